@@ -1,0 +1,124 @@
+"""What a stage costs per example, split into segment, head and decision.
+
+Layer: _core.  Source: methods.md 1 and 6 (definitions).
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+
+from offramp._core.errors import InputError
+from offramp._core.topology import Path, Topology
+
+KNOWN_UNITS = ("flops", "seconds", "joules", "usd")
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """Cost per example of each stage, in one declared unit.
+
+    Args:
+        unit: "flops" (a multiply-add counts as 2), "seconds", "joules", "usd", or the user's own.
+        segment: Cost of running each stage's segment (its network), `(s,)`, finite, >= 0.
+        head: Cost of each stage's own head, `(s,)`; 0 where the head is part of the segment.
+        decision: Cost of deciding after each stage, `(s,)`.
+        note: How the figures were made, in words: batch size, device, source.
+
+    Raises:
+        InputError: If a cost is negative or not finite, or the lengths differ.
+
+    >>> Costs.simple("flops", [1.0, 4.0]).visit(Topology.of(["a", "b"]), (0,), 1)
+    4.0
+    """
+
+    unit: str
+    segment: tuple[float, ...]
+    head: tuple[float, ...]
+    decision: tuple[float, ...]
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.unit:
+            raise InputError(f"unit must be a name such as {KNOWN_UNITS}, got {self.unit!r}.")
+        for name in ("segment", "head", "decision"):
+            values = np.asarray(getattr(self, name), dtype=np.float64)
+            if values.shape != (len(self.segment),):
+                raise InputError(
+                    f"{name} must have one cost per stage ({len(self.segment)}), "
+                    f"got {len(values)}."
+                )
+            bad = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
+            if len(bad):
+                raise InputError(
+                    f"{name} costs must be finite and at least 0, got {values[bad[0]]} for "
+                    f"stage {bad[0]}."
+                )
+            object.__setattr__(self, name, tuple(float(v) for v in values))
+
+    @classmethod
+    def simple(cls, unit: str, stage: Sequence[float], *, note: str = "") -> "Costs":
+        """Whole networks: all cost in the segment, heads and decisions free."""
+        zeros = (0.0,) * len(stage)
+        return cls(unit=unit, segment=tuple(stage), head=zeros, decision=zeros, note=note)
+
+    def __len__(self) -> int:
+        return len(self.segment)
+
+    def visit(self, topology: Topology, path: Path, stage: int) -> float:
+        """Cost of going on from `path` to `stage`: segments still missing, and its head."""
+        missing = topology.new_segments(path, stage)
+        return sum(self.segment[j] for j in missing) + self.head[stage]
+
+    def alone(self, topology: Topology, stage: int) -> float:
+        """Cost of `stage` run alone on the raw input, with no decision taken."""
+        return self.visit(topology, (), stage)
+
+    def path(self, topology: Topology, path: Path, decided: Sequence[int]) -> float:
+        """Cost of everything that ran on `path`; `decided` are the stages that took a decision."""
+        visits = sum(self.visit(topology, path[:i], k) for i, k in enumerate(path))
+        return visits + sum(self.decision[k] for k in path if k in decided)
+
+    def warn_if_flat(self, topology: Topology, *, factor: float = 2.0) -> None:
+        """Warn where a stage costs less than `factor` times the one before it.
+
+        With costs growing by b, the waste of examining weaker networks first is at most
+        b / (b - 1) of the cost (Guan et al. 2018, section 4.2).
+        """
+        for k in topology.active:
+            children = topology.children(k)
+            if not children:
+                continue
+            ratio = min(self.visit(topology, (k,), c) for c in children)
+            before = self.alone(topology, k)
+            if all(s == -1 for s in topology.sources) and before > 0 and ratio < factor * before:
+                following = min(children, key=lambda c: self.visit(topology, (k,), c))
+                warnings.warn(
+                    f"Stage {topology.names[following]!r} costs {ratio / before:.2f} times "
+                    f"{topology.names[k]!r}; below {factor:g} a step saves little.",
+                    stacklevel=2,
+                )
+
+    def to_dict(self) -> dict[str, object]:
+        """As JSON values; `from_dict` reads it back."""
+        return {
+            "unit": self.unit,
+            "segment": list(self.segment),
+            "head": list(self.head),
+            "decision": list(self.decision),
+            "note": self.note,
+        }
+
+    @classmethod
+    def from_dict(cls, value: dict[str, object]) -> "Costs":
+        """Read what `to_dict` wrote."""
+        return cls(
+            unit=str(value["unit"]),
+            segment=tuple(value["segment"]),  # type: ignore[arg-type]
+            head=tuple(value["head"]),  # type: ignore[arg-type]
+            decision=tuple(value["decision"]),  # type: ignore[arg-type]
+            note=str(value.get("note", "")),
+        )

@@ -1,0 +1,59 @@
+"""The error tree; each leaf is also the builtin that a caller would expect.
+
+    OfframpError
+    ├── InputError (ValueError)            an argument is outside its documented domain
+    │   ├── SplitOverlapError              an example stands in two splits
+    │   └── TopologyError                  stages and edges do not form a legal cascade
+    ├── UnknownNameError (KeyError)        a name is not registered, a stage does not exist
+    ├── FileFormatError (ValueError)       a file is truncated, changed, foreign or too new
+    ├── NotFittedError (RuntimeError)      used before it was fitted
+    ├── MissingExtraError (ImportError)    an optional stack is not installed
+    └── UnsupportedError (RuntimeError)    this machine or model cannot do what was asked
+
+Layer: _core.
+"""
+
+
+class OfframpError(Exception):
+    """Root of every error raised on purpose."""
+
+
+class InputError(OfframpError, ValueError):
+    """An argument is outside its documented domain."""
+
+
+class SplitOverlapError(InputError):
+    """An example stands in two splits."""
+
+
+class TopologyError(InputError):
+    """Stages and edges do not form a legal cascade."""
+
+
+class UnknownNameError(OfframpError, KeyError):
+    """A name is not registered, or a stage does not exist."""
+
+    def __str__(self) -> str:
+        # KeyError prints the repr of its argument; a message should read as a message.
+        return str(self.args[0]) if self.args else ""
+
+
+class FileFormatError(OfframpError, ValueError):
+    """A file is truncated, changed, foreign, or written by a newer version."""
+
+
+class NotFittedError(OfframpError, RuntimeError):
+    """Used before it was fitted."""
+
+
+class MissingExtraError(OfframpError, ImportError):
+    """An optional stack is not installed; the message names the extra."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(
+            f"{package} is not installed. It comes with an extra: pip install 'offramp[{extra}]'."
+        )
+
+
+class UnsupportedError(OfframpError, RuntimeError):
+    """This machine or this model cannot do what was asked."""

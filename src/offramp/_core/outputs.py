@@ -1,0 +1,96 @@
+"""What one stage said about some examples: logits, or a label with a confidence, or a ranking.
+
+Layer: _core.
+"""
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from offramp._core.errors import InputError
+
+_TINY = 1e-6  # a service that reports confidence 0 or 1 is not taken at its word: log 0 is -inf
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageOutput:
+    """Outputs of one stage for `m` examples; exactly one of the three forms.
+
+    Args:
+        logits: Unnormalised scores, `(m, c)`, float32.
+        ranked: Predicted labels, best first, `(m, r)`, int64; a label outside the classes is
+            legitimate (services do that) and simply wrong.
+        confidence: Probability that `ranked[:, 0]` is right, `(m,)` in [0, 1], or None.
+        classes: Number of classes `c`.
+    """
+
+    classes: int
+    logits: Float[Tensor, "m c"] | None = None
+    ranked: Int[Tensor, "m r"] | None = None
+    confidence: Float[Tensor, " m"] | None = None
+
+    def __len__(self) -> int:
+        held = self.logits if self.logits is not None else self.ranked
+        return 0 if held is None else len(held)
+
+    @property
+    def scored(self) -> bool:
+        """True where there are scores to decide on: logits or a confidence."""
+        return self.logits is not None or self.confidence is not None
+
+    def scores(self) -> Float[Tensor, "m k"]:
+        """Logits, or what a label with a confidence amounts to.
+
+        A label with confidence p becomes log p at the label and log((1 - p)/(c - 1)) elsewhere,
+        with one more column for labels outside the classes, so `k` is `c + 1` there.
+
+        Raises:
+            InputError: If there is only a ranking.
+
+        Source: methods.md 2 (how a binary head stands in a trace).
+        """
+        if self.logits is not None:
+            return self.logits
+        if self.ranked is None or self.confidence is None:
+            raise InputError(
+                "These outputs are rankings without logits or confidences; only policies that "
+                "compare predicted labels (agreement) and the oracles can use them."
+            )
+        c = self.classes
+        p = self.confidence.to(torch.float32).clamp(_TINY, 1 - _TINY)  # (m,)
+        scores = ((1 - p) / max(c - 1, 1)).log()[:, None].repeat(1, c + 1)  # (m, c + 1)
+        first = self.ranked[:, 0]
+        column = torch.where((first >= 0) & (first < c), first, c)
+        scores[:, c] = torch.log(torch.tensor(_TINY))
+        return scores.scatter(1, column[:, None], p.log()[:, None])
+
+    def top(self, m: int) -> Int[Tensor, "n m"]:
+        """The `m` best labels, best first; ties go to the lowest index.
+
+        Raises:
+            InputError: If fewer labels are known.
+        """
+        if self.logits is not None:
+            if m > self.classes:
+                raise InputError(f"top {m} of {self.classes} classes does not exist.")
+            if m == 1:
+                return self.logits.argmax(dim=1, keepdim=True)
+            # stable: equal logits keep the order of their index
+            return self.logits.sort(dim=1, descending=True, stable=True).indices[:, :m]
+        if self.ranked is None or m > self.ranked.shape[1]:
+            have = 0 if self.ranked is None else self.ranked.shape[1]
+            raise InputError(f"top {m} is asked for, but only {have} ranked labels are known.")
+        return self.ranked[:, :m]
+
+    def rows(self, index: Tensor) -> "StageOutput":
+        """The outputs of some examples, by position or mask."""
+        return StageOutput(
+            classes=self.classes,
+            logits=None if self.logits is None else self.logits[index],
+            ranked=None if self.ranked is None else self.ranked[index],
+            confidence=None if self.confidence is None else self.confidence[index],
+        )

@@ -1,0 +1,25 @@
+"""Names of splits, units and array shapes.
+
+Shape letters (docs/glossary.md): `n` examples, `m` examples of a batch or a part, `s` stages,
+`c` classes, `r` ranks of a ranked prediction, `d` features, `p` path nodes.
+
+Layer: _core.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+Split = Literal["train", "fit", "calibrate", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+Ids = NDArray[Any]  # (n,), int64 or str
+
+#: What a network takes: a tensor, or a tuple or mapping of tensors, batch first.
+Batch = Tensor | Sequence[Tensor] | Mapping[str, Tensor]

@@ -1,0 +1,33 @@
+"""Overlap: which examples which networks get right.
+
+Layer: evaluate.  Source: Bolukbasi et al., ICML 2017, section 5 (analysis of top-5 overlap).
+"""
+
+import numpy as np
+
+from offramp.evaluate.results import Overlap
+from offramp.trace import Trace
+
+
+def overlap(trace: Trace, *, top: int = 1) -> Overlap:
+    """For each subset of stages the share of examples that exactly it gets right.
+
+    Args:
+        trace: The examples.
+        top: A stage is right when the label is among its `top` best.
+
+    >>> from offramp.trace.testing import make_trace
+    >>> sum(overlap(make_trace(n=100, stages=2, seed=0)).shares)
+    1.0
+    """
+    right = np.stack([~trace.wrong(k, top=top) for k in range(len(trace.topology))], axis=1)
+    patterns, counts = np.unique(right, axis=0, return_counts=True)  # (u, s), (u,)
+    order = np.argsort(-counts, kind="stable")
+    return Overlap(
+        stages=trace.stages,
+        n=len(trace),
+        subsets=tuple(
+            tuple(trace.stages[k] for k in np.flatnonzero(patterns[i])) for i in order
+        ),
+        shares=tuple(float(counts[i] / len(trace)) for i in order),
+    )

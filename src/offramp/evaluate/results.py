@@ -1,0 +1,250 @@
+"""What evaluation found, as frozen records; nothing is computed here.
+
+`to_dict` gives JSON values, so that every number of a report can be read again from a file.
+
+Layer: evaluate.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, final
+
+import numpy as np
+
+from offramp.policy import Setting
+
+Interval = tuple[float, float]
+Risk = Literal["difference", "excess"]
+RISKS: tuple[Risk, ...] = ("difference", "excess")
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What one setting does on the examples of one part of a trace.
+
+    Args:
+        setting: The setting that was replayed.
+        n: Number of examples.
+        split: Name of the split they are in, or "all" where there are no or several splits.
+        stages: Names of the stages, `(s,)`.
+        unit: Unit of `cost` and `reference_cost`.
+        cost: Mean cost per example.
+        reference_cost: Cost per example of F, the setting's reference, run alone.
+        cost_ratio: `cost / reference_cost`; lower is better.
+        accuracy: Share of examples whose label is among the `setting.top` best of the answer.
+        reference_accuracy: The same of F's own answer.
+        difference: Mean of L(y_exit) - L(y_F), in [-1, 1]: positive is accuracy lost.
+        excess: Mean of max(0, L(y_exit) - L(y_F)), in [0, 1]: new errors, corrections not counted.
+        cost_ratio_ci: Paired bootstrap interval, 95 %; None where none was asked for. So are
+            `difference_ci` and `excess_ci`.
+        exit_share: Share of examples that leave after each stage, `(s,)`, sums to 1.
+        visit_share: Share of examples that visit each stage, `(s,)`.
+        useful_share: Share of the total cost spent in each stage on work that the leaving stage's
+            own answer needs, `(s,)`.
+        overhead_share: Share of the total cost spent in each stage on other work, `(s,)`.
+        decision_share: Share of the total cost spent on deciding; with the two before sums to 1.
+    """
+
+    setting: Setting
+    n: int
+    split: str
+    stages: tuple[str, ...]
+    unit: str
+    cost: float
+    reference_cost: float
+    cost_ratio: float
+    accuracy: float
+    reference_accuracy: float
+    difference: float
+    excess: float
+    cost_ratio_ci: Interval | None
+    difference_ci: Interval | None
+    excess_ci: Interval | None
+    exit_share: tuple[float, ...]
+    visit_share: tuple[float, ...]
+    useful_share: tuple[float, ...]
+    overhead_share: tuple[float, ...]
+    decision_share: float
+
+    @property
+    def stage_cost_share(self) -> tuple[float, ...]:
+        """Share of the total cost spent in each stage, useful or not, `(s,)`."""
+        pairs = zip(self.useful_share, self.overhead_share, strict=True)
+        return tuple(useful + overhead for useful, overhead in pairs)
+
+    def risk(self, name: Risk) -> float:
+        """`difference` or `excess`, by name."""
+        return self.difference if name == "difference" else self.excess
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {**_plain(self), "stage_cost_share": list(self.stage_cost_share)}
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Overlap:
+    """Which networks get which examples right: for each subset the share that exactly it does.
+
+    Args:
+        stages: Names of the stages, `(s,)`.
+        n: Number of examples.
+        subsets: Subsets of stages that occur, by name, the most frequent first; the empty one
+            stands for the examples that no stage gets right.
+        shares: Share of examples for each of `subsets`, in (0, 1]; they sum to 1.
+    """
+
+    stages: tuple[str, ...]
+    n: int
+    subsets: tuple[tuple[str, ...], ...]
+    shares: tuple[float, ...]
+
+    def share(self, *stages: str) -> float:
+        """Share of examples that exactly these stages get right; 0 if there are none."""
+        wanted = set(stages)
+        pairs = zip(self.subsets, self.shares, strict=True)
+        return next((share for subset, share in pairs if set(subset) == wanted), 0.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return _plain(self)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class ReferencePoint:
+    """A point that a policy is compared with: (cost ratio, accuracy).
+
+    Args:
+        name: For tables and plots: "ResNet-20 alone", "neutral oracle".
+        kind: What it is; points of kind "uniform" or "myopic" lie on a curve.
+        cost_ratio: Mean cost over that of F.
+        accuracy: Share of right answers.
+        difference: Accuracy lost against F, in [-1, 1].
+        excess: New errors against F, in [0, 1].
+    """
+
+    name: str
+    kind: Literal["static", "uniform", "myopic", "oracle"]
+    cost_ratio: float
+    accuracy: float
+    difference: float
+    excess: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return _plain(self)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class FrontierPoint:
+    """A setting of the sweep and what it does on `fit` and, if looked at, on `calibrate`.
+
+    Args:
+        setting: The setting.
+        fit: Its evaluation on the examples that it was fitted on: optimistic.
+        calibrate: Its evaluation on `calibrate`; None where there is no such split, or the
+            setting is on no Pareto front.
+        on_front: True if no other point of the sweep is both cheaper and more accurate on `fit`.
+    """
+
+    setting: Setting
+    fit: Evaluation
+    calibrate: Evaluation | None = None
+    on_front: bool = False
+
+    @property
+    def judged(self) -> Evaluation:
+        """The evaluation to choose by: on `calibrate` where there is one, else on `fit`."""
+        return self.fit if self.calibrate is None else self.calibrate
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return _plain(self)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class OperatingPoint:
+    """The setting that was chosen, and for what.
+
+    Args:
+        setting: What to run.
+        fit: Its evaluation on `fit`.
+        calibrate: Its evaluation on `calibrate`, or None where there is no such split.
+        best_single: The best single network under the same limit, which it beats.
+        risk: The risk that was limited or minimised.
+        max_loss: The largest risk allowed, or None where the cost was limited.
+        max_cost: The largest mean cost ratio allowed, or None where the risk was limited.
+        sentence: The choice in one plain sentence.
+    """
+
+    setting: Setting
+    fit: Evaluation
+    calibrate: Evaluation | None
+    best_single: FrontierPoint
+    risk: Risk
+    max_loss: float | None
+    max_cost: float | None
+    sentence: str
+
+    @property
+    def judged(self) -> Evaluation:
+        """The evaluation it was chosen by."""
+        return self.fit if self.calibrate is None else self.calibrate
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return _plain(self)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class DoNotCascade:
+    """No setting beats the best single network: run that network alone.
+
+    Args:
+        reason: Why, in one plain sentence.
+        best_single: The network to run instead.
+        risk: The risk that was limited or minimised.
+        max_loss: The largest risk allowed, or None where the cost was limited.
+        max_cost: The largest mean cost ratio allowed, or None where the risk was limited.
+        numbers: The figures behind the reason, by name.
+    """
+
+    reason: str
+    best_single: FrontierPoint
+    risk: Risk
+    max_loss: float | None
+    max_cost: float | None
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def setting(self) -> Setting:
+        """The best single network as a setting, to run instead."""
+        return self.best_single.setting
+
+    @property
+    def sentence(self) -> str:
+        """The reason, under the name that an `OperatingPoint` has for its sentence."""
+        return self.reason
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return _plain(self)
+
+
+def _plain(record: Any) -> dict[str, Any]:
+    return {f.name: _json_value(getattr(record, f.name)) for f in fields(record)}
+
+
+def _json_value(value: Any) -> Any:
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    if isinstance(value, Mapping):
+        return {str(key): _json_value(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_value(v) for v in value]
+    return value.item() if isinstance(value, np.generic) else value

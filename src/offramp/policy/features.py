@@ -1,0 +1,144 @@
+"""What a decision looks at: statistics of the visited stages' class probabilities.
+
+A feature is a statistic of one distribution: that of a visited stage (temperature-scaled), or the
+combined one of all visited stages. Never the label, never the rest of the batch. Everything is
+float32, here and at run time, and computed row by row, so a decision does not change with the
+batch it is taken in.
+
+Layer: policy.  Source: methods.md 1 (features) and 6 (float32 everywhere).
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from offramp._core.checks import check_choice
+from offramp._core.errors import InputError
+
+COMBINED = -1  # a feature of the combined distribution, not of one stage's
+RANKS = 3  # sorted log-probabilities kept as features
+_FLOOR = -15.0  # log-probabilities below this say no more than "impossible"
+
+
+@final
+class Distribution:
+    """Log-probabilities of `m` examples, with their statistics computed on first use.
+
+    Args:
+        log_probs: `(m, c)`, float32, rows normalised.
+    """
+
+    def __init__(self, log_probs: Float[Tensor, "m c"]) -> None:
+        self.log_probs = log_probs
+
+    @cached_property
+    def _sorted(self) -> tuple[Tensor, Tensor]:
+        count = min(RANKS, self.log_probs.shape[1])
+        top = self.log_probs.topk(count, dim=1)
+        return top.values.clamp(min=_FLOOR), top.indices
+
+    @cached_property
+    def label(self) -> Int[Tensor, " m"]:
+        """Predicted label; ties go to the lowest index."""
+        return self.log_probs.argmax(dim=1)
+
+    @cached_property
+    def max_prob(self) -> Float[Tensor, " m"]:
+        """Largest probability, in [1/c, 1]; higher is surer."""
+        return self._sorted[0][:, 0].exp()
+
+    @cached_property
+    def margin(self) -> Float[Tensor, " m"]:
+        """Gap between the two largest probabilities, in [0, 1]; higher is surer."""
+        return self._sorted[0][:, 0].exp() - self._sorted[0][:, 1].exp()
+
+    @cached_property
+    def log_margin(self) -> Float[Tensor, " m"]:
+        """Gap between the two largest log-probabilities, in [0, 15]; it does not saturate."""
+        return self._sorted[0][:, 0] - self._sorted[0][:, 1]
+
+    @cached_property
+    def entropy(self) -> Float[Tensor, " m"]:
+        """Entropy in nats, in [0, log c]; lower is surer."""
+        return -(self.log_probs.exp() * self.log_probs.clamp(min=-100.0)).sum(dim=1)
+
+    def log_prob(self, rank: int) -> Float[Tensor, " m"]:
+        """The `rank`-th largest log-probability (1 is the largest), at least -15."""
+        return self._sorted[0][:, rank - 1]
+
+
+#: Statistics that a threshold may be set on, with the sign that makes higher surer.
+CONFIDENCES: dict[str, float] = {
+    "max_prob": 1.0,
+    "margin": 1.0,
+    "log_margin": 1.0,
+    "entropy": -1.0,
+}
+
+_STATISTICS: dict[str, Callable[[Distribution], Tensor]] = {
+    "max_prob": lambda d: d.max_prob,
+    "margin": lambda d: d.margin,
+    "log_margin": lambda d: d.log_margin,
+    "entropy": lambda d: d.entropy,
+    **{f"log_prob_{r}": (lambda d, r=r: d.log_prob(r)) for r in range(1, RANKS + 1)},
+}
+_WITH_ARGUMENT = ("agrees_", "predicts_")
+
+
+@final
+@dataclass(frozen=True, order=True, slots=True)
+class Feature:
+    """One number per example.
+
+    Args:
+        kind: A statistic ("max_prob", "margin", "log_margin", "entropy", "log_prob_1"...), or
+            "agrees_J" (1 where the predicted label equals stage J's), or "predicts_C" (1 where
+            the predicted label is class C).
+        stage: Index of the stage whose distribution it is taken of, or `COMBINED`.
+
+    >>> Feature("margin", 0)
+    Feature(kind='margin', stage=0)
+    """
+
+    kind: str
+    stage: int
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"(agrees|predicts)_\d+", self.kind):
+            check_choice("kind", self.kind, _STATISTICS)
+
+    def of(self, distributions: Callable[[int], Distribution]) -> Float[Tensor, " m"]:
+        """Its value, given the distribution of each visited stage (and of `COMBINED`)."""
+        here = distributions(self.stage)
+        if self.kind in _STATISTICS:
+            return _STATISTICS[self.kind](here)
+        name, number = self.kind.split("_")
+        other = distributions(int(number)).label if name == "agrees" else int(number)
+        return (here.label == other).to(torch.float32)
+
+
+def confidence_features(path: tuple[int, ...], classes: int, *, combined: bool) -> list[Feature]:
+    """The features of the learned policy at the end of `path`.
+
+    Of the present stage the statistics; of each stage before it log margin and agreement; where
+    the answer is a combination, its log margin and entropy as well.
+
+    Raises:
+        InputError: If `path` is empty.
+    """
+    if not path:
+        raise InputError("path must hold at least one stage, got ().")
+    here = path[-1]
+    features = [Feature("max_prob", here), Feature("log_margin", here), Feature("entropy", here)]
+    features += [Feature(f"log_prob_{r}", here) for r in range(1, min(RANKS, classes) + 1)]
+    for j in path[:-1]:
+        features += [Feature("log_margin", j), Feature(f"agrees_{j}", here)]
+    if combined and len(path) > 1:
+        features += [Feature("log_margin", COMBINED), Feature("entropy", COMBINED)]
+    return features

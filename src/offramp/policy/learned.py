@@ -1,0 +1,141 @@
+"""The learned policy over trade-offs, topologies and combinations: one call from a trace.
+
+Layer: policy.  Source: methods.md 1 (sweep of lam; topologies compared; combination).
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from offramp._core.checks import check_not_negative
+from offramp._core.costs import Costs
+from offramp._core.errors import InputError
+from offramp._core.topology import Path, Topology
+from offramp.policy.combination import Combination, Combine
+from offramp.policy.features import Feature, confidence_features
+from offramp.policy.pooling import fit_path_pooling
+from offramp.policy.search import sub_topologies
+from offramp.policy.setting import Setting
+from offramp.policy.tables import Loss, Tables, every_path
+from offramp.policy.temperature import fit_temperatures
+from offramp.policy.weighted import FAMILIES, Family, TreeFit, fit_topology
+from offramp.trace import Trace
+
+#: Loss per unit of F's cost: 0, then from "any saving is worth a thousandth" to "cost is all".
+DEFAULT_LAMS: tuple[float, ...] = (0.0, *np.geomspace(1e-3, 1.0, 24).tolist())
+
+
+def fit_weighted(
+    part: Trace,
+    *,
+    reference: str,
+    top: int = 1,
+    lams: Sequence[float] = DEFAULT_LAMS,
+    loss: Loss = "excess",
+    combines: Sequence[Combine] = ("last", "mean", "weighted"),
+    topologies: Sequence[Topology] | None = None,
+    families: Sequence[Family] = FAMILIES,
+    class_features: bool = False,
+    passes: int = 1,
+    ridge: float = 1e-3,
+) -> list[Setting]:
+    """Learn policies by weighted binary classification, for every trade-off.
+
+    Args:
+        part: The `fit` part of a trace; its networks must not have been trained on it.
+        reference: Name of F.
+        top: The loss counts a label as right when it is among the `top` best.
+        lams: Trade-offs, >= 0, in loss per unit of F's cost.
+        loss: "excess" (the paper's: new errors only) or "error" (also rewards correcting F).
+        combines: How visited stages may be combined.
+        topologies: Parts of the trace's topology to fit, by default every sub-chain and the whole.
+        families: What a rule may be.
+        class_features: Also look at which class is predicted: for few classes and stages whose
+            reliability depends on what they say, such as services.
+        passes: Coordinate passes after the first fit.
+        ridge: Penalty of the logistic regression on standardised features.
+
+    Returns:
+        One setting per (combination, topology, trade-off), without repetitions.
+
+    Raises:
+        InputError: If a trade-off is negative, or the trace has no scores.
+
+    >>> from offramp.trace.testing import make_trace
+    >>> settings = fit_weighted(make_trace(n=300, stages=2, seed=0), reference="stage1",
+    ...                         lams=[0.01, 0.1], combines=["last"])
+    >>> {s.method for s in settings}
+    {'weighted'}
+    """
+    lams = [check_not_negative("lams", lam) for lam in lams]
+    chosen = sub_topologies(part.topology) if topologies is None else list(topologies)
+    if not chosen or not lams or not combines:
+        raise InputError("topologies, lams and combines must each hold at least one entry.")
+    stage_f = part.topology.index(reference)
+    temperatures = fit_temperatures(part)
+    costs = relative_costs(part, stage_f)
+    paths = every_path(chosen)
+    found: list[Setting] = []
+    for combine in combines:
+        weights = fit_path_pooling(part, paths, temperatures) if combine == "weighted" else None
+        tables = Tables(
+            part,
+            paths,
+            temperatures=temperatures,
+            combination=Combination(combine, weights),
+            reference=stage_f,
+            top=top,
+            loss=loss,
+            features_of=_features(part, combine, class_features),
+        )
+        for topology in chosen:
+            fit = TreeFit(tables, topology, costs, families, passes, ridge)
+            for lam in lams:
+                policy, _ = fit_topology(fit, lam)
+                found.append(
+                    Setting(
+                        policy=policy,
+                        method="weighted",
+                        reference=reference,
+                        top=top,
+                        parameters={"lam": lam, "loss": loss},
+                    )
+                )
+    return _unique(found)
+
+
+def relative_costs(part: Trace, reference: int) -> Costs:
+    """The costs of a trace divided by F's own.
+
+    Raises:
+        InputError: If F costs nothing: there is nothing to save.
+    """
+    own = part.costs.alone(part.topology, reference)
+    if not own > 0:
+        raise InputError(
+            f"The cost of F ({part.topology.names[reference]!r}) must be greater than 0, got {own}."
+        )
+    return Costs(
+        unit=f"{part.costs.unit} / F",
+        segment=tuple(v / own for v in part.costs.segment),
+        head=tuple(v / own for v in part.costs.head),
+        decision=tuple(v / own for v in part.costs.decision),
+    )
+
+
+def _features(part: Trace, combine: Combine, class_features: bool):  # noqa: ANN202
+    def features_of(path: Path) -> list[Feature]:
+        found = confidence_features(path, part.classes, combined=combine != "last")
+        if class_features:
+            found += [Feature(f"predicts_{c}", path[-1]) for c in range(part.classes - 1)]
+        return found
+
+    return features_of
+
+
+def _unique(settings: Iterable[Setting]) -> list[Setting]:
+    """Without the settings whose policy an earlier one has already: neighbours often agree."""
+    seen: dict[str, Setting] = {}
+    for setting in settings:
+        seen.setdefault(repr(setting.policy.to_dict()), setting)
+    return list(seen.values())

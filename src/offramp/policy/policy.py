@@ -1,0 +1,273 @@
+"""The policy: after each stage, leave or go on, and where to; and what the answer is.
+
+One module serves replay, runtime, bundle and export, so they agree by construction. Its rules
+stand on the tree of visit paths: what is known at a stage, and what an answer combines, depends on
+the way there.
+
+Layer: policy.  Source: methods.md 1 and 5; Bolukbasi et al., ICML 2017, sections 3 and 4.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from offramp._core.checks import check_shape
+from offramp._core.errors import FileFormatError, InputError
+from offramp._core.topology import EXIT, Path, Topology
+from offramp.policy.combination import Combination, Combine
+from offramp.policy.features import COMBINED, Distribution
+from offramp.policy.rules import Rule, rule_from_dict
+from offramp.policy.view import View
+
+@final
+class Node(nn.Module):
+    """Rules at one node of the tree of visit paths.
+
+    Args:
+        leave: Where it says so, the example leaves.
+        routes: For the children in topological order but the last: a rule that prefers the child
+            to every later one. They are asked from the last child backwards.
+    """
+
+    def __init__(self, leave: Rule, routes: Sequence[Rule] = ()) -> None:
+        super().__init__()
+        self.leave = leave
+        self.routes = nn.ModuleList(routes)  # type: ignore[arg-type]
+
+    @property
+    def free(self) -> bool:
+        """True if no rule looks at anything, so that no decision cost is charged."""
+        return self.leave.free and all(rule.free for rule in self.routes)  # type: ignore[union-attr]
+
+
+@final
+class Policy(nn.Module):
+    """Rules on the tree of visit paths, temperatures, and the combination of visited stages.
+
+    Args:
+        topology: The part of the cascade's topology that this policy uses.
+        nodes: Rules for each path that has children; paths as tuples of stage indices.
+        temperatures: For each stage what its scores are divided by, `(s,)`, > 0; default 1.
+        combine: "last", "mean" or "weighted", as in `Combination`.
+        weights: For "weighted": for each path one weight >= 0 per stage on it.
+
+    Raises:
+        InputError: If a path has no rules or too many, a temperature is not positive, weights are
+            negative or missing.
+    """
+
+    temperatures: Tensor
+
+    def __init__(
+        self,
+        topology: Topology,
+        nodes: Mapping[Path, Node],
+        *,
+        temperatures: Sequence[float] | None = None,
+        combine: Combine = "last",
+        weights: Mapping[Path, Sequence[float]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.topology = topology
+        self.combination = Combination(combine, weights)
+        self.combination.require(topology.paths())
+        values = torch.tensor(
+            [1.0] * len(topology) if temperatures is None else list(temperatures),
+            dtype=torch.float32,
+        )
+        check_shape("temperatures", values.shape, (len(topology),))
+        if not bool((values > 0).all()):
+            raise InputError(f"temperatures must be greater than 0, got {values.tolist()}.")
+        self.register_buffer("temperatures", values)
+        self._check_nodes(nodes)
+        self.nodes = nn.ModuleDict({_key(path): node for path, node in nodes.items()})
+        self._ends = {k: tuple(p for p in topology.paths() if p[-1] == k) for k in topology.active}
+
+    def _check_nodes(self, nodes: Mapping[Path, Node]) -> None:
+        wanted = {p for p in self.topology.paths() if self.topology.children(p[-1])}
+        if set(nodes) != wanted:
+            raise InputError(
+                f"nodes must hold one entry for each path with children {sorted(wanted)}, "
+                f"got {sorted(nodes)}."
+            )
+        for path, node in nodes.items():
+            count = len(self.topology.children(path[-1])) - 1
+            if len(node.routes) != count:
+                raise InputError(
+                    f"The node {path} needs {count} routing rules, got {len(node.routes)}."
+                )
+
+    @property
+    def combine(self) -> Combine:
+        """How an answer is made from the visited stages."""
+        return self.combination.kind
+
+    def node(self, path: Path) -> Node:
+        """The rules at a path that has children."""
+        return self.nodes[_key(path)]  # type: ignore[return-value]
+
+    def decided(self, path: Path) -> tuple[int, ...]:
+        """Stages on `path` after which something was looked at to decide: they are charged."""
+        visited = (path[: i + 1] for i in range(len(path)))
+        return tuple(
+            p[-1] for p in visited if self.topology.children(p[-1]) and not self.node(p).free
+        )
+
+    def decide(
+        self, view: View, stage: int
+    ) -> tuple[Int[Tensor, " m"], Float[Tensor, " m"]]:
+        """What each example does after `stage`.
+
+        Args:
+            view: Outputs of the stages that the examples have visited, `stage` among them.
+            stage: The stage that has just answered.
+
+        Returns:
+            Action `(m,)`: -1 to leave, else the stage to visit next; and the score of leaving
+            `(m,)`: an example leaves where it is at least 0 (infinity where nothing follows).
+        """
+        if not self.topology.children(stage):
+            action = torch.full((len(view),), EXIT, device=view.ids.device)
+            return action, torch.full((len(view),), torch.inf, device=view.ids.device)
+        return self._by_path(view, stage, self._decide_on)  # type: ignore[return-value]
+
+    def answer(self, view: View, stage: int) -> Float[Tensor, "m c"]:
+        """Combined log-probabilities of examples that leave after `stage`, `(m, c)`.
+
+        The predicted label is the argmax; ties go to the lowest index.
+
+        Raises:
+            InputError: If the outputs are rankings without scores; use `predict`.
+        """
+        (answer,) = self._by_path(
+            view, stage, lambda path, v: (_At(self, path, v).distribution(COMBINED).log_probs,)
+        )
+        return answer
+
+    def predict(self, view: View, stage: int, *, top: int = 1) -> Int[Tensor, "m top"]:
+        """The best labels of the answer, best first; also for rankings without scores."""
+        last = view.output(stage)
+        if not last.scored:
+            return last.top(top)
+        answer = self.answer(view, stage)
+        if top == 1:
+            return answer.argmax(dim=1, keepdim=True)
+        return answer.sort(dim=1, descending=True, stable=True).indices[:, :top]
+
+    def _by_path(self, view: View, stage: int, compute: Any) -> tuple[Tensor, ...]:
+        """Compute for each way to `stage` and take for each example that of its own way."""
+        ways = self._ends[stage]
+        if len(ways) == 1:
+            return tuple(compute(ways[0], view))
+        found: tuple[Tensor, ...] = ()
+        for path in ways:
+            on = view.on(path)
+            if not bool(on.any()):
+                continue
+            here = tuple(compute(path, view))
+            if not found:
+                found = here
+            else:
+                found = tuple(
+                    torch.where(on.reshape(-1, *[1] * (new.dim() - 1)), new, old)
+                    for new, old in zip(here, found, strict=True)
+                )
+        if not found:  # no example at all: compute on the empty view of any way
+            return tuple(compute(ways[0], view))
+        return found
+
+    def _decide_on(self, path: Path, view: View) -> tuple[Tensor, Tensor]:
+        node, at = self.node(path), _At(self, path, view)
+        children = self.topology.children(path[-1])
+        action = torch.full((len(view),), children[-1], device=view.ids.device)
+        pairs = list(zip(children[:-1], node.routes, strict=True))
+        for child, rule in reversed(pairs):
+            action = torch.where(rule.score(at) >= 0, child, action)  # type: ignore[operator]
+        score = node.leave.score(at)
+        return torch.where(score >= 0, EXIT, action), score
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values; `from_dict` reads it back to the same decisions, bit by bit."""
+        return {
+            "topology": self.topology.to_dict(),
+            "temperatures": [float(t) for t in self.temperatures],
+            "combine": self.combine,
+            "weights": [
+                {"path": list(path), "weights": list(w)}
+                for path, w in self.combination.weights.items()
+            ],
+            "nodes": [
+                {
+                    "path": list(path),
+                    "leave": self.node(path).leave.to_dict(),
+                    "routes": [rule.to_dict() for rule in self.node(path).routes],  # type: ignore[operator]
+                }
+                for path in self.topology.paths()
+                if self.topology.children(path[-1])
+            ],
+        }
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> "Policy":
+        """Read what `to_dict` wrote.
+
+        Raises:
+            FileFormatError: If a field is missing or has the wrong form.
+        """
+        try:
+            nodes = {
+                tuple(n["path"]): Node(
+                    rule_from_dict(n["leave"]), [rule_from_dict(r) for r in n["routes"]]
+                )
+                for n in value["nodes"]
+            }
+            weights = {tuple(w["path"]): w["weights"] for w in value["weights"]}
+            return cls(
+                Topology.from_dict(value["topology"]),
+                nodes,
+                temperatures=value["temperatures"],
+                combine=value["combine"],
+                weights=weights if value["combine"] == "weighted" else None,
+            )
+        except (KeyError, TypeError, IndexError, InputError) as error:
+            raise FileFormatError(f"This is not a policy: {error!r}.") from error
+
+
+@final
+class _At:
+    """What the rules see of a view on one path; a `Situation`. Computed on first use."""
+
+    def __init__(self, policy: Policy, path: Path, view: View) -> None:
+        self._policy, self._path, self._view = policy, path, view
+        self.ids = view.ids
+        self._found: dict[int, Distribution] = {}
+
+    def distribution(self, stage: int) -> Distribution:
+        if stage not in self._found:
+            if stage == COMBINED:
+                combination = self._policy.combination
+                each = [self.distribution(j) for j in combination.inputs(self._path)]
+                self._found[stage] = combination.of(self._path, each)
+            else:
+                scores = self._view.output(stage).scores()
+                self._found[stage] = Distribution(
+                    scaled_log_probs(scores, self._policy.temperatures[stage])
+                )
+        return self._found[stage]
+
+    def ranked(self, stage: int, count: int) -> Int[Tensor, "m count"]:
+        return self._view.output(stage).top(count)
+
+
+def scaled_log_probs(
+    scores: Float[Tensor, "m c"], temperature: Float[Tensor, ""]
+) -> Float[Tensor, "m c"]:
+    """Log-probabilities of scores divided by a temperature."""
+    return (scores / temperature).log_softmax(dim=1)
+
+
+def _key(path: Path) -> str:
+    return "_".join(str(k) for k in path)

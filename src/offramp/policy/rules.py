@@ -1,0 +1,236 @@
+"""Rules: one real number per example; an action is taken where it is at least 0.
+
+A rule decides whether to leave, or which of two stages to visit next. Rules are modules made of
+tensors only, so that replay, runtime and an exported graph run the same arithmetic. NaN compares
+false, so an example with broken outputs never leaves by a rule.
+
+Layer: policy.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, final, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from offramp._core.checks import check_fraction
+from offramp._core.errors import FileFormatError, InputError
+from offramp.policy.features import Distribution, Feature
+
+
+@runtime_checkable
+class Situation(Protocol):
+    """What a rule sees of `m` examples that stand at one node of the tree of visit paths."""
+
+    ids: Int[Tensor, " m"]
+
+    def distribution(self, stage: int) -> Distribution:
+        """Class probabilities of a visited stage, or of the combination."""
+        ...
+
+    def ranked(self, stage: int, count: int) -> Int[Tensor, "m count"]:
+        """The best labels of a visited stage, best first."""
+        ...
+
+
+@runtime_checkable
+class Rule(Protocol):
+    """Scores examples; the action is taken where the score is at least 0."""
+
+    free: bool  # True if it looks at nothing, so that no decision cost is charged
+
+    def score(self, at: Situation) -> Float[Tensor, " m"]:
+        """One number per example; higher speaks for the action."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values; `rule_from_dict` reads it back."""
+        ...
+
+
+@final
+class Constant(nn.Module):
+    """Always or never.
+
+    Args:
+        take: True takes the action for everyone.
+    """
+
+    free = True
+
+    def __init__(self, take: bool) -> None:
+        super().__init__()
+        self.take = take
+
+    def score(self, at: Situation) -> Float[Tensor, " m"]:
+        """1 for always, -1 for never."""
+        return torch.full(at.ids.shape, 1.0 if self.take else -1.0, device=at.ids.device)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"kind": "constant", "take": self.take}
+
+
+@final
+class Linear(nn.Module):
+    """A weighted sum of features plus a bias; a threshold is the case of one feature.
+
+    Args:
+        features: What is summed, `(d,)`.
+        weights: Their weights, `(d,)`; rounded to float32.
+        bias: Added at the end; rounded to float32.
+    """
+
+    free = False
+    weights: Tensor
+    bias: Tensor
+
+    def __init__(self, features: Sequence[Feature], weights: Sequence[float], bias: float) -> None:
+        super().__init__()
+        if len(features) != len(weights):
+            raise InputError(
+                f"weights must have one entry per feature ({len(features)}), got {len(weights)}."
+            )
+        self.features = tuple(features)
+        self.register_buffer("weights", torch.tensor(list(weights), dtype=torch.float32))
+        self.register_buffer("bias", torch.tensor(bias, dtype=torch.float32))
+
+    @classmethod
+    def threshold(cls, feature: Feature, value: float, *, sign: float = 1.0) -> "Linear":
+        """Take the action where `sign * feature >= sign * value`."""
+        return cls([feature], [sign], -sign * value)
+
+    def score(self, at: Situation) -> Float[Tensor, " m"]:
+        """Weighted sum plus bias, summed in the order of the features."""
+        return linear_score([f.of(at.distribution) for f in self.features], self.weights, self.bias)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values; float32 numbers survive the round trip exactly."""
+        return {
+            "kind": "linear",
+            "features": [{"kind": f.kind, "stage": f.stage} for f in self.features],
+            "weights": [float(w) for w in self.weights],
+            "bias": float(self.bias),
+        }
+
+
+def linear_score(
+    columns: Sequence[Float[Tensor, " m"]], weights: Float[Tensor, " d"], bias: Float[Tensor, ""]
+) -> Float[Tensor, " m"]:
+    """Weighted sum of columns plus bias, in float32.
+
+    Column by column rather than as a matrix product: BLAS picks kernels by batch size, and the
+    last bit of a score must not depend on the rest of the batch.
+    """
+    total = columns[0] * weights[0]
+    for column, weight in zip(columns[1:], weights[1:], strict=True):
+        total = total + column * weight
+    return total + bias
+
+
+@final
+class Random(nn.Module):
+    """Takes the action for a share of the examples, drawn by key: the uniform policy.
+
+    Args:
+        rate: Probability of the action, in [0, 1].
+        seed: Of the draw; an example's number depends on (seed, id, stage) alone.
+        stage: Index of the stage after which is decided.
+    """
+
+    free = True
+
+    def __init__(self, rate: float, seed: int, stage: int) -> None:
+        super().__init__()
+        self.rate = check_fraction("rate", rate)
+        self.seed = seed
+        self.stage = stage
+
+    def score(self, at: Situation) -> Float[Tensor, " m"]:
+        """`rate` minus the example's number in [0, 1), but -1 at rate 0."""
+        if self.rate == 0.0:
+            return torch.full(at.ids.shape, -1.0, device=at.ids.device)
+        drawn = keyed_uniform(at.ids, self.seed, self.stage)
+        return (self.rate - drawn).to(torch.float32)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"kind": "random", "rate": self.rate, "seed": self.seed, "stage": self.stage}
+
+
+def keyed_uniform(ids: Int[Tensor, " m"], seed: int, stage: int) -> Float[Tensor, " m"]:
+    """A number in [0, 1) for each example, float64, fixed by (seed, id, stage).
+
+    A 31-bit multiplicative hash in two rounds, in int64 operations that every runtime has.
+
+    >>> keyed_uniform(torch.tensor([7, 8, 7]), seed=0, stage=1).unique().numel()
+    2
+    """
+    modulus = 2**31 - 1  # prime, so products of two residues fit into int64
+    state = (ids % modulus + 1) * 48271 % modulus
+    for key in (seed, stage):
+        state = (state + (key % modulus) * 69621 + 1013904223) % modulus
+        state = state * 16807 % modulus
+        state = (state ^ (state >> 15)) * 39373 % modulus
+    return state.to(torch.float64) / modulus
+
+
+@final
+class Agreement(nn.Module):
+    """Takes the action where two stages agree: needs labels only, no confidence.
+
+    Args:
+        stages: The two stages compared.
+        depth: How many of the best labels are compared.
+        shared: At least so many of them must be common to both; with `depth = 1` the two labels
+            must be equal.
+    """
+
+    free = False
+
+    def __init__(self, stages: tuple[int, int], depth: int = 1, shared: int = 1) -> None:
+        super().__init__()
+        if not 1 <= shared <= depth:
+            raise InputError(f"shared must be in [1, depth = {depth}], got {shared}.")
+        self.stages, self.depth, self.shared = stages, depth, shared
+
+    def score(self, at: Situation) -> Float[Tensor, " m"]:
+        """Number of common labels minus the number asked for."""
+        first, second = (at.ranked(stage, self.depth) for stage in self.stages)
+        common = (first[:, :, None] == second[:, None, :]).any(dim=2).sum(dim=1)
+        return (common - self.shared).to(torch.float32)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "kind": "agreement",
+            "stages": list(self.stages),
+            "depth": self.depth,
+            "shared": self.shared,
+        }
+
+
+def _linear_from(value: dict[str, Any]) -> Linear:
+    features = [Feature(f["kind"], f["stage"]) for f in value["features"]]
+    return Linear(features, value["weights"], value["bias"])
+
+
+_READERS: dict[str, Callable[[dict[str, Any]], Rule]] = {
+    "constant": lambda v: Constant(v["take"]),
+    "linear": _linear_from,
+    "random": lambda v: Random(v["rate"], v["seed"], v["stage"]),
+    "agreement": lambda v: Agreement(tuple(v["stages"]), v["depth"], v["shared"]),
+}
+
+
+def rule_from_dict(value: dict[str, Any]) -> Rule:
+    """Read what a rule's `to_dict` wrote.
+
+    Raises:
+        FileFormatError: If the kind is unknown or a field is missing.
+    """
+    try:
+        return _READERS[value["kind"]](value)
+    except (KeyError, TypeError, IndexError) as error:
+        raise FileFormatError(f"{value!r} is not a rule: {error!r}.") from error

@@ -1,0 +1,76 @@
+"""A setting: one fitted policy and how it came about.
+
+Layer: policy.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, final
+
+from offramp._core.topology import Topology
+from offramp.policy.policy import Policy
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One candidate operating point.
+
+    Args:
+        policy: What decides.
+        method: How it was made: "single", "uniform", "myopic", "weighted", "agreement".
+        reference: Name of F, the stage whose own answer defines every loss difference.
+        top: The loss counts a label as right when it is among the `top` best.
+        parameters: What distinguishes it from its siblings: trade-off, threshold, rate.
+
+    >>> setting = Setting.single(Topology.of(["a", "b"]), "b", reference="b")
+    >>> setting.label
+    'b alone'
+    """
+
+    policy: Policy
+    method: str
+    reference: str
+    top: int = 1
+    parameters: dict[str, float | int | str] = field(default_factory=dict)
+
+    @classmethod
+    def single(cls, topology: Topology, stage: str, *, reference: str, top: int = 1) -> "Setting":
+        """One stage run alone on every example: a static network."""
+        return cls(
+            policy=Policy(topology.chain([stage]), {}), method="single", reference=reference, top=top
+        )
+
+    @property
+    def label(self) -> str:
+        """Short text for tables and plots."""
+        if self.method == "single":
+            return f"{self.policy.topology.names[self.policy.topology.root]} alone"
+        details = [f"{name} {_short(value)}" for name, value in self.parameters.items()]
+        if self.policy.combine != "last":
+            details.insert(0, self.policy.combine)
+        return f"{self.method}, {self.policy.topology.describe()} ({', '.join(details)})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values; `from_dict` reads it back."""
+        return {
+            "policy": self.policy.to_dict(),
+            "method": self.method,
+            "reference": self.reference,
+            "top": self.top,
+            "parameters": dict(self.parameters),
+        }
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> "Setting":
+        """Read what `to_dict` wrote."""
+        return cls(
+            policy=Policy.from_dict(value["policy"]),
+            method=value["method"],
+            reference=value["reference"],
+            top=value["top"],
+            parameters=dict(value["parameters"]),
+        )
+
+
+def _short(value: float | int | str) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,201 @@
+"""What the learned policy is fitted on: for each visit path its features and the loss of leaving.
+
+Everything is computed once, in chunks, with the very arithmetic that the fitted policy will use at
+run time (float32 features, the same combination), so that a threshold means the same in both.
+
+Layer: policy.  Source: methods.md 1.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from offramp._core.checks import check_choice
+from offramp._core.errors import InputError
+from offramp._core.topology import Path, Topology
+from offramp._core.types import BoolArray, FloatArray
+from offramp.policy.combination import Combination
+from offramp.policy.features import COMBINED, CONFIDENCES, Distribution, Feature
+from offramp.policy.policy import scaled_log_probs
+from offramp.trace import Trace
+
+Loss = Literal["excess", "error"]
+LOSSES: tuple[Loss, ...] = ("excess", "error")
+_CHUNK = 16_384
+
+FeaturesOf = Callable[[Path], Sequence[Feature]]
+_Key = tuple[Feature, Path]
+
+
+@final
+class Tables:
+    """Features and losses of `n` examples for every path that may be visited.
+
+    Args:
+        part: The examples to fit on.
+        paths: All paths wanted.
+        temperatures: One per stage.
+        combination: How answers are made; it has weights for the paths.
+        reference: Index of F.
+        top: A label is right when it is among the `top` best.
+        loss: "excess": max(0, L(y) - L(y_F)), new errors only. "error": L(y).
+        features_of: The features to hold for a path that has children.
+
+    Raises:
+        InputError: If the outputs are rankings without scores, or the loss is unknown.
+    """
+
+    def __init__(
+        self,
+        part: Trace,
+        paths: Iterable[Path],
+        *,
+        temperatures: Sequence[float],
+        combination: Combination,
+        reference: int,
+        top: int,
+        loss: Loss,
+        features_of: FeaturesOf,
+    ) -> None:
+        check_choice("loss", loss, LOSSES)
+        if not part.output(0).scored:
+            raise InputError(
+                "This trace holds rankings without logits or confidences; a learned policy has "
+                "nothing to look at. Use policy='agreement'."
+            )
+        self.n = len(part)
+        self.temperatures = tuple(temperatures)
+        self.combination = combination
+        self._features = {path: tuple(features_of(path)) for path in paths}
+        self._columns: dict[_Key, np.ndarray] = {}
+        self._wrong = {path: np.empty(self.n, dtype=np.bool_) for path in self._features}
+        self._designs: dict[Path, Design] = {}
+        self._orders: dict[_Key, np.ndarray] = {}
+        for start in range(0, self.n, _CHUNK):
+            self._fill(part, slice(start, min(start + _CHUNK, self.n)), top)
+        self.reference_wrong = part.wrong(reference, top=top)
+        self._loss = loss
+
+    def _fill(self, part: Trace, rows: slice, top: int) -> None:
+        index = torch.arange(rows.start, rows.stop)
+        stages: dict[int, Distribution] = {}
+
+        def stage(k: int) -> Distribution:
+            if k not in stages:
+                scores = part.output(k).rows(index).scores()
+                stages[k] = Distribution(
+                    scaled_log_probs(scores, torch.tensor(self.temperatures[k]))
+                )
+            return stages[k]
+
+        labels = part.labels[index]
+        for path, features in self._features.items():
+            answer = self.combination.of(path, [stage(k) for k in self.combination.inputs(path)])
+            self._wrong[path][rows] = _wrong(answer.log_probs, labels, top)
+
+            def distribution(k: int, answer: Distribution = answer) -> Distribution:
+                return answer if k == COMBINED else stage(k)
+
+            for feature in features:
+                key = _key(feature, path)
+                if key not in self._columns:
+                    self._columns[key] = np.full(self.n, np.nan, dtype=np.float32)
+                if np.isnan(self._columns[key][rows.start]):  # another path may have filled it
+                    self._columns[key][rows] = feature.of(distribution).numpy()
+
+    def loss_of_leaving(self, path: Path) -> FloatArray:
+        """Loss of answering at the end of `path`, `(n,)`, 0 or 1."""
+        wrong = self._wrong[path]
+        if self._loss == "error":
+            return wrong.astype(np.float64)
+        return (wrong & ~self.reference_wrong).astype(np.float64)
+
+    def wrong(self, path: Path) -> BoolArray:
+        """True where answering at the end of `path` is wrong, `(n,)`."""
+        return self._wrong[path]
+
+    def __contains__(self, path: object) -> bool:
+        return path in self._features
+
+    def features(self, path: Path) -> tuple[Feature, ...]:
+        """The features held for a path."""
+        return self._features[path]
+
+    def column(self, feature: Feature, path: Path) -> np.ndarray:
+        """Values of one feature at the end of `path`, `(n,)`, float32."""
+        return self._columns[_key(feature, path)]
+
+    def columns(self, path: Path) -> list[Tensor]:
+        """Values of all features at the end of `path`, each `(n,)`, float32."""
+        return [torch.from_numpy(self.column(f, path)) for f in self._features[path]]
+
+    def confidences(self, path: Path) -> list[tuple[Feature, float]]:
+        """Features that a threshold may be set on, with the sign that makes higher surer."""
+        return [(f, CONFIDENCES[f.kind]) for f in self._features[path] if f.kind in CONFIDENCES]
+
+    def order(self, feature: Feature, path: Path, sign: float) -> np.ndarray:
+        """Examples by falling `sign * feature`, `(n,)`, sorted once."""
+        key = _key(feature, path)
+        if key not in self._orders:
+            self._orders[key] = np.argsort(self._columns[key], kind="stable").astype(np.int32)
+        rising = self._orders[key]
+        return rising[::-1] if sign > 0 else rising
+
+    def design(self, path: Path) -> "Design":
+        """The standardised features at the end of `path`, made on first use."""
+        if path not in self._designs:
+            self._designs[path] = Design.of([c.numpy() for c in self.columns(path)])
+        return self._designs[path]
+
+
+@final
+@dataclass(frozen=True)
+class Design:
+    """Features with mean 0 and deviation 1, and an intercept.
+
+    Args:
+        matrix: `(n, d + 1)`, float64, the last column all ones.
+        mean: Of each feature, `(d,)`.
+        deviation: Of each feature, `(d,)`; 1 where it is constant.
+    """
+
+    matrix: FloatArray
+    mean: FloatArray
+    deviation: FloatArray
+
+    @classmethod
+    def of(cls, columns: Sequence[np.ndarray]) -> "Design":
+        """Standardise columns of float32."""
+        matrix = np.ones((len(columns[0]), len(columns) + 1))
+        mean, deviation = np.zeros(len(columns)), np.ones(len(columns))
+        for i, column in enumerate(columns):
+            values = column.astype(np.float64)
+            mean[i] = values.mean()
+            spread = float(values.std())
+            deviation[i] = spread if spread > 1e-8 else 1.0
+            matrix[:, i] = (values - mean[i]) / deviation[i]
+        return cls(matrix, mean, deviation)
+
+    def raw_weights(self, coefficients: FloatArray) -> FloatArray:
+        """Weights of the features as they come, from coefficients of the standardised ones."""
+        return coefficients[:-1] / self.deviation
+
+
+def every_path(topologies: Iterable[Topology]) -> list[Path]:
+    """All paths of some topologies, each once."""
+    return list(dict.fromkeys(path for t in topologies for path in t.paths()))
+
+
+def _key(feature: Feature, path: Path) -> _Key:
+    return (feature, path) if feature.stage == COMBINED else (feature, ())
+
+
+def _wrong(log_probs: Tensor, labels: Tensor, top: int) -> np.ndarray:
+    if top == 1:
+        return (log_probs.argmax(dim=1) != labels).numpy()
+    best = log_probs.sort(dim=1, descending=True, stable=True).indices[:, :top]
+    return (best != labels[:, None]).all(dim=1).numpy()

@@ -1,0 +1,310 @@
+"""Policies learned stage by stage, as weighted binary classification on the tree of visit paths.
+
+For a trade-off `lam` the policy minimises the mean of loss + lam * cost of everything that ran.
+Deepest first: with the decisions further down fixed, leaving here costs `e`, going on costs `V`; so
+"leave" is a binary label with weight |e - V|. With several children, routing comes first: the last
+child is the champion, each earlier child in turn is compared with the champion found so far (a
+filter tree), which makes the cost-sensitive choice a row of weighted binary problems.
+
+Layer: policy.  Source: Bolukbasi et al., ICML 2017, sections 3 and 4; methods.md 1 a-e.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, final
+
+import numpy as np
+import torch
+
+from offramp._core.checks import check_choice, check_not_negative
+from offramp._core.costs import Costs
+from offramp._core.errors import InputError
+from offramp._core.topology import Path, Topology
+from offramp._core.types import BoolArray, FloatArray
+from offramp.policy.newton import best_cut, fit_weighted_logistic
+from offramp.policy.policy import Node, Policy
+from offramp.policy.rules import Constant, Linear, Rule, linear_score
+from offramp.policy.search import without
+from offramp.policy.tables import Tables
+
+Family = Literal["constant", "threshold", "linear"]
+FAMILIES: tuple[Family, ...] = ("constant", "threshold", "linear")
+
+
+@final
+@dataclass(frozen=True)
+class _Choice:
+    """A rule and what it does to the examples fitted on.
+
+    Args:
+        rule: The rule.
+        take: Where it takes the action, `(n,)`.
+        gain: Change of the objective, decision cost included; lower is better.
+    """
+
+    rule: Rule
+    take: BoolArray
+    gain: float
+
+
+@final
+@dataclass
+class _Fitted:
+    """Rules at one node and the value of standing there, `(n,)`."""
+
+    leave: _Choice
+    routes: list[_Choice]
+    value: FloatArray
+
+
+@final
+@dataclass
+class TreeFit:
+    """Fits the rules of one topology for one trade-off after another.
+
+    Args:
+        tables: Features and losses.
+        topology: The part of the cascade used.
+        costs: Of the stages, divided by F's own cost.
+        families: What a rule may be: "constant", "threshold" on one confidence, "linear".
+        passes: Coordinate passes over the decisions after the first fit.
+        ridge: Of the logistic regression, on standardised features.
+    """
+
+    tables: Tables
+    topology: Topology
+    costs: Costs
+    families: Sequence[Family] = FAMILIES
+    passes: int = 1
+    ridge: float = 1e-3
+    _starts: dict[tuple[Path, int], FloatArray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for family in self.families:
+            check_choice("families", family, FAMILIES)
+        if not self.families:
+            raise InputError(f"families must name at least one of {FAMILIES}, got none.")
+
+    def fit(self, lam: float) -> tuple[Policy, float]:
+        """The policy for a trade-off `lam >= 0` (loss per unit of F's cost), and its objective."""
+        check_not_negative("lam", lam)
+        nodes: dict[Path, _Fitted] = {}
+        everyone = np.ones(self.tables.n, dtype=np.bool_)
+        inner = [p for p in self.topology.paths() if self.topology.children(p[-1])]
+        for path in reversed(inner):  # paths stand before their continuations
+            nodes[path] = self._fit_node(path, lam, nodes, everyone)
+        for _ in range(self.passes):
+            if not self._improve(inner, lam, nodes):
+                break
+        return self._policy(nodes), self._objective(lam, nodes)
+
+    def _improve(self, inner: Sequence[Path], lam: float, nodes: dict[Path, _Fitted]) -> bool:
+        """Refit each decision on the examples that reach it; keep what lowers the objective."""
+        changed = False
+        for path in reversed(inner):
+            current = nodes[path]
+            current.value = self._value(path, lam, nodes, current)  # what follows may have changed
+            reached = self._reached(path, nodes)
+            if reached.all() or not reached.any():
+                continue
+            new = self._fit_node(path, lam, nodes, reached)
+            before, after = current.value[reached].sum(), new.value[reached].sum()
+            if after < before - 1e-12 * max(1.0, abs(before)):
+                nodes[path] = new
+                changed = True
+        return changed
+
+    def _fit_node(
+        self, path: Path, lam: float, nodes: dict[Path, _Fitted], rows: BoolArray
+    ) -> _Fitted:
+        children = self.topology.children(path[-1])
+        best = self._going(path, children[-1], lam, nodes)
+        decision = lam * self.costs.decision[path[-1]]
+        routes: list[_Choice] = []
+        for slot, child in reversed(list(enumerate(children[:-1]))):
+            other = self._going(path, child, lam, nodes)
+            choice = self._choose(path, slot + 1, other - best, decision, rows)
+            routes.insert(0, choice)
+            best = np.where(choice.take, other, best)
+        loss = self.tables.loss_of_leaving(path)
+        leave = self._choose(path, 0, loss - best, decision, rows)
+        fitted = _Fitted(leave, routes, np.empty(0))
+        fitted.value = self._value(path, lam, nodes, fitted)
+        return fitted
+
+    def _going(
+        self, path: Path, child: int, lam: float, nodes: dict[Path, _Fitted]
+    ) -> FloatArray:
+        """Loss plus lam-cost from running `child` onwards, `(n,)`."""
+        further = (*path, child)
+        after = (
+            nodes[further].value if further in nodes else self.tables.loss_of_leaving(further)
+        )
+        return after + lam * self.costs.visit(self.topology, path, child)
+
+    def _value(
+        self, path: Path, lam: float, nodes: dict[Path, _Fitted], fitted: _Fitted
+    ) -> FloatArray:
+        children = self.topology.children(path[-1])
+        going = self._going(path, children[-1], lam, nodes)
+        for child, choice in reversed(list(zip(children[:-1], fitted.routes, strict=True))):
+            going = np.where(choice.take, self._going(path, child, lam, nodes), going)
+        value = np.where(fitted.leave.take, self.tables.loss_of_leaving(path), going)
+        free = fitted.leave.rule.free and all(r.rule.free for r in fitted.routes)
+        return value if free else value + lam * self.costs.decision[path[-1]]
+
+    def _reached(self, path: Path, nodes: dict[Path, _Fitted]) -> BoolArray:
+        """Examples that the present decisions lead to `path`, `(n,)`."""
+        here = np.ones(self.tables.n, dtype=np.bool_)
+        for i in range(1, len(path)):
+            node = nodes[path[:i]]
+            children = self.topology.children(path[i - 1])
+            target = np.full(self.tables.n, children[-1])
+            for child, choice in reversed(list(zip(children[:-1], node.routes, strict=True))):
+                target[choice.take] = child
+            here &= ~node.leave.take & (target == path[i])
+        return here
+
+    def _objective(self, lam: float, nodes: dict[Path, _Fitted]) -> float:
+        root = (self.topology.root,)
+        value = nodes[root].value if root in nodes else self.tables.loss_of_leaving(root)
+        return float(value.mean()) + lam * self.costs.visit(self.topology, (), root[0])
+
+    def _choose(
+        self, path: Path, slot: int, gains: FloatArray, decision: float, rows: BoolArray
+    ) -> _Choice:
+        """The rule of lowest objective on `rows`; the simpler family where they tie.
+
+        Args:
+            path: Where the rule stands.
+            slot: 0 for leaving, 1.. for routes; keys the warm start.
+            gains: What the action adds to the objective, `(n,)`.
+            decision: lam times the cost of a decision that looks at something.
+            rows: Examples that count.
+        """
+        n = len(gains)
+        charge = decision * float(rows.sum())
+        always = float(gains[rows].sum())
+        # At equal objective the action is taken: it is the cheaper one.
+        take = always <= 1e-12 * max(1.0, float(np.abs(gains).max()))
+        best = _Choice(Constant(take), np.full(n, take), min(always, 0.0))
+        for candidate in self._candidates(path, slot, gains, rows):
+            if candidate.gain + charge < best.gain - 1e-12 * max(1.0, abs(best.gain)):
+                best = _Choice(candidate.rule, candidate.take, candidate.gain + charge)
+        return best
+
+    def _candidates(
+        self, path: Path, slot: int, gains: FloatArray, rows: BoolArray
+    ) -> list[_Choice]:
+        found: list[_Choice] = []
+        if "threshold" in self.families:
+            signs = (1.0,) if slot == 0 else (1.0, -1.0)  # a route may prefer the less sure
+            for feature, sure in self.tables.confidences(path):
+                for sign in signs:
+                    order = self.tables.order(feature, path, sure * sign)
+                    scores = (sure * sign) * self.tables.column(feature, path)
+                    rule = Linear([feature], [sure * sign], 0.0)
+                    found += self._cut(rule, scores, gains, rows, order)
+        if "linear" in self.families:
+            found += self._linear(path, slot, gains, rows)
+        return found
+
+    def _linear(
+        self, path: Path, slot: int, gains: FloatArray, rows: BoolArray
+    ) -> list[_Choice]:
+        if not np.abs(gains[rows]).sum() > 0:
+            return []
+        design = self.tables.design(path)
+        everyone = bool(rows.all())
+        coefficients = fit_weighted_logistic(
+            design.matrix if everyone else design.matrix[rows],
+            (gains <= 0) if everyone else (gains <= 0)[rows],
+            np.abs(gains) if everyone else np.abs(gains)[rows],
+            ridge=self.ridge,
+            start=self._starts.get((path, slot)),
+        )
+        self._starts[(path, slot)] = coefficients
+        weights = torch.from_numpy(design.raw_weights(coefficients)).float()
+        scores = linear_score(self.tables.columns(path), weights, torch.tensor(0.0)).numpy()
+        rule = Linear(self.tables.features(path), weights.tolist(), 0.0)
+        return self._cut(rule, scores, gains, rows, None)
+
+    def _cut(
+        self,
+        rule: Linear,
+        scores: np.ndarray,
+        gains: FloatArray,
+        rows: BoolArray,
+        order: np.ndarray | None,
+    ) -> list[_Choice]:
+        """The rule with its bias set by an exact scan; nothing if a constant is as good."""
+        if rows.all():
+            cut = best_cut(scores, gains, order)
+        else:
+            among = None if order is None else order[rows[order]]
+            if among is None:
+                cut = best_cut(scores[rows], gains[rows])
+            else:
+                cut = best_cut(scores[among], gains[among], np.arange(len(among)))
+        if not np.isfinite(cut.value):
+            return []
+        rule = Linear(rule.features, rule.weights.tolist(), -cut.value)
+        return [_Choice(rule, scores >= np.float32(cut.value), cut.total)]
+
+    def _policy(self, nodes: dict[Path, _Fitted]) -> Policy:
+        weights = {
+            path: self.tables.combination.weights[path]
+            for path in self.topology.paths()
+            if self.tables.combination.kind == "weighted"
+        }
+        return Policy(
+            self.topology,
+            {p: Node(f.leave.rule, [r.rule for r in f.routes]) for p, f in nodes.items()},
+            temperatures=self.tables.temperatures,
+            combine=self.tables.combination.kind,
+            weights=weights or None,
+        )
+
+
+def fit_topology(fit: TreeFit, lam: float) -> tuple[Policy, float]:
+    """Fit one trade-off and drop the stages that do not pay.
+
+    A stage where nobody leaves is bypassed, with its head's cost and the features it gave, and
+    what used them is refitted; this stays if the objective does not rise. Repeated until the
+    topology stands.
+
+    Returns:
+        The policy, and its objective on the examples fitted on.
+    """
+    policy, objective = fit.fit(lam)
+    candidates = [k for k in _idle_stages(policy) if len(policy.topology.active) > 1]
+    for stage in candidates:
+        smaller = without(fit.topology, stage)
+        if any(path not in fit.tables for path in smaller.paths()):
+            continue
+        trial = TreeFit(
+            fit.tables, smaller, fit.costs, fit.families, fit.passes, fit.ridge
+        )
+        other, value = fit_topology(trial, lam)
+        if value <= objective:
+            return other, value
+    return policy, objective
+
+
+def _idle_stages(policy: Policy) -> list[int]:
+    """Stages with children at which no rule ever lets anyone leave."""
+    ends: dict[int, list[Path]] = {}
+    for path in policy.topology.paths():
+        if policy.topology.children(path[-1]):
+            ends.setdefault(path[-1], []).append(path)
+
+    def never(path: Path) -> bool:
+        rule = policy.node(path).leave
+        return isinstance(rule, Constant) and not rule.take
+
+    return [
+        k
+        for k, paths in ends.items()
+        if all(never(p) for p in paths)
+        and (k != policy.topology.root or len(policy.topology.children(k)) == 1)
+    ]

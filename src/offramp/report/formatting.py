@@ -1,0 +1,145 @@
+"""How numbers are written: another unit or sign of a number that was given, never a new one.
+
+Layer: report.
+"""
+
+from offramp.evaluate.results import Interval
+
+NBSP = "\u00a0"  # a number never parts from its unit
+MINUS = "\u2212"
+NONE = "\u2013"
+
+_PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
+_SMALL = ((1.0, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n"))
+_UNIT_NAMES = {"flops": "FLOPs", "seconds": "seconds", "joules": "joules", "usd": "US dollars"}
+
+
+def percent(share: float | None, *, digits: int = 1) -> str:
+    """A share in per cent; a tiny share never reads as zero.
+
+    >>> percent(0.3921), percent(0.0), percent(0.0001), percent(None)
+    ('39.2\\xa0%', '0\\xa0%', '<0.1\\xa0%', '–')
+    """
+    if share is None:
+        return NONE
+    if share == 0:
+        return f"0{NBSP}%"
+    smallest = 10.0**-digits
+    if 0 < 100 * share < smallest / 2:
+        return f"<{smallest:.{digits}f}{NBSP}%"
+    return f"{signed_minus(100 * share, digits)}{NBSP}%"
+
+
+def saving(cost_ratio: float) -> str:
+    """What a cost ratio leaves over, in per cent.
+
+    >>> saving(0.392), saving(1.02)
+    ('60.8\\xa0% less', '2.0\\xa0% more')
+    """
+    word = "less" if cost_ratio <= 1 else "more"
+    return f"{percent(abs(1 - cost_ratio))} {word}"
+
+
+def change(difference: float | None) -> str:
+    """A loss difference as the change of accuracy it means, in points: the sign is turned.
+
+    >>> change(-0.0021), change(0.004), change(0.0)
+    ('+0.21', '−0.40', '0.00')
+    """
+    if difference is None:
+        return NONE
+    text = f"{abs(100 * difference):.2f}"
+    if text == "0.00":
+        return text
+    return f"{MINUS if difference > 0 else '+'}{text}"
+
+
+def change_interval(interval: Interval | None) -> str:
+    """An interval of a loss difference as one of the change of accuracy, low end first.
+
+    >>> change_interval((-0.01, 0.002))
+    '−0.20 to +1.00'
+    """
+    return NONE if interval is None else f"{change(interval[1])} to {change(interval[0])}"
+
+
+def share_interval(interval: Interval | None) -> str:
+    """An interval of shares, in per cent.
+
+    >>> share_interval((0.35, 0.4))
+    '35.0 to 40.0\\xa0%'
+    """
+    if interval is None:
+        return NONE
+    return f"{signed_minus(100 * interval[0], 1)} to {signed_minus(100 * interval[1], 1)}{NBSP}%"
+
+
+def times(ratio: float) -> str:
+    """A ratio of speeds.
+
+    >>> times(2.518), times(14.2)
+    ('2.52×', '14.2×')
+    """
+    return f"{ratio:.3g}×" if ratio >= 10 else f"{ratio:.2f}×"
+
+
+def seconds(value: float) -> str:
+    """A duration with a prefix.
+
+    >>> seconds(0.00123), seconds(12.0), seconds(0.0)
+    ('1.23\\xa0ms', '12\\xa0s', '0\\xa0s')
+    """
+    return _scaled(value, _SMALL, "s")
+
+
+def amount(value: float, unit: str) -> str:
+    """A cost in its unit.
+
+    >>> amount(81.1e6, "flops"), amount(0.0012, "seconds"), amount(0.015, "usd"), amount(3.0, "eur")
+    ('81.1\\xa0M', '1.2\\xa0ms', '$0.015', '3')
+    """
+    if unit == "flops":
+        return _scaled(value, _PREFIXES, "")
+    if unit == "seconds":
+        return seconds(value)
+    if unit == "joules":
+        return _scaled(value, _SMALL, "J")
+    return f"${value:.4g}" if unit == "usd" else f"{value:.4g}"
+
+
+def unit_name(unit: str) -> str:
+    """A unit's name for a heading; unknown ones as they are.
+
+    >>> unit_name("flops"), unit_name("credits")
+    ('FLOPs', 'credits')
+    """
+    return _UNIT_NAMES.get(unit, unit)
+
+
+def shortened(text: str, length: int = 24) -> str:
+    """A name that fits into a figure: one line, the middle left out where it is long.
+
+    >>> shortened("resnet56"), shortened("a" * 20 + "b" * 20, 11)
+    ('resnet56', 'aaaaa…bbbbb')
+    """
+    line = " ".join(text.split())
+    if len(line) <= length:
+        return line
+    tail = (length - 1) // 2
+    return f"{line[: length - 1 - tail]}…{line[len(line) - tail :]}"
+
+
+def signed_minus(value: float, digits: int) -> str:
+    """A number with a real minus sign.
+
+    >>> signed_minus(-1.25, 1)
+    '−1.2'
+    """
+    return f"{value:.{digits}f}".replace("-", MINUS)
+
+
+def _scaled(value: float, prefixes: tuple[tuple[float, str], ...], unit: str) -> str:
+    if value == 0:
+        return f"0{NBSP}{unit}".rstrip(NBSP)
+    factor, prefix = next((p for p in prefixes if abs(value) >= p[0]), prefixes[-1])
+    return f"{value / factor:.3g}{NBSP}{prefix}{unit}".rstrip(NBSP)

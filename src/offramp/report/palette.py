@@ -1,0 +1,86 @@
+"""Colours and line styles of every figure and page, safe for colour-blind readers.
+
+Hues are those of Okabe and Ito, darkened where they would be faint on white; series differ in
+marker and dash as well. A page replaces each colour by a CSS variable (`css_variables`), so that
+figures follow the reader's light or dark scheme.
+
+Layer: report.  Source: Okabe & Ito, Color Universal Design, 2008 (the hues).
+"""
+
+from dataclasses import dataclass
+from typing import Literal, final
+
+CurveKind = Literal["learned", "learned_fit", "myopic", "uniform"]
+PointKind = Literal["static", "oracle", "chosen"]
+
+INK = "#1d2329"
+MUTED = "#5c6670"
+GRID = "#e3e6ea"
+PAPER = "#fefefe"
+BLUE = "#0072b2"
+SKY = "#8cc6ea"
+AMBER = "#c77700"
+GREEN = "#00795a"
+VERMILLION = "#d1480a"
+GREY = "#8a929b"
+
+#: Name of the CSS variable, light colour, dark colour.
+COLOURS: tuple[tuple[str, str, str], ...] = (
+    ("ink", INK, "#e7eaee"),
+    ("muted", MUTED, "#a5aeb8"),
+    ("grid", GRID, "#343b43"),
+    ("paper", PAPER, "#171b20"),
+    ("blue", BLUE, "#58b4ee"),
+    ("sky", SKY, "#2f6488"),
+    ("amber", AMBER, "#e9a13b"),
+    ("green", GREEN, "#3ccb9d"),
+    ("vermillion", VERMILLION, "#ff8f5e"),
+    ("grey", GREY, "#7d8691"),
+)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """How a series is drawn.
+
+    Args:
+        colour: One of the palette's colours.
+        marker: A matplotlib marker, "" for none.
+        dash: A matplotlib line style, "" for none.
+        width_pt: Width of the line, in points.
+        size_pt: Size of the marker, in points.
+        filled: False draws the marker's outline only.
+        order: Drawn above everything with a lower order.
+    """
+
+    colour: str
+    marker: str = ""
+    dash: str = ""
+    width_pt: float = 1.6
+    size_pt: float = 4.0
+    filled: bool = True
+    order: float = 3.0
+
+
+CURVE_LOOKS: dict[CurveKind, Look] = {
+    "uniform": Look(colour=GREY, dash=":", order=3.0),
+    "myopic": Look(colour=AMBER, marker="s", dash="-.", width_pt=1.3, size_pt=3.2, order=3.2),
+    "learned_fit": Look(colour=SKY, dash="--", width_pt=1.5, order=3.4),
+    "learned": Look(colour=BLUE, marker="o", dash="-", width_pt=2.0, order=3.6),
+}
+POINT_LOOKS: dict[PointKind, Look] = {
+    "static": Look(colour=INK, marker="D", size_pt=5.5, order=4.0),
+    "oracle": Look(colour=GREEN, marker="*", size_pt=9.5, order=4.2),
+    "chosen": Look(colour=VERMILLION, marker="o", size_pt=11.0, width_pt=2.2, filled=False, order=5),
+}
+
+
+def css_variables(scheme: Literal["light", "dark"]) -> str:
+    """The palette as CSS declarations.
+
+    >>> css_variables("light").splitlines()[0]
+    '--ink: #1d2329;'
+    """
+    column = 1 if scheme == "light" else 2
+    return "\n".join(f"--{colour[0]}: {colour[column]};" for colour in COLOURS)

@@ -1,0 +1,225 @@
+"""The cascade: stages and the decision edges between them.
+
+Layer: stages.  Source: methods.md 1 (network selection and early exit as one DAG).
+"""
+
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from offramp._core.errors import InputError, TopologyError
+from offramp._core.topology import RAW_INPUT, Topology
+from offramp._core.types import Batch
+from offramp.stages.stage import Stage
+
+_CHANGES_IN_TRAINING = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
+
+
+@final
+class Cascade(nn.Module):
+    """Stages in topological order, cheapest first, with the edges a policy may take.
+
+    All modules are put into evaluation mode; there is a warning if that changes what one computes.
+
+    Args:
+        stages: At least one, in topological order; the first is the root.
+        edges: "full" (from each stage to every later one of another group), "chain" (to the next
+            one), or pairs of names.
+        class_names: Names of the classes, for people.
+
+    Raises:
+        TopologyError: If names repeat, a stage cannot be reached, an edge leads backwards or to a
+            stage whose source need not have run, a source gives no carry, or stages of one group
+            do not share their module.
+
+    >>> cascade = Cascade.of_models({"small": nn.Linear(4, 3), "large": nn.Linear(4, 3)})
+    >>> cascade.topology.describe(), cascade(torch.zeros(2, 4)).shape
+    ('small -> large', torch.Size([2, 2, 3]))
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        *,
+        edges: str | Iterable[tuple[str, str]] = "full",
+        class_names: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        names = [stage.name for stage in stages]
+        self.topology = Topology.of(
+            names,
+            edges=edges,
+            sources=[_source(stage, names) for stage in stages],
+            groups=[stage.group for stage in stages],
+        )
+        self.topology.check_cascade()
+        _check_sharing(stages, self.topology)
+        self.class_names = tuple(class_names)
+        _warn_if_training(stages)
+        self.stages = nn.ModuleList(stages)
+        self._void_after = _void_after(stages, self.topology)
+        self.eval()
+
+    @classmethod
+    def of_models(
+        cls,
+        models: Mapping[str, nn.Module],
+        *,
+        edges: str | Iterable[tuple[str, str]] = "full",
+        preprocess: nn.Module | Mapping[str, nn.Module] | None = None,
+        specs: Mapping[str, Any] | None = None,
+        class_names: Sequence[str] = (),
+    ) -> "Cascade":
+        """Network selection: every stage is a whole network that reads the raw input.
+
+        Args:
+            models: Networks by name, cheapest first.
+            edges: As in the class.
+            preprocess: Applied to the raw input: one module for all, or one for each by name.
+            specs: How to build each network again, by name.
+            class_names: As in the class.
+
+        Raises:
+            InputError: If `preprocess` or `specs` name a network that is not there.
+        """
+        each = preprocess if isinstance(preprocess, Mapping) else dict.fromkeys(models, preprocess)
+        for argument, given in (("preprocess", each), ("specs", specs or {})):
+            unknown = sorted(set(given) - set(models))
+            if unknown:
+                raise InputError(
+                    f"{argument} must name only networks of the cascade {sorted(models)}, "
+                    f"got {unknown}."
+                )
+        stages = [
+            Stage(name, module, preprocess=each.get(name), spec=(specs or {}).get(name))
+            for name, module in models.items()
+        ]
+        return cls(stages, edges=edges, class_names=class_names)
+
+    def __len__(self) -> int:
+        return len(self.topology)
+
+    def __iter__(self) -> Iterator[Stage]:
+        return iter(self.stages)  # type: ignore[arg-type]
+
+    def stage(self, which: int | str) -> Stage:
+        """A stage by position or name; raises `UnknownNameError` with the nearest name."""
+        position = self.topology.index(which) if isinstance(which, str) else which
+        return self.stages[position]  # type: ignore[return-value]
+
+    def forward(self, batch: Batch) -> Float[Tensor, "m s c"]:
+        """Logits of every stage on every example; a segment that stages share runs once.
+
+        Args:
+            batch: Raw input of `m` examples.
+
+        Returns:
+            `(m, s, c)`, float32.
+
+        Raises:
+            InputError: If the stages have different numbers of classes.
+        """
+        held: dict[str, Any] = {}  # group -> what its segment gave
+        logits: list[Tensor] = []
+        for stage, void in zip(self, self._void_after, strict=True):
+            if stage.group not in held:
+                carry = batch if stage.source is None else held[self.stage(stage.source).group]
+                held[stage.group] = stage.segment(carry)
+            logits.append(stage.answer(held[stage.group]))
+            for group in void:
+                del held[group]
+        self._check_classes([part.shape[1] for part in logits])
+        return torch.stack(logits, dim=1)
+
+    def check(self, example_batch: Batch) -> int:
+        """Run every stage once on a small batch and return the number of classes.
+
+        Raises:
+            InputError: If the stages have different numbers of classes, or there are not as many
+                class names.
+        """
+        with evaluating(self), torch.inference_mode():
+            return self(example_batch).shape[2]
+
+    def _check_classes(self, counts: Sequence[int]) -> None:
+        if len(set(counts)) > 1:
+            each = ", ".join(
+                f"{name!r} gives {count}"
+                for name, count in zip(self.topology.names, counts, strict=True)
+            )
+            raise InputError(
+                f"All stages of a cascade must have the same classes; {each}. Train the stages "
+                "for one task, or map their outputs to common classes first."
+            )
+        if self.class_names and len(self.class_names) != counts[0]:
+            raise InputError(
+                f"class_names must have {counts[0]} entries, as the stages' outputs have, got "
+                f"{len(self.class_names)}."
+            )
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; afterwards each part is in the mode it was in."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def _source(stage: Stage, names: Sequence[str]) -> int:
+    if stage.source is None:
+        return RAW_INPUT
+    if stage.source not in names:
+        raise TopologyError(
+            f"The source of stage {stage.name!r} must be a stage of the cascade, one of "
+            f"{list(names)}, got {stage.source!r}."
+        )
+    return names.index(stage.source)
+
+
+def _check_sharing(stages: Sequence[Stage], topology: Topology) -> None:
+    first: dict[str, Stage] = {}
+    for stage, source in zip(stages, topology.sources, strict=True):
+        if source != RAW_INPUT and not stages[source].gives_carry:
+            raise TopologyError(
+                f"Stage {stage.name!r} continues {stages[source].name!r}, which is a whole "
+                "network and gives no carry; give it a head of its own."
+            )
+        other = first.setdefault(stage.group, stage)
+        if other.module is not stage.module or other.source != stage.source:
+            raise TopologyError(
+                f"Stages {other.name!r} and {stage.name!r} of group {stage.group!r} must share "
+                "one module and one source."
+            )
+
+
+def _void_after(stages: Sequence[Stage], topology: Topology) -> tuple[tuple[str, ...], ...]:
+    """For each stage the groups whose carries nobody needs once it has answered."""
+    last: dict[str, int] = {}
+    for k, (stage, source) in enumerate(zip(stages, topology.sources, strict=True)):
+        last[stage.group] = k
+        if source != RAW_INPUT:
+            last[stages[source].group] = k
+    return tuple(
+        tuple(group for group, end in last.items() if end == k) for k in range(len(stages))
+    )
+
+
+def _warn_if_training(stages: Sequence[Stage]) -> None:
+    for stage in stages:
+        layers = [m for m in stage.modules() if isinstance(m, _CHANGES_IN_TRAINING) and m.training]
+        if layers:
+            warnings.warn(
+                f"Stage {stage.name!r} was in training mode and has been put into evaluation "
+                f"mode ({type(layers[0]).__name__} computes something else there).",
+                stacklevel=3,
+            )

@@ -1,0 +1,108 @@
+"""What happens to the raw input before a network reads it, as a module that a bundle can store.
+
+Layer: stages.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from offramp._core.errors import FileFormatError, InputError
+
+
+@final
+class Normalize(nn.Module):
+    """`(x * scale - mean) / std`, the last two per channel, in float32.
+
+    Args:
+        scale: Factor of the raw values: 1/255 turns bytes into numbers in [0, 1].
+        mean: Mean of each channel after scaling, or one number for all.
+        std: Standard deviation of each channel after scaling, > 0, or one number for all.
+
+    Raises:
+        InputError: If `std` is not positive, or `mean` and `std` have different lengths.
+
+    >>> Normalize(1 / 255, mean=[0.5], std=[0.5])(torch.full((1, 1, 1, 1), 255.0)).item()
+    1.0
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        scale: float = 1.0,
+        mean: Sequence[float] | float = 0.0,
+        std: Sequence[float] | float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.scale = float(scale)
+        self._mean, self._std = _values(mean), _values(std)
+        if min(self._std) <= 0:
+            raise InputError(f"std must be greater than 0, got {self._std}.")
+        if len(self._mean) != len(self._std):
+            raise InputError(
+                f"mean and std must have one number per channel each, got {len(self._mean)} and "
+                f"{len(self._std)}."
+            )
+        # Not persistent: they belong to the description of a cascade, not to its weights.
+        self.register_buffer("mean", torch.tensor(self._mean), persistent=False)
+        self.register_buffer("std", torch.tensor(self._std), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise raw input `(m, channels, ...)` of any number type; gives float32."""
+        if x.dim() < 2 or (len(self._mean) > 1 and x.shape[1] != len(self._mean)):
+            raise InputError(
+                f"The input must have shape (m, {len(self._mean)}, ...), got {tuple(x.shape)}; "
+                "channels come second."
+            )
+        shape = (1, -1) + (1,) * (x.dim() - 2)
+        scaled = x.to(torch.float32) * self.scale
+        return (scaled - self.mean.reshape(shape)) / self.std.reshape(shape)
+
+    def extra_repr(self) -> str:
+        """Its numbers, for printing."""
+        return f"scale={self.scale!r}, mean={self._mean!r}, std={self._std!r}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values; `preprocess_from_dict` reads it back."""
+        return {
+            "kind": "normalize",
+            "scale": self.scale,
+            "mean": list(self._mean),
+            "std": list(self._std),
+        }
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> "Normalize":
+        """Read what `to_dict` wrote.
+
+        Raises:
+            FileFormatError: If a field is missing or does not fit.
+        """
+        try:
+            return cls(value["scale"], value["mean"], value["std"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise FileFormatError(f"{value!r} is not a normalisation: {error!r}.") from error
+
+
+def preprocess_from_dict(value: Mapping[str, Any] | None) -> nn.Module | None:
+    """Read what a preprocessing module's `to_dict` wrote; None stands for none.
+
+    Raises:
+        FileFormatError: If the kind is unknown or a field does not fit.
+    """
+    if value is None:
+        return None
+    if value.get("kind") != "normalize":
+        raise FileFormatError(f"{value!r} is not a preprocessing that this version knows.")
+    return Normalize.from_dict(value)
+
+
+def _values(given: Sequence[float] | float) -> tuple[float, ...]:
+    values = [given] if isinstance(given, int | float) else given
+    if len(values) == 0:
+        raise InputError("mean and std must have at least one number, got none.")
+    return tuple(float(v) for v in values)

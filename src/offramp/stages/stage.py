@@ -1,0 +1,119 @@
+"""A stage: what turns a carry (the raw input, or what an earlier stage computed) into logits.
+
+Layer: stages.
+"""
+
+from collections.abc import Mapping
+from typing import Any, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from offramp._core.errors import InputError
+from offramp._core.types import Batch
+from offramp.models import extract_logits
+
+
+@final
+class Stage(nn.Module):
+    """A segment of computation and what makes class scores of its result.
+
+    A whole network is one module without a head: it gives the scores and no carry. In early exit
+    the module is a segment of a network; what it gives is the carry for the stages that continue
+    it, and the head makes scores of it. So a segment can run without its head.
+
+    Args:
+        name: Unique within a cascade.
+        module: Reads the raw input or the carry of `source`. A tuple is passed as positional, a
+            mapping as named arguments. Without a head it gives the logits `(m, c)`, in any form
+            that `offramp.models.extract_logits` understands.
+        head: Reads what `module` gives, the carry, and gives logits.
+        preprocess: Applied to the raw input first; belongs to stages that read it.
+        source: Name of the earlier stage whose carry it reads, or None for the raw input.
+        group: Stages of one group are alternative heads on one `module`, run and charged once.
+            By default a stage is alone in the group of its own name.
+        spec: How to build `module` again, a record that JSON can hold, or None if nobody knows.
+
+    Raises:
+        InputError: If the name is empty, or a stage with a source has preprocessing.
+
+    >>> stage = Stage("tiny", nn.Linear(2, 3))
+    >>> logits, carry = stage.run(torch.zeros(5, 2))
+    >>> logits.shape, carry
+    (torch.Size([5, 3]), None)
+    """
+
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        *,
+        head: nn.Module | None = None,
+        preprocess: nn.Module | None = None,
+        source: str | None = None,
+        group: str | None = None,
+        spec: Any = None,
+    ) -> None:
+        super().__init__()
+        if not name:
+            raise InputError(f"name must be a text that is not empty, got {name!r}.")
+        if preprocess is not None and source is not None:
+            raise InputError(
+                f"Stage {name!r} reads the carry of {source!r}; preprocessing belongs to stages "
+                "that read the raw input."
+            )
+        self.name = name
+        self.module = module
+        self.head = head
+        self.preprocess = preprocess
+        self.source = source
+        self.group = name if group is None else group
+        self.spec = spec
+
+    @property
+    def gives_carry(self) -> bool:
+        """True if later stages can continue from here."""
+        return self.head is not None
+
+    def segment(self, carry: Batch) -> Any:
+        """Run the segment alone.
+
+        Args:
+            carry: The raw batch, or what the source's segment gave.
+
+        Returns:
+            What `answer` reads: the carry of this stage, or a whole network's output.
+        """
+        given = carry if self.preprocess is None else self.preprocess(carry)
+        if isinstance(given, Mapping):
+            return self.module(**given)
+        if isinstance(given, Tensor):
+            return self.module(given)
+        return self.module(*given)
+
+    def answer(self, result: Any) -> Float[Tensor, "m c"]:
+        """Make logits `(m, c)`, float32, of what `segment` gave.
+
+        Raises:
+            InputError: If they are not a matrix, or have fewer than 2 columns.
+        """
+        logits = extract_logits(result if self.head is None else self.head(result))
+        if logits.dim() != 2 or logits.shape[1] < 2:
+            raise InputError(
+                f"Stage {self.name!r} must give logits of shape (m, c) with c of at least 2, got "
+                f"{tuple(logits.shape)}."
+            )
+        return logits.to(torch.float32)
+
+    def run(self, carry: Batch) -> tuple[Float[Tensor, "m c"], Any]:
+        """Run segment and head.
+
+        Args:
+            carry: The raw batch of `m` examples, or the carry of the source.
+
+        Returns:
+            Logits `(m, c)`, float32; and the carry, None for a whole network.
+        """
+        result = self.segment(carry)
+        return self.answer(result), result if self.gives_carry else None

@@ -1,0 +1,20 @@
+"""Traces: the recorded outputs of every stage on labelled examples.
+
+Layer: trace.  Imports _core only: a trace knows neither networks nor data sets.
+"""
+
+from offramp.trace.files import load_trace, save_trace
+from offramp.trace.imports import from_logits, from_npz, from_parquet, from_predictions
+from offramp.trace.testing import make_trace
+from offramp.trace.trace import Trace
+
+__all__ = [
+    "Trace",
+    "from_logits",
+    "from_npz",
+    "from_parquet",
+    "from_predictions",
+    "load_trace",
+    "make_trace",
+    "save_trace",
+]

@@ -1,0 +1,236 @@
+"""The trace: everything that a policy is fitted, compared and certified on.
+
+Layer: trace.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import final
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from offramp._core.checks import check_shape, check_split
+from offramp._core.costs import Costs
+from offramp._core.errors import InputError, SplitOverlapError
+from offramp._core.outputs import StageOutput
+from offramp._core.topology import Topology
+from offramp._core.types import SPLITS, BoolArray, FloatArray, Ids, Split
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """Outputs of `s` stages on `n` labelled examples of `c` classes.
+
+    Args:
+        topology: The stages and the decision edges between them.
+        labels: True labels, `(n,)`, int64, in [0, c).
+        classes: Number of classes `c`, at least 2.
+        costs: Cost of each stage per example; `other_costs` holds further tables (other units).
+        logits: Unnormalised scores, `(n, s, c)`, float32 (float16 if `lossy`), finite.
+            Either these, or `ranked`.
+        ranked: Predicted labels, best first, `(n, s, r)`, int64; any value is legitimate.
+        confidence: With `ranked`: probability that the first label is right, `(n, s)`.
+        ids: Names of the examples, `(n,)`, int64 or str, unique; by default 0..n-1.
+        split: Index into `SPLITS` of each example, `(n,)`, int8, or None where undecided.
+        class_names: Names of the classes, for people.
+        seen_in_training: True if the networks were trained on these examples; a policy fitted on
+            them is biased towards the dear stages and is never certified.
+        lossy: True if the outputs were stored with less precision than computed.
+
+    Raises:
+        InputError: If shapes differ, a label lies outside [0, c), a logit is not finite, there
+            are no examples, or neither or both of `logits` and `ranked` are given.
+
+    >>> import torch
+    >>> trace = Trace(topology=Topology.of(["a", "b"]), classes=2, labels=torch.tensor([0, 1]),
+    ...               logits=torch.zeros(2, 2, 2), costs=Costs.simple("flops", [1.0, 4.0]))
+    >>> len(trace), trace.topology.names
+    (2, ('a', 'b'))
+    """
+
+    topology: Topology
+    labels: Int[Tensor, " n"]
+    classes: int
+    costs: Costs
+    logits: Float[Tensor, "n s c"] | None = None
+    ranked: Int[Tensor, "n s r"] | None = None
+    confidence: Float[Tensor, "n s"] | None = None
+    ids: Ids = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    split: Int[Tensor, " n"] | None = None
+    class_names: tuple[str, ...] = ()
+    other_costs: tuple[Costs, ...] = ()
+    seen_in_training: bool = False
+    lossy: bool = False
+
+    def __post_init__(self) -> None:
+        n, s, c = len(self.labels), len(self.topology), self.classes
+        if n == 0:
+            raise InputError("A trace needs at least one example, got n = 0.")
+        if c < 2:
+            raise InputError(f"classes must be at least 2, got {c}.")
+        if (self.logits is None) == (self.ranked is None):
+            raise InputError("Give either logits or ranked labels, and not both.")
+        if self.logits is not None:
+            check_shape("logits", self.logits.shape, (n, s, c))
+        if self.ranked is not None:
+            check_shape("ranked", self.ranked.shape, (n, s, None))
+        if self.confidence is not None:
+            check_shape("confidence", self.confidence.shape, (n, s))
+            if self.logits is not None:
+                raise InputError("confidence belongs to ranked labels; logits need none.")
+            inside = (self.confidence >= 0) & (self.confidence <= 1)  # False for NaN as well
+            if not bool(inside.all()):
+                row, stage = (int(v) for v in (~inside).nonzero()[0])
+                raise InputError(
+                    f"confidence must be in [0, 1], got {float(self.confidence[row, stage])!r} "
+                    f"for example {row}, stage {self.topology.names[stage]!r}."
+                )
+        for table in (self.costs, *self.other_costs):
+            if len(table) != s:
+                raise InputError(f"costs must have one entry per stage ({s}), got {len(table)}.")
+        outside = (self.labels < 0) | (self.labels >= c)
+        if bool(outside.any()):
+            row = int(outside.nonzero()[0])
+            raise InputError(
+                f"labels must be in [0, {c}), got {int(self.labels[row])} for example {row}."
+            )
+        if self.class_names and len(self.class_names) != c:
+            raise InputError(f"class_names must have {c} entries, got {len(self.class_names)}.")
+        self._check_finite()
+        if len(self.ids) == 0:
+            object.__setattr__(self, "ids", np.arange(n, dtype=np.int64))
+        check_shape("ids", self.ids.shape, (n,))
+        if len(np.unique(self.ids)) != n:
+            raise InputError("ids must be unique: an example recorded twice would count twice.")
+        if self.split is not None:
+            check_shape("split", self.split.shape, (n,))
+            if bool(((self.split < 0) | (self.split >= len(SPLITS))).any()):
+                raise InputError(f"split must hold indices into {SPLITS}.")
+
+    def _check_finite(self) -> None:
+        if self.logits is None:
+            return
+        step = max(1, 2**22 // (self.logits.shape[1] * self.classes))  # the logits may be mapped
+        for start in range(0, len(self.labels), step):
+            part = self.logits[start : start + step]
+            if not bool(torch.isfinite(part).all()):
+                row, stage = (int(v) for v in (~torch.isfinite(part)).nonzero()[0][:2])
+                raise InputError(
+                    f"logits must be finite, got NaN or infinity for example "
+                    f"{start + row}, stage {self.topology.names[stage]!r}. Find out why the "
+                    "network gives such an output before recording."
+                )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Names of the stages, in topological order."""
+        return self.topology.names
+
+    def output(self, stage: int) -> StageOutput:
+        """What one stage said about every example."""
+        return StageOutput(
+            classes=self.classes,
+            logits=None if self.logits is None else self.logits[:, stage].float(),
+            ranked=None if self.ranked is None else self.ranked[:, stage],
+            confidence=None if self.confidence is None else self.confidence[:, stage],
+        )
+
+    def wrong(self, stage: int, *, top: int = 1) -> BoolArray:
+        """True where the label is not among the `top` best of a stage, `(n,)`."""
+        best = self.output(stage).top(top)  # (n, top)
+        return (best != self.labels[:, None]).all(dim=1).numpy()
+
+    def accuracy(self, stage: int, *, top: int = 1) -> float:
+        """Share of examples that a stage gets right among its `top` best labels."""
+        return float(1.0 - self.wrong(stage, top=top).mean())
+
+    def stage_costs(self) -> FloatArray:
+        """Cost of each stage run alone on the raw input, `(s,)`."""
+        return np.array([self.costs.alone(self.topology, k) for k in range(len(self.topology))])
+
+    def most_accurate(self, *, top: int = 1) -> int:
+        """The stage with the highest accuracy; the cheaper one where they tie."""
+        costs = self.stage_costs()
+        return min(
+            range(len(self.topology)), key=lambda k: (-self.accuracy(k, top=top), costs[k])
+        )
+
+    def rows(self, index: Tensor) -> "Trace":
+        """The trace of some examples, by position or mask."""
+        positions = index.nonzero()[:, 0] if index.dtype == torch.bool else index
+        return replace(
+            self,
+            labels=self.labels[positions],
+            logits=None if self.logits is None else self.logits[positions],
+            ranked=None if self.ranked is None else self.ranked[positions],
+            confidence=None if self.confidence is None else self.confidence[positions],
+            ids=self.ids[positions.numpy()],
+            split=None if self.split is None else self.split[positions],
+        )
+
+    def part(self, split: Split) -> "Trace":
+        """The examples of one split.
+
+        Raises:
+            InputError: If the trace has no splits, or none of its examples is in this one.
+        """
+        check_split("split", split)
+        if self.split is None:
+            raise InputError(
+                "This trace has no splits; divide it first with trace.divided({...}, seed=...)."
+            )
+        mask = self.split == SPLITS.index(split)
+        if not bool(mask.any()):
+            raise InputError(f"No example of this trace is in the split {split!r}.")
+        return self.rows(mask)
+
+    def has_split(self, split: Split) -> bool:
+        """True if at least one example is in this split."""
+        return self.split is not None and bool((self.split == SPLITS.index(split)).any())
+
+    def divided(self, shares: dict[Split, float | int], *, seed: int) -> "Trace":
+        """The same examples, split at random.
+
+        Args:
+            shares: For each split a share in (0, 1] or a number of examples. What they leave
+                over is dropped where numbers are given; shares must sum to 1 or less.
+            seed: Of the random order.
+
+        Raises:
+            InputError: If the shares sum to more than there is.
+        """
+        n = len(self)
+        counts = {
+            check_split("shares", name): size if isinstance(size, int) else round(size * n)
+            for name, size in shares.items()
+        }
+        if min(counts.values(), default=0) < 1 or sum(counts.values()) > n + len(counts):
+            raise InputError(f"shares {shares} do not fit {n} examples.")
+        order = np.random.default_rng(seed).permutation(n)
+        split = np.full(n, -1, dtype=np.int64)
+        start = 0
+        for name, count in counts.items():
+            split[order[start : start + count]] = SPLITS.index(name)  # type: ignore[arg-type]
+            start += count
+        kept = torch.from_numpy(np.flatnonzero(split >= 0))
+        whole = replace(self, split=None).rows(kept)
+        return replace(whole, split=torch.from_numpy(split[split >= 0]))
+
+    def with_costs(self, costs: Costs) -> "Trace":
+        """The same trace in another cost unit; the present table moves to `other_costs`."""
+        others = tuple(c for c in (self.costs, *self.other_costs) if c is not costs)
+        return replace(self, costs=costs, other_costs=others)
+
+    def require_disjoint(self, other: "Trace") -> None:
+        """Raise `SplitOverlapError` if an example stands in both traces."""
+        both = np.intersect1d(self.ids, other.ids)
+        if len(both):
+            raise SplitOverlapError(
+                f"{len(both)} examples are in both parts, e.g. {both[0]!r}. Splits must be disjoint."
+            )
