@@ -48,8 +48,7 @@ class Costs:
             values = np.asarray(getattr(self, name), dtype=np.float64)
             if values.shape != (len(self.segment),):
                 raise InputError(
-                    f"{name} must have one cost per stage ({len(self.segment)}), "
-                    f"got {len(values)}."
+                    f"{name} must have one cost per stage ({len(self.segment)}), got {len(values)}."
                 )
             bad = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
             if len(bad):

@@ -95,7 +95,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise FileFormatError(f"{path} is missing.") from error
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise FileFormatError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(value, dict):
         raise FileFormatError(f"{path} must hold a JSON object, got {type(value).__name__}.")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from offramp._core.errors import InputError
 
+_LEAST = 1e-3  # below it confidences are alike, so that rounding leaves the label on top
 _TINY = 1e-6  # a service that reports confidence 0 or 1 is not taken at its word: log 0 is -inf
 
 
@@ -46,7 +47,9 @@ class StageOutput:
         """Logits, or what a label with a confidence amounts to.
 
         A label with confidence p becomes log p at the label and log((1 - p)/(c - 1)) elsewhere,
-        with one more column for labels outside the classes, so `k` is `c + 1` there.
+        with one more column for labels outside the classes, so `k` is `c + 1` there. Services
+        report confidences below chance, 1/c, for labels they stand by: near and below it p is
+        raised, in unchanged order, so that the label stays the most likely one.
 
         Raises:
             InputError: If there is only a ranking.
@@ -61,10 +64,13 @@ class StageOutput:
                 "compare predicted labels (agreement) and the oracles can use them."
             )
         c = self.classes
-        p = self.confidence.to(torch.float32).clamp(_TINY, 1 - _TINY)  # (m,)
-        scores = ((1 - p) / max(c - 1, 1)).log()[:, None].repeat(1, c + 1)  # (m, c + 1)
+        p = self.confidence.to(torch.float32).clamp(_LEAST, 1 - _TINY)  # (m,)
+        p = torch.maximum(p, 1 / c + (1 - 1 / c) * p / 2)
         first = self.ranked[:, 0]
-        column = torch.where((first >= 0) & (first < c), first, c)
+        inside = (first >= 0) & (first < c)
+        others = torch.where(inside, max(c - 1, 1), c)  # classes that share the rest
+        scores = ((1 - p) / others).log()[:, None].repeat(1, c + 1)  # (m, c + 1)
+        column = torch.where(inside, first, c)
         scores[:, c] = torch.log(torch.tensor(_TINY))
         return scores.scatter(1, column[:, None], p.log()[:, None])
 

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 @final
-class Registry(Generic[T]):  # noqa: UP046  (the run-time checker of the tests knows this form)
+class Registry(Generic[T]):
     """Names and what makes them, filled by hand in one visible place.
 
     Args:

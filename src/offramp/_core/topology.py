@@ -12,6 +12,7 @@ so an exit that a policy does not use costs its segment (later stages need it) b
 Layer: _core.  Source: methods.md 1 (Bolukbasi et al., ICML 2017, network selection on a DAG).
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -226,7 +227,7 @@ class Topology:
             raise TopologyError(
                 f"A chain must name stages in topological order without repeats, got {stages}."
             )
-        return self.part(zip(order[:-1], order[1:], strict=True), root=order[0])
+        return self.part(itertools.pairwise(order), root=order[0])
 
     def describe(self) -> str:
         """Short text for tables: "a -> b -> c" for a chain, the list of edges otherwise."""

@@ -11,18 +11,16 @@ from offramp._core.checks import check_known
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp._core.topology import Path, Topology
-from offramp._core.types import SPLITS, BoolArray, FloatArray
+from offramp._core.types import SPLITS, FloatArray
 from offramp.evaluate.replay import Replay, replay
 from offramp.evaluate.results import Evaluation, Interval
-from offramp.policy import Setting
+from offramp.policy import Policy, Setting
 from offramp.trace import Trace
 
 _LOW, _HIGH = 0.025, 0.975
 
 
-def evaluate(
-    trace: Trace, setting: Setting, *, bootstrap: int = 2000, seed: int = 0
-) -> Evaluation:
+def evaluate(trace: Trace, setting: Setting, *, bootstrap: int = 2000, seed: int = 0) -> Evaluation:
     """Replay a setting and compare it with F, its reference, on the same examples.
 
     Args:
@@ -44,8 +42,9 @@ def evaluate(
     done = replay(trace, setting.policy, top=setting.top)
     f_cost = reference_cost(trace, setting.reference)
     f_wrong = trace.wrong(trace.topology.index(setting.reference), top=setting.top)
-    ratio, lost = done.cost / f_cost, done.wrong.astype(np.int64) - f_wrong
-    new_errors = np.maximum(lost, 0)
+    ratio, lost = done.cost / f_cost, done.wrong.astype(np.float64) - f_wrong
+    new_errors = np.maximum(lost, 0.0)
+    useful, overhead, deciding = _cost_shares(trace, setting.policy, done)
     intervals: list[Interval] | list[None] = (
         paired_intervals([ratio, lost, new_errors], rounds=bootstrap, seed=seed)
         if bootstrap
@@ -69,7 +68,9 @@ def evaluate(
         excess_ci=intervals[2],
         exit_share=_shares(np.bincount(done.last, minlength=done.stages) / len(trace)),
         visit_share=_shares(done.visited.mean(axis=0)),
-        **_cost_shares(trace, setting, done),
+        useful_share=useful,
+        overhead_share=overhead,
+        decision_share=deciding,
     )
 
 
@@ -89,9 +90,7 @@ def reference_cost(trace: Trace, reference: str) -> float:
     return cost
 
 
-def paired_intervals(
-    columns: Sequence[FloatArray | BoolArray], *, rounds: int, seed: int
-) -> list[Interval]:
+def paired_intervals(columns: Sequence[FloatArray], *, rounds: int, seed: int) -> list[Interval]:
     """Bootstrap intervals (95 %, percentile) of the means of columns measured on one sample.
 
     Drawing `n` examples with replacement and counting how often each distinct row of values came
@@ -109,7 +108,7 @@ def paired_intervals(
     Returns:
         Lower and upper end for each column.
     """
-    rows = np.stack([np.asarray(column, dtype=np.float64) for column in columns], axis=1)
+    rows = np.stack(list(columns), axis=1)
     values, counts = np.unique(rows, axis=0, return_counts=True)  # (u, columns), (u,)
     n = len(rows)
     drawn = np.random.default_rng(seed).multinomial(n, counts / n, size=rounds)  # (rounds, u)
@@ -131,9 +130,11 @@ def _shares(values: FloatArray) -> tuple[float, ...]:
     return tuple(float(v) for v in values)
 
 
-def _cost_shares(trace: Trace, setting: Setting, done: Replay) -> dict[str, tuple[float, ...] | float]:
+def _cost_shares(
+    trace: Trace, policy: Policy, done: Replay
+) -> tuple[tuple[float, ...], tuple[float, ...], float]:
     """Shares of the total cost: useful and overhead per stage, and deciding."""
-    topology, policy = setting.policy.topology, setting.policy
+    topology = policy.topology
     counts = np.bincount(done.path, minlength=len(done.paths))
     useful, overhead = np.zeros(done.stages), np.zeros(done.stages)
     deciding = 0.0
@@ -146,11 +147,7 @@ def _cost_shares(trace: Trace, setting: Setting, done: Replay) -> dict[str, tupl
         deciding += count * sum(trace.costs.decision[k] for k in policy.decided(path))
     total = float(useful.sum() + overhead.sum() + deciding)
     scale = 1 / total if total > 0 else 0.0
-    return {
-        "useful_share": _shares(useful * scale),
-        "overhead_share": _shares(overhead * scale),
-        "decision_share": float(deciding * scale),
-    }
+    return _shares(useful * scale), _shares(overhead * scale), float(deciding * scale)
 
 
 def split_cost(costs: Costs, topology: Topology, path: Path) -> tuple[FloatArray, FloatArray]:

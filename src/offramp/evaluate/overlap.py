@@ -1,6 +1,6 @@
 """Overlap: which examples which networks get right.
 
-Layer: evaluate.  Source: Bolukbasi et al., ICML 2017, section 5 (analysis of top-5 overlap).
+Layer: evaluate.  Source: methods.md 1 (overlap).
 """
 
 import numpy as np
@@ -26,8 +26,6 @@ def overlap(trace: Trace, *, top: int = 1) -> Overlap:
     return Overlap(
         stages=trace.stages,
         n=len(trace),
-        subsets=tuple(
-            tuple(trace.stages[k] for k in np.flatnonzero(patterns[i])) for i in order
-        ),
+        subsets=tuple(tuple(trace.stages[k] for k in np.flatnonzero(patterns[i])) for i in order),
         shares=tuple(float(counts[i] / len(trace)) for i in order),
     )

@@ -89,16 +89,12 @@ def replay(trace: Trace, policy: Policy, *, top: int = 1, chunk: int = _CHUNK) -
     topology = policy.topology
     table = _continuations(topology)
     keys = example_keys(trace.ids)
-    held = {k: trace.output(k) for k in topology.active}
     parts = [
-        _replay_chunk(
-            [held[k].rows(rows) if k in held else None for k in range(len(topology))],
-            keys[rows],
-            policy,
-            table,
-            top,
+        _replay_chunk(_outputs(trace, topology, rows), keys[rows], policy, table, top)
+        for rows in (
+            torch.arange(start, min(start + chunk, len(trace)))
+            for start in range(0, len(trace), chunk)
         )
-        for rows in torch.arange(len(trace)).split(chunk)
     ]
     path, labels, closest = (torch.cat(column) for column in zip(*parts, strict=True))
     wrong = (labels != trace.labels[:, None]).all(dim=1)
@@ -111,6 +107,12 @@ def replay(trace: Trace, policy: Policy, *, top: int = 1, chunk: int = _CHUNK) -
         path_cost=path_costs(trace, policy),
         closest=closest.double().numpy(),
     )
+
+
+def _outputs(trace: Trace, topology: Topology, rows: Tensor) -> list[StageOutput | None]:
+    """Outputs of the stages that the policy can reach, for a run of examples."""
+    held = trace if len(rows) == len(trace) else trace.rows(rows)
+    return [held.output(k) if k in topology.active else None for k in range(len(topology))]
 
 
 def _replay_chunk(

@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, final
 
-import numpy as np
-
 from offramp.policy import Setting
 
 Interval = tuple[float, float]
@@ -174,7 +172,8 @@ class OperatingPoint:
         setting: What to run.
         fit: Its evaluation on `fit`.
         calibrate: Its evaluation on `calibrate`, or None where there is no such split.
-        best_single: The best single network under the same limit, which it beats.
+        best_single: The best single network under the same limit, which it beats; None where no
+            network is cheap enough.
         risk: The risk that was limited or minimised.
         max_loss: The largest risk allowed, or None where the cost was limited.
         max_cost: The largest mean cost ratio allowed, or None where the risk was limited.
@@ -184,7 +183,7 @@ class OperatingPoint:
     setting: Setting
     fit: Evaluation
     calibrate: Evaluation | None
-    best_single: FrontierPoint
+    best_single: FrontierPoint | None
     risk: Risk
     max_loss: float | None
     max_cost: float | None
@@ -236,15 +235,16 @@ class DoNotCascade:
         return _plain(self)
 
 
-def _plain(record: Any) -> dict[str, Any]:
-    return {f.name: _json_value(getattr(record, f.name)) for f in fields(record)}
+def _plain(record: object) -> dict[str, Any]:
+    """The fields of a record as JSON values."""
+    return {f.name: _json_value(getattr(record, f.name)) for f in fields(record)}  # type: ignore[arg-type]
 
 
-def _json_value(value: Any) -> Any:
-    if hasattr(value, "to_dict"):
+def _json_value(value: object) -> object:
+    if isinstance(value, Setting | Evaluation | FrontierPoint):
         return value.to_dict()
     if isinstance(value, Mapping):
         return {str(key): _json_value(v) for key, v in value.items()}
     if isinstance(value, list | tuple):
         return [_json_value(v) for v in value]
-    return value.item() if isinstance(value, np.generic) else value
+    return value

@@ -53,7 +53,12 @@ class PreResNet(nn.Module):
     """A pre-activation CIFAR residual network; `cifar_preresnet` builds one by depth."""
 
     def __init__(
-        self, blocks: int, widths: tuple[int, int, int], shortcut: Shortcut, classes: int, inputs: int
+        self,
+        blocks: int,
+        widths: tuple[int, int, int],
+        shortcut: Shortcut,
+        classes: int,
+        inputs: int,
     ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, widths[0], 3, padding=1, bias=False)

@@ -56,7 +56,12 @@ class ResNet(nn.Module):
     """A CIFAR residual network; `cifar_resnet` builds one by depth."""
 
     def __init__(
-        self, blocks: int, widths: tuple[int, int, int], shortcut: Shortcut, classes: int, inputs: int
+        self,
+        blocks: int,
+        widths: tuple[int, int, int],
+        shortcut: Shortcut,
+        classes: int,
+        inputs: int,
     ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, widths[0], 3, padding=1, bias=False)

@@ -4,7 +4,7 @@ Layer: policy.  Source: methods.md 5; Wisdom of Committees, arXiv:2012.01988.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, final
+from typing import final
 
 from jaxtyping import Float
 from torch import Tensor
@@ -14,7 +14,7 @@ from offramp._core.errors import InputError
 from offramp._core.topology import Path
 from offramp.policy.features import Distribution
 
-Combine = Literal["last", "mean", "weighted"]
+Combine = str  # one of COMBINES
 COMBINES: tuple[Combine, ...] = ("last", "mean", "weighted")
 
 

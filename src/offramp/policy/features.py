@@ -11,7 +11,7 @@ Layer: policy.  Source: methods.md 1 (features) and 6 (float32 everywhere).
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import final
 
 import torch
@@ -86,7 +86,10 @@ _STATISTICS: dict[str, Callable[[Distribution], Tensor]] = {
     "margin": lambda d: d.margin,
     "log_margin": lambda d: d.log_margin,
     "entropy": lambda d: d.entropy,
-    **{f"log_prob_{r}": (lambda d, r=r: d.log_prob(r)) for r in range(1, RANKS + 1)},
+    **{
+        f"log_prob_{rank}": partial(Distribution.log_prob, rank=rank)
+        for rank in range(1, RANKS + 1)
+    },
 }
 _WITH_ARGUMENT = ("agrees_", "predicts_")
 

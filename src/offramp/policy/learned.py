@@ -10,13 +10,11 @@ import numpy as np
 from offramp._core.checks import check_not_negative
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError
-from offramp._core.topology import Path, Topology
-from offramp.policy.combination import Combination, Combine
-from offramp.policy.features import Feature, confidence_features
-from offramp.policy.pooling import fit_path_pooling
+from offramp._core.topology import Topology
+from offramp.policy.combination import Combine
 from offramp.policy.search import sub_topologies
 from offramp.policy.setting import Setting
-from offramp.policy.tables import Loss, Tables, every_path
+from offramp.policy.tables import Loss, Tables
 from offramp.policy.temperature import fit_temperatures
 from offramp.policy.weighted import FAMILIES, Family, TreeFit, fit_topology
 from offramp.trace import Trace
@@ -74,20 +72,18 @@ def fit_weighted(
     stage_f = part.topology.index(reference)
     temperatures = fit_temperatures(part)
     costs = relative_costs(part, stage_f)
-    paths = every_path(chosen)
     found: list[Setting] = []
     for combine in combines:
-        weights = fit_path_pooling(part, paths, temperatures) if combine == "weighted" else None
         tables = Tables(
             part,
-            paths,
             temperatures=temperatures,
-            combination=Combination(combine, weights),
+            combine=combine,
             reference=stage_f,
             top=top,
             loss=loss,
-            features_of=_features(part, combine, class_features),
+            class_features=class_features,
         )
+        tables.ensure(path for topology in chosen for path in topology.paths())
         for topology in chosen:
             fit = TreeFit(tables, topology, costs, families, passes, ridge)
             for lam in lams:
@@ -121,16 +117,6 @@ def relative_costs(part: Trace, reference: int) -> Costs:
         head=tuple(v / own for v in part.costs.head),
         decision=tuple(v / own for v in part.costs.decision),
     )
-
-
-def _features(part: Trace, combine: Combine, class_features: bool):  # noqa: ANN202
-    def features_of(path: Path) -> list[Feature]:
-        found = confidence_features(path, part.classes, combined=combine != "last")
-        if class_features:
-            found += [Feature(f"predicts_{c}", path[-1]) for c in range(part.classes - 1)]
-        return found
-
-    return features_of
 
 
 def _unique(settings: Iterable[Setting]) -> list[Setting]:

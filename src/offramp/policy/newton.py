@@ -153,9 +153,7 @@ def _between(low: np.floating, high: np.floating) -> float:
     return float(middle if low < middle <= high else high)
 
 
-def best_cut_reference(
-    scores: Float[np.ndarray, " n"], gains: Float64[np.ndarray, " n"]
-) -> float:
+def best_cut_reference(scores: Float[np.ndarray, " n"], gains: Float64[np.ndarray, " n"]) -> float:
     """The slow obvious twin: the smallest sum over all cuts."""
     cuts = [np.inf, *np.unique(scores)]
     return min(float(gains[scores >= cut].sum()) for cut in cuts)

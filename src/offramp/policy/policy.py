@@ -7,7 +7,7 @@ the way there.
 Layer: policy.  Source: methods.md 1 and 5; Bolukbasi et al., ICML 2017, sections 3 and 4.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 import torch
@@ -21,6 +21,7 @@ from offramp.policy.combination import Combination, Combine
 from offramp.policy.features import COMBINED, Distribution
 from offramp.policy.rules import Rule, rule_from_dict
 from offramp.policy.view import View
+
 
 @final
 class Node(nn.Module):
@@ -40,7 +41,7 @@ class Node(nn.Module):
     @property
     def free(self) -> bool:
         """True if no rule looks at anything, so that no decision cost is charged."""
-        return self.leave.free and all(rule.free for rule in self.routes)  # type: ignore[union-attr]
+        return self.leave.free and all(rule.free for rule in self.routes)
 
 
 @final
@@ -116,9 +117,7 @@ class Policy(nn.Module):
             p[-1] for p in visited if self.topology.children(p[-1]) and not self.node(p).free
         )
 
-    def decide(
-        self, view: View, stage: int
-    ) -> tuple[Int[Tensor, " m"], Float[Tensor, " m"]]:
+    def decide(self, view: View, stage: int) -> tuple[Int[Tensor, " m"], Float[Tensor, " m"]]:
         """What each example does after `stage`.
 
         Args:
@@ -157,7 +156,9 @@ class Policy(nn.Module):
             return answer.argmax(dim=1, keepdim=True)
         return answer.sort(dim=1, descending=True, stable=True).indices[:, :top]
 
-    def _by_path(self, view: View, stage: int, compute: Any) -> tuple[Tensor, ...]:
+    def _by_path(
+        self, view: View, stage: int, compute: Callable[[Path, View], tuple[Tensor, ...]]
+    ) -> tuple[Tensor, ...]:
         """Compute for each way to `stage` and take for each example that of its own way."""
         ways = self._ends[stage]
         if len(ways) == 1:

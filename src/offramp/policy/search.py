@@ -4,7 +4,7 @@ Layer: policy.  Source: methods.md 1 (topologies compared: every sub-chain and t
 """
 
 from collections.abc import Iterator
-from itertools import combinations
+from itertools import combinations, pairwise
 
 from offramp._core.checks import check_positive_int
 from offramp._core.errors import InputError
@@ -33,7 +33,7 @@ def sub_chains(topology: Topology, *, longest: int | None = None) -> list[Topolo
     follows = _reachable(topology)
     found: list[Topology] = []
     for stages in _candidates(topology, most):
-        if all(b in follows[a] for a, b in zip(stages[:-1], stages[1:], strict=True)):
+        if all(b in follows[a] for a, b in pairwise(stages)):
             found.append(topology.chain(stages))
             if len(found) > _MOST:
                 raise InputError(

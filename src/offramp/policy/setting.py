@@ -37,7 +37,10 @@ class Setting:
     def single(cls, topology: Topology, stage: str, *, reference: str, top: int = 1) -> "Setting":
         """One stage run alone on every example: a static network."""
         return cls(
-            policy=Policy(topology.chain([stage]), {}), method="single", reference=reference, top=top
+            policy=Policy(topology.chain([stage]), {}),
+            method="single",
+            reference=reference,
+            top=top,
         )
 
     @property

@@ -6,9 +6,9 @@ run time (float32 features, the same combination), so that a threshold means the
 Layer: policy.  Source: methods.md 1.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import final
 
 import numpy as np
 import torch
@@ -16,18 +16,24 @@ from torch import Tensor
 
 from offramp._core.checks import check_choice
 from offramp._core.errors import InputError
-from offramp._core.topology import Path, Topology
+from offramp._core.topology import Path
 from offramp._core.types import BoolArray, FloatArray
-from offramp.policy.combination import Combination
-from offramp.policy.features import COMBINED, CONFIDENCES, Distribution, Feature
+from offramp.policy.combination import Combination, Combine
+from offramp.policy.features import (
+    COMBINED,
+    CONFIDENCES,
+    Distribution,
+    Feature,
+    confidence_features,
+)
 from offramp.policy.policy import scaled_log_probs
+from offramp.policy.pooling import fit_path_pooling
 from offramp.trace import Trace
 
-Loss = Literal["excess", "error"]
+Loss = str  # one of LOSSES
 LOSSES: tuple[Loss, ...] = ("excess", "error")
 _CHUNK = 16_384
 
-FeaturesOf = Callable[[Path], Sequence[Feature]]
 _Key = tuple[Feature, Path]
 
 
@@ -35,15 +41,16 @@ _Key = tuple[Feature, Path]
 class Tables:
     """Features and losses of `n` examples for every path that may be visited.
 
+    Paths are added by `ensure`, in one pass over the examples for all that are missing.
+
     Args:
         part: The examples to fit on.
-        paths: All paths wanted.
         temperatures: One per stage.
-        combination: How answers are made; it has weights for the paths.
+        combine: How answers are made; pooling weights are fitted as paths are added.
         reference: Index of F.
         top: A label is right when it is among the `top` best.
         loss: "excess": max(0, L(y) - L(y_F)), new errors only. "error": L(y).
-        features_of: The features to hold for a path that has children.
+        class_features: Whether a decision may look at which class is predicted.
 
     Raises:
         InputError: If the outputs are rankings without scores, or the loss is unknown.
@@ -52,14 +59,13 @@ class Tables:
     def __init__(
         self,
         part: Trace,
-        paths: Iterable[Path],
         *,
         temperatures: Sequence[float],
-        combination: Combination,
+        combine: Combine,
         reference: int,
-        top: int,
-        loss: Loss,
-        features_of: FeaturesOf,
+        top: int = 1,
+        loss: Loss = "excess",
+        class_features: bool = False,
     ) -> None:
         check_choice("loss", loss, LOSSES)
         if not part.output(0).scored:
@@ -69,42 +75,72 @@ class Tables:
             )
         self.n = len(part)
         self.temperatures = tuple(temperatures)
-        self.combination = combination
-        self._features = {path: tuple(features_of(path)) for path in paths}
+        self.combination = Combination(combine, None)
+        self.reference_wrong = part.wrong(reference, top=top)
+        self._part, self._top, self._loss = part, top, loss
+        self._class_features = class_features
+        self._features: dict[Path, tuple[Feature, ...]] = {}
         self._columns: dict[_Key, np.ndarray] = {}
-        self._wrong = {path: np.empty(self.n, dtype=np.bool_) for path in self._features}
+        self._wrong: dict[Path, BoolArray] = {}
         self._designs: dict[Path, Design] = {}
         self._orders: dict[_Key, np.ndarray] = {}
-        for start in range(0, self.n, _CHUNK):
-            self._fill(part, slice(start, min(start + _CHUNK, self.n)), top)
-        self.reference_wrong = part.wrong(reference, top=top)
-        self._loss = loss
 
-    def _fill(self, part: Trace, rows: slice, top: int) -> None:
+    def ensure(self, paths: Iterable[Path]) -> None:
+        """Compute what is missing for some paths."""
+        new = [path for path in dict.fromkeys(paths) if path not in self._features]
+        if not new:
+            return
+        if self.combination.kind == "weighted":
+            fitted = fit_path_pooling(self._part, new, self.temperatures)
+            self.combination = Combination("weighted", {**self.combination.weights, **fitted})
+        known = set(self._columns)
+        for path in new:
+            self._features[path] = self._features_of(path)
+            self._wrong[path] = np.empty(self.n, dtype=np.bool_)
+        missing = {
+            key
+            for path in new
+            for feature in self._features[path]
+            if (key := _key(feature, path)) not in known
+        }
+        for key in missing:
+            self._columns[key] = np.empty(self.n, dtype=np.float32)
+        for start in range(0, self.n, _CHUNK):
+            self._fill(new, missing, slice(start, min(start + _CHUNK, self.n)))
+
+    def _features_of(self, path: Path) -> tuple[Feature, ...]:
+        classes = self._part.classes
+        combined = self.combination.kind != "last"
+        found = confidence_features(path, classes, combined=combined)
+        if self._class_features:
+            found += [Feature(f"predicts_{c}", path[-1]) for c in range(classes - 1)]
+        return tuple(found)
+
+    def _fill(self, paths: Sequence[Path], keys: Iterable[_Key], rows: slice) -> None:
         index = torch.arange(rows.start, rows.stop)
+        labels = self._part.labels[index]
         stages: dict[int, Distribution] = {}
 
         def stage(k: int) -> Distribution:
             if k not in stages:
-                scores = part.output(k).rows(index).scores()
-                stages[k] = Distribution(
-                    scaled_log_probs(scores, torch.tensor(self.temperatures[k]))
-                )
+                scores = self._part.output(k).rows(index).scores()
+                temperature = torch.tensor(self.temperatures[k])
+                stages[k] = Distribution(scaled_log_probs(scores, temperature))
             return stages[k]
 
-        labels = part.labels[index]
-        for path, features in self._features.items():
-            answer = self.combination.of(path, [stage(k) for k in self.combination.inputs(path)])
-            self._wrong[path][rows] = _wrong(answer.log_probs, labels, top)
+        missing = set(keys)
+        for path in paths:
+            each = [stage(k) for k in self.combination.inputs(path)]
+            answer = self.combination.of(path, each)
+            self._wrong[path][rows] = _wrong(answer.log_probs, labels, self._top)
 
             def distribution(k: int, answer: Distribution = answer) -> Distribution:
                 return answer if k == COMBINED else stage(k)
 
-            for feature in features:
+            for feature in self._features[path]:
                 key = _key(feature, path)
-                if key not in self._columns:
-                    self._columns[key] = np.full(self.n, np.nan, dtype=np.float32)
-                if np.isnan(self._columns[key][rows.start]):  # another path may have filled it
+                if key in missing:  # several paths share the features of single stages
+                    missing.remove(key)
                     self._columns[key][rows] = feature.of(distribution).numpy()
 
     def loss_of_leaving(self, path: Path) -> FloatArray:
@@ -117,9 +153,6 @@ class Tables:
     def wrong(self, path: Path) -> BoolArray:
         """True where answering at the end of `path` is wrong, `(n,)`."""
         return self._wrong[path]
-
-    def __contains__(self, path: object) -> bool:
-        return path in self._features
 
     def features(self, path: Path) -> tuple[Feature, ...]:
         """The features held for a path."""
@@ -183,11 +216,6 @@ class Design:
     def raw_weights(self, coefficients: FloatArray) -> FloatArray:
         """Weights of the features as they come, from coefficients of the standardised ones."""
         return coefficients[:-1] / self.deviation
-
-
-def every_path(topologies: Iterable[Topology]) -> list[Path]:
-    """All paths of some topologies, each once."""
-    return list(dict.fromkeys(path for t in topologies for path in t.paths()))
 
 
 def _key(feature: Feature, path: Path) -> _Key:

@@ -11,7 +11,7 @@ Layer: policy.  Source: Bolukbasi et al., ICML 2017, sections 3 and 4; methods.m
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, final
+from typing import final
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from offramp.policy.rules import Constant, Linear, Rule, linear_score
 from offramp.policy.search import without
 from offramp.policy.tables import Tables
 
-Family = Literal["constant", "threshold", "linear"]
+Family = str  # one of FAMILIES
 FAMILIES: tuple[Family, ...] = ("constant", "threshold", "linear")
 
 
@@ -84,6 +84,7 @@ class TreeFit:
             check_choice("families", family, FAMILIES)
         if not self.families:
             raise InputError(f"families must name at least one of {FAMILIES}, got none.")
+        self.tables.ensure(self.topology.paths())
 
     def fit(self, lam: float) -> tuple[Policy, float]:
         """The policy for a trade-off `lam >= 0` (loss per unit of F's cost), and its objective."""
@@ -132,14 +133,10 @@ class TreeFit:
         fitted.value = self._value(path, lam, nodes, fitted)
         return fitted
 
-    def _going(
-        self, path: Path, child: int, lam: float, nodes: dict[Path, _Fitted]
-    ) -> FloatArray:
+    def _going(self, path: Path, child: int, lam: float, nodes: dict[Path, _Fitted]) -> FloatArray:
         """Loss plus lam-cost from running `child` onwards, `(n,)`."""
         further = (*path, child)
-        after = (
-            nodes[further].value if further in nodes else self.tables.loss_of_leaving(further)
-        )
+        after = nodes[further].value if further in nodes else self.tables.loss_of_leaving(further)
         return after + lam * self.costs.visit(self.topology, path, child)
 
     def _value(
@@ -209,9 +206,7 @@ class TreeFit:
             found += self._linear(path, slot, gains, rows)
         return found
 
-    def _linear(
-        self, path: Path, slot: int, gains: FloatArray, rows: BoolArray
-    ) -> list[_Choice]:
+    def _linear(self, path: Path, slot: int, gains: FloatArray, rows: BoolArray) -> list[_Choice]:
         if not np.abs(gains[rows]).sum() > 0:
             return []
         design = self.tables.design(path)
@@ -277,14 +272,9 @@ def fit_topology(fit: TreeFit, lam: float) -> tuple[Policy, float]:
         The policy, and its objective on the examples fitted on.
     """
     policy, objective = fit.fit(lam)
-    candidates = [k for k in _idle_stages(policy) if len(policy.topology.active) > 1]
-    for stage in candidates:
+    for stage in _idle_stages(policy):
         smaller = without(fit.topology, stage)
-        if any(path not in fit.tables for path in smaller.paths()):
-            continue
-        trial = TreeFit(
-            fit.tables, smaller, fit.costs, fit.families, fit.passes, fit.ridge
-        )
+        trial = TreeFit(fit.tables, smaller, fit.costs, fit.families, fit.passes, fit.ridge)
         other, value = fit_topology(trial, lam)
         if value <= objective:
             return other, value

@@ -54,6 +54,18 @@ def change(difference: float | None) -> str:
     return f"{MINUS if difference > 0 else '+'}{text}"
 
 
+def changed_words(difference: float) -> str:
+    """A loss difference in words.
+
+    >>> changed_words(-0.0021), changed_words(0.004), changed_words(0.0)
+    ('gains 0.21 points of accuracy', 'loses 0.40 points of accuracy', 'keeps its accuracy')
+    """
+    points = f"{abs(100 * difference):.2f}"
+    if points == "0.00":
+        return "keeps its accuracy"
+    return f"{'loses' if difference > 0 else 'gains'} {points} points of accuracy"
+
+
 def change_interval(interval: Interval | None) -> str:
     """An interval of a loss difference as one of the change of accuracy, low end first.
 

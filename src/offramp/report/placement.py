@@ -7,17 +7,21 @@ import numpy as np
 
 from offramp._core.types import FloatArray
 
-_DISTANCES = (1.0, 2.2, 3.8, 6.0, 9.0, 13.0, 18.0)  # in units of the gap
+_DISTANCES = (1.0, 1.7, 2.6, 3.8, 5.5, 8.0, 12.0, 18.0)  # in units of the gap
 _DIRECTIONS = 16
-_COVERED_LABEL = 1e6  # what it costs to cover one pixel of another label; must never pay
-_COVERED_MARK = 1.0
+_NEAR = 1.7  # cost per unit of distance, and of turning away from the right
+_COVERED_MARK = 4.0
+_CROSSED = 60.0  # a line from the point to its label runs over another point or label
+_COVERED_LABEL = 1e6  # per pixel: must never pay
+
+Bounds = tuple[float, float, float, float]
 
 
 def place_labels(
     anchors: FloatArray,
     sizes: FloatArray,
     marks: FloatArray,
-    bounds: tuple[float, float, float, float],
+    bounds: Bounds,
     *,
     gap: float = 7.0,
 ) -> FloatArray:
@@ -42,46 +46,59 @@ def place_labels(
     array([[57., 46.]])
     """
     corners = np.empty_like(anchors)
-    placed: list[FloatArray] = []
     for i, (anchor, size) in enumerate(zip(anchors, sizes, strict=True)):
-        candidates = _candidates(anchor, size, bounds, gap)  # (q, 2)
-        away = np.arange(len(candidates), dtype=np.float64)  # nearer and rightwards first
-        cost = away + _COVERED_MARK * 8 * _covered_marks(candidates, size, marks, gap / 3)
-        for corner, other in zip(corners[:i], placed, strict=True):
-            cost += _COVERED_LABEL * _shared_area(candidates, size, corner, other)
-        corners[i] = candidates[int(np.argmin(cost))]
-        placed.append(size)
+        found, cost = _candidates(anchor, size, bounds, gap)  # (q, 2), (q,)
+        cost += _COVERED_MARK * _covered(found, size, marks, gap / 3)
+        others = np.delete(anchors, i, axis=0)
+        cost += 4 * _COVERED_MARK * _covered(found, size, others, gap / 1.5)
+        leaders = _leaders(anchor, found, size)  # (q, t, 2)
+        cost += _CROSSED * _runs_over(leaders, others - gap / 1.5, others + gap / 1.5)
+        cost += _CROSSED * _runs_over(leaders, corners[:i], corners[:i] + sizes[:i])
+        for corner, other in zip(corners[:i], sizes[:i], strict=True):
+            cost += _COVERED_LABEL * _shared_area(found, size, corner, other)
+        corners[i] = found[int(np.argmin(cost))]
     return corners
 
 
 def _candidates(
-    anchor: FloatArray, size: FloatArray, bounds: tuple[float, float, float, float], gap: float
-) -> FloatArray:
-    # Right, left, above, below, then between; the label's nearest edge or corner faces the point.
-    steps = sorted(range(_DIRECTIONS), key=lambda d: (d % (_DIRECTIONS // 4) != 0, d % 8 != 0, d))
-    angles = 2 * np.pi * np.array(steps) / _DIRECTIONS
-    towards = np.column_stack([np.cos(angles), np.sin(angles)])  # (d, 2)
-    edge = np.sign(np.round(towards, 6)) * np.minimum(1.0, np.abs(towards) * np.sqrt(2))
-    places = [
-        anchor + gap * distance * towards + (edge - 1) * size / 2 for distance in _DISTANCES
-    ]
-    corners = np.concatenate(places)
+    anchor: FloatArray, size: FloatArray, bounds: Bounds, gap: float
+) -> tuple[FloatArray, FloatArray]:
+    """Places around a point, `(q, 2)`, and what each costs by itself, `(q,)`."""
+    angles = 2 * np.pi * np.arange(_DIRECTIONS) / _DIRECTIONS
+    towards = np.column_stack([np.cos(angles), np.sin(angles)]).round(9)  # (d, 2)
+    # The edge or corner of the label that faces the point: -1 its left or bottom, 1 the other.
+    edge = np.sign(towards) * np.minimum(1.0, np.abs(towards) * np.sqrt(2))
+    places = [anchor + gap * far * towards + (edge - 1) * size / 2 for far in _DISTANCES]
+    cost = [_NEAR * (far**1.3 + (1 - towards[:, 0]) / 4) for far in _DISTANCES]
     low, high = np.array(bounds[:2]), np.array(bounds[2:]) - size
-    return np.clip(corners, low, np.maximum(low, high))  # type: ignore[no-any-return]
+    inside = np.clip(np.concatenate(places), low, np.maximum(low, high))
+    return inside, np.concatenate(cost)
 
 
-def _covered_marks(
-    corners: FloatArray, size: FloatArray, marks: FloatArray, margin: float
-) -> FloatArray:
-    low = corners[:, None] - margin  # (q, 1, 2)
-    high = corners[:, None] + size + margin
+def _covered(corners: FloatArray, size: FloatArray, marks: FloatArray, margin: float) -> FloatArray:
+    """Number of marks under a label at each place, `(q,)`."""
+    low, high = corners[:, None] - margin, corners[:, None] + size + margin  # (q, 1, 2)
     inside = ((marks[None] > low) & (marks[None] < high)).all(axis=2)  # (q, o)
     return inside.sum(axis=1).astype(np.float64)
+
+
+def _leaders(anchor: FloatArray, corners: FloatArray, size: FloatArray) -> FloatArray:
+    """Positions on the line from the point to the nearest part of its label, `(q, t, 2)`."""
+    nearest = np.clip(anchor, corners, corners + size)  # (q, 2)
+    return anchor + np.linspace(0.1, 1.0, 10)[None, :, None] * (nearest - anchor)[:, None]
+
+
+def _runs_over(leaders: FloatArray, low: FloatArray, high: FloatArray) -> FloatArray:
+    """Number of boxes that the line to each place runs over, `(q,)`."""
+    at = leaders[:, :, None]  # (q, t, 1, 2)
+    inside = ((at > low) & (at < high)).all(axis=3)  # (q, t, boxes)
+    return inside.any(axis=1).sum(axis=1).astype(np.float64)
 
 
 def _shared_area(
     corners: FloatArray, size: FloatArray, corner: FloatArray, other: FloatArray
 ) -> FloatArray:
+    """Pixels that a label at each place shares with one that is placed, `(q,)`."""
     low = np.maximum(corners, corner)
     high = np.minimum(corners + size, corner + other)
-    return np.prod(np.clip(high - low, 0, None), axis=1)  # type: ignore[no-any-return]
+    return np.clip(high - low, 0, None).prod(axis=1)

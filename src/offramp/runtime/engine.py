@@ -191,7 +191,7 @@ def _divide(action: Tensor, rows: Rows, children: Sequence[int]) -> list[tuple[i
     if m in counts:
         return [(children[counts.index(m)], rows)] if m else []
     order = action.argsort(stable=True)  # those who leave (-1) first, then child by child
-    start, found = m - sum(counts), []
+    start, found = m - sum(counts), list[tuple[int, Rows]]()
     for child, count in zip(children, counts, strict=True):
         if count:
             part = order[start : start + count]

@@ -8,15 +8,18 @@ from typing import Any
 import numpy as np
 
 from offramp._core.topology import Path, Topology
+from offramp.policy.combination import Combine
 from offramp.policy.features import confidence_features
-from offramp.policy.policy import Combine, Node, Policy
+from offramp.policy.policy import Node, Policy
 from offramp.policy.rules import Agreement, Constant, Linear, Random, Rule
 
 Rng = np.random.Generator
 
 
-def random_topology(stages: int, *, seed: int, share: float = 0.6, shared: bool = False) -> Topology:
-    """Any part of the DAG over `stages` stages: any root, each forward edge with probability `share`.
+def random_topology(
+    stages: int, *, seed: int, share: float = 0.6, shared: bool = False
+) -> Topology:
+    """A part of the DAG over some stages: any root, each forward edge with probability `share`.
 
     Args:
         stages: Number of stages, at least 1.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from offramp._core.errors import InputError, TopologyError
 from offramp._core.topology import RAW_INPUT, Topology
 from offramp._core.types import Batch
+from offramp.models import ModelSpec
 from offramp.stages.stage import Stage
 
 _CHANGES_IN_TRAINING = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
@@ -72,7 +73,7 @@ class Cascade(nn.Module):
         *,
         edges: str | Iterable[tuple[str, str]] = "full",
         preprocess: nn.Module | Mapping[str, nn.Module] | None = None,
-        specs: Mapping[str, Any] | None = None,
+        specs: Mapping[str, ModelSpec] | None = None,
         class_names: Sequence[str] = (),
     ) -> "Cascade":
         """Network selection: every stage is a whole network that reads the raw input.
@@ -144,7 +145,7 @@ class Cascade(nn.Module):
                 class names.
         """
         with evaluating(self), torch.inference_mode():
-            return self(example_batch).shape[2]
+            return self.forward(example_batch).shape[2]
 
     def _check_classes(self, counts: Sequence[int]) -> None:
         if len(set(counts)) > 1:

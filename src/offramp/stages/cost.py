@@ -263,7 +263,7 @@ def _describe(device: torch.device | str) -> str:
     return f"{where.type}, {torch.get_num_threads()} threads"
 
 
-def _energy_monitor(device: torch.device) -> Any:
+def _energy_monitor(device: torch.device) -> Any:  # noqa: ANN401  (zeus is optional)
     try:
         from zeus.monitor import ZeusMonitor
     except ImportError as error:
@@ -282,7 +282,11 @@ def _energy_monitor(device: torch.device) -> Any:
     return monitor
 
 
-def _energy(monitor: Any, run: Callable[[], Any], window_s: float) -> float:
+def _energy(
+    monitor: Any,  # noqa: ANN401  (zeus is optional)
+    run: Callable[[], Any],
+    window_s: float,
+) -> float:
     run()  # warm-up
     count = 0
     monitor.begin_window("offramp")  # synchronises the GPU, as does the end

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from offramp._core.errors import InputError
 from offramp._core.types import Batch
-from offramp.models import extract_logits
+from offramp.models import ModelSpec, extract_logits
 
 
 @final
@@ -33,7 +33,7 @@ class Stage(nn.Module):
         source: Name of the earlier stage whose carry it reads, or None for the raw input.
         group: Stages of one group are alternative heads on one `module`, run and charged once.
             By default a stage is alone in the group of its own name.
-        spec: How to build `module` again, a record that JSON can hold, or None if nobody knows.
+        spec: How to build `module` again, or None if nobody knows.
 
     Raises:
         InputError: If the name is empty, or a stage with a source has preprocessing.
@@ -53,7 +53,7 @@ class Stage(nn.Module):
         preprocess: nn.Module | None = None,
         source: str | None = None,
         group: str | None = None,
-        spec: Any = None,
+        spec: ModelSpec | None = None,
     ) -> None:
         super().__init__()
         if not name:
@@ -76,7 +76,7 @@ class Stage(nn.Module):
         """True if later stages can continue from here."""
         return self.head is not None
 
-    def segment(self, carry: Batch) -> Any:
+    def segment(self, carry: Batch) -> Any:  # noqa: ANN401  (a carry is whatever the next module reads)
         """Run the segment alone.
 
         Args:
@@ -92,17 +92,20 @@ class Stage(nn.Module):
             return self.module(given)
         return self.module(*given)
 
-    def answer(self, result: Any) -> Float[Tensor, "m c"]:
+    def answer(self, result: Any) -> Float[Tensor, "m c"]:  # noqa: ANN401
         """Make logits `(m, c)`, float32, of what `segment` gave.
 
         Raises:
-            InputError: If they are not a matrix, or have fewer than 2 columns.
+            InputError: If there are no logits `(m, c)` with c >= 2 in it.
         """
-        logits = extract_logits(result if self.head is None else self.head(result))
-        if logits.dim() != 2 or logits.shape[1] < 2:
+        try:
+            logits = extract_logits(result if self.head is None else self.head(result))
+        except InputError as error:
+            raise InputError(f"Stage {self.name!r} gives no logits. {error}") from error
+        if logits.shape[1] < 2:
             raise InputError(
-                f"Stage {self.name!r} must give logits of shape (m, c) with c of at least 2, got "
-                f"{tuple(logits.shape)}."
+                f"Stage {self.name!r} must give logits for at least 2 classes, got shape "
+                f"{tuple(logits.shape)}; a single score has to become two, such as (0, score)."
             )
         return logits.to(torch.float32)
 

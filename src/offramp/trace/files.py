@@ -203,7 +203,7 @@ def load_trace(path: Path | str, *, verify: bool = False) -> Trace:
         raise FileFormatError(f"{folder} does not hold a sound trace: {error}") from error
 
 
-def id_parts(ids: Ids) -> ArraySource:
+def id_source(ids: Ids) -> ArraySource:
     """How ids are stored: int64, or UTF-8 bytes padded with zeros.
 
     Raises:
@@ -221,7 +221,7 @@ def id_parts(ids: Ids) -> ArraySource:
 
 
 def _sources(trace: Trace, dtype: StoredDtype) -> list[ArraySource]:
-    found = [_source("labels", trace.labels, "int64"), id_parts(trace.ids)]
+    found = [_source("labels", trace.labels, "int64"), id_source(trace.ids)]
     if trace.logits is not None:
         found.append(_source("logits", trace.logits, dtype))
     if trace.ranked is not None:

@@ -6,7 +6,7 @@ more a chain; `edges` says otherwise.
 Layer: trace.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -16,11 +16,12 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from offramp._core.checks import check_known, check_shape, check_split
+from offramp._core.checks import check_known, check_shape
 from offramp._core.costs import Costs
 from offramp._core.errors import FileFormatError, InputError, MissingExtraError
 from offramp._core.topology import Topology
-from offramp._core.types import SPLITS, Split
+from offramp._core.types import Split
+from offramp.trace.convert import integers, ranks, scores, split_indices
 from offramp.trace.trace import Trace
 
 _FULL_UP_TO = 5  # stages; with every edge, the number of visit paths doubles with each stage
@@ -68,23 +69,23 @@ def from_logits(
     """
     if isinstance(logits, Mapping):
         names = tuple(logits)
-        scores = torch.stack(_same_shape("logits", logits, _scores), dim=1)  # (n, s, c)
+        stacked = torch.stack(_same_shape("logits", logits, scores), dim=1)  # (n, s, c)
     else:
-        scores = _scores("logits", logits)
-        check_shape("logits", scores.shape, (None, None, None))
-        names = tuple(names if names is not None else _names_of(costs, scores.shape[1]))
-    check_shape("logits", scores.shape, (None, len(names), None))
+        stacked = scores("logits", logits)
+        check_shape("logits", stacked.shape, (None, None, None))
+        names = tuple(names if names is not None else _names_of(costs, stacked.shape[1]))
+    check_shape("logits", stacked.shape, (None, len(names), None))
     topology = _topology(names, edges)
     return Trace(
         topology=topology,
-        labels=_integers("labels", labels),
-        classes=scores.shape[2],
+        labels=integers("labels", labels),
+        classes=stacked.shape[2],
         costs=_cost_table(costs, unit, topology),
-        logits=scores,
+        logits=stacked,
         class_names=tuple(class_names),
         seen_in_training=seen_in_training,
-        lossy=scores.dtype == torch.float16,
-        **_optional(ids, split, len(scores)),
+        lossy=stacked.dtype == torch.float16,
+        **_optional(ids, split, len(stacked)),
     )
 
 
@@ -128,8 +129,8 @@ def from_predictions(
     (0.5, 2)
     """
     names = tuple(predictions)
-    ranked = torch.stack(_same_shape("predictions", predictions, _ranks), dim=1)  # (n, s, r)
-    known = _integers("labels", labels)
+    ranked = torch.stack(_same_shape("predictions", predictions, ranks), dim=1)  # (n, s, r)
+    known = integers("labels", labels)
     if classes is None:
         classes = len(class_names) or int(known.max()) + 1 if len(known) else 0
     topology = _topology(names, edges)
@@ -155,7 +156,7 @@ def from_npz(
     labels: str = "labels",
     ids: str | None = None,
     split: str | None = None,
-    **others: Any,
+    **others: object,
 ) -> Trace:
     """A trace of the arrays in an npz file.
 
@@ -197,7 +198,7 @@ def from_parquet(
     labels: str = "label",
     ids: str | None = None,
     split: str | None = None,
-    **others: Any,
+    **others: object,
 ) -> Trace:
     """A trace of the columns of a parquet file.
 
@@ -248,7 +249,7 @@ def from_parquet(
 
 
 def _read(
-    column: Any,
+    column: Callable[[Any], NDArray[Any]],
     logits: Mapping[str, Any] | None,
     predictions: Mapping[str, Any] | None,
     confidences: Mapping[str, str] | None,
@@ -275,24 +276,19 @@ def _read(
     return read
 
 
-def _from_read(read: dict[str, Any], others: Mapping[str, Any]) -> Trace:
-    return (from_logits if "logits" in read else from_predictions)(**read, **others)
+def _from_read(read: dict[str, Any], others: Mapping[str, object]) -> Trace:
+    return (from_logits if "logits" in read else from_predictions)(**read, **others)  # type: ignore[arg-type]
 
 
 def _as_names(names: str | Sequence[str]) -> Sequence[str]:
     return [names] if isinstance(names, str) else names
 
 
-def _column_values(column: Any, what: str) -> NDArray[Any]:
-    import pyarrow as pa
-
+def _column_values(column: Any, what: str) -> NDArray[Any]:  # noqa: ANN401  (pyarrow is optional)
     if column.null_count:
         raise FileFormatError(f"{what} has {column.null_count} empty cells; fill or drop them.")
     array = column.combine_chunks()
-    kind = array.type
-    if not (
-        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    ):
+    if not hasattr(array, "value_lengths"):  # not a column of lists
         return np.asarray(array.to_numpy(zero_copy_only=False))
     flat = array.flatten()
     lengths = np.asarray(array.value_lengths()) if len(array) else np.array([0])
@@ -301,7 +297,9 @@ def _column_values(column: Any, what: str) -> NDArray[Any]:
     return np.asarray(flat.to_numpy(zero_copy_only=False)).reshape(len(array), -1)
 
 
-def _same_shape(argument: str, tables: Mapping[str, Any], convert: Any) -> list[Tensor]:
+def _same_shape(
+    argument: str, tables: Mapping[str, Any], convert: Callable[[str, Any], Tensor]
+) -> list[Tensor]:
     if not tables:
         raise InputError(f"{argument} must name at least one stage, got none.")
     found = {name: convert(f"{argument} of {name!r}", table) for name, table in tables.items()}
@@ -314,35 +312,6 @@ def _same_shape(argument: str, tables: Mapping[str, Any], convert: Any) -> list[
     return list(found.values())
 
 
-def _scores(name: str, values: Any) -> Tensor:
-    given = _tensor(name, values)
-    return given if given.dtype == torch.float16 else given.to(torch.float32)
-
-
-def _ranks(name: str, values: Any) -> Tensor:
-    given = _integers(name, values)
-    return given[:, None] if given.dim() == 1 else given
-
-
-def _integers(name: str, values: Any) -> Tensor:
-    given = _tensor(name, values)
-    if given.is_floating_point():
-        if not bool((given == given.round()).all()):  # False for NaN as well
-            raise InputError(f"{name} must be whole numbers, got {given.flatten()[:3].tolist()}...")
-    return given.to(torch.int64)
-
-
-def _tensor(name: str, values: Any) -> Tensor:
-    if isinstance(values, Tensor):
-        return values.detach().cpu()
-    array = np.asarray(values)
-    if array.dtype.kind not in "biuf":
-        raise InputError(f"{name} must be numbers, got an array of {array.dtype}.")
-    if array.dtype.kind == "u" and array.dtype.itemsize > 1:  # torch computes with few of these
-        array = array.astype(np.int64)
-    return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
-
-
 def _confidence(
     confidences: Mapping[str, ArrayLike | Tensor] | None, names: Sequence[str]
 ) -> Tensor | None:
@@ -353,7 +322,7 @@ def _confidence(
     missing = [name for name in names if name not in confidences]
     if missing:
         raise InputError(f"confidences must have an entry for every stage; {missing} have none.")
-    each = [_scores(f"confidences of {name!r}", confidences[name]).float() for name in names]
+    each = [scores(f"confidences of {name!r}", confidences[name]).float() for name in names]
     for name, values in zip(names, each, strict=True):
         check_shape(f"confidences of {name!r}", values.shape, (len(each[0]),))
     return torch.stack(each, dim=1)  # (n, s)
@@ -392,23 +361,3 @@ def _optional(ids: ArrayLike | None, split: ArrayLike | Split | None, n: int) ->
     if split is not None:
         found["split"] = split_indices(split, n)
     return found
-
-
-def split_indices(split: ArrayLike | Split, n: int) -> Tensor:
-    """Index into `SPLITS` of each of `n` examples, int8, from names, indices or one name for all.
-
-    Raises:
-        InputError: If a name or an index is none of a split's.
-    """
-    if isinstance(split, str):
-        return torch.full((n,), SPLITS.index(check_split("split", split)), dtype=torch.int8)  # type: ignore[arg-type]
-    given = np.asarray(split)
-    if given.dtype.kind in "OU":
-        names, inverse = np.unique(given.astype(str), return_inverse=True)
-        indices = [SPLITS.index(check_split("split", str(name))) for name in names]  # type: ignore[arg-type]
-        return torch.tensor(indices, dtype=torch.int8)[torch.from_numpy(inverse.reshape(-1))]
-    found = _integers("split", given)
-    outside = (found < 0) | (found >= len(SPLITS))
-    if bool(outside.any()):
-        raise InputError(f"split must hold indices into {SPLITS}, got {int(found[outside][0])}.")
-    return found.to(torch.int8)

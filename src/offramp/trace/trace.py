@@ -216,7 +216,7 @@ class Trace:
         split = np.full(n, -1, dtype=np.int64)
         start = 0
         for name, count in counts.items():
-            split[order[start : start + count]] = SPLITS.index(name)  # type: ignore[arg-type]
+            split[order[start : start + count]] = SPLITS.index(name)
             start += count
         kept = torch.from_numpy(np.flatnonzero(split >= 0))
         whole = replace(self, split=None).rows(kept)
@@ -232,5 +232,6 @@ class Trace:
         both = np.intersect1d(self.ids, other.ids)
         if len(both):
             raise SplitOverlapError(
-                f"{len(both)} examples are in both parts, e.g. {both[0]!r}. Splits must be disjoint."
+                f"{len(both)} examples are in both parts, e.g. {both[0]!r}. Splits must be "
+                "disjoint."
             )

@@ -4,29 +4,29 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from offramp._core.topology import Topology
 from offramp.policy import Constant, Feature, Linear, Node, Policy
 from offramp.runtime.engine import Engine, route_reference
 from offramp.runtime.testing import random_policy, random_topology
 
-SYNCHRONISING = {"nonzero", "_local_scalar_dense", "is_nonzero", "masked_select", "unique"}
+SYNCHRONISING = {"nonzero", "item", "tolist", "__bool__", "__int__", "__float__"}
 
 
-class CountSyncs(TorchDispatchMode):
-    """Counts operations for which a host would wait for its device; `tolist` of a tensor is one."""
+class CountSyncs(TorchFunctionMode):
+    """Counts the calls for which a host would have to wait for its device."""
 
     def __init__(self):
         super().__init__()
         self.count = 0
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.overloadpacket.__name__
-        masks = name == "index" and any(
-            t is not None and t.dtype == torch.bool for t in args[1]
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        name = getattr(function, "__name__", "")
+        masks = name == "__getitem__" and any(
+            isinstance(index, torch.Tensor) and index.dtype == torch.bool for index in args[1:]
         )
-        self.count += name in SYNCHRONISING or masks
+        self.count += masks or name in SYNCHRONISING
         return function(*args, **(kwargs or {}))
 
 
@@ -121,7 +121,9 @@ def test_an_answer_does_not_depend_on_the_rest_of_the_batch_nor_on_its_order(see
 def test_the_host_waits_once_per_decision_on_a_chain(stages, combine):
     topology = Topology.of([f"s{k}" for k in range(stages)], edges="chain")
     weights = {p: [1.0] * len(p) for p in topology.paths()} if combine == "weighted" else None
-    nodes = {p: Node(Linear.threshold(Feature("margin", p[-1]), 0.5)) for p in topology.paths()[:-1]}
+    nodes = {
+        p: Node(Linear.threshold(Feature("margin", p[-1]), 0.5)) for p in topology.paths()[:-1]
+    }
     engine = Engine(Policy(topology, nodes, combine=combine, weights=weights))
     visit = Injected(outputs_of(64, stages, 4))
     with CountSyncs() as syncs:
@@ -133,9 +135,9 @@ def test_the_host_waits_once_per_decision_on_a_chain(stages, combine):
 def test_the_host_does_not_wait_for_stages_that_nobody_reaches():
     topology = Topology.of(["a", "b", "c", "d"], edges="chain")
     nodes = {p: Node(Constant(True)) for p in topology.paths()[:-1]}
-    visit = Injected(outputs_of(8, 4, 3))
+    visit, engine = Injected(outputs_of(8, 4, 3)), Engine(Policy(topology, nodes))
     with CountSyncs() as syncs:
-        Engine(Policy(topology, nodes)).route(visit, torch.arange(8))
+        engine.route(visit, torch.arange(8))
     assert list(visit.visits) == [0]
     assert syncs.count == 1
 

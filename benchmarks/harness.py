@@ -1,0 +1,54 @@
+"""What every benchmark shares: machine facts, and one JSON object last."""
+
+import argparse
+import json
+import os
+import platform
+import resource
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from offramp._core.files import write_json
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """Command line with the options that all benchmarks have."""
+    made = argparse.ArgumentParser(description=description)
+    made.add_argument("--json", action="store_true", help="print one JSON object last")
+    made.add_argument("--out", type=Path, help="also write the JSON object to this file")
+    return made
+
+
+def machine() -> dict[str, Any]:
+    """Facts that a figure depends on."""
+    model = "unknown"
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
+        model = names[0].split(":")[1].strip() if names else model
+    packages = ("torch", "numpy", "scipy", "offramp")
+    return {
+        "cpu": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }
+
+
+def peak_mib() -> float:
+    """Largest resident memory of this process so far, MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def report(arguments: argparse.Namespace, result: Mapping[str, Any]) -> None:
+    """Print the figures, as a table for people or as one JSON object."""
+    result = {**result, "machine": machine()}
+    if arguments.out is not None:
+        write_json(arguments.out, result)
+    if arguments.json:
+        print(json.dumps(result, allow_nan=False))
+        return
+    for name, value in result.items():
+        print(f"{name:32} {value:.4f}" if isinstance(value, float) else f"{name:32} {value}")

@@ -1,0 +1,67 @@
+"""Adaptive inference: trained classifiers that spend on each input only what it needs.
+
+A newcomer's whole session:
+
+    cascade  = offramp.Cascade.of_models({"resnet20": a, "resnet56": b})
+    trace    = offramp.record(cascade, loader)
+    frontier = offramp.fit(trace, policy="weighted")
+    chosen   = frontier.cheapest(max_loss=0.02)
+    model    = offramp.Adaptive(cascade, chosen)
+    model(images).labels
+
+Names are imported on first use, so that the command line answers `--help` without torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from offramp._core.costs import Costs as Costs
+    from offramp._core.topology import Topology as Topology
+    from offramp.bundle import load_bundle as load_bundle
+    from offramp.bundle import save_bundle as save_bundle
+    from offramp.evaluate import Frontier as Frontier
+    from offramp.evaluate import fit as fit
+    from offramp.policy import Policy as Policy
+    from offramp.policy import Setting as Setting
+    from offramp.record import record as record
+    from offramp.runtime import Adaptive as Adaptive
+    from offramp.runtime import Answer as Answer
+    from offramp.stages import Cascade as Cascade
+    from offramp.stages import Stage as Stage
+    from offramp.trace import Trace as Trace
+    from offramp.trace import load_trace as load_trace
+    from offramp.trace import save_trace as save_trace
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Adaptive": "offramp.runtime",
+    "Answer": "offramp.runtime",
+    "Cascade": "offramp.stages",
+    "Costs": "offramp._core.costs",
+    "Frontier": "offramp.evaluate",
+    "Policy": "offramp.policy",
+    "Setting": "offramp.policy",
+    "Stage": "offramp.stages",
+    "Topology": "offramp._core.topology",
+    "Trace": "offramp.trace",
+    "fit": "offramp.evaluate",
+    "load_bundle": "offramp.bundle",
+    "load_trace": "offramp.trace",
+    "record": "offramp.record",
+    "save_bundle": "offramp.bundle",
+    "save_trace": "offramp.trace",
+}
+
+__all__ = [*sorted(_HOME), "__version__"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'offramp' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -1,0 +1,32 @@
+"""Labelled examples from many sources, and their four disjoint splits.
+
+Layer: data.  Imports _core only.
+"""
+
+from offramp.data.arrays import arrays, npz
+from offramp.data.cifar import cifar10, cifar100
+from offramp.data.digits import digits
+from offramp.data.download import Archive, fetch
+from offramp.data.examples import Examples, LabelledBatch, LazyInputs
+from offramp.data.folder import ImageFiles, image_folder, read_image
+from offramp.data.imagenet32 import imagenet32
+from offramp.data.sources import SOURCES, load_examples
+
+__all__ = [
+    "SOURCES",
+    "Archive",
+    "Examples",
+    "ImageFiles",
+    "LabelledBatch",
+    "LazyInputs",
+    "arrays",
+    "cifar10",
+    "cifar100",
+    "digits",
+    "fetch",
+    "image_folder",
+    "imagenet32",
+    "load_examples",
+    "npz",
+    "read_image",
+]

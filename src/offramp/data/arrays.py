@@ -1,0 +1,157 @@
+"""Examples from arrays in memory and from npz files.
+
+Layer: data.
+"""
+
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from offramp._core.checks import check_choice
+from offramp._core.errors import FileFormatError, InputError
+from offramp._core.types import SPLITS, Ids, Split
+from offramp.data.examples import Examples
+
+Layout = Literal["auto", "as_is", "nchw", "nhwc", "nhw"]
+_COLOURS = (1, 3)
+
+
+def arrays(
+    inputs: Tensor | NDArray[Any],
+    labels: Tensor | NDArray[Any] | Sequence[int],
+    *,
+    class_names: Sequence[str] | None = None,
+    ids: Ids | Sequence[Any] | None = None,
+    split: Sequence[Split] | None = None,
+    layout: Layout = "auto",
+    name: str = "arrays",
+) -> Examples:
+    """Take examples from arrays.
+
+    Args:
+        inputs: `(n, ...)`, batch first; float64 becomes float32.
+        labels: `(n,)`, integers in [0, c).
+        class_names: Names of the classes; by default "0", "1", ... up to the largest label.
+        ids: Unique names, `(n,)`, integers or strings; by default 0..n-1.
+        split: Name of each example's split, `(n,)`.
+        layout: "nhwc" moves the channels of images to the second place, "nhw" adds a channel,
+            "nchw" and "as_is" change nothing. "auto" is "nhwc" for uint8 of four axes whose
+            last has 1 or 3 entries and whose second has not, and "as_is" otherwise.
+        name: For people.
+
+    Raises:
+        InputError: If the arrays do not fit together (see `Examples`), or the layout needs
+            another number of axes.
+
+    >>> import numpy as np
+    >>> arrays(np.zeros((2, 8, 8, 3), dtype=np.uint8), [0, 1]).inputs.shape
+    torch.Size([2, 3, 8, 8])
+    """
+    values = _labels(labels)
+    if class_names is None:
+        class_names = [str(k) for k in range(int(values.max()) + 1 if len(values) else 0)]
+    examples = Examples(
+        inputs=_arranged(torch.as_tensor(inputs), layout),
+        labels=values,
+        class_names=tuple(class_names),
+        ids=np.arange(len(values)) if ids is None else np.asarray(ids),
+        split=None if split is None else _split_indices(split),
+        name=name,
+    )
+    examples.warn_if_class_missing()
+    return examples
+
+
+def npz(
+    path: Path | str,
+    *,
+    inputs: str = "images",
+    labels: str = "labels",
+    ids: str | None = None,
+    class_names: Sequence[str] | None = None,
+    layout: Layout = "auto",
+) -> Examples:
+    """Read examples from an npz file of plain arrays.
+
+    Args:
+        path: The file.
+        inputs: Name of the array of inputs, `(n, ...)`.
+        labels: Name of the array of labels, `(n,)`.
+        ids: Name of the array of ids, or None to count from 0.
+        class_names: As in `arrays`.
+        layout: As in `arrays`.
+
+    Raises:
+        FileFormatError: If the file is missing, truncated, holds pickled objects or lacks an
+            array; it names the arrays there are.
+        InputError: If the arrays do not fit together.
+    """
+    path = Path(path)
+    wanted = [inputs, labels, *([] if ids is None else [ids])]
+    found = read_arrays(path, wanted)
+    return arrays(
+        found[inputs],
+        found[labels],
+        class_names=class_names,
+        ids=None if ids is None else found[ids],
+        layout=layout,
+        name=path.name,
+    )
+
+
+def read_arrays(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Read some arrays of an npz file; raises `FileFormatError` if one cannot be had."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise FileFormatError(f"{path} holds one array; an npz file is needed.")
+            for name in names:
+                if name not in file.files:
+                    raise FileFormatError(
+                        f"{path} has no array {name!r}; it holds {sorted(file.files)}."
+                    )
+            return {name: file[name] for name in names}
+    except FileFormatError:
+        raise
+    except FileNotFoundError as error:
+        raise FileFormatError(f"{path} is missing.") from error
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise FileFormatError(f"{path} cannot be read as npz: {error}") from error
+
+
+def _labels(labels: Tensor | NDArray[Any] | Sequence[int]) -> Tensor:
+    values = torch.as_tensor(labels)
+    if values.ndim != 1:
+        raise InputError(f"labels must have one axis, got shape {tuple(values.shape)}.")
+    if len(values) and (values.is_floating_point() or values.dtype == torch.bool):
+        raise InputError(f"labels must be integers, got {values.dtype}.")
+    return values.to(torch.int64)
+
+
+def _arranged(inputs: Tensor, layout: str) -> Tensor:
+    check_choice("layout", layout, get_args(Layout))
+    if inputs.dtype == torch.float64:
+        inputs = inputs.to(torch.float32)
+    if layout == "auto":
+        coloured = inputs.ndim == 4 and inputs.dtype == torch.uint8
+        last = coloured and inputs.shape[3] in _COLOURS and inputs.shape[1] not in _COLOURS
+        layout = "nhwc" if last else "as_is"
+    axes = {"as_is": inputs.ndim, "nhw": 3}.get(layout, 4)
+    if inputs.ndim != axes:
+        raise InputError(f"layout {layout!r} needs {axes} axes, got {tuple(inputs.shape)}.")
+    if layout == "nhwc":
+        return inputs.permute(0, 3, 1, 2).contiguous()
+    return inputs[:, None] if layout == "nhw" else inputs
+
+
+def _split_indices(split: Sequence[Split]) -> Tensor:
+    unknown = [name for name in split if name not in SPLITS]
+    if unknown:
+        raise InputError(f"split must hold names out of {SPLITS}, got {unknown[0]!r}.")
+    return torch.tensor([SPLITS.index(name) for name in split], dtype=torch.int8)

@@ -1,0 +1,315 @@
+"""Labelled examples with names and splits: what networks are trained, recorded and tested on.
+
+Layer: data.
+"""
+
+import hashlib
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol, cast, final, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Int, Int8, Int64
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from offramp._core.checks import check_positive_int, check_shape, check_split
+from offramp._core.errors import InputError, SplitOverlapError
+from offramp._core.types import SPLITS, Ids, Split
+from offramp.data.division import counts_of, random_order, stratified_order
+
+_CHUNK = 4096  # rows hashed at a time: the inputs may be mapped from disk
+_SHOWN = 5  # names listed in a message
+
+
+@runtime_checkable
+class LazyInputs(Protocol):
+    """Inputs that are made on access, such as the images of a folder."""
+
+    def __len__(self) -> int:
+        """Number of inputs."""
+        ...
+
+    def __getitem__(self, position: int) -> Tensor:
+        """One input, without the batch axis; all have one shape."""
+        ...
+
+    def rows(self, positions: Sequence[int]) -> "LazyInputs":
+        """Some of the inputs, in this order."""
+        ...
+
+    def identity(self) -> bytes:
+        """Bytes that change when the inputs change, cheaper than reading them all."""
+        ...
+
+
+class LabelledBatch(NamedTuple):
+    """What a loader gives: inputs `(m, ...)`, labels `(m,)` int64, ids `(m,)` int64 or str."""
+
+    inputs: Tensor
+    labels: Tensor
+    ids: Ids
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Examples:
+    """`n` labelled examples of `c` classes; a map-style data set for torch.
+
+    Args:
+        inputs: `(n, ...)`, batch first; images are uint8 or float32 `(n, channels, h, w)`.
+            Or inputs made on access (`LazyInputs`).
+        labels: True labels, `(n,)`, int64, in [0, c).
+        class_names: Names of the `c` classes.
+        ids: Names of the examples, `(n,)`, int64 or str, unique.
+        split: Index into `SPLITS` of each example, `(n,)`, int8, or None where undecided.
+        name: What this is and which files were used, for people.
+
+    Raises:
+        InputError: If there are no examples, lengths differ, a label lies outside the classes,
+            an id repeats, or a split index is unknown.
+
+    >>> import torch
+    >>> from offramp.data import arrays
+    >>> examples = arrays(torch.zeros(6, 1, 2, 2), torch.tensor([0, 1, 0, 1, 0, 1]))
+    >>> parts = examples.divided({"fit": 4, "test": 2}, seed=0, stratified=True)
+    >>> len(parts.part("fit")), parts.part("test").labels.sort().values.tolist()
+    (4, [0, 1])
+    """
+
+    inputs: Tensor | LazyInputs
+    labels: Int64[Tensor, " n"]
+    class_names: tuple[str, ...]
+    ids: Ids
+    split: Int8[Tensor, " n"] | None = None
+    name: str = "examples"
+
+    def __post_init__(self) -> None:
+        n, c = len(self.labels), self.classes
+        if n == 0:
+            raise InputError("A data set needs at least one example, got n = 0.")
+        if len(self.inputs) != n:
+            raise InputError(
+                f"inputs and labels must have one length, got {len(self.inputs)} inputs and "
+                f"{n} labels."
+            )
+        outside = (self.labels < 0) | (self.labels >= c)
+        if bool(outside.any()):
+            row = int(outside.nonzero()[0])
+            raise InputError(
+                f"labels must be in [0, {c}), got {int(self.labels[row])} for example {row}. "
+                "Name all classes in class_names, and count from 0."
+            )
+        check_shape("ids", self.ids.shape, (n,))
+        if self.ids.dtype.kind not in "iuU":
+            raise InputError(f"ids must be integers or strings, got {self.ids.dtype}.")
+        values, counts = np.unique(self.ids, return_counts=True)
+        if len(values) != n:
+            raise InputError(
+                f"ids must be unique, got {values[counts > 1][0]!r} {counts.max()} times."
+            )
+        if self.split is not None:
+            check_shape("split", self.split.shape, (n,))
+            if bool(((self.split < 0) | (self.split >= len(SPLITS))).any()):
+                raise InputError(f"split must hold indices into {SPLITS}.")
+
+    @property
+    def classes(self) -> int:
+        """Number of classes `c`."""
+        return len(self.class_names)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, position: int) -> tuple[Tensor, int, int | str]:
+        """Input, label and id of one example."""
+        return self.inputs[position], int(self.labels[position]), self.ids[position].item()
+
+    def batch(self, start: int, stop: int) -> LabelledBatch:
+        """Examples `start` to `stop` as one batch; tensors share memory with the data set."""
+        if isinstance(self.inputs, Tensor):
+            inputs = self.inputs[start:stop]
+        else:
+            lazy = self.inputs
+            inputs = torch.stack([lazy[k] for k in range(*slice(start, stop).indices(len(self)))])
+        return LabelledBatch(inputs, self.labels[start:stop], self.ids[start:stop])
+
+    def loader(self, batch_size: int, *, num_workers: int = 0) -> "DataLoader[Any]":
+        """A torch loader over batches, always in the order of the examples.
+
+        Args:
+            batch_size: Examples of each batch, the last one may be smaller.
+            num_workers: Processes that prepare batches; 0 means this one.
+
+        Returns:
+            A loader of `LabelledBatch`; its length is the number of batches.
+        """
+        batches = _Batches(self, check_positive_int("batch_size", batch_size))
+        return DataLoader(
+            cast("Any", batches), batch_size=None, num_workers=num_workers, collate_fn=_as_it_is
+        )
+
+    def rows(self, index: Tensor) -> "Examples":
+        """Some examples, by position or mask, in this order."""
+        positions = index.nonzero()[:, 0] if index.dtype == torch.bool else index
+        if isinstance(self.inputs, Tensor):
+            inputs: Tensor | LazyInputs = self.inputs[positions]
+        else:
+            inputs = self.inputs.rows(positions.tolist())
+        return replace(
+            self,
+            inputs=inputs,
+            labels=self.labels[positions],
+            ids=self.ids[positions.numpy()],
+            split=None if self.split is None else self.split[positions],
+        )
+
+    def part(self, split: Split) -> "Examples":
+        """The examples of one split.
+
+        Raises:
+            InputError: If there are no splits, or none of the examples is in this one.
+        """
+        check_split("split", split)
+        if self.split is None:
+            raise InputError(
+                f"{self.name} has no splits; divide it first with examples.divided({{...}}, "
+                "seed=...) or examples.with_ranges({...})."
+            )
+        mask = self.split == SPLITS.index(split)
+        if not bool(mask.any()):
+            raise InputError(f"No example of {self.name} is in the split {split!r}.")
+        return self.rows(mask)
+
+    def divided(
+        self, shares: Mapping[Split, float | int], *, seed: int, stratified: bool = False
+    ) -> "Examples":
+        """The same examples, split at random; splits they had before are forgotten.
+
+        Args:
+            shares: For each split a fraction in (0, 1] (floats) or a number of examples
+                (integers). Examples left over are dropped.
+            seed: Of the random order.
+            stratified: True gives every split the classes in the proportions of the whole.
+
+        Raises:
+            InputError: If fractions and numbers are mixed, or there are not enough examples.
+
+        Warns:
+            UserWarning: If a split lacks a class; it names both.
+        """
+        counts = counts_of(shares, len(self))
+        labels = self.labels.numpy()
+        order = (
+            stratified_order(labels, seed=seed)
+            if stratified
+            else random_order(len(self), seed=seed)
+        )
+        stops = np.cumsum(list(counts.values()))
+        positions = zip(counts, np.split(order, stops)[:-1], strict=True)
+        return self._assigned(dict(positions))
+
+    def with_ranges(self, ranges: Mapping[Split, tuple[int, int]]) -> "Examples":
+        """The same examples, split by position; those in no range are dropped.
+
+        Args:
+            ranges: For each split its first position and the one after its last.
+
+        Raises:
+            InputError: If a range is empty or leaves the examples.
+            SplitOverlapError: If two ranges share a position.
+
+        Warns:
+            UserWarning: If a split lacks a class; it names both.
+        """
+        positions: dict[Split, Any] = {}
+        for split, (start, stop) in ranges.items():
+            if not 0 <= start < stop <= len(self):
+                raise InputError(
+                    f"The range of {split!r} must lie in [0, {len(self)}] and not be empty, "
+                    f"got ({start}, {stop})."
+                )
+            for other, (first, last) in ranges.items():
+                if other != split and start < last and first < stop:
+                    raise SplitOverlapError(
+                        f"The ranges of {split!r} ({start}, {stop}) and {other!r} "
+                        f"({first}, {last}) overlap. Splits must be disjoint."
+                    )
+            positions[split] = np.arange(start, stop)
+        return self._assigned(positions)
+
+    def require_disjoint(self, other: "Examples") -> None:
+        """Raise `SplitOverlapError` if an id stands in both; numbers and strings never match."""
+        if (self.ids.dtype.kind == "U") != (other.ids.dtype.kind == "U"):
+            return
+        both = np.intersect1d(self.ids, other.ids)
+        if len(both):
+            raise SplitOverlapError(
+                f"{len(both)} examples are in both {self.name} and {other.name}, e.g. "
+                f"{both[0].item()!r}. Splits must be disjoint."
+            )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of labels, ids and inputs, 64 hexadecimal digits; splits and names left out.
+
+        Of images in a folder names and sizes of the files count, not their pixels.
+        """
+        digest = hashlib.sha256()
+        for values in (self.labels.numpy(), self.ids):
+            digest.update(f"{values.dtype.str} {values.shape}".encode())
+            digest.update(np.ascontiguousarray(values).tobytes())
+        if not isinstance(self.inputs, Tensor):
+            digest.update(self.inputs.identity())
+            return digest.hexdigest()
+        digest.update(f"{self.inputs.dtype} {tuple(self.inputs.shape)}".encode())
+        for start in range(0, len(self), _CHUNK):
+            digest.update(self.inputs[start : start + _CHUNK].contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def _assigned(self, positions: Mapping[Split, Int[np.ndarray, " _"]]) -> "Examples":
+        split = torch.full((len(self),), -1, dtype=torch.int8)
+        for name, where in positions.items():
+            split[torch.from_numpy(where)] = SPLITS.index(cast("Split", check_split("split", name)))
+        kept = split >= 0
+        chosen = replace(replace(self, split=None).rows(kept), split=split[kept])
+        chosen.warn_if_class_missing()
+        return chosen
+
+    def warn_if_class_missing(self) -> None:
+        """Warn for each split that has examples but lacks a class; name split and classes."""
+        if self.split is None:
+            return
+        for index in np.unique(self.split.numpy()).tolist():
+            seen = np.unique(self.labels[self.split == index].numpy()).tolist()
+            missing = [self.class_names[k] for k in sorted(set(range(self.classes)) - set(seen))]
+            if missing:
+                more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+                warnings.warn(
+                    f"The split {SPLITS[index]!r} of {self.name} has no example of class "
+                    f"{', '.join(repr(k) for k in missing[:_SHOWN])}{more}.",
+                    stacklevel=4,
+                )
+
+
+@final
+class _Batches:
+    """The batches of a data set as a data set, so that a batch is one slice, not many rows."""
+
+    def __init__(self, examples: Examples, batch_size: int) -> None:
+        self.examples = examples
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.examples) // self.batch_size)
+
+    def __getitem__(self, number: int) -> LabelledBatch:
+        start = number * self.batch_size
+        return self.examples.batch(start, start + self.batch_size)
+
+
+def _as_it_is(batch: Any) -> Any:  # noqa: ANN401  (as torch types it)
+    return batch

@@ -1,0 +1,58 @@
+"""Data sets by name, as configuration files and the command line ask for them.
+
+Layer: data.
+"""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+from offramp._core.checks import check_choice
+from offramp._core.errors import InputError
+from offramp._core.registry import Registry
+from offramp.data.arrays import npz
+from offramp.data.cifar import cifar10, cifar100
+from offramp.data.digits import digits
+from offramp.data.examples import Examples
+from offramp.data.folder import image_folder
+from offramp.data.imagenet32 import imagenet32
+
+#: Data sets by name; all but "digits" take a path first.
+SOURCES: Registry[Examples] = Registry(
+    "data set",
+    {
+        "digits": digits,
+        "cifar10": cifar10,
+        "cifar100": cifar100,
+        "imagenet32": imagenet32,
+        "folder": image_folder,
+        "npz": npz,
+    },
+)
+
+
+def load_examples(kind: str, path: Path | str | None = None, **options: Any) -> Examples:  # noqa: ANN401
+    """Load a data set by name.
+
+    Args:
+        kind: "digits", "cifar10", "cifar100", "imagenet32", "folder" or "npz".
+        path: File or folder; "digits" needs none.
+        **options: Those of the function of this data set, such as `size` of `image_folder`.
+
+    Raises:
+        UnknownNameError: If there is no data set of this name; the nearest is suggested.
+        InputError: If the path is missing or not wanted, or an option is not known.
+
+    >>> len(load_examples("digits"))
+    1797
+    """
+    source = SOURCES[kind]
+    known = list(inspect.signature(source).parameters)
+    given = [] if kind == "digits" else [known.pop(0)]  # the path has another name here and there
+    for name in options:
+        check_choice(f"option of {kind!r}", name, known)
+    if not given and path is not None:
+        raise InputError(f"{kind!r} comes with a package and takes no path, got {path}.")
+    if given and path is None:
+        raise InputError(f"{kind!r} needs a path, got None. Say where the data lie.")
+    return source(*([] if path is None else [Path(path)]), **options)

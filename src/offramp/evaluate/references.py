@@ -1,0 +1,96 @@
+"""What every frontier is compared with: static networks, uniform and myopic policies, oracles.
+
+Layer: evaluate.  Source: methods.md 1 (references in every plot and table).
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from offramp._core.topology import Topology
+from offramp.evaluate.evaluation import evaluate, reference_cost
+from offramp.evaluate.results import ReferencePoint
+from offramp.policy import Setting
+from offramp.policy.baselines import fit_uniform
+from offramp.policy.oracles import ORACLES, OracleKind, oracle
+from offramp.trace import Trace
+
+
+def references(
+    trace: Trace,
+    reference: str,
+    *,
+    top: int = 1,
+    topology: Topology | None = None,
+    myopic: Sequence[Setting] = (),
+) -> list[ReferencePoint]:
+    """Each static network, the uniform curve, the myopic curve if given, and the oracles.
+
+    Args:
+        trace: The examples to compare on.
+        reference: Name of F.
+        top: A label is right when it is among the `top` best.
+        topology: What the oracles walk and, if it is a chain of two or more, the uniform policy
+            as well; by default the chain of all stages from the root to F.
+        myopic: Settings of the myopic policy to evaluate.
+
+    >>> from offramp.trace.testing import make_trace
+    >>> [p.name for p in references(make_trace(n=100, stages=2), "stage1") if p.kind != "uniform"]
+    ['stage0 alone', 'stage1 alone', 'paper oracle', 'neutral oracle', 'free oracle']
+    """
+    topology = _chain_to(trace.topology, reference) if topology is None else topology
+    singles = [
+        Setting.single(trace.topology, name, reference=reference, top=top) for name in trace.stages
+    ]
+    found = [_point(trace, setting, "static", setting.label) for setting in singles]
+    if len(topology.active) > 1 and all(len(topology.children(k)) < 2 for k in topology.active):
+        uniform = fit_uniform(trace, reference=reference, top=top, topologies=[topology])
+        for setting in uniform:
+            name = f"uniform, {setting.parameters['rate']:g}"
+            found.append(_point(trace, setting, "uniform", name))
+    found += [_point(trace, setting, "myopic", setting.label) for setting in myopic]
+    found += [_oracle_point(trace, kind, topology, reference, top) for kind in ORACLES]
+    return found
+
+
+def _chain_to(topology: Topology, reference: str) -> Topology:
+    """All stages from the root to F, one of each group; the root alone where F is the root."""
+    stages: list[int] = []
+    for k in topology.active:
+        group = topology.groups[k]
+        is_f = k == topology.index(reference)
+        if is_f:
+            stages = [j for j in stages if topology.groups[j] != group]
+        if is_f or group not in {topology.groups[j] for j in stages}:
+            stages.append(k)
+        if is_f:
+            break
+    return topology.chain(stages)
+
+
+def _point(
+    trace: Trace, setting: Setting, kind: Literal["static", "uniform", "myopic"], name: str
+) -> ReferencePoint:
+    found = evaluate(trace, setting, bootstrap=0)
+    return ReferencePoint(
+        name=name,
+        kind=kind,
+        cost_ratio=found.cost_ratio,
+        accuracy=found.accuracy,
+        difference=found.difference,
+        excess=found.excess,
+    )
+
+
+def _oracle_point(
+    trace: Trace, kind: OracleKind, topology: Topology, reference: str, top: int
+) -> ReferencePoint:
+    found = oracle(trace, kind, topology=topology, reference=reference, top=top)
+    f_wrong = trace.wrong(trace.topology.index(reference), top=top)
+    return ReferencePoint(
+        name=f"{kind} oracle",
+        kind="oracle",
+        cost_ratio=float(found.cost.mean() / reference_cost(trace, reference)),
+        accuracy=float(1 - found.wrong.mean()),
+        difference=float(found.wrong.mean() - f_wrong.mean()),
+        excess=float((found.wrong & ~f_wrong).mean()),
+    )

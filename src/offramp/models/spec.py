@@ -1,0 +1,177 @@
+"""Networks by name, and a record that says how to build one again.
+
+Layer: models.
+"""
+
+import importlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, final
+
+from torch import nn
+
+from offramp._core.errors import FileFormatError, InputError, UnsupportedError
+from offramp._core.files import sha256
+from offramp._core.registry import Registry
+from offramp.models.preresnet import cifar_preresnet
+from offramp.models.resnet import cifar_resnet, resnet21
+from offramp.models.small_cnn import small_cnn
+from offramp.models.weights import load_weights
+
+_BY_DEPTH: dict[str, Callable[..., nn.Module]] = {
+    "resnet": cifar_resnet,
+    "preresnet": cifar_preresnet,
+}
+_DEPTHS = (8, 14, 20, 32, 44, 56, 110)
+
+#: Networks by name; "resnet<depth>" and "preresnet<depth>" exist for every depth 6m + 2 besides.
+MODELS: Registry[nn.Module] = Registry(
+    "model",
+    {
+        **{f"{k}{d}": partial(make, d) for k, make in _BY_DEPTH.items() for d in _DEPTHS},
+        "resnet21": resnet21,
+        "small_cnn": small_cnn,
+    },
+)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """How to build a network: what to call, with what, and which weights to load.
+
+    Args:
+        name: A registered name ("resnet20", "preresnet56", "resnet21", "small_cnn", any depth
+            6m + 2), or "module:callable", such as "torchvision.models:resnet50".
+        arguments: Keyword arguments, JSON values only.
+        weights: File of weights, or None for those that the callable makes.
+        weights_sha256: Checksum that the file must have, 64 hexadecimal digits, or None.
+
+    Raises:
+        InputError: If `arguments` are not JSON values, or there is a checksum without a file.
+
+    >>> ModelSpec(name="resnet20", arguments={"classes": 100}).to_dict()["arguments"]
+    {'classes': 100}
+    """
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    weights: str | None = None
+    weights_sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            plain = json.loads(json.dumps(dict(self.arguments), allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"arguments of {self.name!r} must be JSON values, got {self.arguments!r}: {error}."
+            ) from error
+        object.__setattr__(self, "arguments", plain)
+        if self.weights_sha256 is not None and self.weights is None:
+            raise InputError("weights_sha256 needs weights, got weights=None.")
+
+    def to_dict(self) -> dict[str, object]:
+        """As JSON values; `from_dict` reads it back."""
+        return {
+            "name": self.name,
+            "arguments": dict(self.arguments),
+            "weights": self.weights,
+            "weights_sha256": self.weights_sha256,
+        }
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> "ModelSpec":
+        """Read what `to_dict` wrote; all but the name may be absent.
+
+        Raises:
+            InputError: If there is no name, or a key that is not known.
+        """
+        known = ("name", "arguments", "weights", "weights_sha256")
+        strange = [key for key in value if key not in known]
+        if strange or "name" not in value:
+            raise InputError(f"A model needs a name and may have {known[1:]}, got {dict(value)}.")
+        return cls(**value)
+
+
+def build(spec: ModelSpec, *, allow_import: bool = True) -> nn.Module:
+    """Build a network and load its weights.
+
+    Args:
+        spec: What to build.
+        allow_import: False refuses "module:callable": such a name runs any code that is
+            installed, so it must not come from a file that nobody has read.
+
+    Returns:
+        The network, in evaluation mode.
+
+    Raises:
+        UnknownNameError: If there is no model of this name; the nearest is suggested.
+        UnsupportedError: If the module cannot be imported or has no such callable, or imports
+            are not allowed.
+        InputError: If the callable refuses the arguments or returns no `nn.Module`.
+        FileFormatError: If the weights are missing, changed, or do not fit.
+
+    >>> build(ModelSpec(name="resnet8", arguments={"width": 0.5})).linear.in_features
+    32
+    """
+    make = _imported(spec.name, allow_import) if ":" in spec.name else model_factory(spec.name)
+    try:
+        module = make(**spec.arguments)
+    except TypeError as error:
+        raise InputError(f"{spec.name} refuses {dict(spec.arguments)}: {error}.") from error
+    if not isinstance(module, nn.Module):
+        raise InputError(f"{spec.name} must return an nn.Module, got {type(module).__name__}.")
+    if spec.weights is not None:
+        _check_sha256(Path(spec.weights), spec.weights_sha256)
+        load_weights(module, spec.weights)
+    return module.eval()
+
+
+def model_factory(name: str) -> Callable[..., nn.Module]:
+    """What builds the model of this name.
+
+    Raises:
+        UnknownNameError: If there is none; the nearest is suggested.
+        InputError: If a residual network cannot have this depth; the nearest are named.
+    """
+    match = re.fullmatch(r"(resnet|preresnet)(\d+)", name)
+    if match is None or name in MODELS:
+        return MODELS[name]
+    return partial(_BY_DEPTH[match[1]], int(match[2]))
+
+
+def _imported(name: str, allow: bool) -> Callable[..., object]:
+    if not allow:
+        raise UnsupportedError(
+            f"{name!r} would import and run code by name, which is not allowed here. Allow it "
+            "only if you trust where the name comes from."
+        )
+    where, _, attribute = name.partition(":")
+    try:
+        value: object = importlib.import_module(where)
+    except (ImportError, ValueError, RuntimeError) as error:  # torchvision raises the last
+        raise UnsupportedError(
+            f"The module {where!r} of {name!r} cannot be imported: {error}. Install it, or "
+            "correct the name; the form is 'module:callable'."
+        ) from error
+    for part in attribute.split("."):
+        value = getattr(value, part, None)
+    if not callable(value):
+        raise UnsupportedError(f"The module {where!r} has no callable {attribute!r}, in {name!r}.")
+    return value
+
+
+def _check_sha256(path: Path, wanted: str | None) -> None:
+    if wanted is None:
+        return
+    if not path.is_file():
+        raise FileFormatError(f"{path} is missing.")
+    have = sha256(path)
+    if have != wanted.lower():
+        raise FileFormatError(
+            f"{path} has changed: its SHA-256 is {have}, but {wanted} was expected."
+        )

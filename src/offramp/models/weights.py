@@ -1,0 +1,145 @@
+"""Weights from and to files: safetensors, npz, or a torch file; never a pickled object.
+
+Layer: models.
+"""
+
+import pickle
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from offramp._core.errors import FileFormatError, InputError
+from offramp._core.files import whole_file
+
+_SHOWN = 3  # names listed in a message
+_NESTED = ("state_dict", "model")
+_PARALLEL_PREFIX = "module."  # put there by DataParallel
+_COUNTER = "num_batches_tracked"  # of batch normalisation: it does not change any output
+
+
+def load_weights(module: nn.Module, path: Path | str) -> None:
+    """Load weights into `module`, all of them or none.
+
+    Args:
+        module: The network; its names must be those of the file. A prefix "module." that all
+            names of the file share is dropped; counters of batches may be missing.
+        path: `.safetensors`; `.npz` of plain arrays; or `.pt`, `.pth`, `.bin`, `.ckpt`, read by
+            torch with `weights_only=True`: a state dict, or one under "state_dict" or "model".
+
+    Raises:
+        InputError: If the ending is another one.
+        FileFormatError: If the file is missing or cannot be read, or if names or shapes differ;
+            the first few are named and `module` stays as it was.
+
+    >>> import tempfile
+    >>> from offramp.models import small_cnn
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_weights(small_cnn(width=2, depth=2, seed=1), Path(folder) / "w.safetensors")
+    ...     load_weights(small_cnn(width=2, depth=2), Path(folder) / "w.safetensors")
+    """
+    path = Path(path)
+    found = _without_prefix(_read(path))
+    wanted = module.state_dict()
+    missing = [k for k in wanted if k not in found and not k.endswith(_COUNTER)]
+    unexpected = [k for k in found if k not in wanted]
+    different = [
+        f"{k} {tuple(found[k].shape)} instead of {tuple(wanted[k].shape)}"
+        for k in wanted
+        if k in found and found[k].shape != wanted[k].shape
+    ]
+    problems = [
+        _listed(names, what)
+        for names, what in (
+            (missing, "missing"),
+            (unexpected, "unexpected"),
+            (different, "of another shape"),
+        )
+        if names
+    ]
+    if problems:
+        raise FileFormatError(
+            f"The weights in {path} do not fit {type(module).__name__}: {'; '.join(problems)}."
+        )
+    module.load_state_dict({**wanted, **found})
+
+
+def save_weights(module: nn.Module, path: Path | str) -> None:
+    """Write the weights of `module` to a safetensors file, whole or not at all.
+
+    Weights that two layers share are written twice, so the file loads without knowing of it.
+
+    Raises:
+        InputError: If `path` does not end with ".safetensors".
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise InputError(f"path must end with .safetensors, got {path.name!r}.")
+    # clone: safetensors refuses tensors that share memory
+    state = {k: v.detach().cpu().contiguous().clone() for k, v in module.state_dict().items()}
+    with whole_file(path) as temporary:
+        save_file(state, temporary)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    reader = _READERS.get(path.suffix)
+    if reader is None:
+        raise InputError(f"path must end with one of {', '.join(_READERS)}, got {path.name!r}.")
+    try:
+        return reader(path)
+    except FileNotFoundError as error:
+        raise FileFormatError(f"{path} is missing.") from error
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        KeyError,
+        RuntimeError,
+        SafetensorError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+    ) as error:
+        raise FileFormatError(
+            f"{path} cannot be read as weights: {error}. Only plain tensors are read, never "
+            "pickled objects."
+        ) from error
+
+
+def _read_npz(path: Path) -> dict[str, Tensor]:
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    value = torch.load(path, map_location="cpu", weights_only=True)
+    if isinstance(value, Mapping):
+        value = next((value[k] for k in _NESTED if isinstance(value.get(k), Mapping)), value)
+    if not isinstance(value, Mapping):
+        raise ValueError(f"it holds a {type(value).__name__} instead of named tensors")
+    foreign = [str(k) for k, v in value.items() if not isinstance(v, Tensor)]
+    if foreign:
+        raise ValueError(_listed(foreign, "not tensors"))
+    return {str(k): v for k, v in value.items()}
+
+
+_READERS: dict[str, Callable[[Path], dict[str, Tensor]]] = {
+    ".safetensors": load_file,
+    ".npz": _read_npz,
+    **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), _read_torch),
+}
+
+
+def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    if state and all(k.startswith(_PARALLEL_PREFIX) for k in state):
+        return {k.removeprefix(_PARALLEL_PREFIX): v for k, v in state.items()}
+    return state
+
+
+def _listed(names: list[str], what: str) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{len(names)} {what} ({', '.join(names[:_SHOWN])}{more})"

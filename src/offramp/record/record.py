@@ -1,0 +1,247 @@
+"""Run every stage of a cascade on every example once and keep what they said.
+
+Layer: record.
+"""
+
+import hashlib
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from offramp._core.checks import check_choice, check_positive_int, check_split
+from offramp._core.costs import Costs
+from offramp._core.errors import InputError
+from offramp._core.progress import progress_bar
+from offramp._core.types import Ids, Split
+from offramp.record.partial import PartialStore
+from offramp.record.rows import Loader, Rows, dataset_of, labelled_rows, row_splits, total_rows
+from offramp.record.store import Facts, MemoryStore, Store
+from offramp.stages import Cascade, evaluating, measure_flops, take_rows, to_device
+from offramp.trace import Trace
+from offramp.trace.files import StoredDtype
+
+
+def record(
+    cascade: Cascade,
+    loader: Loader,
+    *,
+    path: Path | str | None = None,
+    split: Split | None = None,
+    device: torch.device | str = "cpu",
+    dtype: StoredDtype = "float32",
+    costs: Costs | str = "flops",
+    seen_in_training: bool = False,
+    class_names: tuple[str, ...] | list[str] | None = None,
+    batch_size: int = 256,
+    progress: bool = True,
+    resume: bool = True,
+    overwrite: bool = False,
+) -> Trace:
+    """Record a cascade over labelled examples.
+
+    With a `path` the rows go to disk as they come, so memory does not grow with their number. If
+    the run is interrupted, even killed, the same call goes on where it stopped: it walks through
+    the loader again, checks that labels and ids of the recorded rows are the same, and runs the
+    stages on the rest. The trace appears at `path` whole or not at all.
+
+    Args:
+        cascade: Is moved to `device`, and put into evaluation mode meanwhile.
+        loader: Gives batches (inputs, labels) or (inputs, labels, ids) in the same order each
+            time; or a data set that makes such a loader by `.loader(batch_size)`. Inputs are a
+            tensor, or a tuple or mapping of tensors. Without ids examples are numbered from 0.
+        path: Folder of the trace, by convention `*.trace`; None keeps everything in memory.
+        split: Name of the split of all examples. A data set with an array `split` says it for
+            each example instead.
+        device: Where the stages run.
+        dtype: "float16" halves the trace and marks it as lossy.
+        costs: A table, or "flops" to count them on the first example.
+        seen_in_training: Whether the stages were trained on these examples.
+        class_names: Names of the classes; by default those of the cascade or of the data set.
+        batch_size: For a data set that makes its own loader.
+        progress: Whether to show a progress bar.
+        resume: False throws away what an interrupted run has left.
+        overwrite: Whether a trace at `path` may be replaced once the new one is complete.
+
+    Raises:
+        InputError: If there are no examples; a label lies outside the classes; a logit is NaN or
+            infinite; stages have different numbers of classes; ids repeat; `path` exists; or an
+            interrupted recording belongs to another cascade or to another order of the examples.
+
+    >>> from torch import nn
+    >>> cascade = Cascade.of_models({"small": nn.Linear(4, 3)})
+    >>> trace = record(cascade, [(torch.zeros(5, 4), torch.tensor([0, 1, 2, 0, 1]))])
+    >>> trace.logits.shape, trace.costs.unit
+    (torch.Size([5, 1, 3]), 'flops')
+    """
+    check_choice("dtype", dtype, ("float32", "float16"))
+    check_positive_int("batch_size", batch_size)
+    if split is not None:
+        check_split("split", split)
+    _check_costs(cascade, costs)
+    names = _class_names(cascade, loader) if class_names is None else tuple(class_names)
+    cascade.to(device)
+    with ExitStack() as stack:
+        store = _store(stack, cascade, loader, path, dtype, resume=resume, overwrite=overwrite)
+        stack.enter_context(evaluating(cascade))
+        table = _record_rows(cascade, loader, store, costs, names, device, batch_size, progress)
+        ids = store.ids()
+        _check_unique(ids)
+        facts = Facts(
+            topology=cascade.topology,
+            costs=table,
+            class_names=names,
+            seen_in_training=seen_in_training,
+            lossy=dtype == "float16",
+        )
+        return store.finish(facts, row_splits(loader, ids, split))
+
+
+def _store(
+    stack: ExitStack,
+    cascade: Cascade,
+    loader: Loader,
+    path: Path | str | None,
+    dtype: StoredDtype,
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> Store:
+    if path is None:
+        return MemoryStore(dtype)
+    if Path(path).exists() and not overwrite:
+        raise InputError(
+            f"{path} exists already. Choose another path, or pass overwrite=True to replace it."
+        )
+    fingerprint = {**_fingerprint(cascade, loader), "dtype": dtype}
+    partial = PartialStore(
+        Path(path),
+        stages=len(cascade),
+        dtype=dtype,
+        fingerprint=fingerprint,
+        resume=resume,
+        overwrite=overwrite,
+    )
+    return stack.enter_context(partial)
+
+
+def _record_rows(
+    cascade: Cascade,
+    loader: Loader,
+    store: Store,
+    costs: Costs | str,
+    class_names: tuple[str, ...],
+    device: torch.device | str,
+    batch_size: int,
+    progress: bool,
+) -> Costs:
+    """Fill the store and return the costs, which are counted on the first example."""
+    table = costs if isinstance(costs, Costs) else None
+    before, seen = store.rows, 0
+    with progress_bar("Recording", total_rows(loader), enabled=progress) as advance:
+        for rows in labelled_rows(loader, batch_size):
+            if table is None:
+                first = take_rows(rows.inputs, torch.tensor([0]))
+                table = measure_flops(cascade, to_device(first, device))
+            done = min(max(before - seen, 0), len(rows))
+            if done:
+                _check_same(rows, *store.known(seen, seen + done))
+            if done < len(rows):
+                new = rows.after(done) if done else rows
+                store.append(new, _outputs(cascade, new, class_names, device))
+            seen += len(rows)
+            advance(len(rows))
+    if seen < before:
+        raise InputError(
+            f"The loader gave {seen} examples, but {before} were recorded before the interruption."
+            " Give the same loader again, or pass resume=False to start again."
+        )
+    if table is None:
+        raise InputError("The loader must give at least one example, got none.")
+    return table
+
+
+def _outputs(
+    cascade: Cascade, rows: Rows, class_names: tuple[str, ...], device: torch.device | str
+) -> NDArray[Any]:
+    """Checked logits of every stage, `(m, s, c)`, float32."""
+    with torch.inference_mode():
+        logits = cascade.forward(to_device(rows.inputs, device)).cpu().numpy()
+    m, s, c = logits.shape
+    if (m, s) != (len(rows), len(cascade)):
+        raise InputError(
+            f"Every stage must answer for each of the {len(rows)} examples of a batch, got "
+            f"{m} answers."
+        )
+    bad = np.argwhere(~np.isfinite(logits).all(axis=2))
+    if len(bad):
+        row, stage = bad[0]
+        raise InputError(
+            f"logits must be finite, got NaN or infinity for example {rows.ids[row]!r}, stage "
+            f"{cascade.topology.names[stage]!r}. Find out why the network gives such an output "
+            "before recording."
+        )
+    outside = np.flatnonzero((rows.labels < 0) | (rows.labels >= c))
+    if len(outside):
+        row = outside[0]
+        raise InputError(
+            f"labels must be in [0, {c}), got {rows.labels[row]} for example {rows.ids[row]!r}."
+        )
+    if class_names and len(class_names) != c:
+        raise InputError(f"class_names must have {c} entries, got {len(class_names)}.")
+    return logits
+
+
+def _check_costs(cascade: Cascade, costs: Costs | str) -> None:
+    if isinstance(costs, str):
+        if costs != "flops":
+            raise InputError(
+                f"costs must be 'flops' or a table, got {costs!r}; measure it with "
+                "measure_seconds or measure_joules, or give it with given_costs."
+            )
+    elif len(costs) != len(cascade):
+        raise InputError(f"costs must have one entry per stage ({len(cascade)}), got {len(costs)}.")
+
+
+def _check_same(rows: Rows, labels: NDArray[Any], ids: Ids) -> None:
+    count = len(labels)
+    same = np.array_equal(rows.labels[:count], labels) and np.array_equal(rows.ids[:count], ids)
+    if not same:
+        raise InputError(
+            f"The examples do not come in the order in which they were recorded before the "
+            f"interruption, see the batch that begins with example {rows.ids[0]!r}. Does the "
+            "loader shuffle? Give it a fixed order, or pass resume=False to start again."
+        )
+
+
+def _check_unique(ids: Ids) -> None:
+    names, counts = np.unique(ids, return_counts=True)
+    if len(names) != len(ids):
+        raise InputError(
+            f"ids must be unique, got {names[counts > 1][0]!r} {counts.max()} times; an example "
+            "recorded twice would count twice. Correct the loader and pass resume=False."
+        )
+
+
+def _class_names(cascade: Cascade, loader: Loader) -> tuple[str, ...]:
+    return cascade.class_names or tuple(getattr(dataset_of(loader), "class_names", ()))
+
+
+def _fingerprint(cascade: Cascade, loader: Loader) -> dict[str, str]:
+    """What makes recorded rows belong to this cascade and, where it can say so, this data set."""
+    digest = hashlib.sha256()
+    for stage in cascade:
+        for name, value in sorted(stage.state_dict().items()):
+            digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+            raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(raw.numpy().tobytes())
+    return {
+        "stages": json.dumps(cascade.topology.to_dict()),
+        "preprocessing": "; ".join(repr(stage.preprocess) for stage in cascade),
+        "weights": digest.hexdigest(),
+        "examples": str(getattr(dataset_of(loader), "fingerprint", "")),
+    }

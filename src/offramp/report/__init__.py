@@ -1,0 +1,30 @@
+"""Reports: figures and one self-contained page from results that were computed elsewhere.
+
+Layer: report.  The only place, with serve, for plotting and page templates; nothing here computes
+a number, and nothing here sees networks or data sets.
+"""
+
+from offramp.report.content import ExampleImage, ReportContent, Reproduction, TimingRow
+from offramp.report.figures import (
+    Curve,
+    Point,
+    frontier_figure,
+    overlap_figure,
+    save_figure,
+    stage_figure,
+)
+from offramp.report.page import write_report
+
+__all__ = [
+    "Curve",
+    "ExampleImage",
+    "Point",
+    "ReportContent",
+    "Reproduction",
+    "TimingRow",
+    "frontier_figure",
+    "overlap_figure",
+    "save_figure",
+    "stage_figure",
+    "write_report",
+]

@@ -1,0 +1,97 @@
+"""Figures without global state: size, type and axes; written to files whole or not at all.
+
+Layer: report.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from offramp._core.checks import check_choice
+from offramp._core.files import whole_file
+from offramp.report.palette import GRID, INK, MUTED, PAPER
+
+WIDE_IN = 8.6
+NARROW_IN = 3.7  # a phone's column: text keeps its size, the figure is laid out anew
+TEXT_PT = 9.0
+SMALL_PT = 8.0
+_PNG_DPI = 200
+_FORMATS = ("png", "svg")
+
+
+def new_figure(*, narrow: bool, height_in: float) -> Figure:
+    """An empty figure with a canvas that can measure text."""
+    figure = Figure(figsize=(NARROW_IN if narrow else WIDE_IN, height_in), facecolor=PAPER)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def add_axes(figure: Figure, left: float, bottom: float, right: float, top: float) -> Axes:
+    """Calm axes with margins in inches from the figure's edges."""
+    width, height = (float(size) for size in figure.get_size_inches())
+    axes = figure.add_axes(
+        (left / width, bottom / height, (width - left - right) / width,
+         (height - bottom - top) / height)
+    )  # fmt: skip
+    axes.set_facecolor("none")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(GRID)
+    axes.tick_params(colors=MUTED, labelsize=SMALL_PT, length=0, pad=4)
+    axes.set_axisbelow(True)
+    return axes
+
+
+def write(axes: Axes, x: float, y: float, text: str, **options: Any) -> Any:
+    """Text that is never read as mathematics: names are the user's own."""
+    style: dict[str, Any] = {"fontsize": TEXT_PT, "color": INK, **options}
+    return axes.text(x, y, text, parse_math=False, **style)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG or SVG, by the path's ending, whole or not at all.
+
+    Args:
+        figure: What to write.
+        path: Ends in ".png" or ".svg".
+
+    Raises:
+        InputError: If the ending is another one.
+    """
+    form = check_choice("the ending of path", path.suffix.lower().removeprefix("."), _FORMATS)
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        render(figure, file, form=form, text_as_paths=True)
+
+
+def render(figure: Figure, file: IO[Any], *, form: str, text_as_paths: bool) -> None:
+    """Write a figure to an open file; the same figure gives the same bytes."""
+    dated = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    with _reproducible(text_as_paths):
+        if form == "svg":
+            figure.savefig(file, format="svg", metadata=dated)
+        else:
+            figure.savefig(file, format="png", dpi=_PNG_DPI, metadata={"Software": None})
+
+
+@contextmanager
+def _reproducible(text_as_paths: bool) -> Iterator[None]:
+    settings = {"svg.hashsalt": "offramp", "svg.fonttype": "path" if text_as_paths else "none"}
+    with matplotlib.rc_context(settings), quiet_about_glyphs():
+        yield
+
+
+@contextmanager
+def quiet_about_glyphs() -> Iterator[None]:
+    """Names may be in any script; the reader's browser has fonts that matplotlib lacks."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*[Gg]lyph.*missing.*")
+        warnings.filterwarnings("ignore", message=r".*[Mm]atplotlib currently does not support.*")
+        yield

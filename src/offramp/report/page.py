@@ -1,0 +1,134 @@
+"""One self-contained page from a report's content, and its numbers as JSON beside it.
+
+Layer: report.  Nothing here computes a statistic; templates only write numbers down.
+"""
+
+import hashlib
+import json
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from offramp._core.errors import InputError
+from offramp._core.files import whole_file
+from offramp.report import formatting
+from offramp.report.charts import MOST_SUBSETS, frontier_chart, overlap_chart, stage_chart
+from offramp.report.content import ExampleImage, ReportContent
+from offramp.report.inline import image_uri
+from offramp.report.palette import css_variables
+
+_MOST_IMAGES = 8  # per stage: the page stays light
+_FILTERS = (
+    formatting.amount,
+    formatting.change,
+    formatting.change_interval,
+    formatting.changed_words,
+    formatting.percent,
+    formatting.saving,
+    formatting.seconds,
+    formatting.share_interval,
+    formatting.times,
+    formatting.unit_name,
+    image_uri,
+)
+
+
+def write_report(path: Path, content: ReportContent) -> Path:
+    """Write a report as one HTML file, and every number it shows as JSON beside it.
+
+    The page fetches nothing and runs no script. Both files are written, or neither.
+
+    Args:
+        path: Where to write; ends in ".html". The JSON has the same name with ".json".
+        content: What to show.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        InputError: If the path does not end in ".html", or a number is NaN or infinite.
+    """
+    path = Path(path)
+    if path.suffix != ".html":
+        raise InputError(f"path must end in .html, got {str(path)!r}.")
+    try:
+        numbers = json.dumps(content.to_dict(), indent=2, allow_nan=False, ensure_ascii=False)
+    except ValueError as error:
+        raise InputError(f"Every number of a report must be finite: {error}.") from error
+    beside = path.with_suffix(".json")
+    text = render_page(content, json_name=beside.name, json_text=numbers + "\n")
+    with whole_file(path) as page_file, whole_file(beside) as json_file:
+        json_file.write_text(numbers + "\n", encoding="utf-8")
+        page_file.write_text(text, encoding="utf-8")
+    return path
+
+
+def render_page(content: ReportContent, *, json_name: str, json_text: str) -> str:
+    """The page as text.
+
+    Args:
+        content: What to show.
+        json_name: Name of the file with the numbers, shown with its checksum.
+        json_text: What that file holds.
+    """
+    shown = content.shown
+    checksum = hashlib.sha256(json_text.encode("utf-8")).hexdigest()
+    numbers = content.chosen.numbers if not content.cascade else {}  # type: ignore[union-attr]
+    return _environment().get_template("report.html").render(
+        content=content,
+        shown=shown,
+        reference=shown.setting.reference,
+        stages_text=shown.setting.policy.topology.describe().replace(" -> ", " → "),
+        where=f"of the split {shown.split!r}",
+        timing=content.timing,
+        headline_timing=content.timing[:1] + content.timing[1:][-1:],
+        numbers=[(name.replace("_", " "), f"{value:.4g}") for name, value in numbers.items()],
+        frontier=frontier_chart(content),
+        stages=stage_chart(shown),
+        overlap=None if content.overlap is None else overlap_chart(content.overlap),
+        most_subsets=MOST_SUBSETS,
+        images=_by_exit(content.images),
+        files=[*content.reproduction.files.items(), (json_name, checksum)],
+        json_name=json_name,
+        style=_style(),
+        version=_version(),
+    )
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("offramp.report"),
+        autoescape=True,  # names of stages, classes and files are the user's own
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update({function.__name__: function for function in _FILTERS})
+    return environment
+
+
+def _by_exit(images: tuple[ExampleImage, ...]) -> list[tuple[str, list[ExampleImage], int]]:
+    """Images grouped by the stage where they left, stages in order of first use."""
+    groups: dict[str, list[ExampleImage]] = {}
+    for image in images:
+        groups.setdefault(image.exit_stage, []).append(image)
+    return [(stage, group[:_MOST_IMAGES], len(group)) for stage, group in groups.items()]
+
+
+def _style() -> Markup:
+    rules = (Path(__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
+    light, dark = css_variables("light"), css_variables("dark")
+    return Markup(  # noqa: S704  (a file of this package)
+        f":root {{\n{light}\n}}\n"
+        f"@media screen and (prefers-color-scheme: dark) {{ :root {{\n{dark}\n}} }}\n{rules}"
+    )
+
+
+def _version() -> str:
+    try:
+        return version("offramp")
+    except PackageNotFoundError:
+        return "(not installed)"

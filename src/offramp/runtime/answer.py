@@ -1,0 +1,72 @@
+"""The answer to a batch.
+
+Layer: runtime.
+"""
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+NO_LABEL = -1  # label of an example that no stage could answer; 0 would be a class
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a cascade says about `n` examples, in the order they came in.
+
+    Args:
+        logits: Log of the combined probabilities, `(n, c)`, float32; NaN where not `valid`.
+        labels: Most probable class, `(n,)`, ties to the lowest index; -1 where not `valid`.
+        stage: Index into `stage_names` of the stage at which each example left, `(n,)`.
+        confidence: Largest combined probability, `(n,)` in [0, 1]; 0 where not `valid`.
+        cost: Cost of everything that ran for each example, `(n,)`, float64, in the unit of the
+            costs given; None where none were given.
+        valid: False where no visited stage gave finite logits, `(n,)`: there is no answer.
+        nonfinite: Number of visited stages that gave NaN or infinity, `(n,)`.
+        stage_names: Names of all stages of the cascade, in topological order.
+    """
+
+    logits: Float[Tensor, "n c"]
+    labels: Int[Tensor, " n"]
+    stage: Int[Tensor, " n"]
+    confidence: Float[Tensor, " n"]
+    cost: Float[Tensor, " n"] | None
+    valid: Bool[Tensor, " n"]
+    nonfinite: Int[Tensor, " n"]
+    stage_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @classmethod
+    def of(
+        cls,
+        logits: Float[Tensor, "n c"],
+        *,
+        stage: Int[Tensor, " n"],
+        cost: Float[Tensor, " n"] | None,
+        valid: Bool[Tensor, " n"],
+        nonfinite: Int[Tensor, " n"],
+        stage_names: tuple[str, ...],
+    ) -> "Answer":
+        """Label and confidence follow from log-probabilities.
+
+        >>> yes, none = torch.tensor([True]), torch.tensor([0])
+        >>> Answer.of(torch.tensor([[0.25, 0.75]]).log(), stage=none, cost=None, valid=yes,
+        ...           nonfinite=none, stage_names=("a",)).labels
+        tensor([1])
+        """
+        return cls(
+            logits=logits,
+            labels=torch.where(valid, logits.argmax(dim=1), NO_LABEL),
+            stage=stage,
+            confidence=torch.where(valid, logits.amax(dim=1).exp(), 0.0),
+            cost=cost,
+            valid=valid,
+            nonfinite=nonfinite,
+            stage_names=stage_names,
+        )

@@ -1,0 +1,174 @@
+"""What evaluation predicted is what the runtime does (methods.md 6)."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from offramp._core.topology import Topology
+from offramp.evaluate import fit, replay
+from offramp.models import small_cnn
+from offramp.policy import Policy
+from offramp.policy.keys import example_keys
+from offramp.record import record
+from offramp.runtime import Adaptive, route_reference
+from offramp.runtime.testing import random_policy, random_topology
+from offramp.stages import Cascade
+from offramp.trace.testing import make_trace
+
+BOUNDARY = 1e-4  # kernels change with the batch size; nearer than this a decision may differ
+
+
+class Recorded(nn.Module):
+    """A network that says of example i what the trace recorded of it."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, rows):
+        return self.logits[rows[:, 0]]
+
+
+def cascade_of(trace):
+    return Cascade.of_models(
+        {name: Recorded(trace.logits[:, k]) for k, name in enumerate(trace.stages)}
+    )
+
+
+def assert_runtime_does_what_replay_said(trace, policy, batch):
+    model = Adaptive(cascade_of(trace), policy, costs=trace.costs)
+    wanted = replay(trace, policy)
+    keys = example_keys(trace.ids)
+    twin = route_reference(policy, trace.logits, keys)
+    for rows in torch.arange(len(trace)).split(batch):
+        answer = model(rows[:, None], ids=trace.ids[rows.numpy()])
+        np.testing.assert_array_equal(answer.stage, wanted.last[rows])
+        np.testing.assert_array_equal(answer.labels, wanted.labels[rows, 0])
+        np.testing.assert_array_equal(answer.cost, wanted.cost[rows])
+        assert torch.equal(answer.logits, twin.logits[rows])
+        assert answer.valid.all()
+    return wanted
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 2**20),
+    stages=st.integers(1, 5),
+    classes=st.sampled_from([2, 3, 10]),
+    combine=st.sampled_from(["last", "mean", "weighted"]),
+    share=st.sampled_from([0.5, 1.0]),
+    batch=st.sampled_from([1, 2, 7, 33]),
+)
+def test_for_random_policies_on_random_topologies(seed, stages, classes, combine, share, batch):
+    part = random_topology(stages, seed=seed, share=share)
+    trace = make_trace(
+        40, classes=classes, seed=seed, topology=Topology.of([f"stage{k}" for k in range(stages)])
+    )
+    policy = random_policy(part, seed=seed, classes=classes, combine=combine)
+    assert_runtime_does_what_replay_said(trace, policy, batch)
+
+
+def test_the_random_policies_take_many_ways():
+    ways = set()
+    for seed in range(12):
+        policy = random_policy(random_topology(4, seed=seed, share=1.0), seed=seed, classes=4)
+        done = replay(make_trace(200, stages=4, seed=seed), policy)
+        ways |= {done.paths[i] for i in done.path}
+    assert len(ways) == 8  # all paths of the full DAG over four stages
+
+
+@pytest.fixture(scope="module")
+def trace():
+    return make_trace(900, stages=3, classes=5, seed=4)
+
+
+@pytest.mark.parametrize("name", ["uniform", "myopic", "weighted"])
+def test_for_fitted_policies(trace, name):
+    found = fit(trace, name, progress=False)
+    every = [point.setting for point in found.points]
+    chosen = every[:: max(1, len(every) // 12)]
+    assert len(chosen) >= 2
+    assert any(len(setting.policy.topology.active) > 1 for setting in chosen)
+    part = trace.rows(torch.arange(200))
+    left = set()
+    for setting in chosen:
+        left |= set(assert_runtime_does_what_replay_said(part, setting.policy, 64).last.tolist())
+    assert left == {0, 1, 2}
+
+
+def test_ids_that_are_names_give_the_same_random_exits():
+    trace = make_trace(60, stages=2, seed=1)
+    names = np.array([f"image{i}.png" for i in range(60)])
+    object.__setattr__(trace, "ids", names)
+    (setting, *_) = [
+        point.setting
+        for point in fit(make_trace(300, stages=2, seed=1), "uniform", progress=False).points
+        if point.setting.method == "uniform" and 0 < point.setting.parameters["rate"] < 1
+    ]
+    done = assert_runtime_does_what_replay_said(trace, setting.policy, 16)
+    assert set(done.last) == {0, 1}
+
+
+@pytest.mark.parametrize("combine", ["last", "mean"])
+@pytest.mark.parametrize("batch", [1, 7, 64])
+def test_with_real_networks_only_examples_at_a_boundary_may_differ(combine, batch):
+    nets = {
+        name: small_cnn(width=width, depth=3, classes=4, seed=width)
+        for name, width in (("small", 4), ("middle", 8), ("large", 16))
+    }
+    cascade = Cascade.of_models(nets)
+    images = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 3
+    trace = record(cascade, [(images, torch.zeros(64, dtype=torch.int64))], progress=False)
+    for seed in range(6):
+        policy = random_policy(
+            random_topology_of(trace, seed), seed=seed, classes=4, combine=combine
+        )
+        wanted = replay(trace, policy)
+        model = Adaptive(cascade, policy, costs=trace.costs)
+        for rows in torch.arange(64).split(batch):
+            answer = model(images[rows], ids=rows)
+            sure = torch.from_numpy(wanted.closest[rows]) > BOUNDARY
+            assert sure.float().mean() > 0.5
+            stage = torch.from_numpy(wanted.last[rows])
+            assert torch.equal(answer.stage[sure], stage[sure])
+            twin = route_reference(policy, trace.logits[rows], rows)
+            torch.testing.assert_close(answer.logits[sure], twin.logits[sure], rtol=0, atol=1e-4)
+
+
+def random_topology_of(trace, seed):
+    part = random_topology(len(trace.stages), seed=seed, share=1.0)
+    return trace.topology.part(part.edges)
+
+
+def test_a_policy_that_looks_at_the_batch_would_be_caught(trace):
+    """The comparison above must be able to fail."""
+    part = trace.rows(torch.arange(50))
+    honest = random_policy(part.topology, seed=3, classes=5)
+    wanted = replay(part, honest)
+
+    class Peeking(nn.Module):
+        def __init__(self, logits):
+            super().__init__()
+            self.logits = logits
+
+        def forward(self, rows):
+            logits = self.logits[rows[:, 0]]
+            return logits - logits.mean(dim=0)
+
+    cascade = Cascade.of_models(
+        {name: Peeking(part.logits[:, k]) for k, name in enumerate(part.stages)}
+    )
+    answer = Adaptive(cascade, honest)(torch.arange(50)[:, None])
+    assert not np.array_equal(answer.stage, wanted.last)
+
+
+def test_a_policy_read_back_from_json_decides_the_same(trace):
+    part = trace.rows(torch.arange(100))
+    for seed in range(5):
+        policy = random_policy(part.topology, seed=seed, classes=5, combine="weighted")
+        again = Policy.from_dict(policy.to_dict())
+        assert_runtime_does_what_replay_said(part, again, 32)
+        np.testing.assert_array_equal(replay(part, policy).path, replay(part, again).path)
