@@ -6,7 +6,7 @@ Layer: data.
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from offramp._core.errors import FileFormatError, InputError
 from offramp._core.types import SPLITS, Ids, Split
 from offramp.data.examples import Examples
 
-Layout = Literal["auto", "as_is", "nchw", "nhwc", "nhw"]
+LAYOUTS = ("auto", "as_is", "nchw", "nhwc", "nhw")
 _COLOURS = (1, 3)
 
 
@@ -29,7 +29,7 @@ def arrays(
     class_names: Sequence[str] | None = None,
     ids: Ids | Sequence[Any] | None = None,
     split: Sequence[Split] | None = None,
-    layout: Layout = "auto",
+    layout: str = "auto",
     name: str = "arrays",
 ) -> Examples:
     """Take examples from arrays.
@@ -75,7 +75,7 @@ def npz(
     labels: str = "labels",
     ids: str | None = None,
     class_names: Sequence[str] | None = None,
-    layout: Layout = "auto",
+    layout: str = "auto",
 ) -> Examples:
     """Read examples from an npz file of plain arrays.
 
@@ -108,7 +108,9 @@ def npz(
 def read_arrays(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
     """Read some arrays of an npz file; raises `FileFormatError` if one cannot be had."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # opened here: numpy leaves a damaged file open
+        with path.open("rb") as raw:
+            file = np.load(raw, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise FileFormatError(f"{path} holds one array; an npz file is needed.")
             for name in names:
@@ -135,7 +137,7 @@ def _labels(labels: Tensor | NDArray[Any] | Sequence[int]) -> Tensor:
 
 
 def _arranged(inputs: Tensor, layout: str) -> Tensor:
-    check_choice("layout", layout, get_args(Layout))
+    check_choice("layout", layout, LAYOUTS)
     if inputs.dtype == torch.float64:
         inputs = inputs.to(torch.float32)
     if layout == "auto":

@@ -10,7 +10,7 @@ layout and checksums as on https://www.cs.toronto.edu/~kriz/cifar.html.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -81,9 +81,7 @@ def cifar10(root: Path | str, *, download: bool = False) -> Examples:
     return _read("cifar10", folder, _CIFAR10_FILES, names, label_bytes=1, label_at=0)
 
 
-def cifar100(
-    root: Path | str, *, label: Literal["fine", "coarse"] = "fine", download: bool = False
-) -> Examples:
+def cifar100(root: Path | str, *, label: str = "fine", download: bool = False) -> Examples:
     """Read CIFAR-100, or one of its two files.
 
     Args:
@@ -95,6 +93,7 @@ def cifar100(
         As `cifar10`: uint8 `(n, 3, 32, 32)`, ids from 0 (train) and 50,000 (test).
 
     Raises:
+        InputError: If `label` is neither.
         FileFormatError: If no file is there, or one has the wrong size or an unknown label.
     """
     check_choice("label", label, ("fine", "coarse"))

@@ -62,7 +62,7 @@ def stratified_order(labels: Int64[np.ndarray, " n"], *, seed: int) -> Int64[np.
     """The positions 0..n-1 in an order whose every stretch has each class in proportion.
 
     The j-th of the `m` examples of a class, in random order, goes to (j + 1/2)/m of the way; so
-    a stretch over a share f of the way holds f * m of the class, to within one example.
+    the first k of all n examples hold k * m / n of it, to within (1 + number of classes) / 2.
 
     >>> order = stratified_order(np.array([0, 0, 0, 0, 1, 1]), seed=0)
     >>> sorted(np.array([0, 0, 0, 0, 1, 1])[order[:3]].tolist())

@@ -99,7 +99,7 @@ def _unpack(file: Path, folder: str, destination: Path) -> None:
 
     try:
         with tarfile.open(file) as tar:
-            tar.extractall(destination, filter=inside)
+            tar.extractall(str(destination), filter=inside)
     except (tarfile.TarError, EOFError, OSError) as error:
         raise FileFormatError(f"{file} cannot be unpacked: {error}.") from error
     if not any(destination.iterdir()):

@@ -108,8 +108,9 @@ class Examples:
             raise InputError(f"ids must be integers or strings, got {self.ids.dtype}.")
         values, counts = np.unique(self.ids, return_counts=True)
         if len(values) != n:
+            first = int(np.flatnonzero(counts > 1)[0])
             raise InputError(
-                f"ids must be unique, got {values[counts > 1][0]!r} {counts.max()} times."
+                f"ids must be unique, got {values[first].item()!r} {counts[first]} times."
             )
         if self.split is not None:
             check_shape("split", self.split.shape, (n,))

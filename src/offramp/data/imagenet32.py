@@ -5,7 +5,7 @@ Alternative to the CIFAR datasets" (arXiv:1707.08819); layout as on image-net.or
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,16 +24,15 @@ _VALIDATION = ("val_data.npz",)
 _FILES = {"all": _TRAIN + _VALIDATION, "train": _TRAIN, "validation": _VALIDATION}
 
 
-def imagenet32(
-    root: Path | str, *, part: Literal["all", "train", "validation"] = "all"
-) -> Examples:
+def imagenet32(root: Path | str, *, part: str = "all") -> Examples:
     """Read ImageNet 32x32, or those of its batches that are there.
 
     Args:
         root: Folder of `train_data_batch_1.npz` to `train_data_batch_10.npz` and `val_data.npz`;
             any part may be missing, the name of the result says which were used. There is no
             download: image-net.org gives the files to registered users.
-        part: Which files to look for. All training images take 4 GB of memory.
+        part: Which files to look for: "all", "train" or "validation". All training images take
+            4 GB of memory.
 
     Returns:
         uint8 `(n, 3, 32, 32)`; the labels of the files, 1 to 1000, become 0 to 999 and the class
@@ -41,6 +40,7 @@ def imagenet32(
         (the validation images).
 
     Raises:
+        InputError: If `part` is none of the three.
         FileFormatError: If no file is there, or one is not of this layout.
     """
     check_choice("part", part, _FILES)

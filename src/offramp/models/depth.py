@@ -29,7 +29,7 @@ def blocks_per_layer(depth: int) -> int:
     if depth >= _SMALLEST_DEPTH and (depth - 2) % 6 == 0:
         return (depth - 2) // 6
     below = 6 * ((depth - 2) // 6) + 2
-    near = [d for d in (below, below + 6) if d >= _SMALLEST_DEPTH]
+    near = sorted({max(d, _SMALLEST_DEPTH) for d in (below, below + 6)})
     raise InputError(
         f"depth must be 6m + 2 with m >= 1 (8, 14, 20, ...), got {depth}. "
         f"Nearest: {' or '.join(str(d) for d in near)}."

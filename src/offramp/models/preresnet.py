@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from offramp._core.checks import check_positive_int
 from offramp.models.depth import blocks_per_layer, filters, initialise
-from offramp.models.shortcuts import PadShortcut, Shortcut, changes_shape, check_shortcut
+from offramp.models.shortcuts import PadShortcut, changes_shape, check_shortcut
 
 
 @final
@@ -26,7 +26,7 @@ class PreBlock(nn.Module):
             the shape changes; elsewhere the input itself.
     """
 
-    def __init__(self, before: int, after: int, stride: int, shortcut: Shortcut) -> None:
+    def __init__(self, before: int, after: int, stride: int, shortcut: str) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(before)
         self.conv1 = nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False)
@@ -56,7 +56,7 @@ class PreResNet(nn.Module):
         self,
         blocks: int,
         widths: tuple[int, int, int],
-        shortcut: Shortcut,
+        shortcut: str,
         classes: int,
         inputs: int,
     ) -> None:
@@ -77,7 +77,7 @@ class PreResNet(nn.Module):
         return self.linear(self.flatten(self.pool(self.relu(self.bn(x)))))  # type: ignore[no-any-return]
 
 
-def _layer(blocks: int, before: int, after: int, stride: int, shortcut: Shortcut) -> nn.Sequential:
+def _layer(blocks: int, before: int, after: int, stride: int, shortcut: str) -> nn.Sequential:
     first = PreBlock(before, after, stride, shortcut)
     return nn.Sequential(first, *(PreBlock(after, after, 1, shortcut) for _ in range(blocks - 1)))
 
@@ -85,7 +85,7 @@ def _layer(blocks: int, before: int, after: int, stride: int, shortcut: Shortcut
 def cifar_preresnet(
     depth: int,
     *,
-    shortcut: Shortcut = "projection",
+    shortcut: str = "projection",
     width: float = 1.0,
     classes: int = 10,
     in_channels: int = 3,
@@ -107,8 +107,8 @@ def cifar_preresnet(
         et al. count, less 2.359296 as they are (the paper charges stride 2 double).
 
     Raises:
-        InputError: If `depth` is not 6m + 2 (the nearest are named) or an argument is not
-            positive.
+        InputError: If `depth` is not 6m + 2 (the nearest are named), the shortcut is unknown or
+            an argument is not positive.
 
     >>> import torch
     >>> cifar_preresnet(8, width=0.25)(torch.zeros(2, 3, 32, 32)).shape

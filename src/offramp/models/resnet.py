@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from offramp._core.checks import check_positive_int
 from offramp.models.depth import blocks_per_layer, filters, initialise
-from offramp.models.shortcuts import PadShortcut, Shortcut, changes_shape, check_shortcut
+from offramp.models.shortcuts import PadShortcut, changes_shape, check_shortcut
 
 
 @final
@@ -28,7 +28,7 @@ class Block(nn.Module):
             the shape changes; elsewhere the input itself.
     """
 
-    def __init__(self, before: int, after: int, stride: int, shortcut: Shortcut) -> None:
+    def __init__(self, before: int, after: int, stride: int, shortcut: str) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(after)
@@ -59,7 +59,7 @@ class ResNet(nn.Module):
         self,
         blocks: int,
         widths: tuple[int, int, int],
-        shortcut: Shortcut,
+        shortcut: str,
         classes: int,
         inputs: int,
     ) -> None:
@@ -81,7 +81,7 @@ class ResNet(nn.Module):
         return self.linear(self.flatten(self.pool(x)))  # type: ignore[no-any-return]
 
 
-def _layer(blocks: int, before: int, after: int, stride: int, shortcut: Shortcut) -> nn.Sequential:
+def _layer(blocks: int, before: int, after: int, stride: int, shortcut: str) -> nn.Sequential:
     first = Block(before, after, stride, shortcut)
     return nn.Sequential(first, *(Block(after, after, 1, shortcut) for _ in range(blocks - 1)))
 
@@ -89,7 +89,7 @@ def _layer(blocks: int, before: int, after: int, stride: int, shortcut: Shortcut
 def cifar_resnet(
     depth: int,
     *,
-    shortcut: Shortcut = "identity",
+    shortcut: str = "identity",
     width: float = 1.0,
     classes: int = 10,
     in_channels: int = 3,
@@ -110,8 +110,8 @@ def cifar_resnet(
         40.55 million multiply-adds.
 
     Raises:
-        InputError: If `depth` is not 6m + 2 (the nearest are named) or an argument is not
-            positive.
+        InputError: If `depth` is not 6m + 2 (the nearest are named), the shortcut is unknown or
+            an argument is not positive.
 
     >>> import torch
     >>> cifar_resnet(8, width=0.25)(torch.zeros(2, 3, 32, 32)).shape

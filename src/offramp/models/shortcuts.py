@@ -4,15 +4,14 @@ Layer: models.  Source: He, Zhang, Ren, Sun, CVPR 2016 (arXiv:1512.03385), secti
 (zero padding, no parameters) and B (1x1 convolution).
 """
 
-from typing import Literal, final, get_args
+from typing import final
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from offramp._core.checks import check_choice
 
-Shortcut = Literal["identity", "projection"]
-SHORTCUTS: tuple[Shortcut, ...] = get_args(Shortcut)
+SHORTCUTS = ("identity", "projection")
 
 
 @final

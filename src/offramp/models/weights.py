@@ -111,7 +111,11 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _read_npz(path: Path) -> dict[str, Tensor]:
-    with np.load(path, allow_pickle=False) as arrays:
+    # opened here: numpy leaves a damaged file open
+    with path.open("rb") as raw:
+        arrays = np.load(raw, allow_pickle=False)
+        if not isinstance(arrays, np.lib.npyio.NpzFile):
+            raise ValueError("it holds one array without a name")
         return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
 
 

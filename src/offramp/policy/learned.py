@@ -33,9 +33,9 @@ def fit_weighted(
     combines: Sequence[Combine] = ("last", "mean", "weighted"),
     topologies: Sequence[Topology] | None = None,
     families: Sequence[Family] = FAMILIES,
-    class_features: bool = False,
+    class_features: bool | None = None,
     passes: int = 1,
-    ridge: float = 1e-3,
+    ridge: float = 1e-2,
 ) -> list[Setting]:
     """Learn policies by weighted binary classification, for every trade-off.
 
@@ -48,8 +48,9 @@ def fit_weighted(
         combines: How visited stages may be combined.
         topologies: Parts of the trace's topology to fit, by default every sub-chain and the whole.
         families: What a rule may be.
-        class_features: Also look at which class is predicted: for few classes and stages whose
-            reliability depends on what they say, such as services.
+        class_features: Also look at which class is predicted: a stage may be more reliable on
+            one class than on another at equal confidence. By default where there are at most 20
+            classes and 50 examples of each on average.
         passes: Coordinate passes after the first fit.
         ridge: Penalty of the logistic regression on standardised features.
 
@@ -70,6 +71,8 @@ def fit_weighted(
     if not chosen or not lams or not combines:
         raise InputError("topologies, lams and combines must each hold at least one entry.")
     stage_f = part.topology.index(reference)
+    if class_features is None:
+        class_features = part.classes <= 20 and len(part) >= 50 * part.classes
     temperatures = fit_temperatures(part)
     costs = relative_costs(part, stage_f)
     found: list[Setting] = []

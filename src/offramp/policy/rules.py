@@ -125,7 +125,7 @@ def linear_score(
     """
     total = columns[0] * weights[0]
     for column, weight in zip(columns[1:], weights[1:], strict=True):
-        total = total + column * weight
+        total += column * weight
     return total + bias
 
 

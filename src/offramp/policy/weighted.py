@@ -20,7 +20,7 @@ from offramp._core.checks import check_choice, check_not_negative
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp._core.topology import Path, Topology
-from offramp._core.types import BoolArray, FloatArray
+from offramp._core.types import BoolArray, FloatArray, IntArray
 from offramp.policy.newton import best_cut, fit_weighted_logistic
 from offramp.policy.policy import Node, Policy
 from offramp.policy.rules import Constant, Linear, Rule, linear_score
@@ -28,6 +28,7 @@ from offramp.policy.search import without
 from offramp.policy.tables import Tables
 
 Family = str  # one of FAMILIES
+_MOST_ROWS = 50_000
 FAMILIES: tuple[Family, ...] = ("constant", "threshold", "linear")
 
 
@@ -207,21 +208,22 @@ class TreeFit:
         return found
 
     def _linear(self, path: Path, slot: int, gains: FloatArray, rows: BoolArray) -> list[_Choice]:
-        if not np.abs(gains[rows]).sum() > 0:
-            return []
         design = self.tables.design(path)
-        everyone = bool(rows.all())
+        used = _thinned(rows)
+        weights = np.abs(gains)[used]
+        if not weights.sum() > 0:
+            return []
         coefficients = fit_weighted_logistic(
-            design.matrix if everyone else design.matrix[rows],
-            (gains <= 0) if everyone else (gains <= 0)[rows],
-            np.abs(gains) if everyone else np.abs(gains)[rows],
+            design.matrix[used],
+            gains[used] <= 0,
+            weights,
             ridge=self.ridge,
             start=self._starts.get((path, slot)),
         )
         self._starts[(path, slot)] = coefficients
-        weights = torch.from_numpy(design.raw_weights(coefficients)).float()
-        scores = linear_score(self.tables.columns(path), weights, torch.tensor(0.0)).numpy()
-        rule = Linear(self.tables.features(path), weights.tolist(), 0.0)
+        raw = torch.from_numpy(design.raw_weights(coefficients)).float()
+        scores = linear_score(self.tables.columns(path), raw, torch.tensor(0.0)).numpy()
+        rule = Linear(self.tables.features(path), raw.tolist(), 0.0)
         return self._cut(rule, scores, gains, rows, None)
 
     def _cut(
@@ -259,6 +261,17 @@ class TreeFit:
             combine=self.tables.combination.kind,
             weights=weights or None,
         )
+
+
+def _thinned(rows: BoolArray) -> slice | IntArray:
+    """Rows to fit coefficients on: all that count, evenly thinned where they are very many.
+
+    A dozen coefficients are settled long before; the bias is scanned on every row all the same.
+    """
+    if rows.all():
+        return slice(None, None, max(1, len(rows) // _MOST_ROWS))
+    index = np.flatnonzero(rows)
+    return index[:: max(1, len(index) // _MOST_ROWS)]
 
 
 def fit_topology(fit: TreeFit, lam: float) -> tuple[Policy, float]:

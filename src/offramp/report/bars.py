@@ -4,11 +4,11 @@ Layer: report.  Source: methods.md 1 (statistics at an operating point, overlap)
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 
 from offramp._core.checks import check_shape
 from offramp._core.errors import InputError
@@ -19,10 +19,9 @@ from offramp.report.canvas import (
     add_axes,
     new_figure,
     quiet_about_glyphs,
-    write,
 )
 from offramp.report.formatting import percent, shortened
-from offramp.report.palette import BLUE, GREEN, GRID, GREY, INK, MUTED
+from offramp.report.palette import BLUE, GREEN, GREY, GRID, INK, MUTED
 
 _ROW_IN = 0.32
 _NAME_LENGTH = 16
@@ -65,16 +64,16 @@ def stage_figure(
         _row_names(left, names if narrow else rows)
         if narrow:
             _row_names(right, rows)
-        _note(left, "examples that leave here", 0, color=MUTED)
-        _note(right, "share of cost:", 0, color=MUTED)
-        for text, colour, at in (("useful", GREEN, 76), ("overhead", GREY, 126)):
-            box = {"boxstyle": "square,pad=0.05", "facecolor": colour, "edgecolor": "none"}
-            _note(right, "  ", at, bbox=box)
-            _note(right, text, at + 11)
+        _note(left, "examples that leave here", 0, MUTED)
+        _note(right, "share of cost:", 0, MUTED)
+        _colour_key(right, "useful", 80, GREEN)
+        _colour_key(right, "overhead", 130, GREY)
     return figure
 
 
-def _two_panels(names: Sequence[str], rows: Sequence[str], *, narrow: bool) -> tuple[Figure, Axes, Axes]:
+def _two_panels(
+    names: Sequence[str], rows: Sequence[str], *, narrow: bool
+) -> tuple[Figure, Axes, Axes]:
     """Axes for the exits and for the costs: side by side, or one below the other."""
     upper, lower = _ROW_IN * len(names), _ROW_IN * len(rows)
     head, names_in = 0.34, 0.2 + 0.075 * max(len(name) for name in rows)
@@ -120,28 +119,34 @@ def _bars(
     axes.set_yticks([])
     axes.spines["bottom"].set_visible(False)
     for place, end, text in zip(places, ends, texts, strict=True):
-        write(axes, end, place, f" {text}", va="center", fontsize=SMALL_PT)
+        _beside(axes, (float(end), float(place)), text, 4, size_pt=SMALL_PT)
 
 
 def _row_names(axes: Axes, names: Sequence[str]) -> None:
     for place, name in enumerate(names):
-        axes.annotate(
-            name,
-            xy=(0, place),
-            xytext=(-6, 0),
-            textcoords="offset points",
-            ha="right",
-            va="center",
-            fontsize=TEXT_PT,
-            color=INK,
-            parse_math=False,
-            annotation_clip=False,
-        )
+        _beside(axes, (0, place), name, -6, size_pt=TEXT_PT)
 
 
-def _note(axes: Axes, text: str, at_pt: float, **options: Any) -> None:
+def _beside(
+    axes: Axes, at: tuple[float, float], text: str, offset_pt: float, *, size_pt: float
+) -> None:
+    """Text to the right of a place, or to the left where the offset is negative."""
+    axes.annotate(
+        text,
+        xy=at,
+        xytext=(offset_pt, 0),
+        textcoords="offset points",
+        ha="left" if offset_pt > 0 else "right",
+        va="center",
+        fontsize=size_pt,
+        color=INK,
+        parse_math=False,
+        annotation_clip=False,
+    )
+
+
+def _note(axes: Axes, text: str, at_pt: float, colour: str) -> None:
     """A word above the axes, `at_pt` points from their left edge."""
-    style: dict[str, Any] = {"fontsize": TEXT_PT, "color": INK, **options}
     axes.annotate(
         text,
         xy=(0, 1),
@@ -149,8 +154,18 @@ def _note(axes: Axes, text: str, at_pt: float, **options: Any) -> None:
         xytext=(at_pt, 7),
         textcoords="offset points",
         annotation_clip=False,
-        **style,
+        fontsize=TEXT_PT,
+        color=colour,
     )
+
+
+def _colour_key(axes: Axes, text: str, at_pt: float, colour: str) -> None:
+    """A small square of a colour and what it stands for, above the axes."""
+    place = ScaledTranslation(at_pt / 72, 10.5 / 72, axes.figure.dpi_scale_trans)
+    axes.plot(
+        [0], [1], "s", color=colour, markersize=8, clip_on=False, transform=axes.transAxes + place
+    )
+    _note(axes, text, at_pt + 8, INK)
 
 
 def overlap_figure(
@@ -212,5 +227,13 @@ def _dot_matrix(
         axes.plot(outside, [row] * len(outside), "o", color=GRID, markersize=6, linewidth=0)
         axes.plot(inside, [row] * len(inside), "o-", color=BLUE, markersize=7, linewidth=1.6)
     for k, name in enumerate(names):
-        write(axes, k, -0.62, name, rotation=45, ha="left", va="bottom", rotation_mode="anchor",
-              fontsize=SMALL_PT)  # fmt: skip
+        axes.text(
+            k,
+            -0.62,
+            name,
+            rotation=45,
+            rotation_mode="anchor",
+            fontsize=SMALL_PT,
+            color=INK,
+            parse_math=False,
+        )

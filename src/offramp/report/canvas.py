@@ -16,12 +16,12 @@ from matplotlib.figure import Figure
 
 from offramp._core.checks import check_choice
 from offramp._core.files import whole_file
-from offramp.report.palette import GRID, INK, MUTED, PAPER
+from offramp.report.palette import GRID, MUTED, PAPER
 
 WIDE_IN = 8.6
 NARROW_IN = 3.7  # a phone's column: text keeps its size, the figure is laid out anew
-TEXT_PT = 9.0
-SMALL_PT = 8.0
+TEXT_PT = 9.5
+SMALL_PT = 8.5
 _PNG_DPI = 200
 _FORMATS = ("png", "svg")
 
@@ -48,12 +48,6 @@ def add_axes(figure: Figure, left: float, bottom: float, right: float, top: floa
     axes.tick_params(colors=MUTED, labelsize=SMALL_PT, length=0, pad=4)
     axes.set_axisbelow(True)
     return axes
-
-
-def write(axes: Axes, x: float, y: float, text: str, **options: Any) -> Any:
-    """Text that is never read as mathematics: names are the user's own."""
-    style: dict[str, Any] = {"fontsize": TEXT_PT, "color": INK, **options}
-    return axes.text(x, y, text, parse_math=False, **style)
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -83,8 +77,11 @@ def render(figure: Figure, file: IO[Any], *, form: str, text_as_paths: bool) -> 
 
 @contextmanager
 def _reproducible(text_as_paths: bool) -> Iterator[None]:
-    settings = {"svg.hashsalt": "offramp", "svg.fonttype": "path" if text_as_paths else "none"}
-    with matplotlib.rc_context(settings), quiet_about_glyphs():
+    form = "path" if text_as_paths else "none"
+    with (
+        matplotlib.rc_context({"svg.hashsalt": "offramp", "svg.fonttype": form}),
+        quiet_about_glyphs(),
+    ):
         yield
 
 

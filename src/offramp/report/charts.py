@@ -41,7 +41,10 @@ def frontier_chart(content: ReportContent) -> Chart | None:
         f"Accuracy against mean cost, where {shown.setting.reference} costs 1. "
         + " ".join(f"{c.name}: {len(c.cost_ratio)} settings." for c in curves)
         + " "
-        + " ".join(f"{p.name}: cost {p.cost_ratio:.3f}, {percent(p.accuracy)}." for p in points)
+        + " ".join(
+            f"{p.name or 'Advised'}: cost {p.cost_ratio:.3f}, {percent(p.accuracy)}."
+            for p in points
+        )
     )
     return _chart(
         "frontier",
@@ -60,7 +63,8 @@ def frontier_curves(content: ReportContent) -> list[Curve]:
         point.calibrate for point in front if point.calibrate is not None
     ]
     uniform = [r for r in content.references if r.kind == "uniform"]
-    myopic = [*content.myopic, *(r for r in content.references if r.kind == "myopic")]
+    myopic: list[Evaluation | ReferencePoint] = [*content.myopic]
+    myopic += [r for r in content.references if r.kind == "myopic"]
     split = {e.split for e in content.myopic}
     where = f" ({split.pop()})" if len(split) == 1 else ""
     curves = [
@@ -81,7 +85,7 @@ def frontier_points(content: ReportContent) -> list[Point]:
         if r.kind == "static" or r.kind == "oracle"
     ]
     chosen = Point(
-        name="chosen" if content.cascade else "recommended",
+        name="chosen" if content.cascade else "",  # a single network has its own label
         kind="chosen",
         cost_ratio=content.shown.cost_ratio,
         accuracy=content.shown.accuracy,
@@ -89,9 +93,7 @@ def frontier_points(content: ReportContent) -> list[Point]:
     return [*points, chosen]
 
 
-def _curve(
-    name: str, kind: CurveKind, results: Sequence[Evaluation | ReferencePoint]
-) -> Curve:
+def _curve(name: str, kind: CurveKind, results: Sequence[Evaluation | ReferencePoint]) -> Curve:
     return Curve(
         name=name,
         kind=kind,

@@ -8,6 +8,7 @@ from offramp.evaluate.results import Interval
 NBSP = "\u00a0"  # a number never parts from its unit
 MINUS = "\u2212"
 NONE = "\u2013"
+_TIMES = "\u00d7"
 
 _PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 _SMALL = ((1.0, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n"))
@@ -15,10 +16,10 @@ _UNIT_NAMES = {"flops": "FLOPs", "seconds": "seconds", "joules": "joules", "usd"
 
 
 def percent(share: float | None, *, digits: int = 1) -> str:
-    """A share in per cent; a tiny share never reads as zero.
+    r"""A share in per cent; a tiny share never reads as zero.
 
     >>> percent(0.3921), percent(0.0), percent(0.0001), percent(None)
-    ('39.2\\xa0%', '0\\xa0%', '<0.1\\xa0%', '–')
+    ('39.2\xa0%', '0\xa0%', '<0.1\xa0%', '–')
     """
     if share is None:
         return NONE
@@ -31,13 +32,12 @@ def percent(share: float | None, *, digits: int = 1) -> str:
 
 
 def saving(cost_ratio: float) -> str:
-    """What a cost ratio leaves over, in per cent.
+    r"""How far a cost ratio is from 1, in per cent.
 
     >>> saving(0.392), saving(1.02)
-    ('60.8\\xa0% less', '2.0\\xa0% more')
+    ('−60.8\xa0%', '+2.0\xa0%')
     """
-    word = "less" if cost_ratio <= 1 else "more"
-    return f"{percent(abs(1 - cost_ratio))} {word}"
+    return f"{MINUS if cost_ratio <= 1 else '+'}{percent(abs(1 - cost_ratio))}"
 
 
 def change(difference: float | None) -> str:
@@ -67,23 +67,24 @@ def changed_words(difference: float) -> str:
 
 
 def change_interval(interval: Interval | None) -> str:
-    """An interval of a loss difference as one of the change of accuracy, low end first.
+    r"""An interval of a loss difference as one of the change of accuracy, low end first.
 
     >>> change_interval((-0.01, 0.002))
-    '−0.20 to +1.00'
+    '−0.20\xa0to\xa0+1.00'
     """
-    return NONE if interval is None else f"{change(interval[1])} to {change(interval[0])}"
+    return NONE if interval is None else _range(change(interval[1]), change(interval[0]))
 
 
 def share_interval(interval: Interval | None) -> str:
-    """An interval of shares, in per cent.
+    r"""An interval of shares, in per cent.
 
     >>> share_interval((0.35, 0.4))
-    '35.0 to 40.0\\xa0%'
+    '35.0\xa0to\xa040.0\xa0%'
     """
     if interval is None:
         return NONE
-    return f"{signed_minus(100 * interval[0], 1)} to {signed_minus(100 * interval[1], 1)}{NBSP}%"
+    low, high = (signed_minus(100 * end, 1) for end in interval)
+    return f"{_range(low, high)}{NBSP}%"
 
 
 def times(ratio: float) -> str:
@@ -92,23 +93,23 @@ def times(ratio: float) -> str:
     >>> times(2.518), times(14.2)
     ('2.52×', '14.2×')
     """
-    return f"{ratio:.3g}×" if ratio >= 10 else f"{ratio:.2f}×"
+    return (f"{ratio:.3g}" if ratio >= 10 else f"{ratio:.2f}") + _TIMES
 
 
 def seconds(value: float) -> str:
-    """A duration with a prefix.
+    r"""A duration with a prefix.
 
     >>> seconds(0.00123), seconds(12.0), seconds(0.0)
-    ('1.23\\xa0ms', '12\\xa0s', '0\\xa0s')
+    ('1.23\xa0ms', '12\xa0s', '0\xa0s')
     """
     return _scaled(value, _SMALL, "s")
 
 
 def amount(value: float, unit: str) -> str:
-    """A cost in its unit.
+    r"""A cost in its unit.
 
     >>> amount(81.1e6, "flops"), amount(0.0012, "seconds"), amount(0.015, "usd"), amount(3.0, "eur")
-    ('81.1\\xa0M', '1.2\\xa0ms', '$0.015', '3')
+    ('81.1\xa0M', '1.2\xa0ms', '$0.015', '3')
     """
     if unit == "flops":
         return _scaled(value, _PREFIXES, "")
@@ -148,6 +149,10 @@ def signed_minus(value: float, digits: int) -> str:
     '−1.2'
     """
     return f"{value:.{digits}f}".replace("-", MINUS)
+
+
+def _range(low: str, high: str) -> str:
+    return f"{low}{NBSP}to{NBSP}{high}"
 
 
 def _scaled(value: float, prefixes: tuple[tuple[float, str], ...], unit: str) -> str:

@@ -20,8 +20,8 @@ from offramp.report.canvas import SMALL_PT, TEXT_PT, add_axes, new_figure, quiet
 from offramp.report.formatting import shortened
 from offramp.report.palette import (
     CURVE_LOOKS,
-    GRID,
     GREY,
+    GRID,
     INK,
     MUTED,
     PAPER,
@@ -67,7 +67,7 @@ class Point:
     """A marked and labelled point of the frontier figure.
 
     Args:
-        name: Its label.
+        name: Its label; "" writes none.
         kind: Decides colour and marker.
         cost_ratio: Mean cost over that of the reference network.
         accuracy: Share of right answers, in [0, 1].
@@ -109,8 +109,8 @@ def frontier_figure(
     entries = _legend_entries(curves, points)
     columns = 2 if narrow else 4
     legend_in = _LEGEND_ROW_IN * -(-len(entries) // columns) + 0.1
-    figure = new_figure(narrow=narrow, height_in=(3.2 if narrow else 3.8) + legend_in)
-    axes = add_axes(figure, 0.42, 0.52, 0.12, legend_in + 0.26)
+    figure = new_figure(narrow=narrow, height_in=(3.9 if narrow else 4.3) + legend_in)
+    axes = add_axes(figure, 0.42, 0.52, 0.12, legend_in + 0.24)
     _cost_axes(axes)
     if reference_accuracy is not None:
         axes.axhline(reference_accuracy, color=GREY, linewidth=0.9, linestyle=(0, (1, 3)))
@@ -119,8 +119,7 @@ def frontier_figure(
         _draw(axes, curve.cost_ratio[order], curve.accuracy[order], CURVE_LOOKS[curve.kind])
     for point in points:
         _draw(axes, [point.cost_ratio], [point.accuracy], POINT_LOOKS[point.kind])
-    axes.margins(0.06, 0.09)
-    axes.set_xlim(left=0)
+    _limits(axes, curves, points)
     _legend(figure, entries, columns)
     with quiet_about_glyphs():
         _label_points(figure, axes, curves, points)
@@ -147,10 +146,23 @@ def _cost_axes(axes: Axes) -> None:
     )
 
 
+def _limits(axes: Axes, curves: Sequence[Curve], points: Sequence[Point]) -> None:
+    """Show everything but the far end of random exits, which may cost twice the reference."""
+    framing = [curve for curve in curves if curve.kind != "uniform"]
+    if not framing and not points:
+        framing = list(curves)
+    x = np.concatenate([c.cost_ratio for c in framing] + [[p.cost_ratio for p in points]])
+    y = np.concatenate([c.accuracy for c in framing] + [[p.accuracy for p in points]])
+    room = 0.09 * (float(np.ptp(y)) or 0.1)
+    axes.set_xlim(0, 1.06 * float(x.max()) or 1.0)
+    axes.set_ylim(float(y.min()) - room, float(y.max()) + room)
+
+
 def _draw(
     axes: Axes, x: FloatArray | Sequence[float], y: FloatArray | Sequence[float], look: Look
 ) -> None:
-    axes.plot(x, y, zorder=look.order, clip_on=False, **_line_style(look))  # type: ignore[arg-type]
+    clip = look.colour == CURVE_LOOKS["uniform"].colour
+    axes.plot(x, y, zorder=look.order, clip_on=clip, **_line_style(look))  # type: ignore[arg-type]
 
 
 def _line_style(look: Look) -> dict[str, object]:
@@ -196,9 +208,9 @@ def _legend(figure: Figure, entries: Sequence[tuple[str, Look]], columns: int) -
 def _label_points(
     figure: Figure, axes: Axes, curves: Sequence[Curve], points: Sequence[Point]
 ) -> None:
-    if not points:
+    order = sorted((p for p in points if p.name), key=lambda point: point.kind != "chosen")
+    if not order:
         return
-    order = sorted(points, key=lambda point: point.kind != "chosen")
     pt = figure.dpi / 72  # pixels per point
     labels = [shortened(point.name) for point in order]
     anchors = axes.transData.transform([(p.cost_ratio, p.accuracy) for p in order])  # (k, 2)

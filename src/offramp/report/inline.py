@@ -38,7 +38,7 @@ def inline_svg(figure: Figure, *, prefix: str, title: str, description: str) -> 
     body = re.sub(r"(xlink:href=\"#|url\(#)", rf"\g<1>{prefix}-", body)
     body = body.replace("xlink:href", "href")
     body = _with_variables(body)
-    return Markup(  # noqa: S704  (built by matplotlib, which escapes; the rest is escaped here)
+    return Markup(
         f'<svg class="{prefix}" viewBox="{view_box[1] if view_box else ""}" role="img" '
         f'aria-labelledby="{prefix}-title {prefix}-desc">'
         f'<title id="{prefix}-title">{escape(title)}</title>'

@@ -7,7 +7,6 @@ import hashlib
 import json
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -75,26 +74,31 @@ def render_page(content: ReportContent, *, json_name: str, json_text: str) -> st
         json_text: What that file holds.
     """
     shown = content.shown
+    topology = shown.setting.policy.topology
     checksum = hashlib.sha256(json_text.encode("utf-8")).hexdigest()
     numbers = content.chosen.numbers if not content.cascade else {}  # type: ignore[union-attr]
-    return _environment().get_template("report.html").render(
-        content=content,
-        shown=shown,
-        reference=shown.setting.reference,
-        stages_text=shown.setting.policy.topology.describe().replace(" -> ", " → "),
-        where=f"of the split {shown.split!r}",
-        timing=content.timing,
-        headline_timing=content.timing[:1] + content.timing[1:][-1:],
-        numbers=[(name.replace("_", " "), f"{value:.4g}") for name, value in numbers.items()],
-        frontier=frontier_chart(content),
-        stages=stage_chart(shown),
-        overlap=None if content.overlap is None else overlap_chart(content.overlap),
-        most_subsets=MOST_SUBSETS,
-        images=_by_exit(content.images),
-        files=[*content.reproduction.files.items(), (json_name, checksum)],
-        json_name=json_name,
-        style=_style(),
-        version=_version(),
+    return (
+        _environment()
+        .get_template("report.html")
+        .render(
+            content=content,
+            shown=shown,
+            reference=shown.setting.reference,
+            used=[topology.names[k] for k in topology.active],
+            where=f"of the {shown.split} split" if shown.split != "all" else "of all splits",
+            timing=content.timing,
+            headline_timing=content.timing[:1] + content.timing[1:][-1:] if content.cascade else (),
+            numbers=[(name.replace("_", " "), f"{value:.4g}") for name, value in numbers.items()],
+            frontier=frontier_chart(content),
+            stages=stage_chart(shown),
+            overlap=None if content.overlap is None else overlap_chart(content.overlap),
+            most_subsets=MOST_SUBSETS,
+            images=_by_exit(content.images),
+            files=[*content.reproduction.files.items(), (json_name, checksum)],
+            json_name=json_name,
+            style=_style(),
+            version=_version(),
+        )
     )
 
 
@@ -121,7 +125,7 @@ def _by_exit(images: tuple[ExampleImage, ...]) -> list[tuple[str, list[ExampleIm
 def _style() -> Markup:
     rules = (Path(__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
     light, dark = css_variables("light"), css_variables("dark")
-    return Markup(  # noqa: S704  (a file of this package)
+    return Markup(
         f":root {{\n{light}\n}}\n"
         f"@media screen and (prefers-color-scheme: dark) {{ :root {{\n{dark}\n}} }}\n{rules}"
     )

@@ -72,7 +72,9 @@ CURVE_LOOKS: dict[CurveKind, Look] = {
 POINT_LOOKS: dict[PointKind, Look] = {
     "static": Look(colour=INK, marker="D", size_pt=5.5, order=4.0),
     "oracle": Look(colour=GREEN, marker="*", size_pt=9.5, order=4.2),
-    "chosen": Look(colour=VERMILLION, marker="o", size_pt=11.0, width_pt=2.2, filled=False, order=5),
+    "chosen": Look(
+        colour=VERMILLION, marker="o", size_pt=11.0, width_pt=2.2, filled=False, order=5
+    ),
 }
 
 

@@ -5,7 +5,7 @@ Layer: report.  Source: none, greedy search over positions around each point.
 
 import numpy as np
 
-from offramp._core.types import FloatArray
+from offramp._core.types import BoolArray, FloatArray
 
 _DISTANCES = (1.0, 1.7, 2.6, 3.8, 5.5, 8.0, 12.0, 18.0)  # in units of the gap
 _DIRECTIONS = 16
@@ -85,13 +85,15 @@ def _covered(corners: FloatArray, size: FloatArray, marks: FloatArray, margin: f
 def _leaders(anchor: FloatArray, corners: FloatArray, size: FloatArray) -> FloatArray:
     """Positions on the line from the point to the nearest part of its label, `(q, t, 2)`."""
     nearest = np.clip(anchor, corners, corners + size)  # (q, 2)
-    return anchor + np.linspace(0.1, 1.0, 10)[None, :, None] * (nearest - anchor)[:, None]
+    steps = np.linspace(0.1, 1.0, 10)
+    leaders: FloatArray = anchor + steps[None, :, None] * (nearest - anchor)[:, None]
+    return leaders
 
 
 def _runs_over(leaders: FloatArray, low: FloatArray, high: FloatArray) -> FloatArray:
     """Number of boxes that the line to each place runs over, `(q,)`."""
     at = leaders[:, :, None]  # (q, t, 1, 2)
-    inside = ((at > low) & (at < high)).all(axis=3)  # (q, t, boxes)
+    inside: BoolArray = ((at > low) & (at < high)).all(axis=3)  # (q, t, boxes)
     return inside.any(axis=1).sum(axis=1).astype(np.float64)
 
 
@@ -101,4 +103,5 @@ def _shared_area(
     """Pixels that a label at each place shares with one that is placed, `(q,)`."""
     low = np.maximum(corners, corner)
     high = np.minimum(corners + size, corner + other)
-    return np.clip(high - low, 0, None).prod(axis=1)
+    sides: FloatArray = np.clip(high - low, 0, None)
+    return sides[:, 0] * sides[:, 1]

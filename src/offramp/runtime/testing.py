@@ -39,15 +39,21 @@ def random_topology(
 
 
 def random_policy(
-    topology: Topology, *, seed: int, classes: int, combine: Combine = "last"
+    topology: Topology,
+    *,
+    seed: int,
+    classes: int,
+    combine: Combine = "last",
+    linear: bool = False,
 ) -> Policy:
-    """A policy whose rules of every kind are drawn for each path.
+    """A policy whose rules are drawn for each path.
 
     Args:
         topology: What the policy uses.
         seed: Of everything random.
         classes: Number of classes of the outputs.
         combine: How visited stages are combined; weights are drawn.
+        linear: True draws linear rules only; else there are all kinds of them.
 
     >>> random_policy(Topology.of(["a", "b"]), seed=1, classes=3).topology.describe()
     'a -> b'
@@ -57,7 +63,7 @@ def random_policy(
     for path in topology.paths():
         children = topology.children(path[-1])
         if children:
-            rules = [_rule(path, classes, combine, rng) for _ in children]
+            rules = [_rule(path, classes, combine, rng, linear) for _ in children]
             nodes[path] = Node(rules[0], rules[1:])
     given: dict[str, Any] = {}
     if combine == "weighted":
@@ -66,8 +72,8 @@ def random_policy(
     return Policy(topology, nodes, temperatures=temperatures, combine=combine, **given)
 
 
-def _rule(path: Path, classes: int, combine: Combine, rng: Rng) -> Rule:
-    draw = rng.random()
+def _rule(path: Path, classes: int, combine: Combine, rng: Rng, linear: bool) -> Rule:
+    draw = 1.0 if linear else rng.random()
     if draw < 0.1:
         return Constant(bool(rng.integers(2)))
     if draw < 0.25:

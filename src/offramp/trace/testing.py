@@ -19,6 +19,7 @@ from offramp.trace.trace import Trace
 
 _SHARED = 0.7  # share of the variance of an example's difficulty that all stages have in common
 _SHARPNESS = 3.0  # how fast the gap between the two best logits grows with the evidence
+_DOUBT = 0.5  # a stage that errs is less sure than one that is right
 _RANKS = 5  # labels kept in a ranking
 
 
@@ -73,13 +74,13 @@ def make_trace(
     known = torch.from_numpy(labels)
     if kind == "logits":
         return Trace(topology=topology, labels=known, classes=classes, costs=costs, logits=scores)
-    best = scores.softmax(dim=2).topk(min(_RANKS, classes), dim=2)
+    best = scores.softmax(dim=2).sort(dim=2, descending=True, stable=True)
     return Trace(
         topology=topology,
         labels=known,
         classes=classes,
         costs=costs,
-        ranked=best.indices,
+        ranked=best.indices[:, :, :_RANKS],
         confidence=best.values[:, :, 0],
     )
 
@@ -96,7 +97,7 @@ def _outputs(
         reach = NormalDist().inv_cdf(check_probability("accuracies", accuracy))
         own = rng.standard_normal(n)
         evidence = reach - np.sqrt(_SHARED) * shared - np.sqrt(1 - _SHARED) * own  # > 0: right
-        half_gap = _SHARPNESS * evidence / 2
+        half_gap = _SHARPNESS * np.where(evidence > 0, evidence, _DOUBT * evidence) / 2
         others = rng.standard_normal((n, classes)) - 3.0
         logits[:, k] = np.minimum(others, -np.abs(half_gap)[:, None] - 0.1)
         logits[rows, k, labels] = half_gap

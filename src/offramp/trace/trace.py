@@ -210,7 +210,8 @@ class Trace:
             check_split("shares", name): size if isinstance(size, int) else round(size * n)
             for name, size in shares.items()
         }
-        if min(counts.values(), default=0) < 1 or sum(counts.values()) > n + len(counts):
+        wanted = sum(size if isinstance(size, int) else size * n for size in shares.values())
+        if min(counts.values(), default=0) < 1 or wanted > n + 1e-6:
             raise InputError(f"shares {shares} do not fit {n} examples.")
         order = np.random.default_rng(seed).permutation(n)
         split = np.full(n, -1, dtype=np.int64)

@@ -37,7 +37,7 @@ def test_float64_becomes_float32_and_uint8_stays():
 
 
 def test_labels_must_be_integers_of_one_axis():
-    with pytest.raises(InputError, match="labels must be integers, got torch.float64"):
+    with pytest.raises(InputError, match=r"labels must be integers, got torch.float64"):
         arrays(np.zeros((2, 5)), np.array([0.0, 1.0]))
     with pytest.raises(InputError, match=r"one axis, got shape \(2, 1\)"):
         arrays(np.zeros((2, 5)), np.array([[0], [1]]))
@@ -54,8 +54,6 @@ def test_given_splits_are_taken_and_a_missing_class_is_warned_of():
     assert len(whole.part("test")) == 2
     with pytest.warns(UserWarning, match="'test' of arrays has no example of class '0'"):
         arrays(np.zeros((4, 2)), [0, 1, 1, 1], split=split)
-    with pytest.raises(InputError, match="got 'validation'"):
-        arrays(np.zeros((1, 2)), [0], split=["validation"])
 
 
 def test_an_npz_file_is_read_by_the_names_of_its_arrays(tmp_path):

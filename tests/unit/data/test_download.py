@@ -51,7 +51,8 @@ def server(tmp_path, monkeypatch):
     Quiet.asked.clear()
     handler = functools.partial(Quiet, directory=folder)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
+        serve = functools.partial(running.serve_forever, poll_interval=0.02)
+        threading.Thread(target=serve, daemon=True).start()
         yield folder, f"http://127.0.0.1:{running.server_port}/"
         running.shutdown()
 
@@ -93,7 +94,7 @@ def test_a_download_that_breaks_off_leaves_nothing(server, tmp_path):
 
 def test_an_address_without_a_file_is_an_error_that_says_what_to_do(server, tmp_path):
     archive = Archive(url=server[1] + "none.tar.gz", checksum="md5:" + "0" * 32, folder="set")
-    with pytest.raises(UnsupportedError, match="404.*Fetch it by other means"):
+    with pytest.raises(UnsupportedError, match=r"404.*Fetch it by other means"):
         fetch(archive, tmp_path / "data")
     assert list((tmp_path / "data").iterdir()) == []
 

@@ -1,4 +1,6 @@
 import hashlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -61,9 +63,7 @@ def test_inputs_and_labels_of_different_length_are_refused():
 
 
 def test_repeated_ids_are_refused_and_one_is_named():
-    with pytest.raises(
-        InputError, match="unique, got np.int64\\(3\\) 2 times|unique, got 3 2 times"
-    ):
+    with pytest.raises(InputError, match="ids must be unique, got 3 2 times"):
         make(n=3, ids=np.array([3, 4, 3]))
 
 
@@ -137,8 +137,6 @@ def test_a_part_without_splits_or_examples_says_so():
         make().part("fit")
     with pytest.raises(InputError, match="is in the split 'test'"):
         make().with_ranges({"fit": (0, 12)}).part("test")
-    with pytest.raises(InputError, match="got 'validation'"):
-        make().with_ranges({"fit": (0, 12)}).part("validation")
 
 
 @settings(max_examples=50, deadline=None)
@@ -189,7 +187,10 @@ def test_every_stretch_of_a_stratified_order_holds_each_class_in_proportion(size
     stop = round(cut * len(labels))
     for label, size in enumerate(sizes):
         expected = stop / len(labels) * size
-        assert abs(int((labels[order[:stop]] == label).sum()) - expected) <= 1 + len(sizes) / 2
+        assert (
+            abs(int((labels[order[:stop]] == label).sum()) - expected)
+            <= (1 + len(sizes)) / 2 + 1e-9
+        )
 
 
 def test_a_random_order_would_not_be_stratified():
@@ -210,7 +211,6 @@ def test_a_random_order_would_not_be_stratified():
         ({"fit": 9, "test": 2}, r"make \[9, 2\] of 10"),
         ({"fit": 0.01, "test": 0.5}, "every split needs at least one"),
         ({"fit": -0.5, "test": 0.5}, "every split needs at least one"),
-        ({"valid": 0.5}, "got 'valid'"),
     ],
 )
 def test_shares_that_do_not_fit_are_refused(shares, message):
@@ -246,7 +246,7 @@ def test_a_class_missing_from_a_split_is_a_warning_with_both_names():
 
 def test_examples_in_both_parts_are_an_error():
     examples = make()
-    with pytest.raises(SplitOverlapError, match="2 examples are in both .* e.g. 104"):
+    with pytest.raises(SplitOverlapError, match=r"2 examples are in both .* e.g. 104"):
         examples.rows(torch.arange(6)).require_disjoint(examples.rows(torch.arange(4, 12)))
     named = make(ids=np.array([str(k) for k in range(100, 112)]))
     examples.require_disjoint(named)
@@ -281,3 +281,24 @@ def test_the_fingerprint_of_lazy_inputs_does_not_read_them():
     one, two = make(n=4, inputs=squares), make(n=4, inputs=Squares([0, 1, 2, 4]))
     assert one.fingerprint != two.fingerprint
     assert squares.asked == []
+
+
+def test_a_split_that_does_not_exist_is_refused_where_nobody_checks_types():
+    code = """
+import torch
+from offramp._core.errors import InputError
+from offramp.data import arrays
+examples = arrays(torch.zeros(4, 2), [0, 0, 0, 0])
+for attempt in (
+    lambda: examples.with_ranges({"fit": (0, 4)}).part("valid"),
+    lambda: examples.with_ranges({"valid": (0, 4)}),
+    lambda: examples.divided({"valid": 0.5}, seed=0),
+    lambda: arrays(torch.zeros(1, 2), [0], split=["valid"]),
+):
+    try:
+        attempt()
+    except InputError as error:
+        print(error)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.count("got 'valid'") == 4

@@ -65,7 +65,7 @@ def test_without_the_check_a_corrupt_image_is_an_error_on_access(folder):
 
 
 def test_a_folder_without_classes_or_images_is_refused(tmp_path):
-    with pytest.raises(InputError, match="one subfolder per class, got .*none"):
+    with pytest.raises(InputError, match=r"one subfolder per class, got .*none"):
         image_folder(tmp_path / "none")
     (tmp_path / "ant").mkdir()
     with pytest.raises(InputError, match="no readable image in 1 subfolders"):

@@ -35,7 +35,7 @@ def test_imagenet32_counts_classes_from_0_and_names_what_it_used(tmp_path):
 
 
 def test_imagenet32_says_that_it_cannot_be_downloaded(tmp_path):
-    with pytest.raises(FileFormatError, match="register at image-net.org"):
+    with pytest.raises(FileFormatError, match=r"register at image-net.org"):
         imagenet32(tmp_path)
 
 
@@ -65,11 +65,11 @@ def test_a_data_set_is_loaded_by_name_with_its_options(tmp_path):
 
 
 def test_unknown_names_and_options_get_the_nearest_suggested(tmp_path):
-    with pytest.raises(UnknownNameError, match="no data set 'cifar'. Did you mean 'cifar10'"):
+    with pytest.raises(UnknownNameError, match=r"no data set 'cifar'. Did you mean 'cifar10'"):
         load_examples("cifar", tmp_path)
-    with pytest.raises(InputError, match="option of 'folder' must be .* got 'sise'.* 'size'"):
+    with pytest.raises(InputError, match=r"option of 'folder' must be .* got 'sise'.* 'size'"):
         load_examples("folder", tmp_path, sise=3)
-    with pytest.raises(InputError, match="got 'path'|got 'root'"):
+    with pytest.raises(InputError, match=r"got 'path'|got 'root'"):
         load_examples("cifar10", tmp_path, root=tmp_path)
 
 

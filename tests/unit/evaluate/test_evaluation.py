@@ -55,7 +55,7 @@ def test_every_figure_follows_from_the_replay_of_single_examples(seed, combine):
 def test_shares_of_cost_are_complete(seed):
     rng = np.random.default_rng(seed)
     trace = make_trace(40, stages=3, seed=seed)
-    costs = Costs(unit="s", **{f: rng.random(3).tolist() for f in ("segment", "head", "decision")})
+    costs = Costs(unit="s", **{f: tuple(rng.random(3).tolist()) for f in ("segment", "head", "decision")})
     found = evaluate(trace.with_costs(costs), threshold_setting(trace), bootstrap=0)
     assert sum(found.exit_share) == pytest.approx(1)
     assert sum(found.stage_cost_share) + found.decision_share == pytest.approx(1)

@@ -61,7 +61,7 @@ def random_case(seed: int, kind: str = "logits", n: int = 12) -> tuple[Trace, Po
     rng = np.random.default_rng(seed)
     topology = random_topology(rng, int(rng.integers(1, 5)))
     trace = make_trace(n, seed=seed, kind=kind, topology=topology)
-    costs = Costs(unit="flops", **{f: rng.random(len(topology)).tolist() for f in COST_FIELDS})
+    costs = Costs(unit="flops", **{f: tuple(rng.random(len(topology)).tolist()) for f in COST_FIELDS})
     return trace.with_costs(costs), random_policy(rng, topology)
 
 

@@ -183,7 +183,7 @@ def test_class_features_find_a_class_that_a_stage_gets_wrong():
         costs=Costs.simple("usd", [1.0, 4.0]),
     )
     options = {"reference": "large", "lams": [0.2], "combines": ["last"]}
-    (plain,) = fit_weighted(part, **options, topologies=[part.topology])
+    (plain,) = fit_weighted(part, **options, topologies=[part.topology], class_features=False)
     (knowing,) = fit_weighted(part, **options, topologies=[part.topology], class_features=True)
     assert replay_reference(part, plain.policy).cost.mean() in (1.0, 4.0, 5.0)  # all alike
     result = replay_reference(part, knowing.policy)
