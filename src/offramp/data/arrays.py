@@ -4,6 +4,7 @@ Layer: data.
 """
 
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,7 @@ def read_arrays(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
         raise
     except FileNotFoundError as error:
         raise FileFormatError(f"{path} is missing.") from error
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise FileFormatError(f"{path} cannot be read as npz: {error}") from error
 
 

@@ -3,6 +3,7 @@
 Layer: evaluate.  Reads traces and policies; never a network, never data.
 """
 
+from offramp.evaluate.batch import evaluate_all
 from offramp.evaluate.evaluation import evaluate
 from offramp.evaluate.fit import fit
 from offramp.evaluate.frontier import Frontier, sweep
@@ -29,6 +30,7 @@ __all__ = [
     "ReferencePoint",
     "Replay",
     "evaluate",
+    "evaluate_all",
     "fit",
     "overlap",
     "references",

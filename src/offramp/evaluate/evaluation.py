@@ -4,6 +4,7 @@ Layer: evaluate.  Source: methods.md (F, the two risks) and 1 (statistics of exi
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,8 +12,8 @@ from offramp._core.checks import check_known
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp._core.topology import Path, Topology
-from offramp._core.types import SPLITS, FloatArray
-from offramp.evaluate.replay import Replay, replay
+from offramp._core.types import SPLITS, BoolArray, FloatArray, IntArray
+from offramp.evaluate.replay import path_costs, replay
 from offramp.evaluate.results import Evaluation, Interval
 from offramp.policy import Policy, Setting
 from offramp.trace import Trace
@@ -40,34 +41,74 @@ def evaluate(trace: Trace, setting: Setting, *, bootstrap: int = 2000, seed: int
     0.25
     """
     done = replay(trace, setting.policy, top=setting.top)
-    f_cost = reference_cost(trace, setting.reference)
     f_wrong = trace.wrong(trace.topology.index(setting.reference), top=setting.top)
-    ratio, lost = done.cost / f_cost, done.wrong.astype(np.float64) - f_wrong
-    new_errors = np.maximum(lost, 0.0)
-    useful, overhead, deciding = _cost_shares(trace, setting.policy, done)
+    outcomes = np.stack(
+        [
+            count_outcomes(done.wrong[done.path == i], f_wrong[done.path == i])
+            for i in range(len(done.paths))
+        ]
+    )
+    return from_outcomes(trace, setting, outcomes, bootstrap=bootstrap, seed=seed)
+
+
+def count_outcomes(wrong: BoolArray, f_wrong: BoolArray) -> IntArray:
+    """How many examples are right or wrong where F is right or wrong, `(2, 2)`.
+
+    The first index is 1 where the example's own answer is wrong, the second where F's is.
+    """
+    return np.bincount(2 * wrong + f_wrong, minlength=4).reshape(2, 2)
+
+
+def from_outcomes(
+    trace: Trace, setting: Setting, outcomes: IntArray, *, bootstrap: int = 0, seed: int = 0
+) -> Evaluation:
+    """The evaluation that follows from how many examples took each path, and were wrong there.
+
+    Args:
+        trace: Where they were counted; its costs, splits and names are read.
+        setting: What was replayed.
+        outcomes: For each path of the setting's topology what `count_outcomes` gives, `(p, 2, 2)`.
+        bootstrap: Number of resamples; 0 leaves the intervals out.
+        seed: Of the resampling.
+    """
+    policy, n, s = setting.policy, len(trace), len(trace.topology)
+    f_cost = reference_cost(trace, setting.reference)
+    path, wrong, f_wrong = np.nonzero(outcomes)  # (u,) each: the kinds of examples that occur
+    counts = outcomes[path, wrong, f_wrong]
+    ratio = path_costs(trace, policy)[path] / f_cost
+    lost = (wrong - f_wrong).astype(np.float64)
+    values = np.stack([ratio, lost, np.maximum(lost, 0.0)], axis=1)  # (u, 3)
+    means = counts @ values / n
     intervals: list[Interval] | list[None] = (
-        paired_intervals([ratio, lost, new_errors], rounds=bootstrap, seed=seed)
+        paired_intervals(values, counts, rounds=bootstrap, seed=seed)
         if bootstrap
         else [None, None, None]
     )
+    on_path = outcomes.sum(axis=(1, 2))  # (p,)
+    ways = [(p, int(count)) for p, count in zip(policy.topology.paths(), on_path, strict=True)]
+    exits, visits = np.zeros(s), np.zeros(s)
+    for way, count in ways:
+        exits[way[-1]] += count
+        visits[list(way)] += count
+    useful, overhead, deciding = _cost_shares(trace.costs, policy, ways)
     return Evaluation(
         setting=setting,
-        n=len(trace),
+        n=n,
         split=_split_name(trace),
         stages=trace.stages,
         unit=trace.costs.unit,
-        cost=float(done.cost.mean()),
+        cost=float(means[0] * f_cost),
         reference_cost=f_cost,
-        cost_ratio=float(ratio.mean()),
-        accuracy=float(1 - done.wrong.mean()),
-        reference_accuracy=float(1 - f_wrong.mean()),
-        difference=float(lost.mean()),
-        excess=float(new_errors.mean()),
+        cost_ratio=float(means[0]),
+        accuracy=float(counts @ (1 - wrong) / n),
+        reference_accuracy=float(counts @ (1 - f_wrong) / n),
+        difference=float(means[1]),
+        excess=float(means[2]),
         cost_ratio_ci=intervals[0],
         difference_ci=intervals[1],
         excess_ci=intervals[2],
-        exit_share=_shares(np.bincount(done.last, minlength=done.stages) / len(trace)),
-        visit_share=_shares(done.visited.mean(axis=0)),
+        exit_share=_shares(exits / n),
+        visit_share=_shares(visits / n),
         useful_share=useful,
         overhead_share=overhead,
         decision_share=deciding,
@@ -90,29 +131,29 @@ def reference_cost(trace: Trace, reference: str) -> float:
     return cost
 
 
-def paired_intervals(columns: Sequence[FloatArray], *, rounds: int, seed: int) -> list[Interval]:
-    """Bootstrap intervals (95 %, percentile) of the means of columns measured on one sample.
+def paired_intervals(
+    values: FloatArray, counts: IntArray, *, rounds: int, seed: int
+) -> list[Interval]:
+    """Bootstrap intervals (95 %, percentile) of means over examples of few different kinds.
 
-    Drawing `n` examples with replacement and counting how often each distinct row of values came
-    up is one multinomial draw, so the resampling costs as much as there are distinct rows: few,
-    since costs depend on the path and losses on two bits. All columns share the resamples.
+    Drawing `n` examples with replacement and counting the kinds is one multinomial draw, so the
+    resampling costs as much as there are kinds, not examples. All means share the resamples.
 
     Where all examples have one value the interval is that point; a certificate, not a bootstrap,
     says what is possible beyond the sample.
 
     Args:
-        columns: Values per example, each `(n,)`.
+        values: For each kind of example the quantities to average, `(u, q)`.
+        counts: How many examples are of each kind, `(u,)`.
         rounds: Number of resamples.
         seed: Of the resampling.
 
     Returns:
-        Lower and upper end for each column.
+        Lower and upper end for each of the `q` quantities.
     """
-    rows = np.stack(list(columns), axis=1)
-    values, counts = np.unique(rows, axis=0, return_counts=True)  # (u, columns), (u,)
-    n = len(rows)
+    n = int(counts.sum())
     drawn = np.random.default_rng(seed).multinomial(n, counts / n, size=rounds)  # (rounds, u)
-    means = drawn @ values / n  # (rounds, columns)
+    means = drawn @ values / n  # (rounds, q)
     # means of one value may differ from it in the last bit
     means = np.clip(means, values.min(axis=0), values.max(axis=0))
     low, high = np.quantile(means, [_LOW, _HIGH], axis=0)
@@ -131,20 +172,19 @@ def _shares(values: FloatArray) -> tuple[float, ...]:
 
 
 def _cost_shares(
-    trace: Trace, policy: Policy, done: Replay
+    costs: Costs, policy: Policy, ways: Sequence[tuple[Path, int]]
 ) -> tuple[tuple[float, ...], tuple[float, ...], float]:
     """Shares of the total cost: useful and overhead per stage, and deciding."""
     topology = policy.topology
-    counts = np.bincount(done.path, minlength=len(done.paths))
-    useful, overhead = np.zeros(done.stages), np.zeros(done.stages)
+    useful, overhead = np.zeros(len(topology)), np.zeros(len(topology))
     deciding = 0.0
-    for path, count in zip(done.paths, counts, strict=True):
+    for path, count in ways:
         if count == 0:
             continue
-        needed, rest = split_cost(trace.costs, topology, path)
+        needed, rest = split_cost(costs, topology, path)
         useful += count * needed
         overhead += count * rest
-        deciding += count * sum(trace.costs.decision[k] for k in policy.decided(path))
+        deciding += count * sum(costs.decision[k] for k in policy.decided(path))
     total = float(useful.sum() + overhead.sum() + deciding)
     scale = 1 / total if total > 0 else 0.0
     return _shares(useful * scale), _shares(overhead * scale), float(deciding * scale)

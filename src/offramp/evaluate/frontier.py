@@ -5,15 +5,14 @@ Layer: evaluate.  Source: methods.md 1 (Pareto front on `fit`, operating point o
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, final
+from typing import Any, final
 
 import numpy as np
 
-from offramp._core.checks import check_choice
+from offramp._core.checks import check_choice, check_not_negative
 from offramp._core.errors import InputError
-from offramp._core.progress import progress_bar
 from offramp._core.types import BoolArray
-from offramp.evaluate.evaluation import evaluate
+from offramp.evaluate.evaluation import evaluate, pooled
 from offramp.evaluate.results import (
     RISKS,
     DoNotCascade,
@@ -26,7 +25,8 @@ from offramp.policy import Setting
 from offramp.policy.pareto import pareto_front
 from offramp.trace import Trace
 
-Axis = Literal["cost", "difference", "excess"]
+Axis = str  # "cost" or one of RISKS
+MARGIN = 0.5  # standard errors between the measured risk and the limit
 _ROUNDING = 1e-12  # a risk of exactly B computed as a mean may exceed B in the last bit
 
 
@@ -57,27 +57,32 @@ class Frontier:
         return tuple(sorted(chosen, key=lambda p: p.fit.cost_ratio))
 
     def cheapest(
-        self, *, max_loss: float, risk: Risk = "difference"
+        self, *, max_loss: float, risk: Risk = "difference", margin: float = MARGIN
     ) -> OperatingPoint | DoNotCascade:
-        """The cheapest setting whose risk is at most `max_loss`, on `calibrate`.
+        """The cheapest setting whose risk is at most `max_loss`, on `fit` and `calibrate` together.
 
-        Candidates are the Pareto front on `fit`; without a `calibrate` part `fit` decides too.
+        Candidates are the Pareto front on `fit`.
 
         Args:
             max_loss: In [0, 1): 0.02 allows two points. The risk is as measured, not certified.
             risk: "difference": accuracy lost. "excess": new errors, corrections not counted.
+            margin: Standard errors kept between the measured risk and `max_loss`, >= 0, against
+                the luck of the chosen one among many (docs/adr/0010).
 
         Raises:
-            InputError: If `max_loss` is outside its domain.
+            InputError: If `max_loss` or `margin` is outside its domain.
         """
         check_choice("risk", risk, RISKS)
+        check_not_negative("margin", margin)
         if not 0.0 <= max_loss < 1.0:
             raise InputError(
                 f"max_loss must be in [0, 1), got {max_loss!r}. Points of accuracy have to be "
                 "divided by 100 first: 2 points are 0.02."
             )
-        single = self.best_single(max_loss=max_loss, risk=risk)
-        chosen = choose(self.front(risk), limited=risk, limit=max_loss, minimised="cost")
+        single = self.best_single(max_loss=max_loss, risk=risk, margin=margin)
+        chosen = choose(
+            self.front(risk), limited=risk, limit=max_loss, minimised="cost", margin=margin
+        )
         limit = f"a loss of {_points(max_loss)} points"
         if chosen is None:
             reason = f"no setting stays within {limit}"
@@ -89,7 +94,9 @@ class Frontier:
         return _refusal(reason, best, chosen, risk, max_loss=max_loss)
 
     def best(self, *, max_cost: float, risk: Risk = "difference") -> OperatingPoint | DoNotCascade:
-        """The setting of least risk whose mean cost ratio is at most `max_cost`, on `calibrate`.
+        """The setting of least risk whose mean cost ratio is at most `max_cost`.
+
+        Both are measured on `fit` and `calibrate` together.
 
         Args:
             max_cost: Over F's own cost, > 0: 0.5 allows half of it on average.
@@ -122,6 +129,7 @@ class Frontier:
         max_loss: float | None = None,
         max_cost: float | None = None,
         risk: Risk = "difference",
+        margin: float = MARGIN,
     ) -> FrontierPoint | None:
         """The best network on its own: the cheapest within a loss, or the best within a cost.
 
@@ -133,7 +141,9 @@ class Frontier:
                 f"Give exactly one of max_loss and max_cost, got {max_loss!r} and {max_cost!r}."
             )
         if max_loss is not None:
-            return choose(self.singles, limited=risk, limit=max_loss, minimised="cost")
+            return choose(
+                self.singles, limited=risk, limit=max_loss, minimised="cost", margin=margin
+            )
         return choose(self.singles, limited="cost", limit=float(max_cost or 0), minimised=risk)
 
     def _single_of_reference(self) -> FrontierPoint:
@@ -152,19 +162,35 @@ class Frontier:
 
 
 def choose(
-    points: Sequence[FrontierPoint], *, limited: Axis, limit: float, minimised: Axis
+    points: Sequence[FrontierPoint],
+    *,
+    limited: Axis,
+    limit: float,
+    minimised: Axis,
+    margin: float = MARGIN,
 ) -> FrontierPoint | None:
     """The selection rule: within `limit` on one axis, the least on the other.
 
-    Both are read from `calibrate` where there is one. Ties go to the lower value of what is
-    limited. None if no point stays within the limit.
+    Both are read from `judged`: `fit` and `calibrate` together. A limited risk is raised by
+    `margin` standard errors first: the cheapest of many settings within a limit is there partly
+    by luck. Ties go to the lower value of what is limited. None if no point stays within the limit.
     """
-    allowed = [p for p in points if _value(p.judged, limited) <= limit + _ROUNDING]
+    allowed = [p for p in points if _guarded(p.judged, limited, margin) <= limit + _ROUNDING]
     return min(
         allowed,
         key=lambda p: (_value(p.judged, minimised), _value(p.judged, limited)),
         default=None,
     )
+
+
+def _guarded(found: Evaluation, axis: Axis, margin: float) -> float:
+    """A risk plus `margin` of its standard errors; a cost is taken as it is."""
+    if axis == "cost":
+        return found.cost_ratio
+    mean = found.risk(axis)
+    # The loss of an example is -1, 0 or 1, so its two means give the mean of the square.
+    square = found.excess if axis == "excess" else 2 * found.excess - mean
+    return mean + margin * float(np.sqrt(max(0.0, square - mean**2) / found.n))
 
 
 def sweep(
@@ -201,27 +227,23 @@ def sweep(
     alone = [
         Setting.single(fit.topology, name, reference=reference, top=top) for name in fit.stages
     ]
-    with progress_bar("Replaying settings", len(settings), enabled=progress) as step:
-        points = []
-        for setting in settings:
-            points.append(FrontierPoint(setting=setting, fit=evaluate(fit, setting, bootstrap=0)))
-            step(1)
-        singles = [FrontierPoint(setting=s, fit=evaluate(fit, s, bootstrap=0)) for s in alone]
-        accurate, safe = (_on_front([*points, *singles], risk) for risk in RISKS)
-        points = [
-            _looked_at(p, calibrate if a or e else None, on_front=bool(a))
-            for p, a, e in zip(points, accurate, safe, strict=False)
-        ]
-        singles = [
-            _looked_at(p, calibrate, on_front=bool(a))
-            for p, a in zip(singles, accurate[len(points) :], strict=True)
-        ]
-    return Frontier(points=tuple(points), singles=tuple(singles), reference=reference)
-
-
-def _looked_at(point: FrontierPoint, part: Trace | None, *, on_front: bool) -> FrontierPoint:
-    found = None if part is None else evaluate(part, point.setting, bootstrap=0)
-    return replace(point, calibrate=found, on_front=on_front)
+    everything = [*settings, *alone]
+    found = evaluate_all(fit, everything, progress=progress)
+    points = [FrontierPoint(setting=e.setting, fit=e) for e in found]
+    accurate, safe = (_on_front(points, risk) for risk in RISKS)
+    points = [replace(p, on_front=bool(on)) for p, on in zip(points, accurate, strict=True)]
+    if calibrate is not None:
+        wanted = accurate | safe
+        wanted[len(settings) :] = True
+        which = np.flatnonzero(wanted).tolist()
+        again = evaluate_all(calibrate, [everything[i] for i in which], progress=progress)
+        for i, evaluation in zip(which, again, strict=True):
+            points[i] = replace(points[i], calibrate=evaluation)
+    return Frontier(
+        points=tuple(points[: len(settings)]),
+        singles=tuple(points[len(settings) :]),
+        reference=reference,
+    )
 
 
 def _on_front(points: Sequence[FrontierPoint], risk: Risk) -> BoolArray:
@@ -250,6 +272,7 @@ def _operating_point(
         setting=chosen.setting,
         fit=chosen.fit,
         calibrate=chosen.calibrate,
+        judged_on_both=chosen.judged_on_both,
         best_single=single,
         risk=risk,
         max_loss=max_loss,
@@ -286,11 +309,14 @@ def _refusal(
 
 def _described(point: FrontierPoint, risk: Risk) -> str:
     found = point.judged
-    verb = {"difference": "loses", "excess": "adds"}[risk]
-    what = {"difference": "points of accuracy", "excess": "points of new errors"}[risk]
+    value = found.risk(risk)
+    if risk == "excess":
+        loss = f"makes {_points(value)} points of new errors"
+    else:
+        loss = f"{'gains' if value < 0 else 'loses'} {_points(abs(value))} points of accuracy"
     return (
-        f"{point.setting.label}, costs {found.cost_ratio:.3f} of {point.setting.reference} alone "
-        f"and {verb} {_points(found.risk(risk))} {what} on {found.n} examples ({found.split})"
+        f"{point.setting.label}, which costs {found.cost_ratio:.3f} of {point.setting.reference} "
+        f"alone and {loss} on {found.n} examples ({found.split})"
     )
 
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 from offramp._core.topology import Topology
-from offramp.evaluate.evaluation import evaluate, reference_cost
-from offramp.evaluate.results import ReferencePoint
+from offramp.evaluate.batch import evaluate_all
+from offramp.evaluate.evaluation import reference_cost
+from offramp.evaluate.results import Evaluation, ReferencePoint
 from offramp.policy import Setting
 from offramp.policy.baselines import fit_uniform
 from offramp.policy.oracles import ORACLES, OracleKind, oracle
@@ -38,18 +39,22 @@ def references(
     ['stage0 alone', 'stage1 alone', 'paper oracle', 'neutral oracle', 'free oracle']
     """
     topology = _chain_to(trace.topology, reference) if topology is None else topology
-    singles = [
+    statics = [
         Setting.single(trace.topology, name, reference=reference, top=top) for name in trace.stages
     ]
-    found = [_point(trace, setting, "static", setting.label) for setting in singles]
+    uniform: list[Setting] = []
     if len(topology.active) > 1 and all(len(topology.children(k)) < 2 for k in topology.active):
         uniform = fit_uniform(trace, reference=reference, top=top, topologies=[topology])
-        for setting in uniform:
-            name = f"uniform, {setting.parameters['rate']:g}"
-            found.append(_point(trace, setting, "uniform", name))
-    found += [_point(trace, setting, "myopic", setting.label) for setting in myopic]
-    found += [_oracle_point(trace, kind, topology, reference, top) for kind in ORACLES]
-    return found
+    found = evaluate_all(trace, [*statics, *uniform, *myopic])
+    return [
+        *(_point(e, "static", e.setting.label) for e in found[: len(statics)]),
+        *(
+            _point(e, "uniform", f"uniform, {e.setting.parameters['rate']:g}")
+            for e in found[len(statics) : len(statics) + len(uniform)]
+        ),
+        *(_point(e, "myopic", e.setting.label) for e in found[len(statics) + len(uniform) :]),
+        *(_oracle_point(trace, kind, topology, reference, top) for kind in ORACLES),
+    ]
 
 
 def _chain_to(topology: Topology, reference: str) -> Topology:
@@ -68,9 +73,8 @@ def _chain_to(topology: Topology, reference: str) -> Topology:
 
 
 def _point(
-    trace: Trace, setting: Setting, kind: Literal["static", "uniform", "myopic"], name: str
+    found: Evaluation, kind: Literal["static", "uniform", "myopic"], name: str
 ) -> ReferencePoint:
-    found = evaluate(trace, setting, bootstrap=0)
     return ReferencePoint(
         name=name,
         kind=kind,

@@ -12,7 +12,7 @@ from typing import Any, Literal, final
 from offramp.policy import Setting
 
 Interval = tuple[float, float]
-Risk = Literal["difference", "excess"]
+Risk = str  # one of RISKS
 RISKS: tuple[Risk, ...] = ("difference", "excess")
 
 
@@ -145,18 +145,20 @@ class FrontierPoint:
         fit: Its evaluation on the examples that it was fitted on: optimistic.
         calibrate: Its evaluation on `calibrate`; None where there is no such split, or the
             setting is on no Pareto front.
+        judged_on_both: The two together, or None where there is only one.
         on_front: True if no other point of the sweep is both cheaper and more accurate on `fit`.
     """
 
     setting: Setting
     fit: Evaluation
     calibrate: Evaluation | None = None
+    judged_on_both: Evaluation | None = None
     on_front: bool = False
 
     @property
     def judged(self) -> Evaluation:
-        """The evaluation to choose by: on `calibrate` where there is one, else on `fit`."""
-        return self.fit if self.calibrate is None else self.calibrate
+        """The evaluation to choose by: on both parts together where there are both."""
+        return self.judged_on_both or self.calibrate or self.fit
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -172,6 +174,7 @@ class OperatingPoint:
         setting: What to run.
         fit: Its evaluation on `fit`.
         calibrate: Its evaluation on `calibrate`, or None where there is no such split.
+        judged_on_both: The two together, or None where there is only one.
         best_single: The best single network under the same limit, which it beats; None where no
             network is cheap enough.
         risk: The risk that was limited or minimised.
@@ -183,6 +186,7 @@ class OperatingPoint:
     setting: Setting
     fit: Evaluation
     calibrate: Evaluation | None
+    judged_on_both: Evaluation | None
     best_single: FrontierPoint | None
     risk: Risk
     max_loss: float | None
@@ -192,7 +196,7 @@ class OperatingPoint:
     @property
     def judged(self) -> Evaluation:
         """The evaluation it was chosen by."""
-        return self.fit if self.calibrate is None else self.calibrate
+        return self.judged_on_both or self.calibrate or self.fit
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""

@@ -4,7 +4,9 @@ Layer: models.
 """
 
 import pickle
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -20,6 +22,11 @@ from offramp._core.files import whole_file
 _SHOWN = 3  # names listed in a message
 _NESTED = ("state_dict", "model")
 _PARALLEL_PREFIX = "module."  # put there by DataParallel
+# What numpy, safetensors and torch raise on damaged or foreign files, found by damaging some.
+_DAMAGED = (
+    *(OSError, EOFError, ValueError, LookupError, TypeError, RuntimeError, AssertionError),
+    *(SafetensorError, pickle.UnpicklingError, struct.error, zipfile.BadZipFile, zlib.error),
+)
 _COUNTER = "num_batches_tracked"  # of batch normalisation: it does not change any output
 
 
@@ -94,16 +101,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         return reader(path)
     except FileNotFoundError as error:
         raise FileFormatError(f"{path} is missing.") from error
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        KeyError,
-        RuntimeError,
-        SafetensorError,
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-    ) as error:
+    except _DAMAGED as error:
         raise FileFormatError(
             f"{path} cannot be read as weights: {error}. Only plain tensors are read, never "
             "pickled objects."

@@ -28,14 +28,13 @@ from offramp._core.types import Ids, IntArray
 from offramp.record.rows import Rows
 from offramp.record.store import Facts
 from offramp.trace import Trace, load_trace
-from offramp.trace.arrays import ArraySource, write_arrays
+from offramp.trace.arrays import ArraySource, in_parts, write_arrays
 from offramp.trace.files import ARRAYS, StoredDtype, id_source, narrowed, write_manifest
 
 CHECKPOINT_S = 1.0  # seconds of work that a kill may cost
 _PROGRESS = "progress.json"
 _VERSION = 1
 _FILES = ("logits", "labels", "ids")
-_PART = 4096  # rows copied at a time
 
 
 @final
@@ -250,8 +249,8 @@ class PartialStore:
 
     def _logit_parts(self) -> Iterator[NDArray[Any]]:
         shape = (self._rows, self._stages, self._classes)
-        held = np.memmap(self._folder / "logits.bin", dtype=self._dtype, mode="r", shape=shape)
-        return (held[start : start + _PART] for start in range(0, self._rows, _PART))
+        path = self._folder / "logits.bin"
+        return in_parts(np.memmap(path, dtype=self._dtype, mode="r", shape=shape))
 
 
 def _text_block(ids: Ids) -> bytes:

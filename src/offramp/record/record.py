@@ -160,7 +160,7 @@ def _record_rows(
             f"The loader gave {seen} examples, but {before} were recorded before the interruption."
             " Give the same loader again, or pass resume=False to start again."
         )
-    if table is None:
+    if table is None or not store.rows:
         raise InputError("The loader must give at least one example, got none.")
     return table
 

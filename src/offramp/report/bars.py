@@ -64,10 +64,12 @@ def stage_figure(
         _row_names(left, names if narrow else rows)
         if narrow:
             _row_names(right, rows)
-        _note(left, "examples that leave here", 0, MUTED)
-        _note(right, "share of cost:", 0, MUTED)
-        _colour_key(right, "useful", 80, GREEN)
-        _colour_key(right, "overhead", 130, GREY)
+        # On a phone the headings start at the edge: long names leave the panels little room.
+        start = 4 - right.get_window_extent().x0 * 72 / figure.dpi if narrow else 0.0
+        _note(left, "examples that leave here", start, MUTED)
+        _note(right, "share of cost:", start, MUTED)
+        _colour_key(right, "useful", start + 80, GREEN)
+        _colour_key(right, "overhead", start + 130, GREY)
     return figure
 
 
@@ -205,7 +207,7 @@ def overlap_figure(
 
 
 def _named(subsets: Sequence[Sequence[str]], shares: Sequence[float], s: int) -> list[str]:
-    words = {0: ", none of them", s: ", all of them"}
+    words = {0: ", none", s: ", all"}
     return [
         percent(share) + words.get(len(subset), "")
         for subset, share in zip(subsets, shares, strict=True)

@@ -3,11 +3,11 @@
 Layer: report.
 """
 
+import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -35,11 +35,9 @@ def new_figure(*, narrow: bool, height_in: float) -> Figure:
 
 def add_axes(figure: Figure, left: float, bottom: float, right: float, top: float) -> Axes:
     """Calm axes with margins in inches from the figure's edges."""
-    width, height = (float(size) for size in figure.get_size_inches())
-    axes = figure.add_axes(
-        (left / width, bottom / height, (width - left - right) / width,
-         (height - bottom - top) / height)
-    )  # fmt: skip
+    width, height = (float(inches) for inches in figure.get_size_inches())
+    size = ((width - left - right) / width, (height - bottom - top) / height)
+    axes = figure.add_axes((left / width, bottom / height, *size))
     axes.set_facecolor("none")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -61,18 +59,24 @@ def save_figure(figure: Figure, path: Path) -> None:
         InputError: If the ending is another one.
     """
     form = check_choice("the ending of path", path.suffix.lower().removeprefix("."), _FORMATS)
-    with whole_file(path) as temporary, temporary.open("wb") as file:
-        render(figure, file, form=form, text_as_paths=True)
+    picture = render(figure, form=form, text_as_paths=True)
+    with whole_file(path) as temporary:
+        temporary.write_bytes(picture)
 
 
-def render(figure: Figure, file: IO[Any], *, form: str, text_as_paths: bool) -> None:
-    """Write a figure to an open file; the same figure gives the same bytes."""
-    dated = {"Date": None, "Creator": None, "Format": None, "Type": None}
+def render(figure: Figure, *, form: str, text_as_paths: bool) -> bytes:
+    """A figure as a "png" or "svg" file; the same figure gives the same bytes.
+
+    Text as paths looks the same everywhere; as text it follows the page and can be searched.
+    """
+    buffer = io.BytesIO()
+    undated = {"Date": None, "Creator": None, "Format": None, "Type": None}
     with _reproducible(text_as_paths):
         if form == "svg":
-            figure.savefig(file, format="svg", metadata=dated)
+            figure.savefig(buffer, format="svg", metadata=undated)
         else:
-            figure.savefig(file, format="png", dpi=_PNG_DPI, metadata={"Software": None})
+            figure.savefig(buffer, format="png", dpi=_PNG_DPI, metadata={"Software": None})
+    return buffer.getvalue()
 
 
 @contextmanager

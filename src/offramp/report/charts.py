@@ -11,7 +11,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from offramp.evaluate.results import Evaluation, Overlap, ReferencePoint
+from offramp.evaluate import Evaluation, Overlap, ReferencePoint
 from offramp.report.bars import overlap_figure, stage_figure
 from offramp.report.content import ReportContent
 from offramp.report.formatting import percent
@@ -80,7 +80,12 @@ def frontier_curves(content: ReportContent) -> list[Curve]:
 def frontier_points(content: ReportContent) -> list[Point]:
     """The marked points of the frontier figure."""
     points = [
-        Point(name=r.name, kind=r.kind, cost_ratio=r.cost_ratio, accuracy=r.accuracy)
+        Point(
+            name=r.name.removesuffix(" alone").removesuffix(" oracle"),  # the legend says it
+            kind=r.kind,
+            cost_ratio=r.cost_ratio,
+            accuracy=r.accuracy,
+        )
         for r in content.references
         if r.kind == "static" or r.kind == "oracle"
     ]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from offramp._core.checks import check_fraction, check_not_negative, check_positive_int
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError
-from offramp.evaluate.results import (
+from offramp.evaluate import (
     DoNotCascade,
     Evaluation,
     FrontierPoint,
@@ -227,13 +227,14 @@ class ReportContent:
         return tuple(e for e in (point.fit, point.calibrate, self.test) if e is not None)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values: every number that the page shows."""
-        many = ("frontier", "frontier_test", "myopic", "references", "timing", "costs", "images")
+        """As JSON values: every number that the page shows; of the sweep its front."""
+        many = ("frontier_test", "myopic", "references", "timing", "costs", "images")
         return {
             "title": self.title,
             "outcome": "cascade" if self.cascade else "do not cascade",
             "chosen": self.chosen.to_dict(),
             "test": None if self.test is None else self.test.to_dict(),
+            "frontier": [point.to_dict() for point in self.frontier if point.on_front],
             "overlap": None if self.overlap is None else self.overlap.to_dict(),
             "gap_closed": self.gap_closed,
             "stages": list(self.stages),

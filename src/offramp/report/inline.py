@@ -28,9 +28,7 @@ def inline_svg(figure: Figure, *, prefix: str, title: str, description: str) -> 
         title: Its name, for screen readers.
         description: What it shows, for those who do not see it.
     """
-    buffer = io.BytesIO()
-    render(figure, buffer, form="svg", text_as_paths=False)
-    svg = buffer.getvalue().decode("utf-8")
+    svg = render(figure, form="svg", text_as_paths=False).decode("utf-8")
     svg = re.sub(r"<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     opening, body = svg.split(">", 1)
     view_box = re.search(r'viewBox="([^"]+)"', opening)

@@ -5,12 +5,14 @@ Layer: report.  Source: none, greedy search over positions around each point.
 
 import numpy as np
 
-from offramp._core.types import BoolArray, FloatArray
+from offramp._core.types import FloatArray
 
 _DISTANCES = (1.0, 1.7, 2.6, 3.8, 5.5, 8.0, 12.0, 18.0)  # in units of the gap
 _DIRECTIONS = 16
 _NEAR = 1.7  # cost per unit of distance, and of turning away from the right
 _COVERED_MARK = 4.0
+_COVERED_POINT = 200.0
+_NEARER = 40.0  # another point is nearer to the label than its own
 _CROSSED = 60.0  # a line from the point to its label runs over another point or label
 _COVERED_LABEL = 1e6  # per pixel: must never pay
 
@@ -50,7 +52,8 @@ def place_labels(
         found, cost = _candidates(anchor, size, bounds, gap)  # (q, 2), (q,)
         cost += _COVERED_MARK * _covered(found, size, marks, gap / 3)
         others = np.delete(anchors, i, axis=0)
-        cost += 4 * _COVERED_MARK * _covered(found, size, others, gap / 1.5)
+        cost += _COVERED_POINT * _covered(found, size, others, gap / 1.5)
+        cost += _NEARER * _nearer(found, size, anchor, others)
         leaders = _leaders(anchor, found, size)  # (q, t, 2)
         cost += _CROSSED * _runs_over(leaders, others - gap / 1.5, others + gap / 1.5)
         cost += _CROSSED * _runs_over(leaders, corners[:i], corners[:i] + sizes[:i])
@@ -78,8 +81,20 @@ def _candidates(
 def _covered(corners: FloatArray, size: FloatArray, marks: FloatArray, margin: float) -> FloatArray:
     """Number of marks under a label at each place, `(q,)`."""
     low, high = corners[:, None] - margin, corners[:, None] + size + margin  # (q, 1, 2)
-    inside = ((marks[None] > low) & (marks[None] < high)).all(axis=2)  # (q, o)
-    return inside.sum(axis=1).astype(np.float64)
+    inside = np.all((marks[None] > low) & (marks[None] < high), axis=2)  # (q, o)
+    count: FloatArray = np.sum(inside, axis=1, dtype=np.float64)
+    return count
+
+
+def _nearer(
+    corners: FloatArray, size: FloatArray, anchor: FloatArray, others: FloatArray
+) -> FloatArray:
+    """Number of other points that are nearer to a label at each place than its own, `(q,)`."""
+    points = np.concatenate([anchor[None], others])[None]  # (1, k, 2)
+    nearest = np.clip(points, corners[:, None], corners[:, None] + size)  # (q, k, 2)
+    away = np.hypot(points[..., 0] - nearest[..., 0], points[..., 1] - nearest[..., 1])
+    count: FloatArray = np.sum(away[:, 1:] < away[:, :1], axis=1, dtype=np.float64)
+    return count
 
 
 def _leaders(anchor: FloatArray, corners: FloatArray, size: FloatArray) -> FloatArray:
@@ -93,8 +108,9 @@ def _leaders(anchor: FloatArray, corners: FloatArray, size: FloatArray) -> Float
 def _runs_over(leaders: FloatArray, low: FloatArray, high: FloatArray) -> FloatArray:
     """Number of boxes that the line to each place runs over, `(q,)`."""
     at = leaders[:, :, None]  # (q, t, 1, 2)
-    inside: BoolArray = ((at > low) & (at < high)).all(axis=3)  # (q, t, boxes)
-    return inside.any(axis=1).sum(axis=1).astype(np.float64)
+    inside = np.all((at > low) & (at < high), axis=3)  # (q, t, boxes)
+    count: FloatArray = np.sum(np.any(inside, axis=1), axis=1, dtype=np.float64)
+    return count
 
 
 def _shared_area(

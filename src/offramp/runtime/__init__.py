@@ -3,7 +3,7 @@
 Layer: runtime.
 """
 
-from offramp.runtime.adaptive import Adaptive, Choice, Chosen, Static, policy_of
+from offramp.runtime.adaptive import Adaptive, Choice, Chosen, StageSource, Static, policy_of
 from offramp.runtime.answer import NO_LABEL, Answer
 from offramp.runtime.engine import Engine, Routed, route_reference
 from offramp.runtime.prepare import prepare
@@ -17,6 +17,7 @@ __all__ = [
     "Chosen",
     "Engine",
     "Routed",
+    "StageSource",
     "Static",
     "policy_of",
     "prepare",

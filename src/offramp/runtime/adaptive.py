@@ -22,7 +22,7 @@ from offramp.runtime.answer import Answer
 from offramp.runtime.engine import Engine
 from offramp.runtime.execution import Execution, Plan, plan_segments
 from offramp.runtime.prepare import prepare
-from offramp.stages import Cascade, Stage, batch_size, to_device
+from offramp.stages import Stage, batch_size, to_device
 
 
 @runtime_checkable
@@ -32,6 +32,25 @@ class Chosen(Protocol):
     @property
     def setting(self) -> Setting:
         """What to run."""
+        ...
+
+
+@runtime_checkable
+class StageSource(Protocol):
+    """Where stages come from: a `Cascade`, or the part of one that a bundle holds."""
+
+    @property
+    def topology(self) -> Topology:
+        """All stages, held or not."""
+        ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, or none."""
+        ...
+
+    def stage(self, which: int) -> Stage:
+        """A stage by position; only those that a policy needs are asked for."""
         ...
 
 
@@ -65,6 +84,7 @@ class Adaptive(nn.Module):
     Raises:
         InputError: If the policy or the costs were made for other stages.
 
+    >>> from offramp.stages import Cascade
     >>> cascade = Cascade.of_models({"a": nn.Linear(4, 3), "b": nn.Linear(4, 3)})
     >>> model = Adaptive(cascade, Setting.single(cascade.topology, "b", reference="b"))
     >>> answer = model(torch.zeros(2, 4))
@@ -77,7 +97,7 @@ class Adaptive(nn.Module):
 
     def __init__(
         self,
-        cascade: Cascade,
+        cascade: StageSource,
         choice: Choice,
         *,
         costs: Costs | None = None,
@@ -125,7 +145,7 @@ class Adaptive(nn.Module):
         """
         device = self._leaves_at.device
         n = batch_size(batch)
-        keys = _keys(ids, n).to(device)
+        keys = _keys(ids, n, device)
         if n == 0:
             return _nothing(self.runner.classes_for(batch, device), self, device)
         execution = self.runner.start(to_device(batch, device), n, device)
@@ -159,6 +179,7 @@ class Static(nn.Module):
         InputError: If the costs were made for other stages.
         UnknownNameError: If there is no such stage.
 
+    >>> from offramp.stages import Cascade
     >>> cascade = Cascade.of_models({"a": nn.Linear(4, 3), "b": nn.Linear(4, 3)})
     >>> Static(cascade, "a")(torch.zeros(1, 4)).stage.tolist()
     [0]
@@ -168,7 +189,7 @@ class Static(nn.Module):
 
     def __init__(
         self,
-        cascade: Cascade,
+        cascade: StageSource,
         stage: int | str,
         *,
         costs: Costs | None = None,
@@ -214,7 +235,7 @@ class Static(nn.Module):
 class _Runner(nn.Module):
     """The stages that a topology needs, ready to take batches."""
 
-    def __init__(self, cascade: Cascade, topology: Topology, *, optimise: bool) -> None:
+    def __init__(self, cascade: StageSource, topology: Topology, *, optimise: bool) -> None:
         super().__init__()
         self.topology = topology
         self.plans: dict[int, Plan] = plan_segments(topology)
@@ -247,7 +268,7 @@ class _Runner(nn.Module):
         return self.classes
 
 
-def check_made_for(cascade: Cascade, topology: Topology, costs: Costs | None) -> None:
+def check_made_for(cascade: StageSource, topology: Topology, costs: Costs | None) -> None:
     """Raise `InputError` unless a policy's topology and the costs fit the cascade's stages."""
     for name in ("names", "sources", "groups"):
         have, want = getattr(topology, name), getattr(cascade.topology, name)
@@ -282,13 +303,13 @@ def _optimised(stages: Mapping[int, Stage]) -> dict[int, Stage]:
     }
 
 
-def _keys(ids: Keys | None, n: int) -> Tensor:
+def _keys(ids: Keys | None, n: int, device: torch.device) -> Tensor:
     if ids is None:
-        return torch.arange(n)
+        return torch.arange(n, device=device)
     given = ids.long() if isinstance(ids, Tensor) else example_keys(np.asarray(ids))
     if given.shape != (n,):
         raise InputError(f"ids must have shape ({n},), one for each example, got {given.shape}.")
-    return given
+    return given.to(device)
 
 
 def _zeros(batch: Batch) -> Batch:

@@ -9,7 +9,7 @@ import numpy as np
 
 from offramp._core.topology import Path, Topology
 from offramp.policy.combination import Combine
-from offramp.policy.features import confidence_features
+from offramp.policy.features import Feature, confidence_features
 from offramp.policy.policy import Node, Policy
 from offramp.policy.rules import Agreement, Constant, Linear, Random, Rule
 
@@ -80,6 +80,8 @@ def _rule(path: Path, classes: int, combine: Combine, rng: Rng, linear: bool) ->
         return Random(float(rng.random()), int(rng.integers(1000)), path[-1])
     if draw < 0.35 and len(path) > 1:
         return Agreement((path[0], path[-1]))
+    if draw < 0.65 or (linear and rng.random() < 0.5):  # splits most batches
+        return Linear.threshold(Feature("max_prob", path[-1]), float(rng.uniform(0.4, 0.95)))
     features = confidence_features(path, classes, combined=combine != "last")
     weights = rng.normal(size=len(features))
     return Linear(features, list(weights), float(rng.normal()))

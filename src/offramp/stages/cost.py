@@ -13,6 +13,7 @@ from statistics import median
 from typing import Any, final
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from offramp._core.checks import check_known, check_positive_int
@@ -218,11 +219,12 @@ def _count(run: Callable[[], Any]) -> float:
 
 @contextmanager
 def _plain_attention() -> Iterator[None]:
-    """Turn off torch's fused transformer layers, which the counter cannot see into."""
+    """Turn off fused transformer layers and fused attention, which the counter does not see."""
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)
 

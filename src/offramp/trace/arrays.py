@@ -8,11 +8,11 @@ Layer: trace.
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ _NAMES = {
     "uint8": "U8",
 }
 _ALIGNMENT = 8  # bytes
+_PART_BYTES = 4 * 2**20
 
 
 @final
@@ -61,6 +62,13 @@ class Written:
 
     nbytes: int
     sha256: str
+
+
+def in_parts(values: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Cut values along the first axis into parts of a few MiB."""
+    row = max(1, values.nbytes // max(1, len(values)))
+    step = max(1, _PART_BYTES // row)
+    return (values[start : start + step] for start in range(0, len(values), step))
 
 
 def write_arrays(path: Path, arrays: Sequence[ArraySource]) -> Written:

@@ -8,7 +8,7 @@ int8 if there is one. Nothing is ever unpickled.
 Layer: trace.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, final
@@ -25,14 +25,13 @@ from offramp._core.errors import FileFormatError, InputError
 from offramp._core.files import sha256, whole_folder, write_json
 from offramp._core.topology import Topology
 from offramp._core.types import Ids
-from offramp.trace.arrays import ArraySource, Written, open_arrays, write_arrays
+from offramp.trace.arrays import ArraySource, Written, in_parts, open_arrays, write_arrays
 from offramp.trace.trace import Trace
 
 FORMAT = "offramp-trace"
 FORMAT_VERSION = 1
 MANIFEST = "trace.json"
 ARRAYS = "arrays.safetensors"
-_PART = 16384  # rows written at a time
 
 StoredDtype = Literal["float32", "float16"]
 
@@ -210,14 +209,14 @@ def id_source(ids: Ids) -> ArraySource:
         InputError: If they are neither integers nor text.
     """
     if ids.dtype.kind in "iu":
-        return ArraySource(name="ids", dtype="int64", shape=ids.shape, parts=_cut(ids))
+        return ArraySource(name="ids", dtype="int64", shape=ids.shape, parts=in_parts(ids))
     if ids.dtype.kind == "O" and all(isinstance(name, str) for name in ids):
         ids = ids.astype(str)
     if ids.dtype.kind != "U":
         raise InputError(f"ids must be integers or text, got an array of {ids.dtype}.")
     encoded = np.char.encode(ids, "utf-8", "surrogateescape")  # as file names come
     raw = np.frombuffer(encoded.tobytes(), dtype=np.uint8).reshape(len(ids), -1)
-    return ArraySource(name="ids", dtype="uint8", shape=raw.shape, parts=_cut(raw))
+    return ArraySource(name="ids", dtype="uint8", shape=raw.shape, parts=in_parts(raw))
 
 
 def _sources(trace: Trace, dtype: StoredDtype) -> list[ArraySource]:
@@ -234,7 +233,7 @@ def _sources(trace: Trace, dtype: StoredDtype) -> list[ArraySource]:
 
 
 def _source(name: str, values: Tensor, dtype: str) -> ArraySource:
-    parts = (narrowed(name, part, dtype) for part in _cut(values.numpy()))
+    parts = (narrowed(name, part, dtype) for part in in_parts(values.numpy()))
     return ArraySource(name=name, dtype=dtype, shape=tuple(values.shape), parts=parts)
 
 
@@ -253,10 +252,6 @@ def narrowed(name: str, values: NDArray[Any], dtype: str) -> NDArray[Any]:
                 "store float32."
             )
     return values.astype(dtype, copy=False)
-
-
-def _cut(values: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    return (values[start : start + _PART] for start in range(0, len(values), _PART))
 
 
 def _read_manifest(path: Path) -> _Manifest:

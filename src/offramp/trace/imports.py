@@ -176,7 +176,8 @@ def from_npz(
         InputError: As in `from_logits` and `from_predictions`.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here because numpy leaves a file that it cannot read open.
+        with Path(path).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
 
             def column(name: str) -> NDArray[Any]:
                 return np.asarray(file[check_known("array", name, file.files)])

@@ -157,9 +157,7 @@ class Trace:
     def most_accurate(self, *, top: int = 1) -> int:
         """The stage with the highest accuracy; the cheaper one where they tie."""
         costs = self.stage_costs()
-        return min(
-            range(len(self.topology)), key=lambda k: (-self.accuracy(k, top=top), costs[k])
-        )
+        return min(range(len(self.topology)), key=lambda k: (-self.accuracy(k, top=top), costs[k]))
 
     def rows(self, index: Tensor) -> "Trace":
         """The trace of some examples, by position or mask."""

@@ -77,10 +77,14 @@ def test_missing_truncated_foreign_and_pickled_files_are_refused(tmp_path):
     np.savez(tmp_path / "whole.npz", images=np.zeros((9, 50)), labels=np.zeros(9, dtype=int))
     content = (tmp_path / "whole.npz").read_bytes()
     (tmp_path / "half.npz").write_bytes(content[: len(content) // 2])
+    np.savez_compressed(tmp_path / "packed.npz", images=np.zeros((9, 50)), labels=np.zeros(9, int))
+    packed = bytearray((tmp_path / "packed.npz").read_bytes())
+    packed[60:90] = b"\xff" * 30
+    (tmp_path / "packed.npz").write_bytes(packed)
     (tmp_path / "text.npz").write_text("no archive")
     np.save(tmp_path / "one.npy", np.zeros(3))
     pickled = np.array([{"a": 1}], dtype=object)
     np.savez(tmp_path / "pickled.npz", images=pickled, labels=np.array([0]))
-    for name in ("half.npz", "text.npz", "one.npy", "pickled.npz"):
+    for name in ("half.npz", "packed.npz", "text.npz", "one.npy", "pickled.npz"):
         with pytest.raises(FileFormatError, match=name):
             npz(tmp_path / name)

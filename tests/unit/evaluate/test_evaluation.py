@@ -17,6 +17,12 @@ from offramp.policy import Constant, Feature, Linear, Node, Policy, Setting
 from offramp.trace import make_trace
 
 
+def intervals(columns, *, rounds: int, seed: int):
+    """Intervals of the means of columns with one value per example."""
+    kinds, counts = np.unique(np.stack(columns, axis=1), axis=0, return_counts=True)
+    return paired_intervals(kinds, counts, rounds=rounds, seed=seed)
+
+
 def threshold_setting(trace, value: float = 0.6, combine: str = "last") -> Setting:
     chain = trace.topology.chain(list(range(len(trace.topology))))
     nodes = {
@@ -55,7 +61,9 @@ def test_every_figure_follows_from_the_replay_of_single_examples(seed, combine):
 def test_shares_of_cost_are_complete(seed):
     rng = np.random.default_rng(seed)
     trace = make_trace(40, stages=3, seed=seed)
-    costs = Costs(unit="s", **{f: tuple(rng.random(3).tolist()) for f in ("segment", "head", "decision")})
+    costs = Costs(
+        unit="s", **{f: tuple(rng.random(3).tolist()) for f in ("segment", "head", "decision")}
+    )
     found = evaluate(trace.with_costs(costs), threshold_setting(trace), bootstrap=0)
     assert sum(found.exit_share) == pytest.approx(1)
     assert sum(found.stage_cost_share) + found.decision_share == pytest.approx(1)
@@ -111,7 +119,7 @@ def test_intervals_agree_with_scipy():
     rng = np.random.default_rng(0)
     lost = rng.choice([-1.0, 0.0, 1.0], p=[0.05, 0.85, 0.1], size=400)
     cost = rng.choice([0.3, 1.3], size=400)
-    found = paired_intervals([cost, lost], rounds=20000, seed=1)
+    found = intervals([cost, lost], rounds=20000, seed=1)
     for column, interval in zip([cost, lost], found, strict=True):
         known = bootstrap(
             (column,), np.mean, n_resamples=20000, method="percentile", rng=rng, batch=500
@@ -123,7 +131,7 @@ def test_intervals_agree_with_scipy():
 def test_intervals_cover_the_true_mean_about_as_often_as_they_say():
     rng, covered = np.random.default_rng(3), 0
     for seed in range(2000):
-        ((low, high),) = paired_intervals(
+        ((low, high),) = intervals(
             [rng.choice([-1.0, 0.0, 1.0], p=[0.1, 0.7, 0.2], size=300)], rounds=500, seed=seed
         )
         covered += low <= 0.1 <= high
@@ -133,13 +141,13 @@ def test_intervals_cover_the_true_mean_about_as_often_as_they_say():
 def test_columns_share_the_resamples():
     rng = np.random.default_rng(0)
     column = rng.choice([0.0, 1.0], size=50)
-    first, second = paired_intervals([column, 2 * column], rounds=300, seed=0)
+    first, second = intervals([column, 2 * column], rounds=300, seed=0)
     assert second == pytest.approx((2 * first[0], 2 * first[1]))
 
 
 @pytest.mark.parametrize("value", [0.1, 1 / 3, 0.0])
 def test_an_interval_of_equal_values_is_that_value(value):
-    assert paired_intervals([np.full(37, value)], rounds=50, seed=0) == [(value, value)]
+    assert intervals([np.full(37, value)], rounds=50, seed=0) == [(value, value)]
 
 
 def test_intervals_are_left_out_on_request_and_seeded():

@@ -1,12 +1,15 @@
 """Choosing an operating point: what is allowed, what is cheapest, and when to refuse."""
 
 import json
+import statistics
 from dataclasses import replace
 
 import pytest
+import torch
 
 from offramp._core.errors import InputError, SplitOverlapError
 from offramp.evaluate import DoNotCascade, Frontier, OperatingPoint, evaluate, fit, sweep
+from offramp.evaluate.evaluation import pooled
 from offramp.evaluate.frontier import choose
 from offramp.evaluate.results import FrontierPoint
 from offramp.policy import Setting
@@ -33,7 +36,16 @@ def point(cost: float, difference: float, excess: float | None = None, *, base) 
         difference=difference,
         excess=difference if excess is None else excess,
     )
-    return replace(base, fit=changed, calibrate=None)
+    return replace(base, fit=changed, calibrate=None, judged_on_both=None)
+
+
+def guarded(p: FrontierPoint) -> float:
+    """The difference plus half a standard error, from the counts of losses and corrections."""
+    found = p.judged
+    lost = [1] * round(found.n * found.excess)
+    won = [-1] * round(found.n * (found.excess - found.difference))
+    losses = lost + won + [0] * (found.n - len(lost) - len(won))
+    return statistics.fmean(losses) + 0.5 * statistics.pstdev(losses) / found.n**0.5 - 1e-12
 
 
 def test_cheapest_is_the_cheapest_allowed_point_of_the_front(frontier):
@@ -41,8 +53,8 @@ def test_cheapest_is_the_cheapest_allowed_point_of_the_front(frontier):
         chosen = frontier.cheapest(max_loss=max_loss)
         assert isinstance(chosen, OperatingPoint)
         assert chosen.judged.difference <= max_loss
-        assert chosen.judged.split == "calibrate"
-        allowed = [p for p in frontier.pareto if p.judged.difference <= max_loss]
+        assert chosen.judged.split == "fit + calibrate"
+        allowed = [p for p in frontier.pareto if guarded(p) <= max_loss]
         assert chosen.judged.cost_ratio == min(p.judged.cost_ratio for p in allowed)
         assert chosen.judged.cost_ratio < chosen.best_single.judged.cost_ratio
 
@@ -74,7 +86,7 @@ def test_excess_is_limited_where_excess_is_asked_for(frontier):
 def test_the_sentence_says_what_was_chosen_and_what_it_beats(frontier):
     sentence = frontier.cheapest(max_loss=0.02).sentence
     assert "of stage2 alone" in sentence
-    assert "on 1000 examples (calibrate)" in sentence
+    assert "on 3000 examples (fit + calibrate)" in sentence
     assert "the best single network, stage2 alone" in sentence
 
 
@@ -126,7 +138,9 @@ def test_a_policy_cheaper_than_every_network_needs_no_network_to_beat(frontier):
     base = frontier.points[0]
     policy = Frontier(
         points=(point(0.05, 0.2, base=base),),
-        singles=tuple(point(c, 0.0, base=s) for c, s in zip((0.5, 1, 2), frontier.singles)),  # noqa: B905
+        singles=tuple(
+            point(c, 0.0, base=s) for c, s in zip((0.5, 1, 2), frontier.singles, strict=True)
+        ),
         reference="stage2",
     )
     found = policy.best(max_cost=0.1)
@@ -138,19 +152,43 @@ def test_a_policy_cheaper_than_every_network_needs_no_network_to_beat(frontier):
 def test_the_rule_of_choice_on_made_up_points(frontier):
     base = frontier.points[0]
     points = [point(c, d, base=base) for c, d in [(0.3, 0.03), (0.5, 0.01), (0.4, 0.01), (1, 0)]]
-    assert choose(points, limited="difference", limit=0.01, minimised="cost") is points[2]
+    assert choose(points, limited="difference", limit=0.01, minimised="cost", margin=0) is points[2]
     assert choose(points, limited="cost", limit=0.5, minimised="difference") is points[2]
-    assert choose(points, limited="difference", limit=-0.01, minimised="cost") is None
+    assert choose(points, limited="difference", limit=-0.01, minimised="cost", margin=0) is None
     # a mean that exceeds the limit in its last bit alone is within it
     nearly = [point(0.1, 0.1 + 0.2, base=base)]
-    assert choose(nearly, limited="difference", limit=0.3, minimised="cost") is nearly[0]
+    assert choose(nearly, limited="difference", limit=0.3, minimised="cost", margin=0) is nearly[0]
 
 
 def test_calibrate_decides_where_fit_would_have_been_too_hopeful(frontier):
     hopeful = point(0.1, 0.0, base=frontier.points[0])
     sober = replace(hopeful, calibrate=point(0.1, 0.09, base=hopeful).fit)
-    assert choose([hopeful], limited="difference", limit=0.01, minimised="cost") is hopeful
-    assert choose([sober], limited="difference", limit=0.01, minimised="cost") is None
+    assert (
+        choose([hopeful], limited="difference", limit=0.01, minimised="cost", margin=0) is hopeful
+    )
+    assert choose([sober], limited="difference", limit=0.01, minimised="cost", margin=0) is None
+
+
+def test_a_margin_asks_for_more_than_luck(frontier):
+    lucky = point(0.1, 0.0, excess=0.05, base=frontier.points[0])
+    assert choose([lucky], limited="difference", limit=0.0, minimised="cost", margin=0) is lucky
+    assert choose([lucky], limited="difference", limit=0.0, minimised="cost") is None
+    with pytest.raises(InputError, match=r"margin must be finite and at least 0, got -1"):
+        frontier.cheapest(max_loss=0.01, margin=-1)
+
+
+def test_two_parts_pooled_are_one_evaluation_of_both(trace):
+    setting = fit(trace, "myopic", progress=False).points[0].setting
+    both = trace.rows(torch.arange(1200))
+    halves = [both.rows(torch.arange(500)), both.rows(torch.arange(500, 1200))]
+    whole = evaluate(both, setting, bootstrap=0).to_dict()
+    parts = [evaluate(half, setting, bootstrap=0) for half in halves]
+    found = pooled(*parts).to_dict()
+    numbers = [name for name, value in found.items() if isinstance(value, float)]
+    assert {"cost", "cost_ratio", "accuracy", "difference", "decision_share"} <= set(numbers)
+    for name in (*numbers, "exit_share", "visit_share", "useful_share", "overhead_share"):
+        assert found[name] == pytest.approx(whole[name]), name
+    assert found["n"] == whole["n"] == len(both)
 
 
 def test_without_a_calibrate_part_fit_decides(trace):
@@ -187,7 +225,9 @@ def test_parts_that_share_examples_are_refused(trace):
 
 def test_settings_of_another_reference_are_refused(trace):
     settings = fit_uniform(trace, reference="stage1", rates=[0.5])
-    with pytest.raises(InputError, match="must have the reference 'stage2' and top 1, got 'stage1'"):
+    with pytest.raises(
+        InputError, match="must have the reference 'stage2' and top 1, got 'stage1'"
+    ):
         sweep(settings, trace, reference="stage2", progress=False)
 
 

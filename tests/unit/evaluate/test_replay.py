@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp._core.topology import Topology
+from offramp.evaluate import evaluate, evaluate_all
 from offramp.evaluate.replay import replay, replay_reference
 from offramp.policy import Agreement, Constant, Feature, Linear, Node, Policy, Random, Setting
 from offramp.policy.features import COMBINED
+from offramp.policy.myopic import fit_myopic
 from offramp.trace import Trace, make_trace
 
 
@@ -61,7 +63,9 @@ def random_case(seed: int, kind: str = "logits", n: int = 12) -> tuple[Trace, Po
     rng = np.random.default_rng(seed)
     topology = random_topology(rng, int(rng.integers(1, 5)))
     trace = make_trace(n, seed=seed, kind=kind, topology=topology)
-    costs = Costs(unit="flops", **{f: tuple(rng.random(len(topology)).tolist()) for f in COST_FIELDS})
+    costs = Costs(
+        unit="flops", **{f: tuple(rng.random(len(topology)).tolist()) for f in COST_FIELDS}
+    )
     return trace.with_costs(costs), random_policy(rng, topology)
 
 
@@ -106,6 +110,30 @@ def test_top_m_answers_equal_the_slow_twin_and_hold_the_smaller_ones(seed, top):
     assert (found.wrong <= replay(trace, policy, top=1).wrong).all()
 
 
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**31), kind=st.sampled_from(["logits", "labels"]))
+def test_many_settings_at_once_are_evaluated_as_one_by_one(seed, kind):
+    trace, first = random_case(seed, kind, n=30)
+    rng = np.random.default_rng(seed)
+    others = [
+        random_policy(rng, trace.topology.part(e for e in trace.topology.edges if rng.random() < p))
+        for p in (0.5, 1.0, 1.0)
+    ]
+    sweep = [
+        Setting(policy=policy, method="", reference=str(rng.choice(trace.stages)), top=top)
+        for policy in (first, *others)
+        for top in ((1, 2) if kind == "logits" else (1,))
+    ]
+    together = evaluate_all(trace, sweep)
+    assert together == [evaluate(trace, setting, bootstrap=0) for setting in sweep]
+
+
+def test_many_settings_at_once_are_the_same_in_runs_of_examples():
+    trace = make_trace(700, stages=2, classes=1000, seed=0)  # several runs of 400
+    found = fit_myopic(trace, reference="stage1", confidences=["entropy"], grid=5)
+    assert evaluate_all(trace, found) == [evaluate(trace, s, bootstrap=0) for s in found]
+
+
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**31))
 def test_what_happens_to_an_example_does_not_depend_on_the_others(seed):
@@ -148,9 +176,7 @@ def test_a_decision_that_looks_at_nothing_is_not_charged():
 def test_stages_that_share_work_pay_for_a_segment_once():
     topology = Topology.of(["exit0", "exit1"], sources=[-1, 0])
     trace = make_trace(10, topology=topology)
-    trace = trace.with_costs(
-        Costs(unit="flops", segment=(3, 5), head=(0.25, 0.5), decision=(0, 0))
-    )
+    trace = trace.with_costs(Costs(unit="flops", segment=(3, 5), head=(0.25, 0.5), decision=(0, 0)))
     on = replay(trace, Policy(topology, {(0,): Node(Constant(False))}))
     assert set(on.cost) == {3 + 0.25 + 5 + 0.5}
     alone = replay(trace, Setting.single(topology, "exit1", reference="exit1").policy)

@@ -175,3 +175,28 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     target = net()
     load_weights(target, tmp_path / "w.safetensors")
     assert same(target, net(seed=1))
+
+
+def test_no_damage_to_a_file_is_more_than_a_format_error(tmp_path):
+    rng = np.random.default_rng(0)
+    module = small_cnn(width=2, depth=2)
+    sources = [tmp_path / f"w{ending}" for ending in (".safetensors", ".npz", ".pt", ".bin")]
+    save_weights(module, sources[0])
+    write_npz(sources[1], module.state_dict())
+    torch.save(module.state_dict(), sources[2])
+    torch.save(module.state_dict(), sources[3], _use_new_zipfile_serialization=False)
+    refused = 0
+    for source in sources:
+        content = source.read_bytes()
+        for round_ in range(60):
+            damaged = bytearray(content)
+            if round_ % 2:
+                del damaged[rng.integers(len(damaged)) :]
+            else:
+                damaged[rng.integers(min(len(damaged), 2000))] = rng.integers(256)
+            source.write_bytes(damaged)
+            try:
+                load_weights(module, source)
+            except FileFormatError:
+                refused += 1
+    assert refused >= 120  # every truncated one

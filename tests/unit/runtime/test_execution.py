@@ -172,6 +172,30 @@ def test_what_some_have_run_is_not_run_again_for_them():
         assert sorted(stage.module.seen) == list(range(40))
 
 
+def test_what_was_run_long_before_is_not_run_again_either():
+    """r -> c -> d and r -> d on the chain b, c, d of segments: who came by c has run b as well."""
+    whole = Topology.of(["r", "b", "c", "d"], sources=[-1, -1, 1, 2])
+    topology = whole.part([(0, 2), (0, 3), (2, 3)])
+    split = Node(Constant(False), [Linear.threshold(Feature("max_prob", 0), 0.7)])
+    policy = Policy(topology, {(0,): split, (0, 2): Node(Constant(False))})
+    x, stages = inputs(40, 2, 3), stages_of(topology)
+    engine, routed, _ = run(topology, policy, x, stages)
+    assert set(engine.paths_of(routed)) == {(0, 2, 3), (0, 3)}
+    for k in (1, 2, 3):
+        assert sorted(stages[k].module.seen) == list(range(40))
+
+
+def test_a_carry_of_some_is_narrowed_to_the_right_ones():
+    topology = Topology.of(["a", "b", "c"], sources=[-1, 0, 1], edges="chain")
+    execution = Execution(
+        topology, plan_segments(topology), stages_of(topology), inputs(6, 2, 0), 6, CPU
+    )
+    wanted = all_outputs(topology, inputs(6, 2, 0))
+    for stage, rows in ((0, None), (1, torch.tensor([1, 3, 4, 5])), (2, torch.tensor([3, 5]))):
+        logits = execution.visit(stage, rows)
+        assert torch.equal(logits, wanted[:, stage] if rows is None else wanted[rows, stage])
+
+
 @pytest.mark.parametrize("kind", ["tensor", "tuple", "mapping"])
 def test_batches_may_be_tensors_tuples_or_mappings(kind):
     class Sum(nn.Module):

@@ -1,0 +1,157 @@
+"""Network selection among pretrained CIFAR-10 ResNets, on test images after lossy JPEG.
+
+The networks (20, 32, 44, 56 layers; weights that we did not train) have never seen these 4,500
+images. For each seed: 2,000 to fit, 1,000 to calibrate, 1,500 to test. Topology, combination and
+trade-off are chosen on fit and calibrate alone, for the learned and for the myopic policy with
+equal freedom; test is only reported. `difference` is accuracy minus ResNet-56's on the same
+images: positive is better. Its interval treats the seeds as independent; their test parts overlap,
+so it is somewhat too narrow. Time is measured at the learned point of the first seed, on the
+images of its test part, against the static ResNet-56 on the same backend (folded batch-norm,
+channels last), in interleaved rounds.
+"""
+
+import statistics
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+from harness import parser, report
+
+import offramp
+from offramp.evaluate import DoNotCascade, evaluate
+from offramp.models import ModelSpec, build
+from offramp.policy import Setting
+from offramp.policy.oracles import oracle
+from offramp.policy.search import sub_chains
+from offramp.runtime import Static, time_side_by_side
+from offramp.stages import Normalize
+from offramp.trace import Trace, from_npz
+
+NETWORKS = ("resnet20", "resnet32", "resnet44", "resnet56")
+MACS = {"resnet20": 40.55e6, "resnet32": 68.86e6, "resnet44": 97.17e6, "resnet56": 125.49e6}
+REFERENCE = "resnet56"
+SPLITS = {"fit": 2000, "calibrate": 1000, "test": 1500}
+
+
+def load(data: Path) -> Trace:
+    """The recorded logits of the four networks."""
+    return from_npz(
+        data / "resnet_logits" / "test_jpeg_1000_5500.npz",
+        logits={name: f"logits_{name}" for name in NETWORKS},
+        labels="labels",
+        costs=offramp.Costs.simple(
+            "flops", [2 * MACS[name] for name in NETWORKS], note="multiply-adds x 2"
+        ),
+    )
+
+
+def choose(trace: Trace, method: str) -> Setting:
+    """The setting chosen on fit and calibrate for no loss; F alone where none pays."""
+    frontier = offramp.fit(trace, method, reference=REFERENCE, progress=False)
+    chosen = frontier.cheapest(max_loss=0.0)
+    return chosen.best_single.setting if isinstance(chosen, DoNotCascade) else chosen.setting
+
+
+def neutral_oracle(trace: Trace) -> tuple[float, float]:
+    """Cost ratio and difference on test of the neutral oracle on the chain best on fit."""
+    chains = sub_chains(trace.topology)
+    fit, test = trace.part("fit"), trace.part("test")
+
+    def cost(part: Trace, chain: offramp.Topology) -> float:
+        found = oracle(part, "neutral", topology=chain, reference=REFERENCE)
+        return float(found.cost.mean())
+
+    ending = [c for c in chains if c.names[c.active[-1]] == REFERENCE]
+    best = min(ending, key=lambda chain: cost(fit, chain))
+    found = oracle(test, "neutral", topology=best, reference=REFERENCE)
+    own = trace.costs.segment[-1]
+    lost = found.wrong.mean() - test.wrong(len(NETWORKS) - 1).mean()
+    return float(found.cost.mean()) / own, -float(lost)
+
+
+def interval(values: list[float]) -> list[float]:
+    """95 % interval of the mean over seeds, normal approximation."""
+    half = 1.96 * statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    mean = statistics.fmean(values)
+    return [mean - half, mean + half]
+
+
+def speed(data: Path, setting: Setting, rounds: int) -> dict[str, float]:
+    """Wall-clock of ResNet-56 over the adaptive model's, at batch 128 and 1."""
+    normalise = Normalize(scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    weights = data / "resnet_weights"
+    networks = {
+        name: build(ModelSpec(name=name, weights=str(weights / f"{name}_state.npz")))
+        for name in NETWORKS
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        cascade = offramp.Cascade.of_models(networks, preprocess=normalise)
+    with np.load(data / "test_jpeg_1000_5500.npz", allow_pickle=False) as held:
+        images = torch.from_numpy(held["images"]).permute(0, 3, 1, 2).contiguous()
+    order = np.random.default_rng(0).permutation(len(images))
+    test = images[torch.from_numpy(order[3000:])]  # as Trace.divided with seed 0 cuts it
+    adaptive = offramp.Adaptive(cascade, setting, optimise=True)
+    static = Static(cascade, REFERENCE, optimise=True)
+    found: dict[str, float] = {}
+    for size, count in ((128, 1408), (1, 128)):
+        batches = list(test[:count].split(size))
+        times = time_side_by_side(
+            {
+                "adaptive": lambda b=batches: [adaptive(x) for x in b],
+                "static": lambda b=batches: [static(x) for x in b],
+            },
+            rounds=rounds,
+        )
+        found[f"speedup_batch{size}"] = times["ratio"]
+    with_all = torch.cat([adaptive(x).labels for x in test.split(128)])
+    f_labels = torch.cat([static(x).labels for x in test.split(128)])
+    found["agreement_with_reference"] = float((with_all == f_labels).float().mean())
+    return found
+
+
+def main() -> None:
+    """Fit, choose, test; then time the chosen point."""
+    options = parser(__doc__ or "")
+    options.add_argument("--data", type=Path, required=True, help="folder of the CIFAR-10 data")
+    options.add_argument("--seeds", type=int, default=20)
+    options.add_argument("--rounds", type=int, default=15, help="timed rounds")
+    arguments = options.parse_args()
+    trace = load(arguments.data)
+    costs: dict[str, list[float]] = {"": [], "_myopic": [], "_neutral_oracle": []}
+    differences: dict[str, list[float]] = {name: [] for name in costs}
+    topologies: Counter[str] = Counter()
+    first: Setting | None = None
+    for seed in range(arguments.seeds):
+        divided = trace.divided(SPLITS, seed=seed)  # type: ignore[arg-type]
+        for suffix, method in (("", "weighted"), ("_myopic", "myopic")):
+            setting = choose(divided, method)
+            found = evaluate(divided.part("test"), setting, bootstrap=0)
+            costs[suffix].append(found.cost_ratio)
+            differences[suffix].append(-found.difference)
+            if method == "weighted":
+                first = first or setting
+                topologies[f"{setting.policy.combine}: {setting.policy.topology.describe()}"] += 1
+        cost, difference = neutral_oracle(divided)
+        costs["_neutral_oracle"].append(cost)
+        differences["_neutral_oracle"].append(difference)
+    result: dict[str, object] = {"seeds": arguments.seeds, **{k: str(v) for k, v in SPLITS.items()}}
+    for suffix in costs:
+        result[f"cost_ratio{suffix}"] = statistics.fmean(costs[suffix])
+        result[f"cost_ratio{suffix}_ci"] = interval(costs[suffix])
+        result[f"difference{suffix}"] = statistics.fmean(differences[suffix])
+        result[f"difference{suffix}_ci"] = interval(differences[suffix])
+    paired = [a - b for a, b in zip(costs[""], costs["_myopic"], strict=True)]
+    result["cost_ratio_minus_myopic"] = statistics.fmean(paired)
+    result["cost_ratio_minus_myopic_ci"] = interval(paired)
+    result["topologies"] = dict(topologies.most_common())
+    if first is not None:
+        result["timed_setting"] = first.label
+        result |= speed(arguments.data, first, arguments.rounds)
+    report(arguments, result)
+
+
+if __name__ == "__main__":
+    main()

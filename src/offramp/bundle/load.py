@@ -1,0 +1,142 @@
+"""Loading a bundle: nothing is run or built before the files are what the manifest says.
+
+Layer: bundle.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+
+from offramp._core.checks import check_known
+from offramp._core.errors import FileFormatError, OfframpError, UnsupportedError
+from offramp._core.files import read_json
+from offramp._core.topology import Topology
+from offramp.bundle.manifest import Manifest, StageEntry, check_files, read_manifest
+from offramp.bundle.names import POLICY
+from offramp.models import ModelSpec, build, load_weights
+from offramp.policy import Setting
+from offramp.runtime import Adaptive, Static
+from offramp.stages import Stage, preprocess_from_dict
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class LoadedBundle:
+    """What a bundle holds, ready to run.
+
+    Args:
+        adaptive: The cascade with its policy.
+        fallback: F alone, whose answers every loss difference is measured against.
+        manifest: What was written about it.
+        setting: The policy and how it came about.
+        path: The folder.
+    """
+
+    adaptive: Adaptive
+    fallback: Static
+    manifest: Manifest
+    setting: Setting
+    path: Path
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes; empty where nobody gave them."""
+        return self.manifest.class_names
+
+    def extra(self, name: str) -> dict[str, Any]:
+        """An additional JSON file of the bundle; raises `UnknownNameError` if there is none."""
+        return read_json(self.path / check_known("file", name, self.manifest.files))
+
+
+def load_bundle(
+    path: Path | str,
+    *,
+    device: torch.device | str = "cpu",
+    verify: bool = True,
+    optimise: bool = False,
+    allow_import: bool = False,
+) -> LoadedBundle:
+    """Read what `save_bundle` wrote: the stages that the policy uses, and F.
+
+    Args:
+        path: The folder.
+        device: Where to run.
+        verify: Compare the checksum of every file. Without it sizes are compared.
+        optimise: As for `Adaptive`, for both models.
+        allow_import: Whether networks may be built by "module:callable". That runs code by a name
+            that stands in the bundle, so allow it only for bundles whose origin you trust.
+
+    Raises:
+        FileFormatError: If a file is missing, truncated, changed, a link, not listed or foreign,
+            or written by a newer version; it names the file.
+        UnsupportedError: If a network needs an import that is not allowed or not installed.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise FileFormatError(f"{folder} is not a folder; a bundle is one.")
+    manifest = read_manifest(folder)
+    check_files(folder, manifest, verify=verify)
+    setting = _read_setting(folder / POLICY, manifest)
+    held = _HeldStages(
+        topology=manifest.cascade_topology(),
+        class_names=manifest.class_names,
+        stages={entry.name: _stage(folder, entry, allow_import) for entry in manifest.stages},
+    )
+    costs = manifest.stage_costs()
+    try:
+        adaptive = Adaptive(held, setting, costs=costs, optimise=optimise)
+        fallback = Static(held, manifest.reference, costs=costs, optimise=optimise)
+    except OfframpError as error:
+        raise FileFormatError(f"{folder / POLICY} does not fit the bundle: {error}") from error
+    return LoadedBundle(
+        adaptive=adaptive.to(device),
+        fallback=fallback.to(device),
+        manifest=manifest,
+        setting=setting,
+        path=folder,
+    )
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class _HeldStages:
+    """The part of a cascade that a bundle holds; a `StageSource`."""
+
+    topology: Topology
+    class_names: tuple[str, ...]
+    stages: dict[str, Stage]
+
+    def stage(self, which: int) -> Stage:
+        return self.stages[check_known("stage", self.topology.names[which], self.stages)]
+
+
+def _read_setting(path: Path, manifest: Manifest) -> Setting:
+    try:
+        setting = Setting.from_dict(read_json(path))
+    except FileFormatError:
+        raise
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise FileFormatError(f"{path} does not hold a setting: {error!r}.") from error
+    if setting.reference != manifest.reference:
+        raise FileFormatError(
+            f"{path} has the reference {setting.reference!r}, but the manifest says "
+            f"{manifest.reference!r}."
+        )
+    return setting
+
+
+def _stage(folder: Path, entry: StageEntry, allow_import: bool) -> Stage:
+    spec = ModelSpec(name=entry.model.name, arguments=entry.model.arguments)
+    try:
+        module = build(spec, allow_import=allow_import)
+        preprocess = preprocess_from_dict(entry.preprocessing)
+    except UnsupportedError:
+        raise
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise FileFormatError(
+            f"{folder}: stage {entry.name!r} of the manifest cannot be built: {error}"
+        ) from error
+    load_weights(module, folder / entry.weights)
+    return Stage(entry.name, module, preprocess=preprocess, spec=spec)

@@ -1,0 +1,110 @@
+"""`offramp bench`: the adaptive classifier against its static fallback, on this machine.
+
+Layer: cli.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from offramp._core.errors import InputError
+from offramp._core.files import write_json
+from offramp.cli import options
+from offramp.cli.output import Output, amount, note
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from offramp.bundle import LoadedBundle
+
+
+def command(
+    bundle: Annotated[Path, typer.Argument(help="The bundle to time.")],
+    inputs: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Real inputs: images, folders of images, npz files."),
+    ] = None,
+    batch_sizes: Annotated[
+        str, typer.Option(help="Examples per call, separated by commas.")
+    ] = "1,256",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds that are timed.")] = 15,
+    array: Annotated[str, typer.Option(help="Name of the inputs in npz files.")] = "images",
+    device: options.Device = "cpu",
+    plain: Annotated[
+        bool,
+        typer.Option("--plain", help="Run both as they are, without folding batch-norms."),
+    ] = False,
+    allow_import: options.AllowImport = False,
+    out: Annotated[Path | None, typer.Option(help="Also write the numbers to this file.")] = None,
+    json: options.Json = False,
+) -> None:
+    """Time the adaptive classifier and its static fallback side by side.
+
+    In: a bundle, and inputs like those it will meet.
+    Out: seconds per example of both and their ratio, for each batch size; medians of interleaved
+    rounds. Without inputs it takes random numbers, on which nobody leaves where real inputs do.
+
+    Example: offramp bench runs/demo/bundle runs/demo/test.npz --batch-sizes 1,256
+    """
+    from offramp.bundle import load_bundle
+    from offramp.cli.side_by_side import compare
+
+    output = Output(as_json=json)
+    sizes = options.whole_numbers("--batch-sizes", batch_sizes)
+    loaded = load_bundle(bundle, device=device, optimise=not plain, allow_import=allow_import)
+    batch = _inputs(loaded, inputs, array, most=max(256, *sizes))
+    rows = compare(
+        loaded.adaptive, loaded.fallback, batch.to(device), batch_sizes=sizes, rounds=rounds
+    )
+    reference = loaded.manifest.reference
+    output.line(f"{loaded.setting.label}")
+    output.line(f"against {reference} alone, {rows[0]['backend']}, {rounds} rounds")
+    output.line()
+    output.table(
+        ["batch size", f"{reference}/example", "adaptive/example", "speed-up"],
+        [
+            [
+                str(row["batch_size"]),
+                amount(row["static_s"], "seconds"),
+                amount(row["adaptive_s"], "seconds"),
+                f"{row['speedup']:.2f}x",
+            ]
+            for row in rows
+        ],
+    )
+    result = {
+        "bundle": str(bundle),
+        "reference": reference,
+        "inputs": "noise" if not inputs else [str(path) for path in inputs],
+        "timing": rows,
+    }
+    if out is not None:
+        write_json(out, result)
+    output.result(result)
+
+
+def _inputs(
+    loaded: "LoadedBundle", paths: list[Path] | None, array: str, *, most: int
+) -> "Tensor":
+    """At most so many inputs, or random numbers where there are none."""
+    import torch
+
+    from offramp.cli.inputs import InputReader
+
+    shape = loaded.manifest.input_shape
+    if paths:
+        reader = InputReader.of(loaded, paths, array=array, ids=None)
+        parts, count = [], 0
+        for _, batch in reader.batches(min(most, 256)):
+            parts.append(batch)
+            count += len(batch)
+            if count >= most:
+                break
+        if not parts:
+            raise InputError(f"None of the inputs can be read: {[str(path) for path in paths]}.")
+        return torch.cat(parts)[:most]
+    if shape is None:
+        raise InputError(f"{loaded.path} does not say what its inputs look like; give inputs.")
+    note("Random inputs leave at other stages than real ones do; give real inputs for a verdict.")
+    return torch.rand((256, *shape), generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,208 @@
+"""`offramp fit`: fit policies on a trace and choose one.
+
+Layer: cli.
+"""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from offramp._core.errors import InputError
+from offramp.cli import options
+from offramp.cli.config import FitSection, RunConfig, load_config
+from offramp.cli.errors import NO_ANSWER
+from offramp.cli.output import Output, percent, points
+from offramp.cli.record import run_path
+from offramp.cli.run_folder import (
+    CHOSEN,
+    FRONTIER,
+    RunFolder,
+    choice_to_dict,
+    frontier_to_dict,
+)
+from offramp.cli.traces import load_divided
+
+if TYPE_CHECKING:
+    from offramp.evaluate import DoNotCascade, Frontier, OperatingPoint
+
+    Choice = OperatingPoint | DoNotCascade
+
+_LINES = 12  # of the front, for people
+
+
+def command(
+    trace: Annotated[
+        Path | None, typer.Argument(help="The trace; by default that of the run's folder.")
+    ] = None,
+    config: options.Config = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(help="weighted, myopic, uniform, agreement, or several with commas."),
+    ] = None,
+    max_loss: Annotated[
+        float | None, typer.Option(help="Loss of accuracy you can bear: 0.02 is two points.")
+    ] = None,
+    max_cost: Annotated[
+        float | None, typer.Option(help="Or the mean cost you can pay: 0.5 is half of F's.")
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(help="F, the network to compare with; by default the most accurate."),
+    ] = None,
+    top: Annotated[
+        int | None, typer.Option(help="Right means among the so many best labels.")
+    ] = None,
+    combines: Annotated[
+        str | None, typer.Option(help="How visited networks answer: last, mean, weighted.")
+    ] = None,
+    risk: Annotated[
+        str | None, typer.Option(help="difference: accuracy lost; excess: new errors only.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the division of a trace without splits.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run; by default in runs/.")
+    ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="Also write a bundle to deploy; needs --config.")
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Fit policies on a trace and choose the one that suits you.
+
+    In: a trace, and the loss of accuracy that you can bear or the cost that you can pay.
+    Out: a folder with frontier.json (all settings) and chosen.json (the choice and why); with
+    --bundle also the bundle that predict and bench run. Exit code 3: use one network alone.
+
+    Example: offramp fit cifar.trace --policy weighted --max-loss 0.02 --out runs/cifar
+    """
+    output = Output(as_json=json)
+    if bundle is not None and config is None:
+        raise InputError("--bundle needs --config, which says how to build the networks.")
+    needs = ("stage",) if bundle is not None else ()
+    settings = RunConfig() if config is None else load_config(config, needs=needs)
+    section = _merged(
+        settings.fit,
+        policy=options.names(policy),
+        max_loss=max_loss,
+        max_cost=max_cost,
+        reference=reference,
+        top=top,
+        combines=options.names(combines),
+        risk=risk,
+        seed=seed,
+    )
+    run = RunFolder.claim(_folder(out, trace, settings, config))
+    path = run.trace_path() if trace is None else trace
+    frontier, choice = _fit(path, section)
+    inside = os.path.relpath(path.resolve(), run.path.resolve())
+    run.remember(trace=inside, seed=section.seed)
+    run.write(FRONTIER, frontier_to_dict(frontier))
+    run.write(CHOSEN, choice_to_dict(choice))
+    if bundle is not None and config is not None:
+        _save_bundle(bundle, settings, config, choice, path)
+    _show(output, frontier, choice, run.path, bundle)
+
+
+def _merged(section: FitSection, **given: Any) -> FitSection:  # noqa: ANN401  (as the options are)
+    """The section with what was given on the command line in its place."""
+    update = {name: value for name, value in given.items() if value is not None}
+    if "max_loss" in update or "max_cost" in update:
+        update = {"max_loss": None, "max_cost": None, **update}
+    merged = section.model_copy(update=update)
+    if (merged.max_loss is None) == (merged.max_cost is None):
+        raise InputError(
+            "Say which point to choose: either --max-loss (0.02 allows two points of accuracy) or "
+            f"--max-cost (0.5 allows half of the cost), got {merged.max_loss} and "
+            f"{merged.max_cost}."
+        )
+    return merged
+
+
+def _folder(out: Path | None, trace: Path | None, settings: RunConfig, config: Path | None) -> Path:
+    if out is not None:
+        return out
+    if config is not None:
+        return run_path(settings, config)
+    if trace is None:
+        raise InputError("Name a trace, or a configuration with --config.")
+    return Path("runs") / trace.stem
+
+
+def _fit(path: Path, section: FitSection) -> "tuple[Frontier, Choice]":
+    from offramp.evaluate import fit
+
+    trace = load_divided(path, seed=section.seed)
+    given = {"combines": section.combines, "loss": section.loss}
+    frontier = fit(
+        trace,
+        section.policy,
+        reference=section.reference,
+        top=section.top,
+        seed=section.seed,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    if section.max_loss is not None:
+        return frontier, frontier.cheapest(max_loss=section.max_loss, risk=section.risk)
+    return frontier, frontier.best(max_cost=section.max_cost or 0.0, risk=section.risk)
+
+
+def _save_bundle(
+    bundle: Path, settings: RunConfig, config: Path, choice: "Choice", path: Path
+) -> None:
+    from offramp.bundle import save_bundle
+    from offramp.cli.networks import cascade_of, examples_of
+    from offramp.trace import load_trace
+
+    trace = load_trace(path)
+    cascade = cascade_of(settings, config.parent, trace.class_names)
+    shape = None
+    extra = {}
+    if settings.data is not None:
+        first = examples_of(settings.data).batch(0, 1).inputs
+        shape = tuple(first.shape[1:])
+        if settings.data.kind == "folder":
+            extra["images.json"] = dict(settings.data.options)
+    save_bundle(
+        bundle, cascade, choice, costs=trace.costs, input_shape=shape, extra=extra, overwrite=True
+    )
+
+
+def _show(
+    output: Output, frontier: "Frontier", choice: "Choice", folder: Path, bundle: Path | None
+) -> None:
+    from offramp.evaluate import DoNotCascade
+
+    front = frontier.pareto
+    step = max(1, -(-len(front) // _LINES))
+    rows = [
+        [percent(p.judged.cost_ratio), points(p.judged.difference), p.setting.method]
+        for p in front[::step]
+    ]
+    where = front[0].judged.split if front else "fit"
+    output.line(
+        f"{len(frontier.points)} settings, {len(front)} of them on the front. F is "
+        f"{frontier.reference}."
+    )
+    output.table([f"cost over F ({where})", "points lost", "policy"], rows)
+    output.line()
+    output.line(choice.sentence)
+    output.line(f"Written: {folder / FRONTIER}, {folder / CHOSEN}")
+    if bundle is not None:
+        output.line(f"Bundle: {bundle}")
+    refused = isinstance(choice, DoNotCascade)
+    output.result(
+        {
+            "folder": str(folder),
+            "settings": len(frontier.points),
+            "front": len(front),
+            "reference": frontier.reference,
+            "bundle": None if bundle is None else str(bundle),
+            **choice_to_dict(choice),
+        }
+    )
+    if refused:
+        raise typer.Exit(NO_ANSWER)

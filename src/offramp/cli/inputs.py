@@ -1,0 +1,155 @@
+"""Inputs for a bundle, from images, folders of images and npz files, in batches.
+
+Layer: cli.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from offramp._core.errors import FileFormatError, InputError
+from offramp.data import read_image
+from offramp.data.arrays import read_arrays
+from offramp.data.folder import ENDINGS
+
+if TYPE_CHECKING:
+    from offramp.bundle import LoadedBundle
+
+Id = int | str
+IMAGE_OPTIONS = "images.json"  # how the images that the networks know were cut
+_GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma
+
+
+@final
+@dataclass(kw_only=True)
+class InputReader:
+    """Reads what the command line names; images that cannot be decoded are skipped and kept.
+
+    Args:
+        files: Images and npz files, in order, each with the name its examples go by.
+        shape: Shape of one input, `(channels, h, w)` for images; None where nobody knows.
+        image_options: "size" and "resize" of images, as `offramp.data.image_folder` takes them.
+        array: Name of the inputs in npz files.
+        ids: Name of their ids in npz files, or None to count.
+        skipped: Files that could not be decoded, filled while reading.
+    """
+
+    files: Sequence[tuple[str, Path]]
+    shape: tuple[int, ...] | None
+    image_options: Mapping[str, Any]
+    array: str
+    ids: str | None
+    skipped: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(
+        cls, bundle: "LoadedBundle", paths: Sequence[Path], *, array: str, ids: str | None
+    ) -> "InputReader":
+        """A reader of the inputs that a bundle takes.
+
+        Raises:
+            InputError: If a path is missing, is no image or npz file, or nothing is there.
+        """
+        return cls(
+            files=[found for path in paths for found in _found(path)],
+            shape=bundle.manifest.input_shape,
+            image_options=(
+                bundle.extra(IMAGE_OPTIONS) if IMAGE_OPTIONS in bundle.manifest.files else {}
+            ),
+            array=array,
+            ids=ids,
+        )
+
+    def batches(self, size: int) -> Iterator[tuple[list[Id], Tensor]]:
+        """Ids and inputs `(m, ...)`, at most `size` at a time, in order."""
+        names: list[Id] = []
+        images: list[Tensor] = []
+        for name, path in self.files:
+            if path.suffix.lower() == ".npz":
+                yield from self._flushed(names, images)
+                yield from self._of_npz(name, path, size)
+                continue
+            try:
+                images.append(self._image(path))
+                names.append(name)
+            except FileFormatError:
+                self.skipped.append(name)
+            if len(images) == size:
+                yield from self._flushed(names, images)
+        yield from self._flushed(names, images)
+
+    def _flushed(self, names: list[Id], images: list[Tensor]) -> Iterator[tuple[list[Id], Tensor]]:
+        if images:
+            yield list(names), torch.stack(images)
+        names.clear()
+        images.clear()
+
+    def _image(self, path: Path) -> Tensor:
+        if self.shape is None or len(self.shape) != 3 or self.shape[1] != self.shape[2]:
+            raise InputError(
+                f"Images can be read for inputs of shape (channels, size, size); this bundle takes "
+                f"{self.shape}. Give an npz file."
+            )
+        channels, size, _ = self.shape
+        resize = self.image_options.get("resize") or round(size * 8 / 7)
+        image = read_image(path, size=size, resize=resize)  # (3, size, size)
+        if channels == 3:
+            return image
+        if channels != 1:
+            raise InputError(f"Images have 1 or 3 channels; this bundle takes {channels}.")
+        weights = torch.tensor(_GREY)[:, None, None]
+        return (image * weights).sum(dim=0, keepdim=True).round().to(torch.uint8)
+
+    def _of_npz(self, name: str, path: Path, size: int) -> Iterator[tuple[list[Id], Tensor]]:
+        wanted = [self.array] if self.ids is None else [self.array, self.ids]
+        found = read_arrays(path, wanted)
+        inputs = _arranged(torch.from_numpy(found[self.array]), self.shape, path)
+        n = len(inputs)
+        if self.ids is not None:
+            ids = found[self.ids].tolist()
+        else:
+            ids = list(range(n)) if len(self.files) == 1 else [f"{name}[{k}]" for k in range(n)]
+        if len(ids) != n:
+            raise InputError(f"{path} has {n} inputs and {len(ids)} ids; they must be equally many.")
+        for start in range(0, n, size):
+            yield ids[start : start + size], inputs[start : start + size]
+
+
+def _found(path: Path) -> list[tuple[str, Path]]:
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if _is_image(file))
+        if not files:
+            raise InputError(f"{path} holds no images ({', '.join(ENDINGS)}).")
+        return [(file.relative_to(path).as_posix(), file) for file in files]
+    if not path.exists():
+        raise InputError(f"There is no such input: {path}.")
+    if path.suffix.lower() != ".npz" and not _is_image(path):
+        raise InputError(f"{path} is neither an image ({', '.join(ENDINGS)}) nor an npz file.")
+    return [(path.name, path)]
+
+
+def _is_image(path: Path) -> bool:
+    return (
+        path.suffix.lower() in ENDINGS and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def _arranged(inputs: Tensor, shape: tuple[int, ...] | None, path: Path) -> Tensor:
+    """Inputs with the axes that the bundle takes: channels may be last, or left out if one."""
+    if inputs.dtype == torch.float64:
+        inputs = inputs.to(torch.float32)
+    if shape is None or tuple(inputs.shape[1:]) == shape:
+        return inputs
+    if len(shape) == 3 and tuple(inputs.shape[1:]) == (*shape[1:], shape[0]):
+        return inputs.permute(0, 3, 1, 2).contiguous()
+    if len(shape) == 3 and shape[0] == 1 and tuple(inputs.shape[1:]) == shape[1:]:
+        return inputs[:, None]
+    raise InputError(
+        f"The inputs in {path} must have shape (n, {', '.join(map(str, shape))}), got "
+        f"{tuple(np.shape(inputs))}."
+    )

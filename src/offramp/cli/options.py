@@ -1,0 +1,58 @@
+"""Options that several commands share.
+
+Layer: cli.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from offramp._core.errors import InputError
+
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object instead of text for people.")
+]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="Configuration in TOML; options given here go first."),
+]
+Device = Annotated[str, typer.Option(help="Where networks run: cpu, cuda, cuda:1 ...")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Examples that run at a time.")]
+AllowImport = Annotated[
+    bool,
+    typer.Option(
+        "--allow-import",
+        help="Let the bundle name Python code to import. Only for bundles that you trust.",
+    ),
+]
+
+
+def whole_numbers(option: str, text: str) -> list[int]:
+    """Read whole numbers that are separated by commas.
+
+    Raises:
+        InputError: If something else stands there, or a number below 1.
+
+    >>> whole_numbers("--batch-sizes", "1, 256")
+    [1, 256]
+    """
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise InputError(
+            f"{option} must be whole numbers of at least 1, separated by commas, such as 1,256; "
+            f"got {text!r}."
+        )
+    return numbers
+
+
+def names(text: str | None) -> list[str] | None:
+    """Read names that are separated by commas; None stays None.
+
+    >>> names("last,mean")
+    ['last', 'mean']
+    """
+    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]

@@ -1,0 +1,104 @@
+"""What a command prints: results on standard output, everything else on standard error.
+
+Layer: cli.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any, final
+
+import typer
+
+_GAP = "  "
+
+
+def note(text: str) -> None:
+    """Print something worth knowing to standard error."""
+    typer.echo(f"Note: {text}", err=True)
+
+
+def error(text: str) -> None:
+    """Print what went wrong to standard error."""
+    typer.echo(f"Error: {text}", err=True)
+
+
+@final
+class Output:
+    """Where a command's result goes.
+
+    Args:
+        as_json: True prints one JSON object instead of text for people.
+    """
+
+    def __init__(self, *, as_json: bool) -> None:
+        self.as_json = as_json
+
+    def line(self, text: str = "") -> None:
+        """A line for people."""
+        if not self.as_json:
+            typer.echo(text)
+
+    def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Aligned columns for people."""
+        for line in aligned(header, rows):
+            self.line(line)
+
+    def result(self, value: dict[str, Any]) -> None:
+        """The result as one JSON object on one line, where that was asked for."""
+        if self.as_json:
+            typer.echo(json.dumps(value, allow_nan=False, ensure_ascii=False))
+
+
+def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table: the first column to the left, the others to the right.
+
+    >>> aligned(["stage", "share"], [["small", "90 %"], ["large", "8 %"]])
+    ['stage  share', 'small   90 %', 'large    8 %']
+    """
+    cells = [list(header), *map(list, rows)]
+    widths = [max(len(row[k]) for row in cells) for k in range(len(header))]
+    return [
+        _GAP.join(
+            cell.ljust(width) if k == 0 else cell.rjust(width)
+            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in cells
+    ]
+
+
+def percent(share: float) -> str:
+    """A share in per cent.
+
+    >>> percent(0.9743)
+    '97.4 %'
+    """
+    return f"{100 * share:.1f} %"
+
+
+def points(difference: float) -> str:
+    """A difference of accuracies in points, with its sign: above 0 is accuracy lost.
+
+    >>> points(0.0115), points(0.0)
+    ('+1.15', '0.00')
+    """
+    rounded = round(100 * difference, 2)
+    return f"{rounded:+.2f}" if rounded else "0.00"
+
+
+def amount(value: float, unit: str) -> str:
+    """A cost with its unit, three digits.
+
+    >>> amount(7709696.0, "flops"), amount(0.00123, "seconds")
+    ('7.71 MFLOP', '1.23 ms')
+    """
+    scales = _SCALES.get(unit)
+    if scales is None or value == 0:
+        return f"{value:.3g} {unit}"
+    factor, name = next(((f, n) for f, n in scales if value >= f), scales[-1])
+    return f"{value / factor:.3g} {name}"
+
+
+_SCALES: dict[str, tuple[tuple[float, str], ...]] = {
+    "flops": ((1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"), (1e3, "kFLOP"), (1, "FLOP")),
+    "seconds": ((1, "s"), (1e-3, "ms"), (1e-6, "µs")),
+}

@@ -1,0 +1,96 @@
+"""`offramp record`: run the networks over labelled data once and keep what they said.
+
+Layer: cli.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from offramp.cli import options
+from offramp.cli.config import RunConfig, load_config
+from offramp.cli.output import Output, amount, percent
+from offramp.cli.run_folder import RunFolder
+
+TRACE = "record.trace"
+
+
+def command(
+    config: Annotated[Path, typer.Option("--config", "-c", help="Configuration in TOML.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The trace to write; by default record.trace in the run's folder."),
+    ] = None,
+    device: options.Device = "cpu",
+    batch_size: options.BatchSize = 256,
+    float16: Annotated[
+        bool, typer.Option("--float16", help="Store half precision: smaller, and marked as lossy.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a trace that is there already.")
+    ] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Do not go on where an interrupted run stopped.")
+    ] = False,
+    json: options.Json = False,
+) -> None:
+    """Run every network over labelled data once and keep what each one said.
+
+    In: a configuration with [data], \\[[stage]] and, if you like, [cascade] and [cost].
+    Out: a trace, the folder that policies are fitted on. An interrupted run goes on where it
+    stopped when you call it again.
+
+    Example: offramp record --config run.toml --out cifar.trace
+    """
+    from offramp.cli.networks import cascade_of, costs_of, examples_of
+    from offramp.record import record
+
+    output = Output(as_json=json)
+    settings = load_config(config, needs=("data", "stage"))
+    if settings.data is None:  # load_config has refused it
+        return
+    examples = examples_of(settings.data)
+    cascade = cascade_of(settings, config.parent, examples.class_names)
+    costs = costs_of(cascade, settings.cost, examples, device=device)
+    if out is None:
+        run = RunFolder.claim(run_path(settings, config))
+        run.remember(TRACE, trace=TRACE)
+        out = run.path / TRACE
+    trace = record(
+        cascade,
+        examples,
+        path=out,
+        device=device,
+        dtype="float16" if float16 else "float32",
+        costs=costs,
+        seen_in_training=settings.data.seen_in_training,
+        batch_size=batch_size,
+        resume=not restart,
+        overwrite=overwrite,
+    )
+    each = trace.stage_costs()
+    rows = [
+        [name, percent(trace.accuracy(k)), amount(float(each[k]), costs.unit)]
+        for k, name in enumerate(trace.stages)
+    ]
+    output.line(f"{len(trace)} examples of {trace.classes} classes, recorded in {out}")
+    output.table(["stage", "accuracy", "cost/example"], rows)
+    output.result(
+        {
+            "trace": str(out),
+            "n": len(trace),
+            "classes": trace.classes,
+            "unit": costs.unit,
+            "stages": [
+                {"name": name, "accuracy": trace.accuracy(k), "cost": float(each[k])}
+                for k, name in enumerate(trace.stages)
+            ],
+        }
+    )
+
+
+def run_path(settings: RunConfig, config: Path) -> Path:
+    """The folder of the run that a configuration describes."""
+    chosen = settings.output.dir
+    return Path("runs") / config.stem if chosen is None else Path(chosen)

@@ -1,0 +1,39 @@
+"""Reading traces for a command, with the splits that it needs.
+
+Layer: cli.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from offramp._core.errors import InputError
+from offramp.cli.output import note
+
+if TYPE_CHECKING:
+    from offramp.trace import Trace
+
+_DIVISION = {"fit": 2 / 3, "calibrate": 1 / 3}
+
+
+def load_divided(path: Path, *, seed: int) -> "Trace":
+    """A trace with splits; one without them is divided two to one, always alike for a seed."""
+    from offramp.trace import load_trace
+
+    trace = load_trace(path)
+    if trace.split is not None:
+        return trace
+    note(f"{path} has no splits; two thirds become 'fit', one third 'calibrate' (seed {seed}).")
+    return trace.divided(dict(_DIVISION), seed=seed)  # type: ignore[arg-type]
+
+
+def part_of(trace: "Trace", split: str) -> "Trace":
+    """The examples of one split; "all" stands for all of them."""
+    return trace if split == "all" else trace.part(split)  # type: ignore[arg-type]
+
+
+def unseen(trace: "Trace") -> "Trace":
+    """The part that nothing was fitted or chosen on: `test`, else `calibrate`, else `fit`."""
+    for split in ("test", "calibrate", "fit"):
+        if trace.has_split(split):
+            return trace.part(split)
+    raise InputError("The trace has none of the splits test, calibrate and fit.")

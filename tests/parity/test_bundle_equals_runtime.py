@@ -1,0 +1,103 @@
+"""A bundle answers bit by bit as the runtime it was saved from, also in another process."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from offramp.bundle import load_bundle, save_bundle
+from offramp.evaluate import fit
+from offramp.models import ModelSpec, build
+from offramp.policy import Setting
+from offramp.record import record
+from offramp.runtime import Adaptive
+from offramp.runtime.testing import random_policy
+from offramp.stages import Cascade
+
+FIELDS = ("logits", "labels", "stage", "confidence", "cost", "valid", "nonfinite")
+N = 40
+
+ANSWER = """
+import sys, torch
+from safetensors.torch import load_file, save_file
+from offramp.bundle import load_bundle
+images = load_file(sys.argv[2])["images"]
+answer = load_bundle(sys.argv[1]).adaptive(images)
+fields = {name: getattr(answer, name).contiguous() for name in %r}
+save_file(fields, sys.argv[3])
+"""
+
+
+def make_cascade():
+    specs = {
+        name: ModelSpec(name="small_cnn", arguments={"width": width, "depth": 3, "classes": 4})
+        for name, width in (("small", 4), ("middle", 8), ("large", 16))
+    }
+    nets = {name: build(spec) for name, spec in specs.items()}
+    return Cascade.of_models(nets, specs=specs)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.randn(N, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 3
+
+
+@pytest.fixture(scope="module")
+def trace(images):
+    labels = torch.arange(N) % 4
+    return record(make_cascade(), [(images, labels)], progress=False)
+
+
+def lively_policy(topology, cascade, images, **options):
+    """Of random policies the first by which examples leave at every stage."""
+    policies = (random_policy(topology, seed=seed, classes=4, **options) for seed in range(100))
+    return next(p for p in policies if len(Adaptive(cascade, p)(images).stage.unique()) == 3)
+
+
+def assert_same(one, other):
+    for name in FIELDS:
+        assert torch.equal(getattr(one, name), getattr(other, name)), name
+
+
+@pytest.mark.parametrize("combine", ["last", "mean", "weighted"])
+@pytest.mark.parametrize("edges", ["full", "chain"])
+def test_for_random_policies(tmp_path, trace, images, combine, edges):
+    cascade = make_cascade()
+    part = trace.topology if edges == "full" else trace.topology.chain([0, 1, 2])
+    policy = lively_policy(part, cascade, images, combine=combine)
+    setting = Setting(policy=policy, method="random", reference="large")
+    save_bundle(tmp_path / "b", cascade, setting, costs=trace.costs)
+    model, loaded = Adaptive(cascade, setting, costs=trace.costs), load_bundle(tmp_path / "b")
+    for batch in (1, 7, N):
+        for rows in torch.arange(N).split(batch):
+            assert_same(model(images[rows]), loaded.adaptive(images[rows]))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("uniform", {}), ("myopic", {"grid": 5}), ("weighted", {"lams": [0.1]})]
+)
+def test_for_fitted_policies(tmp_path, trace, images, name, options):
+    cascade = make_cascade()
+    points = fit(trace, name, progress=False, **options).points
+    setting = points[len(points) // 2].setting
+    save_bundle(tmp_path / "b", cascade, setting, costs=trace.costs)
+    assert_same(
+        Adaptive(cascade, setting, costs=trace.costs)(images),
+        load_bundle(tmp_path / "b").adaptive(images),
+    )
+
+
+def test_in_a_fresh_process(tmp_path, trace, images):
+    cascade = make_cascade()
+    policy = lively_policy(trace.topology, cascade, images, combine="mean")
+    setting = Setting(policy=policy, method="random", reference="large")
+    save_bundle(tmp_path / "b", cascade, setting, costs=trace.costs)
+    save_file({"images": images}, tmp_path / "in.safetensors")
+    command = [sys.executable, "-c", ANSWER % (FIELDS,), "b", "in.safetensors", "out.safetensors"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    found = load_file(tmp_path / "out.safetensors")
+    here = Adaptive(cascade, setting, costs=trace.costs)(images)
+    for name in FIELDS:
+        assert torch.equal(found[name], getattr(here, name)), name

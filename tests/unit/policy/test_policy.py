@@ -1,0 +1,250 @@
+"""The policy: paths, combinations, batch independence, JSON, costs of deciding, messages."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from offramp._core.errors import FileFormatError, InputError
+from offramp._core.outputs import StageOutput
+from offramp._core.topology import EXIT, Topology
+from offramp.policy import Constant, Feature, Linear, Node, Policy, Random, Setting, View
+from offramp.policy.features import COMBINED
+
+TOPOLOGY = Topology.of(["a", "b", "c"])
+PATHS = TOPOLOGY.paths()  # (0,), (0, 1), (0, 1, 2), (0, 2)
+
+
+def threshold(stage: int, value: float = 0.4) -> Linear:
+    return Linear.threshold(Feature("margin", stage), value)
+
+
+def full_policy(combine: str = "last", **options) -> Policy:
+    nodes = {
+        (0,): Node(threshold(0), [Linear([Feature("entropy", 0)], [-1.0], 1.1)]),
+        (0, 1): Node(Linear([Feature("log_margin", COMBINED), Feature("agrees_0", 1)], [1, 1], -1)),
+    }
+    weights = (
+        {p: tuple(0.5 + 0.25 * k for k in p) for p in PATHS} if combine == "weighted" else None
+    )
+    return Policy(
+        TOPOLOGY, nodes, temperatures=[1.5, 0.8, 2.0], combine=combine, weights=weights, **options
+    )
+
+
+def outputs(seed: int, m: int) -> list[StageOutput]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        StageOutput(classes=5, logits=2 * torch.randn(m, 5, generator=generator)) for _ in range(3)
+    ]
+
+
+def mixed_view(seed: int, m: int, stage: int) -> View:
+    """Examples that came to `stage` on different ways."""
+    ways = [p for p in PATHS if p[-1] == stage]
+    pick = np.random.default_rng(seed).integers(len(ways), size=m)
+    visited = torch.zeros(m, 3, dtype=torch.bool)
+    for row, way in enumerate(pick):
+        visited[row, list(ways[way])] = True
+    return View(outputs(seed, m), visited, torch.arange(m))
+
+
+def single_rows(view: View, seed: int, m: int) -> list[View]:
+    held = outputs(seed, m)
+    return [
+        View(
+            [o.rows(torch.tensor([i])) for o in held], view.visited[i : i + 1], view.ids[i : i + 1]
+        )
+        for i in range(m)
+    ]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    m=st.integers(1, 30),
+    stage=st.integers(0, 2),
+    combine=st.sampled_from(["last", "mean", "weighted"]),
+)
+def test_decisions_and_answers_do_not_depend_on_the_rest_of_the_batch(seed, m, stage, combine):
+    policy = full_policy(combine)
+    view = mixed_view(seed, m, stage)
+    action, score = policy.decide(view, stage)
+    answer = policy.answer(view, stage)
+    for i, one in enumerate(single_rows(view, seed, m)):
+        alone_action, alone_score = policy.decide(one, stage)
+        assert torch.equal(alone_action, action[i : i + 1])
+        assert torch.equal(alone_score, score[i : i + 1])
+        assert torch.equal(policy.answer(one, stage), answer[i : i + 1])
+        for top in (1, 3):
+            predicted = policy.predict(view, stage, top=top)
+            assert torch.equal(policy.predict(one, stage, top=top), predicted[i : i + 1])
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**31), combine=st.sampled_from(["last", "mean", "weighted"]))
+def test_json_gives_back_the_same_policy_bit_by_bit(seed, combine):
+    policy = full_policy(combine)
+    again = Policy.from_dict(json.loads(json.dumps(policy.to_dict())))
+    assert again.to_dict() == policy.to_dict()
+    for stage in range(3):
+        view = mixed_view(seed, 20, stage)
+        for first, second in zip(
+            policy.decide(view, stage), again.decide(view, stage), strict=True
+        ):
+            assert torch.equal(first, second)
+        assert torch.equal(policy.answer(view, stage), again.answer(view, stage))
+
+
+@pytest.mark.parametrize("combine", ["last", "mean", "weighted"])
+def test_answers_are_the_combination_by_its_formula(combine):
+    policy, held = full_policy(combine), outputs(3, 8)
+    visited = torch.tensor([[True, False, True]]).repeat(8, 1)
+    answer = policy.answer(View(held, visited, torch.arange(8)), 2).double()
+    p = [(o.logits.double() / t).softmax(dim=1) for o, t in zip(held, [1.5, 0.8, 2.0], strict=True)]
+    expected = {
+        "last": p[2],
+        "mean": (p[0] + p[2]) / 2,
+        "weighted": p[0] ** 0.5 * p[2] ** 1.0,
+    }[combine]
+    expected = expected / expected.sum(dim=1, keepdim=True)
+    torch.testing.assert_close(answer.exp(), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_answers_are_normalised_log_probabilities():
+    for combine in ("last", "mean", "weighted"):
+        for stage in range(3):
+            answer = full_policy(combine).answer(mixed_view(0, 10, stage), stage)
+            torch.testing.assert_close(answer.exp().sum(dim=1), torch.ones(10))
+
+
+def test_the_last_stage_always_leaves():
+    action, score = full_policy().decide(mixed_view(0, 4, 2), 2)
+    assert action.tolist() == [EXIT] * 4
+    assert torch.isinf(score).all()
+
+
+def test_routing_prefers_an_earlier_child_where_its_rule_says_so():
+    wide = Topology.of(["a", "b", "c", "d"], edges=[("a", "b"), ("a", "c"), ("a", "d")])
+
+    def route(to_b: bool, to_c: bool) -> int:
+        node = Node(Constant(False), [Constant(to_b), Constant(to_c)])
+        view = View(
+            [StageOutput(classes=2, logits=torch.zeros(1, 2)), None, None, None],
+            torch.tensor([[True, False, False, False]]),
+            torch.arange(1),
+        )
+        return int(Policy(wide, {(0,): node}).decide(view, 0)[0][0])
+
+    assert [route(True, True), route(True, False), route(False, True), route(False, False)] == [
+        1,
+        1,
+        2,
+        3,
+    ]
+
+
+def test_rules_of_one_way_do_not_touch_examples_on_another():
+    topology = Topology.of(
+        ["a", "b", "c", "d"], edges=[("a", "b"), ("a", "c"), ("b", "c"), ("c", "d")]
+    )
+    nodes = {
+        (0,): Node(Constant(False), [threshold(0)]),
+        (0, 1): Node(Constant(False)),
+        (0, 2): Node(Constant(True)),
+        (0, 1, 2): Node(Constant(False)),
+    }
+    held = [*outputs(0, 2), None]
+    visited = torch.tensor([[True, False, True, False], [True, True, True, False]])
+    action, _ = Policy(topology, nodes).decide(View(held, visited, torch.arange(2)), 2)
+    assert action.tolist() == [EXIT, 3]
+
+
+@pytest.mark.parametrize("combine", ["last", "mean", "weighted"])
+def test_an_example_with_nan_goes_on(combine):
+    policy = full_policy(combine)
+    for stage, spoiled in [(0, 0), (1, 1), (1, 0)]:
+        held = outputs(0, 6)
+        held[spoiled].logits[2] = torch.nan
+        visited = torch.zeros(6, 3, dtype=torch.bool)
+        visited[:, : stage + 1] = True
+        action, _ = policy.decide(View(held, visited, torch.arange(6)), stage)
+        looks = combine != "last" or spoiled == stage
+        assert action[2] != EXIT or not looks
+        assert torch.equal(
+            action[[0, 1, 3, 4, 5]],
+            policy.decide(View(outputs(0, 6), visited, torch.arange(6)), stage)[0][[0, 1, 3, 4, 5]],
+        )
+
+
+@pytest.mark.parametrize("stage", range(3))
+def test_no_example_at_all_is_no_problem(stage):
+    for combine in ("last", "mean", "weighted"):
+        policy = full_policy(combine)
+        empty = View(outputs(0, 0), torch.zeros(0, 3, dtype=torch.bool), torch.arange(0))
+        action, score = policy.decide(empty, stage)
+        assert len(action) == len(score) == 0
+        assert policy.answer(empty, stage).shape == (0, 5)
+        assert policy.predict(empty, stage, top=2).shape == (0, 2)
+
+
+def test_only_decisions_that_look_at_something_are_charged():
+    nodes = {
+        (0,): Node(Random(0.5, 0, 0), [Constant(True)]),
+        (0, 1): Node(threshold(1)),
+    }
+    policy = Policy(TOPOLOGY, nodes)
+    assert policy.decided((0,)) == ()
+    assert policy.decided((0, 1)) == (1,)
+    assert policy.decided((0, 1, 2)) == (1,)
+    assert policy.decided((0, 2)) == ()
+    routing = Policy(TOPOLOGY, {**nodes, (0,): Node(Constant(False), [threshold(0)])})
+    assert routing.decided((0, 2)) == (0,)
+
+
+def test_bad_arguments_are_named_with_their_value():
+    chain = TOPOLOGY.chain(["a", "b"])
+    good = {(0,): Node(Constant(True))}
+    with pytest.raises(InputError, match=r"nodes must hold .*\[\(0,\)\], got \[\]"):
+        Policy(chain, {})
+    with pytest.raises(InputError, match=r"The node \(0,\) needs 0 routing rules, got 1"):
+        Policy(chain, {(0,): Node(Constant(True), [Constant(True)])})
+    with pytest.raises(InputError, match=r"temperatures must be greater than 0, got \[1.0, 0.0"):
+        Policy(chain, good, temperatures=[1.0, 0.0, 1.0])
+    with pytest.raises(InputError, match=r"temperatures must have shape \(3\), got \(2,\)"):
+        Policy(chain, good, temperatures=[1.0, 1.0])
+    with pytest.raises(InputError, match=r"combine='weighted', got 'mean'"):
+        Policy(chain, good, combine="mean", weights={(0, 1): [1.0, 1.0]})
+    with pytest.raises(InputError, match=r"weights are missing for the path \(0, 1\)"):
+        Policy(chain, good, combine="weighted")
+    with pytest.raises(InputError, match=r"not all 0, got \[0.0, 0.0\]"):
+        Policy(chain, good, combine="weighted", weights={(0, 1): [0.0, 0.0]})
+
+
+def test_what_is_no_policy_is_refused_as_a_file_error():
+    value = full_policy().to_dict()
+    for name in value:
+        broken = {k: v for k, v in value.items() if k != name}
+        with pytest.raises(FileFormatError, match="This is not a policy"):
+            Policy.from_dict(broken)
+    with pytest.raises(FileFormatError, match="temperatures must be greater than 0"):
+        Policy.from_dict({**value, "temperatures": [1.0, -1.0, 1.0]})
+
+
+def test_a_setting_survives_json_and_has_a_short_label():
+    setting = Setting(
+        policy=full_policy("mean"),
+        method="weighted",
+        reference="c",
+        top=5,
+        parameters={"lam": 0.12345, "loss": "excess"},
+    )
+    again = Setting.from_dict(json.loads(json.dumps(setting.to_dict())))
+    assert again.to_dict() == setting.to_dict()
+    assert setting.label == "weighted, a -> b, a -> c, b -> c (mean, lam 0.123, loss excess)"
+    single = Setting.single(TOPOLOGY, "b", reference="c")
+    assert single.label == "b alone"
+    assert Setting.from_dict(single.to_dict()).label == "b alone"

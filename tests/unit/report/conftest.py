@@ -1,0 +1,145 @@
+"""Made-up results with numbers that are easy to find on a page."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from offramp._core.costs import Costs
+from offramp._core.topology import Topology
+from offramp.evaluate import (
+    DoNotCascade,
+    Evaluation,
+    FrontierPoint,
+    OperatingPoint,
+    Overlap,
+    ReferencePoint,
+)
+from offramp.policy import Constant, Node, Policy, Setting
+from offramp.report import ExampleImage, ReportContent, Reproduction, TimingRow
+
+NAMES = ("small", "middle", "large")
+
+
+def _setting(names):
+    topology = Topology.of(names, edges="chain")
+    nodes = {(0,): Node(Constant(False)), (0, 1): Node(Constant(False))}
+    return Setting(policy=Policy(topology, nodes), method="myopic", reference=names[-1])
+
+
+def _evaluation(setting, split, cost_ratio, accuracy, *, intervals=False):
+    return Evaluation(
+        setting=setting,
+        n=1234,
+        split=split,
+        stages=setting.policy.topology.names,
+        unit="flops",
+        cost=cost_ratio * 2e6,
+        reference_cost=2e6,
+        cost_ratio=cost_ratio,
+        accuracy=accuracy,
+        reference_accuracy=0.9012,
+        difference=0.9012 - accuracy,
+        excess=0.0234,
+        cost_ratio_ci=(0.357, 0.423) if intervals else None,
+        difference_ci=(-0.0123, 0.0045) if intervals else None,
+        excess_ci=(0.0111, 0.0389) if intervals else None,
+        exit_share=(0.6171, 0.2212, 0.1617),
+        visit_share=(1.0, 0.3829, 0.1617),
+        useful_share=(0.301, 0.202, 0.253),
+        overhead_share=(0.104, 0.109, 0.0),
+        decision_share=0.031,
+    )
+
+
+def _references(names):
+    points = [("static", f"{name} alone", 0.1 + 0.45 * k) for k, name in enumerate(names)]
+    points += [("uniform", f"uniform, {k}", 0.2 + 0.3 * k) for k in range(4)]
+    points += [("oracle", f"{kind} oracle", 0.3 + 0.1 * k) for k, kind in enumerate(("paper", "neutral", "free"))]  # fmt: skip  # noqa: E501
+    return tuple(
+        ReferencePoint(name=name, kind=kind, cost_ratio=cost, accuracy=0.8 + cost / 10,
+                       difference=0.1012 - cost / 10, excess=0.0517)
+        for kind, name, cost in points
+    )  # fmt: skip
+
+
+def _images(names, classes):
+    rng = np.random.default_rng(0)
+    best = tuple((name, p) for name, p in zip(classes, (0.713, 0.184, 0.071), strict=True))
+    return tuple(
+        ExampleImage(
+            pixels=rng.integers(0, 256, size=(8, 8, 3) if k else (8, 8), dtype=np.uint8),
+            label=classes[0],
+            visits=tuple((name, best) for name in names[: k + 1]),
+            exit_stage=names[k],
+            correct=k != 1,
+            answer=classes[1] if k == 1 else classes[0],
+        )
+        for k in range(len(names))
+    )
+
+
+@pytest.fixture
+def make_content():
+    """Content with three stages; names and classes as given."""
+
+    def make(names=NAMES, classes=("cat", "dog", "ship"), title="A report", **changes):
+        setting = _setting(names)
+        fits = [_evaluation(setting, "fit", c, 0.8 + 0.13 * c) for c in (0.2, 0.391, 0.8)]
+        tests = [_evaluation(setting, "test", c, 0.79 + 0.13 * c) for c in (0.2, 0.391, 0.8)]
+        single = FrontierPoint(setting=setting, fit=fits[2])
+        content = ReportContent(
+            title=title,
+            chosen=OperatingPoint(
+                setting=setting, fit=fits[1], calibrate=replace(fits[1], split="calibrate"),
+                best_single=single, risk="difference", max_loss=0.02, max_cost=None,
+                sentence="Use the middle one & be glad.",
+            ),
+            test=_evaluation(setting, "test", 0.391, 0.9038, intervals=True),
+            frontier=tuple(FrontierPoint(setting=setting, fit=e, on_front=True) for e in fits),
+            frontier_test=tuple(tests),
+            myopic=tuple(replace(e, cost_ratio=e.cost_ratio + 0.05) for e in tests),
+            references=_references(names),
+            overlap=Overlap(stages=names, n=1234, subsets=(names, (), names[1:], names[:1]),
+                            shares=(0.731, 0.142, 0.083, 0.044)),
+            gap_closed=1.07,
+            timing=tuple(
+                TimingRow(batch_size=size, static_s=static, adaptive_s=adaptive, speedup=speedup,
+                          rounds=30 + size, backend="eager on a processor")
+                for size, static, adaptive, speedup in (
+                    (1, 0.0061, 0.0036, 1.69), (32, 0.0021, 0.0011, 1.91),
+                    (256, 0.00141, 0.00058, 2.43)
+                )
+            ),
+            stages=names,
+            costs=(
+                Costs(unit="flops", segment=(81.1e6, 137.7e6, 251e6), head=(640.0, 0.0, 0.0),
+                      decision=(12.0, 12.0, 0.0), note="multiply-add counted as 2"),
+                Costs.simple("usd", [0.0013, 0.0057, 0.0191]),
+            ),
+            images=_images(names, classes),
+            warnings=("No certificate was asked for.",),
+            notes=("The images are shifted.",),
+            reproduction=Reproduction(
+                commands=("offramp report --seed 41",), seed=41, versions={"torch": "2.13.0"},
+                data_fingerprint="c0ffee" * 10, files={"trace.safetensors": "ab12" * 16},
+                machine={"processor": "two cores of something"},
+            ),
+        )  # fmt: skip
+        return replace(content, **changes)
+
+    return make
+
+
+@pytest.fixture
+def refusal(make_content):
+    """What a report gets when no setting is worth it."""
+    chosen = make_content().chosen
+    return DoNotCascade(
+        reason="No setting stays within 0.5 points.",
+        best_single=chosen.best_single,
+        risk="difference",
+        max_loss=0.005,
+        max_cost=None,
+        numbers={"best_single_cost_ratio": 0.7654},
+    )
