@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,7 +55,7 @@ class InputReader:
             InputError: If a path is missing, is no image or npz file, or nothing is there.
         """
         return cls(
-            files=[found for path in paths for found in _found(path)],
+            files=[found for path in paths for found in _found(path, alone=len(paths) == 1)],
             shape=bundle.manifest.input_shape,
             image_options=(
                 bundle.extra(IMAGE_OPTIONS) if IMAGE_OPTIONS in bundle.manifest.files else {}
@@ -120,17 +119,18 @@ class InputReader:
             yield ids[start : start + size], inputs[start : start + size]
 
 
-def _found(path: Path) -> list[tuple[str, Path]]:
+def _found(path: Path, *, alone: bool) -> list[tuple[str, Path]]:
+    """Names and files of what stands at a path; among several paths the names tell which."""
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if _is_image(file))
         if not files:
             raise InputError(f"{path} holds no images ({', '.join(ENDINGS)}).")
-        return [(file.relative_to(path).as_posix(), file) for file in files]
+        return [((file.relative_to(path) if alone else file).as_posix(), file) for file in files]
     if not path.exists():
         raise InputError(f"There is no such input: {path}.")
     if path.suffix.lower() != ".npz" and not _is_image(path):
         raise InputError(f"{path} is neither an image ({', '.join(ENDINGS)}) nor an npz file.")
-    return [(path.name, path)]
+    return [(path.name if alone else path.as_posix(), path)]
 
 
 def _is_image(path: Path) -> bool:
@@ -151,5 +151,5 @@ def _arranged(inputs: Tensor, shape: tuple[int, ...] | None, path: Path) -> Tens
         return inputs[:, None]
     raise InputError(
         f"The inputs in {path} must have shape (n, {', '.join(map(str, shape))}), got "
-        f"{tuple(np.shape(inputs))}."
+        f"{tuple(inputs.shape)}."
     )

@@ -24,7 +24,8 @@ from offramp._core.errors import FileFormatError, InputError
 from offramp._core.progress import progress_bar
 from offramp.data.examples import Examples
 
-_ENDINGS = (
+#: Endings of files that are taken for images.
+ENDINGS = (
     *(".jpg", ".jpeg", ".png", ".webp", ".bmp"),
     *(".gif", ".tif", ".tiff", ".ppm", ".pgm"),
 )
@@ -157,7 +158,7 @@ def _images(folder: Path) -> list[Path]:
     return sorted(
         file
         for file in folder.rglob("*")
-        if file.suffix.lower() in _ENDINGS and not file.name.startswith(".") and file.is_file()
+        if file.suffix.lower() in ENDINGS and not file.name.startswith(".") and file.is_file()
     )
 
 

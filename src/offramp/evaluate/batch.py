@@ -155,7 +155,8 @@ def _outcomes(shared: _Shared, setting: Setting) -> IntArray:
     """How many examples leave on each path, by whether they and F are wrong, `(p, 2, 2)`."""
     policy, topology = setting.policy, setting.policy.topology
     f_wrong = shared.reference_wrong(setting.reference, setting.top)
-    standing = {(topology.root,): torch.ones(len(shared.part), dtype=torch.bool)}
+    standing: dict[Path, Tensor] = {}
+    standing[topology.root,] = torch.ones(len(shared.part), dtype=torch.bool)
     found = np.zeros((len(topology.paths()), 2, 2), dtype=np.int64)
     for i, path in enumerate(topology.paths()):  # each before its continuations
         here = standing.pop(path, None)

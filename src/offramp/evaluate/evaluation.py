@@ -115,6 +115,47 @@ def from_outcomes(
     )
 
 
+def pooled(first: Evaluation, second: Evaluation) -> Evaluation:
+    """One evaluation of the examples of two parts together, without intervals.
+
+    Args:
+        first: Of one part.
+        second: Of the same setting on another part of the same trace.
+    """
+    n = first.n + second.n
+    share = first.n / n  # of the examples
+    spent = first.n * first.cost + second.n * second.cost
+    cost_share = first.n * first.cost / spent if spent > 0 else share  # of the total cost
+
+    def mean(name: str, weight: float = share) -> float:
+        a, b = getattr(first, name), getattr(second, name)
+        return float(weight * a + (1 - weight) * b)
+
+    def means(name: str, weight: float = share) -> tuple[float, ...]:
+        pairs = zip(getattr(first, name), getattr(second, name), strict=True)
+        return tuple(weight * a + (1 - weight) * b for a, b in pairs)
+
+    return replace(
+        first,
+        n=n,
+        split=f"{first.split} + {second.split}",
+        cost=mean("cost"),
+        cost_ratio=mean("cost_ratio"),
+        accuracy=mean("accuracy"),
+        reference_accuracy=mean("reference_accuracy"),
+        difference=mean("difference"),
+        excess=mean("excess"),
+        cost_ratio_ci=None,
+        difference_ci=None,
+        excess_ci=None,
+        exit_share=means("exit_share"),
+        visit_share=means("visit_share"),
+        useful_share=means("useful_share", cost_share),
+        overhead_share=means("overhead_share", cost_share),
+        decision_share=mean("decision_share", cost_share),
+    )
+
+
 def reference_cost(trace: Trace, reference: str) -> float:
     """Cost per example of the reference stage run alone.
 

@@ -12,7 +12,8 @@ import numpy as np
 from offramp._core.checks import check_choice, check_not_negative
 from offramp._core.errors import InputError
 from offramp._core.types import BoolArray
-from offramp.evaluate.evaluation import evaluate, pooled
+from offramp.evaluate.batch import evaluate_all
+from offramp.evaluate.evaluation import pooled
 from offramp.evaluate.results import (
     RISKS,
     DoNotCascade,
@@ -147,10 +148,8 @@ class Frontier:
         return choose(self.singles, limited="cost", limit=float(max_cost or 0), minimised=risk)
 
     def _single_of_reference(self) -> FrontierPoint:
-        names = [
-            p.setting.policy.topology.names[p.setting.policy.topology.root] for p in self.singles
-        ]
-        return self.singles[names.index(self.reference)]
+        stages = self.singles[0].fit.stages  # singles stand in their order
+        return self.singles[stages.index(self.reference)]
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -238,7 +237,8 @@ def sweep(
         which = np.flatnonzero(wanted).tolist()
         again = evaluate_all(calibrate, [everything[i] for i in which], progress=progress)
         for i, evaluation in zip(which, again, strict=True):
-            points[i] = replace(points[i], calibrate=evaluation)
+            both = pooled(points[i].fit, evaluation)
+            points[i] = replace(points[i], calibrate=evaluation, judged_on_both=both)
     return Frontier(
         points=tuple(points[: len(settings)]),
         singles=tuple(points[len(settings) :]),

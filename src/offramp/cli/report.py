@@ -1,0 +1,89 @@
+"""`offramp report`: one page about a run.
+
+Layer: cli.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from offramp._core.files import read_json
+from offramp.cli import options
+from offramp.cli.config import load_config
+from offramp.cli.output import Output
+from offramp.cli.run_folder import CHOSEN, FRONTIER, RunFolder, choose_again
+from offramp.cli.traces import load_divided, unseen
+
+if TYPE_CHECKING:
+    from offramp.policy import Setting
+    from offramp.report import ExampleImage
+    from offramp.trace import Trace
+
+REPORT = "report.html"
+
+
+def command(
+    folder: Annotated[Path, typer.Argument(help="The folder of a run that fit has written.")],
+    config: options.Config = None,
+    title: Annotated[str | None, typer.Option(help="Of the page.")] = None,
+    timing: Annotated[
+        Path | None, typer.Option(help="Numbers of `offramp bench --out`, to be shown as well.")
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Write one page about a run: the frontier, who leaves where, what it saves.
+
+    In: the folder that fit has written. With --config, which says where the images are, the page
+    shows some that left at each stage.
+    Out: report.html, which works offline, and report.json with every number that it shows.
+
+    Example: offramp report runs/cifar --config run.toml
+    """
+    from offramp.cli.report_content import report_content, reproduction
+    from offramp.report import write_report
+
+    output = Output(as_json=json)
+    run = RunFolder.open(folder)
+    seed = int(run.facts.get("seed", 0))
+    trace = load_divided(run.trace_path(), seed=seed)
+    choice = choose_again(run.frontier(), read_json(folder / CHOSEN))
+    content = report_content(
+        title or f"Adaptive inference: {folder.name}",
+        trace,
+        run.frontier(),
+        choice,
+        seed=seed,
+        timing=() if timing is None else read_json(timing)["timing"],
+        images=() if config is None else _images(config, trace, choice.setting),
+        reproduction=reproduction(
+            [f"offramp fit {run.trace_path()} --out {folder}", f"offramp report {folder}"],
+            seed=seed,
+            data=f"{len(trace)} recorded examples in {run.trace_path().name}",
+            folder=folder,
+            files=(FRONTIER, CHOSEN),
+        ),
+    )
+    run.remember(REPORT, "report.json")
+    page = write_report(folder / REPORT, content)
+    output.line(content.chosen.sentence)
+    output.line(f"Report: {page}")
+    output.result(
+        {
+            "report": str(page),
+            "numbers": str(page.with_suffix(".json")),
+            "outcome": "cascade" if content.cascade else "do not cascade",
+        }
+    )
+
+
+def _images(config: Path, trace: "Trace", setting: "Setting") -> "tuple[ExampleImage, ...]":
+    from offramp.cli.example_images import example_images
+    from offramp.cli.networks import cascade_of, examples_of
+
+    settings = load_config(config, needs=("data", "stage"))
+    if settings.data is None:  # load_config has refused it
+        return ()
+    examples = examples_of(settings.data)
+    cascade = cascade_of(settings, config.parent, examples.class_names)
+    return example_images(examples, unseen(trace), setting, cascade)

@@ -1,0 +1,155 @@
+"""What a report shows, put together from the layers that compute it.
+
+Layer: cli.
+"""
+
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from offramp._core.files import sha256
+from offramp.cli.traces import unseen
+from offramp.evaluate import (
+    DoNotCascade,
+    Evaluation,
+    Frontier,
+    FrontierPoint,
+    OperatingPoint,
+    evaluate,
+    overlap,
+    references,
+    share_of_gap_closed,
+)
+from offramp.report import ExampleImage, ReportContent, Reproduction, TimingRow
+from offramp.trace import Trace
+
+if TYPE_CHECKING:
+    from offramp._core.types import Split
+
+_PACKAGES = ("offramp", "torch", "numpy", "scipy", "scikit-learn")
+_MOST_POINTS = 40  # of a curve
+
+
+def report_content(
+    title: str,
+    trace: Trace,
+    frontier: Frontier,
+    choice: OperatingPoint | DoNotCascade,
+    *,
+    seed: int,
+    timing: Sequence[Mapping[str, Any]] = (),
+    images: Sequence[ExampleImage] = (),
+    notes: Sequence[str] = (),
+    reproduction: Reproduction | None = None,
+) -> ReportContent:
+    """Evaluate the choice and everything to compare it with on what nobody has seen.
+
+    Args:
+        title: Of the page.
+        trace: With splits.
+        frontier: Of `fit` on this trace.
+        choice: Made from the frontier.
+        seed: Of the resampling for intervals.
+        timing: Rows of `side_by_side.compare`.
+        images: Examples for each stage.
+        notes: What may help to read the report.
+        reproduction: How to get the same numbers again.
+    """
+    part = unseen(trace)
+    has_test = trace.has_split("test")
+    learned = _of(frontier, "weighted", "agreement") or frontier
+    myopic = _of(frontier, "myopic")
+    top = choice.setting.top
+    points = references(part, frontier.reference, top=top)
+    found = evaluate(part, choice.setting, seed=seed)
+    uniform = [p for p in points if p.kind == "uniform"]
+    neutral = next(p for p in points if p.name == "neutral oracle")
+    return ReportContent(
+        title=title,
+        chosen=choice,
+        test=found if has_test else None,
+        frontier=learned.points,
+        frontier_test=_on(part, learned.pareto) if has_test else (),
+        myopic=() if myopic is None else _on(part, myopic.pareto),
+        references=tuple(points),
+        overlap=overlap(part, top=top),
+        gap_closed=share_of_gap_closed(found, uniform, neutral) if uniform else None,
+        timing=tuple(TimingRow(**row) for row in timing),
+        stages=trace.stages,
+        costs=(trace.costs, *trace.other_costs),
+        images=tuple(images),
+        warnings=tuple(_warnings(trace)),
+        notes=tuple(notes),
+        reproduction=Reproduction() if reproduction is None else reproduction,
+    )
+
+
+def reproduction(
+    commands: Iterable[str], *, seed: int, data: str, folder: Path, files: Iterable[str]
+) -> Reproduction:
+    """How to get the same numbers again: commands, versions, machine, checksums of files."""
+    return Reproduction(
+        commands=tuple(commands),
+        seed=seed,
+        versions={"python": platform.python_version(), **{p: version(p) for p in _PACKAGES}},
+        data_fingerprint=data,
+        files={name: sha256(folder / name) for name in files},
+        machine=machine(),
+    )
+
+
+def machine() -> dict[str, str]:
+    """Facts about this machine that matter for speed."""
+    import torch
+
+    facts = {
+        "processor": _processor(),
+        "cores": str(os.cpu_count()),
+        "threads": str(torch.get_num_threads()),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+    if torch.cuda.is_available():
+        facts["gpu"] = torch.cuda.get_device_name()
+    return facts
+
+
+def _processor() -> str:
+    facts = Path("/proc/cpuinfo")
+    if facts.is_file():
+        for line in facts.read_text(encoding="utf-8", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def _of(frontier: Frontier, *methods: str) -> Frontier | None:
+    """The part of a frontier that some methods made; None where they made none."""
+    points = tuple(p for p in frontier.points if p.setting.method in methods)
+    if not points:
+        return None
+    return Frontier(points=points, singles=frontier.singles, reference=frontier.reference)
+
+
+def _on(part: Trace, points: Sequence[FrontierPoint]) -> tuple[Evaluation, ...]:
+    step = max(1, -(-len(points) // _MOST_POINTS))
+    return tuple(evaluate(part, point.setting, bootstrap=0) for point in points[::step])
+
+
+def _warnings(trace: Trace) -> list[str]:
+    found = []
+    if trace.seen_in_training:
+        found.append(
+            "The networks were trained on these examples: what is fitted and shown here is too "
+            "good for the dear ones."
+        )
+    if trace.lossy:
+        found.append("The trace was stored with less precision than the networks computed.")
+    splits: tuple[Split, ...] = ("calibrate", "test")
+    for split in splits:
+        if not trace.has_split(split):
+            found.append(f"There is no split {split!r}: figures from the other parts are too good.")
+    return found
