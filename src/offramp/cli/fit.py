@@ -4,6 +4,7 @@ Layer: cli.
 """
 
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -57,6 +58,9 @@ def command(
     combines: Annotated[
         str | None, typer.Option(help="How visited networks answer: last, mean, weighted.")
     ] = None,
+    loss: Annotated[
+        str | None, typer.Option(help="What learned policies minimise: excess or error.")
+    ] = None,
     risk: Annotated[
         str | None, typer.Option(help="difference: accuracy lost; excess: new errors only.")
     ] = None,
@@ -92,6 +96,7 @@ def command(
         reference=reference,
         top=top,
         combines=options.names(combines),
+        loss=loss,
         risk=risk,
         seed=seed,
     )
@@ -99,7 +104,8 @@ def command(
     path = run.trace_path() if trace is None else trace
     frontier, choice = _fit(path, section)
     inside = os.path.relpath(path.resolve(), run.path.resolve())
-    run.remember(trace=inside, seed=section.seed)
+    command_line = _command_line(path, section, run.path)
+    run.remember(trace=inside, seed=section.seed, command=command_line)
     run.write(FRONTIER, frontier_to_dict(frontier))
     run.write(CHOSEN, choice_to_dict(choice))
     if bundle is not None and config is not None:
@@ -130,6 +136,23 @@ def _folder(out: Path | None, trace: Path | None, settings: RunConfig, config: P
     if trace is None:
         raise InputError("Name a trace, or a configuration with --config.")
     return Path("runs") / trace.stem
+
+
+def _command_line(trace: Path, section: FitSection, out: Path) -> str:
+    """What to type to get this fit again, whatever was in the configuration."""
+    given = {
+        "policy": ",".join(section.policy),
+        "max-loss": section.max_loss,
+        "max-cost": section.max_cost,
+        "reference": section.reference,
+        "top": section.top,
+        "combines": None if section.combines is None else ",".join(section.combines),
+        "loss": section.loss,
+        "risk": section.risk,
+        "seed": section.seed,
+    }
+    words = [w for name, v in given.items() if v is not None for w in (f"--{name}", str(v))]
+    return shlex.join(["offramp", "fit", str(trace), *words, "--out", str(out)])
 
 
 def _fit(path: Path, section: FitSection) -> "tuple[Frontier, Choice]":

@@ -57,7 +57,7 @@ def command(
         timing=() if timing is None else read_json(timing)["timing"],
         images=() if config is None else _images(config, trace, choice.setting),
         reproduction=reproduction(
-            [f"offramp fit {run.trace_path()} --out {folder}", f"offramp report {folder}"],
+            [str(run.facts.get("command", "offramp fit")), f"offramp report {folder}"],
             seed=seed,
             data=f"{len(trace)} recorded examples in {run.trace_path().name}",
             folder=folder,

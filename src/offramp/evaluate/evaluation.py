@@ -71,7 +71,7 @@ def from_outcomes(
         bootstrap: Number of resamples; 0 leaves the intervals out.
         seed: Of the resampling.
     """
-    policy, n, s = setting.policy, len(trace), len(trace.topology)
+    policy, n = setting.policy, len(trace)
     f_cost = reference_cost(trace, setting.reference)
     path, wrong, f_wrong = np.nonzero(outcomes)  # (u,) each: the kinds of examples that occur
     counts = outcomes[path, wrong, f_wrong]
@@ -86,10 +86,7 @@ def from_outcomes(
     )
     on_path = outcomes.sum(axis=(1, 2))  # (p,)
     ways = [(p, int(count)) for p, count in zip(policy.topology.paths(), on_path, strict=True)]
-    exits, visits = np.zeros(s), np.zeros(s)
-    for way, count in ways:
-        exits[way[-1]] += count
-        visits[list(way)] += count
+    exits, visits = _exits_and_visits(len(trace.topology), ways)
     useful, overhead, deciding = _cost_shares(trace.costs, policy, ways)
     return Evaluation(
         setting=setting,
@@ -210,6 +207,17 @@ def _split_name(trace: Trace) -> str:
 
 def _shares(values: FloatArray) -> tuple[float, ...]:
     return tuple(float(v) for v in values)
+
+
+def _exits_and_visits(
+    stages: int, ways: Sequence[tuple[Path, int]]
+) -> tuple[FloatArray, FloatArray]:
+    """How many examples leave after each stage, and how many visit it, each `(s,)`."""
+    exits, visits = np.zeros(stages), np.zeros(stages)
+    for path, count in ways:
+        exits[path[-1]] += count
+        visits[list(path)] += count
+    return exits, visits
 
 
 def _cost_shares(

@@ -90,10 +90,9 @@ def fit_weighted(
         for topology in chosen:
             fit = TreeFit(tables, topology, costs, families, passes, ridge)
             for lam in lams:
-                policy, _ = fit_topology(fit, lam)
                 found.append(
                     Setting(
-                        policy=policy,
+                        policy=fit_topology(fit, lam).policy,
                         method="weighted",
                         reference=reference,
                         top=top,

@@ -29,6 +29,7 @@ from offramp.policy.tables import Tables
 
 Family = str  # one of FAMILIES
 _MOST_ROWS = 50_000
+_IDLE_SHARE = 0.02  # an exact scan finds a few lucky examples even where nothing can be gained
 FAMILIES: tuple[Family, ...] = ("constant", "threshold", "linear")
 
 
@@ -56,6 +57,22 @@ class _Fitted:
     leave: _Choice
     routes: list[_Choice]
     value: FloatArray
+
+
+@final
+@dataclass(frozen=True)
+class Fit:
+    """What one trade-off led to.
+
+    Args:
+        policy: The policy.
+        objective: Mean loss plus lam times mean cost, on the examples fitted on.
+        idle: Stages where next to nobody leaves.
+    """
+
+    policy: Policy
+    objective: float
+    idle: tuple[int, ...]
 
 
 @final
@@ -87,8 +104,8 @@ class TreeFit:
             raise InputError(f"families must name at least one of {FAMILIES}, got none.")
         self.tables.ensure(self.topology.paths())
 
-    def fit(self, lam: float) -> tuple[Policy, float]:
-        """The policy for a trade-off `lam >= 0` (loss per unit of F's cost), and its objective."""
+    def fit(self, lam: float) -> "Fit":
+        """The policy for a trade-off `lam >= 0`, loss per unit of F's cost."""
         check_not_negative("lam", lam)
         nodes: dict[Path, _Fitted] = {}
         everyone = np.ones(self.tables.n, dtype=np.bool_)
@@ -98,7 +115,7 @@ class TreeFit:
         for _ in range(self.passes):
             if not self._improve(inner, lam, nodes):
                 break
-        return self._policy(nodes), self._objective(lam, nodes)
+        return Fit(self._policy(nodes), self._objective(lam, nodes), self._idle(nodes))
 
     def _improve(self, inner: Sequence[Path], lam: float, nodes: dict[Path, _Fitted]) -> bool:
         """Refit each decision on the examples that reach it; keep what lowers the objective."""
@@ -248,6 +265,20 @@ class TreeFit:
         rule = Linear(rule.features, rule.weights.tolist(), -cut.value)
         return [_Choice(rule, scores >= np.float32(cut.value), cut.total)]
 
+    def _idle(self, nodes: dict[Path, _Fitted]) -> tuple[int, ...]:
+        """Stages that could be bypassed and where next to nobody leaves, the idlest first."""
+        arrive: dict[int, int] = {}
+        leave: dict[int, int] = {}
+        for path, node in nodes.items():
+            reached = self._reached(path, nodes)
+            stage = path[-1]
+            arrive[stage] = arrive.get(stage, 0) + int(reached.sum())
+            leave[stage] = leave.get(stage, 0) + int((reached & node.leave.take).sum())
+        root = self.topology.root
+        bypassable = [k for k in arrive if k != root or len(self.topology.children(k)) == 1]
+        idle = [k for k in bypassable if leave[k] <= _IDLE_SHARE * arrive[k]]
+        return tuple(sorted(idle, key=lambda k: leave[k]))
+
     def _policy(self, nodes: dict[Path, _Fitted]) -> Policy:
         weights = {
             path: self.tables.combination.weights[path]
@@ -274,40 +305,18 @@ def _thinned(rows: BoolArray) -> slice | IntArray:
     return index[:: max(1, len(index) // _MOST_ROWS)]
 
 
-def fit_topology(fit: TreeFit, lam: float) -> tuple[Policy, float]:
+def fit_topology(fit: TreeFit, lam: float) -> Fit:
     """Fit one trade-off and drop the stages that do not pay.
 
-    A stage where nobody leaves is bypassed, with its head's cost and the features it gave, and
-    what used them is refitted; this stays if the objective does not rise. Repeated until the
-    topology stands.
-
-    Returns:
-        The policy, and its objective on the examples fitted on.
+    A stage where nobody leaves, or so few that it may be by luck, is bypassed, with its head's cost
+    and the features it gave, and what used them is refitted; this stays if the objective does not
+    rise. Repeated until the topology stands.
     """
-    policy, objective = fit.fit(lam)
-    for stage in _idle_stages(policy):
+    found = fit.fit(lam)
+    for stage in found.idle:
         smaller = without(fit.topology, stage)
         trial = TreeFit(fit.tables, smaller, fit.costs, fit.families, fit.passes, fit.ridge)
-        other, value = fit_topology(trial, lam)
-        if value <= objective:
-            return other, value
-    return policy, objective
-
-
-def _idle_stages(policy: Policy) -> list[int]:
-    """Stages with children at which no rule ever lets anyone leave."""
-    ends: dict[int, list[Path]] = {}
-    for path in policy.topology.paths():
-        if policy.topology.children(path[-1]):
-            ends.setdefault(path[-1], []).append(path)
-
-    def never(path: Path) -> bool:
-        rule = policy.node(path).leave
-        return isinstance(rule, Constant) and not rule.take
-
-    return [
-        k
-        for k, paths in ends.items()
-        if all(never(p) for p in paths)
-        and (k != policy.topology.root or len(policy.topology.children(k)) == 1)
-    ]
+        other = fit_topology(trial, lam)
+        if other.objective <= found.objective:
+            return other
+    return found

@@ -1,0 +1,331 @@
+"""The demo from end to end: train, record, fit, choose, evaluate, run for real, deploy, report.
+
+Layer: cli.
+"""
+
+import csv
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+
+from offramp._core.errors import UnsupportedError
+from offramp._core.files import whole_file, whole_folder
+from offramp.bundle import save_bundle
+from offramp.cli.example_images import example_images
+from offramp.cli.output import amount
+from offramp.cli.report import REPORT
+from offramp.cli.report_content import report_content, reproduction
+from offramp.cli.run_folder import (
+    CHOSEN,
+    FRONTIER,
+    RunFolder,
+    check_replaceable,
+    choice_to_dict,
+    evaluation_to_dict,
+    frontier_to_dict,
+)
+from offramp.cli.side_by_side import compare
+from offramp.data import Examples, digits
+from offramp.evaluate import (
+    DoNotCascade,
+    Evaluation,
+    Frontier,
+    OperatingPoint,
+    evaluate,
+    fit,
+    replay,
+)
+from offramp.models import ModelSpec, build
+from offramp.policy import Setting
+from offramp.record import record
+from offramp.report import write_report
+from offramp.runtime import Adaptive, Answer, Static
+from offramp.stages import Cascade, Normalize, measure_seconds
+from offramp.trace import Trace, save_trace
+from offramp.train import train_classifier
+
+TRACE, BUNDLE, TEST_IMAGES, PREDICTIONS = "digits.trace", "bundle", "test.npz", "predictions.csv"
+EVALUATION, TIMING = "evaluation.json", "timing.json"
+SPLITS: dict[Any, int] = {"train": 700, "fit": 450, "calibrate": 300, "test": 347}
+MAX_LOSS = 0.02  # two points of accuracy
+POLICIES = ("weighted", "myopic", "uniform")
+BATCH_SIZES = (1, 256)
+_SCALE, _MEAN, _STD = 1 / 16, 0.305, 0.376  # pixels are 0 to 16; moments of the digits
+_NEAR = 1e-3  # scores this near a threshold may fall on either side of it by rounding
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A network of the demo and how it is trained."""
+
+    name: str
+    width: int
+    depth: int
+    epochs: int
+    learning_rate: float
+
+
+#: Sizes were measured: each is clearly dearer and clearly better than the one before.
+NETWORKS = (
+    Network(name="small", width=2, depth=2, epochs=20, learning_rate=0.02),
+    Network(name="middle", width=5, depth=3, epochs=12, learning_rate=0.01),
+    Network(name="large", width=32, depth=8, epochs=25, learning_rate=0.005),
+)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class DemoResult:
+    """What the demo found.
+
+    Args:
+        choice: The chosen point, or that no cascade is worth it.
+        chosen: It, on `test`.
+        singles: Each network alone, on `test`, by name.
+        timing: Rows of `side_by_side.compare`.
+        replayed: Test images that the runtime treated exactly as replay had said.
+        undecided: Others, whose score lies within rounding of a threshold.
+        predicted: Test images that a fresh process answered as this one did.
+        report: The page.
+    """
+
+    choice: OperatingPoint | DoNotCascade
+    chosen: Evaluation
+    singles: Mapping[str, Evaluation]
+    timing: tuple[Mapping[str, Any], ...]
+    replayed: int
+    undecided: int
+    predicted: int
+    report: Path
+
+
+def run_demo(
+    out: Path,
+    *,
+    seed: int = 0,
+    networks: tuple[Network, ...] = NETWORKS,
+    rounds: int = 15,
+    bootstrap_seed: int = 0,
+    progress: bool = True,
+    tell: Callable[[str], None] = lambda _: None,
+) -> DemoResult:
+    """Run the demo into a folder, which appears whole or not at all.
+
+    Args:
+        out: The folder; an earlier run of the demo in it is replaced.
+        seed: Of the splits, the first weights and the training.
+        networks: What to train, cheapest first.
+        rounds: Timed rounds.
+        bootstrap_seed: Of the resampling for intervals.
+        progress: Show bars.
+        tell: Called with a few words before each step.
+
+    Raises:
+        InputError: If `out` holds anything that the demo did not write.
+        UnsupportedError: If the runtime or a fresh process gives other answers than replay.
+    """
+    check_replaceable(out)
+    with whole_folder(out, overwrite=True) as folder:
+        run = RunFolder.claim(folder)
+        tell("training three networks")
+        examples = digits().divided(SPLITS, seed=seed, stratified=True)
+        cascade = _trained(examples, networks, seed, progress)
+        tell("recording what they say about images they have not seen")
+        trace = _recorded(cascade, examples, folder, progress)
+        run.remember(TRACE, trace=TRACE, seed=seed, command=f"offramp demo --seed {seed}")
+        tell("fitting policies")
+        frontier = fit(trace, POLICIES, seed=seed, progress=progress)
+        choice = frontier.cheapest(max_loss=MAX_LOSS)
+        run.write(FRONTIER, frontier_to_dict(frontier))
+        run.write(CHOSEN, choice_to_dict(choice))
+        test = trace.part("test")
+        chosen = evaluate(test, choice.setting, seed=bootstrap_seed)
+        run.write(EVALUATION, evaluation_to_dict(chosen))
+        tell("running it for real")
+        images = examples.part("test")
+        answer = Adaptive(cascade, choice, costs=trace.costs)(images.inputs, images.ids)
+        replayed, undecided = _agreement(test, choice.setting, answer)
+        timing = _timed(cascade, choice, frontier.reference, images, rounds, progress)
+        run.write(TIMING, {"timing": timing})
+        tell("deploying it and asking a fresh process")
+        predicted = _deployed(folder, run, cascade, choice, trace, images, answer)
+        tell("writing the report")
+        _reported(run, cascade, examples, trace, frontier, choice, timing, seed)
+        singles = {
+            p.setting.policy.topology.names[p.setting.policy.topology.root]: evaluate(
+                test, p.setting, bootstrap=0
+            )
+            for p in frontier.singles
+        }
+    return DemoResult(
+        choice=choice,
+        chosen=chosen,
+        singles=singles,
+        timing=tuple(timing),
+        replayed=replayed,
+        undecided=undecided,
+        predicted=predicted,
+        report=out / REPORT,
+    )
+
+
+def _trained(
+    examples: Examples, networks: tuple[Network, ...], seed: int, progress: bool
+) -> Cascade:
+    part = examples.part("train")
+    preprocess = Normalize(_SCALE, _MEAN, _STD)
+    specs = {
+        n.name: ModelSpec(
+            name="small_cnn",
+            arguments={
+                "width": n.width,
+                "depth": n.depth,
+                "classes": examples.classes,
+                "seed": seed + k,
+            },
+        )
+        for k, n in enumerate(networks)
+    }
+    models = {name: build(spec) for name, spec in specs.items()}
+    for n in networks:
+        train_classifier(
+            models[n.name],
+            part,
+            epochs=n.epochs,
+            seed=seed,
+            preprocess=preprocess,
+            learning_rate=n.learning_rate,
+            description=f"Training {n.name}",
+            progress=progress,
+        )
+    return Cascade.of_models(
+        models, preprocess=preprocess, specs=specs, class_names=examples.class_names
+    )
+
+
+def _recorded(cascade: Cascade, examples: Examples, folder: Path, progress: bool) -> Trace:
+    """The trace of all images but those trained on, with costs in FLOPs and in seconds."""
+    fresh = examples.rows(examples.split != 0)  # 0 is "train"
+    seconds = measure_seconds(cascade, fresh.batch(0, 256).inputs, batch_sizes=BATCH_SIZES)
+    trace = record(cascade, fresh, progress=progress)
+    trace = replace(trace, other_costs=tuple(seconds[size] for size in BATCH_SIZES))
+    save_trace(trace, folder / TRACE)
+    return trace
+
+
+def _agreement(test: Trace, setting: Setting, answer: Answer) -> tuple[int, int]:
+    """How many examples the runtime treated as replay says, and how many rounding decides."""
+    said = replay(test, setting.policy)
+    same = (answer.labels.numpy() == said.labels[:, 0]) & (answer.stage.numpy() == said.last)
+    if answer.cost is not None:
+        same &= np.isclose(answer.cost.numpy(), said.cost)
+    undecided = ~same & (said.closest < _NEAR)
+    if not (same | undecided).all():
+        raise UnsupportedError(
+            f"The runtime treats {int((~same & ~undecided).sum())} of {len(test)} test images "
+            "otherwise than replay. Please report this with the facts about your machine."
+        )
+    return int(same.sum()), int(undecided.sum())
+
+
+def _timed(
+    cascade: Cascade,
+    choice: OperatingPoint | DoNotCascade,
+    reference: str,
+    images: Examples,
+    rounds: int,
+    progress: bool,
+) -> list[dict[str, Any]]:
+    adaptive = Adaptive(cascade, choice, optimise=True)
+    static = Static(cascade, reference, optimise=True)
+    inputs = images.batch(0, len(images)).inputs
+    return compare(
+        adaptive, static, inputs, batch_sizes=BATCH_SIZES, rounds=rounds, progress=progress
+    )
+
+
+def _deployed(
+    folder: Path,
+    run: RunFolder,
+    cascade: Cascade,
+    choice: OperatingPoint | DoNotCascade,
+    trace: Trace,
+    images: Examples,
+    answer: Answer,
+) -> int:
+    """Save the bundle, let a fresh process predict with it, and count equal answers."""
+    inputs = images.batch(0, len(images)).inputs
+    save_bundle(
+        folder / BUNDLE, cascade, choice, costs=trace.costs, input_shape=tuple(inputs.shape[1:])
+    )
+    with whole_file(folder / TEST_IMAGES) as temporary, temporary.open("wb") as file:
+        arrays = {"images": inputs.numpy(), "labels": images.labels.numpy(), "ids": images.ids}
+        np.savez_compressed(file, **arrays)
+    run.remember(BUNDLE, TEST_IMAGES, PREDICTIONS)
+    done = subprocess.run(
+        [sys.executable, "-m", "offramp.cli", "predict", str(folder / BUNDLE)]
+        + [str(folder / TEST_IMAGES), "--ids", "ids", "--out", str(folder / PREDICTIONS)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise UnsupportedError(f"A fresh process could not predict: {done.stderr.strip()}")
+    with (folder / PREDICTIONS).open(encoding="utf-8", newline="") as file:
+        rows = [(row["id"], row["label"], row["stage"]) for row in csv.DictReader(file)]
+    wanted = [
+        (str(name), str(label), answer.stage_names[stage])
+        for name, label, stage in zip(
+            images.ids.tolist(), answer.labels.tolist(), answer.stage.tolist(), strict=True
+        )
+    ]
+    equal = sum(row == want for row, want in zip(rows, wanted, strict=True))
+    if equal != len(wanted):
+        raise UnsupportedError(
+            f"A fresh process answers {len(wanted) - equal} of {len(wanted)} test images otherwise."
+        )
+    return equal
+
+
+def _reported(
+    run: RunFolder,
+    cascade: Cascade,
+    examples: Examples,
+    trace: Trace,
+    frontier: Frontier,
+    choice: OperatingPoint | DoNotCascade,
+    timing: list[dict[str, Any]],
+    seed: int,
+) -> None:
+    run.remember(REPORT, "report.json")
+    costs = ", ".join(
+        f"{name} {amount(cost, 'flops')}"
+        for name, cost in zip(trace.stages, trace.stage_costs(), strict=True)
+    )
+    content = report_content(
+        "Adaptive inference on handwritten digits",
+        trace,
+        frontier,
+        choice,
+        seed=0,
+        timing=timing,
+        images=example_images(examples, trace.part("test"), choice.setting, cascade),
+        notes=(
+            f"Three small convolutional networks, trained on {SPLITS['train']} images: {costs}.",
+            "Times are of this machine, batch-norms folded in both models.",
+        ),
+        reproduction=reproduction(
+            [f"offramp demo --seed {seed}"],
+            seed=seed,
+            data=f"{examples.name}, SHA-256 {examples.fingerprint}",
+            folder=run.path,
+            files=(FRONTIER, CHOSEN, EVALUATION, TIMING, PREDICTIONS),
+        ),
+    )
+    write_report(run.path / REPORT, content)
