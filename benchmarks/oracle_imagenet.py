@@ -1,31 +1,28 @@
 """Network selection at ImageNet scale, on the published answers of 67 networks.
 
-The data are the five best labels of each network on the 50,000 validation images, without
-confidences: enough for the oracles, which see the labels, and for policies that compare labels.
-None of the networks was trained on these images.
+The data are the five best labels of each network for the 50,000 validation images, without
+confidences: enough for the oracles, which see the labels, and for policies that compare answers.
 
 1. AlexNet -> Inception-v1 -> ResNet-50 with the costs of Bolukbasi et al. (ICML 2017), 18.42 /
    39.47 / 100: the three oracles on all images, on the chain and (`_dag`) with every jump allowed.
-   The weights differ from the paper's Caffe models: torchvision's AlexNet (56.5 % top-1) and
-   ResNet-50 (76.1 %), TF-slim's Inception-v1 (69.8 %).
+   The weights are not the paper's Caffe models but torchvision's AlexNet (56.5 % top-1) and
+   ResNet-50 (76.1 %) and TF-slim's Inception-v1 (69.8 %).
 2. The agreement policy on that chain: everyone passes AlexNet, and leaves after Inception-v1 if
-   enough of their best labels agree. How many is chosen on half of the images, for no loss and for
-   one point (`_1pt`); cost and difference are of the other half.
+   enough of their best labels are AlexNet's too. How many is chosen on half of the images, for a
+   loss of 0 and of 1, 2 and 5 points (`_1pt`...); the figures are of the other half.
 3. The best chain of two or three networks among those with a published count of multiply-adds
-   (imagenet_costs.toml), ending in F, for F the most accurate network and for ResNet-50: chosen on
-   half of the images, reported on the other, for the neutral and the paper's oracle; and for the
-   agreement policy, whose chain may end in a cheaper network.
+   (imagenet_costs.toml), for F the most accurate network and (`_resnet50`) for ResNet-50: chosen
+   on half of the images, reported on the other. For the neutral oracle and (`_paper`) the paper's
+   the chain ends in F; for the agreement policy (`_agreement`) it may end in any network, and is
+   the cheapest without loss. A policy that sees no labels cannot be expected to reach an oracle.
 
 Costs are over F's own. A difference is accuracy minus F's on the same images: positive is better.
-Intervals are 95 %, bootstrap over the images of the half reported on. `..._chosen_in` counts how
-often the same chain is chosen in random halvings.
+Intervals are 95 %, over the images reported on. `_chosen_in` is the share of random
+halvings in which the same chain is chosen.
 """
 
 import tomllib
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,82 +30,221 @@ import numpy as np
 from harness import parser, report
 
 import offramp
-from offramp import Topology
-from offramp.evaluate import DoNotCascade, evaluate
-from offramp.evaluate.evaluation import paired_intervals
+from offramp.evaluate import evaluate, sweep
 from offramp.policy import Setting
 from offramp.policy.baselines import fit_agreement
 from offramp.policy.oracles import ORACLES, oracle
+from offramp.policy.pareto import pareto_front
 from offramp.trace import Trace, from_predictions
 
 PAPER = {"alexnet": 18.42, "inception_v1_tf": 39.47, "resnet50": 100.0}
-OPTIONS = {1: (1, 1), 3: (5, 3), 4: (5, 4), 5: (5, 5)}  # labels shared: (depth, shared)
-TOPS = (1, 5)
-ROUNDS = 2000
+LOSSES = {"": 0.0, "_1pt": 0.01, "_2pt": 0.02, "_5pt": 0.05}
+OPTIONS = ((1, 1), (5, 3), (5, 4), (5, 5))  # of the agreement policy: depth, shared
+
+Figures = dict[str, Any]
 
 
-def load(data: Path) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Ranked labels `(n, 5)` of each network by name, and the true labels `(n,)`."""
+def load(data: Path, costs: Mapping[str, float]) -> Trace:
+    """The answers of the networks in `costs`, with all jumps between them in that order."""
     with np.load(data / "imagenet_val50k_top5_67models.npz", allow_pickle=False) as held:
         ranked = dict(zip(held["models"].tolist(), held["top5"], strict=True))
-        return ranked, held["labels"]
+        labels = held["labels"]
+    return from_predictions(
+        {name: ranked[name] for name in costs},
+        labels,
+        costs=dict(costs),
+        unit="multiply-adds",
+        classes=1000,
+        edges="full" if len(costs) < 5 else "chain",
+    )
 
 
 def published_costs() -> dict[str, float]:
     """Multiply-adds in millions of the networks that have a source, the cheapest first."""
-    table = tomllib.loads(Path(__file__).with_name("imagenet_costs.toml").read_text("utf-8"))
-    costs = {name: row["million_multiply_adds"] for name, row in table["networks"].items()}
-    return dict(sorted(costs.items(), key=lambda item: item[1]))
+    text = Path(__file__).with_name("imagenet_costs.toml").read_text("utf-8")
+    rows = tomllib.loads(text)["networks"].items()
+    found = {name: float(row["million_multiply_adds"]) for name, row in rows}
+    return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
-def trace_of(
-    names: Sequence[str], data: tuple[dict[str, np.ndarray], np.ndarray], costs: dict[str, float]
-) -> Trace:
-    """A trace of some networks."""
-    ranked, labels = data
-    return from_predictions(
-        {name: ranked[name] for name in names},
-        labels,
-        costs={name: costs[name] for name in names},
-        unit="million multiply-adds",
-        classes=1000,
-        edges="full",
-    )
-
-
-def halves(trace: Trace, seed: int) -> Trace:
-    """Half of the images to choose on (`fit`), half to report (`test`)."""
-    return trace.divided({"fit": 0.5, "test": 0.5}, seed=seed)
-
-
-def oracle_figures(
-    part: Trace, kind: str, topology: Topology, reference: str, top: int
-) -> dict[str, Any]:
-    """Cost ratio, accuracy and difference of an oracle, with intervals."""
+def of_oracle(
+    part: Trace, kind: str, topology: offramp.Topology, *, reference: str, top: int
+) -> Figures:
+    """What an oracle costs and gets right, with intervals."""
     found = oracle(part, kind, topology=topology, reference=reference, top=top)
     stage = part.topology.index(reference)
     ratio = found.cost / part.stage_costs()[stage]
     gain = part.wrong(stage, top=top).astype(np.float64) - found.wrong
-    intervals = paired_intervals([ratio, gain], rounds=ROUNDS, seed=0)
     return {
         "cost": float(ratio.mean()),
-        "cost_ci": list(intervals[0]),
+        "cost_ci": interval(ratio),
         "accuracy": float(1 - found.wrong.mean()),
         "difference": float(gain.mean()),
-        "difference_ci": list(intervals[1]),
+        "difference_ci": interval(gain),
     }
 
 
-def policy_figures(part: Trace, setting: Setting) -> dict[str, Any]:
+def interval(values: np.ndarray) -> list[float]:
+    """95 % interval of the mean of tens of thousands of values."""
+    half = 1.96 * float(values.std()) / len(values) ** 0.5
+    return [float(values.mean()) - half, float(values.mean()) + half]
+
+
+def of_policy(part: Trace, setting: Setting) -> Figures:
     """The same of a policy."""
-    found = evaluate(part, setting, bootstrap=ROUNDS)
-    assert_cost, assert_difference = found.cost_ratio_ci, found.difference_ci
-    low, high = assert_difference or (0.0, 0.0)
+    found = evaluate(part, setting, bootstrap=2000)
+    intervals: Figures = {}
+    if found.cost_ratio_ci is not None and found.difference_ci is not None:
+        low, high = found.difference_ci
+        intervals = {"cost_ci": list(found.cost_ratio_ci), "difference_ci": [-high, -low]}
     return {
         "cost": found.cost_ratio,
-        "cost_ci": list(assert_cost or ()),
         "accuracy": found.accuracy,
         "difference": -found.difference,
-        "difference_ci": [-high, -low],
+        **intervals,
         "setting": setting.label,
     }
+
+
+def paper_chain(data: Path, top: int) -> Figures:
+    """Static networks, oracles and the agreement policy on the paper's chain."""
+    trace = load(data, PAPER)
+    chain, reference = trace.topology.chain(list(PAPER)), list(PAPER)[-1]
+    result: Figures = {}
+    for k, name in enumerate(trace.stages):
+        result[f"static_{name}_cost"] = PAPER[name] / PAPER[reference]
+        result[f"static_{name}_accuracy_top{top}"] = trace.accuracy(k, top=top)
+    for kind in ORACLES:
+        for suffix, topology in (("", chain), ("_dag", trace.topology)):
+            found = of_oracle(trace, kind, topology, reference=reference, top=top)
+            result |= {f"{kind}_{key}_top{top}{suffix}": v for key, v in found.items()}
+    halved = trace.divided({"fit": 0.5, "test": 0.5}, seed=0)
+    frontier = offramp.fit(
+        halved, "agreement", reference=reference, top=top, topologies=[chain], progress=False
+    )
+    for suffix, loss in LOSSES.items():
+        found = of_policy(halved.part("test"), frontier.cheapest(max_loss=loss).setting)
+        result |= {f"agreement_{key}_top{top}{suffix}": v for key, v in found.items()}
+    return result
+
+
+def best_for_oracle(part: Trace, kind: str, reference: str, top: int) -> list[str]:
+    """The chain of two or three networks, F last, on which an oracle is cheapest.
+
+    Searched here for all first networks of a chain at once: the library takes one chain at a time.
+    """
+    f = part.topology.index(reference)
+    costs = part.stage_costs()
+    right = np.stack([~part.wrong(k, top=top) for k in range(f + 1)], axis=1)  # (n, f + 1)
+    with_f = right[:, f : f + 1]
+    calm = right & with_f  # (n, f + 1): leaving changes nothing
+    lost = ~right & ~with_f if kind == "neutral" else np.zeros_like(right)
+    may = calm | lost  # leave before F
+    pairs = costs[:f] + (1 - may[:, :f].mean(axis=0)) * costs[f]
+    best = int(pairs.argmin())
+    least, chain = float(pairs[best]), [best, f]
+    for b in range(1, f):
+        first = (calm[:, :b] & right[:, b : b + 1]) | lost[:, :b]  # (n, b)
+        gone = first | may[:, b : b + 1]
+        total = costs[:b] + (1 - first.mean(axis=0)) * costs[b] + (1 - gone.mean(axis=0)) * costs[f]
+        if total.min() < least:
+            best = int(total.argmin())
+            least, chain = float(total[best]), [best, b, f]
+    return [part.stages[k] for k in chain]
+
+
+def best_for_agreement(part: Trace, reference: str, top: int) -> Setting:
+    """The cheapest agreement policy without loss among all chains of three networks."""
+    found = list(_agreements(part, top))
+    costs = np.concatenate([cost for _, _, cost, _ in found])
+    errors = np.concatenate([error for _, _, _, error in found])
+    sizes = np.cumsum([0] + [len(cost) for _, _, cost, _ in found])
+    settings: list[Setting] = []
+    for i in np.flatnonzero(pareto_front(costs, errors)):
+        block = int(np.searchsorted(sizes, i, side="right")) - 1
+        pair, option, _, _ = found[block]
+        chain = part.topology.chain([*pair, pair[1] + 1 + int(i - sizes[block])])
+        settings += fit_agreement(
+            part, reference=reference, top=top, topologies=[chain], options=[option]
+        )
+    frontier = sweep(settings, part, reference=reference, top=top, progress=False)
+    return frontier.cheapest(max_loss=0.0).setting
+
+
+def _agreements(
+    part: Trace, top: int
+) -> Iterator[tuple[tuple[int, int], tuple[int, int], np.ndarray, np.ndarray]]:
+    """For each pair and option the mean cost and error with every dearer network as the last."""
+    count, costs = len(part.stages), part.stage_costs()
+    ranked = [part.output(k).top(5).numpy().astype(np.int16) for k in range(count)]  # (n, 5)
+    wrong = np.stack([part.wrong(k, top=top) for k in range(count)], axis=1).astype(np.float32)
+    for b in range(1, count - 1):
+        for a in range(b):
+            five = (ranked[a][:, :, None] == ranked[b][:, None, :]).sum(axis=(1, 2))  # (n,)
+            one = (ranked[a][:, 0] == ranked[b][:, 0]).astype(np.int64)
+            for depth, shared in OPTIONS:
+                leaves = (one if depth == 1 else five) >= shared
+                stays = (~leaves).astype(np.float32)
+                error = (wrong[leaves, b].sum() + stays @ wrong[:, b + 1 :]) / len(part)
+                yield (
+                    (a, b),
+                    (depth, shared),
+                    costs[a] + costs[b] + stays.mean() * costs[b + 1 :],
+                    error,
+                )
+
+
+def best_chains(trace: Trace, reference: str, top: int, seeds: int) -> Figures:
+    """The best chain for each way to leave, chosen on one half and reported on the other."""
+    halvings = [trace.divided({"fit": 0.5, "test": 0.5}, seed=seed) for seed in range(seeds)]
+    test = halvings[0].part("test")
+    result: Figures = {}
+    for suffix, kind in (("", "neutral"), ("_paper", "paper")):
+        chosen = [best_for_oracle(h.part("fit"), kind, reference, top) for h in halvings]
+        chain = trace.topology.chain(chosen[0])
+        found = of_oracle(test, kind, chain, reference=reference, top=top)
+        result |= _named(found, suffix, chosen, reference)
+    settings = [best_for_agreement(h.part("fit"), reference, top) for h in halvings]
+    chosen = [_stages(setting) for setting in settings]
+    return result | _named(of_policy(test, settings[0]), "_agreement", chosen, reference)
+
+
+def _stages(setting: Setting) -> list[str]:
+    topology = setting.policy.topology
+    return [topology.names[k] for k in topology.active]
+
+
+def _named(found: Figures, suffix: str, chosen: Sequence[list[str]], reference: str) -> Figures:
+    same = sum(chain == chosen[0] for chain in chosen) / len(chosen)
+    renamed = {key.replace("cost", "cost_ratio"): value for key, value in found.items()}
+    return {
+        f"best_chain{suffix}": " -> ".join(chosen[0]),
+        f"best_chain{suffix}_reference": reference,
+        **{f"best_chain{suffix}_{key}": value for key, value in renamed.items()},
+        f"best_chain{suffix}_chosen_in": same,
+    }
+
+
+def main() -> None:
+    """The paper's chain, then the best one."""
+    options = parser(__doc__ or "")
+    options.add_argument("--data", type=Path, required=True, help="folder of the ImageNet answers")
+    options.add_argument("--seeds", type=int, default=5, help="random halvings")
+    arguments = options.parse_args()
+    result: Figures = {"stand_in_for_googlenet": "inception_v1_tf", "seeds": arguments.seeds}
+    for top in (1, 5):
+        result |= paper_chain(arguments.data, top)
+    trace = load(arguments.data, published_costs())
+    result["networks_with_published_cost"] = len(trace.stages)
+    for top in (1, 5):
+        accurate = trace.divided({"fit": 0.5, "test": 0.5}, seed=0).part("fit")
+        names = {"": trace.stages[accurate.most_accurate(top=top)], "_resnet50": "resnet50"}
+        for suffix, reference in names.items():
+            found = best_chains(trace, reference, top, arguments.seeds)
+            end = f"{suffix}_top{top}"
+            result |= {key + end: value for key, value in found.items()}
+    report(arguments, result)
+
+
+if __name__ == "__main__":
+    main()

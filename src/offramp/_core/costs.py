@@ -81,6 +81,24 @@ class Costs:
         visits = sum(self.visit(topology, path[:i], k) for i, k in enumerate(path))
         return visits + sum(self.decision[k] for k in path if k in decided)
 
+    def relative_to(self, topology: Topology, stage: int) -> "Costs":
+        """The same costs divided by what `stage` costs alone: cost ratios.
+
+        Raises:
+            InputError: If that is nothing, so that nothing can be saved.
+        """
+        own = self.alone(topology, stage)
+        if not own > 0:
+            raise InputError(
+                f"The cost of F ({topology.names[stage]!r}) must be greater than 0, got {own}."
+            )
+        return Costs(
+            unit=f"{self.unit} / {topology.names[stage]}",
+            segment=tuple(v / own for v in self.segment),
+            head=tuple(v / own for v in self.head),
+            decision=tuple(v / own for v in self.decision),
+        )
+
     def warn_if_flat(self, topology: Topology, *, factor: float = 2.0) -> None:
         """Warn where a stage costs less than `factor` times the one before it.
 

@@ -8,13 +8,12 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from offramp._core.checks import check_not_negative
-from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp._core.topology import Topology
 from offramp.policy.combination import Combine
 from offramp.policy.search import sub_topologies
 from offramp.policy.setting import Setting
-from offramp.policy.tables import Loss, Tables
+from offramp.policy.tables import Loss, Tables, confidence_features_of
 from offramp.policy.temperature import fit_temperatures
 from offramp.policy.weighted import FAMILIES, Family, TreeFit, fit_topology
 from offramp.trace import Trace
@@ -74,7 +73,7 @@ def fit_weighted(
     if class_features is None:
         class_features = part.classes <= 20 and len(part) >= 50 * part.classes
     temperatures = fit_temperatures(part)
-    costs = relative_costs(part, stage_f)
+    costs = part.costs.relative_to(part.topology, stage_f)
     found: list[Setting] = []
     for combine in combines:
         tables = Tables(
@@ -84,7 +83,9 @@ def fit_weighted(
             reference=stage_f,
             top=top,
             loss=loss,
-            class_features=class_features,
+            features_of=confidence_features_of(
+                part.classes, combine, class_features=class_features
+            ),
         )
         tables.ensure(path for topology in chosen for path in topology.paths())
         for topology in chosen:
@@ -100,25 +101,6 @@ def fit_weighted(
                     )
                 )
     return _unique(found)
-
-
-def relative_costs(part: Trace, reference: int) -> Costs:
-    """The costs of a trace divided by F's own.
-
-    Raises:
-        InputError: If F costs nothing: there is nothing to save.
-    """
-    own = part.costs.alone(part.topology, reference)
-    if not own > 0:
-        raise InputError(
-            f"The cost of F ({part.topology.names[reference]!r}) must be greater than 0, got {own}."
-        )
-    return Costs(
-        unit=f"{part.costs.unit} / F",
-        segment=tuple(v / own for v in part.costs.segment),
-        head=tuple(v / own for v in part.costs.head),
-        decision=tuple(v / own for v in part.costs.decision),
-    )
 
 
 def _unique(settings: Iterable[Setting]) -> list[Setting]:

@@ -19,16 +19,15 @@ from offramp._core.checks import check_choice, check_positive_int
 from offramp._core.costs import Costs
 from offramp._core.topology import Path, Topology
 from offramp._core.types import BoolArray, FloatArray, IntArray
-from offramp.policy.answers import Answers
 from offramp.policy.baselines import inner_paths
-from offramp.policy.combination import COMBINES, Combination, Combine
+from offramp.policy.combination import COMBINES, Combine
 from offramp.policy.features import COMBINED, CONFIDENCES, Feature
 from offramp.policy.pareto import pareto_front
 from offramp.policy.policy import Node, Policy
-from offramp.policy.pooling import fit_path_pooling
 from offramp.policy.rules import Constant, Linear
 from offramp.policy.search import sub_chains
 from offramp.policy.setting import Setting
+from offramp.policy.tables import FeaturesOf, Tables
 from offramp.policy.temperature import fit_temperatures
 from offramp.trace import Trace
 
@@ -79,20 +78,23 @@ def fit_myopic(
         inner_paths(chain)  # raises unless it is a chain
     temperatures = fit_temperatures(part) if temperatures is None else list(temperatures)
     found: dict[int, list[_Candidate]] = {i: [] for i in range(len(chains))}
-    paths = list(dict.fromkeys(path for chain in chains for path in chain.paths()))
-    f_wrong = part.wrong(part.topology.index(reference), top=top)
+    stage_f = part.topology.index(reference)
+    f_wrong = part.wrong(stage_f, top=top)
+    costs = part.costs.relative_to(part.topology, stage_f)
     for combine in combines:
-        answers = Answers(
+        tables = Tables(
             part,
-            paths,
-            combination=_combination(part, combine, paths, temperatures, weights),
             temperatures=temperatures,
-            confidences=confidences,
+            combine=combine,
+            reference=stage_f,
             top=top,
+            features_of=_features_of(combine, confidences),
+            weights=weights if combine == "weighted" else None,
         )
+        tables.ensure(path for chain in chains for path in chain.paths())
         for i, chain in enumerate(chains):
             for kind in confidences:
-                search = _Search(answers, chain, kind, _relative(part, reference), f_wrong)
+                search = _Search(tables, chain, kind, costs, f_wrong)
                 found[i] += search.candidates(grid)
     return [
         candidate.setting(reference, top)
@@ -101,34 +103,13 @@ def fit_myopic(
     ]
 
 
-def _combination(
-    part: Trace,
-    combine: Combine,
-    paths: Sequence[Path],
-    temperatures: Sequence[float],
-    weights: Mapping[Path, Sequence[float]] | None,
-) -> Combination:
-    if combine != "weighted":
-        return Combination(combine, None)
-    if weights is None:
-        weights = fit_path_pooling(part, paths, temperatures)
-    return Combination(combine, weights)
+def _features_of(combine: Combine, kinds: Sequence[str]) -> FeaturesOf:
+    return lambda path: [_feature(kind, path, combine) for kind in kinds]
 
 
-def _relative(part: Trace, reference: str) -> Costs:
-    """The costs divided by F's own."""
-    costs = part.costs
-    scale = costs.alone(part.topology, part.topology.index(reference))
-    segment, head, decision = (
-        tuple(cost / scale for cost in table)
-        for table in (costs.segment, costs.head, costs.decision)
-    )
-    return Costs(unit=f"F's {costs.unit}", segment=segment, head=head, decision=decision)
-
-
-def _feature(kind: str, path: Path, combination: Combination) -> Feature:
+def _feature(kind: str, path: Path, combine: Combine) -> Feature:
     """The statistic of the answer at the end of `path`."""
-    alone = combination.kind == "last" or len(path) == 1
+    alone = combine == "last" or len(path) == 1
     return Feature(kind, path[-1] if alone else COMBINED)
 
 
@@ -154,7 +135,7 @@ class _Candidate:
     def setting(self, reference: str, top: int) -> Setting:
         """The setting that replays as these thresholds."""
         search = self.search
-        combination, sign = search.answers.combination, CONFIDENCES[search.kind]
+        combination, sign = search.tables.combination, CONFIDENCES[search.kind]
         rules: dict[Path, Node] = {}
         parameters: dict[str, float | int | str] = {"confidence": search.kind}
         for path, value in zip(search.inner, self.thresholds, strict=True):
@@ -163,13 +144,13 @@ class _Candidate:
             if value is None:
                 rules[path], parameters[name] = Node(Constant(False)), "never"
                 continue
-            feature = _feature(search.kind, path, combination)
+            feature = _feature(search.kind, path, combination.kind)
             rules[path] = Node(Linear.threshold(feature, sign * value, sign=sign))
             parameters[name] = sign * value
         policy = Policy(
             search.chain,
             rules,
-            temperatures=search.answers.temperatures,
+            temperatures=search.tables.temperatures,
             combine=combination.kind,
             weights={p: combination.weights[p] for p in search.paths}
             if combination.kind == "weighted"
@@ -203,14 +184,14 @@ class _Search:
     """Thresholds of one statistic on one chain with one combination."""
 
     def __init__(
-        self, answers: Answers, chain: Topology, kind: str, costs: Costs, f_wrong: BoolArray
+        self, tables: Tables, chain: Topology, kind: str, costs: Costs, f_wrong: BoolArray
     ) -> None:
-        self.answers, self.chain, self.kind = answers, chain, kind
+        self.tables, self.chain, self.kind = tables, chain, kind
         self.paths = chain.paths()
         self.inner = inner_paths(chain)
         self._decision = [costs.decision[path[-1]] for path in self.inner]
         self._reach_cost = [costs.path(chain, path, ()) for path in self.paths]
-        wrong = [answers.wrong(path) for path in self.paths]
+        wrong = [tables.wrong(path) for path in self.paths]
         # error and excess of leaving at the end of each path, each (n, 2)
         self._losses = [np.stack([w, w & ~f_wrong], axis=1).astype(np.float64) for w in wrong]
 
@@ -254,7 +235,7 @@ class _Search:
 
     def scan(self, thresholds: Sequence[float | None], at: int) -> _Scan:
         """Cost and losses for every threshold after stage `at`, the others held fixed."""
-        n = self.answers.n
+        n = self.tables.n
         leaves = [self._leaves(i, value) for i, value in enumerate(thresholds)]
         reached = np.ones(n, dtype=np.bool_)
         fixed_cost, fixed_losses = 0.0, np.zeros(2)
@@ -265,9 +246,9 @@ class _Search:
             fixed_losses += self._losses[i][left].sum(axis=0)
             reached &= ~leaves[i]
         later_cost, later_losses = self._onwards(thresholds, leaves, at + 1)
-        order = self.answers.order(self.kind, self.inner[at])
+        order = self.tables.order(*self._statistic(at), CONFIDENCES[self.kind])
         order = order[reached[order]]  # (r,), the surest first
-        value = self.answers.sureness(self.kind, self.inner[at])[order]
+        value = self._sureness(at)[order]
         last_of_ties = np.flatnonzero(np.append(value[1:] != value[:-1], len(value) > 0))
         counts = np.concatenate([[0], last_of_ties + 1])  # (u,)
         gain = self._losses[at][order] - later_losses[order]  # (r, 2), from leaving here
@@ -282,10 +263,18 @@ class _Search:
             losses=losses / n,
         )
 
+    def _statistic(self, at: int) -> tuple[Feature, Path]:
+        path = self.inner[at]
+        return _feature(self.kind, path, self.tables.combination.kind), path
+
+    def _sureness(self, at: int) -> np.ndarray:
+        """The statistic with the sign that makes higher surer, `(n,)`, float32."""
+        return np.float32(CONFIDENCES[self.kind]) * self.tables.column(*self._statistic(at))
+
     def _leaves(self, at: int, threshold: float | None) -> BoolArray:
         if threshold is None:
-            return np.zeros(self.answers.n, dtype=np.bool_)
-        return self.answers.sureness(self.kind, self.inner[at]) >= np.float32(threshold)
+            return np.zeros(self.tables.n, dtype=np.bool_)
+        return self._sureness(at) >= np.float32(threshold)
 
     def _decision_charge(self, at: int, threshold: float | None, reached: BoolArray) -> float:
         charged = 0.0 if threshold is None else self._decision[at]
@@ -295,7 +284,7 @@ class _Search:
         self, thresholds: Sequence[float | None], leaves: Sequence[BoolArray], at: int
     ) -> tuple[FloatArray, FloatArray]:
         """Cost `(n,)`, decisions from `at` on included, and losses `(n, 2)` of going on to `at`."""
-        cost = np.full(self.answers.n, self._reach_cost[-1])
+        cost = np.full(self.tables.n, self._reach_cost[-1])
         losses = self._losses[-1]
         for i in reversed(range(at, len(self.inner))):
             cost = np.where(leaves[i], self._reach_cost[i], cost)

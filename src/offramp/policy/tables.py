@@ -6,7 +6,7 @@ run time (float32 features, the same combination), so that a threshold means the
 Layer: policy.  Source: methods.md 1.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -31,6 +31,7 @@ from offramp.policy.pooling import fit_path_pooling
 from offramp.trace import Trace
 
 Loss = str  # one of LOSSES
+FeaturesOf = Callable[[Path], Sequence[Feature]]
 LOSSES: tuple[Loss, ...] = ("excess", "error")
 _CHUNK = 16_384
 
@@ -50,7 +51,8 @@ class Tables:
         reference: Index of F.
         top: A label is right when it is among the `top` best.
         loss: "excess": max(0, L(y) - L(y_F)), new errors only. "error": L(y).
-        class_features: Whether a decision may look at which class is predicted.
+        features_of: What to hold for a path; by default the learned policy's features.
+        weights: Pooling weights of some paths; those of the others are fitted.
 
     Raises:
         InputError: If the outputs are rankings without scores, or the loss is unknown.
@@ -65,7 +67,8 @@ class Tables:
         reference: int,
         top: int = 1,
         loss: Loss = "excess",
-        class_features: bool = False,
+        features_of: FeaturesOf | None = None,
+        weights: Mapping[Path, Sequence[float]] | None = None,
     ) -> None:
         check_choice("loss", loss, LOSSES)
         if not part.output(0).scored:
@@ -75,10 +78,10 @@ class Tables:
             )
         self.n = len(part)
         self.temperatures = tuple(temperatures)
-        self.combination = Combination(combine, None)
+        self.combination = Combination(combine, weights)
         self.reference_wrong = part.wrong(reference, top=top)
         self._part, self._top, self._loss = part, top, loss
-        self._class_features = class_features
+        self._features_of = features_of or confidence_features_of(part.classes, combine)
         self._features: dict[Path, tuple[Feature, ...]] = {}
         self._columns: dict[_Key, np.ndarray] = {}
         self._wrong: dict[Path, BoolArray] = {}
@@ -91,11 +94,13 @@ class Tables:
         if not new:
             return
         if self.combination.kind == "weighted":
-            fitted = fit_path_pooling(self._part, new, self.temperatures)
-            self.combination = Combination("weighted", {**self.combination.weights, **fitted})
+            given = self.combination.weights
+            wanted = [path for path in new if path not in given]
+            fitted = fit_path_pooling(self._part, wanted, self.temperatures)
+            self.combination = Combination("weighted", {**given, **fitted})
         known = set(self._columns)
         for path in new:
-            self._features[path] = self._features_of(path)
+            self._features[path] = tuple(self._features_of(path))
             self._wrong[path] = np.empty(self.n, dtype=np.bool_)
         missing = {
             key
@@ -107,14 +112,6 @@ class Tables:
             self._columns[key] = np.empty(self.n, dtype=np.float32)
         for start in range(0, self.n, _CHUNK):
             self._fill(new, missing, slice(start, min(start + _CHUNK, self.n)))
-
-    def _features_of(self, path: Path) -> tuple[Feature, ...]:
-        classes = self._part.classes
-        combined = self.combination.kind != "last"
-        found = confidence_features(path, classes, combined=combined)
-        if self._class_features:
-            found += [Feature(f"predicts_{c}", path[-1]) for c in range(classes - 1)]
-        return tuple(found)
 
     def _fill(self, paths: Sequence[Path], keys: Iterable[_Key], rows: slice) -> None:
         index = torch.arange(rows.start, rows.stop)
@@ -216,6 +213,26 @@ class Design:
     def raw_weights(self, coefficients: FloatArray) -> FloatArray:
         """Weights of the features as they come, from coefficients of the standardised ones."""
         return coefficients[:-1] / self.deviation
+
+
+def confidence_features_of(
+    classes: int, combine: Combine, *, class_features: bool = False
+) -> FeaturesOf:
+    """The features of the learned policy, for each path.
+
+    Args:
+        classes: Number of classes.
+        combine: How answers are made; a combined answer has features of its own.
+        class_features: Whether a decision may look at which class is predicted.
+    """
+
+    def features_of(path: Path) -> Sequence[Feature]:
+        found = confidence_features(path, classes, combined=combine != "last")
+        if class_features:
+            found += [Feature(f"predicts_{c}", path[-1]) for c in range(classes - 1)]
+        return found
+
+    return features_of
 
 
 def _key(feature: Feature, path: Path) -> _Key:

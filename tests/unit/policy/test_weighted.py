@@ -10,7 +10,7 @@ from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp._core.topology import Topology
 from offramp.evaluate.replay import replay_reference
-from offramp.policy.learned import fit_weighted, relative_costs
+from offramp.policy.learned import fit_weighted
 from offramp.policy.tables import Tables
 from offramp.policy.temperature import fit_temperatures
 from offramp.policy.weighted import TreeFit, fit_topology
@@ -27,7 +27,7 @@ def tree_fit(part: Trace, topology: Topology, *, combine="last", loss="excess", 
         reference=reference,
         loss=loss,
     )
-    return TreeFit(tables, topology, relative_costs(part, reference), **options)
+    return TreeFit(tables, topology, part.costs.relative_to(part.topology, reference), **options)
 
 
 def objective_by_replay(part: Trace, policy, lam: float, loss: str = "excess") -> float:
