@@ -14,7 +14,8 @@ confidences: enough for the oracles, which see the labels, and for policies that
    (imagenet_costs.toml), for F the most accurate network and (`_resnet50`) for ResNet-50: chosen
    on half of the images, reported on the other. For the neutral oracle and (`_paper`) the paper's
    the chain ends in F; for the agreement policy (`_agreement`) it may end in any network, and is
-   the cheapest without loss. A policy that sees no labels cannot be expected to reach an oracle.
+   the cheapest without loss; beside it `best_single`, the cheapest network on its own that is at
+   least as accurate as F. A policy that sees no labels cannot be expected to reach an oracle.
 
 Costs are over F's own. A difference is accuracy minus F's on the same images: positive is better.
 Intervals are 95 %, over the images reported on. `_chosen_in` is the share of random
@@ -100,7 +101,7 @@ def of_policy(part: Trace, setting: Setting) -> Figures:
     return {
         "cost": found.cost_ratio,
         "accuracy": found.accuracy,
-        "difference": -found.difference,
+        "difference": 0.0 - found.difference,
         **intervals,
         "setting": setting.label,
     }
@@ -194,6 +195,13 @@ def _agreements(
                 )
 
 
+def cheapest_single(part: Trace, reference: str, top: int) -> str:
+    """The cheapest network that is at least as accurate as F, to compare chains with."""
+    least = part.accuracy(part.topology.index(reference), top=top)
+    names = [n for k, n in enumerate(part.stages) if part.accuracy(k, top=top) >= least]
+    return min(names, key=lambda name: part.stage_costs()[part.topology.index(name)])
+
+
 def best_chains(trace: Trace, reference: str, top: int, seeds: int) -> Figures:
     """The best chain for each way to leave, chosen on one half and reported on the other."""
     halvings = [trace.divided({"fit": 0.5, "test": 0.5}, seed=seed) for seed in range(seeds)]
@@ -204,6 +212,14 @@ def best_chains(trace: Trace, reference: str, top: int, seeds: int) -> Figures:
         chain = trace.topology.chain(chosen[0])
         found = of_oracle(test, kind, chain, reference=reference, top=top)
         result |= _named(found, suffix, chosen, reference)
+    single = Setting.single(
+        trace.topology,
+        cheapest_single(halvings[0].part("fit"), reference, top),
+        reference=reference,
+        top=top,
+    )
+    alone = of_policy(test, single)
+    result |= {f"best_single_{key}": alone[key] for key in ("cost", "difference", "setting")}
     settings = [best_for_agreement(h.part("fit"), reference, top) for h in halvings]
     chosen = [_stages(setting) for setting in settings]
     return result | _named(of_policy(test, settings[0]), "_agreement", chosen, reference)

@@ -3,24 +3,28 @@
 The networks (20, 32, 44, 56 layers; weights that we did not train) have never seen these 4,500
 images. For each seed: 2,000 to fit, 1,000 to calibrate, 1,500 to test. Topology, combination and
 trade-off are chosen on fit and calibrate alone, for the learned and for the myopic policy with
-equal freedom; test is only reported. `difference` is accuracy minus ResNet-56's on the same
-images: positive is better. Its interval treats the seeds as independent; their test parts overlap,
-so it is somewhat too narrow. Time is measured at the learned point of the first seed, on the
-images of its test part, against the static ResNet-56 on the same backend (folded batch-norm,
-channels last), in interleaved rounds.
+equal freedom; test is only reported. The two end up at different differences, so each is also
+chosen with other margins, and the myopic curve is read at the learned policy's difference.
+
+`difference` is accuracy minus ResNet-56's on the same images: positive is better. Its interval
+treats the seeds as independent; their test parts overlap, so it is somewhat too narrow. Time is
+measured at the learned point of the first seed, on the images of its test part, against the static
+ResNet-56 on the same backend (folded batch-norm, channels last), in interleaved rounds.
 """
 
 import statistics
 import warnings
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from harness import parser, report
 
 import offramp
-from offramp.evaluate import DoNotCascade, evaluate
+from offramp.evaluate import evaluate
+from offramp.evaluate.frontier import MARGIN
 from offramp.models import ModelSpec, build
 from offramp.policy import Setting
 from offramp.policy.oracles import oracle
@@ -32,6 +36,7 @@ from offramp.trace import Trace, from_npz
 NETWORKS = ("resnet20", "resnet32", "resnet44", "resnet56")
 MACS = {"resnet20": 40.55e6, "resnet32": 68.86e6, "resnet44": 97.17e6, "resnet56": 125.49e6}
 REFERENCE = "resnet56"
+MARGINS = (0.0, 0.25, 0.75, 1.0, 1.5)  # beside the default, for curves
 SPLITS = {"fit": 2000, "calibrate": 1000, "test": 1500}
 
 
@@ -47,11 +52,13 @@ def load(data: Path) -> Trace:
     )
 
 
-def choose(trace: Trace, method: str) -> Setting:
-    """The setting chosen on fit and calibrate for no loss; F alone where none pays."""
+def choose(trace: Trace, method: str) -> dict[float, Setting]:
+    """For each margin the setting chosen on fit and calibrate for no loss.
+
+    It is a single network where no cascade pays.
+    """
     frontier = offramp.fit(trace, method, reference=REFERENCE, progress=False)
-    chosen = frontier.cheapest(max_loss=0.0)
-    return chosen.best_single.setting if isinstance(chosen, DoNotCascade) else chosen.setting
+    return {m: frontier.cheapest(max_loss=0.0, margin=m).setting for m in (MARGIN, *MARGINS)}
 
 
 def neutral_oracle(trace: Trace) -> tuple[float, float]:
@@ -76,6 +83,16 @@ def interval(values: list[float]) -> list[float]:
     half = 1.96 * statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
     mean = statistics.fmean(values)
     return [mean - half, mean + half]
+
+
+def at_difference(curve: list[list[float]], difference: float) -> float:
+    """Cost ratio of a curve (margin, cost ratio, difference) where it reaches a difference.
+
+    Interpolated by a straight line through the whole curve: its points are noisy.
+    """
+    _, cost, reached = np.array(curve).T
+    slope, start = np.polyfit(reached, cost, 1)
+    return float(start + slope * difference)
 
 
 def speed(data: Path, setting: Setting, rounds: int) -> dict[str, float]:
@@ -122,22 +139,28 @@ def main() -> None:
     trace = load(arguments.data)
     costs: dict[str, list[float]] = {"": [], "_myopic": [], "_neutral_oracle": []}
     differences: dict[str, list[float]] = {name: [] for name in costs}
+    curves: dict[str, dict[float, list[tuple[float, float]]]] = {"": {}, "_myopic": {}}
     topologies: Counter[str] = Counter()
     first: Setting | None = None
     for seed in range(arguments.seeds):
         divided = trace.divided(SPLITS, seed=seed)  # type: ignore[arg-type]
         for suffix, method in (("", "weighted"), ("_myopic", "myopic")):
-            setting = choose(divided, method)
-            found = evaluate(divided.part("test"), setting, bootstrap=0)
-            costs[suffix].append(found.cost_ratio)
-            differences[suffix].append(-found.difference)
-            if method == "weighted":
-                first = first or setting
-                topologies[f"{setting.policy.combine}: {setting.policy.topology.describe()}"] += 1
+            for margin, setting in choose(divided, method).items():
+                found = evaluate(divided.part("test"), setting, bootstrap=0)
+                curves[suffix].setdefault(margin, []).append((found.cost_ratio, -found.difference))
+                if margin != MARGIN:
+                    continue
+                costs[suffix].append(found.cost_ratio)
+                differences[suffix].append(-found.difference)
+                if method == "weighted":
+                    first = first or setting
+                    topologies[
+                        f"{setting.policy.combine}: {setting.policy.topology.describe()}"
+                    ] += 1
         cost, difference = neutral_oracle(divided)
         costs["_neutral_oracle"].append(cost)
         differences["_neutral_oracle"].append(difference)
-    result: dict[str, object] = {"seeds": arguments.seeds, **{k: str(v) for k, v in SPLITS.items()}}
+    result: dict[str, Any] = {"seeds": arguments.seeds, **{k: str(v) for k, v in SPLITS.items()}}
     for suffix in costs:
         result[f"cost_ratio{suffix}"] = statistics.fmean(costs[suffix])
         result[f"cost_ratio{suffix}_ci"] = interval(costs[suffix])
@@ -146,6 +169,13 @@ def main() -> None:
     paired = [a - b for a, b in zip(costs[""], costs["_myopic"], strict=True)]
     result["cost_ratio_minus_myopic"] = statistics.fmean(paired)
     result["cost_ratio_minus_myopic_ci"] = interval(paired)
+    for suffix, curve in curves.items():
+        result[f"curve{suffix}"] = [
+            [margin, *np.mean(values, axis=0).tolist()] for margin, values in sorted(curve.items())
+        ]
+    result["cost_ratio_myopic_at_equal_difference"] = at_difference(
+        result["curve_myopic"], statistics.fmean(differences[""])
+    )
     result["topologies"] = dict(topologies.most_common())
     if first is not None:
         result["timed_setting"] = first.label
