@@ -11,15 +11,16 @@ confidences: enough for the oracles, which see the labels, and for policies that
    enough of their best labels are AlexNet's too. How many is chosen on half of the images, for a
    loss of 0 and of 1, 2 and 5 points (`_1pt`...); the figures are of the other half.
 3. The best chain of two or three networks among those with a published count of multiply-adds
-   (imagenet_costs.toml), for F the most accurate network and (`_resnet50`) for ResNet-50: chosen
-   on half of the images, reported on the other. For the neutral oracle and (`_paper`) the paper's
-   the chain ends in F; for the agreement policy (`_agreement`) it may end in any network, and is
-   the cheapest without loss; beside it `best_single`, the cheapest network on its own that is at
-   least as accurate as F. A policy that sees no labels cannot be expected to reach an oracle.
+   (imagenet_costs.toml), for F the most accurate network and (`_resnet50`) for ResNet-50, at top-1
+   and (`_top5`) top-5: chosen on half of the images, reported on the other. For the neutral oracle
+   and (`_paper`) the paper's the chain ends in F; for the agreement policy (`_agreement`) it may
+   end in any network, and is the cheapest without loss; beside it `best_single`, the cheapest
+   network on its own that is at least as accurate as F. A policy that sees no labels cannot be
+   expected to reach an oracle.
 
 Costs are over F's own. A difference is accuracy minus F's on the same images: positive is better.
-Intervals are 95 %, over the images reported on. `_chosen_in` is the share of random
-halvings in which the same chain is chosen.
+Intervals are 95 %, over the images reported on. `_chosen_in` is the share of random halvings in
+which the same chain is chosen.
 """
 
 import tomllib
@@ -97,7 +98,7 @@ def of_policy(part: Trace, setting: Setting) -> Figures:
     intervals: Figures = {}
     if found.cost_ratio_ci is not None and found.difference_ci is not None:
         low, high = found.difference_ci
-        intervals = {"cost_ci": list(found.cost_ratio_ci), "difference_ci": [-high, -low]}
+        intervals = {"cost_ci": list(found.cost_ratio_ci), "difference_ci": [0 - high, 0 - low]}
     return {
         "cost": found.cost_ratio,
         "accuracy": found.accuracy,
@@ -118,14 +119,14 @@ def paper_chain(data: Path, top: int) -> Figures:
     for kind in ORACLES:
         for suffix, topology in (("", chain), ("_dag", trace.topology)):
             found = of_oracle(trace, kind, topology, reference=reference, top=top)
-            result |= {f"{kind}_{key}_top{top}{suffix}": v for key, v in found.items()}
+            result |= named(found, kind, f"_top{top}{suffix}")
     halved = trace.divided({"fit": 0.5, "test": 0.5}, seed=0)
     frontier = offramp.fit(
         halved, "agreement", reference=reference, top=top, topologies=[chain], progress=False
     )
     for suffix, loss in LOSSES.items():
         found = of_policy(halved.part("test"), frontier.cheapest(max_loss=loss).setting)
-        result |= {f"agreement_{key}_top{top}{suffix}": v for key, v in found.items()}
+        result |= named(found, "agreement", f"_top{top}{suffix}")
     return result
 
 
@@ -198,31 +199,28 @@ def _agreements(
 def cheapest_single(part: Trace, reference: str, top: int) -> str:
     """The cheapest network that is at least as accurate as F, to compare chains with."""
     least = part.accuracy(part.topology.index(reference), top=top)
-    names = [n for k, n in enumerate(part.stages) if part.accuracy(k, top=top) >= least]
-    return min(names, key=lambda name: part.stage_costs()[part.topology.index(name)])
+    costs = dict(zip(part.stages, part.stage_costs(), strict=True))
+    accurate = [n for k, n in enumerate(part.stages) if part.accuracy(k, top=top) >= least]
+    return min(accurate, key=costs.__getitem__)
 
 
-def best_chains(trace: Trace, reference: str, top: int, seeds: int) -> Figures:
+def best_chains(trace: Trace, reference: str, *, top: int, seeds: int, suffix: str) -> Figures:
     """The best chain for each way to leave, chosen on one half and reported on the other."""
     halvings = [trace.divided({"fit": 0.5, "test": 0.5}, seed=seed) for seed in range(seeds)]
     test = halvings[0].part("test")
     result: Figures = {}
-    for suffix, kind in (("", "neutral"), ("_paper", "paper")):
+    for variant, kind in (("", "neutral"), ("_paper", "paper")):
         chosen = [best_for_oracle(h.part("fit"), kind, reference, top) for h in halvings]
         chain = trace.topology.chain(chosen[0])
         found = of_oracle(test, kind, chain, reference=reference, top=top)
-        result |= _named(found, suffix, chosen, reference)
-    single = Setting.single(
-        trace.topology,
-        cheapest_single(halvings[0].part("fit"), reference, top),
-        reference=reference,
-        top=top,
-    )
-    alone = of_policy(test, single)
-    result |= {f"best_single_{key}": alone[key] for key in ("cost", "difference", "setting")}
+        result |= named_chain(found, f"best_chain{variant}{suffix}", chosen, reference)
+    chosen = [[cheapest_single(h.part("fit"), reference, top)] for h in halvings]
+    single = Setting.single(trace.topology, chosen[0][0], reference=reference, top=top)
+    result |= named_chain(of_policy(test, single), f"best_single{suffix}", chosen, reference)
     settings = [best_for_agreement(h.part("fit"), reference, top) for h in halvings]
     chosen = [_stages(setting) for setting in settings]
-    return result | _named(of_policy(test, settings[0]), "_agreement", chosen, reference)
+    found = of_policy(test, settings[0])
+    return result | named_chain(found, f"best_chain_agreement{suffix}", chosen, reference)
 
 
 def _stages(setting: Setting) -> list[str]:
@@ -230,14 +228,24 @@ def _stages(setting: Setting) -> list[str]:
     return [topology.names[k] for k in topology.active]
 
 
-def _named(found: Figures, suffix: str, chosen: Sequence[list[str]], reference: str) -> Figures:
+def named(found: Figures, prefix: str, suffix: str) -> Figures:
+    """Figures under full names; those of intervals end in `_ci`."""
+    ends = {key: "_ci" if key.endswith("_ci") else "" for key in found}
+    return {
+        f"{prefix}_{key.removesuffix('_ci')}{suffix}{ends[key]}": value
+        for key, value in found.items()
+    }
+
+
+def named_chain(found: Figures, name: str, chosen: Sequence[list[str]], reference: str) -> Figures:
+    """Figures of the chain that the first halving chose."""
     same = sum(chain == chosen[0] for chain in chosen) / len(chosen)
     renamed = {key.replace("cost", "cost_ratio"): value for key, value in found.items()}
     return {
-        f"best_chain{suffix}": " -> ".join(chosen[0]),
-        f"best_chain{suffix}_reference": reference,
-        **{f"best_chain{suffix}_{key}": value for key, value in renamed.items()},
-        f"best_chain{suffix}_chosen_in": same,
+        name: " -> ".join(chosen[0]),
+        f"{name}_reference": reference,
+        **named(renamed, name, ""),
+        f"{name}_chosen_in": same,
     }
 
 
@@ -255,10 +263,9 @@ def main() -> None:
     for top in (1, 5):
         accurate = trace.divided({"fit": 0.5, "test": 0.5}, seed=0).part("fit")
         names = {"": trace.stages[accurate.most_accurate(top=top)], "_resnet50": "resnet50"}
-        for suffix, reference in names.items():
-            found = best_chains(trace, reference, top, arguments.seeds)
-            end = f"{suffix}_top{top}"
-            result |= {key + end: value for key, value in found.items()}
+        for end, reference in names.items():
+            suffix = end if top == 1 else f"{end}_top{top}"
+            result |= best_chains(trace, reference, top=top, seeds=arguments.seeds, suffix=suffix)
     report(arguments, result)
 
 

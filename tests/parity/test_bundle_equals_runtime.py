@@ -52,7 +52,7 @@ def trace(images):
 
 def lively_policy(topology, cascade, images, **options):
     """Of random policies the first by which examples leave at every stage."""
-    policies = (random_policy(topology, seed=seed, classes=4, **options) for seed in range(100))
+    policies = (random_policy(topology, seed=seed, classes=4, **options) for seed in range(1000))
     return next(p for p in policies if len(Adaptive(cascade, p)(images).stage.unique()) == 3)
 
 

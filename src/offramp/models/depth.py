@@ -55,12 +55,15 @@ def initialise(module: nn.Module, *, seed: int) -> None:
     """Draw the weights of all convolutions and linear layers anew, from `seed` alone.
 
     Convolutions get normal weights of variance 2 / fan-in; linear layers uniform weights within
-    1 / sqrt(fan-in). Normalisation layers keep what they start with (scale 1, shift 0).
+    1 / sqrt(fan-in); both without a shift. Normalisation layers keep what they start with
+    (scale 1, shift 0).
     """
     generator = torch.Generator().manual_seed(seed)
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
             nn.init.kaiming_normal_(part.weight, nonlinearity="relu", generator=generator)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
         elif isinstance(part, nn.Linear):
             bound = part.in_features**-0.5
             nn.init.uniform_(part.weight, -bound, bound, generator=generator)

@@ -17,6 +17,11 @@ from torch import nn
 from offramp._core.errors import FileFormatError, InputError, UnsupportedError
 from offramp._core.files import sha256
 from offramp._core.registry import Registry
+from offramp.models.alexnet import alexnet
+from offramp.models.bottleneck import resnet50
+from offramp.models.densenet import densenet121
+from offramp.models.googlenet import googlenet
+from offramp.models.inception import inception_v3
 from offramp.models.preresnet import cifar_preresnet
 from offramp.models.resnet import cifar_resnet, resnet21
 from offramp.models.small_cnn import small_cnn
@@ -28,13 +33,19 @@ _BY_DEPTH: dict[str, Callable[..., nn.Module]] = {
 }
 _DEPTHS = (8, 14, 20, 32, 44, 56, 110)
 
-#: Networks by name; "resnet<depth>" and "preresnet<depth>" exist for every depth 6m + 2 besides.
+#: Networks by name; "resnet<depth>" and "preresnet<depth>" exist for every depth 6m + 2 besides,
+#: but for "resnet50", which is the bottleneck network of that name.
 MODELS: Registry[nn.Module] = Registry(
     "model",
     {
         **{f"{k}{d}": partial(make, d) for k, make in _BY_DEPTH.items() for d in _DEPTHS},
         "resnet21": resnet21,
         "small_cnn": small_cnn,
+        "alexnet": alexnet,
+        "googlenet": googlenet,
+        "resnet50": resnet50,
+        "densenet121": densenet121,
+        "inception_v3": inception_v3,
     },
 )
 
@@ -46,7 +57,8 @@ class ModelSpec:
 
     Args:
         name: A registered name ("resnet20", "preresnet56", "resnet21", "small_cnn", any depth
-            6m + 2), or "module:callable", such as "torchvision.models:resnet50".
+            6m + 2; "alexnet", "googlenet", "resnet50", "densenet121", "inception_v3"), or
+            "module:callable", such as "torchvision.models:resnet18".
         arguments: Keyword arguments, JSON values only.
         weights: File of weights, or None for those that the callable makes.
         weights_sha256: Checksum that the file must have, 64 hexadecimal digits, or None.

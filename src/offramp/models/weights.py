@@ -9,6 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -30,12 +31,23 @@ _DAMAGED = (
 _COUNTER = "num_batches_tracked"  # of batch normalisation: it does not change any output
 
 
+@runtime_checkable
+class TranslatesNames(Protocol):
+    """A network for which files are published that name a weight otherwise, or hold more."""
+
+    def own_name(self, published: str) -> str | None:
+        """Name of a weight in the network, from its name in a file; None to leave it out."""
+        ...
+
+
 def load_weights(module: nn.Module, path: Path | str) -> None:
     """Load weights into `module`, all of them or none.
 
     Args:
         module: The network; its names must be those of the file. A prefix "module." that all
-            names of the file share is dropped; counters of batches may be missing.
+            names of the file share is dropped; counters of batches may be missing. A network
+            with `own_name` says what its published files name otherwise, and what in them it has
+            no use for: the auxiliary classifiers of GoogLeNet and Inception-v3.
         path: `.safetensors`; `.npz` of plain arrays; or `.pt`, `.pth`, `.bin`, `.ckpt`, read by
             torch with `weights_only=True`: a state dict, or one under "state_dict" or "model".
 
@@ -51,7 +63,7 @@ def load_weights(module: nn.Module, path: Path | str) -> None:
     ...     load_weights(small_cnn(width=2, depth=2), Path(folder) / "w.safetensors")
     """
     path = Path(path)
-    found = _without_prefix(_read(path))
+    found = _own_names(module, _without_prefix(_read(path)))
     wanted = module.state_dict()
     missing = [k for k in wanted if k not in found and not k.endswith(_COUNTER)]
     unexpected = [k for k in found if k not in wanted]
@@ -140,6 +152,13 @@ def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
     if state and all(k.startswith(_PARALLEL_PREFIX) for k in state):
         return {k.removeprefix(_PARALLEL_PREFIX): v for k, v in state.items()}
     return state
+
+
+def _own_names(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    if not isinstance(module, TranslatesNames):
+        return state
+    named = ((module.own_name(k), v) for k, v in state.items())
+    return {k: v for k, v in named if k is not None}
 
 
 def _listed(names: list[str], what: str) -> str:

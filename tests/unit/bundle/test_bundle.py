@@ -25,8 +25,7 @@ def spec_of(width, **more):
     return ModelSpec(name="small_cnn", arguments={"width": width, "depth": 2, "classes": 3, **more})
 
 
-@pytest.fixture
-def cascade():
+def make_cascade():
     specs = {name: spec_of(width) for name, width in WIDTHS.items()}
     nets = {name: build(spec_of(width, seed=7)) for name, width in WIDTHS.items()}
     return Cascade.of_models(
@@ -34,17 +33,27 @@ def cascade():
     )
 
 
-@pytest.fixture
-def images():
+def make_images():
     return torch.randn(33, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 4
 
 
 @pytest.fixture
-def setting(cascade, images):
+def cascade():
+    return make_cascade()
+
+
+@pytest.fixture
+def images():
+    return make_images()
+
+
+@pytest.fixture(scope="module")
+def setting():
     """Of random policies the first that uses every stage as an exit."""
+    cascade, images = make_cascade(), make_images()
     policies = (
         random_policy(cascade.topology, seed=seed, classes=3, combine="weighted")
-        for seed in range(100)
+        for seed in range(1000)
     )
     policy = next(p for p in policies if len(Adaptive(cascade, p)(images).stage.unique()) == 3)
     return Setting(policy=policy, method="weighted", reference="large", parameters={"lam": 0.1})

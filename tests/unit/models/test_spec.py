@@ -34,8 +34,8 @@ def test_resnet21_has_projections_and_resnet20_has_none():
 
 def test_every_registered_name_builds():
     for name in MODELS:
-        arguments = {} if name in ("resnet21", "small_cnn") else {"width": 0.0625}
-        assert isinstance(build(ModelSpec(name=name, arguments=arguments)), nn.Module)
+        with torch.device("meta"):  # weights without values: the large ones cost nothing
+            assert isinstance(build(ModelSpec(name=name)), nn.Module)
 
 
 def test_an_illegal_depth_in_a_name_gets_the_nearest():

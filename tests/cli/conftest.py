@@ -1,0 +1,96 @@
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from offramp.cli import main
+from offramp.data import digits
+from offramp.models import ModelSpec, build, save_weights
+from offramp.stages import Normalize
+from offramp.trace import make_trace, save_trace
+from offramp.train import train_classifier
+
+CONFIG = """
+[data]
+kind = "digits"
+splits = { fit = 400, calibrate = 300, test = 300 }
+seed = 7
+
+[[stage]]
+name = "small"
+model = "small_cnn"
+arguments = { width = 2, depth = 2 }
+weights = "small.safetensors"
+normalise = { scale = 0.0625 }
+
+[[stage]]
+name = "large"
+model = "small_cnn"
+arguments = { width = 8, depth = 3 }
+weights = "large.safetensors"
+normalise = { scale = 0.0625 }
+
+[fit]
+policy = "myopic"
+combines = ["last"]
+max_loss = 0.02
+
+[output]
+dir = "run"
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Runs the program in this process."""
+
+    def call(*arguments: object) -> Outcome:
+        capsys.readouterr()
+        code = main([str(a) for a in arguments])
+        caught = capsys.readouterr()
+        return Outcome(code, caught.out, caught.err)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def trace_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A synthetic trace of two stages with splits."""
+    trace = make_trace(900, accuracies=[0.8, 0.93], seed=3)
+    path = tmp_path_factory.mktemp("traces") / "made.trace"
+    save_trace(trace.divided({"fit": 400, "calibrate": 250, "test": 250}, seed=0), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a configuration and the trained networks that it names."""
+    folder = tmp_path_factory.mktemp("project")
+    torch.set_num_threads(1)
+    part = digits().divided({"train": 600}, seed=1)
+    for name, width, depth, epochs in (("small", 2, 2, 6), ("large", 8, 3, 8)):
+        net = build(ModelSpec(name="small_cnn", arguments={"width": width, "depth": depth}))
+        train_classifier(net, part, epochs=epochs, seed=0, preprocess=Normalize(1 / 16))
+        save_weights(net, folder / f"{name}.safetensors")
+    (folder / "run.toml").write_text(CONFIG)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def deployed(project: Path) -> Path:
+    """The same folder after record and fit, with a run and a bundle."""
+    config = str(project / "run.toml")
+    if main(["record", "--config", config]) or main(
+        ["fit", "--config", config, "--bundle", str(project / "bundle")]
+    ):
+        raise RuntimeError("record or fit failed")
+    return project

@@ -1,0 +1,139 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from offramp import __version__
+from offramp._core import errors as core_errors
+from offramp._core.errors import OfframpError
+from offramp.cli import errors
+from offramp.cli.app import app
+from offramp.cli.output import aligned, amount, points
+
+COMMANDS = ["demo", "record", "fit", "evaluate", "report", "predict", "bench"]
+
+
+def test_help_and_import_leave_torch_alone():
+    code = (
+        "import sys, offramp.cli\n"
+        "for arguments in (['--help'], *([c, '--help'] for c in "
+        f"{COMMANDS!r}), ['--version']):\n"
+        "    assert offramp.cli.main(arguments) == 0, arguments\n"
+        "heavy = {'torch', 'numpy', 'sklearn', 'scipy', 'matplotlib', 'pydantic'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy - {\"pydantic\"}}' if heavy - {'pydantic'} else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_module_runs_as_a_program():
+    done = subprocess.run(
+        [sys.executable, "-m", "offramp.cli", "--version"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, f"offramp {__version__}")
+
+
+def test_every_command_is_there_and_no_other():
+    assert [command.name for command in app.registered_commands] == COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_says_what_goes_in_what_comes_out_and_gives_an_example(run, command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    found = run(command, "--help")
+    assert found.code == 0
+    for word in ("In:", "Out:", f"Example: offramp {command}", "--json"):
+        assert word in found.out
+    assert max(len(line) for line in found.out.splitlines()) <= 80
+
+
+def test_no_arguments_show_the_help(run):
+    assert "Commands" in run().out + run().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["nonsense"], ["fit", "--max-loss", "much"], ["predict"], ["bench", "x", "--rounds", "0"]],
+)
+def test_wrong_usage_ends_with_2(run, arguments):
+    found = run(*arguments)
+    assert found.code == 2
+    assert "Traceback" not in found.err
+
+
+def test_every_error_on_purpose_means_wrong_input_and_the_rest_is_unexpected():
+    leaves = [
+        kind
+        for kind in vars(core_errors).values()
+        if isinstance(kind, type) and issubclass(kind, OfframpError)
+    ]
+    assert len(leaves) > 5
+    codes = {errors.exit_code(kind.__new__(kind)) for kind in leaves}
+    assert codes == {errors.WRONG_INPUT}
+    assert errors.exit_code(OSError(28, "No space left on device")) == errors.UNEXPECTED
+    assert errors.exit_code(KeyboardInterrupt()) == errors.INTERRUPTED
+
+
+def test_a_missing_trace_is_named_without_a_traceback(run, tmp_path):
+    found = run("evaluate", tmp_path / "no.trace", tmp_path / "no.json")
+    assert found.code == 2
+    assert str(tmp_path / "no.json") in found.err
+    assert "Traceback" not in found.err
+
+
+def test_debug_shows_where_an_error_happened(run, tmp_path):
+    found = run("--debug", "evaluate", tmp_path / "no.trace", tmp_path / "no.json")
+    assert found.code == 2
+    assert "Traceback" in found.err
+    assert "setting_from_file" in found.err
+
+
+def _failing_with(error, monkeypatch, run, tmp_path):
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("offramp.cli.run_folder.read_json", fail)
+    return run("evaluate", tmp_path, tmp_path)
+
+
+def test_an_interrupt_ends_with_130(run, tmp_path, monkeypatch):
+    found = _failing_with(KeyboardInterrupt(), monkeypatch, run, tmp_path)
+    assert found.code == 130
+    assert found.err == "Error: Interrupted.\n"
+
+
+def test_an_unexpected_error_ends_with_1_and_names_its_type(run, tmp_path, monkeypatch):
+    found = _failing_with(ZeroDivisionError("oh"), monkeypatch, run, tmp_path)
+    assert found.code == 1
+    assert "ZeroDivisionError: oh" in found.err
+    assert "--debug" in found.err
+    assert "Traceback" not in found.err
+
+
+def test_json_is_one_object_and_the_only_thing_on_standard_output(run, trace_path, tmp_path):
+    found = run("fit", trace_path, "--policy", "myopic", "--combines", "last")
+    assert found.code == 2  # no limit was given
+    assert found.out == ""
+    found = run(
+        *("fit", trace_path, "--policy", "myopic", "--combines", "last", "--max-loss", 0.03),
+        *("--out", tmp_path / "run", "--json"),
+    )
+    assert found.code == 0
+    assert len(found.out.splitlines()) == 1
+    assert json.loads(found.out)["outcome"] == "cascade"
+
+
+def test_tables_are_aligned_and_numbers_have_units():
+    assert aligned(["a", "b"], [["long name", "1"], ["x", "200"]]) == [
+        "a            b",
+        "long name    1",
+        "x          200",
+    ]
+    assert amount(2.5e9, "flops") == "2.5 GFLOP"
+    assert amount(0.0, "seconds") == "0 seconds"
+    assert amount(0.001, "usd") == "0.001 usd"
+    assert (points(-0.0125), points(1e-9), points(0.02)) == ("-1.25", "0.00", "+2.00")

@@ -1,0 +1,85 @@
+import json
+
+import pytest
+
+from offramp._core.errors import FileFormatError, InputError
+from offramp.cli.run_folder import (
+    MARKER,
+    RunFolder,
+    check_replaceable,
+    choice_to_dict,
+    choose_again,
+    frontier_from_dict,
+    frontier_to_dict,
+)
+from offramp.evaluate import fit
+from offramp.trace import make_trace
+
+
+@pytest.fixture(scope="module")
+def frontier():
+    return fit(make_trace(400, stages=2, seed=0), "myopic", combines=["last"], progress=False)
+
+
+def test_a_frontier_comes_back_from_json_as_it_was(frontier, tmp_path):
+    text = json.dumps(frontier_to_dict(frontier), allow_nan=False)
+    again = frontier_from_dict(json.loads(text), tmp_path)
+    assert again.to_dict() == frontier.to_dict()
+
+
+@pytest.mark.parametrize("limit", [{"max_loss": 0.03}, {"max_cost": 0.6}])
+def test_the_choice_can_be_made_again_from_the_files(frontier, tmp_path, limit):
+    choice = frontier.cheapest(**limit) if "max_loss" in limit else frontier.best(**limit)
+    path = tmp_path / "chosen.json"
+    path.write_text(json.dumps(choice_to_dict(choice)))
+    again = frontier_from_dict(json.loads(json.dumps(frontier_to_dict(frontier))), tmp_path)
+    assert choose_again(again, path).to_dict() == choice.to_dict()
+
+
+def test_a_margin_is_kept(frontier, tmp_path):
+    choice = frontier.cheapest(max_loss=0.03, margin=3.0)
+    assert choice.to_dict() != frontier.cheapest(max_loss=0.03).to_dict()
+    path = tmp_path / "chosen.json"
+    path.write_text(json.dumps(choice_to_dict(choice, margin=3.0)))
+    assert choose_again(frontier, path).to_dict() == choice.to_dict()
+
+
+@pytest.mark.parametrize("value", [{}, {"reference": "a", "points": [{}], "singles": []}])
+def test_a_foreign_frontier_is_refused_by_name(value, tmp_path):
+    with pytest.raises(FileFormatError, match=r"frontier\.json does not hold a frontier"):
+        frontier_from_dict(value, tmp_path / "frontier.json")
+
+
+def test_a_foreign_folder_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    for check in (RunFolder.claim, check_replaceable):
+        with pytest.raises(InputError, match="not empty and no run"):
+            check(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    with pytest.raises(InputError, match="must be a folder"):
+        RunFolder.claim(tmp_path / "thesis.txt")
+
+
+def test_a_file_that_we_did_not_write_keeps_a_run_from_being_replaced(tmp_path):
+    run = RunFolder.claim(tmp_path / "run")
+    run.write("frontier.json", {})
+    check_replaceable(tmp_path / "run")
+    (tmp_path / "run" / "notes.txt").touch()
+    with pytest.raises(InputError, match=r"holds 'notes\.txt'"):
+        check_replaceable(tmp_path / "run")
+    assert RunFolder.claim(tmp_path / "run").facts["files"] == ["frontier.json"]
+
+
+def test_claiming_writes_nothing(tmp_path):
+    RunFolder.claim(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [({"format": "x"}, "does not describe"), ({"version": 99}, "newer version")],
+)
+def test_a_marker_that_is_not_ours_is_refused(tmp_path, value, said):
+    (tmp_path / MARKER).write_text(json.dumps({"format": "offramp-run", "files": [], **value}))
+    with pytest.raises(FileFormatError, match=said):
+        RunFolder.open(tmp_path)

@@ -1,0 +1,252 @@
+"""One suite for every policy that `fit` knows by name; a new one is swept as soon as it is listed.
+
+What may differ between policies is how they are fitted. What they are afterwards may not: a policy
+decides by what it is shown, each example on its own, and never by a label.
+"""
+
+import inspect
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from offramp._core.errors import InputError, UnknownNameError
+from offramp.evaluate import fit, replay
+from offramp.evaluate.replay import replay_reference
+from offramp.policy import Node, Policy, Setting, View
+from offramp.policy.fitters import fitters
+from offramp.policy.keys import example_keys
+from offramp.trace import make_trace
+
+NAMES = sorted(fitters)
+KINDS = ("logits", "labels")
+CASES = [(name, kind) for name in NAMES for kind in KINDS]
+SWEPT = 6  # settings of each sweep that are looked at
+#: Smaller sweeps where the full one is slow; a policy that is not listed is fitted as it comes.
+QUICK = {
+    "weighted": {"lams": [0.0, 0.03, 0.3]},
+    "myopic": {"confidences": ["max_prob", "entropy"], "grid": 8},
+}
+
+
+def fitted(name, kind, *, seed=0, n=160):
+    part = make_trace(n, stages=3, classes=4, seed=seed, kind=kind)
+    return part, fitters[name](part, reference="stage2", **QUICK.get(name, {}))
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join(case))
+def case(request):
+    """A fitted sweep, some settings of it, and examples that it has not seen."""
+    _, settings = fitted(*request.param)
+    some = settings[:: max(1, len(settings) // SWEPT)]
+    return request.param, some, make_trace(60, stages=3, classes=4, seed=1, kind=request.param[1])
+
+
+def views(trace, policy):
+    """For each stage a view of the examples that reach it by the policy, and their rows."""
+    done = replay(trace, policy)
+    outputs = [trace.output(k) for k in range(len(trace.topology))]
+    keys = example_keys(trace.ids)
+    walked = torch.from_numpy(done.visited)
+    for stage in policy.topology.active:
+        rows = walked[:, stage].nonzero()[:, 0]
+        if len(rows):
+            seen = walked[rows].clone()
+            seen[:, stage + 1 :] = False  # it stands before its decision after this stage
+            yield stage, seen, keys[rows], rows, outputs
+
+
+def view_of(outputs, seen, keys, rows, which):
+    return View(outputs, seen[which], keys[which], rows[which])
+
+
+def test_the_sweep_is_not_empty():
+    assert {"uniform", "myopic", "agreement", "weighted"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_fitter_has_the_arguments_that_all_share_and_says_what_it_does(name):
+    parameters = inspect.signature(fitters[name]).parameters
+    assert list(parameters)[:3] == ["part", "reference", "top"]
+    assert all(p.kind is p.KEYWORD_ONLY for p in list(parameters.values())[1:])
+    documentation = inspect.getdoc(fitters[name])
+    assert "Args:" in documentation
+    assert ">>> " in documentation
+    for option in parameters:
+        assert f"{option}: " in documentation, f"{name} does not explain {option}"
+
+
+def test_settings_say_what_they_are(case):
+    (name, _), settings, _ = case
+    assert settings
+    for setting in settings:
+        assert setting.method == name
+        assert setting.reference == "stage2"
+        assert setting.parameters
+        assert setting.label.startswith(name)
+    assert len({repr(s.policy.to_dict()) for s in settings}) > 1
+
+
+def test_the_policies_of_a_sweep_leave_at_different_stages(case):
+    """Else the other tests of this file would look at one kind of decision only."""
+    _, settings, trace = case
+    exits = np.concatenate([replay(trace, s.policy).last for s in settings])
+    assert len(np.unique(exits)) >= 2
+
+
+def depends_on_the_rest(policy, trace):
+    """Stages at which an example is treated otherwise in a batch than on its own."""
+    for stage, *standing in views(trace, policy):
+        outputs = standing.pop()
+        count = len(standing[2])
+        whole = view_of(outputs, *standing, torch.arange(count))
+        alone = [view_of(outputs, *standing, torch.tensor([k])) for k in range(count)]
+        for act in acts(policy, stage, trace):
+            one_by_one = [torch.cat(parts) for parts in zip(*map(act, alone), strict=True)]
+            pairs = zip(act(whole), one_by_one, strict=True)
+            if not all(torch.equal(one, other) for one, other in pairs):
+                yield stage
+
+
+def depends_on_the_order(policy, trace):
+    """Stages at which shuffling the batch does more than shuffle the outcome."""
+    for stage, *standing in views(trace, policy):
+        outputs = standing.pop()
+        count = len(standing[2])
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+        plain = view_of(outputs, *standing, torch.arange(count))
+        shuffled = view_of(outputs, *standing, order)
+        for act in acts(policy, stage, trace):
+            pairs = zip(act(plain), act(shuffled), strict=True)
+            if not all(torch.equal(one[order], other) for one, other in pairs):
+                yield stage
+
+
+def test_decisions_and_answers_do_not_depend_on_the_rest_of_the_batch(case):
+    _, settings, trace = case
+    few = trace.rows(torch.arange(30))
+    for setting in settings:
+        assert list(depends_on_the_rest(setting.policy, few)) == [], setting.label
+
+
+def test_decisions_and_answers_do_not_depend_on_the_order(case):
+    _, settings, trace = case
+    for setting in settings:
+        assert list(depends_on_the_order(setting.policy, trace)) == [], setting.label
+
+
+class _AboveAverage(torch.nn.Module):
+    """Broken on purpose: compares an example with the others of its batch."""
+
+    free = False
+
+    def score(self, at):
+        sure = at.distribution(0).max_prob
+        return sure - sure.mean()
+
+    def to_dict(self):
+        return {}
+
+
+class _FirstInLine(torch.nn.Module):
+    """Broken on purpose: whoever stands first in the batch leaves."""
+
+    free = False
+
+    def score(self, at):
+        return 0.5 - torch.arange(len(at.ids), dtype=torch.float32)
+
+    def to_dict(self):
+        return {}
+
+
+def test_the_checks_above_can_fail():
+    trace = make_trace(30, stages=2, seed=0)
+    relative, first = (
+        Policy(trace.topology, {(0,): Node(r)}) for r in (_AboveAverage(), _FirstInLine())
+    )
+    assert 0 in depends_on_the_rest(relative, trace)
+    assert 0 in depends_on_the_rest(first, trace)
+    assert 0 in depends_on_the_order(first, trace)
+
+
+def acts(policy, stage, trace):
+    """What a policy does with a view: decide, answer where there are scores, predict."""
+    yield lambda view: policy.decide(view, stage)
+    if trace.output(stage).scored:
+        yield lambda view: (policy.answer(view, stage),)
+    yield lambda view: (policy.predict(view, stage, top=2),)
+
+
+def test_a_setting_survives_json_bit_by_bit(case):
+    _, settings, trace = case
+    for setting in settings:
+        again = Setting.from_dict(json.loads(json.dumps(setting.to_dict(), allow_nan=False)))
+        assert again.to_dict() == setting.to_dict()
+        one, other = replay(trace, setting.policy), replay(trace, again.policy)
+        for name in ("path", "labels", "closest", "path_cost"):
+            assert np.array_equal(getattr(one, name), getattr(other, name)), setting.label
+
+
+def test_no_label_is_in_sight_of_a_decision():
+    assert list(inspect.signature(Policy.decide).parameters) == ["self", "view", "stage"]
+    assert list(inspect.signature(Policy.answer).parameters) == ["self", "view", "stage"]
+    assert "label" not in " ".join([*inspect.signature(View).parameters, *dir(View)])
+
+
+def test_other_labels_change_no_decision_and_no_answer(case):
+    _, settings, trace = case
+    swapped = replace(trace, labels=trace.labels.flip(0))
+    assert not torch.equal(swapped.labels, trace.labels)
+    for setting in settings:
+        one, other = replay(trace, setting.policy), replay(swapped, setting.policy)
+        for name in ("path", "labels", "closest"):
+            assert np.array_equal(getattr(one, name), getattr(other, name)), setting.label
+
+
+def test_replay_is_what_walking_each_example_on_its_own_gives(case):
+    _, settings, trace = case
+    few = trace.rows(torch.arange(25))
+    for setting in settings:
+        fast, slow = replay(few, setting.policy), replay_reference(few, setting.policy)
+        for name in ("path", "labels", "wrong", "closest", "path_cost"):
+            assert np.array_equal(getattr(fast, name), getattr(slow, name)), setting.label
+
+
+def test_one_example_is_treated_as_it_is_among_others(case):
+    _, settings, trace = case
+    for setting in settings:
+        whole = replay(trace, setting.policy)
+        for row in (0, len(trace) - 1):
+            one = replay(trace.rows(torch.tensor([row])), setting.policy)
+            assert one.path.tolist() == [whole.path[row]]
+            assert one.labels.tolist() == [whole.labels[row].tolist()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fitting_twice_gives_the_same_and_changes_nothing_it_was_given(name):
+    part, first = fitted(name, "logits", n=40)
+    before = part.logits.clone()
+    second = fitters[name](part, reference="stage2", **QUICK.get(name, {}))
+    assert [s.to_dict() for s in first] == [s.to_dict() for s in second]
+    assert torch.equal(part.logits, before)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_example_is_enough_to_fit_on(name):
+    part, settings = fitted(name, "logits", n=1)
+    for setting in settings[:3]:
+        assert len(replay(part, setting.policy).path) == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_option_that_does_not_exist_is_refused_by_name(name):
+    with pytest.raises(InputError, match="nonsense"):
+        fit(make_trace(30), name, nonsense=1, progress=False)
+
+
+def test_a_policy_that_does_not_exist_is_refused_with_the_nearest_name():
+    with pytest.raises(UnknownNameError, match="Did you mean 'weighted'"):
+        fit(make_trace(30), "weigted", progress=False)
