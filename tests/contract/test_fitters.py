@@ -23,7 +23,7 @@ from offramp.trace import make_trace
 NAMES = sorted(fitters)
 KINDS = ("logits", "labels")
 CASES = [(name, kind) for name in NAMES for kind in KINDS]
-SWEPT = 6  # settings of each sweep that are looked at
+SWEPT = 4  # settings of each sweep that are looked at
 #: Smaller sweeps where the full one is slow; a policy that is not listed is fitted as it comes.
 QUICK = {
     "weighted": {"lams": [0.0, 0.03, 0.3]},

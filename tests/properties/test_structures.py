@@ -149,9 +149,6 @@ def test_divided_examples_are_disjoint_and_shares_of_one_use_them_all(parts, n, 
     check_division(data.ids, divided.ids, divided.split.numpy(), shares)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="Trace.divided rounds each share alone: 21 in halves make 20"
-)
 @given(parts=FRACTIONS, n=st.integers(20, 80), seed=SEEDS)
 @settings(max_examples=40, deadline=None)
 def test_divided_traces_are_disjoint_and_shares_of_one_use_them_all(parts, n, seed):

@@ -12,21 +12,29 @@ import typer
 from typer.core import TyperGroup
 
 from offramp import __version__
-from offramp.cli import bench, demo, errors, evaluate, fit, output, predict, record, report
+from offramp.cli import errors, output
+from offramp.cli.bench import command as bench
+from offramp.cli.demo import command as demo
+from offramp.cli.evaluate import command as evaluate
+from offramp.cli.fit import command as fit
+from offramp.cli.predict import command as predict
+from offramp.cli.record import command as record
+from offramp.cli.report import command as report
 
 
 class _Program(TyperGroup):
     """Runs a subcommand; errors become messages with an exit code, warnings become notes."""
 
-    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]  # noqa: ANN401
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401  (the parser's types are private)
         with warnings.catch_warnings():
             warnings.simplefilter("default", UserWarning)
             warnings.showwarning = lambda text, *_: output.note(str(text))
             try:
                 return super().invoke(ctx)
             except (Exception, KeyboardInterrupt) as error:
-                # Also the exceptions of the parser itself: they are for typer to show.
-                if type(error).__module__.split(".")[0] in ("typer", "click"):
+                # The parser's own exceptions are for typer to show, a closed pipe to ignore.
+                own = type(error).__module__.split(".")[0] in ("typer", "click")
+                if own or isinstance(error, BrokenPipeError):
                     raise
                 if ctx.params.get("debug"):
                     traceback.print_exception(error)
@@ -39,26 +47,27 @@ app = typer.Typer(
     name="offramp",
     help=(
         "Adaptive inference: trained classifiers that spend on each input only what it needs.\n\n"
-        "Start with [bold]offramp demo[/bold]. With networks of your own: [bold]record[/bold] "
-        "what they say about labelled data, [bold]fit[/bold] policies and choose one, "
-        "[bold]evaluate[/bold] it, write a [bold]report[/bold]; then [bold]predict[/bold] and "
-        "[bold]bench[/bold] with the bundle."
+        "Start with **offramp demo**. With networks of your own: **record** "
+        "what they say about labelled data, **fit** policies and choose one, "
+        "**evaluate** it, write a **report**; then **predict** and "
+        "**bench** with the bundle."
     ),
     epilog=(
         "Exit codes: 0 done, 1 unexpected, 2 wrong usage or input, 3 no cascade is worth it, "
         "130 interrupted."
     ),
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 
-def _print_version(asked: bool) -> None:
+def _print_version(asked: bool) -> bool:
     if asked:
         typer.echo(f"offramp {__version__}")
         raise typer.Exit
+    return asked
 
 
 @app.callback()
@@ -71,16 +80,16 @@ def _root(
         ),
     ] = False,
 ) -> None:
-    pass
+    """Options that stand before the command."""
 
 
-app.command("demo")(demo.command)
-app.command("record")(record.command)
-app.command("fit")(fit.command)
-app.command("evaluate")(evaluate.command)
-app.command("report")(report.command)
-app.command("predict")(predict.command)
-app.command("bench")(bench.command)
+app.command("demo")(demo)
+app.command("record")(record)
+app.command("fit")(fit)
+app.command("evaluate")(evaluate)
+app.command("report")(report)
+app.command("predict")(predict)
+app.command("bench")(bench)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

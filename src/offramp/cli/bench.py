@@ -42,6 +42,7 @@ def command(
     """Time the adaptive classifier and its static fallback side by side.
 
     In: a bundle, and inputs like those it will meet.
+
     Out: seconds per example of both and their ratio, for each batch size; medians of interleaved
     rounds. Without inputs it takes random numbers, on which nobody leaves where real inputs do.
 
@@ -84,9 +85,7 @@ def command(
     output.result(result)
 
 
-def _inputs(
-    loaded: "LoadedBundle", paths: list[Path] | None, array: str, *, most: int
-) -> "Tensor":
+def _inputs(loaded: "LoadedBundle", paths: list[Path] | None, array: str, *, most: int) -> "Tensor":
     """At most so many inputs, or random numbers where there are none."""
     import torch
 

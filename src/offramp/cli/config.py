@@ -39,7 +39,6 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
-    ValidationInfo,
 )
 
 from offramp._core.errors import FileFormatError, InputError
@@ -73,15 +72,19 @@ def _edges(value: object) -> object:
     return value
 
 
-def _existing(value: str, info: ValidationInfo) -> str:
-    path: Path = info.context["folder"] / Path(value).expanduser()
+def _existing(value: str, info: Any) -> str:  # noqa: ANN401  (pydantic's own cannot be checked)
+    path = _folder(info) / Path(value).expanduser()
     if not path.exists():
         raise ValueError(f"there is no such file or folder: {path}")
     return str(path)
 
 
-def _beside(value: str, info: ValidationInfo) -> str:
-    return str(info.context["folder"] / Path(value).expanduser())
+def _beside(value: str, info: Any) -> str:  # noqa: ANN401
+    return str(_folder(info) / Path(value).expanduser())
+
+
+def _folder(info: Any) -> Path:  # noqa: ANN401
+    return Path((info.context or {}).get("folder", "."))
 
 
 Names = Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
@@ -153,6 +156,7 @@ class FitSection(_Section):
     risk: Literal["difference", "excess"] = "difference"
     max_loss: float | None = Field(default=None, ge=0, lt=1)
     max_cost: float | None = Field(default=None, gt=0)
+    margin: float | None = Field(default=None, ge=0)
     seed: int = 0
 
 

@@ -4,16 +4,20 @@ Layer: cli.
 """
 
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from offramp.cli import options
 from offramp.cli.errors import NO_ANSWER
-from offramp.cli.output import Output, amount, percent
+from offramp.cli.output import Output, aligned, amount, percent, points
 
 if TYPE_CHECKING:
     from offramp.cli.demo_run import DemoResult
+    from offramp.evaluate import DoNotCascade, Evaluation, OperatingPoint
+
+_WIDTH = 79
 
 
 def command(
@@ -28,6 +32,7 @@ def command(
     """See it work: from three networks to a measured adaptive classifier, in about a minute.
 
     In: nothing; the data are the handwritten digits that come with scikit-learn.
+
     Out: a folder with the recorded trace, the fitted policies, a bundle, its predictions and a
     report to open in a browser. Exit code 3 if no cascade was worth it.
 
@@ -47,49 +52,49 @@ def command(
 
 def summary(found: "DemoResult") -> list[str]:
     """The demo's result in at most 15 lines."""
-    from offramp.cli.output import aligned
+    from offramp.evaluate import DoNotCascade
 
     chosen, reference = found.chosen, found.chosen.setting.reference
     rows = [
-        [f"{name} alone", amount(e.cost, e.unit), percent(e.cost_ratio), percent(e.accuracy)]
-        for name, e in found.singles.items()
+        [name, amount(e.cost, e.unit), f"{100 * e.cost_ratio:.2f} %", percent(e.accuracy)]
+        for name, e in [*_alone(found), ("adaptive", chosen)]
     ]
-    rows.append(
-        [
-            "adaptive",
-            amount(chosen.cost, chosen.unit),
-            percent(chosen.cost_ratio),
-            percent(chosen.accuracy),
-        ]
-    )
+    lost = chosen.difference_ci
+    interval = "" if lost is None else f" (95 %: {points(lost[0])} to {points(lost[1])})"
     shares = zip(chosen.stages, chosen.exit_share, strict=True)
     left = ", ".join(f"{name} {percent(share)}" for name, share in shares)
-    speed = ", ".join(
-        f"{row['speedup']:.1f} times as fast at batch {row['batch_size']}" for row in found.timing
-    )
-    rest = f", {found.undecided} within rounding of a threshold" if found.undecided else ""
+    speed = ", ".join(f"{row['speedup']:.1f}x at batch {row['batch_size']}" for row in found.timing)
+    near = f" ({found.undecided} within rounding)" if found.undecided else ""
+    refused = isinstance(found.choice, DoNotCascade)
     return [
-        f"{chosen.n} test images, costs per image, F is {reference}",
+        f"{chosen.n} test images; F, the network to compare with, is {reference}",
+        *aligned(["", "cost/image", f"of {reference}", "accuracy"], rows),
         "",
-        *aligned(["", "cost", f"of {reference}", "accuracy"], rows),
-        "",
-        *_choice_lines(found),
-        f"Left at: {left}",
-        f"Measured against {reference}: {speed}",
-        f"As replay said: {found.replayed} of {chosen.n}{rest}; "
-        f"in a fresh process: {found.predicted}",
+        *_choice_lines(found.choice),
+        f"  on test: {points(chosen.difference)} points lost{interval}",
+        *([] if refused else [f"  left at: {left}"]),
+        f"Measured speed-up over {reference}: {speed}",
+        f"As replay said: {found.replayed} of {chosen.n}{near}; in a fresh process: "
+        f"{found.predicted} of {chosen.n}",
         f"Report: {found.report}",
     ]
 
 
-def _choice_lines(found: "DemoResult") -> list[str]:
+def _alone(found: "DemoResult") -> "list[tuple[str, Evaluation]]":
+    return [(f"{name} alone", evaluation) for name, evaluation in found.singles.items()]
+
+
+def _choice_lines(choice: "OperatingPoint | DoNotCascade") -> list[str]:
+    """The choice in three or four lines."""
     from offramp.evaluate import DoNotCascade
 
-    if isinstance(found.choice, DoNotCascade):
-        return [found.choice.reason]
-    setting = found.choice.setting
-    return [f"Chosen for a loss of at most {100 * (found.choice.max_loss or 0):g} points:"] + [
-        f"  {setting.label}"
+    if isinstance(choice, DoNotCascade):
+        return wrap(choice.reason, _WIDTH)
+    judged = choice.judged
+    return [
+        *wrap(choice.setting.label, _WIDTH),
+        f"  allowed: {100 * (choice.max_loss or 0):g} points lost; on {judged.n} images "
+        f"({judged.split}): {points(judged.difference)}",
     ]
 
 

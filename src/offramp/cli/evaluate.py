@@ -36,6 +36,7 @@ def command(
     """Replay a setting on recorded examples: what does it cost, what does it lose?
 
     In: a trace and a setting that fit has chosen.
+
     Out: cost, accuracy and who leaves where, each against F, the reference network, on the same
     examples. No network runs.
 
@@ -57,7 +58,9 @@ def command(
     output.table(["", "setting", "F", "", "95 % interval"], _rows(found))
     output.line()
     shares = zip(found.stages, found.visit_share, found.exit_share, strict=True)
-    output.table(["stage", "visited by", "left at"], [[s, percent(v), percent(e)] for s, v, e in shares])
+    output.table(
+        ["stage", "visited by", "left at"], [[s, percent(v), percent(e)] for s, v, e in shares]
+    )
     output.result(numbers)
 
 

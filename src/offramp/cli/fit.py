@@ -21,6 +21,7 @@ from offramp.cli.run_folder import (
     FRONTIER,
     RunFolder,
     choice_to_dict,
+    choose,
     frontier_to_dict,
 )
 from offramp.cli.traces import load_divided
@@ -47,6 +48,9 @@ def command(
     ] = None,
     max_cost: Annotated[
         float | None, typer.Option(help="Or the mean cost you can pay: 0.5 is half of F's.")
+    ] = None,
+    margin: Annotated[
+        float | None, typer.Option(help="Standard errors to stay below --max-loss.")
     ] = None,
     reference: Annotated[
         str | None,
@@ -78,6 +82,7 @@ def command(
     """Fit policies on a trace and choose the one that suits you.
 
     In: a trace, and the loss of accuracy that you can bear or the cost that you can pay.
+
     Out: a folder with frontier.json (all settings) and chosen.json (the choice and why); with
     --bundle also the bundle that predict and bench run. Exit code 3: use one network alone.
 
@@ -93,6 +98,7 @@ def command(
         policy=options.names(policy),
         max_loss=max_loss,
         max_cost=max_cost,
+        margin=margin,
         reference=reference,
         top=top,
         combines=options.names(combines),
@@ -107,7 +113,7 @@ def command(
     command_line = _command_line(path, section, run.path)
     run.remember(trace=inside, seed=section.seed, command=command_line)
     run.write(FRONTIER, frontier_to_dict(frontier))
-    run.write(CHOSEN, choice_to_dict(choice))
+    run.write(CHOSEN, choice_to_dict(choice, margin=section.margin))
     if bundle is not None and config is not None:
         _save_bundle(bundle, settings, config, choice, path)
     _show(output, frontier, choice, run.path, bundle)
@@ -144,6 +150,7 @@ def _command_line(trace: Path, section: FitSection, out: Path) -> str:
         "policy": ",".join(section.policy),
         "max-loss": section.max_loss,
         "max-cost": section.max_cost,
+        "margin": section.margin,
         "reference": section.reference,
         "top": section.top,
         "combines": None if section.combines is None else ",".join(section.combines),
@@ -159,7 +166,7 @@ def _fit(path: Path, section: FitSection) -> "tuple[Frontier, Choice]":
     from offramp.evaluate import fit
 
     trace = load_divided(path, seed=section.seed)
-    given = {"combines": section.combines, "loss": section.loss}
+    given: dict[str, Any] = {"combines": section.combines, "loss": section.loss}
     frontier = fit(
         trace,
         section.policy,
@@ -168,9 +175,14 @@ def _fit(path: Path, section: FitSection) -> "tuple[Frontier, Choice]":
         seed=section.seed,
         **{name: value for name, value in given.items() if value is not None},
     )
-    if section.max_loss is not None:
-        return frontier, frontier.cheapest(max_loss=section.max_loss, risk=section.risk)
-    return frontier, frontier.best(max_cost=section.max_cost or 0.0, risk=section.risk)
+    choice = choose(
+        frontier,
+        risk=section.risk,
+        max_loss=section.max_loss,
+        max_cost=section.max_cost,
+        margin=section.margin,
+    )
+    return frontier, choice
 
 
 def _save_bundle(

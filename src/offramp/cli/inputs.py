@@ -114,7 +114,7 @@ class InputReader:
         else:
             ids = list(range(n)) if len(self.files) == 1 else [f"{name}[{k}]" for k in range(n)]
         if len(ids) != n:
-            raise InputError(f"{path} has {n} inputs and {len(ids)} ids; they must be equally many.")
+            raise InputError(f"{path} must have as many ids as inputs ({n}), got {len(ids)}.")
         for start in range(0, n, size):
             yield ids[start : start + size], inputs[start : start + size]
 
@@ -134,9 +134,7 @@ def _found(path: Path, *, alone: bool) -> list[tuple[str, Path]]:
 
 
 def _is_image(path: Path) -> bool:
-    return (
-        path.suffix.lower() in ENDINGS and not path.name.startswith(".") and path.is_file()
-    )
+    return path.suffix.lower() in ENDINGS and not path.name.startswith(".") and path.is_file()
 
 
 def _arranged(inputs: Tensor, shape: tuple[int, ...] | None, path: Path) -> Tensor:

@@ -7,8 +7,9 @@ import csv
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Protocol
+from typing import TYPE_CHECKING, Annotated, Protocol, final, runtime_checkable
 
 import typer
 
@@ -20,14 +21,15 @@ from offramp.cli.output import Output, amount, note, percent
 
 if TYPE_CHECKING:
     from offramp.bundle import LoadedBundle
+    from offramp.cli.inputs import InputReader
     from offramp.runtime import Answer
 
 _SHOWN = 5  # skipped files named in a note
-_INVALID = -1
 
 Columns = Mapping[str, Sequence[int | float | str]]
 
 
+@runtime_checkable
 class _Write(Protocol):
     def __call__(self, columns: Columns) -> None:
         """Write some more rows."""
@@ -36,12 +38,10 @@ class _Write(Protocol):
 
 def command(
     bundle: Annotated[Path, typer.Argument(help="The bundle to run.")],
-    inputs: Annotated[
-        list[Path], typer.Argument(help="Images, folders of images, or npz files.")
-    ],
-    out: Annotated[
-        Path, typer.Option(help="Table to write; it ends in .csv or .parquet.")
-    ] = Path("predictions.csv"),
+    inputs: Annotated[list[Path], typer.Argument(help="Images, folders of images, or npz files.")],
+    out: Annotated[Path, typer.Option(help="Table to write; it ends in .csv or .parquet.")] = Path(
+        "predictions.csv"
+    ),
     array: Annotated[str, typer.Option(help="Name of the inputs in npz files.")] = "images",
     ids: Annotated[
         str | None, typer.Option(help="Name of the ids in npz files; by default counted.")
@@ -58,6 +58,7 @@ def command(
     """Classify images or arrays with a bundle.
 
     In: a bundle, and images, folders of images (with or without subfolders), or npz files.
+
     Out: a table with id, label, class_name, confidence, stage and cost of each input. Images
     that cannot be decoded are skipped, counted and named.
 
@@ -65,76 +66,92 @@ def command(
     """
     from offramp.bundle import load_bundle
     from offramp.cli.inputs import InputReader
+    from offramp.runtime import NO_LABEL
 
     output = Output(as_json=json)
     if out.suffix not in _WRITERS:
         raise InputError(f"--out must end in {' or '.join(_WRITERS)}, got {out.name!r}.")
     loaded = load_bundle(bundle, device=device, optimise=fast, allow_import=allow_import)
     reader = InputReader.of(loaded, inputs, array=array, ids=ids)
-    left: Counter[str] = Counter()
-    n, invalid, total_cost = 0, 0, 0.0
-    with _WRITERS[out.suffix](out) as write, progress_bar("Predicting", None) as step:
-        for names, batch in reader.batches(batch_size):
-            answer = loaded.adaptive(batch, names)
-            columns = columns_of(names, answer, loaded.class_names)
-            write(columns)
-            left.update(str(stage) for stage in columns["stage"])
-            n += len(names)
-            invalid += int((~answer.valid).sum())
-            total_cost += 0.0 if answer.cost is None else float(answer.cost.sum())
-            step(len(names))
-        if n == 0:
-            raise InputError(f"None of the {len(reader.skipped)} images can be decoded.")
+    with _WRITERS[out.suffix](out) as write:
+        tally = _predict(loaded, reader, write, batch_size)
     if reader.skipped:
-        names_shown = ", ".join(reader.skipped[:_SHOWN])
+        shown = ", ".join(reader.skipped[:_SHOWN])
         more = f" and {len(reader.skipped) - _SHOWN} more" if len(reader.skipped) > _SHOWN else ""
-        note(f"{len(reader.skipped)} images cannot be decoded, skipped: {names_shown}{more}.")
-    if invalid:
-        note(f"{invalid} inputs have no answer (no finite logits): label {_INVALID}.")
-    unit = _unit(loaded)
-    output.line(f"{n} answers in {out}")
-    output.table(["left at", "inputs", "share"], _exits(loaded, left, n))
-    if unit is not None:
-        output.line(f"mean cost {amount(total_cost / n, unit)}")
+        note(f"skipped {len(reader.skipped)} images that cannot be decoded: {shown}{more}.")
+    if tally.invalid:
+        note(f"{tally.invalid} inputs have no answer (no finite logits): label {NO_LABEL}.")
+    costs = loaded.manifest.stage_costs()
+    mean_cost = None if costs is None else tally.cost / tally.n
+    output.line(f"{tally.n} answers in {out}")
+    exits = {name: tally.left[name] for name in loaded.adaptive.stage_names if tally.left[name]}
+    rows = [[name, str(count), percent(count / tally.n)] for name, count in exits.items()]
+    output.table(["left at", "inputs", "share"], rows)
+    if costs is not None and mean_cost is not None:
+        output.line(f"mean cost {amount(mean_cost, costs.unit)}")
     output.result(
         {
             "out": str(out),
-            "n": n,
+            "n": tally.n,
             "skipped": reader.skipped,
-            "invalid": invalid,
-            "exits": {name: left[name] for name in loaded.adaptive.stage_names if left[name]},
-            "unit": unit,
-            "mean_cost": None if unit is None else total_cost / n,
+            "invalid": tally.invalid,
+            "exits": exits,
+            "unit": None if costs is None else costs.unit,
+            "mean_cost": mean_cost,
         }
     )
 
 
-def columns_of(
-    names: Sequence[int | str], answer: "Answer", class_names: Sequence[str]
-) -> Columns:
+@final
+@dataclass
+class _Tally:
+    """What happened to all inputs together."""
+
+    n: int = 0
+    invalid: int = 0
+    cost: float = 0.0
+    left: Counter[str] = field(default_factory=Counter)
+
+
+def _predict(loaded: "LoadedBundle", reader: "InputReader", write: _Write, size: int) -> _Tally:
+    """Answer all inputs, batch by batch, so that memory does not grow with their number."""
+    tally = _Tally()
+    with progress_bar("Predicting", None) as step:
+        for names, batch in reader.batches(size):
+            answer = loaded.adaptive(batch, names)
+            columns = columns_of(names, answer, loaded.class_names)
+            write(columns)
+            tally.n += len(names)
+            tally.invalid += int((~answer.valid).sum())
+            tally.cost += 0.0 if answer.cost is None else float(answer.cost.sum())
+            tally.left.update(str(stage) for stage in columns["stage"])
+            step(len(names))
+    if tally.n == 0:
+        raise InputError(
+            f"There is nothing to predict: {len(reader.skipped)} images, none of which can be "
+            "decoded."
+        )
+    return tally
+
+
+def columns_of(names: Sequence[int | str], answer: "Answer", class_names: Sequence[str]) -> Columns:
     """The rows of a batch, by column."""
     labels = answer.labels.tolist()
     nothing: list[float | str] = [""] * len(names)
     return {
         "id": list(names),
         "label": labels,
-        "class_name": [
-            class_names[k] if k >= 0 and class_names else ("" if k < 0 else str(k)) for k in labels
-        ],
+        "class_name": [_class_name(label, class_names) for label in labels],
         "confidence": answer.confidence.tolist(),
         "stage": [answer.stage_names[k] for k in answer.stage.tolist()],
         "cost": nothing if answer.cost is None else answer.cost.tolist(),
     }
 
 
-def _unit(loaded: "LoadedBundle") -> str | None:
-    costs = loaded.manifest.stage_costs()
-    return None if costs is None else costs.unit
-
-
-def _exits(loaded: "LoadedBundle", left: Counter[str], n: int) -> list[list[str]]:
-    names = [name for name in loaded.adaptive.stage_names if left[name]]
-    return [[name, str(left[name]), percent(left[name] / n)] for name in names]
+def _class_name(label: int, class_names: Sequence[str]) -> str:
+    if label < 0:
+        return ""
+    return class_names[label] if class_names else str(label)
 
 
 @contextmanager

@@ -37,7 +37,8 @@ def command(
 ) -> None:
     """Run every network over labelled data once and keep what each one said.
 
-    In: a configuration with [data], \\[[stage]] and, if you like, [cascade] and [cost].
+    In: a configuration that names the data and the networks; with costs, if you know them.
+
     Out: a trace, the folder that policies are fitted on. An interrupted run goes on where it
     stopped when you call it again.
 

@@ -36,6 +36,7 @@ def command(
 
     In: the folder that fit has written. With --config, which says where the images are, the page
     shows some that left at each stage.
+
     Out: report.html, which works offline, and report.json with every number that it shows.
 
     Example: offramp report runs/cifar --config run.toml
@@ -47,11 +48,12 @@ def command(
     run = RunFolder.open(folder)
     seed = int(run.facts.get("seed", 0))
     trace = load_divided(run.trace_path(), seed=seed)
-    choice = choose_again(run.frontier(), read_json(folder / CHOSEN))
+    frontier = run.frontier()
+    choice = choose_again(frontier, folder / CHOSEN)
     content = report_content(
         title or f"Adaptive inference: {folder.name}",
         trace,
-        run.frontier(),
+        frontier,
         choice,
         seed=seed,
         timing=() if timing is None else read_json(timing)["timing"],

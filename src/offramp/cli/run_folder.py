@@ -49,6 +49,8 @@ class RunFolder:
     def claim(cls, path: Path) -> "RunFolder":
         """Take a folder for a run: a new or empty one, or one that is a run already.
 
+        Nothing is written before there is something to remember.
+
         Raises:
             InputError: If it is not empty and offramp did not make it.
         """
@@ -59,9 +61,7 @@ class RunFolder:
                 f"{path} is not empty and no run of offramp. Choose another folder; nothing in it "
                 "was changed."
             )
-        run = cls(path, {"files": []})
-        run.remember()
-        return run
+        return cls(path, {"files": []})
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
@@ -105,7 +105,7 @@ class RunFolder:
         """
         if "trace" not in self.facts:
             raise FileFormatError(f"{self.path} names no trace; run `offramp fit` first.")
-        return self.path / self.facts["trace"]
+        return self.path / str(self.facts["trace"])
 
     def frontier(self) -> "Frontier":
         """Read `frontier.json`."""
@@ -158,8 +158,15 @@ def frontier_from_dict(value: Mapping[str, Any], path: Path) -> "Frontier":
         raise FileFormatError(f"{path} does not hold a frontier: {error!r}.") from error
 
 
-def choice_to_dict(choice: "OperatingPoint | DoNotCascade") -> dict[str, Any]:
-    """What was chosen and why, as JSON values; `setting` can be read by `setting_from_file`."""
+def choice_to_dict(
+    choice: "OperatingPoint | DoNotCascade", *, margin: float | None = None
+) -> dict[str, Any]:
+    """What was chosen and why, as JSON values; `setting` can be read by `setting_from_file`.
+
+    Args:
+        choice: What `choose` has given.
+        margin: With which margin, if not with the usual one.
+    """
     from offramp.evaluate import OperatingPoint
 
     cascade = isinstance(choice, OperatingPoint)
@@ -168,20 +175,46 @@ def choice_to_dict(choice: "OperatingPoint | DoNotCascade") -> dict[str, Any]:
     return {
         "outcome": "cascade" if cascade else "do not cascade",
         "sentence": choice.sentence,
-        "limit": {"risk": choice.risk, "max_loss": choice.max_loss, "max_cost": choice.max_cost},
+        "limit": {
+            "risk": choice.risk,
+            "max_loss": choice.max_loss,
+            "max_cost": choice.max_cost,
+            "margin": margin,
+        },
         "setting": choice.setting.to_dict(),
         "fit": evaluation_to_dict(point.fit),
-        "calibrate": None if point.calibrate is None else evaluation_to_dict(point.calibrate),
+        "calibrate": _seen(point.calibrate),
+        "judged_on_both": _seen(point.judged_on_both),
         "best_single": None if single is None else _point_to_dict(single),
     }
 
 
-def choose_again(frontier: "Frontier", value: Mapping[str, Any]) -> "OperatingPoint | DoNotCascade":
-    """The choice that `chosen.json` describes, made once more from the frontier."""
-    limit = value["limit"]
-    if limit["max_loss"] is not None:
-        return frontier.cheapest(max_loss=limit["max_loss"], risk=limit["risk"])
-    return frontier.best(max_cost=limit["max_cost"], risk=limit["risk"])
+def choose(
+    frontier: "Frontier",
+    *,
+    risk: str,
+    max_loss: float | None,
+    max_cost: float | None,
+    margin: float | None,
+) -> "OperatingPoint | DoNotCascade":
+    """Choose from a frontier, as a command line or the "limit" in `chosen.json` says."""
+    if max_loss is None:
+        return frontier.best(max_cost=float(max_cost or 0), risk=risk)
+    if margin is None:
+        return frontier.cheapest(max_loss=max_loss, risk=risk)
+    return frontier.cheapest(max_loss=max_loss, risk=risk, margin=margin)
+
+
+def choose_again(frontier: "Frontier", path: Path) -> "OperatingPoint | DoNotCascade":
+    """The choice that a `chosen.json` describes, made once more from the frontier.
+
+    Raises:
+        FileFormatError: If the file says no limit.
+    """
+    try:
+        return choose(frontier, **read_json(path)["limit"])
+    except (KeyError, TypeError) as error:
+        raise FileFormatError(f"{path} does not say how to choose: {error!r}.") from error
 
 
 def setting_from_file(path: Path) -> "Setting":
@@ -211,8 +244,13 @@ def _point_to_dict(point: "FrontierPoint") -> dict[str, Any]:
         "label": point.setting.label,
         "on_front": point.on_front,
         "fit": evaluation_to_dict(point.fit),
-        "calibrate": None if point.calibrate is None else evaluation_to_dict(point.calibrate),
+        "calibrate": _seen(point.calibrate),
+        "judged_on_both": _seen(point.judged_on_both),
     }
+
+
+def _seen(evaluation: "Evaluation | None") -> dict[str, Any] | None:
+    return None if evaluation is None else evaluation_to_dict(evaluation)
 
 
 def _point_from_dict(value: Mapping[str, Any]) -> "FrontierPoint":
@@ -220,11 +258,17 @@ def _point_from_dict(value: Mapping[str, Any]) -> "FrontierPoint":
     from offramp.policy import Setting
 
     setting = Setting.from_dict(value["setting"])
-    seen = value["calibrate"]
+    fit, calibrate, both = (
+        None if value[part] is None else _evaluation_from_dict(value[part], setting)
+        for part in ("fit", "calibrate", "judged_on_both")
+    )
+    if fit is None:
+        raise TypeError("a point has no evaluation on 'fit'")
     return FrontierPoint(
         setting=setting,
-        fit=_evaluation_from_dict(value["fit"], setting),
-        calibrate=None if seen is None else _evaluation_from_dict(seen, setting),
+        fit=fit,
+        calibrate=calibrate,
+        judged_on_both=both,
         on_front=value["on_front"],
     )
 
@@ -232,7 +276,7 @@ def _point_from_dict(value: Mapping[str, Any]) -> "FrontierPoint":
 def _evaluation_from_dict(value: Mapping[str, Any], setting: "Setting") -> "Evaluation":
     from offramp.evaluate import Evaluation
 
-    fields = {
+    fields: dict[str, Any] = {
         name: tuple(v) if isinstance(v, list) else v
         for name, v in value.items()
         if name in Evaluation.__dataclass_fields__  # to_dict adds what follows from others

@@ -76,7 +76,7 @@ def compare(
 def _batches(inputs: Tensor, size: int) -> list[Tensor]:
     count = min(max(len(inputs) // size, 1), MOST_CALLS)
     rows = torch.arange(count * size, device=inputs.device) % len(inputs)
-    return list(inputs[rows].split(size))
+    return [inputs[part] for part in rows.reshape(count, size)]
 
 
 def _run(model: Callable[[Tensor], object], batches: Sequence[Tensor]) -> Callable[[], None]:

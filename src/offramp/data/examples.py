@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from offramp._core.checks import check_positive_int, check_shape, check_split
+from offramp._core.division import counts_of, random_order, stratified_order
 from offramp._core.errors import InputError, SplitOverlapError
 from offramp._core.types import SPLITS, Ids, Split
-from offramp.data.division import counts_of, random_order, stratified_order
 
 _CHUNK = 4096  # rows hashed at a time: the inputs may be mapped from disk
 _SHOWN = 5  # names listed in a message

@@ -16,6 +16,7 @@ from offramp._core.errors import InputError, TopologyError
 from offramp._core.topology import RAW_INPUT, Topology
 from offramp._core.types import Batch
 from offramp.models import ModelSpec
+from offramp.stages.exits import Heads, chain_edges, exit_stages
 from offramp.stages.stage import Stage
 
 _CHANGES_IN_TRAINING = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
@@ -101,6 +102,50 @@ class Cascade(nn.Module):
             for name, module in models.items()
         ]
         return cls(stages, edges=edges, class_names=class_names)
+
+    @classmethod
+    def of_exits(
+        cls,
+        net: nn.Module,
+        at: Sequence[str],
+        *,
+        heads: Heads,
+        example: Batch,
+        last: str = "last",
+        edges: str | Iterable[tuple[str, str]] = "chain",
+        preprocess: nn.Module | None = None,
+        class_names: Sequence[str] = (),
+    ) -> "Cascade":
+        """Early exit: a trained network, untouched, with exits after some of its layers.
+
+        The stages share the network's weights. An exit has the name of its layer, or, where there
+        are alternative heads, "layer/label" with the layer as their group.
+
+        Args:
+            net: In evaluation mode.
+            at: Names of layers in the order they run; `cut_points` lists them.
+            heads: For each of `at` a head, or alternative heads by label. A head reads what the
+                layer gives, `(m, ...)`, and gives logits `(m, c)`.
+            example: Some raw input; one example is enough.
+            last: Name of the last stage, the network's own answer.
+            edges: "chain" (from each head to those of the next point), or as in the class.
+            preprocess: Applied to the raw input first.
+            class_names: As in the class.
+
+        Raises:
+            UnknownNameError: If there is no such layer, or a head belongs to no exit.
+            InputError, UnsupportedError: As `cut`; or if an exit has no head.
+
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+        >>> cascade = Cascade.of_exits(
+        ...     net, ["1"], heads={"1": nn.Linear(8, 3)}, example=torch.zeros(1, 4)
+        ... )
+        >>> cascade.topology.describe(), cascade(torch.zeros(2, 4)).shape
+        ('1 -> last', torch.Size([2, 2, 3]))
+        """
+        stages = exit_stages(net, at, heads, example, last=last, preprocess=preprocess)
+        pairs = chain_edges(stages) if edges == "chain" else edges
+        return cls(stages, edges=pairs, class_names=class_names)
 
     def __len__(self) -> int:
         return len(self.topology)

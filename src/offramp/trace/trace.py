@@ -13,6 +13,7 @@ from torch import Tensor
 
 from offramp._core.checks import check_shape, check_split
 from offramp._core.costs import Costs
+from offramp._core.division import counts_of, random_order
 from offramp._core.errors import InputError, SplitOverlapError
 from offramp._core.outputs import StageOutput
 from offramp._core.topology import Topology
@@ -196,25 +197,18 @@ class Trace:
         """The same examples, split at random.
 
         Args:
-            shares: For each split a share in (0, 1] or a number of examples. What they leave
-                over is dropped where numbers are given; shares must sum to 1 or less.
+            shares: For each split a fraction, all floats with a sum of at most 1 (a sum of 1 uses
+                every example); or a number of examples each. What they leave over is dropped.
             seed: Of the random order.
 
         Raises:
-            InputError: If the shares sum to more than there is.
+            InputError: If the shares are mixed, sum to more than there is, or leave a split empty.
         """
         n = len(self)
-        counts = {
-            check_split("shares", name): size if isinstance(size, int) else round(size * n)
-            for name, size in shares.items()
-        }
-        wanted = sum(size if isinstance(size, int) else size * n for size in shares.values())
-        if min(counts.values(), default=0) < 1 or wanted > n + 1e-6:
-            raise InputError(f"shares {shares} do not fit {n} examples.")
-        order = np.random.default_rng(seed).permutation(n)
+        order = random_order(n, seed=seed)
         split = np.full(n, -1, dtype=np.int64)
         start = 0
-        for name, count in counts.items():
+        for name, count in counts_of(shares, n).items():
             split[order[start : start + count]] = SPLITS.index(name)
             start += count
         kept = torch.from_numpy(np.flatnonzero(split >= 0))

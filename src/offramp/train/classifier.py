@@ -116,5 +116,5 @@ def _finite(loss: Tensor, epoch: int, learning_rate: float) -> float:
 def _seeded(seed: int) -> Iterator[None]:
     """Fix what layers such as dropout draw on the CPU, and restore the global state."""
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         yield

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from offramp._core.division import counts_of, random_order, stratified_order
 from offramp._core.errors import InputError, SplitOverlapError
 from offramp._core.types import SPLITS
 from offramp.data import Examples, arrays
-from offramp.data.division import counts_of, random_order, stratified_order
 
 
 def make(n=12, classes=3, **changes) -> Examples:

@@ -101,7 +101,7 @@ def test_a_prediction_outside_the_classes_is_merely_wrong():
 def test_parts_are_disjoint_and_together_the_whole(seed, kind):
     trace = make_trace(40, kind=kind, seed=seed)
     trace = replace(trace, ids=np.array([f"e{k}" for k in range(40)]))
-    divided = trace.divided({"fit": 0.5, "calibrate": 10, "test": 10}, seed=seed)
+    divided = trace.divided({"fit": 20, "calibrate": 10, "test": 10}, seed=seed)
     parts = [divided.part(name) for name in ("fit", "calibrate", "test")]
     assert [len(part) for part in parts] == [20, 10, 10]
     assert sorted(i for part in parts for i in part.ids) == sorted(trace.ids)
@@ -138,9 +138,17 @@ def test_a_split_that_nobody_is_in_is_an_error():
         divided.part("test")
 
 
-@pytest.mark.parametrize("shares", [{"fit": 11}, {"fit": 0.9, "test": 0.9}, {"fit": 0}])
-def test_shares_that_do_not_fit_are_refused(shares):
-    with pytest.raises(InputError, match="do not fit 10 examples"):
+@pytest.mark.parametrize(
+    ("shares", "message"),
+    [
+        ({"fit": 11}, r"make \[11\] of 10 examples"),
+        ({"fit": 0.9, "test": 0.9}, "must sum to at most 1"),
+        ({"fit": 0}, r"make \[0\] of 10 examples; every split needs at least one"),
+        ({"fit": 0.5, "test": 3}, "all fractions or all numbers"),
+    ],
+)
+def test_shares_that_do_not_fit_are_refused(shares, message):
+    with pytest.raises(InputError, match=message):
         make_trace(10).divided(shares, seed=0)
 
 

@@ -1,6 +1,6 @@
-"""Sizes and random orders for splitting a data set.
+"""Sizes and random orders for splitting examples.
 
-Layer: data.
+Layer: _core.
 """
 
 from collections.abc import Mapping

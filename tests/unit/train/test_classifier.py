@@ -1,0 +1,83 @@
+import pytest
+import torch
+from torch import nn
+
+from offramp._core.errors import InputError
+from offramp.data import arrays, digits
+from offramp.models import small_cnn
+from offramp.stages import Normalize
+from offramp.train import train_classifier
+
+
+@pytest.fixture(scope="module")
+def part():
+    return digits().divided({"train": 300}, seed=0)
+
+
+def trained(part, *, seed=0, dropout=0.0, **options):
+    net = nn.Sequential(small_cnn(width=4, depth=2), nn.Dropout(dropout))
+    losses = train_classifier(
+        net, part, epochs=3, seed=seed, preprocess=Normalize(1 / 16), progress=False, **options
+    )
+    return net, losses
+
+
+def test_training_lowers_the_loss_and_learns_the_digits(part):
+    net = small_cnn(width=4, depth=2)
+    losses = train_classifier(
+        net, part, epochs=12, seed=0, preprocess=Normalize(1 / 16), progress=False
+    )
+    assert len(losses) == 12
+    assert losses[-1] < 0.5 * losses[0]
+    assert not net.training
+    with torch.inference_mode():
+        right = net(part.inputs / 16).argmax(dim=1) == part.labels
+    assert right.double().mean() > 0.8
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(part):
+    one, losses = trained(part, dropout=0.3)
+    torch.rand(7)  # what others draw changes nothing
+    same, again = trained(part, dropout=0.3)
+    other, _ = trained(part, dropout=0.3, seed=1)
+    assert losses == again
+    for a, b in zip(one.parameters(), same.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert not all(
+        torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True)
+    )
+
+
+def test_the_global_random_state_is_left_alone(part):
+    before = torch.get_rng_state()
+    trained(part, dropout=0.3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_loss_that_is_no_number_stops_with_its_place(part):
+    images = part.inputs.float()
+    images[5] = torch.nan
+    broken = arrays(images, part.labels)
+    net = small_cnn(width=2, depth=2)
+    with pytest.raises(InputError, match=r"loss became nan in epoch 1, with learning_rate=0\.01"):
+        train_classifier(net, broken, epochs=2, seed=0, progress=False)
+
+
+def test_fewer_examples_than_a_batch_are_one_batch(part):
+    _, losses = trained(part.rows(torch.arange(10)), batch_size=64)
+    assert len(losses) == 3
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"epochs": 0}, "epochs must be an integer of at least 1, got 0"),
+        ({"learning_rate": 0.0}, r"learning_rate must be finite and greater than 0, got 0\.0"),
+        ({"weight_decay": -1.0}, r"weight_decay must be finite and at least 0, got -1\.0"),
+        ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
+    ],
+)
+def test_wrong_numbers_are_named(part, wrong, said):
+    options = {"epochs": 1, "seed": 0, "progress": False, **wrong}
+    with pytest.raises(InputError, match=said):
+        train_classifier(small_cnn(width=2, depth=2), part, **options)
