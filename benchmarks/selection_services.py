@@ -12,7 +12,7 @@ services may hear something that is no digit: label 10, simply wrong). What they
 - The dearest is not the best: of the reviews, Baidu (3.5 dollars per 10,000) is best on WAIMAI,
   88.9 %, and near chance on IMDB, 51.6 %, where Google (2.5) is best, 86.4 %; of the faces, Google
   (15) has 67.7 % and Microsoft (10) 81.4 %; of the digits, Google (60) has 88.5 %, Microsoft (41)
-  98.6 % and IBM (25) 98.3 %. Google names neither disgust nor fear on any face.
+  98.6 % and IBM (25) 98.3 %. Google never names two of the seven classes of faces (1 and 2).
 - The free models are poor on their own (64-69 %; digits 92 %), and cost next to nothing, so that
   asking them first is nearly always worth it.
 

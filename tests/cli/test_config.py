@@ -105,12 +105,12 @@ def test_contradictions_between_sections_are_found(tmp_path):
 
 
 def test_a_unit_that_cannot_be_measured_needs_given_costs(tmp_path):
-    with pytest.raises(InputError, match="cost.unit: 'usd' cannot be measured"):
+    with pytest.raises(InputError, match=r"cost\.unit: 'usd' cannot be measured"):
         load_config(write(tmp_path, '[cost]\nunit = "usd"\n'))
 
 
 def test_sections_that_a_command_needs_are_asked_for(tmp_path):
-    with pytest.raises(InputError, match="has 2 problems(.|\n)*data: this section is missing"):
+    with pytest.raises(InputError, match=r"has 2 problems(.|\n)*data: this section is missing"):
         load_config(write(tmp_path, ""), needs=("data", "stage"))
 
 
@@ -127,7 +127,7 @@ def test_a_file_that_is_no_toml_is_named(tmp_path, text):
 def test_paths_are_relative_to_the_file(tmp_path, monkeypatch):
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "w.npz").touch()
-    path = write(
+    write(
         tmp_path / "deep",
         '[[stage]]\nname = "a"\nmodel = "m"\nweights = "w.npz"\n[output]\ndir = "x"\n',
     )

@@ -85,6 +85,7 @@ def test_modules_beside_the_configuration_can_be_named(run, project, tmp_path):
     (tmp_path / "run.toml").write_text(
         '[data]\nkind = "digits"\nsplits = { test = 20 }\n'
         '[[stage]]\nname = "mine"\nmodel = "my_nets_of_test:make"\narguments = { width = 2 }\n'
+        "normalise = { scale = 0.0625 }\n"
     )
     found = run("record", "--config", tmp_path / "run.toml", "--out", tmp_path / "x.trace")
     assert found.code == 0, found.err
@@ -205,7 +206,9 @@ def test_evaluate_prints_what_the_library_computes(run, trace_path, tmp_path):
     assert max(len(line) for line in found.out.splitlines()[1:]) <= 80
     everything = run("evaluate", trace_path, out, "--split", "all", "--bootstrap", 0, "--json")
     assert json.loads(everything.out)["n"] == 900
-    assert run("evaluate", trace_path, out, "--split", "tset").code == 2
+    wrong = run("evaluate", trace_path, out, "--split", "tset")
+    assert wrong.code == 2
+    assert "--split must be one of train, fit, calibrate, test, got 'tset'" in wrong.err
 
 
 def test_evaluate_refuses_a_setting_of_other_stages(run, trace_path, tmp_path):

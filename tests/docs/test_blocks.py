@@ -1,8 +1,7 @@
 """Every block of code in the documentation does what it says.
 
 Python blocks of a file are run in order, in one namespace and a temporary folder. TOML blocks are
-valid configurations. Shell commands exist with all their options; in a file that says
-`<!-- commands are run -->` or that is a tutorial they are run too.
+valid configurations. Shell commands exist with all their options; in a tutorial they are run too.
 """
 
 import re

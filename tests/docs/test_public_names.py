@@ -11,7 +11,6 @@ import torch
 
 import offramp
 from offramp._core import errors
-from offramp.trace import make_trace
 
 ROOT = Path(__file__).parents[2]
 LAYERS = sorted(m.name for m in pkgutil.iter_modules(offramp.__path__) if m.ispkg)
@@ -138,7 +137,3 @@ def test_the_error_tree_is_as_drawn():
     for name, parent in parents.items():
         first = coded[name].__bases__[0].__name__
         assert first == (parent or "Exception"), name
-
-
-def test_a_trace_made_for_examples_needs_nothing():
-    assert len(make_trace(3)) == 3

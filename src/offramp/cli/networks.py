@@ -4,7 +4,10 @@ Layer: cli.
 """
 
 import sys
+import warnings
 from pathlib import Path
+
+import torch
 
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError
@@ -54,6 +57,17 @@ def cascade_of(config: RunConfig, folder: Path, class_names: tuple[str, ...] = (
         specs=specs,
         class_names=class_names,
     )
+
+
+def warn_of_raw_bytes(config: RunConfig, examples: Examples) -> None:
+    """Warn if a network gets bytes as they are: most want numbers around 0."""
+    bare = [stage.name for stage in config.stage if stage.normalise is None]
+    if bare and examples[0][0].dtype == torch.uint8:
+        warnings.warn(
+            f"The inputs are bytes, and {', '.join(map(repr, bare))} without `normalise` gets them "
+            "as they are; most networks need numbers: normalise = { scale = 0.00392156862745098 }.",
+            stacklevel=2,
+        )
 
 
 def costs_of(cascade: Cascade, cost: CostSection, examples: Examples, *, device: str) -> Costs:

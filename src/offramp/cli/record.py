@@ -44,7 +44,7 @@ def command(
 
     Example: offramp record --config run.toml --out cifar.trace
     """
-    from offramp.cli.networks import cascade_of, costs_of, examples_of
+    from offramp.cli.networks import cascade_of, costs_of, examples_of, warn_of_raw_bytes
     from offramp.record import record
 
     output = Output(as_json=json)
@@ -52,6 +52,7 @@ def command(
     if settings.data is None:  # load_config has refused it
         return
     examples = examples_of(settings.data)
+    warn_of_raw_bytes(settings, examples)
     cascade = cascade_of(settings, config.parent, examples.class_names)
     costs = costs_of(cascade, settings.cost, examples, device=device)
     if out is None:

@@ -28,7 +28,9 @@ def load_divided(path: Path, *, seed: int) -> "Trace":
 
 def part_of(trace: "Trace", split: str) -> "Trace":
     """The examples of one split; "all" stands for all of them."""
-    return trace if split == "all" else trace.part(split)  # type: ignore[arg-type]
+    from offramp._core.checks import check_split
+
+    return trace if split == "all" else trace.part(check_split("--split", split))  # type: ignore[arg-type]
 
 
 def unseen(trace: "Trace") -> "Trace":

@@ -1,0 +1,46 @@
+"""A cascade of services that give a label and a confidence: cost in dollars, no networks.
+
+python examples/priced_services.py
+"""
+
+import numpy as np
+
+import offramp
+from offramp.evaluate import evaluate
+from offramp.trace import from_predictions
+
+PRICES = {"local model": 0.0, "cheap service": 0.00015, "dear service": 0.001}
+
+
+def answers(labels: np.ndarray, accuracy: float, rng: np.random.Generator) -> tuple:
+    """Labels and confidences of one service; surer where it is right."""
+    right = rng.random(len(labels)) < accuracy
+    predicted = np.where(right, labels, (labels + rng.integers(1, 5, len(labels))) % 5)
+    return predicted, np.where(right, rng.beta(6, 1, len(labels)), rng.beta(2, 2, len(labels)))
+
+
+def main() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 5, 3000)  # your labelled examples
+    accuracies = dict(zip(PRICES, (0.75, 0.85, 0.93), strict=True))
+    said = {name: answers(labels, accuracy, rng) for name, accuracy in accuracies.items()}
+
+    trace = from_predictions(
+        {name: predicted for name, (predicted, _) in said.items()},
+        labels,
+        confidences={name: confidence for name, (_, confidence) in said.items()},
+        costs=PRICES,
+        unit="usd",
+    ).divided({"fit": 0.4, "calibrate": 0.3, "test": 0.3}, seed=0)
+
+    frontier = offramp.fit(trace, policy=["weighted", "myopic"], reference="dear service")
+    chosen = frontier.cheapest(max_loss=0.0)  # no worse than the dear service
+    print(chosen.sentence)
+    found = evaluate(trace.part("test"), chosen.setting)
+    print(f"On test: ${1000 * found.cost:.2f} instead of ${1000 * found.reference_cost:.2f} per")
+    print(f"thousand, {100 * found.accuracy:.1f} % right instead of ", end="")
+    print(f"{100 * found.reference_accuracy:.1f} %.")
+
+
+if __name__ == "__main__":
+    main()
