@@ -20,7 +20,7 @@ def main() -> None:
     # Any trained networks will do; these two are trained here.
     small, large = small_cnn(width=2, depth=2), small_cnn(width=16, depth=4)
     for network in (small, large):
-        train_classifier(network, examples.part("train"), epochs=12, seed=0, preprocess=normalise)
+        train_classifier(network, examples.part("train"), epochs=25, seed=0, preprocess=normalise)
 
     cascade = offramp.Cascade.of_models({"small": small, "large": large}, preprocess=normalise)
     unseen = examples.rows(examples.split != 0)  # without "train"

@@ -13,7 +13,10 @@ PRICES = {"local model": 0.0, "cheap service": 0.00015, "dear service": 0.001}
 
 
 def answers(labels: np.ndarray, accuracy: float, rng: np.random.Generator) -> tuple:
-    """Labels and confidences of one service; surer where it is right."""
+    """Labels and confidences of one service; surer where it is right.
+
+    These services err independently of each other; real ones err together and save less.
+    """
     right = rng.random(len(labels)) < accuracy
     predicted = np.where(right, labels, (labels + rng.integers(1, 5, len(labels))) % 5)
     return predicted, np.where(right, rng.beta(6, 1, len(labels)), rng.beta(2, 2, len(labels)))

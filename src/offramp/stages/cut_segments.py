@@ -82,7 +82,7 @@ class Emission:
         self._graph.output(given[0] if len(given) == 1 else tuple(given))
 
     def _moved(self, node: fx.Node, source: int, destination: int) -> fx.Node:
-        if True:
+        if source == destination:
             return node
         return self._graph.call_function(_aten.movedim.int, (node, source, destination))
 
