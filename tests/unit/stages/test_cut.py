@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from offramp.models import cifar_preresnet, cifar_resnet, extract_logits, small_cnn
-from offramp.runtime import prepare
+from offramp.policy import Feature, Linear, Node, Policy
+from offramp.runtime import Adaptive, prepare
 from offramp.stages import Cascade, cut, cut_points, take_rows
 
 N = 7
@@ -366,3 +367,46 @@ def test_segments_can_be_pickled_for_worker_processes():
     x = tensor(2, 1, 8, 8)
     again = pickle.loads(pickle.dumps(segments[0]))
     torch.testing.assert_close(again(x), segments[0](x))
+
+
+class Viewed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(3, 4, 3), nn.Linear(144, 4)
+
+    def forward(self, x):
+        return self.linear(self.conv(x).view(x.shape[0], -1))
+
+
+@torch.no_grad()
+def test_a_view_holds_for_a_carry_of_other_strides():
+    """Preparation makes tensors channels last, which no view can flatten."""
+    net = lively(Viewed())
+    first, last = (prepare(segment) for segment in cut(net, ["conv"], images()))
+    carry = first(images())
+    assert not carry.is_contiguous()
+    torch.testing.assert_close(last(carry), net(images()), rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_engine_runs_exits_as_it_runs_any_cascade():
+    """Survivors are compacted at each exit; whoever stays to the end gets the network's answer."""
+    net, x = lively(cifar_resnet(8, width=0.5)), images()
+    pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    heads = {
+        "layer1": lively(nn.Sequential(pooled, nn.Linear(8, 10, bias=False))),
+        "layer2.0.conv1": lively(nn.Sequential(pooled, nn.Linear(16, 10, bias=False))),
+    }
+    cascade = Cascade.of_exits(net, list(heads), heads=heads, example=x[:1])
+    logits = cascade(x)
+    sure = logits.softmax(2).max(2).values  # (n, s)
+    first = sure[:, 0].median().item()
+    second = sure[sure[:, 0] < first, 1].max().item() - 1e-5
+    nodes = {
+        path: Node(Linear.threshold(Feature("max_prob", path[-1]), bound))
+        for path, bound in [((0,), first), ((0, 1), second)]
+    }
+    answer = Adaptive(cascade, Policy(cascade.topology, nodes))(x)
+    assert set(answer.stage.tolist()) == {0, 1, 2}
+    chosen = logits[torch.arange(N), answer.stage].log_softmax(1)
+    torch.testing.assert_close(answer.logits.log_softmax(1), chosen, rtol=0, atol=1e-5)
