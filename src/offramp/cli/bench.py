@@ -59,7 +59,7 @@ def command(
         loaded.adaptive, loaded.fallback, batch.to(device), batch_sizes=sizes, rounds=rounds
     )
     reference = loaded.manifest.reference
-    output.line(f"{loaded.setting.label}")
+    output.paragraph(loaded.setting.label)
     output.line(f"against {reference} alone, {rows[0]['backend']}, {rounds} rounds")
     output.line()
     output.table(

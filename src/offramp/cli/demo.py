@@ -4,20 +4,17 @@ Layer: cli.
 """
 
 from pathlib import Path
-from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from offramp.cli import options
 from offramp.cli.errors import NO_ANSWER
-from offramp.cli.output import Output, aligned, amount, percent, points
+from offramp.cli.output import Output, aligned, amount, percent, points, wrapped
 
 if TYPE_CHECKING:
     from offramp.cli.demo_run import DemoResult
     from offramp.evaluate import DoNotCascade, Evaluation, OperatingPoint
-
-_WIDTH = 79
 
 
 def command(
@@ -89,10 +86,10 @@ def _choice_lines(choice: "OperatingPoint | DoNotCascade") -> list[str]:
     from offramp.evaluate import DoNotCascade
 
     if isinstance(choice, DoNotCascade):
-        return wrap(choice.reason, _WIDTH)
+        return wrapped(choice.reason)
     judged = choice.judged
     return [
-        *wrap(choice.setting.label, _WIDTH),
+        *wrapped(choice.setting.label),
         f"  allowed: {100 * (choice.max_loss or 0):g} points lost; on {judged.n} images "
         f"({judged.split}): {points(judged.difference)}",
     ]

@@ -52,7 +52,7 @@ def command(
     numbers = {"label": chosen.label, **evaluation_to_dict(found)}
     if out is not None:
         write_json(out, numbers)
-    output.line(f"{chosen.label}")
+    output.paragraph(chosen.label)
     output.line(f"on {found.n} examples ({found.split}); F is {chosen.reference}")
     output.line()
     output.table(["", "setting", "F", "", "95 % interval"], _rows(found))

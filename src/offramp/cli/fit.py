@@ -14,7 +14,7 @@ from offramp._core.errors import InputError
 from offramp.cli import options
 from offramp.cli.config import FitSection, RunConfig, load_config
 from offramp.cli.errors import NO_ANSWER
-from offramp.cli.output import Output, percent, points
+from offramp.cli.output import Output, points
 from offramp.cli.record import run_path
 from offramp.cli.run_folder import (
     CHOSEN,
@@ -214,7 +214,7 @@ def _show(
     front = frontier.pareto
     step = max(1, -(-len(front) // _LINES))
     rows = [
-        [percent(p.judged.cost_ratio), points(p.judged.difference), p.setting.method]
+        [f"{100 * p.judged.cost_ratio:.2f} %", points(p.judged.difference), p.setting.method]
         for p in front[::step]
     ]
     where = front[0].judged.split if front else "fit"
@@ -224,7 +224,7 @@ def _show(
     )
     output.table([f"cost over F ({where})", "points lost", "policy"], rows)
     output.line()
-    output.line(choice.sentence)
+    output.paragraph(choice.sentence)
     output.line(f"Written: {folder / FRONTIER}, {folder / CHOSEN}")
     if bundle is not None:
         output.line(f"Bundle: {bundle}")

@@ -5,11 +5,13 @@ Layer: cli.
 
 import json
 from collections.abc import Sequence
+from textwrap import wrap
 from typing import Any, final
 
 import typer
 
 _GAP = "  "
+_WIDTH = 79
 
 
 def note(text: str) -> None:
@@ -38,6 +40,11 @@ class Output:
         if not self.as_json:
             typer.echo(text)
 
+    def paragraph(self, text: str) -> None:
+        """A longer text for people, in lines that fit a terminal."""
+        for line in wrapped(text):
+            self.line(line)
+
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Aligned columns for people."""
         for line in aligned(header, rows):
@@ -64,6 +71,15 @@ def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
         ).rstrip()
         for row in cells
     ]
+
+
+def wrapped(text: str) -> list[str]:
+    """Lines of at most 79 characters; paths and names stay whole.
+
+    >>> [len(line) for line in wrapped("word " * 20)]
+    [79, 19]
+    """
+    return wrap(text, _WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
 def percent(share: float) -> str:

@@ -68,7 +68,7 @@ def command(
     )
     run.remember(REPORT, "report.json")
     page = write_report(folder / REPORT, content)
-    output.line(content.chosen.sentence)
+    output.paragraph(content.chosen.sentence)
     output.line(f"Report: {page}")
     output.result(
         {

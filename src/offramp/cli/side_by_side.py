@@ -90,4 +90,5 @@ def _run(model: Callable[[Tensor], object], batches: Sequence[Tensor]) -> Callab
 def _backend(device: torch.device) -> str:
     if device.type == "cuda":
         return f"PyTorch {torch.__version__}, {torch.cuda.get_device_name(device)}"
-    return f"PyTorch {torch.__version__}, {torch.get_num_threads()} CPU threads"
+    threads = torch.get_num_threads()
+    return f"PyTorch {torch.__version__}, {threads} CPU thread{'s' if threads > 1 else ''}"
