@@ -92,8 +92,9 @@ def make_content():
             title=title,
             chosen=OperatingPoint(
                 setting=setting, fit=fits[1], calibrate=replace(fits[1], split="calibrate"),
-                judged_on_both=replace(fits[1], split="fit + calibrate"), best_single=single, risk="difference", max_loss=0.02,
-                max_cost=None, sentence="Use the middle one & be glad.",
+                judged_on_both=replace(fits[1], split="fit + calibrate"),
+                best_single=single, risk="difference", max_loss=0.02, max_cost=None,
+                sentence="Use the middle one & be glad.",
             ),
             test=_evaluation(setting, "test", 0.391, 0.9038, intervals=True),
             frontier=tuple(FrontierPoint(setting=setting, fit=e, on_front=True) for e in fits),
