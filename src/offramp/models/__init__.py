@@ -7,6 +7,18 @@ from offramp.models.alexnet import AlexNet, alexnet
 from offramp.models.bottleneck import BottleneckResNet, resnet50
 from offramp.models.densenet import DenseNet, densenet121
 from offramp.models.googlenet import GoogLeNet, googlenet
+from offramp.models.heads import (
+    HEADS,
+    PooledHead,
+    TokenPool,
+    conv_head,
+    gap_linear,
+    head_arguments,
+    make_head,
+    pool_mlp,
+    token_linear,
+    vector_linear,
+)
 from offramp.models.inception import InceptionV3, inception_v3
 from offramp.models.logits import extract_logits
 from offramp.models.preresnet import PreResNet, cifar_preresnet
@@ -16,6 +28,7 @@ from offramp.models.spec import MODELS, ModelSpec, build, model_factory
 from offramp.models.weights import load_weights, save_weights
 
 __all__ = [
+    "HEADS",
     "MODELS",
     "AlexNet",
     "BottleneckResNet",
@@ -23,21 +36,30 @@ __all__ = [
     "GoogLeNet",
     "InceptionV3",
     "ModelSpec",
+    "PooledHead",
     "PreResNet",
     "ResNet",
     "SmallCNN",
+    "TokenPool",
     "alexnet",
     "build",
     "cifar_preresnet",
     "cifar_resnet",
+    "conv_head",
     "densenet121",
     "extract_logits",
+    "gap_linear",
     "googlenet",
+    "head_arguments",
     "inception_v3",
     "load_weights",
+    "make_head",
     "model_factory",
+    "pool_mlp",
     "resnet21",
     "resnet50",
     "save_weights",
     "small_cnn",
+    "token_linear",
+    "vector_linear",
 ]

@@ -21,6 +21,7 @@ from offramp.models.alexnet import alexnet
 from offramp.models.bottleneck import resnet50
 from offramp.models.densenet import densenet121
 from offramp.models.googlenet import googlenet
+from offramp.models.heads import HEADS
 from offramp.models.inception import inception_v3
 from offramp.models.preresnet import cifar_preresnet
 from offramp.models.resnet import cifar_resnet, resnet21
@@ -57,8 +58,8 @@ class ModelSpec:
 
     Args:
         name: A registered name ("resnet20", "preresnet56", "resnet21", "small_cnn", any depth
-            6m + 2; "alexnet", "googlenet", "resnet50", "densenet121", "inception_v3"), or
-            "module:callable", such as "torchvision.models:resnet18".
+            6m + 2; "alexnet", "googlenet", "resnet50", "densenet121", "inception_v3"), an exit
+            head of `HEADS`, or "module:callable", such as "torchvision.models:resnet18".
         arguments: Keyword arguments, JSON values only.
         weights: File of weights, or None for those that the callable makes.
         weights_sha256: Checksum that the file must have, 64 hexadecimal digits, or None.
@@ -144,12 +145,14 @@ def build(spec: ModelSpec, *, allow_import: bool = True) -> nn.Module:
 
 
 def model_factory(name: str) -> Callable[..., nn.Module]:
-    """What builds the model of this name.
+    """What builds the model, or the exit head, of this name.
 
     Raises:
         UnknownNameError: If there is none; the nearest is suggested.
         InputError: If a residual network cannot have this depth; the nearest are named.
     """
+    if name in HEADS:
+        return HEADS[name]
     match = re.fullmatch(r"(resnet|preresnet)(\d+)", name)
     if match is None or name in MODELS:
         return MODELS[name]

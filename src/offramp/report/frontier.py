@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from offramp._core.checks import check_shape
 from offramp._core.errors import InputError
@@ -33,6 +33,8 @@ from offramp.report.palette import (
 from offramp.report.placement import place_labels
 
 _LEGEND_ROW_IN = 0.22
+_COST_LABEL = "mean cost per example, reference network = 1"
+_CROWDED = 0.03  # the cheapest point's share of the dearest below which costs are drawn as powers
 _POINT_LEGEND: dict[PointKind, str] = {
     "static": "one network alone",
     "oracle": "oracle (sees the labels)",
@@ -132,8 +134,8 @@ def _cost_axes(axes: Axes) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.4g}"))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.4g}"))
-    axes.set_xlabel("mean cost per example, reference network = 1", fontsize=TEXT_PT, color=MUTED)
+    axes.xaxis.set_major_formatter(FuncFormatter(_tick))
+    axes.set_xlabel(_COST_LABEL, fontsize=TEXT_PT, color=MUTED)
     axes.annotate(
         "accuracy, %",
         xy=(0, 1),
@@ -146,6 +148,10 @@ def _cost_axes(axes: Axes) -> None:
     )
 
 
+def _tick(value: float, _: int | None) -> str:
+    return f"{value:.4g}"
+
+
 def _limits(axes: Axes, curves: Sequence[Curve], points: Sequence[Point]) -> None:
     """Show everything but the far end of random exits, which may cost twice the reference."""
     framing = [curve for curve in curves if curve.kind != "uniform"]
@@ -154,7 +160,16 @@ def _limits(axes: Axes, curves: Sequence[Curve], points: Sequence[Point]) -> Non
     x = np.concatenate([c.cost_ratio for c in framing] + [[p.cost_ratio for p in points]])
     y = np.concatenate([c.accuracy for c in framing] + [[p.accuracy for p in points]])
     room = 0.09 * (float(np.ptp(y)) or 0.1)
-    axes.set_xlim(0, 1.06 * float(x.max()) or 1.0)
+    cheapest, dearest = float(x.min()), float(x.max())
+    if 0 < cheapest < _CROWDED * dearest:  # else the cheap networks would all lie on the left edge
+        axes.set_xscale("log")
+        axes.set_xlim(cheapest / 1.6, 1.6 * dearest)
+        axes.xaxis.set_major_locator(LogLocator(numticks=6))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(_tick))
+        axes.set_xlabel(f"{_COST_LABEL} (log scale)", fontsize=TEXT_PT, color=MUTED)
+    else:
+        axes.set_xlim(0, 1.06 * dearest or 1.0)
     axes.set_ylim(float(y.min()) - room, float(y.max()) + room)
 
 

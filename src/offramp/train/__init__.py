@@ -4,5 +4,7 @@ Layer: train.
 """
 
 from offramp.train.classifier import train_classifier
+from offramp.train.heads import train_heads
+from offramp.train.learner import HeadHistory
 
-__all__ = ["train_classifier"]
+__all__ = ["HeadHistory", "train_classifier", "train_heads"]

@@ -112,6 +112,18 @@ def test_random_exits_do_not_stretch_the_axis():
     assert frontier_figure([far], []).axes[0].get_xlim()[1] > 9
 
 
+def test_costs_of_very_different_size_are_drawn_as_powers():
+    near = points()
+    assert frontier_figure(curves(), near).axes[0].get_xscale() == "linear"
+    tiny = Point(name="tiny", kind="static", cost_ratio=0.001, accuracy=0.7)
+    (axes,) = frontier_figure(curves(), [*near, tiny]).axes
+    assert axes.get_xscale() == "log"
+    assert "log scale" in axes.get_xlabel()
+    assert axes.get_xlim()[0] < 0.001
+    free = Point(name="free", kind="static", cost_ratio=0.0, accuracy=0.7)  # no logarithm
+    assert frontier_figure(curves(), [*near, free]).axes[0].get_xscale() == "linear"
+
+
 def test_nothing_to_draw_is_an_error():
     with pytest.raises(InputError, match="at least one curve or point, got none"):
         frontier_figure([], [])

@@ -1,0 +1,238 @@
+"""Pooled features of a frozen backbone, kept on disk so that it runs only once.
+
+A folder holds one npy file for each pooling, mapped and filled in the order of the examples, and
+`cache.json`, which says whose features they are and how many rows count. It is written after the
+rows have reached the disk.
+
+Layer: train.  Source: none.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from offramp._core.errors import FileFormatError, InputError
+from offramp._core.files import write_json
+from offramp._core.progress import progress_bar
+from offramp.data import Examples
+from offramp.models import PooledHead, extract_logits
+from offramp.stages import Cascade, OfFirst, Stage
+from offramp.train.features import Computed, backbone_digest
+
+CacheDtype = Literal["float16", "float32"]
+CHECKPOINT_ROWS = 4096  # rows of work that a kill may cost
+_MANIFEST = "cache.json"
+_AGAIN = "Delete the folder to compute the features again."
+
+
+@final
+class Cached:
+    """Reads pooled features from mapped files.
+
+    Args:
+        heads: The heads by stage.
+        features: For each stage the features of all examples, `(n, ...)`.
+        device: Where the heads are.
+    """
+
+    def __init__(
+        self,
+        heads: Mapping[str, PooledHead],
+        features: Mapping[str, NDArray[Any]],
+        device: torch.device | str,
+    ) -> None:
+        self._heads, self._features, self._device = heads, features, device
+
+    def carries(
+        self,
+        rows: Tensor,
+        names: Iterable[str],
+        generator: torch.Generator | None = None,
+    ) -> Iterator[tuple[str, Any]]:
+        """For each of the named stages its pooled features."""
+        wanted = set(names)
+        for name in self._heads:
+            if name in wanted:
+                read = torch.from_numpy(self._features[name][rows.numpy()])
+                yield name, read.to(self._device, torch.float32)
+
+    def answer(self, name: str, carry: Any) -> Tensor:  # noqa: ANN401
+        """Logits of what a stage's head makes of its features."""
+        return extract_logits(self._heads[name].classify(carry)).to(torch.float32)
+
+
+def cached_features(
+    folder: Path,
+    cascade: Cascade,
+    examples: Examples,
+    names: Sequence[str],
+    *,
+    dtype: CacheDtype,
+    batch_size: int,
+    device: torch.device | str,
+    progress: bool,
+) -> Cached:
+    """Keep on disk what the heads' poolings give for every example; memory does not grow with n.
+
+    An interrupted run goes on where it stopped, and a complete one is only read.
+
+    Args:
+        folder: Where the files lie; made if it is not there.
+        cascade: In evaluation mode, on `device`.
+        examples: What rows will count in.
+        names: Stages whose heads begin with a pooling.
+        dtype: How features are stored; "float16" halves the files and rounds.
+        batch_size: Examples that run at once.
+        device: Where the cascade is.
+        progress: Show a bar.
+
+    Raises:
+        InputError: If a head does not begin with a pooling, the folder holds features of another
+            backbone or of other examples, or a feature does not fit float16.
+        FileFormatError: If its files are damaged.
+    """
+    heads = {name: _pooled(cascade.stage(name)) for name in names}
+    keys = {name: f"{cascade.stage(name).group}: {heads[name].pool!r}" for name in names}
+    first = {keys[name]: name for name in reversed(names)}  # equal poolings share a file
+    identity = {
+        "backbone": backbone_digest(cascade),
+        "examples": examples.fingerprint,
+        "poolings": "; ".join(sorted(first)),
+        "dtype": dtype,
+    }
+    files = _Files(folder, identity, n=len(examples))
+    computed = Computed(cascade, examples, device)
+    n = len(examples)
+    with progress_bar("Caching features", n, enabled=progress, done=files.rows) as advance:
+        while files.rows < n:
+            rows = torch.arange(files.rows, min(files.rows + batch_size, n))
+            files.append(
+                {
+                    keys[name]: _pooled_values(cascade.stage(name), heads[name], carry)
+                    for name, carry in computed.carries(rows, first.values())
+                }
+            )
+            advance(len(rows))
+    files.close()
+    return Cached(heads, {name: files.read(key) for name, key in keys.items()}, device)
+
+
+@final
+class _Manifest(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+    version: Literal[1]
+    identity: dict[str, str]
+    files: dict[str, str]
+    rows: int
+
+
+@final
+class _Files:
+    """One file for each key, of which the first `rows` of `n` rows are filled."""
+
+    def __init__(self, folder: Path, identity: Mapping[str, str], *, n: int) -> None:
+        self._folder, self._identity, self._n = folder, dict(identity), n
+        self._names: dict[str, str] = {}
+        self._open: dict[str, np.memmap[Any, Any]] = {}
+        self.rows = self._saved = 0
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / _MANIFEST).exists():
+            self._adopt()
+
+    def append(self, block: Mapping[str, NDArray[Any]]) -> None:
+        """Add rows `(m, ...)` of each key."""
+        if not self._open:
+            self._names = {key: f"features-{k}.npy" for k, key in enumerate(sorted(block))}
+            self._open = {key: self._mapped(key, values) for key, values in block.items()}
+        rows = self.rows
+        for key, values in block.items():
+            rows = self.rows + len(values)
+            self._open[key][self.rows : rows] = _narrowed(key, values, self._identity["dtype"])
+        self.rows = rows
+        if self.rows - self._saved >= CHECKPOINT_ROWS:
+            self._checkpoint()
+
+    def close(self) -> None:
+        """Bring to disk what is not there yet."""
+        if self._open:
+            self._checkpoint()
+        self._open = {}
+
+    def read(self, key: str) -> NDArray[Any]:
+        """The features of a key, `(n, ...)`, mapped."""
+        path = self._folder / self._names.get(key, "")
+        try:
+            found: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise FileFormatError(f"{path} cannot be read: {error}. {_AGAIN}") from error
+        if len(found) != self._n or found.dtype != np.dtype(self._identity["dtype"]):
+            raise FileFormatError(
+                f"{path} holds {len(found)} rows of {found.dtype}, but {self._n} of "
+                f"{self._identity['dtype']} belong there. {_AGAIN}"
+            )
+        return found
+
+    def _mapped(self, key: str, values: NDArray[Any]) -> "np.memmap[Any, Any]":
+        path, shape = self._folder / self._names[key], (self._n, *values.shape[1:])
+        if self.rows:
+            if self.read(key).shape != shape:
+                raise FileFormatError(f"{path} does not have the shape {shape}. {_AGAIN}")
+            return np.lib.format.open_memmap(path, mode="r+")
+        dtype = np.dtype(self._identity["dtype"])
+        return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+
+    def _adopt(self) -> None:
+        path = self._folder / _MANIFEST
+        try:
+            found = _Manifest.model_validate_json(path.read_bytes())
+        except (ValidationError, OSError) as error:
+            raise FileFormatError(f"{path} cannot be read: {error}. {_AGAIN}") from error
+        other = [k for k, v in self._identity.items() if found.identity.get(k) != v]
+        if other:
+            raise InputError(
+                f"The features in {self._folder} are of other {', '.join(other)}. Give another "
+                "folder as cache, or delete this one."
+            )
+        self._names, self.rows, self._saved = found.files, found.rows, found.rows
+
+    def _checkpoint(self) -> None:
+        for mapped in self._open.values():
+            mapped.flush()
+        write_json(
+            self._folder / _MANIFEST,
+            {"version": 1, "identity": self._identity, "files": self._names, "rows": self.rows},
+        )
+        self._saved = self.rows
+
+
+def _narrowed(key: str, values: NDArray[Any], dtype: str) -> NDArray[Any]:
+    largest = float(np.abs(values).max(initial=0.0))
+    if dtype == "float16" and largest > np.finfo(np.float16).max:
+        raise InputError(
+            f"Features of {key!r} reach {largest:.3g}, which float16 cannot hold; pass "
+            "cache_dtype='float32'."
+        )
+    return values.astype(dtype)
+
+
+def _pooled_values(stage: Stage, head: PooledHead, carry: Any) -> NDArray[Any]:  # noqa: ANN401
+    with torch.no_grad():
+        pooled: Tensor = head.pool(carry[0] if isinstance(stage.head, OfFirst) else carry)
+    return pooled.float().cpu().numpy()
+
+
+def _pooled(stage: Stage) -> PooledHead:
+    head = stage.head.head if isinstance(stage.head, OfFirst) else stage.head
+    if isinstance(head, PooledHead) and not list(head.pool.parameters()):
+        return head
+    raise InputError(
+        f"cache keeps pooled features, but the head of {stage.name!r} does not begin with a "
+        "pooling without weights (PooledHead). Train it without a cache; heads=[...] trains the "
+        "others with one."
+    )

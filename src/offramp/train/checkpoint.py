@@ -1,0 +1,98 @@
+"""Training that can be interrupted: all of its state in one safetensors file, never a pickle.
+
+Layer: train.  Source: none.  What is not a tensor is JSON in the file's metadata, so the two are
+replaced together, in one step.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, final
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from offramp._core.errors import FileFormatError, InputError
+from offramp._core.files import whole_file
+from offramp.train.learner import Learner
+
+_ENDING = ".safetensors"
+_KEY = "offramp"
+_AGAIN = "Delete it to train from the beginning."
+
+
+@final
+class _Head(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+    losses: list[float]
+    accuracies: list[float]
+    best_epoch: int
+    best_loss: float
+
+
+@final
+class _Facts(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+    version: Literal[1]
+    identity: dict[str, str]
+    epochs: int
+    heads: dict[str, _Head]
+
+
+def check_checkpoint(path: Path | str) -> Path:
+    """Return the path if its ending is the right one; else raise `InputError`."""
+    if Path(path).suffix != _ENDING:
+        raise InputError(f"checkpoint must end with {_ENDING}, got {Path(path).name!r}.")
+    return Path(path)
+
+
+def write_checkpoint(
+    path: Path, learners: Mapping[str, Learner], identity: Mapping[str, str], epochs: int
+) -> None:
+    """Write the state after a number of epochs, whole or not at all."""
+    tensors = {
+        f"{k}.{name}": value.detach().cpu().contiguous().clone()
+        for k, learner in enumerate(learners.values())
+        for name, value in learner.tensors().items()
+    }
+    facts = _Facts(
+        version=1,
+        identity=dict(identity),
+        epochs=epochs,
+        heads={name: _Head(**learner.facts()) for name, learner in learners.items()},
+    )
+    with whole_file(path) as temporary:
+        save_file(tensors, temporary, metadata={_KEY: facts.model_dump_json()})
+
+
+def read_checkpoint(
+    path: Path, learners: Mapping[str, Learner], identity: Mapping[str, str]
+) -> int:
+    """Bring the learners to the state of a checkpoint; return how many epochs it has seen.
+
+    Raises:
+        InputError: If it belongs to another training.
+        FileFormatError: If it cannot be read or does not fit.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = _Facts.model_validate_json((file.metadata() or {}).get(_KEY, ""))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValidationError) as error:
+        raise FileFormatError(
+            f"{path} cannot be read as a checkpoint: {error}. {_AGAIN}"
+        ) from error
+    keys = sorted(set(identity) | set(facts.identity))
+    other = [key for key in keys if facts.identity.get(key) != identity.get(key)]
+    if other:
+        raise InputError(
+            f"{path} belongs to a training with other {', '.join(other)}. Repeat the call that "
+            "began it, give another path, or delete it to train from the beginning."
+        )
+    try:
+        for k, (name, learner) in enumerate(learners.items()):
+            own = {t.partition(".")[2]: v for t, v in tensors.items() if t.startswith(f"{k}.")}
+            learner.restore(own, facts.heads[name].model_dump())
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise FileFormatError(f"{path} does not fit the heads: {error}. {_AGAIN}") from error
+    return facts.epochs

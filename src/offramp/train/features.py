@@ -1,0 +1,136 @@
+"""What exit heads read: the results of a frozen backbone's segments on a batch.
+
+Layer: train.  Source: none.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol, final, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from offramp._core.errors import InputError
+from offramp.data import Examples
+from offramp.stages import Cascade, Stage, to_device
+
+#: Changes a raw batch at random, drawing from the generator alone; gives as many examples.
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Gives what heads read, for some of the examples."""
+
+    def carries(
+        self, rows: Tensor, names: Iterable[str], generator: torch.Generator | None = None
+    ) -> Iterator[tuple[str, Any]]:
+        """For each of the named stages what its head reads, in the order of the cascade.
+
+        Only with a generator may the examples be changed at random.
+        """
+        ...
+
+    def answer(self, name: str, carry: Any) -> Tensor:  # noqa: ANN401
+        """Logits `(m, c)` of a stage's head on what `carries` gave for it."""
+        ...
+
+
+@final
+class Computed:
+    """Runs the segments on each batch, every one of them once and without gradients.
+
+    Args:
+        cascade: In evaluation mode.
+        examples: What rows count in.
+        device: Where the cascade is.
+        augment: Applied to a raw batch first where there is a generator.
+    """
+
+    def __init__(
+        self,
+        cascade: Cascade,
+        examples: Examples,
+        device: torch.device | str,
+        augment: Augment | None = None,
+    ) -> None:
+        self._cascade, self._examples, self._device = cascade, examples, device
+        self._augment = augment
+
+    def carries(
+        self, rows: Tensor, names: Iterable[str], generator: torch.Generator | None = None
+    ) -> Iterator[tuple[str, Any]]:
+        """For each of the named stages what its segment gives."""
+        wanted = set(names)
+        route = _route(self._cascade, wanted)
+        void_after = _void_after(self._cascade, route)
+        batch = to_device(self._batch(rows, generator), self._device)
+        held: dict[str, Any] = {}  # group -> what its segment gave
+        for stage, void in zip(route, void_after, strict=True):
+            if stage.group not in held:
+                source = _source_group(self._cascade, stage)
+                with torch.no_grad():
+                    held[stage.group] = stage.segment(batch if source is None else held[source])
+            if stage.name in wanted:
+                yield stage.name, held[stage.group]
+            for group in void:
+                del held[group]
+
+    def answer(self, name: str, carry: Any) -> Tensor:  # noqa: ANN401
+        """Logits of a stage's head."""
+        return self._cascade.stage(name).answer(carry)
+
+    def _batch(self, rows: Tensor, generator: torch.Generator | None) -> Tensor:
+        inputs = self._examples.inputs
+        raw = (
+            inputs[rows]
+            if isinstance(inputs, Tensor)
+            else torch.stack([inputs[k] for k in rows.tolist()])
+        )
+        if self._augment is None or generator is None:
+            return raw
+        changed = self._augment(raw, generator)
+        if len(changed) != len(raw):
+            raise InputError(
+                f"augment must give as many examples as it gets, {len(raw)}, got {len(changed)}."
+            )
+        return changed
+
+
+def backbone_digest(cascade: Cascade) -> str:
+    """Checksum of everything in the stages but their heads, 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for stage in cascade:
+        digest.update(f"{stage.group} {stage.source} {stage.preprocess!r}".encode())
+        for name, value in sorted(stage.module.state_dict().items()):
+            digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+            raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(raw.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _route(cascade: Cascade, names: Iterable[str]) -> list[Stage]:
+    """Stages in order, down to the last whose segment the named ones need."""
+    needed: set[str] = set()
+    for name in names:
+        stage = cascade.stage(name)
+        while stage.group not in needed:
+            needed.add(stage.group)
+            if stage.source is not None:
+                stage = cascade.stage(stage.source)
+    return [stage for stage in cascade if stage.group in needed]
+
+
+def _void_after(cascade: Cascade, route: Sequence[Stage]) -> list[list[str]]:
+    """For each stage the groups whose results nobody needs once it has answered."""
+    last: dict[str, int] = {}
+    for k, stage in enumerate(route):
+        last[stage.group] = k
+        source = _source_group(cascade, stage)
+        if source is not None:
+            last[source] = k
+    return [[group for group, end in last.items() if end == k] for k in range(len(route))]
+
+
+def _source_group(cascade: Cascade, stage: Stage) -> str | None:
+    return None if stage.source is None else cascade.stage(stage.source).group

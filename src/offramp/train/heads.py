@@ -1,0 +1,244 @@
+"""Training exit heads on a frozen backbone, any number at once.
+
+Layer: train.  Source: methods.md 1 (backbone frozen, heads by cross-entropy). No gradient leads
+from one head to another, so training them side by side is training each alone.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from offramp._core.errors import InputError
+from offramp._core.progress import progress_bar
+from offramp.data import Examples
+from offramp.stages import Cascade, evaluating
+from offramp.train.cache import CacheDtype
+from offramp.train.checkpoint import check_checkpoint, read_checkpoint, write_checkpoint
+from offramp.train.features import Augment
+from offramp.train.head_plan import Part, Plan, head_names, head_of, identity_of, parts_of
+from offramp.train.learner import HeadHistory, Learner
+
+_WARM_UP = 0.1  # share of the steps in which the learning rate rises
+
+
+def train_heads(
+    cascade: Cascade,
+    part: Examples,
+    *,
+    epochs: int,
+    seed: int,
+    heads: Sequence[str] | None = None,
+    validation: Examples | float = 0.1,
+    patience: int = 10,
+    batch_size: int = 128,
+    learning_rate: float = 0.01,
+    weight_decay: float = 0.01,
+    class_weights: Sequence[float] | None = None,
+    augment: Augment | None = None,
+    cache: Path | str | None = None,
+    cache_dtype: CacheDtype = "float16",
+    checkpoint: Path | str | None = None,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> dict[str, HeadHistory]:
+    """Train the heads of a cascade in place, by cross-entropy; nothing else of it changes.
+
+    Each segment runs once for a batch, in evaluation mode and without gradients. Every head has
+    its own AdamW; the learning rate rises, then falls along a cosine. After each epoch the heads
+    are judged on validation examples; in the end each has the weights of its best epoch, also if
+    the training is interrupted. On a CPU the same arguments give the same weights.
+
+    Args:
+        cascade: Of `Cascade.of_exits`. Moved to `device`; in evaluation mode afterwards.
+        part: Usually `examples.part("train")`: never what policies are fitted or judged on.
+        epochs: Passes over the examples, at least 1.
+        seed: Of the order of the examples, the validation part, augmentation, and of layers of
+            heads that draw at random.
+        heads: Names of the stages whose heads to train; by default all that have one.
+        validation: Share of `part`, in (0, 1), drawn class by class; or examples of their own.
+        patience: A head stops after so many epochs in which it was not better than before.
+        batch_size: Examples of a step; what a pass leaves over is left out of that pass, unless
+            there are fewer examples than one batch.
+        learning_rate: Its peak, > 0.
+        weight_decay: Of AdamW, >= 0.
+        class_weights: How much an example of each class counts, > 0; by default all the same.
+        augment: Changes each raw batch of training, such as a random crop: a function of the
+            batch and of a generator, the only one to draw from.
+        cache: Folder in which pooled features are kept, so that the backbone runs once. For heads
+            that begin with a pooling (`offramp.models.PooledHead`), without `augment`.
+        cache_dtype: "float16" halves the cache and rounds; "float32" changes nothing.
+        checkpoint: A `.safetensors` file written after each epoch. If it is there, the training
+            goes on from it, to the same result as without interruption.
+        device: Where everything runs.
+        progress: Show a bar.
+
+    Returns:
+        For each head how it went.
+
+    Raises:
+        UnknownNameError: If a stage of `heads` does not exist.
+        InputError: If an argument is outside its domain; a head has nothing to train, shares
+            weights, or has fewer outputs than there are classes; the checkpoint or the cache
+            belongs to something else; or a loss becomes NaN or infinite: training stops, and the
+            last checkpoint stays.
+
+    >>> from offramp.data import arrays
+    >>> from offramp.models import make_head, small_cnn
+    >>> images = torch.arange(20.0).reshape(20, 1, 1, 1).expand(20, 1, 4, 4) / 20
+    >>> part = arrays(images, [k // 10 for k in range(20)])
+    >>> net = small_cnn(width=2, depth=2, classes=2).eval()
+    >>> head = make_head("gap_linear", (4, 2, 2), classes=2)
+    >>> cascade = Cascade.of_exits(net, ["features"], heads={"features": head}, example=images[:1])
+    >>> trained = train_heads(cascade, part, epochs=3, seed=0, validation=0.2, progress=False)
+    >>> len(trained["features"].losses)
+    3
+    """
+    plan = Plan(
+        epochs=epochs,
+        seed=seed,
+        patience=patience,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        class_weights=None if class_weights is None else tuple(map(float, class_weights)),
+        augment=augment,
+        cache=None if cache is None else Path(cache),
+        cache_dtype=cache_dtype,
+        checkpoint=None if checkpoint is None else check_checkpoint(checkpoint),
+        device=torch.device(device),
+        progress=progress,
+    )
+    names = head_names(cascade, heads)
+    cascade.to(plan.device)
+    with evaluating(cascade), _random_state_kept(plan.device), torch.enable_grad():
+        train, judged = parts_of(cascade, part, validation, names, plan)
+        learners = {
+            name: Learner(head_of(cascade, name), weight_decay=weight_decay) for name in names
+        }
+        identity = {} if checkpoint is None else identity_of(cascade, part, validation, names, plan)
+        try:
+            _run(learners, train, judged, plan, identity)
+        finally:
+            for learner in learners.values():
+                learner.take_best()
+    cascade.eval()
+    return {name: learner.history() for name, learner in learners.items()}
+
+
+def _run(
+    learners: Mapping[str, Learner],
+    train: Part,
+    judged: Part,
+    plan: Plan,
+    identity: Mapping[str, str],
+) -> None:
+    done = 0
+    if plan.checkpoint is not None and plan.checkpoint.exists():
+        done = read_checkpoint(plan.checkpoint, learners, identity)
+    with progress_bar("Training heads", plan.epochs, enabled=plan.progress, done=done) as advance:
+        for epoch in range(done, plan.epochs):
+            active = {k: v for k, v in learners.items() if v.waited() < plan.patience}
+            if active:
+                losses = _train_epoch(active, train, plan, epoch)
+                _judge(active, judged, plan, losses, epoch)
+                if plan.checkpoint is not None:
+                    write_checkpoint(plan.checkpoint, learners, identity, epoch + 1)
+            advance(1)
+
+
+def _train_epoch(
+    learners: Mapping[str, Learner], part: Part, plan: Plan, epoch: int
+) -> dict[str, float]:
+    """One pass over the examples; returns the mean loss of each head."""
+    for learner in learners.values():
+        learner.head.train()
+    weights = None
+    if plan.class_weights is not None:
+        weights = torch.tensor(plan.class_weights, device=plan.device)
+    batches = _batches(part.rows, plan, epoch)
+    total = dict.fromkeys(learners, 0.0)
+    for step, rows in enumerate(batches):
+        labels = part.labels(rows).to(plan.device)
+        losses: dict[str, Tensor] = {}
+        generator = plan.generator("augment", epoch, step)
+        for name, carry in part.source.carries(rows, learners, generator):
+            _seed(plan.seed_for(name, epoch, step), plan.device)
+            loss = cross_entropy(part.source.answer(name, carry), labels, weight=weights)
+            learners[name].optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            losses[name] = loss.detach()
+        for name, value in _finite(losses, plan, epoch).items():
+            total[name] += value
+        rate = _rate(plan, epoch * len(batches) + step, plan.epochs * len(batches))
+        for learner in learners.values():
+            learner.step(rate)
+    return {name: value / len(batches) for name, value in total.items()}
+
+
+def _judge(
+    learners: Mapping[str, Learner],
+    part: Part,
+    plan: Plan,
+    losses: Mapping[str, float],
+    epoch: int,
+) -> None:
+    """Measure each head on the validation examples, and note it."""
+    for learner in learners.values():
+        learner.head.eval()
+    right = {name: torch.zeros((), dtype=torch.int64, device=plan.device) for name in learners}
+    total = {name: torch.zeros((), device=plan.device) for name in learners}
+    with torch.no_grad():
+        for rows in torch.split(part.rows, plan.batch_size):
+            labels = part.labels(rows).to(plan.device)
+            for name, carry in part.source.carries(rows, learners):
+                logits = part.source.answer(name, carry)
+                right[name] += (logits.argmax(dim=1) == labels).sum()
+                total[name] += cross_entropy(logits, labels, reduction="sum")
+    n = len(part.rows)
+    each = _finite({name: value / n for name, value in total.items()}, plan, epoch)
+    for name, learner in learners.items():
+        learner.judge(losses[name], float(right[name]) / n, each[name])
+
+
+def _batches(rows: Tensor, plan: Plan, epoch: int) -> list[Tensor]:
+    size = min(plan.batch_size, len(rows))
+    order = torch.randperm(len(rows), generator=plan.generator("order", epoch))
+    return [rows[order[k : k + size]] for k in range(0, len(rows) - size + 1, size)]
+
+
+def _rate(plan: Plan, step: int, steps: int) -> float:
+    """Learning rate: a rise, times a falling cosine."""
+    rise = min(1.0, (step + 1) / max(1.0, _WARM_UP * steps))
+    return plan.learning_rate * rise * (1 + math.cos(math.pi * step / steps)) / 2
+
+
+def _finite(losses: Mapping[str, Tensor], plan: Plan, epoch: int) -> dict[str, float]:
+    values = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
+    for name, value in values.items():
+        if not math.isfinite(value):
+            there = plan.checkpoint is not None and plan.checkpoint.exists()
+            kept = f" {plan.checkpoint} holds the epoch before." if there else ""
+            raise InputError(
+                f"The loss of the head of {name!r} became {value} in epoch {epoch + 1}, with "
+                f"learning_rate={plan.learning_rate!r}. Take a lower learning rate, and look for "
+                f"NaN or huge numbers in the inputs.{kept}"
+            )
+    return values
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """Fix what layers such as dropout draw next."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
+@contextmanager
+def _random_state_kept(device: torch.device) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
