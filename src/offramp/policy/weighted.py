@@ -313,10 +313,13 @@ def fit_topology(fit: TreeFit, lam: float) -> Fit:
     rise. Repeated until the topology stands.
     """
     found = fit.fit(lam)
-    for stage in found.idle:
-        smaller = without(fit.topology, stage)
+    kept: set[int] = set()  # stages whose bypassing did not pay
+    while rest := [stage for stage in found.idle if stage not in kept]:
+        smaller = without(fit.topology, rest[0])
         trial = TreeFit(fit.tables, smaller, fit.costs, fit.families, fit.passes, fit.ridge)
-        other = fit_topology(trial, lam)
+        other = trial.fit(lam)
         if other.objective <= found.objective:
-            return other
+            fit, found = trial, other
+        else:
+            kept.add(rest[0])
     return found

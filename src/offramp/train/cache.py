@@ -98,7 +98,7 @@ def cached_features(
         FileFormatError: If its files are damaged.
     """
     heads = {name: _pooled(cascade.stage(name)) for name in names}
-    keys = {name: f"{cascade.stage(name).group}: {heads[name].pool!r}" for name in names}
+    keys = {name: _key(cascade.stage(name), head) for name, head in heads.items()}
     first = {keys[name]: name for name in reversed(names)}  # equal poolings share a file
     identity = {
         "backbone": backbone_digest(cascade),
@@ -107,8 +107,7 @@ def cached_features(
         "dtype": dtype,
     }
     files = _Files(folder, identity, n=len(examples))
-    computed = Computed(cascade, examples, device)
-    n = len(examples)
+    computed, n = Computed(cascade, examples, device), len(examples)
     with progress_bar("Caching features", n, enabled=progress, done=files.rows) as advance:
         while files.rows < n:
             rows = torch.arange(files.rows, min(files.rows + batch_size, n))
@@ -211,9 +210,13 @@ class _Files:
         self._saved = self.rows
 
 
+def _key(stage: Stage, head: PooledHead) -> str:
+    return f"{stage.group}: {' '.join(repr(head.pool).split())}"
+
+
 def _narrowed(key: str, values: NDArray[Any], dtype: str) -> NDArray[Any]:
     largest = float(np.abs(values).max(initial=0.0))
-    if dtype == "float16" and largest > np.finfo(np.float16).max:
+    if dtype == "float16" and largest > float(np.finfo(np.float16).max):
         raise InputError(
             f"Features of {key!r} reach {largest:.3g}, which float16 cannot hold; pass "
             "cache_dtype='float32'."

@@ -133,7 +133,7 @@ def test_options_are_checked(kind, options, said):
 
 
 def test_an_unknown_pooling_gets_the_nearest():
-    with pytest.raises(InputError, match="pooling must be one of .* got 'means'.* 'mean'"):
+    with pytest.raises(InputError, match=r"pooling must be one of .* got 'means'.* 'mean'"):
         token_linear(6, 3, pooling="means")
 
 
