@@ -13,6 +13,7 @@ of the first seed.
 
 import io
 import statistics
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ EXITS = ("layer1.4", "layer1.8", "layer2.2", "layer2.5", "layer2.8", "layer3.2",
 END = "layer3.8"  # the last block: its head is the last layer, refitted
 QUALITIES = (50, 90)
 LOSSES = (0.0, 0.01)
+NAMES = {0.0: "", 0.01: "_1pt"}
 MARGINS = (0.0, 1.0)
 
 
@@ -82,50 +84,50 @@ def chains(trace: Trace) -> list[offramp.Topology]:
     return [trace.topology.chain(stages) for stages in every]
 
 
-def choose(trace: Trace, method: str, max_loss: float) -> dict[float, Setting]:
-    """For each margin the setting chosen on fit and calibrate."""
-    frontier = offramp.fit(trace, method, reference=END, topologies=chains(trace), progress=False)
-    return {m: frontier.cheapest(max_loss=max_loss, margin=m).setting for m in (MARGIN, *MARGINS)}
-
-
 def policies(trace: Trace, seeds: int) -> tuple[dict[str, Any], Setting]:
     """Figures of the learned and the myopic policy, and the learned setting of the first seed."""
-    result: dict[str, Any] = {}
+    curves: dict[str, dict[float, list[tuple[float, float]]]] = {}
     first: Setting | None = None
     oracles: list[float] = []
-    for max_loss in LOSSES:
-        name = "" if max_loss == 0 else f"_{100 * max_loss:g}pt"
-        curves: dict[str, dict[float, list[tuple[float, float]]]] = {"": {}, "_myopic": {}}
-        for seed in range(seeds):
-            divided = trace.divided(SPLITS, seed=seed)  # type: ignore[arg-type]
-            test = divided.part("test")
-            for suffix, method in (("", "weighted"), ("_myopic", "myopic")):
-                for margin, setting in choose(divided, method, max_loss).items():
-                    found = evaluate(test, setting, bootstrap=0)
-                    curves[suffix].setdefault(margin, []).append(
-                        (found.cost_ratio, -found.difference)
-                    )
-                    if method == "weighted" and margin == MARGIN and first is None:
-                        first = setting
-            if max_loss == 0:
-                whole = chains(trace)[-1]
-                found_oracle = oracle(test, "neutral", topology=whole, reference=END)
-                own = trace.costs.alone(trace.topology, trace.topology.index(END))
-                oracles.append(float(found_oracle.cost.mean()) / own)
-        for suffix, curve in curves.items():
-            cost, difference = (list(v) for v in zip(*curve[MARGIN], strict=True))
-            result[f"cost_ratio{name}{suffix}"] = statistics.fmean(cost)
-            result[f"cost_ratio{name}{suffix}_ci"] = interval(cost)
-            result[f"difference{name}{suffix}"] = statistics.fmean(difference)
-            result[f"difference{name}{suffix}_ci"] = interval(difference)
-        myopic = [[m, *np.mean(values, axis=0).tolist()] for m, values in curves["_myopic"].items()]
+    own = trace.costs.alone(trace.topology, trace.topology.index(END))
+    for seed in range(seeds):
+        divided = trace.divided(SPLITS, seed=seed)  # type: ignore[arg-type]
+        test = divided.part("test")
+        for suffix, method in (("", "weighted"), ("_myopic", "myopic")):
+            frontier = offramp.fit(
+                divided, method, reference=END, topologies=chains(trace), progress=False
+            )
+            for loss, margin in product(LOSSES, (MARGIN, *MARGINS)):
+                setting = frontier.cheapest(max_loss=loss, margin=margin).setting
+                found = evaluate(test, setting, bootstrap=0)
+                curve = curves.setdefault(NAMES[loss] + suffix, {})
+                curve.setdefault(margin, []).append((found.cost_ratio, -found.difference))
+                if (loss, margin, suffix) == (0.0, MARGIN, ""):
+                    first = first or setting
+        neutral = oracle(test, "neutral", topology=chains(trace)[-1], reference=END)
+        oracles.append(float(neutral.cost.mean()) / own)
+    if first is None:
+        raise ValueError(f"seeds must be at least 1, got {seeds}.")
+    return figures(curves) | {"neutral_oracle": statistics.fmean(oracles)}, first
+
+
+def figures(curves: dict[str, dict[float, list[tuple[float, float]]]]) -> dict[str, Any]:
+    """Means and intervals at the default margin, and the myopic cost at equal difference."""
+    result: dict[str, Any] = {}
+    for name, curve in curves.items():
+        cost, difference = (list(v) for v in zip(*curve[MARGIN], strict=True))
+        result[f"cost_ratio{name}"] = statistics.fmean(cost)
+        result[f"cost_ratio{name}_ci"] = interval(cost)
+        result[f"difference{name}"] = statistics.fmean(difference)
+        result[f"difference{name}_ci"] = interval(difference)
+    for name in NAMES.values():
+        myopic = [
+            [m, *np.mean(values, axis=0).tolist()] for m, values in curves[f"{name}_myopic"].items()
+        ]
         result[f"cost_ratio{name}_myopic_at_equal_difference"] = at_difference(
             myopic, result[f"difference{name}"]
         )
-    result["neutral_oracle"] = statistics.fmean(oracles)
-    if first is None:
-        raise ValueError("seeds must be at least 1.")
-    return result, first
+    return result
 
 
 def speed(cascade: Cascade, setting: Setting, images: torch.Tensor, rounds: int) -> dict[str, Any]:
