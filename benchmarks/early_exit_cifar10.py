@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import parser, report
+from harness import parser, report, speedups
 from PIL import Image
 from selection_cifar10 import SPLITS, at_difference, interval
 
@@ -30,7 +30,7 @@ from offramp.evaluate.frontier import MARGIN
 from offramp.models import ModelSpec, build, make_head
 from offramp.policy import Setting
 from offramp.policy.oracles import oracle
-from offramp.runtime import Static, time_side_by_side
+from offramp.runtime import Static
 from offramp.stages import Cascade, Normalize, cut_points
 from offramp.trace import Trace
 from offramp.train import train_heads
@@ -133,19 +133,7 @@ def figures(curves: dict[str, dict[float, list[tuple[float, float]]]]) -> dict[s
 def speed(cascade: Cascade, setting: Setting, images: torch.Tensor, rounds: int) -> dict[str, Any]:
     """Wall-clock of F over the adaptive model's."""
     adaptive = offramp.Adaptive(cascade, setting, optimise=True)
-    static = Static(cascade, END, optimise=True)
-    found = {}
-    for size, count in ((128, 1408), (1, 128)):
-        batches = list(images[:count].split(size))
-        times = time_side_by_side(
-            {
-                "adaptive": lambda b=batches: [adaptive(x) for x in b],
-                "static": lambda b=batches: [static(x) for x in b],
-            },
-            rounds=rounds,
-        )
-        found[f"speedup_batch{size}"] = times["ratio"]
-    return found
+    return speedups(adaptive, Static(cascade, END, optimise=True), images, rounds=rounds)
 
 
 def main() -> None:

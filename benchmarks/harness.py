@@ -5,12 +5,15 @@ import json
 import os
 import platform
 import resource
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from offramp._core.files import write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -40,6 +43,30 @@ def machine() -> dict[str, Any]:
 def peak_mib() -> float:
     """Largest resident memory of this process so far, MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def speedups(
+    adaptive: Callable[["Tensor"], object],
+    static: Callable[["Tensor"], object],
+    images: "Tensor",
+    *,
+    rounds: int,
+) -> dict[str, float]:
+    """Time of `static` over that of `adaptive` at batch 128 and 1, in interleaved rounds."""
+    from offramp.runtime import time_side_by_side
+
+    found = {}
+    for size, count in ((128, 1408), (1, 128)):
+        batches = list(images[:count].split(size))
+        times = time_side_by_side(
+            {
+                "adaptive": lambda b=batches: [adaptive(x) for x in b],
+                "static": lambda b=batches: [static(x) for x in b],
+            },
+            rounds=rounds,
+        )
+        found[f"speedup_batch{size}"] = times["ratio"]
+    return found
 
 
 def report(arguments: argparse.Namespace, result: Mapping[str, Any]) -> None:

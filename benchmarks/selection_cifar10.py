@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import parser, report
+from harness import parser, report, speedups
 
 import offramp
 from offramp.evaluate import evaluate
@@ -29,7 +29,7 @@ from offramp.models import ModelSpec, build
 from offramp.policy import Setting
 from offramp.policy.oracles import oracle
 from offramp.policy.search import sub_chains
-from offramp.runtime import Static, time_side_by_side
+from offramp.runtime import Static
 from offramp.stages import Normalize
 from offramp.trace import Trace, from_npz
 
@@ -112,17 +112,7 @@ def speed(data: Path, setting: Setting, rounds: int) -> dict[str, float]:
     test = images[torch.from_numpy(order[3000:])]  # as Trace.divided with seed 0 cuts it
     adaptive = offramp.Adaptive(cascade, setting, optimise=True)
     static = Static(cascade, REFERENCE, optimise=True)
-    found: dict[str, float] = {}
-    for size, count in ((128, 1408), (1, 128)):
-        batches = list(test[:count].split(size))
-        times = time_side_by_side(
-            {
-                "adaptive": lambda b=batches: [adaptive(x) for x in b],
-                "static": lambda b=batches: [static(x) for x in b],
-            },
-            rounds=rounds,
-        )
-        found[f"speedup_batch{size}"] = times["ratio"]
+    found = speedups(adaptive, static, test, rounds=rounds)
     with_all = torch.cat([adaptive(x).labels for x in test.split(128)])
     f_labels = torch.cat([static(x).labels for x in test.split(128)])
     found["agreement_with_reference"] = float((with_all == f_labels).float().mean())

@@ -16,6 +16,18 @@ _LEAST = 1e-3  # below it confidences are alike, so that rounding leaves the lab
 _TINY = 1e-6  # a service that reports confidence 0 or 1 is not taken at its word: log 0 is -inf
 
 
+def best_labels(scores: Float[Tensor, "m c"], count: int) -> Int[Tensor, "m r"]:
+    """The `count` classes of highest score, best first; ties go to the lowest index.
+
+    >>> best_labels(torch.tensor([[1.0, 2.0, 2.0]]), 2)
+    tensor([[1, 2]])
+    """
+    if count == 1:  # much faster than sorting
+        return scores.argmax(dim=1, keepdim=True)
+    # stable: equal scores keep the order of their index
+    return scores.sort(dim=1, descending=True, stable=True).indices[:, :count]
+
+
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageOutput:
@@ -83,10 +95,7 @@ class StageOutput:
         if self.logits is not None:
             if m > self.classes:
                 raise InputError(f"top {m} of {self.classes} classes does not exist.")
-            if m == 1:
-                return self.logits.argmax(dim=1, keepdim=True)
-            # stable: equal logits keep the order of their index
-            return self.logits.sort(dim=1, descending=True, stable=True).indices[:, :m]
+            return best_labels(self.logits, m)
         if self.ranked is None or m > self.ranked.shape[1]:
             have = 0 if self.ranked is None else self.ranked.shape[1]
             raise InputError(f"top {m} is asked for, but only {have} ranked labels are known.")

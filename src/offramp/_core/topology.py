@@ -210,6 +210,23 @@ class Topology:
                         f"not run on the path {[self.names[i] for i in path]}."
                     )
 
+    def check_same_stages(self, other: "Topology", where: str) -> None:
+        """Raise `InputError` unless a policy made for this topology fits another.
+
+        Names, sources and groups must agree; edges may differ: a policy uses a part of them.
+
+        Args:
+            other: The topology of what the policy is to be used on.
+            where: Whose it is, for the message: "the trace".
+        """
+        for name in ("names", "sources", "groups"):
+            have, want = getattr(self, name), getattr(other, name)
+            if have != want:
+                raise InputError(
+                    f"The policy was made for stages with {name} {have}, but {where} has {want}. "
+                    "Fit it on a trace of the same cascade."
+                )
+
     def part(self, edges: Iterable[tuple[int, int]], *, root: int | None = None) -> "Topology":
         """The same stages with other edges and, if given, another root: what a policy uses."""
         return Topology(

@@ -16,11 +16,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from offramp._core.outputs import best_labels
 from offramp._core.progress import progress_bar
 from offramp._core.topology import Path
 from offramp._core.types import BoolArray, IntArray
 from offramp.evaluate.evaluation import count_outcomes, from_outcomes
-from offramp.evaluate.replay import check_same_stages
 from offramp.evaluate.results import Evaluation
 from offramp.policy import Policy, Setting
 from offramp.policy.features import COMBINED, Distribution
@@ -51,7 +51,7 @@ def evaluate_all(
     True
     """
     for setting in settings:
-        check_same_stages(trace, setting.policy.topology)
+        setting.policy.topology.check_same_stages(trace.topology, "the trace")
     outcomes = [
         np.zeros((len(setting.policy.topology.paths()), 2, 2), dtype=np.int64)
         for setting in settings
@@ -119,10 +119,7 @@ class _Shared:
         last = self.part.output(path[-1])
         if not last.scored:
             return last.top(top)
-        answer = self.answer(path, policy)
-        if top == 1:
-            return answer.label[:, None]
-        return answer.log_probs.sort(dim=1, descending=True, stable=True).indices[:, :top]
+        return best_labels(self.answer(path, policy).log_probs, top)
 
     def ranked(self, k: int, count: int) -> Tensor:
         """The best labels of one stage, `(m, count)`."""

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from offramp._core.checks import check_positive_int
-from offramp._core.errors import InputError
 from offramp._core.outputs import StageOutput
 from offramp._core.topology import EXIT, Path, Topology
 from offramp._core.types import BoolArray, FloatArray, IntArray
@@ -84,7 +83,7 @@ def replay(trace: Trace, policy: Policy, *, top: int = 1, chunk: int = _CHUNK) -
     >>> replay(trace, alone.policy).last.tolist() == [1] * 50
     True
     """
-    check_same_stages(trace, policy.topology)
+    policy.topology.check_same_stages(trace.topology, "the trace")
     check_positive_int("chunk", chunk)
     topology = policy.topology
     table = _continuations(topology)
@@ -154,20 +153,6 @@ def path_costs(trace: Trace, policy: Policy) -> FloatArray:
     """Cost of each visit path of the policy's topology, `(p,)`."""
     topology = policy.topology
     return np.array([trace.costs.path(topology, p, policy.decided(p)) for p in topology.paths()])
-
-
-def check_same_stages(trace: Trace, topology: Topology) -> None:
-    """Raise `InputError` unless a policy's topology has the stages of the trace.
-
-    Names, sources and groups must agree; edges may differ: a policy uses a part of them.
-    """
-    for name in ("names", "sources", "groups"):
-        have, want = getattr(topology, name), getattr(trace.topology, name)
-        if have != want:
-            raise InputError(
-                f"The policy was made for stages with {name} {have}, but the trace has {want}. "
-                "Fit it on a trace of the same cascade."
-            )
 
 
 def replay_reference(trace: Trace, policy: Policy, *, top: int = 1) -> Replay:

@@ -125,7 +125,7 @@ def best_cut(
     Args:
         scores: `(n,)`, float32; equal scores stand on the same side.
         gains: What taking the action adds to the objective, `(n,)`; negative is good.
-        order: `argsort` of `-scores`, if known.
+        order: The examples that count, by falling score; by default all of them.
 
     Returns:
         The cut, half-way between two scores (infinity takes nobody, -infinity everybody), and the

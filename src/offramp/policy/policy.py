@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from offramp._core.checks import check_shape
 from offramp._core.errors import FileFormatError, InputError
+from offramp._core.outputs import best_labels
 from offramp._core.topology import EXIT, Path, Topology
 from offramp.policy.combination import Combination, Combine
 from offramp.policy.features import COMBINED, Distribution
@@ -151,10 +152,7 @@ class Policy(nn.Module):
         last = view.output(stage)
         if not last.scored:
             return last.top(top)
-        answer = self.answer(view, stage)
-        if top == 1:
-            return answer.argmax(dim=1, keepdim=True)
-        return answer.sort(dim=1, descending=True, stable=True).indices[:, :top]
+        return best_labels(self.answer(view, stage), top)
 
     def _by_path(
         self, view: View, stage: int, compute: Callable[[Path, View], tuple[Tensor, ...]]

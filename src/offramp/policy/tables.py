@@ -16,6 +16,7 @@ from torch import Tensor
 
 from offramp._core.checks import check_choice
 from offramp._core.errors import InputError
+from offramp._core.outputs import best_labels
 from offramp._core.topology import Path
 from offramp._core.types import BoolArray, FloatArray
 from offramp.policy.combination import Combination, Combine
@@ -129,7 +130,8 @@ class Tables:
         for path in paths:
             each = [stage(k) for k in self.combination.inputs(path)]
             answer = self.combination.of(path, each)
-            self._wrong[path][rows] = _wrong(answer.log_probs, labels, self._top)
+            best = best_labels(answer.log_probs, self._top)
+            self._wrong[path][rows] = (best != labels[:, None]).all(dim=1).numpy()
 
             def distribution(k: int, answer: Distribution = answer) -> Distribution:
                 return answer if k == COMBINED else stage(k)
@@ -237,10 +239,3 @@ def confidence_features_of(
 
 def _key(feature: Feature, path: Path) -> _Key:
     return (feature, path) if feature.stage == COMBINED else (feature, ())
-
-
-def _wrong(log_probs: Tensor, labels: Tensor, top: int) -> np.ndarray:
-    if top == 1:
-        return (log_probs.argmax(dim=1) != labels).numpy()
-    best = log_probs.sort(dim=1, descending=True, stable=True).indices[:, :top]
-    return (best != labels[:, None]).all(dim=1).numpy()

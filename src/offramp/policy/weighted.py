@@ -252,14 +252,9 @@ class TreeFit:
         order: np.ndarray | None,
     ) -> list[_Choice]:
         """The rule with its bias set by an exact scan; nothing if a constant is as good."""
-        if rows.all():
-            cut = best_cut(scores, gains, order)
-        else:
-            among = None if order is None else order[rows[order]]
-            if among is None:
-                cut = best_cut(scores[rows], gains[rows])
-            else:
-                cut = best_cut(scores[among], gains[among], np.arange(len(among)))
+        if order is None:
+            order = np.argsort(-scores)
+        cut = best_cut(scores, gains, order[rows[order]])
         if not np.isfinite(cut.value):
             return []
         rule = Linear(rule.features, rule.weights.tolist(), -cut.value)

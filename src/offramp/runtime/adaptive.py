@@ -270,13 +270,7 @@ class _Runner(nn.Module):
 
 def check_made_for(cascade: StageSource, topology: Topology, costs: Costs | None) -> None:
     """Raise `InputError` unless a policy's topology and the costs fit the cascade's stages."""
-    for name in ("names", "sources", "groups"):
-        have, want = getattr(topology, name), getattr(cascade.topology, name)
-        if have != want:
-            raise InputError(
-                f"The policy was made for stages with {name} {have}, but the cascade has {want}. "
-                "Fit it on a trace of this cascade."
-            )
+    topology.check_same_stages(cascade.topology, "the cascade")
     if costs is not None and len(costs) != len(topology):
         raise InputError(
             f"costs must have one entry per stage ({len(topology)}), got {len(costs)}."

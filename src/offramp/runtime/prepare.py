@@ -11,19 +11,9 @@ import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-_PAIRS = ((nn.Conv1d, nn.BatchNorm1d), (nn.Conv2d, nn.BatchNorm2d), (nn.Conv3d, nn.BatchNorm3d))
+from offramp.stages.cut_graph import FAILURES
 
-# What symbolic tracing raises on modules whose forward it cannot follow.
-_UNTRACEABLE = (
-    AssertionError,
-    AttributeError,
-    IndexError,
-    KeyError,
-    NotImplementedError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+_PAIRS = ((nn.Conv1d, nn.BatchNorm1d), (nn.Conv2d, nn.BatchNorm2d), (nn.Conv3d, nn.BatchNorm3d))
 
 
 def prepare(module: nn.Module) -> nn.Module:
@@ -66,7 +56,7 @@ def _pairs(module: nn.Module) -> list[tuple[str, str]]:
     """Names of layers of which the second reads the first's output, and nothing else does."""
     try:
         graph = fx.Tracer().trace(module)
-    except _UNTRACEABLE:
+    except FAILURES:
         return []
     calls = [node for node in graph.nodes if node.op == "call_module"]
     runs = Counter(node.target for node in calls)

@@ -50,7 +50,7 @@ _LAYERS: dict[Any, tuple[type[nn.Module], ...]] = {
     _aten.batch_norm.default: (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
 }
 # What following a network raises when it meets something that it cannot follow.
-_FAILURES = (
+FAILURES = (
     AssertionError,
     AttributeError,
     IndexError,
@@ -179,7 +179,7 @@ def _export(net: nn.Module, example: Batch) -> Any:  # noqa: ANN401  (an Exporte
             )
     except InputError:
         raise
-    except _FAILURES as error:
+    except FAILURES as error:
         raise UnsupportedError(_explained(error)) from error
 
 
