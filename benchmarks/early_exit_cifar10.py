@@ -1,18 +1,27 @@
-"""Early exits in the pretrained CIFAR-10 ResNet-56, on test images after lossy JPEG.
+"""Early exits in trained CIFAR-10 networks: what they save at no loss and at one point.
 
-The network (weights that we did not train) is cut behind some of its blocks, and heads are trained
-there on JPEG-compressed training images, the backbone frozen. F is the uncut network with its last
-layer refitted on the same images: comparing adapted heads with the unadapted network would flatter.
-The policies see the JPEG test images alone, which nothing was trained on: for each seed 2,000 to
-fit, 1,000 to calibrate, 1,500 to test; learned and myopic policy with equal freedom.
+For each backbone, heads are trained at some of its points, the backbone frozen; then policies are
+fitted, chosen and judged on images that nothing was trained on, for several seeds of the split.
+
+    resnet56_adapted  the pretrained ResNet-56 (weights that we did not train) on test images after
+                      lossy JPEG; heads, and the last layer anew, trained on JPEG-compressed
+                      training images. F is the network with that last layer: to compare adapted
+                      heads with the unadapted network would flatter
+    resnet56_clean    the same, heads trained on clean images, F the network as it is
+    resnet20          trained by `train_backbone.py` on [0:40000], heads too; policies on
+                      [40000:45000], judged on [45000:50000]
 
 `cost_ratio` is FLOPs over F's, heads included; `difference` is accuracy minus F's on the same
-images. Time is measured against F on the same backend, in interleaved rounds, at the learned point
-of the first seed.
+images; `_1pt` at one point of allowed loss. The myopic policy has the same topologies, heads and
+combinations. Time is measured against F on the same backend, in interleaved rounds, at the point
+that the first seed chose. Features are cached under `--work` (up to 20 GB for 50,000 images twice).
 """
 
-import io
+import argparse
+import shutil
 import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -20,82 +29,140 @@ from typing import Any
 import numpy as np
 import torch
 from harness import parser, report, speedups
-from PIL import Image
-from selection_cifar10 import SPLITS, at_difference, interval
+from selection_cifar10 import at_difference, interval
+from train_backbone import NORMALISE
 
 import offramp
-from offramp.data import Examples, arrays, cifar10, npz
+from offramp.data import Examples, arrays, cifar10, jpeg_compressed, npz
 from offramp.evaluate import evaluate
 from offramp.evaluate.frontier import MARGIN
 from offramp.models import ModelSpec, build, make_head
 from offramp.policy import Setting
 from offramp.policy.oracles import oracle
 from offramp.runtime import Static
-from offramp.stages import Cascade, Normalize, cut_points
+from offramp.stages import Cascade, cut_points
 from offramp.trace import Trace
 from offramp.train import train_heads
 
-EXITS = ("layer1.4", "layer1.8", "layer2.2", "layer2.5", "layer2.8", "layer3.2", "layer3.5")
-END = "layer3.8"  # the last block: its head is the last layer, refitted
-QUALITIES = (50, 90)
+Head = tuple[str, dict[str, Any]]
+LINEAR: Head = ("gap_linear", {})
+BROAD: Head = ("conv_head", {"filters": (64, 128), "pool": 2})  # for large maps
+DEEP: Head = ("conv_head", {"filters": (64, 128)})
+SMALL: Head = ("pool_mlp", {"hidden": 128})
+
 LOSSES = (0.0, 0.01)
 NAMES = {0.0: "", 0.01: "_1pt"}
 MARGINS = (0.0, 1.0)
+JPEG_SPLITS = {"fit": 2000, "calibrate": 1000, "test": 1500}
+OWN_SPLITS = {"fit": 3000, "calibrate": 2000}
 
 
-def compressed(images: np.ndarray, seed: int) -> np.ndarray:
-    """Images `(n, 3, 32, 32)` after JPEG with 4:2:0 and a random quality."""
-    rng = np.random.default_rng(seed)
-    made = np.empty_like(images)
-    for i, image in enumerate(images):
-        held = io.BytesIO()
-        Image.fromarray(image.transpose(1, 2, 0)).save(
-            held, "JPEG", quality=int(rng.integers(*QUALITIES)), subsampling=2
-        )
-        made[i] = np.asarray(Image.open(held)).transpose(2, 0, 1)
-    return made
+@dataclass(frozen=True, kw_only=True)
+class Backbone:
+    """A network, its exits, and the images that go with it."""
+
+    model: str
+    exits: Mapping[str, tuple[Head, ...]]
+    end: str | None = None  # a last block whose head is the last layer, trained anew
+    jpeg: bool = False
+    seen: int = 50_000  # training images that heads may see
 
 
-def training_images(root: Path, count: int) -> Examples:
-    """The first training images, compressed."""
-    images = cifar10(root).rows(torch.arange(count))
-    pixels = compressed(np.asarray(images.inputs), seed=0)
-    return arrays(torch.from_numpy(pixels), images.labels, layout="nchw")
+RESNET56 = {
+    "layer1.5": (LINEAR, BROAD),
+    "layer1.8": (LINEAR, BROAD),
+    "layer2.2": (LINEAR, DEEP),
+    "layer2.5": (LINEAR, DEEP),
+    "layer2.8": (LINEAR, DEEP),
+    "layer3.1": (LINEAR, DEEP),
+    "layer3.3": (LINEAR, DEEP),
+    "layer3.5": (LINEAR, DEEP),
+}
+RESNET20 = {
+    "layer1.2": (LINEAR, SMALL),
+    "layer2.0": (LINEAR, SMALL),
+    "layer2.1": (LINEAR, SMALL),
+    "layer2.2": (LINEAR, SMALL),
+    "layer3.0": (LINEAR, SMALL),
+    "layer3.1": (LINEAR, SMALL),
+}
+BACKBONES = {
+    "resnet56_adapted": Backbone(model="resnet56", exits=RESNET56, end="layer3.8", jpeg=True),
+    "resnet56_clean": Backbone(model="resnet56", exits=RESNET56),
+    "resnet20": Backbone(model="resnet20", exits=RESNET20, seen=40_000),
+}
 
 
-def with_exits(data: Path) -> Cascade:
-    """The pretrained network with untrained heads."""
-    weights = data / "resnet_weights" / "resnet56_state.npz"
-    net = build(ModelSpec(name="resnet56", weights=str(weights))).eval()
+def with_exits(backbone: Backbone, weights: Path) -> Cascade:
+    """The trained network with untrained heads; the last stage is F."""
+    net = build(ModelSpec(name=backbone.model, weights=str(weights))).eval()
     example = torch.zeros(2, 3, 32, 32)
     points = cut_points(net, example)
     shapes = {name: p.shape for p in points for name in (p.name, *p.aliases)}
-    heads = {at: make_head("conv_head", shapes[at], 10) for at in EXITS}
-    heads[END] = make_head("gap_linear", shapes[END], 10)
-    normalise = Normalize(scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    return Cascade.of_exits(net, [*EXITS, END], heads=heads, example=example, preprocess=normalise)
+    heads: dict[str, Any] = {
+        at: {kind: make_head(kind, shapes[at], 10, **options) for kind, options in kinds}
+        for at, kinds in backbone.exits.items()
+    }
+    if backbone.end is not None:
+        heads[backbone.end] = make_head("gap_linear", shapes[backbone.end], 10)
+    return Cascade.of_exits(net, list(heads), heads=heads, example=example, preprocess=NORMALISE)
 
 
-def chains(trace: Trace) -> list[offramp.Topology]:
-    """One or two exits before F, and all of them."""
-    end = trace.topology.index(END)
-    pairs = [[j, k, end] for j in range(end) for k in range(j + 1, end)]
-    every = [[j, end] for j in range(end)] + pairs + [list(range(end + 1))]
-    return [trace.topology.chain(stages) for stages in every]
+def training_parts(root: Path, backbone: Backbone, count: int) -> tuple[Examples, Examples]:
+    """Each of the first images twice, the second time mirrored; and a part to judge heads on."""
+    images = cifar10(root).rows(torch.arange(count))
+    pixels, labels = torch.as_tensor(images.inputs), images.labels
+    kept = count * 19 // 20
+    sets = [pixels[:kept], pixels[:kept].flip(3), pixels[kept:]]
+    if backbone.jpeg:
+        sets = [jpeg_compressed(part.contiguous(), seed=k) for k, part in enumerate(sets)]
+    train = arrays(torch.cat(sets[:2]), labels[:kept].repeat(2), layout="nchw")
+    return train, arrays(sets[2].contiguous(), labels[kept:], layout="nchw")
 
 
-def policies(trace: Trace, seeds: int) -> tuple[dict[str, Any], Setting]:
+def learn(cascade: Cascade, backbone: Backbone, options: argparse.Namespace, work: Path) -> None:
+    """Train the heads, or read them where that is done."""
+    count = min(options.images, backbone.seen)
+    train, judged = training_parts(options.train, backbone, count)
+    train_heads(
+        cascade,
+        train,
+        epochs=options.epochs,
+        seed=0,
+        validation=judged,
+        learning_rate=0.003,
+        bfloat16=True,
+        cache=work / "cache",
+        checkpoint=work / "heads.safetensors",
+    )
+    shutil.rmtree(work / "cache")
+
+
+def chains(trace: Trace, end: int) -> list[offramp.Topology]:
+    """One or two exits before F, each with any of its heads."""
+    groups = trace.topology.groups
+    before = [k for k in range(end) if groups[k] != groups[end]]
+    pairs = [[j, k, end] for j in before for k in before if j < k and groups[j] != groups[k]]
+    return [trace.topology.chain(stages) for stages in [[j, end] for j in before] + pairs]
+
+
+def policies(
+    trace: Trace, held_out: Trace | None, end: str, seeds: int
+) -> tuple[dict[str, Any], Setting]:
     """Figures of the learned and the myopic policy, and the learned setting of the first seed."""
     curves: dict[str, dict[float, list[tuple[float, float]]]] = {}
     first: Setting | None = None
     oracles: list[float] = []
-    own = trace.costs.alone(trace.topology, trace.topology.index(END))
+    reference = trace.topology.index(end)
+    own = trace.costs.alone(trace.topology, reference)
+    topologies = chains(trace, reference)
     for seed in range(seeds):
-        divided = trace.divided(SPLITS, seed=seed)  # type: ignore[arg-type]
-        test = divided.part("test")
+        shares = JPEG_SPLITS if held_out is None else OWN_SPLITS
+        divided = trace.divided(shares, seed=seed)  # type: ignore[arg-type]
+        test = divided.part("test") if held_out is None else held_out
         for suffix, method in (("", "weighted"), ("_myopic", "myopic")):
             frontier = offramp.fit(
-                divided, method, reference=END, topologies=chains(trace), progress=False
+                divided, method, reference=end, topologies=topologies, progress=False
             )
             for loss, margin in product(LOSSES, (MARGIN, *MARGINS)):
                 setting = frontier.cheapest(max_loss=loss, margin=margin).setting
@@ -104,7 +171,9 @@ def policies(trace: Trace, seeds: int) -> tuple[dict[str, Any], Setting]:
                 curve.setdefault(margin, []).append((found.cost_ratio, -found.difference))
                 if (loss, margin, suffix) == (0.0, MARGIN, ""):
                     first = first or setting
-        neutral = oracle(test, "neutral", topology=chains(trace)[-1], reference=END)
+        deepest = [k for k in range(reference + 1) if trace.stages[k].endswith(("head", "mlp"))]
+        route = trace.topology.chain([*(k for k in deepest if k != reference), reference])
+        neutral = oracle(test, "neutral", topology=route, reference=end)
         oracles.append(float(neutral.cost.mean()) / own)
     if first is None:
         raise ValueError(f"seeds must be at least 1, got {seeds}.")
@@ -130,10 +199,30 @@ def figures(curves: dict[str, dict[float, list[tuple[float, float]]]]) -> dict[s
     return result
 
 
-def speed(cascade: Cascade, setting: Setting, images: torch.Tensor, rounds: int) -> dict[str, Any]:
-    """Wall-clock of F over the adaptive model's."""
+def measured(name: str, weights: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """All figures of one backbone."""
+    backbone, work = BACKBONES[name], options.work / name
+    work.mkdir(parents=True, exist_ok=True)
+    cascade = with_exits(backbone, weights)
+    learn(cascade, backbone, options, work)
+    end = backbone.end or "last"
+    own = name == "resnet20"
+    if own:
+        training = cifar10(options.train)
+        images = training.rows(torch.arange(40_000, 45_000))
+        unseen = training.rows(torch.arange(45_000, 50_000))
+    else:
+        images = unseen = npz(options.data / "test_jpeg_1000_5500.npz")
+    trace = offramp.record(cascade, images)
+    held_out = offramp.record(cascade, unseen) if own else None
+    result, setting = policies(trace, held_out, end, options.seeds)
+    judged = held_out or trace
+    accuracies = {stage: judged.accuracy(k) for k, stage in enumerate(judged.stages)}
     adaptive = offramp.Adaptive(cascade, setting, optimise=True)
-    return speedups(adaptive, Static(cascade, END, optimise=True), images, rounds=rounds)
+    static = Static(cascade, end, optimise=True)
+    pixels = torch.as_tensor(unseen.inputs)[3000:]
+    result |= speedups(adaptive, static, pixels, rounds=options.rounds)
+    return result | {"accuracies": accuracies, "timed_setting": setting.label}
 
 
 def main() -> None:
@@ -144,28 +233,20 @@ def main() -> None:
         "--train", type=Path, required=True, help="folder of the official binary layout"
     )
     options.add_argument("--work", type=Path, default=Path("runs/early_exit"), help="checkpoints")
-    options.add_argument("--images", type=int, default=50_000, help="training images")
+    options.add_argument("--backbones", nargs="+", choices=[*BACKBONES], default=[*BACKBONES])
+    options.add_argument("--images", type=int, default=50_000, help="training images of heads")
     options.add_argument("--epochs", type=int, default=10)
     options.add_argument("--seeds", type=int, default=10)
     options.add_argument("--rounds", type=int, default=15)
     arguments = options.parse_args()
-    arguments.work.mkdir(parents=True, exist_ok=True)
-    cascade = with_exits(arguments.data)
-    train_heads(
-        cascade,
-        training_images(arguments.train, arguments.images),
-        epochs=arguments.epochs,
-        seed=0,
-        learning_rate=0.003,
-        checkpoint=arguments.work / "heads.safetensors",
-    )
-    images = npz(arguments.data / "test_jpeg_1000_5500.npz")
-    trace = offramp.record(cascade, images)
-    accuracies = {name: trace.accuracy(k) for k, name in enumerate(trace.stages)}
-    result, setting = policies(trace, arguments.seeds)
-    result |= {"accuracies": accuracies, "timed_setting": setting.label}
+    pretrained = arguments.data / "resnet_weights" / "resnet56_state.npz"
+    trained = Path(__file__).parent / "weights" / "resnet20_cifar10.safetensors"
+    result: dict[str, Any] = {}
+    for name in arguments.backbones:
+        weights = trained if name == "resnet20" else pretrained
+        result[name] = measured(name, weights, arguments)
     result |= {name: getattr(arguments, name) for name in ("images", "epochs", "seeds")}
-    report(arguments, result | speed(cascade, setting, images.inputs[3000:], arguments.rounds))
+    report(arguments, result)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Layer: data.  Imports _core only.
 """
 
 from offramp.data.arrays import arrays, npz
+from offramp.data.augment import CropAndFlip, jpeg_compressed
 from offramp.data.cifar import cifar10, cifar100
 from offramp.data.digits import digits
 from offramp.data.download import Archive, fetch
@@ -15,6 +16,7 @@ from offramp.data.sources import SOURCES, load_examples
 __all__ = [
     "SOURCES",
     "Archive",
+    "CropAndFlip",
     "Examples",
     "ImageFiles",
     "LabelledBatch",
@@ -26,6 +28,7 @@ __all__ = [
     "fetch",
     "image_folder",
     "imagenet32",
+    "jpeg_compressed",
     "load_examples",
     "npz",
     "read_image",

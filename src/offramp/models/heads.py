@@ -6,6 +6,7 @@ the others gain was measured: 2x2 pooling with an MLP, or one more convolution, 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from typing import Any, TypeVar, final
 
@@ -128,30 +129,42 @@ def pool_mlp(
     return _ready(PooledHead(_averages(grid), classify), seed)
 
 
-def conv_head(channels: int, classes: int, *, filters: int = 64, seed: int = 0) -> nn.Sequential:
-    """Build a 3x3 convolution of stride 2, batch-norm, ReLU, average pooling, and a linear layer.
+def conv_head(
+    channels: int,
+    classes: int,
+    *,
+    filters: int | Sequence[int] = 64,
+    pool: int = 1,
+    seed: int = 0,
+) -> PooledHead:
+    """Build 3x3 convolutions of stride 2, each with batch-norm and ReLU, and a linear layer.
 
-    The best of these heads at early layers, and the dearest: with large maps take fewer filters.
+    The best of these heads at early layers, and the dearest. With large maps take fewer filters
+    or pool first; two convolutions tell more classes apart than one.
 
     Args:
         channels: Of the maps `(m, channels, h, w)`.
         classes: Number of logits.
-        filters: Of the convolution.
+        filters: Of the convolution, or of each of several.
+        pool: Average this many by this many places before; 1 leaves the maps as they are.
         seed: Of the first weights.
 
     >>> import torch
-    >>> conv_head(16, 10)(torch.zeros(5, 16, 8, 8)).shape
+    >>> conv_head(16, 10, filters=(32, 64), pool=2)(torch.zeros(5, 16, 8, 8)).shape
     torch.Size([5, 10])
     """
-    _check(channels=channels, classes=classes, filters=filters)
-    head = nn.Sequential(
-        nn.Conv2d(channels, filters, 3, stride=2, padding=1, bias=False),
-        nn.BatchNorm2d(filters),
-        nn.ReLU(),
-        _averages(1),
-        nn.Linear(filters, classes),
-    )
-    return _ready(head, seed)
+    widths = [filters] if isinstance(filters, int) else list(filters)
+    if not widths:
+        raise InputError(f"filters must have at least one entry, got {filters!r}.")
+    for width in widths:
+        _check(channels=channels, classes=classes, filters=width, pool=pool)
+    layers: list[nn.Module] = []
+    for before, after in pairwise([channels, *widths]):
+        layers.append(nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False))
+        layers += [nn.BatchNorm2d(after), nn.ReLU()]
+    classify = nn.Sequential(*layers, _averages(1), nn.Linear(widths[-1], classes))
+    first = nn.Identity() if pool == 1 else nn.AvgPool2d(pool)
+    return _ready(PooledHead(first, classify), seed)
 
 
 def token_linear(
@@ -249,7 +262,9 @@ def head_arguments(
             "(channels, height, width) choose another head."
         )
     if kind == "pool_mlp":
-        _check_grid(sides, options.get("grid", 2))
+        _check_side("grid", sides, options.get("grid", 2))
+    if kind == "conv_head":
+        _check_side("pool", sides, options.get("pool", 1))
     width = sides[0] if reads is _MAPS else sides[-1]
     return {reads.width: width, "classes": classes, **options}
 
@@ -302,11 +317,11 @@ def _check(**counts: int) -> None:
         check_positive_int(name, value)
 
 
-def _check_grid(sides: Sequence[int], grid: object) -> None:
-    if isinstance(grid, int) and grid > min(sides[1:]):
+def _check_side(name: str, sides: Sequence[int], places: object) -> None:
+    if isinstance(places, int) and places > min(sides[1:]):
         raise InputError(
-            f"grid must be at most the smaller side of the map, {min(sides[1:])} in shape "
-            f"{tuple(sides)}, got {grid}. Pass a smaller grid, or take 'gap_linear'."
+            f"{name} must be at most the smaller side of the map, {min(sides[1:])} in shape "
+            f"{tuple(sides)}, got {places}. Pass a smaller {name}, or take 'gap_linear'."
         )
 
 

@@ -23,7 +23,7 @@ from offramp._core.progress import progress_bar
 from offramp.data import Examples
 from offramp.models import PooledHead, extract_logits
 from offramp.stages import Cascade, OfFirst, Stage
-from offramp.train.features import Computed, backbone_digest
+from offramp.train.features import Computed, backbone_digest, in_bfloat16
 
 CacheDtype = Literal["float16", "float32"]
 CHECKPOINT_ROWS = 4096  # rows of work that a kill may cost
@@ -39,6 +39,7 @@ class Cached:
         heads: The heads by stage.
         features: For each stage the features of all examples, `(n, ...)`.
         device: Where the heads are.
+        bfloat16: Compute in bfloat16.
     """
 
     def __init__(
@@ -46,8 +47,11 @@ class Cached:
         heads: Mapping[str, PooledHead],
         features: Mapping[str, NDArray[Any]],
         device: torch.device | str,
+        *,
+        bfloat16: bool = False,
     ) -> None:
         self._heads, self._features, self._device = heads, features, device
+        self._bfloat16 = bfloat16
 
     def carries(
         self,
@@ -64,7 +68,8 @@ class Cached:
 
     def answer(self, name: str, carry: Any) -> Tensor:  # noqa: ANN401
         """Logits of what a stage's head makes of its features."""
-        return extract_logits(self._heads[name].classify(carry)).to(torch.float32)
+        with in_bfloat16(self._device, self._bfloat16):
+            return extract_logits(self._heads[name].classify(carry)).to(torch.float32)
 
 
 def cached_features(
@@ -74,6 +79,7 @@ def cached_features(
     names: Sequence[str],
     *,
     dtype: CacheDtype,
+    bfloat16: bool,
     batch_size: int,
     device: torch.device | str,
     progress: bool,
@@ -88,6 +94,7 @@ def cached_features(
         examples: What rows will count in.
         names: Stages whose heads begin with a pooling.
         dtype: How features are stored; "float16" halves the files and rounds.
+        bfloat16: Compute in bfloat16.
         batch_size: Examples that run at once.
         device: Where the cascade is.
         progress: Show a bar.
@@ -105,9 +112,10 @@ def cached_features(
         "examples": examples.fingerprint,
         "poolings": "; ".join(sorted(first)),
         "dtype": dtype,
+        "bfloat16": repr(bfloat16),
     }
     files = _Files(folder, identity, n=len(examples))
-    computed, n = Computed(cascade, examples, device), len(examples)
+    computed, n = Computed(cascade, examples, device, bfloat16=bfloat16), len(examples)
     with progress_bar("Caching features", n, enabled=progress, done=files.rows) as advance:
         while files.rows < n:
             rows = torch.arange(files.rows, min(files.rows + batch_size, n))
@@ -119,7 +127,9 @@ def cached_features(
             )
             advance(len(rows))
     files.close()
-    return Cached(heads, {name: files.read(key) for name, key in keys.items()}, device)
+    return Cached(
+        heads, {name: files.read(key) for name, key in keys.items()}, device, bfloat16=bfloat16
+    )
 
 
 @final

@@ -4,13 +4,15 @@ Layer: train.  Source: none.  What is not a tensor is JSON in the file's metadat
 replaced together, in one step.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, final
+from typing import Literal, TypeVar, final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.files import whole_file
@@ -18,6 +20,7 @@ from offramp.train.learner import Learner
 
 _ENDING = ".safetensors"
 _KEY = "offramp"
+Facts = TypeVar("Facts", bound=BaseModel)
 _AGAIN = "Delete it to train from the beginning."
 
 
@@ -51,7 +54,7 @@ def write_checkpoint(
 ) -> None:
     """Write the state after a number of epochs, whole or not at all."""
     tensors = {
-        f"{k}.{name}": value.detach().cpu().contiguous().clone()
+        f"{k}.{name}": value
         for k, learner in enumerate(learners.values())
         for name, value in learner.tensors().items()
     }
@@ -61,8 +64,7 @@ def write_checkpoint(
         epochs=epochs,
         heads={name: _Head(**learner.facts()) for name, learner in learners.items()},
     )
-    with whole_file(path) as temporary:
-        save_file(tensors, temporary, metadata={_KEY: facts.model_dump_json()})
+    write_file(path, tensors, facts)
 
 
 def read_checkpoint(
@@ -74,25 +76,57 @@ def read_checkpoint(
         InputError: If it belongs to another training.
         FileFormatError: If it cannot be read or does not fit.
     """
+    facts, tensors = read_file(path, _Facts, identity)
+    with load_state(path, "the heads"):
+        for k, (name, learner) in enumerate(learners.items()):
+            own = {t.partition(".")[2]: v for t, v in tensors.items() if t.startswith(f"{k}.")}
+            learner.restore(own, facts.heads[name].model_dump())
+    return facts.epochs
+
+
+def write_file(path: Path, tensors: Mapping[str, Tensor], facts: BaseModel) -> None:
+    """Write tensors, and facts as JSON beside them, whole or not at all."""
+    held = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    with whole_file(path) as temporary:
+        save_file(held, temporary, metadata={_KEY: facts.model_dump_json()})
+
+
+def read_file(
+    path: Path, kind: type[Facts], identity: Mapping[str, str]
+) -> tuple[Facts, dict[str, Tensor]]:
+    """Read what `write_file` wrote.
+
+    Args:
+        path: The file.
+        kind: What the facts are; they have an `identity`.
+        identity: What theirs must be.
+
+    Raises:
+        InputError: If it belongs to another training.
+        FileFormatError: If it cannot be read.
+    """
     try:
         with safe_open(path, framework="pt") as file:
-            facts = _Facts.model_validate_json((file.metadata() or {}).get(_KEY, ""))
+            facts = kind.model_validate_json((file.metadata() or {}).get(_KEY, ""))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValidationError) as error:
         raise FileFormatError(
             f"{path} cannot be read as a checkpoint: {error}. {_AGAIN}"
         ) from error
-    keys = sorted(set(identity) | set(facts.identity))
-    other = [key for key in keys if facts.identity.get(key) != identity.get(key)]
+    theirs: dict[str, str] = facts.identity  # type: ignore[attr-defined]
+    other = [k for k in sorted({*identity, *theirs}) if theirs.get(k) != identity.get(k)]
     if other:
         raise InputError(
             f"{path} belongs to a training with other {', '.join(other)}. Repeat the call that "
             "began it, give another path, or delete it to train from the beginning."
         )
+    return facts, tensors
+
+
+@contextmanager
+def load_state(path: Path, what: str) -> Iterator[None]:
+    """Within, what does not fit becomes a `FileFormatError`."""
     try:
-        for k, (name, learner) in enumerate(learners.items()):
-            own = {t.partition(".")[2]: v for t, v in tensors.items() if t.startswith(f"{k}.")}
-            learner.restore(own, facts.heads[name].model_dump())
+        yield
     except (RuntimeError, ValueError, KeyError) as error:
-        raise FileFormatError(f"{path} does not fit the heads: {error}. {_AGAIN}") from error
-    return facts.epochs
+        raise FileFormatError(f"{path} does not fit {what}: {error}. {_AGAIN}") from error

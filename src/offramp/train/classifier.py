@@ -1,20 +1,30 @@
-"""A plain training loop for small classifiers.
+"""A plain training loop for classifiers on images.
 
 Layer: train.  Source: AdamW (Loshchilov & Hutter, ICLR 2019); one-cycle learning rate (Smith &
 Topin, arXiv:1708.07120), both as torch has them.
 """
 
 import math
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
 
-from offramp._core.checks import check_not_negative, check_positive_int
+from offramp._core.checks import check_choice, check_not_negative, check_positive_int
 from offramp._core.errors import InputError
 from offramp._core.progress import progress_bar
 from offramp.data import Examples
+from offramp.train.checkpoint import check_checkpoint
+from offramp.train.classifier_checkpoint import read_training, write_training
+from offramp.train.features import Augment, augmented, in_bfloat16
+
+Optimiser = Literal["adamw", "sgd"]
+_MOMENTUM = 0.9
 
 
 def train_classifier(
@@ -24,13 +34,17 @@ def train_classifier(
     epochs: int,
     seed: int,
     preprocess: nn.Module | None = None,
+    augment: Augment | None = None,
     batch_size: int = 64,
+    optimiser: Optimiser = "adamw",
     learning_rate: float = 0.01,
     weight_decay: float = 0.01,
+    bfloat16: bool = False,
+    checkpoint: Path | str | None = None,
     description: str = "Training",
     progress: bool = True,
 ) -> tuple[float, ...]:
-    """Train a network in place by cross-entropy, with AdamW and a one-cycle learning rate.
+    """Train a network in place by cross-entropy, with a one-cycle learning rate.
 
     On a CPU the same seed, network and examples give the same weights; the global random state is
     left as it was. Afterwards the network is in evaluation mode.
@@ -39,12 +53,19 @@ def train_classifier(
         module: Gives logits `(m, c)`; it is changed.
         part: The examples to train on, usually `examples.part("train")`; held in memory.
         epochs: Passes over the examples, at least 1.
-        seed: Of the order of the examples, and of layers that draw at random.
+        seed: Of the order of the examples, augmentation, and of layers that draw at random.
         preprocess: Applied to the raw input first, as the stage will do; not trained.
+        augment: Changes each raw batch before `preprocess`, such as `offramp.data.CropAndFlip`: a
+            function of the batch and of a generator, the only one to draw from.
         batch_size: Examples of a step; what a pass leaves over is left out of that pass, unless
             there are fewer examples than one batch.
+        optimiser: "adamw", or "sgd" with Nesterov momentum, usual for residual networks.
         learning_rate: Its peak, > 0.
-        weight_decay: Of AdamW, >= 0.
+        weight_decay: Of the optimiser, >= 0.
+        bfloat16: Compute convolutions and matrix products in bfloat16 where the machine is fast
+            at it; weights stay as they are.
+        checkpoint: A `.safetensors` file written after each epoch. If it is there, the training
+            goes on from it, to the same result as without interruption.
         description: For the progress bar.
         progress: Show a bar.
 
@@ -52,8 +73,9 @@ def train_classifier(
         Mean loss of each pass, in nats; lower is better.
 
     Raises:
-        InputError: If a number is outside its domain, the inputs are not in memory, or the loss
-            becomes NaN or infinite; training stops at once then.
+        InputError: If an argument is outside its domain, the inputs are not in memory, the
+            checkpoint belongs to another training, or the loss becomes NaN or infinite; training
+            stops at once then, and the last checkpoint stays.
 
     >>> from offramp.data import arrays
     >>> from offramp.models import small_cnn
@@ -64,41 +86,146 @@ def train_classifier(
     >>> losses[-1] < losses[0], net.training
     (True, False)
     """
-    check_positive_int("epochs", epochs)
-    check_positive_int("batch_size", batch_size)
-    check_not_negative("weight_decay", weight_decay)
-    if not (math.isfinite(learning_rate) and learning_rate > 0):
-        raise InputError(f"learning_rate must be finite and greater than 0, got {learning_rate!r}.")
+    plan = _Plan(
+        epochs=epochs,
+        seed=seed,
+        batch_size=batch_size,
+        optimiser=optimiser,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        bfloat16=bfloat16,
+    )
     if not isinstance(part.inputs, Tensor):
         raise InputError(f"The inputs of {part.name} must be in memory, got images on disk.")
-    inputs = part.inputs if preprocess is None else preprocess(part.inputs)
-    batch_size = min(batch_size, len(part))
-    optimiser = torch.optim.AdamW(module.parameters(), lr=learning_rate, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, learning_rate, epochs=epochs, steps_per_epoch=len(part) // batch_size
-    )
+    path = None if checkpoint is None else check_checkpoint(checkpoint)
+    rows = _Rows(part.inputs, part.labels, preprocess, augment)
+    stepper = plan.optimiser_of(module)
+    identity = {**plan.identity(), "examples": part.fingerprint} if path is not None else {}
     losses: list[float] = []
-    order = torch.Generator().manual_seed(seed)
-    with _seeded(seed), progress_bar(description, epochs, enabled=progress) as advance:
+    if path is not None and path.exists():
+        losses = read_training(path, module, stepper, identity)
+    done, steps = len(losses), len(part) // min(batch_size, len(part))
+    schedule = plan.schedule(stepper, steps, done)
+    with (
+        _random_state_kept(),
+        progress_bar(description, epochs, enabled=progress, done=done) as advance,
+    ):
         module.train()
-        for epoch in range(epochs):
-            total, steps = 0.0, 0
-            for rows in _batches(len(part), batch_size, order):
-                loss = nn.functional.cross_entropy(module(inputs[rows]), part.labels[rows])
-                total += _finite(loss, epoch, learning_rate)
-                steps += 1
-                optimiser.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
-                schedule.step()
-            losses.append(total / steps)
+        for epoch in range(done, epochs):
+            losses.append(_epoch(module, rows, stepper, schedule, plan, epoch))
+            if path is not None:
+                write_training(path, module, stepper, identity, losses)
             advance(1)
     module.eval()
     return tuple(losses)
 
 
-def _batches(n: int, size: int, order: torch.Generator) -> Iterator[Tensor]:
-    shuffled = torch.randperm(n, generator=order)
+@final
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """The numbers of a training, checked."""
+
+    epochs: int
+    seed: int
+    batch_size: int
+    optimiser: Optimiser
+    learning_rate: float
+    weight_decay: float
+    bfloat16: bool
+
+    def __post_init__(self) -> None:
+        check_positive_int("epochs", self.epochs)
+        check_positive_int("batch_size", self.batch_size)
+        check_not_negative("weight_decay", self.weight_decay)
+        check_choice("optimiser", self.optimiser, ("adamw", "sgd"))
+        rate = self.learning_rate
+        if not (math.isfinite(rate) and rate > 0):
+            raise InputError(f"learning_rate must be finite and greater than 0, got {rate!r}.")
+
+    def identity(self) -> dict[str, str]:
+        """What must be the same for a training to go on from a checkpoint."""
+        return {name: repr(getattr(self, name)) for name in self.__dataclass_fields__}
+
+    def optimiser_of(self, module: nn.Module) -> torch.optim.Optimizer:
+        if self.optimiser == "adamw":
+            return torch.optim.AdamW(
+                module.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
+            )
+        return torch.optim.SGD(
+            module.parameters(),
+            lr=self.learning_rate,
+            momentum=_MOMENTUM,
+            nesterov=True,
+            weight_decay=self.weight_decay,
+        )
+
+    def schedule(
+        self, stepper: torch.optim.Optimizer, steps: int, done: int
+    ) -> torch.optim.lr_scheduler.OneCycleLR:
+        """The learning rate from the first step after `done` epochs on."""
+        return torch.optim.lr_scheduler.OneCycleLR(
+            stepper,
+            self.learning_rate,
+            epochs=self.epochs,
+            steps_per_epoch=steps,
+            last_epoch=done * steps - 1,
+        )
+
+    def generator(self, *purpose: object) -> torch.Generator:
+        """A generator for one purpose, so that nothing depends on what else has been drawn."""
+        return torch.Generator().manual_seed(self.seed_for(*purpose))
+
+    def seed_for(self, *purpose: object) -> int:
+        return zlib.crc32(repr((self.seed, *purpose)).encode())
+
+
+@final
+@dataclass(frozen=True)
+class _Rows:
+    """Examples as the network reads them."""
+
+    inputs: Tensor
+    labels: Tensor
+    preprocess: nn.Module | None
+    augment: Augment | None
+
+    def batch(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        raw = augmented(self.inputs[rows], self.augment, generator)
+        if self.preprocess is None:
+            return raw
+        with torch.no_grad():
+            return self.preprocess(raw)  # type: ignore[no-any-return]
+
+
+def _epoch(
+    module: nn.Module,
+    rows: _Rows,
+    stepper: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.OneCycleLR,
+    plan: _Plan,
+    epoch: int,
+) -> float:
+    """One pass; returns its mean loss."""
+    total, steps = 0.0, 0
+    torch.default_generator.manual_seed(plan.seed_for("layers", epoch))
+    generator = plan.generator("augment", epoch)
+    for chosen in _batches(len(rows.labels), plan, epoch):
+        inputs = rows.batch(chosen, generator)
+        with in_bfloat16("cpu", plan.bfloat16):
+            logits = module(inputs)
+        loss = nn.functional.cross_entropy(logits.float(), rows.labels[chosen])
+        total += _finite(loss, epoch, plan.learning_rate)
+        steps += 1
+        stepper.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        stepper.step()
+        schedule.step()
+    return total / steps
+
+
+def _batches(n: int, plan: _Plan, epoch: int) -> Iterator[Tensor]:
+    size = min(plan.batch_size, n)
+    shuffled = torch.randperm(n, generator=plan.generator("order", epoch))
     return (shuffled[start : start + size] for start in range(0, n - size + 1, size))
 
 
@@ -113,8 +240,6 @@ def _finite(loss: Tensor, epoch: int, learning_rate: float) -> float:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Fix what layers such as dropout draw on the CPU, and restore the global state."""
+def _random_state_kept() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
         yield

@@ -45,6 +45,7 @@ class Computed:
         examples: What rows count in.
         device: Where the cascade is.
         augment: Applied to a raw batch first where there is a generator.
+        bfloat16: Compute in bfloat16.
     """
 
     def __init__(
@@ -52,10 +53,12 @@ class Computed:
         cascade: Cascade,
         examples: Examples,
         device: torch.device | str,
+        *,
         augment: Augment | None = None,
+        bfloat16: bool = False,
     ) -> None:
         self._cascade, self._examples, self._device = cascade, examples, device
-        self._augment = augment
+        self._augment, self._bfloat16 = augment, bfloat16
 
     def carries(
         self, rows: Tensor, names: Iterable[str], generator: torch.Generator | None = None
@@ -69,7 +72,7 @@ class Computed:
         for stage, void in zip(route, void_after, strict=True):
             if stage.group not in held:
                 source = _source_group(self._cascade, stage)
-                with torch.no_grad():
+                with torch.no_grad(), in_bfloat16(self._device, self._bfloat16):
                     held[stage.group] = stage.segment(batch if source is None else held[source])
             if stage.name in wanted:
                 yield stage.name, held[stage.group]
@@ -78,7 +81,8 @@ class Computed:
 
     def answer(self, name: str, carry: Any) -> Tensor:  # noqa: ANN401
         """Logits of a stage's head."""
-        return self._cascade.stage(name).answer(carry)
+        with in_bfloat16(self._device, self._bfloat16):
+            return self._cascade.stage(name).answer(carry)
 
     def _batch(self, rows: Tensor, generator: torch.Generator | None) -> Tensor:
         inputs = self._examples.inputs
@@ -87,14 +91,28 @@ class Computed:
             if isinstance(inputs, Tensor)
             else torch.stack([inputs[k] for k in rows.tolist()])
         )
-        if self._augment is None or generator is None:
-            return raw
-        changed = self._augment(raw, generator)
-        if len(changed) != len(raw):
-            raise InputError(
-                f"augment must give as many examples as it gets, {len(raw)}, got {len(changed)}."
-            )
-        return changed
+        return raw if generator is None else augmented(raw, self._augment, generator)
+
+
+def in_bfloat16(device: torch.device | str, enabled: bool) -> torch.autocast:
+    """Within, convolutions and matrix products are computed in bfloat16 if `enabled`."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=enabled)
+
+
+def augmented(raw: Tensor, augment: Augment | None, generator: torch.Generator) -> Tensor:
+    """A raw batch, changed if there is something to change it.
+
+    Raises:
+        InputError: If the number of examples changes.
+    """
+    if augment is None:
+        return raw
+    changed = augment(raw, generator)
+    if len(changed) != len(raw):
+        raise InputError(
+            f"augment must give as many examples as it gets, {len(raw)}, got {len(changed)}."
+        )
+    return changed
 
 
 def backbone_digest(cascade: Cascade) -> str:

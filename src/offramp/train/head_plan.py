@@ -44,6 +44,7 @@ class Plan:
     augment: Augment | None
     cache: Path | None
     cache_dtype: CacheDtype
+    bfloat16: bool
     checkpoint: Path | None
     device: torch.device
     progress: bool
@@ -161,7 +162,15 @@ def identity_of(
         name: [[k, list(v.shape)] for k, v in head_of(cascade, name).state_dict().items()]
         for name in names
     }
-    settings = ("epochs", "seed", "patience", "batch_size", "learning_rate", "weight_decay")
+    settings = (
+        "epochs",
+        "seed",
+        "patience",
+        "batch_size",
+        "learning_rate",
+        "weight_decay",
+        "bfloat16",
+    )
     judged = validation.fingerprint if isinstance(validation, Examples) else repr(validation)
     return {
         **{name: repr(getattr(plan, name)) for name in (*settings, "class_weights")},
@@ -178,13 +187,16 @@ def _source(
     cascade: Cascade, examples: Examples, names: Sequence[str], plan: Plan, what: str
 ) -> Source:
     if plan.cache is None:
-        return Computed(cascade, examples, plan.device, plan.augment)
+        return Computed(
+            cascade, examples, plan.device, augment=plan.augment, bfloat16=plan.bfloat16
+        )
     return cached_features(
         plan.cache / what,
         cascade,
         examples,
         names,
         dtype=plan.cache_dtype,
+        bfloat16=plan.bfloat16,
         batch_size=plan.batch_size,
         device=plan.device,
         progress=plan.progress,

@@ -42,6 +42,7 @@ def train_heads(
     augment: Augment | None = None,
     cache: Path | str | None = None,
     cache_dtype: CacheDtype = "float16",
+    bfloat16: bool = False,
     checkpoint: Path | str | None = None,
     device: torch.device | str = "cpu",
     progress: bool = True,
@@ -72,6 +73,8 @@ def train_heads(
         cache: Folder in which pooled features are kept, so that the backbone runs once. For heads
             that begin with a pooling (`offramp.models.PooledHead`), without `augment`.
         cache_dtype: "float16" halves the cache and rounds; "float32" changes nothing.
+        bfloat16: Compute segments and heads in bfloat16 where the machine is fast at it. Weights,
+            losses and the cache are not rounded.
         checkpoint: A `.safetensors` file written after each epoch. If it is there, the training
             goes on from it, to the same result as without interruption.
         device: Where everything runs.
@@ -109,6 +112,7 @@ def train_heads(
         augment=augment,
         cache=None if cache is None else Path(cache),
         cache_dtype=cache_dtype,
+        bfloat16=bfloat16,
         checkpoint=None if checkpoint is None else check_checkpoint(checkpoint),
         device=torch.device(device),
         progress=progress,

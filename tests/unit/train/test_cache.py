@@ -149,12 +149,21 @@ def test_interrupted_caching_goes_on(fresh, part, tmp_path, monkeypatch):
     assert sorted(seen) == [1, 20, 45, 45]
 
 
-def test_a_head_that_reads_whole_maps_cannot_be_cached(part, tmp_path):
-    cascade = build(kinds=("gap_linear", "conv_head"))
-    with pytest.raises(InputError, match=r"head of 'features\.0/conv_head' does not begin with"):
+def test_a_head_without_a_pooling_of_its_own_cannot_be_cached(part, tmp_path):
+    cascade = build()
+    own = cascade.stage(1)
+    own.head = nn.Sequential(nn.Flatten(), nn.LazyLinear(10)).eval()
+    own.head(own.segment(torch.zeros(1, 1, 8, 8)))
+    with pytest.raises(InputError, match=rf"head of '{own.name}' does not begin with"):
         trained(cascade, part, cache=tmp_path)
-    names = [f"{at}/gap_linear" for at in AT]
+    names = [stage.name for stage in cascade if stage.head and stage is not own]
     assert list(trained(cascade, part, epochs=1, cache=tmp_path, heads=names)) == names
+
+
+def test_a_head_that_pools_nothing_keeps_whole_maps(fresh, part, tmp_path):
+    plain, cached = build(kinds=("conv_head",)), build(kinds=("conv_head",))
+    wanted = trained(plain, part)
+    assert trained(cached, part, cache=tmp_path, cache_dtype="float32") == wanted
 
 
 def test_a_cache_of_something_else_is_refused(fresh, part, tmp_path):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from offramp._core.errors import InputError
+from offramp._core.errors import FileFormatError, InputError
 from offramp.data import arrays, digits
 from offramp.models import small_cnn
 from offramp.stages import Normalize
@@ -82,3 +82,71 @@ def test_wrong_numbers_are_named(part, wrong, said):
     options = {"epochs": 1, "seed": 0, "progress": False, **wrong}
     with pytest.raises(InputError, match=said):
         train_classifier(small_cnn(width=2, depth=2), part, **options)
+
+
+def shifted(batch, generator):
+    return batch + torch.rand(len(batch), 1, 1, 1, generator=generator)
+
+
+OPTIONS = {
+    "epochs": 3,
+    "seed": 4,
+    "batch_size": 16,
+    "preprocess": Normalize(1 / 16),
+    "augment": shifted,
+    "progress": False,
+}
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
+def test_a_training_that_goes_on_equals_one_without_interruption(part, tmp_path, optimiser):
+    path = tmp_path / "training.safetensors"
+    whole, broken, again = (small_cnn(width=4, depth=2) for _ in range(3))
+    wanted = train_classifier(whole, part, optimiser=optimiser, **OPTIONS)
+    seen = 0
+
+    def stop(*_args):
+        nonlocal seen
+        seen += 1
+        if seen > 2 * (len(part) // 16) + 1:
+            raise KeyboardInterrupt
+
+    broken.register_forward_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        train_classifier(broken, part, optimiser=optimiser, checkpoint=path, **OPTIONS)
+    found = train_classifier(again, part, optimiser=optimiser, checkpoint=path, **OPTIONS)
+    assert found == wanted
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+    assert train_classifier(again, part, optimiser=optimiser, checkpoint=path, **OPTIONS) == wanted
+
+
+def test_a_checkpoint_of_another_training_is_refused(part, tmp_path):
+    path = tmp_path / "training.safetensors"
+    train_classifier(small_cnn(width=2, depth=2), part, checkpoint=path, **OPTIONS)
+    with pytest.raises(InputError, match=r"belongs to a training with other learning_rate"):
+        train_classifier(
+            small_cnn(width=2, depth=2), part, checkpoint=path, learning_rate=0.5, **OPTIONS
+        )
+    with pytest.raises(FileFormatError, match="does not fit the network"):
+        train_classifier(small_cnn(width=3, depth=2), part, checkpoint=path, **OPTIONS)
+
+
+def test_bfloat16_trains_float32_weights(part):
+    exact, rounded = small_cnn(width=4, depth=2), small_cnn(width=4, depth=2)
+    wanted = train_classifier(exact, part, **OPTIONS)
+    found = train_classifier(rounded, part, bfloat16=True, **OPTIONS)
+    assert found != wanted
+    assert found == pytest.approx(wanted, rel=0.05)
+    assert all(p.dtype == torch.float32 for p in rounded.parameters())
+
+
+def test_an_augmentation_must_keep_the_number_of_examples(part):
+    with pytest.raises(InputError, match="augment must give as many examples as it gets, 64"):
+        train_classifier(
+            small_cnn(width=2, depth=2),
+            part,
+            epochs=1,
+            seed=0,
+            augment=lambda batch, _generator: batch[1:],
+        )

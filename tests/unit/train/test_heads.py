@@ -166,6 +166,7 @@ def test_one_optimiser_on_the_sum_of_the_losses_gives_the_same_weights(part):
         **nothing,
         patience=1,
         cache_dtype="float32",
+        bfloat16=False,
         device=torch.device("cpu"),
         progress=False,
     ).generator("order", 0)
@@ -513,3 +514,12 @@ def test_exits_on_digits_from_training_to_answers():
     assert sure.double().mean() > 0.95
     assert torch.equal(answer.stage[sure], torch.from_numpy(wanted.last)[sure])
     assert answer.cost.double().mean() < 0.9 * trace.costs.alone(trace.topology, 4)
+
+
+def test_bfloat16_learns_the_same_to_its_rounding(part):
+    exact, rounded = fresh("conv_head"), fresh("conv_head")
+    wanted, found = trained(exact, part), trained(rounded, part, bfloat16=True)
+    assert found != wanted
+    for name, history in wanted.items():
+        assert found[name].losses == pytest.approx(history.losses, rel=0.05)
+    assert all(p.dtype == torch.float32 for p in rounded.parameters())

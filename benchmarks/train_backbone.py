@@ -1,0 +1,80 @@
+"""Train a CIFAR-10 network for the other benchmarks, on the first 40,000 training images alone.
+
+What comes after them stays unseen: policies are fitted and calibrated on [40000:45000] and judged
+on [45000:50000]. Interrupted, the same command goes on after the last whole epoch. `weights/` holds
+what it wrote:
+
+    python benchmarks/train_backbone.py --train DIR --model resnet20 \\
+        --weights benchmarks/weights/resnet20_cifar10.safetensors
+
+`accuracy` is measured on [45000:50000], once, after the last epoch.
+"""
+
+import time
+from pathlib import Path
+
+import torch
+from harness import parser, report
+
+from offramp.data import CropAndFlip, Examples, cifar10
+from offramp.models import ModelSpec, build, save_weights
+from offramp.stages import Normalize
+from offramp.train import train_classifier
+
+NORMALISE = Normalize(scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+def accuracy(net: torch.nn.Module, part: Examples) -> float:
+    """Share of the examples that a network gets right."""
+    right = 0
+    with torch.inference_mode():
+        for start in range(0, len(part), 256):
+            batch = part.batch(start, min(start + 256, len(part)))
+            right += int((net(NORMALISE(batch.inputs)).argmax(dim=1) == batch.labels).sum())
+    return right / len(part)
+
+
+def main() -> None:
+    """Train, save, measure."""
+    options = parser(__doc__ or "")
+    options.add_argument(
+        "--train", type=Path, required=True, help="folder of the official binary layout"
+    )
+    options.add_argument("--model", default="resnet20")
+    options.add_argument("--weights", type=Path, required=True, help="safetensors file to write")
+    options.add_argument("--work", type=Path, default=Path("runs/backbones"), help="checkpoints")
+    options.add_argument("--epochs", type=int, default=24)
+    options.add_argument("--images", type=int, default=40_000)
+    options.add_argument("--seed", type=int, default=0)
+    arguments = options.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    images = cifar10(arguments.train)
+    net = build(ModelSpec(name=arguments.model))
+    start = time.monotonic()
+    losses = train_classifier(
+        net,
+        images.rows(torch.arange(arguments.images)),
+        epochs=arguments.epochs,
+        seed=arguments.seed,
+        preprocess=NORMALISE,
+        augment=CropAndFlip(padding=4),
+        batch_size=128,
+        optimiser="sgd",
+        learning_rate=0.2,
+        weight_decay=5e-4,
+        bfloat16=True,
+        checkpoint=arguments.work / f"{arguments.weights.stem}.safetensors",
+    )
+    seconds = time.monotonic() - start
+    save_weights(net, arguments.weights)
+    settings = {name: getattr(arguments, name) for name in ("model", "epochs", "images", "seed")}
+    found = {
+        "accuracy": accuracy(net, images.rows(torch.arange(45_000, 50_000))),
+        "accuracy_fit": accuracy(net, images.rows(torch.arange(40_000, 45_000))),
+        "seconds": seconds,
+    }
+    report(arguments, found | settings | {"losses": list(losses)})
+
+
+if __name__ == "__main__":
+    main()

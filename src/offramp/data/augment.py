@@ -1,0 +1,92 @@
+"""Changes of images: random crops and flips for training, and lossy JPEG as a shift of the data.
+
+Layer: data.  Source: He et al., CVPR 2016, section 4.2 (4 pixels of padding, crop, flip).
+"""
+
+import io
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from offramp._core.errors import InputError
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class CropAndFlip:
+    """Shift each image by up to `padding` pixels, zeros coming in, and mirror every other one.
+
+    Args:
+        padding: Largest shift in pixels, >= 0.
+        flip: Whether images are mirrored left to right, with probability 1/2 each.
+
+    >>> change = CropAndFlip(padding=1, flip=False)
+    >>> change(torch.ones(2, 3, 4, 4), torch.Generator().manual_seed(0)).shape
+    torch.Size([2, 3, 4, 4])
+    """
+
+    padding: int = 4
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        if self.padding < 0:
+            raise InputError(f"padding must be at least 0 pixels, got {self.padding!r}.")
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Change a batch.
+
+        Args:
+            images: `(m, channels, h, w)` of any type; left as they are.
+            generator: What the shifts and the mirrored images are drawn from.
+
+        Returns:
+            As many images of the same shape and type.
+        """
+        m, _, height, width = images.shape
+        padded = torch.nn.functional.pad(images, [self.padding] * 4)
+        shifts = torch.randint(0, 2 * self.padding + 1, (2, m, 1), generator=generator)
+        rows = shifts[0] + torch.arange(height)  # (m, h)
+        columns = shifts[1] + torch.arange(width)  # (m, w)
+        mirrored = torch.rand(m, 1, generator=generator) < 0.5
+        if self.flip:
+            columns = torch.where(mirrored, columns.flip(1), columns)
+        each = torch.arange(m)[:, None, None]
+        moved = padded.permute(0, 2, 3, 1)[each, rows[:, :, None], columns[:, None, :]]
+        return moved.permute(0, 3, 1, 2).contiguous()
+
+
+def jpeg_compressed(
+    images: UInt8[Tensor, "n 3 h w"],
+    *,
+    qualities: tuple[int, int] = (50, 90),
+    seed: int,
+) -> UInt8[Tensor, "n 3 h w"]:
+    """Images after lossy JPEG with halved colour resolution (4:2:0).
+
+    Args:
+        images: `(n, 3, h, w)`, red, green and blue in 0..255.
+        qualities: The lowest and the highest quality, 1 to 95; each image draws one of them.
+        seed: Of the qualities.
+
+    Raises:
+        InputError: If the qualities are out of range or in the wrong order.
+
+    >>> jpeg_compressed(torch.zeros(2, 3, 16, 16, dtype=torch.uint8), seed=0).shape
+    torch.Size([2, 3, 16, 16])
+    """
+    low, high = qualities
+    if not 1 <= low <= high <= 95:
+        raise InputError(f"qualities must be rising and within 1 to 95, got {qualities!r}.")
+    chosen = np.random.default_rng(seed).integers(low, high, size=len(images), endpoint=True)
+    made = np.empty(images.shape, dtype=np.uint8)
+    for k, (image, quality) in enumerate(zip(images.numpy(), chosen, strict=True)):
+        held = io.BytesIO()
+        picture = Image.fromarray(image.transpose(1, 2, 0))
+        picture.save(held, "JPEG", quality=int(quality), subsampling=2)
+        made[k] = np.asarray(Image.open(held)).transpose(2, 0, 1)
+    return torch.from_numpy(made)
