@@ -30,6 +30,7 @@ unit: env
 	$(BIN)/python -m pytest -n 2 -m "not slow and not statistical and not gpu"
 
 test-slow: env
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,zoo]'
 	$(BIN)/python -m pytest -m slow
 
 test-statistical: env

@@ -5,7 +5,7 @@ Layer: data.
 
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ _COLOURS = (1, 3)
 
 
 def arrays(
-    inputs: Tensor | NDArray[Any],
+    inputs: Tensor | NDArray[Any] | Mapping[str, Tensor | NDArray[Any]],
     labels: Tensor | NDArray[Any] | Sequence[int],
     *,
     class_names: Sequence[str] | None = None,
@@ -36,7 +36,8 @@ def arrays(
     """Take examples from arrays.
 
     Args:
-        inputs: `(n, ...)`, batch first; float64 becomes float32.
+        inputs: `(n, ...)`, batch first; float64 becomes float32. Or a mapping of such arrays, as
+            text models take them: `{"input_ids": (n, t), "attention_mask": (n, t)}`.
         labels: `(n,)`, integers in [0, c).
         class_names: Names of the classes; by default "0", "1", ... up to the largest label.
         ids: Unique names, `(n,)`, integers or strings; by default 0..n-1.
@@ -58,7 +59,7 @@ def arrays(
     if class_names is None:
         class_names = [str(k) for k in range(int(values.max()) + 1 if len(values) else 0)]
     examples = Examples(
-        inputs=_arranged(torch.as_tensor(inputs), layout),
+        inputs=_taken(inputs, layout),
         labels=values,
         class_names=tuple(class_names),
         ids=np.arange(len(values)) if ids is None else np.asarray(ids),
@@ -72,7 +73,7 @@ def arrays(
 def npz(
     path: Path | str,
     *,
-    inputs: str = "images",
+    inputs: str | Sequence[str] = "images",
     labels: str = "labels",
     ids: str | None = None,
     class_names: Sequence[str] | None = None,
@@ -82,7 +83,8 @@ def npz(
 
     Args:
         path: The file.
-        inputs: Name of the array of inputs, `(n, ...)`.
+        inputs: Name of the array of inputs, `(n, ...)`; or names of several, which become a
+            mapping.
         labels: Name of the array of labels, `(n,)`.
         ids: Name of the array of ids, or None to count from 0.
         class_names: As in `arrays`.
@@ -94,10 +96,11 @@ def npz(
         InputError: If the arrays do not fit together.
     """
     path = Path(path)
-    wanted = [inputs, labels, *([] if ids is None else [ids])]
+    several = [] if isinstance(inputs, str) else list(inputs)
+    wanted = [*(several or [str(inputs)]), labels, *([] if ids is None else [ids])]
     found = read_arrays(path, wanted)
     return arrays(
-        found[inputs],
+        {key: found[key] for key in several} if several else found[str(inputs)],
         found[labels],
         class_names=class_names,
         ids=None if ids is None else found[ids],
@@ -135,6 +138,16 @@ def _labels(labels: Tensor | NDArray[Any] | Sequence[int]) -> Tensor:
     if len(values) and (values.is_floating_point() or values.dtype == torch.bool):
         raise InputError(f"labels must be integers, got {values.dtype}.")
     return values.to(torch.int64)
+
+
+def _taken(
+    inputs: Tensor | NDArray[Any] | Mapping[str, Tensor | NDArray[Any]], layout: str
+) -> Tensor | dict[str, Tensor]:
+    if not isinstance(inputs, Mapping):
+        return _arranged(torch.as_tensor(inputs), layout)
+    if layout not in ("auto", "as_is"):
+        raise InputError(f"layout must be 'as_is' for a mapping of inputs, got {layout!r}.")
+    return {name: _arranged(torch.as_tensor(each), "as_is") for name, each in inputs.items()}
 
 
 def _arranged(inputs: Tensor, layout: str) -> Tensor:

@@ -16,10 +16,12 @@ from jaxtyping import Int, Int8, Int64
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from offramp._core.batch import batch_size as batch_length
+from offramp._core.batch import take_rows
 from offramp._core.checks import check_positive_int, check_shape, check_split
 from offramp._core.division import counts_of, random_order, stratified_order
 from offramp._core.errors import InputError, SplitOverlapError
-from offramp._core.types import SPLITS, Ids, Split
+from offramp._core.types import SPLITS, Batch, Ids, Split
 
 _CHUNK = 4096  # rows hashed at a time: the inputs may be mapped from disk
 _SHOWN = 5  # names listed in a message
@@ -47,9 +49,12 @@ class LazyInputs(Protocol):
 
 
 class LabelledBatch(NamedTuple):
-    """What a loader gives: inputs `(m, ...)`, labels `(m,)` int64, ids `(m,)` int64 or str."""
+    """What a loader gives: inputs `(m, ...)`, labels `(m,)` int64, ids `(m,)` int64 or str.
 
-    inputs: Tensor
+    Inputs are a tensor, or a mapping of tensors where the data set has one.
+    """
+
+    inputs: Any  # a Batch; who knows the data set knows which kind
     labels: Tensor
     ids: Ids
 
@@ -60,8 +65,9 @@ class Examples:
     """`n` labelled examples of `c` classes; a map-style data set for torch.
 
     Args:
-        inputs: `(n, ...)`, batch first; images are uint8 or float32 `(n, channels, h, w)`.
-            Or inputs made on access (`LazyInputs`).
+        inputs: `(n, ...)`, batch first; images are uint8 or float32 `(n, channels, h, w)`. Or a
+            mapping of such tensors, as text models take them; or inputs made on access
+            (`LazyInputs`).
         labels: True labels, `(n,)`, int64, in [0, c).
         class_names: Names of the `c` classes.
         ids: Names of the examples, `(n,)`, int64 or str, unique.
@@ -80,7 +86,7 @@ class Examples:
     (4, [0, 1])
     """
 
-    inputs: Tensor | LazyInputs
+    inputs: Tensor | Mapping[str, Tensor] | LazyInputs
     labels: Int64[Tensor, " n"]
     class_names: tuple[str, ...]
     ids: Ids
@@ -91,10 +97,11 @@ class Examples:
         n, c = len(self.labels), self.classes
         if n == 0:
             raise InputError("A data set needs at least one example, got n = 0.")
-        if len(self.inputs) != n:
+        lengths = batch_length(self.inputs) if isinstance(self.inputs, Mapping) else None
+        given = len(self.inputs) if lengths is None else lengths
+        if given != n:
             raise InputError(
-                f"inputs and labels must have one length, got {len(self.inputs)} inputs and "
-                f"{n} labels."
+                f"inputs and labels must have one length, got {given} inputs and {n} labels."
             )
         outside = (self.labels < 0) | (self.labels >= c)
         if bool(outside.any()):
@@ -125,18 +132,30 @@ class Examples:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, position: int) -> tuple[Tensor, int, int | str]:
+    def __getitem__(self, position: int) -> tuple[Tensor | Mapping[str, Tensor], int, int | str]:
         """Input, label and id of one example."""
-        return self.inputs[position], int(self.labels[position]), self.ids[position].item()
+        if isinstance(self.inputs, Mapping):
+            one: Any = {name: values[position] for name, values in self.inputs.items()}
+        else:
+            one = self.inputs[position]
+        return one, int(self.labels[position]), self.ids[position].item()
 
     def batch(self, start: int, stop: int) -> LabelledBatch:
         """Examples `start` to `stop` as one batch; tensors share memory with the data set."""
         if isinstance(self.inputs, Tensor):
-            inputs = self.inputs[start:stop]
+            inputs: Batch = self.inputs[start:stop]
+        elif isinstance(self.inputs, Mapping):
+            inputs = {name: values[start:stop] for name, values in self.inputs.items()}
         else:
-            lazy = self.inputs
-            inputs = torch.stack([lazy[k] for k in range(*slice(start, stop).indices(len(self)))])
+            inputs = self.inputs_at(torch.arange(*slice(start, stop).indices(len(self))))
         return LabelledBatch(inputs, self.labels[start:stop], self.ids[start:stop])
+
+    def inputs_at(self, positions: Tensor) -> Batch:
+        """Inputs of some examples as one batch, in this order."""
+        lazy = self.inputs
+        if isinstance(lazy, Tensor | Mapping):
+            return take_rows(lazy, positions)
+        return torch.stack([lazy[k] for k in positions.tolist()])
 
     def loader(self, batch_size: int, *, num_workers: int = 0) -> "DataLoader[Any]":
         """A torch loader over batches, always in the order of the examples.
@@ -156,10 +175,11 @@ class Examples:
     def rows(self, index: Tensor) -> "Examples":
         """Some examples, by position or mask, in this order."""
         positions = index.nonzero()[:, 0] if index.dtype == torch.bool else index
-        if isinstance(self.inputs, Tensor):
-            inputs: Tensor | LazyInputs = self.inputs[positions]
-        else:
-            inputs = self.inputs.rows(positions.tolist())
+        inputs: Any = (
+            take_rows(self.inputs, positions)
+            if isinstance(self.inputs, Tensor | Mapping)
+            else self.inputs.rows(positions.tolist())
+        )
         return replace(
             self,
             inputs=inputs,
@@ -263,12 +283,14 @@ class Examples:
         for values in (self.labels.numpy(), self.ids):
             digest.update(f"{values.dtype.str} {values.shape}".encode())
             digest.update(np.ascontiguousarray(values).tobytes())
-        if not isinstance(self.inputs, Tensor):
+        if isinstance(self.inputs, Tensor):
+            _hash_tensor(digest, self.inputs)
+        elif isinstance(self.inputs, Mapping):
+            for name in sorted(self.inputs):
+                digest.update(f"{name} ".encode())
+                _hash_tensor(digest, self.inputs[name])
+        else:
             digest.update(self.inputs.identity())
-            return digest.hexdigest()
-        digest.update(f"{self.inputs.dtype} {tuple(self.inputs.shape)}".encode())
-        for start in range(0, len(self), _CHUNK):
-            digest.update(self.inputs[start : start + _CHUNK].contiguous().numpy().tobytes())
         return digest.hexdigest()
 
     def _assigned(self, positions: Mapping[Split, Int[np.ndarray, " _"]]) -> "Examples":
@@ -294,6 +316,12 @@ class Examples:
                     f"{', '.join(repr(k) for k in missing[:_SHOWN])}{more}.",
                     stacklevel=4,
                 )
+
+
+def _hash_tensor(digest: Any, values: Tensor) -> None:  # noqa: ANN401  (hashlib's own type)
+    digest.update(f"{values.dtype} {tuple(values.shape)}".encode())
+    for start in range(0, len(values), _CHUNK):
+        digest.update(values[start : start + _CHUNK].contiguous().numpy().tobytes())
 
 
 @final

@@ -15,10 +15,13 @@ from typing import Literal, final
 import torch
 from torch import Tensor, nn
 
+from offramp._core.batch import apply
 from offramp._core.checks import check_choice, check_not_negative, check_positive_int
 from offramp._core.errors import InputError
 from offramp._core.progress import progress_bar
+from offramp._core.types import Batch
 from offramp.data import Examples
+from offramp.models import extract_logits
 from offramp.train.checkpoint import check_checkpoint
 from offramp.train.classifier_checkpoint import read_training, write_training
 from offramp.train.features import Augment, augmented, in_bfloat16
@@ -51,7 +54,7 @@ def train_classifier(
 
     Args:
         module: Gives logits `(m, c)`; it is changed.
-        part: The examples to train on, usually `examples.part("train")`; held in memory.
+        part: The examples to train on, usually `examples.part("train")`.
         epochs: Passes over the examples, at least 1.
         seed: Of the order of the examples, augmentation, and of layers that draw at random.
         preprocess: Applied to the raw input first, as the stage will do; not trained.
@@ -73,9 +76,9 @@ def train_classifier(
         Mean loss of each pass, in nats; lower is better.
 
     Raises:
-        InputError: If an argument is outside its domain, the inputs are not in memory, the
-            checkpoint belongs to another training, or the loss becomes NaN or infinite; training
-            stops at once then, and the last checkpoint stays.
+        InputError: If an argument is outside its domain, the checkpoint belongs to another
+            training, or the loss becomes NaN or infinite; training stops at once then, and the
+            last checkpoint stays.
 
     >>> from offramp.data import arrays
     >>> from offramp.models import small_cnn
@@ -95,10 +98,8 @@ def train_classifier(
         weight_decay=weight_decay,
         bfloat16=bfloat16,
     )
-    if not isinstance(part.inputs, Tensor):
-        raise InputError(f"The inputs of {part.name} must be in memory, got images on disk.")
     path = None if checkpoint is None else check_checkpoint(checkpoint)
-    rows = _Rows(part.inputs, part.labels, preprocess, augment)
+    rows = _Rows(part, preprocess, augment)
     stepper = plan.optimiser_of(module)
     identity = {**plan.identity(), "examples": part.fingerprint} if path is not None else {}
     losses: list[float] = []
@@ -184,13 +185,12 @@ class _Plan:
 class _Rows:
     """Examples as the network reads them."""
 
-    inputs: Tensor
-    labels: Tensor
+    part: Examples
     preprocess: nn.Module | None
     augment: Augment | None
 
-    def batch(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        raw = augmented(self.inputs[rows], self.augment, generator)
+    def batch(self, rows: Tensor, generator: torch.Generator) -> Batch:
+        raw = augmented(self.part.inputs_at(rows), self.augment, generator)
         if self.preprocess is None:
             return raw
         with torch.no_grad():
@@ -209,11 +209,11 @@ def _epoch(
     total, steps = 0.0, 0
     torch.default_generator.manual_seed(plan.seed_for("layers", epoch))
     generator = plan.generator("augment", epoch)
-    for chosen in _batches(len(rows.labels), plan, epoch):
+    for chosen in _batches(len(rows.part), plan, epoch):
         inputs = rows.batch(chosen, generator)
         with in_bfloat16("cpu", plan.bfloat16):
-            logits = module(inputs)
-        loss = nn.functional.cross_entropy(logits.float(), rows.labels[chosen])
+            logits = extract_logits(apply(module, inputs))
+        loss = nn.functional.cross_entropy(logits.float(), rows.part.labels[chosen])
         total += _finite(loss, epoch, plan.learning_rate)
         steps += 1
         stepper.zero_grad()

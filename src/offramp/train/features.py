@@ -10,12 +10,14 @@ from typing import Any, Protocol, final, runtime_checkable
 import torch
 from torch import Tensor
 
+from offramp._core.batch import batch_size, to_device
 from offramp._core.errors import InputError
+from offramp._core.types import Batch
 from offramp.data import Examples
-from offramp.stages import Cascade, Stage, to_device
+from offramp.stages import Cascade, Stage
 
 #: Changes a raw batch at random, drawing from the generator alone; gives as many examples.
-Augment = Callable[[Tensor, torch.Generator], Tensor]
+Augment = Callable[[Any, torch.Generator], Any]
 
 
 @runtime_checkable
@@ -84,13 +86,8 @@ class Computed:
         with in_bfloat16(self._device, self._bfloat16):
             return self._cascade.stage(name).answer(carry)
 
-    def _batch(self, rows: Tensor, generator: torch.Generator | None) -> Tensor:
-        inputs = self._examples.inputs
-        raw = (
-            inputs[rows]
-            if isinstance(inputs, Tensor)
-            else torch.stack([inputs[k] for k in rows.tolist()])
-        )
+    def _batch(self, rows: Tensor, generator: torch.Generator | None) -> Batch:
+        raw = self._examples.inputs_at(rows)
         return raw if generator is None else augmented(raw, self._augment, generator)
 
 
@@ -99,7 +96,7 @@ def in_bfloat16(device: torch.device | str, enabled: bool) -> torch.autocast:
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=enabled)
 
 
-def augmented(raw: Tensor, augment: Augment | None, generator: torch.Generator) -> Tensor:
+def augmented(raw: Batch, augment: Augment | None, generator: torch.Generator) -> Batch:
     """A raw batch, changed if there is something to change it.
 
     Raises:
@@ -107,10 +104,11 @@ def augmented(raw: Tensor, augment: Augment | None, generator: torch.Generator) 
     """
     if augment is None:
         return raw
-    changed = augment(raw, generator)
-    if len(changed) != len(raw):
+    changed: Batch = augment(raw, generator)
+    if batch_size(changed) != batch_size(raw):
         raise InputError(
-            f"augment must give as many examples as it gets, {len(raw)}, got {len(changed)}."
+            f"augment must give as many examples as it gets, {batch_size(raw)}, got "
+            f"{batch_size(changed)}."
         )
     return changed
 

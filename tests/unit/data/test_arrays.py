@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from offramp._core.errors import FileFormatError, InputError
-from offramp.data import arrays, npz
+from offramp.data import arrays, load_examples, npz
 
 
 def test_uint8_images_with_channels_last_are_turned():
@@ -88,3 +88,14 @@ def test_missing_truncated_foreign_and_pickled_files_are_refused(tmp_path):
     for name in ("half.npz", "packed.npz", "text.npz", "one.npy", "pickled.npz"):
         with pytest.raises(FileFormatError, match=name):
             npz(tmp_path / name)
+
+
+def test_several_arrays_of_an_npz_file_become_a_mapping(tmp_path):
+    ids, mask = np.arange(12).reshape(4, 3), np.ones((4, 3), dtype=np.int64)
+    np.savez(tmp_path / "text.npz", input_ids=ids, attention_mask=mask, labels=[0, 1, 0, 1])
+    found = npz(tmp_path / "text.npz", inputs=["input_ids", "attention_mask"])
+    assert sorted(found.inputs) == ["attention_mask", "input_ids"]
+    assert found.inputs["input_ids"].tolist() == ids.tolist()
+    assert load_examples("npz", tmp_path / "text.npz", inputs=["input_ids"]).inputs.keys() == {
+        "input_ids"
+    }

@@ -302,3 +302,54 @@ for attempt in (
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.count("got 'valid'") == 4
+
+
+def sentences(n=20):
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "input_ids": torch.randint(1, 9, (n, 5), generator=generator),
+        "attention_mask": (torch.rand(n, 5, generator=generator) < 0.7).long(),
+    }
+
+
+def test_inputs_may_be_a_mapping_as_text_models_take_them():
+    inputs = sentences()
+    examples = arrays(inputs, [k % 2 for k in range(20)])
+    one, label, name = examples[3]
+    assert torch.equal(one["input_ids"], inputs["input_ids"][3])
+    assert (label, name) == (1, 3)
+    chosen = examples.rows(torch.tensor([7, 2]))
+    assert torch.equal(chosen.inputs["attention_mask"], inputs["attention_mask"][[7, 2]])
+    batches = list(examples.loader(8))
+    assert [len(batch.labels) for batch in batches] == [8, 8, 4]
+    for name, values in inputs.items():
+        assert torch.equal(torch.cat([batch.inputs[name] for batch in batches]), values)
+    parts = examples.divided({"fit": 10, "test": 10}, seed=0, stratified=True)
+    assert len(parts.part("fit").inputs["input_ids"]) == 10
+
+
+def test_the_fingerprint_of_a_mapping_sees_every_field():
+    labels = [k % 2 for k in range(20)]
+    found = {arrays(sentences(), labels).fingerprint}
+    for name in ("input_ids", "attention_mask"):
+        changed = sentences()
+        changed[name][4, 1] += 1
+        found.add(arrays(changed, labels).fingerprint)
+    renamed = sentences()
+    renamed["token_type_ids"] = renamed.pop("attention_mask")
+    found.add(arrays(renamed, labels).fingerprint)
+    assert len(found) == 4
+    assert arrays(sentences(), labels).fingerprint in found
+
+
+def test_the_fields_of_a_mapping_must_be_equally_long():
+    inputs = sentences()
+    inputs["attention_mask"] = inputs["attention_mask"][:19]
+    with pytest.raises(InputError, match=r"'attention_mask': 19"):
+        arrays(inputs, [k % 2 for k in range(20)])
+    with pytest.raises(InputError, match="got 20 inputs and 18 labels"):
+        arrays(sentences(), [k % 2 for k in range(18)])
+    with pytest.raises(
+        InputError, match="layout must be 'as_is' for a mapping of inputs, got 'nhwc'"
+    ):
+        arrays(sentences(), [k % 2 for k in range(20)], layout="nhwc")

@@ -1,0 +1,51 @@
+"""Where branches are attached: behind every convolution, or at p points of a large network.
+
+Layer: train.  Source: Bonato and Bouganis, class-specific early exit, section 3.2.
+"""
+
+from itertools import groupby
+
+from torch import nn
+
+from offramp._core.errors import InputError
+from offramp._core.types import Batch
+from offramp.stages import CutPoint, choose_points, cut_points
+
+_MAPS = 3  # axes of (channels, height, width)
+
+
+def attachment_points(
+    net: nn.Module, example: Batch, *, sampled: int | None = None, grid: int = 2
+) -> list[CutPoint]:
+    """List the points behind the convolutions of a network, in the order in which it runs.
+
+    Of the points between two convolutions the last one whose maps have the shape that the
+    convolution gave: behind its batch-norm, and behind the addition where a block ends with it.
+
+    Args:
+        net: In evaluation mode.
+        example: What the network reads, after preprocessing.
+        sampled: Take so many of them, spread evenly over the network's operations; default all.
+        grid: Averages per side that the branches make of a map; smaller maps get none.
+
+    Raises:
+        InputError: If there is no such point, or fewer than `sampled`.
+        UnsupportedError: If the network cannot be followed.
+
+    >>> import torch
+    >>> from offramp.models import resnet21
+    >>> points = attachment_points(resnet21().eval(), torch.zeros(1, 3, 32, 32))
+    >>> len(points), points[0].name, points[2].name, points[-1].name
+    (21, 'relu', 'layer1.0', 'layer3')
+    """
+    found = []
+    for _, group in groupby(cut_points(net, example), key=lambda point: point.flops):
+        first, *others = group
+        if len(first.shape) == _MAPS and min(first.shape[1:]) >= grid:
+            found.append([first, *(p for p in others if p.shape == first.shape)][-1])
+    if not found:
+        raise InputError(
+            "The network has no point behind a convolution whose maps have at least "
+            f"{grid} x {grid} places, so there is nothing to attach a branch to."
+        )
+    return found if sampled is None else choose_points(found, quantiles=sampled, inside=True)
