@@ -94,3 +94,63 @@ def deployed(project: Path) -> Path:
     ):
         raise RuntimeError("record or fit failed")
     return project
+
+
+EXITS = """
+[data]
+kind = "digits"
+splits = { train = 500, fit = 400, calibrate = 300, test = 300 }
+seed = 3
+
+[network]
+model = "small_cnn"
+arguments = { width = 8, depth = 4 }
+weights = "net.safetensors"
+normalise = { scale = 0.0625 }
+
+[exits]
+match = "features.[02]"
+heads = { linear = "gap_linear", deep = { kind = "conv_head", filters = 8 } }
+
+[train]
+epochs = 4
+batch_size = 16
+learning_rate = 0.02
+
+[fit]
+policy = "myopic"
+combines = ["last"]
+max_loss = 0.03
+
+[output]
+dir = "run"
+"""
+
+
+@pytest.fixture(scope="session")
+def one_network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a trained network and a configuration that gives it exits."""
+    folder = tmp_path_factory.mktemp("exits")
+    torch.set_num_threads(1)
+    splits = {"train": 500, "fit": 400, "calibrate": 300, "test": 300}
+    part = digits().divided(splits, seed=3, stratified=True).part("train")
+    net = build(ModelSpec(name="small_cnn", arguments={"width": 8, "depth": 4}))
+    train_classifier(net, part, epochs=8, seed=0, preprocess=Normalize(1 / 16))
+    save_weights(net, folder / "net.safetensors")
+    (folder / "exits.toml").write_text(EXITS)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exits_deployed(one_network: Path) -> Path:
+    """The same folder after train, record and fit, with a run and a bundle."""
+    config = str(one_network / "exits.toml")
+    steps = (
+        ["train", "--config", config],
+        ["record", "--config", config],
+        ["fit", "--config", config, "--bundle", str(one_network / "bundle")],
+    )
+    for step in steps:
+        if main(step):
+            raise RuntimeError(f"{step[0]} failed")
+    return one_network

@@ -28,6 +28,7 @@ SWEPT = 4  # settings of each sweep that are looked at
 QUICK = {
     "weighted": {"lams": [0.0, 0.03, 0.3]},
     "myopic": {"confidences": ["max_prob", "entropy"], "grid": 8},
+    "stopping": {"alphas": [0.003, 0.1, 0.5], "epochs": 20, "width": 16, "combines": ["policy"]},
 }
 
 

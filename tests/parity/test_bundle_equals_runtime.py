@@ -76,7 +76,13 @@ def test_for_random_policies(tmp_path, trace, images, combine, edges):
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("uniform", {}), ("myopic", {"grid": 5}), ("weighted", {"lams": [0.1]})]
+    ("name", "options"),
+    [
+        ("uniform", {}),
+        ("myopic", {"grid": 5}),
+        ("weighted", {"lams": [0.1]}),
+        ("stopping", {"alphas": [0.1], "epochs": 5, "combines": ["policy"]}),
+    ],
 )
 def test_for_fitted_policies(tmp_path, trace, images, name, options):
     cascade = make_cascade()

@@ -22,6 +22,7 @@ OPTIONS = {
     "uniform": {},
     "myopic": {"combines": ["last", "weighted"], "grid": 10},
     "weighted": {"combines": ["last", "weighted"], "lams": [0.0, 0.03, 0.3]},
+    "stopping": {"alphas": [0.01, 0.1, 0.5], "epochs": 15, "width": 16},
 }
 BOUNDARY = 1e-4  # kernels change with the batch size; nearer than this a decision may differ
 
@@ -90,7 +91,7 @@ def trace():
     return make_trace(600, stages=3, classes=5, seed=4)
 
 
-@pytest.mark.parametrize("name", ["uniform", "myopic", "weighted"])
+@pytest.mark.parametrize("name", sorted(OPTIONS))
 def test_for_fitted_policies(trace, name):
     found = fit(trace, name, progress=False, **OPTIONS[name])
     every = [point.setting for point in found.points]

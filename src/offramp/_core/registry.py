@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Generic, TypeVar, final
 
 from offramp._core.checks import check_known
+from offramp._core.errors import InputError
 
 T = TypeVar("T")
 
 
 @final
 class Registry(Generic[T]):
-    """Names and what makes them, filled by hand in one visible place.
+    """Names and what makes them, filled by hand.
 
     Args:
         kind: What is registered, in words, for messages: "model", "policy".
@@ -36,6 +37,21 @@ class Registry(Generic[T]):
 
     def __getitem__(self, name: str) -> Callable[..., T]:
         return self._factories[check_known(self._kind, name, self._factories)]
+
+    def add(self, name: str, factory: Callable[..., T]) -> None:
+        """Register one more; a name that is taken is refused, for other code relies on it.
+
+        Raises:
+            InputError: If the name is taken.
+
+        >>> colours = Registry("colour", {"red": lambda: 1})
+        >>> colours.add("blue", lambda: 2)
+        >>> list(colours)
+        ['red', 'blue']
+        """
+        if name in self._factories:
+            raise InputError(f"The {self._kind} {name!r} is registered already.")
+        self._factories[name] = factory
 
     def create(self, name: str, **arguments: object) -> T:
         """Make what `name` stands for; raises `UnknownNameError` with the nearest name."""

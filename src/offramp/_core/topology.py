@@ -13,7 +13,7 @@ Layer: _core.  Source: methods.md 1 (Bolukbasi et al., ICML 2017, network select
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import final
@@ -199,16 +199,36 @@ class Topology:
                 f"Every stage must be reachable from {self.names[self.root]!r}; {names} are not. "
                 "Add an edge to each or leave it out."
             )
-        for path in self.paths():
-            for k in self.children(path[-1]):
-                wanting = [j for j in self.new_segments(path, k) if j != k]
-                if wanting and self.groups[wanting[-1]] != self.groups[k]:
-                    j = path[-1]
-                    raise TopologyError(
-                        f"The edge {self.names[j]!r} -> {self.names[k]!r} is illegal: "
-                        f"{self.names[k]!r} continues {self.names[self.sources[k]]!r}, which has "
-                        f"not run on the path {[self.names[i] for i in path]}."
-                    )
+        certain = self._certain_groups()
+        for j, k in self.edges:
+            if j not in certain:
+                continue
+            needed = (i for i in reversed(self.lineage(k)) if self.groups[i] != self.groups[k])
+            missed = next((i for i in needed if self.groups[i] not in certain[j]), None)
+            if missed is not None:
+                path = self._path_without(self.groups[missed], j, certain)
+                raise TopologyError(
+                    f"The edge {self.names[j]!r} -> {self.names[k]!r} is illegal: "
+                    f"{self.names[k]!r} continues {self.names[missed]!r}, which has not run on "
+                    f"the path {[self.names[i] for i in path]}."
+                )
+
+    def _certain_groups(self) -> dict[int, frozenset[str]]:
+        """For each stage that can be reached, the groups that have run on every path to it."""
+        certain: dict[int, frozenset[str]] = {}
+        for k in self.active:  # in topological order, so those before k are known
+            before = [certain[i] for i, j in self.edges if j == k and i in certain]
+            shared = frozenset.intersection(*before) if k != self.root else frozenset()
+            certain[k] = shared | {self.groups[i] for i in self.lineage(k)}
+        return certain
+
+    def _path_without(self, group: str, stage: int, certain: Mapping[int, frozenset[str]]) -> Path:
+        """A path to a stage on which a group has not run, where there is one."""
+        back = [stage]
+        while back[-1] != self.root:
+            before = (i for i, j in self.edges if j == back[-1] and i in certain)
+            back.append(next(i for i in before if group not in certain[i]))
+        return tuple(reversed(back))
 
     def check_same_stages(self, other: "Topology", where: str) -> None:
         """Raise `InputError` unless a policy made for this topology fits another.

@@ -3,8 +3,9 @@
 Layer: bundle.
 """
 
+from offramp.bundle.check import read_manifest
 from offramp.bundle.load import LoadedBundle, load_bundle
-from offramp.bundle.manifest import FORMAT_VERSION, Manifest, read_manifest
+from offramp.bundle.manifest import FORMAT_VERSION, Manifest
 from offramp.bundle.save import save_bundle
 
 __all__ = [

@@ -10,15 +10,16 @@ from typing import Any, final
 import torch
 
 from offramp._core.checks import check_known
-from offramp._core.errors import FileFormatError, OfframpError, UnsupportedError
+from offramp._core.errors import FileFormatError, OfframpError
 from offramp._core.files import read_json
 from offramp._core.topology import Topology
-from offramp.bundle.manifest import Manifest, StageEntry, check_files, read_manifest
+from offramp.bundle.check import check_files, read_manifest
+from offramp.bundle.manifest import ExitEntry, Manifest
 from offramp.bundle.names import POLICY
-from offramp.models import ModelSpec, build, load_weights
+from offramp.bundle.rebuild import rebuild
 from offramp.policy import Setting
 from offramp.runtime import Adaptive, Static
-from offramp.stages import Stage, preprocess_from_dict
+from offramp.stages import Stage
 
 
 @final
@@ -63,14 +64,17 @@ def load_bundle(
     Args:
         path: The folder.
         device: Where to run.
-        verify: Compare the checksum of every file. Without it sizes are compared.
+        verify: Compare the checksum of every file, and for exits the answers to the example of the
+            bundle. Without it sizes are compared, and exits only have to run.
         optimise: As for `Adaptive`, for both models.
         allow_import: Whether networks may be built by "module:callable". That runs code by a name
             that stands in the bundle, so allow it only for bundles whose origin you trust.
 
     Raises:
         FileFormatError: If a file is missing, truncated, changed, a link, not listed or foreign,
-            or written by a newer version; it names the file.
+            or written by a newer version; if a network cannot be built, cut, or given its heads
+            as the manifest says; or if exits answer otherwise than when they were saved. It names
+            the file.
         UnsupportedError: If a network needs an import that is not allowed or not installed.
     """
     folder = Path(path)
@@ -79,10 +83,11 @@ def load_bundle(
     manifest = read_manifest(folder)
     check_files(folder, manifest, verify=verify)
     setting = _read_setting(folder / POLICY, manifest)
+    _check_heads(folder / POLICY, setting, manifest)
     held = _HeldStages(
         topology=manifest.cascade_topology(),
         class_names=manifest.class_names,
-        stages={entry.name: _stage(folder, entry, allow_import) for entry in manifest.stages},
+        stages=rebuild(folder, manifest, verify=verify, allow_import=allow_import),
     )
     costs = manifest.stage_costs()
     try:
@@ -127,16 +132,15 @@ def _read_setting(path: Path, manifest: Manifest) -> Setting:
     return setting
 
 
-def _stage(folder: Path, entry: StageEntry, allow_import: bool) -> Stage:
-    spec = ModelSpec(name=entry.model.name, arguments=entry.model.arguments)
-    try:
-        module = build(spec, allow_import=allow_import)
-        preprocess = preprocess_from_dict(entry.preprocessing)
-    except UnsupportedError:
-        raise
-    except (KeyError, RuntimeError, ValueError) as error:
-        raise FileFormatError(
-            f"{folder}: stage {entry.name!r} of the manifest cannot be built: {error}"
-        ) from error
-    load_weights(module, folder / entry.weights)
-    return Stage(entry.name, module, preprocess=preprocess, spec=spec)
+def _check_heads(path: Path, setting: Setting, manifest: Manifest) -> None:
+    """Where somebody may leave there must be a head, or the carry would pass for an answer."""
+    topology = manifest.cascade_topology()
+    answering = {*setting.policy.topology.active, topology.index(setting.reference)}
+    for entry in manifest.stages:
+        if not isinstance(entry, ExitEntry) or entry.head is not None:
+            continue
+        last = len(manifest.networks[entry.segment.network].at)
+        if entry.segment.index < last and topology.index(entry.name) in answering:
+            raise FileFormatError(
+                f"{path} uses the exit {entry.name!r}, but the bundle has no head for it."
+            )

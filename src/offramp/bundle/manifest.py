@@ -1,24 +1,24 @@
-"""The manifest: what a bundle holds, and the checks that nothing else is in it.
+"""The manifest: what a bundle holds.
 
 Format 1: `manifest.json` (this), `policy.json` (a setting), one safetensors file for each network,
 and any further JSON files. Every file is listed with its size and checksum.
 
+Format 2 adds networks that are cut: one safetensors file for each, one for each exit head, and one
+with an example and what the exits answer to it. A bundle without them is written in format 1.
+
 Layer: bundle.
 """
 
-from pathlib import Path
-from typing import Any, Literal, final
+from typing import Annotated, Any, Literal, final
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from offramp._core.costs import Costs
-from offramp._core.errors import FileFormatError, InputError
-from offramp._core.files import read_json, sha256
 from offramp._core.topology import Topology
-from offramp.bundle.names import MANIFEST, POLICY, is_safe_file
 
 FORMAT: Literal["offramp-bundle"] = "offramp-bundle"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+WHOLE_VERSION = 1  # of bundles of whole networks, which older versions of this package read
 
 _STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -39,14 +39,76 @@ class ModelEntry(BaseModel):
     arguments: dict[str, Any]
 
 
-class StageEntry(BaseModel):
-    """A stage that the bundle holds."""
+class WholeEntry(BaseModel):
+    """A stage that is a whole network."""
 
     model_config = _STRICT
     name: str
     model: ModelEntry
     preprocessing: dict[str, Any] | None
     weights: str
+
+
+class SegmentEntry(BaseModel):
+    """Which segment of which of the `networks`."""
+
+    model_config = _STRICT
+    network: int = Field(ge=0)
+    index: int = Field(ge=0)
+
+
+class HeadEntry(BaseModel):
+    """How an exit head is built, and the file of its weights."""
+
+    model_config = _STRICT
+    model: ModelEntry
+    weights: str
+
+
+class ExitEntry(BaseModel):
+    """A stage that is a segment of a cut network; without a head if only the segment is run."""
+
+    model_config = _STRICT
+    name: str
+    segment: SegmentEntry
+    head: HeadEntry | None
+    preprocessing: dict[str, Any] | None
+
+
+class ExampleEntry(BaseModel):
+    """An input to follow a network with, and the file that holds it and the exits' answers.
+
+    The file holds "input.0", "input.1", ...; `names` says what a mapping calls them.
+    """
+
+    model_config = _STRICT
+    kind: Literal["tensor", "tuple", "mapping"]
+    names: tuple[str, ...]
+    file: str
+
+
+class NetworkEntry(BaseModel):
+    """A network that is cut after the layers `at`."""
+
+    model_config = _STRICT
+    model: ModelEntry
+    weights: str
+    at: tuple[str, ...] = Field(min_length=1)
+    example: ExampleEntry
+
+
+KINDS = ("<whole>", "<exit>")  # no names of fields, so messages can leave them out
+
+
+def _kind(value: Any) -> str:  # noqa: ANN401  (whatever stands in the file)
+    is_exit = "segment" in value if isinstance(value, dict) else isinstance(value, ExitEntry)
+    return KINDS[is_exit]
+
+
+StageEntry = Annotated[
+    Annotated[WholeEntry, Tag(KINDS[0])] | Annotated[ExitEntry, Tag(KINDS[1])],
+    Discriminator(_kind),
+]
 
 
 class TopologyEntry(BaseModel):
@@ -82,7 +144,7 @@ class ChoiceEntry(BaseModel):
 
 @final
 class Manifest(BaseModel):
-    """Format 1 of `manifest.json`."""
+    """Format 1 or 2 of `manifest.json`."""
 
     model_config = _STRICT
     format: Literal["offramp-bundle"]
@@ -96,6 +158,7 @@ class Manifest(BaseModel):
     costs: CostsEntry | None
     choice: ChoiceEntry
     stages: tuple[StageEntry, ...]
+    networks: tuple[NetworkEntry, ...] = ()
     files: dict[str, FileEntry]
 
     def cascade_topology(self) -> Topology:
@@ -105,97 +168,3 @@ class Manifest(BaseModel):
     def stage_costs(self) -> Costs | None:
         """The costs as an object, or None where the bundle has none."""
         return None if self.costs is None else Costs.from_dict(self.costs.model_dump())
-
-
-def read_manifest(folder: Path | str) -> Manifest:
-    """Read and check `manifest.json`; the other files are not looked at.
-
-    Raises:
-        FileFormatError: If it is missing, no manifest, written by a newer version, or if fields
-            are missing, unknown or of the wrong type: all problems are listed.
-    """
-    path = Path(folder) / MANIFEST
-    if path.is_symlink():
-        raise FileFormatError(f"{path} must be a plain file, but it is a link.")
-    value = read_json(path)
-    if value.get("format") != FORMAT:
-        raise FileFormatError(
-            f"{path} is not the manifest of a bundle: its format is {value.get('format')!r}."
-        )
-    version = value.get("version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise FileFormatError(
-            f"{path} was written by a newer version (format {version}; this version reads up to "
-            f"{FORMAT_VERSION}). Update offramp."
-        )
-    try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}"
-            for problem in error.errors()
-        )
-        raise FileFormatError(f"{path} has {error.error_count()} problems: {problems}.") from error
-    _check_consistent(path, manifest)
-    return manifest
-
-
-def _check_consistent(path: Path, manifest: Manifest) -> None:
-    try:
-        topology, costs = manifest.cascade_topology(), manifest.stage_costs()
-    except InputError as error:
-        raise FileFormatError(f"{path} describes no legal cascade: {error}") from error
-    names = [stage.name for stage in manifest.stages]
-    problems = [
-        f"the file name {name!r} is not allowed" for name in manifest.files if not _allowed(name)
-    ]
-    problems += [
-        f"stage {name!r} is not in the topology" for name in names if name not in topology.names
-    ]
-    problems += [f"stage {name!r} is there twice" for name in set(names) if names.count(name) > 1]
-    problems += [
-        f"{wanted!r} is not among the files"
-        for wanted in (POLICY, *(stage.weights for stage in manifest.stages))
-        if wanted not in manifest.files
-    ]
-    if manifest.reference not in names:
-        problems.append(f"the reference {manifest.reference!r} is not among the stages")
-    if costs is not None and len(costs) != len(topology):
-        problems.append(f"there are {len(costs)} costs for {len(topology)} stages")
-    if problems:
-        raise FileFormatError(f"{path} contradicts itself: {'; '.join(problems)}.")
-
-
-def _allowed(name: str) -> bool:
-    return is_safe_file(name) and name != MANIFEST
-
-
-def check_files(folder: Path, manifest: Manifest, *, verify: bool) -> None:
-    """Compare the folder with what the manifest lists.
-
-    Args:
-        folder: The bundle.
-        manifest: Of `read_manifest`, so that every name stays within the folder.
-        verify: Also compare checksums; sizes, links and strange files are always looked at.
-
-    Raises:
-        FileFormatError: If a file is missing, truncated, changed, a link, or not listed.
-    """
-    for name, entry in manifest.files.items():
-        path = folder / name
-        if path.is_symlink():
-            raise FileFormatError(f"{path} must be a plain file, but it is a link.")
-        if not path.is_file():
-            raise FileFormatError(f"{path} is missing.")
-        size = path.stat().st_size
-        if size != entry.bytes:
-            kind = "truncated" if size < entry.bytes else "changed"
-            raise FileFormatError(f"{path} is {kind}: {size} bytes instead of {entry.bytes}.")
-        if verify and sha256(path) != entry.sha256:
-            raise FileFormatError(f"{path} has changed since the bundle was written.")
-    strange = sorted({path.name for path in folder.iterdir()} - {*manifest.files, MANIFEST})
-    if strange:
-        raise FileFormatError(
-            f"{folder / strange[0]} does not belong to the bundle; {len(strange)} such files. "
-            "Remove what was put there."
-        )

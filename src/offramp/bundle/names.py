@@ -40,6 +40,24 @@ def weight_files(stages: Sequence[str]) -> dict[str, str]:
     }
 
 
+def network_file(number: int) -> str:
+    """The file of a network that is cut; no stage has it, for theirs have one dot.
+
+    >>> network_file(0)
+    'network.0.safetensors'
+    """
+    return f"network.{number}{WEIGHTS}"
+
+
+def example_file(number: int) -> str:
+    """The file of what such a network is followed with.
+
+    >>> example_file(0)
+    'example.0.safetensors'
+    """
+    return f"example.{number}{WEIGHTS}"
+
+
 def check_extra(name: str) -> str:
     """Return the name of an additional file if it may be one.
 

@@ -14,12 +14,14 @@ from typer.core import TyperGroup
 from offramp import __version__
 from offramp.cli import errors, output
 from offramp.cli.bench import command as bench
+from offramp.cli.cut import command as cut
 from offramp.cli.demo import command as demo
 from offramp.cli.evaluate import command as evaluate
 from offramp.cli.fit import command as fit
 from offramp.cli.predict import command as predict
 from offramp.cli.record import command as record
 from offramp.cli.report import command as report
+from offramp.cli.train import command as train
 
 
 class _Program(TyperGroup):
@@ -50,7 +52,8 @@ app = typer.Typer(
         "Start with **offramp demo**. With networks of your own: **record** "
         "what they say about labelled data, **fit** policies and choose one, "
         "**evaluate** it, write a **report**; then **predict** and "
-        "**bench** with the bundle."
+        "**bench** with the bundle. With one network: first **cut** it and "
+        "**train** its exits."
     ),
     epilog=(
         "Exit codes: 0 done, 1 unexpected, 2 wrong usage or input, 3 no cascade is worth it, "
@@ -84,6 +87,8 @@ def _root(
 
 
 app.command("demo")(demo)
+app.command("cut")(cut)
+app.command("train")(train)
 app.command("record")(record)
 app.command("fit")(fit)
 app.command("evaluate")(evaluate)

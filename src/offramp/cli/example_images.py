@@ -10,7 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from offramp._core.errors import InputError
 from offramp._core.topology import Path
+from offramp._core.types import Batch
 from offramp.data import Examples
 from offramp.evaluate import replay
 from offramp.policy import Policy, Setting
@@ -21,13 +23,16 @@ if TYPE_CHECKING:
     from offramp.report import ExampleImage
 
 _CLASSES_SHOWN = 3
+_SHORT_WAY = 3  # stages
 _Visit = tuple[str, tuple[tuple[str, float], ...]]
 
 
 def example_images(
     examples: Examples, part: Trace, setting: Setting, cascade: Cascade, *, per_stage: int = 6
 ) -> tuple["ExampleImage", ...]:
-    """Some images for each stage at which anybody left, right and wrong ones if there are both.
+    """Some images for each stage at which anybody left: right ones, and two kinds of wrong ones.
+
+    Wrong are, where there are any, at least one that F gets right, and one that F gets wrong too.
 
     Args:
         examples: The data set with the images.
@@ -41,35 +46,42 @@ def example_images(
     """
     from offramp.report import ExampleImage
 
-    if examples[0][0].dim() != 3 or examples[0][0].shape[0] not in (1, 3):
+    first = examples[0][0]
+    if not isinstance(first, Tensor) or first.dim() != 3 or first.shape[0] not in (1, 3):
         return ()
     if not part.output(0).scored:
         return ()
     where = {name: row for row, name in enumerate(examples.ids.tolist())}
     names = examples.class_names
-    done = replay(part, setting.policy)
+    done = replay(part, setting.policy, top=setting.top)
+    f_wrong = part.wrong(part.topology.index(setting.reference), top=setting.top)
     found = []
     for stage in np.unique(done.last):
-        for row in _some(np.flatnonzero(done.last == stage), done.wrong, per_stage):
+        for row in _some(np.flatnonzero(done.last == stage), done.wrong, f_wrong, per_stage):
             path = done.paths[done.path[row]]
-            raw = examples[where[part.ids[row].item()]][0]
+            position = where[part.ids[row].item()]
             answer = int(done.labels[row, 0])
             found.append(
                 ExampleImage(
-                    pixels=_pixels(raw, cascade),
+                    pixels=_pixels(examples[position][0], cascade),
                     label=names[int(part.labels[row])],
                     visits=_visits(part, setting.policy, int(row), path, names),
                     exit_stage=part.stages[stage],
                     correct=not done.wrong[row],
                     answer=names[answer] if 0 <= answer < len(names) else str(answer),
+                    reference_correct=not f_wrong[row],
                 )
             )
     return tuple(found)
 
 
-def _some(rows: NDArray[np.int64], wrong: NDArray[np.bool_], most: int) -> list[int]:
-    """The first rows, but at least one wrong one among them if there is any."""
-    bad = [int(row) for row in rows if wrong[row]][:1]
+def _some(
+    rows: NDArray[np.int64], wrong: NDArray[np.bool_], f_wrong: NDArray[np.bool_], most: int
+) -> list[int]:
+    """The first right ones, then wrong ones: that F would have got right, that F gets wrong too."""
+    lost = [int(row) for row in rows if wrong[row] and not f_wrong[row]]
+    hopeless = [int(row) for row in rows if wrong[row] and f_wrong[row]]
+    bad = [*lost[: max(1, most // 3)], *hopeless[:1]][:most]
     good = [int(row) for row in rows if not wrong[row]]
     return [*good[: most - len(bad)], *bad]
 
@@ -77,11 +89,13 @@ def _some(rows: NDArray[np.int64], wrong: NDArray[np.bool_], most: int) -> list[
 def _visits(
     part: Trace, policy: Policy, row: int, path: Path, names: tuple[str, ...]
 ) -> tuple[_Visit, ...]:
+    """What each visited stage held most probable; on a long way earlier stages say one class."""
     found = []
     for k in path:
+        most = _CLASSES_SHOWN if k == path[-1] or len(path) <= _SHORT_WAY else 1
         scores = part.output(k).rows(torch.tensor([row])).scores()[0]
         shares = (scores / policy.temperatures[k]).softmax(dim=0)
-        best = shares.topk(min(_CLASSES_SHOWN, len(shares)))
+        best = shares.topk(min(most, len(shares)))
         classes = tuple(
             (names[c] if c < len(names) else "another", min(float(p), 1.0))
             for p, c in zip(best.values.tolist(), best.indices.tolist(), strict=True)
@@ -90,8 +104,10 @@ def _visits(
     return tuple(found)
 
 
-def _pixels(raw: Tensor, cascade: Cascade) -> NDArray[np.uint8]:
+def _pixels(raw: Batch, cascade: Cascade) -> NDArray[np.uint8]:
     """An image as bytes, channels last; the preprocessing says what the largest value is."""
+    if not isinstance(raw, Tensor):
+        raise InputError(f"Images must be tensors, got {type(raw).__name__}.")
     preprocess = cascade.stage(0).preprocess
     values = raw.double()
     if isinstance(preprocess, Normalize):

@@ -12,10 +12,9 @@ import typer
 
 from offramp._core.errors import InputError
 from offramp.cli import options
-from offramp.cli.config import FitSection, RunConfig, load_config
+from offramp.cli.config import load_config
 from offramp.cli.errors import NO_ANSWER
 from offramp.cli.output import Output, points
-from offramp.cli.record import run_path
 from offramp.cli.run_folder import (
     CHOSEN,
     FRONTIER,
@@ -24,6 +23,7 @@ from offramp.cli.run_folder import (
     choose,
     frontier_to_dict,
 )
+from offramp.cli.sections import FitSection, RunConfig
 from offramp.cli.traces import load_divided
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def command(
         risk=risk,
         seed=seed,
     )
-    run = RunFolder.claim(_folder(out, trace, settings, config))
+    run = RunFolder.claim(_folder(out, trace, None if config is None else settings))
     path = run.trace_path() if trace is None else trace
     frontier, choice = _fit(path, section)
     inside = os.path.relpath(path.resolve(), run.path.resolve())
@@ -134,11 +134,11 @@ def _merged(section: FitSection, **given: Any) -> FitSection:  # noqa: ANN401  (
     return merged
 
 
-def _folder(out: Path | None, trace: Path | None, settings: RunConfig, config: Path | None) -> Path:
+def _folder(out: Path | None, trace: Path | None, settings: RunConfig | None) -> Path:
     if out is not None:
         return out
-    if config is not None:
-        return run_path(settings, config)
+    if settings is not None:
+        return settings.folder
     if trace is None:
         raise InputError("Name a trace, or a configuration with --config.")
     return Path("runs") / trace.stem
@@ -188,21 +188,26 @@ def _fit(path: Path, section: FitSection) -> "tuple[Frontier, Choice]":
 def _save_bundle(
     bundle: Path, settings: RunConfig, config: Path, choice: "Choice", path: Path
 ) -> None:
+    from torch import Tensor
+
     from offramp.bundle import save_bundle
     from offramp.cli.networks import cascade_of, examples_of
     from offramp.trace import load_trace
 
     trace = load_trace(path)
-    cascade = cascade_of(settings, config.parent, trace.class_names)
-    shape = None
+    first = None if settings.data is None else examples_of(settings.data).batch(0, 1).inputs
+    cascade = cascade_of(settings, config.parent, trace.class_names, example=first)
     extra = {}
-    if settings.data is not None:
-        first = examples_of(settings.data).batch(0, 1).inputs
-        shape = tuple(first.shape[1:])
-        if settings.data.kind == "folder":
-            extra["images.json"] = dict(settings.data.options)
+    if settings.data is not None and settings.data.kind == "folder":
+        extra["images.json"] = dict(settings.data.options)
     save_bundle(
-        bundle, cascade, choice, costs=trace.costs, input_shape=shape, extra=extra, overwrite=True
+        bundle,
+        cascade,
+        choice,
+        costs=trace.costs,
+        input_shape=tuple(first.shape[1:]) if isinstance(first, Tensor) else None,
+        extra=extra,
+        overwrite=True,
     )
 
 

@@ -3,20 +3,22 @@
 Layer: cli.
 """
 
-import sys
 import warnings
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError
-from offramp.cli.config import CostSection, DataSection, RunConfig, StageSection
+from offramp._core.types import SPLITS, Batch
+from offramp.cli.built import built, normalize, spec_of
+from offramp.cli.exits import planned, with_heads
+from offramp.cli.sections import CostSection, DataSection, RunConfig
+from offramp.cli.trained_heads import HEADS, load_heads
 from offramp.data import Examples, load_examples
-from offramp.models import ModelSpec, build
 from offramp.stages import (
     Cascade,
-    Normalize,
     given_costs,
     measure_flops,
     measure_joules,
@@ -31,42 +33,83 @@ def examples_of(data: DataSection) -> Examples:
         found = found.part(data.part)
     if data.splits:
         found = found.divided(data.splits, seed=data.seed, stratified=data.stratified)
+    if data.ranges:
+        found = found.with_ranges({split: (a, b) for split, (a, b) in data.ranges.items()})
     return found
 
 
-def cascade_of(config: RunConfig, folder: Path, class_names: tuple[str, ...] = ()) -> Cascade:
-    """Build the networks of `[[stage]]` and connect them.
+def cascade_of(
+    config: RunConfig,
+    folder: Path,
+    class_names: tuple[str, ...] = (),
+    *,
+    example: Batch | None = None,
+    trained: bool = True,
+) -> Cascade:
+    """Build the networks of `[[stage]]` and connect them, or cut `[network]` and load its heads.
 
     Args:
-        config: With at least one stage.
+        config: With at least one stage, or with a network that has exits.
         folder: Where the configuration lies; modules named by "module:callable" are looked for
             there as well.
         class_names: Names of the classes.
+        example: Some raw input, `(m, ...)`, to cut a network with; by default the first of the
+            configuration's data.
+        trained: False leaves the heads of a cut network as they begin.
+
+    Raises:
+        InputError: If a network is to be cut and there are no data, or its heads are not trained
+            or were trained for another configuration.
     """
-    sys.path.insert(0, str(folder.resolve()))
-    try:
-        specs = {stage.name: _spec(stage) for stage in config.stage}
-        models = {name: build(spec) for name, spec in specs.items()}
-    finally:
-        sys.path.remove(str(folder.resolve()))
-    edges = config.cascade.edges
-    return Cascade.of_models(
-        models,
-        edges=edges if isinstance(edges, str) else [(a, b) for a, b in edges],
-        preprocess={s.name: _normalize(s) for s in config.stage if s.normalise is not None},
-        specs=specs,
-        class_names=class_names,
-    )
+    if config.network is None:
+        return _of_stages(config, folder, class_names)
+    if example is None:
+        if config.data is None:
+            raise InputError(f"{config.file} needs [data], whose inputs show how to cut.")
+        example = examples_of(config.data).batch(0, 1).inputs
+    plan = planned(config, folder, example)
+    cascade = with_heads(config, plan, example, class_names)
+    if trained:
+        load_heads(config.folder / HEADS, cascade, config.file)
+    return cascade
+
+
+def recorded(config: RunConfig, examples: Examples) -> Examples:
+    """The examples that policies may learn from: not those that the heads are trained on.
+
+    Raises:
+        InputError: If none is left.
+    """
+    if config.network is None or examples.split is None:
+        return examples
+    kept = examples.split != SPLITS.index(config.train.part)
+    if not bool(kept.any()):
+        raise InputError(
+            f"All examples are in the split {config.train.part!r}, on which the heads are trained; "
+            "[data] needs splits for fit, calibrate and test as well."
+        )
+    return examples.rows(kept)
 
 
 def warn_of_raw_bytes(config: RunConfig, examples: Examples) -> None:
     """Warn if a network gets bytes as they are: most want numbers around 0."""
-    bare = [stage.name for stage in config.stage if stage.normalise is None]
-    if bare and examples[0][0].dtype == torch.uint8:
+    sections = config.stage if config.network is None else [config.network]
+    bare = [section.name for section in sections if section.normalise is None]
+    first = examples[0][0]
+    if bare and isinstance(first, Tensor) and first.dtype == torch.uint8:
         warnings.warn(
             f"The inputs are bytes, and {', '.join(map(repr, bare))} without `normalise` gets them "
             "as they are; most networks need numbers: normalise = { scale = 0.00392156862745098 }.",
             stacklevel=2,
+        )
+
+
+def warn_of_random_weights(config: RunConfig) -> None:
+    """Warn if the network that gets exits has the weights that it begins with."""
+    network = config.network
+    if network is not None and network.weights is None and ":" not in network.model:
+        warnings.warn(
+            f"The network {network.model} has random weights: none are given.", stacklevel=2
         )
 
 
@@ -84,16 +127,14 @@ def costs_of(cascade: Cascade, cost: CostSection, examples: Examples, *, device:
     return measure_seconds(cascade, batch, batch_sizes=[size], device=device)[size]
 
 
-def _spec(stage: StageSection) -> ModelSpec:
-    return ModelSpec(
-        name=stage.model,
-        arguments=stage.arguments,
-        weights=stage.weights,
-        weights_sha256=stage.weights_sha256,
+def _of_stages(config: RunConfig, folder: Path, class_names: tuple[str, ...]) -> Cascade:
+    specs = {stage.name: spec_of(stage) for stage in config.stage}
+    preprocess = {stage.name: normalize(stage) for stage in config.stage}
+    edges = config.cascade.edges
+    return Cascade.of_models(
+        {name: built(spec, folder) for name, spec in specs.items()},
+        edges=edges if isinstance(edges, str) else [(a, b) for a, b in edges],
+        preprocess={name: change for name, change in preprocess.items() if change is not None},
+        specs=specs,
+        class_names=class_names,
     )
-
-
-def _normalize(stage: StageSection) -> Normalize:
-    if stage.normalise is None:
-        raise InputError(f"Stage {stage.name!r} has no normalise.")
-    return Normalize(stage.normalise.scale, stage.normalise.mean, stage.normalise.std)

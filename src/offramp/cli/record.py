@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from offramp.cli import options
-from offramp.cli.config import RunConfig, load_config
+from offramp.cli.config import load_config
 from offramp.cli.output import Output, amount, percent
 from offramp.cli.run_folder import RunFolder
 
@@ -35,28 +35,37 @@ def command(
     ] = False,
     json: options.Json = False,
 ) -> None:
-    """Run every network over labelled data once and keep what each one said.
+    """Run every network, or every exit, over labelled data once and keep what each one said.
 
-    In: a configuration that names the data and the networks; with costs, if you know them.
+    In: a configuration that names the data and the networks, or one network with exits whose heads
+    `offramp train` has trained; with costs, if you know them. What heads were trained on is left
+    out.
 
     Out: a trace, the folder that policies are fitted on. An interrupted run goes on where it
     stopped when you call it again.
 
     Example: offramp record --config run.toml --out cifar.trace
     """
-    from offramp.cli.networks import cascade_of, costs_of, examples_of, warn_of_raw_bytes
+    from offramp.cli.networks import (
+        cascade_of,
+        costs_of,
+        examples_of,
+        recorded,
+        warn_of_raw_bytes,
+    )
     from offramp.record import record
 
     output = Output(as_json=json)
     settings = load_config(config, needs=("data", "stage"))
     if settings.data is None:  # load_config has refused it
         return
-    examples = examples_of(settings.data)
+    examples = recorded(settings, examples_of(settings.data))
     warn_of_raw_bytes(settings, examples)
-    cascade = cascade_of(settings, config.parent, examples.class_names)
+    first = examples.batch(0, 1).inputs
+    cascade = cascade_of(settings, config.parent, examples.class_names, example=first)
     costs = costs_of(cascade, settings.cost, examples, device=device)
     if out is None:
-        run = RunFolder.claim(run_path(settings, config))
+        run = RunFolder.claim(settings.folder)
         run.remember(TRACE, trace=TRACE)
         out = run.path / TRACE
     trace = record(
@@ -90,9 +99,3 @@ def command(
             ],
         }
     )
-
-
-def run_path(settings: RunConfig, config: Path) -> Path:
-    """The folder of the run that a configuration describes."""
-    chosen = settings.output.dir
-    return Path("runs") / config.stem if chosen is None else Path(chosen)

@@ -3,11 +3,13 @@
 Layer: cli.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from offramp._core.errors import FileFormatError
 from offramp._core.files import read_json
 from offramp.cli import options
 from offramp.cli.config import load_config
@@ -16,6 +18,7 @@ from offramp.cli.run_folder import CHOSEN, FRONTIER, RunFolder, choose_again
 from offramp.cli.traces import load_divided, unseen
 
 if TYPE_CHECKING:
+    from offramp._core.costs import Costs
     from offramp.policy import Setting
     from offramp.report import ExampleImage
     from offramp.trace import Trace
@@ -30,12 +33,17 @@ def command(
     timing: Annotated[
         Path | None, typer.Option(help="Numbers of `offramp bench --out`, to be shown as well.")
     ] = None,
+    costs: Annotated[
+        Path | None,
+        typer.Option(help="More tables of costs, in other units: the same decisions billed anew."),
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Write one page about a run: the frontier, who leaves where, what it saves.
 
     In: the folder that fit has written. With --config, which says where the images are, the page
-    shows some that left at each stage.
+    shows some that left at each stage. --costs is a JSON file, {"costs": [...]}, of tables with
+    unit, segment, head, decision (a number for each stage) and note.
 
     Out: report.html, which works offline, and report.json with every number that it shows.
 
@@ -48,6 +56,8 @@ def command(
     run = RunFolder.open(folder)
     seed = int(run.facts.get("seed", 0))
     trace = load_divided(run.trace_path(), seed=seed)
+    if costs is not None:
+        trace = replace(trace, other_costs=(*trace.other_costs, *_tables(costs)))
     frontier = run.frontier()
     choice = choose_again(frontier, folder / CHOSEN)
     content = report_content(
@@ -77,6 +87,17 @@ def command(
             "outcome": "cascade" if content.cascade else "do not cascade",
         }
     )
+
+
+def _tables(path: Path) -> list["Costs"]:
+    from offramp._core.costs import Costs
+
+    value = read_json(path)
+    try:
+        tables = value.get("costs", [value])
+        return [Costs.from_dict(table) for table in tables]
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileFormatError(f"{path} does not hold tables of costs: {error!r}.") from error
 
 
 def _images(config: Path, trace: "Trace", setting: "Setting") -> "tuple[ExampleImage, ...]":

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offramp._core.files import sha256
+from offramp._core.topology import RAW_INPUT
 from offramp.cli.traces import unseen
 from offramp.evaluate import (
     DoNotCascade,
@@ -18,11 +19,19 @@ from offramp.evaluate import (
     Frontier,
     FrontierPoint,
     OperatingPoint,
+    bills,
     evaluate,
+    exit_points,
+    frontier_of,
     overlap,
     references,
+    savings,
     share_of_gap_closed,
+    stage_uses,
+    sweep,
 )
+from offramp.policy import Setting
+from offramp.policy.baselines import fit_uniform
 from offramp.report import ExampleImage, ReportContent, Reproduction, TimingRow
 from offramp.trace import Trace
 
@@ -31,6 +40,12 @@ if TYPE_CHECKING:
 
 _PACKAGES = ("offramp", "torch", "numpy", "scipy", "scikit-learn")
 _MOST_POINTS = 40  # of a curve
+_MOST_COMPARED = 6  # stages whose overlap is shown
+_POLICIES = {
+    "learned": ("weighted", "agreement"),
+    "thresholds": ("myopic",),
+    "random exits": ("uniform",),
+}
 
 
 def report_content(
@@ -60,8 +75,9 @@ def report_content(
     """
     part = unseen(trace)
     has_test = trace.has_split("test")
-    learned = _of(frontier, "weighted", "agreement") or frontier
-    myopic = _of(frontier, "myopic")
+    calibrate = trace.part("calibrate") if trace.has_split("calibrate") else None
+    learned = frontier_of(frontier, ("weighted", "agreement"), calibrate) or frontier
+    myopic = frontier_of(frontier, ("myopic",), calibrate)
     top = choice.setting.top
     points = references(part, frontier.reference, top=top)
     found = evaluate(part, choice.setting, seed=seed)
@@ -75,7 +91,11 @@ def report_content(
         frontier_test=_on(part, learned.pareto) if has_test else (),
         myopic=() if myopic is None else _on(part, myopic.pareto),
         references=tuple(points),
-        overlap=overlap(part, top=top),
+        overlap=overlap(part, top=top, stages=_compared(trace, choice.setting)),
+        uses=stage_uses(trace.part("fit"), choice.setting),
+        bills=bills(part, choice.setting, seed=seed),
+        savings=savings(part, _policies(trace, frontier, calibrate), risk=choice.risk, seed=seed),
+        exits=exit_points(part, choice.setting) if _has_exits(trace) else (),
         gap_closed=share_of_gap_closed(found, uniform, neutral) if uniform else None,
         timing=tuple(TimingRow(**row) for row in timing),
         stages=trace.stages,
@@ -126,12 +146,30 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _of(frontier: Frontier, *methods: str) -> Frontier | None:
-    """The part of a frontier that some methods made; None where they made none."""
-    points = tuple(p for p in frontier.points if p.setting.method in methods)
-    if not points:
+def _policies(trace: Trace, frontier: Frontier, calibrate: Trace | None) -> dict[str, Frontier]:
+    """The frontier of each policy by itself; random exits are made here where they are missing."""
+    found = {name: frontier_of(frontier, methods, calibrate) for name, methods in _POLICIES.items()}
+    if found["random exits"] is None:
+        top = frontier.singles[0].setting.top
+        fit = trace.part("fit")
+        settings = fit_uniform(fit, reference=frontier.reference, top=top)
+        found["random exits"] = sweep(
+            settings, fit, calibrate, reference=frontier.reference, top=top, progress=False
+        )
+    return {name: one for name, one in found.items() if one is not None}
+
+
+def _has_exits(trace: Trace) -> bool:
+    """True if stages share work, so that depth means something."""
+    return any(source != RAW_INPUT for source in trace.topology.sources)
+
+
+def _compared(trace: Trace, setting: Setting) -> tuple[int, ...] | None:
+    """The stages whose overlap is shown: of many those that the setting uses, and F."""
+    if len(trace.stages) <= _MOST_COMPARED:
         return None
-    return Frontier(points=points, singles=frontier.singles, reference=frontier.reference)
+    reference = trace.topology.index(setting.reference)
+    return tuple(sorted({*setting.policy.topology.active, reference}))
 
 
 def _on(part: Trace, points: Sequence[FrontierPoint]) -> tuple[Evaluation, ...]:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
         DoNotCascade,
         Evaluation,
         Frontier,
-        FrontierPoint,
         OperatingPoint,
     )
     from offramp.policy import Setting
@@ -133,11 +132,7 @@ def _is_filled(path: Path) -> bool:
 
 def frontier_to_dict(frontier: "Frontier") -> dict[str, Any]:
     """A frontier as JSON values, each setting once."""
-    return {
-        "reference": frontier.reference,
-        "points": [_point_to_dict(p) for p in frontier.points],
-        "singles": [_point_to_dict(p) for p in frontier.singles],
-    }
+    return frontier.to_dict()
 
 
 def frontier_from_dict(value: Mapping[str, Any], path: Path) -> "Frontier":
@@ -149,13 +144,9 @@ def frontier_from_dict(value: Mapping[str, Any], path: Path) -> "Frontier":
     from offramp.evaluate import Frontier
 
     try:
-        return Frontier(
-            reference=value["reference"],
-            points=tuple(_point_from_dict(p) for p in value["points"]),
-            singles=tuple(_point_from_dict(p) for p in value["singles"]),
-        )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise FileFormatError(f"{path} does not hold a frontier: {error!r}.") from error
+        return Frontier.from_dict(value)
+    except FileFormatError as error:
+        raise FileFormatError(f"{path} does not hold a frontier: {error}") from error
 
 
 def choice_to_dict(
@@ -182,10 +173,10 @@ def choice_to_dict(
             "margin": margin,
         },
         "setting": choice.setting.to_dict(),
-        "fit": evaluation_to_dict(point.fit),
+        "fit": point.fit.numbers(),
         "calibrate": _seen(point.calibrate),
         "judged_on_both": _seen(point.judged_on_both),
-        "best_single": None if single is None else _point_to_dict(single),
+        "best_single": None if single is None else single.to_dict(),
     }
 
 
@@ -235,50 +226,8 @@ def setting_from_file(path: Path) -> "Setting":
 
 def evaluation_to_dict(evaluation: "Evaluation") -> dict[str, Any]:
     """The numbers of an evaluation; its setting stands beside them."""
-    return {name: v for name, v in evaluation.to_dict().items() if name != "setting"}
-
-
-def _point_to_dict(point: "FrontierPoint") -> dict[str, Any]:
-    return {
-        "setting": point.setting.to_dict(),
-        "label": point.setting.label,
-        "on_front": point.on_front,
-        "fit": evaluation_to_dict(point.fit),
-        "calibrate": _seen(point.calibrate),
-        "judged_on_both": _seen(point.judged_on_both),
-    }
+    return evaluation.numbers()
 
 
 def _seen(evaluation: "Evaluation | None") -> dict[str, Any] | None:
-    return None if evaluation is None else evaluation_to_dict(evaluation)
-
-
-def _point_from_dict(value: Mapping[str, Any]) -> "FrontierPoint":
-    from offramp.evaluate import FrontierPoint
-    from offramp.policy import Setting
-
-    setting = Setting.from_dict(value["setting"])
-    fit, calibrate, both = (
-        None if value[part] is None else _evaluation_from_dict(value[part], setting)
-        for part in ("fit", "calibrate", "judged_on_both")
-    )
-    if fit is None:
-        raise TypeError("a point has no evaluation on 'fit'")
-    return FrontierPoint(
-        setting=setting,
-        fit=fit,
-        calibrate=calibrate,
-        judged_on_both=both,
-        on_front=value["on_front"],
-    )
-
-
-def _evaluation_from_dict(value: Mapping[str, Any], setting: "Setting") -> "Evaluation":
-    from offramp.evaluate import Evaluation
-
-    fields: dict[str, Any] = {
-        name: tuple(v) if isinstance(v, list) else v
-        for name, v in value.items()
-        if name in Evaluation.__dataclass_fields__  # to_dict adds what follows from others
-    }
-    return Evaluation(setting=setting, **fields)
+    return None if evaluation is None else evaluation.numbers()

@@ -4,7 +4,9 @@ Layer: evaluate.  Reads traces and policies; never a network, never data.
 """
 
 from offramp.evaluate.batch import evaluate_all
+from offramp.evaluate.bills import Bill, bills
 from offramp.evaluate.evaluation import evaluate
+from offramp.evaluate.exits import ExitPoint, exit_points
 from offramp.evaluate.fit import fit
 from offramp.evaluate.frontier import Frontier, sweep
 from offramp.evaluate.gap import share_of_gap_closed
@@ -19,22 +21,33 @@ from offramp.evaluate.results import (
     Overlap,
     ReferencePoint,
 )
+from offramp.evaluate.savings import Saving, frontier_of, savings
+from offramp.evaluate.uses import StageUse, stage_uses
 
 __all__ = [
+    "Bill",
     "DoNotCascade",
     "Evaluation",
+    "ExitPoint",
     "Frontier",
     "FrontierPoint",
     "OperatingPoint",
     "Overlap",
     "ReferencePoint",
     "Replay",
+    "Saving",
+    "StageUse",
+    "bills",
     "evaluate",
     "evaluate_all",
+    "exit_points",
     "fit",
+    "frontier_of",
     "overlap",
     "references",
     "replay",
+    "savings",
     "share_of_gap_closed",
+    "stage_uses",
     "sweep",
 ]

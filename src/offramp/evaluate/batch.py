@@ -104,7 +104,7 @@ class _Shared:
     def _answer_key(self, path: Path, policy: Policy) -> Hashable:
         inputs = policy.combination.inputs(path)
         scales = tuple(float(policy.temperatures[k]) for k in inputs)
-        return (policy.combine, inputs, scales, policy.combination.weights.get(path))
+        return (scales, policy.combination.key(path))
 
     def wrong(self, path: Path, policy: Policy, top: int) -> BoolArray:
         """True where the answer at the end of a path is wrong, `(m,)`."""

@@ -21,7 +21,14 @@ from offramp.trace import Trace
 _LOW, _HIGH = 0.025, 0.975
 
 
-def evaluate(trace: Trace, setting: Setting, *, bootstrap: int = 2000, seed: int = 0) -> Evaluation:
+def evaluate(
+    trace: Trace,
+    setting: Setting,
+    *,
+    bootstrap: int = 2000,
+    seed: int = 0,
+    costs: Costs | None = None,
+) -> Evaluation:
     """Replay a setting and compare it with F, its reference, on the same examples.
 
     Args:
@@ -29,6 +36,7 @@ def evaluate(trace: Trace, setting: Setting, *, bootstrap: int = 2000, seed: int
         setting: What to replay.
         bootstrap: Number of resamples for the 95 % intervals; 0 leaves them out.
         seed: Of the resampling.
+        costs: What to bill the same decisions by; by default the trace's own costs.
 
     Raises:
         InputError: If F costs nothing, so that no ratio exists, or the stages differ.
@@ -40,6 +48,8 @@ def evaluate(trace: Trace, setting: Setting, *, bootstrap: int = 2000, seed: int
     >>> evaluate(trace, small).cost_ratio
     0.25
     """
+    if costs is not None:
+        trace = trace.with_costs(costs)
     done = replay(trace, setting.policy, top=setting.top)
     f_wrong = trace.wrong(trace.topology.index(setting.reference), top=setting.top)
     outcomes = np.stack(

@@ -3,14 +3,14 @@
 Layer: evaluate.  Source: methods.md 1 (Pareto front on `fit`, operating point on `calibrate`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
 
 from offramp._core.checks import check_choice, check_not_negative
-from offramp._core.errors import InputError
+from offramp._core.errors import FileFormatError, InputError
 from offramp._core.types import BoolArray
 from offramp.evaluate.batch import evaluate_all
 from offramp.evaluate.evaluation import pooled
@@ -159,6 +159,22 @@ class Frontier:
             "singles": [p.to_dict() for p in self.singles],
         }
 
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> "Frontier":
+        """Read what `to_dict` wrote.
+
+        Raises:
+            FileFormatError: If a field is missing or has the wrong form.
+        """
+        try:
+            return cls(
+                reference=str(value["reference"]),
+                points=tuple(FrontierPoint.from_dict(p) for p in value["points"]),
+                singles=tuple(FrontierPoint.from_dict(p) for p in value["singles"]),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise FileFormatError(f"This is not a frontier: {error!r}.") from error
+
 
 def choose(
     points: Sequence[FrontierPoint],
@@ -229,21 +245,35 @@ def sweep(
     everything = [*settings, *alone]
     found = evaluate_all(fit, everything, progress=progress)
     points = [FrontierPoint(setting=e.setting, fit=e) for e in found]
-    accurate, safe = (_on_front(points, risk) for risk in RISKS)
-    points = [replace(p, on_front=bool(on)) for p, on in zip(points, accurate, strict=True)]
+    points, wanted = mark_fronts(points)
     if calibrate is not None:
-        wanted = accurate | safe
         wanted[len(settings) :] = True
-        which = np.flatnonzero(wanted).tolist()
-        again = evaluate_all(calibrate, [everything[i] for i in which], progress=progress)
-        for i, evaluation in zip(which, again, strict=True):
-            both = pooled(points[i].fit, evaluation)
-            points[i] = replace(points[i], calibrate=evaluation, judged_on_both=both)
+        points = judge(points, wanted, calibrate, progress=progress)
     return Frontier(
         points=tuple(points[: len(settings)]),
         singles=tuple(points[len(settings) :]),
         reference=reference,
     )
+
+
+def mark_fronts(points: Sequence[FrontierPoint]) -> tuple[list[FrontierPoint], BoolArray]:
+    """The points with `on_front` as it is among them; and which are on the front of any risk."""
+    accurate, safe = (_on_front(points, risk) for risk in RISKS)
+    marked = [replace(p, on_front=bool(on)) for p, on in zip(points, accurate, strict=True)]
+    return marked, accurate | safe
+
+
+def judge(
+    points: Sequence[FrontierPoint], wanted: BoolArray, calibrate: Trace, *, progress: bool = False
+) -> list[FrontierPoint]:
+    """The points, those wanted also evaluated on `calibrate` where they are not yet."""
+    judged = list(points)
+    which = [i for i in np.flatnonzero(wanted).tolist() if points[i].calibrate is None]
+    again = evaluate_all(calibrate, [points[i].setting for i in which], progress=progress)
+    for i, evaluation in zip(which, again, strict=True):
+        both = pooled(points[i].fit, evaluation)
+        judged[i] = replace(points[i], calibrate=evaluation, judged_on_both=both)
+    return judged
 
 
 def _on_front(points: Sequence[FrontierPoint], risk: Risk) -> BoolArray:

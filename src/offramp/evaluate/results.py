@@ -1,19 +1,23 @@
 """What evaluation found, as frozen records; nothing is computed here.
 
-`to_dict` gives JSON values, so that every number of a report can be read again from a file.
+`to_dict` gives JSON values, so that every number of a report can be read again from a file;
+`from_dict` reads back what a later command needs.
 
 Layer: evaluate.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, final
 
+from offramp._core.errors import FileFormatError
 from offramp.policy import Setting
 
 Interval = tuple[float, float]
 Risk = str  # one of RISKS
 RISKS: tuple[Risk, ...] = ("difference", "excess")
+_PARTS = ("fit", "calibrate", "judged_on_both")  # what a setting may have been evaluated on
 
 
 @final
@@ -77,7 +81,28 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
-        return {**_plain(self), "stage_cost_share": list(self.stage_cost_share)}
+        return {"setting": self.setting.to_dict(), **self.numbers()}
+
+    def numbers(self) -> dict[str, Any]:
+        """As JSON values without the setting, for files that hold it beside them."""
+        found = {name: value for name, value in _plain(self).items() if name != "setting"}
+        return {**found, "stage_cost_share": list(self.stage_cost_share)}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any], *, setting: Setting | None = None) -> "Evaluation":
+        """Read what `to_dict` wrote, or what `numbers` wrote if the setting is given.
+
+        Raises:
+            FileFormatError: If a field is missing or has the wrong form.
+        """
+        with _reading("an evaluation"):
+            held = Setting.from_dict(value["setting"]) if setting is None else setting
+            numbers: dict[str, Any] = {
+                name: tuple(v) if isinstance(v, list) else v
+                for name, v in value.items()
+                if name in cls.__dataclass_fields__ and name != "setting"
+            }
+            return cls(setting=held, **numbers)
 
 
 @final
@@ -161,8 +186,30 @@ class FrontierPoint:
         return self.judged_on_both or self.calibrate or self.fit
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return _plain(self)
+        """As JSON values; the setting stands there once."""
+        return {
+            "setting": self.setting.to_dict(),
+            "label": self.setting.label,
+            "on_front": self.on_front,
+            **{name: _numbers(getattr(self, name)) for name in _PARTS},
+        }
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> "FrontierPoint":
+        """Read what `to_dict` wrote.
+
+        Raises:
+            FileFormatError: If a field is missing or has the wrong form.
+        """
+        with _reading("a point of a frontier"):
+            setting = Setting.from_dict(value["setting"])
+            parts: dict[str, Any] = {
+                name: None
+                if value[name] is None and name != "fit"
+                else Evaluation.from_dict(value[name], setting=setting)
+                for name in _PARTS
+            }
+            return cls(setting=setting, on_front=value["on_front"], **parts)
 
 
 @final
@@ -237,6 +284,21 @@ class DoNotCascade:
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
         return _plain(self)
+
+
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """Turn what goes wrong with a foreign value into an error that says what it is not."""
+    try:
+        yield
+    except FileFormatError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise FileFormatError(f"This is not {what}: {error!r}.") from error
+
+
+def _numbers(evaluation: Evaluation | None) -> dict[str, Any] | None:
+    return None if evaluation is None else evaluation.numbers()
 
 
 def _plain(record: object) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Layer: models.  Imports _core only.
 
 from offramp.models.alexnet import AlexNet, alexnet
 from offramp.models.bottleneck import BottleneckResNet, resnet50
+from offramp.models.class_head import ClassHead, class_head, class_logits
 from offramp.models.densenet import DenseNet, densenet121
 from offramp.models.googlenet import GoogLeNet, googlenet
 from offramp.models.heads import (
@@ -24,14 +25,16 @@ from offramp.models.logits import extract_logits
 from offramp.models.preresnet import PreResNet, cifar_preresnet
 from offramp.models.resnet import ResNet, cifar_resnet, resnet21
 from offramp.models.small_cnn import SmallCNN, small_cnn
-from offramp.models.spec import MODELS, ModelSpec, build, model_factory
+from offramp.models.spec import MODELS, WRAPPERS, ModelSpec, build, model_factory
 from offramp.models.weights import load_weights, save_weights
 
 __all__ = [
     "HEADS",
     "MODELS",
+    "WRAPPERS",
     "AlexNet",
     "BottleneckResNet",
+    "ClassHead",
     "DenseNet",
     "GoogLeNet",
     "InceptionV3",
@@ -45,6 +48,8 @@ __all__ = [
     "build",
     "cifar_preresnet",
     "cifar_resnet",
+    "class_head",
+    "class_logits",
     "conv_head",
     "densenet121",
     "extract_logits",

@@ -14,6 +14,7 @@ from typing import Any, final
 
 from torch import nn
 
+from offramp._core.checks import check_known
 from offramp._core.errors import FileFormatError, InputError, UnsupportedError
 from offramp._core.files import sha256
 from offramp._core.registry import Registry
@@ -51,6 +52,12 @@ MODELS: Registry[nn.Module] = Registry(
 )
 
 
+#: What is made of another network, by name. The argument "model" says how to build that one, as a
+#: `ModelSpec` in JSON values; the factory gets it built. Layers above that need to cut networks
+#: add to it.
+WRAPPERS: Registry[nn.Module] = Registry("model", {})
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
@@ -59,7 +66,8 @@ class ModelSpec:
     Args:
         name: A registered name ("resnet20", "preresnet56", "resnet21", "small_cnn", any depth
             6m + 2; "alexnet", "googlenet", "resnet50", "densenet121", "inception_v3"), an exit
-            head of `HEADS`, or "module:callable", such as "torchvision.models:resnet18".
+            head of `HEADS`, what `WRAPPERS` makes of a network, or "module:callable", such as
+            "torchvision.models:resnet18".
         arguments: Keyword arguments, JSON values only.
         weights: File of weights, or None for those that the callable makes.
         weights_sha256: Checksum that the file must have, 64 hexadecimal digits, or None.
@@ -132,8 +140,12 @@ def build(spec: ModelSpec, *, allow_import: bool = True) -> nn.Module:
     32
     """
     make = _imported(spec.name, allow_import) if ":" in spec.name else model_factory(spec.name)
+    arguments = dict(spec.arguments)
+    if spec.name in WRAPPERS:
+        inner = ModelSpec.from_dict(arguments.pop("model", {}))
+        arguments["model"] = build(inner, allow_import=allow_import)
     try:
-        module = make(**spec.arguments)
+        module = make(**arguments)
     except TypeError as error:
         raise InputError(f"{spec.name} refuses {dict(spec.arguments)}: {error}.") from error
     if not isinstance(module, nn.Module):
@@ -151,11 +163,12 @@ def model_factory(name: str) -> Callable[..., nn.Module]:
         UnknownNameError: If there is none; the nearest is suggested.
         InputError: If a residual network cannot have this depth; the nearest are named.
     """
-    if name in HEADS:
-        return HEADS[name]
+    for registered in (HEADS, WRAPPERS):
+        if name in registered:
+            return registered[name]
     match = re.fullmatch(r"(resnet|preresnet)(\d+)", name)
     if match is None or name in MODELS:
-        return MODELS[name]
+        return MODELS[check_known("model", name, [*MODELS, *HEADS, *WRAPPERS])]
     return partial(_BY_DEPTH[match[1]], int(match[2]))
 
 

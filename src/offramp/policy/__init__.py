@@ -5,12 +5,14 @@ Layer: policy.  Reads traces; never a network, never data.
 
 from offramp.policy.features import Feature
 from offramp.policy.policy import Node, Policy
-from offramp.policy.rules import Agreement, Constant, Linear, Random, Rule
+from offramp.policy.rules import Agreement, ClassThreshold, Constant, Linear, Random, Rule
 from offramp.policy.setting import Setting
+from offramp.policy.stopping import Stopping
 from offramp.policy.view import View
 
 __all__ = [
     "Agreement",
+    "ClassThreshold",
     "Constant",
     "Feature",
     "Linear",
@@ -19,5 +21,6 @@ __all__ = [
     "Random",
     "Rule",
     "Setting",
+    "Stopping",
     "View",
 ]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from offramp._core.errors import InputError
 from offramp._core.topology import Path, Topology
+from offramp.policy.chains import chains_to_fit
 from offramp.policy.combination import Combine
 from offramp.policy.policy import Node, Policy
 from offramp.policy.pooling import fit_path_pooling
@@ -36,7 +37,7 @@ def fit_uniform(
         reference: Name of F.
         top: A label is right when it is among the `top` best.
         rates: Probabilities of leaving, each in [0, 1].
-        topologies: Chains; by default every sub-chain of the trace's topology.
+        topologies: Chains; by default those that the learned policy fits.
         combine: How an answer is made of the visited stages.
         seed: Of the draws, which are fixed by (seed, example, stage).
 
@@ -48,7 +49,8 @@ def fit_uniform(
     >>> [s.parameters["rate"] for s in fit_uniform(trace, reference="stage1", rates=[0.2, 0.7])]
     [0.2, 0.7]
     """
-    chains = sub_chains(part.topology) if topologies is None else list(topologies)
+    if topologies is None:
+        topologies = chains_to_fit(part, reference=reference, top=top)
     temperatures = None if combine == "last" else fit_temperatures(part)
     return [
         Setting(
@@ -66,7 +68,7 @@ def fit_uniform(
             top=top,
             parameters={"rate": float(rate)},
         )
-        for chain in chains
+        for chain in topologies
         for rate in rates
     ]
 

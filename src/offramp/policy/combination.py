@@ -1,11 +1,13 @@
 """How the visited stages' probabilities become one answer.
 
-Layer: policy.  Source: methods.md 5; Wisdom of Committees, arXiv:2012.01988.
+Layer: policy.  Source: methods.md 5; Wisdom of Committees, arXiv:2012.01988; for "policy" Guan et
+al., IJCAI 2018, section 3.4 (methods.md 3).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import final
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -13,9 +15,14 @@ from offramp._core.checks import check_choice
 from offramp._core.errors import InputError
 from offramp._core.topology import Path
 from offramp.policy.features import Distribution
+from offramp.policy.stopping import Stopping
 
-Combine = str  # one of COMBINES
-COMBINES: tuple[Combine, ...] = ("last", "mean", "weighted")
+Combine = str  # one of COMBINES, or BY_STOPPING
+COMBINES: tuple[Combine, ...] = ("last", "mean", "weighted")  # for policies of any kind
+BY_STOPPING: Combine = "policy"  # for policies whose every decision is a stopping network's
+
+#: The stopping network after each stage of a path; None after the last stage of the cascade.
+Stops = tuple[Stopping | None, ...]
 
 
 @final
@@ -25,14 +32,29 @@ class Combination:
     Args:
         kind: "last": the last visited stage answers. "mean": the mean of the visited stages'
             probabilities. "weighted": log-linear pooling, the normalised product of p_j ** w_j.
+            "policy": the mean of the visited stages' probabilities, weighted by the probability
+            of stopping there, 1 for the last stage.
         weights: For "weighted": for each path one weight >= 0 per stage on it, not all 0.
+        stops: For "policy": for each path the stopping network after each stage on it.
 
     Raises:
-        InputError: If weights are given for another kind, or are negative or all 0.
+        InputError: If weights are given for another kind, or are negative or all 0; or there are
+            no stopping networks for "policy".
     """
 
-    def __init__(self, kind: Combine, weights: Mapping[Path, Sequence[float]] | None) -> None:
-        check_choice("combine", kind, COMBINES)
+    def __init__(
+        self,
+        kind: Combine,
+        weights: Mapping[Path, Sequence[float]] | None,
+        stops: Mapping[Path, Stops] | None = None,
+    ) -> None:
+        check_choice("combine", kind, (*COMBINES, BY_STOPPING))
+        if (kind == BY_STOPPING) != (stops is not None):
+            raise InputError(
+                f"combine={BY_STOPPING!r} is for policies of stopping networks (offramp.train."
+                f"train_joint, or the policy 'stopping'), got combine={kind!r} with "
+                f"{'no' if stops is None else 'such'} networks."
+            )
         if kind != "weighted" and weights:
             raise InputError(f"weights belong to combine='weighted', got {kind!r}.")
         for path, given in (weights or {}).items():
@@ -43,6 +65,11 @@ class Combination:
                 )
         self.kind = kind
         self.weights = {path: tuple(float(v) for v in w) for path, w in (weights or {}).items()}
+        self.stops = dict(stops or {})
+
+    def key(self, path: Path) -> Hashable:
+        """What tells this combination of the stages on `path` from others."""
+        return (self.kind, self.inputs(path), self.weights.get(path), self.stops.get(path))
 
     def require(self, paths: Sequence[Path]) -> None:
         """Raise `InputError` if a path of two or more stages has no weights."""
@@ -61,6 +88,8 @@ class Combination:
         log_probs = [d.log_probs for d in each]
         if self.kind == "mean":
             return Distribution(mean_log_probs(log_probs))
+        if self.kind == BY_STOPPING:
+            return Distribution(stopping_log_probs(each, self.stops[path]))
         return Distribution(pooled_log_probs(log_probs, self.weights[path]))
 
 
@@ -80,3 +109,26 @@ def pooled_log_probs(
     for log_probs, weight in zip(each[1:], weights[1:], strict=True):
         total = total + log_probs * weight
     return total.log_softmax(dim=1)
+
+
+def stopping_log_probs(each: Sequence[Distribution], stops: Stops) -> Float[Tensor, "m c"]:
+    """Log of the mean of the probabilities, weighted by the probability of stopping after each.
+
+    Args:
+        each: Distributions of the visited stages, in order.
+        stops: The stopping network after each; None stands for probability 1.
+    """
+    logs = []
+    for distribution, stop in zip(each, stops, strict=True):
+        if stop is None:
+            logs.append(torch.zeros_like(distribution.log_probs[:, 0]))
+        else:
+            odds = stop.log_odds(distribution)
+            pair = torch.stack([odds, torch.zeros_like(odds)], dim=1)
+            logs.append(pair.log_softmax(dim=1)[:, 0])  # log pi
+    # in logs, so that weights that all but vanish still have a sum to be divided by
+    weights = torch.stack(logs, dim=1).softmax(dim=1)  # (m, k)
+    total = each[0].log_probs.exp() * weights[:, :1]
+    for k, distribution in enumerate(each[1:], 1):
+        total = total + distribution.log_probs.exp() * weights[:, k : k + 1]
+    return total.log()

@@ -10,16 +10,18 @@ import numpy as np
 from offramp._core.checks import check_not_negative
 from offramp._core.errors import InputError
 from offramp._core.topology import Topology
+from offramp.policy.chains import topologies_to_fit
 from offramp.policy.combination import Combine
-from offramp.policy.search import sub_topologies
 from offramp.policy.setting import Setting
-from offramp.policy.tables import Loss, Tables, confidence_features_of
+from offramp.policy.tables import FeaturesOf, Loss, Tables, confidence_features_of
 from offramp.policy.temperature import fit_temperatures
-from offramp.policy.weighted import FAMILIES, Family, TreeFit, fit_topology
+from offramp.policy.weighted import FAMILIES, Family, Fit, TreeFit, fit_topology
 from offramp.trace import Trace
 
 #: Loss per unit of F's cost: 0, then from "any saving is worth a thousandth" to "cost is all".
 DEFAULT_LAMS: tuple[float, ...] = (0.0, *np.geomspace(1e-3, 1.0, 24).tolist())
+
+_RIDGE = 1e-2
 
 
 def fit_weighted(
@@ -34,7 +36,7 @@ def fit_weighted(
     families: Sequence[Family] = FAMILIES,
     class_features: bool | None = None,
     passes: int = 1,
-    ridge: float = 1e-2,
+    ridge: float = _RIDGE,
 ) -> list[Setting]:
     """Learn policies by weighted binary classification, for every trade-off.
 
@@ -45,7 +47,8 @@ def fit_weighted(
         lams: Trade-offs, >= 0, in loss per unit of F's cost.
         loss: "excess" (the paper's: new errors only) or "error" (also rewards correcting F).
         combines: How visited stages may be combined.
-        topologies: Parts of the trace's topology to fit, by default every sub-chain and the whole.
+        topologies: Parts of the trace's topology to fit: by default those of `topologies_to_fit`,
+            which is every sub-chain and the whole where there are few.
         families: What a rule may be.
         class_features: Also look at which class is predicted: a stage may be more reliable on
             one class than on another at equal confidence. By default where there are at most 20
@@ -66,12 +69,12 @@ def fit_weighted(
     {'weighted'}
     """
     lams = [check_not_negative("lams", lam) for lam in lams]
-    chosen = sub_topologies(part.topology) if topologies is None else list(topologies)
+    if topologies is None:
+        topologies = topologies_to_fit(part, reference=reference, top=top)
+    chosen = list(topologies)
     if not chosen or not lams or not combines:
         raise InputError("topologies, lams and combines must each hold at least one entry.")
     stage_f = part.topology.index(reference)
-    if class_features is None:
-        class_features = part.classes <= 20 and len(part) >= 50 * part.classes
     temperatures = fit_temperatures(part)
     costs = part.costs.relative_to(part.topology, stage_f)
     found: list[Setting] = []
@@ -83,9 +86,7 @@ def fit_weighted(
             reference=stage_f,
             top=top,
             loss=loss,
-            features_of=confidence_features_of(
-                part.classes, combine, class_features=class_features
-            ),
+            features_of=_features_of(part, combine, class_features),
         )
         tables.ensure(path for topology in chosen for path in topology.paths())
         for topology in chosen:
@@ -101,6 +102,51 @@ def fit_weighted(
                     )
                 )
     return _unique(found)
+
+
+def refit(part: Trace, setting: Setting, topologies: Sequence[Topology]) -> list[Fit]:
+    """A learned setting's trade-off on other topologies, each as it stands: no stage is dropped.
+
+    Temperatures and weights of the combination are the setting's own where it has them.
+
+    Args:
+        part: The examples that the setting was fitted on.
+        setting: Of `fit_weighted`, with its usual options.
+        topologies: Parts of the trace's topology, one fit for each.
+
+    Raises:
+        InputError: If the setting is none of a learned policy.
+
+    >>> from offramp.trace.testing import make_trace
+    >>> part = make_trace(n=300, stages=3, seed=0)
+    >>> (setting,) = fit_weighted(part, reference="stage2", lams=[0.1], combines=["last"],
+    ...                           topologies=[part.topology.chain([0, 2])])
+    >>> longer = part.topology.chain([0, 1, 2])
+    >>> [fit.policy.topology.describe() for fit in refit(part, setting, [longer])]
+    ['stage0 -> stage1 -> stage2']
+    """
+    if setting.method != "weighted":
+        raise InputError(f"setting must be of a learned policy, got {setting.label!r}.")
+    policy, stage_f = setting.policy, part.topology.index(setting.reference)
+    tables = Tables(
+        part,
+        temperatures=policy.temperatures.tolist(),
+        combine=policy.combine,
+        reference=stage_f,
+        top=setting.top,
+        loss=str(setting.parameters["loss"]),
+        features_of=_features_of(part, policy.combine, None),
+        weights=policy.combination.weights or None,
+    )
+    costs = part.costs.relative_to(part.topology, stage_f)
+    lam = float(setting.parameters["lam"])
+    return [TreeFit(tables, topology, costs, ridge=_RIDGE).fit(lam) for topology in topologies]
+
+
+def _features_of(part: Trace, combine: Combine, class_features: bool | None) -> FeaturesOf:
+    if class_features is None:
+        class_features = part.classes <= 20 and len(part) >= 50 * part.classes
+    return confidence_features_of(part.classes, combine, class_features=class_features)
 
 
 def _unique(settings: Iterable[Setting]) -> list[Setting]:

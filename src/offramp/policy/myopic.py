@@ -20,12 +20,12 @@ from offramp._core.costs import Costs
 from offramp._core.topology import Path, Topology
 from offramp._core.types import BoolArray, FloatArray, IntArray
 from offramp.policy.baselines import inner_paths
+from offramp.policy.chains import chains_to_fit
 from offramp.policy.combination import COMBINES, Combine
 from offramp.policy.features import COMBINED, CONFIDENCES, Feature
 from offramp.policy.pareto import pareto_front
 from offramp.policy.policy import Node, Policy
 from offramp.policy.rules import Constant, Linear
-from offramp.policy.search import sub_chains
 from offramp.policy.setting import Setting
 from offramp.policy.tables import FeaturesOf, Tables
 from offramp.policy.temperature import fit_temperatures
@@ -54,7 +54,7 @@ def fit_myopic(
         part: Examples to fit on: logits, or labels with confidences.
         reference: Name of F.
         top: A label is right when it is among the `top` best.
-        topologies: Chains; by default every sub-chain of the trace's topology.
+        topologies: Chains; by default those that the learned policy fits.
         combines: Ways to combine the visited stages, all tried.
         confidences: Statistics to set thresholds on, all tried.
         temperatures: One per stage; by default fitted on `part`.
@@ -73,7 +73,9 @@ def fit_myopic(
     check_positive_int("grid", grid)
     for kind in confidences:
         check_choice("confidences", kind, CONFIDENCES)
-    chains = sub_chains(part.topology) if topologies is None else list(topologies)
+    if topologies is None:
+        topologies = chains_to_fit(part, reference=reference, top=top)
+    chains = list(topologies)
     for chain in chains:
         inner_paths(chain)  # raises unless it is a chain
     temperatures = fit_temperatures(part) if temperatures is None else list(temperatures)

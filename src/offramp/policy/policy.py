@@ -18,9 +18,10 @@ from offramp._core.checks import check_shape
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.outputs import best_labels
 from offramp._core.topology import EXIT, Path, Topology
-from offramp.policy.combination import Combination, Combine
+from offramp.policy.combination import BY_STOPPING, Combination, Combine, Stops
 from offramp.policy.features import COMBINED, Distribution
 from offramp.policy.rules import Rule, rule_from_dict
+from offramp.policy.stopping import Stopping
 from offramp.policy.view import View
 
 
@@ -53,7 +54,8 @@ class Policy(nn.Module):
         topology: The part of the cascade's topology that this policy uses.
         nodes: Rules for each path that has children; paths as tuples of stage indices.
         temperatures: For each stage what its scores are divided by, `(s,)`, > 0; default 1.
-        combine: "last", "mean" or "weighted", as in `Combination`.
+        combine: "last", "mean", "weighted" or, where every rule is a stopping network, "policy",
+            as in `Combination`.
         weights: For "weighted": for each path one weight >= 0 per stage on it.
 
     Raises:
@@ -74,7 +76,9 @@ class Policy(nn.Module):
     ) -> None:
         super().__init__()
         self.topology = topology
-        self.combination = Combination(combine, weights)
+        self._check_nodes(nodes)
+        stops = stops_of(topology, nodes) if combine == BY_STOPPING else None
+        self.combination = Combination(combine, weights, stops)
         self.combination.require(topology.paths())
         values = torch.tensor(
             [1.0] * len(topology) if temperatures is None else list(temperatures),
@@ -84,7 +88,6 @@ class Policy(nn.Module):
         if not bool((values > 0).all()):
             raise InputError(f"temperatures must be greater than 0, got {values.tolist()}.")
         self.register_buffer("temperatures", values)
-        self._check_nodes(nodes)
         self.nodes = nn.ModuleDict({_key(path): node for path, node in nodes.items()})
         self._ends = {k: tuple(p for p in topology.paths() if p[-1] == k) for k in topology.active}
 
@@ -259,6 +262,23 @@ class _At:
 
     def ranked(self, stage: int, count: int) -> Int[Tensor, "m count"]:
         return self._view.output(stage).top(count)
+
+
+def stops_of(topology: Topology, nodes: Mapping[Path, Node]) -> dict[Path, Stops]:
+    """For each path the stopping network after each of its stages, None where nothing follows.
+
+    Raises:
+        InputError: If another rule decides somewhere.
+    """
+    after: dict[Path, Stopping | None] = {path: None for path in topology.paths()}
+    for path, node in nodes.items():
+        if not isinstance(node.leave, Stopping) or node.leave.stage != path[-1]:
+            raise InputError(
+                f"combine={BY_STOPPING!r} needs at every node a stopping network of its own stage, "
+                f"got {type(node.leave).__name__} at {path}."
+            )
+        after[path] = node.leave
+    return {path: tuple(after[path[: k + 1]] for k in range(len(path))) for path in after}
 
 
 def scaled_log_probs(

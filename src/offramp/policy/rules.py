@@ -7,46 +7,21 @@ false, so an example with broken outputs never leaves by a rule.
 Layer: policy.
 """
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, final, runtime_checkable
+from typing import Any, final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from offramp._core.checks import check_fraction
 from offramp._core.errors import FileFormatError, InputError
 from offramp.policy.features import Distribution, Feature
-
-
-@runtime_checkable
-class Situation(Protocol):
-    """What a rule sees of `m` examples that stand at one node of the tree of visit paths."""
-
-    ids: Int[Tensor, " m"]
-
-    def distribution(self, stage: int) -> Distribution:
-        """Class probabilities of a visited stage, or of the combination."""
-        ...
-
-    def ranked(self, stage: int, count: int) -> Int[Tensor, "m count"]:
-        """The best labels of a visited stage, best first."""
-        ...
-
-
-@runtime_checkable
-class Rule(Protocol):
-    """Scores examples; the action is taken where the score is at least 0."""
-
-    free: bool  # True if it looks at nothing, so that no decision cost is charged
-
-    def score(self, at: Situation) -> Float[Tensor, " m"]:
-        """One number per example; higher speaks for the action."""
-        ...
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values; `rule_from_dict` reads it back."""
-        ...
+from offramp.policy.keys import keyed_uniform
+from offramp.policy.situation import Rule as Rule
+from offramp.policy.situation import Situation
+from offramp.policy.stopping import Stopping
 
 
 @final
@@ -159,24 +134,6 @@ class Random(nn.Module):
         return {"kind": "random", "rate": self.rate, "seed": self.seed, "stage": self.stage}
 
 
-def keyed_uniform(ids: Int[Tensor, " m"], seed: int, stage: int) -> Float[Tensor, " m"]:
-    """A number in [0, 1) for each example, float64, fixed by (seed, id, stage).
-
-    A 31-bit multiplicative hash, in int64 operations that every runtime has.
-
-    >>> keyed_uniform(torch.tensor([7, 8, 7]), seed=0, stage=1).unique().numel()
-    2
-    """
-    modulus = 2**31 - 1  # prime, so products of two residues fit into int64
-    state = (ids % modulus + 1) * 48271 % modulus
-    for key in (seed, stage):
-        state = (state + (key % modulus) * 69621 + 1013904223) % modulus
-        for multiplier in (16807, 39373, 48271):  # fewer rounds leave stages correlated
-            state = state * multiplier % modulus
-            state = state ^ (state >> 15)
-    return (state % modulus).to(torch.float64) / modulus
-
-
 @final
 class Agreement(nn.Module):
     """Takes the action where two stages agree: needs labels only, no confidence.
@@ -212,6 +169,71 @@ class Agreement(nn.Module):
         }
 
 
+@final
+class ClassThreshold(nn.Module):
+    """Takes the action where one stage answers one class with at least a given probability.
+
+    Compared are log-odds, log p - log(1 - p): near 1 the probabilities themselves round to ties.
+
+    Args:
+        stage: Index of the stage that is asked; nothing else is looked at.
+        target: The class, an index.
+        log_odds: The threshold alpha as log(alpha / (1 - alpha)), finite; rounded to float32.
+
+    Source: methods.md 2; Bonato and Bouganis, section 3.3.
+    """
+
+    free = False
+    log_odds: Tensor
+
+    def __init__(self, stage: int, target: int, log_odds: float) -> None:
+        super().__init__()
+        if target < 0:
+            raise InputError(f"target must be the index of a class, got {target}.")
+        if not math.isfinite(log_odds):
+            raise InputError(
+                f"log_odds must be finite, got {log_odds!r}; to leave never or always take a "
+                "Constant rule."
+            )
+        self.stage, self.target = stage, target
+        self.register_buffer("log_odds", torch.tensor(log_odds, dtype=torch.float32))
+
+    def score(self, at: Situation) -> Float[Tensor, " m"]:
+        """Log-odds of the class minus the threshold; -infinity where another class is likelier."""
+        return class_log_odds(at.distribution(self.stage), self.target) - self.log_odds
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values; the float32 number survives the round trip exactly."""
+        return {
+            "kind": "class_threshold",
+            "stage": self.stage,
+            "target": self.target,
+            "log_odds": float(self.log_odds),
+        }
+
+
+def class_log_odds(distribution: Distribution, target: int) -> Float[Tensor, " m"]:
+    """Log-odds of one class, log p - log(1 - p); -infinity where another class is likelier.
+
+    Args:
+        distribution: Of `m` examples over `c` classes.
+        target: The class, in [0, c).
+
+    Raises:
+        InputError: If there is no such class.
+
+    >>> logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 3.0, 0.0]])
+    >>> class_log_odds(Distribution(logits.log_softmax(dim=1)), 0)
+    tensor([1.3069,   -inf])
+    """
+    log_probs = distribution.log_probs
+    if not 0 <= target < log_probs.shape[1]:
+        raise InputError(f"target must be in [0, {log_probs.shape[1]}), got {target}.")
+    others = torch.cat([log_probs[:, :target], log_probs[:, target + 1 :]], dim=1)
+    odds = log_probs[:, target] - others.logsumexp(dim=1)
+    return torch.where(distribution.label == target, odds, -torch.inf)
+
+
 def _linear_from(value: dict[str, Any]) -> Linear:
     features = [Feature(f["kind"], f["stage"]) for f in value["features"]]
     return Linear(features, value["weights"], value["bias"])
@@ -222,6 +244,8 @@ _READERS: dict[str, Callable[[dict[str, Any]], Rule]] = {
     "linear": _linear_from,
     "random": lambda v: Random(v["rate"], v["seed"], v["stage"]),
     "agreement": lambda v: Agreement(tuple(v["stages"]), v["depth"], v["shared"]),
+    "class_threshold": lambda v: ClassThreshold(v["stage"], v["target"], v["log_odds"]),
+    "stopping": Stopping.from_dict,
 }
 
 

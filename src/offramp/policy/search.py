@@ -30,7 +30,7 @@ def sub_chains(topology: Topology, *, longest: int | None = None) -> list[Topolo
     ['a -> b', 'a -> c', 'b -> c', 'a -> b -> c']
     """
     most = len(topology) if longest is None else check_positive_int("longest", longest)
-    follows = _reachable(topology)
+    follows = successors(topology)
     found: list[Topology] = []
     for stages in _candidates(topology, most):
         if all(b in follows[a] for a, b in pairwise(stages)):
@@ -72,9 +72,29 @@ def _candidates(topology: Topology, most: int) -> Iterator[tuple[int, ...]]:
                 yield stages
 
 
-def _reachable(topology: Topology) -> dict[int, set[int]]:
-    """For each stage all stages that some path visits after it."""
+def successors(topology: Topology) -> dict[int, set[int]]:
+    """For each stage all stages of other groups that some path visits after it.
+
+    >>> successors(Topology.of(["a", "b", "c"], edges="chain"))
+    {0: {1, 2}, 1: {2}, 2: set()}
+    """
     after: dict[int, set[int]] = {k: set() for k in range(len(topology))}
     for j, k in reversed(topology.edges):  # sorted, so later stages are complete first
         after[j] |= {k} | after[k]
-    return after
+    return {
+        j: {k for k in found if topology.groups[k] != topology.groups[j]}
+        for j, found in after.items()
+    }
+
+
+def count_chains(topology: Topology) -> int:
+    """Number of chains of two or more stages: how many `sub_chains` would give.
+
+    >>> count_chains(Topology.of(["a", "b", "c"]))
+    4
+    """
+    follows = successors(topology)
+    starting = [1] * len(topology)  # chains that start at a stage, the stage alone among them
+    for k in reversed(range(len(topology))):
+        starting[k] += sum(starting[j] for j in follows[k])
+    return sum(starting) - len(topology)

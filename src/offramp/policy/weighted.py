@@ -21,7 +21,8 @@ from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp._core.topology import Path, Topology
 from offramp._core.types import BoolArray, FloatArray, IntArray
-from offramp.policy.newton import best_cut, fit_weighted_logistic
+from offramp.policy.features import Feature
+from offramp.policy.newton import Cut, best_cut, fit_weighted_logistic
 from offramp.policy.policy import Node, Policy
 from offramp.policy.rules import Constant, Linear, Rule, linear_score
 from offramp.policy.search import without
@@ -29,7 +30,7 @@ from offramp.policy.tables import Tables
 
 Family = str  # one of FAMILIES
 _MOST_ROWS = 50_000
-_IDLE_SHARE = 0.02  # an exact scan finds a few lucky examples even where nothing can be gained
+IDLE_SHARE = 0.02  # an exact scan finds a few lucky examples even where nothing can be gained
 FAMILIES: tuple[Family, ...] = ("constant", "threshold", "linear")
 
 
@@ -47,6 +48,29 @@ class _Choice:
     rule: Rule
     take: BoolArray
     gain: float
+
+
+@final
+@dataclass(frozen=True)
+class _Candidate:
+    """A weighted sum with its best cut; most are never chosen, so its rule is made at the end.
+
+    Args:
+        features: What is summed.
+        weights: Their weights.
+        scores: The sum, `(n,)`, float32.
+        cut: Where to take the action.
+    """
+
+    features: Sequence[Feature]
+    weights: Sequence[float]
+    scores: np.ndarray
+    cut: Cut
+
+    def choice(self, gain: float) -> _Choice:
+        """The rule with its bias, and whom it takes."""
+        rule = Linear(self.features, self.weights, -self.cut.value)
+        return _Choice(rule, self.scores >= np.float32(self.cut.value), gain)
 
 
 @final
@@ -202,29 +226,31 @@ class TreeFit:
         always = float(gains[rows].sum())
         # At equal objective the action is taken: it is the cheaper one.
         take = always <= 1e-12 * max(1.0, float(np.abs(gains).max()))
-        best = _Choice(Constant(take), np.full(n, take), min(always, 0.0))
+        least, best = min(always, 0.0), None
         for candidate in self._candidates(path, slot, gains, rows):
-            if candidate.gain + charge < best.gain - 1e-12 * max(1.0, abs(best.gain)):
-                best = _Choice(candidate.rule, candidate.take, candidate.gain + charge)
-        return best
+            total = candidate.cut.total + charge
+            if total < least - 1e-12 * max(1.0, abs(least)):
+                least, best = total, candidate
+        return best.choice(least) if best else _Choice(Constant(take), np.full(n, take), least)
 
     def _candidates(
         self, path: Path, slot: int, gains: FloatArray, rows: BoolArray
-    ) -> list[_Choice]:
-        found: list[_Choice] = []
+    ) -> list[_Candidate]:
+        found: list[_Candidate] = []
         if "threshold" in self.families:
             signs = (1.0,) if slot == 0 else (1.0, -1.0)  # a route may prefer the less sure
             for feature, sure in self.tables.confidences(path):
                 for sign in signs:
                     order = self.tables.order(feature, path, sure * sign)
                     scores = (sure * sign) * self.tables.column(feature, path)
-                    rule = Linear([feature], [sure * sign], 0.0)
-                    found += self._cut(rule, scores, gains, rows, order)
+                    found += _cut([feature], [sure * sign], scores, gains, order[rows[order]])
         if "linear" in self.families:
             found += self._linear(path, slot, gains, rows)
         return found
 
-    def _linear(self, path: Path, slot: int, gains: FloatArray, rows: BoolArray) -> list[_Choice]:
+    def _linear(
+        self, path: Path, slot: int, gains: FloatArray, rows: BoolArray
+    ) -> list[_Candidate]:
         design = self.tables.design(path)
         used = _thinned(rows)
         weights = np.abs(gains)[used]
@@ -240,25 +266,8 @@ class TreeFit:
         self._starts[(path, slot)] = coefficients
         raw = torch.from_numpy(design.raw_weights(coefficients)).float()
         scores = linear_score(self.tables.columns(path), raw, torch.tensor(0.0)).numpy()
-        rule = Linear(self.tables.features(path), raw.tolist(), 0.0)
-        return self._cut(rule, scores, gains, rows, None)
-
-    def _cut(
-        self,
-        rule: Linear,
-        scores: np.ndarray,
-        gains: FloatArray,
-        rows: BoolArray,
-        order: np.ndarray | None,
-    ) -> list[_Choice]:
-        """The rule with its bias set by an exact scan; nothing if a constant is as good."""
-        if order is None:
-            order = np.argsort(-scores)
-        cut = best_cut(scores, gains, order[rows[order]])
-        if not np.isfinite(cut.value):
-            return []
-        rule = Linear(rule.features, rule.weights.tolist(), -cut.value)
-        return [_Choice(rule, scores >= np.float32(cut.value), cut.total)]
+        order = np.argsort(-scores)
+        return _cut(self.tables.features(path), raw.tolist(), scores, gains, order[rows[order]])
 
     def _idle(self, nodes: dict[Path, _Fitted]) -> tuple[int, ...]:
         """Stages that could be bypassed and where next to nobody leaves, the idlest first."""
@@ -271,7 +280,7 @@ class TreeFit:
             leave[stage] = leave.get(stage, 0) + int((reached & node.leave.take).sum())
         root = self.topology.root
         bypassable = [k for k in arrive if k != root or len(self.topology.children(k)) == 1]
-        idle = [k for k in bypassable if leave[k] <= _IDLE_SHARE * arrive[k]]
+        idle = [k for k in bypassable if leave[k] <= IDLE_SHARE * arrive[k]]
         return tuple(sorted(idle, key=lambda k: leave[k]))
 
     def _policy(self, nodes: dict[Path, _Fitted]) -> Policy:
@@ -287,6 +296,18 @@ class TreeFit:
             combine=self.tables.combination.kind,
             weights=weights or None,
         )
+
+
+def _cut(
+    features: Sequence[Feature],
+    weights: Sequence[float],
+    scores: np.ndarray,
+    gains: FloatArray,
+    order: np.ndarray,
+) -> list[_Candidate]:
+    """A weighted sum with its bias set by an exact scan; nothing if a constant is as good."""
+    cut = best_cut(scores, gains, order)
+    return [_Candidate(features, weights, scores, cut)] if np.isfinite(cut.value) else []
 
 
 def _thinned(rows: BoolArray) -> slice | IntArray:

@@ -8,9 +8,11 @@ from offramp.report.content import ExampleImage, ReportContent, Reproduction, Ti
 from offramp.report.figures import (
     Curve,
     Point,
+    SavedSeries,
     frontier_figure,
     overlap_figure,
     save_figure,
+    savings_figure,
     stage_figure,
 )
 from offramp.report.page import write_report
@@ -21,10 +23,12 @@ __all__ = [
     "Point",
     "ReportContent",
     "Reproduction",
+    "SavedSeries",
     "TimingRow",
     "frontier_figure",
     "overlap_figure",
     "save_figure",
+    "savings_figure",
     "stage_figure",
     "write_report",
 ]

@@ -46,7 +46,7 @@ def frontier_chart(content: ReportContent) -> Chart | None:
             for p in points
         )
     )
-    return _chart(
+    return make_chart(
         "frontier",
         "Accuracy against cost",
         description,
@@ -78,10 +78,13 @@ def frontier_curves(content: ReportContent) -> list[Curve]:
 
 
 def frontier_points(content: ReportContent) -> list[Point]:
-    """The marked points of the frontier figure."""
+    """The marked points of the frontier figure; exits have their names in a figure of their own."""
+    reference = content.shown.setting.reference
     points = [
         Point(
-            name=r.name.removesuffix(" alone").removesuffix(" oracle"),  # the legend says it
+            name=""
+            if content.exits and r.kind == "static" and r.name != f"{reference} alone"
+            else r.name.removesuffix(" alone").removesuffix(" oracle"),  # the legend says it
             kind=r.kind,
             cost_ratio=r.cost_ratio,
             accuracy=r.accuracy,
@@ -108,24 +111,27 @@ def _curve(name: str, kind: CurveKind, results: Sequence[Evaluation | ReferenceP
 
 
 def stage_chart(shown: Evaluation) -> Chart:
-    """Who leaves where, and where the cost goes."""
-    rows = zip(
-        shown.stages, shown.exit_share, shown.useful_share, shown.overhead_share, strict=True
+    """Who leaves where, and where the cost goes, of the stages where anything happens."""
+    every = list(
+        zip(shown.stages, shown.exit_share, shown.useful_share, shown.overhead_share, strict=True)
     )
+    used = shown.setting.policy.topology.active
+    rows = [row for k, row in enumerate(every) if k in used or any(row[1:])]
+    names, exits, useful_shares, overhead_shares = zip(*rows, strict=True)
     description = " ".join(
         f"{name}: {percent(leave)} leave here; it takes {percent(useful)} of the cost for useful "
         f"work and {percent(other)} for overhead."
         for name, leave, useful, other in rows
     )
-    return _chart(
+    return make_chart(
         "stages",
         "Exits and cost of each stage",
         f"{description} Deciding takes {percent(shown.decision_share)} of the cost.",
         lambda narrow: stage_figure(
-            shown.stages,
-            shown.exit_share,
-            shown.useful_share,
-            shown.overhead_share,
+            names,
+            exits,
+            useful_shares,
+            overhead_shares,
             decision_share=shown.decision_share,
             narrow=narrow,
         ),
@@ -139,7 +145,7 @@ def overlap_chart(overlap: Overlap) -> Chart:
         f"{' and '.join(subset) if subset else 'None'}: {percent(share)}."
         for subset, share in zip(subsets, shares, strict=True)
     )
-    return _chart(
+    return make_chart(
         "overlap",
         "Share of examples that exactly these networks get right",
         description,
@@ -147,7 +153,8 @@ def overlap_chart(overlap: Overlap) -> Chart:
     )
 
 
-def _chart(prefix: str, title: str, description: str, draw: Callable[[bool], Figure]) -> Chart:
+def make_chart(prefix: str, title: str, description: str, draw: Callable[[bool], Figure]) -> Chart:
+    """A figure in both layouts, with a prefix that makes its ids unique on the page."""
     words = {"title": title, "description": description}
     return Chart(
         wide=inline_svg(draw(False), prefix=f"{prefix}-wide", **words),

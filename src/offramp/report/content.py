@@ -14,12 +14,16 @@ from offramp._core.checks import check_fraction, check_not_negative, check_posit
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp.evaluate import (
+    Bill,
     DoNotCascade,
     Evaluation,
+    ExitPoint,
     FrontierPoint,
     OperatingPoint,
     Overlap,
     ReferencePoint,
+    Saving,
+    StageUse,
 )
 
 
@@ -71,6 +75,7 @@ class ExampleImage:
         exit_stage: Name of the stage after which it left.
         correct: True if the answer was right.
         answer: Name of the class that was answered; shown where the answer was wrong.
+        reference_correct: True if F alone is right; None where that is not known.
 
     Raises:
         InputError: If the shape or type of `pixels` is another one, nothing was visited, the exit
@@ -88,6 +93,7 @@ class ExampleImage:
     exit_stage: str
     correct: bool
     answer: str = ""
+    reference_correct: bool | None = None
 
     def __post_init__(self) -> None:
         shape = self.pixels.shape
@@ -112,6 +118,7 @@ class ExampleImage:
             "answer": self.answer,
             "exit_stage": self.exit_stage,
             "correct": self.correct,
+            "reference_correct": self.reference_correct,
             "visits": [
                 {"stage": stage, "best": [[name, float(p)] for name, p in classes]}
                 for stage, classes in self.visits
@@ -167,6 +174,10 @@ class ReportContent:
         myopic: Myopic settings on the same examples as `references`.
         references: Static networks, points of the uniform and the myopic curve, oracles.
         overlap: Which networks are right together.
+        uses: Which stages the chosen setting uses, and why not the others.
+        bills: The chosen setting in each unit, on the same examples as `shown`.
+        savings: What each policy saves within given losses.
+        exits: Accuracy of each stage against its depth; costs in the order of `costs`.
         gap_closed: Share of the gap from the uniform policy to the neutral oracle; may exceed 1.
         timing: Static and adaptive side by side.
         stages: Names of the stages, in the order of the tables in `costs`, `(s,)`.
@@ -188,6 +199,10 @@ class ReportContent:
     myopic: tuple[Evaluation, ...] = ()
     references: tuple[ReferencePoint, ...] = ()
     overlap: Overlap | None = None
+    uses: tuple[StageUse, ...] = ()
+    bills: tuple[Bill, ...] = ()
+    savings: tuple[Saving, ...] = ()
+    exits: tuple[ExitPoint, ...] = ()
     gap_closed: float | None = None
     timing: tuple[TimingRow, ...] = ()
     stages: tuple[str, ...] = ()
@@ -228,7 +243,8 @@ class ReportContent:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values: every number that the page shows; of the sweep its front."""
-        many = ("frontier_test", "myopic", "references", "timing", "costs", "images")
+        many = ["frontier_test", "myopic", "references", "timing", "costs", "images"]
+        many += ["uses", "bills", "savings", "exits"]
         return {
             "title": self.title,
             "outcome": "cascade" if self.cascade else "do not cascade",

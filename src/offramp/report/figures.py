@@ -8,5 +8,15 @@ Layer: report.
 from offramp.report.bars import overlap_figure, stage_figure
 from offramp.report.canvas import save_figure
 from offramp.report.frontier import Curve, Point, frontier_figure
+from offramp.report.savings import SavedSeries, savings_figure
 
-__all__ = ["Curve", "Point", "frontier_figure", "overlap_figure", "save_figure", "stage_figure"]
+__all__ = [
+    "Curve",
+    "Point",
+    "SavedSeries",
+    "frontier_figure",
+    "overlap_figure",
+    "save_figure",
+    "savings_figure",
+    "stage_figure",
+]

@@ -34,9 +34,11 @@ def percent(share: float | None, *, digits: int = 1) -> str:
 def saving(cost_ratio: float) -> str:
     r"""How far a cost ratio is from 1, in per cent.
 
-    >>> saving(0.392), saving(1.02)
-    ('−60.8\xa0%', '+2.0\xa0%')
+    >>> saving(0.392), saving(1.02), saving(1.0)
+    ('−60.8\xa0%', '+2.0\xa0%', '0\xa0%')
     """
+    if cost_ratio == 1:
+        return percent(0.0)
     return f"{MINUS if cost_ratio <= 1 else '+'}{percent(abs(1 - cost_ratio))}"
 
 
@@ -52,6 +54,15 @@ def change(difference: float | None) -> str:
     if text == "0.00":
         return text
     return f"{MINUS if difference > 0 else '+'}{text}"
+
+
+def points(share: float) -> str:
+    """A share as points of accuracy, without zeros at the end.
+
+    >>> points(0.01), points(0.005), points(0.0)
+    ('1', '0.5', '0')
+    """
+    return f"{100 * share:.4g}"
 
 
 def changed_words(difference: float) -> str:

@@ -39,6 +39,7 @@ _POINT_LEGEND: dict[PointKind, str] = {
     "static": "one network alone",
     "oracle": "oracle (sees the labels)",
     "chosen": "chosen point",
+    "exit": "used by the chosen point",
 }
 
 
@@ -86,6 +87,7 @@ def frontier_figure(
     points: Sequence[Point],
     *,
     reference_accuracy: float | None = None,
+    cost_label: str = _COST_LABEL,
     narrow: bool = False,
 ) -> Figure:
     """Accuracy against cost: what each policy reaches, and what it is compared with.
@@ -94,6 +96,7 @@ def frontier_figure(
         curves: Lines, each sorted here by cost.
         points: Marked points; their labels never cover one another while there is room.
         reference_accuracy: Accuracy of the reference network, drawn as a level.
+        cost_label: What the costs are.
         narrow: Lay out for a phone.
 
     Raises:
@@ -113,7 +116,7 @@ def frontier_figure(
     legend_in = _LEGEND_ROW_IN * -(-len(entries) // columns) + 0.1
     figure = new_figure(narrow=narrow, height_in=(3.9 if narrow else 4.3) + legend_in)
     axes = add_axes(figure, 0.42, 0.52, 0.12, legend_in + 0.24)
-    _cost_axes(axes)
+    _cost_axes(axes, cost_label)
     if reference_accuracy is not None:
         axes.axhline(reference_accuracy, color=GREY, linewidth=0.9, linestyle=(0, (1, 3)))
     for curve in curves:
@@ -121,21 +124,21 @@ def frontier_figure(
         _draw(axes, curve.cost_ratio[order], curve.accuracy[order], CURVE_LOOKS[curve.kind])
     for point in points:
         _draw(axes, [point.cost_ratio], [point.accuracy], POINT_LOOKS[point.kind])
-    _limits(axes, curves, points)
+    _limits(axes, curves, points, cost_label)
     _legend(figure, entries, columns)
     with quiet_about_glyphs():
         _label_points(figure, axes, curves, points)
     return figure
 
 
-def _cost_axes(axes: Axes) -> None:
+def _cost_axes(axes: Axes, cost_label: str) -> None:
     axes.grid(color=GRID, linewidth=0.7)
     axes.spines["left"].set_visible(False)
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.4g}"))
     axes.xaxis.set_major_formatter(FuncFormatter(_tick))
-    axes.set_xlabel(_COST_LABEL, fontsize=TEXT_PT, color=MUTED)
+    axes.set_xlabel(cost_label, fontsize=TEXT_PT, color=MUTED, parse_math=False)
     axes.annotate(
         "accuracy, %",
         xy=(0, 1),
@@ -152,7 +155,7 @@ def _tick(value: float, _: int | None) -> str:
     return f"{value:.4g}"
 
 
-def _limits(axes: Axes, curves: Sequence[Curve], points: Sequence[Point]) -> None:
+def _limits(axes: Axes, curves: Sequence[Curve], points: Sequence[Point], cost_label: str) -> None:
     """Show everything but the far end of random exits, which may cost twice the reference."""
     framing = [curve for curve in curves if curve.kind != "uniform"]
     if not framing and not points:
@@ -167,7 +170,7 @@ def _limits(axes: Axes, curves: Sequence[Curve], points: Sequence[Point]) -> Non
         axes.xaxis.set_major_locator(LogLocator(numticks=6))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(_tick))
-        axes.set_xlabel(f"{_COST_LABEL} (log scale)", fontsize=TEXT_PT, color=MUTED)
+        axes.xaxis.label.set_text(f"{cost_label} (log scale)")
     else:
         axes.set_xlim(0, 1.06 * dearest or 1.0)
     axes.set_ylim(float(y.min()) - room, float(y.max()) + room)

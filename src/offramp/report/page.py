@@ -16,16 +16,19 @@ from offramp._core.files import whole_file
 from offramp.report import formatting
 from offramp.report.charts import MOST_SUBSETS, frontier_chart, overlap_chart, stage_chart
 from offramp.report.content import ExampleImage, ReportContent
+from offramp.report.exit_charts import depth_charts, savings_by_policy, savings_chart
 from offramp.report.inline import image_uri
 from offramp.report.palette import css_variables
 
 _MOST_IMAGES = 8  # per stage: the page stays light
+_MOST_NAMED = 4  # stages in the first sentence
 _FILTERS = (
     formatting.amount,
     formatting.change,
     formatting.change_interval,
     formatting.changed_words,
     formatting.percent,
+    formatting.points,
     formatting.saving,
     formatting.seconds,
     formatting.share_interval,
@@ -85,6 +88,7 @@ def render_page(content: ReportContent, *, json_name: str, json_text: str) -> st
             shown=shown,
             reference=shown.setting.reference,
             used=[topology.names[k] for k in topology.active],
+            most_named=_MOST_NAMED,
             where=f"of the {shown.split} split" if shown.split != "all" else "of all splits",
             timing=content.timing,
             headline_timing=content.timing[:1] + content.timing[1:][-1:] if content.cascade else (),
@@ -94,6 +98,9 @@ def render_page(content: ReportContent, *, json_name: str, json_text: str) -> st
             overlap=None if content.overlap is None else overlap_chart(content.overlap),
             most_subsets=MOST_SUBSETS,
             images=_by_exit(content.images),
+            savings=savings_chart(content),
+            savings_by_policy=savings_by_policy(content.savings),
+            depth=depth_charts(content),
             files=[*content.reproduction.files.items(), (json_name, checksum)],
             json_name=json_name,
             style=_style(),

@@ -10,8 +10,10 @@ Layer: report.  Source: Okabe & Ito, Color Universal Design, 2008 (the hues).
 from dataclasses import dataclass
 from typing import Literal, final
 
-CurveKind = Literal["learned", "learned_fit", "myopic", "uniform"]
-PointKind = Literal["static", "oracle", "chosen"]
+CurveKind = Literal[
+    "learned", "learned_fit", "myopic", "uniform", "head_1", "head_2", "head_3", "combined"
+]
+PointKind = Literal["static", "oracle", "chosen", "exit"]
 
 INK = "#1d2329"
 MUTED = "#5c6670"
@@ -68,12 +70,19 @@ CURVE_LOOKS: dict[CurveKind, Look] = {
     "myopic": Look(colour=AMBER, marker="s", dash="-.", width_pt=1.3, size_pt=3.2, order=3.2),
     "learned_fit": Look(colour=SKY, dash="--", width_pt=1.5, order=3.4),
     "learned": Look(colour=BLUE, marker="o", dash="-", width_pt=2.0, order=3.6),
+    "head_1": Look(colour=AMBER, marker="s", dash="-", width_pt=1.3, size_pt=4.5, order=3.2),
+    "head_2": Look(colour=GREEN, marker="^", dash="--", width_pt=1.3, size_pt=5.5, order=3.3),
+    "head_3": Look(colour=GREY, marker="D", dash="-.", width_pt=1.3, size_pt=4.5, order=3.1),
+    "combined": Look(colour=BLUE, marker="o", dash=":", width_pt=1.8, size_pt=4.5, order=3.4),
 }
 POINT_LOOKS: dict[PointKind, Look] = {
     "static": Look(colour=INK, marker="D", size_pt=5.5, order=4.0),
     "oracle": Look(colour=GREEN, marker="*", size_pt=9.5, order=4.2),
     "chosen": Look(
         colour=VERMILLION, marker="o", size_pt=11.0, width_pt=2.2, filled=False, order=5
+    ),
+    "exit": Look(
+        colour=VERMILLION, marker="o", size_pt=10.0, width_pt=1.6, filled=False, order=4.4
     ),
 }
 

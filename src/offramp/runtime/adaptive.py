@@ -240,7 +240,7 @@ class _Runner(nn.Module):
         self.topology = topology
         self.plans: dict[int, Plan] = plan_segments(topology)
         needed = {k for plan in self.plans.values() for k in plan.segments} | set(self.plans)
-        chosen = {k: cascade.stage(k) for k in sorted(needed)}
+        chosen = {k: _used(cascade.stage(k), answers=k in self.plans) for k in sorted(needed)}
         if optimise:
             chosen = _optimised(chosen)
         self.stages = nn.ModuleDict({str(k): stage for k, stage in chosen.items()})
@@ -277,6 +277,20 @@ def check_made_for(cascade: StageSource, topology: Topology, costs: Costs | None
         )
 
 
+def _used(stage: Stage, *, answers: bool) -> Stage:
+    """What is needed of a stage; where nobody may leave, its head is neither held nor moved."""
+    if answers or stage.head is None:
+        return stage
+    return Stage(
+        stage.name,
+        stage.module,
+        preprocess=stage.preprocess,
+        source=stage.source,
+        group=stage.group,
+        spec=stage.spec,
+    )
+
+
 def _optimised(stages: Mapping[int, Stage]) -> dict[int, Stage]:
     prepared: dict[int, nn.Module] = {}  # stages of one group go on sharing their module
 
@@ -292,6 +306,7 @@ def _optimised(stages: Mapping[int, Stage]) -> dict[int, Stage]:
             source=stage.source,
             group=stage.group,
             spec=stage.spec,
+            head_spec=stage.head_spec,
         )
         for k, stage in stages.items()
     }

@@ -11,7 +11,8 @@ from offramp._core.topology import Path, Topology
 from offramp.policy.combination import Combine
 from offramp.policy.features import Feature, confidence_features
 from offramp.policy.policy import Node, Policy
-from offramp.policy.rules import Agreement, Constant, Linear, Random, Rule
+from offramp.policy.rules import Agreement, Constant, Linear, Random
+from offramp.policy.situation import Rule
 
 Rng = np.random.Generator
 

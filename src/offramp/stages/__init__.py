@@ -3,22 +3,28 @@
 Layer: stages.
 """
 
-from offramp.stages.batch import batch_size, concat, take_rows, to_device
+from offramp._core.batch import batch_size, concat, take_rows, to_device
 from offramp.stages.cascade import Cascade, evaluating
 from offramp.stages.cost import given_costs, measure_flops, measure_joules, measure_seconds
 from offramp.stages.cut import cut
 from offramp.stages.cut_points import CutPoint, cut_points
-from offramp.stages.exits import OfFirst
+from offramp.stages.cut_spec import CutSpec, SegmentSpec, stand_in
+from offramp.stages.exits import OfFirst, attached, own_head
+from offramp.stages.points import choose_points, measure_points
 from offramp.stages.preprocess import Normalize, preprocess_from_dict
 from offramp.stages.stage import Stage
 
 __all__ = [
     "Cascade",
     "CutPoint",
+    "CutSpec",
     "Normalize",
     "OfFirst",
+    "SegmentSpec",
     "Stage",
+    "attached",
     "batch_size",
+    "choose_points",
     "concat",
     "cut",
     "cut_points",
@@ -26,8 +32,11 @@ __all__ = [
     "given_costs",
     "measure_flops",
     "measure_joules",
+    "measure_points",
     "measure_seconds",
+    "own_head",
     "preprocess_from_dict",
+    "stand_in",
     "take_rows",
     "to_device",
 ]

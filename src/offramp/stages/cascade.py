@@ -115,6 +115,7 @@ class Cascade(nn.Module):
         edges: str | Iterable[tuple[str, str]] = "chain",
         preprocess: nn.Module | None = None,
         class_names: Sequence[str] = (),
+        spec: ModelSpec | None = None,
     ) -> "Cascade":
         """Early exit: a trained network, untouched, with exits after some of its layers.
 
@@ -125,16 +126,20 @@ class Cascade(nn.Module):
             net: In evaluation mode.
             at: Names of layers in the order they run; `cut_points` lists them.
             heads: For each of `at` a head, or alternative heads by label. A head reads what the
-                layer gives, `(m, ...)`, and gives logits `(m, c)`.
+                layer gives, `(m, ...)`, and gives logits `(m, c)`. It is a module, or says how to
+                build one, so that a bundle can build it again.
             example: Some raw input; one example is enough.
             last: Name of the last stage, the network's own answer.
             edges: "chain" (from each head to those of the next point), or as in the class.
             preprocess: Applied to the raw input first.
             class_names: As in the class.
+            spec: How to build `net` again; a bundle needs to know. With it goes one example, made
+                up where its values are not whole numbers (`offramp.stages.stand_in`).
 
         Raises:
             UnknownNameError: If there is no such layer, or a head belongs to no exit.
-            InputError, UnsupportedError: As `cut`; or if an exit has no head.
+            InputError, UnsupportedError: As `cut` and `offramp.models.build`; or if an exit has no
+                head.
 
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
         >>> cascade = Cascade.of_exits(
@@ -143,7 +148,7 @@ class Cascade(nn.Module):
         >>> cascade.topology.describe(), cascade(torch.zeros(2, 4)).shape
         ('1 -> last', torch.Size([2, 2, 3]))
         """
-        stages = exit_stages(net, at, heads, example, last=last, preprocess=preprocess)
+        stages = exit_stages(net, at, heads, example, last=last, preprocess=preprocess, spec=spec)
         pairs = chain_edges(stages) if edges == "chain" else edges
         return cls(stages, edges=pairs, class_names=class_names)
 

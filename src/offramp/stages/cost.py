@@ -16,14 +16,14 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from offramp._core.batch import batch_size, to_device
 from offramp._core.checks import check_known, check_positive_int
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError, MissingExtraError, UnsupportedError
 from offramp._core.types import Batch
-from offramp.stages.batch import batch_size, take_rows, to_device
 from offramp.stages.cascade import Cascade, evaluating
+from offramp.stages.timing import described, filled, median_seconds
 
-_WARM_UP = 2
 _WINDOW_S = 1.0  # an energy counter ticks every 0.1 s or so; a shorter window measures nothing
 
 
@@ -58,7 +58,7 @@ def measure_flops(cascade: Cascade, batch: Batch) -> Costs:
     (24.0,)
     """
     m = batch_size(batch)
-    with evaluating(cascade), torch.no_grad(), _plain_attention():
+    with evaluating(cascade), torch.no_grad(), plain_attention():
         parts = _parts(cascade, batch)
         segment = [_count(part.segment) / m for part in parts]
         head = [0.0 if part.head is None else _count(part.head) / m for part in parts]
@@ -110,14 +110,14 @@ def measure_seconds(
     found: dict[int, Costs] = {}
     for size in sorted({check_positive_int("batch_sizes", b) for b in batch_sizes}):
         with evaluating(cascade), torch.inference_mode():
-            parts = _parts(cascade, to_device(_filled(batch, size), device))
+            parts = _parts(cascade, to_device(filled(batch, size), device))
             segment, head = _median_seconds(parts, rounds, torch.device(device))
         found[size] = Costs(
             unit="seconds",
             segment=tuple(s / size for s in segment),
             head=tuple(s / size for s in head),
             decision=(0.0,) * len(parts),
-            note=f"median of {rounds} interleaved rounds, batch size {size}, {_describe(device)}",
+            note=f"median of {rounds} interleaved rounds, batch size {size}, {described(device)}",
         )
     if not found:
         raise InputError("batch_sizes must name at least one batch size, got none.")
@@ -168,7 +168,7 @@ def measure_joules(
         segment=tuple(median(s) for s in segment),
         head=tuple(median(h) for h in head),
         decision=(0.0,) * len(parts),
-        note=f"median of {rounds} interleaved rounds, batch size {m}, {_describe(device)}, zeus",
+        note=f"median of {rounds} interleaved rounds, batch size {m}, {described(device)}, zeus",
     )
 
 
@@ -200,14 +200,20 @@ def given_costs(
 
 
 def _parts(cascade: Cascade, batch: Batch) -> list[_Part]:
-    """Run everything once, so that each part can be run again on the inputs it really gets."""
+    """Run everything once, so that each part can be run again on the inputs it really gets.
+
+    Stages of one group have one segment between them, the same object.
+    """
+    segments: dict[str, Callable[[], Any]] = {}
     carries: dict[str, Any] = {}
     parts = []
     for stage in cascade:
-        given = batch if stage.source is None else carries[stage.source]
-        carries[stage.name] = stage.segment(given)
-        head = partial(stage.answer, carries[stage.name]) if stage.gives_carry else None
-        parts.append(_Part(segment=partial(stage.segment, given), head=head))
+        if stage.group not in segments:
+            given = batch if stage.source is None else carries[cascade.stage(stage.source).group]
+            segments[stage.group] = partial(stage.segment, given)
+            carries[stage.group] = stage.segment(given)
+        head = partial(stage.answer, carries[stage.group]) if stage.gives_carry else None
+        parts.append(_Part(segment=segments[stage.group], head=head))
     return parts
 
 
@@ -218,7 +224,7 @@ def _count(run: Callable[[], Any]) -> float:
 
 
 @contextmanager
-def _plain_attention() -> Iterator[None]:
+def plain_attention() -> Iterator[None]:
     """Turn off fused transformer layers and fused attention, which the counter does not see."""
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -229,40 +235,14 @@ def _plain_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(enabled)
 
 
-def _filled(batch: Batch, size: int) -> Batch:
-    return take_rows(batch, torch.arange(size) % batch_size(batch))
-
-
 def _median_seconds(
     parts: Sequence[_Part], rounds: int, device: torch.device
 ) -> tuple[list[float], list[float]]:
-    segment: list[list[float]] = [[] for _ in parts]
-    head: list[list[float]] = [[] for _ in parts]
-    for _ in range(_WARM_UP + rounds):
-        for k, part in enumerate(parts):
-            segment[k].append(_seconds(part.segment, device))
-            head[k].append(_seconds(part.head, device) if part.head else 0.0)
-    return [median(s[_WARM_UP:]) for s in segment], [median(h[_WARM_UP:]) for h in head]
-
-
-def _seconds(run: Callable[[], Any], device: torch.device) -> float:
-    _synchronize(device)
-    start = time.perf_counter()
-    run()
-    _synchronize(device)
-    return time.perf_counter() - start
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _describe(device: torch.device | str) -> str:
-    where = torch.device(device)
-    if where.type == "cuda":
-        return torch.cuda.get_device_name(where)
-    return f"{where.type}, {torch.get_num_threads()} threads"
+    """Seconds of each segment and of each head, all of them taking turns; no head takes none."""
+    each = list(dict.fromkeys(run for p in parts for run in (p.segment, p.head) if run))
+    taken = dict(zip(each, median_seconds(each, rounds, device), strict=True))
+    segment = [taken[part.segment] for part in parts]
+    return segment, [taken[part.head] if part.head else 0.0 for part in parts]
 
 
 def _energy_monitor(device: torch.device) -> Any:  # noqa: ANN401  (zeus is optional)

@@ -5,15 +5,14 @@ Layer: stages.  Source: methods.md 1 (early exit: the segments of one network).
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from offramp._core.batch import apply, take_rows
 from offramp._core.errors import InputError, UnsupportedError
 from offramp._core.types import Batch
 from offramp.models import extract_logits
-from offramp.stages.batch import take_rows
 from offramp.stages.cut_graph import capture, rows_of
 from offramp.stages.cut_plan import Plan
 from offramp.stages.cut_segments import build_segments
@@ -75,7 +74,7 @@ def answer(net: nn.Module, example: Batch) -> Tensor:
     """
     try:
         with torch.no_grad():
-            return extract_logits(_call(net, example))
+            return extract_logits(apply(net, example))
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
@@ -110,8 +109,8 @@ def _check_same(segments: Sequence[nn.Module], two: Batch, reference: Tensor) ->
     whole: Batch = two
     with torch.no_grad():
         for k, segment in enumerate(segments):
-            alone = _call(segment, take_rows(whole, last))
-            whole = _call(segment, whole)
+            alone = apply(segment, take_rows(whole, last))
+            whole = apply(segment, whole)
             for found, expected in zip(_parts(alone), _parts(whole), strict=True):
                 _compare(found, expected[last], f"with an example dropped before segment {k}")
     _compare(_parts(whole)[0], reference, "in sequence")
@@ -137,9 +136,3 @@ def _largest(values: Tensor) -> float:
 
 def _parts(batch: Batch) -> tuple[Tensor, ...]:
     return (batch,) if isinstance(batch, Tensor) else tuple(batch)  # type: ignore[arg-type]
-
-
-def _call(module: nn.Module, batch: Batch) -> Any:  # noqa: ANN401  (what the module gives)
-    if isinstance(batch, Mapping):
-        return module(**batch)
-    return module(batch) if isinstance(batch, Tensor) else module(*batch)

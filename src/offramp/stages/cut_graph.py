@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 
+from offramp._core.batch import batch_size, take_rows, to_device
 from offramp._core.errors import InputError, UnsupportedError
 from offramp._core.types import Batch
 from offramp.models import extract_logits
-from offramp.stages.batch import batch_size, take_rows, to_device
 from offramp.stages.cut_effects import without_dropout, without_effects
 
 _aten = torch.ops.aten

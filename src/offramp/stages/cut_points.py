@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from offramp._core.types import Batch
-from offramp.stages.cost import _plain_attention
+from offramp.stages.cost import plain_attention
 from offramp.stages.cut import answer, input_names
 from offramp.stages.cut_graph import capture, rows_of
 from offramp.stages.cut_plan import Plan
@@ -29,6 +29,7 @@ class CutPoint:
         shape: Of the tensor that the layer gave, for one example; what a head reads.
         live: Shapes for one example of all tensors that are carried, that one first.
         flops: Floating-point operations for one example up to here; a multiply-add counts as 2.
+        share: What part of the whole network's that is, in [0, 1]; 0 where none can be counted.
     """
 
     name: str
@@ -36,6 +37,7 @@ class CutPoint:
     shape: tuple[int, ...]
     live: tuple[tuple[int, ...], ...]
     flops: float
+    share: float
 
 
 def cut_points(net: nn.Module, example: Batch) -> list[CutPoint]:
@@ -59,6 +61,7 @@ def cut_points(net: nn.Module, example: Batch) -> list[CutPoint]:
     answer(net, two)
     plan = Plan(capture(net, two), net)
     flops = _cumulative_flops(plan, two)
+    whole = max(flops[-1], 1.0)
     found = []
     for position, names in plan.points().items():
         live = tuple(plan.example_shape(node) for node in plan.carried(position))
@@ -69,6 +72,7 @@ def cut_points(net: nn.Module, example: Batch) -> list[CutPoint]:
                 shape=live[0],
                 live=live,
                 flops=flops[position - 1],
+                share=flops[position - 1] / whole,
             )
         )
     return found
@@ -80,7 +84,7 @@ def _cumulative_flops(plan: Plan, two: Batch) -> list[float]:
     whole = Emission(plan, 0, plan.end, names)
     tensors = [two[name] for name in names] if isinstance(two, dict) else two
     given = (tensors,) if isinstance(tensors, torch.Tensor) else tuple(tensors)
-    with torch.no_grad(), _plain_attention(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), plain_attention(), FlopCounterMode(display=False) as counter:
         counting = _Counting(whole.module(), counter)
         counting.run(*given)
     return [counting.after[whole.nodes[node].name] / len(given[0]) for node in plan.captured.data]

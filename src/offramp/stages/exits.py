@@ -12,10 +12,13 @@ from torch import Tensor, fx, nn
 from offramp._core.checks import check_known
 from offramp._core.errors import InputError
 from offramp._core.types import Batch
+from offramp.models import ModelSpec, build
 from offramp.stages.cut import cut
+from offramp.stages.cut_spec import CutSpec, SegmentSpec, stand_in
 from offramp.stages.stage import Stage
 
-Heads = Mapping[str, nn.Module | Mapping[str, nn.Module]]
+Head = nn.Module | ModelSpec
+Heads = Mapping[str, Head | Mapping[str, Head]]
 
 
 @final
@@ -44,27 +47,52 @@ def exit_stages(
     *,
     last: str,
     preprocess: nn.Module | None,
+    spec: ModelSpec | None,
 ) -> list[Stage]:
     """Stages of a network that is cut, as `Cascade.of_exits` documents them."""
     _check_heads(at, heads)
     given = example if preprocess is None else preprocess(example)
+    segments = cut(net, at, given)
+    again = None if spec is None else CutSpec(model=spec, at=tuple(at), example=stand_in(given))
     source: str | None = None
     stages: list[Stage] = []
-    segments = cut(net, at, given)
-    for point, segment in zip(at, segments, strict=False):
+    for k, (point, segment) in enumerate(zip(at, segments, strict=False)):
         for name, head in _named_heads(point, heads[point]).items():
             stages.append(
                 Stage(
                     name,
                     segment,
-                    head=OfFirst(head) if _gives_several(segment) else head,
+                    head=attached(_built(head), segment),
                     preprocess=preprocess if source is None else None,
                     source=source,
                     group=point,
+                    spec=_segment_spec(again, k),
+                    head_spec=head if isinstance(head, ModelSpec) else None,
                 )
             )
         source = next(stage.name for stage in stages if stage.group == point)
-    return [*stages, Stage(last, segments[-1], source=source)]
+    rest = _segment_spec(again, len(at))
+    return [*stages, Stage(last, segments[-1], source=source, spec=rest)]
+
+
+def attached(head: nn.Module, segment: nn.Module) -> nn.Module:
+    """The head as it reads what a segment gives: of several tensors it takes the first.
+
+    >>> head = nn.Linear(2, 3)
+    >>> attached(head, nn.Identity()) is head
+    True
+    """
+    return OfFirst(head) if _gives_several(segment) else head
+
+
+def own_head(head: nn.Module) -> nn.Module:
+    """The head that was attached, in whatever way.
+
+    >>> head = nn.Linear(2, 3)
+    >>> own_head(OfFirst(head)) is head
+    True
+    """
+    return head.head if isinstance(head, OfFirst) else head
 
 
 def chain_edges(stages: Sequence[Stage]) -> list[tuple[str, str]]:
@@ -83,10 +111,18 @@ def _check_heads(at: Sequence[str], heads: Heads) -> None:
         raise InputError(f"heads must have a head for each exit of at; {missing} have none.")
 
 
-def _named_heads(point: str, heads: nn.Module | Mapping[str, nn.Module]) -> Mapping[str, nn.Module]:
-    if isinstance(heads, nn.Module):
+def _named_heads(point: str, heads: Head | Mapping[str, Head]) -> Mapping[str, Head]:
+    if isinstance(heads, nn.Module | ModelSpec):
         return {point: heads}
     return {f"{point}/{label}": head for label, head in heads.items()}
+
+
+def _built(head: Head) -> nn.Module:
+    return build(head) if isinstance(head, ModelSpec) else head
+
+
+def _segment_spec(again: CutSpec | None, index: int) -> SegmentSpec | None:
+    return None if again is None else SegmentSpec(cut=again, index=index)
 
 
 def _gives_several(segment: nn.Module) -> bool:

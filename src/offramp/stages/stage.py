@@ -3,16 +3,17 @@
 Layer: stages.
 """
 
-from collections.abc import Mapping
 from typing import Any, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from offramp._core.batch import apply
 from offramp._core.errors import InputError
 from offramp._core.types import Batch
 from offramp.models import ModelSpec, extract_logits
+from offramp.stages.cut_spec import SegmentSpec
 
 
 @final
@@ -34,6 +35,7 @@ class Stage(nn.Module):
         group: Stages of one group are alternative heads on one `module`, run and charged once.
             By default a stage is alone in the group of its own name.
         spec: How to build `module` again, or None if nobody knows.
+        head_spec: How to build `head` again, or None if nobody knows.
 
     Raises:
         InputError: If the name is empty, or a stage with a source has preprocessing.
@@ -53,7 +55,8 @@ class Stage(nn.Module):
         preprocess: nn.Module | None = None,
         source: str | None = None,
         group: str | None = None,
-        spec: ModelSpec | None = None,
+        spec: ModelSpec | SegmentSpec | None = None,
+        head_spec: ModelSpec | None = None,
     ) -> None:
         super().__init__()
         if not name:
@@ -70,6 +73,7 @@ class Stage(nn.Module):
         self.source = source
         self.group = name if group is None else group
         self.spec = spec
+        self.head_spec = head_spec
 
     @property
     def gives_carry(self) -> bool:
@@ -85,12 +89,7 @@ class Stage(nn.Module):
         Returns:
             What `answer` reads: the carry of this stage, or a whole network's output.
         """
-        given = carry if self.preprocess is None else self.preprocess(carry)
-        if isinstance(given, Mapping):
-            return self.module(**given)
-        if isinstance(given, Tensor):
-            return self.module(given)
-        return self.module(*given)
+        return apply(self.module, carry if self.preprocess is None else self.preprocess(carry))
 
     def answer(self, result: Any) -> Float[Tensor, "m c"]:  # noqa: ANN401
         """Make logits `(m, c)`, float32, of what `segment` gave.

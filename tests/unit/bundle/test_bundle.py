@@ -101,6 +101,13 @@ def test_the_manifest_says_what_is_in_the_bundle(saved, cascade):
         loaded.extra("evaluatio.json")
 
 
+def test_whole_networks_are_written_in_the_format_that_older_versions_read(saved):
+    value = json.loads((saved / "manifest.json").read_text())
+    assert value["version"] == 1
+    assert "networks" not in value
+    assert set(value["stages"][0]) == {"name", "model", "preprocessing", "weights"}
+
+
 def test_only_the_networks_of_the_policy_and_the_fallback_are_written(tmp_path, cascade, images):
     policy = Policy(cascade.topology.chain(["small", "middle"]), {(0,): Node(Constant(False))})
     for reference in ("middle", "large"):
@@ -182,7 +189,7 @@ def test_foreign_preprocessing_is_refused(tmp_path, cascade, setting):
 
 def test_an_exit_of_another_network_is_refused(tmp_path):
     cascade = Cascade([Stage("a", nn.Linear(2, 2), head=nn.Linear(2, 2))])
-    with pytest.raises(InputError, match="Stage 'a' is an exit of another network"):
+    with pytest.raises(InputError, match="Stage 'a' is an exit of a network that nobody could"):
         save_bundle(tmp_path / "b", cascade, Setting.single(cascade.topology, "a", reference="a"))
 
 
@@ -304,8 +311,8 @@ def test_a_file_that_is_not_listed_is_refused(saved):
 
 
 def test_a_newer_version_is_refused_saying_so(saved):
-    edit(saved, lambda m: m.update(version=2, something={"new": 1}))
-    with pytest.raises(FileFormatError, match=r"newer version \(format 2; .* up to 1\). Update"):
+    edit(saved, lambda m: m.update(version=3, something={"new": 1}))
+    with pytest.raises(FileFormatError, match=r"newer version \(format 3; .* up to 2\). Update"):
         load_bundle(saved)
 
 

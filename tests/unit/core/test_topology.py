@@ -1,5 +1,6 @@
 """Topology: paths, lineage and legality against slow obvious twins."""
 
+import time
 from itertools import combinations, pairwise
 
 import pytest
@@ -101,6 +102,87 @@ def test_an_edge_past_the_source_is_illegal_and_named():
     topology = exits(edges="full")
     with pytest.raises(TopologyError, match=r"edge 'a' -> 'c' is illegal: 'c' continues 'b'"):
         topology.check_cascade()
+
+
+@st.composite
+def exits_at_random(draw):
+    """Stages as a cascade has them: those of one group continue the same earlier stage."""
+    groups, sources = [], []
+    for k in range(draw(st.integers(1, 6))):
+        group = draw(st.sampled_from(["own", *groups]))
+        new = group == "own"
+        groups.append(str(k) if new else group)
+        sources.append(draw(st.integers(-1, k - 1)) if new else sources[groups.index(group)])
+    pairs = list(combinations(range(len(groups)), 2))
+    edges = draw(st.lists(st.sampled_from(pairs), unique=True)) if pairs else []
+    return {
+        "names": tuple(f"stage{k}" for k in range(len(groups))),
+        "sources": tuple(sources),
+        "groups": tuple(groups),
+        "edges": tuple(edges),
+    }
+
+
+def illegal_by_enumeration(topology):
+    """(edge, path) of each step that leads to a stage whose source has not run on the path."""
+    found = set()
+    for path in topology.paths():
+        for k in topology.children(path[-1]):
+            wanting = [j for j in topology.new_segments(path, k) if j != k]
+            if wanting and topology.groups[wanting[-1]] != topology.groups[k]:
+                found.add((path[-1], k, path))
+    return found
+
+
+@given(exits_at_random())
+def test_an_edge_is_legal_if_its_source_has_run_on_every_path(parts):
+    topology = Topology(**parts)
+    wanted = illegal_by_enumeration(topology)
+    beside = {k for k in range(len(topology)) if topology.groups[k] == topology.groups[0]}
+    if set(range(len(topology))) - set(topology.active) - beside:
+        with pytest.raises(TopologyError, match="reachable"):
+            topology.check_cascade()
+    elif wanted:
+        with pytest.raises(TopologyError, match="illegal") as caught:
+            topology.check_cascade()
+        said = {
+            (
+                f"The edge 'stage{j}' -> 'stage{k}' is illegal: 'stage{k}' continues",
+                f"has not run on the path {[f'stage{i}' for i in path]}.",
+            )
+            for j, k, path in wanted
+        }
+        message = str(caught.value)
+        assert any(message.startswith(one) and message.endswith(other) for one, other in said)
+    else:
+        topology.check_cascade()
+
+
+def test_one_path_without_the_source_is_enough_and_is_named():
+    topology = Topology.of(
+        ["a", "b", "c", "d"],
+        sources=[-1, 0, 0, 1],
+        edges=[("a", "b"), ("b", "c"), ("a", "c"), ("c", "d")],
+    )
+    with pytest.raises(TopologyError, match=r"'c' -> 'd'.*'b'.*on the path \['a', 'c'\]"):
+        topology.check_cascade()
+
+
+def test_forty_exits_with_two_heads_each_are_checked_at_once():
+    names = [f"{k}/{head}" for k in range(40) for head in ("linear", "deep")]
+    pairs = [(a, b) for a, b in combinations(names, 2) if a.split("/")[0] != b.split("/")[0]]
+    sources = [-1 if k < 2 else k // 2 * 2 - 2 for k in range(80)]
+    groups = [name.split("/")[0] for name in names]
+    skipping = Topology.of(names, edges=pairs, sources=sources, groups=groups)
+    neighbours = [(a, b) for a, b in pairs if int(b.split("/")[0]) - int(a.split("/")[0]) == 1]
+    chained = Topology.of(names, edges=neighbours, sources=sources, groups=groups)
+    free = Topology.of(names, edges=pairs, groups=groups)
+    start = time.perf_counter()
+    with pytest.raises(TopologyError, match=r"'0/linear' -> '2/linear'.*continues '1/linear'"):
+        skipping.check_cascade()
+    chained.check_cascade()  # 2 ** 40 paths
+    free.check_cascade()
+    assert time.perf_counter() - start < 1
 
 
 def test_a_stage_that_cannot_be_reached_is_named():

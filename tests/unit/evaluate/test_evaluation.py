@@ -1,5 +1,6 @@
 """Costs, risks, shares and intervals of one setting."""
 
+import json
 import math
 
 import numpy as np
@@ -9,8 +10,9 @@ from hypothesis import strategies as st
 from scipy.stats import bootstrap
 
 from offramp._core.costs import Costs
-from offramp._core.errors import InputError, UnknownNameError
+from offramp._core.errors import FileFormatError, InputError, UnknownNameError
 from offramp._core.topology import Topology
+from offramp.evaluate import Evaluation, Frontier, FrontierPoint
 from offramp.evaluate.evaluation import evaluate, paired_intervals, split_cost
 from offramp.evaluate.replay import replay
 from offramp.policy import Constant, Feature, Linear, Node, Policy, Setting
@@ -180,3 +182,21 @@ def test_an_evaluation_becomes_json_without_nan():
     )
     assert math.isfinite(value["cost_ratio"])
     assert value["setting"]["method"] == "myopic"
+
+
+@pytest.mark.parametrize("bootstrap", [0, 50])
+def test_an_evaluation_comes_back_from_json_as_it_was(bootstrap):
+    trace = make_trace(60, stages=2)
+    found = evaluate(trace, threshold_setting(trace), bootstrap=bootstrap)
+    again = Evaluation.from_dict(json.loads(json.dumps(found.to_dict())))
+    assert again.to_dict() == found.to_dict()
+    assert again.cost_ratio_ci == found.cost_ratio_ci
+    beside = Evaluation.from_dict(found.numbers(), setting=found.setting)
+    assert beside == found
+
+
+@pytest.mark.parametrize("reader", [Evaluation, FrontierPoint, Frontier])
+@pytest.mark.parametrize("value", [{}, {"setting": 3}, {"reference": "a", "points": 7}])
+def test_what_is_no_result_is_refused(reader, value):
+    with pytest.raises(FileFormatError, match="This is not a"):
+        reader.from_dict(value)

@@ -8,12 +8,16 @@ import pytest
 from offramp._core.costs import Costs
 from offramp._core.topology import Topology
 from offramp.evaluate import (
+    Bill,
     DoNotCascade,
     Evaluation,
+    ExitPoint,
     FrontierPoint,
     OperatingPoint,
     Overlap,
     ReferencePoint,
+    Saving,
+    StageUse,
 )
 from offramp.policy import Constant, Node, Policy, Setting
 from offramp.report import ExampleImage, ReportContent, Reproduction, TimingRow
@@ -61,6 +65,37 @@ def _references(names):
                        difference=0.1012 - cost / 10, excess=0.0517)
         for kind, name, cost in points
     )  # fmt: skip
+
+
+def _exit_results(names, setting):
+    """Uses, bills, savings and exits of three stages, the second in two versions."""
+    kinds = (("used", "61.7 % of the examples leave here"), ("idle", "would never fire: too bad"))
+    return {
+        "uses": tuple(
+            StageUse(stage=name, kind=kind, reason=f"{reason} ({k})",
+                     numbers={"head_cost_ratio": 0.0123 + 0.01 * k})
+            for k, (name, (kind, reason)) in enumerate(zip(names, (*kinds, kinds[0]), strict=True))
+        ),
+        "bills": (
+            Bill(unit="flops", note="counted", cost=0.782e6, reference_cost=2e6, cost_ratio=0.391,
+                 cost_ratio_ci=(0.357, 0.423)),
+            Bill(unit="seconds", note="batch size 64", cost=0.00137, reference_cost=0.0031,
+                 cost_ratio=0.4419, cost_ratio_ci=(0.4123, 0.4711)),
+        ),
+        "savings": tuple(
+            Saving(policy=policy, max_loss=loss, cascade=loss > 0,
+                   found=_evaluation(setting, "test", 0.9 - 7 * loss - shift, 0.89 - loss,
+                                     intervals=True))
+            for policy, shift in (("learned", 0.031), ("thresholds", 0.0))
+            for loss in (0.0, 0.01, 0.05)
+        ),
+        "exits": tuple(
+            ExitPoint(stage=name, group=name.split("/")[0],
+                      cost_ratios=(0.21 + 0.37 * k, 0.23 + 0.36 * k), accuracy=0.717 + 0.06 * k,
+                      combined=0.793 if k == 1 else None)
+            for k, name in enumerate(names)
+        ),
+    }  # fmt: skip
 
 
 def _images(names, classes):
@@ -128,6 +163,18 @@ def make_content():
             ),
         )  # fmt: skip
         return replace(content, **changes)
+
+    return make
+
+
+@pytest.fixture
+def make_exits(make_content):
+    """Content of a network with exits, two of them at one point."""
+
+    def make(names=("b1/linear", "b1/deep", "large"), **changes):
+        content = make_content(names=names)
+        more = _exit_results(names, content.chosen.setting)
+        return replace(content, **{**more, **changes})
 
     return make
 

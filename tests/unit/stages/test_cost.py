@@ -138,6 +138,24 @@ def test_seconds_are_per_example_and_stages_take_turns():
     assert fast.sizes == slow.sizes == [1] * once + [3] * once
 
 
+def test_a_segment_that_stages_share_is_timed_once():
+    shared, head = Sleeping(0.002), nn.Linear(3, 4)
+    stages = [
+        Stage("a", shared, head=head, group="one"),
+        Stage("b", shared, head=nn.Linear(3, 4), group="one"),
+        Stage("end", nn.Linear(3, 4), source="a"),
+    ]
+    costs = measure_seconds(
+        Cascade(stages, edges=[("a", "end"), ("b", "end")]),
+        torch.zeros(1, 3),
+        batch_sizes=[1],
+        rounds=3,
+    )[1]
+    assert costs.segment[0] == costs.segment[1] >= 0.002
+    assert costs.head[0] != costs.head[1]
+    assert len(shared.sizes) == 1 + 2 + 3  # to get the inputs, to warm up, to measure
+
+
 def test_one_slow_round_does_not_move_the_median(monkeypatch):
     network = Sleeping(0.0)
     cascade = Cascade.of_models({"a": network})

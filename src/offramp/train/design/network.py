@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from offramp._core.checks import check_positive_int
 from offramp._core.errors import InputError
-from offramp.models import ModelSpec, build
+from offramp.models import WRAPPERS, ModelSpec
 from offramp.stages import cut
 
 
@@ -39,16 +39,18 @@ class Tap:
         name: Of the exit, without dots.
         reads: Names of the points whose pooled maps it reads, in the order in which they run; it
             is attached behind the last one.
+        pooled: False reads what its one point gives as it is; the head does what it likes with it.
     """
 
     name: str
     reads: tuple[str, ...]
+    pooled: bool = True
 
 
 @final
 class _Join(nn.Module):
     def forward(self, *parts: Tensor) -> Tensor:
-        return torch.cat(parts, dim=1)
+        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
 
 @final
@@ -87,22 +89,25 @@ class TappedNet(nn.Module):
     """A network with taps; it gives the same logits.
 
     The exits' names are "exits.<name of the tap>": layers after which it can be cut, and what a
-    head reads there is `(m, features)`.
+    head reads there is `(m, features)`, or what the point gives where the tap is not pooled.
 
     Args:
         net: In evaluation mode.
-        taps: In the order of their points; several may share a point.
+        points: Names of the layers that taps read, in the order in which they run.
+        taps: Several may be attached at one point.
         example: What the network reads, after preprocessing.
         grid: Of `branch_pool`.
         table: For superclasses: for each class its superclass.
 
     Raises:
-        InputError: If a name repeats or has a dot, taps are out of order, or one reads nothing.
+        InputError: If a name repeats or has a dot, a tap reads nothing or out of order, or `points`
+            are not those that the taps read.
     """
 
     def __init__(
         self,
         net: nn.Module,
+        points: Sequence[str],
         taps: Sequence[Tap],
         example: Tensor,
         *,
@@ -110,117 +115,76 @@ class TappedNet(nn.Module):
         table: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self._check(taps)
-        order = {name: k for k, name in enumerate(_in_order(taps))}
+        order = {name: k for k, name in enumerate(points)}
+        _check(points, taps)
         self.segments = nn.ModuleList(cut(net, list(order), example))
         self.pool = branch_pool(grid)
         self.exits = nn.ModuleDict({tap.name: _Join() for tap in taps})
         self.answer = nn.Identity() if table is None else LargestOfGroup(table)
         self._reads = {tap.name: tuple(order[name] for name in tap.reads) for tap in taps}
+        self._pooled = {tap.name for tap in taps if tap.pooled}
+        self._pools = {k for name in self._pooled for k in self._reads[name]}
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
         """Give the network's logits."""
         carry: Any = x
-        pooled: list[Tensor] = []
+        pooled: dict[int, Tensor] = {}
         # The taps must take part in the answer, or nothing would need them. An empty sum is 0.
         nothing: Tensor | None = None
         for k, segment in enumerate(self.segments):
             carry = segment(carry) if isinstance(carry, Tensor) else segment(*carry)
             if k + 1 == len(self.segments):
                 break
-            pooled.append(self.pool(carry if isinstance(carry, Tensor) else carry[0]))
+            given = carry if isinstance(carry, Tensor) else carry[0]
+            if k in self._pools:
+                pooled[k] = self.pool(given)
             for name, reads in self._reads.items():
                 if reads[-1] == k:
-                    features = self.exits[name](*(pooled[j] for j in reads))
-                    empty = features[:, :0].sum(dim=1, keepdim=True)
+                    parts = [pooled[j] for j in reads] if name in self._pooled else [given]
+                    features = self.exits[name](*parts)
+                    empty = features.flatten(1)[:, :0].sum(dim=1, keepdim=True)
                     nothing = empty if nothing is None else nothing + empty
-        logits = self.answer(carry)
+        logits: Tensor = self.answer(carry)
         return logits if nothing is None else logits + nothing
-
-    @staticmethod
-    def _check(taps: Sequence[Tap]) -> None:
-        names = [tap.name for tap in taps]
-        if not taps or len(set(names)) != len(names) or any("." in n or not n for n in names):
-            raise InputError(f"taps must have different names without dots, got {names}.")
-        if not all(tap.reads for tap in taps):
-            raise InputError(f"Every tap must read at least one point, got {list(taps)}.")
-
-
-@final
-class ClassHead(nn.Module):
-    """A dense layer on pooled features, as a head with one logit per class.
-
-    For one class the layer gives its log-odds z; in the logits stand log p at the class and
-    log((1 - p)/(c - 1)) elsewhere. For all classes it gives a logit of each.
-
-    Args:
-        features: That it reads.
-        classes: Number of classes `c`.
-        target: The class, an index, or None for all.
-
-    Source: methods.md 2 (how a binary head stands in a trace).
-
-    >>> head = ClassHead(3, 4, 2)
-    >>> head.set_weights(torch.ones(3, 1), torch.zeros(1))
-    >>> head(torch.zeros(1, 3)).softmax(dim=1)
-    tensor([[0.1667, 0.1667, 0.5000, 0.1667]])
-    """
-
-    def __init__(self, features: int, classes: int, target: int | None) -> None:
-        super().__init__()
-        self.dense = nn.Linear(features, classes if target is None else 1)
-        self.classes, self.target = classes, target
-        self.eval()
-
-    def set_weights(self, weight: Tensor, bias: Tensor) -> None:
-        """Take weights `(features, outputs)` and biases `(outputs,)`."""
-        with torch.no_grad():
-            self.dense.weight.copy_(weight.T)
-            self.dense.bias.copy_(bias)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Map `(m, features)` to logits `(m, c)`."""
-        return class_logits(self.dense(features), self.classes, self.target)
-
-
-def class_logits(outputs: Tensor, classes: int, target: int | None) -> Tensor:
-    """Logits `(m, c)` of what a branch's dense layer gives, as `ClassHead` documents them."""
-    if target is None:
-        return outputs
-    rest = nn.functional.logsigmoid(-outputs) - torch.log(torch.tensor(classes - 1.0))
-    own = nn.functional.logsigmoid(outputs)  # (m, 1)
-    return torch.cat([rest.expand(-1, target), own, rest.expand(-1, classes - target - 1)], dim=1)
 
 
 def tapped(
-    model: Mapping[str, Any],
+    model: nn.Module,
+    points: Sequence[str],
     taps: Sequence[Mapping[str, Any]],
     shape: Sequence[int],
     grid: int = 2,
     table: Sequence[int] | None = None,
 ) -> TappedNet:
-    """Build a tapped network from JSON values; a `ModelSpec` names it.
+    """Build a tapped network of another one; a `ModelSpec` names it "tapped".
 
     Args:
-        model: A `ModelSpec` of the network, as JSON values.
-        taps: Name and reads of each.
+        model: The network; a `ModelSpec` says how to build it.
+        points: As in `TappedNet`.
+        taps: Name, reads, and whether it is pooled, of each.
         shape: Of one input after preprocessing.
         grid: Of `branch_pool`.
         table: For superclasses: for each class its superclass.
 
-    >>> net = tapped({"name": "resnet8", "arguments": {"width": 0.25}},
-    ...              [{"name": "cat", "reads": ["layer1", "layer2"]}], [3, 16, 16])
+    >>> from offramp.models import build
+    >>> net = tapped(build(ModelSpec(name="resnet8", arguments={"width": 0.25})), ["layer1"],
+    ...              [{"name": "cat", "reads": ["layer1"]}], [3, 16, 16])
     >>> net(torch.zeros(2, 3, 16, 16)).shape
     torch.Size([2, 10])
     """
-    made = [Tap(name=tap["name"], reads=tuple(tap["reads"])) for tap in taps]
-    net = build(ModelSpec.from_dict(model), allow_import=False)
-    return TappedNet(net, made, torch.zeros(1, *shape), grid=grid, table=table)
+    made = [Tap(**{**tap, "reads": tuple(tap["reads"])}) for tap in taps]
+    return TappedNet(model, points, made, torch.zeros(1, *shape), grid=grid, table=table)
+
+
+#: A bundle of such a cascade can be loaded wherever this module was imported.
+TAPPED = "tapped"
+WRAPPERS.add(TAPPED, tapped)
 
 
 def tapped_spec(
     model: ModelSpec,
+    points: Sequence[str],
     taps: Sequence[Tap],
     shape: Sequence[int],
     *,
@@ -229,35 +193,37 @@ def tapped_spec(
 ) -> ModelSpec:
     """How to build a tapped network again.
 
-    >>> spec = tapped_spec(ModelSpec(name="resnet8"), [Tap(name="cat", reads=("layer1",))],
-    ...                    [3, 32, 32])
-    >>> spec.name
-    'offramp.train.design:tapped'
+    >>> spec = tapped_spec(ModelSpec(name="resnet8"), ["layer1"],
+    ...                    [Tap(name="cat", reads=("layer1",))], [3, 32, 32])
+    >>> spec.name, spec.arguments["model"]["name"]
+    ('tapped', 'resnet8')
     """
     arguments = {
         "model": ModelSpec(name=model.name, arguments=model.arguments).to_dict(),
+        "points": list(points),
         "taps": [{**asdict(tap), "reads": list(tap.reads)} for tap in taps],
         "shape": list(shape),
         "grid": grid,
         "table": None if table is None else [int(k) for k in table],
     }
-    return ModelSpec(name="offramp.train.design:tapped", arguments=arguments)
+    return ModelSpec(name=TAPPED, arguments=arguments)
 
 
-def class_head(features: int, classes: int, target: int | None = None) -> ClassHead:
-    """Build a `ClassHead`; a `ModelSpec` names it "offramp.train.design:class_head".
-
-    >>> class_head(3, 4, 2)(torch.zeros(5, 3)).shape
-    torch.Size([5, 4])
-    """
-    return ClassHead(features, classes, target)
-
-
-def _in_order(taps: Sequence[Tap]) -> list[str]:
-    """Every point that is read, in the order in which they run, as the taps' orders tell it."""
-    order: list[str] = []
+def _check(points: Sequence[str], taps: Sequence[Tap]) -> None:
+    names = [tap.name for tap in taps]
+    if not taps or len(set(names)) != len(names) or any("." in n or not n for n in names):
+        raise InputError(f"taps must have different names without dots, got {names}.")
     for tap in taps:
-        if order and tap.reads[-1] in order and tap.reads[-1] != order[-1]:
-            raise InputError(f"taps must come in the order of their points, got {tap.name!r} late.")
-        order += [name for name in tap.reads if name not in order]
-    return order
+        if not tap.pooled and len(tap.reads) != 1:
+            raise InputError(
+                f"A tap that is not pooled must read one point, got {list(tap.reads)} for "
+                f"{tap.name!r}."
+            )
+        if not tap.reads or list(tap.reads) != [name for name in points if name in tap.reads]:
+            raise InputError(
+                f"A tap must read at least one of the points {list(points)}, in their order, got "
+                f"{list(tap.reads)} for {tap.name!r}."
+            )
+    unread = [name for name in points if not any(name in tap.reads for tap in taps)]
+    if unread:
+        raise InputError(f"points must hold only what a tap reads, got {unread} besides.")

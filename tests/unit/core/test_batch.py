@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from offramp._core.batch import apply, batch_size, concat, take_rows, to_device
 from offramp._core.errors import InputError
-from offramp.stages import batch_size, concat, take_rows, to_device
 
 X = torch.arange(12.0).reshape(4, 3)
 Y = torch.arange(4)
@@ -62,3 +62,12 @@ def test_batches_of_different_kinds_are_not_joined():
         concat([{"x": X}, {"z": X}])
     with pytest.raises(InputError, match="at least one batch"):
         concat([])
+
+
+def test_a_network_takes_each_kind_as_its_arguments():
+    def network(x, y=None):
+        return x.sum() + (0 if y is None else y.sum())
+
+    assert apply(network, X) == X.sum()
+    for batch in KINDS[1:]:
+        assert apply(network, batch) == X.sum() + Y.sum()

@@ -1,0 +1,184 @@
+"""Reading a manifest, and the checks that it makes sense and that nothing else is in the bundle.
+
+Layer: bundle.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from offramp._core.errors import FileFormatError, InputError
+from offramp._core.files import read_json, sha256
+from offramp._core.topology import RAW_INPUT, Topology
+from offramp.bundle.manifest import (
+    FORMAT,
+    FORMAT_VERSION,
+    KINDS,
+    WHOLE_VERSION,
+    ExitEntry,
+    Manifest,
+    NetworkEntry,
+    SegmentEntry,
+)
+from offramp.bundle.names import MANIFEST, POLICY, is_safe_file
+
+
+def read_manifest(folder: Path | str) -> Manifest:
+    """Read and check `manifest.json`; the other files are not looked at.
+
+    Raises:
+        FileFormatError: If it is missing, no manifest, written by a newer version, or if fields
+            are missing, unknown or of the wrong type: all problems are listed.
+    """
+    path = Path(folder) / MANIFEST
+    if path.is_symlink():
+        raise FileFormatError(f"{path} must be a plain file, but it is a link.")
+    value = read_json(path)
+    if value.get("format") != FORMAT:
+        raise FileFormatError(
+            f"{path} is not the manifest of a bundle: its format is {value.get('format')!r}."
+        )
+    version = value.get("version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise FileFormatError(
+            f"{path} was written by a newer version (format {version}; this version reads up to "
+            f"{FORMAT_VERSION}). Update offramp."
+        )
+    try:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(p) for p in problem['loc'] if p not in KINDS)}: {problem['msg']}"
+            for problem in error.errors()
+        )
+        raise FileFormatError(f"{path} has {error.error_count()} problems: {problems}.") from error
+    _check_consistent(path, manifest)
+    return manifest
+
+
+def _check_consistent(path: Path, manifest: Manifest) -> None:
+    try:
+        topology, costs = manifest.cascade_topology(), manifest.stage_costs()
+    except InputError as error:
+        raise FileFormatError(f"{path} describes no legal cascade: {error}") from error
+    problems = [*_file_problems(manifest), *_stage_problems(manifest, topology)]
+    problems += _network_problems(manifest)
+    if not problems:  # these rely on what has been looked at
+        problems += _exit_problems(manifest, topology)
+    if costs is not None and len(costs) != len(topology):
+        problems.append(f"there are {len(costs)} costs for {len(topology)} stages")
+    if problems:
+        raise FileFormatError(f"{path} contradicts itself: {'; '.join(problems)}.")
+
+
+def _file_problems(manifest: Manifest) -> Iterator[str]:
+    for name in manifest.files:
+        if not is_safe_file(name) or name == MANIFEST:
+            yield f"the file name {name!r} is not allowed"
+    wanted = [POLICY]
+    for stage in manifest.stages:
+        entry = stage.head if isinstance(stage, ExitEntry) else stage
+        wanted += [] if entry is None else [entry.weights]
+    for network in manifest.networks:
+        wanted += [network.weights, network.example.file]
+    for name in wanted:
+        if name not in manifest.files:
+            yield f"{name!r} is not among the files"
+
+
+def _stage_problems(manifest: Manifest, topology: Topology) -> Iterator[str]:
+    names = [stage.name for stage in manifest.stages]
+    for name in names:
+        if name not in topology.names:
+            yield f"stage {name!r} is not in the topology"
+    for name in sorted(set(names)):
+        if names.count(name) > 1:
+            yield f"stage {name!r} is there twice"
+    if manifest.reference not in names:
+        yield f"the reference {manifest.reference!r} is not among the stages"
+
+
+def _network_problems(manifest: Manifest) -> Iterator[str]:
+    if manifest.networks and manifest.version == WHOLE_VERSION:
+        yield f"format {WHOLE_VERSION} holds no networks that are cut"
+    used = set()
+    for stage in manifest.stages:
+        if isinstance(stage, ExitEntry):
+            used.add(stage.segment.network)
+            yield from _segment_problems(stage, manifest.networks)
+    for k, network in enumerate(manifest.networks):
+        if k not in used:
+            yield f"networks.{k} belongs to no stage"
+        names = network.example.names
+        if (network.example.kind == "mapping") != bool(names) or len(set(names)) < len(names):
+            yield f"networks.{k}.example.names must name the inputs of a mapping, got {list(names)}"
+
+
+def _segment_problems(stage: ExitEntry, networks: tuple[NetworkEntry, ...]) -> Iterator[str]:
+    count = len(networks)
+    if stage.segment.network >= count:
+        yield f"stage {stage.name!r} is of network {stage.segment.network}, but there are {count}"
+        return
+    last = len(networks[stage.segment.network].at)
+    if stage.segment.index > last:
+        yield (
+            f"stage {stage.name!r} is segment {stage.segment.index}, but {last} cuts make the "
+            f"segments 0 to {last}"
+        )
+    if stage.segment.index and stage.preprocessing is not None:
+        yield f"stage {stage.name!r} continues another one and has preprocessing"
+
+
+def _exit_problems(manifest: Manifest, topology: Topology) -> Iterator[str]:
+    """Sources and groups must be those that the segments say."""
+    held = {stage.name: stage for stage in manifest.stages}
+    kinds: dict[str, SegmentEntry | None] = {}
+    for stage in manifest.stages:
+        k = topology.index(stage.name)
+        segment = stage.segment if isinstance(stage, ExitEntry) else None
+        if kinds.setdefault(topology.groups[k], segment) != segment:
+            yield f"the stages of group {topology.groups[k]!r} are not of one segment"
+        where = topology.sources[k]
+        source = None if where == RAW_INPUT else held.get(topology.names[where])
+        if segment is None or segment.index == 0:
+            if where != RAW_INPUT:
+                yield f"stage {stage.name!r} reads the raw input, but the topology gives a source"
+            continue
+        before = segment.model_copy(update={"index": segment.index - 1})
+        if not isinstance(source, ExitEntry) or source.segment != before:
+            yield (
+                f"stage {stage.name!r} is segment {segment.index} of network {segment.network}, "
+                f"so its source must be a stage of segment {before.index} in the bundle"
+            )
+
+
+def check_files(folder: Path, manifest: Manifest, *, verify: bool) -> None:
+    """Compare the folder with what the manifest lists.
+
+    Args:
+        folder: The bundle.
+        manifest: Of `read_manifest`, so that every name stays within the folder.
+        verify: Also compare checksums; sizes, links and strange files are always looked at.
+
+    Raises:
+        FileFormatError: If a file is missing, truncated, changed, a link, or not listed.
+    """
+    for name, entry in manifest.files.items():
+        path = folder / name
+        if path.is_symlink():
+            raise FileFormatError(f"{path} must be a plain file, but it is a link.")
+        if not path.is_file():
+            raise FileFormatError(f"{path} is missing.")
+        size = path.stat().st_size
+        if size != entry.bytes:
+            kind = "truncated" if size < entry.bytes else "changed"
+            raise FileFormatError(f"{path} is {kind}: {size} bytes instead of {entry.bytes}.")
+        if verify and sha256(path) != entry.sha256:
+            raise FileFormatError(f"{path} has changed since the bundle was written.")
+    strange = sorted({path.name for path in folder.iterdir()} - {*manifest.files, MANIFEST})
+    if strange:
+        raise FileFormatError(
+            f"{folder / strange[0]} does not belong to the bundle; {len(strange)} such files. "
+            "Remove what was put there."
+        )

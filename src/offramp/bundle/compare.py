@@ -1,0 +1,87 @@
+"""Whether what was just written to a bundle gives back the cascade it was written from.
+
+Layer: bundle.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from offramp._core.errors import InputError, OfframpError
+from offramp.bundle.check import read_manifest
+from offramp.bundle.rebuild import rebuild
+from offramp.models import ModelSpec, build, load_weights, save_weights
+from offramp.stages import Cascade
+
+
+def write_module(module: nn.Module, model: Mapping[str, Any], path: Path, *, whose: str) -> None:
+    """Write the weights of a network or a head, build it as a loader will, and compare.
+
+    Args:
+        module: The network or the head.
+        model: How to build it, as it stands in a manifest.
+        path: File of the weights.
+        whose: For messages: "stage 'small'", "the head of stage 'a'".
+
+    Raises:
+        InputError: If `model` builds something else.
+    """
+    save_weights(module, path)
+    try:
+        again = build(ModelSpec(**model))
+        load_weights(again, path)
+    except OfframpError as error:
+        raise InputError(f"The spec of {whose} does not build its network: {error}") from error
+    if type(again) is not type(module):
+        found = f"a {type(again).__name__} instead of a {type(module).__name__}"
+    elif different := _different(again, module):
+        found = f"values or types differ in {different[0]!r}"
+    else:
+        return
+    raise InputError(f"The spec of {whose} builds another network than the cascade has: {found}.")
+
+
+def check_cuts(folder: Path, cascade: Cascade) -> None:
+    """Build and cut the networks of a bundle as a loader will, and compare the segments.
+
+    Args:
+        folder: The bundle.
+        cascade: What it was written from.
+
+    Raises:
+        InputError: If the segments are not those of the cascade, to the last bit of a weight.
+    """
+    try:
+        stages = rebuild(folder, read_manifest(folder), verify=True, allow_import=True)
+    except OfframpError as error:
+        raise InputError(f"The specs of the cascade do not build it again: {error}") from error
+    for name, stage in stages.items():
+        have, want = stage.module, cascade.stage(name).module
+        if not isinstance(want, fx.GraphModule):
+            continue
+        different = _different(have, want)
+        if different or _operations(have) != _operations(want):
+            what = f"values differ in {different[0]!r}" if different else "its operations differ"
+            raise InputError(
+                f"The spec given to Cascade.of_exits builds another network than the one that was "
+                f"cut: in the segment of stage {name!r} {what}. What a network needs must be in "
+                "its arguments or in its state_dict."
+            )
+
+
+def _operations(segment: nn.Module) -> list[str]:
+    """Layers with their options, and what is done with them."""
+    layers = [f"{name}: {layer}" for name, layer in segment.named_children()]
+    return [*layers, segment.code if isinstance(segment, fx.GraphModule) else ""]
+
+
+def _different(again: nn.Module, module: nn.Module) -> list[str]:
+    have, want = again.state_dict(), module.state_dict()
+    return [name for name in want if name not in have or not _same(have[name], want[name].cpu())]
+
+
+def _same(have: torch.Tensor, want: torch.Tensor) -> bool:
+    return have.dtype == want.dtype and torch.equal(have.nan_to_num(), want.nan_to_num())

@@ -1,0 +1,239 @@
+"""Building the stages that a manifest describes: whole networks, and segments of those cut.
+
+Layer: bundle.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from offramp._core.errors import FileFormatError, UnsupportedError
+from offramp._core.topology import RAW_INPUT, Topology
+from offramp._core.types import Batch
+from offramp.bundle.manifest import (
+    ExampleEntry,
+    ExitEntry,
+    Manifest,
+    ModelEntry,
+    NetworkEntry,
+    StageEntry,
+    WholeEntry,
+)
+from offramp.bundle.names import MANIFEST
+from offramp.models import ModelSpec, build, load_weights
+from offramp.stages import CutSpec, SegmentSpec, Stage, attached, cut, preprocess_from_dict
+from offramp.train.design import network as _  # noqa: F401  so that "tapped" can be built
+
+LOGITS = "logits"  # (1, k, c) of the k stages that answer, beside the inputs
+INPUT = "input."  # followed by 0, 1, ...
+
+#: The segments of a cut network, each with how to get it again.
+Segments = list[tuple[nn.Module, SegmentSpec]]
+
+_DAMAGED = (OSError, ValueError, LookupError, TypeError, RuntimeError, SafetensorError)
+#: What building or running a network raises when arguments, layers or sizes make no sense.
+FAILURES = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError),
+    *(RuntimeError, TypeError, ValueError),
+)
+
+
+def rebuild(
+    folder: Path, manifest: Manifest, *, verify: bool, allow_import: bool
+) -> dict[str, Stage]:
+    """Build all stages of a bundle, and try the exits on its example.
+
+    Args:
+        folder: The bundle; its files are what the manifest says.
+        manifest: Of `read_manifest`.
+        verify: As for `load_bundle`.
+        allow_import: As for `load_bundle`.
+
+    Raises:
+        FileFormatError: If something cannot be built, or does not fit, or answers otherwise.
+        UnsupportedError: If an import is needed that is not allowed or not installed.
+    """
+    cuts = [_cut_again(folder, k, entry, allow_import) for k, entry in enumerate(manifest.networks)]
+    topology = manifest.cascade_topology()
+    stages = {
+        entry.name: _stage(folder, entry, topology, cuts, allow_import) for entry in manifest.stages
+    }
+    for k, network in enumerate(manifest.networks):
+        exits = [e for e in manifest.stages if isinstance(e, ExitEntry) and e.segment.network == k]
+        here = [stages[entry.name] for entry in exits]
+        noted_with = manifest.software.get("torch", "another version")
+        _check_answers(folder, here, network.example, noted_with if verify else None)
+    return stages
+
+
+def _cut_again(folder: Path, k: int, entry: NetworkEntry, allow_import: bool) -> Segments:
+    """Build a network of a bundle, load its weights, and cut it."""
+    where = f"{folder / MANIFEST}: networks.{k}"
+    net = _built(entry.model, f"{where}.model", allow_import)
+    load_weights(net, folder / entry.weights)
+    example = _read_example(folder / entry.example.file, entry.example)
+    try:
+        segments = cut(net, entry.at, example)
+    except FAILURES as error:
+        raise FileFormatError(f"{where}.at {list(entry.at)} cannot be cut: {error}") from error
+    spec = CutSpec(model=_spec(entry.model), at=entry.at, example=example)
+    return [(segment, SegmentSpec(cut=spec, index=index)) for index, segment in enumerate(segments)]
+
+
+def _stage(
+    folder: Path,
+    entry: StageEntry,
+    topology: Topology,
+    cuts: Sequence[Segments],
+    allow_import: bool,
+) -> Stage:
+    where = f"{folder}: stage {entry.name!r} of the manifest"
+    try:
+        preprocess = preprocess_from_dict(entry.preprocessing)
+    except ValueError as error:
+        raise FileFormatError(f"{where} cannot be built: {error}") from error
+    if isinstance(entry, WholeEntry):
+        module = _built(entry.model, where, allow_import)
+        load_weights(module, folder / entry.weights)
+        return Stage(entry.name, module, preprocess=preprocess, spec=_spec(entry.model))
+    module, segment = cuts[entry.segment.network][entry.segment.index]
+    head = None
+    if entry.head is not None:
+        head = _built(entry.head.model, f"{where}, field head", allow_import)
+        load_weights(head, folder / entry.head.weights)
+    position = topology.index(entry.name)
+    source = topology.sources[position]
+    return Stage(
+        entry.name,
+        module,
+        head=None if head is None else attached(head, module),
+        preprocess=preprocess,
+        source=None if source == RAW_INPUT else topology.names[source],
+        group=topology.groups[position],
+        spec=segment,
+        head_spec=None if entry.head is None else _spec(entry.head.model),
+    )
+
+
+def answers_of(stages: Sequence[Stage], example: Batch) -> Tensor:
+    """Logits of the exits of one cut network on an example after preprocessing, `(1, k, c)`.
+
+    Args:
+        stages: Some stages of the network, with all they continue; those that have no head and
+            are not the network's own answer only run.
+        example: What the first segment reads.
+    """
+    by_segment: dict[int, list[Stage]] = {}
+    for stage in stages:
+        by_segment.setdefault(segment_of(stage).index, []).append(stage)
+    carry, logits = example, dict[str, Tensor]()
+    with torch.inference_mode():
+        for _, here in sorted(by_segment.items()):
+            carry = Stage("alone", here[0].module).segment(carry)  # without preprocessing
+            logits |= {stage.name: stage.answer(carry) for stage in here if _gives_logits(stage)}
+    return torch.stack([logits[stage.name] for stage in stages if stage.name in logits], dim=1)
+
+
+def segment_of(stage: Stage) -> SegmentSpec:
+    """How to get the segment of a stage again.
+
+    Raises:
+        UnsupportedError: If it is none, or nobody knows.
+    """
+    if not isinstance(stage.spec, SegmentSpec):
+        raise UnsupportedError(f"Stage {stage.name!r} is no segment of a network cut with a spec.")
+    return stage.spec
+
+
+def _check_answers(
+    folder: Path, stages: Sequence[Stage], example: ExampleEntry, noted_with: str | None
+) -> None:
+    """Run the exits of one network on the example, and compare with what they answered once.
+
+    Without the version of torch that noted it, they only have to run.
+    """
+    path = folder / example.file
+    names = [stage.name for stage in stages if _gives_logits(stage)]
+    try:
+        found = answers_of(stages, _read_example(path, example))
+    except FAILURES as error:
+        raise FileFormatError(
+            f"{folder / MANIFEST}: the stages {names} do not run on {example.file}; segments and "
+            f"heads do not fit: {error}"
+        ) from error
+    if noted_with is None:
+        return
+    noted = _read_tensors(path).get(LOGITS)
+    if noted is None or noted.shape != found.shape or not noted.is_floating_point():
+        raise FileFormatError(
+            f"{path} must hold {LOGITS!r} of shape {tuple(found.shape)}, the answers of {names}."
+        )
+    noted = noted.float()
+    if not torch.allclose(found, noted, rtol=0, atol=_tolerance(stages, noted), equal_nan=True):
+        raise FileFormatError(
+            f"{path}: the stages {names} answer otherwise than when the bundle was saved, by up to "
+            f"{(found - noted).abs().max().item():.3g}. What builds the network computes something "
+            f"else here, or torch does ({noted_with} then, {torch.__version__} now). Save the "
+            "bundle again, or load it with verify=False and measure its accuracy."
+        )
+
+
+def _gives_logits(stage: Stage) -> bool:
+    segment = segment_of(stage)
+    return stage.head is not None or segment.index == len(segment.cut.at)
+
+
+def _tolerance(stages: Sequence[Stage], noted: Tensor) -> float:
+    """Kernels of another machine round otherwise: half of the digits of the coarsest weights."""
+    kinds = {p.dtype for stage in stages for p in stage.parameters() if p.is_floating_point()}
+    coarsest = max(torch.finfo(kind).eps for kind in {*kinds, torch.float32})
+    finite = noted[noted.isfinite()].abs()
+    return float(coarsest**0.5 * max(1.0, finite.max().item() if finite.numel() else 0.0))
+
+
+def _spec(entry: ModelEntry) -> ModelSpec:
+    return ModelSpec(name=entry.name, arguments=entry.arguments)
+
+
+def _built(entry: ModelEntry, where: str, allow_import: bool) -> nn.Module:
+    try:
+        return build(_spec(entry), allow_import=allow_import)
+    except UnsupportedError:
+        raise
+    except FAILURES as error:
+        raise FileFormatError(f"{where} cannot be built: {error}") from error
+
+
+def _read_example(path: Path, entry: ExampleEntry) -> Batch:
+    held = _read_tensors(path)
+    keys = [f"{INPUT}{k}" for k in range(len(held))]
+    tensors = [held[key] for key in keys if key in held]
+    wrong = len(tensors) != len(held) - (LOGITS in held) or not tensors
+    if wrong or any(t.dim() == 0 or len(t) != 1 for t in tensors):
+        raise FileFormatError(
+            f"{path} must hold one example as {INPUT}0, {INPUT}1, ... and its {LOGITS!r}, got "
+            f"{ {key: tuple(t.shape) for key, t in held.items()} }."
+        )
+    if len(tensors) != _expected(entry, tensors):
+        raise FileFormatError(
+            f"{path} holds {len(tensors)} inputs, which do not make a {entry.kind}"
+            f"{f' of {list(entry.names)}' if entry.names else ''}."
+        )
+    if entry.kind == "mapping":
+        return dict(zip(entry.names, tensors, strict=True))
+    return tensors[0] if entry.kind == "tensor" else tuple(tensors)
+
+
+def _expected(entry: ExampleEntry, tensors: Sequence[Tensor]) -> int:
+    return {"tensor": 1, "tuple": len(tensors), "mapping": len(entry.names)}[entry.kind]
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except _DAMAGED as error:
+        raise FileFormatError(f"{path} cannot be read as safetensors: {error}.") from error

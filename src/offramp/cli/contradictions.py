@@ -1,0 +1,120 @@
+"""Problems between values of a configuration that are each well formed.
+
+Layer: cli.
+"""
+
+import inspect
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+from offramp.cli.sections import ExitsSection, HeadChoice, RunConfig
+
+Problem = tuple[Sequence[str | int], str]  # where, what
+
+_UNITS = ("flops", "seconds", "joules")  # those that can be measured here
+_FIXED = ("channels", "features", "classes")  # arguments of heads that the layer decides
+
+
+def contradictions(config: RunConfig) -> list[Problem]:
+    """All of them, each with its place."""
+    names = [stage.name for stage in config.stage]
+    found: list[Problem] = [
+        (("stage", k, "name"), f"{name!r} is the name of an earlier stage")
+        for k, name in enumerate(names)
+        if name in names[:k]
+    ]
+    if config.data is not None and config.data.splits and config.data.ranges:
+        found.append((("data", "ranges"), "give either splits, at random, or ranges, by position"))
+    if config.fit.max_loss is not None and config.fit.max_cost is not None:
+        found.append((("fit", "max_cost"), "give either max_loss or max_cost, not both"))
+    if not config.cost.given and config.cost.unit not in _UNITS:
+        text = f"{config.cost.unit!r} cannot be measured ({', '.join(_UNITS)} can); use cost.given"
+        found.append((("cost", "unit"), text))
+    found += _of_network(config)
+    if config.exits is not None:
+        found += _of_exits(config.exits)
+    known = names or _exit_names(config)
+    return found + (_unknown_stages(config, known) if known else [])
+
+
+def _of_network(config: RunConfig) -> list[Problem]:
+    found: list[Problem] = []
+    if config.network is not None and config.stage:
+        text = "give either [[stage]], several networks, or [network], one network with exits"
+        found.append((("network",), text))
+    for name in ("exits", "train"):
+        if name in config.model_fields_set and config.network is None:
+            found.append(((name,), "belongs to a [network], and there is none"))
+    full = config.cascade.edges == "full" and "edges" in config.cascade.model_fields_set
+    if config.network is not None and full:
+        text = 'exits run one after the other; leave edges out, or say "chain" or pairs'
+        found.append((("cascade", "edges"), text))
+    if config.network is not None and config.network.name in _exit_names(config)[:-1]:
+        text = f"{config.network.name!r} is the name of an exit; give the network another"
+        found.append((("network", "name"), text))
+    if config.train.augment is not None and config.train.cache:
+        text = "augmented examples differ in each epoch; give either augment or cache"
+        found.append((("train", "cache"), text))
+    return found
+
+
+def _of_exits(exits: ExitsSection) -> list[Problem]:
+    found: list[Problem] = []
+    if exits.at is not None:
+        for name in ("every", "quantiles", "match", "inside"):
+            if name in exits.model_fields_set:
+                text = "at names the layers; this chooses them, so give one or the other"
+                found.append((("exits", name), text))
+        found += [
+            (("exits", "at", k), f"{layer!r} stands there twice")
+            for k, layer in enumerate(exits.at)
+            if layer in exits.at[:k]
+        ]
+    if exits.every is not None and exits.quantiles is not None:
+        found.append((("exits", "quantiles"), "give either every or quantiles, not both"))
+    for label, head in exits.heads.items():
+        found += _of_head(("exits", "heads", *([label] if label else [])), head)
+    return found
+
+
+def _of_head(place: Sequence[str | int], head: HeadChoice) -> list[Problem]:
+    from offramp.models import HEADS
+
+    if head.kind not in HEADS:
+        near = get_close_matches(head.kind, list(HEADS), n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        return [(place, f"there is no head {head.kind!r}.{hint} Known: {', '.join(HEADS)}.")]
+    known = [name for name in inspect.signature(HEADS[head.kind]).parameters if name not in _FIXED]
+    return [
+        ((*place, name), f"{head.kind!r} has no such option. Known: {', '.join(known)}.")
+        for name in head.options
+        if name not in known
+    ]
+
+
+def _exit_names(config: RunConfig) -> list[str]:
+    """Names of the stages of a network with exits, where the configuration names the layers."""
+    if config.network is None or config.exits is None or config.exits.at is None:
+        return []
+    exits = [name for layer in config.exits.at for name in config.exits.names(layer)]
+    return [*exits, config.network.name]
+
+
+def _unknown_stages(config: RunConfig, names: Sequence[str]) -> list[Problem]:
+    mentioned: list[tuple[Sequence[str | int], str]] = [
+        (("cost", "given", name), name) for name in config.cost.given
+    ]
+    if isinstance(config.cascade.edges, list):
+        mentioned += [
+            (("cascade", "edges", k), end) for k, e in enumerate(config.cascade.edges) for end in e
+        ]
+    if config.fit.reference is not None:
+        mentioned.append((("fit", "reference"), config.fit.reference))
+    found: list[Problem] = [
+        (loc, f"there is no stage {name!r}; there are {', '.join(names)}")
+        for loc, name in mentioned
+        if name not in names
+    ]
+    missing = [n for n in names if config.cost.given and n not in config.cost.given]
+    found += [(("cost", "given"), f"stage {name!r} has no cost") for name in missing]
+    return found

@@ -1,0 +1,166 @@
+"""`offramp train`: train the heads of a network's exits; the network itself stays as it is.
+
+Layer: cli.
+"""
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from offramp._core.errors import InputError
+from offramp.cli import options
+from offramp.cli.config import load_config
+from offramp.cli.output import Output, percent
+from offramp.cli.run_folder import RunFolder
+from offramp.cli.sections import RunConfig, TrainSection
+
+if TYPE_CHECKING:
+    from offramp.data import Examples
+    from offramp.stages import Cascade
+    from offramp.train import HeadHistory
+
+_CHECKPOINT = "heads.checkpoint.safetensors"
+_FEATURES = "features"
+
+
+def command(
+    config: Annotated[
+        Path, typer.Option("--config", "-c", help="Configuration in TOML with [network], [exits].")
+    ],
+    device: options.Device = "cpu",
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin anew, whatever was trained before.")
+    ] = False,
+    json: options.Json = False,
+) -> None:
+    """Train the heads of a network's exits. The network itself is never changed.
+
+    In: a configuration with [network], [exits] and [data]; [train] says how. The heads are trained
+    side by side on the split "train".
+
+    Out: heads.safetensors in the folder of the run, which record and fit use, and a checkpoint: an
+    interrupted training goes on when you call it again. Accuracies are those on the part of the
+    split that the heads were not trained on.
+
+    Example: offramp train --config exits.toml
+    """
+    from offramp.cli.networks import (
+        cascade_of,
+        examples_of,
+        warn_of_random_weights,
+        warn_of_raw_bytes,
+    )
+    from offramp.cli.trained_heads import HEADS, check_heads, save_heads
+
+    output = Output(as_json=json)
+    settings = load_config(config, needs=("data", "network", "exits"))
+    if settings.data is None:  # load_config has refused it
+        return
+    examples = examples_of(settings.data)
+    warn_of_raw_bytes(settings, examples)
+    warn_of_random_weights(settings)
+    first = examples.batch(0, 1).inputs
+    cascade = cascade_of(
+        settings, config.parent, examples.class_names, example=first, trained=False
+    )
+    part = _part(settings, examples)
+    run = RunFolder.claim(settings.folder)
+    if (run.path / HEADS).exists() and not restart:
+        check_heads(run.path / HEADS, cascade, config)
+    run.remember(HEADS, _CHECKPOINT, *([_FEATURES] if settings.train.cache else []))
+    found = _train(cascade, part, settings.train, run.path, device=device, restart=restart)
+    save_heads(run.path / HEADS, cascade)
+    _show(output, found, settings, run.path / HEADS, len(part))
+
+
+def _part(settings: RunConfig, examples: "Examples") -> "Examples":
+    try:
+        return examples.part(settings.train.part)
+    except InputError as error:
+        raise InputError(
+            f"The heads are trained on the split {settings.train.part!r} (train.part), which these "
+            f"data do not have: give it a share in data.splits, such as "
+            "{ train = 0.6, fit = 0.2, calibrate = 0.1, test = 0.1 }."
+        ) from error
+
+
+def _train(
+    cascade: "Cascade",
+    part: "Examples",
+    how: TrainSection,
+    folder: Path,
+    *,
+    device: str,
+    restart: bool,
+) -> "dict[str, HeadHistory]":
+    from offramp.data import CropAndFlip
+    from offramp.train import train_heads
+
+    checkpoint = folder / _CHECKPOINT
+    if restart:
+        checkpoint.unlink(missing_ok=True)
+        shutil.rmtree(folder / _FEATURES, ignore_errors=True)
+    resumed = checkpoint.exists()
+    try:
+        return train_heads(
+            cascade,
+            part,
+            epochs=how.epochs,
+            seed=how.seed,
+            validation=how.validation,
+            patience=how.patience,
+            batch_size=how.batch_size,
+            learning_rate=how.learning_rate,
+            weight_decay=how.weight_decay,
+            augment=None if how.augment is None else CropAndFlip(),
+            cache=folder / _FEATURES if how.cache else None,
+            checkpoint=checkpoint,
+            device=device,
+        )
+    except InputError as error:
+        if not resumed:
+            raise
+        raise InputError(f"{error} `offramp train --restart` begins anew.") from error
+
+
+def _show(
+    output: Output,
+    found: "dict[str, HeadHistory]",
+    settings: RunConfig,
+    path: Path,
+    examples: int,
+) -> None:
+    how = settings.train
+    judged = max(1, round(how.validation * examples))
+    output.paragraph(
+        f"{len(found)} heads trained on {examples - judged} examples of {how.part!r}, judged on "
+        f"the other {judged}. If the network has seen these examples, the accuracies are too good."
+    )
+    output.line()
+    output.table(
+        ["head", "accuracy", "best epoch", "epochs"],
+        [
+            [name, percent(one.accuracy), str(one.best_epoch), str(len(one.accuracies))]
+            for name, one in found.items()
+        ],
+    )
+    output.line(f"Written: {path}")
+    output.result(
+        {
+            "heads": str(path),
+            "trained_on": examples - judged,
+            "judged_on": judged,
+            "stages": [
+                {
+                    "name": name,
+                    "accuracy": one.accuracy,
+                    "best_epoch": one.best_epoch,
+                    "losses": list(one.losses),
+                    "accuracies": list(one.accuracies),
+                }
+                for name, one in found.items()
+            ],
+        }
+    )

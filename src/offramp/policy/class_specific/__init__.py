@@ -1,0 +1,52 @@
+"""Class-specific early exits: the choice of exit and threshold that makes one class fastest.
+
+Layer: policy.  Source: Bonato and Bouganis, class-specific early exit; methods.md 2.
+"""
+
+from offramp.policy.class_specific.choice import (
+    Candidate,
+    ClassDesign,
+    NoViableExit,
+    choose_exits,
+)
+from offramp.policy.class_specific.data import (
+    Branch,
+    ClassData,
+    ClassExit,
+    class_index,
+    superclass_table,
+    to_superclasses,
+)
+from offramp.policy.class_specific.figures import (
+    PaperFigures,
+    SystemFigures,
+    paper_figures,
+    system_figures,
+)
+from offramp.policy.class_specific.policy import class_data, class_policy
+from offramp.policy.class_specific.scan import Requirements
+from offramp.policy.class_specific.time import Timing
+from offramp.policy.class_specific.together import SharedDesign, choose_together
+
+__all__ = [
+    "Branch",
+    "Candidate",
+    "ClassData",
+    "ClassDesign",
+    "ClassExit",
+    "NoViableExit",
+    "PaperFigures",
+    "Requirements",
+    "SharedDesign",
+    "SystemFigures",
+    "Timing",
+    "choose_exits",
+    "choose_together",
+    "class_data",
+    "class_index",
+    "class_policy",
+    "paper_figures",
+    "superclass_table",
+    "system_figures",
+    "to_superclasses",
+]

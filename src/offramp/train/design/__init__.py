@@ -1,0 +1,64 @@
+"""The class-specific design: branches, their training, and the cascade made of those chosen.
+
+Layer: train.  Source: Bonato and Bouganis, class-specific early exit; methods.md 2.
+"""
+
+from offramp.train.design.cascade import DenseExit, HeadExit, class_cascade
+from offramp.train.design.choose import design_exits, design_together
+from offramp.train.design.evidence import class_data_of, predictions
+from offramp.train.design.features import BranchFeatures, branch_features
+from offramp.train.design.heads import HeadColumns, SharedHead, head_columns
+from offramp.train.design.layout import BranchSpec, every_branch
+from offramp.train.design.network import (
+    LargestOfGroup,
+    Tap,
+    TappedNet,
+    branch_pool,
+    tapped,
+    tapped_spec,
+)
+from offramp.train.design.points import attachment_points
+from offramp.train.design.pruning import importance, with_pruned
+from offramp.train.design.results import ExitRow, exit_row
+from offramp.train.design.run import sweep_branches
+from offramp.train.design.sweep import Attachment, Sweep
+from offramp.train.design.timing import Clock, branch_times, depths, head_times
+from offramp.train.design.training import Recipe, TrainedBranches, train_branches
+
+__all__ = [
+    "Attachment",
+    "BranchFeatures",
+    "BranchSpec",
+    "Clock",
+    "DenseExit",
+    "ExitRow",
+    "HeadColumns",
+    "HeadExit",
+    "LargestOfGroup",
+    "Recipe",
+    "SharedHead",
+    "Sweep",
+    "Tap",
+    "TappedNet",
+    "TrainedBranches",
+    "attachment_points",
+    "branch_features",
+    "branch_pool",
+    "branch_times",
+    "class_cascade",
+    "class_data_of",
+    "depths",
+    "design_exits",
+    "design_together",
+    "every_branch",
+    "exit_row",
+    "head_columns",
+    "head_times",
+    "importance",
+    "predictions",
+    "sweep_branches",
+    "tapped",
+    "tapped_spec",
+    "train_branches",
+    "with_pruned",
+]

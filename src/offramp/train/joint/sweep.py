@@ -1,0 +1,100 @@
+"""A frontier of joint trainings in one call: one for each alpha, each started from its neighbour.
+
+Layer: train.  Source: methods.md 3 (their Figure 2).
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from offramp._core.errors import InputError
+from offramp.data import Examples
+from offramp.stages import Cascade
+from offramp.train.joint.checkpoint import copied
+from offramp.train.joint.problem import read_loader
+from offramp.train.joint.result import JointSweep, JointTraining
+from offramp.train.joint.training import train_joint
+
+ALPHAS = (0.01, 0.03, 0.1, 0.3)
+_SLOWER = 0.1
+
+
+def sweep_joint(
+    cascade: Cascade,
+    part: Examples | Iterable[Any],
+    *,
+    epochs: int,
+    seed: int,
+    alphas: Sequence[float] = ALPHAS,
+    epochs_next: int | None = None,
+    learning_rate: float = 0.1,
+    learning_rate_next: float | None = None,
+    warm_up: int = 0,
+    work: Path | str | None = None,
+    **options: Any,  # noqa: ANN401  (those of train_joint)
+) -> JointSweep:
+    """Train a cascade jointly for each alpha, the smallest first.
+
+    The first training begins with the cascade's weights, each later one with those of the one
+    before and without warm-up. The cascade has its own weights again afterwards;
+    `JointTraining.load_into` gives it those of one of the trainings.
+
+    Args:
+        cascade: As for `train_joint`.
+        part: As for `train_joint`.
+        epochs: Of the first training.
+        seed: As for `train_joint`.
+        alphas: Prices of cost, each >= 0, without repetitions.
+        epochs_next: Of each later training; by default as many.
+        learning_rate: Of the first training's classifiers.
+        learning_rate_next: Of the later ones'; by default a tenth.
+        warm_up: Of the first training.
+        work: Folder for checkpoints, one for each alpha: the same call goes on where it stopped.
+        **options: As for `train_joint`.
+
+    Raises:
+        InputError: If there is no alpha, one repeats, or as `train_joint`.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from offramp import Costs
+    >>> from offramp.data import arrays
+    >>> part = arrays(torch.eye(4).repeat(20, 1), [0, 1, 0, 1] * 20)
+    >>> cascade = Cascade.of_models({"small": nn.Linear(4, 2), "large": nn.Linear(4, 2)})
+    >>> costs = Costs.simple("usd", [1.0, 3.0])
+    >>> sweep = sweep_joint(cascade, part, epochs=2, seed=0, alphas=[0.3, 0.1], costs=costs)
+    >>> [training.alpha for training in sweep]
+    [0.1, 0.3]
+    """
+    if not alphas or len(set(alphas)) < len(alphas):
+        raise InputError(f"alphas must be at least one number, all different, got {list(alphas)}.")
+    if "alpha" in options or "start" in options or "checkpoint" in options:
+        raise InputError("alpha, start and checkpoint are the sweep's own; leave them out.")
+    examples = part if isinstance(part, Examples) else read_loader(part)
+    before = copied(cascade)
+    found: list[JointTraining] = []
+    try:
+        for alpha in sorted(alphas):
+            later = bool(found)
+            rate = learning_rate
+            if later:
+                rate = learning_rate_next or learning_rate * _SLOWER
+            found.append(
+                train_joint(
+                    cascade,
+                    examples,
+                    alpha=alpha,
+                    epochs=(epochs_next or epochs) if later else epochs,
+                    seed=seed,
+                    learning_rate=rate,
+                    warm_up=0 if later else warm_up,
+                    start=found[-1] if later else None,
+                    checkpoint=None
+                    if work is None
+                    else Path(work) / f"alpha_{alpha:g}.safetensors",
+                    **options,
+                )
+            )
+    finally:
+        cascade.load_state_dict(before)
+    return JointSweep(trainings=tuple(found))

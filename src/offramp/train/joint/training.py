@@ -1,0 +1,303 @@
+"""The loop that trains classifiers and stopping networks together.
+
+Layer: train.  Source: methods.md 3; Guan et al., IJCAI 2018, sections 3.3 and 4.4. Which of the
+estimators trains best, and what the default is: docs/adr/0016.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from offramp._core.costs import Costs
+from offramp._core.errors import InputError
+from offramp._core.progress import progress_bar
+from offramp.data import Examples
+from offramp.policy.stopping_network import WIDTH
+from offramp.policy.stopping_objective import (
+    Objective,
+    drawn_label,
+    drawn_stop,
+    stage_cross_entropy,
+    supervised_stop_loss,
+)
+from offramp.stages import Cascade
+from offramp.train.checkpoint import check_checkpoint
+from offramp.train.features import Augment, in_bfloat16
+from offramp.train.joint.checkpoint import Progress, copied, read_joint, write_joint
+from offramp.train.joint.plan import Answers, Estimator, JointPlan, Rollouts, Schedule
+from offramp.train.joint.problem import Problem, make_problem
+from offramp.train.joint.result import JointEpoch, JointTraining
+from offramp.train.joint.rollout import freeze_statistics
+
+
+def train_joint(
+    cascade: Cascade,
+    part: Examples | Iterable[Any],
+    *,
+    alpha: float,
+    epochs: int,
+    seed: int,
+    warm_up: int = 0,
+    estimator: Estimator = "supervised",
+    answers: Answers = "best",
+    rollouts: Rollouts = "all",
+    detached: bool = False,
+    supervision: float = 0.5,
+    frozen: bool = False,
+    stages: Sequence[str] | None = None,
+    costs: Costs | None = None,
+    top: int = 1,
+    width: int = WIDTH,
+    start: JointTraining | None = None,
+    validation: Examples | float = 0.1,
+    patience: int | None = None,
+    batch_size: int = 128,
+    learning_rate: float = 0.1,
+    policy_learning_rate: float = 0.1,
+    weight_decay: float = 1e-4,
+    schedule: Schedule = "steps",
+    clip_norm: float = 5.0,
+    augment: Augment | None = None,
+    bfloat16: bool = False,
+    checkpoint: Path | str | None = None,
+    device: torch.device | str = "cpu",
+    on_epoch: Callable[[JointEpoch], None] | None = None,
+    progress: bool = True,
+) -> JointTraining:
+    """Train a cascade's classifiers, in place, with a stopping network after each but the last.
+
+    To be low is the mean error plus alpha times the cost, over that of the dearest stage. On a CPU
+    the same arguments give the same weights; the global random state is left as it was.
+
+    Args:
+        cascade: From scratch or pretrained. In evaluation mode on `device` afterwards.
+        part: Usually `examples.part("train")`; or a loader of batches (inputs, labels), which is
+            read once and held.
+        alpha: Loss per unit of cost, >= 0; usually 1e-4 to 1.
+        epochs: Passes over the examples in all, at least 1.
+        seed: Of first weights of the stopping networks, validation part, order, augmentation,
+            rollouts, and of layers that draw at random.
+        warm_up: The first of the epochs, in which every classifier is taught on every example.
+        estimator: How the stopping networks learn. "supervised": whether going on is worth its
+            cost. "exact": the gradient of the expected reward. "reinforce": an estimate of it from
+            one drawn rollout for each example.
+        answers: "best": the reward looks at the best labels, classifiers learn by cross-entropy
+            on what stops at them. "drawn": the answer is drawn from the classifier that stopped,
+            and the reward alone teaches it, as in the paper.
+        rollouts: "visited" runs a stage on those alone that reach it, for "reinforce";
+            normalisation layers then keep the statistics that they have.
+        detached: No gradient leads from the stopping networks into the classifiers.
+        supervision: Weight >= 0 of every stage's cross-entropy on every example beside the rest.
+        frozen: Train the stopping networks alone.
+        stages: Names of the stages to use, in order; by default all, as a chain.
+        costs: Of the cascade; by default FLOPs, those of the stopping networks included.
+        top: A label is right when it is among the `top` best.
+        width: Of the stopping networks' inner layers.
+        start: A training of the same cascade to start from; its weights are taken over.
+        validation: Share of `part`, in (0, 1), drawn class by class; or examples of their own.
+        patience: Stop after so many joint epochs that were not better, by error + alpha * cost
+            on the validation examples, and take the best one's weights; None takes the last's.
+        batch_size: Examples of a step.
+        learning_rate: Of the classifiers' SGD with momentum 0.9, > 0.
+        policy_learning_rate: Of the stopping networks', > 0; times 0.9 every four epochs.
+        weight_decay: Of the classifiers, >= 0.
+        schedule: Of `learning_rate`: "steps": a tenth after half and after three quarters of the
+            epochs. "cosine": a short rise, then down to 0.
+        clip_norm: Largest norm of a step's gradient, > 0.
+        augment: Changes each raw batch, such as `offramp.data.CropAndFlip`.
+        bfloat16: Compute the stages in bfloat16 where the machine is fast at it.
+        checkpoint: A `.safetensors` file written after each epoch. If it is there, the training
+            goes on from it, to the same result as without interruption.
+        device: Where everything runs.
+        on_epoch: Told of each epoch as it ends: the running cost and error.
+        progress: Show a bar.
+
+    Raises:
+        InputError: If an argument is outside its domain; the cascade has one stage, or stages of
+            different classes; labels are no integers; there are no examples; `start` or the
+            checkpoint is of another cascade; or the loss becomes NaN or infinite: training stops,
+            and the last checkpoint stays.
+
+    >>> from offramp.data import arrays
+    >>> inputs = torch.eye(4).repeat(20, 1)
+    >>> part = arrays(inputs, [0, 1, 0, 1] * 20)
+    >>> cascade = Cascade.of_models({"small": nn.Linear(4, 2), "large": nn.Linear(4, 2)})
+    >>> costs = Costs.simple("usd", [1.0, 3.0])
+    >>> trained = train_joint(cascade, part, alpha=0.1, epochs=3, seed=0, costs=costs)
+    >>> trained.setting().label
+    'joint, small -> large (policy, alpha 0.1, threshold 0.5)'
+    """
+    plan = JointPlan(
+        alpha=alpha,
+        epochs=epochs,
+        seed=seed,
+        warm_up=warm_up,
+        estimator=estimator,
+        answers=answers,
+        rollouts=rollouts,
+        detached=detached,
+        supervision=0.0 if rollouts == "visited" or frozen else supervision,
+        frozen=frozen,
+        top=top,
+        width=width,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        policy_learning_rate=policy_learning_rate,
+        weight_decay=weight_decay,
+        schedule=schedule,
+        clip_norm=clip_norm,
+        patience=patience,
+        augment=augment,
+        bfloat16=bfloat16,
+        checkpoint=None if checkpoint is None else check_checkpoint(checkpoint),
+        device=torch.device(device),
+    )
+    with _random_state_kept(plan.device), torch.enable_grad():
+        problem = make_problem(cascade, part, plan, stages, costs, validation, start)
+        done = _run(problem, plan, on_epoch, progress)
+    return problem.result(done)
+
+
+def _run(
+    problem: Problem,
+    plan: JointPlan,
+    on_epoch: Callable[[JointEpoch], None] | None,
+    progress: bool,
+) -> Progress:
+    model = problem.model
+    stepper = plan.stepper(model.cascade, model.networks)
+    identity = problem.identity() if plan.checkpoint is not None else {}
+    state = Progress(history=[], best_epoch=0, best=copied(model))
+    if plan.checkpoint is not None and plan.checkpoint.exists():
+        state = read_joint(plan.checkpoint, model, stepper, identity)
+    done = len(state.history)
+    bar = progress_bar("Training jointly", plan.epochs, enabled=progress, done=done)
+    with bar as advance:
+        for epoch in range(done, plan.epochs):
+            if _waited(state, plan):
+                break
+            loss, norm = _train_epoch(problem, stepper, plan, epoch)
+            phase = "warm-up" if epoch < plan.warm_up else "joint"
+            found = problem.judged(phase, loss, norm)
+            state.history.append(found)
+            if _better(state, plan):
+                state.best_epoch, state.best = len(state.history), copied(model)
+            if plan.checkpoint is not None:
+                write_joint(plan.checkpoint, model, stepper, identity, state)
+            if on_epoch is not None:
+                on_epoch(found)
+            advance(1)
+    model.load_state_dict(state.best)
+    model.eval()
+    return state
+
+
+def _better(state: Progress, plan: JointPlan) -> bool:
+    """True if the last epoch's weights are to be kept; the warm-up's only until joint ones come."""
+    if plan.patience is None or state.best_epoch <= plan.warm_up:
+        return True
+    *_, last = state.history
+    best = state.history[state.best_epoch - 1]
+    return last.objective(plan.alpha) < best.objective(plan.alpha)
+
+
+def _waited(state: Progress, plan: JointPlan) -> bool:
+    if plan.patience is None or state.best_epoch <= plan.warm_up:
+        return False
+    return len(state.history) - state.best_epoch >= plan.patience
+
+
+def _train_epoch(
+    problem: Problem, stepper: torch.optim.Optimizer, plan: JointPlan, epoch: int
+) -> tuple[float, float]:
+    """One pass; returns its mean loss and the largest norm of a gradient."""
+    model = problem.model
+    model.train()
+    if plan.frozen:
+        model.cascade.eval()
+    elif plan.rollouts == "visited" and epoch >= plan.warm_up:
+        freeze_statistics(model.cascade)
+    torch.default_generator.manual_seed(plan.seed_for("layers", epoch))
+    augmenting, drawing = (plan.generator(what, epoch) for what in ("augment", "rollout"))
+    batches = problem.batches(plan.generator("order", epoch))
+    total, largest = 0.0, 0.0
+    weights = [p for group in stepper.param_groups for p in group["params"]]
+    for step, rows in enumerate(batches):
+        plan.set_rates(stepper, epoch, (epoch + step / len(batches)) / plan.epochs)
+        loss = _loss(problem, plan, rows, augmenting, drawing, warm=epoch < plan.warm_up)
+        total += _finite(loss.detach(), "loss", plan, epoch)
+        stepper.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(weights, plan.clip_norm)
+        largest = max(largest, _finite(norm, "gradient", plan, epoch))
+        stepper.step()
+    return total / len(batches), largest
+
+
+def _loss(
+    problem: Problem,
+    plan: JointPlan,
+    rows: Tensor,
+    augmenting: torch.Generator,
+    drawing: torch.Generator,
+    *,
+    warm: bool,
+) -> Tensor:
+    model, objective = problem.model, problem.objective
+    labels = problem.labels(rows)
+    numbers = torch.rand(len(rows), len(model.networks) + 1, generator=drawing).to(plan.device)
+    if plan.rollouts == "visited" and not warm:
+        with in_bfloat16(plan.device, plan.bfloat16):
+            logits, odds, stopped = model.visited(problem.inputs(rows, augmenting), numbers[:, :-1])
+        return _drawn(objective, logits, odds, labels, stopped, numbers)
+    logits = problem.logits(rows, augmenting)
+    if warm:
+        odds = model.odds(logits.detach())
+        rewards = objective.rewards(logits.detach(), labels)
+        return stage_cross_entropy(logits, labels).mean() + supervised_stop_loss(odds, rewards)
+    odds = model.odds(logits)
+    if plan.estimator == "exact":
+        loss = objective.exact_loss(logits, odds, labels)
+    elif plan.estimator == "supervised":
+        loss = objective.supervised_loss(logits, odds, labels)
+    else:
+        stopped = drawn_stop(odds.detach(), numbers[:, :-1])
+        loss = _drawn(objective, logits, odds, labels, stopped, numbers)
+    return loss + plan.supervision * stage_cross_entropy(logits, labels).mean()
+
+
+def _drawn(
+    objective: Objective,
+    logits: Tensor,
+    odds: Tensor,
+    labels: Tensor,
+    stopped: Tensor,
+    numbers: Tensor,
+) -> Tensor:
+    own = logits.detach()[torch.arange(len(labels), device=labels.device), stopped]
+    answered = drawn_label(own, numbers[:, -1])
+    return objective.drawn_loss(logits, odds, labels, stopped, answered)
+
+
+def _finite(value: Tensor, what: str, plan: JointPlan, epoch: int) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        there = plan.checkpoint is not None and plan.checkpoint.exists()
+        kept = f" {plan.checkpoint} holds the epoch before." if there else ""
+        raise InputError(
+            f"The {what} became {number} in epoch {epoch + 1}, with learning_rate="
+            f"{plan.learning_rate!r} and policy_learning_rate={plan.policy_learning_rate!r}. Take "
+            f"lower ones, and look for NaN or huge numbers in the inputs.{kept}"
+        )
+    return number
+
+
+@contextmanager
+def _random_state_kept(device: torch.device) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield

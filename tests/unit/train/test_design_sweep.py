@@ -1,0 +1,321 @@
+"""The whole design on real digits: choose, build, record, run, save; figures equal the replay."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from offramp._core.errors import InputError, UnknownNameError
+from offramp.bundle import load_bundle, save_bundle
+from offramp.data import digits
+from offramp.evaluate import replay
+from offramp.models import ModelSpec, build
+from offramp.policy import Setting
+from offramp.policy.class_specific.choice import ClassDesign, NoViableExit
+from offramp.policy.class_specific.scan import Requirements
+from offramp.policy.class_specific.together import SharedDesign
+from offramp.record import record
+from offramp.runtime import Adaptive
+from offramp.stages import Normalize
+from offramp.train import train_classifier
+from offramp.train.design import (
+    BranchSpec,
+    Recipe,
+    attachment_points,
+    design_exits,
+    design_together,
+    exit_row,
+    importance,
+    sweep_branches,
+    with_pruned,
+)
+
+MODEL = ModelSpec(name="small_cnn", arguments={"width": 8, "depth": 3, "classes": 10})
+NORMALISE = Normalize(scale=1 / 255, mean=(0.3,), std=(0.4,))
+LOOSE = Requirements(thresholds=(0.5, 1.0), tolerance=0.02)
+RECIPE = Recipe(epochs=12, batch_size=128)
+GROUPS = {"small": ["0", "1", "2", "3", "4"], "large": ["5", "6", "7", "8", "9"]}
+
+
+@pytest.fixture(scope="module")
+def examples():
+    shares = {"train": 900, "fit": 350, "calibrate": 250, "test": 297}
+    return digits().divided(shares, seed=0, stratified=True)
+
+
+@pytest.fixture(scope="module")
+def net(examples):
+    made = build(MODEL)
+    train_classifier(
+        made, examples.part("train"), epochs=6, seed=0, preprocess=NORMALISE, progress=False
+    )
+    return made.eval()
+
+
+def run(net, examples, folder, **options):
+    settings = {"recipe": RECIPE, "preprocess": NORMALISE, "spec": MODEL, "progress": False}
+    return sweep_branches(net, examples, folder, **{**settings, **options})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("sweep")
+
+
+@pytest.fixture(scope="module")
+def sweep(net, examples, folder):
+    return run(net, examples, folder)
+
+
+@pytest.fixture(scope="module")
+def branches(sweep):
+    return sweep.branches()
+
+
+@pytest.fixture(scope="module")
+def shared(sweep, branches):
+    found = design_together(sweep, range(10), requirements=LOOSE, branches=branches)
+    assert isinstance(found, SharedDesign)
+    assert len(found.exits) >= 2
+    return found
+
+
+def kept_previous(sweep, branches):
+    """A design whose exit keeps the maps before, whatever is best."""
+    only = [
+        dataclasses.replace(b, target=b.target if len(sweep.reads(k)) > 1 else 99)
+        for k, b in enumerate(branches)
+    ]
+    found = design_exits(sweep, 2, requirements=LOOSE, branches=only)
+    assert isinstance(found, ClassDesign)
+    return found
+
+
+def test_there_is_a_branch_for_each_point_connection_and_class(sweep, branches):
+    points = len(sweep.attachment.points)
+    assert points == 3
+    assert len(sweep.specs) == points * 2 * 10
+    every = [b for b in branches if b.target is None]
+    assert len(every) == 2 * points - 1  # behind the first point both are the same
+    assert len(branches) == sweep.data("fit").evidence.shape[1]
+    assert max(sweep.parts[0].accuracies) > 0.98
+
+
+def test_strict_designs_hold_on_fit_and_on_calibrate(sweep, branches):
+    found = [design_exits(sweep, k, requirements=LOOSE, branches=branches) for k in range(10)]
+    viable = [d for d in found if isinstance(d, ClassDesign)]
+    assert len(viable) >= 8
+    for design in viable:
+        assert design.fit.keeps_accuracy(0.02)
+        assert design.calibrate.keeps_accuracy(0.02)
+        assert design.fit.gain(design.target) > 1
+        row = exit_row(sweep.data("test"), design.exits)
+        assert row.gains.keys() == {str(design.target)}
+        assert row.loss_interval[0] <= row.loss <= row.loss_interval[1]
+
+
+@pytest.mark.parametrize("split", ["fit", "calibrate", "test"])
+def test_replay_of_the_recorded_cascade_gives_the_figures_of_the_sweep(
+    sweep, shared, examples, split
+):
+    cascade, policy = sweep.cascade(shared.exits)
+    trace = record(cascade, examples.part(split), progress=False)
+    done, row = replay(trace, policy), exit_row(sweep.data(split), shared.exits)
+    assert 1 - done.wrong.mean() == pytest.approx(row.system.accuracy)
+    for k in range(10):
+        own = trace.labels.numpy() == k
+        assert done.cost[own].mean() == pytest.approx(row.system.times[k])
+    assert trace.accuracy(len(trace.stages) - 1) == pytest.approx(row.system.accuracy_baseline)
+    assert len(np.unique(done.path)) == len(shared.exits) + 1
+
+
+def test_the_cascade_runs_and_is_saved_like_any_other(sweep, shared, examples, tmp_path):
+    cascade, policy = sweep.cascade(shared.exits)
+    part = examples.part("test")
+    trace = record(cascade, part, progress=False)
+    wanted = replay(trace, policy)
+    sure = wanted.closest > 1e-4
+    assert sure.mean() > 0.95
+    setting = Setting(policy=policy, method="class_specific", reference="last")
+    save_bundle(tmp_path / "bundle", cascade, setting, costs=trace.costs)
+    loaded = load_bundle(tmp_path / "bundle").adaptive
+    for model in (Adaptive(cascade, policy, costs=trace.costs), loaded):
+        answers = [model(x, ids=i) for x, _, i in part.loader(64)]
+        stage = torch.cat([a.stage for a in answers]).numpy()
+        labels = torch.cat([a.labels for a in answers]).numpy()
+        cost = torch.cat([a.cost for a in answers]).numpy()
+        assert np.array_equal(stage[sure], wanted.last[sure])
+        assert np.array_equal(labels[sure], wanted.labels[sure, 0])
+        np.testing.assert_allclose(cost[sure], wanted.cost[sure])
+
+
+def test_an_exit_that_keeps_previous_layers_replays_as_designed(sweep, branches, examples):
+    design = kept_previous(sweep, branches)
+    assert len(sweep.reads(design.exits[0].column)) > 1
+    cascade, policy = sweep.cascade(design.exits)
+    trace = record(cascade, examples.part("test"), progress=False)
+    row = exit_row(sweep.data("test"), design.exits)
+    done = replay(trace, policy)
+    assert 1 - done.wrong.mean() == pytest.approx(row.system.accuracy)
+    own = trace.labels.numpy() == 2
+    assert done.cost[own].mean() == pytest.approx(row.system.times[2])
+    assert trace.costs.head[0] == design.exits[0].branch.timing.branch
+
+
+def test_an_exit_of_all_classes_stands_beside_them(sweep, branches, examples):
+    design = design_exits(sweep, None, requirements=LOOSE, branches=branches)
+    assert isinstance(design, ClassDesign)
+    assert design.fit.gain_all > 1
+    cascade, policy = sweep.cascade(design.exits)
+    assert cascade.topology.names == ("exits.all", "last")
+    done = replay(record(cascade, examples.part("fit"), progress=False), policy)
+    assert 1 - done.wrong.mean() == pytest.approx(design.fit.accuracy)
+    assert done.cost.mean() == pytest.approx(design.fit.time_baseline / design.fit.gain_all)
+    assert exit_row(sweep.data("test"), design.exits).paper is None
+
+
+def test_the_paper_s_design_is_shown_with_the_honest_columns(sweep, branches):
+    paper = Requirements(constraints="paper", thresholds=(0.5, 1.0))
+    found = design_exits(sweep, 8, requirements=paper, branches=branches, confirm=False)
+    if isinstance(found, NoViableExit):
+        assert "constraints 'paper'" in found.reason
+        return
+    row = exit_row(sweep.data("fit"), found.exits)
+    assert row.paper.holds
+    assert row.paper.gain >= row.gains["8"]
+    assert row.to_dict()["paper"]["holds"]
+
+
+def test_intervals_enclose_what_was_measured(sweep, shared):
+    row = exit_row(sweep.data("test"), shared.exits)
+    for name, gain in row.gains.items():
+        low, high = row.gain_intervals[name]
+        assert low <= gain <= high
+    if row.loss is not None:  # None where every class has an exit
+        assert row.loss_interval[0] <= row.loss <= row.loss_interval[1]
+    assert row.difference_interval[0] <= row.difference <= row.difference_interval[1]
+    assert row.worst_recall_interval[0] <= row.worst_recall <= row.worst_recall_interval[1]
+    again = row.system
+    drops = np.array(again.recalls_baseline) - np.array(again.recalls)
+    assert row.worst_recall == pytest.approx(drops.max())
+
+
+def test_pruning_trains_branches_that_read_less_and_never_chooses_worse(sweep, branches):
+    design = kept_previous(sweep, branches)
+    by_point = importance(sweep, design.exits[0].column)
+    assert list(by_point) == list(sweep.reads(design.exits[0].column))
+    assert min(by_point.values()) > 0
+    pruned = with_pruned(sweep, [design], progress=False)
+    fresh = pruned.specs[len(sweep.specs) :]
+    assert all(spec.point == sweep.specs[design.exits[0].column].point for spec in fresh)
+    assert all(0 < len(spec.reads) < len(by_point) for spec in fresh)
+    if len(by_point) == 2:  # the other choice is KP=Off, which is there already
+        assert pruned is sweep
+    again = pruned.branches()
+    assert pruned.data("fit").evidence.shape[1] == len(again)
+    before, after = (
+        design_exits(s, 2, requirements=LOOSE, branches=b, confirm=False)
+        for s, b in ((sweep, branches), (pruned, again))
+    )
+    assert after.fit.times[2] <= before.fit.times[2] + 1e-9
+
+
+def test_pruned_branches_run(sweep, examples):
+    spec = BranchSpec(reads=(0, 2), target=2, keep_previous=True)
+    more = sweep.with_branches([spec], progress=False)
+    column = len(sweep.specs)
+    branch = more.branches()[column]
+    assert more.reads(column) == (more.attachment.points[0].name, more.attachment.points[2].name)
+    only = [
+        dataclasses.replace(b, target=b.target if k == column else 99)
+        for k, b in enumerate(more.branches())
+    ]
+    design = design_exits(more, 2, requirements=LOOSE, branches=only, confirm=False)
+    if isinstance(design, NoViableExit):  # so late that nothing is saved
+        assert branch.timing.reached + branch.timing.branch > 0.9 * branch.timing.baseline
+        return
+    cascade, policy = more.cascade(design.exits)
+    done = replay(record(cascade, examples.part("fit"), progress=False), policy)
+    assert 1 - done.wrong.mean() == pytest.approx(design.fit.accuracy)
+
+
+def test_superclasses_are_designed_and_run(net, examples, tmp_path):
+    sweep = run(net, examples, tmp_path, groups=GROUPS, targets=["small"])
+    assert len(sweep.specs) == 6
+    found = design_exits(sweep, "small", requirements=LOOSE, confirm=False)
+    assert isinstance(found, ClassDesign)
+    cascade, policy = sweep.cascade(found.exits)
+    data = sweep.data("test")
+    part = examples.part("test")
+    done = replay(
+        record(cascade, [(part.inputs, torch.from_numpy(data.labels))], progress=False), policy
+    )
+    assert 1 - done.wrong.mean() == pytest.approx(found.system(data).accuracy)
+    assert set(np.unique(data.labels)) == {0, 1}
+
+
+def test_a_sweep_that_is_done_is_only_read(net, sweep, examples, folder, monkeypatch):
+    def computed(*arguments):
+        raise AssertionError("the network runs again")
+
+    monkeypatch.setattr("offramp.train.cache.Computed.carries", computed)
+    again = run(net, examples, folder)
+    assert torch.equal(again.parts[0].weights, sweep.parts[0].weights)
+
+
+def test_a_folder_of_another_sweep_is_refused(net, sweep, examples, folder):
+    with pytest.raises(InputError, match="of other"):
+        run(net, examples, folder, grid=1)
+    with pytest.raises(InputError, match="training with other"):
+        run(net, examples, folder, recipe=Recipe(epochs=3))
+
+
+def test_seconds_are_measured_for_every_branch(sweep):
+    found = sweep.branches("seconds", batch_size=4, rounds=2)
+    assert len(found) == sweep.data("fit").evidence.shape[1]
+    assert {b.timing.unit for b in found} == {"seconds"}
+    assert len({b.timing.baseline for b in found}) == 1
+    for k, spec in enumerate(sweep.specs):
+        timing = found[k].timing
+        alone = [found[j].timing for j, s in enumerate(sweep.specs) if s.reads == spec.reads]
+        assert all(t == timing for t in alone)
+        assert 0 < timing.branch < 1
+        assert timing.reached <= timing.baseline
+
+
+def test_flops_of_a_branch_are_two_for_each_weight(sweep, branches):
+    widths = [p.shape[0] * 4 for p in sweep.attachment.points]
+    for column, spec in enumerate(sweep.specs):
+        assert branches[column].timing.branch == 2 * sum(widths[j] for j in spec.reads)
+        assert branches[column].timing.reached == sweep.attachment.points[spec.point].flops
+
+
+def test_points_are_those_of_the_network_that_reads_prepared_images(net, sweep):
+    names = [p.name for p in attachment_points(net, sweep.attachment.given)]
+    assert names == [p.name for p in sweep.attachment.points]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"targets": ["eleven"]}, UnknownNameError, "no class 'eleven'"),
+        ({"targets": [10]}, InputError, r"must be in \[0, 10\), got 10"),
+        ({"groups": {"a": ["0"], "b": ["1"]}}, InputError, r"\['2', .* are in none"),
+        ({"validation": 1.0}, InputError, r"validation must be in \(0, 1\), got 1.0"),
+    ],
+)
+def test_bad_input_is_named(net, examples, tmp_path, options, error, message):
+    with pytest.raises(error, match=message):
+        run(net, examples, tmp_path, **options)
+
+
+def test_missing_splits_are_named(net, examples, sweep, tmp_path):
+    fit_only = examples.divided({"train": 900, "fit": 300}, seed=0)
+    small = run(net, fit_only, tmp_path, recipe=Recipe(epochs=1), targets=[0])
+    with pytest.raises(UnknownNameError, match="no split 'calibrate'"):
+        design_exits(small, 0)
+    with pytest.raises(InputError, match=r"No example .* is in the split 'fit'"):
+        run(net, examples.part("train"), tmp_path)
+    with pytest.raises(UnknownNameError, match="no class '11'"):
+        design_exits(sweep, "11")
