@@ -13,7 +13,9 @@ Architectures whose package is absent are named in `skipped`: pip install 'offra
 import argparse
 import ctypes
 import importlib
+import sys
 import time
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -39,6 +41,8 @@ def hugging_face(kind: str, task: str = "ImageClassification", **config: object)
     """A network of transformers in its standard size."""
 
     def make() -> nn.Module:
+        # torchvision registers operations here that a build without its C++ part does not have.
+        sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("none"))
         package = importlib.import_module("transformers")
         settings = getattr(package, f"{kind}Config")(num_labels=1000, **config)
         return getattr(package, f"{kind}For{task}")(settings)  # type: ignore[no-any-return]

@@ -36,7 +36,7 @@ from offramp.trace import Trace, from_npz
 NETWORKS = ("resnet20", "resnet32", "resnet44", "resnet56")
 MACS = {"resnet20": 40.55e6, "resnet32": 68.86e6, "resnet44": 97.17e6, "resnet56": 125.49e6}
 REFERENCE = "resnet56"
-MARGINS = (0.0, 0.25, 0.75, 1.0, 1.5)  # beside the default, for curves
+MARGINS = (0.0, 0.25, 0.5, 0.75, 1.5)  # beside the default, for curves
 SPLITS = {"fit": 2000, "calibrate": 1000, "test": 1500}
 
 

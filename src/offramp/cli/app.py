@@ -16,6 +16,7 @@ from offramp.cli import errors, output
 from offramp.cli.bench import command as bench
 from offramp.cli.cut import command as cut
 from offramp.cli.demo import command as demo
+from offramp.cli.design import command as design
 from offramp.cli.evaluate import command as evaluate
 from offramp.cli.fit import command as fit
 from offramp.cli.predict import command as predict
@@ -53,7 +54,7 @@ app = typer.Typer(
         "what they say about labelled data, **fit** policies and choose one, "
         "**evaluate** it, write a **report**; then **predict** and "
         "**bench** with the bundle. With one network: first **cut** it and "
-        "**train** its exits."
+        "**train** its exits, or **design** exits that make some classes faster."
     ),
     epilog=(
         "Exit codes: 0 done, 1 unexpected, 2 wrong usage or input, 3 no cascade is worth it, "
@@ -90,6 +91,7 @@ app.command("demo")(demo)
 app.command("cut")(cut)
 app.command("train")(train)
 app.command("record")(record)
+app.command("design")(design)
 app.command("fit")(fit)
 app.command("evaluate")(evaluate)
 app.command("report")(report)

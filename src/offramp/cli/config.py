@@ -35,6 +35,10 @@ Instead of `[[stage]]` there may be one network with exits inside:
     policy = ["weighted", "myopic"]
     max_loss = 0.02                  # two points; or max_cost
 
+    [design]                         # exits of classes in one network
+    classes = ["cat", "dog"]
+    tolerance = 0.005                # half a point, of accuracy and of each class's recall
+
     [output]
     dir = "runs/first"
 

@@ -42,7 +42,7 @@ def _of_network(config: RunConfig) -> list[Problem]:
     if config.network is not None and config.stage:
         text = "give either [[stage]], several networks, or [network], one network with exits"
         found.append((("network",), text))
-    for name in ("exits", "train"):
+    for name in ("exits", "train", "design"):
         if name in config.model_fields_set and config.network is None:
             found.append(((name,), "belongs to a [network], and there is none"))
     full = config.cascade.edges == "full" and "edges" in config.cascade.model_fields_set
@@ -55,6 +55,13 @@ def _of_network(config: RunConfig) -> list[Problem]:
     if config.train.augment is not None and config.train.cache:
         text = "augmented examples differ in each epoch; give either augment or cache"
         found.append((("train", "cache"), text))
+    low, high = config.design.thresholds
+    if not 0 < low <= high <= 1:
+        text = f"must be a range [low, high] within (0, 1], got {[low, high]}"
+        found.append((("design", "thresholds"), text))
+    if config.design.together and config.design.constraints == "paper":
+        text = "the paper's constraints are about one class; together needs constraints = 'strict'"
+        found.append((("design", "together"), text))
     return found
 
 

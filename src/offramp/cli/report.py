@@ -13,6 +13,7 @@ from offramp._core.errors import FileFormatError
 from offramp._core.files import read_json
 from offramp.cli import options
 from offramp.cli.config import load_config
+from offramp.cli.design import DESIGN
 from offramp.cli.output import Output
 from offramp.cli.run_folder import CHOSEN, FRONTIER, RunFolder, choose_again
 from offramp.cli.traces import load_divided, unseen
@@ -41,19 +42,26 @@ def command(
 ) -> None:
     """Write one page about a run: the frontier, who leaves where, what it saves.
 
-    In: the folder that fit has written. With --config, which says where the images are, the page
-    shows some that left at each stage. --costs is a JSON file, {"costs": [...]}, of tables with
-    unit, segment, head, decision (a number for each stage) and note.
+    In: the folder that fit or design has written. With --config, which says where the images are,
+    the page shows some that left at each stage. --costs is a JSON file, {"costs": [...]}, of tables
+    with unit, segment, head, decision (a number for each stage) and note.
 
-    Out: report.html, which works offline, and report.json with every number that it shows.
+    Out: report.html, which works offline, and report.json with every number that it shows; after
+    design, design.html with the exits of classes.
 
     Example: offramp report runs/cifar --config run.toml
     """
+    from offramp.cli.design_report import design_page
     from offramp.cli.report_content import report_content, reproduction
     from offramp.report import write_report
 
     output = Output(as_json=json)
     run = RunFolder.open(folder)
+    design = design_page(run, title) if DESIGN in run.facts["files"] else None
+    if design is not None and FRONTIER not in run.facts["files"]:
+        output.line(f"Report: {design}")
+        output.result({"design": str(design)})
+        return
     seed = int(run.facts.get("seed", 0))
     trace = load_divided(run.trace_path(), seed=seed)
     if costs is not None:
@@ -79,12 +87,13 @@ def command(
     run.remember(REPORT, "report.json")
     page = write_report(folder / REPORT, content)
     output.paragraph(content.chosen.sentence)
-    output.line(f"Report: {page}")
+    output.line(f"Report: {page}" if design is None else f"Reports: {page}, {design}")
     output.result(
         {
             "report": str(page),
             "numbers": str(page.with_suffix(".json")),
             "outcome": "cascade" if content.cascade else "do not cascade",
+            **({} if design is None else {"design": str(design)}),
         }
     )
 

@@ -56,6 +56,7 @@ def _folder(info: Any) -> Path:  # noqa: ANN401
     return Path((info.context or {}).get("folder", "."))
 
 
+ClassNames = Annotated[list[str | int], BeforeValidator(_as_list)]
 Names = Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
 Numbers = Annotated[list[float], BeforeValidator(_as_list), Field(min_length=1)]
 Range = Annotated[list[int], Field(min_length=2, max_length=2)]
@@ -200,6 +201,30 @@ class FitSection(_Section):
     seed: int = 0
 
 
+class DesignSection(_Section):
+    """`[design]`: the classes that exits are to make faster, and what has to be kept."""
+
+    classes: ClassNames = Field(default_factory=list)
+    superclasses: dict[str, Names] = Field(default_factory=dict)
+    constraints: Literal["strict", "paper"] = "strict"
+    tolerance: float = Field(default=0.005, ge=0, le=1)
+    thresholds: Annotated[list[float], Field(min_length=2, max_length=2)] = [0.95, 1.0]
+    precision_floor: float = Field(default=0.0, ge=0, le=1)
+    select: Literal["ratio", "saved_over_inflicted", "saved"] | None = None
+    exits: int = Field(default=1, ge=1)
+    together: bool = False
+    points: int | None = Field(default=None, ge=1)
+    grid: int = Field(default=2, ge=1)
+    kp: Literal["both", "on", "off"] = "both"
+    prune: bool = False
+    unit: Literal["flops", "seconds"] = "flops"
+    batch_size: int = Field(default=1, ge=1)
+    epochs: int = Field(default=40, ge=1)
+    class_weights: Literal["plain", "balanced"] = "plain"
+    validation: float = Field(default=0.1, gt=0, lt=1)
+    seed: int = 0
+
+
 class OutputSection(_Section):
     """`[output]`: where a run's files go; by default a folder in `runs` named like the file."""
 
@@ -219,6 +244,7 @@ class RunConfig(_Section):
     cascade: CascadeSection = CascadeSection()
     cost: CostSection = CostSection()
     fit: FitSection = FitSection()
+    design: DesignSection = DesignSection()
     output: OutputSection = OutputSection()
 
     def read_from(self, file: Path) -> "RunConfig":

@@ -27,7 +27,7 @@ from offramp.policy.pareto import pareto_front
 from offramp.trace import Trace
 
 Axis = str  # "cost" or one of RISKS
-MARGIN = 0.5  # standard errors between the measured risk and the limit
+MARGIN = 1.0  # standard errors between the measured risk and the limit: the one-standard-error rule
 _ROUNDING = 1e-12  # a risk of exactly B computed as a mean may exceed B in the last bit
 
 

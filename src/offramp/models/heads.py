@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from offramp._core.checks import check_choice, check_positive_int
 from offramp._core.errors import InputError
 from offramp._core.registry import Registry
-from offramp.models.class_head import class_head
 from offramp.models.depth import initialise
 
 TOKEN_POOLINGS = ("first", "mean")
@@ -199,7 +198,6 @@ HEADS: Registry[nn.Module] = Registry(
         "pool_mlp": pool_mlp,
         "conv_head": conv_head,
         "token_linear": token_linear,
-        "class_head": class_head,
     },
 )
 
@@ -214,11 +212,9 @@ class _Reads:
     width: str
 
 
-_VECTOR = _Reads(what="a vector (features)", axes=(1,), width="features")
 _MAPS = _Reads(what="maps (channels, height, width)", axes=(3,), width="channels")
 _READS = {
-    "vector_linear": _VECTOR,
-    "class_head": _VECTOR,
+    "vector_linear": _Reads(what="a vector (features)", axes=(1,), width="features"),
     "gap_linear": _MAPS,
     "pool_mlp": _MAPS,
     "conv_head": _MAPS,

@@ -20,6 +20,7 @@ from offramp._core.files import sha256
 from offramp._core.registry import Registry
 from offramp.models.alexnet import alexnet
 from offramp.models.bottleneck import resnet50
+from offramp.models.class_head import class_head
 from offramp.models.densenet import densenet121
 from offramp.models.googlenet import googlenet
 from offramp.models.heads import HEADS
@@ -56,6 +57,8 @@ MODELS: Registry[nn.Module] = Registry(
 #: `ModelSpec` in JSON values; the factory gets it built. Layers above that need to cut networks
 #: add to it.
 WRAPPERS: Registry[nn.Module] = Registry("model", {})
+
+_PARTS: dict[str, Callable[..., nn.Module]] = {"class_head": class_head}  # what designs make
 
 
 @final
@@ -163,7 +166,7 @@ def model_factory(name: str) -> Callable[..., nn.Module]:
         UnknownNameError: If there is none; the nearest is suggested.
         InputError: If a residual network cannot have this depth; the nearest are named.
     """
-    for registered in (HEADS, WRAPPERS):
+    for registered in (HEADS, WRAPPERS, _PARTS):
         if name in registered:
             return registered[name]
     match = re.fullmatch(r"(resnet|preresnet)(\d+)", name)

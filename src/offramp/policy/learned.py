@@ -3,17 +3,19 @@
 Layer: policy.  Source: methods.md 1 (sweep of lam; topologies compared; combination).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
 
 import numpy as np
 
 from offramp._core.checks import check_not_negative
 from offramp._core.errors import InputError
-from offramp._core.topology import Topology
+from offramp._core.topology import Path, Topology
 from offramp.policy.chains import topologies_to_fit
 from offramp.policy.combination import Combine
 from offramp.policy.setting import Setting
-from offramp.policy.tables import FeaturesOf, Loss, Tables, confidence_features_of
+from offramp.policy.tables import Loss, Tables, confidence_features_of
 from offramp.policy.temperature import fit_temperatures
 from offramp.policy.weighted import FAMILIES, Family, Fit, TreeFit, fit_topology
 from offramp.trace import Trace
@@ -22,6 +24,9 @@ from offramp.trace import Trace
 DEFAULT_LAMS: tuple[float, ...] = (0.0, *np.geomspace(1e-3, 1.0, 24).tolist())
 
 _RIDGE = 1e-2
+_KNOWING = "with class"
+_MOST_CLASSES, _LEAST_EACH = 20, 50  # beyond, features of classes are not even tried
+_FOLDS, _TRIED, _TRIAL_LAMS = 4, 16, (0.03, 0.1, 0.3)
 
 
 def fit_weighted(
@@ -51,8 +56,9 @@ def fit_weighted(
             which is every sub-chain and the whole where there are few.
         families: What a rule may be.
         class_features: Also look at which class is predicted: a stage may be more reliable on
-            one class than on another at equal confidence. By default where there are at most 20
-            classes and 50 examples of each on average.
+            one class than on another at equal confidence. By default, for each combination,
+            where that lowers the objective on examples left out of the fit (`docs/adr/0009`);
+            not tried with more than 20 classes or fewer than 50 examples of each on average.
         passes: Coordinate passes after the first fit.
         ridge: Penalty of the logistic regression on standardised features.
 
@@ -74,33 +80,36 @@ def fit_weighted(
     chosen = list(topologies)
     if not chosen or not lams or not combines:
         raise InputError("topologies, lams and combines must each hold at least one entry.")
-    stage_f = part.topology.index(reference)
-    temperatures = fit_temperatures(part)
-    costs = part.costs.relative_to(part.topology, stage_f)
+    problem = _Problem(
+        part=part,
+        stage_f=part.topology.index(reference),
+        top=top,
+        loss=loss,
+        temperatures=fit_temperatures(part),
+        families=families,
+        passes=passes,
+        ridge=ridge,
+    )
     found: list[Setting] = []
     for combine in combines:
-        tables = Tables(
-            part,
-            temperatures=temperatures,
-            combine=combine,
-            reference=stage_f,
-            top=top,
-            loss=loss,
-            features_of=_features_of(part, combine, class_features),
-        )
+        knowing = class_features
+        if knowing is None:
+            knowing = problem.class_features_help(combine, chosen)
+        tables = problem.tables(combine, knowing)
         tables.ensure(path for topology in chosen for path in topology.paths())
+        about = {"loss": loss, **({"features": _KNOWING} if knowing else {})}
         for topology in chosen:
-            fit = TreeFit(tables, topology, costs, families, passes, ridge)
-            for lam in lams:
-                found.append(
-                    Setting(
-                        policy=fit_topology(fit, lam).policy,
-                        method="weighted",
-                        reference=reference,
-                        top=top,
-                        parameters={"lam": lam, "loss": loss},
-                    )
+            fit = problem.tree(tables, topology)
+            found += [
+                Setting(
+                    policy=fit_topology(fit, lam).policy,
+                    method="weighted",
+                    reference=reference,
+                    top=top,
+                    parameters={"lam": lam, **about},
                 )
+                for lam in lams
+            ]
     return _unique(found)
 
 
@@ -127,26 +136,75 @@ def refit(part: Trace, setting: Setting, topologies: Sequence[Topology]) -> list
     """
     if setting.method != "weighted":
         raise InputError(f"setting must be of a learned policy, got {setting.label!r}.")
-    policy, stage_f = setting.policy, part.topology.index(setting.reference)
-    tables = Tables(
-        part,
-        temperatures=policy.temperatures.tolist(),
-        combine=policy.combine,
-        reference=stage_f,
+    policy = setting.policy
+    problem = _Problem(
+        part=part,
+        stage_f=part.topology.index(setting.reference),
         top=setting.top,
         loss=str(setting.parameters["loss"]),
-        features_of=_features_of(part, policy.combine, None),
+        temperatures=policy.temperatures.tolist(),
+    )
+    tables = problem.tables(
+        policy.combine,
+        setting.parameters.get("features") == _KNOWING,
         weights=policy.combination.weights or None,
     )
-    costs = part.costs.relative_to(part.topology, stage_f)
     lam = float(setting.parameters["lam"])
-    return [TreeFit(tables, topology, costs, ridge=_RIDGE).fit(lam) for topology in topologies]
+    return [problem.tree(tables, topology).fit(lam) for topology in topologies]
 
 
-def _features_of(part: Trace, combine: Combine, class_features: bool | None) -> FeaturesOf:
-    if class_features is None:
-        class_features = part.classes <= 20 and len(part) >= 50 * part.classes
-    return confidence_features_of(part.classes, combine, class_features=class_features)
+@final
+@dataclass(frozen=True, kw_only=True)
+class _Problem:
+    """What does not change from one topology, combination or trade-off to the next."""
+
+    part: Trace
+    stage_f: int
+    top: int
+    loss: Loss
+    temperatures: Sequence[float]
+    families: Sequence[Family] = FAMILIES
+    passes: int = 1
+    ridge: float = _RIDGE
+
+    def tables(
+        self,
+        combine: Combine,
+        class_features: bool,
+        *,
+        weights: Mapping[Path, Sequence[float]] | None = None,
+    ) -> Tables:
+        return Tables(
+            self.part,
+            temperatures=self.temperatures,
+            combine=combine,
+            reference=self.stage_f,
+            top=self.top,
+            loss=self.loss,
+            features_of=confidence_features_of(
+                self.part.classes, combine, class_features=class_features
+            ),
+            weights=weights,
+        )
+
+    def tree(self, tables: Tables, topology: Topology) -> TreeFit:
+        costs = self.part.costs.relative_to(self.part.topology, self.stage_f)
+        return TreeFit(tables, topology, costs, self.families, self.passes, self.ridge)
+
+    def class_features_help(self, combine: Combine, topologies: Sequence[Topology]) -> bool:
+        """True if they lower the objective on left-out examples, over the shortest topologies."""
+        classes, n = self.part.classes, len(self.part)
+        if classes > _MOST_CLASSES or n < _LEAST_EACH * classes:
+            return False
+        shortest = sorted((t for t in topologies if len(t.active) > 1), key=lambda t: len(t.active))
+        folds = np.random.default_rng(0).permutation(n) % _FOLDS
+
+        def objective(knowing: bool) -> float:
+            tables = self.tables(combine, knowing)
+            trees = [self.tree(tables, topology) for topology in shortest[:_TRIED]]
+            return sum(tree.held_out(lam, folds) for tree in trees for lam in _TRIAL_LAMS)
+
+        return objective(True) < objective(False)
 
 
 def _unique(settings: Iterable[Setting]) -> list[Setting]:

@@ -131,15 +131,35 @@ class TreeFit:
     def fit(self, lam: float) -> "Fit":
         """The policy for a trade-off `lam >= 0`, loss per unit of F's cost."""
         check_not_negative("lam", lam)
-        nodes: dict[Path, _Fitted] = {}
-        everyone = np.ones(self.tables.n, dtype=np.bool_)
-        inner = [p for p in self.topology.paths() if self.topology.children(p[-1])]
-        for path in reversed(inner):  # paths stand before their continuations
-            nodes[path] = self._fit_node(path, lam, nodes, everyone)
+        nodes = self._nodes(lam, np.ones(self.tables.n, dtype=np.bool_))
+        inner = self._inner()
         for _ in range(self.passes):
             if not self._improve(inner, lam, nodes):
                 break
         return Fit(self._policy(nodes), self._objective(lam, nodes), self._idle(nodes))
+
+    def held_out(self, lam: float, folds: IntArray) -> float:
+        """Mean objective on examples that were left out of the fit, each fold in its turn.
+
+        Args:
+            lam: The trade-off, >= 0.
+            folds: The fold of each example, `(n,)`; at least two are there.
+        """
+        total = 0.0
+        for fold in np.unique(folds):
+            nodes = self._nodes(lam, folds != fold)
+            total += float(self._standing(nodes)[folds == fold].sum())
+        return total / self.tables.n + lam * self._first_visit()
+
+    def _inner(self) -> list[Path]:
+        return [p for p in self.topology.paths() if self.topology.children(p[-1])]
+
+    def _nodes(self, lam: float, rows: BoolArray) -> dict[Path, _Fitted]:
+        """All decisions, deepest first, fitted on some of the examples."""
+        nodes: dict[Path, _Fitted] = {}
+        for path in reversed(self._inner()):  # paths stand before their continuations
+            nodes[path] = self._fit_node(path, lam, nodes, rows)
+        return nodes
 
     def _improve(self, inner: Sequence[Path], lam: float, nodes: dict[Path, _Fitted]) -> bool:
         """Refit each decision on the examples that reach it; keep what lowers the objective."""
@@ -205,9 +225,15 @@ class TreeFit:
         return here
 
     def _objective(self, lam: float, nodes: dict[Path, _Fitted]) -> float:
+        return float(self._standing(nodes).mean()) + lam * self._first_visit()
+
+    def _standing(self, nodes: dict[Path, _Fitted]) -> FloatArray:
+        """Value of standing at the root, `(n,)`."""
         root = (self.topology.root,)
-        value = nodes[root].value if root in nodes else self.tables.loss_of_leaving(root)
-        return float(value.mean()) + lam * self.costs.visit(self.topology, (), root[0])
+        return nodes[root].value if root in nodes else self.tables.loss_of_leaving(root)
+
+    def _first_visit(self) -> float:
+        return self.costs.visit(self.topology, (), self.topology.root)
 
     def _choose(
         self, path: Path, slot: int, gains: FloatArray, decision: float, rows: BoolArray

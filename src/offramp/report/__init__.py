@@ -5,6 +5,8 @@ a number, and nothing here sees networks or data sets.
 """
 
 from offramp.report.content import ExampleImage, ReportContent, Reproduction, TimingRow
+from offramp.report.design_figures import GainBar, LayerTime, gain_figure, layer_figure
+from offramp.report.design_page import write_design_report
 from offramp.report.figures import (
     Curve,
     Point,
@@ -20,15 +22,20 @@ from offramp.report.page import write_report
 __all__ = [
     "Curve",
     "ExampleImage",
+    "GainBar",
+    "LayerTime",
     "Point",
     "ReportContent",
     "Reproduction",
     "SavedSeries",
     "TimingRow",
     "frontier_figure",
+    "gain_figure",
+    "layer_figure",
     "overlap_figure",
     "save_figure",
     "savings_figure",
     "stage_figure",
+    "write_design_report",
     "write_report",
 ]

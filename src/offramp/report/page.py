@@ -81,7 +81,7 @@ def render_page(content: ReportContent, *, json_name: str, json_text: str) -> st
     checksum = hashlib.sha256(json_text.encode("utf-8")).hexdigest()
     numbers = content.chosen.numbers if not content.cascade else {}  # type: ignore[union-attr]
     return (
-        _environment()
+        environment()
         .get_template("report.html")
         .render(
             content=content,
@@ -103,22 +103,23 @@ def render_page(content: ReportContent, *, json_name: str, json_text: str) -> st
             depth=depth_charts(content),
             files=[*content.reproduction.files.items(), (json_name, checksum)],
             json_name=json_name,
-            style=_style(),
-            version=_version(),
+            style=style_rules(),
+            version=own_version(),
         )
     )
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Templates with the filters that write numbers down."""
+    made = Environment(
         loader=PackageLoader("offramp.report"),
         autoescape=True,  # names of stages, classes and files are the user's own
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update({function.__name__: function for function in _FILTERS})
-    return environment
+    made.filters.update({function.__name__: function for function in _FILTERS})
+    return made
 
 
 def _by_exit(images: tuple[ExampleImage, ...]) -> list[tuple[str, list[ExampleImage], int]]:
@@ -129,7 +130,8 @@ def _by_exit(images: tuple[ExampleImage, ...]) -> list[tuple[str, list[ExampleIm
     return [(stage, group[:_MOST_IMAGES], len(group)) for stage, group in groups.items()]
 
 
-def _style() -> Markup:
+def style_rules() -> Markup:
+    """The style of every page, with the palette in both schemes."""
     rules = (Path(__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
     light, dark = css_variables("light"), css_variables("dark")
     return Markup(
@@ -138,7 +140,8 @@ def _style() -> Markup:
     )
 
 
-def _version() -> str:
+def own_version() -> str:
+    """Version of the installed package, in words where it is none."""
     try:
         return version("offramp")
     except PackageNotFoundError:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial
 from itertools import accumulate, groupby
+from statistics import median_low
 from typing import Any
 
 import numpy as np
@@ -35,11 +36,12 @@ def choose_points(
 ) -> list[CutPoint]:
     """Choose points for exits: all of them, every p-th, or spread evenly over the computation.
 
-    Unless `inside` is set, only the ends of blocks are taken: points that carry one tensor; and of
-    several with no counted operation in between, such as a convolution, its batch-norm and its
-    activation, the last whose tensor has the shape that the first has. So what only pools or
-    flattens is left out: heads do that themselves. Points without elements are none; `cut_points`
-    does not list them.
+    Unless `inside` is set, only the ends of blocks are taken: points that carry as few tensors as
+    any near them, which is one, or two where a mask goes along all the way; and of several
+    with no counted operation in between, such as a convolution, its batch-norm and its activation,
+    the last whose tensor has the shape that the first has. So what only pools or flattens is left
+    out: heads do that themselves. Points without elements are none; `cut_points` does not list
+    them.
 
     Args:
         points: Of `cut_points`.
@@ -69,16 +71,13 @@ def choose_points(
         raise InputError(f"Give either every or quantiles, got {every!r} and {quantiles!r}.")
     found = list(points)
     if not inside:
-        found = [point for point in found if len(point.live) == 1]
+        found = _narrow(found)
     if match is not None:
         found = _matching(found, match)
     if not inside:
         found = _ends(found)
     if not found:
-        raise InputError(
-            f"None of the {len(points)} points is the end of a block, which carries one tensor; "
-            "inside=True takes any point."
-        )
+        raise InputError("points must hold at least one point of cut_points, got none.")
     if every is not None:
         return _every(found, every)
     return found if quantiles is None else _at_quantiles(found, quantiles)
@@ -132,6 +131,16 @@ def measure_points(
             given = apply(segment, given)
         taken = median_seconds(parts, rounds, torch.device(device))
     return [seconds / size for seconds in accumulate(taken)]
+
+
+def _narrow(points: Sequence[CutPoint]) -> list[CutPoint]:
+    """Points that carry no more tensors than the narrowest one of a typical quarter."""
+    quarters: dict[int, int] = {}
+    for point in points:
+        quarter = int(4 * point.share)
+        quarters[quarter] = min(len(point.live), quarters.get(quarter, len(point.live)))
+    fewest = median_low(quarters.values()) if quarters else 0
+    return [point for point in points if len(point.live) <= fewest]
 
 
 def _matching(points: Sequence[CutPoint], match: str) -> list[CutPoint]:

@@ -120,13 +120,17 @@ def train_heads(
     names = head_names(cascade, heads)
     cascade.to(plan.device)
     with evaluating(cascade), _random_state_kept(plan.device), torch.enable_grad():
-        train, judged = parts_of(cascade, part, validation, names, plan)
         learners = {
             name: Learner(head_of(cascade, name), weight_decay=weight_decay) for name in names
         }
         identity = {} if checkpoint is None else identity_of(cascade, part, validation, names, plan)
+        done = 0
+        if plan.checkpoint is not None and plan.checkpoint.exists():
+            done = read_checkpoint(plan.checkpoint, learners, identity)
         try:
-            _run(learners, train, judged, plan, identity)
+            if done < epochs and _active(learners, plan):  # else nothing is left to compute
+                parts = parts_of(cascade, part, validation, names, plan)
+                _run(learners, *parts, plan, identity, done)
         finally:
             for learner in learners.values():
                 learner.take_best()
@@ -140,19 +144,21 @@ def _run(
     judged: Part,
     plan: Plan,
     identity: Mapping[str, str],
+    done: int,
 ) -> None:
-    done = 0
-    if plan.checkpoint is not None and plan.checkpoint.exists():
-        done = read_checkpoint(plan.checkpoint, learners, identity)
     with progress_bar("Training heads", plan.epochs, enabled=plan.progress, done=done) as advance:
         for epoch in range(done, plan.epochs):
-            active = {k: v for k, v in learners.items() if v.waited() < plan.patience}
+            active = _active(learners, plan)
             if active:
                 losses = _train_epoch(active, train, plan, epoch)
                 _judge(active, judged, plan, losses, epoch)
                 if plan.checkpoint is not None:
                     write_checkpoint(plan.checkpoint, learners, identity, epoch + 1)
             advance(1)
+
+
+def _active(learners: Mapping[str, Learner], plan: Plan) -> dict[str, Learner]:
+    return {k: v for k, v in learners.items() if v.waited() < plan.patience}
 
 
 def _train_epoch(

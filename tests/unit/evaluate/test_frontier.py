@@ -40,12 +40,12 @@ def point(cost: float, difference: float, excess: float | None = None, *, base) 
 
 
 def guarded(p: FrontierPoint) -> float:
-    """The difference plus half a standard error, from the counts of losses and corrections."""
+    """The difference plus one standard error, from the counts of losses and corrections."""
     found = p.judged
     lost = [1] * round(found.n * found.excess)
     won = [-1] * round(found.n * (found.excess - found.difference))
     losses = lost + won + [0] * (found.n - len(lost) - len(won))
-    return statistics.fmean(losses) + 0.5 * statistics.pstdev(losses) / found.n**0.5 - 1e-12
+    return statistics.fmean(losses) + statistics.pstdev(losses) / found.n**0.5 - 1e-12
 
 
 def test_cheapest_is_the_cheapest_allowed_point_of_the_front(frontier):

@@ -213,3 +213,46 @@ def test_a_free_reference_is_refused():
     free = part.with_costs(Costs.simple("flops", [0.0, 0.0]))
     with pytest.raises(InputError, match=r"'stage1'.*greater than 0, got 0\.0"):
         fit_weighted(free, reference="stage1")
+
+
+@pytest.mark.parametrize("lam", [0.02, 0.3])
+def test_held_out_is_a_fit_on_the_others_replayed_on_what_was_left_out(lam):
+    part = make_trace(n=300, stages=3, seed=4)
+    topology = part.topology.chain([0, 1, 2])
+    temperatures = fit_temperatures(part)
+    costs = part.costs.relative_to(part.topology, 2)
+
+    def tree(rows):
+        tables = Tables(rows, temperatures=temperatures, combine="last", reference=2)
+        return TreeFit(tables, topology, costs, ("constant", "threshold"), passes=0)
+
+    folds = np.random.default_rng(1).permutation(300) % 3
+    total = 0.0
+    for fold in range(3):
+        policy = tree(part.rows(torch.from_numpy(folds != fold))).fit(lam).policy
+        left_out = part.rows(torch.from_numpy(folds == fold))
+        result = replay_reference(left_out, policy)
+        excess = result.wrong & ~left_out.wrong(2)
+        total += (excess + lam * result.cost / part.costs.alone(part.topology, 2)).sum()
+    assert tree(part).held_out(lam, folds) == pytest.approx(total / 300, abs=1e-9)
+    assert tree(part).held_out(lam, folds) > tree(part).fit(lam).objective
+
+
+def test_features_of_classes_are_taken_where_they_help_on_left_out_examples():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(600) % 3
+    unsure = torch.where(labels == 1, 0, labels)  # right unless it says class 0
+    noisy = torch.where(torch.rand(600, generator=generator) < 0.8, labels, (labels + 1) % 3)
+    chosen = []
+    for first in (unsure, noisy):
+        part = Trace(
+            topology=Topology.of(["small", "large"]),
+            classes=3,
+            labels=labels,
+            ranked=torch.stack([first, labels], dim=1)[:, :, None],
+            confidence=torch.rand(600, 2, generator=generator) / 4 + 0.7,
+            costs=Costs.simple("usd", [1.0, 4.0]),
+        )
+        (setting,) = fit_weighted(part, reference="large", lams=[0.2], combines=["last"])[:1]
+        chosen.append(setting.parameters.get("features"))
+    assert chosen == ["with class", None]

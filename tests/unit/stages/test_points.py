@@ -120,11 +120,24 @@ def test_what_cannot_be_chosen_is_refused(points, arguments, message):
         choose_points(points, **arguments)
 
 
-def test_without_ends_of_blocks_or_counted_operations_there_is_a_reason():
-    carrying = [replace(p, live=((4,), (2,))) for p in made([0.2, 0.5])]
-    with pytest.raises(InputError, match=r"None of the 2 points.*inside=True"):
-        choose_points(carrying)
+def test_a_mask_that_goes_along_does_not_hide_the_ends_of_blocks():
+    live = [
+        ((4,), (2,)),
+        ((4,), (2,), (4,)),
+        ((4,), (2,)),
+        ((4,), (2,), (4,)),
+        ((4,), (2,)),
+        ((4,),),
+    ]
+    shares = [0.1, 0.2, 0.3, 0.5, 0.6, 0.99]
+    carrying = [replace(p, live=t) for p, t in zip(made(shares), live, strict=True)]
+    assert choose_points(carrying) == [carrying[k] for k in (0, 2, 4, 5)]
     assert choose_points(carrying, inside=True) == carrying
+
+
+def test_without_points_or_counted_operations_there_is_a_reason():
+    with pytest.raises(InputError, match="at least one point of cut_points, got none"):
+        choose_points([])
     with pytest.raises(InputError, match="operations that can be counted"):
         choose_points(made([0.0, 0.0]), quantiles=1)
 

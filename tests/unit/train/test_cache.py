@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -204,3 +205,16 @@ def test_a_file_of_another_size_is_named(fresh, part, tmp_path):
     np.save(tmp_path / "train" / "features-0.npy", np.zeros((3, 4), dtype=np.float16))
     with pytest.raises(FileFormatError, match="holds 3 rows of float16, but 200 of float16"):
         trained(fresh(), part, cache=tmp_path)
+
+
+def test_a_training_that_is_complete_computes_no_features_again(fresh, part, tmp_path):
+    first, again = fresh(), fresh()
+    options = {"cache": tmp_path / "c", "checkpoint": tmp_path / "heads.safetensors"}
+    wanted = trained(first, part, **options)
+    shutil.rmtree(tmp_path / "c")
+    seen = runs(again)
+    assert trained(again, part, **options) == wanted
+    assert seen == []
+    assert not (tmp_path / "c").exists()
+    for name, value in heads(first).items():
+        assert torch.equal(value, heads(again)[name]), name

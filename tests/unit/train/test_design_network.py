@@ -136,7 +136,8 @@ def test_a_tap_that_is_not_pooled_gives_the_map_itself(net, images):
     made = TappedNet(net, ["relu", "layer1.0"], taps, images[:1])
     with torch.no_grad():
         torch.testing.assert_close(made(images), net(images), rtol=1e-5, atol=1e-5)
-        shapes = {p.name: p.shape for p in cut_points(made, images[:1])}
+        points = cut_points(made, images[:1])
+        shapes = {name: p.shape for p in points for name in (p.name, *p.aliases)}
         layer = dict(net.named_modules())["layer1.0"]
         seen = []
         handle = layer.register_forward_hook(lambda *parts: seen.append(parts[-1]))

@@ -10,15 +10,15 @@ from offramp._core.errors import InputError, UnknownNameError
 from offramp.bundle import load_bundle, save_bundle
 from offramp.data import digits
 from offramp.evaluate import replay
-from offramp.models import ModelSpec, build
+from offramp.models import ModelSpec, build, head_arguments
 from offramp.policy import Setting
 from offramp.policy.class_specific.choice import ClassDesign, NoViableExit
 from offramp.policy.class_specific.scan import Requirements
 from offramp.policy.class_specific.together import SharedDesign
 from offramp.record import record
 from offramp.runtime import Adaptive
-from offramp.stages import Normalize
-from offramp.train import train_classifier
+from offramp.stages import Cascade, Normalize, cut_points
+from offramp.train import train_classifier, train_heads
 from offramp.train.design import (
     BranchSpec,
     Recipe,
@@ -238,6 +238,105 @@ def test_pruned_branches_run(sweep, examples):
     cascade, policy = more.cascade(design.exits)
     done = replay(record(cascade, examples.part("fit"), progress=False), policy)
     assert 1 - done.wrong.mean() == pytest.approx(design.fit.accuracy)
+
+
+@pytest.fixture(scope="module")
+def headed(net, examples, sweep):
+    given = NORMALISE(examples.batch(0, 1).inputs)
+    points = [p for p in cut_points(net, given) if len(p.shape) == 3][1:3]
+    heads = {
+        p.name: ModelSpec(
+            name="pool_mlp", arguments=head_arguments("pool_mlp", p.shape, 10, hidden=16)
+        )
+        for p in points
+    }
+    cascade = Cascade.of_exits(
+        net,
+        list(heads),
+        heads=heads,
+        example=examples.batch(0, 1).inputs,
+        preprocess=NORMALISE,
+        spec=MODEL,
+    )
+    train_heads(
+        cascade, examples.part("train"), epochs=8, seed=0, learning_rate=0.03, progress=False
+    )
+    return cascade, sweep.with_heads(cascade, examples, progress=False)
+
+
+def only_heads(sweep, target):
+    return [
+        b
+        if sweep.label(k) != "branch" and b.target == target
+        else dataclasses.replace(b, target=99)
+        for k, b in enumerate(sweep.branches())
+    ]
+
+
+@pytest.mark.parametrize("target", [3, None])
+def test_heads_of_all_classes_stand_beside_the_branches(headed, sweep, examples, tmp_path, target):
+    cascade, found = headed
+    more = len(found.branches()) - len(sweep.branches())
+    assert more == 2 * 11
+    data = found.data("calibrate")
+    assert np.array_equal(
+        data.evidence[:, :-more], sweep.data("calibrate").evidence
+    )  # the old columns stay where they are
+    loose = dataclasses.replace(LOOSE, tolerance=0.1)
+    design = design_exits(found, target, requirements=loose, branches=only_heads(found, target))
+    assert isinstance(design, ClassDesign)
+    assert found.label(design.exits[0].column) in cascade.topology.names
+    made, policy = found.cascade(design.exits)
+    trace = record(made, examples.part("test"), progress=False)
+    done, row = replay(trace, policy), exit_row(found.data("test"), design.exits)
+    assert 1 - done.wrong.mean() == pytest.approx(row.system.accuracy)
+    for k in range(10):
+        own = trace.labels.numpy() == k
+        assert done.cost[own].mean() == pytest.approx(row.system.times[k])
+    setting = Setting(policy=policy, method="class_specific", reference="last")
+    save_bundle(tmp_path / "bundle", made, setting, costs=trace.costs)
+    loaded = load_bundle(tmp_path / "bundle").adaptive
+    answered = torch.cat([loaded(x, ids=i).labels for x, _, i in examples.part("test").loader(64)])
+    sure = done.closest > 1e-4
+    assert np.array_equal(answered.numpy()[sure], done.labels[sure, 0])
+
+
+def test_branches_and_heads_may_follow_each_other(headed, examples):
+    _, found = headed
+    design = design_exits(found, 2, requirements=LOOSE, confirm=False, exits=2)
+    branches = found.branches()
+    of_heads = [k for k, b in enumerate(branches) if found.label(k) != "branch" and b.target == 2]
+    first = next(k for k, b in enumerate(branches) if b.target == 2)
+    exits = [
+        dataclasses.replace(design.exits[0], column=k, branch=branches[k], log_odds=3.0)
+        for k in (first, of_heads[-1])
+    ]
+    made, policy = found.cascade(exits)
+    done = replay(record(made, examples.part("fit"), progress=False), policy)
+    assert 1 - done.wrong.mean() == pytest.approx(
+        exit_row(found.data("fit"), exits).system.accuracy
+    )
+
+
+def test_heads_of_another_network_are_refused(headed, sweep, examples):
+    other = build(dataclasses.replace(MODEL, arguments={**MODEL.arguments, "seed": 5}))
+    cascade, _ = headed
+    strange = Cascade.of_exits(
+        other,
+        [cascade.topology.groups[0]],
+        heads={
+            cascade.topology.groups[0]: torch.nn.Sequential(
+                torch.nn.Flatten(), torch.nn.LazyLinear(10)
+            )
+        },
+        example=examples.batch(0, 1).inputs,
+        preprocess=NORMALISE,
+    )
+    with pytest.raises(InputError, match="of the same network"):
+        sweep.with_heads(strange, examples, progress=False)
+    alone = Cascade.of_models({"net": other}, preprocess=NORMALISE)
+    with pytest.raises(InputError, match="with heads; got the stages"):
+        sweep.with_heads(alone, examples, progress=False)
 
 
 def test_superclasses_are_designed_and_run(net, examples, tmp_path):

@@ -22,10 +22,12 @@ from offramp.train.design.pruning import importance, with_pruned
 from offramp.train.design.results import ExitRow, exit_row
 from offramp.train.design.run import sweep_branches
 from offramp.train.design.sweep import Attachment, Sweep
-from offramp.train.design.timing import Clock, branch_times, depths, head_times
+from offramp.train.design.tables import paper_tables
+from offramp.train.design.timing import UNITS, Clock, branch_times, depths, head_times
 from offramp.train.design.training import Recipe, TrainedBranches, train_branches
 
 __all__ = [
+    "UNITS",
     "Attachment",
     "BranchFeatures",
     "BranchSpec",
@@ -55,6 +57,7 @@ __all__ = [
     "head_columns",
     "head_times",
     "importance",
+    "paper_tables",
     "predictions",
     "sweep_branches",
     "tapped",

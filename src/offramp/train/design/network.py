@@ -50,7 +50,7 @@ class Tap:
 @final
 class _Join(nn.Module):
     def forward(self, *parts: Tensor) -> Tensor:
-        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+        return torch.cat(parts, dim=1)  # also of one part: a layer must compute something
 
 
 @final

@@ -47,7 +47,7 @@ def train_joint(
     answers: Answers = "best",
     rollouts: Rollouts = "all",
     detached: bool = False,
-    supervision: float = 0.5,
+    supervision: float = 1.0,
     frozen: bool = False,
     stages: Sequence[str] | None = None,
     costs: Costs | None = None,

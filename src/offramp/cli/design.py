@@ -1,0 +1,275 @@
+"""`offramp design`: find the early exit that makes a class faster while the accuracy holds.
+
+Layer: cli.
+"""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from offramp._core.errors import InputError
+from offramp.cli import options
+from offramp.cli.config import load_config
+from offramp.cli.errors import NO_ANSWER
+from offramp.cli.output import Output, percent, points
+from offramp.cli.run_folder import RunFolder
+from offramp.cli.sections import DesignSection, RunConfig
+
+if TYPE_CHECKING:
+    from offramp.cli.design_run import Designed
+
+DESIGN = "design.json"
+_BELIEVE = (
+    "Believe `gain`: how much faster the examples of the class are, counted over them alone. "
+    "`formula` is the gain by the formula of Bonato and Bouganis, which counts examples of other "
+    "classes that leave here by mistake as if they were of the class."
+)
+
+
+def command(
+    config: Annotated[
+        Path, typer.Option("--config", "-c", help="Configuration in TOML with [network], [data].")
+    ],
+    classes: Annotated[
+        list[str] | None,
+        typer.Option("--class", help="A class by name or position; may be given several times."),
+    ] = None,
+    superclass: Annotated[
+        list[str] | None,
+        typer.Option("--superclass", help="A superclass of design.superclasses; several times."),
+    ] = None,
+    constraints: Annotated[
+        str | None, typer.Option(help="strict (everything keeps its accuracy) or paper.")
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(help="What accuracy and recalls may lose: 0.005 is half a point."),
+    ] = None,
+    select: Annotated[
+        str | None, typer.Option(help="ratio, saved_over_inflicted or saved.")
+    ] = None,
+    exits: Annotated[int | None, typer.Option(min=1, help="Most exits in a row.")] = None,
+    together: Annotated[
+        bool, typer.Option("--together", help="Exits of all these classes in one cascade.")
+    ] = False,
+    unit: Annotated[str | None, typer.Option(help="Tell time in flops or in seconds.")] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="Also write a bundle to deploy: of one class, or together.")
+    ] = None,
+    device: options.Device = "cpu",
+    json: options.Json = False,
+) -> None:
+    """Find the early exit that makes a class faster while the promised accuracy holds.
+
+    In: a configuration with [network] and [data]; [design] or the options here say for which
+    classes. On the first call every branch is trained, on the split "train", which takes minutes;
+    an interrupted training goes on when you call it again. Heads that offramp train has trained
+    are candidates too. Exits are chosen on "fit", confirmed on "calibrate", shown on "test".
+
+    Out: design.json in the folder of the run, for offramp report; with --bundle also the bundle
+    that predict and bench run. Exit code 3: no class has an exit that is worth it.
+
+    Example: offramp design --config cifar.toml --class cat --tolerance 0.005
+    """
+    from offramp.cli.design_run import design_to_dict, designed, run_sweep, targets_of
+    from offramp.cli.networks import examples_of, warn_of_random_weights, warn_of_raw_bytes
+
+    output = Output(as_json=json)
+    settings = load_config(config, needs=("data", "network"))
+    data = settings.data
+    if data is None:  # load_config has refused it
+        return
+    how = _merged(
+        settings,
+        classes=_named(settings, config, classes, superclass),
+        constraints=constraints,
+        tolerance=tolerance,
+        select=select,
+        exits=exits,
+        together=together or None,
+        unit=unit,
+    )
+    settings = settings.model_copy(update={"design": how}).read_from(settings.file)
+    examples = examples_of(data)
+    targets = targets_of(how, examples.class_names)
+    if bundle is not None and len(targets) > 1 and not how.together:
+        raise InputError(
+            f"A bundle holds one cascade, and there are {len(targets)} classes: name one with "
+            "--class, or put their exits into one cascade with --together."
+        )
+    warn_of_raw_bytes(settings, examples)
+    warn_of_random_weights(settings)
+    run = RunFolder.claim(settings.folder)
+    run.remember(DESIGN, "branches")
+    sweep = run_sweep(settings, config, examples, run.path, device=device)
+    found = designed(sweep, how, targets)
+    value = design_to_dict(found, how, targets)
+    value["command"] = _command_line(config, how, value["targets"])
+    run.write(DESIGN, value)
+    if bundle is not None and not _save_bundle(bundle, found, settings):
+        bundle = None
+    _show(output, value, run.path, bundle)
+    if all(one["outcome"] != "exit" for one in value["classes"]):
+        raise typer.Exit(NO_ANSWER)
+
+
+def _command_line(config: Path, how: DesignSection, targets: list[str]) -> str:
+    """What to type to get this design again."""
+    words = [word for target in targets for word in ("--class", target)]
+    given = {
+        "constraints": how.constraints,
+        "tolerance": how.tolerance,
+        "select": how.select,
+        "exits": how.exits,
+        "unit": how.unit,
+    }
+    words += [w for name, v in given.items() if v is not None for w in (f"--{name}", str(v))]
+    words += ["--together"] if how.together else []
+    return shlex.join(["offramp", "design", "--config", str(config), *words])
+
+
+def _named(
+    settings: RunConfig, config: Path, classes: list[str] | None, superclass: list[str] | None
+) -> list[str] | None:
+    """The classes that the command line names."""
+    if superclass and not settings.design.superclasses:
+        raise InputError(
+            f"{config} has no superclasses to choose from; add, for example, [design] "
+            'superclasses = { animal = ["cat", "dog"], vehicle = ["car", "ship"] }.'
+        )
+    return [*(classes or []), *(superclass or [])] or None
+
+
+def _merged(settings: RunConfig, **given: Any) -> DesignSection:  # noqa: ANN401
+    """The section with what was given on the command line in its place, checked alike."""
+    from pydantic import ValidationError
+
+    update = {name: value for name, value in given.items() if value is not None}
+    try:
+        merged = DesignSection.model_validate({**settings.design.model_dump(), **update})
+    except ValidationError as error:
+        problems = "; ".join(
+            f"--{e['loc'][0]}: {e['msg']}, got {e['input']!r}" for e in error.errors()
+        )
+        raise InputError(f"{problems}.") from error
+    if merged.together and merged.constraints == "paper":
+        raise InputError("--together needs constraints 'strict', got 'paper'.")
+    return merged
+
+
+def _save_bundle(bundle: Path, found: "Designed", settings: RunConfig) -> bool:
+    """Write the bundle; False where there is no exit to put into it."""
+    from offramp.bundle import save_bundle
+    from offramp.policy import Setting
+    from offramp.policy.class_specific import NoViableExit
+    from offramp.stages import measure_flops
+    from offramp.train.design.cascade import LAST
+
+    deployed, example = found.deployed, found.sweep.attachment.example
+    if isinstance(deployed, NoViableExit):
+        return False
+    cascade, policy = found.sweep.cascade(deployed.exits)
+    extra = {}
+    if settings.data is not None and settings.data.kind == "folder":
+        extra["images.json"] = dict(settings.data.options)
+    save_bundle(
+        bundle,
+        cascade,
+        Setting(policy=policy, method="class_specific", reference=LAST),
+        costs=measure_flops(cascade, example),
+        input_shape=tuple(example.shape[1:]),
+        extra=extra,
+        overwrite=True,
+    )
+    return True
+
+
+def _show(output: Output, value: dict[str, Any], folder: Path, bundle: Path | None) -> None:
+    split = list(value["examples"])[-1]
+    asked = value["requirements"]
+    kept = (
+        f"accuracy and each class's recall within {points(asked['tolerance']).lstrip('+')} points"
+        if asked["constraints"] == "strict"
+        else "the paper's constraints (5) to (7)"
+    )
+    output.paragraph(
+        f"{value['branches']} branches and {value['heads']} heads; {kept}. Figures are those on "
+        f"{value['examples'][split]} examples of {split!r}, time in {value['unit']}."
+    )
+    output.line()
+    output.table(
+        ["class", "exit", "KP", "alpha", "gain", "formula", "others", "points lost"],
+        [_line(one, split) for one in value["classes"] if one["outcome"] == "exit"],
+    )
+    for one in value["classes"]:
+        if one["outcome"] != "exit":
+            output.paragraph(f"{one['class']}: no viable exit. {one['reason']}")
+    output.line()
+    for one in value["classes"]:
+        if one["outcome"] == "exit":
+            output.paragraph(_sentence(one["class"], one["rows"][split]))
+    _show_more(output, value, split)
+    output.paragraph(_BELIEVE)
+    output.line(f"Written: {folder / DESIGN}")
+    if bundle is not None:
+        output.line(f"Bundle: {bundle}")
+    output.result(
+        {"folder": str(folder), "bundle": None if bundle is None else str(bundle), **value}
+    )
+
+
+def _show_more(output: Output, value: dict[str, Any], split: str) -> None:
+    """The cascade of several classes, and the exit of all classes."""
+    for name, what in (("together", "These classes together"), ("everyone", "One exit of all")):
+        one = value[name]
+        if one is None:
+            continue
+        if one["outcome"] != "exit":
+            output.paragraph(f"{what}: no viable exit. {one['reason']}")
+            continue
+        row = one["rows"][split]
+        spent = _mean_time(row["system"])
+        output.paragraph(
+            f"{what}: {1 / spent:.2f} times faster over all examples, "
+            f"{points(-row['difference'])} points lost."
+        )
+
+
+def _mean_time(system: dict[str, Any]) -> float:
+    """Mean time of all examples over t."""
+    total = sum(
+        time * size for time, size in zip(system["times"], system["sizes"], strict=True) if size
+    )
+    return float(total / system["n"] / system["time_baseline"])
+
+
+def _line(one: dict[str, Any], split: str) -> list[str]:
+    row, leaf = one["rows"][split], one["exits"][0]
+    formula = None if row["paper"] is None else row["paper"]["gain"]
+    more = len(one["exits"]) - 1
+    return [
+        one["class"],
+        leaf["point"] + (f" +{more}" if more else ""),
+        "on" if leaf["keep_previous"] else "off",
+        f"{leaf['alpha']:.3f}",
+        f"{row['gains'][one['class']]:.2f}",
+        "broken" if formula is None else f"{formula:.2f}",
+        "" if row["loss"] is None else f"{row['loss']:.3f}",
+        points(-row["difference"]),
+    ]
+
+
+def _sentence(name: str, row: dict[str, Any]) -> str:
+    """Accuracy before and after, with intervals."""
+    low, high = row["gain_intervals"][name]
+    less, more = row["difference_interval"]
+    system = row["system"]
+    return (
+        f"{name}: {row['gains'][name]:.2f} times faster (95 %: {low:.2f} to {high:.2f}); accuracy "
+        f"{percent(system['accuracy_baseline'])} before, {percent(system['accuracy'])} after "
+        f"(change {points(row['difference'])} points, 95 %: {points(less)} to {points(more)}); the "
+        f"largest loss of recall is {points(row['worst_recall'])} points, of "
+        f"{row['worst_class']}."
+    )

@@ -1,0 +1,147 @@
+"""A shell session that designs exits of classes: the sweep, the choice, the bundle, the page."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from offramp.bundle import load_bundle
+from offramp.cli.config import load_config
+from offramp.cli.networks import examples_of
+
+DESIGN = """
+[design]
+classes = ["2", 6]
+tolerance = 0.03
+thresholds = [0.5, 1.0]
+epochs = 10
+"""
+
+
+@pytest.fixture(scope="module")
+def project(one_network, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("design")
+    shutil.copy(one_network / "net.safetensors", folder)
+    text = (one_network / "exits.toml").read_text()
+    (folder / "design.toml").write_text(text + DESIGN)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def designed(project):
+    from offramp.cli import main
+
+    assert main(["design", "--config", str(project / "design.toml")]) == 0
+    return project
+
+
+def test_the_design_is_written_with_honest_figures_beside_the_formula_s(run, designed):
+    found = run("design", "--config", designed / "design.toml")
+    assert found.code == 0, found.err
+    assert "Believe `gain`" in found.out
+    assert max(len(line) for line in found.out.splitlines()) < 80
+    said = json.loads((designed / "run" / "design.json").read_text())
+    assert said["targets"] == ["2", "6"]
+    assert (said["branches"], said["heads"]) == (80, 0)
+    for one in said["classes"]:
+        assert one["outcome"] == "exit"
+        row = one["rows"]["calibrate"]["system"]
+        fallen = np.array(row["recalls_baseline"]) - np.array(row["recalls"])
+        assert fallen.max() <= 0.03 + 1e-9
+        assert one["rows"]["fit"]["gains"][one["class"]] > 1
+    assert [table["unit"] for table in said["tables"]] == ["flops", "seconds"]
+    for table in said["tables"]:
+        assert [row["class"] for row in table["table3"]] == ["2", "6"]
+
+
+def test_a_bundle_of_one_class_runs_without_permission_to_import(run, designed, tmp_path):
+    config = designed / "design.toml"
+    found = run("design", "--config", config, "--class", "6", "--bundle", tmp_path / "b", "--json")
+    assert found.code == 0, found.err
+    said = json.loads(found.out)
+    assert said["targets"] == ["6"]
+    loaded = load_bundle(tmp_path / "b")
+    part = examples_of(load_config(config).data).part("test")
+    answers = loaded.adaptive(part.inputs)
+    right = (answers.labels == part.labels).float().mean().item()
+    assert right == pytest.approx(said["classes"][0]["rows"]["test"]["system"]["accuracy"])
+    assert (answers.stage == 0).float().mean().item() > 0.02
+
+
+def test_several_classes_share_one_cascade(run, designed, tmp_path):
+    config = designed / "design.toml"
+    refused = run("design", "--config", config, "--bundle", tmp_path / "b")
+    assert refused.code == 2
+    assert "there are 2 classes: name one with --class" in refused.err
+    found = run("design", "--config", config, "--together", "--bundle", tmp_path / "b", "--json")
+    assert found.code == 0, found.err
+    together = json.loads(found.out)["together"]
+    assert {leaf["class"] for leaf in together["exits"]} == {"2", "6"}
+    assert len(load_bundle(tmp_path / "b").manifest.stages) == 3
+
+
+def test_superclasses_are_designed_for(run, project, tmp_path):
+    low, high = [str(k) for k in range(5)], [str(k) for k in range(5, 10)]
+    groups = f"superclasses = {{ low = {low}, high = {high} }}\n"
+    text = (project / "design.toml").read_text().replace('classes = ["2", 6]\n', groups)
+    config = project / "groups.toml"
+    config.write_text(text.replace('dir = "run"', f'dir = "{tmp_path / "groups"}"'))
+    found = run("design", "--config", config, "--superclass", "low", "--json")
+    assert found.code in (0, 3), found.err
+    said = json.loads(found.out)
+    assert (said["class_names"], said["targets"]) == (["low", "high"], ["low"])
+    wrong = run("design", "--config", project / "design.toml", "--superclass", "low")
+    assert wrong.code == 2
+    assert "has no superclasses to choose from" in wrong.err
+
+
+def test_no_viable_exit_is_an_answer_with_its_own_exit_code(run, designed):
+    config = designed / "design.toml"
+    found = run("design", "--config", config, "--class", "8", "--tolerance", 0, "--json")
+    assert found.code in (0, 3), found.err
+    never = (designed / "design.toml").read_text().replace("[0.5, 1.0]", "[1.0, 1.0]")
+    (designed / "never.toml").write_text(never)
+    found = run("design", "--config", designed / "never.toml", "--class", "8")
+    assert found.code == 3
+    assert "8: no viable exit. No branch makes the class '8' faster" in " ".join(found.out.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--class", "eleven"], "There is no class 'eleven'."),
+        (["--class", "12"], "A class must be in [0, 10), got 12."),
+        (["--tolerance", "2"], "--tolerance: Input should be less than or equal to 1, got 2.0"),
+        (["--constraints", "loose"], "--constraints: Input should be 'strict' or 'paper'"),
+        (["--together", "--constraints", "paper"], "needs constraints 'strict', got 'paper'"),
+    ],
+)
+def test_wrong_options_are_named(run, designed, arguments, message):
+    found = run("design", "--config", designed / "design.toml", *arguments)
+    assert found.code == 2
+    assert message in found.err
+
+
+def test_wrong_values_of_the_configuration_are_named(run, project):
+    text = (project / "design.toml").read_text()
+    for old, new, message in (
+        ("[0.5, 1.0]", "[0.0, 1.0]", "design.thresholds: must be a range"),
+        ("tolerance", "tolerence", "Did you mean 'tolerance'?"),
+        ("epochs = 10", 'together = true\nconstraints = "paper"', "design.together: the paper's"),
+    ):
+        (project / "wrong.toml").write_text(text.replace(old, new))
+        found = run("design", "--config", project / "wrong.toml")
+        assert found.code == 2
+        assert message in found.err
+
+
+def test_the_report_of_a_run_with_a_design_shows_it(run, designed):
+    assert run("design", "--config", designed / "design.toml").code == 0
+    found = run("report", designed / "run", "--json")
+    assert found.code == 0, found.err
+    page = (designed / "run" / "design.html").read_text()
+    assert json.loads(found.out)["design"].endswith("design.html")
+    assert "Which figure to believe" in page
+    assert "Table 4, test" in page
+    assert "Figure 5, left" in page
