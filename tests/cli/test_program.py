@@ -11,7 +11,10 @@ from offramp.cli import errors
 from offramp.cli.app import app
 from offramp.cli.output import aligned, amount, points
 
-COMMANDS = ["demo", "cut", "train", "record", "fit", "evaluate", "report", "predict", "bench"]
+COMMANDS = [
+    *("demo", "cut", "train", "record", "design"),
+    *("fit", "evaluate", "report", "predict", "bench"),
+]
 
 
 def test_help_and_import_leave_torch_alone():

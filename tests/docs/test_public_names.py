@@ -38,6 +38,7 @@ INTERNAL = {
     "stage_figure",
     "sweep",
     "to_device",
+    "write_design_report",
     "write_report",
 }
 

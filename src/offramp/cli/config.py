@@ -39,6 +39,10 @@ Instead of `[[stage]]` there may be one network with exits inside:
     classes = ["cat", "dog"]
     tolerance = 0.005                # half a point, of accuracy and of each class's recall
 
+    [joint]                          # several networks trained together with when to stop
+    alphas = [0.01, 0.03, 0.1]       # prices of the dearest network, in loss
+    epochs = 30
+
     [output]
     dir = "runs/first"
 

@@ -31,6 +31,7 @@ def contradictions(config: RunConfig) -> list[Problem]:
         text = f"{config.cost.unit!r} cannot be measured ({', '.join(_UNITS)} can); use cost.given"
         found.append((("cost", "unit"), text))
     found += _of_network(config)
+    found += _of_joint(config)
     if config.exits is not None:
         found += _of_exits(config.exits)
     known = names or _exit_names(config)
@@ -62,6 +63,30 @@ def _of_network(config: RunConfig) -> list[Problem]:
     if config.design.together and config.design.constraints == "paper":
         text = "the paper's constraints are about one class; together needs constraints = 'strict'"
         found.append((("design", "together"), text))
+    return found
+
+
+def _of_joint(config: RunConfig) -> list[Problem]:
+    if "joint" not in config.model_fields_set:
+        return []
+    joint = config.joint
+    found: list[Problem] = []
+    if config.network is not None:
+        found.append((("joint",), "belongs to several networks, [[stage]], not to a [network]"))
+    elif len(config.stage) < 2:
+        text = "needs at least two [[stage]]; with one there is nothing to stop at"
+        found.append((("joint",), f"{text}, got {len(config.stage)}"))
+    found += [
+        (("joint", "alphas", k), f"{alpha!r} stands there twice")
+        for k, alpha in enumerate(joint.alphas)
+        if alpha in joint.alphas[:k]
+    ]
+    if joint.warm_up > joint.epochs:
+        text = f"must be at most epochs = {joint.epochs}, got {joint.warm_up}"
+        found.append((("joint", "warm_up"), text))
+    if joint.rollouts == "visited" and joint.estimator != "reinforce":
+        text = f"'visited' goes with estimator = 'reinforce', not {joint.estimator!r}"
+        found.append((("joint", "rollouts"), text))
     return found
 
 

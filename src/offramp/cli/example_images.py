@@ -16,6 +16,8 @@ from offramp._core.types import Batch
 from offramp.data import Examples
 from offramp.evaluate import replay
 from offramp.policy import Policy, Setting
+from offramp.policy.policy import scaled_log_probs
+from offramp.policy.stopping import Stopping
 from offramp.stages import Cascade, Normalize
 from offramp.trace import Trace
 
@@ -28,7 +30,13 @@ _Visit = tuple[str, tuple[tuple[str, float], ...]]
 
 
 def example_images(
-    examples: Examples, part: Trace, setting: Setting, cascade: Cascade, *, per_stage: int = 6
+    examples: Examples,
+    part: Trace,
+    setting: Setting,
+    cascade: Cascade,
+    *,
+    per_stage: int = 6,
+    baseline: Trace | None = None,
 ) -> tuple["ExampleImage", ...]:
     """Some images for each stage at which anybody left: right ones, and two kinds of wrong ones.
 
@@ -40,6 +48,7 @@ def example_images(
         setting: What decides.
         cascade: Says how raw values become numbers in [0, 1].
         per_stage: Most images for one stage.
+        baseline: Where F's answers stand, if not in `part`: the same examples, in the same order.
 
     Returns:
         Nothing where the inputs are no images, or the trace has no scores.
@@ -54,7 +63,8 @@ def example_images(
     where = {name: row for row, name in enumerate(examples.ids.tolist())}
     names = examples.class_names
     done = replay(part, setting.policy, top=setting.top)
-    f_wrong = part.wrong(part.topology.index(setting.reference), top=setting.top)
+    of_f = part if baseline is None else baseline
+    f_wrong = of_f.wrong(of_f.topology.index(setting.reference), top=setting.top)
     found = []
     for stage in np.unique(done.last):
         for row in _some(np.flatnonzero(done.last == stage), done.wrong, f_wrong, per_stage):
@@ -70,6 +80,7 @@ def example_images(
                     correct=not done.wrong[row],
                     answer=names[answer] if 0 <= answer < len(names) else str(answer),
                     reference_correct=not f_wrong[row],
+                    stops=_stops(part, setting.policy, int(row), path),
                 )
             )
     return tuple(found)
@@ -102,6 +113,22 @@ def _visits(
         )
         found.append((part.stages[k], classes))
     return tuple(found)
+
+
+def _stops(part: Trace, policy: Policy, row: int, path: Path) -> tuple[float, ...]:
+    """Probability of stopping after each visit; nothing where other rules decide."""
+    found = []
+    for k, stage in enumerate(path):
+        if not policy.topology.children(stage):
+            found.append(1.0)
+            continue
+        rule = policy.node(path[: k + 1]).leave
+        if not isinstance(rule, Stopping):
+            return ()
+        scores = part.output(stage).rows(torch.tensor([row])).scores()
+        shares = scaled_log_probs(scores, policy.temperatures[stage])
+        found.append(float(rule.log_odds(Distribution(shares)).sigmoid()))
+    return tuple(found) if len(policy.topology.active) > 1 else ()
 
 
 def _pixels(raw: Batch, cascade: Cascade) -> NDArray[np.uint8]:

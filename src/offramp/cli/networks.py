@@ -11,7 +11,7 @@ from torch import Tensor
 
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError
-from offramp._core.types import SPLITS, Batch
+from offramp._core.types import SPLITS, Batch, Split
 from offramp.cli.built import built, normalize, spec_of
 from offramp.cli.exits import planned, with_heads
 from offramp.cli.sections import CostSection, DataSection, RunConfig
@@ -82,10 +82,21 @@ def recorded(config: RunConfig, examples: Examples) -> Examples:
     """
     if config.network is None or examples.split is None:
         return examples
-    kept = examples.split != SPLITS.index(config.train.part)
+    return all_but(examples, config.train.part, "the heads are trained")
+
+
+def all_but(examples: Examples, part: Split, what: str) -> Examples:
+    """The examples outside a split, on which `what` is done.
+
+    Raises:
+        InputError: If none is left.
+    """
+    if examples.split is None:
+        raise InputError(f"[data] needs splits: on {part!r} {what}, on fit, calibrate, test not.")
+    kept = examples.split != SPLITS.index(part)
     if not bool(kept.any()):
         raise InputError(
-            f"All examples are in the split {config.train.part!r}, on which the heads are trained; "
+            f"All examples are in the split {part!r}, on which {what}; "
             "[data] needs splits for fit, calibrate and test as well."
         )
     return examples.rows(kept)

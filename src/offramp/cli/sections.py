@@ -172,6 +172,39 @@ class TrainSection(_Section):
     seed: int = 0
 
 
+Alphas = Annotated[
+    list[Annotated[float, Field(ge=0)]], BeforeValidator(_as_list), Field(min_length=1)
+]
+
+
+class JointSection(_Section):
+    """`[joint]`: how networks are trained together with their stopping networks."""
+
+    part: SplitName = "train"
+    alphas: Alphas = Field(default_factory=lambda: [0.01, 0.03, 0.1, 0.3])
+    epochs: int = Field(default=30, ge=1)
+    epochs_next: int | None = Field(default=None, ge=1)
+    warm_up: int = Field(default=0, ge=0)
+    learning_rate: float = Field(default=0.1, gt=0)
+    learning_rate_next: float | None = Field(default=None, gt=0)
+    policy_learning_rate: float = Field(default=0.1, gt=0)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    batch_size: int = Field(default=128, ge=1)
+    schedule: Literal["steps", "cosine"] = "steps"
+    estimator: Literal["supervised", "exact", "reinforce"] = "supervised"
+    answers: Literal["best", "drawn"] = "best"
+    rollouts: Literal["all", "visited"] = "all"
+    detached: bool = False
+    supervision: float = Field(default=1.0, ge=0)
+    frozen: bool = False
+    width: int = Field(default=64, ge=1)
+    validation: float = Field(default=0.1, gt=0, lt=1)
+    patience: int | None = Field(default=None, ge=1)
+    augment: Literal["crop_flip"] | None = None
+    bfloat16: bool = False
+    seed: int = 0
+
+
 class CascadeSection(_Section):
     """`[cascade]`: which stage may follow which."""
 
@@ -245,6 +278,7 @@ class RunConfig(_Section):
     cost: CostSection = CostSection()
     fit: FitSection = FitSection()
     design: DesignSection = DesignSection()
+    joint: JointSection = JointSection()
     output: OutputSection = OutputSection()
 
     def read_from(self, file: Path) -> "RunConfig":

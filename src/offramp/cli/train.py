@@ -1,4 +1,4 @@
-"""`offramp train`: train the heads of a network's exits; the network itself stays as it is.
+"""`offramp train`: the heads of a network's exits, or several networks with when to stop.
 
 Layer: cli.
 """
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from offramp._core.checks import check_choice
 from offramp._core.errors import InputError
 from offramp.cli import options
 from offramp.cli.config import load_config
@@ -26,26 +27,61 @@ _FEATURES = "features"
 
 
 def command(
-    config: Annotated[
-        Path, typer.Option("--config", "-c", help="Configuration in TOML with [network], [exits].")
-    ],
+    config: Annotated[Path, typer.Option("--config", "-c", help="Configuration in TOML.")],
+    what: Annotated[
+        str | None,
+        typer.Argument(help="heads or joint; by default what the configuration is about."),
+    ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="Also write a bundle to deploy; for joint.")
+    ] = None,
     device: options.Device = "cpu",
     restart: Annotated[
         bool, typer.Option("--restart", help="Begin anew, whatever was trained before.")
     ] = False,
     json: options.Json = False,
 ) -> None:
-    """Train the heads of a network's exits. The network itself is never changed.
+    """Train the heads of a network's exits, or several networks together with when to stop.
 
-    In: a configuration with [network], [exits] and [data]; [train] says how. The heads are trained
-    side by side on the split "train".
+    heads: from a configuration with [network], [exits] and [data]; [train] says how. The network
+    itself is never changed. The heads are trained side by side on the split "train" and written
+    to heads.safetensors in the folder of the run, which record and fit use. Accuracies are those
+    on the part of the split that the heads were not trained on.
 
-    Out: heads.safetensors in the folder of the run, which record and fit use, and a checkpoint: an
-    interrupted training goes on when you call it again. Accuracies are those on the part of the
-    split that the heads were not trained on.
+    joint: from a configuration with several [[stage]] and [data]; [joint] says how, [fit] which
+    point to choose. Networks without weights are first trained alone, to compare with; then all are
+    trained with their stopping networks, once for each alpha. Written are joint.json, which report
+    draws, and traces for evaluate. Exit code 3: one network alone is better.
 
-    Example: offramp train --config exits.toml
+    An interrupted training goes on when you call it again.
+
+    Example: offramp train joint --config cifar.toml --bundle bundle
     """
+    output = Output(as_json=json)
+    if _about(what, config) == "joint":
+        from offramp.cli.train_together import train_together
+
+        settings = load_config(config, needs=("data", "stage"))
+        if settings.network is not None:
+            raise InputError(
+                f"{config} describes a [network]; joint training is of several [[stage]]. "
+                "`offramp train heads` trains the heads of its exits."
+            )
+        train_together(settings, config, output, bundle=bundle, device=device, restart=restart)
+        return
+    if bundle is not None:
+        raise InputError("--bundle goes with joint; heads are bundled by `offramp fit --bundle`.")
+    _train_heads(config, output, device=device, restart=restart)
+
+
+def _about(what: str | None, config: Path) -> str:
+    """What to train: as the command line says, else as the configuration."""
+    if what is not None:
+        return check_choice("what to train", what, ("heads", "joint"))
+    return "joint" if "joint" in load_config(config).model_fields_set else "heads"
+
+
+def _train_heads(config: Path, output: Output, *, device: str, restart: bool) -> None:
     from offramp.cli.networks import (
         cascade_of,
         examples_of,
@@ -54,7 +90,6 @@ def command(
     )
     from offramp.cli.trained_heads import HEADS, check_heads, save_heads
 
-    output = Output(as_json=json)
     settings = load_config(config, needs=("data", "network", "exits"))
     if settings.data is None:  # load_config has refused it
         return

@@ -3,6 +3,7 @@
 Layer: evaluate.  Reads traces and policies; never a network, never data.
 """
 
+from offramp.evaluate.assignment import Assignment, assignment
 from offramp.evaluate.batch import evaluate_all
 from offramp.evaluate.bills import Bill, bills
 from offramp.evaluate.evaluation import evaluate
@@ -21,10 +22,12 @@ from offramp.evaluate.results import (
     Overlap,
     ReferencePoint,
 )
+from offramp.evaluate.retrained import frontier_of_traces
 from offramp.evaluate.savings import Saving, frontier_of, savings
 from offramp.evaluate.uses import StageUse, stage_uses
 
 __all__ = [
+    "Assignment",
     "Bill",
     "DoNotCascade",
     "Evaluation",
@@ -37,12 +40,14 @@ __all__ = [
     "Replay",
     "Saving",
     "StageUse",
+    "assignment",
     "bills",
     "evaluate",
     "evaluate_all",
     "exit_points",
     "fit",
     "frontier_of",
+    "frontier_of_traces",
     "overlap",
     "references",
     "replay",

@@ -28,6 +28,7 @@ def evaluate(
     bootstrap: int = 2000,
     seed: int = 0,
     costs: Costs | None = None,
+    baseline: Trace | None = None,
 ) -> Evaluation:
     """Replay a setting and compare it with F, its reference, on the same examples.
 
@@ -37,9 +38,10 @@ def evaluate(
         bootstrap: Number of resamples for the 95 % intervals; 0 leaves them out.
         seed: Of the resampling.
         costs: What to bill the same decisions by; by default the trace's own costs.
+        baseline: Where F's answers stand, if not in `trace`: the same examples, in the same order.
 
     Raises:
-        InputError: If F costs nothing, so that no ratio exists, or the stages differ.
+        InputError: If F costs nothing, so that no ratio exists, or stages or examples differ.
         UnknownNameError: If F is not among the stages.
 
     >>> from offramp.trace.testing import make_trace
@@ -51,7 +53,13 @@ def evaluate(
     if costs is not None:
         trace = trace.with_costs(costs)
     done = replay(trace, setting.policy, top=setting.top)
-    f_wrong = trace.wrong(trace.topology.index(setting.reference), top=setting.top)
+    of_f = trace if baseline is None else baseline
+    if not np.array_equal(of_f.ids, trace.ids):
+        raise InputError(
+            f"baseline must hold the {len(trace)} examples of the trace in the same order, got "
+            f"{len(of_f)} others."
+        )
+    f_wrong = of_f.wrong(of_f.topology.index(setting.reference), top=setting.top)
     outcomes = np.stack(
         [
             count_outcomes(done.wrong[done.path == i], f_wrong[done.path == i])

@@ -293,11 +293,14 @@ def _operating_point(
     max_loss: float | None = None,
     max_cost: float | None = None,
 ) -> OperatingPoint:
-    against = (
-        "no single network stays within the limit"
-        if single is None
-        else f"the best single network, {_described(single, risk)}"
-    )
+    if single is None:
+        against = "no single network stays within the limit"
+    elif single.setting.policy.topology.names[single.setting.policy.topology.root] == (
+        chosen.setting.reference
+    ):
+        against = f"no single network within the limit is cheaper than {chosen.setting.reference}"
+    else:
+        against = f"the best single network, {_described(single, risk)}"
     return OperatingPoint(
         setting=chosen.setting,
         fit=chosen.fit,

@@ -76,10 +76,12 @@ class ExampleImage:
         correct: True if the answer was right.
         answer: Name of the class that was answered; shown where the answer was wrong.
         reference_correct: True if F alone is right; None where that is not known.
+        stops: For policies of stopping networks: the probability of stopping after each visit.
 
     Raises:
         InputError: If the shape or type of `pixels` is another one, nothing was visited, the exit
-            is not among the visits, or a probability lies outside [0, 1].
+            is not among the visits, a probability lies outside [0, 1], or there is not one of
+            stopping for each visit.
 
     >>> import numpy as np
     >>> ExampleImage(pixels=np.zeros((8, 8), np.uint8), label="3", exit_stage="small",
@@ -94,6 +96,7 @@ class ExampleImage:
     correct: bool
     answer: str = ""
     reference_correct: bool | None = None
+    stops: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         shape = self.pixels.shape
@@ -110,6 +113,13 @@ class ExampleImage:
         for _, classes in self.visits:
             for name, probability in classes:
                 check_fraction(f"the probability of {name!r}", probability)
+        for probability in self.stops:
+            check_fraction("the probability of stopping", probability)
+        if self.stops and len(self.stops) != len(self.visits):
+            raise InputError(
+                f"stops must hold one probability for each of the {len(self.visits)} visits, got "
+                f"{len(self.stops)}."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values; the pixels are in the page only."""
@@ -119,6 +129,7 @@ class ExampleImage:
             "exit_stage": self.exit_stage,
             "correct": self.correct,
             "reference_correct": self.reference_correct,
+            "stops": list(self.stops),
             "visits": [
                 {"stage": stage, "best": [[name, float(p)] for name, p in classes]}
                 for stage, classes in self.visits

@@ -1,4 +1,4 @@
-"""Cutting networks of other packages, with random weights, at every point they have."""
+"""Cutting networks of many kinds, with random weights, at every point they have."""
 
 import sys
 import types
@@ -8,13 +8,16 @@ import pytest
 import torch
 from torch import nn
 
+from offramp import models
 from offramp.models import extract_logits
 from offramp.stages import cut, cut_points, take_rows
 
 N = 7
 
-# The packages warn of their own future; and their networks are large.
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+QUICK = ("resnet20", "alexnet", "googlenet")  # the others are large, or need other packages
+
+# The packages warn of their own future.
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def wanted(package):
@@ -36,6 +39,10 @@ def hugging_face(kind, **config):
 
 def vision(name, **arguments):
     return lambda: getattr(wanted("torchvision.models"), name)(**arguments)
+
+
+def own(name, **arguments):
+    return lambda: getattr(models, name)(**arguments)
 
 
 def timm(name):
@@ -83,19 +90,15 @@ NETWORKS = {
         images(64),
         None,
     ),
-    "torchvision_alexnet": (vision("alexnet"), images(64), "features.5"),
+    "resnet20": (own("cifar_resnet", depth=20), images(32), "layer2.1"),
+    "resnet56": (own("cifar_resnet", depth=56), images(32), "layer2.8"),
+    "resnet110": (own("cifar_resnet", depth=110), images(32), "layer3.3"),
+    "alexnet": (own("alexnet", size="cifar"), images(32), "features.5"),
+    "googlenet": (own("googlenet", size="cifar"), images(32), "inception4a"),
+    "resnet50": (own("resnet50"), images(64), "layer2.1"),
+    "densenet121": (own("densenet121"), images(64), "features.denseblock2"),
+    "inception_v3": (own("inception_v3"), images(139), "Mixed_6b"),
     "torchvision_resnet50": (vision("resnet50"), images(64), "layer2.1"),
-    "torchvision_densenet121": (vision("densenet121"), images(64), "features.denseblock2"),
-    "torchvision_googlenet": (
-        vision("googlenet", init_weights=False),
-        images(64),
-        "inception4a",
-    ),
-    "torchvision_inception_v3": (
-        vision("inception_v3", init_weights=False),
-        images(139),
-        "Mixed_6b",
-    ),
     "torchvision_swin_t": (vision("swin_t"), images(64), "features.3"),
     "timm_vit": (timm("vit_tiny_patch16_224"), images(224), "blocks.5"),
     "timm_swin": (timm("swin_tiny_patch4_window7_224"), images(224), "layers.1"),
@@ -123,7 +126,9 @@ def call(module, batch):
     return module(batch) if isinstance(batch, torch.Tensor) else module(*batch)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in NETWORKS]
+)
 @torch.no_grad()
 def test_a_network_of_the_zoo_is_its_segments(name):
     make, example, block = NETWORKS[name]

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from offramp._core.errors import InputError
-from offramp.models import ClassHead, ModelSpec, build, cifar_resnet, class_head, resnet21
+from offramp._core.errors import InputError, UnsupportedError
+from offramp.models import WRAPPERS, ClassHead, ModelSpec, build, cifar_resnet, class_head, resnet21
 from offramp.stages import Cascade, cut_points, measure_flops
 from offramp.train.design import (
     LargestOfGroup,
@@ -153,6 +153,16 @@ def test_a_tap_that_is_not_pooled_gives_the_map_itself(net, images):
         TappedNet(
             net, ["relu", "layer1.0"], [Tap(name="a", reads=TAPS[0].reads, pooled=False)], images
         )
+
+
+def test_an_import_inside_a_wrapper_needs_the_same_permission(net, images):
+    model = ModelSpec(name="offramp.models:cifar_resnet", arguments={"depth": 8})
+    spec = tapped_spec(model, ["layer1"], [Tap(name="a", reads=("layer1",))], images.shape[1:])
+    assert isinstance(build(spec), TappedNet)
+    with pytest.raises(UnsupportedError, match=r"'offramp\.models:cifar_resnet' would import"):
+        build(spec, allow_import=False)
+    with pytest.raises(InputError, match="'tapped' is registered already"):
+        WRAPPERS.add("tapped", lambda: net)
 
 
 def test_a_head_for_one_class_gives_log_p_and_shares_the_rest():

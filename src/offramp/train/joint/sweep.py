@@ -3,7 +3,8 @@
 Layer: train.  Source: methods.md 3 (their Figure 2).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from offramp.data import Examples
 from offramp.stages import Cascade
 from offramp.train.joint.checkpoint import copied
 from offramp.train.joint.problem import read_loader
-from offramp.train.joint.result import JointSweep, JointTraining
+from offramp.train.joint.result import JointEpoch, JointSweep, JointTraining
 from offramp.train.joint.training import train_joint
 
 ALPHAS = (0.01, 0.03, 0.1, 0.3)
@@ -31,6 +32,7 @@ def sweep_joint(
     learning_rate_next: float | None = None,
     warm_up: int = 0,
     work: Path | str | None = None,
+    on_epoch: Callable[[float, JointEpoch], None] | None = None,
     **options: Any,  # noqa: ANN401  (those of train_joint)
 ) -> JointSweep:
     """Train a cascade jointly for each alpha, the smallest first.
@@ -50,6 +52,7 @@ def sweep_joint(
         learning_rate_next: Of the later ones'; by default a tenth.
         warm_up: Of the first training.
         work: Folder for checkpoints, one for each alpha: the same call goes on where it stopped.
+        on_epoch: Told of each epoch as it ends, with its alpha.
         **options: As for `train_joint`.
 
     Raises:
@@ -92,6 +95,7 @@ def sweep_joint(
                     checkpoint=None
                     if work is None
                     else Path(work) / f"alpha_{alpha:g}.safetensors",
+                    on_epoch=None if on_epoch is None else partial(on_epoch, alpha),
                     **options,
                 )
             )

@@ -1,0 +1,154 @@
+"""`offramp train joint`: networks and their stopping networks, trained together for each alpha.
+
+Layer: cli.
+"""
+
+import math
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from offramp._core.errors import InputError
+from offramp.cli.errors import NO_ANSWER
+from offramp.cli.output import Output, amount, percent, points
+from offramp.cli.run_folder import RunFolder
+from offramp.cli.sections import RunConfig
+
+if TYPE_CHECKING:
+    from offramp.cli.joint_run import Choice, Trained
+    from offramp.train import JointEpoch
+
+JOINT = "joint.json"
+
+
+def train_together(
+    settings: RunConfig,
+    config: Path,
+    output: Output,
+    *,
+    bundle: Path | None,
+    device: str,
+    restart: bool,
+) -> None:
+    """Train, record, compare and choose; write `joint.json` and perhaps a bundle.
+
+    Args:
+        settings: With data and stages.
+        config: The configuration's file.
+        output: Where results go.
+        bundle: Folder of the bundle to write.
+        device: Where networks run.
+        restart: Begin anew.
+    """
+    from offramp.cli.joint_run import (
+        STATIC_TRACE,
+        WORK,
+        chosen_from,
+        joint_to_dict,
+        trace_name,
+        train_all,
+    )
+    from offramp.cli.networks import examples_of, warn_of_raw_bytes
+
+    if settings.data is None:  # load_config has refused it
+        return
+    examples = examples_of(settings.data)
+    warn_of_raw_bytes(settings, examples)
+    run = RunFolder.claim(settings.folder)
+    names = [trace_name(alpha) for alpha in settings.joint.alphas]
+    run.remember(WORK, STATIC_TRACE, *names)
+    try:
+        found = train_all(
+            settings,
+            examples,
+            run.path,
+            device=device,
+            restart=restart,
+            told=lambda alpha, epoch: output.line(_epoch(alpha, epoch)),
+        )
+    except InputError as error:
+        if not (run.path / WORK).exists() or restart:
+            raise
+        raise InputError(f"{error} `offramp train joint --restart` begins anew.") from error
+    choice = chosen_from(found.frontier, settings.fit)
+    value = joint_to_dict(found, settings, choice)
+    value["command"] = shlex.join(["offramp", "train", "joint", "--config", str(config)])
+    run.write(JOINT, value)
+    if bundle is not None:
+        _save_bundle(bundle, found, choice, settings)
+    _show(output, value, run.path, bundle)
+    if value["outcome"] != "cascade":
+        raise typer.Exit(NO_ANSWER)
+
+
+def _epoch(alpha: float, epoch: "JointEpoch") -> str:
+    """One line of the running frontier, as judged on the validation examples."""
+    left = " ".join(f"{100 * share:.0f}" for share in epoch.exit_share)
+    of = "alone" if math.isnan(alpha) else f"alpha {alpha:g}"
+    return (
+        f"{of:<12} {epoch.phase:<8} cost {percent(epoch.cost_ratio):>7} error "
+        f"{percent(epoch.error):>7} leave after each (%): {left}"
+    )
+
+
+def _save_bundle(bundle: Path, found: "Trained", choice: "Choice", settings: RunConfig) -> None:
+    from torch import Tensor
+
+    from offramp.bundle import save_bundle
+    from offramp.cli.networks import examples_of
+
+    extra = {}
+    if settings.data is None:  # load_config has refused it
+        return
+    if settings.data.kind == "folder":
+        extra["images.json"] = dict(settings.data.options)
+    found.load_for(choice.setting)
+    first = examples_of(settings.data).batch(0, 1).inputs
+    save_bundle(
+        bundle,
+        found.cascade.cpu(),
+        choice,
+        costs=found.costs,
+        input_shape=tuple(first.shape[1:]) if isinstance(first, Tensor) else None,
+        extra=extra,
+        overwrite=True,
+    )
+
+
+def _show(output: Output, value: dict[str, Any], folder: Path, bundle: Path | None) -> None:
+    from_scratch = "as given" if value["given"] else "trained alone"
+    output.line()
+    output.paragraph(
+        f"On {value['examples']} examples of {value['split']!r}; F is {value['reference']}, "
+        f"{from_scratch}."
+    )
+    rows = [
+        [f"{one['name']}, {from_scratch}", one["cost"], one["error"]] for one in value["static"]
+    ]
+    for name, title in (("chosen", "trained jointly"), ("frozen", "stopping networks only")):
+        if value[name]["cascade"]:
+            rows.append([title, value[name]["cost"], value[name]["error"]])
+    largest = next(one for one in value["static"] if one["name"] == value["reference"])
+    output.table(
+        ["", "error", "cost/example", "of F", "points lost"],
+        [
+            [
+                name,
+                percent(error),
+                amount(cost, value["unit"]),
+                percent(cost / largest["cost"]),
+                points(error - largest["error"]),
+            ]
+            for name, cost, error in rows
+        ],
+    )
+    output.line()
+    output.paragraph(value["sentence"])
+    output.line(f"Written: {folder / JOINT}")
+    if bundle is not None:
+        output.line(f"Bundle: {bundle}")
+    output.result(
+        {"folder": str(folder), "bundle": None if bundle is None else str(bundle), **value}
+    )
