@@ -84,6 +84,11 @@ def _of_joint(config: RunConfig) -> list[Problem]:
     if joint.warm_up > joint.epochs:
         text = f"must be at most epochs = {joint.epochs}, got {joint.warm_up}"
         found.append((("joint", "warm_up"), text))
+    if joint.frozen:
+        bare = [stage.name for stage in config.stage if stage.untrained]
+        if bare or joint.alone:
+            text = "keeps the networks as they are, so leave alone out and give each stage weights"
+            found.append((("joint", "frozen"), f"{text}, also {', '.join(bare)}" if bare else text))
     if joint.rollouts == "visited" and joint.estimator != "reinforce":
         text = f"'visited' goes with estimator = 'reinforce', not {joint.estimator!r}"
         found.append((("joint", "rollouts"), text))

@@ -16,6 +16,7 @@ from offramp._core.types import Batch
 from offramp.data import Examples
 from offramp.evaluate import replay
 from offramp.policy import Policy, Setting
+from offramp.policy.features import Distribution
 from offramp.policy.policy import scaled_log_probs
 from offramp.policy.stopping import Stopping
 from offramp.stages import Cascade, Normalize

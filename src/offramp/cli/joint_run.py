@@ -120,8 +120,7 @@ def train_all(
         told: Of each epoch as it ends, with its alpha; of the networks alone alpha is NaN.
     """
     how, work = config.joint, folder / WORK
-    part = _part(examples, how)
-    held = all_but(examples, how.part, "the networks are trained")
+    part, held = parts_of(examples, how)
     if restart:
         shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
@@ -130,7 +129,7 @@ def train_all(
     costs = with_stopping(costs_of(cascade, config.cost, held, device=device), classes, how.width)
     given = _weights_of(cascade)
     options: dict[str, Any] = {**_options(how), "costs": costs, "device": device}
-    if any(section.weights is None for section in config.stage) and not how.frozen:
+    if trains_alone(config):
         _alone(cascade, part, how, work, options, told)
     static = _weights_of(cascade)
     baseline = _recorded(cascade, held, folder / STATIC_TRACE, costs, device)
@@ -167,7 +166,19 @@ def train_all(
     )
 
 
-def _part(examples: Examples, how: JointSection) -> Examples:
+def trains_alone(config: RunConfig) -> bool:
+    """True if the networks are first trained alone, to compare with."""
+    if config.joint.alone is not None:
+        return config.joint.alone
+    return any(stage.untrained for stage in config.stage)
+
+
+def parts_of(examples: Examples, how: JointSection) -> tuple[Examples, Examples]:
+    """The examples to train on, and the others.
+
+    Raises:
+        InputError: If there are none to train on, or none to choose on.
+    """
     try:
         part = examples.part(how.part)
         examples.part("fit")
@@ -177,7 +188,7 @@ def _part(examples: Examples, how: JointSection) -> Examples:
             f"stopping point is chosen on 'fit' and 'calibrate': {error} Give both a share in "
             "data.splits, such as { train = 0.6, fit = 0.2, calibrate = 0.1, test = 0.1 }."
         ) from error
-    return part
+    return part, all_but(examples, how.part, "the networks are trained")
 
 
 def _options(how: JointSection) -> dict[str, Any]:
@@ -301,7 +312,7 @@ def joint_to_dict(found: Trained, config: RunConfig, choice: Choice) -> dict[str
         else trace_name(float(choice.setting.parameters["alpha"])),
         "alphas": [training.alpha for training in found.trainings],
         "epochs": [len(training.history) for training in found.trainings],
-        "given": all(section.weights is not None for section in config.stage),
+        "given": not trains_alone(config),
         "static": static,
         "chosen": {"cascade": isinstance(choice, OperatingPoint), **_row(shown)},
         "frozen": {

@@ -3,6 +3,7 @@
 Layer: cli.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +18,7 @@ from offramp.cli.design import DESIGN
 from offramp.cli.output import Output
 from offramp.cli.run_folder import CHOSEN, FRONTIER, RunFolder, choose_again
 from offramp.cli.traces import load_divided, unseen
+from offramp.cli.train_together import JOINT
 
 if TYPE_CHECKING:
     from offramp._core.costs import Costs
@@ -42,25 +44,30 @@ def command(
 ) -> None:
     """Write one page about a run: the frontier, who leaves where, what it saves.
 
-    In: the folder that fit or design has written. With --config, which says where the images are,
-    the page shows some that left at each stage. --costs is a JSON file, {"costs": [...]}, of tables
-    with unit, segment, head, decision (a number for each stage) and note.
+    In: the folder that fit, design or train joint has written. With --config, which says where the
+    images are, the page shows some that left at each stage. --costs is a JSON file,
+    {"costs": [...]}, of tables with unit, segment, head, decision (a number for each stage), note.
 
     Out: report.html, which works offline, and report.json with every number that it shows; after
-    design, design.html with the exits of classes.
+    design, design.html with the exits of classes; after train joint, joint.html.
 
     Example: offramp report runs/cifar --config run.toml
     """
     from offramp.cli.design_report import design_page
+    from offramp.cli.joint_report import joint_page
     from offramp.cli.report_content import report_content, reproduction
     from offramp.report import write_report
 
     output = Output(as_json=json)
     run = RunFolder.open(folder)
-    design = design_page(run, title) if DESIGN in run.facts["files"] else None
-    if design is not None and FRONTIER not in run.facts["files"]:
-        output.line(f"Report: {design}")
-        output.result({"design": str(design)})
+    files, others = run.facts["files"], {}
+    if DESIGN in files:
+        others["design"] = str(design_page(run, title))
+    if JOINT in files:
+        others["joint"] = str(joint_page(run, title, config))
+    if others and FRONTIER not in files:
+        output.line(_written(others.values()))
+        output.result(others)
         return
     seed = int(run.facts.get("seed", 0))
     trace = load_divided(run.trace_path(), seed=seed)
@@ -87,15 +94,20 @@ def command(
     run.remember(REPORT, "report.json")
     page = write_report(folder / REPORT, content)
     output.paragraph(content.chosen.sentence)
-    output.line(f"Report: {page}" if design is None else f"Reports: {page}, {design}")
+    output.line(_written([str(page), *others.values()]))
     output.result(
         {
             "report": str(page),
             "numbers": str(page.with_suffix(".json")),
             "outcome": "cascade" if content.cascade else "do not cascade",
-            **({} if design is None else {"design": str(design)}),
+            **others,
         }
     )
+
+
+def _written(pages: Iterable[str]) -> str:
+    several = list(pages)
+    return f"{'Report' if len(several) == 1 else 'Reports'}: {', '.join(several)}"
 
 
 def _tables(path: Path) -> list["Costs"]:

@@ -135,6 +135,11 @@ class StageSection(BuiltSection):
 
     name: str = Field(min_length=1)
 
+    @property
+    def untrained(self) -> bool:
+        """True if its weights are drawn; an imported model may bring its own."""
+        return self.weights is None and ":" not in self.model
+
 
 class NetworkSection(BuiltSection):
     """`[network]`: the one network that gets exits, by the name of its own answer."""
@@ -197,6 +202,7 @@ class JointSection(_Section):
     detached: bool = False
     supervision: float = Field(default=1.0, ge=0)
     frozen: bool = False
+    alone: bool | None = None
     width: int = Field(default=64, ge=1)
     validation: float = Field(default=0.1, gt=0, lt=1)
     patience: int | None = Field(default=None, ge=1)

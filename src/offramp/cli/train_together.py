@@ -47,6 +47,7 @@ def train_together(
         WORK,
         chosen_from,
         joint_to_dict,
+        parts_of,
         trace_name,
         train_all,
     )
@@ -55,6 +56,7 @@ def train_together(
     if settings.data is None:  # load_config has refused it
         return
     examples = examples_of(settings.data)
+    parts_of(examples, settings.joint)  # before anything is written
     warn_of_raw_bytes(settings, examples)
     run = RunFolder.claim(settings.folder)
     names = [trace_name(alpha) for alpha in settings.joint.alphas]

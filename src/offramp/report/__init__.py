@@ -4,6 +4,7 @@ Layer: report.  The only place, with serve, for plotting and page templates; not
 a number, and nothing here sees networks or data sets.
 """
 
+from offramp.report.assignment_figure import assignment_figure
 from offramp.report.content import ExampleImage, ReportContent, Reproduction, TimingRow
 from offramp.report.design_figures import GainBar, LayerTime, gain_figure, layer_figure
 from offramp.report.design_page import write_design_report
@@ -17,6 +18,7 @@ from offramp.report.figures import (
     savings_figure,
     stage_figure,
 )
+from offramp.report.joint_page import write_joint_report
 from offramp.report.page import write_report
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "Reproduction",
     "SavedSeries",
     "TimingRow",
+    "assignment_figure",
     "frontier_figure",
     "gain_figure",
     "layer_figure",
@@ -37,5 +40,6 @@ __all__ = [
     "savings_figure",
     "stage_figure",
     "write_design_report",
+    "write_joint_report",
     "write_report",
 ]

@@ -97,7 +97,7 @@ def render_page(content: ReportContent, *, json_name: str, json_text: str) -> st
             stages=stage_chart(shown),
             overlap=None if content.overlap is None else overlap_chart(content.overlap),
             most_subsets=MOST_SUBSETS,
-            images=_by_exit(content.images),
+            images=by_exit(content.images),
             savings=savings_chart(content),
             savings_by_policy=savings_by_policy(content.savings),
             depth=depth_charts(content),
@@ -122,7 +122,7 @@ def environment() -> Environment:
     return made
 
 
-def _by_exit(images: tuple[ExampleImage, ...]) -> list[tuple[str, list[ExampleImage], int]]:
+def by_exit(images: tuple[ExampleImage, ...]) -> list[tuple[str, list[ExampleImage], int]]:
     """Images grouped by the stage where they left, stages in order of first use."""
     groups: dict[str, list[ExampleImage]] = {}
     for image in images:

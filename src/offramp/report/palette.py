@@ -86,8 +86,8 @@ CURVE_LOOKS: dict[CurveKind, Look] = {
     "head_3": Look(colour=GREY, marker="D", dash="-.", width_pt=1.3, size_pt=4.5, order=3.1),
     "joint": Look(colour=VERMILLION, marker="o", dash="-", width_pt=2.0, order=3.7),
     "frozen": Look(colour=BLUE, marker="s", dash="--", width_pt=1.5, size_pt=3.6, order=3.5),
-    "early_exit": Look(colour=GREEN, marker="^", dash="--", width_pt=1.6, size_pt=4.8, order=3.5),
-    "classes": Look(colour=AMBER, marker="s", dash="-.", width_pt=1.4, size_pt=3.6, order=3.3),
+    "early_exit": Look(colour=AMBER, marker="^", dash="--", width_pt=1.6, size_pt=4.8, order=3.5),
+    "classes": Look(colour=GREY, marker="s", dash="-.", width_pt=1.4, size_pt=3.6, order=3.3),
     "combined": Look(colour=BLUE, marker="o", dash=":", width_pt=1.8, size_pt=4.5, order=3.4),
 }
 POINT_LOOKS: dict[PointKind, Look] = {

@@ -1,0 +1,312 @@
+"""Learned selection, early exits, exits of classes and joint cascades in one frontier: CIFAR-10.
+
+One family of backbones, one split, one unit: pre-activation ResNets from scratch on the first
+`--images` training images; policies fitted and chosen on [40000:45000], judged on [45000:50000];
+FLOPs over those of the largest static network, deciding included.
+
+    static     each network on its own
+    selection  the learned policy over the static networks (Bolukbasi et al., network selection)
+    exits      the learned policy over heads inside the largest static network (early exit)
+    classes    one exit for each class inside the same network, all in one cascade, strict, over
+               tolerances; candidates are binary branches and the same heads (Bonato, Bouganis)
+    joint      the same networks trained together with stopping networks (Guan et al.)
+
+`curve_*` are (cost ratio, error) on test of what was on the front where it was chosen;
+`flops_ratio_*`, `error_*` are of the cheapest that was, there, at least as accurate as the largest
+static network, else the most accurate. `oracle_*` know the labels. The static networks had
+`--epochs` passes, and so had each network of a joint cascade; heads and branches have passes of
+their own on top of that, the network frozen. With the options and the `--work` of
+`joint_cifar10.py` its networks are taken over. Interrupted, the same command goes on.
+
+    python benchmarks/three_papers.py --train DIR --epochs 12 --work runs/joint --plot three.png
+"""
+
+import argparse
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from harness import parser, report
+from joint_cifar10 import (
+    ALPHAS,
+    THRESHOLDS,
+    Parts,
+    Point,
+    cheapest,
+    curve,
+    joint,
+    points,
+    static,
+    traces,
+)
+from train_backbone import NORMALISE
+
+import offramp
+from offramp.data import Examples, cifar10
+from offramp.evaluate import references
+from offramp.models import ModelSpec, head_arguments
+from offramp.policy.class_specific import NoViableExit, Requirements, system_figures
+from offramp.policy.fitters import fitters
+from offramp.report import Curve, frontier_figure, save_figure
+from offramp.report import Point as Mark
+from offramp.stages import Cascade, cut_points
+from offramp.trace import Trace
+from offramp.train import train_heads
+from offramp.train.design import Recipe, Sweep, design_together, sweep_branches
+
+EXITS = ("layer1.1", "layer1.2", "layer2.0", "layer2.1", "layer2.2", "layer3.0", "layer3.1")
+HEADS: dict[str, tuple[str, dict[str, Any]]] = {
+    "linear": ("gap_linear", {}),
+    "mlp": ("pool_mlp", {"hidden": 128}),
+    "conv": ("conv_head", {"filters": (32, 64), "pool": 2}),
+}
+TOLERANCES = (0.0, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08)
+CONTENDERS = {
+    "selection": "learned",
+    "exits": "early_exit",
+    "classes": "classes",
+    "joint": "joint",
+}
+NAMES = {
+    "selection": "learned selection",
+    "exits": "early exits in the largest",
+    "classes": "exits of classes",
+    "joint": "trained jointly",
+}
+
+
+def with_exits(net: torch.nn.Module, spec: ModelSpec) -> Cascade:
+    """The network with untrained heads; each is a rival of the others at its point."""
+    example = torch.zeros(2, 3, 32, 32)
+    shapes = {n: p.shape for p in cut_points(net, example) for n in (p.name, *p.aliases)}
+    at = [name for name in EXITS if name in shapes]
+    heads = {
+        name: {
+            label: ModelSpec(name=kind, arguments=head_arguments(kind, shapes[name], 10, **more))
+            for label, (kind, more) in HEADS.items()
+        }
+        for name in at
+    }
+    return Cascade.of_exits(net, at, heads=heads, example=example, preprocess=NORMALISE, spec=spec)
+
+
+def learn_heads(cascade: Cascade, part: Examples, work: Path, epochs: int) -> None:
+    """Train the heads on the images that the network was trained on."""
+    train_heads(
+        cascade,
+        part,
+        epochs=epochs,
+        seed=0,
+        validation=0.05,
+        learning_rate=0.003,
+        bfloat16=True,
+        cache=work / "cache",
+        checkpoint=work / "heads.safetensors",
+    )
+    shutil.rmtree(work / "cache", ignore_errors=True)
+
+
+def recorded(cascade: Cascade, parts: Parts) -> tuple[Trace, Trace]:
+    """Outputs on the images to choose on and on those to judge on, in FLOPs."""
+    first, second = (
+        offramp.record(cascade, part, progress=False) for part in (parts.fit, parts.test)
+    )
+    return first, second
+
+
+def class_points(sweep: Sweep, tolerances: Sequence[float]) -> list[Point]:
+    """Exits for all classes in one cascade, for each tolerance, and the network without any."""
+    branches = sweep.branches("flops")
+    splits = {name: sweep.data(name) for name in ("fit", "calibrate", "test")}
+    targets = [
+        k
+        for k in range(len(sweep.class_names))
+        if all((d.right & (d.labels == k)).any() for d in splits.values())
+    ]
+    wrong = {name: 1 - float(d.right.mean()) for name, d in splits.items()}
+    chosen_error = _mean(wrong["fit"], wrong["calibrate"], splits)
+    found = [Point("no exits", 1.0, chosen_error, 1.0, wrong["test"])]
+    for tolerance in tolerances:
+        design = design_together(
+            sweep,
+            targets,
+            requirements=Requirements(tolerance=tolerance, thresholds=(0.5, 1.0)),
+            branches=branches,
+        )
+        if isinstance(design, NoViableExit) or design.calibrate is None:
+            continue
+        test = system_figures(splits["test"], design.exits)
+        found.append(
+            Point(
+                f"classes, tolerance {tolerance:g}",
+                _mean(1 / design.fit.gain_all, 1 / design.calibrate.gain_all, splits),
+                _mean(1 - design.fit.accuracy, 1 - design.calibrate.accuracy, splits),
+                1 / test.gain_all,
+                1 - test.accuracy,
+            )
+        )
+    return found
+
+
+def _mean(fit: float, calibrate: float, splits: dict[str, Any]) -> float:
+    """Over the examples of both parts."""
+    n, m = len(splits["fit"]), len(splits["calibrate"])
+    return (n * fit + m * calibrate) / (n + m)
+
+
+def oracles(part: Trace, reference: str, scale: float) -> dict[str, list[float]]:
+    """(cost ratio, error) of the oracles on the chain to the reference."""
+    return {
+        one.name.removesuffix(" oracle"): [one.cost_ratio * scale, 1 - one.accuracy]
+        for one in references(part, reference)
+        if one.kind == "oracle"
+    }
+
+
+def joint_points(
+    parts: Parts, arguments: argparse.Namespace, reference: str, largest: float
+) -> list[Point]:
+    """Every alpha, as trained and with stopping networks fitted anew."""
+    found: list[Point] = []
+    for trained, cascade in joint(arguments.models, parts, arguments):
+        seen, judged = traces(cascade, parts)
+        settings = [
+            trained.setting(threshold=threshold, combine=combine, reference=reference)
+            for threshold in THRESHOLDS
+            for combine in ("policy", "last")
+        ]
+        settings += fitters["stopping"](seen, reference=reference)
+        found += points(settings, seen, judged, largest)
+    return found
+
+
+def class_exits(
+    exits: Cascade, net: torch.nn.Module, spec: ModelSpec, images: Examples, options: Any
+) -> Sweep:
+    """Branches of every class, and the heads beside them."""
+    begin, held = options.images, options.judge
+    ranges = {
+        "train": (0, begin),
+        "fit": (40_000, 40_000 + held // 2),
+        "calibrate": (40_000 + held // 2, 40_000 + held),
+        "test": (45_000, 45_000 + held),
+    }
+    divided = images.with_ranges(ranges)
+    sweep = sweep_branches(
+        net,
+        divided,
+        options.work / "three" / "branches",
+        sampled=options.points,
+        recipe=Recipe(epochs=options.branch_epochs, class_weights="plain", seed=0),
+        preprocess=NORMALISE,
+        spec=spec,
+    )
+    return sweep.with_heads(exits, divided)
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Train what is not there yet, choose, judge."""
+    images, held = cifar10(arguments.train), arguments.judge
+    parts = Parts(
+        images.rows(torch.arange(arguments.images)),
+        images.rows(torch.arange(40_000, 40_000 + held)),
+        images.rows(torch.arange(45_000, 45_000 + held)),
+    )
+    reference, own = arguments.models[-1], arguments.work / "three"
+    own.mkdir(parents=True, exist_ok=True)
+    apart = static(arguments.models, parts, arguments)
+    chosen, test = traces(apart, parts)
+    largest = float(chosen.stage_costs()[-1])
+    net = apart.stage(reference).module.eval()
+    spec = ModelSpec(name=reference, arguments={"seed": arguments.seed})
+    exits = with_exits(net, spec)
+    learn_heads(exits, parts.train, own, arguments.head_epochs)
+    seen, judged = recorded(exits, parts)
+    sweep = class_exits(exits, net, spec, images, arguments)
+    found = {
+        "selection": points(
+            fitters["weighted"](chosen, reference=reference), chosen, test, largest
+        ),
+        "exits": points(fitters["weighted"](seen, reference="last"), seen, judged, largest),
+        "classes": class_points(sweep, TOLERANCES),
+        "joint": joint_points(parts, arguments, reference, largest),
+    }
+    scale = float(judged.stage_costs()[-1]) / largest
+    last = len(arguments.models) - 1
+    return {
+        "error_static": [1 - test.accuracy(k) for k in range(last + 1)],
+        "flops_static": [float(v) / largest for v in test.stage_costs()],
+        **_figures(found, 1 - chosen.accuracy(last)),
+        "oracle_selection": oracles(test, reference, 1.0),
+        "oracle_exits": oracles(judged, "last", scale),
+    }
+
+
+def _figures(found: dict[str, list[Point]], limit: float) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for name, those in found.items():
+        best = cheapest(those, limit)
+        result |= {
+            f"flops_ratio_{name}": best.cost,
+            f"error_{name}": best.error,
+            f"setting_{name}": best.label,
+            f"curve_{name}": curve(those),
+        }
+    return result
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """The one figure."""
+    curves = []
+    for name, kind in CONTENDERS.items():
+        costs, errors = np.array(result[f"curve_{name}"], dtype=np.float64).T
+        title = NAMES[name]
+        curves.append(Curve(name=title, kind=kind, cost_ratio=costs, accuracy=1 - errors))  # type: ignore[arg-type]
+    marks = [
+        Mark(name=name, kind="static", cost_ratio=cost, accuracy=1 - error)
+        for name, cost, error in zip(
+            result["models"], result["flops_static"], result["error_static"], strict=True
+        )
+    ]
+    for where in ("selection", "exits"):
+        for name, (cost, error) in result[f"oracle_{where}"].items():
+            title = f"{name}, {where}"
+            marks.append(Mark(name=title, kind="oracle", cost_ratio=cost, accuracy=1 - error))
+    largest = 1 - result["error_static"][-1]
+    label = f"mean FLOPs per image, {result['models'][-1]} = 1"
+    save_figure(frontier_figure(curves, marks, reference_accuracy=largest, cost_label=label), path)
+
+
+def main() -> None:
+    """Read the options, measure, draw, report."""
+    options = parser(__doc__ or "")
+    options.add_argument("--train", type=Path, required=True, help="folder of the binary layout")
+    options.add_argument("--models", nargs="+", default=["preresnet8", "preresnet20"])
+    options.add_argument(
+        "--work", type=Path, default=Path("runs/joint"), help="that of joint_cifar10.py"
+    )
+    options.add_argument("--epochs", type=int, default=24, help="passes of each network")
+    options.add_argument("--head-epochs", type=int, default=8, help="of the heads")
+    options.add_argument("--branch-epochs", type=int, default=40, help="of the binary branches")
+    options.add_argument("--points", type=int, help="of the branches; by default all")
+    options.add_argument("--images", type=int, default=40_000, help="to train on")
+    options.add_argument("--judge", type=int, default=5_000, help="to choose on, and to test on")
+    options.add_argument("--alphas", type=float, nargs="+", default=list(ALPHAS))
+    options.add_argument("--estimator", default="supervised")
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--plot", type=Path, help="write the figure to this .png or .svg")
+    arguments = options.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    names = ("models", "epochs", "head_epochs", "branch_epochs", "points", "images", "judge")
+    names += ("alphas", "estimator", "seed")
+    result = measure(arguments) | {name: getattr(arguments, name) for name in names}
+    if arguments.plot is not None:
+        plot(result, arguments.plot)
+    report(arguments, result)
+
+
+if __name__ == "__main__":
+    main()
