@@ -117,6 +117,10 @@ epochs = 4
 batch_size = 16
 learning_rate = 0.02
 
+[cost]
+also = ["seconds"]
+batch_size = 16
+
 [fit]
 policy = "myopic"
 combines = ["last"]

@@ -103,6 +103,7 @@ def test_the_whole_session_ends_in_a_choice(run, exits_deployed):
     assert trace.stages == STAGES
     assert trace.topology.groups[:2] == ("features.0", "features.0")
     assert [int((trace.split == k).sum()) for k in range(4)] == [0, 400, 300, 300]
+    assert [table.unit for table in (trace.costs, *trace.other_costs)] == ["flops", "seconds"]
     accuracies = [trace.accuracy(k) for k in range(5)]
     assert accuracies[1] > accuracies[0] > 0.3
     assert accuracies[4] > 0.9
@@ -119,6 +120,8 @@ def test_the_whole_session_ends_in_a_choice(run, exits_deployed):
 def test_report_predict_and_bench_take_exits_as_they_take_networks(run, exits_deployed, tmp_path):
     page = run("report", exits_deployed / "run", "--config", exits_deployed / "exits.toml")
     assert page.code == 0, page.err
+    text = (exits_deployed / "run" / "report.html").read_text()
+    assert "batch size 16" in text
     loaded = load_bundle(exits_deployed / "bundle")
     trace = load_trace(exits_deployed / "run" / "record.trace")
     examples = examples_of(load_config(exits_deployed / "exits.toml").data)

@@ -114,7 +114,7 @@ def test_the_bundle_answers_as_the_replay_does(trained):
     part = load_trace(trained / "run" / said["trace"]).part("test")
     config = load_config(trained / "joint.toml")
     inputs = examples_of(config.data).part("test").inputs
-    answer = load_bundle(trained / "bundle").adaptive()(inputs)
+    answer = load_bundle(trained / "bundle").adaptive(inputs)
     wrong = float((answer.labels != part.labels).double().mean())
     assert wrong == pytest.approx(said["chosen"]["error"])
 

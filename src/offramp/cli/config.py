@@ -30,6 +30,8 @@ Instead of `[[stage]]` there may be one network with exits inside:
 
     [cost]
     unit = "flops"                   # or "seconds", "joules"; or any unit with given = { ... }
+    also = ["seconds"]               # measured as well, and shown beside in reports
+    batch_size = 32                  # at which seconds are measured
 
     [fit]
     policy = ["weighted", "myopic"]

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from offramp._core.batch import take_rows, to_device
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp._core.types import SPLITS, Batch, Split
@@ -128,14 +129,27 @@ def costs_of(cascade: Cascade, cost: CostSection, examples: Examples, *, device:
     """Measure or take the costs that `[cost]` asks for, on the first examples."""
     if cost.given:
         return given_costs(cascade, cost.unit, cost.given, note="given in the configuration")
+    return _measured(cascade, cost.unit, cost.batch_size, examples, device)
+
+
+def other_costs_of(
+    cascade: Cascade, cost: CostSection, examples: Examples, *, device: str
+) -> list[Costs]:
+    """Measure the costs in the further units that `[cost]` names in `also`."""
+    units = [unit for unit in dict.fromkeys(cost.also) if unit != cost.unit]
+    return [_measured(cascade, unit, cost.batch_size, examples, device) for unit in units]
+
+
+def _measured(
+    cascade: Cascade, unit: str, batch_size: int, examples: Examples, device: str
+) -> Costs:
     cascade.to(device)
-    batch = examples.batch(0, min(cost.batch_size, len(examples))).inputs.to(device)
-    if cost.unit == "flops":
-        return measure_flops(cascade, batch[:1])
-    if cost.unit == "joules":
+    batch = to_device(examples.batch(0, min(batch_size, len(examples))).inputs, device)
+    if unit == "flops":
+        return measure_flops(cascade, take_rows(batch, torch.tensor([0])))
+    if unit == "joules":
         return measure_joules(cascade, batch, device=device)
-    size = cost.batch_size
-    return measure_seconds(cascade, batch, batch_sizes=[size], device=device)[size]
+    return measure_seconds(cascade, batch, batch_sizes=[batch_size], device=device)[batch_size]
 
 
 def _of_stages(config: RunConfig, folder: Path, class_names: tuple[str, ...]) -> Cascade:

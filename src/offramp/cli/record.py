@@ -50,6 +50,7 @@ def command(
         cascade_of,
         costs_of,
         examples_of,
+        other_costs_of,
         recorded,
         warn_of_raw_bytes,
     )
@@ -75,6 +76,7 @@ def command(
         device=device,
         dtype="float16" if float16 else "float32",
         costs=costs,
+        other_costs=other_costs_of(cascade, settings.cost, examples, device=device),
         seen_in_training=settings.data.seen_in_training,
         batch_size=batch_size,
         resume=not restart,

@@ -180,6 +180,7 @@ class PartialStore:
                 topology=facts.topology,
                 classes=c,
                 costs=facts.costs,
+                other_costs=facts.other_costs,
                 class_names=facts.class_names,
                 seen_in_training=facts.seen_in_training,
                 lossy=facts.lossy,

@@ -5,6 +5,7 @@ Layer: record.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ def record(
     device: torch.device | str = "cpu",
     dtype: StoredDtype = "float32",
     costs: Costs | str = "flops",
+    other_costs: Sequence[Costs] = (),
     seen_in_training: bool = False,
     class_names: tuple[str, ...] | list[str] | None = None,
     batch_size: int = 256,
@@ -60,6 +62,7 @@ def record(
         device: Where the stages run.
         dtype: "float16" halves the trace and marks it as lossy.
         costs: A table, or "flops" to count them on the first example.
+        other_costs: Tables in other units, which reports show beside, such as measured seconds.
         seen_in_training: Whether the stages were trained on these examples.
         class_names: Names of the classes; by default those of the cascade or of the data set.
         batch_size: For a data set that makes its own loader.
@@ -82,7 +85,8 @@ def record(
     check_positive_int("batch_size", batch_size)
     if split is not None:
         check_split("split", split)
-    _check_costs(cascade, costs)
+    for table in (costs, *other_costs):
+        _check_costs(cascade, table)
     names = _class_names(cascade, loader) if class_names is None else tuple(class_names)
     cascade.to(device)
     with ExitStack() as stack:
@@ -94,6 +98,7 @@ def record(
         facts = Facts(
             topology=cascade.topology,
             costs=table,
+            other_costs=tuple(other_costs),
             class_names=names,
             seen_in_training=seen_in_training,
             lossy=dtype == "float16",

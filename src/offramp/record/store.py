@@ -27,6 +27,7 @@ class Facts:
 
     topology: Topology
     costs: Costs
+    other_costs: tuple[Costs, ...]
     class_names: tuple[str, ...]
     seen_in_training: bool
     lossy: bool
@@ -95,6 +96,7 @@ class MemoryStore:
             labels=torch.from_numpy(np.concatenate(self._labels)),
             classes=logits.shape[2],
             costs=facts.costs,
+            other_costs=facts.other_costs,
             logits=logits,
             ids=self.ids(),
             split=split,

@@ -136,6 +136,14 @@ def test_costs_are_counted_by_default():
     assert trace.costs.segment == (2.0 * 4 * C,)
 
 
+def test_costs_in_other_units_go_along(tmp_path):
+    seconds = Costs.simple("seconds", [0.5] * len(cascade()), note="measured")
+    for path in (None, tmp_path / "t.trace"):
+        assert go(batches(), path=path, other_costs=[seconds]).other_costs == (seconds,)
+    with pytest.raises(InputError, match=r"costs must have one entry per stage \(\d\), got 9"):
+        go(batches(), other_costs=[Costs.simple("seconds", [0.5] * 9)])
+
+
 def test_float16_is_marked_lossy(tmp_path):
     for path in (None, tmp_path / "t.trace"):
         trace = go(batches(), path=path, dtype="float16")

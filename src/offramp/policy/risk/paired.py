@@ -1,0 +1,115 @@
+"""P-values of paired differences -1, 0, 1: accuracy lost against F, corrections counted.
+
+Rescaled to [0, 1] a difference is nearly always 1/2. Bounds that do not use how seldom the two
+answers differ cannot certify a loss of one point from a few thousand examples; this test does, and
+needs nothing but two counts.
+
+Layer: policy.  Source: Berger and Boos, JASA 89 (1994) 1012-1016: the largest p-value over a
+confidence set of the nuisance parameter, plus the chance that the set misses it.
+"""
+
+import math
+
+import numpy as np
+from scipy import special, stats
+
+from offramp._core.checks import check_probability
+from offramp._core.errors import InputError
+from offramp._core.types import FloatArray, IntArray
+from offramp.policy.risk.losses import check_counts
+
+_GRID = 33  # discordance rates tried: the tail is smooth in them, see the test with 1,000
+_FAR = 9.0  # standard deviations of the number of discordant examples that are summed over
+
+
+def paired_p_values(
+    losses: IntArray,
+    corrections: IntArray,
+    n: int,
+    *,
+    max_difference: float,
+    slack: float = 1e-3,
+) -> FloatArray:
+    """P-values of "the mean difference exceeds `max_difference`" for differences -1, 0, 1.
+
+    A difference of 1 has probability a, of -1 probability c; q = a + c is the share of examples
+    whose answers differ in loss. For given q the null hypothesis is worst at a - c = B, where the
+    number of losses among d discordant examples is Bin(d, (1 + B/q)/2) and d is Bin(n, q). The
+    p-value is the largest chance of a mean difference as low as the one seen, over all q up to
+    q's upper Clopper-Pearson limit at level `slack`, plus `slack`.
+
+    Args:
+        losses: Number of examples with difference 1 (new errors), `(k,)`.
+        corrections: Number with difference -1, `(k,)`.
+        n: Number of examples.
+        max_difference: B, in (0, 1).
+        slack: Chance that the limit of q is wrong, in (0, 1); fixed beforehand, well below the
+            level that p-values are compared with, which they never fall under.
+
+    Returns:
+        `(k,)`, in [slack, 1]; lower is safer.
+
+    Raises:
+        InputError: If counts do not fit `n`, or `max_difference` or `slack` lie outside (0, 1).
+
+    >>> import numpy as np
+    >>> lost, won = np.array([0, 15, 15]), np.array([0, 15, 0])
+    >>> paired_p_values(lost, won, 1500, max_difference=0.01).round(3).tolist()
+    [0.001, 0.007, 1.0]
+    """
+    check_probability("max_difference", max_difference)
+    check_probability("slack", slack)
+    check_counts("losses", losses, n)
+    check_counts("corrections", corrections, n)
+    check_counts("losses + corrections", losses + corrections, n)
+    if losses.shape != corrections.shape:
+        raise InputError(
+            f"losses and corrections must have one shape, got {losses.shape} and "
+            f"{corrections.shape}."
+        )
+    kinds, which = np.unique(np.stack([losses, corrections]), axis=1, return_inverse=True)
+    found = [_p_value(int(a), int(c), n, max_difference, slack) for a, c in kinds.T]
+    return np.array(found, dtype=np.float64)[np.ravel(which)]
+
+
+def _p_value(losses: int, corrections: int, n: int, limit: float, slack: float) -> float:
+    seen = losses - corrections
+    if seen >= n * limit:
+        return 1.0  # above the limit itself; no p-value would be small
+    highest = _upper_limit(losses + corrections, n, slack)
+    if highest <= limit:
+        return slack  # so few differ that the limit cannot be exceeded
+    q = np.linspace(limit, highest, _GRID)[:, None]  # (q, 1)
+    spread = _FAR * math.sqrt(n * max(limit * (1 - limit), highest * (1 - highest), 0.25 / n))
+    low = max(0, math.floor(n * limit - spread))
+    high = min(n, math.ceil(n * highest + spread))
+    d = np.arange(low, high + 1)[None, :]  # (1, d)
+    most = np.floor((seen + d) / 2)  # losses among d, at most
+    tail = np.where(most >= 0, special.bdtr(np.maximum(most, 0), d, (1 + limit / q) / 2), 0.0)
+    chances = (stats.binom.pmf(d, n, q) * tail).sum(axis=1)
+    return min(1.0, float(chances.max()) + slack)
+
+
+def _upper_limit(count: int, n: int, level: float) -> float:
+    """Upper Clopper-Pearson limit of a probability; it is exceeded with chance `level`."""
+    return 1.0 if count == n else float(stats.beta.ppf(1 - level, count + 1, n - count))
+
+
+def paired_p_value_reference(
+    losses: int, corrections: int, n: int, *, max_difference: float, slack: float, grid: int = 1000
+) -> float:
+    """As `paired_p_values` for one setting, adding up every outcome of `n` examples."""
+    highest = _upper_limit(losses + corrections, n, slack)
+    worst = 0.0
+    for q in np.linspace(max_difference, max(max_difference, highest), grid).tolist():
+        a, c = (q + max_difference) / 2, (q - max_difference) / 2
+        chance = 0.0
+        for i in range(n + 1):
+            for j in range(n + 1 - i):
+                if i - j <= losses - corrections:
+                    ways = math.comb(n, i) * math.comb(n - i, j)
+                    chance += ways * a**i * c**j * (1 - q) ** (n - i - j)
+        worst = max(worst, chance)
+    if losses - corrections >= n * max_difference:
+        return 1.0
+    return slack if highest <= max_difference else min(1.0, worst + slack)
