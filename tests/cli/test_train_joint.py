@@ -162,6 +162,23 @@ def test_evaluate_takes_the_chosen_setting_on_its_trace(run, trained):
     assert json.loads(found.out)["cost"] == pytest.approx(said["chosen"]["cost"])
 
 
+def test_networks_that_stay_as_they_are_are_not_trained_at_all(run, project, tmp_path):
+    text = (project / "run.toml").read_text().replace('weights = "', f'weights = "{project}/')
+    more = "[joint]\nalphas = 0.03\nepochs = 3\nfrozen = true\npart = 'test'\n"
+    (tmp_path / "frozen.toml").write_text(text + more)
+    found = run("train", "--restart", "-c", tmp_path / "frozen.toml", "--json")
+    assert found.code in (0, 3), found.err
+    said = json.loads(found.out)
+    assert said["given"] is True
+    for one in said["static"]:
+        assert one["together"] == [one["error"]]
+    static, joint = (
+        load_trace(tmp_path / "run" / name) for name in ("static.trace", trace_name(0.03))
+    )
+    assert torch.equal(static.logits, joint.logits)
+    assert not (tmp_path / "run" / "joint" / "alone.safetensors").exists()
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

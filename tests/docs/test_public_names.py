@@ -39,6 +39,7 @@ INTERNAL = {
     "sweep",
     "to_device",
     "write_design_report",
+    "write_joint_report",
     "write_report",
 }
 

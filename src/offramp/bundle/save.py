@@ -18,12 +18,12 @@ from offramp.bundle.compare import check_cuts
 from offramp.bundle.describe import write_stages
 from offramp.bundle.manifest import FORMAT, FORMAT_VERSION, WHOLE_VERSION
 from offramp.bundle.names import MANIFEST, POLICY, check_extra
-from offramp.evaluate import DoNotCascade, OperatingPoint
+from offramp.evaluate import Certificate, DoNotCascade, NotCertified, OperatingPoint
 from offramp.policy import Setting
 from offramp.runtime.adaptive import check_made_for
 from offramp.stages import Cascade
 
-BundleChoice = Setting | OperatingPoint | DoNotCascade
+BundleChoice = Setting | OperatingPoint | DoNotCascade | Certificate | NotCertified
 
 
 def save_bundle(
@@ -48,8 +48,8 @@ def save_bundle(
         path: The folder to make.
         cascade: The networks; each that is written needs a spec of how to build it, as do a
             network that is cut and its heads (`Cascade.of_exits`).
-        choice: A setting, or what the choice of an operating point gave; its sentence and its
-            numbers go into the manifest.
+        choice: A setting, or what the choice of an operating point gave, a certificate included;
+            its sentence and its numbers go into the manifest.
         costs: Cost of each stage; loaded models then say what each example cost.
         class_names: For people; by default those of the cascade.
         input_shape: Shape of one example, for whoever has to make inputs.

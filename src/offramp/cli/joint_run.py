@@ -127,36 +127,23 @@ def train_all(
     cascade = cascade_of(config, config.file.parent, examples.class_names)
     classes = cascade.check(part.batch(0, 1).inputs)
     costs = with_stopping(costs_of(cascade, config.cost, held, device=device), classes, how.width)
-    given = _weights_of(cascade)
     options: dict[str, Any] = {**_options(how), "costs": costs, "device": device}
+    given = _weights_of(cascade)
     if trains_alone(config):
         _alone(cascade, part, how, work, options, told)
     static = _weights_of(cascade)
     baseline = _recorded(cascade, held, folder / STATIC_TRACE, costs, device)
     cascade.load_state_dict(given)
-    swept = sweep_joint(
-        cascade,
-        part,
-        alphas=how.alphas,
-        epochs=how.epochs,
-        epochs_next=how.epochs_next,
-        warm_up=how.warm_up,
-        learning_rate=how.learning_rate,
-        learning_rate_next=how.learning_rate_next,
-        top=config.fit.top,
-        work=work,
-        on_epoch=told,
-        **options,
-    )
+    trainings = _together(cascade, part, config, work, options, told)
     traces = []
-    for training in swept:
+    for training in trainings:
         training.load_into(cascade)
         path = folder / trace_name(training.alpha)
         traces.append(_recorded(cascade, held, path, costs, device))
-    frontier, frozen = _frontiers(swept.trainings, traces, baseline, config.fit)
+    frontier, frozen = _frontiers(trainings, traces, baseline, config.fit)
     return Trained(
         cascade=cascade,
-        trainings=swept.trainings,
+        trainings=trainings,
         static=static,
         costs=costs,
         baseline=baseline,
@@ -224,6 +211,32 @@ def _alone(
     )
 
 
+def _together(
+    cascade: Cascade,
+    part: Examples,
+    config: RunConfig,
+    work: Path,
+    options: dict[str, Any],
+    told: Told,
+) -> tuple[JointTraining, ...]:
+    how = config.joint
+    swept = sweep_joint(
+        cascade,
+        part,
+        alphas=how.alphas,
+        epochs=how.epochs,
+        epochs_next=how.epochs_next,
+        warm_up=how.warm_up,
+        learning_rate=how.learning_rate,
+        learning_rate_next=how.learning_rate_next,
+        top=config.fit.top,
+        work=work,
+        on_epoch=told,
+        **options,
+    )
+    return swept.trainings
+
+
 def _weights_of(cascade: Cascade) -> dict[str, Tensor]:
     return {name: value.detach().cpu().clone() for name, value in cascade.state_dict().items()}
 
@@ -287,18 +300,11 @@ def joint_to_dict(found: Trained, config: RunConfig, choice: Choice) -> dict[str
     """What `joint.json` holds."""
     order: tuple[Split, ...] = ("test", "calibrate", "fit")
     split = next(s for s in order if found.baseline.has_split(s))
-    part, top = found.baseline.part(split), config.fit.top
-    shown = _on(found, choice.setting, split)
+    part, single = found.baseline.part(split), choice.setting.method == "single"
+    alpha = choice.setting.parameters.get("alpha")
     other = chosen_from(found.frozen, config.fit)
-    static = [
-        {
-            "name": name,
-            "cost": float(cost),
-            "error": 1 - part.accuracy(k, top=top),
-            "together": [1 - t.part(split).accuracy(k, top=top) for t in found.traces],
-        }
-        for k, (name, cost) in enumerate(zip(part.stages, part.stage_costs(), strict=True))
-    ]
+    frozen = [evaluate(part, p.setting, bootstrap=0) for p in (other, *found.frozen.pareto)]
+    shown = found.trace_of(choice.setting).part(split)
     return {
         "format": "offramp-joint",
         "version": 1,
@@ -306,29 +312,38 @@ def joint_to_dict(found: Trained, config: RunConfig, choice: Choice) -> dict[str
         "reference": found.frontier.reference,
         "split": split,
         "examples": len(part),
-        "top": top,
-        "trace": STATIC_TRACE
-        if choice.setting.method == "single"
-        else trace_name(float(choice.setting.parameters["alpha"])),
+        "top": config.fit.top,
+        "trace": STATIC_TRACE if single else trace_name(float(alpha or 0.0)),
         "alphas": [training.alpha for training in found.trainings],
         "epochs": [len(training.history) for training in found.trainings],
         "given": not trains_alone(config),
-        "static": static,
-        "chosen": {"cascade": isinstance(choice, OperatingPoint), **_row(shown)},
-        "frozen": {
-            "cascade": isinstance(other, OperatingPoint),
-            **_row(evaluate(part, other.setting, bootstrap=0)),
+        "static": _static(found, split, config.fit.top),
+        "chosen": {
+            "cascade": isinstance(choice, OperatingPoint),
+            **_row(_on(found, choice.setting, split)),
         },
+        "frozen": {"cascade": isinstance(other, OperatingPoint), **_row(frozen[0])},
         "curves": {
             "joint": [_row(_on(found, p.setting, split)) for p in found.frontier.pareto],
-            "frozen": [_row(evaluate(part, p.setting, bootstrap=0)) for p in found.frozen.pareto],
+            "frozen": [_row(one) for one in frozen[1:]],
         },
-        "assignment": assignment(
-            found.trace_of(choice.setting).part(split),
-            choice.setting,
-        ).to_dict(),
+        "assignment": assignment(shown, choice.setting).to_dict(),
         **choice_to_dict(choice, margin=config.fit.margin),
     }
+
+
+def _static(found: Trained, split: Split, top: int) -> list[dict[str, Any]]:
+    """What each network costs alone, and its errors: trained alone, and after each training."""
+    part, together = found.baseline.part(split), [t.part(split) for t in found.traces]
+    return [
+        {
+            "name": name,
+            "cost": float(cost),
+            "error": 1 - part.accuracy(k, top=top),
+            "together": [1 - trace.accuracy(k, top=top) for trace in together],
+        }
+        for k, (name, cost) in enumerate(zip(part.stages, part.stage_costs(), strict=True))
+    ]
 
 
 def _on(found: Trained, setting: Setting, split: Split) -> Evaluation:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from offramp._core.checks import check_choice
 from offramp._core.errors import InputError
 from offramp.cli import options
 from offramp.cli.config import load_config
@@ -43,15 +42,14 @@ def command(
 ) -> None:
     """Train the heads of a network's exits, or several networks together with when to stop.
 
-    heads: from a configuration with [network], [exits] and [data]; [train] says how. The network
-    itself is never changed. The heads are trained side by side on the split "train" and written
-    to heads.safetensors in the folder of the run, which record and fit use. Accuracies are those
-    on the part of the split that the heads were not trained on.
+    In: for heads a configuration with [network], [exits] and [data]; [train] says how, and the
+    network itself is never changed. For joint one with several [[stage]] and [data]; [joint] says
+    how, [fit] which point to choose. Networks without weights are first trained alone, to compare
+    with; then all are trained with their stopping networks, once for each alpha.
 
-    joint: from a configuration with several [[stage]] and [data]; [joint] says how, [fit] which
-    point to choose. Networks without weights are first trained alone, to compare with; then all are
-    trained with their stopping networks, once for each alpha. Written are joint.json, which report
-    draws, and traces for evaluate. Exit code 3: one network alone is better.
+    Out: in the folder of the run heads.safetensors, which record and fit use; accuracies are those
+    on the part of the split that the heads were not trained on. Or joint.json, which report draws,
+    and a trace for each alpha; exit code 3: one network alone is better.
 
     An interrupted training goes on when you call it again.
 
@@ -76,6 +74,8 @@ def command(
 
 def _about(what: str | None, config: Path) -> str:
     """What to train: as the command line says, else as the configuration."""
+    from offramp._core.checks import check_choice
+
     if what is not None:
         return check_choice("what to train", what, ("heads", "joint"))
     return "joint" if "joint" in load_config(config).model_fields_set else "heads"

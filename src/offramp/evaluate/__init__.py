@@ -6,6 +6,8 @@ Layer: evaluate.  Reads traces and policies; never a network, never data.
 from offramp.evaluate.assignment import Assignment, assignment
 from offramp.evaluate.batch import evaluate_all
 from offramp.evaluate.bills import Bill, bills
+from offramp.evaluate.certificate import Calibration, Certificate, NotCertified
+from offramp.evaluate.certify import certify
 from offramp.evaluate.evaluation import evaluate
 from offramp.evaluate.exits import ExitPoint, exit_points
 from offramp.evaluate.fit import fit
@@ -29,11 +31,14 @@ from offramp.evaluate.uses import StageUse, stage_uses
 __all__ = [
     "Assignment",
     "Bill",
+    "Calibration",
+    "Certificate",
     "DoNotCascade",
     "Evaluation",
     "ExitPoint",
     "Frontier",
     "FrontierPoint",
+    "NotCertified",
     "OperatingPoint",
     "Overlap",
     "ReferencePoint",
@@ -42,6 +47,7 @@ __all__ = [
     "StageUse",
     "assignment",
     "bills",
+    "certify",
     "evaluate",
     "evaluate_all",
     "exit_points",

@@ -1,11 +1,12 @@
 """The frontier: all settings of a sweep, and how one of them is chosen.
 
-Layer: evaluate.  Source: methods.md 1 (Pareto front on `fit`, operating point on `calibrate`).
+Layer: evaluate.  Source: methods.md 1 (Pareto front on `fit`, operating point on `calibrate`) and 4
+(certificates).
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import Any, final, overload
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from offramp._core.checks import check_choice, check_not_negative
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.types import BoolArray
 from offramp.evaluate.batch import evaluate_all
+from offramp.evaluate.certificate import Calibration, Certificate, NotCertified, points_text
+from offramp.evaluate.certify import certify, safest_first
 from offramp.evaluate.evaluation import pooled
 from offramp.evaluate.results import (
     RISKS,
@@ -40,11 +43,13 @@ class Frontier:
         points: One for each setting of the sweep.
         singles: One for each stage run alone, in topological order.
         reference: Name of F, which every loss and cost ratio refers to.
+        calibration: The `calibrate` examples, which certificates rest on; None without them.
     """
 
     points: tuple[FrontierPoint, ...]
     singles: tuple[FrontierPoint, ...]
     reference: str
+    calibration: Calibration | None = None
 
     @property
     def pareto(self) -> tuple[FrontierPoint, ...]:
@@ -57,22 +62,41 @@ class Frontier:
         chosen = [p for p, on in zip(self.points, kept, strict=False) if on]
         return tuple(sorted(chosen, key=lambda p: p.fit.cost_ratio))
 
+    @overload
     def cheapest(
-        self, *, max_loss: float, risk: Risk = "difference", margin: float = MARGIN
-    ) -> OperatingPoint | DoNotCascade:
-        """The cheapest setting whose risk is at most `max_loss`, on `fit` and `calibrate` together.
+        self, *, max_loss: float, risk: Risk = ..., margin: float = ..., delta: None = None
+    ) -> OperatingPoint | DoNotCascade: ...
 
-        Candidates are the Pareto front on `fit`.
+    @overload
+    def cheapest(
+        self, *, max_loss: float, risk: Risk = ..., delta: float
+    ) -> Certificate | NotCertified: ...
+
+    def cheapest(
+        self,
+        *,
+        max_loss: float,
+        risk: Risk = "difference",
+        margin: float = MARGIN,
+        delta: float | None = None,
+    ) -> OperatingPoint | DoNotCascade | Certificate | NotCertified:
+        """The cheapest setting whose risk is at most `max_loss`, as measured or as certified.
+
+        Candidates are the Pareto front on `fit`. Without `delta` they are measured on `fit` and
+        `calibrate` together; with it they and single networks are tested on `calibrate` alone.
 
         Args:
-            max_loss: In [0, 1): 0.02 allows two points. The risk is as measured, not certified.
+            max_loss: In [0, 1): 0.02 allows two points. With `delta` in (0, 1).
             risk: "difference": accuracy lost. "excess": new errors, corrections not counted.
             margin: Standard errors kept between the measured risk and `max_loss`, >= 0, against
-                the luck of the chosen one among many (docs/adr/0010).
+                the luck of the chosen one among many (docs/adr/0010). Not with `delta`.
+            delta: Largest chance that the promise is wrong, in (0, 1): 0.05 (docs/adr/0017).
 
         Raises:
-            InputError: If `max_loss` or `margin` is outside its domain.
+            InputError: If `max_loss`, `margin` or `delta` is outside its domain.
         """
+        if delta is not None:
+            return self._certified(max_loss=max_loss, risk=risk, margin=margin, delta=delta)
         check_choice("risk", risk, RISKS)
         check_not_negative("margin", margin)
         if not 0.0 <= max_loss < 1.0:
@@ -84,7 +108,7 @@ class Frontier:
         chosen = choose(
             self.front(risk), limited=risk, limit=max_loss, minimised="cost", margin=margin
         )
-        limit = f"a loss of {_points(max_loss)} points"
+        limit = f"a loss of {points_text(max_loss)} points"
         if chosen is None:
             reason = f"no setting stays within {limit}"
         elif single is not None and chosen.judged.cost_ratio >= single.judged.cost_ratio:
@@ -93,6 +117,24 @@ class Frontier:
             return _operating_point(chosen, single, risk, max_loss=max_loss)
         best = single or self._single_of_reference()
         return _refusal(reason, best, chosen, risk, max_loss=max_loss)
+
+    def _certified(
+        self, *, max_loss: float, risk: Risk, margin: float, delta: float
+    ) -> Certificate | NotCertified:
+        if margin != MARGIN:
+            raise InputError(
+                f"margin must not be given together with delta, got {margin!r}: it guards a "
+                "measured risk, and a certificate needs no guard."
+            )
+        f = self._single_of_reference()
+        return certify(
+            safest_first([*self.points, *self.singles], f, risk=risk),
+            f.setting,
+            self.calibration,
+            max_loss=max_loss,
+            delta=delta,
+            risk=risk,
+        )
 
     def best(self, *, max_cost: float, risk: Risk = "difference") -> OperatingPoint | DoNotCascade:
         """The setting of least risk whose mean cost ratio is at most `max_cost`.
@@ -155,6 +197,7 @@ class Frontier:
         """As JSON values."""
         return {
             "reference": self.reference,
+            "calibration": None if self.calibration is None else self.calibration.to_dict(),
             "points": [p.to_dict() for p in self.points],
             "singles": [p.to_dict() for p in self.singles],
         }
@@ -167,8 +210,10 @@ class Frontier:
             FileFormatError: If a field is missing or has the wrong form.
         """
         try:
+            held = value.get("calibration")  # files of before there were certificates have none
             return cls(
                 reference=str(value["reference"]),
+                calibration=None if held is None else Calibration.from_dict(held),
                 points=tuple(FrontierPoint.from_dict(p) for p in value["points"]),
                 singles=tuple(FrontierPoint.from_dict(p) for p in value["singles"]),
             )
@@ -253,6 +298,7 @@ def sweep(
         points=tuple(points[: len(settings)]),
         singles=tuple(points[len(settings) :]),
         reference=reference,
+        calibration=None if calibrate is None else Calibration.of(calibrate),
     )
 
 
@@ -344,14 +390,10 @@ def _described(point: FrontierPoint, risk: Risk) -> str:
     found = point.judged
     value = found.risk(risk)
     if risk == "excess":
-        loss = f"makes {_points(value)} points of new errors"
+        loss = f"makes {points_text(value)} points of new errors"
     else:
-        loss = f"{'gains' if value < 0 else 'loses'} {_points(abs(value))} points of accuracy"
+        loss = f"{'gains' if value < 0 else 'loses'} {points_text(abs(value))} points of accuracy"
     return (
         f"{point.setting.label}, which costs {found.cost_ratio:.3f} of {point.setting.reference} "
         f"alone and {loss} on {found.n} examples ({found.split})"
     )
-
-
-def _points(share: float) -> str:
-    return f"{100 * share:.2f}".rstrip("0").rstrip(".")

@@ -8,6 +8,7 @@ loses is measured against the networks as they were trained alone, on the same e
 from collections.abc import Sequence
 
 from offramp._core.errors import InputError
+from offramp.evaluate.certificate import Calibration
 from offramp.evaluate.evaluation import evaluate, pooled
 from offramp.evaluate.frontier import Frontier, mark_fronts, sweep
 from offramp.evaluate.results import FrontierPoint
@@ -49,7 +50,14 @@ def frontier_of_traces(
         points=tuple(marked[: len(points)]),
         singles=tuple(marked[len(points) :]),
         reference=reference,
+        calibration=_calibration([baseline, *(trace for trace, _ in candidates)]),
     )
+
+
+def _calibration(traces: Sequence[Trace]) -> Calibration | None:
+    if not all(trace.has_split("calibrate") for trace in traces):
+        return None
+    return Calibration.of(*(trace.part("calibrate") for trace in traces))
 
 
 def _point(trace: Trace, setting: Setting, baseline: Trace) -> FrontierPoint:

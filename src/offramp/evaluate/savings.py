@@ -131,4 +131,5 @@ def frontier_of(
         points=tuple(marked[: len(points)]),
         singles=frontier.singles,
         reference=frontier.reference,
+        calibration=frontier.calibration,
     )

@@ -9,6 +9,8 @@ from offramp._core.errors import InputError
 from offramp.evaluate import assignment, evaluate, frontier_of_traces, replay
 from offramp.policy import Policy, Setting
 from offramp.policy.fitters import fitters
+from offramp.policy.policy import Node
+from offramp.policy.rules import ClassThreshold
 from offramp.trace import make_trace
 
 SHARES = {"fit": 300, "calibrate": 200, "test": 100}
@@ -120,7 +122,7 @@ def test_an_assignment_counts_by_hand():
         classes=2,
         class_names=(),
     )
-    leave = Node(ClassTest(stage=0, target=0, log_odds=0.0))
+    leave = Node(ClassThreshold(stage=0, target=0, log_odds=0.0))
     policy = Policy(trace.topology.chain([0, 1]), {(0,): leave})
     found = assignment(trace, Setting(policy=policy, method="by hand", reference="stage1"))
     assert found.stages == ("stage0", "stage1")

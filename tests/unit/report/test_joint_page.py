@@ -27,7 +27,7 @@ JOINT = {
     "epochs": [13, 7],
     "given": False,
     "static": [
-        {"name": "a", "cost": 2e6, "error": 0.2011, "together": [0.2, 0.3]},
+        {"name": "a", "cost": 2e6, "error": 0.2011, "together": [0.2077, 0.3]},
         {"name": "b", "cost": 1e7, "error": 0.1022, "together": [0.1, 0.12]},
     ],
     "chosen": {"cascade": True, **ROW, "error": 0.0933, "difference": -0.0089},
@@ -96,6 +96,12 @@ def test_the_figures_are_drawn_wide_and_narrow(tmp_path):
     assert "millions of FLOPs per example" in page
     assert not re.search(r"<script|src=\"(?!data:)|href=\"http", page)
     assert "T &amp; t" in page
+
+
+def test_errors_of_each_network_after_each_training_are_listed(tmp_path):
+    page = written(tmp_path).replace("\u00a0", " ")
+    assert "alpha 0.03" in page
+    assert "20.77 %" in page
 
 
 def test_images_say_how_probable_stopping_was(tmp_path):

@@ -40,7 +40,7 @@ def betting_p_values(losses: FloatArray, *, max_risk: float, delta: float) -> Fl
     >>> import numpy as np
     >>> losses = np.stack([np.full(500, 0.5), np.full(500, 0.52)], axis=1)
     >>> betting_p_values(losses, max_risk=0.51, delta=0.1).round(4).tolist()
-    [0.0046, 1.0]
+    [0.0007, 1.0]
     """
     check_probability("max_risk", max_risk)
     check_probability("delta", delta)
@@ -52,7 +52,7 @@ def betting_p_values(losses: FloatArray, *, max_risk: float, delta: float) -> Fl
     bets = np.sqrt(2 * math.log(1 / delta) / (len(x) * before))
     bets = np.minimum(bets, _SHARE / (1 - max_risk))
     log_capital = np.log1p(-bets * (x - max_risk)).cumsum(axis=0)
-    return np.exp(-np.maximum(0.0, log_capital.max(axis=0)))
+    return np.asarray(np.exp(-np.maximum(0.0, log_capital.max(axis=0))))
 
 
 def betting_p_value_reference(losses: list[float], *, max_risk: float, delta: float) -> float:

@@ -1,7 +1,7 @@
 """P-values from a count of errors or a mean loss, and what joins several risks.
 
-Layer: policy.  Source: Angelopoulos et al. 2021, arXiv:2110.01052, section on p-values; Bates et al.
-2021, arXiv:2101.02703, section 3.1 (Hoeffding-Bentkus).
+Layer: policy.  Source: Bates, Angelopoulos, Lei, Malik, Jordan 2021, arXiv:2101.02703, and
+Angelopoulos et al. 2021, arXiv:2110.01052 (Hoeffding-Bentkus); each docstring has the formula.
 """
 
 import math
@@ -80,7 +80,7 @@ def hoeffding_bentkus_p_values(means: FloatArray, n: int, *, max_risk: float) ->
     m = np.minimum(check_means("means", means), max_risk)
     divergence = special.rel_entr(m, max_risk) + special.rel_entr(1 - m, 1 - max_risk)
     bentkus = math.e * stats.binom.cdf(np.ceil(n * means - _ROUNDING), n, max_risk)
-    return np.minimum(1.0, np.minimum(np.exp(-n * divergence), bentkus))
+    return np.asarray(np.minimum(1.0, np.minimum(np.exp(-n * divergence), bentkus)))
 
 
 def hoeffding_bentkus_p_values_reference(

@@ -55,7 +55,7 @@ def paired_p_values(
     >>> import numpy as np
     >>> lost, won = np.array([0, 15, 15]), np.array([0, 15, 0])
     >>> paired_p_values(lost, won, 1500, max_difference=0.01).round(3).tolist()
-    [0.001, 0.007, 1.0]
+    [0.001, 0.021, 1.0]
     """
     check_probability("max_difference", max_difference)
     check_probability("slack", slack)
@@ -85,7 +85,7 @@ def _p_value(losses: int, corrections: int, n: int, limit: float, slack: float) 
     high = min(n, math.ceil(n * highest + spread))
     d = np.arange(low, high + 1)[None, :]  # (1, d)
     most = np.floor((seen + d) / 2)  # losses among d, at most
-    tail = np.where(most >= 0, special.bdtr(np.maximum(most, 0), d, (1 + limit / q) / 2), 0.0)
+    tail = np.where(most >= 0, special.bdtr(np.clip(most, 0, d), d, (1 + limit / q) / 2), 0.0)
     chances = (stats.binom.pmf(d, n, q) * tail).sum(axis=1)
     return min(1.0, float(chances.max()) + slack)
 

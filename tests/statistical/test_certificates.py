@@ -1,0 +1,357 @@
+"""Certificates are wrong no more often than they say, by repetition.
+
+From populations whose risks are known, calibration examples are drawn again and again; a promise is
+broken where the setting that is returned has a risk above the limit. The share of broken promises
+must not be above delta, by a binomial test at 1e-3. Deliberately broken twins fail the same test.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest, norm
+
+from offramp.evaluate import Certificate, fit
+from offramp.evaluate.certify import safest_first
+from offramp.policy.risk import (
+    Controlled,
+    Passed,
+    betting_p_values,
+    binomial_p_values,
+    bonferroni,
+    conformal_risk_control,
+    fixed_sequence,
+    hoeffding_bentkus_p_values,
+    holm,
+    paired_p_values,
+    rescaled_difference,
+    several_risks,
+)
+from offramp.trace import make_trace
+
+LIMIT, DELTA = 0.05, 0.1
+FAST, FULL = 1000, 10_000
+DRAWS = pytest.mark.parametrize(
+    "draws", [FAST, pytest.param(FULL, marks=pytest.mark.statistical)], ids=["fast", "full"]
+)
+
+
+@dataclass(frozen=True)
+class Population:
+    """Kinds of examples, how probable they are, and what each setting makes of each.
+
+    Settings stand from the safest to the cheapest; a loss difference is -1, 0 or 1.
+    """
+
+    differences: np.ndarray  # (k, kinds)
+    shares: np.ndarray  # (kinds,)
+    n: int  # examples of one calibration
+
+    def risk(self, kind: str) -> np.ndarray:
+        """Risk of every setting, `(k,)`."""
+        values = self.differences if kind == "difference" else np.maximum(self.differences, 0)
+        return values @ self.shares
+
+    def counts(self, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Losses and corrections of each setting in each calibration, `(draws, k)`."""
+        rng = np.random.default_rng(seed)
+        drawn = rng.multinomial(self.n, self.shares, size=draws)  # (draws, kinds)
+        return drawn @ (self.differences == 1).T, drawn @ (self.differences == -1).T
+
+
+def nested(levels, n, *, corrected=0.0) -> Population:
+    """Settings that share their errors, as thresholds do: each makes those of the one before."""
+    levels = np.asarray(levels)
+    steps = np.diff(levels, prepend=0.0, append=1.0 - corrected)
+    lost = np.tril(np.ones((len(levels), len(levels) + 1)))
+    lost[:, -1] = 0.0
+    won = np.full((len(levels), 1), -1.0)
+    return Population(np.hstack([lost, won]), np.append(steps, corrected), n)
+
+
+def independent(risk, settings, n) -> Population:
+    """Settings that err independently, each at one risk."""
+    kinds = np.array(np.meshgrid(*[[0.0, 1.0]] * settings)).reshape(settings, -1)
+    shares = np.prod(np.where(kinds == 1, risk, 1 - risk), axis=0)
+    return Population(kinds, shares / shares.sum(), n)
+
+
+POPULATIONS = {
+    "just above the limit": nested([0.0501], 300),
+    "a narrow grid across the limit": nested(np.linspace(0.04, 0.06, 41), 500),
+    "ties": nested([0.03, 0.03, 0.0501, 0.0501, 0.0501, 0.08], 400),
+    "tiny n": nested([0.0, 0.051, 0.3, 0.6], 60),
+    "all safe": nested([0.0, 0.01, 0.02], 400),
+    "none safe": nested([0.0501, 0.06, 0.2], 200),
+    "steps": nested([0.0, 0.03, 0.5, 0.9], 400),
+    "independent, none safe": independent(0.0505, 8, 200),
+    "corrections": nested([0.06, 0.0905, 0.12, 0.1405, 0.2], 400, corrected=0.09),
+    "corrections only": nested([0.0, 0.0, 0.0], 100, corrected=0.05),
+    "often different": nested([0.2, 0.3505, 0.4], 300, corrected=0.3),
+}
+NO_PROMISE = {"just above the limit", "none safe", "independent, none safe"}
+
+
+def unlikely(broken: int, draws: int, level: float = DELTA) -> bool:
+    """True if so many broken promises contradict that each is broken with probability `level`."""
+    return binomtest(broken, draws, level, alternative="greater").pvalue < 1e-3
+
+
+def each_kind(p_value, losses, corrections):
+    """P-values of counts `(draws, k)`, each pair of counts computed once."""
+    pairs, which = np.unique(
+        np.stack([losses.ravel(), corrections.ravel()]), axis=1, return_inverse=True
+    )
+    return p_value(pairs[0], pairs[1])[np.ravel(which)].reshape(losses.shape)
+
+
+def excess_p(losses, corrections, n):
+    return binomial_p_values(losses, n, max_risk=LIMIT)
+
+
+def bounded_p(losses, corrections, n):
+    return hoeffding_bentkus_p_values(losses / n, n, max_risk=LIMIT)
+
+
+def difference_p(losses, corrections, n):
+    slack = DELTA / 20
+    return paired_p_values(losses, corrections, n, max_difference=LIMIT, slack=slack)
+
+
+def bounded_difference_p(losses, corrections, n):
+    mean, limit = rescaled_difference((losses - corrections) / n, LIMIT)
+    return hoeffding_bentkus_p_values(mean, n, max_risk=limit)
+
+
+PROCEDURES = {
+    "binomial": ("excess", excess_p),
+    "hoeffding-bentkus": ("excess", bounded_p),
+    "paired": ("difference", difference_p),
+    "hoeffding-bentkus of differences": ("difference", bounded_difference_p),
+}
+
+
+def walk(p_values: np.ndarray) -> int | None:
+    found = fixed_sequence(p_values, delta=DELTA)
+    return found.index if isinstance(found, Passed) else None
+
+
+def broken_promises(population, procedure, draws, *, choose=walk, seed=0) -> tuple[int, int]:
+    """How many promises were made and how many of them are broken."""
+    kind, p_value = PROCEDURES[procedure]
+    losses, corrections = population.counts(draws, seed)
+    p_values = each_kind(lambda a, c: p_value(a, c, population.n), losses, corrections)
+    chosen = [choose(row) for row in p_values]
+    risk = population.risk(kind)
+    made = [index for index in chosen if index is not None]
+    return len(made), sum(bool(risk[index] > LIMIT) for index in made)
+
+
+@DRAWS
+@pytest.mark.parametrize("procedure", PROCEDURES)
+@pytest.mark.parametrize("name", POPULATIONS)
+def test_promises_are_broken_with_probability_delta_at_most(name, procedure, draws):
+    made, broken = broken_promises(POPULATIONS[name], procedure, draws)
+    assert not unlikely(broken, draws), f"{broken} of {draws}"
+    if name in NO_PROMISE:
+        assert made == broken
+
+
+def test_promises_are_made_where_they_can_be():
+    """A procedure that never promises anything would pass the test above."""
+    for procedure in ("binomial", "paired"):
+        made, _ = broken_promises(POPULATIONS["all safe"], procedure, FAST)
+        assert made >= 0.95 * FAST
+    _, broken = broken_promises(POPULATIONS["just above the limit"], "binomial", FAST)
+    assert broken > 0.03 * FAST
+    made, _ = broken_promises(POPULATIONS["corrections only"], "paired", FAST)
+    assert made >= 0.95 * FAST
+
+
+def any_of(procedure):
+    """Of an unordered set the cheapest that passed."""
+
+    def choose(p_values):
+        passed = np.flatnonzero(procedure(p_values, delta=DELTA))
+        return int(passed[-1]) if len(passed) else None
+
+    return choose
+
+
+@DRAWS
+@pytest.mark.parametrize("procedure", [bonferroni, holm])
+@pytest.mark.parametrize("name", ["independent, none safe", "ties", "none safe", "steps"])
+def test_unordered_sets_promise_nothing_false_either(name, procedure, draws):
+    _, broken = broken_promises(POPULATIONS[name], "binomial", draws, choose=any_of(procedure))
+    assert not unlikely(broken, draws)
+
+
+# The betting bound looks at examples one by one.
+
+
+def betting_broken(n: int, draws: int, values, shares, limit: float) -> int:
+    """How often the bet against a risk just above the limit is won."""
+    rng = np.random.default_rng(3)
+    broken = 0
+    for start in range(0, draws, 1000):
+        columns = min(1000, draws - start)
+        losses = rng.choice(values, p=shares, size=(n, columns))
+        broken += int((betting_p_values(losses, max_risk=limit, delta=DELTA) <= DELTA).sum())
+    return broken
+
+
+@DRAWS
+@pytest.mark.parametrize(
+    ("n", "values", "shares"),
+    [
+        (300, [0.0, 1.0], [0.95, 0.05]),
+        (20, [0.0, 1.0], [0.95, 0.05]),
+        (300, [0.0, 0.5, 1.0], [0.02, 0.94, 0.04]),
+        (1, [0.0, 1.0], [0.5, 0.5]),
+        (200, [0.3, 0.4], [0.5, 0.5]),
+    ],
+)
+def test_bets_are_won_with_probability_delta_at_most(n, values, shares, draws):
+    limit = float(np.dot(values, shares))  # the risk is the limit: nothing may be gained
+    assert not unlikely(betting_broken(n, draws, values, shares, limit), draws)
+
+
+def test_a_bet_on_sorted_losses_would_be_caught():
+    """The broken twin: all good examples first."""
+    rng = np.random.default_rng(0)
+    losses = np.sort((rng.random((300, FAST)) < 0.05).astype(float), axis=0)
+    won = betting_p_values(losses, max_risk=0.05, delta=DELTA) <= DELTA
+    assert unlikely(int(won.sum()), FAST)
+
+
+# Several risks at once, and the expected loss.
+
+
+@DRAWS
+def test_of_several_risks_none_is_broken_more_often_than_delta(draws):
+    """One risk is safe, the other just broken, and they go together."""
+    population = nested([0.0501], 300, corrected=0.02)
+    losses, corrections = population.counts(draws, seed=5)
+    p_values = several_risks(
+        np.stack(
+            [
+                each_kind(lambda a, c: excess_p(a, c, 300), losses, corrections)[:, 0],
+                each_kind(lambda a, c: difference_p(a, c, 300), losses, corrections)[:, 0],
+            ]
+        )
+    )
+    assert not unlikely(int((p_values <= DELTA).sum()), draws)
+
+
+@DRAWS
+def test_conformal_risk_control_keeps_the_expected_loss(draws):
+    """Mean risk of what is returned, over calibrations, the fallback without loss included."""
+    population = nested(np.linspace(0.0, 0.2, 41), 100)
+    rng = np.random.default_rng(0)
+    risks = []
+    for _ in range(draws):
+        kinds = rng.choice(len(population.shares), p=population.shares, size=population.n)
+        losses = population.differences[:, kinds].T.clip(0, 1)
+        found = conformal_risk_control(losses, max_risk=LIMIT)
+        risks.append(population.risk("excess")[found.index] if isinstance(found, Controlled) else 0)
+    error = np.std(risks) / draws**0.5
+    assert np.mean(risks) <= LIMIT + norm.isf(1e-3) * error
+    assert np.mean(risks) > 0.6 * LIMIT
+
+
+# Broken twins: faults of public code. Each must fail the test that the real procedure passes.
+
+
+def first_failure(p_values):
+    """Returns the first setting that failed."""
+    return min(int(np.cumprod(p_values <= DELTA).sum()), len(p_values) - 1)
+
+
+def best_first(p_values):
+    """Orders the settings on the examples that they are tested on."""
+    order = np.argsort(p_values)
+    index = walk(p_values[order])
+    return None if index is None else int(order[: index + 1].max())
+
+
+@pytest.mark.parametrize(
+    ("name", "twin"), [("steps", first_failure), ("independent, none safe", best_first)]
+)
+def test_the_test_above_catches_a_broken_choice(name, twin):
+    population = POPULATIONS[name]
+    _, honest = broken_promises(population, "binomial", FAST)
+    _, broken = broken_promises(population, "binomial", FAST, choose=twin)
+    assert not unlikely(honest, FAST)
+    assert unlikely(broken, FAST)
+
+
+def test_the_test_above_catches_a_variance_over_settings():
+    """The spread of the settings' means in place of the spread of the examples."""
+    population = POPULATIONS["a narrow grid across the limit"]
+    losses, _ = population.counts(FAST, seed=0)
+    means = losses / population.n
+    spread = means.std(axis=1, keepdims=True) / np.sqrt(population.n)
+    p_values = norm.cdf((means - LIMIT) / np.maximum(spread, 1e-12))
+    risk = population.risk("excess")
+    chosen = [walk(row) for row in p_values]
+    broken = sum(index is not None and bool(risk[index] > LIMIT) for index in chosen)
+    assert unlikely(broken, FAST)
+
+
+def test_the_test_above_catches_a_limit_that_is_not_compared_example_by_example():
+    """F's error counted once, on 200 examples of fit, and added to the limit."""
+    rng = np.random.default_rng(0)
+    f_error, n = 0.1, 1000
+    f_on_fit = rng.binomial(200, f_error, size=FAST) / 200
+    errors = rng.binomial(n, f_error + LIMIT + 0.001, size=FAST)  # a difference above the limit
+    p_values = [
+        binomial_p_values(np.array([e]), n, max_risk=LIMIT + max(f, 1e-6))[0]
+        for e, f in zip(errors, f_on_fit, strict=True)
+    ]
+    assert unlikely(int((np.array(p_values) <= DELTA).sum()), FAST)
+
+
+# The whole way: fitted once, calibrated again and again.
+
+
+@pytest.fixture(scope="module")
+def world():
+    """A frontier, and what its settings really lose: on a population of 6,000 examples."""
+    trace = make_trace(7500, stages=3, seed=2).divided({"fit": 1500, "calibrate": 6000}, seed=0)
+    return fit(trace, "myopic", combines=["last"], confidences=["margin"], progress=False)
+
+
+@DRAWS
+@pytest.mark.parametrize("risk", ["difference", "excess"])
+def test_the_promise_of_cheapest_holds_over_calibrations(world, risk, draws):
+    """Counts of 800 examples are drawn from each setting's own; they need not go together."""
+    draws, n, limit = draws // 5, 800, 0.04
+    rng = np.random.default_rng(1)
+    order = safest_first([*world.points, *world.singles], world.singles[-1], risk=risk)
+    assert len({p.setting.label for p in order}) == len(order)
+    truth = {p.setting.label: p.calibrate.risk(risk) for p in order}
+
+    def calibrated(point):
+        if point.calibrate is None:
+            return point
+        e = point.calibrate
+        lost, won, _ = rng.multinomial(
+            n, [e.excess, e.excess - e.difference, 1 - 2 * e.excess + e.difference]
+        )
+        drawn = replace(e, n=n, excess=lost / n, difference=(lost - won) / n)
+        return replace(point, calibrate=drawn)
+
+    held = replace(world.calibration, n=n)
+    broken = made = 0
+    for _ in range(draws):
+        drawn = replace(
+            world,
+            points=tuple(calibrated(p) for p in world.points),
+            singles=tuple(calibrated(p) for p in world.singles),
+            calibration=held,
+        )
+        found = drawn.cheapest(max_loss=limit, delta=DELTA, risk=risk)
+        made += isinstance(found, Certificate)
+        broken += isinstance(found, Certificate) and truth[found.setting.label] > limit
+    assert made > 0.5 * draws
+    assert not unlikely(broken, draws)

@@ -1,0 +1,59 @@
+"""A certificate travels in the bundle; where none is given F runs alone, from the same call."""
+
+import pytest
+import torch
+
+from offramp.bundle import load_bundle, read_manifest, save_bundle
+from offramp.evaluate import Certificate, NotCertified, fit
+from offramp.models import ModelSpec, build
+from offramp.runtime import Adaptive
+from offramp.stages import Cascade
+from offramp.trace.testing import make_trace
+
+SPEC = ModelSpec(name="small_cnn", arguments={"width": 2, "depth": 2, "classes": 3})
+
+
+@pytest.fixture(scope="module")
+def frontier():
+    trace = make_trace(3000, accuracies=[0.85, 0.9], classes=3, seed=2)
+    return fit(trace, "myopic", combines=["last"], confidences=["margin"], progress=False)
+
+
+@pytest.fixture(scope="module")
+def cascade(frontier):
+    names = frontier.singles[0].fit.stages
+    return Cascade.of_models(
+        {name: build(SPEC) for name in names}, specs=dict.fromkeys(names, SPEC)
+    )
+
+
+def test_a_certificate_leaves_its_promise_in_the_manifest(frontier, cascade, tmp_path):
+    found = frontier.cheapest(max_loss=0.04, delta=0.1)
+    assert isinstance(found, Certificate)
+    save_bundle(tmp_path / "b", cascade, found)
+    chosen = read_manifest(tmp_path / "b").choice
+    assert chosen.sentence == found.sentence
+    assert chosen.label == found.setting.label
+    assert chosen.numbers["max_loss"] == 0.04
+    assert chosen.numbers["risk"] == "difference"
+    assert chosen.numbers["delta"] == 0.1
+    assert chosen.numbers["p_value"] == found.p_value
+    assert chosen.numbers["n"] == 1000
+    assert chosen.numbers["fingerprint"] == frontier.calibration.fingerprint
+    assert "exchangeable" in chosen.numbers["assumptions"]
+    images = torch.randn(9, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    loaded = load_bundle(tmp_path / "b").adaptive(images)
+    assert torch.equal(loaded.stage, Adaptive(cascade, found)(images).stage)
+
+
+def test_without_a_certificate_f_runs_alone(frontier, cascade, tmp_path):
+    found = frontier.cheapest(max_loss=1e-4, delta=0.1)
+    assert isinstance(found, NotCertified)
+    f = cascade.topology.index(frontier.reference)
+    images = torch.zeros(2, 1, 8, 8)
+    assert Adaptive(cascade, found)(images).stage.tolist() == [f, f]
+    save_bundle(tmp_path / "b", cascade, found)
+    manifest = read_manifest(tmp_path / "b")
+    assert manifest.choice.sentence == found.reason
+    assert manifest.choice.numbers["examples_needed"] == found.examples_needed
+    assert load_bundle(tmp_path / "b").adaptive(images).stage.tolist() == [f, f]
