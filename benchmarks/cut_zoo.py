@@ -126,11 +126,13 @@ def measured(make: Make, side: int, options: argparse.Namespace) -> dict[str, An
     start = time.monotonic()
     points = cut_points(net, one)
     listing = time.monotonic() - start
-    chosen = choose_points(points, quantiles=min(options.cuts, len(points)))
+    ends = len(choose_points(points))
+    chosen = choose_points(points, quantiles=min(options.cuts, ends))
     start = time.monotonic()
     segments = cut(net, [point.name for point in chosen], one)
     return {
         "points": len(points),
+        "ends_of_blocks": ends,
         "cuts": len(chosen),
         "list_seconds": listing,
         "cut_seconds": time.monotonic() - start,
