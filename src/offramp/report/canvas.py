@@ -5,18 +5,19 @@ Layer: report.
 
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from offramp._core.checks import check_choice
 from offramp._core.files import whole_file
-from offramp.report.palette import GRID, MUTED, PAPER
+from offramp.report.palette import GRID, INK, MUTED, PAPER
 
 WIDE_IN = 8.6
 NARROW_IN = 3.7  # a phone's column: text keeps its size, the figure is laid out anew
@@ -46,6 +47,44 @@ def add_axes(figure: Figure, left: float, bottom: float, right: float, top: floa
     axes.tick_params(colors=MUTED, labelsize=SMALL_PT, length=0, pad=4)
     axes.set_axisbelow(True)
     return axes
+
+
+def legend_above(
+    figure: Figure,
+    handles: Sequence[Artist],
+    names: Sequence[str],
+    *,
+    columns: int,
+    handle_length: float,
+    gap: float,
+) -> None:
+    """A legend in the upper left corner of a figure; names are shown as they are.
+
+    Args:
+        figure: Where it stands.
+        handles: What stands for each entry.
+        names: Of the entries.
+        columns: In how many columns.
+        handle_length: Of a handle, in letters.
+        gap: Between columns, in letters.
+    """
+    legend = figure.legend(
+        handles,
+        names,
+        loc="upper left",
+        bbox_to_anchor=(0.0, 1.0),
+        borderaxespad=0.3,
+        borderpad=0,
+        ncols=columns,
+        fontsize=SMALL_PT,
+        labelcolor=INK,
+        frameon=False,
+        handlelength=handle_length,
+        handletextpad=0.5,
+        columnspacing=gap,
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -16,13 +16,19 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from offramp._core.checks import check_shape
 from offramp._core.errors import InputError
 from offramp._core.types import FloatArray
-from offramp.report.canvas import SMALL_PT, TEXT_PT, add_axes, new_figure, quiet_about_glyphs
+from offramp.report.canvas import (
+    SMALL_PT,
+    TEXT_PT,
+    add_axes,
+    legend_above,
+    new_figure,
+    quiet_about_glyphs,
+)
 from offramp.report.formatting import shortened
 from offramp.report.palette import (
     CURVE_LOOKS,
     GREY,
     GRID,
-    INK,
     MUTED,
     PAPER,
     POINT_LOOKS,
@@ -204,23 +210,8 @@ def _legend_entries(curves: Sequence[Curve], points: Sequence[Point]) -> list[tu
 
 def _legend(figure: Figure, entries: Sequence[tuple[str, Look]], columns: int) -> None:
     handles = [Line2D([], [], **_line_style(look)) for _, look in entries]  # type: ignore[arg-type]
-    legend = figure.legend(
-        handles,
-        [name for name, _ in entries],
-        loc="upper left",
-        bbox_to_anchor=(0.0, 1.0),
-        borderaxespad=0.3,
-        borderpad=0,
-        ncols=columns,
-        fontsize=SMALL_PT,
-        labelcolor=INK,
-        frameon=False,
-        handlelength=2.0,
-        columnspacing=1.4,
-        labelspacing=0.5,
-    )
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    names = [name for name, _ in entries]
+    legend_above(figure, handles, names, columns=columns, handle_length=2.0, gap=1.4)
 
 
 def _label_points(

@@ -15,8 +15,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from offramp._core.checks import check_shape
 from offramp._core.errors import InputError
-from offramp.report.canvas import SMALL_PT, TEXT_PT, add_axes, new_figure
-from offramp.report.palette import CURVE_LOOKS, GREEN, GRID, INK, MUTED, PAPER, CurveKind
+from offramp.report.canvas import TEXT_PT, add_axes, legend_above, new_figure
+from offramp.report.palette import CURVE_LOOKS, GREEN, GRID, MUTED, PAPER, CurveKind
 
 _APART = 0.14  # of the distance between two losses
 _LEGEND_ROW_IN = 0.22
@@ -133,20 +133,4 @@ def _legend(figure: Figure, series: Sequence[SavedSeries], oracle: bool, columns
     if oracle:
         handles.append(Line2D([], [], color=GREEN, linewidth=1.1, linestyle=(0, (5, 3))))
         names.append("neutral oracle")
-    legend = figure.legend(
-        handles,
-        names,
-        loc="upper left",
-        bbox_to_anchor=(0.0, 1.0),
-        borderaxespad=0.3,
-        borderpad=0,
-        ncols=columns,
-        fontsize=SMALL_PT,
-        labelcolor=INK,
-        frameon=False,
-        handlelength=1.4,
-        handletextpad=0.5,
-        columnspacing=1.0,
-    )
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    legend_above(figure, handles, names, columns=columns, handle_length=1.4, gap=1.0)
