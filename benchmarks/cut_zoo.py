@@ -17,13 +17,14 @@ import importlib
 import sys
 import time
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from harness import parser, report
 from torch import nn
 
+from offramp._core.batch import apply
 from offramp.models import extract_logits
 from offramp.runtime import time_side_by_side
 from offramp.stages import choose_points, cut, cut_points, take_rows
@@ -97,40 +98,33 @@ def lively(net: nn.Module) -> nn.Module:
     return net.eval()
 
 
-def run(module: nn.Module, batch: Any) -> Any:
-    """What a network gives."""
-    if isinstance(batch, Mapping):
-        return module(**batch)
-    return module(batch) if isinstance(batch, torch.Tensor) else module(*batch)
-
-
 def through(segments: list[nn.Module], batch: Any) -> Any:
     """What the segments give one after the other."""
     for segment in segments:
-        batch = run(segment, batch)
+        batch = apply(segment, batch)
     return batch
 
 
 def difference(net: nn.Module, segments: list[nn.Module], side: int) -> float:
     """Largest difference of a logit over the largest logit, if that is above 1."""
     x = example(side, 7)
-    reference = extract_logits(run(net, x))
+    reference = extract_logits(apply(net, x))
     found = [
         (through(segments, take_rows(x, torch.arange(m))) - reference[:m]).abs().max().item()
         for m in (1, 2, 7)
     ]
     generator, batch, rows = torch.Generator().manual_seed(0), x, torch.arange(7)
     for segment in segments[:-1]:
-        batch = run(segment, batch)
+        batch = apply(segment, batch)
         kept = torch.randperm(len(rows), generator=generator)[: max(2, len(rows) - 1)]
         batch, rows = take_rows(batch, kept), rows[kept]
-    last = run(segments[-1], batch) - reference[rows]
+    last = apply(segments[-1], batch) - reference[rows]
     return max(*found, last.abs().max().item()) / max(1.0, reference.abs().max().item())
 
 
 def overhead(net: nn.Module, segments: list[nn.Module], batch: Any, rounds: int) -> float:
     """Time of the segments over that of the uncut network."""
-    sides = {"segments": lambda: through(segments, batch), "net": lambda: run(net, batch)}
+    sides = {"segments": lambda: through(segments, batch), "net": lambda: apply(net, batch)}
     return 1 / time_side_by_side(sides, rounds=rounds)["ratio"]
 
 

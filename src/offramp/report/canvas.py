@@ -49,6 +49,20 @@ def add_axes(figure: Figure, left: float, bottom: float, right: float, top: floa
     return axes
 
 
+def head_axis(axes: Axes, text: str) -> None:
+    """Write what the upright axis shows above it, where it reads from left to right."""
+    axes.annotate(
+        text,
+        xy=(0, 1),
+        xycoords="axes fraction",
+        xytext=(-26, 10),
+        textcoords="offset points",
+        fontsize=TEXT_PT,
+        color=MUTED,
+        annotation_clip=False,
+    )
+
+
 def legend_above(
     figure: Figure,
     handles: Sequence[Artist],

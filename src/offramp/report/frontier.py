@@ -20,6 +20,7 @@ from offramp.report.canvas import (
     SMALL_PT,
     TEXT_PT,
     add_axes,
+    head_axis,
     legend_above,
     new_figure,
     quiet_about_glyphs,
@@ -145,16 +146,7 @@ def _cost_axes(axes: Axes, cost_label: str) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.4g}"))
     axes.xaxis.set_major_formatter(FuncFormatter(_tick))
     axes.set_xlabel(cost_label, fontsize=TEXT_PT, color=MUTED, parse_math=False)
-    axes.annotate(
-        "accuracy, %",
-        xy=(0, 1),
-        xycoords="axes fraction",
-        xytext=(-26, 10),
-        textcoords="offset points",
-        fontsize=TEXT_PT,
-        color=MUTED,
-        annotation_clip=False,
-    )
+    head_axis(axes, "accuracy, %")
 
 
 def _tick(value: float, _: int | None) -> str:

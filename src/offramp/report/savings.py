@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from offramp._core.checks import check_shape
 from offramp._core.errors import InputError
-from offramp.report.canvas import TEXT_PT, add_axes, legend_above, new_figure
+from offramp.report.canvas import TEXT_PT, add_axes, head_axis, legend_above, new_figure
 from offramp.report.palette import CURVE_LOOKS, GREEN, GRID, MUTED, PAPER, CurveKind
 
 _APART = 0.14  # of the distance between two losses
@@ -111,16 +111,7 @@ def _label_axes(axes: Axes, losses: Sequence[float]) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.4g}"))
     axes.set_xlabel("loss allowed, points of accuracy", fontsize=TEXT_PT, color=MUTED)
-    axes.annotate(
-        "cost saved, %",
-        xy=(0, 1),
-        xycoords="axes fraction",
-        xytext=(-26, 10),
-        textcoords="offset points",
-        fontsize=TEXT_PT,
-        color=MUTED,
-        annotation_clip=False,
-    )
+    head_axis(axes, "cost saved, %")
 
 
 def _legend(figure: Figure, series: Sequence[SavedSeries], oracle: bool, columns: int) -> None:

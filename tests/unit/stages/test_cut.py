@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from offramp._core.batch import apply
 from offramp.models import cifar_preresnet, cifar_resnet, extract_logits, small_cnn
 from offramp.policy import Feature, Linear, Node, Policy
 from offramp.runtime import Adaptive, prepare
@@ -37,12 +38,6 @@ def lively(net, seed=0):
             fan = parameter[0].numel()
             parameter.data = torch.randn(parameter.shape, generator=generator) * (1.5 / fan) ** 0.5
     return net.eval()
-
-
-def call(module, batch):
-    if isinstance(batch, Mapping):
-        return module(**batch)
-    return module(batch) if isinstance(batch, torch.Tensor) else module(*batch)
 
 
 class Dense(nn.Module):
@@ -226,7 +221,7 @@ def case(request):
     net, x = lively(make()), example()
     names = [point.name for point in cut_points(net, take_rows(x, torch.arange(1)))]
     with torch.no_grad():
-        reference = extract_logits(call(net, copy.deepcopy(x)))
+        reference = extract_logits(apply(net, copy.deepcopy(x)))
     return SimpleNamespace(
         net=net, x=x, names=names, segments=cut(net, names, x), reference=reference
     )
@@ -238,7 +233,7 @@ def test_the_segments_in_sequence_are_the_network(case, m):
     assert len(case.segments) == len(case.names) + 1 >= 3
     batch = take_rows(case.x, torch.arange(m))
     for segment in case.segments:
-        batch = call(segment, batch)
+        batch = apply(segment, batch)
     torch.testing.assert_close(batch, case.reference[:m], rtol=0, atol=1e-5)
     assert case.reference.std() > 1e-2  # otherwise nothing was compared
 
@@ -251,10 +246,10 @@ def test_the_segments_in_sequence_are_the_network(case, m):
 def test_rows_can_be_dropped_at_every_cut(case, data):
     batch, rows = case.x, torch.arange(N)
     for segment in case.segments[:-1]:
-        batch = call(segment, batch)
+        batch = apply(segment, batch)
         kept = data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1, unique=True))
         batch, rows = take_rows(batch, torch.tensor(kept)), rows[kept]
-    answer = call(case.segments[-1], batch)
+    answer = apply(case.segments[-1], batch)
     torch.testing.assert_close(answer, case.reference[rows], rtol=0, atol=1e-5)
 
 
@@ -264,7 +259,7 @@ def test_a_segment_changes_neither_its_input_nor_what_came_across(case):
     batch = case.x
     for segment in case.segments:
         before = copy.deepcopy(batch)
-        after = call(segment, batch)
+        after = apply(segment, batch)
         for one, other in zip(parts(batch), parts(before), strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=0)
         batch = after
@@ -280,8 +275,8 @@ def parts(batch):
 def test_segments_survive_copying_and_preparing(case):
     batch, other = case.x, case.x
     for segment in case.segments:
-        batch = call(copy.deepcopy(segment), batch)
-        other = call(prepare(segment), other)
+        batch = apply(copy.deepcopy(segment), batch)
+        other = apply(prepare(segment), other)
     torch.testing.assert_close(batch, case.reference, rtol=0, atol=1e-5)
     torch.testing.assert_close(other, case.reference, rtol=1e-4, atol=1e-4)
 
@@ -291,7 +286,7 @@ def test_the_weights_are_shared_and_untouched(case):
     found = [id(p) for segment in case.segments for p in segment.parameters()]
     assert set(found) == own
     with torch.no_grad():
-        torch.testing.assert_close(extract_logits(call(case.net, case.x)), case.reference)
+        torch.testing.assert_close(extract_logits(apply(case.net, case.x)), case.reference)
 
 
 def test_points_are_where_the_layers_end():

@@ -2,13 +2,13 @@
 
 import sys
 import types
-from collections.abc import Mapping
 
 import pytest
 import torch
 from torch import nn
 
 from offramp import models
+from offramp._core.batch import apply
 from offramp.models import extract_logits
 from offramp.stages import cut, cut_points, take_rows
 
@@ -120,12 +120,6 @@ def lively(net, seed=0):
     return net.eval()
 
 
-def call(module, batch):
-    if isinstance(batch, Mapping):
-        return module(**batch)
-    return module(batch) if isinstance(batch, torch.Tensor) else module(*batch)
-
-
 @pytest.mark.parametrize(
     "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in NETWORKS]
 )
@@ -139,17 +133,17 @@ def test_a_network_of_the_zoo_is_its_segments(name):
     if block is not None:
         assert block in {alias for point in points for alias in (point.name, *point.aliases)}
     segments = cut(net, [point.name for point in points], one)
-    reference = extract_logits(call(net, x))
+    reference = extract_logits(apply(net, x))
     assert reference.std() > 1e-3
     close = {"rtol": 0, "atol": 1e-5 * max(1.0, reference.abs().max().item())}
     for m in (1, 2, N):
         batch = take_rows(x, torch.arange(m))
         for segment in segments:
-            batch = call(segment, batch)
+            batch = apply(segment, batch)
         torch.testing.assert_close(batch, reference[:m], **close)
     generator, batch, rows = torch.Generator().manual_seed(0), x, torch.arange(N)
     for k, segment in enumerate(segments):
-        batch = call(segment, batch)
+        batch = apply(segment, batch)
         if k < len(segments) - 1:  # other rows at every cut, and one less now and then
             less = len(rows) > 2 and k % (len(segments) // 5 + 1) == 0
             kept = torch.randperm(len(rows), generator=generator)[: len(rows) - less]
