@@ -426,6 +426,21 @@ def test_cascades_that_cannot_be_trained_are_refused():
         train_joint(pair(), many, alpha=0.1, **QUICK)
 
 
+def test_a_checkpoint_of_a_training_that_started_from_other_weights_is_refused(tmp_path):
+    part, path = hard_and_easy(40), tmp_path / "joint.safetensors"
+    first = train_joint(pair(), part, alpha=0.1, **QUICK)
+    other = train_joint(pair(), part, alpha=0.1, **{**QUICK, "seed": 1})
+    done = train_joint(pair(), part, alpha=0.1, start=first, checkpoint=path, **QUICK)
+    again = train_joint(pair(1), part, alpha=0.1, start=first, checkpoint=path, **QUICK)
+    assert all(torch.equal(again.state[name], value) for name, value in done.state.items())
+    with pytest.raises(InputError, match="belongs to a training with other start"):
+        train_joint(pair(), part, alpha=0.1, start=other, checkpoint=path, **QUICK)
+    frozen = {**QUICK, "frozen": True, "checkpoint": tmp_path / "frozen.safetensors"}
+    train_joint(pair(), part, alpha=0.1, **frozen)
+    with pytest.raises(InputError, match="belongs to a training with other start"):
+        train_joint(pair(1), part, alpha=0.1, **frozen)
+
+
 def test_a_checkpoint_or_a_start_of_another_cascade_is_refused(tmp_path):
     part, path = hard_and_easy(40), tmp_path / "joint.safetensors"
     trained = train_joint(pair(), part, alpha=0.1, checkpoint=path, **QUICK)

@@ -3,6 +3,7 @@
 Layer: train.  Source: none.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,6 +13,7 @@ from typing import Any, Literal, final
 import torch
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from offramp._core.errors import InputError
@@ -55,6 +57,12 @@ class Progress:
 def copied(module: nn.Module) -> dict[str, Tensor]:
     """The weights of a module, copies on the CPU."""
     return {k: v.detach().cpu().clone() for k, v in module.state_dict().items()}
+
+
+def weights_digest(module: nn.Module) -> str:
+    """SHA-256 of the weights of a module, 64 hexadecimal digits."""
+    tensors = {name: value.contiguous() for name, value in copied(module).items()}
+    return hashlib.sha256(save(tensors)).hexdigest()
 
 
 def write_joint(

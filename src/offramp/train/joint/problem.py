@@ -33,7 +33,7 @@ from offramp.policy.stopping_objective import Objective
 from offramp.stages import Cascade, evaluating, measure_flops
 from offramp.trace import Trace
 from offramp.train.features import augmented, in_bfloat16
-from offramp.train.joint.checkpoint import Progress
+from offramp.train.joint.checkpoint import Progress, weights_digest
 from offramp.train.joint.plan import JointPlan
 from offramp.train.joint.result import JointEpoch, JointTraining
 from offramp.train.joint.rollout import JointModel
@@ -54,6 +54,7 @@ class Problem:
         judge: Examples that `judged_on` counts in.
         judged_on: Those to judge on.
         cached: Logits of the chain for all of `part`, where the classifiers never change.
+        start: Digest of the weights begun with, where they are not those a seed gives; else "".
     """
 
     model: JointModel
@@ -65,6 +66,7 @@ class Problem:
     judge: Examples
     judged_on: Tensor
     cached: Tensor | None
+    start: str
 
     def batches(self, generator: torch.Generator) -> list[Tensor]:
         """Rows of each step of a pass; what is left over is left out."""
@@ -143,6 +145,7 @@ class Problem:
             "costs": json.dumps(self.costs.to_dict()),
             "examples": self.part.fingerprint,
             "validation": self.judge.fingerprint if whole else str(len(self.judged_on)),
+            "start": self.start,
         }
 
     def _trace(self) -> Trace:
@@ -185,6 +188,7 @@ def make_problem(
     model = JointModel(cascade, chain, networks, detached=plan.detached or plan.frozen)
     cached = _all_logits(model, examples, plan) if plan.frozen and plan.augment is None else None
     price = plan.alpha * stopping_costs(priced, chain)
+    given = start is not None or plan.frozen
     return Problem(
         model=model,
         plan=plan,
@@ -197,6 +201,7 @@ def make_problem(
         judge=judge,
         judged_on=judged_on,
         cached=cached,
+        start=weights_digest(model) if given else "",
     )
 
 
