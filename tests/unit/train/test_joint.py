@@ -240,9 +240,8 @@ def gradients(rollouts, *, frozen_statistics=True, detached=False, estimator="re
     if frozen_statistics:
         freeze_statistics(problem.model)
     rows = problem.batches(given.generator("order"))[0]
-    loss = training_module._loss(
-        problem, given, rows, given.generator("a"), given.generator("b"), warm=False
-    )
+    numbers = torch.rand(len(rows), 2, generator=given.generator("b"))
+    loss = training_module._loss(problem, given, rows, numbers, given.generator("a"), warm=False)
     loss.backward()
     return (
         loss,

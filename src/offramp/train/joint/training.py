@@ -7,8 +7,9 @@ estimators trains best, and what the default is: docs/adr/0016.
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +32,12 @@ from offramp.train.features import Augment, in_bfloat16
 from offramp.train.joint.checkpoint import Progress, copied, read_joint, write_joint
 from offramp.train.joint.plan import Answers, Estimator, JointPlan, Rollouts, Schedule
 from offramp.train.joint.problem import Problem, make_problem
+from offramp.train.joint.processes import Processes
 from offramp.train.joint.result import JointEpoch, JointTraining
 from offramp.train.joint.rollout import freeze_statistics
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 def train_joint(
@@ -66,6 +71,7 @@ def train_joint(
     bfloat16: bool = False,
     checkpoint: Path | str | None = None,
     device: torch.device | str = "cpu",
+    fabric: "Fabric | None" = None,
     on_epoch: Callable[[JointEpoch], None] | None = None,
     progress: bool = True,
 ) -> JointTraining:
@@ -113,15 +119,21 @@ def train_joint(
         bfloat16: Compute the stages in bfloat16 where the machine is fast at it.
         checkpoint: A `.safetensors` file written after each epoch. If it is there, the training
             goes on from it, to the same result as without interruption.
-        device: Where everything runs.
+        device: Where everything runs, without `fabric`.
+        fabric: A `lightning_fabric.Fabric`, launched: its processes divide every batch among
+            them, on its devices and in its precision, "32-true" or "bf16-mixed". Normalisation
+            layers, weights of "supervised" and baselines of "reinforce" see each process's part
+            alone; statistics are averaged after each pass.
+            All processes return the same; the first alone writes and reports.
         on_epoch: Told of each epoch as it ends: the running cost and error.
         progress: Show a bar.
 
     Raises:
         InputError: If an argument is outside its domain; the cascade has one stage, or stages of
             different classes; labels are no integers; there are no examples; `start` or the
-            checkpoint is of another cascade; or the loss becomes NaN or infinite: training stops,
-            and the last checkpoint stays.
+            checkpoint is of another cascade; a batch does not divide evenly among the processes
+            of `fabric`, or its precision is another one; or the loss becomes NaN or infinite:
+            training stops, and the last checkpoint stays.
 
     >>> from offramp.data import arrays
     >>> inputs = torch.eye(4).repeat(20, 1)
@@ -132,6 +144,7 @@ def train_joint(
     >>> trained.setting().label
     'joint, small -> large (policy, alpha 0.1, threshold 0.5)'
     """
+    together = Processes(fabric)
     plan = JointPlan(
         alpha=alpha,
         epochs=epochs,
@@ -153,19 +166,21 @@ def train_joint(
         clip_norm=clip_norm,
         patience=patience,
         augment=augment,
-        bfloat16=bfloat16,
+        bfloat16=bfloat16 or together.bfloat16,
         checkpoint=None if checkpoint is None else check_checkpoint(checkpoint),
-        device=torch.device(device),
+        device=torch.device(device) if fabric is None else fabric.device,
     )
+    together.share_weights(cascade)
     with _random_state_kept(plan.device), torch.enable_grad():
         problem = make_problem(cascade, part, plan, stages, costs, validation, start)
-        done = _run(problem, plan, on_epoch, progress)
+        done = _run(problem, plan, together, on_epoch, progress and together.first)
     return problem.result(done)
 
 
 def _run(
     problem: Problem,
     plan: JointPlan,
+    together: Processes,
     on_epoch: Callable[[JointEpoch], None] | None,
     progress: bool,
 ) -> Progress:
@@ -181,17 +196,17 @@ def _run(
         for epoch in range(done, plan.epochs):
             if _waited(state, plan):
                 break
-            loss, norm = _train_epoch(problem, stepper, plan, epoch)
+            loss, norm = _train_epoch(problem, stepper, plan, together, epoch)
             phase = "warm-up" if epoch < plan.warm_up else "joint"
-            found = problem.judged(phase, loss, norm)
+            found = together.told(partial(problem.judged, phase, loss, norm))
             state.history.append(found)
             if _better(state, plan):
                 state.best_epoch, state.best = len(state.history), copied(model)
-            if plan.checkpoint is not None:
+            if plan.checkpoint is not None and together.first:
                 write_joint(plan.checkpoint, model, stepper, identity, state)
-            if on_epoch is not None:
+            if on_epoch is not None and together.first:
                 on_epoch(found)
-            advance(1)
+            advance(1, f"cost {found.cost_ratio:.3f}, error {found.error:.2%}")
     model.load_state_dict(state.best)
     model.eval()
     return state
@@ -213,7 +228,11 @@ def _waited(state: Progress, plan: JointPlan) -> bool:
 
 
 def _train_epoch(
-    problem: Problem, stepper: torch.optim.Optimizer, plan: JointPlan, epoch: int
+    problem: Problem,
+    stepper: torch.optim.Optimizer,
+    plan: JointPlan,
+    together: Processes,
+    epoch: int,
 ) -> tuple[float, float]:
     """One pass; returns its mean loss and the largest norm of a gradient."""
     model = problem.model
@@ -222,20 +241,27 @@ def _train_epoch(
         model.cascade.eval()
     elif plan.rollouts == "visited" and epoch >= plan.warm_up:
         freeze_statistics(model.cascade)
-    torch.default_generator.manual_seed(plan.seed_for("layers", epoch))
-    augmenting, drawing = (plan.generator(what, epoch) for what in ("augment", "rollout"))
+    torch.default_generator.manual_seed(plan.seed_for(*together.purpose("layers", epoch)))
+    augmenting = plan.generator(*together.purpose("augment", epoch))
+    drawing = plan.generator("rollout", epoch)
     batches = problem.batches(plan.generator("order", epoch))
+    together.check_batch(len(batches[0]))
     total, largest = 0.0, 0.0
     weights = [p for group in stepper.param_groups for p in group["params"]]
     for step, rows in enumerate(batches):
         plan.set_rates(stepper, epoch, (epoch + step / len(batches)) / plan.epochs)
-        loss = _loss(problem, plan, rows, augmenting, drawing, warm=epoch < plan.warm_up)
-        total += _finite(loss.detach(), "loss", plan, epoch)
+        numbers = torch.rand(len(rows), len(problem.model.networks) + 1, generator=drawing)
+        mine = together.part(len(rows))
+        loss = _loss(
+            problem, plan, rows[mine], numbers[mine], augmenting, warm=epoch < plan.warm_up
+        )
         stepper.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        total += _finite(together.averaged(loss.detach(), weights), "loss", plan, epoch)
         norm = nn.utils.clip_grad_norm_(weights, plan.clip_norm)
         largest = max(largest, _finite(norm, "gradient", plan, epoch))
         stepper.step()
+    together.average_statistics(model)
     return total / len(batches), largest
 
 
@@ -243,14 +269,13 @@ def _loss(
     problem: Problem,
     plan: JointPlan,
     rows: Tensor,
+    numbers: Tensor,
     augmenting: torch.Generator,
-    drawing: torch.Generator,
     *,
     warm: bool,
 ) -> Tensor:
     model, objective = problem.model, problem.objective
-    labels = problem.labels(rows)
-    numbers = torch.rand(len(rows), len(model.networks) + 1, generator=drawing).to(plan.device)
+    labels, numbers = problem.labels(rows), numbers.to(plan.device)
     if plan.rollouts == "visited" and not warm:
         with in_bfloat16(plan.device, plan.bfloat16):
             logits, odds, stopped = model.visited(problem.inputs(rows, augmenting), numbers[:, :-1])
@@ -284,7 +309,7 @@ def _drawn(
     return objective.drawn_loss(logits, odds, labels, stopped, answered)
 
 
-def _finite(value: Tensor, what: str, plan: JointPlan, epoch: int) -> float:
+def _finite(value: Tensor | float, what: str, plan: JointPlan, epoch: int) -> float:
     number = float(value)
     if not math.isfinite(number):
         there = plan.checkpoint is not None and plan.checkpoint.exists()
