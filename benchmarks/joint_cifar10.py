@@ -2,11 +2,12 @@
 
 Pre-activation ResNets from scratch on the first 40,000 training images; policies fitted and chosen
 on [40000:45000], judged on [45000:50000]. Every contender has had the same number of passes over
-the training images: the static networks `--epochs` of them; a joint cascade half of them before,
-every classifier taught on every image, and half of them together with the stopping networks, once
-for each alpha. `frozen` (stopping networks alone) and `weighted` (the learned policy by weighted
-binary classification) decide over the static networks. Of a joint cascade the stopping networks are
-used as they were trained (`_as_trained`) and fitted anew on [40000:45000].
+the training images, `--epochs`: the static networks each on its own; a joint cascade, once for each
+alpha, the first half with every classifier taught on every image, the second half together with the
+stopping networks, under one falling learning rate. `frozen` (stopping networks alone) and
+`weighted` (the learned policy by weighted binary classification) decide over the static networks.
+Of a joint cascade the stopping networks are used as they were trained (`_as_trained`) and fitted
+anew on [40000:45000].
 
 `flops_ratio` is mean FLOPs, stopping networks included, over those of the largest static network;
 `error` is top-1. Each is the cheapest point that was, on [40000:45000], at least as accurate as the
@@ -119,41 +120,30 @@ def static(names: Sequence[str], parts: Parts, arguments: argparse.Namespace) ->
 def joint(
     names: Sequence[str], parts: Parts, arguments: argparse.Namespace
 ) -> list[tuple[JointTraining, Cascade]]:
-    """The same networks trained together, for each alpha."""
-    before = arguments.epochs // 2
-    given: dict[str, Any] = {
-        "seed": arguments.seed,
-        "augment": AUGMENT,
-        "validation": parts.fit.rows(torch.arange(min(1000, len(parts.fit)))),
-        "batch_size": 128,
-        "weight_decay": 5e-4,
-        "bfloat16": True,
-        "schedule": "cosine",
-        "estimator": arguments.estimator,
-    }
-    cascade = networks(names, arguments.seed)
-    begun = train_joint(
-        cascade,
-        parts.train,
-        alpha=0.0,
-        epochs=before,
-        warm_up=before,
-        learning_rate=0.2,
-        checkpoint=arguments.work / "joint_begun.safetensors",
-        **given,
-    )
-    found = []
+    """The same networks trained together, for each alpha.
+
+    The loss is a mean over the networks; `count` brings each one's own rates back, as if alone.
+    """
+    found, count = [], len(names)
     for alpha in arguments.alphas:
         together = networks(names, arguments.seed)
         trained = train_joint(
             together,
             parts.train,
             alpha=alpha,
-            epochs=arguments.epochs - before,
-            learning_rate=0.1,
-            start=begun,
+            epochs=arguments.epochs,
+            warm_up=arguments.epochs // 2,
+            seed=arguments.seed,
+            estimator=arguments.estimator,
+            supervision=arguments.supervision,
+            augment=AUGMENT,
+            validation=parts.fit.rows(torch.arange(min(1000, len(parts.fit)))),
+            batch_size=128,
+            learning_rate=0.2 * count,
+            weight_decay=5e-4 / count,
+            schedule="cosine",
+            bfloat16=True,
             checkpoint=arguments.work / f"joint_{alpha:g}.safetensors",
-            **given,
         )
         found.append((trained, together))
     return found
@@ -306,11 +296,12 @@ def main() -> None:
     options.add_argument("--judge", type=int, default=5_000, help="to choose on, and to test on")
     options.add_argument("--alphas", type=float, nargs="+", default=list(ALPHAS))
     options.add_argument("--estimator", default="supervised")
+    options.add_argument("--supervision", type=float, default=1.0, help="as for train_joint")
     options.add_argument("--draws", type=int, default=40, help="batches of the variance ratio")
     options.add_argument("--seed", type=int, default=0)
     arguments = options.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    names = ("models", "epochs", "images", "judge", "alphas", "estimator", "seed")
+    names = ("models", "epochs", "images", "judge", "alphas", "estimator", "supervision", "seed")
     settings = {name: getattr(arguments, name) for name in names}
     report(arguments, measure(arguments) | settings)
 

@@ -296,12 +296,13 @@ def main() -> None:
     options.add_argument("--judge", type=int, default=5_000, help="to choose on, and to test on")
     options.add_argument("--alphas", type=float, nargs="+", default=list(ALPHAS))
     options.add_argument("--estimator", default="supervised")
+    options.add_argument("--supervision", type=float, default=1.0, help="as for train_joint")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--plot", type=Path, help="write the figure to this .png or .svg")
     arguments = options.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     names = ("models", "epochs", "head_epochs", "branch_epochs", "points", "images", "judge")
-    names += ("alphas", "estimator", "seed")
+    names += ("alphas", "estimator", "supervision", "seed")
     result = measure(arguments) | {name: getattr(arguments, name) for name in names}
     if arguments.plot is not None:
         plot(result, arguments.plot)
