@@ -24,6 +24,8 @@ def best_labels(scores: Float[Tensor, "m c"], count: int) -> Int[Tensor, "m r"]:
     """
     if count == 1:  # much faster than sorting
         return scores.argmax(dim=1, keepdim=True)
+    if torch.compiler.is_compiling():  # ONNX has no stable sort, but its TopK keeps the order
+        return scores.topk(count, dim=1).indices
     # stable: equal scores keep the order of their index
     return scores.sort(dim=1, descending=True, stable=True).indices[:, :count]
 

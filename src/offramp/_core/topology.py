@@ -134,7 +134,12 @@ class Topology:
 
     def children(self, stage: int) -> tuple[int, ...]:
         """Stages that may follow, in topological order."""
-        return tuple(k for j, k in self.edges if j == stage)
+        return self._following.get(stage, ())
+
+    @cached_property
+    def _following(self) -> dict[int, tuple[int, ...]]:
+        starts = dict.fromkeys(j for j, _ in self.edges)
+        return {i: tuple(k for j, k in self.edges if j == i) for i in starts}
 
     @cached_property
     def active(self) -> tuple[int, ...]:

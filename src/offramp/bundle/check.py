@@ -12,14 +12,17 @@ from offramp._core.errors import FileFormatError, InputError
 from offramp._core.files import read_json, sha256
 from offramp._core.topology import RAW_INPUT, Topology
 from offramp.bundle.manifest import (
+    CUT_VERSION,
     FORMAT,
     FORMAT_VERSION,
     KINDS,
-    WHOLE_VERSION,
     ExitEntry,
     Manifest,
     NetworkEntry,
+    OnnxEntry,
+    QuantisedEntry,
     SegmentEntry,
+    WholeEntry,
 )
 from offramp.bundle.names import MANIFEST, POLICY, is_safe_file
 
@@ -63,7 +66,7 @@ def _check_consistent(path: Path, manifest: Manifest) -> None:
     except InputError as error:
         raise FileFormatError(f"{path} describes no legal cascade: {error}") from error
     problems = [*_file_problems(manifest), *_stage_problems(manifest, topology)]
-    problems += _network_problems(manifest)
+    problems += [*_network_problems(manifest), *_backend_problems(manifest, topology)]
     if not problems:  # these rely on what has been looked at
         problems += _exit_problems(manifest, topology)
     if costs is not None and len(costs) != len(topology):
@@ -78,6 +81,10 @@ def _file_problems(manifest: Manifest) -> Iterator[str]:
             yield f"the file name {name!r} is not allowed"
     wanted = [POLICY]
     for stage in manifest.stages:
+        if isinstance(stage, QuantisedEntry):
+            models = [stage.onnx] if stage.head is None else [stage.onnx, stage.head]
+            wanted += [name for model in models for name in (model.file, model.answers)]
+            continue
         entry = stage.head if isinstance(stage, ExitEntry) else stage
         wanted += [] if entry is None else [entry.weights]
     for network in manifest.networks:
@@ -99,9 +106,23 @@ def _stage_problems(manifest: Manifest, topology: Topology) -> Iterator[str]:
         yield f"the reference {manifest.reference!r} is not among the stages"
 
 
+def _backend_problems(manifest: Manifest, topology: Topology) -> Iterator[str]:
+    quantised = any(isinstance(stage, QuantisedEntry) for stage in manifest.stages)
+    if manifest.version < FORMAT_VERSION and (quantised or manifest.backends is not None):
+        yield f"format {manifest.version} holds neither int8 stages nor measurements of backends"
+    try:
+        table = manifest.backend_table()
+    except (FileFormatError, InputError) as error:
+        yield f"backends: {error}"
+        return
+    for name in () if table is None else table.seconds:
+        if name not in topology.names:
+            yield f"backends are measured for {name!r}, which is not in the topology"
+
+
 def _network_problems(manifest: Manifest) -> Iterator[str]:
-    if manifest.networks and manifest.version == WHOLE_VERSION:
-        yield f"format {WHOLE_VERSION} holds no networks that are cut"
+    if manifest.networks and manifest.version < CUT_VERSION:
+        yield f"format {manifest.version} holds no networks that are cut"
     used = set()
     for stage in manifest.stages:
         if isinstance(stage, ExitEntry):
@@ -133,14 +154,19 @@ def _segment_problems(stage: ExitEntry, networks: tuple[NetworkEntry, ...]) -> I
 def _exit_problems(manifest: Manifest, topology: Topology) -> Iterator[str]:
     """Sources and groups must be those that the segments say."""
     held = {stage.name: stage for stage in manifest.stages}
-    kinds: dict[str, SegmentEntry | None] = {}
+    kinds: dict[str, SegmentEntry | OnnxEntry | None] = {}
     for stage in manifest.stages:
         k = topology.index(stage.name)
         segment = stage.segment if isinstance(stage, ExitEntry) else None
-        if kinds.setdefault(topology.groups[k], segment) != segment:
+        model = stage.onnx if isinstance(stage, QuantisedEntry) else None
+        if kinds.setdefault(topology.groups[k], model or segment) != (model or segment):
             yield f"the stages of group {topology.groups[k]!r} are not of one segment"
         where = topology.sources[k]
         source = None if where == RAW_INPUT else held.get(topology.names[where])
+        if model is not None:
+            if where != RAW_INPUT and (source is None or isinstance(source, WholeEntry)):
+                yield f"stage {stage.name!r} continues a stage whose carry is not in the bundle"
+            continue
         if segment is None or segment.index == 0:
             if where != RAW_INPUT:
                 yield f"stage {stage.name!r} reads the raw input, but the topology gives a source"

@@ -44,8 +44,10 @@ def write_module(module: nn.Module, model: Mapping[str, Any], path: Path, *, who
     raise InputError(f"The spec of {whose} builds another network than the cascade has: {found}.")
 
 
-def check_cuts(folder: Path, cascade: Cascade) -> None:
+def check_loadable(folder: Path, cascade: Cascade) -> None:
     """Build and cut the networks of a bundle as a loader will, and compare the segments.
+
+    Models in int8 are loaded, and answer once.
 
     Args:
         folder: The bundle.

@@ -15,6 +15,7 @@ from offramp._core.errors import FileFormatError, InputError, OfframpError
 from offramp._core.files import whole_file
 from offramp._core.types import Batch
 from offramp.bundle.compare import write_module
+from offramp.bundle.int8_files import is_compiled, write_quantised
 from offramp.bundle.names import example_file, network_file, weight_files
 from offramp.bundle.rebuild import FAILURES, INPUT, LOGITS, answers_of, segment_of
 from offramp.models import ModelSpec, build, save_weights
@@ -51,7 +52,13 @@ def write_stages(folder: Path, cascade: Cascade, needed: Mapping[str, bool]) -> 
     entries = [_described(stage, answers=needed[stage.name]) for stage in stages]
     files = weight_files(list(needed))
     cuts: dict[CutSpec, int] = {}
+    firsts: dict[str, str] = {}  # of each group
     for stage, entry in zip(stages, entries, strict=True):
+        if is_compiled(stage):
+            first = firsts.setdefault(stage.group, stage.name)
+            entry |= write_quantised(folder, stage, answers=needed[stage.name], first=first)
+            continue
+        _check_source(stage, cascade)
         if isinstance(stage.spec, SegmentSpec):
             number = cuts.setdefault(stage.spec.cut, len(cuts))
             entry["segment"] = {"network": number, "index": stage.spec.index}
@@ -63,6 +70,14 @@ def write_stages(folder: Path, cascade: Cascade, needed: Mapping[str, bool]) -> 
         written = [_held(s, answers=needed[s.name]) for s in of_cut if s.name in needed]
         _write_example(folder / example_file(number), spec, written)
     return {"stages": entries, **({"networks": networks} if networks else {})}
+
+
+def _check_source(stage: Stage, cascade: Cascade) -> None:
+    if stage.source is not None and is_compiled(cascade.stage(stage.source)):
+        raise InputError(
+            f"Stage {stage.name!r} runs in PyTorch and continues {stage.source!r}, which does not; "
+            "a bundle cannot hold that. Quantise the stages that continue one as well."
+        )
 
 
 def _write_own(path: Path, stage: Stage, entry: Entry) -> None:
@@ -79,6 +94,8 @@ def _write_own(path: Path, stage: Stage, entry: Entry) -> None:
 def _described(stage: Stage, *, answers: bool) -> Entry:
     """How to build a stage again, as JSON values; files are named later."""
     entry: Entry = {"name": stage.name, "preprocessing": _preprocessing(stage)}
+    if is_compiled(stage):
+        return entry
     if stage.head is None and stage.source is None and not isinstance(stage.spec, SegmentSpec):
         return {**entry, "model": _model(stage.spec, f"Stage {stage.name!r}", _WHOLE, stage)}
     if not isinstance(stage.spec, SegmentSpec):

@@ -3,6 +3,7 @@
 Layer: bundle.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -13,8 +14,10 @@ from offramp._core.checks import check_known
 from offramp._core.errors import FileFormatError, OfframpError
 from offramp._core.files import read_json
 from offramp._core.topology import Topology
+from offramp._core.types import Batch
+from offramp.bundle.accelerate import in_backend
 from offramp.bundle.check import check_files, read_manifest
-from offramp.bundle.manifest import ExitEntry, Manifest
+from offramp.bundle.manifest import ExitEntry, Manifest, WholeEntry
 from offramp.bundle.names import POLICY
 from offramp.bundle.rebuild import rebuild
 from offramp.policy import Setting
@@ -58,6 +61,9 @@ def load_bundle(
     verify: bool = True,
     optimise: bool = False,
     allow_import: bool = False,
+    backend: str | Mapping[str, str] | None = None,
+    example: Batch | None = None,
+    threads: int | None = None,
 ) -> LoadedBundle:
     """Read what `save_bundle` wrote: the stages that the policy uses, and F.
 
@@ -69,13 +75,24 @@ def load_bundle(
         optimise: As for `Adaptive`, for both models.
         allow_import: Whether networks may be built by "module:callable". That runs code by a name
             that stands in the bundle, so allow it only for bundles whose origin you trust.
+        backend: What runs the stages, one for all or for each by name, as for `with_backend`; of
+            those whose answers are equal to rounding. "auto" takes the fastest by the measurements
+            in the bundle, of those that are installed. Stages in int8 stay what they are.
+        example: Some raw input, for backends; by default one of the form that was measured, or of
+            the bundle's `input_shape` in float32.
+        threads: As for `with_backend`.
 
     Raises:
         FileFormatError: If a file is missing, truncated, changed, a link, not listed or foreign,
             or written by a newer version; if a network cannot be built, cut, or given its heads
             as the manifest says; or if exits answer otherwise than when they were saved. It names
             the file.
-        UnsupportedError: If a network needs an import that is not allowed or not installed.
+        UnsupportedError: If a network needs an import that is not allowed or not installed, or a
+            backend cannot run a stage.
+        MissingExtraError: If a backend is not installed, or ONNX Runtime for stages in int8.
+        UnknownNameError: If there is no such backend or stage.
+        InputError: If a backend changes answers; if nothing was measured; or if it is not known
+            what the input looks like.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -84,10 +101,13 @@ def load_bundle(
     check_files(folder, manifest, verify=verify)
     setting = _read_setting(folder / POLICY, manifest)
     _check_heads(folder / POLICY, setting, manifest)
+    stages = rebuild(folder, manifest, verify=verify, allow_import=allow_import)
+    if backend is not None:
+        stages = in_backend(stages, manifest, backend, example=example, threads=threads)
     held = _HeldStages(
         topology=manifest.cascade_topology(),
         class_names=manifest.class_names,
-        stages=rebuild(folder, manifest, verify=verify, allow_import=allow_import),
+        stages=stages,
     )
     costs = manifest.stage_costs()
     try:
@@ -137,10 +157,14 @@ def _check_heads(path: Path, setting: Setting, manifest: Manifest) -> None:
     topology = manifest.cascade_topology()
     answering = {*setting.policy.topology.active, topology.index(setting.reference)}
     for entry in manifest.stages:
-        if not isinstance(entry, ExitEntry) or entry.head is not None:
+        if isinstance(entry, WholeEntry) or entry.head is not None:
             continue
-        last = len(manifest.networks[entry.segment.network].at)
-        if entry.segment.index < last and topology.index(entry.name) in answering:
+        index = topology.index(entry.name)
+        if isinstance(entry, ExitEntry):
+            continues = entry.segment.index < len(manifest.networks[entry.segment.network].at)
+        else:
+            continues = index in topology.sources
+        if continues and index in answering:
             raise FileFormatError(
                 f"{path} uses the exit {entry.name!r}, but the bundle has no head for it."
             )

@@ -6,6 +6,10 @@ and any further JSON files. Every file is listed with its size and checksum.
 Format 2 adds networks that are cut: one safetensors file for each, one for each exit head, and one
 with an example and what the exits answer to it. A bundle without them is written in format 1.
 
+Format 3 adds stages that are quantised: an ONNX file for a segment, one for its head, each with
+what it answered where it was made; and measurements of backends. Bundles without them are written
+in the format that they need.
+
 Layer: bundle.
 """
 
@@ -15,9 +19,11 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from offramp._core.costs import Costs
 from offramp._core.topology import Topology
+from offramp.runtime import BackendTable
 
 FORMAT: Literal["offramp-bundle"] = "offramp-bundle"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+CUT_VERSION = 2  # of bundles with networks that are cut
 WHOLE_VERSION = 1  # of bundles of whole networks, which older versions of this package read
 
 _STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -97,16 +103,49 @@ class NetworkEntry(BaseModel):
     example: ExampleEntry
 
 
-KINDS = ("<whole>", "<exit>")  # no names of fields, so messages can leave them out
+class FormEntry(BaseModel):
+    """The form of a batch, a carry or an output, as `offramp.runtime.backends.Form` has it."""
+
+    model_config = _STRICT
+    kind: Literal["tensor", "tuple", "mapping"]
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...] = Field(min_length=1)
+    dtypes: tuple[str, ...]
+
+
+class OnnxEntry(BaseModel):
+    """A model in ONNX, what it takes and gives, and the file of what it answered once."""
+
+    model_config = _STRICT
+    file: str
+    inputs: FormEntry
+    outputs: FormEntry
+    answers: str
+
+
+class QuantisedEntry(BaseModel):
+    """A stage in int8; `head` is None for a network's own answer."""
+
+    model_config = _STRICT
+    name: str
+    onnx: OnnxEntry
+    head: OnnxEntry | None
+    reads_first: bool  # whether the head reads the first tensor of the carry only
+    preprocessing: dict[str, Any] | None
+
+
+KINDS = ("<whole>", "<exit>", "<int8>")  # no names of fields, so messages can leave them out
 
 
 def _kind(value: Any) -> str:  # noqa: ANN401  (whatever stands in the file)
-    is_exit = "segment" in value if isinstance(value, dict) else isinstance(value, ExitEntry)
-    return KINDS[is_exit]
+    fields = value if isinstance(value, dict) else type(value).model_fields
+    return KINDS[1 if "segment" in fields else 2 if "onnx" in fields else 0]
 
 
 StageEntry = Annotated[
-    Annotated[WholeEntry, Tag(KINDS[0])] | Annotated[ExitEntry, Tag(KINDS[1])],
+    Annotated[WholeEntry, Tag(KINDS[0])]
+    | Annotated[ExitEntry, Tag(KINDS[1])]
+    | Annotated[QuantisedEntry, Tag(KINDS[2])],
     Discriminator(_kind),
 ]
 
@@ -142,9 +181,20 @@ class ChoiceEntry(BaseModel):
     numbers: dict[str, float | int | str | None]
 
 
+class BackendsEntry(BaseModel):
+    """What the stages take in each backend, as `offramp.runtime.BackendTable` has it."""
+
+    model_config = _STRICT
+    batch_sizes: tuple[int, ...]
+    seconds: dict[str, dict[str, tuple[float, ...]]]
+    refused: dict[str, dict[str, str]]
+    where: str
+    inputs: FormEntry
+
+
 @final
 class Manifest(BaseModel):
-    """Format 1 or 2 of `manifest.json`."""
+    """Format 1, 2 or 3 of `manifest.json`."""
 
     model_config = _STRICT
     format: Literal["offramp-bundle"]
@@ -159,11 +209,16 @@ class Manifest(BaseModel):
     choice: ChoiceEntry
     stages: tuple[StageEntry, ...]
     networks: tuple[NetworkEntry, ...] = ()
+    backends: BackendsEntry | None = None
     files: dict[str, FileEntry]
 
     def cascade_topology(self) -> Topology:
         """The topology as an object."""
         return Topology.from_dict(self.topology.model_dump())
+
+    def backend_table(self) -> BackendTable | None:
+        """The measurements of backends as an object, or None where the bundle has none."""
+        return None if self.backends is None else BackendTable.from_dict(self.backends.model_dump())
 
     def stage_costs(self) -> Costs | None:
         """The costs as an object, or None where the bundle has none."""

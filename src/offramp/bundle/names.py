@@ -12,6 +12,7 @@ from offramp._core.errors import InputError
 MANIFEST = "manifest.json"
 POLICY = "policy.json"
 WEIGHTS = ".safetensors"
+ONNX = ".onnx"
 
 _SAFE_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _PLAIN_STAGE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,59}")
@@ -56,6 +57,25 @@ def example_file(number: int) -> str:
     'example.0.safetensors'
     """
     return f"example.{number}{WEIGHTS}"
+
+
+def onnx_files(stage: str) -> tuple[str, str]:
+    """The files of a quantised stage: of its segment, and of its head.
+
+    >>> onnx_files("small")
+    ('small.onnx', 'small.head.onnx')
+    """
+    stem = weight_files([stage])[stage].removesuffix(WEIGHTS)
+    return f"{stem}{ONNX}", f"{stem}.head{ONNX}"
+
+
+def answers_file(model: str) -> str:
+    """The file of what a quantised model answered where it was made.
+
+    >>> answers_file("small.onnx")
+    'small.onnx.safetensors'
+    """
+    return f"{model}{WEIGHTS}"
 
 
 def check_extra(name: str) -> str:

@@ -7,24 +7,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from offramp._core.errors import FileFormatError, UnsupportedError
 from offramp._core.topology import RAW_INPUT, Topology
 from offramp._core.types import Batch
+from offramp.bundle.int8_files import read_quantised
 from offramp.bundle.manifest import (
     ExampleEntry,
     ExitEntry,
     Manifest,
     ModelEntry,
     NetworkEntry,
-    StageEntry,
+    QuantisedEntry,
     WholeEntry,
 )
 from offramp.bundle.names import MANIFEST
+from offramp.bundle.tensors import read_tensors
 from offramp.models import ModelSpec, build, load_weights
+from offramp.runtime.backends import Compiled
 from offramp.stages import CutSpec, SegmentSpec, Stage, attached, cut, preprocess_from_dict
 from offramp.train.design import network as _  # noqa: F401  so that "tapped" can be built
 
@@ -34,7 +35,6 @@ INPUT = "input."  # followed by 0, 1, ...
 #: The segments of a cut network, each with how to get it again.
 Segments = list[tuple[nn.Module, SegmentSpec]]
 
-_DAMAGED = (OSError, ValueError, LookupError, TypeError, RuntimeError, SafetensorError)
 #: What building or running a network raises when arguments, layers or sizes make no sense.
 FAILURES = (
     *(ArithmeticError, AssertionError, AttributeError, LookupError),
@@ -59,8 +59,12 @@ def rebuild(
     """
     cuts = [_cut_again(folder, k, entry, allow_import) for k, entry in enumerate(manifest.networks)]
     topology = manifest.cascade_topology()
+    models: dict[str, Compiled] = {}
     stages = {
-        entry.name: _stage(folder, entry, topology, cuts, allow_import) for entry in manifest.stages
+        entry.name: read_quantised(folder, entry, topology, models, verify=verify)
+        if isinstance(entry, QuantisedEntry)
+        else _stage(folder, entry, topology, cuts, allow_import)
+        for entry in manifest.stages
     }
     for k, network in enumerate(manifest.networks):
         exits = [e for e in manifest.stages if isinstance(e, ExitEntry) and e.segment.network == k]
@@ -86,7 +90,7 @@ def _cut_again(folder: Path, k: int, entry: NetworkEntry, allow_import: bool) ->
 
 def _stage(
     folder: Path,
-    entry: StageEntry,
+    entry: WholeEntry | ExitEntry,
     topology: Topology,
     cuts: Sequence[Segments],
     allow_import: bool,
@@ -167,7 +171,7 @@ def _check_answers(
         ) from error
     if noted_with is None:
         return
-    noted = _read_tensors(path).get(LOGITS)
+    noted = read_tensors(path).get(LOGITS)
     if noted is None or noted.shape != found.shape or not noted.is_floating_point():
         raise FileFormatError(
             f"{path} must hold {LOGITS!r} of shape {tuple(found.shape)}, the answers of {names}."
@@ -209,7 +213,7 @@ def _built(entry: ModelEntry, where: str, allow_import: bool) -> nn.Module:
 
 
 def _read_example(path: Path, entry: ExampleEntry) -> Batch:
-    held = _read_tensors(path)
+    held = read_tensors(path)
     keys = [f"{INPUT}{k}" for k in range(len(held))]
     tensors = [held[key] for key in keys if key in held]
     wrong = len(tensors) != len(held) - (LOGITS in held) or not tensors
@@ -230,10 +234,3 @@ def _read_example(path: Path, entry: ExampleEntry) -> Batch:
 
 def _expected(entry: ExampleEntry, tensors: Sequence[Tensor]) -> int:
     return {"tensor": 1, "tuple": len(tensors), "mapping": len(entry.names)}[entry.kind]
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except _DAMAGED as error:
-        raise FileFormatError(f"{path} cannot be read as safetensors: {error}.") from error

@@ -14,16 +14,17 @@ import torch
 from offramp._core.checks import check_known
 from offramp._core.costs import Costs
 from offramp._core.files import sha256, whole_folder, write_json
-from offramp.bundle.compare import check_cuts
+from offramp.bundle.compare import check_loadable
 from offramp.bundle.describe import write_stages
-from offramp.bundle.manifest import FORMAT, FORMAT_VERSION, WHOLE_VERSION
+from offramp.bundle.manifest import CUT_VERSION, FORMAT, FORMAT_VERSION, WHOLE_VERSION
 from offramp.bundle.names import MANIFEST, POLICY, check_extra
-from offramp.evaluate import Certificate, DoNotCascade, NotCertified, OperatingPoint
+from offramp.evaluate import Choice, OperatingPoint
 from offramp.policy import Setting
-from offramp.runtime.adaptive import check_made_for
+from offramp.runtime import BackendTable
+from offramp.runtime.runner import check_made_for
 from offramp.stages import Cascade
 
-BundleChoice = Setting | OperatingPoint | DoNotCascade | Certificate | NotCertified
+BundleChoice = Setting | Choice
 
 
 def save_bundle(
@@ -34,6 +35,7 @@ def save_bundle(
     costs: Costs | None = None,
     class_names: Sequence[str] = (),
     input_shape: Sequence[int] | None = None,
+    backends: BackendTable | None = None,
     extra: Mapping[str, object] | None = None,
     overwrite: bool = False,
 ) -> None:
@@ -44,6 +46,10 @@ def save_bundle(
     all weights are written, once, and those heads that are used. With it goes one example, made up
     where its values are not whole numbers (`offramp.stages.stand_in`), and what the exits answer.
 
+    Stages in int8, of `offramp.bundle.quantise`, are written as ONNX files. Of other backends
+    nothing is kept but measurements: give the cascade in PyTorch, and choose when the bundle is
+    loaded.
+
     Args:
         path: The folder to make.
         cascade: The networks; each that is written needs a spec of how to build it, as do a
@@ -53,10 +59,12 @@ def save_bundle(
         costs: Cost of each stage; loaded models then say what each example cost.
         class_names: For people; by default those of the cascade.
         input_shape: Shape of one example, for whoever has to make inputs.
+        backends: Of `choose_backends`; `load_bundle(path, backend="auto")` takes the fastest.
         extra: JSON values to keep in the bundle, by file name, such as "evaluation.json".
         overwrite: Whether a bundle at `path` may be replaced.
 
     Raises:
+        UnknownNameError: If backends were measured for other stages.
         InputError: If a stage or a head has no spec, or foreign preprocessing, or its spec
             builds another network; if policy or costs were made for other stages; if `path`
             exists; or if an extra file's name is not allowed.
@@ -75,6 +83,7 @@ def save_bundle(
     setting = choice if isinstance(choice, Setting) else choice.setting
     check_made_for(cascade, setting.policy.topology, costs)
     needed = _needed(cascade, setting)
+    _check_backends(backends, cascade)
     extras = {check_extra(name): value for name, value in (extra or {}).items()}
     with whole_folder(Path(path), overwrite=overwrite) as folder:
         stages = write_stages(folder, cascade, needed)
@@ -83,7 +92,7 @@ def save_bundle(
             write_json(folder / name, value)
         manifest = {
             "format": FORMAT,
-            "version": FORMAT_VERSION if "networks" in stages else WHOLE_VERSION,
+            "version": _version(stages, backends),
             "software": {"offramp": version("offramp"), "torch": str(torch.__version__)},
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "reference": setting.reference,
@@ -93,14 +102,27 @@ def save_bundle(
             "costs": None if costs is None else costs.to_dict(),
             "choice": _why(choice, setting),
             **stages,
+            **({} if backends is None else {"backends": backends.to_dict()}),
             "files": {
                 file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)}
                 for file in sorted(folder.iterdir())
             },
         }
         write_json(folder / MANIFEST, manifest)
-        if "networks" in stages:
-            check_cuts(folder, cascade)
+        if manifest["version"] != WHOLE_VERSION:
+            check_loadable(folder, cascade)
+
+
+def _version(stages: Mapping[str, Any], backends: BackendTable | None) -> int:
+    """The oldest format that can hold all of it."""
+    if backends is not None or any("onnx" in entry for entry in stages["stages"]):
+        return FORMAT_VERSION
+    return CUT_VERSION if "networks" in stages else WHOLE_VERSION
+
+
+def _check_backends(backends: BackendTable | None, cascade: Cascade) -> None:
+    for name in () if backends is None else backends.seconds:
+        check_known("stage", name, cascade.topology.names)
 
 
 def _needed(cascade: Cascade, setting: Setting) -> dict[str, bool]:

@@ -13,13 +13,16 @@ from typer.core import TyperGroup
 
 from offramp import __version__
 from offramp.cli import errors, output
+from offramp.cli.advise import command as advise
 from offramp.cli.bench import command as bench
 from offramp.cli.cut import command as cut
 from offramp.cli.demo import command as demo
 from offramp.cli.design import command as design
 from offramp.cli.evaluate import command as evaluate
+from offramp.cli.export import command as export
 from offramp.cli.fit import command as fit
 from offramp.cli.predict import command as predict
+from offramp.cli.profile import command as profile
 from offramp.cli.record import command as record
 from offramp.cli.report import command as report
 from offramp.cli.train import command as train
@@ -51,10 +54,11 @@ app = typer.Typer(
     help=(
         "Adaptive inference: trained classifiers that spend on each input only what it needs.\n\n"
         "Start with **offramp demo**. With networks of your own: **record** "
-        "what they say about labelled data, **fit** policies and choose one, "
+        "what they say about labelled data, **advise** whether a cascade is worth it, "
+        "**fit** policies and choose one, "
         "**evaluate** it, write a **report**; then **predict** and "
-        "**bench** with the bundle. With one network: first **cut** it and "
-        "**train** its exits, or **design** exits that make some classes faster."
+        "**bench** with the bundle, or **export** it to ONNX. With one network: first **cut** it "
+        "and **train** its exits, or **design** exits that make some classes faster."
     ),
     epilog=(
         "Exit codes: 0 done, 1 unexpected, 2 wrong usage or input, 3 no cascade is worth it, "
@@ -92,11 +96,14 @@ app.command("cut")(cut)
 app.command("train")(train)
 app.command("record")(record)
 app.command("design")(design)
+app.command("advise")(advise)
 app.command("fit")(fit)
 app.command("evaluate")(evaluate)
 app.command("report")(report)
+app.command("export")(export)
 app.command("predict")(predict)
 app.command("bench")(bench)
+app.command("profile")(profile)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

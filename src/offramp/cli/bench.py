@@ -54,7 +54,7 @@ def command(
     output = Output(as_json=json)
     sizes = options.whole_numbers("--batch-sizes", batch_sizes)
     loaded = load_bundle(bundle, device=device, optimise=not plain, allow_import=allow_import)
-    batch = _inputs(loaded, inputs, array, most=max(256, *sizes))
+    batch = some_inputs(loaded, inputs, array, most=max(256, *sizes))
     rows = compare(
         loaded.adaptive, loaded.fallback, batch.to(device), batch_sizes=sizes, rounds=rounds
     )
@@ -85,7 +85,9 @@ def command(
     output.result(result)
 
 
-def _inputs(loaded: "LoadedBundle", paths: list[Path] | None, array: str, *, most: int) -> "Tensor":
+def some_inputs(
+    loaded: "LoadedBundle", paths: list[Path] | None, array: str, *, most: int
+) -> "Tensor":
     """At most so many inputs, or random numbers where there are none."""
     import torch
 

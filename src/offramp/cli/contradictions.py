@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Sequence
 from difflib import get_close_matches
 
-from offramp.cli.sections import ExitsSection, HeadChoice, RunConfig
+from offramp.cli.sections import ExitsSection, FitSection, HeadChoice, RunConfig
 
 Problem = tuple[Sequence[str | int], str]  # where, what
 
@@ -25,8 +25,7 @@ def contradictions(config: RunConfig) -> list[Problem]:
     ]
     if config.data is not None and config.data.splits and config.data.ranges:
         found.append((("data", "ranges"), "give either splits, at random, or ranges, by position"))
-    if config.fit.max_loss is not None and config.fit.max_cost is not None:
-        found.append((("fit", "max_cost"), "give either max_loss or max_cost, not both"))
+    found += _of_fit(config.fit)
     if not config.cost.given and config.cost.unit not in _UNITS:
         text = f"{config.cost.unit!r} cannot be measured ({', '.join(_UNITS)} can); use cost.given"
         found.append((("cost", "unit"), text))
@@ -36,6 +35,27 @@ def contradictions(config: RunConfig) -> list[Problem]:
         found += _of_exits(config.exits)
     known = names or _exit_names(config)
     return found + (_unknown_stages(config, known) if known else [])
+
+
+def _of_fit(fit: FitSection) -> list[Problem]:
+    found: list[Problem] = []
+    if fit.delta is None:
+        if fit.max_loss is not None and fit.max_cost is not None:
+            text = "give either max_loss or max_cost, not both; with delta both can be promised"
+            found.append((("fit", "max_cost"), text))
+        if fit.risk not in ("difference", "excess"):
+            text = f"{fit.risk!r} can only be certified; give delta as well, such as 0.05"
+            found.append((("fit", "risk"), text))
+        return found
+    if fit.margin is not None:
+        text = "guards a measured risk; a certificate, with delta, needs no guard"
+        found.append((("fit", "margin"), text))
+    for name in ("max_loss", "max_cost"):
+        value = getattr(fit, name)
+        if value is not None and not 0 < value < 1:
+            text = f"must be in (0, 1) to be certified, with delta, got {value:g}"
+            found.append((("fit", name), text))
+    return found
 
 
 def _of_network(config: RunConfig) -> list[Problem]:
@@ -81,6 +101,9 @@ def _of_joint(config: RunConfig) -> list[Problem]:
         for k, alpha in enumerate(joint.alphas)
         if alpha in joint.alphas[:k]
     ]
+    if config.fit.delta is not None and {config.fit.max_loss, config.fit.max_cost} == {None}:
+        text = "needs a limit to certify: give max_loss or max_cost as well"
+        found.append((("fit", "delta"), text))
     if joint.warm_up > joint.epochs:
         text = f"must be at most epochs = {joint.epochs}, got {joint.warm_up}"
         found.append((("joint", "warm_up"), text))

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from offramp._core.errors import InputError
 from offramp._core.files import write_json
 from offramp.cli import options
+from offramp.cli.errors import NO_ANSWER
 from offramp.cli.output import Output, amount, percent, points
 from offramp.cli.run_folder import evaluation_to_dict, setting_from_file
 from offramp.cli.traces import load_divided, part_of
@@ -26,6 +28,19 @@ def command(
     split: Annotated[
         str, typer.Option(help="Which examples: train, fit, calibrate, test, or all.")
     ] = "test",
+    max_loss: Annotated[
+        float | None, typer.Option(help="With --delta: test that no more is lost on new examples.")
+    ] = None,
+    max_cost: Annotated[
+        float | None, typer.Option(help="With --delta: test that they cost no more on average.")
+    ] = None,
+    delta: Annotated[
+        float | None, typer.Option(help="Largest chance of a wrong promise, such as 0.05.")
+    ] = None,
+    risk: Annotated[
+        str,
+        typer.Option(help="Of --max-loss: difference, excess, error, disagreement, recall."),
+    ] = "difference",
     bootstrap: Annotated[
         int, typer.Option(min=0, help="Resamples for the 95 % intervals; 0 leaves them out.")
     ] = 2000,
@@ -38,18 +53,24 @@ def command(
     In: a trace and a setting that fit has chosen.
 
     Out: cost, accuracy and who leaves where, each against F, the reference network, on the same
-    examples. No network runs.
+    examples. No network runs. With --delta also whether the limits are kept on new examples: a
+    test of this setting on examples that it was not chosen on. Exit code 3: that is not certain.
 
     Example: offramp evaluate cifar.trace runs/cifar/chosen.json --split test
     """
-    from offramp.evaluate import evaluate
+    from offramp.evaluate import NotCertified, confirm, evaluate
 
     output = Output(as_json=json)
     chosen = setting_from_file(setting)
-    found = evaluate(
-        part_of(load_divided(trace, seed=seed), split), chosen, bootstrap=bootstrap, seed=seed
-    )
+    limits = _limits(risk, max_loss=max_loss, max_cost=max_cost, delta=delta, split=split)
+    whole = load_divided(trace, seed=seed)
+    part = part_of(whole, split)
+    found = evaluate(part, chosen, bootstrap=bootstrap, seed=seed)
     numbers = {"label": chosen.label, **evaluation_to_dict(found)}
+    promise = None
+    if delta is not None:
+        promise = confirm(part, chosen, limits, fit=whole.part("fit"), delta=delta)
+        numbers["promise"] = promise.to_dict()
     if out is not None:
         write_json(out, numbers)
     output.paragraph(chosen.label)
@@ -61,7 +82,31 @@ def command(
     output.table(
         ["stage", "visited by", "left at"], [[s, percent(v), percent(e)] for s, v, e in shares]
     )
+    if promise is not None:
+        output.line()
+        output.paragraph(promise.sentence)
     output.result(numbers)
+    if isinstance(promise, NotCertified):
+        raise typer.Exit(NO_ANSWER)
+
+
+def _limits(
+    risk: str, *, max_loss: float | None, max_cost: float | None, delta: float | None, split: str
+) -> dict[str, float]:
+    """What is to be tested, or nothing; what makes no sense together is refused."""
+    given = {risk: max_loss, "cost": max_cost}
+    limits = {name: value for name, value in given.items() if value is not None}
+    if bool(limits) != (delta is not None):
+        raise InputError(
+            "--delta goes with --max-loss, --max-cost or both, got delta "
+            f"{delta} and the limits {limits}."
+        )
+    if limits and split != "test":
+        raise InputError(
+            f"--split must be test with --delta, got {split!r}: where a setting was fitted or "
+            "chosen nothing can be promised of it."
+        )
+    return limits
 
 
 def _rows(found: "Evaluation") -> list[list[str]]:

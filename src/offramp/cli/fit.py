@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from offramp._core.checks import check_probability
 from offramp._core.errors import InputError
 from offramp.cli import options
 from offramp.cli.config import load_config
@@ -27,9 +28,7 @@ from offramp.cli.sections import FitSection, RunConfig
 from offramp.cli.traces import load_divided
 
 if TYPE_CHECKING:
-    from offramp.evaluate import DoNotCascade, Frontier, OperatingPoint
-
-    Choice = OperatingPoint | DoNotCascade
+    from offramp.evaluate import Choice, Frontier
 
 _LINES = 12  # of the front, for people
 
@@ -49,6 +48,10 @@ def command(
     max_cost: Annotated[
         float | None, typer.Option(help="Or the mean cost you can pay: 0.5 is half of F's.")
     ] = None,
+    delta: Annotated[
+        float | None,
+        typer.Option(help="Certify that: largest chance that new examples break it, such as 0.05."),
+    ] = None,
     margin: Annotated[
         float | None, typer.Option(help="Standard errors to stay below --max-loss.")
     ] = None,
@@ -66,7 +69,11 @@ def command(
         str | None, typer.Option(help="What learned policies minimise: excess or error.")
     ] = None,
     risk: Annotated[
-        str | None, typer.Option(help="difference: accuracy lost; excess: new errors only.")
+        str | None,
+        typer.Option(
+            help="difference: accuracy lost; excess: new errors only; with --delta also error, "
+            "disagreement, recall (of any class)."
+        ),
     ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Of the division of a trace without splits.")
@@ -81,7 +88,8 @@ def command(
 ) -> None:
     """Fit policies on a trace and choose the one that suits you.
 
-    In: a trace, and the loss of accuracy that you can bear or the cost that you can pay.
+    In: a trace, and the loss of accuracy that you can bear or the cost that you can pay; with
+    --delta both, if you like, as a promise for new examples that is tested on calibrate.
 
     Out: a folder with frontier.json (all settings) and chosen.json (the choice and why); with
     --bundle also the bundle that predict and bench run. Exit code 3: use one network alone.
@@ -98,6 +106,7 @@ def command(
         policy=options.names(policy),
         max_loss=max_loss,
         max_cost=max_cost,
+        delta=delta,
         margin=margin,
         reference=reference,
         top=top,
@@ -113,7 +122,7 @@ def command(
     command_line = _command_line(path, section, run.path)
     run.remember(trace=inside, seed=section.seed, command=command_line)
     run.write(FRONTIER, frontier_to_dict(frontier))
-    run.write(CHOSEN, choice_to_dict(choice, margin=section.margin))
+    run.write(CHOSEN, choice_to_dict(choice, margin=section.margin, risk=section.risk))
     if bundle is not None and config is not None:
         _save_bundle(bundle, settings, config, choice, path)
     _show(output, frontier, choice, run.path, bundle)
@@ -125,13 +134,29 @@ def _merged(section: FitSection, **given: Any) -> FitSection:  # noqa: ANN401  (
     if "max_loss" in update or "max_cost" in update:
         update = {"max_loss": None, "max_cost": None, **update}
     merged = section.model_copy(update=update)
-    if (merged.max_loss is None) == (merged.max_cost is None):
+    given_limits = (merged.max_loss is not None) + (merged.max_cost is not None)
+    if given_limits == 0 or (given_limits == 2 and merged.delta is None):
         raise InputError(
             "Say which point to choose: either --max-loss (0.02 allows two points of accuracy) or "
-            f"--max-cost (0.5 allows half of the cost), got {merged.max_loss} and "
-            f"{merged.max_cost}."
+            "--max-cost (0.5 allows half of the cost), or with --delta both, got "
+            f"{merged.max_loss} and {merged.max_cost}."
         )
+    if merged.delta is not None:
+        _check_promise(merged)
     return merged
+
+
+def _check_promise(section: FitSection) -> None:
+    """Refuse what could not be certified, before anything is fitted."""
+    for name in ("delta", "max_loss", "max_cost"):
+        value = getattr(section, name)
+        if value is not None:
+            check_probability(f"--{name.replace('_', '-')}", value)
+    if section.margin is not None:
+        raise InputError(
+            f"--margin must not be given together with --delta, got {section.margin}: it guards a "
+            "measured risk, and a certificate needs no guard."
+        )
 
 
 def _folder(out: Path | None, trace: Path | None, settings: RunConfig | None) -> Path:
@@ -150,6 +175,7 @@ def _command_line(trace: Path, section: FitSection, out: Path) -> str:
         "policy": ",".join(section.policy),
         "max-loss": section.max_loss,
         "max-cost": section.max_cost,
+        "delta": section.delta,
         "margin": section.margin,
         "reference": section.reference,
         "top": section.top,
@@ -181,6 +207,7 @@ def _fit(path: Path, section: FitSection) -> "tuple[Frontier, Choice]":
         max_loss=section.max_loss,
         max_cost=section.max_cost,
         margin=section.margin,
+        delta=section.delta,
     )
     return frontier, choice
 
@@ -214,7 +241,7 @@ def _save_bundle(
 def _show(
     output: Output, frontier: "Frontier", choice: "Choice", folder: Path, bundle: Path | None
 ) -> None:
-    from offramp.evaluate import DoNotCascade
+    from offramp.evaluate import DoNotCascade, NotCertified
 
     front = frontier.pareto
     step = max(1, -(-len(front) // _LINES))
@@ -233,7 +260,6 @@ def _show(
     output.line(f"Written: {folder / FRONTIER}, {folder / CHOSEN}")
     if bundle is not None:
         output.line(f"Bundle: {bundle}")
-    refused = isinstance(choice, DoNotCascade)
     output.result(
         {
             "folder": str(folder),
@@ -244,5 +270,5 @@ def _show(
             **choice_to_dict(choice),
         }
     )
-    if refused:
+    if isinstance(choice, DoNotCascade | NotCertified):
         raise typer.Exit(NO_ANSWER)

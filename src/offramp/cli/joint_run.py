@@ -19,10 +19,9 @@ from offramp.cli.run_folder import choice_to_dict, choose
 from offramp.cli.sections import FitSection, JointSection, RunConfig
 from offramp.data import CropAndFlip, Examples
 from offramp.evaluate import (
-    DoNotCascade,
+    Choice,
     Evaluation,
     Frontier,
-    OperatingPoint,
     assignment,
     evaluate,
     fit,
@@ -46,7 +45,6 @@ _SAME = (  # of [joint] and of the arguments that `train_joint` and `sweep_joint
     *("bfloat16", "seed"),
 )
 
-Choice = OperatingPoint | DoNotCascade
 Told = Callable[[float, JointEpoch], None]
 
 
@@ -293,6 +291,7 @@ def chosen_from(frontier: Frontier, asked: FitSection) -> Choice:
         max_loss=0.0 if free else asked.max_loss,
         max_cost=asked.max_cost,
         margin=asked.margin,
+        delta=asked.delta,
     )
 
 
@@ -319,16 +318,16 @@ def joint_to_dict(found: Trained, config: RunConfig, choice: Choice) -> dict[str
         "given": not trains_alone(config),
         "static": _static(found, split, config.fit.top),
         "chosen": {
-            "cascade": isinstance(choice, OperatingPoint),
+            "cascade": choice.cascade,
             **_row(_on(found, choice.setting, split)),
         },
-        "frozen": {"cascade": isinstance(other, OperatingPoint), **_row(frozen[0])},
+        "frozen": {"cascade": other.cascade, **_row(frozen[0])},
         "curves": {
             "joint": [_row(_on(found, p.setting, split)) for p in found.frontier.pareto],
             "frozen": [_row(one) for one in frozen[1:]],
         },
         "assignment": assignment(shown, choice.setting).to_dict(),
-        **choice_to_dict(choice, margin=config.fit.margin),
+        **choice_to_dict(choice, margin=config.fit.margin, risk=config.fit.risk),
     }
 
 

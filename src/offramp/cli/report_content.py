@@ -14,11 +14,10 @@ from offramp._core.files import sha256
 from offramp._core.topology import RAW_INPUT
 from offramp.cli.traces import unseen
 from offramp.evaluate import (
-    DoNotCascade,
+    Choice,
     Evaluation,
     Frontier,
     FrontierPoint,
-    OperatingPoint,
     bills,
     evaluate,
     exit_points,
@@ -30,6 +29,7 @@ from offramp.evaluate import (
     stage_uses,
     sweep,
 )
+from offramp.evaluate.results import RISKS
 from offramp.policy import Setting
 from offramp.policy.baselines import fit_uniform
 from offramp.report import ExampleImage, ReportContent, Reproduction, TimingRow
@@ -52,7 +52,7 @@ def report_content(
     title: str,
     trace: Trace,
     frontier: Frontier,
-    choice: OperatingPoint | DoNotCascade,
+    choice: Choice,
     *,
     seed: int,
     timing: Sequence[Mapping[str, Any]] = (),
@@ -83,6 +83,7 @@ def report_content(
     found = evaluate(part, choice.setting, seed=seed)
     uniform = [p for p in points if p.kind == "uniform"]
     neutral = next(p for p in points if p.name == "neutral oracle")
+    risk = choice.risk if choice.risk in RISKS else "difference"
     return ReportContent(
         title=title,
         chosen=choice,
@@ -94,7 +95,7 @@ def report_content(
         overlap=overlap(part, top=top, stages=_compared(trace, choice.setting)),
         uses=stage_uses(trace.part("fit"), choice.setting),
         bills=bills(part, choice.setting, seed=seed),
-        savings=savings(part, _policies(trace, frontier, calibrate), risk=choice.risk, seed=seed),
+        savings=savings(part, _policies(trace, frontier, calibrate), risk=risk, seed=seed),
         exits=exit_points(part, choice.setting) if _has_exits(trace) else (),
         gap_closed=share_of_gap_closed(found, uniform, neutral) if uniform else None,
         timing=tuple(TimingRow(**row) for row in timing),

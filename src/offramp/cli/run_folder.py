@@ -16,12 +16,7 @@ from offramp._core.errors import FileFormatError, InputError
 from offramp._core.files import read_json, write_json
 
 if TYPE_CHECKING:
-    from offramp.evaluate import (
-        DoNotCascade,
-        Evaluation,
-        Frontier,
-        OperatingPoint,
-    )
+    from offramp.evaluate import Choice, Evaluation, Frontier
     from offramp.policy import Setting
 
 MARKER = "run.json"
@@ -150,34 +145,47 @@ def frontier_from_dict(value: Mapping[str, Any], path: Path) -> "Frontier":
 
 
 def choice_to_dict(
-    choice: "OperatingPoint | DoNotCascade", *, margin: float | None = None
+    choice: "Choice", *, margin: float | None = None, risk: str | None = None
 ) -> dict[str, Any]:
     """What was chosen and why, as JSON values; `setting` can be read by `setting_from_file`.
 
     Args:
         choice: What `choose` has given.
         margin: With which margin, if not with the usual one.
+        risk: The risk that `choose` was asked for, if the choice does not say.
     """
-    from offramp.evaluate import OperatingPoint
+    from offramp.evaluate import Certificate, NotCertified
 
-    cascade = isinstance(choice, OperatingPoint)
-    point = choice if isinstance(choice, OperatingPoint) else choice.best_single
+    promise = choice if isinstance(choice, Certificate | NotCertified) else None
     single = choice.best_single
     return {
-        "outcome": "cascade" if cascade else "do not cascade",
+        "outcome": outcome(choice),
         "sentence": choice.sentence,
         "limit": {
-            "risk": choice.risk,
+            "risk": choice.risk if risk is None else risk,
             "max_loss": choice.max_loss,
             "max_cost": choice.max_cost,
             "margin": margin,
+            **({} if promise is None else {"delta": promise.delta}),
         },
+        **({} if promise is None else {"promise": promise.numbers}),
         "setting": choice.setting.to_dict(),
-        "fit": point.fit.numbers(),
-        "calibrate": _seen(point.calibrate),
-        "judged_on_both": _seen(point.judged_on_both),
+        "fit": choice.fit.numbers(),
+        "calibrate": _seen(choice.calibrate),
+        "judged_on_both": _seen(choice.judged_on_both),
         "best_single": None if single is None else single.to_dict(),
     }
+
+
+def outcome(choice: "Choice") -> str:
+    """What kind of answer a choice is, in two words."""
+    from offramp.evaluate import Certificate, DoNotCascade, NotCertified
+
+    if isinstance(choice, DoNotCascade):
+        return "do not cascade"
+    if isinstance(choice, NotCertified):
+        return "not certified"
+    return "certified" if isinstance(choice, Certificate) else "cascade"
 
 
 def choose(
@@ -187,8 +195,14 @@ def choose(
     max_loss: float | None,
     max_cost: float | None,
     margin: float | None,
-) -> "OperatingPoint | DoNotCascade":
+    delta: float | None = None,
+) -> "Choice":
     """Choose from a frontier, as a command line or the "limit" in `chosen.json` says."""
+    if delta is not None:
+        if max_loss is None:
+            return frontier.best(max_cost=float(max_cost or 0), risk=risk, delta=delta)
+        cost = {} if max_cost is None else {"cost": max_cost}
+        return frontier.certify({risk: max_loss, **cost}, delta=delta)
     if max_loss is None:
         return frontier.best(max_cost=float(max_cost or 0), risk=risk)
     if margin is None:
@@ -196,7 +210,7 @@ def choose(
     return frontier.cheapest(max_loss=max_loss, risk=risk, margin=margin)
 
 
-def choose_again(frontier: "Frontier", path: Path) -> "OperatingPoint | DoNotCascade":
+def choose_again(frontier: "Frontier", path: Path) -> "Choice":
     """The choice that a `chosen.json` describes, made once more from the frontier.
 
     Raises:

@@ -234,9 +234,10 @@ class FitSection(_Section):
     top: int = Field(default=1, ge=1)
     combines: Names | None = None
     loss: Literal["excess", "error"] | None = None
-    risk: Literal["difference", "excess"] = "difference"
+    risk: Literal["difference", "excess", "error", "disagreement", "recall"] = "difference"
     max_loss: float | None = Field(default=None, ge=0, lt=1)
     max_cost: float | None = Field(default=None, gt=0)
+    delta: float | None = Field(default=None, gt=0, lt=1)
     margin: float | None = Field(default=None, ge=0)
     seed: int = 0
 

@@ -17,7 +17,8 @@ from offramp.cli.run_folder import RunFolder
 from offramp.cli.sections import RunConfig
 
 if TYPE_CHECKING:
-    from offramp.cli.joint_run import Choice, Trained
+    from offramp.cli.joint_run import Trained
+    from offramp.evaluate import Choice
     from offramp.train import JointEpoch
 
 JOINT = "joint.json"

@@ -19,8 +19,14 @@ from torch import Tensor
 from offramp._core.outputs import best_labels
 from offramp._core.progress import progress_bar
 from offramp._core.topology import Path
-from offramp._core.types import BoolArray, IntArray
-from offramp.evaluate.evaluation import count_outcomes, from_outcomes
+from offramp._core.types import BoolArray
+from offramp.evaluate.evaluation import (
+    Outcomes,
+    count_outcomes,
+    f_labels,
+    first_labels,
+    from_outcomes,
+)
 from offramp.evaluate.results import Evaluation
 from offramp.policy import Policy, Setting
 from offramp.policy.features import COMBINED, Distribution
@@ -52,22 +58,30 @@ def evaluate_all(
     """
     for setting in settings:
         setting.policy.topology.check_same_stages(trace.topology, "the trace")
-    outcomes = [
-        np.zeros((len(setting.policy.topology.paths()), 2, 2), dtype=np.int64)
-        for setting in settings
-    ]
+    outcomes: list[Outcomes | None] = [None] * len(settings)
     size = min(16_384, max(256, _NUMBERS // trace.classes))
     with progress_bar("Replaying settings", len(trace), enabled=progress) as step:
         for start in range(0, len(trace), size):
             part = trace.rows(torch.arange(start, min(start + size, len(trace))))
             shared = _Shared(part)
-            for setting, found in zip(settings, outcomes, strict=True):
-                found += _outcomes(shared, setting)
+            for i, setting in enumerate(settings):
+                outcomes[i] = _added(outcomes[i], _outcomes(shared, setting))
             step(len(part))
     return [
         from_outcomes(trace, setting, found)
         for setting, found in zip(settings, outcomes, strict=True)
+        if found is not None
     ]
+
+
+def _added(before: Outcomes | None, more: Outcomes) -> Outcomes:
+    if before is None:
+        return more
+    return Outcomes(
+        paths=before.paths + more.paths,
+        classes=before.classes + more.classes,
+        disagreements=before.disagreements + more.disagreements,
+    )
 
 
 @final
@@ -115,11 +129,27 @@ class _Shared:
 
         return self.once(("wrong", top, path[-1], self._answer_key(path, policy)), compute)
 
+    def differs(self, path: Path, policy: Policy, reference: str) -> BoolArray:
+        """True where the first label of the answer at the end of a path is not F's, `(m,)`."""
+        stage = self.part.topology.index(reference)
+
+        def compute() -> BoolArray:
+            of_f = self.once(("F's", stage), lambda: f_labels(self.part, stage))
+            first = first_labels(self._best(path, policy, 1).numpy(), self.part)
+            return np.not_equal(first, of_f)
+
+        return self.once(("differs", stage, path[-1], self._answer_key(path, policy)), compute)
+
     def _best(self, path: Path, policy: Policy, top: int) -> Tensor:
-        last = self.part.output(path[-1])
-        if not last.scored:
-            return last.top(top)
-        return best_labels(self.answer(path, policy).log_probs, top)
+        """The `top` best labels of the answer at the end of a path, `(m, top)`."""
+
+        def compute() -> Tensor:
+            last = self.part.output(path[-1])
+            if not last.scored:
+                return last.top(top)
+            return best_labels(self.answer(path, policy).log_probs, top)
+
+        return self.once(("best", top, path[-1], self._answer_key(path, policy)), compute)
 
     def ranked(self, k: int, count: int) -> Tensor:
         """The best labels of one stage, `(m, count)`."""
@@ -148,13 +178,14 @@ class _Standing:
         return self._shared.ranked(stage, count)
 
 
-def _outcomes(shared: _Shared, setting: Setting) -> IntArray:
-    """How many examples leave on each path, by whether they and F are wrong, `(p, 2, 2)`."""
+def _outcomes(shared: _Shared, setting: Setting) -> Outcomes:
+    """How many examples leave on each path and are of each class, by who is wrong."""
     policy, topology = setting.policy, setting.policy.topology
-    f_wrong = shared.reference_wrong(setting.reference, setting.top)
+    m = len(shared.part)
+    taken, wrong = np.zeros(m, dtype=np.int64), np.zeros(m, dtype=np.bool_)
+    disagreements = 0
     standing: dict[Path, Tensor] = {}
-    standing[topology.root,] = torch.ones(len(shared.part), dtype=torch.bool)
-    found = np.zeros((len(topology.paths()), 2, 2), dtype=np.int64)
+    standing[topology.root,] = torch.ones(m, dtype=torch.bool)
     for i, path in enumerate(topology.paths()):  # each before its continuations
         here = standing.pop(path, None)
         if here is None or not bool(here.any()):
@@ -173,6 +204,12 @@ def _outcomes(shared: _Shared, setting: Setting) -> IntArray:
             standing[(*path, last)] = on
         rows = leaving.numpy()
         if rows.any():
-            wrong = shared.wrong(path, policy, setting.top)
-            found[i] = count_outcomes(wrong[rows], f_wrong[rows])
-    return found
+            taken[rows] = i
+            wrong |= rows & shared.wrong(path, policy, setting.top)
+            disagreements += int((rows & shared.differs(path, policy, setting.reference)).sum())
+    f_wrong = shared.reference_wrong(setting.reference, setting.top)
+    return Outcomes(
+        paths=count_outcomes(taken, wrong, f_wrong, len(topology.paths())),
+        classes=count_outcomes(shared.part.labels.numpy(), wrong, f_wrong, shared.part.classes),
+        disagreements=disagreements,
+    )

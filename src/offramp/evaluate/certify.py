@@ -1,170 +1,163 @@
 """Certified operating points: the cheapest setting whose promise has been tested.
 
-Candidates stand in an order that `fit` fixed, from the safest to the cheapest. Each is tested on
-the `calibrate` examples alone; the walk ends where the first fails, and the last that passed is
-promised.
+Candidates stand in an order that `fit` fixed, from the safest on. Each is tested on the `calibrate`
+examples alone; the walk ends where the first fails, and of those that passed one is promised.
 
 Layer: evaluate.  Source: methods.md 4; Learn then Test, Angelopoulos et al. 2021, arXiv:2110.01052.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from offramp._core.checks import check_choice, check_probability
-from offramp._core.errors import InputError
-from offramp._core.types import FloatArray, IntArray
-from offramp.evaluate.certificate import Calibration, Certificate, NotCertified, points_text
+from offramp.evaluate.certificate import Calibration, Certificate, NotCertified
+from offramp.evaluate.limits import UNLABELLED, Limits, joined, points_text, read_limits
 from offramp.evaluate.results import RISKS, Evaluation, FrontierPoint, Risk
-from offramp.policy import Setting
-from offramp.policy.pareto import pareto_front
-from offramp.policy.risk import (
-    Passed,
-    binomial_p_values,
-    examples_needed,
-    fewest_examples,
-    fixed_sequence,
-    paired_p_values,
+from offramp.evaluate.risk_tests import (
+    CostTest,
+    RecallTest,
+    RiskTest,
+    WeightedTest,
+    evidence,
+    measured,
+    outcome_counts,
+    slack,
 )
-
-_SLACK = 0.05  # of delta, spent on how often the answers of a setting and F differ
+from offramp.evaluate.weights import ClassWeights, check_weights, risk_tests
+from offramp.policy.pareto import pareto_front
+from offramp.policy.risk import NonePassed, examples_needed, fixed_sequence, several_risks
 
 
 def certify(
-    candidates: Sequence[FrontierPoint],
-    fallback: Setting,
+    points: Sequence[FrontierPoint],
+    f: FrontierPoint,
     calibration: Calibration | None,
+    limits: Limits,
     *,
-    max_loss: float,
     delta: float,
-    risk: Risk = "difference",
+    class_weights: ClassWeights | None = None,
+    least: Risk = "difference",
 ) -> Certificate | NotCertified:
-    """Test candidates in their order and promise the last that passes.
+    """Test settings in an order that `fit` fixes, and promise one of those that pass.
 
     Args:
-        candidates: From the safest to the cheapest, in an order that does not depend on
-            `calibrate`; each evaluated on it.
-        fallback: F alone.
+        points: Settings and single networks; those that were evaluated on `calibrate` are tested.
+        f: F alone, which runs where nothing is certified.
         calibration: What the examples of `calibrate` are; None where there are none.
-        max_loss: B, in (0, 1).
+        limits: As in `Frontier.certify`; so are `delta` and `class_weights`.
         delta: Largest chance of a wrong promise, in (0, 1).
-        risk: "difference": accuracy lost. "excess": new errors, corrections not counted.
+        class_weights: Known factors by which classes become more frequent.
+        least: Where only the cost is limited: the risk that the chosen setting has least of.
 
     Raises:
-        InputError: If `max_loss` or `delta` lies outside (0, 1), or `risk` is unknown.
+        InputError: If a limit or `delta` lies outside (0, 1), a risk or class is unknown, or
+            weights do not fit the examples.
 
     >>> from offramp.evaluate import fit
     >>> from offramp.trace import make_trace
     >>> frontier = fit(make_trace(4000, stages=2, seed=0), "myopic", progress=False)
-    >>> found = frontier.cheapest(max_loss=0.03, delta=0.1)
+    >>> found = frontier.certify({"difference": 0.03, "cost": 0.95}, delta=0.1)
     >>> type(found).__name__, found.p_value <= 0.1
     ('Certificate', True)
     """
-    check_probability("max_loss", max_loss)
+    asked = read_limits(limits)
     check_probability("delta", delta)
-    check_choice("risk", risk, RISKS)
-    against = _objection(candidates, calibration, max_loss, delta)
+    check_choice("least", least, RISKS)
+    tests = risk_tests(asked, calibration, delta=delta, class_weights=class_weights)
+    candidates = _in_order(points, f, tests, least)
+    weights = None
+    if candidates and calibration is not None and calibration.labelled:
+        weights = check_weights(class_weights, calibration, evidence(candidates[0]))
+    against = _objection(candidates, tests, calibration, delta)
     if against is None and calibration is not None:
-        found = [_tested_on(point) for point in candidates]
-        p_values = risk_p_values(found, risk=risk, max_loss=max_loss, delta=delta)
+        p_values = several_risks(np.stack([test.p_values(candidates) for test in tests]))
         walked = fixed_sequence(p_values, delta=delta)
-        if isinstance(walked, Passed):
+        if not isinstance(walked, NonePassed):
+            passed = range(walked.index + 1)
+            chosen = min(reversed(passed), key=lambda i: _merit(candidates[i], tests, least))
             return _certificate(
-                candidates, walked, calibration, max_loss=max_loss, delta=delta, risk=risk
+                candidates[chosen],
+                tests,
+                calibration,
+                delta=delta,
+                p_value=float(p_values[: chosen + 1].max()),
+                tested=min(walked.index + 2, len(candidates)),
+                weights=weights,
             )
-        measured = points_text(found[0].risk(risk))
-        against = f"{walked.reason}; its risk in calibrate is {measured} points"
-    usable = calibration is None or not (calibration.seen_in_training or calibration.lossy)
-    needed = None
-    if usable and candidates:
-        needed = _sufficient(candidates[0], max_loss=max_loss, delta=delta, risk=risk)
+        against = f"{walked.reason}; {_seen(candidates[0], tests, calibration)}"
     return NotCertified(
-        setting=fallback,
-        risk=risk,
-        max_loss=max_loss,
+        point=f,
+        limits=asked,
         delta=delta,
+        calibration=calibration,
         why=against or "",
-        n=0 if calibration is None else calibration.n,
-        examples_needed=needed,
+        examples_needed=_sufficient(candidates, tests, calibration, delta),
     )
 
 
 def safest_first(
-    points: Sequence[FrontierPoint], f: FrontierPoint, *, risk: Risk
+    points: Sequence[FrontierPoint],
+    f: FrontierPoint,
+    *,
+    risk: Risk | Callable[[FrontierPoint], float],
 ) -> list[FrontierPoint]:
     """The Pareto front on `fit`, from the safest point to the cheapest; only `fit` is read.
 
     Args:
         points: Settings and single networks.
         f: F alone: what costs as much is left out, F itself needs no promise.
-        risk: The axis beside the cost.
+        risk: The axis beside the cost: "difference", "excess", or what computes it of `fit`.
     """
-    check_choice("risk", risk, RISKS)
-    costs = np.array([p.fit.cost_ratio for p in points], dtype=np.float64)
-    kept = pareto_front(costs, np.array([p.fit.risk(risk) for p in points], dtype=np.float64))
+    value = risk if callable(risk) else _on_fit(check_choice("risk", risk, RISKS))
+    costs = np.array([_cost(p) for p in points], dtype=np.float64)
+    kept = pareto_front(costs, np.array([value(p) for p in points], dtype=np.float64))
     cheaper = [p for p, on in zip(points, kept, strict=True) if on and _cost(p) < _cost(f)]
     return sorted(cheaper, key=_cost, reverse=True)
+
+
+def _in_order(
+    points: Sequence[FrontierPoint], f: FrontierPoint, tests: Sequence[RiskTest], least: Risk
+) -> list[FrontierPoint]:
+    """What is tested, in its order; only `fit` is read.
+
+    From the safest to the cheapest; where the cost is limited too, those first that stay the most
+    standard errors within every limit.
+    """
+    candidates = [p for p in points if p.tested is not None] or list(points)
+    losses = [test for test in tests if not isinstance(test, CostTest)]
+    if not tests:
+        return []
+    order = safest_first(candidates, f, risk=_strain(losses) if losses else _on_fit(least))
+    if len(losses) == len(tests):
+        return order
+    return sorted(order, key=lambda point: -min(slack(test, point.fit) for test in tests))
+
+
+def _strain(tests: Sequence[RiskTest]) -> Callable[[FrontierPoint], float]:
+    """The largest share of its limit that a risk makes up on `fit`."""
+    return lambda point: max(measured(test, point.fit) / test.limit.at_most for test in tests)
+
+
+def _on_fit(risk: Risk) -> Callable[[FrontierPoint], float]:
+    return lambda point: point.fit.risk(risk)
 
 
 def _cost(point: FrontierPoint) -> float:
     return point.fit.cost_ratio
 
 
-def outcome_counts(evaluations: Sequence[Evaluation]) -> tuple[IntArray, IntArray]:
-    """How many examples are lost against F, and how many corrected, `(k,)` each.
-
-    Exact: the loss difference of an example is -1, 0 or 1, so n * excess counts the first and
-    n * (excess - difference) the second.
-
-    Raises:
-        InputError: If the risks are no shares of n examples.
-    """
-    n = np.array([e.n for e in evaluations], dtype=np.float64)
-    excess = np.array([e.excess for e in evaluations], dtype=np.float64)
-    difference = np.array([e.difference for e in evaluations], dtype=np.float64)
-    exact = np.stack([n * excess, n * (excess - difference)]).reshape(2, -1)
-    counts = np.rint(exact).astype(np.int64)
-    off = np.abs(exact - counts).max(axis=0, initial=0.0) > 1e-6 * np.maximum(n, 1)
-    if off.any():
-        first = int(np.flatnonzero(off)[0])
-        raise InputError(
-            "excess and difference must be counts over n, got "
-            f"{float(excess[first])!r} and {float(difference[first])!r} for n = {int(n[first])}."
-        )
-    return counts[0], counts[1]
-
-
-def risk_p_values(
-    evaluations: Sequence[Evaluation], *, risk: Risk, max_loss: float, delta: float
-) -> FloatArray:
-    """P-values of "the risk exceeds `max_loss`", one for each evaluation, `(k,)`.
-
-    Args:
-        evaluations: Of settings, all on the same examples.
-        risk: "excess": exact binomial. "difference": paired test.
-        max_loss: B, in (0, 1).
-        delta: Level that the p-values will be compared with, in (0, 1).
-    """
-    if not evaluations:
-        return np.empty(0, dtype=np.float64)
-    losses, corrections = outcome_counts(evaluations)
-    n = evaluations[0].n
-    return _p_values(losses, corrections, n, risk=risk, max_loss=max_loss, delta=delta)
-
-
-def _p_values(
-    losses: IntArray, corrections: IntArray, n: int, *, risk: Risk, max_loss: float, delta: float
-) -> FloatArray:
-    if risk == "excess":
-        return binomial_p_values(losses, n, max_risk=max_loss)
-    slack = _SLACK * delta
-    return paired_p_values(losses, corrections, n, max_difference=max_loss, slack=slack)
+def _merit(point: FrontierPoint, tests: Sequence[RiskTest], least: Risk) -> float:
+    """What to minimise among those that passed, on `fit`."""
+    free = all(isinstance(test, CostTest) for test in tests)
+    return point.fit.risk(least) if free else _cost(point)
 
 
 def _objection(
     candidates: Sequence[FrontierPoint],
+    tests: Sequence[RiskTest],
     calibration: Calibration | None,
-    max_loss: float,
     delta: float,
 ) -> str | None:
     """What rules a certificate out before any test, or None."""
@@ -183,88 +176,156 @@ def _objection(
             "the trace is lossy (float16); decisions taken on it may differ from those at run "
             "time. Record it in float32"
         )
-    least = fewest_examples(max_risk=max_loss, delta=delta)
-    if calibration.n < least:
+    labelled = [test.limit.risk for test in tests if test.limit.risk not in UNLABELLED]
+    if labelled and not calibration.labelled:
         return (
-            f"even without a single error it takes log(delta)/log(1 - max_loss) = {least} "
-            f"examples in calibrate to promise {points_text(max_loss)} points with delta = "
-            f"{delta:g}, and there are {calibration.n}"
+            f"the examples of {calibration.split} have no labels, which {joined(labelled)} takes; "
+            f"without them {' and '.join(UNLABELLED)} can be promised"
         )
-    return None if candidates else "no setting is cheaper than F on fit"
+    if not candidates:
+        return "no setting is cheaper than F on fit"
+    short = (_shortage(candidates, test, calibration, delta) for test in tests)
+    return next((text for text in short if text is not None), None)
 
 
-def _tested_on(point: FrontierPoint) -> Evaluation:
-    if point.calibrate is None:
-        raise InputError(
-            f"Every candidate must have been evaluated on calibrate, got {point.setting.label!r} "
-            "without."
-        )
-    return point.calibrate
-
-
-def _certificate(
-    candidates: Sequence[FrontierPoint],
-    walked: Passed,
-    calibration: Calibration,
-    *,
-    max_loss: float,
-    delta: float,
-    risk: Risk,
-) -> Certificate:
-    point = candidates[walked.index]
-    found = _tested_on(point)
-    return Certificate(
-        setting=point.setting,
-        fit=point.fit,
-        calibrate=found,
-        risk=risk,
-        max_loss=max_loss,
-        delta=delta,
-        p_value=walked.p_value,
-        calibration=calibration,
-        tested=min(walked.index + 2, len(candidates)),
-        assumptions=_assumptions(calibration.n),
-        sentence=_sentence(found, risk, max_loss, delta, walked.p_value),
+def _shortage(
+    candidates: Sequence[FrontierPoint], test: RiskTest, calibration: Calibration, delta: float
+) -> str | None:
+    """That there are fewer examples than could ever certify, and how many it takes; or None."""
+    least, have, whose, of = test.fewest(candidates), calibration.n, "", ""
+    if isinstance(test, RecallTest):
+        rarest, have = test.rarest(evidence(candidates[0]))
+        whose, of = " of each class", f" of class {calibration.class_names[rarest]!r}"
+    if have >= least:
+        return None
+    if isinstance(test, CostTest):
+        takes = f"even if all of them cost least it takes {least}"
+    elif isinstance(test, WeightedTest):
+        takes = f"even without a single error it takes, with these class weights, {least}"
+    else:
+        takes = f"even without a single error it takes log(delta)/log(1 - max_loss) = {least}"
+    return (
+        f"{takes} examples{whose} in {calibration.split} to promise {_amount(test)} with delta = "
+        f"{delta:g}, and there are {have}{of}"
     )
 
 
-def _assumptions(n: int) -> tuple[str, ...]:
+def _amount(test: RiskTest) -> str:
+    share, risk = points_text(test.limit.at_most), test.limit.risk
+    if risk == "cost":
+        return f"a cost of {share} % of F's"
+    return f"{share} points" if risk == "difference" else f"{share} points of {risk}"
+
+
+def _seen(point: FrontierPoint, tests: Sequence[RiskTest], calibration: Calibration) -> str:
+    """What the first candidate does on the examples, with the largest risk by name."""
+    found = evidence(point)
+    worst = max(tests, key=lambda test: float(test.p_values([point])[0]))
+    share = points_text(measured(worst, found))
+    if isinstance(worst, CostTest):
+        return f"its cost in {calibration.split} is {share} % of F's"
+    return f"its {worst.limit.risk} in {calibration.split} is {share} points"
+
+
+def _certificate(
+    point: FrontierPoint,
+    tests: Sequence[RiskTest],
+    calibration: Calibration,
+    *,
+    delta: float,
+    p_value: float,
+    tested: int,
+    weights: tuple[float, ...] | None,
+) -> Certificate:
+    return Certificate(
+        point=point,
+        limits=tuple(test.limit for test in tests),
+        delta=delta,
+        p_value=p_value,
+        calibration=calibration,
+        tested=tested,
+        class_weights=weights,
+        assumptions=_assumptions(calibration, weights),
+        sentence=_sentence(evidence(point), tests, weights, delta=delta, p_value=p_value),
+    )
+
+
+def _assumptions(calibration: Calibration, weights: tuple[float, ...] | None) -> tuple[str, ...]:
+    n, split = calibration.n, calibration.split
+    source = (
+        f"New examples come from the same source as the {n} of {split} (they are exchangeable); "
+        "where the data shift, nothing is promised."
+        if weights is None
+        else f"New examples of each class come from the same source as those among the {n} of "
+        f"{split}, and the shares of the classes change by exactly the weights that were given; "
+        "where the data shift otherwise, nothing is promised."
+    )
     return (
-        f"New examples come from the same source as the {n} of calibrate (they are exchangeable); "
-        "where the data shift, nothing is promised.",
-        "No network, no policy and no order of testing was made with the help of calibrate.",
-        "Risk, limit and delta were set before calibrate was looked at; the best of several tries "
+        source,
+        f"No network, no policy and no order of testing was made with the help of {split}.",
+        f"Risks, limits and delta were set before {split} was looked at; the best of several tries "
         "is not certified.",
         "What runs is what was recorded: the same networks, preprocessing and precision.",
     )
 
 
-def _sentence(found: Evaluation, risk: Risk, max_loss: float, delta: float, p_value: float) -> str:
-    f = found.setting.reference
-    limit = points_text(max_loss)
-    plural = "point" if limit == "1" else "points"
-    if risk == "excess":
-        promise = f"makes at most {limit} {plural} of errors that {f} alone does not make"
-    else:
-        promise = f"loses at most {limit} {plural} of accuracy against {f} alone"
+def _sentence(
+    found: Evaluation,
+    tests: Sequence[RiskTest],
+    weights: tuple[float, ...] | None,
+    *,
+    delta: float,
+    p_value: float,
+) -> str:
+    f, top = found.setting.reference, found.setting.top
+    promise = joined([test.limit.words(f, top=top) for test in tests])
+    shifted = "" if weights is None else ", their classes weighted as given"
     return (
         f"With a confidence of {100 * (1 - delta):g} %, {found.setting.label} {promise}, on new "
-        f"examples like the {found.n} that it was tested on (p = {p_value:.2g}), at "
-        f"{found.cost_ratio:.3f} of its cost."
+        f"examples like the {found.n} that it was tested on{shifted} (p = {p_value:.2g}); there it "
+        f"cost {found.cost_ratio:.3f} of {f} alone."
     )
 
 
-def _sufficient(safest: FrontierPoint, *, max_loss: float, delta: float, risk: Risk) -> int | None:
-    """About how many examples the safest candidate would have passed with; None if no number."""
-    found = safest.calibrate or safest.fit
-    losses, corrections = (counts[0] / found.n for counts in outcome_counts([found]))
-    if found.risk(risk) >= max_loss:
+def _sufficient(
+    candidates: Sequence[FrontierPoint],
+    tests: Sequence[RiskTest],
+    calibration: Calibration | None,
+    delta: float,
+) -> int | None:
+    """About how many examples the first candidate would have passed with; None if no number."""
+    refused = calibration is not None and (calibration.seen_in_training or calibration.lossy)
+    if refused or not candidates:
         return None
+    first = candidates[0]
+    found = first.tested or first.fit
+    if any(measured(test, found) >= test.limit.at_most for test in tests):
+        return None
+    point = replace(first, calibrate=found)
+    hard = [t.hardest(point) if isinstance(t, RecallTest) else t for t in tests]
 
     def p_value(n: int) -> float:
-        lost = np.array([round(n * losses)], dtype=np.int64)
-        won = np.array([min(round(n * corrections), n - int(lost[0]))], dtype=np.int64)
-        return float(_p_values(lost, won, n, risk=risk, max_loss=max_loss, delta=delta)[0])
+        at = [replace(point, calibrate=_scaled(found, n))]
+        return max(float(test.p_values(at)[0]) for test in hard)
 
-    least = fewest_examples(max_risk=max_loss, delta=delta)
+    least = max(test.fewest(candidates) for test in tests)
     return examples_needed(p_value, delta=delta, at_least=least)
+
+
+def _scaled(found: Evaluation, n: int) -> Evaluation:
+    """What the evaluation would be on `n` examples with the same shares, in whole examples."""
+    lost, won = (int(counts[0]) for counts in outcome_counts([found]))
+    lost = round(lost * n / found.n)
+    won = min(round(won * n / found.n), n - lost)
+    differing = 0 if found.disagreement is None else round(n * found.disagreement)
+    return replace(
+        found,
+        n=n,
+        accuracy=round(n * found.accuracy) / n,
+        excess=lost / n,
+        difference=(lost - won) / n,
+        disagreement=differing / n,
+        class_outcomes=tuple(
+            tuple(round(count * n / found.n) for count in row) for row in found.class_outcomes
+        ),
+    )

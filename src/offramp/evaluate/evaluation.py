@@ -4,7 +4,8 @@ Layer: evaluate.  Source: methods.md (F, the two risks) and 1 (statistics of exi
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import final
 
 import numpy as np
 
@@ -19,6 +20,25 @@ from offramp.policy import Policy, Setting
 from offramp.trace import Trace
 
 _LOW, _HIGH = 0.025, 0.975
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Outcomes:
+    """How many examples of which kind there are: all that an evaluation needs of them.
+
+    Wherever two axes of size 2 stand last, the first is 1 where the example's own answer is wrong,
+    the second where F's is.
+
+    Args:
+        paths: Of each path of the setting's topology, `(p, 2, 2)`.
+        classes: Of each true class, `(c, 2, 2)`.
+        disagreements: Examples whose first label is not F's.
+    """
+
+    paths: IntArray
+    classes: IntArray
+    disagreements: int
 
 
 def evaluate(
@@ -59,41 +79,58 @@ def evaluate(
             f"baseline must hold the {len(trace)} examples of the trace in the same order, got "
             f"{len(of_f)} others."
         )
-    f_wrong = of_f.wrong(of_f.topology.index(setting.reference), top=setting.top)
-    outcomes = np.stack(
-        [
-            count_outcomes(done.wrong[done.path == i], f_wrong[done.path == i])
-            for i in range(len(done.paths))
-        ]
+    stage = of_f.topology.index(setting.reference)
+    f_wrong = of_f.wrong(stage, top=setting.top)
+    outcomes = Outcomes(
+        paths=count_outcomes(done.path, done.wrong, f_wrong, len(done.paths)),
+        classes=count_outcomes(trace.labels.numpy(), done.wrong, f_wrong, trace.classes),
+        disagreements=int((first_labels(done.labels, trace) != f_labels(of_f, stage)).sum()),
     )
     return from_outcomes(trace, setting, outcomes, bootstrap=bootstrap, seed=seed)
 
 
-def count_outcomes(wrong: BoolArray, f_wrong: BoolArray) -> IntArray:
-    """How many examples are right or wrong where F is right or wrong, `(2, 2)`.
+def count_outcomes(group: IntArray, wrong: BoolArray, f_wrong: BoolArray, groups: int) -> IntArray:
+    """How many examples of each group are right or wrong where F is right or wrong, `(g, 2, 2)`.
 
-    The first index is 1 where the example's own answer is wrong, the second where F's is.
+    Args:
+        group: Of each example, `(n,)`, in 0..groups - 1.
+        wrong: True where the example's own answer is wrong, `(n,)`.
+        f_wrong: True where F's is, `(n,)`.
+        groups: How many groups there are.
     """
-    return np.bincount(2 * wrong + f_wrong, minlength=4).reshape(2, 2)
+    kinds = 4 * group + 2 * wrong + f_wrong
+    return np.bincount(kinds, minlength=4 * groups).reshape(groups, 2, 2)
+
+
+def f_labels(trace: Trace, stage: int) -> IntArray:
+    """F's own first label of each example, `(n,)`."""
+    return first_labels(trace.output(stage).top(1).numpy(), trace)
+
+
+def first_labels(labels: IntArray, trace: Trace) -> IntArray:
+    """The first of each row of labels, `(n,)`; all that lie outside the classes become `c`."""
+    first = labels[:, 0]
+    return np.where((first >= 0) & (first < trace.classes), first, trace.classes)
 
 
 def from_outcomes(
-    trace: Trace, setting: Setting, outcomes: IntArray, *, bootstrap: int = 0, seed: int = 0
+    trace: Trace, setting: Setting, outcomes: Outcomes, *, bootstrap: int = 0, seed: int = 0
 ) -> Evaluation:
-    """The evaluation that follows from how many examples took each path, and were wrong there.
+    """The evaluation that follows from how many examples of which kind there are.
 
     Args:
         trace: Where they were counted; its costs, splits and names are read.
         setting: What was replayed.
-        outcomes: For each path of the setting's topology what `count_outcomes` gives, `(p, 2, 2)`.
+        outcomes: What was counted.
         bootstrap: Number of resamples; 0 leaves the intervals out.
         seed: Of the resampling.
     """
     policy, n = setting.policy, len(trace)
     f_cost = reference_cost(trace, setting.reference)
-    path, wrong, f_wrong = np.nonzero(outcomes)  # (u,) each: the kinds of examples that occur
-    counts = outcomes[path, wrong, f_wrong]
-    ratio = path_costs(trace, policy)[path] / f_cost
+    path, wrong, f_wrong = np.nonzero(outcomes.paths)  # (u,) each: the kinds that occur
+    counts = outcomes.paths[path, wrong, f_wrong]
+    ratios = path_costs(trace, policy) / f_cost  # (p,)
+    ratio = ratios[path]
     lost = (wrong - f_wrong).astype(np.float64)
     values = np.stack([ratio, lost, np.maximum(lost, 0.0)], axis=1)  # (u, 3)
     means = counts @ values / n
@@ -102,14 +139,14 @@ def from_outcomes(
         if bootstrap
         else [None, None, None]
     )
-    on_path = outcomes.sum(axis=(1, 2))  # (p,)
+    on_path = outcomes.paths.sum(axis=(1, 2))  # (p,)
     ways = [(p, int(count)) for p, count in zip(policy.topology.paths(), on_path, strict=True)]
     exits, visits = _exits_and_visits(len(trace.topology), ways)
     useful, overhead, deciding = _cost_shares(trace.costs, policy, ways)
     return Evaluation(
         setting=setting,
         n=n,
-        split=_split_name(trace),
+        split=split_name(trace),
         stages=trace.stages,
         unit=trace.costs.unit,
         cost=float(means[0] * f_cost),
@@ -127,11 +164,18 @@ def from_outcomes(
         useful_share=useful,
         overhead_share=overhead,
         decision_share=deciding,
+        disagreement=outcomes.disagreements / n,
+        path_share=_shares(on_path / n),
+        path_cost_ratio=_shares(ratios),
+        class_outcomes=tuple(tuple(row) for row in outcomes.classes.reshape(-1, 4).T.tolist()),
     )
 
 
 def pooled(first: Evaluation, second: Evaluation) -> Evaluation:
     """One evaluation of the examples of two parts together, without intervals.
+
+    It is one to choose by; what only certificates need, counts of disagreements, paths and
+    classes, is left out, for they are tested on one part alone.
 
     Args:
         first: Of one part.
@@ -168,6 +212,10 @@ def pooled(first: Evaluation, second: Evaluation) -> Evaluation:
         useful_share=means("useful_share", cost_share),
         overhead_share=means("overhead_share", cost_share),
         decision_share=mean("decision_share", cost_share),
+        disagreement=None,
+        path_share=(),
+        path_cost_ratio=(),
+        class_outcomes=(),
     )
 
 
@@ -216,7 +264,8 @@ def paired_intervals(
     return [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
 
 
-def _split_name(trace: Trace) -> str:
+def split_name(trace: Trace) -> str:
+    """Name of the one split that all examples are in, or "all"."""
     if trace.split is None:
         return "all"
     names = [name for name in SPLITS if trace.has_split(name)]

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from offramp._core.checks import check_choice
 from offramp.evaluate.evaluation import reference_cost
-from offramp.evaluate.frontier import Frontier, sweep
+from offramp.evaluate.frontier import Frontier
+from offramp.evaluate.sweep import sweep
 from offramp.policy import Setting
 from offramp.policy.fitters import fitters
 from offramp.trace import Trace

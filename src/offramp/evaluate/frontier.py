@@ -12,11 +12,10 @@ import numpy as np
 
 from offramp._core.checks import check_choice, check_not_negative
 from offramp._core.errors import FileFormatError, InputError
-from offramp._core.types import BoolArray
-from offramp.evaluate.batch import evaluate_all
-from offramp.evaluate.certificate import Calibration, Certificate, NotCertified, points_text
-from offramp.evaluate.certify import certify, safest_first
-from offramp.evaluate.evaluation import pooled
+from offramp.evaluate.certificate import Calibration, Certificate, NotCertified
+from offramp.evaluate.certify import certify
+from offramp.evaluate.judging import judge_again, labelled_by, on_front
+from offramp.evaluate.limits import Limits, points_text
 from offramp.evaluate.results import (
     RISKS,
     DoNotCascade,
@@ -25,10 +24,10 @@ from offramp.evaluate.results import (
     OperatingPoint,
     Risk,
 )
-from offramp.policy import Setting
-from offramp.policy.pareto import pareto_front
+from offramp.evaluate.weights import ClassWeights
 from offramp.trace import Trace
 
+Choice = OperatingPoint | DoNotCascade | Certificate | NotCertified
 Axis = str  # "cost" or one of RISKS
 MARGIN = 1.0  # standard errors between the measured risk and the limit: the one-standard-error rule
 _ROUNDING = 1e-12  # a risk of exactly B computed as a mean may exceed B in the last bit
@@ -58,7 +57,7 @@ class Frontier:
 
     def front(self, risk: Risk) -> tuple[FrontierPoint, ...]:
         """Settings that no setting or single network beats in cost and `risk` on `fit`."""
-        kept = _on_front([*self.points, *self.singles], risk)
+        kept = on_front([*self.points, *self.singles], risk)
         chosen = [p for p, on in zip(self.points, kept, strict=False) if on]
         return tuple(sorted(chosen, key=lambda p: p.fit.cost_ratio))
 
@@ -79,7 +78,7 @@ class Frontier:
         risk: Risk = "difference",
         margin: float = MARGIN,
         delta: float | None = None,
-    ) -> OperatingPoint | DoNotCascade | Certificate | NotCertified:
+    ) -> Choice:
         """The cheapest setting whose risk is at most `max_loss`, as measured or as certified.
 
         Candidates are the Pareto front on `fit`. Without `delta` they are measured on `fit` and
@@ -87,7 +86,8 @@ class Frontier:
 
         Args:
             max_loss: In [0, 1): 0.02 allows two points. With `delta` in (0, 1).
-            risk: "difference": accuracy lost. "excess": new errors, corrections not counted.
+            risk: "difference": accuracy lost. "excess": new errors, corrections not counted. With
+                `delta` any risk that `certify` knows.
             margin: Standard errors kept between the measured risk and `max_loss`, >= 0, against
                 the luck of the chosen one among many (docs/adr/0010). Not with `delta`.
             delta: Largest chance that the promise is wrong, in (0, 1): 0.05 (docs/adr/0017).
@@ -96,7 +96,12 @@ class Frontier:
             InputError: If `max_loss`, `margin` or `delta` is outside its domain.
         """
         if delta is not None:
-            return self._certified(max_loss=max_loss, risk=risk, margin=margin, delta=delta)
+            if margin != MARGIN:
+                raise InputError(
+                    f"margin must not be given together with delta, got {margin!r}: it guards a "
+                    "measured risk, and a certificate needs no guard."
+                )
+            return self.certify({risk: max_loss}, delta=delta)
         check_choice("risk", risk, RISKS)
         check_not_negative("margin", margin)
         if not 0.0 <= max_loss < 1.0:
@@ -118,36 +123,79 @@ class Frontier:
         best = single or self._single_of_reference()
         return _refusal(reason, best, chosen, risk, max_loss=max_loss)
 
-    def _certified(
-        self, *, max_loss: float, risk: Risk, margin: float, delta: float
+    def certify(
+        self, limits: Limits, *, delta: float, class_weights: ClassWeights | None = None
     ) -> Certificate | NotCertified:
-        if margin != MARGIN:
-            raise InputError(
-                f"margin must not be given together with delta, got {margin!r}: it guards a "
-                "measured risk, and a certificate needs no guard."
-            )
-        f = self._single_of_reference()
-        return certify(
-            safest_first([*self.points, *self.singles], f, risk=risk),
-            f.setting,
-            self.calibration,
-            max_loss=max_loss,
-            delta=delta,
-            risk=risk,
-        )
+        """The cheapest setting that keeps several limits at once on new examples, as tested.
 
-    def best(self, *, max_cost: float, risk: Risk = "difference") -> OperatingPoint | DoNotCascade:
-        """The setting of least risk whose mean cost ratio is at most `max_cost`.
-
-        Both are measured on `fit` and `calibrate` together.
+        Candidates, single networks included, are tested on `calibrate` alone, in an order that
+        `fit` fixes: those first that stay farthest within the limits there. Where only the cost is
+        limited, the most accurate of those that pass is promised (docs/adr/0021).
 
         Args:
-            max_cost: Over F's own cost, > 0: 0.5 allows half of it on average.
-            risk: What to minimise.
+            limits: From risks to the largest value of each, in (0, 1). "difference": accuracy lost
+                against F. "excess": new errors. "error": wrong answers. "disagreement": first
+                labels that are not F's, which takes no labels. "recall": recall lost against F by
+                any class, or a mapping from classes to limits. "cost": mean cost over F's.
+            delta: Largest chance that any of them is exceeded, in (0, 1): 0.05.
+            class_weights: Where the shares of classes will change in a known way, and nothing
+                else: each class's share in future over its share in `calibrate`, in the order of
+                classes or by name. For difference, excess, error; recalls do not change.
 
         Raises:
-            InputError: If `max_cost` is outside its domain.
+            InputError: If a limit or `delta` is outside its domain, a risk is unknown, or weights
+                cannot be such ratios.
+            UnknownNameError: If there is no class of that name.
         """
+        return self._certified(limits, delta=delta, class_weights=class_weights)
+
+    def _certified(
+        self,
+        limits: Limits,
+        *,
+        delta: float,
+        class_weights: ClassWeights | None = None,
+        least: Risk = "difference",
+    ) -> Certificate | NotCertified:
+        return certify(
+            [*self.points, *self.singles],
+            self._single_of_reference(),
+            self.calibration,
+            limits,
+            delta=delta,
+            class_weights=class_weights,
+            least=least,
+        )
+
+    @overload
+    def best(
+        self, *, max_cost: float, risk: Risk = ..., delta: None = None
+    ) -> OperatingPoint | DoNotCascade: ...
+
+    @overload
+    def best(
+        self, *, max_cost: float, risk: Risk = ..., delta: float
+    ) -> Certificate | NotCertified: ...
+
+    def best(
+        self, *, max_cost: float, risk: Risk = "difference", delta: float | None = None
+    ) -> Choice:
+        """The setting of least risk whose mean cost ratio is at most `max_cost`.
+
+        Both are measured on `fit` and `calibrate` together. With `delta` the cost is certified on
+        `calibrate` alone, and of what passes that of least risk on `fit` is promised.
+
+        Args:
+            max_cost: Over F's own cost, > 0: 0.5 allows half of it on average. With `delta` in
+                (0, 1).
+            risk: What to minimise.
+            delta: Largest chance that new examples cost more on average, in (0, 1).
+
+        Raises:
+            InputError: If `max_cost` or `delta` is outside its domain.
+        """
+        if delta is not None:
+            return self._certified({"cost": max_cost}, delta=delta, least=risk)
         check_choice("risk", risk, RISKS)
         if not (np.isfinite(max_cost) and max_cost > 0):
             raise InputError(
@@ -192,6 +240,29 @@ class Frontier:
     def _single_of_reference(self) -> FrontierPoint:
         stages = self.singles[0].fit.stages  # singles stand in their order
         return self.singles[stages.index(self.reference)]
+
+    def calibrated_on(self, part: Trace, *, fit: Trace, labelled: bool = True) -> "Frontier":
+        """The same settings with other examples as `calibrate`.
+
+        Args:
+            part: Examples that nothing was fitted on, such as a sample from production.
+            fit: Those that were fitted on; none of them may be in `part`.
+            labelled: False where the labels of `part` are not to be trusted, or made up. They are
+                not read then, and "disagreement" and "cost" alone can be certified.
+
+        Raises:
+            SplitOverlapError: If an example is in both.
+        """
+        fit.require_disjoint(part)
+        held = part if labelled else labelled_by(part, self.reference)
+        everything = [*self.points, *self.singles]
+        again = judge_again(everything, len(self.singles), held, labelled=labelled)
+        return replace(
+            self,
+            points=tuple(again[: len(self.points)]),
+            singles=tuple(again[len(self.points) :]),
+            calibration=Calibration.of(held, labelled=labelled),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -251,80 +322,6 @@ def _guarded(found: Evaluation, axis: Axis, margin: float) -> float:
     # The loss of an example is -1, 0 or 1, so its two means give the mean of the square.
     square = found.excess if axis == "excess" else 2 * found.excess - mean
     return mean + margin * float(np.sqrt(max(0.0, square - mean**2) / found.n))
-
-
-def sweep(
-    settings: Sequence[Setting],
-    fit: Trace,
-    calibrate: Trace | None = None,
-    *,
-    reference: str,
-    top: int = 1,
-    progress: bool = True,
-) -> Frontier:
-    """Evaluate settings on `fit`, and those on a Pareto front on `calibrate` as well.
-
-    Args:
-        settings: What was fitted; all with this reference and `top`.
-        fit: The examples that they were fitted on.
-        calibrate: Other examples, to choose the operating point on.
-        reference: Name of F.
-        top: A label is right when it is among the `top` best.
-        progress: Show a bar.
-
-    Raises:
-        SplitOverlapError: If an example stands in both parts.
-        InputError: If a setting has another reference or `top`.
-    """
-    if calibrate is not None:
-        fit.require_disjoint(calibrate)
-    for setting in settings:
-        if (setting.reference, setting.top) != (reference, top):
-            raise InputError(
-                f"All settings must have the reference {reference!r} and top {top}, got "
-                f"{setting.reference!r} and {setting.top} for {setting.label!r}."
-            )
-    alone = [
-        Setting.single(fit.topology, name, reference=reference, top=top) for name in fit.stages
-    ]
-    everything = [*settings, *alone]
-    found = evaluate_all(fit, everything, progress=progress)
-    points = [FrontierPoint(setting=e.setting, fit=e) for e in found]
-    points, wanted = mark_fronts(points)
-    if calibrate is not None:
-        wanted[len(settings) :] = True
-        points = judge(points, wanted, calibrate, progress=progress)
-    return Frontier(
-        points=tuple(points[: len(settings)]),
-        singles=tuple(points[len(settings) :]),
-        reference=reference,
-        calibration=None if calibrate is None else Calibration.of(calibrate),
-    )
-
-
-def mark_fronts(points: Sequence[FrontierPoint]) -> tuple[list[FrontierPoint], BoolArray]:
-    """The points with `on_front` as it is among them; and which are on the front of any risk."""
-    accurate, safe = (_on_front(points, risk) for risk in RISKS)
-    marked = [replace(p, on_front=bool(on)) for p, on in zip(points, accurate, strict=True)]
-    return marked, accurate | safe
-
-
-def judge(
-    points: Sequence[FrontierPoint], wanted: BoolArray, calibrate: Trace, *, progress: bool = False
-) -> list[FrontierPoint]:
-    """The points, those wanted also evaluated on `calibrate` where they are not yet."""
-    judged = list(points)
-    which = [i for i in np.flatnonzero(wanted).tolist() if points[i].calibrate is None]
-    again = evaluate_all(calibrate, [points[i].setting for i in which], progress=progress)
-    for i, evaluation in zip(which, again, strict=True):
-        both = pooled(points[i].fit, evaluation)
-        judged[i] = replace(points[i], calibrate=evaluation, judged_on_both=both)
-    return judged
-
-
-def _on_front(points: Sequence[FrontierPoint], risk: Risk) -> BoolArray:
-    costs = np.array([p.fit.cost_ratio for p in points], dtype=np.float64)
-    return pareto_front(costs, np.array([p.fit.risk(risk) for p in points], dtype=np.float64))
 
 
 def _value(evaluation: Evaluation, axis: Axis) -> float:

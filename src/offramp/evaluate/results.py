@@ -17,7 +17,8 @@ from offramp.policy import Setting
 Interval = tuple[float, float]
 Risk = str  # one of RISKS
 RISKS: tuple[Risk, ...] = ("difference", "excess")
-_PARTS = ("fit", "calibrate", "judged_on_both")  # what a setting may have been evaluated on
+OUTCOMES = ("both_right", "corrected", "lost", "both_wrong")  # of a setting's answer and F's
+_PARTS = ("fit", "calibrate", "judged_on_both", "unlabelled")  # what may have been looked at
 
 
 @final
@@ -46,6 +47,11 @@ class Evaluation:
             own answer needs, `(s,)`.
         overhead_share: Share of the total cost spent in each stage on other work, `(s,)`.
         decision_share: Share of the total cost spent on deciding; with the two before sums to 1.
+        disagreement: Share of examples whose first label is not F's. This and what follows is what
+            certificates are computed from; None or empty where it was not kept.
+        path_share: Share of examples on each path of the setting's topology, `(p,)`, sums to 1.
+        path_cost_ratio: Cost of each of these paths over that of F, `(p,)`.
+        class_outcomes: For each of `OUTCOMES` how many examples of each class, `(4, c)`.
     """
 
     setting: Setting
@@ -68,6 +74,10 @@ class Evaluation:
     useful_share: tuple[float, ...]
     overhead_share: tuple[float, ...]
     decision_share: float
+    disagreement: float | None = None
+    path_share: tuple[float, ...] = ()
+    path_cost_ratio: tuple[float, ...] = ()
+    class_outcomes: tuple[tuple[int, ...], ...] = ()
 
     @property
     def stage_cost_share(self) -> tuple[float, ...]:
@@ -85,8 +95,15 @@ class Evaluation:
 
     def numbers(self) -> dict[str, Any]:
         """As JSON values without the setting, for files that hold it beside them."""
-        found = {name: value for name, value in _plain(self).items() if name != "setting"}
-        return {**found, "stage_cost_share": list(self.stage_cost_share)}
+        kept = ("setting", "class_outcomes")
+        found = {name: value for name, value in _plain(self).items() if name not in kept}
+        # as text: a line for each number of each class would make up most of the file
+        rows = zip(OUTCOMES, self.class_outcomes, strict=False)
+        return {
+            **found,
+            "stage_cost_share": list(self.stage_cost_share),
+            "class_outcomes": {name: " ".join(map(str, row)) for name, row in rows},
+        }
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any], *, setting: Setting | None = None) -> "Evaluation":
@@ -102,7 +119,9 @@ class Evaluation:
                 for name, v in value.items()
                 if name in cls.__dataclass_fields__ and name != "setting"
             }
-            return cls(setting=held, **numbers)
+            rows = numbers.pop("class_outcomes", {})  # older files have none
+            outcomes = tuple(tuple(map(int, rows[name].split())) for name in OUTCOMES if rows)
+            return cls(setting=held, class_outcomes=outcomes, **numbers)
 
 
 @final
@@ -172,6 +191,8 @@ class FrontierPoint:
             setting is on no Pareto front.
         judged_on_both: The two together, or None where there is only one.
         on_front: True if no other point of the sweep is both cheaper and more accurate on `fit`.
+        unlabelled: Its evaluation on examples without labels, F's answers taken for the truth; it
+            serves certificates alone. None where there are none.
     """
 
     setting: Setting
@@ -179,11 +200,17 @@ class FrontierPoint:
     calibrate: Evaluation | None = None
     judged_on_both: Evaluation | None = None
     on_front: bool = False
+    unlabelled: Evaluation | None = None
 
     @property
     def judged(self) -> Evaluation:
         """The evaluation to choose by: on both parts together where there are both."""
         return self.judged_on_both or self.calibrate or self.fit
+
+    @property
+    def tested(self) -> Evaluation | None:
+        """The evaluation that certificates rest on: on `calibrate`, with labels or without."""
+        return self.calibrate or self.unlabelled
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values; the setting stands there once."""
@@ -203,10 +230,11 @@ class FrontierPoint:
         """
         with _reading("a point of a frontier"):
             setting = Setting.from_dict(value["setting"])
+            held = {"unlabelled": None, **value}  # older files have none
             parts: dict[str, Any] = {
                 name: None
-                if value[name] is None and name != "fit"
-                else Evaluation.from_dict(value[name], setting=setting)
+                if held[name] is None and name != "fit"
+                else Evaluation.from_dict(held[name], setting=setting)
                 for name in _PARTS
             }
             return cls(setting=setting, on_front=value["on_front"], **parts)
@@ -241,6 +269,11 @@ class OperatingPoint:
     sentence: str
 
     @property
+    def cascade(self) -> bool:
+        """True: several networks."""
+        return True
+
+    @property
     def judged(self) -> Evaluation:
         """The evaluation it was chosen by."""
         return self.judged_on_both or self.calibrate or self.fit
@@ -272,9 +305,34 @@ class DoNotCascade:
     numbers: Mapping[str, float] = field(default_factory=dict)
 
     @property
+    def cascade(self) -> bool:
+        """False: one network alone."""
+        return False
+
+    @property
     def setting(self) -> Setting:
         """The best single network as a setting, to run instead."""
         return self.best_single.setting
+
+    @property
+    def fit(self) -> Evaluation:
+        """What that network does on `fit`."""
+        return self.best_single.fit
+
+    @property
+    def calibrate(self) -> Evaluation | None:
+        """What it does on `calibrate`, or None where there is no such split."""
+        return self.best_single.calibrate
+
+    @property
+    def judged_on_both(self) -> Evaluation | None:
+        """What it does on the two together, or None where there is only one."""
+        return self.best_single.judged_on_both
+
+    @property
+    def judged(self) -> Evaluation:
+        """The evaluation it was chosen by."""
+        return self.best_single.judged
 
     @property
     def sentence(self) -> str:

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from offramp._core.errors import InputError
 from offramp.evaluate.certificate import Calibration
 from offramp.evaluate.evaluation import evaluate, pooled
-from offramp.evaluate.frontier import Frontier, mark_fronts, sweep
+from offramp.evaluate.frontier import Frontier
+from offramp.evaluate.judging import mark_fronts
 from offramp.evaluate.results import FrontierPoint
+from offramp.evaluate.sweep import sweep
 from offramp.policy import Setting
 from offramp.trace import Trace
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from offramp.evaluate.evaluation import evaluate
-from offramp.evaluate.frontier import MARGIN, Frontier, judge, mark_fronts
+from offramp.evaluate.frontier import MARGIN, Frontier
+from offramp.evaluate.judging import judge, mark_fronts
 from offramp.evaluate.results import Evaluation, Interval, OperatingPoint, Risk
 from offramp.trace import Trace
 

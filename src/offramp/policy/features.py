@@ -38,10 +38,10 @@ class Distribution:
         self.log_probs = log_probs
 
     @cached_property
-    def _sorted(self) -> tuple[Tensor, Tensor]:
+    def _largest(self) -> tuple[Tensor, ...]:
+        """The largest log-probabilities, at least -15, each `(m,)`, the largest first."""
         count = min(RANKS, self.log_probs.shape[1])
-        top = self.log_probs.topk(count, dim=1)
-        return top.values.clamp(min=_FLOOR), top.indices
+        return self.log_probs.topk(count, dim=1).values.clamp(min=_FLOOR).unbind(dim=1)
 
     @cached_property
     def label(self) -> Int[Tensor, " m"]:
@@ -51,17 +51,17 @@ class Distribution:
     @cached_property
     def max_prob(self) -> Float[Tensor, " m"]:
         """Largest probability, in [1/c, 1]; higher is surer."""
-        return self._sorted[0][:, 0].exp()
+        return self.log_probs.amax(dim=1).exp()
 
     @cached_property
     def margin(self) -> Float[Tensor, " m"]:
         """Gap between the two largest probabilities, in [0, 1]; higher is surer."""
-        return self._sorted[0][:, 0].exp() - self._sorted[0][:, 1].exp()
+        return self._largest[0].exp() - self._largest[1].exp()
 
     @cached_property
     def log_margin(self) -> Float[Tensor, " m"]:
         """Gap between the two largest log-probabilities, in [0, 15]; it does not saturate."""
-        return self._sorted[0][:, 0] - self._sorted[0][:, 1]
+        return self._largest[0] - self._largest[1]
 
     @cached_property
     def entropy(self) -> Float[Tensor, " m"]:
@@ -70,7 +70,7 @@ class Distribution:
 
     def log_prob(self, rank: int) -> Float[Tensor, " m"]:
         """The `rank`-th largest log-probability (1 is the largest), at least -15."""
-        return self._sorted[0][:, rank - 1]
+        return self._largest[rank - 1]
 
 
 #: Statistics that a threshold may be set on, with the sign that makes higher surer.

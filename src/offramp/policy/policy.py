@@ -20,7 +20,7 @@ from offramp._core.outputs import best_labels
 from offramp._core.topology import EXIT, Path, Topology
 from offramp.policy.combination import BY_STOPPING, Combination, Combine, Stops
 from offramp.policy.features import COMBINED, Distribution
-from offramp.policy.rules import Rule, rule_from_dict
+from offramp.policy.rules import Rule, rule_from_dict, takes_action
 from offramp.policy.stopping import Stopping
 from offramp.policy.view import View
 
@@ -89,6 +89,7 @@ class Policy(nn.Module):
             raise InputError(f"temperatures must be greater than 0, got {values.tolist()}.")
         self.register_buffer("temperatures", values)
         self.nodes = nn.ModuleDict({_key(path): node for path, node in nodes.items()})
+        self._rules = dict(nodes)  # the same modules, found without making names
         self._ends = {k: tuple(p for p in topology.paths() if p[-1] == k) for k in topology.active}
 
     def _check_nodes(self, nodes: Mapping[Path, Node]) -> None:
@@ -112,7 +113,7 @@ class Policy(nn.Module):
 
     def node(self, path: Path) -> Node:
         """The rules at a path that has children."""
-        return self.nodes[_key(path)]  # type: ignore[return-value]
+        return self._rules[path]
 
     def decided(self, path: Path) -> tuple[int, ...]:
         """Stages on `path` after which something was looked at to decide: they are charged."""
@@ -135,7 +136,32 @@ class Policy(nn.Module):
         if not self.topology.children(stage):
             action = torch.full((len(view),), EXIT, device=view.ids.device)
             return action, torch.full((len(view),), torch.inf, device=view.ids.device)
-        return self._by_path(view, stage, self._decide_on)  # type: ignore[return-value]
+        return self._by_path(view, stage, self.decide_at)  # type: ignore[return-value]
+
+    def decide_at(self, path: Path, view: View) -> tuple[Int[Tensor, " m"], Float[Tensor, " m"]]:
+        """As `decide`, for examples that have all come by `path`, which has children."""
+        node, at = self.node(path), _At(self, path, view)
+        children = self.topology.children(path[-1])
+        action = torch.full_like(view.ids, children[-1])  # len(view) would fix the size of a graph
+        pairs = list(zip(children[:-1], node.routes, strict=True))
+        for child, rule in reversed(pairs):
+            action = torch.where(rule.score(at) >= 0, child, action)  # type: ignore[operator]
+        score = node.leave.score(at)
+        return torch.where(score >= 0, EXIT, action), score
+
+    def step_at(self, path: Path, view: View) -> int:
+        """The action of the only example of a view that has come by `path`, by plain ifs.
+
+        Each rule that is asked makes the host wait for the device, so this is for the CPU.
+        """
+        node, at = self.node(path), _At(self, path, view)
+        if takes_action(node.leave, at):
+            return EXIT
+        *others, last = self.topology.children(path[-1])
+        for child, rule in zip(others, node.routes, strict=True):
+            if takes_action(rule, at):  # type: ignore[arg-type]
+                return child
+        return last
 
     def answer(self, view: View, stage: int) -> Float[Tensor, "m c"]:
         """Combined log-probabilities of examples that leave after `stage`, `(m, c)`.
@@ -145,10 +171,12 @@ class Policy(nn.Module):
         Raises:
             InputError: If the outputs are rankings without scores; use `predict`.
         """
-        (answer,) = self._by_path(
-            view, stage, lambda path, v: (_At(self, path, v).distribution(COMBINED).log_probs,)
-        )
+        (answer,) = self._by_path(view, stage, lambda path, v: (self.answer_at(path, v),))
         return answer
+
+    def answer_at(self, path: Path, view: View) -> Float[Tensor, "m c"]:
+        """As `answer`, for examples that have all come by `path`."""
+        return _At(self, path, view).distribution(COMBINED).log_probs
 
     def predict(self, view: View, stage: int, *, top: int = 1) -> Int[Tensor, "m top"]:
         """The best labels of the answer, best first; also for rankings without scores."""
@@ -180,16 +208,6 @@ class Policy(nn.Module):
         if not found:  # no example at all: compute on the empty view of any way
             return tuple(compute(ways[0], view))
         return found
-
-    def _decide_on(self, path: Path, view: View) -> tuple[Tensor, Tensor]:
-        node, at = self.node(path), _At(self, path, view)
-        children = self.topology.children(path[-1])
-        action = torch.full((len(view),), children[-1], device=view.ids.device)
-        pairs = list(zip(children[:-1], node.routes, strict=True))
-        for child, rule in reversed(pairs):
-            action = torch.where(rule.score(at) >= 0, child, action)  # type: ignore[operator]
-        score = node.leave.score(at)
-        return torch.where(score >= 0, EXIT, action), score
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values; `from_dict` reads it back to the same decisions, bit by bit."""
@@ -245,20 +263,22 @@ class _At:
     def __init__(self, policy: Policy, path: Path, view: View) -> None:
         self._policy, self._path, self._view = policy, path, view
         self.ids = view.ids
-        self._found: dict[int, Distribution] = {}
+        self._known = {} if view.known is None else view.known
+        self._combined: Distribution | None = None
 
     def distribution(self, stage: int) -> Distribution:
-        if stage not in self._found:
-            if stage == COMBINED:
+        if stage == COMBINED:
+            if self._combined is None:
                 combination = self._policy.combination
                 each = [self.distribution(j) for j in combination.inputs(self._path)]
-                self._found[stage] = combination.of(self._path, each)
-            else:
-                scores = self._view.output(stage).scores()
-                self._found[stage] = Distribution(
-                    scaled_log_probs(scores, self._policy.temperatures[stage])
-                )
-        return self._found[stage]
+                self._combined = combination.of(self._path, each)
+            return self._combined
+        found = self._known.get(stage)
+        if found is None:
+            scores = self._view.output(stage).scores()
+            found = Distribution(scaled_log_probs(scores, self._policy.temperatures[stage]))
+            self._known[stage] = found
+        return found
 
     def ranked(self, stage: int, count: int) -> Int[Tensor, "m count"]:
         return self._view.output(stage).top(count)

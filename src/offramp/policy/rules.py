@@ -7,6 +7,7 @@ false, so an example with broken outputs never leaves by a rule.
 Layer: policy.
 """
 
+import ctypes
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, final
@@ -80,6 +81,18 @@ class Linear(nn.Module):
         """Weighted sum plus bias, summed in the order of the features."""
         return linear_score([f.of(at.distribution) for f in self.features], self.weights, self.bias)
 
+    def takes(self, at: Situation) -> bool:
+        """Whether the score of the only example is at least 0, without a tensor for every sum.
+
+        The host rounds to float32 after each step as tensors do, so the sign is the same.
+        """
+        columns = [feature.of(at.distribution).item() for feature in self.features]
+        first, *weights = self.weights.tolist()
+        total = _single(columns[0] * first)
+        for column, weight in zip(columns[1:], weights, strict=True):
+            total = _single(total + _single(column * weight))
+        return total + self.bias.item() >= 0  # rounding would not change the sign
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON values; float32 numbers survive the round trip exactly."""
         return {
@@ -98,10 +111,24 @@ def linear_score(
     Column by column rather than as a matrix product: BLAS picks kernels by batch size, and the
     last bit of a score must not depend on the rest of the batch.
     """
-    total = columns[0] * weights[0]
-    for column, weight in zip(columns[1:], weights[1:], strict=True):
+    first, *others = weights.unbind()
+    total = columns[0] * first
+    for column, weight in zip(columns[1:], others, strict=True):
         total += column * weight
     return total + bias
+
+
+def _single(value: float) -> float:
+    """Rounded to float32: products and sums of two float32 numbers come out as tensors have them.
+
+    Doubles hold such products exactly, and sums to enough digits that rounding twice is harmless.
+    """
+    return ctypes.c_float(value).value
+
+
+def takes_action(rule: Rule, at: Situation) -> bool:
+    """Whether the only example of a situation takes a rule's action."""
+    return rule.takes(at) if isinstance(rule, Linear) else rule.score(at).item() >= 0
 
 
 @final

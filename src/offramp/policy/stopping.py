@@ -155,6 +155,8 @@ def fixed_order_linear(
 
     A row's result is the same to the last bit in any batch.
     """
+    if torch.compiler.is_compiling():  # a graph takes matrix products for its networks as well
+        return x @ weight.T + bias
     outputs, inputs = weight.shape
     rows = max(1, _PRODUCTS // (outputs * inputs))
     columns = weight.T  # (d, k)

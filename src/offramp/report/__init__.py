@@ -20,6 +20,7 @@ from offramp.report.figures import (
 )
 from offramp.report.joint_page import write_joint_report
 from offramp.report.page import write_report
+from offramp.report.timeline import Section, timeline_figure
 
 __all__ = [
     "Curve",
@@ -30,6 +31,7 @@ __all__ = [
     "ReportContent",
     "Reproduction",
     "SavedSeries",
+    "Section",
     "TimingRow",
     "assignment_figure",
     "frontier_figure",
@@ -39,6 +41,7 @@ __all__ = [
     "save_figure",
     "savings_figure",
     "stage_figure",
+    "timeline_figure",
     "write_design_report",
     "write_joint_report",
     "write_report",

@@ -15,11 +15,12 @@ from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp.evaluate import (
     Bill,
-    DoNotCascade,
+    Certificate,
+    Choice,
     Evaluation,
     ExitPoint,
     FrontierPoint,
-    OperatingPoint,
+    NotCertified,
     Overlap,
     ReferencePoint,
     Saving,
@@ -203,7 +204,7 @@ class ReportContent:
     """
 
     title: str
-    chosen: OperatingPoint | DoNotCascade
+    chosen: Choice
     test: Evaluation | None = None
     frontier: tuple[FrontierPoint, ...] = ()
     frontier_test: tuple[Evaluation, ...] = ()
@@ -235,21 +236,32 @@ class ReportContent:
 
     @property
     def cascade(self) -> bool:
-        """True if a cascade is worth it."""
-        return isinstance(self.chosen, OperatingPoint)
+        """True if a cascade is to be run."""
+        return self.chosen.cascade
+
+    @property
+    def certified(self) -> Certificate | None:
+        """The promise that goes with the chosen point, or None."""
+        return self.chosen if isinstance(self.chosen, Certificate) else None
+
+    @property
+    def outcome(self) -> str:
+        """What kind of answer the page gives, in two or three words."""
+        if isinstance(self.chosen, NotCertified):
+            return "Not certified"
+        if self.certified is not None:
+            return "The certified point"
+        return "The chosen point" if self.cascade else "No cascade"
 
     @property
     def shown(self) -> Evaluation:
         """The evaluation that the key figures come from: on `test` where there is one."""
-        if self.test is not None:
-            return self.test
-        point = self.chosen if isinstance(self.chosen, OperatingPoint) else self.chosen.best_single
-        return point.judged
+        return self.chosen.judged if self.test is None else self.test
 
     @property
     def splits(self) -> tuple[Evaluation, ...]:
         """The chosen setting on every part of the data that it was looked at."""
-        point = self.chosen if isinstance(self.chosen, OperatingPoint) else self.chosen.best_single
+        point = self.chosen
         return tuple(e for e in (point.fit, point.calibrate, self.test) if e is not None)
 
     def to_dict(self) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def _render(
         .render(
             title=title,
             joint=joint,
-            cascade=joint["outcome"] == "cascade",
+            cascade=joint["chosen"]["cascade"],
             rows=_table(joint),
             unit=unit_name(joint["unit"]),
             frontier=_frontier(joint),

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from offramp._core.errors import InputError
 from offramp._core.files import whole_file
+from offramp.evaluate import Certificate, Choice, OperatingPoint
 from offramp.report import formatting
 from offramp.report.charts import MOST_SUBSETS, frontier_chart, overlap_chart, stage_chart
 from offramp.report.content import ExampleImage, ReportContent
@@ -21,6 +22,15 @@ from offramp.report.inline import image_uri
 from offramp.report.palette import css_variables
 
 _MOST_IMAGES = 8  # per stage: the page stays light
+_PROMISED = {  # what is shown of a promise, and how it is called
+    "limits": "limits",
+    "delta": "delta",
+    "p_value": "p",
+    "split": "tested on",
+    "n": "examples tested on",
+    "tested": "settings tested",
+    "fingerprint": "SHA-256 of the examples",
+}
 _MOST_NAMED = 4  # stages in the first sentence
 _FILTERS = (
     formatting.amount,
@@ -79,7 +89,6 @@ def render_page(content: ReportContent, *, json_name: str, json_text: str) -> st
     shown = content.shown
     topology = shown.setting.policy.topology
     checksum = hashlib.sha256(json_text.encode("utf-8")).hexdigest()
-    numbers = content.chosen.numbers if not content.cascade else {}  # type: ignore[union-attr]
     return (
         environment()
         .get_template("report.html")
@@ -92,7 +101,7 @@ def render_page(content: ReportContent, *, json_name: str, json_text: str) -> st
             where=f"of the {shown.split} split" if shown.split != "all" else "of all splits",
             timing=content.timing,
             headline_timing=content.timing[:1] + content.timing[1:][-1:] if content.cascade else (),
-            numbers=[(name.replace("_", " "), f"{value:.4g}") for name, value in numbers.items()],
+            numbers=_figures(content.chosen),
             frontier=frontier_chart(content),
             stages=stage_chart(shown),
             overlap=None if content.overlap is None else overlap_chart(content.overlap),
@@ -107,6 +116,21 @@ def render_page(content: ReportContent, *, json_name: str, json_text: str) -> st
             version=own_version(),
         )
     )
+
+
+def _figures(chosen: Choice) -> list[tuple[str, str]]:
+    """The figures behind a promise or a refusal, for people."""
+    if isinstance(chosen, OperatingPoint):
+        return []
+    held = chosen.numbers
+    names = list(_PROMISED) if isinstance(chosen, Certificate) else list(held)
+    return [(_PROMISED.get(name, name.replace("_", " ")), _figure(held[name])) for name in names]
+
+
+def _figure(value: float | int | str | None) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "none" if value is None else str(value)
 
 
 def environment() -> Environment:

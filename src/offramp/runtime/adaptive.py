@@ -4,7 +4,8 @@ Layer: runtime.  Source: methods.md 6.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol, final, runtime_checkable
 
 import numpy as np
@@ -12,17 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from offramp._core.costs import Costs
-from offramp._core.errors import InputError
-from offramp._core.topology import Topology
+from offramp._core.errors import InputError, OfframpError
 from offramp._core.types import Batch, Ids
 from offramp.policy.keys import example_keys
 from offramp.policy.policy import Policy
 from offramp.policy.setting import Setting
 from offramp.runtime.answer import Answer
-from offramp.runtime.engine import Engine
-from offramp.runtime.execution import Execution, Plan, plan_segments
-from offramp.runtime.prepare import prepare
-from offramp.stages import Stage, batch_size, to_device
+from offramp.runtime.engine import Engine, Routed
+from offramp.runtime.marks import NO_STAGE, Mark, unmarked
+from offramp.runtime.runner import BLAMES_BATCH, Runner, StageSource, check_made_for
+from offramp.runtime.sizes import StageTimes
+from offramp.runtime.stream import Delivered, Stream, full_sizes
+from offramp.stages import batch_size, to_device
 
 
 @runtime_checkable
@@ -32,25 +34,6 @@ class Chosen(Protocol):
     @property
     def setting(self) -> Setting:
         """What to run."""
-        ...
-
-
-@runtime_checkable
-class StageSource(Protocol):
-    """Where stages come from: a `Cascade`, or the part of one that a bundle holds."""
-
-    @property
-    def topology(self) -> Topology:
-        """All stages, held or not."""
-        ...
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the classes, or none."""
-        ...
-
-    def stage(self, which: int) -> Stage:
-        """A stage by position; only those that a policy needs are asked for."""
         ...
 
 
@@ -80,9 +63,12 @@ class Adaptive(nn.Module):
         costs: Cost of each stage; answers then say what each example cost.
         optimise: Run copies of the networks with batch-norms folded and channels last: faster,
             and equal to rounding instead of to the last bit.
+        times: Times of the stages, of `measure_times` on this machine and backend. Stages then
+            take batches in parts of their best size where that is faster, and run everybody where
+            gathering the survivors would cost more. Answers change by the kernels' rounding only.
 
     Raises:
-        InputError: If the policy or the costs were made for other stages.
+        InputError: If the policy, the costs or the times were made for other stages.
 
     >>> from offramp.stages import Cascade
     >>> cascade = Cascade.of_models({"a": nn.Linear(4, 3), "b": nn.Linear(4, 3)})
@@ -92,9 +78,6 @@ class Adaptive(nn.Module):
     ([1, 1], torch.Size([2, 3]))
     """
 
-    _path_cost: Tensor
-    _leaves_at: Tensor
-
     def __init__(
         self,
         cascade: StageSource,
@@ -102,21 +85,21 @@ class Adaptive(nn.Module):
         *,
         costs: Costs | None = None,
         optimise: bool = False,
+        times: StageTimes | None = None,
     ) -> None:
         super().__init__()
         policy = copy.deepcopy(policy_of(choice))
         check_made_for(cascade, policy.topology, costs)
         self.engine = Engine(policy)
-        self.runner = _Runner(cascade, policy.topology, optimise=optimise)
+        self.runner = Runner(cascade, policy.topology, optimise=optimise, times=times)
         self.costs = costs
         paths = policy.topology.paths()
-        price = [
-            0.0 if costs is None else costs.path(policy.topology, p, policy.decided(p))
-            for p in paths
-        ]
-        last = torch.tensor([path[-1] for path in paths])
-        self.register_buffer("_path_cost", torch.tensor(price).double(), persistent=False)
-        self.register_buffer("_leaves_at", last, persistent=False)
+        self._path_cost = (
+            None
+            if costs is None
+            else [costs.path(policy.topology, p, policy.decided(p)) for p in paths]
+        )
+        self._leaves_at = [path[-1] for path in paths]
         self.to(self.runner.device).eval()
 
     @property
@@ -141,24 +124,94 @@ class Adaptive(nn.Module):
                 by default 0, 1, 2... in each call.
 
         Raises:
-            InputError: If the batch is not batch first, or `ids` has another length.
+            InputError: If the batch is not batch first, `ids` has another length, or a stage
+                cannot run on such a batch.
         """
-        device = self._leaves_at.device
-        n = batch_size(batch)
+        return self.watched(batch, ids, mark=unmarked)
+
+    @torch.inference_mode()
+    def watched(
+        self,
+        batch: Batch,
+        ids: Tensor | Ids | Sequence[int | str] | None = None,
+        *,
+        mark: Mark,
+    ) -> Answer:
+        """As `forward`, telling `mark` what the time went into (`offramp.runtime.marks`).
+
+        Args:
+            batch: As in `forward`.
+            ids: As in `forward`.
+            mark: Called at the end of each section.
+        """
+        n, device = batch_size(batch), self.engine.policy.temperatures.device
         keys = _keys(ids, n, device)
         if n == 0:
             return _nothing(self.runner.classes_for(batch, device), self, device)
-        execution = self.runner.start(to_device(batch, device), n, device)
-        routed = self.engine.route(execution.visit, keys)
-        self.runner.classes = routed.logits.shape[1]
+        execution = self.runner.start(to_device(batch, device), n, device, mark)
+        mark("other", NO_STAGE, n)
+        try:
+            routed = self.engine.route(execution.visit, keys, mark)
+        except OfframpError:
+            raise
+        except BLAMES_BATCH as error:
+            self.runner.check_blame(batch, error)
+            raise
+        self.runner.answered(batch, routed.logits.shape[1])
+        answer = self._answer(routed)
+        mark("decision", NO_STAGE, n)
+        return answer
+
+    def _answer(self, routed: Routed) -> Answer:
+        costs = self._path_cost
         return Answer.of(
             routed.logits,
-            stage=self._leaves_at[routed.node],
-            cost=None if self.costs is None else self._path_cost[routed.node],
+            stage=routed.spread(self._leaves_at, torch.int64),
+            cost=None if costs is None else routed.spread(costs, torch.float64),
             valid=routed.valid,
             nonfinite=routed.nonfinite,
             stage_names=self.stage_names,
+            sound=routed.sound,
         )
+
+    @torch.inference_mode()
+    def stream(
+        self,
+        batches: Iterable[Batch | None],
+        ids: Iterable[Keys | None] | None = None,
+        *,
+        batch_size: int | Mapping[str, int] | None = None,
+        deadline: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> Iterator[Delivered]:
+        """Answer batch after batch; survivors of several wait for each other.
+
+        The first stage takes each batch as it comes. Before every later stage survivors gather
+        until there is a full batch, so that no stage runs on a few examples alone. Every input
+        is answered exactly once, as `forward` with the same ids would answer it.
+
+        Args:
+            batches: Raw input, any number of examples each. None lets time pass: deadlines are
+                looked at whenever something comes.
+            ids: For each of `batches` the ids of its examples, as in `forward`; answers come with
+                them. By default examples are counted from 0 through the whole stream.
+            batch_size: A full batch, for all stages or by the name of the stage. By default the
+                best size of the measured times; without those it is 64.
+            deadline: Seconds after which an example waits for no others any more; None to wait
+                until a batch is full or the input ends.
+            clock: Gives seconds; for tests.
+
+        Yields:
+            Ids and answers, `(k,)` each, as soon as they are known, in any order.
+
+        Raises:
+            InputError: If `deadline` is negative, a batch size is no integer of at least 1, or
+                as in `forward`.
+            UnknownNameError: If `batch_size` names a stage that is not there.
+        """
+        sizes = full_sizes(batch_size, self.policy.topology, self.runner.times)
+        stream = Stream(self.engine, self.runner, sizes, deadline, clock, self._answer)
+        yield from stream.run(batches, ids)
 
     def train(self, mode: bool = True) -> "Adaptive":
         """Stay in evaluation mode: nothing here is trained."""
@@ -198,7 +251,7 @@ class Static(nn.Module):
         super().__init__()
         topology = cascade.topology.chain([stage])
         check_made_for(cascade, topology, costs)
-        self.runner = _Runner(cascade, topology, optimise=optimise)
+        self.runner = Runner(cascade, topology, optimise=optimise)
         self.costs = costs
         self.stage = topology.root
         self.stage_names = topology.names
@@ -214,9 +267,15 @@ class Static(nn.Module):
         if n == 0:
             return _nothing(self.runner.classes_for(batch, device), self, device)
         execution = self.runner.start(to_device(batch, device), n, device)
-        logits = execution.visit(self.stage, None)
+        try:
+            logits = execution.visit(self.stage, None)
+        except OfframpError:
+            raise
+        except BLAMES_BATCH as error:
+            self.runner.check_blame(batch, error)
+            raise
+        self.runner.answered(batch, logits.shape[1])
         finite = torch.isfinite(logits).all(dim=1)
-        self.runner.classes = logits.shape[1]
         return Answer.of(
             torch.where(finite[:, None], logits.log_softmax(dim=1), torch.nan),
             stage=self._where.expand(n).clone(),
@@ -231,87 +290,6 @@ class Static(nn.Module):
         return super().train(False)
 
 
-@final
-class _Runner(nn.Module):
-    """The stages that a topology needs, ready to take batches."""
-
-    def __init__(self, cascade: StageSource, topology: Topology, *, optimise: bool) -> None:
-        super().__init__()
-        self.topology = topology
-        self.plans: dict[int, Plan] = plan_segments(topology)
-        needed = {k for plan in self.plans.values() for k in plan.segments} | set(self.plans)
-        chosen = {k: _used(cascade.stage(k), answers=k in self.plans) for k in sorted(needed)}
-        if optimise:
-            chosen = _optimised(chosen)
-        self.stages = nn.ModuleDict({str(k): stage for k, stage in chosen.items()})
-        self._by_index: dict[int, Stage] = chosen
-        self.classes = len(cascade.class_names) or None
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next((p.device for p in self.stages.parameters()), torch.device("cpu"))
-
-    def start(self, batch: Batch, n: int, device: torch.device) -> Execution:
-        """A batch on its way; networks that somebody put into training mode are put back."""
-        for stage in self._by_index.values():
-            if stage.training or stage.module.training:
-                stage.eval()
-        return Execution(self.topology, self.plans, self._by_index, batch, n, device)
-
-    def classes_for(self, empty: Batch, device: torch.device) -> int:
-        """Number of classes; where no batch has shown it yet, one example of zeros does."""
-        if self.classes is None:
-            zeros = to_device(_zeros(empty), device)
-            logits = self.start(zeros, 1, device).visit(self.topology.root, None)
-            self.classes = logits.shape[1]
-        return self.classes
-
-
-def check_made_for(cascade: StageSource, topology: Topology, costs: Costs | None) -> None:
-    """Raise `InputError` unless a policy's topology and the costs fit the cascade's stages."""
-    topology.check_same_stages(cascade.topology, "the cascade")
-    if costs is not None and len(costs) != len(topology):
-        raise InputError(
-            f"costs must have one entry per stage ({len(topology)}), got {len(costs)}."
-        )
-
-
-def _used(stage: Stage, *, answers: bool) -> Stage:
-    """What is needed of a stage; where nobody may leave, its head is neither held nor moved."""
-    if answers or stage.head is None:
-        return stage
-    return Stage(
-        stage.name,
-        stage.module,
-        preprocess=stage.preprocess,
-        source=stage.source,
-        group=stage.group,
-        spec=stage.spec,
-    )
-
-
-def _optimised(stages: Mapping[int, Stage]) -> dict[int, Stage]:
-    prepared: dict[int, nn.Module] = {}  # stages of one group go on sharing their module
-
-    def once(module: nn.Module) -> nn.Module:
-        return prepared.setdefault(id(module), prepared.get(id(module)) or prepare(module))
-
-    return {
-        k: Stage(
-            stage.name,
-            once(stage.module),
-            head=None if stage.head is None else once(stage.head),
-            preprocess=stage.preprocess,
-            source=stage.source,
-            group=stage.group,
-            spec=stage.spec,
-            head_spec=stage.head_spec,
-        )
-        for k, stage in stages.items()
-    }
-
-
 def _keys(ids: Keys | None, n: int, device: torch.device) -> Tensor:
     if ids is None:
         return torch.arange(n, device=device)
@@ -319,14 +297,6 @@ def _keys(ids: Keys | None, n: int, device: torch.device) -> Tensor:
     if given.shape != (n,):
         raise InputError(f"ids must have shape ({n},), one for each example, got {given.shape}.")
     return given.to(device)
-
-
-def _zeros(batch: Batch) -> Batch:
-    if isinstance(batch, Tensor):
-        return batch.new_zeros(1, *batch.shape[1:])
-    if isinstance(batch, Mapping):
-        return {name: t.new_zeros(1, *t.shape[1:]) for name, t in batch.items()}
-    return tuple(t.new_zeros(1, *t.shape[1:]) for t in batch)
 
 
 def _costs(n: int, price: float, device: torch.device) -> Tensor:

@@ -52,19 +52,31 @@ class Answer:
         valid: Bool[Tensor, " n"],
         nonfinite: Int[Tensor, " n"],
         stage_names: tuple[str, ...],
+        sound: bool = False,
     ) -> "Answer":
         """Label and confidence follow from log-probabilities.
+
+        Args:
+            logits: As in the class, and so are the others.
+            stage: As in the class.
+            cost: As in the class.
+            valid: As in the class.
+            nonfinite: As in the class.
+            stage_names: As in the class.
+            sound: True where it is known that all are valid.
 
         >>> yes, none = torch.tensor([True]), torch.tensor([0])
         >>> Answer.of(torch.tensor([[0.25, 0.75]]).log(), stage=none, cost=None, valid=yes,
         ...           nonfinite=none, stage_names=("a",)).labels
         tensor([1])
         """
+        best, labels = logits.max(dim=1)  # ties go to the first
+        confidence = best.exp()
         return cls(
             logits=logits,
-            labels=torch.where(valid, logits.argmax(dim=1), NO_LABEL),
+            labels=labels if sound else torch.where(valid, labels, NO_LABEL),
             stage=stage,
-            confidence=torch.where(valid, logits.amax(dim=1).exp(), 0.0),
+            confidence=confidence if sound else torch.where(valid, confidence, 0.0),
             cost=cost,
             valid=valid,
             nonfinite=nonfinite,

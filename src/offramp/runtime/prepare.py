@@ -6,13 +6,16 @@ folding is arithmetic: a batch-norm with fixed statistics is a scale and a shift
 
 import copy
 from collections import Counter
+from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from offramp.stages.cut_graph import FAILURES
 
+#: Layers that keep a vector per example a vector.
+_OF_VECTORS = (nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Dropout, nn.Identity)
 _PAIRS = ((nn.Conv1d, nn.BatchNorm1d), (nn.Conv2d, nn.BatchNorm2d), (nn.Conv3d, nn.BatchNorm3d))
 
 
@@ -35,25 +38,60 @@ def prepare(module: nn.Module) -> nn.Module:
 
 
 def fold_batch_norm(module: nn.Module) -> int:
-    """Fold, in place, each batch-norm that reads nothing but one convolution; return how many.
+    """Fold, in place, each batch-norm that one convolution or linear layer feeds or reads alone.
 
-    A convolution whose output is read elsewhere as well, or a layer that runs more than once,
+    Next to a linear layer it is folded where vectors go through both for sure, that is after a
+    `nn.Flatten`. A layer whose output is read elsewhere as well, or that runs more than once,
     stays as it is.
+
+    Returns:
+        How many were folded.
     """
     layers = dict(module.named_modules(remove_duplicate=False))
     names = _appearances(layers)
     folded = 0
-    for before, after in _pairs(module):
-        conv, norm = layers[before], layers[after]
-        if _foldable(conv, norm) and names[id(conv)] == names[id(norm)] == 1:
-            module.set_submodule(before, fuse_conv_bn_eval(conv, norm))
-            module.set_submodule(after, nn.Identity())
-            folded += 1
+    for before, after, vectors in _pairs(module):
+        first: Any = module.get_submodule(before)
+        second: Any = module.get_submodule(after)
+        if names[id(layers[before])] != 1 or names[id(layers[after])] != 1:
+            continue
+        if _foldable(first, second):
+            kept, gone, fused = before, after, fuse_conv_bn_eval(first, second)
+        elif vectors and _fixed(second) and type(first) is nn.Linear:
+            kept, gone, fused = before, after, fuse_linear_bn_eval(first, second)
+        elif vectors and _fixed(first) and type(second) is nn.Linear:
+            kept, gone, fused = after, before, _scaled_inputs(first, second)
+        else:
+            continue
+        module.set_submodule(kept, fused)
+        module.set_submodule(gone, nn.Identity())
+        folded += 1
     return folded
 
 
-def _pairs(module: nn.Module) -> list[tuple[str, str]]:
-    """Names of layers of which the second reads the first's output, and nothing else does."""
+def _fixed(norm: nn.Module) -> bool:
+    """A batch-norm of vectors that does what its stored statistics say."""
+    return type(norm) is nn.BatchNorm1d and norm.running_mean is not None and not norm.training
+
+
+def _scaled_inputs(norm: nn.BatchNorm1d, linear: nn.Linear) -> nn.Linear:
+    """A linear layer that standardises its inputs itself."""
+    scale = (norm.get_buffer("running_var") + norm.eps).rsqrt()
+    shift = -norm.get_buffer("running_mean") * scale
+    if norm.affine:
+        scale, shift = scale * norm.weight, shift * norm.weight + norm.bias
+    made = nn.Linear(linear.in_features, linear.out_features)
+    bias = 0 if linear.bias is None else linear.bias
+    made.weight = nn.Parameter((linear.weight * scale).detach())
+    made.bias = nn.Parameter((linear.weight @ shift + bias).detach())
+    return made.eval()
+
+
+def _pairs(module: nn.Module) -> list[tuple[str, str, bool]]:
+    """Names of layers of which the second reads the first's output, and nothing else does.
+
+    With each pair: whether vectors, one per example, go through it for sure.
+    """
     try:
         graph = fx.Tracer().trace(module)
     except FAILURES:
@@ -61,12 +99,24 @@ def _pairs(module: nn.Module) -> list[tuple[str, str]]:
     calls = [node for node in graph.nodes if node.op == "call_module"]
     runs = Counter(node.target for node in calls)
     return [
-        (str(given.target), str(node.target))
+        (str(given.target), str(node.target), _reads_vectors(module, given))
         for node in calls
         for given in node.all_input_nodes
         if given.op == "call_module"
         and len(given.users) == runs[node.target] == runs[given.target] == 1
     ]
+
+
+def _reads_vectors(module: nn.Module, node: fx.Node) -> bool:
+    """True if a layer gets what a flattening gave, through layers that keep vectors."""
+    while node.op == "call_module":
+        layer = module.get_submodule(str(node.target))
+        if type(layer) is nn.Flatten:
+            return layer.start_dim == 1 and layer.end_dim == -1
+        if type(layer) not in _OF_VECTORS or len(node.all_input_nodes) != 1:
+            return False
+        node = node.all_input_nodes[0]
+    return False
 
 
 def _foldable(conv: nn.Module, norm: nn.Module) -> bool:

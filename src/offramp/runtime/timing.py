@@ -57,14 +57,15 @@ def time_side_by_side(
 
 
 def _seconds(function: Callable[[], object]) -> float:
-    _synchronise()
+    synchronise()
     start = time.perf_counter()
     function()
-    _synchronise()
+    synchronise()
     return time.perf_counter() - start
 
 
-def _synchronise() -> None:
+def synchronise() -> None:
+    """Wait until the device has done everything, if one is in use."""
     # Not merely available: asking a device that nobody uses would start it.
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.synchronize()

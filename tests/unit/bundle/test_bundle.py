@@ -311,8 +311,8 @@ def test_a_file_that_is_not_listed_is_refused(saved):
 
 
 def test_a_newer_version_is_refused_saying_so(saved):
-    edit(saved, lambda m: m.update(version=3, something={"new": 1}))
-    with pytest.raises(FileFormatError, match=r"newer version \(format 3; .* up to 2\). Update"):
+    edit(saved, lambda m: m.update(version=4, something={"new": 1}))
+    with pytest.raises(FileFormatError, match=r"newer version \(format 4; .* up to 3\). Update"):
         load_bundle(saved)
 
 

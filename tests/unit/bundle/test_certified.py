@@ -57,3 +57,22 @@ def test_without_a_certificate_f_runs_alone(frontier, cascade, tmp_path):
     assert manifest.choice.sentence == found.reason
     assert manifest.choice.numbers["examples_needed"] == found.examples_needed
     assert load_bundle(tmp_path / "b").adaptive(images).stage.tolist() == [f, f]
+
+
+def test_promises_of_several_risks_and_their_weights_stand_in_the_manifest(
+    frontier, cascade, tmp_path
+):
+    found = frontier.certify({"difference": 0.06, "recall": 0.2}, delta=0.1)
+    assert isinstance(found, Certificate)
+    save_bundle(tmp_path / "b", cascade, found)
+    held = read_manifest(tmp_path / "b").choice
+    assert held.sentence == found.sentence
+    assert held.numbers["limits"] == "difference <= 0.06; recall <= 0.2"
+    assert (held.numbers["risk"], held.numbers["max_cost"]) == ("difference, recall", None)
+    budget = frontier.best(max_cost=0.8, delta=0.1)
+    save_bundle(tmp_path / "c", cascade, budget)
+    held = read_manifest(tmp_path / "c").choice
+    assert (held.numbers["max_loss"], held.numbers["max_cost"]) == (None, 0.8)
+    even = frontier.certify({"difference": 0.06}, delta=0.1, class_weights=[1.0, 1.0, 1.0])
+    save_bundle(tmp_path / "d", cascade, even)
+    assert read_manifest(tmp_path / "d").choice.numbers["class_weights"] == "1.0 1.0 1.0"

@@ -19,7 +19,8 @@ from offramp.evaluate import (
     frontier_of_traces,
     replay,
 )
-from offramp.evaluate.certify import certify, outcome_counts, risk_p_values, safest_first
+from offramp.evaluate.certify import certify, safest_first
+from offramp.evaluate.risk_tests import outcome_counts, risk_p_values
 from offramp.policy.risk import binomial_p_values, fewest_examples, paired_p_values
 from offramp.trace import make_trace
 
@@ -51,7 +52,7 @@ def test_counts_of_losses_and_corrections_are_those_of_the_examples(trace, front
 
 def test_risks_that_are_no_counts_are_refused(frontier):
     broken = replace(frontier.singles[0].calibrate, excess=0.12345)
-    with pytest.raises(InputError, match=r"must be counts over n, got 0.12345 .* n = 1500"):
+    with pytest.raises(InputError, match=r"must be counts over n, got 0.12345 for n = 1500"):
         outcome_counts([broken])
 
 
@@ -209,9 +210,7 @@ def test_where_the_safest_fails_the_number_that_would_have_sufficed_is_estimated
     few = replace(order[0].calibrate, n=n, excess=lost, difference=lost)
     point = replace(order[0], calibrate=few)
     calibration = replace(frontier.calibration, n=n)
-    found = certify(
-        [point], frontier.singles[-1].setting, calibration, max_loss=0.02, delta=0.1, risk="excess"
-    )
+    found = certify([point], frontier.singles[-1], calibration, {"excess": 0.02}, delta=0.1)
     assert isinstance(found, NotCertified)
     assert f"About {found.examples_needed} examples" in found.reason
     assert "there are 300" in found.reason
@@ -227,14 +226,14 @@ def test_where_more_is_lost_than_allowed_no_number_is_named(frontier):
     bad = replace(order[0].calibrate, excess=0.2, difference=0.2)
     found = certify(
         [replace(order[0], calibrate=bad)],
-        frontier.singles[-1].setting,
+        frontier.singles[-1],
         frontier.calibration,
-        max_loss=0.02,
+        {"difference": 0.02},
         delta=0.1,
     )
     assert isinstance(found, NotCertified)
     assert found.examples_needed is None
-    assert "its risk in calibrate is 20 points" in found.reason
+    assert "its difference in calibrate is 20 points" in found.reason
 
 
 def test_without_a_cheaper_setting_there_is_nothing_to_certify(frontier):
@@ -248,12 +247,12 @@ def test_without_a_cheaper_setting_there_is_nothing_to_certify(frontier):
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        ({"delta": 5}, r"delta must be in \(0, 1\), got 5. A percentage has to be divided by 100"),
+        ({"delta": 5}, r"delta must be in \(0, 1\), got 5. .* divided by 100 first: 5 % is 0.05"),
         ({"delta": 0.0}, r"delta must be in \(0, 1\), got 0.0"),
         ({"delta": 1.0}, r"delta must be in \(0, 1\), got 1.0"),
-        ({"max_loss": 2}, r"max_loss must be in \(0, 1\), got 2. A percentage"),
-        ({"max_loss": 0.0}, r"max_loss must be in \(0, 1\), got 0.0"),
-        ({"risk": "error"}, r"risk must be one of .*got 'error'"),
+        ({"max_loss": 2}, r"limit of 'difference' must be in \(0, 1\), got 2. .*: 2 % is 0.02"),
+        ({"max_loss": 0.0}, r"the limit of 'difference' must be in \(0, 1\), got 0.0"),
+        ({"risk": "loss"}, r"risk must be one of .*got 'loss'"),
         ({"margin": 2.0}, r"margin must not be given together with delta, got 2.0"),
     ],
 )
@@ -265,7 +264,7 @@ def test_limits_outside_are_refused_by_their_value(frontier, limits, message):
 def test_a_candidate_that_was_not_evaluated_on_calibrate_is_refused(frontier):
     bare = [replace(p, calibrate=None) for p in in_order(frontier)]
     with pytest.raises(InputError, match="must have been evaluated on calibrate, got 'm"):
-        certify(bare, bare[0].setting, frontier.calibration, max_loss=0.02, delta=0.1)
+        certify(bare, frontier.singles[-1], frontier.calibration, {"excess": 0.02}, delta=0.1)
 
 
 # What is known of the calibration examples.

@@ -1,6 +1,7 @@
 """Rules: what they say, batch independence, NaN, draws by key, JSON."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from scipy.stats import chisquare, kstest
 from offramp._core.errors import FileFormatError, InputError
 from offramp.policy import Agreement, Constant, Feature, Linear, Random
 from offramp.policy.features import Distribution
-from offramp.policy.rules import Rule, keyed_uniform, rule_from_dict
+from offramp.policy.rules import Rule, keyed_uniform, rule_from_dict, takes_action
 
 
 class Seen:
@@ -96,6 +97,43 @@ def test_a_threshold_takes_exactly_those_that_are_at_least_as_sure(seed, kind):
     assert torch.equal(Linear.threshold(Feature(kind, 0), cut).score(at) >= 0, values >= cut)
     below = Linear.threshold(Feature(kind, 0), cut, sign=-1.0)
     assert torch.equal(below.score(at) >= 0, values <= cut)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    weights=st.lists(st.floats(-(2.0**126), 2.0**126, width=32), min_size=1, max_size=4),
+    onto=st.booleans(),
+    bias=st.floats(-(2.0**126), 2.0**126, width=32),
+)
+def test_one_example_takes_an_action_exactly_where_its_score_says_so(seed, weights, onto, bias):
+    """Also where the sum is exactly 0, vanishes next to the bias, or overflows."""
+    kinds = ["max_prob", "log_margin", "entropy", "log_prob_2"]
+    features = [Feature(kind, k % 2) for k, kind in enumerate(kinds[: len(weights)])]
+    at = seen(seed)
+    if onto:  # the bias puts one example on the boundary, or as near as float32 comes
+        bias = -float(Linear(features, weights, 0.0).score(at)[seed % 23])
+        bias = bias if math.isfinite(bias) else 0.0
+    rule = Linear(features, weights, bias)
+    wanted = (rule.score(at) >= 0).tolist()
+    assert [takes_action(rule, at.row(i)) for i in range(23)] == wanted
+
+
+@pytest.mark.parametrize("rule", RULES, ids=NAMES)
+def test_every_kind_of_rule_can_be_asked_by_one_example(rule):
+    at = seen(3)
+    wanted = (rule.score(at) >= 0).tolist()
+    assert [takes_action(rule, at.row(i)) for i in range(23)] == wanted
+
+
+def test_sums_in_double_precision_would_be_caught():
+    at = seen(0)
+    value = Feature("max_prob", 0).of(at.distribution)[0].item()
+    rule = Linear([Feature("max_prob", 0)] * 2, [1e8, -1e8], -1e-3)
+    assert takes_action(rule, at.row(0)) == bool(rule.score(at)[0] >= 0)
+    third = Linear([Feature("max_prob", 0)] * 3, [1.0, 1e8, -1e8], -value / 2)
+    in_doubles = value + 1e8 * value - 1e8 * value - value / 2 >= 0
+    assert takes_action(third, at.row(0)) == bool(third.score(at)[0] >= 0) != in_doubles
 
 
 def test_nan_never_takes_an_action_that_looks_at_it():

@@ -40,5 +40,11 @@ def test_on_is_true_for_exactly_the_stages_of_the_path():
 
 
 def test_there_is_no_label_to_peek_at():
-    assert set(inspect.signature(View).parameters) == {"outputs", "visited", "ids", "rows"}
+    assert set(inspect.signature(View).parameters) == {
+        "outputs",
+        "visited",
+        "ids",
+        "rows",
+        "known",
+    }
     assert not any("label" in name for name in dir(View))

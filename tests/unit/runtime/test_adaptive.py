@@ -282,5 +282,48 @@ def test_moving_to_a_device_moves_everything_a_call_needs():
     cascade = Cascade.of_models({"a": nn.Linear(4, 3), "b": nn.Linear(4, 3)})
     model = Adaptive(cascade, threshold_policy(cascade.topology)).to("cpu")
     state = {name for name, _ in model.named_buffers()}
-    assert {"engine._visited", "engine._step", "_path_cost", "_leaves_at"} <= state
+    assert "engine.policy.temperatures" in state
     assert model(torch.zeros(2, 4)).logits.device.type == "cpu"
+
+
+def linear_models():
+    cascade = Cascade.of_models({"a": nn.Linear(4, 3), "b": nn.Linear(4, 3)})
+    return Adaptive(cascade, threshold_policy(cascade.topology)), Static(cascade, "b")
+
+
+@pytest.mark.parametrize(
+    ("bad", "given"),
+    [
+        (torch.zeros(2, 5), r"\(n, 5\) float32"),
+        (torch.zeros(2, 4, dtype=torch.float64), r"\(n, 4\) float64"),
+        ((torch.zeros(2, 4), torch.zeros(2, 1)), r"\(n, 4\) float32, \(n, 1\) float32"),
+        ({"y": torch.zeros(2, 4)}, r"y: \(n, 4\) float32"),
+    ],
+)
+def test_a_batch_of_another_shape_or_type_is_refused_and_what_is_expected_named(bad, given):
+    for model in linear_models():
+        with pytest.raises(InputError, match=rf"whose weights are float32, .*{given}: \w+Error"):
+            model(bad)
+        model(torch.zeros(3, 4))
+        with pytest.raises(InputError, match=rf"batches like \(n, 4\) float32, .*{given}"):
+            model(bad)
+        assert len(model(torch.zeros(1, 4))) == 1
+
+
+def test_errors_that_are_not_the_batch_s_fault_stay_as_they_are():
+    class Moody(nn.Module):
+        fails = False
+
+        def forward(self, x):
+            if self.fails:
+                raise RuntimeError("out of paper")
+            return x
+
+    cascade = Cascade.of_models({"a": Moody()})
+    models = [Adaptive(cascade, Policy(cascade.topology, {})), Static(cascade, "a")]
+    for model in models:
+        model(torch.zeros(2, 3))
+    cascade.stage("a").module.fails = True
+    for model in models:
+        with pytest.raises(RuntimeError, match=r"^out of paper$"):
+            model(torch.zeros(4, 3))

@@ -70,13 +70,13 @@ def test_between_exits_that_are_not_used_nobody_decides_and_each_segment_runs_on
         if parameter.dim() == 2:
             parameter.data[0, 0] = 1
     decisions, rows = [], {}
-    decide = Policy.decide
+    decide = Policy.decide_at
 
-    def noted(self, view, stage):
-        decisions.append((stage, len(view.ids)))
-        return decide(self, view, stage)
+    def noted(self, path, view):
+        decisions.append((path[-1], len(view.ids)))
+        return decide(self, path, view)
 
-    monkeypatch.setattr(Policy, "decide", noted)
+    monkeypatch.setattr(Policy, "decide_at", noted)
     for group in cascade.topology.groups:
         cascade.stage(cascade.topology.groups.index(group)).module.register_forward_hook(
             lambda _, given, __, group=group: rows.setdefault(group, set()).add(len(given[0]))

@@ -122,3 +122,45 @@ def test_optimise_leaves_the_cascade_as_it_is_and_answers_the_same():
     torch.testing.assert_close(fast(x).logits, plain.logits, rtol=1e-4, atol=1e-4)
     static = Static(cascade, "b", optimise=True)(x)
     torch.testing.assert_close(static.logits, plain.logits, rtol=1e-4, atol=1e-4)
+
+
+def statistics(norm, seed):
+    generator = torch.Generator().manual_seed(seed)
+    norm.running_mean = torch.randn(norm.num_features, generator=generator)
+    norm.running_var = torch.rand(norm.num_features, generator=generator) + 0.5
+    if norm.affine:
+        norm.weight.data = torch.randn(norm.num_features, generator=generator)
+        norm.bias.data = torch.randn(norm.num_features, generator=generator)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+@torch.no_grad()
+def test_norms_of_vectors_are_folded_into_linear_layers_on_either_side(affine, bias):
+    net = nn.Sequential(
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.BatchNorm1d(3, affine=affine),
+        nn.Linear(3, 5, bias=bias),
+        nn.BatchNorm1d(5),
+        nn.ReLU(),
+        nn.BatchNorm1d(5, affine=affine),
+        nn.Linear(5, 2, bias=bias),
+    ).eval()
+    for k, norm in enumerate(m for m in net.modules() if isinstance(m, nn.BatchNorm1d)):
+        statistics(norm, k)
+    prepared = prepare(net)
+    assert not any(isinstance(m, nn.BatchNorm1d) for m in prepared.modules())
+    torch.testing.assert_close(prepared(images()), net(images()), rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_norm_over_tokens_is_not_taken_for_one_of_vectors():
+    """On `(m, t, d)` with t = d the norm scales tokens and the linear layer reads features."""
+    net = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 4), nn.BatchNorm1d(4)).eval()
+    for norm in (net[0], net[2]):
+        statistics(norm, 0)
+    x = torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(1))
+    assert fold_batch_norm(net) == 0
+    assert fold_batch_norm(nn.Sequential(nn.Flatten(2), *net)) == 0
+    torch.testing.assert_close(prepare(net)(x), net(x))

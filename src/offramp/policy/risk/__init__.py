@@ -14,6 +14,7 @@ from offramp.policy.risk.bounds import (
     several_risks,
 )
 from offramp.policy.risk.conformal import Controlled, conformal_risk_control
+from offramp.policy.risk.counted import Range, counted_p_value, fewest_counted, tuned_bet
 from offramp.policy.risk.paired import paired_p_values
 from offramp.policy.risk.selection import (
     NonePassed,
@@ -23,16 +24,23 @@ from offramp.policy.risk.selection import (
     holm,
 )
 from offramp.policy.risk.sizes import examples_needed, fewest_examples
+from offramp.policy.risk.watch import WATCHED, Watch, audited
 
 __all__ = [
+    "WATCHED",
     "Controlled",
     "NonePassed",
     "Passed",
+    "Range",
+    "Watch",
+    "audited",
     "betting_p_values",
     "binomial_p_values",
     "bonferroni",
     "conformal_risk_control",
+    "counted_p_value",
     "examples_needed",
+    "fewest_counted",
     "fewest_examples",
     "fixed_sequence",
     "hoeffding_bentkus_p_values",
@@ -40,4 +48,5 @@ __all__ = [
     "paired_p_values",
     "rescaled_difference",
     "several_risks",
+    "tuned_bet",
 ]

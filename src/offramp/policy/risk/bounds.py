@@ -134,7 +134,8 @@ def several_risks(p_values: FloatArray) -> FloatArray:
     Returns:
         `(k,)`.
 
-    Source: intersection-union test, Berger 1982; Angelopoulos et al. 2021, several risks.
+    Source: intersection-union test, Berger, Technometrics 24 (1982) 295-300; Angelopoulos et al.
+    2021, several risks.
 
     >>> import numpy as np
     >>> several_risks(np.array([[0.01, 0.2], [0.04, 0.03]])).tolist()

@@ -1,0 +1,248 @@
+"""The runtime against the work it cannot avoid: pretrained CIFAR ResNet-20 -> ResNet-56.
+
+`over_ideal` is the time of a pass over test images, in batches of a size, over the ideal of
+methods.md 6: for each network the images that reach it, times its least time per image at batch
+sizes up to that of the batches. A stream of single images can be below it: its survivors run in
+larger batches. The threshold on ResNet-20's largest probability lets about a fifth of the images go
+on. Networks by themselves, passes and streams take turns in each round; figures are ratios of
+medians.
+
+    plain      the cascade as it comes
+    times      batches in parts of the best size by a table measured before (`measure_times`)
+    stream     survivors of successive batches gather to full batches (`Adaptive.stream`)
+
+`exits_unused_overhead`: 18 exits (average pooling and a linear layer) in ResNet-110 that nobody
+takes, over the uncut network in the same backend, by median of ratios within rounds. A backend that
+is not here is named in `skipped`.
+
+With --keep-pages glibc keeps freed memory instead of giving it back between operations.
+"""
+
+import argparse
+import ctypes
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from harness import parser, report
+from torch import Tensor, nn
+
+import offramp
+from offramp._core.errors import MissingExtraError, UnsupportedError
+from offramp.models import ModelSpec, build, cifar_resnet
+from offramp.models.heads import gap_linear
+from offramp.policy import Feature, Linear, Node, Policy
+from offramp.runtime import Adaptive, measure_times, with_backend
+from offramp.runtime.meter import Meter
+from offramp.runtime.profile import ideal
+from offramp.stages import Cascade, Normalize
+
+NETWORKS = ("resnet20", "resnet56")
+SIZES = (1, 32, 128, 512)
+GO_ON = 0.2
+IMAGES = {1: 128, 32: 512, 128: 1024, 512: 1024}  # in one pass
+EXITS = 18
+_TRIM, _MMAP = -1, -3  # mallopt's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD
+
+Run = Callable[[], object]
+
+
+def images_of(data: Path) -> Tensor:
+    """Test images that were compressed, `(n, 3, 32, 32)`, 0 to 255."""
+    with np.load(data / "test_jpeg_1000_5500.npz", allow_pickle=False) as held:
+        return torch.from_numpy(held["images"]).permute(0, 3, 1, 2).contiguous()
+
+
+def pretrained(data: Path) -> Cascade:
+    """The two networks."""
+    normalise = Normalize(scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    networks = {
+        name: build(
+            ModelSpec(name=name, weights=str(data / "resnet_weights" / f"{name}_state.npz"))
+        )
+        for name in NETWORKS
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return Cascade.of_models(networks, preprocess=normalise)
+
+
+def threshold(cascade: Cascade, images: Tensor) -> float:
+    """The value on the first network's largest probability that lets a fifth go on."""
+    with torch.inference_mode():
+        sure = [
+            cascade.stage(0).run(part)[0].softmax(dim=1).amax(dim=1) for part in images.split(64)
+        ]
+    return float(torch.cat(sure).quantile(GO_ON))
+
+
+def policy_of(cascade: Cascade, value: float) -> Policy:
+    """Leave where the largest probability is at least a value."""
+    topology = cascade.topology
+    nodes = {
+        path: Node(Linear.threshold(Feature("max_prob", path[-1]), value))
+        for path in topology.paths()
+        if topology.children(path[-1])
+    }
+    return Policy(topology, nodes)
+
+
+def in_backend(
+    cascade: Cascade, backend: str, example: Tensor, *, fuse: Sequence[str] = ()
+) -> Cascade:
+    """The cascade in a backend; eager is the cascade itself."""
+    if backend == "eager":
+        return cascade
+    return with_backend(cascade, backend, example=example, fuse=fuse)
+
+
+def seconds(run: Run) -> float:
+    """Of one call."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def answer_all(model: Adaptive, parts: Sequence[Tensor]) -> None:
+    """Batch after batch."""
+    for part in parts:
+        model(part)
+
+
+def stream_all(model: Adaptive, parts: Sequence[Tensor]) -> None:
+    """The same as a stream."""
+    for _ in model.stream(parts):
+        pass
+
+
+def over_ideal(
+    cascade: Cascade, policy: Policy, images: Tensor, rounds: int
+) -> dict[str, dict[str, float]]:
+    """For each batch size the time of each way to run over the ideal."""
+    every = [2**k for k in range(8)]
+    times = measure_times(cascade, images[:128], batch_sizes=[*every, 512], rounds=rounds)
+    models = {"plain": Adaptive(cascade, policy), "times": Adaptive(cascade, policy, times=times)}
+    stages = {k: cascade.stage(k) for k in range(len(cascade))}
+    found: dict[str, dict[str, float]] = {}
+    for size in SIZES:
+        parts = list(images[: IMAGES[size]].split(size))
+        sizes = [*(each for each in every if each < size), size]
+        meter = Meter(cascade.topology, stages, images[:128], sizes)
+        runs: dict[str, Run] = {
+            "plain": partial(answer_all, models["plain"], parts),
+            "times": partial(answer_all, models["times"], parts),
+            "stream": partial(stream_all, models["times"], parts),
+        }
+        taken: dict[str, list[float]] = {name: [] for name in runs}
+        for number in range(rounds + 1):
+            if number == 1:  # the first round was to warm up
+                meter.forget()
+                taken = {name: [] for name in runs}
+            for name, run in runs.items():
+                taken[name].append(seconds(run))
+            meter.round()
+        limit, _ = ideal(models["plain"], parts, meter, at_most=size)
+        found[str(size)] = {name: median(taken[name]) / sum(limit.values()) for name in runs}
+    return found
+
+
+def exits_unused(backend: str, rounds: int) -> dict[str, float]:
+    """Time of ResNet-110 with exits that nobody takes over that of the uncut network."""
+    net = cifar_resnet(110).eval()
+    blocks = [(f"layer{k}.{b}", 16 * 2 ** (k - 1)) for k in (1, 2, 3) for b in range(18)]
+    chosen = [blocks[round((i + 1) * len(blocks) / (EXITS + 1)) - 1] for i in range(EXITS)]
+    heads = {name: gap_linear(channels, 10) for name, channels in chosen}
+    one = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    at = [name for name, _ in chosen]
+    exits = Cascade.of_exits(net, at, heads=heads, example=one)
+    cut = in_backend(exits, backend, one, fuse=at)  # every exit is asked
+    uncut: nn.Module = in_backend(Cascade.of_models({"net": net}), backend, one).stage(0).module
+    model = Adaptive(cut, policy_of(cut, 2.0))  # no probability is as large
+    found = {}
+    for size, calls in ((1, 20), (128, 1)):
+        batch = one.expand(size, -1, -1, -1).contiguous()
+
+        def whole(batch: Tensor = batch, calls: int = calls) -> None:
+            with torch.inference_mode():
+                for _ in range(calls):
+                    uncut(batch)
+
+        def with_exits(batch: Tensor = batch, calls: int = calls) -> None:
+            for _ in range(calls):
+                model(batch)
+
+        whole(), with_exits()
+        ratios = [seconds(with_exits) / seconds(whole) for _ in range(rounds)]
+        found[str(size)] = median(ratios)
+    return found
+
+
+def keep_pages() -> bool:
+    """Tell glibc to keep freed memory; False where there is no glibc."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    return bool(mallopt(_TRIM, 2**30) and mallopt(_MMAP, 2**30))
+
+
+def measured(backend: str, options: argparse.Namespace) -> dict[str, Any]:
+    """All figures of one backend."""
+    images, original = images_of(options.data), pretrained(options.data)
+    value = threshold(original, images)
+    cascade = in_backend(original, backend, images[:8])
+    went_on = Adaptive(cascade, policy_of(cascade, value))(images[:512]).stage.float().mean()
+    return {
+        "went_on": float(went_on),
+        "over_ideal": over_ideal(cascade, policy_of(cascade, value), images, options.rounds),
+        "exits_unused_overhead": exits_unused(backend, options.rounds),
+    }
+
+
+def main() -> None:
+    """Measure each backend."""
+    options = parser(__doc__ or "")
+    options.add_argument("--data", type=Path, required=True, help="folder of the CIFAR-10 data")
+    options.add_argument("--backends", nargs="+", default=["eager", "prepared", "onnxruntime"])
+    options.add_argument("--rounds", type=int, default=9)
+    options.add_argument("--threads", type=int, help="of PyTorch; by default all cores")
+    options.add_argument("--keep-pages", action="store_true")
+    arguments = options.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    kept = keep_pages() if arguments.keep_pages else False
+    found: dict[str, Any] = {}
+    skipped: dict[str, str] = {}
+    for backend in arguments.backends:
+        try:
+            found[backend] = measured(backend, arguments)
+        except (MissingExtraError, UnsupportedError) as error:
+            skipped[backend] = str(error)
+    ways = ("plain", "times")  # a stream answers later; it stands beside them
+    best = {
+        str(size): min(
+            each["over_ideal"][str(size)][way] for each in found.values() for way in ways
+        )
+        for size in SIZES
+    }
+    report(
+        arguments,
+        {
+            "over_ideal": best,
+            "backends": found,
+            "skipped": skipped,
+            "pages_kept": kept,
+            "threads": torch.get_num_threads(),
+            "version": offramp.__version__,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

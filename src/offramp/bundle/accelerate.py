@@ -1,0 +1,115 @@
+"""The stages of a bundle in a faster backend, built from its weights when it is loaded.
+
+Layer: bundle.
+"""
+
+from collections.abc import Mapping
+
+import torch
+
+from offramp._core.checks import check_known
+from offramp._core.errors import InputError
+from offramp._core.types import Batch
+from offramp.bundle.int8_files import is_compiled
+from offramp.bundle.manifest import Manifest
+from offramp.bundle.rebuild import segment_of
+from offramp.runtime.backends import (
+    BACKENDS,
+    Builder,
+    Compiled,
+    backend_of,
+    backends_of,
+    build_all,
+    thread_count,
+)
+from offramp.runtime.backends.table import AUTO, EAGER
+from offramp.stages import SegmentSpec, Stage
+
+
+def in_backend(
+    stages: Mapping[str, Stage],
+    manifest: Manifest,
+    backend: str | Mapping[str, str],
+    *,
+    example: Batch | None,
+    threads: int | None,
+) -> dict[str, Stage]:
+    """The stages in a backend whose answers are equal to rounding, as `load_bundle` documents it.
+
+    Args:
+        stages: Of the bundle, in order.
+        manifest: What was written about it.
+        backend: One for all, "auto", or one for each by name.
+        example: Some raw input, or None.
+        threads: As for `with_backend`.
+    """
+    quantised = {name for name, stage in stages.items() if is_compiled(stage)}
+    chosen = _chosen(stages, manifest, backend, quantised)
+    for name, each in chosen.items():
+        _check_exact(name, each, quantised)
+    given, known = _example(stages, manifest, example)
+    builder = Builder(
+        list(stages.values()), given, None, threads=thread_count(threads), preprocess=known
+    )
+    built = build_all(builder, backends_of(list(stages.values()), chosen))
+    return {stage.name: stage for stage in built}
+
+
+def _chosen(
+    stages: Mapping[str, Stage],
+    manifest: Manifest,
+    backend: str | Mapping[str, str],
+    quantised: set[str],
+) -> dict[str, str]:
+    if backend == AUTO:
+        table = manifest.backend_table()
+        if table is None:
+            raise InputError(
+                "backend='auto' needs measurements, and this bundle has none. Save it with "
+                "backends=choose_backends(cascade, example), or name a backend."
+            )
+        best = table.best()
+        return {name: best[name] for name in stages if name in best and name not in quantised}
+    if isinstance(backend, str):
+        check_known("backend", backend, (*BACKENDS, AUTO))
+        return {name: backend for name in stages if name not in quantised}
+    return dict(backend)
+
+
+def _check_exact(stage: str, backend: str, quantised: set[str]) -> None:
+    if stage in quantised and backend != EAGER:
+        raise InputError(
+            f"Stage {stage!r} is in int8 in the bundle; no backend can be chosen for it."
+        )
+    if not backend_of(backend).exact:
+        raise InputError(
+            f"The backend {backend!r} changes what stage {stage!r} answers, so the policy of the "
+            "bundle, fitted on other answers, does not fit. Use offramp.bundle.quantise, which "
+            "records and fits anew, and save what it gives."
+        )
+
+
+def _example(
+    stages: Mapping[str, Stage], manifest: Manifest, example: Batch | None
+) -> tuple[Batch, bool]:
+    """Raw input, and whether its type is that which will come, or any."""
+    if example is not None:
+        return example, True
+    table = manifest.backend_table()
+    if table is not None:
+        return table.inputs.zeros(1), True
+    for stage in stages.values():
+        if stage.source is None and isinstance(stage.module, Compiled):
+            return stage.module.inputs.zeros(1), True
+        begins = isinstance(stage.spec, SegmentSpec) and stage.spec.index == 0
+        if begins and stage.preprocess is None:
+            return segment_of(stage).cut.example, True
+    if manifest.input_shape is not None:
+        return torch.zeros(1, *manifest.input_shape), False
+    for stage in stages.values():
+        if isinstance(stage.spec, SegmentSpec):
+            return stage.spec.cut.example, False  # of the shape that preprocessing gives
+    raise InputError(
+        "A backend has to know what the input looks like, and this bundle does not say. Pass "
+        "example=... with some raw input, or save it with input_shape."
+    )

@@ -1,0 +1,250 @@
+"""The parts of a cascade as ONNX models: segments, heads, and what decides after each stage.
+
+Layer: bundle.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from offramp._core.batch import batch_size, to_device
+from offramp._core.errors import InputError, UnsupportedError
+from offramp._core.progress import progress_bar
+from offramp._core.topology import RAW_INPUT, Path
+from offramp._core.types import Batch
+from offramp.bundle.onnx.decision import Decision, check_expressible
+from offramp.bundle.onnx.graph import Value, values_of
+from offramp.policy import Policy
+from offramp.runtime import StageSource
+from offramp.runtime.backends import to_onnx
+from offramp.runtime.execution import Plan, plan_segments
+from offramp.runtime.runner import check_made_for
+from offramp.stages import Stage
+
+RAW = ""  # stands for the raw input among the groups, as in the runtime's plans
+#: What a decision reads before the logits of earlier stages, and what it gives.
+STATE = ("logits", "node", "answer", "clean")
+OUTCOME = ("answer", "node", "clean")
+_MOST = 2**31 - 2**20  # bytes; a protobuf may have 2 GiB, and some are left for the operations
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Decided:
+    """What decides after a stage.
+
+    Args:
+        model: An `onnx.ModelProto`; it gives `OUTCOME`.
+        reads: For each of its inputs what it is: one of `STATE`, or "logits.K" of stage K.
+    """
+
+    model: Any
+    reads: tuple[str, ...]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """All that a policy uses of a cascade, as ONNX models.
+
+    Args:
+        policy: What decides.
+        plans: For each stage in use what visiting it takes.
+        inputs: The raw input, with the names that people use for it.
+        classes: Number of classes.
+        segments: By group.
+        heads: By stage; none where the segment gives the logits.
+        decisions: By stage.
+    """
+
+    policy: Policy
+    plans: Mapping[int, Plan]
+    inputs: tuple[Value, ...]
+    classes: int
+    segments: Mapping[str, Any]
+    heads: Mapping[int, Any]
+    decisions: Mapping[int, Decided]
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """A node is an index into these."""
+        return self.policy.topology.paths()
+
+    def read_after(self, stage: int) -> frozenset[str]:
+        """What of the state some later decision reads, or is asked for at the end."""
+        later = [self.decisions[k].reads for k in self.plans if k > stage]
+        return frozenset({"node", "answer"}.union(*later))
+
+
+def export_parts(
+    cascade: StageSource, policy: Policy, example: Batch, *, preprocess: bool
+) -> Parts:
+    """Export each part that a policy uses.
+
+    Args:
+        cascade: The networks.
+        policy: Made for them.
+        example: Some raw input; one example is enough.
+        preprocess: Whether networks bring their preprocessing along.
+
+    Raises:
+        UnsupportedError: If the policy draws at random, or a network cannot be exported; it names
+            the stage and the operator.
+        InputError: If the policy was made for other stages, the networks do not run on the
+            example, or they are prepared in different ways and that is left out.
+    """
+    check_made_for(cascade, policy.topology, None)
+    check_expressible(policy)
+    if batch_size(example) == 0:
+        raise InputError("example must hold at least one example, got 0.")
+    plans = plan_segments(policy.topology)
+    run = sorted({j for plan in plans.values() for j in plan.segments} | set(plans))
+    stages = {k: cascade.stage(k) for k in run}
+    if not preprocess:
+        stages = _without_preprocessing(stages)
+    return _Export(policy, plans, stages, example).parts()
+
+
+def check_fits(what: str, size: int) -> None:
+    """Raise `UnsupportedError` if something is too large for one ONNX file.
+
+    >>> check_fits("The cascade", 1_000_000)
+    """
+    if size > _MOST:
+        raise UnsupportedError(
+            f"{what} takes {size / 2**30:.2f} GiB, and one ONNX file holds at most 2. Export a "
+            "folder, in which each stage has files of its own, or use smaller networks."
+        )
+
+
+@final
+class _Export:
+    """Follows an example through the stages and exports on the way."""
+
+    def __init__(
+        self, policy: Policy, plans: Mapping[int, Plan], stages: Mapping[int, Stage], example: Batch
+    ) -> None:
+        self._policy, self._plans, self._stages = copy.deepcopy(policy).cpu(), plans, stages
+        self._example = example
+        self._carries: dict[str, Any] = {}  # by group, as are the segments
+        self._segments: dict[str, Any] = {}
+        self._heads: dict[int, Any] = {}
+
+    def parts(self) -> Parts:
+        topology = self._policy.topology
+        with progress_bar("Exporting", len(self._stages) + len(self._plans)) as step:
+            for k, stage in self._stages.items():
+                self._export_stage(k, stage, answers=k in self._plans)
+                step(1, stage.name)
+            classes = self._classes()
+            decisions = {}
+            for k in self._plans:
+                decisions[k] = self._decision(k, classes)
+                step(1, topology.names[k])
+        first = self._segments[topology.groups[topology.lineage(topology.root)[0]]]
+        names = _input_names(self._example)
+        inputs = values_of(first.graph.input)
+        return Parts(
+            policy=self._policy,
+            plans=self._plans,
+            inputs=tuple(v.named(name) for v, name in zip(inputs, names, strict=True)),
+            classes=classes,
+            segments=self._segments,
+            heads=self._heads,
+            decisions=decisions,
+        )
+
+    def _classes(self) -> int:
+        topology = self._policy.topology
+        model = self._heads.get(topology.root) or self._segments[topology.groups[topology.root]]
+        return values_of(model.graph.output)[0].row[0]
+
+    def _export_stage(self, k: int, stage: Stage, *, answers: bool) -> None:
+        group, name = self._policy.topology.groups[k], f"stage {stage.name!r}"
+        whole = answers and stage.head is None and self._alone(k)
+        check_fits(name, sum(t.numel() * t.element_size() for t in stage.state_dict().values()))
+        if group not in self._segments:
+            given = self._given(k)
+            part = _Part(stage, segment=True, answers=whole)
+            self._segments[group] = to_onnx(part, given, name=name)
+            with torch.no_grad():
+                self._carries[group] = stage.eval().segment(to_device(given, _device(stage)))
+        if answers and not whole:
+            part = _Part(stage, segment=False, answers=True)
+            self._heads[k] = to_onnx(part, self._carries[group], name=f"the head of {name}")
+
+    def _given(self, k: int) -> Batch:
+        topology = self._policy.topology
+        source = topology.sources[k]
+        if source == RAW_INPUT:
+            return self._example
+        return self._carries[topology.groups[source]]  # type: ignore[no-any-return]
+
+    def _alone(self, k: int) -> bool:
+        groups = self._policy.topology.groups
+        return all(groups[j] != groups[k] for j in self._stages if j != k)
+
+    def _decision(self, k: int, classes: int) -> Decided:
+        decision = Decision(self._policy, k)
+        two = torch.zeros(2, dtype=torch.int64)
+        given = (torch.zeros(2, classes), two, torch.zeros(2, classes), two == 0)
+        before = tuple(torch.zeros(2, classes) for _ in decision.before)
+        name = f"what decides after stage {self._policy.topology.names[k]!r}"
+        model = to_onnx(decision, (*given, *before), name=name)
+        meant = (*STATE, *(f"logits.{j}" for j in decision.before))
+        read = {used for node in model.graph.node for used in node.input}
+        inputs = list(zip(model.graph.input, meant, strict=True))
+        for value, _ in inputs:
+            if value.name not in read:  # not looked at by this policy
+                model.graph.input.remove(value)
+        reads = tuple(what for value, what in inputs if value.name in read)
+        return Decided(model=model, reads=reads)
+
+
+@final
+class _Part(nn.Module):
+    """What of a stage becomes one model: its segment, what makes logits of it, or both."""
+
+    def __init__(self, stage: Stage, *, segment: bool, answers: bool) -> None:
+        super().__init__()
+        self.stage = stage
+        self._segment, self._answers = segment, answers
+
+    def forward(self, *given: Any, **named: Any) -> Any:  # noqa: ANN401  (what the stage reads)
+        carry = named or (given[0] if len(given) == 1 else given)
+        result = self.stage.segment(carry) if self._segment else carry
+        return self.stage.answer(result) if self._answers else result
+
+
+def _without_preprocessing(stages: Mapping[int, Stage]) -> dict[int, Stage]:
+    first: dict[str, Stage] = {}
+    for stage in stages.values():
+        if stage.source is None:
+            first.setdefault(repr(stage.preprocess), stage)
+    if len(first) > 1:
+        one, other, *_ = first.values()
+        raise InputError(
+            f"Stages {one.name!r} and {other.name!r} prepare their input in different ways, "
+            f"{one.preprocess} and {other.preprocess}, so no single input suits both; export with "
+            "preprocess=True."
+        )
+    return {
+        k: Stage(s.name, s.module, head=s.head, source=s.source, group=s.group)
+        for k, s in stages.items()
+    }
+
+
+def _input_names(example: Batch) -> list[str]:
+    if isinstance(example, Tensor):
+        return ["input"]
+    if isinstance(example, Mapping):
+        return list(example)
+    return [f"input.{k}" for k in range(len(example))]
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next((p.device for p in module.parameters()), torch.device("cpu"))

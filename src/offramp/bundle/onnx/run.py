@@ -1,0 +1,147 @@
+"""Runs an exported folder: needs numpy and onnxruntime, nothing else of offramp.
+
+    python run.py inputs.npz answers.npz
+
+The first file holds the inputs by name, `(n, ...)` each; the second gets `logits` `(n, c)`, `label`
+and `stage`, both `(n,)`. From Python: `Cascade(folder)(inputs)`.
+
+Layer: bundle; copied into each folder that `offramp.bundle.export_folder` writes.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnxruntime
+
+RAW = ""  # stands for the raw input among the carries
+
+
+class Answer(NamedTuple):
+    """What a cascade says about a batch, in order.
+
+    Log-probabilities `(n, c)`, NaN where there is no answer; labels `(n,)`, -1 where there is
+    none; and the index of the stage at which each example left, `(n,)`.
+    """
+
+    logits: np.ndarray
+    label: np.ndarray
+    stage: np.ndarray
+
+
+class Carry(NamedTuple):
+    """Tensors with one row for each example that has them; its row for each example, or -1."""
+
+    tensors: list[np.ndarray]
+    place: np.ndarray
+
+
+class Cascade:
+    """The cascade of a folder.
+
+    Args:
+        folder: What `offramp export --out` wrote.
+        threads: Threads of each session; 0 lets onnxruntime choose.
+    """
+
+    def __init__(self, folder: str | Path, threads: int = 0) -> None:
+        self.folder = Path(folder)
+        self.manifest = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))
+        if self.manifest.get("format") != "offramp-onnx" or self.manifest.get("version") != 1:
+            raise ValueError(f"{self.folder} is no folder that this runner reads.")
+        self._options = onnxruntime.SessionOptions()
+        self._options.intra_op_num_threads = threads
+        # Threads that spin after one stage take the cores from the next.
+        self._options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._sessions = {file: self._session(file) for file in self.manifest["files"]}
+        self._ends = np.array([path[-1] for path in self.manifest["paths"]])
+
+    def __call__(self, inputs: np.ndarray | Mapping[str, np.ndarray]) -> Answer:
+        """Answer a batch: one array, or arrays by name."""
+        names = self.manifest["inputs"]
+        given = inputs if isinstance(inputs, Mapping) else {names[0]: inputs}
+        raw = [np.asarray(given[name]) for name in names]
+        n, everyone = len(raw[0]), np.arange(len(raw[0]))
+        state = {
+            "node": np.zeros(n, dtype=np.int64),
+            "answer": np.full((n, self.manifest["classes"]), np.nan, dtype=np.float32),
+            "clean": np.ones(n, dtype=bool),
+        }
+        void = np.zeros_like(state["answer"])  # what stages that nobody has visited have said
+        state |= {f"logits.{stage['index']}": void for stage in self.manifest["stages"]}
+        carries = {RAW: Carry(raw, everyone)}
+        for stage in self.manifest["stages"]:
+            rows = np.flatnonzero(self._ends[state["node"]] == stage["index"])
+            if len(rows):
+                self._visit(stage, rows, state, carries)
+        label = np.where(np.isnan(state["answer"][:, 0]), -1, state["answer"].argmax(axis=1))
+        return Answer(state["answer"], label, self._ends[state["node"]])
+
+    def _visit(
+        self,
+        stage: dict[str, Any],
+        rows: np.ndarray,
+        state: dict[str, np.ndarray],
+        carries: dict[str, Carry],
+    ) -> None:
+        """Run what the examples at `rows` lack, answer and decide."""
+        for segment in stage["segments"]:
+            held = carries.get(segment["group"])
+            lacking = rows if held is None else rows[held.place[rows] < 0]
+            if len(lacking):
+                made = self._run(segment["file"], taken(carries[segment["source"]], lacking))
+                carries[segment["group"]] = joined(held, made, lacking, len(state["node"]))
+        carry = taken(carries[stage["group"]], rows)
+        (logits,) = carry if stage["head"] is None else self._run(stage["head"], carry)
+        name = f"logits.{stage['index']}"
+        state[name] = np.zeros_like(state["answer"])
+        state[name][rows] = logits
+        given = [logits if what == "logits" else state[what][rows] for what in stage["reads"]]
+        found = self._run(stage["decision"], given)
+        for what, values in zip(("answer", "node", "clean"), found, strict=True):
+            state[what][rows] = values
+        for group in set(carries) - set(stage["keep"]):
+            del carries[group]
+
+    def _run(self, file: str, given: list[np.ndarray]) -> list[np.ndarray]:
+        session = self._sessions[file]
+        names = [value.name for value in session.get_inputs()]
+        return list(session.run(None, dict(zip(names, given, strict=True))))
+
+    def _session(self, file: str) -> onnxruntime.InferenceSession:
+        path = str(self.folder / file)
+        return onnxruntime.InferenceSession(path, self._options, providers=["CPUExecutionProvider"])
+
+
+def taken(carry: Carry, rows: np.ndarray) -> list[np.ndarray]:
+    """The rows of some examples; the arrays themselves where those are all, in order."""
+    index = carry.place[rows]
+    if len(index) == len(carry.tensors[0]) and np.array_equal(index, np.arange(len(index))):
+        return carry.tensors
+    return [tensor[index] for tensor in carry.tensors]
+
+
+def joined(held: Carry | None, made: list[np.ndarray], rows: np.ndarray, n: int) -> Carry:
+    """A carry with rows of other examples behind those that are there."""
+    start = 0 if held is None else len(held.tensors[0])
+    place = np.full(n, -1) if held is None else held.place.copy()
+    place[rows] = start + np.arange(len(rows))
+    if held is not None:
+        made = [np.concatenate(pair) for pair in zip(held.tensors, made, strict=True)]
+    return Carry(made, place)
+
+
+def main(arguments: list[str]) -> None:
+    """Answer the inputs of one file into another."""
+    if len(arguments) != 2:
+        raise SystemExit("usage: python run.py INPUTS.npz ANSWERS.npz")
+    with np.load(arguments[0], allow_pickle=False) as inputs:
+        answer = Cascade(Path(__file__).parent)(dict(inputs))
+    np.savez(arguments[1], **answer._asdict())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

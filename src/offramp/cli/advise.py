@@ -1,0 +1,101 @@
+"""`offramp advise`: is a cascade worth building? Before anything is fitted.
+
+Layer: cli.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from offramp.cli import options
+from offramp.cli.errors import NO_ANSWER
+from offramp.cli.output import Output, amount, percent
+
+if TYPE_CHECKING:
+    from offramp.evaluate.advise import Advice, Promise
+
+
+def command(
+    trace: Annotated[Path, typer.Argument(help="The trace with the recorded, labelled outputs.")],
+    max_loss: Annotated[
+        float, typer.Option(help="Loss of accuracy you can bear: 0.02 is two points.")
+    ] = 0.01,
+    delta: Annotated[
+        float, typer.Option(help="Chance of a wrong promise you can bear: 0.05 is one in twenty.")
+    ] = 0.1,
+    risk: Annotated[
+        str, typer.Option(help="difference: accuracy lost; excess: new errors only.")
+    ] = "difference",
+    reference: Annotated[
+        str | None,
+        typer.Option(help="F, the network to compare with; by default the most accurate."),
+    ] = None,
+    top: Annotated[int, typer.Option(help="Right means among the so many best labels.")] = 1,
+    unit: Annotated[
+        str | None, typer.Option(help="Unit of the costs to count, where the trace has several.")
+    ] = None,
+    min_saving: Annotated[
+        float, typer.Option(help="Saving that makes it worth the trouble: 0.1 is a tenth.")
+    ] = 0.1,
+    json: options.Json = False,
+) -> None:
+    """Say whether a cascade is worth building, before anything is fitted or trained.
+
+    In: a trace with a few hundred labelled outputs, logits or labels alone.
+
+    Out: yes or no and why; how much can be saved at most, which loss can be promised with so many
+    examples, and how many more a promise takes. Exit code 3: no.
+
+    Example: offramp advise services.trace --max-loss 0.01 --delta 0.1
+    """
+    from offramp.evaluate.advise import advise
+    from offramp.trace import load_trace
+
+    output = Output(as_json=json)
+    found = advise(
+        load_trace(trace),
+        max_loss=max_loss,
+        delta=delta,
+        risk=risk,
+        reference=reference,
+        top=top,
+        unit=unit,
+        min_saving=min_saving,
+    )
+    output.line(
+        f"F is {found.reference}, {amount(found.reference_cost, found.unit)} per example; "
+        f"{found.n} examples."
+    )
+    output.line()
+    output.table(["saved of it", "share"], _savings(found))
+    output.line()
+    output.table(
+        ["promises of a cascade that", "least loss", "examples for yours"],
+        [
+            _promise("never differs from F", found.at_best),
+            _promise("differs as cheap stages do", found.as_usual),
+        ],
+    )
+    output.line()
+    output.paragraph(found.sentence)
+    output.result(found.to_dict())
+    if not found.worth_it:
+        raise typer.Exit(NO_ANSWER)
+
+
+def _savings(found: "Advice") -> list[list[str]]:
+    return [
+        ["at most, knowing the labels, within your loss", percent(found.most_saved)],
+        ["by an ideal policy, without loss", percent(found.neutral_saved)],
+        [f"by one network alone, within your loss ({found.single})", percent(found.single_saved)],
+    ]
+
+
+def _promise(name: str, promise: "Promise") -> list[str]:
+    least, needed = promise.smallest_max_loss, promise.examples_needed
+    return [
+        name,
+        "none" if least is None else f"{100 * least:.2f} points",
+        "no number" if needed is None else str(needed),
+    ]

@@ -1,0 +1,105 @@
+"""`offramp export`: a bundle as one ONNX file, or as a folder of them.
+
+Layer: cli.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from offramp._core.checks import check_choice
+from offramp._core.errors import InputError
+from offramp.cli import options
+from offramp.cli.output import Output
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from offramp.bundle import LoadedBundle
+
+_TYPES = ("float32", "float16", "uint8", "int32", "int64")
+
+
+def command(
+    bundle: Annotated[Path, typer.Argument(help="The bundle to export.")],
+    single_file: Annotated[
+        Path | None, typer.Option(help="File to write; it ends in .onnx.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write instead.")] = None,
+    shape: Annotated[
+        str | None,
+        typer.Option(help="Shape of one input, such as 3,32,32; by default the bundle's."),
+    ] = None,
+    input_type: Annotated[
+        str, typer.Option(help=f"Type of the input: {', '.join(_TYPES)}.")
+    ] = "float32",
+    without_preprocessing: Annotated[
+        bool,
+        typer.Option("--without-preprocessing", help="Take inputs that are prepared already."),
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what stands there.")
+    ] = False,
+    allow_import: options.AllowImport = False,
+    json: options.Json = False,
+) -> None:
+    """Export the cascade of a bundle, with its policy, to ONNX.
+
+    In: a bundle.
+
+    Out: one file that any ONNX Runtime executes, in any language, and that skips by itself what
+    an input does not need; or a folder with one file for each stage and a small runner in Python
+    that needs numpy and onnxruntime only.
+
+    Example: offramp export runs/demo/bundle --single-file demo.onnx
+    """
+    from offramp.bundle import export_folder, export_single_file, load_bundle
+    from offramp.bundle.onnx.source import BundleStages
+
+    output = Output(as_json=json)
+    if (single_file is None) == (out is None):
+        raise InputError("Give either --single-file or --out, and not both.")
+    loaded = load_bundle(bundle, allow_import=allow_import)
+    given: dict[str, Any] = {
+        "example": _example(loaded, shape, input_type),
+        "preprocess": not without_preprocessing,
+        "overwrite": overwrite,
+    }
+    if single_file is not None:
+        file = export_single_file(single_file, BundleStages(loaded), loaded.setting, **given)
+        size = file.bytes
+        output.line(f"{single_file}: {_megabytes(size)}")
+        output.table(["input", "shape"], [[k, _shape(v)] for k, v in file.inputs.items()])
+        output.line("outputs: logits (batch, classes), label (batch), stage (batch)")
+    elif out is not None:
+        folder = export_folder(out, BundleStages(loaded), loaded.setting, **given)
+        size = sum(folder.bytes.values())
+        output.line(f"{out}: {_megabytes(size)}, run with python {out / 'run.py'}")
+        rows = [[name, str(count)] for name, count in sorted(folder.bytes.items())]
+        output.table(["file", "bytes"], rows)
+    output.result({"out": str(single_file or out), "bytes": size})
+
+
+def _example(loaded: "LoadedBundle", shape: str | None, input_type: str) -> "Tensor":
+    """One input of zeros: only its shape and its type matter."""
+    import torch
+
+    check_choice("--input-type", input_type, _TYPES)
+    known = loaded.manifest.input_shape
+    if shape is not None:
+        known = tuple(options.whole_numbers("--shape", shape))
+    if known is None:
+        raise InputError(
+            f"{loaded.path} does not say what its inputs look like; give --shape, such as 3,32,32. "
+            "Networks with several inputs are exported from Python (offramp.bundle)."
+        )
+    return torch.zeros((1, *known), dtype=getattr(torch, input_type))
+
+
+def _shape(shape: tuple[str | int, ...]) -> str:
+    return f"({', '.join(map(str, shape))})"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.2f} MB"

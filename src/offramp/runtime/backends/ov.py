@@ -1,0 +1,152 @@
+"""Networks in OpenVINO, in float32, bfloat16 or int8 with scales fixed beforehand.
+
+Layer: runtime.  Source: measured.md (int8 4 to 11 times eager PyTorch, bf16 2.7 to 10).
+"""
+
+import contextlib
+import functools
+import importlib.util
+import io
+import logging
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from offramp._core.errors import MissingExtraError, UnsupportedError
+from offramp.runtime.backends.form import Form, flat
+from offramp.runtime.backends.task import Task
+from offramp.runtime.backends.to_onnx import INPUT, OUTPUT, to_onnx
+
+FLOAT, BF16, INT8 = "openvino", "openvino-bf16", "openvino-int8"
+_EXTRA = "openvino"
+_AT_ONCE = 32  # examples that calibration runs at a time
+
+
+def run_openvino(task: Task) -> nn.Module:
+    """The network in float32."""
+    return _built(task, FLOAT, "f32")
+
+
+def run_openvino_bf16(task: Task) -> nn.Module:
+    """The network with products of bfloat16 values.
+
+    Raises:
+        UnsupportedError: If the processor has no instructions for it.
+    """
+    if "BF16" not in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise UnsupportedError(
+            f"{task.name} cannot run in {BF16!r}: this processor has no instructions for bfloat16. "
+            f"Take {FLOAT!r} or {INT8!r}."
+        )
+    return _built(task, BF16, "bf16")
+
+
+def run_openvino_int8(task: Task) -> nn.Module:
+    """Convolutions and matrix products in int8, with fixed scales of the calibration batch."""
+    return _built(task, INT8, "f32")
+
+
+def _built(task: Task, backend: str, precision: str) -> nn.Module:
+    core = _core()
+    seen = flat(task.calibrated(backend)) if backend == INT8 else []
+    content = to_onnx(task.module, task.inputs, name=task.name).SerializeToString()
+    try:
+        model = core.read_model(content)
+        if seen:
+            model = _quantised(model, seen)
+        settings = {
+            "INFERENCE_NUM_THREADS": task.threads,
+            "INFERENCE_PRECISION_HINT": precision,
+            "NUM_STREAMS": 1,
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        network = core.compile_model(model, "CPU", settings)
+    except RuntimeError as error:
+        raise UnsupportedError(f"{task.name} cannot run in {backend!r}: {error}") from error
+    run = _Requests(network, Form.of(task.answers()))
+    content += b"".join(tensor.numpy(force=True).tobytes() for tensor in seen)
+    return task.compiled(run, backend=backend, content=content, exact=backend == FLOAT)
+
+
+@final
+class _Requests:
+    """Runs a compiled network, with memory of torch for what it reads and writes."""
+
+    def __init__(self, network: Any, outputs: Form) -> None:  # noqa: ANN401  (of OpenVINO)
+        self._network = network
+        self._own = threading.local()  # a request runs one batch at a time
+        self._outputs = list(zip(outputs.shapes, outputs.torch_dtypes, strict=True))
+        self._inputs = [name for given in network.inputs for name in given.get_names()]
+
+    def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        from openvino import Tensor as Shared
+
+        request = getattr(self._own, "request", None)
+        if request is None:
+            request = self._own.request = self._network.create_infer_request()
+        n = len(tensors[0])
+        results = [torch.empty(n, *shape, dtype=dtype) for shape, dtype in self._outputs]
+        # Shared memory is read and written during `infer` alone; both sides live until then.
+        held = [t.contiguous().numpy(force=True) for t in tensors]
+        for k, array in enumerate(held):
+            if f"{INPUT}{k}" in self._inputs:
+                request.set_tensor(f"{INPUT}{k}", Shared(array, shared_memory=True))
+        for k, result in enumerate(results):
+            request.set_tensor(f"{OUTPUT}{k}", Shared(result.numpy(), shared_memory=True))
+        request.infer()
+        return results
+
+
+def _quantised(model: Any, seen: Sequence[Tensor]) -> Any:  # noqa: ANN401  (of OpenVINO)
+    with _quietly():
+        try:
+            import nncf
+        except ImportError as error:
+            raise MissingExtraError("nncf", _EXTRA) from error
+        starts = range(0, len(seen[0]), _AT_ONCE)
+        batches = [
+            {f"{INPUT}{k}": t[a : a + _AT_ONCE].numpy(force=True) for k, t in enumerate(seen)}
+            for a in starts
+        ]
+        return nncf.quantize(model, nncf.Dataset(batches), subset_size=len(batches))
+
+
+def is_openvino_there() -> bool:
+    """Whether the packages of the extras "openvino" and "onnx" are installed; none is imported.
+
+    >>> is_openvino_there() in (True, False)
+    True
+    """
+    names = ("onnx", "onnxscript", "openvino", "nncf")
+    return all(importlib.util.find_spec(name) is not None for name in names)
+
+
+@functools.cache
+def _core() -> Any:  # noqa: ANN401  (an optional package)
+    try:
+        import openvino
+    except ImportError as error:
+        raise MissingExtraError("openvino", _EXTRA) from error
+    return openvino.Core()
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Quantisation logs, and shows bars of its own."""
+    logger = logging.getLogger("nncf")
+    level = logger.level
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            logger.setLevel(logging.CRITICAL)
+            yield
+    finally:
+        logger.setLevel(level)

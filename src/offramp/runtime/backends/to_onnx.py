@@ -1,0 +1,176 @@
+"""A network as an ONNX model, with a batch size that is free.
+
+Layer: runtime.  Source: torch.onnx.export on torch.export's graph.
+"""
+
+import copy
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+from torch import Tensor, nn
+
+from offramp._core.batch import apply
+from offramp._core.errors import InputError, MissingExtraError, OfframpError, UnsupportedError
+from offramp._core.types import Batch
+from offramp.runtime.backends.form import Form, flat
+from offramp.runtime.prepare import fold_batch_norm
+from offramp.stages.cut_graph import FAILURES, rows_of
+
+if TYPE_CHECKING:
+    import onnx
+
+INPUT, OUTPUT = "in.", "out."  # followed by 0, 1, ...
+BATCH = "batch"
+_OPERATOR = re.compile(r"No ONNX function found for <OpOverload\(op='([^']+)'")
+
+
+def to_onnx(module: nn.Module, inputs: Batch, *, name: str) -> "onnx.ModelProto":
+    """Export a network in evaluation mode, batch-norms folded, on the CPU.
+
+    Inputs are called "in.0", "in.1"..., outputs "out.0"...; a mapping's in the order of its keys.
+    The first axis of each is the batch size, "batch". Answers agree with PyTorch to rounding.
+
+    Args:
+        module: The network, a segment of one, or a head; it stays as it is.
+        inputs: What it reads; one example is enough. A tuple is passed as positional, a mapping
+            as named arguments.
+        name: Whose it is, for messages: "stage 'small'".
+
+    Raises:
+        UnsupportedError: If the network cannot be followed, has an operator that ONNX lacks, or
+            only takes one batch size; it gives `name` and the operator.
+        InputError: If it takes or gives anything but tensors, or does not run on `inputs`.
+        MissingExtraError: Without the extra "onnx".
+
+    >>> model = to_onnx(nn.Linear(4, 3), torch.zeros(1, 4), name="stage 'tiny'")
+    >>> [node.op_type for node in model.graph.node], model.graph.input[0].name
+    (['Gemm'], 'in.0')
+    """
+    require_onnx()
+    copied = copy.deepcopy(module).cpu().eval()
+    fold_batch_norm(copied)
+    two = rows_of(copied, inputs)
+    wrapped = _Flat(copied, two)
+    tensors = [tensor.cpu().contiguous() for tensor in flat(two)]
+    outputs = _count(wrapped, tensors, name)
+    try:
+        with torch.no_grad(), _quietly():
+            # Followed here: the exporter would try in several ways, and print where each fails.
+            free = (tuple({0: torch.export.Dim(BATCH)} for _ in tensors),)
+            followed = torch.export.export(
+                wrapped, tuple(tensors), dynamic_shapes=free, strict=False
+            )
+            program = torch.onnx.export(
+                followed,
+                dynamo=True,
+                verbose=False,
+                input_names=[f"{INPUT}{k}" for k in range(len(tensors))],
+                output_names=[f"{OUTPUT}{k}" for k in range(outputs)],
+            )
+    except (*FAILURES, torch.onnx.OnnxExporterError) as error:
+        raise UnsupportedError(_reason(name, error)) from error
+    if program is None:
+        raise UnsupportedError(f"{name} cannot be exported to ONNX: nothing came out.")
+    return _tidied(program.model_proto, name)
+
+
+def require_onnx() -> None:
+    """Raise `MissingExtraError` where the packages that export needs are not installed."""
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("onnx", "onnx") from error
+
+
+@final
+class _Flat(nn.Module):
+    """The network with tensors in and out."""
+
+    def __init__(self, module: nn.Module, inputs: Batch) -> None:
+        super().__init__()
+        self.module = module
+        self._form = Form.of(inputs)
+        self.eval()
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(flat(apply(self.module, self._form.pack(tensors))))
+
+
+def _count(wrapped: nn.Module, tensors: Sequence[Tensor], name: str) -> int:
+    try:
+        with torch.no_grad():
+            return len(wrapped(*tensors))
+    except OfframpError:
+        raise
+    except FAILURES as error:
+        shapes = [tuple(tensor.shape) for tensor in tensors]
+        raise InputError(
+            f"{name} does not run on inputs of the shapes {shapes}: {error}"
+        ) from error
+
+
+def _reason(name: str, error: BaseException) -> str:
+    cause: BaseException | None = error
+    messages: list[str] = []
+    while cause is not None:
+        messages.append(str(cause))
+        cause = cause.__cause__
+    found = _OPERATOR.search("\n".join(messages))
+    if found is not None:
+        return (
+            f"{name} cannot be exported to ONNX: it has no operator for {found[1]!r}. Write the "
+            "network without it, or leave this stage to the backend 'eager' or 'compile'."
+        )
+    if "data-dependent" in messages[-1]:
+        return (
+            f"{name} cannot be exported to ONNX: it decides by the values of its input what to "
+            "compute. Replace that by torch.where, or leave this stage to the backend 'eager'."
+        )
+    line = next((line for line in messages[-1].splitlines() if line.strip()), type(error).__name__)
+    return f"{name} cannot be exported to ONNX: {line.strip()}"
+
+
+def _tidied(model: Any, name: str) -> "onnx.ModelProto":  # noqa: ANN401  (a protobuf)
+    """One name for the batch size, and nothing of the machine on which it was exported."""
+    graph = model.graph
+    symbol = graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    for value in (*graph.input, *graph.output):
+        first = value.type.tensor_type.shape.dim[0]
+        if not first.dim_param or (first.dim_param != symbol and value in graph.output):
+            raise UnsupportedError(
+                f"{name} cannot be exported to ONNX: the first axis of {value.name!r} is "
+                f"{first.dim_param or first.dim_value}, not the batch size."
+            )
+        first.dim_param = BATCH
+    del graph.value_info[:], model.metadata_props[:], graph.metadata_props[:]
+    for part in (*graph.input, *graph.output, *graph.node, *graph.initializer):
+        part.ClearField("doc_string")
+        del part.metadata_props[:]
+    for function in model.functions:
+        for node in function.node:
+            del node.metadata_props[:]
+    model.producer_name, model.producer_version = "offramp", ""
+    return model  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """The exporter warns of what is absent and deprecated within itself, and prints graphs."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.fx")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,214 @@
+"""The stages that a topology needs, ready to take batches.
+
+Layer: runtime.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol, final, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from offramp._core.costs import Costs
+from offramp._core.errors import InputError
+from offramp._core.topology import Topology
+from offramp._core.types import Batch
+from offramp.runtime.execution import Execution, Plan, plan_segments
+from offramp.runtime.marks import Mark, unmarked
+from offramp.runtime.prepare import prepare
+from offramp.runtime.sizes import StageTimes
+from offramp.stages import Stage, to_device
+
+#: What a network raises on a batch that it cannot read.
+BLAMES_BATCH = (RuntimeError, TypeError, ValueError, IndexError, AttributeError)
+
+Form = str  # shapes and types of a batch, without the number of examples
+
+
+@runtime_checkable
+class StageSource(Protocol):
+    """Where stages come from: a `Cascade`, or the part of one that a bundle holds."""
+
+    @property
+    def topology(self) -> Topology:
+        """All stages, held or not."""
+        ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, or none."""
+        ...
+
+    def stage(self, which: int) -> Stage:
+        """A stage by position; only those that a policy needs are asked for."""
+        ...
+
+
+@final
+class Runner(nn.Module):
+    """The stages that a topology needs, ready to take batches.
+
+    Args:
+        cascade: Where they come from.
+        topology: What is used of them.
+        optimise: Run prepared copies.
+        times: Of all stages of the cascade, to choose batch sizes by.
+
+    Raises:
+        InputError: If the times are those of other stages.
+    """
+
+    def __init__(
+        self,
+        cascade: StageSource,
+        topology: Topology,
+        *,
+        optimise: bool,
+        times: StageTimes | None = None,
+    ) -> None:
+        super().__init__()
+        if times is not None and times.stages != topology.names:
+            raise InputError(
+                f"times must be of the stages {topology.names}, got those of {times.stages}. "
+                "Measure them anew: measure_times(cascade, example)."
+            )
+        self.topology, self.times = topology, times
+        self.plans: dict[int, Plan] = plan_segments(topology)
+        needed = {k for plan in self.plans.values() for k in plan.segments} | set(self.plans)
+        chosen = {k: _used(cascade.stage(k), answers=k in self.plans) for k in sorted(needed)}
+        if optimise:
+            chosen = optimised(chosen)
+        self.stages = nn.ModuleDict({str(k): stage for k, stage in chosen.items()})
+        self._by_index: dict[int, Stage] = chosen
+        self._modes = [part for stage in chosen.values() for part in (stage, stage.module)]
+        self.classes = len(cascade.class_names) or None
+        self._first: Form | None = None  # of the first batch that was answered
+
+    @property
+    def held(self) -> Mapping[int, Stage]:
+        """The stages whose segments or heads may run, by index."""
+        return self._by_index
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next((p.device for p in self.stages.parameters()), torch.device("cpu"))
+
+    def start(self, batch: Batch, n: int, device: torch.device, mark: Mark = unmarked) -> Execution:
+        """A batch on its way; networks that somebody put into training mode are put back."""
+        if any(part.training for part in self._modes):
+            for stage in self._by_index.values():
+                stage.eval()
+        return Execution(
+            self.topology,
+            self.plans,
+            self._by_index,
+            batch,
+            n,
+            device,
+            times=self.times,
+            mark=mark,
+        )
+
+    def answered(self, batch: Batch, classes: int) -> None:
+        """Remember what a batch that was answered looked like."""
+        self.classes = classes
+        if self._first is None:
+            self._first = form_of(batch)
+
+    def check_blame(self, batch: Batch, error: Exception) -> None:
+        """Explain why a stage could not run, if the batch is not like those that were answered.
+
+        Raises:
+            InputError: If so; it says what was given and what ran before.
+        """
+        form = form_of(batch)
+        if form == self._first or isinstance(error, torch.OutOfMemoryError):
+            return
+        types = sorted({str(p.dtype).removeprefix("torch.") for p in self.parameters()})
+        known = f"whose weights are {', '.join(types)}" if types else "as they are"
+        if self._first is not None:
+            known = f"which have answered batches like {self._first}"
+        raise InputError(
+            f"batch must be what the stages take, {known}, but they cannot run on {form}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+    def classes_for(self, empty: Batch, device: torch.device) -> int:
+        """Number of classes; where no batch has shown it yet, one example of zeros does."""
+        if self.classes is None:
+            zeros = to_device(_zeros(empty), device)
+            logits = self.start(zeros, 1, device).visit(self.topology.root, None)
+            self.classes = logits.shape[1]
+        return self.classes
+
+
+def check_made_for(cascade: StageSource, topology: Topology, costs: Costs | None) -> None:
+    """Raise `InputError` unless a policy's topology and the costs fit the cascade's stages."""
+    topology.check_same_stages(cascade.topology, "the cascade")
+    if costs is not None and len(costs) != len(topology):
+        raise InputError(
+            f"costs must have one entry per stage ({len(topology)}), got {len(costs)}."
+        )
+
+
+def _used(stage: Stage, *, answers: bool) -> Stage:
+    """What is needed of a stage; where nobody may leave, its head is neither held nor moved."""
+    if answers or stage.head is None:
+        return stage
+    return Stage(
+        stage.name,
+        stage.module,
+        preprocess=stage.preprocess,
+        source=stage.source,
+        group=stage.group,
+        spec=stage.spec,
+    )
+
+
+def optimised(stages: Mapping[int, Stage]) -> dict[int, Stage]:
+    """Stages that run prepared copies of their networks."""
+    prepared: dict[int, nn.Module] = {}  # stages of one group go on sharing their module
+
+    def once(module: nn.Module) -> nn.Module:
+        return prepared.setdefault(id(module), prepared.get(id(module)) or prepare(module))
+
+    return {
+        k: Stage(
+            stage.name,
+            once(stage.module),
+            head=None if stage.head is None else once(stage.head),
+            preprocess=stage.preprocess,
+            source=stage.source,
+            group=stage.group,
+            spec=stage.spec,
+            head_spec=stage.head_spec,
+        )
+        for k, stage in stages.items()
+    }
+
+
+def form_of(batch: Batch) -> Form:
+    """What a batch looks like, for people; its number of examples does not matter.
+
+    >>> form_of({"ids": torch.zeros(3, 8, dtype=torch.int64)})
+    'ids: (n, 8) int64'
+    """
+    if isinstance(batch, Tensor):
+        return _form(batch)
+    if isinstance(batch, Mapping):
+        return ", ".join(f"{name}: {_form(values)}" for name, values in batch.items())
+    return ", ".join(_form(values) for values in batch)
+
+
+def _form(values: Tensor) -> str:
+    shape = ", ".join(["n", *map(str, values.shape[1:])])
+    return f"({shape}) {str(values.dtype).removeprefix('torch.')}"
+
+
+def _zeros(batch: Batch) -> Batch:
+    if isinstance(batch, Tensor):
+        return batch.new_zeros(1, *batch.shape[1:])
+    if isinstance(batch, Mapping):
+        return {name: t.new_zeros(1, *t.shape[1:]) for name, t in batch.items()}
+    return tuple(t.new_zeros(1, *t.shape[1:]) for t in batch)

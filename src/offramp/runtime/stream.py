@@ -1,0 +1,213 @@
+"""Carry-over: survivors of successive batches gather until there is a full batch for a stage.
+
+Whoever came the same way waits together, so a pool stands at each node of the tree of visit paths.
+
+Layer: runtime.  Source: methods.md 6; measured.md (carry-over of survivors to full batches).
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from offramp._core.checks import check_known, check_not_negative, check_positive_int
+from offramp._core.errors import InputError, OfframpError
+from offramp._core.topology import EXIT, Path, Topology
+from offramp._core.types import Batch, Ids
+from offramp.policy.keys import example_keys
+from offramp.runtime.answer import Answer
+from offramp.runtime.engine import Engine, Routed
+from offramp.runtime.execution import Execution
+from offramp.runtime.journey import Answered, Journey, Rows
+from offramp.runtime.marks import unmarked
+from offramp.runtime.runner import BLAMES_BATCH, Runner
+from offramp.runtime.sizes import StageTimes
+from offramp.stages import batch_size, to_device
+
+FULL = 64  # a batch that uses a CPU well and fits into its caches
+
+Delivered = tuple[Ids, Answer]
+Keys = Tensor | Ids | Sequence[int | str]
+
+
+def full_sizes(
+    given: int | Mapping[str, int] | None, topology: Topology, times: StageTimes | None
+) -> dict[int, int]:
+    """For each stage how many examples make a full batch, by index.
+
+    >>> full_sizes({"b": 8}, Topology.of(["a", "b"]), None)
+    {0: 64, 1: 8}
+    """
+    stages = range(len(topology))
+    if isinstance(given, int):
+        return dict.fromkeys(stages, check_positive_int("batch_size", given))
+    default = {k: FULL if times is None else times.best_size(k) for k in stages}
+    for name, size in (given or {}).items():
+        check_known("stage", name, topology.names)
+        default[topology.index(name)] = check_positive_int(f"batch_size[{name!r}]", size)
+    return default
+
+
+@dataclass(frozen=True, slots=True)
+class _Parcel:
+    """Examples that came the same way and wait for the same stage."""
+
+    journey: Journey
+    execution: Execution
+    numbers: Tensor  # (m,), their places in the stream
+    since: float  # when the first of them came in, by the clock
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def narrowed(self, rows: Rows) -> "_Parcel":
+        if rows is None:
+            return self
+        return _Parcel(
+            self.journey.narrowed(rows),
+            self.execution.narrowed(rows),
+            self.numbers.index_select(0, rows),
+            self.since,
+        )
+
+    def joined(self, others: Sequence["_Parcel"]) -> "_Parcel":
+        if not others:
+            return self
+        return _Parcel(
+            self.journey.joined([one.journey for one in others]),
+            self.execution.joined([one.execution for one in others]),
+            torch.cat([self.numbers, *(one.numbers for one in others)]),
+            min(self.since, *(one.since for one in others)),
+        )
+
+
+@final
+class Stream:
+    """One stream of batches on its way.
+
+    Args:
+        engine: Its policy decides.
+        runner: Runs the stages.
+        full: For each stage the size of a full batch.
+        deadline: Seconds that an example may wait, or None.
+        clock: Gives seconds.
+        finish: Makes an answer of what is known of examples that left.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        runner: Runner,
+        full: Mapping[int, int],
+        deadline: float | None,
+        clock: Callable[[], float],
+        finish: Callable[[Routed], Answer],
+    ) -> None:
+        self._deadline = None if deadline is None else check_not_negative("deadline", deadline)
+        self._engine, self._runner, self._full = engine, runner, full
+        self._clock, self._finish = clock, finish
+        self._pools: dict[Path, list[_Parcel]] = {path: [] for path in engine.paths}
+        self._ids: dict[int, int | str] = {}  # of those who are on their way
+        self._count = 0
+
+    def run(
+        self, batches: Iterable[Batch | None], ids: Iterable[Keys | None] | None
+    ) -> Iterator[Delivered]:
+        """Answer everything, as `Adaptive.stream` documents it."""
+        given = iter(()) if ids is None else iter(ids)
+        for batch in batches:
+            keys = None if ids is None else next(given, None)
+            if batch is not None and (n := batch_size(batch)):
+                if ids is not None and keys is None:
+                    raise InputError(
+                        f"ids must hold one entry per batch, got none for batch of {n} examples."
+                    )
+                yield from self._enter(batch, n, keys)
+            yield from self._advance(at_end=False)
+        yield from self._advance(at_end=True)
+
+    def _enter(self, batch: Batch, n: int, keys: Keys | None) -> Iterator[Delivered]:
+        device = self._engine.policy.temperatures.device
+        numbers = np.arange(self._count, self._count + n)
+        self._count += n
+        if isinstance(keys, Tensor):
+            keys = keys.cpu().numpy()
+        own = numbers if keys is None else np.asarray(keys)
+        if own.shape != (n,):
+            raise InputError(f"ids must have shape ({n},), one for each example, got {own.shape}.")
+        self._ids.update(zip(numbers.tolist(), own.tolist(), strict=True))
+        root = self._engine.policy.topology.root
+        parcel = _Parcel(
+            Journey(self._engine.policy, example_keys(own).to(device)),
+            self._runner.start(to_device(batch, device), n, device),
+            torch.from_numpy(numbers).to(device),
+            self._clock(),
+        )
+        try:
+            found = list(self._step((root,), parcel))
+        except OfframpError:
+            raise
+        except BLAMES_BATCH as error:
+            self._runner.check_blame(batch, error)
+            raise
+        self._runner.answered(batch, parcel.journey.classes)
+        yield from found
+
+    def _advance(self, *, at_end: bool) -> Iterator[Delivered]:
+        """Run whatever is full or late; paths come before their continuations."""
+        for path in sorted(self._pools, key=lambda path: path[-1]):
+            while (parcel := self._due(path, at_end=at_end)) is not None:
+                yield from self._step(path, parcel)
+
+    def _due(self, path: Path, *, at_end: bool) -> _Parcel | None:
+        """A full batch of those who wait, the first to come first; or all who wait, if late."""
+        pool, full = self._pools[path], self._full[path[-1]]
+        waiting = sum(map(len, pool))
+        if waiting < full and not (waiting and (at_end or self._late(pool))):
+            return None
+        taken, missing = list[_Parcel](), min(full, waiting)
+        while missing:
+            first = pool.pop(0)
+            if len(first) > missing:
+                device = first.numbers.device
+                rest = torch.arange(missing, len(first), device=device)
+                pool.insert(0, first.narrowed(rest))
+                first = first.narrowed(torch.arange(missing, device=device))
+            taken.append(first)
+            missing -= len(first)
+        return taken[0].joined(taken[1:])
+
+    def _late(self, pool: Sequence[_Parcel]) -> bool:
+        if self._deadline is None:
+            return False
+        return self._clock() - min(parcel.since for parcel in pool) >= self._deadline
+
+    def _step(self, path: Path, parcel: _Parcel) -> Iterator[Delivered]:
+        """Run the stage at the end of a path; some are answered, the others wait again."""
+        journey, stage = parcel.journey, path[-1]
+        journey.hold(stage, None, parcel.execution.visit(stage, None).float())
+        for (_, rows), child in journey.decide([(path, None)], unmarked):
+            if child == EXIT:
+                yield self._deliver(path, parcel, rows, journey.answer(path, rows))
+                continue
+            part = parcel.narrowed(rows)
+            if part.journey.broken:  # what is not finite waits for nobody
+                yield from self._step((*path, child), part)
+            else:
+                self._pools[*path, child].append(part)
+
+    def _deliver(self, path: Path, parcel: _Parcel, rows: Rows, answered: Answered) -> Delivered:
+        logits, nonfinite, valid = answered
+        numbers = parcel.numbers if rows is None else parcel.numbers.index_select(0, rows)
+        routed = Routed(
+            logits=logits,
+            parts=((self._engine.index[path], None),),
+            nonfinite=torch.zeros_like(numbers) if nonfinite is None else nonfinite,
+            valid=torch.ones_like(numbers, dtype=torch.bool) if valid is None else valid,
+            sound=valid is None,
+        )
+        ids = np.array([self._ids.pop(number) for number in numbers.tolist()])
+        return ids, self._finish(routed)

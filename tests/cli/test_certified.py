@@ -1,0 +1,154 @@
+"""`--delta`: limits as promises, from fit over the report to evaluate."""
+
+import json
+
+import pytest
+
+from offramp.cli.config import load_config
+from offramp.cli.run_folder import choice_to_dict, choose, choose_again
+from offramp.evaluate import Certificate, NotCertified, fit
+from offramp.trace import load_trace, make_trace, save_trace
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    trace = make_trace(4000, accuracies=[0.8, 0.93], seed=3)
+    path = tmp_path_factory.mktemp("traces") / "made.trace"
+    save_trace(trace.divided({"fit": 1200, "calibrate": 1400, "test": 1400}, seed=0), path)
+    return path
+
+
+def fitted(run, path, out, *more):
+    simple = ("--policy", "myopic", "--combines", "last")
+    return run("fit", path, *simple, "--out", out, *more)
+
+
+def test_fit_promises_and_the_report_repeats_it(run, path, tmp_path):
+    out = tmp_path / "run"
+    found = fitted(run, path, out, "--max-loss", 0.05, "--max-cost", 0.9, "--delta", 0.1)
+    assert found.code == 0, found.err
+    chosen = json.loads((out / "chosen.json").read_text())
+    assert chosen["outcome"] == "certified"
+    assert chosen["limit"] == {
+        "risk": "difference", "max_loss": 0.05, "max_cost": 0.9, "margin": None, "delta": 0.1,
+    }  # fmt: skip
+    assert chosen["promise"]["n"] == 1400
+    assert chosen["promise"]["p_value"] <= 0.1
+    assert "With a confidence of 90 %" in " ".join(found.out.split())
+    assert "--delta 0.1" in json.loads((out / "run.json").read_text())["command"]
+    page = run("report", out)
+    assert page.code == 0, page.err
+    text = (out / "report.html").read_text()
+    assert "The certified point" in text
+    assert "loses at most 5 points of accuracy against stage1 alone and spends at most 90 %" in text
+    shown = json.loads((out / "report.json").read_text())["chosen"]
+    assert shown["sentence"] == chosen["sentence"]
+
+
+def test_where_nothing_is_certified_the_exit_code_is_3_and_f_runs_alone(run, path, tmp_path):
+    out = tmp_path / "run"
+    found = fitted(run, path, out, "--max-loss", 0.001, "--delta", 0.05, "--json")
+    assert found.code == 3
+    chosen = json.loads(found.out)
+    assert chosen["outcome"] == "not certified"
+    assert "2995 examples in calibrate" in chosen["sentence"]
+    assert chosen["setting"]["method"] == "single"
+    assert run("report", out).code == 0
+    assert "Not certified: even without" in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--max-loss", 0.05, "--delta", 5], "--delta must be in (0, 1), got 5.0"),
+        (["--max-loss", 5, "--delta", 0.05], "first: 5 % is 0.05"),
+        (["--max-loss", 0, "--delta", 0.05], "--max-loss must be in (0, 1), got 0.0"),
+        (["--max-cost", 1.5, "--delta", 0.05], "--max-cost must be in (0, 1), got 1.5"),
+        (["--delta", 0.05], "or with --delta both, got None and None"),
+        (["--max-loss", 0.1, "--max-cost", 0.5], "or with --delta both, got 0.1 and 0.5"),
+        (["--max-loss", 0.1, "--delta", 0.1, "--margin", 2], "--margin must not be given"),
+        (["--max-loss", 0.1, "--risk", "error"], "risk must be one of"),
+    ],
+)
+def test_limits_outside_are_refused_before_anything_is_fitted(run, path, tmp_path, more, message):
+    found = fitted(run, path, tmp_path / "run", *more)
+    assert found.code == 2
+    assert message in found.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluate_tests_one_setting_on_examples_of_its_own(run, path, tmp_path):
+    out = tmp_path / "run"
+    assert fitted(run, path, out, "--max-loss", 0.03).code == 0
+    found = run("evaluate", path, out, "--max-loss", 0.08, "--delta", 0.05, "--json")
+    assert found.code == 0
+    promise = json.loads(found.out)["promise"]
+    assert (promise["outcome"], promise["split"], promise["tested"]) == ("certified", "test", 1)
+    wide = run("evaluate", path, out, "--max-loss", 0.08, "--max-cost", 0.99, "--delta", 0.05)
+    assert "on new examples like the 1400 that it was tested on" in " ".join(wide.out.split())
+    tight = run("evaluate", path, out, "--max-loss", 0.001, "--delta", 0.05)
+    assert tight.code == 3
+    assert "Not certified" in tight.out
+    recall = run("evaluate", path, out, "--max-loss", 0.2, "--risk", "recall", "--delta", 0.05)
+    assert "of recall of any class" in " ".join(recall.out.split())
+    for more, message in (
+        (("--delta", 0.05), "got delta 0.05 and the limits {}"),
+        (("--max-loss", 0.05), "got delta None and the limits {'difference': 0.05}"),
+        (("--max-loss", 0.05, "--delta", 0.1, "--split", "fit"), "must be test with --delta"),
+        (("--max-loss", 5, "--delta", 0.1), "first: 5 % is 0.05"),
+    ):
+        refused = run("evaluate", path, out, *more)
+        assert refused.code == 2
+        assert message in refused.err
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"risk": "difference", "max_loss": 0.05, "max_cost": None},
+        {"risk": "excess", "max_loss": None, "max_cost": 0.6},
+        {"risk": "recall", "max_loss": 0.15, "max_cost": 0.9},
+        {"risk": "difference", "max_loss": 1e-4, "max_cost": None},
+    ],
+)
+def test_a_promise_can_be_made_again_from_the_files(path, tmp_path, asked):
+    frontier = fit(load_trace(path), "myopic", combines=["last"], progress=False)
+    found = choose(frontier, **asked, margin=None, delta=0.1)
+    expected = NotCertified if asked["max_loss"] == 1e-4 else Certificate
+    assert isinstance(found, expected)
+    file = tmp_path / "chosen.json"
+    file.write_text(json.dumps(choice_to_dict(found, risk=asked["risk"]), allow_nan=False))
+    assert choose_again(frontier, file).to_dict() == found.to_dict()
+
+
+STAGES = '[data]\nkind = "digits"\n' + "".join(
+    f'[[stage]]\nname = "{name}"\nmodel = "small_cnn"\n' for name in "ab"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("delta = 5", "fit.delta: .*got 5"),
+        ("delta = 0.05\nmargin = 1.0\nmax_loss = 0.1", "fit.margin: guards a measured risk"),
+        ("delta = 0.05\nmax_loss = 0.0", r"fit.max_loss: must be in \(0, 1\).*got 0"),
+        ("delta = 0.05\nmax_cost = 1.5", r"fit.max_cost: must be in \(0, 1\).*got 1.5"),
+        ('risk = "recall"\nmax_loss = 0.1', "fit.risk: 'recall' can only be certified"),
+        ("max_loss = 0.1\nmax_cost = 0.5", "fit.max_cost: give either.*with delta both"),
+        ("delta = 0.05\n[joint]\nalphas = [0.1]", "fit.delta: needs a limit to certify"),
+    ],
+)
+def test_contradictions_of_a_configuration_are_named(tmp_path, text, message):
+    file = tmp_path / "run.toml"
+    file.write_text(f"{STAGES}[fit]\n{text}\n")
+    with pytest.raises(Exception, match=message):
+        load_config(file)
+
+
+def test_a_configuration_may_ask_for_a_promise(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text(
+        f'{STAGES}[fit]\nmax_loss = 0.1\nmax_cost = 0.5\ndelta = 0.05\nrisk = "error"\n'
+    )
+    asked = load_config(file).fit
+    assert (asked.delta, asked.max_loss, asked.max_cost, asked.risk) == (0.05, 0.1, 0.5, "error")

@@ -1,0 +1,75 @@
+"""`offramp export` writes what answers as the bundle does."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from offramp.bundle import load_bundle
+
+
+@pytest.fixture(scope="module")
+def images():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 17, (33, 1, 8, 8), generator=generator).float()
+
+
+def test_a_bundle_becomes_one_file(run, deployed, images, tmp_path):
+    path = tmp_path / "model.onnx"
+    done = run("export", deployed / "bundle", "--single-file", path, "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out) == {"out": str(path), "bytes": path.stat().st_size}
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    _, label, stage = session.run(None, {"input": images.numpy()})
+    expected = load_bundle(deployed / "bundle").adaptive(images)
+    assert label.tolist() == expected.labels.tolist()
+    assert stage.tolist() == expected.stage.tolist()
+
+
+@pytest.mark.slow
+def test_a_bundle_becomes_a_folder_that_runs_alone(run, deployed, images, tmp_path):
+    done = run(
+        *("export", deployed / "bundle", "--out", tmp_path / "parts"),
+        *("--input-type", "uint8", "--shape", "1,8,8"),
+    )
+    assert done.code == 0, done.err
+    assert "small.segment.onnx" in done.out
+    np.savez(tmp_path / "inputs.npz", input=images.to(torch.uint8).numpy())
+    command = [sys.executable, tmp_path / "parts" / "run.py", "inputs.npz", "answers.npz"]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=120)
+    expected = load_bundle(deployed / "bundle").adaptive(images)
+    with np.load(tmp_path / "answers.npz") as answers:
+        assert answers["label"].tolist() == expected.labels.tolist()
+        assert answers["stage"].tolist() == expected.stage.tolist()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "Give either --single-file or --out"),
+        (["--single-file", "a.onnx", "--out", "a"], "Give either --single-file or --out"),
+        (["--single-file", "a.bin"], "path must end in .onnx, got 'a.bin'"),
+        (["--out", "a.onnx"], "path must be a folder"),
+        (["--single-file", "a.onnx", "--input-type", "float31"], "Did you mean 'float32'?"),
+        (["--single-file", "a.onnx", "--shape", "8,x"], "--shape must be whole numbers"),
+        (["--single-file", "a.onnx", "--shape", "3,8,8"], "does not run on"),
+    ],
+)
+def test_wrong_options_are_explained(run, deployed, tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    done = run("export", deployed / "bundle", *options)
+    assert done.code == 2
+    assert message in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_there_is_kept(run, deployed, tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_text("mine")
+    done = run("export", deployed / "bundle", "--single-file", path)
+    assert (done.code, path.read_text()) == (2, "mine")
+    assert "exists already" in done.err

@@ -1,0 +1,388 @@
+"""Bundles and backends: what is measured, what is quantised, what is refused."""
+
+import json
+import shutil
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import offramp
+from offramp._core.errors import (
+    FileFormatError,
+    InputError,
+    MissingExtraError,
+    UnknownNameError,
+)
+from offramp._core.files import sha256
+from offramp.bundle import load_bundle, quantise, read_manifest, save_bundle
+from offramp.models import ModelSpec, build
+from offramp.policy import Setting
+from offramp.runtime import Adaptive, BackendTable, with_backend
+from offramp.runtime.backends import Compiled, Form
+from offramp.runtime.testing import random_policy
+from offramp.stages import Cascade, Normalize, given_costs
+
+WIDTHS = {"small": 2, "large": 4}
+NET = ModelSpec(name="resnet8", arguments={"width": 0.25})
+
+
+def images(n=12, channels=1, size=8):
+    generator = torch.Generator().manual_seed(n)
+    return torch.randint(0, 256, (n, channels, size, size), generator=generator, dtype=torch.uint8)
+
+
+def make_cascade():
+    specs = {
+        name: ModelSpec(name="small_cnn", arguments={"width": width, "depth": 2, "classes": 3})
+        for name, width in WIDTHS.items()
+    }
+    nets = {name: build(spec) for name, spec in specs.items()}
+    return Cascade.of_models(nets, specs=specs, preprocess=Normalize(1 / 255, 0.5, 0.1))
+
+
+def setting_of(cascade, batch):
+    """A policy that sends some examples each way."""
+    policies = (random_policy(cascade.topology, seed=seed, classes=3) for seed in range(1000))
+    wanted = len(cascade)
+    policy = next(p for p in policies if len(Adaptive(cascade, p)(batch).stage.unique()) == wanted)
+    return Setting(policy=policy, method="weighted", reference=cascade.topology.names[-1])
+
+
+def table(*stages, **seconds):
+    return BackendTable(
+        batch_sizes=(1,),
+        seconds={name: {k: (v,) for k, v in seconds.items()} for name in stages},
+        inputs=Form.of(images()),
+    )
+
+
+@pytest.fixture(scope="module")
+def cascade():
+    return make_cascade()
+
+
+@pytest.fixture(scope="module")
+def setting(cascade):
+    return setting_of(cascade, images())
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory, cascade, setting):
+    """A bundle with measurements by which ONNX Runtime is fastest."""
+    path = tmp_path_factory.mktemp("measured") / "bundle"
+    backends = table("small", "large", eager=2.0, onnxruntime=1.0)
+    save_bundle(path, cascade, setting, backends=backends)
+    return path
+
+
+def runs_in(bundle):
+    return [
+        stage.module.backend if isinstance(stage.module, Compiled) else "torch"
+        for stage in bundle.adaptive.runner.stages.values()
+    ]
+
+
+def close(one, other):
+    torch.testing.assert_close(one.logits, other.logits, rtol=1e-3, atol=1e-3)
+    return torch.equal(one.stage, other.stage)
+
+
+def test_measurements_come_back_and_auto_takes_the_fastest(measured, cascade, setting):
+    bundle = load_bundle(measured, backend="auto")
+    assert bundle.manifest.version == 3
+    assert bundle.manifest.backend_table() == table("small", "large", eager=2.0, onnxruntime=1.0)
+    assert runs_in(bundle) == ["onnxruntime", "onnxruntime"]
+    assert close(bundle.adaptive(images()), Adaptive(cascade, setting)(images()))
+    assert runs_in(load_bundle(measured)) == ["torch", "torch"]
+
+
+def test_one_backend_for_all_or_for_each_by_name(measured):
+    assert runs_in(load_bundle(measured, backend="onnxruntime")) == ["onnxruntime"] * 2
+    assert runs_in(load_bundle(measured, backend={"large": "onnxruntime"})) == [
+        "torch",
+        "onnxruntime",
+    ]
+
+
+def test_a_bundle_without_measurements_stays_in_its_old_format_and_needs_a_name(
+    tmp_path, cascade, setting
+):
+    save_bundle(tmp_path / "b", cascade, setting, input_shape=(1, 8, 8))
+    assert read_manifest(tmp_path / "b").version == 1
+    with pytest.raises(InputError, match="'auto' needs measurements, and this bundle has none"):
+        load_bundle(tmp_path / "b", backend="auto")
+    bundle = load_bundle(tmp_path / "b", backend="onnxruntime")
+    for batch in (images(), images().float()):  # the type is not known, so any will do
+        assert close(bundle.adaptive(batch), Adaptive(cascade, setting)(batch))
+
+
+def test_somebody_has_to_say_what_the_input_looks_like(tmp_path, cascade, setting):
+    save_bundle(tmp_path / "b", cascade, setting)
+    with pytest.raises(InputError, match=r"Pass example=\.\.\."):
+        load_bundle(tmp_path / "b", backend="onnxruntime")
+    bundle = load_bundle(tmp_path / "b", backend={"small": "onnxruntime"}, example=images(1))
+    with pytest.raises(InputError, match=r"'small' was made for .* of uint8"):
+        bundle.adaptive(images().float())
+
+
+@pytest.mark.parametrize(
+    ("backend", "error", "match"),
+    [
+        ("onnxruntime-int8", InputError, "'onnxruntime-int8' changes what stage 'small' answers"),
+        ("onnx", UnknownNameError, "no backend 'onnx'"),
+        ({"middle": "eager"}, UnknownNameError, "no stage 'middle'"),
+        ({"small": "openvino-bf16"}, InputError, "use offramp.bundle.quantise|fitted on other"),
+    ],
+)
+def test_a_backend_that_does_not_fit_is_refused(measured, backend, error, match):
+    with pytest.raises(error, match=match):
+        load_bundle(measured, backend=backend)
+
+
+def test_a_backend_that_is_not_installed_names_its_extra(measured, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingExtraError, match=r"offramp\[onnx\]"):
+        load_bundle(measured, backend="onnxruntime")
+
+
+def test_measurements_of_other_stages_are_refused(tmp_path, cascade, setting):
+    with pytest.raises(UnknownNameError, match="no stage 'smal'"):
+        save_bundle(tmp_path / "b", cascade, setting, backends=table("smal", eager=1.0))
+
+
+def test_what_runs_elsewhere_cannot_be_saved(tmp_path, cascade, setting):
+    fast = with_backend(cascade, {"large": "onnxruntime"}, example=images(1))
+    with pytest.raises(InputError, match="'large' runs in 'onnxruntime', which a bundle cannot"):
+        save_bundle(tmp_path / "b", fast, setting)
+    assert not (tmp_path / "b").exists()
+
+
+def data(n=400):
+    """Batches with ids whose labels the networks know in part."""
+    batch = images(n)
+    with torch.no_grad():
+        each = make_cascade()(batch).argmax(2)
+    return [(batch, torch.where(torch.arange(n) % 3 == 0, each[:, 0], each[:, 1]))]
+
+
+@pytest.fixture(scope="module")
+def int8(cascade):
+    costs = given_costs(["small@int8", "large"], "usd", {"small@int8": 0.1, "large": 1.0})
+    return quantise(
+        cascade,
+        data(),
+        calibration=images(32),
+        stages=["small"],
+        costs=costs,
+        policy="myopic",
+        reference="large",
+        combines=["last"],
+        progress=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, int8):
+    """A bundle with one stage in int8 and one in PyTorch."""
+    path = tmp_path_factory.mktemp("int8") / "bundle"
+    save_bundle(path, int8.cascade, setting_of(int8.cascade, images()))
+    return path
+
+
+@pytest.fixture
+def copied(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "bundle")
+
+
+def test_a_quantised_cascade_is_recorded_and_fitted_on_its_own_answers(int8, cascade):
+    assert int8.cascade.topology.names == int8.trace.stages == ("small@int8", "large")
+    assert int8.trace.costs.unit == "usd"
+    with torch.no_grad():
+        own = int8.cascade(images(400)).numpy()
+        other = cascade(images(400)).numpy()
+    np.testing.assert_allclose(int8.trace.logits, own, rtol=1e-3, atol=1e-3)
+    assert not np.allclose(int8.trace.logits[:, 0], other[:, 0], rtol=1e-3, atol=1e-3)
+    model = Adaptive(int8.cascade, int8.frontier.points[0].setting)
+    assert model(images()).stage_names == ("small@int8", "large")
+
+
+def test_a_policy_of_the_float32_cascade_is_refused(int8, setting):
+    with pytest.raises(InputError, match=r"made for stages with names \('small', 'large'\), but"):
+        Adaptive(int8.cascade, setting)
+
+
+def test_only_what_changes_answers_is_quantised(cascade):
+    with pytest.raises(InputError, match=r"must be one that changes answers.*got 'onnxruntime'"):
+        quantise(cascade, data(), calibration=images(2), backend="onnxruntime")
+    with pytest.raises(InputError, match="calibration must hold at least one example"):
+        quantise(cascade, data(), calibration=images(0))
+
+
+def test_a_bundle_with_int8_answers_as_it_did(saved, int8):
+    bundle = load_bundle(saved)
+    assert sorted(bundle.manifest.files) == [
+        "large.safetensors",
+        "policy.json",
+        "small_int8-" + bundle.manifest.stages[0].onnx.file[11:],
+        bundle.manifest.stages[0].onnx.answers,
+    ]
+    want = Adaptive(int8.cascade, bundle.setting)(images())
+    found = bundle.adaptive(images())
+    assert torch.equal(found.logits, want.logits)
+    assert len(found.stage.unique()) == 2
+    faster = load_bundle(saved, backend="prepared")
+    assert runs_in(faster) == ["onnxruntime-int8", "torch"]
+    assert close(faster.adaptive(images()), want)
+    with pytest.raises(InputError, match="'small@int8' is in int8"):
+        load_bundle(saved, backend={"small@int8": "prepared"})
+
+
+def onnx_file(folder):
+    return next(folder.glob("*.onnx"))
+
+
+def test_a_model_that_was_exchanged_is_found_by_its_checksum(copied):
+    path = onnx_file(copied)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(FileFormatError, match=rf"{path.name} has changed since the bundle was"):
+        load_bundle(copied)
+
+
+def relisted(folder):
+    """Someone who exchanges a file may exchange its checksum as well."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for name in manifest["files"]:
+        path = folder / name
+        manifest["files"][name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense"])
+def test_a_model_that_is_none_is_refused(copied, content):
+    onnx_file(copied).write_bytes(content)
+    relisted(copied)
+    with pytest.raises(FileFormatError, match=r"The ONNX model of .*small_int8"):
+        load_bundle(copied)
+
+
+def test_a_machine_on_which_the_model_answers_otherwise_is_told(copied):
+    path = next(copied.glob("*.onnx.safetensors"))
+    noted = load_file(path)
+    save_file({name: value + 1 for name, value in noted.items()}, path)
+    relisted(copied)
+    with pytest.raises(FileFormatError, match=r"answers otherwise than where .* by up to 1\b"):
+        load_bundle(copied)
+    load_bundle(copied, verify=False)
+    save_file({"out.7": next(iter(noted.values()))}, path)
+    relisted(copied)
+    with pytest.raises(FileFormatError, match=r"must hold 'out.0' of shape \(2, 3\)"):
+        load_bundle(copied)
+
+
+def edited(folder, change):
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda m: m.update(version=2), "format 2 holds neither int8 stages nor measurements"),
+        (lambda m: m["stages"][0]["onnx"].update(file="../x.onnx"), "'../x.onnx' is not among"),
+        (lambda m: m["stages"][0]["onnx"].update(answers="y"), "'y' is not among the files"),
+        (lambda m: m["stages"][0]["onnx"]["inputs"].update(dtypes=["int8"]), "does not run"),
+        (lambda m: m["stages"][0]["onnx"]["outputs"].update(shapes=[[4]]), r"must give a tensor"),
+        (lambda m: m["stages"][0]["onnx"]["outputs"].update(kind="list"), "Input should be"),
+        (lambda m: m["topology"].update(sources=[-1, 0]), "the topology gives a source"),
+        (
+            lambda m: m.update(backends=table("x", eager=1.0).to_dict()),
+            "measured for 'x', which is not in the topology",
+        ),
+    ],
+)
+def test_a_manifest_that_contradicts_itself_is_refused(copied, change, match):
+    edited(copied, change)
+    with pytest.raises(FileFormatError, match=match):
+        load_bundle(copied)
+
+
+def test_a_table_without_times_is_refused(copied):
+    bad = {**table("large", eager=1.0).to_dict(), "seconds": {"large": {"eager": [-1.0]}}}
+    edited(copied, lambda m: m.update(backends=bad))
+    with pytest.raises(FileFormatError, match=r"backends: .* got \(-1.0,\) for stage 'large'"):
+        load_bundle(copied)
+
+
+class Head(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.dense = nn.Linear(channels, 10)
+
+    def forward(self, maps):
+        return self.dense(maps.mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def exits():
+    """Three segments; the carry after the second is a tuple."""
+    spec = {
+        name: ModelSpec(name="gap_linear", arguments={"channels": c, "classes": 10})
+        for name, c in (("layer1.0", 4), ("layer2.0.conv1", 8))
+    }
+    x = images(1, 3, 16)
+    norm = Normalize(1 / 255, 0.5, 0.1)
+    return Cascade.of_exits(
+        build(NET), list(spec), heads=spec, example=x, preprocess=norm, spec=NET
+    )
+
+
+@pytest.mark.parametrize("first", ["layer1.0", "layer2.0.conv1"])
+def test_exits_are_kept_in_int8_from_one_of_them_on(tmp_path, exits, first):
+    names = exits.topology.names
+    chosen = dict.fromkeys(names[names.index(first) :], "onnxruntime-int8")
+    x = images(20, 3, 16)
+    made = with_backend(exits, chosen, example=x, calibration=x)
+    last = made.topology.names[-1]
+    policy = random_policy(made.topology, seed=1, classes=10)
+    save_bundle(tmp_path / "b", made, Setting(policy=policy, method="weighted", reference=last))
+    bundle = load_bundle(tmp_path / "b")
+    assert torch.equal(bundle.adaptive(x).logits, Adaptive(made, policy)(x).logits)
+    faster = load_bundle(tmp_path / "b", backend="prepared")
+    assert close(faster.adaptive(x), bundle.adaptive(x))
+
+
+def test_what_continues_int8_in_pytorch_cannot_be_saved(tmp_path, exits):
+    x = images(20, 3, 16)
+    made = with_backend(exits, {"layer1.0": "onnxruntime-int8"}, example=x, calibration=x)
+    setting = Setting.single(made.topology, "last@int8", reference="last@int8")
+    with pytest.raises(InputError, match=r"continues 'layer1.0@int8', which does not; a bundle"):
+        save_bundle(tmp_path / "b", made, setting)
+
+
+def test_a_carry_cannot_pass_for_an_answer(tmp_path, exits):
+    x = images(20, 3, 16)
+    made = with_backend(exits, "onnxruntime-int8", example=x, calibration=x)
+    never = Setting.single(made.topology, "last@int8", reference="last@int8")
+    save_bundle(tmp_path / "b", made, never)
+    first = Setting.single(made.topology, "layer1.0@int8", reference="last@int8")
+    (tmp_path / "b" / "policy.json").write_text(json.dumps(first.to_dict()))
+    relisted(tmp_path / "b")
+    with pytest.raises(FileFormatError, match=r"uses the exit 'layer1.0@int8', but .* no head"):
+        load_bundle(tmp_path / "b")
+
+
+def test_quantising_measures_seconds_where_no_costs_are_given(cascade):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that networks so small hardly differ in cost
+        found = quantise(cascade, data(90), calibration=images(8), policy="uniform", progress=False)
+    assert found.trace.costs.unit == "seconds"
+    assert offramp.Cascade is type(found.cascade)

@@ -1,0 +1,47 @@
+import torch
+
+from offramp.runtime.broken import Broken, finite_rows
+
+
+def test_rows_with_anything_that_is_not_finite_are_found():
+    huge = torch.finfo(torch.float32).max  # a sum of two overflows, but each is finite
+    rows = torch.tensor(
+        [[1.0, 2.0], [huge, huge], [torch.nan, 0], [0, torch.inf], [-torch.inf, 0], [1, torch.nan]]
+    )
+    assert finite_rows(rows).tolist() == [True, True, False, False, False, False]
+    assert finite_rows(rows[:0]).tolist() == []
+
+
+def update_reference(state, finite, combined, before, alone):
+    """One example: (answer, valid, nonfinite)."""
+    answer, valid, nonfinite = state
+    if nonfinite == 0 and before is not None:
+        answer, valid = before, True
+    if finite:
+        return (combined if nonfinite == 0 else alone), True, nonfinite
+    return answer, valid, nonfinite + 1
+
+
+def test_updates_equal_one_example_at_a_time():
+    generator = torch.Generator().manual_seed(0)
+    n, c = 40, 3
+    broken = Broken(n, torch.zeros(1, c))
+    states = [(torch.full((c,), torch.nan), False, 0)] * n
+    before = None
+    for step in range(6):
+        rows = None if step % 2 else torch.arange(0, n, 2)
+        m = n if rows is None else len(rows)
+        finite = torch.rand(m, generator=generator) < 0.6
+        combined, alone, last = (torch.randn(m, c, generator=generator) for _ in range(3))
+        broken.update(rows, finite, combined=combined, before=last if before else None, alone=alone)
+        for at, i in enumerate(range(n) if rows is None else rows.tolist()):
+            old = None if before is None else last[at]
+            states[i] = update_reference(states[i], bool(finite[at]), combined[at], old, alone[at])
+        before = True
+    assert torch.equal(
+        broken.answer.nan_to_num(9.0), torch.stack([s[0] for s in states]).nan_to_num(9.0)
+    )
+    assert broken.valid.tolist() == [s[1] for s in states]
+    assert broken.nonfinite.tolist() == [s[2] for s in states]
+    some = torch.tensor([3, 4])
+    assert torch.equal(broken.take(some).nonfinite, broken.nonfinite[some])
