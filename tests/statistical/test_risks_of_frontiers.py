@@ -1,0 +1,121 @@
+"""What a frontier promises is kept: fitted once, calibrated again and again, from end to end.
+
+Examples are drawn with replacement from a population on which the true risks are known. Wrong
+answers, disagreement, recall, cost, several limits at once, and known weights of the classes.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from offramp.evaluate import Certificate, fit, replay
+from offramp.trace import make_trace
+
+DELTA = 0.1
+
+
+def unlikely(broken: int, draws: int) -> bool:
+    """True if so many broken promises contradict that each is broken with probability delta."""
+    return binomtest(broken, draws, DELTA, alternative="greater").pvalue < 1e-3
+
+
+LIMITS = {
+    "error": {"error": 0.13},
+    "disagreement": {"disagreement": 0.08},
+    "recall": {"recall": 0.08},
+    "cost": {"cost": 0.4},
+    "several": {"difference": 0.05, "recall": 0.1, "cost": 0.6},
+    "weighted": {"difference": 0.05},
+}
+SHIFT = (1.5, 0.5, 1.0)
+
+
+class World:
+    """A frontier, and what each of its settings does to every example of a population."""
+
+    def __init__(self) -> None:
+        trace = make_trace(4000, stages=3, classes=3, seed=2)
+        trace = trace.divided({"fit": 1000, "calibrate": 3000}, seed=0)
+        made = fit(trace, "myopic", combines=["last"], confidences=["margin"], progress=False)
+        keep = [p for p in made.points if p.calibrate][::3]
+        self.frontier = replace(made, points=tuple(keep))
+        self.population = trace.part("calibrate")
+        self.labels = self.population.labels.numpy()
+        f = trace.topology.index(made.reference)
+        self.f_wrong = self.population.wrong(f).astype(int)
+        self.f_first = self.population.output(f).top(1)[:, 0].numpy()
+        everything = [*keep, *made.singles]
+        self.replays = {id(p): replay(self.population, p.setting.policy) for p in everything}
+
+    def drawn(self, times: np.ndarray):
+        """The frontier as it is where each example was drawn so many times."""
+        n = int(times.sum())
+
+        def again(p):
+            done, e = self.replays[id(p)], p.calibrate
+            wrong = done.wrong.astype(int)
+            kinds = 3 * (2 * wrong + self.f_wrong) + self.labels
+            table = np.bincount(kinds, weights=times, minlength=12).astype(int).reshape(4, 3)
+            right, won, lost, _ = table.sum(axis=1).tolist()
+            paths = np.bincount(done.path, weights=times, minlength=len(done.paths)) / n
+            new = replace(
+                e, n=n, excess=lost / n, difference=(lost - won) / n, accuracy=(right + won) / n,
+                disagreement=int(times[done.labels[:, 0] != self.f_first].sum()) / n,
+                path_share=tuple(paths.tolist()), class_outcomes=tuple(map(tuple, table.tolist())),
+                cost_ratio=float(paths @ np.array(e.path_cost_ratio)),
+            )  # fmt: skip
+            return replace(p, calibrate=new)
+
+        return replace(
+            self.frontier,
+            points=tuple(again(p) for p in self.frontier.points),
+            singles=tuple(again(p) for p in self.frontier.singles),
+            calibration=replace(self.frontier.calibration, n=n),
+        )
+
+    def broken(self, found: Certificate, weights=None) -> bool:
+        """Whether the setting exceeds one of the limits on the whole population."""
+        e = next(
+            p.calibrate
+            for p in (*self.frontier.points, *self.frontier.singles)
+            if p.setting is found.setting
+        )
+        table = np.array(e.class_outcomes)
+        lost = table[2] - table[1]
+        truth = {
+            "error": 1 - e.accuracy,
+            "disagreement": e.disagreement,
+            "recall": float((lost / table.sum(axis=0)).max()),
+            "cost": e.cost_ratio,
+            "difference": float(lost @ np.ones(3) if weights is None else lost @ weights) / e.n,
+        }
+        return any(truth[limit.risk] > limit.at_most for limit in found.limits)
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return World()
+
+
+@pytest.mark.parametrize(
+    "draws", [30, pytest.param(1000, marks=pytest.mark.statistical)], ids=["fast", "full"]
+)
+@pytest.mark.parametrize("name", LIMITS)
+def test_what_a_frontier_promises_is_kept_over_calibrations(world, name, draws):
+    n, rng = 800, np.random.default_rng(6)
+    size = len(world.labels)
+    counts = np.bincount(world.labels) / size
+    weights = None
+    if name == "weighted":  # the last class makes up for the others, so that the mean is 1
+        weights = (*SHIFT[:2], (1 - counts[0] * SHIFT[0] - counts[1] * SHIFT[1]) / counts[2])
+    made = broken = 0
+    for _ in range(draws):
+        times = np.bincount(rng.integers(0, size, n), minlength=size)
+        found = world.drawn(times).certify(LIMITS[name], delta=DELTA, class_weights=weights)
+        if isinstance(found, Certificate):
+            made += 1
+            broken += world.broken(found, None if weights is None else np.array(weights))
+    assert made > 0.5 * draws
+    assert not unlikely(broken, draws), f"{broken} of {draws}"
