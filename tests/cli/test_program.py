@@ -12,8 +12,8 @@ from offramp.cli.app import app
 from offramp.cli.output import aligned, amount, points
 
 COMMANDS = [
-    *("demo", "cut", "train", "record", "design"),
-    *("fit", "evaluate", "report", "predict", "bench"),
+    *("demo", "cut", "train", "record", "design", "advise"),
+    *("fit", "evaluate", "report", "export", "predict", "bench", "profile"),
 ]
 
 

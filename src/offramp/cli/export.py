@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from offramp._core.checks import check_choice
 from offramp._core.errors import InputError
 from offramp.cli import options
 from offramp.cli.output import Output
@@ -84,6 +83,8 @@ def command(
 def _example(loaded: "LoadedBundle", shape: str | None, input_type: str) -> "Tensor":
     """One input of zeros: only its shape and its type matter."""
     import torch
+
+    from offramp._core.checks import check_choice
 
     check_choice("--input-type", input_type, _TYPES)
     known = loaded.manifest.input_shape

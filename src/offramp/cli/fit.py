@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from offramp._core.checks import check_probability
 from offramp._core.errors import InputError
 from offramp.cli import options
 from offramp.cli.config import load_config
@@ -148,6 +147,8 @@ def _merged(section: FitSection, **given: Any) -> FitSection:  # noqa: ANN401  (
 
 def _check_promise(section: FitSection) -> None:
     """Refuse what could not be certified, before anything is fitted."""
+    from offramp._core.checks import check_probability
+
     for name in ("delta", "max_loss", "max_cost"):
         value = getattr(section, name)
         if value is not None:
