@@ -62,12 +62,12 @@ class Routed:
             values: For each path of the policy's topology.
             dtype: Of the result.
         """
-        found = self.valid.new_empty(len(self.valid), dtype=dtype)
+        n, device = len(self.valid), self.valid.device
+        if len(self.parts) == 1:
+            return torch.full((n,), values[self.parts[0][0]], dtype=dtype, device=device)
+        found = torch.empty(n, dtype=dtype, device=device)
         for node, rows in self.parts:
-            if rows is None:
-                found.fill_(values[node])
-            else:
-                found.index_fill_(0, rows, values[node])
+            found.index_fill_(0, rows, values[node])  # type: ignore[arg-type]
         return found
 
 
