@@ -283,7 +283,7 @@ def compare_int8(options: argparse.Namespace) -> dict[str, Any]:
             found = evaluate(test, setting, bootstrap=0)
             other = exact.divided(JPEG_SPLITS, seed=seed).part("test")  # type: ignore[arg-type]
             to_own.append(found.difference)
-            to_exact.append(other.accuracy(REFERENCE) - found.accuracy)
+            to_exact.append(other.accuracy(NETWORKS.index(REFERENCE)) - found.accuracy)
             costs.append(found.cost_ratio)
             first = first or (setting, pixels(unseen, test))
         setting, images = first  # type: ignore[misc]
@@ -314,21 +314,20 @@ def main() -> None:
     options.add_argument("--images", type=int, default=50_000, help="training images of heads")
     options.add_argument("--epochs", type=int, default=8)
     options.add_argument("--max-loss", type=float, default=0.01)
-    options.add_argument("--backends", nargs="+", default=list(EXACT))
-    options.add_argument("--int8", nargs="*", default=list(INT8))
+    options.add_argument("--backends", nargs="*", default=list(EXACT), help="none: only int8")
+    options.add_argument("--int8", nargs="*", default=list(INT8), help="none: only exits")
     options.add_argument("--batch-sizes", type=int, nargs="+", default=list(COUNTS))
     options.add_argument("--rounds", type=int, default=11)
     options.add_argument("--seeds", type=int, default=5)
     options.add_argument("--no-compile", dest="compile", action="store_false")
     arguments = options.parse_args()
-    exits = with_thresholds(arguments)
-    result: dict[str, Any] = {
-        "cost_ratio": exits.cost_ratio,
-        "difference": -exits.difference,
-        "setting": exits.setting.label,
-        "threads": torch.get_num_threads(),
-    }
-    result |= compare_exits(exits, arguments)
+    result: dict[str, Any] = {"threads": torch.get_num_threads()}
+    if arguments.backends:
+        exits = with_thresholds(arguments)
+        result["cost_ratio"] = exits.cost_ratio
+        result["difference"] = -exits.difference
+        result["setting"] = exits.setting.label
+        result |= compare_exits(exits, arguments)
     if arguments.int8:
         result |= compare_int8(arguments)
     report(arguments, result)

@@ -190,7 +190,9 @@ def test_everybody_runs_where_gathering_costs_more_and_nobody_else_is_influenced
 
 def test_answers_with_measured_times_are_those_without():
     generator = torch.Generator().manual_seed(3)
-    nets = {name: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)) for name in "abc"}
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(3)
+        nets = {name: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)) for name in "abc"}
     cascade = Cascade.of_models(nets, edges="chain")
     nodes = {
         path: Node(Linear.threshold(Feature("max_prob", path[-1]), 0.4))
