@@ -38,6 +38,13 @@ def head(channels):
     return nn.Sequential(pool, nn.Flatten(), nn.Linear(channels, CLASSES)).eval()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def same_networks_every_time():
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        yield
+
+
 @pytest.fixture(scope="module")
 def cascade():
     layers = {
