@@ -288,7 +288,14 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Read the options, measure, report."""
     options = parser(__doc__ or "")
-    options.add_argument("--train", type=Path, required=True, help="folder of the binary layout")
+    options.add_argument(
+        "--train",
+        "--data",
+        dest="train",
+        type=Path,
+        required=True,
+        help="folder of the binary layout",
+    )
     options.add_argument("--models", nargs="+", default=["preresnet8", "preresnet20"])
     options.add_argument("--work", type=Path, default=Path("runs/joint"), help="checkpoints")
     options.add_argument("--epochs", type=int, default=24, help="passes of each contender")
