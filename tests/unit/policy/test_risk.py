@@ -79,9 +79,57 @@ def test_paired_p_values_are_the_worst_sum_over_every_outcome(n, limit):
         assert p == pytest.approx(twin, rel=2e-3, abs=1e-9)
 
 
+def every_outcome(n):
+    """Counts of losses and corrections among `n` examples, `(u,)` each."""
+    lost, won = np.meshgrid(np.arange(n + 1), np.arange(n + 1), indexing="ij")
+    inside = lost + won <= n
+    return lost[inside], won[inside]
+
+
+def largest_excess(p_values, n, limit):
+    """How far P(p <= x) exceeds x at most: over all x and a grid of risks of the limit or above."""
+    lost, won = every_outcome(n)
+    order = np.argsort(p_values, kind="stable")
+    ends = np.append(np.diff(p_values[order]) > 0, True)  # the last outcome of each p-value
+    worst = -1.0
+    for a in np.append(np.geomspace(limit, 1, 12), [1.3 * limit, limit + 0.01]):
+        for c in np.linspace(0, max(0.0, min(1 - a, a - limit)), 9):
+            shares = np.array([a, c, max(0.0, 1 - a - c)])
+            chance = stats.multinomial.pmf(np.stack([lost, won, n - lost - won], axis=1), n, shares)
+            reached = np.cumsum(chance[order])
+            worst = max(worst, float((reached - p_values[order])[ends].max()))
+    return worst
+
+
+def plug_in_p_values(lost, won, n, limit):
+    """The broken twin: the share of discordant examples is taken to be what was seen."""
+    found = np.ones(len(lost))
+    for k, (i, j) in enumerate(zip(lost.tolist(), won.tolist(), strict=True)):
+        if i - j < n * limit:
+            d, q = np.arange(n + 1), max(limit, (i + j) / n)
+            reached = (i - j - n * limit) / np.sqrt(i + j + n * limit)
+            most = np.floor((n * limit + reached * np.sqrt(d + n * limit) + d) / 2 + 1e-9)
+            tail = stats.binom.cdf(most, d, (1 + limit / q) / 2)
+            found[k] = min(1.0, float((stats.binom.pmf(d, n, q) * tail).sum()))
+    return found
+
+
+@pytest.mark.parametrize(("n", "limit"), [(6, 0.1), (20, 0.05), (20, 0.4), (30, 0.02), (40, 0.1)])
+def test_paired_p_values_are_small_no_more_often_than_they_say(n, limit):
+    """By every outcome of `n` examples: at the limit and above, P(p <= x) <= x for every x."""
+    lost, won = every_outcome(n)
+    found = paired_p_values(lost, won, n, max_difference=limit, slack=1e-3)
+    assert largest_excess(found, n, limit) <= 1e-5
+    if n >= 20:
+        assert largest_excess(plug_in_p_values(lost, won, n, limit), n, limit) > 1e-3
+
+
+CASES = [(3, 1, 200, 0.03), (20, 15, 1500, 0.01), (0, 2, 60, 0.05), (24, 25, 114, 0.02)]
+
+
 def test_the_grid_of_discordance_rates_is_fine_enough():
     """The chance of a wrong promise at any rate between the grid's is that at the grid's."""
-    for lost, won, n, limit in [(3, 1, 200, 0.03), (20, 15, 1500, 0.01), (0, 2, 60, 0.05)]:
+    for lost, won, n, limit in CASES:
         (found,) = paired_p_values(
             np.array([lost]), np.array([won]), n, max_difference=limit, slack=1e-3
         )
@@ -89,7 +137,9 @@ def test_the_grid_of_discordance_rates_is_fine_enough():
         worst = 0.0
         for q in np.linspace(limit, top, 1000):
             d = np.arange(n + 1)
-            tail = stats.binom.cdf(np.floor((lost - won + d) / 2), d, (1 + limit / q) / 2)
+            reached = (lost - won - n * limit) / np.sqrt(lost + won + n * limit)
+            most = np.floor((n * limit + reached * np.sqrt(d + n * limit) + d) / 2 + 1e-9)
+            tail = stats.binom.cdf(most, d, (1 + limit / q) / 2)
             worst = max(worst, float((stats.binom.pmf(d, n, q) * tail).sum()))
         assert found >= (worst + 1e-3) * (1 - 1e-3)
 
