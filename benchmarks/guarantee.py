@@ -21,8 +21,14 @@ the images, learned policies, accuracy lost:
   calibrate together, one standard error below B.
 - `cost_increase`: of the certified over the uncertified; `..._over_measured`: over the measured.
 - `cost_ratio_best`: the cheapest candidate that is within B on the population, which nobody knows.
+- `cost_increase_ideal`: what no test of 1,500 examples avoids: the same order, walked by a normal
+  test at delta that knows each setting's variance on the population. `cost_increase_known_order`:
+  such a test, its order that of the population's own costs and standard errors, which nobody knows.
 - `..._divisions`: the same for other random divisions into fit and population as well, the first
   included; with a fifth of the calibrations each.
+- `cost_increase_mean_...`: mean over sets, policies and divisions.
+
+With --out the figures of each set are written as soon as they are there.
 """
 
 from collections.abc import Sequence
@@ -32,17 +38,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import parser, report
+from harness import machine, parser, report
+from scipy.stats import norm
 from selection_cifar10 import REFERENCE
 from selection_cifar10 import load as load_networks
 from selection_services import SETS
 from selection_services import load as load_services
 
 import offramp
+from offramp._core.files import write_json
 from offramp._core.progress import progress_bar
 from offramp.evaluate import Calibration, Frontier, FrontierPoint, replay
 from offramp.evaluate.evaluation import pooled
 from offramp.evaluate.judging import mark_fronts
+from offramp.evaluate.limits import read_limits
+from offramp.evaluate.order import walk_order
+from offramp.evaluate.weights import risk_tests
+from offramp.policy.pareto import pareto_front
 from offramp.policy.risk import paired
 from offramp.trace import Trace
 
@@ -50,6 +62,8 @@ FIT, CALIBRATE = 2000, 1500
 LIMIT, DELTA = 0.01, 0.1
 POLICIES = ("weighted", "myopic")
 RISKS = ("difference", "excess")
+INCREASES = ("cost_increase", "cost_increase_ideal", "cost_increase_known_order")
+DIVIDED = ("miss_rate", "certified_share", *INCREASES)
 HELD = Calibration(n=CALIBRATE, fingerprint="", seen_in_training=False, lossy=False)
 
 # A thousand calibrations ask for the p-values of the same pairs of counts again and again.
@@ -71,6 +85,47 @@ class World:
     def losses(self, risk: str) -> np.ndarray:
         """What a risk is the mean of, `(k, n)`."""
         return self.difference if risk == "difference" else self.difference.clip(min=0)
+
+    def order(self, risk: str) -> list[int]:
+        """The candidates that are tested, from the safest on."""
+        places = {p.setting.label: k for k, p in enumerate(self.candidates)}
+        tests = risk_tests(read_limits({risk: LIMIT}), HELD, delta=DELTA)
+        walked = walk_order(self.candidates[:-1], self.candidates[-1], tests, "difference")
+        return [places[p.setting.label] for p in walked]
+
+    def known_order(self, risk: str) -> list[int]:
+        """The order by what nobody knows: cost, and standard errors within the limit."""
+        losses, cost = self.losses(risk), self.cost_ratio.mean(axis=1)
+        room = (LIMIT - losses.mean(axis=1)) / np.maximum(losses.std(axis=1), 1e-3)
+        front = np.flatnonzero(pareto_front(cost, -room) & (cost < cost[-1]))
+        return [int(k) for k in front[np.argsort(-cost[front])]]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What candidates lose and cost in each calibration, `(draws, k)`, as means."""
+
+    difference: np.ndarray
+    excess: np.ndarray
+    cost_ratio: np.ndarray
+
+    @classmethod
+    def of(cls, world: World, draws: int, seed: int) -> "Draws":
+        """Examples drawn from the population with replacement."""
+        n = world.difference.shape[1]
+        rng = np.random.default_rng(seed)
+        values = (world.difference, world.losses("excess"), world.cost_ratio)
+        found: list[list[np.ndarray]] = [[], [], []]
+        for start in range(0, draws, 50):
+            size = min(50, draws - start)
+            counts = rng.multinomial(CALIBRATE, np.full(n, 1 / n), size=size).astype(np.float64)
+            for rows, value in zip(found, values, strict=True):
+                rows.append(counts @ value.T / CALIBRATE)
+        return cls(*map(np.vstack, found))
+
+    def risk(self, name: str) -> np.ndarray:
+        """Of every candidate in every calibration, `(draws, k)`."""
+        return self.difference if name == "difference" else self.excess
 
 
 def world(trace: Trace, policy: str, reference: str | None, seed: int) -> World:
@@ -94,20 +149,17 @@ def world(trace: Trace, policy: str, reference: str | None, seed: int) -> World:
     )
 
 
-def drawn(world: World, counts: np.ndarray) -> Frontier:
+def drawn(world: World, draws: Draws, row: int) -> Frontier:
     """The frontier as it would be with the examples of one draw as `calibrate`."""
-    difference = world.difference @ counts / CALIBRATE
-    excess = world.losses("excess") @ counts / CALIBRATE
-    cost_ratio = world.cost_ratio @ counts / CALIBRATE
     points = []
     for k, point in enumerate(world.candidates):
         found = replace(
             point.fit,
             n=CALIBRATE,
             split="calibrate",
-            difference=float(difference[k]),
-            excess=float(excess[k]),
-            cost_ratio=float(cost_ratio[k]),
+            difference=float(draws.difference[row, k]),
+            excess=float(draws.excess[row, k]),
+            cost_ratio=float(draws.cost_ratio[row, k]),
         )
         points.append(replace(point, calibrate=found, judged_on_both=pooled(point.fit, found)))
     names = {p.setting.label: i for i, p in enumerate(world.frontier.singles)}
@@ -120,29 +172,41 @@ def drawn(world: World, counts: np.ndarray) -> Frontier:
     )
 
 
-def uncertified(world: World, counts: np.ndarray, risk: str) -> int:
-    """The cheapest candidate within the limit on one draw alone; F always is."""
-    within = world.losses(risk) @ counts <= LIMIT * CALIBRATE + 1e-9
-    return int(np.where(within, world.cost_ratio @ counts, np.inf).argmin())
+def uncertified(draws: Draws, risk: str) -> np.ndarray:
+    """The cheapest candidate within the limit on each draw alone, `(draws,)`; F always is."""
+    within = draws.risk(risk) <= LIMIT + 1e-12
+    return np.where(within, draws.cost_ratio, np.inf).argmin(axis=1)
 
 
-def figures(world: World, risk: str, draws: int, seed: int) -> dict[str, Any]:
+def walked_ideally(world: World, draws: Draws, risk: str, order: Sequence[int]) -> np.ndarray:
+    """Where a normal test at DELTA ends that knows every variance, `(draws,)`; F if at once."""
+    spread = world.losses(risk)[order].std(axis=1) / np.sqrt(CALIBRATE)
+    passed = draws.risk(risk)[:, order] + norm.isf(DELTA) * spread <= LIMIT
+    steps = np.cumprod(passed, axis=1).sum(axis=1)
+    return np.array([len(world.candidates) - 1, *order])[steps]
+
+
+def figures(world: World, risk: str, draws: Draws) -> dict[str, Any]:
     """All figures of one world and risk."""
-    n = world.difference.shape[1]
-    rng = np.random.default_rng(seed)
     places = {p.setting.label: k for k, p in enumerate(world.candidates)}
     f = len(world.candidates) - 1
     rows = []
-    for _ in range(draws):
-        counts = rng.multinomial(CALIBRATE, np.full(n, 1 / n)).astype(np.float64)
-        frontier = drawn(world, counts)
+    for row in range(len(draws.difference)):
+        frontier = drawn(world, draws, row)
         promised = frontier.cheapest(max_loss=LIMIT, risk=risk, delta=DELTA).setting.label
         measured = frontier.cheapest(max_loss=LIMIT, risk=risk).setting.label
-        rows.append((places[promised], uncertified(world, counts, risk), places[measured]))
-    certified, plain, measured = np.array(rows).T
+        rows.append((places[promised], places[measured]))
+    certified, measured = np.array(rows).T
+    plain = uncertified(draws, risk)
+    ideal = walked_ideally(world, draws, risk, world.order(risk))
+    known = walked_ideally(world, draws, risk, world.known_order(risk))
     cost = world.cost_ratio.mean(axis=1)
     broken = world.losses(risk).mean(axis=1) > LIMIT + 1e-12
     had = certified != f
+
+    def increase(chosen: np.ndarray) -> float:
+        return float(cost[chosen].mean() / cost[plain].mean() - 1)
+
     return {
         "miss_rate": float(broken[certified].mean()),
         "certified_share": float(had.mean()),
@@ -152,11 +216,14 @@ def figures(world: World, risk: str, draws: int, seed: int) -> dict[str, Any]:
         "miss_rate_uncertified": float(broken[plain].mean()),
         "cost_ratio_measured": float(cost[measured].mean()),
         "miss_rate_measured": float(broken[measured].mean()),
-        "cost_increase": float(cost[certified].mean() / cost[plain].mean() - 1),
+        "cost_increase": increase(certified),
+        "cost_increase_ideal": increase(ideal),
+        "cost_increase_known_order": increase(known),
         "cost_increase_over_measured": float(cost[certified].mean() / cost[measured].mean() - 1),
         "cost_ratio_best": float(cost[~broken].min()),
         "candidates": f,
-        "population": n,
+        "tested_at_most": len(world.order(risk)),
+        "population": world.difference.shape[1],
         "reference": world.frontier.reference,
     }
 
@@ -165,9 +232,22 @@ def summary(found: Sequence[dict[str, Any]], suffix: str) -> dict[str, Any]:
     """Figures of the first division, and the main ones of all."""
     result = {f"{name}{suffix}": value for name, value in found[0].items()}
     if len(found) > 1:
-        for name in ("miss_rate", "certified_share", "cost_increase"):
+        for name in DIVIDED:
             result[f"{name}{suffix}_divisions"] = [each[name] for each in found]
     return result
+
+
+def of_set(
+    trace: Trace, reference: str | None, policy: str, *, draws: int, divisions: int
+) -> dict[str, list[dict[str, Any]]]:
+    """Figures of every division, for each risk."""
+    found: dict[str, list[dict[str, Any]]] = {risk: [] for risk in RISKS}
+    for seed in range(divisions):
+        fitted = world(trace, policy, reference, seed)
+        calibrations = Draws.of(fitted, draws if seed == 0 else draws // 5, seed)
+        for risk in RISKS:
+            found[risk].append(figures(fitted, risk, calibrations))
+    return found
 
 
 def main() -> None:
@@ -183,24 +263,30 @@ def main() -> None:
     arguments = options.parse_args()
     services = arguments.services or arguments.data.parent / "frugalml"
     result: dict[str, Any] = {"max_loss": LIMIT, "delta": DELTA, "draws": arguments.draws}
-    works = len(arguments.sets) * len(POLICIES) * arguments.divisions
-    with progress_bar("Policies and divisions", works) as step:
+    every: dict[str, list[dict[str, Any]]] = {risk: [] for risk in RISKS}
+    with progress_bar("Sets and policies", len(arguments.sets) * len(POLICIES)) as step:
         for name in arguments.sets:
             images = name == "images"
             trace = load_networks(arguments.data) if images else None
             trace = trace or load_services(services / f"{name}.npz")
+            reference = REFERENCE if images else None
             for policy in POLICIES:
-                found: dict[str, list[dict[str, Any]]] = {risk: [] for risk in RISKS}
-                for seed in range(arguments.divisions):
-                    fitted = world(trace, policy, REFERENCE if images else None, seed)
-                    draws = arguments.draws if seed == 0 else arguments.draws // 5
-                    for risk in RISKS:
-                        found[risk].append(figures(fitted, risk, draws, seed))
-                    step(1)
+                found = of_set(
+                    trace, reference, policy, draws=arguments.draws, divisions=arguments.divisions
+                )
                 end = "" if images else f"_{name}"
                 end += "" if policy == "weighted" else f"_{policy}"
                 result |= summary(found["difference"], end)
                 result |= summary(found["excess"], f"{end}_excess")
+                for risk in RISKS:
+                    every[risk] += found[risk]
+                step(1)
+            if arguments.out is not None:
+                write_json(arguments.out, {**result, "machine": machine()})
+    for risk in RISKS:
+        for name in INCREASES:
+            mean = float(np.mean([each[name] for each in every[risk]]))
+            result[name.replace("increase", "increase_mean") + f"_{risk}"] = mean
     report(arguments, result)
 
 

@@ -112,7 +112,7 @@ def bounded_p(losses, corrections, n):
 
 
 def difference_p(losses, corrections, n):
-    slack = DELTA / 20
+    slack = DELTA / 100
     return paired_p_values(losses, corrections, n, max_difference=LIMIT, slack=slack)
 
 

@@ -187,7 +187,7 @@ def pooled_p(template, tables) -> np.ndarray:
     """The broken twin: the classes' counts are added up."""
     lost, won = tables[:, 2].sum(axis=1), tables[:, 1].sum(axis=1)
     n = int(tables[0].sum())
-    return paired_p_values(lost, won, n, max_difference=CLASS_LIMIT, slack=DELTA / 20)
+    return paired_p_values(lost, won, n, max_difference=CLASS_LIMIT, slack=DELTA / 100)
 
 
 CLASS_WORLDS = {
@@ -280,7 +280,7 @@ def test_weights_that_are_left_out_would_be_caught(template):
     _, losses, corrections, n = SHIFT_WORLDS["the heavy class loses"]
     tables = drawn_shift(losses, corrections, n, FAST)
     lost, won = tables[:, 2].sum(axis=1), tables[:, 1].sum(axis=1)
-    p = paired_p_values(lost, won, n, max_difference=SHIFT_LIMIT, slack=DELTA / 20)
+    p = paired_p_values(lost, won, n, max_difference=SHIFT_LIMIT, slack=DELTA / 100)
     assert unlikely(int((p <= DELTA).sum()), FAST)
 
 

@@ -20,6 +20,7 @@ from offramp._core.types import BoolArray
 from offramp.evaluate.evaluation import reference_cost
 from offramp.evaluate.limits import points_text
 from offramp.evaluate.results import Risk
+from offramp.evaluate.risk_tests import SLACK
 from offramp.evaluate.saving_bound import saving_bound
 from offramp.policy.oracles import oracle
 from offramp.policy.risk import (
@@ -32,7 +33,6 @@ from offramp.policy.search import sub_chains
 from offramp.trace import Trace
 
 _RISKS: tuple[Risk, ...] = ("difference", "excess")
-_SLACK = 0.05  # of delta, as the paired test of certificates spends it
 _LONGEST = 3  # stages of the chains that the neutral oracle tries; 2 where there are many stages
 _MANY = 10
 _STEPS = 30  # of bisection
@@ -244,7 +244,7 @@ def _promise(
             lost = np.array([round(n * limit / 2) if half else 0], dtype=np.int64)
             return float(binomial_p_values(lost, n, max_risk=limit)[0])
         each = np.array([int(n * differs / 2)], dtype=np.int64)
-        slack = _SLACK * delta
+        slack = SLACK * delta
         return float(paired_p_values(each, each, n, max_difference=limit, slack=slack)[0])
 
     least = fewest_examples(max_risk=max_loss, delta=delta)

@@ -6,7 +6,7 @@ examples alone; the walk ends where the first fails, and of those that passed on
 Layer: evaluate.  Source: methods.md 4; Learn then Test, Angelopoulos et al. 2021, arXiv:2110.01052.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from offramp._core.checks import check_choice, check_probability
 from offramp.evaluate.certificate import Calibration, Certificate, NotCertified
 from offramp.evaluate.limits import UNLABELLED, Limits, joined, points_text, read_limits
+from offramp.evaluate.order import walk_order
 from offramp.evaluate.results import RISKS, Evaluation, FrontierPoint, Risk
 from offramp.evaluate.risk_tests import (
     CostTest,
@@ -23,10 +24,8 @@ from offramp.evaluate.risk_tests import (
     evidence,
     measured,
     outcome_counts,
-    slack,
 )
 from offramp.evaluate.weights import ClassWeights, check_weights, risk_tests
-from offramp.policy.pareto import pareto_front
 from offramp.policy.risk import NonePassed, examples_needed, fixed_sequence, several_risks
 
 
@@ -66,7 +65,7 @@ def certify(
     check_probability("delta", delta)
     check_choice("least", least, RISKS)
     tests = risk_tests(asked, calibration, delta=delta, class_weights=class_weights)
-    candidates = _in_order(points, f, tests, least)
+    candidates = walk_order(points, f, tests, least)
     weights = None
     if candidates and calibration is not None and calibration.labelled:
         weights = check_weights(class_weights, calibration, evidence(candidates[0]))
@@ -95,53 +94,6 @@ def certify(
         why=against or "",
         examples_needed=_sufficient(candidates, tests, calibration, delta),
     )
-
-
-def safest_first(
-    points: Sequence[FrontierPoint],
-    f: FrontierPoint,
-    *,
-    risk: Risk | Callable[[FrontierPoint], float],
-) -> list[FrontierPoint]:
-    """The Pareto front on `fit`, from the safest point to the cheapest; only `fit` is read.
-
-    Args:
-        points: Settings and single networks.
-        f: F alone: what costs as much is left out, F itself needs no promise.
-        risk: The axis beside the cost: "difference", "excess", or what computes it of `fit`.
-    """
-    value = risk if callable(risk) else _on_fit(check_choice("risk", risk, RISKS))
-    costs = np.array([_cost(p) for p in points], dtype=np.float64)
-    kept = pareto_front(costs, np.array([value(p) for p in points], dtype=np.float64))
-    cheaper = [p for p, on in zip(points, kept, strict=True) if on and _cost(p) < _cost(f)]
-    return sorted(cheaper, key=_cost, reverse=True)
-
-
-def _in_order(
-    points: Sequence[FrontierPoint], f: FrontierPoint, tests: Sequence[RiskTest], least: Risk
-) -> list[FrontierPoint]:
-    """What is tested, in its order; only `fit` is read.
-
-    From the safest to the cheapest; where the cost is limited too, those first that stay the most
-    standard errors within every limit.
-    """
-    candidates = [p for p in points if p.tested is not None] or list(points)
-    losses = [test for test in tests if not isinstance(test, CostTest)]
-    if not tests:
-        return []
-    order = safest_first(candidates, f, risk=_strain(losses) if losses else _on_fit(least))
-    if len(losses) == len(tests):
-        return order
-    return sorted(order, key=lambda point: -min(slack(test, point.fit) for test in tests))
-
-
-def _strain(tests: Sequence[RiskTest]) -> Callable[[FrontierPoint], float]:
-    """The largest share of its limit that a risk makes up on `fit`."""
-    return lambda point: max(measured(test, point.fit) / test.limit.at_most for test in tests)
-
-
-def _on_fit(risk: Risk) -> Callable[[FrontierPoint], float]:
-    return lambda point: point.fit.risk(risk)
 
 
 def _cost(point: FrontierPoint) -> float:

@@ -28,7 +28,7 @@ from offramp.policy.risk import (
     tuned_bet,
 )
 
-_SLACK = 0.05  # of delta, spent on how often the answers of a setting and F differ
+SLACK = 0.01  # of delta, spent on how often the answers of a setting and F differ
 _LOSSES = {  # of an example, in the order of OUTCOMES
     "difference": (0.0, -1.0, 1.0, 0.0),
     "excess": (0.0, 0.0, 1.0, 0.0),
@@ -143,7 +143,7 @@ class RecallTest:
         if n == 0:
             return np.ones(len(table), dtype=np.float64)
         lost, won, b = table[:, 2], table[:, 1], self.limit.at_most
-        return paired_p_values(lost, won, n, max_difference=b, slack=_SLACK * self.delta)
+        return paired_p_values(lost, won, n, max_difference=b, slack=SLACK * self.delta)
 
 
 @final
@@ -256,14 +256,13 @@ def slack(test: RiskTest, found: Evaluation) -> float:
     """Standard errors between the risk and its limit, the fewest of all losses.
 
     One more example that is off by 1 is counted in, so that a loss that was never seen has an
-    error as well. Beyond the limit the distance itself, negative.
+    error as well. Negative beyond the limit.
     """
     each = []
     for values, counts in test.losses(found):
         n, mean = max(1, int(counts.sum())), _mean(values, counts)
         variance = (1 + float(counts @ (values - mean) ** 2)) / (n + 1)
-        room = test.limit.at_most - mean
-        each.append(room / math.sqrt(variance / n) if room > 0 else room)
+        each.append((test.limit.at_most - mean) / math.sqrt(variance / n))
     return min(each)
 
 
@@ -343,7 +342,7 @@ def risk_p_values(
     n = evaluations[0].n
     if risk == "difference":
         lost, won = outcome_counts(evaluations)
-        return paired_p_values(lost, won, n, max_difference=max_loss, slack=_SLACK * delta)
+        return paired_p_values(lost, won, n, max_difference=max_loss, slack=SLACK * delta)
     counts = _whole([_share(e, risk) for e in evaluations], evaluations)
     return binomial_p_values(counts, n, max_risk=max_loss)
 

@@ -1,5 +1,6 @@
 """Certificates: what is tested in which order on which examples, what is refused, what is said."""
 
+import itertools
 import json
 from dataclasses import replace
 
@@ -19,8 +20,12 @@ from offramp.evaluate import (
     frontier_of_traces,
     replay,
 )
-from offramp.evaluate.certify import certify, safest_first
-from offramp.evaluate.risk_tests import outcome_counts, risk_p_values
+from offramp.evaluate.certify import certify
+from offramp.evaluate.limits import read_limits
+from offramp.evaluate.order import walk_order
+from offramp.evaluate.risk_tests import outcome_counts, risk_p_values, slack
+from offramp.evaluate.weights import risk_tests
+from offramp.policy.pareto import pareto_front_reference
 from offramp.policy.risk import binomial_p_values, fewest_examples, paired_p_values
 from offramp.trace import make_trace
 
@@ -35,9 +40,23 @@ def frontier(trace):
     return fit(trace, "myopic", combines=["last"], confidences=["margin"], progress=False)
 
 
-def in_order(frontier, risk="difference"):
-    f = next(p for p in frontier.singles if p.setting.label == f"{frontier.reference} alone")
-    return safest_first([*frontier.points, *frontier.singles], f, risk=risk)
+def f_alone(frontier):
+    return next(p for p in frontier.singles if p.setting.label == f"{frontier.reference} alone")
+
+
+def in_order(frontier, risk="difference", limit=0.02):
+    tests = risk_tests(read_limits({risk: limit}), frontier.calibration, delta=0.1)
+    everything = [*frontier.points, *frontier.singles]
+    return walk_order(everything, f_alone(frontier), tests, "difference")
+
+
+def room_on_fit(point, risk, limit):
+    """Standard errors within the limit, one more example off by 1 counted in."""
+    e = point.fit
+    mean = e.risk(risk)
+    square = e.excess if risk == "excess" else 2 * e.excess - e.difference
+    variance = (1 + e.n * (square - mean**2)) / (e.n + 1)
+    return (limit - mean) / (variance / e.n) ** 0.5
 
 
 def test_counts_of_losses_and_corrections_are_those_of_the_examples(trace, frontier):
@@ -62,14 +81,14 @@ def test_the_certificate_is_the_last_that_passes_on_calibrate_alone(frontier, ri
     found = frontier.cheapest(max_loss=limit, delta=0.1, risk=risk)
     assert isinstance(found, Certificate)
     expected, largest = None, 0.0
-    for point in in_order(frontier, risk):
+    for point in in_order(frontier, risk, limit):
         e = point.calibrate
         lost = np.array([round(e.n * e.excess)])
         won = np.array([round(e.n * (e.excess - e.difference))])
         if risk == "excess":
             (p,) = binomial_p_values(lost, e.n, max_risk=limit)
         else:
-            (p,) = paired_p_values(lost, won, e.n, max_difference=limit, slack=0.1 / 20)
+            (p,) = paired_p_values(lost, won, e.n, max_difference=limit, slack=0.1 / 100)
         if p > 0.1:
             break
         expected, largest = point, max(largest, p)
@@ -84,14 +103,42 @@ def test_the_certificate_is_the_last_that_passes_on_calibrate_alone(frontier, ri
 @pytest.mark.parametrize("risk", ["difference", "excess"])
 def test_the_order_is_that_of_fit_and_does_not_read_calibrate(frontier, risk):
     order = in_order(frontier, risk)
-    costs, risks = zip(*((p.fit.cost_ratio, p.fit.risk(risk)) for p in order), strict=True)
+    costs, rooms = zip(
+        *((p.fit.cost_ratio, room_on_fit(p, risk, 0.02)) for p in order), strict=True
+    )
     assert list(costs) == sorted(costs, reverse=True)
-    assert list(risks) == sorted(risks)
+    assert all(a >= b + 0.3 for a, b in itertools.pairwise(rooms))
     assert max(costs) < 1
-    blind = [replace(p, calibrate=None) for p in [*frontier.points, *frontier.singles]]
-    f = next(p for p in blind if p.setting.label == f"{frontier.reference} alone")
-    again = safest_first(blind, f, risk=risk)
+    spoilt = [
+        replace(p, calibrate=p.calibrate and replace(p.calibrate, difference=0.5, excess=0.5))
+        for p in [*frontier.points, *frontier.singles]
+    ]
+    tests = risk_tests(read_limits({risk: 0.02}), frontier.calibration, delta=0.1)
+    again = walk_order(spoilt, f_alone(frontier), tests, "difference")
     assert [p.setting for p in again] == [p.setting for p in order]
+
+
+@pytest.mark.parametrize("risk", ["difference", "excess"])
+def test_what_is_left_out_is_beaten_or_hardly_safer_than_a_cheaper_one(frontier, risk):
+    order = in_order(frontier, risk)
+    known = [p for p in [*frontier.points, *frontier.singles] if p.tested and p.fit.cost_ratio < 1]
+    costs = np.array([p.fit.cost_ratio for p in known])
+    rooms = np.array([room_on_fit(p, risk, 0.02) for p in known])
+    on = pareto_front_reference(costs, -rooms)
+    assert 2 <= len(order) < on.sum()
+    taken = {id(p.setting) for p in order}
+    for i in np.flatnonzero(on):
+        if id(known[i].setting) not in taken:
+            cheaper = [room_on_fit(p, risk, 0.02) for p in order if p.fit.cost_ratio <= costs[i]]
+            assert max(cheaper) > rooms[i] - 0.3
+    assert min(p.fit.cost_ratio for p in order) == costs.min()
+
+
+def test_the_room_within_a_limit_counts_standard_errors_on_both_sides_of_it(frontier):
+    for limit in (0.001, 0.05):
+        (test,) = risk_tests(read_limits({"difference": limit}), frontier.calibration, delta=0.1)
+        for point in frontier.points[::7]:
+            assert slack(test, point.fit) == pytest.approx(room_on_fit(point, "difference", limit))
 
 
 def test_a_larger_limit_or_delta_never_costs_more(frontier):

@@ -63,7 +63,7 @@ def losses(part, setting, risk):
 
 def p_of_counts(values, limit):
     lost, won = np.array([(values == 1).sum()]), np.array([(values == -1).sum()])
-    return paired_p_values(lost, won, len(values), max_difference=limit, slack=DELTA / 20)[0]
+    return paired_p_values(lost, won, len(values), max_difference=limit, slack=DELTA / 100)[0]
 
 
 def p_of_bet(before, values, within):
