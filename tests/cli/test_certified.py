@@ -1,8 +1,11 @@
 """`--delta`: limits as promises, from fit over the report to evaluate."""
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 
 from offramp.cli.config import load_config
 from offramp.cli.run_folder import choice_to_dict, choose, choose_again
@@ -68,6 +71,8 @@ def test_where_nothing_is_certified_the_exit_code_is_3_and_f_runs_alone(run, pat
         (["--max-loss", 0.1, "--max-cost", 0.5], "or with --delta both, got 0.1 and 0.5"),
         (["--max-loss", 0.1, "--delta", 0.1, "--margin", 2], "--margin must not be given"),
         (["--max-loss", 0.1, "--risk", "error"], "risk must be one of"),
+        (["--max-loss", 0.1, "--unlabelled"], "--unlabelled needs --delta"),
+        (["--max-loss", 0.1, "--delta", 0.1, "--unlabelled"], "no labels for --risk difference"),
     ],
 )
 def test_limits_outside_are_refused_before_anything_is_fitted(run, path, tmp_path, more, message):
@@ -100,6 +105,55 @@ def test_evaluate_tests_one_setting_on_examples_of_its_own(run, path, tmp_path):
         refused = run("evaluate", path, out, *more)
         assert refused.code == 2
         assert message in refused.err
+
+
+def without_labels(path, split, to):
+    """The same trace with the labels of one part made up."""
+    trace = load_trace(path)
+    made_up = np.isin(trace.ids, trace.part(split).ids)
+    labels = torch.where(torch.from_numpy(made_up), 0, trace.labels)
+    save_trace(replace(trace, labels=labels), to)
+    return to
+
+
+def test_fit_promises_disagreement_and_cost_without_the_labels_of_calibrate(run, path, tmp_path):
+    made_up = without_labels(path, "calibrate", tmp_path / "made_up.trace")
+    asked = ("--max-loss", 0.15, "--risk", "disagreement", "--max-cost", 0.9, "--delta", 0.1)
+    answers = []
+    for name, source in (("right", path), ("none", made_up)):
+        found = fitted(run, source, tmp_path / name, *asked, "--unlabelled")
+        assert found.code == 0, found.err
+        answers.append(json.loads((tmp_path / name / "chosen.json").read_text()))
+    assert answers[0]["outcome"] == answers[1]["outcome"] == "certified"
+    assert answers[0]["setting"] == answers[1]["setting"]
+    assert answers[0]["calibrate"] is None
+    assert "differs from stage1 alone in at most 15 %" in answers[1]["sentence"]
+    assert "--unlabelled" in json.loads((tmp_path / "none" / "run.json").read_text())["command"]
+    page = run("report", tmp_path / "none")
+    assert page.code == 0, page.err
+    alone = fitted(
+        run, made_up, tmp_path / "cost", "--max-cost", 0.6, "--delta", 0.1, "--unlabelled"
+    )
+    assert alone.code == 0, alone.err
+
+
+def test_evaluate_tests_disagreement_without_labels_and_shows_no_accuracy(run, path, tmp_path):
+    out = tmp_path / "run"
+    assert fitted(run, path, out, "--max-loss", 0.03).code == 0
+    made_up = without_labels(path, "test", tmp_path / "made_up.trace")
+    asked = ("--max-loss", 0.3, "--risk", "disagreement", "--delta", 0.05, "--unlabelled")
+    right, none = (run("evaluate", p, out, *asked, "--json") for p in (path, made_up))
+    assert right.code == none.code == 0, none.err
+    found = json.loads(none.out)
+    assert found["promise"]["outcome"] == "certified"
+    assert "accuracy" not in found
+    assert found["cost_ratio_ci"] == json.loads(right.out)["cost_ratio_ci"]
+    shown = run("evaluate", made_up, out, *asked).out
+    assert "first label is not F's" in shown
+    assert "new errors" not in shown
+    refused = run("evaluate", made_up, out, "--max-loss", 0.1, "--delta", 0.1, "--unlabelled")
+    assert refused.code == 2
+    assert "--unlabelled leaves no labels for --risk difference" in refused.err
 
 
 @pytest.mark.parametrize(
@@ -135,6 +189,8 @@ STAGES = '[data]\nkind = "digits"\n' + "".join(
         ("delta = 0.05\nmax_cost = 1.5", r"fit.max_cost: must be in \(0, 1\).*got 1.5"),
         ('risk = "recall"\nmax_loss = 0.1', "fit.risk: 'recall' can only be certified"),
         ("max_loss = 0.1\nmax_cost = 0.5", "fit.max_cost: give either.*with delta both"),
+        ("unlabelled = true\nmax_loss = 0.1", "fit.unlabelled: without labels nothing can be"),
+        ("unlabelled = true\ndelta = 0.1\nmax_loss = 0.1", "leaves no labels for risk = 'diff"),
         ("delta = 0.05\n[joint]\nalphas = [0.1]", "fit.delta: needs a limit to certify"),
     ],
 )

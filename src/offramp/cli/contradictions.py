@@ -46,7 +46,13 @@ def _of_fit(fit: FitSection) -> list[Problem]:
         if fit.risk not in ("difference", "excess"):
             text = f"{fit.risk!r} can only be certified; give delta as well, such as 0.05"
             found.append((("fit", "risk"), text))
+        if fit.unlabelled:
+            text = "without labels nothing can be measured; give delta as well, such as 0.05"
+            found.append((("fit", "unlabelled"), text))
         return found
+    if fit.unlabelled and fit.max_loss is not None and fit.risk != "disagreement":
+        text = f"leaves no labels for risk = {fit.risk!r}; 'disagreement' takes none"
+        found.append((("fit", "unlabelled"), text))
     if fit.margin is not None:
         text = "guards a measured risk; a certificate, with delta, needs no guard"
         found.append((("fit", "margin"), text))
@@ -104,6 +110,9 @@ def _of_joint(config: RunConfig) -> list[Problem]:
     if config.fit.delta is not None and {config.fit.max_loss, config.fit.max_cost} == {None}:
         text = "needs a limit to certify: give max_loss or max_cost as well"
         found.append((("fit", "delta"), text))
+    if config.fit.unlabelled:
+        text = "does not go with [joint], whose training is compared on the labels of all parts"
+        found.append((("fit", "unlabelled"), text))
     if joint.warm_up > joint.epochs:
         text = f"must be at most epochs = {joint.epochs}, got {joint.warm_up}"
         found.append((("joint", "warm_up"), text))

@@ -14,10 +14,20 @@ from offramp.cli import options
 from offramp.cli.errors import NO_ANSWER
 from offramp.cli.output import Output, amount, percent, points
 from offramp.cli.run_folder import evaluation_to_dict, setting_from_file
-from offramp.cli.traces import load_divided, part_of
+from offramp.cli.traces import check_unlabelled, load_divided, part_of
 
 if TYPE_CHECKING:
     from offramp.evaluate import Evaluation
+
+_OF_LABELS = {  # what of an evaluation means nothing without labels
+    "accuracy",
+    "reference_accuracy",
+    "difference",
+    "difference_ci",
+    "excess",
+    "excess_ci",
+    "class_outcomes",
+}
 
 
 def command(
@@ -37,6 +47,7 @@ def command(
     delta: Annotated[
         float | None, typer.Option(help="Largest chance of a wrong promise, such as 0.05.")
     ] = None,
+    unlabelled: options.Unlabelled = False,
     risk: Annotated[
         str,
         typer.Option(help="Of --max-loss: difference, excess, error, disagreement, recall."),
@@ -59,24 +70,36 @@ def command(
     Example: offramp evaluate cifar.trace runs/cifar/chosen.json --split test
     """
     from offramp.evaluate import NotCertified, confirm, evaluate
+    from offramp.evaluate.judging import labelled_by
 
     output = Output(as_json=json)
     chosen = setting_from_file(setting)
     limits = _limits(risk, max_loss=max_loss, max_cost=max_cost, delta=delta, split=split)
+    if unlabelled:
+        check_unlabelled(delta, limits.keys())
     whole = load_divided(trace, seed=seed)
     part = part_of(whole, split)
-    found = evaluate(part, chosen, bootstrap=bootstrap, seed=seed)
+    seen = labelled_by(part, chosen.reference) if unlabelled else part
+    found = evaluate(seen, chosen, bootstrap=bootstrap, seed=seed)
     numbers = {"label": chosen.label, **evaluation_to_dict(found)}
+    if unlabelled:
+        numbers = {name: v for name, v in numbers.items() if name not in _OF_LABELS}
     promise = None
     if delta is not None:
-        promise = confirm(part, chosen, limits, fit=whole.part("fit"), delta=delta)
+        promise = confirm(
+            part, chosen, limits, fit=whole.part("fit"), delta=delta, labelled=not unlabelled
+        )
         numbers["promise"] = promise.to_dict()
     if out is not None:
         write_json(out, numbers)
     output.paragraph(chosen.label)
     output.line(f"on {found.n} examples ({found.split}); F is {chosen.reference}")
     output.line()
-    output.table(["", "setting", "F", "", "95 % interval"], _rows(found))
+    rows = _rows(found)
+    if unlabelled:
+        differing = percent(found.disagreement or 0.0)
+        rows = [rows[0], ["first label is not F's", differing, "", "", ""]]
+    output.table(["", "setting", "F", "", "95 % interval"], rows)
     output.line()
     shares = zip(found.stages, found.visit_share, found.exit_share, strict=True)
     output.table(

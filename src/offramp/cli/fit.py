@@ -24,7 +24,7 @@ from offramp.cli.run_folder import (
     frontier_to_dict,
 )
 from offramp.cli.sections import FitSection, RunConfig
-from offramp.cli.traces import load_divided
+from offramp.cli.traces import check_unlabelled, load_divided
 
 if TYPE_CHECKING:
     from offramp.evaluate import Choice, Frontier
@@ -51,6 +51,7 @@ def command(
         float | None,
         typer.Option(help="Certify that: largest chance that new examples break it, such as 0.05."),
     ] = None,
+    unlabelled: options.Unlabelled = False,
     margin: Annotated[
         float | None, typer.Option(help="Standard errors to stay below --max-loss.")
     ] = None,
@@ -106,6 +107,7 @@ def command(
         max_loss=max_loss,
         max_cost=max_cost,
         delta=delta,
+        unlabelled=unlabelled or None,
         margin=margin,
         reference=reference,
         top=top,
@@ -142,6 +144,8 @@ def _merged(section: FitSection, **given: Any) -> FitSection:  # noqa: ANN401  (
         )
     if merged.delta is not None:
         _check_promise(merged)
+    if merged.unlabelled:
+        check_unlabelled(merged.delta, {merged.risk} if merged.max_loss is not None else set())
     return merged
 
 
@@ -186,6 +190,7 @@ def _command_line(trace: Path, section: FitSection, out: Path) -> str:
         "seed": section.seed,
     }
     words = [w for name, v in given.items() if v is not None for w in (f"--{name}", str(v))]
+    words += ["--unlabelled"] if section.unlabelled else []
     return shlex.join(["offramp", "fit", str(trace), *words, "--out", str(out)])
 
 
@@ -194,14 +199,17 @@ def _fit(path: Path, section: FitSection) -> "tuple[Frontier, Choice]":
 
     trace = load_divided(path, seed=section.seed)
     given: dict[str, Any] = {"combines": section.combines, "loss": section.loss}
+    part = trace.part("fit") if section.unlabelled else trace
     frontier = fit(
-        trace,
+        part,
         section.policy,
         reference=section.reference,
         top=section.top,
         seed=section.seed,
         **{name: value for name, value in given.items() if value is not None},
     )
+    if section.unlabelled:
+        frontier = frontier.calibrated_on(trace.part("calibrate"), fit=part, labelled=False)
     choice = choose(
         frontier,
         risk=section.risk,

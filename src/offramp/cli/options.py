@@ -17,6 +17,14 @@ Config = Annotated[
     Path | None,
     typer.Option("--config", "-c", help="Configuration in TOML; options given here go first."),
 ]
+Unlabelled = Annotated[
+    bool,
+    typer.Option(
+        "--unlabelled",
+        help="The examples that promises are tested on have no labels to trust: theirs are not "
+        "read. With --delta; --risk disagreement and --max-cost can be promised then.",
+    ),
+]
 Device = Annotated[str, typer.Option(help="Where networks run: cpu, cuda, cuda:1 ...")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Examples that run at a time.")]
 AllowImport = Annotated[

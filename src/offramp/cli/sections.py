@@ -238,6 +238,7 @@ class FitSection(_Section):
     max_loss: float | None = Field(default=None, ge=0, lt=1)
     max_cost: float | None = Field(default=None, gt=0)
     delta: float | None = Field(default=None, gt=0, lt=1)
+    unlabelled: bool = False
     margin: float | None = Field(default=None, ge=0)
     seed: int = 0
 

@@ -3,6 +3,7 @@
 Layer: cli.
 """
 
+from collections.abc import Set
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,31 @@ def load_divided(path: Path, *, seed: int) -> "Trace":
         return trace
     note(f"{path} has no splits; two thirds become 'fit', one third 'calibrate' (seed {seed}).")
     return trace.divided(dict(_DIVISION), seed=seed)  # type: ignore[arg-type]
+
+
+def check_unlabelled(delta: float | None, risks: Set[str]) -> None:
+    """Refuse promises that take labels where there are none to trust.
+
+    Args:
+        delta: None if nothing is to be promised.
+        risks: Those to be promised.
+
+    Raises:
+        InputError: If a risk takes labels, or there is nothing to promise.
+    """
+    from offramp.evaluate.limits import UNLABELLED
+
+    if delta is None:
+        raise InputError(
+            "--unlabelled needs --delta: without labels an operating point cannot be measured, "
+            "only disagreement with F and cost can be promised. Give --delta, such as 0.05, or "
+            "leave --unlabelled out."
+        )
+    for risk in sorted(risks - set(UNLABELLED)):
+        raise InputError(
+            f"--unlabelled leaves no labels for --risk {risk}. Give --risk disagreement, which "
+            "takes none, or --max-cost alone."
+        )
 
 
 def part_of(trace: "Trace", split: str) -> "Trace":
