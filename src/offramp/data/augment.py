@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
+from offramp._core.checks import check_positive_int
 from offramp._core.errors import InputError
 
 
@@ -24,6 +25,8 @@ class CropAndFlip:
     Args:
         padding: Largest shift in pixels, >= 0.
         flip: Whether images are mirrored left to right, with probability 1/2 each.
+        size: Height and width of the part that is kept, in pixels; by default the whole. Networks
+            that pool over all places learn from small parts first in a fraction of the time.
 
     >>> change = CropAndFlip(padding=1, flip=False)
     >>> change(torch.ones(2, 3, 4, 4), torch.Generator().manual_seed(0)).shape
@@ -32,10 +35,13 @@ class CropAndFlip:
 
     padding: int = 4
     flip: bool = True
+    size: int | None = None
 
     def __post_init__(self) -> None:
         if self.padding < 0:
             raise InputError(f"padding must be at least 0 pixels, got {self.padding!r}.")
+        if self.size is not None:
+            check_positive_int("size", self.size)
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Change a batch.
@@ -45,19 +51,31 @@ class CropAndFlip:
             generator: What the shifts and the mirrored images are drawn from.
 
         Returns:
-            As many images of the same shape and type.
+            As many images of the same type, of the same shape or `(m, channels, size, size)`.
+
+        Raises:
+            InputError: If the images with their padding are smaller than `size`.
         """
         m, _, height, width = images.shape
         padded = torch.nn.functional.pad(images, [self.padding] * 4)
-        shifts = torch.randint(0, 2 * self.padding + 1, (2, m, 1), generator=generator)
-        rows = shifts[0] + torch.arange(height)  # (m, h)
-        columns = shifts[1] + torch.arange(width)  # (m, w)
+        rows = self._places(m, height, generator)  # (m, h)
+        columns = self._places(m, width, generator)  # (m, w)
         mirrored = torch.rand(m, 1, generator=generator) < 0.5
         if self.flip:
             columns = torch.where(mirrored, columns.flip(1), columns)
         each = torch.arange(m)[:, None, None]
         moved = padded.permute(0, 2, 3, 1)[each, rows[:, :, None], columns[:, None, :]]
         return moved.permute(0, 3, 1, 2).contiguous()
+
+    def _places(self, m: int, length: int, generator: torch.Generator) -> Tensor:
+        """For each image the places along an axis of the padded image that are kept."""
+        kept, room = self.size or length, length + 2 * self.padding
+        if kept > room:
+            raise InputError(
+                f"size must be at most that of the images with their padding, {room} pixels, got "
+                f"{kept}."
+            )
+        return torch.randint(0, room - kept + 1, (m, 1), generator=generator) + torch.arange(kept)
 
 
 def jpeg_compressed(

@@ -47,6 +47,33 @@ def test_nothing_changes_without_padding_and_flip():
     assert torch.equal(CropAndFlip(padding=0, flip=False)(images, generator()), images)
 
 
+def test_parts_of_a_size_are_cut_out_of_the_padded_image():
+    images = torch.randint(1, 255, (60, 2, 5, 7), dtype=torch.uint8, generator=generator())
+    changed = CropAndFlip(padding=1, flip=False, size=4)(images, generator(1))
+    assert changed.shape == (60, 2, 4, 4)
+    assert changed.dtype == images.dtype
+    padded = torch.nn.functional.pad(images, [1] * 4)  # (60, 2, 7, 9)
+    seen = set()
+    for image, found in zip(padded, changed, strict=True):
+        places = [
+            (top, left)
+            for top in range(4)
+            for left in range(6)
+            if torch.equal(found, image[:, top : top + 4, left : left + 4])
+        ]
+        assert len(places) == 1
+        seen.add(places[0])
+    assert {top for top, _ in seen} == set(range(4))
+    assert {left for _, left in seen} == set(range(6))
+
+
+def test_a_size_beyond_the_padded_image_is_refused():
+    with pytest.raises(InputError, match="with their padding, 10 pixels, got 11"):
+        CropAndFlip(padding=1, size=11)(torch.zeros(1, 3, 8, 8), generator())
+    with pytest.raises(InputError, match="size must be an integer of at least 1, got 0"):
+        CropAndFlip(size=0)
+
+
 def test_the_same_generator_gives_the_same_images():
     images, change = torch.rand(9, 3, 8, 8), CropAndFlip()
     assert torch.equal(change(images, generator(3)), change(images, generator(3)))
