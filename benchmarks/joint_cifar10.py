@@ -2,19 +2,23 @@
 
 Pre-activation ResNets from scratch on the first 40,000 training images; policies fitted and chosen
 on [40000:45000], judged on [45000:50000]. Every contender has had the same number of passes over
-the training images, `--epochs`: the static networks each on its own; a joint cascade, once for each
-alpha, the first half with every classifier taught on every image, the second half together with the
-stopping networks, under one falling learning rate. `frozen` (stopping networks alone) and
-`weighted` (the learned policy by weighted binary classification) decide over the static networks.
-Of a joint cascade the stopping networks are used as they were trained (`_as_trained`) and fitted
-anew on [40000:45000].
+the training images, `--epochs`. The first `--warm-up` of them are one training that all go on from:
+every classifier taught on every image, at one learning rate, on parts of 24 by 24 pixels. In the
+rest, on whole images under a falling learning rate, the static networks go on like that, and the
+joint cascade, once for each alpha, is trained together with its stopping networks: `error`,
+`flops_ratio`. `frozen` (stopping networks alone) and `weighted` (the learned policy by weighted
+binary classification) decide over the static networks; `joint_weighted` is that policy over the
+joint ones. Stopping networks are used as they were trained beside their classifiers
+(`_as_trained`) and fitted anew on [40000:45000].
 
 `flops_ratio` is mean FLOPs, stopping networks included, over those of the largest static network;
 `error` is top-1. Each is the cheapest point that was, on [40000:45000], at least as accurate as the
 largest static network there. `curve_*` are (cost ratio, error) on [45000:50000] of the points that
-were on the front on [40000:45000]. Interrupted, the same command goes on.
+were on the front on [40000:45000]; two curves are compared at equal cost, over the costs that both
+reach, with the standard error of the difference over images drawn again (bootstrap, both networks
+on the same images). Interrupted, the same command goes on.
 
-    python benchmarks/joint_cifar10.py --train DIR --epochs 24 --out benchmarks/results/joint.json
+    python benchmarks/joint_cifar10.py --data DIR --out benchmarks/results/joint_cifar10.json
 """
 
 import argparse
@@ -25,19 +29,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from harness import parser, report
+from curves import Point, at_equal_cost, cheapest, curve, points
+from harness import keep_freed_memory, parser, report
 from train_backbone import NORMALISE
 
 import offramp
 from offramp.data import CropAndFlip, Examples, cifar10
-from offramp.evaluate.batch import evaluate_all
 from offramp.models import ModelSpec, build
-from offramp.policy import Setting
 from offramp.policy.fitters import fitters
 from offramp.policy.oracles import oracle
-from offramp.policy.pareto import pareto_front
 from offramp.policy.stopping_network import (
     make_networks,
     stop_odds,
@@ -47,22 +48,13 @@ from offramp.policy.stopping_network import (
 from offramp.policy.stopping_objective import Objective, drawn_label, drawn_stop
 from offramp.stages import Cascade, measure_flops
 from offramp.trace import Trace
-from offramp.train import JointTraining, train_classifier, train_joint
+from offramp.train import JointTraining, train_joint
 
-ALPHAS = (0.01, 0.03, 0.1)
-THRESHOLDS = (0.2, 0.5, 0.8)
-AUGMENT = CropAndFlip(padding=4)
-
-
-@dataclass(frozen=True)
-class Point:
-    """A policy: what it cost and how often it erred where it was chosen, and on test."""
-
-    label: str
-    chosen_cost: float
-    chosen_error: float
-    cost: float
-    error: float
+ALPHAS = (0.1,)
+WARM_ALPHA = 0.1  # of the stopping networks that learn beside the warm-up, for all contenders
+THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
+SETTINGS = ("models", "epochs", "warm_up", "images", "judge", "alphas", "estimator", "answers")
+SETTINGS += ("supervision", "bfloat16", "seed")
 
 
 @dataclass(frozen=True)
@@ -75,8 +67,11 @@ class Parts:
 
 
 def networks(names: Sequence[str], seed: int) -> Cascade:
-    """The cascade from scratch."""
-    nets = {n: build(ModelSpec(name=n, arguments={"seed": seed})) for n in names}
+    """The cascade from scratch; channels last is the faster layout on a CPU."""
+    nets = {
+        n: build(ModelSpec(name=n, arguments={"seed": seed})).to(memory_format=torch.channels_last)
+        for n in names
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return Cascade.of_models(nets, edges="full", preprocess=NORMALISE)
@@ -95,94 +90,105 @@ def traces(cascade: Cascade, parts: Parts) -> tuple[Trace, Trace]:
     return first, second
 
 
-def static(names: Sequence[str], parts: Parts, arguments: argparse.Namespace) -> Cascade:
-    """Each network trained on its own."""
-    cascade = networks(names, arguments.seed)
-    for name in names:
-        train_classifier(
-            cascade.stage(name).module,
-            parts.train,
-            epochs=arguments.epochs,
-            seed=arguments.seed,
-            preprocess=NORMALISE,
-            augment=AUGMENT,
-            batch_size=128,
-            optimiser="sgd",
-            learning_rate=0.2,
-            weight_decay=5e-4,
-            bfloat16=True,
-            checkpoint=arguments.work / f"static_{name}.safetensors",
-            description=f"Training {name}",
-        )
-    return cascade
+def go_on(
+    cascade: Cascade,
+    parts: Parts,
+    arguments: argparse.Namespace,
+    name: str,
+    weight: float = 1.0,
+    **plan: Any,
+) -> JointTraining:
+    """Train a cascade in place with what all contenders have in common.
 
-
-def joint(
-    names: Sequence[str], parts: Parts, arguments: argparse.Namespace
-) -> list[tuple[JointTraining, Cascade]]:
-    """The same networks trained together, for each alpha.
-
-    The loss is a mean over the networks; `count` brings each one's own rates back, as if alone.
+    Every network is taught on every image by `weight` times a mean over the networks; the rates are
+    those that each would have alone.
     """
-    found, count = [], len(names)
-    for alpha in arguments.alphas:
-        together = networks(names, arguments.seed)
-        trained = train_joint(
-            together,
-            parts.train,
-            alpha=alpha,
-            epochs=arguments.epochs,
-            warm_up=arguments.epochs // 2,
-            seed=arguments.seed,
-            estimator=arguments.estimator,
-            supervision=arguments.supervision,
-            augment=AUGMENT,
-            validation=parts.fit.rows(torch.arange(min(1000, len(parts.fit)))),
-            batch_size=128,
-            learning_rate=0.2 * count,
-            weight_decay=5e-4 / count,
-            schedule="cosine",
-            bfloat16=True,
-            checkpoint=arguments.work / f"joint_{alpha:g}.safetensors",
-        )
-        found.append((trained, together))
-    return found
+    rate = len(cascade) / weight
+    return train_joint(
+        cascade,
+        parts.train,
+        seed=arguments.seed,
+        validation=parts.fit.rows(torch.arange(min(1000, len(parts.fit)))),
+        batch_size=128,
+        learning_rate=0.1 * rate,
+        weight_decay=5e-4 / rate,
+        bfloat16=arguments.bfloat16,
+        checkpoint=arguments.work / f"{name}.safetensors",
+        **plan,
+    )
 
 
-def points(settings: Sequence[Setting], chosen: Trace, test: Trace, largest: float) -> list[Point]:
-    """What settings do; `largest` is what the largest static network costs."""
-    pairs = zip(settings, evaluate_all(chosen, settings), evaluate_all(test, settings), strict=True)
+def warmed(parts: Parts, arguments: argparse.Namespace) -> JointTraining | None:
+    """The passes that all contenders share."""
+    if not arguments.warm_up:
+        return None
+    return go_on(
+        networks(arguments.models, arguments.seed),
+        parts,
+        arguments,
+        "warm_up",
+        alpha=WARM_ALPHA,
+        epochs=arguments.warm_up,
+        warm_up=arguments.warm_up,
+        schedule="constant",
+        augment=CropAndFlip(padding=4, size=24),
+    )
+
+
+def finished(
+    parts: Parts, arguments: argparse.Namespace, name: str, **plan: Any
+) -> tuple[JointTraining, Cascade]:
+    """The last passes, from the warm-up on."""
+    cascade = networks(arguments.models, arguments.seed)
+    trained = go_on(
+        cascade,
+        parts,
+        arguments,
+        name,
+        start=warmed(parts, arguments),
+        epochs=arguments.epochs - arguments.warm_up,
+        schedule="cosine",
+        augment=CropAndFlip(padding=4),
+        **plan,
+    )
+    return trained, cascade
+
+
+def static(parts: Parts, arguments: argparse.Namespace) -> tuple[JointTraining, Cascade]:
+    """Each network taught on every image, stopping networks beside them without any influence."""
+    passes = arguments.epochs - arguments.warm_up
+    return finished(parts, arguments, "static", alpha=WARM_ALPHA, warm_up=passes)
+
+
+def joint(parts: Parts, arguments: argparse.Namespace) -> list[tuple[JointTraining, Cascade]]:
+    """The same networks trained together, for each alpha."""
     return [
-        Point(s.label, a.cost / largest, 1 - a.accuracy, b.cost / largest, 1 - b.accuracy)
-        for s, a, b in pairs
+        finished(
+            parts,
+            arguments,
+            f"joint_{alpha:g}",
+            weight=max(1.0, arguments.supervision),
+            alpha=alpha,
+            estimator=arguments.estimator,
+            answers=arguments.answers,
+            supervision=arguments.supervision,
+        )
+        for alpha in arguments.alphas
     ]
 
 
-def cheapest(found: Sequence[Point], limit: float) -> Point:
-    """The cheapest as accurate as `limit` where it was chosen, else the most accurate."""
-    within = [p for p in found if p.chosen_error <= limit]
-    if within:
-        return min(within, key=lambda p: (p.chosen_cost, p.chosen_error))
-    return min(found, key=lambda p: (p.chosen_error, p.chosen_cost))
-
-
-def curve(found: Sequence[Point]) -> list[list[float]]:
-    """(cost ratio, error) on test of those on the front where they were chosen."""
-    on = pareto_front(
-        np.array([p.chosen_cost for p in found]), np.array([p.chosen_error for p in found])
-    )
-    kept = {(p.cost, p.error) for p, keep in zip(found, on, strict=True) if keep}
-    return [list(pair) for pair in sorted(kept)]
-
-
-def at_equal_cost(first: list[list[float]], second: list[list[float]]) -> float | None:
-    """Mean error of the first curve minus the second's, over the costs that both reach."""
-    (a, u), (b, v) = np.array(first).T, np.array(second).T
-    low, high = max(a.min(), b.min()), min(a.max(), b.max())
-    if not high > low:
-        return None
-    costs = np.linspace(low, high, 50)
-    return float(np.mean(np.interp(costs, a, u) - np.interp(costs, b, v)))
+def stopping_points(
+    trained: JointTraining, chosen: Trace, test: Trace, largest: float
+) -> tuple[list[Point], list[Point]]:
+    """Stopping networks as they were trained, and fitted anew on the images to choose on."""
+    reference = test.stages[-1]
+    settings = [
+        trained.setting(threshold=threshold, combine=combine, reference=reference)
+        for threshold in THRESHOLDS
+        for combine in ("policy", "last")
+    ]
+    again = fitters["stopping"](chosen, reference=reference)
+    return points(settings, chosen, test, largest), points(again, chosen, test, largest)
 
 
 def variance_ratio(trained: JointTraining, cascade: Cascade, part: Examples, draws: int) -> float:
@@ -229,53 +235,53 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         images.rows(torch.arange(40_000, 40_000 + held)),
         images.rows(torch.arange(45_000, 45_000 + held)),
     )
-    start = time.monotonic()
-    apart = static(arguments.models, parts, arguments)
-    seconds = {"static": time.monotonic() - start}
+    seconds, start = {}, time.monotonic()
+    alone, apart = static(parts, arguments)
+    seconds["static"] = time.monotonic() - start
     chosen, test = traces(apart, parts)
     reference = arguments.models[-1]
     largest = float(chosen.stage_costs()[-1])
     limit, error_largest = (1 - t.accuracy(len(arguments.models) - 1) for t in (chosen, test))
-    frozen = points(fitters["stopping"](chosen, reference=reference), chosen, test, largest)
-    weighted = points(fitters["weighted"](chosen, reference=reference), chosen, test, largest)
     start = time.monotonic()
-    together = joint(arguments.models, parts, arguments)
+    together = joint(parts, arguments)
     seconds["joint"] = time.monotonic() - start
+    frozen = stopping_points(alone, chosen, test, largest)
+    found = {
+        "_frozen": [*frozen[0], *frozen[1]],
+        "_weighted": points(
+            fitters["weighted"](chosen, reference=reference), chosen, test, largest
+        ),
+        "_joint_weighted": [],
+    }
+    error_joint: list[list[float]] = []
     as_trained: list[Point] = []
     refitted: list[Point] = []
     for trained, cascade in together:
         seen, judged = traces(cascade, parts)
-        settings = [
-            trained.setting(threshold=threshold, combine=combine, reference=reference)
-            for threshold in THRESHOLDS
-            for combine in ("policy", "last")
-        ]
-        as_trained += points(settings, seen, judged, largest)
-        again = fitters["stopping"](seen, reference=reference)
-        refitted += points(again, seen, judged, largest)
-    everything = {
-        "": [*as_trained, *refitted],
-        "_as_trained": as_trained,
-        "_frozen": frozen,
-        "_weighted": weighted,
-    }
+        stops = stopping_points(trained, seen, judged, largest)
+        as_trained += stops[0]
+        refitted += stops[1]
+        error_joint.append([1 - judged.accuracy(k) for k in range(len(judged.stages))])
+        learned = fitters["weighted"](seen, reference=reference)
+        found["_joint_weighted"] += points(learned, seen, judged, largest)
+    found = {"": [*as_trained, *refitted], "_as_trained": as_trained, **found}
     result: dict[str, Any] = {
         "error_largest_static": error_largest,
         "error_static": [1 - test.accuracy(k) for k in range(len(arguments.models))],
+        "error_joint": error_joint,
         "flops_static": [float(v) / largest for v in test.stage_costs()],
     }
-    for suffix, found in everything.items():
-        best = cheapest(found, limit)
+    for suffix, those in found.items():
+        best = cheapest(those, limit)
         result |= {
             f"error{suffix}": best.error,
             f"flops_ratio{suffix}": best.cost,
             f"setting{suffix}": best.label,
-            f"curve{suffix}": curve(found),
+            f"curve{suffix}": curve(those),
         }
-    for other in ("_frozen", "_weighted"):
-        result[f"error_minus{other}_at_equal_cost"] = at_equal_cost(
-            result["curve"], result[f"curve{other}"]
-        )
+    for ours, other in (("", "_frozen"), ("", "_weighted"), ("_joint_weighted", "_weighted")):
+        for name, value in at_equal_cost(found[ours], found[other]).items():
+            result[f"error{ours}_{name}{other}_at_equal_cost"] = value
     result["flops_ratio_neutral_oracle"] = neutral_oracle(test, largest)
     trained, cascade = together[len(together) // 2]
     result["variance_ratio_reinforce_over_exact"] = variance_ratio(
@@ -285,9 +291,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def main() -> None:
-    """Read the options, measure, report."""
-    options = parser(__doc__ or "")
+def training_options(options: argparse.ArgumentParser) -> None:
+    """What the networks of this benchmark depend on."""
     options.add_argument(
         "--train",
         "--data",
@@ -298,18 +303,29 @@ def main() -> None:
     )
     options.add_argument("--models", nargs="+", default=["preresnet8", "preresnet20"])
     options.add_argument("--work", type=Path, default=Path("runs/joint"), help="checkpoints")
-    options.add_argument("--epochs", type=int, default=24, help="passes of each contender")
+    options.add_argument("--epochs", type=int, default=22, help="passes of each contender")
+    options.add_argument("--warm-up", type=int, default=16, help="of them, those that all share")
     options.add_argument("--images", type=int, default=40_000, help="to train on")
     options.add_argument("--judge", type=int, default=5_000, help="to choose on, and to test on")
     options.add_argument("--alphas", type=float, nargs="+", default=list(ALPHAS))
     options.add_argument("--estimator", default="supervised")
-    options.add_argument("--supervision", type=float, default=1.0, help="as for train_joint")
-    options.add_argument("--draws", type=int, default=40, help="batches of the variance ratio")
+    options.add_argument("--answers", default="combined", help="as for train_joint")
+    options.add_argument("--supervision", type=float, default=2.0, help="as for train_joint")
+    options.add_argument(
+        "--bfloat16", action="store_true", help="for a machine with instructions for it"
+    )
     options.add_argument("--seed", type=int, default=0)
+
+
+def main() -> None:
+    """Read the options, measure, report."""
+    options = parser(__doc__ or "")
+    training_options(options)
+    options.add_argument("--draws", type=int, default=40, help="batches of the variance ratio")
     arguments = options.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    names = ("models", "epochs", "images", "judge", "alphas", "estimator", "supervision", "seed")
-    settings = {name: getattr(arguments, name) for name in names}
+    keep_freed_memory()
+    settings = {name: getattr(arguments, name) for name in SETTINGS}
     report(arguments, measure(arguments) | settings)
 
 

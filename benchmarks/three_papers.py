@@ -18,7 +18,7 @@ static network, else the most accurate. `oracle_*` know the labels. The static n
 their own on top of that, the network frozen. With the options and the `--work` of
 `joint_cifar10.py` its networks are taken over. Interrupted, the same command goes on.
 
-    python benchmarks/three_papers.py --train DIR --epochs 12 --work runs/joint --plot three.png
+    python benchmarks/three_papers.py --data DIR --work runs/joint --plot three.png
 """
 
 import argparse
@@ -29,18 +29,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import parser, report
+from curves import Point, cheapest, curve, points
+from harness import keep_freed_memory, parser, report
 from joint_cifar10 import (
-    ALPHAS,
-    THRESHOLDS,
+    SETTINGS,
     Parts,
-    Point,
-    cheapest,
-    curve,
     joint,
-    points,
     static,
+    stopping_points,
     traces,
+    training_options,
 )
 from train_backbone import NORMALISE
 
@@ -94,16 +92,18 @@ def with_exits(net: torch.nn.Module, spec: ModelSpec) -> Cascade:
     return Cascade.of_exits(net, at, heads=heads, example=example, preprocess=NORMALISE, spec=spec)
 
 
-def learn_heads(cascade: Cascade, part: Examples, work: Path, epochs: int) -> None:
+def learn_heads(
+    cascade: Cascade, part: Examples, work: Path, arguments: argparse.Namespace
+) -> None:
     """Train the heads on the images that the network was trained on."""
     train_heads(
         cascade,
         part,
-        epochs=epochs,
+        epochs=arguments.head_epochs,
         seed=0,
         validation=0.05,
         learning_rate=0.003,
-        bfloat16=True,
+        bfloat16=arguments.bfloat16,
         cache=work / "cache",
         checkpoint=work / "heads.safetensors",
     )
@@ -167,20 +167,12 @@ def oracles(part: Trace, reference: str, scale: float) -> dict[str, list[float]]
     }
 
 
-def joint_points(
-    parts: Parts, arguments: argparse.Namespace, reference: str, largest: float
-) -> list[Point]:
+def joint_points(parts: Parts, arguments: argparse.Namespace, largest: float) -> list[Point]:
     """Every alpha, as trained and with stopping networks fitted anew."""
     found: list[Point] = []
-    for trained, cascade in joint(arguments.models, parts, arguments):
-        seen, judged = traces(cascade, parts)
-        settings = [
-            trained.setting(threshold=threshold, combine=combine, reference=reference)
-            for threshold in THRESHOLDS
-            for combine in ("policy", "last")
-        ]
-        settings += fitters["stopping"](seen, reference=reference)
-        found += points(settings, seen, judged, largest)
+    for trained, cascade in joint(parts, arguments):
+        as_trained, refitted = stopping_points(trained, *traces(cascade, parts), largest)
+        found += [*as_trained, *refitted]
     return found
 
 
@@ -218,13 +210,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     )
     reference, own = arguments.models[-1], arguments.work / "three"
     own.mkdir(parents=True, exist_ok=True)
-    apart = static(arguments.models, parts, arguments)
+    _, apart = static(parts, arguments)
     chosen, test = traces(apart, parts)
     largest = float(chosen.stage_costs()[-1])
     net = apart.stage(reference).module.eval()
     spec = ModelSpec(name=reference, arguments={"seed": arguments.seed})
     exits = with_exits(net, spec)
-    learn_heads(exits, parts.train, own, arguments.head_epochs)
+    learn_heads(exits, parts.train, own, arguments)
     seen, judged = recorded(exits, parts)
     sweep = class_exits(exits, net, spec, images, arguments)
     found = {
@@ -233,7 +225,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         ),
         "exits": points(fitters["weighted"](seen, reference="last"), seen, judged, largest),
         "classes": class_points(sweep, TOLERANCES),
-        "joint": joint_points(parts, arguments, reference, largest),
+        "joint": joint_points(parts, arguments, largest),
     }
     scale = float(judged.stage_costs()[-1]) / largest
     last = len(arguments.models) - 1
@@ -285,26 +277,15 @@ def plot(result: dict[str, Any], path: Path) -> None:
 def main() -> None:
     """Read the options, measure, draw, report."""
     options = parser(__doc__ or "")
-    options.add_argument("--train", type=Path, required=True, help="folder of the binary layout")
-    options.add_argument("--models", nargs="+", default=["preresnet8", "preresnet20"])
-    options.add_argument(
-        "--work", type=Path, default=Path("runs/joint"), help="that of joint_cifar10.py"
-    )
-    options.add_argument("--epochs", type=int, default=24, help="passes of each network")
+    training_options(options)
     options.add_argument("--head-epochs", type=int, default=8, help="of the heads")
     options.add_argument("--branch-epochs", type=int, default=40, help="of the binary branches")
     options.add_argument("--points", type=int, help="of the branches; by default all")
-    options.add_argument("--images", type=int, default=40_000, help="to train on")
-    options.add_argument("--judge", type=int, default=5_000, help="to choose on, and to test on")
-    options.add_argument("--alphas", type=float, nargs="+", default=list(ALPHAS))
-    options.add_argument("--estimator", default="supervised")
-    options.add_argument("--supervision", type=float, default=1.0, help="as for train_joint")
-    options.add_argument("--seed", type=int, default=0)
     options.add_argument("--plot", type=Path, help="write the figure to this .png or .svg")
     arguments = options.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    names = ("models", "epochs", "head_epochs", "branch_epochs", "points", "images", "judge")
-    names += ("alphas", "estimator", "supervision", "seed")
+    keep_freed_memory()
+    names = (*SETTINGS, "head_epochs", "branch_epochs", "points")
     result = measure(arguments) | {name: getattr(arguments, name) for name in names}
     if arguments.plot is not None:
         plot(result, arguments.plot)

@@ -195,9 +195,9 @@ class JointSection(_Section):
     policy_learning_rate: float = Field(default=0.1, gt=0)
     weight_decay: float = Field(default=1e-4, ge=0)
     batch_size: int = Field(default=128, ge=1)
-    schedule: Literal["steps", "cosine"] = "steps"
+    schedule: Literal["steps", "cosine", "constant"] = "steps"
     estimator: Literal["supervised", "exact", "reinforce"] = "supervised"
-    answers: Literal["best", "drawn"] = "best"
+    answers: Literal["best", "combined", "drawn"] = "best"
     rollouts: Literal["all", "visited"] = "all"
     detached: bool = False
     supervision: float = Field(default=1.0, ge=0)

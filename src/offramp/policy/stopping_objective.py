@@ -57,6 +57,30 @@ def stage_cross_entropy(
     return cross_entropy(logits.transpose(1, 2), repeated, reduction="none")
 
 
+def combined_log_probs(
+    logits: Float[Tensor, "m s c"], odds: Float[Tensor, "m k"]
+) -> Float[Tensor, "m s c"]:
+    """Log-probabilities of the answer after each stage: the mean so far, weighted by pi.
+
+    The weights are the probabilities of stopping at the stages visited, 1 for the last one: what
+    `combine="policy"` does at test time (Guan et al., section 3.4). No gradient leads into them.
+
+    Args:
+        logits: Of every stage.
+        odds: Log-odds of stopping after each stage but the last.
+
+    >>> logits = torch.tensor([[[0.0, 0.0], [2.0, 0.0]]])
+    >>> combined_log_probs(logits, torch.tensor([[-50.0]])).exp()
+    tensor([[[0.5000, 0.5000],
+             [0.8808, 0.1192]]])
+    """
+    last = torch.zeros_like(odds[:, :1])
+    weight = torch.cat([logsigmoid(odds.detach()), last], dim=1)[:, :, None]  # log pi
+    # in logs, so that weights that all but vanish still have a sum to be divided by
+    summed = torch.logcumsumexp(weight + logits.log_softmax(dim=2), dim=1)
+    return summed - torch.logcumsumexp(weight, dim=1)
+
+
 def supervised_stop_loss(
     odds: Float[Tensor, "m k"], rewards: Float[Tensor, "m s"]
 ) -> Float[Tensor, ""]:
@@ -92,12 +116,21 @@ class Objective:
         drawn_answers: True: the answer is drawn from the classifier that stopped, and the reward
             reaches its weights through log C_k(y'|x). False: the answer is its best labels, the
             reward is an indicator, and the classifier learns by cross-entropy on what stops there.
+        combined: The answer after a stage is that of all stages up to it (`combined_log_probs`),
+            and they learn by its cross-entropy; not with drawn answers.
         top: The indicator counts an answer as right among the `top` best.
     """
 
     stage_cost: Float[Tensor, " s"]
     drawn_answers: bool
+    combined: bool = False
     top: int = 1
+
+    def answers(
+        self, logits: Float[Tensor, "m s c"], odds: Float[Tensor, "m k"]
+    ) -> Float[Tensor, "m s c"]:
+        """Scores of what is answered after each stage."""
+        return combined_log_probs(logits, odds) if self.combined else logits
 
     def exact_loss(
         self,
@@ -107,10 +140,11 @@ class Objective:
     ) -> Float[Tensor, ""]:
         """Minus the mean expected reward; with cross-entropy added where answers are not drawn."""
         chance = stop_log_probs(odds).exp()  # (m, s)
-        reward = (chance * self.rewards(logits, labels)).sum(dim=1)
+        said = self.answers(logits, odds)
+        reward = (chance * self.rewards(said, labels)).sum(dim=1)
         if self.drawn_answers:
             return -reward.mean()
-        taught = (chance.detach() * stage_cross_entropy(logits, labels)).sum(dim=1)
+        taught = (chance.detach() * stage_cross_entropy(said, labels)).sum(dim=1)
         return (taught - reward).mean()
 
     def supervised_loss(
@@ -120,16 +154,22 @@ class Objective:
         labels: Int[Tensor, " m"],
     ) -> Float[Tensor, ""]:
         """Stopping taught by `supervised_stop_loss`, classifiers on what stops at them."""
-        rewards = self.rewards(logits, labels)
+        said = self.answers(logits, odds)
+        rewards = self.rewards(said, labels)
         chance = stop_log_probs(odds.detach()).exp()
-        each = -rewards if self.drawn_answers else stage_cross_entropy(logits, labels)
+        each = -rewards if self.drawn_answers else stage_cross_entropy(said, labels)
         taught = (chance * each).sum(dim=1).mean()
         return taught + supervised_stop_loss(odds, rewards.detach())
 
     def rewards(
         self, logits: Float[Tensor, "m s c"], labels: Int[Tensor, " m"]
     ) -> Float[Tensor, "m s"]:
-        """What stopping after each stage gives; drawn answers in expectation."""
+        """What stopping after each stage gives; drawn answers in expectation.
+
+        Args:
+            logits: Scores of what is answered there, of `answers`.
+            labels: True labels.
+        """
         if self.drawn_answers:
             at = labels[:, None, None].expand(-1, logits.shape[1], 1)
             right = logits.softmax(dim=2).gather(2, at)[:, :, 0]
@@ -158,7 +198,13 @@ class Objective:
             answered: The label that it answered.
         """
         rows = torch.arange(len(labels), device=labels.device)
-        own = logits[rows, stopped]  # (m, c)
+        if self.combined:  # masked first: what was not computed may hold anything
+            visited = torch.arange(logits.shape[1], device=rows.device) <= stopped[:, None]
+            logits = torch.where(visited[:, :, None], logits, 0.0)
+            known = torch.where(visited[:, :-1], odds, 0.0)
+            own = combined_log_probs(logits, known)[rows, stopped]  # (m, c)
+        else:
+            own = logits[rows, stopped]
         score = _stop_score(odds, stopped)
         weight = _stop_weight(odds.detach(), stopped)
         if self.drawn_answers:

@@ -15,9 +15,13 @@ from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp._core.topology import Topology
 from offramp.evaluate import replay
+from offramp.policy.combination import stopping_log_probs
+from offramp.policy.features import Distribution
 from offramp.policy.stopping_fit import fit_stopping
+from offramp.policy.stopping_network import make_networks, rules_of, stop_odds
 from offramp.policy.stopping_objective import (
     Objective,
+    combined_log_probs,
     drawn_label,
     drawn_stop,
     others_baseline,
@@ -31,6 +35,7 @@ from offramp.trace import Trace
 M, S, C = 3, 3, 4
 DRAWS = 30_000
 COST = torch.tensor([0.1, 0.3, 0.9])
+COMBINED = {"drawn_answers": False, "combined": True}
 
 
 def problem(seed=0):
@@ -75,9 +80,11 @@ def furthest(gradients, exact):
     return float(((gradients.mean(dim=0) - exact).abs() / error.clamp(min=1e-9)).max())
 
 
-@pytest.mark.parametrize("drawn", [True, False])
-def test_reinforce_has_the_exact_gradient_as_its_mean(drawn):
-    objective = Objective(stage_cost=COST, drawn_answers=drawn)
+@pytest.mark.parametrize(
+    "answers", [{"drawn_answers": True}, {"drawn_answers": False}, COMBINED], ids=str
+)
+def test_reinforce_has_the_exact_gradient_as_its_mean(answers):
+    objective = Objective(stage_cost=COST, **answers)
     for seed in (0, 1):
         gradients = drawn_gradients(objective, seed)
         assert furthest(gradients, exact_gradient(objective, seed)) < 4.5
@@ -181,10 +188,43 @@ def test_top_m_counts_the_best_m():
     assert float(found) == pytest.approx(float(taught), abs=1e-6)
 
 
-def test_stages_that_were_not_visited_are_not_read():
+def test_combined_answers_are_those_of_the_policy_at_test_time():
+    """Stage by stage, as `combine="policy"` gives them."""
+    logits, _, labels = problem()
+    networks = make_networks(S - 1, C, 8, seed=3)
+    found = combined_log_probs(logits, stop_odds(networks, logits))
+    each = [Distribution(logits[:, k].log_softmax(dim=1)) for k in range(S)]
+    stops = [*rules_of(networks, range(S)), None]
+    for k in range(S):
+        wanted = stopping_log_probs(each[: k + 1], tuple(stops[: k + 1]))
+        torch.testing.assert_close(found[:, k], wanted)
+    reward = Objective(stage_cost=COST, **COMBINED).rewards(found, labels)
+    right = (found.argmax(dim=2) == labels[:, None]).float()
+    torch.testing.assert_close(reward, right - 1 - COST)
+
+
+def test_combined_answers_are_finite_where_no_stage_would_stop():
+    logits, odds, labels = problem()
+    odds = odds.requires_grad_()
+    loss = Objective(stage_cost=COST, **COMBINED).exact_loss(logits, odds - 300.0, labels)
+    (found,) = torch.autograd.grad(loss, odds)
+    assert bool(loss.isfinite())
+    assert bool(found.isfinite().all())
+
+
+def test_no_gradient_of_the_cross_entropy_leads_into_the_weights_of_the_answer():
+    logits, odds, _ = problem()
+    odds = odds.requires_grad_()
+    assert not combined_log_probs(logits, odds).requires_grad
+    said = combined_log_probs(logits.requires_grad_(), odds)
+    assert torch.autograd.grad(said.sum(), odds, allow_unused=True) == (None,)
+
+
+@pytest.mark.parametrize("answers", [{"drawn_answers": True}, COMBINED], ids=str)
+def test_stages_that_were_not_visited_are_not_read(answers):
     logits, odds, labels = problem()
     stopped, answered = torch.tensor([0, 1, 2]), torch.tensor([0, 0, 3])
-    objective = Objective(stage_cost=COST, drawn_answers=True)
+    objective = Objective(stage_cost=COST, **answers)
     spoilt, spoilt_odds = logits.clone(), odds.clone()
     for i, k in enumerate(stopped.tolist()):
         spoilt[i, k + 1 :] = torch.nan

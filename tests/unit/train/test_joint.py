@@ -61,8 +61,11 @@ def weights(cascade):
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize(("estimator", "warm_up"), [("supervised", 0), ("exact", 15)])
-def test_classifiers_and_stops_reach_the_known_optimum_from_scratch(seed, estimator, warm_up):
+@pytest.mark.parametrize(
+    ("estimator", "warm_up", "answers"),
+    [("supervised", 0, "best"), ("supervised", 0, "combined"), ("exact", 15, "best")],
+)
+def test_the_known_optimum_is_reached_from_scratch(seed, estimator, warm_up, answers):
     """The easy half stops, the hard half goes on: no error, cost (1/4 + 5/4) / 2.
 
     Tolerance: 0.02 of error + alpha * cost, which a constant policy misses by 0.05 and more.
@@ -76,6 +79,7 @@ def test_classifiers_and_stops_reach_the_known_optimum_from_scratch(seed, estima
         alpha=alpha,
         **{**QUICK, "epochs": 30, "seed": seed},
         estimator=estimator,
+        answers=answers,
         warm_up=warm_up,
         supervision=0.5,
         schedule="cosine",
@@ -96,6 +100,7 @@ def test_classifiers_and_stops_reach_the_known_optimum_from_scratch(seed, estima
         {"estimator": "reinforce", "answers": "drawn", "warm_up": 1},
         {"estimator": "exact", "detached": True},
         {"estimator": "reinforce", "rollouts": "visited", "answers": "best"},
+        {"estimator": "reinforce", "rollouts": "visited", "answers": "combined"},
         {"frozen": True},
     ],
 )
@@ -483,3 +488,22 @@ def test_bfloat16_trains_float32_weights():
         trained = train_joint(cascade, hard_and_easy(80), alpha=0.1, bfloat16=True, **QUICK)
     assert all(p.dtype == torch.float32 for p in cascade.parameters())
     assert np.isfinite(trained.best.loss)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "shares"),
+    [
+        ("steps", [1.0, 1.0, 0.1, 0.01]),
+        ("cosine", [0.01, 0.497, 0.5, 0.0]),
+        ("constant", [1.0, 1.0, 1.0, 1.0]),
+    ],
+)
+def test_learning_rates_follow_the_schedule(schedule, shares):
+    made = plan(schedule=schedule, learning_rate=0.2, policy_learning_rate=0.3, epochs=9)
+    stepper = made.stepper(nn.Linear(2, 2), nn.Linear(2, 2))
+    found = []
+    for progress in (0.0, 0.049, 0.5, 0.9999):
+        made.set_rates(stepper, epoch=8, progress=progress)
+        found.append(stepper.param_groups[0]["lr"] / 0.2)
+        assert stepper.param_groups[1]["lr"] == pytest.approx(0.3 * 0.9**2)
+    assert found == pytest.approx(shares, abs=0.011)

@@ -22,9 +22,9 @@ Answers = str
 Rollouts = str
 Schedule = str
 ESTIMATORS = ("supervised", "exact", "reinforce")
-ANSWERS = ("best", "drawn")
+ANSWERS = ("best", "combined", "drawn")
 ROLLOUTS = ("all", "visited")
-SCHEDULES = ("steps", "cosine")
+SCHEDULES = ("steps", "cosine", "constant")
 _MOMENTUM = 0.9
 _POLICY_DECAY, _POLICY_EPOCHS = 0.9, 4
 _RISE = 0.1  # share of the steps in which the cosine's learning rate rises first
@@ -84,7 +84,7 @@ class JointPlan:
         if self.top > 1 and self.answers == "drawn":
             raise InputError(
                 f"answers='drawn' draws one label, so top must be 1, got {self.top}; "
-                "answers='best' takes any."
+                "answers='best' and 'combined' take any."
             )
         if self.rollouts == "visited" and self.estimator != "reinforce":
             raise InputError(
@@ -141,6 +141,8 @@ class JointPlan:
             group["lr"] = self.learning_rate * self._share(progress)
 
     def _share(self, progress: float) -> float:
+        if self.schedule == "constant":
+            return 1.0
         if self.schedule == "steps":
             return float(0.1 ** ((progress >= 0.5) + (progress >= 0.75)))
         rise = min(1.0, (progress + 1e-3) / _RISE)

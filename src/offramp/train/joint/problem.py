@@ -193,7 +193,10 @@ def make_problem(
         model=model,
         plan=plan,
         objective=Objective(
-            stage_cost=price.to(plan.device), drawn_answers=plan.answers == "drawn", top=plan.top
+            stage_cost=price.to(plan.device),
+            drawn_answers=plan.answers == "drawn",
+            combined=plan.answers == "combined",
+            top=plan.top,
         ),
         costs=priced,
         part=examples,

@@ -93,8 +93,10 @@ def train_joint(
             cost. "exact": the gradient of the expected reward. "reinforce": an estimate of it from
             one drawn rollout for each example.
         answers: "best": the reward looks at the best labels, classifiers learn by cross-entropy
-            on what stops at them. "drawn": the answer is drawn from the classifier that stopped,
-            and the reward alone teaches it, as in the paper.
+            on what stops at them. "combined": the same with the answer that is given at test time,
+            of all stages visited, weighted by their probabilities of stopping: a later stage then
+            learns what the earlier ones do not say. "drawn": the answer is drawn from the
+            classifier that stopped, and the reward alone teaches it, as in the paper.
         rollouts: "visited" runs a stage on those alone that reach it, for "reinforce";
             normalisation layers then keep the statistics that they have.
         detached: No gradient leads from the stopping networks into the classifiers.
@@ -113,7 +115,8 @@ def train_joint(
         policy_learning_rate: Of the stopping networks', > 0; times 0.9 every four epochs.
         weight_decay: Of the classifiers, >= 0.
         schedule: Of `learning_rate`: "steps": a tenth after half and after three quarters of the
-            epochs. "cosine": a short rise, then down to 0.
+            epochs. "cosine": a short rise, then down to 0. "constant": as it is, for a training
+            that another one goes on from.
         clip_norm: Largest norm of a step's gradient, > 0.
         augment: Changes each raw batch, such as `offramp.data.CropAndFlip`.
         bfloat16: Compute the stages in bfloat16 where the machine is fast at it.
@@ -283,7 +286,7 @@ def _loss(
     logits = problem.logits(rows, augmenting)
     if warm:
         odds = model.odds(logits.detach())
-        rewards = objective.rewards(logits.detach(), labels)
+        rewards = objective.rewards(objective.answers(logits, odds).detach(), labels)
         return stage_cross_entropy(logits, labels).mean() + supervised_stop_loss(odds, rewards)
     odds = model.odds(logits)
     if plan.estimator == "exact":
