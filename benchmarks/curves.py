@@ -15,10 +15,6 @@ from offramp.trace import Trace
 DRAWS = 1000  # of the bootstrap
 
 
-def _each() -> Any:
-    return field(default_factory=lambda: np.zeros(0), repr=False, compare=False)
-
-
 @dataclass(frozen=True)
 class Point:
     """A policy: what it cost and how often it erred where it was chosen, and on test."""
@@ -28,8 +24,8 @@ class Point:
     chosen_error: float
     cost: float
     error: float
-    costs: FloatArray = _each()  # of each test image, as a ratio
-    wrong: FloatArray = _each()
+    each: FloatArray | None = field(default=None, repr=False, compare=False)
+    """Cost ratio and error of each test image, `(2, n)`, where it is known."""
 
 
 def points(settings: Sequence[Setting], chosen: Trace, test: Trace, largest: float) -> list[Point]:
@@ -45,8 +41,7 @@ def points(settings: Sequence[Setting], chosen: Trace, test: Trace, largest: flo
                 1 - seen.accuracy,
                 float(costs.mean()),
                 float(wrong.mean()),
-                costs,
-                wrong,
+                np.stack([costs, wrong]),
             )
         )
     return found
@@ -81,22 +76,18 @@ def at_equal_cost(first: Sequence[Point], second: Sequence[Point]) -> dict[str, 
     if not high > low:
         return {"minus": None, "standard_error": None}
     grid = np.linspace(low, high, 50)
-    held = [
-        [np.stack([getattr(p, name) for p in c]) for name in ("costs", "wrong")] for c in curves
-    ]
-    n = held[0][0].shape[1]
+    held = [np.stack([p.each for p in points if p.each is not None]) for points in curves]
+    n = held[0].shape[2]
     draws = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=DRAWS) / n
 
     def gap(weights: FloatArray) -> float:
-        along = [
-            np.interp(grid, *_sorted(costs @ weights, wrong @ weights)) for costs, wrong in held
-        ]
-        return float(np.mean(along[0] - along[1]))
+        ours, theirs = (np.interp(grid, *_by_cost(each @ weights)) for each in held)
+        return float(np.mean(ours - theirs))
 
     again = [gap(weights) for weights in draws]
     return {"minus": gap(np.full(n, 1 / n)), "standard_error": float(np.std(again))}
 
 
-def _sorted(costs: FloatArray, errors: FloatArray) -> tuple[FloatArray, FloatArray]:
-    order = np.argsort(costs, kind="stable")
-    return costs[order], errors[order]
+def _by_cost(points: FloatArray) -> FloatArray:
+    """Costs and errors, `(2, k)`, of points `(k, 2)`, the cheapest first."""
+    return points[np.argsort(points[:, 0], kind="stable")].T
