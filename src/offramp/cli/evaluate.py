@@ -27,6 +27,8 @@ _OF_LABELS = {  # what of an evaluation means nothing without labels
     "excess",
     "excess_ci",
     "class_outcomes",
+    "class_paths",
+    "class_disagreements",
 }
 
 

@@ -22,10 +22,10 @@ from offramp._core.topology import Path
 from offramp._core.types import BoolArray
 from offramp.evaluate.evaluation import (
     Outcomes,
-    count_outcomes,
     f_labels,
     first_labels,
     from_outcomes,
+    outcomes_of,
 )
 from offramp.evaluate.results import Evaluation
 from offramp.policy import Policy, Setting
@@ -80,6 +80,7 @@ def _added(before: Outcomes | None, more: Outcomes) -> Outcomes:
     return Outcomes(
         paths=before.paths + more.paths,
         classes=before.classes + more.classes,
+        class_paths=before.class_paths + more.class_paths,
         disagreements=before.disagreements + more.disagreements,
     )
 
@@ -183,7 +184,7 @@ def _outcomes(shared: _Shared, setting: Setting) -> Outcomes:
     policy, topology = setting.policy, setting.policy.topology
     m = len(shared.part)
     taken, wrong = np.zeros(m, dtype=np.int64), np.zeros(m, dtype=np.bool_)
-    disagreements = 0
+    differs = np.zeros(m, dtype=np.bool_)
     standing: dict[Path, Tensor] = {}
     standing[topology.root,] = torch.ones(m, dtype=torch.bool)
     for i, path in enumerate(topology.paths()):  # each before its continuations
@@ -206,10 +207,12 @@ def _outcomes(shared: _Shared, setting: Setting) -> Outcomes:
         if rows.any():
             taken[rows] = i
             wrong |= rows & shared.wrong(path, policy, setting.top)
-            disagreements += int((rows & shared.differs(path, policy, setting.reference)).sum())
-    f_wrong = shared.reference_wrong(setting.reference, setting.top)
-    return Outcomes(
-        paths=count_outcomes(taken, wrong, f_wrong, len(topology.paths())),
-        classes=count_outcomes(shared.part.labels.numpy(), wrong, f_wrong, shared.part.classes),
-        disagreements=disagreements,
+            differs |= rows & shared.differs(path, policy, setting.reference)
+    return outcomes_of(
+        shared.part,
+        path=taken,
+        paths=len(topology.paths()),
+        wrong=wrong,
+        f_wrong=shared.reference_wrong(setting.reference, setting.top),
+        differs=differs,
     )

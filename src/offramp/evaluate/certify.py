@@ -17,7 +17,6 @@ from offramp.evaluate.limits import UNLABELLED, Limits, joined, points_text, rea
 from offramp.evaluate.order import walk_order
 from offramp.evaluate.results import RISKS, Evaluation, FrontierPoint, Risk
 from offramp.evaluate.risk_tests import (
-    CostTest,
     RecallTest,
     RiskTest,
     WeightedTest,
@@ -102,7 +101,7 @@ def _cost(point: FrontierPoint) -> float:
 
 def _merit(point: FrontierPoint, tests: Sequence[RiskTest], least: Risk) -> float:
     """What to minimise among those that passed, on `fit`."""
-    free = all(isinstance(test, CostTest) for test in tests)
+    free = all(test.limit.risk == "cost" for test in tests)
     return point.fit.risk(least) if free else _cost(point)
 
 
@@ -150,7 +149,7 @@ def _shortage(
         whose, of = " of each class", f" of class {calibration.class_names[rarest]!r}"
     if have >= least:
         return None
-    if isinstance(test, CostTest):
+    if test.limit.risk == "cost":
         takes = f"even if all of them cost least it takes {least}"
     elif isinstance(test, WeightedTest):
         takes = f"even without a single error it takes, with these class weights, {least}"
@@ -174,7 +173,7 @@ def _seen(point: FrontierPoint, tests: Sequence[RiskTest], calibration: Calibrat
     found = evidence(point)
     worst = max(tests, key=lambda test: float(test.p_values([point])[0]))
     share = points_text(measured(worst, found))
-    if isinstance(worst, CostTest):
+    if worst.limit.risk == "cost":
         return f"its cost in {calibration.split} is {share} % of F's"
     return f"its {worst.limit.risk} in {calibration.split} is {share} points"
 
@@ -277,7 +276,11 @@ def _scaled(found: Evaluation, n: int) -> Evaluation:
         excess=lost / n,
         difference=(lost - won) / n,
         disagreement=differing / n,
-        class_outcomes=tuple(
-            tuple(round(count * n / found.n) for count in row) for row in found.class_outcomes
-        ),
+        class_outcomes=_scaled_table(found.class_outcomes, n / found.n),
+        class_paths=_scaled_table(found.class_paths, n / found.n),
+        class_disagreements=tuple(round(c * n / found.n) for c in found.class_disagreements),
     )
+
+
+def _scaled_table(table: tuple[tuple[int, ...], ...], factor: float) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(round(factor * count) for count in row) for row in table)

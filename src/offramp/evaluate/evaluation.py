@@ -33,12 +33,14 @@ class Outcomes:
     Args:
         paths: Of each path of the setting's topology, `(p, 2, 2)`.
         classes: Of each true class, `(c, 2, 2)`.
-        disagreements: Examples whose first label is not F's.
+        class_paths: Of each path, how many are of each true class, `(p, c)`.
+        disagreements: Of each true class, examples whose first label is not F's, `(c,)`.
     """
 
     paths: IntArray
     classes: IntArray
-    disagreements: int
+    class_paths: IntArray
+    disagreements: IntArray
 
 
 def evaluate(
@@ -81,12 +83,43 @@ def evaluate(
         )
     stage = of_f.topology.index(setting.reference)
     f_wrong = of_f.wrong(stage, top=setting.top)
-    outcomes = Outcomes(
-        paths=count_outcomes(done.path, done.wrong, f_wrong, len(done.paths)),
-        classes=count_outcomes(trace.labels.numpy(), done.wrong, f_wrong, trace.classes),
-        disagreements=int((first_labels(done.labels, trace) != f_labels(of_f, stage)).sum()),
+    outcomes = outcomes_of(
+        trace,
+        path=done.path,
+        paths=len(done.paths),
+        wrong=done.wrong,
+        f_wrong=f_wrong,
+        differs=first_labels(done.labels, trace) != f_labels(of_f, stage),
     )
     return from_outcomes(trace, setting, outcomes, bootstrap=bootstrap, seed=seed)
+
+
+def outcomes_of(
+    trace: Trace,
+    *,
+    path: IntArray,
+    paths: int,
+    wrong: BoolArray,
+    f_wrong: BoolArray,
+    differs: BoolArray,
+) -> Outcomes:
+    """Count the examples of a trace.
+
+    Args:
+        trace: The examples.
+        path: The path that each has taken, `(n,)`, of `paths`.
+        paths: How many paths there are.
+        wrong: True where the example's own answer is wrong, `(n,)`.
+        f_wrong: True where F's is, `(n,)`.
+        differs: True where its first label is not F's, `(n,)`.
+    """
+    labels, c = trace.labels.numpy(), trace.classes
+    return Outcomes(
+        paths=count_outcomes(path, wrong, f_wrong, paths),
+        classes=count_outcomes(labels, wrong, f_wrong, c),
+        class_paths=np.bincount(c * path + labels, minlength=c * paths).reshape(paths, c),
+        disagreements=np.bincount(labels[differs], minlength=c),
+    )
 
 
 def count_outcomes(group: IntArray, wrong: BoolArray, f_wrong: BoolArray, groups: int) -> IntArray:
@@ -164,10 +197,12 @@ def from_outcomes(
         useful_share=useful,
         overhead_share=overhead,
         decision_share=deciding,
-        disagreement=outcomes.disagreements / n,
+        disagreement=int(outcomes.disagreements.sum()) / n,
         path_share=_shares(on_path / n),
         path_cost_ratio=_shares(ratios),
         class_outcomes=tuple(tuple(row) for row in outcomes.classes.reshape(-1, 4).T.tolist()),
+        class_paths=tuple(tuple(row) for row in outcomes.class_paths.tolist()),
+        class_disagreements=tuple(outcomes.disagreements.tolist()),
     )
 
 
@@ -216,6 +251,8 @@ def pooled(first: Evaluation, second: Evaluation) -> Evaluation:
         path_share=(),
         path_cost_ratio=(),
         class_outcomes=(),
+        class_paths=(),
+        class_disagreements=(),
     )
 
 

@@ -140,7 +140,7 @@ class Frontier:
             delta: Largest chance that any of them is exceeded, in (0, 1): 0.05.
             class_weights: Where the shares of classes will change in a known way, and nothing
                 else: each class's share in future over its share in `calibrate`, in the order of
-                classes or by name. For difference, excess, error; recalls do not change.
+                classes or by name. Recalls do not change with them.
 
         Raises:
             InputError: If a limit or `delta` is outside its domain, a risk is unknown, or weights

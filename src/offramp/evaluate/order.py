@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from offramp.evaluate.results import FrontierPoint, Risk
-from offramp.evaluate.risk_tests import CostTest, RiskTest, slack
+from offramp.evaluate.risk_tests import RiskTest, slack
 from offramp.policy.pareto import pareto_front
 
 _STEP = 0.3  # standard errors on fit that a candidate must be safer than the next, or be left out
@@ -35,7 +35,7 @@ def walk_order(
         least: Where only the cost is limited: the risk that stands beside it.
     """
     candidates = [p for p in points if p.tested is not None] or list(points)
-    losses = [test for test in tests if not isinstance(test, CostTest)]
+    losses = [test for test in tests if test.limit.risk != "cost"]
     if not tests:
         return []
     rooms = [_room(p, losses) if losses else -p.fit.risk(least) for p in candidates]

@@ -18,6 +18,7 @@ Interval = tuple[float, float]
 Risk = str  # one of RISKS
 RISKS: tuple[Risk, ...] = ("difference", "excess")
 OUTCOMES = ("both_right", "corrected", "lost", "both_wrong")  # of a setting's answer and F's
+_BY_CLASS = ("class_outcomes", "class_paths", "class_disagreements")
 _PARTS = ("fit", "calibrate", "judged_on_both", "unlabelled")  # what may have been looked at
 
 
@@ -52,6 +53,8 @@ class Evaluation:
         path_share: Share of examples on each path of the setting's topology, `(p,)`, sums to 1.
         path_cost_ratio: Cost of each of these paths over that of F, `(p,)`.
         class_outcomes: For each of `OUTCOMES` how many examples of each class, `(4, c)`.
+        class_paths: How many examples of each class took each path, `(p, c)`.
+        class_disagreements: Of how many of each class the first label is not F's, `(c,)`.
     """
 
     setting: Setting
@@ -78,6 +81,8 @@ class Evaluation:
     path_share: tuple[float, ...] = ()
     path_cost_ratio: tuple[float, ...] = ()
     class_outcomes: tuple[tuple[int, ...], ...] = ()
+    class_paths: tuple[tuple[int, ...], ...] = ()
+    class_disagreements: tuple[int, ...] = ()
 
     @property
     def stage_cost_share(self) -> tuple[float, ...]:
@@ -95,7 +100,7 @@ class Evaluation:
 
     def numbers(self) -> dict[str, Any]:
         """As JSON values without the setting, for files that hold it beside them."""
-        kept = ("setting", "class_outcomes")
+        kept = ("setting", *_BY_CLASS)
         found = {name: value for name, value in _plain(self).items() if name not in kept}
         # as text: a line for each number of each class would make up most of the file
         rows = zip(OUTCOMES, self.class_outcomes, strict=False)
@@ -103,6 +108,8 @@ class Evaluation:
             **found,
             "stage_cost_share": list(self.stage_cost_share),
             "class_outcomes": {name: " ".join(map(str, row)) for name, row in rows},
+            "class_paths": [" ".join(map(str, row)) for row in self.class_paths],
+            "class_disagreements": " ".join(map(str, self.class_disagreements)),
         }
 
     @classmethod
@@ -121,7 +128,15 @@ class Evaluation:
             }
             rows = numbers.pop("class_outcomes", {})  # older files have none
             outcomes = tuple(tuple(map(int, rows[name].split())) for name in OUTCOMES if rows)
-            return cls(setting=held, class_outcomes=outcomes, **numbers)
+            paths = tuple(tuple(map(int, row.split())) for row in numbers.pop("class_paths", ()))
+            differing = tuple(map(int, numbers.pop("class_disagreements", "").split()))
+            return cls(
+                setting=held,
+                class_outcomes=outcomes,
+                class_paths=paths,
+                class_disagreements=differing,
+                **numbers,
+            )
 
 
 @final

@@ -34,7 +34,6 @@ _LOSSES = {  # of an example, in the order of OUTCOMES
     "excess": (0.0, 0.0, 1.0, 0.0),
     "error": (0.0, 0.0, 1.0, 1.0),
 }
-WEIGHTED = tuple(_LOSSES)  # risks that known weights of classes can be put into
 
 _T = TypeVar("_T")
 Kinds = tuple[FloatArray, IntArray]  # values of a loss, `(u,)`, and how many examples have each
@@ -204,13 +203,13 @@ class CostTest:
 @final
 @dataclass(frozen=True, kw_only=True)
 class WeightedTest:
-    """Of difference, excess or error where classes become more or less frequent by known factors.
+    """Of any mean where classes become more or less frequent by known factors.
 
     The risk in future is the mean, on the examples at hand, of each loss times the weight of its
     class. Bets are placed on these products, rescaled by the largest weight.
 
     Args:
-        limit: One of these three.
+        limit: Of any risk but "recall", which does not change.
         delta: Level that p-values will be compared with.
         weights: For each class its share in future over its share now, `(c,)`.
     """
@@ -225,26 +224,48 @@ class WeightedTest:
 
     def p_values(self, points: Sequence[FrontierPoint]) -> FloatArray:
         """As `RiskTest.p_values`."""
-        found = [
-            _bet(self._kinds(point.fit), self._kinds(evidence(point)), self._range, self.delta)
-            for point in points
-        ]
-        return np.array(found, dtype=np.float64)
+        return np.array([self._p_value(point) for point in points], dtype=np.float64)
 
     def fewest(self, points: Sequence[FrontierPoint]) -> int:
-        """As `RiskTest.fewest`."""
-        return fewest_counted(within=self._range, delta=self.delta)
+        """As `RiskTest.fewest`: of the point where the fewest will do."""
+        each = [self._kinds(point.fit)[0] for point in points]
+        return min((self._fewest(v) for v in each if v.min() < self.limit.at_most), default=1)
 
-    @property
-    def _range(self) -> Range:
-        heaviest = max(self.weights)
-        low = -heaviest if self.limit.risk == "difference" else 0.0
-        return Range(low=low, high=heaviest, limit=self.limit.at_most)
+    def _fewest(self, values: FloatArray) -> int:
+        if self.limit.at_most >= values.max():
+            return 1
+        best = max(0.0, float(values.min()))
+        return fewest_counted(within=self._range(values), delta=self.delta, best=best)
+
+    def _p_value(self, point: FrontierPoint) -> float:
+        values, counts = self._kinds(evidence(point))
+        unweighted = self._by_class(point.fit)[0]  # no shares of classes lead beyond these
+        if self.limit.at_most >= unweighted.max():
+            return 0.0
+        if self.limit.at_most <= values.min():
+            return 1.0
+        return _bet(self._kinds(point.fit), (values, counts), self._range(values), self.delta)
+
+    def _range(self, values: FloatArray) -> Range:
+        return Range(low=values.min(), high=values.max(), limit=self.limit.at_most)
 
     def _kinds(self, found: Evaluation) -> Kinds:
-        table = class_table(found)  # (4, c)
-        values = np.outer(_LOSSES[self.limit.risk], self.weights)  # (4, c)
-        return values.ravel(), table.ravel()
+        losses, table = self._by_class(found)  # (u,), (u, c)
+        # Weights are 1 on average, so what every example costs at least needs none.
+        base = float(losses.min()) if self.limit.risk == "cost" else 0.0
+        return (base + np.outer(losses - base, self.weights)).ravel(), table.ravel()
+
+    def _by_class(self, found: Evaluation) -> tuple[FloatArray, IntArray]:
+        """Losses, and how many examples of each class have each."""
+        if self.limit.risk == "cost":
+            counts = np.array(_kept(found.class_paths, found), dtype=np.int64)
+            return np.array(_kept(found.path_cost_ratio, found), dtype=np.float64), counts
+        table = class_table(found)
+        if self.limit.risk == "disagreement":
+            differing = np.array(_kept(found.class_disagreements, found), dtype=np.int64)
+            both = np.stack([table.sum(axis=0) - differing, differing])
+            return np.array([0.0, 1.0], dtype=np.float64), both
+        return np.array(_LOSSES[self.limit.risk], dtype=np.float64), table
 
 
 def measured(test: RiskTest, found: Evaluation) -> float:
@@ -256,13 +277,16 @@ def slack(test: RiskTest, found: Evaluation) -> float:
     """Standard errors between the risk and its limit, the fewest of all losses.
 
     One more example that is off by 1 is counted in, so that a loss that was never seen has an
-    error as well. Negative beyond the limit.
+    error as well. Negative beyond the limit; beyond one of cost the distance itself: what takes
+    one path only has hardly any error, and would seem the farthest.
     """
     each = []
     for values, counts in test.losses(found):
         n, mean = max(1, int(counts.sum())), _mean(values, counts)
         variance = (1 + float(counts @ (values - mean) ** 2)) / (n + 1)
-        each.append((test.limit.at_most - mean) / math.sqrt(variance / n))
+        room = test.limit.at_most - mean
+        error = 1.0 if test.limit.risk == "cost" and room <= 0 else math.sqrt(variance / n)
+        each.append(room / error)
     return min(each)
 
 

@@ -12,7 +12,6 @@ from offramp.evaluate.certificate import Calibration
 from offramp.evaluate.limits import Label, Limit
 from offramp.evaluate.results import Evaluation
 from offramp.evaluate.risk_tests import (
-    WEIGHTED,
     CostTest,
     CountTest,
     RecallTest,
@@ -42,15 +41,14 @@ def risk_tests(
         class_weights: Known factors by which classes become more frequent.
 
     Raises:
-        InputError: If a class is unknown, or weights are given for a risk that they do not fit.
+        InputError: If a class is unknown, or weights are given without labels.
     """
     weights = None
     if class_weights is not None:
-        unfit = [x.risk for x in limits if x.risk not in (*WEIGHTED, "recall")]
-        if unfit:
+        if calibration is not None and not calibration.labelled:
             raise InputError(
-                f"class_weights can be given for {', '.join(WEIGHTED)} and recall, got {unfit[0]!r}"
-                " as well: it is not kept by class. Certify it without weights."
+                f"class_weights cannot be given where the examples of {calibration.split} have no "
+                "labels: nobody knows which class each is of. Certify without them, or label."
             )
         if calibration is not None:
             weights = read_weights(class_weights, calibration)
@@ -61,7 +59,7 @@ def risk_tests(
 def _test(
     limit: Limit, calibration: Calibration | None, delta: float, weights: tuple[float, ...] | None
 ) -> RiskTest | None:
-    if limit.risk == "cost":
+    if limit.risk == "cost" and weights is None:
         return CostTest(limit=limit, delta=delta)
     if limit.risk == "recall":  # whatever share of the examples a class has: no weights
         if calibration is None:

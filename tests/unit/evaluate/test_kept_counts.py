@@ -41,6 +41,9 @@ def settings(frontier):
     return [p.setting for p in (*frontier.points[::12], *frontier.singles)]
 
 
+KEPT = ("disagreement", "path_share", "path_cost_ratio", "class_outcomes")
+
+
 def counted(trace, setting):
     """One example after another."""
     done = replay(trace, setting.policy, top=setting.top)
@@ -48,13 +51,14 @@ def counted(trace, setting):
     f_first = trace.output(stage).top(1)[:, 0].tolist()
     f_wrong = trace.wrong(stage, top=setting.top).tolist()
     classes = [[0] * trace.classes for _ in OUTCOMES]
-    paths, differing = [0] * len(done.paths), 0
+    paths = [[0] * trace.classes for _ in done.paths]
+    differing = [0] * trace.classes
     for i, label in enumerate(trace.labels.tolist()):
         classes[KINDS[int(done.wrong[i]), int(f_wrong[i])]][label] += 1
-        paths[done.path[i]] += 1
+        paths[done.path[i]][label] += 1
         first = int(done.labels[i][0])
         both_outside = not (0 <= first < trace.classes or 0 <= f_first[i] < trace.classes)
-        differing += first != f_first[i] and not both_outside
+        differing[label] += first != f_first[i] and not both_outside
     return classes, paths, differing
 
 
@@ -62,8 +66,10 @@ def test_disagreements_paths_and_classes_are_those_of_the_examples(trace, settin
     for setting, found in zip(settings, evaluate_all(trace, settings), strict=True):
         classes, paths, differing = counted(trace, setting)
         assert [list(row) for row in found.class_outcomes] == classes
-        assert [round(found.n * share) for share in found.path_share] == paths
-        assert found.disagreement == differing / found.n
+        assert [list(row) for row in found.class_paths] == paths
+        assert [round(found.n * share) for share in found.path_share] == list(map(sum, paths))
+        assert list(found.class_disagreements) == differing
+        assert found.disagreement == sum(differing) / found.n
         f_cost = found.reference_cost
         ratios = (path_costs(trace, setting.policy) / f_cost).tolist()
         assert found.path_cost_ratio == pytest.approx(ratios)
@@ -101,7 +107,7 @@ def test_a_frontier_of_an_older_version_is_read_without_them(frontier):
     for point in [*stored["points"], *stored["singles"]]:
         point.pop("unlabelled")
         for part in ("fit", "calibrate", "judged_on_both"):
-            for name in ("disagreement", "path_share", "path_cost_ratio", "class_outcomes"):
+            for name in (*KEPT, "class_paths", "class_disagreements"):
                 if point[part] is not None:
                     del point[part][name]
     again = Frontier.from_dict(stored)

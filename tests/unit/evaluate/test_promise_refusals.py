@@ -29,6 +29,14 @@ DELTA = 0.1
 WEIGHTS = (1.6, 0.4, 1.0, 1.0)
 SIMPLE = {"combines": ["last"], "confidences": ["margin"], "progress": False}
 NAMES = ("ant", "bee", "cat", "dog")
+KEPT = (
+    "disagreement",
+    "path_share",
+    "path_cost_ratio",
+    "class_outcomes",
+    "class_paths",
+    "class_disagreements",
+)
 
 
 def candidates(frontier):
@@ -227,7 +235,7 @@ def test_what_an_older_version_stored_certifies_what_it_can(promising):
     del stored["calibration"]["class_names"]
     for point in [*stored["points"], *stored["singles"]]:
         for part in ("fit", "calibrate", "judged_on_both"):
-            for name in ("disagreement", "path_share", "path_cost_ratio", "class_outcomes"):
+            for name in KEPT:
                 if point[part] is not None:
                     del point[part][name]
     old = Frontier.from_dict(stored)
@@ -235,8 +243,15 @@ def test_what_an_older_version_stored_certifies_what_it_can(promising):
     for limits in ({"disagreement": 0.1}, {"cost": 0.5}, {"recall": 0.1}):
         with pytest.raises(InputError, match=r"older version.*Fit again"):
             old.certify(limits, delta=DELTA)
-    with pytest.raises(InputError, match=r"older version.*Fit again"):
-        old.certify({"difference": 0.1}, delta=DELTA, class_weights=WEIGHTS)
+    for limits in ({"difference": 0.1}, {"disagreement": 0.1}, {"cost": 0.5}):
+        with pytest.raises(InputError, match=r"older version.*Fit again"):
+            old.certify(limits, delta=DELTA, class_weights=WEIGHTS)
+
+
+@pytest.mark.parametrize("risk", ["disagreement", "cost"])
+def test_without_labels_weights_of_classes_mean_nothing(unlabelled, risk):
+    with pytest.raises(InputError, match=r"class_weights cannot .* calibrate have no labels"):
+        unlabelled.certify({risk: 0.3}, delta=DELTA, class_weights=WEIGHTS)
 
 
 def test_limits_say_what_they_promise():

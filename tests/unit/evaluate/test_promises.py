@@ -11,6 +11,7 @@ from offramp.evaluate import (
     replay,
 )
 from offramp.evaluate.limits import read_limits
+from offramp.evaluate.order import walk_order
 from offramp.evaluate.weights import risk_tests
 from offramp.policy.risk import (
     Range,
@@ -79,6 +80,16 @@ def slow_p(parts, point, risk, limit, weights=None):
         values = losses(part, setting, "difference")
         return max(p_of_counts(values[part.labels.numpy() == y], limit) for y in range(4))
     values = losses(part, setting, risk)
+    if risk == "cost" and weights is not None:
+        heavy, ratios = np.array(weights), point.fit.path_cost_ratio
+        low = min(ratios)
+        high = low + (max(ratios) - low) * max(weights)
+        if limit >= max(ratios) or limit <= low:
+            return float(limit <= low)
+        of_fit = losses(fitted, setting, risk)
+        before = low + heavy[fitted.labels.numpy()] * (of_fit - low)
+        moved = low + heavy[part.labels.numpy()] * (values - low)
+        return p_of_bet(before, moved.clip(low, high), Range(low=low, high=high, limit=limit))
     if risk == "cost":
         low, high = min(point.fit.path_cost_ratio), max(point.fit.path_cost_ratio)
         if limit >= high or limit <= low:
@@ -115,6 +126,9 @@ CASES = [
     ({"difference": 0.04}, WEIGHTS),
     ({"excess": 0.06}, WEIGHTS),
     ({"error": 0.14}, WEIGHTS),
+    ({"disagreement": 0.08}, WEIGHTS),
+    ({"cost": 0.5}, WEIGHTS),
+    ({"difference": 0.06, "cost": 0.8, "disagreement": 0.12}, WEIGHTS),
 ]
 
 
@@ -147,11 +161,10 @@ def test_no_cheaper_setting_was_reached_and_the_order_is_that_of_fit(promising, 
     tests = risk_tests(
         read_limits(limits), promising.calibration, delta=DELTA, class_weights=weights
     )
-    from offramp.evaluate.certify import _in_order
 
     def order(of):
         f = next(p for p in of.singles if p.setting.label == f"{of.reference} alone")
-        return _in_order([*of.points, *of.singles], f, tests, "difference")
+        return walk_order([*of.points, *of.singles], f, tests, "difference")
 
     walk = order(promising)
     assert [p.setting for p in walk] == [p.setting for p in order(blind)]

@@ -147,8 +147,6 @@ def test_a_recall_does_not_depend_on_how_frequent_classes_are(promising):
         ({"difference": 0.1}, [float("nan")] * 4, r"finite and at least 0, .*got nan"),
         ({"difference": 0.1}, [0.0] * 4, r"not all 0, got 0.0"),
         ({"difference": 0.1}, [0.4, 0.1, 0.25, 0.25], r"share in future .* got 0.2[45]"),
-        ({"cost": 0.5}, WEIGHTS, r"difference, excess, error and recall, got 'cost'"),
-        ({"disagreement": 0.5}, WEIGHTS, r"got 'disagreement' as well"),
     ],
 )
 def test_weights_that_cannot_be_are_refused_by_their_value(promising, limits, weights, message):
