@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import parser, report
+from harness import has_bfloat16, parser, report
 from train_backbone import NORMALISE
 
 from offramp.data import Examples, arrays, cifar10
@@ -89,7 +89,7 @@ def learn(cascade: Cascade, images: Examples, work: Path, epochs: int) -> None:
         seed=0,
         validation=arrays(pixels[kept:].contiguous(), labels[kept:], layout="nchw"),
         learning_rate=0.003,
-        bfloat16=True,
+        bfloat16=has_bfloat16(),
         cache=work / "cache",
         checkpoint=work / "heads.safetensors",
     )

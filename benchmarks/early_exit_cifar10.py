@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import parser, report, speedups
+from harness import has_bfloat16, parser, report, speedups
 from selection_cifar10 import at_difference, interval
 from train_backbone import NORMALISE
 
@@ -133,7 +133,7 @@ def learn(cascade: Cascade, backbone: Backbone, options: argparse.Namespace, wor
         validation=judged,
         batch_size=256,
         learning_rate=0.003,
-        bfloat16=True,
+        bfloat16=has_bfloat16(),
         cache=work / "cache",
         checkpoint=work / "heads.safetensors",
     )

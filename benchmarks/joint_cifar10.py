@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 from curves import Point, at_equal_cost, cheapest, curve, points
-from harness import keep_freed_memory, parser, report
+from harness import has_bfloat16, keep_freed_memory, parser, report
 from train_backbone import NORMALISE
 
 import offramp
@@ -54,7 +54,7 @@ ALPHAS = (0.1,)
 WARM_ALPHA = 0.1  # of the stopping networks that learn beside the warm-up, for all contenders
 THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
 SETTINGS = ("models", "epochs", "warm_up", "images", "judge", "alphas", "estimator", "answers")
-SETTINGS += ("supervision", "bfloat16", "seed")
+SETTINGS += ("supervision", "seed")
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def go_on(
         batch_size=128,
         learning_rate=0.1 * rate,
         weight_decay=5e-4 / rate,
-        bfloat16=arguments.bfloat16,
+        bfloat16=has_bfloat16(),
         checkpoint=arguments.work / f"{name}.safetensors",
         **plan,
     )
@@ -311,9 +311,6 @@ def training_options(options: argparse.ArgumentParser) -> None:
     options.add_argument("--estimator", default="supervised")
     options.add_argument("--answers", default="combined", help="as for train_joint")
     options.add_argument("--supervision", type=float, default=2.0, help="as for train_joint")
-    options.add_argument(
-        "--bfloat16", action="store_true", help="for a machine with instructions for it"
-    )
     options.add_argument("--seed", type=int, default=0)
 
 

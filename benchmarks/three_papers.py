@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 from curves import Point, cheapest, curve, points
-from harness import keep_freed_memory, parser, report
+from harness import has_bfloat16, keep_freed_memory, parser, report
 from joint_cifar10 import (
     SETTINGS,
     Parts,
@@ -103,7 +103,7 @@ def learn_heads(
         seed=0,
         validation=0.05,
         learning_rate=0.003,
-        bfloat16=arguments.bfloat16,
+        bfloat16=has_bfloat16(),
         cache=work / "cache",
         checkpoint=work / "heads.safetensors",
     )

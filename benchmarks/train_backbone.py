@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import torch
-from harness import parser, report
+from harness import has_bfloat16, parser, report
 
 from offramp.data import CropAndFlip, Examples, cifar10
 from offramp.models import ModelSpec, build, save_weights
@@ -62,7 +62,7 @@ def main() -> None:
         optimiser="sgd",
         learning_rate=0.2,
         weight_decay=5e-4,
-        bfloat16=True,
+        bfloat16=has_bfloat16(),
         checkpoint=arguments.work / f"{arguments.weights.stem}.safetensors",
     )
     seconds = time.monotonic() - start
