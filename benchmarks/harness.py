@@ -45,7 +45,7 @@ def machine() -> dict[str, Any]:
 
 
 def has_bfloat16() -> bool:
-    """True where the processor multiplies bfloat16; elsewhere that takes ten times float32's time."""
+    """True where the processor multiplies bfloat16; elsewhere that takes ten times as long."""
     cpuinfo = Path("/proc/cpuinfo")
     return cpuinfo.exists() and "avx512_bf16" in cpuinfo.read_text().split()
 
