@@ -294,6 +294,58 @@ def test_a_limit_that_is_not_rescaled_with_the_losses_would_be_caught():
     assert unlikely(int((np.array(p) <= DELTA).sum()), FAST)
 
 
+# Costs and disagreements of classes that become more or less frequent.
+
+DEAR = np.array([0.05, 0.1, 0.35])  # how often a class takes the dearest path; as often the second
+DIFFER = np.array([0.02, 0.05, 0.1205])
+
+
+def shifted_points(template, n, draws):
+    """Points, and the mean cost and disagreement once the classes have their new shares."""
+    ways, costs = np.stack([1 - 2 * DEAR, DEAR, DEAR]), np.array(COSTS[:3])  # (p, c), (p,)
+    rng = np.random.default_rng(8)
+
+    def held(size):
+        by_path = rng.multinomial(size, (ways * SHARES).ravel()).reshape(3, -1)
+        of_class = by_path.sum(axis=0)
+        differing = rng.binomial(of_class, DIFFER)
+        return {
+            "n": size,
+            "path_share": tuple((by_path.sum(axis=1) / size).tolist()),
+            "path_cost_ratio": COSTS[:3],
+            "class_paths": tuple(map(tuple, by_path.tolist())),
+            "class_outcomes": (tuple(of_class.tolist()), *[(0, 0, 0)] * 3),
+            "class_disagreements": tuple(differing.tolist()),
+            "disagreement": int(differing.sum()) / size,
+        }
+
+    made = points(template, held(600), [held(n) for _ in range(draws)])
+    future = SHARES * WEIGHTS
+    return made, float(costs @ ways @ future), float(DIFFER @ future)
+
+
+@DRAWS
+@pytest.mark.parametrize("n", [40, 400])
+def test_a_shifted_risk_is_exceeded_with_probability_delta_at_most(template, n, draws):
+    made, cost, disagreement = shifted_points(template, n, draws)
+    for risk, truth in (("cost", cost), ("disagreement", disagreement)):
+        limit = Limit(risk=risk, at_most=truth - 1e-4)
+        test = WeightedTest(limit=limit, delta=DELTA, weights=WEIGHTS)
+        assert not unlikely(int((test.p_values(made) <= DELTA).sum()), draws)
+        if n == 400:  # the twin: the shares of classes as they are now
+            plain = CostTest if risk == "cost" else CountTest
+            now = plain(limit=limit, delta=DELTA).p_values(made)
+            assert unlikely(int((now <= DELTA).sum()), draws)
+
+
+def test_a_shifted_cost_or_disagreement_is_promised_where_it_can_be(template):
+    made, cost, disagreement = shifted_points(template, 1500, FAST)
+    for risk, truth in (("cost", cost), ("disagreement", disagreement)):
+        within = Limit(risk=risk, at_most=1.75 * truth)
+        p = WeightedTest(limit=within, delta=DELTA, weights=WEIGHTS).p_values(made)
+        assert int((p <= DELTA).sum()) > 0.9 * FAST
+
+
 # Several risks at once.
 
 
