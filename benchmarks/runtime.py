@@ -12,8 +12,9 @@ medians.
     stream     survivors of successive batches gather to full batches (`Adaptive.stream`)
 
 `exits_unused_overhead`: 18 exits (average pooling and a linear layer) in ResNet-110 that nobody
-takes, over the uncut network in the same backend, by median of ratios within rounds. A backend that
-is not here is named in `skipped`.
+takes, over the uncut network in the same backend, by median of ratios within rounds; as `join_for`
+makes them for that policy, and `exits_unused_apart` with a call for each segment. A backend that is
+not here is named in `skipped`.
 
 With --keep-pages glibc keeps freed memory instead of giving it back between operations.
 """
@@ -38,7 +39,7 @@ from offramp._core.errors import MissingExtraError, UnsupportedError
 from offramp.models import ModelSpec, build, cifar_resnet
 from offramp.models.heads import gap_linear
 from offramp.policy import Feature, Linear, Node, Policy
-from offramp.runtime import Adaptive, measure_times, with_backend
+from offramp.runtime import Adaptive, join_for, measure_times, with_backend
 from offramp.runtime.meter import Meter
 from offramp.runtime.profile import ideal
 from offramp.stages import Cascade, Normalize
@@ -152,7 +153,7 @@ def over_ideal(
     return found
 
 
-def exits_unused(backend: str, rounds: int) -> dict[str, float]:
+def exits_unused(backend: str, rounds: int) -> dict[str, dict[str, float]]:
     """Time of ResNet-110 with exits that nobody takes over that of the uncut network."""
     net = cifar_resnet(110).eval()
     blocks = [(f"layer{k}.{b}", 16 * 2 ** (k - 1)) for k in (1, 2, 3) for b in range(18)]
@@ -161,10 +162,15 @@ def exits_unused(backend: str, rounds: int) -> dict[str, float]:
     one = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     at = [name for name, _ in chosen]
     exits = Cascade.of_exits(net, at, heads=heads, example=one)
-    cut = in_backend(exits, backend, one, fuse=at)  # every exit is asked
+    policy = policy_of(exits, 2.0)  # no probability is as large
     uncut: nn.Module = in_backend(Cascade.of_models({"net": net}), backend, one).stage(0).module
-    model = Adaptive(cut, policy_of(cut, 2.0))  # no probability is as large
-    found = {}
+    apart = in_backend(exits, backend, one, fuse=at)  # every exit is asked
+    joined = join_for(exits, policy, one, backend=backend)
+    models = {
+        "exits_unused_overhead": Adaptive(joined, policy),
+        "exits_unused_apart": Adaptive(apart, policy),
+    }
+    found: dict[str, dict[str, float]] = {name: {} for name in models}
     for size, calls in ((1, 20), (128, 1)):
         batch = one.expand(size, -1, -1, -1).contiguous()
 
@@ -173,13 +179,14 @@ def exits_unused(backend: str, rounds: int) -> dict[str, float]:
                 for _ in range(calls):
                     uncut(batch)
 
-        def with_exits(batch: Tensor = batch, calls: int = calls) -> None:
+        def with_exits(model: Adaptive, batch: Tensor = batch, calls: int = calls) -> None:
             for _ in range(calls):
                 model(batch)
 
-        whole(), with_exits()
-        ratios = [seconds(with_exits) / seconds(whole) for _ in range(rounds)]
-        found[str(size)] = median(ratios)
+        for name, model in models.items():
+            run = partial(with_exits, model)
+            whole(), run()
+            found[name][str(size)] = median(seconds(run) / seconds(whole) for _ in range(rounds))
     return found
 
 
@@ -201,7 +208,7 @@ def measured(backend: str, options: argparse.Namespace) -> dict[str, Any]:
     return {
         "went_on": float(went_on),
         "over_ideal": over_ideal(cascade, policy_of(cascade, value), images, options.rounds),
-        "exits_unused_overhead": exits_unused(backend, options.rounds),
+        **exits_unused(backend, options.rounds),
     }
 
 

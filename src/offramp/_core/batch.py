@@ -22,6 +22,8 @@ def batch_size(batch: Batch) -> int:
     >>> batch_size({"ids": torch.zeros(3, 5), "mask": torch.zeros(3, 5)})
     3
     """
+    if isinstance(batch, Tensor) and batch.dim():
+        return batch.shape[0]
     sizes = {name: t.shape[0] if t.dim() else None for name, t in _named(batch)}
     if len(set(sizes.values())) != 1 or None in sizes.values():
         raise InputError(
@@ -47,7 +49,7 @@ def take_rows(batch: Batch, index: Tensor) -> Batch:
 def to_device(batch: Batch, device: torch.device | str) -> Batch:
     """The same batch on another device."""
     if isinstance(batch, Tensor):
-        return batch.to(device)
+        return batch if batch.device == device else batch.to(device)
     if isinstance(batch, Mapping):
         return {name: t.to(device) for name, t in batch.items()}
     return tuple(t.to(device) for t in batch)

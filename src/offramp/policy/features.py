@@ -23,6 +23,7 @@ from offramp._core.errors import InputError
 
 COMBINED = -1  # a feature of the combined distribution, not of one stage's
 RANKS = 3  # sorted log-probabilities kept as features
+_ALL = -1  # of a distribution's rows
 _FLOOR = -15.0  # log-probabilities below this say no more than "impossible"
 
 
@@ -32,10 +33,47 @@ class Distribution:
 
     Args:
         log_probs: `(m, c)`, float32, rows normalised.
+
+    >>> several = torch.tensor([[2.0, 0.0], [0.0, 1.0]]).log_softmax(dim=1)
+    >>> [round(each.number("max_prob"), 3) for each in Distribution.each_of(several)]
+    [0.881, 0.731]
     """
 
     def __init__(self, log_probs: Float[Tensor, "m c"]) -> None:
-        self.log_probs = log_probs
+        self._rows, self._row = log_probs, _ALL
+        self._numbers: dict[str, list[float]] = {}
+
+    @classmethod
+    def each_of(cls, log_probs: Float[Tensor, "k c"]) -> "list[Distribution]":
+        """One distribution of one example for each row; what is asked as a number is shared.
+
+        Args:
+            log_probs: What `k` stages say about one example.
+        """
+        numbers: dict[str, list[float]] = {}
+        found = []
+        for row in range(len(log_probs)):
+            one = cls(log_probs)
+            one._row, one._numbers = row, numbers
+            found.append(one)
+        return found
+
+    @cached_property
+    def log_probs(self) -> Float[Tensor, "m c"]:
+        """Log-probabilities, rows normalised."""
+        return self._rows if self._row == _ALL else self._rows[self._row : self._row + 1]
+
+    def number(self, kind: str) -> float:
+        """A statistic, or the "label", of the only example, on the host.
+
+        Asked of one of several made by `each_of`, it is computed for all of them at once.
+        """
+        found = self._numbers.get(kind)
+        if found is None:
+            of = self if self._row == _ALL else Distribution(self._rows)
+            values = of.label if kind == "label" else _STATISTICS[kind](of)
+            found = self._numbers[kind] = values.tolist()
+        return found[max(self._row, 0)]
 
     @cached_property
     def _largest(self) -> tuple[Tensor, ...]:
@@ -124,6 +162,16 @@ class Feature:
         name, number = self.kind.split("_")
         other = distributions(int(number)).label if name == "agrees" else int(number)
         return (here.label == other).to(torch.float32)
+
+    def number(self, distributions: Callable[[int], Distribution]) -> float:
+        """Its value for the only example, on the host."""
+        here = distributions(self.stage)
+        if self.kind in _STATISTICS:
+            return here.number(self.kind)
+        name, digits = self.kind.split("_")
+        given = int(digits)
+        other = distributions(given).number("label") if name == "agrees" else given
+        return float(here.number("label") == other)
 
 
 def confidence_features(path: tuple[int, ...], classes: int, *, combined: bool) -> list[Feature]:

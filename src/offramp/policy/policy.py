@@ -7,7 +7,7 @@ the way there.
 Layer: policy.  Source: methods.md 1 and 5; Bolukbasi et al., ICML 2017, sections 3 and 4.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, final
 
 import torch
@@ -39,6 +39,7 @@ class Node(nn.Module):
         super().__init__()
         self.leave = leave
         self.routes = nn.ModuleList(routes)  # type: ignore[arg-type]
+        self.rules = (leave, *routes)  # the same, found without the module's look-up
 
     @property
     def free(self) -> bool:
@@ -90,6 +91,7 @@ class Policy(nn.Module):
         self.register_buffer("temperatures", values)
         self.nodes = nn.ModuleDict({_key(path): node for path, node in nodes.items()})
         self._rules = dict(nodes)  # the same modules, found without making names
+        self._deciding = frozenset(path[-1] for path in nodes)
         self._ends = {k: tuple(p for p in topology.paths() if p[-1] == k) for k in topology.active}
 
     def _check_nodes(self, nodes: Mapping[Path, Node]) -> None:
@@ -154,14 +156,47 @@ class Policy(nn.Module):
 
         Each rule that is asked makes the host wait for the device, so this is for the CPU.
         """
-        node, at = self.node(path), _At(self, path, view)
-        if takes_action(node.leave, at):
-            return EXIT
-        *others, last = self.topology.children(path[-1])
-        for child, rule in zip(others, node.routes, strict=True):
-            if takes_action(rule, at):  # type: ignore[arg-type]
-                return child
-        return last
+        return self._step(_At(self, path, view))
+
+    def walk_at(self, path: Path, view: View, known: Collection[int]) -> tuple[Path, int]:
+        """As `step_at`, as far as the way leads through stages that have answered already.
+
+        Args:
+            path: Where the only example of the view stands.
+            view: Also of what it may come to.
+            known: Stages whose outputs are there before they are visited.
+
+        Returns:
+            The path at whose end something has to be done, and what: the action there.
+        """
+        at = _At(self, path, view)
+        action = self._step(at)
+        while action in known and action in self._deciding:
+            at.follow(action)
+            action = self._step(at)
+        return at.path, action
+
+    def _step(self, at: "_At") -> int:
+        path = at.path
+        for way, rule in enumerate(self._rules[path].rules):
+            if takes_action(rule, at):
+                return EXIT if way == 0 else self.topology.children(path[-1])[way - 1]
+        return self.topology.children(path[-1])[-1]
+
+    def distributions(
+        self, stages: Sequence[int], logits: Float[Tensor, "k c"]
+    ) -> dict[int, Distribution]:
+        """What several stages say about one example, computed together, for `View.known`.
+
+        Args:
+            stages: `k` of them.
+            logits: Of each.
+        """
+        first, count = stages[0], len(stages)
+        follow = stages[-1] - first + 1 == count  # then nothing has to be gathered
+        own = self.temperatures[first : first + count] if follow else self.temperatures[[*stages]]
+        log_probs = scaled_log_probs(logits, own[:, None])
+        return dict(zip(stages, Distribution.each_of(log_probs), strict=True))
 
     def answer(self, view: View, stage: int) -> Float[Tensor, "m c"]:
         """Combined log-probabilities of examples that leave after `stage`, `(m, c)`.
@@ -261,17 +296,21 @@ class _At:
     """What the rules see of a view on one path; a `Situation`. Computed on first use."""
 
     def __init__(self, policy: Policy, path: Path, view: View) -> None:
-        self._policy, self._path, self._view = policy, path, view
+        self._policy, self.path, self._view = policy, path, view
         self.ids = view.ids
         self._known = {} if view.known is None else view.known
         self._combined: Distribution | None = None
+
+    def follow(self, stage: int) -> None:
+        """Go on to another stage, where a combination is another one."""
+        self.path, self._combined = (*self.path, stage), None
 
     def distribution(self, stage: int) -> Distribution:
         if stage == COMBINED:
             if self._combined is None:
                 combination = self._policy.combination
-                each = [self.distribution(j) for j in combination.inputs(self._path)]
-                self._combined = combination.of(self._path, each)
+                each = [self.distribution(j) for j in combination.inputs(self.path)]
+                self._combined = combination.of(self.path, each)
             return self._combined
         found = self._known.get(stage)
         if found is None:
@@ -302,9 +341,9 @@ def stops_of(topology: Topology, nodes: Mapping[Path, Node]) -> dict[Path, Stops
 
 
 def scaled_log_probs(
-    scores: Float[Tensor, "m c"], temperature: Float[Tensor, ""]
+    scores: Float[Tensor, "m c"], temperature: Float[Tensor, "#m 1"] | Float[Tensor, ""]
 ) -> Float[Tensor, "m c"]:
-    """Log-probabilities of scores divided by a temperature."""
+    """Log-probabilities of scores divided by a temperature, or by one for each row."""
     return (scores / temperature).log_softmax(dim=1)
 
 

@@ -9,6 +9,7 @@ Layer: policy.
 
 import ctypes
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
@@ -71,6 +72,7 @@ class Linear(nn.Module):
         self.features = tuple(features)
         self.register_buffer("weights", torch.tensor(list(weights), dtype=torch.float32))
         self.register_buffer("bias", torch.tensor(bias, dtype=torch.float32))
+        self._numbers: tuple[tuple[object, ...], list[float], float] | None = None
 
     @classmethod
     def threshold(cls, feature: Feature, value: float, *, sign: float = 1.0) -> "Linear":
@@ -86,12 +88,22 @@ class Linear(nn.Module):
 
         The host rounds to float32 after each step as tensors do, so the sign is the same.
         """
-        columns = [feature.of(at.distribution).item() for feature in self.features]
-        first, *weights = self.weights.tolist()
-        total = _single(columns[0] * first)
-        for column, weight in zip(columns[1:], weights, strict=True):
-            total = _single(total + _single(column * weight))
-        return total + self.bias.item() >= 0  # rounding would not change the sign
+        weights, bias = self._on_host()
+        total = 0.0
+        for k, feature in enumerate(self.features):
+            product = _single(feature.number(at.distribution) * weights[k])
+            total = product if k == 0 else _single(total + product)
+        return total + bias >= 0  # rounding would not change the sign
+
+    def _on_host(self) -> tuple[list[float], float]:
+        """Weights and bias as numbers, kept for as long as the tensors stay as they are."""
+        weights, bias = self._buffers["weights"], self._buffers["bias"]
+        if weights is None or bias is None or weights.is_inference() or bias.is_inference():
+            return self.weights.tolist(), self.bias.item()  # such tensors do not tell of changes
+        seen = (weights, weights._version, bias, bias._version)
+        if self._numbers is None or not all(map(operator.is_, self._numbers[0], seen)):
+            self._numbers = (seen, weights.tolist(), bias.item())
+        return self._numbers[1:]
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values; float32 numbers survive the round trip exactly."""

@@ -22,7 +22,8 @@ class View:
     """Outputs of the visited stages for `m` examples that stand before a decision.
 
     Args:
-        outputs: For each stage the outputs held, or None where no example has visited it.
+        outputs: For each stage the outputs held, or None where no example has visited it; what is
+            added to the sequence later is seen.
         visited: True where an example has visited a stage, `(m, s)`; None for those who all came
             one way and tell the policy which (`Policy.decide_at`, `Policy.answer_at`).
         ids: Keys of the examples, `(m,)`, int64: they key the random numbers of random policies.
@@ -39,7 +40,7 @@ class View:
         rows: Int[Tensor, " m"] | None = None,
         known: dict[int, Distribution] | None = None,
     ) -> None:
-        self._outputs = list(outputs)
+        self._outputs = outputs
         self._rows = rows
         self.visited = visited
         self.ids = ids

@@ -7,6 +7,8 @@ from offramp.runtime.adaptive import Adaptive, Choice, Chosen, Static, policy_of
 from offramp.runtime.answer import NO_LABEL, Answer
 from offramp.runtime.backends import BackendTable, choose_backends, with_backend
 from offramp.runtime.engine import Engine, Routed, route_reference
+from offramp.runtime.joined import join
+from offramp.runtime.joining import join_for
 from offramp.runtime.meter import measure_times
 from offramp.runtime.prepare import prepare
 from offramp.runtime.profile import Profile, Span, StageProfile, profile
@@ -30,6 +32,8 @@ __all__ = [
     "StageTimes",
     "Static",
     "choose_backends",
+    "join",
+    "join_for",
     "measure_times",
     "policy_of",
     "prepare",

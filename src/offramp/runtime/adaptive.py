@@ -127,7 +127,7 @@ class Adaptive(nn.Module):
             InputError: If the batch is not batch first, `ids` has another length, or a stage
                 cannot run on such a batch.
         """
-        return self.watched(batch, ids, mark=unmarked)
+        return self._answered(batch, ids, unmarked)
 
     @torch.inference_mode()
     def watched(
@@ -144,6 +144,9 @@ class Adaptive(nn.Module):
             ids: As in `forward`.
             mark: Called at the end of each section.
         """
+        return self._answered(batch, ids, mark)
+
+    def _answered(self, batch: Batch, ids: Keys | None, mark: Mark) -> Answer:
         n, device = batch_size(batch), self.engine.policy.temperatures.device
         keys = _keys(ids, n, device)
         if n == 0:
@@ -151,7 +154,7 @@ class Adaptive(nn.Module):
         execution = self.runner.start(to_device(batch, device), n, device, mark)
         mark("other", NO_STAGE, n)
         try:
-            routed = self.engine.route(execution.visit, keys, mark)
+            routed = self.engine.route(execution.visit, keys, mark, execution.ahead)
         except OfframpError:
             raise
         except BLAMES_BATCH as error:

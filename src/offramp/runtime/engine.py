@@ -29,6 +29,9 @@ from offramp.runtime.marks import Mark, unmarked
 #: Runs a stage for some examples: (stage, rows) -> logits `(m, c)`.
 Visit = Callable[[int, Rows], Tensor]
 
+#: After a stage was visited by one example: stages whose logits `(1, k, c)` came with it, or None.
+Ahead = Callable[[int], tuple[Sequence[int], Tensor] | None]
+
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,14 +92,23 @@ class Engine(nn.Module):
         self.paths = policy.topology.paths()
         self.index = {path: i for i, path in enumerate(self.paths)}
 
-    def route(self, visit: Visit, ids: Int[Tensor, " n"], mark: Mark = unmarked) -> Routed:
+    def route(
+        self,
+        visit: Visit,
+        ids: Int[Tensor, " n"],
+        mark: Mark = unmarked,
+        ahead: Ahead | None = None,
+    ) -> Routed:
         """Take one batch from the root to its answers.
 
         Args:
             visit: Called once for each stage that somebody visits, in topological order.
             ids: Keys of the examples for random policies, `(n,)`.
             mark: Told of decisions and of waiting for the device.
+            ahead: Spares one example the visits of stages that have answered already.
         """
+        if ids.shape[0] == 1 and ids.device.type == "cpu":
+            return self._route_one(visit, ids, mark, ahead)
         topology = self.policy.topology
         journey, answers = Journey(self.policy, ids), _Answers(ids)
         pending: dict[int, list[Part]] = {topology.root: [((topology.root,), None)]}
@@ -112,6 +124,31 @@ class Engine(nn.Module):
                 else:
                     pending.setdefault(child, []).append(((*path, child), part))
             mark("decision", stage, len(ids) if rows is None else len(rows))
+        return answers.routed()
+
+    def _route_one(
+        self, visit: Visit, ids: Int[Tensor, " 1"], mark: Mark, ahead: Ahead | None
+    ) -> Routed:
+        """One example on the CPU: there is nobody to wait for, to gather or to put in order."""
+        journey = Journey(self.policy, ids)
+        path: Path = (self.policy.topology.root,)
+        while True:
+            stage = path[-1]
+            if not journey.heard(stage):
+                logits = visit(stage, None)
+                several = None if ahead is None else ahead(stage)
+                if several is None:
+                    journey.hold(stage, None, logits.float())
+                else:
+                    journey.hold_ahead(*several)
+            path, child = journey.step(path, None, mark)
+            mark("decision", stage, 1)
+            if child == EXIT:
+                break
+            path = (*path, child)
+        answers = _Answers(ids)
+        answers.put(self.index[path], None, journey.answer(path, None))
+        mark("decision", path[-1], 0)
         return answers.routed()
 
     def paths_of(self, routed: Routed) -> list[Path]:

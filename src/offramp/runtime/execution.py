@@ -20,6 +20,7 @@ from offramp._core.types import Batch
 from offramp.runtime.journey import Rows
 from offramp.runtime.marks import NO_STAGE, Mark, unmarked
 from offramp.runtime.sizes import StageTimes
+from offramp.runtime.together import column_of, is_passing, together_of
 from offramp.stages import Stage, concat, take_rows
 
 _RAW = ""  # stands for the raw input among the groups; the name of a stage is never empty
@@ -79,6 +80,49 @@ def _read(topology: Topology, stage: int, new: tuple[int, ...]) -> str:
 
 
 @final
+@dataclass(frozen=True, slots=True)
+class Block:
+    """What has run when a stage of several in one piece has, from that stage on.
+
+    Args:
+        groups: Whose carry is there then, itself first.
+        stages: Those that may be asked.
+        columns: Where their logits are among those that came together.
+        passing: Whether an earlier stage has run all of it.
+    """
+
+    groups: tuple[str, ...]
+    stages: tuple[int, ...]
+    columns: slice | list[int]
+    passing: bool
+
+
+def blocks_of(
+    topology: Topology, plans: Mapping[int, Plan], stages: Mapping[int, Stage]
+) -> dict[int, Block]:
+    """For each stage that runs in one piece with others, what runs with it."""
+    follows = {topology.sources[k]: k for k, stage in stages.items() if is_passing(stage)}
+    found: dict[int, Block] = {}
+    for k, stage in stages.items():
+        if k not in follows and not is_passing(stage):
+            continue
+        members = [k]
+        while members[-1] in follows:
+            members.append(follows[members[-1]])
+        columns = {j: column_of(stages[j]) for j in members if j in plans}
+        asked = [(j, column) for j, column in columns.items() if column is not None]
+        where = [column for _, column in asked]
+        row = bool(where) and where == list(range(where[0], where[-1] + 1))
+        found[k] = Block(
+            tuple(topology.groups[j] for j in members if j == k or stages[j].gives_carry),
+            tuple(j for j, _ in asked),
+            slice(where[0], where[-1] + 1) if row else where,
+            is_passing(stage),
+        )
+    return found
+
+
+@final
 class Execution:
     """One batch on its way through the stages.
 
@@ -89,6 +133,7 @@ class Execution:
         batch: The raw input.
         n: Its number of examples.
         device: Where the stages are.
+        blocks: Of `blocks_of`, for the stages that run in one piece.
         times: Measured times: a stage then takes a batch in parts where that is faster, and runs
             everybody who is held where gathering those wanted would cost more.
         mark: Told of segments, heads and compaction.
@@ -103,10 +148,13 @@ class Execution:
         n: int,
         device: torch.device,
         *,
+        blocks: Mapping[int, Block] | None = None,
         times: StageTimes | None = None,
         mark: Mark = unmarked,
     ) -> None:
         self._topology, self._plans, self._stages = topology, plans, stages
+        self._blocks = {} if blocks is None else blocks
+        self._said: Any = None  # the carry that one example's last stage answered from
         self._n, self._device, self._times, self._mark = n, device, times, mark
         self._held = {_RAW: _Held(batch, None)}
 
@@ -119,6 +167,8 @@ class Execution:
         """Run what the examples at `rows` lack up to `stage`, and its head."""
         plan = self._plans[stage]
         for j in plan.segments:
+            if self._has_passed(j):
+                continue
             lacking = self._lacking(j, rows) if j in plan.by_some else rows
             if lacking is None or len(lacking):
                 self._run(j, lacking, shared=j in plan.by_some)
@@ -127,16 +177,33 @@ class Execution:
             self._held = {group: held for group, held in self._held.items() if group in plan.keep}
         return logits
 
+    def _has_passed(self, stage: int) -> bool:
+        """Whether a segment ran with that of an earlier stage, for everybody who got there."""
+        block = self._blocks.get(stage)
+        return block is not None and block.passing and self._topology.groups[stage] in self._held
+
+    def ahead(self, stage: int) -> tuple[Sequence[int], Tensor] | None:
+        """Stages that answered when the only example visited one, and their logits `(1, k, c)`."""
+        block = self._blocks.get(stage)
+        if block is None or len(block.stages) == 1:
+            return None
+        return block.stages, together_of(self._said)[:, block.columns].float()
+
     def narrowed(self, rows: Rows) -> "Execution":
         """The same for some of the examples, who become all there are."""
-        carries = {group: held.take(rows) for group, held in self._held.items()}
+        each = {id(held): held.take(rows) for held in self._held.values()}
+        carries = {group: each[id(held)] for group, held in self._held.items()}
         self._mark("compaction", NO_STAGE, self._n if rows is None else len(rows))
         return self._with(carries, self._n if rows is None else len(rows))
 
     def joined(self, others: Sequence["Execution"]) -> "Execution":
         """Several batches as one, in order; all hold carries of the same groups."""
         each = [self, *others]
-        carries = {group: concat([one._held[group].batch for one in each]) for group in self._held}
+        whole: dict[int, Any] = {}
+        for group, held in self._held.items():
+            if id(held.batch) not in whole:
+                whole[id(held.batch)] = concat([one._held[group].batch for one in each])
+        carries = {group: whole[id(held.batch)] for group, held in self._held.items()}
         n = sum(one._n for one in each)
         self._mark("compaction", NO_STAGE, n)
         return self._with(carries, n)
@@ -149,6 +216,7 @@ class Execution:
             (),
             n,
             self._device,
+            blocks=self._blocks,
             times=self._times,
             mark=self._mark,
         )
@@ -159,7 +227,10 @@ class Execution:
         """Run a segment for those who lack it, and hold what it gives."""
         source, group = self._topology.sources[stage], self._topology.groups[stage]
         held = self._held[_RAW if source == RAW_INPUT else self._topology.groups[source]]
-        if self._times is not None and lacking is not None and not shared:
+        block = self._blocks.get(stage)
+        if block is not None and block.passing:
+            lacking = held.rows  # nothing has to be computed, so nothing is gathered
+        elif self._times is not None and lacking is not None and not shared:
             count = self._n if held.rows is None else len(held.rows)
             if self._times.whole_is_cheaper(stage, source, count, len(lacking)):
                 lacking = held.rows
@@ -170,7 +241,9 @@ class Execution:
         done = _Held(self._segment(stage, given, m), lacking)
         self._mark("stage", stage, m)
         before = self._held.get(group)
-        self._held[group] = done if before is None else before.joined(done, self._n)
+        done = done if before is None else before.joined(done, self._n)
+        for name in (group,) if block is None else block.groups:
+            self._held[name] = done
 
     def _segment(self, stage: int, given: Batch, m: int) -> Any:  # noqa: ANN401
         """What a segment gives, taken in parts where that is faster."""
@@ -186,7 +259,10 @@ class Execution:
 
     def _answer(self, stage: int, rows: Rows) -> Float[Tensor, "m c"]:
         here, held = self._stages[stage], self._held[self._topology.groups[stage]]
-        if self._times is not None and held.holds_more_than(rows):
+        if self._n == 1:
+            self._said = held.batch
+        picks = stage in self._blocks  # costs nothing, so nothing is gathered for it
+        if (picks or self._times is not None) and held.holds_more_than(rows):
             everyone = here.answer(held.batch)
             logits: Tensor = _Held(everyone, held.rows).take(rows)
         else:

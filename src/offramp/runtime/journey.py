@@ -45,6 +45,7 @@ class Journey:
         self._broken: Broken | None = None
         self._known: dict[int, Distribution] = {}
         self._known_of: Rows = None  # whose distributions `_known` holds
+        self._ahead: frozenset[int] = frozenset()  # stages known by `hold_ahead`, all finite
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -62,6 +63,24 @@ class Journey:
             held.index_copy_(0, rows, logits)
         self._outputs[stage] = StageOutput(classes=logits.shape[1], logits=held)
 
+    def hold_ahead(self, stages: Sequence[int], logits: Float[Tensor, "1 k c"]) -> None:
+        """Take in what several stages say about the only example; it may not reach all of them.
+
+        Args:
+            stages: `k` of them, in order.
+            logits: Theirs.
+        """
+        classes, rows = logits.shape[2], logits[0]  # (k, c)
+        for stage, own in zip(stages, logits.unbind(1), strict=True):
+            self._outputs[stage] = StageOutput(classes=classes, logits=own)
+        if _sums_up(rows):
+            self._known.update(self.policy.distributions(stages, rows))
+            self._ahead |= frozenset(stages)
+
+    def heard(self, stage: int) -> bool:
+        """Whether it is known what a stage says."""
+        return self._outputs[stage] is not None
+
     def decide(self, parts: Sequence[Part], mark: Mark) -> list[tuple[Part, int]]:
         """What becomes of those who have just visited a stage.
 
@@ -73,17 +92,33 @@ class Journey:
             Those who leave (-1) and who goes on to which stage, parts without anybody left out.
         """
         stage = parts[0][0][-1]
-        one = len(parts) == 1 and self._at_hand(parts[0][1])
-        if not self.policy.topology.children(stage):
-            # The device is not asked whether all is finite: the answers are made for both cases.
-            if not (one and self._broken is None and self._finite(*parts[0])):
-                self._keep(parts)
-            return [(part, EXIT) for part in parts]
-        if not one:
+        if len(parts) == 1 and self._at_hand(parts[0][1]):
+            path, action = self.step(*parts[0], mark)
+            return [((path, parts[0][1]), action)]
+        if self.policy.topology.children(stage):
             return self._divide(stage, parts, mark)
-        found = [(parts[0], self._step(*parts[0]))]
+        self._keep(parts)  # the device is not asked whether all is finite: both cases are answered
+        return [(part, EXIT) for part in parts]
+
+    def step(self, path: Path, rows: Rows, mark: Mark) -> tuple[Path, int]:
+        """What one example on the CPU does after the last stage of its path, by plain ifs.
+
+        Returns:
+            The path, longer where stages on its way had answered before, and the action there.
+        """
+        stage = path[-1]
+        finite = stage in self._ahead or self._finite(path, rows)
+        if not finite or self._broken is not None:
+            self._keep([(path, rows)])
+        children = self.policy.topology.children(stage)
+        if not children:
+            return path, EXIT
         mark("wait", stage, 1)
-        return found
+        if not finite:
+            return path, children[-1]
+        if self._broken is not None:  # then each stage on the way is looked at
+            return path, self.policy.step_at(path, self._view(rows))
+        return self.policy.walk_at(path, self._view(rows), self._ahead)
 
     def answer(self, path: Path, rows: Rows) -> Answered:
         """The answers of examples that leave at the end of `path`."""
@@ -118,8 +153,8 @@ class Journey:
 
     def _at_hand(self, rows: Rows) -> bool:
         """True of one example whose numbers the host can look at without waiting."""
-        one = len(self if rows is None else rows) == 1
-        return one and self.ids.device.type == "cpu"
+        of = self.ids if rows is None else rows
+        return of.shape[0] == 1 and self.ids.device.type == "cpu"
 
     def _view(self, rows: Rows) -> View:
         if rows is not self._known_of:
@@ -129,17 +164,7 @@ class Journey:
     def _finite(self, path: Path, rows: Rows) -> bool:
         """Whether one example's logits are finite."""
         logits = self._view(rows).output(path[-1]).scores()
-        # A sum is finite only if all terms are; where finite terms overflow, they are looked at.
-        return math.isfinite(float(logits.sum())) or bool(finite_rows(logits))
-
-    def _step(self, path: Path, rows: Rows) -> int:
-        """The action of one example."""
-        finite = self._finite(path, rows)
-        if not finite or self._broken is not None:
-            self._keep([(path, rows)])
-        if finite:
-            return self.policy.step_at(path, self._view(rows))
-        return self.policy.topology.children(path[-1])[-1]
+        return _sums_up(logits) or bool(finite_rows(logits))
 
     def _divide(self, stage: int, parts: Sequence[Part], mark: Mark) -> list[tuple[Part, int]]:
         children = self.policy.topology.children(stage)
@@ -177,6 +202,11 @@ class Journey:
                 self._broken = Broken(len(self), logits)
             finite = finite_rows(logits)
             self._broken.update(rows, finite, combined=combined, before=before, alone=alone)
+
+
+def _sums_up(logits: Tensor) -> bool:
+    """Whether the sum is finite, as it is only if all terms are; finite ones may overflow."""
+    return math.isfinite(logits.sum().item())
 
 
 def _take(values: Tensor, rows: Rows) -> Tensor:

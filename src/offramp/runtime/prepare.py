@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from offramp.runtime.together import CarryOf, Together
 from offramp.stages.cut_graph import FAILURES
 
 #: Layers that keep a vector per example a vector.
@@ -47,6 +48,10 @@ def fold_batch_norm(module: nn.Module) -> int:
     Returns:
         How many were folded.
     """
+    if isinstance(module, CarryOf):
+        return fold_batch_norm(module.module)
+    if isinstance(module, Together):
+        return sum(fold_batch_norm(part) for part in (*module.segments, *module.heads.values()))
     layers = dict(module.named_modules(remove_duplicate=False))
     names = _appearances(layers)
     folded = 0

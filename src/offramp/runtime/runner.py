@@ -13,7 +13,7 @@ from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp._core.topology import Topology
 from offramp._core.types import Batch
-from offramp.runtime.execution import Execution, Plan, plan_segments
+from offramp.runtime.execution import Execution, Plan, blocks_of, plan_segments
 from offramp.runtime.marks import Mark, unmarked
 from offramp.runtime.prepare import prepare
 from offramp.runtime.sizes import StageTimes
@@ -80,6 +80,7 @@ class Runner(nn.Module):
             chosen = optimised(chosen)
         self.stages = nn.ModuleDict({str(k): stage for k, stage in chosen.items()})
         self._by_index: dict[int, Stage] = chosen
+        self.blocks = blocks_of(topology, self.plans, chosen)
         self._modes = [part for stage in chosen.values() for part in (stage, stage.module)]
         self.classes = len(cascade.class_names) or None
         self._first: Form | None = None  # of the first batch that was answered
@@ -106,15 +107,15 @@ class Runner(nn.Module):
             batch,
             n,
             device,
+            blocks=self.blocks,
             times=self.times,
             mark=mark,
         )
 
     def answered(self, batch: Batch, classes: int) -> None:
         """Remember what a batch that was answered looked like."""
-        self.classes = classes
         if self._first is None:
-            self._first = form_of(batch)
+            self.classes, self._first = classes, form_of(batch)
 
     def check_blame(self, batch: Batch, error: Exception) -> None:
         """Explain why a stage could not run, if the batch is not like those that were answered.

@@ -18,6 +18,7 @@ from offramp.runtime.backends.form import Form, flat
 from offramp.runtime.backends.pieces import InOne, Logits, Piece, Reading
 from offramp.runtime.backends.table import EAGER, Backend, backend_of
 from offramp.runtime.backends.task import Task
+from offramp.runtime.together import PASSING, is_passing
 from offramp.stages import Normalize, Stage
 from offramp.stages.exits import OfFirst
 
@@ -108,7 +109,11 @@ class Builder:
             example=example,
             seen=None if seen is None else _Handed.of(seen, first, source),
             source=source,
-            fused=[s for s in members if made.whole and plain and s.name in self._fuse],
+            fused=[
+                s
+                for s in members
+                if made.whole and plain and s.name in self._fuse and not isinstance(s.head, PASSING)
+            ],
             inside=made.whole and self._preprocess and isinstance(first.preprocess, Normalize),
             threads=self._threads,
         ).built()
@@ -177,6 +182,8 @@ class _Group:
 
     def _segment(self, first: Stage) -> nn.Module:
         module = first.module
+        if is_passing(first):
+            return module
         if self.backend.whole:
             module = Piece(
                 module,
@@ -191,7 +198,7 @@ class _Group:
     def _head(self, stage: Stage, head: nn.Module) -> nn.Module:
         if stage in self.fused:
             return Logits(self.fused.index(stage) - len(self.fused))
-        if self.eager:
+        if self.eager or isinstance(head, PASSING):
             return head
         name, carry = f"the head of stage {stage.name!r}", self.example.carry
         if isinstance(head, OfFirst):
