@@ -9,7 +9,10 @@ import onnxruntime
 import pytest
 import torch
 
-from offramp.bundle import load_bundle
+from offramp.bundle import load_bundle, save_bundle
+from offramp.models import ModelSpec, build
+from offramp.policy import Setting
+from offramp.stages import Cascade
 
 
 @pytest.fixture(scope="module")
@@ -73,3 +76,30 @@ def test_a_file_that_is_there_is_kept(run, deployed, tmp_path):
     done = run("export", deployed / "bundle", "--single-file", path)
     assert (done.code, path.read_text()) == (2, "mine")
     assert "exists already" in done.err
+
+
+def test_a_network_with_several_inputs_is_exported_like_an_example(run, tmp_path):
+    arguments = {"in1_features": 4, "in2_features": 3, "out_features": 2}
+    spec = ModelSpec(name="torch.nn:Bilinear", arguments=arguments)
+    cascade = Cascade.of_models({"a": build(spec)}, specs={"a": spec})
+    alone = Setting.single(cascade.topology, "a", reference="a")
+    save_bundle(tmp_path / "b", cascade, alone, costs=None)
+    draw = np.random.default_rng(0)
+    inputs = {
+        "input1": draw.normal(size=(5, 4)).astype(np.float32),
+        "input2": draw.normal(size=(5, 3)).astype(np.float32),
+    }
+    np.savez(tmp_path / "like.npz", **inputs)
+    np.savez(tmp_path / "empty.npz", input1=inputs["input1"], input2=inputs["input2"][:0])
+    export = ("export", tmp_path / "b", "--allow-import", "--single-file", tmp_path / "m.onnx")
+    assert "--like with an npz file" in run(*export).err
+    assert "'input2': (0, 3)" in run(*export, "--like", tmp_path / "empty.npz").err
+    both = run(*export, "--like", tmp_path / "like.npz", "--shape", "4")
+    assert "--shape 4 is one too many" in both.err
+    done = run(*export, "--like", tmp_path / "like.npz")
+    assert done.code == 0, done.err
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    _, label, _ = session.run(None, inputs)
+    tensors = {name: torch.from_numpy(values) for name, values in inputs.items()}
+    loaded = load_bundle(tmp_path / "b", allow_import=True)
+    assert label.tolist() == loaded.adaptive(tensors).labels.tolist()

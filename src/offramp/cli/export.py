@@ -33,6 +33,13 @@ def command(
     input_type: Annotated[
         str, typer.Option(help=f"Type of the input: {', '.join(_TYPES)}.")
     ] = "float32",
+    like: Annotated[
+        Path | None,
+        typer.Option(
+            help="An npz file of inputs, one example or more, in place of --shape and "
+            "--input-type: for networks with several inputs one array for each, by its name."
+        ),
+    ] = None,
     without_preprocessing: Annotated[
         bool,
         typer.Option("--without-preprocessing", help="Take inputs that are prepared already."),
@@ -61,7 +68,7 @@ def command(
         raise InputError("Give either --single-file or --out, and not both.")
     loaded = load_bundle(bundle, allow_import=allow_import)
     given: dict[str, Any] = {
-        "example": _example(loaded, shape, input_type),
+        "example": _example(loaded, shape, input_type) if like is None else _read(like, shape),
         "preprocess": not without_preprocessing,
         "overwrite": overwrite,
     }
@@ -92,10 +99,28 @@ def _example(loaded: "LoadedBundle", shape: str | None, input_type: str) -> "Ten
         known = tuple(options.whole_numbers("--shape", shape))
     if known is None:
         raise InputError(
-            f"{loaded.path} does not say what its inputs look like; give --shape, such as 3,32,32. "
-            "Networks with several inputs are exported from Python (offramp.bundle)."
+            f"{loaded.path} does not say what its inputs look like; give --shape, such as 3,32,32, "
+            "or, where there are several inputs, --like with an npz file that holds one of each."
         )
     return torch.zeros((1, *known), dtype=getattr(torch, input_type))
+
+
+def _read(like: Path, shape: str | None) -> "Tensor | dict[str, Tensor]":
+    """One example of a file: a tensor where it holds one array, else a mapping."""
+    import torch
+
+    from offramp.data.arrays import read_arrays
+
+    if shape is not None:
+        raise InputError(f"--like says what inputs look like, so --shape {shape} is one too many.")
+    arrays = read_arrays(like)
+    if not arrays or any(values.ndim == 0 or len(values) == 0 for values in arrays.values()):
+        raise InputError(
+            f"{like} must hold arrays with one example or more along the first axis, got the "
+            f"shapes { {name: values.shape for name, values in arrays.items()} }."
+        )
+    found = {name: torch.as_tensor(values[:1]) for name, values in arrays.items()}
+    return found if len(found) > 1 else next(iter(found.values()))
 
 
 def _shape(shape: tuple[str | int, ...]) -> str:

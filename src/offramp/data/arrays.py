@@ -109,14 +109,15 @@ def npz(
     )
 
 
-def read_arrays(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """Read some arrays of an npz file; raises `FileFormatError` if one cannot be had."""
+def read_arrays(path: Path, names: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
+    """Read some arrays of an npz file, or all; raises `FileFormatError` if one cannot be had."""
     try:
         # opened here: numpy leaves a damaged file open
         with path.open("rb") as raw:
             file = np.load(raw, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise FileFormatError(f"{path} holds one array; an npz file is needed.")
+            names = file.files if names is None else names
             for name in names:
                 if name not in file.files:
                     raise FileFormatError(
