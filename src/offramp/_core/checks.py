@@ -22,14 +22,14 @@ def check_probability(name: str, value: float) -> float:
     0.05
     """
     if not 0.0 < value < 1.0:
-        raise InputError(f"{name} must be in (0, 1), got {value!r}. {_percentage(value)}")
+        raise InputError(f"{name} must be in (0, 1), got {value!r}.{_percentage(value)}")
     return float(value)
 
 
 def check_fraction(name: str, value: float) -> float:
     """Return `value` if it lies in the closed interval [0, 1]; else raise `InputError`."""
     if not 0.0 <= value <= 1.0:
-        raise InputError(f"{name} must be in [0, 1], got {value!r}. {_percentage(value)}")
+        raise InputError(f"{name} must be in [0, 1], got {value!r}.{_percentage(value)}")
     return float(value)
 
 
@@ -87,9 +87,11 @@ def check_known(kind: str, name: str, known: Iterable[str]) -> str:
 
 
 def _percentage(value: float) -> str:
-    """That percentages are divided by 100, with the value at hand where it may be one."""
-    example = f": {value:g} % is {value / 100:g}" if 1 <= value <= 100 else ""
-    return f"A percentage has to be divided by 100 first{example}."
+    """That percentages are divided by 100, where the value may be one."""
+    if not value >= 1:
+        return ""
+    example = f": {value:g} % is {value / 100:g}" if value <= 100 else ""
+    return f" A percentage has to be divided by 100 first{example}."
 
 
 def _hint(name: str, known: Sequence[str]) -> str:

@@ -295,8 +295,10 @@ def _mean(values: FloatArray, counts: IntArray) -> float:
 
 
 def _bet(before: Kinds, seen: Kinds, within: Range, delta: float) -> float:
-    """P-value of what was seen, by a bet tuned on what was there before."""
+    """P-value of what was seen, by a bet tuned on what was there before; 1 of nothing."""
     bet = 0.0
+    if not seen[1].any():
+        return 1.0
     if 0 < within.rescaled_limit < 1:
         bet = tuned_bet(*before, int(seen[1].sum()), within=within, delta=delta)
     return counted_p_value(*seen, within=within, bet=bet)

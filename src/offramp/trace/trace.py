@@ -225,6 +225,6 @@ class Trace:
         both = np.intersect1d(self.ids, other.ids)
         if len(both):
             raise SplitOverlapError(
-                f"{len(both)} examples are in both parts, e.g. {both[0]!r}. Splits must be "
+                f"{len(both)} examples are in both parts, e.g. {both[0].item()!r}. Splits must be "
                 "disjoint."
             )

@@ -295,7 +295,7 @@ def test_without_a_cheaper_setting_there_is_nothing_to_certify(frontier):
     ("limits", "message"),
     [
         ({"delta": 5}, r"delta must be in \(0, 1\), got 5. .* divided by 100 first: 5 % is 0.05"),
-        ({"delta": 0.0}, r"delta must be in \(0, 1\), got 0.0"),
+        ({"delta": 0.0}, r"delta must be in \(0, 1\), got 0.0\.$"),
         ({"delta": 1.0}, r"delta must be in \(0, 1\), got 1.0"),
         ({"max_loss": 2}, r"limit of 'difference' must be in \(0, 1\), got 2. .*: 2 % is 0.02"),
         ({"max_loss": 0.0}, r"the limit of 'difference' must be in \(0, 1\), got 0.0"),

@@ -19,6 +19,7 @@ from offramp.evaluate import (
     sweep,
 )
 from offramp.evaluate.limits import read_limits
+from offramp.evaluate.weights import risk_tests
 from offramp.policy.risk import (
     Range,
     fewest_counted,
@@ -270,3 +271,13 @@ def test_several_promises_stand_in_one_sentence_with_their_figures(promising):
     assert found.bound == 0.04
     assert found.numbers["limits"] == "difference <= 0.04; cost <= 0.9"
     json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_no_examples_prove_nothing_whatever_the_weights(promising):
+    (test,) = risk_tests(
+        read_limits({"cost": 0.4}), promising.calibration, delta=DELTA, class_weights=WEIGHTS
+    )
+    point = next(p for p in candidates(promising) if max(p.fit.path_cost_ratio) > 0.4)
+    none = tuple((0,) * len(row) for row in point.calibrate.class_paths)
+    empty = replace(point, calibrate=replace(point.calibrate, class_paths=none))
+    assert test.p_values([empty])[0] == 1.0
