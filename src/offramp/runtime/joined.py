@@ -50,7 +50,13 @@ def join(
     wanted = set(names) if asked is None else {check_known("stage", n, names) for n in asked}
     stages = {stage.name: stage for stage in cascade}
     taken: set[str] = set()
-    for block in map(tuple, blocks):
+    for given in blocks:
+        if isinstance(given, str):
+            raise InputError(
+                f"blocks must hold sequences of names, got the text {given!r}. One block is a list "
+                "in a list: [['a', 'b']]."
+            )
+        block = tuple(given)
         for name in block:
             check_known("stage", name, names)
         if taken & set(block):

@@ -17,7 +17,7 @@ from offramp._core.types import Batch
 from offramp.policy.policy import Node, Policy
 from offramp.policy.rules import Constant
 from offramp.runtime.adaptive import Adaptive, Choice, policy_of
-from offramp.runtime.backends import with_backend
+from offramp.runtime.backends import backend_of, with_backend
 from offramp.runtime.joined import join
 from offramp.runtime.meter import measure_times
 from offramp.runtime.timing import time_side_by_side
@@ -77,12 +77,17 @@ def join_for(
         rounds: Of measuring, at least 1.
 
     Raises:
-        InputError: If the policy is no chain, or there are no examples.
+        InputError: If the policy is no chain, there are no examples, or the backend is lossy.
         UnsupportedError: As `with_backend`, and so are other errors.
     """
+    if not backend_of(backend).exact:
+        raise InputError(
+            f"backend must be one whose answers are those of PyTorch to rounding, got {backend!r}. "
+            "For int8 join by hand, then quantise: the policy has to be fitted anew."
+        )
     policy = policy_of(choice)
     topology = policy.topology
-    policy.topology.check_same_stages(cascade.topology, "the cascade")
+    topology.check_same_stages(cascade.topology, "the cascade")
     if any(len(topology.children(k)) > 1 for k in topology.active):
         raise InputError(
             f"choice must be a chain, got {topology.describe()}. Join by hand: join(cascade, ...)."

@@ -136,6 +136,8 @@ def test_heads_that_nobody_asks_do_not_run():
 
 def test_blocks_must_be_runs_of_segments():
     cascade = exits()
+    with pytest.raises(InputError, match=r"got the text 's0'\. One block is a list in a list"):
+        join(cascade, ["s0", "s1"])
     with pytest.raises(UnknownNameError, match="s9"):
         join(cascade, [["s0", "s9"]])
     with pytest.raises(InputError, match=r"'s2' reads 's1', not 's0'"):
@@ -206,6 +208,8 @@ def test_joining_for_a_policy_measures_and_answers_the_same():
     assert torch.equal(have.stage, want.stage)
     with pytest.raises(InputError, match="at least one example"):
         join_for(cascade, policy, inputs(0), backend="prepared")
+    with pytest.raises(InputError, match=r"to rounding, got 'onnxruntime-int8'"):
+        join_for(cascade, policy, inputs(2), backend="onnxruntime-int8")
     models = Cascade.of_models({name: nn.Linear(WIDTH, CLASSES) for name in "abc"})
     full = random_policy(models.topology, seed=0, classes=CLASSES)
     with pytest.raises(InputError, match="must be a chain"):
