@@ -20,7 +20,6 @@ With --keep-pages glibc keeps freed memory instead of giving it back between ope
 """
 
 import argparse
-import ctypes
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -31,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import parser, report
+from harness import keep_freed_memory, parser, report
 from torch import Tensor, nn
 
 import offramp
@@ -49,7 +48,6 @@ SIZES = (1, 32, 128, 512)
 GO_ON = 0.2
 IMAGES = {1: 128, 32: 512, 128: 1024, 512: 1024}  # in one pass
 EXITS = 18
-_TRIM, _MMAP = -1, -3  # mallopt's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD
 
 Run = Callable[[], object]
 
@@ -190,15 +188,6 @@ def exits_unused(backend: str, rounds: int) -> dict[str, dict[str, float]]:
     return found
 
 
-def keep_pages() -> bool:
-    """Tell glibc to keep freed memory; False where there is no glibc."""
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return False
-    return bool(mallopt(_TRIM, 2**30) and mallopt(_MMAP, 2**30))
-
-
 def measured(backend: str, options: argparse.Namespace) -> dict[str, Any]:
     """All figures of one backend."""
     images, original = images_of(options.data), pretrained(options.data)
@@ -223,7 +212,7 @@ def main() -> None:
     arguments = options.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    kept = keep_pages() if arguments.keep_pages else False
+    kept = keep_freed_memory() if arguments.keep_pages else False
     found: dict[str, Any] = {}
     skipped: dict[str, str] = {}
     for backend in arguments.backends:
