@@ -54,7 +54,7 @@ ALPHAS = (0.1,)
 WARM_ALPHA = 0.1  # of the stopping networks that learn beside the warm-up, for all contenders
 THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
 SETTINGS = ("models", "epochs", "warm_up", "images", "judge", "alphas", "estimator", "answers")
-SETTINGS += ("supervision", "seed")
+SETTINGS += ("supervision", "detached", "seed")
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,8 @@ def go_on(
 ) -> JointTraining:
     """Train a cascade in place with what all contenders have in common.
 
-    Every network is taught on every image by `weight` times a mean over the networks; the rates are
-    those that each would have alone.
+    Each network is taught on every image by `weight` times a mean over the networks; the rates are
+    those that it would have alone.
     """
     rate = len(cascade) / weight
     return train_joint(
@@ -167,7 +167,8 @@ def joint(parts: Parts, arguments: argparse.Namespace) -> list[tuple[JointTraini
             parts,
             arguments,
             f"joint_{alpha:g}",
-            weight=max(1.0, arguments.supervision),
+            weight=arguments.supervision + (arguments.answers == "combined"),
+            detached=arguments.detached,
             alpha=alpha,
             estimator=arguments.estimator,
             answers=arguments.answers,
@@ -310,7 +311,8 @@ def training_options(options: argparse.ArgumentParser) -> None:
     options.add_argument("--alphas", type=float, nargs="+", default=list(ALPHAS))
     options.add_argument("--estimator", default="supervised")
     options.add_argument("--answers", default="combined", help="as for train_joint")
-    options.add_argument("--supervision", type=float, default=2.0, help="as for train_joint")
+    options.add_argument("--supervision", type=float, default=1.0, help="as for train_joint")
+    options.add_argument("--attached", dest="detached", action="store_false")
     options.add_argument("--seed", type=int, default=0)
 
 

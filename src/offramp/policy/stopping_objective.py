@@ -63,7 +63,9 @@ def combined_log_probs(
     """Log-probabilities of the answer after each stage: the mean so far, weighted by pi.
 
     The weights are the probabilities of stopping at the stages visited, 1 for the last one: what
-    `combine="policy"` does at test time (Guan et al., section 3.4). No gradient leads into them.
+    `combine="policy"` does at test time (Guan et al., section 3.4). A gradient leads into the stage
+    that answers alone, neither into the weights nor into the stages before: it learns what they
+    leave to say.
 
     Args:
         logits: Of every stage.
@@ -77,8 +79,10 @@ def combined_log_probs(
     last = torch.zeros_like(odds[:, :1])
     weight = torch.cat([logsigmoid(odds.detach()), last], dim=1)[:, :, None]  # log pi
     # in logs, so that weights that all but vanish still have a sum to be divided by
-    summed = torch.logcumsumexp(weight + logits.log_softmax(dim=2), dim=1)
-    return summed - torch.logcumsumexp(weight, dim=1)
+    each = weight + logits.log_softmax(dim=2)  # (m, s, c)
+    nothing = torch.full_like(each[:, :1], -torch.inf)
+    before = torch.cat([nothing, torch.logcumsumexp(each.detach(), dim=1)[:, :-1]], dim=1)
+    return torch.logaddexp(before, each) - torch.logcumsumexp(weight, dim=1)
 
 
 def supervised_stop_loss(
@@ -117,7 +121,7 @@ class Objective:
             reaches its weights through log C_k(y'|x). False: the answer is its best labels, the
             reward is an indicator, and the classifier learns by cross-entropy on what stops there.
         combined: The answer after a stage is that of all stages up to it (`combined_log_probs`),
-            and they learn by its cross-entropy; not with drawn answers.
+            and the stage learns by its cross-entropy; not with drawn answers.
         top: The indicator counts an answer as right among the `top` best.
     """
 
@@ -153,12 +157,16 @@ class Objective:
         odds: Float[Tensor, "m k"],
         labels: Int[Tensor, " m"],
     ) -> Float[Tensor, ""]:
-        """Stopping taught by `supervised_stop_loss`, classifiers on what stops at them."""
+        """Stopping taught by `supervised_stop_loss`, classifiers on what stops at them.
+
+        Combined answers are taught on every example alike: with those that stop in front the
+        earlier stages became worse and the later ones no better (docs/adr/0016).
+        """
         said = self.answers(logits, odds)
         rewards = self.rewards(said, labels)
         chance = stop_log_probs(odds.detach()).exp()
         each = -rewards if self.drawn_answers else stage_cross_entropy(said, labels)
-        taught = (chance * each).sum(dim=1).mean()
+        taught = each.mean() if self.combined else (chance * each).sum(dim=1).mean()
         return taught + supervised_stop_loss(odds, rewards.detach())
 
     def rewards(

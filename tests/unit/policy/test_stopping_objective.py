@@ -212,12 +212,26 @@ def test_combined_answers_are_finite_where_no_stage_would_stop():
     assert bool(found.isfinite().all())
 
 
-def test_no_gradient_of_the_cross_entropy_leads_into_the_weights_of_the_answer():
-    logits, odds, _ = problem()
-    odds = odds.requires_grad_()
-    assert not combined_log_probs(logits, odds).requires_grad
-    said = combined_log_probs(logits.requires_grad_(), odds)
-    assert torch.autograd.grad(said.sum(), odds, allow_unused=True) == (None,)
+def test_a_combined_answer_teaches_the_stage_that_gives_it_alone():
+    logits, odds, labels = problem()
+    odds, logits = odds.requires_grad_(), logits.requires_grad_()
+    said = combined_log_probs(logits, odds)
+    for k in range(S):
+        loss = stage_cross_entropy(said, labels)[:, k].sum()
+        into, weights = torch.autograd.grad(
+            loss, (logits, odds), retain_graph=True, allow_unused=True
+        )
+        assert weights is None
+        assert [bool(into[:, j].any()) for j in range(S)] == [j == k for j in range(S)]
+
+
+def test_combined_answers_are_taught_on_every_example_by_the_supervised_loss():
+    logits, odds, labels = problem()
+    objective = Objective(stage_cost=COST, **COMBINED)
+    said = combined_log_probs(logits, odds)
+    wanted = stage_cross_entropy(said, labels).mean()
+    wanted = wanted + supervised_stop_loss(odds, objective.rewards(said, labels))
+    assert float(objective.supervised_loss(logits, odds, labels)) == pytest.approx(float(wanted))
 
 
 @pytest.mark.parametrize("answers", [{"drawn_answers": True}, COMBINED], ids=str)

@@ -94,9 +94,10 @@ def train_joint(
             one drawn rollout for each example.
         answers: "best": the reward looks at the best labels, classifiers learn by cross-entropy
             on what stops at them. "combined": the same with the answer that is given at test time,
-            of all stages visited, weighted by their probabilities of stopping: a later stage then
-            learns what the earlier ones do not say. "drawn": the answer is drawn from the
-            classifier that stopped, and the reward alone teaches it, as in the paper.
+            of all stages visited, weighted by their probabilities of stopping: a later stage
+            learns what the earlier ones do not say, with "supervised" on every example. "drawn":
+            the answer is drawn from the classifier that stopped, and the reward alone teaches it,
+            as in the paper.
         rollouts: "visited" runs a stage on those alone that reach it, for "reinforce";
             normalisation layers then keep the statistics that they have.
         detached: No gradient leads from the stopping networks into the classifiers.
