@@ -103,7 +103,7 @@ def learn_heads(
         seed=0,
         validation=0.05,
         learning_rate=0.003,
-        bfloat16=has_bfloat16(),
+        bfloat16=has_bfloat16() and not arguments.float32,
         cache=work / "cache",
         checkpoint=work / "heads.safetensors",
     )
