@@ -43,8 +43,8 @@ def join(
     >>> body, head = nn.Linear(4, 4), nn.Linear(4, 3)
     >>> stages = [Stage("a", body, head=head), Stage("b", body, head=head, source="a")]
     >>> both = join(Cascade(stages, edges=[("a", "b")]), [["a", "b"]])
-    >>> both.topology.names, [carry.shape[1:] for carry in both.stage(0).run(torch.ones(1, 4))[1]]
-    (('a', 'b'), [torch.Size([4]), torch.Size([2, 3])])
+    >>> both.topology.names, both.stage(0).run(torch.ones(1, 4))[1].shape  # logits of both
+    (('a', 'b'), torch.Size([1, 2, 3]))
     """
     names = cascade.topology.names
     wanted = set(names) if asked is None else {check_known("stage", n, names) for n in asked}
