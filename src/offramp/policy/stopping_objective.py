@@ -160,7 +160,7 @@ class Objective:
         """Stopping taught by `supervised_stop_loss`, classifiers on what stops at them.
 
         Combined answers are taught on every example alike: with those that stop in front the
-        earlier stages became worse and the later ones no better (docs/adr/0016).
+        earlier stages became worse and the later ones no better (docs/adr/0024).
         """
         said = self.answers(logits, odds)
         rewards = self.rewards(said, labels)
