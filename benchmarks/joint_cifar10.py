@@ -1,20 +1,20 @@
 """Classifiers and stopping networks trained together on CIFAR-10, against training them apart.
 
-Pre-activation ResNets from scratch on the first 40,000 training images; policies fitted and chosen
-on [40000:45000], judged on [45000:50000]. Every contender has had the same number of passes over
-the training images, `--epochs`. The first `--warm-up` of them are one training that all go on from:
+Pre-activation ResNets from scratch on the first 40,000 training images; policies fitted on the
+first half of [40000:45000], chosen on the second, judged on [45000:50000]. Every contender has had
+the same number of passes over the training images, `--epochs`. The first `--warm-up` of them are one training that all go on from:
 every classifier taught on every image, at one learning rate, on parts of 24 by 24 pixels. In the
 rest, on whole images under a falling learning rate, the static networks go on like that, and the
 joint cascade, once for each alpha, is trained together with its stopping networks: `error`,
 `flops_ratio`. `frozen` (stopping networks alone) and `weighted` (the learned policy by weighted
 binary classification) decide over the static networks; `joint_weighted` is that policy over the
 joint ones. Stopping networks are used as they were trained beside their classifiers
-(`_as_trained`) and fitted anew on [40000:45000].
+(`_as_trained`) and fitted anew.
 
 `flops_ratio` is mean FLOPs, stopping networks included, over those of the largest static network;
-`error` is top-1. Each is the cheapest point that was, on [40000:45000], at least as accurate as the
+`error` is top-1. Each is the cheapest point that was, on [42500:45000], at least as accurate as the
 largest static network there. `curve_*` are (cost ratio, error) on [45000:50000] of the points that
-were on the front on [40000:45000]; two curves are compared at equal cost, over the costs that both
+were on the front on [42500:45000]; two curves are compared at equal cost, over the costs that both
 reach, with the standard error of the difference over images drawn again (bootstrap, both networks
 on the same images). Interrupted, the same command goes on. `weights/joint` holds the warm-up and
 the static networks of the default options, trained in float32 (`--float32`); copied to `--work`
@@ -180,8 +180,14 @@ def joint(parts: Parts, arguments: argparse.Namespace) -> list[tuple[JointTraini
     ]
 
 
+def halves(part: Trace) -> tuple[Trace, Trace]:
+    """The images to fit on and those to choose on: policies look better where they were fitted."""
+    half = len(part) // 2
+    return part.rows(torch.arange(half)), part.rows(torch.arange(half, len(part)))
+
+
 def stopping_points(
-    trained: JointTraining, chosen: Trace, test: Trace, largest: float
+    trained: JointTraining, fitting: Trace, chosen: Trace, test: Trace, largest: float
 ) -> tuple[list[Point], list[Point]]:
     """Stopping networks as they were trained, and fitted anew on the images to choose on."""
     reference = test.stages[-1]
@@ -190,7 +196,7 @@ def stopping_points(
         for threshold in THRESHOLDS
         for combine in ("policy", "last")
     ]
-    again = fitters["stopping"](chosen, reference=reference)
+    again = fitters["stopping"](fitting, reference=reference)
     return points(settings, chosen, test, largest), points(again, chosen, test, largest)
 
 
@@ -241,18 +247,19 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     seconds, start = {}, time.monotonic()
     alone, apart = static(parts, arguments)
     seconds["static"] = time.monotonic() - start
-    chosen, test = traces(apart, parts)
+    both, test = traces(apart, parts)
+    fitting, chosen = halves(both)
     reference = arguments.models[-1]
     largest = float(chosen.stage_costs()[-1])
     limit, error_largest = (1 - t.accuracy(len(arguments.models) - 1) for t in (chosen, test))
     start = time.monotonic()
     together = joint(parts, arguments)
     seconds["joint"] = time.monotonic() - start
-    frozen = stopping_points(alone, chosen, test, largest)
+    frozen = stopping_points(alone, fitting, chosen, test, largest)
     found = {
         "_frozen": [*frozen[0], *frozen[1]],
         "_weighted": points(
-            fitters["weighted"](chosen, reference=reference), chosen, test, largest
+            fitters["weighted"](fitting, reference=reference), chosen, test, largest
         ),
         "_joint_weighted": [],
     }
@@ -260,12 +267,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     as_trained: list[Point] = []
     refitted: list[Point] = []
     for trained, cascade in together:
-        seen, judged = traces(cascade, parts)
-        stops = stopping_points(trained, seen, judged, largest)
+        everything, judged = traces(cascade, parts)
+        own, seen = halves(everything)
+        stops = stopping_points(trained, own, seen, judged, largest)
         as_trained += stops[0]
         refitted += stops[1]
         error_joint.append([1 - judged.accuracy(k) for k in range(len(judged.stages))])
-        learned = fitters["weighted"](seen, reference=reference)
+        learned = fitters["weighted"](own, reference=reference)
         found["_joint_weighted"] += points(learned, seen, judged, largest)
     found = {"": [*as_trained, *refitted], "_as_trained": as_trained, **found}
     result: dict[str, Any] = {

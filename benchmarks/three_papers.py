@@ -171,7 +171,8 @@ def joint_points(parts: Parts, arguments: argparse.Namespace, largest: float) ->
     """Every alpha, as trained and with stopping networks fitted anew."""
     found: list[Point] = []
     for trained, cascade in joint(parts, arguments):
-        as_trained, refitted = stopping_points(trained, *traces(cascade, parts), largest)
+        seen, judged = traces(cascade, parts)
+        as_trained, refitted = stopping_points(trained, seen, seen, judged, largest)
         found += [*as_trained, *refitted]
     return found
 
