@@ -2,14 +2,14 @@
 
 Pre-activation ResNets from scratch on the first 40,000 training images; policies fitted on the
 first half of [40000:45000], chosen on the second, judged on [45000:50000]. Every contender has had
-the same number of passes over the training images, `--epochs`. The first `--warm-up` of them are one training that all go on from:
-every classifier taught on every image, at one learning rate, on parts of 24 by 24 pixels. In the
-rest, on whole images under a falling learning rate, the static networks go on like that, and the
-joint cascade, once for each alpha, is trained together with its stopping networks: `error`,
-`flops_ratio`. `frozen` (stopping networks alone) and `weighted` (the learned policy by weighted
-binary classification) decide over the static networks; `joint_weighted` is that policy over the
-joint ones. Stopping networks are used as they were trained beside their classifiers
-(`_as_trained`) and fitted anew.
+the same number of passes over the training images, `--epochs`. The first `--warm-up` of them are
+one training that all go on from: every classifier taught on every image, at one learning rate, on
+parts of 24 by 24 pixels. In the rest, on whole images under a falling learning rate, the static
+networks go on like that, and the joint cascade, once for each alpha, is trained together with its
+stopping networks: `error`, `flops_ratio`. `frozen` (stopping networks alone) and `weighted` (the
+learned policy by weighted binary classification) decide over the static networks; `joint_weighted`
+is that policy over the joint ones. Stopping networks are used as they were trained beside their
+classifiers (`_as_trained`) and fitted anew.
 
 `flops_ratio` is mean FLOPs, stopping networks included, over those of the largest static network;
 `error` is top-1. Each is the cheapest point that was, on [42500:45000], at least as accurate as the
