@@ -206,7 +206,7 @@ def variance_ratio(trained: JointTraining, cascade: Cascade, part: Examples, dra
     for network, rule in zip(nets, trained.rules, strict=True):
         network.load_rule(rule)  # type: ignore[operator]
     costs = trained.alpha * stopping_costs(trained.costs, trained.topology)
-    objective = Objective(stage_cost=costs, drawn_answers=True)
+    objective = Objective(stage_cost=costs, answers="drawn")
     weights = [*cascade.parameters(), *nets.parameters()]
     generator = torch.Generator().manual_seed(0)
     seen: dict[str, list[torch.Tensor]] = {"exact": [], "reinforce": []}

@@ -13,7 +13,7 @@ from offramp.cli.output import aligned, amount, points
 
 COMMANDS = [
     *("demo", "cut", "train", "record", "design", "advise"),
-    *("fit", "evaluate", "report", "export", "predict", "bench", "profile"),
+    *("fit", "evaluate", "report", "export", "predict", "bench", "profile", "tune"),
 ]
 
 

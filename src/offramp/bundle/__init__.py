@@ -9,6 +9,7 @@ from offramp.bundle.load import LoadedBundle, load_bundle
 from offramp.bundle.manifest import FORMAT_VERSION, Manifest
 from offramp.bundle.onnx import export_folder, export_single_file
 from offramp.bundle.save import save_bundle
+from offramp.bundle.tune import tune
 
 __all__ = [
     "FORMAT_VERSION",
@@ -21,4 +22,5 @@ __all__ = [
     "quantise",
     "read_manifest",
     "save_bundle",
+    "tune",
 ]

@@ -10,7 +10,7 @@ import torch
 from offramp._core.checks import check_known
 from offramp._core.errors import InputError
 from offramp._core.types import Batch
-from offramp.bundle.int8_files import is_compiled
+from offramp.bundle.compiled_files import is_compiled
 from offramp.bundle.manifest import Manifest
 from offramp.bundle.rebuild import segment_of
 from offramp.runtime.backends import (
@@ -43,10 +43,10 @@ def in_backend(
         example: Some raw input, or None.
         threads: As for `with_backend`.
     """
-    quantised = {name for name, stage in stages.items() if is_compiled(stage)}
-    chosen = _chosen(stages, manifest, backend, quantised)
+    compiled = {name for name, stage in stages.items() if is_compiled(stage)}
+    chosen = _chosen(stages, manifest, backend, compiled)
     for name, each in chosen.items():
-        _check_exact(name, each, quantised)
+        _check_exact(name, each, compiled)
     given, known = _example(stages, manifest, example)
     builder = Builder(
         list(stages.values()), given, None, threads=thread_count(threads), preprocess=known
@@ -59,27 +59,28 @@ def _chosen(
     stages: Mapping[str, Stage],
     manifest: Manifest,
     backend: str | Mapping[str, str],
-    quantised: set[str],
+    compiled: set[str],
 ) -> dict[str, str]:
     if backend == AUTO:
         table = manifest.backend_table()
         if table is None:
             raise InputError(
-                "backend='auto' needs measurements, and this bundle has none. Save it with "
-                "backends=choose_backends(cascade, example), or name a backend."
+                "backend='auto' needs measurements, and this bundle has none. Measure here, with "
+                "`offramp tune` or offramp.bundle.tune(path, example), or name a backend."
             )
         best = table.best()
-        return {name: best[name] for name in stages if name in best and name not in quantised}
+        return {name: best[name] for name in stages if name in best and name not in compiled}
     if isinstance(backend, str):
         check_known("backend", backend, (*BACKENDS, AUTO))
-        return {name: backend for name in stages if name not in quantised}
+        return {name: backend for name in stages if name not in compiled}
     return dict(backend)
 
 
-def _check_exact(stage: str, backend: str, quantised: set[str]) -> None:
-    if stage in quantised and backend != EAGER:
+def _check_exact(stage: str, backend: str, compiled: set[str]) -> None:
+    if stage in compiled and backend != EAGER:
         raise InputError(
-            f"Stage {stage!r} is in int8 in the bundle; no backend can be chosen for it."
+            f"Stage {stage!r} is held in the backend that it was saved in; no other can be chosen "
+            "for it."
         )
     if not backend_of(backend).exact:
         raise InputError(

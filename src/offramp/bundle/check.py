@@ -16,11 +16,11 @@ from offramp.bundle.manifest import (
     FORMAT,
     FORMAT_VERSION,
     KINDS,
+    CompiledEntry,
     ExitEntry,
     Manifest,
     NetworkEntry,
-    OnnxEntry,
-    QuantisedEntry,
+    Part,
     SegmentEntry,
     WholeEntry,
 )
@@ -81,9 +81,8 @@ def _file_problems(manifest: Manifest) -> Iterator[str]:
             yield f"the file name {name!r} is not allowed"
     wanted = [POLICY]
     for stage in manifest.stages:
-        if isinstance(stage, QuantisedEntry):
-            models = [stage.onnx] if stage.head is None else [stage.onnx, stage.head]
-            wanted += [name for model in models for name in (model.file, model.answers)]
+        if isinstance(stage, CompiledEntry):
+            wanted += [name for m in stage.models() for name in (*m.files, m.answers)]
             continue
         entry = stage.head if isinstance(stage, ExitEntry) else stage
         wanted += [] if entry is None else [entry.weights]
@@ -107,9 +106,12 @@ def _stage_problems(manifest: Manifest, topology: Topology) -> Iterator[str]:
 
 
 def _backend_problems(manifest: Manifest, topology: Topology) -> Iterator[str]:
-    quantised = any(isinstance(stage, QuantisedEntry) for stage in manifest.stages)
-    if manifest.version < FORMAT_VERSION and (quantised or manifest.backends is not None):
-        yield f"format {manifest.version} holds neither int8 stages nor measurements of backends"
+    compiled = any(isinstance(stage, CompiledEntry) for stage in manifest.stages)
+    if manifest.version < FORMAT_VERSION and (compiled or manifest.backends is not None):
+        yield (
+            f"format {manifest.version} holds neither stages in another runtime nor measurements "
+            "of backends"
+        )
     try:
         table = manifest.backend_table()
     except (FileFormatError, InputError) as error:
@@ -154,11 +156,11 @@ def _segment_problems(stage: ExitEntry, networks: tuple[NetworkEntry, ...]) -> I
 def _exit_problems(manifest: Manifest, topology: Topology) -> Iterator[str]:
     """Sources and groups must be those that the segments say."""
     held = {stage.name: stage for stage in manifest.stages}
-    kinds: dict[str, SegmentEntry | OnnxEntry | None] = {}
+    kinds: dict[str, SegmentEntry | Part | None] = {}
     for stage in manifest.stages:
         k = topology.index(stage.name)
         segment = stage.segment if isinstance(stage, ExitEntry) else None
-        model = stage.onnx if isinstance(stage, QuantisedEntry) else None
+        model = stage.runs if isinstance(stage, CompiledEntry) else None
         if kinds.setdefault(topology.groups[k], model or segment) != (model or segment):
             yield f"the stages of group {topology.groups[k]!r} are not of one segment"
         where = topology.sources[k]

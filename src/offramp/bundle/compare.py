@@ -47,7 +47,7 @@ def write_module(module: nn.Module, model: Mapping[str, Any], path: Path, *, who
 def check_loadable(folder: Path, cascade: Cascade) -> None:
     """Build and cut the networks of a bundle as a loader will, and compare the segments.
 
-    Models in int8 are loaded, and answer once.
+    Models of other runtimes are opened, and answer once.
 
     Args:
         folder: The bundle.

@@ -15,7 +15,7 @@ from offramp._core.errors import FileFormatError, InputError, OfframpError
 from offramp._core.files import whole_file
 from offramp._core.types import Batch
 from offramp.bundle.compare import write_module
-from offramp.bundle.int8_files import is_compiled, write_quantised
+from offramp.bundle.compiled_files import check_not_joined, is_compiled, write_compiled
 from offramp.bundle.names import example_file, network_file, weight_files
 from offramp.bundle.rebuild import FAILURES, INPUT, LOGITS, answers_of, segment_of
 from offramp.models import ModelSpec, build, save_weights
@@ -49,6 +49,7 @@ def write_stages(folder: Path, cascade: Cascade, needed: Mapping[str, bool]) -> 
             preprocessing.
     """
     stages = [cascade.stage(name) for name in needed]
+    check_not_joined(stages)
     entries = [_described(stage, answers=needed[stage.name]) for stage in stages]
     files = weight_files(list(needed))
     cuts: dict[CutSpec, int] = {}
@@ -56,7 +57,7 @@ def write_stages(folder: Path, cascade: Cascade, needed: Mapping[str, bool]) -> 
     for stage, entry in zip(stages, entries, strict=True):
         if is_compiled(stage):
             first = firsts.setdefault(stage.group, stage.name)
-            entry |= write_quantised(folder, stage, answers=needed[stage.name], first=first)
+            entry |= write_compiled(folder, stage, answers=needed[stage.name], first=first)
             continue
         _check_source(stage, cascade)
         if isinstance(stage.spec, SegmentSpec):
@@ -76,7 +77,7 @@ def _check_source(stage: Stage, cascade: Cascade) -> None:
     if stage.source is not None and is_compiled(cascade.stage(stage.source)):
         raise InputError(
             f"Stage {stage.name!r} runs in PyTorch and continues {stage.source!r}, which does not; "
-            "a bundle cannot hold that. Quantise the stages that continue one as well."
+            "a bundle cannot hold that. Give the stages that continue one a backend as well."
         )
 
 

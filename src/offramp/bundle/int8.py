@@ -67,7 +67,7 @@ def quantise(
         cascade: In PyTorch; stays as it is.
         data: Labelled examples, as for `record`, with the splits `fit` and `calibrate`.
         calibration: As for `with_backend`: a few hundred raw inputs, none of them used to test.
-        backend: "onnxruntime-int8", which a bundle can hold, "openvino-int8" or "openvino-bf16".
+        backend: "onnxruntime-int8", "openvino-int8" or "openvino-bf16".
         stages: Names of those to quantise; by default all. Those that continue one of them get
             another name as well.
         costs: Cost of each stage of the new cascade; by default the seconds that each takes here

@@ -77,7 +77,7 @@ def load_bundle(
             that stands in the bundle, so allow it only for bundles whose origin you trust.
         backend: What runs the stages, one for all or for each by name, as for `with_backend`; of
             those whose answers are equal to rounding. "auto" takes the fastest by the measurements
-            in the bundle, of those that are installed. Stages in int8 stay what they are.
+            in the bundle, of those that are installed. Stages saved in a backend stay there.
         example: Some raw input, for backends; by default one of the form that was measured, or of
             the bundle's `input_shape` in float32.
         threads: As for `with_backend`.
@@ -89,7 +89,7 @@ def load_bundle(
             the file.
         UnsupportedError: If a network needs an import that is not allowed or not installed, or a
             backend cannot run a stage.
-        MissingExtraError: If a backend is not installed, or ONNX Runtime for stages in int8.
+        MissingExtraError: If a backend is not installed, also one that stages were saved in.
         UnknownNameError: If there is no such backend or stage.
         InputError: If a backend changes answers; if nothing was measured; or if it is not known
             what the input looks like.
@@ -101,7 +101,7 @@ def load_bundle(
     check_files(folder, manifest, verify=verify)
     setting = _read_setting(folder / POLICY, manifest)
     _check_heads(folder / POLICY, setting, manifest)
-    stages = rebuild(folder, manifest, verify=verify, allow_import=allow_import)
+    stages = rebuild(folder, manifest, verify=verify, allow_import=allow_import, threads=threads)
     if backend is not None:
         stages = in_backend(stages, manifest, backend, example=example, threads=threads)
     held = _HeldStages(

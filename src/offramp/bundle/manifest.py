@@ -6,9 +6,9 @@ and any further JSON files. Every file is listed with its size and checksum.
 Format 2 adds networks that are cut: one safetensors file for each, one for each exit head, and one
 with an example and what the exits answer to it. A bundle without them is written in format 1.
 
-Format 3 adds stages that are quantised: an ONNX file for a segment, one for its head, each with
-what it answered where it was made; and measurements of backends. Bundles without them are written
-in the format that they need.
+Format 3 adds stages in another runtime: the files of a model for a segment, and for its head, each
+with what it answered where it was made; and measurements of backends. Bundles without them are
+written in the format that they need.
 
 Layer: bundle.
 """
@@ -113,39 +113,95 @@ class FormEntry(BaseModel):
     dtypes: tuple[str, ...]
 
 
-class OnnxEntry(BaseModel):
-    """A model in ONNX, what it takes and gives, and the file of what it answered once."""
+class ModelPart(BaseModel):
+    """A model of another runtime, what it takes and gives, and the file of what it answered once.
+
+    Its files are those that `backend` makes: of ONNX Runtime one, of OpenVINO two.
+    """
 
     model_config = _STRICT
-    file: str
+    kind: Literal["model"]
+    backend: str
+    files: tuple[str, ...] = Field(min_length=1)
     inputs: FormEntry
     outputs: FormEntry
     answers: str
 
 
-class QuantisedEntry(BaseModel):
-    """A stage in int8; `head` is None for a network's own answer."""
+class ReadingPart(BaseModel):
+    """A model that reads the first tensors of what comes, in one argument or as many."""
+
+    model_config = _STRICT
+    kind: Literal["reading"]
+    count: int = Field(ge=1)
+    single: bool
+    model: ModelPart
+
+
+class FirstPart(BaseModel):
+    """A head that reads the first tensor of a carry."""
+
+    model_config = _STRICT
+    kind: Literal["first"]
+    model: ModelPart
+
+
+class LogitsPart(BaseModel):
+    """A head that ran with its segment: which tensor of what that gave."""
+
+    model_config = _STRICT
+    kind: Literal["logits"]
+    position: int
+
+
+class AheadPart(BaseModel):
+    """The answer of a stage that ran in one piece with others: which column of the last tensor."""
+
+    model_config = _STRICT
+    kind: Literal["ahead"]
+    column: int = Field(ge=0)
+
+
+class SamePart(BaseModel):
+    """The segment of a stage that an earlier one ran."""
+
+    model_config = _STRICT
+    kind: Literal["same"]
+
+
+Part = Annotated[
+    ModelPart | ReadingPart | FirstPart | LogitsPart | AheadPart | SamePart, Discriminator("kind")
+]
+
+
+class CompiledEntry(BaseModel):
+    """A stage in another runtime; `head` is None for a network's own answer."""
 
     model_config = _STRICT
     name: str
-    onnx: OnnxEntry
-    head: OnnxEntry | None
-    reads_first: bool  # whether the head reads the first tensor of the carry only
+    runs: Part
+    head: Part | None
     preprocessing: dict[str, Any] | None
 
+    def models(self) -> list[ModelPart]:
+        """All that have files."""
+        parts = [self.runs] if self.head is None else [self.runs, self.head]
+        inner = [p.model if isinstance(p, ReadingPart | FirstPart) else p for p in parts]
+        return [p for p in inner if isinstance(p, ModelPart)]
 
-KINDS = ("<whole>", "<exit>", "<int8>")  # no names of fields, so messages can leave them out
+
+KINDS = ("<whole>", "<exit>", "<compiled>")  # no names of fields, so messages can leave them out
 
 
 def _kind(value: Any) -> str:  # noqa: ANN401  (whatever stands in the file)
     fields = value if isinstance(value, dict) else type(value).model_fields
-    return KINDS[1 if "segment" in fields else 2 if "onnx" in fields else 0]
+    return KINDS[1 if "segment" in fields else 2 if "runs" in fields else 0]
 
 
 StageEntry = Annotated[
     Annotated[WholeEntry, Tag(KINDS[0])]
     | Annotated[ExitEntry, Tag(KINDS[1])]
-    | Annotated[QuantisedEntry, Tag(KINDS[2])],
+    | Annotated[CompiledEntry, Tag(KINDS[2])],
     Discriminator(_kind),
 ]
 

@@ -12,7 +12,6 @@ from offramp._core.errors import InputError
 MANIFEST = "manifest.json"
 POLICY = "policy.json"
 WEIGHTS = ".safetensors"
-ONNX = ".onnx"
 
 _SAFE_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _PLAIN_STAGE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,59}")
@@ -59,18 +58,20 @@ def example_file(number: int) -> str:
     return f"example.{number}{WEIGHTS}"
 
 
-def onnx_files(stage: str) -> tuple[str, str]:
-    """The files of a quantised stage: of its segment, and of its head.
+def model_files(stage: str, endings: Sequence[str], *, head: bool) -> tuple[str, ...]:
+    """The files of a model of another runtime: of a stage's segment, or of its head.
 
-    >>> onnx_files("small")
-    ('small.onnx', 'small.head.onnx')
+    >>> model_files("small", [".onnx"], head=False)
+    ('small.onnx',)
+    >>> model_files("small", [".xml", ".bin"], head=True)
+    ('small.head.xml', 'small.head.bin')
     """
     stem = weight_files([stage])[stage].removesuffix(WEIGHTS)
-    return f"{stem}{ONNX}", f"{stem}.head{ONNX}"
+    return tuple(f"{stem}{'.head' if head else ''}{ending}" for ending in endings)
 
 
 def answers_file(model: str) -> str:
-    """The file of what a quantised model answered where it was made.
+    """The file of what a model answered where it was made.
 
     >>> answers_file("small.onnx")
     'small.onnx.safetensors'

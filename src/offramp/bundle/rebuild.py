@@ -12,20 +12,19 @@ from torch import Tensor, nn
 from offramp._core.errors import FileFormatError, UnsupportedError
 from offramp._core.topology import RAW_INPUT, Topology
 from offramp._core.types import Batch
-from offramp.bundle.int8_files import read_quantised
+from offramp.bundle.compiled_files import CompiledReader, check_together
 from offramp.bundle.manifest import (
+    CompiledEntry,
     ExampleEntry,
     ExitEntry,
     Manifest,
     ModelEntry,
     NetworkEntry,
-    QuantisedEntry,
     WholeEntry,
 )
 from offramp.bundle.names import MANIFEST
 from offramp.bundle.tensors import read_tensors
 from offramp.models import ModelSpec, build, load_weights
-from offramp.runtime.backends import Compiled
 from offramp.stages import CutSpec, SegmentSpec, Stage, attached, cut, preprocess_from_dict
 from offramp.train.design import network as _  # noqa: F401  so that "tapped" can be built
 
@@ -43,7 +42,12 @@ FAILURES = (
 
 
 def rebuild(
-    folder: Path, manifest: Manifest, *, verify: bool, allow_import: bool
+    folder: Path,
+    manifest: Manifest,
+    *,
+    verify: bool,
+    allow_import: bool,
+    threads: int | None = None,
 ) -> dict[str, Stage]:
     """Build all stages of a bundle, and try the exits on its example.
 
@@ -52,20 +56,24 @@ def rebuild(
         manifest: Of `read_manifest`.
         verify: As for `load_bundle`.
         allow_import: As for `load_bundle`.
+        threads: As for `load_bundle`.
 
     Raises:
         FileFormatError: If something cannot be built, or does not fit, or answers otherwise.
-        UnsupportedError: If an import is needed that is not allowed or not installed.
+        UnsupportedError: If an import is needed that is not allowed or not installed, or this
+            processor cannot run a stage.
+        MissingExtraError: If the runtime of a stage is not installed.
     """
     cuts = [_cut_again(folder, k, entry, allow_import) for k, entry in enumerate(manifest.networks)]
     topology = manifest.cascade_topology()
-    models: dict[str, Compiled] = {}
+    compiled = CompiledReader(folder, topology, verify=verify, threads=threads)
     stages = {
-        entry.name: read_quantised(folder, entry, topology, models, verify=verify)
-        if isinstance(entry, QuantisedEntry)
+        entry.name: compiled.stage(entry)
+        if isinstance(entry, CompiledEntry)
         else _stage(folder, entry, topology, cuts, allow_import)
         for entry in manifest.stages
     }
+    check_together(folder, list(stages.values()))
     for k, network in enumerate(manifest.networks):
         exits = [e for e in manifest.stages if isinstance(e, ExitEntry) and e.segment.network == k]
         here = [stages[entry.name] for entry in exits]

@@ -46,13 +46,14 @@ def save_bundle(
     all weights are written, once, and those heads that are used. With it goes one example, made up
     where its values are not whole numbers (`offramp.stages.stand_in`), and what the exits answer.
 
-    Stages in int8, of `offramp.bundle.quantise`, are written as ONNX files. Of other backends
-    nothing is kept but measurements: give the cascade in PyTorch, and choose when the bundle is
-    loaded.
+    Stages that run in ONNX Runtime or OpenVINO, of `with_backend`, `join_for` and
+    `offramp.bundle.quantise`, are written as the models that those run. They need no spec, load
+    without an export, and stay in the backend that they were saved in. A cascade in PyTorch leaves
+    the choice to whoever loads it; what was measured of backends can go with it.
 
     Args:
         path: The folder to make.
-        cascade: The networks; each that is written needs a spec of how to build it, as do a
+        cascade: The networks; each that runs in PyTorch needs a spec of how to build it, as do a
             network that is cut and its heads (`Cascade.of_exits`).
         choice: A setting, or what the choice of an operating point gave, a certificate included;
             its sentence and its numbers go into the manifest.
@@ -115,7 +116,7 @@ def save_bundle(
 
 def _version(stages: Mapping[str, Any], backends: BackendTable | None) -> int:
     """The oldest format that can hold all of it."""
-    if backends is not None or any("onnx" in entry for entry in stages["stages"]):
+    if backends is not None or any("runs" in entry for entry in stages["stages"]):
         return FORMAT_VERSION
     return CUT_VERSION if "networks" in stages else WHOLE_VERSION
 

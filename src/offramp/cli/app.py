@@ -26,6 +26,7 @@ from offramp.cli.profile import command as profile
 from offramp.cli.record import command as record
 from offramp.cli.report import command as report
 from offramp.cli.train import command as train
+from offramp.cli.tune import command as tune
 
 
 class _Program(TyperGroup):
@@ -57,8 +58,9 @@ app = typer.Typer(
         "what they say about labelled data, **advise** whether a cascade is worth it, "
         "**fit** policies and choose one, "
         "**evaluate** it, write a **report**; then **predict** and "
-        "**bench** with the bundle, or **export** it to ONNX. With one network: first **cut** it "
-        "and **train** its exits, or **design** exits that make some classes faster."
+        "**bench** with the bundle, **tune** it to the machine, or **export** it to ONNX. "
+        "With one network: first **cut** it and **train** its exits, or **design** exits that make "
+        "some classes faster."
     ),
     epilog=(
         "Exit codes: 0 done, 1 unexpected, 2 wrong usage or input, 3 no cascade is worth it, "
@@ -104,6 +106,7 @@ app.command("export")(export)
 app.command("predict")(predict)
 app.command("bench")(bench)
 app.command("profile")(profile)
+app.command("tune")(tune)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

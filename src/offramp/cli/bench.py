@@ -31,6 +31,8 @@ def command(
     rounds: Annotated[int, typer.Option(min=1, help="Rounds that are timed.")] = 15,
     array: Annotated[str, typer.Option(help="Name of the inputs in npz files.")] = "images",
     device: options.Device = "cpu",
+    backend: options.Backend = None,
+    threads: options.Threads = None,
     plain: Annotated[
         bool,
         typer.Option("--plain", help="Run both as they are, without folding batch-norms."),
@@ -53,7 +55,14 @@ def command(
 
     output = Output(as_json=json)
     sizes = options.whole_numbers("--batch-sizes", batch_sizes)
-    loaded = load_bundle(bundle, device=device, optimise=not plain, allow_import=allow_import)
+    options.set_threads(threads)
+    loaded = load_bundle(
+        bundle,
+        device=device,
+        optimise=not plain and backend is None,
+        allow_import=allow_import,
+        backend=backend,
+    )
     batch = some_inputs(loaded, inputs, array, most=max(256, *sizes))
     rows = compare(
         loaded.adaptive, loaded.fallback, batch.to(device), batch_sizes=sizes, rounds=rounds

@@ -26,6 +26,16 @@ Unlabelled = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="Where networks run: cpu, cuda, cuda:1 ...")]
+Backend = Annotated[
+    str | None,
+    typer.Option(
+        help="What runs the networks: prepared, compile, onnxruntime, openvino, or auto, the "
+        "fastest that `offramp tune` measured. By default PyTorch."
+    ),
+]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="CPU threads of every runtime; by default all cores.")
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Examples that run at a time.")]
 AllowImport = Annotated[
     bool,
@@ -34,6 +44,14 @@ AllowImport = Annotated[
         help="Let the bundle name Python code to import. Only for bundles that you trust.",
     ),
 ]
+
+
+def set_threads(threads: int | None) -> None:
+    """Let torch, and what takes its number from there, use so many threads."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
 
 
 def whole_numbers(option: str, text: str) -> list[int]:

@@ -48,6 +48,8 @@ def command(
     ] = None,
     batch_size: options.BatchSize = 256,
     device: options.Device = "cpu",
+    backend: options.Backend = None,
+    threads: options.Threads = None,
     fast: Annotated[
         bool,
         typer.Option("--fast", help="Fold batch-norms: faster, equal only to rounding."),
@@ -71,7 +73,10 @@ def command(
     output = Output(as_json=json)
     if out.suffix not in _WRITERS:
         raise InputError(f"--out must end in {' or '.join(_WRITERS)}, got {out.name!r}.")
-    loaded = load_bundle(bundle, device=device, optimise=fast, allow_import=allow_import)
+    options.set_threads(threads)
+    loaded = load_bundle(
+        bundle, device=device, optimise=fast, allow_import=allow_import, backend=backend
+    )
     reader = InputReader.of(loaded, inputs, array=array, ids=ids)
     with _WRITERS[out.suffix](out) as write:
         tally = _predict(loaded, reader, write, batch_size)

@@ -30,6 +30,8 @@ def command(
     rounds: Annotated[int, typer.Option(min=1, help="Passes that are timed.")] = 9,
     array: Annotated[str, typer.Option(help="Name of the inputs in npz files.")] = "images",
     device: options.Device = "cpu",
+    backend: options.Backend = None,
+    threads: options.Threads = None,
     plain: Annotated[
         bool,
         typer.Option("--plain", help="Run as it is, without folding batch-norms."),
@@ -55,7 +57,14 @@ def command(
     output = Output(as_json=json)
     if out is not None and out.suffix not in (".svg", ".png"):
         raise InputError(f"--out must end in .svg or .png, got {out.name!r}.")
-    loaded = load_bundle(bundle, device=device, optimise=not plain, allow_import=allow_import)
+    options.set_threads(threads)
+    loaded = load_bundle(
+        bundle,
+        device=device,
+        optimise=not plain and backend is None,
+        allow_import=allow_import,
+        backend=backend,
+    )
     batch = some_inputs(loaded, inputs, array, most=max(examples, batch_size))
     with progress_bar("Profiling", None):
         found = profile(

@@ -12,6 +12,7 @@ from torch import Tensor
 from offramp._core.errors import InputError
 from offramp._core.progress import progress_bar
 from offramp.runtime import time_side_by_side
+from offramp.runtime.backends import Compiled
 
 if TYPE_CHECKING:
     from offramp.runtime import Adaptive, Static
@@ -66,7 +67,7 @@ def compare(
                     "adaptive_s": found["adaptive"] / examples,
                     "speedup": found["ratio"],
                     "rounds": rounds,
-                    "backend": _backend(inputs.device),
+                    "backend": _backend(adaptive, inputs.device),
                 }
             )
             step(1)
@@ -87,8 +88,10 @@ def _run(model: Callable[[Tensor], object], batches: Sequence[Tensor]) -> Callab
     return run
 
 
-def _backend(device: torch.device) -> str:
+def _backend(model: "Adaptive", device: torch.device) -> str:
     if device.type == "cuda":
         return f"PyTorch {torch.__version__}, {torch.cuda.get_device_name(device)}"
+    others = sorted({part.backend for part in model.modules() if isinstance(part, Compiled)})
     threads = torch.get_num_threads()
-    return f"PyTorch {torch.__version__}, {threads} CPU thread{'s' if threads > 1 else ''}"
+    names = ", ".join(others) or f"PyTorch {torch.__version__}"
+    return f"{names}, {threads} CPU thread{'s' if threads > 1 else ''}"

@@ -117,24 +117,22 @@ class Objective:
 
     Args:
         stage_cost: alpha times the cost of stages 1..k, for each k, `(s,)`.
-        drawn_answers: True: the answer is drawn from the classifier that stopped, and the reward
-            reaches its weights through log C_k(y'|x). False: the answer is its best labels, the
+        answers: What the stage at which an example stops answers. "drawn": a label drawn from it;
+            the reward reaches its weights through log C_k(y'|x). "best": its best labels; the
             reward is an indicator, and the classifier learns by cross-entropy on what stops there.
-        combined: The answer after a stage is that of all stages up to it (`combined_log_probs`),
-            and the stage learns by its cross-entropy; not with drawn answers.
+            "combined": the same of all stages up to it (`combined_log_probs`).
         top: The indicator counts an answer as right among the `top` best.
     """
 
     stage_cost: Float[Tensor, " s"]
-    drawn_answers: bool
-    combined: bool = False
+    answers: str
     top: int = 1
 
-    def answers(
+    def said(
         self, logits: Float[Tensor, "m s c"], odds: Float[Tensor, "m k"]
     ) -> Float[Tensor, "m s c"]:
         """Scores of what is answered after each stage."""
-        return combined_log_probs(logits, odds) if self.combined else logits
+        return combined_log_probs(logits, odds) if self.answers == "combined" else logits
 
     def exact_loss(
         self,
@@ -144,9 +142,9 @@ class Objective:
     ) -> Float[Tensor, ""]:
         """Minus the mean expected reward; with cross-entropy added where answers are not drawn."""
         chance = stop_log_probs(odds).exp()  # (m, s)
-        said = self.answers(logits, odds)
+        said = self.said(logits, odds)
         reward = (chance * self.rewards(said, labels)).sum(dim=1)
-        if self.drawn_answers:
+        if self.answers == "drawn":
             return -reward.mean()
         taught = (chance.detach() * stage_cross_entropy(said, labels)).sum(dim=1)
         return (taught - reward).mean()
@@ -162,11 +160,11 @@ class Objective:
         Combined answers are taught on every example alike: with those that stop in front the
         earlier stages became worse and the later ones no better (docs/adr/0024).
         """
-        said = self.answers(logits, odds)
+        said = self.said(logits, odds)
         rewards = self.rewards(said, labels)
         chance = stop_log_probs(odds.detach()).exp()
-        each = -rewards if self.drawn_answers else stage_cross_entropy(said, labels)
-        taught = each.mean() if self.combined else (chance * each).sum(dim=1).mean()
+        each = -rewards if self.answers == "drawn" else stage_cross_entropy(said, labels)
+        taught = each.mean() if self.answers == "combined" else (chance * each).sum(dim=1).mean()
         return taught + supervised_stop_loss(odds, rewards.detach())
 
     def rewards(
@@ -175,10 +173,10 @@ class Objective:
         """What stopping after each stage gives; drawn answers in expectation.
 
         Args:
-            logits: Scores of what is answered there, of `answers`.
+            logits: Scores of what is answered there, of `said`.
             labels: True labels.
         """
-        if self.drawn_answers:
+        if self.answers == "drawn":
             at = labels[:, None, None].expand(-1, logits.shape[1], 1)
             right = logits.softmax(dim=2).gather(2, at)[:, :, 0]
         else:
@@ -206,16 +204,15 @@ class Objective:
             answered: The label that it answered.
         """
         rows = torch.arange(len(labels), device=labels.device)
-        if self.combined:  # masked first: what was not computed may hold anything
-            visited = torch.arange(logits.shape[1], device=rows.device) <= stopped[:, None]
+        stage = torch.arange(logits.shape[1], device=rows.device)
+        visited = stage <= stopped[:, None]  # (m, s); what was not computed may hold anything
+        odds = torch.where(visited[:, :-1], odds, 0.0)
+        if self.answers == "combined":
             logits = torch.where(visited[:, :, None], logits, 0.0)
-            known = torch.where(visited[:, :-1], odds, 0.0)
-            own = combined_log_probs(logits, known)[rows, stopped]  # (m, c)
-        else:
-            own = logits[rows, stopped]
+        own = self.said(logits, odds)[rows, stopped]  # (m, c)
         score = _stop_score(odds, stopped)
         weight = _stop_weight(odds.detach(), stopped)
-        if self.drawn_answers:
+        if self.answers == "drawn":
             score = score + own.log_softmax(dim=1)[rows, answered]
             label = torch.arange(own.shape[1], device=own.device)
             chosen = (answered[:, None] == label).to(own.dtype)
@@ -226,23 +223,20 @@ class Objective:
         reward = right.to(own.dtype) - 1 - self.stage_cost[stopped]
         advantage = reward - others_baseline(reward, weight)
         loss = -(advantage * score).mean()
-        return loss if self.drawn_answers else loss + cross_entropy(own, labels)
+        return loss if self.answers == "drawn" else loss + cross_entropy(own, labels)
 
 
 def _stop_score(odds: Tensor, stopped: Tensor) -> Tensor:
-    """Log P(stopped), reading nothing behind it."""
+    """Log P(stopped); what stands behind it is finite and has no influence."""
     stage = torch.arange(odds.shape[1], device=odds.device)
-    # masked before the logarithm: what was not computed may hold anything
-    visited = torch.where(stage <= stopped[:, None], odds, 0.0)
-    each = torch.where(stage < stopped[:, None], logsigmoid(-visited), logsigmoid(visited))
+    each = torch.where(stage < stopped[:, None], logsigmoid(-odds), logsigmoid(odds))
     return torch.where(stage <= stopped[:, None], each, 0.0).sum(dim=1)
 
 
 def _stop_weight(odds: Tensor, stopped: Tensor) -> Tensor:
     """Squared norm of the score at the two outputs of each stopping network visited."""
     stage = torch.arange(odds.shape[1], device=odds.device)
-    visited = torch.where(stage <= stopped[:, None], odds, 0.0)
-    wrong_way = torch.where(stage < stopped[:, None], visited, -visited).sigmoid()
+    wrong_way = torch.where(stage < stopped[:, None], odds, -odds).sigmoid()
     return (2 * wrong_way.square() * (stage <= stopped[:, None])).sum(dim=1)
 
 

@@ -19,7 +19,7 @@ from offramp._core.errors import (
     UnknownNameError,
 )
 from offramp._core.files import sha256
-from offramp.bundle import load_bundle, quantise, read_manifest, save_bundle
+from offramp.bundle import load_bundle, quantise, read_manifest, save_bundle, tune
 from offramp.models import ModelSpec, build
 from offramp.policy import Setting
 from offramp.runtime import Adaptive, BackendTable, with_backend
@@ -155,11 +155,47 @@ def test_measurements_of_other_stages_are_refused(tmp_path, cascade, setting):
         save_bundle(tmp_path / "b", cascade, setting, backends=table("smal", eager=1.0))
 
 
-def test_what_runs_elsewhere_cannot_be_saved(tmp_path, cascade, setting):
-    fast = with_backend(cascade, {"large": "onnxruntime"}, example=images(1))
-    with pytest.raises(InputError, match="'large' runs in 'onnxruntime', which a bundle cannot"):
-        save_bundle(tmp_path / "b", fast, setting)
-    assert not (tmp_path / "b").exists()
+def test_a_bundle_is_tuned_where_it_is(tmp_path, cascade, setting):
+    save_bundle(tmp_path / "b", cascade, setting, input_shape=(1, 8, 8))
+    plain = load_bundle(tmp_path / "b")
+    table = tune(tmp_path / "b", images(1), batch_sizes=[1, 2], rounds=1)
+    tuned = load_bundle(tmp_path / "b", backend="auto")
+    assert tuned.manifest.backend_table() == table
+    assert set(table.seconds) == {"small", "large"}
+    assert {"eager", "onnxruntime"} <= set(table.seconds["small"])
+    assert close(tuned.adaptive(images()), plain.adaptive(images()))
+    again = tune(tmp_path / "b", images(1), candidates=["prepared"], batch_sizes=[4], rounds=1)
+    found = load_bundle(tmp_path / "b").manifest.backend_table()
+    assert found == again
+    assert set(found.seconds["large"]) == {"eager", "prepared"}
+    assert found.batch_sizes == (4,)
+
+
+def test_tuning_loses_nothing_where_it_fails(tmp_path, cascade, setting):
+    save_bundle(tmp_path / "b", cascade, setting)
+    before = {file.name: file.read_bytes() for file in (tmp_path / "b").iterdir()}
+    with pytest.raises(UnknownNameError, match="no backend 'onnx'"):
+        tune(tmp_path / "b", images(1), candidates=["onnx"])
+    with pytest.raises(InputError, match="example must hold at least one example, got 0"):
+        tune(tmp_path / "b", images(0))
+    (tmp_path / "b" / "large.safetensors").write_bytes(b"")
+    with pytest.raises(FileFormatError, match=r"large.safetensors is truncated"):
+        tune(tmp_path / "b", images(1))
+    (tmp_path / "b" / "large.safetensors").write_bytes(before["large.safetensors"])
+    assert {file.name: file.read_bytes() for file in (tmp_path / "b").iterdir()} == before
+
+
+def test_only_what_runs_in_pytorch_is_tuned(tmp_path, cascade, setting):
+    made = with_backend(cascade, {"large": "onnxruntime"}, example=images(1))
+    save_bundle(tmp_path / "b", made, setting)
+    table = tune(tmp_path / "b", images(1), batch_sizes=[1], rounds=1)
+    assert set(table.seconds) == {"small"}
+    bundle = load_bundle(tmp_path / "b", backend="auto")
+    assert runs_in(bundle)[1] == "onnxruntime"
+    made = with_backend(cascade, "onnxruntime", example=images(1))
+    save_bundle(tmp_path / "c", made, setting)
+    with pytest.raises(InputError, match="each has its backend already"):
+        tune(tmp_path / "c", images(1))
 
 
 def data(n=400):
@@ -228,8 +264,8 @@ def test_a_bundle_with_int8_answers_as_it_did(saved, int8):
     assert sorted(bundle.manifest.files) == [
         "large.safetensors",
         "policy.json",
-        "small_int8-" + bundle.manifest.stages[0].onnx.file[11:],
-        bundle.manifest.stages[0].onnx.answers,
+        "small_int8-" + bundle.manifest.stages[0].runs.files[0][11:],
+        bundle.manifest.stages[0].runs.answers,
     ]
     want = Adaptive(int8.cascade, bundle.setting)(images())
     found = bundle.adaptive(images())
@@ -238,7 +274,7 @@ def test_a_bundle_with_int8_answers_as_it_did(saved, int8):
     faster = load_bundle(saved, backend="prepared")
     assert runs_in(faster) == ["onnxruntime-int8", "torch"]
     assert close(faster.adaptive(images()), want)
-    with pytest.raises(InputError, match="'small@int8' is in int8"):
+    with pytest.raises(InputError, match="'small@int8' is held in the backend"):
         load_bundle(saved, backend={"small@int8": "prepared"})
 
 
@@ -268,7 +304,7 @@ def relisted(folder):
 def test_a_model_that_is_none_is_refused(copied, content):
     onnx_file(copied).write_bytes(content)
     relisted(copied)
-    with pytest.raises(FileFormatError, match=r"The ONNX model of .*small_int8"):
+    with pytest.raises(FileFormatError, match=r"The model of .*small_int8"):
         load_bundle(copied)
 
 
@@ -296,12 +332,12 @@ def edited(folder, change):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (lambda m: m.update(version=2), "format 2 holds neither int8 stages nor measurements"),
-        (lambda m: m["stages"][0]["onnx"].update(file="../x.onnx"), "'../x.onnx' is not among"),
-        (lambda m: m["stages"][0]["onnx"].update(answers="y"), "'y' is not among the files"),
-        (lambda m: m["stages"][0]["onnx"]["inputs"].update(dtypes=["int8"]), "does not run"),
-        (lambda m: m["stages"][0]["onnx"]["outputs"].update(shapes=[[4]]), r"must give a tensor"),
-        (lambda m: m["stages"][0]["onnx"]["outputs"].update(kind="list"), "Input should be"),
+        (lambda m: m.update(version=2), "format 2 holds neither stages in another runtime nor"),
+        (lambda m: m["stages"][0]["runs"].update(files=["../x.onnx"]), "'../x.onnx' is not among"),
+        (lambda m: m["stages"][0]["runs"].update(answers="y"), "'y' is not among the files"),
+        (lambda m: m["stages"][0]["runs"]["inputs"].update(dtypes=["int8"]), "does not run"),
+        (lambda m: m["stages"][0]["runs"]["outputs"].update(shapes=[[4]]), r"must give a tensor"),
+        (lambda m: m["stages"][0]["runs"]["outputs"].update(kind="list"), "Input should be"),
         (lambda m: m["topology"].update(sources=[-1, 0]), "the topology gives a source"),
         (
             lambda m: m.update(backends=table("x", eager=1.0).to_dict()),

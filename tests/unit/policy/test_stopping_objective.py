@@ -35,7 +35,6 @@ from offramp.trace import Trace
 M, S, C = 3, 3, 4
 DRAWS = 30_000
 COST = torch.tensor([0.1, 0.3, 0.9])
-COMBINED = {"drawn_answers": False, "combined": True}
 
 
 def problem(seed=0):
@@ -80,11 +79,9 @@ def furthest(gradients, exact):
     return float(((gradients.mean(dim=0) - exact).abs() / error.clamp(min=1e-9)).max())
 
 
-@pytest.mark.parametrize(
-    "answers", [{"drawn_answers": True}, {"drawn_answers": False}, COMBINED], ids=str
-)
+@pytest.mark.parametrize("answers", ["drawn", "best", "combined"])
 def test_reinforce_has_the_exact_gradient_as_its_mean(answers):
-    objective = Objective(stage_cost=COST, **answers)
+    objective = Objective(stage_cost=COST, answers=answers)
     for seed in (0, 1):
         gradients = drawn_gradients(objective, seed)
         assert furthest(gradients, exact_gradient(objective, seed)) < 4.5
@@ -95,18 +92,18 @@ def test_a_baseline_of_the_same_batch_would_be_caught(monkeypatch):
         return ((weight * reward).sum() / weight.sum()).expand(len(reward))
 
     monkeypatch.setattr(objective_module, "others_baseline", own_reward_included)
-    objective = Objective(stage_cost=COST, drawn_answers=True)
+    objective = Objective(stage_cost=COST, answers="drawn")
     assert furthest(drawn_gradients(objective), exact_gradient(objective)) > 8
 
 
 def test_costs_summed_to_the_stage_before_would_be_caught():
-    short = Objective(stage_cost=torch.tensor([0.0, 0.1, 0.3]), drawn_answers=True)
-    right = Objective(stage_cost=COST, drawn_answers=True)
+    short = Objective(stage_cost=torch.tensor([0.0, 0.1, 0.3]), answers="drawn")
+    right = Objective(stage_cost=COST, answers="drawn")
     assert furthest(drawn_gradients(short), exact_gradient(right)) > 8
 
 
 def test_the_baseline_lowers_the_variance(monkeypatch):
-    objective = Objective(stage_cost=COST, drawn_answers=True)
+    objective = Objective(stage_cost=COST, answers="drawn")
     with_it = drawn_gradients(objective).var(dim=0).sum()
     monkeypatch.setattr(
         objective_module, "others_baseline", lambda reward, _weight: torch.zeros_like(reward)
@@ -172,7 +169,7 @@ def test_the_exact_reward_is_the_sum_over_stages_and_answers():
         pi = torch.cat([odds[i].sigmoid(), torch.ones(1)])
         chance = float(pi[k] * (1 - pi[:k]).prod() * logits[i, k].softmax(dim=0)[y])
         wanted += chance * (-(y != int(labels[i])) - float(COST[k])) / M
-    objective = Objective(stage_cost=COST, drawn_answers=True)
+    objective = Objective(stage_cost=COST, answers="drawn")
     assert float(objective.exact_loss(logits, odds, labels)) == pytest.approx(-wanted, abs=1e-5)
 
 
@@ -182,7 +179,7 @@ def test_top_m_counts_the_best_m():
         best = logits.topk(top, dim=2).indices
         wanted = (best == labels[:, None, None]).any(dim=2)
         assert torch.equal(right_at(logits, labels, top), wanted)
-    everything = Objective(stage_cost=0 * COST, drawn_answers=False, top=C)
+    everything = Objective(stage_cost=0 * COST, answers="best", top=C)
     found = everything.exact_loss(logits, odds, labels)
     taught = (stop_log_probs(odds).exp() * stage_cross_entropy(logits, labels)).sum(dim=1).mean()
     assert float(found) == pytest.approx(float(taught), abs=1e-6)
@@ -198,7 +195,7 @@ def test_combined_answers_are_those_of_the_policy_at_test_time():
     for k in range(S):
         wanted = stopping_log_probs(each[: k + 1], tuple(stops[: k + 1]))
         torch.testing.assert_close(found[:, k], wanted)
-    reward = Objective(stage_cost=COST, **COMBINED).rewards(found, labels)
+    reward = Objective(stage_cost=COST, answers="combined").rewards(found, labels)
     right = (found.argmax(dim=2) == labels[:, None]).float()
     torch.testing.assert_close(reward, right - 1 - COST)
 
@@ -206,7 +203,7 @@ def test_combined_answers_are_those_of_the_policy_at_test_time():
 def test_combined_answers_are_finite_where_no_stage_would_stop():
     logits, odds, labels = problem()
     odds = odds.requires_grad_()
-    loss = Objective(stage_cost=COST, **COMBINED).exact_loss(logits, odds - 300.0, labels)
+    loss = Objective(stage_cost=COST, answers="combined").exact_loss(logits, odds - 300.0, labels)
     (found,) = torch.autograd.grad(loss, odds)
     assert bool(loss.isfinite())
     assert bool(found.isfinite().all())
@@ -227,18 +224,18 @@ def test_a_combined_answer_teaches_the_stage_that_gives_it_alone():
 
 def test_combined_answers_are_taught_on_every_example_by_the_supervised_loss():
     logits, odds, labels = problem()
-    objective = Objective(stage_cost=COST, **COMBINED)
+    objective = Objective(stage_cost=COST, answers="combined")
     said = combined_log_probs(logits, odds)
     wanted = stage_cross_entropy(said, labels).mean()
     wanted = wanted + supervised_stop_loss(odds, objective.rewards(said, labels))
     assert float(objective.supervised_loss(logits, odds, labels)) == pytest.approx(float(wanted))
 
 
-@pytest.mark.parametrize("answers", [{"drawn_answers": True}, COMBINED], ids=str)
+@pytest.mark.parametrize("answers", ["drawn", "best", "combined"])
 def test_stages_that_were_not_visited_are_not_read(answers):
     logits, odds, labels = problem()
     stopped, answered = torch.tensor([0, 1, 2]), torch.tensor([0, 0, 3])
-    objective = Objective(stage_cost=COST, **answers)
+    objective = Objective(stage_cost=COST, answers=answers)
     spoilt, spoilt_odds = logits.clone(), odds.clone()
     for i, k in enumerate(stopped.tolist()):
         spoilt[i, k + 1 :] = torch.nan

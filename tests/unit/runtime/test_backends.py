@@ -415,8 +415,8 @@ def test_a_model_that_is_none_or_another_is_refused():
         example=torch.rand(1, 4),
         calibration=torch.rand(9, 4),
     )
-    content = net.stage(0).module.onnx
-    again = restored(content, inputs=form, outputs=other, name="x")
+    (content,) = net.stage(0).module.files()
+    again = restored("onnxruntime-int8", [content], inputs=form, outputs=other, name="x")
     assert torch.equal(again(torch.ones(2, 4)), net(torch.ones(2, 4))[:, 0])
     for model, inputs, outputs in (
         (b"nonsense", form, other),
@@ -424,8 +424,8 @@ def test_a_model_that_is_none_or_another_is_refused():
         (content, form, form),
         (content, other, other),
     ):
-        with pytest.raises(FileFormatError, match="The ONNX model of x "):
-            restored(model, inputs=inputs, outputs=outputs, name="x")
+        with pytest.raises(FileFormatError, match="The model of x "):
+            restored("onnxruntime-int8", [model], inputs=inputs, outputs=outputs, name="x")
 
 
 def test_a_model_that_refers_to_other_files_is_refused():
@@ -439,7 +439,7 @@ def test_a_model_that_refers_to_other_files_is_refused():
     model.graph.initializer[0].data_location = onnx.TensorProto.EXTERNAL
     form, other = Form.of(torch.zeros(1, 4)), Form.of(torch.zeros(1, 3))
     with pytest.raises(FileFormatError, match="refers to other files"):
-        restored(model.SerializeToString(), inputs=form, outputs=other, name="x")
+        restored("onnxruntime", [model.SerializeToString()], inputs=form, outputs=other, name="x")
 
 
 @pytest.mark.slow

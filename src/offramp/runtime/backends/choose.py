@@ -3,7 +3,7 @@
 Layer: runtime.  Source: style.md 3, habit 20 (interleaved rounds, medians).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import fsum, inf, log
 from typing import Any, final
@@ -15,9 +15,10 @@ from offramp._core.errors import FileFormatError, InputError, MissingExtraError,
 from offramp._core.progress import progress_bar
 from offramp._core.types import Batch
 from offramp.runtime.backends.build import Builder, Built
+from offramp.runtime.backends.compiled import Compiled
 from offramp.runtime.backends.form import Form
 from offramp.runtime.backends.table import BACKENDS, EAGER, backend_of, exact_backends
-from offramp.stages import Cascade
+from offramp.stages import Stage
 from offramp.stages.timing import Run, described, filled, median_seconds
 
 
@@ -139,7 +140,7 @@ class BackendTable:
 
 
 def choose_backends(
-    cascade: Cascade,
+    stages: Iterable[Stage],
     example: Batch,
     *,
     candidates: Sequence[str] | None = None,
@@ -152,7 +153,7 @@ def choose_backends(
     """Measure every stage in every backend, in interleaved rounds; medians count.
 
     Args:
-        cascade: In PyTorch; stays as it is.
+        stages: A cascade; stays as it is. Stages that run in another runtime already are left out.
         example: Some raw input; one example is enough.
         candidates: Backends; by default those with float32 answers that are installed, but for
             "compile", which takes minutes, and CUDA, where data lie elsewhere. "eager" is always
@@ -165,12 +166,15 @@ def choose_backends(
 
     Raises:
         UnknownNameError: If there is no such backend.
-        InputError: As `with_backend`.
+        InputError: As `with_backend`; or if no stage runs in PyTorch.
 
     >>> from torch import nn
-    >>> cascade = Cascade.of_models({"a": nn.Linear(4, 3)})
     >>> table = choose_backends(
-    ...     cascade, torch.zeros(1, 4), candidates=["onnxruntime"], batch_sizes=[1], rounds=1
+    ...     [Stage("a", nn.Linear(4, 3))],
+    ...     torch.zeros(1, 4),
+    ...     candidates=["onnxruntime"],
+    ...     batch_sizes=[1],
+    ...     rounds=1,
     ... )
     >>> sorted(table.seconds["a"])
     ['eager', 'onnxruntime']
@@ -179,18 +183,26 @@ def choose_backends(
     sizes = tuple(sorted({check_positive_int("batch_sizes", size) for size in batch_sizes}))
     names = list(dict.fromkeys((EAGER, *_candidates(candidates))))
     count = torch.get_num_threads() if threads is None else check_positive_int("threads", threads)
-    builder = Builder(list(cascade), example, calibration, threads=count)
+    builder = Builder(list(stages), example, calibration, threads=count)
     seconds: dict[str, dict[str, tuple[float, ...]]] = {}
     refused: dict[str, dict[str, str]] = {}
     groups = builder.groups()
     with progress_bar("Measuring", len(groups), enabled=progress) as advance:
         for group, members in groups.items():
+            if any(isinstance(part, Compiled) for part in members[0].modules()):
+                builder.keep(group, builder.build(group, EAGER))
+                continue
             built, reasons = _candidates_of(builder, group, names)
             times = _times(built, builder.given(group), sizes, rounds)
             for stage in members:
                 seconds[stage.name], refused[stage.name] = times, reasons
             builder.keep(group, built[EAGER])
             advance(1)
+    if not seconds:
+        raise InputError(
+            "stages must hold one that runs in PyTorch; each has its backend already, and there is "
+            "nothing to choose."
+        )
     where = f"{described('cpu')}, {count} for other runtimes; median of {rounds} rounds"
     return BackendTable(
         batch_sizes=sizes,

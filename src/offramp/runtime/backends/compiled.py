@@ -16,6 +16,9 @@ from offramp.runtime.backends.form import Form
 #: Runs tensors on the CPU, of the types and shapes that were promised; gives new tensors.
 Run = Callable[[Sequence[Tensor]], list[Tensor]]
 
+#: Gives the contents of a model's files.
+Files = Callable[[], tuple[bytes, ...]]
+
 
 @final
 class Compiled(nn.Module):
@@ -31,7 +34,8 @@ class Compiled(nn.Module):
         name: Whose it is, for messages: "stage 'small'".
         backend: Name of the backend, for messages.
         content: Bytes that differ where answers differ, so that recordings can be told apart.
-        onnx: The model as a file, where a bundle has to hold it.
+        files: Makes the contents of the files from which a bundle opens it again; None where it
+            is no model of another runtime.
     """
 
     _digest: Tensor
@@ -45,12 +49,12 @@ class Compiled(nn.Module):
         name: str,
         backend: str,
         content: bytes,
-        onnx: bytes | None = None,
+        files: Files | None = None,
     ) -> None:
         super().__init__()
         self.inputs, self.outputs = inputs, outputs
         self.name, self.backend = name, backend
-        self.onnx = onnx
+        self.files = files
         self._run = run
         self._wanted = list(zip(inputs.shapes, inputs.torch_dtypes, strict=True))
         digest = hashlib.sha256(backend.encode() + content).digest()

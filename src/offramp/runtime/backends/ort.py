@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp._core.errors import FileFormatError, MissingExtraError, UnsupportedError
-from offramp.runtime.backends.compiled import Compiled
+from offramp.runtime.backends.compiled import Run
 from offramp.runtime.backends.form import Form, flat
 from offramp.runtime.backends.task import Task
 from offramp.runtime.backends.to_onnx import INPUT, to_onnx
@@ -76,7 +76,7 @@ def run_onnxruntime(task: Task) -> nn.Module:
     _onnxruntime()
     model = to_onnx(task.module, task.inputs, name=task.name).SerializeToString()
     run = Session(model, task.threads)
-    return task.compiled(run, backend=FLOAT, content=model, exact=True)
+    return task.compiled(run, backend=FLOAT, content=model, exact=True, files=lambda: (model,))
 
 
 def run_onnxruntime_int8(task: Task) -> nn.Module:
@@ -85,41 +85,29 @@ def run_onnxruntime_int8(task: Task) -> nn.Module:
     seen = flat(task.calibrated(INT8))
     model = quantised(to_onnx(task.module, task.inputs, name=task.name), seen)
     run = Session(model, task.threads)
-    return task.compiled(run, backend=INT8, content=model, exact=False, onnx=model)
+    return task.compiled(run, backend=INT8, content=model, exact=False, files=lambda: (model,))
 
 
-def restored(
-    model: bytes, *, inputs: Form, outputs: Form, name: str, threads: int | None = None
-) -> Compiled:
-    """What `run_onnxruntime_int8` made, from its file.
+def open_onnx(files: Sequence[bytes], outputs: Form, name: str, threads: int) -> Run:
+    """What runs a model, from its file.
 
     Args:
-        model: The file's content.
-        inputs: What it takes.
-        outputs: What it gives.
+        files: The content of one.
+        outputs: What it gives; the caller looks.
         name: Whose it is, for messages.
-        threads: By default as many as torch uses.
+        threads: That it may use.
 
     Raises:
-        FileFormatError: If it is no model, refers to other files, or has other inputs or outputs.
+        FileFormatError: If it is no model that ONNX Runtime can run, or refers to other files.
         MissingExtraError: Without the extra "onnx".
     """
+    (model,) = files
     _onnxruntime()
     _check_self_contained(model, name)
     try:
-        run = Session(model, torch.get_num_threads() if threads is None else threads)
-        found = run(inputs.parts(1))
-    except (UnsupportedError, KeyError) as error:
-        raise FileFormatError(f"The ONNX model of {name} does not run: {error}") from error
-    shapes = tuple(tuple(tensor.shape[1:]) for tensor in found)
-    dtypes = tuple(tensor.dtype for tensor in found)
-    if (shapes, dtypes) != (outputs.shapes, outputs.torch_dtypes):
-        raise FileFormatError(
-            f"The ONNX model of {name} must give {outputs.described()}, got the shapes {shapes}."
-        )
-    return Compiled(
-        run, inputs=inputs, outputs=outputs, name=name, backend=INT8, content=model, onnx=model
-    )
+        return Session(model, threads)
+    except UnsupportedError as error:
+        raise FileFormatError(f"The model of {name} cannot be opened: {error}") from error
 
 
 def _check_self_contained(model: bytes, name: str) -> None:
@@ -131,12 +119,12 @@ def _check_self_contained(model: bytes, name: str) -> None:
     try:
         graph = onnx.load_from_string(model).graph
     except DecodeError as error:
-        raise FileFormatError(f"The ONNX model of {name} cannot be read: {error}") from error
+        raise FileFormatError(f"The model of {name} cannot be read: {error}") from error
     values = [a.t for n in graph.node for a in n.attribute if a.HasField("t")]
     nested = [a for n in graph.node for a in n.attribute if a.HasField("g") or a.graphs]
     if nested or any(map(uses_external_data, (*graph.initializer, *values))):
         raise FileFormatError(
-            f"The ONNX model of {name} refers to other files, or has branches; what offramp writes "
+            f"The model of {name} refers to other files, or has branches; what offramp writes "
             "has neither."
         )
 

@@ -8,15 +8,18 @@ import functools
 import importlib.util
 import io
 import logging
+import tempfile
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from offramp._core.errors import MissingExtraError, UnsupportedError
+from offramp._core.errors import FileFormatError, MissingExtraError, UnsupportedError
+from offramp.runtime.backends.compiled import Run
 from offramp.runtime.backends.form import Form, flat
 from offramp.runtime.backends.task import Task
 from offramp.runtime.backends.to_onnx import INPUT, OUTPUT, to_onnx
@@ -37,12 +40,16 @@ def run_openvino_bf16(task: Task) -> nn.Module:
     Raises:
         UnsupportedError: If the processor has no instructions for it.
     """
+    _require_bf16(task.name)
+    return _built(task, BF16, "bf16")
+
+
+def _require_bf16(name: str) -> None:
     if "BF16" not in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise UnsupportedError(
-            f"{task.name} cannot run in {BF16!r}: this processor has no instructions for bfloat16. "
+            f"{name} cannot run in {BF16!r}: this processor has no instructions for bfloat16. "
             f"Take {FLOAT!r} or {INT8!r}."
         )
-    return _built(task, BF16, "bf16")
 
 
 def run_openvino_int8(task: Task) -> nn.Module:
@@ -58,26 +65,72 @@ def _built(task: Task, backend: str, precision: str) -> nn.Module:
         model = core.read_model(content)
         if seen:
             model = _quantised(model, seen)
-        settings = {
-            "INFERENCE_NUM_THREADS": task.threads,
-            "INFERENCE_PRECISION_HINT": precision,
-            "NUM_STREAMS": 1,
-            "PERFORMANCE_HINT": "LATENCY",
-        }
-        network = core.compile_model(model, "CPU", settings)
+        run = _Requests(model, Form.of(task.answers()), precision, task.threads)
     except RuntimeError as error:
         raise UnsupportedError(f"{task.name} cannot run in {backend!r}: {error}") from error
-    run = _Requests(network, Form.of(task.answers()))
     content += b"".join(tensor.numpy(force=True).tobytes() for tensor in seen)
-    return task.compiled(run, backend=backend, content=content, exact=backend == FLOAT)
+    return task.compiled(
+        run, backend=backend, content=content, exact=backend == FLOAT, files=lambda: _files(model)
+    )
+
+
+def _files(model: Any) -> tuple[bytes, ...]:  # noqa: ANN401  (of OpenVINO)
+    """The operations of a model, and its weights."""
+    import openvino
+
+    with tempfile.TemporaryDirectory() as folder:
+        operations, weights = Path(folder, "model.xml"), Path(folder, "model.bin")
+        openvino.serialize(model, operations, weights)
+        return operations.read_bytes(), weights.read_bytes()
+
+
+def open_openvino(
+    files: Sequence[bytes], outputs: Form, name: str, threads: int, *, precision: str = "f32"
+) -> Run:
+    """What runs a model, from its files.
+
+    Args:
+        files: Operations and weights, as OpenVINO writes them.
+        outputs: What it gives.
+        name: Whose it is, for messages.
+        threads: That it may use.
+        precision: Of products, "f32" or "bf16".
+
+    Raises:
+        FileFormatError: If they are no model.
+        MissingExtraError: Without the extra "openvino".
+        UnsupportedError: If the processor has no instructions for the precision.
+    """
+    if precision == "bf16":
+        _require_bf16(name)
+    operations, weights = files
+    core = _core()
+    try:
+        # in memory, so that it cannot name a file of the machine as the place of its weights
+        model = core.read_model(operations, weights)
+        return _Requests(model, outputs, precision, threads)
+    except (RuntimeError, TypeError) as error:
+        raise FileFormatError(f"The model of {name} cannot be read: {error}") from error
 
 
 @final
 class _Requests:
-    """Runs a compiled network, with memory of torch for what it reads and writes."""
+    """Compiles and runs a network, with memory of torch for what it reads and writes."""
 
-    def __init__(self, network: Any, outputs: Form) -> None:  # noqa: ANN401  (of OpenVINO)
-        self._network = network
+    def __init__(
+        self,
+        model: Any,  # noqa: ANN401  (of OpenVINO)
+        outputs: Form,
+        precision: str,
+        threads: int,
+    ) -> None:
+        settings = {
+            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": precision,
+            "NUM_STREAMS": 1,
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        self._network = network = _core().compile_model(model, "CPU", settings)
         self._own = threading.local()  # a request runs one batch at a time
         self._outputs = list(zip(outputs.shapes, outputs.torch_dtypes, strict=True))
         self._inputs = [name for given in network.inputs for name in given.get_names()]
@@ -107,10 +160,11 @@ def _quantised(model: Any, seen: Sequence[Tensor]) -> Any:  # noqa: ANN401  (of 
             import nncf
         except ImportError as error:
             raise MissingExtraError("nncf", _EXTRA) from error
-        starts = range(0, len(seen[0]), _AT_ONCE)
+        there = {name for given in model.inputs for name in given.get_names()}
+        read = {f"{INPUT}{k}": t for k, t in enumerate(seen) if f"{INPUT}{k}" in there}
         batches = [
-            {f"{INPUT}{k}": t[a : a + _AT_ONCE].numpy(force=True) for k, t in enumerate(seen)}
-            for a in starts
+            {name: t[a : a + _AT_ONCE].numpy(force=True) for name, t in read.items()}
+            for a in range(0, len(seen[0]), _AT_ONCE)
         ]
         # processors without VNNI add pairs of products in 16 bits: weights of half the range cannot
         # overflow there, and answers are the same on every machine

@@ -69,16 +69,16 @@ class Reading(nn.Module):
     def __init__(self, module: nn.Module, count: int, *, single: bool = False) -> None:
         super().__init__()
         self.module = module
-        self._count, self._single = count, single
+        self.count, self.single = count, single
         self.eval()
 
     def forward(self, *args: Any) -> Any:  # noqa: ANN401  (as the module)
         """Run the module on the first tensors."""
         whole = args[0] if len(args) == 1 and not isinstance(args[0], Tensor) else args
-        given = tuple(whole[: self._count])
-        if self._count == 1:
+        given = tuple(whole[: self.count])
+        if self.count == 1:
             return self.module(given[0])
-        return self.module(given) if self._single else self.module(*given)
+        return self.module(given) if self.single else self.module(*given)
 
 
 @final
@@ -92,12 +92,12 @@ class Logits(nn.Module):
 
     def __init__(self, position: int) -> None:
         super().__init__()
-        self._position = position
+        self.position = position
         self.eval()
 
     def forward(self, result: Sequence[Tensor]) -> Tensor:
         """Pick them from what the segment gave."""
-        return result[self._position]
+        return result[self.position]
 
 
 @final

@@ -13,7 +13,7 @@ from torch import nn
 from offramp._core.batch import apply, batch_size
 from offramp._core.errors import InputError, UnsupportedError
 from offramp._core.types import Batch
-from offramp.runtime.backends.compiled import Compiled, Run
+from offramp.runtime.backends.compiled import Compiled, Files, Run
 from offramp.runtime.backends.form import Form, flat
 from offramp.stages.cut_graph import FAILURES
 
@@ -60,7 +60,7 @@ class Task:
         return self.calibration
 
     def compiled(
-        self, run: Run, *, backend: str, content: bytes, exact: bool, onnx: bytes | None = None
+        self, run: Run, *, backend: str, content: bytes, exact: bool, files: Files | None = None
     ) -> Compiled:
         """What runs it, after it has shown that it does so.
 
@@ -75,7 +75,7 @@ class Task:
             name=self.name,
             backend=backend,
             content=content,
-            onnx=onnx,
+            files=files,
         )
         try:
             found = flat(apply(made, self.inputs))

@@ -194,8 +194,7 @@ def make_problem(
         plan=plan,
         objective=Objective(
             stage_cost=price.to(plan.device),
-            drawn_answers=plan.answers == "drawn",
-            combined=plan.answers == "combined",
+            answers=plan.answers,
             top=plan.top,
         ),
         costs=priced,

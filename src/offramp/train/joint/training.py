@@ -287,7 +287,7 @@ def _loss(
     logits = problem.logits(rows, augmenting)
     if warm:
         odds = model.odds(logits.detach())
-        rewards = objective.rewards(objective.answers(logits, odds).detach(), labels)
+        rewards = objective.rewards(objective.said(logits, odds).detach(), labels)
         return stage_cross_entropy(logits, labels).mean() + supervised_stop_loss(odds, rewards)
     odds = model.odds(logits)
     if plan.estimator == "exact":

@@ -1,0 +1,79 @@
+"""Measuring, where a bundle is to run, which backend runs its stages fastest.
+
+Layer: bundle.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from offramp._core.files import read_json, write_json
+from offramp._core.types import Batch
+from offramp.bundle.check import check_files, read_manifest
+from offramp.bundle.manifest import FORMAT_VERSION
+from offramp.bundle.names import MANIFEST
+from offramp.bundle.rebuild import rebuild
+from offramp.runtime import BackendTable, choose_backends
+
+
+def tune(
+    path: Path | str,
+    example: Batch,
+    *,
+    batch_sizes: Sequence[int] = (1, 32, 128),
+    candidates: Sequence[str] | None = None,
+    rounds: int = 7,
+    threads: int | None = None,
+    allow_import: bool = False,
+    progress: bool = False,
+) -> BackendTable:
+    """Measure the stages of a bundle in all backends, and keep the times in the bundle.
+
+    `load_bundle(path, backend="auto")` then takes the fastest. Answers stay equal to rounding, and
+    policy and weights as they are; times of another machine are replaced.
+
+    Args:
+        path: The bundle.
+        example: Raw input as it will come, of that type; one example is enough.
+        batch_sizes: As for `choose_backends`; so are the others.
+        candidates: Backends; by default those with float32 answers that are installed.
+        rounds: Of measuring.
+        threads: For ONNX Runtime and OpenVINO; by default as many as torch uses.
+        allow_import: As for `load_bundle`.
+        progress: Whether to show a bar.
+
+    Raises:
+        FileFormatError: As `load_bundle`.
+        UnsupportedError: As `load_bundle`.
+        UnknownNameError: If there is no such backend.
+        InputError: As `choose_backends`: also if every stage was saved in a backend.
+
+    >>> import tempfile, torch
+    >>> from offramp.bundle import save_bundle
+    >>> from offramp.models import ModelSpec, build
+    >>> from offramp.policy import Setting
+    >>> from offramp.stages import Cascade
+    >>> spec = ModelSpec(name="small_cnn", arguments={"width": 2, "depth": 2})
+    >>> cascade = Cascade.of_models({"a": build(spec)}, specs={"a": spec})
+    >>> setting = Setting.single(cascade.topology, "a", reference="a")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_bundle(folder + "/b", cascade, setting)
+    ...     table = tune(folder + "/b", torch.zeros(1, 1, 8, 8), batch_sizes=[1], rounds=1)
+    >>> "onnxruntime" in table.seconds["a"]
+    True
+    """
+    folder = Path(path)
+    manifest = read_manifest(folder)
+    check_files(folder, manifest, verify=True)
+    stages = rebuild(folder, manifest, verify=True, allow_import=allow_import, threads=threads)
+    table = choose_backends(
+        stages.values(),
+        example,
+        candidates=candidates,
+        batch_sizes=batch_sizes,
+        rounds=rounds,
+        threads=threads,
+        progress=progress,
+    )
+    value = read_json(folder / MANIFEST)
+    write_json(folder / MANIFEST, {**value, "version": FORMAT_VERSION, "backends": table.to_dict()})
+    return table

@@ -1,0 +1,191 @@
+"""Bundles of stages in ONNX Runtime and OpenVINO: what was made is what comes back."""
+
+import functools
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from offramp._core.errors import FileFormatError, InputError
+from offramp.bundle import load_bundle, save_bundle
+from offramp.models import ModelSpec, gap_linear
+from offramp.policy import Setting
+from offramp.runtime import Adaptive, Static, join, with_backend
+from offramp.runtime.backends import BACKENDS, Compiled, restored
+from offramp.runtime.testing import random_policy
+from offramp.stages import Cascade, Normalize
+
+KEPT = {"onnxruntime", "openvino", "onnxruntime-int8", "openvino-int8", "openvino-bf16"}
+POINTS = ("first", "second", "third")  # after the second the carry is a tuple
+
+
+class Net(nn.Module):
+    """Convolutions, one of them beside a connection that skips it."""
+
+    def __init__(self):
+        super().__init__()
+        sizes = {"first": (3, 4), "second": (4, 4), "third": (4, 4)}
+        for name, size in sizes.items():
+            setattr(self, name, nn.Conv2d(*size, 3, padding=1))
+        self.dense = nn.Linear(4, 10)
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        x = x + self.third(self.second(x).relu()).relu()
+        return self.dense(x.mean((2, 3)))
+
+
+def images(n=24):
+    generator = torch.Generator().manual_seed(n)
+    return torch.randint(0, 256, (n, 3, 8, 8), generator=generator, dtype=torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def exits():
+    """Four segments and their heads, none with a spec."""
+    heads = {at: gap_linear(4, 10) for at in POINTS}
+    norm = Normalize(1 / 255, 0.5, 0.1)
+    return Cascade.of_exits(
+        Net().eval(), list(POINTS), heads=heads, example=images(2), preprocess=norm
+    )
+
+
+@pytest.fixture(scope="module")
+def in_backend(exits):
+    """The exits in a backend, some stages in one piece, made once."""
+
+    @functools.cache
+    def make(backend, fuse=(), block=(), asked=None):
+        joined = join(exits, [block], asked=asked) if block else exits
+        given = {"example": images(2), "calibration": images()}
+        return with_backend(joined, backend, fuse=fuse, threads=1, **given)
+
+    return make
+
+
+def setting_of(cascade):
+    """A policy by which somebody leaves at most stages."""
+    policies = (random_policy(cascade.topology, seed=seed, classes=10) for seed in range(1000))
+    policy = next(
+        p for p in policies if len(Adaptive(cascade, p)(images()).stage.unique()) >= len(POINTS)
+    )
+    return Setting(policy=policy, method="weighted", reference=cascade.topology.names[-1])
+
+
+def check_comes_back(folder, cascade, setting):
+    """The loaded bundle answers as the cascade did, batch and one by one, and so does F."""
+    save_bundle(folder, cascade, setting)
+    bundle = load_bundle(folder)
+    for batch in (images(), images()[:1], images()[:0]):
+        want, found = Adaptive(cascade, setting)(batch), bundle.adaptive(batch)
+        assert torch.equal(found.logits, want.logits)
+        assert torch.equal(found.stage, want.stage)
+    fallback = Static(cascade, setting.reference)
+    assert torch.equal(bundle.fallback(images()).logits, fallback(images()).logits)
+    return bundle
+
+
+@pytest.mark.parametrize(
+    ("backend", "fuse", "block"),
+    [
+        ("onnxruntime", (), ()),
+        ("openvino", (), ()),
+        ("openvino", POINTS, (*POINTS[1:], "last")),
+        ("onnxruntime", POINTS, POINTS[:2]),
+        ("onnxruntime-int8", (), POINTS[1:]),
+        ("openvino-int8", POINTS, POINTS[:2]),
+        ("openvino-int8", (), (*POINTS, "last")),
+    ],
+)
+def test_a_cascade_in_another_runtime_comes_back(tmp_path, in_backend, backend, fuse, block):
+    made = in_backend(backend, fuse, block)
+    bundle = check_comes_back(tmp_path / "b", made, setting_of(made))
+    assert bundle.manifest.version == 3
+    held = [stage.module for stage in bundle.adaptive.runner.stages.values()]
+    assert {module.backend for module in held if isinstance(module, Compiled)} == {backend}
+
+
+def test_several_backends_and_pytorch_in_one_bundle(tmp_path):
+    nets = {name: nn.Linear(4, 3) for name in "abc"}
+    x = torch.rand(9, 4)
+    sizes = {"in_features": 4, "out_features": 3}
+    specs = {"c": ModelSpec(name="torch.nn:Linear", arguments=sizes)}
+    cascade = Cascade.of_models(nets, specs=specs)
+    backends = {"a": "openvino-int8", "b": "onnxruntime"}
+    made = with_backend(cascade, backends, example=x, calibration=x)
+    policy = random_policy(made.topology, seed=0, classes=3)
+    setting = Setting(policy=policy, method="weighted", reference="c")
+    save_bundle(tmp_path / "b", made, setting)
+    bundle = load_bundle(tmp_path / "b", allow_import=True)
+    torch.testing.assert_close(bundle.adaptive(x).logits, Adaptive(made, policy)(x).logits)
+
+
+def test_one_thread_where_one_is_asked_for(tmp_path, in_backend):
+    made = in_backend("onnxruntime")
+    setting = setting_of(made)
+    save_bundle(tmp_path / "b", made, setting)
+    found = load_bundle(tmp_path / "b", threads=1).adaptive(images())
+    torch.testing.assert_close(found.logits, Adaptive(made, setting)(images()).logits)
+    with pytest.raises(InputError, match="threads must be"):
+        load_bundle(tmp_path / "b", threads=0)
+
+
+def test_pieces_in_pytorch_are_refused(tmp_path, exits):
+    joined = join(exits, [POINTS])
+    setting = setting_of(joined)
+    with pytest.raises(InputError, match=r"in one piece with others in PyTorch.*with_backend"):
+        save_bundle(tmp_path / "b", joined, setting)
+    assert not (tmp_path / "b").exists()
+
+
+def test_f_has_to_have_been_asked(tmp_path, in_backend):
+    made = in_backend("onnxruntime", (), POINTS, POINTS[:2])
+    setting = Setting.single(made.topology, POINTS[0], reference=POINTS[2])
+    with pytest.raises(InputError, match=r"'third' was joined .* asked=\[\.\.\.\]"):
+        save_bundle(tmp_path / "b", made, setting)
+
+
+@pytest.fixture
+def joined_bundle(tmp_path, in_backend):
+    made = in_backend("onnxruntime", POINTS, POINTS[:2])
+    save_bundle(tmp_path / "b", made, setting_of(made))
+    return tmp_path / "b"
+
+
+def edited(folder, change):
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest["stages"])
+    path.write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda s: s[0]["head"].update(column=7), "'first' does not run on what it is given"),
+        (lambda s: s[0]["head"].update(column=-1), "head.*greater than or equal to 0"),
+        (lambda s: s[0]["head"].update(kind="code"), "head.*'same'"),
+        (lambda s: s[0]["runs"].update(backend="prepared"), "must be one of .*got 'prepared'"),
+        (lambda s: s[0]["runs"].update(backend="openvino"), r"files \['.xml', '.bin'\], got 1"),
+        (lambda s: s[0].update(runs={"kind": "same"}), "'first' does not run"),
+        (lambda s: s[3].update(runs={"kind": "same"}), "'last'"),
+    ],
+)
+def test_a_manifest_whose_parts_do_not_fit_is_refused(joined_bundle, change, match):
+    edited(joined_bundle, change)
+    with pytest.raises(FileFormatError, match=match):
+        load_bundle(joined_bundle)
+
+
+@pytest.mark.parametrize("content", [b"", b"<net", b"<net></net>"])
+def test_files_of_openvino_that_are_no_model_are_refused(in_backend, content):
+    made = in_backend("openvino").stage(0).module
+    operations, weights = made.files()
+    for files in ((content, weights), (operations, weights[:9])):
+        with pytest.raises(FileFormatError, match="The model of x "):
+            restored("openvino", files, inputs=made.inputs, outputs=made.outputs, name="x")
+
+
+def test_these_backends_are_all_that_keep_files():
+    assert {name for name, each in BACKENDS.items() if each.kept} == KEPT
