@@ -1,16 +1,20 @@
 """Bundles of stages in ONNX Runtime and OpenVINO: what was made is what comes back."""
 
 import functools
+import importlib
 import json
+import sys
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
 from torch import nn
 
 from offramp._core.errors import FileFormatError, InputError
-from offramp.bundle import load_bundle, save_bundle
+from offramp.bundle import export_folder, export_single_file, load_bundle, save_bundle
 from offramp.models import ModelSpec, gap_linear
-from offramp.policy import Setting
+from offramp.policy import Feature, Linear, Node, Policy, Setting
 from offramp.runtime import Adaptive, Static, join, with_backend
 from offramp.runtime.backends import BACKENDS, Compiled, restored
 from offramp.runtime.testing import random_policy
@@ -189,3 +193,59 @@ def test_files_of_openvino_that_are_no_model_are_refused(in_backend, content):
 
 def test_these_backends_are_all_that_keep_files():
     assert {name for name, each in BACKENDS.items() if each.kept} == KEPT
+
+
+def a_third_leaves(cascade):
+    """At each exit about a third of all images, by a threshold that none of them is near."""
+    with torch.no_grad():
+        sure = cascade(images()).softmax(2).amax(2)  # (n, s)
+    nodes = {}
+    for k in range(len(POINTS)):
+        values = sure[:, k].sort().values
+        value = float(values[15:17].mean())
+        nodes[tuple(range(k + 1))] = Node(Linear.threshold(Feature("max_prob", k), value))
+    return Policy(cascade.topology, nodes)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "onnxruntime-int8"])
+def test_what_runs_in_onnx_runtime_is_exported_as_it_is(tmp_path, in_backend, backend):
+    made = in_backend(backend)
+    policy = a_third_leaves(made)
+    export_single_file(tmp_path / "a.onnx", made, policy, example=images(1))
+    session = onnxruntime.InferenceSession(
+        (tmp_path / "a.onnx").read_bytes(), providers=["CPUExecutionProvider"]
+    )
+    export_folder(tmp_path / "a", made, policy, example=images(1))
+    sys.path.insert(0, str(tmp_path / "a"))
+    try:
+        module = importlib.import_module("run")
+    finally:
+        sys.path.pop(0)
+        sys.modules.pop("run", None)
+    for n in (1, 24):
+        batch = images()[:n]
+        want = Adaptive(made, policy)(batch)
+        logits, label, stage = session.run(None, {"input": batch.numpy()})
+        np.testing.assert_allclose(logits, want.logits, atol=1e-4)
+        assert stage.tolist() == want.stage.tolist()
+        assert label.tolist() == want.labels.tolist()
+        answer = module.Cascade(tmp_path / "a")(batch.numpy())
+        assert answer.stage.tolist() == want.stage.tolist()
+
+
+@pytest.mark.parametrize(
+    ("backend", "fuse", "block"),
+    [("openvino", (), ()), ("onnxruntime", POINTS, POINTS[:2])],
+)
+def test_other_runtimes_and_pieces_are_not_exported(tmp_path, in_backend, backend, fuse, block):
+    made = in_backend(backend, fuse, block)
+    policy = random_policy(made.topology, seed=0, classes=10)
+    with pytest.raises(InputError, match=r"'first' runs in another runtime, or in one piece"):
+        export_single_file(tmp_path / "a.onnx", made, policy, example=images(1))
+
+
+def test_preprocessing_that_is_part_of_a_model_cannot_be_left_out(tmp_path, in_backend):
+    made = in_backend("onnxruntime")
+    policy = random_policy(made.topology, seed=0, classes=10)
+    with pytest.raises(InputError, match="its preprocessing must be part of it"):
+        export_folder(tmp_path / "a", made, policy, example=images(1), preprocess=False)

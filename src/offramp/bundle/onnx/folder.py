@@ -18,8 +18,7 @@ from offramp._core.files import whole_folder, write_json
 from offramp._core.topology import RAW_INPUT
 from offramp._core.types import Batch
 from offramp.bundle.names import MANIFEST, POLICY, WEIGHTS, weight_files
-from offramp.bundle.onnx.parts import RAW, Parts, export_parts
-from offramp.bundle.onnx.single_file import ENDING
+from offramp.bundle.onnx.parts import ENDING, RAW, Parts, export_parts
 from offramp.policy import Policy, Setting
 from offramp.runtime import Choice, StageSource, policy_of
 
@@ -60,7 +59,7 @@ def export_folder(
 
     Args:
         path: The folder to make.
-        cascade: The networks.
+        cascade: As for `export_single_file`.
         choice: A setting, an operating point, or a policy, made for them.
         example: Some raw input; one example is enough.
         class_names: For people; by default those of the cascade.

@@ -16,15 +16,17 @@ from offramp._core.errors import InputError, UnsupportedError
 from offramp._core.progress import progress_bar
 from offramp._core.topology import RAW_INPUT, Path
 from offramp._core.types import Batch
+from offramp.bundle.compiled_files import is_compiled
 from offramp.bundle.onnx.decision import Decision, check_expressible
 from offramp.bundle.onnx.graph import Value, values_of
 from offramp.policy import Policy
 from offramp.runtime import StageSource
-from offramp.runtime.backends import to_onnx
+from offramp.runtime.backends import Compiled, backend_of, to_onnx
 from offramp.runtime.execution import Plan, plan_segments
 from offramp.runtime.runner import check_made_for
-from offramp.stages import Stage
+from offramp.stages import OfFirst, Stage, own_head
 
+ENDING = ".onnx"
 RAW = ""  # stands for the raw input among the groups, as in the runtime's plans
 #: What a decision reads before the logits of earlier stages, and what it gives.
 STATE = ("logits", "node", "answer", "clean")
@@ -104,6 +106,8 @@ def export_parts(
     plans = plan_segments(policy.topology)
     run = sorted({j for plan in plans.values() for j in plan.segments} | set(plans))
     stages = {k: cascade.stage(k) for k in run}
+    for stage in stages.values():
+        _check_exportable(stage, preprocess=preprocess)
     if not preprocess:
         stages = _without_preprocessing(stages)
     return _Export(policy, plans, stages, example).parts()
@@ -170,12 +174,15 @@ class _Export:
         if group not in self._segments:
             given = self._given(k)
             part = _Part(stage, segment=True, answers=whole)
-            self._segments[group] = to_onnx(part, given, name=name)
+            self._segments[group] = _finished(stage.module) or to_onnx(part, given, name=name)
             with torch.no_grad():
                 self._carries[group] = stage.eval().segment(to_device(given, _device(stage)))
         if answers and not whole:
-            part = _Part(stage, segment=False, answers=True)
-            self._heads[k] = to_onnx(part, self._carries[group], name=f"the head of {name}")
+            part, carry = _Part(stage, segment=False, answers=True), self._carries[group]
+            made = None if stage.head is None else _finished(own_head(stage.head))
+            if made is not None and isinstance(stage.head, OfFirst):
+                made.graph.input.extend(self._segments[group].graph.output[1:])  # nobody reads them
+            self._heads[k] = made or to_onnx(part, carry, name=f"the head of {name}")
 
     def _given(self, k: int) -> Batch:
         topology = self._policy.topology
@@ -218,6 +225,37 @@ class _Part(nn.Module):
         carry = named or (given[0] if len(given) == 1 else given)
         result = self.stage.segment(carry) if self._segment else carry
         return self.stage.answer(result) if self._answers else result
+
+
+def _check_exportable(stage: Stage, *, preprocess: bool) -> None:
+    """Raise `InputError` where a stage runs elsewhere and is not just a model in ONNX."""
+    if not is_compiled(stage):
+        return
+    head = None if stage.head is None else own_head(stage.head)
+    if _finished(stage.module) is None or (head is not None and _finished(head) is None):
+        raise InputError(
+            f"Stage {stage.name!r} runs in another runtime, or in one piece with others, and "
+            "cannot become part of a file. Export the cascade in PyTorch that it was made from; of "
+            "others those in ONNX Runtime, without fuse or join, can be exported as well."
+        )
+    if stage.source is None and (not preprocess or stage.preprocess is not None):
+        raise InputError(
+            f"Stage {stage.name!r} runs in ONNX Runtime and is exported as it is: its "
+            "preprocessing must be part of it, as that of offramp.stages.Normalize is, and cannot "
+            "be left out."
+        )
+
+
+def _finished(module: nn.Module) -> Any:  # noqa: ANN401
+    """The model of what runs in ONNX Runtime already, int8 included; None for others."""
+    if not isinstance(module, Compiled) or module.files is None:
+        return None
+    kept = backend_of(module.backend).kept
+    if kept is None or kept.endings != (ENDING,):
+        return None
+    import onnx
+
+    return onnx.load_from_string(module.files()[0])
 
 
 def _without_preprocessing(stages: Mapping[int, Stage]) -> dict[int, Stage]:

@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from offramp._core.errors import InputError
+from offramp._core.errors import InputError, UnsupportedError
 from offramp._core.files import whole_file
 from offramp._core.types import Batch
 from offramp.bundle.onnx.graph import Scope
-from offramp.bundle.onnx.parts import Parts, check_fits, export_parts
+from offramp.bundle.onnx.parts import ENDING, Parts, check_fits, export_parts
 from offramp.bundle.onnx.routing import write_cascade
 from offramp.runtime import Choice, StageSource, policy_of
-
-ENDING = ".onnx"
 
 
 @final
@@ -58,7 +56,7 @@ def export_single_file(
 
     Args:
         path: The file to make; it ends in .onnx.
-        cascade: The networks.
+        cascade: The networks, in PyTorch, or in ONNX Runtime, int8 included.
         choice: A setting, an operating point, or a policy, made for them.
         example: Some raw input; one example is enough. Its types and shapes become the file's.
         class_names: For people; by default those of the cascade.
@@ -117,7 +115,7 @@ def single_model(parts: Parts, class_names: Sequence[str]) -> Any:  # noqa: ANN4
     outputs = write_cascade(parts, scope)
     model = helper.make_model(
         scope.graph(outputs, parts.inputs),
-        opset_imports=each[0].opset_import,
+        opset_imports=_opsets(each),
         ir_version=each[0].ir_version,
         producer_name="offramp",
     )
@@ -125,6 +123,19 @@ def single_model(parts: Parts, class_names: Sequence[str]) -> Any:  # noqa: ANN4
     helper.set_model_props(model, {name: json.dumps(value) for name, value in facts.items()})
     checker.check_model(model, full_check=True)
     return model
+
+
+def _opsets(models: Sequence[Any]) -> list[Any]:
+    """The operator sets that all parts use; those that ran elsewhere may be of another version."""
+    found: dict[str, Any] = {}
+    for each in (opset for model in models for opset in model.opset_import):
+        if found.setdefault(each.domain, each).version != each.version:
+            raise UnsupportedError(
+                f"The stages use the versions {found[each.domain].version} and {each.version} of "
+                f"the ONNX operators {each.domain or 'ai.onnx'}, and one file can have one. Make "
+                "them anew with this version of offramp, or export a folder."
+            )
+    return list(found.values())
 
 
 def check_path(path: Path, *, overwrite: bool) -> Path:
