@@ -1,8 +1,8 @@
 """Learned selection, early exits, exits of classes and joint cascades in one frontier: CIFAR-10.
 
 One family of backbones, one split, one unit: pre-activation ResNets from scratch on the first
-`--images` training images; policies fitted and chosen on [40000:45000], judged on [45000:50000];
-FLOPs over those of the largest static network, deciding included.
+`--images` training images; policies fitted on the first half of [40000:45000], chosen on the
+second, judged on [45000:50000]; FLOPs over those of the largest static network, deciding included.
 
     static     each network on its own
     selection  the learned policy over the static networks (Bolukbasi et al., network selection)
@@ -34,6 +34,7 @@ from harness import has_bfloat16, keep_freed_memory, parser, report
 from joint_cifar10 import (
     SETTINGS,
     Parts,
+    halves,
     joint,
     static,
     stopping_points,
@@ -118,6 +119,12 @@ def recorded(cascade: Cascade, parts: Parts) -> tuple[Trace, Trace]:
     return first, second
 
 
+def learned_points(part: Trace, test: Trace, reference: str, largest: float) -> list[Point]:
+    """The learned policy, fitted on one half of a part and chosen on the other."""
+    fitting, chosen = halves(part)
+    return points(fitters["weighted"](fitting, reference=reference), chosen, test, largest)
+
+
 def class_points(sweep: Sweep, tolerances: Sequence[float]) -> list[Point]:
     """Exits for all classes in one cascade, for each tolerance, and the network without any."""
     branches = sweep.branches("flops")
@@ -128,8 +135,7 @@ def class_points(sweep: Sweep, tolerances: Sequence[float]) -> list[Point]:
         if all((d.right & (d.labels == k)).any() for d in splits.values())
     ]
     wrong = {name: 1 - float(d.right.mean()) for name, d in splits.items()}
-    chosen_error = _mean(wrong["fit"], wrong["calibrate"], splits)
-    found = [Point("no exits", 1.0, chosen_error, 1.0, wrong["test"])]
+    found = [Point("no exits", 1.0, wrong["calibrate"], 1.0, wrong["test"])]
     for tolerance in tolerances:
         design = design_together(
             sweep,
@@ -143,19 +149,13 @@ def class_points(sweep: Sweep, tolerances: Sequence[float]) -> list[Point]:
         found.append(
             Point(
                 f"classes, tolerance {tolerance:g}",
-                _mean(1 / design.fit.gain_all, 1 / design.calibrate.gain_all, splits),
-                _mean(1 - design.fit.accuracy, 1 - design.calibrate.accuracy, splits),
+                1 / design.calibrate.gain_all,
+                1 - design.calibrate.accuracy,
                 1 / test.gain_all,
                 1 - test.accuracy,
             )
         )
     return found
-
-
-def _mean(fit: float, calibrate: float, splits: dict[str, Any]) -> float:
-    """Over the examples of both parts."""
-    n, m = len(splits["fit"]), len(splits["calibrate"])
-    return (n * fit + m * calibrate) / (n + m)
 
 
 def oracles(part: Trace, reference: str, scale: float) -> dict[str, list[float]]:
@@ -172,7 +172,7 @@ def joint_points(parts: Parts, arguments: argparse.Namespace, largest: float) ->
     found: list[Point] = []
     for trained, cascade in joint(parts, arguments):
         seen, judged = traces(cascade, parts)
-        as_trained, refitted = stopping_points(trained, seen, seen, judged, largest)
+        as_trained, refitted = stopping_points(trained, *halves(seen), judged, largest)
         found += [*as_trained, *refitted]
     return found
 
@@ -221,10 +221,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     seen, judged = recorded(exits, parts)
     sweep = class_exits(exits, net, spec, images, arguments)
     found = {
-        "selection": points(
-            fitters["weighted"](chosen, reference=reference), chosen, test, largest
-        ),
-        "exits": points(fitters["weighted"](seen, reference="last"), seen, judged, largest),
+        "selection": learned_points(chosen, test, reference, largest),
+        "exits": learned_points(seen, judged, "last", largest),
         "classes": class_points(sweep, TOLERANCES),
         "joint": joint_points(parts, arguments, largest),
     }
@@ -233,7 +231,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "error_static": [1 - test.accuracy(k) for k in range(last + 1)],
         "flops_static": [float(v) / largest for v in test.stage_costs()],
-        **_figures(found, 1 - chosen.accuracy(last)),
+        **_figures(found, 1 - halves(chosen)[1].accuracy(last)),
         "oracle_selection": oracles(test, reference, 1.0),
         "oracle_exits": oracles(judged, "last", scale),
     }

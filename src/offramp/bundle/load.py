@@ -11,6 +11,7 @@ from typing import Any, final
 import torch
 
 from offramp._core.checks import check_known
+from offramp._core.device import check_device
 from offramp._core.errors import FileFormatError, OfframpError
 from offramp._core.files import read_json
 from offramp._core.topology import Topology
@@ -94,6 +95,7 @@ def load_bundle(
         InputError: If a backend changes answers; if nothing was measured; or if it is not known
             what the input looks like.
     """
+    device = check_device(device)
     folder = Path(path)
     if not folder.is_dir():
         raise FileFormatError(f"{folder} is not a folder; a bundle is one.")

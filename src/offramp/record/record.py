@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from offramp._core.checks import check_choice, check_positive_int, check_split
 from offramp._core.costs import Costs
+from offramp._core.device import check_device
 from offramp._core.errors import InputError
 from offramp._core.progress import progress_bar
 from offramp._core.types import Ids, Split
@@ -88,6 +89,7 @@ def record(
     for table in (costs, *other_costs):
         _check_costs(cascade, table)
     names = _class_names(cascade, loader) if class_names is None else tuple(class_names)
+    device = check_device(device)
     cascade.to(device)
     with ExitStack() as stack:
         store = _store(stack, cascade, loader, path, dtype, resume=resume, overwrite=overwrite)

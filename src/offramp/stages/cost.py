@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from offramp._core.batch import batch_size, to_device
 from offramp._core.checks import check_known, check_positive_int
 from offramp._core.costs import Costs
+from offramp._core.device import check_device
 from offramp._core.errors import InputError, MissingExtraError, UnsupportedError
 from offramp._core.types import Batch
 from offramp.stages.cascade import Cascade, evaluating
@@ -106,12 +107,13 @@ def measure_seconds(
             as the one before it.
     """
     check_positive_int("rounds", rounds)
+    device = check_device(device)
     cascade.to(device)
     found: dict[int, Costs] = {}
     for size in sorted({check_positive_int("batch_sizes", b) for b in batch_sizes}):
         with evaluating(cascade), torch.inference_mode():
             parts = _parts(cascade, to_device(filled(batch, size), device))
-            segment, head = _median_seconds(parts, rounds, torch.device(device))
+            segment, head = _median_seconds(parts, rounds, device)
         found[size] = Costs(
             unit="seconds",
             segment=tuple(s / size for s in segment),
@@ -152,7 +154,8 @@ def measure_joules(
     check_positive_int("rounds", rounds)
     if not window_s > 0:
         raise InputError(f"window_s must be greater than 0, got {window_s!r}.")
-    monitor = _energy_monitor(torch.device(device))
+    device = check_device(device)
+    monitor = _energy_monitor(device)
     cascade.to(device)
     m = batch_size(batch)
     with evaluating(cascade), torch.inference_mode():

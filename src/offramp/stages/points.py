@@ -17,6 +17,7 @@ from torch import nn
 
 from offramp._core.batch import apply, to_device
 from offramp._core.checks import check_positive_int
+from offramp._core.device import check_device
 from offramp._core.errors import InputError
 from offramp._core.types import Batch
 from offramp.stages.cut import cut
@@ -121,6 +122,7 @@ def measure_points(
     """
     check_positive_int("rounds", rounds)
     size = check_positive_int("batch_size", batch_size)
+    device = check_device(device)
     net.to(device)
     given: Any = to_device(filled(example, size), device)
     segments = cut(net, [point.name for point in points], given)
@@ -129,7 +131,7 @@ def measure_points(
         for segment in segments:
             parts.append(partial(apply, segment, given))
             given = apply(segment, given)
-        taken = median_seconds(parts, rounds, torch.device(device))
+        taken = median_seconds(parts, rounds, device)
     return [seconds / size for seconds in accumulate(taken)]
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from offramp._core.device import check_device
 from offramp._core.errors import InputError
 from offramp._core.progress import progress_bar
 from offramp.data import Examples
@@ -114,7 +115,7 @@ def train_heads(
         cache_dtype=cache_dtype,
         bfloat16=bfloat16,
         checkpoint=None if checkpoint is None else check_checkpoint(checkpoint),
-        device=torch.device(device),
+        device=check_device(device),
         progress=progress,
     )
     names = head_names(cascade, heads)

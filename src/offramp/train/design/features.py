@@ -10,6 +10,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from offramp._core.device import check_device
 from offramp.data import Examples
 from offramp.models import PooledHead
 from offramp.stages import Cascade, CutPoint
@@ -99,6 +100,7 @@ def branch_features(
     heads = {name: PooledHead(pool, nn.Identity()) for name in names}
     example = examples.batch(0, 1).inputs
     cascade = Cascade.of_exits(net, names, heads=heads, example=example, preprocess=preprocess)
+    device = check_device(device)
     cascade.to(device)
     cached = cached_features(
         folder,

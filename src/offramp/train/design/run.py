@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp._core.checks import check_probability
+from offramp._core.device import check_device
 from offramp._core.division import stratified_order
 from offramp._core.errors import InputError
 from offramp._core.types import SPLITS, IntArray
@@ -88,6 +89,7 @@ def sweep_branches(
     class_names = tuple(examples.class_names if groups is None else groups)
     wanted = range(len(class_names)) if targets is None else targets
     classes = sorted({class_index(target, class_names) for target in wanted})
+    device = check_device(device)
     attachment = _attachment(net.to(device), examples, sampled, grid, preprocess, table, spec)
     parts = _parts(examples, validation, recipe.seed)
     labels = {name: _mapped(part.labels.numpy(), table) for name, part in parts.items()}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp._core.costs import Costs
+from offramp._core.device import check_device
 from offramp._core.errors import InputError
 from offramp._core.progress import progress_bar
 from offramp.data import Examples
@@ -172,7 +173,7 @@ def train_joint(
         augment=augment,
         bfloat16=bfloat16 or together.bfloat16,
         checkpoint=None if checkpoint is None else check_checkpoint(checkpoint),
-        device=torch.device(device) if fabric is None else fabric.device,
+        device=check_device(device) if fabric is None else fabric.device,
     )
     together.share_weights(cascade)
     with _random_state_kept(plan.device), torch.enable_grad():

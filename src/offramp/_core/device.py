@@ -1,0 +1,42 @@
+"""The device that somebody asks for.
+
+Layer: _core.
+"""
+
+import torch
+
+from offramp._core.errors import InputError
+
+
+def check_device(device: torch.device | str) -> torch.device:
+    """Return the device, if it is one and is there.
+
+    Args:
+        device: Such as "cpu", "cuda" or "cuda:1".
+
+    Raises:
+        InputError: If torch knows no such device, or finds none on this machine.
+
+    >>> check_device("cpu")
+    device(type='cpu')
+    """
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(
+            f"device must be one that torch knows, such as 'cpu', 'cuda' or 'cuda:1', got "
+            f"{device!r}."
+        ) from error
+    if found.type == "cuda":
+        count = torch.cuda.device_count()
+        if count == 0:
+            raise InputError(
+                f"device must be on this machine, got {device!r}: torch {torch.__version__} finds "
+                "no GPU. Take 'cpu', or install the torch that fits your driver."
+            )
+        if (found.index or 0) >= count:
+            raise InputError(
+                f"device must be on this machine, got {device!r}: torch finds {count} GPUs, "
+                f"numbered from 0."
+            )
+    return found
