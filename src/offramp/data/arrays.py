@@ -135,7 +135,10 @@ def read_arrays(path: Path, names: Sequence[str] | None = None) -> dict[str, NDA
 def _labels(labels: Tensor | NDArray[Any] | Sequence[int]) -> Tensor:
     values = torch.as_tensor(labels)
     if values.ndim != 1:
-        raise InputError(f"labels must have one axis, got shape {tuple(values.shape)}.")
+        raise InputError(
+            f"labels must be one integer for each example, got shape {tuple(values.shape)}; of "
+            "one-hot labels take labels.argmax(1)."
+        )
     if len(values) and (values.is_floating_point() or values.dtype == torch.bool):
         raise InputError(f"labels must be integers, got {values.dtype}.")
     return values.to(torch.int64)
