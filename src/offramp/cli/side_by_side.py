@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from offramp._core.errors import InputError
 from offramp._core.progress import progress_bar
@@ -88,10 +88,11 @@ def _run(model: Callable[[Tensor], object], batches: Sequence[Tensor]) -> Callab
     return run
 
 
-def _backend(model: "Adaptive", device: torch.device) -> str:
+def _backend(model: object, device: torch.device) -> str:
     if device.type == "cuda":
         return f"PyTorch {torch.__version__}, {torch.cuda.get_device_name(device)}"
-    others = sorted({part.backend for part in model.modules() if isinstance(part, Compiled)})
+    parts = model.modules() if isinstance(model, nn.Module) else ()
+    others = sorted({part.backend for part in parts if isinstance(part, Compiled)})
     threads = torch.get_num_threads()
     names = ", ".join(others) or f"PyTorch {torch.__version__}"
     return f"{names}, {threads} CPU thread{'s' if threads > 1 else ''}"

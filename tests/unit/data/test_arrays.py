@@ -39,7 +39,7 @@ def test_float64_becomes_float32_and_uint8_stays():
 def test_labels_must_be_integers_of_one_axis():
     with pytest.raises(InputError, match=r"labels must be integers, got torch.float64"):
         arrays(np.zeros((2, 5)), np.array([0.0, 1.0]))
-    with pytest.raises(InputError, match=r"one axis, got shape \(2, 1\)"):
+    with pytest.raises(InputError, match=r"one integer for each example, got shape \(2, 1\)"):
         arrays(np.zeros((2, 5)), np.array([[0], [1]]))
 
 
