@@ -33,7 +33,14 @@ from offramp.bundle.tensors import read_tensors
 from offramp.runtime.backends import Compiled, Form, backend_of, restored
 from offramp.runtime.backends.form import flat
 from offramp.runtime.backends.pieces import Logits, Reading
-from offramp.runtime.together import Ahead, Same, Together, Unasked, is_passing
+from offramp.runtime.together import (
+    Ahead,
+    Same,
+    Together,
+    Unasked,
+    is_passing,
+    unasked_text,
+)
 from offramp.stages import OfFirst, Stage, preprocess_from_dict
 from offramp.stages.cut_graph import FAILURES
 
@@ -93,10 +100,7 @@ class _Writer:
             case Same():
                 return {"kind": "same"}
             case Unasked():
-                raise InputError(
-                    f"Stage {self._stage!r} was joined with others, and its answers were not among "
-                    "those asked for. Join them anew: join(cascade, blocks, asked=[...])."
-                )
+                raise InputError(unasked_text(self._stage))
             case Ahead():
                 return {"kind": "ahead", "column": module.column}
             case Logits():

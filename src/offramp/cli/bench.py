@@ -50,19 +50,11 @@ def command(
 
     Example: offramp bench runs/demo/bundle runs/demo/test.npz --batch-sizes 1,256
     """
-    from offramp.bundle import load_bundle
     from offramp.cli.side_by_side import compare
 
     output = Output(as_json=json)
     sizes = options.whole_numbers("--batch-sizes", batch_sizes)
-    options.set_threads(threads)
-    loaded = load_bundle(
-        bundle,
-        device=device,
-        optimise=not plain and backend is None,
-        allow_import=allow_import,
-        backend=backend,
-    )
+    loaded = loaded_to_time(bundle, device, backend, threads, allow_import, plain=plain)
     batch = some_inputs(loaded, inputs, array, most=max(256, *sizes))
     rows = compare(
         loaded.adaptive, loaded.fallback, batch.to(device), batch_sizes=sizes, rounds=rounds
@@ -92,6 +84,28 @@ def command(
     if out is not None:
         write_json(out, result)
     output.result(result)
+
+
+def loaded_to_time(
+    bundle: Path,
+    device: str,
+    backend: str | None,
+    threads: int | None,
+    allow_import: bool,
+    *,
+    plain: bool,
+) -> "LoadedBundle":
+    """The bundle as the options say; without a backend batch-norms are folded unless `plain`."""
+    from offramp.bundle import load_bundle
+
+    options.set_threads(threads)
+    return load_bundle(
+        bundle,
+        device=device,
+        optimise=not plain and backend is None,
+        allow_import=allow_import,
+        backend=backend,
+    )
 
 
 def some_inputs(

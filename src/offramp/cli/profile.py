@@ -12,7 +12,7 @@ import typer
 from offramp._core.errors import InputError
 from offramp._core.progress import progress_bar
 from offramp.cli import options
-from offramp.cli.bench import some_inputs
+from offramp.cli.bench import loaded_to_time, some_inputs
 from offramp.cli.output import Output, amount, percent
 
 if TYPE_CHECKING:
@@ -51,20 +51,12 @@ def command(
 
     Example: offramp profile runs/demo/bundle runs/demo/test.npz --out timeline.svg
     """
-    from offramp.bundle import load_bundle
     from offramp.runtime import profile
 
     output = Output(as_json=json)
     if out is not None and out.suffix not in (".svg", ".png"):
         raise InputError(f"--out must end in .svg or .png, got {out.name!r}.")
-    options.set_threads(threads)
-    loaded = load_bundle(
-        bundle,
-        device=device,
-        optimise=not plain and backend is None,
-        allow_import=allow_import,
-        backend=backend,
-    )
+    loaded = loaded_to_time(bundle, device, backend, threads, allow_import, plain=plain)
     batch = some_inputs(loaded, inputs, array, most=max(examples, batch_size))
     with progress_bar("Profiling", None):
         found = profile(

@@ -105,10 +105,15 @@ class Unasked(nn.Module):
 
     def forward(self, *given: Any) -> Tensor:  # noqa: ANN401  (a carry)
         """Raise `InputError`."""
-        raise InputError(
-            f"Stage {self._stage!r} was joined with others, and its answers were not among those "
-            "asked for. Join them anew: join(cascade, blocks, asked=[...])."
-        )
+        raise InputError(unasked_text(self._stage))
+
+
+def unasked_text(stage: str) -> str:
+    """What is wrong where the answer of a stage is needed that nobody wanted when it was joined."""
+    return (
+        f"Stage {stage!r} was joined with others, and its answers were not among those asked for. "
+        "Join them anew: join(cascade, blocks, asked=[...])."
+    )
 
 
 @final

@@ -232,7 +232,7 @@ def _check_exportable(stage: Stage, *, preprocess: bool) -> None:
     if not is_compiled(stage):
         return
     head = None if stage.head is None else own_head(stage.head)
-    if _finished(stage.module) is None or (head is not None and _finished(head) is None):
+    if _content(stage.module) is None or (head is not None and _content(head) is None):
         raise InputError(
             f"Stage {stage.name!r} runs in another runtime, or in one piece with others, and "
             "cannot become part of a file. Export the cascade in PyTorch that it was made from; of "
@@ -246,16 +246,20 @@ def _check_exportable(stage: Stage, *, preprocess: bool) -> None:
         )
 
 
-def _finished(module: nn.Module) -> Any:  # noqa: ANN401
-    """The model of what runs in ONNX Runtime already, int8 included; None for others."""
+def _content(module: nn.Module) -> bytes | None:
+    """The file of what runs in ONNX Runtime already, int8 included; None for others."""
     if not isinstance(module, Compiled) or module.files is None:
         return None
     kept = backend_of(module.backend).kept
-    if kept is None or kept.endings != (ENDING,):
-        return None
+    return module.files()[0] if kept is not None and kept.endings == (ENDING,) else None
+
+
+def _finished(module: nn.Module) -> Any:  # noqa: ANN401
+    """The model in that file, or None."""
     import onnx
 
-    return onnx.load_from_string(module.files()[0])
+    content = _content(module)
+    return None if content is None else onnx.load_from_string(content)
 
 
 def _without_preprocessing(stages: Mapping[int, Stage]) -> dict[int, Stage]:

@@ -8,7 +8,7 @@ from offramp.runtime.backends.build import Builder
 from offramp.runtime.backends.choose import BackendTable, choose_backends
 from offramp.runtime.backends.compiled import Compiled
 from offramp.runtime.backends.form import Form
-from offramp.runtime.backends.restore import kept_as, restored
+from offramp.runtime.backends.restore import restored
 from offramp.runtime.backends.table import BACKENDS, Backend, backend_of, exact_backends
 from offramp.runtime.backends.to_onnx import to_onnx
 
@@ -24,7 +24,6 @@ __all__ = [
     "build_all",
     "choose_backends",
     "exact_backends",
-    "kept_as",
     "restored",
     "thread_count",
     "to_onnx",

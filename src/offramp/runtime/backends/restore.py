@@ -10,21 +10,7 @@ from offramp._core.errors import FileFormatError, InputError, UnsupportedError
 from offramp.runtime.backends.apply import thread_count
 from offramp.runtime.backends.compiled import Compiled
 from offramp.runtime.backends.form import Form
-from offramp.runtime.backends.table import BACKENDS, Kept
-
-
-def kept_as(backend: str) -> Kept:
-    """How a backend's models are kept.
-
-    Raises:
-        InputError: If it has no files.
-
-    >>> kept_as("openvino-int8").endings
-    ('.xml', '.bin')
-    """
-    kept = {name: each.kept for name, each in BACKENDS.items() if each.kept is not None}
-    check_choice("backend", backend, kept)
-    return kept[backend]
+from offramp.runtime.backends.table import BACKENDS
 
 
 def restored(
@@ -52,8 +38,9 @@ def restored(
         MissingExtraError: If the backend is not installed.
         UnsupportedError: If this processor cannot run it.
     """
+    known = {each: made.kept for each, made in BACKENDS.items() if made.kept is not None}
     try:
-        kept = kept_as(backend)
+        kept = known[check_choice("backend", backend, known)]
     except InputError as error:
         raise FileFormatError(f"The model of {name} cannot be opened: {error}") from error
     if len(files) != len(kept.endings):
