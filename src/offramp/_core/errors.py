@@ -8,7 +8,9 @@
     ├── FileFormatError (ValueError)       a file is truncated, changed, foreign or too new
     ├── NotFittedError (RuntimeError)      used before it was fitted
     ├── MissingExtraError (ImportError)    an optional stack is not installed
-    └── UnsupportedError (RuntimeError)    this machine or model cannot do what was asked
+    ├── UnsupportedError (RuntimeError)    this machine or model cannot do what was asked
+    ├── BusyError (RuntimeError)           another process is writing the same thing
+    └── StorageError (OSError)             the disk is full
 
 Layer: _core.
 """
@@ -57,3 +59,11 @@ class MissingExtraError(OfframpError, ImportError):
 
 class UnsupportedError(OfframpError, RuntimeError):
     """This machine or this model cannot do what was asked."""
+
+
+class BusyError(OfframpError, RuntimeError):
+    """Another process is writing the same thing; wait for it, or choose another path."""
+
+
+class StorageError(OfframpError, OSError):
+    """The disk is full, or the user's share of it; the message names what was being written."""

@@ -1,77 +1,177 @@
 """Files and folders written whole or not at all, and their checksums.
 
+What is half written lies beside its place, never in a folder whose contents are checked. It takes
+that place in one step, and what a killed process left is cleared away by the next one that writes.
+
 Layer: _core.
 """
 
+import errno
 import hashlib
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from offramp._core.errors import FileFormatError, InputError
+from offramp._core.errors import FileFormatError, StorageError
+from offramp._core.ownership import FolderKind, check_file, check_folder, is_empty, strangers
+from offramp._core.temporaries import (
+    alone,
+    exchange,
+    recover,
+    sweep,
+    temporary_file,
+    temporary_folder,
+)
+
+Found = TypeVar("Found")
+_TRIES = 10
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; on success it replaces `path` in one step.
+def whole_file(path: Path, *, beside: Path | None = None) -> Iterator[Path]:
+    """Give a temporary path; on success it replaces `path` in one step.
 
     If the block raises (a full disk, an interrupt), what stood at `path` before stays as it was.
+    For files of ours, in a place that has been checked; `new_file` is for those that users name.
+
+    Args:
+        path: What to write.
+        beside: A folder beside which the temporary file shall lie, since its contents are checked.
+
+    Raises:
+        StorageError: If the disk is full.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        _flush_to_disk(temporary)
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes files private
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with storing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        parent = _room(path.parent, beside)
+        sweep(parent)
+        with temporary_file(parent) as temporary:
+            yield temporary
+            _flush_to_disk(temporary)
+            temporary.replace(path)
 
 
 @contextmanager
-def whole_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Give a temporary folder beside `path`; on success it takes the place of `path`.
+def new_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """As `whole_file`, for a file that the user names.
+
+    Args:
+        path: What to write.
+        overwrite: Whether a plain file that is there may be replaced.
 
     Raises:
-        InputError: If `path` exists and `overwrite` is False.
+        InputError: As `check_file`, before the block and once more after it.
+        StorageError: If the disk is full.
+    """
+    check_file(path, overwrite=overwrite)
+    with whole_file(path) as temporary:
+        yield temporary
+        check_file(path, overwrite=overwrite)
+
+
+@contextmanager
+def whole_folder(
+    path: Path, kind: FolderKind | None, *, overwrite: bool = False
+) -> Iterator[Path]:
+    """Give a temporary folder beside `path`; on success it takes the place of `path`.
+
+    Args:
+        path: Where the folder shall lie.
+        kind: What it will be; None for what never replaces anything.
+        overwrite: Whether a folder of that kind, and nothing else, may be replaced.
+
+    Raises:
+        InputError: As `check_folder`, before the block and once more after it.
+        StorageError: If the disk is full.
     """
     path = Path(path)
-    if path.exists() and not overwrite:
-        raise InputError(
-            f"{path} exists already. Choose another path, or say that it may be overwritten."
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    recover(path)
+    check_folder(path, kind, overwrite=overwrite)
+    with storing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent)
+        with temporary_folder(path.parent) as temporary:
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    _flush_to_disk(file)
+            check_folder(path, kind, overwrite=overwrite)
+            _put(temporary, path, kind)
+
+
+@contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """Within, a full disk becomes a `StorageError` that names `path`."""
     try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _flush_to_disk(file)
-        temporary.chmod(0o777 & ~_umask())
-        if path.exists():
-            # A folder cannot be replaced in one step; the old one is moved aside first and
-            # comes back if the second move fails.
-            aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-            path.rename(aside / path.name)
-            try:
-                temporary.rename(path)
-            except OSError:
-                (aside / path.name).rename(path)
+        yield
+    except StorageError:
+        raise
+    except Exception as error:
+        if not is_full(error):
+            raise
+        raise StorageError(
+            f"{path} cannot be written: no space is left on its disk. Make room or choose another "
+            f"place, and repeat the call. ({error})"
+        ) from error
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that a disk, or the user's share of it, is full."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return True
+    # Libraries written in other languages wrap it into errors of their own.
+    return any(os.strerror(number) in str(error) for number in _FULL)
+
+
+def steadily(folder: Path, read: Callable[[], Found]) -> Found:
+    """Read a folder; if it is replaced meanwhile, read it again.
+
+    Args:
+        folder: What is read.
+        read: Called once, or again where its files belonged to two states of the folder.
+    """
+    for _ in range(_TRIES):
+        recover(folder)
+        before = _state(folder)
+        try:
+            found = read()
+        except (FileFormatError, OSError):
+            recover(folder)
+            if _state(folder) == before:
                 raise
-            finally:
-                shutil.rmtree(aside, ignore_errors=True)
         else:
-            temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            if _state(folder)[:2] == before[:2]:
+                return found
+    return read()
+
+
+def remove_known(folder: Path, names: re.Pattern[str]) -> None:
+    """Remove files of ours in a folder and in folders in it, and what is empty then.
+
+    Args:
+        folder: It need not exist.
+        names: What our files are called; others stay.
+    """
+    if not folder.is_dir():
+        return
+    for path in sorted(folder.rglob("*"), reverse=True):  # what is in a folder before the folder
+        if path.is_dir() and not path.is_symlink():
+            _remove_empty(path)
+        elif names.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+    _remove_empty(folder)
+
+
+def _remove_empty(folder: Path) -> None:
+    sweep(folder)
+    with suppress(OSError):  # it holds what is not ours
+        folder.rmdir()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -80,9 +180,16 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: object) -> None:
+def write_json(path: Path, value: object, *, beside: Path | None = None) -> None:
     """Write `value` to `path` as indented JSON, whole or not at all; NaN is refused."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    text = as_json(value)
+    with whole_file(path, beside=beside) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def as_json(value: object) -> str:
+    """A value as indented JSON; NaN is refused."""
+    return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -108,12 +215,40 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _put(temporary: Path, path: Path, kind: FolderKind | None) -> None:
+    """Move a folder to its place; what stood there is where the folder was, to be removed."""
+    if not path.is_dir():
+        temporary.rename(path)
+        return
+    with alone(path, wait=True):
+        exchange(temporary, path)
+        if _foreign(temporary, kind):  # somebody has put a file there in the last moment
+            exchange(temporary, path)
+            check_folder(path, kind, overwrite=True)
+
+
+def _foreign(folder: Path, kind: FolderKind | None) -> bool:
+    return not is_empty(folder) and bool(strangers(folder, kind))
+
+
+def _room(folder: Path, beside: Path | None) -> Path:
+    """Where a temporary file can lie: it must be moved from there within one file system."""
+    if beside is None:
+        return folder
+    parent = beside.resolve().parent
+    near = parent.stat().st_dev == folder.stat().st_dev and os.access(parent, os.W_OK | os.X_OK)
+    return parent if near else folder
+
+
+def _state(folder: Path) -> tuple[int, int, int]:
+    """What changes when a folder is replaced, and, last, when a file in it is."""
+    try:
+        facts = folder.stat()
+    except OSError:
+        return 0, 0, 0
+    return facts.st_dev, facts.st_ino, facts.st_mtime_ns
+
+
 def _flush_to_disk(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

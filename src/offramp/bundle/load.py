@@ -13,7 +13,7 @@ import torch
 from offramp._core.checks import check_known
 from offramp._core.device import check_device
 from offramp._core.errors import FileFormatError, OfframpError
-from offramp._core.files import read_json
+from offramp._core.files import read_json, steadily
 from offramp._core.topology import Topology
 from offramp._core.types import Batch
 from offramp.bundle.accelerate import in_backend
@@ -95,8 +95,34 @@ def load_bundle(
         InputError: If a backend changes answers; if nothing was measured; or if it is not known
             what the input looks like.
     """
-    device = check_device(device)
-    folder = Path(path)
+    folder, where = Path(path), check_device(device)
+
+    def read() -> LoadedBundle:
+        return _load(
+            folder,
+            where,
+            verify=verify,
+            optimise=optimise,
+            allow_import=allow_import,
+            backend=backend,
+            example=example,
+            threads=threads,
+        )
+
+    return steadily(folder, read)
+
+
+def _load(
+    folder: Path,
+    device: torch.device,
+    *,
+    verify: bool,
+    optimise: bool,
+    allow_import: bool,
+    backend: str | Mapping[str, str] | None,
+    example: Batch | None,
+    threads: int | None,
+) -> LoadedBundle:
     if not folder.is_dir():
         raise FileFormatError(f"{folder} is not a folder; a bundle is one.")
     manifest = read_manifest(folder)

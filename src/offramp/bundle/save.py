@@ -14,6 +14,7 @@ import torch
 from offramp._core.checks import check_known
 from offramp._core.costs import Costs
 from offramp._core.files import sha256, whole_folder, write_json
+from offramp._core.ownership import BUNDLE
 from offramp.bundle.compare import check_loadable
 from offramp.bundle.describe import write_stages
 from offramp.bundle.manifest import CUT_VERSION, FORMAT, FORMAT_VERSION, WHOLE_VERSION
@@ -62,13 +63,15 @@ def save_bundle(
         input_shape: Shape of one example, for whoever has to make inputs.
         backends: Of `choose_backends`; `load_bundle(path, backend="auto")` takes the fastest.
         extra: JSON values to keep in the bundle, by file name, such as "evaluation.json".
-        overwrite: Whether a bundle at `path` may be replaced.
+        overwrite: Whether a bundle at `path` may be replaced. Anything else that is there is
+            refused, whatever is said here.
 
     Raises:
         UnknownNameError: If backends were measured for other stages.
         InputError: If a stage or a head has no spec, or foreign preprocessing, or its spec
             builds another network; if policy or costs were made for other stages; if `path`
             exists; or if an extra file's name is not allowed.
+        StorageError: If the disk is full.
 
     >>> import tempfile
     >>> from offramp.models import ModelSpec, small_cnn
@@ -86,7 +89,7 @@ def save_bundle(
     needed = _needed(cascade, setting)
     _check_backends(backends, cascade)
     extras = {check_extra(name): value for name, value in (extra or {}).items()}
-    with whole_folder(Path(path), overwrite=overwrite) as folder:
+    with whole_folder(Path(path), BUNDLE, overwrite=overwrite) as folder:
         stages = write_stages(folder, cascade, needed)
         write_json(folder / POLICY, setting.to_dict())
         for name, value in extras.items():

@@ -3,16 +3,19 @@
 Layer: bundle.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from offramp._core.files import read_json, write_json
+from offramp._core.errors import InputError
+from offramp._core.files import read_json, steadily, write_json
 from offramp._core.types import Batch
 from offramp.bundle.check import check_files, read_manifest
-from offramp.bundle.manifest import FORMAT_VERSION
+from offramp.bundle.manifest import FORMAT_VERSION, Manifest
 from offramp.bundle.names import MANIFEST
 from offramp.bundle.rebuild import rebuild
 from offramp.runtime import BackendTable, choose_backends
+from offramp.stages import Stage
 
 
 def tune(
@@ -45,7 +48,8 @@ def tune(
         FileFormatError: As `load_bundle`.
         UnsupportedError: As `load_bundle`.
         UnknownNameError: If there is no such backend.
-        InputError: As `choose_backends`: also if every stage was saved in a backend.
+        InputError: As `choose_backends`: also if every stage was saved in a backend; or if the
+            bundle is read-only, or replaced meanwhile.
 
     >>> import tempfile, torch
     >>> from offramp.bundle import save_bundle
@@ -62,9 +66,11 @@ def tune(
     True
     """
     folder = Path(path)
-    manifest = read_manifest(folder)
-    check_files(folder, manifest, verify=True)
-    stages = rebuild(folder, manifest, verify=True, allow_import=allow_import, threads=threads)
+    if folder.is_dir() and not os.access(folder, os.W_OK):  # before the work, not after it
+        raise InputError(f"{folder} is read-only, so times cannot be kept in it. Copy the bundle.")
+    manifest, stages = steadily(
+        folder, lambda: _read(folder, allow_import=allow_import, threads=threads)
+    )
     table = choose_backends(
         stages.values(),
         example,
@@ -74,6 +80,19 @@ def tune(
         threads=threads,
         progress=progress,
     )
+    if read_manifest(folder).files != manifest.files:
+        raise InputError(f"{folder} was replaced while it was measured. Repeat the call.")
     value = read_json(folder / MANIFEST)
-    write_json(folder / MANIFEST, {**value, "version": FORMAT_VERSION, "backends": table.to_dict()})
+    tuned = {**value, "version": FORMAT_VERSION, "backends": table.to_dict()}
+    write_json(folder / MANIFEST, tuned, beside=folder)
     return table
+
+
+def _read(
+    folder: Path, *, allow_import: bool, threads: int | None
+) -> tuple[Manifest, dict[str, Stage]]:
+    manifest = read_manifest(folder)
+    check_files(folder, manifest, verify=True)
+    return manifest, rebuild(
+        folder, manifest, verify=True, allow_import=allow_import, threads=threads
+    )

@@ -3,6 +3,7 @@
 Layer: data.
 """
 
+import hashlib
 import tarfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -11,8 +12,9 @@ from pathlib import Path
 from typing import final
 
 from offramp._core.errors import FileFormatError, UnsupportedError
-from offramp._core.files import whole_folder
+from offramp._core.files import is_full, storing, whole_folder
 from offramp._core.progress import progress_bar
+from offramp._core.temporaries import sweep, temporary_folder
 
 _CHUNK = 1 << 16  # bytes between two steps of the progress bar
 
@@ -37,7 +39,8 @@ def fetch(archive: Archive, root: Path) -> Path:
     """Download an archive into `root` and unpack its folder there, with a progress bar.
 
     An interrupted download leaves nothing behind; an archive that is there already and has the
-    right checksum is not fetched again. The archive is removed once it is unpacked.
+    right checksum is not fetched again, and stays. One that was fetched is removed once it is
+    unpacked.
 
     Args:
         archive: What to fetch.
@@ -50,37 +53,47 @@ def fetch(archive: Archive, root: Path) -> Path:
         FileFormatError: If the checksum is another one, or the archive cannot be unpacked or
             would write outside of its folder; nothing is left then.
         UnsupportedError: If the address cannot be reached or the download breaks off.
+        InputError: If there is a folder of that name already.
+        StorageError: If the disk is full.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    file = _download(archive, root)
-    folder = root / archive.folder
-    try:
-        with whole_folder(folder) as temporary:
-            _unpack(file, archive.folder, temporary)
-    except FileFormatError:
-        file.unlink()
-        raise
-    file.unlink()
+    folder, given = root / archive.folder, root / _name(archive)
+    with storing(folder):
+        root.mkdir(parents=True, exist_ok=True)
+        sweep(root)
+        with whole_folder(folder, None) as unpacked, temporary_folder(root) as place:
+            own = given.is_file() and _checksum_fits(given, archive)
+            file = given if own else _download(archive, place)
+            _unpack(file, archive.folder, unpacked)
     return folder
 
 
-def _download(archive: Archive, root: Path) -> Path:
+def _name(archive: Archive) -> str:
+    return archive.url.rsplit("/", 1)[-1]
+
+
+def _checksum_fits(file: Path, archive: Archive) -> bool:
+    kind, _, expected = archive.checksum.partition(":")
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, kind).hexdigest() == expected.lower()
+
+
+def _download(archive: Archive, place: Path) -> Path:
     # Here and not above: few need it, and it takes a while to import.
     import pooch
     import requests
 
-    name = archive.url.rsplit("/", 1)[-1]
+    name = _name(archive)
     with ExitStack() as stack:
         bar = _Bar(f"Fetching {name}", stack)
         downloader = pooch.HTTPDownloader(progressbar=bar, chunk_size=_CHUNK)
         try:
             found = pooch.retrieve(
-                archive.url, archive.checksum, fname=name, path=root, downloader=downloader
+                archive.url, archive.checksum, fname=name, path=place, downloader=downloader
             )
         except requests.RequestException as error:
             raise UnsupportedError(
-                f"{archive.url} cannot be fetched: {error}. Fetch it by other means and unpack "
-                f"it, so that {root / archive.folder} exists."
+                f"{archive.url} cannot be fetched: {error}. Fetch it by other means and put it, or "
+                f"its folder {archive.folder!r}, where it was to be unpacked: into {place.parent}."
             ) from error
         except ValueError as error:
             raise FileFormatError(
@@ -101,6 +114,8 @@ def _unpack(file: Path, folder: str, destination: Path) -> None:
         with tarfile.open(file) as tar:
             tar.extractall(str(destination), filter=inside)
     except (tarfile.TarError, EOFError, OSError) as error:
+        if is_full(error):
+            raise
         raise FileFormatError(f"{file} cannot be unpacked: {error}.") from error
     if not any(destination.iterdir()):
         raise FileFormatError(f"{file} has no folder {folder!r}.")

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from offramp._core.errors import FileFormatError, InputError
-from offramp._core.files import whole_file
+from offramp._core.files import new_file
 
 _SHOWN = 3  # names listed in a message
 _NESTED = ("state_dict", "model")
@@ -88,20 +88,26 @@ def load_weights(module: nn.Module, path: Path | str) -> None:
     module.load_state_dict({**wanted, **found})
 
 
-def save_weights(module: nn.Module, path: Path | str) -> None:
+def save_weights(module: nn.Module, path: Path | str, *, overwrite: bool = False) -> None:
     """Write the weights of `module` to a safetensors file, whole or not at all.
 
     Weights that two layers share are written twice, so the file loads without knowing of it.
 
+    Args:
+        module: Whose weights.
+        path: Where to; it ends with ".safetensors".
+        overwrite: Whether a file that is there already may be replaced.
+
     Raises:
-        InputError: If `path` does not end with ".safetensors".
+        InputError: If `path` does not end with ".safetensors", or exists and may not be replaced.
+        StorageError: If the disk is full.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise InputError(f"path must end with .safetensors, got {path.name!r}.")
     # clone: safetensors refuses tensors that share memory
     state = {k: v.detach().cpu().contiguous().clone() for k, v in module.state_dict().items()}
-    with whole_file(path) as temporary:
+    with new_file(path, overwrite=overwrite) as temporary:
         save_file(state, temporary)
 
 

@@ -1,18 +1,20 @@
 """The store that survives a kill: a folder beside the trace to be.
 
 `<path>.partial` holds raw rows in files that only grow, and `progress.json`, which says how many
-bytes of each count. It is written after they have reached the disk, so whatever happens, the rows
-it speaks of are there; what stands behind them is cut off when the recording goes on.
+bytes of each count. It is written first of all, and then after rows have reached the disk, so
+whatever happens, the rows it speaks of are there; what stands behind them is cut off when the
+recording goes on. When the trace is complete it says so too, and of which checksum it is: a kill
+between the trace and the clearing away is then made up for by the next call.
 
 Layer: record.
 """
 
 import json
 import os
-import shutil
+import re
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal, final
@@ -23,18 +25,28 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from offramp._core.errors import FileFormatError, InputError
-from offramp._core.files import whole_folder, write_json
+from offramp._core.files import remove_known, sha256, storing, whole_folder, write_json
+from offramp._core.ownership import TRACE, check_folder, check_place, is_empty
+from offramp._core.temporaries import locked
 from offramp._core.types import Ids, IntArray
 from offramp.record.rows import Rows
 from offramp.record.store import Facts
 from offramp.trace import Trace, load_trace
 from offramp.trace.arrays import ArraySource, in_parts, write_arrays
-from offramp.trace.files import ARRAYS, StoredDtype, id_source, narrowed, write_manifest
+from offramp.trace.files import (
+    ARRAYS,
+    MANIFEST,
+    StoredDtype,
+    id_source,
+    narrowed,
+    write_manifest,
+)
 
 CHECKPOINT_S = 1.0  # seconds of work that a kill may cost
 _PROGRESS = "progress.json"
 _VERSION = 1
 _FILES = ("logits", "labels", "ids")
+_OURS = re.compile(r"progress\.json|(logits|labels|ids)\.bin")
 
 
 @final
@@ -46,6 +58,46 @@ class _Progress(BaseModel):
     classes: int
     text_ids: bool
     bytes: dict[str, int]
+    trace: str = ""  # checksum of its manifest, once that is written
+
+
+def parts_of(path: Path) -> Path:
+    """The folder in which the rows of a trace lie while it is recorded."""
+    return path.with_name(path.name + ".partial")
+
+
+def check_recordable(path: Path, *, overwrite: bool) -> None:
+    """Check before any work that a trace can be recorded to `path`.
+
+    Raises:
+        InputError: As `check_folder`. That a trace of ours is there is no obstacle yet while there
+            are parts of one beside it: perhaps they are its own, see `finished`.
+    """
+    parts = parts_of(path)
+    check_folder(path, TRACE, overwrite=overwrite or parts.is_dir())
+    check_place(parts)
+
+
+def finished(path: Path, fingerprint: Mapping[str, str]) -> Trace | None:
+    """The trace at `path`, if it was complete when a kill prevented that its parts were removed.
+
+    They are removed then.
+
+    Args:
+        path: Where the trace lies, if it does.
+        fingerprint: What the recording was begun with.
+    """
+    parts = parts_of(path)
+    try:
+        found = _Progress.model_validate_json((parts / _PROGRESS).read_bytes())
+        written = sha256(path / MANIFEST)
+    except (OSError, ValueError):
+        return None
+    if found.fingerprint != dict(fingerprint) or found.trace != written:
+        return None
+    with locked(parts):
+        remove_known(parts, _OURS)
+    return load_trace(path)
 
 
 @final
@@ -61,8 +113,10 @@ class PartialStore:
         overwrite: Whether a trace at `path` may be replaced in the end.
 
     Raises:
-        InputError: If an interrupted recording is there that was begun with another fingerprint.
+        InputError: If an interrupted recording is there that was begun with another fingerprint,
+            or if the folder of parts holds anything else.
         FileFormatError: If its files are damaged.
+        BusyError: If another process records to `path`.
     """
 
     def __init__(
@@ -76,25 +130,43 @@ class PartialStore:
         overwrite: bool,
     ) -> None:
         self._path = path
-        self._folder = path.with_name(path.name + ".partial")
+        self._folder = parts_of(path)
         self._stages, self._dtype, self._overwrite = stages, dtype, overwrite
         self._fingerprint = dict(fingerprint)
         self._rows, self._classes, self._text_ids = 0, 0, False
         self._good = dict.fromkeys(_FILES, 0)  # bytes that belong to whole rows
         self._files: dict[str, IO[bytes]] = {}
         self._saved_at = -np.inf
+        check_place(self._folder)
+        with ExitStack() as stack:
+            stack.enter_context(locked(self._folder))
+            self._begin(resume=resume)
+            self._lock = stack.pop_all()
+
+    def _begin(self, *, resume: bool) -> None:
+        """Go on where an interrupted recording stopped, or start."""
         if not resume:
-            shutil.rmtree(self._folder, ignore_errors=True)
-        self._folder.mkdir(parents=True, exist_ok=True)
+            remove_known(self._folder, _OURS)
         if (self._folder / _PROGRESS).exists():
             self._adopt()
+        elif self._folder.exists() and not is_empty(self._folder):
+            raise InputError(
+                f"{self._folder} is where rows are kept while they are recorded, and it holds "
+                "other files. Move them away or give the trace another path; nothing was changed."
+            )
+        else:
+            self._note()
         self._old_labels, self._old_ids = self._read_labels(), self.ids()
 
     def __enter__(self) -> "PartialStore":
-        for name in _FILES:
-            file = (self._folder / f"{name}.bin").open("ab")
-            file.truncate(self._good[name])
-            self._files[name] = file
+        try:
+            for name in _FILES:
+                self._files[name] = (self._folder / f"{name}.bin").open("ab")
+                self._files[name].truncate(self._good[name])
+        except OSError:
+            self._close()
+            self._lock.close()
+            raise
         return self
 
     def __exit__(
@@ -104,10 +176,13 @@ class PartialStore:
         trace: TracebackType | None,
     ) -> None:
         # On an error, such as a full disk, keep as much as can be kept and let the error through.
-        with suppress(OSError):
-            if kind is not None and self._rows:
-                self._checkpoint()
-        self._close()
+        try:
+            with suppress(OSError):
+                if kind is not None and self._rows and self._files:
+                    self._checkpoint()
+        finally:
+            self._close()
+            self._lock.close()
 
     @property
     def rows(self) -> int:
@@ -140,7 +215,8 @@ class PartialStore:
             "ids": _text_block(rows.ids) if text else rows.ids.astype(np.int64).tobytes(),
         }
         for name, block in blocks.items():
-            self._files[name].write(block)
+            with storing(self._folder / f"{name}.bin"):
+                self._files[name].write(block)
         for name, block in blocks.items():
             self._good[name] += len(block)
         self._rows += len(rows)
@@ -171,7 +247,7 @@ class PartialStore:
             arrays.append(
                 ArraySource(name="split", dtype="int8", shape=(n,), parts=[split.numpy()])
             )
-        with whole_folder(self._path, overwrite=self._overwrite) as folder:
+        with whole_folder(self._path, TRACE, overwrite=self._overwrite) as folder:
             written = write_arrays(folder / ARRAYS, arrays)
             write_manifest(
                 folder,
@@ -185,8 +261,9 @@ class PartialStore:
                 seen_in_training=facts.seen_in_training,
                 lossy=facts.lossy,
             )
+            self._note(trace=sha256(folder / MANIFEST))
         self._close()
-        shutil.rmtree(self._folder)
+        remove_known(self._folder, _OURS)
         return load_trace(self._path)
 
     def _adopt(self) -> None:
@@ -215,9 +292,14 @@ class PartialStore:
         self._rows, self._classes, self._text_ids = found.rows, found.classes, found.text_ids
 
     def _checkpoint(self) -> None:
-        for file in self._files.values():
-            file.flush()
-            os.fsync(file.fileno())
+        with storing(self._folder):
+            for file in self._files.values():
+                file.flush()
+                os.fsync(file.fileno())
+        self._note()
+        self._saved_at = time.monotonic()
+
+    def _note(self, *, trace: str = "") -> None:
         progress = {
             "version": _VERSION,
             "fingerprint": self._fingerprint,
@@ -225,9 +307,9 @@ class PartialStore:
             "classes": self._classes,
             "text_ids": self._text_ids,
             "bytes": self._good,
+            "trace": trace,
         }
         write_json(self._folder / _PROGRESS, progress)
-        self._saved_at = time.monotonic()
 
     def _flush(self) -> None:
         for file in self._files.values():

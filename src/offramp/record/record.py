@@ -18,9 +18,10 @@ from offramp._core.checks import check_choice, check_positive_int, check_split
 from offramp._core.costs import Costs
 from offramp._core.device import check_device
 from offramp._core.errors import InputError
+from offramp._core.ownership import TRACE, check_folder
 from offramp._core.progress import progress_bar
 from offramp._core.types import Ids, Split
-from offramp.record.partial import PartialStore
+from offramp.record.partial import PartialStore, finished, parts_of
 from offramp.record.rows import Loader, Rows, dataset_of, labelled_rows, row_splits, total_rows
 from offramp.record.store import Facts, MemoryStore, Store
 from offramp.stages import Cascade, evaluating, measure_flops, take_rows, to_device
@@ -69,12 +70,15 @@ def record(
         batch_size: For a data set that makes its own loader.
         progress: Whether to show a progress bar.
         resume: False throws away what an interrupted run has left.
-        overwrite: Whether a trace at `path` may be replaced once the new one is complete.
+        overwrite: Whether a trace at `path` may be replaced once the new one is complete. Anything
+            else that is there is refused, whatever is said here.
 
     Raises:
         InputError: If there are no examples; a label lies outside the classes; a logit is NaN or
             infinite; stages have different numbers of classes; ids repeat; `path` exists; or an
             interrupted recording belongs to another cascade or to another order of the examples.
+        BusyError: If another process records to `path`.
+        StorageError: If the disk is full; rows that were recorded are kept.
 
     >>> from torch import nn
     >>> cascade = Cascade.of_models({"small": nn.Linear(4, 3)})
@@ -90,6 +94,10 @@ def record(
         _check_costs(cascade, table)
     names = _class_names(cascade, loader) if class_names is None else tuple(class_names)
     device = check_device(device)
+    if path is not None and not overwrite:
+        done = _finished(cascade, loader, Path(path), dtype)
+        if done is not None:
+            return done
     cascade.to(device)
     with ExitStack() as stack:
         store = _store(stack, cascade, loader, path, dtype, resume=resume, overwrite=overwrite)
@@ -108,6 +116,13 @@ def record(
         return store.finish(facts, row_splits(loader, ids, split))
 
 
+def _finished(cascade: Cascade, loader: Loader, path: Path, dtype: StoredDtype) -> Trace | None:
+    """The trace of the same call, where a kill has only prevented that its parts were removed."""
+    if not parts_of(path).is_dir() or not path.is_dir():
+        return None
+    return finished(path, {**_fingerprint(cascade, loader), "dtype": dtype})
+
+
 def _store(
     stack: ExitStack,
     cascade: Cascade,
@@ -120,16 +135,12 @@ def _store(
 ) -> Store:
     if path is None:
         return MemoryStore(dtype)
-    if Path(path).exists() and not overwrite:
-        raise InputError(
-            f"{path} exists already. Choose another path, or pass overwrite=True to replace it."
-        )
-    fingerprint = {**_fingerprint(cascade, loader), "dtype": dtype}
+    check_folder(Path(path), TRACE, overwrite=overwrite)
     partial = PartialStore(
         Path(path),
         stages=len(cascade),
         dtype=dtype,
-        fingerprint=fingerprint,
+        fingerprint={**_fingerprint(cascade, loader), "dtype": dtype},
         resume=resume,
         overwrite=overwrite,
     )

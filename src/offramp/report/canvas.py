@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from offramp._core.checks import check_choice
-from offramp._core.files import whole_file
+from offramp._core.files import new_file
 from offramp.report.palette import GRID, INK, MUTED, PAPER
 
 WIDE_IN = 8.6
@@ -101,19 +101,20 @@ def legend_above(
         text.set_parse_math(False)
 
 
-def save_figure(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path, *, overwrite: bool = False) -> None:
     """Write a figure as PNG or SVG, by the path's ending, whole or not at all.
 
     Args:
         figure: What to write.
         path: Ends in ".png" or ".svg".
+        overwrite: Whether a file that is there already may be replaced.
 
     Raises:
-        InputError: If the ending is another one.
+        InputError: If the ending is another one, or `path` exists and may not be replaced.
     """
     form = check_choice("the ending of path", path.suffix.lower().removeprefix("."), _FORMATS)
     picture = render(figure, form=form, text_as_paths=True)
-    with whole_file(path) as temporary:
+    with new_file(path, overwrite=overwrite) as temporary:
         temporary.write_bytes(picture)
 
 

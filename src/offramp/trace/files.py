@@ -22,7 +22,8 @@ from torch import Tensor
 from offramp._core.checks import check_choice
 from offramp._core.costs import Costs
 from offramp._core.errors import FileFormatError, InputError
-from offramp._core.files import sha256, whole_folder, write_json
+from offramp._core.files import sha256, steadily, whole_folder, write_json
+from offramp._core.ownership import TRACE
 from offramp._core.topology import Topology
 from offramp._core.types import Ids
 from offramp.trace.arrays import ArraySource, Written, in_parts, open_arrays, write_arrays
@@ -101,10 +102,12 @@ def save_trace(
         path: The folder to make; by convention it ends in `.trace`.
         dtype: How to store logits and confidences. "float16" halves the file and marks the trace
             as lossy for good; by default they are stored as they are held.
-        overwrite: Whether a trace that is there already may be replaced.
+        overwrite: Whether a trace that is there already may be replaced. Anything else that is
+            there is refused, whatever is said here.
 
     Raises:
         InputError: If `path` exists and may not be overwritten, or a logit does not fit float16.
+        StorageError: If the disk is full.
 
     >>> import tempfile
     >>> from offramp.trace import load_trace, make_trace
@@ -118,7 +121,7 @@ def save_trace(
         dtype = "float16" if held is not None and held.dtype == torch.float16 else "float32"
     check_choice("dtype", dtype, ("float32", "float16"))
     arrays = _sources(trace, dtype)
-    with whole_folder(Path(path), overwrite=overwrite) as folder:
+    with whole_folder(Path(path), TRACE, overwrite=overwrite) as folder:
         written = write_arrays(folder / ARRAYS, arrays)
         write_manifest(
             folder,
@@ -191,6 +194,10 @@ def load_trace(path: Path | str, *, verify: bool = False) -> Trace:
             version; it names the file.
     """
     folder = Path(path)
+    return steadily(folder, lambda: _load(folder, verify=verify))
+
+
+def _load(folder: Path, *, verify: bool) -> Trace:
     manifest = _read_manifest(folder / MANIFEST)
     arrays_path = folder / ARRAYS
     _check_file(arrays_path, manifest.arrays, verify=verify)

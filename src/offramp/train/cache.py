@@ -1,15 +1,20 @@
 """Pooled features of a frozen backbone, kept on disk so that it runs only once.
 
-A folder holds one npy file for each pooling, mapped and filled in the order of the examples, and
-`cache.json`, which says whose features they are and how many rows count. It is written after the
-rows have reached the disk.
+A folder holds one npy file for each pooling, filled in the order of the examples, and `cache.json`,
+which says whose features they are and how many rows count. It is written before the first row, and
+then after rows have reached the disk. Files are mapped to be read, never to be written: where a
+disk is full, a write says so, and a mapping ends the process.
 
 Layer: train.  Source: none.
 """
 
+import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, final
+from types import TracebackType
+from typing import IO, Any, Literal, final
 
 import numpy as np
 import torch
@@ -18,8 +23,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from offramp._core.errors import FileFormatError, InputError
-from offramp._core.files import write_json
+from offramp._core.files import remove_known, storing, write_json
+from offramp._core.ownership import check_place, is_empty
 from offramp._core.progress import progress_bar
+from offramp._core.temporaries import locked
 from offramp.data import Examples
 from offramp.models import PooledHead, extract_logits
 from offramp.stages import Cascade, OfFirst, Stage
@@ -28,6 +35,7 @@ from offramp.train.features import Computed, backbone_digest, in_bfloat16
 CacheDtype = Literal["float16", "float32"]
 CHECKPOINT_ROWS = 4096  # rows of work that a kill may cost
 _MANIFEST = "cache.json"
+_OURS = re.compile(r"cache\.json|features-\d+\.npy")
 _AGAIN = "Delete the folder to compute the features again."
 
 
@@ -101,8 +109,10 @@ def cached_features(
 
     Raises:
         InputError: If a head does not begin with a pooling, the folder holds features of another
-            backbone or of other examples, or a feature does not fit float16.
+            backbone or of other examples or anything else, or a feature does not fit float16.
         FileFormatError: If its files are damaged.
+        BusyError: If another process is filling the folder.
+        StorageError: If the disk is full; what fits is kept.
     """
     heads = {name: _pooled(cascade.stage(name)) for name in names}
     keys = {name: _key(cascade.stage(name), head) for name, head in heads.items()}
@@ -114,22 +124,30 @@ def cached_features(
         "dtype": dtype,
         "bfloat16": repr(bfloat16),
     }
-    files = _Files(folder, identity, n=len(examples))
-    computed, n = Computed(cascade, examples, device, bfloat16=bfloat16), len(examples)
-    with progress_bar("Caching features", n, enabled=progress, done=files.rows) as advance:
-        while files.rows < n:
-            rows = torch.arange(files.rows, min(files.rows + batch_size, n))
-            files.append(
-                {
-                    keys[name]: _pooled_values(cascade.stage(name), heads[name], carry)
-                    for name, carry in computed.carries(rows, first.values())
-                }
-            )
-            advance(len(rows))
-    files.close()
+    n = len(examples)
+    files = _Files(folder, identity, n=n)
+    if files.rows < n:
+        computed = Computed(cascade, examples, device, bfloat16=bfloat16)
+        with locked(folder), _Files(folder, identity, n=n) as files:
+            bar = progress_bar("Caching features", n, enabled=progress, done=files.rows)
+            with bar as advance:
+                while files.rows < n:
+                    rows = torch.arange(files.rows, min(files.rows + batch_size, n))
+                    files.append(
+                        {
+                            keys[name]: _pooled_values(cascade.stage(name), heads[name], carry)
+                            for name, carry in computed.carries(rows, first.values())
+                        }
+                    )
+                    advance(len(rows))
     return Cached(
         heads, {name: files.read(key) for name, key in keys.items()}, device, bfloat16=bfloat16
     )
+
+
+def remove_cached(folder: Path) -> None:
+    """Remove cached features in a folder and in folders in it; anything else stays."""
+    remove_known(folder, _OURS)
 
 
 @final
@@ -143,35 +161,61 @@ class _Manifest(BaseModel):
 
 @final
 class _Files:
-    """One file for each key, of which the first `rows` of `n` rows are filled."""
+    """One file for each key, of which the first `rows` of `n` rows are filled.
+
+    As a context manager it can be appended to, and keeps on an error what it has.
+    """
 
     def __init__(self, folder: Path, identity: Mapping[str, str], *, n: int) -> None:
         self._folder, self._identity, self._n = folder, dict(identity), n
         self._names: dict[str, str] = {}
-        self._open: dict[str, np.memmap[Any, Any]] = {}
+        self._open: dict[str, IO[bytes]] = {}
         self.rows = self._saved = 0
-        folder.mkdir(parents=True, exist_ok=True)
         if (folder / _MANIFEST).exists():
             self._adopt()
+
+    def __enter__(self) -> "_Files":
+        check_place(self._folder)
+        if not (self._folder / _MANIFEST).exists():
+            if self._folder.exists() and not is_empty(self._folder):
+                raise InputError(
+                    f"cache must be a folder of cached features or an empty one, and "
+                    f"{self._folder} holds other files. Give another folder; nothing was changed."
+                )
+            self._note()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            # On an error, such as a full disk, keep what can be kept and let the error through.
+            with suppress(*() if kind is None else (OSError,)):
+                if self._open:
+                    self._checkpoint()
+        finally:
+            for file in self._open.values():
+                with suppress(OSError):  # what could not be written does not count anyway
+                    file.close()
+            self._open = {}
 
     def append(self, block: Mapping[str, NDArray[Any]]) -> None:
         """Add rows `(m, ...)` of each key."""
         if not self._open:
             self._names = {key: f"features-{k}.npy" for k, key in enumerate(sorted(block))}
-            self._open = {key: self._mapped(key, values) for key, values in block.items()}
+            for key, values in block.items():
+                self._open[key] = self._opened(key, values)
         rows = self.rows
         for key, values in block.items():
             rows = self.rows + len(values)
-            self._open[key][self.rows : rows] = _narrowed(key, values, self._identity["dtype"])
+            with storing(self._folder / self._names[key]):
+                self._open[key].write(_narrowed(key, values, self._identity["dtype"]).tobytes())
         self.rows = rows
         if self.rows - self._saved >= CHECKPOINT_ROWS:
             self._checkpoint()
-
-    def close(self) -> None:
-        """Bring to disk what is not there yet."""
-        if self._open:
-            self._checkpoint()
-        self._open = {}
 
     def read(self, key: str) -> NDArray[Any]:
         """The features of a key, `(n, ...)`, mapped."""
@@ -187,14 +231,23 @@ class _Files:
             )
         return found
 
-    def _mapped(self, key: str, values: NDArray[Any]) -> "np.memmap[Any, Any]":
+    def _opened(self, key: str, values: NDArray[Any]) -> IO[bytes]:
+        """The file of a key, at the place of the next row."""
         path, shape = self._folder / self._names[key], (self._n, *values.shape[1:])
+        dtype = np.dtype(self._identity["dtype"])
+        row = dtype.itemsize * int(np.prod(shape[1:]))
         if self.rows:
             if self.read(key).shape != shape:
                 raise FileFormatError(f"{path} does not have the shape {shape}. {_AGAIN}")
-            return np.lib.format.open_memmap(path, mode="r+")
-        dtype = np.dtype(self._identity["dtype"])
-        return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+            file = path.open("r+b")
+            file.seek(path.stat().st_size - row * (self._n - self.rows))
+            return file
+        with storing(path):
+            file = path.open("wb")
+            described = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, described)
+            file.truncate(file.tell() + row * self._n)  # rows are filled in later
+        return file
 
     def _adopt(self) -> None:
         path = self._folder / _MANIFEST
@@ -211,13 +264,18 @@ class _Files:
         self._names, self.rows, self._saved = found.files, found.rows, found.rows
 
     def _checkpoint(self) -> None:
-        for mapped in self._open.values():
-            mapped.flush()
+        for key, file in self._open.items():
+            with storing(self._folder / self._names[key]):
+                file.flush()
+                os.fsync(file.fileno())
+        self._note()
+        self._saved = self.rows
+
+    def _note(self) -> None:
         write_json(
             self._folder / _MANIFEST,
             {"version": 1, "identity": self._identity, "files": self._names, "rows": self.rows},
         )
-        self._saved = self.rows
 
 
 def _key(stage: Stage, head: PooledHead) -> str:

@@ -19,6 +19,7 @@ from offramp._core.batch import apply
 from offramp._core.checks import check_choice, check_not_negative, check_positive_int
 from offramp._core.errors import InputError
 from offramp._core.progress import progress_bar
+from offramp._core.temporaries import locked
 from offramp._core.types import Batch
 from offramp.data import Examples
 from offramp.models import extract_logits
@@ -79,6 +80,8 @@ def train_classifier(
         InputError: If an argument is outside its domain, the checkpoint belongs to another
             training, or the loss becomes NaN or infinite; training stops at once then, and the
             last checkpoint stays.
+        BusyError: If another process is training with the same checkpoint.
+        StorageError: If the disk is full.
 
     >>> from offramp.data import arrays
     >>> from offramp.models import small_cnn
@@ -103,20 +106,21 @@ def train_classifier(
     stepper = plan.optimiser_of(module)
     identity = {**plan.identity(), "examples": part.fingerprint} if path is not None else {}
     losses: list[float] = []
-    if path is not None and path.exists():
-        losses = read_training(path, module, stepper, identity)
-    done, steps = len(losses), len(part) // min(batch_size, len(part))
-    schedule = plan.schedule(stepper, steps, done)
-    with (
-        _random_state_kept(),
-        progress_bar(description, epochs, enabled=progress, done=done) as advance,
-    ):
-        module.train()
-        for epoch in range(done, epochs):
-            losses.append(_epoch(module, rows, stepper, schedule, plan, epoch))
-            if path is not None:
-                write_training(path, module, stepper, identity, losses)
-            advance(1)
+    with locked(path):
+        if path is not None and path.exists():
+            losses = read_training(path, module, stepper, identity)
+        done, steps = len(losses), len(part) // min(batch_size, len(part))
+        schedule = plan.schedule(stepper, steps, done)
+        with (
+            _random_state_kept(),
+            progress_bar(description, epochs, enabled=progress, done=done) as advance,
+        ):
+            module.train()
+            for epoch in range(done, epochs):
+                losses.append(_epoch(module, rows, stepper, schedule, plan, epoch))
+                if path is not None:
+                    write_training(path, module, stepper, identity, losses)
+                advance(1)
     module.eval()
     return tuple(losses)
 

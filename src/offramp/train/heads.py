@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 from offramp._core.device import check_device
 from offramp._core.errors import InputError
 from offramp._core.progress import progress_bar
+from offramp._core.temporaries import locked
 from offramp.data import Examples
 from offramp.stages import Cascade, evaluating
 from offramp.train.cache import CacheDtype
@@ -90,6 +91,8 @@ def train_heads(
             weights, or has fewer outputs than there are classes; the checkpoint or the cache
             belongs to something else; or a loss becomes NaN or infinite: training stops, and the
             last checkpoint stays.
+        BusyError: If another process is training with the same checkpoint.
+        StorageError: If the disk is full.
 
     >>> from offramp.data import arrays
     >>> from offramp.models import make_head, small_cnn
@@ -126,15 +129,16 @@ def train_heads(
         }
         identity = {} if checkpoint is None else identity_of(cascade, part, validation, names, plan)
         done = 0
-        if plan.checkpoint is not None and plan.checkpoint.exists():
-            done = read_checkpoint(plan.checkpoint, learners, identity)
-        try:
-            if done < epochs and _active(learners, plan):  # else nothing is left to compute
-                parts = parts_of(cascade, part, validation, names, plan)
-                _run(learners, *parts, plan, identity, done)
-        finally:
-            for learner in learners.values():
-                learner.take_best()
+        with locked(plan.checkpoint):
+            if plan.checkpoint is not None and plan.checkpoint.exists():
+                done = read_checkpoint(plan.checkpoint, learners, identity)
+            try:
+                if done < epochs and _active(learners, plan):  # else nothing is left to compute
+                    parts = parts_of(cascade, part, validation, names, plan)
+                    _run(learners, *parts, plan, identity, done)
+            finally:
+                for learner in learners.values():
+                    learner.take_best()
     cascade.eval()
     return {name: learner.history() for name, learner in learners.items()}
 

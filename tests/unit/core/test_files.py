@@ -6,9 +6,10 @@ import json
 
 import pytest
 
-from offramp._core import files
-from offramp._core.errors import FileFormatError, InputError
+from offramp._core import temporaries
+from offramp._core.errors import FileFormatError, InputError, StorageError
 from offramp._core.files import read_json, sha256, whole_file, whole_folder, write_json, write_text
+from offramp._core.ownership import TRACE
 
 
 def names(folder):
@@ -24,7 +25,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
             temporary.write_text("half")
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(StorageError, match=r"a\.txt cannot be written: no space is left"):
         fail()
     assert path.read_text() == "old"
     assert names(tmp_path) == ["a.txt"]
@@ -44,48 +45,53 @@ def test_a_written_file_can_be_read_by_whoever_may_read_others(tmp_path):
     assert (tmp_path / "whole").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
+def written(path, content, **options):
+    """A folder that says of itself that it is a trace."""
+    with whole_folder(path, TRACE, **options) as folder:
+        (folder / "trace.json").write_text(json.dumps({"format": "offramp-trace"}))
+        (folder / "arrays.safetensors").write_text(content)
+
+
 def test_a_failed_folder_leaves_the_old_one_and_nothing_else(tmp_path):
     path = tmp_path / "t.trace"
-    with whole_folder(path) as folder:
-        (folder / "a").write_text("old")
+    written(path, "old")
 
     def interrupted():
-        with whole_folder(path, overwrite=True) as folder:
-            (folder / "a").write_text("new")
+        with whole_folder(path, TRACE, overwrite=True) as folder:
+            (folder / "arrays.safetensors").write_text("new")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert (path / "a").read_text() == "old"
+    assert (path / "arrays.safetensors").read_text() == "old"
     assert names(tmp_path) == ["t.trace"]
 
 
 def test_a_folder_is_replaced_only_on_request(tmp_path):
     path = tmp_path / "t.trace"
     for text in ("one", "two"):
-        with whole_folder(path, overwrite=text == "two") as folder:
-            (folder / text).write_text(text)
-    assert names(path) == ["two"]
+        written(path, text, overwrite=text == "two")
+    assert (path / "arrays.safetensors").read_text() == "two"
     assert names(tmp_path) == ["t.trace"]
-    with pytest.raises(InputError, match=r"t\.trace exists already"), whole_folder(path):
-        pass
+    with pytest.raises(InputError, match=r"t\.trace exists already"):
+        written(path, "three")
 
 
 def test_the_old_folder_comes_back_if_the_new_one_cannot_be_moved(tmp_path, monkeypatch):
     path = tmp_path / "t.trace"
-    with whole_folder(path) as folder:
-        (folder / "a").write_text("old")
-    rename = files.Path.rename
+    written(path, "old")
+    rename = temporaries.Path.rename
 
     def failing(self, target):
-        if target == path and ".old." not in str(self):
+        if target == path and "-old-" not in str(self):
             raise OSError(errno.EIO, "broken disk")
         return rename(self, target)
 
-    monkeypatch.setattr(files.Path, "rename", failing)
-    with pytest.raises(OSError, match="broken disk"), whole_folder(path, overwrite=True) as folder:
-        (folder / "a").write_text("new")
-    assert (path / "a").read_text() == "old"
+    monkeypatch.setattr(temporaries, "_exchanged", lambda *_: False)  # as some file systems
+    monkeypatch.setattr(temporaries.Path, "rename", failing)
+    with pytest.raises(OSError, match="broken disk"):
+        written(path, "new", overwrite=True)
+    assert (path / "arrays.safetensors").read_text() == "old"
     assert names(tmp_path) == ["t.trace"]
 
 

@@ -15,6 +15,7 @@ from typing import Any, final
 
 from offramp._core.errors import InputError
 from offramp._core.files import whole_folder, write_json
+from offramp._core.ownership import ONNX_FOLDER, check_folder
 from offramp._core.topology import RAW_INPUT
 from offramp._core.types import Batch
 from offramp.bundle.names import MANIFEST, POLICY, WEIGHTS, weight_files
@@ -64,13 +65,15 @@ def export_folder(
         example: Some raw input; one example is enough.
         class_names: For people; by default those of the cascade.
         preprocess: As for `export_single_file`.
-        overwrite: Whether a folder at `path` may be replaced.
+        overwrite: Whether such a folder at `path` may be replaced. Anything else that is there is
+            refused, whatever is said here.
 
     Raises:
         UnsupportedError: If the policy draws at random; if a network cannot be exported, or takes
             more than 2 GB.
         InputError: If `path` exists or ends in .onnx, or the example does not fit.
         MissingExtraError: Without the extra "onnx".
+        StorageError: If the disk is full.
 
     >>> import tempfile, torch
     >>> from offramp import Cascade
@@ -84,12 +87,9 @@ def export_folder(
     path = Path(path)
     if path.suffix == ENDING:
         raise InputError(f"path must be a folder, got {path.name!r}; {ENDING} is for single files.")
-    if path.exists() and not overwrite:  # before the work, not after it
-        raise InputError(
-            f"{path} exists already. Choose another path, or say that it may be overwritten."
-        )
+    check_folder(path, ONNX_FOLDER, overwrite=overwrite)  # before the work, not after it
     parts = export_parts(cascade, policy_of(choice), example, preprocess=preprocess)
-    with whole_folder(path, overwrite=overwrite) as folder:
+    with whole_folder(path, ONNX_FOLDER, overwrite=overwrite) as folder:
         write_parts(folder, parts, class_names or cascade.class_names)
         write_json(folder / POLICY, _policy(choice))
     return Folder(path=path, bytes={file.name: file.stat().st_size for file in path.iterdir()})

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, final
 
 from offramp._core.errors import InputError, UnsupportedError
-from offramp._core.files import whole_file
+from offramp._core.files import new_file
+from offramp._core.ownership import check_file
 from offramp._core.types import Batch
 from offramp.bundle.onnx.graph import Scope
 from offramp.bundle.onnx.parts import ENDING, Parts, check_fits, export_parts
@@ -69,6 +70,7 @@ def export_single_file(
             everything together is larger than 2 GB, the most that a file may hold.
         InputError: If `path` ends otherwise or exists, or the example does not fit.
         MissingExtraError: Without the extra "onnx".
+        StorageError: If the disk is full.
 
     >>> import tempfile, torch
     >>> from offramp import Cascade
@@ -84,7 +86,7 @@ def export_single_file(
     path = check_path(Path(path), overwrite=overwrite)
     parts = export_parts(cascade, policy_of(choice), example, preprocess=preprocess)
     model = single_model(parts, class_names or cascade.class_names)
-    with whole_file(path) as temporary:
+    with new_file(path, overwrite=overwrite) as temporary:
         temporary.write_bytes(model.SerializeToString())
     names = parts.policy.topology.names
     return SingleFile(
@@ -142,8 +144,5 @@ def check_path(path: Path, *, overwrite: bool) -> Path:
     """Return a path where a file may be written; else raise `InputError`."""
     if path.suffix != ENDING:
         raise InputError(f"path must end in {ENDING}, got {path.name!r}.")
-    if path.is_dir() or (path.exists() and not overwrite):
-        raise InputError(
-            f"{path} exists already. Choose another path, or say that it may be overwritten."
-        )
+    check_file(path, overwrite=overwrite)
     return path

@@ -21,6 +21,7 @@ from torch.nn.functional import softplus
 from offramp._core.checks import check_choice, check_not_negative, check_positive_int
 from offramp._core.errors import InputError
 from offramp._core.progress import progress_bar
+from offramp._core.temporaries import locked
 from offramp.train.design.checkpoint import read_state, write_state
 from offramp.train.design.features import BranchFeatures
 from offramp.train.design.layout import BranchSpec, Layout
@@ -142,21 +143,24 @@ def train_branches(
     Raises:
         InputError: If the checkpoint is of another training, or a loss is not finite.
         FileFormatError: If the checkpoint is damaged.
+        BusyError: If another process is training with the same checkpoint.
+        StorageError: If the disk is full.
     """
     trainer = _Trainer(features, branches, recipe, labels)
     judged_labels = judged.labels if judged_labels is None else judged_labels
     facts = {"recipe": repr(recipe), "branches": _digest(branches), **(identity or {})}
     done = 0
-    if checkpoint is not None and checkpoint.exists():
-        done = trainer.restore(*read_state(checkpoint, facts))
-    with progress_bar("Training branches", recipe.epochs, enabled=progress, done=done) as advance:
-        for epoch in range(done, recipe.epochs):
-            if trainer.running().any():
-                trainer.epoch(epoch)
-                trainer.judge(judged, judged_labels, epoch)
-                if checkpoint is not None:
-                    write_state(checkpoint, trainer.state(), facts, epoch + 1)
-            advance(1)
+    with locked(checkpoint):
+        if checkpoint is not None and checkpoint.exists():
+            done = trainer.restore(*read_state(checkpoint, facts))
+        with progress_bar("Training branches", recipe.epochs, enabled=progress, done=done) as advance:
+            for epoch in range(done, recipe.epochs):
+                if trainer.running().any():
+                    trainer.epoch(epoch)
+                    trainer.judge(judged, judged_labels, epoch)
+                    if checkpoint is not None:
+                        write_state(checkpoint, trainer.state(), facts, epoch + 1)
+                advance(1)
     return trainer.result()
 
 

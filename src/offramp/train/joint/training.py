@@ -18,6 +18,7 @@ from offramp._core.costs import Costs
 from offramp._core.device import check_device
 from offramp._core.errors import InputError
 from offramp._core.progress import progress_bar
+from offramp._core.temporaries import locked
 from offramp.data import Examples
 from offramp.policy.stopping_network import WIDTH
 from offramp.policy.stopping_objective import (
@@ -139,6 +140,8 @@ def train_joint(
             checkpoint is of another cascade; a batch does not divide evenly among the processes
             of `fabric`, or its precision is another one; or the loss becomes NaN or infinite:
             training stops, and the last checkpoint stays.
+        BusyError: If another process is training with the same checkpoint.
+        StorageError: If the disk is full.
 
     >>> from offramp.data import arrays
     >>> inputs = torch.eye(4).repeat(20, 1)
@@ -176,7 +179,8 @@ def train_joint(
         device=check_device(device) if fabric is None else fabric.device,
     )
     together.share_weights(cascade)
-    with _random_state_kept(plan.device), torch.enable_grad():
+    writes = plan.checkpoint if together.first else None
+    with locked(writes), _random_state_kept(plan.device), torch.enable_grad():
         problem = make_problem(cascade, part, plan, stages, costs, validation, start)
         done = _run(problem, plan, together, on_epoch, progress and together.first)
     return problem.result(done)
