@@ -81,9 +81,9 @@ def test_the_summary_says_so_if_a_cascade_is_not_worth_it(short):
 
 def test_a_demo_is_replaced_and_anything_else_refused(short, tmp_path):
     _, out, _ = short
-    demo_run.check_replaceable(out)
+    assert demo_run.check_replaceable(out, "offramp demo")
     (tmp_path / "thesis.txt").touch()
-    with pytest.raises(InputError, match="no run of offramp"):
+    with pytest.raises(InputError, match="not only a run of offramp"):
         demo_run.run_demo(tmp_path, progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 

@@ -52,9 +52,10 @@ def test_a_foreign_frontier_is_refused_by_name(value, tmp_path):
 
 def test_a_foreign_folder_is_refused_and_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    for check in (RunFolder.claim, check_replaceable):
-        with pytest.raises(InputError, match="not empty and no run"):
-            check(tmp_path)
+    with pytest.raises(InputError, match="not empty and no run"):
+        RunFolder.claim(tmp_path)
+    with pytest.raises(InputError, match=r"not only a run of offramp: it holds 'thesis\.txt'"):
+        check_replaceable(tmp_path, "offramp demo")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
     with pytest.raises(InputError, match="must be a folder"):
         RunFolder.claim(tmp_path / "thesis.txt")
@@ -62,11 +63,12 @@ def test_a_foreign_folder_is_refused_and_left_alone(tmp_path):
 
 def test_a_file_that_we_did_not_write_keeps_a_run_from_being_replaced(tmp_path):
     run = RunFolder.claim(tmp_path / "run")
+    run.remember(command="offramp demo --seed 0")
     run.write("frontier.json", {})
-    check_replaceable(tmp_path / "run")
+    assert check_replaceable(tmp_path / "run", "offramp demo")
     (tmp_path / "run" / "notes.txt").touch()
     with pytest.raises(InputError, match=r"holds 'notes\.txt'"):
-        check_replaceable(tmp_path / "run")
+        check_replaceable(tmp_path / "run", "offramp demo")
     assert RunFolder.claim(tmp_path / "run").facts["files"] == ["frontier.json"]
 
 

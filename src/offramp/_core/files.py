@@ -12,15 +12,16 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from offramp._core.errors import FileFormatError, StorageError
+from offramp._core.errors import FileFormatError, InputError, StorageError
 from offramp._core.ownership import FolderKind, check_file, check_folder, is_empty, strangers
 from offramp._core.temporaries import (
     alone,
     exchange,
+    is_temporary,
     recover,
     sweep,
     temporary_file,
@@ -76,9 +77,7 @@ def new_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(
-    path: Path, kind: FolderKind | None, *, overwrite: bool = False
-) -> Iterator[Path]:
+def whole_folder(path: Path, kind: FolderKind | None, *, overwrite: bool = False) -> Iterator[Path]:
     """Give a temporary folder beside `path`; on success it takes the place of `path`.
 
     Args:
@@ -107,23 +106,22 @@ def whole_folder(
 
 @contextmanager
 def storing(path: Path) -> Iterator[None]:
-    """Within, a full disk becomes a `StorageError` that names `path`."""
+    """Within, a full disk becomes a `StorageError` that names `path`, the outermost one."""
     try:
         yield
-    except StorageError:
-        raise
     except Exception as error:
         if not is_full(error):
             raise
+        cause = error.__cause__ or error if isinstance(error, StorageError) else error
         raise StorageError(
             f"{path} cannot be written: no space is left on its disk. Make room or choose another "
-            f"place, and repeat the call. ({error})"
-        ) from error
+            f"place, and repeat the call. ({cause})"
+        ) from cause
 
 
 def is_full(error: BaseException) -> bool:
     """Whether an error says that a disk, or the user's share of it, is full."""
-    if isinstance(error, OSError) and error.errno in _FULL:
+    if isinstance(error, StorageError) or (isinstance(error, OSError) and error.errno in _FULL):
         return True
     # Libraries written in other languages wrap it into errors of their own.
     return any(os.strerror(number) in str(error) for number in _FULL)
@@ -151,27 +149,28 @@ def steadily(folder: Path, read: Callable[[], Found]) -> Found:
     return read()
 
 
-def remove_known(folder: Path, names: re.Pattern[str]) -> None:
-    """Remove files of ours in a folder and in folders in it, and what is empty then.
+def remove_folder(folder: Path, names: re.Pattern[str]) -> None:
+    """Remove a folder of ours in one step; what a kill leaves of it, the next writer clears away.
 
     Args:
         folder: It need not exist.
-        names: What our files are called; others stay.
+        names: What files in it, and in folders in it, are called.
+
+    Raises:
+        InputError: If there are others; nothing is removed then.
     """
     if not folder.is_dir():
         return
-    for path in sorted(folder.rglob("*"), reverse=True):  # what is in a folder before the folder
-        if path.is_dir() and not path.is_symlink():
-            _remove_empty(path)
-        elif names.fullmatch(path.name):
-            path.unlink(missing_ok=True)
-    _remove_empty(folder)
-
-
-def _remove_empty(folder: Path) -> None:
-    sweep(folder)
-    with suppress(OSError):  # it holds what is not ours
-        folder.rmdir()
+    for path in sorted(folder.rglob("*")):
+        ours = path.is_dir() or names.fullmatch(path.name) or is_temporary(path.name)
+        if path.is_symlink() or not ours:
+            raise InputError(
+                f"{folder} would be removed, but offramp did not write {path.name!r} in it. Move "
+                "that away first; nothing was changed."
+            )
+    sweep(folder.parent)
+    with temporary_folder(folder.parent) as place:
+        folder.rename(place / folder.name)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -184,6 +183,13 @@ def write_json(path: Path, value: object, *, beside: Path | None = None) -> None
     """Write `value` to `path` as indented JSON, whole or not at all; NaN is refused."""
     text = as_json(value)
     with whole_file(path, beside=beside) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_new_json(path: Path, value: object, *, overwrite: bool) -> None:
+    """As `write_json`, for a file that the user names; the errors are those of `new_file`."""
+    text = as_json(value)
+    with new_file(path, overwrite=overwrite) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

@@ -3,10 +3,13 @@
 Layer: cli.
 """
 
+import signal
+import threading
 import traceback
 import warnings
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -64,7 +67,7 @@ app = typer.Typer(
     ),
     epilog=(
         "Exit codes: 0 done, 1 unexpected, 2 wrong usage or input, 3 no cascade is worth it, "
-        "130 interrupted."
+        "130 interrupted, 143 terminated."
     ),
     rich_markup_mode="markdown",
     no_args_is_help=True,
@@ -116,7 +119,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: What stands after the program's name; by default those of this process.
     """
     try:
-        app(args=None if arguments is None else list(arguments), prog_name="offramp")
+        with _told_to_end():
+            app(args=None if arguments is None else list(arguments), prog_name="offramp")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except KeyboardInterrupt as error:  # before or after the command itself
+        output.error(errors.message(error))
+        return errors.exit_code(error)
     return 0
+
+
+@contextmanager
+def _told_to_end() -> Iterator[None]:
+    """Within, SIGTERM ends the program as an interrupt does: half-written files are removed."""
+    ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    )
+    if ours:
+        signal.signal(signal.SIGTERM, _end)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _end(*_: object) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # told again, it ends at once
+    raise errors.Terminated

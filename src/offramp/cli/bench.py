@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from offramp._core.errors import InputError
-from offramp._core.files import write_json
+from offramp._core.files import write_new_json
+from offramp._core.ownership import check_file
 from offramp.cli import options
 from offramp.cli.output import Output, amount, note
 
@@ -39,6 +40,9 @@ def command(
     ] = False,
     allow_import: options.AllowImport = False,
     out: Annotated[Path | None, typer.Option(help="Also write the numbers to this file.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a file of --out that is there already.")
+    ] = False,
     json: options.Json = False,
 ) -> None:
     """Time the adaptive classifier and its static fallback side by side.
@@ -53,6 +57,8 @@ def command(
     from offramp.cli.side_by_side import compare
 
     output = Output(as_json=json)
+    if out is not None:
+        check_file(out, overwrite=overwrite)
     sizes = options.whole_numbers("--batch-sizes", batch_sizes)
     loaded = loaded_to_time(bundle, device, backend, threads, allow_import, plain=plain)
     batch = some_inputs(loaded, inputs, array, most=max(256, *sizes))
@@ -82,7 +88,7 @@ def command(
         "timing": rows,
     }
     if out is not None:
-        write_json(out, result)
+        write_new_json(out, result, overwrite=overwrite)
     output.result(result)
 
 

@@ -18,6 +18,7 @@ import torch
 
 from offramp._core.errors import InputError, UnsupportedError
 from offramp._core.files import whole_file, whole_folder
+from offramp._core.ownership import RUN
 from offramp._core.types import SPLITS, Split
 from offramp.bundle import save_bundle
 from offramp.cli.example_images import example_images
@@ -131,11 +132,11 @@ def run_demo(
         tell: Called with a few words before each step.
 
     Raises:
-        InputError: If `out` holds anything that the demo did not write.
+        InputError: If `out` holds anything that the demo did not write, or another run.
         UnsupportedError: If the runtime or a fresh process gives other answers than replay.
     """
-    check_replaceable(out)
-    with one_thread(), whole_folder(out, overwrite=True) as folder:
+    same = check_replaceable(out, "offramp demo")
+    with one_thread(), whole_folder(out, RUN, overwrite=same) as folder:
         run = RunFolder.claim(folder)
         tell("training three networks")
         examples = digits().divided(SIZES, seed=seed, stratified=True)
@@ -349,4 +350,4 @@ def _reported(
             files=(FRONTIER, CHOSEN, EVALUATION, TIMING, PREDICTIONS),
         ),
     )
-    write_report(run.path / REPORT, content)
+    write_report(run.path / REPORT, content, overwrite=True)

@@ -14,7 +14,7 @@ from offramp.cli import options
 from offramp.cli.config import load_config
 from offramp.cli.errors import NO_ANSWER
 from offramp.cli.output import Output, percent, points
-from offramp.cli.run_folder import RunFolder
+from offramp.cli.run_folder import RunFolder, check_bundle, claim_bundle
 from offramp.cli.sections import DesignSection, RunConfig
 
 if TYPE_CHECKING:
@@ -58,6 +58,9 @@ def command(
     bundle: Annotated[
         Path | None, typer.Option(help="Also write a bundle to deploy: of one class, or together.")
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a bundle that is there already.")
+    ] = False,
     device: options.Device = "cpu",
     json: options.Json = False,
 ) -> None:
@@ -102,14 +105,18 @@ def command(
     warn_of_raw_bytes(settings, examples)
     warn_of_random_weights(settings)
     run = RunFolder.claim(settings.folder)
+    if bundle is not None:
+        overwrite = check_bundle(run, bundle, overwrite=overwrite, keep=[config])
     run.remember(DESIGN, "branches")
     sweep = run_sweep(settings, config, examples, run.path, device=device)
     found = designed(sweep, how, targets)
     value = design_to_dict(found, how, targets)
     value["command"] = _command_line(config, how, value["targets"])
     run.write(DESIGN, value)
-    if bundle is not None and not _save_bundle(bundle, found, settings):
-        bundle = None
+    if bundle is not None:
+        claim_bundle(run, bundle)
+        if not _save_bundle(bundle, found, settings, overwrite=overwrite):
+            bundle = None
     _show(output, value, run.path, bundle)
     if all(one["outcome"] != "exit" for one in value["classes"]):
         raise typer.Exit(NO_ANSWER)
@@ -159,7 +166,7 @@ def _merged(settings: RunConfig, **given: Any) -> DesignSection:  # noqa: ANN401
     return merged
 
 
-def _save_bundle(bundle: Path, found: "Designed", settings: RunConfig) -> bool:
+def _save_bundle(bundle: Path, found: "Designed", settings: RunConfig, *, overwrite: bool) -> bool:
     """Write the bundle; False where there is no exit to put into it."""
     from offramp.bundle import save_bundle
     from offramp.policy import Setting
@@ -181,7 +188,7 @@ def _save_bundle(bundle: Path, found: "Designed", settings: RunConfig) -> bool:
         costs=measure_flops(cascade, example),
         input_shape=tuple(example.shape[1:]),
         extra=extra,
-        overwrite=True,
+        overwrite=overwrite,
     )
     return True
 

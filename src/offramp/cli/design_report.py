@@ -34,4 +34,5 @@ def design_page(run: RunFolder, title: str | None) -> Path:
             folder=run.path,
             files=(DESIGN,),
         ),
+        overwrite=True,  # the run's own
     )

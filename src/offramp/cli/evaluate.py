@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from offramp._core.errors import InputError
-from offramp._core.files import write_json
+from offramp._core.files import write_new_json
+from offramp._core.ownership import check_file
 from offramp.cli import options
 from offramp.cli.errors import NO_ANSWER
 from offramp.cli.output import Output, amount, percent, points
@@ -59,6 +60,9 @@ def command(
     ] = 2000,
     seed: Annotated[int, typer.Option(help="Of the resampling, and as for fit.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Also write the numbers to this file.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a file of --out that is there already.")
+    ] = False,
     json: options.Json = False,
 ) -> None:
     """Replay a setting on recorded examples: what does it cost, what does it lose?
@@ -75,6 +79,8 @@ def command(
     from offramp.evaluate.judging import labelled_by
 
     output = Output(as_json=json)
+    if out is not None:
+        check_file(out, overwrite=overwrite)
     chosen = setting_from_file(setting)
     limits = _limits(risk, max_loss=max_loss, max_cost=max_cost, delta=delta, split=split)
     if unlabelled:
@@ -93,7 +99,7 @@ def command(
         )
         numbers["promise"] = promise.to_dict()
     if out is not None:
-        write_json(out, numbers)
+        write_new_json(out, numbers, overwrite=overwrite)
     output.paragraph(chosen.label)
     output.line(f"on {found.n} examples ({found.split}); F is {chosen.reference}")
     output.line()

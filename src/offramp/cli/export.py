@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from offramp._core.errors import InputError
+from offramp._core.ownership import ONNX_FOLDER, check_folder
 from offramp.cli import options
 from offramp.cli.output import Output
 
@@ -44,9 +45,7 @@ def command(
         bool,
         typer.Option("--without-preprocessing", help="Take inputs that are prepared already."),
     ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what stands there.")
-    ] = False,
+    overwrite: options.Overwrite = False,
     allow_import: options.AllowImport = False,
     json: options.Json = False,
 ) -> None:
@@ -61,11 +60,18 @@ def command(
     Example: offramp export runs/demo/bundle --single-file demo.onnx
     """
     from offramp.bundle import export_folder, export_single_file, load_bundle
+    from offramp.bundle.onnx.single_file import check_path
     from offramp.bundle.onnx.source import BundleStages
+    from offramp.runtime.backends import require_onnx
 
     output = Output(as_json=json)
     if (single_file is None) == (out is None):
         raise InputError("Give either --single-file or --out, and not both.")
+    require_onnx()
+    if single_file is not None:
+        check_path(single_file, overwrite=overwrite)
+    elif out is not None:
+        check_folder(out, ONNX_FOLDER, overwrite=overwrite, keep=[bundle])
     loaded = load_bundle(bundle, allow_import=allow_import)
     given: dict[str, Any] = {
         "example": _example(loaded, shape, input_type) if like is None else _read(like, shape),

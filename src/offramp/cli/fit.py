@@ -19,8 +19,10 @@ from offramp.cli.run_folder import (
     CHOSEN,
     FRONTIER,
     RunFolder,
+    check_bundle,
     choice_to_dict,
     choose,
+    claim_bundle,
     frontier_to_dict,
 )
 from offramp.cli.sections import FitSection, RunConfig
@@ -84,6 +86,9 @@ def command(
     bundle: Annotated[
         Path | None, typer.Option(help="Also write a bundle to deploy; needs --config.")
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a bundle that is there already.")
+    ] = False,
     json: options.Json = False,
 ) -> None:
     """Fit policies on a trace and choose the one that suits you.
@@ -118,6 +123,8 @@ def command(
     )
     run = RunFolder.claim(_folder(out, trace, None if config is None else settings))
     path = run.trace_path() if trace is None else trace
+    if bundle is not None:
+        overwrite = check_bundle(run, bundle, overwrite=overwrite, keep=[config, path])
     frontier, choice = _fit(path, section)
     inside = os.path.relpath(path.resolve(), run.path.resolve())
     command_line = _command_line(path, section, run.path)
@@ -125,7 +132,8 @@ def command(
     run.write(FRONTIER, frontier_to_dict(frontier))
     run.write(CHOSEN, choice_to_dict(choice, margin=section.margin, risk=section.risk))
     if bundle is not None and config is not None:
-        _save_bundle(bundle, settings, config, choice, path)
+        claim_bundle(run, bundle)
+        _save_bundle(bundle, settings, config, choice, path, overwrite=overwrite)
     _show(output, frontier, choice, run.path, bundle)
 
 
@@ -222,7 +230,13 @@ def _fit(path: Path, section: FitSection) -> "tuple[Frontier, Choice]":
 
 
 def _save_bundle(
-    bundle: Path, settings: RunConfig, config: Path, choice: "Choice", path: Path
+    bundle: Path,
+    settings: RunConfig,
+    config: Path,
+    choice: "Choice",
+    path: Path,
+    *,
+    overwrite: bool,
 ) -> None:
     from torch import Tensor
 
@@ -243,7 +257,7 @@ def _save_bundle(
         costs=trace.costs,
         input_shape=tuple(first.shape[1:]) if isinstance(first, Tensor) else None,
         extra=extra,
-        overwrite=True,
+        overwrite=overwrite,
     )
 
 

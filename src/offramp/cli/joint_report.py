@@ -42,6 +42,7 @@ def joint_page(run: RunFolder, title: str | None, config: Path | None) -> Path:
             folder=run.path,
             files=(JOINT,),
         ),
+        overwrite=True,  # the run's own
     )
 
 

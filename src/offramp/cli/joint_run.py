@@ -3,7 +3,7 @@
 Layer: cli.
 """
 
-import shutil
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError
+from offramp._core.files import remove_folder
 from offramp._core.types import Split
 from offramp.cli.networks import all_but, cascade_of, costs_of
 from offramp.cli.run_folder import choice_to_dict, choose
@@ -37,6 +38,7 @@ from offramp.train import JointEpoch, JointTraining, sweep_joint, train_joint
 
 WORK = "joint"  # checkpoints, in the folder of the run
 STATIC_TRACE = "static.trace"
+_CHECKPOINTS = re.compile(r"(alone|alpha_.+)\.safetensors")
 _THRESHOLDS = (0.2, 0.5, 0.8)
 _COMBINES = ("policy", "last")
 _SAME = (  # of [joint] and of the arguments that `train_joint` and `sweep_joint` share
@@ -120,7 +122,7 @@ def train_all(
     how, work = config.joint, folder / WORK
     part, held = parts_of(examples, how)
     if restart:
-        shutil.rmtree(work, ignore_errors=True)
+        remove_folder(work, _CHECKPOINTS)
     work.mkdir(parents=True, exist_ok=True)
     cascade = cascade_of(config, config.file.parent, examples.class_names)
     classes = cascade.check(part.batch(0, 1).inputs)

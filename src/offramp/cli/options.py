@@ -36,6 +36,13 @@ Backend = Annotated[
 Threads = Annotated[
     int | None, typer.Option(min=1, help="CPU threads of every runtime; by default all cores.")
 ]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Replace what offramp wrote there before; anything else that is there is refused.",
+    ),
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Examples that run at a time.")]
 AllowImport = Annotated[
     bool,

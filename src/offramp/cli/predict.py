@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Protocol, final, runtime_checkable
 import typer
 
 from offramp._core.errors import InputError, MissingExtraError
-from offramp._core.files import whole_file
+from offramp._core.files import new_file
+from offramp._core.ownership import check_file
 from offramp._core.progress import progress_bar
 from offramp.cli import options
 from offramp.cli.output import Output, amount, note, percent
@@ -55,6 +56,9 @@ def command(
         typer.Option("--fast", help="Fold batch-norms: faster, equal only to rounding."),
     ] = False,
     allow_import: options.AllowImport = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a table that is there already.")
+    ] = False,
     json: options.Json = False,
 ) -> None:
     """Classify images or arrays with a bundle.
@@ -73,12 +77,13 @@ def command(
     output = Output(as_json=json)
     if out.suffix not in _WRITERS:
         raise InputError(f"--out must end in {' or '.join(_WRITERS)}, got {out.name!r}.")
+    check_file(out, overwrite=overwrite, keep=[bundle, *inputs])
     options.set_threads(threads)
     loaded = load_bundle(
         bundle, device=device, optimise=fast, allow_import=allow_import, backend=backend
     )
     reader = InputReader.of(loaded, inputs, array=array, ids=ids)
-    with _WRITERS[out.suffix](out) as write:
+    with _WRITERS[out.suffix](out, overwrite) as write:
         tally = _predict(loaded, reader, write, batch_size)
     if reader.skipped:
         shown = ", ".join(reader.skipped[:_SHOWN])
@@ -160,8 +165,9 @@ def _class_name(label: int, class_names: Sequence[str]) -> str:
 
 
 @contextmanager
-def _csv(out: Path) -> Iterator[_Write]:
-    with whole_file(out) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+def _csv(out: Path, overwrite: bool) -> Iterator[_Write]:
+    new = new_file(out, overwrite=overwrite)
+    with new as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         started = False
 
@@ -176,13 +182,13 @@ def _csv(out: Path) -> Iterator[_Write]:
 
 
 @contextmanager
-def _parquet(out: Path) -> Iterator[_Write]:
+def _parquet(out: Path, overwrite: bool) -> Iterator[_Write]:
     try:
         import pyarrow as pa
         from pyarrow import parquet
     except ImportError as error:
         raise MissingExtraError("pyarrow", "parquet") from error
-    with whole_file(out) as temporary:
+    with new_file(out, overwrite=overwrite) as temporary:
         held: list[parquet.ParquetWriter] = []
 
         def write(columns: Columns) -> None:

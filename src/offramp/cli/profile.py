@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from offramp._core.errors import InputError
+from offramp._core.ownership import check_file
 from offramp._core.progress import progress_bar
 from offramp.cli import options
 from offramp.cli.bench import loaded_to_time, some_inputs
@@ -40,6 +41,9 @@ def command(
     out: Annotated[
         Path | None, typer.Option(help="Picture of one batch's time; it ends in .svg or .png.")
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a picture that is there already.")
+    ] = False,
     json: options.Json = False,
 ) -> None:
     """Say where the time goes: stages, heads, decisions, compaction, waiting.
@@ -56,6 +60,8 @@ def command(
     output = Output(as_json=json)
     if out is not None and out.suffix not in (".svg", ".png"):
         raise InputError(f"--out must end in .svg or .png, got {out.name!r}.")
+    if out is not None:
+        check_file(out, overwrite=overwrite)
     loaded = loaded_to_time(bundle, device, backend, threads, allow_import, plain=plain)
     batch = some_inputs(loaded, inputs, array, most=max(examples, batch_size))
     with progress_bar("Profiling", None):
@@ -63,7 +69,7 @@ def command(
             loaded.adaptive, batch[:examples].to(device), batch_size=batch_size, rounds=rounds
         )
     if out is not None:
-        _draw(found, out)
+        _draw(found, out, overwrite=overwrite)
     _show(output, found, loaded.setting.label)
     if out is not None:
         output.line(f"Picture of one batch: {out}")
@@ -109,11 +115,12 @@ def _s(value: float) -> str:
     return amount(value, "seconds") if value else "-"
 
 
-def _draw(found: "Profile", out: Path) -> None:
+def _draw(found: "Profile", out: Path, *, overwrite: bool) -> None:
     from offramp.report import Section, save_figure, timeline_figure
 
     sections = [
         Section(kind=span.kind, stage=span.stage, start_s=span.start_s, end_s=span.end_s)
         for span in found.spans
     ]
-    save_figure(timeline_figure(sections, [stage.name for stage in found.stages]), out)
+    figure = timeline_figure(sections, [stage.name for stage in found.stages])
+    save_figure(figure, out, overwrite=overwrite)

@@ -27,9 +27,7 @@ def command(
     float16: Annotated[
         bool, typer.Option("--float16", help="Store half precision: smaller, and marked as lossy.")
     ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a trace that is there already.")
-    ] = False,
+    overwrite: options.Overwrite = False,
     restart: Annotated[
         bool, typer.Option("--restart", help="Do not go on where an interrupted run stopped.")
     ] = False,
@@ -55,6 +53,7 @@ def command(
         warn_of_raw_bytes,
     )
     from offramp.record import record
+    from offramp.record.partial import check_recordable
 
     output = Output(as_json=json)
     settings = load_config(config, needs=("data", "stage"))
@@ -62,17 +61,18 @@ def command(
         return
     examples = recorded(settings, examples_of(settings.data))
     warn_of_raw_bytes(settings, examples)
+    run = RunFolder.claim(settings.folder) if out is None else None
+    target = settings.folder / TRACE if out is None else out
+    check_recordable(target, overwrite=overwrite)
     first = examples.batch(0, 1).inputs
     cascade = cascade_of(settings, config.parent, examples.class_names, example=first)
     costs = costs_of(cascade, settings.cost, examples, device=device)
-    if out is None:
-        run = RunFolder.claim(settings.folder)
+    if run is not None:
         run.remember(TRACE, trace=TRACE)
-        out = run.path / TRACE
     trace = record(
         cascade,
         examples,
-        path=out,
+        path=target,
         device=device,
         dtype="float16" if float16 else "float32",
         costs=costs,
@@ -82,16 +82,18 @@ def command(
         resume=not restart,
         overwrite=overwrite,
     )
+    if run is not None:
+        run.remember()  # once more: without run.json the trace would be nobody's
     each = trace.stage_costs()
     rows = [
         [name, percent(trace.accuracy(k)), amount(float(each[k]), costs.unit)]
         for k, name in enumerate(trace.stages)
     ]
-    output.line(f"{len(trace)} examples of {trace.classes} classes, recorded in {out}")
+    output.line(f"{len(trace)} examples of {trace.classes} classes, recorded in {target}")
     output.table(["stage", "accuracy", "cost/example"], rows)
     output.result(
         {
-            "trace": str(out),
+            "trace": str(target),
             "n": len(trace),
             "classes": trace.classes,
             "unit": costs.unit,

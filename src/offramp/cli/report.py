@@ -92,7 +92,7 @@ def command(
         ),
     )
     run.remember(REPORT, "report.json")
-    page = write_report(folder / REPORT, content)
+    page = write_report(folder / REPORT, content, overwrite=True)  # the run's own
     output.paragraph(content.chosen.sentence)
     output.line(_written([str(page), *others.values()]))
     output.result(

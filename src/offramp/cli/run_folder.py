@@ -7,13 +7,15 @@
 Layer: cli.
 """
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, TypeGuard, final
 
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.files import read_json, write_json
+from offramp._core.ownership import BUNDLE, RUN, check_folder, check_place, is_empty
 
 if TYPE_CHECKING:
     from offramp.evaluate import Choice, Evaluation, Frontier
@@ -24,6 +26,10 @@ FRONTIER = "frontier.json"
 CHOSEN = "chosen.json"
 _FORMAT = "offramp-run"
 _FORMAT_VERSION = 1
+_DAMAGED = (  # what reading a damaged file may end in
+    *(ArithmeticError, AttributeError, IndexError, KeyError, RuntimeError, TypeError),
+    ValueError,
+)
 
 
 @final
@@ -43,11 +49,13 @@ class RunFolder:
     def claim(cls, path: Path) -> "RunFolder":
         """Take a folder for a run: a new or empty one, or one that is a run already.
 
-        Nothing is written before there is something to remember.
+        Nothing is written before there is something to remember. A folder with nothing but what a
+        kill has left of ours counts as empty.
 
         Raises:
-            InputError: If it is not empty and offramp did not make it.
+            InputError: If it is not empty and offramp did not make it, or cannot be written to.
         """
+        check_place(path / MARKER)
         if _is_filled(path):
             if (path / MARKER).exists():
                 return cls.open(path)
@@ -65,17 +73,34 @@ class RunFolder:
             FileFormatError: If it is none, or was written by a newer version.
         """
         value = read_json(path / MARKER)
-        if value.get("format") != _FORMAT or not isinstance(value.get("files"), list):
+        if value.get("format") != _FORMAT:
             raise FileFormatError(f"{path / MARKER} does not describe a run of offramp.")
-        if value.get("version", 0) > _FORMAT_VERSION:
+        if _is_whole(found := value.get("version")) and found > _FORMAT_VERSION:
             raise FileFormatError(
                 f"{path / MARKER} was written by a newer version. Update offramp."
             )
+        for name, sound, wanted in _FACTS:
+            if (name in value or name in _NEEDED) and not sound(value.get(name)):
+                raise FileFormatError(
+                    f"{path / MARKER} is damaged: {name} must be {wanted}, got {value.get(name)!r}."
+                )
         known = ("format", "version", "software")
         return cls(path, {name: fact for name, fact in value.items() if name not in known})
 
     def remember(self, *files: str, **facts: object) -> None:
-        """Note in `run.json` which files in the folder are ours, and other facts."""
+        """Note in `run.json` which files in the folder are ours, and other facts.
+
+        Call it before they are written, so that a kill leaves nothing that is nobody's.
+
+        Raises:
+            InputError: If there is a file of that name that is not ours.
+        """
+        for name in files:
+            if name not in self.facts["files"] and os.path.lexists(self.path / name):
+                raise InputError(
+                    f"{self.path / name} would be replaced, and this run did not write it. Move "
+                    "it away or choose another folder; nothing in it was changed."
+                )
         self.facts["files"] = sorted({*self.facts["files"], *files})
         self.facts |= facts
         head = {
@@ -106,23 +131,90 @@ class RunFolder:
         return frontier_from_dict(read_json(self.path / FRONTIER), self.path / FRONTIER)
 
 
-def check_replaceable(path: Path) -> None:
-    """Raise `InputError` unless a folder may be replaced: new, empty, or all of it ours."""
-    if not _is_filled(path):
-        return
-    ours = {MARKER, *RunFolder.claim(path).facts["files"]}
-    strange = sorted(entry.name for entry in path.iterdir() if entry.name not in ours)
-    if strange:
-        raise InputError(
-            f"{path} holds {strange[0]!r}, which offramp did not write. Move it away or choose "
-            "another folder; nothing was changed."
-        )
+def check_replaceable(path: Path, command: str) -> bool:
+    """Whether there is a run to be replaced by the same command, and nothing else.
+
+    Args:
+        path: The folder; it may be new or empty.
+        command: What its command line begins with.
+
+    Raises:
+        InputError: If anything else is there, or as `check_folder`.
+    """
+    same = False
+    if _is_filled(path) and (path / MARKER).is_file():
+        made_by = str(RunFolder.open(path).facts.get("command", ""))
+        same = made_by.startswith(command)
+        if not same:
+            raise InputError(
+                f"{path} is the folder of a run that `{command}` did not write. Choose another "
+                "folder; nothing in it was changed."
+            )
+    check_folder(path, RUN, overwrite=same)
+    return same
+
+
+def check_bundle(
+    run: RunFolder, bundle: Path, *, overwrite: bool, keep: Iterable[Path | None] = ()
+) -> bool:
+    """Check before the work that a bundle can be written; the same check follows after it.
+
+    Args:
+        run: The run that it is of. A bundle that it has written into its own folder may be renewed.
+        bundle: Where it shall lie.
+        overwrite: Whether a bundle that is there may be replaced.
+        keep: Inputs, which must not lie there.
+
+    Returns:
+        Whether a bundle that is there may be replaced.
+
+    Raises:
+        InputError: As `check_folder`.
+    """
+    renewed = _is_of(run, bundle) and bundle.name in run.facts["files"]
+    allowed = overwrite or renewed
+    kept = [path for path in keep if path is not None]
+    check_folder(bundle, BUNDLE, overwrite=allowed, keep=[run.path, *kept])
+    return allowed
+
+
+def claim_bundle(run: RunFolder, bundle: Path) -> None:
+    """Note, before it is written, that a bundle in the folder of a run is the run's own."""
+    if _is_of(run, bundle) and bundle.name not in run.facts["files"]:
+        run.facts["files"].append(bundle.name)  # what is there, if anything, has been checked
+        run.remember()
+
+
+def _is_of(run: RunFolder, bundle: Path) -> bool:
+    return bundle.resolve().parent == run.path.resolve()
 
 
 def _is_filled(path: Path) -> bool:
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} must be a folder, but it is a file.")
-    return path.is_dir() and any(path.iterdir())
+    return path.is_dir() and not is_empty(path)
+
+
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) and name for name in value)
+
+
+_NEEDED = ("version", "files")
+_FACTS: tuple[tuple[str, Callable[[object], bool], str], ...] = (
+    ("version", _is_whole, "a whole number"),
+    ("files", _are_names, "a list of names"),
+    ("trace", _is_text, "a path"),
+    ("seed", _is_whole, "a whole number of at least 0"),
+    ("command", _is_text, "a text"),
+)
 
 
 def frontier_to_dict(frontier: "Frontier") -> dict[str, Any]:
@@ -140,7 +232,7 @@ def frontier_from_dict(value: Mapping[str, Any], path: Path) -> "Frontier":
 
     try:
         return Frontier.from_dict(value)
-    except FileFormatError as error:
+    except _DAMAGED as error:
         raise FileFormatError(f"{path} does not hold a frontier: {error}") from error
 
 
@@ -218,7 +310,7 @@ def choose_again(frontier: "Frontier", path: Path) -> "Choice":
     """
     try:
         return choose(frontier, **read_json(path)["limit"])
-    except (KeyError, TypeError) as error:
+    except _DAMAGED as error:
         raise FileFormatError(f"{path} does not say how to choose: {error!r}.") from error
 
 
@@ -234,7 +326,7 @@ def setting_from_file(path: Path) -> "Setting":
     value = read_json(path)
     try:
         return Setting.from_dict(value.get("setting", value))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except _DAMAGED as error:
         raise FileFormatError(f"{path} does not hold a setting: {error!r}.") from error
 
 

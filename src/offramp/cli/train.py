@@ -3,13 +3,13 @@
 Layer: cli.
 """
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from offramp._core.errors import InputError
+from offramp._core.temporaries import locked
 from offramp.cli import options
 from offramp.cli.config import load_config
 from offramp.cli.output import Output, percent
@@ -34,6 +34,9 @@ def command(
     bundle: Annotated[
         Path | None, typer.Option(help="Also write a bundle to deploy; for joint.")
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a bundle that is there already.")
+    ] = False,
     device: options.Device = "cpu",
     restart: Annotated[
         bool, typer.Option("--restart", help="Begin anew, whatever was trained before.")
@@ -65,7 +68,15 @@ def command(
                 f"{config} describes a [network]; joint training is of several [[stage]]. "
                 "`offramp train heads` trains the heads of its exits."
             )
-        train_together(settings, config, output, bundle=bundle, device=device, restart=restart)
+        train_together(
+            settings,
+            config,
+            output,
+            bundle=bundle,
+            overwrite=overwrite,
+            device=device,
+            restart=restart,
+        )
         return
     if bundle is not None:
         raise InputError("--bundle goes with joint; heads are bundled by `offramp fit --bundle`.")
@@ -107,6 +118,7 @@ def _train_heads(config: Path, output: Output, *, device: str, restart: bool) ->
     run.remember(HEADS, _CHECKPOINT, *([_FEATURES] if settings.train.cache else []))
     found = _train(cascade, part, settings.train, run.path, device=device, restart=restart)
     save_heads(run.path / HEADS, cascade)
+    run.remember()  # once more: without run.json the heads would be nobody's
     _show(output, found, settings, run.path / HEADS, len(part))
 
 
@@ -132,11 +144,13 @@ def _train(
 ) -> "dict[str, HeadHistory]":
     from offramp.data import CropAndFlip
     from offramp.train import train_heads
+    from offramp.train.cache import remove_cached
 
     checkpoint = folder / _CHECKPOINT
     if restart:
-        checkpoint.unlink(missing_ok=True)
-        shutil.rmtree(folder / _FEATURES, ignore_errors=True)
+        with locked(checkpoint):
+            checkpoint.unlink(missing_ok=True)
+            remove_cached(folder / _FEATURES)
     resumed = checkpoint.exists()
     try:
         return train_heads(

@@ -13,7 +13,7 @@ import typer
 from offramp._core.errors import InputError
 from offramp.cli.errors import NO_ANSWER
 from offramp.cli.output import Output, amount, percent, points
-from offramp.cli.run_folder import RunFolder
+from offramp.cli.run_folder import RunFolder, check_bundle, claim_bundle
 from offramp.cli.sections import RunConfig
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def train_together(
     output: Output,
     *,
     bundle: Path | None,
+    overwrite: bool,
     device: str,
     restart: bool,
 ) -> None:
@@ -40,6 +41,7 @@ def train_together(
         config: The configuration's file.
         output: Where results go.
         bundle: Folder of the bundle to write.
+        overwrite: Whether a bundle that is there may be replaced.
         device: Where networks run.
         restart: Begin anew.
     """
@@ -60,6 +62,8 @@ def train_together(
     parts_of(examples, settings.joint)  # before anything is written
     warn_of_raw_bytes(settings, examples)
     run = RunFolder.claim(settings.folder)
+    if bundle is not None:
+        overwrite = check_bundle(run, bundle, overwrite=overwrite, keep=[config])
     names = [trace_name(alpha) for alpha in settings.joint.alphas]
     run.remember(WORK, STATIC_TRACE, *names)
     try:
@@ -80,7 +84,8 @@ def train_together(
     value["command"] = shlex.join(["offramp", "train", "joint", "--config", str(config)])
     run.write(JOINT, value)
     if bundle is not None:
-        _save_bundle(bundle, found, choice, settings)
+        claim_bundle(run, bundle)
+        _save_bundle(bundle, found, choice, settings, overwrite=overwrite)
     _show(output, value, run.path, bundle)
     if value["outcome"] != "cascade":
         raise typer.Exit(NO_ANSWER)
@@ -96,7 +101,9 @@ def _epoch(alpha: float, epoch: "JointEpoch") -> str:
     )
 
 
-def _save_bundle(bundle: Path, found: "Trained", choice: "Choice", settings: RunConfig) -> None:
+def _save_bundle(
+    bundle: Path, found: "Trained", choice: "Choice", settings: RunConfig, *, overwrite: bool
+) -> None:
     from torch import Tensor
 
     from offramp.bundle import save_bundle
@@ -116,7 +123,7 @@ def _save_bundle(bundle: Path, found: "Trained", choice: "Choice", settings: Run
         costs=found.costs,
         input_shape=tuple(first.shape[1:]) if isinstance(first, Tensor) else None,
         extra=extra,
-        overwrite=True,
+        overwrite=overwrite,
     )
 
 

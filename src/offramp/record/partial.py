@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from offramp._core.errors import FileFormatError, InputError
-from offramp._core.files import remove_known, sha256, storing, whole_folder, write_json
+from offramp._core.files import remove_folder, sha256, storing, whole_folder, write_json
 from offramp._core.ownership import TRACE, check_folder, check_place, is_empty
 from offramp._core.temporaries import locked
 from offramp._core.types import Ids, IntArray
@@ -96,7 +96,7 @@ def finished(path: Path, fingerprint: Mapping[str, str]) -> Trace | None:
     if found.fingerprint != dict(fingerprint) or found.trace != written:
         return None
     with locked(parts):
-        remove_known(parts, _OURS)
+        remove_folder(parts, _OURS)
     return load_trace(path)
 
 
@@ -145,10 +145,11 @@ class PartialStore:
 
     def _begin(self, *, resume: bool) -> None:
         """Go on where an interrupted recording stopped, or start."""
-        if not resume:
-            remove_known(self._folder, _OURS)
-        if (self._folder / _PROGRESS).exists():
+        there = (self._folder / _PROGRESS).exists()
+        if there and resume:
             self._adopt()
+        elif there:
+            self._note()  # no row counts any more
         elif self._folder.exists() and not is_empty(self._folder):
             raise InputError(
                 f"{self._folder} is where rows are kept while they are recorded, and it holds "
@@ -263,7 +264,7 @@ class PartialStore:
             )
             self._note(trace=sha256(folder / MANIFEST))
         self._close()
-        remove_known(self._folder, _OURS)
+        remove_folder(self._folder, _OURS)
         return load_trace(self._path)
 
     def _adopt(self) -> None:
@@ -284,7 +285,8 @@ class PartialStore:
             )
         for name in _FILES:
             file, size = self._folder / f"{name}.bin", found.bytes.get(name, -1)
-            if not file.is_file() or not 0 <= size <= file.stat().st_size:
+            there = file.stat().st_size if file.is_file() else 0
+            if not 0 <= size <= there:
                 raise FileFormatError(
                     f"{file} is missing or truncated. Pass resume=False to start again."
                 )

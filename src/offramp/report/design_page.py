@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import UndefinedError
 
 from offramp._core.errors import FileFormatError, InputError
-from offramp._core.files import whole_file
+from offramp._core.files import new_file
 from offramp.report.charts import Chart, make_chart
 from offramp.report.content import Reproduction
 from offramp.report.design_figures import Axis, GainBar, LayerTime, gain_figure, layer_figure
@@ -30,6 +30,7 @@ def write_design_report(
     *,
     title: str,
     reproduction: Reproduction | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Write one page about designed exits; it fetches nothing and runs no script.
 
@@ -38,12 +39,13 @@ def write_design_report(
         design: What `offramp design` wrote: the content of `design.json`.
         title: Of the page.
         reproduction: How to get the same numbers again.
+        overwrite: Whether files that are there already may be replaced.
 
     Returns:
         The path of the page.
 
     Raises:
-        InputError: If the path does not end in ".html".
+        InputError: If the path does not end in ".html", or exists and may not be replaced.
         FileFormatError: If the mapping is no design.
     """
     path = Path(path)
@@ -58,7 +60,7 @@ def write_design_report(
         text = _render(design, title, reproduction or Reproduction())
     except (KeyError, TypeError, UndefinedError) as error:
         raise FileFormatError(f"The design lacks something: {error!r}.") from error
-    with whole_file(path) as temporary:
+    with new_file(path, overwrite=overwrite) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
 

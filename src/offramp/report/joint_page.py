@@ -13,7 +13,7 @@ import numpy as np
 from jinja2 import UndefinedError
 
 from offramp._core.errors import FileFormatError, InputError
-from offramp._core.files import whole_file
+from offramp._core.files import new_file
 from offramp.report.assignment_figure import assignment_figure
 from offramp.report.charts import Chart, make_chart
 from offramp.report.content import ExampleImage, Reproduction
@@ -36,6 +36,7 @@ def write_joint_report(
     title: str,
     images: Sequence[ExampleImage] = (),
     reproduction: Reproduction | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Write one page about a joint training; it fetches nothing and runs no script.
 
@@ -45,12 +46,13 @@ def write_joint_report(
         title: Of the page.
         images: Some that left at each stage.
         reproduction: How to get the same numbers again.
+        overwrite: Whether files that are there already may be replaced.
 
     Returns:
         The path of the page.
 
     Raises:
-        InputError: If the path does not end in ".html".
+        InputError: If the path does not end in ".html", or exists and may not be replaced.
         FileFormatError: If the mapping is of no joint training.
     """
     path = Path(path)
@@ -65,7 +67,7 @@ def write_joint_report(
         text = _render(joint, title, tuple(images), reproduction or Reproduction())
     except (KeyError, TypeError, UndefinedError) as error:
         raise FileFormatError(f"The joint training lacks something: {error!r}.") from error
-    with whole_file(path) as temporary:
+    with new_file(path, overwrite=overwrite) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
 

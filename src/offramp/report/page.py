@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from offramp._core.errors import InputError
-from offramp._core.files import whole_file
+from offramp._core.files import new_file
 from offramp.evaluate import Certificate, Choice, OperatingPoint
 from offramp.report import formatting
 from offramp.report.charts import MOST_SUBSETS, frontier_chart, overlap_chart, stage_chart
@@ -48,7 +48,7 @@ _FILTERS = (
 )
 
 
-def write_report(path: Path, content: ReportContent) -> Path:
+def write_report(path: Path, content: ReportContent, *, overwrite: bool = False) -> Path:
     """Write a report as one HTML file, and every number it shows as JSON beside it.
 
     The page fetches nothing and runs no script. Both files are written, or neither.
@@ -56,12 +56,14 @@ def write_report(path: Path, content: ReportContent) -> Path:
     Args:
         path: Where to write; ends in ".html". The JSON has the same name with ".json".
         content: What to show.
+        overwrite: Whether files that are there already may be replaced.
 
     Returns:
         The path of the page.
 
     Raises:
-        InputError: If the path does not end in ".html", or a number is NaN or infinite.
+        InputError: If the path does not end in ".html", or a number is NaN or infinite; if a file
+            is there and may not be replaced.
     """
     path = Path(path)
     if path.suffix != ".html":
@@ -72,7 +74,8 @@ def write_report(path: Path, content: ReportContent) -> Path:
         raise InputError(f"Every number of a report must be finite: {error}.") from error
     beside = path.with_suffix(".json")
     text = render_page(content, json_name=beside.name, json_text=numbers + "\n")
-    with whole_file(path) as page_file, whole_file(beside) as json_file:
+    pages, numbers_file = (new_file(each, overwrite=overwrite) for each in (path, beside))
+    with pages as page_file, numbers_file as json_file:
         json_file.write_text(numbers + "\n", encoding="utf-8")
         page_file.write_text(text, encoding="utf-8")
     return path

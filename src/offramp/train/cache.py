@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from offramp._core.errors import FileFormatError, InputError
-from offramp._core.files import remove_known, storing, write_json
+from offramp._core.files import remove_folder, storing, write_json
 from offramp._core.ownership import check_place, is_empty
 from offramp._core.progress import progress_bar
 from offramp._core.temporaries import locked
@@ -146,8 +146,8 @@ def cached_features(
 
 
 def remove_cached(folder: Path) -> None:
-    """Remove cached features in a folder and in folders in it; anything else stays."""
-    remove_known(folder, _OURS)
+    """Remove a folder with folders of cached features; `InputError` if it holds anything else."""
+    remove_folder(folder, _OURS)
 
 
 @final
@@ -239,9 +239,9 @@ class _Files:
         if self.rows:
             if self.read(key).shape != shape:
                 raise FileFormatError(f"{path} does not have the shape {shape}. {_AGAIN}")
-            file = path.open("r+b")
-            file.seek(path.stat().st_size - row * (self._n - self.rows))
-            return file
+            there = path.open("r+b")
+            there.seek(path.stat().st_size - row * (self._n - self.rows))
+            return there
         with storing(path):
             file = path.open("wb")
             described = {"descr": dtype.str, "fortran_order": False, "shape": shape}

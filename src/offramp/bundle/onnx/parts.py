@@ -21,7 +21,7 @@ from offramp.bundle.onnx.decision import Decision, check_expressible
 from offramp.bundle.onnx.graph import Value, values_of
 from offramp.policy import Policy
 from offramp.runtime import StageSource
-from offramp.runtime.backends import Compiled, backend_of, to_onnx
+from offramp.runtime.backends import Compiled, backend_of, require_onnx, to_onnx
 from offramp.runtime.execution import Plan, plan_segments
 from offramp.runtime.runner import check_made_for
 from offramp.stages import OfFirst, Stage, own_head
@@ -99,6 +99,7 @@ def export_parts(
         InputError: If the policy was made for other stages, the networks do not run on the
             example, or they are prepared in different ways and that is left out.
     """
+    require_onnx()
     check_made_for(cascade, policy.topology, None)
     check_expressible(policy)
     if batch_size(example) == 0:

@@ -10,7 +10,7 @@ from offramp.runtime.backends.compiled import Compiled
 from offramp.runtime.backends.form import Form
 from offramp.runtime.backends.restore import restored
 from offramp.runtime.backends.table import BACKENDS, Backend, backend_of, exact_backends
-from offramp.runtime.backends.to_onnx import to_onnx
+from offramp.runtime.backends.to_onnx import require_onnx, to_onnx
 
 __all__ = [
     "BACKENDS",
@@ -24,6 +24,7 @@ __all__ = [
     "build_all",
     "choose_backends",
     "exact_backends",
+    "require_onnx",
     "restored",
     "thread_count",
     "to_onnx",

@@ -153,7 +153,9 @@ def train_branches(
     with locked(checkpoint):
         if checkpoint is not None and checkpoint.exists():
             done = trainer.restore(*read_state(checkpoint, facts))
-        with progress_bar("Training branches", recipe.epochs, enabled=progress, done=done) as advance:
+        with progress_bar(
+            "Training branches", recipe.epochs, enabled=progress, done=done
+        ) as advance:
             for epoch in range(done, recipe.epochs):
                 if trainer.running().any():
                     trainer.epoch(epoch)
