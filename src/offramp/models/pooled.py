@@ -51,9 +51,7 @@ class PooledHead(nn.Module):
     torch.Size([5, 3])
     """
 
-    def __init__(
-        self, pool: nn.Module, classify: nn.Module, *, reads: Reads | None = None
-    ) -> None:
+    def __init__(self, pool: nn.Module, classify: nn.Module, *, reads: Reads | None = None) -> None:
         super().__init__()
         self.pool = pool
         self.classify = classify

@@ -54,9 +54,7 @@ class Layouts:
         names: Of the network's inputs, in order.
     """
 
-    def __init__(
-        self, plan: Plan, net: nn.Module, example: Batch, names: Sequence[str]
-    ) -> None:
+    def __init__(self, plan: Plan, net: nn.Module, example: Batch, names: Sequence[str]) -> None:
         self._plan, self._captured = plan, plan.captured
         self._axes = _feature_axes(self._captured.logits.graph.nodes)
         self._reading = self._own_reading()
@@ -170,9 +168,7 @@ def _feature_axes(nodes: Iterable[fx.Node]) -> dict[fx.Node, int]:
     return found
 
 
-def _axis(
-    node: fx.Node, found: Mapping[fx.Node, int], computed: set[fx.Node]
-) -> int | None:
+def _axis(node: fx.Node, found: Mapping[fx.Node, int], computed: set[fx.Node]) -> int | None:
     value = node.meta.get("val")
     if isinstance(value, tuple | list):
         value = value[0] if value and isinstance(value[0], Tensor) else None

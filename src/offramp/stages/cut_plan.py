@@ -29,9 +29,7 @@ class Plan:
         keep: Inputs that are carried along to the last cut, behind the others.
     """
 
-    def __init__(
-        self, captured: Captured, net: nn.Module, keep: Sequence[fx.Node] = ()
-    ) -> None:
+    def __init__(self, captured: Captured, net: nn.Module, keep: Sequence[fx.Node] = ()) -> None:
         self.captured = captured
         self.end = len(captured.data)
         self._known = [name for name, _ in net.named_modules(remove_duplicate=False) if name]
