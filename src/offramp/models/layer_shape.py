@@ -45,6 +45,7 @@ class LayerShape(tuple[int, ...]):
         mask: str | None = None,
         pad: int = 0,
     ) -> "LayerShape":
+        """Make the tuple; what is known besides stands in attributes."""
         made = super().__new__(cls, sizes)
         made.layout, made.pooling, made.mask, made.pad = layout, pooling, mask, pad
         return made

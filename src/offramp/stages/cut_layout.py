@@ -1,5 +1,4 @@
-"""What the graph of a network tells about its tensors: which axis holds the features, and how the
-network itself reads its tokens.
+"""What the graph of a network tells about its tensors: the axis of the features, the tokens read.
 
 Convolutions and their norms have the features behind the batch, linear layers, embeddings and
 attention in the last axis. From there the axis is followed through whatever moves it. Where two

@@ -61,6 +61,30 @@ def check_head(name: str, head: nn.Module, shape: LayerShape) -> None:
         )
 
 
+def check_kept(name: str, head: nn.Module, shape: LayerShape, kept: Mapping[str, Tensor]) -> None:
+    """Check that a mask has one place for each token.
+
+    Args:
+        name: Of the exit.
+        head: Any; only a `PooledHead` on tokens has a mask.
+        shape: Of what the layer gives.
+        kept: Inputs of the network by name, of some example.
+
+    Raises:
+        InputError: If it has not.
+    """
+    if not isinstance(head, PooledHead) or not isinstance(head.pool, TokenPool):
+        return
+    for mask in head.keeps:
+        sizes = tuple(kept[mask].shape[1:])
+        if sizes != tuple(shape[:-1]):
+            raise InputError(
+                f"The mask {mask!r} of the head of exit {name!r} must have one place for each of "
+                f"the tokens, {tuple(shape[:-1])} here, got {sizes}. Leave mask out, or choose a "
+                "point where the tokens are those of the input."
+            )
+
+
 def reads_first(head: nn.Module) -> bool:
     """Whether a head looks at the first token alone."""
     return (
@@ -103,14 +127,20 @@ def check_first_tokens(
                 )
 
 
+def tensors_of(batch: Batch) -> list[Tensor]:
+    """Its tensors, in order."""
+    if isinstance(batch, Tensor):
+        return [batch]
+    return list(batch.values() if isinstance(batch, Mapping) else batch)
+
+
 def _main(batch: Batch) -> Tensor:
     return batch if isinstance(batch, Tensor) else batch[0]  # type: ignore[index]
 
 
 def _first_repeated(batch: Batch) -> Batch | None:
     """Each row of whole numbers with its first one everywhere, or None if that changes nothing."""
-    tensors = batch.values() if isinstance(batch, Mapping) else batch
-    parts = [batch] if isinstance(batch, Tensor) else list(tensors)
+    parts = tensors_of(batch)
     made = [_repeated(part) for part in parts]
     if all(map(torch.equal, made, parts)):
         return None

@@ -13,9 +13,15 @@ from offramp._core.checks import check_known
 from offramp._core.errors import InputError
 from offramp._core.types import Batch
 from offramp.models import LayerShape, ModelSpec, build, default_head
-from offramp.stages.cut import GIVES, answer, cut
+from offramp.stages.cut import GIVES, answer, cut, input_names
 from offramp.stages.cut_spec import CutSpec, SegmentSpec, stand_in
-from offramp.stages.exit_checks import check_first_tokens, check_head, reads_first
+from offramp.stages.exit_checks import (
+    check_first_tokens,
+    check_head,
+    check_kept,
+    reads_first,
+    tensors_of,
+)
 from offramp.stages.stage import Stage
 
 Head = nn.Module | ModelSpec
@@ -199,9 +205,11 @@ def _check_reading(
     given: Batch,
 ) -> None:
     first: dict[int, str] = {}
+    inputs = dict(zip(input_names(given), tensors_of(given), strict=True))
     for k, (point, segment) in enumerate(zip(at, segments, strict=False)):
         for name in named[point]:
             check_head(name, built[name], _gives(segment))
+            check_kept(name, built[name], _gives(segment), inputs)
             if reads_first(built[name]):
                 first[k] = name
     check_first_tokens(first, segments, given)
