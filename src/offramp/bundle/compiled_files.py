@@ -106,7 +106,8 @@ class _Writer:
             case Logits():
                 return {"kind": "logits", "position": module.position}
             case OfFirst():
-                return {"kind": "first", "model": self._model(module.head)}
+                also = {"also": list(module.also)} if module.also else {}
+                return {"kind": "first", "model": self._model(module.head), **also}
             case Reading():
                 kinds = {"kind": "reading", "count": module.count, "single": module.single}
                 return {**kinds, "model": self._model(module.module)}
@@ -181,7 +182,7 @@ class CompiledReader:
             case ReadingPart():
                 return Reading(self._model(part.model), part.count, single=part.single)
             case FirstPart():
-                return OfFirst(self._model(part.model))
+                return OfFirst(self._model(part.model), part.also)
             case LogitsPart():
                 return Logits(part.position)
             case AheadPart():

@@ -15,7 +15,7 @@ Layer: bundle.
 
 from typing import Annotated, Any, Literal, final
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, NonNegativeInt, Tag
 
 from offramp._core.costs import Costs
 from offramp._core.topology import Topology
@@ -100,6 +100,7 @@ class NetworkEntry(BaseModel):
     model: ModelEntry
     weights: str
     at: tuple[str, ...] = Field(min_length=1)
+    keep: tuple[str, ...] = ()  # inputs that heads read
     example: ExampleEntry
 
 
@@ -139,11 +140,12 @@ class ReadingPart(BaseModel):
 
 
 class FirstPart(BaseModel):
-    """A head that reads the first tensor of a carry."""
+    """A head that reads the first tensor of a carry, and perhaps others by position."""
 
     model_config = _STRICT
     kind: Literal["first"]
     model: ModelPart
+    also: tuple[NonNegativeInt, ...] = ()
 
 
 class LogitsPart(BaseModel):

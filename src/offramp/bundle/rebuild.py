@@ -89,10 +89,10 @@ def _cut_again(folder: Path, k: int, entry: NetworkEntry, allow_import: bool) ->
     load_weights(net, folder / entry.weights)
     example = _read_example(folder / entry.example.file, entry.example)
     try:
-        segments = cut(net, entry.at, example)
+        segments = cut(net, entry.at, example, keep=entry.keep)
     except FAILURES as error:
         raise FileFormatError(f"{where}.at {list(entry.at)} cannot be cut: {error}") from error
-    spec = CutSpec(model=_spec(entry.model), at=entry.at, example=example)
+    spec = CutSpec(model=_spec(entry.model), at=entry.at, example=example, keep=entry.keep)
     return [(segment, SegmentSpec(cut=spec, index=index)) for index, segment in enumerate(segments)]
 
 
@@ -122,13 +122,23 @@ def _stage(
     return Stage(
         entry.name,
         module,
-        head=None if head is None else attached(head, module),
+        head=None if head is None else _attached(head, module, segment, where),
         preprocess=preprocess,
         source=None if source == RAW_INPUT else topology.names[source],
         group=topology.groups[position],
         spec=segment,
         head_spec=None if entry.head is None else _spec(entry.head.model),
     )
+
+
+def _attached(head: nn.Module, module: nn.Module, segment: SegmentSpec, where: str) -> nn.Module:
+    try:
+        return attached(head, module, segment.cut.keep)
+    except ValueError as error:
+        raise FileFormatError(
+            f"{where}: its head reads inputs that the segment does not hand on, which keeps "
+            f"{list(segment.cut.keep)}: {error}"
+        ) from error
 
 
 def answers_of(stages: Sequence[Stage], example: Batch) -> Tensor:

@@ -7,12 +7,12 @@ import inspect
 from collections.abc import Sequence
 from difflib import get_close_matches
 
-from offramp.cli.sections import ExitsSection, FitSection, HeadChoice, RunConfig
+from offramp.cli.sections import DEFAULT_HEAD, ExitsSection, FitSection, HeadChoice, RunConfig
 
 Problem = tuple[Sequence[str | int], str]  # where, what
 
 _UNITS = ("flops", "seconds", "joules")  # those that can be measured here
-_FIXED = ("channels", "features", "classes")  # arguments of heads that the layer decides
+_FIXED = ("channels", "features", "classes", "axes")  # arguments of heads that the layer decides
 
 
 def contradictions(config: RunConfig) -> list[Problem]:
@@ -149,11 +149,15 @@ def _of_exits(exits: ExitsSection) -> list[Problem]:
 def _of_head(place: Sequence[str | int], head: HeadChoice) -> list[Problem]:
     from offramp.models import HEADS
 
+    if head.kind == DEFAULT_HEAD:
+        text = f"{DEFAULT_HEAD!r} has no options; name the kind of head that shall have it."
+        return [((*place, name), text) for name in head.options]
     if head.kind not in HEADS:
         near = get_close_matches(head.kind, list(HEADS), n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         return [(place, f"there is no head {head.kind!r}.{hint} Known: {', '.join(HEADS)}.")]
-    known = [name for name in inspect.signature(HEADS[head.kind]).parameters if name not in _FIXED]
+    own = inspect.signature(HEADS[head.kind]).parameters
+    known = [*(name for name in own if name not in _FIXED), "layout"]
     return [
         ((*place, name), f"{head.kind!r} has no such option. Known: {', '.join(known)}.")
         for name in head.options

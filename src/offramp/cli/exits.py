@@ -14,8 +14,14 @@ from torch import Tensor, nn
 from offramp._core.errors import InputError
 from offramp._core.types import Batch
 from offramp.cli.built import built, normalize, spec_of
-from offramp.cli.sections import ExitsSection, NetworkSection, RunConfig
-from offramp.models import ModelSpec, head_arguments
+from offramp.cli.sections import (
+    DEFAULT_HEAD,
+    ExitsSection,
+    HeadChoice,
+    NetworkSection,
+    RunConfig,
+)
+from offramp.models import ModelSpec, default_head, head_arguments
 from offramp.stages import Cascade, CutPoint, choose_points, cut, cut_points
 from offramp.stages.cut import answer
 
@@ -115,8 +121,14 @@ def _heads(
     found = {}
     for label, head in exits.heads.items():
         try:
-            arguments = head_arguments(head.kind, shape, classes, **head.options)
+            found[label] = _spec(head, shape, classes)
         except InputError as error:
             raise InputError(f"There is no head for the exit {name!r}: {error}") from error
-        found[label] = ModelSpec(name=head.kind, arguments=arguments)
     return found.get("") or found
+
+
+def _spec(head: HeadChoice, shape: Sequence[int], classes: int) -> ModelSpec:
+    if head.kind == DEFAULT_HEAD:
+        return default_head(shape, classes)
+    arguments = head_arguments(head.kind, shape, classes, **head.options)
+    return ModelSpec(name=head.kind, arguments=arguments)

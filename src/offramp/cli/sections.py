@@ -12,6 +12,10 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 SplitName = Literal["train", "fit", "calibrate", "test"]
 
 
+#: The kind of a head that is chosen for what the layer gives, by `offramp.models.default_head`.
+DEFAULT_HEAD = "default"
+
+
 class HeadChoice(NamedTuple):
     """A head as a configuration names it: its kind, and arguments beside what the layer fixes."""
 
@@ -155,7 +159,7 @@ class ExitsSection(_Section):
     quantiles: int | None = Field(default=None, ge=1)
     match: str | None = Field(default=None, min_length=1)
     inside: bool = False
-    heads: Heads = Field(default="conv_head", validate_default=True)
+    heads: Heads = Field(default=DEFAULT_HEAD, validate_default=True)
 
     def names(self, layer: str) -> list[str]:
         """Names of the stages at a layer."""

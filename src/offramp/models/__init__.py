@@ -7,21 +7,20 @@ from offramp.models.alexnet import AlexNet, alexnet
 from offramp.models.bottleneck import BottleneckResNet, resnet50
 from offramp.models.class_head import ClassHead, class_head, class_logits
 from offramp.models.densenet import DenseNet, densenet121
+from offramp.models.fitting import default_head, head_arguments, make_head
 from offramp.models.googlenet import GoogLeNet, googlenet
 from offramp.models.heads import (
     HEADS,
-    PooledHead,
-    TokenPool,
     conv_head,
     gap_linear,
-    head_arguments,
-    make_head,
     pool_mlp,
     token_linear,
     vector_linear,
 )
 from offramp.models.inception import InceptionV3, inception_v3
+from offramp.models.layer_shape import LayerShape
 from offramp.models.logits import extract_logits
+from offramp.models.pooled import PooledHead, TokenPool
 from offramp.models.preresnet import PreResNet, cifar_preresnet
 from offramp.models.resnet import ResNet, cifar_resnet, resnet21
 from offramp.models.small_cnn import SmallCNN, small_cnn
@@ -38,6 +37,7 @@ __all__ = [
     "DenseNet",
     "GoogLeNet",
     "InceptionV3",
+    "LayerShape",
     "ModelSpec",
     "PooledHead",
     "PreResNet",
@@ -51,6 +51,7 @@ __all__ = [
     "class_head",
     "class_logits",
     "conv_head",
+    "default_head",
     "densenet121",
     "extract_logits",
     "gap_linear",

@@ -60,7 +60,7 @@ def initialise(module: nn.Module, *, seed: int) -> None:
     """
     generator = torch.Generator().manual_seed(seed)
     for part in module.modules():
-        if isinstance(part, nn.Conv2d):
+        if isinstance(part, nn.Conv1d | nn.Conv2d | nn.Conv3d):
             nn.init.kaiming_normal_(part.weight, nonlinearity="relu", generator=generator)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)

@@ -4,69 +4,29 @@ Layer: models.  Source: methods.md 1 (linear head after global average pooling; 
 the others gain was measured: 2x2 pooling with an MLP, or one more convolution, up to 25 points.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import pairwise
-from math import prod
-from typing import Any, TypeVar, final
+from typing import TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
-from offramp._core.checks import check_choice, check_positive_int
+from offramp._core.checks import check_positive_int
 from offramp._core.errors import InputError
 from offramp._core.registry import Registry
 from offramp.models.depth import initialise
+from offramp.models.pooled import PooledHead, Reads, TokenPool
 
-TOKEN_POOLINGS = ("first", "mean")
 Head = TypeVar("Head", bound=nn.Module)
 
-
-@final
-class PooledHead(nn.Module):
-    """A pooling without weights, then layers that make logits of what it gives.
-
-    The pooled features of a frozen network never change, so a training may keep them.
-
-    Args:
-        pool: Reads what the layer gives, `(m, ...)`; gives features `(m, ...)`, far fewer.
-        classify: Reads the features; gives logits `(m, c)`.
-
-    >>> import torch
-    >>> head = PooledHead(nn.Flatten(), nn.Linear(6, 3))
-    >>> head(torch.zeros(5, 2, 3)).shape
-    torch.Size([5, 3])
-    """
-
-    def __init__(self, pool: nn.Module, classify: nn.Module) -> None:
-        super().__init__()
-        self.pool = pool
-        self.classify = classify
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Give the logits `(m, c)`."""
-        return self.classify(self.pool(x))  # type: ignore[no-any-return]
-
-
-@final
-class TokenPool(nn.Module):
-    """One vector of tokens `(m, t, d)`: the first, which is the class token, or their mean.
-
-    Args:
-        pooling: "first" or "mean"; the mean also takes tokens in rows and columns,
-            `(m, h, w, d)`.
-    """
-
-    def __init__(self, pooling: str) -> None:
-        super().__init__()
-        self.pooling = check_choice("pooling", pooling, TOKEN_POOLINGS)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Give the vectors `(m, d)`."""
-        return x[:, 0] if self.pooling == "first" else x.flatten(1, -2).mean(dim=1)
-
-    def extra_repr(self) -> str:
-        """What `repr` shows."""
-        return repr(self.pooling)
+#: Layers of maps with so many axes behind the channels.
+_CONVOLUTIONS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_NORMS: dict[int, type[nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+_POOLS: dict[int, type[nn.Module]] = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
+_AVERAGES: dict[int, type[nn.Module]] = {
+    1: nn.AdaptiveAvgPool1d,
+    2: nn.AdaptiveAvgPool2d,
+    3: nn.AdaptiveAvgPool3d,
+}
 
 
 def vector_linear(features: int, classes: int, *, seed: int = 0) -> PooledHead:
@@ -82,37 +42,51 @@ def vector_linear(features: int, classes: int, *, seed: int = 0) -> PooledHead:
     torch.Size([5, 3])
     """
     _check(features=features, classes=classes)
-    return _ready(PooledHead(nn.Identity(), _standardised_linear(features, classes)), seed)
+    reads = Reads(layout=None, axes=(1,), features=features)
+    classify = _standardised_linear(features, classes)
+    return _ready(PooledHead(nn.Identity(), classify, reads=reads), seed)
 
 
-def gap_linear(channels: int, classes: int, *, seed: int = 0) -> PooledHead:
+def gap_linear(channels: int, classes: int, *, axes: int = 2, seed: int = 0) -> PooledHead:
     """Build global average pooling and a linear layer: the cheapest head for maps.
 
     The averages are standardised first, with statistics of the training; the whole stays linear.
 
     Args:
-        channels: Of the maps `(m, channels, h, w)`.
+        channels: Of the maps `(m, channels, ...)`.
         classes: Number of logits.
+        axes: Behind the channels: 2 for `(m, channels, h, w)`, 1 for `(m, channels, t)` of
+            sensors and sound, 3 for volumes and videos.
         seed: Of the first weights.
 
     >>> import torch
     >>> gap_linear(16, 10)(torch.zeros(5, 16, 8, 8)).shape
     torch.Size([5, 10])
+    >>> gap_linear(16, 10, axes=1)(torch.zeros(5, 16, 64)).shape
+    torch.Size([5, 10])
     """
     _check(channels=channels, classes=classes)
-    return _ready(PooledHead(_averages(1), _standardised_linear(channels, classes)), seed)
+    classify = _standardised_linear(channels, classes)
+    return _ready(PooledHead(averages(1, axes), classify, reads=_maps(channels, axes)), seed)
 
 
 def pool_mlp(
-    channels: int, classes: int, *, grid: int = 2, hidden: int = 128, seed: int = 0
+    channels: int,
+    classes: int,
+    *,
+    grid: int = 2,
+    hidden: int = 128,
+    axes: int = 2,
+    seed: int = 0,
 ) -> PooledHead:
     """Build average pooling to a few places, and a network with one hidden layer.
 
     Args:
-        channels: Of the maps `(m, channels, h, w)`.
+        channels: Of the maps `(m, channels, ...)`.
         classes: Number of logits.
         grid: Averages per side: 2 keeps in which quarter of the map something is.
         hidden: Units of the hidden layer, with batch-norm and ReLU.
+        axes: Behind the channels, 1, 2 or 3.
         seed: Of the first weights.
 
     >>> import torch
@@ -121,12 +95,12 @@ def pool_mlp(
     """
     _check(channels=channels, classes=classes, grid=grid, hidden=hidden)
     classify = nn.Sequential(
-        nn.Linear(channels * grid**2, hidden),
+        nn.Linear(channels * grid ** _check_axes(axes), hidden),
         nn.BatchNorm1d(hidden),
         nn.ReLU(),
         nn.Linear(hidden, classes),
     )
-    return _ready(PooledHead(_averages(grid), classify), seed)
+    return _ready(PooledHead(averages(grid, axes), classify, reads=_maps(channels, axes)), seed)
 
 
 def conv_head(
@@ -135,18 +109,20 @@ def conv_head(
     *,
     filters: int | Sequence[int] = 64,
     pool: int = 1,
+    axes: int = 2,
     seed: int = 0,
 ) -> PooledHead:
-    """Build 3x3 convolutions of stride 2, each with batch-norm and ReLU, and a linear layer.
+    """Build convolutions of size 3 and stride 2, with batch-norm and ReLU, and a linear layer.
 
     The best of these heads at early layers, and the dearest. With large maps take fewer filters
     or pool first; two convolutions tell more classes apart than one.
 
     Args:
-        channels: Of the maps `(m, channels, h, w)`.
+        channels: Of the maps `(m, channels, ...)`.
         classes: Number of logits.
         filters: Of the convolution, or of each of several.
-        pool: Average this many by this many places before; 1 leaves the maps as they are.
+        pool: Average so many places along each axis before; 1 leaves the maps as they are.
+        axes: Behind the channels, 1, 2 or 3.
         seed: Of the first weights.
 
     >>> import torch
@@ -158,17 +134,24 @@ def conv_head(
         raise InputError(f"filters must have at least one entry, got {filters!r}.")
     for width in widths:
         _check(channels=channels, classes=classes, filters=width, pool=pool)
-    layers: list[nn.Module] = []
+    reads, layers = _maps(channels, axes), list[nn.Module]()
+    convolution, norm = _CONVOLUTIONS[axes], _NORMS[axes]
     for before, after in pairwise([channels, *widths]):
-        layers.append(nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False))
-        layers += [nn.BatchNorm2d(after), nn.ReLU()]
-    classify = nn.Sequential(*layers, _averages(1), nn.Linear(widths[-1], classes))
-    first = nn.Identity() if pool == 1 else nn.AvgPool2d(pool)
-    return _ready(PooledHead(first, classify), seed)
+        layers.append(convolution(before, after, 3, stride=2, padding=1, bias=False))
+        layers += [norm(after), nn.ReLU()]
+    classify = nn.Sequential(*layers, averages(1, axes), nn.Linear(widths[-1], classes))
+    first = nn.Identity() if pool == 1 else _POOLS[axes](pool)
+    return _ready(PooledHead(first, classify, reads=reads), seed)
 
 
 def token_linear(
-    features: int, classes: int, *, pooling: str = "first", seed: int = 0
+    features: int,
+    classes: int,
+    *,
+    pooling: str = "first",
+    mask: str | None = None,
+    pad: int = 0,
+    seed: int = 0,
 ) -> PooledHead:
     """Build a head for transformers: one vector of the tokens, layer-norm, and a linear layer.
 
@@ -177,7 +160,12 @@ def token_linear(
     Args:
         features: Length of a token, the last axis of `(m, t, features)`.
         classes: Number of logits.
-        pooling: "first" where there is a class token; "mean" takes all, padding included.
+        pooling: "first" where there is a class token; "last" in a causal network, where the first
+            sees nothing but itself; "mean" elsewhere.
+        mask: Name of the network's input `(m, t)` that tells real tokens from padding, such as
+            "attention_mask"; then "last" and "mean" leave padding out. None: all are real.
+        pad: What stands in that input at padding: 0 in an attention mask; with
+            `mask="input_ids"` the id of the padding token.
         seed: Of the first weights.
 
     >>> import torch
@@ -186,7 +174,8 @@ def token_linear(
     """
     _check(features=features, classes=classes)
     classify = nn.Sequential(nn.LayerNorm(features), nn.Linear(features, classes))
-    return _ready(PooledHead(TokenPool(pooling), classify), seed)
+    reads = Reads(layout="channels_last", axes=(2, 3, 4), features=features)
+    return _ready(PooledHead(TokenPool(pooling, mask=mask, pad=pad), classify, reads=reads), seed)
 
 
 #: Heads by name.
@@ -202,104 +191,27 @@ HEADS: Registry[nn.Module] = Registry(
 )
 
 
-@final
-@dataclass(frozen=True, kw_only=True)
-class _Reads:
-    """What a kind of head reads: in words, numbers of axes, and the argument of its width."""
-
-    what: str
-    axes: tuple[int, ...]
-    width: str
-
-
-_MAPS = _Reads(what="maps (channels, height, width)", axes=(3,), width="channels")
-_READS = {
-    "vector_linear": _Reads(what="a vector (features)", axes=(1,), width="features"),
-    "gap_linear": _MAPS,
-    "pool_mlp": _MAPS,
-    "conv_head": _MAPS,
-    "token_linear": _Reads(
-        what="tokens (tokens, features), or with pooling='mean' (rows, columns, features)",
-        axes=(2, 3),
-        width="features",
-    ),
-}
-
-
-def head_arguments(
-    kind: str, shape: Sequence[int], classes: int, **options: object
-) -> dict[str, Any]:
-    """Arguments with which a `ModelSpec` of the name `kind` builds the head that fits a shape.
-
-    Args:
-        kind: Name of a head in `HEADS`.
-        shape: What the layer gives for one example: the `shape` of a `CutPoint`.
-        classes: Number of logits.
-        **options: Further arguments of the head: `seed`, `hidden`, `filters`, ...
-
-    Raises:
-        UnknownNameError: If there is no such head; the nearest is suggested.
-        InputError: If it does not fit the shape; those that do are named.
-
-    >>> head_arguments("conv_head", (16, 8, 8), 10, filters=32)
-    {'channels': 16, 'classes': 10, 'filters': 32}
-    """
-    HEADS[kind]
-    reads, sides = _READS[kind], tuple(shape)
-    if prod(sides) < 1:
-        raise InputError(
-            f"shape must have at least one element, got {sides}: there is nothing for a head to "
-            "read. Choose an earlier point, or larger inputs."
-        )
-    if len(sides) not in reads.axes:
-        raise InputError(
-            f"Head {kind!r} reads {reads.what}, got shape {sides} for one example. "
-            f"{_fitting(len(sides))}"
-        )
-    if kind == "token_linear" and len(sides) == 3 and options.get("pooling") != "mean":
-        raise InputError(
-            f"Tokens of shape {sides} have no first one; pass pooling='mean', or for maps "
-            "(channels, height, width) choose another head."
-        )
-    if kind == "pool_mlp":
-        _check_side("grid", sides, options.get("grid", 2))
-    if kind == "conv_head":
-        _check_side("pool", sides, options.get("pool", 1))
-    width = sides[0] if reads is _MAPS else sides[-1]
-    return {reads.width: width, "classes": classes, **options}
-
-
-def make_head(kind: str, shape: Sequence[int], classes: int, **options: object) -> nn.Module:
-    """Build a head that fits what a layer gives.
-
-    Args:
-        kind: "gap_linear", "pool_mlp" or "conv_head" for maps, "token_linear" for the tokens of
-            a transformer, "vector_linear" for a vector.
-        shape: What the layer gives for one example: the `shape` of a `CutPoint`.
-        classes: Number of logits.
-        **options: Further arguments of the head: `seed`, `hidden`, `filters`, ...
-
-    Returns:
-        The head, untrained, in evaluation mode.
-
-    Raises:
-        UnknownNameError: If there is no such head; the nearest is suggested.
-        InputError: If it does not fit the shape (those that do are named) or refuses an option.
+def averages(grid: int, axes: int = 2) -> nn.Sequential:
+    """Average pooling of maps to `grid` places along each axis (1: global), flattened.
 
     >>> import torch
-    >>> make_head("pool_mlp", (16, 8, 8), 10, hidden=32)(torch.zeros(5, 16, 8, 8)).shape
-    torch.Size([5, 10])
+    >>> averages(2, axes=1)(torch.zeros(5, 16, 9)).shape
+    torch.Size([5, 32])
     """
-    arguments = head_arguments(kind, shape, classes, **options)
-    factory: Callable[..., nn.Module] = HEADS[kind]
-    try:
-        return factory(**arguments)
-    except TypeError as error:
-        raise InputError(f"{kind} refuses {arguments}: {error}.") from error
+    return nn.Sequential(_AVERAGES[_check_axes(axes)](grid), nn.Flatten())
 
 
-def _averages(grid: int) -> nn.Sequential:
-    return nn.Sequential(nn.AdaptiveAvgPool2d(grid), nn.Flatten())
+def _maps(channels: int, axes: int) -> Reads:
+    return Reads(layout="channels_first", axes=(_check_axes(axes) + 1,), features=channels)
+
+
+def _check_axes(axes: int) -> int:
+    if axes not in _AVERAGES:
+        raise InputError(
+            f"axes must be 1 (signals), 2 (images) or 3 (volumes, videos), the number of axes "
+            f"behind the channels, got {axes!r}."
+        )
+    return axes
 
 
 def _standardised_linear(features: int, classes: int) -> nn.Sequential:
@@ -315,18 +227,3 @@ def _ready(head: Head, seed: int) -> Head:
 def _check(**counts: int) -> None:
     for name, value in counts.items():
         check_positive_int(name, value)
-
-
-def _check_side(name: str, sides: Sequence[int], places: object) -> None:
-    if isinstance(places, int) and places > min(sides[1:]):
-        raise InputError(
-            f"{name} must be at most the smaller side of the map, {min(sides[1:])} in shape "
-            f"{tuple(sides)}, got {places}. Pass a smaller {name}, or take 'gap_linear'."
-        )
-
-
-def _fitting(axes: int) -> str:
-    kinds = [kind for kind, reads in _READS.items() if axes in reads.axes]
-    if not kinds:
-        return "No head is made for this shape: give a module of your own that returns logits."
-    return f"For this shape there are: {', '.join(map(repr, kinds))}."

@@ -109,7 +109,7 @@ class Cascade(nn.Module):
         net: nn.Module,
         at: Sequence[str],
         *,
-        heads: Heads,
+        heads: Heads | None = None,
         example: Batch,
         last: str = "last",
         edges: str | Iterable[tuple[str, str]] = "chain",
@@ -127,7 +127,9 @@ class Cascade(nn.Module):
             at: Names of layers in the order they run; `cut_points` lists them.
             heads: For each of `at` a head, or alternative heads by label. A head reads what the
                 layer gives, `(m, ...)`, and gives logits `(m, c)`. It is a module, or says how to
-                build one, so that a bundle can build it again.
+                build one, so that a bundle can build it again. If it has an attribute `keeps`,
+                names of the network's inputs, it gets these as further arguments. None: for each
+                point the one of `offramp.models.default_head`.
             example: Some raw input; one example is enough.
             last: Name of the last stage, the network's own answer.
             edges: "chain" (from each head to those of the next point), or as in the class.
@@ -139,7 +141,11 @@ class Cascade(nn.Module):
         Raises:
             UnknownNameError: If there is no such layer, or a head belongs to no exit.
             InputError, UnsupportedError: As `cut` and `offramp.models.build`; or if an exit has no
-                head.
+                head, or one that is made for another shape.
+
+        Warns:
+            UserWarning: If a head of ours takes padding for tokens, looks for the features in the
+                wrong axis, or reads a first token that sees nothing of the others.
 
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
         >>> cascade = Cascade.of_exits(

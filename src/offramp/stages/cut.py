@@ -7,20 +7,25 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from offramp._core.batch import apply, take_rows
 from offramp._core.errors import InputError, UnsupportedError
 from offramp._core.types import Batch
 from offramp.models import extract_logits
 from offramp.stages.cut_graph import capture, rows_of
+from offramp.stages.cut_layout import Layouts
 from offramp.stages.cut_plan import Plan
 from offramp.stages.cut_segments import build_segments
 
+#: What a segment's `meta` calls the `LayerShape` of the first tensor that it gives.
+GIVES = "gives"
 _TOLERANCE = 1e-4  # of a float32 answer relative to the largest one; segments differ by rounding
 
 
-def cut(net: nn.Module, at: Sequence[str], example: Batch) -> list[nn.Module]:
+def cut(
+    net: nn.Module, at: Sequence[str], example: Batch, *, keep: Sequence[str] = ()
+) -> list[nn.Module]:
     """Split a network after some of its layers.
 
     The segments in sequence compute the network's logits; each reads what the one before gave: a
@@ -33,6 +38,9 @@ def cut(net: nn.Module, at: Sequence[str], example: Batch) -> list[nn.Module]:
         at: Names of layers, in the order in which they run; a segment ends after each. Where a
             layer runs more than once, its last run counts.
         example: Some raw input; only its kind and shapes matter, so one example is enough.
+        keep: Names of inputs that every segment but the last hands on as they came, behind all
+            else, so that heads can read them: an attention mask. The inputs of a tuple are called
+            "input_0", "input_1", ...
 
     Returns:
         One segment more than names.
@@ -41,7 +49,7 @@ def cut(net: nn.Module, at: Sequence[str], example: Batch) -> list[nn.Module]:
         UnknownNameError: If there is no such layer; near names are suggested.
         InputError: If the network is in training mode or does not run on the example; if a name is
             that of the last layer or of one that computes nothing, the names are not in order or
-            two are the same point, or a tensor there has no elements.
+            two are the same point, a tensor there has no elements, or there is no input to keep.
         UnsupportedError: If the network cannot be followed (control flow that depends on values),
             or cannot be cut there: its examples mix. The nearest points that work are named.
 
@@ -53,10 +61,26 @@ def cut(net: nn.Module, at: Sequence[str], example: Batch) -> list[nn.Module]:
     """
     two = rows_of(net, example)
     reference = answer(net, two)
-    plan = Plan(capture(net, two), net)
-    segments: list[nn.Module] = list(build_segments(plan, _located(plan, at), input_names(two)))
+    names, captured = input_names(two), capture(net, two)
+    plan = Plan(captured, net, _kept(names, captured.inputs, keep))
+    positions = _located(plan, at)
+    segments: list[nn.Module] = list(build_segments(plan, positions, names))
     _check_same(segments, two, reference)
+    layouts = Layouts(plan, net, two, names)
+    for segment, position in zip(segments, positions, strict=False):
+        segment.meta[GIVES] = layouts.shape(position)  # type: ignore[index,union-attr]
     return segments
+
+
+def _kept(names: Sequence[str], inputs: Sequence[fx.Node], keep: Sequence[str]) -> list[fx.Node]:
+    found = dict(zip(names, inputs, strict=True))
+    for name in keep:
+        if name not in found:
+            raise InputError(
+                f"A head reads the input {name!r}, but the network is given {names}. Name one of "
+                "these as mask, or give an example that has it."
+            )
+    return [found[name] for name in keep]
 
 
 def input_names(example: Batch) -> list[str]:

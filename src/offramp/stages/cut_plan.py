@@ -7,6 +7,7 @@ each of them has the batch along one axis of its own, which symbolic shapes tell
 Layer: stages.  Source: none; liveness as compilers define it.
 """
 
+from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any, final
 
@@ -25,9 +26,10 @@ class Plan:
     Args:
         captured: The network's graph.
         net: The network; only names are read.
+        keep: Inputs that are carried along to the last cut, behind the others.
     """
 
-    def __init__(self, captured: Captured, net: nn.Module) -> None:
+    def __init__(self, captured: Captured, net: nn.Module, keep: Sequence[fx.Node] = ()) -> None:
         self.captured = captured
         self.end = len(captured.data)
         self._known = [name for name, _ in net.named_modules(remove_duplicate=False) if name]
@@ -38,18 +40,19 @@ class Plan:
             for node in self._defined
         }
         self._last_use[captured.logits] = self.end
+        self._keep = tuple(keep)
         self._mixes = self._first_mixing()
         self.positions = self._positions()
 
     def carried(self, position: int) -> tuple[fx.Node, ...]:
-        """Live tensors, that of the last operation first, the others as they were computed."""
+        """Live tensors: that of the last operation, others as they were computed, those kept."""
         live = [
             node
             for node, at in self._defined.items()
-            if at < position and self._last_use[node] >= position
+            if at < position and self._last_use[node] >= position and node not in self._keep
         ]
         main = self.captured.data[position - 1]
-        return (main, *(node for node in live if node is not main))
+        return (main, *(node for node in live if node is not main), *self._keep)
 
     def batch_axis(self, node: fx.Node) -> int:
         """The axis of a carried tensor that is the batch."""

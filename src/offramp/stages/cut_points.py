@@ -14,6 +14,7 @@ from offramp._core.types import Batch
 from offramp.stages.cost import plain_attention
 from offramp.stages.cut import answer, input_names
 from offramp.stages.cut_graph import capture, rows_of
+from offramp.stages.cut_layout import Layouts
 from offramp.stages.cut_plan import Plan
 from offramp.stages.cut_segments import Emission
 
@@ -26,7 +27,8 @@ class CutPoint:
     Args:
         name: The layer that ends here, the outermost if several do.
         aliases: Names of the others.
-        shape: Of the tensor that the layer gave, for one example; what a head reads.
+        shape: Of the tensor that the layer gave, for one example; what a head reads. A
+            `LayerShape`, which knows what the layer tells of its axes.
         live: Shapes for one example of all tensors that are carried, that one first.
         flops: Floating-point operations for one example up to here; a multiply-add counts as 2.
         share: What part of the whole network's that is, in [0, 1]; 0 where none can be counted.
@@ -60,6 +62,7 @@ def cut_points(net: nn.Module, example: Batch) -> list[CutPoint]:
     two = rows_of(net, example)
     answer(net, two)
     plan = Plan(capture(net, two), net)
+    layouts = Layouts(plan, net, two, input_names(two))
     flops = _cumulative_flops(plan, two)
     whole = max(flops[-1], 1.0)
     found = []
@@ -69,7 +72,7 @@ def cut_points(net: nn.Module, example: Batch) -> list[CutPoint]:
             CutPoint(
                 name=names[0],
                 aliases=names[1:],
-                shape=live[0],
+                shape=layouts.shape(position),
                 live=live,
                 flops=flops[position - 1],
                 share=flops[position - 1] / whole,

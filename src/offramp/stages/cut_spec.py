@@ -23,11 +23,13 @@ class CutSpec:
         model: How to build the network.
         at: Names of the layers after which it is cut, as `cut` takes them.
         example: One input to follow the network with, of `stand_in`.
+        keep: Inputs that heads read, as `cut` takes them.
     """
 
     model: ModelSpec
     at: tuple[str, ...]
     example: Batch
+    keep: tuple[str, ...] = ()
 
 
 @final

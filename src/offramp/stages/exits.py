@@ -3,7 +3,7 @@
 Layer: stages.  Source: methods.md 1 (early exit).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise, product
 from typing import Any, final
 
@@ -12,9 +12,16 @@ from torch import Tensor, fx, nn
 from offramp._core.checks import check_known
 from offramp._core.errors import InputError
 from offramp._core.types import Batch
-from offramp.models import ModelSpec, build
-from offramp.stages.cut import cut
+from offramp.models import LayerShape, ModelSpec, build, default_head
+from offramp.stages.cut import GIVES, answer, cut, input_names
 from offramp.stages.cut_spec import CutSpec, SegmentSpec, stand_in
+from offramp.stages.exit_checks import (
+    check_first_tokens,
+    check_head,
+    check_kept,
+    reads_first,
+    tensors_of,
+)
 from offramp.stages.stage import Stage
 
 Head = nn.Module | ModelSpec
@@ -25,24 +32,33 @@ Heads = Mapping[str, Head | Mapping[str, Head]]
 class OfFirst(nn.Module):
     """A head that reads the first tensor of a carry: what the layer before the cut gave.
 
+    Args:
+        head: Reads that tensor, and those of `also` as further arguments.
+        also: Positions of what else it reads: inputs of the network that are carried along.
+
     >>> import torch
     >>> OfFirst(nn.Linear(2, 3))((torch.zeros(5, 2), torch.zeros(5, 7))).shape
     torch.Size([5, 3])
     """
 
-    def __init__(self, head: nn.Module) -> None:
+    def __init__(self, head: nn.Module, also: Sequence[int] = ()) -> None:
         super().__init__()
         self.head = head
+        self.also = tuple(also)
+
+    def read(self, carry: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """What of a carry the head reads."""
+        return carry[0], *(carry[k] for k in self.also)
 
     def forward(self, carry: Sequence[Tensor]) -> Any:  # noqa: ANN401  (what the head gives)
-        """Give what the head makes of the first tensor."""
-        return self.head(carry[0])
+        """Give what the head makes of what it reads."""
+        return self.head(*self.read(carry))
 
 
 def exit_stages(
     net: nn.Module,
     at: Sequence[str],
-    heads: Heads,
+    heads: Heads | None,
     example: Batch,
     *,
     last: str,
@@ -50,19 +66,27 @@ def exit_stages(
     spec: ModelSpec | None,
 ) -> list[Stage]:
     """Stages of a network that is cut, as `Cascade.of_exits` documents them."""
-    _check_heads(at, heads)
     given = example if preprocess is None else preprocess(example)
-    segments = cut(net, at, given)
-    again = None if spec is None else CutSpec(model=spec, at=tuple(at), example=stand_in(given))
+    if heads is None:
+        heads = default_heads(net, at, given)
+    _check_heads(at, heads)
+    named = {point: _named_heads(point, heads[point]) for point in at}
+    built = {name: _built(head) for each in named.values() for name, head in each.items()}
+    keep = kept_inputs(built.values())
+    segments = cut(net, at, given, keep=keep)
+    _check_reading(at, named, built, segments, given)
+    again = None
+    if spec is not None:
+        again = CutSpec(model=spec, at=tuple(at), example=stand_in(given), keep=keep)
     source: str | None = None
     stages: list[Stage] = []
     for k, (point, segment) in enumerate(zip(at, segments, strict=False)):
-        for name, head in _named_heads(point, heads[point]).items():
+        for name, head in named[point].items():
             stages.append(
                 Stage(
                     name,
                     segment,
-                    head=attached(_built(head), segment),
+                    head=attached(built[name], segment, keep),
                     preprocess=preprocess if source is None else None,
                     source=source,
                     group=point,
@@ -75,14 +99,53 @@ def exit_stages(
     return [*stages, Stage(last, segments[-1], source=source, spec=rest)]
 
 
-def attached(head: nn.Module, segment: nn.Module) -> nn.Module:
+def default_heads(net: nn.Module, at: Sequence[str], given: Batch) -> Heads:
+    """For each point the head that `offramp.models.default_head` chooses.
+
+    Args:
+        net: In evaluation mode.
+        at: Names of layers.
+        given: What the network reads.
+
+    Raises:
+        InputError, UnsupportedError: As `cut`, or if there is none for what a layer gives.
+    """
+    classes = answer(net, given).shape[1]
+    found = {}
+    for name, segment in zip(at, cut(net, at, given), strict=False):
+        try:
+            found[name] = default_head(_gives(segment), classes)
+        except InputError as error:
+            raise InputError(f"There is no head for the exit {name!r}: {error}") from error
+    return found
+
+
+def kept_inputs(heads: Iterable[nn.Module]) -> tuple[str, ...]:
+    """Inputs of the network that some heads read: what stands in their attribute `keeps`.
+
+    >>> from offramp.models import token_linear
+    >>> kept_inputs([nn.Linear(2, 3), token_linear(2, 3, pooling="mean", mask="attention_mask")])
+    ('attention_mask',)
+    """
+    return tuple(dict.fromkeys(name for head in heads for name in _keeps(head)))
+
+
+def attached(head: nn.Module, segment: nn.Module, keep: Sequence[str] = ()) -> nn.Module:
     """The head as it reads what a segment gives: of several tensors it takes the first.
+
+    Args:
+        head: May have an attribute `keeps`, names of inputs that it reads beside that.
+        segment: Of `cut`.
+        keep: Inputs that the segment hands on, as `cut` took them.
 
     >>> head = nn.Linear(2, 3)
     >>> attached(head, nn.Identity()) is head
     True
     """
-    return OfFirst(head) if _gives_several(segment) else head
+    count = _count_given(segment)
+    if count is None:
+        return head
+    return OfFirst(head, [count - len(keep) + list(keep).index(name) for name in _keeps(head)])
 
 
 def own_head(head: nn.Module) -> nn.Module:
@@ -125,8 +188,36 @@ def _segment_spec(again: CutSpec | None, index: int) -> SegmentSpec | None:
     return None if again is None else SegmentSpec(cut=again, index=index)
 
 
-def _gives_several(segment: nn.Module) -> bool:
+def _gives(segment: nn.Module) -> LayerShape:
+    shape: LayerShape = segment.meta[GIVES]  # type: ignore[index,assignment]
+    return shape
+
+
+def _keeps(head: nn.Module) -> tuple[str, ...]:
+    return tuple(getattr(head, "keeps", ()))
+
+
+def _check_reading(
+    at: Sequence[str],
+    named: Mapping[str, Mapping[str, Head]],
+    built: Mapping[str, nn.Module],
+    segments: Sequence[nn.Module],
+    given: Batch,
+) -> None:
+    first: dict[int, str] = {}
+    inputs = dict(zip(input_names(given), tensors_of(given), strict=True))
+    for k, (point, segment) in enumerate(zip(at, segments, strict=False)):
+        for name in named[point]:
+            check_head(name, built[name], _gives(segment))
+            check_kept(name, built[name], _gives(segment), inputs)
+            if reads_first(built[name]):
+                first[k] = name
+    check_first_tokens(first, segments, given)
+
+
+def _count_given(segment: nn.Module) -> int | None:
+    """How many tensors a segment gives in a tuple; None where it gives one."""
     if not isinstance(segment, fx.GraphModule):
-        return False
+        return None
     output = next(node for node in segment.graph.nodes if node.op == "output")
-    return isinstance(output.args[0], tuple)
+    return len(output.args[0]) if isinstance(output.args[0], tuple) else None

@@ -294,7 +294,8 @@ def _narrowed(key: str, values: NDArray[Any], dtype: str) -> NDArray[Any]:
 
 def _pooled_values(stage: Stage, head: PooledHead, carry: Any) -> NDArray[Any]:  # noqa: ANN401
     with torch.no_grad():
-        pooled: Tensor = head.pool(carry[0] if isinstance(stage.head, OfFirst) else carry)
+        read = stage.head.read(carry) if isinstance(stage.head, OfFirst) else (carry,)
+        pooled: Tensor = head.pool(*read)
     return pooled.float().cpu().numpy()
 
 

@@ -342,7 +342,10 @@ def test_a_hugging_face_classifier_in_a_fresh_process(tmp_path, monkeypatch):
     batch = {name: tensor.long() for name, tensor in batch.items()}
     heads = {
         f"bert.encoder.layer.{k}": ModelSpec(
-            name="token_linear", arguments=head_arguments("token_linear", (12, 32), 3, seed=k)
+            name="token_linear",
+            arguments=head_arguments(
+                "token_linear", (12, 32), 3, layout="channels_last", pooling="first", seed=k
+            ),
         )
         for k in (0, 2)
     }

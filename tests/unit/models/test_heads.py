@@ -7,6 +7,7 @@ from torch import nn
 from offramp._core.errors import InputError, UnknownNameError
 from offramp.models import (
     HEADS,
+    LayerShape,
     ModelSpec,
     PooledHead,
     TokenPool,
@@ -18,14 +19,23 @@ from offramp.models import (
     pool_mlp,
     token_linear,
 )
-from offramp.models.heads import _READS
+from offramp.models.fitting import FAMILIES
+
+
+def maps(*sides):
+    return LayerShape(sides, layout="channels_first")
+
+
+def tokens(*sides, pooling="first"):
+    return LayerShape(sides, layout="channels_last", pooling=pooling)
+
 
 FITTING = {
     "vector_linear": [(6,)],
-    "gap_linear": [(4, 8, 8), (4, 1, 1), (4, 3, 7)],
-    "pool_mlp": [(4, 8, 8), (4, 2, 5)],
-    "conv_head": [(4, 8, 8), (4, 1, 1), (4, 3, 7)],
-    "token_linear": [(9, 6), (1, 6)],
+    "gap_linear": [(4, 8, 8), (4, 1, 1), (4, 3, 7), maps(4, 9), maps(4, 3, 5, 2)],
+    "pool_mlp": [(4, 8, 8), (4, 2, 5), maps(4, 9), maps(4, 3, 5, 2)],
+    "conv_head": [(4, 8, 8), (4, 1, 1), (4, 3, 7), maps(4, 9), maps(4, 3, 5, 2)],
+    "token_linear": [tokens(9, 6), tokens(1, 6)],
 }
 CASES = [(kind, shape) for kind, shapes in FITTING.items() for shape in shapes]
 
@@ -35,7 +45,7 @@ def tensor(*shape, seed=0):
 
 
 def test_every_head_is_in_the_sweep_and_says_what_it_reads():
-    assert set(FITTING) == set(HEADS) == set(_READS)
+    assert set(FITTING) == set(HEADS) == set(FAMILIES)
 
 
 @pytest.mark.parametrize(("kind", "shape"), CASES)
@@ -112,14 +122,17 @@ def test_tokens_may_stand_in_rows_and_columns():
 @pytest.mark.parametrize(
     ("kind", "shape", "said"),
     [
-        ("gap_linear", (197, 768), r"got shape \(197, 768\) .* there are: 'token_linear'\."),
+        ("gap_linear", tokens(197, 768), r"is of tokens.* there are: 'token_linear'\."),
+        ("gap_linear", (197, 768), r"layout='channels_first' .*or layout='channels_last'"),
+        ("token_linear", (197, 768), r"layout='channels_first' .*or layout='channels_last'"),
+        ("token_linear", maps(16, 64), r"is of maps.* there are: 'gap_linear', 'pool_mlp', 'conv"),
         ("token_linear", (64,), r"got shape \(64,\) .* there are: 'vector_linear'\."),
         ("vector_linear", (4, 8, 8), r"there are: 'gap_linear', 'pool_mlp', 'conv_head'"),
-        ("conv_head", (4, 2, 8, 8), r"got shape \(4, 2, 8, 8\) .*a module of your own"),
+        ("conv_head", (4, 2, 8, 8, 8), r"got shape \(4, 2, 8, 8, 8\) .*a module of your own"),
         ("gap_linear", (), r"got shape \(\) .*a module of your own"),
         ("gap_linear", (16, 0, 4), r"at least one element, got \(16, 0, 4\)"),
         ("pool_mlp", (16, 4, 1), r"grid must be at most .* 1 in shape \(16, 4, 1\), got 2"),
-        ("token_linear", (4, 4, 6), r"\(4, 4, 6\) have no first one; pass pooling='mean'"),
+        ("token_linear", (4, 4, 6), r"\(4, 4, 6\) have no first or last one; pass pooling='mean'"),
     ],
 )
 def test_a_head_that_does_not_fit_names_those_that_do(kind, shape, said):
@@ -145,6 +158,40 @@ def test_options_are_checked(kind, options, said):
 def test_an_unknown_pooling_gets_the_nearest():
     with pytest.raises(InputError, match=r"pooling must be one of .* got 'means'.* 'mean'"):
         token_linear(6, 3, pooling="means")
+
+
+def test_the_last_and_the_mean_leave_padding_out_on_either_side():
+    x, real = tensor(3, 4, 6), torch.tensor([[1, 1, 0, 0], [0, 0, 1, 1], [1, 1, 1, 1]])
+    broken = torch.where(real[:, :, None] == 1, x, torch.nan)  # what stands at padding is nobody's
+    last = token_linear(6, 3, pooling="last", mask="mask").pool
+    mean = token_linear(6, 3, pooling="mean", mask="mask").pool
+    assert torch.equal(last(broken, real), x[[0, 1, 2], [1, 3, 3]])
+    each = [x[0, :2].mean(dim=0), x[1, 2:].mean(dim=0), x[2].mean(dim=0)]
+    torch.testing.assert_close(mean(broken, real), torch.stack(each))
+    assert torch.equal(mean(broken, real.bool()), mean(broken, real.float()))
+    ids = torch.where(real == 1, 5, 7)
+    assert torch.equal(
+        token_linear(6, 3, pooling="last", mask="ids", pad=7).pool(x, ids), last(x, real)
+    )
+
+
+def test_without_a_mask_every_token_is_real():
+    x = tensor(3, 4, 6)
+    assert torch.equal(TokenPool("last")(x), x[:, -1])
+    nobody = torch.zeros(3, 4, dtype=torch.int64)
+    assert TokenPool("mean", mask="mask")(x, nobody).isfinite().all()
+    assert torch.equal(TokenPool("last", mask="mask")(x, nobody), x[:, 0])
+
+
+def test_a_mask_for_the_first_token_is_refused():
+    with pytest.raises(InputError, match="mask must be None where pooling is 'first'"):
+        token_linear(6, 3, mask="attention_mask")
+
+
+def test_the_seed_draws_the_weights_of_every_convolution():
+    for axes in (1, 2, 3):
+        one, other = (conv_head(4, 3, axes=axes, seed=1).state_dict() for _ in range(2))
+        assert all(map(torch.equal, one.values(), other.values()))
 
 
 def test_an_unknown_head_gets_the_nearest():

@@ -6,11 +6,12 @@ from torch import nn
 
 import offramp
 from offramp.data import arrays
-from offramp.models import make_head
+from offramp.models import LayerShape, make_head
 from offramp.stages import Cascade
 from offramp.train import train_classifier, train_heads
 
 TOKENS, WIDTH, LENGTH = 12, 16, 6
+TOKENS_GIVEN = LayerShape((LENGTH, WIDTH), layout="channels_last")
 
 
 class Reader(nn.Module):
@@ -46,7 +47,7 @@ def test_a_text_model_is_trained_cut_and_recorded(part):
         losses = train_classifier(net, part, epochs=8, seed=0, learning_rate=0.02, progress=False)
     assert losses[-1] < 0.5 * losses[0]
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    head = make_head("token_linear", (LENGTH, WIDTH), 2, pooling="mean")
+    head = make_head("token_linear", TOKENS_GIVEN, 2, pooling="mean", mask="attention_mask")
     cascade = Cascade.of_exits(
         net, ["first"], heads={"first": head}, example=part.batch(0, 2).inputs
     )
@@ -68,7 +69,7 @@ def test_the_cache_holds_pooled_tokens(part, tmp_path):
         for layer in (net.first, net.second, net.last):
             nn.init.normal_(layer.weight, generator=torch.Generator().manual_seed(1))
             nn.init.zeros_(layer.bias)
-        head = make_head("token_linear", (LENGTH, WIDTH), 2, pooling="mean")
+        head = make_head("token_linear", TOKENS_GIVEN, 2, pooling="mean", mask="attention_mask")
         example = part.batch(0, 2).inputs
         return Cascade.of_exits(net, ["first"], heads={"first": head}, example=example)
 

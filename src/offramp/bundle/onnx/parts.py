@@ -4,7 +4,7 @@ Layer: bundle.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -182,7 +182,7 @@ class _Export:
             part, carry = _Part(stage, segment=False, answers=True), self._carries[group]
             made = None if stage.head is None else _finished(own_head(stage.head))
             if made is not None and isinstance(stage.head, OfFirst):
-                made.graph.input.extend(self._segments[group].graph.output[1:])  # nobody reads them
+                _take_carry(made, stage.head, self._segments[group].graph.output)
             self._heads[k] = made or to_onnx(part, carry, name=f"the head of {name}")
 
     def _given(self, k: int) -> Batch:
@@ -261,6 +261,13 @@ def _finished(module: nn.Module) -> Any:  # noqa: ANN401
 
     content = _content(module)
     return None if content is None else onnx.load_from_string(content)
+
+
+def _take_carry(made: Any, head: OfFirst, carry: Sequence[Any]) -> None:  # noqa: ANN401
+    """Let the model of a head take the whole carry, of which it reads some."""
+    own = dict(zip((0, *head.also), list(made.graph.input), strict=True))
+    del made.graph.input[:]
+    made.graph.input.extend(own.get(k, value) for k, value in enumerate(carry))
 
 
 def _without_preprocessing(stages: Mapping[int, Stage]) -> dict[int, Stage]:

@@ -202,7 +202,7 @@ class _Group:
             return head
         name, carry = f"the head of stage {stage.name!r}", self.example.carry
         if isinstance(head, OfFirst):
-            return OfFirst(self._made(head.head, lambda x: flat(x.carry)[0], name))
+            return OfFirst(self._made(head.head, lambda x: _read(head, x.carry), name), head.also)
         if not isinstance(carry, Tensor):
             head = InOne(head)
         made = self._made(head, lambda x: x.carry, name)
@@ -279,6 +279,11 @@ def _check(example: Batch, calibration: Batch | None) -> None:
             f"calibration must be of the form of example, {want.described()}, got "
             f"{have.described()}."
         )
+
+
+def _read(head: OfFirst, carry: Any) -> Any:  # noqa: ANN401  (a carry and a batch)
+    read = head.read(flat(carry))
+    return read if head.also else read[0]
 
 
 def _segment_of(stage: Stage, given: Any) -> Any:  # noqa: ANN401  (a batch and a carry)

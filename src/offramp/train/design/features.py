@@ -16,6 +16,7 @@ from offramp.models import PooledHead
 from offramp.stages import Cascade, CutPoint
 from offramp.train.cache import Cached, CacheDtype, cached_features
 from offramp.train.design.network import branch_pool
+from offramp.train.design.points import width_of
 
 
 @final
@@ -96,8 +97,10 @@ def branch_features(
     torch.Size([1, 240])
     """
     names = [point.name for point in points]
-    pool = branch_pool(grid)
-    heads = {name: PooledHead(pool, nn.Identity()) for name in names}
+    heads = {
+        point.name: PooledHead(branch_pool(grid, len(point.shape) - 1), nn.Identity())
+        for point in points
+    }
     example = examples.batch(0, 1).inputs
     cascade = Cascade.of_exits(net, names, heads=heads, example=example, preprocess=preprocess)
     device = check_device(device)
@@ -113,5 +116,5 @@ def branch_features(
         bfloat16=False,
         progress=progress,
     )
-    widths = [point.shape[0] * grid**2 for point in points]
+    widths = [width_of(point, grid) for point in points]
     return BranchFeatures(cached, names, widths, examples.labels)

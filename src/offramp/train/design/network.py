@@ -17,17 +17,22 @@ from torch import Tensor, nn
 from offramp._core.checks import check_positive_int
 from offramp._core.errors import InputError
 from offramp.models import WRAPPERS, ModelSpec
+from offramp.models.heads import averages
 from offramp.stages import cut
 
 
-def branch_pool(grid: int) -> nn.Sequential:
-    """ReLU, average pooling to `grid` x `grid` places (1: global), flattening.
+def branch_pool(grid: int, axes: int = 2) -> nn.Sequential:
+    """ReLU, average pooling to `grid` places along each axis (1: global), flattening.
+
+    Args:
+        grid: Averages per side.
+        axes: Behind the channels: 2 for images, 1 for signals, 3 for volumes and videos.
 
     >>> branch_pool(2)(torch.zeros(5, 16, 8, 8)).shape
     torch.Size([5, 64])
     """
     check_positive_int("grid", grid)
-    return nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(grid), nn.Flatten())
+    return nn.Sequential(nn.ReLU(), *averages(grid, axes))
 
 
 @final
@@ -118,7 +123,7 @@ class TappedNet(nn.Module):
         order = {name: k for k, name in enumerate(points)}
         _check(points, taps)
         self.segments = nn.ModuleList(cut(net, list(order), example))
-        self.pool = branch_pool(grid)
+        self.pools = nn.ModuleDict({str(axes): branch_pool(grid, axes) for axes in (1, 2, 3)})
         self.exits = nn.ModuleDict({tap.name: _Join() for tap in taps})
         self.answer = nn.Identity() if table is None else LargestOfGroup(table)
         self._reads = {tap.name: tuple(order[name] for name in tap.reads) for tap in taps}
@@ -138,7 +143,7 @@ class TappedNet(nn.Module):
                 break
             given = carry if isinstance(carry, Tensor) else carry[0]
             if k in self._pools:
-                pooled[k] = self.pool(given)
+                pooled[k] = self.pools[str(given.dim() - 2)](given)
             for name, reads in self._reads.items():
                 if reads[-1] == k:
                     parts = [pooled[j] for j in reads] if name in self._pooled else [given]

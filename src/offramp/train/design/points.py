@@ -3,15 +3,17 @@
 Layer: train.  Source: Bonato and Bouganis, class-specific early exit, section 3.2.
 """
 
+from collections.abc import Sequence
 from itertools import groupby
 
 from torch import nn
 
 from offramp._core.errors import InputError
 from offramp._core.types import Batch
+from offramp.models import LayerShape
 from offramp.stages import CutPoint, choose_points, cut_points
 
-_MAPS = 3  # axes of (channels, height, width)
+_MAPS = (3, 4)  # axes of (channels, height, width), and of volumes and videos
 
 
 def attachment_points(
@@ -41,11 +43,30 @@ def attachment_points(
     found = []
     for _, group in groupby(cut_points(net, example), key=lambda point: point.flops):
         first, *others = group
-        if len(first.shape) == _MAPS and min(first.shape[1:]) >= grid:
+        if _is_map(first.shape) and min(first.shape[1:]) >= grid:
             found.append([first, *(p for p in others if p.shape == first.shape)][-1])
     if not found:
         raise InputError(
             "The network has no point behind a convolution whose maps have at least "
-            f"{grid} x {grid} places, so there is nothing to attach a branch to."
+            f"{grid} places along each axis, so there is nothing to attach a branch to."
         )
     return found if sampled is None else choose_points(found, quantiles=sampled, inside=True)
+
+
+def width_of(point: CutPoint, grid: int) -> int:
+    """Features that a branch reads of a point, once its maps are pooled.
+
+    >>> point = CutPoint(name="p", aliases=(), shape=(16, 8, 8), live=((16, 8, 8),), flops=0.0,
+    ...                  share=0.0)
+    >>> width_of(point, 2)
+    64
+    """
+    return point.shape[0] * grid ** (len(point.shape) - 1)
+
+
+def _is_map(shape: Sequence[int]) -> bool:
+    """Whether the channels stand in front; of two axes only the layer can tell."""
+    layout = shape.layout if isinstance(shape, LayerShape) else None
+    if layout is None:
+        return len(shape) in _MAPS
+    return layout == "channels_first" and len(shape) <= max(_MAPS)

@@ -18,6 +18,7 @@ from offramp.stages import Cascade, CutPoint, measure_flops, measure_points
 from offramp.stages.timing import median_seconds
 from offramp.train.design.layout import BranchSpec
 from offramp.train.design.network import branch_pool
+from offramp.train.design.points import width_of
 
 UNITS = ("flops", "seconds")
 
@@ -128,7 +129,7 @@ def branch_times(
     check_positive_int("outputs", outputs)
     distinct = list(dict.fromkeys(branch.reads for branch in branches))
     if clock.unit == "flops":
-        widths = [point.shape[0] * grid**2 for point in points]
+        widths = [width_of(point, grid) for point in points]
         extra = {reads: 2.0 * outputs * sum(widths[j] for j in reads) for reads in distinct}
     else:
         maps = [_made_up(point, clock, device) for point in points]
@@ -186,14 +187,15 @@ def _dense_seconds(
 ) -> dict[tuple[int, ...], float]:
     """Seconds per example of pooling what is read, and of the dense layer."""
     device, size = maps[0].device, len(maps[0])
-    pool = branch_pool(grid)
+    pools = [branch_pool(grid, values.dim() - 2) for values in maps]
     with torch.inference_mode():
-        pooled = [pool(values) for values in maps]
+        pooled = [pool(values) for pool, values in zip(pools, maps, strict=True)]
         dense = {
             reads: nn.Linear(sum(pooled[j].shape[1] for j in reads), outputs).to(device)
             for reads in distinct
         }
-        pooling: list[float] = median_seconds([partial(pool, m) for m in maps], rounds, device)
+        runs = [partial(pool, values) for pool, values in zip(pools, maps, strict=True)]
+        pooling: list[float] = median_seconds(runs, rounds, device)
         answering = median_seconds(
             [partial(_answered, dense[reads], [pooled[j] for j in reads]) for reads in distinct],
             rounds,
