@@ -1,12 +1,16 @@
+import itertools
 import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from offramp._core.errors import InputError
 from offramp.bundle import load_bundle
 from offramp.cli import demo, demo_run
-from offramp.evaluate import DoNotCascade, evaluate
+from offramp.evaluate import Certificate, NotCertified, evaluate
+from offramp.models import small_cnn
+from offramp.stages import Cascade, measure_flops
 from offramp.trace import load_trace
 
 
@@ -50,33 +54,71 @@ def test_its_numbers_are_those_of_its_files(short):
 
 def test_runtime_and_fresh_process_agree_with_replay(short):
     found, _, _ = short
-    assert found.replayed + found.undecided == found.chosen.n == 297
+    assert found.replayed + found.undecided == found.chosen.n == 347
     assert found.undecided <= 3
-    assert found.predicted == 297
+    assert found.predicted == 347
 
 
-def test_the_summary_fits_a_terminal(short):
+def test_the_summary_fits_a_terminal_and_says_allowed_promised_and_reached(short):
     found, _, _ = short
     lines = demo.summary(found)
-    assert len(lines) <= 15
+    assert len(lines) <= 17
     assert max(len(line) for line in lines[:-1]) < 80
-    assert f"{100 * found.chosen.accuracy:.1f} %" in "\n".join(lines)
+    text = "\n".join(lines)
+    assert f"{100 * found.chosen.accuracy:.1f} %" in text
+    assert [word for word in ("allowed:", "promised:", "reached:") if word in text] == [
+        "allowed:",
+        "promised:",
+        "reached:",
+    ]
     assert str(found.report) in lines[-1]
 
 
-def test_the_summary_says_so_if_a_cascade_is_not_worth_it(short):
+def test_the_promise_is_a_certificate_or_nothing(short):
+    found, out, _ = short
+    trace = load_trace(out / "digits.trace")
+    frontier, again = demo_run.promised(trace, seed=3, progress=False)
+    assert type(again) is type(found.choice)
+    assert isinstance(again, Certificate | NotCertified)
+    assert again.setting.to_dict() == found.choice.setting.to_dict()
+    assert again.n == len(trace.part("calibrate")) == 550
+    assert frontier.reference == "large"
+    stored = json.loads((out / "chosen.json").read_text())
+    assert stored["outcome"] in ("certified", "not certified")
+
+
+def test_the_summary_says_so_if_nothing_can_be_promised(short):
     found, _, _ = short
-    single = found.choice.best_single
-    refused = DoNotCascade(
-        reason="Do not use a cascade here: " + "because of this " * 12,
-        best_single=single,
-        risk="difference",
-        max_loss=0.02,
-        max_cost=None,
+    alone = next(p for p in evaluated_singles(found) if p.setting.label == "large alone")
+    refused = NotCertified(
+        point=alone,
+        limits=found.choice.limits,
+        delta=demo_run.DELTA,
+        calibration=found.choice.calibration,
+        why="because of this " * 12,
+        examples_needed=900,
     )
     lines = demo.summary(replace(found, choice=refused))
-    assert "Do not use a cascade here" in "\n".join(lines)
-    assert len(lines) <= 15
+    assert "promised: nothing. Not certified: because of this" in "\n".join(lines)
+    assert max(len(line) for line in lines[:-1]) < 80
+
+
+def evaluated_singles(found):
+    """The networks alone, as points of the demo's frontier."""
+    trace = load_trace(found.report.parent / "digits.trace")
+    return demo_run.promised(trace, seed=3, progress=False)[0].singles
+
+
+def test_each_network_costs_four_to_ten_times_the_one_before():
+    costs = [flops_of(n) for n in demo_run.NETWORKS]
+    steps = [after / before for before, after in itertools.pairwise(costs)]
+    assert all(4 <= step <= 10 for step in steps), steps
+
+
+def flops_of(network):
+    net = small_cnn(width=network.width, depth=network.depth)
+    cascade = Cascade.of_models({"only": net})
+    return measure_flops(cascade, torch.zeros(1, 1, 8, 8)).segment[0]
 
 
 def test_a_demo_is_replaced_and_anything_else_refused(short, tmp_path):
@@ -92,11 +134,11 @@ def test_a_demo_is_replaced_and_anything_else_refused(short, tmp_path):
 def test_the_whole_demo_succeeds_from_the_shell(run, tmp_path):
     found = run("demo", "--out", tmp_path / "demo")
     assert found.code == 0, found.err
-    assert len(found.out.splitlines()) <= 15
+    assert len(found.out.splitlines()) <= 17
     assert (tmp_path / "demo" / "report.html").is_file()
     again = run("demo", "--out", tmp_path / "demo", "--json")
     assert again.code == 0
     result = json.loads(again.out)
-    assert result["outcome"] == "cascade"
+    assert result["outcome"] == "certified"
     assert result["test"]["cost_ratio"] < 0.5
     assert result["test"]["accuracy"] > result["singles"]["small"]["accuracy"]

@@ -14,7 +14,7 @@ from offramp.cli.output import Output, aligned, amount, percent, points, wrapped
 
 if TYPE_CHECKING:
     from offramp.cli.demo_run import DemoResult
-    from offramp.evaluate import DoNotCascade, Evaluation, OperatingPoint
+    from offramp.evaluate import Certificate, Evaluation, NotCertified
 
 
 def command(
@@ -31,45 +31,42 @@ def command(
     In: nothing; the data are the handwritten digits that come with scikit-learn.
 
     Out: a folder with the recorded trace, the fitted policies, a bundle, its predictions and a
-    report to open in a browser. Exit code 3 if no cascade was worth it.
+    report to open in a browser. The loss of accuracy is certified, not just measured. Exit code 3
+    if nothing could be promised.
 
     Example: offramp demo --out runs/demo
     """
     from offramp.cli.demo_run import run_demo
-    from offramp.evaluate import DoNotCascade
+    from offramp.evaluate import NotCertified
 
     output = Output(as_json=json)
     found = run_demo(out, seed=seed, tell=lambda step: typer.echo(f"... {step}", err=True))
     for line in summary(found):
         output.line(line)
     output.result(_numbers(found))
-    if isinstance(found.choice, DoNotCascade):
+    if isinstance(found.choice, NotCertified):
         raise typer.Exit(NO_ANSWER)
 
 
 def summary(found: "DemoResult") -> list[str]:
-    """The demo's result in at most 15 lines."""
-    from offramp.evaluate import DoNotCascade
-
+    """The demo's result in at most 17 lines."""
     chosen, reference = found.chosen, found.chosen.setting.reference
     rows = [
         [name, amount(e.cost, e.unit), f"{100 * e.cost_ratio:.2f} %", percent(e.accuracy)]
         for name, e in [*_alone(found), ("adaptive", chosen)]
     ]
-    lost = chosen.difference_ci
-    interval = "" if lost is None else f" (95 %: {points(lost[0])} to {points(lost[1])})"
     shares = zip(chosen.stages, chosen.exit_share, strict=True)
-    left = ", ".join(f"{name} {percent(share)}" for name, share in shares)
+    left = ", ".join(f"{name} {percent(share)}" for name, share in shares if share)
     speed = ", ".join(f"{row['speedup']:.1f}x at batch {row['batch_size']}" for row in found.timing)
     near = f" ({found.undecided} within rounding)" if found.undecided else ""
-    refused = isinstance(found.choice, DoNotCascade)
     return [
         f"{chosen.n} test images; F, the network to compare with, is {reference}",
         *aligned(["", "cost/image", f"of {reference}", "accuracy"], rows),
         "",
-        *_choice_lines(found.choice),
-        f"  on test: {points(chosen.difference)} points lost{interval}",
-        *([] if refused else [f"  left at: {left}"]),
+        *wrapped(found.choice.setting.label),
+        *_promise(found.choice),
+        f"  reached:  {_reached(chosen)}",
+        f"  left at:  {left}",
         f"Measured speed-up over {reference}: {speed}",
         f"As replay said: {found.replayed} of {chosen.n}{near}; in a fresh process: "
         f"{found.predicted} of {chosen.n}",
@@ -81,18 +78,25 @@ def _alone(found: "DemoResult") -> "list[tuple[str, Evaluation]]":
     return [(f"{name} alone", evaluation) for name, evaluation in found.singles.items()]
 
 
-def _choice_lines(choice: "OperatingPoint | DoNotCascade") -> list[str]:
-    """The choice in three or four lines."""
-    from offramp.evaluate import DoNotCascade
+def _promise(choice: "Certificate | NotCertified") -> list[str]:
+    """What was allowed and what is promised, a line each; the reason where nothing can be."""
+    from offramp.evaluate import NotCertified
 
-    if isinstance(choice, DoNotCascade):
-        return wrapped(choice.reason)
-    judged = choice.judged
+    allowed = f"{100 * (choice.max_loss or 0):g} points lost against F"
+    if isinstance(choice, NotCertified):
+        return [f"  allowed:  {allowed}", *wrapped(f"  promised: nothing. {choice.reason}")]
     return [
-        *wrapped(choice.setting.label),
-        f"  allowed: {100 * (choice.max_loss or 0):g} points lost; on {judged.n} images "
-        f"({judged.split}): {points(judged.difference)}",
+        f"  allowed:  {allowed}",
+        f"  promised: no more than that on new images, with {percent(1 - choice.delta)} confidence",
+        f"            (certified on {choice.n} images that nothing was fitted on)",
     ]
+
+
+def _reached(chosen: "Evaluation") -> str:
+    """The loss on the test images."""
+    lost = chosen.difference_ci
+    interval = "" if lost is None else f" (95 %: {points(lost[0])} to {points(lost[1])})"
+    return f"{points(chosen.difference)} points lost on {chosen.n} test images{interval}"
 
 
 def _numbers(found: "DemoResult") -> dict[str, Any]:
