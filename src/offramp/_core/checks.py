@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 import numpy as np
+from torch import Tensor
 
 from offramp._core.errors import InputError, UnknownNameError
 from offramp._core.types import SPLITS
@@ -84,6 +85,15 @@ def check_known(kind: str, name: str, known: Iterable[str]) -> str:
             f"There is no {kind} {name!r}.{_hint(name, names)} Known: {', '.join(sorted(names))}."
         )
     return name
+
+
+def plain(id: object) -> object:
+    """An id of a numpy array or a tensor as the Python value to show in a message.
+
+    >>> f"{plain(np.str_('cat/1.png'))!r} and {plain(np.int64(7))!r}"
+    "'cat/1.png' and 7"
+    """
+    return id.item() if isinstance(id, np.generic | Tensor) else id
 
 
 def _percentage(value: float) -> str:
