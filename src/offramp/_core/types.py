@@ -21,5 +21,9 @@ IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 Ids = NDArray[Any]  # (n,), int64 or str
 
+#: Anything that holds numbers in an order: tensor, numpy array, pandas column or table, lists.
+#: What comes through a public door is checked there; annotations would only name the likely ones.
+AnyArray = object
+
 #: What a network takes: a tensor, or a tuple or mapping of tensors, batch first.
 Batch = Tensor | Sequence[Tensor] | Mapping[str, Tensor]

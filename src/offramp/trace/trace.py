@@ -11,7 +11,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from offramp._core.checks import check_shape, check_split
+from offramp._core.checks import (
+    check_class_names,
+    check_ids,
+    check_labels,
+    check_shape,
+    check_split,
+    plain,
+)
 from offramp._core.costs import Costs
 from offramp._core.division import counts_of, random_order
 from offramp._core.errors import InputError, SplitOverlapError
@@ -92,20 +99,18 @@ class Trace:
         for table in (self.costs, *self.other_costs):
             if len(table) != s:
                 raise InputError(f"costs must have one entry per stage ({s}), got {len(table)}.")
-        outside = (self.labels < 0) | (self.labels >= c)
-        if bool(outside.any()):
-            row = int(outside.nonzero()[0])
-            raise InputError(
-                f"labels must be in [0, {c}), got {int(self.labels[row])} for example {row}."
-            )
-        if self.class_names and len(self.class_names) != c:
-            raise InputError(f"class_names must have {c} entries, got {len(self.class_names)}.")
+        object.__setattr__(self, "labels", check_labels(self.labels, c))
+        object.__setattr__(self, "class_names", check_class_names(self.class_names, c))
         self._check_finite()
-        if len(self.ids) == 0:
-            object.__setattr__(self, "ids", np.arange(n, dtype=np.int64))
+        ids = np.arange(n, dtype=np.int64) if len(self.ids) == 0 else check_ids(self.ids)
+        object.__setattr__(self, "ids", ids)
         check_shape("ids", self.ids.shape, (n,))
-        if len(np.unique(self.ids)) != n:
-            raise InputError("ids must be unique: an example recorded twice would count twice.")
+        names, counts = np.unique(self.ids, return_counts=True)
+        if len(names) != n:
+            raise InputError(
+                f"ids must be unique, got {plain(names[counts > 1][0])!r} {counts.max()} times: an "
+                "example recorded twice would count twice."
+            )
         if self.split is not None:
             check_shape("split", self.split.shape, (n,))
             if bool(((self.split < 0) | (self.split >= len(SPLITS))).any()):
@@ -225,6 +230,6 @@ class Trace:
         both = np.intersect1d(self.ids, other.ids)
         if len(both):
             raise SplitOverlapError(
-                f"{len(both)} examples are in both parts, e.g. {both[0].item()!r}. Splits must be "
+                f"{len(both)} examples are in both parts, e.g. {plain(both[0])!r}. Splits must be "
                 "disjoint."
             )
