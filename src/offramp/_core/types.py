@@ -16,6 +16,11 @@ from torch import Tensor
 Split = Literal["train", "fit", "calibrate", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
+#: What stages answer with: scores of all classes; a label with the probability that it is right;
+#: or labels alone.
+OutputForm = Literal["logits", "confidence", "labels"]
+OUTPUT_FORMS: tuple[OutputForm, ...] = get_args(OutputForm)
+
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]

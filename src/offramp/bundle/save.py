@@ -21,7 +21,7 @@ from offramp.bundle.names import MANIFEST, POLICY, check_extra
 from offramp.evaluate import Choice, OperatingPoint
 from offramp.policy import Setting
 from offramp.runtime import BackendTable
-from offramp.runtime.runner import check_made_for
+from offramp.runtime.runner import check_form, check_made_for
 from offramp.stages import Cascade
 
 BundleChoice = Setting | Choice
@@ -83,6 +83,7 @@ def save_bundle(
     """
     setting = choice if isinstance(choice, Setting) else choice.setting
     check_made_for(cascade, setting.policy.topology, costs)
+    check_form(cascade, setting.policy)
     needed = _needed(cascade, setting)
     _check_backends(backends, cascade)
     extras = {check_extra(name): value for name, value in (extra or {}).items()}

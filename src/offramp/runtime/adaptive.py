@@ -21,7 +21,7 @@ from offramp.policy.setting import Setting
 from offramp.runtime.answer import Answer
 from offramp.runtime.engine import Engine, Routed
 from offramp.runtime.marks import NO_STAGE, Mark, unmarked
-from offramp.runtime.runner import BLAMES_BATCH, Runner, StageSource, check_made_for
+from offramp.runtime.runner import BLAMES_BATCH, Runner, StageSource, check_form, check_made_for
 from offramp.runtime.sizes import StageTimes
 from offramp.runtime.stream import Delivered, Stream, full_sizes
 from offramp.stages import batch_size, to_device
@@ -68,7 +68,8 @@ class Adaptive(nn.Module):
             gathering the survivors would cost more. Answers change by the kernels' rounding only.
 
     Raises:
-        InputError: If the policy, the costs or the times were made for other stages.
+        InputError: If the policy, the costs or the times were made for other stages, or the policy
+            was fitted on another form of outputs than the stages give.
 
     >>> from offramp.stages import Cascade
     >>> cascade = Cascade.of_models({"a": nn.Linear(4, 3), "b": nn.Linear(4, 3)})
@@ -90,6 +91,7 @@ class Adaptive(nn.Module):
         super().__init__()
         policy = copy.deepcopy(policy_of(choice))
         check_made_for(cascade, policy.topology, costs)
+        check_form(cascade, policy)
         self.engine = Engine(policy)
         self.runner = Runner(cascade, policy.topology, optimise=optimise, times=times)
         self.costs = costs

@@ -13,6 +13,7 @@ from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp._core.topology import Topology
 from offramp._core.types import Batch
+from offramp.policy.policy import Policy
 from offramp.runtime.execution import Execution, Plan, blocks_of, plan_segments
 from offramp.runtime.marks import Mark, unmarked
 from offramp.runtime.prepare import prepare
@@ -82,7 +83,9 @@ class Runner(nn.Module):
         self._by_index: dict[int, Stage] = chosen
         self.blocks = blocks_of(topology, self.plans, chosen)
         self._modes = [part for stage in chosen.values() for part in (stage, stage.module)]
-        self.classes = len(cascade.class_names) or None
+        self._extra = int(any(stage.outputs == "confidence" for stage in chosen.values()))
+        self._names = len(cascade.class_names)
+        self.classes = self._names + self._extra if self._names else None
         self._first: Form | None = None  # of the first batch that was answered
 
     @property
@@ -115,6 +118,11 @@ class Runner(nn.Module):
     def answered(self, batch: Batch, classes: int) -> None:
         """Remember what a batch that was answered looked like."""
         if self._first is None:
+            if self._names and self._names + self._extra != classes:
+                raise InputError(
+                    f"class_names must have {classes - self._extra} entries, as the stages' "
+                    f"outputs have, got {self._names}."
+                )
             self.classes, self._first = classes, form_of(batch)
 
     def check_blame(self, batch: Batch, error: Exception) -> None:
@@ -153,6 +161,13 @@ def check_made_for(cascade: StageSource, topology: Topology, costs: Costs | None
         )
 
 
+def check_form(cascade: StageSource, policy: Policy) -> None:
+    """Raise `InputError` unless the stages answer in the form that a policy was fitted on."""
+    for k in policy.topology.active:
+        stage = cascade.stage(k)
+        policy.check_reads(stage.outputs, f"stage {stage.name!r}")
+
+
 def _used(stage: Stage, *, answers: bool) -> Stage:
     """What is needed of a stage; where nobody may leave, its head is neither held nor moved."""
     if answers or stage.head is None:
@@ -184,6 +199,8 @@ def optimised(stages: Mapping[int, Stage]) -> dict[int, Stage]:
             group=stage.group,
             spec=stage.spec,
             head_spec=stage.head_spec,
+            outputs=stage.outputs,
+            classes=stage.classes,
         )
         for k, stage in stages.items()
     }

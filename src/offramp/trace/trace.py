@@ -24,7 +24,7 @@ from offramp._core.division import counts_of, random_order
 from offramp._core.errors import InputError, SplitOverlapError
 from offramp._core.outputs import StageOutput
 from offramp._core.topology import Topology
-from offramp._core.types import SPLITS, BoolArray, FloatArray, Ids, Split
+from offramp._core.types import SPLITS, BoolArray, FloatArray, Ids, OutputForm, Split
 
 
 @final
@@ -137,6 +137,13 @@ class Trace:
     def stages(self) -> tuple[str, ...]:
         """Names of the stages, in topological order."""
         return self.topology.names
+
+    @property
+    def outputs(self) -> OutputForm:
+        """The form of the stages' outputs: "logits", "confidence" (with a label) or "labels"."""
+        if self.logits is not None:
+            return "logits"
+        return "labels" if self.confidence is None else "confidence"
 
     def output(self, stage: int) -> StageOutput:
         """What one stage said about every example."""

@@ -23,7 +23,7 @@ from offramp.policy import Policy
 from offramp.runtime import StageSource
 from offramp.runtime.backends import Compiled, backend_of, to_onnx
 from offramp.runtime.execution import Plan, plan_segments
-from offramp.runtime.runner import check_made_for
+from offramp.runtime.runner import check_form, check_made_for
 from offramp.stages import OfFirst, Stage, own_head
 
 ENDING = ".onnx"
@@ -100,6 +100,7 @@ def export_parts(
             example, or they are prepared in different ways and that is left out.
     """
     check_made_for(cascade, policy.topology, None)
+    check_form(cascade, policy)
     check_expressible(policy)
     if batch_size(example) == 0:
         raise InputError("example must hold at least one example, got 0.")
@@ -229,6 +230,11 @@ class _Part(nn.Module):
 
 def _check_exportable(stage: Stage, *, preprocess: bool) -> None:
     """Raise `InputError` where a stage runs elsewhere and is not just a model in ONNX."""
+    if stage.outputs != "logits":
+        raise InputError(
+            f"Stage {stage.name!r} answers with labels and confidences; stages that answer with "
+            "logits can be exported. Save a bundle instead, or fit a policy on logits."
+        )
     if not is_compiled(stage):
         return
     head = None if stage.head is None else own_head(stage.head)
