@@ -15,7 +15,8 @@ from torch import Tensor
 
 from offramp._core.arrays import array_of
 from offramp._core.errors import InputError, UnknownNameError
-from offramp._core.types import SPLITS, Ids, IntArray
+from offramp._core.ids import shown_id
+from offramp._core.types import SPLITS, IntArray
 
 
 def check_number(name: str, value: object, domain: str) -> float:
@@ -170,7 +171,7 @@ def _class_of(array: NDArray[Any], class_names: Iterable[str], name: str) -> Ten
     table = names_to_classes(class_names, name)
     unknown = [row for row, label in enumerate(array) if label not in table]
     if unknown:
-        label = plain(array[unknown[0]])
+        label = str(array[unknown[0]])
         hint = _hint(str(label), list(table))
         raise InputError(
             f"{name} must be names out of class_names, got {label!r} for example "
@@ -189,7 +190,7 @@ def _whole(array: NDArray[Any], name: str) -> IntArray:
         odd = next((v for v in array if not isinstance(v, int | np.integer)), None)
         raise InputError(
             f"{name} must be whole numbers, or text with class_names, got an array of "
-            f"{array.dtype}, such as {plain(odd)!r}."
+            f"{array.dtype}, such as {shown_id(odd)}."
         )
     if array.dtype.kind == "f":
         fractional = array[~(np.isfinite(array) & (array == np.round(array)))]
@@ -218,44 +219,10 @@ def check_class_names(names: Iterable[Any], classes: int) -> tuple[str, ...]:
     found = tuple(names)
     for known in found:
         if not isinstance(known, str):
-            raise InputError(f"class_names must be text, got {plain(known)!r}; take str of each.")
+            raise InputError(f"class_names must be text, got {shown_id(known)}; take str of each.")
     if found and len(found) != classes:
         raise InputError(f"class_names must have {classes} entries, got {len(found)}.")
     return tuple(str(known) for known in found)
-
-
-def check_ids(ids: object) -> Ids:
-    """Names of examples as int64 or text; whether they are unique is left to the caller.
-
-    Args:
-        ids: `(n,)`, integers or text; objects other than numbers, such as paths, become text.
-
-    Raises:
-        InputError: If one is neither: a float, which would be cut, None, or too large for int64.
-
-    >>> check_ids(np.array([3, 1], dtype="uint8")).dtype
-    dtype('int64')
-    """
-    array = array_of("ids", ids)
-    if array.dtype.kind == "O":
-        odd = [i for i in array.flat if i is None or isinstance(i, int | float | bytes)]
-        if odd:
-            raise InputError(
-                f"ids must be integers of 64 bits or text, got an array of objects, such as "
-                f"{plain(odd[0])!r}."
-            )
-        return array.astype(str)
-    if array.dtype.kind == "u" and array.size and array.max() > np.iinfo(np.int64).max:
-        raise InputError(
-            f"ids must fit into int64, got {plain(array.max())!r}; give them as text: "
-            "ids.astype(str)."
-        )
-    if array.dtype.kind not in "iuU" and array.size:
-        raise InputError(
-            f"ids must be integers or text, got an array of {array.dtype}; ids.astype(str) makes "
-            "text of them."
-        )
-    return array if array.dtype.kind == "U" else array.astype(np.int64, copy=False)
 
 
 def check_split(name: str, value: str) -> str:
@@ -281,15 +248,6 @@ def check_known(kind: str, name: str, known: Iterable[str]) -> str:
             f"There is no {kind} {name!r}.{_hint(name, names)} Known: {', '.join(sorted(names))}."
         )
     return name
-
-
-def plain(id: object) -> object:
-    """An id of a numpy array or a tensor as the Python value to show in a message.
-
-    >>> f"{plain(np.str_('cat/1.png'))!r} and {plain(np.int64(7))!r}"
-    "'cat/1.png' and 7"
-    """
-    return id.item() if isinstance(id, np.generic | Tensor) else id
 
 
 def _percentage(value: float) -> str:

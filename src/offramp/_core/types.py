@@ -30,5 +30,8 @@ Ids = NDArray[Any]  # (n,), int64 or str
 #: What comes through a public door is checked there; annotations would only name the likely ones.
 AnyArray = object
 
+#: What `as_batch` makes a `Batch` of: such arrays, or a tuple or mapping of them.
+AnyBatch = object
+
 #: What a network takes: a tensor, or a tuple or mapping of tensors, batch first.
 Batch = Tensor | Sequence[Tensor] | Mapping[str, Tensor]

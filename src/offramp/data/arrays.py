@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp._core.arrays import tensor_of
-from offramp._core.checks import check_choice, check_ids, check_labels
+from offramp._core.checks import check_choice, check_labels
 from offramp._core.errors import FileFormatError, InputError
+from offramp._core.ids import as_ids
 from offramp._core.types import SPLITS, AnyArray, Split
 from offramp.data.examples import Examples
 
@@ -64,7 +65,7 @@ def arrays(
         inputs=_taken(inputs, layout),
         labels=values,
         class_names=tuple(class_names),
-        ids=np.arange(len(values)) if ids is None else check_ids(ids),
+        ids=np.arange(len(values)) if ids is None else as_ids(ids),
         split=None if split is None else _split_indices(split),
         name=name,
     )

@@ -20,15 +20,14 @@ from offramp._core.batch import batch_size as batch_length
 from offramp._core.batch import take_rows
 from offramp._core.checks import (
     check_class_names,
-    check_ids,
     check_labels,
     check_positive_int,
     check_shape,
     check_split,
-    plain,
 )
 from offramp._core.division import counts_of, random_order, stratified_order
 from offramp._core.errors import InputError, SplitOverlapError
+from offramp._core.ids import as_ids, shown_id
 from offramp._core.types import SPLITS, Batch, Ids, Split
 
 _CHUNK = 4096  # rows hashed at a time: the inputs may be mapped from disk
@@ -113,13 +112,13 @@ class Examples:
             )
         object.__setattr__(self, "class_names", check_class_names(self.class_names, c))
         object.__setattr__(self, "labels", check_labels(self.labels, c))
-        object.__setattr__(self, "ids", check_ids(self.ids))
+        object.__setattr__(self, "ids", as_ids(self.ids))
         check_shape("ids", self.ids.shape, (n,))
         values, counts = np.unique(self.ids, return_counts=True)
         if len(values) != n:
             first = int(np.flatnonzero(counts > 1)[0])
             raise InputError(
-                f"ids must be unique, got {plain(values[first])!r} {counts[first]} times."
+                f"ids must be unique, got {shown_id(values[first])} {counts[first]} times."
             )
         if self.split is not None:
             check_shape("split", self.split.shape, (n,))
@@ -272,7 +271,7 @@ class Examples:
         if len(both):
             raise SplitOverlapError(
                 f"{len(both)} examples are in both {self.name} and {other.name}, e.g. "
-                f"{plain(both[0])!r}. Splits must be disjoint."
+                f"{shown_id(both[0])}. Splits must be disjoint."
             )
 
     @cached_property

@@ -19,6 +19,7 @@ from offramp.runtime.marks import Mark, unmarked
 from offramp.runtime.prepare import prepare
 from offramp.runtime.sizes import StageTimes
 from offramp.stages import Stage, to_device
+from offramp.stages.wrong_type import wrong_type
 
 #: What a network raises on a batch that it cannot read.
 BLAMES_BATCH = (RuntimeError, TypeError, ValueError, IndexError, AttributeError)
@@ -138,9 +139,10 @@ class Runner(nn.Module):
         known = f"whose weights are {', '.join(types)}" if types else "as they are"
         if self._first is not None:
             known = f"which have answered batches like {self._first}"
+        hint = wrong_type(self._by_index.values(), batch, error)
         raise InputError(
             f"batch must be what the stages take, {known}, but they cannot run on {form}: "
-            f"{type(error).__name__}: {error}"
+            f"{hint or f'{type(error).__name__}: {error}'}"
         ) from error
 
     def classes_for(self, empty: Batch, device: torch.device) -> int:

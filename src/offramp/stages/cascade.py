@@ -12,12 +12,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from offramp._core.batch import as_batch
 from offramp._core.errors import InputError, TopologyError
 from offramp._core.topology import RAW_INPUT, Topology
-from offramp._core.types import Batch, OutputForm
+from offramp._core.types import AnyBatch, Batch, OutputForm
 from offramp.models import ModelSpec
 from offramp.stages.exits import Heads, chain_edges, exit_stages
 from offramp.stages.stage import Stage
+from offramp.stages.wrong_type import naming_types
 
 _CHANGES_IN_TRAINING = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
 
@@ -182,7 +184,7 @@ class Cascade(nn.Module):
         position = self.topology.index(which) if isinstance(which, str) else which
         return self.stages[position]  # type: ignore[return-value]
 
-    def forward(self, batch: Batch) -> Float[Tensor, "m s c"]:
+    def forward(self, batch: AnyBatch) -> Float[Tensor, "m s c"]:
         """Logits of every stage on every example; a segment that stages share runs once.
 
         Args:
@@ -196,13 +198,15 @@ class Cascade(nn.Module):
         """
         held: dict[str, Any] = {}  # group -> what its segment gave
         logits: list[Tensor] = []
-        for stage, void in zip(self, self._void_after, strict=True):
-            if stage.group not in held:
-                carry = batch if stage.source is None else held[self.stage(stage.source).group]
-                held[stage.group] = stage.segment(carry)
-            logits.append(stage.answer(held[stage.group]))
-            for group in void:
-                del held[group]
+        batch = as_batch(batch)
+        with naming_types(self, batch):
+            for stage, void in zip(self, self._void_after, strict=True):
+                if stage.group not in held:
+                    carry = batch if stage.source is None else held[self.stage(stage.source).group]
+                    held[stage.group] = stage.segment(carry)
+                logits.append(stage.answer(held[stage.group]))
+                for group in void:
+                    del held[group]
         self._check_classes([part.shape[1] for part in logits])
         return torch.stack(logits, dim=1)
 

@@ -13,8 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from offramp._core.arrays import array_of, tensor_of
-from offramp._core.checks import check_labels, check_split, is_text, names_to_classes, plain
+from offramp._core.checks import check_labels, check_split, is_text, names_to_classes
 from offramp._core.errors import InputError
+from offramp._core.ids import shown_id
 from offramp._core.types import SPLITS, AnyArray, BoolArray, Split
 
 FLOOR = 1e-7  # probabilities below it, zeros among them, are raised to it: log 0 is -inf
@@ -120,7 +121,7 @@ class Answers:
             self._table = names_to_classes(self.class_names, f"predictions of {stage!r}")
         if not isinstance(label, str):
             raise InputError(
-                f"predictions of {stage!r} must be all text or all numbers, got {plain(label)!r} "
+                f"predictions of {stage!r} must be all text or all numbers, got {shown_id(label)} "
                 "among texts."
             )
         if label not in self._table:

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from offramp._core.checks import check_choice, check_ids
+from offramp._core.checks import check_choice
 from offramp._core.costs import Costs
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.files import sha256, whole_folder, write_json
+from offramp._core.ids import as_ids
 from offramp._core.topology import Topology
 from offramp._core.types import Ids
 from offramp.trace.arrays import ArraySource, Written, in_parts, open_arrays, write_arrays
@@ -208,7 +209,7 @@ def id_source(ids: Ids) -> ArraySource:
     Raises:
         InputError: If they are neither integers nor text.
     """
-    ids = check_ids(ids)
+    ids = as_ids(ids)
     if ids.dtype.kind == "i":
         return ArraySource(name="ids", dtype="int64", shape=ids.shape, parts=in_parts(ids))
     encoded = np.char.encode(ids, "utf-8", "surrogateescape")  # as file names come

@@ -14,9 +14,10 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from offramp._core.checks import check_class_names, check_ids, check_known, check_shape
+from offramp._core.checks import check_class_names, check_known, check_shape
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError
+from offramp._core.ids import as_ids
 from offramp._core.topology import Topology
 from offramp._core.types import AnyArray, BoolArray, Split
 from offramp.trace.convert import (
@@ -324,7 +325,7 @@ def _cost_table(costs: CostTable, unit: str | None, topology: Topology, n: int) 
 def _optional(ids: AnyArray | None, split: ArrayLike | Split | None, n: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if ids is not None:
-        found["ids"] = check_ids(ids)
+        found["ids"] = as_ids(ids)
     if split is not None:
         found["split"] = split_indices(split, n)
     return found

@@ -13,15 +13,14 @@ from torch import Tensor
 
 from offramp._core.checks import (
     check_class_names,
-    check_ids,
     check_labels,
     check_shape,
     check_split,
-    plain,
 )
 from offramp._core.costs import Costs
 from offramp._core.division import counts_of, random_order
 from offramp._core.errors import InputError, SplitOverlapError
+from offramp._core.ids import as_ids, shown_id
 from offramp._core.outputs import StageOutput
 from offramp._core.topology import Topology
 from offramp._core.types import SPLITS, BoolArray, FloatArray, Ids, OutputForm, Split
@@ -102,14 +101,14 @@ class Trace:
         object.__setattr__(self, "labels", check_labels(self.labels, c))
         object.__setattr__(self, "class_names", check_class_names(self.class_names, c))
         self._check_finite()
-        ids = np.arange(n, dtype=np.int64) if len(self.ids) == 0 else check_ids(self.ids)
+        ids = np.arange(n, dtype=np.int64) if len(self.ids) == 0 else as_ids(self.ids)
         object.__setattr__(self, "ids", ids)
         check_shape("ids", self.ids.shape, (n,))
         names, counts = np.unique(self.ids, return_counts=True)
         if len(names) != n:
             raise InputError(
-                f"ids must be unique, got {plain(names[counts > 1][0])!r} {counts.max()} times: an "
-                "example recorded twice would count twice."
+                f"ids must be unique, got {shown_id(names[counts > 1][0])} {counts.max()} times: "
+                "an example recorded twice would count twice."
             )
         if self.split is not None:
             check_shape("split", self.split.shape, (n,))
@@ -237,6 +236,6 @@ class Trace:
         both = np.intersect1d(self.ids, other.ids)
         if len(both):
             raise SplitOverlapError(
-                f"{len(both)} examples are in both parts, e.g. {plain(both[0])!r}. Splits must be "
+                f"{len(both)} examples are in both parts, e.g. {shown_id(both[0])}. Splits must be "
                 "disjoint."
             )
