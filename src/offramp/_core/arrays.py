@@ -39,14 +39,14 @@ def array_of(name: str, values: object, *, gaps: bool = False) -> NDArray[Any]:
     if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
         raise InputError(f"{name} must be whole, got an array with masked entries; fill them.")
     leaf = _first_leaf(values)
-    known = isinstance(leaf, int | float | np.generic | str) or hasattr(leaf, "__array__")
-    if not known and not (gaps and leaf is None and values is not None):
-        raise InputError(f"{name} must be an array, a tensor or nested lists, got {_kind(values)}.")
     if type(leaf).__module__.startswith("PIL."):
         raise InputError(
             f"{name} must be numbers, got {_kind(values)}: pictures. Turn each into a tensor of "
             "one size as its network takes it, (channels, height, width), and stack them."
         )
+    known = isinstance(leaf, int | float | np.generic | str) or hasattr(leaf, "__array__")
+    if not known and not (gaps and leaf is None and values is not None):
+        raise InputError(f"{name} must be an array, a tensor or nested lists, got {_kind(values)}.")
     try:
         plain = values.to_numpy() if hasattr(values, "to_numpy") else values
         return np.asarray(plain, dtype=object if gaps and isinstance(values, list) else None)
@@ -100,7 +100,8 @@ def _content(array: NDArray[Any]) -> str:
     """What an array holds that is no number, with its first entry of another kind."""
     if array.dtype.kind != "O":
         return f"an array of {array.dtype}"
-    odd = next((v for v in array.flat if not isinstance(v, int | float | np.number)), None)
+    flat = list(array.flat)
+    odd = next((v for v in flat if not isinstance(v, int | float | np.number)), flat[0])
     return (
         f"an array of objects, such as {odd!r}; give it one type, for example "
         "values.astype('float32')"

@@ -13,7 +13,7 @@ from jaxtyping import Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from offramp._core.arrays import array_of
+from offramp._core.arrays import array_of, tensor_of
 from offramp._core.errors import InputError, UnknownNameError
 from offramp._core.ids import shown_id
 from offramp._core.types import SPLITS, IntArray
@@ -107,7 +107,7 @@ def check_labels(
 
     Args:
         labels: `(n,)`, in [0, c); whole numbers held as floats are taken, names by `class_names`.
-        classes: Number of classes `c`, or None where it is not known yet.
+        classes: Number of classes `c`, or None where it is not known yet, nor checked.
         class_names: Names of the classes, for labels that are text.
         name: Of the argument, for messages.
 
@@ -130,14 +130,15 @@ def check_labels(
     if is_text(array):
         found = _class_of(array, class_names, name)
     else:
-        found = torch.from_numpy(_whole(array, name))
-    outside = found < 0 if classes is None else (found < 0) | (found >= classes)
+        found = tensor_of(name, _whole(array, name))
+    if classes is None:
+        return found
+    outside = (found < 0) | (found >= classes)
     if bool(outside.any()):
         row = int(outside.nonzero()[0])
-        domain = "at least 0" if classes is None else f"in [0, {classes})"
         raise InputError(
-            f"{name} must be {domain}, got {int(found[row])} for example {row}. Classes are "
-            "counted from 0."
+            f"{name} must be in [0, {classes}), got {int(found[row])} for example {row}. Classes "
+            "are counted from 0."
         )
     return found
 
@@ -196,7 +197,7 @@ def _whole(array: NDArray[Any], name: str) -> IntArray:
         fractional = array[~(np.isfinite(array) & (array == np.round(array)))]
         if len(fractional):
             raise InputError(f"{name} must be whole numbers, got {float(fractional[0])!r}.")
-    return array.astype(np.int64, copy=not array.flags.writeable)
+    return array.astype(np.int64, copy=False)
 
 
 def _to_one(array: NDArray[Any]) -> str:

@@ -142,7 +142,7 @@ class Runner(nn.Module):
         hint = wrong_type(self._by_index.values(), batch, error)
         raise InputError(
             f"batch must be what the stages take, {known}, but they cannot run on {form}: "
-            f"{hint or f'{type(error).__name__}: {error}'}"
+            f"{type(error).__name__}: {error}{'' if hint is None else f'. {hint}'}"
         ) from error
 
     def classes_for(self, empty: Batch, device: torch.device) -> int:

@@ -35,7 +35,7 @@ def naming_types(stages: Iterable[Stage], batch: Batch) -> Iterator[None]:
         text = wrong_type(stages, batch, error)
         if text is None:
             raise
-        raise InputError(text) from error
+        raise InputError(f"{text} ({error})") from error
 
 
 def wrong_type(stages: Iterable[Stage], batch: Batch, error: Exception) -> str | None:
@@ -67,7 +67,7 @@ def wrong_type(stages: Iterable[Stage], batch: Batch, error: Exception) -> str |
                 "Give preprocess=offramp.stages.Normalize(1 / 255, ...), or convert the inputs "
                 f"with .to(torch.{own})."
             )
-        return f"Stage {name!r} cannot run on {others}: its weights are {own}. {repair} ({error})"
+        return f"Stage {name!r} cannot run on {others}: its weights are {own}. {repair}"
     return None
 
 
