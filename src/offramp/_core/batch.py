@@ -6,11 +6,46 @@ Layer: _core.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from offramp._core.arrays import tensor_of
 from offramp._core.errors import InputError
 from offramp._core.types import Batch
+
+#: Of these a list or tuple is several inputs; of numbers and lists it is one.
+_SEVERAL = (Tensor, np.ndarray)
+
+
+def as_batch(batch: object) -> Batch:
+    """A batch of tensors, of whatever came: every door that takes raw input takes it through here.
+
+    Tensors, and tuples and mappings of them, stay as they are. Of the rest float64 becomes float32:
+    numpy and lists make it of any number.
+
+    Args:
+        batch: A tensor, a numpy array, a pandas table or nested lists of numbers; or a tuple, list
+            or mapping of tensors and arrays, for networks with several inputs.
+
+    Raises:
+        InputError: If it is none of these, such as None, a text or pictures.
+
+    >>> as_batch([[0.5, 1.0], [2.0, 3.0]]).dtype
+    torch.float32
+    """
+    if isinstance(batch, Tensor):
+        return batch
+    if isinstance(batch, Mapping):
+        if all(isinstance(values, Tensor) for values in batch.values()):
+            return batch
+        return {str(key): _tensor(f"batch[{key!r}]", values) for key, values in batch.items()}
+    if isinstance(batch, list | tuple) and any(isinstance(b, _SEVERAL) for b in batch):
+        if all(isinstance(values, Tensor) for values in batch):
+            return batch
+        return tuple(_tensor(f"batch[{k}]", values) for k, values in enumerate(batch))
+    empty = isinstance(batch, list | tuple) and not batch
+    return () if empty else _tensor("batch", batch)
 
 
 def batch_size(batch: Batch) -> int:
@@ -87,6 +122,12 @@ def apply(module: Callable[..., Any], batch: Batch) -> Any:  # noqa: ANN401  (wh
     if isinstance(batch, Mapping):
         return module(**batch)
     return module(batch) if isinstance(batch, Tensor) else module(*batch)
+
+
+def _tensor(name: str, values: object) -> Tensor:
+    found = tensor_of(name, values)
+    wide = found.dtype == torch.float64 and not isinstance(values, Tensor)
+    return found.to(torch.float32) if wide else found
 
 
 def _named(batch: Batch) -> list[tuple[str, Tensor]]:

@@ -5,14 +5,44 @@ Layer: _core.
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from typing import Any
 
 import numpy as np
+import torch
+from jaxtyping import Int64
+from numpy.typing import NDArray
+from torch import Tensor
 
+from offramp._core.arrays import array_of, tensor_of
 from offramp._core.errors import InputError, UnknownNameError
-from offramp._core.types import SPLITS
+from offramp._core.ids import shown_id
+from offramp._core.types import SPLITS, IntArray
 
 
-def check_probability(name: str, value: float) -> float:
+def check_number(name: str, value: object, domain: str) -> float:
+    """Return a number as a float; texts, None and truth values are none.
+
+    Args:
+        name: Of the argument.
+        value: Any.
+        domain: What is allowed, for the message: "in (0, 1)".
+
+    Raises:
+        InputError: If it is no number.
+
+    >>> check_number("max_loss", np.float32(0.5), "in [0, 1)")
+    0.5
+    """
+    if not isinstance(value, bool | np.bool_ | str | bytes):
+        try:
+            return float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError, RuntimeError):
+            pass
+    hint = " Write 1 % as 0.01." if isinstance(value, str) else ""
+    raise InputError(f"{name} must be a number {domain}, got {value!r}.{hint}")
+
+
+def check_probability(name: str, value: object) -> float:
     """Return `value` if it lies in the open interval (0, 1).
 
     Raises:
@@ -21,30 +51,33 @@ def check_probability(name: str, value: float) -> float:
     >>> check_probability("delta", 0.05)
     0.05
     """
-    if not 0.0 < value < 1.0:
-        raise InputError(f"{name} must be in (0, 1), got {value!r}.{_percentage(value)}")
-    return float(value)
+    number = check_number(name, value, "in (0, 1)")
+    if not 0.0 < number < 1.0:
+        raise InputError(f"{name} must be in (0, 1), got {value!r}.{_percentage(number)}")
+    return number
 
 
-def check_fraction(name: str, value: float) -> float:
+def check_fraction(name: str, value: object) -> float:
     """Return `value` if it lies in the closed interval [0, 1]; else raise `InputError`."""
-    if not 0.0 <= value <= 1.0:
-        raise InputError(f"{name} must be in [0, 1], got {value!r}.{_percentage(value)}")
-    return float(value)
+    number = check_number(name, value, "in [0, 1]")
+    if not 0.0 <= number <= 1.0:
+        raise InputError(f"{name} must be in [0, 1], got {value!r}.{_percentage(number)}")
+    return number
 
 
-def check_positive_int(name: str, value: int) -> int:
+def check_positive_int(name: str, value: object) -> int:
     """Return `value` if it is an integer of at least 1; else raise `InputError`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise InputError(f"{name} must be an integer of at least 1, got {value!r}.")
     return int(value)
 
 
-def check_not_negative(name: str, value: float) -> float:
+def check_not_negative(name: str, value: object) -> float:
     """Return `value` if it is finite and at least 0; else raise `InputError`."""
-    if not (np.isfinite(value) and value >= 0):
+    number = check_number(name, value, "that is finite and at least 0")
+    if not (np.isfinite(number) and number >= 0):
         raise InputError(f"{name} must be finite and at least 0, got {value!r}.")
-    return float(value)
+    return number
 
 
 def check_shape(name: str, shape: Sequence[int], expected: Sequence[int | None]) -> None:
@@ -59,6 +92,138 @@ def check_shape(name: str, shape: Sequence[int], expected: Sequence[int | None])
     if not fits:
         wanted = ", ".join("any" if size is None else str(size) for size in expected)
         raise InputError(f"{name} must have shape ({wanted}), got {tuple(shape)}.")
+
+
+def check_labels(
+    labels: object,
+    classes: int | None = None,
+    *,
+    class_names: Iterable[str] = (),
+    name: str = "labels",
+) -> Int64[Tensor, " n"]:
+    """True labels as int64: one whole number, or one name of a class, for each example.
+
+    Every door that takes labels takes them through here.
+
+    Args:
+        labels: `(n,)`, in [0, c); whole numbers held as floats are taken, names by `class_names`.
+        classes: Number of classes `c`, or None where it is not known yet, nor checked.
+        class_names: Names of the classes, for labels that are text.
+        name: Of the argument, for messages.
+
+    Returns:
+        `(n,)`, int64; shares memory where it can.
+
+    Raises:
+        InputError: If there is another number of axes, as a column `(n, 1)` or one-hot labels
+            have; or a label is no whole number, outside the classes, or no name of one.
+
+    >>> check_labels(["dog", "cat"], class_names=["cat", "dog"]).tolist()
+    [1, 0]
+    """
+    array = array_of(name, labels)
+    if array.ndim != 1:
+        raise InputError(
+            f"{name} must be one integer for each example, got shape {array.shape}; "
+            f"{_to_one(array)}"
+        )
+    if is_text(array):
+        found = _class_of(array, class_names, name)
+    else:
+        found = tensor_of(name, _whole(array, name))
+    if classes is None:
+        return found
+    outside = (found < 0) | (found >= classes)
+    if bool(outside.any()):
+        row = int(outside.nonzero()[0])
+        raise InputError(
+            f"{name} must be in [0, {classes}), got {int(found[row])} for example {row}. Classes "
+            "are counted from 0."
+        )
+    return found
+
+
+def is_text(array: NDArray[Any]) -> bool:
+    """True for an array of text, also one of objects that begins with a text."""
+    if array.dtype.kind == "O":
+        return isinstance(next(iter(array.flat), None), str)
+    return array.dtype.kind == "U"
+
+
+def names_to_classes(class_names: Iterable[str], name: str) -> dict[str, int]:
+    """The index of each class by its name, for labels that are text.
+
+    Raises:
+        InputError: If there are no names, or one stands twice.
+    """
+    known = [str(one) for one in class_names]
+    table = {one: k for k, one in enumerate(known)}
+    if not table:
+        raise InputError(
+            f"{name} are text, so class_names must name the classes in the order of the scores, "
+            "got none."
+        )
+    if len(table) != len(known):
+        raise InputError(f"class_names must differ for {name} that are text, got {known}.")
+    return table
+
+
+def _class_of(array: NDArray[Any], class_names: Iterable[str], name: str) -> Tensor:
+    table = names_to_classes(class_names, name)
+    unknown = [row for row, label in enumerate(array) if label not in table]
+    if unknown:
+        label = str(array[unknown[0]])
+        hint = _hint(str(label), list(table))
+        raise InputError(
+            f"{name} must be names out of class_names, got {label!r} for example "
+            f"{unknown[0]}.{hint}"
+        )
+    return torch.tensor([table[label] for label in array], dtype=torch.int64)
+
+
+def _whole(array: NDArray[Any], name: str) -> IntArray:
+    """Whole numbers as int64, also where they are held as floats."""
+    if array.dtype.kind == "b":
+        raise InputError(
+            f"{name} must be integers, got truth values; of two classes take {name}.astype(int)."
+        )
+    if array.dtype.kind not in "iuf":
+        odd = next((v for v in array if not isinstance(v, int | np.integer)), None)
+        raise InputError(
+            f"{name} must be whole numbers, or text with class_names, got an array of "
+            f"{array.dtype}, such as {shown_id(odd)}."
+        )
+    if array.dtype.kind == "f":
+        fractional = array[~(np.isfinite(array) & (array == np.round(array)))]
+        if len(fractional):
+            raise InputError(f"{name} must be whole numbers, got {float(fractional[0])!r}.")
+    return array.astype(np.int64, copy=False)
+
+
+def _to_one(array: NDArray[Any]) -> str:
+    if array.ndim == 2 and array.shape[1] == 1:
+        return "of a column take labels[:, 0]."
+    return "of one-hot labels take labels.argmax(1)."
+
+
+def check_class_names(names: Iterable[Any], classes: int) -> tuple[str, ...]:
+    """Names of all classes, or none, as plain text.
+
+    Raises:
+        InputError: If their number is not that of the classes, or one is no text.
+
+    >>> check_class_names(np.array(["cat", "dog"]), 2)
+    ('cat', 'dog')
+    """
+    if isinstance(names, str):
+        raise InputError(f"class_names must be a list of names, got the text {names!r}.")
+    found = tuple(names)
+    for known in found:
+        if not isinstance(known, str):
+            raise InputError(f"class_names must be text, got {shown_id(known)}; take str of each.")
+    if found and len(found) != classes:
+        raise InputError(f"class_names must have {classes} entries, got {len(found)}.")
+    return tuple(str(known) for known in found)
 
 
 def check_split(name: str, value: str) -> str:

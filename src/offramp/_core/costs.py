@@ -45,10 +45,14 @@ class Costs:
         if not self.unit:
             raise InputError(f"unit must be a name such as {KNOWN_UNITS}, got {self.unit!r}.")
         for name in ("segment", "head", "decision"):
-            values = np.asarray(getattr(self, name), dtype=np.float64)
+            try:
+                values = np.asarray(getattr(self, name), dtype=np.float64)
+            except (TypeError, ValueError) as error:
+                raise InputError(f"{name} must be one number for each stage: {error}") from error
             if values.shape != (len(self.segment),):
                 raise InputError(
-                    f"{name} must have one cost per stage ({len(self.segment)}), got {len(values)}."
+                    f"{name} must have one cost per stage, shape ({len(self.segment)},), got shape "
+                    f"{values.shape}; of several prices take the mean."
                 )
             bad = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
             if len(bad):

@@ -30,6 +30,32 @@ def best_labels(scores: Float[Tensor, "m c"], count: int) -> Int[Tensor, "m r"]:
     return scores.sort(dim=1, descending=True, stable=True).indices[:, :count]
 
 
+def labels_with_confidence(
+    labels: Int[Tensor, " m"], confidence: Float[Tensor, " m"], classes: int
+) -> Float[Tensor, "m k"]:
+    """What labels with confidences amount to as scores, `(m, c + 1)`: `StageOutput.scores`.
+
+    Args:
+        labels: `(m,)`, any whole numbers.
+        confidence: Probability that each is right, in [0, 1]; NaN where there is no answer.
+        classes: Number of classes `c`, at least 2.
+
+    Raises:
+        InputError: If the lengths differ, or a confidence is outside [0, 1].
+    """
+    if labels.dim() != 1 or confidence.shape != labels.shape or labels.is_floating_point():
+        raise InputError(
+            "A stage that answers with labels and confidences must give whole numbers (m,) and "
+            f"probabilities (m,), got shapes {tuple(labels.shape)} and {tuple(confidence.shape)} "
+            f"of {labels.dtype} and {confidence.dtype}."
+        )
+    outside = (confidence < -_TINY) | (confidence > 1 + _TINY)  # False for NaN
+    if bool(outside.any()):
+        raise InputError(f"confidence must be in [0, 1], got {float(confidence[outside][0])!r}.")
+    said = StageOutput(classes=classes, ranked=labels.long()[:, None], confidence=confidence)
+    return said.scores()
+
+
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageOutput:

@@ -16,10 +16,22 @@ from torch import Tensor
 Split = Literal["train", "fit", "calibrate", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
+#: What stages answer with: scores of all classes; a label with the probability that it is right;
+#: or labels alone.
+OutputForm = Literal["logits", "confidence", "labels"]
+OUTPUT_FORMS: tuple[OutputForm, ...] = get_args(OutputForm)
+
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 Ids = NDArray[Any]  # (n,), int64 or str
+
+#: Anything that holds numbers in an order: tensor, numpy array, pandas column or table, lists.
+#: What comes through a public door is checked there; annotations would only name the likely ones.
+AnyArray = object
+
+#: What `as_batch` makes a `Batch` of: such arrays, or a tuple or mapping of them.
+AnyBatch = object
 
 #: What a network takes: a tensor, or a tuple or mapping of tensors, batch first.
 Batch = Tensor | Sequence[Tensor] | Mapping[str, Tensor]

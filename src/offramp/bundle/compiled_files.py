@@ -173,6 +173,8 @@ class CompiledReader:
             preprocess=preprocess_from_dict(entry.preprocessing),
             source=None if source == RAW_INPUT else self._topology.names[source],
             group=self._topology.groups[position],
+            outputs=entry.outputs,
+            classes=entry.classes,
         )
 
     def _part(self, part: Part) -> nn.Module:

@@ -95,6 +95,8 @@ def _write_own(path: Path, stage: Stage, entry: Entry) -> None:
 def _described(stage: Stage, *, answers: bool) -> Entry:
     """How to build a stage again, as JSON values; files are named later."""
     entry: Entry = {"name": stage.name, "preprocessing": _preprocessing(stage)}
+    if stage.outputs != "logits":  # so that older versions read what they can run
+        entry |= {"outputs": stage.outputs, "classes": stage.classes}
     if is_compiled(stage):
         return entry
     if stage.head is None and stage.source is None and not isinstance(stage.spec, SegmentSpec):

@@ -10,6 +10,9 @@ Format 3 adds stages in another runtime: the files of a model for a segment, and
 with what it answered where it was made; and measurements of backends. Bundles without them are
 written in the format that they need.
 
+A stage that answers with labels and confidences says so in "outputs"; without it it gives logits.
+Versions that do not know the field refuse the bundle.
+
 Layer: bundle.
 """
 
@@ -53,6 +56,8 @@ class WholeEntry(BaseModel):
     model: ModelEntry
     preprocessing: dict[str, Any] | None
     weights: str
+    outputs: Literal["logits", "confidence"] = "logits"
+    classes: int | None = Field(default=None, ge=2)
 
 
 class SegmentEntry(BaseModel):
@@ -184,6 +189,8 @@ class CompiledEntry(BaseModel):
     runs: Part
     head: Part | None
     preprocessing: dict[str, Any] | None
+    outputs: Literal["logits", "confidence"] = "logits"
+    classes: int | None = Field(default=None, ge=2)
 
     def models(self) -> list[ModelPart]:
         """All that have files."""

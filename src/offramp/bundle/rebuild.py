@@ -111,7 +111,14 @@ def _stage(
     if isinstance(entry, WholeEntry):
         module = _built(entry.model, where, allow_import)
         load_weights(module, folder / entry.weights)
-        return Stage(entry.name, module, preprocess=preprocess, spec=_spec(entry.model))
+        return Stage(
+            entry.name,
+            module,
+            preprocess=preprocess,
+            spec=_spec(entry.model),
+            outputs=entry.outputs,
+            classes=entry.classes,
+        )
     module, segment = cuts[entry.segment.network][entry.segment.index]
     head = None
     if entry.head is not None:

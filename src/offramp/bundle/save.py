@@ -20,18 +20,19 @@ from offramp.bundle.describe import write_stages
 from offramp.bundle.manifest import CUT_VERSION, FORMAT, FORMAT_VERSION, WHOLE_VERSION
 from offramp.bundle.names import MANIFEST, POLICY, check_extra
 from offramp.evaluate import Choice, OperatingPoint
-from offramp.policy import Setting
+from offramp.policy import Policy, Setting
 from offramp.runtime import BackendTable
-from offramp.runtime.runner import check_made_for
+from offramp.runtime.adaptive import setting_of
+from offramp.runtime.runner import check_form, check_made_for
 from offramp.stages import Cascade
 
-BundleChoice = Setting | Choice
+BundleChoice = Setting | Choice  # a policy alone is refused with what it lacks
 
 
 def save_bundle(
     path: Path | str,
     cascade: Cascade,
-    choice: BundleChoice,
+    choice: BundleChoice | Policy,
     *,
     costs: Costs | None = None,
     class_names: Sequence[str] = (),
@@ -84,8 +85,9 @@ def save_bundle(
     ...     sorted(file.name for file in Path(folder, "bundle").iterdir())
     ['a.safetensors', 'manifest.json', 'policy.json']
     """
-    setting = choice if isinstance(choice, Setting) else choice.setting
+    setting = setting_of(choice)
     check_made_for(cascade, setting.policy.topology, costs)
+    check_form(cascade, setting.policy)
     needed = _needed(cascade, setting)
     _check_backends(backends, cascade)
     extras = {check_extra(name): value for name, value in (extra or {}).items()}
@@ -138,8 +140,8 @@ def _needed(cascade: Cascade, setting: Setting) -> dict[str, bool]:
     return {topology.names[k]: k in answering for k in sorted(run)}
 
 
-def _why(choice: BundleChoice, setting: Setting) -> dict[str, Any]:
-    if isinstance(choice, Setting):
+def _why(choice: BundleChoice | Policy, setting: Setting) -> dict[str, Any]:
+    if isinstance(choice, Setting | Policy):
         return {"label": setting.label, "sentence": None, "numbers": {}}
     numbers: dict[str, Any] = {
         "risk": choice.risk,

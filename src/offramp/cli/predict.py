@@ -159,7 +159,7 @@ def columns_of(names: Sequence[int | str], answer: "Answer", class_names: Sequen
 
 
 def _class_name(label: int, class_names: Sequence[str]) -> str:
-    if label < 0:
+    if label < 0 or (class_names and label >= len(class_names)):  # a service's "none of these"
         return ""
     return class_names[label] if class_names else str(label)
 

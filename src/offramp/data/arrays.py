@@ -14,9 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from offramp._core.checks import check_choice
+from offramp._core.arrays import tensor_of
+from offramp._core.checks import check_choice, check_labels
 from offramp._core.errors import FileFormatError, InputError
-from offramp._core.types import SPLITS, Ids, Split
+from offramp._core.ids import as_ids
+from offramp._core.types import SPLITS, AnyArray, Split
 from offramp.data.examples import Examples
 
 LAYOUTS = ("auto", "as_is", "nchw", "nhwc", "nhw")
@@ -24,11 +26,11 @@ _COLOURS = (1, 3)
 
 
 def arrays(
-    inputs: Tensor | NDArray[Any] | Mapping[str, Tensor | NDArray[Any]],
-    labels: Tensor | NDArray[Any] | Sequence[int],
+    inputs: AnyArray | Mapping[str, AnyArray],
+    labels: AnyArray,
     *,
     class_names: Sequence[str] | None = None,
-    ids: Ids | Sequence[Any] | None = None,
+    ids: AnyArray | None = None,
     split: Sequence[Split] | None = None,
     layout: str = "auto",
     name: str = "arrays",
@@ -36,9 +38,10 @@ def arrays(
     """Take examples from arrays.
 
     Args:
-        inputs: `(n, ...)`, batch first; float64 becomes float32. Or a mapping of such arrays, as
-            text models take them: `{"input_ids": (n, t), "attention_mask": (n, t)}`.
-        labels: `(n,)`, integers in [0, c).
+        inputs: `(n, ...)`, batch first: tensor, numpy array, pandas table or nested lists, by
+            position; float64 becomes float32. Or a mapping of such arrays, as text models take
+            them: `{"input_ids": (n, t), "attention_mask": (n, t)}`.
+        labels: `(n,)`, integers in [0, c), or names out of `class_names`.
         class_names: Names of the classes; by default "0", "1", ... up to the largest label.
         ids: Unique names, `(n,)`, integers or strings; by default 0..n-1.
         split: Name of each example's split, `(n,)`.
@@ -55,14 +58,14 @@ def arrays(
     >>> arrays(np.zeros((2, 8, 8, 3), dtype=np.uint8), [0, 1]).inputs.shape
     torch.Size([2, 3, 8, 8])
     """
-    values = _labels(labels)
+    values = check_labels(labels, class_names=() if class_names is None else class_names)
     if class_names is None:
         class_names = [str(k) for k in range(int(values.max()) + 1 if len(values) else 0)]
     examples = Examples(
         inputs=_taken(inputs, layout),
         labels=values,
         class_names=tuple(class_names),
-        ids=np.arange(len(values)) if ids is None else np.asarray(ids),
+        ids=np.arange(len(values)) if ids is None else as_ids(ids),
         split=None if split is None else _split_indices(split),
         name=name,
     )
@@ -132,30 +135,21 @@ def read_arrays(path: Path, names: Sequence[str] | None = None) -> dict[str, NDA
         raise FileFormatError(f"{path} cannot be read as npz: {error}") from error
 
 
-def _labels(labels: Tensor | NDArray[Any] | Sequence[int]) -> Tensor:
-    values = torch.as_tensor(labels)
-    if values.ndim != 1:
-        raise InputError(
-            f"labels must be one integer for each example, got shape {tuple(values.shape)}; of "
-            "one-hot labels take labels.argmax(1)."
-        )
-    if len(values) and (values.is_floating_point() or values.dtype == torch.bool):
-        raise InputError(f"labels must be integers, got {values.dtype}.")
-    return values.to(torch.int64)
-
-
-def _taken(
-    inputs: Tensor | NDArray[Any] | Mapping[str, Tensor | NDArray[Any]], layout: str
-) -> Tensor | dict[str, Tensor]:
+def _taken(inputs: AnyArray, layout: str) -> Tensor | dict[str, Tensor]:
     if not isinstance(inputs, Mapping):
-        return _arranged(torch.as_tensor(inputs), layout)
+        return _arranged(tensor_of("inputs", inputs), layout)
     if layout not in ("auto", "as_is"):
         raise InputError(f"layout must be 'as_is' for a mapping of inputs, got {layout!r}.")
-    return {name: _arranged(torch.as_tensor(each), "as_is") for name, each in inputs.items()}
+    return {
+        name: _arranged(tensor_of(f"inputs[{name!r}]", each), "as_is")
+        for name, each in inputs.items()
+    }
 
 
 def _arranged(inputs: Tensor, layout: str) -> Tensor:
     check_choice("layout", layout, LAYOUTS)
+    if inputs.ndim == 0:
+        raise InputError("inputs must have the examples along the first axis, got one number.")
     if inputs.dtype == torch.float64:
         inputs = inputs.to(torch.float32)
     if layout == "auto":

@@ -18,9 +18,16 @@ from torch.utils.data import DataLoader
 
 from offramp._core.batch import batch_size as batch_length
 from offramp._core.batch import take_rows
-from offramp._core.checks import check_positive_int, check_shape, check_split
+from offramp._core.checks import (
+    check_class_names,
+    check_labels,
+    check_positive_int,
+    check_shape,
+    check_split,
+)
 from offramp._core.division import counts_of, random_order, stratified_order
 from offramp._core.errors import InputError, SplitOverlapError
+from offramp._core.ids import as_ids, shown_id
 from offramp._core.types import SPLITS, Batch, Ids, Split
 
 _CHUNK = 4096  # rows hashed at a time: the inputs may be mapped from disk
@@ -103,21 +110,15 @@ class Examples:
             raise InputError(
                 f"inputs and labels must have one length, got {given} inputs and {n} labels."
             )
-        outside = (self.labels < 0) | (self.labels >= c)
-        if bool(outside.any()):
-            row = int(outside.nonzero()[0])
-            raise InputError(
-                f"labels must be in [0, {c}), got {int(self.labels[row])} for example {row}. "
-                "Name all classes in class_names, and count from 0."
-            )
+        object.__setattr__(self, "class_names", check_class_names(self.class_names, c))
+        object.__setattr__(self, "labels", check_labels(self.labels, c))
+        object.__setattr__(self, "ids", as_ids(self.ids))
         check_shape("ids", self.ids.shape, (n,))
-        if self.ids.dtype.kind not in "iuU":
-            raise InputError(f"ids must be integers or strings, got {self.ids.dtype}.")
         values, counts = np.unique(self.ids, return_counts=True)
         if len(values) != n:
             first = int(np.flatnonzero(counts > 1)[0])
             raise InputError(
-                f"ids must be unique, got {values[first].item()!r} {counts[first]} times."
+                f"ids must be unique, got {shown_id(values[first])} {counts[first]} times."
             )
         if self.split is not None:
             check_shape("split", self.split.shape, (n,))
@@ -270,7 +271,7 @@ class Examples:
         if len(both):
             raise SplitOverlapError(
                 f"{len(both)} examples are in both {self.name} and {other.name}, e.g. "
-                f"{both[0].item()!r}. Splits must be disjoint."
+                f"{shown_id(both[0])}. Splits must be disjoint."
             )
 
     @cached_property

@@ -58,6 +58,7 @@ def evaluate_all(
     """
     for setting in settings:
         setting.policy.topology.check_same_stages(trace.topology, "the trace")
+        setting.policy.check_reads(trace.outputs, "the trace")
     outcomes: list[Outcomes | None] = [None] * len(settings)
     size = min(16_384, max(256, _NUMBERS // trace.classes))
     with progress_bar("Replaying settings", len(trace), enabled=progress) as step:

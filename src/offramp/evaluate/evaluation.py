@@ -9,7 +9,7 @@ from typing import final
 
 import numpy as np
 
-from offramp._core.checks import check_known
+from offramp._core.checks import check_known, check_positive_int
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp._core.topology import Path, Topology
@@ -72,6 +72,8 @@ def evaluate(
     >>> evaluate(trace, small).cost_ratio
     0.25
     """
+    if bootstrap != 0:
+        check_positive_int("bootstrap", bootstrap)
     if costs is not None:
         trace = trace.with_costs(costs)
     done = replay(trace, setting.policy, top=setting.top)

@@ -94,4 +94,5 @@ def _all_the_way(policy: Policy, way: Path) -> Policy:
         temperatures=policy.temperatures.tolist(),
         combine=policy.combine,
         weights={p: weights[p] for p in topology.paths() if p in weights} or None,
+        outputs=policy.outputs,
     )

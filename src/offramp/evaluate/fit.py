@@ -7,7 +7,7 @@ import inspect
 import warnings
 from collections.abc import Sequence
 
-from offramp._core.checks import check_choice
+from offramp._core.checks import check_choice, check_positive_int
 from offramp.evaluate.evaluation import reference_cost
 from offramp.evaluate.frontier import Frontier
 from offramp.evaluate.sweep import sweep
@@ -47,6 +47,7 @@ def fit(
     >>> frontier.reference, len(frontier.singles)
     ('stage1', 2)
     """
+    check_positive_int("top", top)
     names = [policy] if isinstance(policy, str) else list(policy)
     shared = _routed_options(names, options)
     if trace.split is None:

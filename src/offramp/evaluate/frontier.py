@@ -10,7 +10,7 @@ from typing import Any, final, overload
 
 import numpy as np
 
-from offramp._core.checks import check_choice, check_not_negative
+from offramp._core.checks import check_choice, check_not_negative, check_number
 from offramp._core.errors import FileFormatError, InputError
 from offramp.evaluate.certificate import Calibration, Certificate, NotCertified
 from offramp.evaluate.certify import certify
@@ -104,7 +104,7 @@ class Frontier:
             return self.certify({risk: max_loss}, delta=delta)
         check_choice("risk", risk, RISKS)
         check_not_negative("margin", margin)
-        if not 0.0 <= max_loss < 1.0:
+        if not 0.0 <= check_number("max_loss", max_loss, "in [0, 1)") < 1.0:
             raise InputError(
                 f"max_loss must be in [0, 1), got {max_loss!r}. Points of accuracy have to be "
                 "divided by 100 first: 2 points are 0.02."
@@ -197,7 +197,7 @@ class Frontier:
         if delta is not None:
             return self._certified({"cost": max_cost}, delta=delta, least=risk)
         check_choice("risk", risk, RISKS)
-        if not (np.isfinite(max_cost) and max_cost > 0):
+        if not 0.0 < check_number("max_cost", max_cost, "greater than 0") < np.inf:
             raise InputError(
                 f"max_cost must be finite and greater than 0, got {max_cost!r}. It is a ratio "
                 f"over the cost of {self.reference!r}."
@@ -231,11 +231,10 @@ class Frontier:
             raise InputError(
                 f"Give exactly one of max_loss and max_cost, got {max_loss!r} and {max_cost!r}."
             )
+        limit = check_number("the limit", max_cost if max_loss is None else max_loss, "at least 0")
         if max_loss is not None:
-            return choose(
-                self.singles, limited=risk, limit=max_loss, minimised="cost", margin=margin
-            )
-        return choose(self.singles, limited="cost", limit=float(max_cost or 0), minimised=risk)
+            return choose(self.singles, limited=risk, limit=limit, minimised="cost", margin=margin)
+        return choose(self.singles, limited="cost", limit=limit, minimised=risk)
 
     def _single_of_reference(self) -> FrontierPoint:
         stages = self.singles[0].fit.stages  # singles stand in their order

@@ -43,7 +43,8 @@ class Limit:
     def __post_init__(self) -> None:
         check_choice("risk", self.risk, PROMISES)
         of = "" if self.label is None else f" of class {self.label!r}"
-        check_probability(f"the limit of {self.risk!r}{of}", self.at_most)
+        at_most = check_probability(f"the limit of {self.risk!r}{of}", self.at_most)
+        object.__setattr__(self, "at_most", at_most)
 
     @property
     def text(self) -> str:
@@ -89,6 +90,11 @@ def read_limits(limits: Limits) -> tuple[Limit, ...]:
     >>> [limit.text for limit in read_limits({"difference": 0.01, "recall": {"cat": 0.03}})]
     ['difference <= 0.01', "recall of class 'cat' <= 0.03"]
     """
+    if not isinstance(limits, Mapping):
+        raise InputError(
+            f"limits must be a mapping from risks to limits, got {limits!r}. For example "
+            '{"difference": 0.01}.'
+        )
     found: list[Limit] = []
     for risk, value in limits.items():
         if isinstance(value, Mapping):

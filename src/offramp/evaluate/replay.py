@@ -74,7 +74,7 @@ def replay(trace: Trace, policy: Policy, *, top: int = 1, chunk: int = _CHUNK) -
         chunk: Examples in memory at once; it changes nothing else.
 
     Raises:
-        InputError: If the policy was made for other stages.
+        InputError: If the policy was made for other stages, or fitted on another form of outputs.
 
     >>> from offramp.policy import Setting
     >>> from offramp.trace.testing import make_trace
@@ -84,6 +84,7 @@ def replay(trace: Trace, policy: Policy, *, top: int = 1, chunk: int = _CHUNK) -
     True
     """
     policy.topology.check_same_stages(trace.topology, "the trace")
+    policy.check_reads(trace.outputs, "the trace")
     check_positive_int("chunk", chunk)
     topology = policy.topology
     table = _continuations(topology)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from offramp._core.checks import check_number
 from offramp._core.errors import InputError
 from offramp.evaluate.certificate import Calibration
 from offramp.evaluate.limits import Label, Limit
@@ -92,7 +93,7 @@ def read_weights(given: ClassWeights, calibration: Calibration) -> tuple[float, 
     """
     names = [calibration.class_names[k] for k in _classes(calibration)]
     if isinstance(given, Mapping):
-        held = {calibration.class_index(label): float(w) for label, w in given.items()}
+        held = {calibration.class_index(label): _weight(w) for label, w in given.items()}
         missing = [name for k, name in enumerate(names) if k not in held]
         if missing:
             raise InputError(
@@ -101,7 +102,7 @@ def read_weights(given: ClassWeights, calibration: Calibration) -> tuple[float, 
             )
         values = [held[k] for k in range(len(names))]
     else:
-        values = [float(w) for w in given]
+        values = [_weight(w) for w in given]
     if len(values) != len(names):
         raise InputError(
             f"class_weights must have one weight for each of {len(names)} classes, got "
@@ -114,6 +115,10 @@ def read_weights(given: ClassWeights, calibration: Calibration) -> tuple[float, 
             f"{wrong[0] if wrong else 0.0!r}."
         )
     return tuple(values)
+
+
+def _weight(value: object) -> float:
+    return check_number("class_weights", value, "that is finite and at least 0")
 
 
 def check_weights(

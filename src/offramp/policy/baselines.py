@@ -62,6 +62,7 @@ def fit_uniform(
                 weights=fit_path_pooling(part, chain.paths(), temperatures or [])
                 if combine == "weighted"
                 else None,
+                outputs="labels" if combine == "last" else part.outputs,
             ),
             method="uniform",
             reference=reference,
@@ -110,7 +111,7 @@ def fit_agreement(
         options = [(depth, shared) for depth in depths for shared in range(1, depth + 1)]
     return [
         Setting(
-            policy=Policy(chain, _agreement_nodes(chain, depth, shared)),
+            policy=Policy(chain, _agreement_nodes(chain, depth, shared), outputs="labels"),
             method="agreement",
             reference=reference,
             top=top,

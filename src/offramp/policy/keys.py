@@ -5,27 +5,38 @@ Layer: policy.
 
 import hashlib
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from offramp._core.types import Ids
+from offramp._core.ids import as_ids
+from offramp._core.types import AnyArray
+
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
-def example_keys(ids: Ids) -> Int[Tensor, " n"]:
+def example_keys(ids: AnyArray) -> Int[Tensor, " n"]:
     """One int64 for each id: integers as they are, names by a hash that never changes.
 
     Args:
-        ids: Names of examples, `(n,)`, integers or str.
+        ids: Names of examples, `(n,)`, integers or str; a tensor stays on its device.
+
+    Raises:
+        InputError: If they are neither: floats would be cut.
 
     >>> import numpy as np
     >>> example_keys(np.array([3, 1]))
     tensor([3, 1])
     """
-    if np.issubdtype(ids.dtype, np.integer):
-        return torch.from_numpy(ids.astype(np.int64))
-    digests = (hashlib.blake2b(str(name).encode(), digest_size=8).digest() for name in ids)
+    if isinstance(ids, Tensor) and ids.dtype in _WHOLE:
+        return ids.long()
+    known = as_ids(ids)
+    if known.dtype.kind == "i":
+        return torch.from_numpy(known)
+    digests = (
+        hashlib.blake2b(str(name).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        for name in known
+    )
     # 63 bits, so that no key is negative: remainders of negatives differ between runtimes
     keys = [int.from_bytes(digest, "big") >> 1 for digest in digests]
     return torch.tensor(keys, dtype=torch.int64)

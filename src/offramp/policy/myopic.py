@@ -157,6 +157,7 @@ class _Candidate:
             weights={p: combination.weights[p] for p in search.paths}
             if combination.kind == "weighted"
             else None,
+            outputs=search.tables.outputs,
         )
         return Setting(
             policy=policy, method="myopic", reference=reference, top=top, parameters=parameters

@@ -14,15 +14,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from offramp._core.checks import check_shape
+from offramp._core.checks import check_choice, check_shape
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.outputs import best_labels
 from offramp._core.topology import EXIT, Path, Topology
+from offramp._core.types import OUTPUT_FORMS, OutputForm
 from offramp.policy.combination import BY_STOPPING, Combination, Combine, Stops
 from offramp.policy.features import COMBINED, Distribution
 from offramp.policy.rules import Rule, rule_from_dict, takes_action
 from offramp.policy.stopping import Stopping
 from offramp.policy.view import View
+
+_FORMS = {"logits": "logits", "confidence": "labels with confidences", "labels": "labels alone"}
 
 
 @final
@@ -58,10 +61,13 @@ class Policy(nn.Module):
         combine: "last", "mean", "weighted" or, where every rule is a stopping network, "policy",
             as in `Combination`.
         weights: For "weighted": for each path one weight >= 0 per stage on it.
+        outputs: The form of the outputs that it was fitted on, and that it refuses others than:
+            "logits"; "confidence", a label with one; "labels", which every form has. None where
+            nobody said, as in files of before there were forms.
 
     Raises:
         InputError: If a path has no rules or too many, a temperature is not positive, weights are
-            negative or missing.
+            negative or missing, or there is no such form.
     """
 
     temperatures: Tensor
@@ -74,9 +80,12 @@ class Policy(nn.Module):
         temperatures: Sequence[float] | None = None,
         combine: Combine = "last",
         weights: Mapping[Path, Sequence[float]] | None = None,
+        outputs: OutputForm | None = None,
     ) -> None:
         super().__init__()
-        self.topology = topology
+        if outputs is not None:
+            check_choice("outputs", outputs, OUTPUT_FORMS)
+        self.topology, self.outputs = topology, outputs
         self._check_nodes(nodes)
         stops = stops_of(topology, nodes) if combine == BY_STOPPING else None
         self.combination = Combination(combine, weights, stops)
@@ -107,6 +116,25 @@ class Policy(nn.Module):
                 raise InputError(
                     f"The node {path} needs {count} routing rules, got {len(node.routes)}."
                 )
+
+    def check_reads(self, given: OutputForm, whose: str) -> None:
+        """Raise `InputError` unless this policy may look at outputs of a form.
+
+        Thresholds and weights mean something else on another form: a confidence that a service
+        states is not the largest probability of a network's scores.
+
+        Args:
+            given: The form.
+            whose: Who gives it, for the message: "the trace".
+        """
+        if self.outputs in (None, "labels", given):
+            return
+        fitted, here = _FORMS[self.outputs], _FORMS[given]  # type: ignore[index]
+        raise InputError(
+            f"This policy was fitted on {fitted}, but {whose} gives {here}, on which it would "
+            f"decide otherwise. Fit it on a trace of {here}, or let stages answer with {fitted}: "
+            f"Cascade.of_models(..., outputs={self.outputs!r})."
+        )
 
     @property
     def combine(self) -> Combine:
@@ -254,6 +282,7 @@ class Policy(nn.Module):
                 {"path": list(path), "weights": list(w)}
                 for path, w in self.combination.weights.items()
             ],
+            **({} if self.outputs is None else {"outputs": self.outputs}),
             "nodes": [
                 {
                     "path": list(path),
@@ -286,6 +315,7 @@ class Policy(nn.Module):
                 temperatures=value["temperatures"],
                 combine=value["combine"],
                 weights=weights if value["combine"] == "weighted" else None,
+                outputs=value.get("outputs"),  # older files have none
             )
         except (KeyError, TypeError, IndexError, InputError) as error:
             raise FileFormatError(f"This is not a policy: {error!r}.") from error

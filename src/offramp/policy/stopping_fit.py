@@ -117,7 +117,7 @@ def fit_stopping(
         rules = rules_of(networks, chain.active)
         settings += [
             Setting(
-                policy=stopping_policy(chain, rules, combine=combine),
+                policy=stopping_policy(chain, rules, combine=combine, outputs=part.outputs),
                 method="stopping",
                 reference=reference,
                 top=top,

@@ -16,6 +16,7 @@ from offramp._core.checks import check_positive_int
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp._core.topology import Topology
+from offramp._core.types import OutputForm
 from offramp.policy.combination import Combine
 from offramp.policy.policy import Node, Policy
 from offramp.policy.stopping import Stopping
@@ -100,6 +101,7 @@ def stopping_policy(
     combine: Combine = "policy",
     threshold: float | None = None,
     seed: int | None = None,
+    outputs: OutputForm | None = None,
 ) -> Policy:
     """A policy of stopping networks on a chain.
 
@@ -110,6 +112,7 @@ def stopping_policy(
             `offramp.Policy`.
         threshold: Stop where the probability is at least this, in (0, 1); by default 1/2.
         seed: If given, draw the stops instead, by (seed, example, stage).
+        outputs: As in `offramp.Policy`.
 
     >>> chain = Topology.of(["a", "b"]).chain(["a", "b"])
     >>> (network,) = make_networks(1, classes=3, width=8, seed=0)
@@ -122,7 +125,7 @@ def stopping_policy(
         rules = [rule.from_threshold(threshold) for rule in rules]
     inner = [path for path in topology.paths() if topology.children(path[-1])]
     nodes = {path: Node(rule) for path, rule in zip(inner, rules, strict=True)}
-    given: dict[str, Any] = {}
+    given: dict[str, Any] = {"outputs": outputs}
     if combine == "weighted":
         given["weights"] = {path: [1.0] * len(path) for path in topology.paths()}
     return Policy(topology, nodes, combine=combine, **given)

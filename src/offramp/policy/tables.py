@@ -82,6 +82,7 @@ class Tables:
         self.combination = Combination(combine, weights)
         self.reference_wrong = part.wrong(reference, top=top)
         self._part, self._top, self._loss = part, top, loss
+        self.outputs = part.outputs
         self._features_of = features_of or confidence_features_of(part.classes, combine)
         self._features: dict[Path, tuple[Feature, ...]] = {}
         self._columns: dict[_Key, np.ndarray] = {}

@@ -321,6 +321,7 @@ class TreeFit:
             temperatures=self.tables.temperatures,
             combine=self.tables.combination.kind,
             weights=weights or None,
+            outputs=self.tables.outputs,
         )
 
 

@@ -11,7 +11,10 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import RandomSampler
 
+from offramp._core.batch import as_batch
+from offramp._core.checks import check_labels
 from offramp._core.errors import InputError
+from offramp._core.ids import as_ids
 from offramp._core.types import Batch, Ids, IntArray, Split
 from offramp.stages import batch_size, take_rows
 from offramp.trace.convert import integers, split_indices
@@ -74,9 +77,9 @@ def labelled_rows(loader: Loader, size: int) -> Iterator[Rows]:
                 f"{type(item).__name__}"
                 + (f" of length {len(item)}." if isinstance(item, Sequence) else ".")
             )
-        inputs = item[0]
+        inputs = as_batch(item[0])
         m = batch_size(inputs)
-        labels = integers("labels", item[1]).numpy()
+        labels = check_labels(item[1]).numpy()
         ids = _ids(item[2]) if len(item) == 3 else np.arange(start, start + m, dtype=np.int64)
         if labels.shape != (m,) or ids.shape != (m,):
             raise InputError(
@@ -136,11 +139,4 @@ def _in_order(loader: Loader) -> bool:
 
 
 def _ids(values: Any) -> Ids:  # noqa: ANN401  (as the loader collates them)
-    array = values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-    if array.dtype.kind == "O" and all(isinstance(name, str) for name in array.flat):
-        array = array.astype(str)
-    if array.dtype.kind in "iu":
-        return array.astype(np.int64)
-    if array.dtype.kind != "U":
-        raise InputError(f"ids must be integers or text, got an array of {array.dtype}.")
-    return array
+    return as_ids(values.cpu().numpy() if isinstance(values, Tensor) else values)

@@ -8,20 +8,20 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol, final, runtime_checkable
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from offramp._core.batch import as_batch
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError, OfframpError
-from offramp._core.types import Batch, Ids
+from offramp._core.types import AnyBatch, Ids
 from offramp.policy.keys import example_keys
 from offramp.policy.policy import Policy
 from offramp.policy.setting import Setting
 from offramp.runtime.answer import Answer
 from offramp.runtime.engine import Engine, Routed
 from offramp.runtime.marks import NO_STAGE, Mark, unmarked
-from offramp.runtime.runner import BLAMES_BATCH, Runner, StageSource, check_made_for
+from offramp.runtime.runner import BLAMES_BATCH, Runner, StageSource, check_form, check_made_for
 from offramp.runtime.sizes import StageTimes
 from offramp.runtime.stream import Delivered, Stream, full_sizes
 from offramp.stages import batch_size, to_device
@@ -43,9 +43,28 @@ Keys = Tensor | Ids | Sequence[int | str]
 
 def policy_of(choice: Choice) -> Policy:
     """The policy of a setting, of an operating point, or itself."""
-    if isinstance(choice, Policy):
-        return choice
-    return choice.policy if isinstance(choice, Setting) else choice.setting.policy
+    return choice if isinstance(choice, Policy) else setting_of(choice).policy
+
+
+def setting_of(choice: object) -> Setting:
+    """The setting of an operating point, or itself.
+
+    Raises:
+        InputError: If there is none, as for a policy alone.
+    """
+    found = choice if isinstance(choice, Setting) else getattr(choice, "setting", None)
+    if isinstance(found, Setting):
+        return found
+    alone = (
+        " A policy alone does not say what it is compared with: give Setting(policy=policy, "
+        "method='mine', reference='name of F')."
+        if isinstance(choice, Policy)
+        else ""
+    )
+    raise InputError(
+        "choice must be a setting, or what Frontier.cheapest, best or certify gives, got "
+        f"{type(choice).__name__}.{alone}"
+    )
 
 
 @final
@@ -68,7 +87,8 @@ class Adaptive(nn.Module):
             gathering the survivors would cost more. Answers change by the kernels' rounding only.
 
     Raises:
-        InputError: If the policy, the costs or the times were made for other stages.
+        InputError: If the policy, the costs or the times were made for other stages, or the policy
+            was fitted on another form of outputs than the stages give.
 
     >>> from offramp.stages import Cascade
     >>> cascade = Cascade.of_models({"a": nn.Linear(4, 3), "b": nn.Linear(4, 3)})
@@ -90,6 +110,7 @@ class Adaptive(nn.Module):
         super().__init__()
         policy = copy.deepcopy(policy_of(choice))
         check_made_for(cascade, policy.topology, costs)
+        check_form(cascade, policy)
         self.engine = Engine(policy)
         self.runner = Runner(cascade, policy.topology, optimise=optimise, times=times)
         self.costs = costs
@@ -114,25 +135,27 @@ class Adaptive(nn.Module):
 
     @torch.inference_mode()
     def forward(
-        self, batch: Batch, ids: Tensor | Ids | Sequence[int | str] | None = None
+        self, batch: AnyBatch, ids: Tensor | Ids | Sequence[int | str] | None = None
     ) -> Answer:
         """Answer a batch.
 
         Args:
-            batch: Raw input of `n` examples, any `n` from 0 on.
+            batch: Raw input of `n` examples, any `n` from 0 on: a tensor, or a tuple or mapping of
+                tensors. Numpy arrays, pandas tables and nested lists become tensors, float64
+                float32.
             ids: Keys of the examples for policies that draw at random, `(n,)`, integers or names;
                 by default 0, 1, 2... in each call.
 
         Raises:
-            InputError: If the batch is not batch first, `ids` has another length, or a stage
-                cannot run on such a batch.
+            InputError: If the batch is nothing of this kind or not batch first, `ids` has another
+                length, or a stage cannot run on such a batch.
         """
         return self._answered(batch, ids, unmarked)
 
     @torch.inference_mode()
     def watched(
         self,
-        batch: Batch,
+        batch: AnyBatch,
         ids: Tensor | Ids | Sequence[int | str] | None = None,
         *,
         mark: Mark,
@@ -146,7 +169,8 @@ class Adaptive(nn.Module):
         """
         return self._answered(batch, ids, mark)
 
-    def _answered(self, batch: Batch, ids: Keys | None, mark: Mark) -> Answer:
+    def _answered(self, given: AnyBatch, ids: Keys | None, mark: Mark) -> Answer:
+        batch = as_batch(given)
         n, device = batch_size(batch), self.engine.policy.temperatures.device
         keys = _keys(ids, n, device)
         if n == 0:
@@ -180,7 +204,7 @@ class Adaptive(nn.Module):
     @torch.inference_mode()
     def stream(
         self,
-        batches: Iterable[Batch | None],
+        batches: Iterable[AnyBatch | None],
         ids: Iterable[Keys | None] | None = None,
         *,
         batch_size: int | Mapping[str, int] | None = None,
@@ -263,8 +287,9 @@ class Static(nn.Module):
         self.to(self.runner.device).eval()
 
     @torch.inference_mode()
-    def forward(self, batch: Batch, ids: object = None) -> Answer:
+    def forward(self, batch: AnyBatch, ids: object = None) -> Answer:
         """Answer a batch; `ids` is there for the sake of `Adaptive` and changes nothing."""
+        batch = as_batch(batch)
         device = self._where.device
         n = batch_size(batch)
         if n == 0:
@@ -296,7 +321,7 @@ class Static(nn.Module):
 def _keys(ids: Keys | None, n: int, device: torch.device) -> Tensor:
     if ids is None:
         return torch.arange(n, device=device)
-    given = ids.long() if isinstance(ids, Tensor) else example_keys(np.asarray(ids))
+    given = example_keys(ids)
     if given.shape != (n,):
         raise InputError(f"ids must have shape ({n},), one for each example, got {given.shape}.")
     return given.to(device)

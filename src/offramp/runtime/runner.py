@@ -13,11 +13,13 @@ from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp._core.topology import Topology
 from offramp._core.types import Batch
+from offramp.policy.policy import Policy
 from offramp.runtime.execution import Execution, Plan, blocks_of, plan_segments
 from offramp.runtime.marks import Mark, unmarked
 from offramp.runtime.prepare import prepare
 from offramp.runtime.sizes import StageTimes
 from offramp.stages import Stage, to_device
+from offramp.stages.wrong_type import wrong_type
 
 #: What a network raises on a batch that it cannot read.
 BLAMES_BATCH = (RuntimeError, TypeError, ValueError, IndexError, AttributeError)
@@ -82,7 +84,9 @@ class Runner(nn.Module):
         self._by_index: dict[int, Stage] = chosen
         self.blocks = blocks_of(topology, self.plans, chosen)
         self._modes = [part for stage in chosen.values() for part in (stage, stage.module)]
-        self.classes = len(cascade.class_names) or None
+        self._extra = int(any(stage.outputs == "confidence" for stage in chosen.values()))
+        self._names = len(cascade.class_names)
+        self.classes = self._names + self._extra if self._names else None
         self._first: Form | None = None  # of the first batch that was answered
 
     @property
@@ -115,6 +119,11 @@ class Runner(nn.Module):
     def answered(self, batch: Batch, classes: int) -> None:
         """Remember what a batch that was answered looked like."""
         if self._first is None:
+            if self._names and self._names + self._extra != classes:
+                raise InputError(
+                    f"class_names must have {classes - self._extra} entries, as the stages' "
+                    f"outputs have, got {self._names}."
+                )
             self.classes, self._first = classes, form_of(batch)
 
     def check_blame(self, batch: Batch, error: Exception) -> None:
@@ -130,9 +139,10 @@ class Runner(nn.Module):
         known = f"whose weights are {', '.join(types)}" if types else "as they are"
         if self._first is not None:
             known = f"which have answered batches like {self._first}"
+        hint = wrong_type(self._by_index.values(), batch, error)
         raise InputError(
             f"batch must be what the stages take, {known}, but they cannot run on {form}: "
-            f"{type(error).__name__}: {error}"
+            f"{type(error).__name__}: {error}{'' if hint is None else f'. {hint}'}"
         ) from error
 
     def classes_for(self, empty: Batch, device: torch.device) -> int:
@@ -151,6 +161,13 @@ def check_made_for(cascade: StageSource, topology: Topology, costs: Costs | None
         raise InputError(
             f"costs must have one entry per stage ({len(topology)}), got {len(costs)}."
         )
+
+
+def check_form(cascade: StageSource, policy: Policy) -> None:
+    """Raise `InputError` unless the stages answer in the form that a policy was fitted on."""
+    for k in policy.topology.active:
+        stage = cascade.stage(k)
+        policy.check_reads(stage.outputs, f"stage {stage.name!r}")
 
 
 def _used(stage: Stage, *, answers: bool) -> Stage:
@@ -184,6 +201,8 @@ def optimised(stages: Mapping[int, Stage]) -> dict[int, Stage]:
             group=stage.group,
             spec=stage.spec,
             head_spec=stage.head_spec,
+            outputs=stage.outputs,
+            classes=stage.classes,
         )
         for k, stage in stages.items()
     }

@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from offramp._core.batch import as_batch
 from offramp._core.checks import check_known, check_not_negative, check_positive_int
 from offramp._core.errors import InputError, OfframpError
+from offramp._core.ids import as_ids
 from offramp._core.topology import EXIT, Path, Topology
-from offramp._core.types import Batch, Ids
+from offramp._core.types import AnyBatch, Batch, Ids
 from offramp.policy.keys import example_keys
 from offramp.runtime.answer import Answer
 from offramp.runtime.engine import Engine, Routed
@@ -114,12 +116,13 @@ class Stream:
         self._count = 0
 
     def run(
-        self, batches: Iterable[Batch | None], ids: Iterable[Keys | None] | None
+        self, batches: Iterable[AnyBatch | None], ids: Iterable[Keys | None] | None
     ) -> Iterator[Delivered]:
         """Answer everything, as `Adaptive.stream` documents it."""
         given = iter(()) if ids is None else iter(ids)
         for batch in batches:
             keys = None if ids is None else next(given, None)
+            batch = None if batch is None else as_batch(batch)
             if batch is not None and (n := batch_size(batch)):
                 if ids is not None and keys is None:
                     raise InputError(
@@ -133,9 +136,7 @@ class Stream:
         device = self._engine.policy.temperatures.device
         numbers = np.arange(self._count, self._count + n)
         self._count += n
-        if isinstance(keys, Tensor):
-            keys = keys.cpu().numpy()
-        own = numbers if keys is None else np.asarray(keys)
+        own = numbers if keys is None else as_ids(keys)
         if own.shape != (n,):
             raise InputError(f"ids must have shape ({n},), one for each example, got {own.shape}.")
         self._ids.update(zip(numbers.tolist(), own.tolist(), strict=True))

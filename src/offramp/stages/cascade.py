@@ -12,12 +12,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from offramp._core.batch import as_batch
 from offramp._core.errors import InputError, TopologyError
 from offramp._core.topology import RAW_INPUT, Topology
-from offramp._core.types import Batch
+from offramp._core.types import AnyBatch, Batch, OutputForm
 from offramp.models import ModelSpec
 from offramp.stages.exits import Heads, chain_edges, exit_stages
 from offramp.stages.stage import Stage
+from offramp.stages.wrong_type import naming_types
 
 _CHANGES_IN_TRAINING = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
 
@@ -38,6 +40,7 @@ class Cascade(nn.Module):
         TopologyError: If names repeat, a stage cannot be reached, an edge leads backwards or to a
             stage whose source need not have run, a source gives no carry, or stages of one group
             do not share their module.
+        InputError: If stages answer in different forms.
 
     >>> cascade = Cascade.of_models({"small": nn.Linear(4, 3), "large": nn.Linear(4, 3)})
     >>> cascade.topology.describe(), cascade(torch.zeros(2, 4)).shape
@@ -61,6 +64,7 @@ class Cascade(nn.Module):
         )
         self.topology.check_cascade()
         _check_sharing(stages, self.topology)
+        self.outputs = _form_of(stages)
         self.class_names = tuple(class_names)
         _warn_if_training(stages)
         self.stages = nn.ModuleList(stages)
@@ -76,6 +80,8 @@ class Cascade(nn.Module):
         preprocess: nn.Module | Mapping[str, nn.Module] | None = None,
         specs: Mapping[str, ModelSpec] | None = None,
         class_names: Sequence[str] = (),
+        outputs: OutputForm | Mapping[str, OutputForm] = "logits",
+        classes: int | None = None,
     ) -> "Cascade":
         """Network selection: every stage is a whole network that reads the raw input.
 
@@ -85,12 +91,20 @@ class Cascade(nn.Module):
             preprocess: Applied to the raw input: one module for all, or one for each by name.
             specs: How to build each network again, by name.
             class_names: As in the class.
+            outputs: What the networks or services answer with, all alike as in a trace, as one
+                text or by name: "logits", or "confidence" for a label with the probability that it
+                is right (`Stage`), for policies that were fitted on such answers.
+            classes: Number of classes, for services that give labels; by default that of
+                `class_names`.
 
         Raises:
-            InputError: If `preprocess` or `specs` name a network that is not there.
+            InputError: If `preprocess`, `specs` or `outputs` name a network that is not there, or
+                networks answer in different forms.
         """
         each = preprocess if isinstance(preprocess, Mapping) else dict.fromkeys(models, preprocess)
-        for argument, given in (("preprocess", each), ("specs", specs or {})):
+        forms = outputs if isinstance(outputs, Mapping) else dict.fromkeys(models, outputs)
+        named = (("preprocess", each), ("specs", specs or {}), ("outputs", forms))
+        for argument, given in named:
             unknown = sorted(set(given) - set(models))
             if unknown:
                 raise InputError(
@@ -98,7 +112,14 @@ class Cascade(nn.Module):
                     f"got {unknown}."
                 )
         stages = [
-            Stage(name, module, preprocess=each.get(name), spec=(specs or {}).get(name))
+            Stage(
+                name,
+                module,
+                preprocess=each.get(name),
+                spec=(specs or {}).get(name),
+                outputs=forms.get(name, "logits"),
+                classes=classes or len(class_names) or None,
+            )
             for name, module in models.items()
         ]
         return cls(stages, edges=edges, class_names=class_names)
@@ -169,27 +190,29 @@ class Cascade(nn.Module):
         position = self.topology.index(which) if isinstance(which, str) else which
         return self.stages[position]  # type: ignore[return-value]
 
-    def forward(self, batch: Batch) -> Float[Tensor, "m s c"]:
+    def forward(self, batch: AnyBatch) -> Float[Tensor, "m s c"]:
         """Logits of every stage on every example; a segment that stages share runs once.
 
         Args:
             batch: Raw input of `m` examples.
 
         Returns:
-            `(m, s, c)`, float32.
+            `(m, s, c)`, float32; `(m, s, c + 1)` of stages that answer with a confidence.
 
         Raises:
             InputError: If the stages have different numbers of classes.
         """
         held: dict[str, Any] = {}  # group -> what its segment gave
         logits: list[Tensor] = []
-        for stage, void in zip(self, self._void_after, strict=True):
-            if stage.group not in held:
-                carry = batch if stage.source is None else held[self.stage(stage.source).group]
-                held[stage.group] = stage.segment(carry)
-            logits.append(stage.answer(held[stage.group]))
-            for group in void:
-                del held[group]
+        batch = as_batch(batch)
+        with naming_types(self, batch):
+            for stage, void in zip(self, self._void_after, strict=True):
+                if stage.group not in held:
+                    carry = batch if stage.source is None else held[self.stage(stage.source).group]
+                    held[stage.group] = stage.segment(carry)
+                logits.append(stage.answer(held[stage.group]))
+                for group in void:
+                    del held[group]
         self._check_classes([part.shape[1] for part in logits])
         return torch.stack(logits, dim=1)
 
@@ -201,9 +224,23 @@ class Cascade(nn.Module):
                 class names.
         """
         with evaluating(self), torch.inference_mode():
-            return self.forward(example_batch).shape[2]
+            return self.forward(example_batch).shape[2] - (self.outputs == "confidence")
+
+    def require_logits(self, what: str) -> None:
+        """Raise `InputError` where the stages answer with labels and confidences.
+
+        Args:
+            what: What needs logits, for the message.
+        """
+        if self.outputs != "logits":
+            raise InputError(
+                f"{what} needs stages that answer with logits, and these answer with labels and "
+                "confidences. Ask them for labelled examples and give their answers to "
+                "offramp.trace.from_predictions."
+            )
 
     def _check_classes(self, counts: Sequence[int]) -> None:
+        counts = [count - (self.outputs == "confidence") for count in counts]
         if len(set(counts)) > 1:
             each = ", ".join(
                 f"{name!r} gives {count}"
@@ -241,6 +278,17 @@ def _source(stage: Stage, names: Sequence[str]) -> int:
             f"{list(names)}, got {stage.source!r}."
         )
     return names.index(stage.source)
+
+
+def _form_of(stages: Sequence[Stage]) -> OutputForm:
+    """What all stages answer with."""
+    forms = {stage.name: stage.outputs for stage in stages}
+    if len(set(forms.values())) > 1:
+        raise InputError(
+            f"outputs must be one form for all stages, as in a trace, got {forms}. Of logits the "
+            "best label with its probability can be taken: outputs='confidence'."
+        )
+    return stages[0].outputs
 
 
 def _check_sharing(stages: Sequence[Stage], topology: Topology) -> None:

@@ -24,6 +24,7 @@ from offramp._core.errors import InputError, MissingExtraError, UnsupportedError
 from offramp._core.types import Batch
 from offramp.stages.cascade import Cascade, evaluating
 from offramp.stages.timing import described, filled, median_seconds
+from offramp.stages.wrong_type import naming_types
 
 _WINDOW_S = 1.0  # an energy counter ticks every 0.1 s or so; a shorter window measures nothing
 
@@ -210,13 +211,15 @@ def _parts(cascade: Cascade, batch: Batch) -> list[_Part]:
     segments: dict[str, Callable[[], Any]] = {}
     carries: dict[str, Any] = {}
     parts = []
-    for stage in cascade:
-        if stage.group not in segments:
-            given = batch if stage.source is None else carries[cascade.stage(stage.source).group]
-            segments[stage.group] = partial(stage.segment, given)
-            carries[stage.group] = stage.segment(given)
-        head = partial(stage.answer, carries[stage.group]) if stage.gives_carry else None
-        parts.append(_Part(segment=segments[stage.group], head=head))
+    with naming_types(cascade, batch):
+        for stage in cascade:
+            if stage.group not in segments:
+                source = stage.source
+                given = batch if source is None else carries[cascade.stage(source).group]
+                segments[stage.group] = partial(stage.segment, given)
+                carries[stage.group] = stage.segment(given)
+            head = partial(stage.answer, carries[stage.group]) if stage.gives_carry else None
+            parts.append(_Part(segment=segments[stage.group], head=head))
     return parts
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp._core.errors import FileFormatError, InputError
+from offramp._core.types import Batch
 
 
 @final
@@ -51,8 +52,14 @@ class Normalize(nn.Module):
         self.register_buffer("mean", torch.tensor(self._mean), persistent=False)
         self.register_buffer("std", torch.tensor(self._std), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Batch) -> Tensor:
         """Normalise raw input `(m, channels, ...)` of any number type; gives float32."""
+        if not isinstance(x, Tensor):
+            what = f"a mapping of {sorted(map(str, x))}" if isinstance(x, Mapping) else "several"
+            raise InputError(
+                f"Normalize takes one tensor, got {what}. Give the network's own preprocessing as "
+                "a module that normalises the tensor meant, or hand over that tensor alone."
+            )
         if x.dim() < 2 or (len(self._mean) > 1 and x.shape[1] != len(self._mean)):
             raise InputError(
                 f"The input must have shape (m, {len(self._mean)}, ...), got {tuple(x.shape)}; "

@@ -3,6 +3,7 @@
 Layer: stages.
 """
 
+from collections.abc import Mapping
 from typing import Any, final
 
 import torch
@@ -10,8 +11,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from offramp._core.batch import apply
+from offramp._core.checks import check_choice
 from offramp._core.errors import InputError
-from offramp._core.types import Batch
+from offramp._core.outputs import labels_with_confidence
+from offramp._core.types import Batch, OutputForm
 from offramp.models import ModelSpec, extract_logits
 from offramp.stages.cut_spec import SegmentSpec
 
@@ -36,9 +39,15 @@ class Stage(nn.Module):
             By default a stage is alone in the group of its own name.
         spec: How to build `module` again, or None if nobody knows.
         head_spec: How to build `head` again, or None if nobody knows.
+        outputs: "logits"; or "confidence": the stage, a whole network or a service, answers with
+            labels `(m,)` and the probabilities `(m,)` that they are right, in a tuple or under
+            "labels" and "confidence"; of logits the best label and its probability are taken. It
+            then stands for scores `(m, c + 1)`, as in a trace of `from_predictions`.
+        classes: Number of classes `c`, where `module` gives labels.
 
     Raises:
-        InputError: If the name is empty, or a stage with a source has preprocessing.
+        InputError: If the name is empty, a stage with a source has preprocessing, or one with a
+            head or source declares other outputs than logits.
 
     >>> stage = Stage("tiny", nn.Linear(2, 3))
     >>> logits, carry = stage.run(torch.zeros(5, 2))
@@ -57,6 +66,8 @@ class Stage(nn.Module):
         group: str | None = None,
         spec: ModelSpec | SegmentSpec | None = None,
         head_spec: ModelSpec | None = None,
+        outputs: OutputForm = "logits",
+        classes: int | None = None,
     ) -> None:
         super().__init__()
         if not name:
@@ -66,6 +77,13 @@ class Stage(nn.Module):
                 f"Stage {name!r} reads the carry of {source!r}; preprocessing belongs to stages "
                 "that read the raw input."
             )
+        check_choice("outputs", outputs, ("logits", "confidence"))
+        if outputs != "logits" and (head is not None or source is not None):
+            raise InputError(
+                f"Stage {name!r} is an exit, which answers with logits; outputs={outputs!r} is for "
+                "whole networks and services."
+            )
+        self.outputs, self.classes = outputs, classes
         self.name = name
         self.module = module
         self.head = head
@@ -89,7 +107,24 @@ class Stage(nn.Module):
         Returns:
             What `answer` reads: the carry of this stage, or a whole network's output.
         """
-        return apply(self.module, carry if self.preprocess is None else self.preprocess(carry))
+        result = apply(self.module, carry if self.preprocess is None else self.preprocess(carry))
+        return result if self.outputs == "logits" else self._labelled(result)
+
+    def _labelled(self, result: Any) -> Float[Tensor, "m k"]:  # noqa: ANN401
+        """The scores that labels with confidences, or those of logits, amount to."""
+        if isinstance(result, Mapping) and "labels" in result and "confidence" in result:
+            result = (result["labels"], result["confidence"])
+        pair = isinstance(result, tuple | list) and len(result) == 2
+        if pair and all(isinstance(part, Tensor) and part.dim() == 1 for part in result):
+            if self.classes is None:
+                raise InputError(
+                    f"Stage {self.name!r} answers with labels, so the number of classes must be "
+                    "given: classes=10, or class_names."
+                )
+            return labels_with_confidence(*result, self.classes)
+        logits = self.answer(result)
+        confidence, labels = logits.softmax(dim=1).max(dim=1)
+        return labels_with_confidence(labels, confidence.clamp(max=1.0), logits.shape[1])
 
     def answer(self, result: Any) -> Float[Tensor, "m c"]:  # noqa: ANN401
         """Make logits `(m, c)`, float32, of what `segment` gave.

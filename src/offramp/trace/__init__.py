@@ -4,7 +4,8 @@ Layer: trace.  Imports _core only: a trace knows neither networks nor data sets.
 """
 
 from offramp.trace.files import load_trace, save_trace
-from offramp.trace.imports import from_logits, from_npz, from_parquet, from_predictions
+from offramp.trace.import_files import from_npz, from_parquet
+from offramp.trace.imports import from_logits, from_predictions, from_probabilities
 from offramp.trace.testing import make_trace
 from offramp.trace.trace import Trace
 
@@ -14,6 +15,7 @@ __all__ = [
     "from_npz",
     "from_parquet",
     "from_predictions",
+    "from_probabilities",
     "load_trace",
     "make_trace",
     "save_trace",

@@ -1,4 +1,4 @@
-"""Traces of what was recorded elsewhere: arrays, npz and parquet files, with or without logits.
+"""Traces of what was recorded elsewhere: logits, probabilities, or labels with confidences.
 
 Stages are listed in topological order, cheapest first. Up to five of them get every forward edge,
 more a chain; `edges` says otherwise.
@@ -6,38 +6,45 @@ more a chain; `edges` says otherwise.
 Layer: trace.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
-import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from offramp._core.checks import check_known, check_shape
+from offramp._core.checks import check_class_names, check_known, check_shape
 from offramp._core.costs import Costs
-from offramp._core.errors import FileFormatError, InputError, MissingExtraError
+from offramp._core.errors import InputError
+from offramp._core.ids import as_ids
 from offramp._core.topology import Topology
-from offramp._core.types import Split
-from offramp.trace.convert import integers, ranks, scores, split_indices
+from offramp._core.types import AnyArray, BoolArray, Split
+from offramp.trace.convert import (
+    Answers,
+    confidences_of,
+    labels_of,
+    log_probabilities,
+    prices,
+    scores,
+    split_indices,
+)
 from offramp.trace.trace import Trace
 
 _FULL_UP_TO = 5  # stages; with every edge, the number of visit paths doubles with each stage
 
 Edges = str | Iterable[tuple[str, str]]
-CostTable = Costs | Mapping[str, float]
+CostTable = Costs | Mapping[str, Any]  # a number for each stage, or a price for each example
 
 
 def from_logits(
-    logits: Mapping[str, ArrayLike | Tensor] | ArrayLike | Tensor,
-    labels: ArrayLike | Tensor,
+    logits: Mapping[str, AnyArray] | AnyArray,
+    labels: AnyArray,
     *,
     costs: CostTable,
     unit: str | None = None,
     names: Sequence[str] | None = None,
-    ids: ArrayLike | None = None,
+    ids: AnyArray | None = None,
     split: ArrayLike | Split | None = None,
     class_names: Sequence[str] = (),
     edges: Edges | None = None,
@@ -48,8 +55,9 @@ def from_logits(
     Args:
         logits: For each stage scores `(n, c)`, by name; or `(n, s, c)` at once. Float16 is kept
             and marks the trace as lossy, anything else becomes float32.
-        labels: True labels, `(n,)`, in [0, c).
-        costs: Cost per example of each stage, by name, in `unit`; or a whole table.
+        labels: True labels, `(n,)`, in [0, c), or names out of `class_names`.
+        costs: Cost per example of each stage, by name, in `unit`: a number, or `(n,)` prices of
+            its answers, whose mean is taken and noted. Or a whole table.
         unit: Of the costs: "flops", "seconds", "joules", "usd", or a name of your own.
         names: Names of the stages where `logits` is one array; by default those of `costs`.
         ids: Names of the examples, `(n,)`, integers or text, unique; by default 0..n-1.
@@ -67,37 +75,83 @@ def from_logits(
     >>> trace.accuracy(0), trace.accuracy(1)
     (0.0, 1.0)
     """
-    if isinstance(logits, Mapping):
-        names = tuple(logits)
-        stacked = torch.stack(_same_shape("logits", logits, scores), dim=1)  # (n, s, c)
-    else:
-        stacked = scores("logits", logits)
-        check_shape("logits", stacked.shape, (None, None, None))
-        names = tuple(names if names is not None else _names_of(costs, stacked.shape[1]))
-    check_shape("logits", stacked.shape, (None, len(names), None))
-    topology = _topology(names, edges)
-    return Trace(
-        topology=topology,
-        labels=integers("labels", labels),
-        classes=stacked.shape[2],
-        costs=_cost_table(costs, unit, topology),
-        logits=stacked,
-        class_names=tuple(class_names),
+    found, names = _stacked("logits", logits, scores, names, costs)
+    _check_no_log_of_zero(found, names)
+    return _of_scores(
+        found,
+        labels,
+        topology=_topology(names, edges),
+        costs=costs,
+        unit=unit,
+        class_names=class_names,
         seen_in_training=seen_in_training,
-        lossy=stacked.dtype == torch.float16,
-        **_optional(ids, split, len(stacked)),
+        ids=ids,
+        split=split,
+    )
+
+
+def from_probabilities(
+    probabilities: Mapping[str, AnyArray] | AnyArray,
+    labels: AnyArray,
+    *,
+    costs: CostTable,
+    unit: str | None = None,
+    names: Sequence[str] | None = None,
+    ids: AnyArray | None = None,
+    split: ArrayLike | Split | None = None,
+    class_names: Sequence[str] = (),
+    edges: Edges | None = None,
+    seen_in_training: bool = False,
+) -> Trace:
+    """A trace of class probabilities, as `predict_proba` of scikit-learn gives them.
+
+    Their logarithms are the logits. Probabilities below 1e-7, zeros among them, count as 1e-7.
+
+    Args:
+        probabilities: For each stage `(n, c)` in [0, 1], by name; or `(n, s, c)` at once. Rows sum
+            to 1 within 0.01 and are divided by their sum.
+        labels: As in `from_logits`, like the arguments that are not listed here.
+        costs: Cost of each stage.
+        unit: Of the costs.
+        names: Names of the stages where `probabilities` is one array.
+        ids: Names of the examples.
+        split: Splits of the examples.
+        class_names: Names of the `c` classes.
+        edges: Decision edges.
+        seen_in_training: Whether the models were trained on these examples.
+
+    Raises:
+        InputError: If a probability is outside [0, 1], a row does not sum to 1, or as in
+            `from_logits`.
+
+    >>> trace = from_probabilities({"forest": [[1.0, 0.0]], "large": [[0.2, 0.8]]}, [1],
+    ...                            costs={"forest": 1.0, "large": 4.0}, unit="flops")
+    >>> trace.output(1).logits.softmax(dim=1)
+    tensor([[0.2000, 0.8000]])
+    """
+    found, names = _stacked("probabilities", probabilities, log_probabilities, names, costs)
+    return _of_scores(
+        found,
+        labels,
+        topology=_topology(names, edges),
+        costs=costs,
+        unit=unit,
+        class_names=class_names,
+        seen_in_training=seen_in_training,
+        ids=ids,
+        split=split,
     )
 
 
 def from_predictions(
-    predictions: Mapping[str, ArrayLike | Tensor],
-    labels: ArrayLike | Tensor,
+    predictions: Mapping[str, AnyArray],
+    labels: AnyArray,
     *,
     costs: CostTable,
     unit: str | None = None,
-    confidences: Mapping[str, ArrayLike | Tensor] | None = None,
+    confidences: Mapping[str, AnyArray] | None = None,
     classes: int | None = None,
-    ids: ArrayLike | None = None,
+    ids: AnyArray | None = None,
     split: ArrayLike | Split | None = None,
     class_names: Sequence[str] = (),
     edges: Edges | None = None,
@@ -106,13 +160,15 @@ def from_predictions(
     """A trace of predicted labels, as services and published result lists give them.
 
     Args:
-        predictions: For each stage labels `(n,)`, or ranked labels `(n, r)`, best first. A label
-            outside the classes, also a negative one, is a legitimate wrong answer.
-        labels: True labels, `(n,)`, in [0, classes).
+        predictions: For each stage labels `(n,)`, or ranked labels `(n, r)`, best first: numbers,
+            or names where there are `class_names`. A label outside the classes, also a negative
+            one, is a legitimate wrong answer; so is a refusal, None or NaN.
+        labels: True labels, `(n,)`, in [0, classes), or names out of `class_names`.
         costs: As in `from_logits`, like the arguments that are not listed here.
         unit: Of the costs.
         confidences: For each stage the probability that its first label is right, `(n,)` in
-            [0, 1]. Without them only policies that compare labels can be fitted.
+            [0, 1]; that of a refusal counts as 0, and rounding by up to 1e-6 outside is cut.
+            Without them only policies that compare labels can be fitted.
         classes: Number of classes; by default that of `class_names`, else 1 + the largest label.
         ids: Names of the examples.
         split: Splits of the examples.
@@ -123,179 +179,88 @@ def from_predictions(
     Raises:
         InputError: If shapes differ, a stage has no confidence, or a value is outside its domain.
 
+    Warns:
+        UserWarning: If a stage refused, or gave names that are no class; it says how often.
+
     >>> trace = from_predictions({"local": [0, 7], "service": [0, 1]}, [0, 1], unit="usd",
     ...                          costs={"local": 0.0, "service": 0.001})
     >>> trace.accuracy(0), trace.classes
     (0.5, 2)
     """
     names = tuple(predictions)
-    ranked = torch.stack(_same_shape("predictions", predictions, ranks), dim=1)  # (n, s, r)
-    known = integers("labels", labels)
+    answers = Answers(tuple(class_names))
+    ranked = torch.stack(_same_shape("predictions", predictions, answers.read), dim=1)  # (n, s, r)
+    known = labels_of(labels, class_names)
     if classes is None:
         classes = len(class_names) or int(known.max()) + 1 if len(known) else 0
     topology = _topology(names, edges)
-    return Trace(
+    trace = Trace(
         topology=topology,
         labels=known,
         classes=classes,
-        costs=_cost_table(costs, unit, topology),
+        costs=_cost_table(costs, unit, topology, len(ranked)),
         ranked=ranked,
-        confidence=_confidence(confidences, names),
-        class_names=tuple(class_names),
+        confidence=_confidence(confidences, answers.refused),
+        class_names=check_class_names(class_names, classes),
         seen_in_training=seen_in_training,
         **_optional(ids, split, len(ranked)),
     )
+    if answers.note():
+        warnings.warn(answers.note(), stacklevel=2)
+    return trace
 
 
-def from_npz(
-    path: Path | str,
+def _of_scores(
+    logits: Tensor,
+    labels: AnyArray,
     *,
-    logits: Mapping[str, str] | None = None,
-    predictions: Mapping[str, str] | None = None,
-    confidences: Mapping[str, str] | None = None,
-    labels: str = "labels",
-    ids: str | None = None,
-    split: str | None = None,
-    **others: object,
+    topology: Topology,
+    costs: CostTable,
+    unit: str | None,
+    class_names: Sequence[str],
+    seen_in_training: bool,
+    ids: AnyArray | None,
+    split: ArrayLike | Split | None,
 ) -> Trace:
-    """A trace of the arrays in an npz file.
-
-    Args:
-        path: The file; pickled arrays in it are refused.
-        logits: For each stage the name of its array of scores `(n, c)`. Either this, or
-        predictions: for each stage the name of its array of labels `(n,)` or `(n, r)`.
-        confidences: For each stage the name of its array of confidences `(n,)`.
-        labels: Name of the array of true labels.
-        ids: Name of the array of ids, or None.
-        split: Name of the array of splits, or None.
-        **others: As in `from_logits` or `from_predictions`: `costs`, `unit`, `edges`...
-
-    Raises:
-        FileFormatError: If the file is missing, damaged or holds pickled arrays.
-        UnknownNameError: If it has no such array; the nearest name is suggested.
-        InputError: As in `from_logits` and `from_predictions`.
-    """
-    try:
-        # Opened here because numpy leaves a file that it cannot read open.
-        with Path(path).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-
-            def column(name: str) -> NDArray[Any]:
-                return np.asarray(file[check_known("array", name, file.files)])
-
-            read = _read(column, logits, predictions, confidences, labels, ids, split)
-    except (OSError, BadZipFile, ValueError, EOFError, AttributeError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise FileFormatError(f"{path} cannot be read as an npz file: {error}") from error
-    return _from_read(read, others)
+    return Trace(
+        topology=topology,
+        labels=labels_of(labels, class_names),
+        classes=logits.shape[2],
+        costs=_cost_table(costs, unit, topology, len(logits)),
+        logits=logits,
+        class_names=check_class_names(class_names, logits.shape[2]),
+        seen_in_training=seen_in_training,
+        lossy=logits.dtype == torch.float16,
+        **_optional(ids, split, len(logits)),
+    )
 
 
-def from_parquet(
-    path: Path | str,
-    *,
-    logits: Mapping[str, str | Sequence[str]] | None = None,
-    predictions: Mapping[str, str | Sequence[str]] | None = None,
-    confidences: Mapping[str, str] | None = None,
-    labels: str = "label",
-    ids: str | None = None,
-    split: str | None = None,
-    **others: object,
-) -> Trace:
-    """A trace of the columns of a parquet file.
-
-    Args:
-        path: The file.
-        logits: For each stage a column of lists of `c` scores, or the names of `c` columns.
-            Either this, or
-        predictions: for each stage a column of labels or of ranked lists, or the names of `r`
-            columns, best first.
-        confidences: For each stage its column of confidences.
-        labels: Column of true labels.
-        ids: Column of ids, or None.
-        split: Column of split names or indices, or None.
-        **others: As in `from_logits` or `from_predictions`: `costs`, `unit`, `edges`...
-
-    Raises:
-        MissingExtraError: If pyarrow is not installed.
-        FileFormatError: If the file is missing or damaged, or lists differ in length.
-        UnknownNameError: If it has no such column; the nearest name is suggested.
-        InputError: As in `from_logits` and `from_predictions`.
-    """
-    try:
-        import pyarrow as pa
-        from pyarrow import parquet
-    except ImportError as error:
-        raise MissingExtraError("pyarrow", "parquet") from error
-    wanted = [
-        name
-        for table in (logits, predictions, confidences)
-        for names in (table or {}).values()
-        for name in _as_names(names)
-    ]
-    wanted += [name for name in (labels, ids, split) if name is not None]
-    try:
-        with parquet.ParquetFile(path) as file:
-            for name in wanted:
-                check_known("column", name, file.schema_arrow.names)
-            table = file.read(columns=list(dict.fromkeys(wanted)))
-    except (OSError, pa.ArrowException) as error:
-        raise FileFormatError(f"{path} cannot be read as a parquet file: {error}") from error
-
-    def column(names: str | Sequence[str]) -> NDArray[Any]:
-        if isinstance(names, str):
-            return _column_values(table[names], f"column {names!r} of {path}")
-        return np.stack([_column_values(table[n], f"column {n!r} of {path}") for n in names], 1)
-
-    return _from_read(_read(column, logits, predictions, confidences, labels, ids, split), others)
+def _stacked(
+    argument: str,
+    given: Mapping[str, AnyArray] | AnyArray,
+    convert: Callable[[str, AnyArray], Tensor],
+    names: Sequence[str] | None,
+    costs: CostTable,
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Scores `(n, s, c)` and the names of the stages."""
+    if isinstance(given, Mapping):
+        each = _same_shape(argument, given, lambda name, of: convert(f"{argument} of {name!r}", of))
+        return torch.stack(each, dim=1), tuple(given)
+    found = convert(argument, given)
+    check_shape(argument, found.shape, (None, None, None))
+    known = tuple(names if names is not None else _names_of(costs, found.shape[1]))
+    check_shape(argument, found.shape, (None, len(known), None))
+    return found, known
 
 
-def _read(
-    column: Callable[[Any], NDArray[Any]],
-    logits: Mapping[str, Any] | None,
-    predictions: Mapping[str, Any] | None,
-    confidences: Mapping[str, str] | None,
-    labels: str,
-    ids: str | None,
-    split: str | None,
-) -> dict[str, Any]:
-    if (logits is None) == (predictions is None):
-        raise InputError("Name the arrays of either logits or predictions, and not of both.")
-    if logits is not None and confidences is not None:
-        raise InputError("confidences belong to predictions; logits need none.")
-    read: dict[str, Any] = {
-        "labels": column(labels),
-        "ids": None if ids is None else column(ids),
-        "split": None if split is None else column(split),
-    }
-    for argument, names in (
-        ("logits", logits),
-        ("predictions", predictions),
-        ("confidences", confidences),
-    ):
-        if names is not None:
-            read[argument] = {stage: column(name) for stage, name in names.items()}
-    return read
-
-
-def _from_read(read: dict[str, Any], others: Mapping[str, object]) -> Trace:
-    return (from_logits if "logits" in read else from_predictions)(**read, **others)  # type: ignore[arg-type]
-
-
-def _as_names(names: str | Sequence[str]) -> Sequence[str]:
-    return [names] if isinstance(names, str) else names
-
-
-def _column_values(column: Any, what: str) -> NDArray[Any]:  # noqa: ANN401  (pyarrow is optional)
-    if column.null_count:
-        raise FileFormatError(f"{what} has {column.null_count} empty cells; fill or drop them.")
-    array = column.combine_chunks()
-    if not hasattr(array, "value_lengths"):  # not a column of lists
-        return np.asarray(array.to_numpy(zero_copy_only=False))
-    flat = array.flatten()
-    lengths = np.asarray(array.value_lengths()) if len(array) else np.array([0])
-    if flat.null_count or len(np.unique(lengths)) > 1:
-        raise FileFormatError(f"{what} must hold lists of one length without empty cells.")
-    return np.asarray(flat.to_numpy(zero_copy_only=False)).reshape(len(array), -1)
+def _check_no_log_of_zero(logits: Tensor, names: Sequence[str]) -> None:
+    zero = torch.isneginf(logits)
+    if bool(zero.any()) and not bool(torch.isnan(logits).any()):
+        row, stage = zero.nonzero()[0][:2].tolist()
+        raise InputError(
+            f"logits must be finite, got -inf for example {row}, stage {names[stage]!r}. Is it the "
+            "logarithm of a probability of 0? Give the probabilities to from_probabilities."
+        )
 
 
 def _same_shape(
@@ -303,7 +268,7 @@ def _same_shape(
 ) -> list[Tensor]:
     if not tables:
         raise InputError(f"{argument} must name at least one stage, got none.")
-    found = {name: convert(f"{argument} of {name!r}", table) for name, table in tables.items()}
+    found = {name: convert(name, table) for name, table in tables.items()}
     shapes = {name: tuple(table.shape) for name, table in found.items()}
     if len(set(shapes.values())) > 1 or len(next(iter(shapes.values()))) != 2:
         raise InputError(
@@ -314,18 +279,20 @@ def _same_shape(
 
 
 def _confidence(
-    confidences: Mapping[str, ArrayLike | Tensor] | None, names: Sequence[str]
+    confidences: Mapping[str, AnyArray] | None, refused: Mapping[str, BoolArray]
 ) -> Tensor | None:
     if confidences is None:
         return None
     for name in confidences:
-        check_known("stage", name, names)
-    missing = [name for name in names if name not in confidences]
+        check_known("stage", name, refused)
+    missing = [name for name in refused if name not in confidences]
     if missing:
         raise InputError(f"confidences must have an entry for every stage; {missing} have none.")
-    each = [scores(f"confidences of {name!r}", confidences[name]).float() for name in names]
-    for name, values in zip(names, each, strict=True):
-        check_shape(f"confidences of {name!r}", values.shape, (len(each[0]),))
+    each = []
+    for name, rows in refused.items():
+        values = confidences_of(f"confidences of {name!r}", confidences[name], rows)
+        check_shape(f"confidences of {name!r}", values.shape, rows.shape)
+        each.append(values)
     return torch.stack(each, dim=1)  # (n, s)
 
 
@@ -341,7 +308,7 @@ def _names_of(costs: CostTable, stages: int) -> tuple[str, ...]:
     return tuple(costs)
 
 
-def _cost_table(costs: CostTable, unit: str | None, topology: Topology) -> Costs:
+def _cost_table(costs: CostTable, unit: str | None, topology: Topology, n: int) -> Costs:
     if isinstance(costs, Costs):
         return costs
     if unit is None:
@@ -351,14 +318,14 @@ def _cost_table(costs: CostTable, unit: str | None, topology: Topology) -> Costs
     missing = [name for name in topology.names if name not in costs]
     if missing:
         raise InputError(f"costs must have an entry for every stage; {missing} have none.")
-    return Costs.simple(unit, [costs[name] for name in topology.names])
+    each, note = prices(costs, n)
+    return Costs.simple(unit, [each[name] for name in topology.names], note=note)
 
 
-def _optional(ids: ArrayLike | None, split: ArrayLike | Split | None, n: int) -> dict[str, Any]:
+def _optional(ids: AnyArray | None, split: ArrayLike | Split | None, n: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if ids is not None:
-        given = np.asarray(ids)
-        found["ids"] = given.astype(str) if given.dtype.kind == "O" else given
+        found["ids"] = as_ids(ids)
     if split is not None:
         found["split"] = split_indices(split, n)
     return found

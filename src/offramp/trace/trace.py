@@ -11,13 +11,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from offramp._core.checks import check_shape, check_split
+from offramp._core.checks import (
+    check_class_names,
+    check_labels,
+    check_shape,
+    check_split,
+)
 from offramp._core.costs import Costs
 from offramp._core.division import counts_of, random_order
 from offramp._core.errors import InputError, SplitOverlapError
+from offramp._core.ids import as_ids, shown_id
 from offramp._core.outputs import StageOutput
 from offramp._core.topology import Topology
-from offramp._core.types import SPLITS, BoolArray, FloatArray, Ids, Split
+from offramp._core.types import SPLITS, BoolArray, FloatArray, Ids, OutputForm, Split
 
 
 @final
@@ -92,20 +98,18 @@ class Trace:
         for table in (self.costs, *self.other_costs):
             if len(table) != s:
                 raise InputError(f"costs must have one entry per stage ({s}), got {len(table)}.")
-        outside = (self.labels < 0) | (self.labels >= c)
-        if bool(outside.any()):
-            row = int(outside.nonzero()[0])
-            raise InputError(
-                f"labels must be in [0, {c}), got {int(self.labels[row])} for example {row}."
-            )
-        if self.class_names and len(self.class_names) != c:
-            raise InputError(f"class_names must have {c} entries, got {len(self.class_names)}.")
+        object.__setattr__(self, "labels", check_labels(self.labels, c))
+        object.__setattr__(self, "class_names", check_class_names(self.class_names, c))
         self._check_finite()
-        if len(self.ids) == 0:
-            object.__setattr__(self, "ids", np.arange(n, dtype=np.int64))
+        ids = np.arange(n, dtype=np.int64) if len(self.ids) == 0 else as_ids(self.ids)
+        object.__setattr__(self, "ids", ids)
         check_shape("ids", self.ids.shape, (n,))
-        if len(np.unique(self.ids)) != n:
-            raise InputError("ids must be unique: an example recorded twice would count twice.")
+        names, counts = np.unique(self.ids, return_counts=True)
+        if len(names) != n:
+            raise InputError(
+                f"ids must be unique, got {shown_id(names[counts > 1][0])} {counts.max()} times: "
+                "an example recorded twice would count twice."
+            )
         if self.split is not None:
             check_shape("split", self.split.shape, (n,))
             if bool(((self.split < 0) | (self.split >= len(SPLITS))).any()):
@@ -132,6 +136,13 @@ class Trace:
     def stages(self) -> tuple[str, ...]:
         """Names of the stages, in topological order."""
         return self.topology.names
+
+    @property
+    def outputs(self) -> OutputForm:
+        """The form of the stages' outputs: "logits", "confidence" (with a label) or "labels"."""
+        if self.logits is not None:
+            return "logits"
+        return "labels" if self.confidence is None else "confidence"
 
     def output(self, stage: int) -> StageOutput:
         """What one stage said about every example."""
@@ -225,6 +236,6 @@ class Trace:
         both = np.intersect1d(self.ids, other.ids)
         if len(both):
             raise SplitOverlapError(
-                f"{len(both)} examples are in both parts, e.g. {both[0].item()!r}. Splits must be "
+                f"{len(both)} examples are in both parts, e.g. {shown_id(both[0])}. Splits must be "
                 "disjoint."
             )

@@ -59,7 +59,7 @@ def test_a_cost_outside_its_domain_is_named_with_its_stage(bad):
 
 
 def test_lengths_must_agree():
-    with pytest.raises(InputError, match=r"head must have one cost per stage \(2\), got 1"):
+    with pytest.raises(InputError, match=r"head must have one cost per stage, shape \(2,\), got"):
         Costs(unit="flops", segment=(1, 2), head=(0,), decision=(0, 0))
 
 

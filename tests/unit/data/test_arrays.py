@@ -37,8 +37,9 @@ def test_float64_becomes_float32_and_uint8_stays():
 
 
 def test_labels_must_be_integers_of_one_axis():
-    with pytest.raises(InputError, match=r"labels must be integers, got torch.float64"):
-        arrays(np.zeros((2, 5)), np.array([0.0, 1.0]))
+    with pytest.raises(InputError, match=r"labels must be whole numbers, got 0\.5"):
+        arrays(np.zeros((2, 5)), np.array([0.5, 1.0]))
+    assert arrays(np.zeros((2, 5)), np.array([0.0, 1.0])).labels.tolist() == [0, 1]
     with pytest.raises(InputError, match=r"one integer for each example, got shape \(2, 1\)"):
         arrays(np.zeros((2, 5)), np.array([[0], [1]]))
 

@@ -71,11 +71,9 @@ def test_names_that_are_not_unicode_come_back(tmp_path):
     assert load_trace(tmp_path / "t.trace").ids.tolist() == ["caf\udce9.jpg", ""]
 
 
-def test_ids_of_another_kind_are_refused(tmp_path):
-    trace = replace(make_trace(2), ids=np.array([0.5, 1.5]))
+def test_ids_of_another_kind_are_refused():
     with pytest.raises(InputError, match="integers or text, got an array of float64"):
-        save_trace(trace, tmp_path / "t.trace")
-    assert list(tmp_path.iterdir()) == []
+        replace(make_trace(2), ids=np.array([0.5, 1.5]))
 
 
 def test_float16_halves_the_file_and_is_marked_lossy_for_good(tmp_path):

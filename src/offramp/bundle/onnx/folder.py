@@ -20,8 +20,9 @@ from offramp._core.topology import RAW_INPUT
 from offramp._core.types import Batch
 from offramp.bundle.names import MANIFEST, POLICY, WEIGHTS, weight_files
 from offramp.bundle.onnx.parts import ENDING, RAW, Parts, export_parts
-from offramp.policy import Policy, Setting
+from offramp.policy import Policy
 from offramp.runtime import Choice, StageSource, policy_of
+from offramp.runtime.adaptive import setting_of
 
 RUNNER = "run.py"
 FORMAT, VERSION = "offramp-onnx", 1
@@ -168,4 +169,4 @@ def _stage(parts: Parts, stage: int) -> dict[str, Any]:
 def _policy(choice: Choice) -> dict[str, Any]:
     if isinstance(choice, Policy):
         return {"policy": choice.to_dict()}
-    return (choice if isinstance(choice, Setting) else choice.setting).to_dict()
+    return setting_of(choice).to_dict()

@@ -23,7 +23,7 @@ from offramp.policy import Policy
 from offramp.runtime import StageSource
 from offramp.runtime.backends import Compiled, backend_of, require_onnx, to_onnx
 from offramp.runtime.execution import Plan, plan_segments
-from offramp.runtime.runner import check_made_for
+from offramp.runtime.runner import check_form, check_made_for
 from offramp.stages import OfFirst, Stage, own_head
 
 ENDING = ".onnx"
@@ -101,6 +101,7 @@ def export_parts(
     """
     require_onnx()
     check_made_for(cascade, policy.topology, None)
+    check_form(cascade, policy)
     check_expressible(policy)
     if batch_size(example) == 0:
         raise InputError("example must hold at least one example, got 0.")
@@ -230,6 +231,11 @@ class _Part(nn.Module):
 
 def _check_exportable(stage: Stage, *, preprocess: bool) -> None:
     """Raise `InputError` where a stage runs elsewhere and is not just a model in ONNX."""
+    if stage.outputs != "logits":
+        raise InputError(
+            f"Stage {stage.name!r} answers with labels and confidences; stages that answer with "
+            "logits can be exported. Save a bundle instead, or fit a policy on logits."
+        )
     if not is_compiled(stage):
         return
     head = None if stage.head is None else own_head(stage.head)

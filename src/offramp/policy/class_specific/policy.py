@@ -11,7 +11,7 @@ import numpy as np
 from offramp._core.checks import check_known
 from offramp._core.errors import InputError
 from offramp._core.topology import Topology
-from offramp._core.types import FloatArray
+from offramp._core.types import FloatArray, OutputForm
 from offramp.policy.class_specific.choice import ClassDesign, choose_exits
 from offramp.policy.class_specific.data import Branch, ClassData, ClassExit, class_index
 from offramp.policy.class_specific.scan import Requirements
@@ -27,13 +27,20 @@ from offramp.trace import Trace
 _TOLERANCES = (0.0, 0.005, 0.01, 0.02)
 
 
-def class_policy(topology: Topology, rules: Sequence[tuple[str, Rule]], last: str) -> Policy:
+def class_policy(
+    topology: Topology,
+    rules: Sequence[tuple[str, Rule]],
+    last: str,
+    *,
+    outputs: OutputForm | None = None,
+) -> Policy:
     """The chain of some exits and the network's own answer, one rule at each exit.
 
     Args:
         topology: Of the cascade.
         rules: For each exit its stage and rule, in the order in which they are reached.
         last: The stage that answers everybody else.
+        outputs: As in `offramp.Policy`.
 
     >>> topology = Topology.of(["cat", "last"])
     >>> policy = class_policy(topology, [("cat", ClassThreshold(0, 3, 2.9))], "last")
@@ -42,7 +49,8 @@ def class_policy(topology: Topology, rules: Sequence[tuple[str, Rule]], last: st
     """
     chain = topology.chain([*(name for name, _ in rules), last])
     paths = chain.paths()[: len(rules)]
-    return Policy(chain, {p: Node(rule) for p, (_, rule) in zip(paths, rules, strict=True)})
+    nodes = {p: Node(rule) for p, (_, rule) in zip(paths, rules, strict=True)}
+    return Policy(chain, nodes, outputs=outputs)
 
 
 def class_data(
@@ -167,7 +175,9 @@ def _setting(
     stage, target = columns[leaf.column]
     rule = ClassThreshold(stage, target, leaf.log_odds)
     return Setting(
-        policy=class_policy(part.topology, [(part.stages[stage], rule)], reference),
+        policy=class_policy(
+            part.topology, [(part.stages[stage], rule)], reference, outputs=part.outputs
+        ),
         method="class_specific",
         reference=reference,
         parameters={"target": target, "alpha": leaf.alpha, "tolerance": float(tolerance)},

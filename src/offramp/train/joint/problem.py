@@ -99,7 +99,7 @@ class Problem:
         rules = rules_of(self.model.networks, self.model.chain.active)
         dearest = int(np.argmax(trace.stage_costs()))
         setting = Setting(
-            policy=stopping_policy(self.model.chain, rules),
+            policy=stopping_policy(self.model.chain, rules, outputs="logits"),
             method="joint",
             reference=trace.stages[dearest],
             top=self.plan.top,

@@ -92,7 +92,12 @@ class JointTraining:
             seed: If given, draw the stops instead, by (seed, example, stage).
         """
         return stopping_policy(
-            self.topology, self.rules, combine=combine, threshold=threshold, seed=seed
+            self.topology,
+            self.rules,
+            combine=combine,
+            threshold=threshold,
+            seed=seed,
+            outputs="logits",
         )
 
     def setting(

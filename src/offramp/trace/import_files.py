@@ -1,0 +1,190 @@
+"""Traces of what was recorded elsewhere, read from npz and parquet files.
+
+Layer: trace.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp._core.checks import check_known
+from offramp._core.errors import FileFormatError, InputError, MissingExtraError
+from offramp.trace.imports import from_logits, from_predictions, from_probabilities
+from offramp.trace.trace import Trace
+
+_KINDS = {
+    "logits": from_logits,
+    "probabilities": from_probabilities,
+    "predictions": from_predictions,
+}
+
+
+def from_npz(
+    path: Path | str,
+    *,
+    logits: Mapping[str, str] | None = None,
+    probabilities: Mapping[str, str] | None = None,
+    predictions: Mapping[str, str] | None = None,
+    confidences: Mapping[str, str] | None = None,
+    labels: str = "labels",
+    ids: str | None = None,
+    split: str | None = None,
+    **others: object,
+) -> Trace:
+    """A trace of the arrays in an npz file.
+
+    Args:
+        path: The file; pickled arrays in it are refused.
+        logits: For each stage the name of its array of scores `(n, c)`. Either this, or
+        probabilities: for each stage that of its probabilities `(n, c)`, or
+        predictions: for each stage the name of its array of labels `(n,)` or `(n, r)`.
+        confidences: For each stage the name of its array of confidences `(n,)`.
+        labels: Name of the array of true labels.
+        ids: Name of the array of ids, or None.
+        split: Name of the array of splits, or None.
+        **others: As in `from_logits` or whichever it is: `costs`, `unit`, `edges`...
+
+    Raises:
+        FileFormatError: If the file is missing, damaged or holds pickled arrays.
+        UnknownNameError: If it has no such array; the nearest name is suggested.
+        InputError: As in `from_logits`, `from_probabilities` and `from_predictions`.
+    """
+    try:
+        # Opened here because numpy leaves a file that it cannot read open.
+        with Path(path).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+
+            def column(name: str, _: bool) -> NDArray[Any]:
+                return np.asarray(file[check_known("array", name, file.files)])
+
+            tables = _tables(logits, probabilities, predictions, confidences)
+            read = _read(column, tables, labels, ids, split)
+    except (OSError, BadZipFile, ValueError, EOFError, AttributeError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise FileFormatError(f"{path} cannot be read as an npz file: {error}") from error
+    return _from_read(read, others)
+
+
+def from_parquet(
+    path: Path | str,
+    *,
+    logits: Mapping[str, str | Sequence[str]] | None = None,
+    probabilities: Mapping[str, str | Sequence[str]] | None = None,
+    predictions: Mapping[str, str | Sequence[str]] | None = None,
+    confidences: Mapping[str, str] | None = None,
+    labels: str = "label",
+    ids: str | None = None,
+    split: str | None = None,
+    **others: object,
+) -> Trace:
+    """A trace of the columns of a parquet file.
+
+    Args:
+        path: The file.
+        logits: For each stage a column of lists of `c` scores, or the names of `c` columns.
+            Either this, or
+        probabilities: likewise, or
+        predictions: for each stage a column of labels or of ranked lists, or the names of `r`
+            columns, best first; an empty cell is a refusal.
+        confidences: For each stage its column of confidences.
+        labels: Column of true labels.
+        ids: Column of ids, or None.
+        split: Column of split names or indices, or None.
+        **others: As in `from_logits` or whichever it is: `costs`, `unit`, `edges`...
+
+    Raises:
+        MissingExtraError: If pyarrow is not installed.
+        FileFormatError: If the file is missing or damaged, or lists differ in length.
+        UnknownNameError: If it has no such column; the nearest name is suggested.
+        InputError: As in `from_logits`, `from_probabilities` and `from_predictions`.
+    """
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError as error:
+        raise MissingExtraError("pyarrow", "parquet") from error
+    tables = _tables(logits, probabilities, predictions, confidences)
+    wanted = [
+        name for table in tables.values() for names in table.values() for name in _as_names(names)
+    ]
+    wanted += [name for name in (labels, ids, split) if name is not None]
+    try:
+        with parquet.ParquetFile(path) as file:
+            for name in wanted:
+                check_known("column", name, file.schema_arrow.names)
+            table = file.read(columns=list(dict.fromkeys(wanted)))
+    except (OSError, pa.ArrowException) as error:
+        raise FileFormatError(f"{path} cannot be read as a parquet file: {error}") from error
+
+    def column(names: str | Sequence[str], gaps: bool) -> NDArray[Any]:
+        if isinstance(names, str):
+            return _column_values(table[names], f"column {names!r} of {path}", gaps)
+        each = [_column_values(table[n], f"column {n!r} of {path}", gaps) for n in names]
+        return np.stack(each, 1)
+
+    return _from_read(_read(column, tables, labels, ids, split), others)
+
+
+def _tables(
+    logits: Mapping[str, Any] | None,
+    probabilities: Mapping[str, Any] | None,
+    predictions: Mapping[str, Any] | None,
+    confidences: Mapping[str, Any] | None,
+) -> dict[str, Mapping[str, Any]]:
+    """What is to be read for each argument: names of arrays by stage."""
+    given = {"logits": logits, "probabilities": probabilities, "predictions": predictions}
+    named = {argument: table for argument, table in given.items() if table is not None}
+    if len(named) != 1:
+        raise InputError(
+            "Name the arrays of exactly one of logits, probabilities and predictions, got "
+            f"{', '.join(named) or 'none'}."
+        )
+    if confidences is not None and predictions is None:
+        raise InputError("confidences belong to predictions; scores of all classes need none.")
+    return named if confidences is None else {**named, "confidences": confidences}
+
+
+def _read(
+    column: Callable[[Any, bool], NDArray[Any]],
+    tables: Mapping[str, Mapping[str, Any]],
+    labels: str,
+    ids: str | None,
+    split: str | None,
+) -> dict[str, Any]:
+    read: dict[str, Any] = {
+        "labels": column(labels, False),
+        "ids": None if ids is None else column(ids, False),
+        "split": None if split is None else column(split, False),
+    }
+    for argument, names in tables.items():
+        gaps = argument in ("predictions", "confidences")  # a service may refuse to answer
+        read[argument] = {stage: column(name, gaps) for stage, name in names.items()}
+    return read
+
+
+def _from_read(read: dict[str, Any], others: Mapping[str, Any]) -> Trace:
+    (kind,) = read.keys() & _KINDS.keys()
+    return _KINDS[kind](**read, **others)
+
+
+def _as_names(names: str | Sequence[str]) -> Sequence[str]:
+    return [names] if isinstance(names, str) else names
+
+
+def _column_values(column: Any, what: str, gaps: bool) -> NDArray[Any]:  # noqa: ANN401  (of pyarrow)
+    if column.null_count and not gaps:
+        raise FileFormatError(f"{what} has {column.null_count} empty cells; fill or drop them.")
+    array = column.combine_chunks()
+    if not hasattr(array, "value_lengths"):  # not a column of lists
+        return np.asarray(array.to_numpy(zero_copy_only=False))
+    if column.null_count:
+        raise FileFormatError(f"{what} must hold lists of one length without empty cells.")
+    flat = array.flatten()
+    lengths = np.asarray(array.value_lengths()) if len(array) else np.array([0])
+    if flat.null_count or len(np.unique(lengths)) > 1:
+        raise FileFormatError(f"{what} must hold lists of one length without empty cells.")
+    return np.asarray(flat.to_numpy(zero_copy_only=False)).reshape(len(array), -1)
