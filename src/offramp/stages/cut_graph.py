@@ -302,6 +302,16 @@ def _paths(node: fx.Node) -> tuple[str, ...]:
     return tuple(names)
 
 
+def calls_of(node: fx.Node) -> dict[str, str]:
+    """The called layers a node belongs to, each with what tells one run of it from another."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return {
+        path.removeprefix(_PREFIX): str(call)
+        for call, (path, _) in stack.items()
+        if path.startswith(_PREFIX)
+    }
+
+
 def _restore_layer(
     node: fx.Node,
     paths: Sequence[str],

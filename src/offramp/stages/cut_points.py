@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from offramp._core.types import Batch
 from offramp.stages.cost import plain_attention
 from offramp.stages.cut import answer, input_names
+from offramp.stages.cut_along import going_along
 from offramp.stages.cut_graph import capture, rows_of
 from offramp.stages.cut_plan import Plan
 from offramp.stages.cut_segments import Emission
@@ -24,12 +25,14 @@ class CutPoint:
     """A place after a layer.
 
     Args:
-        name: The layer that ends here, the outermost if several do.
+        name: The layer that ends here, the outermost if several do; "layer@2" is the second of
+            several runs of a layer, counted from 1, and "layer" is its last one.
         aliases: Names of the others.
         shape: Of the tensor that the layer gave, for one example; what a head reads.
         live: Shapes for one example of all tensors that are carried, that one first.
         flops: Floating-point operations for one example up to here; a multiply-add counts as 2.
         share: What part of the whole network's that is, in [0, 1]; 0 where none can be counted.
+        along: How many of the tensors carried beside the first only go along, such as masks.
     """
 
     name: str
@@ -38,6 +41,7 @@ class CutPoint:
     live: tuple[tuple[int, ...], ...]
     flops: float
     share: float
+    along: int = 0
 
 
 def cut_points(net: nn.Module, example: Batch) -> list[CutPoint]:
@@ -62,9 +66,11 @@ def cut_points(net: nn.Module, example: Batch) -> list[CutPoint]:
     plan = Plan(capture(net, two), net)
     flops = _cumulative_flops(plan, two)
     whole = max(flops[-1], 1.0)
+    passing = going_along(plan, flops)
     found = []
     for position, names in plan.points().items():
-        live = tuple(plan.example_shape(node) for node in plan.carried(position))
+        carried = plan.carried(position)
+        live = tuple(plan.example_shape(node) for node in carried)
         found.append(
             CutPoint(
                 name=names[0],
@@ -73,6 +79,7 @@ def cut_points(net: nn.Module, example: Batch) -> list[CutPoint]:
                 live=live,
                 flops=flops[position - 1],
                 share=flops[position - 1] / whole,
+                along=sum(node in passing for node in carried[1:]),
             )
         )
     return found

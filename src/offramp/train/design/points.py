@@ -10,6 +10,7 @@ from torch import nn
 from offramp._core.errors import InputError
 from offramp._core.types import Batch
 from offramp.stages import CutPoint, choose_points, cut_points
+from offramp.stages.points import last_of
 
 _MAPS = 3  # axes of (channels, height, width)
 
@@ -40,9 +41,10 @@ def attachment_points(
     """
     found = []
     for _, group in groupby(cut_points(net, example), key=lambda point: point.flops):
-        first, *others = group
-        if len(first.shape) == _MAPS and min(first.shape[1:]) >= grid:
-            found.append([first, *(p for p in others if p.shape == first.shape)][-1])
+        behind = list(group)
+        shape = behind[0].shape
+        if len(shape) == _MAPS and min(shape[1:]) >= grid:
+            found.append(last_of(behind))
     if not found:
         raise InputError(
             "The network has no point behind a convolution whose maps have at least "
