@@ -15,6 +15,7 @@ from offramp._core.types import Batch
 from offramp.models import extract_logits
 from offramp.stages.cut_graph import capture, rows_of
 from offramp.stages.cut_plan import Plan
+from offramp.stages.cut_quiet import shortened
 from offramp.stages.cut_segments import build_segments
 
 _TOLERANCE = 1e-4  # of a float32 answer relative to the largest one; segments differ by rounding
@@ -31,7 +32,8 @@ def cut(net: nn.Module, at: Sequence[str], example: Batch) -> list[nn.Module]:
     Args:
         net: In evaluation mode; stays as it is.
         at: Names of layers, in the order in which they run; a segment ends after each. Where a
-            layer runs more than once, its last run counts.
+            layer runs more than once, "layer@2" is the end of its second run, counted from 1, and
+            "layer" that of its last.
         example: Some raw input; only its kind and shapes matter, so one example is enough.
 
     Returns:
@@ -40,8 +42,8 @@ def cut(net: nn.Module, at: Sequence[str], example: Batch) -> list[nn.Module]:
     Raises:
         UnknownNameError: If there is no such layer; near names are suggested.
         InputError: If the network is in training mode or does not run on the example; if a name is
-            that of the last layer or of one that computes nothing, the names are not in order or
-            two are the same point, or a tensor there has no elements.
+            that of the last layer, of one that computes nothing or of a run that is none, the names
+            are not in order or two are the same point, or a tensor there has no elements.
         UnsupportedError: If the network cannot be followed (control flow that depends on values),
             or cannot be cut there: its examples mix. The nearest points that work are named.
 
@@ -79,8 +81,8 @@ def answer(net: nn.Module, example: Batch) -> Tensor:
         if isinstance(error, InputError):
             raise
         raise InputError(
-            f"The network does not run on the example: {error} Give an example as the network "
-            "takes it: a tensor, a tuple, or a mapping of its arguments, batch first."
+            f"The network does not run on the example: {shortened(str(error))} Give an example as "
+            "the network takes it: a tensor, a tuple, or a mapping of its arguments, batch first."
         ) from error
 
 

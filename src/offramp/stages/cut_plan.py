@@ -99,6 +99,13 @@ class Plan:
             if position < self.end and self.problem(position) is None
         }
 
+    def why_none(self) -> str:
+        """Why the network has no point where it can be cut."""
+        inside = sorted({position for position in self.positions.values() if position < self.end})
+        if not inside:
+            return "it has no layer before the one that ends it"
+        return str(self.problem(inside[0]))
+
     def locate(self, name: str) -> int:
         """The position after a layer.
 

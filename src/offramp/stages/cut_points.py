@@ -8,15 +8,15 @@ from typing import Any, final
 
 import torch
 from torch import fx, nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from offramp._core.errors import UnsupportedError
 from offramp._core.types import Batch
-from offramp.stages.cost import plain_attention
 from offramp.stages.cut import answer, input_names
 from offramp.stages.cut_along import going_along
 from offramp.stages.cut_graph import capture, rows_of
 from offramp.stages.cut_plan import Plan
 from offramp.stages.cut_segments import Emission
+from offramp.stages.operations import Operations, plain_attention
 
 
 @final
@@ -55,7 +55,8 @@ def cut_points(net: nn.Module, example: Batch) -> list[CutPoint]:
 
     Raises:
         InputError: If the network is in training mode or does not run on the example.
-        UnsupportedError: If it cannot be followed.
+        UnsupportedError: If it cannot be followed, or has no such place: the message says why. If
+            its operations cannot be counted, by an operator of torch that is named.
 
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
     >>> [(p.name, p.shape, p.flops) for p in cut_points(net, torch.zeros(1, 4))]
@@ -64,11 +65,14 @@ def cut_points(net: nn.Module, example: Batch) -> list[CutPoint]:
     two = rows_of(net, example)
     answer(net, two)
     plan = Plan(capture(net, two), net)
+    points = plan.points()
+    if not points:
+        raise UnsupportedError(f"The network can be cut nowhere: {plan.why_none()}.")
     flops = _cumulative_flops(plan, two)
     whole = max(flops[-1], 1.0)
     passing = going_along(plan, flops)
     found = []
-    for position, names in plan.points().items():
+    for position, names in points.items():
         carried = plan.carried(position)
         live = tuple(plan.example_shape(node) for node in carried)
         found.append(
@@ -91,8 +95,8 @@ def _cumulative_flops(plan: Plan, two: Batch) -> list[float]:
     whole = Emission(plan, 0, plan.end, names)
     tensors = [two[name] for name in names] if isinstance(two, dict) else two
     given = (tensors,) if isinstance(tensors, torch.Tensor) else tuple(tensors)
-    with torch.no_grad(), plain_attention(), FlopCounterMode(display=False) as counter:
-        counting = _Counting(whole.module(), counter)
+    with torch.no_grad(), plain_attention(), Operations() as operations:
+        counting = _Counting(whole.module(), operations)
         counting.run(*given)
     return [counting.after[whole.nodes[node].name] / len(given[0]) for node in plan.captured.data]
 
@@ -100,12 +104,12 @@ def _cumulative_flops(plan: Plan, two: Batch) -> list[float]:
 class _Counting(fx.Interpreter):
     """Runs a graph and notes how many operations were counted by the end of each node."""
 
-    def __init__(self, module: fx.GraphModule, counter: FlopCounterMode) -> None:
+    def __init__(self, module: fx.GraphModule, operations: Operations) -> None:
         super().__init__(module)
-        self.counter = counter
+        self.operations = operations
         self.after: dict[str, int] = {}
 
     def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401  (the value of the node)
         result = super().run_node(n)
-        self.after[n.name] = self.counter.get_total_flops()
+        self.after[n.name] = self.operations.total
         return result

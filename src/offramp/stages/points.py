@@ -81,7 +81,10 @@ def choose_points(
     if not inside:
         found = _ends(found)
     if not found:
-        raise InputError("points must hold at least one point of cut_points, got none.")
+        raise InputError(
+            "points must hold at least one point of cut_points, got none. If a network has none, "
+            "cut_points says why."
+        )
     if every is not None:
         return _every(found, every)
     return found if quantiles is None else _at_quantiles(found, quantiles)
