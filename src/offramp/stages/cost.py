@@ -5,16 +5,13 @@ IJCAI 2018, section 4.2 (costs should grow geometrically).
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
 from typing import Any, final
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from offramp._core.batch import batch_size, to_device
 from offramp._core.checks import check_known, check_positive_int
@@ -23,6 +20,7 @@ from offramp._core.device import check_device
 from offramp._core.errors import InputError, MissingExtraError, UnsupportedError
 from offramp._core.types import Batch
 from offramp.stages.cascade import Cascade, evaluating
+from offramp.stages.operations import Operations, plain_attention
 from offramp.stages.timing import described, filled, median_seconds
 from offramp.stages.wrong_type import naming_types
 
@@ -43,14 +41,15 @@ def measure_flops(cascade: Cascade, batch: Batch) -> Costs:
 
     Counted are matrix products, convolutions and attention, as `torch.utils.flop_counter` does;
     element-wise work, pooling and the arithmetic of decisions (at most a few operations per class)
-    are left out, so decisions cost 0.
+    are left out, so decisions cost 0. Of the branches of `torch.cond` the dearer one counts.
 
     Args:
         cascade: Its modules stay as they are.
         batch: Some raw input, on the cascade's device; one example is enough.
 
     Raises:
-        UnsupportedError: If no operation of any stage can be counted.
+        UnsupportedError: If no operation of any stage can be counted, or there is an operator of
+            torch into which nobody can look; it is named.
 
     Warns:
         UserWarning: If a step of the cascade is less than twice as dear as the one before it.
@@ -224,21 +223,9 @@ def _parts(cascade: Cascade, batch: Batch) -> list[_Part]:
 
 
 def _count(run: Callable[[], Any]) -> float:
-    with FlopCounterMode(display=False) as counter:
+    with Operations() as operations:
         run()
-    return float(counter.get_total_flops())
-
-
-@contextmanager
-def plain_attention() -> Iterator[None]:
-    """Turn off fused transformer layers and fused attention, which the counter does not see."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
+    return float(operations.total)
 
 
 def _median_seconds(

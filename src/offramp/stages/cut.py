@@ -16,6 +16,7 @@ from offramp.models import extract_logits
 from offramp.stages.cut_graph import capture, rows_of
 from offramp.stages.cut_layout import Layouts
 from offramp.stages.cut_plan import Plan
+from offramp.stages.cut_quiet import shortened
 from offramp.stages.cut_segments import build_segments
 
 #: What a segment's `meta` calls the `LayerShape` of the first tensor that it gives.
@@ -36,7 +37,8 @@ def cut(
     Args:
         net: In evaluation mode; stays as it is.
         at: Names of layers, in the order in which they run; a segment ends after each. Where a
-            layer runs more than once, its last run counts.
+            layer runs more than once, "layer@2" is the end of its second run, counted from 1, and
+            "layer" that of its last.
         example: Some raw input; only its kind and shapes matter, so one example is enough.
         keep: Names of inputs that every segment but the last hands on as they came, behind all
             else, so that heads can read them: an attention mask. The inputs of a tuple are called
@@ -48,8 +50,9 @@ def cut(
     Raises:
         UnknownNameError: If there is no such layer; near names are suggested.
         InputError: If the network is in training mode or does not run on the example; if a name is
-            that of the last layer or of one that computes nothing, the names are not in order or
-            two are the same point, a tensor there has no elements, or there is no input to keep.
+            that of the last layer, of one that computes nothing or of a run that is none, the names
+            are not in order or two are the same point, a tensor there has no elements, or there is
+            no input to keep.
         UnsupportedError: If the network cannot be followed (control flow that depends on values),
             or cannot be cut there: its examples mix. The nearest points that work are named.
 
@@ -103,8 +106,8 @@ def answer(net: nn.Module, example: Batch) -> Tensor:
         if isinstance(error, InputError):
             raise
         raise InputError(
-            f"The network does not run on the example: {error} Give an example as the network "
-            "takes it: a tensor, a tuple, or a mapping of its arguments, batch first."
+            f"The network does not run on the example: {shortened(str(error))} Give an example as "
+            "the network takes it: a tensor, a tuple, or a mapping of its arguments, batch first."
         ) from error
 
 

@@ -25,6 +25,7 @@ from offramp._core.errors import InputError, UnsupportedError
 from offramp._core.types import Batch
 from offramp.models import extract_logits
 from offramp.stages.cut_effects import without_dropout, without_effects
+from offramp.stages.cut_quiet import quiet, shortened
 
 _aten = torch.ops.aten
 _ROWS = 2  # of the example; export takes a size of 0 or 1 for a constant
@@ -172,7 +173,7 @@ def _export(net: nn.Module, example: Batch) -> Any:  # noqa: ANN401  (an Exporte
     batch = torch.export.Dim("batch")
     shapes = (tuple({0: batch} for _ in tensors),)
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.no_grad(), quiet(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch itself, about what it will change
             return torch.export.export(
                 _Logits(net, names), tensors, dynamic_shapes=shapes, strict=False
@@ -195,14 +196,10 @@ def _explained(error: Exception) -> str:
     if "batch" in text and ("pecializ" in text or "onstraints violated" in text):
         return (
             "The network treats the batch size as a constant, so it cannot be cut. Let it take "
-            f"sizes from x.shape[0] without int() or comparisons. torch.export says: {_head(text)}"
+            "sizes from x.shape[0] without int() or comparisons. torch.export says: "
+            f"{shortened(text)}"
         )
-    return f"The network cannot be followed by torch.export{where}: {_head(text)}"
-
-
-def _head(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return " ".join(lines[:2])
+    return f"The network cannot be followed by torch.export{where}: {shortened(text)}"
 
 
 def _where(error: Exception) -> str:
@@ -300,6 +297,16 @@ def _paths(node: fx.Node) -> tuple[str, ...]:
         parts = path.split(".")
         names.update(dict.fromkeys(".".join(parts[:k]) for k in range(1, len(parts) + 1)))
     return tuple(names)
+
+
+def calls_of(node: fx.Node) -> dict[str, str]:
+    """The called layers a node belongs to, each with what tells one run of it from another."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return {
+        path.removeprefix(_PREFIX): str(call)
+        for call, (path, _) in stack.items()
+        if path.startswith(_PREFIX)
+    }
 
 
 def _restore_layer(

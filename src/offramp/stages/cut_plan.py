@@ -4,19 +4,33 @@ A position p lies between the p-th and the next operation that depends on the in
 live there if it was computed before and is read after. All live tensors are carried; that works if
 each of them has the batch along one axis of its own, which symbolic shapes tell.
 
+A layer that runs more than once ends more than once: "layer@2" is the end of its second run,
+counted from 1, and "layer" that of its last.
+
 Layer: stages.  Source: none; liveness as compilers define it.
 """
 
 from collections.abc import Sequence
+import re
 from difflib import get_close_matches
 from typing import Any, final
 
 from torch import Tensor, fx, nn
 
 from offramp._core.errors import InputError, UnknownNameError, UnsupportedError
-from offramp.stages.cut_graph import Captured
+from offramp.stages.cut_graph import Captured, calls_of
 
 _NEAR = 3
+_RUN = re.compile(r"(.+)@(\d+)")
+
+
+def is_run(name: str) -> bool:
+    """True for the name of one of several runs of a layer.
+
+    >>> is_run("layer@2"), is_run("layer")
+    (True, False)
+    """
+    return _RUN.fullmatch(name) is not None
 
 
 @final
@@ -54,6 +68,10 @@ class Plan:
         main = self.captured.data[position - 1]
         return (main, *(node for node in live if node is not main), *self._keep)
 
+    def lifetimes(self) -> dict[fx.Node, tuple[int, int]]:
+        """For each tensor which operation gives it, -1 for inputs, and which reads it last."""
+        return {node: (at, self._last_use[node]) for node, at in self._defined.items()}
+
     def batch_axis(self, node: fx.Node) -> int:
         """The axis of a carried tensor that is the batch."""
         shape = node.meta["val"].shape
@@ -71,15 +89,25 @@ class Plan:
         return next(filter(None, map(self._problem_of, self.carried(position))), None)
 
     def points(self) -> dict[int, tuple[str, ...]]:
-        """Positions where the network can be cut, with the names of each, shortest first."""
+        """Positions where the network can be cut, with the names of each.
+
+        Names of one run among several come last, otherwise the outermost and shortest first.
+        """
         names: dict[int, list[str]] = {}
         for name, position in self.positions.items():
             names.setdefault(position, []).append(name)
         return {
-            position: tuple(sorted(names[position], key=lambda name: (name.count("."), len(name))))
+            position: tuple(sorted(names[position], key=_outermost))
             for position in sorted(names)
             if position < self.end and self.problem(position) is None
         }
+
+    def why_none(self) -> str:
+        """Why the network has no point where it can be cut."""
+        inside = sorted({position for position in self.positions.values() if position < self.end})
+        if not inside:
+            return "it has no layer before the one that ends it"
+        return str(self.problem(inside[0]))
 
     def locate(self, name: str) -> int:
         """The position after a layer.
@@ -89,7 +117,8 @@ class Plan:
             InputError: If the layer computes nothing or is the last one.
             UnsupportedError: If the network cannot be cut there.
         """
-        if name not in self._known:
+        if name not in self._known and name not in self.positions:
+            self._check_run(name)
             near = get_close_matches(name, self._known, n=_NEAR)
             hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
             raise UnknownNameError(
@@ -114,11 +143,32 @@ class Plan:
             )
         return position
 
+    def _check_run(self, name: str) -> None:
+        """Raise `InputError` if a layer exists, but not that run of it."""
+        parts = _RUN.fullmatch(name)
+        if parts is None or parts[1] not in self._known:
+            return
+        layer = parts[1]
+        runs = sum(1 for other in self.positions if is_run(other) and other.startswith(f"{layer}@"))
+        if runs == 0:
+            raise InputError(f"Layer {layer!r} runs at most once; name it {layer!r}, got {name!r}.")
+        raise InputError(
+            f"Layer {layer!r} runs {runs} times, so its runs are {layer + '@1'!r} to "
+            f"{f'{layer}@{runs}'!r}, got {name!r}."
+        )
+
     def _positions(self) -> dict[str, int]:
         found: dict[str, int] = {}
+        runs: dict[str, dict[str, int]] = {}
         for k, node in enumerate(self.captured.data):
             for name in self.captured.paths[node]:
                 found[name] = k + 1
+            for name, call in calls_of(node).items():
+                runs.setdefault(name, {})[call] = k + 1
+        for name, ends in runs.items():
+            if len(ends) > 1:
+                numbered = enumerate(ends.values(), start=1)
+                found |= {f"{name}@{run}": end for run, end in numbered}
         return {name: self._whole(position) for name, position in found.items()}
 
     def _whole(self, position: int) -> int:
@@ -178,3 +228,7 @@ class Plan:
 
     def _is_batch(self, size: Any) -> bool:  # noqa: ANN401  (int or SymInt)
         return not isinstance(size, int) and bool(size.node.expr == self.captured.batch)
+
+
+def _outermost(name: str) -> tuple[bool, int, int]:
+    return is_run(name), name.count("."), len(name)

@@ -21,6 +21,7 @@ from offramp._core.device import check_device
 from offramp._core.errors import InputError
 from offramp._core.types import Batch
 from offramp.stages.cut import cut
+from offramp.stages.cut_plan import is_run
 from offramp.stages.cut_points import CutPoint
 from offramp.stages.timing import filled, median_seconds
 
@@ -38,11 +39,12 @@ def choose_points(
     """Choose points for exits: all of them, every p-th, or spread evenly over the computation.
 
     Unless `inside` is set, only the ends of blocks are taken: points that carry as few tensors as
-    any near them, which is one, or two where a mask goes along all the way; and of several
-    with no counted operation in between, such as a convolution, its batch-norm and its activation,
-    the last whose tensor has the shape that the first has. So what only pools or flattens is left
-    out: heads do that themselves. Points without elements are none; `cut_points` does not list
-    them.
+    any near them, which is one beside what goes along, such as masks, however many those are; and
+    of several with no counted operation in between, such as a convolution, its batch-norm and its
+    activation, the last whose tensor has the shape that the first has. So what only pools or
+    flattens is left out: heads do that themselves. The end of one run of a layer that runs more
+    than once, such as "block@2", is taken where no layer ends that has the place to itself. Points
+    without elements are none; `cut_points` does not list them.
 
     Args:
         points: Of `cut_points`.
@@ -50,7 +52,8 @@ def choose_points(
         quantiles: q takes q different points, those that together are nearest to the fractions
             1/(q+1), ..., q/(q+1) of the network's operations; at least 1.
         match: Only layers of this name, where `*`, `?` and `[...]` stand for parts of a name
-            between dots: "layer*.*" is layer1.0, but neither layer1 nor layer1.0.conv1.
+            between dots: "layer*.*" is layer1.0, but neither layer1 nor layer1.0.conv1; "block@*"
+            is each run of block, and "block" and "*" are last runs only.
         inside: Take any point that can be cut, also inside blocks.
 
     Returns:
@@ -78,10 +81,27 @@ def choose_points(
     if not inside:
         found = _ends(found)
     if not found:
-        raise InputError("points must hold at least one point of cut_points, got none.")
+        raise InputError(
+            "points must hold at least one point of cut_points, got none. If a network has none, "
+            "cut_points says why."
+        )
     if every is not None:
         return _every(found, every)
     return found if quantiles is None else _at_quantiles(found, quantiles)
+
+
+def last_of(points: Sequence[CutPoint]) -> CutPoint:
+    """Of some points in a row, at least one, the last that has the shape of the first.
+
+    One whose only names are those of single runs of layers is taken if all are like that.
+
+    >>> from offramp.stages import cut_points
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    >>> last_of(cut_points(net, torch.zeros(1, 4))).name
+    '1'
+    """
+    lasting = [point for point in points if not is_run(point.name)] or list(points)
+    return [point for point in lasting if point.shape == lasting[0].shape][-1]
 
 
 def measure_points(
@@ -140,9 +160,14 @@ def _narrow(points: Sequence[CutPoint]) -> list[CutPoint]:
     quarters: dict[int, int] = {}
     for point in points:
         quarter = int(4 * point.share)
-        quarters[quarter] = min(len(point.live), quarters.get(quarter, len(point.live)))
+        quarters[quarter] = min(_width(point), quarters.get(quarter, len(point.live)))
     fewest = median_low(quarters.values()) if quarters else 0
-    return [point for point in points if len(point.live) <= fewest]
+    return [point for point in points if _width(point) <= fewest]
+
+
+def _width(point: CutPoint) -> int:
+    """Tensors that are carried, without those that only go along."""
+    return len(point.live) - point.along
 
 
 def _matching(points: Sequence[CutPoint], match: str) -> list[CutPoint]:
@@ -164,17 +189,15 @@ def _matching(points: Sequence[CutPoint], match: str) -> list[CutPoint]:
 
 
 def _fits(name: str, match: str) -> bool:
+    if is_run(name) and "@" not in match:
+        return False
     parts, wanted = name.split("."), match.split(".")
     return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
 
 
 def _ends(points: Sequence[CutPoint]) -> list[CutPoint]:
-    """Of points between which no operation is counted, the last with the shape of the first."""
-    found = []
-    for _, group in groupby(points, key=lambda point: point.flops):
-        first, *others = group
-        found.append([first, *(p for p in others if p.shape == first.shape)][-1])
-    return found
+    """Of points between which no operation is counted, the one that `last_of` takes."""
+    return [last_of(list(group)) for _, group in groupby(points, key=lambda point: point.flops)]
 
 
 def _every(points: Sequence[CutPoint], every: int) -> list[CutPoint]:

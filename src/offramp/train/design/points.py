@@ -12,6 +12,7 @@ from offramp._core.errors import InputError
 from offramp._core.types import Batch
 from offramp.models import LayerShape
 from offramp.stages import CutPoint, choose_points, cut_points
+from offramp.stages.points import last_of
 
 _MAPS = (3, 4)  # axes of (channels, height, width), and of volumes and videos
 
@@ -42,9 +43,10 @@ def attachment_points(
     """
     found = []
     for _, group in groupby(cut_points(net, example), key=lambda point: point.flops):
-        first, *others = group
-        if _is_map(first.shape) and min(first.shape[1:]) >= grid:
-            found.append([first, *(p for p in others if p.shape == first.shape)][-1])
+        behind = list(group)
+        first = behind[0].shape
+        if _is_map(first) and min(first[1:]) >= grid:
+            found.append(last_of(behind))
     if not found:
         raise InputError(
             "The network has no point behind a convolution whose maps have at least "
