@@ -23,8 +23,8 @@ from offramp.bundle.manifest import (
     WholeEntry,
 )
 from offramp.bundle.names import MANIFEST
-from offramp.bundle.tensors import read_tensors
-from offramp.models import ModelSpec, build, load_weights
+from offramp.bundle.tensors import FAILURES, built, read_tensors
+from offramp.models import ModelSpec
 from offramp.stages import CutSpec, SegmentSpec, Stage, attached, cut, preprocess_from_dict
 from offramp.train.design import network as _  # noqa: F401  so that "tapped" can be built
 
@@ -33,12 +33,6 @@ INPUT = "input."  # followed by 0, 1, ...
 
 #: The segments of a cut network, each with how to get it again.
 Segments = list[tuple[nn.Module, SegmentSpec]]
-
-#: What building or running a network raises when arguments, layers or sizes make no sense.
-FAILURES = (
-    *(ArithmeticError, AssertionError, AttributeError, LookupError),
-    *(RuntimeError, TypeError, ValueError),
-)
 
 
 def rebuild(
@@ -85,9 +79,10 @@ def rebuild(
 def _cut_again(folder: Path, k: int, entry: NetworkEntry, allow_import: bool) -> Segments:
     """Build a network of a bundle, load its weights, and cut it."""
     where = f"{folder / MANIFEST}: networks.{k}"
-    net = _built(entry.model, f"{where}.model", allow_import)
-    load_weights(net, folder / entry.weights)
     example = _read_example(folder / entry.example.file, entry.example)
+    net = built(
+        _spec(entry.model), folder / entry.weights, f"{where}.model", allow_import=allow_import
+    )
     try:
         segments = cut(net, entry.at, example)
     except FAILURES as error:
@@ -109,14 +104,18 @@ def _stage(
     except ValueError as error:
         raise FileFormatError(f"{where} cannot be built: {error}") from error
     if isinstance(entry, WholeEntry):
-        module = _built(entry.model, where, allow_import)
-        load_weights(module, folder / entry.weights)
-        return Stage(entry.name, module, preprocess=preprocess, spec=_spec(entry.model))
+        spec = _spec(entry.model)
+        module = built(spec, folder / entry.weights, where, allow_import=allow_import)
+        return Stage(entry.name, module, preprocess=preprocess, spec=spec)
     module, segment = cuts[entry.segment.network][entry.segment.index]
     head = None
     if entry.head is not None:
-        head = _built(entry.head.model, f"{where}, field head", allow_import)
-        load_weights(head, folder / entry.head.weights)
+        head = built(
+            _spec(entry.head.model),
+            folder / entry.head.weights,
+            f"{where}, field head",
+            allow_import=allow_import,
+        )
     position = topology.index(entry.name)
     source = topology.sources[position]
     return Stage(
@@ -209,15 +208,6 @@ def _tolerance(stages: Sequence[Stage], noted: Tensor) -> float:
 
 def _spec(entry: ModelEntry) -> ModelSpec:
     return ModelSpec(name=entry.name, arguments=entry.arguments)
-
-
-def _built(entry: ModelEntry, where: str, allow_import: bool) -> nn.Module:
-    try:
-        return build(_spec(entry), allow_import=allow_import)
-    except UnsupportedError:
-        raise
-    except FAILURES as error:
-        raise FileFormatError(f"{where} cannot be built: {error}") from error
 
 
 def _read_example(path: Path, entry: ExampleEntry) -> Batch:

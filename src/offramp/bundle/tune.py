@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from offramp._core.files import read_json, write_json
+from offramp._core.seal import sealed
 from offramp._core.types import Batch
 from offramp.bundle.check import check_files, read_manifest
 from offramp.bundle.manifest import FORMAT_VERSION
@@ -75,5 +76,6 @@ def tune(
         progress=progress,
     )
     value = read_json(folder / MANIFEST)
-    write_json(folder / MANIFEST, {**value, "version": FORMAT_VERSION, "backends": table.to_dict()})
+    tuned = {**value, "version": FORMAT_VERSION, "backends": table.to_dict()}
+    write_json(folder / MANIFEST, sealed(tuned))
     return table
