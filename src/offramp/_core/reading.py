@@ -27,12 +27,15 @@ def read_plain(path: Path, *, most_bytes: int | None = None) -> bytes:
         OSError: If it cannot be read.
     """
     descriptor = os.open(path, os.O_RDONLY | _NOT_WAITING)
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
-            raise FileFormatError(f"{path} must be a plain file; it is a pipe, a device or such.")
+            raise FileFormatError(f"{path} must be a plain file; it is a folder, a pipe or such.")
         limit = found.st_size if most_bytes is None else most_bytes
-        content = file.read(limit + 1)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            content = file.read(limit + 1)
+    finally:
+        os.close(descriptor)
     if len(content) > limit:
         raise FileFormatError(f"{path} must have at most {limit} bytes, got {found.st_size}.")
     return content

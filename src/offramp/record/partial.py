@@ -1,12 +1,14 @@
 """The store that survives a kill: a folder beside the trace to be.
 
 `<path>.partial` holds raw rows in files that only grow, and `progress.json`, which says how many
-bytes of each count. It is written after they have reached the disk, so whatever happens, the rows
-it speaks of are there; what stands behind them is cut off when the recording goes on.
+bytes of each count, and their checksums. It is written after they have reached the disk, so whatever
+happens, the rows it speaks of are there; what stands behind them is cut off when the recording goes
+on.
 
 Layer: record.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -24,6 +26,7 @@ from torch import Tensor
 
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.files import whole_folder, write_json
+from offramp._core.seal import is_sealed, sealed
 from offramp._core.types import Ids, IntArray
 from offramp.record.rows import Rows
 from offramp.record.store import Facts
@@ -33,19 +36,22 @@ from offramp.trace.files import ARRAYS, StoredDtype, id_source, narrowed, write_
 
 CHECKPOINT_S = 1.0  # seconds of work that a kill may cost
 _PROGRESS = "progress.json"
-_VERSION = 1
+_VERSION = 2
 _FILES = ("logits", "labels", "ids")
+_BLOCK = 2**20  # bytes
 
 
 @final
 class _Progress(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
-    version: Literal[1]
+    version: Literal[2]
     fingerprint: dict[str, str]
     rows: int
     classes: int
     text_ids: bool
     bytes: dict[str, int]
+    digests: dict[str, str]  # of so many bytes of each file
+    sha256: str
 
 
 @final
@@ -81,6 +87,7 @@ class PartialStore:
         self._fingerprint = dict(fingerprint)
         self._rows, self._classes, self._text_ids = 0, 0, False
         self._good = dict.fromkeys(_FILES, 0)  # bytes that belong to whole rows
+        self._digests = {name: hashlib.sha256() for name in _FILES}  # of those bytes
         self._files: dict[str, IO[bytes]] = {}
         self._saved_at = -np.inf
         if not resume:
@@ -143,6 +150,7 @@ class PartialStore:
             self._files[name].write(block)
         for name, block in blocks.items():
             self._good[name] += len(block)
+            self._digests[name].update(block)
         self._rows += len(rows)
         if time.monotonic() - self._saved_at >= CHECKPOINT_S:
             self._checkpoint()
@@ -187,7 +195,7 @@ class PartialStore:
             )
         self._close()
         shutil.rmtree(self._folder)
-        return load_trace(self._path)
+        return load_trace(self._path, verify=False)  # it was written this moment
 
     def _adopt(self) -> None:
         """Go on where an interrupted recording stopped."""
@@ -211,7 +219,13 @@ class PartialStore:
                 raise FileFormatError(
                     f"{file} is missing or truncated. Pass resume=False to start again."
                 )
-            self._good[name] = size
+            self._good[name], self._digests[name] = size, _digest(file, size)
+        digests = {name: digest.hexdigest() for name, digest in self._digests.items()}
+        if not is_sealed(found.model_dump()) or digests != found.digests:
+            raise FileFormatError(
+                f"{self._folder} was damaged: what it holds has not the checksums that were noted. "
+                "Pass resume=False to start again."
+            )
         self._rows, self._classes, self._text_ids = found.rows, found.classes, found.text_ids
 
     def _checkpoint(self) -> None:
@@ -225,8 +239,9 @@ class PartialStore:
             "classes": self._classes,
             "text_ids": self._text_ids,
             "bytes": self._good,
+            "digests": {name: digest.hexdigest() for name, digest in self._digests.items()},
         }
-        write_json(self._folder / _PROGRESS, progress)
+        write_json(self._folder / _PROGRESS, sealed(progress))
         self._saved_at = time.monotonic()
 
     def _flush(self) -> None:
@@ -252,6 +267,16 @@ class PartialStore:
         shape = (self._rows, self._stages, self._classes)
         path = self._folder / "logits.bin"
         return in_parts(np.memmap(path, dtype=self._dtype, mode="r", shape=shape))
+
+
+def _digest(path: Path, size: int) -> "hashlib._Hash":
+    """Of the first bytes of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(min(size, _BLOCK)):
+            digest.update(block)
+            size -= len(block)
+    return digest
 
 
 def _text_block(ids: Ids) -> bytes:

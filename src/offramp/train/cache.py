@@ -1,12 +1,13 @@
 """Pooled features of a frozen backbone, kept on disk so that it runs only once.
 
 A folder holds one npy file for each pooling, mapped and filled in the order of the examples, and
-`cache.json`, which says whose features they are and how many rows count. It is written after the
-rows have reached the disk.
+`cache.json`, which says whose features they are, how many rows count and what the checksum of those
+is. It is written after the rows have reached the disk.
 
 Layer: train.  Source: none.
 """
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, final
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.files import write_json
+from offramp._core.seal import is_sealed, sealed
 from offramp._core.progress import progress_bar
 from offramp.data import Examples
 from offramp.models import PooledHead, extract_logits
@@ -135,10 +137,12 @@ def cached_features(
 @final
 class _Manifest(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
-    version: Literal[1]
+    version: Literal[2]
     identity: dict[str, str]
     files: dict[str, str]
     rows: int
+    digests: dict[str, str]  # of the rows that count, by key
+    sha256: str
 
 
 @final
@@ -149,6 +153,7 @@ class _Files:
         self._folder, self._identity, self._n = folder, dict(identity), n
         self._names: dict[str, str] = {}
         self._open: dict[str, np.memmap[Any, Any]] = {}
+        self._digests: dict[str, hashlib._Hash] = {}
         self.rows = self._saved = 0
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / _MANIFEST).exists():
@@ -159,10 +164,13 @@ class _Files:
         if not self._open:
             self._names = {key: f"features-{k}.npy" for k, key in enumerate(sorted(block))}
             self._open = {key: self._mapped(key, values) for key, values in block.items()}
+            self._digests = self._digests or {key: hashlib.sha256() for key in block}
         rows = self.rows
         for key, values in block.items():
             rows = self.rows + len(values)
-            self._open[key][self.rows : rows] = _narrowed(key, values, self._identity["dtype"])
+            held = np.ascontiguousarray(_narrowed(key, values, self._identity["dtype"]))
+            self._open[key][self.rows : rows] = held
+            self._digests[key].update(held.data)
         self.rows = rows
         if self.rows - self._saved >= CHECKPOINT_ROWS:
             self._checkpoint()
@@ -209,14 +217,24 @@ class _Files:
                 "folder as cache, or delete this one."
             )
         self._names, self.rows, self._saved = found.files, found.rows, found.rows
+        self._digests = {key: self._digest(key) for key in found.files}
+        digests = {key: digest.hexdigest() for key, digest in self._digests.items()}
+        if not is_sealed(found.model_dump()) or digests != found.digests:
+            raise FileFormatError(f"The features in {self._folder} were damaged. {_AGAIN}")
+
+    def _digest(self, key: str) -> "hashlib._Hash":
+        digest, values = hashlib.sha256(), self.read(key)
+        for start in range(0, self.rows, CHECKPOINT_ROWS):
+            part = values[start : min(start + CHECKPOINT_ROWS, self.rows)]
+            digest.update(np.ascontiguousarray(part).data)
+        return digest
 
     def _checkpoint(self) -> None:
         for mapped in self._open.values():
             mapped.flush()
-        write_json(
-            self._folder / _MANIFEST,
-            {"version": 1, "identity": self._identity, "files": self._names, "rows": self.rows},
-        )
+        digests = {key: digest.hexdigest() for key, digest in self._digests.items()}
+        found = {"version": 2, "identity": self._identity, "files": self._names, "rows": self.rows}
+        write_json(self._folder / _MANIFEST, sealed({**found, "digests": digests}))
         self._saved = self.rows
 
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 from torch import Tensor, nn
 
-from offramp._core.errors import FileFormatError, MissingExtraError, UnsupportedError
+from offramp._core.errors import FileFormatError, UnsupportedError
+from offramp._core.optional import imported
 from offramp.runtime.backends.compiled import Run
 from offramp.runtime.backends.form import Form, flat
 from offramp.runtime.backends.task import Task
@@ -139,6 +140,7 @@ def quantised(model: "onnx.ModelProto", seen: Sequence[Tensor]) -> bytes:
         model: Of `to_onnx`.
         seen: Its inputs, at least one example.
     """
+    _onnxruntime()
     from onnxruntime import quantization as q
 
     reader = _Batches([tensor.numpy(force=True) for tensor in seen])
@@ -185,11 +187,7 @@ def is_onnxruntime_there() -> bool:
 
 
 def _onnxruntime() -> Any:  # noqa: ANN401  (an optional package)
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingExtraError("onnxruntime", "onnx") from error
-    return onnxruntime
+    return imported("onnxruntime", "onnx")
 
 
 def _failures() -> tuple[type[Exception], ...]:

@@ -18,7 +18,8 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from offramp._core.errors import FileFormatError, MissingExtraError, UnsupportedError
+from offramp._core.errors import FileFormatError, UnsupportedError
+from offramp._core.optional import imported
 from offramp.runtime.backends.compiled import Run
 from offramp.runtime.backends.form import Form, flat
 from offramp.runtime.backends.task import Task
@@ -76,8 +77,7 @@ def _built(task: Task, backend: str, precision: str) -> nn.Module:
 
 def _files(model: Any) -> tuple[bytes, ...]:  # noqa: ANN401  (of OpenVINO)
     """The operations of a model, and its weights."""
-    import openvino
-
+    openvino = imported("openvino", _EXTRA)
     with tempfile.TemporaryDirectory() as folder:
         operations, weights = Path(folder, "model.xml"), Path(folder, "model.bin")
         openvino.serialize(model, operations, weights)
@@ -156,10 +156,7 @@ class _Requests:
 
 def _quantised(model: Any, seen: Sequence[Tensor]) -> Any:  # noqa: ANN401  (of OpenVINO)
     with _quietly():
-        try:
-            import nncf
-        except ImportError as error:
-            raise MissingExtraError("nncf", _EXTRA) from error
+        nncf = imported("nncf", _EXTRA)
         there = {name for given in model.inputs for name in given.get_names()}
         read = {f"{INPUT}{k}": t for k, t in enumerate(seen) if f"{INPUT}{k}" in there}
         batches = [
@@ -186,11 +183,7 @@ def is_openvino_there() -> bool:
 
 @functools.cache
 def _core() -> Any:  # noqa: ANN401  (an optional package)
-    try:
-        import openvino
-    except ImportError as error:
-        raise MissingExtraError("openvino", _EXTRA) from error
-    return openvino.Core()
+    return imported("openvino", _EXTRA).Core()
 
 
 @contextlib.contextmanager
