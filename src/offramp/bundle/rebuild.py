@@ -72,7 +72,12 @@ def rebuild(
         exits = [e for e in manifest.stages if isinstance(e, ExitEntry) and e.segment.network == k]
         here = [stages[entry.name] for entry in exits]
         noted_with = manifest.software.get("torch", "another version")
-        _check_answers(folder, here, network.example, noted_with if verify else None)
+        classes = _check_answers(folder, here, network.example, noted_with if verify else None)
+        if manifest.class_names and classes != len(manifest.class_names):
+            raise FileFormatError(
+                f"{folder / MANIFEST}: class_names must have {classes} entries, as the exits' "
+                f"answers have, got {len(manifest.class_names)}."
+            )
     return stages
 
 
@@ -162,10 +167,11 @@ def segment_of(stage: Stage) -> SegmentSpec:
 
 def _check_answers(
     folder: Path, stages: Sequence[Stage], example: ExampleEntry, noted_with: str | None
-) -> None:
+) -> int:
     """Run the exits of one network on the example, and compare with what they answered once.
 
-    Without the version of torch that noted it, they only have to run.
+    Without the version of torch that noted it, they only have to run. Returns the number of
+    classes.
     """
     path = folder / example.file
     names = [stage.name for stage in stages if _gives_logits(stage)]
@@ -176,8 +182,9 @@ def _check_answers(
             f"{folder / MANIFEST}: the stages {names} do not run on {example.file}; segments and "
             f"heads do not fit: {error}"
         ) from error
+    classes = found.shape[2]
     if noted_with is None:
-        return
+        return classes
     noted = read_tensors(path).get(LOGITS)
     if noted is None or noted.shape != found.shape or not noted.is_floating_point():
         raise FileFormatError(
@@ -191,6 +198,7 @@ def _check_answers(
             f"else here, or torch does ({noted_with} then, {torch.__version__} now). Save the "
             "bundle again, or load it with verify=False and measure its accuracy."
         )
+    return classes
 
 
 def _gives_logits(stage: Stage) -> bool:

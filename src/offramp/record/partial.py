@@ -1,9 +1,9 @@
 """The store that survives a kill: a folder beside the trace to be.
 
 `<path>.partial` holds raw rows in files that only grow, and `progress.json`, which says how many
-bytes of each count, and their checksums. It is written after they have reached the disk, so whatever
-happens, the rows it speaks of are there; what stands behind them is cut off when the recording goes
-on.
+bytes of each count, and their checksums. It is written after they have reached the disk, so
+whatever happens, the rows it speaks of are there; what stands behind them is cut off when the
+recording goes on.
 
 Layer: record.
 """

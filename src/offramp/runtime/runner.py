@@ -113,8 +113,17 @@ class Runner(nn.Module):
         )
 
     def answered(self, batch: Batch, classes: int) -> None:
-        """Remember what a batch that was answered looked like."""
+        """Remember what a batch that was answered looked like.
+
+        Raises:
+            InputError: If there are not as many classes as class names.
+        """
         if self._first is None:
+            if self.classes not in (None, classes):
+                raise InputError(
+                    f"class_names must have {classes} entries, as the stages' answers have, got "
+                    f"{self.classes}."
+                )
             self.classes, self._first = classes, form_of(batch)
 
     def check_blame(self, batch: Batch, error: Exception) -> None:

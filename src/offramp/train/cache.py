@@ -20,8 +20,8 @@ from torch import Tensor
 
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.files import write_json
-from offramp._core.seal import is_sealed, sealed
 from offramp._core.progress import progress_bar
+from offramp._core.seal import is_sealed, sealed
 from offramp.data import Examples
 from offramp.models import PooledHead, extract_logits
 from offramp.stages import Cascade, OfFirst, Stage

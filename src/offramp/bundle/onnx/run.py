@@ -19,7 +19,7 @@ import numpy as np
 
 # Or onnxruntime keeps an id of this device, and events to be sent, under the home folder.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-import onnxruntime  # noqa: E402
+import onnxruntime
 
 RAW = ""  # stands for the raw input among the carries
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from offramp._core.errors import FileFormatError, UnsupportedError
 from offramp._core.optional import imported
 from offramp.runtime.backends.compiled import Run
+from offramp.runtime.backends.foreign import check_openvino
 from offramp.runtime.backends.form import Form, flat
 from offramp.runtime.backends.task import Task
 from offramp.runtime.backends.to_onnx import INPUT, OUTPUT, to_onnx
@@ -104,6 +105,7 @@ def open_openvino(
     if precision == "bf16":
         _require_bf16(name)
     operations, weights = files
+    check_openvino(operations, name)
     core = _core()
     try:
         # in memory, so that it cannot name a file of the machine as the place of its weights
