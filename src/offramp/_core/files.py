@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from offramp._core.errors import FileFormatError, InputError, StorageError
 from offramp._core.ownership import FolderKind, check_file, check_folder, is_empty, strangers
+from offramp._core.reading import read_plain
 from offramp._core.temporaries import (
     alone,
     exchange,
@@ -198,14 +199,22 @@ def as_json(value: object) -> str:
     return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, *, most_bytes: int | None = None) -> dict[str, Any]:
     """Read a JSON object from `path`.
 
+    Args:
+        path: The file.
+        most_bytes: How large it may be; None for any size.
+
     Raises:
-        FileFormatError: If the file is missing, is not JSON or not an object; it names the file.
+        FileFormatError: If the file is missing, no plain file, too large, is not JSON or not an
+            object, or holds a number that is not finite; it names the file.
     """
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        text = read_plain(Path(path), most_bytes=most_bytes).decode("utf-8")
+        value = json.loads(text, parse_constant=_refused)
+    except FileFormatError:
+        raise
     except FileNotFoundError as error:
         raise FileFormatError(f"{path} is missing.") from error
     except (ValueError, OSError, RecursionError) as error:
@@ -213,6 +222,10 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise FileFormatError(f"{path} must hold a JSON object, got {type(value).__name__}.")
     return value
+
+
+def _refused(constant: str) -> float:
+    raise ValueError(f"numbers must be finite, got {constant}")
 
 
 def sha256(path: Path) -> str:

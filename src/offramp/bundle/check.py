@@ -1,21 +1,26 @@
-"""Reading a manifest, and the checks that it makes sense and that nothing else is in the bundle.
+"""Reading a manifest, and the checks that it makes sense and that the files are those it lists.
 
 Layer: bundle.
 """
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.files import read_json, sha256
+from offramp._core.seal import is_sealed
 from offramp._core.topology import RAW_INPUT, Topology
 from offramp.bundle.manifest import (
+    BACKENDS_VERSION,
     CUT_VERSION,
     FORMAT,
     FORMAT_VERSION,
     KINDS,
+    SEALED_VERSION,
     CompiledEntry,
     ExitEntry,
     Manifest,
@@ -24,7 +29,10 @@ from offramp.bundle.manifest import (
     SegmentEntry,
     WholeEntry,
 )
-from offramp.bundle.names import MANIFEST, POLICY, is_safe_file
+from offramp.bundle.names import MANIFEST, POLICY, WEIGHTS, is_safe_file
+
+_SHOWN = 20  # problems in a message
+MOST_BYTES = 8 * 2**20  # of a manifest: parsed, JSON takes up to 25 times as much
 
 
 def read_manifest(folder: Path | str) -> Manifest:
@@ -35,9 +43,7 @@ def read_manifest(folder: Path | str) -> Manifest:
             are missing, unknown or of the wrong type: all problems are listed.
     """
     path = Path(folder) / MANIFEST
-    if path.is_symlink():
-        raise FileFormatError(f"{path} must be a plain file, but it is a link.")
-    value = read_json(path)
+    value = read_json(path, most_bytes=MOST_BYTES)
     if value.get("format") != FORMAT:
         raise FileFormatError(
             f"{path} is not the manifest of a bundle: its format is {value.get('format')!r}."
@@ -49,15 +55,30 @@ def read_manifest(folder: Path | str) -> Manifest:
             f"{FORMAT_VERSION}). Update offramp."
         )
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
+        manifest = Manifest.model_validate_json(json.dumps(value))
+    except RecursionError as error:
+        raise FileFormatError(f"{path} is nested too deeply.") from error
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(str(p) for p in problem['loc'] if p not in KINDS)}: {problem['msg']}"
-            for problem in error.errors()
+            for problem in error.errors()[:_SHOWN]
         )
-        raise FileFormatError(f"{path} has {error.error_count()} problems: {problems}.") from error
+        more = "; ..." if error.error_count() > _SHOWN else ""
+        raise FileFormatError(
+            f"{path} has {error.error_count()} problems: {problems}{more}."
+        ) from error
+    _check_sealed(path, manifest, value)
     _check_consistent(path, manifest)
     return manifest
+
+
+def _check_sealed(path: Path, manifest: Manifest, value: dict[str, Any]) -> None:
+    wanted = manifest.version >= SEALED_VERSION or manifest.sha256 is not None
+    if wanted and not is_sealed(value):
+        raise FileFormatError(
+            f"{path} has changed since the bundle was written: its digest is not the one in it. "
+            "Copy or save the bundle again."
+        )
 
 
 def _check_consistent(path: Path, manifest: Manifest) -> None:
@@ -79,15 +100,21 @@ def _file_problems(manifest: Manifest) -> Iterator[str]:
     for name in manifest.files:
         if not is_safe_file(name) or name == MANIFEST:
             yield f"the file name {name!r} is not allowed"
-    wanted = [POLICY]
+    wanted, weights = [POLICY], list[str]()
     for stage in manifest.stages:
         if isinstance(stage, CompiledEntry):
             wanted += [name for m in stage.models() for name in (*m.files, m.answers)]
+            weights += [m.answers for m in stage.models()]
             continue
         entry = stage.head if isinstance(stage, ExitEntry) else stage
         wanted += [] if entry is None else [entry.weights]
+        weights += [] if entry is None else [entry.weights]
     for network in manifest.networks:
         wanted += [network.weights, network.example.file]
+        weights += [network.weights, network.example.file]
+    for name in weights:
+        if not name.endswith(WEIGHTS):
+            yield f"the weights {name!r} are no file of safetensors; nothing else is read"
     for name in wanted:
         if name not in manifest.files:
             yield f"{name!r} is not among the files"
@@ -107,7 +134,7 @@ def _stage_problems(manifest: Manifest, topology: Topology) -> Iterator[str]:
 
 def _backend_problems(manifest: Manifest, topology: Topology) -> Iterator[str]:
     compiled = any(isinstance(stage, CompiledEntry) for stage in manifest.stages)
-    if manifest.version < FORMAT_VERSION and (compiled or manifest.backends is not None):
+    if manifest.version < BACKENDS_VERSION and (compiled or manifest.backends is not None):
         yield (
             f"format {manifest.version} holds neither stages in another runtime nor measurements "
             "of backends"
@@ -182,31 +209,28 @@ def _exit_problems(manifest: Manifest, topology: Topology) -> Iterator[str]:
 
 
 def check_files(folder: Path, manifest: Manifest, *, verify: bool) -> None:
-    """Compare the folder with what the manifest lists.
+    """Compare the files that the manifest lists with what it says of them; others are not read.
 
     Args:
         folder: The bundle.
         manifest: Of `read_manifest`, so that every name stays within the folder.
-        verify: Also compare checksums; sizes, links and strange files are always looked at.
+        verify: Also compare checksums. Of a link that leads out of the folder, as in the cache of
+            a model hub, the checksum is always compared: nothing else says what it leads to.
 
     Raises:
-        FileFormatError: If a file is missing, truncated, changed, a link, or not listed.
+        FileFormatError: If a file is missing, no plain file, truncated or changed.
     """
     for name, entry in manifest.files.items():
         path = folder / name
-        if path.is_symlink():
-            raise FileFormatError(f"{path} must be a plain file, but it is a link.")
-        if not path.is_file():
-            raise FileFormatError(f"{path} is missing.")
+        if not path.is_file():  # also a link that leads nowhere, a pipe and a device
+            raise FileFormatError(f"{path} is missing, or no plain file.")
         size = path.stat().st_size
         if size != entry.bytes:
             kind = "truncated" if size < entry.bytes else "changed"
             raise FileFormatError(f"{path} is {kind}: {size} bytes instead of {entry.bytes}.")
-        if verify and sha256(path) != entry.sha256:
+        if (verify or _leads_out(path, folder)) and sha256(path) != entry.sha256:
             raise FileFormatError(f"{path} has changed since the bundle was written.")
-    strange = sorted({path.name for path in folder.iterdir()} - {*manifest.files, MANIFEST})
-    if strange:
-        raise FileFormatError(
-            f"{folder / strange[0]} does not belong to the bundle; {len(strange)} such files. "
-            "Remove what was put there."
-        )
+
+
+def _leads_out(path: Path, folder: Path) -> bool:
+    return path.is_symlink() and not path.resolve().is_relative_to(folder.resolve())

@@ -7,8 +7,11 @@ Format 2 adds networks that are cut: one safetensors file for each, one for each
 with an example and what the exits answer to it. A bundle without them is written in format 1.
 
 Format 3 adds stages in another runtime: the files of a model for a segment, and for its head, each
-with what it answered where it was made; and measurements of backends. Bundles without them are
-written in the format that they need.
+with what it answered where it was made; and measurements of backends.
+
+Format 4 adds the digest of the manifest itself, "sha256": of a change of one bit in a scale, a cost
+or a certificate's sentence no other checksum would tell. It is what is written; the older formats
+are read, and promise about the manifest what they always did: that it makes sense.
 
 A stage that answers with labels and confidences says so in "outputs"; without it it gives logits.
 Versions that do not know the field refuse the bundle.
@@ -16,20 +19,50 @@ Versions that do not know the field refuse the bundle.
 Layer: bundle.
 """
 
+from math import prod
 from typing import Annotated, Any, Literal, final
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, NonNegativeInt, Tag
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    NonNegativeInt,
+    Tag,
+)
 
 from offramp._core.costs import Costs
 from offramp._core.topology import Topology
 from offramp.runtime import BackendTable
 
 FORMAT: Literal["offramp-bundle"] = "offramp-bundle"
-FORMAT_VERSION = 3
-CUT_VERSION = 2  # of bundles with networks that are cut
-WHOLE_VERSION = 1  # of bundles of whole networks, which older versions of this package read
+FORMAT_VERSION = 4
+SEALED_VERSION = 4  # the first whose manifest has a digest
+BACKENDS_VERSION = 3  # the first with stages in another runtime, and measurements
+CUT_VERSION = 2  # the first with networks that are cut
 
-_STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
+MOST_ELEMENTS = 2**26  # of the tensors of one example that a manifest speaks of, all together
+
+_STRICT = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _possible(*shapes: tuple[int, ...]) -> None:
+    if sum(map(prod, shapes)) > MOST_ELEMENTS:
+        raise ValueError(f"one example must have at most {MOST_ELEMENTS} numbers, got {shapes}")
+
+
+def _possible_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    _possible(shape)
+    return shape
+
+
+def _possible_shapes(shapes: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
+    _possible(*shapes)
+    return shapes
+
+
+Size = Annotated[int, Field(ge=1, le=MOST_ELEMENTS)]
 
 
 class FileEntry(BaseModel):
@@ -115,7 +148,9 @@ class FormEntry(BaseModel):
     model_config = _STRICT
     kind: Literal["tensor", "tuple", "mapping"]
     names: tuple[str, ...]
-    shapes: tuple[tuple[int, ...], ...] = Field(min_length=1)
+    shapes: Annotated[
+        tuple[tuple[Size, ...], ...], Field(min_length=1), AfterValidator(_possible_shapes)
+    ]
     dtypes: tuple[str, ...]
 
 
@@ -259,7 +294,7 @@ class BackendsEntry(BaseModel):
 
 @final
 class Manifest(BaseModel):
-    """Format 1, 2 or 3 of `manifest.json`."""
+    """Formats 1 to 4 of `manifest.json`."""
 
     model_config = _STRICT
     format: Literal["offramp-bundle"]
@@ -268,7 +303,7 @@ class Manifest(BaseModel):
     created: str
     reference: str
     class_names: tuple[str, ...]
-    input_shape: tuple[int, ...] | None
+    input_shape: Annotated[tuple[Size, ...], AfterValidator(_possible_shape)] | None
     topology: TopologyEntry
     costs: CostsEntry | None
     choice: ChoiceEntry
@@ -276,6 +311,7 @@ class Manifest(BaseModel):
     networks: tuple[NetworkEntry, ...] = ()
     backends: BackendsEntry | None = None
     files: dict[str, FileEntry]
+    sha256: str | None = None
 
     def cascade_topology(self) -> Topology:
         """The topology as an object."""

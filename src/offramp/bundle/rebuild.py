@@ -23,8 +23,8 @@ from offramp.bundle.manifest import (
     WholeEntry,
 )
 from offramp.bundle.names import MANIFEST
-from offramp.bundle.tensors import read_tensors
-from offramp.models import ModelSpec, build, load_weights
+from offramp.bundle.tensors import FAILURES, built, read_tensors
+from offramp.models import ModelSpec
 from offramp.stages import CutSpec, SegmentSpec, Stage, attached, cut, preprocess_from_dict
 from offramp.train.design import network as _  # noqa: F401  so that "tapped" can be built
 
@@ -33,12 +33,6 @@ INPUT = "input."  # followed by 0, 1, ...
 
 #: The segments of a cut network, each with how to get it again.
 Segments = list[tuple[nn.Module, SegmentSpec]]
-
-#: What building or running a network raises when arguments, layers or sizes make no sense.
-FAILURES = (
-    *(ArithmeticError, AssertionError, AttributeError, LookupError),
-    *(RuntimeError, TypeError, ValueError),
-)
 
 
 def rebuild(
@@ -78,16 +72,22 @@ def rebuild(
         exits = [e for e in manifest.stages if isinstance(e, ExitEntry) and e.segment.network == k]
         here = [stages[entry.name] for entry in exits]
         noted_with = manifest.software.get("torch", "another version")
-        _check_answers(folder, here, network.example, noted_with if verify else None)
+        classes = _check_answers(folder, here, network.example, noted_with if verify else None)
+        if manifest.class_names and classes != len(manifest.class_names):
+            raise FileFormatError(
+                f"{folder / MANIFEST}: class_names must have {classes} entries, as the exits' "
+                f"answers have, got {len(manifest.class_names)}."
+            )
     return stages
 
 
 def _cut_again(folder: Path, k: int, entry: NetworkEntry, allow_import: bool) -> Segments:
     """Build a network of a bundle, load its weights, and cut it."""
     where = f"{folder / MANIFEST}: networks.{k}"
-    net = _built(entry.model, f"{where}.model", allow_import)
-    load_weights(net, folder / entry.weights)
     example = _read_example(folder / entry.example.file, entry.example)
+    net = built(
+        _spec(entry.model), folder / entry.weights, f"{where}.model", allow_import=allow_import
+    )
     try:
         segments = cut(net, entry.at, example, keep=entry.keep)
     except FAILURES as error:
@@ -109,21 +109,24 @@ def _stage(
     except ValueError as error:
         raise FileFormatError(f"{where} cannot be built: {error}") from error
     if isinstance(entry, WholeEntry):
-        module = _built(entry.model, where, allow_import)
-        load_weights(module, folder / entry.weights)
+        spec = _spec(entry.model)
         return Stage(
             entry.name,
-            module,
+            built(spec, folder / entry.weights, where, allow_import=allow_import),
             preprocess=preprocess,
-            spec=_spec(entry.model),
+            spec=spec,
             outputs=entry.outputs,
             classes=entry.classes,
         )
     module, segment = cuts[entry.segment.network][entry.segment.index]
     head = None
     if entry.head is not None:
-        head = _built(entry.head.model, f"{where}, field head", allow_import)
-        load_weights(head, folder / entry.head.weights)
+        head = built(
+            _spec(entry.head.model),
+            folder / entry.head.weights,
+            f"{where}, field head",
+            allow_import=allow_import,
+        )
     position = topology.index(entry.name)
     source = topology.sources[position]
     return Stage(
@@ -180,10 +183,11 @@ def segment_of(stage: Stage) -> SegmentSpec:
 
 def _check_answers(
     folder: Path, stages: Sequence[Stage], example: ExampleEntry, noted_with: str | None
-) -> None:
+) -> int:
     """Run the exits of one network on the example, and compare with what they answered once.
 
-    Without the version of torch that noted it, they only have to run.
+    Without the version of torch that noted it, they only have to run. Returns the number of
+    classes.
     """
     path = folder / example.file
     names = [stage.name for stage in stages if _gives_logits(stage)]
@@ -194,8 +198,9 @@ def _check_answers(
             f"{folder / MANIFEST}: the stages {names} do not run on {example.file}; segments and "
             f"heads do not fit: {error}"
         ) from error
+    classes = found.shape[2]
     if noted_with is None:
-        return
+        return classes
     noted = read_tensors(path).get(LOGITS)
     if noted is None or noted.shape != found.shape or not noted.is_floating_point():
         raise FileFormatError(
@@ -209,6 +214,7 @@ def _check_answers(
             f"else here, or torch does ({noted_with} then, {torch.__version__} now). Save the "
             "bundle again, or load it with verify=False and measure its accuracy."
         )
+    return classes
 
 
 def _gives_logits(stage: Stage) -> bool:
@@ -226,15 +232,6 @@ def _tolerance(stages: Sequence[Stage], noted: Tensor) -> float:
 
 def _spec(entry: ModelEntry) -> ModelSpec:
     return ModelSpec(name=entry.name, arguments=entry.arguments)
-
-
-def _built(entry: ModelEntry, where: str, allow_import: bool) -> nn.Module:
-    try:
-        return build(_spec(entry), allow_import=allow_import)
-    except UnsupportedError:
-        raise
-    except FAILURES as error:
-        raise FileFormatError(f"{where} cannot be built: {error}") from error
 
 
 def _read_example(path: Path, entry: ExampleEntry) -> Batch:

@@ -15,9 +15,10 @@ from offramp._core.checks import check_known
 from offramp._core.costs import Costs
 from offramp._core.files import sha256, whole_folder, write_json
 from offramp._core.ownership import BUNDLE
+from offramp._core.seal import sealed
 from offramp.bundle.compare import check_loadable
 from offramp.bundle.describe import write_stages
-from offramp.bundle.manifest import CUT_VERSION, FORMAT, FORMAT_VERSION, WHOLE_VERSION
+from offramp.bundle.manifest import FORMAT, FORMAT_VERSION
 from offramp.bundle.names import MANIFEST, POLICY, check_extra
 from offramp.evaluate import Choice, OperatingPoint
 from offramp.policy import Policy, Setting
@@ -98,7 +99,7 @@ def save_bundle(
             write_json(folder / name, value)
         manifest = {
             "format": FORMAT,
-            "version": _version(stages, backends),
+            "version": FORMAT_VERSION,
             "software": {"offramp": version("offramp"), "torch": str(torch.__version__)},
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "reference": setting.reference,
@@ -114,16 +115,8 @@ def save_bundle(
                 for file in sorted(folder.iterdir())
             },
         }
-        write_json(folder / MANIFEST, manifest)
-        if manifest["version"] != WHOLE_VERSION:
-            check_loadable(folder, cascade)
-
-
-def _version(stages: Mapping[str, Any], backends: BackendTable | None) -> int:
-    """The oldest format that can hold all of it."""
-    if backends is not None or any("runs" in entry for entry in stages["stages"]):
-        return FORMAT_VERSION
-    return CUT_VERSION if "networks" in stages else WHOLE_VERSION
+        write_json(folder / MANIFEST, sealed(manifest))
+        check_loadable(folder, cascade)
 
 
 def _check_backends(backends: BackendTable | None, cascade: Cascade) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from offramp._core.errors import InputError
 from offramp._core.files import read_json, steadily, write_json
+from offramp._core.seal import sealed
 from offramp._core.types import Batch
 from offramp.bundle.check import check_files, read_manifest
 from offramp.bundle.manifest import FORMAT_VERSION, Manifest
@@ -84,7 +85,7 @@ def tune(
         raise InputError(f"{folder} was replaced while it was measured. Repeat the call.")
     value = read_json(folder / MANIFEST)
     tuned = {**value, "version": FORMAT_VERSION, "backends": table.to_dict()}
-    write_json(folder / MANIFEST, tuned, beside=folder)
+    write_json(folder / MANIFEST, sealed(tuned), beside=folder)
     return table
 
 

@@ -10,17 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, final
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 
 from offramp._core.errors import FileFormatError, InputError
-from offramp._core.files import whole_file
 from offramp.stages import Cascade, Stage
+from offramp.train.checkpoint import read_whole, write_file
 from offramp.train.features import backbone_digest
 
 HEADS = "heads.safetensors"
-_KEY = "offramp"
 
 
 @final
@@ -34,16 +32,15 @@ class _Facts(BaseModel):
 def save_heads(path: Path, cascade: Cascade) -> None:
     """Write the weights of all heads, whole or not at all."""
     tensors = {
-        f"{k}.{name}": value.detach().cpu().contiguous().clone()
+        f"{k}.{name}": value
         for k, stage in enumerate(cascade)
         if stage.head is not None
         for name, value in stage.head.state_dict().items()
     }
-    with whole_file(path) as temporary:
-        save_file(tensors, temporary, metadata={_KEY: _facts_of(cascade).model_dump_json()})
+    write_file(path, tensors, _facts_of(cascade))
 
 
-def check_heads(path: Path, cascade: Cascade, config: Path) -> None:
+def check_heads(path: Path, cascade: Cascade, config: Path) -> dict[str, Tensor]:
     """Check that heads which were trained before fit a cascade.
 
     Args:
@@ -51,23 +48,22 @@ def check_heads(path: Path, cascade: Cascade, config: Path) -> None:
         cascade: Of the configuration.
         config: The configuration's file, for messages.
 
+    Returns:
+        Their weights.
+
     Raises:
         InputError: If they belong to other exits, to heads of another kind or to another network.
         FileFormatError: If the file is damaged.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            found = _Facts.model_validate_json((file.metadata() or {}).get(_KEY, ""))
-    except (OSError, SafetensorError, ValidationError) as error:
-        raise FileFormatError(
-            f"{path} cannot be read as heads: {error}. Run `offramp train -c {config} --restart`."
-        ) from error
+    again = f"Run `offramp train -c {config} --restart`."
+    found, tensors = read_whole(path, _Facts, what="heads", again=again)
     problem = _difference(found, _facts_of(cascade))
     if problem:
         raise InputError(
             f"The heads in {path} were trained for another configuration: {problem}. Run "
             f"`offramp train -c {config} --restart`, or name another folder in [output]."
         )
+    return tensors
 
 
 def load_heads(path: Path, cascade: Cascade, config: Path) -> None:
@@ -82,13 +78,12 @@ def load_heads(path: Path, cascade: Cascade, config: Path) -> None:
             f"The heads are not trained yet: {path} is missing. Run `offramp train -c {config}` "
             "first."
         )
-    check_heads(path, cascade, config)
+    tensors = check_heads(path, cascade, config)
     try:
-        tensors = load_file(path)
         for k, stage in enumerate(cascade):
             if stage.head is not None:
                 stage.head.load_state_dict(_under(f"{k}.", tensors))
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except RuntimeError as error:
         raise FileFormatError(
             f"{path} does not fit: {error}. Run `offramp train -c {config} --restart`."
         ) from error

@@ -28,6 +28,10 @@ _DAMAGED = (
     *(OSError, EOFError, ValueError, LookupError, TypeError, RuntimeError, AssertionError),
     *(SafetensorError, pickle.UnpicklingError, struct.error, zipfile.BadZipFile, zlib.error),
 )
+_KINDS = (
+    {torch.float16, torch.bfloat16, torch.float32, torch.float64},
+    {torch.int16, torch.int32, torch.int64},
+)
 _COUNTER = "num_batches_tracked"  # of batch normalisation: it does not change any output
 
 
@@ -53,8 +57,9 @@ def load_weights(module: nn.Module, path: Path | str) -> None:
 
     Raises:
         InputError: If the ending is another one.
-        FileFormatError: If the file is missing or cannot be read, or if names or shapes differ;
-            the first few are named and `module` stays as it was.
+        FileFormatError: If the file is missing or cannot be read, or if names, shapes or kinds of
+            numbers differ (float16 is taken for float32, int8 is not); the first few are named
+            and `module` stays as it was.
 
     >>> import tempfile
     >>> from offramp.models import small_cnn
@@ -63,14 +68,46 @@ def load_weights(module: nn.Module, path: Path | str) -> None:
     ...     load_weights(small_cnn(width=2, depth=2), Path(folder) / "w.safetensors")
     """
     path = Path(path)
-    found = _own_names(module, _without_prefix(_read(path)))
+    fill(module, _read(path), path)
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: Path | str) -> None:
+    """Give a module the tensors of a file, all of them or none, as `load_weights` says.
+
+    Raises:
+        FileFormatError: If names, shapes or kinds of numbers differ.
+    """
+    found = check_fit(module, tensors, path)
+    module.load_state_dict({**module.state_dict(), **found})
+
+
+def check_fit(
+    module: nn.Module, tensors: Mapping[str, Tensor], path: Path | str
+) -> dict[str, Tensor]:
+    """The tensors of a file under the module's own names; nothing is loaded.
+
+    Args:
+        module: The network; like the tensors it may be on the "meta" device.
+        tensors: What the file holds.
+        path: The file, for messages.
+
+    Raises:
+        FileFormatError: If names, shapes or kinds of numbers differ; the first few are named.
+    """
+    found = _own_names(module, _without_prefix(tensors))
     wanted = module.state_dict()
     missing = [k for k in wanted if k not in found and not k.endswith(_COUNTER)]
     unexpected = [k for k in found if k not in wanted]
+    both = [k for k in wanted if k in found]
     different = [
         f"{k} {tuple(found[k].shape)} instead of {tuple(wanted[k].shape)}"
-        for k in wanted
-        if k in found and found[k].shape != wanted[k].shape
+        for k in both
+        if found[k].shape != wanted[k].shape
+    ]
+    strange = [
+        f"{k} {found[k].dtype} instead of {wanted[k].dtype}"
+        for k in both
+        if _kind(found[k]) != _kind(wanted[k])
     ]
     problems = [
         _listed(names, what)
@@ -78,6 +115,7 @@ def load_weights(module: nn.Module, path: Path | str) -> None:
             (missing, "missing"),
             (unexpected, "unexpected"),
             (different, "of another shape"),
+            (strange, "of another kind of number"),
         )
         if names
     ]
@@ -85,7 +123,7 @@ def load_weights(module: nn.Module, path: Path | str) -> None:
         raise FileFormatError(
             f"The weights in {path} do not fit {type(module).__name__}: {'; '.join(problems)}."
         )
-    module.load_state_dict({**wanted, **found})
+    return found
 
 
 def save_weights(module: nn.Module, path: Path | str, *, overwrite: bool = False) -> None:
@@ -154,10 +192,18 @@ _READERS: dict[str, Callable[[Path], dict[str, Tensor]]] = {
 }
 
 
-def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _kind(tensor: Tensor) -> object:
+    """What may be turned into each other: usual floating-point types, and whole numbers.
+
+    Eight-bit floats and integers mean nothing without a scale; they are taken for no others.
+    """
+    return next((k for k, kind in enumerate(_KINDS) if tensor.dtype in kind), tensor.dtype)
+
+
+def _without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if state and all(k.startswith(_PARALLEL_PREFIX) for k in state):
         return {k.removeprefix(_PARALLEL_PREFIX): v for k, v in state.items()}
-    return state
+    return dict(state)
 
 
 def _own_names(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,14 +1,15 @@
 """The store that survives a kill: a folder beside the trace to be.
 
 `<path>.partial` holds raw rows in files that only grow, and `progress.json`, which says how many
-bytes of each count. It is written first of all, and then after rows have reached the disk, so
-whatever happens, the rows it speaks of are there; what stands behind them is cut off when the
-recording goes on. When the trace is complete it says so too, and of which checksum it is: a kill
-between the trace and the clearing away is then made up for by the next call.
+bytes of each count, and their checksums. It is written first of all, and then after rows have
+reached the disk, so whatever happens, the rows it speaks of are there; what stands behind them is
+cut off when the recording goes on. When the trace is complete it says so too, and of which checksum
+it is: a kill between the trace and the clearing away is then made up for by the next call.
 
 Layer: record.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -27,6 +28,7 @@ from torch import Tensor
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.files import remove_folder, sha256, storing, whole_folder, write_json
 from offramp._core.ownership import TRACE, check_folder, check_place, is_empty
+from offramp._core.seal import is_sealed, sealed
 from offramp._core.temporaries import locked
 from offramp._core.types import Ids, IntArray
 from offramp.record.rows import Rows
@@ -44,21 +46,24 @@ from offramp.trace.files import (
 
 CHECKPOINT_S = 1.0  # seconds of work that a kill may cost
 _PROGRESS = "progress.json"
-_VERSION = 1
+_VERSION = 2
 _FILES = ("logits", "labels", "ids")
 _OURS = re.compile(r"progress\.json|(logits|labels|ids)\.bin")
+_BLOCK = 2**20  # bytes
 
 
 @final
 class _Progress(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
-    version: Literal[1]
+    version: Literal[2]
     fingerprint: dict[str, str]
     rows: int
     classes: int
     text_ids: bool
     bytes: dict[str, int]
     trace: str = ""  # checksum of its manifest, once that is written
+    digests: dict[str, str]  # of so many bytes of each file
+    sha256: str
 
 
 def parts_of(path: Path) -> Path:
@@ -135,6 +140,7 @@ class PartialStore:
         self._fingerprint = dict(fingerprint)
         self._rows, self._classes, self._text_ids = 0, 0, False
         self._good = dict.fromkeys(_FILES, 0)  # bytes that belong to whole rows
+        self._digests = {name: hashlib.sha256() for name in _FILES}  # of those bytes
         self._files: dict[str, IO[bytes]] = {}
         self._saved_at = -np.inf
         check_place(self._folder)
@@ -220,6 +226,7 @@ class PartialStore:
                 self._files[name].write(block)
         for name, block in blocks.items():
             self._good[name] += len(block)
+            self._digests[name].update(block)
         self._rows += len(rows)
         if time.monotonic() - self._saved_at >= CHECKPOINT_S:
             self._checkpoint()
@@ -265,7 +272,7 @@ class PartialStore:
             self._note(trace=sha256(folder / MANIFEST))
         self._close()
         remove_folder(self._folder, _OURS)
-        return load_trace(self._path)
+        return load_trace(self._path, verify=False)  # it was written this moment
 
     def _adopt(self) -> None:
         """Go on where an interrupted recording stopped."""
@@ -290,7 +297,13 @@ class PartialStore:
                 raise FileFormatError(
                     f"{file} is missing or truncated. Pass resume=False to start again."
                 )
-            self._good[name] = size
+            self._good[name], self._digests[name] = size, _digest(file, size)
+        digests = {name: digest.hexdigest() for name, digest in self._digests.items()}
+        if not is_sealed(found.model_dump()) or digests != found.digests:
+            raise FileFormatError(
+                f"{self._folder} was damaged: what it holds has not the checksums that were noted. "
+                "Pass resume=False to start again."
+            )
         self._rows, self._classes, self._text_ids = found.rows, found.classes, found.text_ids
 
     def _checkpoint(self) -> None:
@@ -310,8 +323,9 @@ class PartialStore:
             "text_ids": self._text_ids,
             "bytes": self._good,
             "trace": trace,
+            "digests": {name: digest.hexdigest() for name, digest in self._digests.items()},
         }
-        write_json(self._folder / _PROGRESS, progress)
+        write_json(self._folder / _PROGRESS, sealed(progress))
 
     def _flush(self) -> None:
         for file in self._files.values():
@@ -336,6 +350,16 @@ class PartialStore:
         shape = (self._rows, self._stages, self._classes)
         path = self._folder / "logits.bin"
         return in_parts(np.memmap(path, dtype=self._dtype, mode="r", shape=shape))
+
+
+def _digest(path: Path, size: int) -> "hashlib._Hash":
+    """Of the first bytes of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(min(size, _BLOCK)):
+            digest.update(block)
+            size -= len(block)
+    return digest
 
 
 def _text_block(ids: Ids) -> bytes:

@@ -117,12 +117,16 @@ class Runner(nn.Module):
         )
 
     def answered(self, batch: Batch, classes: int) -> None:
-        """Remember what a batch that was answered looked like."""
+        """Remember what a batch that was answered looked like.
+
+        Raises:
+            InputError: If there are not as many classes as class names.
+        """
         if self._first is None:
-            if self._names and self._names + self._extra != classes:
+            if self.classes not in (None, classes):
                 raise InputError(
                     f"class_names must have {classes - self._extra} entries, as the stages' "
-                    f"outputs have, got {self._names}."
+                    f"answers have, got {self._names}."
                 )
             self.classes, self._first = classes, form_of(batch)
 

@@ -10,8 +10,8 @@ counted from 1, and "layer" that of its last.
 Layer: stages.  Source: none; liveness as compilers define it.
 """
 
-from collections.abc import Sequence
 import re
+from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any, final
 

@@ -3,6 +3,7 @@
 Layer: stages.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
@@ -23,7 +24,8 @@ class Normalize(nn.Module):
         std: Standard deviation of each channel after scaling, > 0, or one number for all.
 
     Raises:
-        InputError: If `std` is not positive, or `mean` and `std` have different lengths.
+        InputError: If `std` is not positive, a number is not finite, or `mean` and `std` have
+            different lengths.
 
     >>> Normalize(1 / 255, mean=[0.5], std=[0.5])(torch.full((1, 1, 1, 1), 255.0)).item()
     1.0
@@ -41,6 +43,11 @@ class Normalize(nn.Module):
         super().__init__()
         self.scale = float(scale)
         self._mean, self._std = _values(mean), _values(std)
+        if not all(map(math.isfinite, (self.scale, *self._mean, *self._std))):
+            raise InputError(
+                f"scale, mean and std must be finite, got {self.scale}, {self._mean} and "
+                f"{self._std}."
+            )
         if min(self._std) <= 0:
             raise InputError(f"std must be greater than 0, got {self._std}.")
         if len(self._mean) != len(self._std):

@@ -3,11 +3,13 @@
 `trace.json` says what the arrays are, how large their file is and what its checksum is. Format 1
 holds these arrays: `logits` (n, s, c), or `ranked` (n, s, r) with or without `confidence` (n, s);
 `labels` (n,); `ids` (n,) as int64, or (n, w) bytes of UTF-8 padded with zeros; `split` (n,) as
-int8 if there is one. Nothing is ever unpickled.
+int8 if there is one. Nothing is ever unpickled. Format 2 adds the digest of `trace.json` itself,
+"sha256": a cost or an edge that flipped would change every result. Format 1 is still read.
 
 Layer: trace.
 """
 
+import json
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -25,15 +27,19 @@ from offramp._core.errors import FileFormatError, InputError
 from offramp._core.files import sha256, steadily, whole_folder, write_json
 from offramp._core.ids import as_ids
 from offramp._core.ownership import TRACE
+from offramp._core.reading import read_plain
+from offramp._core.seal import is_sealed, sealed
 from offramp._core.topology import Topology
 from offramp._core.types import Ids
 from offramp.trace.arrays import ArraySource, Written, in_parts, open_arrays, write_arrays
 from offramp.trace.trace import Trace
 
 FORMAT = "offramp-trace"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+SEALED_VERSION = 2  # the first whose description has a digest
 MANIFEST = "trace.json"
 ARRAYS = "arrays.safetensors"
+_MOST_BYTES = 16 * 2**20  # of the description
 
 StoredDtype = Literal["float32", "float16"]
 
@@ -76,9 +82,9 @@ class _FileFields(BaseModel):
 
 @final
 class _Manifest(BaseModel):
-    """Format 1 of `trace.json`."""
+    """Formats 1 and 2 of `trace.json`."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
     format: str
     version: int
     software: str
@@ -91,6 +97,7 @@ class _Manifest(BaseModel):
     costs: _CostFields
     other_costs: tuple[_CostFields, ...]
     arrays: _FileFields
+    sha256: str | None = None
 
 
 def save_trace(
@@ -179,16 +186,17 @@ def write_manifest(
         "other_costs": [table.to_dict() for table in other_costs],
         "arrays": {"bytes": written.nbytes, "sha256": written.sha256},
     }
-    write_json(folder / MANIFEST, manifest)
+    write_json(folder / MANIFEST, sealed(manifest))
 
 
-def load_trace(path: Path | str, *, verify: bool = False) -> Trace:
+def load_trace(path: Path | str, *, verify: bool = True) -> Trace:
     """Read what `save_trace` wrote; the outputs are mapped, not copied into memory.
 
     Args:
         path: The folder.
-        verify: Also compare the checksum of the whole array file. Without it the size, the header
-            and every value's domain are checked, which finds a truncated file.
+        verify: Also compare the checksum of the whole array file, which reads it once: a second
+            for each GB. Without it the size, the header and every value's domain are checked,
+            which finds a truncated file, but not a label that flipped.
 
     Raises:
         FileFormatError: If a file is missing, truncated, changed, foreign or written by a newer
@@ -261,7 +269,7 @@ def narrowed(name: str, values: NDArray[Any], dtype: str) -> NDArray[Any]:
 
 def _read_manifest(path: Path) -> _Manifest:
     try:
-        text = path.read_bytes()
+        text = read_plain(path, most_bytes=_MOST_BYTES)
     except FileNotFoundError as error:
         raise FileFormatError(f"{path} is missing: {path.parent} is not a trace.") from error
     except OSError as error:
@@ -275,9 +283,16 @@ def _read_manifest(path: Path) -> _Manifest:
                 f"{path} was written by a newer version: its format is {found.version}, this "
                 f"version reads up to {FORMAT_VERSION}. Update offramp."
             )
-        return _Manifest.model_validate_json(text)
+        manifest = _Manifest.model_validate_json(text)
     except ValidationError as error:
         raise FileFormatError(f"{path} is not a description of a trace: {error}") from error
+    wanted = manifest.version >= SEALED_VERSION or manifest.sha256 is not None
+    if wanted and not is_sealed(json.loads(text)):
+        raise FileFormatError(
+            f"{path} was changed or damaged: its digest is not the one in it. Copy or record the "
+            "trace again."
+        )
+    return manifest
 
 
 def _check_file(path: Path, expected: _FileFields, *, verify: bool) -> None:

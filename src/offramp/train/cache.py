@@ -1,13 +1,14 @@
 """Pooled features of a frozen backbone, kept on disk so that it runs only once.
 
 A folder holds one npy file for each pooling, filled in the order of the examples, and `cache.json`,
-which says whose features they are and how many rows count. It is written before the first row, and
-then after rows have reached the disk. Files are mapped to be read, never to be written: where a
-disk is full, a write says so, and a mapping ends the process.
+which says whose features they are, how many rows count and what the checksum of those is. It is
+written before the first row, and then after rows have reached the disk. Files are mapped to be
+read, never to be written: where a disk is full, a write says so, and a mapping ends the process.
 
 Layer: train.  Source: none.
 """
 
+import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from offramp._core.errors import FileFormatError, InputError
 from offramp._core.files import remove_folder, storing, write_json
 from offramp._core.ownership import check_place, is_empty
 from offramp._core.progress import progress_bar
+from offramp._core.seal import is_sealed, sealed
 from offramp._core.temporaries import locked
 from offramp.data import Examples
 from offramp.models import PooledHead, extract_logits
@@ -153,10 +155,12 @@ def remove_cached(folder: Path) -> None:
 @final
 class _Manifest(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
-    version: Literal[1]
+    version: Literal[2]
     identity: dict[str, str]
     files: dict[str, str]
     rows: int
+    digests: dict[str, str]  # of the rows that count, by key
+    sha256: str
 
 
 @final
@@ -170,6 +174,7 @@ class _Files:
         self._folder, self._identity, self._n = folder, dict(identity), n
         self._names: dict[str, str] = {}
         self._open: dict[str, IO[bytes]] = {}
+        self._digests: dict[str, hashlib._Hash] = {}
         self.rows = self._saved = 0
         if (folder / _MANIFEST).exists():
             self._adopt()
@@ -208,11 +213,16 @@ class _Files:
             self._names = {key: f"features-{k}.npy" for k, key in enumerate(sorted(block))}
             for key, values in block.items():
                 self._open[key] = self._opened(key, values)
+            self._digests = self._digests or {key: hashlib.sha256() for key in block}
         rows = self.rows
+        held: dict[str, bytes] = {}
         for key, values in block.items():
             rows = self.rows + len(values)
+            held[key] = _narrowed(key, values, self._identity["dtype"]).tobytes()
             with storing(self._folder / self._names[key]):
-                self._open[key].write(_narrowed(key, values, self._identity["dtype"]).tobytes())
+                self._open[key].write(held[key])
+        for key, written in held.items():  # of whole rows only, if a disk is full
+            self._digests[key].update(written)
         self.rows = rows
         if self.rows - self._saved >= CHECKPOINT_ROWS:
             self._checkpoint()
@@ -262,6 +272,17 @@ class _Files:
                 "folder as cache, or delete this one."
             )
         self._names, self.rows, self._saved = found.files, found.rows, found.rows
+        self._digests = {key: self._digest(key) for key in found.files}
+        digests = {key: digest.hexdigest() for key, digest in self._digests.items()}
+        if not is_sealed(found.model_dump()) or digests != found.digests:
+            raise FileFormatError(f"The features in {self._folder} were damaged. {_AGAIN}")
+
+    def _digest(self, key: str) -> "hashlib._Hash":
+        digest, values = hashlib.sha256(), self.read(key)
+        for start in range(0, self.rows, CHECKPOINT_ROWS):
+            part = values[start : min(start + CHECKPOINT_ROWS, self.rows)]
+            digest.update(np.ascontiguousarray(part).data)
+        return digest
 
     def _checkpoint(self) -> None:
         for key, file in self._open.items():
@@ -272,10 +293,9 @@ class _Files:
         self._saved = self.rows
 
     def _note(self) -> None:
-        write_json(
-            self._folder / _MANIFEST,
-            {"version": 1, "identity": self._identity, "files": self._names, "rows": self.rows},
-        )
+        digests = {key: digest.hexdigest() for key, digest in self._digests.items()}
+        found = {"version": 2, "identity": self._identity, "files": self._names, "rows": self.rows}
+        write_json(self._folder / _MANIFEST, sealed({**found, "digests": digests}))
 
 
 def _key(stage: Stage, head: PooledHead) -> str:

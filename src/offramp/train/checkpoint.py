@@ -1,7 +1,8 @@
 """Training that can be interrupted: all of its state in one safetensors file, never a pickle.
 
 Layer: train.  Source: none.  What is not a tensor is JSON in the file's metadata, so the two are
-replaced together, in one step.
+replaced together, in one step. Beside it stands a digest of both: a bit that flipped on the disk
+would be trained on, and what comes of it would get a fresh checksum.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,10 +17,11 @@ from torch import Tensor
 
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.files import whole_file
+from offramp._core.seal import digest_of, tensors_digest
 from offramp.train.learner import Learner
 
 _ENDING = ".safetensors"
-_KEY = "offramp"
+_KEY, _DIGEST = "offramp", "offramp.sha256"
 Facts = TypeVar("Facts", bound=BaseModel)
 _AGAIN = "Delete it to train from the beginning."
 
@@ -87,8 +89,13 @@ def read_checkpoint(
 def write_file(path: Path, tensors: Mapping[str, Tensor], facts: BaseModel) -> None:
     """Write tensors, and facts as JSON beside them, whole or not at all."""
     held = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    text = facts.model_dump_json()
     with whole_file(path) as temporary:
-        save_file(held, temporary, metadata={_KEY: facts.model_dump_json()})
+        save_file(held, temporary, metadata={_KEY: text, _DIGEST: _digest(text, held)})
+
+
+def _digest(facts: str, tensors: Mapping[str, Tensor]) -> str:
+    return digest_of({"facts": facts, "tensors": tensors_digest(tensors)})
 
 
 def read_file(
@@ -103,22 +110,43 @@ def read_file(
 
     Raises:
         InputError: If it belongs to another training.
-        FileFormatError: If it cannot be read.
+        FileFormatError: If it cannot be read, or a bit of it has changed.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            facts = kind.model_validate_json((file.metadata() or {}).get(_KEY, ""))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValidationError) as error:
-        raise FileFormatError(
-            f"{path} cannot be read as a checkpoint: {error}. {_AGAIN}"
-        ) from error
+    facts, tensors = read_whole(path, kind, what="a checkpoint", again=_AGAIN)
     theirs: dict[str, str] = facts.identity  # type: ignore[attr-defined]
     other = [k for k in sorted({*identity, *theirs}) if theirs.get(k) != identity.get(k)]
     if other:
         raise InputError(
             f"{path} belongs to a training with other {', '.join(other)}. Repeat the call that "
             "began it, give another path, or delete it to train from the beginning."
+        )
+    return facts, tensors
+
+
+def read_whole(
+    path: Path, kind: type[Facts], *, what: str, again: str
+) -> tuple[Facts, dict[str, Tensor]]:
+    """Read what `write_file` wrote, whosever it is.
+
+    Args:
+        path: The file.
+        kind: What the facts are.
+        what: What it should be, for messages.
+        again: What to do where it cannot be read, a sentence.
+
+    Raises:
+        FileFormatError: If it cannot be read, or a bit of it has changed.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            facts = kind.model_validate_json(metadata.get(_KEY, ""))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValidationError) as error:
+        raise FileFormatError(f"{path} cannot be read as {what}: {error}. {again}") from error
+    if metadata.get(_DIGEST) != _digest(metadata[_KEY], tensors):
+        raise FileFormatError(
+            f"{path} was damaged, or written by a version that noted no digest. {again}"
         )
     return facts, tensors
 

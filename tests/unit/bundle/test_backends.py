@@ -19,6 +19,7 @@ from offramp._core.errors import (
     UnknownNameError,
 )
 from offramp._core.files import sha256
+from offramp._core.seal import sealed
 from offramp.bundle import load_bundle, quantise, read_manifest, save_bundle, tune
 from offramp.models import ModelSpec, build
 from offramp.policy import Setting
@@ -326,7 +327,7 @@ def edited(folder, change):
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text())
     change(manifest)
-    path.write_text(json.dumps(manifest))
+    path.write_text(json.dumps(sealed(manifest)))
 
 
 @pytest.mark.parametrize(

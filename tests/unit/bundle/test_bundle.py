@@ -6,6 +6,7 @@ from torch import nn
 
 from offramp._core.costs import Costs
 from offramp._core.errors import FileFormatError, InputError, UnknownNameError, UnsupportedError
+from offramp._core.seal import sealed
 from offramp.bundle import load_bundle, read_manifest, save_bundle
 from offramp.bundle import save as save_module
 from offramp.bundle.names import check_extra, is_safe_file, weight_files
@@ -101,11 +102,16 @@ def test_the_manifest_says_what_is_in_the_bundle(saved, cascade):
         loaded.extra("evaluatio.json")
 
 
-def test_whole_networks_are_written_in_the_format_that_older_versions_read(saved):
-    value = json.loads((saved / "manifest.json").read_text())
-    assert value["version"] == 1
+def test_bundles_of_the_first_format_which_had_no_digest_are_still_read(saved, cascade, images):
+    file = saved / "manifest.json"
+    value = json.loads(file.read_text())
+    assert value["version"] == 4
     assert "networks" not in value
     assert set(value["stages"][0]) == {"name", "model", "preprocessing", "weights"}
+    del value["sha256"]
+    file.write_text(json.dumps({**value, "version": 1}))
+    loaded = load_bundle(saved)
+    assert torch.equal(loaded.fallback(images).logits, Static(cascade, "large")(images).logits)
 
 
 def test_only_the_networks_of_the_policy_and_the_fallback_are_written(tmp_path, cascade, images):
@@ -275,7 +281,7 @@ def edit(path, change):
     file = path / "manifest.json"
     value = json.loads(file.read_text())
     change(value)
-    file.write_text(json.dumps(value))
+    file.write_text(json.dumps(sealed(value)))
 
 
 @pytest.mark.parametrize("name", ["small.safetensors", "policy.json", "evaluation.json"])
@@ -304,15 +310,20 @@ def test_without_verification_sizes_are_still_compared(saved):
         load_bundle(saved, verify=False)
 
 
-def test_a_file_that_is_not_listed_is_refused(saved):
-    (saved / "weights.pkl").write_bytes(b"x")
-    with pytest.raises(FileFormatError, match=r"weights.pkl does not belong to the bundle"):
-        load_bundle(saved)
+def test_files_that_are_not_listed_are_not_looked_at(saved, cascade, images):
+    for name in ("README.md", ".gitattributes", ".DS_Store", ".nfs000001", "p.csv", "weights.pkl"):
+        (saved / name).write_bytes(b"x")
+    (saved / "lost+found").mkdir()
+    (saved / "strange").symlink_to("nowhere")
+    loaded = load_bundle(saved)
+    assert torch.equal(loaded.fallback(images).logits, Static(cascade, "large")(images).logits)
+    with pytest.raises(UnknownNameError, match=r"no file 'weights.pkl'"):
+        loaded.extra("weights.pkl")
 
 
 def test_a_newer_version_is_refused_saying_so(saved):
-    edit(saved, lambda m: m.update(version=4, something={"new": 1}))
-    with pytest.raises(FileFormatError, match=r"newer version \(format 4; .* up to 3\). Update"):
+    edit(saved, lambda m: m.update(version=5, something={"new": 1}))
+    with pytest.raises(FileFormatError, match=r"newer version \(format 5; .* up to 4\). Update"):
         load_bundle(saved)
 
 
@@ -356,13 +367,21 @@ def test_weights_that_lead_out_of_the_folder_are_refused(saved):
         load_bundle(saved)
 
 
-@pytest.mark.parametrize("name", ["small.safetensors", "policy.json", "manifest.json"])
-def test_links_are_refused(saved, name):
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("name", ["small.safetensors", "policy.json"])
+def test_what_a_link_leads_to_must_have_the_checksum_that_is_listed(saved, name, verify):
     target = saved.parent / "elsewhere"
     (saved / name).rename(target)
     (saved / name).symlink_to(target)
-    with pytest.raises(FileFormatError, match=rf"{name} must be a plain file, but it is a link"):
-        load_bundle(saved)
+    load_bundle(saved, verify=verify)
+    other = bytearray(target.read_bytes())
+    other[-2] ^= 1
+    target.write_bytes(other)
+    with pytest.raises(FileFormatError, match=rf"{name} has changed since"):
+        load_bundle(saved, verify=verify)
+    target.unlink()
+    with pytest.raises(FileFormatError, match=rf"{name} is missing"):
+        load_bundle(saved, verify=verify)
 
 
 @pytest.mark.parametrize(

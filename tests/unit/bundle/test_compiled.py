@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from offramp._core.errors import FileFormatError, InputError
+from offramp._core.seal import sealed
 from offramp.bundle import export_folder, export_single_file, load_bundle, save_bundle
 from offramp.models import ModelSpec, gap_linear
 from offramp.policy import Feature, Linear, Node, Policy, Setting
@@ -161,7 +162,7 @@ def edited(folder, change):
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text())
     change(manifest["stages"])
-    path.write_text(json.dumps(manifest))
+    path.write_text(json.dumps(sealed(manifest)))
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from torch import nn
 from offramp._core.costs import Costs
 from offramp._core.errors import FileFormatError, InputError, UnsupportedError
 from offramp._core.files import sha256
+from offramp._core.seal import sealed
 from offramp.bundle import load_bundle, read_manifest, save_bundle
 from offramp.models import ModelSpec, build, head_arguments
 from offramp.policy import Constant, Node, Policy, Setting
@@ -491,7 +492,7 @@ def edit(path, change):
     file = path / "manifest.json"
     value = json.loads(file.read_text())
     change(value)
-    file.write_text(json.dumps(value))
+    file.write_text(json.dumps(sealed(value)))
 
 
 def rewrite(path, name, tensors):
@@ -518,12 +519,6 @@ def test_a_changed_truncated_or_missing_file_is_refused_by_name(saved, name):
         file.write_bytes(content) if content is not None else file.unlink()
         with pytest.raises(FileFormatError, match=message):
             load_bundle(saved)
-
-
-def test_a_file_that_is_not_listed_is_refused(saved):
-    (saved / "network.1.safetensors").write_bytes(b"x")
-    with pytest.raises(FileFormatError, match=r"network\.1\.safetensors does not belong"):
-        load_bundle(saved)
 
 
 def stage(m, name):

@@ -143,7 +143,7 @@ def test_a_loaded_trace_is_mapped_and_changing_it_leaves_the_file(tmp_path):
 def test_the_manifest_is_plain_json_that_names_no_path(tmp_path):
     save_trace(rich(), tmp_path / "t.trace")
     manifest = json.loads((tmp_path / "t.trace" / "trace.json").read_text())
-    assert manifest["version"] == 1
+    assert manifest["version"] == 2
     assert manifest["n"] == 50
     assert manifest["costs"]["unit"] == "flops"
     assert str(tmp_path) not in json.dumps(manifest)

@@ -1,5 +1,6 @@
 """Hostile and damaged trace files end in FileFormatError, and in no other way."""
 
+import hashlib
 import json
 import struct
 from contextlib import suppress
@@ -10,6 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from offramp._core.errors import FileFormatError
+from offramp._core.seal import sealed
 from offramp.trace import load_trace, make_trace, save_trace
 
 N = 6
@@ -25,13 +27,16 @@ def good(tmp_path):
 def trusting(folder, content):
     """Replace the array file and make the manifest agree with its size, as an attacker would."""
     (folder / "arrays.safetensors").write_bytes(content)
-    edit(folder, lambda m: m["arrays"].update(bytes=len(content)))
+    digest = hashlib.sha256(content).hexdigest()
+    edit(folder, lambda m: m["arrays"].update(bytes=len(content), sha256=digest))
 
 
 def edit(folder, change):
     path = folder / "trace.json"
     manifest = json.loads(path.read_text())
     changed = change(manifest)
+    with suppress(ValueError):  # a number that is not finite
+        manifest = sealed(manifest)
     path.write_text(json.dumps(manifest if changed is None else changed))
 
 
@@ -71,12 +76,23 @@ def test_a_changed_value_is_found_by_the_checksum(good):
     content = bytearray(file.read_bytes())
     content[-1] ^= 1  # the last byte of the splits: fit becomes calibrate
     file.write_bytes(content)
-    refused(good, r"arrays\.safetensors was changed or damaged", verify=True)
+    refused(good, r"arrays\.safetensors was changed or damaged")
+    assert len(load_trace(good, verify=False)) == N
+
+
+def test_a_description_of_the_first_format_which_had_no_digest_is_still_read(good):
+    path = good / "trace.json"
+    manifest = json.loads(path.read_text())
+    del manifest["sha256"]
+    path.write_text(json.dumps({**manifest, "version": 1}))
+    assert len(load_trace(good)) == N
+    path.write_text(json.dumps(manifest))
+    refused(good, r"trace\.json was changed or damaged")
 
 
 def test_a_newer_version_says_so(good):
-    edit(good, lambda m: m.update(version=2, costs="of a new kind"))
-    refused(good, "was written by a newer version: its format is 2, this version reads up to 1")
+    edit(good, lambda m: m.update(version=3, costs="of a new kind"))
+    refused(good, "was written by a newer version: its format is 3, this version reads up to 2")
 
 
 def test_a_file_of_another_kind_says_so(good):
@@ -139,7 +155,7 @@ def test_a_folder_in_place_of_a_file_is_refused(good):
     refused(good)
     (good / "trace.json").unlink()
     (good / "trace.json").mkdir()
-    refused(good, r"trace\.json cannot be read")
+    refused(good, r"trace\.json must be a plain file")
 
 
 def file_of(entries, data):

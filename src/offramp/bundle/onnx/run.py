@@ -9,12 +9,16 @@ Layer: bundle; copied into each folder that `offramp.bundle.export_folder` write
 """
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+# Or onnxruntime keeps an id of this device, and events to be sent, under the home folder.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime
 
 RAW = ""  # stands for the raw input among the carries

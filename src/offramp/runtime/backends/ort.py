@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 from torch import Tensor, nn
 
-from offramp._core.errors import FileFormatError, MissingExtraError, UnsupportedError
+from offramp._core.errors import FileFormatError, UnsupportedError
+from offramp._core.optional import imported
 from offramp.runtime.backends.compiled import Run
+from offramp.runtime.backends.foreign import check_onnx
 from offramp.runtime.backends.form import Form, flat
 from offramp.runtime.backends.task import Task
 from offramp.runtime.backends.to_onnx import INPUT, to_onnx
@@ -103,30 +105,11 @@ def open_onnx(files: Sequence[bytes], outputs: Form, name: str, threads: int) ->
     """
     (model,) = files
     _onnxruntime()
-    _check_self_contained(model, name)
+    check_onnx(model, name)
     try:
         return Session(model, threads)
     except UnsupportedError as error:
         raise FileFormatError(f"The model of {name} cannot be opened: {error}") from error
-
-
-def _check_self_contained(model: bytes, name: str) -> None:
-    """A model may name any file of the machine as the place of its weights: none is looked for."""
-    import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-    from onnx.external_data_helper import uses_external_data
-
-    try:
-        graph = onnx.load_from_string(model).graph
-    except DecodeError as error:
-        raise FileFormatError(f"The model of {name} cannot be read: {error}") from error
-    values = [a.t for n in graph.node for a in n.attribute if a.HasField("t")]
-    nested = [a for n in graph.node for a in n.attribute if a.HasField("g") or a.graphs]
-    if nested or any(map(uses_external_data, (*graph.initializer, *values))):
-        raise FileFormatError(
-            f"The model of {name} refers to other files, or has branches; what offramp writes "
-            "has neither."
-        )
 
 
 def quantised(model: "onnx.ModelProto", seen: Sequence[Tensor]) -> bytes:
@@ -139,6 +122,7 @@ def quantised(model: "onnx.ModelProto", seen: Sequence[Tensor]) -> bytes:
         model: Of `to_onnx`.
         seen: Its inputs, at least one example.
     """
+    _onnxruntime()
     from onnxruntime import quantization as q
 
     reader = _Batches([tensor.numpy(force=True) for tensor in seen])
@@ -185,11 +169,7 @@ def is_onnxruntime_there() -> bool:
 
 
 def _onnxruntime() -> Any:  # noqa: ANN401  (an optional package)
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingExtraError("onnxruntime", "onnx") from error
-    return onnxruntime
+    return imported("onnxruntime", "onnx")
 
 
 def _failures() -> tuple[type[Exception], ...]:

@@ -18,8 +18,10 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from offramp._core.errors import FileFormatError, MissingExtraError, UnsupportedError
+from offramp._core.errors import FileFormatError, UnsupportedError
+from offramp._core.optional import imported
 from offramp.runtime.backends.compiled import Run
+from offramp.runtime.backends.foreign import check_openvino
 from offramp.runtime.backends.form import Form, flat
 from offramp.runtime.backends.task import Task
 from offramp.runtime.backends.to_onnx import INPUT, OUTPUT, to_onnx
@@ -76,8 +78,7 @@ def _built(task: Task, backend: str, precision: str) -> nn.Module:
 
 def _files(model: Any) -> tuple[bytes, ...]:  # noqa: ANN401  (of OpenVINO)
     """The operations of a model, and its weights."""
-    import openvino
-
+    openvino = imported("openvino", _EXTRA)
     with tempfile.TemporaryDirectory() as folder:
         operations, weights = Path(folder, "model.xml"), Path(folder, "model.bin")
         openvino.serialize(model, operations, weights)
@@ -104,6 +105,7 @@ def open_openvino(
     if precision == "bf16":
         _require_bf16(name)
     operations, weights = files
+    check_openvino(operations, name)
     core = _core()
     try:
         # in memory, so that it cannot name a file of the machine as the place of its weights
@@ -156,10 +158,7 @@ class _Requests:
 
 def _quantised(model: Any, seen: Sequence[Tensor]) -> Any:  # noqa: ANN401  (of OpenVINO)
     with _quietly():
-        try:
-            import nncf
-        except ImportError as error:
-            raise MissingExtraError("nncf", _EXTRA) from error
+        nncf = imported("nncf", _EXTRA)
         there = {name for given in model.inputs for name in given.get_names()}
         read = {f"{INPUT}{k}": t for k, t in enumerate(seen) if f"{INPUT}{k}" in there}
         batches = [
@@ -186,11 +185,7 @@ def is_openvino_there() -> bool:
 
 @functools.cache
 def _core() -> Any:  # noqa: ANN401  (an optional package)
-    try:
-        import openvino
-    except ImportError as error:
-        raise MissingExtraError("openvino", _EXTRA) from error
-    return openvino.Core()
+    return imported("openvino", _EXTRA).Core()
 
 
 @contextlib.contextmanager

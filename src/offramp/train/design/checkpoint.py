@@ -3,29 +3,29 @@
 Layer: train.  Source: none.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal, final
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from offramp._core.errors import FileFormatError, InputError
-from offramp._core.files import whole_file
+from offramp.train.checkpoint import read_file, write_file
 
-_KEY = "offramp"
-_AGAIN = "Delete it to train from the beginning."
+
+@final
+class _Facts(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+    version: Literal[1]
+    identity: dict[str, str]
+    epochs: int
 
 
 def write_state(
     path: Path, tensors: Mapping[str, Tensor], identity: Mapping[str, str], epochs: int
 ) -> None:
     """Write tensors with whose they are and how many epochs they have seen."""
-    held = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    facts = json.dumps({"version": 1, "identity": dict(identity), "epochs": epochs})
-    with whole_file(path) as temporary:
-        save_file(held, temporary, metadata={_KEY: facts})
+    write_file(path, tensors, _Facts(version=1, identity=dict(identity), epochs=epochs))
 
 
 def read_state(path: Path, identity: Mapping[str, str]) -> tuple[dict[str, Tensor], int]:
@@ -33,21 +33,7 @@ def read_state(path: Path, identity: Mapping[str, str]) -> tuple[dict[str, Tenso
 
     Raises:
         InputError: If it is of another training.
-        FileFormatError: If it cannot be read.
+        FileFormatError: If it cannot be read, or a bit of it has changed.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {}).get(_KEY, ""))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        found, epochs = dict(facts["identity"]), int(facts["epochs"])
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise FileFormatError(
-            f"{path} cannot be read as a checkpoint: {error}. {_AGAIN}"
-        ) from error
-    other = sorted(k for k in {*identity, *found} if identity.get(k) != found.get(k))
-    if other:
-        raise InputError(
-            f"{path} belongs to a training with other {', '.join(other)}. Give another path, or "
-            "delete it to train from the beginning."
-        )
-    return tensors, epochs
+    facts, tensors = read_file(path, _Facts, identity)
+    return tensors, facts.epochs

@@ -9,6 +9,7 @@ Layer: train.  Source: Bonato and Bouganis, class-specific early exit, section 3
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import prod
 from typing import Any, final
 
 import torch
@@ -33,6 +34,9 @@ def branch_pool(grid: int, axes: int = 2) -> nn.Sequential:
     """
     check_positive_int("grid", grid)
     return nn.Sequential(nn.ReLU(), *averages(grid, axes))
+
+
+_MOST_NUMBERS = 2**24  # of one input: what runs to build a network comes from a file
 
 
 @final
@@ -172,12 +176,22 @@ def tapped(
         grid: Of `branch_pool`.
         table: For superclasses: for each class its superclass.
 
+    Raises:
+        InputError: As `TappedNet`, or if a size is out of all proportion.
+
     >>> from offramp.models import build
     >>> net = tapped(build(ModelSpec(name="resnet8", arguments={"width": 0.25})), ["layer1"],
     ...              [{"name": "cat", "reads": ["layer1"]}], [3, 16, 16])
     >>> net(torch.zeros(2, 3, 16, 16)).shape
     torch.Size([2, 10])
     """
+    for size in shape:
+        check_positive_int("shape", size)
+    if prod(shape) > _MOST_NUMBERS or grid > max(shape[1:], default=1):
+        raise InputError(
+            f"shape must have at most {_MOST_NUMBERS} numbers, and grid must be at most the larger "
+            f"side, got {list(shape)} and {grid}."
+        )
     made = [Tap(**{**tap, "reads": tuple(tap["reads"])}) for tap in taps]
     return TappedNet(model, points, made, torch.zeros(1, *shape), grid=grid, table=table)
 
