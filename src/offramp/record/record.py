@@ -23,7 +23,7 @@ from offramp._core.types import Ids, Split
 from offramp.record.partial import PartialStore
 from offramp.record.rows import Loader, Rows, dataset_of, labelled_rows, row_splits, total_rows
 from offramp.record.store import Facts, MemoryStore, Store
-from offramp.stages import Cascade, evaluating, measure_flops, take_rows, to_device
+from offramp.stages import Cascade, check_company, evaluating, measure_flops, take_rows, to_device
 from offramp.trace import Trace
 from offramp.trace.files import StoredDtype
 
@@ -148,7 +148,7 @@ def _record_rows(
 ) -> Costs:
     """Fill the store and return the costs, which are counted on the first example."""
     table = costs if isinstance(costs, Costs) else None
-    before, seen = store.rows, 0
+    before, seen, checked = store.rows, 0, False
     with progress_bar("Recording", total_rows(loader), enabled=progress) as advance:
         for rows in labelled_rows(loader, batch_size):
             if table is None:
@@ -159,7 +159,10 @@ def _record_rows(
                 _check_same(rows, *store.known(seen, seen + done))
             if done < len(rows):
                 new = rows.after(done) if done else rows
-                store.append(new, _outputs(cascade, new, class_names, device))
+                logits = _outputs(cascade, new, class_names, device)
+                if not checked:
+                    checked = _check_company(cascade, new, logits, device)
+                store.append(new, logits)
             seen += len(rows)
             advance(len(rows))
     if seen < before:
@@ -176,7 +179,7 @@ def _outputs(
     cascade: Cascade, rows: Rows, class_names: tuple[str, ...], device: torch.device | str
 ) -> NDArray[Any]:
     """Checked logits of every stage, `(m, s, c)`, float32."""
-    with torch.inference_mode():
+    with torch.no_grad():  # not inference mode: there nobody could tell who writes into a carry
         logits = cascade.forward(to_device(rows.inputs, device)).cpu().numpy()
     m, s, c = logits.shape
     if (m, s) != (len(rows), len(cascade)):
@@ -201,6 +204,14 @@ def _outputs(
     if class_names and len(class_names) != c:
         raise InputError(f"class_names must have {c} entries, got {len(class_names)}.")
     return logits
+
+
+def _check_company(
+    cascade: Cascade, rows: Rows, logits: NDArray[Any], device: torch.device | str
+) -> bool:
+    whole = torch.from_numpy(logits).to(device)
+    with torch.no_grad():
+        return check_company(list(cascade), to_device(rows.inputs, device), whole=whole)
 
 
 def _check_costs(cascade: Cascade, costs: Costs | str) -> None:

@@ -17,7 +17,7 @@ from offramp.runtime.execution import Execution, Plan, blocks_of, plan_segments
 from offramp.runtime.marks import Mark, unmarked
 from offramp.runtime.prepare import prepare
 from offramp.runtime.sizes import StageTimes
-from offramp.stages import Stage, to_device
+from offramp.stages import Stage, check_company, to_device
 
 #: What a network raises on a batch that it cannot read.
 BLAMES_BATCH = (RuntimeError, TypeError, ValueError, IndexError, AttributeError)
@@ -84,6 +84,7 @@ class Runner(nn.Module):
         self._modes = [part for stage in chosen.values() for part in (stage, stage.module)]
         self.classes = len(cascade.class_names) or None
         self._first: Form | None = None  # of the first batch that was answered
+        self._checked = False  # whether answers were seen not to depend on the rest of the batch
 
     @property
     def held(self) -> Mapping[int, Stage]:
@@ -100,6 +101,9 @@ class Runner(nn.Module):
         if any(part.training for part in self._modes):
             for stage in self._by_index.values():
                 stage.eval()
+        if not self._checked and n > 1:
+            asked = [self._by_index[k].name for k in self.plans]
+            self._checked = check_company(list(self._by_index.values()), batch, asked)
         return Execution(
             self.topology,
             self.plans,

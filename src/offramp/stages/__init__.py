@@ -5,6 +5,7 @@ Layer: stages.
 
 from offramp._core.batch import batch_size, concat, take_rows, to_device
 from offramp.stages.cascade import Cascade, evaluating
+from offramp.stages.company import check_company
 from offramp.stages.cost import given_costs, measure_flops, measure_joules, measure_seconds
 from offramp.stages.cut import cut
 from offramp.stages.cut_points import CutPoint, cut_points
@@ -24,6 +25,7 @@ __all__ = [
     "Stage",
     "attached",
     "batch_size",
+    "check_company",
     "choose_points",
     "concat",
     "cut",

@@ -14,6 +14,7 @@ from offramp._core.errors import InputError
 from offramp._core.types import Batch
 from offramp.models import ModelSpec, extract_logits
 from offramp.stages.cut_spec import SegmentSpec
+from offramp.stages.reading import Reading
 
 
 @final
@@ -74,6 +75,9 @@ class Stage(nn.Module):
         self.group = name if group is None else group
         self.spec = spec
         self.head_spec = head_spec
+        self.keeps_company = False  # True once `check_company` has found it so
+        self._reads = Reading(f"Stage {name!r}")
+        self._head_reads = Reading(f"The head of stage {name!r}")
 
     @property
     def gives_carry(self) -> bool:
@@ -81,7 +85,7 @@ class Stage(nn.Module):
         return self.head is not None
 
     def segment(self, carry: Batch) -> Any:  # noqa: ANN401  (a carry is whatever the next module reads)
-        """Run the segment alone.
+        """Run the segment alone; the carry stays what it was, even if the segment writes into it.
 
         Args:
             carry: The raw batch, or what the source's segment gave.
@@ -89,6 +93,9 @@ class Stage(nn.Module):
         Returns:
             What `answer` reads: the carry of this stage, or a whole network's output.
         """
+        return self._reads(self._computed, carry)
+
+    def _computed(self, carry: Batch) -> Any:  # noqa: ANN401
         return apply(self.module, carry if self.preprocess is None else self.preprocess(carry))
 
     def answer(self, result: Any) -> Float[Tensor, "m c"]:  # noqa: ANN401
@@ -98,7 +105,8 @@ class Stage(nn.Module):
             InputError: If there are no logits `(m, c)` with c >= 2 in it.
         """
         try:
-            logits = extract_logits(result if self.head is None else self.head(result))
+            said = result if self.head is None else self._head_reads(self.head, result)
+            logits = extract_logits(said)
         except InputError as error:
             raise InputError(f"Stage {self.name!r} gives no logits. {error}") from error
         if logits.shape[1] < 2:
