@@ -5,10 +5,12 @@ Layer: record.
 
 import hashlib
 import json
+import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -20,10 +22,19 @@ from offramp._core.device import check_device
 from offramp._core.errors import InputError
 from offramp._core.progress import progress_bar
 from offramp._core.types import Ids, Split
+from offramp.record.nonfinite import HOW, Nonfinite, mark, refusal
 from offramp.record.partial import PartialStore
 from offramp.record.rows import Loader, Rows, dataset_of, labelled_rows, row_splits, total_rows
 from offramp.record.store import Facts, MemoryStore, Store
-from offramp.stages import Cascade, check_company, evaluating, measure_flops, take_rows, to_device
+from offramp.stages import (
+    Cascade,
+    check_company,
+    evaluating,
+    measure_flops,
+    take_rows,
+    tell_classes,
+    to_device,
+)
 from offramp.trace import Trace
 from offramp.trace.files import StoredDtype
 
@@ -44,6 +55,7 @@ def record(
     progress: bool = True,
     resume: bool = True,
     overwrite: bool = False,
+    nonfinite: Nonfinite = "error",
 ) -> Trace:
     """Record a cascade over labelled examples.
 
@@ -70,10 +82,15 @@ def record(
         progress: Whether to show a progress bar.
         resume: False throws away what an interrupted run has left.
         overwrite: Whether a trace at `path` may be replaced once the new one is complete.
+        nonfinite: What becomes of an example for which a stage gives NaN or infinity: "error"
+            stops, "skip" leaves it out of the trace, "wrong" keeps it and lets that stage answer
+            another class than the label, as unsure as it can be. The trace's `notes` and a warning
+            count and name such examples. An interrupted recording goes on under any of these.
 
     Raises:
+        UnsupportedError: If what a stage says about an example depends on the others of its batch.
         InputError: If there are no examples; a label lies outside the classes; a logit is NaN or
-            infinite; stages have different numbers of classes; ids repeat; `path` exists; or an
+            infinite and `nonfinite` is "error"; stages have different numbers of classes; ids repeat; `path` exists; or an
             interrupted recording belongs to another cascade or to another order of the examples.
 
     >>> from torch import nn
@@ -84,17 +101,21 @@ def record(
     """
     check_choice("dtype", dtype, ("float32", "float16"))
     check_positive_int("batch_size", batch_size)
+    check_choice("nonfinite", nonfinite, HOW)
     if split is not None:
         check_split("split", split)
     for table in (costs, *other_costs):
         _check_costs(cascade, table)
     names = _class_names(cascade, loader) if class_names is None else tuple(class_names)
+    if names:
+        tell_classes(cascade, len(names))
     device = check_device(device)
     cascade.to(device)
     with ExitStack() as stack:
         store = _store(stack, cascade, loader, path, dtype, resume=resume, overwrite=overwrite)
         stack.enter_context(evaluating(cascade))
-        table = _record_rows(cascade, loader, store, costs, names, device, batch_size, progress)
+        work = _Work(cascade, names, device, nonfinite)
+        table = _record_rows(work, loader, store, costs, batch_size, progress)
         ids = store.ids()
         _check_unique(ids)
         facts = Facts(
@@ -104,8 +125,23 @@ def record(
             class_names=names,
             seen_in_training=seen_in_training,
             lossy=dtype == "float16",
+            nonfinite=nonfinite,
         )
-        return store.finish(facts, row_splits(loader, ids, split))
+        trace = store.finish(facts, row_splits(loader, ids, split))
+        for note in trace.notes:
+            warnings.warn(note, stacklevel=2)
+        return trace
+
+
+@final
+@dataclass(frozen=True)
+class _Work:
+    """What runs, where, and what it may say."""
+
+    cascade: Cascade
+    class_names: tuple[str, ...]
+    device: torch.device | str
+    nonfinite: Nonfinite
 
 
 def _store(
@@ -137,12 +173,10 @@ def _store(
 
 
 def _record_rows(
-    cascade: Cascade,
+    work: _Work,
     loader: Loader,
     store: Store,
     costs: Costs | str,
-    class_names: tuple[str, ...],
-    device: torch.device | str,
     batch_size: int,
     progress: bool,
 ) -> Costs:
@@ -153,15 +187,15 @@ def _record_rows(
         for rows in labelled_rows(loader, batch_size):
             if table is None:
                 first = take_rows(rows.inputs, torch.tensor([0]))
-                table = measure_flops(cascade, to_device(first, device))
+                table = measure_flops(work.cascade, to_device(first, work.device))
             done = min(max(before - seen, 0), len(rows))
             if done:
                 _check_same(rows, *store.known(seen, seen + done))
             if done < len(rows):
                 new = rows.after(done) if done else rows
-                logits = _outputs(cascade, new, class_names, device)
+                logits = _outputs(work, new)
                 if not checked:
-                    checked = _check_company(cascade, new, logits, device)
+                    checked = _check_company(work, new, logits)
                 store.append(new, logits)
             seen += len(rows)
             advance(len(rows))
@@ -175,43 +209,37 @@ def _record_rows(
     return table
 
 
-def _outputs(
-    cascade: Cascade, rows: Rows, class_names: tuple[str, ...], device: torch.device | str
-) -> NDArray[Any]:
-    """Checked logits of every stage, `(m, s, c)`, float32."""
+def _outputs(work: _Work, rows: Rows) -> NDArray[Any]:
+    """Checked logits of every stage, `(m, s, c)`, float32; NaN where they are not finite."""
+    cascade, class_names = work.cascade, work.class_names
     with torch.no_grad():  # not inference mode: there nobody could tell who writes into a carry
-        logits = cascade.forward(to_device(rows.inputs, device)).cpu().numpy()
+        logits = cascade.forward(to_device(rows.inputs, work.device)).cpu().numpy()
     m, s, c = logits.shape
     if (m, s) != (len(rows), len(cascade)):
         raise InputError(
             f"Every stage must answer for each of the {len(rows)} examples of a batch, got "
             f"{m} answers."
         )
-    bad = np.argwhere(~np.isfinite(logits).all(axis=2))
-    if len(bad):
+    bad = np.argwhere(mark(logits))
+    if len(bad) and work.nonfinite == "error":
         row, stage = bad[0]
-        raise InputError(
-            f"logits must be finite, got NaN or infinity for example {rows.ids[row]!r}, stage "
-            f"{cascade.topology.names[stage]!r}. Find out why the network gives such an output "
-            "before recording."
-        )
+        raise InputError(refusal(rows.ids[row], cascade.topology.names[stage]))
     outside = np.flatnonzero((rows.labels < 0) | (rows.labels >= c))
     if len(outside):
         row = outside[0]
         raise InputError(
-            f"labels must be in [0, {c}), got {rows.labels[row]} for example {rows.ids[row]!r}."
+            f"labels must be in [0, {c}), got {rows.labels[row]} for example {rows.ids[row].item()!r}."
         )
     if class_names and len(class_names) != c:
         raise InputError(f"class_names must have {c} entries, got {len(class_names)}.")
     return logits
 
 
-def _check_company(
-    cascade: Cascade, rows: Rows, logits: NDArray[Any], device: torch.device | str
-) -> bool:
-    whole = torch.from_numpy(logits).to(device)
+def _check_company(work: _Work, rows: Rows, logits: NDArray[Any]) -> bool:
+    whole = torch.from_numpy(logits).to(work.device)
     with torch.no_grad():
-        return check_company(list(cascade), to_device(rows.inputs, device), whole=whole)
+        given = to_device(rows.inputs, work.device)
+        return check_company(list(work.cascade), given, whole=whole)
 
 
 def _check_costs(cascade: Cascade, costs: Costs | str) -> None:
@@ -230,17 +258,18 @@ def _check_same(rows: Rows, labels: NDArray[Any], ids: Ids) -> None:
     same = np.array_equal(rows.labels[:count], labels) and np.array_equal(rows.ids[:count], ids)
     if not same:
         raise InputError(
-            f"The examples do not come in the order in which they were recorded before the "
-            f"interruption, see the batch that begins with example {rows.ids[0]!r}. Does the "
-            "loader shuffle? Give it a fixed order, or pass resume=False to start again."
+            "The examples do not come in the order in which they were recorded before the "
+            f"interruption, see the batch that begins with example {rows.ids[0].item()!r}. Does "
+            "the loader shuffle? Give it a fixed order, or pass resume=False to start again."
         )
 
 
 def _check_unique(ids: Ids) -> None:
     names, counts = np.unique(ids, return_counts=True)
     if len(names) != len(ids):
+        repeated = names[counts > 1][0].item()
         raise InputError(
-            f"ids must be unique, got {names[counts > 1][0]!r} {counts.max()} times; an example "
+            f"ids must be unique, got {repeated!r} {counts.max()} times; an example "
             "recorded twice would count twice. Correct the loader and pass resume=False."
         )
 

@@ -17,7 +17,7 @@ from offramp.runtime.execution import Execution, Plan, blocks_of, plan_segments
 from offramp.runtime.marks import Mark, unmarked
 from offramp.runtime.prepare import prepare
 from offramp.runtime.sizes import StageTimes
-from offramp.stages import Stage, check_company, to_device
+from offramp.stages import Stage, check_company, tell_classes, to_device
 
 #: What a network raises on a batch that it cannot read.
 BLAMES_BATCH = (RuntimeError, TypeError, ValueError, IndexError, AttributeError)
@@ -76,6 +76,8 @@ class Runner(nn.Module):
         self.plans: dict[int, Plan] = plan_segments(topology)
         needed = {k for plan in self.plans.values() for k in plan.segments} | set(self.plans)
         chosen = {k: _used(cascade.stage(k), answers=k in self.plans) for k in sorted(needed)}
+        if cascade.class_names:
+            tell_classes(chosen.values(), len(cascade.class_names))
         if optimise:
             chosen = optimised(chosen)
         self.stages = nn.ModuleDict({str(k): stage for k, stage in chosen.items()})
@@ -167,6 +169,7 @@ def _used(stage: Stage, *, answers: bool) -> Stage:
         preprocess=stage.preprocess,
         source=stage.source,
         group=stage.group,
+        classes=stage.classes,
         spec=stage.spec,
     )
 
@@ -186,6 +189,7 @@ def optimised(stages: Mapping[int, Stage]) -> dict[int, Stage]:
             preprocess=stage.preprocess,
             source=stage.source,
             group=stage.group,
+            classes=stage.classes,
             spec=stage.spec,
             head_spec=stage.head_spec,
         )

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from offramp._core.errors import InputError, TopologyError
 from offramp._core.topology import RAW_INPUT, Topology
 from offramp._core.types import Batch
-from offramp.models import ModelSpec
+from offramp.models import ModelSpec, SeveralLogitsError
+from offramp.stages.classes import settle_classes, tell_classes
 from offramp.stages.exits import Heads, chain_edges, exit_stages
 from offramp.stages.stage import Stage
 
@@ -65,6 +66,8 @@ class Cascade(nn.Module):
         _warn_if_training(stages)
         self.stages = nn.ModuleList(stages)
         self._void_after = _void_after(stages, self.topology)
+        if self.class_names:
+            tell_classes(stages, len(self.class_names))
         self.eval()
 
     @classmethod
@@ -181,7 +184,12 @@ class Cascade(nn.Module):
             if stage.group not in held:
                 carry = batch if stage.source is None else held[self.stage(stage.source).group]
                 held[stage.group] = stage.segment(carry)
-            logits.append(stage.answer(held[stage.group]))
+            try:
+                logits.append(stage.answer(held[stage.group]))
+            except SeveralLogitsError:
+                if settle_classes(self, batch):
+                    return self.forward(batch)
+                raise
             for group in void:
                 del held[group]
         self._check_classes([part.shape[1] for part in logits])

@@ -6,7 +6,7 @@ company: at its place in a batch of the same size, where rounding is the same as
 Layer: stages.  Source: docs/adr/0030.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from offramp._core.batch import batch_size, take_rows
 from offramp._core.errors import OfframpError, UnsupportedError
 from offramp._core.types import Batch
+from offramp.stages.classes import results_of_all
 from offramp.stages.stage import Stage
 
 _ROWS = 8  # of the batch that are looked at
@@ -80,19 +81,10 @@ def check_company(
     return True
 
 
-def answers_of_all(stages: Iterable[Stage], batch: Batch, asked: Iterable[str]) -> Answers:
+def answers_of_all(stages: Iterable[Stage], batch: Batch, asked: Collection[str]) -> Answers:
     """Logits `(m, c)` of the stages that are asked, by name; a shared segment runs once."""
-    groups: dict[str, str] = {}
-    held: dict[str, Any] = {}
-    found: Answers = {}
-    for stage in stages:
-        groups[stage.name] = stage.group
-        if stage.group not in held:
-            carry = batch if stage.source is None else held[groups[stage.source]]
-            held[stage.group] = stage.segment(carry)
-        if stage.name in asked:
-            found[stage.name] = stage.answer(held[stage.group])
-    return found
+    results = results_of_all(stages, batch)
+    return {stage.name: stage.answer(result) for stage, result in results if stage.name in asked}
 
 
 def _alone(stages: Sequence[Stage], some: Batch, k: int, names: set[str]) -> Answers:
@@ -101,7 +93,9 @@ def _alone(stages: Sequence[Stage], some: Batch, k: int, names: set[str]) -> Ans
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
         if isinstance(error, UnsupportedError):
             raise
-        reason = str(error) if isinstance(error, OfframpError) else f"{type(error).__name__}: {error}"
+        reason = (
+            str(error) if isinstance(error, OfframpError) else f"{type(error).__name__}: {error}"
+        )
         raise UnsupportedError(
             f"The stages {[stage.name for stage in stages]} run on {batch_size(some)} examples, "
             f"but not on one alone: {reason} Often it is BatchNorm without running statistics, or "

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from offramp._core.batch import apply
 from offramp._core.errors import InputError
 from offramp._core.types import Batch
-from offramp.models import ModelSpec, extract_logits
+from offramp.models import ModelSpec, SeveralLogitsError, extract_logits
 from offramp.stages.cut_spec import SegmentSpec
 from offramp.stages.reading import Reading
 
@@ -37,6 +37,8 @@ class Stage(nn.Module):
             By default a stage is alone in the group of its own name.
         spec: How to build `module` again, or None if nobody knows.
         head_spec: How to build `head` again, or None if nobody knows.
+        classes: Number of classes, which picks the logits where a network returns several tensors.
+            A cascade says it where it has class names.
 
     Raises:
         InputError: If the name is empty, or a stage with a source has preprocessing.
@@ -58,6 +60,7 @@ class Stage(nn.Module):
         group: str | None = None,
         spec: ModelSpec | SegmentSpec | None = None,
         head_spec: ModelSpec | None = None,
+        classes: int | None = None,
     ) -> None:
         super().__init__()
         if not name:
@@ -75,6 +78,7 @@ class Stage(nn.Module):
         self.group = name if group is None else group
         self.spec = spec
         self.head_spec = head_spec
+        self.classes = classes
         self.keeps_company = False  # True once `check_company` has found it so
         self._reads = Reading(f"Stage {name!r}")
         self._head_reads = Reading(f"The head of stage {name!r}")
@@ -106,7 +110,9 @@ class Stage(nn.Module):
         """
         try:
             said = result if self.head is None else self._head_reads(self.head, result)
-            logits = extract_logits(said)
+            logits = extract_logits(said, self.classes)
+        except SeveralLogitsError as error:
+            raise SeveralLogitsError(f"Stage {self.name!r}: {error}", error.widths) from error
         except InputError as error:
             raise InputError(f"Stage {self.name!r} gives no logits. {error}") from error
         if logits.shape[1] < 2:
