@@ -90,8 +90,9 @@ def record(
     Raises:
         UnsupportedError: If what a stage says about an example depends on the others of its batch.
         InputError: If there are no examples; a label lies outside the classes; a logit is NaN or
-            infinite and `nonfinite` is "error"; stages have different numbers of classes; ids repeat; `path` exists; or an
-            interrupted recording belongs to another cascade or to another order of the examples.
+            infinite and `nonfinite` is "error"; stages have different numbers of classes; ids
+            repeat; `path` exists; or an interrupted recording belongs to another cascade or to
+            another order of the examples.
 
     >>> from torch import nn
     >>> cascade = Cascade.of_models({"small": nn.Linear(4, 3)})
@@ -228,7 +229,8 @@ def _outputs(work: _Work, rows: Rows) -> NDArray[Any]:
     if len(outside):
         row = outside[0]
         raise InputError(
-            f"labels must be in [0, {c}), got {rows.labels[row]} for example {rows.ids[row].item()!r}."
+            f"labels must be in [0, {c}), got {rows.labels[row]} for example "
+            f"{rows.ids[row].item()!r}."
         )
     if class_names and len(class_names) != c:
         raise InputError(f"class_names must have {c} entries, got {len(class_names)}.")

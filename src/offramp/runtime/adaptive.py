@@ -23,7 +23,7 @@ from offramp.runtime.engine import Engine, Routed
 from offramp.runtime.marks import NO_STAGE, Mark, unmarked
 from offramp.runtime.runner import BLAMES_BATCH, Runner, StageSource, check_made_for
 from offramp.runtime.sizes import StageTimes
-from offramp.runtime.stream import Delivered, Stream, full_sizes
+from offramp.runtime.stream import Delivered, OnError, Stream, full_sizes
 from offramp.stages import batch_size, to_device
 
 
@@ -186,12 +186,18 @@ class Adaptive(nn.Module):
         batch_size: int | Mapping[str, int] | None = None,
         deadline: float | None = None,
         clock: Callable[[], float] = time.monotonic,
+        on_error: OnError | None = None,
     ) -> Iterator[Delivered]:
         """Answer batch after batch; survivors of several wait for each other.
 
         The first stage takes each batch as it comes. Before every later stage survivors gather
-        until there is a full batch, so that no stage runs on a few examples alone. Every input
-        is answered exactly once, as `forward` with the same ids would answer it.
+        until there is a full batch of their shape, so that no stage runs on a few examples alone.
+        Every input is answered exactly once, as `forward` with the same ids would answer it.
+
+        What a stage or a batch raises costs only the examples of that run: `on_error` is told
+        of them, and the stream goes on. Without it the stream takes in nothing more, answers all
+        others that it has accepted, and then raises the error, with a note of who is not answered.
+        The same holds if the source itself raises.
 
         Args:
             batches: Raw input, any number of examples each. None lets time pass: deadlines are
@@ -203,6 +209,7 @@ class Adaptive(nn.Module):
             deadline: Seconds after which an example waits for no others any more; None to wait
                 until a batch is full or the input ends.
             clock: Gives seconds; for tests.
+            on_error: Called with the ids `(k,)` of examples that are not answered, and the error.
 
         Yields:
             Ids and answers, `(k,)` each, as soon as they are known, in any order.
@@ -213,7 +220,7 @@ class Adaptive(nn.Module):
             UnknownNameError: If `batch_size` names a stage that is not there.
         """
         sizes = full_sizes(batch_size, self.policy.topology, self.runner.times)
-        stream = Stream(self.engine, self.runner, sizes, deadline, clock, self._answer)
+        stream = Stream(self.engine, self.runner, sizes, deadline, clock, self._answer, on_error)
         yield from stream.run(batches, ids)
 
     def train(self, mode: bool = True) -> "Adaptive":

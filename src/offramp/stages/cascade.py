@@ -16,7 +16,7 @@ from offramp._core.errors import InputError, TopologyError
 from offramp._core.topology import RAW_INPUT, Topology
 from offramp._core.types import Batch
 from offramp.models import ModelSpec, SeveralLogitsError
-from offramp.stages.classes import settle_classes, tell_classes
+from offramp.stages.classes import check_same_classes, settle_classes, tell_classes
 from offramp.stages.exits import Heads, chain_edges, exit_stages
 from offramp.stages.stage import Stage
 
@@ -206,15 +206,7 @@ class Cascade(nn.Module):
             return self.forward(example_batch).shape[2]
 
     def _check_classes(self, counts: Sequence[int]) -> None:
-        if len(set(counts)) > 1:
-            each = ", ".join(
-                f"{name!r} gives {count}"
-                for name, count in zip(self.topology.names, counts, strict=True)
-            )
-            raise InputError(
-                f"All stages of a cascade must have the same classes; {each}. Train the stages "
-                "for one task, or map their outputs to common classes first."
-            )
+        check_same_classes(dict(zip(self.topology.names, counts, strict=True)))
         if self.class_names and len(self.class_names) != counts[0]:
             raise InputError(
                 f"class_names must have {counts[0]} entries, as the stages' outputs have, got "

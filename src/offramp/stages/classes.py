@@ -3,9 +3,10 @@
 Layer: stages.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from offramp._core.errors import InputError
 from offramp._core.types import Batch
 from offramp.models import SeveralLogitsError
 from offramp.stages.stage import Stage
@@ -21,6 +22,16 @@ def results_of_all(stages: Iterable[Stage], batch: Batch) -> Iterator[tuple[Stag
             carry = batch if stage.source is None else held[groups[stage.source]]
             held[stage.group] = stage.segment(carry)
         yield stage, held[stage.group]
+
+
+def check_same_classes(counts: Mapping[str, int]) -> None:
+    """Raise `InputError` unless all stages, by name, have the same number of classes."""
+    if len(set(counts.values())) > 1:
+        each = ", ".join(f"{name!r} gives {count}" for name, count in counts.items())
+        raise InputError(
+            f"All stages of a cascade must have the same classes; {each}. Train the stages for "
+            "one task, or map their outputs to common classes first."
+        )
 
 
 def tell_classes(stages: Iterable[Stage], classes: int) -> None:

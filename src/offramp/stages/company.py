@@ -15,7 +15,7 @@ from torch import Tensor
 from offramp._core.batch import batch_size, take_rows
 from offramp._core.errors import OfframpError, UnsupportedError
 from offramp._core.types import Batch
-from offramp.stages.classes import results_of_all
+from offramp.stages.classes import check_same_classes, results_of_all
 from offramp.stages.stage import Stage
 
 _ROWS = 8  # of the batch that are looked at
@@ -49,6 +49,7 @@ def check_company(
         False if the batch could not show it.
 
     Raises:
+        InputError: If the stages have different numbers of classes.
         UnsupportedError: If an answer depends on the rest of the batch, differs from run to run,
             or a stage does not run on one example alone. It names the stage.
     """
@@ -62,6 +63,9 @@ def check_company(
     if _all_alike(some):
         return False
     base = answers_of_all(stages, some, names)
+    if any(len(answer) != len(rows) for answer in base.values()):
+        return False  # whoever runs the batch tells
+    check_same_classes({name: answer.shape[1] for name, answer in base.items()})
     coarse = {stage.name: _coarse(stage) for stage in stages}
     for places, kept in _companies(len(rows)):
         found = answers_of_all(stages, take_rows(some, torch.tensor(places)), names)
