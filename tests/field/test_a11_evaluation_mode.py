@@ -25,7 +25,9 @@ class Switched(nn.Module):
 
 def layers(seed):
     generator = torch.Generator().manual_seed(seed)
-    net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 3))
+    net = nn.Sequential(
+        nn.Linear(6, 8), nn.BatchNorm1d(8, momentum=0.0), nn.Dropout(0.5), nn.Linear(8, 3)
+    )
     with torch.no_grad():
         for weight in net.parameters():
             weight.copy_(torch.randn(weight.shape, generator=generator))
@@ -91,13 +93,12 @@ def test_of_a_thread_that_trains_meanwhile_no_wrong_answer_comes_through():
     try:
         for _ in range(200):
             try:
-                # Running statistics change in training mode; the right answer with them.
                 found = model(x).logits
             except UnsupportedError:
                 refused += 1
                 continue
             answered += 1
-            assert torch.equal(found, right) or refused
+            assert torch.equal(found, right)
     finally:
         over.set()
         thread.join()
@@ -116,18 +117,21 @@ def test_copies_of_optimise_cannot_be_switched():
 
 
 def test_what_trains_whatever_it_is_told_is_left_alone():
-    class Always(nn.Dropout):
+    class Always(nn.Module):
         def train(self, mode=True):
             return super().train(True)
 
-    model = model_of({"a": nn.Sequential(nn.Linear(6, 3), Always(0.0)), "b": layers(1)})
+        def forward(self, x):
+            return x
+
+    model = model_of({"a": nn.Sequential(nn.Linear(6, 3), Always()), "b": layers(1)})
     assert len(model(draw(2))) == 2
 
 
 def test_logits_are_ordinary_tensors_on_request():
     answer = model_of({"a": layers(0), "b": layers(1)})(draw(2))
     own = answer.clone()
-    own.logits += 1
+    own.logits.add_(1)
     weight = torch.ones(3, requires_grad=True)
     (own.logits @ weight).sum().backward()
     assert weight.grad is not None

@@ -239,9 +239,7 @@ def _outputs(work: _Work, rows: Rows) -> NDArray[Any]:
 
 def _check_company(work: _Work, rows: Rows, logits: NDArray[Any]) -> bool:
     whole = torch.from_numpy(logits).to(work.device)
-    with torch.no_grad():
-        given = to_device(rows.inputs, work.device)
-        return check_company(list(work.cascade), given, whole=whole)
+    return check_company(list(work.cascade), to_device(rows.inputs, work.device), whole=whole)
 
 
 def _check_costs(cascade: Cascade, costs: Costs | str) -> None:

@@ -55,7 +55,15 @@ class Adaptive(nn.Module):
     Examples that leave cost nothing more: the survivors are gathered on the device and the next
     stage runs on them alone. Answers come in input order. Networks run in evaluation mode and
     without gradients, always. The policy is copied; the networks are the cascade's own, unless
-    `optimise` is set. Raw input moves to the device of the model.
+    `optimise` is set. Raw input moves to the device of the model, and stays what it was even if a
+    network writes into it.
+
+    Whoever shares the networks may switch them: between batches they are put back into evaluation
+    mode, and a batch during which they were found in training mode raises `UnsupportedError`. What
+    is switched there and back within one batch is not seen; `optimise` runs copies of its own.
+
+    The first batch of several examples that differ is looked at more closely: a few of them run
+    in other company and alone, and must get the same answers.
 
     Args:
         cascade: The networks. Stages that the policy does not need are not held.
@@ -124,8 +132,10 @@ class Adaptive(nn.Module):
                 by default 0, 1, 2... in each call.
 
         Raises:
-            InputError: If the batch is not batch first, `ids` has another length, or a stage
-                cannot run on such a batch.
+            InputError: If the batch is not batch first, `ids` has another length, a stage cannot
+                run on such a batch, drops rows of it, or has other classes than the others.
+            UnsupportedError: If an answer depends on the rest of the batch; or a network was put
+                into training mode meanwhile.
         """
         return self._answered(batch, ids, unmarked)
 

@@ -169,7 +169,9 @@ class Runner(nn.Module):
 
         Raises:
             InputError: If so; it says what was given and what ran before.
+            UnsupportedError: As `check_modes`.
         """
+        self.check_modes()
         form = form_of(batch)
         if form == self._first or isinstance(error, torch.OutOfMemoryError):
             return

@@ -224,9 +224,10 @@ class Stream:
         return self._clock() - min(parcel.since for parcel in pool) >= self._deadline
 
     def _visited(self, stage: int, parcel: _Parcel) -> Tensor:
-        logits = parcel.execution.visit(stage, None).float()
-        self._runner.check_modes()
-        return logits
+        try:
+            return parcel.execution.visit(stage, None).float()
+        finally:
+            self._runner.check_modes()
 
     def _step(self, path: Path, parcel: _Parcel) -> Iterator[Delivered]:
         """Run the stage at the end of a path."""

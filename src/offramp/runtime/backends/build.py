@@ -174,6 +174,7 @@ class _Group:
                 group=suffixed(stage.group, suffix),
                 spec=None if self.backend.suffix else stage.spec,  # how to build it again
                 head_spec=None if self.backend.suffix else stage.head_spec,
+                classes=stage.classes,
             )
             for stage in self.members
         ]
