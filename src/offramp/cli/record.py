@@ -4,7 +4,7 @@ Layer: cli.
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,9 @@ from offramp.cli import options
 from offramp.cli.config import load_config
 from offramp.cli.output import Output, amount, percent
 from offramp.cli.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from offramp.record.nonfinite import Nonfinite
 
 TRACE = "record.trace"
 
@@ -31,6 +34,13 @@ def command(
     restart: Annotated[
         bool, typer.Option("--restart", help="Do not go on where an interrupted run stopped.")
     ] = False,
+    on_nonfinite: Annotated[
+        str | None,
+        typer.Option(
+            help="What becomes of examples for which a network gives NaN or infinity: error, skip "
+            "(left out) or wrong (counted as wrong). By default as [record] says, else error."
+        ),
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Run every network, or every exit, over labelled data once and keep what each one said.
@@ -81,6 +91,7 @@ def command(
         batch_size=batch_size,
         resume=not restart,
         overwrite=overwrite,
+        nonfinite=_nonfinite(on_nonfinite or settings.record.on_nonfinite),
     )
     if run is not None:
         run.remember()  # once more: without run.json the trace would be nobody's
@@ -97,9 +108,18 @@ def command(
             "n": len(trace),
             "classes": trace.classes,
             "unit": costs.unit,
+            "notes": list(trace.notes),
             "stages": [
                 {"name": name, "accuracy": trace.accuracy(k), "cost": float(each[k])}
                 for k, name in enumerate(trace.stages)
             ],
         }
     )
+
+
+def _nonfinite(text: str) -> "Nonfinite":
+    from offramp._core.checks import check_choice
+    from offramp.record.nonfinite import HOW
+
+    check_choice("--on-nonfinite", text, HOW)
+    return text  # type: ignore[return-value]  # it is one of them

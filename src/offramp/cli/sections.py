@@ -277,6 +277,12 @@ class OutputSection(_Section):
     dir: NewPath | None = None
 
 
+class RecordSection(_Section):
+    """`[record]`: what becomes of examples for which a network gives NaN or infinity."""
+
+    on_nonfinite: Literal["error", "skip", "wrong"] = "error"
+
+
 class RunConfig(_Section):
     """A whole configuration file; a command says which sections it needs."""
 
@@ -287,6 +293,7 @@ class RunConfig(_Section):
     network: NetworkSection | None = None
     exits: ExitsSection | None = None
     train: TrainSection = TrainSection()
+    record: RecordSection = RecordSection()
     cascade: CascadeSection = CascadeSection()
     cost: CostSection = CostSection()
     fit: FitSection = FitSection()

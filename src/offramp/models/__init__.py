@@ -19,7 +19,7 @@ from offramp.models.heads import (
 )
 from offramp.models.inception import InceptionV3, inception_v3
 from offramp.models.layer_shape import LayerShape
-from offramp.models.logits import extract_logits
+from offramp.models.logits import SeveralLogitsError, extract_logits
 from offramp.models.pooled import PooledHead, TokenPool
 from offramp.models.preresnet import PreResNet, cifar_preresnet
 from offramp.models.resnet import ResNet, cifar_resnet, resnet21
@@ -42,6 +42,7 @@ __all__ = [
     "PooledHead",
     "PreResNet",
     "ResNet",
+    "SeveralLogitsError",
     "SmallCNN",
     "TokenPool",
     "alexnet",

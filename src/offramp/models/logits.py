@@ -3,37 +3,57 @@
 Layer: models.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, final
 
 from torch import Tensor
 
 from offramp._core.errors import InputError
 
 
-def extract_logits(output: Any) -> Tensor:  # noqa: ANN401  (what a foreign network returns)
+@final
+class SeveralLogitsError(InputError):
+    """A network returns several tensors that could be its logits.
+
+    Args:
+        message: What was found.
+        widths: How many columns each of them has.
+    """
+
+    def __init__(self, message: str, widths: Sequence[int]) -> None:
+        super().__init__(message)
+        self.widths = tuple(widths)
+
+
+def extract_logits(output: Any, classes: int | None = None) -> Tensor:  # noqa: ANN401  (foreign)
     """Find the logits in the output of a network.
 
     Args:
         output: A tensor; a mapping or an object with `logits` (Hugging Face's outputs, the named
-            tuples of Inception and GoogLeNet); or a tuple or list whose first entry is a tensor.
+            tuples of Inception and GoogLeNet); or a tuple or list. Of several tensors
+            `(n, anything)` in it those with `classes` columns are meant.
+        classes: Number of classes, where it is known.
 
     Returns:
         Logits, `(n, c)`, as they are: no copy, no change of type.
 
     Raises:
+        SeveralLogitsError: If several tensors of a tuple could be meant, or none of several has
+            `classes` columns.
         InputError: If there is no such tensor, or it is not two-dimensional.
 
     >>> import torch
     >>> extract_logits({"logits": torch.zeros(1, 3), "loss": None}).shape
     torch.Size([1, 3])
+    >>> extract_logits((torch.zeros(1, 64), torch.zeros(1, 3)), classes=3).shape
+    torch.Size([1, 3])
     """
-    found = _find(output)
+    found = output if isinstance(output, Tensor) else _find(output, classes)
     if found is None:
         raise InputError(
             "The output of a network must be a tensor, hold a tensor named 'logits', or be a "
-            f"tuple whose first entry is a tensor; got {_describe(output)}. Wrap the network in "
-            "a module that returns its logits."
+            f"tuple with a tensor (examples, classes); got {_describe(output)}. Wrap the network "
+            "in a module that returns its logits."
         )
     if found.ndim != 2:
         raise InputError(
@@ -43,15 +63,27 @@ def extract_logits(output: Any) -> Tensor:  # noqa: ANN401  (what a foreign netw
     return found
 
 
-def _find(output: object) -> Tensor | None:
-    if isinstance(output, Tensor):
-        return output
+def _find(output: object, classes: int | None) -> Tensor | None:
     named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     if isinstance(named, Tensor):
         return named
-    if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
-        return output[0]
-    return None
+    if not isinstance(output, tuple | list):
+        return None
+    tensors = [part for part in output if isinstance(part, Tensor)]
+    flat = [part for part in tensors if part.ndim == 2 and part.is_floating_point()]
+    fitting = [part for part in flat if part.shape[1] == classes]
+    if len(fitting) == 1:
+        return fitting[0]
+    if len(flat) < 2:  # of a map and a vector nobody knows whether the vector is meant
+        return next(iter(tensors), None)
+    widths = [part.shape[1] for part in flat]
+    known = "how many classes there are is not known" if classes is None else f"{classes} classes"
+    raise SeveralLogitsError(
+        f"The output is a {type(output).__name__} with {len(flat)} tensors that could be logits, "
+        f"of {', '.join(map(str, widths))} columns ({known}). Give class_names if one of them has "
+        "as many columns, or wrap the network in a module that returns its logits alone.",
+        widths,
+    )
 
 
 def _describe(output: object) -> str:

@@ -31,6 +31,7 @@ from offramp._core.ownership import TRACE, check_folder, check_place, is_empty
 from offramp._core.seal import is_sealed, sealed
 from offramp._core.temporaries import locked
 from offramp._core.types import Ids, IntArray
+from offramp.record.nonfinite import Treatment
 from offramp.record.rows import Rows
 from offramp.record.store import Facts
 from offramp.trace import Trace, load_trace
@@ -201,7 +202,7 @@ class PartialStore:
         return self._old_labels[start:stop], self._old_ids[start:stop]
 
     def append(self, rows: Rows, logits: NDArray[Any]) -> None:
-        """Add `m` rows with their logits `(m, s, c)`.
+        """Add `m` rows with their logits `(m, s, c)`, NaN where they are not finite.
 
         Raises:
             InputError: If the number of classes or the kind of ids changes between batches, or a
@@ -243,18 +244,20 @@ class PartialStore:
     def finish(self, facts: Facts, split: Tensor | None) -> Trace:
         """Write the trace in one go, remove the folder of parts, and map the trace."""
         self._checkpoint()
-        n, s, c = self._rows, self._stages, self._classes
+        ids, labels = self.ids(), self._read_labels()
+        names = facts.topology.names
+        treatment = Treatment(facts.nonfinite, self._logit_parts(), ids, names)
+        keep = treatment.keep
+        n, s, c = int(keep.sum()), self._stages, self._classes
+        logits = treatment.logits(self._logit_parts(), labels)
         arrays = [
-            ArraySource(
-                name="logits", dtype=self._dtype, shape=(n, s, c), parts=self._logit_parts()
-            ),
-            ArraySource(name="labels", dtype="int64", shape=(n,), parts=[self._read_labels()]),
-            id_source(self.ids()),
+            ArraySource(name="logits", dtype=self._dtype, shape=(n, s, c), parts=logits),
+            ArraySource(name="labels", dtype="int64", shape=(n,), parts=[labels[keep]]),
+            id_source(ids[keep]),
         ]
         if split is not None:
-            arrays.append(
-                ArraySource(name="split", dtype="int8", shape=(n,), parts=[split.numpy()])
-            )
+            own = split.numpy()[keep]
+            arrays.append(ArraySource(name="split", dtype="int8", shape=(n,), parts=[own]))
         with whole_folder(self._path, TRACE, overwrite=self._overwrite) as folder:
             written = write_arrays(folder / ARRAYS, arrays)
             write_manifest(
@@ -268,6 +271,7 @@ class PartialStore:
                 class_names=facts.class_names,
                 seen_in_training=facts.seen_in_training,
                 lossy=facts.lossy,
+                notes=treatment.notes,
             )
             self._note(trace=sha256(folder / MANIFEST))
         self._close()

@@ -5,10 +5,12 @@ Layer: record.
 
 import hashlib
 import json
+import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -22,10 +24,19 @@ from offramp._core.ids import shown_id
 from offramp._core.ownership import TRACE, check_folder
 from offramp._core.progress import progress_bar
 from offramp._core.types import Ids, Split
+from offramp.record.nonfinite import HOW, Nonfinite, mark, refusal
 from offramp.record.partial import PartialStore, finished, parts_of
 from offramp.record.rows import Loader, Rows, dataset_of, labelled_rows, row_splits, total_rows
 from offramp.record.store import Facts, MemoryStore, Store
-from offramp.stages import Cascade, evaluating, measure_flops, take_rows, to_device
+from offramp.stages import (
+    Cascade,
+    check_company,
+    evaluating,
+    measure_flops,
+    take_rows,
+    tell_classes,
+    to_device,
+)
 from offramp.trace import Trace
 from offramp.trace.files import StoredDtype
 
@@ -46,6 +57,7 @@ def record(
     progress: bool = True,
     resume: bool = True,
     overwrite: bool = False,
+    nonfinite: Nonfinite = "error",
 ) -> Trace:
     """Record a cascade over labelled examples.
 
@@ -73,11 +85,17 @@ def record(
         resume: False throws away what an interrupted run has left.
         overwrite: Whether a trace at `path` may be replaced once the new one is complete. Anything
             else that is there is refused, whatever is said here.
+        nonfinite: What becomes of an example for which a stage gives NaN or infinity: "error"
+            stops, "skip" leaves it out of the trace, "wrong" keeps it and lets that stage answer
+            another class than the label, as unsure as it can be. The trace's `notes` and a warning
+            count and name such examples. An interrupted recording goes on under any of these.
 
     Raises:
+        UnsupportedError: If what a stage says about an example depends on the others of its batch.
         InputError: If there are no examples; a label lies outside the classes; a logit is NaN or
-            infinite; stages have different numbers of classes; ids repeat; `path` exists; or an
-            interrupted recording belongs to another cascade or to another order of the examples.
+            infinite and `nonfinite` is "error"; stages have different numbers of classes; ids
+            repeat; `path` exists; or an interrupted recording belongs to another cascade or to
+            another order of the examples.
         BusyError: If another process records to `path`.
         StorageError: If the disk is full; rows that were recorded are kept.
 
@@ -89,12 +107,15 @@ def record(
     """
     check_choice("dtype", dtype, ("float32", "float16"))
     check_positive_int("batch_size", batch_size)
+    check_choice("nonfinite", nonfinite, HOW)
     cascade.require_logits("record")
     if split is not None:
         check_split("split", split)
     for table in (costs, *other_costs):
         _check_costs(cascade, table)
     names = _class_names(cascade, loader) if class_names is None else tuple(class_names)
+    if names:
+        tell_classes(cascade, len(names))
     device = check_device(device)
     if path is not None and not overwrite:
         done = _finished(cascade, loader, Path(path), dtype)
@@ -104,7 +125,8 @@ def record(
     with ExitStack() as stack:
         store = _store(stack, cascade, loader, path, dtype, resume=resume, overwrite=overwrite)
         stack.enter_context(evaluating(cascade))
-        table = _record_rows(cascade, loader, store, costs, names, device, batch_size, progress)
+        work = _Work(cascade, names, device, nonfinite)
+        table = _record_rows(work, loader, store, costs, batch_size, progress)
         ids = store.ids()
         _check_unique(ids)
         facts = Facts(
@@ -114,8 +136,23 @@ def record(
             class_names=names,
             seen_in_training=seen_in_training,
             lossy=dtype == "float16",
+            nonfinite=nonfinite,
         )
-        return store.finish(facts, row_splits(loader, ids, split))
+        trace = store.finish(facts, row_splits(loader, ids, split))
+        for note in trace.notes:
+            warnings.warn(note, stacklevel=2)
+        return trace
+
+
+@final
+@dataclass(frozen=True)
+class _Work:
+    """What runs, where, and what it may say."""
+
+    cascade: Cascade
+    class_names: tuple[str, ...]
+    device: torch.device | str
+    nonfinite: Nonfinite
 
 
 def _finished(cascade: Cascade, loader: Loader, path: Path, dtype: StoredDtype) -> Trace | None:
@@ -150,29 +187,30 @@ def _store(
 
 
 def _record_rows(
-    cascade: Cascade,
+    work: _Work,
     loader: Loader,
     store: Store,
     costs: Costs | str,
-    class_names: tuple[str, ...],
-    device: torch.device | str,
     batch_size: int,
     progress: bool,
 ) -> Costs:
     """Fill the store and return the costs, which are counted on the first example."""
     table = costs if isinstance(costs, Costs) else None
-    before, seen = store.rows, 0
+    before, seen, checked = store.rows, 0, False
     with progress_bar("Recording", total_rows(loader), enabled=progress) as advance:
         for rows in labelled_rows(loader, batch_size):
             if table is None:
                 first = take_rows(rows.inputs, torch.tensor([0]))
-                table = measure_flops(cascade, to_device(first, device))
+                table = measure_flops(work.cascade, to_device(first, work.device))
             done = min(max(before - seen, 0), len(rows))
             if done:
                 _check_same(rows, *store.known(seen, seen + done))
             if done < len(rows):
                 new = rows.after(done) if done else rows
-                store.append(new, _outputs(cascade, new, class_names, device))
+                logits = _outputs(work, new)
+                if not checked:
+                    checked = _check_company(work, new, logits)
+                store.append(new, logits)
             seen += len(rows)
             advance(len(rows))
     if seen < before:
@@ -185,26 +223,21 @@ def _record_rows(
     return table
 
 
-def _outputs(
-    cascade: Cascade, rows: Rows, class_names: tuple[str, ...], device: torch.device | str
-) -> NDArray[Any]:
-    """Checked logits of every stage, `(m, s, c)`, float32."""
-    with torch.inference_mode():
-        logits = cascade.forward(to_device(rows.inputs, device)).cpu().numpy()
+def _outputs(work: _Work, rows: Rows) -> NDArray[Any]:
+    """Checked logits of every stage, `(m, s, c)`, float32; NaN where they are not finite."""
+    cascade, class_names = work.cascade, work.class_names
+    with torch.no_grad():  # not inference mode: there nobody could tell who writes into a carry
+        logits = cascade.forward(to_device(rows.inputs, work.device)).cpu().numpy()
     m, s, c = logits.shape
     if (m, s) != (len(rows), len(cascade)):
         raise InputError(
             f"Every stage must answer for each of the {len(rows)} examples of a batch, got "
             f"{m} answers."
         )
-    bad = np.argwhere(~np.isfinite(logits).all(axis=2))
-    if len(bad):
+    bad = np.argwhere(mark(logits))
+    if len(bad) and work.nonfinite == "error":
         row, stage = bad[0]
-        raise InputError(
-            f"logits must be finite, got NaN or infinity for example {shown_id(rows.ids[row])}, "
-            f"stage {cascade.topology.names[stage]!r}. Find out why the network gives such an "
-            "output before recording."
-        )
+        raise InputError(refusal(rows.ids[row], cascade.topology.names[stage]))
     outside = np.flatnonzero((rows.labels < 0) | (rows.labels >= c))
     if len(outside):
         row = outside[0]
@@ -215,6 +248,11 @@ def _outputs(
     if class_names and len(class_names) != c:
         raise InputError(f"class_names must have {c} entries, got {len(class_names)}.")
     return logits
+
+
+def _check_company(work: _Work, rows: Rows, logits: NDArray[Any]) -> bool:
+    whole = torch.from_numpy(logits).to(work.device)
+    return check_company(list(work.cascade), to_device(rows.inputs, work.device), whole=whole)
 
 
 def _check_costs(cascade: Cascade, costs: Costs | str) -> None:

@@ -15,6 +15,7 @@ from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp._core.topology import Topology
 from offramp._core.types import Ids, IntArray
+from offramp.record.nonfinite import Nonfinite, Treatment
 from offramp.record.rows import Rows
 from offramp.trace import Trace
 from offramp.trace.files import narrowed
@@ -23,7 +24,11 @@ from offramp.trace.files import narrowed
 @final
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What a trace says besides its rows; the fields are those of `Trace`."""
+    """What a trace says besides its rows; the fields are those of `Trace`.
+
+    Args:
+        nonfinite: What becomes of examples that hold NaN (`offramp.record.nonfinite`).
+    """
 
     topology: Topology
     costs: Costs
@@ -31,6 +36,7 @@ class Facts:
     class_names: tuple[str, ...]
     seen_in_training: bool
     lossy: bool
+    nonfinite: Nonfinite
 
 
 @runtime_checkable
@@ -47,7 +53,7 @@ class Store(Protocol):
         ...
 
     def append(self, rows: Rows, logits: NDArray[Any]) -> None:
-        """Add `m` rows with their logits `(m, s, c)`."""
+        """Add `m` rows with their logits `(m, s, c)`, NaN where they are not finite."""
         ...
 
     def ids(self) -> Ids:
@@ -90,17 +96,21 @@ class MemoryStore:
 
     def finish(self, facts: Facts, split: Tensor | None) -> Trace:
         """Join the rows."""
-        logits = torch.from_numpy(np.concatenate(self._logits))
+        ids, labels = self.ids(), np.concatenate(self._labels)
+        treatment = Treatment(facts.nonfinite, self._logits, ids, facts.topology.names)
+        logits = torch.from_numpy(np.concatenate([*treatment.logits(self._logits, labels)]))
+        keep = treatment.keep
         return Trace(
             topology=facts.topology,
-            labels=torch.from_numpy(np.concatenate(self._labels)),
+            labels=torch.from_numpy(labels[keep]),
             classes=logits.shape[2],
             costs=facts.costs,
             other_costs=facts.other_costs,
             logits=logits,
-            ids=self.ids(),
-            split=split,
+            ids=ids[keep],
+            split=None if split is None else split[torch.from_numpy(keep)],
             class_names=facts.class_names,
             seen_in_training=facts.seen_in_training,
             lossy=facts.lossy,
+            notes=treatment.notes,
         )

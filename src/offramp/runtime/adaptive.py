@@ -23,7 +23,7 @@ from offramp.runtime.engine import Engine, Routed
 from offramp.runtime.marks import NO_STAGE, Mark, unmarked
 from offramp.runtime.runner import BLAMES_BATCH, Runner, StageSource, check_form, check_made_for
 from offramp.runtime.sizes import StageTimes
-from offramp.runtime.stream import Delivered, Stream, full_sizes
+from offramp.runtime.stream import Delivered, OnError, Stream, full_sizes
 from offramp.stages import batch_size, to_device
 
 
@@ -74,7 +74,15 @@ class Adaptive(nn.Module):
     Examples that leave cost nothing more: the survivors are gathered on the device and the next
     stage runs on them alone. Answers come in input order. Networks run in evaluation mode and
     without gradients, always. The policy is copied; the networks are the cascade's own, unless
-    `optimise` is set. Raw input moves to the device of the model.
+    `optimise` is set. Raw input moves to the device of the model, and stays what it was even if a
+    network writes into it.
+
+    Whoever shares the networks may switch them: between batches they are put back into evaluation
+    mode, and a batch during which they were found in training mode raises `UnsupportedError`. What
+    is switched there and back within one batch is not seen; `optimise` runs copies of its own.
+
+    The first batch of several examples that differ is looked at more closely: a few of them run
+    in other company and alone, and must get the same answers.
 
     Args:
         cascade: The networks. Stages that the policy does not need are not held.
@@ -148,7 +156,10 @@ class Adaptive(nn.Module):
 
         Raises:
             InputError: If the batch is nothing of this kind or not batch first, `ids` has another
-                length, or a stage cannot run on such a batch.
+                length, a stage cannot run on such a batch, drops rows of it, or has other classes
+                than the others.
+            UnsupportedError: If an answer depends on the rest of the batch; or a network was put
+                into training mode meanwhile.
         """
         return self._answered(batch, ids, unmarked)
 
@@ -210,12 +221,18 @@ class Adaptive(nn.Module):
         batch_size: int | Mapping[str, int] | None = None,
         deadline: float | None = None,
         clock: Callable[[], float] = time.monotonic,
+        on_error: OnError | None = None,
     ) -> Iterator[Delivered]:
         """Answer batch after batch; survivors of several wait for each other.
 
         The first stage takes each batch as it comes. Before every later stage survivors gather
-        until there is a full batch, so that no stage runs on a few examples alone. Every input
-        is answered exactly once, as `forward` with the same ids would answer it.
+        until there is a full batch of their shape, so that no stage runs on a few examples alone.
+        Every input is answered exactly once, as `forward` with the same ids would answer it.
+
+        What a stage or a batch raises costs only the examples of that run: `on_error` is told
+        of them, and the stream goes on. Without it the stream takes in nothing more, answers all
+        others that it has accepted, and then raises the error, with a note of who is not answered.
+        The same holds if the source itself raises.
 
         Args:
             batches: Raw input, any number of examples each. None lets time pass: deadlines are
@@ -227,6 +244,7 @@ class Adaptive(nn.Module):
             deadline: Seconds after which an example waits for no others any more; None to wait
                 until a batch is full or the input ends.
             clock: Gives seconds; for tests.
+            on_error: Called with the ids `(k,)` of examples that are not answered, and the error.
 
         Yields:
             Ids and answers, `(k,)` each, as soon as they are known, in any order.
@@ -237,7 +255,7 @@ class Adaptive(nn.Module):
             UnknownNameError: If `batch_size` names a stage that is not there.
         """
         sizes = full_sizes(batch_size, self.policy.topology, self.runner.times)
-        stream = Stream(self.engine, self.runner, sizes, deadline, clock, self._answer)
+        stream = Stream(self.engine, self.runner, sizes, deadline, clock, self._answer, on_error)
         yield from stream.run(batches, ids)
 
     def train(self, mode: bool = True) -> "Adaptive":

@@ -3,7 +3,7 @@
 Layer: runtime.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -17,6 +17,8 @@ NO_LABEL = -1  # label of an example that no stage could answer; 0 would be a cl
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """What a cascade says about `n` examples, in the order they came in.
+
+    The tensors are torch's inference tensors; `clone` gives ordinary ones.
 
     Args:
         logits: Log of the combined probabilities, `(n, c)`, float32; NaN where not `valid`.
@@ -41,6 +43,26 @@ class Answer:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def clone(self) -> "Answer":
+        """The same in ordinary tensors, which may be changed in place and used with gradients.
+
+        Networks run in inference mode, which is faster; what comes out of it allows neither.
+
+        >>> with torch.inference_mode():
+        ...     yes, none = torch.tensor([True]), torch.tensor([0])
+        ...     answer = Answer.of(torch.tensor([[0.25, 0.75]]).log(), stage=none, cost=None,
+        ...                        valid=yes, nonfinite=none, stage_names=("a",))
+        >>> answer.logits.is_inference(), answer.clone().logits.is_inference()
+        (True, False)
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            tensors = {
+                name: value.clone()
+                for name in self.__slots__
+                if isinstance(value := getattr(self, name), Tensor)
+            }
+        return replace(self, **tensors)
 
     @classmethod
     def of(

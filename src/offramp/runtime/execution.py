@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from offramp._core.errors import InputError
 from offramp._core.topology import RAW_INPUT, Topology
 from offramp._core.types import Batch
 from offramp.runtime.journey import Rows
@@ -22,6 +23,8 @@ from offramp.runtime.marks import NO_STAGE, Mark, unmarked
 from offramp.runtime.sizes import StageTimes
 from offramp.runtime.together import column_of, is_passing, together_of
 from offramp.stages import Stage, concat, take_rows
+
+Form = tuple[Any, ...]  # shapes and types of a carry, without the number of examples
 
 _RAW = ""  # stands for the raw input among the groups; the name of a stage is never empty
 
@@ -163,6 +166,11 @@ class Execution:
         """Groups whose carries are held; "" for the raw input."""
         return frozenset(self._held)
 
+    @property
+    def form(self) -> Form:
+        """What the carries held look like; only those of one form can be joined."""
+        return tuple((group, carry_form(held.batch)) for group, held in sorted(self._held.items()))
+
     def visit(self, stage: int, rows: Rows) -> Float[Tensor, "m c"]:
         """Run what the examples at `rows` lack up to `stage`, and its head."""
         plan = self._plans[stage]
@@ -267,7 +275,14 @@ class Execution:
             logits: Tensor = _Held(everyone, held.rows).take(rows)
         else:
             logits = here.answer(held.take(rows))
-        self._mark("head", stage, len(logits))
+        m = logits.shape[0]
+        if m != (self._n if rows is None else rows.shape[0]):
+            raise InputError(
+                f"Stage {here.name!r} must answer for each of the "
+                f"{self._n if rows is None else len(rows)} examples that it was given, got {m} "
+                "answers. A network must keep the batch's rows and their order."
+            )
+        self._mark("head", stage, m)
         return logits
 
     def _lacking(self, stage: int, rows: Rows) -> Rows:
@@ -312,6 +327,18 @@ class _Held:
         rows, order = torch.cat(parts).sort()
         batch = take_rows(concat([self.batch, other.batch]), order)
         return _Held(batch, None if len(rows) == n else rows)
+
+
+def carry_form(batch: Any) -> Form:  # noqa: ANN401  (a carry is what a network gives)
+    """Shape of one example and type of each tensor of a carry.
+
+    >>> carry_form({"ids": torch.zeros(3, 8)})
+    (('ids', (8,), torch.float32),)
+    """
+    if isinstance(batch, Tensor):
+        return tuple(batch.shape[1:]), batch.dtype
+    named = batch.items() if isinstance(batch, Mapping) else enumerate(batch)
+    return tuple((name, *carry_form(part)) for name, part in named)
 
 
 def gather(batch: Any, rows: Tensor) -> Any:  # noqa: ANN401  (a carry is what a network gives)

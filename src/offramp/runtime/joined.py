@@ -81,6 +81,7 @@ def _joined(cascade: Cascade, block: Sequence[str], wanted: Collection[str]) -> 
         [stage.module for stage in members],
         [head if own else None for head, own in zip(says, asked, strict=True)],
         carry=carry,
+        classes=members[-1].classes,
     )
     made, column = {}, 0
     for k, stage in enumerate(members):
@@ -94,6 +95,7 @@ def _joined(cascade: Cascade, block: Sequence[str], wanted: Collection[str]) -> 
             preprocess=stage.preprocess,
             source=stage.source,
             group=stage.group,
+            classes=stage.classes,
         )
     return made
 
@@ -130,4 +132,5 @@ def _reading(stage: Stage, stages: Mapping[str, Stage]) -> Stage:
         head=stage.head,
         source=stage.source,
         group=stage.group,
+        classes=stage.classes,
     )

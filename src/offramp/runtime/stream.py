@@ -1,6 +1,9 @@
 """Carry-over: survivors of successive batches gather until there is a full batch for a stage.
 
-Whoever came the same way waits together, so a pool stands at each node of the tree of visit paths.
+Whoever came the same way waits together, so a pool stands at each node of the tree of visit paths,
+one for each form of what they bring along: texts of other lengths cannot be joined.
+
+What one stage or batch raises costs nobody else's answer (docs/adr/0030).
 
 Layer: runtime.  Source: methods.md 6; measured.md (carry-over of survivors to full batches).
 """
@@ -11,18 +14,19 @@ from typing import final
 
 import numpy as np
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 from offramp._core.batch import as_batch
 from offramp._core.checks import check_known, check_not_negative, check_positive_int
 from offramp._core.errors import InputError, OfframpError
-from offramp._core.ids import as_ids
+from offramp._core.ids import as_ids, shown_id
 from offramp._core.topology import EXIT, Path, Topology
 from offramp._core.types import AnyBatch, Batch, Ids
 from offramp.policy.keys import example_keys
 from offramp.runtime.answer import Answer
 from offramp.runtime.engine import Engine, Routed
-from offramp.runtime.execution import Execution
+from offramp.runtime.execution import Execution, Form
 from offramp.runtime.journey import Answered, Journey, Rows
 from offramp.runtime.marks import unmarked
 from offramp.runtime.runner import BLAMES_BATCH, Runner
@@ -30,6 +34,11 @@ from offramp.runtime.sizes import StageTimes
 from offramp.stages import batch_size, to_device
 
 FULL = 64  # a batch that uses a CPU well and fits into its caches
+
+_NAMED = 20  # examples that an error names
+
+#: Told of examples that cannot be answered: their ids, and the error.
+OnError = Callable[[Ids, Exception], object]
 
 Delivered = tuple[Ids, Answer]
 Keys = Tensor | Ids | Sequence[int | str]
@@ -97,6 +106,7 @@ class Stream:
         deadline: Seconds that an example may wait, or None.
         clock: Gives seconds.
         finish: Makes an answer of what is known of examples that left.
+        on_error: Told of examples that are not answered, and why.
     """
 
     def __init__(
@@ -107,65 +117,92 @@ class Stream:
         deadline: float | None,
         clock: Callable[[], float],
         finish: Callable[[Routed], Answer],
+        on_error: OnError | None = None,
     ) -> None:
         self._deadline = None if deadline is None else check_not_negative("deadline", deadline)
         self._engine, self._runner, self._full = engine, runner, full
         self._clock, self._finish = clock, finish
-        self._pools: dict[Path, list[_Parcel]] = {path: [] for path in engine.paths}
+        self._pools: dict[Path, dict[Form, list[_Parcel]]] = {path: {} for path in engine.paths}
         self._ids: dict[int, int | str] = {}  # of those who are on their way
         self._count = 0
+        self._on_error = on_error
+        self._error: Exception | None = None  # the first that nobody was told of
+        self._unanswered: list[int | str] = []  # because of that and later ones
 
     def run(
         self, batches: Iterable[AnyBatch | None], ids: Iterable[Keys | None] | None
     ) -> Iterator[Delivered]:
         """Answer everything, as `Adaptive.stream` documents it."""
-        given = iter(()) if ids is None else iter(ids)
-        for batch in batches:
-            keys = None if ids is None else next(given, None)
-            batch = None if batch is None else as_batch(batch)
-            if batch is not None and (n := batch_size(batch)):
-                if ids is not None and keys is None:
-                    raise InputError(
-                        f"ids must hold one entry per batch, got none for batch of {n} examples."
-                    )
+        source = _paired(batches, ids)
+        while self._error is None:
+            try:
+                batch, n, keys = next(source)
+            except StopIteration:
+                break
+            except Exception as error:  # noqa: BLE001  (the source is over; who waits is answered)
+                self._error = error
+                break
+            if batch is not None and n:
                 yield from self._enter(batch, n, keys)
             yield from self._advance(at_end=False)
         yield from self._advance(at_end=True)
+        if self._error is not None:
+            if self._unanswered:
+                self._error.add_note(_told(self._unanswered))
+            raise self._error
 
-    def _enter(self, batch: Batch, n: int, keys: Keys | None) -> Iterator[Delivered]:
+    def _enter(self, batch: Batch, n: int, keys: Ids | None) -> Iterator[Delivered]:
         device = self._engine.policy.temperatures.device
         numbers = np.arange(self._count, self._count + n)
         self._count += n
-        own = numbers if keys is None else as_ids(keys)
-        if own.shape != (n,):
-            raise InputError(f"ids must have shape ({n},), one for each example, got {own.shape}.")
+        own = numbers if keys is None else keys
         self._ids.update(zip(numbers.tolist(), own.tolist(), strict=True))
         root = self._engine.policy.topology.root
-        parcel = _Parcel(
-            Journey(self._engine.policy, example_keys(own).to(device)),
-            self._runner.start(to_device(batch, device), n, device),
-            torch.from_numpy(numbers).to(device),
-            self._clock(),
-        )
         try:
-            found = list(self._step((root,), parcel))
-        except OfframpError:
-            raise
-        except BLAMES_BATCH as error:
-            self._runner.check_blame(batch, error)
-            raise
-        self._runner.answered(batch, parcel.journey.classes)
-        yield from found
+            parcel = _Parcel(
+                Journey(self._engine.policy, example_keys(own).to(device)),
+                self._runner.start(to_device(batch, device), n, device),
+                torch.from_numpy(numbers).to(device),
+                self._clock(),
+            )
+            logits = self._visited(root, parcel)
+        except Exception as error:  # noqa: BLE001  (whatever a network raises)
+            self._fail(numbers, self._blamed(batch, error))
+            return
+        self._runner.answered(batch, logits.shape[1])
+        yield from self._decided((root,), parcel, logits)
+
+    def _blamed(self, batch: Batch, error: Exception) -> Exception:
+        """The error, or a better one if the batch is not like those that were answered."""
+        if not isinstance(error, OfframpError) and isinstance(error, BLAMES_BATCH):
+            try:
+                self._runner.check_blame(batch, error)
+            except OfframpError as better:
+                return better
+        return error
+
+    def _fail(self, numbers: Shaped[np.ndarray, " m"], error: Exception) -> None:
+        """Give up some examples: tell of them, or end the stream once all others are answered."""
+        lost = [self._ids.pop(number) for number in numbers.tolist()]
+        if self._on_error is not None:
+            self._on_error(np.array(lost), error)
+            return
+        self._error = self._error or error
+        self._unanswered += lost
 
     def _advance(self, *, at_end: bool) -> Iterator[Delivered]:
         """Run whatever is full or late; paths come before their continuations."""
         for path in sorted(self._pools, key=lambda path: path[-1]):
-            while (parcel := self._due(path, at_end=at_end)) is not None:
-                yield from self._step(path, parcel)
+            pools = self._pools[path]
+            for form in list(pools):
+                while (parcel := self._due(path, pools[form], at_end=at_end)) is not None:
+                    yield from self._step(path, parcel)
+                if not pools[form]:
+                    del pools[form]
 
-    def _due(self, path: Path, *, at_end: bool) -> _Parcel | None:
+    def _due(self, path: Path, pool: list[_Parcel], *, at_end: bool) -> _Parcel | None:
         """A full batch of those who wait, the first to come first; or all who wait, if late."""
-        pool, full = self._pools[path], self._full[path[-1]]
+        full = self._full[path[-1]]
         waiting = sum(map(len, pool))
         if waiting < full and not (waiting and (at_end or self._late(pool))):
             return None
@@ -186,10 +223,25 @@ class Stream:
             return False
         return self._clock() - min(parcel.since for parcel in pool) >= self._deadline
 
+    def _visited(self, stage: int, parcel: _Parcel) -> Tensor:
+        try:
+            return parcel.execution.visit(stage, None).float()
+        finally:
+            self._runner.check_modes()
+
     def _step(self, path: Path, parcel: _Parcel) -> Iterator[Delivered]:
-        """Run the stage at the end of a path; some are answered, the others wait again."""
-        journey, stage = parcel.journey, path[-1]
-        journey.hold(stage, None, parcel.execution.visit(stage, None).float())
+        """Run the stage at the end of a path."""
+        try:
+            logits = self._visited(path[-1], parcel)
+        except Exception as error:  # noqa: BLE001  (whatever a network raises)
+            self._fail(parcel.numbers.cpu().numpy(), error)
+            return
+        yield from self._decided(path, parcel, logits)
+
+    def _decided(self, path: Path, parcel: _Parcel, logits: Tensor) -> Iterator[Delivered]:
+        """Take in what the last stage of a path says; some are answered, the others wait again."""
+        journey = parcel.journey
+        journey.hold(path[-1], None, logits)
         for (_, rows), child in journey.decide([(path, None)], unmarked):
             if child == EXIT:
                 yield self._deliver(path, parcel, rows, journey.answer(path, rows))
@@ -198,7 +250,8 @@ class Stream:
             if part.journey.broken:  # what is not finite waits for nobody
                 yield from self._step((*path, child), part)
             else:
-                self._pools[*path, child].append(part)
+                pools = self._pools[*path, child]
+                pools.setdefault(part.execution.form, []).append(part)
 
     def _deliver(self, path: Path, parcel: _Parcel, rows: Rows, answered: Answered) -> Delivered:
         logits, nonfinite, valid = answered
@@ -212,3 +265,31 @@ class Stream:
         )
         ids = np.array([self._ids.pop(number) for number in numbers.tolist()])
         return ids, self._finish(routed)
+
+
+def _paired(
+    batches: Iterable[AnyBatch | None], ids: Iterable[Keys | None] | None
+) -> Iterator[tuple[Batch | None, int, Ids | None]]:
+    """Each batch with its number of examples and their ids.
+
+    Raises:
+        InputError: If a batch is none, or its ids are not one for each example.
+    """
+    given = iter(()) if ids is None else iter(ids)
+    for entry in batches:
+        keys = None if ids is None else next(given, None)
+        batch = None if entry is None else as_batch(entry)
+        n = 0 if batch is None else batch_size(batch)
+        if n and ids is not None and keys is None:
+            raise InputError(
+                f"ids must hold one entry per batch, got none for batch of {n} examples."
+            )
+        own = None if keys is None else as_ids(keys)
+        if n and own is not None and own.shape != (n,):
+            raise InputError(f"ids must have shape ({n},), one for each example, got {own.shape}.")
+        yield batch, n, own
+
+
+def _told(ids: Sequence[int | str]) -> str:
+    named = ", ".join(map(shown_id, ids[:_NAMED])) + ("" if len(ids) <= _NAMED else ", ...")
+    return f"Not answered because of it: {len(ids)} examples of the stream, with the ids {named}."

@@ -16,6 +16,7 @@ from offramp._core.batch import apply
 from offramp._core.errors import InputError
 from offramp.models import extract_logits
 from offramp.stages import Stage
+from offramp.stages.reading import Reading
 
 
 @final
@@ -26,15 +27,22 @@ class Together(nn.Module):
         segments: One after the other.
         heads: For each what makes its logits, or None where nobody asks.
         carry: Whether the carry of the last is needed afterwards.
+        classes: How many there are, where it is known.
     """
 
     def __init__(
-        self, segments: Sequence[nn.Module], heads: Sequence[nn.Module | None], *, carry: bool
+        self,
+        segments: Sequence[nn.Module],
+        heads: Sequence[nn.Module | None],
+        *,
+        carry: bool,
+        classes: int | None = None,
     ) -> None:
         super().__init__()
         self.segments = nn.ModuleList(segments)
         self.heads = nn.ModuleDict({str(k): h for k, h in enumerate(heads) if h is not None})
-        self._carry = carry
+        self._carry, self._classes = carry, classes
+        self._reads = [Reading(f"The head of segment {k}") for k in range(len(heads))]
         self.eval()
 
     def forward(self, *args: Any, **named: Any) -> Any:  # noqa: ANN401  (as the first segment)
@@ -44,7 +52,8 @@ class Together(nn.Module):
         for k, segment in enumerate(self.segments):
             result = apply(segment, result)
             if str(k) in self.heads:
-                said.append(extract_logits(self.heads[str(k)](result)))
+                answer = self._reads[k](self.heads[str(k)], result)
+                said.append(extract_logits(answer, self._classes))
         logits = torch.stack(said, dim=1)
         if not self._carry:
             return logits

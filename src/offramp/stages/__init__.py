@@ -5,6 +5,8 @@ Layer: stages.
 
 from offramp._core.batch import batch_size, concat, take_rows, to_device
 from offramp.stages.cascade import Cascade, evaluating
+from offramp.stages.classes import tell_classes
+from offramp.stages.company import check_company
 from offramp.stages.cost import given_costs, measure_flops, measure_joules, measure_seconds
 from offramp.stages.cut import cut
 from offramp.stages.cut_points import CutPoint, cut_points
@@ -12,6 +14,7 @@ from offramp.stages.cut_spec import CutSpec, SegmentSpec, stand_in
 from offramp.stages.exits import OfFirst, attached, own_head
 from offramp.stages.points import choose_points, measure_points
 from offramp.stages.preprocess import Normalize, preprocess_from_dict
+from offramp.stages.reading import copied
 from offramp.stages.stage import Stage
 
 __all__ = [
@@ -24,8 +27,10 @@ __all__ = [
     "Stage",
     "attached",
     "batch_size",
+    "check_company",
     "choose_points",
     "concat",
+    "copied",
     "cut",
     "cut_points",
     "evaluating",
@@ -38,5 +43,6 @@ __all__ = [
     "preprocess_from_dict",
     "stand_in",
     "take_rows",
+    "tell_classes",
     "to_device",
 ]

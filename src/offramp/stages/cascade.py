@@ -16,7 +16,8 @@ from offramp._core.batch import as_batch
 from offramp._core.errors import InputError, TopologyError
 from offramp._core.topology import RAW_INPUT, Topology
 from offramp._core.types import AnyBatch, Batch, OutputForm
-from offramp.models import ModelSpec
+from offramp.models import ModelSpec, SeveralLogitsError
+from offramp.stages.classes import check_same_classes, settle_classes, tell_classes
 from offramp.stages.exits import Heads, chain_edges, exit_stages
 from offramp.stages.stage import Stage
 from offramp.stages.wrong_type import naming_types
@@ -69,6 +70,8 @@ class Cascade(nn.Module):
         _warn_if_training(stages)
         self.stages = nn.ModuleList(stages)
         self._void_after = _void_after(stages, self.topology)
+        if self.class_names:
+            tell_classes(stages, len(self.class_names))
         self.eval()
 
     @classmethod
@@ -210,7 +213,12 @@ class Cascade(nn.Module):
                 if stage.group not in held:
                     carry = batch if stage.source is None else held[self.stage(stage.source).group]
                     held[stage.group] = stage.segment(carry)
-                logits.append(stage.answer(held[stage.group]))
+                try:
+                    logits.append(stage.answer(held[stage.group]))
+                except SeveralLogitsError:
+                    if settle_classes(self, batch):
+                        return self.forward(batch)
+                    raise
                 for group in void:
                     del held[group]
         self._check_classes([part.shape[1] for part in logits])
@@ -240,16 +248,9 @@ class Cascade(nn.Module):
             )
 
     def _check_classes(self, counts: Sequence[int]) -> None:
-        counts = [count - (self.outputs == "confidence") for count in counts]
-        if len(set(counts)) > 1:
-            each = ", ".join(
-                f"{name!r} gives {count}"
-                for name, count in zip(self.topology.names, counts, strict=True)
-            )
-            raise InputError(
-                f"All stages of a cascade must have the same classes; {each}. Train the stages "
-                "for one task, or map their outputs to common classes first."
-            )
+        extra = int(self.outputs == "confidence")
+        counts = [count - extra for count in counts]
+        check_same_classes(dict(zip(self.topology.names, counts, strict=True)))
         if self.class_names and len(self.class_names) != counts[0]:
             raise InputError(
                 f"class_names must have {counts[0]} entries, as the stages' outputs have, got "

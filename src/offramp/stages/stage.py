@@ -15,8 +15,9 @@ from offramp._core.checks import check_choice
 from offramp._core.errors import InputError
 from offramp._core.outputs import labels_with_confidence
 from offramp._core.types import Batch, OutputForm
-from offramp.models import ModelSpec, extract_logits
+from offramp.models import ModelSpec, SeveralLogitsError, extract_logits
 from offramp.stages.cut_spec import SegmentSpec
+from offramp.stages.reading import Reading
 
 
 @final
@@ -43,7 +44,8 @@ class Stage(nn.Module):
             labels `(m,)` and the probabilities `(m,)` that they are right, in a tuple or under
             "labels" and "confidence"; of logits the best label and its probability are taken. It
             then stands for scores `(m, c + 1)`, as in a trace of `from_predictions`.
-        classes: Number of classes `c`, where `module` gives labels.
+        classes: Number of classes `c`. It picks the logits where a network returns several tensors,
+            and is needed where one gives labels. A cascade says it where it has class names.
 
     Raises:
         InputError: If the name is empty, a stage with a source has preprocessing, or one with a
@@ -92,6 +94,9 @@ class Stage(nn.Module):
         self.group = name if group is None else group
         self.spec = spec
         self.head_spec = head_spec
+        self.keeps_company = False  # True once `check_company` has found it so
+        self._reads = Reading(f"Stage {name!r}")
+        self._head_reads = Reading(f"The head of stage {name!r}")
 
     @property
     def gives_carry(self) -> bool:
@@ -99,7 +104,7 @@ class Stage(nn.Module):
         return self.head is not None
 
     def segment(self, carry: Batch) -> Any:  # noqa: ANN401  (a carry is whatever the next module reads)
-        """Run the segment alone.
+        """Run the segment alone; the carry stays what it was, even if the segment writes into it.
 
         Args:
             carry: The raw batch, or what the source's segment gave.
@@ -107,6 +112,9 @@ class Stage(nn.Module):
         Returns:
             What `answer` reads: the carry of this stage, or a whole network's output.
         """
+        return self._reads(self._computed, carry)
+
+    def _computed(self, carry: Batch) -> Any:  # noqa: ANN401
         result = apply(self.module, carry if self.preprocess is None else self.preprocess(carry))
         return result if self.outputs == "logits" else self._labelled(result)
 
@@ -133,7 +141,10 @@ class Stage(nn.Module):
             InputError: If there are no logits `(m, c)` with c >= 2 in it.
         """
         try:
-            logits = extract_logits(result if self.head is None else self.head(result))
+            said = result if self.head is None else self._head_reads(self.head, result)
+            logits = extract_logits(said, self.classes)
+        except SeveralLogitsError as error:
+            raise SeveralLogitsError(f"Stage {self.name!r}: {error}", error.widths) from error
         except InputError as error:
             raise InputError(f"Stage {self.name!r} gives no logits. {error}") from error
         if logits.shape[1] < 2:

@@ -96,6 +96,7 @@ class _Manifest(BaseModel):
     topology: _TopologyFields
     costs: _CostFields
     other_costs: tuple[_CostFields, ...]
+    notes: tuple[str, ...] = ()
     arrays: _FileFields
     sha256: str | None = None
 
@@ -142,6 +143,7 @@ def save_trace(
             other_costs=trace.other_costs,
             seen_in_training=trace.seen_in_training,
             lossy=trace.lossy or (dtype == "float16" and held is not None),
+            notes=trace.notes,
         )
 
 
@@ -157,6 +159,7 @@ def write_manifest(
     other_costs: Sequence[Costs] = (),
     seen_in_training: bool = False,
     lossy: bool = False,
+    notes: Sequence[str] = (),
 ) -> None:
     """Write `trace.json` beside a complete array file; the arguments are those of `Trace`.
 
@@ -171,6 +174,7 @@ def write_manifest(
         other_costs: Costs in other units.
         seen_in_training: Whether the networks were trained on these examples.
         lossy: Whether the file holds less precision than was computed.
+        notes: What people should know of how it was recorded.
     """
     manifest = {
         "format": FORMAT,
@@ -186,6 +190,8 @@ def write_manifest(
         "other_costs": [table.to_dict() for table in other_costs],
         "arrays": {"bytes": written.nbytes, "sha256": written.sha256},
     }
+    if notes:  # only then, so that version 0.1 reads all other traces
+        manifest["notes"] = list(notes)
     write_json(folder / MANIFEST, sealed(manifest))
 
 
@@ -257,7 +263,7 @@ def narrowed(name: str, values: NDArray[Any], dtype: str) -> NDArray[Any]:
         InputError: If one does not fit float16.
     """
     if dtype == "float16" and values.size:
-        largest = float(np.abs(values).max())
+        largest = float(np.fmax.reduce(np.abs(values), axis=None))  # NaN stands for nothing
         limit = float(np.finfo(np.float16).max)
         if largest > limit:
             raise InputError(
@@ -350,6 +356,7 @@ def _trace(arrays: dict[str, Tensor], manifest: _Manifest) -> Trace:
         costs=Costs.from_dict(manifest.costs.model_dump()),
         other_costs=tuple(Costs.from_dict(t.model_dump()) for t in manifest.other_costs),
         seen_in_training=manifest.seen_in_training,
+        notes=manifest.notes,
         lossy=manifest.lossy or (held is not None and held.dtype == torch.float16),
         labels=arrays["labels"],
         logits=arrays.get("logits"),

@@ -46,6 +46,7 @@ class Trace:
         seen_in_training: True if the networks were trained on these examples; a policy fitted on
             them is biased towards the dear stages and is never certified.
         lossy: True if the outputs were stored with less precision than computed.
+        notes: What people should know of how it was recorded, such as examples left out.
 
     Raises:
         InputError: If shapes differ, a label lies outside [0, c), a logit is not finite, there
@@ -71,6 +72,7 @@ class Trace:
     other_costs: tuple[Costs, ...] = ()
     seen_in_training: bool = False
     lossy: bool = False
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         n, s, c = len(self.labels), len(self.topology), self.classes

@@ -76,6 +76,8 @@ class Interrupted:
 def counting(model):
     """Count the examples that each stage sees."""
     seen = []
+    for stage in model:
+        stage.keeps_company = True  # so that nothing runs to find it out
     model.stage(0).module.register_forward_hook(lambda m, given, out: seen.append(len(out)))
     return seen
 

@@ -49,6 +49,8 @@ def cascade_of(topology):
         )
         for k, name in enumerate(names)
     ]
+    for stage in stages:
+        stage.keeps_company = True  # as after recording, so that nothing runs to find it out
     return Cascade(stages, edges=[(names[j], names[k]) for j, k in topology.edges])
 
 

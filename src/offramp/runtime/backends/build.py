@@ -192,6 +192,7 @@ class _Group:
                 preprocess=first.preprocess if self.inside else None,
                 heads=[stage.head for stage in self.fused if stage.head is not None],
                 answers=first.head is None,
+                classes=first.classes,
             )
         name = f"stage {first.name!r}"
         made = self._made(module, lambda x: x.raw if self.inside else x.own, name)

@@ -25,6 +25,7 @@ class Piece(nn.Module):
         preprocess: What comes before it, if anything.
         heads: What reads its result.
         answers: Whether `module` itself gives the logits.
+        classes: How many there are, where it is known.
     """
 
     def __init__(
@@ -34,11 +35,12 @@ class Piece(nn.Module):
         preprocess: nn.Module | None,
         heads: Sequence[nn.Module],
         answers: bool,
+        classes: int | None = None,
     ) -> None:
         super().__init__()
         self.module, self.preprocess = module, preprocess
         self.heads = nn.ModuleList(heads)
-        self._answers = answers
+        self._answers, self._classes = answers, classes
         self.eval()
 
     def forward(self, *args: Any, **named: Any) -> Any:  # noqa: ANN401  (as the network)
@@ -46,10 +48,13 @@ class Piece(nn.Module):
         given = _called_with(args, named)
         result = apply(self.module, given if self.preprocess is None else self.preprocess(given))
         if self._answers:
-            return extract_logits(result)
+            return extract_logits(result, self._classes)
         if not self.heads:
             return Form.of(result).pack(flat(result))
-        return (*flat(result), *(extract_logits(head(result)) for head in self.heads))
+        return (
+            *flat(result),
+            *(extract_logits(head(result), self._classes) for head in self.heads),
+        )
 
 
 @final

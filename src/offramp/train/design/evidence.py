@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from offramp._core.types import FloatArray, IntArray
 from offramp.data import Examples
-from offramp.models import class_logits, extract_logits
+from offramp.models import class_logits
 from offramp.policy.class_specific.data import ClassData
 from offramp.policy.features import Distribution
 from offramp.policy.rules import class_log_odds
+from offramp.stages import Stage
 from offramp.train.design.layout import BranchSpec
 
 
@@ -33,13 +34,13 @@ def predictions(
     >>> predictions(net, arrays(torch.zeros(4, 2), [0, 1, 2, 0])).shape
     (4,)
     """
-    found = []
+    found, stage = [], Stage("network", net, preprocess=preprocess)
     device = next((p.device for p in net.parameters()), torch.device("cpu"))
     with torch.inference_mode():
         for start in range(0, len(examples), batch_size):
             given: Any = examples.batch(start, start + batch_size).inputs
             given = given.to(device)
-            logits = extract_logits(net(given if preprocess is None else preprocess(given)))
+            logits = stage.answer(stage.segment(given))
             found.append(logits.argmax(dim=1).cpu())
     return torch.cat(found).numpy()
 
