@@ -21,6 +21,7 @@ from offramp._core.batch import take_rows
 from offramp._core.checks import check_positive_int, check_shape, check_split
 from offramp._core.division import counts_of, random_order, stratified_order
 from offramp._core.errors import InputError, SplitOverlapError
+from offramp._core.ids import as_ids, shown_id
 from offramp._core.types import SPLITS, Batch, Ids, Split
 
 _CHUNK = 4096  # rows hashed at a time: the inputs may be mapped from disk
@@ -111,13 +112,12 @@ class Examples:
                 "Name all classes in class_names, and count from 0."
             )
         check_shape("ids", self.ids.shape, (n,))
-        if self.ids.dtype.kind not in "iuU":
-            raise InputError(f"ids must be integers or strings, got {self.ids.dtype}.")
+        object.__setattr__(self, "ids", as_ids(self.ids))
         values, counts = np.unique(self.ids, return_counts=True)
         if len(values) != n:
             first = int(np.flatnonzero(counts > 1)[0])
             raise InputError(
-                f"ids must be unique, got {values[first].item()!r} {counts[first]} times."
+                f"ids must be unique, got {shown_id(values[first])} {counts[first]} times."
             )
         if self.split is not None:
             check_shape("split", self.split.shape, (n,))
@@ -270,7 +270,7 @@ class Examples:
         if len(both):
             raise SplitOverlapError(
                 f"{len(both)} examples are in both {self.name} and {other.name}, e.g. "
-                f"{both[0].item()!r}. Splits must be disjoint."
+                f"{shown_id(both[0])}. Splits must be disjoint."
             )
 
     @cached_property

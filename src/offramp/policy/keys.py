@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from offramp._core.ids import as_ids
 from offramp._core.types import Ids
 
 
@@ -24,8 +25,11 @@ def example_keys(ids: Ids) -> Int[Tensor, " n"]:
     tensor([3, 1])
     """
     if np.issubdtype(ids.dtype, np.integer):
-        return torch.from_numpy(ids.astype(np.int64))
-    digests = (hashlib.blake2b(str(name).encode(), digest_size=8).digest() for name in ids)
+        return torch.from_numpy(as_ids(ids))
+    digests = (
+        hashlib.blake2b(str(name).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        for name in ids
+    )
     # 63 bits, so that no key is negative: remainders of negatives differ between runtimes
     keys = [int.from_bytes(digest, "big") >> 1 for digest in digests]
     return torch.tensor(keys, dtype=torch.int64)

@@ -18,6 +18,7 @@ from offramp._core.checks import check_choice, check_positive_int, check_split
 from offramp._core.costs import Costs
 from offramp._core.device import check_device
 from offramp._core.errors import InputError
+from offramp._core.ids import shown_id
 from offramp._core.progress import progress_bar
 from offramp._core.types import Ids, Split
 from offramp.record.partial import PartialStore
@@ -188,15 +189,16 @@ def _outputs(
     if len(bad):
         row, stage = bad[0]
         raise InputError(
-            f"logits must be finite, got NaN or infinity for example {rows.ids[row]!r}, stage "
-            f"{cascade.topology.names[stage]!r}. Find out why the network gives such an output "
+            f"logits must be finite, got NaN or infinity for example {shown_id(rows.ids[row])}, "
+            f"stage {cascade.topology.names[stage]!r}. Find out why the network gives such an output "
             "before recording."
         )
     outside = np.flatnonzero((rows.labels < 0) | (rows.labels >= c))
     if len(outside):
         row = outside[0]
         raise InputError(
-            f"labels must be in [0, {c}), got {rows.labels[row]} for example {rows.ids[row]!r}."
+            f"labels must be in [0, {c}), got {rows.labels[row]} for example "
+            f"{shown_id(rows.ids[row])}."
         )
     if class_names and len(class_names) != c:
         raise InputError(f"class_names must have {c} entries, got {len(class_names)}.")
@@ -220,8 +222,8 @@ def _check_same(rows: Rows, labels: NDArray[Any], ids: Ids) -> None:
     if not same:
         raise InputError(
             f"The examples do not come in the order in which they were recorded before the "
-            f"interruption, see the batch that begins with example {rows.ids[0]!r}. Does the "
-            "loader shuffle? Give it a fixed order, or pass resume=False to start again."
+            f"interruption, see the batch that begins with example {shown_id(rows.ids[0])}. Does "
+            "the loader shuffle? Give it a fixed order, or pass resume=False to start again."
         )
 
 
@@ -229,8 +231,8 @@ def _check_unique(ids: Ids) -> None:
     names, counts = np.unique(ids, return_counts=True)
     if len(names) != len(ids):
         raise InputError(
-            f"ids must be unique, got {names[counts > 1][0]!r} {counts.max()} times; an example "
-            "recorded twice would count twice. Correct the loader and pass resume=False."
+            f"ids must be unique, got {shown_id(names[counts > 1][0])} {counts.max()} times; an "
+            "example recorded twice would count twice. Correct the loader and pass resume=False."
         )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import RandomSampler
 
 from offramp._core.errors import InputError
+from offramp._core.ids import as_ids
 from offramp._core.types import Batch, Ids, IntArray, Split
 from offramp.stages import batch_size, take_rows
 from offramp.trace.convert import integers, split_indices
@@ -136,11 +137,4 @@ def _in_order(loader: Loader) -> bool:
 
 
 def _ids(values: Any) -> Ids:  # noqa: ANN401  (as the loader collates them)
-    array = values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-    if array.dtype.kind == "O" and all(isinstance(name, str) for name in array.flat):
-        array = array.astype(str)
-    if array.dtype.kind in "iu":
-        return array.astype(np.int64)
-    if array.dtype.kind != "U":
-        raise InputError(f"ids must be integers or text, got an array of {array.dtype}.")
-    return array
+    return as_ids(values.cpu().numpy() if isinstance(values, Tensor) else values)

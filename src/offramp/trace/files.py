@@ -23,6 +23,7 @@ from offramp._core.checks import check_choice
 from offramp._core.costs import Costs
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.files import sha256, whole_folder, write_json
+from offramp._core.ids import as_ids
 from offramp._core.topology import Topology
 from offramp._core.types import Ids
 from offramp.trace.arrays import ArraySource, Written, in_parts, open_arrays, write_arrays
@@ -208,12 +209,9 @@ def id_source(ids: Ids) -> ArraySource:
     Raises:
         InputError: If they are neither integers nor text.
     """
-    if ids.dtype.kind in "iu":
+    ids = as_ids(ids)
+    if ids.dtype.kind == "i":
         return ArraySource(name="ids", dtype="int64", shape=ids.shape, parts=in_parts(ids))
-    if ids.dtype.kind == "O" and all(isinstance(name, str) for name in ids):
-        ids = ids.astype(str)
-    if ids.dtype.kind != "U":
-        raise InputError(f"ids must be integers or text, got an array of {ids.dtype}.")
     encoded = np.char.encode(ids, "utf-8", "surrogateescape")  # as file names come
     raw = np.frombuffer(encoded.tobytes(), dtype=np.uint8).reshape(len(ids), -1)
     return ArraySource(name="ids", dtype="uint8", shape=raw.shape, parts=in_parts(raw))

@@ -15,6 +15,7 @@ from offramp._core.checks import check_shape, check_split
 from offramp._core.costs import Costs
 from offramp._core.division import counts_of, random_order
 from offramp._core.errors import InputError, SplitOverlapError
+from offramp._core.ids import shown_id
 from offramp._core.outputs import StageOutput
 from offramp._core.topology import Topology
 from offramp._core.types import SPLITS, BoolArray, FloatArray, Ids, Split
@@ -225,6 +226,6 @@ class Trace:
         both = np.intersect1d(self.ids, other.ids)
         if len(both):
             raise SplitOverlapError(
-                f"{len(both)} examples are in both parts, e.g. {both[0].item()!r}. Splits must be "
+                f"{len(both)} examples are in both parts, e.g. {shown_id(both[0])}. Splits must be "
                 "disjoint."
             )
