@@ -42,7 +42,7 @@ def printable(text: str) -> str:
     r"""Text for a terminal: control characters and odd bytes are written out, lines stay lines.
 
     >>> print(printable("a\x1b[31mb\udce9"))
-    a\x1b[31mb\udce9
+    a\x1b[31mb\xe9
     """
     if text.isascii() and text.isprintable():
         return text

@@ -190,8 +190,8 @@ def _outputs(
         row, stage = bad[0]
         raise InputError(
             f"logits must be finite, got NaN or infinity for example {shown_id(rows.ids[row])}, "
-            f"stage {cascade.topology.names[stage]!r}. Find out why the network gives such an output "
-            "before recording."
+            f"stage {cascade.topology.names[stage]!r}. Find out why the network gives such an "
+            "output before recording."
         )
     outside = np.flatnonzero((rows.labels < 0) | (rows.labels >= c))
     if len(outside):
