@@ -133,6 +133,8 @@ def image_folder(
     root = Path(path)
     if not root.is_dir():
         raise InputError(f"path must be a folder with one subfolder per class, got {root}.")
+    cover = usual_resize(size) if resize is None else resize
+    check_sizes(size, cover)  # before all images are decoded
     known = None if classes is None else ClassList.of(classes, class_count)
     if known is None and class_count is not None:
         raise InputError(f"class_count needs classes, the list to go with it, got {class_count}.")
@@ -158,7 +160,7 @@ def image_folder(
             root=root,
             names=tuple(names),
             size=size,
-            resize=usual_resize(size) if resize is None else resize,
+            resize=cover,
             orient=orient,
         ),
         labels=torch.tensor([label for _, label in found]),
