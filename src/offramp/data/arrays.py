@@ -131,7 +131,8 @@ def read_arrays(path: Path, names: Sequence[str] | None = None) -> dict[str, NDA
                     raise FileFormatError(
                         f"{path} has no array {name!r}; it holds {sorted(file.files)}."
                     )
-                _check_member(file.zip, name)
+                if file.zip is not None:
+                    _check_member(file.zip, name)
             return {name: file[name] for name in names}
     except FileFormatError:
         raise

@@ -112,7 +112,9 @@ class Examples:
                 "Name all classes in class_names, and count from 0."
             )
         check_shape("ids", self.ids.shape, (n,))
-        object.__setattr__(self, "ids", as_ids(self.ids))
+        ids = as_ids(self.ids)
+        if ids.dtype.kind == "U":  # numbers keep the width that they are told apart by
+            object.__setattr__(self, "ids", ids)
         values, counts = np.unique(self.ids, return_counts=True)
         if len(values) != n:
             first = int(np.flatnonzero(counts > 1)[0])
