@@ -175,9 +175,12 @@ def remove_folder(folder: Path, names: re.Pattern[str]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` as UTF-8, whole or not at all."""
+    """Write `text` to `path` as UTF-8, whole or not at all.
+
+    Odd bytes of file names, which UTF-8 cannot hold, are written as JSON escapes them.
+    """
     with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: object, *, beside: Path | None = None) -> None:

@@ -4,7 +4,9 @@
     kind = "folder"                  # digits, cifar10, cifar100, imagenet32, folder, npz
     path = "images"                  # paths are relative to this file
     splits = { fit = 0.5, calibrate = 0.25, test = 0.25 }  # or ranges = { fit = [0, 500] }
-    options = { size = 32, resize = 32 }
+    options = { size = 32, resize = 32 }  # or size = [192, 256], height and width; orient = false
+    classes = "classes.csv"          # folder, index of the network, name; or ["cat", "dog"]
+    class_count = 1000               # of the network, where the list names fewer
 
     [[stage]]                        # cheapest first
     name = "small"
@@ -78,7 +80,7 @@ def load_config(path: Path, *, needs: Sequence[str] = ()) -> RunConfig:
         InputError: If keys are unknown or missing or values wrong: all problems are listed.
     """
     try:
-        value = tomllib.loads(path.read_text(encoding="utf-8"))
+        value = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise FileFormatError(f"{path} is missing.") from error
     except (OSError, ValueError) as error:

@@ -169,6 +169,7 @@ def _merged(settings: RunConfig, **given: Any) -> DesignSection:  # noqa: ANN401
 def _save_bundle(bundle: Path, found: "Designed", settings: RunConfig, *, overwrite: bool) -> bool:
     """Write the bundle; False where there is no exit to put into it."""
     from offramp.bundle import save_bundle
+    from offramp.cli.inputs import image_options
     from offramp.policy import Setting
     from offramp.policy.class_specific import NoViableExit
     from offramp.stages import measure_flops
@@ -178,16 +179,13 @@ def _save_bundle(bundle: Path, found: "Designed", settings: RunConfig, *, overwr
     if isinstance(deployed, NoViableExit):
         return False
     cascade, policy = found.sweep.cascade(deployed.exits)
-    extra = {}
-    if settings.data is not None and settings.data.kind == "folder":
-        extra["images.json"] = dict(settings.data.options)
     save_bundle(
         bundle,
         cascade,
         Setting(policy=policy, method="class_specific", reference=LAST),
         costs=measure_flops(cascade, example),
         input_shape=tuple(example.shape[1:]),
-        extra=extra,
+        extra=image_options(settings.data),
         overwrite=overwrite,
     )
     return True

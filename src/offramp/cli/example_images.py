@@ -3,6 +3,7 @@
 Layer: cli.
 """
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp._core.errors import InputError
+from offramp._core.naming import utf8_name
 from offramp._core.topology import Path
 from offramp._core.types import Batch
 from offramp.data import Examples
@@ -70,7 +72,7 @@ def example_images(
     for stage in np.unique(done.last):
         for row in _some(np.flatnonzero(done.last == stage), done.wrong, f_wrong, per_stage):
             path = done.paths[done.path[row]]
-            position = where[part.ids[row].item()]
+            position = where[_known(part.ids[row].item(), where)]
             answer = int(done.labels[row, 0])
             found.append(
                 ExampleImage(
@@ -85,6 +87,11 @@ def example_images(
                 )
             )
     return tuple(found)
+
+
+def _known(name: int | str, where: Mapping[int | str, int]) -> int | str:
+    """The name by which the data set knows an example; old traces hold odd bytes unescaped."""
+    return name if name in where or isinstance(name, int) else utf8_name(name)
 
 
 def _some(

@@ -241,22 +241,20 @@ def _save_bundle(
     from torch import Tensor
 
     from offramp.bundle import save_bundle
+    from offramp.cli.inputs import image_options
     from offramp.cli.networks import cascade_of, examples_of
     from offramp.trace import load_trace
 
     trace = load_trace(path)
     first = None if settings.data is None else examples_of(settings.data).batch(0, 1).inputs
     cascade = cascade_of(settings, config.parent, trace.class_names, example=first)
-    extra = {}
-    if settings.data is not None and settings.data.kind == "folder":
-        extra["images.json"] = dict(settings.data.options)
     save_bundle(
         bundle,
         cascade,
         choice,
         costs=trace.costs,
         input_shape=tuple(first.shape[1:]) if isinstance(first, Tensor) else None,
-        extra=extra,
+        extra=image_options(settings.data),
         overwrite=overwrite,
     )
 

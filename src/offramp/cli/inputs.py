@@ -3,6 +3,7 @@
 Layer: cli.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +13,13 @@ import torch
 from torch import Tensor
 
 from offramp._core.errors import FileFormatError, InputError
+from offramp._core.ids import as_ids
+from offramp._core.naming import utf8_name
+from offramp.cli.sections import DataSection
 from offramp.data import read_image
 from offramp.data.arrays import read_arrays
-from offramp.data.folder import ENDINGS
+from offramp.data.listing import ENDINGS, is_picture, pictures_in
+from offramp.data.picture import usual_resize
 
 if TYPE_CHECKING:
     from offramp.bundle import LoadedBundle
@@ -32,9 +37,10 @@ class InputReader:
     Args:
         files: Images and npz files, in order, each with the name its examples go by.
         shape: Shape of one input, `(channels, h, w)` for images; None where nobody knows.
-        image_options: "size" and "resize" of images, as `offramp.data.image_folder` takes them.
+        image_options: "resize" and "orient" of images, as `offramp.data.read_image` takes them.
         array: Name of the inputs in npz files.
         ids: Name of their ids in npz files, or None to count.
+        ignored: How many files in folders are no images, by ending.
         skipped: Files that could not be decoded, filled while reading.
     """
 
@@ -43,25 +49,44 @@ class InputReader:
     image_options: Mapping[str, Any]
     array: str
     ids: str | None
+    ignored: Mapping[str, int] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
 
     @classmethod
     def of(
-        cls, bundle: "LoadedBundle", paths: Sequence[Path], *, array: str, ids: str | None
+        cls,
+        bundle: "LoadedBundle",
+        paths: Sequence[Path],
+        *,
+        array: str,
+        ids: str | None,
+        orient: bool | None = None,
     ) -> "InputReader":
         """A reader of the inputs that a bundle takes.
+
+        Args:
+            bundle: Says how its images are cut and turned.
+            paths: Images, folders and npz files.
+            array: As in the class.
+            ids: As in the class.
+            orient: True turns images as their EXIF tags say; None as those were that the bundle
+                was fitted on, and upright where it was fitted on no folder of images.
 
         Raises:
             InputError: If a path is missing, is no image or npz file, or nothing is there.
         """
+        ignored: Counter[str] = Counter()
+        files = [f for path in paths for f in _found(path, ignored, alone=len(paths) == 1)]
         return cls(
-            files=[found for path in paths for found in _found(path, alone=len(paths) == 1)],
+            files=files,
             shape=bundle.manifest.input_shape,
-            image_options=(
-                bundle.extra(IMAGE_OPTIONS) if IMAGE_OPTIONS in bundle.manifest.files else {}
-            ),
+            image_options={
+                **_options_of(bundle),
+                **({} if orient is None else {"orient": orient}),
+            },
             array=array,
             ids=ids,
+            ignored=ignored,
         )
 
     def batches(self, size: int) -> Iterator[tuple[list[Id], Tensor]]:
@@ -89,14 +114,15 @@ class InputReader:
         images.clear()
 
     def _image(self, path: Path) -> Tensor:
-        if self.shape is None or len(self.shape) != 3 or self.shape[1] != self.shape[2]:
+        if self.shape is None or len(self.shape) != 3:
             raise InputError(
-                f"Images can be read for inputs of shape (channels, size, size); this bundle takes "
-                f"{self.shape}. Give an npz file."
+                f"Images can be read for inputs of shape (channels, height, width); this bundle "
+                f"takes {self.shape}. Give an npz file."
             )
-        channels, size, _ = self.shape
-        resize = self.image_options.get("resize") or round(size * 8 / 7)
-        image = read_image(path, size=size, resize=resize)  # (3, size, size)
+        channels, *size = self.shape
+        resize = self.image_options.get("resize") or usual_resize(size)
+        orient = self.image_options.get("orient", True)
+        image = read_image(path, size=size, resize=resize, orient=orient)  # (3, height, width)
         if channels == 3:
             return image
         if channels != 1:
@@ -110,7 +136,7 @@ class InputReader:
         inputs = _arranged(torch.from_numpy(found[self.array]), self.shape, path)
         n = len(inputs)
         if self.ids is not None:
-            ids = found[self.ids].tolist()
+            ids = as_ids(found[self.ids]).tolist()
         else:
             ids = list(range(n)) if len(self.files) == 1 else [f"{name}[{k}]" for k in range(n)]
         if len(ids) != n:
@@ -119,22 +145,37 @@ class InputReader:
             yield ids[start : start + size], inputs[start : start + size]
 
 
-def _found(path: Path, *, alone: bool) -> list[tuple[str, Path]]:
+def image_options(data: DataSection | None) -> dict[str, dict[str, Any]]:
+    """What a bundle remembers of how the images were read that it was fitted on, as extra files."""
+    if data is None or data.kind != "folder":
+        return {}
+    return {IMAGE_OPTIONS: {"orient": True, **data.options}}
+
+
+def _options_of(bundle: "LoadedBundle") -> dict[str, Any]:
+    if IMAGE_OPTIONS not in bundle.manifest.files:
+        return {}
+    # version 0.1 said nothing of orientation, and read images as they lie in the files
+    return {"orient": False, **bundle.extra(IMAGE_OPTIONS)}
+
+
+def _found(path: Path, ignored: Counter[str], *, alone: bool) -> list[tuple[str, Path]]:
     """Names and files of what stands at a path; among several paths the names tell which."""
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if _is_image(file))
-        if not files:
+        listing = pictures_in(path)
+        ignored.update(listing.ignored)
+        if not listing.files:
             raise InputError(f"{path} holds no images ({', '.join(ENDINGS)}).")
-        return [((file.relative_to(path) if alone else file).as_posix(), file) for file in files]
+        return [(_named(f.relative_to(path) if alone else f), f) for f in listing.files]
     if not path.exists():
         raise InputError(f"There is no such input: {path}.")
-    if path.suffix.lower() != ".npz" and not _is_image(path):
+    if path.suffix.lower() != ".npz" and not is_picture(path):
         raise InputError(f"{path} is neither an image ({', '.join(ENDINGS)}) nor an npz file.")
-    return [(path.name if alone else path.as_posix(), path)]
+    return [(_named(Path(path.name) if alone else path), path)]
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in ENDINGS and not path.name.startswith(".") and path.is_file()
+def _named(path: Path) -> str:
+    return utf8_name(path.as_posix())
 
 
 def _arranged(inputs: Tensor, shape: tuple[int, ...] | None, path: Path) -> Tensor:

@@ -29,7 +29,7 @@ from offramp.stages import (
 
 def examples_of(data: DataSection) -> Examples:
     """The examples that `[data]` describes, divided into splits where it says how."""
-    found = load_examples(data.kind, data.path, **data.options)
+    found = load_examples(data.kind, data.path, **data.source_options())
     if data.part is not None:
         found = found.part(data.part)
     if data.splits:

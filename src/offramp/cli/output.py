@@ -4,11 +4,14 @@ Layer: cli.
 """
 
 import json
+import sys
 from collections.abc import Sequence
 from textwrap import wrap
 from typing import Any, final
 
 import typer
+
+from offramp._core.naming import printable
 
 _GAP = "  "
 _WIDTH = 79
@@ -16,12 +19,23 @@ _WIDTH = 79
 
 def note(text: str) -> None:
     """Print something worth knowing to standard error."""
-    typer.echo(f"Note: {text}", err=True)
+    _print(f"Note: {text}", err=True)
 
 
 def error(text: str) -> None:
     """Print what went wrong to standard error."""
-    typer.echo(f"Error: {text}", err=True)
+    _print(f"Error: {text}", err=True)
+
+
+def _print(text: str, *, err: bool = False) -> None:
+    """Every line goes this way: names in it cannot steer the terminal, nor stop the program."""
+    typer.echo(_legible(text, err=err), err=err)
+
+
+def _legible(text: str, *, err: bool) -> str:
+    """The text as the terminal can show it."""
+    encoding = (sys.stderr if err else sys.stdout).encoding or "utf-8"
+    return printable(text).encode(encoding, "backslashreplace").decode(encoding)
 
 
 @final
@@ -38,7 +52,7 @@ class Output:
     def line(self, text: str = "") -> None:
         """A line for people."""
         if not self.as_json:
-            typer.echo(text)
+            _print(text)
 
     def paragraph(self, text: str) -> None:
         """A longer text for people, in lines that fit a terminal."""
@@ -53,7 +67,10 @@ class Output:
     def result(self, value: dict[str, Any]) -> None:
         """The result as one JSON object on one line, where that was asked for."""
         if self.as_json:
-            typer.echo(json.dumps(value, allow_nan=False, ensure_ascii=False))
+            text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+            if text != _legible(text, err=False):  # JSON has signs of its own for all of these
+                text = json.dumps(value, allow_nan=False, ensure_ascii=True)
+            typer.echo(text)
 
 
 def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -4,6 +4,7 @@ Layer: cli.
 """
 
 import csv
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from offramp.runtime import Answer
 
 _SHOWN = 5  # skipped files named in a note
+# Whoever takes the first ' off such text has the name again: those with one already get another.
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
 
 Columns = Mapping[str, Sequence[int | float | str]]
 
@@ -55,6 +59,14 @@ def command(
         bool,
         typer.Option("--fast", help="Fold batch-norms: faster, equal only to rounding."),
     ] = False,
+    orient: Annotated[
+        bool | None,
+        typer.Option(
+            "--orient/--no-orient",
+            help="Turn images as their EXIF tags say, or not; by default as the images were read "
+            "that the bundle was fitted on, else turned.",
+        ),
+    ] = None,
     allow_import: options.AllowImport = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a table that is there already.")
@@ -66,12 +78,15 @@ def command(
     In: a bundle, and images, folders of images (with or without subfolders), or npz files.
 
     Out: a table with id, label, class_name, confidence, stage and cost of each input. Images
-    that cannot be decoded are skipped, counted and named.
+    that cannot be decoded are skipped, counted and named; hidden files and folders are ignored,
+    files with other endings counted. Text in a .csv that a spreadsheet would take for a formula
+    begins with an apostrophe; odd bytes in file names are written out in hexadecimal.
 
     Example: offramp predict runs/demo/bundle photos/ --out predictions.csv
     """
     from offramp.bundle import load_bundle
     from offramp.cli.inputs import InputReader
+    from offramp.data.listing import ignored_files
     from offramp.runtime import NO_LABEL
 
     output = Output(as_json=json)
@@ -82,9 +97,11 @@ def command(
     loaded = load_bundle(
         bundle, device=device, optimise=fast, allow_import=allow_import, backend=backend
     )
-    reader = InputReader.of(loaded, inputs, array=array, ids=ids)
+    reader = InputReader.of(loaded, inputs, array=array, ids=ids, orient=orient)
     with _WRITERS[out.suffix](out, overwrite) as write:
         tally = _predict(loaded, reader, write, batch_size)
+    if ignored := ignored_files([reader.ignored]):
+        note(ignored)
     if reader.skipped:
         shown = ", ".join(reader.skipped[:_SHOWN])
         more = f" and {len(reader.skipped) - _SHOWN} more" if len(reader.skipped) > _SHOWN else ""
@@ -104,6 +121,7 @@ def command(
             "out": str(out),
             "n": tally.n,
             "skipped": reader.skipped,
+            "ignored": dict(reader.ignored),
             "invalid": tally.invalid,
             "exits": exits,
             "unit": None if costs is None else costs.unit,
@@ -164,6 +182,16 @@ def _class_name(label: int, class_names: Sequence[str]) -> str:
     return class_names[label] if class_names else str(label)
 
 
+def _cell(value: int | float | str) -> int | float | str:
+    """A value as a spreadsheet may read it: text that it would run as a formula begins with '.
+
+    Who names the files and classes is not who opens the table. Text that is a number stays one.
+    """
+    if not isinstance(value, str) or not _FORMULA.match(value) or _NUMBER.fullmatch(value):
+        return value
+    return f"'{value}"
+
+
 @contextmanager
 def _csv(out: Path, overwrite: bool) -> Iterator[_Write]:
     new = new_file(out, overwrite=overwrite)
@@ -176,7 +204,8 @@ def _csv(out: Path, overwrite: bool) -> Iterator[_Write]:
             if not started:
                 writer.writerow(columns)
                 started = True
-            writer.writerows(zip(*columns.values(), strict=True))
+            rows = zip(*columns.values(), strict=True)
+            writer.writerows([_cell(value) for value in row] for row in rows)
 
         yield write
 

@@ -60,6 +60,20 @@ def _folder(info: Any) -> Path:  # noqa: ANN401
     return Path((info.context or {}).get("folder", "."))
 
 
+def _classes(value: object, info: Any) -> Any:  # noqa: ANN401  (pydantic's own cannot be checked)
+    if isinstance(value, str):
+        return Path(_existing(value, info))
+    if isinstance(value, list) and all(isinstance(name, str) for name in value):
+        return value
+    numbers = value.values() if isinstance(value, Mapping) else [None]
+    if not all(isinstance(k, int) and not isinstance(k, bool) for k in numbers):
+        raise ValueError(
+            'must be a CSV file such as "classes.csv" (folder, index, name), the folders in the '
+            'order of the classes such as ["cat", "dog"], or numbers such as { cat = 281 }'
+        )
+    return value
+
+
 ClassNames = Annotated[list[str | int], BeforeValidator(_as_list)]
 Names = Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
 Numbers = Annotated[list[float], BeforeValidator(_as_list), Field(min_length=1)]
@@ -68,6 +82,7 @@ Share = Annotated[Any, AfterValidator(_share)]
 Edges = Annotated[Any, AfterValidator(_edges)]
 ExistingPath = Annotated[str, AfterValidator(_existing)]
 NewPath = Annotated[str, AfterValidator(_beside)]
+FolderClasses = Annotated[Any, AfterValidator(_classes)]
 
 
 def _heads(value: object) -> dict[str, HeadChoice]:
@@ -107,6 +122,8 @@ class DataSection(_Section):
 
     kind: str
     path: ExistingPath | None = None
+    classes: FolderClasses | None = None
+    class_count: int | None = Field(default=None, ge=1)
     options: dict[str, Any] = Field(default_factory=dict)
     part: SplitName | None = None
     splits: dict[SplitName, Share] = Field(default_factory=dict)
@@ -114,6 +131,11 @@ class DataSection(_Section):
     seed: int = 0
     stratified: bool = True
     seen_in_training: bool = False
+
+    def source_options(self) -> dict[str, Any]:
+        """What the data set's own function is called with."""
+        listed = {"classes": self.classes, "class_count": self.class_count}
+        return {**self.options, **{k: v for k, v in listed.items() if v is not None}}
 
 
 class NormaliseSection(_Section):

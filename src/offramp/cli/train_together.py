@@ -107,13 +107,11 @@ def _save_bundle(
     from torch import Tensor
 
     from offramp.bundle import save_bundle
+    from offramp.cli.inputs import image_options
     from offramp.cli.networks import examples_of
 
-    extra = {}
     if settings.data is None:  # load_config has refused it
         return
-    if settings.data.kind == "folder":
-        extra["images.json"] = dict(settings.data.options)
     found.load_for(choice.setting)
     first = examples_of(settings.data).batch(0, 1).inputs
     save_bundle(
@@ -122,7 +120,7 @@ def _save_bundle(
         choice,
         costs=found.costs,
         input_shape=tuple(first.shape[1:]) if isinstance(first, Tensor) else None,
-        extra=extra,
+        extra=image_options(settings.data),
         overwrite=overwrite,
     )
 

@@ -9,8 +9,9 @@ from offramp.data.cifar import cifar10, cifar100
 from offramp.data.digits import digits
 from offramp.data.download import Archive, fetch
 from offramp.data.examples import Examples, LabelledBatch, LazyInputs
-from offramp.data.folder import ImageFiles, image_folder, read_image
+from offramp.data.folder import ImageFiles, image_folder
 from offramp.data.imagenet32 import imagenet32
+from offramp.data.picture import read_image
 from offramp.data.sources import SOURCES, load_examples
 
 __all__ = [

@@ -3,6 +3,7 @@
 Layer: data.
 """
 
+import math
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,13 @@ from offramp._core.ids import as_ids
 from offramp._core.types import SPLITS, AnyArray, Split
 from offramp.data.examples import Examples
 
+# Arrays up to 1 GiB are read however small their file; larger ones may shrink to a hundredth.
+_ALWAYS_READ, _MOST_COMPRESSED = 2**30, 100
+_ENCRYPTED = 0x1  # bit of a zip entry
+_UNREADABLE = (
+    *(OSError, EOFError, ValueError, RuntimeError, MemoryError),
+    *(zipfile.BadZipFile, zlib.error, KeyError),
+)
 LAYOUTS = ("auto", "as_is", "nchw", "nhwc", "nhw")
 _COLOURS = (1, 3)
 
@@ -126,13 +134,47 @@ def read_arrays(path: Path, names: Sequence[str] | None = None) -> dict[str, NDA
                     raise FileFormatError(
                         f"{path} has no array {name!r}; it holds {sorted(file.files)}."
                     )
+                if file.zip is not None:
+                    _check_member(file.zip, name)
             return {name: file[name] for name in names}
     except FileFormatError:
         raise
     except FileNotFoundError as error:
         raise FileFormatError(f"{path} is missing.") from error
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise FileFormatError(f"{path} cannot be read as npz: {error}") from error
+    except _UNREADABLE as error:
+        said = str(error) or type(error).__name__
+        raise FileFormatError(f"{path} cannot be read as npz: {said}") from error
+
+
+def _check_member(archive: zipfile.ZipFile, name: str) -> None:
+    """Raise `ValueError` for what is not worth its memory, before any is taken.
+
+    Numpy believes the header of an array, and a compressed file may hold a thousand times its size.
+    """
+    within = archive.namelist()
+    entry = archive.getinfo(f"{name}.npy" if f"{name}.npy" in within else name)
+    if entry.flag_bits & _ENCRYPTED:
+        raise ValueError(f"the array {name!r} is encrypted. Save it without a password")
+    with archive.open(entry) as member:
+        version = np.lib.format.read_magic(member)
+        read = np.lib.format.read_array_header_1_0
+        if version != (1, 0):
+            read = np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(member)
+        start = member.tell()
+    if dtype.hasobject:
+        return  # numpy refuses it, and says why
+    wanted = math.prod(shape) * dtype.itemsize
+    if start + wanted != entry.file_size:
+        raise ValueError(
+            f"the array {name!r} should have {wanted} bytes, for {dtype} {shape}, and has "
+            f"{entry.file_size - start}"
+        )
+    if wanted > _ALWAYS_READ and wanted > _MOST_COMPRESSED * entry.compress_size:
+        raise ValueError(
+            f"the array {name!r} grows from {entry.compress_size} to {wanted} bytes. If that is "
+            f"meant, save it with numpy.savez, not compressed"
+        )
 
 
 def _taken(inputs: AnyArray, layout: str) -> Tensor | dict[str, Tensor]:

@@ -4,192 +4,234 @@ Layer: data.
 """
 
 import json
-import struct
+import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from os import cpu_count
 from pathlib import Path
 from typing import final
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image
 from torch import Tensor
 
-from offramp._core.checks import check_positive_int
-from offramp._core.errors import FileFormatError, InputError
+from offramp._core.errors import InputError
+from offramp._core.naming import printable, utf8_name
 from offramp._core.progress import progress_bar
-from offramp.data.examples import Examples
-
-#: Endings of files that are taken for images.
-ENDINGS = (
-    *(".jpg", ".jpeg", ".png", ".webp", ".bmp"),
-    *(".gif", ".tif", ".tiff", ".ppm", ".pgm"),
+from offramp.data.class_folders import (
+    Classes,
+    ClassList,
+    check_level,
+    check_listed,
+    doubtful_order,
+    empty_folders,
+    some,
+    sorted_folders,
 )
-_SHOWN = 5  # corrupt images named in the warning
+from offramp.data.examples import Examples
+from offramp.data.listing import Listing, ignored_files, is_hidden, is_picture, pictures_in
+from offramp.data.picture import Side, check_sizes, damage, read_image, usual_resize
+
 _QUEUED = 512  # images handed to the threads at a time
-# What Pillow raises on damaged files, by decoder.
-_DAMAGED = (OSError, SyntaxError, ValueError, struct.error, EOFError, Image.DecompressionBombError)
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class ImageFiles:
-    """Image files as uint8 tensors `(3, size, size)`, decoded on access.
+    """Image files as uint8 tensors `(3, height, width)`, decoded on access.
 
     Args:
         root: Folder that the names are relative to.
         names: Files, as relative paths with "/".
-        size: Side of the square that is cut from the middle, in pixels.
-        resize: Length that the shorter side is scaled to first, in pixels, at least `size`.
+        size: Height and width that are cut from the middle, in pixels, or one number for both.
+        resize: What is covered by scaling first, as `read_image` takes it.
+        orient: True turns images as their EXIF tags say.
     """
 
     root: Path
     names: tuple[str, ...]
-    size: int
-    resize: int
+    size: Side
+    resize: Side
+    orient: bool = True
 
     def __post_init__(self) -> None:
-        check_positive_int("size", self.size)
-        if check_positive_int("resize", self.resize) < self.size:
-            raise InputError(f"resize must be at least size ({self.size}), got {self.resize}.")
+        check_sizes(self.size, self.resize)
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, position: int) -> UInt8[Tensor, "3 h w"]:
         """One image; raises `FileFormatError` if it cannot be decoded any more."""
-        return read_image(self.root / self.names[position], size=self.size, resize=self.resize)
+        return read_image(
+            self.root / self.names[position],
+            size=self.size,
+            resize=self.resize,
+            orient=self.orient,
+        )
 
     def rows(self, positions: Sequence[int]) -> "ImageFiles":
         """Some of the images, in this order."""
         return replace(self, names=tuple(self.names[k] for k in positions))
 
     def identity(self) -> bytes:
-        """Names and sizes of the files, and how they are cut."""
+        """Names and sizes of the files, and how they are turned and cut."""
         sizes = [(self.root / name).stat().st_size for name in self.names]
-        return json.dumps([self.names, sizes, self.size, self.resize]).encode()
-
-
-def read_image(path: Path, *, size: int, resize: int) -> UInt8[Tensor, "3 h w"]:
-    """Decode one image, scale its shorter side to `resize`, cut the middle `size` x `size`.
-
-    Args:
-        path: The file.
-        size: Side of the result in pixels.
-        resize: Length of the shorter side after scaling (bilinear, antialiased), in pixels.
-
-    Returns:
-        RGB, uint8 `(3, size, size)`; grey images are repeated in all three channels.
-
-    Raises:
-        FileFormatError: If the file cannot be decoded; it is named.
-    """
-    try:
-        with Image.open(path) as opened:
-            image = opened.convert("RGB")
-    except _DAMAGED as error:
-        raise FileFormatError(f"{path} cannot be read as an image: {error}") from error
-    width, height = image.size
-    shorter = min(width, height)
-    # rounded down: this is how the longer side is found where such networks are trained
-    wide, high = resize * width // shorter, resize * height // shorter
-    if (wide, high) != (width, height):
-        image = image.resize((wide, high), Image.Resampling.BILINEAR)
-    left, top = round((wide - size) / 2), round((high - size) / 2)
-    image = image.crop((left, top, left + size, top + size))
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+        how = [self.size, self.resize, "upright" if self.orient else "as it lies"]
+        return json.dumps([self.names, sizes, *how]).encode()
 
 
 def image_folder(
-    path: Path | str, *, size: int = 224, resize: int | None = None, check: bool = True
+    path: Path | str,
+    *,
+    size: Side = 224,
+    resize: Side | None = None,
+    check: bool = True,
+    orient: bool = True,
+    classes: Classes | None = None,
+    class_count: int | None = None,
+    order: str | None = None,
 ) -> Examples:
-    """Take the images of a folder; each subfolder is a class, in the order of their names.
+    r"""Take the images of a folder; each subfolder is a class.
+
+    Files may lie deeper. Hidden files and folders (a dot in front, `__MACOSX`, `@eaDir` and others
+    that systems leave) are ignored anywhere; other files that are no images are counted in a
+    warning.
 
     Args:
-        path: Folder of one subfolder per class; files may lie deeper, hidden ones and those
-            without an image's ending are ignored.
-        size: Side of the square cut from the middle, in pixels.
-        resize: Length that the shorter side is scaled to first; by default `size` * 8 / 7
+        path: Folder of one subfolder per class.
+        size: Height and width cut from the middle, in pixels, or one number for a square.
+        resize: What is covered by scaling first, as `read_image` takes it; by default `size` * 8/7
             rounded (256 for 224).
         check: True decodes every image once, with a progress bar, and leaves out those that are
             corrupt. False trusts them; a corrupt one is an error later.
+        orient: True turns images as their EXIF tags say; False for a network that was trained on
+            images as they lie in the files.
+        classes: Which subfolder is which class of the network: folder names in the order of the
+            classes; or a mapping of folders to numbers from 0; or a CSV file with the columns
+            folder, index and perhaps name. There may be more of them than subfolders. None counts
+            the subfolders in their order.
+        class_count: Number of classes of the network, where the list names fewer: ten of a
+            thousand.
+        order: Of the classes where no list says it: "sorted" as text, 10 before 2; "natural" counts
+            2 before 10, as timm does. None is "sorted", with a warning where it matters.
 
     Returns:
-        Examples with uint8 inputs `(3, size, size)` decoded on access; ids are relative paths.
+        Examples with uint8 inputs `(3, height, width)` decoded on access; ids are relative paths,
+        odd bytes in them escaped (`caf\xe9.png`).
 
     Raises:
-        InputError: If there is no such folder, it has no subfolders, or no readable image.
+        InputError: If there is no such folder, it has no subfolders, or no readable image; if it
+            is one level too high (its subfolders are `train`, `val`); or if the list lacks a
+            subfolder that holds images.
 
     Warns:
-        UserWarning: One for all corrupt images, with their number and the first names.
+        UserWarning: One for all corrupt images, with their number and the first names; and one
+            for everything else that was left out or is unusual.
     """
     root = Path(path)
     if not root.is_dir():
         raise InputError(f"path must be a folder with one subfolder per class, got {root}.")
-    folders = sorted(d for d in root.iterdir() if d.is_dir() and not d.name.startswith("."))
-    found = [(file, k) for k, folder in enumerate(folders) for file in _images(folder)]
+    cover = usual_resize(size) if resize is None else resize
+    check_sizes(size, cover)  # before all images are decoded
+    known = None if classes is None else ClassList.of(classes, class_count)
+    if known is None and class_count is not None:
+        raise InputError(f"class_count needs classes, the list to go with it, got {class_count}.")
+    if known is not None and order is not None:
+        raise InputError(f"order must be left out where classes says it, got {order!r}.")
+    listings = {
+        name: pictures_in(root / name)
+        for name in sorted_folders(_subfolders(root), order or "sorted")
+    }
+    numbers, class_names = _numbered(root, listings, known)
+    found = [(file, numbers[name]) for name in numbers for file in listings[name].files]
     if check:
         found = _sound(root, found)
     if not found:
         raise InputError(
-            f"{root} has no readable image in {len(folders)} subfolders; it must hold one "
+            f"{root} has no readable image in {len(listings)} subfolders; it must hold one "
             "subfolder per class."
         )
+    _warn_of_oddities(root, listings, listed=known is not None, order=order)
     names = [file.relative_to(root).as_posix() for file, _ in found]
     return Examples(
         inputs=ImageFiles(
             root=root,
             names=tuple(names),
             size=size,
-            resize=round(size * 8 / 7) if resize is None else resize,
+            resize=cover,
+            orient=orient,
         ),
         labels=torch.tensor([label for _, label in found]),
-        class_names=tuple(folder.name for folder in folders),
-        ids=np.array(names),
-        name=root.name,
+        class_names=class_names,
+        ids=np.array([utf8_name(name) for name in names]),
+        name=utf8_name(root.name),
     )
 
 
-def _images(folder: Path) -> list[Path]:
-    return sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in ENDINGS and not file.name.startswith(".") and file.is_file()
-    )
+def _subfolders(root: Path) -> list[str]:
+    return [d.name for d in root.iterdir() if d.is_dir() and not is_hidden(d.name)]
+
+
+def _numbered(
+    root: Path, listings: Mapping[str, Listing], known: ClassList | None
+) -> tuple[dict[str, int], tuple[str, ...]]:
+    """The class of each folder that counts, and the names of all classes."""
+    filled = [name for name, listing in listings.items() if listing.files]
+    if known is None or any(known.of_folder(name) is None for name in filled):
+        check_level(root, filled, [name for name in filled if _nested(root / name, listings[name])])
+    if known is None:
+        return {name: k for k, name in enumerate(listings)}, tuple(map(utf8_name, listings))
+    check_listed(root, filled, known)
+    numbers = {name: known.of_folder(name) for name in filled}
+    return {name: k for name, k in numbers.items() if k is not None}, known.names
+
+
+def _nested(folder: Path, listing: Listing) -> bool:
+    """True if all images lie in subfolders."""
+    return all(file.parent != folder for file in listing.files)
+
+
+def _warn_of_oddities(
+    root: Path, listings: Mapping[str, Listing], *, listed: bool, order: str | None
+) -> None:
+    empty = [name for name, listing in listings.items() if not listing.files]
+    said = empty_folders(empty, counted=not listed)
+    beside = sum(is_picture(file) for file in root.iterdir())
+    if beside:
+        said.append(f"{beside} images lie beside the class folders and were left out.")
+    if not listed and order is None:
+        said += doubtful_order(list(listings))
+    if not listed and len(listings) == 1 and all(_nested(root / k, x) for k, x in listings.items()):
+        said.append(f"{some(list(listings))} is the only class; is path one level too high?")
+    ignored = ignored_files(listing.ignored for listing in listings.values())
+    if ignored:
+        said.append(ignored)
+    if said:
+        warnings.warn(f"{utf8_name(str(root))}: {' '.join(said)}", stacklevel=3)
 
 
 def _sound(root: Path, found: list[tuple[Path, int]]) -> list[tuple[Path, int]]:
     kept: list[tuple[Path, int]] = []
-    corrupt: list[tuple[Path, int]] = []
+    corrupt: list[tuple[Path, str]] = []
     with (
-        ThreadPoolExecutor(cpu_count()) as pool,  # Pillow decodes outside of Python's lock
-        progress_bar(f"Checking images in {root.name}", len(found)) as step,
+        ThreadPoolExecutor(os.cpu_count()) as pool,  # Pillow decodes outside of Python's lock
+        progress_bar(printable(f"Checking images in {root.name}"), len(found)) as step,
     ):
         for start in range(0, len(found), _QUEUED):  # bounded, so that an interrupt is heard soon
             block = found[start : start + _QUEUED]
-            for entry, sound in zip(block, pool.map(_decodes, [f for f, _ in block]), strict=True):
-                (kept if sound else corrupt).append(entry)
+            for entry, wrong in zip(block, pool.map(damage, [f for f, _ in block]), strict=True):
+                if wrong is None:
+                    kept.append(entry)
+                else:
+                    corrupt.append((entry[0], wrong))
                 step(1)
     if corrupt:
-        names = ", ".join(file.relative_to(root).as_posix() for file, _ in corrupt[:_SHOWN])
-        more = f" and {len(corrupt) - _SHOWN} more" if len(corrupt) > _SHOWN else ""
+        names = some([file.relative_to(root).as_posix() for file, _ in corrupt])
         warnings.warn(
             f"{len(corrupt)} of {len(found)} images in {root} cannot be decoded and were "
-            f"skipped: {names}{more}.",
+            f"skipped: {names}. The first: {corrupt[0][1]}.",
             stacklevel=3,
         )
     return kept
-
-
-def _decodes(file: Path) -> bool:
-    try:
-        with Image.open(file) as image:
-            image.draft("RGB", (1, 1))  # JPEG: all of the file is read, at an eighth of the size
-            image.load()
-    except _DAMAGED:
-        return False
-    return True

@@ -254,7 +254,6 @@ def optimised(stages: Mapping[int, Stage]) -> dict[int, Stage]:
             spec=stage.spec,
             head_spec=stage.head_spec,
             outputs=stage.outputs,
-            classes=stage.classes,
         )
         for k, stage in stages.items()
     }

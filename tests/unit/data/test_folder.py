@@ -22,7 +22,6 @@ def folder(tmp_path):
     picture(root / "ant" / "a.png", seed=3, mode="L")
     picture(root / "ant" / "deep" / "c.PNG", seed=4)
     picture(root / ".hidden" / "x.png")
-    (root / "ant" / "notes.txt").write_text("not an image")
     (root / "ant" / ".thumb.png").write_text("hidden")
     return root
 
