@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from offramp._core.batch import apply, take_rows
 from offramp._core.errors import InputError, UnsupportedError
@@ -16,6 +16,8 @@ from offramp.models import extract_logits
 from offramp.stages.cut_graph import capture, rows_of
 from offramp.stages.cut_plan import Plan
 from offramp.stages.cut_segments import build_segments
+from offramp.stages.cut_sizes import put_at_entry
+from offramp.stages.cut_tried import tried_sizes
 
 _TOLERANCE = 1e-4  # of a float32 answer relative to the largest one; segments differ by rounding
 
@@ -27,6 +29,10 @@ def cut(net: nn.Module, at: Sequence[str], example: Batch) -> list[nn.Module]:
     tensor, or a tuple of tensors, batch first, of which the first is what the layer gave. So rows
     may be dropped between any two. They share the network's parameters and its convolution and
     batch-norm layers, and hold for evaluation mode.
+
+    They hold for inputs of other sizes than the example's (heights, widths, lengths of texts) along
+    each axis along which they were found to answer as the network does; the first segment refuses
+    all others with `InputError`.
 
     Args:
         net: In evaluation mode; stays as it is.
@@ -53,10 +59,26 @@ def cut(net: nn.Module, at: Sequence[str], example: Batch) -> list[nn.Module]:
     """
     two = rows_of(net, example)
     reference = answer(net, two)
-    plan = Plan(capture(net, two), net)
-    segments: list[nn.Module] = list(build_segments(plan, _located(plan, at), input_names(two)))
+    names = input_names(two)
+    plan, built = _built(net, at, two, names)
+    segments: list[nn.Module] = list(built)
     _check_same(segments, two, reference)
+    put_at_entry(built[0], tried_sizes(net, segments, plan.captured.followed, two, names))
     return segments
+
+
+def _built(
+    net: nn.Module, at: Sequence[str], two: Batch, names: Sequence[str]
+) -> tuple[Plan, list[fx.GraphModule]]:
+    plan = Plan(capture(net, two), net)
+    positions = _located(plan, at)
+    try:
+        return plan, build_segments(plan, positions, names)
+    except UnsupportedError:
+        if not plan.captured.followed.lengths:
+            raise
+    plan = Plan(capture(net, two, lengths=False), net)  # a length cannot be known everywhere
+    return plan, build_segments(plan, _located(plan, at), names)
 
 
 def input_names(example: Batch) -> list[str]:

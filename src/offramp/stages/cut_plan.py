@@ -57,9 +57,9 @@ class Plan:
         return next(axis for axis, size in enumerate(shape) if self._is_batch(size))
 
     def example_shape(self, node: fx.Node) -> tuple[int, ...]:
-        """Shape of a carried tensor without the batch."""
+        """Shape of a carried tensor without the batch, for the example's lengths."""
         axis = self.batch_axis(node)
-        return tuple(int(s) for k, s in enumerate(node.meta["val"].shape) if k != axis)
+        return tuple(_number(s) for k, s in enumerate(node.meta["val"].shape) if k != axis)
 
     def problem(self, position: int) -> str | None:
         """Why the network cannot be cut here, or None."""
@@ -153,8 +153,13 @@ class Plan:
             return f"{self._named(node)} is no tensor, and is read further on"
         sizes = [size for size in value.shape if self._has_batch(size)]
         if len(sizes) != 1 or not self._is_batch(sizes[0]):
+            lengths = self.captured.followed.lengths
+            known = {name: length.example for name, length in lengths.items()}
             shape = ", ".join(
-                str(s).replace(str(self.captured.batch), "batch") for s in value.shape
+                str(s if isinstance(s, int) else s.node.expr.subs(known)).replace(
+                    str(self.captured.batch), "batch"
+                )
+                for s in value.shape
             )
             return (
                 f"the tensor of {self._named(node)} has shape ({shape}) there, in which the "
@@ -175,3 +180,8 @@ class Plan:
 
     def _is_batch(self, size: Any) -> bool:  # noqa: ANN401  (int or SymInt)
         return not isinstance(size, int) and bool(size.node.expr == self.captured.batch)
+
+
+def _number(size: Any) -> int:  # noqa: ANN401  (int or SymInt)
+    """What a size was in the example; int() of an unknown one would fix it."""
+    return size if isinstance(size, int) else int(size.node.hint)
