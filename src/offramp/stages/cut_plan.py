@@ -153,14 +153,7 @@ class Plan:
             return f"{self._named(node)} is no tensor, and is read further on"
         sizes = [size for size in value.shape if self._has_batch(size)]
         if len(sizes) != 1 or not self._is_batch(sizes[0]):
-            lengths = self.captured.followed.lengths
-            known = {name: length.example for name, length in lengths.items()}
-            shape = ", ".join(
-                str(s if isinstance(s, int) else s.node.expr.subs(known)).replace(
-                    str(self.captured.batch), "batch"
-                )
-                for s in value.shape
-            )
+            shape = ", ".join(map(self._shown, value.shape))
             return (
                 f"the tensor of {self._named(node)} has shape ({shape}) there, in which the "
                 "examples are not one axis of their own (a region that works on windows, merged "
@@ -170,6 +163,14 @@ class Plan:
         if 0 in sides:
             return f"the feature map of {self._named(node)} has no elements, its shape is {sides}"
         return None
+
+    def _shown(self, size: Any) -> str:  # noqa: ANN401  (int or SymInt)
+        """A size in words: the batch by its name, lengths as they are in the example."""
+        if isinstance(size, int):
+            return str(size)
+        lengths, expr = self.captured.followed.lengths, size.node.expr
+        known = {s: lengths[str(s)].example for s in expr.free_symbols if str(s) in lengths}
+        return str(expr.subs(known)).replace(str(self.captured.batch), "batch")
 
     def _named(self, node: fx.Node) -> str:
         paths = self.captured.paths[node]

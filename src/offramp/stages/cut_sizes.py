@@ -58,11 +58,14 @@ class Followed:
 
     def holds(self, sizes: Mapping[str, int]) -> bool:
         """Whether the graph is that of the network where the unknowns have these sizes."""
-        given = {name: length.example for name, length in self.lengths.items()} | dict(sizes)
         return all(self.lengths[name].takes(size) for name, size in sizes.items()) and all(
-            bool(condition.subs({symbol: given[str(symbol)] for symbol in condition.free_symbols}))
-            for condition in self.conditions
+            self.meets(condition, sizes) for condition in self.conditions
         )
+
+    def meets(self, condition: Any, sizes: Mapping[str, int]) -> bool:  # noqa: ANN401  (of sympy)
+        """Whether a condition is true of sizes; an unknown without one is as in the example."""
+        given = {name: length.example for name, length in self.lengths.items()} | dict(sizes)
+        return bool(condition.subs({s: given[str(s)] for s in condition.free_symbols}))
 
 
 @final
@@ -97,34 +100,41 @@ class Sizes(nn.Module):
 
     def forward(self, *given: Tensor | fx.Proxy) -> None:
         """Raise `InputError` if a tensor has a size for which the segments do not hold."""
-        tensors = [tensor for tensor in given if not isinstance(tensor, fx.Proxy)]
-        if not tensors:  # layers are being looked for
+        if torch.compiler.is_compiling():  # also while it is exported: no shape to remember
+            self._check_numbers(given)  # type: ignore[arg-type]
             return
-        if torch.compiler.is_compiling():  # also while it is exported: no values to remember
-            self._check_numbers(tensors)
-            return
-        found = tuple([tensor.shape[1:] for tensor in tensors])
+        found = tuple([tensor.shape for tensor in given])
         if found not in self._allowed:
-            self._check_numbers(tensors)
-            self._check_lengths(tensors)
-            if len(self._allowed) >= _MOST:
-                self._allowed.clear()
-            self._allowed.add(found)
+            self._check(found, given)
+
+    def _check(self, found: tuple[torch.Size, ...], given: Sequence[Tensor | fx.Proxy]) -> None:
+        tensors = [tensor for tensor in given if isinstance(tensor, Tensor)]
+        if not tensors:  # traced, to find layers
+            return
+        self._check_numbers(tensors)
+        self._check_lengths(tensors)
+        if len(self._allowed) >= _MOST:
+            self._allowed.clear()
+        self._allowed.add(found)
 
     def _check_numbers(self, tensors: Sequence[Tensor]) -> None:
         for name, tensor, shape in zip(self._names, tensors, self.shapes, strict=True):
             if tensor.dim() != len(shape) + 1:
                 raise InputError(
-                    f"{self._called(name)} must have {len(shape) + 1} axes, as the example had "
-                    f"with which the network was cut, got the shape {tuple(tensor.shape)}."
+                    _sentence(
+                        f"{self._called(name)} must have {len(shape) + 1} axes, as the example had "
+                        f"with which the network was cut, got the shape {tuple(tensor.shape)}."
+                    )
                 )
             for axis, (size, wanted) in enumerate(zip(tensor.shape[1:], shape, strict=True), 1):
                 if isinstance(wanted, int) and size != wanted:
                     raise InputError(
-                        f"{self._called(name)} must have size {wanted} along axis {axis}, got "
-                        f"{size}: the network was cut with an example of size {wanted} there, and "
-                        "no other size is known to be answered as the network does. Pad or resize "
-                        f"to {wanted}, or cut the network with an example of size {size}."
+                        _sentence(
+                            f"{self._called(name)} must have size {wanted} along axis {axis}, got "
+                            f"{size}: the network was cut with an example of size {wanted} there, "
+                            "and no other size is known to be answered as the network does. Pad or "
+                            f"resize to {wanted}, or cut it with an example of size {size}."
+                        )
                     )
 
     def _check_lengths(self, tensors: Sequence[Tensor]) -> None:
@@ -137,8 +147,10 @@ class Sizes(nn.Module):
                 where = f"axis {axis} of {self._called(name)}"
                 if found.setdefault(wanted, size) != size:
                     raise InputError(
-                        f"{first[wanted]} and {where} must have the same size, got "
-                        f"{found[wanted]} and {size}."
+                        _sentence(
+                            f"{first[wanted]} and {where} must have the same size, got "
+                            f"{found[wanted]} and {size}."
+                        )
                     )
                 first.setdefault(wanted, where)
         if all(size in self._tried[name] for name, size in found.items()):
@@ -147,10 +159,11 @@ class Sizes(nn.Module):
             length = self._followed.lengths[name]
             if size not in self._tried[name] and not length.takes(size):
                 most = "" if length.high is None else f" and at most {length.high}"
-                where = first[name]
                 raise InputError(
-                    f"{where[:1].upper()}{where[1:]} must have a size of at least {length.low}"
-                    f"{most}, got {size}: for no other does the cut network hold. Pad or cut off."
+                    _sentence(
+                        f"{first[name]} must have a size of at least {length.low}{most}, got "
+                        f"{size}: for no other does the cut network hold. Pad it or cut it off."
+                    )
                 )
         if not self._followed.holds(found):
             each = ", ".join(f"{size} along {first[name]}" for name, size in found.items())
@@ -161,7 +174,11 @@ class Sizes(nn.Module):
             )
 
     def _called(self, name: str) -> str:
-        return f"{name!r}" if len(self._names) > 1 else "The batch"
+        return f"{name!r}" if len(self._names) > 1 else "the batch"
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def put_at_entry(segment: fx.GraphModule, sizes: Sizes) -> None:

@@ -5,7 +5,7 @@ Layer: stages.  Source: none.
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
@@ -59,7 +59,18 @@ def tried_sizes(
                 tried[what] = frozenset({*agreed, followed.lengths[what].example})
     if len(free) > 1 and trial.same(free, fresh=True) is False:  # each alone, but not together
         shapes = [list(tensor.shape[1:]) for tensor in _tensors(two)]
-    return Sizes(names, shapes, followed, tried)
+    return Sizes(names, shapes, _proved(followed, tried), tried)
+
+
+def _proved(followed: Followed, tried: Mapping[str, frozenset[int]]) -> Followed:
+    """Without the conditions that turned out not to be needed."""
+    sizes = [{name: size} for name, each in tried.items() for size in each]
+    needed = [
+        condition
+        for condition in followed.conditions
+        if all(followed.meets(condition, size) for size in sizes)
+    ]
+    return replace(followed, conditions=tuple(needed))
 
 
 @final
@@ -88,9 +99,9 @@ class _Trial:
                 break
         if len(found) < _LEAST:
             return []
-        if length is not None and length.low > 1 and self.same([(axes, 1)], fresh=False):
-            found.append(1)  # torch.export takes 1 for a case of its own
-        return found
+        # torch.export takes 1 for a case of its own, here or further inside
+        small = set() if length is None else {1, length.low}
+        return found + [s for s in small - {*found, size} if self.same([(axes, s)], fresh=False)]
 
     def same(self, changes: Sequence[tuple[Axes, int]], *, fresh: bool) -> bool | None:
         """Whether both answer alike; None where the network does not, or nothing can be seen."""
@@ -131,7 +142,8 @@ def _groups(followed: Followed) -> dict[str | tuple[int, int], Axes]:
 
 def _others(size: int) -> list[int]:
     """Larger and smaller, odd and even, and multiples for networks that take no other."""
-    each = (size + 1, size - size // 4, 3 * size // 2 + 1, size // 2, 2 * size, size - 1)
+    near = (size + 1, size - size // 4, 3 * size // 2 + 1, size // 2)
+    each = (*near, 2 * size, 3 * size // 2, 3 * size, size - 1)
     return [other for other in dict.fromkeys(each) if other > 1 and other != size]
 
 
