@@ -111,6 +111,7 @@ class FormEntry(BaseModel):
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...] = Field(min_length=1)
     dtypes: tuple[str, ...]
+    free: tuple[tuple[int, ...], ...] = ()
 
 
 class ModelPart(BaseModel):

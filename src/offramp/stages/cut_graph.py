@@ -30,7 +30,7 @@ from offramp.stages.cut_sizes import Followed, Length, Size
 
 _aten = torch.ops.aten
 _ROWS = 2  # of the example; export takes a size of 0 or 1 for a constant
-_SEQUENCES = 3  # axes at most; of inputs with more, such as pictures, no size is an unknown
+_SEQUENCES = (2, 3)  # axes; of inputs with more, such as pictures, no size is an unknown
 _WEAKER = 0.75
 _PREFIX = "net."
 _CONSTANT = "constant_"
@@ -130,7 +130,7 @@ def capture(net: nn.Module, example: Batch, *, lengths: bool = True) -> Captured
         UnsupportedError: If it cannot be followed; the message says where.
     """
     check_evaluating(net)
-    if lengths and any(tensor.dim() in (2, _SEQUENCES) for tensor in _tensors(example)):
+    if lengths and any(map(is_sequence, _tensors(example))):
         try:
             return _functional(_export(net, example, lengths=True), net)
         except UnsupportedError:
@@ -198,6 +198,15 @@ def _export(net: nn.Module, example: Batch, *, lengths: bool) -> Any:  # noqa: A
         raise UnsupportedError(_explained(error)) from error
 
 
+def is_sequence(tensor: Tensor) -> bool:
+    """Whether a tensor's second axis may be the length of a sequence.
+
+    >>> is_sequence(torch.zeros(2, 12)), is_sequence(torch.zeros(2, 3, 32, 32))
+    (True, False)
+    """
+    return tensor.dim() in _SEQUENCES
+
+
 def free_axes(tensor: Tensor, *, lengths: bool) -> dict[int, Any]:
     """What torch.export is to take for unknown: the batch, and the length of a sequence.
 
@@ -205,7 +214,7 @@ def free_axes(tensor: Tensor, *, lengths: bool) -> dict[int, Any]:
     sizes: with unknown ones that takes minutes where a network computes its padding from them.
     """
     found: dict[int, Any] = {0: torch.export.Dim("batch")}
-    if lengths and tensor.dim() in (2, _SEQUENCES):
+    if lengths and is_sequence(tensor):
         found[1] = torch.export.Dim.AUTO
     return found
 

@@ -86,7 +86,7 @@ class _Trial:
         length = self.followed.lengths[what] if isinstance(what, str) else None
         size = _tensors(self.two)[axes[0][0]].shape[axes[0][1]]
         found: list[int] = []
-        for other in _others(size):
+        for other in other_sizes(size):
             if isinstance(what, str) and not self.followed.holds({what: other}):
                 continue
             same = self.same([(axes, other)], fresh=True)
@@ -140,8 +140,12 @@ def _groups(followed: Followed) -> dict[str | tuple[int, int], Axes]:
     return {key: tuple(axes) for key, axes in found.items()}
 
 
-def _others(size: int) -> list[int]:
-    """Larger and smaller, odd and even, and multiples for networks that take no other."""
+def other_sizes(size: int) -> list[int]:
+    """Sizes to try: larger and smaller, odd and even, and multiples, if a network takes no other.
+
+    >>> other_sizes(8)
+    [9, 6, 13, 4, 16, 12, 24, 7]
+    """
     near = (size + 1, size - size // 4, 3 * size // 2 + 1, size // 2)
     each = (*near, 2 * size, 3 * size // 2, 3 * size, size - 1)
     return [other for other in dict.fromkeys(each) if other > 1 and other != size]
