@@ -152,6 +152,7 @@ class FormEntry(BaseModel):
         tuple[tuple[Size, ...], ...], Field(min_length=1), AfterValidator(_possible_shapes)
     ]
     dtypes: tuple[str, ...]
+    free: tuple[tuple[int, ...], ...] = ()
 
 
 class ModelPart(BaseModel):

@@ -18,6 +18,8 @@ from offramp.stages.cut_layout import Layouts
 from offramp.stages.cut_plan import Plan
 from offramp.stages.cut_quiet import shortened
 from offramp.stages.cut_segments import build_segments
+from offramp.stages.cut_sizes import put_at_entry
+from offramp.stages.cut_tried import tried_sizes
 
 #: What a segment's `meta` calls the `LayerShape` of the first tensor that it gives.
 GIVES = "gives"
@@ -33,6 +35,10 @@ def cut(
     tensor, or a tuple of tensors, batch first, of which the first is what the layer gave. So rows
     may be dropped between any two. They share the network's parameters and its convolution and
     batch-norm layers, and hold for evaluation mode.
+
+    They hold for inputs of other sizes than the example's (heights, widths, lengths of texts) along
+    each axis along which they were found to answer as the network does; the first segment refuses
+    all others with `InputError`.
 
     Args:
         net: In evaluation mode; stays as it is.
@@ -64,15 +70,32 @@ def cut(
     """
     two = rows_of(net, example)
     reference = answer(net, two)
-    names, captured = input_names(two), capture(net, two)
-    plan = Plan(captured, net, _kept(names, captured.inputs, keep))
-    positions = _located(plan, at)
-    segments: list[nn.Module] = list(build_segments(plan, positions, names))
+    names = input_names(two)
+    plan, positions, built = _built(net, at, two, names, keep)
+    segments: list[nn.Module] = list(built)
     _check_same(segments, two, reference)
+    put_at_entry(built[0], tried_sizes(net, segments, plan.captured.followed, two, names))
     layouts = Layouts(plan, net, two, names)
     for segment, position in zip(segments, positions, strict=False):
         segment.meta[GIVES] = layouts.shape(position)  # type: ignore[index,union-attr]
     return segments
+
+
+def _built(
+    net: nn.Module, at: Sequence[str], two: Batch, names: Sequence[str], keep: Sequence[str]
+) -> tuple[Plan, list[int], list[fx.GraphModule]]:
+    captured = capture(net, two)
+    plan = Plan(captured, net, _kept(names, captured.inputs, keep))
+    positions = _located(plan, at)
+    try:
+        return plan, positions, build_segments(plan, positions, names)
+    except UnsupportedError:
+        if not captured.followed.lengths:
+            raise
+    captured = capture(net, two, lengths=False)  # a length cannot be known everywhere
+    plan = Plan(captured, net, _kept(names, captured.inputs, keep))
+    positions = _located(plan, at)
+    return plan, positions, build_segments(plan, positions, names)
 
 
 def _kept(names: Sequence[str], inputs: Sequence[fx.Node], keep: Sequence[str]) -> list[fx.Node]:

@@ -1,9 +1,10 @@
 """The graph of a network, in the form that cutting needs: no side effects, one path per node.
 
-`torch.export` follows the network once with a batch of unknown size. What comes out is changed so
-that nodes can be dealt out to segments: operations in place become plain ones (and are marked, so
-that a segment may undo this where it is safe), convolutions and batch-norms become calls of the
-network's own layers (so `runtime.prepare` can fold them), and what no answer needs is left out.
+`torch.export` follows the network once with a batch of unknown size, and sequences of unknown
+length where it can. What comes out is changed so that nodes can be dealt out to segments:
+operations in place become plain ones (and are marked, so that a segment may undo this where it is
+safe), convolutions and batch-norms become calls of the network's own layers (so `runtime.prepare`
+can fold them), and what no answer needs is left out.
 
 Layer: stages.  Source: none; torch.export's graph and its symbolic shapes.
 """
@@ -26,9 +27,11 @@ from offramp._core.types import Batch
 from offramp.models import extract_logits
 from offramp.stages.cut_effects import without_dropout, without_effects
 from offramp.stages.cut_quiet import quiet, shortened
+from offramp.stages.cut_sizes import Followed, Length, Size
 
 _aten = torch.ops.aten
 _ROWS = 2  # of the example; export takes a size of 0 or 1 for a constant
+_SEQUENCES = (2, 3)  # axes; of inputs with more, such as pictures, no size is an unknown
 _WEAKER = 0.75
 _PREFIX = "net."
 _CONSTANT = "constant_"
@@ -76,6 +79,7 @@ class Captured:
         objects: Parameters, buffers, constants and layers by the target that nodes name.
         batch: The symbol of the batch size in shapes.
         paths: For each node the names of the layers it belongs to, outermost first.
+        followed: What is known of the sizes of its inputs.
     """
 
     inputs: tuple[fx.Node, ...]
@@ -84,6 +88,7 @@ class Captured:
     objects: Mapping[str, Any]
     batch: Any
     paths: Mapping[fx.Node, tuple[str, ...]]
+    followed: Followed
 
 
 def rows_of(net: nn.Module, example: Batch) -> Batch:
@@ -113,19 +118,28 @@ def _weakened(tensor: Tensor) -> Tensor:
     return torch.cat([tensor[:-1], tensor[-1:] * _WEAKER])
 
 
-def capture(net: nn.Module, example: Batch) -> Captured:
+def capture(net: nn.Module, example: Batch, *, lengths: bool = True) -> Captured:
     """Follow a network.
 
     Args:
         net: In evaluation mode; stays as it is.
         example: Two rows, of `rows_of`.
+        lengths: Whether to take the lengths of sequences for unknowns, where that can be done.
 
     Raises:
         InputError: If the network is in training mode.
         UnsupportedError: If it cannot be followed; the message says where.
     """
     check_evaluating(net)
-    program = _export(net, example)
+    if lengths and any(map(is_sequence, _tensors(example))):
+        try:
+            return _functional(_export(net, example, lengths=True), net)
+        except UnsupportedError:
+            pass  # it may be due to an unknown length
+    return _functional(_export(net, example, lengths=False), net)
+
+
+def _functional(program: Any, net: nn.Module) -> Captured:  # noqa: ANN401  (an ExportedProgram)
     without_dropout(program.graph)
     if not without_effects(program.graph):
         with warnings.catch_warnings():
@@ -164,14 +178,15 @@ class _Logits(nn.Module):
         return extract_logits(self.net(**dict(zip(self.names, tensors, strict=True))))
 
 
-def _export(net: nn.Module, example: Batch) -> Any:  # noqa: ANN401  (an ExportedProgram)
-    names = list(example) if isinstance(example, Mapping) else None
-    if isinstance(example, Tensor):
-        tensors: tuple[Tensor, ...] = (example,)
-    else:
-        tensors = tuple(example.values() if isinstance(example, Mapping) else example)
-    batch = torch.export.Dim("batch")
-    shapes = (tuple({0: batch} for _ in tensors),)
+def _tensors(batch: Batch) -> tuple[Tensor, ...]:
+    if isinstance(batch, Tensor):
+        return (batch,)
+    return tuple(batch.values() if isinstance(batch, Mapping) else batch)
+
+
+def _export(net: nn.Module, example: Batch, *, lengths: bool) -> Any:  # noqa: ANN401
+    names, tensors = list(example) if isinstance(example, Mapping) else None, _tensors(example)
+    shapes = (tuple(free_axes(tensor, lengths=lengths) for tensor in tensors),)
     try:
         with torch.no_grad(), quiet(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch itself, about what it will change
@@ -182,6 +197,27 @@ def _export(net: nn.Module, example: Batch) -> Any:  # noqa: ANN401  (an Exporte
         raise
     except FAILURES as error:
         raise UnsupportedError(_explained(error)) from error
+
+
+def is_sequence(tensor: Tensor) -> bool:
+    """Whether a tensor's second axis may be the length of a sequence.
+
+    >>> is_sequence(torch.zeros(2, 12)), is_sequence(torch.zeros(2, 3, 32, 32))
+    (True, False)
+    """
+    return tensor.dim() in _SEQUENCES
+
+
+def free_axes(tensor: Tensor, *, lengths: bool) -> dict[int, Any]:
+    """What torch.export is to take for unknown: the batch, and the length of a sequence.
+
+    A length that turns out to be a constant is left to be one. Pictures are followed with their
+    sizes: with unknown ones that takes minutes where a network computes its padding from them.
+    """
+    found: dict[int, Any] = {0: torch.export.Dim("batch")}
+    if lengths and is_sequence(tensor):
+        found[1] = torch.export.Dim.AUTO
+    return found
 
 
 def _explained(error: Exception) -> str:
@@ -241,7 +277,52 @@ def _captured(program: Any, net: nn.Module) -> Captured:  # noqa: ANN401
         objects=objects,
         batch=batch,
         paths=paths,
+        followed=_followed(program, inputs, batch),
     )
+
+
+def _followed(program: Any, inputs: Sequence[fx.Node], batch: Any) -> Followed:  # noqa: ANN401
+    """What a program says about the sizes of its inputs; its own checks are lost with its form.
+
+    Raises:
+        UnsupportedError: If a size is computed from others.
+    """
+    shapes = [tuple(map(_size_of, node.meta["val"].shape[1:])) for node in inputs]
+    unknown = {
+        str(size.node.expr): size
+        for node in inputs
+        for size in node.meta["val"].shape[1:]
+        if not isinstance(size, int)
+    }
+    lengths = {}
+    for name, size in unknown.items():
+        if not size.node.expr.is_Symbol:
+            raise UnsupportedError(f"A size of the inputs has to be {size.node.expr}.")
+        bounds = program.range_constraints.get(size.node.expr)
+        low, high = (None, None) if bounds is None else map(_whole, (bounds.lower, bounds.upper))
+        lengths[name] = Length(example=size.node.hint, low=low or 0, high=high)
+    environment = inputs[0].meta["val"].shape[0].node.shape_env
+    conditions = [
+        environment.replace(guard.expr).subs({batch: _ROWS}) for guard in environment.guards
+    ]
+    return Followed(
+        shapes=tuple(shapes),
+        lengths=lengths,
+        conditions=tuple(
+            condition
+            for condition in conditions
+            if condition.free_symbols and {str(s) for s in condition.free_symbols} <= set(lengths)
+        ),
+    )
+
+
+def _size_of(size: Any) -> Size:  # noqa: ANN401  (int or SymInt)
+    return size if isinstance(size, int) else str(size.node.expr)
+
+
+def _whole(bound: Any) -> int | None:  # noqa: ANN401  (of sympy)
+    """A bound of a range, None if there is none."""
+    return int(bound) if isinstance(bound, int) or bound.is_Integer else None
 
 
 def _bound(program: Any, net: nn.Module) -> tuple[list[fx.Node], dict[str, Any]]:  # noqa: ANN401

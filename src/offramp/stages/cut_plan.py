@@ -78,9 +78,9 @@ class Plan:
         return next(axis for axis, size in enumerate(shape) if self._is_batch(size))
 
     def example_shape(self, node: fx.Node) -> tuple[int, ...]:
-        """Shape of a carried tensor without the batch."""
+        """Shape of a carried tensor without the batch, for the example's lengths."""
         axis = self.batch_axis(node)
-        return tuple(int(s) for k, s in enumerate(node.meta["val"].shape) if k != axis)
+        return tuple(_number(s) for k, s in enumerate(node.meta["val"].shape) if k != axis)
 
     def problem(self, position: int) -> str | None:
         """Why the network cannot be cut here, or None."""
@@ -206,9 +206,7 @@ class Plan:
             return f"{self._named(node)} is no tensor, and is read further on"
         sizes = [size for size in value.shape if self._has_batch(size)]
         if len(sizes) != 1 or not self._is_batch(sizes[0]):
-            shape = ", ".join(
-                str(s).replace(str(self.captured.batch), "batch") for s in value.shape
-            )
+            shape = ", ".join(map(self._shown, value.shape))
             return (
                 f"the tensor of {self._named(node)} has shape ({shape}) there, in which the "
                 "examples are not one axis of their own (a region that works on windows, merged "
@@ -218,6 +216,14 @@ class Plan:
         if 0 in sides:
             return f"the feature map of {self._named(node)} has no elements, its shape is {sides}"
         return None
+
+    def _shown(self, size: Any) -> str:  # noqa: ANN401  (int or SymInt)
+        """A size in words: the batch by its name, lengths as they are in the example."""
+        if isinstance(size, int):
+            return str(size)
+        lengths, expr = self.captured.followed.lengths, size.node.expr
+        known = {s: lengths[str(s)].example for s in expr.free_symbols if str(s) in lengths}
+        return str(expr.subs(known)).replace(str(self.captured.batch), "batch")
 
     def _named(self, node: fx.Node) -> str:
         paths = self.captured.paths[node]
@@ -232,3 +238,8 @@ class Plan:
 
 def _outermost(name: str) -> tuple[bool, int, int]:
     return is_run(name), name.count("."), len(name)
+
+
+def _number(size: Any) -> int:  # noqa: ANN401  (int or SymInt)
+    """What a size was in the example; int() of an unknown one would fix it."""
+    return size if isinstance(size, int) else int(size.node.hint)

@@ -2,7 +2,8 @@
 
 A segment reads what is carried across the cut before it and gives what is carried across the next.
 Sizes and constants are computed anew where they are needed, the batch size from the first tensor
-that comes in. Parameters and layers are the network's own objects, not copies.
+that comes in, lengths from whichever has them. Parameters and layers are the network's own
+objects, not copies.
 
 Layer: stages.  Source: none.
 """
@@ -21,6 +22,7 @@ from offramp.stages.cut_graph import NEW, SIZE
 from offramp.stages.cut_plan import Plan
 
 _aten = torch.ops.aten
+_ARITHMETIC = {"Mul": operator.mul, "Add": operator.add, "FloorDiv": operator.floordiv}
 
 
 def build_segments(
@@ -44,9 +46,9 @@ class Emission:
     def __init__(self, plan: Plan, start: int, end: int, names: Sequence[str]) -> None:
         self._plan, self._captured = plan, plan.captured
         self._graph = fx.Graph()
-        self._batch: fx.Node | None = None
+        self._sizes: dict[Any, fx.Node] = {}
         self._device: fx.Node | None = None
-        self._entered: set[fx.Node] = set()
+        self._entered: dict[fx.Node, None] = {}
         self.nodes: dict[fx.Node, Any] = {}
         self._enter(start, names)
         for node in self._captured.data[start:end]:
@@ -71,7 +73,7 @@ class Emission:
         for node, placeholder in zip(given, self._incoming, strict=True):
             axis = self._plan.batch_axis(node) if start else 0
             self.nodes[node] = self._moved(placeholder, 0, axis)
-            self._entered.add(node)
+            self._entered[node] = None
 
     def _leave(self, end: int) -> None:
         if end == self._plan.end:
@@ -129,19 +131,39 @@ class Emission:
 
     def _size(self, node: fx.Node) -> Any:  # noqa: ANN401  (a node or a number)
         size = node.meta["val"]
-        if isinstance(size, int):
-            return size
-        times = size.node.expr / self._captured.batch
-        if not times.is_Integer:
+        return size if isinstance(size, int) else self._computed(size.node.expr)
+
+    def _computed(self, size: Any) -> Any:  # noqa: ANN401  (of sympy; a node or a number)
+        """A size from the shapes of what comes in."""
+        if size.is_Integer:
+            return int(size)
+        if size not in self._sizes:
+            self._sizes[size] = self._read_size(size) or self._combined(size)
+        return self._sizes[size]
+
+    def _read_size(self, size: Any) -> fx.Node | None:  # noqa: ANN401  (of sympy)
+        if size == self._captured.batch:
+            return self._graph.call_function(SIZE, (self._incoming[0], 0))
+        for node in self._entered:
+            for axis, found in enumerate(node.meta["val"].shape):
+                if not isinstance(found, int) and found.node.expr == size:
+                    return self._graph.call_function(SIZE, (self.nodes[node], axis))
+        return None
+
+    def _combined(self, size: Any) -> fx.Node:  # noqa: ANN401  (of sympy)
+        operation = _ARITHMETIC.get(type(size).__name__)
+        if operation is None:
             raise UnsupportedError(
-                f"The network uses a size of {size.node.expr}, which is no multiple of the batch "
-                f"size {self._captured.batch}, so its segments cannot know it."
+                f"The network uses a size of {size}, which its segments cannot know from what they "
+                f"are given. The batch size is {self._captured.batch}."
             )
-        if self._batch is None:
-            self._batch = self._graph.call_function(SIZE, (self._incoming[0], 0))
-        if times == 1:
-            return self._batch
-        return self._graph.call_function(operator.mul, (self._batch, int(times)))
+        parts = sorted(size.args, key=lambda part: bool(part.is_Integer))  # (batch, 4)
+        if type(size).__name__ == "FloorDiv":
+            parts = list(size.args)
+        first, *others = map(self._computed, parts)
+        for other in others:
+            first = self._graph.call_function(operation, (first, other))
+        return first  # type: ignore[no-any-return]
 
 
 def _flat_name(target: str, value: object, taken: Mapping[str, object]) -> str:

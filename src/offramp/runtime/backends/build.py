@@ -15,6 +15,7 @@ from offramp._core.errors import InputError
 from offramp._core.types import Batch
 from offramp.runtime.backends.compiled import Compiled
 from offramp.runtime.backends.form import Form, flat
+from offramp.runtime.backends.lengths import other_lengths
 from offramp.runtime.backends.pieces import InOne, Logits, Piece, Reading
 from offramp.runtime.backends.table import EAGER, Backend, backend_of
 from offramp.runtime.backends.task import Task
@@ -74,6 +75,10 @@ class Builder:
         rows = torch.arange(min(_ROWS, batch_size(example)))
         self._given: dict[str | None, Any] = {None: take_rows(example, rows)}
         self._seen: dict[str | None, Any] = {None: calibration}
+        first = [stage for stage in self._stages if stage.source is None]
+        self._others: list[dict[str | None, Any]] = [
+            {None: other} for other in other_lengths(self._given[None], first)
+        ]
 
     def groups(self) -> dict[str, list[Stage]]:
         """The stages of each group as they were, in order."""
@@ -102,11 +107,13 @@ class Builder:
         example = _Handed.of(self.given(group), first, source)
         seen = self._handed(self._seen, name) if made.calibrated else None
         plain = first.head is not None and not isinstance(example.carry, Mapping)
+        others = [_Handed.of(given, first, source) for given in self._other_lengths(name)]
         return _Group(
             members=members,
             backend=made,
             eager=backend == EAGER,
             example=example,
+            others=others,
             seen=None if seen is None else _Handed.of(seen, first, source),
             source=source,
             fused=[
@@ -135,6 +142,13 @@ class Builder:
         name = self.groups()[group][0].source
         return next((s.group for s in self._stages if s.name == name), None)
 
+    def _other_lengths(self, group: str | None) -> list[Any]:
+        """What a group hands on of the example with other lengths; none if it takes no others."""
+        try:
+            return [self._handed(held, group) for held in self._others]
+        except InputError:  # one before it had to be made for the example's length
+            return []
+
     def _handed(self, held: dict[str | None, Any], group: str | None) -> Any:  # noqa: ANN401
         """What a group hands on, of the example or of the calibration batch."""
         if group not in held:
@@ -154,6 +168,7 @@ class _Group:
     backend: Backend
     eager: bool  # heads stay what they are
     example: "_Handed"
+    others: Sequence["_Handed"]  # the example with other lengths
     seen: "_Handed | None"  # the calibration batch
     source: Built | None
     fused: Sequence[Stage]  # whose heads run in one piece with the segment
@@ -219,6 +234,7 @@ class _Group:
                 name=name,
                 threads=self.threads,
                 calibration=None if self.seen is None else read(self.seen),
+                others=tuple(map(read, self.others)),
             )
         )
 

@@ -57,6 +57,7 @@ class Compiled(nn.Module):
         self.files = files
         self._run = run
         self._wanted = list(zip(inputs.shapes, inputs.torch_dtypes, strict=True))
+        self._free = inputs.free or ((),) * len(inputs.shapes)
         digest = hashlib.sha256(backend.encode() + content).digest()
         self.register_buffer("_digest", torch.tensor(list(digest), dtype=torch.uint8))
         self.eval()
@@ -69,8 +70,9 @@ class Compiled(nn.Module):
             UnsupportedError: If somebody counts its operations.
         """
         given = self.inputs.unpack(args, named)
-        for tensor, (shape, dtype) in zip(given, self._wanted, strict=True):
-            if tensor.shape[1:] != shape or tensor.dtype != dtype:
+        for tensor, (shape, dtype), free in zip(given, self._wanted, self._free, strict=True):
+            same = tensor.shape[1:] == shape or (free and _differ(tensor.shape, shape) <= {*free})
+            if not same or tensor.dtype != dtype:
                 raise InputError(self._explained(given))
         if torch._C._len_torch_dispatch_stack():
             raise UnsupportedError(
@@ -102,3 +104,10 @@ class Compiled(nn.Module):
     def extra_repr(self) -> str:
         """Its backend, for printing."""
         return f"backend={self.backend!r}, inputs={self.inputs.described()!r}"
+
+
+def _differ(found: Sequence[int], wanted: Sequence[int]) -> set[int]:
+    """Axes whose sizes are others than wanted; 0 if there are more or fewer, or one is empty."""
+    if len(found) != len(wanted) + 1 or 0 in found[1:]:
+        return {0}
+    return {axis for axis, size in enumerate(wanted, 1) if found[axis] != size}

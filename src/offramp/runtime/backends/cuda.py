@@ -70,7 +70,7 @@ class CudaGraphs(nn.Module):
         super().__init__()
         self.module = module
         self._form = inputs
-        self._graphs: dict[int, _Recorded] = {}
+        self._graphs: dict[tuple[int | torch.Size, ...], _Recorded] = {}  # by batch and other sizes
         self._pool: Any = None
         self.eval()
 
@@ -82,9 +82,10 @@ class CudaGraphs(nn.Module):
         size = bucket_of(n)
         if size is None or n == 0 or not given[0].is_cuda:
             return apply(self.module, self._form.pack(given))
-        recorded = self._graphs.get(size)
+        key = (size, *[tensor.shape[1:] for tensor in given])
+        recorded = self._graphs.get(key)
         if recorded is None:
-            recorded = self._graphs[size] = self._record(given, size)
+            recorded = self._graphs[key] = self._record(given, size)
         for own, tensor in zip(recorded.inputs, given, strict=True):
             own[:n].copy_(tensor)  # what stands behind is of an earlier batch, and nobody's answer
         recorded.graph.replay()

@@ -38,6 +38,18 @@ def flat(value: Any) -> list[Tensor]:  # noqa: ANN401  (what a network takes or 
     return tensors
 
 
+def without_none(value: Any) -> Any:  # noqa: ANN401  (what a network gives)
+    """The same batch, carry or output with tensors only; raises `InputError` as `flat` does.
+
+    >>> without_none((torch.ones(1), None))
+    (tensor([1.]),)
+    """
+    tensors = flat(value)
+    if isinstance(value, Mapping):
+        return {name: tensor for name, tensor in value.items() if tensor is not None}
+    return value if isinstance(value, Tensor) else tuple(tensors)
+
+
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Form:
@@ -48,6 +60,8 @@ class Form:
         names: The keys of a mapping, in order; empty otherwise.
         shapes: Of each tensor, without the batch axis.
         dtypes: Of each tensor, as torch calls them: "float32".
+        free: For each tensor the axes, from 1 on, that may have other sizes than in `shapes`:
+            lengths of sequences. Empty where there are none.
 
     >>> form = Form.of((torch.zeros(5, 3), torch.zeros(5)))
     >>> form.shapes, form.dtypes
@@ -60,6 +74,7 @@ class Form:
     names: tuple[str, ...] = ()
     shapes: tuple[tuple[int, ...], ...]
     dtypes: tuple[str, ...]
+    free: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         count = len(self.shapes)
@@ -69,14 +84,30 @@ class Form:
                 f"A form must have as many types and names as shapes, and one shape at least, got "
                 f"{self.shapes}, {self.dtypes}, {self.names}."
             )
+        within = all(
+            0 < axis <= len(shape) and shape[axis - 1] > 0
+            for shape, axes in zip(self.shapes, self.free, strict=False)
+            for axis in axes
+        )
+        if self.free and (len(self.free) != count or not within):
+            raise InputError(f"free must be axes of {self.shapes}, got {self.free}.")
         for name in self.dtypes:
             if not isinstance(getattr(torch, name, None), torch.dtype):
                 raise InputError(f"dtypes must be names of torch's types, got {name!r}.")
 
     @classmethod
-    def of(cls, value: Any) -> "Form":  # noqa: ANN401  (what a network takes or gives)
-        """The form of a batch, a carry or an output; raises `InputError` as `flat` does."""
+    def of(cls, value: Any, others: Sequence[Any] = ()) -> "Form":  # noqa: ANN401
+        """The form of a batch, a carry or an output; raises `InputError` as `flat` does.
+
+        Args:
+            value: The batch.
+            others: The same for other lengths: axes that differ are free.
+
+        >>> Form.of(torch.zeros(2, 5, 3), [torch.zeros(2, 7, 3)]).free
+        ((1,),)
+        """
         tensors = flat(value)
+        free = axes_that_differ([tensors, *map(flat, others)])
         mapping = isinstance(value, Mapping)
         kind: Kind = "mapping" if mapping else "tensor" if isinstance(value, Tensor) else "tuple"
         return cls(
@@ -84,6 +115,7 @@ class Form:
             names=tuple(n for n, t in value.items() if t is not None) if mapping else (),
             shapes=tuple(tuple(int(size) for size in t.shape[1:]) for t in tensors),
             dtypes=tuple(str(t.dtype).removeprefix("torch.") for t in tensors),
+            free=free if any(free) else (),
         )
 
     def pack(self, tensors: Sequence[Tensor]) -> Any:  # noqa: ANN401  (a batch of this kind)
@@ -135,9 +167,10 @@ class Form:
         'a tensor (m, 3) of float32'
         """
         names = self.names or ("",) * len(self.shapes)
+        free = self.free or ((),) * len(self.shapes)
         each = [
-            f"{f'{name!r} ' if name else ''}({', '.join(['m', *map(str, shape)])}) of {dtype}"
-            for name, shape, dtype in zip(names, self.shapes, self.dtypes, strict=True)
+            f"{f'{name!r} ' if name else ''}({', '.join(['m', *_sizes(shape, axes)])}) of {dtype}"
+            for name, shape, dtype, axes in zip(names, self.shapes, self.dtypes, free, strict=True)
         ]
         return f"a {self.kind} {', '.join(each)}"
 
@@ -148,6 +181,7 @@ class Form:
             "names": list(self.names),
             "shapes": [list(shape) for shape in self.shapes],
             "dtypes": list(self.dtypes),
+            **({"free": [list(axes) for axes in self.free]} if self.free else {}),
         }
 
     @classmethod
@@ -160,9 +194,26 @@ class Form:
                 names=tuple(map(str, value["names"])),
                 shapes=tuple(tuple(int(size) for size in shape) for shape in value["shapes"]),
                 dtypes=tuple(map(str, value["dtypes"])),
+                free=tuple(tuple(int(axis) for axis in axes) for axes in value.get("free") or ()),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise FileFormatError(f"{value!r} is not the form of a batch: {error!r}.") from error
+
+
+def axes_that_differ(batches: Sequence[Sequence[Tensor]]) -> tuple[tuple[int, ...], ...]:
+    """For each tensor the axes but the first along which the batches' sizes differ.
+
+    >>> axes_that_differ([[torch.zeros(2, 5, 3)], [torch.zeros(2, 7, 3)]])
+    ((1,),)
+    """
+    return tuple(
+        tuple(k for k in range(1, tensors[0].dim()) if len({t.shape[k] for t in tensors}) > 1)
+        for tensors in zip(*batches, strict=True)
+    )
+
+
+def _sizes(shape: Sequence[int], free: Sequence[int]) -> list[str]:
+    return ["any" if axis in free else str(size) for axis, size in enumerate(shape, 1)]
 
 
 def _kinds(given: Sequence[Any]) -> list[str]:

@@ -22,7 +22,7 @@ from offramp.runtime.backends.compiled import Run
 from offramp.runtime.backends.foreign import check_onnx
 from offramp.runtime.backends.form import Form, flat
 from offramp.runtime.backends.task import Task
-from offramp.runtime.backends.to_onnx import INPUT, to_onnx
+from offramp.runtime.backends.to_onnx import INPUT, has_lengths, to_onnx
 
 if TYPE_CHECKING:
     import onnx
@@ -76,18 +76,23 @@ class Session:
 def run_onnxruntime(task: Task) -> nn.Module:
     """The network in float32."""
     _onnxruntime()
-    model = to_onnx(task.module, task.inputs, name=task.name).SerializeToString()
-    run = Session(model, task.threads)
-    return task.compiled(run, backend=FLOAT, content=model, exact=True, files=lambda: (model,))
+    made = to_onnx(task.module, task.inputs, name=task.name, others=task.others)
+    return _compiled(task, made.SerializeToString(), FLOAT, exact=True, free=has_lengths(made))
 
 
 def run_onnxruntime_int8(task: Task) -> nn.Module:
     """Convolutions and matrix products in int8, with fixed scales of the calibration batch."""
     _onnxruntime()
     seen = flat(task.calibrated(INT8))
-    model = quantised(to_onnx(task.module, task.inputs, name=task.name), seen)
+    made = to_onnx(task.module, task.inputs, name=task.name, others=task.others)
+    return _compiled(task, quantised(made, seen), INT8, exact=False, free=has_lengths(made))
+
+
+def _compiled(task: Task, model: bytes, backend: str, *, exact: bool, free: bool) -> nn.Module:
     run = Session(model, task.threads)
-    return task.compiled(run, backend=INT8, content=model, exact=False, files=lambda: (model,))
+    return task.compiled(
+        run, backend=backend, content=model, exact=exact, files=lambda: (model,), free=free
+    )
 
 
 def open_onnx(files: Sequence[bytes], outputs: Form, name: str, threads: int) -> Run:

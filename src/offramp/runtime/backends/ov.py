@@ -24,7 +24,7 @@ from offramp.runtime.backends.compiled import Run
 from offramp.runtime.backends.foreign import check_openvino
 from offramp.runtime.backends.form import Form, flat
 from offramp.runtime.backends.task import Task
-from offramp.runtime.backends.to_onnx import INPUT, OUTPUT, to_onnx
+from offramp.runtime.backends.to_onnx import INPUT, OUTPUT, has_lengths, to_onnx
 
 FLOAT, BF16, INT8 = "openvino", "openvino-bf16", "openvino-int8"
 _EXTRA = "openvino"
@@ -62,17 +62,23 @@ def run_openvino_int8(task: Task) -> nn.Module:
 def _built(task: Task, backend: str, precision: str) -> nn.Module:
     core = _core()
     seen = flat(task.calibrated(backend)) if backend == INT8 else []
-    content = to_onnx(task.module, task.inputs, name=task.name).SerializeToString()
+    made = to_onnx(task.module, task.inputs, name=task.name, others=task.others)
+    content, free = made.SerializeToString(), has_lengths(made)
     try:
         model = core.read_model(content)
         if seen:
             model = _quantised(model, seen)
-        run = _Requests(model, Form.of(task.answers()), precision, task.threads)
+        run = _Requests(model, task.given(free=free), precision, task.threads)
     except RuntimeError as error:
         raise UnsupportedError(f"{task.name} cannot run in {backend!r}: {error}") from error
     content += b"".join(tensor.numpy(force=True).tobytes() for tensor in seen)
     return task.compiled(
-        run, backend=backend, content=content, exact=backend == FLOAT, files=lambda: _files(model)
+        run,
+        backend=backend,
+        content=content,
+        exact=backend == FLOAT,
+        files=lambda: _files(model),
+        free=free,
     )
 
 
@@ -135,6 +141,7 @@ class _Requests:
         self._network = network = _core().compile_model(model, "CPU", settings)
         self._own = threading.local()  # a request runs one batch at a time
         self._outputs = list(zip(outputs.shapes, outputs.torch_dtypes, strict=True))
+        self._own_memory = [bool(axes) for axes in outputs.free] or [False] * len(outputs.shapes)
         self._inputs = [name for given in network.inputs for name in given.get_names()]
 
     def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -151,8 +158,12 @@ class _Requests:
             if f"{INPUT}{k}" in self._inputs:
                 request.set_tensor(f"{INPUT}{k}", Shared(array, shared_memory=True))
         for k, result in enumerate(results):
-            request.set_tensor(f"{OUTPUT}{k}", Shared(result.numpy(), shared_memory=True))
+            if not self._own_memory[k]:
+                request.set_tensor(f"{OUTPUT}{k}", Shared(result.numpy(), shared_memory=True))
         request.infer()
+        for k in range(len(results)):
+            if self._own_memory[k]:  # how long it is shows only now
+                results[k] = torch.from_numpy(request.get_tensor(f"{OUTPUT}{k}").data.copy())
         return results
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from offramp._core.batch import apply
 from offramp.models import extract_logits
-from offramp.runtime.backends.form import Form, flat
+from offramp.runtime.backends.form import flat, without_none
 
 
 @final
@@ -50,7 +50,7 @@ class Piece(nn.Module):
         if self._answers:
             return extract_logits(result, self._classes)
         if not self.heads:
-            return Form.of(result).pack(flat(result))
+            return without_none(Form.of(result).pack(flat(result)))
         return (
             *flat(result),
             *(extract_logits(head(result), self._classes) for head in self.heads),

@@ -30,6 +30,7 @@ class Task:
         inputs: Some of what it reads.
         name: Whose it is, for messages: "stage 'small'".
         threads: That a runtime of its own may use, at least 1.
+        others: The same with sequences of other lengths, where the network takes them.
         calibration: What it reads, enough of it to see which values occur; None where there is
             none.
     """
@@ -39,11 +40,17 @@ class Task:
     name: str
     threads: int
     calibration: Batch | None = None
+    others: tuple[Batch, ...] = ()
 
-    def answers(self) -> Any:  # noqa: ANN401  (what the network gives)
-        """What the network gives for `inputs`."""
+    def answers(self, inputs: Batch | None = None) -> Any:  # noqa: ANN401  (what the network gives)
+        """What the network gives for `inputs`, by default its own."""
         with torch.inference_mode():
-            return apply(self.module, self.inputs)
+            return apply(self.module, self.inputs if inputs is None else inputs)
+
+    def given(self, *, free: bool) -> Form:
+        """What the network gives, with its free axes where they are."""
+        others = [self.answers(other) for other in self.others] if free else []
+        return Form.of(self.answers(), others)
 
     def calibrated(self, backend: str) -> Batch:
         """The calibration batch.
@@ -60,36 +67,49 @@ class Task:
         return self.calibration
 
     def compiled(
-        self, run: Run, *, backend: str, content: bytes, exact: bool, files: Files | None = None
+        self,
+        run: Run,
+        *,
+        backend: str,
+        content: bytes,
+        exact: bool,
+        files: Files | None = None,
+        free: bool = False,
     ) -> Compiled:
-        """What runs it, after it has shown that it does so.
+        """What runs it, after it has shown that it does so, for other lengths as well if `free`.
 
         Raises:
             UnsupportedError: If it cannot run the inputs, or an exact backend answers otherwise.
         """
-        wanted = self.answers()
+        others = self.others if free else ()
         made = Compiled(
             run,
-            inputs=Form.of(self.inputs),
-            outputs=Form.of(wanted),
+            inputs=Form.of(self.inputs, others),
+            outputs=self.given(free=free),
             name=self.name,
             backend=backend,
             content=content,
             files=files,
         )
+        for inputs in (self.inputs, *others):
+            self._check_answers(made, inputs, exact=exact)
+        return made
+
+    def _check_answers(self, made: Compiled, inputs: Batch, *, exact: bool) -> None:
         try:
-            found = flat(apply(made, self.inputs))
+            found = flat(apply(made, inputs))
         except InputError:
             raise
         except FAILURES as error:
-            raise UnsupportedError(f"{self.name} does not run in {backend!r}: {error}") from error
-        for have, want in zip(found, flat(wanted), strict=True):
+            raise UnsupportedError(
+                f"{self.name} does not run in {made.backend!r}: {error}"
+            ) from error
+        for have, want in zip(found, flat(self.answers(inputs)), strict=True):
             if have.shape != want.shape or (exact and not _same(have, want)):
                 raise UnsupportedError(
-                    f"{self.name} answers otherwise in {backend!r} than in PyTorch. Leave it to "
-                    "the backend 'eager'."
+                    f"{self.name} answers otherwise in {made.backend!r} than in PyTorch. Leave it "
+                    "to the backend 'eager'."
                 )
-        return made
 
 
 Build = Callable[[Task], nn.Module]

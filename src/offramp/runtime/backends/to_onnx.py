@@ -1,4 +1,4 @@
-"""A network as an ONNX model, with a batch size that is free.
+"""A network as an ONNX model, with a batch size that is free, and lengths that are where they can.
 
 Layer: runtime.  Source: torch.onnx.export on torch.export's graph.
 """
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from offramp._core.batch import apply
 from offramp._core.errors import InputError, MissingExtraError, OfframpError, UnsupportedError
 from offramp._core.types import Batch
-from offramp.runtime.backends.form import Form, flat
+from offramp.runtime.backends.form import Form, axes_that_differ, flat
 from offramp.runtime.prepare import fold_batch_norm
 from offramp.stages.cut_graph import FAILURES, rows_of
 
@@ -26,21 +26,25 @@ if TYPE_CHECKING:
     import onnx
 
 INPUT, OUTPUT = "in.", "out."  # followed by 0, 1, ...
-BATCH = "batch"
+BATCH, LENGTH = "batch", "length"
 _OPERATOR = re.compile(r"No ONNX function found for <OpOverload\(op='([^']+)'")
 
 
-def to_onnx(module: nn.Module, inputs: Batch, *, name: str) -> "onnx.ModelProto":
+def to_onnx(
+    module: nn.Module, inputs: Batch, *, name: str, others: Sequence[Batch] = ()
+) -> "onnx.ModelProto":
     """Export a network in evaluation mode, batch-norms folded, on the CPU.
 
     Inputs are called "in.0", "in.1"..., outputs "out.0"...; a mapping's in the order of its keys.
-    The first axis of each is the batch size, "batch". Answers agree with PyTorch to rounding.
+    The first axis of each is the batch size, "batch". Answers agree with PyTorch to rounding. Axes
+    along which `others` differ are free as well, "length", or all of them are fixed: `has_lengths`.
 
     Args:
         module: The network, a segment of one, or a head; it stays as it is.
         inputs: What it reads; one example is enough. A tuple is passed as positional, a mapping
             as named arguments.
         name: Whose it is, for messages: "stage 'small'".
+        others: The same with sequences of other lengths, which it takes as well.
 
     Raises:
         UnsupportedError: If the network cannot be followed, has an operator that ONNX lacks, or
@@ -59,12 +63,49 @@ def to_onnx(module: nn.Module, inputs: Batch, *, name: str) -> "onnx.ModelProto"
     wrapped = _Flat(copied, two)
     tensors = [tensor.cpu().contiguous() for tensor in flat(two)]
     outputs = _count(wrapped, tensors, name)
+    free = axes_that_differ([flat(inputs), *map(flat, others)])
+    if any(free):
+        try:
+            model = _exported(wrapped, tensors, outputs, free, name)
+        except UnsupportedError:
+            pass  # it may be due to an unknown length
+        else:
+            if all(_is_free(v, axes) for v, axes in zip(model.graph.input, free, strict=True)):
+                return model
+    return _exported(wrapped, tensors, outputs, ((),) * len(tensors), name)
+
+
+def has_lengths(model: "onnx.ModelProto") -> bool:
+    """Whether a model takes inputs of other sizes than one beside the batch size.
+
+    >>> has_lengths(to_onnx(nn.Linear(4, 3), torch.zeros(1, 4), name="stage 'tiny'"))
+    False
+    """
+    shapes = [value.type.tensor_type.shape for value in model.graph.input]
+    return any(axis.dim_param for shape in shapes for axis in shape.dim[1:])
+
+
+def _is_free(value: Any, axes: Sequence[int]) -> bool:  # noqa: ANN401  (a protobuf)
+    return all(value.type.tensor_type.shape.dim[axis].dim_param for axis in axes)
+
+
+def _exported(
+    wrapped: nn.Module,
+    tensors: Sequence[Tensor],
+    outputs: int,
+    free: Sequence[Sequence[int]],
+    name: str,
+) -> "onnx.ModelProto":
+    unknown = [dict.fromkeys(axes, torch.export.Dim.AUTO) for axes in free]
     try:
         with torch.no_grad(), _quietly():
             # Followed here: the exporter would try in several ways, and print where each fails.
-            free = (tuple({0: torch.export.Dim(BATCH)} for _ in tensors),)
+            batch = torch.export.Dim(BATCH)
             followed = torch.export.export(
-                wrapped, tuple(tensors), dynamic_shapes=free, strict=False
+                wrapped,
+                tuple(tensors),
+                dynamic_shapes=(tuple({0: batch, **axes} for axes in unknown),),
+                strict=False,
             )
             program = torch.onnx.export(
                 followed,
@@ -138,7 +179,7 @@ def _reason(name: str, error: BaseException) -> str:
 
 
 def _tidied(model: Any, name: str) -> "onnx.ModelProto":  # noqa: ANN401  (a protobuf)
-    """One name for the batch size, and nothing of the machine on which it was exported."""
+    """Names for the batch size and lengths, and nothing of the machine where it was exported."""
     graph = model.graph
     symbol = graph.input[0].type.tensor_type.shape.dim[0].dim_param
     for value in (*graph.input, *graph.output):
@@ -149,6 +190,7 @@ def _tidied(model: Any, name: str) -> "onnx.ModelProto":  # noqa: ANN401  (a pro
                 f"{first.dim_param or first.dim_value}, not the batch size."
             )
         first.dim_param = BATCH
+    _name_lengths(graph, symbol)
     del graph.value_info[:], model.metadata_props[:], graph.metadata_props[:]
     for part in (*graph.input, *graph.output, *graph.node, *graph.initializer):
         part.ClearField("doc_string")
@@ -158,6 +200,21 @@ def _tidied(model: Any, name: str) -> "onnx.ModelProto":  # noqa: ANN401  (a pro
             del node.metadata_props[:]
     model.producer_name, model.producer_version = "offramp", ""
     return model  # type: ignore[no-any-return]
+
+
+def _name_lengths(graph: Any, batch: str) -> None:  # noqa: ANN401  (a protobuf)
+    """Call unknown sizes "length", "length_1"... and what is computed from them nothing."""
+    names: dict[str, str] = {}
+    for value in graph.input:
+        for axis in value.type.tensor_type.shape.dim[1:]:
+            if axis.dim_param:
+                count = f"_{len(names)}" if names else ""
+                names.setdefault(axis.dim_param, f"{LENGTH}{count}")
+    names.pop(batch, None)
+    for value in (*graph.input, *graph.output):
+        for axis in value.type.tensor_type.shape.dim[1:]:
+            if axis.dim_param:
+                axis.dim_param = names.get(axis.dim_param, "")
 
 
 @contextmanager
