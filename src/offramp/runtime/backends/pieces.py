@@ -50,7 +50,7 @@ class Piece(nn.Module):
         if self._answers:
             return extract_logits(result, self._classes)
         if not self.heads:
-            return without_none(Form.of(result).pack(flat(result)))
+            return without_none(result)
         return (
             *flat(result),
             *(extract_logits(head(result), self._classes) for head in self.heads),
