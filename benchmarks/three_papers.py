@@ -270,7 +270,8 @@ def plot(result: dict[str, Any], path: Path) -> None:
             marks.append(Mark(name=title, kind="oracle", cost_ratio=cost, accuracy=1 - error))
     largest = 1 - result["error_static"][-1]
     label = f"mean FLOPs per image, {result['models'][-1]} = 1"
-    save_figure(frontier_figure(curves, marks, reference_accuracy=largest, cost_label=label), path)
+    figure = frontier_figure(curves, marks, reference_accuracy=largest, cost_label=label)
+    save_figure(figure, path, overwrite=True)
 
 
 def main() -> None:

@@ -47,6 +47,8 @@ def main() -> None:
     options.add_argument("--images", type=int, default=40_000)
     options.add_argument("--seed", type=int, default=0)
     arguments = options.parse_args()
+    if arguments.weights.exists():
+        options.error(f"{arguments.weights} exists already")  # before the training, not after it
     arguments.work.mkdir(parents=True, exist_ok=True)
     images = cifar10(arguments.train)
     net = build(ModelSpec(name=arguments.model))

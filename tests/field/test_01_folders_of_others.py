@@ -295,8 +295,8 @@ def test_to_start_again_never_removes_a_file_of_others(tmp_path, place):
 
 def test_features_are_not_cached_among_files_of_others(tmp_path):
     images = torch.rand(20, 1, 8, 8)
-    net = small_cnn(width=2, depth=2, classes=2)
-    head = make_head("gap_linear", torch.zeros(1, 2, 8, 8), classes=2)
+    net = small_cnn(width=2, depth=2, classes=2).eval()
+    head = make_head("gap_linear", (2, 8, 8), classes=2)
     cascade = Cascade.of_exits(net, ["features.0"], heads={"features.0": head}, example=images[:1])
     mine = tmp_path / "cache" / "train" / "features-0.npy"
     mine.parent.mkdir(parents=True)

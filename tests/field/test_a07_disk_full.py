@@ -25,8 +25,8 @@ from offramp.train import train_classifier, train_heads
 def cached(folder, examples=200, **options):
     """Heads of exits, trained on cached features."""
     images = torch.rand(examples, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    net = small_cnn(width=2, depth=2, classes=2)
-    head = make_head("gap_linear", torch.zeros(1, 2, 8, 8), classes=2)
+    net = small_cnn(width=2, depth=2, classes=2).eval()
+    head = make_head("gap_linear", (2, 8, 8), classes=2)
     cascade = Cascade.of_exits(net, ["features.0"], heads={"features.0": head}, example=images[:1])
     part = arrays(images, [0, 1] * (examples // 2))
     given = {"epochs": 1, "seed": 0, "progress": False, **options}

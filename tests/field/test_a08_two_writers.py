@@ -34,8 +34,8 @@ def recorded(path):
 
 
 def heads(**options):
-    net = small_cnn(width=2, depth=2, classes=2)
-    head = make_head("gap_linear", torch.zeros(1, 2, 8, 8), classes=2)
+    net = small_cnn(width=2, depth=2, classes=2).eval()
+    head = make_head("gap_linear", (2, 8, 8), classes=2)
     cascade = Cascade.of_exits(net, ["features.0"], heads={"features.0": head}, example=IMAGES[:1])
     return train_heads(cascade, PART, epochs=1, seed=0, progress=False, **options)
 

@@ -123,14 +123,14 @@ def check_place(path: Path, *, keep: Iterable[Path] = ()) -> None:
         path: Where.
         keep: What must not lie in it.
     """
+    if len(os.fsencode(path.name)) > _LONGEST:
+        raise InputError(
+            f"{path.name[:40]}... must be a name of at most {_LONGEST} bytes, got "
+            f"{len(os.fsencode(path.name))}."
+        )
     if path.is_symlink():
         raise InputError(f"{path} is a link; name what it leads to. {_UNCHANGED}")
     whole = path.resolve()
-    if len(os.fsencode(whole.name)) > _LONGEST:
-        raise InputError(
-            f"{path.name[:40]}... must be a name of at most {_LONGEST} bytes, got "
-            f"{len(os.fsencode(whole.name))}."
-        )
     for what, kept in _kept(keep):
         if whole == kept or whole in kept.parents:
             raise InputError(

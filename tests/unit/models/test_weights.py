@@ -170,7 +170,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr("offramp.models.weights.save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
-        save_weights(net(seed=2), tmp_path / "w.safetensors")
+        save_weights(net(seed=2), tmp_path / "w.safetensors", overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
     target = net()
     load_weights(target, tmp_path / "w.safetensors")

@@ -255,7 +255,7 @@ def test_a_failure_while_writing_leaves_the_old_pair_untouched(tmp_path, make_co
 
     monkeypatch.setattr(Path, "write_text", full_disk)
     with pytest.raises(OSError, match="No space left"):
-        write_report(path, make_content(title="Another"))
+        write_report(path, make_content(title="Another"), overwrite=True)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
     assert len(before) == 2
 
