@@ -129,7 +129,7 @@ class Policy(nn.Module):
         """
         if self.outputs in (None, "labels", given):
             return
-        fitted, here = _FORMS[self.outputs], _FORMS[given]  # type: ignore[index]
+        fitted, here = _FORMS[self.outputs], _FORMS[given]
         raise InputError(
             f"This policy was fitted on {fitted}, but {whose} gives {here}, on which it would "
             f"decide otherwise. Fit it on a trace of {here}, or let stages answer with {fitted}: "

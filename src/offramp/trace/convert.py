@@ -157,7 +157,7 @@ def confidences_of(name: str, values: AnyArray, refused: BoolArray) -> Tensor:
 def missing_in(array: NDArray[Any]) -> BoolArray:
     """True where an entry is None, NaN or the missing value of pandas."""
     if array.dtype.kind == "f":
-        return np.isnan(array)
+        return np.asarray(np.isnan(array), dtype=np.bool_)
     if array.dtype.kind != "O":
         return np.zeros(array.shape, dtype=np.bool_)
     flat = [v is None or _is_nan(v) for v in array.flat]
