@@ -262,3 +262,9 @@ def test_nothing_is_said_where_nothing_is_odd():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         from_predictions({"a": [0, 7], "b": [0, -1]}, [0, 1], **PRICED)  # labels of their own
+
+
+@pytest.mark.parametrize("said", [["0.9", "high"], ["high", None], [[0.5], [0.5]], [0.5, True, 1]])
+def test_confidences_that_are_no_numbers_or_too_many_are_refused(said):
+    with pytest.raises(InputError, match="confidences of 'a' must"):
+        from_predictions({"a": [0, 1]}, [0, 1], confidences={"a": said}, **ONE)
