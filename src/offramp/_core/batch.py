@@ -40,7 +40,7 @@ def as_batch(batch: object) -> Batch:
         if all(isinstance(values, Tensor) for values in batch.values()):
             return batch
         return {str(key): _tensor(f"batch[{key!r}]", values) for key, values in batch.items()}
-    if isinstance(batch, list | tuple) and any(isinstance(b, _SEVERAL) for b in batch):
+    if isinstance(batch, Sequence) and any(isinstance(b, _SEVERAL) for b in batch):
         if all(isinstance(values, Tensor) for values in batch):
             return batch
         return tuple(_tensor(f"batch[{k}]", values) for k, values in enumerate(batch))

@@ -129,10 +129,10 @@ class Policy(nn.Module):
         """
         if self.outputs in (None, "labels", given):
             return
-        fitted, here = _FORMS[self.outputs], _FORMS[given]  # type: ignore[index]
+        fitted, here = _FORMS[self.outputs], _FORMS[given]
         raise InputError(
             f"This policy was fitted on {fitted}, but {whose} gives {here}, on which it would "
-            f"decide otherwise. Fit it on a trace of {here}, or let stages answer with {fitted}: "
+            f"decide otherwise. Fit it on a trace of {here}, or let the stages give {fitted}: "
             f"Cascade.of_models(..., outputs={self.outputs!r})."
         )
 

@@ -22,7 +22,8 @@ class Answer:
 
     Args:
         logits: Log of the combined probabilities, `(n, c)`, float32; NaN where not `valid`.
-        labels: Most probable class, `(n,)`, ties to the lowest index; -1 where not `valid`.
+        labels: Most probable class, `(n,)`, ties to the lowest index; -1 where not `valid`. Where
+            stages answer with labels and confidences, `c` stands for a label outside the classes.
         stage: Index into `stage_names` of the stage at which each example left, `(n,)`.
         confidence: Largest combined probability, `(n,)` in [0, 1]; 0 where not `valid`.
         cost: Cost of everything that ran for each example, `(n,)`, float64, in the unit of the

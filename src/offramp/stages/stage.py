@@ -129,7 +129,8 @@ class Stage(nn.Module):
                     f"Stage {self.name!r} answers with labels, so the number of classes must be "
                     "given: classes=10, or class_names."
                 )
-            return labels_with_confidence(*result, self.classes)
+            labels, confidence = result
+            return labels_with_confidence(labels, confidence, self.classes)
         logits = self.answer(result)
         confidence, labels = logits.softmax(dim=1).max(dim=1)
         return labels_with_confidence(labels, confidence.clamp(max=1.0), logits.shape[1])

@@ -3,7 +3,7 @@
 Layer: trace.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -92,7 +92,7 @@ class Answers:
         class_names: For labels that are text.
     """
 
-    class_names: Iterable[str]
+    class_names: Sequence[str]
     refused: dict[str, BoolArray] = field(default_factory=dict)
     unknown: dict[str, list[str]] = field(default_factory=dict)
     _table: dict[str, int] | None = None
@@ -126,7 +126,7 @@ class Answers:
             )
         if label not in self._table:
             self._table[label] = len(self._table)
-        if self._table[label] >= len(list(self.class_names)):
+        if self._table[label] >= len(self.class_names):
             self.unknown.setdefault(stage, []).append(str(label))
         return self._table[label]
 
@@ -146,7 +146,9 @@ def confidences_of(name: str, values: AnyArray, refused: BoolArray) -> Tensor:
     """Confidences `(n,)`, float32: 0 where a stage refused; rounding outside [0, 1] is cut."""
     array = array_of(name, values, gaps=True) if not isinstance(values, Tensor) else values
     if isinstance(array, np.ndarray) and array.dtype == object:
-        array = np.where(missing_in(array), np.nan, array).astype(np.float64)
+        gaps = missing_in(array).flat
+        filled = [np.nan if gap else v for gap, v in zip(gaps, array.flat, strict=True)]
+        array = array_of(name, filled).reshape(array.shape)
     given = scores(name, array).float()
     if given.shape == refused.shape:
         given = given.masked_fill(torch.from_numpy(refused), 0.0)
@@ -157,7 +159,7 @@ def confidences_of(name: str, values: AnyArray, refused: BoolArray) -> Tensor:
 def missing_in(array: NDArray[Any]) -> BoolArray:
     """True where an entry is None, NaN or the missing value of pandas."""
     if array.dtype.kind == "f":
-        return np.isnan(array)
+        return np.asarray(np.isnan(array), dtype=np.bool_)
     if array.dtype.kind != "O":
         return np.zeros(array.shape, dtype=np.bool_)
     flat = [v is None or _is_nan(v) for v in array.flat]

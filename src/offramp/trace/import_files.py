@@ -16,7 +16,7 @@ from offramp._core.errors import FileFormatError, InputError, MissingExtraError
 from offramp.trace.imports import from_logits, from_predictions, from_probabilities
 from offramp.trace.trace import Trace
 
-_KINDS = {
+_KINDS: dict[str, Callable[..., Trace]] = {
     "logits": from_logits,
     "probabilities": from_probabilities,
     "predictions": from_predictions,

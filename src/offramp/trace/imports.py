@@ -46,7 +46,7 @@ def from_logits(
     names: Sequence[str] | None = None,
     ids: AnyArray | None = None,
     split: ArrayLike | Split | None = None,
-    class_names: Sequence[str] = (),
+    class_names: Iterable[str] = (),
     edges: Edges | None = None,
     seen_in_training: bool = False,
 ) -> Trace:
@@ -99,7 +99,7 @@ def from_probabilities(
     names: Sequence[str] | None = None,
     ids: AnyArray | None = None,
     split: ArrayLike | Split | None = None,
-    class_names: Sequence[str] = (),
+    class_names: Iterable[str] = (),
     edges: Edges | None = None,
     seen_in_training: bool = False,
 ) -> Trace:
@@ -153,7 +153,7 @@ def from_predictions(
     classes: int | None = None,
     ids: AnyArray | None = None,
     split: ArrayLike | Split | None = None,
-    class_names: Sequence[str] = (),
+    class_names: Iterable[str] = (),
     edges: Edges | None = None,
     seen_in_training: bool = False,
 ) -> Trace:
@@ -188,11 +188,12 @@ def from_predictions(
     (0.5, 2)
     """
     names = tuple(predictions)
-    answers = Answers(tuple(class_names))
+    known_names = _listed(class_names)
+    answers = Answers(known_names)
     ranked = torch.stack(_same_shape("predictions", predictions, answers.read), dim=1)  # (n, s, r)
-    known = labels_of(labels, class_names)
+    known = labels_of(labels, known_names)
     if classes is None:
-        classes = len(class_names) or int(known.max()) + 1 if len(known) else 0
+        classes = len(known_names) or int(known.max()) + 1 if len(known) else 0
     topology = _topology(names, edges)
     trace = Trace(
         topology=topology,
@@ -201,7 +202,7 @@ def from_predictions(
         costs=_cost_table(costs, unit, topology, len(ranked)),
         ranked=ranked,
         confidence=_confidence(confidences, answers.refused),
-        class_names=check_class_names(class_names, classes),
+        class_names=check_class_names(known_names, classes),
         seen_in_training=seen_in_training,
         **_optional(ids, split, len(ranked)),
     )
@@ -217,22 +218,28 @@ def _of_scores(
     topology: Topology,
     costs: CostTable,
     unit: str | None,
-    class_names: Sequence[str],
+    class_names: Iterable[str],
     seen_in_training: bool,
     ids: AnyArray | None,
     split: ArrayLike | Split | None,
 ) -> Trace:
+    names = _listed(class_names)
     return Trace(
         topology=topology,
-        labels=labels_of(labels, class_names),
+        labels=labels_of(labels, names),
         classes=logits.shape[2],
         costs=_cost_table(costs, unit, topology, len(logits)),
         logits=logits,
-        class_names=check_class_names(class_names, logits.shape[2]),
+        class_names=check_class_names(names, logits.shape[2]),
         seen_in_training=seen_in_training,
         lossy=logits.dtype == torch.float16,
         **_optional(ids, split, len(logits)),
     )
+
+
+def _listed(names: Iterable[str]) -> Sequence[str]:
+    """Names that can be walked through twice; a text stays one, to be refused."""
+    return names if isinstance(names, str) else tuple(names)
 
 
 def _stacked(
