@@ -19,7 +19,7 @@ from offramp.models import ModelSpec, build, head_arguments, token_linear
 from offramp.policy import Setting
 from offramp.runtime import Adaptive
 from offramp.runtime.testing import random_policy
-from offramp.stages import Cascade, cut, cut_points
+from offramp.stages import Cascade, attached, cut, cut_points, own_head
 from offramp.train import train_heads
 
 VOCABULARY, LENGTH, WIDTH, CLASSES, PAD = 24, 10, 32, 3, 0
@@ -299,6 +299,12 @@ def test_a_bundle_cuts_again_with_the_mask(cascade_and_choice, tmp_path):
     found, wanted = loaded.adaptive(batch), Adaptive(cascade, choice)(batch)
     assert torch.equal(found.stage, wanted.stage)
     torch.testing.assert_close(found.logits, wanted.logits, rtol=0, atol=1e-5)
+
+
+def test_a_bundle_that_does_not_say_what_its_heads_read_is_refused(cascade_and_choice):
+    cascade, _, _ = cascade_and_choice
+    with pytest.raises(InputError, match=r"reads the inputs \['attention_mask'\]"):
+        attached(own_head(cascade.stage(0).head), cascade.stage(0).module)
 
 
 def test_onnx_answers_as_the_runtime_does(cascade_and_choice, tmp_path):
