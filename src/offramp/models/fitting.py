@@ -103,8 +103,8 @@ def head_arguments(
             _check_side("grid", sides, options.get("grid", 2))
         if kind == "conv_head":
             _check_side("pool", sides, options.get("pool", 1))
-        given = {"axes": axes} if axes != 2 else {}
-        return {family.width: sides[0], "classes": classes, **given, **options}
+        behind = {} if axes == 2 else {"axes": axes}
+        return {family.width: sides[0], "classes": classes, **behind, **options}
     given = _reading(shape, known, options) if kind == "token_linear" else {}
     return {family.width: sides[-1], "classes": classes, **given, **options}
 

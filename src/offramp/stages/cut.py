@@ -64,11 +64,12 @@ def cut(
     names, captured = input_names(two), capture(net, two)
     plan = Plan(captured, net, _kept(names, captured.inputs, keep))
     positions = _located(plan, at)
-    segments: list[nn.Module] = list(build_segments(plan, positions, names))
+    built = build_segments(plan, positions, names)
+    segments: list[nn.Module] = list(built)
     _check_same(segments, two, reference)
     layouts = Layouts(plan, net, two, names)
-    for segment, position in zip(segments, positions, strict=False):
-        segment.meta[GIVES] = layouts.shape(position)  # type: ignore[index,union-attr]
+    for segment, position in zip(built, positions, strict=False):
+        segment.meta[GIVES] = layouts.shape(position)
     return segments
 
 
