@@ -19,7 +19,7 @@ from offramp.models import ModelSpec, build, head_arguments, token_linear
 from offramp.policy import Setting
 from offramp.runtime import Adaptive
 from offramp.runtime.testing import random_policy
-from offramp.stages import Cascade, cut, cut_points
+from offramp.stages import Cascade, attached, cut, cut_points, own_head
 from offramp.train import train_heads
 
 VOCABULARY, LENGTH, WIDTH, CLASSES, PAD = 24, 10, 32, 3, 0
@@ -124,11 +124,11 @@ def point_of(net, data):
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_in_a_causal_network_the_default_head_reads_the_last_real_token(side):
+def test_in_a_causal_network_the_default_head_reads_the_last_real_token_and_the_mean(side):
     data = texts(side)
     cascade = exits(text(), data)
     pool = cascade.stage(0).head.head.pool
-    assert (pool.pooling, pool.mask) == ("last", "attention_mask")
+    assert (pool.pooling, pool.mask) == ("last_and_mean", "attention_mask")
     assert accuracy(cascade, data) > 0.9
 
 
@@ -173,7 +173,7 @@ def test_without_a_mask_the_padding_token_tells():
     data = texts(masked=False)
     cascade = exits(text(masked=False), data)
     arguments = cascade.stage(0).head_spec.arguments
-    assert (arguments["pooling"], arguments["mask"]) == ("last", "input_ids")
+    assert (arguments["pooling"], arguments["mask"]) == ("last_and_mean", "input_ids")
     assert accuracy(cascade, data) > 0.9
 
 
@@ -261,7 +261,7 @@ def cascade_and_choice():
             arguments={
                 "features": WIDTH,
                 "classes": 3,
-                "pooling": "last",
+                "pooling": "last_and_mean",
                 "mask": "attention_mask",
             },
         ),
@@ -301,6 +301,12 @@ def test_a_bundle_cuts_again_with_the_mask(cascade_and_choice, tmp_path):
     torch.testing.assert_close(found.logits, wanted.logits, rtol=0, atol=1e-5)
 
 
+def test_a_bundle_that_does_not_say_what_its_heads_read_is_refused(cascade_and_choice):
+    cascade, _, _ = cascade_and_choice
+    with pytest.raises(InputError, match=r"reads the inputs \['attention_mask'\]"):
+        attached(own_head(cascade.stage(0).head), cascade.stage(0).module)
+
+
 def test_onnx_answers_as_the_runtime_does(cascade_and_choice, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     from offramp.bundle import export_single_file
@@ -337,7 +343,10 @@ def test_another_runtime_hands_the_mask_to_the_head(cascade_and_choice, tmp_path
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_a_decoder_of_others_gets_an_exit_that_knows_the_text(kind):
+def test_a_decoder_of_others_gets_an_exit_that_knows_the_text(kind, monkeypatch):
+    # A torchvision that was built for another torch must not keep transformers from loading.
+    registrations = types.ModuleType("registrations")
+    monkeypatch.setitem(sys.modules, "torchvision._meta_registrations", registrations)
     transformers = pytest.importorskip("transformers")
     data = texts()
     torch.default_generator.manual_seed(0)
@@ -356,5 +365,5 @@ def test_a_decoder_of_others_gets_an_exit_that_knows_the_text(kind):
         warnings.simplefilter("error", UserWarning)
         cascade = Cascade.of_exits(net, [at], example=data.batch(0, 4).inputs)
     pool = cascade.stage(0).head.head.pool
-    assert (pool.pooling, pool.mask) == ("last", "attention_mask")
+    assert (pool.pooling, pool.mask) == ("last_and_mean", "attention_mask")
     assert accuracy(cascade, data) > 0.6

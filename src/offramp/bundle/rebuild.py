@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from offramp._core.errors import FileFormatError, UnsupportedError
+from offramp._core.errors import FileFormatError, InputError, UnsupportedError
 from offramp._core.topology import RAW_INPUT, Topology
 from offramp._core.types import Batch
 from offramp.bundle.compiled_files import CompiledReader, check_together
@@ -144,11 +144,8 @@ def _stage(
 def _attached(head: nn.Module, module: nn.Module, segment: SegmentSpec, where: str) -> nn.Module:
     try:
         return attached(head, module, segment.cut.keep)
-    except ValueError as error:
-        raise FileFormatError(
-            f"{where}: its head reads inputs that the segment does not hand on, which keeps "
-            f"{list(segment.cut.keep)}: {error}"
-        ) from error
+    except InputError as error:
+        raise FileFormatError(f"{where} cannot be built: {error}") from error
 
 
 def answers_of(stages: Sequence[Stage], example: Batch) -> Tensor:

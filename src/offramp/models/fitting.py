@@ -18,6 +18,7 @@ from offramp._core.checks import check_choice
 from offramp._core.errors import InputError
 from offramp.models.heads import HEADS
 from offramp.models.layer_shape import LAYOUTS, LayerShape, Layout
+from offramp.models.pooled import LAST_AND_MEAN
 from offramp.models.spec import ModelSpec
 
 
@@ -66,8 +67,9 @@ def head_arguments(
 ) -> dict[str, Any]:
     """Arguments with which a `ModelSpec` of the name `kind` builds the head that fits a shape.
 
-    For tokens the head reads what the network itself reads, the first, the last real one or the
-    mean, and leaves out padding, as far as `cut_points` could tell; else the mean, with a warning.
+    For tokens the head reads what the network itself reads, the first, the last real one (and
+    beside it the mean) or the mean, and leaves out padding, as far as `cut_points` could tell;
+    else the mean, with a warning.
 
     Args:
         kind: Name of a head in `HEADS`.
@@ -103,8 +105,8 @@ def head_arguments(
             _check_side("grid", sides, options.get("grid", 2))
         if kind == "conv_head":
             _check_side("pool", sides, options.get("pool", 1))
-        given = {"axes": axes} if axes != 2 else {}
-        return {family.width: sides[0], "classes": classes, **given, **options}
+        behind = {} if axes == 2 else {"axes": axes}
+        return {family.width: sides[0], "classes": classes, **behind, **options}
     given = _reading(shape, known, options) if kind == "token_linear" else {}
     return {family.width: sides[-1], "classes": classes, **given, **options}
 
@@ -213,7 +215,8 @@ def _reading(
 ) -> dict[str, object]:
     """Which tokens count: as the options say, else as the network reads them itself."""
     flat, known = len(shape) == 2, shape if isinstance(shape, LayerShape) else None
-    pooling = options.get("pooling", None if known is None else known.pooling)
+    own = None if known is None else known.pooling
+    pooling = options.get("pooling", LAST_AND_MEAN if own == "last" else own)
     if not flat and pooling != "mean":
         if layout is None or "pooling" in options:
             raise InputError(

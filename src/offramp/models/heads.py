@@ -14,7 +14,7 @@ from offramp._core.checks import check_positive_int
 from offramp._core.errors import InputError
 from offramp._core.registry import Registry
 from offramp.models.depth import initialise
-from offramp.models.pooled import PooledHead, Reads, TokenPool
+from offramp.models.pooled import LAST_AND_MEAN, PooledHead, Reads, TokenPool
 
 Head = TypeVar("Head", bound=nn.Module)
 
@@ -161,7 +161,8 @@ def token_linear(
         features: Length of a token, the last axis of `(m, t, features)`.
         classes: Number of logits.
         pooling: "first" where there is a class token; "last" in a causal network, where the first
-            sees nothing but itself; "mean" elsewhere.
+            sees nothing but itself; "mean" elsewhere. "last_and_mean" reads both side by side: in
+            early layers of a causal network the last one does not know much of the others yet.
         mask: Name of the network's input `(m, t)` that tells real tokens from padding, such as
             "attention_mask"; then "last" and "mean" leave padding out. None: all are real.
         pad: What stands in that input at padding: 0 in an attention mask; with
@@ -173,7 +174,9 @@ def token_linear(
     torch.Size([5, 3])
     """
     _check(features=features, classes=classes)
-    classify = nn.Sequential(nn.LayerNorm(features), nn.Linear(features, classes))
+    vectors = 2 if pooling == LAST_AND_MEAN else 1
+    layers = [nn.LayerNorm(features), *([nn.Flatten()] if vectors > 1 else [])]
+    classify = nn.Sequential(*layers, nn.Linear(vectors * features, classes))
     reads = Reads(layout="channels_last", axes=(2, 3, 4), features=features)
     return _ready(PooledHead(TokenPool(pooling, mask=mask, pad=pad), classify, reads=reads), seed)
 

@@ -13,7 +13,8 @@ from offramp._core.checks import check_choice
 from offramp._core.errors import InputError
 from offramp.models.layer_shape import Layout
 
-TOKEN_POOLINGS = ("first", "mean", "last")
+LAST_AND_MEAN = "last_and_mean"
+TOKEN_POOLINGS = ("first", "mean", "last", LAST_AND_MEAN)
 
 
 @final
@@ -76,7 +77,8 @@ class TokenPool(nn.Module):
 
     Args:
         pooling: "first" is the class token, where there is one; "last" is what a causal network
-            has read everything by; "mean" also takes tokens in rows and columns, `(m, h, w, d)`.
+            has read everything by; "mean" also takes tokens in rows and columns, `(m, h, w, d)`;
+            "last_and_mean" gives both, `(m, 2, d)`.
         mask: Name of the network's input `(m, t)` that tells real tokens from padding, which may
             stand before or behind them.
         pad: What stands in that input at padding: 0 in an attention mask; of token ids the one
@@ -101,20 +103,31 @@ class TokenPool(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Give the vectors `(m, d)`; the mask is the input of that name, `(m, t)`."""
+        real = None if mask is None else mask != self.pad  # (m, t)
         if self.pooling == "first":
             return x[:, 0]
-        if mask is None:
-            return x[:, -1] if self.pooling == "last" else x.flatten(1, -2).mean(dim=1)
-        real = mask != self.pad  # (m, t)
         if self.pooling == "mean":
-            kept = torch.where(real[:, :, None], x, 0.0)  # NaN at padding counts nothing
-            return kept.sum(dim=1) / real.sum(dim=1, keepdim=True).clamp(min=1).to(x.dtype)
-        places = torch.ones_like(mask, dtype=torch.int64).cumsum(dim=1)  # 1, 2, ..., whatever t
-        last = (places * real).amax(dim=1).clamp(min=1) - 1  # (m,)
-        index = last[:, None, None].expand(-1, 1, x.shape[2])
-        return x.gather(1, index).squeeze(1)
+            return _mean(x, real)
+        if self.pooling == "last":
+            return _last(x, real)
+        return torch.stack([_last(x, real), _mean(x, real)], dim=1)
 
     def extra_repr(self) -> str:
         """What `repr` shows."""
         of = "" if self.mask is None else f", mask={self.mask!r}, pad={self.pad}"
         return f"{self.pooling!r}{of}"
+
+
+def _mean(x: Tensor, real: Tensor | None) -> Tensor:
+    if real is None:
+        return x.flatten(1, -2).mean(dim=1)
+    kept = torch.where(real[:, :, None], x, 0.0)  # NaN at padding counts nothing
+    return kept.sum(dim=1) / real.sum(dim=1, keepdim=True).clamp(min=1).to(x.dtype)
+
+
+def _last(x: Tensor, real: Tensor | None) -> Tensor:
+    if real is None:
+        return x[:, -1]
+    places = torch.ones_like(real, dtype=torch.int64).cumsum(dim=1)  # 1, 2, ..., whatever t
+    last = (places * real).amax(dim=1).clamp(min=1) - 1  # (m,)
+    return x.gather(1, last[:, None, None].expand(-1, 1, x.shape[2])).squeeze(1)

@@ -76,8 +76,8 @@ def cut(
     _check_same(segments, two, reference)
     put_at_entry(built[0], tried_sizes(net, segments, plan.captured.followed, two, names))
     layouts = Layouts(plan, net, two, names)
-    for segment, position in zip(segments, positions, strict=False):
-        segment.meta[GIVES] = layouts.shape(position)  # type: ignore[index,union-attr]
+    for segment, position in zip(built, positions, strict=False):
+        segment.meta[GIVES] = layouts.shape(position)
     return segments
 
 

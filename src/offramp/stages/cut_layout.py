@@ -94,16 +94,15 @@ class Layouts:
 
     def _own_reading(self) -> tuple[str, Any] | None:
         """How the network makes one vector of tokens `(m, t, d)` in the end, and their number."""
-        found = None
+        found: tuple[str, Any] | None = None
         for node in self._captured.data:
             given = node.all_input_nodes[0] if node.all_input_nodes else None
-            value = None if given is None else given.meta.get("val")
-            tokens = isinstance(value, Tensor) and value.dim() == 3
-            if given is None or not tokens or self._axes.get(given) != 2:
+            if given is None or self._axes.get(given) != 2:
                 continue
-            pooling = _pooling_of(node, value)
-            if pooling is not None:
-                found = pooling, value.shape[1]
+            value = given.meta.get("val")
+            if isinstance(value, Tensor) and value.dim() == 3:
+                pooling = _pooling_of(node, value)
+                found = found if pooling is None else (pooling, value.shape[1])
         return found
 
 
@@ -123,7 +122,7 @@ def _pooling_of(node: fx.Node, value: Tensor) -> str | None:
         ends = {0: "first", -1: "last"}
         if isinstance(length, int):
             ends[length - 1] = "last"
-        return ends.get(args[2]) if isinstance(args[2], int) else None  # type: ignore[call-overload]
+        return ends.get(args[2]) if isinstance(args[2], int) else None
     if packet is _aten.slice and len(args) > 2 and args[1] == 1:
         begin, end = args[2], args[3] if len(args) > 3 else None
         if begin == 0 and end == 1:
@@ -222,7 +221,7 @@ def _reshaped(axis: int, before: Sequence[Any], after: Sequence[Any]) -> int | N
 
 
 def _transposed(axis: int, args: Sequence[Any], value: Tensor) -> int | None:
-    one, other = (k % value.dim() for k in args[1:3])
+    one, other = (int(k) % value.dim() for k in args[1:3])
     return {one: other, other: one}.get(axis, axis)
 
 
@@ -239,7 +238,7 @@ def _moved(axis: int, args: Sequence[Any], value: Tensor) -> int | None:
 
 
 def _unsqueezed(axis: int, args: Sequence[Any], value: Tensor) -> int | None:
-    return axis + (args[1] % (value.dim() + 1) <= axis)
+    return axis + int(args[1] % (value.dim() + 1) <= axis)
 
 
 def _dropped(axis: int, args: Sequence[Any], value: Tensor) -> int | None:

@@ -107,9 +107,11 @@ def check_first_tokens(
         segments: Of the network.
         example: What the first of them reads.
     """
+    if not names:
+        return
     two = rows_of(nn.ModuleList(segments), example)
     other = _first_repeated(two)
-    if other is None or not names:
+    if other is None:
         return
     given: list[Batch] = [two, other]
     with torch.no_grad():

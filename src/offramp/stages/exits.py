@@ -138,10 +138,19 @@ def attached(head: nn.Module, segment: nn.Module, keep: Sequence[str] = ()) -> n
         segment: Of `cut`.
         keep: Inputs that the segment hands on, as `cut` took them.
 
+    Raises:
+        InputError: If the head reads another input.
+
     >>> head = nn.Linear(2, 3)
     >>> attached(head, nn.Identity()) is head
     True
     """
+    missing = [name for name in _keeps(head) if name not in keep]
+    if missing:
+        raise InputError(
+            f"The head reads the inputs {missing}, which the segment does not hand on; cut with "
+            f"keep={missing}."
+        )
     count = _count_given(segment)
     if count is None:
         return head
