@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TextIO, final
+from typing import Any, final
 
 _SHOWN = 300  # characters of an error of torch; some hold whole graphs
 
@@ -45,7 +45,7 @@ def shortened(text: str) -> str:
 class _Deaf(io.TextIOBase):
     """A stream that drops what one thread writes."""
 
-    def __init__(self, behind: TextIO) -> None:
+    def __init__(self, behind: Any) -> None:  # noqa: ANN401  (a stream, or None without a terminal)
         super().__init__()
         self.behind = behind
         self.thread: int | None = threading.get_ident()
@@ -53,7 +53,7 @@ class _Deaf(io.TextIOBase):
     def write(self, text: str, /) -> int:
         if self.thread == threading.get_ident() or self.behind is None:
             return len(text)
-        return self.behind.write(text)
+        return int(self.behind.write(text))
 
     def flush(self) -> None:
         if self.behind is not None:

@@ -6,7 +6,7 @@ Layer: stages.  Source: methods.md, introduction (a multiply-add counts as 2 FLO
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, Self, final
+from typing import Any, final
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -48,7 +48,7 @@ class Operations:
         """Operations so far."""
         return int(self._counter.get_total_flops()) - self._passed_over
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Operations":
         self._stack.enter_context(self._counter)
         self._stack.enter_context(self._control)
         return self

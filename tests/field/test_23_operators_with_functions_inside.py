@@ -1,0 +1,116 @@
+"""Operations inside of torch.cond and loops are counted, or the operator is named."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from offramp._core.errors import UnsupportedError
+from offramp.stages import Cascade, cut, cut_points, measure_flops
+from offramp.stages.operations import Operations
+
+FIRST, LAST, EACH = 2 * 6 * 8, 2 * 8 * 3, 2 * 8 * 8
+
+
+class Base(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.one, self.two, self.three = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.register_buffer("wide", torch.tensor(True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.middle(self.first(x).relu()))
+
+    def middle(self, h: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class Cond(Base):
+    """The dearer branch is not the one that is taken."""
+
+    def middle(self, h: Tensor) -> Tensor:
+        return torch.cond(self.wide, lambda t: self.one(t), lambda t: self.three(self.two(t)), (h,))
+
+
+class Loop(Base):
+    def middle(self, h: Tensor) -> Tensor:
+        from torch._higher_order_ops.while_loop import while_loop
+
+        start = torch.zeros((), dtype=torch.int64)
+        return while_loop(lambda k, t: k < 3, lambda k, t: (k + 1, self.one(t)), (start, h))[1]
+
+
+class Scan(Base):
+    def middle(self, h: Tensor) -> Tensor:
+        from torch._higher_order_ops.scan import scan
+
+        return scan(lambda c, x: (self.one(c) + x.sum(), x.clone()), h, torch.ones(4, 1))[0]
+
+
+@pytest.fixture
+def eager():
+    """torch runs such operators by its compiler, which trips over the type checks of tests."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+NETWORKS = [(Cond, 2 * EACH), (Loop, 3 * EACH), (Scan, 4 * EACH)]
+
+
+@pytest.mark.parametrize(("kind", "inside"), NETWORKS)
+@pytest.mark.filterwarnings("ignore")  # of torch
+@pytest.mark.usefixtures("eager")
+def test_points_and_costs_count_what_is_inside(kind, inside):
+    net, x = kind().eval(), torch.randn(3, 6)
+    points = cut_points(net, x)
+    assert [p.name for p in points] == ["first"]
+    assert points[0].flops == FIRST
+    assert points[0].share == pytest.approx(FIRST / (FIRST + inside + LAST))
+    assert measure_flops(Cascade.of_models({"net": net}), x).segment == (FIRST + inside + LAST,)
+    carry = x
+    with torch.no_grad():
+        for segment in cut(net, ["first"], x):
+            carry = segment(carry)
+        assert torch.allclose(carry, net(x), atol=1e-6)
+
+
+def test_an_operator_into_which_nobody_can_look_is_named():
+    from torch.nn.attention.flex_attention import flex_attention
+
+    q = torch.rand(1, 1, 16, 8)
+    with (
+        pytest.raises(UnsupportedError, match="inside of 'flex_attention' cannot be counted"),
+        torch.no_grad(),
+        Operations(),
+    ):
+        torch.ops.higher_order.flex_attention(
+            q, q, q, lambda s, *_: s, (None,) * 11, 1.0, {}, (), ()
+        )
+    assert callable(flex_attention)
+
+
+def test_branches_within_branches_count_once_each():
+    a = torch.rand(2, 3)
+
+    def run(k):
+        return lambda: [a @ a.T for _ in range(k)]
+
+    with Operations() as operations:
+        operations.dearest([lambda: operations.dearest([run(1), run(5)]), run(2)])
+    assert operations.total == 5 * 2 * 2 * 3 * 2
+
+
+def test_weights_given_to_layers_are_no_trouble():
+    """torch's counter has hooks that ask for gradients of a layer's inputs."""
+
+    class Given(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token, self.layer = nn.Parameter(torch.rand(1, 8)), nn.Linear(8, 8)
+            self.last = nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(x + self.layer(self.token))
+
+    net = Given().eval()
+    assert measure_flops(Cascade.of_models({"net": net}), torch.rand(2, 8)).segment[0] > 0
