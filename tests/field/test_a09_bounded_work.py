@@ -154,7 +154,7 @@ def test_numbers_that_cannot_be_are_refused_in_every_format(bundle, change, matc
 def test_class_names_of_another_number_are_refused_by_the_first_answer(bundle):
     edit(bundle, lambda m: m.update(class_names=["x", "y"]))
     loaded = load_bundle(bundle)
-    with pytest.raises(InputError, match="class_names must have 3 entries, .* got 2"):
+    with pytest.raises(InputError, match=r"class_names must have 3 entries, .* got 2"):
         loaded.adaptive(torch.zeros(1, 1, 8, 8))
 
 
@@ -245,6 +245,6 @@ def test_loops_of_openvino_are_refused_in_any_spelling():
         b"<net><layer><port_map\n></port_map></layer></net>",
         "<net><body/></net>".encode("utf-16"),
     ):
-        with pytest.raises(FileFormatError, match="loops|UTF-8"):
+        with pytest.raises(FileFormatError, match=r"loops|UTF-8"):
             check_openvino(text, "x")
     check_openvino(b"<net><layer name='body' type='Relu'/></net>", "x")

@@ -57,7 +57,7 @@ def test_openvino_that_another_process_started_is_not_waited_for(monkeypatch):
     ov._core()
     monkeypatch.setattr(ov.os, "getpid", lambda: -1)  # what a child would see
     cascade = Cascade.of_models({"a": build(SPEC)})
-    with pytest.raises(UnsupportedError, match="was started in the process .*'spawn'"):
+    with pytest.raises(UnsupportedError, match=r"was started in the process .*'spawn'"):
         with_backend(cascade, "openvino", example=X)
 
 

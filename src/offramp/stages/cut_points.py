@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from offramp._core.released import released
 from offramp._core.types import Batch
 from offramp.stages.cost import plain_attention
 from offramp.stages.cut import answer, input_names
@@ -40,6 +41,7 @@ class CutPoint:
     share: float
 
 
+@released()
 def cut_points(net: nn.Module, example: Batch) -> list[CutPoint]:
     """List where a network can be cut, in the order in which it runs.
 

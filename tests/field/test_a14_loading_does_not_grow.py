@@ -1,0 +1,49 @@
+"""Cutting, listing cut points and exporting again and again keep nothing in the process."""
+
+import gc
+import linecache
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import graph_module
+
+from offramp.models import small_cnn
+from offramp.runtime.backends import to_onnx
+from offramp.stages import cut, cut_points
+
+X = torch.rand(1, 1, 8, 8)
+
+
+def net():
+    return small_cnn(width=2, depth=2).eval()
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda: cut(net(), ["features.0"], X),
+        lambda: cut_points(net(), X),
+        lambda: to_onnx(net(), X, name="x"),
+    ],
+    ids=["cut", "cut_points", "to_onnx"],
+)
+def test_what_torch_keeps_of_a_graph_is_given_back(work):
+    def kept():
+        gc.collect()
+        graphs = sum(name.startswith("<eval_with_key>") for name in linecache.cache)
+        objects = sum(type(each).__name__ == "SymNode" for each in gc.get_objects())
+        return len(graph_module._loader.eval_cache), graphs, len(FakeTensorMode.cache), objects
+
+    work()
+    before = kept()
+    work()
+    assert kept() == before
+
+
+def test_segments_still_run_and_can_be_followed_again():
+    first, last = cut(net(), ["features.0"], X)
+    assert torch.equal(last(first(X)), net()(X))
+    assert to_onnx(first, X, name="x").graph.node
+    with pytest.raises(RuntimeError, match="channels"):  # torch explains, without its sources
+        first(torch.rand(1, 3, 8, 8))
