@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import graph_module
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from offramp.models import small_cnn
 from offramp.runtime.backends import to_onnx
@@ -32,8 +33,9 @@ def test_what_torch_keeps_of_a_graph_is_given_back(work):
     def kept():
         gc.collect()
         graphs = sum(name.startswith("<eval_with_key>") for name in linecache.cache)
-        objects = sum(type(each).__name__ == "SymNode" for each in gc.get_objects())
-        return len(graph_module._loader.eval_cache), graphs, len(FakeTensorMode.cache), objects
+        cached = [m.cache_info() for m in vars(ShapeEnv).values() if hasattr(m, "cache_info")]
+        shapes = sum(info.currsize for info in cached)
+        return len(graph_module._loader.eval_cache), graphs, len(FakeTensorMode.cache), shapes
 
     work()
     before = kept()

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import graph_module
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 
 @contextmanager
@@ -37,3 +38,6 @@ def released() -> Iterator[None]:
             kept.pop(name, None)
             linecache.cache.pop(name, None)
         FakeTensorMode.cache_clear()
+        for method in vars(ShapeEnv).values():  # some are cached, and so keep their object
+            if hasattr(method, "cache_clear"):
+                method.cache_clear()
