@@ -1,5 +1,8 @@
 """Loading a bundle: nothing is run or built before the files are what the manifest says.
 
+A bundle is data of others. Its files may be links, and other files may lie beside them: those that
+are listed must have the checksum that is listed, the rest is not read.
+
 Layer: bundle.
 """
 
@@ -24,6 +27,8 @@ from offramp.bundle.rebuild import rebuild
 from offramp.policy import Setting
 from offramp.runtime import Adaptive, Static
 from offramp.stages import Stage
+
+_MOST_BYTES = 64 * 2**20  # of a policy
 
 
 @final
@@ -72,7 +77,8 @@ def load_bundle(
         path: The folder.
         device: Where to run.
         verify: Compare the checksum of every file, and for exits the answers to the example of the
-            bundle. Without it sizes are compared, and exits only have to run.
+            bundle. Without it sizes are compared, and exits only have to run; a link that leads
+            out of the folder is verified all the same.
         optimise: As for `Adaptive`, for both models.
         allow_import: Whether networks may be built by "module:callable". That runs code by a name
             that stands in the bundle, so allow it only for bundles whose origin you trust.
@@ -84,10 +90,10 @@ def load_bundle(
         threads: As for `with_backend`.
 
     Raises:
-        FileFormatError: If a file is missing, truncated, changed, a link, not listed or foreign,
-            or written by a newer version; if a network cannot be built, cut, or given its heads
-            as the manifest says; or if exits answer otherwise than when they were saved. It names
-            the file.
+        FileFormatError: If a file is missing, truncated, changed or foreign, or written by a newer
+            version; if a network is larger than its weights, or cannot be built, cut, or given its
+            heads as the manifest says; or if exits answer otherwise than when they were saved. It
+            names the file.
         UnsupportedError: If a network needs an import that is not allowed or not installed, or a
             backend cannot run a stage.
         MissingExtraError: If a backend is not installed, also one that stages were saved in.
@@ -167,7 +173,7 @@ class _HeldStages:
 
 def _read_setting(path: Path, manifest: Manifest) -> Setting:
     try:
-        setting = Setting.from_dict(read_json(path))
+        setting = Setting.from_dict(read_json(path, most_bytes=_MOST_BYTES))
     except FileFormatError:
         raise
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:

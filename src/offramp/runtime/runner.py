@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError, UnsupportedError
+from offramp._core.errors import InputError
+from offramp._core.forks import prepare_for_forks
 from offramp._core.topology import Topology
 from offramp._core.types import Batch
 from offramp.policy.policy import Policy
@@ -69,6 +71,7 @@ class Runner(nn.Module):
         times: StageTimes | None = None,
     ) -> None:
         super().__init__()
+        prepare_for_forks()
         if times is not None and times.stages != topology.names:
             raise InputError(
                 f"times must be of the stages {topology.names}, got those of {times.stages}. "

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from offramp._core.batch import apply, take_rows
 from offramp._core.errors import InputError, UnsupportedError
+from offramp._core.released import released
 from offramp._core.types import Batch
 from offramp.models import extract_logits
 from offramp.stages.cut_graph import capture, rows_of
@@ -26,6 +27,7 @@ GIVES = "gives"
 _TOLERANCE = 1e-4  # of a float32 answer relative to the largest one; segments differ by rounding
 
 
+@released()
 def cut(
     net: nn.Module, at: Sequence[str], example: Batch, *, keep: Sequence[str] = ()
 ) -> list[nn.Module]:

@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from offramp._core.errors import UnsupportedError
+from offramp._core.released import released
 from offramp._core.types import Batch
 from offramp.stages.cut import answer, input_names
 from offramp.stages.cut_along import going_along
@@ -46,6 +47,7 @@ class CutPoint:
     along: int = 0
 
 
+@released()
 def cut_points(net: nn.Module, example: Batch) -> list[CutPoint]:
     """List where a network can be cut, in the order in which it runs.
 

@@ -95,7 +95,7 @@ def close(one, other):
 
 def test_measurements_come_back_and_auto_takes_the_fastest(measured, cascade, setting):
     bundle = load_bundle(measured, backend="auto")
-    assert bundle.manifest.version == 3
+    assert bundle.manifest.version == 4
     assert bundle.manifest.backend_table() == table("small", "large", eager=2.0, onnxruntime=1.0)
     assert runs_in(bundle) == ["onnxruntime", "onnxruntime"]
     assert close(bundle.adaptive(images()), Adaptive(cascade, setting)(images()))
@@ -110,11 +110,9 @@ def test_one_backend_for_all_or_for_each_by_name(measured):
     ]
 
 
-def test_a_bundle_without_measurements_stays_in_its_old_format_and_needs_a_name(
-    tmp_path, cascade, setting
-):
+def test_a_bundle_without_measurements_needs_the_name_of_a_backend(tmp_path, cascade, setting):
     save_bundle(tmp_path / "b", cascade, setting, input_shape=(1, 8, 8))
-    assert read_manifest(tmp_path / "b").version == 1
+    assert read_manifest(tmp_path / "b").version == 4
     with pytest.raises(InputError, match="'auto' needs measurements, and this bundle has none"):
         load_bundle(tmp_path / "b", backend="auto")
     bundle = load_bundle(tmp_path / "b", backend="onnxruntime")

@@ -106,7 +106,7 @@ def check_comes_back(folder, cascade, setting):
 def test_a_cascade_in_another_runtime_comes_back(tmp_path, in_backend, backend, fuse, block):
     made = in_backend(backend, fuse, block)
     bundle = check_comes_back(tmp_path / "b", made, setting_of(made))
-    assert bundle.manifest.version == 3
+    assert bundle.manifest.version == 4
     held = [stage.module for stage in bundle.adaptive.runner.stages.values()]
     assert {module.backend for module in held if isinstance(module, Compiled)} == {backend}
 

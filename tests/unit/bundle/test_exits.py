@@ -136,7 +136,7 @@ def test_a_loaded_bundle_answers_bit_by_bit_as_what_was_saved(written, cascade, 
 
 def test_the_network_is_written_once_and_only_the_heads_that_are_used(written):
     manifest = read_manifest(written)
-    assert manifest.version == 2
+    assert manifest.version == 4
     (network,) = manifest.networks
     assert network.at == tuple(AT)
     assert network.model.name == "resnet8"

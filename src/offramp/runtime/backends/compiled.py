@@ -5,7 +5,7 @@ Layer: runtime.
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any, final
+from typing import Any, NoReturn, final
 
 import torch
 from torch import Tensor, nn
@@ -100,6 +100,15 @@ class Compiled(nn.Module):
 
     def __deepcopy__(self, memo: object) -> "Compiled":
         return self  # nothing in it changes
+
+    def __copy__(self) -> "Compiled":
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise UnsupportedError(
+            f"{self.name} runs in {self.backend!r}, which cannot be pickled, nor sent to another "
+            "process. Save a bundle and call load_bundle(path) there."
+        )
 
     def extra_repr(self) -> str:
         """Its backend, for printing."""

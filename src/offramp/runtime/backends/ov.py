@@ -8,6 +8,7 @@ import functools
 import importlib.util
 import io
 import logging
+import os
 import tempfile
 import threading
 import warnings
@@ -194,9 +195,22 @@ def is_openvino_there() -> bool:
     return all(importlib.util.find_spec(name) is not None for name in names)
 
 
-@functools.cache
 def _core() -> Any:  # noqa: ANN401  (an optional package)
-    return imported("openvino", _EXTRA).Core()
+    core, process = _started()
+    if process != os.getpid():
+        raise UnsupportedError(
+            "OpenVINO was started in the process that this one was forked from, and its threads "
+            "are not here, so compiling a model would wait for ever. Start processes by 'spawn' "
+            "(multiprocessing.get_context('spawn')), or load after the fork alone; models that "
+            "were loaded before it run here."
+        )
+    return core
+
+
+@functools.cache
+def _started() -> tuple[Any, int]:
+    """OpenVINO, and the process that started it."""
+    return imported("openvino", _EXTRA).Core(), os.getpid()
 
 
 @contextlib.contextmanager

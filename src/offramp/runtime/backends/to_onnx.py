@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from offramp._core.batch import apply
 from offramp._core.errors import InputError, MissingExtraError, OfframpError, UnsupportedError
+from offramp._core.released import released
 from offramp._core.types import Batch
 from offramp.runtime.backends.form import Form, axes_that_differ, flat
 from offramp.runtime.prepare import fold_batch_norm
@@ -30,6 +31,7 @@ BATCH, LENGTH = "batch", "length"
 _OPERATOR = re.compile(r"No ONNX function found for <OpOverload\(op='([^']+)'")
 
 
+@released()
 def to_onnx(
     module: nn.Module, inputs: Batch, *, name: str, others: Sequence[Batch] = ()
 ) -> "onnx.ModelProto":
