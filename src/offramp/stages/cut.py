@@ -16,6 +16,7 @@ from offramp.models import extract_logits
 from offramp.stages.cut_graph import capture, rows_of
 from offramp.stages.cut_plan import Plan
 from offramp.stages.cut_segments import build_segments
+from offramp.stages.reading import copied
 
 _TOLERANCE = 1e-4  # of a float32 answer relative to the largest one; segments differ by rounding
 
@@ -53,7 +54,7 @@ def cut(net: nn.Module, at: Sequence[str], example: Batch) -> list[nn.Module]:
     """
     two = rows_of(net, example)
     reference = answer(net, two)
-    plan = Plan(capture(net, two), net)
+    plan = Plan(capture(net, copied(two)), net)
     segments: list[nn.Module] = list(build_segments(plan, _located(plan, at), input_names(two)))
     _check_same(segments, two, reference)
     return segments
@@ -74,7 +75,7 @@ def answer(net: nn.Module, example: Batch) -> Tensor:
     """
     try:
         with torch.no_grad():
-            return extract_logits(apply(net, example))
+            return extract_logits(apply(net, copied(example)))  # it may write into it
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
