@@ -212,3 +212,23 @@ def test_predictions_of_a_network_leave_the_data_set_alone():
     found = predictions(InPlace(0).eval(), data)
     assert found.tolist() == expected(x)[:, 0].argmax(1).tolist()
     assert torch.equal(data.inputs, x)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_network_that_writes_into_its_input_can_be_cut_and_leaves_the_example_alone(n):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.last = Pure(0).f, nn.Linear(3, 3)
+
+        def forward(self, x):
+            x -= 0.5
+            return self.last(self.inner(x))
+
+    net, example = Net().eval(), draw(n)
+    cascade = Cascade.of_exits(net, ["inner"], heads={"inner": nn.Identity()}, example=example)
+    assert torch.equal(example, draw(n))
+    x = draw()
+    with torch.no_grad():
+        torch.testing.assert_close(cascade(x)[:, 1], net(draw()))
+    assert torch.equal(x, draw())

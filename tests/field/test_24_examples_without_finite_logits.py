@@ -171,7 +171,7 @@ normalise = { scale = 1e30 }
 def test_the_shell_has_the_same_choice(tmp_path, capsys, how):
     images = np.random.default_rng(0).random((12, 1, 8, 8), dtype=np.float32) * 1e-30
     images[5] = 1e20  # overflows
-    np.savez(tmp_path / "data.npz", inputs=images, labels=np.arange(12) % 3)
+    np.savez(tmp_path / "data.npz", images=images, labels=np.arange(12) % 3)
     arguments = {"width": 2, "depth": 2, "classes": 3}
     save_weights(small_cnn(**arguments), tmp_path / "net.safetensors")
     config = tmp_path / "run.toml"

@@ -4,7 +4,7 @@ Layer: runtime.
 """
 
 from dataclasses import dataclass, replace
-from typing import final
+from typing import Any, final
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -58,7 +58,7 @@ class Answer:
         (True, False)
         """
         with torch.inference_mode(False), torch.no_grad():
-            tensors = {
+            tensors: dict[str, Any] = {
                 name: value.clone()
                 for name in self.__slots__
                 if isinstance(value := getattr(self, name), Tensor)

@@ -115,7 +115,8 @@ class Runner(nn.Module):
             self._put_back()
         if not self._checked and n > 1:
             asked = [self._by_index[k].name for k in self.plans]
-            self._checked = check_company(list(self._by_index.values()), batch, asked)
+            held = list(self._by_index.values())
+            self._checked = check_company(held, batch, asked, topology=self.topology)
         return Execution(
             self.topology,
             self.plans,

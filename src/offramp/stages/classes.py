@@ -7,14 +7,25 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from offramp._core.errors import InputError
+from offramp._core.topology import Topology
 from offramp._core.types import Batch
 from offramp.models import SeveralLogitsError
 from offramp.stages.stage import Stage
 
 
-def results_of_all(stages: Iterable[Stage], batch: Batch) -> Iterator[tuple[Stage, Any]]:
-    """Each stage with what its segment gives; a segment that stages share runs once."""
+def results_of_all(
+    stages: Iterable[Stage], batch: Batch, topology: Topology | None = None
+) -> Iterator[tuple[Stage, Any]]:
+    """Each stage with what its segment gives; a segment that stages share runs once.
+
+    Args:
+        stages: In topological order; of each group that others continue at least one.
+        batch: Raw input.
+        topology: Of the whole cascade, where not all of its stages are here.
+    """
     groups: dict[str, str] = {}
+    if topology is not None:
+        groups = dict(zip(topology.names, topology.groups, strict=True))
     held: dict[str, Any] = {}
     for stage in stages:
         groups[stage.name] = stage.group

@@ -7,7 +7,8 @@ Layer: stages.  Source: docs/adr/0030.
 """
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from offramp._core.batch import batch_size, take_rows
 from offramp._core.errors import OfframpError, UnsupportedError
+from offramp._core.topology import Topology
 from offramp._core.types import Batch
 from offramp.stages.classes import check_same_classes, results_of_all
 from offramp.stages.stage import Stage
@@ -36,6 +38,7 @@ def check_company(
     batch: Batch,
     asked: Iterable[str] | None = None,
     whole: Tensor | None = None,
+    topology: Topology | None = None,
 ) -> bool:
     """Run a few rows of a batch in other company and alone, and compare the answers.
 
@@ -45,6 +48,7 @@ def check_company(
         stages: In topological order, with all that they continue.
         batch: Raw input; at least two examples that differ can show something.
         asked: Names of the stages that answer; by default all.
+        topology: Of the whole cascade, where not all of its stages are here.
         whole: What all of them answered to the whole batch, `(m, s, c)`, where that is known.
 
     Returns:
@@ -64,38 +68,41 @@ def check_company(
     some = take_rows(batch, torch.tensor(rows))
     if _all_alike(some):
         return False
-    base = answers_of_all(stages, some, names)
+    run = partial(_answers, stages, names, topology)
+    base = run(some)
     if any(len(answer) != len(rows) for answer in base.values()):
         return False  # whoever runs the batch tells
     check_same_classes({name: answer.shape[1] for name, answer in base.items()})
     coarse = {stage.name: _coarse(stage) for stage in stages}
     for places, kept in _companies(len(rows)):
-        found = answers_of_all(stages, take_rows(some, torch.tensor(places)), names)
+        found = run(take_rows(some, torch.tensor(places)))
         for name, answer in found.items():
             gap = _gap(answer[kept], base[name][kept])
             if gap > max(_SAME_SIZE, 4 * coarse[name].step):
-                again = answers_of_all(stages, some, names)[name]
+                again = run(some)[name]
                 _blame(name, gap, _gap(again, base[name]), coarse[name].limit)
     if whole is not None:
         for stage, answer in zip(stages, whole[rows].unbind(1), strict=True):
             _check_rounding(stage.name, base[stage.name], answer, coarse, "in a small batch")
     for k in _spread(len(rows), _ALONE):
-        for name, answer in _alone(stages, some, k, names).items():
+        for name, answer in _alone(run, some, k).items():
             _check_rounding(name, answer, base[name][k : k + 1], coarse, "alone")
     for stage in stages:
         stage.keeps_company |= stage.name in names
     return True
 
 
-def answers_of_all(stages: Iterable[Stage], batch: Batch, asked: Collection[str]) -> Answers:
-    """Logits `(m, c)` of the stages that are asked, by name; a shared segment runs once."""
-    results = results_of_all(stages, batch)
+def _answers(
+    stages: Sequence[Stage], asked: Collection[str], topology: Topology | None, batch: Batch
+) -> Answers:
+    """Logits `(m, c)` of the stages that are asked, by name."""
+    results = results_of_all(stages, batch, topology)
     return {stage.name: stage.answer(result) for stage, result in results if stage.name in asked}
 
 
-def _alone(stages: Sequence[Stage], some: Batch, k: int, names: set[str]) -> Answers:
+def _alone(run: Callable[[Batch], Answers], some: Batch, k: int) -> Answers:
     try:
-        return answers_of_all(stages, take_rows(some, torch.tensor([k])), names)
+        return run(take_rows(some, torch.tensor([k])))
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
         if isinstance(error, UnsupportedError):
             raise
@@ -103,10 +110,10 @@ def _alone(stages: Sequence[Stage], some: Batch, k: int, names: set[str]) -> Ans
             str(error) if isinstance(error, OfframpError) else f"{type(error).__name__}: {error}"
         )
         raise UnsupportedError(
-            f"The stages {[stage.name for stage in stages]} run on {batch_size(some)} examples, "
-            f"but not on one alone: {reason} Often it is BatchNorm without running statistics, or "
-            "a squeeze() that takes the batch's axis as well. Survivors of a cascade come in any "
-            "number; mend the network so that it takes one."
+            f"The stages run on {batch_size(some)} examples, but not on one alone: {reason} Often "
+            "it is BatchNorm without running statistics, or a squeeze() that takes the batch's "
+            "axis as well. Survivors of a cascade come in any number; mend the network so that it "
+            "takes one."
         ) from error
 
 

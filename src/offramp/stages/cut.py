@@ -21,6 +21,7 @@ from offramp.stages.cut_quiet import shortened
 from offramp.stages.cut_segments import build_segments
 from offramp.stages.cut_sizes import put_at_entry
 from offramp.stages.cut_tried import tried_sizes
+from offramp.stages.reading import copied
 
 #: What a segment's `meta` calls the `LayerShape` of the first tensor that it gives.
 GIVES = "gives"
@@ -86,7 +87,7 @@ def cut(
 def _built(
     net: nn.Module, at: Sequence[str], two: Batch, names: Sequence[str], keep: Sequence[str]
 ) -> tuple[Plan, list[int], list[fx.GraphModule]]:
-    captured = capture(net, two)
+    captured = capture(net, copied(two))
     plan = Plan(captured, net, _kept(names, captured.inputs, keep))
     positions = _located(plan, at)
     try:
@@ -94,7 +95,7 @@ def _built(
     except UnsupportedError:
         if not captured.followed.lengths:
             raise
-    captured = capture(net, two, lengths=False)  # a length cannot be known everywhere
+    captured = capture(net, copied(two), lengths=False)  # a length cannot be known everywhere
     plan = Plan(captured, net, _kept(names, captured.inputs, keep))
     positions = _located(plan, at)
     return plan, positions, build_segments(plan, positions, names)
@@ -126,7 +127,7 @@ def answer(net: nn.Module, example: Batch) -> Tensor:
     """
     try:
         with torch.no_grad():
-            return extract_logits(apply(net, example))
+            return extract_logits(apply(net, copied(example)))  # it may write into it
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
