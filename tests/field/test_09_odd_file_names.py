@@ -162,5 +162,5 @@ def test_json_files_and_messages_hold_odd_paths(tmp_path, capsys):
     write_json(tmp_path / "x.json", {"command": odd})
     assert read_json(tmp_path / "x.json") == {"command": odd}
     assert printable(odd) == "run\\xe9"
-    assert main(["report", odd]) == 2
+    assert main(["record", "--config", odd, "--out", "x"]) == 2
     assert "run\\xe9" in capsys.readouterr().err

@@ -206,6 +206,11 @@ def test_what_is_no_list_is_named_with_its_place(tmp_path):
         configured(tmp_path, 'classes = "none.csv"')
     with pytest.raises(InputError, match=r"data\.class_count"):
         configured(tmp_path, "class_count = 0")
+    (tmp_path / "run.toml").write_text(
+        '[data]\nkind = "folder"\npath = "photos"\noptions = { classes = "x.csv" }\n'
+    )
+    with pytest.raises(InputError, match=r"data\.options\.classes: stands in \[data\] itself"):
+        load_config(tmp_path / "run.toml")
 
 
 @pytest.mark.shared

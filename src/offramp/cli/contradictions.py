@@ -25,6 +25,12 @@ def contradictions(config: RunConfig) -> list[Problem]:
     ]
     if config.data is not None and config.data.splits and config.data.ranges:
         found.append((("data", "ranges"), "give either splits, at random, or ranges, by position"))
+    if config.data is not None:
+        found += [
+            (("data", "options", name), f"stands in [data] itself: {name} = ...")
+            for name in ("classes", "class_count")
+            if name in config.data.options
+        ]
     found += _of_fit(config.fit)
     if not config.cost.given and config.cost.unit not in _UNITS:
         text = f"{config.cost.unit!r} cannot be measured ({', '.join(_UNITS)} can); use cost.given"

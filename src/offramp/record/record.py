@@ -247,9 +247,8 @@ def _outputs(work: _Work, rows: Rows) -> NDArray[Any]:
         )
     if class_names and len(class_names) != c:
         raise InputError(
-            f"class_names must have {c} entries, one for each class of the networks, got "
-            f"{len(class_names)}. Of a folder with some of the classes say which they are: "
-            f"image_folder(..., classes=..., class_count={c})."
+            f"class_names must have {c} entries, got {len(class_names)}. Of a folder with some of "
+            f"the classes say which they are: image_folder(..., classes=..., class_count={c})."
         )
     return logits
 
