@@ -94,9 +94,7 @@ def test_a_length_that_the_network_does_not_have_is_refused(cascade):
 
 def test_inputs_must_have_the_same_length(cascade):
     mixed = {"ids": texts(3, 12)["ids"], "mask": texts(3, 8)["mask"]}
-    with pytest.raises(
-        InputError, match=r"(?i)axis 1 of 'ids' and axis 1 of 'mask' must|'mask' must"
-    ):
+    with pytest.raises(InputError, match=r"(?i)axis 1 of 'ids' and axis 1 of 'mask' must"):
         to_the_end(cascade)(mixed)
 
 
