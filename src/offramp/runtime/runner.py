@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError, UnsupportedError
-from offramp._core.errors import InputError
 from offramp._core.forks import prepare_for_forks
 from offramp._core.topology import Topology
 from offramp._core.types import Batch

@@ -27,7 +27,7 @@ from offramp._core.types import Batch
 from offramp.models import extract_logits
 from offramp.stages.cut_effects import without_dropout, without_effects
 from offramp.stages.cut_quiet import quiet, shortened
-from offramp.stages.cut_sizes import Followed, Length, Size
+from offramp.stages.cut_sizes import Followed, followed_sizes
 
 _aten = torch.ops.aten
 _ROWS = 2  # of the example; export takes a size of 0 or 1 for a constant
@@ -277,52 +277,8 @@ def _captured(program: Any, net: nn.Module) -> Captured:  # noqa: ANN401
         objects=objects,
         batch=batch,
         paths=paths,
-        followed=_followed(program, inputs, batch),
+        followed=followed_sizes(program, inputs, rows=_ROWS),
     )
-
-
-def _followed(program: Any, inputs: Sequence[fx.Node], batch: Any) -> Followed:  # noqa: ANN401
-    """What a program says about the sizes of its inputs; its own checks are lost with its form.
-
-    Raises:
-        UnsupportedError: If a size is computed from others.
-    """
-    shapes = [tuple(map(_size_of, node.meta["val"].shape[1:])) for node in inputs]
-    unknown = {
-        str(size.node.expr): size
-        for node in inputs
-        for size in node.meta["val"].shape[1:]
-        if not isinstance(size, int)
-    }
-    lengths = {}
-    for name, size in unknown.items():
-        if not size.node.expr.is_Symbol:
-            raise UnsupportedError(f"A size of the inputs has to be {size.node.expr}.")
-        bounds = program.range_constraints.get(size.node.expr)
-        low, high = (None, None) if bounds is None else map(_whole, (bounds.lower, bounds.upper))
-        lengths[name] = Length(example=size.node.hint, low=low or 0, high=high)
-    environment = inputs[0].meta["val"].shape[0].node.shape_env
-    conditions = [
-        environment.replace(guard.expr).subs({batch: _ROWS}) for guard in environment.guards
-    ]
-    return Followed(
-        shapes=tuple(shapes),
-        lengths=lengths,
-        conditions=tuple(
-            condition
-            for condition in conditions
-            if condition.free_symbols and {str(s) for s in condition.free_symbols} <= set(lengths)
-        ),
-    )
-
-
-def _size_of(size: Any) -> Size:  # noqa: ANN401  (int or SymInt)
-    return size if isinstance(size, int) else str(size.node.expr)
-
-
-def _whole(bound: Any) -> int | None:  # noqa: ANN401  (of sympy)
-    """A bound of a range, None if there is none."""
-    return int(bound) if isinstance(bound, int) or bound.is_Integer else None
 
 
 def _bound(program: Any, net: nn.Module) -> tuple[list[fx.Node], dict[str, Any]]:  # noqa: ANN401

@@ -13,7 +13,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, fx, nn
 
-from offramp._core.errors import InputError
+from offramp._core.errors import InputError, UnsupportedError
 
 _MOST = 4096  # shapes that are remembered as allowed
 
@@ -66,6 +66,56 @@ class Followed:
         """Whether a condition is true of sizes; an unknown without one is as in the example."""
         given = {name: length.example for name, length in self.lengths.items()} | dict(sizes)
         return bool(condition.subs({s: given[str(s)] for s in condition.free_symbols}))
+
+
+def followed_sizes(program: Any, inputs: Sequence[fx.Node], *, rows: int) -> Followed:  # noqa: ANN401
+    """What a program says about the sizes of its inputs; its own checks are lost with its form.
+
+    Args:
+        program: A `torch.export.ExportedProgram`.
+        inputs: Its placeholders of inputs.
+        rows: The batch size with which it was followed.
+
+    Raises:
+        UnsupportedError: If a size is computed from others.
+    """
+    shapes = [tuple(map(_size_of, node.meta["val"].shape[1:])) for node in inputs]
+    unknown = {
+        str(size.node.expr): size
+        for node in inputs
+        for size in node.meta["val"].shape[1:]
+        if not isinstance(size, int)
+    }
+    lengths = {}
+    for name, size in unknown.items():
+        if not size.node.expr.is_Symbol:
+            raise UnsupportedError(f"A size of the inputs has to be {size.node.expr}.")
+        bounds = program.range_constraints.get(size.node.expr)
+        low, high = (None, None) if bounds is None else map(_whole, (bounds.lower, bounds.upper))
+        lengths[name] = Length(example=size.node.hint, low=low or 0, high=high)
+    size = inputs[0].meta["val"].shape[0]
+    batch, environment = size.node.expr, size.node.shape_env
+    conditions = [
+        environment.replace(guard.expr).subs({batch: rows}) for guard in environment.guards
+    ]
+    return Followed(
+        shapes=tuple(shapes),
+        lengths=lengths,
+        conditions=tuple(
+            condition
+            for condition in conditions
+            if condition.free_symbols and {str(s) for s in condition.free_symbols} <= set(lengths)
+        ),
+    )
+
+
+def _size_of(size: Any) -> Size:  # noqa: ANN401  (int or SymInt)
+    return size if isinstance(size, int) else str(size.node.expr)
+
+
+def _whole(bound: Any) -> int | None:  # noqa: ANN401  (of sympy)
+    """A bound of a range, None if there is none."""
+    return int(bound) if isinstance(bound, int) or bound.is_Integer else None
 
 
 @final

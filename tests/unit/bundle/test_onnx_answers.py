@@ -166,12 +166,12 @@ def made(tmp_path_factory):
     """Exports a policy once; the stages' own parts, which never change, are exported once."""
     held, memory = {}, {}
 
-    def remembered(module, given, *, name):
+    def remembered(module, given, *, name, others=()):
         if name.startswith("what decides"):
-            return to_onnx(module, given, name=name)
+            return to_onnx(module, given, name=name, others=others)
         key = (name, tuple(given.shape))
         if key not in memory:
-            memory[key] = to_onnx(module, given, name=name)
+            memory[key] = to_onnx(module, given, name=name, others=others)
         return memory[key]
 
     def make(name):

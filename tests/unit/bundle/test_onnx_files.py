@@ -85,9 +85,9 @@ def exported(cascade, policy, tmp_path_factory):
     """The one file and the folder, of parts that are exported once."""
     path, parts = tmp_path_factory.mktemp("exported"), {}
 
-    def once(module, given, *, name):
+    def once(module, given, *, name, others=()):
         if name not in parts:
-            parts[name] = to_onnx(module, given, name=name)
+            parts[name] = to_onnx(module, given, name=name, others=others)
         return copy.deepcopy(parts[name])
 
     with pytest.MonkeyPatch.context() as patch:

@@ -376,7 +376,7 @@ def test_a_backend_that_answers_otherwise_is_refused(monkeypatch):
             return x + 0.01
 
     real = ort.to_onnx
-    monkeypatch.setattr(ort, "to_onnx", lambda module, x, name: real(Wrong(), x, name=name))
+    monkeypatch.setattr(ort, "to_onnx", lambda module, x, name, others: real(Wrong(), x, name=name))
     cascade = Cascade.of_models({"a": nn.Identity()})
     with pytest.raises(UnsupportedError, match="stage 'a' answers otherwise in 'onnxruntime'"):
         with_backend(cascade, "onnxruntime", example=torch.rand(1, 4))

@@ -10,6 +10,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import ArrayLike
 
+_UNNAMED = "any"  # of a size that is computed from lengths
 FLOAT, INT, TRUTH = 1, 7, 9  # onnx.TensorProto.FLOAT, INT64, BOOL
 
 
@@ -21,12 +22,12 @@ class Value:
     Args:
         name: In the graph.
         kind: The number that ONNX has for the type of its elements.
-        row: Shape of one example.
+        row: Shape of one example; a free size by name.
     """
 
     name: str
     kind: int
-    row: tuple[int, ...] = ()
+    row: tuple[int | str, ...] = ()
 
     @property
     def dtype(self) -> "np.dtype[Any]":
@@ -147,14 +148,19 @@ def values_of(described: Sequence[Any]) -> tuple[Value, ...]:
     """The inputs or outputs of an `onnx.GraphProto`."""
     kinds = [(value.name, value.type.tensor_type) for value in described]
     return tuple(
-        Value(name, kind.elem_type, tuple(axis.dim_value for axis in kind.shape.dim[1:]))
-        for name, kind in kinds
+        Value(name, kind.elem_type, tuple(map(_size, kind.shape.dim[1:]))) for name, kind in kinds
     )
+
+
+def _size(axis: Any) -> int | str:  # noqa: ANN401  (a protobuf)
+    return int(axis.dim_value) if axis.HasField("dim_value") else axis.dim_param or _UNNAMED
 
 
 def _described(value: Value) -> Any:  # noqa: ANN401
     from onnx import helper
 
-    # Branches have different numbers of examples, so only the model's own are given a name.
-    batch = None if "/" in value.name else "batch"
-    return helper.make_tensor_value_info(value.name, value.kind, [batch, *value.row])
+    # Branches have different numbers of examples, so only the model's own are given a name; and
+    # each network has its own names for lengths.
+    inner = "/" in value.name
+    row = [None if isinstance(size, str) and inner else size for size in value.row]
+    return helper.make_tensor_value_info(value.name, value.kind, [None if inner else "batch", *row])

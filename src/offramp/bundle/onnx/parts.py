@@ -11,7 +11,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from offramp._core.batch import batch_size, to_device
+from offramp._core.batch import apply, batch_size, to_device
 from offramp._core.errors import InputError, UnsupportedError
 from offramp._core.progress import progress_bar
 from offramp._core.topology import RAW_INPUT, Path
@@ -22,6 +22,10 @@ from offramp.bundle.onnx.graph import Value, values_of
 from offramp.policy import Policy
 from offramp.runtime import StageSource
 from offramp.runtime.backends import Compiled, backend_of, require_onnx, to_onnx
+from offramp.runtime.backends.form import axes_that_differ, flat
+from offramp.runtime.backends.lengths import other_lengths
+from offramp.runtime.backends.ort import Session
+from offramp.runtime.backends.to_onnx import has_lengths
 from offramp.runtime.execution import Plan, plan_segments
 from offramp.runtime.runner import check_form, check_made_for
 from offramp.stages import OfFirst, Stage, own_head
@@ -31,6 +35,7 @@ RAW = ""  # stands for the raw input among the groups, as in the runtime's plans
 #: What a decision reads before the logits of earlier stages, and what it gives.
 STATE = ("logits", "node", "answer", "clean")
 OUTCOME = ("answer", "node", "clean")
+_TOLERANCE = 1e-3  # of answers, relative to the largest
 _MOST = 2**31 - 2**20  # bytes; a protobuf may have 2 GiB, and some are left for the operations
 
 
@@ -112,7 +117,15 @@ def export_parts(
         _check_exportable(stage, preprocess=preprocess)
     if not preprocess:
         stages = _without_preprocessing(stages)
-    return _Export(policy, plans, stages, example).parts()
+    others = other_lengths(example, [s for s in stages.values() if s.source is None])
+    try:
+        return _Export(policy, plans, stages, example, others).parts()
+    except _OneLengthError:
+        return _Export(policy, plans, stages, example, []).parts()
+
+
+class _OneLengthError(Exception):
+    """A part takes sequences of the example's length only, so the whole does."""
 
 
 def check_fits(what: str, size: int) -> None:
@@ -132,11 +145,16 @@ class _Export:
     """Follows an example through the stages and exports on the way."""
 
     def __init__(
-        self, policy: Policy, plans: Mapping[int, Plan], stages: Mapping[int, Stage], example: Batch
+        self,
+        policy: Policy,
+        plans: Mapping[int, Plan],
+        stages: Mapping[int, Stage],
+        example: Batch,
+        others: Sequence[Batch],
     ) -> None:
         self._policy, self._plans, self._stages = copy.deepcopy(policy).cpu(), plans, stages
-        self._example = example
-        self._carries: dict[str, Any] = {}  # by group, as are the segments
+        self._examples = [example, *others]  # the same with other lengths
+        self._carries: dict[str, list[Any]] = {}  # by group, as are the segments; of each example
         self._segments: dict[str, Any] = {}
         self._heads: dict[int, Any] = {}
 
@@ -152,7 +170,7 @@ class _Export:
                 decisions[k] = self._decision(k, classes)
                 step(1, topology.names[k])
         first = self._segments[topology.groups[topology.lineage(topology.root)[0]]]
-        names = _input_names(self._example)
+        names = _input_names(self._examples[0])
         inputs = values_of(first.graph.input)
         return Parts(
             policy=self._policy,
@@ -167,7 +185,7 @@ class _Export:
     def _classes(self) -> int:
         topology = self._policy.topology
         model = self._heads.get(topology.root) or self._segments[topology.groups[topology.root]]
-        return values_of(model.graph.output)[0].row[0]
+        return int(values_of(model.graph.output)[0].row[0])
 
     def _export_stage(self, k: int, stage: Stage, *, answers: bool) -> None:
         group, name = self._policy.topology.groups[k], f"stage {stage.name!r}"
@@ -176,22 +194,47 @@ class _Export:
         if group not in self._segments:
             given = self._given(k)
             part = _Part(stage, segment=True, answers=whole)
-            self._segments[group] = _finished(stage.module) or to_onnx(part, given, name=name)
+            self._segments[group] = self._made(stage.module, part, given, name)
             with torch.no_grad():
-                self._carries[group] = stage.eval().segment(to_device(given, _device(stage)))
+                self._carries[group] = [
+                    stage.eval().segment(to_device(each, _device(stage))) for each in given
+                ]
         if answers and not whole:
-            part, carry = _Part(stage, segment=False, answers=True), self._carries[group]
-            made = None if stage.head is None else _finished(own_head(stage.head))
-            if made is not None and isinstance(stage.head, OfFirst):
+            part, carries = _Part(stage, segment=False, answers=True), self._carries[group]
+            head = None if stage.head is None else own_head(stage.head)
+            if isinstance(stage.head, OfFirst) and _content(stage.head.head) is not None:
+                read = [stage.head.read(flat(carry)) for carry in carries]
+                made = self._made(head, part, read, name)
                 _take_carry(made, stage.head, self._segments[group].graph.output)
-            self._heads[k] = made or to_onnx(part, carry, name=f"the head of {name}")
+                self._heads[k] = made
+            else:
+                self._heads[k] = self._made(head, part, carries, f"the head of {name}")
 
-    def _given(self, k: int) -> Batch:
+    def _made(
+        self, module: nn.Module | None, part: nn.Module, given: Sequence[Any], name: str
+    ) -> Any:  # noqa: ANN401
+        """The model of what runs in ONNX Runtime already, or of a part that is exported.
+
+        Raises:
+            _OneLengthError: If it does not take all of what is given.
+        """
+        example, *others = given
+        made = None if module is None else _finished(module)
+        if made is None:
+            made = to_onnx(part, example, name=name, others=others)
+            check = [(each, part) for each in others] if has_lengths(made) else []
+            for each, network in check:
+                _check_answers(made, network, each, name)
+        if any(axes_that_differ([flat(each) for each in given])) and not has_lengths(made):
+            raise _OneLengthError
+        return made
+
+    def _given(self, k: int) -> Sequence[Any]:
         topology = self._policy.topology
         source = topology.sources[k]
         if source == RAW_INPUT:
-            return self._example
-        return self._carries[topology.groups[source]]  # type: ignore[no-any-return]
+            return self._examples
+        return self._carries[topology.groups[source]]
 
     def _alone(self, k: int) -> bool:
         groups = self._policy.topology.groups
@@ -227,6 +270,20 @@ class _Part(nn.Module):
         carry = named or (given[0] if len(given) == 1 else given)
         result = self.stage.segment(carry) if self._segment else carry
         return self.stage.answer(result) if self._answers else result
+
+
+def _check_answers(model: Any, part: nn.Module, given: Batch, name: str) -> None:  # noqa: ANN401
+    """Compare a model with its network at another length than it was exported with."""
+    with torch.no_grad():
+        wanted = flat(apply(part.eval(), to_device(given, _device(part))))
+    found = Session(model.SerializeToString(), 1)([t.cpu().contiguous() for t in flat(given)])
+    for have, want in zip(found, wanted, strict=True):
+        wide = want.cpu().double()
+        largest = float(wide.abs().max()) if wide.numel() else 0.0
+        if have.shape != wide.shape or not torch.allclose(
+            have.double(), wide, rtol=0, atol=_TOLERANCE * max(1.0, largest), equal_nan=True
+        ):
+            raise _OneLengthError(name)
 
 
 def _check_exportable(stage: Stage, *, preprocess: bool) -> None:
@@ -289,7 +346,9 @@ def _without_preprocessing(stages: Mapping[int, Stage]) -> dict[int, Stage]:
             "preprocess=True."
         )
     return {
-        k: Stage(s.name, s.module, head=s.head, source=s.source, group=s.group)
+        k: Stage(
+            s.name, s.module, head=s.head, source=s.source, group=s.group, classes=s.classes
+        )
         for k, s in stages.items()
     }
 

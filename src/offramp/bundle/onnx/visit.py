@@ -144,7 +144,9 @@ def _absent(scope: Scope, key: tuple[str, str, int], value: Value, known: Known)
     """A carry that nobody has."""
     if key[0] == "place":
         return nowhere(scope, known)
-    return value.named(scope.constant(np.empty((0, *value.row)), value.dtype))
+    # of a free size any will do: where nothing is, there is nothing to fit
+    row = (0 if isinstance(size, str) else size for size in value.row)
+    return value.named(scope.constant(np.empty((0, *row)), value.dtype))
 
 
 def nowhere(scope: Scope, known: Known) -> Value:

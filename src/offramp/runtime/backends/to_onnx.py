@@ -22,10 +22,12 @@ from offramp._core.types import Batch
 from offramp.runtime.backends.form import Form, axes_that_differ, flat
 from offramp.runtime.prepare import fold_batch_norm
 from offramp.stages.cut_graph import FAILURES, rows_of
+from offramp.stages.cut_sizes import followed_sizes
 
 if TYPE_CHECKING:
     import onnx
 
+_ROWS = 2  # of `rows_of`
 INPUT, OUTPUT = "in.", "out."  # followed by 0, 1, ...
 BATCH, LENGTH = "batch", "length"
 _OPERATOR = re.compile(r"No ONNX function found for <OpOverload\(op='([^']+)'")
@@ -109,6 +111,7 @@ def _exported(
                 dynamic_shapes=(tuple({0: batch, **axes} for axes in unknown),),
                 strict=False,
             )
+            _check_for_all(followed, name)
             program = torch.onnx.export(
                 followed,
                 dynamo=True,
@@ -121,6 +124,15 @@ def _exported(
     if program is None:
         raise UnsupportedError(f"{name} cannot be exported to ONNX: nothing came out.")
     return _tidied(program.model_proto, name)
+
+
+def _check_for_all(followed: Any, name: str) -> None:  # noqa: ANN401  (an ExportedProgram)
+    """Raise `UnsupportedError` where a graph holds only for lengths that fit into something."""
+    names = set(followed.graph_signature.user_inputs)
+    inputs = [node for node in followed.graph.nodes if node.name in names]
+    sizes = followed_sizes(followed, inputs, rows=_ROWS)
+    if any(type(condition).__name__ == "Equality" for condition in sizes.conditions):
+        raise UnsupportedError(f"{name} takes some lengths only: {sizes.conditions}.")
 
 
 def require_onnx() -> None:
