@@ -1,4 +1,4 @@
-"""Cutting, listing cut points and exporting again and again keep nothing in the process."""
+"""Cutting, listing cut points and exporting again and again leave torch's caches as they were."""
 
 import gc
 import linecache

@@ -2,7 +2,7 @@
 
 torch.fx keeps the source text of each module that it made, and torch.export the shapes of each
 operation that it saw, both for as long as the process lives: half a MiB for each network that is
-cut. A service that loads again and again would grow by that.
+cut. Not all of it can be given back: torch.export itself may hold shape environments for longer.
 
 Layer: _core.
 """
