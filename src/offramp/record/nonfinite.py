@@ -55,8 +55,8 @@ class Treatment:
     ) -> None:
         self.bad: BoolArray = np.concatenate([np.isnan(part[:, :, 0]) for part in parts])
         self._how = how
-        rows = self.bad.any(axis=1)
-        self.keep: BoolArray = ~rows if how == "skip" else np.ones(len(rows), dtype=bool)
+        rows: BoolArray = np.asarray(self.bad.any(axis=1))
+        self.keep: BoolArray = ~rows if how == "skip" else np.full_like(rows, True)
         if how == "error" and rows.any():
             row = int(rows.argmax())
             raise InputError(refusal(ids[row], stages[int(self.bad[row].argmax())]))
@@ -102,7 +102,8 @@ def _note(how: Nonfinite, bad: BoolArray, ids: Ids, stages: Sequence[str]) -> st
     rows = np.flatnonzero(bad.any(axis=1))
     names = ", ".join(str(ids[row]) for row in rows[:_NAMED])
     more = "" if len(rows) <= _NAMED else f" and {len(rows) - _NAMED} more"
-    who = ", ".join(f"{stages[k]!r} for {bad[:, k].sum()}" for k in np.flatnonzero(bad.any(axis=0)))
+    broken = np.flatnonzero(bad.any(axis=0)).tolist()
+    who = ", ".join(f"{stages[k]!r} for {bad[:, k].sum()}" for k in broken)
     what = "left out" if how == "skip" else "counted as wrong where that is so"
     return (
         f"{len(rows)} of {len(ids)} examples {what}, because stages gave NaN or infinity ({who}): "
