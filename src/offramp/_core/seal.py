@@ -63,5 +63,5 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         held = tensors[name].detach().cpu().contiguous()
         found.update(json.dumps([name, str(held.dtype), list(held.shape)]).encode("ascii"))
-        found.update(held.reshape(-1).view(torch.uint8).numpy())
+        found.update(held.reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()

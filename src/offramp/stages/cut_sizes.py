@@ -157,7 +157,7 @@ class Sizes(nn.Module):
         if found not in self._allowed:
             self._check(found, given)
 
-    def _check(self, found: tuple[torch.Size, ...], given: Sequence[Tensor | fx.Proxy]) -> None:
+    def _check(self, found: tuple[Any, ...], given: Sequence[Tensor | fx.Proxy]) -> None:
         tensors = [tensor for tensor in given if isinstance(tensor, Tensor)]
         if not tensors:  # traced, to find layers
             return

@@ -77,13 +77,13 @@ class Operations:
         return counted
 
 
-class _ControlFlow(TorchDispatchMode):
+class _ControlFlow(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees to operators that call functions, which torch's counter does not count rightly."""
 
     supports_higher_order_operators = True
 
     def __init__(self, operations: Operations) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._operations = operations
 
     def __torch_dispatch__(
@@ -95,9 +95,10 @@ class _ControlFlow(TorchDispatchMode):
     ) -> Any:  # noqa: ANN401  (what the operator gives)
         if not isinstance(func, torch._ops.HigherOrderOperator):
             return func(*args, **(kwargs or {}))
-        if func is not _higher.cond and func.name() not in _LOOPS:
+        name = str(func)
+        if func is not _higher.cond and name not in _LOOPS:
             raise UnsupportedError(
-                f"The operations inside of {func.name()!r} cannot be counted. Measure seconds, or "
+                f"The operations inside of {name!r} cannot be counted. Measure seconds, or "
                 "give the costs; points of a network that has it cannot be listed."
             )
         again = self._operations.again

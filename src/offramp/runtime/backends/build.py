@@ -220,7 +220,8 @@ class _Group:
             return head
         name, carry = f"the head of stage {stage.name!r}", self.example.carry
         if isinstance(head, OfFirst):
-            return OfFirst(self._made(head.head, lambda x: _read(head, x.carry), name), head.also)
+            made = self._made(head.head, lambda x, of=head: _read(of, x.carry), name)  # type: ignore[misc]
+            return OfFirst(made, head.also)
         if not isinstance(carry, Tensor):
             head = InOne(head)
         made = self._made(head, lambda x: x.carry, name)

@@ -82,7 +82,7 @@ class CudaGraphs(nn.Module):
         size = bucket_of(n)
         if size is None or n == 0 or not given[0].is_cuda:
             return apply(self.module, self._form.pack(given))
-        key = (size, *[tensor.shape[1:] for tensor in given])
+        key: tuple[int | torch.Size, ...] = (size, *[tensor.shape[1:] for tensor in given])
         recorded = self._graphs.get(key)
         if recorded is None:
             recorded = self._graphs[key] = self._record(given, size)

@@ -142,8 +142,8 @@ class TappedNet(nn.Module):
         held = _held(self)
         #: Names of the segments' weights, each with the network's own.
         self._own = {name: own[id(value)] for name, value in held.items() if id(value) in own}
-        self.register_state_dict_post_hook(_give_own_names)
-        self.register_load_state_dict_pre_hook(_take_own_names)
+        self.register_state_dict_post_hook(_give_own_names)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_take_own_names)  # type: ignore[no-untyped-call]
         self.eval()
 
     def own_name(self, published: str) -> str | None:

@@ -63,7 +63,7 @@ def width_of(point: CutPoint, grid: int) -> int:
     >>> width_of(point, 2)
     64
     """
-    return point.shape[0] * grid ** (len(point.shape) - 1)
+    return int(point.shape[0] * grid ** (len(point.shape) - 1))
 
 
 def _is_map(shape: Sequence[int]) -> bool:
