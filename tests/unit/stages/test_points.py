@@ -57,7 +57,7 @@ def test_pooling_is_left_to_the_heads():
 def test_a_glob_stands_for_one_part_of_a_name_and_gives_it_to_the_exit(points):
     found = choose_points(points, match="layer*.*")
     assert names(found) == [f"layer{k}.{m}" for k in (1, 2, 3) for m in (0, 1)]
-    assert found[1].aliases == ("layer1", "layer1.1.relu")
+    assert found[1].aliases == ("layer1", "layer1.1.relu", "layer1.1.relu@2")
     assert names(choose_points(points, match="layer?")) == ["layer1", "layer2", "layer3"]
     inner = choose_points(points, match="layer1.*.conv1", inside=True)
     assert names(inner) == [f"layer1.{k}.conv1" for k in range(2)]
