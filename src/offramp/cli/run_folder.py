@@ -55,8 +55,9 @@ class RunFolder:
         Raises:
             InputError: If it is not empty and offramp did not make it, or cannot be written to.
         """
+        filled = _is_filled(path)
         check_place(path / MARKER)
-        if _is_filled(path):
+        if filled:
             if (path / MARKER).exists():
                 return cls.open(path)
             raise InputError(

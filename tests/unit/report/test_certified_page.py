@@ -52,7 +52,7 @@ def refused(make_content, calibration, refusal):
 
 
 def page_of(content, tmp_path):
-    return write_report(tmp_path / "r.html", content).read_text()
+    return write_report(tmp_path / "r.html", content, overwrite=True).read_text()
 
 
 def test_the_promise_stands_in_one_sentence_with_what_it_rests_on(certified, tmp_path):

@@ -15,7 +15,8 @@ from offramp.report.exit_charts import depth_charts, exit_curves, savings_chart
 @pytest.fixture
 def text(tmp_path):
     def write(content):
-        return write_report(tmp_path / "r.html", content).read_text(encoding="utf-8")
+        path = write_report(tmp_path / "r.html", content, overwrite=True)
+        return path.read_text(encoding="utf-8")
 
     return write
 

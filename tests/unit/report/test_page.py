@@ -60,7 +60,7 @@ class Page(HTMLParser):
 @pytest.fixture
 def written(tmp_path):
     def write(content):
-        path = write_report(tmp_path / "report.html", content)
+        path = write_report(tmp_path / "report.html", content, overwrite=True)
         return path.read_text(encoding="utf-8")
 
     return write
