@@ -14,7 +14,10 @@ from offramp.policy import Feature, Linear, Node, Policy, Setting
 from offramp.runtime import with_backend
 
 WORDS, PLACES, WIDTH = 50, 32, 16
-HEAD = ModelSpec(name="token_linear", arguments={"features": 3 * WIDTH, "classes": 4})
+HEAD = ModelSpec(
+    name="token_linear",
+    arguments={"features": 3 * WIDTH, "classes": 4, "pooling": "mean", "mask": "mask"},
+)
 
 
 class Reader(nn.Module):

@@ -21,6 +21,7 @@ from offramp._core import files, temporaries
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.files import whole_file, whole_folder, write_json
 from offramp._core.ownership import TRACE
+from offramp._core.seal import sealed
 from offramp._core.temporaries import is_temporary, locked, sweep
 from offramp.bundle import save_bundle, tune
 from offramp.cli.run_folder import RunFolder
@@ -228,7 +229,7 @@ def test_who_loads_while_a_bundle_is_replaced_or_tuned_sees_one_state(bundle):
         write_bundle(bundle, overwrite=True)
         write_json(bundle / "manifest.json", value, beside=bundle)
 
-    value = {**value, "created": "2026-01-01T00:00:00+00:00"}
+    value = sealed({**value, "created": "2026-01-01T00:00:00+00:00"})
     over, loads = during(work, 15), 0
     while not over.is_set():
         load_bundle(bundle)

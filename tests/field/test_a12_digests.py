@@ -145,12 +145,10 @@ def test_cached_features_with_a_flipped_bit_are_not_trained_on(tmp_path):
     def opened():
         return _Files(tmp_path, identity, n=10)
 
-    files = opened()
-    files.append({"a": np.ones((4, 3), np.float32), "b": np.zeros((4, 2), np.float32)})
-    files.close()
-    going_on = opened()
-    going_on.append({"a": np.ones((6, 3), np.float32), "b": np.ones((6, 2), np.float32)})
-    going_on.close()
+    with opened() as files:
+        files.append({"a": np.ones((4, 3), np.float32), "b": np.zeros((4, 2), np.float32)})
+    with opened() as going_on:
+        going_on.append({"a": np.ones((6, 3), np.float32), "b": np.ones((6, 2), np.float32)})
     assert opened().rows == 10
     for name in ("features-0.npy", "features-1.npy", "cache.json"):
         path = tmp_path / name

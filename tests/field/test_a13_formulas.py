@@ -36,7 +36,9 @@ def bundle(tmp_path):
 
 def predicted(bundle, inputs, *options):
     out = bundle.parent / "p.csv"
-    assert main(["predict", str(bundle), str(inputs), "--out", str(out), *options]) == 0
+    assert (
+        main(["predict", str(bundle), str(inputs), "--out", str(out), "--overwrite", *options]) == 0
+    )
     with out.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 

@@ -68,7 +68,7 @@ def test_predict_says_so_too(mixed, tmp_path, capsys):
     assert json.loads(said.out)["ignored"] == {".heic": 2, ".avif": 2, ".txt": 2, "": 2}
     assert "Note: 8 files were left out" in said.err
     (tmp_path / "x.heic").touch()
-    assert main(["predict", given[0], str(tmp_path / "x.heic"), "--out", given[2]]) == 2
+    assert main(["predict", given[0], str(tmp_path / "x.heic"), "--out", given[2] + ".csv"]) == 2
     assert "x.heic is neither an image" in capsys.readouterr().err
 
 
@@ -143,7 +143,7 @@ def test_the_command_line_may_say_it_too(tmp_path):
     given = [str(path) for path in (bundle(tmp_path, (3, 16, 16)), tmp_path / "x.png")]
     out = tmp_path / "p.csv"
     for option in ("--orient", "--no-orient"):
-        assert main(["predict", *given, option, "--out", str(out)]) == 0
+        assert main(["predict", *given, option, "--out", str(out), "--overwrite"]) == 0
         with out.open(newline="") as file:
             assert len(list(csv.DictReader(file))) == 1
 

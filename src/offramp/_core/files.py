@@ -179,22 +179,24 @@ def write_text(path: Path, text: str) -> None:
 
     Odd bytes of file names, which UTF-8 cannot hold, are written as JSON escapes them.
     """
-    with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    _write(path, text)
 
 
 def write_json(path: Path, value: object, *, beside: Path | None = None) -> None:
     """Write `value` to `path` as indented JSON, whole or not at all; NaN is refused."""
-    text = as_json(value)
+    _write(path, as_json(value), beside=beside)
+
+
+def _write(path: Path, text: str, *, beside: Path | None = None) -> None:
     with whole_file(path, beside=beside) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_new_json(path: Path, value: object, *, overwrite: bool) -> None:
     """As `write_json`, for a file that the user names; the errors are those of `new_file`."""
     text = as_json(value)
     with new_file(path, overwrite=overwrite) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def as_json(value: object) -> str:

@@ -33,7 +33,7 @@ def read_plain(path: Path, *, most_bytes: int | None = None) -> bytes:
             raise FileFormatError(f"{path} must be a plain file; it is a folder, a pipe or such.")
         limit = found.st_size if most_bytes is None else most_bytes
         with os.fdopen(descriptor, "rb", closefd=False) as file:
-            content = file.read(limit + 1)
+            content = file.read(min(limit, found.st_size) + 1)  # it takes as much at once
     finally:
         os.close(descriptor)
     if len(content) > limit:

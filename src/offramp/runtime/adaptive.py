@@ -186,9 +186,9 @@ class Adaptive(nn.Module):
         keys = _keys(ids, n, device)
         if n == 0:
             return _nothing(self.runner.classes_for(batch, device), self, device)
-        execution = self.runner.start(to_device(batch, device), n, device, mark)
-        mark("other", NO_STAGE, n)
         try:
+            execution = self.runner.start(to_device(batch, device), n, device, mark)
+            mark("other", NO_STAGE, n)
             routed = self.engine.route(execution.visit, keys, mark, execution.ahead)
         except OfframpError:
             raise

@@ -346,9 +346,7 @@ def _without_preprocessing(stages: Mapping[int, Stage]) -> dict[int, Stage]:
             "preprocess=True."
         )
     return {
-        k: Stage(
-            s.name, s.module, head=s.head, source=s.source, group=s.group, classes=s.classes
-        )
+        k: Stage(s.name, s.module, head=s.head, source=s.source, group=s.group, classes=s.classes)
         for k, s in stages.items()
     }
 
