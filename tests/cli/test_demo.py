@@ -116,7 +116,7 @@ def test_each_network_costs_four_to_ten_times_the_one_before():
 
 
 def flops_of(network):
-    net = small_cnn(width=network.width, depth=network.depth)
+    net = small_cnn(width=network.width, depth=network.depth).eval()
     cascade = Cascade.of_models({"only": net})
     return measure_flops(cascade, torch.zeros(1, 1, 8, 8)).segment[0]
 

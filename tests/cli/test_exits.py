@@ -202,8 +202,8 @@ def test_an_interrupted_training_goes_on(run, one_network, exits_deployed, tmp_p
 )
 def test_heads_of_another_configuration_are_refused(run, exits_deployed, old, new, said):
     config = changed(exits_deployed, "other.toml", (old, new))
-    for verb in ("record", "train"):
-        found = run(verb, "--config", config)
+    for verb, *more in (("record", "--out", exits_deployed / "other.trace"), ("train",)):
+        found = run(verb, "--config", config, *more)
         assert found.code == 2
         assert said in found.err
         assert f"`offramp train -c {config} --restart`" in found.err

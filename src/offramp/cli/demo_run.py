@@ -143,8 +143,8 @@ def run_demo(
         examples = digits().divided(SIZES, seed=seed, stratified=True)
         cascade = trained(examples, networks, seed=seed, progress=progress)
         tell("recording what they say about images they have not seen")
-        trace = _recorded(cascade, examples, folder, progress)
         run.remember(TRACE, trace=TRACE, seed=seed, command=f"offramp demo --seed {seed}")
+        trace = _recorded(cascade, examples, folder, progress)
         tell("fitting policies")
         frontier, choice = promised(trace, seed=seed, progress=progress)
         run.write(FRONTIER, frontier_to_dict(frontier))
@@ -303,6 +303,7 @@ def _deployed(
     answer: Answer,
 ) -> int:
     """Save the bundle, let a fresh process predict with it, and count equal answers."""
+    run.remember(BUNDLE, TEST_IMAGES, PREDICTIONS)
     inputs = images.batch(0, len(images)).inputs
     save_bundle(
         folder / BUNDLE, cascade, choice, costs=trace.costs, input_shape=tuple(inputs.shape[1:])
@@ -310,7 +311,6 @@ def _deployed(
     with whole_file(folder / TEST_IMAGES) as temporary, temporary.open("wb") as file:
         labels = images.labels.numpy()
         np.savez_compressed(file, images=inputs.numpy(), labels=labels, ids=images.ids)
-    run.remember(BUNDLE, TEST_IMAGES, PREDICTIONS)
     paths = [str(folder / name) for name in (BUNDLE, TEST_IMAGES, PREDICTIONS)]
     program = [sys.executable, "-m", "offramp.cli"]
     done = subprocess.run(
