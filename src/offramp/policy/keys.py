@@ -5,6 +5,7 @@ Layer: policy.
 
 import hashlib
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -32,7 +33,7 @@ def example_keys(ids: AnyArray) -> Int[Tensor, " n"]:
         return ids.long()
     known = as_ids(ids)
     if known.dtype.kind == "i":
-        return torch.from_numpy(known)
+        return torch.from_numpy(np.ascontiguousarray(known))  # reversed ones are copied
     digests = (
         hashlib.blake2b(str(name).encode("utf-8", "surrogatepass"), digest_size=8).digest()
         for name in known

@@ -152,7 +152,7 @@ def test_logits_are_found_in_whatever_a_network_returns():
         Held(logits),
         {"loss": None, "logits": logits},
         Outputs(logits, other),
-        (logits, other),
+        (logits, torch.ones(2, 3, 4)),
         [logits],
     ):
         assert extract_logits(output) is logits
