@@ -34,7 +34,7 @@ def imported(package: str, extra: str) -> Any:  # noqa: ANN401  (an optional pac
     >>> imported("json", "none").loads("1")
     1
     """
-    if package in sys.modules:
+    if sys.modules.get(package) is not None:
         return import_module(package)
     os.environ.setdefault(_ONNXRUNTIME_OFF, "1")
     try:

@@ -66,7 +66,12 @@ IMAGE = ExampleImage(
 def written(tmp_path, joint=JOINT, images=(IMAGE,)):
     how = Reproduction(commands=("offramp train joint",))
     path = write_joint_report(
-        tmp_path / "p.html", joint, title="T & t", images=images, reproduction=how
+        tmp_path / "p.html",
+        joint,
+        title="T & t",
+        images=images,
+        reproduction=how,
+        overwrite=True,
     )
     return path.read_text(encoding="utf-8")
 
