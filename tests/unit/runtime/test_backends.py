@@ -352,7 +352,7 @@ def test_a_backend_that_is_not_installed_names_its_extra(
     from offramp.runtime.backends import ov
 
     monkeypatch.setitem(sys.modules, package, None)
-    ov._core.cache_clear()
+    ov._started.cache_clear()
     with pytest.raises(MissingExtraError, match=rf"{package} is not installed.*\[{extra}\]"):
         with_backend(cascade, {"small": backend}, example=images(1), calibration=images(2))
 
