@@ -291,7 +291,7 @@ def test_the_weights_are_shared_and_untouched(case):
 
 def test_points_are_where_the_layers_end():
     points = {p.name: p for p in cut_points(cifar_resnet(8).eval(), tensor(1, 3, 32, 32))}
-    assert points["layer1"].aliases == ("layer1.0", "layer1.0.relu")  # its last layers
+    assert points["layer1"].aliases == ("layer1.0", "layer1.0.relu", "layer1.0.relu@2")
     assert points["layer2"].shape == (32, 16, 16)
     assert points["layer2"].live == ((32, 16, 16),)
     assert points["layer2.0.conv1"].live == ((32, 16, 16), (16, 32, 32))  # and the shortcut

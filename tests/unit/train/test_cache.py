@@ -144,10 +144,10 @@ def test_interrupted_caching_goes_on(fresh, part, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         trained(broken, part, cache=tmp_path, cache_dtype="float32")
     kept = json.loads((tmp_path / "train" / "cache.json").read_text())
-    assert kept["rows"] == 90
+    assert kept["rows"] == 135  # an interrupt keeps all that was computed
     seen = runs(again)
     assert trained(again, part, cache=tmp_path, cache_dtype="float32") == wanted
-    assert sorted(seen) == [1, 20, 45, 45]
+    assert sorted(seen) == [1, 20, 45]
 
 
 def test_a_head_without_a_pooling_of_its_own_cannot_be_cached(part, tmp_path):
