@@ -225,7 +225,7 @@ def test_a_checkpoint_of_another_training_is_refused(train, judged, tmp_path):
     path, recipe = tmp_path / "branches.safetensors", Recipe(epochs=1, batch_size=32)
     train_branches(train, judged, ODD, recipe, checkpoint=path, progress=False)
     other = Recipe(epochs=1, batch_size=32, seed=5)
-    with pytest.raises(InputError, match=r"training with other recipe\. Give another path"):
+    with pytest.raises(InputError, match=r"training with other recipe\. Repeat the call"):
         train_branches(train, judged, ODD, other, checkpoint=path, progress=False)
     with pytest.raises(InputError, match="training with other branches"):
         train_branches(train, judged, ODD[:2], recipe, checkpoint=path, progress=False)
