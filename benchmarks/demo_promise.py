@@ -18,6 +18,7 @@ too, on the same divisions.
 """
 
 import warnings
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -90,9 +91,7 @@ def main() -> None:
         **shares(certified),
         "certified_share": kept / arguments.divisions,
         "uncertified": shares(measured),
-        "cost_steps": [
-            float(after / before) for before, after in zip(costs, costs[1:], strict=False)
-        ],
+        "cost_steps": [float(after / before) for before, after in pairwise(costs)],
         "accuracies": [[trace.accuracy(k) for k in range(len(costs))] for trace in traces],
     }
     report(arguments, result)
