@@ -75,8 +75,10 @@ def test_every_error_on_purpose_means_wrong_input_and_the_rest_is_unexpected():
         if isinstance(kind, type) and issubclass(kind, OfframpError)
     ]
     assert len(leaves) > 5
+    leaves.remove(core_errors.StorageError)  # a full disk is nobody's wrong input
     codes = {errors.exit_code(kind.__new__(kind)) for kind in leaves}
     assert codes == {errors.WRONG_INPUT}
+    assert errors.exit_code(core_errors.StorageError("full")) == errors.UNEXPECTED
     assert errors.exit_code(OSError(28, "No space left on device")) == errors.UNEXPECTED
     assert errors.exit_code(KeyboardInterrupt()) == errors.INTERRUPTED
 

@@ -26,6 +26,8 @@ NOT_SHOWN = {
 }
 #: Functions for those who build on a layer from inside; their docstrings say enough.
 INTERNAL = {
+    "check_company",
+    "tell_classes",
     "evaluating",
     "model_factory",
     "overlap_figure",

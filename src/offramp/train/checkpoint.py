@@ -21,7 +21,8 @@ from offramp._core.seal import digest_of, tensors_digest
 from offramp.train.learner import Learner
 
 _ENDING = ".safetensors"
-_KEY, _DIGEST = "offramp", "offramp.sha256"
+_KEY = "offramp"
+_MARK = "\n"  # between the facts, JSON on one line, and their digest
 Facts = TypeVar("Facts", bound=BaseModel)
 _AGAIN = "Delete it to train from the beginning."
 
@@ -91,7 +92,8 @@ def write_file(path: Path, tensors: Mapping[str, Tensor], facts: BaseModel) -> N
     held = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     text = facts.model_dump_json()
     with whole_file(path) as temporary:
-        save_file(held, temporary, metadata={_KEY: text, _DIGEST: _digest(text, held)})
+        # One entry only: safetensors writes several in an order that changes from run to run.
+        save_file(held, temporary, metadata={_KEY: f"{text}{_MARK}{_digest(text, held)}"})
 
 
 def _digest(facts: str, tensors: Mapping[str, Tensor]) -> str:
@@ -140,11 +142,12 @@ def read_whole(
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            facts = kind.model_validate_json(metadata.get(_KEY, ""))
+            text, _, digest = metadata.get(_KEY, "").partition(_MARK)
+            facts = kind.model_validate_json(text)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValidationError) as error:
         raise FileFormatError(f"{path} cannot be read as {what}: {error}. {again}") from error
-    if metadata.get(_DIGEST) != _digest(metadata[_KEY], tensors):
+    if digest != _digest(text, tensors):
         raise FileFormatError(
             f"{path} was damaged, or written by a version that noted no digest. {again}"
         )
