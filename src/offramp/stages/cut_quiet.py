@@ -33,7 +33,7 @@ def quiet() -> Iterator[None]:
 def shortened(text: str) -> str:
     r"""The first two lines of an error's text, as one line and not too long.
 
-    >>> shortened("no size\\n\\nfor  you\\nat all"), len(shortened("x" * 5000))
+    >>> shortened(chr(10).join(["no size", "", "for  you", "at all"])), len(shortened("x" * 5000))
     ('no size for  you', 303)
     """
     lines = [line.strip() for line in text.splitlines() if line.strip()]

@@ -77,7 +77,7 @@ def export_folder(
         StorageError: If the disk is full.
 
     >>> import tempfile, torch
-    >>> from offramp import Cascade
+    >>> from offramp import Cascade, Setting
     >>> cascade = Cascade.of_models({"a": torch.nn.Linear(4, 3).eval()})
     >>> setting = Setting.single(cascade.topology, "a", reference="a")
     >>> with tempfile.TemporaryDirectory() as place:
