@@ -29,6 +29,7 @@ from offramp.runtime.backends.to_onnx import has_lengths
 from offramp.runtime.execution import Plan, plan_segments
 from offramp.runtime.runner import check_form, check_made_for
 from offramp.stages import OfFirst, Stage, own_head
+from offramp.stages.cut_graph import FAILURES
 
 ENDING = ".onnx"
 RAW = ""  # stands for the raw input among the groups, as in the runtime's plans
@@ -120,7 +121,9 @@ def export_parts(
     others = other_lengths(example, [s for s in stages.values() if s.source is None])
     try:
         return _Export(policy, plans, stages, example, others).parts()
-    except _OneLengthError:
+    except (_OneLengthError, *FAILURES):  # a network may not even run at another length
+        if not others:
+            raise
         return _Export(policy, plans, stages, example, []).parts()
 
 
