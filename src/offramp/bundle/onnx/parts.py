@@ -225,9 +225,9 @@ class _Export:
         made = None if module is None else _finished(module)
         if made is None:
             made = to_onnx(part, example, name=name, others=others)
-            check = [(each, part) for each in others] if has_lengths(made) else []
-            for each, network in check:
-                _check_answers(made, network, each, name)
+            if has_lengths(made):
+                for each in others:
+                    _check_answers(made, part, each, name)
         if any(axes_that_differ([flat(each) for each in given])) and not has_lengths(made):
             raise _OneLengthError
         return made
