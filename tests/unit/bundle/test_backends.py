@@ -291,12 +291,12 @@ def test_a_model_that_was_exchanged_is_found_by_its_checksum(copied):
 
 
 def relisted(folder):
-    """Someone who exchanges a file may exchange its checksum as well."""
+    """Whoever exchanges a file may exchange its checksum, and the manifest's, as well."""
     manifest = json.loads((folder / "manifest.json").read_text())
     for name in manifest["files"]:
         path = folder / name
         manifest["files"][name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_text(json.dumps(sealed(manifest)))
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense"])

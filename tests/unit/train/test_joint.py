@@ -449,11 +449,7 @@ def test_a_checkpoint_or_a_start_of_another_cascade_is_refused(tmp_path):
     part, path = hard_and_easy(40), tmp_path / "joint.safetensors"
     trained = train_joint(pair(), part, alpha=0.1, checkpoint=path, **QUICK)
     other = Cascade.of_models({"tiny": nn.Linear(5, 2), "huge": nn.Linear(5, 2)})
-    with pytest.raises(
-        InputError,
-        match=r"another cascade: its stages are \[\"small\", \"large\"\]"
-        r", these are \[\"tiny\", \"huge\"\]",
-    ):
+    with pytest.raises(InputError, match="belongs to a training with other shapes, stages"):
         train_joint(other, part, alpha=0.1, checkpoint=path, **QUICK)
     with pytest.raises(InputError, match="belongs to a training with other alpha"):
         train_joint(pair(), part, alpha=0.2, checkpoint=path, **QUICK)
