@@ -21,9 +21,8 @@ from selection_cifar10 import NETWORKS
 from torch import Tensor
 from train_backbone import NORMALISE
 
+from offramp.backends import BACKENDS, choose_backends, with_backend
 from offramp.models import ModelSpec, build
-from offramp.runtime import choose_backends, with_backend
-from offramp.runtime.backends import BACKENDS
 from offramp.stages import Cascade
 
 SIZES = (1, 32, 128)

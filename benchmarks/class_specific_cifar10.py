@@ -30,11 +30,11 @@ from harness import has_bfloat16, parser, report
 from train_backbone import NORMALISE
 
 from offramp.data import Examples, arrays, cifar10
+from offramp.fitting.class_exits import Branch, ClassDesign, Requirements
 from offramp.models import ModelSpec, build, head_arguments
-from offramp.policy.class_specific import Branch, ClassDesign, Requirements
 from offramp.stages import Cascade, cut_points
 from offramp.train import train_heads
-from offramp.train.design import Sweep, design_exits, exit_row, sweep_branches
+from offramp.train.class_exits import Sweep, design_exits, exit_row, sweep_branches
 
 RANGES = {
     "train": (0, 40_000),

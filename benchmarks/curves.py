@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from offramp._core.types import FloatArray
-from offramp.evaluate import evaluate_all, replay
+from offramp.evaluation import evaluate_all, replay
+from offramp.fitting.pareto import pareto_front
 from offramp.policy import Setting
-from offramp.policy.pareto import pareto_front
 from offramp.trace import Trace
 
 DRAWS = 1000  # of the bootstrap

@@ -26,8 +26,7 @@ from torch import nn
 
 from offramp._core.batch import apply
 from offramp.models import extract_logits
-from offramp.runtime import time_side_by_side
-from offramp.stages import choose_points, cut, cut_points, take_rows
+from offramp.stages import choose_points, cut, cut_points, take_rows, time_side_by_side
 
 Make = Callable[[], nn.Module]
 _TRIM, _MMAP = -1, -3  # mallopt's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD

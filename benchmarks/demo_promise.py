@@ -26,10 +26,10 @@ import torch
 from harness import parser, report
 
 import offramp
-from offramp.cli.demo_run import DELTA, MAX_LOSS, SIZES, promised, trained
 from offramp.data import digits
-from offramp.evaluate import Certificate, evaluate
+from offramp.evaluation import Certificate, evaluate
 from offramp.policy import Setting
+from offramp.project.demo import DELTA, MAX_LOSS, SIZES, promised, trained
 from offramp.trace import Trace
 
 

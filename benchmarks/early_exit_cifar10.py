@@ -34,12 +34,12 @@ from train_backbone import NORMALISE
 
 import offramp
 from offramp.data import Examples, arrays, cifar10, jpeg_compressed, npz
-from offramp.evaluate import evaluate
-from offramp.evaluate.frontier import MARGIN
+from offramp.evaluation import evaluate
+from offramp.evaluation.frontier import MARGIN
+from offramp.fitting.chains import chains_to_fit
+from offramp.fitting.oracles import oracle
 from offramp.models import ModelSpec, build, make_head
 from offramp.policy import Setting
-from offramp.policy.chains import chains_to_fit
-from offramp.policy.oracles import oracle
 from offramp.runtime import Static
 from offramp.stages import Cascade, cut_points
 from offramp.trace import Trace

@@ -48,14 +48,14 @@ from selection_services import load as load_services
 import offramp
 from offramp._core.files import write_json
 from offramp._core.progress import progress_bar
-from offramp.evaluate import Calibration, Frontier, FrontierPoint, replay
-from offramp.evaluate.evaluation import pooled
-from offramp.evaluate.judging import mark_fronts
-from offramp.evaluate.limits import read_limits
-from offramp.evaluate.order import walk_order
-from offramp.evaluate.weights import risk_tests
-from offramp.policy.pareto import pareto_front
-from offramp.policy.risk import paired
+from offramp.evaluation import Calibration, Frontier, FrontierPoint, replay
+from offramp.evaluation.evaluate import pooled
+from offramp.evaluation.judging import mark_fronts
+from offramp.evaluation.limits import read_limits
+from offramp.evaluation.order import walk_order
+from offramp.evaluation.weights import risk_tests
+from offramp.fitting.pareto import pareto_front
+from offramp.risk import paired
 from offramp.trace import Trace
 
 FIT, CALIBRATE = 2000, 1500

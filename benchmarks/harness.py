@@ -82,7 +82,7 @@ def speedups(
     rounds: int,
 ) -> dict[str, float]:
     """Time of `static` over that of `adaptive` at batch 128 and 1, in interleaved rounds."""
-    from offramp.runtime import time_side_by_side
+    from offramp.stages import time_side_by_side
 
     found = {}
     for size, count in ((128, 1408), (1, 128)):

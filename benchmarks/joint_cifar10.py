@@ -38,16 +38,11 @@ from train_backbone import NORMALISE
 
 import offramp
 from offramp.data import CropAndFlip, Examples, cifar10
+from offramp.fitting.oracles import oracle
+from offramp.fitting.registry import fitters
+from offramp.fitting.stopping.network import make_networks, stop_odds, stopping_costs, with_stopping
+from offramp.fitting.stopping.objective import Objective, drawn_label, drawn_stop
 from offramp.models import ModelSpec, build
-from offramp.policy.fitters import fitters
-from offramp.policy.oracles import oracle
-from offramp.policy.stopping_network import (
-    make_networks,
-    stop_odds,
-    stopping_costs,
-    with_stopping,
-)
-from offramp.policy.stopping_objective import Objective, drawn_label, drawn_stop
 from offramp.stages import Cascade, measure_flops
 from offramp.trace import Trace
 from offramp.train import JointTraining, train_joint

@@ -32,11 +32,11 @@ import numpy as np
 from harness import parser, report
 
 import offramp
-from offramp.evaluate import evaluate, sweep
+from offramp.evaluation import evaluate, sweep
+from offramp.fitting.baselines import fit_agreement
+from offramp.fitting.oracles import ORACLES, oracle
+from offramp.fitting.pareto import pareto_front
 from offramp.policy import Setting
-from offramp.policy.baselines import fit_agreement
-from offramp.policy.oracles import ORACLES, oracle
-from offramp.policy.pareto import pareto_front
 from offramp.trace import Trace, from_predictions
 
 PAPER = {"alexnet": 18.42, "inception_v1_tf": 39.47, "resnet50": 100.0}

@@ -46,14 +46,15 @@ from torch import Tensor, nn
 from train_backbone import NORMALISE
 
 import offramp
+from offramp.backends import with_backend
 from offramp.data import Examples, cifar10, npz
-from offramp.evaluate import evaluate
+from offramp.evaluation import evaluate
+from offramp.fitting.chains import chains_to_fit
 from offramp.models import ModelSpec, build
 from offramp.policy import Setting
-from offramp.policy.chains import chains_to_fit
 from offramp.policy.rules import Constant, Linear
-from offramp.runtime import Static, time_side_by_side, with_backend
-from offramp.stages import Cascade
+from offramp.runtime import Static
+from offramp.stages import Cascade, time_side_by_side
 from offramp.trace import Trace
 
 COUNTS = {1: 128, 32: 1024, 128: 1408}  # batch size: images of a round

@@ -20,7 +20,7 @@ TRADE_OFFS = 50
 def measure(n: int, stages: int, classes: int) -> dict[str, float]:
     """Fit the full chain once for every trade-off."""
     from offramp._core.topology import Topology
-    from offramp.policy.learned import fit_weighted
+    from offramp.fitting.learned import fit_weighted
     from offramp.trace.testing import make_trace
 
     trace = make_trace(n=n, stages=stages, classes=classes, seed=0)

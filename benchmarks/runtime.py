@@ -35,13 +35,15 @@ from torch import Tensor, nn
 
 import offramp
 from offramp._core.errors import MissingExtraError, UnsupportedError
+from offramp.backends import with_backend
 from offramp.models import ModelSpec, build, cifar_resnet
 from offramp.models.heads import gap_linear
 from offramp.policy import Feature, Linear, Node, Policy
-from offramp.runtime import Adaptive, join_for, measure_times, with_backend
-from offramp.runtime.meter import Meter
-from offramp.runtime.profile import ideal
+from offramp.runtime import Adaptive
 from offramp.stages import Cascade, Normalize
+from offramp.tuning import join_for, measure_times
+from offramp.tuning.meter import Meter
+from offramp.tuning.profile import ideal
 
 NETWORKS = ("resnet20", "resnet56")
 SIZES = (1, 32, 128, 512)

@@ -23,12 +23,12 @@ import torch
 from harness import parser, report, speedups
 
 import offramp
-from offramp.evaluate import evaluate
-from offramp.evaluate.frontier import MARGIN
+from offramp.evaluation import evaluate
+from offramp.evaluation.frontier import MARGIN
+from offramp.fitting.oracles import oracle
+from offramp.fitting.search import sub_chains
 from offramp.models import ModelSpec, build
 from offramp.policy import Setting
-from offramp.policy.oracles import oracle
-from offramp.policy.search import sub_chains
 from offramp.runtime import Static
 from offramp.stages import Normalize
 from offramp.trace import Trace, from_npz

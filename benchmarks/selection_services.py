@@ -43,10 +43,10 @@ import numpy as np
 from harness import parser, report
 
 from offramp._core.progress import progress_bar
-from offramp.evaluate import Evaluation, Frontier, evaluate, sweep
+from offramp.evaluation import Evaluation, Frontier, evaluate, sweep
+from offramp.fitting.learned import fit_weighted
+from offramp.fitting.thresholds import fit_myopic
 from offramp.policy import Setting
-from offramp.policy.learned import fit_weighted
-from offramp.policy.myopic import fit_myopic
 from offramp.trace import Trace, from_predictions
 
 SETS = ("IMDB", "WAIMAI", "FERPLUS", "AUDIOMNIST")

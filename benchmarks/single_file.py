@@ -23,12 +23,11 @@ import torch
 from harness import parser, report
 
 import offramp
+from offramp.backends import Compiled, to_onnx, with_backend
 from offramp.bundle import export_single_file
 from offramp.models import ModelSpec, build
 from offramp.policy import Feature, Linear, Node, Policy
-from offramp.runtime import time_side_by_side, with_backend
-from offramp.runtime.backends import Compiled, to_onnx
-from offramp.stages import Normalize
+from offramp.stages import Normalize, time_side_by_side
 
 NETWORKS = ("resnet20", "resnet56")
 NORMALISE = {"scale": 1 / 255, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}

@@ -17,7 +17,7 @@ from harness import parser, peak_mib, report
 from offramp.data import Examples, arrays, cifar10
 from offramp.models import resnet21
 from offramp.stages import Normalize
-from offramp.train.design import (
+from offramp.train.class_exits import (
     Recipe,
     attachment_points,
     branch_features,

@@ -45,16 +45,16 @@ from train_backbone import NORMALISE
 
 import offramp
 from offramp.data import Examples, cifar10
-from offramp.evaluate import references
+from offramp.evaluation import references
+from offramp.fitting.class_exits import NoViableExit, Requirements, system_figures
+from offramp.fitting.registry import fitters
 from offramp.models import ModelSpec, head_arguments
-from offramp.policy.class_specific import NoViableExit, Requirements, system_figures
-from offramp.policy.fitters import fitters
 from offramp.report import Curve, frontier_figure, save_figure
 from offramp.report import Point as Mark
 from offramp.stages import Cascade, cut_points
 from offramp.trace import Trace
 from offramp.train import train_heads
-from offramp.train.design import Recipe, Sweep, design_together, sweep_branches
+from offramp.train.class_exits import Recipe, Sweep, design_together, sweep_branches
 
 EXITS = ("layer1.1", "layer1.2", "layer2.0", "layer2.1", "layer2.2", "layer3.0", "layer3.1")
 HEADS: dict[str, tuple[str, dict[str, Any]]] = {

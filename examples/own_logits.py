@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 import offramp
-from offramp.evaluate import evaluate, overlap
+from offramp.evaluation import evaluate, overlap
 from offramp.trace import from_npz
 
 GFLOPS = {"small": 0.08, "large": 0.8}  # cost of each network per example, cheapest first

@@ -6,7 +6,7 @@ python examples/priced_services.py
 import numpy as np
 
 import offramp
-from offramp.evaluate import evaluate
+from offramp.evaluation import evaluate
 from offramp.trace import from_predictions
 
 PRICES = {"local model": 0.0, "cheap service": 0.00015, "dear service": 0.001}

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from offramp._core.topology import Topology as Topology
     from offramp.bundle import load_bundle as load_bundle
     from offramp.bundle import save_bundle as save_bundle
-    from offramp.evaluate import Frontier as Frontier
-    from offramp.evaluate import fit as fit
+    from offramp.evaluation import Frontier as Frontier
+    from offramp.evaluation import fit as fit
     from offramp.policy import Policy as Policy
     from offramp.policy import Setting as Setting
-    from offramp.record import record as record
+    from offramp.recording import record as record
     from offramp.runtime import Adaptive as Adaptive
     from offramp.runtime import Answer as Answer
     from offramp.stages import Cascade as Cascade

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from offramp.cli.config import load_config
-from offramp.cli.run_folder import choice_to_dict, choose, choose_again
-from offramp.evaluate import Certificate, NotCertified, fit
+from offramp.evaluation import Certificate, NotCertified, fit
+from offramp.project.config.config import load_config
+from offramp.project.folder import choice_to_dict, choose, choose_again
 from offramp.trace import load_trace, make_trace, save_trace
 
 

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from offramp._core.errors import FileFormatError, InputError
-from offramp.cli.config import load_config
-from offramp.cli.networks import examples_of
+from offramp.project.build import examples_of
+from offramp.project.config.config import load_config
 
 
 def write(folder: Path, text: str) -> Path:

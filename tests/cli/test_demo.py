@@ -7,9 +7,10 @@ import torch
 
 from offramp._core.errors import InputError
 from offramp.bundle import load_bundle
-from offramp.cli import demo, demo_run
-from offramp.evaluate import Certificate, NotCertified, evaluate
+from offramp.cli import demo
+from offramp.evaluation import Certificate, NotCertified, evaluate
 from offramp.models import small_cnn
+from offramp.project import demo as demo_run
 from offramp.stages import Cascade, measure_flops
 from offramp.trace import load_trace
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from offramp.bundle import load_bundle
-from offramp.cli.config import load_config
-from offramp.cli.networks import examples_of
+from offramp.project.build import examples_of
+from offramp.project.config.config import load_config
 
 DESIGN = """
 [design]

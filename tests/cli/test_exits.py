@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 from offramp.bundle import load_bundle
-from offramp.cli.config import load_config
-from offramp.cli.networks import cascade_of, examples_of
-from offramp.cli.trained_heads import HEADS
 from offramp.models import small_cnn
+from offramp.project.build import cascade_of, examples_of
+from offramp.project.config.config import load_config
+from offramp.project.heads import HEADS
 from offramp.stages import cut_points, measure_flops
 from offramp.trace import load_trace
 

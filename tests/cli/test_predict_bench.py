@@ -9,9 +9,9 @@ from pyarrow import parquet
 
 from offramp._core.errors import InputError
 from offramp.bundle import load_bundle
-from offramp.cli.inputs import InputReader
-from offramp.cli.side_by_side import compare
 from offramp.data import digits
+from offramp.project.inputs import InputReader
+from offramp.tuning.compare import compare
 
 
 @pytest.fixture(scope="module")

@@ -101,7 +101,7 @@ def _failing_with(error, monkeypatch, run, tmp_path):
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("offramp.cli.run_folder.read_json", fail)
+    monkeypatch.setattr("offramp.project.folder.read_json", fail)
     return run("evaluate", tmp_path, tmp_path)
 
 

@@ -192,8 +192,8 @@ def test_fit_leaves_a_foreign_folder_alone(run, trace_path, tmp_path):
 
 
 def test_evaluate_prints_what_the_library_computes(run, trace_path, tmp_path):
-    from offramp.cli.run_folder import setting_from_file
-    from offramp.evaluate import evaluate
+    from offramp.evaluation import evaluate
+    from offramp.project.folder import setting_from_file
 
     out = tmp_path / "run"
     assert fit(run, trace_path, out, "--max-loss", 0.03).code == 0

@@ -10,10 +10,10 @@ import torch
 from offramp._core.costs import Costs
 from offramp._core.topology import Topology
 from offramp.cli import main
-from offramp.cli.example_images import example_images
 from offramp.data import arrays
-from offramp.evaluate import evaluate, replay
+from offramp.evaluation import evaluate, replay
 from offramp.policy import Constant, Node, Policy, Setting
+from offramp.project.images import example_images
 from offramp.stages import Cascade
 from offramp.trace import load_trace, make_trace, save_trace
 

@@ -3,7 +3,8 @@ import json
 import pytest
 
 from offramp._core.errors import FileFormatError, InputError
-from offramp.cli.run_folder import (
+from offramp.evaluation import fit
+from offramp.project.folder import (
     MARKER,
     RunFolder,
     check_replaceable,
@@ -12,7 +13,6 @@ from offramp.cli.run_folder import (
     frontier_from_dict,
     frontier_to_dict,
 )
-from offramp.evaluate import fit
 from offramp.trace import make_trace
 
 

@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 
 from offramp.bundle import load_bundle
 from offramp.cli import main
-from offramp.cli.config import load_config
-from offramp.cli.joint_run import trace_name
-from offramp.cli.networks import examples_of
-from offramp.evaluate import assignment, evaluate
+from offramp.evaluation import assignment, evaluate
 from offramp.policy import Setting
+from offramp.project.build import examples_of
+from offramp.project.config.config import load_config
+from offramp.project.joint import trace_name
 from offramp.trace import load_trace
 
 CONFIG = """

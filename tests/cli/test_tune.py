@@ -74,4 +74,4 @@ def test_a_backend_that_does_not_exist_or_answers_otherwise_is_refused(run, bund
     assert "There is no backend 'onnx'" in found.err
     found = run("predict", bundle, npz, "--backend", "onnxruntime-int8")
     assert found.code == 2
-    assert "offramp.bundle.quantise" in found.err
+    assert "offramp.tuning.quantise" in found.err

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from offramp._core.errors import InputError, UnknownNameError
-from offramp.evaluate import fit, replay
-from offramp.evaluate.replay import replay_reference
+from offramp._core.keys import example_keys
+from offramp.evaluation import fit, replay
+from offramp.evaluation.replay import replay_reference
+from offramp.fitting.registry import fitters
 from offramp.policy import Node, Policy, Setting, View
-from offramp.policy.fitters import fitters
-from offramp.policy.keys import example_keys
 from offramp.trace import make_trace
 
 NAMES = sorted(fitters)

@@ -17,7 +17,7 @@ import typer
 
 from offramp.cli import main
 from offramp.cli.app import app
-from offramp.cli.config import load_config
+from offramp.project.config.config import load_config
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]

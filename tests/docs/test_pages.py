@@ -84,7 +84,9 @@ def test_names_of_modules_and_functions_exist(page):
         assert exists(name), f"{name_of(page)} names {name}"
 
 
-@pytest.mark.parametrize("name", ["offramp.fitt", "offramp.evaluate.Frontier.worst", "offramp.x.y"])
+@pytest.mark.parametrize(
+    "name", ["offramp.fitt", "offramp.evaluation.Frontier.worst", "offramp.x.y"]
+)
 def test_the_check_of_names_can_fail(name):
     assert not exists(name)
 

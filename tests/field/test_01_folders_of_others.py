@@ -15,12 +15,13 @@ from offramp._core.files import new_file, whole_folder
 from offramp._core.ownership import BUNDLE, ONNX_FOLDER, RUN, TRACE, check_folder
 from offramp.bundle import export_folder, manifest, names, save_bundle
 from offramp.bundle.onnx import folder as onnx_folder
-from offramp.cli import main, run_folder
-from offramp.cli.run_folder import RunFolder, check_bundle, claim_bundle
+from offramp.cli import main
 from offramp.data import arrays
 from offramp.models import ModelSpec, build, make_head, save_weights, small_cnn
 from offramp.policy import Setting
-from offramp.record.partial import parts_of
+from offramp.project import folder as run_folder
+from offramp.project.folder import RunFolder, check_bundle, claim_bundle
+from offramp.recording.partial import parts_of
 from offramp.trace import files as trace_files
 from offramp.trace import load_trace, make_trace, save_trace
 from offramp.train import train_heads

@@ -7,9 +7,9 @@ import offramp
 from offramp._core.errors import UnsupportedError
 from offramp.data import arrays
 from offramp.policy import Constant, Node, Policy
-from offramp.runtime import Adaptive, join
-from offramp.stages import Cascade, Stage, given_costs
-from offramp.train.design.evidence import predictions
+from offramp.runtime import Adaptive
+from offramp.stages import Cascade, Stage, given_costs, join
+from offramp.train.class_exits.evidence import predictions
 
 
 def draw(n=40):

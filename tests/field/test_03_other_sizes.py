@@ -9,8 +9,8 @@ from torch import nn
 import offramp
 from offramp._core.batch import apply
 from offramp._core.errors import InputError
+from offramp.backends.fold import prepare
 from offramp.models import ModelSpec
-from offramp.runtime.prepare import prepare
 from offramp.stages import cut
 
 WORDS = 30

@@ -8,10 +8,10 @@ from torch import nn
 
 import offramp
 from offramp._core.errors import InputError
+from offramp.backends import with_backend
 from offramp.bundle import export_folder, export_single_file
 from offramp.models import ModelSpec
 from offramp.policy import Feature, Linear, Node, Policy, Setting
-from offramp.runtime import with_backend
 
 WORDS, PLACES, WIDTH = 50, 32, 16
 HEAD = ModelSpec(

@@ -12,11 +12,11 @@ import offramp
 from offramp import Adaptive, Cascade, Policy, Setting, load_bundle, save_bundle
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.outputs import labels_with_confidence
-from offramp.evaluate import evaluate
-from offramp.evaluate.replay import replay
+from offramp.evaluation import evaluate
+from offramp.evaluation.replay import replay
+from offramp.fitting.registry import fitters
 from offramp.models import ModelSpec
 from offramp.policy import Feature, Linear, Node
-from offramp.policy.fitters import fitters
 from offramp.trace import from_logits, from_predictions, make_trace
 
 C, N = 4, 900

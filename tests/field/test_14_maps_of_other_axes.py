@@ -10,14 +10,14 @@ from torch import nn
 
 import offramp
 from offramp._core.errors import InputError
+from offramp.backends.form import flat
 from offramp.bundle import load_bundle, save_bundle
 from offramp.data import arrays
 from offramp.models import ModelSpec, build, head_arguments, make_head, token_linear
 from offramp.policy import Setting
-from offramp.runtime.backends.form import flat
 from offramp.stages import Cascade, cut, cut_points
 from offramp.train import train_heads
-from offramp.train.design import Tap, TappedNet, attachment_points, branch_features
+from offramp.train.class_exits import Tap, TappedNet, attachment_points, branch_features
 
 SIGNAL, VIDEO = torch.zeros(1, 1, 64), torch.zeros(1, 1, 4, 8, 8)
 

@@ -326,7 +326,7 @@ def test_onnx_answers_as_the_runtime_does(cascade_and_choice, tmp_path):
 
 def test_another_runtime_hands_the_mask_to_the_head(cascade_and_choice, tmp_path):
     pytest.importorskip("onnxruntime")
-    from offramp.runtime import with_backend
+    from offramp.backends import with_backend
 
     cascade, choice, batch = cascade_and_choice
     made = with_backend(cascade, "onnxruntime", example=batch)

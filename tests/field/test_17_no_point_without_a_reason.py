@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from offramp._core.errors import InputError, UnsupportedError
 from offramp.stages import choose_points, cut, cut_points
-from offramp.stages.cut_quiet import quiet, shortened
-from offramp.train.design.points import attachment_points
+from offramp.stages.cutting.quiet import quiet, shortened
+from offramp.train.class_exits.points import attachment_points
 
 
 class Mixing(nn.Module):

@@ -12,7 +12,7 @@ from offramp.models import ModelSpec, build, head_arguments
 from offramp.policy import Constant, Node, Policy, Setting
 from offramp.runtime import Adaptive
 from offramp.stages import Cascade, choose_points, cut, cut_points
-from offramp.train.design.points import attachment_points
+from offramp.train.class_exits.points import attachment_points
 
 RUNS = 6
 

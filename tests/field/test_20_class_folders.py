@@ -9,9 +9,9 @@ from torch import nn
 
 import offramp
 from offramp._core.errors import FileFormatError, InputError
-from offramp.cli.config import load_config
-from offramp.cli.networks import examples_of
 from offramp.data import image_folder
+from offramp.project.build import examples_of
+from offramp.project.config.config import load_config
 from offramp.stages import Normalize
 
 REAL = next(

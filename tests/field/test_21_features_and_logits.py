@@ -6,9 +6,10 @@ from torch import nn
 
 import offramp
 from offramp._core.errors import InputError
+from offramp.backends import with_backend
 from offramp.models import SeveralLogitsError, extract_logits
 from offramp.policy import Constant, Node, Policy
-from offramp.runtime import Adaptive, with_backend
+from offramp.runtime import Adaptive
 from offramp.stages import Cascade, Stage, cut, given_costs
 
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 import offramp
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError, UnknownNameError
-from offramp.evaluate import evaluate
-from offramp.evaluate.replay import replay
+from offramp.evaluation import evaluate
+from offramp.evaluation.replay import replay
+from offramp.fitting.baselines import fit_agreement
 from offramp.policy import Setting
-from offramp.policy.baselines import fit_agreement
 from offramp.trace import (
     from_logits,
     from_npz,

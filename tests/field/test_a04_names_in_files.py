@@ -11,7 +11,7 @@ from offramp.models import ModelSpec, build, head_arguments, load_weights
 from offramp.policy import Constant, Node, Policy, Setting
 from offramp.runtime import Adaptive
 from offramp.stages import Cascade
-from offramp.train.design import Tap, tapped_spec
+from offramp.train.class_exits import Tap, tapped_spec
 
 NETWORKS = [
     (

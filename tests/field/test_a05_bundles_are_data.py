@@ -14,7 +14,7 @@ from offramp.models import ModelSpec, build, save_weights
 from offramp.models.trial import check_spec
 from offramp.policy import Setting
 from offramp.stages import Cascade
-from offramp.train.design import network as _  # noqa: F401  so that "tapped" can be built
+from offramp.stages import tapped as _  # noqa: F401  so that "tapped" can be built
 
 SPEC = ModelSpec(name="small_cnn", arguments={"width": 2, "depth": 2, "classes": 3})
 

@@ -24,9 +24,9 @@ from offramp._core.ownership import TRACE
 from offramp._core.seal import sealed
 from offramp._core.temporaries import is_temporary, locked, sweep
 from offramp.bundle import save_bundle, tune
-from offramp.cli.run_folder import RunFolder
 from offramp.models import ModelSpec, build
 from offramp.policy import Setting
+from offramp.project.folder import RunFolder
 from offramp.trace import load_trace, make_trace, save_trace
 
 KILLED = 9

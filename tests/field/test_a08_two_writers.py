@@ -14,9 +14,9 @@ from offramp._core.temporaries import locked
 from offramp.cli import main
 from offramp.data import arrays
 from offramp.models import cifar_resnet, make_head, small_cnn
-from offramp.record.partial import parts_of
+from offramp.recording.partial import parts_of
 from offramp.train import train_classifier, train_heads, train_joint
-from offramp.train.design import Recipe, sweep_branches
+from offramp.train.class_exits import Recipe, sweep_branches
 
 IMAGES = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 PART = arrays(IMAGES, [k % 2 for k in range(40)])

@@ -13,14 +13,14 @@ from offramp._core.costs import Costs
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.files import sha256
 from offramp._core.seal import sealed
+from offramp.backends import to_onnx
+from offramp.backends.foreign import check_onnx, check_openvino
 from offramp.bundle import load_bundle, save_bundle
 from offramp.bundle.tensors import read_tensors
 from offramp.models import HEADS, MODELS, ModelSpec, build
 from offramp.models.spec import model_factory
 from offramp.models.trial import check_spec
 from offramp.policy import Setting
-from offramp.runtime.backends import to_onnx
-from offramp.runtime.backends.foreign import check_onnx, check_openvino
 from offramp.stages import Cascade, Normalize
 
 SPEC = ModelSpec(name="small_cnn", arguments={"width": 2, "depth": 2, "classes": 3})

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from offramp._core.errors import UnsupportedError
+from offramp.backends import ov, with_backend
 from offramp.models import ModelSpec, build
-from offramp.runtime import Adaptive, with_backend
-from offramp.runtime.backends import ov
+from offramp.runtime import Adaptive
 from offramp.runtime.testing import random_policy
 from offramp.stages import Cascade
 

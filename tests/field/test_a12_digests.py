@@ -15,12 +15,12 @@ from offramp._core.seal import is_sealed, sealed
 from offramp.bundle import load_bundle, save_bundle, tune
 from offramp.models import ModelSpec, build
 from offramp.policy import Setting
-from offramp.record import record
+from offramp.recording import record
 from offramp.stages import Cascade, Normalize
 from offramp.trace import load_trace, make_trace, save_trace
 from offramp.train.cache import _Files
 from offramp.train.checkpoint import read_file, write_file
-from offramp.train.design.checkpoint import read_state, write_state
+from offramp.train.class_exits.checkpoint import read_state, write_state
 
 SPEC = ModelSpec(name="small_cnn", arguments={"width": 2, "depth": 2, "classes": 3})
 

@@ -20,10 +20,10 @@ from offramp._core.files import write_json
 from offramp._core.ownership import BUNDLE, check_file, check_folder
 from offramp.bundle import export_folder, export_single_file, save_bundle, tune
 from offramp.cli import errors, main
-from offramp.cli.run_folder import RunFolder, choice_to_dict, choose_again, frontier_from_dict
-from offramp.evaluate import fit
+from offramp.evaluation import fit
 from offramp.models import ModelSpec, build
 from offramp.policy import Setting
+from offramp.project.folder import RunFolder, choice_to_dict, choose_again, frontier_from_dict
 from offramp.trace import load_trace, make_trace, save_trace
 
 SPEC = ModelSpec(name="small_cnn", arguments={"width": 2, "depth": 2})

@@ -9,8 +9,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import graph_module
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from offramp.backends import to_onnx
 from offramp.models import small_cnn
-from offramp.runtime.backends import to_onnx
 from offramp.stages import cut, cut_points
 
 X = torch.rand(1, 1, 8, 8)

@@ -21,11 +21,11 @@ from offramp._core.checks import (
 )
 from offramp._core.errors import InputError, SplitOverlapError
 from offramp._core.ids import as_ids, shown_id
+from offramp._core.keys import example_keys
 from offramp.data import arrays
-from offramp.evaluate import Frontier, evaluate
-from offramp.evaluate.certify import certify
-from offramp.evaluate.limits import Limit, read_limits
-from offramp.policy.keys import example_keys
+from offramp.evaluation import Frontier, evaluate
+from offramp.evaluation.certify import certify
+from offramp.evaluation.limits import Limit, read_limits
 from offramp.trace import from_logits, load_trace, make_trace, save_trace
 
 LARGE = np.array([2**63 + 5, 1], dtype=np.uint64)

@@ -11,14 +11,14 @@ from PIL import Image
 import offramp
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.ids import as_ids, shown_id
+from offramp._core.keys import example_keys
 from offramp.bundle import load_bundle
 from offramp.cli import main
-from offramp.cli.config import load_config
-from offramp.cli.inputs import InputReader, image_options
-from offramp.cli.networks import examples_of
 from offramp.data import arrays, image_folder, read_image
 from offramp.models import ModelSpec, build
-from offramp.policy.keys import example_keys
+from offramp.project.build import examples_of
+from offramp.project.config.config import load_config
+from offramp.project.inputs import InputReader, image_options
 from offramp.stages import Normalize
 from offramp.trace import make_trace, save_trace
 

@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from offramp.evaluate import replay
+from offramp.evaluation import replay
 from offramp.models import small_cnn
-from offramp.record import record
-from offramp.runtime import Adaptive, Static, time_side_by_side
+from offramp.recording import record
+from offramp.runtime import Adaptive, Static
 from offramp.runtime.testing import random_policy
-from offramp.stages import Cascade
+from offramp.stages import Cascade, time_side_by_side
 
 pytestmark = [
     pytest.mark.gpu,

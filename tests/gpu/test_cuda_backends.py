@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from offramp.backends import with_backend
+from offramp.backends.cuda import BUCKETS
 from offramp.models import cifar_resnet
-from offramp.runtime import Static, with_backend
-from offramp.runtime.backends.cuda import BUCKETS
+from offramp.runtime import Static
 from offramp.stages import Cascade
 
 pytestmark = [

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from offramp.bundle import load_bundle, save_bundle
-from offramp.evaluate import fit
+from offramp.evaluation import fit
 from offramp.models import ModelSpec, build
 from offramp.policy import Setting
-from offramp.record import record
+from offramp.recording import record
 from offramp.runtime import Adaptive
 from offramp.runtime.testing import random_policy
 from offramp.stages import Cascade

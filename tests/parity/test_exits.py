@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from offramp.bundle import load_bundle, save_bundle
-from offramp.evaluate import fit, replay
+from offramp.evaluation import fit, replay
 from offramp.models import ModelSpec, build, head_arguments
 from offramp.policy import Setting
-from offramp.record import record
+from offramp.recording import record
 from offramp.runtime import Adaptive, Static, route_reference
 from offramp.runtime.testing import random_policy
 from offramp.stages import Cascade

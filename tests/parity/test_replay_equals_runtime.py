@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from offramp._core.keys import example_keys
 from offramp._core.topology import Topology
-from offramp.evaluate import fit, replay
+from offramp.evaluation import fit, replay
 from offramp.models import small_cnn
 from offramp.policy import Policy
-from offramp.policy.keys import example_keys
-from offramp.record import record
+from offramp.recording import record
 from offramp.runtime import Adaptive, route_reference
 from offramp.runtime.testing import random_policy, random_topology
 from offramp.stages import Cascade

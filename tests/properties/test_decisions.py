@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offramp.evaluate import evaluate, replay
+from offramp.evaluation import evaluate, replay
 from offramp.policy import Constant, Feature, Linear, Node, Policy, Setting
 from offramp.policy.features import CONFIDENCES
 from offramp.runtime.testing import random_policy, random_topology

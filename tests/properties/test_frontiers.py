@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offramp.evaluate import OperatingPoint, fit, references
-from offramp.policy.oracles import ORACLES
-from offramp.policy.pareto import pareto_front
+from offramp.evaluation import OperatingPoint, fit, references
+from offramp.fitting.oracles import ORACLES
+from offramp.fitting.pareto import pareto_front
 from offramp.trace import make_trace
 
 POINTS = st.lists(st.tuples(*[st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0])] * 2), max_size=12)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from offramp.evaluate import saving_bound
+from offramp.evaluation import saving_bound
 from offramp.trace import make_trace
 
 DELTA = 0.1

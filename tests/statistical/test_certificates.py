@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, norm
 
-from offramp.policy.risk import (
+from offramp.risk import (
     Controlled,
     Passed,
     betting_p_values,

@@ -14,10 +14,18 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from offramp.evaluate import Calibration, Certificate, Frontier, certify, evaluate_all, fit, replay
-from offramp.evaluate.certify import fixed_sequence
-from offramp.evaluate.judging import mark_fronts
-from offramp.policy.risk import NonePassed
+from offramp.evaluation import (
+    Calibration,
+    Certificate,
+    Frontier,
+    certify,
+    evaluate_all,
+    fit,
+    replay,
+)
+from offramp.evaluation.certify import fixed_sequence
+from offramp.evaluation.judging import mark_fronts
+from offramp.risk import NonePassed
 from offramp.trace import make_trace
 
 DELTA = 0.1

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from offramp.evaluate.evaluation import paired_intervals
+from offramp.evaluation.evaluate import paired_intervals
 
 PROMISED = 0.93
 POPULATIONS = {

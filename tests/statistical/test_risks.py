@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from offramp.evaluate import Evaluation, FrontierPoint, Limit, evaluate, fit
-from offramp.evaluate.risk_tests import CostTest, CountTest, RecallTest, WeightedTest
-from offramp.policy.risk import (
+from offramp.evaluation import Evaluation, FrontierPoint, Limit, evaluate, fit
+from offramp.evaluation.risk_tests import CostTest, CountTest, RecallTest, WeightedTest
+from offramp.risk import (
     Passed,
     Range,
     counted_p_value,

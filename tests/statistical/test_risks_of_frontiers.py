@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from offramp.evaluate import Certificate, fit, replay
+from offramp.evaluation import Certificate, fit, replay
 from offramp.trace import make_trace
 
 DELTA = 0.1

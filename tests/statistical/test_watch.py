@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy.stats import binom, binomtest
 
-from offramp.policy.risk import Watch
-from offramp.policy.risk.watch import after_audit, starts_until, unspent
+from offramp.runtime import Watch
+from offramp.runtime.monitor import after_audit, starts_until, unspent
 
 LIMIT, DELTA = 0.02, 0.1
 AUDITS = 3000

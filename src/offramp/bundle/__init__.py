@@ -4,7 +4,6 @@ Layer: bundle.
 """
 
 from offramp.bundle.check import read_manifest
-from offramp.bundle.int8 import Quantised, quantise
 from offramp.bundle.load import LoadedBundle, load_bundle
 from offramp.bundle.manifest import FORMAT_VERSION, Manifest
 from offramp.bundle.onnx import export_folder, export_single_file
@@ -15,11 +14,9 @@ __all__ = [
     "FORMAT_VERSION",
     "LoadedBundle",
     "Manifest",
-    "Quantised",
     "export_folder",
     "export_single_file",
     "load_bundle",
-    "quantise",
     "read_manifest",
     "save_bundle",
     "tune",

@@ -10,10 +10,7 @@ import torch
 from offramp._core.checks import check_known
 from offramp._core.errors import InputError
 from offramp._core.types import Batch
-from offramp.bundle.compiled_files import is_compiled
-from offramp.bundle.manifest import Manifest
-from offramp.bundle.rebuild import segment_of
-from offramp.runtime.backends import (
+from offramp.backends import (
     BACKENDS,
     Builder,
     Compiled,
@@ -22,7 +19,10 @@ from offramp.runtime.backends import (
     build_all,
     thread_count,
 )
-from offramp.runtime.backends.table import AUTO, EAGER
+from offramp.backends.table import AUTO, EAGER
+from offramp.bundle.manifest import Manifest
+from offramp.bundle.parts import is_compiled
+from offramp.bundle.rebuild import segment_of
 from offramp.stages import SegmentSpec, Stage
 
 
@@ -85,7 +85,7 @@ def _check_exact(stage: str, backend: str, compiled: set[str]) -> None:
     if not backend_of(backend).exact:
         raise InputError(
             f"The backend {backend!r} changes what stage {stage!r} answers, so the policy of the "
-            "bundle, fitted on other answers, does not fit. Use offramp.bundle.quantise, which "
+            "bundle, fitted on other answers, does not fit. Use offramp.tuning.quantise, which "
             "records and fits anew, and save what it gives."
         )
 

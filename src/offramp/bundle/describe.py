@@ -15,8 +15,8 @@ from offramp._core.errors import FileFormatError, InputError, OfframpError
 from offramp._core.files import whole_file
 from offramp._core.types import Batch
 from offramp.bundle.compare import write_module
-from offramp.bundle.compiled_files import check_not_joined, is_compiled, write_compiled
 from offramp.bundle.names import example_file, network_file, weight_files
+from offramp.bundle.parts import check_not_joined, is_compiled, write_compiled
 from offramp.bundle.rebuild import INPUT, LOGITS, answers_of, segment_of
 from offramp.bundle.tensors import FAILURES
 from offramp.models import ModelSpec, build, save_weights

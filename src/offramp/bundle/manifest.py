@@ -34,7 +34,7 @@ from pydantic import (
 
 from offramp._core.costs import Costs
 from offramp._core.topology import Topology
-from offramp.runtime import BackendTable
+from offramp.backends import BackendTable
 
 FORMAT: Literal["offramp-bundle"] = "offramp-bundle"
 FORMAT_VERSION = 4
@@ -143,7 +143,7 @@ class NetworkEntry(BaseModel):
 
 
 class FormEntry(BaseModel):
-    """The form of a batch, a carry or an output, as `offramp.runtime.backends.Form` has it."""
+    """The form of a batch, a carry or an output, as `offramp.backends.Form` has it."""
 
     model_config = _STRICT
     kind: Literal["tensor", "tuple", "mapping"]
@@ -283,7 +283,7 @@ class ChoiceEntry(BaseModel):
 
 
 class BackendsEntry(BaseModel):
-    """What the stages take in each backend, as `offramp.runtime.BackendTable` has it."""
+    """What the stages take in each backend, as `offramp.backends.BackendTable` has it."""
 
     model_config = _STRICT
     batch_sizes: tuple[int, ...]

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from offramp._core.errors import FileFormatError, InputError, UnsupportedError
 from offramp._core.topology import RAW_INPUT, Topology
 from offramp._core.types import Batch
-from offramp.bundle.compiled_files import CompiledReader, check_together
 from offramp.bundle.manifest import (
     CompiledEntry,
     ExampleEntry,
@@ -23,10 +22,11 @@ from offramp.bundle.manifest import (
     WholeEntry,
 )
 from offramp.bundle.names import MANIFEST
+from offramp.bundle.parts import CompiledReader, check_together
 from offramp.bundle.tensors import FAILURES, built, read_tensors
 from offramp.models import ModelSpec
 from offramp.stages import CutSpec, SegmentSpec, Stage, attached, cut, preprocess_from_dict
-from offramp.train.design import network as _  # noqa: F401  so that "tapped" can be built
+from offramp.stages import tapped as _  # noqa: F401  so that "tapped" can be built
 
 LOGITS = "logits"  # (1, k, c) of the k stages that answer, beside the inputs
 INPUT = "input."  # followed by 0, 1, ...

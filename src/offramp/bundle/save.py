@@ -16,24 +16,21 @@ from offramp._core.costs import Costs
 from offramp._core.files import sha256, whole_folder, write_json
 from offramp._core.ownership import BUNDLE
 from offramp._core.seal import sealed
+from offramp.backends import BackendTable
 from offramp.bundle.compare import check_loadable
 from offramp.bundle.describe import write_stages
 from offramp.bundle.manifest import FORMAT, FORMAT_VERSION
 from offramp.bundle.names import MANIFEST, POLICY, check_extra
-from offramp.evaluate import Choice, OperatingPoint
-from offramp.policy import Policy, Setting
-from offramp.runtime import BackendTable
-from offramp.runtime.adaptive import setting_of
-from offramp.runtime.runner import check_form, check_made_for
+from offramp.policy import Setting
+from offramp.runtime.adaptive import Choice, Explained, setting_of
+from offramp.runtime.program import check_form, check_made_for
 from offramp.stages import Cascade
-
-BundleChoice = Setting | Choice  # a policy alone is refused with what it lacks
 
 
 def save_bundle(
     path: Path | str,
     cascade: Cascade,
-    choice: BundleChoice | Policy,
+    choice: Choice,
     *,
     costs: Costs | None = None,
     class_names: Sequence[str] = (),
@@ -50,7 +47,7 @@ def save_bundle(
     where its values are not whole numbers (`offramp.stages.stand_in`), and what the exits answer.
 
     Stages that run in ONNX Runtime or OpenVINO, of `with_backend`, `join_for` and
-    `offramp.bundle.quantise`, are written as the models that those run. They need no spec, load
+    `offramp.tuning.quantise`, are written as the models that those run. They need no spec, load
     without an export, and stay in the backend that they were saved in. A cascade in PyTorch leaves
     the choice to whoever loads it; what was measured of backends can go with it.
 
@@ -133,18 +130,9 @@ def _needed(cascade: Cascade, setting: Setting) -> dict[str, bool]:
     return {topology.names[k]: k in answering for k in sorted(run)}
 
 
-def _why(choice: BundleChoice | Policy, setting: Setting) -> dict[str, Any]:
-    if isinstance(choice, Setting | Policy):
+def _why(choice: Choice, setting: Setting) -> dict[str, Any]:
+    if not isinstance(choice, Explained):
         return {"label": setting.label, "sentence": None, "numbers": {}}
-    numbers: dict[str, Any] = {
-        "risk": choice.risk,
-        "max_loss": choice.max_loss,
-        "max_cost": choice.max_cost,
-    }
-    if isinstance(choice, OperatingPoint):
-        fields = ("split", "n", "cost_ratio", "accuracy", "reference_accuracy")
-        numbers |= {name: getattr(choice.judged, name) for name in fields}
-        numbers |= {"difference": choice.judged.difference, "excess": choice.judged.excess}
-    else:
-        numbers |= dict(choice.numbers)
+    limits = {"risk": choice.risk, "max_loss": choice.max_loss, "max_cost": choice.max_cost}
+    numbers = {**limits, **choice.numbers}
     return {"label": setting.label, "sentence": choice.sentence, "numbers": numbers}

@@ -11,11 +11,11 @@ from offramp._core.errors import InputError
 from offramp._core.files import read_json, steadily, write_json
 from offramp._core.seal import sealed
 from offramp._core.types import Batch
+from offramp.backends import BackendTable, choose_backends
 from offramp.bundle.check import check_files, read_manifest
 from offramp.bundle.manifest import FORMAT_VERSION, Manifest
 from offramp.bundle.names import MANIFEST
 from offramp.bundle.rebuild import rebuild
-from offramp.runtime import BackendTable, choose_backends
 from offramp.stages import Stage
 
 

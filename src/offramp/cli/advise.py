@@ -13,7 +13,7 @@ from offramp.cli.errors import NO_ANSWER
 from offramp.cli.output import Output, amount, percent
 
 if TYPE_CHECKING:
-    from offramp.evaluate.advise import Advice, Promise
+    from offramp.evaluation.advise import Advice, Promise
 
 
 def command(
@@ -49,7 +49,7 @@ def command(
 
     Example: offramp advise services.trace --max-loss 0.01 --delta 0.1
     """
-    from offramp.evaluate.advise import advise
+    from offramp.evaluation.advise import advise
     from offramp.trace import load_trace
 
     output = Output(as_json=json)

@@ -54,7 +54,7 @@ def command(
 
     Example: offramp bench runs/demo/bundle runs/demo/test.npz --batch-sizes 1,256
     """
-    from offramp.cli.side_by_side import compare
+    from offramp.tuning.compare import compare
 
     output = Output(as_json=json)
     if out is not None:
@@ -120,7 +120,7 @@ def some_inputs(
     """At most so many inputs, or random numbers where there are none."""
     import torch
 
-    from offramp.cli.inputs import InputReader
+    from offramp.project.inputs import InputReader
 
     shape = loaded.manifest.input_shape
     if paths:

@@ -10,9 +10,9 @@ import typer
 
 from offramp._core.errors import InputError
 from offramp.cli import options
-from offramp.cli.config import load_config
 from offramp.cli.output import Output, amount, percent
-from offramp.cli.sections import NetworkSection, RunConfig
+from offramp.project.config.config import load_config
+from offramp.project.config.sections import NetworkSection, RunConfig
 
 if TYPE_CHECKING:
     from offramp._core.types import Batch
@@ -57,8 +57,8 @@ def command(
 
     Example: offramp cut --list --model resnet20 --input 3,32,32
     """
-    from offramp.cli.cut_rows import exit_rows, point_rows
-    from offramp.cli.networks import warn_of_random_weights
+    from offramp.project.build import warn_of_random_weights
+    from offramp.project.cut import exit_rows, point_rows
 
     output = Output(as_json=json)
     settings = _settings(config, model, weights, cut=not list_points)
@@ -95,8 +95,8 @@ def _settings(
 
 def _inputs(settings: RunConfig, shape: str | None, count: int) -> "Batch":
     """Some raw inputs: of the configuration's data, or made up."""
-    from offramp.cli.exits import random_input
-    from offramp.cli.networks import examples_of
+    from offramp.project.build import examples_of
+    from offramp.project.networks import random_input
 
     if shape is not None:
         return random_input(options.whole_numbers("--input", shape), count)

@@ -13,8 +13,8 @@ from offramp.cli.errors import NO_ANSWER
 from offramp.cli.output import Output, aligned, amount, percent, points, wrapped
 
 if TYPE_CHECKING:
-    from offramp.cli.demo_run import DemoResult
-    from offramp.evaluate import Certificate, Evaluation, NotCertified
+    from offramp.evaluation import Certificate, Evaluation, NotCertified
+    from offramp.project.demo import DemoResult
 
 
 def command(
@@ -36,8 +36,8 @@ def command(
 
     Example: offramp demo --out runs/demo
     """
-    from offramp.cli.demo_run import run_demo
-    from offramp.evaluate import NotCertified
+    from offramp.evaluation import NotCertified
+    from offramp.project.demo import run_demo
 
     output = Output(as_json=json)
     found = run_demo(out, seed=seed, tell=lambda step: typer.echo(f"... {step}", err=True))
@@ -80,7 +80,7 @@ def _alone(found: "DemoResult") -> "list[tuple[str, Evaluation]]":
 
 def _promise(choice: "Certificate | NotCertified") -> list[str]:
     """What was allowed and what is promised, a line each; the reason where nothing can be."""
-    from offramp.evaluate import NotCertified
+    from offramp.evaluation import NotCertified
 
     allowed = f"{100 * (choice.max_loss or 0):g} points lost against F"
     if isinstance(choice, NotCertified):
@@ -100,7 +100,7 @@ def _reached(chosen: "Evaluation") -> str:
 
 
 def _numbers(found: "DemoResult") -> dict[str, Any]:
-    from offramp.cli.run_folder import choice_to_dict, evaluation_to_dict
+    from offramp.project.folder import choice_to_dict, evaluation_to_dict
 
     chosen = choice_to_dict(found.choice)
     return {

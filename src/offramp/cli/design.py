@@ -11,16 +11,15 @@ import typer
 
 from offramp._core.errors import InputError
 from offramp.cli import options
-from offramp.cli.config import load_config
 from offramp.cli.errors import NO_ANSWER
 from offramp.cli.output import Output, percent, points
-from offramp.cli.run_folder import RunFolder, check_bundle, claim_bundle
-from offramp.cli.sections import DesignSection, RunConfig
+from offramp.project.config.config import load_config
+from offramp.project.config.sections import DesignSection, RunConfig
+from offramp.project.folder import DESIGN, RunFolder, check_bundle, claim_bundle
 
 if TYPE_CHECKING:
-    from offramp.cli.design_run import Designed
+    from offramp.project.class_exits import Designed
 
-DESIGN = "design.json"
 _BELIEVE = (
     "Believe `gain`: how much faster the examples of the class are, counted over them alone. "
     "`formula` is the gain by the formula of Bonato and Bouganis, which counts examples of other "
@@ -76,8 +75,8 @@ def command(
 
     Example: offramp design --config cifar.toml --class cat --tolerance 0.005
     """
-    from offramp.cli.design_run import design_to_dict, designed, run_sweep, targets_of
-    from offramp.cli.networks import examples_of, warn_of_random_weights, warn_of_raw_bytes
+    from offramp.project.build import examples_of, warn_of_random_weights, warn_of_raw_bytes
+    from offramp.project.class_exits import design_to_dict, designed, run_sweep, targets_of
 
     output = Output(as_json=json)
     settings = load_config(config, needs=("data", "network"))
@@ -169,11 +168,11 @@ def _merged(settings: RunConfig, **given: Any) -> DesignSection:  # noqa: ANN401
 def _save_bundle(bundle: Path, found: "Designed", settings: RunConfig, *, overwrite: bool) -> bool:
     """Write the bundle; False where there is no exit to put into it."""
     from offramp.bundle import save_bundle
-    from offramp.cli.inputs import image_options
+    from offramp.fitting.class_exits import NoViableExit
     from offramp.policy import Setting
-    from offramp.policy.class_specific import NoViableExit
+    from offramp.project.inputs import image_options
     from offramp.stages import measure_flops
-    from offramp.train.design.cascade import LAST
+    from offramp.train.class_exits.cascade import LAST
 
     deployed, example = found.deployed, found.sweep.attachment.example
     if isinstance(deployed, NoViableExit):

@@ -14,11 +14,11 @@ from offramp._core.ownership import check_file
 from offramp.cli import options
 from offramp.cli.errors import NO_ANSWER
 from offramp.cli.output import Output, amount, percent, points
-from offramp.cli.run_folder import evaluation_to_dict, setting_from_file
-from offramp.cli.traces import check_unlabelled, load_divided, part_of
+from offramp.project.folder import evaluation_to_dict, setting_from_file
+from offramp.project.splits import check_unlabelled, load_divided, part_of
 
 if TYPE_CHECKING:
-    from offramp.evaluate import Evaluation
+    from offramp.evaluation import Evaluation
 
 _OF_LABELS = {  # what of an evaluation means nothing without labels
     "accuracy",
@@ -75,8 +75,8 @@ def command(
 
     Example: offramp evaluate cifar.trace runs/cifar/chosen.json --split test
     """
-    from offramp.evaluate import NotCertified, confirm, evaluate
-    from offramp.evaluate.judging import labelled_by
+    from offramp.evaluation import NotCertified, confirm, evaluate
+    from offramp.evaluation.judging import labelled_by
 
     output = Output(as_json=json)
     if out is not None:

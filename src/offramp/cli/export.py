@@ -59,10 +59,10 @@ def command(
 
     Example: offramp export runs/demo/bundle --single-file demo.onnx
     """
+    from offramp.backends import require_onnx
     from offramp.bundle import export_folder, export_single_file, load_bundle
     from offramp.bundle.onnx.single_file import check_path
     from offramp.bundle.onnx.source import BundleStages
-    from offramp.runtime.backends import require_onnx
 
     output = Output(as_json=json)
     if (single_file is None) == (out is None):

@@ -12,10 +12,11 @@ import typer
 
 from offramp._core.errors import InputError
 from offramp.cli import options
-from offramp.cli.config import load_config
 from offramp.cli.errors import NO_ANSWER
 from offramp.cli.output import Output, points
-from offramp.cli.run_folder import (
+from offramp.project.config.config import load_config
+from offramp.project.config.sections import FitSection, RunConfig
+from offramp.project.folder import (
     CHOSEN,
     FRONTIER,
     RunFolder,
@@ -25,11 +26,10 @@ from offramp.cli.run_folder import (
     claim_bundle,
     frontier_to_dict,
 )
-from offramp.cli.sections import FitSection, RunConfig
-from offramp.cli.traces import check_unlabelled, load_divided
+from offramp.project.splits import check_unlabelled, load_divided
 
 if TYPE_CHECKING:
-    from offramp.evaluate import Choice, Frontier
+    from offramp.evaluation import Choice, Frontier
 
 _LINES = 12  # of the front, for people
 
@@ -203,7 +203,7 @@ def _command_line(trace: Path, section: FitSection, out: Path) -> str:
 
 
 def _fit(path: Path, section: FitSection) -> "tuple[Frontier, Choice]":
-    from offramp.evaluate import fit
+    from offramp.evaluation import fit
 
     trace = load_divided(path, seed=section.seed)
     given: dict[str, Any] = {"combines": section.combines, "loss": section.loss}
@@ -241,8 +241,8 @@ def _save_bundle(
     from torch import Tensor
 
     from offramp.bundle import save_bundle
-    from offramp.cli.inputs import image_options
-    from offramp.cli.networks import cascade_of, examples_of
+    from offramp.project.build import cascade_of, examples_of
+    from offramp.project.inputs import image_options
     from offramp.trace import load_trace
 
     trace = load_trace(path)
@@ -262,7 +262,7 @@ def _save_bundle(
 def _show(
     output: Output, frontier: "Frontier", choice: "Choice", folder: Path, bundle: Path | None
 ) -> None:
-    from offramp.evaluate import DoNotCascade, NotCertified
+    from offramp.evaluation import DoNotCascade, NotCertified
 
     front = frontier.pareto
     step = max(1, -(-len(front) // _LINES))

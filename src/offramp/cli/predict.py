@@ -23,7 +23,7 @@ from offramp.cli.output import Output, amount, note, percent
 
 if TYPE_CHECKING:
     from offramp.bundle import LoadedBundle
-    from offramp.cli.inputs import InputReader
+    from offramp.project.inputs import InputReader
     from offramp.runtime import Answer
 
 _SHOWN = 5  # skipped files named in a note
@@ -85,8 +85,8 @@ def command(
     Example: offramp predict runs/demo/bundle photos/ --out predictions.csv
     """
     from offramp.bundle import load_bundle
-    from offramp.cli.inputs import InputReader
     from offramp.data.listing import ignored_files
+    from offramp.project.inputs import InputReader
     from offramp.runtime import NO_LABEL
 
     output = Output(as_json=json)

@@ -17,7 +17,7 @@ from offramp.cli.bench import loaded_to_time, some_inputs
 from offramp.cli.output import Output, amount, percent
 
 if TYPE_CHECKING:
-    from offramp.runtime import Profile
+    from offramp.tuning import Profile
 
 
 def command(
@@ -55,7 +55,7 @@ def command(
 
     Example: offramp profile runs/demo/bundle runs/demo/test.npz --out timeline.svg
     """
-    from offramp.runtime import profile
+    from offramp.tuning import profile
 
     output = Output(as_json=json)
     if out is not None and out.suffix not in (".svg", ".png"):
@@ -77,7 +77,7 @@ def command(
 
 
 def _show(output: Output, found: "Profile", label: str) -> None:
-    from offramp.runtime.marks import KINDS
+    from offramp.runtime.events import KINDS
 
     output.paragraph(label)
     output.line(

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from offramp.cli import options
-from offramp.cli.config import load_config
 from offramp.cli.output import Output, amount, percent
-from offramp.cli.run_folder import RunFolder
+from offramp.project.config.config import load_config
+from offramp.project.folder import RunFolder
 
 if TYPE_CHECKING:
-    from offramp.record.nonfinite import Nonfinite
+    from offramp.recording.nonfinite import Nonfinite
 
 TRACE = "record.trace"
 
@@ -54,7 +54,7 @@ def command(
 
     Example: offramp record --config run.toml --out cifar.trace
     """
-    from offramp.cli.networks import (
+    from offramp.project.build import (
         cascade_of,
         costs_of,
         examples_of,
@@ -62,8 +62,8 @@ def command(
         recorded,
         warn_of_raw_bytes,
     )
-    from offramp.record import record
-    from offramp.record.partial import check_recordable
+    from offramp.recording import record
+    from offramp.recording.partial import check_recordable
 
     output = Output(as_json=json)
     settings = load_config(config, needs=("data", "stage"))
@@ -119,7 +119,7 @@ def command(
 
 def _nonfinite(text: str) -> "Nonfinite":
     from offramp._core.checks import check_choice
-    from offramp.record.nonfinite import HOW
+    from offramp.recording.nonfinite import HOW
 
     check_choice("--on-nonfinite", text, HOW)
     return text  # type: ignore[return-value]  # it is one of them

@@ -13,20 +13,16 @@ import typer
 from offramp._core.errors import FileFormatError
 from offramp._core.files import read_json
 from offramp.cli import options
-from offramp.cli.config import load_config
-from offramp.cli.design import DESIGN
 from offramp.cli.output import Output
-from offramp.cli.run_folder import CHOSEN, FRONTIER, RunFolder, choose_again
-from offramp.cli.traces import load_divided, unseen
-from offramp.cli.train_together import JOINT
+from offramp.project.config.config import load_config
+from offramp.project.folder import CHOSEN, DESIGN, FRONTIER, JOINT, REPORT, RunFolder, choose_again
+from offramp.project.splits import load_divided, unseen
 
 if TYPE_CHECKING:
     from offramp._core.costs import Costs
     from offramp.policy import Setting
     from offramp.report import ExampleImage
     from offramp.trace import Trace
-
-REPORT = "report.html"
 
 
 def command(
@@ -53,9 +49,9 @@ def command(
 
     Example: offramp report runs/cifar --config run.toml
     """
-    from offramp.cli.design_report import design_page
-    from offramp.cli.joint_report import joint_page
-    from offramp.cli.report_content import report_content, reproduction
+    from offramp.project.class_exits_report import design_page
+    from offramp.project.joint_report import joint_page
+    from offramp.project.report import report_content, reproduction
     from offramp.report import write_report
 
     output = Output(as_json=json)
@@ -122,8 +118,8 @@ def _tables(path: Path) -> list["Costs"]:
 
 
 def _images(config: Path, trace: "Trace", setting: "Setting") -> "tuple[ExampleImage, ...]":
-    from offramp.cli.example_images import example_images
-    from offramp.cli.networks import cascade_of, examples_of
+    from offramp.project.build import cascade_of, examples_of
+    from offramp.project.images import example_images
 
     settings = load_config(config, needs=("data", "stage"))
     if settings.data is None:  # load_config has refused it

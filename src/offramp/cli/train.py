@@ -11,10 +11,10 @@ import typer
 from offramp._core.errors import InputError
 from offramp._core.temporaries import locked
 from offramp.cli import options
-from offramp.cli.config import load_config
 from offramp.cli.output import Output, percent
-from offramp.cli.run_folder import RunFolder
-from offramp.cli.sections import RunConfig, TrainSection
+from offramp.project.config.config import load_config
+from offramp.project.config.sections import RunConfig, TrainSection
+from offramp.project.folder import RunFolder
 
 if TYPE_CHECKING:
     from offramp.data import Examples
@@ -93,13 +93,13 @@ def _about(what: str | None, config: Path) -> str:
 
 
 def _train_heads(config: Path, output: Output, *, device: str, restart: bool) -> None:
-    from offramp.cli.networks import (
+    from offramp.project.build import (
         cascade_of,
         examples_of,
         warn_of_random_weights,
         warn_of_raw_bytes,
     )
-    from offramp.cli.trained_heads import HEADS, check_heads, save_heads
+    from offramp.project.heads import HEADS, check_heads, save_heads
 
     settings = load_config(config, needs=("data", "network", "exits"))
     if settings.data is None:  # load_config has refused it

@@ -13,15 +13,13 @@ import typer
 from offramp._core.errors import InputError
 from offramp.cli.errors import NO_ANSWER
 from offramp.cli.output import Output, amount, percent, points
-from offramp.cli.run_folder import RunFolder, check_bundle, claim_bundle
-from offramp.cli.sections import RunConfig
+from offramp.project.config.sections import RunConfig
+from offramp.project.folder import JOINT, RunFolder, check_bundle, claim_bundle
 
 if TYPE_CHECKING:
-    from offramp.cli.joint_run import Trained
-    from offramp.evaluate import Choice
+    from offramp.evaluation import Choice
+    from offramp.project.joint import Trained
     from offramp.train import JointEpoch
-
-JOINT = "joint.json"
 
 
 def train_together(
@@ -45,7 +43,8 @@ def train_together(
         device: Where networks run.
         restart: Begin anew.
     """
-    from offramp.cli.joint_run import (
+    from offramp.project.build import examples_of, warn_of_raw_bytes
+    from offramp.project.joint import (
         STATIC_TRACE,
         WORK,
         chosen_from,
@@ -54,7 +53,6 @@ def train_together(
         trace_name,
         train_all,
     )
-    from offramp.cli.networks import examples_of, warn_of_raw_bytes
 
     if settings.data is None:  # load_config has refused it
         return
@@ -107,8 +105,8 @@ def _save_bundle(
     from torch import Tensor
 
     from offramp.bundle import save_bundle
-    from offramp.cli.inputs import image_options
-    from offramp.cli.networks import examples_of
+    from offramp.project.build import examples_of
+    from offramp.project.inputs import image_options
 
     if settings.data is None:  # load_config has refused it
         return

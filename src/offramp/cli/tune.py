@@ -12,7 +12,7 @@ from offramp.cli import options
 from offramp.cli.output import Output, amount, note
 
 if TYPE_CHECKING:
-    from offramp.runtime import BackendTable
+    from offramp.backends import BackendTable
 
 
 def command(

@@ -3,12 +3,12 @@
 Layer: policy.  Reads traces; never a network, never data.
 """
 
+from offramp.policy.evidence import View
 from offramp.policy.features import Feature
 from offramp.policy.policy import Node, Policy
 from offramp.policy.rules import Agreement, ClassThreshold, Constant, Linear, Random, Rule
 from offramp.policy.setting import Setting
 from offramp.policy.stopping import Stopping
-from offramp.policy.view import View
 
 __all__ = [
     "Agreement",

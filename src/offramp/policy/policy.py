@@ -20,10 +20,10 @@ from offramp._core.outputs import best_labels
 from offramp._core.topology import EXIT, Path, Topology
 from offramp._core.types import OUTPUT_FORMS, OutputForm
 from offramp.policy.combination import BY_STOPPING, Combination, Combine, Stops
+from offramp.policy.evidence import View
 from offramp.policy.features import COMBINED, Distribution
 from offramp.policy.rules import Rule, rule_from_dict, takes_action
 from offramp.policy.stopping import Stopping
-from offramp.policy.view import View
 
 _FORMS = {"logits": "logits", "confidence": "labels with confidences", "labels": "labels alone"}
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from offramp._core.checks import check_fraction
 from offramp._core.errors import FileFormatError, InputError
+from offramp._core.keys import keyed_uniform
 from offramp.policy.features import Distribution, Feature
-from offramp.policy.keys import keyed_uniform
 from offramp.policy.situation import Rule as Rule
 from offramp.policy.situation import Situation
 from offramp.policy.stopping import Stopping

@@ -1,6 +1,6 @@
 """The stopping network: a small network on one stage's probabilities, as a rule of a policy.
 
-It is trained elsewhere (`offramp.policy.stopping_network`); here it only decides. Its sums are
+It is trained elsewhere (`offramp.fitting.stopping.network`); here it only decides. Its sums are
 taken pair by pair in a fixed order and in float32, never as a matrix product: BLAS picks kernels
 by batch size, and the last bit of a decision must not depend on the rest of the batch.
 
@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from offramp._core.checks import check_probability
 from offramp._core.errors import FileFormatError, InputError
+from offramp._core.keys import keyed_uniform
 from offramp.policy.features import Distribution
-from offramp.policy.keys import keyed_uniform
 from offramp.policy.situation import Situation
 
 Layer = tuple[Tensor, Tensor]  # weight (outputs, inputs) and bias (outputs,)

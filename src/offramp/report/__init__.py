@@ -5,9 +5,9 @@ a number, and nothing here sees networks or data sets.
 """
 
 from offramp.report.assignment_figure import assignment_figure
+from offramp.report.class_exits_figures import GainBar, LayerTime, gain_figure, layer_figure
+from offramp.report.class_exits_page import write_design_report
 from offramp.report.content import ExampleImage, ReportContent, Reproduction, TimingRow
-from offramp.report.design_figures import GainBar, LayerTime, gain_figure, layer_figure
-from offramp.report.design_page import write_design_report
 from offramp.report.figures import (
     Curve,
     Point,

@@ -11,7 +11,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from offramp.evaluate import Evaluation, Overlap, ReferencePoint
+from offramp.evaluation import Evaluation, Overlap, ReferencePoint
 from offramp.report.bars import overlap_figure, stage_figure
 from offramp.report.content import ReportContent
 from offramp.report.formatting import percent

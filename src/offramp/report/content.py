@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from offramp._core.checks import check_fraction, check_not_negative, check_positive_int
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError
-from offramp.evaluate import (
+from offramp.evaluation import (
     Bill,
     Certificate,
     Choice,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from offramp.evaluate import Bill, ExitPoint, Saving
+from offramp.evaluation import Bill, ExitPoint, Saving
 from offramp.report.charts import Chart, make_chart
 from offramp.report.content import ReportContent
 from offramp.report.formatting import percent, points, unit_name

@@ -3,7 +3,7 @@
 Layer: report.
 """
 
-from offramp.evaluate.results import Interval
+from offramp.evaluation.results import Interval
 
 NBSP = "\u00a0"  # a number never parts from its unit
 MINUS = "\u2212"

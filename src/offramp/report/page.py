@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from offramp._core.errors import InputError
 from offramp._core.files import new_file
-from offramp.evaluate import Certificate, Choice, OperatingPoint
+from offramp.evaluation import Certificate, Choice, OperatingPoint
 from offramp.report import formatting
 from offramp.report.charts import MOST_SUBSETS, frontier_chart, overlap_chart, stage_chart
 from offramp.report.content import ExampleImage, ReportContent

@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from offramp._core.batch import as_batch
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError, OfframpError
+from offramp._core.keys import example_keys
 from offramp._core.types import AnyBatch, Ids
-from offramp.policy.keys import example_keys
 from offramp.policy.policy import Policy
 from offramp.policy.setting import Setting
 from offramp.runtime.answer import Answer
-from offramp.runtime.engine import Engine, Routed
-from offramp.runtime.marks import NO_STAGE, Mark, unmarked
-from offramp.runtime.runner import BLAMES_BATCH, Runner, StageSource, check_form, check_made_for
-from offramp.runtime.sizes import StageTimes
-from offramp.runtime.stream import Delivered, OnError, Stream, full_sizes
+from offramp.runtime.batcher import Delivered, OnError, Stream, full_sizes
+from offramp.runtime.events import NO_STAGE, Mark, unmarked
+from offramp.runtime.program import BLAMES_BATCH, Runner, StageSource, check_form, check_made_for
+from offramp.runtime.times import StageTimes
+from offramp.runtime.walk import Engine, Routed
 from offramp.stages import batch_size, to_device
 
 
@@ -34,6 +34,25 @@ class Chosen(Protocol):
     @property
     def setting(self) -> Setting:
         """What to run."""
+        ...
+
+
+@runtime_checkable
+class Explained(Chosen, Protocol):
+    """A choice that says why: what was limited, the figures, and a sentence."""
+
+    risk: str
+    max_loss: float | None
+    max_cost: float | None
+
+    @property
+    def sentence(self) -> str:
+        """The choice in one plain sentence."""
+        ...
+
+    @property
+    def numbers(self) -> Mapping[str, object]:
+        """The figures behind it, by name."""
         ...
 
 
@@ -171,7 +190,7 @@ class Adaptive(nn.Module):
         *,
         mark: Mark,
     ) -> Answer:
-        """As `forward`, telling `mark` what the time went into (`offramp.runtime.marks`).
+        """As `forward`, telling `mark` what the time went into (`offramp.runtime.events`).
 
         Args:
             batch: As in `forward`.

@@ -8,14 +8,16 @@ from offramp.stages.cascade import Cascade, evaluating
 from offramp.stages.classes import tell_classes
 from offramp.stages.company import check_company
 from offramp.stages.cost import given_costs, measure_flops, measure_joules, measure_seconds
-from offramp.stages.cut import cut
-from offramp.stages.cut_points import CutPoint, cut_points
-from offramp.stages.cut_spec import CutSpec, SegmentSpec, stand_in
+from offramp.stages.cutting.choose import choose_points, measure_points
+from offramp.stages.cutting.cut import cut
+from offramp.stages.cutting.points import CutPoint, cut_points
+from offramp.stages.cutting.spec import CutSpec, SegmentSpec, stand_in
 from offramp.stages.exits import OfFirst, attached, own_head
-from offramp.stages.points import choose_points, measure_points
+from offramp.stages.fusing.join import join
 from offramp.stages.preprocess import Normalize, preprocess_from_dict
 from offramp.stages.reading import copied
 from offramp.stages.stage import Stage
+from offramp.stages.timing import time_side_by_side
 
 __all__ = [
     "Cascade",
@@ -35,6 +37,7 @@ __all__ = [
     "cut_points",
     "evaluating",
     "given_costs",
+    "join",
     "measure_flops",
     "measure_joules",
     "measure_points",
@@ -44,5 +47,6 @@ __all__ = [
     "stand_in",
     "take_rows",
     "tell_classes",
+    "time_side_by_side",
     "to_device",
 ]

@@ -14,7 +14,7 @@ from offramp._core.errors import InputError
 from offramp._core.types import Batch
 from offramp.models import LayerShape, PooledHead, TokenPool
 from offramp.models.fitting import WHAT, fitting
-from offramp.stages.cut_graph import rows_of
+from offramp.stages.cutting.graph import rows_of
 
 _STACK = 6  # as far up is the caller of Cascade.of_exits
 

@@ -13,8 +13,8 @@ from offramp._core.checks import check_known
 from offramp._core.errors import InputError
 from offramp._core.types import Batch
 from offramp.models import LayerShape, ModelSpec, build, default_head
-from offramp.stages.cut import GIVES, answer, cut, input_names
-from offramp.stages.cut_spec import CutSpec, SegmentSpec, stand_in
+from offramp.stages.cutting.cut import GIVES, answer, cut, input_names
+from offramp.stages.cutting.spec import CutSpec, SegmentSpec, stand_in
 from offramp.stages.exit_checks import (
     check_first_tokens,
     check_head,

@@ -16,7 +16,7 @@ from offramp._core.errors import InputError
 from offramp._core.outputs import labels_with_confidence
 from offramp._core.types import Batch, OutputForm
 from offramp.models import ModelSpec, SeveralLogitsError, extract_logits
-from offramp.stages.cut_spec import SegmentSpec
+from offramp.stages.cutting.spec import SegmentSpec
 from offramp.stages.reading import Reading
 
 

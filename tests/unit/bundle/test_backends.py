@@ -20,13 +20,14 @@ from offramp._core.errors import (
 )
 from offramp._core.files import sha256
 from offramp._core.seal import sealed
-from offramp.bundle import load_bundle, quantise, read_manifest, save_bundle, tune
+from offramp.backends import BackendTable, Compiled, Form, with_backend
+from offramp.bundle import load_bundle, read_manifest, save_bundle, tune
 from offramp.models import ModelSpec, build
 from offramp.policy import Setting
-from offramp.runtime import Adaptive, BackendTable, with_backend
-from offramp.runtime.backends import Compiled, Form
+from offramp.runtime import Adaptive
 from offramp.runtime.testing import random_policy
 from offramp.stages import Cascade, Normalize, given_costs
+from offramp.tuning import quantise
 
 WIDTHS = {"small": 2, "large": 4}
 NET = ModelSpec(name="resnet8", arguments={"width": 0.25})
@@ -135,7 +136,7 @@ def test_somebody_has_to_say_what_the_input_looks_like(tmp_path, cascade, settin
         ("onnxruntime-int8", InputError, "'onnxruntime-int8' changes what stage 'small' answers"),
         ("onnx", UnknownNameError, "no backend 'onnx'"),
         ({"middle": "eager"}, UnknownNameError, "no stage 'middle'"),
-        ({"small": "openvino-bf16"}, InputError, "use offramp.bundle.quantise|fitted on other"),
+        ({"small": "openvino-bf16"}, InputError, "use offramp.tuning.quantise|fitted on other"),
     ],
 )
 def test_a_backend_that_does_not_fit_is_refused(measured, backend, error, match):

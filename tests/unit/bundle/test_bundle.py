@@ -10,7 +10,7 @@ from offramp._core.seal import sealed
 from offramp.bundle import load_bundle, read_manifest, save_bundle
 from offramp.bundle import save as save_module
 from offramp.bundle.names import check_extra, is_safe_file, weight_files
-from offramp.evaluate import fit
+from offramp.evaluation import fit
 from offramp.models import ModelSpec, build
 from offramp.policy import Constant, Node, Policy, Setting
 from offramp.runtime import Adaptive, Static

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from offramp.bundle import load_bundle, read_manifest, save_bundle
-from offramp.evaluate import Certificate, NotCertified, fit
+from offramp.evaluation import Certificate, NotCertified, fit
 from offramp.models import ModelSpec, build
 from offramp.runtime import Adaptive
 from offramp.stages import Cascade

@@ -13,13 +13,13 @@ from torch import nn
 
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.seal import sealed
+from offramp.backends import BACKENDS, Compiled, restored, with_backend
 from offramp.bundle import export_folder, export_single_file, load_bundle, save_bundle
 from offramp.models import ModelSpec, gap_linear
 from offramp.policy import Feature, Linear, Node, Policy, Setting
-from offramp.runtime import Adaptive, Static, join, with_backend
-from offramp.runtime.backends import BACKENDS, Compiled, restored
+from offramp.runtime import Adaptive, Static
 from offramp.runtime.testing import random_policy
-from offramp.stages import Cascade, Normalize
+from offramp.stages import Cascade, Normalize, join
 
 KEPT = {"onnxruntime", "openvino", "onnxruntime-int8", "openvino-int8", "openvino-bf16"}
 POINTS = ("first", "second", "third")  # after the second the carry is a tuple

@@ -16,10 +16,12 @@ import torch
 from torch import nn
 
 from offramp._core.topology import RAW_INPUT, Topology
+from offramp.backends import to_onnx
 from offramp.bundle.onnx import parts as parts_module
 from offramp.bundle.onnx.folder import write_parts
 from offramp.bundle.onnx.parts import export_parts
 from offramp.bundle.onnx.single_file import single_model
+from offramp.fitting.stopping.network import stopping_policy
 from offramp.policy import (
     Agreement,
     ClassThreshold,
@@ -30,9 +32,7 @@ from offramp.policy import (
     Policy,
     Stopping,
 )
-from offramp.policy.stopping_network import stopping_policy
 from offramp.runtime import Adaptive
-from offramp.runtime.backends import to_onnx
 from offramp.runtime.testing import random_policy, random_topology
 from offramp.stages import Stage
 

@@ -15,13 +15,13 @@ import torch
 from torch import nn
 
 from offramp._core.errors import InputError, UnsupportedError
+from offramp.backends import to_onnx
 from offramp.bundle import export_folder, export_single_file
 from offramp.bundle.onnx import parts as parts_module
+from offramp.fitting.stopping.network import make_networks, stopping_policy
 from offramp.policy import Feature, Linear, Node, Policy, Setting
 from offramp.policy.rules import Random
-from offramp.policy.stopping_network import make_networks, stopping_policy
 from offramp.runtime import Adaptive
-from offramp.runtime.backends import to_onnx
 from offramp.stages import Cascade, Normalize
 
 SHAPE, CLASSES = (3, 8, 8), 4

@@ -7,7 +7,7 @@ import pytest
 
 from offramp._core.costs import Costs
 from offramp._core.topology import Topology
-from offramp.evaluate import (
+from offramp.evaluation import (
     Bill,
     DoNotCascade,
     Evaluation,

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from offramp.evaluate import Calibration, Certificate, FrontierPoint, Limit, NotCertified
+from offramp.evaluation import Calibration, Certificate, FrontierPoint, Limit, NotCertified
 from offramp.report import write_report
 
 ASSUMPTIONS = ("The future is like the past & so on.", "Nobody has looked.")

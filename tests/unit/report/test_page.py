@@ -15,7 +15,7 @@ import pytest
 
 from offramp._core.errors import InputError
 from offramp._core.files import sha256
-from offramp.evaluate import evaluate, fit, overlap, references, share_of_gap_closed
+from offramp.evaluation import evaluate, fit, overlap, references, share_of_gap_closed
 from offramp.report import ReportContent, write_report
 from offramp.report import formatting as form
 from offramp.trace.testing import make_trace

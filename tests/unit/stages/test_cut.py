@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from offramp._core.batch import apply
+from offramp.backends import prepare
 from offramp.models import cifar_preresnet, cifar_resnet, extract_logits, small_cnn
 from offramp.policy import Feature, Linear, Node, Policy
-from offramp.runtime import Adaptive, prepare
+from offramp.runtime import Adaptive
 from offramp.stages import Cascade, cut, cut_points, take_rows
 
 N = 7

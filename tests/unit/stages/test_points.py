@@ -171,7 +171,7 @@ def test_times_are_for_one_example(monkeypatch):
         sizes.extend(len(part()) for part in parts)
         return [6.0, 3.0, 12.0]
 
-    monkeypatch.setattr("offramp.stages.points.median_seconds", seconds)
+    monkeypatch.setattr("offramp.stages.cutting.choose.median_seconds", seconds)
     assert measure_points(net, torch.rand(2, 4), at, batch_size=3) == [2.0, 3.0, 7.0]
     assert sizes == [3, 3, 3]
 

@@ -7,7 +7,7 @@ from torch import nn
 from offramp._core.errors import InputError, UnsupportedError
 from offramp.models import WRAPPERS, ClassHead, ModelSpec, build, cifar_resnet, class_head, resnet21
 from offramp.stages import Cascade, cut_points, measure_flops
-from offramp.train.design import (
+from offramp.train.class_exits import (
     LargestOfGroup,
     Tap,
     TappedNet,

@@ -9,17 +9,17 @@ import torch
 from offramp._core.errors import InputError, UnknownNameError
 from offramp.bundle import load_bundle, save_bundle
 from offramp.data import digits
-from offramp.evaluate import replay
+from offramp.evaluation import replay
+from offramp.fitting.class_exits.choice import ClassDesign, NoViableExit
+from offramp.fitting.class_exits.scan import Requirements
+from offramp.fitting.class_exits.together import SharedDesign
 from offramp.models import ModelSpec, build, head_arguments
 from offramp.policy import Setting
-from offramp.policy.class_specific.choice import ClassDesign, NoViableExit
-from offramp.policy.class_specific.scan import Requirements
-from offramp.policy.class_specific.together import SharedDesign
-from offramp.record import record
+from offramp.recording import record
 from offramp.runtime import Adaptive
 from offramp.stages import Cascade, Normalize, cut_points
 from offramp.train import train_classifier, train_heads
-from offramp.train.design import (
+from offramp.train.class_exits import (
     BranchSpec,
     Recipe,
     attachment_points,

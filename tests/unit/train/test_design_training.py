@@ -10,9 +10,15 @@ from torch import nn
 from offramp._core.errors import FileFormatError, InputError
 from offramp.models import PooledHead
 from offramp.train.cache import Cached
-from offramp.train.design import BranchFeatures, BranchSpec, Recipe, every_branch, train_branches
-from offramp.train.design import training as module
-from offramp.train.design.layout import Layout
+from offramp.train.class_exits import (
+    BranchFeatures,
+    BranchSpec,
+    Recipe,
+    every_branch,
+    train_branches,
+)
+from offramp.train.class_exits import training as module
+from offramp.train.class_exits.layout import Layout
 
 WIDTHS = (3, 5, 4)
 CLASSES = 3

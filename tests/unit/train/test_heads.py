@@ -12,7 +12,7 @@ from torch import nn
 import offramp
 from offramp._core.errors import FileFormatError, InputError, UnknownNameError
 from offramp.data import digits
-from offramp.evaluate import OperatingPoint, replay
+from offramp.evaluation import OperatingPoint, replay
 from offramp.models import cifar_resnet, make_head, small_cnn
 from offramp.runtime import Adaptive
 from offramp.stages import Cascade, Normalize, cut_points

@@ -11,9 +11,9 @@ import offramp.train.joint.training as training_module
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp.data import arrays
-from offramp.evaluate import evaluate, replay
+from offramp.evaluation import evaluate, replay
 from offramp.models import small_cnn
-from offramp.record import record
+from offramp.recording import record
 from offramp.runtime import Adaptive
 from offramp.stages import Cascade, measure_flops
 from offramp.train import sweep_joint, train_joint

@@ -16,20 +16,20 @@ from offramp._core.errors import InputError, UnsupportedError
 from offramp._core.progress import progress_bar
 from offramp._core.topology import RAW_INPUT, Path
 from offramp._core.types import Batch
-from offramp.bundle.compiled_files import is_compiled
+from offramp.backends import Compiled, backend_of, require_onnx, to_onnx
+from offramp.backends.form import axes_that_differ, flat
+from offramp.backends.lengths import other_lengths
+from offramp.backends.ort import Session
+from offramp.backends.to_onnx import has_lengths
 from offramp.bundle.onnx.decision import Decision, check_expressible
 from offramp.bundle.onnx.graph import Value, values_of
+from offramp.bundle.parts import is_compiled
 from offramp.policy import Policy
 from offramp.runtime import StageSource
-from offramp.runtime.backends import Compiled, backend_of, require_onnx, to_onnx
-from offramp.runtime.backends.form import axes_that_differ, flat
-from offramp.runtime.backends.lengths import other_lengths
-from offramp.runtime.backends.ort import Session
-from offramp.runtime.backends.to_onnx import has_lengths
-from offramp.runtime.execution import Plan, plan_segments
-from offramp.runtime.runner import check_form, check_made_for
+from offramp.runtime.carries import Plan, plan_segments
+from offramp.runtime.program import check_form, check_made_for
 from offramp.stages import OfFirst, Stage, own_head
-from offramp.stages.cut_graph import FAILURES
+from offramp.stages.cutting.graph import FAILURES
 
 ENDING = ".onnx"
 RAW = ""  # stands for the raw input among the groups, as in the runtime's plans

@@ -20,16 +20,16 @@ from offramp._core.errors import InputError
 from offramp._core.topology import Topology
 from offramp._core.types import Batch
 from offramp.data import Examples, arrays
-from offramp.evaluate import evaluate
-from offramp.policy import Setting
-from offramp.policy.stopping_network import (
+from offramp.evaluation import evaluate
+from offramp.fitting.stopping.network import (
     make_networks,
     rules_of,
     stopping_costs,
     stopping_policy,
     with_stopping,
 )
-from offramp.policy.stopping_objective import Objective
+from offramp.fitting.stopping.objective import Objective
+from offramp.policy import Setting
 from offramp.stages import Cascade, evaluating, measure_flops
 from offramp.trace import Trace
 from offramp.train.features import augmented, in_bfloat16

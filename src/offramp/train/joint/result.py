@@ -12,10 +12,10 @@ from torch import Tensor
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp._core.topology import Topology
+from offramp.fitting.stopping.network import stopping_policy
 from offramp.policy import Policy, Setting
 from offramp.policy.combination import Combine
 from offramp.policy.stopping import Stopping
-from offramp.policy.stopping_network import stopping_policy
 from offramp.stages import Cascade
 
 

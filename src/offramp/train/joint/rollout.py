@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from offramp._core.batch import batch_size
 from offramp._core.topology import Topology
 from offramp._core.types import Batch
-from offramp.policy.stopping_network import stop_odds
-from offramp.policy.stopping_objective import drawn_stop
-from offramp.runtime.execution import Execution, plan_segments
+from offramp.fitting.stopping.network import stop_odds
+from offramp.fitting.stopping.objective import drawn_stop
+from offramp.runtime.carries import Execution, plan_segments
 from offramp.stages import Cascade
 
 
@@ -25,7 +25,7 @@ class JointModel(nn.Module):
     Args:
         cascade: The classifiers.
         chain: The stages used, as a chain of the cascade's topology.
-        networks: Of `offramp.policy.stopping_network.make_networks`.
+        networks: Of `offramp.fitting.stopping.network.make_networks`.
         detached: No gradient leads from the stopping networks into the classifiers.
     """
 

@@ -20,8 +20,8 @@ from offramp._core.errors import InputError
 from offramp._core.progress import progress_bar
 from offramp._core.temporaries import locked
 from offramp.data import Examples
-from offramp.policy.stopping_network import WIDTH
-from offramp.policy.stopping_objective import (
+from offramp.fitting.stopping.network import WIDTH
+from offramp.fitting.stopping.objective import (
     Objective,
     drawn_label,
     drawn_stop,

@@ -1,0 +1,34 @@
+"""Backends: what else than eager PyTorch can run a stage.
+
+Layer: backends.
+"""
+
+from offramp.backends.apply import backends_of, build_all, thread_count, with_backend
+from offramp.backends.build import Builder
+from offramp.backends.choose import BackendTable, choose_backends
+from offramp.backends.compiled import Compiled
+from offramp.backends.fold import prepare
+from offramp.backends.form import Form
+from offramp.backends.restore import restored
+from offramp.backends.table import BACKENDS, Backend, backend_of, exact_backends
+from offramp.backends.to_onnx import require_onnx, to_onnx
+
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "BackendTable",
+    "Builder",
+    "Compiled",
+    "Form",
+    "backend_of",
+    "backends_of",
+    "build_all",
+    "choose_backends",
+    "exact_backends",
+    "prepare",
+    "require_onnx",
+    "restored",
+    "thread_count",
+    "to_onnx",
+    "with_backend",
+]

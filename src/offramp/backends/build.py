@@ -1,0 +1,323 @@
+"""Building the stages of a cascade in other backends, one group after the other.
+
+Layer: backends.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from offramp._core.batch import apply, batch_size, take_rows, to_device
+from offramp._core.errors import InputError
+from offramp._core.types import Batch
+from offramp.backends.compiled import Compiled
+from offramp.backends.form import Form, flat
+from offramp.backends.lengths import other_lengths
+from offramp.backends.pieces import InOne, Logits, Piece, Reading
+from offramp.backends.table import EAGER, Backend, backend_of
+from offramp.backends.task import Task
+from offramp.stages import Normalize, Stage
+from offramp.stages.exits import OfFirst
+from offramp.stages.fusing.modules import PASSING, is_passing
+
+_ROWS = 2  # of the example; more would only take longer
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """The stages of a group in a backend.
+
+    Args:
+        stages: Under their new names, in order.
+        width: Tensors of the carry that the segment gives; what is behind them are logits.
+        suffix: What its names have got, or "".
+    """
+
+    stages: tuple[Stage, ...]
+    width: int
+    suffix: str
+
+
+@final
+class Builder:
+    """Builds groups in order; each on what those before it, as they were built, hand on.
+
+    Args:
+        stages: All stages of a cascade, or the part of one that a bundle holds, in order.
+        example: Raw input, at least one example.
+        calibration: Raw input of the same form, or None.
+        threads: For runtimes that have threads of their own.
+        fuse: Stages whose heads are to run in one piece with the segment, by their old names.
+        preprocess: Whether preprocessing may go into one piece with the segment.
+
+    Raises:
+        InputError: If there is no example, or calibration has another form or is empty.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        example: Batch,
+        calibration: Batch | None,
+        *,
+        threads: int,
+        fuse: Collection[str] = (),
+        preprocess: bool = True,
+    ) -> None:
+        _check(example, calibration)
+        self._stages = list(stages)
+        self._threads, self._fuse, self._preprocess = threads, frozenset(fuse), preprocess
+        self._kept: dict[str, Built] = {}
+        rows = torch.arange(min(_ROWS, batch_size(example)))
+        self._given: dict[str | None, Any] = {None: take_rows(example, rows)}
+        self._seen: dict[str | None, Any] = {None: calibration}
+        first = [stage for stage in self._stages if stage.source is None]
+        self._others: list[dict[str | None, Any]] = [
+            {None: other} for other in other_lengths(self._given[None], first)
+        ]
+
+    def groups(self) -> dict[str, list[Stage]]:
+        """The stages of each group as they were, in order."""
+        found: dict[str, list[Stage]] = {}
+        for stage in self._stages:
+            found.setdefault(stage.group, []).append(stage)
+        return found
+
+    def given(self, group: str) -> Any:  # noqa: ANN401  (a batch or a carry)
+        """What the segment of a group reads, of the example."""
+        return self._handed(self._given, self._source(group))
+
+    def build(self, group: str, backend: str) -> Built:
+        """Build a group whose sources have been kept; `keep` it to go on.
+
+        Raises:
+            UnknownNameError: If there is no such backend.
+            UnsupportedError: If it cannot run a stage of the group.
+            InputError: If it needs a calibration batch and there is none.
+            MissingExtraError: If it is not installed.
+        """
+        made, members, name = backend_of(backend), self.groups()[group], self._source(group)
+        source, first = None if name is None else self._kept[name], members[0]
+        if backend != EAGER:
+            _check_in_pytorch(members)
+        example = _Handed.of(self.given(group), first, source)
+        seen = self._handed(self._seen, name) if made.calibrated else None
+        plain = first.head is not None and not isinstance(example.carry, Mapping)
+        others = [_Handed.of(given, first, source) for given in self._other_lengths(name)]
+        return _Group(
+            members=members,
+            backend=made,
+            eager=backend == EAGER,
+            example=example,
+            others=others,
+            seen=None if seen is None else _Handed.of(seen, first, source),
+            source=source,
+            fused=[
+                s
+                for s in members
+                if made.whole and plain and s.name in self._fuse and not isinstance(s.head, PASSING)
+            ],
+            inside=made.whole and self._preprocess and isinstance(first.preprocess, Normalize),
+            threads=self._threads,
+        ).built()
+
+    def keep(self, group: str, built: Built) -> None:
+        """Let later groups continue with this one."""
+        self._kept[group] = built
+
+    def result(self) -> list[Stage]:
+        """All stages as they were kept, in the order they were given."""
+        new = {
+            old.name: stage
+            for group, members in self.groups().items()
+            for old, stage in zip(members, self._kept[group].stages, strict=True)
+        }
+        return [new[stage.name] for stage in self._stages]
+
+    def _source(self, group: str) -> str | None:
+        name = self.groups()[group][0].source
+        return next((s.group for s in self._stages if s.name == name), None)
+
+    def _other_lengths(self, group: str | None) -> list[Any]:
+        """What a group hands on of the example with other lengths; none if it takes no others."""
+        try:
+            return [self._handed(held, group) for held in self._others]
+        except InputError:  # one before it had to be made for the example's length
+            return []
+
+    def _handed(self, held: dict[str | None, Any], group: str | None) -> Any:  # noqa: ANN401
+        """What a group hands on, of the example or of the calibration batch."""
+        if group not in held:
+            given = self._handed(held, self._source(str(group)))
+            if given is None:
+                return None
+            held[group] = _segment_of(self._kept[str(group)].stages[0], given)
+        return held[group]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Group:
+    """One group on its way into a backend."""
+
+    members: Sequence[Stage]
+    backend: Backend
+    eager: bool  # heads stay what they are
+    example: "_Handed"
+    others: Sequence["_Handed"]  # the example with other lengths
+    seen: "_Handed | None"  # the calibration batch
+    source: Built | None
+    fused: Sequence[Stage]  # whose heads run in one piece with the segment
+    inside: bool  # whether preprocessing does
+    threads: int
+
+    def built(self) -> Built:
+        first = self.members[0]
+        suffix = _joined("" if self.source is None else self.source.suffix, self.backend.suffix)
+        module = self._segment(first)
+        stages = [
+            Stage(
+                suffixed(stage.name, suffix),
+                module,
+                head=None if stage.head is None else self._head(stage, stage.head),
+                preprocess=None if self.inside else stage.preprocess,
+                source=None if self.source is None else self.source.stages[0].name,
+                group=suffixed(stage.group, suffix),
+                spec=None if self.backend.suffix else stage.spec,  # how to build it again
+                head_spec=None if self.backend.suffix else stage.head_spec,
+                outputs=stage.outputs,
+                classes=stage.classes,
+            )
+            for stage in self.members
+        ]
+        width = 0 if first.head is None else len(flat(self.example.carry))
+        return Built(stages=tuple(stages), width=width, suffix=suffix)
+
+    def _segment(self, first: Stage) -> nn.Module:
+        module = first.module
+        if is_passing(first):
+            return module
+        if self.backend.whole:
+            module = Piece(
+                module,
+                preprocess=first.preprocess if self.inside else None,
+                heads=[stage.head for stage in self.fused if stage.head is not None],
+                answers=first.head is None,
+                classes=first.classes,
+            )
+        name = f"stage {first.name!r}"
+        made = self._made(module, lambda x: x.raw if self.inside else x.own, name)
+        return Reading(made, self.source.width) if self.example.more and self.source else made
+
+    def _head(self, stage: Stage, head: nn.Module) -> nn.Module:
+        if stage in self.fused:
+            return Logits(self.fused.index(stage) - len(self.fused))
+        if self.eager or isinstance(head, PASSING):
+            return head
+        name, carry = f"the head of stage {stage.name!r}", self.example.carry
+        if isinstance(head, OfFirst):
+            made = self._made(head.head, lambda x, of=head: _read(of, x.carry), name)  # type: ignore[misc]
+            return OfFirst(made, head.also)
+        if not isinstance(carry, Tensor):
+            head = InOne(head)
+        made = self._made(head, lambda x: x.carry, name)
+        return Reading(made, len(flat(carry)), single=True) if self.fused else made
+
+    def _made(self, module: nn.Module, read: Callable[["_Handed"], Any], name: str) -> nn.Module:
+        return self.backend.build(
+            Task(
+                module=module,
+                inputs=read(self.example),
+                name=name,
+                threads=self.threads,
+                calibration=None if self.seen is None else read(self.seen),
+                others=tuple(map(read, self.others)),
+            )
+        )
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Handed:
+    """What a group is handed, and what it makes of it.
+
+    Args:
+        raw: What the segment is to read before preprocessing.
+        own: What it reads after.
+        carry: What it gives.
+        more: Whether logits stand behind what it is to read.
+    """
+
+    raw: Any
+    own: Any
+    carry: Any
+    more: bool
+
+    @classmethod
+    def of(cls, given: Any, first: Stage, source: Built | None) -> "_Handed":  # noqa: ANN401
+        more = source is not None and len(flat(given)) > source.width
+        if more and source is not None:
+            parts = tuple(flat(given)[: source.width])
+            given = parts[0] if source.width == 1 else parts
+        with torch.no_grad():  # tensors of the inference mode could not be followed
+            own = given if first.preprocess is None else first.preprocess(given)
+            return cls(raw=given, own=own, carry=apply(first.module, own), more=more)
+
+
+def _joined(*suffixes: str) -> str:
+    """All kinds of change, in alphabetical order."""
+    return "+".join(sorted({part for suffix in suffixes for part in suffix.split("+") if part}))
+
+
+def _check_in_pytorch(members: Sequence[Stage]) -> None:
+    for stage in members:
+        for part in stage.modules():
+            if isinstance(part, Compiled):
+                raise InputError(
+                    f"Stage {stage.name!r} runs in {part.backend!r} already. Give the cascade that "
+                    f"it was made from, or leave the stage to {EAGER!r}."
+                )
+
+
+def _check(example: Batch, calibration: Batch | None) -> None:
+    if calibration is not None and batch_size(calibration) == 0:
+        raise InputError(
+            "calibration must hold at least one example, better a few hundred such as will come; "
+            "got 0."
+        )
+    if batch_size(example) == 0:
+        raise InputError("example must hold at least one example, got 0.")
+    if calibration is None:
+        return
+    have, want = Form.of(calibration), Form.of(example)
+    if have != want:
+        raise InputError(
+            f"calibration must be of the form of example, {want.described()}, got "
+            f"{have.described()}."
+        )
+
+
+def _read(head: OfFirst, carry: Any) -> Any:  # noqa: ANN401  (a carry and a batch)
+    read = head.read(flat(carry))
+    return read if head.also else read[0]
+
+
+def _segment_of(stage: Stage, given: Any) -> Any:  # noqa: ANN401  (a batch and a carry)
+    """What a stage hands on, on the CPU, wherever it runs."""
+    where = next((weight.device for weight in stage.parameters()), torch.device("cpu"))
+    with torch.no_grad():  # tensors of the inference mode could not be followed
+        result = stage.segment(to_device(given, where))
+    return to_device(result, "cpu")
+
+
+def suffixed(name: str, suffix: str) -> str:
+    """The name of a stage whose answers differ from those that had its name.
+
+    >>> suffixed("small", "int8"), suffixed("small", "")
+    ('small@int8', 'small')
+    """
+    return f"{name}@{suffix}" if suffix else name

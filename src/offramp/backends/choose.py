@@ -1,0 +1,260 @@
+"""Which backend is fastest for each stage on this machine: measured, not guessed.
+
+Layer: backends.  Source: style.md 3, habit 20 (interleaved rounds, medians).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import fsum, inf, log
+from typing import Any, final
+
+import torch
+
+from offramp._core.checks import check_known, check_positive_int
+from offramp._core.errors import FileFormatError, InputError, MissingExtraError, UnsupportedError
+from offramp._core.progress import progress_bar
+from offramp._core.types import Batch
+from offramp.backends.build import Builder, Built
+from offramp.backends.compiled import Compiled
+from offramp.backends.form import Form
+from offramp.backends.table import BACKENDS, EAGER, backend_of, exact_backends
+from offramp.stages import Stage
+from offramp.stages.timing import Run, described, filled, median_seconds
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendTable:
+    """What the stages of a cascade take in each backend.
+
+    Args:
+        batch_sizes: Rising.
+        seconds: For each stage and backend the seconds per batch, one for each batch size. Stages
+            of a group are measured together: segment and all heads.
+        refused: For each stage the backends that cannot run it, with the reason.
+        where: Machine and threads, in words.
+        inputs: The form of the raw input.
+
+    Raises:
+        InputError: If a stage has no backend, or a time is not greater than 0, or there are not as
+            many as batch sizes.
+
+    >>> form = Form.of(torch.zeros(1, 3))
+    >>> seconds = {"a": {"eager": (1.0, 4.0), "prepared": (2.0, 1.0)}}
+    >>> table = BackendTable(batch_sizes=(1, 32), seconds=seconds, inputs=form)
+    >>> table.best(), table.best(batch_size=1)
+    ({'a': 'prepared'}, {'a': 'eager'})
+    """
+
+    batch_sizes: tuple[int, ...]
+    seconds: Mapping[str, Mapping[str, tuple[float, ...]]]
+    inputs: Form
+    refused: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    where: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.batch_sizes or not self.seconds or not all(self.seconds.values()):
+            raise InputError("A table of backends must have batch sizes, stages and backends.")
+        for stage, backends in self.seconds.items():
+            for name, times in backends.items():
+                timed = all(0 < seconds < inf for seconds in times)
+                if len(times) != len(self.batch_sizes) or not timed:
+                    raise InputError(
+                        f"seconds must have a time > 0 for each of the batch sizes "
+                        f"{self.batch_sizes}, got {times} for stage {stage!r} in {name!r}."
+                    )
+
+    def best(
+        self, *, batch_size: int | None = None, among: Sequence[str] | None = None
+    ) -> dict[str, str]:
+        """The fastest backend of each stage, of those that this machine has.
+
+        Args:
+            batch_size: One that was measured; by default all of them count alike, by the geometric
+                mean of their times.
+            among: Backends to choose from; by default all that are there and answer as PyTorch.
+
+        Raises:
+            InputError: If the batch size was not measured, or a stage has none of the backends.
+        """
+        allowed = exact_backends() if among is None else among
+        columns = range(len(self.batch_sizes))
+        if batch_size is not None:
+            if batch_size not in self.batch_sizes:
+                raise InputError(
+                    f"batch_size must be one of those measured, {self.batch_sizes}, got "
+                    f"{batch_size}."
+                )
+            columns = range(self.batch_sizes.index(batch_size), len(self.batch_sizes))[:1]
+        return {stage: self._fastest(stage, columns, allowed) for stage in self.seconds}
+
+    def _fastest(self, stage: str, columns: range, allowed: Sequence[str]) -> str:
+        times = {name: each for name, each in self.seconds[stage].items() if name in allowed}
+        if not times:
+            raise InputError(
+                f"Stage {stage!r} was measured in {list(self.seconds[stage])}, but none of these "
+                f"is among {list(allowed)}. Measure again with choose_backends."
+            )
+        return min(times, key=lambda name: fsum(log(times[name][k]) for k in columns))
+
+    def speedup(self, stage: str, backend: str) -> tuple[float, ...]:
+        """How many times faster than eager PyTorch, at each batch size; above 1 is faster.
+
+        Raises:
+            UnknownNameError: If the stage or the backend was not measured.
+        """
+        times = self.seconds[check_known("stage", stage, self.seconds)]
+        own = times[check_known("backend", backend, times)]
+        eager = times[check_known("backend", EAGER, times)]
+        return tuple(a / b for a, b in zip(eager, own, strict=True))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values; `from_dict` reads it back."""
+        return {
+            "batch_sizes": list(self.batch_sizes),
+            "seconds": {
+                stage: {name: list(times) for name, times in backends.items()}
+                for stage, backends in self.seconds.items()
+            },
+            "refused": {stage: dict(reasons) for stage, reasons in self.refused.items()},
+            "where": self.where,
+            "inputs": self.inputs.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> "BackendTable":
+        """Read what `to_dict` wrote; raises `FileFormatError` where it does not fit."""
+        try:
+            return cls(
+                batch_sizes=tuple(int(size) for size in value["batch_sizes"]),
+                seconds={
+                    str(stage): {str(n): tuple(map(float, t)) for n, t in backends.items()}
+                    for stage, backends in value["seconds"].items()
+                },
+                refused={str(s): dict(reasons) for s, reasons in value["refused"].items()},
+                where=str(value["where"]),
+                inputs=Form.from_dict(value["inputs"]),
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise FileFormatError(f"This is not a table of backends: {error!r}.") from error
+
+
+def choose_backends(
+    stages: Iterable[Stage],
+    example: Batch,
+    *,
+    candidates: Sequence[str] | None = None,
+    batch_sizes: Sequence[int] = (1, 32, 128),
+    rounds: int = 7,
+    threads: int | None = None,
+    calibration: Batch | None = None,
+    progress: bool = False,
+) -> BackendTable:
+    """Measure every stage in every backend, in interleaved rounds; medians count.
+
+    Args:
+        stages: A cascade; stays as it is. Stages that run in another runtime already are left out.
+        example: Some raw input; one example is enough.
+        candidates: Backends; by default those with float32 answers that are installed, but for
+            "compile", which takes minutes, and CUDA, where data lie elsewhere. "eager" is always
+            measured. One that cannot run a stage is noted under `refused`.
+        batch_sizes: Each at least 1; name those that matter, for `best` counts them alike.
+        rounds: At least 1, after two of warm-up.
+        threads: As for `with_backend`.
+        calibration: As for `with_backend`.
+        progress: Whether to show a bar.
+
+    Raises:
+        UnknownNameError: If there is no such backend.
+        InputError: As `with_backend`; or if no stage runs in PyTorch.
+
+    >>> from torch import nn
+    >>> table = choose_backends(
+    ...     [Stage("a", nn.Linear(4, 3))],
+    ...     torch.zeros(1, 4),
+    ...     candidates=["onnxruntime"],
+    ...     batch_sizes=[1],
+    ...     rounds=1,
+    ... )
+    >>> sorted(table.seconds["a"])
+    ['eager', 'onnxruntime']
+    """
+    check_positive_int("rounds", rounds)
+    sizes = tuple(sorted({check_positive_int("batch_sizes", size) for size in batch_sizes}))
+    names = list(dict.fromkeys((EAGER, *_candidates(candidates))))
+    count = torch.get_num_threads() if threads is None else check_positive_int("threads", threads)
+    builder = Builder(list(stages), example, calibration, threads=count)
+    seconds: dict[str, dict[str, tuple[float, ...]]] = {}
+    refused: dict[str, dict[str, str]] = {}
+    groups = builder.groups()
+    with progress_bar("Measuring", len(groups), enabled=progress) as advance:
+        for group, members in groups.items():
+            if any(isinstance(part, Compiled) for part in members[0].modules()):
+                builder.keep(group, builder.build(group, EAGER))
+                continue
+            built, reasons = _candidates_of(builder, group, names)
+            times = _times(built, builder.given(group), sizes, rounds)
+            for stage in members:
+                seconds[stage.name], refused[stage.name] = times, reasons
+            builder.keep(group, built[EAGER])
+            advance(1)
+    if not seconds:
+        raise InputError(
+            "stages must hold one that runs in PyTorch; each has its backend already, and there is "
+            "nothing to choose."
+        )
+    where = f"{described('cpu')}, {count} for other runtimes; median of {rounds} rounds"
+    return BackendTable(
+        batch_sizes=sizes,
+        seconds=seconds,
+        refused={stage: reasons for stage, reasons in refused.items() if reasons},
+        where=where,
+        inputs=Form.of(example),
+    )
+
+
+def _candidates(given: Sequence[str] | None) -> Sequence[str]:
+    if given is None:
+        return [name for name in exact_backends() if BACKENDS[name].tried]
+    if isinstance(given, str):
+        raise InputError(f"candidates must be a sequence of names, got the text {given!r}.")
+    for name in given:
+        backend_of(name)
+    return given
+
+
+def _candidates_of(
+    builder: Builder, group: str, names: Sequence[str]
+) -> tuple[dict[str, Built], dict[str, str]]:
+    built: dict[str, Built] = {}
+    reasons: dict[str, str] = {}
+    for name in names:
+        try:
+            built[name] = builder.build(group, name)
+        except (UnsupportedError, MissingExtraError) as error:
+            reasons[name] = str(error)
+    return built, reasons
+
+
+def _times(
+    built: Mapping[str, Built], given: Batch, sizes: Sequence[int], rounds: int
+) -> dict[str, tuple[float, ...]]:
+    """Seconds of each backend at each size; they take turns."""
+    found: dict[str, list[float]] = {name: [] for name in built}
+    with torch.inference_mode():
+        for size in sizes:
+            batch = filled(given, size)
+            runs = [_run(each, batch) for each in built.values()]
+            medians = median_seconds(runs, rounds, torch.device("cpu"))
+            for name, seconds in zip(built, medians, strict=True):
+                found[name].append(seconds)
+    return {name: tuple(each) for name, each in found.items()}
+
+
+def _run(built: Built, batch: Batch) -> Run:
+    def run() -> None:
+        result = built.stages[0].segment(batch)
+        for stage in built.stages:
+            stage.answer(result)
+
+    return run

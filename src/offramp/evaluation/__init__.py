@@ -1,0 +1,77 @@
+"""Evaluation: replay on a trace, frontier, intervals, operating point, references.
+
+Layer: evaluation.  Reads traces and policies; never a network, never data.
+"""
+
+from offramp.evaluation.advise import Advice, Promise, advise
+from offramp.evaluation.assignment import Assignment, assignment
+from offramp.evaluation.batch import evaluate_all
+from offramp.evaluation.bills import Bill, bills
+from offramp.evaluation.certificate import Calibration, Certificate, NotCertified
+from offramp.evaluation.certify import certify
+from offramp.evaluation.confirm import confirm
+from offramp.evaluation.evaluate import evaluate
+from offramp.evaluation.exits import ExitPoint, exit_points
+from offramp.evaluation.fit import fit
+from offramp.evaluation.frontier import Choice, Frontier
+from offramp.evaluation.gap import share_of_gap_closed
+from offramp.evaluation.limits import Limit
+from offramp.evaluation.overlap import overlap
+from offramp.evaluation.references import references
+from offramp.evaluation.replay import Replay, replay
+from offramp.evaluation.results import (
+    DoNotCascade,
+    Evaluation,
+    FrontierPoint,
+    OperatingPoint,
+    Overlap,
+    ReferencePoint,
+)
+from offramp.evaluation.retrained import frontier_of_traces
+from offramp.evaluation.saving_bound import SavingBound, saving_bound
+from offramp.evaluation.savings import Saving, frontier_of, savings
+from offramp.evaluation.sweep import sweep
+from offramp.evaluation.uses import StageUse, stage_uses
+
+__all__ = [
+    "Advice",
+    "Assignment",
+    "Bill",
+    "Calibration",
+    "Certificate",
+    "Choice",
+    "DoNotCascade",
+    "Evaluation",
+    "ExitPoint",
+    "Frontier",
+    "FrontierPoint",
+    "Limit",
+    "NotCertified",
+    "OperatingPoint",
+    "Overlap",
+    "Promise",
+    "ReferencePoint",
+    "Replay",
+    "Saving",
+    "SavingBound",
+    "StageUse",
+    "advise",
+    "assignment",
+    "bills",
+    "certify",
+    "confirm",
+    "evaluate",
+    "evaluate_all",
+    "exit_points",
+    "fit",
+    "frontier_of",
+    "frontier_of_traces",
+    "overlap",
+    "references",
+    "replay",
+    "saving_bound",
+    "savings",
+    "share_of_gap_closed",
+    "stage_uses",
+    "sweep",
+]

@@ -1,0 +1,213 @@
+"""Evaluation of many settings on the same examples, which share what they look at.
+
+Replaying a sweep one setting after another would scale, combine and sort the same outputs hundreds
+of times. Here every distribution is computed once for a run of examples and all settings; decisions
+are then a few sums of columns. Since a decision never depends on the rest of the batch, the result
+is that of `evaluate`, figure for figure.
+
+Layer: evaluation.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import TypeVar, cast, final
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from offramp._core.keys import example_keys
+from offramp._core.outputs import best_labels
+from offramp._core.progress import progress_bar
+from offramp._core.topology import Path
+from offramp._core.types import BoolArray
+from offramp.evaluation.evaluate import Outcomes, f_labels, first_labels, from_outcomes, outcomes_of
+from offramp.evaluation.results import Evaluation
+from offramp.policy import Policy, Setting
+from offramp.policy.features import COMBINED, Distribution
+from offramp.policy.policy import scaled_log_probs
+from offramp.trace import Trace
+
+_NUMBERS = 400_000  # of one distribution held at once; there may be a hundred of them
+_T = TypeVar("_T")
+
+
+def evaluate_all(
+    trace: Trace, settings: Sequence[Setting], *, progress: bool = False
+) -> list[Evaluation]:
+    """As `[evaluate(trace, setting, bootstrap=0) for setting in settings]`, but much faster.
+
+    Args:
+        trace: The examples.
+        settings: What to evaluate, in any mixture.
+        progress: Show a bar.
+
+    >>> from offramp.evaluation.evaluate import evaluate
+    >>> from offramp.fitting.baselines import fit_uniform
+    >>> from offramp.trace.testing import make_trace
+    >>> trace = make_trace(n=50, stages=2, seed=0)
+    >>> settings = fit_uniform(trace, reference="stage1")
+    >>> evaluate_all(trace, settings) == [evaluate(trace, s, bootstrap=0) for s in settings]
+    True
+    """
+    for setting in settings:
+        setting.policy.topology.check_same_stages(trace.topology, "the trace")
+        setting.policy.check_reads(trace.outputs, "the trace")
+    outcomes: list[Outcomes | None] = [None] * len(settings)
+    size = min(16_384, max(256, _NUMBERS // trace.classes))
+    with progress_bar("Replaying settings", len(trace), enabled=progress) as step:
+        for start in range(0, len(trace), size):
+            part = trace.rows(torch.arange(start, min(start + size, len(trace))))
+            shared = _Shared(part)
+            for i, setting in enumerate(settings):
+                outcomes[i] = _added(outcomes[i], _outcomes(shared, setting))
+            step(len(part))
+    return [
+        from_outcomes(trace, setting, found)
+        for setting, found in zip(settings, outcomes, strict=True)
+        if found is not None
+    ]
+
+
+def _added(before: Outcomes | None, more: Outcomes) -> Outcomes:
+    if before is None:
+        return more
+    return Outcomes(
+        paths=before.paths + more.paths,
+        classes=before.classes + more.classes,
+        class_paths=before.class_paths + more.class_paths,
+        disagreements=before.disagreements + more.disagreements,
+    )
+
+
+@final
+class _Shared:
+    """What settings look at, for a run of `m` examples, computed on first use."""
+
+    def __init__(self, part: Trace) -> None:
+        self.part = part
+        self.keys = example_keys(part.ids)
+        self._held: dict[Hashable, object] = {}
+
+    def once(self, key: Hashable, compute: Callable[[], _T]) -> _T:
+        if key not in self._held:
+            self._held[key] = compute()
+        return cast("_T", self._held[key])
+
+    def stage(self, k: int, policy: Policy) -> Distribution:
+        """Scaled probabilities of one stage."""
+        temperature = policy.temperatures[k]
+        return self.once(
+            ("stage", k, float(temperature)),
+            lambda: Distribution(scaled_log_probs(self.part.output(k).scores(), temperature)),
+        )
+
+    def answer(self, path: Path, policy: Policy) -> Distribution:
+        """The combination at the end of a path."""
+        return self.once(
+            self._answer_key(path, policy),
+            lambda: policy.combination.of(
+                path, [self.stage(k, policy) for k in policy.combination.inputs(path)]
+            ),
+        )
+
+    def _answer_key(self, path: Path, policy: Policy) -> Hashable:
+        inputs = policy.combination.inputs(path)
+        scales = tuple(float(policy.temperatures[k]) for k in inputs)
+        return (scales, policy.combination.key(path))
+
+    def wrong(self, path: Path, policy: Policy, top: int) -> BoolArray:
+        """True where the answer at the end of a path is wrong, `(m,)`."""
+
+        def compute() -> BoolArray:
+            best = self._best(path, policy, top)
+            return (best != self.part.labels[:, None]).all(dim=1).numpy()
+
+        return self.once(("wrong", top, path[-1], self._answer_key(path, policy)), compute)
+
+    def differs(self, path: Path, policy: Policy, reference: str) -> BoolArray:
+        """True where the first label of the answer at the end of a path is not F's, `(m,)`."""
+        stage = self.part.topology.index(reference)
+
+        def compute() -> BoolArray:
+            of_f = self.once(("F's", stage), lambda: f_labels(self.part, stage))
+            first = first_labels(self._best(path, policy, 1).numpy(), self.part)
+            return np.not_equal(first, of_f)
+
+        return self.once(("differs", stage, path[-1], self._answer_key(path, policy)), compute)
+
+    def _best(self, path: Path, policy: Policy, top: int) -> Tensor:
+        """The `top` best labels of the answer at the end of a path, `(m, top)`."""
+
+        def compute() -> Tensor:
+            last = self.part.output(path[-1])
+            if not last.scored:
+                return last.top(top)
+            return best_labels(self.answer(path, policy).log_probs, top)
+
+        return self.once(("best", top, path[-1], self._answer_key(path, policy)), compute)
+
+    def ranked(self, k: int, count: int) -> Tensor:
+        """The best labels of one stage, `(m, count)`."""
+        return self.once(("ranked", k, count), lambda: self.part.output(k).top(count))
+
+    def reference_wrong(self, reference: str, top: int) -> BoolArray:
+        """True where F's own answer is wrong, `(m,)`."""
+        stage = self.part.topology.index(reference)
+        return self.once(("F", stage, top), lambda: self.part.wrong(stage, top=top))
+
+
+@final
+class _Standing:
+    """What rules see of the examples at the end of one path; a `Situation`."""
+
+    def __init__(self, shared: _Shared, path: Path, policy: Policy) -> None:
+        self._shared, self._path, self._policy = shared, path, policy
+        self.ids = shared.keys
+
+    def distribution(self, stage: int) -> Distribution:
+        if stage == COMBINED:
+            return self._shared.answer(self._path, self._policy)
+        return self._shared.stage(stage, self._policy)
+
+    def ranked(self, stage: int, count: int) -> Int[Tensor, "m count"]:
+        return self._shared.ranked(stage, count)
+
+
+def _outcomes(shared: _Shared, setting: Setting) -> Outcomes:
+    """How many examples leave on each path and are of each class, by who is wrong."""
+    policy, topology = setting.policy, setting.policy.topology
+    m = len(shared.part)
+    taken, wrong = np.zeros(m, dtype=np.int64), np.zeros(m, dtype=np.bool_)
+    differs = np.zeros(m, dtype=np.bool_)
+    standing: dict[Path, Tensor] = {}
+    standing[topology.root,] = torch.ones(m, dtype=torch.bool)
+    for i, path in enumerate(topology.paths()):  # each before its continuations
+        here = standing.pop(path, None)
+        if here is None or not bool(here.any()):
+            continue
+        leaving = here
+        if topology.children(path[-1]):
+            at = _Standing(shared, path, policy)
+            node = policy.node(path)
+            leaving = here & (node.leave.score(at) >= 0)
+            on = here & ~leaving
+            *earlier, last = topology.children(path[-1])
+            for child, rule in zip(earlier, node.routes, strict=True):
+                chosen = on & (rule.score(at) >= 0)  # type: ignore[operator]
+                standing[(*path, child)] = chosen
+                on = on & ~chosen
+            standing[(*path, last)] = on
+        rows = leaving.numpy()
+        if rows.any():
+            taken[rows] = i
+            wrong |= rows & shared.wrong(path, policy, setting.top)
+            differs |= rows & shared.differs(path, policy, setting.reference)
+    return outcomes_of(
+        shared.part,
+        path=taken,
+        paths=len(topology.paths()),
+        wrong=wrong,
+        f_wrong=shared.reference_wrong(setting.reference, setting.top),
+        differs=differs,
+    )

@@ -1,0 +1,287 @@
+"""Certified operating points: the cheapest setting whose promise has been tested.
+
+Candidates stand in an order that `fit` fixed, from the safest on. Each is tested on the `calibrate`
+examples alone; the walk ends where the first fails, and of those that passed one is promised.
+
+Layer: evaluation.
+Source: methods.md 4; Learn then Test, Angelopoulos et al. 2021, arXiv:2110.01052.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from offramp._core.checks import check_choice, check_probability
+from offramp.evaluation.certificate import Calibration, Certificate, NotCertified
+from offramp.evaluation.limits import UNLABELLED, Limits, joined, points_text, read_limits
+from offramp.evaluation.order import walk_order
+from offramp.evaluation.results import RISKS, Evaluation, FrontierPoint, Risk
+from offramp.evaluation.risk_tests import (
+    RecallTest,
+    RiskTest,
+    WeightedTest,
+    evidence,
+    measured,
+    outcome_counts,
+)
+from offramp.evaluation.weights import ClassWeights, check_weights, risk_tests
+from offramp.risk import NonePassed, examples_needed, fixed_sequence, several_risks
+
+
+def certify(
+    points: Sequence[FrontierPoint],
+    f: FrontierPoint,
+    calibration: Calibration | None,
+    limits: Limits,
+    *,
+    delta: float,
+    class_weights: ClassWeights | None = None,
+    least: Risk = "difference",
+) -> Certificate | NotCertified:
+    """Test settings in an order that `fit` fixes, and promise one of those that pass.
+
+    Args:
+        points: Settings and single networks; those that were evaluated on `calibrate` are tested.
+        f: F alone, which runs where nothing is certified.
+        calibration: What the examples of `calibrate` are; None where there are none.
+        limits: As in `Frontier.certify`; so are `delta` and `class_weights`.
+        delta: Largest chance of a wrong promise, in (0, 1).
+        class_weights: Known factors by which classes become more frequent.
+        least: Where only the cost is limited: the risk that the chosen setting has least of.
+
+    Raises:
+        InputError: If a limit or `delta` lies outside (0, 1), a risk or class is unknown, or
+            weights do not fit the examples.
+
+    >>> from offramp.evaluate import fit
+    >>> from offramp.trace import make_trace
+    >>> frontier = fit(make_trace(4000, stages=2, seed=0), "myopic", progress=False)
+    >>> found = frontier.certify({"difference": 0.03, "cost": 0.95}, delta=0.1)
+    >>> type(found).__name__, found.p_value <= 0.1
+    ('Certificate', True)
+    """
+    asked = read_limits(limits)
+    check_probability("delta", delta)
+    check_choice("least", least, RISKS)
+    tests = risk_tests(asked, calibration, delta=delta, class_weights=class_weights)
+    candidates = walk_order(points, f, tests, least)
+    weights = None
+    if candidates and calibration is not None and calibration.labelled:
+        weights = check_weights(class_weights, calibration, evidence(candidates[0]))
+    against = _objection(candidates, tests, calibration, delta)
+    if against is None and calibration is not None:
+        p_values = several_risks(np.stack([test.p_values(candidates) for test in tests]))
+        walked = fixed_sequence(p_values, delta=delta)
+        if not isinstance(walked, NonePassed):
+            passed = range(walked.index + 1)
+            chosen = min(reversed(passed), key=lambda i: _merit(candidates[i], tests, least))
+            return _certificate(
+                candidates[chosen],
+                tests,
+                calibration,
+                delta=delta,
+                p_value=float(p_values[: chosen + 1].max()),
+                tested=min(walked.index + 2, len(candidates)),
+                weights=weights,
+            )
+        against = f"{walked.reason}; {_seen(candidates[0], tests, calibration)}"
+    return NotCertified(
+        point=f,
+        limits=asked,
+        delta=delta,
+        calibration=calibration,
+        why=against or "",
+        examples_needed=_sufficient(candidates, tests, calibration, delta),
+    )
+
+
+def _cost(point: FrontierPoint) -> float:
+    return point.fit.cost_ratio
+
+
+def _merit(point: FrontierPoint, tests: Sequence[RiskTest], least: Risk) -> float:
+    """What to minimise among those that passed, on `fit`."""
+    free = all(test.limit.risk == "cost" for test in tests)
+    return point.fit.risk(least) if free else _cost(point)
+
+
+def _objection(
+    candidates: Sequence[FrontierPoint],
+    tests: Sequence[RiskTest],
+    calibration: Calibration | None,
+    delta: float,
+) -> str | None:
+    """What rules a certificate out before any test, or None."""
+    if calibration is None:
+        return (
+            "it takes examples that nothing was fitted on, and this frontier has no calibrate "
+            "part, or was stored without saying which"
+        )
+    if calibration.seen_in_training:
+        return (
+            "the networks were trained on these examples (seen_in_training); what they lose on "
+            "new ones cannot be told from them"
+        )
+    if calibration.lossy:
+        return (
+            "the trace is lossy (float16); decisions taken on it may differ from those at run "
+            "time. Record it in float32"
+        )
+    labelled = [test.limit.risk for test in tests if test.limit.risk not in UNLABELLED]
+    if labelled and not calibration.labelled:
+        return (
+            f"the examples of {calibration.split} have no labels, which {joined(labelled)} takes; "
+            f"without them {' and '.join(UNLABELLED)} can be promised"
+        )
+    if not candidates:
+        return "no setting is cheaper than F on fit"
+    short = (_shortage(candidates, test, calibration, delta) for test in tests)
+    return next((text for text in short if text is not None), None)
+
+
+def _shortage(
+    candidates: Sequence[FrontierPoint], test: RiskTest, calibration: Calibration, delta: float
+) -> str | None:
+    """That there are fewer examples than could ever certify, and how many it takes; or None."""
+    least, have, whose, of = test.fewest(candidates), calibration.n, "", ""
+    if isinstance(test, RecallTest):
+        rarest, have = test.rarest(evidence(candidates[0]))
+        whose, of = " of each class", f" of class {calibration.class_names[rarest]!r}"
+    if have >= least:
+        return None
+    if test.limit.risk == "cost":
+        takes = f"even if all of them cost least it takes {least}"
+    elif isinstance(test, WeightedTest):
+        takes = f"even without a single error it takes, with these class weights, {least}"
+    else:
+        takes = f"even without a single error it takes log(delta)/log(1 - max_loss) = {least}"
+    return (
+        f"{takes} examples{whose} in {calibration.split} to promise {_amount(test)} with delta = "
+        f"{delta:g}, and there are {have}{of}"
+    )
+
+
+def _amount(test: RiskTest) -> str:
+    share, risk = points_text(test.limit.at_most), test.limit.risk
+    if risk == "cost":
+        return f"a cost of {share} % of F's"
+    return f"{share} points" if risk == "difference" else f"{share} points of {risk}"
+
+
+def _seen(point: FrontierPoint, tests: Sequence[RiskTest], calibration: Calibration) -> str:
+    """What the first candidate does on the examples, with the largest risk by name."""
+    found = evidence(point)
+    worst = max(tests, key=lambda test: float(test.p_values([point])[0]))
+    share = points_text(measured(worst, found))
+    if worst.limit.risk == "cost":
+        return f"its cost in {calibration.split} is {share} % of F's"
+    return f"its {worst.limit.risk} in {calibration.split} is {share} points"
+
+
+def _certificate(
+    point: FrontierPoint,
+    tests: Sequence[RiskTest],
+    calibration: Calibration,
+    *,
+    delta: float,
+    p_value: float,
+    tested: int,
+    weights: tuple[float, ...] | None,
+) -> Certificate:
+    return Certificate(
+        point=point,
+        limits=tuple(test.limit for test in tests),
+        delta=delta,
+        p_value=p_value,
+        calibration=calibration,
+        tested=tested,
+        class_weights=weights,
+        assumptions=_assumptions(calibration, weights),
+        sentence=_sentence(evidence(point), tests, weights, delta=delta, p_value=p_value),
+    )
+
+
+def _assumptions(calibration: Calibration, weights: tuple[float, ...] | None) -> tuple[str, ...]:
+    n, split = calibration.n, calibration.split
+    source = (
+        f"New examples come from the same source as the {n} of {split} (they are exchangeable); "
+        "where the data shift, nothing is promised."
+        if weights is None
+        else f"New examples of each class come from the same source as those among the {n} of "
+        f"{split}, and the shares of the classes change by exactly the weights that were given; "
+        "where the data shift otherwise, nothing is promised."
+    )
+    return (
+        source,
+        f"No network, no policy and no order of testing was made with the help of {split}.",
+        f"Risks, limits and delta were set before {split} was looked at; the best of several tries "
+        "is not certified.",
+        "What runs is what was recorded: the same networks, preprocessing and precision.",
+    )
+
+
+def _sentence(
+    found: Evaluation,
+    tests: Sequence[RiskTest],
+    weights: tuple[float, ...] | None,
+    *,
+    delta: float,
+    p_value: float,
+) -> str:
+    f, top = found.setting.reference, found.setting.top
+    promise = joined([test.limit.words(f, top=top) for test in tests])
+    shifted = "" if weights is None else ", their classes weighted as given"
+    return (
+        f"With a confidence of {100 * (1 - delta):g} %, {found.setting.label} {promise}, on new "
+        f"examples like the {found.n} that it was tested on{shifted} (p = {p_value:.2g}); there it "
+        f"cost {found.cost_ratio:.3f} of {f} alone."
+    )
+
+
+def _sufficient(
+    candidates: Sequence[FrontierPoint],
+    tests: Sequence[RiskTest],
+    calibration: Calibration | None,
+    delta: float,
+) -> int | None:
+    """About how many examples the first candidate would have passed with; None if no number."""
+    refused = calibration is not None and (calibration.seen_in_training or calibration.lossy)
+    if refused or not candidates:
+        return None
+    first = candidates[0]
+    found = first.tested or first.fit
+    if any(measured(test, found) >= test.limit.at_most for test in tests):
+        return None
+    point = replace(first, calibrate=found)
+    hard = [t.hardest(point) if isinstance(t, RecallTest) else t for t in tests]
+
+    def p_value(n: int) -> float:
+        at = [replace(point, calibrate=_scaled(found, n))]
+        return max(float(test.p_values(at)[0]) for test in hard)
+
+    least = max(test.fewest(candidates) for test in tests)
+    return examples_needed(p_value, delta=delta, at_least=least)
+
+
+def _scaled(found: Evaluation, n: int) -> Evaluation:
+    """What the evaluation would be on `n` examples with the same shares, in whole examples."""
+    lost, won = (int(counts[0]) for counts in outcome_counts([found]))
+    lost = round(lost * n / found.n)
+    won = min(round(won * n / found.n), n - lost)
+    differing = 0 if found.disagreement is None else round(n * found.disagreement)
+    return replace(
+        found,
+        n=n,
+        accuracy=round(n * found.accuracy) / n,
+        excess=lost / n,
+        difference=(lost - won) / n,
+        disagreement=differing / n,
+        class_outcomes=_scaled_table(found.class_outcomes, n / found.n),
+        class_paths=_scaled_table(found.class_paths, n / found.n),
+        class_disagreements=tuple(round(c * n / found.n) for c in found.class_disagreements),
+    )
+
+
+def _scaled_table(table: tuple[tuple[int, ...], ...], factor: float) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(round(factor * count) for count in row) for row in table)

@@ -1,0 +1,396 @@
+"""The frontier: all settings of a sweep, and how one of them is chosen.
+
+Layer: evaluation.
+Source: methods.md 1 (Pareto front on `fit`, operating point on `calibrate`) and 4
+(certificates).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, final, overload
+
+import numpy as np
+
+from offramp._core.checks import check_choice, check_not_negative, check_number
+from offramp._core.errors import FileFormatError, InputError
+from offramp.evaluation.certificate import Calibration, Certificate, NotCertified
+from offramp.evaluation.certify import certify
+from offramp.evaluation.judging import judge_again, labelled_by, on_front
+from offramp.evaluation.limits import Limits, points_text
+from offramp.evaluation.results import (
+    RISKS,
+    DoNotCascade,
+    Evaluation,
+    FrontierPoint,
+    OperatingPoint,
+    Risk,
+)
+from offramp.evaluation.weights import ClassWeights
+from offramp.trace import Trace
+
+Choice = OperatingPoint | DoNotCascade | Certificate | NotCertified
+Axis = str  # "cost" or one of RISKS
+MARGIN = 1.0  # standard errors between the measured risk and the limit: the one-standard-error rule
+_ROUNDING = 1e-12  # a risk of exactly B computed as a mean may exceed B in the last bit
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Frontier:
+    """Settings with what they cost and lose, and the single networks they must beat.
+
+    Args:
+        points: One for each setting of the sweep.
+        singles: One for each stage run alone, in topological order.
+        reference: Name of F, which every loss and cost ratio refers to.
+        calibration: The `calibrate` examples, which certificates rest on; None without them.
+    """
+
+    points: tuple[FrontierPoint, ...]
+    singles: tuple[FrontierPoint, ...]
+    reference: str
+    calibration: Calibration | None = None
+
+    @property
+    def pareto(self) -> tuple[FrontierPoint, ...]:
+        """Settings on the front of cost and accuracy on `fit`, the cheapest first."""
+        return self.front("difference")
+
+    def front(self, risk: Risk) -> tuple[FrontierPoint, ...]:
+        """Settings that no setting or single network beats in cost and `risk` on `fit`."""
+        kept = on_front([*self.points, *self.singles], risk)
+        chosen = [p for p, on in zip(self.points, kept, strict=False) if on]
+        return tuple(sorted(chosen, key=lambda p: p.fit.cost_ratio))
+
+    @overload
+    def cheapest(
+        self, *, max_loss: float, risk: Risk = ..., margin: float = ..., delta: None = None
+    ) -> OperatingPoint | DoNotCascade: ...
+
+    @overload
+    def cheapest(
+        self, *, max_loss: float, risk: Risk = ..., delta: float
+    ) -> Certificate | NotCertified: ...
+
+    def cheapest(
+        self,
+        *,
+        max_loss: float,
+        risk: Risk = "difference",
+        margin: float = MARGIN,
+        delta: float | None = None,
+    ) -> Choice:
+        """The cheapest setting whose risk is at most `max_loss`, as measured or as certified.
+
+        Candidates are the Pareto front on `fit`. Without `delta` they are measured on `fit` and
+        `calibrate` together; with it they and single networks are tested on `calibrate` alone.
+
+        Args:
+            max_loss: In [0, 1): 0.02 allows two points. With `delta` in (0, 1).
+            risk: "difference": accuracy lost. "excess": new errors, corrections not counted. With
+                `delta` any risk that `certify` knows.
+            margin: Standard errors kept between the measured risk and `max_loss`, >= 0, against
+                the luck of the chosen one among many (docs/adr/0010). Not with `delta`.
+            delta: Largest chance that the promise is wrong, in (0, 1): 0.05 (docs/adr/0017).
+
+        Raises:
+            InputError: If `max_loss`, `margin` or `delta` is outside its domain.
+        """
+        if delta is not None:
+            if margin != MARGIN:
+                raise InputError(
+                    f"margin must not be given together with delta, got {margin!r}: it guards a "
+                    "measured risk, and a certificate needs no guard."
+                )
+            return self.certify({risk: max_loss}, delta=delta)
+        check_choice("risk", risk, RISKS)
+        check_not_negative("margin", margin)
+        if not 0.0 <= check_number("max_loss", max_loss, "in [0, 1)") < 1.0:
+            raise InputError(
+                f"max_loss must be in [0, 1), got {max_loss!r}. Points of accuracy have to be "
+                "divided by 100 first: 2 points are 0.02."
+            )
+        single = self.best_single(max_loss=max_loss, risk=risk, margin=margin)
+        chosen = choose(
+            self.front(risk), limited=risk, limit=max_loss, minimised="cost", margin=margin
+        )
+        limit = f"a loss of {points_text(max_loss)} points"
+        if chosen is None:
+            reason = f"no setting stays within {limit}"
+        elif single is not None and chosen.judged.cost_ratio >= single.judged.cost_ratio:
+            reason = f"the cheapest setting within {limit} is not cheaper"
+        else:
+            return _operating_point(chosen, single, risk, max_loss=max_loss)
+        best = single or self._single_of_reference()
+        return _refusal(reason, best, chosen, risk, max_loss=max_loss)
+
+    def certify(
+        self, limits: Limits, *, delta: float, class_weights: ClassWeights | None = None
+    ) -> Certificate | NotCertified:
+        """The cheapest setting that keeps several limits at once on new examples, as tested.
+
+        Candidates, single networks included, are tested on `calibrate` alone, in an order that
+        `fit` fixes: those first that stay farthest within the limits there. Where only the cost is
+        limited, the most accurate of those that pass is promised (docs/adr/0021).
+
+        Args:
+            limits: From risks to the largest value of each, in (0, 1). "difference": accuracy lost
+                against F. "excess": new errors. "error": wrong answers. "disagreement": first
+                labels that are not F's, which takes no labels. "recall": recall lost against F by
+                any class, or a mapping from classes to limits. "cost": mean cost over F's.
+            delta: Largest chance that any of them is exceeded, in (0, 1): 0.05.
+            class_weights: Where the shares of classes will change in a known way, and nothing
+                else: each class's share in future over its share in `calibrate`, in the order of
+                classes or by name. Recalls do not change with them.
+
+        Raises:
+            InputError: If a limit or `delta` is outside its domain, a risk is unknown, or weights
+                cannot be such ratios.
+            UnknownNameError: If there is no class of that name.
+        """
+        return self._certified(limits, delta=delta, class_weights=class_weights)
+
+    def _certified(
+        self,
+        limits: Limits,
+        *,
+        delta: float,
+        class_weights: ClassWeights | None = None,
+        least: Risk = "difference",
+    ) -> Certificate | NotCertified:
+        return certify(
+            [*self.points, *self.singles],
+            self._single_of_reference(),
+            self.calibration,
+            limits,
+            delta=delta,
+            class_weights=class_weights,
+            least=least,
+        )
+
+    @overload
+    def best(
+        self, *, max_cost: float, risk: Risk = ..., delta: None = None
+    ) -> OperatingPoint | DoNotCascade: ...
+
+    @overload
+    def best(
+        self, *, max_cost: float, risk: Risk = ..., delta: float
+    ) -> Certificate | NotCertified: ...
+
+    def best(
+        self, *, max_cost: float, risk: Risk = "difference", delta: float | None = None
+    ) -> Choice:
+        """The setting of least risk whose mean cost ratio is at most `max_cost`.
+
+        Both are measured on `fit` and `calibrate` together. With `delta` the cost is certified on
+        `calibrate` alone, and of what passes that of least risk on `fit` is promised.
+
+        Args:
+            max_cost: Over F's own cost, > 0: 0.5 allows half of it on average. With `delta` in
+                (0, 1).
+            risk: What to minimise.
+            delta: Largest chance that new examples cost more on average, in (0, 1).
+
+        Raises:
+            InputError: If `max_cost` or `delta` is outside its domain.
+        """
+        if delta is not None:
+            return self._certified({"cost": max_cost}, delta=delta, least=risk)
+        check_choice("risk", risk, RISKS)
+        if not 0.0 < check_number("max_cost", max_cost, "greater than 0") < np.inf:
+            raise InputError(
+                f"max_cost must be finite and greater than 0, got {max_cost!r}. It is a ratio "
+                f"over the cost of {self.reference!r}."
+            )
+        single = self.best_single(max_cost=max_cost, risk=risk)
+        chosen = choose(self.front(risk), limited="cost", limit=max_cost, minimised=risk)
+        limit = f"{max_cost:.3g} of the cost of {self.reference}"
+        if chosen is None:
+            reason = f"no setting stays within {limit}"
+        elif single is not None and chosen.judged.risk(risk) >= single.judged.risk(risk):
+            reason = f"the best setting within {limit} is not more accurate"
+        else:
+            return _operating_point(chosen, single, risk, max_cost=max_cost)
+        best = single or min(self.singles, key=lambda p: p.judged.cost_ratio)
+        return _refusal(reason, best, chosen, risk, max_cost=max_cost)
+
+    def best_single(
+        self,
+        *,
+        max_loss: float | None = None,
+        max_cost: float | None = None,
+        risk: Risk = "difference",
+        margin: float = MARGIN,
+    ) -> FrontierPoint | None:
+        """The best network on its own: the cheapest within a loss, or the best within a cost.
+
+        Raises:
+            InputError: If not exactly one limit is given.
+        """
+        if (max_loss is None) == (max_cost is None):
+            raise InputError(
+                f"Give exactly one of max_loss and max_cost, got {max_loss!r} and {max_cost!r}."
+            )
+        limit = check_number("the limit", max_cost if max_loss is None else max_loss, "at least 0")
+        if max_loss is not None:
+            return choose(self.singles, limited=risk, limit=limit, minimised="cost", margin=margin)
+        return choose(self.singles, limited="cost", limit=limit, minimised=risk)
+
+    def _single_of_reference(self) -> FrontierPoint:
+        stages = self.singles[0].fit.stages  # singles stand in their order
+        return self.singles[stages.index(self.reference)]
+
+    def calibrated_on(self, part: Trace, *, fit: Trace, labelled: bool = True) -> "Frontier":
+        """The same settings with other examples as `calibrate`.
+
+        Args:
+            part: Examples that nothing was fitted on, such as a sample from production.
+            fit: Those that were fitted on; none of them may be in `part`.
+            labelled: False where the labels of `part` are not to be trusted, or made up. They are
+                not read then, and "disagreement" and "cost" alone can be certified.
+
+        Raises:
+            SplitOverlapError: If an example is in both.
+        """
+        fit.require_disjoint(part)
+        held = part if labelled else labelled_by(part, self.reference)
+        everything = [*self.points, *self.singles]
+        again = judge_again(everything, len(self.singles), held, labelled=labelled)
+        return replace(
+            self,
+            points=tuple(again[: len(self.points)]),
+            singles=tuple(again[len(self.points) :]),
+            calibration=Calibration.of(held, labelled=labelled),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "reference": self.reference,
+            "calibration": None if self.calibration is None else self.calibration.to_dict(),
+            "points": [p.to_dict() for p in self.points],
+            "singles": [p.to_dict() for p in self.singles],
+        }
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> "Frontier":
+        """Read what `to_dict` wrote.
+
+        Raises:
+            FileFormatError: If a field is missing or has the wrong form.
+        """
+        try:
+            held = value.get("calibration")  # files of before there were certificates have none
+            return cls(
+                reference=str(value["reference"]),
+                calibration=None if held is None else Calibration.from_dict(held),
+                points=tuple(FrontierPoint.from_dict(p) for p in value["points"]),
+                singles=tuple(FrontierPoint.from_dict(p) for p in value["singles"]),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise FileFormatError(f"This is not a frontier: {error!r}.") from error
+
+
+def choose(
+    points: Sequence[FrontierPoint],
+    *,
+    limited: Axis,
+    limit: float,
+    minimised: Axis,
+    margin: float = MARGIN,
+) -> FrontierPoint | None:
+    """The selection rule: within `limit` on one axis, the least on the other.
+
+    Both are read from `judged`: `fit` and `calibrate` together. A limited risk is raised by
+    `margin` standard errors first: the cheapest of many settings within a limit is there partly
+    by luck. Ties go to the lower value of what is limited. None if no point stays within the limit.
+    """
+    allowed = [p for p in points if _guarded(p.judged, limited, margin) <= limit + _ROUNDING]
+    return min(
+        allowed,
+        key=lambda p: (_value(p.judged, minimised), _value(p.judged, limited)),
+        default=None,
+    )
+
+
+def _guarded(found: Evaluation, axis: Axis, margin: float) -> float:
+    """A risk plus `margin` of its standard errors; a cost is taken as it is."""
+    if axis == "cost":
+        return found.cost_ratio
+    mean = found.risk(axis)
+    # The loss of an example is -1, 0 or 1, so its two means give the mean of the square.
+    square = found.excess if axis == "excess" else 2 * found.excess - mean
+    return mean + margin * float(np.sqrt(max(0.0, square - mean**2) / found.n))
+
+
+def _value(evaluation: Evaluation, axis: Axis) -> float:
+    return evaluation.cost_ratio if axis == "cost" else evaluation.risk(axis)
+
+
+def _operating_point(
+    chosen: FrontierPoint,
+    single: FrontierPoint | None,
+    risk: Risk,
+    *,
+    max_loss: float | None = None,
+    max_cost: float | None = None,
+) -> OperatingPoint:
+    if single is None:
+        against = "no single network stays within the limit"
+    elif single.setting.policy.topology.names[single.setting.policy.topology.root] == (
+        chosen.setting.reference
+    ):
+        against = f"no single network within the limit is cheaper than {chosen.setting.reference}"
+    else:
+        against = f"the best single network, {_described(single, risk)}"
+    return OperatingPoint(
+        setting=chosen.setting,
+        fit=chosen.fit,
+        calibrate=chosen.calibrate,
+        judged_on_both=chosen.judged_on_both,
+        best_single=single,
+        risk=risk,
+        max_loss=max_loss,
+        max_cost=max_cost,
+        sentence=f"Use {_described(chosen, risk)}; {against}.",
+    )
+
+
+def _refusal(
+    why: str,
+    single: FrontierPoint,
+    chosen: FrontierPoint | None,
+    risk: Risk,
+    *,
+    max_loss: float | None = None,
+    max_cost: float | None = None,
+) -> DoNotCascade:
+    numbers = {
+        "best_single_cost_ratio": single.judged.cost_ratio,
+        f"best_single_{risk}": single.judged.risk(risk),
+    }
+    if chosen is not None:
+        numbers["setting_cost_ratio"] = chosen.judged.cost_ratio
+        numbers[f"setting_{risk}"] = chosen.judged.risk(risk)
+    return DoNotCascade(
+        reason=f"Do not use a cascade here: {why}. Use {_described(single, risk)}.",
+        best_single=single,
+        risk=risk,
+        max_loss=max_loss,
+        max_cost=max_cost,
+        numbers=numbers,
+    )
+
+
+def _described(point: FrontierPoint, risk: Risk) -> str:
+    found = point.judged
+    value = found.risk(risk)
+    if risk == "excess":
+        loss = f"makes {points_text(value)} points of new errors"
+    else:
+        loss = f"{'gains' if value < 0 else 'loses'} {points_text(abs(value))} points of accuracy"
+    return (
+        f"{point.setting.label}, which costs {found.cost_ratio:.3f} of {point.setting.reference} "
+        f"alone and {loss} on {found.n} examples ({found.split})"
+    )

@@ -1,0 +1,125 @@
+"""Limits of risks: what a user may ask a certificate to promise, and how it is said.
+
+Layer: evaluation.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, final
+
+from offramp._core.checks import check_choice, check_probability
+from offramp._core.errors import InputError
+
+Label = str | int  # a class by name or index
+Limits = Mapping[str, float | Mapping[Label, float]]
+
+PROMISES = ("difference", "excess", "error", "disagreement", "recall", "cost")
+UNLABELLED = ("disagreement", "cost")  # those that take no labels
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """The largest value that one risk may have on new examples.
+
+    Args:
+        risk: One of `PROMISES`: "difference", accuracy lost against F; "excess", new errors;
+            "error", wrong answers; "disagreement", first labels that are not F's; "recall",
+            recall lost against F by any class; "cost", mean cost over F's.
+        at_most: In (0, 1).
+        label: With "recall": the class that is meant, by name or index; None for every class.
+
+    Raises:
+        InputError: If the risk is unknown, or the limit outside (0, 1).
+
+    >>> Limit(risk="cost", at_most=0.5).words("resnet56")
+    "spends at most 50 % of resnet56's cost on average"
+    """
+
+    risk: str
+    at_most: float
+    label: Label | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("risk", self.risk, PROMISES)
+        of = "" if self.label is None else f" of class {self.label!r}"
+        at_most = check_probability(f"the limit of {self.risk!r}{of}", self.at_most)
+        object.__setattr__(self, "at_most", at_most)
+
+    @property
+    def text(self) -> str:
+        """Risk and limit, briefly: "difference <= 0.01"."""
+        of = "" if self.label is None else f" of class {self.label!r}"
+        return f"{self.risk}{of} <= {self.at_most:g}"
+
+    def words(self, reference: str, *, top: int = 1) -> str:
+        """What a setting does that keeps it, in words.
+
+        Args:
+            reference: Name of F.
+            top: The number of labels among which the right one has to be.
+        """
+        share = points_text(self.at_most)
+        points = f"{share} {'point' if share == '1' else 'points'}"
+        a, accuracy = ("an", "accuracy") if top == 1 else ("a", f"top-{top} accuracy")
+        whose = "any class" if self.label is None else f"class {self.label!r}"
+        return {
+            "difference": f"loses at most {points} of {accuracy} against {reference} alone",
+            "excess": f"makes at most {points} of errors that {reference} alone does not make",
+            "error": f"has {a} {accuracy} of at least {points_text(1 - self.at_most)} %",
+            "disagreement": f"differs from {reference} alone in at most {share} % of its answers",
+            "recall": f"loses at most {points} of recall of {whose} against {reference} alone",
+            "cost": f"spends at most {share} % of {reference}'s cost on average",
+        }[self.risk]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+def read_limits(limits: Limits) -> tuple[Limit, ...]:
+    """The limits that a mapping names.
+
+    Args:
+        limits: From risks to the largest value of each, in (0, 1); "recall" may also have a
+            mapping from classes to values.
+
+    Raises:
+        InputError: If there is none, a risk is unknown, or a limit lies outside (0, 1).
+
+    >>> [limit.text for limit in read_limits({"difference": 0.01, "recall": {"cat": 0.03}})]
+    ['difference <= 0.01', "recall of class 'cat' <= 0.03"]
+    """
+    if not isinstance(limits, Mapping):
+        raise InputError(
+            f"limits must be a mapping from risks to limits, got {limits!r}. For example "
+            '{"difference": 0.01}.'
+        )
+    found: list[Limit] = []
+    for risk, value in limits.items():
+        if isinstance(value, Mapping):
+            if risk != "recall":
+                raise InputError(
+                    f"Only the limit of 'recall' may be one for each class, got {dict(value)!r} "
+                    f"for {risk!r}."
+                )
+            found += [Limit(risk=risk, at_most=v, label=label) for label, v in value.items()]
+        else:
+            found.append(Limit(risk=risk, at_most=value))
+    if not found:
+        raise InputError(
+            f"limits must name at least one risk, got {dict(limits)!r}. For example "
+            '{"difference": 0.01} allows a loss of one point of accuracy.'
+        )
+    return tuple(found)
+
+
+def points_text(share: float) -> str:
+    """A share as points of accuracy or as per cent: 0.015 is "1.5"."""
+    return f"{100 * share:.2f}".rstrip("0").rstrip(".")
+
+
+def joined(parts: list[str]) -> str:
+    """Parts of a sentence: "a, b and c"."""
+    *first, last = parts
+    return f"{', '.join(first)} and {last}" if first else last

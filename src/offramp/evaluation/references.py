@@ -1,0 +1,100 @@
+"""What every frontier is compared with: static networks, uniform and myopic policies, oracles.
+
+Layer: evaluation.  Source: methods.md 1 (references in every plot and table).
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from offramp._core.topology import Topology
+from offramp.evaluation.batch import evaluate_all
+from offramp.evaluation.evaluate import reference_cost
+from offramp.evaluation.results import Evaluation, ReferencePoint
+from offramp.fitting.baselines import fit_uniform
+from offramp.fitting.oracles import ORACLES, OracleKind, oracle
+from offramp.policy import Setting
+from offramp.trace import Trace
+
+
+def references(
+    trace: Trace,
+    reference: str,
+    *,
+    top: int = 1,
+    topology: Topology | None = None,
+    myopic: Sequence[Setting] = (),
+) -> list[ReferencePoint]:
+    """Each static network, the uniform curve, the myopic curve if given, and the oracles.
+
+    Args:
+        trace: The examples to compare on.
+        reference: Name of F.
+        top: A label is right when it is among the `top` best.
+        topology: What the oracles walk and, if it is a chain of two or more, the uniform policy
+            as well; by default the chain of all stages from the root to F.
+        myopic: Settings of the myopic policy to evaluate.
+
+    >>> from offramp.trace.testing import make_trace
+    >>> [p.name for p in references(make_trace(n=100, stages=2), "stage1") if p.kind != "uniform"]
+    ['stage0 alone', 'stage1 alone', 'paper oracle', 'neutral oracle', 'free oracle']
+    """
+    topology = _chain_to(trace.topology, reference) if topology is None else topology
+    statics = [
+        Setting.single(trace.topology, name, reference=reference, top=top) for name in trace.stages
+    ]
+    uniform: list[Setting] = []
+    if len(topology.active) > 1 and all(len(topology.children(k)) < 2 for k in topology.active):
+        uniform = fit_uniform(trace, reference=reference, top=top, topologies=[topology])
+    found = evaluate_all(trace, [*statics, *uniform, *myopic])
+    return [
+        *(_point(e, "static", e.setting.label) for e in found[: len(statics)]),
+        *(
+            _point(e, "uniform", f"uniform, {e.setting.parameters['rate']:g}")
+            for e in found[len(statics) : len(statics) + len(uniform)]
+        ),
+        *(_point(e, "myopic", e.setting.label) for e in found[len(statics) + len(uniform) :]),
+        *(_oracle_point(trace, kind, topology, reference, top) for kind in ORACLES),
+    ]
+
+
+def _chain_to(topology: Topology, reference: str) -> Topology:
+    """All stages from the root to F, one of each group; the root alone where F is the root."""
+    stages: list[int] = []
+    for k in topology.active:
+        group = topology.groups[k]
+        is_f = k == topology.index(reference)
+        if is_f:
+            stages = [j for j in stages if topology.groups[j] != group]
+        if is_f or group not in {topology.groups[j] for j in stages}:
+            stages.append(k)
+        if is_f:
+            break
+    return topology.chain(stages)
+
+
+def _point(
+    found: Evaluation, kind: Literal["static", "uniform", "myopic"], name: str
+) -> ReferencePoint:
+    return ReferencePoint(
+        name=name,
+        kind=kind,
+        cost_ratio=found.cost_ratio,
+        accuracy=found.accuracy,
+        difference=found.difference,
+        excess=found.excess,
+    )
+
+
+def _oracle_point(
+    trace: Trace, kind: OracleKind, topology: Topology, reference: str, top: int
+) -> ReferencePoint:
+    found = oracle(trace, kind, topology=topology, reference=reference, top=top)
+    f_wrong = trace.wrong(trace.topology.index(reference), top=top)
+    return ReferencePoint(
+        name=f"{kind} oracle",
+        kind="oracle",
+        cost_ratio=float(found.cost.mean() / reference_cost(trace, reference)),
+        accuracy=float(1 - found.wrong.mean()),
+        difference=float(found.wrong.mean() - f_wrong.mean()),
+        excess=float((found.wrong & ~f_wrong).mean()),
+    )

@@ -1,0 +1,403 @@
+"""What evaluation found, as frozen records; nothing is computed here.
+
+`to_dict` gives JSON values, so that every number of a report can be read again from a file;
+`from_dict` reads back what a later command needs.
+
+Layer: evaluation.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, final
+
+from offramp._core.errors import FileFormatError
+from offramp.policy import Setting
+
+Interval = tuple[float, float]
+Risk = str  # one of RISKS
+RISKS: tuple[Risk, ...] = ("difference", "excess")
+OUTCOMES = ("both_right", "corrected", "lost", "both_wrong")  # of a setting's answer and F's
+_BY_CLASS = ("class_outcomes", "class_paths", "class_disagreements")
+_PARTS = ("fit", "calibrate", "judged_on_both", "unlabelled")  # what may have been looked at
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What one setting does on the examples of one part of a trace.
+
+    Args:
+        setting: The setting that was replayed.
+        n: Number of examples.
+        split: Name of the split they are in, or "all" where there are no or several splits.
+        stages: Names of the stages, `(s,)`.
+        unit: Unit of `cost` and `reference_cost`.
+        cost: Mean cost per example.
+        reference_cost: Cost per example of F, the setting's reference, run alone.
+        cost_ratio: `cost / reference_cost`; lower is better.
+        accuracy: Share of examples whose label is among the `setting.top` best of the answer.
+        reference_accuracy: The same of F's own answer.
+        difference: Mean of L(y_exit) - L(y_F), in [-1, 1]: positive is accuracy lost.
+        excess: Mean of max(0, L(y_exit) - L(y_F)), in [0, 1]: new errors, corrections not counted.
+        cost_ratio_ci: Paired bootstrap interval, 95 %; None where none was asked for. So are
+            `difference_ci` and `excess_ci`.
+        exit_share: Share of examples that leave after each stage, `(s,)`, sums to 1.
+        visit_share: Share of examples that visit each stage, `(s,)`.
+        useful_share: Share of the total cost spent in each stage on work that the leaving stage's
+            own answer needs, `(s,)`.
+        overhead_share: Share of the total cost spent in each stage on other work, `(s,)`.
+        decision_share: Share of the total cost spent on deciding; with the two before sums to 1.
+        disagreement: Share of examples whose first label is not F's. This and what follows is what
+            certificates are computed from; None or empty where it was not kept.
+        path_share: Share of examples on each path of the setting's topology, `(p,)`, sums to 1.
+        path_cost_ratio: Cost of each of these paths over that of F, `(p,)`.
+        class_outcomes: For each of `OUTCOMES` how many examples of each class, `(4, c)`.
+        class_paths: How many examples of each class took each path, `(p, c)`.
+        class_disagreements: Of how many of each class the first label is not F's, `(c,)`.
+    """
+
+    setting: Setting
+    n: int
+    split: str
+    stages: tuple[str, ...]
+    unit: str
+    cost: float
+    reference_cost: float
+    cost_ratio: float
+    accuracy: float
+    reference_accuracy: float
+    difference: float
+    excess: float
+    cost_ratio_ci: Interval | None
+    difference_ci: Interval | None
+    excess_ci: Interval | None
+    exit_share: tuple[float, ...]
+    visit_share: tuple[float, ...]
+    useful_share: tuple[float, ...]
+    overhead_share: tuple[float, ...]
+    decision_share: float
+    disagreement: float | None = None
+    path_share: tuple[float, ...] = ()
+    path_cost_ratio: tuple[float, ...] = ()
+    class_outcomes: tuple[tuple[int, ...], ...] = ()
+    class_paths: tuple[tuple[int, ...], ...] = ()
+    class_disagreements: tuple[int, ...] = ()
+
+    @property
+    def stage_cost_share(self) -> tuple[float, ...]:
+        """Share of the total cost spent in each stage, useful or not, `(s,)`."""
+        pairs = zip(self.useful_share, self.overhead_share, strict=True)
+        return tuple(useful + overhead for useful, overhead in pairs)
+
+    def risk(self, name: Risk) -> float:
+        """`difference` or `excess`, by name."""
+        return self.difference if name == "difference" else self.excess
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"setting": self.setting.to_dict(), **self.numbers()}
+
+    def numbers(self) -> dict[str, Any]:
+        """As JSON values without the setting, for files that hold it beside them."""
+        kept = ("setting", *_BY_CLASS)
+        found = {name: value for name, value in _plain(self).items() if name not in kept}
+        # as text: a line for each number of each class would make up most of the file
+        rows = zip(OUTCOMES, self.class_outcomes, strict=False)
+        return {
+            **found,
+            "stage_cost_share": list(self.stage_cost_share),
+            "class_outcomes": {name: " ".join(map(str, row)) for name, row in rows},
+            "class_paths": [" ".join(map(str, row)) for row in self.class_paths],
+            "class_disagreements": " ".join(map(str, self.class_disagreements)),
+        }
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any], *, setting: Setting | None = None) -> "Evaluation":
+        """Read what `to_dict` wrote, or what `numbers` wrote if the setting is given.
+
+        Raises:
+            FileFormatError: If a field is missing or has the wrong form.
+        """
+        with _reading("an evaluation"):
+            held = Setting.from_dict(value["setting"]) if setting is None else setting
+            numbers: dict[str, Any] = {
+                name: tuple(v) if isinstance(v, list) else v
+                for name, v in value.items()
+                if name in cls.__dataclass_fields__ and name != "setting"
+            }
+            rows = numbers.pop("class_outcomes", {})  # older files have none
+            outcomes = tuple(tuple(map(int, rows[name].split())) for name in OUTCOMES if rows)
+            paths = tuple(tuple(map(int, row.split())) for row in numbers.pop("class_paths", ()))
+            differing = tuple(map(int, numbers.pop("class_disagreements", "").split()))
+            return cls(
+                setting=held,
+                class_outcomes=outcomes,
+                class_paths=paths,
+                class_disagreements=differing,
+                **numbers,
+            )
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Overlap:
+    """Which networks get which examples right: for each subset the share that exactly it does.
+
+    Args:
+        stages: Names of the stages, `(s,)`.
+        n: Number of examples.
+        subsets: Subsets of stages that occur, by name, the most frequent first; the empty one
+            stands for the examples that no stage gets right.
+        shares: Share of examples for each of `subsets`, in (0, 1]; they sum to 1.
+    """
+
+    stages: tuple[str, ...]
+    n: int
+    subsets: tuple[tuple[str, ...], ...]
+    shares: tuple[float, ...]
+
+    def share(self, *stages: str) -> float:
+        """Share of examples that exactly these stages get right; 0 if there are none."""
+        wanted = set(stages)
+        pairs = zip(self.subsets, self.shares, strict=True)
+        return next((share for subset, share in pairs if set(subset) == wanted), 0.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return _plain(self)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class ReferencePoint:
+    """A point that a policy is compared with: (cost ratio, accuracy).
+
+    Args:
+        name: For tables and plots: "ResNet-20 alone", "neutral oracle".
+        kind: What it is; points of kind "uniform" or "myopic" lie on a curve.
+        cost_ratio: Mean cost over that of F.
+        accuracy: Share of right answers.
+        difference: Accuracy lost against F, in [-1, 1].
+        excess: New errors against F, in [0, 1].
+    """
+
+    name: str
+    kind: Literal["static", "uniform", "myopic", "oracle"]
+    cost_ratio: float
+    accuracy: float
+    difference: float
+    excess: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return _plain(self)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class FrontierPoint:
+    """A setting of the sweep and what it does on `fit` and, if looked at, on `calibrate`.
+
+    Args:
+        setting: The setting.
+        fit: Its evaluation on the examples that it was fitted on: optimistic.
+        calibrate: Its evaluation on `calibrate`; None where there is no such split, or the
+            setting is on no Pareto front.
+        judged_on_both: The two together, or None where there is only one.
+        on_front: True if no other point of the sweep is both cheaper and more accurate on `fit`.
+        unlabelled: Its evaluation on examples without labels, F's answers taken for the truth; it
+            serves certificates alone. None where there are none.
+    """
+
+    setting: Setting
+    fit: Evaluation
+    calibrate: Evaluation | None = None
+    judged_on_both: Evaluation | None = None
+    on_front: bool = False
+    unlabelled: Evaluation | None = None
+
+    @property
+    def judged(self) -> Evaluation:
+        """The evaluation to choose by: on both parts together where there are both."""
+        return self.judged_on_both or self.calibrate or self.fit
+
+    @property
+    def tested(self) -> Evaluation | None:
+        """The evaluation that certificates rest on: on `calibrate`, with labels or without."""
+        return self.calibrate or self.unlabelled
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values; the setting stands there once."""
+        return {
+            "setting": self.setting.to_dict(),
+            "label": self.setting.label,
+            "on_front": self.on_front,
+            **{name: _numbers(getattr(self, name)) for name in _PARTS},
+        }
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> "FrontierPoint":
+        """Read what `to_dict` wrote.
+
+        Raises:
+            FileFormatError: If a field is missing or has the wrong form.
+        """
+        with _reading("a point of a frontier"):
+            setting = Setting.from_dict(value["setting"])
+            held = {"unlabelled": None, **value}  # older files have none
+            parts: dict[str, Any] = {
+                name: None
+                if held[name] is None and name != "fit"
+                else Evaluation.from_dict(held[name], setting=setting)
+                for name in _PARTS
+            }
+            return cls(setting=setting, on_front=value["on_front"], **parts)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class OperatingPoint:
+    """The setting that was chosen, and for what.
+
+    Args:
+        setting: What to run.
+        fit: Its evaluation on `fit`.
+        calibrate: Its evaluation on `calibrate`, or None where there is no such split.
+        judged_on_both: The two together, or None where there is only one.
+        best_single: The best single network under the same limit, which it beats; None where no
+            network is cheap enough.
+        risk: The risk that was limited or minimised.
+        max_loss: The largest risk allowed, or None where the cost was limited.
+        max_cost: The largest mean cost ratio allowed, or None where the risk was limited.
+        sentence: The choice in one plain sentence.
+    """
+
+    setting: Setting
+    fit: Evaluation
+    calibrate: Evaluation | None
+    judged_on_both: Evaluation | None
+    best_single: FrontierPoint | None
+    risk: Risk
+    max_loss: float | None
+    max_cost: float | None
+    sentence: str
+
+    @property
+    def cascade(self) -> bool:
+        """True: several networks."""
+        return True
+
+    @property
+    def judged(self) -> Evaluation:
+        """The evaluation it was chosen by."""
+        return self.judged_on_both or self.calibrate or self.fit
+
+    @property
+    def numbers(self) -> Mapping[str, float | int | str | None]:
+        """The figures behind the choice, by name."""
+        names = (
+            "split",
+            "n",
+            "cost_ratio",
+            "accuracy",
+            "reference_accuracy",
+            "difference",
+            "excess",
+        )
+        return {name: getattr(self.judged, name) for name in names}
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return _plain(self)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class DoNotCascade:
+    """No setting beats the best single network: run that network alone.
+
+    Args:
+        reason: Why, in one plain sentence.
+        best_single: The network to run instead.
+        risk: The risk that was limited or minimised.
+        max_loss: The largest risk allowed, or None where the cost was limited.
+        max_cost: The largest mean cost ratio allowed, or None where the risk was limited.
+        numbers: The figures behind the reason, by name.
+    """
+
+    reason: str
+    best_single: FrontierPoint
+    risk: Risk
+    max_loss: float | None
+    max_cost: float | None
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def cascade(self) -> bool:
+        """False: one network alone."""
+        return False
+
+    @property
+    def setting(self) -> Setting:
+        """The best single network as a setting, to run instead."""
+        return self.best_single.setting
+
+    @property
+    def fit(self) -> Evaluation:
+        """What that network does on `fit`."""
+        return self.best_single.fit
+
+    @property
+    def calibrate(self) -> Evaluation | None:
+        """What it does on `calibrate`, or None where there is no such split."""
+        return self.best_single.calibrate
+
+    @property
+    def judged_on_both(self) -> Evaluation | None:
+        """What it does on the two together, or None where there is only one."""
+        return self.best_single.judged_on_both
+
+    @property
+    def judged(self) -> Evaluation:
+        """The evaluation it was chosen by."""
+        return self.best_single.judged
+
+    @property
+    def sentence(self) -> str:
+        """The reason, under the name that an `OperatingPoint` has for its sentence."""
+        return self.reason
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return _plain(self)
+
+
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """Turn what goes wrong with a foreign value into an error that says what it is not."""
+    try:
+        yield
+    except FileFormatError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise FileFormatError(f"This is not {what}: {error!r}.") from error
+
+
+def _numbers(evaluation: Evaluation | None) -> dict[str, Any] | None:
+    return None if evaluation is None else evaluation.numbers()
+
+
+def _plain(record: object) -> dict[str, Any]:
+    """The fields of a record as JSON values."""
+    return {f.name: _json_value(getattr(record, f.name)) for f in fields(record)}  # type: ignore[arg-type]
+
+
+def _json_value(value: object) -> object:
+    if isinstance(value, Setting | Evaluation | FrontierPoint):
+        return value.to_dict()
+    if isinstance(value, Mapping):
+        return {str(key): _json_value(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_value(v) for v in value]
+    return value

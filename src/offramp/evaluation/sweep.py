@@ -1,0 +1,64 @@
+"""From fitted settings to a frontier: each evaluated where it has to be.
+
+Layer: evaluation.  Source: methods.md 1 (Pareto front on `fit`, operating point on `calibrate`).
+"""
+
+from collections.abc import Sequence
+
+from offramp._core.errors import InputError
+from offramp.evaluation.batch import evaluate_all
+from offramp.evaluation.certificate import Calibration
+from offramp.evaluation.frontier import Frontier
+from offramp.evaluation.judging import judge, mark_fronts
+from offramp.evaluation.results import FrontierPoint
+from offramp.policy import Setting
+from offramp.trace import Trace
+
+
+def sweep(
+    settings: Sequence[Setting],
+    fit: Trace,
+    calibrate: Trace | None = None,
+    *,
+    reference: str,
+    top: int = 1,
+    progress: bool = True,
+) -> Frontier:
+    """Evaluate settings on `fit`, and those on a Pareto front on `calibrate` as well.
+
+    Args:
+        settings: What was fitted; all with this reference and `top`.
+        fit: The examples that they were fitted on.
+        calibrate: Other examples, to choose the operating point on.
+        reference: Name of F.
+        top: A label is right when it is among the `top` best.
+        progress: Show a bar.
+
+    Raises:
+        SplitOverlapError: If an example stands in both parts.
+        InputError: If a setting has another reference or `top`.
+    """
+    if calibrate is not None:
+        fit.require_disjoint(calibrate)
+    for setting in settings:
+        if (setting.reference, setting.top) != (reference, top):
+            raise InputError(
+                f"All settings must have the reference {reference!r} and top {top}, got "
+                f"{setting.reference!r} and {setting.top} for {setting.label!r}."
+            )
+    alone = [
+        Setting.single(fit.topology, name, reference=reference, top=top) for name in fit.stages
+    ]
+    everything = [*settings, *alone]
+    found = evaluate_all(fit, everything, progress=progress)
+    points = [FrontierPoint(setting=e.setting, fit=e) for e in found]
+    points, wanted = mark_fronts(points)
+    if calibrate is not None:
+        wanted[len(settings) :] = True
+        points = judge(points, wanted, calibrate, progress=progress)
+    return Frontier(
+        points=tuple(points[: len(settings)]),
+        singles=tuple(points[len(settings) :]),
+        reference=reference,
+        calibration=None if calibrate is None else Calibration.of(calibrate),
+    )

@@ -1,0 +1,174 @@
+"""Which chains of a long cascade are worth fitting: a search of polynomial cost.
+
+A cascade of s stages has up to 2^s chains. Here one threshold after each stage stands for a fitted
+policy. Deepest first, the value of standing at a stage is settled by the best stage to go on to and
+the best threshold for leaving, so that one more stage on a chain takes s^2 scans of one threshold;
+of alternative heads at one point a chain takes at most one. The learned and the myopic policy then
+fit the same chains.
+
+Layer: fitting.  Source: docs/adr/0013; methods.md 1 (deepest first; topologies compared).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, final
+
+import numpy as np
+import torch
+
+from offramp._core.topology import Path, Topology
+from offramp._core.types import FloatArray
+from offramp.fitting.newton import best_cut
+from offramp.fitting.search import count_chains, sub_chains, sub_topologies, successors
+from offramp.fitting.tables import Tables
+from offramp.fitting.temperature import fit_temperatures
+from offramp.policy.features import Feature
+from offramp.trace import Trace
+
+MOST_EXHAUSTIVE = 64  # chains; five or six stages have fewer
+_TRADE_OFFS: tuple[float, ...] = tuple(np.geomspace(0.01, 1.0, 8).tolist())
+_LENGTHS = (2, 3, 4, 5)  # stages; longer chains fit the examples better, others no better
+_MOST_EXAMPLES = 5000
+_CONFIDENCE = "log_margin"
+_ROUNDING = 1e-12  # a stage must gain more than this to be gone on to
+
+
+def chains_to_fit(part: Trace, *, reference: str, top: int = 1) -> list[Topology]:
+    """The chains that policies fit by default: all where they are few, else `promising_chains`.
+
+    Args:
+        part: Examples to fit on. Without scores there is nothing to search by: then all chains.
+        reference: Name of F.
+        top: A label is right when it is among the `top` best.
+
+    Raises:
+        InputError: If there are more than 2048 chains, and no scores.
+
+    >>> from offramp.trace.testing import make_trace
+    >>> trace = make_trace(n=100, stages=3, seed=0)
+    >>> [t.describe() for t in chains_to_fit(trace, reference="stage2")][:2]
+    ['stage0 -> stage1', 'stage0 -> stage2']
+    """
+    if count_chains(part.topology) <= MOST_EXHAUSTIVE or not part.output(0).scored:
+        return sub_chains(part.topology)
+    return promising_chains(part, reference=reference, top=top)
+
+
+def topologies_to_fit(part: Trace, *, reference: str, top: int = 1) -> list[Topology]:
+    """As `chains_to_fit`, with the whole topology where it branches and its chains are few.
+
+    >>> from offramp.trace.testing import make_trace
+    >>> trace = make_trace(n=100, stages=3, seed=0)
+    >>> topologies_to_fit(trace, reference="stage2")[-1].describe()
+    'stage0 -> stage1, stage0 -> stage2, stage1 -> stage2'
+    """
+    if count_chains(part.topology) <= MOST_EXHAUSTIVE:
+        return sub_topologies(part.topology)
+    return chains_to_fit(part, reference=reference, top=top)
+
+
+def promising_chains(
+    part: Trace,
+    *,
+    reference: str,
+    top: int = 1,
+    trade_offs: Sequence[float] = _TRADE_OFFS,
+    lengths: Sequence[int] = _LENGTHS,
+) -> list[Topology]:
+    """Few chains for which a fit promises most, short ones first.
+
+    They are: each stage before F, alone with F; and for each trade-off the best chain of at most
+    each length.
+
+    Args:
+        part: Examples to fit on, with scores; of very many every so-manieth is used.
+        reference: Name of F.
+        top: A label is right when it is among the `top` best.
+        trade_offs: Loss per unit of F's cost, each > 0.
+        lengths: Most stages on a chain, each at least 2; one search for each.
+
+    >>> from offramp.trace.testing import make_trace
+    >>> trace = make_trace(n=500, stages=8, seed=0)
+    >>> 7 <= len(promising_chains(trace, reference="stage7")) < 40
+    True
+    """
+    step = max(1, len(part) // _MOST_EXAMPLES)
+    few = part if step == 1 else part.rows(torch.arange(0, len(part), step))
+    search = _Search(few, reference, top)
+    found: dict[Path, None] = dict.fromkeys(search.pairs())
+    for lam in trade_offs:
+        for longest in lengths:
+            found[search.best(lam, longest)] = None
+    chains = sorted((chain for chain in found if len(chain) > 1), key=lambda c: (len(c), c))
+    return [part.topology.chain(chain) for chain in chains]
+
+
+class _Ahead(NamedTuple):
+    """The best way on from a stage.
+
+    Args:
+        value: Loss plus lam-cost from deciding at the stage onwards, `(n,)`.
+        chain: The stages from here on.
+    """
+
+    value: FloatArray
+    chain: Path
+
+
+@final
+class _Search:
+    """Values of standing at each stage, each answering for itself, with one threshold there."""
+
+    def __init__(self, part: Trace, reference: str, top: int) -> None:
+        self.topology = part.topology
+        self._stages = range(len(part.topology))
+        self._f = part.topology.index(reference)
+        self._costs = part.costs.relative_to(part.topology, self._f)
+        tables = Tables(
+            part,
+            temperatures=fit_temperatures(part),
+            combine="last",
+            reference=self._f,
+            top=top,
+            features_of=lambda path: [Feature(_CONFIDENCE, path[-1])],
+        )
+        tables.ensure((k,) for k in self._stages)
+        self._loss = [tables.loss_of_leaving((k,)) for k in self._stages]
+        features = [Feature(_CONFIDENCE, k) for k in self._stages]
+        self._sure = [tables.column(f, (f.stage,)) for f in features]
+        self._order = [tables.order(f, (f.stage,), 1.0) for f in features]
+        self._after = successors(part.topology)
+        self._step = {
+            (k, j): self._costs.visit(part.topology, (k,), j)
+            for k in self._stages
+            for j in self._after[k]
+        }
+
+    def pairs(self) -> list[Path]:
+        """Each stage that may lead to F, with F."""
+        return [(k, self._f) for k in self._stages if self._f in self._after[k]]
+
+    def best(self, lam: float, longest: int) -> Path:
+        """The best chain for a trade-off, of at most `longest` stages."""
+        ahead = {k: _Ahead(self._loss[k], (k,)) for k in self._stages}
+        for _ in range(longest - 1):
+            ahead = {k: self._standing(k, ahead, lam) for k in self._stages}
+        start = min(self._stages, key=lambda k: self._total(k, ahead[k], lam))
+        return ahead[start].chain
+
+    def _standing(self, k: int, ahead: Mapping[int, _Ahead], lam: float) -> _Ahead:
+        """Go on to the stage that is best to go on to from `k`, or stay."""
+        here = _Ahead(self._loss[k], (k,))
+        least = float(here.value.mean())
+        decision = lam * self._costs.decision[k]
+        for j in sorted(self._after[k] & ahead.keys()):
+            going = ahead[j].value + lam * self._step[k, j]
+            cut = best_cut(self._sure[k], self._loss[k] - going, self._order[k])
+            total = float(going.mean()) + cut.total / len(going) + decision
+            if total < least - _ROUNDING:
+                leave = self._sure[k] >= np.float32(cut.value)
+                value = np.where(leave, self._loss[k], going) + decision
+                here, least = _Ahead(value, (k, *ahead[j].chain)), total
+        return here
+
+    def _total(self, k: int, ahead: _Ahead, lam: float) -> float:
+        return float(ahead.value.mean()) + lam * self._costs.visit(self.topology, (), k)

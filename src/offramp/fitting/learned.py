@@ -1,0 +1,215 @@
+"""The learned policy over trade-offs, topologies and combinations: one call from a trace.
+
+Layer: fitting.  Source: methods.md 1 (sweep of lam; topologies compared; combination).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+
+from offramp._core.checks import check_not_negative
+from offramp._core.errors import InputError
+from offramp._core.topology import Path, Topology
+from offramp.fitting.chains import topologies_to_fit
+from offramp.fitting.tables import Loss, Tables, confidence_features_of
+from offramp.fitting.temperature import fit_temperatures
+from offramp.fitting.weighted import FAMILIES, Family, Fit, TreeFit, fit_topology
+from offramp.policy.combination import Combine
+from offramp.policy.setting import Setting
+from offramp.trace import Trace
+
+#: Loss per unit of F's cost: 0, then from "any saving is worth a thousandth" to "cost is all".
+DEFAULT_LAMS: tuple[float, ...] = (0.0, *np.geomspace(1e-3, 1.0, 24).tolist())
+
+_RIDGE = 1e-2
+_KNOWING = "with class"
+_MOST_CLASSES, _LEAST_EACH = 20, 50  # beyond, features of classes are not even tried
+_FOLDS, _TRIED, _TRIAL_LAMS = 4, 16, (0.03, 0.1, 0.3)
+
+
+def fit_weighted(
+    part: Trace,
+    *,
+    reference: str,
+    top: int = 1,
+    lams: Sequence[float] = DEFAULT_LAMS,
+    loss: Loss = "excess",
+    combines: Sequence[Combine] = ("last", "mean", "weighted"),
+    topologies: Sequence[Topology] | None = None,
+    families: Sequence[Family] = FAMILIES,
+    class_features: bool | None = None,
+    passes: int = 1,
+    ridge: float = _RIDGE,
+) -> list[Setting]:
+    """Learn policies by weighted binary classification, for every trade-off.
+
+    Args:
+        part: The `fit` part of a trace; its networks must not have been trained on it.
+        reference: Name of F.
+        top: The loss counts a label as right when it is among the `top` best.
+        lams: Trade-offs, >= 0, in loss per unit of F's cost.
+        loss: "excess" (the paper's: new errors only) or "error" (also rewards correcting F).
+        combines: How visited stages may be combined.
+        topologies: Parts of the trace's topology to fit: by default those of `topologies_to_fit`,
+            which is every sub-chain and the whole where there are few.
+        families: What a rule may be.
+        class_features: Also look at which class is predicted: a stage may be more reliable on
+            one class than on another at equal confidence. By default, for each combination,
+            where that lowers the objective on examples left out of the fit (`docs/adr/0009`);
+            not tried with more than 20 classes or fewer than 50 examples of each on average.
+        passes: Coordinate passes after the first fit.
+        ridge: Penalty of the logistic regression on standardised features.
+
+    Returns:
+        One setting per (combination, topology, trade-off), without repetitions.
+
+    Raises:
+        InputError: If a trade-off is negative, or the trace has no scores.
+
+    >>> from offramp.trace.testing import make_trace
+    >>> settings = fit_weighted(make_trace(n=300, stages=2, seed=0), reference="stage1",
+    ...                         lams=[0.01, 0.1], combines=["last"])
+    >>> {s.method for s in settings}
+    {'weighted'}
+    """
+    lams = [check_not_negative("lams", lam) for lam in lams]
+    if topologies is None:
+        topologies = topologies_to_fit(part, reference=reference, top=top)
+    chosen = list(topologies)
+    if not chosen or not lams or not combines:
+        raise InputError("topologies, lams and combines must each hold at least one entry.")
+    problem = _Problem(
+        part=part,
+        stage_f=part.topology.index(reference),
+        top=top,
+        loss=loss,
+        temperatures=fit_temperatures(part),
+        families=families,
+        passes=passes,
+        ridge=ridge,
+    )
+    found: list[Setting] = []
+    for combine in combines:
+        knowing = class_features
+        if knowing is None:
+            knowing = problem.class_features_help(combine, chosen)
+        tables = problem.tables(combine, knowing)
+        tables.ensure(path for topology in chosen for path in topology.paths())
+        about = {"loss": loss, **({"features": _KNOWING} if knowing else {})}
+        for topology in chosen:
+            fit = problem.tree(tables, topology)
+            found += [
+                Setting(
+                    policy=fit_topology(fit, lam).policy,
+                    method="weighted",
+                    reference=reference,
+                    top=top,
+                    parameters={"lam": lam, **about},
+                )
+                for lam in lams
+            ]
+    return _unique(found)
+
+
+def refit(part: Trace, setting: Setting, topologies: Sequence[Topology]) -> list[Fit]:
+    """A learned setting's trade-off on other topologies, each as it stands: no stage is dropped.
+
+    Temperatures and weights of the combination are the setting's own where it has them.
+
+    Args:
+        part: The examples that the setting was fitted on.
+        setting: Of `fit_weighted`, with its usual options.
+        topologies: Parts of the trace's topology, one fit for each.
+
+    Raises:
+        InputError: If the setting is none of a learned policy.
+
+    >>> from offramp.trace.testing import make_trace
+    >>> part = make_trace(n=300, stages=3, seed=0)
+    >>> (setting,) = fit_weighted(part, reference="stage2", lams=[0.1], combines=["last"],
+    ...                           topologies=[part.topology.chain([0, 2])])
+    >>> longer = part.topology.chain([0, 1, 2])
+    >>> [fit.policy.topology.describe() for fit in refit(part, setting, [longer])]
+    ['stage0 -> stage1 -> stage2']
+    """
+    if setting.method != "weighted":
+        raise InputError(f"setting must be of a learned policy, got {setting.label!r}.")
+    policy = setting.policy
+    problem = _Problem(
+        part=part,
+        stage_f=part.topology.index(setting.reference),
+        top=setting.top,
+        loss=str(setting.parameters["loss"]),
+        temperatures=policy.temperatures.tolist(),
+    )
+    tables = problem.tables(
+        policy.combine,
+        setting.parameters.get("features") == _KNOWING,
+        weights=policy.combination.weights or None,
+    )
+    lam = float(setting.parameters["lam"])
+    return [problem.tree(tables, topology).fit(lam) for topology in topologies]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class _Problem:
+    """What does not change from one topology, combination or trade-off to the next."""
+
+    part: Trace
+    stage_f: int
+    top: int
+    loss: Loss
+    temperatures: Sequence[float]
+    families: Sequence[Family] = FAMILIES
+    passes: int = 1
+    ridge: float = _RIDGE
+
+    def tables(
+        self,
+        combine: Combine,
+        class_features: bool,
+        *,
+        weights: Mapping[Path, Sequence[float]] | None = None,
+    ) -> Tables:
+        return Tables(
+            self.part,
+            temperatures=self.temperatures,
+            combine=combine,
+            reference=self.stage_f,
+            top=self.top,
+            loss=self.loss,
+            features_of=confidence_features_of(
+                self.part.classes, combine, class_features=class_features
+            ),
+            weights=weights,
+        )
+
+    def tree(self, tables: Tables, topology: Topology) -> TreeFit:
+        costs = self.part.costs.relative_to(self.part.topology, self.stage_f)
+        return TreeFit(tables, topology, costs, self.families, self.passes, self.ridge)
+
+    def class_features_help(self, combine: Combine, topologies: Sequence[Topology]) -> bool:
+        """True if they lower the objective on left-out examples, over the shortest topologies."""
+        classes, n = self.part.classes, len(self.part)
+        if classes > _MOST_CLASSES or n < _LEAST_EACH * classes:
+            return False
+        shortest = sorted((t for t in topologies if len(t.active) > 1), key=lambda t: len(t.active))
+        folds = np.random.default_rng(0).permutation(n) % _FOLDS
+
+        def objective(knowing: bool) -> float:
+            tables = self.tables(combine, knowing)
+            trees = [self.tree(tables, topology) for topology in shortest[:_TRIED]]
+            return sum(tree.held_out(lam, folds) for tree in trees for lam in _TRIAL_LAMS)
+
+        return objective(True) < objective(False)
+
+
+def _unique(settings: Iterable[Setting]) -> list[Setting]:
+    """Without the settings whose policy an earlier one has already: neighbours often agree."""
+    seen: dict[str, Setting] = {}
+    for setting in settings:
+        seen.setdefault(repr(setting.policy.to_dict()), setting)
+    return list(seen.values())

@@ -1,0 +1,242 @@
+"""What the learned policy is fitted on: for each visit path its features and the loss of leaving.
+
+Everything is computed once, in chunks, with the very arithmetic that the fitted policy will use at
+run time (float32 features, the same combination), so that a threshold means the same in both.
+
+Layer: fitting.  Source: methods.md 1.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from offramp._core.checks import check_choice
+from offramp._core.errors import InputError
+from offramp._core.outputs import best_labels
+from offramp._core.topology import Path
+from offramp._core.types import BoolArray, FloatArray
+from offramp.fitting.pooling import fit_path_pooling
+from offramp.policy.combination import Combination, Combine
+from offramp.policy.features import (
+    COMBINED,
+    CONFIDENCES,
+    Distribution,
+    Feature,
+    confidence_features,
+)
+from offramp.policy.policy import scaled_log_probs
+from offramp.trace import Trace
+
+Loss = str  # one of LOSSES
+FeaturesOf = Callable[[Path], Sequence[Feature]]
+LOSSES: tuple[Loss, ...] = ("excess", "error")
+_CHUNK = 16_384
+
+_Key = tuple[Feature, Path]
+
+
+@final
+class Tables:
+    """Features and losses of `n` examples for every path that may be visited.
+
+    Paths are added by `ensure`, in one pass over the examples for all that are missing.
+
+    Args:
+        part: The examples to fit on.
+        temperatures: One per stage.
+        combine: How answers are made; pooling weights are fitted as paths are added.
+        reference: Index of F.
+        top: A label is right when it is among the `top` best.
+        loss: "excess": max(0, L(y) - L(y_F)), new errors only. "error": L(y).
+        features_of: What to hold for a path; by default the learned policy's features.
+        weights: Pooling weights of some paths; those of the others are fitted.
+
+    Raises:
+        InputError: If the outputs are rankings without scores, or the loss is unknown.
+    """
+
+    def __init__(
+        self,
+        part: Trace,
+        *,
+        temperatures: Sequence[float],
+        combine: Combine,
+        reference: int,
+        top: int = 1,
+        loss: Loss = "excess",
+        features_of: FeaturesOf | None = None,
+        weights: Mapping[Path, Sequence[float]] | None = None,
+    ) -> None:
+        check_choice("loss", loss, LOSSES)
+        if not part.output(0).scored:
+            raise InputError(
+                "This trace holds rankings without logits or confidences; a learned policy has "
+                "nothing to look at. Use policy='agreement'."
+            )
+        self.n = len(part)
+        self.temperatures = tuple(temperatures)
+        self.combination = Combination(combine, weights)
+        self.reference_wrong = part.wrong(reference, top=top)
+        self._part, self._top, self._loss = part, top, loss
+        self.outputs = part.outputs
+        self._features_of = features_of or confidence_features_of(part.classes, combine)
+        self._features: dict[Path, tuple[Feature, ...]] = {}
+        self._columns: dict[_Key, np.ndarray] = {}
+        self._wrong: dict[Path, BoolArray] = {}
+        self._designs: dict[Path, Design] = {}
+        self._orders: dict[_Key, np.ndarray] = {}
+
+    def ensure(self, paths: Iterable[Path]) -> None:
+        """Compute what is missing for some paths."""
+        new = [path for path in dict.fromkeys(paths) if path not in self._features]
+        if not new:
+            return
+        if self.combination.kind == "weighted":
+            given = self.combination.weights
+            wanted = [path for path in new if path not in given]
+            fitted = fit_path_pooling(self._part, wanted, self.temperatures)
+            self.combination = Combination("weighted", {**given, **fitted})
+        known = set(self._columns)
+        for path in new:
+            self._features[path] = tuple(self._features_of(path))
+            self._wrong[path] = np.empty(self.n, dtype=np.bool_)
+        missing = {
+            key
+            for path in new
+            for feature in self._features[path]
+            if (key := _key(feature, path)) not in known
+        }
+        for key in missing:
+            self._columns[key] = np.empty(self.n, dtype=np.float32)
+        for start in range(0, self.n, _CHUNK):
+            self._fill(new, missing, slice(start, min(start + _CHUNK, self.n)))
+
+    def _fill(self, paths: Sequence[Path], keys: Iterable[_Key], rows: slice) -> None:
+        index = torch.arange(rows.start, rows.stop)
+        labels = self._part.labels[index]
+        stages: dict[int, Distribution] = {}
+
+        def stage(k: int) -> Distribution:
+            if k not in stages:
+                scores = self._part.output(k).rows(index).scores()
+                temperature = torch.tensor(self.temperatures[k])
+                stages[k] = Distribution(scaled_log_probs(scores, temperature))
+            return stages[k]
+
+        missing = set(keys)
+        for path in paths:
+            each = [stage(k) for k in self.combination.inputs(path)]
+            answer = self.combination.of(path, each)
+            best = best_labels(answer.log_probs, self._top)
+            self._wrong[path][rows] = (best != labels[:, None]).all(dim=1).numpy()
+
+            def distribution(k: int, answer: Distribution = answer) -> Distribution:
+                return answer if k == COMBINED else stage(k)
+
+            for feature in self._features[path]:
+                key = _key(feature, path)
+                if key in missing:  # several paths share the features of single stages
+                    missing.remove(key)
+                    self._columns[key][rows] = feature.of(distribution).numpy()
+
+    def loss_of_leaving(self, path: Path) -> FloatArray:
+        """Loss of answering at the end of `path`, `(n,)`, 0 or 1."""
+        wrong = self._wrong[path]
+        if self._loss == "error":
+            return wrong.astype(np.float64)
+        return (wrong & ~self.reference_wrong).astype(np.float64)
+
+    def wrong(self, path: Path) -> BoolArray:
+        """True where answering at the end of `path` is wrong, `(n,)`."""
+        return self._wrong[path]
+
+    def features(self, path: Path) -> tuple[Feature, ...]:
+        """The features held for a path."""
+        return self._features[path]
+
+    def column(self, feature: Feature, path: Path) -> np.ndarray:
+        """Values of one feature at the end of `path`, `(n,)`, float32."""
+        return self._columns[_key(feature, path)]
+
+    def columns(self, path: Path) -> list[Tensor]:
+        """Values of all features at the end of `path`, each `(n,)`, float32."""
+        return [torch.from_numpy(self.column(f, path)) for f in self._features[path]]
+
+    def confidences(self, path: Path) -> list[tuple[Feature, float]]:
+        """Features that a threshold may be set on, with the sign that makes higher surer."""
+        return [(f, CONFIDENCES[f.kind]) for f in self._features[path] if f.kind in CONFIDENCES]
+
+    def order(self, feature: Feature, path: Path, sign: float) -> np.ndarray:
+        """Examples by falling `sign * feature`, `(n,)`, sorted once."""
+        key = _key(feature, path)
+        if key not in self._orders:
+            self._orders[key] = np.argsort(self._columns[key], kind="stable").astype(np.int32)
+        rising = self._orders[key]
+        return rising[::-1] if sign > 0 else rising
+
+    def design(self, path: Path) -> "Design":
+        """The standardised features at the end of `path`, made on first use."""
+        if path not in self._designs:
+            self._designs[path] = Design.of([c.numpy() for c in self.columns(path)])
+        return self._designs[path]
+
+
+@final
+@dataclass(frozen=True)
+class Design:
+    """Features with mean 0 and deviation 1, and an intercept.
+
+    Args:
+        matrix: `(n, d + 1)`, float64, the last column all ones.
+        mean: Of each feature, `(d,)`.
+        deviation: Of each feature, `(d,)`; 1 where it is constant.
+    """
+
+    matrix: FloatArray
+    mean: FloatArray
+    deviation: FloatArray
+
+    @classmethod
+    def of(cls, columns: Sequence[np.ndarray]) -> "Design":
+        """Standardise columns of float32."""
+        matrix = np.ones((len(columns[0]), len(columns) + 1))
+        mean, deviation = np.zeros(len(columns)), np.ones(len(columns))
+        for i, column in enumerate(columns):
+            values = column.astype(np.float64)
+            mean[i] = values.mean()
+            spread = float(values.std())
+            deviation[i] = spread if spread > 1e-8 else 1.0
+            matrix[:, i] = (values - mean[i]) / deviation[i]
+        return cls(matrix, mean, deviation)
+
+    def raw_weights(self, coefficients: FloatArray) -> FloatArray:
+        """Weights of the features as they come, from coefficients of the standardised ones."""
+        return coefficients[:-1] / self.deviation
+
+
+def confidence_features_of(
+    classes: int, combine: Combine, *, class_features: bool = False
+) -> FeaturesOf:
+    """The features of the learned policy, for each path.
+
+    Args:
+        classes: Number of classes.
+        combine: How answers are made; a combined answer has features of its own.
+        class_features: Whether a decision may look at which class is predicted.
+    """
+
+    def features_of(path: Path) -> Sequence[Feature]:
+        found = confidence_features(path, classes, combined=combine != "last")
+        if class_features:
+            found += [Feature(f"predicts_{c}", path[-1]) for c in range(classes - 1)]
+        return found
+
+    return features_of
+
+
+def _key(feature: Feature, path: Path) -> _Key:
+    return (feature, path) if feature.stage == COMBINED else (feature, ())

@@ -1,0 +1,327 @@
+"""The myopic policy: after each stage one threshold on one confidence statistic.
+
+The statistic is of the answer's own distribution (temperature-scaled, combined), the same after
+every stage; the thresholds differ. A chain of two stages takes a grid of quantiles. On longer
+chains one threshold after the other is scanned exactly, all its cuts at once by cumulative sums
+with the others held fixed, for a row of trade-offs between loss and cost; the cuts met on the way
+are candidates too, and the Pareto front of all is kept.
+
+Layer: fitting.  Source: methods.md 1 (references); Bolukbasi et al., ICML 2017, section 5.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+
+from offramp._core.checks import check_choice, check_positive_int
+from offramp._core.costs import Costs
+from offramp._core.topology import Path, Topology
+from offramp._core.types import BoolArray, FloatArray, IntArray
+from offramp.fitting.baselines import inner_paths
+from offramp.fitting.chains import chains_to_fit
+from offramp.fitting.pareto import pareto_front
+from offramp.fitting.tables import FeaturesOf, Tables
+from offramp.fitting.temperature import fit_temperatures
+from offramp.policy.combination import COMBINES, Combine
+from offramp.policy.features import COMBINED, CONFIDENCES, Feature
+from offramp.policy.policy import Node, Policy
+from offramp.policy.rules import Constant, Linear
+from offramp.policy.setting import Setting
+from offramp.trace import Trace
+
+_TRADE_OFFS = np.geomspace(0.003, 3.0, 20)  # loss per F's cost; beyond, all leave or none does
+_PASSES = 2
+_CUTS_KEPT = 12  # of each scan on a longer chain
+
+
+def fit_myopic(
+    part: Trace,
+    *,
+    reference: str,
+    top: int = 1,
+    topologies: Sequence[Topology] | None = None,
+    combines: Sequence[Combine] = COMBINES,
+    confidences: Sequence[str] = tuple(CONFIDENCES),
+    temperatures: Sequence[float] | None = None,
+    weights: Mapping[Path, Sequence[float]] | None = None,
+    grid: int = 50,
+) -> list[Setting]:
+    """Threshold settings: for each chain the Pareto front on `part`, over both risks.
+
+    Args:
+        part: Examples to fit on: logits, or labels with confidences.
+        reference: Name of F.
+        top: A label is right when it is among the `top` best.
+        topologies: Chains; by default those that the learned policy fits.
+        combines: Ways to combine the visited stages, all tried.
+        confidences: Statistics to set thresholds on, all tried.
+        temperatures: One per stage; by default fitted on `part`.
+        weights: For the combination "weighted"; by default fitted on `part`.
+        grid: Most settings for one chain, combination and statistic; most for one chain.
+
+    Raises:
+        InputError: If a name is unknown, a topology is no chain, or there are only rankings.
+
+    >>> from offramp.trace.testing import make_trace
+    >>> trace = make_trace(n=300, stages=2, seed=0)
+    >>> settings = fit_myopic(trace, reference="stage1", confidences=["margin"], combines=["last"])
+    >>> settings[0].method, 2 < len(settings) <= 50
+    ('myopic', True)
+    """
+    check_positive_int("grid", grid)
+    for kind in confidences:
+        check_choice("confidences", kind, CONFIDENCES)
+    if topologies is None:
+        topologies = chains_to_fit(part, reference=reference, top=top)
+    chains = list(topologies)
+    for chain in chains:
+        inner_paths(chain)  # raises unless it is a chain
+    temperatures = fit_temperatures(part) if temperatures is None else list(temperatures)
+    found: dict[int, list[_Candidate]] = {i: [] for i in range(len(chains))}
+    stage_f = part.topology.index(reference)
+    f_wrong = part.wrong(stage_f, top=top)
+    costs = part.costs.relative_to(part.topology, stage_f)
+    for combine in combines:
+        tables = Tables(
+            part,
+            temperatures=temperatures,
+            combine=combine,
+            reference=stage_f,
+            top=top,
+            features_of=_features_of(combine, confidences),
+            weights=weights if combine == "weighted" else None,
+        )
+        tables.ensure(path for chain in chains for path in chain.paths())
+        for i, chain in enumerate(chains):
+            for kind in confidences:
+                search = _Search(tables, chain, kind, costs, f_wrong)
+                found[i] += search.candidates(grid)
+    return [
+        candidate.setting(reference, top)
+        for candidates in found.values()
+        for candidate in _front(candidates, grid)
+    ]
+
+
+def _features_of(combine: Combine, kinds: Sequence[str]) -> FeaturesOf:
+    return lambda path: [_feature(kind, path, combine) for kind in kinds]
+
+
+def _feature(kind: str, path: Path, combine: Combine) -> Feature:
+    """The statistic of the answer at the end of `path`."""
+    alone = combine == "last" or len(path) == 1
+    return Feature(kind, path[-1] if alone else COMBINED)
+
+
+@final
+@dataclass(frozen=True)
+class _Candidate:
+    """Thresholds of one chain and what they do on the examples fitted on.
+
+    Args:
+        search: What they were found by.
+        thresholds: For each stage but the last how sure is enough; None: never leave there.
+        cost: Mean cost ratio.
+        error: Share of wrong answers.
+        excess: Share of new errors.
+    """
+
+    search: "_Search"
+    thresholds: tuple[float | None, ...]
+    cost: float
+    error: float
+    excess: float
+
+    def setting(self, reference: str, top: int) -> Setting:
+        """The setting that replays as these thresholds."""
+        search = self.search
+        combination, sign = search.tables.combination, CONFIDENCES[search.kind]
+        rules: dict[Path, Node] = {}
+        parameters: dict[str, float | int | str] = {"confidence": search.kind}
+        for path, value in zip(search.inner, self.thresholds, strict=True):
+            stage = search.chain.names[path[-1]]
+            name = "threshold" if len(search.inner) == 1 else f"threshold {stage}"
+            if value is None:
+                rules[path], parameters[name] = Node(Constant(False)), "never"
+                continue
+            feature = _feature(search.kind, path, combination.kind)
+            rules[path] = Node(Linear.threshold(feature, sign * value, sign=sign))
+            parameters[name] = sign * value
+        policy = Policy(
+            search.chain,
+            rules,
+            temperatures=search.tables.temperatures,
+            combine=combination.kind,
+            weights={p: combination.weights[p] for p in search.paths}
+            if combination.kind == "weighted"
+            else None,
+            outputs=search.tables.outputs,
+        )
+        return Setting(
+            policy=policy, method="myopic", reference=reference, top=top, parameters=parameters
+        )
+
+
+@final
+@dataclass(frozen=True)
+class _Scan:
+    """All cuts of one threshold: leaving are the `count` surest of those that reach the stage.
+
+    Args:
+        counts: How many leave, `(u,)`, rising from 0; only where the statistic changes.
+        thresholds: The value that makes them leave, `(u,)`; the first means that nobody does.
+        cost: Mean cost ratio over all examples, `(u,)`.
+        losses: Mean error and mean excess, `(u, 2)`.
+    """
+
+    counts: IntArray
+    thresholds: FloatArray
+    cost: FloatArray
+    losses: FloatArray
+
+
+@final
+class _Search:
+    """Thresholds of one statistic on one chain with one combination."""
+
+    def __init__(
+        self, tables: Tables, chain: Topology, kind: str, costs: Costs, f_wrong: BoolArray
+    ) -> None:
+        self.tables, self.chain, self.kind = tables, chain, kind
+        self.paths = chain.paths()
+        self.inner = inner_paths(chain)
+        self._decision = [costs.decision[path[-1]] for path in self.inner]
+        self._reach_cost = [costs.path(chain, path, ()) for path in self.paths]
+        wrong = [tables.wrong(path) for path in self.paths]
+        # error and excess of leaving at the end of each path, each (n, 2)
+        self._losses = [np.stack([w, w & ~f_wrong], axis=1).astype(np.float64) for w in wrong]
+
+    def candidates(self, grid: int) -> list[_Candidate]:
+        """Candidates on the way to the best thresholds, `grid` of them on a chain of two."""
+        start: tuple[float | None, ...] = (None,) * len(self.inner)
+        if len(self.inner) == 1:
+            return self._along(self.scan(start, 0), start, 0, grid)
+        found: list[_Candidate] = []
+        for risk in (0, 1):
+            thresholds = start
+            for trade_off in _TRADE_OFFS:
+                for at in [*reversed(range(len(self.inner)))] * _PASSES:
+                    scan = self.scan(thresholds, at)
+                    best = int(np.argmin(scan.losses[:, risk] + trade_off * scan.cost))
+                    found += self._along(scan, thresholds, at, _CUTS_KEPT, also=best)
+                    thresholds = _replaced(thresholds, at, scan, best)
+        return _front(found, grid)
+
+    def _along(
+        self,
+        scan: _Scan,
+        thresholds: tuple[float | None, ...],
+        at: int,
+        most: int,
+        also: int = 0,
+    ) -> list[_Candidate]:
+        """Cuts of a scan at evenly spaced shares of examples leaving."""
+        shares = np.linspace(0, scan.counts[-1], most)
+        nearest = np.searchsorted(scan.counts, shares).clip(max=len(scan.counts) - 1)
+        return [
+            _Candidate(
+                self,
+                _replaced(thresholds, at, scan, int(i)),
+                float(scan.cost[i]),
+                float(scan.losses[i, 0]),
+                float(scan.losses[i, 1]),
+            )
+            for i in np.unique([*nearest, also])
+        ]
+
+    def scan(self, thresholds: Sequence[float | None], at: int) -> _Scan:
+        """Cost and losses for every threshold after stage `at`, the others held fixed."""
+        n = self.tables.n
+        leaves = [self._leaves(i, value) for i, value in enumerate(thresholds)]
+        reached = np.ones(n, dtype=np.bool_)
+        fixed_cost, fixed_losses = 0.0, np.zeros(2)
+        for i in range(at):
+            left = reached & leaves[i]
+            fixed_cost += self._decision_charge(i, thresholds[i], reached)
+            fixed_cost += float(left.sum()) * self._reach_cost[i]
+            fixed_losses += self._losses[i][left].sum(axis=0)
+            reached &= ~leaves[i]
+        later_cost, later_losses = self._onwards(thresholds, leaves, at + 1)
+        order = self.tables.order(*self._statistic(at), CONFIDENCES[self.kind])
+        order = order[reached[order]]  # (r,), the surest first
+        value = self._sureness(at)[order]
+        last_of_ties = np.flatnonzero(np.append(value[1:] != value[:-1], len(value) > 0))
+        counts = np.concatenate([[0], last_of_ties + 1])  # (u,)
+        gain = self._losses[at][order] - later_losses[order]  # (r, 2), from leaving here
+        saved = self._reach_cost[at] - later_cost[order]  # (r,)
+        losses = fixed_losses + later_losses[order].sum(axis=0) + _prefix(gain)[counts]
+        cost = fixed_cost + later_cost[order].sum() + _prefix(saved)[counts]
+        cost += np.where(counts > 0, len(order) * self._decision[at], 0.0)
+        return _Scan(
+            counts=counts,
+            thresholds=np.concatenate([[np.nan], value[counts[1:] - 1]]).astype(np.float64),
+            cost=cost / n,
+            losses=losses / n,
+        )
+
+    def _statistic(self, at: int) -> tuple[Feature, Path]:
+        path = self.inner[at]
+        return _feature(self.kind, path, self.tables.combination.kind), path
+
+    def _sureness(self, at: int) -> np.ndarray:
+        """The statistic with the sign that makes higher surer, `(n,)`, float32."""
+        return np.float32(CONFIDENCES[self.kind]) * self.tables.column(*self._statistic(at))
+
+    def _leaves(self, at: int, threshold: float | None) -> BoolArray:
+        if threshold is None:
+            return np.zeros(self.tables.n, dtype=np.bool_)
+        return self._sureness(at) >= np.float32(threshold)
+
+    def _decision_charge(self, at: int, threshold: float | None, reached: BoolArray) -> float:
+        charged = 0.0 if threshold is None else self._decision[at]
+        return float(charged * reached.sum())
+
+    def _onwards(
+        self, thresholds: Sequence[float | None], leaves: Sequence[BoolArray], at: int
+    ) -> tuple[FloatArray, FloatArray]:
+        """Cost `(n,)`, decisions from `at` on included, and losses `(n, 2)` of going on to `at`."""
+        cost = np.full(self.tables.n, self._reach_cost[-1])
+        losses = self._losses[-1]
+        for i in reversed(range(at, len(self.inner))):
+            cost = np.where(leaves[i], self._reach_cost[i], cost)
+            if thresholds[i] is not None:
+                cost = cost + self._decision[i]
+            losses = np.where(leaves[i][:, None], self._losses[i], losses)
+        return cost, losses
+
+
+def _prefix(values: FloatArray) -> FloatArray:
+    """Sums of the first 0, 1, ... rows."""
+    zero = np.zeros((1, *values.shape[1:]))
+    return np.concatenate([zero, values.cumsum(axis=0)])
+
+
+def _replaced(
+    thresholds: tuple[float | None, ...], at: int, scan: _Scan, cut: int
+) -> tuple[float | None, ...]:
+    value = None if scan.counts[cut] == 0 else float(scan.thresholds[cut])
+    return (*thresholds[:at], value, *thresholds[at + 1 :])
+
+
+def _front(candidates: Sequence[_Candidate], most: int) -> list[_Candidate]:
+    """Those on the Pareto front of cost and error, or of cost and excess; at most `most`."""
+    if not candidates:
+        return []
+    cost = np.array([c.cost for c in candidates])
+    risks: tuple[Callable[[_Candidate], float], ...] = (lambda c: c.error, lambda c: c.excess)
+    kept = np.zeros(len(candidates), dtype=np.bool_)
+    for risk in risks:
+        kept |= pareto_front(cost, np.array([risk(c) for c in candidates]))
+    front = sorted(
+        (c for c, keep in zip(candidates, kept, strict=True) if keep), key=lambda c: c.cost
+    )
+    unlike = list({(c.cost, c.error, c.excess): c for c in reversed(front)}.values())[::-1]
+    chosen = np.unique(np.linspace(0, len(unlike) - 1, most).round().astype(np.int64))
+    return [unlike[int(i)] for i in chosen]

@@ -1,0 +1,164 @@
+"""From a configuration to examples, a cascade and its costs.
+
+Layer: project.
+"""
+
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from offramp._core.batch import take_rows, to_device
+from offramp._core.costs import Costs
+from offramp._core.errors import InputError
+from offramp._core.types import SPLITS, Batch, Split
+from offramp.data import Examples, load_examples
+from offramp.project.config.sections import CostSection, DataSection, RunConfig
+from offramp.project.heads import HEADS, load_heads
+from offramp.project.networks import built, normalize, planned, spec_of, with_heads
+from offramp.stages import (
+    Cascade,
+    given_costs,
+    measure_flops,
+    measure_joules,
+    measure_seconds,
+)
+
+
+def examples_of(data: DataSection) -> Examples:
+    """The examples that `[data]` describes, divided into splits where it says how."""
+    found = load_examples(data.kind, data.path, **data.source_options())
+    if data.part is not None:
+        found = found.part(data.part)
+    if data.splits:
+        found = found.divided(data.splits, seed=data.seed, stratified=data.stratified)
+    if data.ranges:
+        found = found.with_ranges({split: (a, b) for split, (a, b) in data.ranges.items()})
+    return found
+
+
+def cascade_of(
+    config: RunConfig,
+    folder: Path,
+    class_names: tuple[str, ...] = (),
+    *,
+    example: Batch | None = None,
+    trained: bool = True,
+) -> Cascade:
+    """Build the networks of `[[stage]]` and connect them, or cut `[network]` and load its heads.
+
+    Args:
+        config: With at least one stage, or with a network that has exits.
+        folder: Where the configuration lies; modules named by "module:callable" are looked for
+            there as well.
+        class_names: Names of the classes.
+        example: Some raw input, `(m, ...)`, to cut a network with; by default the first of the
+            configuration's data.
+        trained: False leaves the heads of a cut network as they begin.
+
+    Raises:
+        InputError: If a network is to be cut and there are no data, or its heads are not trained
+            or were trained for another configuration.
+    """
+    if config.network is None:
+        return _of_stages(config, folder, class_names)
+    if example is None:
+        if config.data is None:
+            raise InputError(f"{config.file} needs [data], whose inputs show how to cut.")
+        example = examples_of(config.data).batch(0, 1).inputs
+    plan = planned(config, folder, example)
+    cascade = with_heads(config, plan, example, class_names)
+    if trained:
+        load_heads(config.folder / HEADS, cascade, config.file)
+    return cascade
+
+
+def recorded(config: RunConfig, examples: Examples) -> Examples:
+    """The examples that policies may learn from: not those that the heads are trained on.
+
+    Raises:
+        InputError: If none is left.
+    """
+    if config.network is None or examples.split is None:
+        return examples
+    return all_but(examples, config.train.part, "the heads are trained")
+
+
+def all_but(examples: Examples, part: Split, what: str) -> Examples:
+    """The examples outside a split, on which `what` is done.
+
+    Raises:
+        InputError: If none is left.
+    """
+    if examples.split is None:
+        raise InputError(f"[data] needs splits: on {part!r} {what}, on fit, calibrate, test not.")
+    kept = examples.split != SPLITS.index(part)
+    if not bool(kept.any()):
+        raise InputError(
+            f"All examples are in the split {part!r}, on which {what}; "
+            "[data] needs splits for fit, calibrate and test as well."
+        )
+    return examples.rows(kept)
+
+
+def warn_of_raw_bytes(config: RunConfig, examples: Examples) -> None:
+    """Warn if a network gets bytes as they are: most want numbers around 0."""
+    sections = config.stage if config.network is None else [config.network]
+    bare = [section.name for section in sections if section.normalise is None]
+    first = examples[0][0]
+    if bare and isinstance(first, Tensor) and first.dtype == torch.uint8:
+        warnings.warn(
+            f"The inputs are bytes, and {', '.join(map(repr, bare))} without `normalise` gets them "
+            "as they are; most networks need numbers: normalise = { scale = 0.00392156862745098 }.",
+            stacklevel=2,
+        )
+
+
+def warn_of_random_weights(config: RunConfig) -> None:
+    """Warn if the network that gets exits has the weights that it begins with."""
+    network = config.network
+    if network is not None and network.weights is None and ":" not in network.model:
+        warnings.warn(
+            f"The network {network.model} has random weights: none are given.", stacklevel=2
+        )
+
+
+def costs_of(cascade: Cascade, cost: CostSection, examples: Examples, *, device: str) -> Costs:
+    """Measure or take the costs that `[cost]` asks for, on the first examples."""
+    if cost.given:
+        return given_costs(cascade, cost.unit, cost.given, note="given in the configuration")
+    return _measured(cascade, cost.unit, cost.batch_size, examples, device)
+
+
+def other_costs_of(
+    cascade: Cascade, cost: CostSection, examples: Examples, *, device: str
+) -> list[Costs]:
+    """Measure the costs in the further units that `[cost]` names in `also`."""
+    units = [unit for unit in dict.fromkeys(cost.also) if unit != cost.unit]
+    return [_measured(cascade, unit, cost.batch_size, examples, device) for unit in units]
+
+
+def _measured(
+    cascade: Cascade, unit: str, batch_size: int, examples: Examples, device: str
+) -> Costs:
+    cascade.to(device)
+    batch = to_device(examples.batch(0, min(batch_size, len(examples))).inputs, device)
+    if unit == "flops":
+        return measure_flops(cascade, take_rows(batch, torch.tensor([0])))
+    if unit == "joules":
+        return measure_joules(cascade, batch, device=device)
+    return measure_seconds(cascade, batch, batch_sizes=[batch_size], device=device)[batch_size]
+
+
+def _of_stages(config: RunConfig, folder: Path, class_names: tuple[str, ...]) -> Cascade:
+    specs = {stage.name: spec_of(stage) for stage in config.stage}
+    preprocess = {stage.name: normalize(stage) for stage in config.stage}
+    edges = config.cascade.edges
+    return Cascade.of_models(
+        {name: built(spec, folder) for name, spec in specs.items()},
+        edges=edges if isinstance(edges, str) else [(a, b) for a, b in edges],
+        preprocess={name: change for name, change in preprocess.items() if change is not None},
+        specs=specs,
+        class_names=class_names,
+    )

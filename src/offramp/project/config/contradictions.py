@@ -1,0 +1,205 @@
+"""Problems between values of a configuration that are each well formed.
+
+Layer: project.
+"""
+
+import inspect
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+from offramp.project.config.sections import (
+    DEFAULT_HEAD,
+    ExitsSection,
+    FitSection,
+    HeadChoice,
+    RunConfig,
+)
+
+Problem = tuple[Sequence[str | int], str]  # where, what
+
+_UNITS = ("flops", "seconds", "joules")  # those that can be measured here
+_FIXED = ("channels", "features", "classes", "axes")  # arguments of heads that the layer decides
+
+
+def contradictions(config: RunConfig) -> list[Problem]:
+    """All of them, each with its place."""
+    names = [stage.name for stage in config.stage]
+    found: list[Problem] = [
+        (("stage", k, "name"), f"{name!r} is the name of an earlier stage")
+        for k, name in enumerate(names)
+        if name in names[:k]
+    ]
+    if config.data is not None and config.data.splits and config.data.ranges:
+        found.append((("data", "ranges"), "give either splits, at random, or ranges, by position"))
+    if config.data is not None:
+        found += [
+            (("data", "options", name), f"stands in [data] itself: {name} = ...")
+            for name in ("classes", "class_count")
+            if name in config.data.options
+        ]
+    found += _of_fit(config.fit)
+    if not config.cost.given and config.cost.unit not in _UNITS:
+        text = f"{config.cost.unit!r} cannot be measured ({', '.join(_UNITS)} can); use cost.given"
+        found.append((("cost", "unit"), text))
+    found += _of_network(config)
+    found += _of_joint(config)
+    if config.exits is not None:
+        found += _of_exits(config.exits)
+    known = names or _exit_names(config)
+    return found + (_unknown_stages(config, known) if known else [])
+
+
+def _of_fit(fit: FitSection) -> list[Problem]:
+    found: list[Problem] = []
+    if fit.delta is None:
+        if fit.max_loss is not None and fit.max_cost is not None:
+            text = "give either max_loss or max_cost, not both; with delta both can be promised"
+            found.append((("fit", "max_cost"), text))
+        if fit.risk not in ("difference", "excess"):
+            text = f"{fit.risk!r} can only be certified; give delta as well, such as 0.05"
+            found.append((("fit", "risk"), text))
+        if fit.unlabelled:
+            text = "without labels nothing can be measured; give delta as well, such as 0.05"
+            found.append((("fit", "unlabelled"), text))
+        return found
+    if fit.unlabelled and fit.max_loss is not None and fit.risk != "disagreement":
+        text = f"leaves no labels for risk = {fit.risk!r}; 'disagreement' takes none"
+        found.append((("fit", "unlabelled"), text))
+    if fit.margin is not None:
+        text = "guards a measured risk; a certificate, with delta, needs no guard"
+        found.append((("fit", "margin"), text))
+    for name in ("max_loss", "max_cost"):
+        value = getattr(fit, name)
+        if value is not None and not 0 < value < 1:
+            text = f"must be in (0, 1) to be certified, with delta, got {value:g}"
+            found.append((("fit", name), text))
+    return found
+
+
+def _of_network(config: RunConfig) -> list[Problem]:
+    found: list[Problem] = []
+    if config.network is not None and config.stage:
+        text = "give either [[stage]], several networks, or [network], one network with exits"
+        found.append((("network",), text))
+    for name in ("exits", "train", "design"):
+        if name in config.model_fields_set and config.network is None:
+            found.append(((name,), "belongs to a [network], and there is none"))
+    full = config.cascade.edges == "full" and "edges" in config.cascade.model_fields_set
+    if config.network is not None and full:
+        text = 'exits run one after the other; leave edges out, or say "chain" or pairs'
+        found.append((("cascade", "edges"), text))
+    if config.network is not None and config.network.name in _exit_names(config)[:-1]:
+        text = f"{config.network.name!r} is the name of an exit; give the network another"
+        found.append((("network", "name"), text))
+    if config.train.augment is not None and config.train.cache:
+        text = "augmented examples differ in each epoch; give either augment or cache"
+        found.append((("train", "cache"), text))
+    low, high = config.design.thresholds
+    if not 0 < low <= high <= 1:
+        text = f"must be a range [low, high] within (0, 1], got {[low, high]}"
+        found.append((("design", "thresholds"), text))
+    if config.design.together and config.design.constraints == "paper":
+        text = "the paper's constraints are about one class; together needs constraints = 'strict'"
+        found.append((("design", "together"), text))
+    return found
+
+
+def _of_joint(config: RunConfig) -> list[Problem]:
+    if "joint" not in config.model_fields_set:
+        return []
+    joint = config.joint
+    found: list[Problem] = []
+    if config.network is not None:
+        found.append((("joint",), "belongs to several networks, [[stage]], not to a [network]"))
+    elif len(config.stage) < 2:
+        text = "needs at least two [[stage]]; with one there is nothing to stop at"
+        found.append((("joint",), f"{text}, got {len(config.stage)}"))
+    found += [
+        (("joint", "alphas", k), f"{alpha!r} stands there twice")
+        for k, alpha in enumerate(joint.alphas)
+        if alpha in joint.alphas[:k]
+    ]
+    if config.fit.delta is not None and {config.fit.max_loss, config.fit.max_cost} == {None}:
+        text = "needs a limit to certify: give max_loss or max_cost as well"
+        found.append((("fit", "delta"), text))
+    if config.fit.unlabelled:
+        text = "does not go with [joint], whose training is compared on the labels of all parts"
+        found.append((("fit", "unlabelled"), text))
+    if joint.warm_up > joint.epochs:
+        text = f"must be at most epochs = {joint.epochs}, got {joint.warm_up}"
+        found.append((("joint", "warm_up"), text))
+    if joint.frozen:
+        bare = [stage.name for stage in config.stage if stage.untrained]
+        if bare or joint.alone:
+            text = "keeps the networks as they are, so leave alone out and give each stage weights"
+            found.append((("joint", "frozen"), f"{text}, also {', '.join(bare)}" if bare else text))
+    if joint.rollouts == "visited" and joint.estimator != "reinforce":
+        text = f"'visited' goes with estimator = 'reinforce', not {joint.estimator!r}"
+        found.append((("joint", "rollouts"), text))
+    return found
+
+
+def _of_exits(exits: ExitsSection) -> list[Problem]:
+    found: list[Problem] = []
+    if exits.at is not None:
+        for name in ("every", "quantiles", "match", "inside"):
+            if name in exits.model_fields_set:
+                text = "at names the layers; this chooses them, so give one or the other"
+                found.append((("exits", name), text))
+        found += [
+            (("exits", "at", k), f"{layer!r} stands there twice")
+            for k, layer in enumerate(exits.at)
+            if layer in exits.at[:k]
+        ]
+    if exits.every is not None and exits.quantiles is not None:
+        found.append((("exits", "quantiles"), "give either every or quantiles, not both"))
+    for label, head in exits.heads.items():
+        found += _of_head(("exits", "heads", *([label] if label else [])), head)
+    return found
+
+
+def _of_head(place: Sequence[str | int], head: HeadChoice) -> list[Problem]:
+    from offramp.models import HEADS
+
+    if head.kind == DEFAULT_HEAD:
+        text = f"{DEFAULT_HEAD!r} has no options; name the kind of head that shall have it."
+        return [((*place, name), text) for name in head.options]
+    if head.kind not in HEADS:
+        near = get_close_matches(head.kind, list(HEADS), n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        return [(place, f"there is no head {head.kind!r}.{hint} Known: {', '.join(HEADS)}.")]
+    own = inspect.signature(HEADS[head.kind]).parameters
+    known = [*(name for name in own if name not in _FIXED), "layout"]
+    return [
+        ((*place, name), f"{head.kind!r} has no such option. Known: {', '.join(known)}.")
+        for name in head.options
+        if name not in known
+    ]
+
+
+def _exit_names(config: RunConfig) -> list[str]:
+    """Names of the stages of a network with exits, where the configuration names the layers."""
+    if config.network is None or config.exits is None or config.exits.at is None:
+        return []
+    exits = [name for layer in config.exits.at for name in config.exits.names(layer)]
+    return [*exits, config.network.name]
+
+
+def _unknown_stages(config: RunConfig, names: Sequence[str]) -> list[Problem]:
+    mentioned: list[tuple[Sequence[str | int], str]] = [
+        (("cost", "given", name), name) for name in config.cost.given
+    ]
+    if isinstance(config.cascade.edges, list):
+        mentioned += [
+            (("cascade", "edges", k), end) for k, e in enumerate(config.cascade.edges) for end in e
+        ]
+    if config.fit.reference is not None:
+        mentioned.append((("fit", "reference"), config.fit.reference))
+    found: list[Problem] = [
+        (loc, f"there is no stage {name!r}; there are {', '.join(names)}")
+        for loc, name in mentioned
+        if name not in names
+    ]
+    missing = [n for n in names if config.cost.given and n not in config.cost.given]
+    found += [(("cost", "given"), f"stage {name!r} has no cost") for name in missing]
+    return found

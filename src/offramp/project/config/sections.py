@@ -1,0 +1,340 @@
+"""The sections of a configuration file as checked records.
+
+Layer: project.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
+
+SplitName = Literal["train", "fit", "calibrate", "test"]
+
+
+#: The kind of a head that is chosen for what the layer gives, by `offramp.models.default_head`.
+DEFAULT_HEAD = "default"
+
+
+class HeadChoice(NamedTuple):
+    """A head as a configuration names it: its kind, and arguments beside what the layer fixes."""
+
+    kind: str
+    options: dict[str, Any]
+
+
+def _as_list(value: object) -> object:
+    return value if isinstance(value, list) else [value]
+
+
+def _share(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise ValueError("must be a fraction such as 0.5 or a number of examples such as 500")
+    return value
+
+
+def _edges(value: object) -> object:
+    if value in ("full", "chain"):
+        return value
+    pairs = isinstance(value, list) and all(
+        isinstance(edge, list) and len(edge) == 2 and all(isinstance(end, str) for end in edge)
+        for edge in value
+    )
+    if not pairs:
+        raise ValueError('must be "full", "chain" or pairs of stage names')
+    return value
+
+
+def _existing(value: str, info: Any) -> str:  # noqa: ANN401  (pydantic's own cannot be checked)
+    path = _folder(info) / Path(value).expanduser()
+    if not path.exists():
+        raise ValueError(f"there is no such file or folder: {path}")
+    return str(path)
+
+
+def _beside(value: str, info: Any) -> str:  # noqa: ANN401
+    return str(_folder(info) / Path(value).expanduser())
+
+
+def _folder(info: Any) -> Path:  # noqa: ANN401
+    return Path((info.context or {}).get("folder", "."))
+
+
+def _classes(value: object, info: Any) -> Any:  # noqa: ANN401  (pydantic's own cannot be checked)
+    if isinstance(value, str):
+        return Path(_existing(value, info))
+    if isinstance(value, list) and all(isinstance(name, str) for name in value):
+        return value
+    numbers = value.values() if isinstance(value, Mapping) else [None]
+    if not all(isinstance(k, int) and not isinstance(k, bool) for k in numbers):
+        raise ValueError(
+            'must be a CSV file such as "classes.csv" (folder, index, name), the folders in the '
+            'order of the classes such as ["cat", "dog"], or numbers such as { cat = 281 }'
+        )
+    return value
+
+
+ClassNames = Annotated[list[str | int], BeforeValidator(_as_list)]
+Names = Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
+Numbers = Annotated[list[float], BeforeValidator(_as_list), Field(min_length=1)]
+Range = Annotated[list[int], Field(min_length=2, max_length=2)]
+Share = Annotated[Any, AfterValidator(_share)]
+Edges = Annotated[Any, AfterValidator(_edges)]
+ExistingPath = Annotated[str, AfterValidator(_existing)]
+NewPath = Annotated[str, AfterValidator(_beside)]
+FolderClasses = Annotated[Any, AfterValidator(_classes)]
+
+
+def _heads(value: object) -> dict[str, HeadChoice]:
+    """Heads by label; one head for each point has no label."""
+    if isinstance(value, str) or (isinstance(value, Mapping) and "kind" in value):
+        return {"": _head(value)}
+    if not isinstance(value, Mapping) or not value:
+        raise ValueError(_HEADS)
+    for label in value:
+        if not label or "/" in label:
+            raise ValueError(f"must have labels without '/' that are not empty; {label!r} is none")
+    return {label: _head(head) for label, head in value.items()}
+
+
+def _head(value: object) -> HeadChoice:
+    if isinstance(value, str):
+        return HeadChoice(value, {})
+    if not isinstance(value, Mapping) or not isinstance(value.get("kind"), str):
+        raise ValueError(_HEADS)
+    return HeadChoice(value["kind"], {k: v for k, v in value.items() if k != "kind"})
+
+
+_HEADS = (
+    'must be the kind of a head such as "conv_head", or { kind = "conv_head", filters = 32 }, or '
+    'several of them by label such as { linear = "gap_linear", deep = "conv_head" }'
+)
+
+Heads = Annotated[Any, AfterValidator(_heads)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class DataSection(_Section):
+    """`[data]`: which labelled examples, and how they are split."""
+
+    kind: str
+    path: ExistingPath | None = None
+    classes: FolderClasses | None = None
+    class_count: int | None = Field(default=None, ge=1)
+    options: dict[str, Any] = Field(default_factory=dict)
+    part: SplitName | None = None
+    splits: dict[SplitName, Share] = Field(default_factory=dict)
+    ranges: dict[SplitName, Range] = Field(default_factory=dict)
+    seed: int = 0
+    stratified: bool = True
+    seen_in_training: bool = False
+
+    def source_options(self) -> dict[str, Any]:
+        """What the data set's own function is called with."""
+        listed = {"classes": self.classes, "class_count": self.class_count}
+        return {**self.options, **{k: v for k, v in listed.items() if v is not None}}
+
+
+class NormaliseSection(_Section):
+    """`normalise = {...}`: (x * scale - mean) / std, per channel."""
+
+    scale: float = 1.0
+    mean: Numbers = Field(default_factory=lambda: [0.0])
+    std: Numbers = Field(default_factory=lambda: [1.0])
+
+
+class BuiltSection(_Section):
+    """What `[[stage]]` and `[network]` have in common: how to build a network."""
+
+    model: str = Field(min_length=1)
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    weights: ExistingPath | None = None
+    weights_sha256: str | None = None
+    normalise: NormaliseSection | None = None
+
+
+class StageSection(BuiltSection):
+    """`[[stage]]`: one network of several."""
+
+    name: str = Field(min_length=1)
+
+    @property
+    def untrained(self) -> bool:
+        """True if its weights are drawn; an imported model may bring its own."""
+        return self.weights is None and ":" not in self.model
+
+
+class NetworkSection(BuiltSection):
+    """`[network]`: the one network that gets exits, by the name of its own answer."""
+
+    name: str = Field(default="last", min_length=1)
+
+
+class ExitsSection(_Section):
+    """`[exits]`: after which layers, and which heads there."""
+
+    at: Names | None = None
+    every: int | None = Field(default=None, ge=1)
+    quantiles: int | None = Field(default=None, ge=1)
+    match: str | None = Field(default=None, min_length=1)
+    inside: bool = False
+    heads: Heads = Field(default=DEFAULT_HEAD, validate_default=True)
+
+    def names(self, layer: str) -> list[str]:
+        """Names of the stages at a layer."""
+        return [f"{layer}/{label}" if label else layer for label in self.heads]
+
+
+class TrainSection(_Section):
+    """`[train]`: how the heads are trained."""
+
+    part: SplitName = "train"
+    epochs: int = Field(default=30, ge=1)
+    learning_rate: float = Field(default=0.01, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    batch_size: int = Field(default=128, ge=1)
+    patience: int = Field(default=10, ge=1)
+    validation: float = Field(default=0.1, gt=0, lt=1)
+    augment: Literal["crop_flip"] | None = None
+    cache: bool = False
+    seed: int = 0
+
+
+Alphas = Annotated[
+    list[Annotated[float, Field(ge=0)]], BeforeValidator(_as_list), Field(min_length=1)
+]
+
+
+class JointSection(_Section):
+    """`[joint]`: how networks are trained together with their stopping networks."""
+
+    part: SplitName = "train"
+    alphas: Alphas = Field(default_factory=lambda: [0.01, 0.03, 0.1, 0.3])
+    epochs: int = Field(default=30, ge=1)
+    epochs_next: int | None = Field(default=None, ge=1)
+    warm_up: int = Field(default=0, ge=0)
+    learning_rate: float = Field(default=0.1, gt=0)
+    learning_rate_next: float | None = Field(default=None, gt=0)
+    policy_learning_rate: float = Field(default=0.1, gt=0)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    batch_size: int = Field(default=128, ge=1)
+    schedule: Literal["steps", "cosine", "constant"] = "steps"
+    estimator: Literal["supervised", "exact", "reinforce"] = "supervised"
+    answers: Literal["best", "combined", "drawn"] = "best"
+    rollouts: Literal["all", "visited"] = "all"
+    detached: bool = False
+    supervision: float = Field(default=1.0, ge=0)
+    frozen: bool = False
+    alone: bool | None = None
+    width: int = Field(default=64, ge=1)
+    validation: float = Field(default=0.1, gt=0, lt=1)
+    patience: int | None = Field(default=None, ge=1)
+    augment: Literal["crop_flip"] | None = None
+    bfloat16: bool = False
+    seed: int = 0
+
+
+class CascadeSection(_Section):
+    """`[cascade]`: which stage may follow which."""
+
+    edges: Edges = "full"
+
+
+class CostSection(_Section):
+    """`[cost]`: measured here, or given."""
+
+    unit: str = Field(default="flops", min_length=1)
+    also: list[Literal["flops", "seconds", "joules"]] = Field(default_factory=list)
+    batch_size: int = Field(default=1, ge=1)
+    given: dict[str, float] = Field(default_factory=dict)
+
+
+class FitSection(_Section):
+    """`[fit]`: which policies, and which point to choose."""
+
+    policy: Names = Field(default_factory=lambda: ["weighted"])
+    reference: str | None = None
+    top: int = Field(default=1, ge=1)
+    combines: Names | None = None
+    loss: Literal["excess", "error"] | None = None
+    risk: Literal["difference", "excess", "error", "disagreement", "recall"] = "difference"
+    max_loss: float | None = Field(default=None, ge=0, lt=1)
+    max_cost: float | None = Field(default=None, gt=0)
+    delta: float | None = Field(default=None, gt=0, lt=1)
+    unlabelled: bool = False
+    margin: float | None = Field(default=None, ge=0)
+    seed: int = 0
+
+
+class DesignSection(_Section):
+    """`[design]`: the classes that exits are to make faster, and what has to be kept."""
+
+    classes: ClassNames = Field(default_factory=list)
+    superclasses: dict[str, Names] = Field(default_factory=dict)
+    constraints: Literal["strict", "paper"] = "strict"
+    tolerance: float = Field(default=0.005, ge=0, le=1)
+    thresholds: Annotated[list[float], Field(min_length=2, max_length=2)] = [0.95, 1.0]
+    precision_floor: float = Field(default=0.0, ge=0, le=1)
+    select: Literal["ratio", "saved_over_inflicted", "saved"] | None = None
+    exits: int = Field(default=1, ge=1)
+    together: bool = False
+    points: int | None = Field(default=None, ge=1)
+    grid: int = Field(default=2, ge=1)
+    kp: Literal["both", "on", "off"] = "both"
+    prune: bool = False
+    unit: Literal["flops", "seconds"] = "flops"
+    batch_size: int = Field(default=1, ge=1)
+    epochs: int = Field(default=40, ge=1)
+    class_weights: Literal["plain", "balanced"] = "plain"
+    validation: float = Field(default=0.1, gt=0, lt=1)
+    seed: int = 0
+
+
+class OutputSection(_Section):
+    """`[output]`: where a run's files go; by default a folder in `runs` named like the file."""
+
+    dir: NewPath | None = None
+
+
+class RecordSection(_Section):
+    """`[record]`: what becomes of examples for which a network gives NaN or infinity."""
+
+    on_nonfinite: Literal["error", "skip", "wrong"] = "error"
+
+
+class RunConfig(_Section):
+    """A whole configuration file; a command says which sections it needs."""
+
+    _file: Path = PrivateAttr(default=Path("run.toml"))
+
+    data: DataSection | None = None
+    stage: list[StageSection] = Field(default_factory=list)
+    network: NetworkSection | None = None
+    exits: ExitsSection | None = None
+    train: TrainSection = TrainSection()
+    record: RecordSection = RecordSection()
+    cascade: CascadeSection = CascadeSection()
+    cost: CostSection = CostSection()
+    fit: FitSection = FitSection()
+    design: DesignSection = DesignSection()
+    joint: JointSection = JointSection()
+    output: OutputSection = OutputSection()
+
+    def read_from(self, file: Path) -> "RunConfig":
+        """Remember which file this is."""
+        self._file = file
+        return self
+
+    @property
+    def file(self) -> Path:
+        """The file that this was read from."""
+        return self._file
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the run that this describes."""
+        chosen = self.output.dir
+        return Path("runs") / self.file.stem if chosen is None else Path(chosen)

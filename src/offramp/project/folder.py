@@ -1,0 +1,343 @@
+"""The folder of a run: what one command writes and the next one reads.
+
+    run.json        that this folder is a run, which files in it are ours, the trace it is about
+    frontier.json   every setting of the sweep with what it does on `fit` and `calibrate`
+    chosen.json     the setting that was chosen, why, and its numbers
+
+Layer: project.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeGuard, final
+
+from offramp._core.errors import FileFormatError, InputError
+from offramp._core.files import read_json, write_json
+from offramp._core.ownership import BUNDLE, RUN, check_folder, check_place, is_empty
+
+if TYPE_CHECKING:
+    from offramp.evaluation import Choice, Evaluation, Frontier
+    from offramp.policy import Setting
+
+MARKER = "run.json"
+FRONTIER = "frontier.json"
+CHOSEN = "chosen.json"
+REPORT = "report.html"
+DESIGN = "design.json"
+JOINT = "joint.json"
+_FORMAT = "offramp-run"
+_FORMAT_VERSION = 1
+_DAMAGED = (  # what reading a damaged file may end in
+    *(ArithmeticError, AttributeError, IndexError, KeyError, RuntimeError, TypeError),
+    ValueError,
+)
+
+
+@final
+class RunFolder:
+    """A folder that is ours.
+
+    Args:
+        path: The folder; `claim` and `open` make sure of it.
+        facts: What `run.json` holds beside its format: "files", "trace", "seed"...
+    """
+
+    def __init__(self, path: Path, facts: Mapping[str, Any]) -> None:
+        self.path = path
+        self.facts = dict(facts)
+
+    @classmethod
+    def claim(cls, path: Path) -> "RunFolder":
+        """Take a folder for a run: a new or empty one, or one that is a run already.
+
+        Nothing is written before there is something to remember. A folder with nothing but what a
+        kill has left of ours counts as empty.
+
+        Raises:
+            InputError: If it is not empty and offramp did not make it, or cannot be written to.
+        """
+        filled = _is_filled(path)
+        check_place(path / MARKER)
+        if filled:
+            if (path / MARKER).exists():
+                return cls.open(path)
+            raise InputError(
+                f"{path} is not empty and no run of offramp. Choose another folder; nothing in it "
+                "was changed."
+            )
+        return cls(path, {"files": []})
+
+    @classmethod
+    def open(cls, path: Path) -> "RunFolder":
+        """Open the folder of a run.
+
+        Raises:
+            FileFormatError: If it is none, or was written by a newer version.
+        """
+        value = read_json(path / MARKER)
+        if value.get("format") != _FORMAT:
+            raise FileFormatError(f"{path / MARKER} does not describe a run of offramp.")
+        if _is_whole(found := value.get("version")) and found > _FORMAT_VERSION:
+            raise FileFormatError(
+                f"{path / MARKER} was written by a newer version. Update offramp."
+            )
+        for name, sound, wanted in _FACTS:
+            if (name in value or name in _NEEDED) and not sound(value.get(name)):
+                raise FileFormatError(
+                    f"{path / MARKER} is damaged: {name} must be {wanted}, got {value.get(name)!r}."
+                )
+        known = ("format", "version", "software")
+        return cls(path, {name: fact for name, fact in value.items() if name not in known})
+
+    def remember(self, *files: str, **facts: object) -> None:
+        """Note in `run.json` which files in the folder are ours, and other facts.
+
+        Call it before they are written, so that a kill leaves nothing that is nobody's.
+
+        Raises:
+            InputError: If there is a file of that name that is not ours.
+        """
+        for name in files:
+            if name not in self.facts["files"] and os.path.lexists(self.path / name):
+                raise InputError(
+                    f"{self.path / name} would be replaced, and this run did not write it. Move "
+                    "it away or choose another folder; nothing in it was changed."
+                )
+        self.facts["files"] = sorted({*self.facts["files"], *files})
+        self.facts |= facts
+        head = {
+            "format": _FORMAT,
+            "version": _FORMAT_VERSION,
+            "software": f"offramp {version('offramp')}",
+        }
+        write_json(self.path / MARKER, {**head, **self.facts})
+
+    def write(self, name: str, value: Mapping[str, object]) -> Path:
+        """Write a JSON file into the folder."""
+        self.remember(name)
+        write_json(self.path / name, value)
+        return self.path / name
+
+    def trace_path(self) -> Path:
+        """Where the trace lies that this run is about.
+
+        Raises:
+            FileFormatError: If nobody said so yet.
+        """
+        if "trace" not in self.facts:
+            raise FileFormatError(f"{self.path} names no trace; run `offramp fit` first.")
+        return self.path / str(self.facts["trace"])
+
+    def frontier(self) -> "Frontier":
+        """Read `frontier.json`."""
+        return frontier_from_dict(read_json(self.path / FRONTIER), self.path / FRONTIER)
+
+
+def check_replaceable(path: Path, command: str) -> bool:
+    """Whether there is a run to be replaced by the same command, and nothing else.
+
+    Args:
+        path: The folder; it may be new or empty.
+        command: What its command line begins with.
+
+    Raises:
+        InputError: If anything else is there, or as `check_folder`.
+    """
+    same = False
+    if _is_filled(path) and (path / MARKER).is_file():
+        made_by = str(RunFolder.open(path).facts.get("command", ""))
+        same = made_by.startswith(command)
+        if not same:
+            raise InputError(
+                f"{path} is the folder of a run that `{command}` did not write. Choose another "
+                "folder; nothing in it was changed."
+            )
+    check_folder(path, RUN, overwrite=same)
+    return same
+
+
+def check_bundle(
+    run: RunFolder, bundle: Path, *, overwrite: bool, keep: Iterable[Path | None] = ()
+) -> bool:
+    """Check before the work that a bundle can be written; the same check follows after it.
+
+    Args:
+        run: The run that it is of. A bundle that it has written into its own folder may be renewed.
+        bundle: Where it shall lie.
+        overwrite: Whether a bundle that is there may be replaced.
+        keep: Inputs, which must not lie there.
+
+    Returns:
+        Whether a bundle that is there may be replaced.
+
+    Raises:
+        InputError: As `check_folder`.
+    """
+    renewed = _is_of(run, bundle) and bundle.name in run.facts["files"]
+    allowed = overwrite or renewed
+    kept = [path for path in keep if path is not None]
+    check_folder(bundle, BUNDLE, overwrite=allowed, keep=[run.path, *kept])
+    return allowed
+
+
+def claim_bundle(run: RunFolder, bundle: Path) -> None:
+    """Note, before it is written, that a bundle in the folder of a run is the run's own."""
+    if _is_of(run, bundle) and bundle.name not in run.facts["files"]:
+        run.facts["files"].append(bundle.name)  # what is there, if anything, has been checked
+        run.remember()
+
+
+def _is_of(run: RunFolder, bundle: Path) -> bool:
+    return bundle.resolve().parent == run.path.resolve()
+
+
+def _is_filled(path: Path) -> bool:
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} must be a folder, but it is a file.")
+    return path.is_dir() and not is_empty(path)
+
+
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) and name for name in value)
+
+
+_NEEDED = ("version", "files")
+_FACTS: tuple[tuple[str, Callable[[object], bool], str], ...] = (
+    ("version", _is_whole, "a whole number"),
+    ("files", _are_names, "a list of names"),
+    ("trace", _is_text, "a path"),
+    ("seed", _is_whole, "a whole number of at least 0"),
+    ("command", _is_text, "a text"),
+)
+
+
+def frontier_to_dict(frontier: "Frontier") -> dict[str, Any]:
+    """A frontier as JSON values, each setting once."""
+    return frontier.to_dict()
+
+
+def frontier_from_dict(value: Mapping[str, Any], path: Path) -> "Frontier":
+    """Read what `frontier_to_dict` wrote.
+
+    Raises:
+        FileFormatError: If it is something else; it names the file `path`.
+    """
+    from offramp.evaluation import Frontier
+
+    try:
+        return Frontier.from_dict(value)
+    except _DAMAGED as error:
+        raise FileFormatError(f"{path} does not hold a frontier: {error}") from error
+
+
+def choice_to_dict(
+    choice: "Choice", *, margin: float | None = None, risk: str | None = None
+) -> dict[str, Any]:
+    """What was chosen and why, as JSON values; `setting` can be read by `setting_from_file`.
+
+    Args:
+        choice: What `choose` has given.
+        margin: With which margin, if not with the usual one.
+        risk: The risk that `choose` was asked for, if the choice does not say.
+    """
+    from offramp.evaluation import Certificate, NotCertified
+
+    promise = choice if isinstance(choice, Certificate | NotCertified) else None
+    single = choice.best_single
+    return {
+        "outcome": outcome(choice),
+        "sentence": choice.sentence,
+        "limit": {
+            "risk": choice.risk if risk is None else risk,
+            "max_loss": choice.max_loss,
+            "max_cost": choice.max_cost,
+            "margin": margin,
+            **({} if promise is None else {"delta": promise.delta}),
+        },
+        **({} if promise is None else {"promise": promise.numbers}),
+        "setting": choice.setting.to_dict(),
+        "fit": choice.fit.numbers(),
+        "calibrate": _seen(choice.calibrate),
+        "judged_on_both": _seen(choice.judged_on_both),
+        "best_single": None if single is None else single.to_dict(),
+    }
+
+
+def outcome(choice: "Choice") -> str:
+    """What kind of answer a choice is, in two words."""
+    from offramp.evaluation import Certificate, DoNotCascade, NotCertified
+
+    if isinstance(choice, DoNotCascade):
+        return "do not cascade"
+    if isinstance(choice, NotCertified):
+        return "not certified"
+    return "certified" if isinstance(choice, Certificate) else "cascade"
+
+
+def choose(
+    frontier: "Frontier",
+    *,
+    risk: str,
+    max_loss: float | None,
+    max_cost: float | None,
+    margin: float | None,
+    delta: float | None = None,
+) -> "Choice":
+    """Choose from a frontier, as a command line or the "limit" in `chosen.json` says."""
+    if delta is not None:
+        if max_loss is None:
+            return frontier.best(max_cost=float(max_cost or 0), risk=risk, delta=delta)
+        cost = {} if max_cost is None else {"cost": max_cost}
+        return frontier.certify({risk: max_loss, **cost}, delta=delta)
+    if max_loss is None:
+        return frontier.best(max_cost=float(max_cost or 0), risk=risk)
+    if margin is None:
+        return frontier.cheapest(max_loss=max_loss, risk=risk)
+    return frontier.cheapest(max_loss=max_loss, risk=risk, margin=margin)
+
+
+def choose_again(frontier: "Frontier", path: Path) -> "Choice":
+    """The choice that a `chosen.json` describes, made once more from the frontier.
+
+    Raises:
+        FileFormatError: If the file says no limit.
+    """
+    try:
+        return choose(frontier, **read_json(path)["limit"])
+    except _DAMAGED as error:
+        raise FileFormatError(f"{path} does not say how to choose: {error!r}.") from error
+
+
+def setting_from_file(path: Path) -> "Setting":
+    """A setting from the folder of a run, from its `chosen.json`, or from a file of its own.
+
+    Raises:
+        FileFormatError: If there is none; it names the file.
+    """
+    from offramp.policy import Setting
+
+    path = path / CHOSEN if path.is_dir() else path
+    value = read_json(path)
+    try:
+        return Setting.from_dict(value.get("setting", value))
+    except _DAMAGED as error:
+        raise FileFormatError(f"{path} does not hold a setting: {error!r}.") from error
+
+
+def evaluation_to_dict(evaluation: "Evaluation") -> dict[str, Any]:
+    """The numbers of an evaluation; its setting stands beside them."""
+    return evaluation.numbers()
+
+
+def _seen(evaluation: "Evaluation | None") -> dict[str, Any] | None:
+    return None if evaluation is None else evaluation.numbers()

@@ -1,0 +1,194 @@
+"""Inputs for a bundle, from images, folders of images and npz files, in batches.
+
+Layer: project.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+from torch import Tensor
+
+from offramp._core.errors import FileFormatError, InputError
+from offramp._core.ids import as_ids
+from offramp._core.naming import utf8_name
+from offramp.data import read_image
+from offramp.data.arrays import read_arrays
+from offramp.data.listing import ENDINGS, is_picture, pictures_in
+from offramp.data.picture import usual_resize
+from offramp.project.config.sections import DataSection
+
+if TYPE_CHECKING:
+    from offramp.bundle import LoadedBundle
+
+Id = int | str
+IMAGE_OPTIONS = "images.json"  # how the images that the networks know were cut
+_GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma
+
+
+@final
+@dataclass(kw_only=True)
+class InputReader:
+    """Reads what the command line names; images that cannot be decoded are skipped and kept.
+
+    Args:
+        files: Images and npz files, in order, each with the name its examples go by.
+        shape: Shape of one input, `(channels, h, w)` for images; None where nobody knows.
+        image_options: "resize" and "orient" of images, as `offramp.data.read_image` takes them.
+        array: Name of the inputs in npz files.
+        ids: Name of their ids in npz files, or None to count.
+        ignored: How many files in folders are no images, by ending.
+        skipped: Files that could not be decoded, filled while reading.
+    """
+
+    files: Sequence[tuple[str, Path]]
+    shape: tuple[int, ...] | None
+    image_options: Mapping[str, Any]
+    array: str
+    ids: str | None
+    ignored: Mapping[str, int] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(
+        cls,
+        bundle: "LoadedBundle",
+        paths: Sequence[Path],
+        *,
+        array: str,
+        ids: str | None,
+        orient: bool | None = None,
+    ) -> "InputReader":
+        """A reader of the inputs that a bundle takes.
+
+        Args:
+            bundle: Says how its images are cut and turned.
+            paths: Images, folders and npz files.
+            array: As in the class.
+            ids: As in the class.
+            orient: True turns images as their EXIF tags say; None as those were that the bundle
+                was fitted on, and upright where it was fitted on no folder of images.
+
+        Raises:
+            InputError: If a path is missing, is no image or npz file, or nothing is there.
+        """
+        ignored: Counter[str] = Counter()
+        files = [f for path in paths for f in _found(path, ignored, alone=len(paths) == 1)]
+        return cls(
+            files=files,
+            shape=bundle.manifest.input_shape,
+            image_options={
+                **_options_of(bundle),
+                **({} if orient is None else {"orient": orient}),
+            },
+            array=array,
+            ids=ids,
+            ignored=ignored,
+        )
+
+    def batches(self, size: int) -> Iterator[tuple[list[Id], Tensor]]:
+        """Ids and inputs `(m, ...)`, at most `size` at a time, in order."""
+        names: list[Id] = []
+        images: list[Tensor] = []
+        for name, path in self.files:
+            if path.suffix.lower() == ".npz":
+                yield from self._flushed(names, images)
+                yield from self._of_npz(name, path, size)
+                continue
+            try:
+                images.append(self._image(path))
+                names.append(name)
+            except FileFormatError:
+                self.skipped.append(name)
+            if len(images) == size:
+                yield from self._flushed(names, images)
+        yield from self._flushed(names, images)
+
+    def _flushed(self, names: list[Id], images: list[Tensor]) -> Iterator[tuple[list[Id], Tensor]]:
+        if images:
+            yield list(names), torch.stack(images)
+        names.clear()
+        images.clear()
+
+    def _image(self, path: Path) -> Tensor:
+        if self.shape is None or len(self.shape) != 3:
+            raise InputError(
+                f"Images can be read for inputs of shape (channels, height, width); this bundle "
+                f"takes {self.shape}. Give an npz file."
+            )
+        channels, *size = self.shape
+        resize = self.image_options.get("resize") or usual_resize(size)
+        orient = self.image_options.get("orient", True)
+        image = read_image(path, size=size, resize=resize, orient=orient)  # (3, height, width)
+        if channels == 3:
+            return image
+        if channels != 1:
+            raise InputError(f"Images have 1 or 3 channels; this bundle takes {channels}.")
+        weights = torch.tensor(_GREY)[:, None, None]
+        return (image * weights).sum(dim=0, keepdim=True).round().to(torch.uint8)
+
+    def _of_npz(self, name: str, path: Path, size: int) -> Iterator[tuple[list[Id], Tensor]]:
+        wanted = [self.array] if self.ids is None else [self.array, self.ids]
+        found = read_arrays(path, wanted)
+        inputs = _arranged(torch.from_numpy(found[self.array]), self.shape, path)
+        n = len(inputs)
+        if self.ids is not None:
+            ids = as_ids(found[self.ids]).tolist()
+        else:
+            ids = list(range(n)) if len(self.files) == 1 else [f"{name}[{k}]" for k in range(n)]
+        if len(ids) != n:
+            raise InputError(f"{path} must have as many ids as inputs ({n}), got {len(ids)}.")
+        for start in range(0, n, size):
+            yield ids[start : start + size], inputs[start : start + size]
+
+
+def image_options(data: DataSection | None) -> dict[str, dict[str, Any]]:
+    """What a bundle remembers of how the images were read that it was fitted on, as extra files."""
+    if data is None or data.kind != "folder":
+        return {}
+    return {IMAGE_OPTIONS: {"orient": True, **data.options}}
+
+
+def _options_of(bundle: "LoadedBundle") -> dict[str, Any]:
+    if IMAGE_OPTIONS not in bundle.manifest.files:
+        return {}
+    # version 0.1 said nothing of orientation, and read images as they lie in the files
+    return {"orient": False, **bundle.extra(IMAGE_OPTIONS)}
+
+
+def _found(path: Path, ignored: Counter[str], *, alone: bool) -> list[tuple[str, Path]]:
+    """Names and files of what stands at a path; among several paths the names tell which."""
+    if path.is_dir():
+        listing = pictures_in(path)
+        ignored.update(listing.ignored)
+        if not listing.files:
+            raise InputError(f"{path} holds no images ({', '.join(ENDINGS)}).")
+        return [(_named(f.relative_to(path) if alone else f), f) for f in listing.files]
+    if not path.exists():
+        raise InputError(f"There is no such input: {path}.")
+    if path.suffix.lower() != ".npz" and not is_picture(path):
+        raise InputError(f"{path} is neither an image ({', '.join(ENDINGS)}) nor an npz file.")
+    return [(_named(Path(path.name) if alone else path), path)]
+
+
+def _named(path: Path) -> str:
+    return utf8_name(path.as_posix())
+
+
+def _arranged(inputs: Tensor, shape: tuple[int, ...] | None, path: Path) -> Tensor:
+    """Inputs with the axes that the bundle takes: channels may be last, or left out if one."""
+    if inputs.dtype == torch.float64:
+        inputs = inputs.to(torch.float32)
+    if shape is None or tuple(inputs.shape[1:]) == shape:
+        return inputs
+    if len(shape) == 3 and tuple(inputs.shape[1:]) == (*shape[1:], shape[0]):
+        return inputs.permute(0, 3, 1, 2).contiguous()
+    if len(shape) == 3 and shape[0] == 1 and tuple(inputs.shape[1:]) == shape[1:]:
+        return inputs[:, None]
+    raise InputError(
+        f"The inputs in {path} must have shape (n, {', '.join(map(str, shape))}), got "
+        f"{tuple(inputs.shape)}."
+    )

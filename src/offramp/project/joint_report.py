@@ -1,0 +1,63 @@
+"""The page about a joint training, from what `offramp train joint` left in a run's folder.
+
+Layer: project.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from offramp._core.files import read_json
+from offramp.project.config.config import load_config
+from offramp.project.folder import JOINT, RunFolder, setting_from_file
+from offramp.project.report import reproduction
+from offramp.report import write_joint_report
+from offramp.trace import load_trace
+
+if TYPE_CHECKING:
+    from offramp.report import ExampleImage
+
+JOINT_PAGE = "joint.html"
+
+
+def joint_page(run: RunFolder, title: str | None, config: Path | None) -> Path:
+    """Write joint.html into the folder of a run.
+
+    Args:
+        run: With a joint training.
+        title: Of the page.
+        config: Says where the images are; without it the page shows none.
+    """
+    joint = read_json(run.path / JOINT)
+    run.remember(JOINT_PAGE)
+    return write_joint_report(
+        run.path / JOINT_PAGE,
+        joint,
+        title=title or f"Trained jointly: {run.path.name}",
+        images=() if config is None else _images(run, config, joint["trace"], joint["split"]),
+        reproduction=reproduction(
+            [str(joint["command"]), f"offramp report {run.path}"],
+            seed=0,
+            data="",
+            folder=run.path,
+            files=(JOINT,),
+        ),
+        overwrite=True,  # the run's own
+    )
+
+
+def _images(run: RunFolder, config: Path, trace: str, split: str) -> "tuple[ExampleImage, ...]":
+    from offramp.project.build import cascade_of, examples_of
+    from offramp.project.images import example_images
+    from offramp.project.joint import STATIC_TRACE
+
+    settings = load_config(config, needs=("data", "stage"))
+    if settings.data is None:  # load_config has refused it
+        return ()
+    examples = examples_of(settings.data)
+    cascade = cascade_of(settings, config.parent, examples.class_names)
+    part, baseline = (
+        load_trace(run.path / name).part(split)  # type: ignore[arg-type]
+        for name in (trace, STATIC_TRACE)
+    )
+    setting = setting_from_file(run.path / JOINT)
+    return example_images(examples, part, setting, cascade, baseline=baseline)

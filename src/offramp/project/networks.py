@@ -1,0 +1,161 @@
+"""From the sections of a configuration to networks, and to one with exits.
+
+Layer: project.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from offramp._core.errors import InputError
+from offramp._core.types import Batch
+from offramp.models import ModelSpec, build, default_head, head_arguments
+from offramp.project.config.sections import (
+    DEFAULT_HEAD,
+    BuiltSection,
+    ExitsSection,
+    HeadChoice,
+    NetworkSection,
+    RunConfig,
+)
+from offramp.stages import Cascade, CutPoint, Normalize, choose_points, cut, cut_points
+from offramp.stages.cutting.cut import answer
+
+
+def spec_of(section: BuiltSection) -> ModelSpec:
+    """How to build the network."""
+    return ModelSpec(
+        name=section.model,
+        arguments=section.arguments,
+        weights=section.weights,
+        weights_sha256=section.weights_sha256,
+    )
+
+
+def built(spec: ModelSpec, folder: Path) -> nn.Module:
+    """Build a network; "module:callable" is looked for in a folder as well."""
+    sys.path.insert(0, str(folder.resolve()))
+    try:
+        return build(spec)
+    finally:
+        sys.path.remove(str(folder.resolve()))
+
+
+def normalize(section: BuiltSection) -> Normalize | None:
+    """What is applied to the raw input, if anything is."""
+    if section.normalise is None:
+        return None
+    return Normalize(section.normalise.scale, section.normalise.mean, section.normalise.std)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A network and where it is to be cut.
+
+    Args:
+        net: The network.
+        given: What it reads: raw input after preprocessing.
+        points: The points by the names that the exits have.
+    """
+
+    net: nn.Module
+    given: Batch
+    points: Mapping[str, CutPoint]
+
+
+def planned(config: RunConfig, folder: Path, example: Batch) -> Planned:
+    """Build the network and find the points of `[exits]`.
+
+    Args:
+        config: With a network and exits.
+        folder: Where modules named by "module:callable" are looked for as well.
+        example: Some raw input, `(m, ...)`.
+
+    Raises:
+        InputError: If there is no such point, or the network cannot be cut there.
+    """
+    if config.network is None or config.exits is None:
+        raise InputError(f"{config.file} must have the sections [network] and [exits].")
+    net, given = network_of(config.network, folder, example)
+    return Planned(net=net, given=given, points=_chosen(net, given, config.exits))
+
+
+def with_heads(
+    config: RunConfig, plan: Planned, example: Batch, class_names: Sequence[str] = ()
+) -> Cascade:
+    """Cut the network and put heads at the points; they are not trained.
+
+    Raises:
+        InputError: If a head does not fit what a layer gives; it names the exit.
+    """
+    if config.network is None or config.exits is None:
+        raise InputError(f"{config.file} must have the sections [network] and [exits].")
+    classes = answer(plan.net, plan.given).shape[1]
+    edges = config.cascade.edges
+    return Cascade.of_exits(
+        plan.net,
+        list(plan.points),
+        heads={
+            name: _heads(name, point.shape, classes, config.exits)
+            for name, point in plan.points.items()
+        },
+        example=example,
+        last=config.network.name,
+        edges="chain" if isinstance(edges, str) else [(a, b) for a, b in edges],
+        preprocess=normalize(config.network),
+        class_names=class_names,
+        spec=spec_of(config.network),
+    )
+
+
+def network_of(network: NetworkSection, folder: Path, example: Batch) -> tuple[nn.Module, Batch]:
+    """The network, and what it reads of some raw input."""
+    net, preprocess = built(spec_of(network), folder), normalize(network)
+    return net, example if preprocess is None else preprocess(example)
+
+
+def random_input(shape: Sequence[int], count: int) -> Tensor:
+    """So many made-up inputs in [0, 1)."""
+    return torch.rand((count, *shape), generator=torch.Generator().manual_seed(0))
+
+
+def _chosen(net: nn.Module, given: Batch, exits: ExitsSection) -> dict[str, CutPoint]:
+    points = cut_points(net, given)
+    if exits.at is None:
+        found = choose_points(
+            points,
+            every=exits.every,
+            quantiles=exits.quantiles,
+            match=exits.match,
+            inside=exits.inside,
+        )
+        return {point.name: point for point in found}
+    named = {name: point for point in points for name in (point.name, *point.aliases)}
+    if any(layer not in named for layer in exits.at):
+        cut(net, exits.at, given)  # says why not, and names the nearest that can be cut
+    return {layer: named[layer] for layer in exits.at}
+
+
+def _heads(
+    name: str, shape: Sequence[int], classes: int, exits: ExitsSection
+) -> ModelSpec | Mapping[str, ModelSpec]:
+    found = {}
+    for label, head in exits.heads.items():
+        try:
+            found[label] = _spec(head, shape, classes)
+        except InputError as error:
+            raise InputError(f"There is no head for the exit {name!r}: {error}") from error
+    return found.get("") or found
+
+
+def _spec(head: HeadChoice, shape: Sequence[int], classes: int) -> ModelSpec:
+    if head.kind == DEFAULT_HEAD:
+        return default_head(shape, classes)
+    arguments = head_arguments(head.kind, shape, classes, **head.options)
+    return ModelSpec(name=head.kind, arguments=arguments)

@@ -1,0 +1,194 @@
+"""What a report shows, put together from the layers that compute it.
+
+Layer: project.
+"""
+
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from offramp._core.files import sha256
+from offramp._core.topology import RAW_INPUT
+from offramp.evaluation import (
+    Choice,
+    Evaluation,
+    Frontier,
+    FrontierPoint,
+    bills,
+    evaluate,
+    exit_points,
+    frontier_of,
+    overlap,
+    references,
+    savings,
+    share_of_gap_closed,
+    stage_uses,
+    sweep,
+)
+from offramp.evaluation.results import RISKS
+from offramp.fitting.baselines import fit_uniform
+from offramp.policy import Setting
+from offramp.project.splits import unseen
+from offramp.report import ExampleImage, ReportContent, Reproduction, TimingRow
+from offramp.trace import Trace
+
+if TYPE_CHECKING:
+    from offramp._core.types import Split
+
+_PACKAGES = ("offramp", "torch", "numpy", "scipy", "scikit-learn")
+_MOST_POINTS = 40  # of a curve
+_MOST_COMPARED = 6  # stages whose overlap is shown
+_POLICIES = {
+    "learned": ("weighted", "agreement"),
+    "thresholds": ("myopic",),
+    "random exits": ("uniform",),
+}
+
+
+def report_content(
+    title: str,
+    trace: Trace,
+    frontier: Frontier,
+    choice: Choice,
+    *,
+    seed: int,
+    timing: Sequence[Mapping[str, Any]] = (),
+    images: Sequence[ExampleImage] = (),
+    notes: Sequence[str] = (),
+    reproduction: Reproduction | None = None,
+) -> ReportContent:
+    """Evaluate the choice and everything to compare it with on what nobody has seen.
+
+    Args:
+        title: Of the page.
+        trace: With splits.
+        frontier: Of `fit` on this trace.
+        choice: Made from the frontier.
+        seed: Of the resampling for intervals.
+        timing: Rows of `side_by_side.compare`.
+        images: Examples for each stage.
+        notes: What may help to read the report.
+        reproduction: How to get the same numbers again.
+    """
+    part = unseen(trace)
+    has_test = trace.has_split("test")
+    calibrate = trace.part("calibrate") if trace.has_split("calibrate") else None
+    learned = frontier_of(frontier, ("weighted", "agreement"), calibrate) or frontier
+    myopic = frontier_of(frontier, ("myopic",), calibrate)
+    top = choice.setting.top
+    points = references(part, frontier.reference, top=top)
+    found = evaluate(part, choice.setting, seed=seed)
+    uniform = [p for p in points if p.kind == "uniform"]
+    neutral = next(p for p in points if p.name == "neutral oracle")
+    risk = choice.risk if choice.risk in RISKS else "difference"
+    return ReportContent(
+        title=title,
+        chosen=choice,
+        test=found if has_test else None,
+        frontier=learned.points,
+        frontier_test=_on(part, learned.pareto) if has_test else (),
+        myopic=() if myopic is None else _on(part, myopic.pareto),
+        references=tuple(points),
+        overlap=overlap(part, top=top, stages=_compared(trace, choice.setting)),
+        uses=stage_uses(trace.part("fit"), choice.setting),
+        bills=bills(part, choice.setting, seed=seed),
+        savings=savings(part, _policies(trace, frontier, calibrate), risk=risk, seed=seed),
+        exits=exit_points(part, choice.setting) if _has_exits(trace) else (),
+        gap_closed=share_of_gap_closed(found, uniform, neutral) if uniform else None,
+        timing=tuple(TimingRow(**row) for row in timing),
+        stages=trace.stages,
+        costs=(trace.costs, *trace.other_costs),
+        images=tuple(images),
+        warnings=tuple(_warnings(trace)),
+        notes=tuple(notes),
+        reproduction=Reproduction() if reproduction is None else reproduction,
+    )
+
+
+def reproduction(
+    commands: Iterable[str], *, seed: int, data: str, folder: Path, files: Iterable[str]
+) -> Reproduction:
+    """How to get the same numbers again: commands, versions, machine, checksums of files."""
+    return Reproduction(
+        commands=tuple(commands),
+        seed=seed,
+        versions={"python": platform.python_version(), **{p: version(p) for p in _PACKAGES}},
+        data_fingerprint=data,
+        files={name: sha256(folder / name) for name in files},
+        machine=machine(),
+    )
+
+
+def machine() -> dict[str, str]:
+    """Facts about this machine that matter for speed."""
+    import torch
+
+    facts = {
+        "processor": _processor(),
+        "cores": str(os.cpu_count()),
+        "threads": str(torch.get_num_threads()),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+    if torch.cuda.is_available():
+        facts["gpu"] = torch.cuda.get_device_name()
+    return facts
+
+
+def _processor() -> str:
+    facts = Path("/proc/cpuinfo")
+    if facts.is_file():
+        for line in facts.read_text(encoding="utf-8", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def _policies(trace: Trace, frontier: Frontier, calibrate: Trace | None) -> dict[str, Frontier]:
+    """The frontier of each policy by itself; random exits are made here where they are missing."""
+    found = {name: frontier_of(frontier, methods, calibrate) for name, methods in _POLICIES.items()}
+    if found["random exits"] is None:
+        top = frontier.singles[0].setting.top
+        fit = trace.part("fit")
+        settings = fit_uniform(fit, reference=frontier.reference, top=top)
+        found["random exits"] = sweep(
+            settings, fit, calibrate, reference=frontier.reference, top=top, progress=False
+        )
+    return {name: one for name, one in found.items() if one is not None}
+
+
+def _has_exits(trace: Trace) -> bool:
+    """True if stages share work, so that depth means something."""
+    return any(source != RAW_INPUT for source in trace.topology.sources)
+
+
+def _compared(trace: Trace, setting: Setting) -> tuple[int, ...] | None:
+    """The stages whose overlap is shown: of many those that the setting uses, and F."""
+    if len(trace.stages) <= _MOST_COMPARED:
+        return None
+    reference = trace.topology.index(setting.reference)
+    return tuple(sorted({*setting.policy.topology.active, reference}))
+
+
+def _on(part: Trace, points: Sequence[FrontierPoint]) -> tuple[Evaluation, ...]:
+    step = max(1, -(-len(points) // _MOST_POINTS))
+    return tuple(evaluate(part, point.setting, bootstrap=0) for point in points[::step])
+
+
+def _warnings(trace: Trace) -> list[str]:
+    found = []
+    if trace.seen_in_training:
+        found.append(
+            "The networks were trained on these examples: what is fitted and shown here is too "
+            "good for the dear ones."
+        )
+    if trace.lossy:
+        found.append("The trace was stored with less precision than the networks computed.")
+    splits: tuple[Split, ...] = ("calibrate", "test")
+    for split in splits:
+        if not trace.has_split(split):
+            found.append(f"There is no split {split!r}: figures from the other parts are too good.")
+    return found

@@ -1,0 +1,70 @@
+"""Reading traces for a command, with the splits that it needs.
+
+Layer: project.
+"""
+
+import warnings
+from collections.abc import Set
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from offramp._core.errors import InputError
+
+if TYPE_CHECKING:
+    from offramp.trace import Trace
+
+_DIVISION = {"fit": 2 / 3, "calibrate": 1 / 3}
+
+
+def load_divided(path: Path, *, seed: int) -> "Trace":
+    """A trace with splits; one without them is divided two to one, always alike for a seed."""
+    from offramp.trace import load_trace
+
+    trace = load_trace(path)
+    if trace.split is not None:
+        return trace
+    warnings.warn(
+        f"{path} has no splits; two thirds become 'fit', one third 'calibrate' (seed {seed}).",
+        stacklevel=2,
+    )
+    return trace.divided(dict(_DIVISION), seed=seed)  # type: ignore[arg-type]
+
+
+def check_unlabelled(delta: float | None, risks: Set[str]) -> None:
+    """Refuse promises that take labels where there are none to trust.
+
+    Args:
+        delta: None if nothing is to be promised.
+        risks: Those to be promised.
+
+    Raises:
+        InputError: If a risk takes labels, or there is nothing to promise.
+    """
+    from offramp.evaluation.limits import UNLABELLED
+
+    if delta is None:
+        raise InputError(
+            "--unlabelled needs --delta: without labels an operating point cannot be measured, "
+            "only disagreement with F and cost can be promised. Give --delta, such as 0.05, or "
+            "leave --unlabelled out."
+        )
+    for risk in sorted(risks - set(UNLABELLED)):
+        raise InputError(
+            f"--unlabelled leaves no labels for --risk {risk}. Give --risk disagreement, which "
+            "takes none, or --max-cost alone."
+        )
+
+
+def part_of(trace: "Trace", split: str) -> "Trace":
+    """The examples of one split; "all" stands for all of them."""
+    from offramp._core.checks import check_split
+
+    return trace if split == "all" else trace.part(check_split("--split", split))  # type: ignore[arg-type]
+
+
+def unseen(trace: "Trace") -> "Trace":
+    """The part that nothing was fitted or chosen on: `test`, else `calibrate`, else `fit`."""
+    for split in ("test", "calibrate", "fit"):
+        if trace.has_split(split):
+            return trace.part(split)
+    raise InputError("The trace has none of the splits test, calibrate and fit.")

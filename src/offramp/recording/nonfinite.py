@@ -1,0 +1,111 @@
+"""Examples for which a network gives NaN or infinity: refused, left out, or counted as wrong.
+
+They are stored as they come, as NaN, and treated when the trace is written. So an interrupted
+recording goes on under whichever choice it is called with.
+
+Layer: recording.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp._core.errors import InputError
+from offramp._core.ids import shown_id
+from offramp._core.types import BoolArray, Ids, IntArray
+
+Nonfinite = Literal["error", "skip", "wrong"]
+HOW: tuple[Nonfinite, ...] = ("error", "skip", "wrong")
+
+_NAMED = 20  # examples that a note names
+_LEAN = 1e-3  # by how much a wrong class leads, so that the stage is as unsure as it can be
+
+
+def mark(logits: NDArray[Any]) -> BoolArray:
+    """Make NaN of all that a stage said about an example if a part of it is not finite.
+
+    Args:
+        logits: `(m, s, c)`, changed.
+
+    Returns:
+        Where that is so, `(m, s)`.
+    """
+    bad: BoolArray = ~np.isfinite(logits).all(axis=2)
+    logits[bad] = np.nan
+    return bad
+
+
+@final
+class Treatment:
+    """What becomes of the examples of one recording that hold NaN.
+
+    Args:
+        how: "skip" leaves them out; "wrong" lets the stage answer another class than the label,
+            as unsure as it can be.
+        parts: All logits in order, `(m, s, c)` each, marked.
+
+    Raises:
+        InputError: If there is one and `how` is "error", or "skip" leaves nothing.
+    """
+
+    def __init__(
+        self, how: Nonfinite, parts: Iterable[NDArray[Any]], ids: Ids, stages: Sequence[str]
+    ) -> None:
+        self.bad: BoolArray = np.concatenate([np.isnan(part[:, :, 0]) for part in parts])
+        self._how = how
+        rows: BoolArray = np.asarray(self.bad.any(axis=1))
+        self.keep: BoolArray = ~rows if how == "skip" else np.full_like(rows, True)
+        if how == "error" and rows.any():
+            row = int(rows.argmax())
+            raise InputError(refusal(ids[row], stages[int(self.bad[row].argmax())]))
+        if not self.keep.any():
+            raise InputError(
+                f"Every one of the {len(ids)} examples has a stage that gives NaN or infinity; "
+                "nothing is left to record. Find out why the networks give such an output."
+            )
+        self.notes = (_note(how, self.bad, ids, stages),) if rows.any() else ()
+
+    def logits(self, parts: Iterable[NDArray[Any]], labels: IntArray) -> Iterator[NDArray[Any]]:
+        """The logits that the trace holds, part by part."""
+        start = 0
+        for part in parts:
+            stop = start + len(part)
+            bad, keep = self.bad[start:stop], self.keep[start:stop]
+            if bad.any():
+                part = part[keep] if self._how == "skip" else _wrong(part, bad, labels[start:stop])
+            if len(part):
+                yield part
+            start = stop
+
+
+def refusal(name: Any, stage: str) -> str:  # noqa: ANN401  (an id, of numpy)
+    """What is wrong with an example whose logits are not finite, and what can be done."""
+    return (
+        f"logits must be finite, got NaN or infinity for example {shown_id(name)}, stage "
+        f"{stage!r}. Find out why the network gives such an output; or record with "
+        "nonfinite='skip' (--on-nonfinite skip), which leaves such examples out, or 'wrong', which "
+        "counts them as wrong."
+    )
+
+
+def _wrong(part: NDArray[Any], bad: BoolArray, labels: IntArray) -> NDArray[Any]:
+    made = part.copy()
+    rows, stages = np.nonzero(bad)
+    made[rows, stages] = 0.0
+    made[rows, stages, (labels[rows] + 1) % part.shape[2]] = _LEAN
+    return made
+
+
+def _note(how: Nonfinite, bad: BoolArray, ids: Ids, stages: Sequence[str]) -> str:
+    rows = np.flatnonzero(bad.any(axis=1))
+    names = ", ".join(str(ids[row]) for row in rows[:_NAMED])
+    more = "" if len(rows) <= _NAMED else f" and {len(rows) - _NAMED} more"
+    broken = np.flatnonzero(bad.any(axis=0)).tolist()
+    who = ", ".join(f"{stages[k]!r} for {bad[:, k].sum()}" for k in broken)
+    what = "left out" if how == "skip" else "counted as wrong where that is so"
+    return (
+        f"{len(rows)} of {len(ids)} examples {what}, because stages gave NaN or infinity ({who}): "
+        f"{names}{more}."
+    )

@@ -1,0 +1,309 @@
+"""Run every stage of a cascade on every example once and keep what they said.
+
+Layer: recording.
+"""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from offramp._core.checks import check_choice, check_positive_int, check_split
+from offramp._core.costs import Costs
+from offramp._core.device import check_device
+from offramp._core.errors import InputError
+from offramp._core.ids import shown_id
+from offramp._core.ownership import TRACE, check_folder
+from offramp._core.progress import progress_bar
+from offramp._core.types import Ids, Split
+from offramp.recording.nonfinite import HOW, Nonfinite, mark, refusal
+from offramp.recording.partial import PartialStore, finished, parts_of
+from offramp.recording.rows import Loader, Rows, dataset_of, labelled_rows, row_splits, total_rows
+from offramp.recording.store import Facts, MemoryStore, Store
+from offramp.stages import (
+    Cascade,
+    check_company,
+    evaluating,
+    measure_flops,
+    take_rows,
+    tell_classes,
+    to_device,
+)
+from offramp.trace import Trace
+from offramp.trace.files import StoredDtype
+
+
+def record(
+    cascade: Cascade,
+    loader: Loader,
+    *,
+    path: Path | str | None = None,
+    split: Split | None = None,
+    device: torch.device | str = "cpu",
+    dtype: StoredDtype = "float32",
+    costs: Costs | str = "flops",
+    other_costs: Sequence[Costs] = (),
+    seen_in_training: bool = False,
+    class_names: tuple[str, ...] | list[str] | None = None,
+    batch_size: int = 256,
+    progress: bool = True,
+    resume: bool = True,
+    overwrite: bool = False,
+    nonfinite: Nonfinite = "error",
+) -> Trace:
+    """Record a cascade over labelled examples.
+
+    With a `path` the rows go to disk as they come, so memory does not grow with their number. If
+    the run is interrupted, even killed, the same call goes on where it stopped: it walks through
+    the loader again, checks that labels and ids of the recorded rows are the same, and runs the
+    stages on the rest. The trace appears at `path` whole or not at all.
+
+    Args:
+        cascade: Is moved to `device`, and put into evaluation mode meanwhile.
+        loader: Gives batches (inputs, labels) or (inputs, labels, ids) in the same order each
+            time; or a data set that makes such a loader by `.loader(batch_size)`. Inputs are a
+            tensor, or a tuple or mapping of tensors. Without ids examples are numbered from 0.
+        path: Folder of the trace, by convention `*.trace`; None keeps everything in memory.
+        split: Name of the split of all examples. A data set with an array `split` says it for
+            each example instead.
+        device: Where the stages run.
+        dtype: "float16" halves the trace and marks it as lossy.
+        costs: A table, or "flops" to count them on the first example.
+        other_costs: Tables in other units, which reports show beside, such as measured seconds.
+        seen_in_training: Whether the stages were trained on these examples.
+        class_names: Names of the classes; by default those of the cascade or of the data set.
+        batch_size: For a data set that makes its own loader.
+        progress: Whether to show a progress bar.
+        resume: False throws away what an interrupted run has left.
+        overwrite: Whether a trace at `path` may be replaced once the new one is complete. Anything
+            else that is there is refused, whatever is said here.
+        nonfinite: What becomes of an example for which a stage gives NaN or infinity: "error"
+            stops, "skip" leaves it out of the trace, "wrong" keeps it and lets that stage answer
+            another class than the label, as unsure as it can be. The trace's `notes` and a warning
+            count and name such examples. An interrupted recording goes on under any of these.
+
+    Raises:
+        UnsupportedError: If what a stage says about an example depends on the others of its batch.
+        InputError: If there are no examples; a label lies outside the classes; a logit is NaN or
+            infinite and `nonfinite` is "error"; stages have different numbers of classes; ids
+            repeat; `path` exists; or an interrupted recording belongs to another cascade or to
+            another order of the examples.
+        BusyError: If another process records to `path`.
+        StorageError: If the disk is full; rows that were recorded are kept.
+
+    >>> from torch import nn
+    >>> cascade = Cascade.of_models({"small": nn.Linear(4, 3)})
+    >>> trace = record(cascade, [(torch.zeros(5, 4), torch.tensor([0, 1, 2, 0, 1]))])
+    >>> trace.logits.shape, trace.costs.unit
+    (torch.Size([5, 1, 3]), 'flops')
+    """
+    check_choice("dtype", dtype, ("float32", "float16"))
+    check_positive_int("batch_size", batch_size)
+    check_choice("nonfinite", nonfinite, HOW)
+    cascade.require_logits("record")
+    if split is not None:
+        check_split("split", split)
+    for table in (costs, *other_costs):
+        _check_costs(cascade, table)
+    names = _class_names(cascade, loader) if class_names is None else tuple(class_names)
+    if names:
+        tell_classes(cascade, len(names))
+    device = check_device(device)
+    if path is not None and not overwrite:
+        done = _finished(cascade, loader, Path(path), dtype)
+        if done is not None:
+            return done
+    cascade.to(device)
+    with ExitStack() as stack:
+        store = _store(stack, cascade, loader, path, dtype, resume=resume, overwrite=overwrite)
+        stack.enter_context(evaluating(cascade))
+        work = _Work(cascade, names, device, nonfinite)
+        table = _record_rows(work, loader, store, costs, batch_size, progress)
+        ids = store.ids()
+        _check_unique(ids)
+        facts = Facts(
+            topology=cascade.topology,
+            costs=table,
+            other_costs=tuple(other_costs),
+            class_names=names,
+            seen_in_training=seen_in_training,
+            lossy=dtype == "float16",
+            nonfinite=nonfinite,
+        )
+        trace = store.finish(facts, row_splits(loader, ids, split))
+        for note in trace.notes:
+            warnings.warn(note, stacklevel=2)
+        return trace
+
+
+@final
+@dataclass(frozen=True)
+class _Work:
+    """What runs, where, and what it may say."""
+
+    cascade: Cascade
+    class_names: tuple[str, ...]
+    device: torch.device | str
+    nonfinite: Nonfinite
+
+
+def _finished(cascade: Cascade, loader: Loader, path: Path, dtype: StoredDtype) -> Trace | None:
+    """The trace of the same call, where a kill has only prevented that its parts were removed."""
+    if not parts_of(path).is_dir() or not path.is_dir():
+        return None
+    return finished(path, {**_fingerprint(cascade, loader), "dtype": dtype})
+
+
+def _store(
+    stack: ExitStack,
+    cascade: Cascade,
+    loader: Loader,
+    path: Path | str | None,
+    dtype: StoredDtype,
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> Store:
+    if path is None:
+        return MemoryStore(dtype)
+    check_folder(Path(path), TRACE, overwrite=overwrite)
+    partial = PartialStore(
+        Path(path),
+        stages=len(cascade),
+        dtype=dtype,
+        fingerprint={**_fingerprint(cascade, loader), "dtype": dtype},
+        resume=resume,
+        overwrite=overwrite,
+    )
+    return stack.enter_context(partial)
+
+
+def _record_rows(
+    work: _Work,
+    loader: Loader,
+    store: Store,
+    costs: Costs | str,
+    batch_size: int,
+    progress: bool,
+) -> Costs:
+    """Fill the store and return the costs, which are counted on the first example."""
+    table = costs if isinstance(costs, Costs) else None
+    before, seen, checked = store.rows, 0, False
+    with progress_bar("Recording", total_rows(loader), enabled=progress) as advance:
+        for rows in labelled_rows(loader, batch_size):
+            if table is None:
+                first = take_rows(rows.inputs, torch.tensor([0]))
+                table = measure_flops(work.cascade, to_device(first, work.device))
+            done = min(max(before - seen, 0), len(rows))
+            if done:
+                _check_same(rows, *store.known(seen, seen + done))
+            if done < len(rows):
+                new = rows.after(done) if done else rows
+                logits = _outputs(work, new)
+                if not checked:
+                    checked = _check_company(work, new, logits)
+                store.append(new, logits)
+            seen += len(rows)
+            advance(len(rows))
+    if seen < before:
+        raise InputError(
+            f"The loader gave {seen} examples, but {before} were recorded before the interruption."
+            " Give the same loader again, or pass resume=False to start again."
+        )
+    if table is None or not store.rows:
+        raise InputError("The loader must give at least one example, got none.")
+    return table
+
+
+def _outputs(work: _Work, rows: Rows) -> NDArray[Any]:
+    """Checked logits of every stage, `(m, s, c)`, float32; NaN where they are not finite."""
+    cascade, class_names = work.cascade, work.class_names
+    with torch.no_grad():  # not inference mode: there nobody could tell who writes into a carry
+        logits = cascade.forward(to_device(rows.inputs, work.device)).cpu().numpy()
+    m, s, c = logits.shape
+    if (m, s) != (len(rows), len(cascade)):
+        raise InputError(
+            f"Every stage must answer for each of the {len(rows)} examples of a batch, got "
+            f"{m} answers."
+        )
+    bad = np.argwhere(mark(logits))
+    if len(bad) and work.nonfinite == "error":
+        row, stage = bad[0]
+        raise InputError(refusal(rows.ids[row], cascade.topology.names[stage]))
+    outside = np.flatnonzero((rows.labels < 0) | (rows.labels >= c))
+    if len(outside):
+        row = outside[0]
+        raise InputError(
+            f"labels must be in [0, {c}), got {rows.labels[row]} for example "
+            f"{shown_id(rows.ids[row])}."
+        )
+    if class_names and len(class_names) != c:
+        raise InputError(
+            f"class_names must have {c} entries, got {len(class_names)}. Of a folder with some of "
+            f"the classes say which they are: image_folder(..., classes=..., class_count={c})."
+        )
+    return logits
+
+
+def _check_company(work: _Work, rows: Rows, logits: NDArray[Any]) -> bool:
+    whole = torch.from_numpy(logits).to(work.device)
+    return check_company(list(work.cascade), to_device(rows.inputs, work.device), whole=whole)
+
+
+def _check_costs(cascade: Cascade, costs: Costs | str) -> None:
+    if isinstance(costs, str):
+        if costs != "flops":
+            raise InputError(
+                f"costs must be 'flops' or a table, got {costs!r}; measure it with "
+                "measure_seconds or measure_joules, or give it with given_costs."
+            )
+    elif len(costs) != len(cascade):
+        raise InputError(f"costs must have one entry per stage ({len(cascade)}), got {len(costs)}.")
+
+
+def _check_same(rows: Rows, labels: NDArray[Any], ids: Ids) -> None:
+    count = len(labels)
+    same = np.array_equal(rows.labels[:count], labels) and np.array_equal(rows.ids[:count], ids)
+    if not same:
+        raise InputError(
+            f"The examples do not come in the order in which they were recorded before the "
+            f"interruption, see the batch that begins with example {shown_id(rows.ids[0])}. Does "
+            "the loader shuffle? Give it a fixed order, or pass resume=False to start again."
+        )
+
+
+def _check_unique(ids: Ids) -> None:
+    names, counts = np.unique(ids, return_counts=True)
+    if len(names) != len(ids):
+        raise InputError(
+            f"ids must be unique, got {shown_id(names[counts > 1][0])} {counts.max()} times; an "
+            "example recorded twice would count twice. Correct the loader and pass resume=False."
+        )
+
+
+def _class_names(cascade: Cascade, loader: Loader) -> tuple[str, ...]:
+    return cascade.class_names or tuple(getattr(dataset_of(loader), "class_names", ()))
+
+
+def _fingerprint(cascade: Cascade, loader: Loader) -> dict[str, str]:
+    """What makes recorded rows belong to this cascade and, where it can say so, this data set."""
+    digest = hashlib.sha256()
+    for stage in cascade:
+        for name, value in sorted(stage.state_dict().items()):
+            digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+            raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(raw.numpy().tobytes())
+    return {
+        "stages": json.dumps(cascade.topology.to_dict()),
+        "preprocessing": "; ".join(repr(stage.preprocess) for stage in cascade),
+        "weights": digest.hexdigest(),
+        "examples": str(getattr(dataset_of(loader), "fingerprint", "")),
+    }

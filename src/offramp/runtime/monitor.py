@@ -1,0 +1,232 @@
+"""Watching a promise in production: an alarm once audited losses refute it, at any time.
+
+Of the examples that were answered a few, drawn at random, are sent through F as well. The watch
+bets on their losses, one after another. As long as the promise holds each bet keeps its capital or
+loses some, on average; so the capital ever reaches 1/delta with probability delta at most, however
+long one watches (Ville's inequality).
+
+Nobody knows how bad a fault will be, nor when it comes. So the capital of 1 is divided: over bets
+of several sizes, and over starts, one for every 1/limit audits. What starts late has lost nothing
+while all was well.
+
+Layer: runtime.  Source: Waudby-Smith and Ramdas, JRSS B 86 (2024), arXiv:2010.09686 (capital
+processes); Shin, Ramdas, Rinaldo 2022, arXiv:2203.03532 (restarts); docs/adr/0022.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from offramp._core.checks import check_choice, check_fraction, check_probability
+from offramp._core.errors import FileFormatError, InputError
+from offramp._core.keys import example_keys, keyed_uniform
+from offramp._core.types import BoolArray, FloatArray, Ids
+
+#: Risks that can be watched, with the smallest loss that one example can have.
+WATCHED: dict[str, float] = {"difference": -1.0, "excess": 0.0, "disagreement": 0.0, "error": 0.0}
+
+# Shares of its capital that each bet loses on the best outcome: the small ones find small faults.
+_STAKES = np.geomspace(0.02, 0.8, 6)
+_DRAW = -1  # a stage that no policy has, so that audits and random rules of one seed are unrelated
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """A promise under watch: its limit, and what the audits so far say.
+
+    A value that never changes: `update` gives the next one, `to_dict` what to keep on disk.
+
+    Args:
+        limit: B, the largest risk that was promised, in (0, 1).
+        delta: Largest chance of an alarm, ever, while the promise holds, in (0, 1).
+        risk: "difference": losses -1, 0, 1 against F; "excess": new errors; "disagreement": another
+            answer than F's, which takes no labels; "error": wrong answers.
+        n: Audits so far.
+        alarm_at: Number of the audit that raised the alarm, or None.
+        capital: What each size of bets holds, over all starts so far, `(b,)`.
+
+    Raises:
+        InputError: If `limit` or `delta` lies outside (0, 1), or the risk is unknown.
+
+    >>> import numpy as np
+    >>> watch = Watch(limit=0.02, delta=0.05, risk="excess")
+    >>> calm = watch.update(np.zeros(500))
+    >>> calm.alarm, round(calm.wealth, 2), calm.update(np.tile([1.0, 0, 0, 0], 30)).alarm
+    (False, 0.28, True)
+    """
+
+    limit: float
+    delta: float
+    risk: str = "difference"
+    n: int = 0
+    alarm_at: int | None = None
+    capital: tuple[float, ...] = (0.0,) * len(_STAKES)
+
+    def __post_init__(self) -> None:
+        check_probability("limit", self.limit)
+        check_probability("delta", self.delta)
+        check_choice("risk", self.risk, WATCHED)
+
+    @property
+    def alarm(self) -> bool:
+        """True once the promise is refuted; it stays so."""
+        return self.alarm_at is not None
+
+    @property
+    def wealth(self) -> float:
+        """The capital, 1 at first; an alarm is raised where it reaches 1 / delta, and it stays."""
+        n = self.n if self.alarm_at is None else self.alarm_at
+        return sum(self.capital) + unspent(starts_until(n, self.limit))
+
+    def update(self, losses: ArrayLike) -> "Watch":
+        """The watch after further audits, in the order in which they came.
+
+        Args:
+            losses: `(m,)` or one number; in [-1, 1] for "difference", else in [0, 1]. After an
+                alarm they are counted, no more.
+
+        Raises:
+            InputError: If a loss lies outside.
+        """
+        values = self._checked(losses)
+        if self.alarm:
+            return replace(self, n=self.n + len(values))
+        at: int | None = None
+        capital = np.array(self.capital, dtype=np.float64)
+        for n, loss in enumerate(values.tolist(), start=self.n + 1):
+            capital = after_audit(capital, loss, n=n, limit=self.limit, risk=self.risk)
+            wealth = float(capital.sum()) + unspent(starts_until(n, self.limit))
+            if wealth * self.delta >= 1:
+                at = n
+                break
+        return replace(self, n=self.n + len(values), alarm_at=at, capital=tuple(capital.tolist()))
+
+    def _checked(self, losses: ArrayLike) -> FloatArray:
+        values = np.atleast_1d(np.asarray(losses, dtype=np.float64))
+        least = WATCHED[self.risk]
+        outside = ~((values >= least) & (values <= 1))  # True for NaN as well
+        if values.ndim != 1 or outside.any():
+            got = f"shape {values.shape}" if values.ndim != 1 else repr(float(values[outside][0]))
+            raise InputError(
+                f"losses must have shape (m,) and lie in [{least:g}, 1] for the risk "
+                f"{self.risk!r}, got {got}."
+            )
+        return values
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "limit": self.limit,
+            "delta": self.delta,
+            "risk": self.risk,
+            "n": self.n,
+            "alarm_at": self.alarm_at,
+            "capital": list(self.capital),
+            "wealth": self.wealth,
+            "alarm": self.alarm,
+        }
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> "Watch":
+        """Read what `to_dict` wrote, and go on from there.
+
+        Raises:
+            FileFormatError: If a field is missing or has the wrong form.
+        """
+        try:
+            at = value["alarm_at"]
+            read = cls(
+                limit=float(value["limit"]),
+                delta=float(value["delta"]),
+                risk=str(value["risk"]),
+                n=int(value["n"]),
+                alarm_at=None if at is None else int(at),
+                capital=tuple(float(v) for v in value["capital"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise FileFormatError(f"This is not a watch: {error!r}.") from error
+        sound = all(math.isfinite(v) and v >= 0 for v in read.capital)
+        if read.n < 0 or len(read.capital) != len(_STAKES) or not sound:
+            raise FileFormatError(
+                f"This is not a watch: n must be at least 0 and capital hold {len(_STAKES)} finite "
+                f"numbers of at least 0, got {read.n} and {list(read.capital)!r}."
+            )
+        return read
+
+
+def after_audit(
+    capital: FloatArray, loss: float | FloatArray, *, n: int, limit: float, risk: str
+) -> FloatArray:
+    """What the bets hold after the n-th audit, `(..., b)`: a new start perhaps, then the bet.
+
+    Each bet of size b multiplies its capital by 1 + b (loss - limit): at most 1 on average where
+    the risk is at most `limit`, and never below 0.
+
+    Args:
+        capital: Before it, `(..., b)`.
+        loss: Of the audit; `(..., 1)` for several watches side by side.
+        n: Its number, from 1.
+        limit: B.
+        risk: Which losses are possible.
+    """
+    starts = starts_until(n, limit)
+    fresh = (unspent(starts_until(n - 1, limit)) - unspent(starts)) / len(_STAKES)
+    bets = _STAKES / (limit - WATCHED[risk])  # the best outcome costs `_STAKES` of the capital
+    return np.asarray((capital + fresh) * (1 + bets * (np.asarray(loss) - limit)))
+
+
+def starts_until(n: int, limit: float) -> int:
+    """How many starts there were when `n` audits are done: one for every 1 / limit of them."""
+    return math.ceil(n / math.ceil(1 / limit))
+
+
+def unspent(starts: int) -> float:
+    """Share of the capital that is kept for later starts: 1 / log2(starts + 2).
+
+    So the k-th start gets 1/log2(k + 1) - 1/log2(k + 2): late ones get little less than earlier
+    ones, and however many there are, all of them get 1.
+    """
+    return 1 / math.log2(starts + 2)
+
+
+def wealth_reference(losses: list[float], *, limit: float, risk: str) -> float:
+    """As `Watch.wealth` without an alarm, one start and one bet after another."""
+    every = math.ceil(1 / limit)
+    total, given = 0.0, 0.0
+    for k, first in enumerate(range(0, len(losses), every), start=1):
+        share = 1 / math.log2(k + 1) - 1 / math.log2(k + 2)
+        given += share
+        for stake in _STAKES.tolist():
+            capital = share / len(_STAKES)
+            for loss in losses[first:]:
+                capital *= 1 + stake / (limit - WATCHED[risk]) * (loss - limit)
+            total += capital
+    return total + 1 - given
+
+
+def audited(ids: Ids, *, rate: float, seed: int) -> BoolArray:
+    """Which examples to send through F as well: each with probability `rate`.
+
+    The draw depends on seed and id alone, never on the answer; the same id is drawn alike each
+    time, so every request needs an id of its own.
+
+    Args:
+        ids: Names of examples, `(n,)`, integers or str.
+        rate: Share to audit, in [0, 1].
+        seed: Of the draw.
+
+    Raises:
+        InputError: If `rate` lies outside [0, 1].
+
+    >>> import numpy as np
+    >>> drawn = audited(np.arange(10_000), rate=0.05, seed=0)
+    >>> bool(abs(drawn.mean() - 0.05) < 0.01)
+    True
+    """
+    check_fraction("rate", rate)
+    return np.asarray(keyed_uniform(example_keys(ids), seed, _DRAW).numpy() < rate)

@@ -1,0 +1,4 @@
+"""Fusing: segments between which hardly anybody leaves run in one piece.
+
+Layer: stages.
+"""

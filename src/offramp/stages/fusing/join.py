@@ -1,0 +1,137 @@
+"""Stages that run in one piece: several segments of a network, one call.
+
+Where hardly anybody leaves between two exits, a call for each of their segments costs more than it
+saves: other runtimes bring a carry into their own layout and back, and cannot fuse layers across
+the border. Joined, they are one call; to everybody else the cascade has the same stages.
+
+Layer: stages.  Source: measured, docs/adr/0023.
+"""
+
+import itertools
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from torch import nn
+
+from offramp._core.checks import check_known
+from offramp._core.errors import InputError
+from offramp.stages.cascade import Cascade
+from offramp.stages.fusing.modules import Ahead, CarryOf, Same, Together, Unasked, is_passing
+from offramp.stages.stage import Stage
+
+
+def join(
+    cascade: Cascade, blocks: Iterable[Sequence[str]], *, asked: Collection[str] | None = None
+) -> Cascade:
+    """The same cascade, the stages of each block in one piece.
+
+    Stages of a block have all run when the first of them has. So join stages between which hardly
+    anybody leaves; `join_for` measures which. Answers are equal to rounding, names stay, and so
+    policies fit as before. Then give the cascade to `with_backend`: for ONNX Runtime and OpenVINO
+    a block is one model.
+
+    Args:
+        cascade: In PyTorch; stays as it is.
+        blocks: Names of stages each of which continues the one before it.
+        asked: Stages whose answers are wanted; in a block the heads of others do not run. By
+            default all.
+
+    Raises:
+        UnknownNameError: If there is no such stage.
+        InputError: If stages of a block do not follow one another, others continue one in its
+            middle, a block's carry is a mapping, or a stage is in two blocks.
+
+    >>> import torch
+    >>> body, head = nn.Linear(4, 4), nn.Linear(4, 3)
+    >>> stages = [Stage("a", body, head=head), Stage("b", body, head=head, source="a")]
+    >>> both = join(Cascade(stages, edges=[("a", "b")]), [["a", "b"]])
+    >>> both.topology.names, both.stage(0).run(torch.ones(1, 4))[1].shape  # logits of both
+    (('a', 'b'), torch.Size([1, 2, 3]))
+    """
+    names = cascade.topology.names
+    wanted = set(names) if asked is None else {check_known("stage", n, names) for n in asked}
+    stages = {stage.name: stage for stage in cascade}
+    taken: set[str] = set()
+    for given in blocks:
+        if isinstance(given, str):
+            raise InputError(
+                f"blocks must hold sequences of names, got the text {given!r}. One block is a list "
+                "in a list: [['a', 'b']]."
+            )
+        block = tuple(given)
+        for name in block:
+            check_known("stage", name, names)
+        if taken & set(block):
+            raise InputError(f"blocks must not share stages, got {sorted(taken & set(block))}.")
+        taken |= set(block)
+        if len(block) > 1:
+            stages |= _joined(cascade, block, wanted)
+    edges = [(names[a], names[b]) for a, b in cascade.topology.edges]
+    made = [_reading(stages[name], stages) for name in names]
+    return Cascade(made, edges=edges, class_names=cascade.class_names)
+
+
+def _joined(cascade: Cascade, block: Sequence[str], wanted: Collection[str]) -> dict[str, Stage]:
+    members = [cascade.stage(cascade.topology.index(name)) for name in block]
+    _check(cascade, members)
+    says = [nn.Identity() if s.head is None else s.head for s in members]  # a network answers
+    asked = [stage.name in wanted for stage in members]
+    if not any(asked):
+        raise InputError(f"asked must hold a stage of each block, got none of {list(block)}.")
+    carry = members[-1].gives_carry and any(s.source == members[-1].name for s in cascade)
+    whole = Together(
+        [stage.module for stage in members],
+        [head if own else None for head, own in zip(says, asked, strict=True)],
+        carry=carry,
+        classes=members[-1].classes,
+    )
+    made, column = {}, 0
+    for k, stage in enumerate(members):
+        picks = Ahead(column) if asked[k] else Unasked(stage.name)
+        column += asked[k]
+        module: nn.Module = whole if k == 0 else Same()
+        made[stage.name] = Stage(
+            stage.name,
+            module if stage.head is not None else picks,
+            head=None if stage.head is None else picks,
+            preprocess=stage.preprocess,
+            source=stage.source,
+            group=stage.group,
+            classes=stage.classes,
+        )
+    return made
+
+
+def _check(cascade: Cascade, members: Sequence[Stage]) -> None:
+    """Raise `InputError` unless stages can run in one piece."""
+    inner = {stage.name for stage in members[:-1]}
+    for before, stage in itertools.pairwise(members):
+        if stage.source != before.name:
+            raise InputError(
+                f"The stages of a block must each continue the one before it: {stage.name!r} reads "
+                f"{stage.source or 'the raw input'!r}, not {before.name!r}."
+            )
+    for stage in cascade:
+        if stage.source in inner and stage not in members:
+            raise InputError(
+                f"{stage.source!r} cannot be in the middle of a block: {stage.name!r} continues it."
+            )
+    groups = [stage.group for stage in cascade]
+    for stage in members:
+        if groups.count(stage.group) > 1:
+            raise InputError(f"{stage.name!r} has alternative heads; it cannot be joined.")
+
+
+def _reading(stage: Stage, stages: Mapping[str, Stage]) -> Stage:
+    """A stage that continues a block reads the carry in front of the logits."""
+    source = None if stage.source is None else stages[stage.source]
+    joined = source is not None and isinstance(source.head, Ahead | Unasked)
+    if not joined or is_passing(stage):
+        return stage
+    return Stage(
+        stage.name,
+        CarryOf(stage.module),
+        head=stage.head,
+        source=stage.source,
+        group=stage.group,
+        classes=stage.classes,
+    )

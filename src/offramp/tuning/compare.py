@@ -1,0 +1,98 @@
+"""An adaptive classifier and a static network, timed side by side on the same inputs.
+
+Layer: tuning.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from offramp._core.errors import InputError
+from offramp._core.progress import progress_bar
+from offramp.backends import Compiled
+from offramp.stages import time_side_by_side
+
+if TYPE_CHECKING:
+    from offramp.runtime import Adaptive, Static
+
+MOST_CALLS = 64  # of one model in one round
+
+
+def compare(
+    adaptive: "Adaptive",
+    static: "Static",
+    inputs: Tensor,
+    *,
+    batch_sizes: Sequence[int],
+    rounds: int,
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """Time both models in interleaved rounds, for each batch size.
+
+    In each round each model answers the same batches: as many as the inputs fill, at most 64, so
+    that at batch size 1 easy and hard examples count as often as they occur.
+
+    Args:
+        adaptive: The cascade.
+        static: The network to compare with.
+        inputs: Real inputs, `(n, ...)`, on the models' device; repeated to fill a batch.
+        batch_sizes: Examples per call.
+        rounds: Rounds that are timed.
+        progress: Show a bar.
+
+    Returns:
+        For each batch size what `offramp.report.TimingRow` takes: "batch_size", seconds per
+        example "static_s" and "adaptive_s", "speedup" (static over adaptive), "rounds", "backend".
+
+    Raises:
+        InputError: If there are no inputs.
+    """
+    if len(inputs) == 0:
+        raise InputError("inputs must hold at least one example, got none.")
+    rows = []
+    with progress_bar("Timing", len(batch_sizes), enabled=progress) as step:
+        for size in batch_sizes:
+            batches = _batches(inputs, size)
+            found = time_side_by_side(
+                {"adaptive": _run(adaptive, batches), "static": _run(static, batches)},
+                rounds=rounds,
+            )
+            examples = size * len(batches)
+            rows.append(
+                {
+                    "batch_size": size,
+                    "static_s": found["static"] / examples,
+                    "adaptive_s": found["adaptive"] / examples,
+                    "speedup": found["ratio"],
+                    "rounds": rounds,
+                    "backend": _backend(adaptive, inputs.device),
+                }
+            )
+            step(1)
+    return rows
+
+
+def _batches(inputs: Tensor, size: int) -> list[Tensor]:
+    count = min(max(len(inputs) // size, 1), MOST_CALLS)
+    rows = torch.arange(count * size, device=inputs.device) % len(inputs)
+    return [inputs[part] for part in rows.reshape(count, size)]
+
+
+def _run(model: Callable[[Tensor], object], batches: Sequence[Tensor]) -> Callable[[], None]:
+    def run() -> None:
+        for batch in batches:
+            model(batch)
+
+    return run
+
+
+def _backend(model: object, device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"PyTorch {torch.__version__}, {torch.cuda.get_device_name(device)}"
+    parts = model.modules() if isinstance(model, nn.Module) else ()
+    others = sorted({part.backend for part in parts if isinstance(part, Compiled)})
+    threads = torch.get_num_threads()
+    names = ", ".join(others) or f"PyTorch {torch.__version__}"
+    return f"{names}, {threads} CPU thread{'s' if threads > 1 else ''}"

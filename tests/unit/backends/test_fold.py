@@ -1,0 +1,167 @@
+import pytest
+import torch
+from jaxtyping import config
+from torch import nn
+
+from offramp.backends import prepare
+from offramp.backends.fold import fold_batch_norm
+from offramp.models import cifar_preresnet, cifar_resnet, small_cnn
+from offramp.policy import Setting
+from offramp.runtime import Adaptive, Static
+from offramp.stages import Cascade
+
+
+@pytest.fixture(autouse=True)
+def _unchecked_shapes():
+    """Tracing passes stand-ins for tensors, which the checks of the tests would refuse."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
+
+
+def lively(module, seed=0):
+    """Statistics and scales as a trained network has them, so that folding matters."""
+    generator = torch.Generator().manual_seed(seed)
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            size = part.num_features
+            part.running_mean = torch.randn(size, generator=generator) * 0.1
+            part.running_var = torch.rand(size, generator=generator) + 0.5
+            part.weight.data = torch.rand(size, generator=generator) + 0.5
+            part.bias.data = torch.randn(size, generator=generator) * 0.1
+    return module.eval()
+
+
+def images(n=4, channels=3):
+    return torch.randn(n, channels, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("make", "channels", "left"),
+    [
+        (lambda: cifar_resnet(8, width=0.5), 3, 0),
+        (lambda: cifar_resnet(8, width=0.5, shortcut="projection"), 3, 0),
+        (lambda: cifar_preresnet(8, width=0.5), 3, 4),  # each first bn of a block, and the last
+        (lambda: small_cnn(width=4), 1, 0),
+    ],
+)
+@torch.no_grad()
+def test_a_prepared_network_computes_the_same_with_its_batch_norms_folded(make, channels, left):
+    net = lively(make())
+    before = [p.clone() for p in net.state_dict().values()]
+    prepared = prepare(net)
+    x = images(channels=channels)
+    torch.testing.assert_close(prepared(x), net(x), rtol=1e-4, atol=1e-4)
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in prepared.modules()) == left
+    assert all(torch.equal(a, b) for a, b in zip(before, net.state_dict().values(), strict=True))
+    assert prepared(x).argmax(1).tolist() == net(x).argmax(1).tolist()
+
+
+def test_convolution_weights_are_channels_last():
+    conv = next(m for m in prepare(small_cnn(width=4)).modules() if isinstance(m, nn.Conv2d))
+    assert conv.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+class ReadsTheConvolutionTwice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        inner = self.conv(x)
+        return (inner + self.bn(inner)).mean((2, 3))
+
+
+class RunsTheNormTwice(ReadsTheConvolutionTwice):
+    def forward(self, x):
+        return self.bn(self.bn(self.conv(x))).mean((2, 3))
+
+
+class SharesTheConvolution(ReadsTheConvolutionTwice):
+    def __init__(self):
+        super().__init__()
+        self.again = self.conv
+
+    def forward(self, x):
+        return self.again(self.bn(self.conv(x))).mean((2, 3))
+
+
+class Untraceable(ReadsTheConvolutionTwice):
+    def forward(self, x):
+        if x.sum() > 0:
+            x = x * 2
+        return self.bn(self.conv(x)).mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    "kind", [ReadsTheConvolutionTwice, RunsTheNormTwice, SharesTheConvolution, Untraceable]
+)
+@torch.no_grad()
+def test_what_cannot_be_folded_safely_stays_as_it_is(kind):
+    net = lively(kind())
+    x = images()
+    wanted = net(x)
+    assert fold_batch_norm(net) == 0
+    torch.testing.assert_close(prepare(net)(x), wanted)
+
+
+def test_a_norm_without_fixed_statistics_stays():
+    net = nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3, track_running_stats=False)).eval()
+    assert fold_batch_norm(net) == 0
+    assert fold_batch_norm(nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)).train()) == 0
+
+
+def test_optimise_leaves_the_cascade_as_it_is_and_answers_the_same():
+    nets = {"a": lively(small_cnn(width=3, in_channels=3)), "b": lively(cifar_resnet(8, width=0.5))}
+    cascade = Cascade.of_models(nets)
+    setting = Setting.single(cascade.topology, "b", reference="b")
+    x = images()
+    plain = Adaptive(cascade, setting)(x)
+    fast = Adaptive(cascade, setting, optimise=True)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in fast.modules())
+    assert any(isinstance(m, nn.BatchNorm2d) for m in cascade.stage("b").modules())
+    torch.testing.assert_close(fast(x).logits, plain.logits, rtol=1e-4, atol=1e-4)
+    static = Static(cascade, "b", optimise=True)(x)
+    torch.testing.assert_close(static.logits, plain.logits, rtol=1e-4, atol=1e-4)
+
+
+def statistics(norm, seed):
+    generator = torch.Generator().manual_seed(seed)
+    norm.running_mean = torch.randn(norm.num_features, generator=generator)
+    norm.running_var = torch.rand(norm.num_features, generator=generator) + 0.5
+    if norm.affine:
+        norm.weight.data = torch.randn(norm.num_features, generator=generator)
+        norm.bias.data = torch.randn(norm.num_features, generator=generator)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+@torch.no_grad()
+def test_norms_of_vectors_are_folded_into_linear_layers_on_either_side(affine, bias):
+    net = nn.Sequential(
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.BatchNorm1d(3, affine=affine),
+        nn.Linear(3, 5, bias=bias),
+        nn.BatchNorm1d(5),
+        nn.ReLU(),
+        nn.BatchNorm1d(5, affine=affine),
+        nn.Linear(5, 2, bias=bias),
+    ).eval()
+    for k, norm in enumerate(m for m in net.modules() if isinstance(m, nn.BatchNorm1d)):
+        statistics(norm, k)
+    prepared = prepare(net)
+    assert not any(isinstance(m, nn.BatchNorm1d) for m in prepared.modules())
+    torch.testing.assert_close(prepared(images()), net(images()), rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_norm_over_tokens_is_not_taken_for_one_of_vectors():
+    """On `(m, t, d)` with t = d the norm scales tokens and the linear layer reads features."""
+    net = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 4), nn.BatchNorm1d(4)).eval()
+    for norm in (net[0], net[2]):
+        statistics(norm, 0)
+    x = torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(1))
+    assert fold_batch_norm(net) == 0
+    assert fold_batch_norm(nn.Sequential(nn.Flatten(2), *net)) == 0
+    torch.testing.assert_close(prepare(net)(x), net(x))

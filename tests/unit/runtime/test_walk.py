@@ -1,0 +1,228 @@
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
+
+from offramp._core.topology import Topology
+from offramp.policy import Constant, Feature, Linear, Node, Policy
+from offramp.runtime.inflight import Journey
+from offramp.runtime.testing import random_policy, random_topology
+from offramp.runtime.walk import Engine, route_reference
+
+SYNCHRONISING = {"nonzero", "item", "tolist", "__bool__", "__int__", "__float__"}
+
+
+class CountSyncs(TorchFunctionMode):
+    """Counts the calls for which a host would have to wait for its device."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        name = getattr(function, "__name__", "")
+        masks = name == "__getitem__" and any(
+            isinstance(index, torch.Tensor) and index.dtype == torch.bool for index in args[1:]
+        )
+        self.count += masks or name in SYNCHRONISING
+        return function(*args, **(kwargs or {}))
+
+
+def outputs_of(n, stages, classes, seed=0, broken=0.0):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(n, stages, classes, generator=generator) * 3
+    if broken:
+        hit = torch.rand(n, stages, generator=generator) < broken
+        wrong = torch.tensor([torch.nan, torch.inf, -torch.inf])
+        kind = torch.randint(3, (n, stages), generator=generator)
+        logits[..., 0] = torch.where(hit, wrong[kind], logits[..., 0])
+    return logits
+
+
+class Injected:
+    """Stage outputs from a table; remembers who visited what."""
+
+    def __init__(self, outputs):
+        self.outputs = outputs
+        self.visits = {}
+
+    def __call__(self, stage, rows):
+        everyone = torch.arange(len(self.outputs))
+        assert stage not in self.visits, "a stage is visited once"
+        self.visits[stage] = everyone if rows is None else rows
+        return self.outputs[self.visits[stage], stage]
+
+
+def threshold_chain(stages, value=0.6):
+    topology = Topology.of([f"s{k}" for k in range(stages)], edges="chain")
+    nodes = {
+        tuple(range(k + 1)): Node(Linear.threshold(Feature("max_prob", k), value))
+        for k in range(stages - 1)
+    }
+    return Policy(topology, nodes)
+
+
+def equal(a, b):
+    return torch.equal(a.nan_to_num(nan=123.0), b.nan_to_num(nan=123.0))
+
+
+@settings(deadline=None, max_examples=120)
+@given(
+    seed=st.integers(0, 2**20),
+    stages=st.integers(1, 5),
+    n=st.sampled_from([1, 2, 7, 33]),
+    combine=st.sampled_from(["last", "mean", "weighted"]),
+    share=st.sampled_from([0.4, 0.8, 1.0]),
+    broken=st.sampled_from([0.0, 0.3]),
+)
+def test_routing_equals_one_example_and_one_stage_at_a_time(
+    seed, stages, n, combine, share, broken
+):
+    topology = random_topology(stages, seed=seed, share=share)
+    policy = random_policy(topology, seed=seed, classes=4, combine=combine)
+    outputs = outputs_of(n, stages, 4, seed, broken)
+    ids = torch.arange(n) * 7 + seed
+    fast = Engine(policy).route(Injected(outputs), ids)
+    slow = route_reference(policy, outputs, ids)
+    assert torch.equal(fast.node, slow.node)
+    assert torch.equal(fast.valid, slow.valid)
+    assert torch.equal(fast.nonfinite, slow.nonfinite)
+    assert equal(fast.logits, slow.logits)
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 2**20), combine=st.sampled_from(["last", "mean", "weighted"]))
+def test_each_stage_sees_exactly_the_examples_whose_path_holds_it(seed, combine):
+    topology = random_topology(4, seed=seed, share=0.8)
+    engine = Engine(random_policy(topology, seed=seed, classes=3, combine=combine))
+    visit = Injected(outputs_of(19, 4, 3, seed))
+    paths = engine.paths_of(engine.route(visit, torch.arange(19)))
+    for stage in range(4):
+        wanted = [i for i, path in enumerate(paths) if stage in path]
+        assert visit.visits.get(stage, torch.empty(0)).tolist() == wanted
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 2**20), combine=st.sampled_from(["last", "mean", "weighted"]))
+def test_an_answer_does_not_depend_on_the_rest_of_the_batch_nor_on_its_order(seed, combine):
+    policy = random_policy(random_topology(4, seed=seed), seed=seed, classes=3, combine=combine)
+    engine, outputs, ids = Engine(policy), outputs_of(12, 4, 3, seed), torch.arange(12)
+    whole = engine.route(Injected(outputs), ids)
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(seed))[:7]
+    part = engine.route(Injected(outputs[order]), ids[order])
+    assert torch.equal(part.logits, whole.logits[order])
+    assert torch.equal(part.node, whole.node[order])
+
+
+@pytest.mark.parametrize("combine", ["last", "mean", "weighted"])
+@pytest.mark.parametrize("stages", [2, 3, 5])
+def test_the_host_waits_once_per_decision_on_a_chain(stages, combine, monkeypatch):
+    monkeypatch.setattr(Journey, "_at_hand", lambda self, rows: False)  # as on a device
+    topology = Topology.of([f"s{k}" for k in range(stages)], edges="chain")
+    weights = {p: [1.0] * len(p) for p in topology.paths()} if combine == "weighted" else None
+    nodes = {
+        p: Node(Linear.threshold(Feature("margin", p[-1]), 0.5)) for p in topology.paths()[:-1]
+    }
+    engine = Engine(Policy(topology, nodes, combine=combine, weights=weights))
+    visit = Injected(outputs_of(64, stages, 4))
+    with CountSyncs() as syncs:
+        engine.route(visit, torch.arange(64))
+    assert len(visit.visits) == stages
+    assert 0 < syncs.count <= stages - 1
+
+
+def test_the_host_does_not_wait_for_stages_that_nobody_reaches():
+    topology = Topology.of(["a", "b", "c", "d"], edges="chain")
+    nodes = {p: Node(Constant(True)) for p in topology.paths()[:-1]}
+    visit, engine = Injected(outputs_of(8, 4, 3)), Engine(Policy(topology, nodes))
+    with CountSyncs() as syncs:
+        engine.route(visit, torch.arange(8))
+    assert list(visit.visits) == [0]
+    assert syncs.count == 1
+
+
+def test_the_counter_of_waits_counts_what_synchronises():
+    values = torch.arange(4)
+    with CountSyncs() as syncs:
+        values.nonzero()
+        int(values[0])
+        values[values > 1]
+    assert syncs.count == 3
+
+
+@pytest.mark.parametrize("pattern", list(itertools.product([False, True], repeat=3)))
+def test_nothing_is_gathered_where_everybody_goes_on_or_the_batch_is_one_example(pattern):
+    policy = threshold_chain(2)
+    sure, unsure = torch.tensor([9.0, 0.0]), torch.tensor([0.1, 0.0])
+    outputs = torch.stack(
+        [torch.stack([sure if leaves else unsure, sure]) for leaves in pattern]
+    )  # (3, 2, 2)
+    seen = {}
+
+    def visit(stage, rows):
+        seen[stage] = rows
+        return outputs[:, stage] if rows is None else outputs[rows, stage]
+
+    Engine(policy).route(visit, torch.arange(3))
+    assert seen[0] is None
+    if all(pattern):
+        assert 1 not in seen
+    elif not any(pattern):
+        assert seen[1] is None
+    else:
+        assert seen[1].tolist() == [i for i, leaves in enumerate(pattern) if not leaves]
+
+
+def test_a_broken_example_goes_on_to_the_last_child_and_is_counted():
+    topology = Topology.of(["a", "b", "c"])
+    always = Node(Constant(True), [Constant(True)])
+    policy = Policy(topology, {(0,): always, (0, 1): Node(Constant(True))})
+    outputs = torch.zeros(3, 3, 2)
+    outputs[0, 0, 1] = torch.nan
+    outputs[2, 0, 0] = torch.inf
+    outputs[2, 2, 0] = -torch.inf
+    engine = Engine(policy)
+    routed = engine.route(Injected(outputs), torch.arange(3))
+    assert engine.paths_of(routed) == [(0, 2), (0,), (0, 2)]
+    assert routed.nonfinite.tolist() == [1, 0, 2]
+    assert routed.valid.tolist() == [True, True, False]
+    assert routed.logits[2].isnan().all()
+
+
+def test_the_last_finite_stage_answers_in_place_of_a_broken_one():
+    policy = threshold_chain(3, value=2.0)  # nobody leaves early
+    outputs = outputs_of(2, 3, 4)
+    outputs[0, 2] = torch.nan
+    routed = Engine(policy).route(Injected(outputs), torch.arange(2))
+    assert torch.equal(routed.logits[0], outputs[0, 1].log_softmax(0))
+    assert torch.equal(routed.logits[1], outputs[1, 2].log_softmax(0))
+    assert routed.valid.all()
+
+
+def test_a_combination_leaves_out_what_was_not_finite():
+    topology = Topology.of(["a", "b"])
+    policy = Policy(topology, {(0,): Node(Constant(False))}, combine="mean")
+    outputs = outputs_of(2, 2, 3)
+    outputs[0, 0] = torch.nan
+    routed = Engine(policy).route(Injected(outputs), torch.arange(2))
+    assert torch.equal(routed.logits[0], outputs[0, 1].log_softmax(0))
+    expected = (outputs[1].softmax(1)[0] + outputs[1].softmax(1)[1]) / 2
+    torch.testing.assert_close(routed.logits[1].exp(), expected)
+
+
+def test_an_empty_batch_has_empty_answers_of_the_right_shapes():
+    routed = Engine(threshold_chain(3)).route(Injected(torch.zeros(0, 3, 5)), torch.arange(0))
+    assert routed.logits.shape == (0, 5)
+    assert routed.node.dtype == routed.nonfinite.dtype == torch.int64
+    assert routed.valid.dtype == torch.bool
+
+
+def test_a_twin_that_ignores_broken_outputs_would_be_caught():
+    policy, outputs = threshold_chain(2), outputs_of(33, 2, 3, broken=0.5)
+    honest = route_reference(policy, outputs, torch.arange(33))
+    careless = route_reference(policy, outputs.nan_to_num(), torch.arange(33))
+    assert not torch.equal(honest.nonfinite, careless.nonfinite)
+    assert not equal(honest.logits, careless.logits)
