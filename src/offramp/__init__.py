@@ -12,8 +12,9 @@ A newcomer's whole session:
 Names are imported on first use, so that the command line answers `--help` without torch.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from offramp._core.lazy import lazy
 
 if TYPE_CHECKING:
     from offramp._core.costs import Costs as Costs
@@ -49,7 +50,7 @@ _HOME = {
     "fit": "offramp.evaluate",
     "load_bundle": "offramp.bundle",
     "load_trace": "offramp.trace",
-    "record": "offramp.record",
+    "record": "offramp.recording",
     "save_bundle": "offramp.bundle",
     "save_trace": "offramp.trace",
 }
@@ -57,10 +58,7 @@ _HOME = {
 __all__ = [*sorted(_HOME), "__version__"]
 
 
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module 'offramp' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+__getattr__ = lazy(__name__, _HOME)
 
 
 def __dir__() -> list[str]:

@@ -1,0 +1,27 @@
+"""Names of a package that are imported on first use, so that importing it costs nothing.
+
+Layer: _core.
+"""
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+
+
+def lazy(package: str, homes: Mapping[str, str]) -> Callable[[str], object]:
+    """A `__getattr__` for a package.
+
+    Args:
+        package: Its name, for the message where there is no such name.
+        homes: The module of each name.
+
+    >>> find = lazy("numbers of ours", {"pi": "math"})
+    >>> round(find("pi"), 2)
+    3.14
+    """
+
+    def found(name: str) -> object:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(homes[name]), name)
+
+    return found
