@@ -1,7 +1,7 @@
 """Projects: from a configuration and a folder to examples, cascades, choices, bundles and reports.
 
-Layer: project.  What the command line does, for Python: nothing here parses options or prints. Names
-are imported on first use, so that a configuration is checked without torch.
+Layer: project.  What the command line does, for Python: nothing here parses options or prints.
+Names are imported on first use, so that a configuration is checked without torch.
 """
 
 from typing import TYPE_CHECKING
