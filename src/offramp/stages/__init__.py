@@ -12,6 +12,7 @@ from offramp.stages.cut import cut
 from offramp.stages.cut_points import CutPoint, cut_points
 from offramp.stages.cut_spec import CutSpec, SegmentSpec, stand_in
 from offramp.stages.exits import OfFirst, attached, own_head
+from offramp.stages.own_names import add_weights, names_in, own_names
 from offramp.stages.points import choose_points, measure_points
 from offramp.stages.preprocess import Normalize, preprocess_from_dict
 from offramp.stages.reading import copied
@@ -25,6 +26,7 @@ __all__ = [
     "OfFirst",
     "SegmentSpec",
     "Stage",
+    "add_weights",
     "attached",
     "batch_size",
     "check_company",
@@ -39,7 +41,9 @@ __all__ = [
     "measure_joules",
     "measure_points",
     "measure_seconds",
+    "names_in",
     "own_head",
+    "own_names",
     "preprocess_from_dict",
     "stand_in",
     "take_rows",
