@@ -23,6 +23,7 @@ from torch.export.graph_signature import InputKind
 
 from offramp._core.batch import batch_size, take_rows, to_device
 from offramp._core.errors import InputError, UnsupportedError
+from offramp._core.released import forget_operations
 from offramp._core.types import Batch
 from offramp.models import extract_logits
 from offramp.stages.cut_effects import without_dropout, without_effects
@@ -276,6 +277,7 @@ def _captured(program: Any, net: nn.Module) -> Captured:  # noqa: ANN401
     layers = dict(net.named_modules(remove_duplicate=False))
     for node in graph.nodes:
         _restore_layer(node, paths[node], layers, objects)
+    forget_operations(inputs[0].meta["val"])
     return Captured(
         inputs=tuple(inputs),
         data=tuple(_data(graph, inputs, logits)),
