@@ -3,7 +3,8 @@
 What stays behind is torch's own: of each network followed one shape environment with the tensors
 without values of its weights and inputs. Nothing that Python's garbage collector sees refers to
 them (so far as seen in torch 2.13, where 4 networks left 4 environments and 28 such tensors), and
-no call of torch gives them back; we can only empty the cache of operations in them.
+no call of torch gives them back; we can only empty the cache of operations in them. That leaves
+88 instead of 163 KiB of Python's memory a cut of this network.
 """
 
 import gc
