@@ -42,9 +42,10 @@ test-gpu: env
 	$(BIN)/python -m pytest -m gpu
 
 # The lowest versions that the ranges allow, in an environment of its own. What is deprecated between
-# an old package and a new one is no fault of ours, and of no use to know: those warnings pass.
+# an old package and a new one is no fault of ours, and of no use to know: those warnings pass. Types
+# are checked by `unit`: the first jaxtyping takes several times as long for it.
 test-oldest: .venv-oldest/.installed
-	$(OLDEST)/python -m pytest -n 2 -m "$(FAST)" -W ignore::DeprecationWarning \
+	$(OLDEST)/python -m pytest -n 2 -m "$(FAST)" --jaxtyping-packages= -W ignore::DeprecationWarning \
 		-W ignore::PendingDeprecationWarning -W ignore::FutureWarning
 
 .venv-oldest/.installed: pyproject.toml constraints-oldest.txt
