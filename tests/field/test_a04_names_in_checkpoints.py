@@ -15,7 +15,7 @@ from offramp.data import arrays
 from offramp.recording import record
 from offramp.recording.record import _fingerprint
 from offramp.stages import Cascade, add_weights, cut, own_names
-from offramp.stages import cut_segments as segments_module
+from offramp.stages.cutting import segments as segments_module
 from offramp.train import train_joint
 from offramp.train.features import backbone_digest
 from offramp.train.joint.checkpoint import weights_digest
