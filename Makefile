@@ -2,7 +2,25 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: env demo test lint types imports unit test-slow test-statistical test-gpu bench clean
+# A file stays with one worker, so that what its fixtures make is made once.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --durations=25
+FAST := "not slow and not statistical and not gpu"
+TYPED := tests/contract tests/properties tests/parity tests/unit/core
+CHECKED := "--jaxtyping-packages=offramp,beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+
+.PHONY: help env demo test lint types imports unit clean
+.PHONY: test-all test-typed test-slow test-statistical test-gpu
+
+help:
+	@echo "demo              train, cut, promise and report on digits: a minute"
+	@echo "test              what CI runs: lint, types, imports, unit"
+	@echo "unit              the fast tests"
+	@echo "test-slow         the other variants of slow families; properties with many examples"
+	@echo "test-typed        the fast tests, with annotations checked at run time everywhere"
+	@echo "test-statistical  repetition at full size"
+	@echo "test-gpu          what needs a CUDA device"
+	@echo "test-all          all of these"
+	@echo "clean             remove what these made"
 
 env: .venv/.installed
 
@@ -26,18 +44,26 @@ types: env
 imports: env
 	$(BIN)/lint-imports
 
+# Annotations are checked at run time (beartype, jaxtyping) in the folders where every part meets
+# every other; that takes twice the time, so elsewhere only `make test-typed` does it.
 unit: env
-	$(BIN)/python -m pytest -n 2 -m "not slow and not statistical and not gpu"
+	$(PYTEST) -m $(FAST) $(CHECKED) $(TYPED)
+	$(PYTEST) -m $(FAST) $(TYPED:%=--ignore=%)
+
+test-typed: env
+	$(PYTEST) -m $(FAST) $(CHECKED)
 
 test-slow: env
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,zoo]'
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m "slow or hypothesis" --hypothesis-profile=thorough
 
 test-statistical: env
-	$(BIN)/python -m pytest -m statistical
+	$(PYTEST) -m statistical
 
 test-gpu: env
 	$(BIN)/python -m pytest -m gpu
+
+test-all: test test-typed test-slow test-statistical test-gpu
 
 clean:
 	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
