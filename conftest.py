@@ -1,6 +1,8 @@
 """What holds for every test and every example in a docstring."""
 
+import functools
 import os
+import sys
 
 # Before torch is imported: two workers with two threads each would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -10,7 +12,7 @@ import pytest
 import torch
 
 # A test says how many examples it wants as `@examples(40)`, of tests/support/properties.py, which
-# profiles scale: `make test` tries fewer, `make test-slow` many.
+# profiles scale: `make test` tries half of them, `make test-slow` ten times as many.
 hypothesis.settings.register_profile(
     "quick", hypothesis.settings.default, deadline=None, max_examples=50
 )
@@ -22,3 +24,13 @@ hypothesis.settings.load_profile("quick")
 def pytest_runtest_setup() -> None:
     """Start torch's default generator anew, before fixtures draw from it: a failure comes again."""
     torch.default_generator.manual_seed(0)
+    _read_the_operators_of_onnx_once()
+
+
+def _read_the_operators_of_onnx_once() -> None:
+    """Keep the table of operators that torch.onnx reads anew for each export: half of its time."""
+    module = sys.modules.get("torch.onnx._internal.exporter._registration")
+    table = getattr(module, "ONNXRegistry", None)
+    if hasattr(table, "from_torchlib") and not hasattr(table, "kept_for_tests"):
+        table.kept_for_tests = True
+        table.from_torchlib = staticmethod(functools.cache(table.from_torchlib))
