@@ -155,10 +155,15 @@ def test_measurements_of_other_stages_are_refused(tmp_path, cascade, setting):
         save_bundle(tmp_path / "b", cascade, setting, backends=table("smal", eager=1.0))
 
 
-def test_a_bundle_is_tuned_where_it_is(tmp_path, cascade, setting):
+@pytest.mark.parametrize(
+    "candidates",
+    [["prepared", "onnxruntime"], pytest.param(None, marks=pytest.mark.slow)],  # make test-slow
+    ids=["some", "all"],
+)
+def test_a_bundle_is_tuned_where_it_is(tmp_path, cascade, setting, candidates):
     save_bundle(tmp_path / "b", cascade, setting, input_shape=(1, 8, 8))
     plain = load_bundle(tmp_path / "b")
-    table = tune(tmp_path / "b", images(1), batch_sizes=[1, 2], rounds=1)
+    table = tune(tmp_path / "b", images(1), candidates=candidates, batch_sizes=[1, 2], rounds=1)
     tuned = load_bundle(tmp_path / "b", backend="auto")
     assert tuned.manifest.backend_table() == table
     assert set(table.seconds) == {"small", "large"}
@@ -188,7 +193,7 @@ def test_tuning_loses_nothing_where_it_fails(tmp_path, cascade, setting):
 def test_only_what_runs_in_pytorch_is_tuned(tmp_path, cascade, setting):
     made = with_backend(cascade, {"large": "onnxruntime"}, example=images(1))
     save_bundle(tmp_path / "b", made, setting)
-    table = tune(tmp_path / "b", images(1), batch_sizes=[1], rounds=1)
+    table = tune(tmp_path / "b", images(1), candidates=["prepared"], batch_sizes=[1], rounds=1)
     assert set(table.seconds) == {"small"}
     bundle = load_bundle(tmp_path / "b", backend="auto")
     assert runs_in(bundle)[1] == "onnxruntime"
@@ -381,7 +386,9 @@ def exits():
     )
 
 
-@pytest.mark.parametrize("first", ["layer1.0", "layer2.0.conv1"])
+@pytest.mark.parametrize(  # from the first on: make test-slow
+    "first", [pytest.param("layer1.0", marks=pytest.mark.slow), "layer2.0.conv1"]
+)
 def test_exits_are_kept_in_int8_from_one_of_them_on(tmp_path, exits, first):
     names = exits.topology.names
     chosen = dict.fromkeys(names[names.index(first) :], "onnxruntime-int8")

@@ -91,16 +91,19 @@ def check_comes_back(folder, cascade, setting):
     return bundle
 
 
+SLOW = pytest.mark.slow  # another variant of what `make test` runs: make test-slow
+
+
 @pytest.mark.parametrize(
     ("backend", "fuse", "block"),
     [
         ("onnxruntime", (), ()),
         ("openvino", (), ()),
-        ("openvino", POINTS, (*POINTS[1:], "last")),
         ("onnxruntime", POINTS, POINTS[:2]),
         ("onnxruntime-int8", (), POINTS[1:]),
-        ("openvino-int8", POINTS, POINTS[:2]),
-        ("openvino-int8", (), (*POINTS, "last")),
+        pytest.param("openvino", POINTS, (*POINTS[1:], "last"), marks=SLOW),
+        pytest.param("openvino-int8", POINTS, POINTS[:2], marks=SLOW),
+        pytest.param("openvino-int8", (), (*POINTS, "last"), marks=SLOW),
     ],
 )
 def test_a_cascade_in_another_runtime_comes_back(tmp_path, in_backend, backend, fuse, block):
@@ -208,7 +211,9 @@ def a_third_leaves(cascade):
     return Policy(cascade.topology, nodes)
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "onnxruntime-int8"])
+@pytest.mark.parametrize(
+    "backend", ["onnxruntime", pytest.param("onnxruntime-int8", marks=SLOW)]
+)
 def test_what_runs_in_onnx_runtime_is_exported_as_it_is(tmp_path, in_backend, backend):
     made = in_backend(backend)
     policy = a_third_leaves(made)
