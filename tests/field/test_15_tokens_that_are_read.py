@@ -324,6 +324,7 @@ def test_onnx_answers_as_the_runtime_does(cascade_and_choice, tmp_path):
     np.testing.assert_array_equal(found["stage"], wanted.stage.numpy())
 
 
+@pytest.mark.slow  # the exported file above has the same heads in ONNX: make test-slow
 def test_another_runtime_hands_the_mask_to_the_head(cascade_and_choice, tmp_path):
     pytest.importorskip("onnxruntime")
     from offramp.backends import with_backend

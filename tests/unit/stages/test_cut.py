@@ -216,7 +216,13 @@ NETWORKS = {
 }
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
+SLOW = {"projection", "preresnet"}  # residual as "resnet" is: make test-slow
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in NETWORKS],
+)
 def case(request):
     """A network, cut at every point it has, an input, and the answer of the uncut network."""
     make, example = NETWORKS[request.param]
