@@ -211,9 +211,7 @@ def a_third_leaves(cascade):
     return Policy(cascade.topology, nodes)
 
 
-@pytest.mark.parametrize(
-    "backend", ["onnxruntime", pytest.param("onnxruntime-int8", marks=SLOW)]
-)
+@pytest.mark.parametrize("backend", ["onnxruntime", pytest.param("onnxruntime-int8", marks=SLOW)])
 def test_what_runs_in_onnx_runtime_is_exported_as_it_is(tmp_path, in_backend, backend):
     made = in_backend(backend)
     policy = a_third_leaves(made)
