@@ -61,10 +61,13 @@ def in_backend(exits):
     """The exits in a backend, some stages in one piece, made once."""
 
     @functools.cache
-    def make(backend, fuse=(), block=(), asked=None):
+    def made(backend, fuse, block, asked):
         joined = join(exits, [block], asked=asked) if block else exits
         given = {"example": images(2), "calibration": images()}
         return with_backend(joined, backend, fuse=fuse, threads=1, **given)
+
+    def make(backend, fuse=(), block=(), asked=None):  # one way to ask, or it is made twice
+        return made(backend, fuse, block, asked)
 
     return make
 
