@@ -12,11 +12,16 @@ import pytest
 import torch
 
 # A test says how many examples it wants as `@examples(40)`, of tests/support/properties.py, which
-# profiles scale: `make test` tries half of them, `make test-slow` ten times as many.
-hypothesis.settings.register_profile(
-    "quick", hypothesis.settings.default, deadline=None, max_examples=50
-)
-hypothesis.settings.register_profile("thorough", deadline=None, max_examples=1000)
+# profiles scale: `make test` tries half of them, `make test-slow` ten times as many. Nothing is
+# asked of the time that one takes: machines are busy.
+for _name, _examples in (("quick", 50), ("thorough", 1000)):
+    hypothesis.settings.register_profile(
+        _name,
+        hypothesis.settings.default,
+        deadline=None,
+        max_examples=_examples,
+        suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    )
 hypothesis.settings.load_profile("quick")
 
 

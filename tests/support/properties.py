@@ -1,11 +1,14 @@
 """How many examples a property is tried on: by the profile, relative to hypothesis's own 100."""
 
-from typing import Any
+from collections.abc import Sequence
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 
-def examples(count: int, **options: Any) -> settings:
+def examples(count: int, *, allow: Sequence[HealthCheck] = ()) -> settings:
     """Settings of a property that would have `count` examples where the default is 100."""
-    scaled = round(count * settings.default.max_examples / 100)
-    return settings(max_examples=max(1, scaled), **options)
+    usual = settings.default
+    return settings(
+        max_examples=max(1, round(count * usual.max_examples / 100)),
+        suppress_health_check=[*usual.suppress_health_check, *allow],
+    )

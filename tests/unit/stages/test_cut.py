@@ -246,7 +246,7 @@ def test_the_segments_in_sequence_are_the_network(case, m):
     assert case.reference.std() > 1e-2  # otherwise nothing was compared
 
 
-@examples(8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(8, allow=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 @torch.no_grad()
 def test_rows_can_be_dropped_at_every_cut(case, data):

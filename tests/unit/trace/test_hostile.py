@@ -253,7 +253,7 @@ def test_bytes_that_are_no_text_still_give_names(good):
     assert len(load_trace(good).ids) == N
 
 
-fuzz = examples(60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+fuzz = examples(60, allow=[HealthCheck.function_scoped_fixture])
 
 
 @fuzz
