@@ -5,14 +5,14 @@ import gc
 import os
 import sys
 
-gc.set_threshold(50_000, 20, 20)  # looking for garbage at every 700 objects is a tenth of the time
-
 # Before torch is imported: two workers with two threads each would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import hypothesis
 import pytest
 import torch
+
+gc.set_threshold(50_000, 20, 20)  # looking for garbage at every 700 objects is a tenth of the time
 
 # A test says how many examples it wants as `@examples(40)`, of tests/support/properties.py, which
 # profiles scale: `make test` tries half of them, `make test-slow` ten times as many. Nothing is
