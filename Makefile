@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-# A file stays with one worker, so that what its fixtures make is made once.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --durations=25
+# A file stays with one worker, so that what its fixtures make is made once; in the order of their
+# names the long ones (tests/cli, tests/docs) come first, so that the workers end together.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=25
 FAST := "not slow and not statistical and not gpu"
 TYPED := tests/contract tests/properties tests/parity tests/unit/core
 CHECKED := "--jaxtyping-packages=offramp,beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"

@@ -291,7 +291,7 @@ def test_a_group_has_one_backend(exits):
         (images(3).float(), r"\(m, 1, 8, 8\) of uint8, got a tensor \(m, 1, 8, 8\) of float32"),
     ],
 )
-@pytest.mark.parametrize("backend", ["onnxruntime-int8", "openvino-int8"])
+@pytest.mark.parametrize("backend", ["onnxruntime-int8", pytest.param("openvino-int8", marks=SLOW)])
 def test_int8_needs_examples_to_calibrate_on(cascade, backend, calibration, match):
     with pytest.raises(InputError, match=match):
         with_backend(cascade, {"small": backend}, example=images(1), calibration=calibration)
