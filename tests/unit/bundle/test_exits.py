@@ -367,7 +367,7 @@ def test_a_hugging_face_classifier_in_a_fresh_process(tmp_path, monkeypatch):
     torch.testing.assert_close(found["logits"], wanted.logits, rtol=0, atol=1e-5)
 
 
-@pytest.mark.slow  # whole networks do, in tests/parity/test_bundle_equals_runtime.py: make test-slow
+@pytest.mark.slow  # tests/parity/test_bundle_equals_runtime.py does so quickly: make test-slow
 def test_exits_answer_the_same_in_a_fresh_process(tmp_path, written, cascade, setting, images):
     save_file({"x": images}, tmp_path / "in.safetensors")
     program = ANSWER.replace("load_file(sys.argv[3])", 'load_file(sys.argv[3])["x"]')
