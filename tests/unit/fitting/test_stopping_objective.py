@@ -4,13 +4,13 @@ import itertools
 from dataclasses import replace
 
 import numpy as np
-import offramp.policy.stopping_objective as objective_module
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.func import grad, vmap
 
+import offramp.fitting.stopping.objective as objective_module
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp._core.topology import Topology
