@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference.walk import route_reference
 from torch import nn
 
 from offramp._core.keys import example_keys
@@ -13,7 +14,7 @@ from offramp.evaluation import fit, replay
 from offramp.models import small_cnn
 from offramp.policy import Policy
 from offramp.recording import record
-from offramp.runtime import Adaptive, route_reference
+from offramp.runtime import Adaptive
 from offramp.runtime.testing import random_policy, random_topology
 from offramp.stages import Cascade
 from offramp.trace.testing import make_trace

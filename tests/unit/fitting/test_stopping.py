@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference.walk import route_reference
 
 from offramp._core.errors import FileFormatError, InputError
 from offramp.bundle import load_bundle, save_bundle
@@ -25,7 +26,7 @@ from offramp.policy.features import Distribution
 from offramp.policy.rules import rule_from_dict
 from offramp.policy.stopping import fixed_order_linear, fixed_order_linear_reference
 from offramp.recording import record
-from offramp.runtime import Adaptive, route_reference
+from offramp.runtime import Adaptive
 from offramp.stages import Cascade
 from offramp.trace import make_trace
 
