@@ -5,6 +5,8 @@ Layer: runtime.
 
 from offramp.runtime.adaptive import Adaptive, Choice, Chosen, policy_of
 from offramp.runtime.answer import NO_LABEL, REASONS, Answer
+from offramp.runtime.batcher import Batcher
+from offramp.runtime.executor import Executor, RowsError
 from offramp.runtime.monitor import WATCHED, Watch, audited
 from offramp.runtime.runner import StageSource
 from offramp.runtime.times import StageTimes
@@ -15,8 +17,11 @@ __all__ = [
     "WATCHED",
     "Adaptive",
     "Answer",
+    "Batcher",
     "Choice",
     "Chosen",
+    "Executor",
+    "RowsError",
     "StageSource",
     "StageTimes",
     "Watch",

@@ -22,7 +22,8 @@ NO_LABEL = -1  # label of an example that no stage could answer; 0 would be a cl
 #: Why an example left where it did; `Answer.reason` holds positions in here. "policy": it decided
 #: so. "last": nothing follows. "nonfinite": what came last was not finite, so an earlier stage
 #: answers, or none. "deadline", "budget": the next stage would have taken too long, or cost more.
-REASONS: Final = ("policy", "last", "nonfinite", "deadline", "budget")
+#: "error": no answer, because something raised it; only in the `answer` of a `RowsError`.
+REASONS: Final = ("policy", "last", "nonfinite", "deadline", "budget", "error")
 
 #: Examples that leave: their path, who they are, and what `InFlight.predict` says of them.
 Left = tuple[Path, Rows, Tensor, Fallback | None]
@@ -71,6 +72,15 @@ class Answer:
         """Why each example left where it did, in words of `REASONS`."""
         return [REASONS[code] for code in self.reason.tolist()]
 
+    def take(self, rows: Sequence[int]) -> "Answer":
+        """The answers to some of the examples, by position."""
+        index = torch.tensor(rows, device=self.labels.device)
+        return replace(self, **{name: values[index] for name, values in self._tensors().items()})
+
+    def _tensors(self) -> dict[str, Any]:
+        each = ((name, getattr(self, name)) for name in self.__slots__)
+        return {name: value for name, value in each if isinstance(value, Tensor)}
+
     def clone(self) -> "Answer":
         """The same in ordinary tensors, which may be changed in place and used with gradients.
 
@@ -84,12 +94,27 @@ class Answer:
         (True, False)
         """
         with torch.inference_mode(False), torch.no_grad():
-            tensors: dict[str, Any] = {
-                name: value.clone()
-                for name in self.__slots__
-                if isinstance(value := getattr(self, name), Tensor)
-            }
+            tensors = {name: value.clone() for name, value in self._tensors().items()}
         return replace(self, **tensors)
+
+
+def joined(n: int, parts: Sequence[tuple[Int[Tensor, " k"], Answer]]) -> Answer:
+    """One answer of several, of the same model; who is in no part has none, for an error.
+
+    Args:
+        n: Examples of the whole.
+        parts: Positions in the whole, and the answers to those.
+    """
+    first = parts[0][1]
+    none = {"logits": torch.nan, "labels": NO_LABEL, "stage": -1, "path": -1, "cost": torch.nan}
+    none["reason"] = REASONS.index("error")
+    tensors = {}
+    for name, like in first._tensors().items():
+        whole = like.new_full((n, *like.shape[1:]), none.get(name, 0))
+        for rows, part in parts:
+            whole[rows.to(whole.device)] = getattr(part, name)
+        tensors[name] = whole
+    return replace(first, **tensors)
 
 
 @final

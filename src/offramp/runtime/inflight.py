@@ -49,7 +49,6 @@ class InFlight:
         ids: Keys of the examples for random policies, `(n,)`; they lie where the stages are.
         policy: What decides; None for those who only visit stages.
         mark: Told of segments, heads, compaction, decisions, and waiting for the device.
-        numbers: Who they are to a `Batcher`, `(n,)`, on the host.
     """
 
     def __init__(
@@ -60,9 +59,9 @@ class InFlight:
         policy: Policy | None = None,
         *,
         mark: Mark = unmarked,
-        numbers: Numbers | None = None,
     ) -> None:
-        self.program, self.ids, self._mark, self.numbers = program, ids, mark, numbers
+        self.program, self.ids, self._mark = program, ids, mark
+        self.numbers: Numbers | None = None  # who they are to a `Batcher`, `(n,)`, on the host
         self.policy: Policy = policy  # type: ignore[assignment]
         self._n = ids.shape[0]
         self._carries = {RAW: Held(batch, None)}
@@ -380,6 +379,7 @@ class InFlight:
         return whole
 
     def _with(self, carries: Mapping[str, Any], ids: Tensor, numbers: Numbers | None) -> "InFlight":
-        made = InFlight(self.program, (), ids, self.policy, mark=self._mark, numbers=numbers)
+        made = InFlight(self.program, (), ids, self.policy, mark=self._mark)
+        made.numbers = numbers
         made._carries = {group: Held(carry, None) for group, carry in carries.items()}
         return made

@@ -19,7 +19,7 @@ from offramp._core.types import Batch
 from offramp.backends.fold import prepare
 from offramp.policy.policy import Policy
 from offramp.runtime.events import Mark, unmarked
-from offramp.runtime.inflight import InFlight, Numbers
+from offramp.runtime.inflight import InFlight
 from offramp.runtime.pools import Failure, Job
 from offramp.runtime.program import Program, plan_segments
 from offramp.runtime.times import StageTimes
@@ -119,7 +119,6 @@ class Runner(nn.Module):
         policy: Policy | None = None,
         *,
         mark: Mark = unmarked,
-        numbers: Numbers | None = None,
     ) -> InFlight:
         """A batch on its way; networks that somebody put into training mode are put back."""
         if self._in_training():
@@ -129,7 +128,16 @@ class Runner(nn.Module):
             asked = [program.stages[k].name for k in program.plans]
             held = list(program.stages.values())
             self._checked = check_company(held, batch, asked, topology=program.topology)
-        return InFlight(self.program, batch, ids, policy, mark=mark, numbers=numbers)
+        return InFlight(self.program, batch, ids, policy, mark=mark)
+
+    def enter(self, batch: Batch, ids: Int[Tensor, " n"], policy: Policy) -> InFlight:
+        """As `start`, for a batcher: if only some examples cannot be run, that shows later."""
+        try:
+            return self.start(batch, ids, policy)
+        except OfframpError:
+            raise
+        except BLAMES_BATCH:
+            return InFlight(self.program, batch, ids, policy)
 
     def check_modes(self) -> None:
         """Look at the networks again once they have run.

@@ -83,7 +83,7 @@ class Stream:
         own = np.arange(self._count, self._count + n) if keys is None else keys
         self._count += n
         try:
-            flight = self._runner.start(
+            flight = self._runner.enter(
                 to_device(batch, device), example_keys(own).to(device), self._policy
             )
         except Exception as error:  # noqa: BLE001  (whatever a network raises)

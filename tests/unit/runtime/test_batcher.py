@@ -81,7 +81,7 @@ class World:
         x = rows_of(n, seed, bad)
         names = np.arange(len(self.rows), len(self.rows) + n) + 1000
         with torch.inference_mode():
-            flight = self.model.runner.start(x, torch.from_numpy(names), self.model.policy)
+            flight = self.model.runner.enter(x, torch.from_numpy(names), self.model.policy)
             late = None if deadline is None else self.now + deadline
             terms = {"deadline": late, "budget": budget, "priority": priority}
             numbers = self.batcher.put(flight, names, self.now, **terms)
