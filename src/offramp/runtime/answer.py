@@ -164,7 +164,7 @@ class Ends:
             left: All of them, by path; no example is in two parts.
             reason: Why they left, where it was not the policy that let them go.
         """
-        logits, kept = _gathered(n, [(rows, *said) for _, rows, *said in left])
+        logits, kept = _gathered(n, [(rows, said, kept) for _, rows, said, kept in left])
         device, nodes = logits.device, [(self.index[path], rows) for path, rows, *_ in left]
         why = _spread(n, nodes, self.reason, torch.int8, device)
         best, labels = logits.max(dim=1)  # ties go to the first
