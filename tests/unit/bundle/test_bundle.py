@@ -125,7 +125,7 @@ def test_only_the_networks_of_the_policy_and_the_fallback_are_written(tmp_path, 
         assert files == {"small.safetensors", "middle.safetensors", f"{reference}.safetensors"}
         loaded = load_bundle(path)
         assert loaded.adaptive(images).stage.tolist() == [1] * 33
-        assert loaded.fallback.stage == cascade.topology.index(reference)
+        assert loaded.fallback.policy.topology.root == cascade.topology.index(reference)
 
 
 def test_a_stage_that_is_not_written_needs_no_spec(tmp_path, cascade):
