@@ -1,8 +1,29 @@
 # Nothing is needed before `make demo` or `make test`: both create .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
+OLDEST := .venv-oldest/bin
+FAST := not slow and not statistical and not gpu
 
-.PHONY: env demo test lint types imports unit test-slow test-statistical test-gpu bench clean
+# A file stays with one worker, so that what its fixtures make is made once; in the order of their
+# names the long ones (tests/cli, tests/docs) come first, so that the workers end together.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=25
+TYPED := tests/contract tests/properties tests/parity tests/unit/core
+CHECKED := "--jaxtyping-packages=offramp,beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+
+.PHONY: help env demo test lint types imports unit clean
+.PHONY: test-all test-typed test-slow test-statistical test-gpu test-oldest
+
+help:
+	@echo "demo              train, cut, promise and report on digits: a minute"
+	@echo "test              what CI runs: lint, types, imports, unit"
+	@echo "unit              the fast tests"
+	@echo "test-slow         the other variants of slow families; properties with many examples"
+	@echo "test-typed        the fast tests, with annotations checked at run time everywhere"
+	@echo "test-statistical  repetition at full size"
+	@echo "test-oldest       the fast tests with the lowest versions that the ranges allow"
+	@echo "test-gpu          what needs a CUDA device"
+	@echo "test-all          all of these"
+	@echo "clean             remove what these made"
 
 env: .venv/.installed
 
@@ -26,18 +47,38 @@ types: env
 imports: env
 	$(BIN)/lint-imports
 
+# Annotations are checked at run time (beartype, jaxtyping) in the folders where every part meets
+# every other; that takes twice the time, so elsewhere only `make test-typed` does it.
 unit: env
-	$(BIN)/python -m pytest -n 2 -m "not slow and not statistical and not gpu"
+	$(PYTEST) -m "$(FAST)" $(CHECKED) $(TYPED)
+	$(PYTEST) -m "$(FAST)" $(TYPED:%=--ignore=%)
+
+test-typed: env
+	$(PYTEST) -m "$(FAST)" $(CHECKED)
 
 test-slow: env
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,zoo]'
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m "slow or hypothesis" --hypothesis-profile=thorough
 
 test-statistical: env
-	$(BIN)/python -m pytest -m statistical
+	$(PYTEST) -m statistical
 
 test-gpu: env
 	$(BIN)/python -m pytest -m gpu
 
+# The lowest versions that the ranges allow, in an environment of its own. What is deprecated between
+# an old package and a new one is no fault of ours, and of no use to know: those warnings pass. Types
+# are checked by `unit`: the first jaxtyping takes several times as long for it.
+test-oldest: .venv-oldest/.installed
+	$(OLDEST)/python -m pytest -n 2 -m "$(FAST)" -W ignore::DeprecationWarning \
+		-W ignore::PendingDeprecationWarning -W ignore::FutureWarning
+
+.venv-oldest/.installed: pyproject.toml constraints-oldest.txt
+	test -x $(OLDEST)/python || $(PYTHON) -m venv .venv-oldest
+	$(OLDEST)/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt -e '.[dev]'
+	touch $@
+
+test-all: test test-typed test-slow test-statistical test-gpu
+
 clean:
-	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

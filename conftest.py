@@ -1,10 +1,44 @@
 """What holds for every test and every example in a docstring."""
 
+import functools
+import gc
+import os
+import sys
+
+# Before torch is imported: two workers with two threads each would wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import hypothesis
 import pytest
 import torch
+
+gc.set_threshold(50_000, 20, 20)  # looking for garbage at every 700 objects is a tenth of the time
+
+# A test says how many examples it wants as `@examples(40)`, of tests/support/properties.py, which
+# profiles scale: `make test` tries half of them, `make test-slow` ten times as many. Nothing is
+# asked of the time that one takes: machines are busy.
+for _name, _examples in (("quick", 50), ("thorough", 1000)):
+    hypothesis.settings.register_profile(
+        _name,
+        hypothesis.settings.default,
+        deadline=None,
+        max_examples=_examples,
+        suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    )
+hypothesis.settings.load_profile("quick")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
     """Start torch's default generator anew, before fixtures draw from it: a failure comes again."""
     torch.default_generator.manual_seed(0)
+    _read_the_operators_of_onnx_once()
+
+
+def _read_the_operators_of_onnx_once() -> None:
+    """Keep the table of operators that torch.onnx reads anew for each export: half of its time."""
+    module = sys.modules.get("torch.onnx._internal.exporter._registration")
+    table = getattr(module, "ONNXRegistry", None)
+    if hasattr(table, "from_torchlib") and not hasattr(table, "kept_for_tests"):
+        table.kept_for_tests = True
+        table.from_torchlib = staticmethod(functools.cache(table.from_torchlib))

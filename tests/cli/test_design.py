@@ -1,12 +1,15 @@
 """A shell session that designs exits of classes: the sweep, the choice, the bundle, the page."""
 
+import io
 import json
 import shutil
+from contextlib import redirect_stdout
 
 import numpy as np
 import pytest
 
 from offramp.bundle import load_bundle
+from offramp.cli import main
 from offramp.project.build import examples_of
 from offramp.project.config.config import load_config
 
@@ -29,18 +32,27 @@ def project(one_network, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def designed(project):
-    from offramp.cli import main
+def told(project):
+    """What the command says; it leaves a run beside its configuration."""
+    with redirect_stdout(io.StringIO()) as out:
+        assert main(["design", "--config", str(project / "design.toml")]) == 0
+    return out.getvalue()
 
-    assert main(["design", "--config", str(project / "design.toml")]) == 0
+
+@pytest.fixture(scope="module")
+def designed(project, told):
     return project
 
 
-def test_the_design_is_written_with_honest_figures_beside_the_formula_s(run, designed):
-    found = run("design", "--config", designed / "design.toml")
-    assert found.code == 0, found.err
-    assert "Believe `gain`" in found.out
-    assert max(len(line) for line in found.out.splitlines()) < 80
+@pytest.fixture
+def copied(designed, tmp_path):
+    """A folder of its own for a test that designs again."""
+    return shutil.copytree(designed, tmp_path / "copied")
+
+
+def test_the_design_is_written_with_honest_figures_beside_the_formula_s(designed, told):
+    assert "Believe `gain`" in told
+    assert max(len(line) for line in told.splitlines()) < 80
     said = json.loads((designed / "run" / "design.json").read_text())
     assert said["targets"] == ["2", "6"]
     assert (said["branches"], said["heads"]) == (80, 0)
@@ -55,8 +67,8 @@ def test_the_design_is_written_with_honest_figures_beside_the_formula_s(run, des
         assert [row["class"] for row in table["table3"]] == ["2", "6"]
 
 
-def test_a_bundle_of_one_class_runs_without_permission_to_import(run, designed, tmp_path):
-    config = designed / "design.toml"
+def test_a_bundle_of_one_class_runs_without_permission_to_import(run, copied, tmp_path):
+    config = copied / "design.toml"
     found = run("design", "--config", config, "--class", "6", "--bundle", tmp_path / "b", "--json")
     assert found.code == 0, found.err
     said = json.loads(found.out)
@@ -69,8 +81,8 @@ def test_a_bundle_of_one_class_runs_without_permission_to_import(run, designed, 
     assert (answers.stage == 0).float().mean().item() > 0.02
 
 
-def test_several_classes_share_one_cascade(run, designed, tmp_path):
-    config = designed / "design.toml"
+def test_several_classes_share_one_cascade(run, copied, tmp_path):
+    config = copied / "design.toml"
     refused = run("design", "--config", config, "--bundle", tmp_path / "b")
     assert refused.code == 2
     assert "there are 2 classes: name one with --class" in refused.err
@@ -81,6 +93,7 @@ def test_several_classes_share_one_cascade(run, designed, tmp_path):
     assert len(load_bundle(tmp_path / "b").manifest.stages) == 3
 
 
+@pytest.mark.slow  # tests/unit/train/test_design_sweep.py designs for some: make test-slow
 def test_superclasses_are_designed_for(run, project, tmp_path):
     low, high = [str(k) for k in range(5)], [str(k) for k in range(5, 10)]
     groups = f"superclasses = {{ low = {low}, high = {high} }}\n"
@@ -91,18 +104,18 @@ def test_superclasses_are_designed_for(run, project, tmp_path):
     assert found.code in (0, 3), found.err
     said = json.loads(found.out)
     assert (said["class_names"], said["targets"]) == (["low", "high"], ["low"])
+
+
+def test_a_superclass_that_there_is_not_is_refused(run, project):
     wrong = run("design", "--config", project / "design.toml", "--superclass", "low")
     assert wrong.code == 2
     assert "has no superclasses to choose from" in wrong.err
 
 
-def test_no_viable_exit_is_an_answer_with_its_own_exit_code(run, designed):
-    config = designed / "design.toml"
-    found = run("design", "--config", config, "--class", "8", "--tolerance", 0, "--json")
-    assert found.code in (0, 3), found.err
-    never = (designed / "design.toml").read_text().replace("[0.5, 1.0]", "[1.0, 1.0]")
-    (designed / "never.toml").write_text(never)
-    found = run("design", "--config", designed / "never.toml", "--class", "8")
+def test_no_viable_exit_is_an_answer_with_its_own_exit_code(run, copied):
+    never = (copied / "design.toml").read_text().replace("[0.5, 1.0]", "[1.0, 1.0]")
+    (copied / "never.toml").write_text(never)
+    found = run("design", "--config", copied / "never.toml", "--class", "8", "--tolerance", 0)
     assert found.code == 3
     assert "8: no viable exit. No branch makes the class '8' faster" in " ".join(found.out.split())
 
@@ -137,7 +150,6 @@ def test_wrong_values_of_the_configuration_are_named(run, project):
 
 
 def test_the_report_of_a_run_with_a_design_shows_it(run, designed):
-    assert run("design", "--config", designed / "design.toml").code == 0
     found = run("report", designed / "run", "--json")
     assert found.code == 0, found.err
     page = (designed / "run" / "design.html").read_text()

@@ -15,7 +15,13 @@ def test_there_are_examples_and_they_are_short():
     assert all(len(path.read_text().splitlines()) < 80 for path in EXAMPLES)
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def runs(path):
+    """The newcomer's session is the README's, whose block runs in `make test`: make test-slow."""
+    slow = path.stem == "newcomer_session"
+    return pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if slow else [])
+
+
+@pytest.mark.parametrize("path", [runs(path) for path in EXAMPLES])
 def test_an_example_runs_and_says_something(path, tmp_path):
     done = subprocess.run(
         [sys.executable, "-W", "error", str(path)],

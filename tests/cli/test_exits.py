@@ -192,12 +192,21 @@ def test_an_interrupted_training_goes_on(run, one_network, exits_deployed, tmp_p
     assert (folder / "run" / HEADS).read_bytes() == same
 
 
+SLOW = pytest.mark.slow  # another variant of what `make test` runs: make test-slow
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
         ("filters = 8", "filters = 4", r"the head at features.0/deep is conv_head(channels=8, "),
-        ("features.[02]", "features.[12]", "its exits are features.0/linear, features.0/deep"),
-        ("scale = 0.0625", "scale = 0.05", "its network has other weights or another"),
+        pytest.param(
+            *("features.[02]", "features.[12]", "its exits are features.0/linear, features.0/deep"),
+            marks=SLOW,
+        ),
+        pytest.param(
+            *("scale = 0.0625", "scale = 0.05", "its network has other weights or another"),
+            marks=SLOW,
+        ),
     ],
 )
 def test_heads_of_another_configuration_are_refused(run, exits_deployed, old, new, said):

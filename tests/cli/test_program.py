@@ -49,8 +49,9 @@ def test_help_says_what_goes_in_what_comes_out_and_gives_an_example(run, command
     monkeypatch.setenv("COLUMNS", "80")
     found = run(command, "--help")
     assert found.code == 0
+    said = " ".join(found.out.split())  # early versions of typer join the paragraphs
     for word in ("In:", "Out:", f"Example: offramp {command}", "--json"):
-        assert word in found.out
+        assert word in said
     assert max(len(line) for line in found.out.splitlines()) <= 80
 
 

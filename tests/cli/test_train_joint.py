@@ -119,6 +119,7 @@ def test_the_bundle_answers_as_the_replay_does(trained):
     assert wrong == pytest.approx(said["chosen"]["error"])
 
 
+@pytest.mark.slow  # fits all again; the sweep's own test is quick (unit/train): make test-slow
 def test_a_second_call_trains_nothing_and_says_the_same(run, trained):
     before = load_file(trained / "run" / "joint" / "alpha_0.1.safetensors")
     first = json.loads((trained / "run" / "joint.json").read_text())
@@ -162,6 +163,7 @@ def test_evaluate_takes_the_chosen_setting_on_its_trace(run, trained):
     assert json.loads(found.out)["cost"] == pytest.approx(said["chosen"]["cost"])
 
 
+@pytest.mark.slow  # unit/train/test_joint.py trains frozen classifiers: make test-slow
 def test_networks_that_stay_as_they_are_are_not_trained_at_all(run, project, tmp_path):
     text = (project / "run.toml").read_text().replace('weights = "', f'weights = "{project}/')
     more = "[joint]\nalphas = 0.03\nepochs = 3\nfrozen = true\npart = 'test'\n"

@@ -26,7 +26,8 @@ def test_what_was_measured_stays_in_the_bundle_and_auto_takes_it(run, bundle, np
     found = run("predict", bundle, npz, "--backend", "auto")
     assert found.code == 2
     assert "`offramp tune`" in found.err
-    tuned = run("tune", bundle, npz, "--batch-sizes", "1,8", "--rounds", 1)
+    backends = ("--backends", "onnxruntime,prepared")
+    tuned = run("tune", bundle, npz, "--batch-sizes", "1,8", "--rounds", 1, *backends)
     assert tuned.code == 0, tuned.err
     assert "batch of 8" in tuned.out
     assert "fastest" in tuned.out

@@ -101,8 +101,18 @@ def test_inputs_must_have_the_same_length(cascade):
         to_the_end(cascade)(mixed)
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-@pytest.mark.parametrize("fuse", [(), ("q",)])
+SLOW = pytest.mark.slow  # several exports each: make test-slow
+
+
+@pytest.mark.parametrize(
+    ("backend", "fuse"),
+    [
+        ("onnxruntime", ()),
+        pytest.param("onnxruntime", ("q",), marks=SLOW),
+        pytest.param("openvino", (), marks=SLOW),
+        pytest.param("openvino", ("q",), marks=SLOW),
+    ],
+)
 def test_other_runtimes_take_every_length(net, cascade, backend, fuse):
     pytest.importorskip(backend)
     fast = to_the_end(with_backend(cascade, backend, example=texts(1, 12), fuse=fuse))

@@ -6,12 +6,13 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from offramp._core.errors import FileFormatError
 from offramp.data import image_folder, picture, read_image
+from support.properties import examples
 
 
 def scaled_whole(image, size, resize):
@@ -29,7 +30,7 @@ def noise(width, height, seed=0):
     return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(width=st.integers(1, 90), height=st.integers(1, 90), seed=st.integers(0, 99))
 def test_ordinary_pictures_are_what_they_were(tmp_path_factory, width, height, seed):
     image = noise(width, height, seed)

@@ -1,3 +1,4 @@
+import sys
 from collections import namedtuple
 
 import pytest
@@ -7,10 +8,12 @@ from torch import nn
 import offramp
 from offramp._core.errors import InputError
 from offramp.backends import with_backend
-from offramp.models import SeveralLogitsError, extract_logits
-from offramp.policy import Constant, Node, Policy
+from offramp.bundle import load_bundle, save_bundle
+from offramp.cli import main
+from offramp.models import ModelSpec, SeveralLogitsError, build, extract_logits, head_arguments
+from offramp.policy import Constant, Node, Policy, Setting
 from offramp.runtime import Adaptive
-from offramp.stages import Cascade, Stage, cut, given_costs
+from offramp.stages import Cascade, Stage, cut, cut_points, given_costs
 
 
 class Both(nn.Module):
@@ -113,3 +116,121 @@ def test_cutting_and_backends_refuse_or_choose_alike():
     quick = with_backend(cascade, "prepared", example=X[:4])
     with torch.no_grad():
         torch.testing.assert_close(quick(X), cascade(X))
+
+
+class Forms(nn.Module):
+    """The same network in the forms in which features and logits are returned."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.net, self.form = Both(16, 1), form
+        self.eval()
+
+    def forward(self, x):
+        features, logits = self.net(x)
+        return {
+            "pair": (features, logits),
+            "list": [logits, features],
+            "mapping": {"embedding": features, "scores": logits, "loss": None},
+            "twice": (logits, features, logits + 1),
+        }[self.form]
+
+
+def of_exits(form, **arguments):
+    heads = {"net.a": nn.Linear(16, 3).eval()}
+    return Cascade.of_exits(Forms(form), ["net.a"], heads=heads, example=X[:1], **arguments)
+
+
+FORMS = ["pair", "list", "mapping"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_network_is_cut_where_the_number_of_classes_tells_its_logits(form):
+    net = Forms(form)
+    first, last = cut(net, ["net.a"], X[:1], classes=3)
+    with torch.no_grad():
+        assert torch.equal(last(first(X)), logits_of(net.net))
+    assert [point.name for point in cut_points(net, X[:1], classes=3)] == ["net.a"]
+    for other in (lambda: cut(net, ["net.a"], X[:1]), lambda: cut_points(net, X[:1])):
+        with pytest.raises(SeveralLogitsError, match=r"columns .*not known.*classes"):
+            other()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("known", [{"class_names": NAMES}, {"classes": 3}])
+def test_exits_take_the_output_that_class_names_or_classes_tell(form, known):
+    cascade = of_exits(form, **known)
+    with torch.no_grad():
+        assert torch.equal(cascade(X)[:, 1], logits_of(Forms(form).net))
+    first = Cascade.of_exits(Forms(form), ["net.a"], example=X[:1], **known)  # heads of ours
+    assert first(X).shape == (50, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("form", "known", "said"),
+    [
+        ("pair", {}, "of 16, 3 columns .*not known.*Give class_names, or classes"),
+        ("mapping", {}, "of 16, 3 columns .*not known.*Give class_names, or classes"),
+        ("pair", {"classes": 4}, r"of 16, 3 columns \(4 classes\).*wrap the network"),
+        ("mapping", {"classes": 4}, r"of 16, 3 columns \(4 classes\).*wrap the network"),
+        ("twice", {"class_names": NAMES}, r"of 3, 16, 3 columns \(3 classes\).*wrap the network"),
+    ],
+)
+def test_exits_are_refused_where_none_fits_or_two_do(form, known, said):
+    with pytest.raises(SeveralLogitsError, match=said):
+        of_exits(form, **known)
+
+
+NETWORK = """
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(64, 16), nn.Linear(16, 10)
+
+    def forward(self, x):
+        features = self.a(x.flatten(1))
+        return {"embedding": features, "scores": self.b(features)}
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    (tmp_path / "several_outputs.py").write_text(NETWORK)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "several_outputs:Net"
+    sys.modules.pop("several_outputs", None)
+
+
+def test_a_bundle_of_such_exits_is_cut_alike(tmp_path, module):
+    head = ModelSpec(name="vector_linear", arguments=head_arguments("vector_linear", (16,), 10))
+    spec = ModelSpec(name=module)
+    net, x = build(spec).eval(), torch.rand(5, 1, 8, 8)
+    cascade = Cascade.of_exits(
+        net, ["a"], heads={"a": head}, example=x[:1], class_names=list("abcdefghij"), spec=spec
+    )
+    save_bundle(tmp_path / "b", cascade, Setting.single(cascade.topology, "last", reference="last"))
+    model = load_bundle(tmp_path / "b", allow_import=True).adaptive
+    with torch.no_grad():
+        assert torch.equal(model(x).labels, net(x)["scores"].argmax(1))
+
+
+def test_a_mapping_of_one_tensor_is_taken_only_where_its_width_is_known():
+    scores = {"scores": torch.zeros(2, 3), "hidden": torch.zeros(2, 5, 4)}
+    assert extract_logits(scores, classes=3) is scores["scores"]
+    for classes in (None, 4):
+        with pytest.raises(InputError, match="hold a tensor named 'logits'"):
+            extract_logits(scores, classes)
+
+
+def test_the_command_line_knows_the_classes_of_the_data(tmp_path, module, capsys):
+    config = tmp_path / "run.toml"
+    config.write_text(
+        '[data]\nkind = "digits"\n[network]\nname = "whole"\n'
+        f'model = "{module}"\nnormalise = {{ scale = 0.0625 }}\n[exits]\nat = ["a"]\n'
+    )
+    for arguments in (["--list"], []):
+        assert main(["cut", "--json", "-c", str(config), *arguments]) == 0
+    assert '"difference"' in capsys.readouterr().out

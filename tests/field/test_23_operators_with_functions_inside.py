@@ -16,7 +16,7 @@ FIRST, LAST, EACH = 2 * 6 * 8, 2 * 8 * 3, 2 * 8 * 8
 INSIDE = {"Cond": 2 * EACH, "Loop": 3 * EACH, "Scan": 4 * EACH}
 
 SCRIPT = """
-import json, torch
+import json, sys, torch
 from torch import nn
 from torch._higher_order_ops.scan import scan
 from torch._higher_order_ops.while_loop import while_loop
@@ -45,7 +45,7 @@ class Scan(Base):
         return scan(lambda c, x: (self.one(c) + x.sum(), x.clone()), h, torch.ones(4, 1))[0]
 
 found = {}
-for kind in (Cond, Loop, Scan):
+for kind in map(globals().get, sys.argv[1:]):
     net, x = kind().eval(), torch.randn(3, 6)
     points = cut_points(net, x)
     flops = measure_flops(Cascade.of_models({"net": net}), x).segment[0]
@@ -54,12 +54,17 @@ print(json.dumps(found))
 """
 
 
-def test_points_and_costs_count_what_is_inside():
+@pytest.mark.parametrize(  # loops, which torch compiles: make test-slow
+    "kinds", [["Cond"], pytest.param(["Loop", "Scan"], marks=pytest.mark.slow)], ids="/".join
+)
+def test_points_and_costs_count_what_is_inside(kinds):
     """In a process of its own: torch runs such operators by its compiler, which keeps state."""
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True
+        [sys.executable, "-c", SCRIPT, *kinds], capture_output=True, text=True, check=True
     )
-    for kind, (points, flops) in json.loads(done.stdout.splitlines()[-1]).items():
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert list(found) == kinds
+    for kind, (points, flops) in found.items():
         whole = FIRST + INSIDE[kind] + LAST
         assert points == [["first", FIRST, pytest.approx(FIRST / whole)]]
         assert flops == whole

@@ -31,7 +31,10 @@ def tapped(model, points, channels):
     return tapped_spec(model, points, taps, [channels, SIDE, SIDE], grid=1)
 
 
-@pytest.fixture(params=NETWORKS, ids=["small_cnn", "resnet8"])
+SLOW = pytest.param(NETWORKS[1], marks=pytest.mark.slow)  # make test-slow
+
+
+@pytest.fixture(params=[NETWORKS[0], SLOW], ids=["small_cnn", "resnet8"])
 def made(request):
     model, points, channels = request.param
     return build(model).eval(), tapped(model, points, channels)

@@ -36,13 +36,16 @@ def bundled(path):
     return cascade, setting
 
 
-@pytest.mark.parametrize("umask", [0o077, 0o022, 0o007])
-def test_rights_are_the_usual_ones_and_nobody_else_s_are_touched(tmp_path, monkeypatch, umask):
+def test_rights_are_the_usual_ones_and_nobody_else_s_are_touched(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "umask", lambda _: pytest.fail("the whole process has one umask"))
-    script = f"import os, pathlib; os.umask({umask}); from offramp._core.files import *; "
-    script += "write_json(pathlib.Path('a.json'), {}); pathlib.Path('b').touch()"
+    script = "import os, pathlib\nfrom offramp._core.files import write_json\n"
+    for umask in (0o077, 0o022, 0o007):
+        script += f"os.umask({umask}); write_json(pathlib.Path('a{umask}.json'), {{}})\n"
+        script += f"pathlib.Path('b{umask}').touch()\n"
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
-    assert (tmp_path / "a.json").stat().st_mode == (tmp_path / "b").stat().st_mode
+    for umask in (0o077, 0o022, 0o007):
+        ours, usual = tmp_path / f"a{umask}.json", tmp_path / f"b{umask}"
+        assert ours.stat().st_mode == usual.stat().st_mode
     write_json(tmp_path / "c.json", {})
     save_trace(make_trace(3), tmp_path / "t.trace")
     (tmp_path / "d").touch()

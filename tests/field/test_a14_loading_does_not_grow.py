@@ -1,4 +1,11 @@
-"""Cutting, listing cut points and exporting again and again leave torch's caches as they were."""
+"""Cutting, listing cut points and exporting again and again leave torch's caches as they were.
+
+What stays behind is torch's own: of each network followed one shape environment with the tensors
+without values of its weights and inputs. Nothing that Python's garbage collector sees refers to
+them (so far as seen in torch 2.13, where 4 networks left 4 environments and 28 such tensors), and
+no call of torch gives them back; we can only empty the cache of operations in them. That leaves
+88 instead of 163 KiB of Python's memory a cut of this network.
+"""
 
 import gc
 import linecache
@@ -12,6 +19,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from offramp.backends import to_onnx
 from offramp.models import small_cnn
 from offramp.stages import cut, cut_points
+from offramp.stages.cutting.graph import capture, rows_of
 
 X = torch.rand(1, 1, 8, 8)
 
@@ -49,3 +57,9 @@ def test_segments_still_run_and_can_be_followed_again():
     assert to_onnx(first, X, name="x").graph.node
     with pytest.raises(RuntimeError, match="type"):  # torch explains, without its sources
         first(X.double())
+
+
+def test_the_environment_that_torch_keeps_of_a_graph_has_forgotten_its_operations():
+    captured = capture(net(), rows_of(net(), X))
+    environment = captured.inputs[0].meta["val"].shape[0].node.shape_env
+    assert not environment.fake_tensor_cache

@@ -4,7 +4,6 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
-from reference.walk import route_reference
 from torch import nn
 
 from offramp.bundle import load_bundle, save_bundle
@@ -15,6 +14,7 @@ from offramp.recording import record
 from offramp.runtime import Adaptive
 from offramp.runtime.testing import random_policy
 from offramp.stages import Cascade
+from reference.walk import route_reference
 
 NET = ModelSpec(name="resnet8", arguments={"width": 0.25})
 SHAPES = {"layer1.0": (4, 8, 8), "layer2.0.conv1": (8, 8, 8), "layer3.0": (16, 8, 8)}

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from reference.walk import route_reference
 from torch import nn
 
 from offramp._core.keys import example_keys
@@ -18,6 +17,8 @@ from offramp.runtime import Adaptive
 from offramp.runtime.testing import random_policy, random_topology
 from offramp.stages import Cascade
 from offramp.trace.testing import make_trace
+from reference.walk import route_reference
+from support.properties import examples
 
 OPTIONS = {
     "uniform": {},
@@ -60,7 +61,7 @@ def assert_runtime_does_what_replay_said(trace, policy, batch):
     return wanted
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(
     seed=st.integers(0, 2**20),
     stages=st.integers(1, 5),
@@ -119,8 +120,18 @@ def test_ids_that_are_names_give_the_same_random_exits():
     assert set(done.last) == {0, 1}
 
 
-@pytest.mark.parametrize("combine", ["last", "mean"])
-@pytest.mark.parametrize("batch", [1, 7, 64])
+@pytest.mark.parametrize(
+    ("combine", "batch"),
+    [
+        ("mean", 1),
+        ("last", 7),
+        ("mean", 64),
+        *(  # the other pairs: make test-slow
+            pytest.param(combine, batch, marks=pytest.mark.slow)
+            for combine, batch in (("last", 1), ("mean", 7), ("last", 64))
+        ),
+    ],
+)
 def test_with_real_networks_only_examples_at_a_boundary_may_differ(combine, batch):
     nets = {
         name: small_cnn(width=width, depth=3, classes=4, seed=width).eval()

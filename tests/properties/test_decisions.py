@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from offramp.evaluation import evaluate, replay
@@ -13,6 +13,7 @@ from offramp.policy import Constant, Feature, Linear, Node, Policy, Setting
 from offramp.policy.features import CONFIDENCES
 from offramp.runtime.testing import random_policy, random_topology
 from offramp.trace import make_trace
+from support.properties import examples
 
 SEEDS = st.integers(0, 2**31 - 1)
 STAGES, CLASSES = 3, 4
@@ -44,7 +45,7 @@ def wandering(seed):
 
 
 @given(seed=SEEDS, kind=st.sampled_from(KINDS), values=st.tuples(*[st.floats(-3, 3)] * 2))
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_a_higher_threshold_never_exits_earlier(seed, kind, values):
     trace, chain = chain_trace(seed)
     low, high = sorted(values)
@@ -72,7 +73,7 @@ def test_a_threshold_with_the_wrong_sign_would_be_caught():
 
 
 @given(seed=SEEDS)
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_every_example_costs_between_the_cheapest_and_the_dearest_path(seed):
     trace, policy = wandering(seed)
     done = replay(trace, policy)
@@ -84,7 +85,7 @@ def test_every_example_costs_between_the_cheapest_and_the_dearest_path(seed):
 
 
 @given(seed=SEEDS)
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_what_an_example_visited_is_a_path_of_the_policy_that_ends_where_it_left(seed):
     trace, policy = wandering(seed)
     done = replay(trace, policy)
@@ -96,7 +97,7 @@ def test_what_an_example_visited_is_a_path_of_the_policy_that_ends_where_it_left
 
 
 @given(seed=SEEDS)
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_shares_add_up_and_the_difference_lies_within_the_new_errors(seed):
     trace, policy = wandering(seed)
     reference = trace.stages[-1]
@@ -112,7 +113,7 @@ def test_shares_add_up_and_the_difference_lies_within_the_new_errors(seed):
 
 
 @given(seed=SEEDS)
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_shuffling_the_examples_shuffles_the_outcome_and_nothing_else(seed):
     trace, policy = wandering(seed)
     order = torch.randperm(len(trace), generator=torch.Generator().manual_seed(seed))
@@ -122,7 +123,7 @@ def test_shuffling_the_examples_shuffles_the_outcome_and_nothing_else(seed):
 
 
 @given(seed=SEEDS, temperature=st.floats(0.1, 10))
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_a_temperature_changes_sureness_but_no_label_of_a_stage_alone(seed, temperature):
     trace, _ = chain_trace(seed)
     chain = trace.topology.chain([1])
@@ -132,7 +133,7 @@ def test_a_temperature_changes_sureness_but_no_label_of_a_stage_alone(seed, temp
 
 
 @given(seed=SEEDS)
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_the_mean_of_a_stage_with_itself_and_weights_of_one_stage_change_nothing(seed):
     trace, chain = chain_trace(seed)
     nodes = {p: Node(Constant(False)) for p in chain.paths()[:-1]}
@@ -143,7 +144,7 @@ def test_the_mean_of_a_stage_with_itself_and_weights_of_one_stage_change_nothing
 
 
 @given(seed=SEEDS)
-@settings(max_examples=20, deadline=None)
+@examples(20)
 def test_leaving_always_is_the_root_alone_and_leaving_never_is_the_last_stage(seed):
     trace, chain = chain_trace(seed)
     inner = [p for p in chain.paths() if chain.children(p[-1])]

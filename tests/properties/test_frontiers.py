@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from offramp.evaluation import OperatingPoint, fit, references
 from offramp.fitting.oracles import ORACLES
 from offramp.fitting.pareto import pareto_front
 from offramp.trace import make_trace
+from support.properties import examples
 
 POINTS = st.lists(st.tuples(*[st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0])] * 2), max_size=12)
 
@@ -28,14 +29,12 @@ def test_no_point_of_a_pareto_front_is_dominated_and_every_other_point_is(points
 
 
 @given(losses=st.tuples(*[st.floats(0, 0.5)] * 2), risk=st.sampled_from(["difference", "excess"]))
-@settings(deadline=None)
 def test_allowing_more_loss_never_costs_more(frontier, losses, risk):
     strict, loose = (frontier.cheapest(max_loss=loss, risk=risk) for loss in sorted(losses))
     assert judged(loose).cost_ratio <= judged(strict).cost_ratio + 1e-12
 
 
 @given(costs=st.tuples(*[st.floats(0.1, 2)] * 2))
-@settings(deadline=None)
 def test_paying_more_never_loses_more(frontier, costs):
     tight, wide = (frontier.best(max_cost=cost) for cost in sorted(costs))
     if isinstance(tight, OperatingPoint):
@@ -47,7 +46,7 @@ def judged(choice):
 
 
 @given(seed=st.integers(0, 2**31 - 1))
-@settings(max_examples=8, deadline=None)
+@examples(8)
 def test_the_oracles_are_ordered_as_their_freedom_is(seed):
     trace = make_trace(200, stages=3, seed=seed)
     found = {p.name: p for p in references(trace, "stage2") if p.kind == "oracle"}

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from offramp._core.costs import Costs
@@ -18,6 +18,7 @@ from offramp._core.types import SPLITS
 from offramp.data import arrays
 from offramp.runtime.testing import random_topology
 from offramp.trace import load_trace, make_trace, save_trace
+from support.properties import examples
 
 SEEDS = st.integers(0, 2**31 - 1)
 STAGES = st.integers(1, 5)
@@ -110,7 +111,7 @@ def same(one, other):
 
 
 @given(wishes=WISHES, extras=EXTRAS)
-@settings(max_examples=12, deadline=None)
+@examples(12)
 def test_a_trace_survives_saving_and_loading(wishes, extras):
     trace = decorated(wishes, extras)
     with tempfile.TemporaryDirectory() as folder:
@@ -138,7 +139,7 @@ def check_division(ids, kept, split, shares):
 
 
 @given(parts=FRACTIONS, n=st.integers(20, 80), seed=SEEDS, stratified=st.booleans())
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_divided_examples_are_disjoint_and_shares_of_one_use_them_all(parts, n, seed, stratified):
     data = arrays(torch.zeros(n, 1), torch.arange(n) % 2)
     shares = shares_of(parts)
@@ -150,7 +151,7 @@ def test_divided_examples_are_disjoint_and_shares_of_one_use_them_all(parts, n, 
 
 
 @given(parts=FRACTIONS, n=st.integers(20, 80), seed=SEEDS)
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_divided_traces_are_disjoint_and_shares_of_one_use_them_all(parts, n, seed):
     trace = make_trace(n, stages=2, seed=seed)
     shares = shares_of(parts)
@@ -160,7 +161,7 @@ def test_divided_traces_are_disjoint_and_shares_of_one_use_them_all(parts, n, se
 
 
 @given(counts=st.lists(st.integers(1, 8), min_size=1, max_size=4), seed=SEEDS)
-@settings(max_examples=25, deadline=None)
+@examples(25)
 def test_numbers_of_examples_are_kept_to_the_letter(counts, seed):
     trace = make_trace(40, stages=1, seed=seed)
     shares = dict(zip(SPLITS, counts, strict=False))

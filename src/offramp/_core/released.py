@@ -11,6 +11,8 @@ import linecache
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import graph_module
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -41,3 +43,17 @@ def released() -> Iterator[None]:
         for method in vars(ShapeEnv).values():  # some are cached, and so keep their object
             if hasattr(method, "cache_clear"):
                 method.cache_clear()
+
+
+def forget_operations(followed: Tensor) -> None:
+    """Empty the cache of operations of the shape environment that a network was followed in.
+
+    torch keeps the environment itself, by references that no garbage collector sees.
+
+    Args:
+        followed: A tensor of that network without values, with an unknown size.
+    """
+    for size in followed.shape:
+        if isinstance(size, torch.SymInt):
+            cache: dict[object, object] = getattr(size.node.shape_env, "fake_tensor_cache", {})
+            cache.clear()

@@ -9,12 +9,23 @@ Layer: _core.
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 SEAL = "sha256"  # the key that holds it
+
+
+@runtime_checkable
+class Digest(Protocol):
+    """A running checksum of hashlib, which has no name for its type when it runs."""
+
+    def update(self, data: bytes | memoryview, /) -> None:
+        """Go on with more bytes."""
+
+    def hexdigest(self) -> str:
+        """Of all bytes so far, in hexadecimal digits."""
 
 
 def digest_of(value: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from offramp._core.errors import InputError, OfframpError
 from offramp.bundle.check import read_manifest
@@ -38,7 +38,7 @@ def write_module(module: nn.Module, model: Mapping[str, Any], path: Path, *, who
         raise InputError(f"The spec of {whose} does not build its network: {error}") from error
     if type(again) is not type(module):
         found = f"a {type(again).__name__} instead of a {type(module).__name__}"
-    elif different := _different(again, module):
+    elif different := _different(again.state_dict(), module.state_dict()):
         found = f"values or types differ in {different[0]!r}"
     else:
         return
@@ -68,7 +68,7 @@ def check_loadable(folder: Path, cascade: Cascade) -> None:
         have, want = stage.module, cascade.stage(name).module
         if not isinstance(want, fx.GraphModule):
             continue
-        different = _different(have, want)
+        different = _different(_held(have), _held(want))
         if different or _operations(have) != _operations(want):
             what = f"values differ in {different[0]!r}" if different else "its operations differ"
             raise InputError(
@@ -84,10 +84,14 @@ def _operations(segment: nn.Module) -> list[str]:
     return [*layers, segment.code if isinstance(segment, fx.GraphModule) else ""]
 
 
-def _different(again: nn.Module, module: nn.Module) -> list[str]:
-    have, want = again.state_dict(), module.state_dict()
+def _held(segment: nn.Module) -> dict[str, Tensor]:
+    """Weights and constants by the names that the segment has for them."""
+    return {**dict(segment.named_parameters()), **dict(segment.named_buffers())}
+
+
+def _different(have: Mapping[str, Tensor], want: Mapping[str, Tensor]) -> list[str]:
     return [name for name in want if name not in have or not _same(have[name], want[name].cpu())]
 
 
-def _same(have: torch.Tensor, want: torch.Tensor) -> bool:
+def _same(have: Tensor, want: Tensor) -> bool:
     return have.dtype == want.dtype and torch.equal(have.nan_to_num(), want.nan_to_num())

@@ -163,6 +163,7 @@ def _write_network(folder: Path, number: int, spec: CutSpec, stages: Sequence[St
         "weights": network_file(number),
         "at": list(spec.at),
         **({"keep": list(spec.keep)} if spec.keep else {}),
+        **({"classes": spec.classes} if spec.classes else {}),
         "example": {
             "kind": kind,
             "names": list(example) if mapping else [],
@@ -180,7 +181,7 @@ def _whole(spec: CutSpec, stages: Sequence[Stage]) -> nn.Module:
     """
     try:
         net = build(ModelSpec(name=spec.model.name, arguments=spec.model.arguments))
-        segments = cut(net, spec.at, spec.example, keep=spec.keep)
+        segments = cut(net, spec.at, spec.example, keep=spec.keep, classes=spec.classes)
         for stage in stages:
             segments[segment_of(stage).index].load_state_dict(stage.module.state_dict())
     except (OfframpError, *FAILURES) as error:

@@ -139,6 +139,7 @@ class NetworkEntry(BaseModel):
     weights: str
     at: tuple[str, ...] = Field(min_length=1)
     keep: tuple[str, ...] = ()  # inputs that heads read
+    classes: int | None = Field(default=None, ge=2)  # where it returns more than its logits
     example: ExampleEntry
 
 

@@ -89,10 +89,16 @@ def _cut_again(folder: Path, k: int, entry: NetworkEntry, allow_import: bool) ->
         _spec(entry.model), folder / entry.weights, f"{where}.model", allow_import=allow_import
     )
     try:
-        segments = cut(net, entry.at, example, keep=entry.keep)
+        segments = cut(net, entry.at, example, keep=entry.keep, classes=entry.classes)
     except FAILURES as error:
         raise FileFormatError(f"{where}.at {list(entry.at)} cannot be cut: {error}") from error
-    spec = CutSpec(model=_spec(entry.model), at=entry.at, example=example, keep=entry.keep)
+    spec = CutSpec(
+        model=_spec(entry.model),
+        at=entry.at,
+        example=example,
+        keep=entry.keep,
+        classes=entry.classes,
+    )
     return [(segment, SegmentSpec(cut=spec, index=index)) for index, segment in enumerate(segments)]
 
 

@@ -63,15 +63,15 @@ def command(
     output = Output(as_json=json)
     settings = _settings(config, model, weights, cut=not list_points)
     folder = Path() if config is None else config.parent
-    batch = _inputs(settings, shape, batch_size)
+    batch, names = _inputs(settings, shape, batch_size)
     if settings.network is None:  # _settings has refused it
         return
     warn_of_random_weights(settings)
     if list_points:
-        found = point_rows(settings, folder, batch, inside=every_point, device=device)
+        found = point_rows(settings, folder, batch, names, inside=every_point, device=device)
         _show_points(output, found, inside=every_point)
     else:
-        found = exit_rows(settings, folder, batch, device=device)
+        found = exit_rows(settings, folder, batch, names, device=device)
         _show_exits(output, found, settings.network.name)
     output.result(found)
 
@@ -93,20 +93,20 @@ def _settings(
     return RunConfig(network=NetworkSection(model=model or "", weights=text))
 
 
-def _inputs(settings: RunConfig, shape: str | None, count: int) -> "Batch":
-    """Some raw inputs: of the configuration's data, or made up."""
+def _inputs(settings: RunConfig, shape: str | None, count: int) -> "tuple[Batch, tuple[str, ...]]":
+    """Some raw inputs with the classes' names: of the configuration's data, or made up."""
     from offramp.project.build import examples_of
     from offramp.project.networks import random_input
 
     if shape is not None:
-        return random_input(options.whole_numbers("--input", shape), count)
+        return random_input(options.whole_numbers("--input", shape), count), ()
     if settings.data is None:
         raise InputError(
             "Say what one input looks like with --input, such as --input 3,32,32; there is no "
             "[data] that would show it."
         )
-    found: Batch = examples_of(settings.data).batch(0, count).inputs
-    return found
+    examples = examples_of(settings.data)
+    return examples.batch(0, count).inputs, tuple(examples.class_names)
 
 
 def _show_points(output: Output, found: dict[str, Any], *, inside: bool) -> None:

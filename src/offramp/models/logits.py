@@ -30,16 +30,16 @@ def extract_logits(output: Any, classes: int | None = None) -> Tensor:  # noqa: 
 
     Args:
         output: A tensor; a mapping or an object with `logits` (Hugging Face's outputs, the named
-            tuples of Inception and GoogLeNet); or a tuple or list. Of several tensors
-            `(n, anything)` in it those with `classes` columns are meant.
+            tuples of Inception and GoogLeNet); or a tuple, a list, or a mapping with other names.
+            Of several tensors `(n, anything)` in it those with `classes` columns are meant.
         classes: Number of classes, where it is known.
 
     Returns:
         Logits, `(n, c)`, as they are: no copy, no change of type.
 
     Raises:
-        SeveralLogitsError: If several tensors of a tuple could be meant, or none of several has
-            `classes` columns.
+        SeveralLogitsError: If several tensors could be meant, or none of several has `classes`
+            columns.
         InputError: If there is no such tensor, or it is not two-dimensional.
 
     >>> import torch
@@ -67,21 +67,23 @@ def _find(output: object, classes: int | None) -> Tensor | None:
     named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     if isinstance(named, Tensor):
         return named
-    if not isinstance(output, tuple | list):
+    if not isinstance(output, tuple | list | Mapping):
         return None
-    tensors = [part for part in output if isinstance(part, Tensor)]
+    parts = output.values() if isinstance(output, Mapping) else output
+    tensors = [part for part in parts if isinstance(part, Tensor)]
     flat = [part for part in tensors if part.ndim == 2 and part.is_floating_point()]
     fitting = [part for part in flat if part.shape[1] == classes]
     if len(fitting) == 1:
         return fitting[0]
     if len(flat) < 2:  # of a map and a vector nobody knows whether the vector is meant
-        return next(iter(tensors), None)
+        return None if isinstance(output, Mapping) else next(iter(tensors), None)
     widths = [part.shape[1] for part in flat]
     known = "how many classes there are is not known" if classes is None else f"{classes} classes"
     raise SeveralLogitsError(
         f"The output is a {type(output).__name__} with {len(flat)} tensors that could be logits, "
-        f"of {', '.join(map(str, widths))} columns ({known}). Give class_names if one of them has "
-        "as many columns, or wrap the network in a module that returns its logits alone.",
+        f"of {', '.join(map(str, widths))} columns ({known}). Give class_names, or classes, if one "
+        "of them has as many columns, or wrap the network in a module that returns its logits "
+        "alone.",
         widths,
     )
 

@@ -67,7 +67,7 @@ def cascade_of(
         if config.data is None:
             raise InputError(f"{config.file} needs [data], whose inputs show how to cut.")
         example = examples_of(config.data).batch(0, 1).inputs
-    plan = planned(config, folder, example)
+    plan = planned(config, folder, example, class_names)
     cascade = with_heads(config, plan, example, class_names)
     if trained:
         load_heads(config.folder / HEADS, cascade, config.file)

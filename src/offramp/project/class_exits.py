@@ -141,7 +141,7 @@ def run_sweep(
 def _headed(config: RunConfig, config_path: Path, examples: Examples, net: nn.Module) -> Cascade:
     """The network with the heads that `offramp train` has trained."""
     example = examples.batch(0, 1).inputs
-    plan = replace(planned(config, config_path.parent, example), net=net)
+    plan = replace(planned(config, config_path.parent, example, examples.class_names), net=net)
     cascade = with_heads(config, plan, example, examples.class_names)
     load_heads(config.folder / HEADS, cascade, config_path)
     return cascade

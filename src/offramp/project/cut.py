@@ -3,7 +3,7 @@
 Layer: project.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,13 @@ _ROUNDS = 15
 
 
 def point_rows(
-    settings: RunConfig, folder: Path, batch: Batch, *, inside: bool, device: str
+    settings: RunConfig,
+    folder: Path,
+    batch: Batch,
+    class_names: Sequence[str] = (),
+    *,
+    inside: bool,
+    device: str,
 ) -> dict[str, Any]:
     """Points of the network with what has run by then.
 
@@ -37,16 +43,20 @@ def point_rows(
         settings: With a network.
         folder: Where modules named by "module:callable" are looked for as well.
         batch: Raw inputs; so many run at a time when time is measured.
+        class_names: They tell the logits of a network that returns more.
         inside: Also points inside blocks.
         device: Where time is measured.
     """
     if settings.network is None:
         raise InputError(f"{settings.file} must have the section [network].")
     net, given = network_of(settings.network, folder, batch)
-    points = cut_points(net, given)
+    classes = len(class_names) or None
+    points = cut_points(net, given, classes=classes)
     shown = choose_points(points, inside=inside)
     size = batch_size(batch)
-    seconds = measure_points(net, given, shown, batch_size=size, rounds=_ROUNDS, device=device)
+    seconds = measure_points(
+        net, given, shown, batch_size=size, rounds=_ROUNDS, device=device, classes=classes
+    )
     last = points[-1]
     return {
         **_setting(batch, device),
@@ -70,7 +80,14 @@ def point_rows(
     }
 
 
-def exit_rows(settings: RunConfig, folder: Path, batch: Batch, *, device: str) -> dict[str, Any]:
+def exit_rows(
+    settings: RunConfig,
+    folder: Path,
+    batch: Batch,
+    class_names: Sequence[str] = (),
+    *,
+    device: str,
+) -> dict[str, Any]:
     """The exits of a configuration, once the network is cut.
 
     Shares are of the network without exits; up to an exit its segments count, and no head.
@@ -79,10 +96,11 @@ def exit_rows(settings: RunConfig, folder: Path, batch: Batch, *, device: str) -
         settings: With a network and exits.
         folder: As in `point_rows`.
         batch: As in `point_rows`; the cut network is compared with the uncut one on it.
+        class_names: As in `point_rows`.
         device: As in `point_rows`.
     """
-    plan = planned(settings, folder, batch)
-    whole = answer(plan.net, plan.given)
+    plan = planned(settings, folder, batch, class_names)
+    whole = answer(plan.net, plan.given, plan.classes)
     cascade = with_heads(settings, plan, batch)
     with torch.no_grad():
         difference = float((cascade(batch)[:, -1] - whole).abs().max())

@@ -62,20 +62,25 @@ class Planned:
         net: The network.
         given: What it reads: raw input after preprocessing.
         points: The points by the names that the exits have.
+        classes: Number of classes that the data have names for, None where there are none.
     """
 
     net: nn.Module
     given: Batch
     points: Mapping[str, CutPoint]
+    classes: int | None = None
 
 
-def planned(config: RunConfig, folder: Path, example: Batch) -> Planned:
+def planned(
+    config: RunConfig, folder: Path, example: Batch, class_names: Sequence[str] = ()
+) -> Planned:
     """Build the network and find the points of `[exits]`.
 
     Args:
         config: With a network and exits.
         folder: Where modules named by "module:callable" are looked for as well.
         example: Some raw input, `(m, ...)`.
+        class_names: Names of the classes; they tell the logits of a network that returns more.
 
     Raises:
         InputError: If there is no such point, or the network cannot be cut there.
@@ -83,7 +88,9 @@ def planned(config: RunConfig, folder: Path, example: Batch) -> Planned:
     if config.network is None or config.exits is None:
         raise InputError(f"{config.file} must have the sections [network] and [exits].")
     net, given = network_of(config.network, folder, example)
-    return Planned(net=net, given=given, points=_chosen(net, given, config.exits))
+    classes = len(class_names) or None
+    points = _chosen(net, given, config.exits, classes)
+    return Planned(net=net, given=given, points=points, classes=classes)
 
 
 def with_heads(
@@ -96,7 +103,7 @@ def with_heads(
     """
     if config.network is None or config.exits is None:
         raise InputError(f"{config.file} must have the sections [network] and [exits].")
-    classes = answer(plan.net, plan.given).shape[1]
+    classes = answer(plan.net, plan.given, plan.classes).shape[1]
     edges = config.cascade.edges
     return Cascade.of_exits(
         plan.net,
@@ -111,6 +118,7 @@ def with_heads(
         preprocess=normalize(config.network),
         class_names=class_names,
         spec=spec_of(config.network),
+        classes=plan.classes,
     )
 
 
@@ -125,8 +133,10 @@ def random_input(shape: Sequence[int], count: int) -> Tensor:
     return torch.rand((count, *shape), generator=torch.Generator().manual_seed(0))
 
 
-def _chosen(net: nn.Module, given: Batch, exits: ExitsSection) -> dict[str, CutPoint]:
-    points = cut_points(net, given)
+def _chosen(
+    net: nn.Module, given: Batch, exits: ExitsSection, classes: int | None
+) -> dict[str, CutPoint]:
+    points = cut_points(net, given, classes=classes)
     if exits.at is None:
         found = choose_points(
             points,
@@ -138,7 +148,8 @@ def _chosen(net: nn.Module, given: Batch, exits: ExitsSection) -> dict[str, CutP
         return {point.name: point for point in found}
     named = {name: point for point in points for name in (point.name, *point.aliases)}
     if any(layer not in named for layer in exits.at):
-        cut(net, exits.at, given)  # says why not, and names the nearest that can be cut
+        # This says why not, and names the nearest that can be cut.
+        cut(net, exits.at, given, classes=classes)
     return {layer: named[layer] for layer in exits.at}
 
 

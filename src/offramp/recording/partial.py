@@ -28,7 +28,7 @@ from torch import Tensor
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.files import remove_folder, sha256, storing, whole_folder, write_json
 from offramp._core.ownership import TRACE, check_folder, check_place, is_empty
-from offramp._core.seal import is_sealed, sealed
+from offramp._core.seal import Digest, is_sealed, sealed
 from offramp._core.temporaries import locked
 from offramp._core.types import Ids, IntArray
 from offramp.recording.nonfinite import Treatment
@@ -141,7 +141,7 @@ class PartialStore:
         self._fingerprint = dict(fingerprint)
         self._rows, self._classes, self._text_ids = 0, 0, False
         self._good = dict.fromkeys(_FILES, 0)  # bytes that belong to whole rows
-        self._digests = {name: hashlib.sha256() for name in _FILES}  # of those bytes
+        self._digests: dict[str, Digest] = {name: hashlib.sha256() for name in _FILES}  # of them
         self._files: dict[str, IO[bytes]] = {}
         self._saved_at = -np.inf
         check_place(self._folder)
@@ -356,7 +356,7 @@ class PartialStore:
         return in_parts(np.memmap(path, dtype=self._dtype, mode="r", shape=shape))
 
 
-def _digest(path: Path, size: int) -> "hashlib._Hash":
+def _digest(path: Path, size: int) -> Digest:
     """Of the first bytes of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:

@@ -30,6 +30,7 @@ from offramp.recording.rows import Loader, Rows, dataset_of, labelled_rows, row_
 from offramp.recording.store import Facts, MemoryStore, Store
 from offramp.stages import (
     Cascade,
+    add_weights,
     check_company,
     evaluating,
     measure_flops,
@@ -297,10 +298,7 @@ def _fingerprint(cascade: Cascade, loader: Loader) -> dict[str, str]:
     """What makes recorded rows belong to this cascade and, where it can say so, this data set."""
     digest = hashlib.sha256()
     for stage in cascade:
-        for name, value in sorted(stage.state_dict().items()):
-            digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-            raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            digest.update(raw.numpy().tobytes())
+        add_weights(digest, stage)
     return {
         "stages": json.dumps(cascade.topology.to_dict()),
         "preprocessing": "; ".join(repr(stage.preprocess) for stage in cascade),

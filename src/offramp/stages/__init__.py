@@ -14,6 +14,7 @@ from offramp.stages.cutting.points import CutPoint, cut_points
 from offramp.stages.cutting.spec import CutSpec, SegmentSpec, stand_in
 from offramp.stages.exits import OfFirst, attached, own_head
 from offramp.stages.fusing.join import join
+from offramp.stages.own_names import add_weights, names_in, own_names
 from offramp.stages.preprocess import Normalize, preprocess_from_dict
 from offramp.stages.reading import copied
 from offramp.stages.stage import Stage
@@ -27,6 +28,7 @@ __all__ = [
     "OfFirst",
     "SegmentSpec",
     "Stage",
+    "add_weights",
     "attached",
     "batch_size",
     "check_company",
@@ -42,7 +44,9 @@ __all__ = [
     "measure_joules",
     "measure_points",
     "measure_seconds",
+    "names_in",
     "own_head",
+    "own_names",
     "preprocess_from_dict",
     "stand_in",
     "take_rows",

@@ -140,6 +140,7 @@ class Cascade(nn.Module):
         preprocess: nn.Module | None = None,
         class_names: Sequence[str] = (),
         spec: ModelSpec | None = None,
+        classes: int | None = None,
     ) -> "Cascade":
         """Early exit: a trained network, untouched, with exits after some of its layers.
 
@@ -161,6 +162,8 @@ class Cascade(nn.Module):
             class_names: As in the class.
             spec: How to build `net` again; a bundle needs to know. With it goes one example, made
                 up where its values are not whole numbers (`offramp.stages.stand_in`).
+            classes: Number of classes, for a network that returns several tensors: its logits are
+                the one with so many columns. By default that of `class_names`.
 
         Raises:
             UnknownNameError: If there is no such layer, or a head belongs to no exit.
@@ -178,7 +181,16 @@ class Cascade(nn.Module):
         >>> cascade.topology.describe(), cascade(torch.zeros(2, 4)).shape
         ('1 -> last', torch.Size([2, 2, 3]))
         """
-        stages = exit_stages(net, at, heads, example, last=last, preprocess=preprocess, spec=spec)
+        stages = exit_stages(
+            net,
+            at,
+            heads,
+            example,
+            last=last,
+            preprocess=preprocess,
+            spec=spec,
+            classes=classes or len(class_names) or None,
+        )
         pairs = chain_edges(stages) if edges == "chain" else edges
         return cls(stages, edges=pairs, class_names=class_names)
 

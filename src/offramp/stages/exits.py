@@ -64,20 +64,22 @@ def exit_stages(
     last: str,
     preprocess: nn.Module | None,
     spec: ModelSpec | None,
+    classes: int | None,
 ) -> list[Stage]:
     """Stages of a network that is cut, as `Cascade.of_exits` documents them."""
     given = example if preprocess is None else preprocess(example)
     if heads is None:
-        heads = default_heads(net, at, given)
+        heads = default_heads(net, at, given, classes)
     _check_heads(at, heads)
     named = {point: _named_heads(point, heads[point]) for point in at}
     built = {name: _built(head) for each in named.values() for name, head in each.items()}
     keep = kept_inputs(built.values())
-    segments = cut(net, at, given, keep=keep)
+    segments = cut(net, at, given, keep=keep, classes=classes)
     _check_reading(at, named, built, segments, given)
     again = None
     if spec is not None:
-        again = CutSpec(model=spec, at=tuple(at), example=stand_in(given), keep=keep)
+        made = stand_in(given)
+        again = CutSpec(model=spec, at=tuple(at), example=made, keep=keep, classes=classes)
     source: str | None = None
     stages: list[Stage] = []
     for k, (point, segment) in enumerate(zip(at, segments, strict=False)):
@@ -99,20 +101,24 @@ def exit_stages(
     return [*stages, Stage(last, segments[-1], source=source, spec=rest)]
 
 
-def default_heads(net: nn.Module, at: Sequence[str], given: Batch) -> Heads:
+def default_heads(
+    net: nn.Module, at: Sequence[str], given: Batch, classes: int | None = None
+) -> Heads:
     """For each point the head that `offramp.models.default_head` chooses.
 
     Args:
         net: In evaluation mode.
         at: Names of layers.
         given: What the network reads.
+        classes: As for `cut`.
 
     Raises:
         InputError, UnsupportedError: As `cut`, or if there is none for what a layer gives.
     """
-    classes = answer(net, given).shape[1]
+    segments = cut(net, at, given, classes=classes)
+    classes = answer(net, given, classes).shape[1]
     found = {}
-    for name, segment in zip(at, cut(net, at, given), strict=False):
+    for name, segment in zip(at, segments, strict=False):
         try:
             found[name] = default_head(_gives(segment), classes)
         except InputError as error:

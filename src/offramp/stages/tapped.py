@@ -20,6 +20,7 @@ from offramp._core.errors import InputError
 from offramp.models import WRAPPERS, ModelSpec
 from offramp.models.heads import averages
 from offramp.stages.cutting.cut import cut
+from offramp.stages.own_names import own_names
 
 _SEGMENTS = "segments."
 
@@ -102,8 +103,7 @@ class TappedNet(nn.Module):
     The exits' names are "exits.<name of the tap>": layers after which it can be cut, and what a
     head reads there is `(m, features)`, or what the point gives where the tap is not pooled.
 
-    In `state_dict` the weights have the names that they have in the network: those in the segments
-    depend on the version of torch, and stay out of files.
+    In `state_dict` the weights have the names that they have in the network.
 
     Args:
         net: In evaluation mode.
@@ -131,7 +131,6 @@ class TappedNet(nn.Module):
         super().__init__()
         order = {name: k for k, name in enumerate(points)}
         _check(points, taps)
-        own = _names_of(net)
         self.segments = nn.ModuleList(cut(net, list(order), example))
         self.pools = nn.ModuleDict({str(axes): branch_pool(grid, axes) for axes in (1, 2, 3)})
         self.exits = nn.ModuleDict({tap.name: _Join() for tap in taps})
@@ -139,9 +138,15 @@ class TappedNet(nn.Module):
         self._reads = {tap.name: tuple(order[name] for name in tap.reads) for tap in taps}
         self._pooled = {tap.name for tap in taps if tap.pooled}
         self._pools = {k for name in self._pooled for k in self._reads[name]}
-        held = _held(self)
-        #: Names of the segments' weights, each with the network's own.
-        self._own = {name: own[id(value)] for name, value in held.items() if id(value) in own}
+        named = [
+            (f"{_SEGMENTS}{k}.", held, own)
+            for k, segment in enumerate(self.segments)
+            for held, own in own_names(segment).items()
+            if own is not None
+        ]
+        #: Names of the segments' weights, as these hold them and in their state dicts.
+        self._held = {f"{segment}{held}": own for segment, held, own in named}
+        self._own = {f"{segment}{own}": own for segment, _, own in named}
         self.register_state_dict_post_hook(_give_own_names)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_take_own_names)  # type: ignore[no-untyped-call]
         self.eval()
@@ -153,7 +158,7 @@ class TappedNet(nn.Module):
         """
         if published in self._own.values() or not published.startswith(_SEGMENTS):
             return published
-        return self._own.get(published)
+        return self._held.get(published)
 
     def forward(self, x: Tensor) -> Tensor:
         """Give the network's logits."""
@@ -178,41 +183,19 @@ class TappedNet(nn.Module):
         return logits if nothing is None else logits + nothing
 
 
-def _names_of(net: nn.Module) -> dict[int, str]:
-    """Names of what a network's state dict holds, by the identity of the tensors."""
-    lasting = net.state_dict()
-    named = [*net.named_parameters(), *net.named_buffers()]
-    return {id(value): name for name, value in named if name in lasting}
-
-
-def _held(net: TappedNet) -> dict[str, Tensor]:
-    """What the segments hold, shared tensors under each of their names."""
-    return {
-        **dict(net.named_parameters(remove_duplicate=False)),
-        **dict(net.named_buffers(remove_duplicate=False)),
-    }
-
-
 def _give_own_names(
-    net: TappedNet, state: dict[str, Any], prefix: str, metadata: Mapping[str, Any]
+    net: TappedNet, state: dict[str, Any], prefix: str, _metadata: Mapping[str, Any]
 ) -> None:
-    """Rename what a state dict holds; what cutting makes anew is left out."""
-    inside = [name for name in state if name.startswith(prefix + _SEGMENTS)]
-    taken = {name.removeprefix(prefix): state.pop(name) for name in inside}
-    state.update({prefix + net._own[name]: v for name, v in taken.items() if name in net._own})
+    """Call the weights of the segments as in the network."""
+    inside = [name for name in net._own if prefix + name in state]
+    state.update({prefix + net._own[name]: state.pop(prefix + name) for name in inside})
 
 
 def _take_own_names(net: TappedNet, state: dict[str, Any], prefix: str, *_: object) -> None:
-    """Give the weights the names that the segments have for them; what else these hold stays."""
-    given = {
-        own: state.pop(prefix + own) for own in set(net._own.values()) if prefix + own in state
-    }
-    for name, value in _held(net).items():
-        if name in net._own:
-            if net._own[name] in given:
-                state[prefix + name] = given[net._own[name]]
-        elif name.startswith(_SEGMENTS):
-            state[prefix + name] = value
+    """Hand the network's weights to the segments that hold them."""
+    own = {name for name in net._own.values() if prefix + name in state}
+    given = {name: state.pop(prefix + name) for name in own}
+    state.update({prefix + k: given[name] for k, name in net._own.items() if name in given})
 
 
 def tapped(

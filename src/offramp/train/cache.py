@@ -27,7 +27,7 @@ from offramp._core.errors import FileFormatError, InputError
 from offramp._core.files import remove_folder, storing, write_json
 from offramp._core.ownership import check_place, is_empty
 from offramp._core.progress import progress_bar
-from offramp._core.seal import is_sealed, sealed
+from offramp._core.seal import Digest, is_sealed, sealed
 from offramp._core.temporaries import locked
 from offramp.data import Examples
 from offramp.models import PooledHead, extract_logits
@@ -174,7 +174,7 @@ class _Files:
         self._folder, self._identity, self._n = folder, dict(identity), n
         self._names: dict[str, str] = {}
         self._open: dict[str, IO[bytes]] = {}
-        self._digests: dict[str, hashlib._Hash] = {}
+        self._digests: dict[str, Digest] = {}
         self.rows = self._saved = 0
         if (folder / _MANIFEST).exists():
             self._adopt()
@@ -277,7 +277,7 @@ class _Files:
         if not is_sealed(found.model_dump()) or digests != found.digests:
             raise FileFormatError(f"The features in {self._folder} were damaged. {_AGAIN}")
 
-    def _digest(self, key: str) -> "hashlib._Hash":
+    def _digest(self, key: str) -> Digest:
         digest, values = hashlib.sha256(), self.read(key)
         for start in range(0, self.rows, CHECKPOINT_ROWS):
             part = values[start : min(start + CHECKPOINT_ROWS, self.rows)]

@@ -14,7 +14,7 @@ from offramp._core.batch import batch_size, to_device
 from offramp._core.errors import InputError
 from offramp._core.types import Batch
 from offramp.data import Examples
-from offramp.stages import Cascade, Stage
+from offramp.stages import Cascade, Stage, add_weights
 
 #: Changes a raw batch at random, drawing from the generator alone; gives as many examples.
 Augment = Callable[[Any, torch.Generator], Any]
@@ -118,10 +118,7 @@ def backbone_digest(cascade: Cascade) -> str:
     digest = hashlib.sha256()
     for stage in cascade:
         digest.update(f"{stage.group} {stage.source} {stage.preprocess!r}".encode())
-        for name, value in sorted(stage.module.state_dict().items()):
-            digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-            raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            digest.update(raw.numpy().tobytes())
+        add_weights(digest, stage.module)
     return digest.hexdigest()
 
 

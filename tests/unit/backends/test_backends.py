@@ -120,7 +120,13 @@ def test_results_of_one_call_are_not_changed_by_the_next(cascade, backend):
     assert made.segment(images(0)).shape == (0, 10)
 
 
-@pytest.fixture(scope="module", params=LOSSY)
+SLOW = pytest.mark.slow  # another variant of what `make test` runs: make test-slow
+
+
+@pytest.fixture(
+    scope="module",
+    params=[n if n == "onnxruntime-int8" else pytest.param(n, marks=SLOW) for n in LOSSY],
+)
 def lossy(request, cascade):
     try:
         return with_backend(
@@ -208,7 +214,9 @@ def test_stages_that_continue_a_quantised_one_get_another_name_too(exits):
     assert made.stage("second@int8").spec is None
 
 
-@pytest.mark.parametrize("backend", ["prepared", "onnxruntime", "openvino"])
+@pytest.mark.parametrize(
+    "backend", ["prepared", "onnxruntime", pytest.param("openvino", marks=SLOW)]
+)
 def test_exits_with_alternative_heads_and_several_tensors_in_a_carry(exits, backend):
     x = NORMALISE(images(5))
     made = with_backend(exits, backend, example=x[:1])
@@ -216,7 +224,9 @@ def test_exits_with_alternative_heads_and_several_tensors_in_a_carry(exits, back
     assert made.topology == exits.topology
 
 
-@pytest.mark.parametrize("fuse", [("first/q",), ("first/p", "first/q", "second")])
+@pytest.mark.parametrize(
+    "fuse", [pytest.param(("first/q",), marks=SLOW), ("first/p", "first/q", "second")]
+)
 def test_heads_in_one_piece_with_their_segments_answer_the_same(exits, fuse):
     x = NORMALISE(images(5))
     made = with_backend(exits, "onnxruntime", example=x[:1], fuse=fuse)
@@ -281,7 +291,7 @@ def test_a_group_has_one_backend(exits):
         (images(3).float(), r"\(m, 1, 8, 8\) of uint8, got a tensor \(m, 1, 8, 8\) of float32"),
     ],
 )
-@pytest.mark.parametrize("backend", ["onnxruntime-int8", "openvino-int8"])
+@pytest.mark.parametrize("backend", ["onnxruntime-int8", pytest.param("openvino-int8", marks=SLOW)])
 def test_int8_needs_examples_to_calibrate_on(cascade, backend, calibration, match):
     with pytest.raises(InputError, match=match):
         with_backend(cascade, {"small": backend}, example=images(1), calibration=calibration)

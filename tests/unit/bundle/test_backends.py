@@ -1,5 +1,6 @@
 """Bundles and backends: what is measured, what is quantised, what is refused."""
 
+import functools
 import json
 import shutil
 import sys
@@ -155,10 +156,15 @@ def test_measurements_of_other_stages_are_refused(tmp_path, cascade, setting):
         save_bundle(tmp_path / "b", cascade, setting, backends=table("smal", eager=1.0))
 
 
-def test_a_bundle_is_tuned_where_it_is(tmp_path, cascade, setting):
+@pytest.mark.parametrize(
+    "candidates",
+    [["prepared", "onnxruntime"], pytest.param(None, marks=pytest.mark.slow)],  # make test-slow
+    ids=["some", "all"],
+)
+def test_a_bundle_is_tuned_where_it_is(tmp_path, cascade, setting, candidates):
     save_bundle(tmp_path / "b", cascade, setting, input_shape=(1, 8, 8))
     plain = load_bundle(tmp_path / "b")
-    table = tune(tmp_path / "b", images(1), batch_sizes=[1, 2], rounds=1)
+    table = tune(tmp_path / "b", images(1), candidates=candidates, batch_sizes=[1, 2], rounds=1)
     tuned = load_bundle(tmp_path / "b", backend="auto")
     assert tuned.manifest.backend_table() == table
     assert set(table.seconds) == {"small", "large"}
@@ -188,7 +194,7 @@ def test_tuning_loses_nothing_where_it_fails(tmp_path, cascade, setting):
 def test_only_what_runs_in_pytorch_is_tuned(tmp_path, cascade, setting):
     made = with_backend(cascade, {"large": "onnxruntime"}, example=images(1))
     save_bundle(tmp_path / "b", made, setting)
-    table = tune(tmp_path / "b", images(1), batch_sizes=[1], rounds=1)
+    table = tune(tmp_path / "b", images(1), candidates=["prepared"], batch_sizes=[1], rounds=1)
     assert set(table.seconds) == {"small"}
     bundle = load_bundle(tmp_path / "b", backend="auto")
     assert runs_in(bundle)[1] == "onnxruntime"
@@ -381,12 +387,24 @@ def exits():
     )
 
 
-@pytest.mark.parametrize("first", ["layer1.0", "layer2.0.conv1"])
-def test_exits_are_kept_in_int8_from_one_of_them_on(tmp_path, exits, first):
-    names = exits.topology.names
-    chosen = dict.fromkeys(names[names.index(first) :], "onnxruntime-int8")
-    x = images(20, 3, 16)
-    made = with_backend(exits, chosen, example=x, calibration=x)
+@pytest.fixture(scope="module")
+def from_on(exits):
+    """The exits in int8 from one of them on, made once."""
+
+    @functools.cache
+    def make(first):
+        names, x = exits.topology.names, images(20, 3, 16)
+        chosen = dict.fromkeys(names[names.index(first) :], "onnxruntime-int8")
+        return with_backend(exits, chosen, example=x, calibration=x)
+
+    return make
+
+
+@pytest.mark.parametrize(  # behind one in PyTorch: make test-slow
+    "first", ["layer1.0", pytest.param("layer2.0.conv1", marks=pytest.mark.slow)]
+)
+def test_exits_are_kept_in_int8_from_one_of_them_on(tmp_path, from_on, first):
+    x, made = images(20, 3, 16), from_on(first)
     last = made.topology.names[-1]
     policy = random_policy(made.topology, seed=1, classes=10)
     save_bundle(tmp_path / "b", made, Setting(policy=policy, method="weighted", reference=last))
@@ -404,9 +422,8 @@ def test_what_continues_int8_in_pytorch_cannot_be_saved(tmp_path, exits):
         save_bundle(tmp_path / "b", made, setting)
 
 
-def test_a_carry_cannot_pass_for_an_answer(tmp_path, exits):
-    x = images(20, 3, 16)
-    made = with_backend(exits, "onnxruntime-int8", example=x, calibration=x)
+def test_a_carry_cannot_pass_for_an_answer(tmp_path, from_on):
+    made = from_on("layer1.0")
     never = Setting.single(made.topology, "last@int8", reference="last@int8")
     save_bundle(tmp_path / "b", made, never)
     first = Setting.single(made.topology, "layer1.0@int8", reference="last@int8")

@@ -61,10 +61,13 @@ def in_backend(exits):
     """The exits in a backend, some stages in one piece, made once."""
 
     @functools.cache
-    def make(backend, fuse=(), block=(), asked=None):
+    def made(backend, fuse, block, asked):
         joined = join(exits, [block], asked=asked) if block else exits
         given = {"example": images(2), "calibration": images()}
         return with_backend(joined, backend, fuse=fuse, threads=1, **given)
+
+    def make(backend, fuse=(), block=(), asked=None):  # one way to ask, or it is made twice
+        return made(backend, fuse, block, asked)
 
     return make
 
@@ -91,16 +94,19 @@ def check_comes_back(folder, cascade, setting):
     return bundle
 
 
+SLOW = pytest.mark.slow  # another variant of what `make test` runs: make test-slow
+
+
 @pytest.mark.parametrize(
     ("backend", "fuse", "block"),
     [
         ("onnxruntime", (), ()),
         ("openvino", (), ()),
-        ("openvino", POINTS, (*POINTS[1:], "last")),
         ("onnxruntime", POINTS, POINTS[:2]),
         ("onnxruntime-int8", (), POINTS[1:]),
-        ("openvino-int8", POINTS, POINTS[:2]),
-        ("openvino-int8", (), (*POINTS, "last")),
+        pytest.param("openvino", POINTS, (*POINTS[1:], "last"), marks=SLOW),
+        pytest.param("openvino-int8", POINTS, POINTS[:2], marks=SLOW),
+        pytest.param("openvino-int8", (), (*POINTS, "last"), marks=SLOW),
     ],
 )
 def test_a_cascade_in_another_runtime_comes_back(tmp_path, in_backend, backend, fuse, block):
@@ -208,7 +214,7 @@ def a_third_leaves(cascade):
     return Policy(cascade.topology, nodes)
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "onnxruntime-int8"])
+@pytest.mark.parametrize("backend", ["onnxruntime", pytest.param("onnxruntime-int8", marks=SLOW)])
 def test_what_runs_in_onnx_runtime_is_exported_as_it_is(tmp_path, in_backend, backend):
     made = in_backend(backend)
     policy = a_third_leaves(made)

@@ -210,6 +210,7 @@ def test_a_bundle_may_be_loaded_optimised(written, images, monkeypatch):
     )
 
 
+@pytest.mark.slow  # five cuts; one network is cut everywhere above: make test-slow
 def test_exits_of_two_networks_and_a_whole_one_go_together(tmp_path, images):
     """A cascade of stages put together by hand: a small network, then exits of two larger ones."""
     nets = {"first": NET, "second": ModelSpec(name="resnet14", arguments={"width": 0.25})}
@@ -366,6 +367,7 @@ def test_a_hugging_face_classifier_in_a_fresh_process(tmp_path, monkeypatch):
     torch.testing.assert_close(found["logits"], wanted.logits, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow  # tests/parity/test_bundle_equals_runtime.py does so quickly: make test-slow
 def test_exits_answer_the_same_in_a_fresh_process(tmp_path, written, cascade, setting, images):
     save_file({"x": images}, tmp_path / "in.safetensors")
     program = ANSWER.replace("load_file(sys.argv[3])", 'load_file(sys.argv[3])["x"]')

@@ -5,13 +5,14 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from offramp._core.division import counts_of, random_order, stratified_order
 from offramp._core.errors import InputError, SplitOverlapError
 from offramp._core.types import SPLITS
 from offramp.data import Examples, arrays
+from support.properties import examples
 
 
 def make(n=12, classes=3, **changes) -> Examples:
@@ -139,7 +140,7 @@ def test_a_part_without_splits_or_examples_says_so():
         make().with_ranges({"fit": (0, 12)}).part("test")
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(
     n=st.integers(8, 60),
     seed=st.integers(0, 1000),
@@ -174,7 +175,7 @@ def test_dividing_again_forgets_the_splits_before():
     assert set(examples.divided({"fit": 1.0}, seed=0).split.tolist()) == {1}
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(
     sizes=st.lists(st.integers(1, 25), min_size=1, max_size=5),
     cut=st.floats(0.0, 1.0),

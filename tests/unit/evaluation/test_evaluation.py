@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import bootstrap
 
@@ -17,6 +17,7 @@ from offramp.evaluation.evaluate import evaluate, paired_intervals, split_cost
 from offramp.evaluation.replay import replay
 from offramp.policy import Constant, Feature, Linear, Node, Policy, Setting
 from offramp.trace import make_trace
+from support.properties import examples
 
 
 def intervals(columns, *, rounds: int, seed: int):
@@ -39,7 +40,7 @@ def threshold_setting(trace, value: float = 0.6, combine: str = "last") -> Setti
     )
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(seed=st.integers(0, 2**31), combine=st.sampled_from(["last", "mean"]))
 def test_every_figure_follows_from_the_replay_of_single_examples(seed, combine):
     trace = make_trace(60, stages=3, seed=seed)
@@ -58,7 +59,7 @@ def test_every_figure_follows_from_the_replay_of_single_examples(seed, combine):
     assert found.difference <= found.excess
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(seed=st.integers(0, 2**31))
 def test_shares_of_cost_are_complete(seed):
     rng = np.random.default_rng(seed)

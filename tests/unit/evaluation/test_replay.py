@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from offramp._core.costs import Costs
@@ -15,6 +15,7 @@ from offramp.fitting.thresholds import fit_myopic
 from offramp.policy import Agreement, Constant, Feature, Linear, Node, Policy, Random, Setting
 from offramp.policy.features import COMBINED
 from offramp.trace import Trace, make_trace
+from support.properties import examples
 
 
 def random_topology(rng: np.random.Generator, s: int) -> Topology:
@@ -79,7 +80,7 @@ def assert_equal(fast, slow):
     assert fast.paths == slow.paths
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     seed=st.integers(0, 2**31),
     kind=st.sampled_from(["logits", "labels"]),
@@ -100,7 +101,7 @@ def test_the_random_cases_reach_every_kind_of_path():
     assert {c.combine for _, c in found} == {"last", "mean", "weighted"}
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(seed=st.integers(0, 2**31), top=st.integers(1, 4))
 def test_top_m_answers_equal_the_slow_twin_and_hold_the_smaller_ones(seed, top):
     trace, policy = random_case(seed)
@@ -110,7 +111,7 @@ def test_top_m_answers_equal_the_slow_twin_and_hold_the_smaller_ones(seed, top):
     assert (found.wrong <= replay(trace, policy, top=1).wrong).all()
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(seed=st.integers(0, 2**31), kind=st.sampled_from(["logits", "labels"]))
 def test_many_settings_at_once_are_evaluated_as_one_by_one(seed, kind):
     trace, first = random_case(seed, kind, n=30)
@@ -134,7 +135,7 @@ def test_many_settings_at_once_are_the_same_in_runs_of_examples():
     assert evaluate_all(trace, found) == [evaluate(trace, s, bootstrap=0) for s in found]
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(seed=st.integers(0, 2**31))
 def test_what_happens_to_an_example_does_not_depend_on_the_others(seed):
     trace, policy = random_case(seed)

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from offramp._core.costs import Costs
@@ -19,6 +19,7 @@ from offramp.fitting.thresholds import fit_myopic
 from offramp.policy import Constant, Feature, Linear, Node, Policy, Setting
 from offramp.policy.features import COMBINED, CONFIDENCES, Distribution
 from offramp.trace import Trace, make_trace
+from support.properties import examples
 
 
 def with_decision_costs(trace: Trace) -> Trace:
@@ -81,7 +82,7 @@ def test_two_stages_give_the_front_of_all_thresholds(kind, combine):
     np.testing.assert_allclose(sorted(have), sorted({tuple(row) for row in every[front]}))
 
 
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(seed=st.integers(0, 2**31), combine=st.sampled_from(["last", "mean", "weighted"]))
 def test_no_setting_of_a_longer_chain_beats_another_when_replayed(seed, combine):
     """Holds only if the scans' figures are those of a replay."""

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from offramp._core.errors import InputError, UnknownNameError
@@ -20,6 +20,7 @@ from offramp.fitting.class_exits.data import (
 )
 from offramp.fitting.class_exits.figures import paper_figures, system_figures
 from offramp.fitting.class_exits.time import Timing, nested_time, nested_time_reference
+from support.properties import examples
 
 T, D, E = 10.0, 3.0, 0.5
 TIMING = Timing(baseline=T, reached=D, branch=E, unit="flops")
@@ -81,7 +82,6 @@ def test_two_exits_are_equation_11_with_times_between_the_exits():
     assert nested_time([first], [g_i]) == pytest.approx(first.mean(g_i))
 
 
-@settings(deadline=None)
 @given(
     rates=st.lists(st.floats(-0.5, 1.5), min_size=1, max_size=5),
     seed=st.integers(0, 1000),
@@ -112,7 +112,7 @@ def test_times_outside_their_domain_are_refused(field, value):
         dataclasses.replace(TIMING, **{field: value})
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(seed=st.integers(0, 5000), threshold=st.floats(-3, 6), later=st.floats(-3, 6))
 def test_the_paper_s_figures_are_what_a_loop_counts(seed, threshold, later):
     data = make(seed)
@@ -147,7 +147,7 @@ def test_the_paper_s_figures_are_what_a_loop_counts(seed, threshold, later):
     assert found.loss == pytest.approx((T + 2 * E) / T)
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(seed=st.integers(0, 5000), threshold=st.floats(-3, 6), later=st.floats(-3, 6))
 def test_the_system_s_figures_are_what_a_loop_counts(seed, threshold, later):
     data = make(seed)
@@ -170,7 +170,6 @@ def test_the_system_s_figures_are_what_a_loop_counts(seed, threshold, later):
     assert sum(found.missed_baseline) == int((~data.right).sum())
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 5000), low=st.floats(-4, 6), high=st.floats(-4, 6))
 def test_a_higher_threshold_never_claims_more_and_gains_no_more(seed, low, high):
     data, (low, high) = make(seed), sorted((low, high))

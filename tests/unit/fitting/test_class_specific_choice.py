@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from offramp._core.errors import InputError
@@ -23,6 +23,7 @@ from offramp.fitting.class_exits.scan import (
 )
 from offramp.fitting.class_exits.time import Timing
 from offramp.fitting.class_exits.together import SharedDesign, choose_together
+from support.properties import examples
 
 T = 10.0
 WIDE = (0.05, 1.0)
@@ -55,7 +56,7 @@ def make(seed, *, n=80, classes=3, noise=2.0, accuracy=0.8, targets=None):
     return data, branches
 
 
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(
     seed=st.integers(0, 5000),
     constraints=st.sampled_from(["strict", "paper"]),
@@ -96,7 +97,7 @@ def test_counting_without_impostors_would_be_caught(monkeypatch):
     assert not np.array_equal(honest, broken)
 
 
-@settings(deadline=None, max_examples=15)
+@examples(15)
 @given(seed=st.integers(0, 5000), nested=st.booleans())
 def test_the_scan_counts_what_each_cut_does_to_the_system(seed, nested):
     data, branches = make(seed, n=40)
@@ -114,7 +115,7 @@ def test_the_scan_counts_what_each_cut_does_to_the_system(seed, nested):
         np.testing.assert_allclose(after / data.sizes, system.recalls)
 
 
-@settings(deadline=None, max_examples=12)
+@examples(12)
 @given(seed=st.integers(0, 5000), tolerance=st.sampled_from([0.0, 0.01, 0.05]))
 def test_strict_choices_keep_accuracy_and_every_recall_on_fit(seed, tolerance):
     data, branches = make(seed, n=120)
@@ -131,7 +132,7 @@ def test_strict_choices_keep_accuracy_and_every_recall_on_fit(seed, tolerance):
     assert found.calibrate is None
 
 
-@settings(deadline=None, max_examples=12)
+@examples(12)
 @given(seed=st.integers(0, 5000), select=st.sampled_from(SELECTIONS))
 def test_the_choice_is_the_best_of_all_branches_and_thresholds(seed, select):
     data, branches = make(seed, n=60)
@@ -268,7 +269,7 @@ def test_an_exit_of_all_classes_answers_its_own_labels():
         )
 
 
-@settings(deadline=None, max_examples=15)
+@examples(15)
 @given(seed=st.integers(0, 5000))
 def test_exits_of_several_classes_keep_the_accuracy_together(seed):
     data, branches = make(seed, n=300, noise=1.2)

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
 from offramp._core.errors import InputError
 from offramp.fitting.newton import best_cut, best_cut_reference, fit_weighted_logistic
+from support.properties import examples
 
 
 def problem(seed: int, n: int = 400, d: int = 5):
@@ -66,7 +67,7 @@ def test_weights_that_are_all_zero_are_refused_with_their_sum():
         fit_weighted_logistic(x, positive, np.ones(400), ridge=-1)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(
     st.lists(
         st.tuples(st.integers(0, 5), st.floats(-1, 1, allow_subnormal=False)),

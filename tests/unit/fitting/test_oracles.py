@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from offramp._core.costs import Costs
@@ -13,11 +13,12 @@ from offramp._core.errors import InputError
 from offramp._core.topology import Topology
 from offramp.fitting.oracles import ORACLES, oracle, oracle_reference
 from offramp.trace import Trace, make_trace
+from support.properties import examples
 
 SHARED = Path(__file__).parents[4] / "shared/data/cifar10/resnet_logits"
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(seed=st.integers(0, 2**31), kind=st.sampled_from(ORACLES), top=st.integers(1, 2))
 def test_oracles_equal_walking_each_example_on_its_own(seed, kind, top):
     rng = np.random.default_rng(seed)
@@ -74,7 +75,7 @@ def test_in_a_full_graph_the_cheapest_path_is_taken():
     assert found.cost.tolist() == [5.0]  # past the middle stage
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(seed=st.integers(0, 2**31))
 def test_on_a_chain_that_ends_in_f_two_oracles_are_exactly_as_good_as_f(seed):
     trace = make_trace(100, stages=3, seed=seed)

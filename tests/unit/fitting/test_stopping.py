@@ -5,9 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from reference.walk import route_reference
 
 from offramp._core.errors import FileFormatError, InputError
 from offramp.bundle import load_bundle, save_bundle
@@ -29,6 +28,8 @@ from offramp.recording import record
 from offramp.runtime import Adaptive
 from offramp.stages import Cascade
 from offramp.trace import make_trace
+from reference.walk import route_reference
+from support.properties import examples
 
 CLASSES = 5
 
@@ -62,7 +63,7 @@ def rules(count=2, classes=CLASSES, width=64, seed=0, scale=4.0):
     return networks, [network.rule(k) for k, network in enumerate(networks)]
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(seed=st.integers(0, 2**31), m=st.integers(0, 3), d=st.integers(1, 9), k=st.integers(1, 4))
 def test_a_layer_is_the_sum_one_number_at_a_time_to_the_last_bit(seed, m, d, k):
     generator = torch.Generator().manual_seed(seed)

@@ -4,13 +4,13 @@ import itertools
 from dataclasses import replace
 
 import numpy as np
-import offramp.policy.stopping_objective as objective_module
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.func import grad, vmap
 
+import offramp.fitting.stopping.objective as objective_module
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp._core.topology import Topology
@@ -31,6 +31,7 @@ from offramp.fitting.stopping.objective import (
 from offramp.policy.combination import stopping_log_probs
 from offramp.policy.features import Distribution
 from offramp.trace import Trace
+from support.properties import examples
 
 M, S, C = 3, 3, 4
 DRAWS = 30_000
@@ -129,7 +130,7 @@ def test_the_weights_of_the_baseline_are_the_squared_norms_of_the_score():
             assert float(own + chosen.square().sum()) == pytest.approx(wanted, rel=1e-4)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(seed=st.integers(0, 2**31), m=st.integers(1, 6))
 def test_the_baseline_is_that_of_the_others_one_by_one(seed, m):
     generator = torch.Generator().manual_seed(seed)
@@ -143,7 +144,7 @@ def test_the_baseline_is_that_of_the_others_one_by_one(seed, m):
         assert float(found[i]) == pytest.approx(wanted, abs=1e-5)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(seed=st.integers(0, 2**31), stages=st.integers(2, 5))
 def test_the_chances_of_stopping_are_the_products_and_sum_to_one(seed, stages):
     odds = 3 * torch.randn(2, stages - 1, generator=torch.Generator().manual_seed(seed))

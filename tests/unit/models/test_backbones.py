@@ -74,6 +74,8 @@ PUBLISHED = {
     ),
 }
 NAMES = tuple(PUBLISHED)
+SLOW = pytest.mark.slow  # large networks with values, or packages that `zoo` brings: make test-slow
+VALUED = [n if n in ("googlenet", "densenet121") else pytest.param(n, marks=SLOW) for n in NAMES]
 SIZES = ("imagenet", "cifar")
 WITH_AUXILIARY = ("googlenet", "inception_v3")
 
@@ -148,7 +150,7 @@ def test_names_and_shapes_of_weights_are_torchvisions(name):
     assert checksum(shapes_of(name, "cifar")) != PUBLISHED[name].checksum
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", VALUED)
 def test_logits_are_those_that_torchvision_gave(name):
     net = fill(model_factory(name)(**PUBLISHED[name].options))
     with torch.no_grad():
@@ -269,7 +271,7 @@ def test_only_colour_images_can_be_rescaled(name):
         model_factory(name)(transform_input=True, in_channels=1)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", VALUED)
 def test_first_weights_depend_on_the_seed_alone(name):
     def values(net):
         return [p.detach() for p in net.parameters()]
@@ -292,7 +294,7 @@ def test_every_weight_takes_part(name):
     net.zero_grad()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", VALUED)
 def test_channels_last_gives_the_same_logits(name):
     net = model_factory(name)(size="cifar").eval()
     x = images(name, 2, "cifar")
@@ -359,6 +361,7 @@ def of_torchvision(models: ModuleType, name: str) -> nn.Module:
     return getattr(models, name)(weights=None, **options, **PUBLISHED[name].options)
 
 
+@SLOW
 @pytest.mark.parametrize("name", NAMES)
 def test_weights_saved_by_torchvision_load_and_give_its_logits(name, torchvision_models, tmp_path):
     theirs = fill(of_torchvision(torchvision_models, name))
@@ -370,6 +373,7 @@ def test_weights_saved_by_torchvision_load_and_give_its_logits(name, torchvision
         assert difference(ours(x), theirs(x)) < 1e-5
 
 
+@SLOW
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_recorded_here_is_what_torchvision_gives(name, torchvision_models):
     theirs = of_torchvision(torchvision_models, name)

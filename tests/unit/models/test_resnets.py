@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -13,6 +13,7 @@ from offramp._core.errors import InputError
 from offramp.models import cifar_preresnet, cifar_resnet, load_weights, resnet21, small_cnn
 from offramp.models.depth import blocks_per_layer, filters
 from offramp.models.shortcuts import PadShortcut
+from support.properties import examples
 
 CIFAR = Path(__file__).parents[4] / "shared" / "data" / "cifar10"
 MEAN = torch.tensor([0.485, 0.456, 0.406]).reshape(3, 1, 1)
@@ -40,7 +41,7 @@ def obvious_option_a(x, after, stride):
     return out
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(
     before=st.integers(1, 4),
     more=st.integers(0, 5),

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from offramp._core.errors import InputError
@@ -15,6 +15,7 @@ from offramp.policy.features import (
     Feature,
     confidence_features,
 )
+from support.properties import examples
 
 KINDS = ["max_prob", "margin", "log_margin", "entropy", "log_prob_1", "log_prob_2"]
 
@@ -24,7 +25,7 @@ def random_distribution(seed: int, m: int = 9, c: int = 4, scale: float = 2.0) -
     return Distribution((torch.randn(m, c, generator=generator) * scale).log_softmax(dim=1))
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(seed=st.integers(0, 2**31), c=st.integers(2, 6))
 def test_statistics_equal_the_plain_formulas(seed, c):
     found = random_distribution(seed, c=c)
@@ -43,7 +44,7 @@ def test_statistics_equal_the_plain_formulas(seed, c):
             assert value == pytest.approx(plain[kind], abs=2e-5)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(seed=st.integers(0, 2**31), m=st.integers(1, 40))
 def test_a_feature_does_not_depend_on_the_rest_of_the_batch(seed, m):
     whole, other = random_distribution(seed, m, c=10), random_distribution(seed + 1, m, c=10)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from offramp._core.errors import FileFormatError, InputError
@@ -13,6 +13,7 @@ from offramp._core.outputs import StageOutput
 from offramp._core.topology import EXIT, Topology
 from offramp.policy import Constant, Feature, Linear, Node, Policy, Random, Setting, View
 from offramp.policy.features import COMBINED
+from support.properties import examples
 
 TOPOLOGY = Topology.of(["a", "b", "c"])
 PATHS = TOPOLOGY.paths()  # (0,), (0, 1), (0, 1, 2), (0, 2)
@@ -62,7 +63,7 @@ def single_rows(view: View, seed: int, m: int) -> list[View]:
     ]
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(
     seed=st.integers(0, 2**31),
     m=st.integers(1, 30),
@@ -84,7 +85,7 @@ def test_decisions_and_answers_do_not_depend_on_the_rest_of_the_batch(seed, m, s
             assert torch.equal(policy.predict(one, stage, top=top), predicted[i : i + 1])
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(seed=st.integers(0, 2**31), combine=st.sampled_from(["last", "mean", "weighted"]))
 def test_json_gives_back_the_same_policy_bit_by_bit(seed, combine):
     policy = full_policy(combine)

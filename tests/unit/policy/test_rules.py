@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare, kstest
 
@@ -14,6 +14,7 @@ from offramp._core.errors import FileFormatError, InputError
 from offramp.policy import Agreement, Constant, Feature, Linear, Random
 from offramp.policy.features import Distribution
 from offramp.policy.rules import Rule, keyed_uniform, rule_from_dict, takes_action
+from support.properties import examples
 
 
 class Seen:
@@ -76,7 +77,7 @@ def test_json_gives_back_the_same_scores_bit_by_bit(rule):
     assert torch.equal(again.score(seen(1)), rule.score(seen(1)))
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(
     weights=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=4),
     bias=st.floats(-1e6, 1e6),
@@ -88,7 +89,7 @@ def test_any_linear_rule_survives_json(weights, bias):
     assert torch.equal(again.bias, rule.bias)
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(seed=st.integers(0, 2**31), kind=st.sampled_from(["max_prob", "log_margin"]))
 def test_a_threshold_takes_exactly_those_that_are_at_least_as_sure(seed, kind):
     at = seen(seed)
@@ -99,7 +100,7 @@ def test_a_threshold_takes_exactly_those_that_are_at_least_as_sure(seed, kind):
     assert torch.equal(below.score(at) >= 0, values <= cut)
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(
     seed=st.integers(0, 2**31),
     weights=st.lists(st.floats(-(2.0**126), 2.0**126, width=32), min_size=1, max_size=4),

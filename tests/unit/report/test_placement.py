@@ -1,10 +1,11 @@
 """Places for labels: apart, inside, near, off the marks."""
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from offramp.report.placement import place_labels
+from support.properties import examples
 
 BOUNDS = (0.0, 0.0, 600.0, 400.0)
 
@@ -23,7 +24,7 @@ def shared(corners, sizes):
     return max(areas)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(seed=st.integers(0, 2**31), k=st.integers(1, 10), spread=st.sampled_from([0.0, 5.0, 150.0]))
 def test_labels_are_apart_and_inside_however_crowded_the_points(seed, k, spread):
     rng = np.random.default_rng(seed)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -20,6 +20,7 @@ from offramp.risk import (
 from offramp.risk.betting import betting_p_value_reference
 from offramp.risk.bounds import binomial_p_values_reference, hoeffding_bentkus_p_values_reference
 from offramp.risk.paired import paired_p_value_reference
+from support.properties import examples
 
 LIMITS = [0.01, 0.1, 0.5, 0.9]
 
@@ -45,7 +46,7 @@ def test_hoeffding_bentkus_is_its_formula_and_never_below_the_exact_test(n, limi
     assert (found[::2] >= exact - 1e-12).all()
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     losses=st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=1, max_size=40),
     limit=st.sampled_from(LIMITS),

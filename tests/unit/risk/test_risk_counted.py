@@ -4,18 +4,19 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from offramp._core.errors import InputError
 from offramp.risk import Range, binomial_p_values, counted_p_value, fewest_counted, tuned_bet
 from offramp.risk.counted import counted_p_value_reference
+from support.properties import examples
 
 COSTS = np.array([0.25, 0.5, 1.25])
 PATHS = Range(low=0.25, high=1.25, limit=0.6)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     counts=st.lists(st.integers(0, 12), min_size=3, max_size=3),
     limit=st.sampled_from([0.3, 0.6, 1.1]),

@@ -2,7 +2,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference.walk import route_reference
 from torch import nn
 
 from offramp._core.topology import Topology
@@ -13,6 +12,7 @@ from offramp.runtime.program import Program, plan_segments
 from offramp.runtime.testing import random_policy, random_topology
 from offramp.runtime.walk import walk
 from offramp.stages import Stage
+from reference.walk import route_reference
 
 
 def flight_of(topology, stages, batch, n, policy=None):

@@ -4,7 +4,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference.walk import route_reference
 from torch.overrides import TorchFunctionMode
 
 from offramp._core.topology import Topology
@@ -15,6 +14,7 @@ from offramp.runtime.inflight import InFlight
 from offramp.runtime.program import Program
 from offramp.runtime.testing import random_policy, random_topology
 from offramp.runtime.walk import walk
+from reference.walk import route_reference
 
 SYNCHRONISING = {"nonzero", "item", "tolist", "__bool__", "__int__", "__float__"}
 

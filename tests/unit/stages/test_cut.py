@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -18,6 +18,7 @@ from offramp.models import cifar_preresnet, cifar_resnet, extract_logits, small_
 from offramp.policy import Feature, Linear, Node, Policy
 from offramp.runtime import Adaptive
 from offramp.stages import Cascade, cut, cut_points, take_rows
+from support.properties import examples
 
 N = 7
 
@@ -215,7 +216,13 @@ NETWORKS = {
 }
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
+SLOW = {"projection", "preresnet"}  # residual as "resnet" is: make test-slow
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in NETWORKS],
+)
 def case(request):
     """A network, cut at every point it has, an input, and the answer of the uncut network."""
     make, example = NETWORKS[request.param]
@@ -239,9 +246,7 @@ def test_the_segments_in_sequence_are_the_network(case, m):
     assert case.reference.std() > 1e-2  # otherwise nothing was compared
 
 
-@settings(
-    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@examples(8, allow=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 @torch.no_grad()
 def test_rows_can_be_dropped_at_every_cut(case, data):

@@ -5,7 +5,7 @@ from itertools import combinations, permutations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -85,7 +85,6 @@ def distance(chosen, q):
     )
 
 
-@settings(deadline=None)  # scipy is imported on first use
 @given(st.lists(st.integers(1, 99), min_size=1, max_size=6, unique=True), st.data())
 def test_quantiles_are_the_nearest_of_all_selections(parts, data):
     found = made([part / 100 for part in sorted(parts)])

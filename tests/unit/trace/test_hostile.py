@@ -8,12 +8,13 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, example, given
 from hypothesis import strategies as st
 
 from offramp._core.errors import FileFormatError
 from offramp._core.seal import sealed
 from offramp.trace import load_trace, make_trace, save_trace
+from support.properties import examples
 
 N = 6
 
@@ -252,9 +253,7 @@ def test_bytes_that_are_no_text_still_give_names(good):
     assert len(load_trace(good).ids) == N
 
 
-fuzz = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+fuzz = examples(60, allow=[HealthCheck.function_scoped_fixture])
 
 
 @fuzz

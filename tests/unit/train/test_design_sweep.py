@@ -273,7 +273,9 @@ def only_heads(sweep, target):
     ]
 
 
-@pytest.mark.parametrize("target", [3, None])
+@pytest.mark.parametrize(  # of all classes: make test-slow
+    "target", [3, pytest.param(None, marks=pytest.mark.slow)]
+)
 def test_heads_of_all_classes_stand_beside_the_branches(headed, sweep, examples, tmp_path, target):
     cascade, found = headed
     more = len(found.branches()) - len(sweep.branches())

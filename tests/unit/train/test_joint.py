@@ -60,7 +60,9 @@ def weights(cascade):
     return {k: v.clone() for k, v in cascade.state_dict().items()}
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(  # from other weights as well: make test-slow
+    "seed", [0, *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 2))]
+)
 @pytest.mark.parametrize(
     ("estimator", "warm_up", "answers"),
     [("supervised", 0, "best"), ("supervised", 0, "combined"), ("exact", 15, "best")],

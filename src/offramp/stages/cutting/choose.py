@@ -112,6 +112,7 @@ def measure_points(
     batch_size: int = 1,
     rounds: int = 15,
     device: torch.device | str = "cpu",
+    classes: int | None = None,
 ) -> list[float]:
     """Measure how long a network takes up to each of some points.
 
@@ -126,6 +127,7 @@ def measure_points(
         batch_size: Examples that run at once.
         rounds: At least 1, after two rounds of warm-up.
         device: Where to run.
+        classes: As for `cut`.
 
     Returns:
         Seconds per example up to each point, and last those of the whole network.
@@ -145,7 +147,7 @@ def measure_points(
     device = check_device(device)
     net.to(device)
     given: Any = to_device(filled(example, size), device)
-    segments = cut(net, [point.name for point in points], given)
+    segments = cut(net, [point.name for point in points], given, classes=classes)
     parts = []
     with torch.inference_mode():
         for segment in segments:

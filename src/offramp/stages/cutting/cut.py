@@ -21,6 +21,7 @@ from offramp.stages.cutting.quiet import shortened
 from offramp.stages.cutting.segments import build_segments
 from offramp.stages.cutting.sizes import put_at_entry
 from offramp.stages.cutting.tried import tried_sizes
+from offramp.stages.own_names import call_by_own_names, names_in
 from offramp.stages.reading import copied
 
 #: What a segment's `meta` calls the `LayerShape` of the first tensor that it gives.
@@ -30,14 +31,20 @@ _TOLERANCE = 1e-4  # of a float32 answer relative to the largest one; segments d
 
 @released()
 def cut(
-    net: nn.Module, at: Sequence[str], example: Batch, *, keep: Sequence[str] = ()
+    net: nn.Module,
+    at: Sequence[str],
+    example: Batch,
+    *,
+    keep: Sequence[str] = (),
+    classes: int | None = None,
 ) -> list[nn.Module]:
     """Split a network after some of its layers.
 
     The segments in sequence compute the network's logits; each reads what the one before gave: a
     tensor, or a tuple of tensors, batch first, of which the first is what the layer gave. So rows
     may be dropped between any two. They share the network's parameters and its convolution and
-    batch-norm layers, and hold for evaluation mode.
+    batch-norm layers, which have the network's own names in their state dicts, and hold for
+    evaluation mode.
 
     They hold for inputs of other sizes than the example's (heights, widths, lengths of texts) along
     each axis along which they were found to answer as the network does; the first segment refuses
@@ -52,6 +59,8 @@ def cut(
         keep: Names of inputs that every segment but the last hands on as they came, behind all
             else, so that heads can read them: an attention mask. The inputs of a tuple are called
             "input_0", "input_1", ...
+        classes: Number of classes; where the network returns several tensors, its logits are the
+            one with so many columns, and the others are left out.
 
     Returns:
         One segment more than names.
@@ -61,7 +70,8 @@ def cut(
         InputError: If the network is in training mode or does not run on the example; if a name is
             that of the last layer, of one that computes nothing or of a run that is none, the names
             are not in order or two are the same point, a tensor there has no elements, or there is
-            no input to keep.
+            no input to keep; or if the network returns several tensors and not one of them has
+            `classes` columns.
         UnsupportedError: If the network cannot be followed (control flow that depends on values),
             or cannot be cut there: its examples mix. The nearest points that work are named.
 
@@ -72,22 +82,30 @@ def cut(
     True
     """
     two = rows_of(net, example)
-    reference = answer(net, two)
+    reference = answer(net, two, classes)
     names = input_names(two)
-    plan, positions, built = _built(net, at, two, names, keep)
+    plan, positions, built = _built(net, at, two, names, keep, classes)
     segments: list[nn.Module] = list(built)
     _check_same(segments, two, reference)
-    put_at_entry(built[0], tried_sizes(net, segments, plan.captured.followed, two, names))
+    put_at_entry(built[0], tried_sizes(net, segments, plan.captured.followed, two, names, classes))
     layouts = Layouts(plan, net, two, names)
     for segment, position in zip(built, positions, strict=False):
         segment.meta[GIVES] = layouts.shape(position)
+    own = names_in(net)
+    for segment in built:
+        call_by_own_names(segment, own)
     return segments
 
 
 def _built(
-    net: nn.Module, at: Sequence[str], two: Batch, names: Sequence[str], keep: Sequence[str]
+    net: nn.Module,
+    at: Sequence[str],
+    two: Batch,
+    names: Sequence[str],
+    keep: Sequence[str],
+    classes: int | None,
 ) -> tuple[Plan, list[int], list[fx.GraphModule]]:
-    captured = capture(net, copied(two))
+    captured = capture(net, copied(two), classes=classes)
     plan = Plan(captured, net, _kept(names, captured.inputs, keep))
     positions = _located(plan, at)
     try:
@@ -95,7 +113,8 @@ def _built(
     except UnsupportedError:
         if not captured.followed.lengths:
             raise
-    captured = capture(net, copied(two), lengths=False)  # a length cannot be known everywhere
+    # A length cannot be known everywhere.
+    captured = capture(net, copied(two), lengths=False, classes=classes)
     plan = Plan(captured, net, _kept(names, captured.inputs, keep))
     positions = _located(plan, at)
     return plan, positions, build_segments(plan, positions, names)
@@ -119,7 +138,7 @@ def input_names(example: Batch) -> list[str]:
     return [f"input_{k}" for k in range(1 if isinstance(example, Tensor) else len(example))]
 
 
-def answer(net: nn.Module, example: Batch) -> Tensor:
+def answer(net: nn.Module, example: Batch, classes: int | None = None) -> Tensor:
     """Logits of the uncut network.
 
     Raises:
@@ -127,7 +146,7 @@ def answer(net: nn.Module, example: Batch) -> Tensor:
     """
     try:
         with torch.no_grad():
-            return extract_logits(apply(net, copied(example)))  # it may write into it
+            return extract_logits(apply(net, copied(example)), classes)  # it may write into it
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
         if isinstance(error, InputError):
             raise

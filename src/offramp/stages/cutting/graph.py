@@ -23,6 +23,7 @@ from torch.export.graph_signature import InputKind
 
 from offramp._core.batch import batch_size, take_rows, to_device
 from offramp._core.errors import InputError, UnsupportedError
+from offramp._core.released import forget_operations
 from offramp._core.types import Batch
 from offramp.models import extract_logits
 from offramp.stages.cutting.effects import without_dropout, without_effects
@@ -118,13 +119,16 @@ def _weakened(tensor: Tensor) -> Tensor:
     return torch.cat([tensor[:-1], tensor[-1:] * _WEAKER])
 
 
-def capture(net: nn.Module, example: Batch, *, lengths: bool = True) -> Captured:
+def capture(
+    net: nn.Module, example: Batch, *, lengths: bool = True, classes: int | None = None
+) -> Captured:
     """Follow a network.
 
     Args:
         net: In evaluation mode; stays as it is.
         example: Two rows, of `rows_of`.
         lengths: Whether to take the lengths of sequences for unknowns, where that can be done.
+        classes: As `cut` takes them.
 
     Raises:
         InputError: If the network is in training mode.
@@ -133,10 +137,10 @@ def capture(net: nn.Module, example: Batch, *, lengths: bool = True) -> Captured
     check_evaluating(net)
     if lengths and any(map(is_sequence, _tensors(example))):
         try:
-            return _functional(_export(net, example, lengths=True), net)
+            return _functional(_export(net, example, classes, lengths=True), net)
         except UnsupportedError:
             pass  # it may be due to an unknown length
-    return _functional(_export(net, example, lengths=False), net)
+    return _functional(_export(net, example, classes, lengths=False), net)
 
 
 def _functional(program: Any, net: nn.Module) -> Captured:  # noqa: ANN401  (an ExportedProgram)
@@ -166,16 +170,17 @@ def check_evaluating(net: nn.Module) -> None:
 class _Logits(nn.Module):
     """The network as a function from tensors by position to its logits."""
 
-    def __init__(self, net: nn.Module, names: Sequence[str] | None) -> None:
+    def __init__(self, net: nn.Module, names: Sequence[str] | None, classes: int | None) -> None:
         super().__init__()
         self.net = net
-        self.names = names
+        self.names, self.classes = names, classes
         self.training = False
 
     def forward(self, *tensors: Tensor) -> Tensor:
         if self.names is None:
-            return extract_logits(self.net(*tensors))
-        return extract_logits(self.net(**dict(zip(self.names, tensors, strict=True))))
+            return extract_logits(self.net(*tensors), self.classes)
+        named = dict(zip(self.names, tensors, strict=True))
+        return extract_logits(self.net(**named), self.classes)
 
 
 def _tensors(batch: Batch) -> tuple[Tensor, ...]:
@@ -184,14 +189,16 @@ def _tensors(batch: Batch) -> tuple[Tensor, ...]:
     return tuple(batch.values() if isinstance(batch, Mapping) else batch)
 
 
-def _export(net: nn.Module, example: Batch, *, lengths: bool) -> Any:  # noqa: ANN401
+def _export(  # the ExportedProgram
+    net: nn.Module, example: Batch, classes: int | None, *, lengths: bool
+) -> Any:  # noqa: ANN401
     names, tensors = list(example) if isinstance(example, Mapping) else None, _tensors(example)
     shapes = (tuple(free_axes(tensor, lengths=lengths) for tensor in tensors),)
     try:
         with torch.no_grad(), quiet(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch itself, about what it will change
             return torch.export.export(
-                _Logits(net, names), tensors, dynamic_shapes=shapes, strict=False
+                _Logits(net, names, classes), tensors, dynamic_shapes=shapes, strict=False
             )
     except InputError:
         raise
@@ -270,6 +277,7 @@ def _captured(program: Any, net: nn.Module) -> Captured:  # noqa: ANN401
     layers = dict(net.named_modules(remove_duplicate=False))
     for node in graph.nodes:
         _restore_layer(node, paths[node], layers, objects)
+    forget_operations(inputs[0].meta["val"])
     return Captured(
         inputs=tuple(inputs),
         data=tuple(_data(graph, inputs, logits)),

@@ -48,7 +48,7 @@ class CutPoint:
 
 
 @released()
-def cut_points(net: nn.Module, example: Batch) -> list[CutPoint]:
+def cut_points(net: nn.Module, example: Batch, *, classes: int | None = None) -> list[CutPoint]:
     """List where a network can be cut, in the order in which it runs.
 
     Operations are counted as `measure_flops` does.
@@ -56,9 +56,11 @@ def cut_points(net: nn.Module, example: Batch) -> list[CutPoint]:
     Args:
         net: In evaluation mode; stays as it is.
         example: Some raw input.
+        classes: As for `cut`, where the network returns several tensors.
 
     Raises:
-        InputError: If the network is in training mode or does not run on the example.
+        InputError: If the network is in training mode or does not run on the example, or which of
+            several tensors are its logits is not known.
         UnsupportedError: If it cannot be followed, or has no such place: the message says why. If
             its operations cannot be counted, by an operator of torch that is named.
 
@@ -67,8 +69,8 @@ def cut_points(net: nn.Module, example: Batch) -> list[CutPoint]:
     [('0', (8,), 64.0), ('1', (8,), 64.0)]
     """
     two = rows_of(net, example)
-    answer(net, two)
-    plan = Plan(capture(net, two), net)
+    answer(net, two, classes)
+    plan = Plan(capture(net, two, classes=classes), net)
     points = plan.points()
     if not points:
         raise UnsupportedError(f"The network can be cut nowhere: {plan.why_none()}.")

@@ -24,12 +24,14 @@ class CutSpec:
         at: Names of the layers after which it is cut, as `cut` takes them.
         example: One input to follow the network with, of `stand_in`.
         keep: Inputs that heads read, as `cut` takes them.
+        classes: As `cut` takes them.
     """
 
     model: ModelSpec
     at: tuple[str, ...]
     example: Batch
     keep: tuple[str, ...] = ()
+    classes: int | None = None
 
 
 @final

@@ -31,6 +31,7 @@ def tried_sizes(
     followed: Followed,
     two: Batch,
     names: Sequence[str],
+    classes: int | None,
 ) -> Sizes:
     """Find out which axes of a cut network are free.
 
@@ -43,8 +44,9 @@ def tried_sizes(
         followed: What following it told.
         two: Two examples, of `rows_of`.
         names: Of the inputs.
+        classes: As `cut` takes them.
     """
-    trial = _Trial(net=net, segments=segments, followed=followed, two=two)
+    trial = _Trial(net=net, segments=segments, followed=followed, two=two, classes=classes)
     shapes = [list[Size](shape) for shape in followed.shapes]
     tried: dict[str, frozenset[int]] = {}
     free: list[tuple[Axes, int]] = []
@@ -80,6 +82,7 @@ class _Trial:
     segments: Sequence[nn.Module]
     followed: Followed
     two: Batch
+    classes: int | None
 
     def agreed(self, what: str | tuple[int, int], axes: Axes) -> list[int]:
         """Other sizes at which segments answer as the network; none if they ever do not."""
@@ -111,7 +114,7 @@ class _Trial:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                wanted = extract_logits(apply(self.net, batch))
+                wanted = extract_logits(apply(self.net, batch), self.classes)
             except FAILURES:
                 return None
             if not wanted.isfinite().all():

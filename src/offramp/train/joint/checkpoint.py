@@ -13,10 +13,10 @@ from typing import Any, Literal, final
 import torch
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from offramp._core.errors import InputError
+from offramp.stages import add_weights, names_in
 from offramp.train.checkpoint import load_state, read_file, write_file
 from offramp.train.joint.result import JointEpoch
 
@@ -61,8 +61,9 @@ def copied(module: nn.Module) -> dict[str, Tensor]:
 
 def weights_digest(module: nn.Module) -> str:
     """SHA-256 of the weights of a module, 64 hexadecimal digits."""
-    tensors = {name: value.contiguous() for name, value in copied(module).items()}
-    return hashlib.sha256(save(tensors)).hexdigest()
+    digest = hashlib.sha256()
+    add_weights(digest, module)
+    return digest.hexdigest()
 
 
 def write_joint(
@@ -75,9 +76,10 @@ def write_joint(
     """Write the state after an epoch, whole or not at all."""
     tensors = {_NOW + name: value for name, value in module.state_dict().items()}
     tensors |= {_BEST + name: value for name, value in progress.best.items()}
+    names = _trained(module, stepper)
     for k, held in stepper.state_dict()["state"].items():
         if held.get("momentum_buffer") is not None:
-            tensors[f"{_MOMENTS}{k}"] = held["momentum_buffer"]
+            tensors[_MOMENTS + names[k]] = held["momentum_buffer"]
     facts = _Facts(
         version=1,
         identity=dict(identity),
@@ -104,10 +106,11 @@ def read_joint(
     _check_cascade(path, identity["stages"])
     facts, tensors = read_file(path, _Facts, identity)
     settings = stepper.state_dict()["param_groups"]
+    held = _under(_MOMENTS, tensors)
     moments: dict[int, dict[str, Any]] = {
-        int(name.removeprefix(_MOMENTS)): {"momentum_buffer": value}
-        for name, value in tensors.items()
-        if name.startswith(_MOMENTS)
+        k: {"momentum_buffer": held[name]}
+        for k, name in enumerate(_trained(module, stepper))
+        if name in held
     }
     with load_state(path, "the cascade"):
         module.load_state_dict(_under(_NOW, tensors))
@@ -116,6 +119,12 @@ def read_joint(
         JointEpoch(**{**e.model_dump(), "exit_share": tuple(e.exit_share)}) for e in facts.history
     ]
     return Progress(history=history, best_epoch=facts.best_epoch, best=_under(_BEST, tensors))
+
+
+def _trained(module: nn.Module, stepper: torch.optim.Optimizer) -> list[str]:
+    """Names of the weights that an optimiser changes, in its own order."""
+    names = names_in(module)
+    return [names[id(weight)] for group in stepper.param_groups for weight in group["params"]]
 
 
 def _check_cascade(path: Path, stages: str) -> None:

@@ -139,7 +139,8 @@ class Problem:
             **self.plan.identity(),
             "stages": json.dumps([self.model.chain.names[k] for k in self.model.chain.active]),
             "shapes": json.dumps(
-                {k: list(v.shape) for k, v in self.model.cascade.state_dict().items()}
+                {k: list(v.shape) for k, v in self.model.cascade.state_dict().items()},
+                sort_keys=True,
             ),
             "preprocessing": "; ".join(repr(s.preprocess) for s in self.model.cascade),
             "costs": json.dumps(self.costs.to_dict()),
