@@ -40,7 +40,7 @@ from offramp.fitting.chains import chains_to_fit
 from offramp.fitting.oracles import oracle
 from offramp.models import ModelSpec, build, make_head
 from offramp.policy import Setting
-from offramp.runtime import Static
+from offramp.runtime import Adaptive
 from offramp.stages import Cascade, cut_points
 from offramp.trace import Trace
 from offramp.train import train_heads
@@ -219,7 +219,7 @@ def measured(name: str, weights: Path, options: argparse.Namespace) -> dict[str,
     judged = held_out or trace
     accuracies = {stage: judged.accuracy(k) for k, stage in enumerate(judged.stages)}
     adaptive = offramp.Adaptive(cascade, setting, optimise=True)
-    static = Static(cascade, end, optimise=True)
+    static = Adaptive.single(cascade, end, optimise=True)
     tested = trace.divided(JPEG_SPLITS, seed=0).part("test") if held_out is None else held_out
     pixels = torch.as_tensor(unseen.rows(torch.from_numpy(np.isin(unseen.ids, tested.ids))).inputs)
     result |= speedups(adaptive, static, pixels, rounds=options.rounds)

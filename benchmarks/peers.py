@@ -53,7 +53,7 @@ from offramp.fitting.chains import chains_to_fit
 from offramp.models import ModelSpec, build
 from offramp.policy import Setting
 from offramp.policy.rules import Constant, Linear
-from offramp.runtime import Static
+from offramp.runtime import Adaptive
 from offramp.stages import Cascade, time_side_by_side
 from offramp.trace import Trace
 
@@ -167,7 +167,7 @@ class Masked:
 
     @torch.inference_mode()
     def __call__(self, batch: Tensor) -> Tensor:
-        running = self.model.runner.start(batch, len(batch), batch.device)
+        running = self.model.runner.start(batch, torch.arange(len(batch), device=batch.device))
         labels, undecided = torch.zeros(len(batch)).long(), torch.ones(len(batch)).bool()
         for stage, limit in zip(self.policy.topology.active, self.limits, strict=True):
             logits = running.visit(stage, None) / self.policy.temperatures[stage]
@@ -295,7 +295,7 @@ def compare_int8(options: argparse.Namespace) -> dict[str, Any]:
             first = first or (setting, pixels(unseen, test))
         setting, images = first  # type: ignore[misc]
         contenders[f"adaptive {backend}"] = offramp.Adaptive(quantised, setting)
-        contenders[f"static {backend}"] = Static(quantised, name)
+        contenders[f"static {backend}"] = Adaptive.single(quantised, name)
         result[f"difference_int8_{backend}"] = -statistics.fmean(to_own)
         result[f"difference_int8_to_fp32_{backend}"] = -statistics.fmean(to_exact)
         result[f"cost_ratio_int8_{backend}"] = statistics.fmean(costs)

@@ -29,7 +29,7 @@ from offramp.fitting.oracles import oracle
 from offramp.fitting.search import sub_chains
 from offramp.models import ModelSpec, build
 from offramp.policy import Setting
-from offramp.runtime import Static
+from offramp.runtime import Adaptive
 from offramp.stages import Normalize
 from offramp.trace import Trace, from_npz
 
@@ -111,7 +111,7 @@ def speed(data: Path, setting: Setting, rounds: int) -> dict[str, float]:
     order = np.random.default_rng(0).permutation(len(images))
     test = images[torch.from_numpy(order[3000:])]  # as Trace.divided with seed 0 cuts it
     adaptive = offramp.Adaptive(cascade, setting, optimise=True)
-    static = Static(cascade, REFERENCE, optimise=True)
+    static = Adaptive.single(cascade, REFERENCE, optimise=True)
     found = speedups(adaptive, static, test, rounds=rounds)
     with_all = torch.cat([adaptive(x).labels for x in test.split(128)])
     f_labels = torch.cat([static(x).labels for x in test.split(128)])

@@ -35,7 +35,6 @@ INTERNAL = {
     "read_image",
     "read_manifest",
     "resnet21",
-    "route_reference",
     "stage_figure",
     "sweep",
     "to_device",

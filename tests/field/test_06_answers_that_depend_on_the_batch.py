@@ -8,7 +8,7 @@ from torch import nn
 import offramp
 from offramp._core.errors import InputError, UnsupportedError
 from offramp.policy import Constant, Feature, Linear, Node, Policy
-from offramp.runtime import Adaptive, Static
+from offramp.runtime import Adaptive
 from offramp.stages import Cascade, Stage, given_costs
 
 WIDTH = 16
@@ -148,7 +148,7 @@ def test_a_stage_that_looks_at_the_others_of_its_batch_is_not_recorded(kind):
 @pytest.mark.parametrize("kind", DEPENDENT)
 def test_nor_does_it_run_adaptively_or_alone_in_a_cascade(kind):
     cascade = cascade_of(DEPENDENT[kind]())
-    for model in (model_of(cascade), Static(cascade, "b")):
+    for model in (model_of(cascade), Adaptive.single(cascade, "b")):
         with pytest.raises(UnsupportedError, match="Stage 'b' answers an example otherwise"):
             model(draw())
         with pytest.raises(UnsupportedError, match="Stage 'b' answers an example otherwise"):
@@ -248,12 +248,12 @@ def test_stages_with_other_numbers_of_classes_or_rows_are_told_plainly():
     topology = cascade.topology
     by_sign = Policy(topology, {(0,): Node(Linear.threshold(Feature("max_prob", 0), 0.999))})
     alone, seen = Adaptive(cascade, by_sign), draw()
-    sure = Static(cascade, "a")(seen).confidence > 0.999
+    sure = Adaptive.single(cascade, "a")(seen).confidence > 0.999
     one, other = int((~sure).nonzero()[0]), int(sure.nonzero()[0])
     assert alone(seen[one : one + 1]).stage.tolist() == [1]
     with pytest.raises(InputError, match="must have the same classes, 5; one of"):
         alone(seen[other : other + 1])
-    for model in (model_of(cascade_of(Drops())), Static(cascade_of(Drops()), "b")):
+    for model in (model_of(cascade_of(Drops())), Adaptive.single(cascade_of(Drops()), "b")):
         for n in (1, 5):
             with pytest.raises(InputError, match="'b' must answer for each of the"):
                 model(draw()[:n])

@@ -13,7 +13,6 @@ from offramp._core.batch import as_batch
 from offramp._core.errors import InputError
 from offramp.data import arrays
 from offramp.policy import Feature, Linear, Node, Policy
-from offramp.runtime import Static
 from offramp.runtime.adaptive import setting_of
 from offramp.stages import Normalize, measure_flops
 
@@ -62,7 +61,7 @@ def forms_of(x):
 @pytest.mark.parametrize("form", forms_of(X))
 def test_arrays_and_lists_are_answered_as_the_tensor_is(form):
     cascade, batch = linear(), forms_of(X)[form]
-    model, alone = model_of(cascade), Static(cascade, "b")
+    model, alone = model_of(cascade), Adaptive.single(cascade, "b")
     right = model(torch.from_numpy(X))
     for found in (model(batch), model.watched(batch, mark=lambda *_: None)):
         assert torch.equal(found.logits, right.logits)
@@ -159,7 +158,7 @@ def test_anything_else_is_named_at_every_door_of_raw_input(bad):
     cascade = linear()
     for door in (
         model_of(cascade),
-        Static(cascade, "a"),
+        Adaptive.single(cascade, "a"),
         lambda b: list(model_of(cascade).stream([b] if b is not None else [[None]])),
         lambda b: record(cascade, [(b, Y)], progress=False),
     ):

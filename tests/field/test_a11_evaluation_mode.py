@@ -7,7 +7,7 @@ from torch import nn
 
 from offramp._core.errors import UnsupportedError
 from offramp.policy import Constant, Node, Policy
-from offramp.runtime import Adaptive, Static
+from offramp.runtime import Adaptive
 from offramp.stages import Cascade
 
 
@@ -56,7 +56,7 @@ def test_a_part_that_somebody_switches_between_batches_is_put_back(n, part):
     switched.train()
     assert torch.equal(model(draw(n)).logits, right)
     switched.train()
-    alone = Static(Cascade.of_models({"a": nets["a"], "b": nets["b"].eval()}), "b")
+    alone = Adaptive.single(Cascade.of_models({"a": nets["a"], "b": nets["b"].eval()}), "b")
     switched.train()
     torch.testing.assert_close(alone(draw(n)).logits, right)
 

@@ -4,7 +4,7 @@ import torch
 from offramp.evaluation import replay
 from offramp.models import small_cnn
 from offramp.recording import record
-from offramp.runtime import Adaptive, Static
+from offramp.runtime import Adaptive
 from offramp.runtime.testing import random_policy
 from offramp.stages import Cascade, time_side_by_side
 
@@ -73,7 +73,7 @@ def test_a_chain_waits_for_the_device_once_per_decision(cascade, images):
 
 
 def test_timing_waits_for_the_device(cascade, images):
-    static = Static(cascade, "large").to("cuda")
+    static = Adaptive.single(cascade, "large").to("cuda")
     on_device = images.to("cuda")
     times = time_side_by_side(
         {"once": lambda: static(on_device), "thrice": lambda: [static(on_device) for _ in "123"]}

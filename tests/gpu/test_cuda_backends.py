@@ -6,7 +6,7 @@ import torch
 from offramp.backends import with_backend
 from offramp.backends.cuda import BUCKETS
 from offramp.models import cifar_resnet
-from offramp.runtime import Static
+from offramp.runtime import Adaptive
 from offramp.stages import Cascade
 
 pytestmark = [
@@ -55,7 +55,7 @@ def test_moved_weights_are_recorded_again(cascade):
 def test_a_stage_on_the_gpu_and_one_in_onnx_runtime_go_together(cascade):
     both = Cascade.of_models({"a": cascade.stage(0).module, "b": cascade.stage(0).module})
     made = with_backend(both, {"a": "onnxruntime", "b": "cuda"}, example=images(1))
-    answer = Static(made, "a")(images(3))
+    answer = Adaptive.single(made, "a")(images(3))
     torch.testing.assert_close(
         answer.logits.cpu(), cascade(images(3))[:, 0].log_softmax(1), rtol=1e-3, atol=1e-3
     )

@@ -11,9 +11,10 @@ from offramp.evaluation import fit, replay
 from offramp.models import ModelSpec, build, head_arguments
 from offramp.policy import Setting
 from offramp.recording import record
-from offramp.runtime import Adaptive, Static, route_reference
+from offramp.runtime import Adaptive
 from offramp.runtime.testing import random_policy
 from offramp.stages import Cascade
+from reference.walk import route_reference
 
 NET = ModelSpec(name="resnet8", arguments={"width": 0.25})
 SHAPES = {"layer1.0": (4, 8, 8), "layer2.0.conv1": (8, 8, 8), "layer3.0": (16, 8, 8)}
@@ -121,7 +122,7 @@ def test_the_runtime_does_what_replay_said(cascade, trace, setting, images):
 
 def test_a_bundle_answers_bit_by_bit_as_the_runtime(bundle, cascade, trace, setting, images):
     model, loaded = Adaptive(cascade, setting, costs=trace.costs), load_bundle(bundle)
-    reference = Static(cascade, F, costs=trace.costs)
+    reference = Adaptive.single(cascade, F, costs=trace.costs)
     for size in SIZES:
         for rows in batches(size):
             assert_same(model(images[rows]), loaded.adaptive(images[rows]))

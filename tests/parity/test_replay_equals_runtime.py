@@ -13,10 +13,11 @@ from offramp.evaluation import fit, replay
 from offramp.models import small_cnn
 from offramp.policy import Policy
 from offramp.recording import record
-from offramp.runtime import Adaptive, route_reference
+from offramp.runtime import Adaptive
 from offramp.runtime.testing import random_policy, random_topology
 from offramp.stages import Cascade
 from offramp.trace.testing import make_trace
+from reference.walk import route_reference
 from support.properties import examples
 
 OPTIONS = {

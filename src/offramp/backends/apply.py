@@ -27,7 +27,7 @@ def with_backend(
 ) -> Cascade:
     """The same cascade, its stages run by other backends.
 
-    What comes out is a cascade like any other, for `record`, `Adaptive` and `Static`. Backends
+    What comes out is a cascade like any other, for `record` and `Adaptive`. Backends
     whose answers are equal to rounding keep the names of the stages. With int8 and bfloat16
     answers differ, so a stage, and all that continue it, get another name ("small@int8"): a policy
     that was fitted on the float32 answers is refused, and has to be fitted on a new recording

@@ -66,6 +66,8 @@ class CudaGraphs(nn.Module):
         inputs: What it takes.
     """
 
+    reentrant = False  # what a graph reads and writes has one place
+
     def __init__(self, module: nn.Module, inputs: Form) -> None:
         super().__init__()
         self.module = module

@@ -25,7 +25,7 @@ from offramp.bundle.manifest import ExitEntry, Manifest, WholeEntry
 from offramp.bundle.names import POLICY
 from offramp.bundle.rebuild import rebuild
 from offramp.policy import Setting
-from offramp.runtime import Adaptive, Static
+from offramp.runtime import Adaptive
 from offramp.stages import Stage
 
 _MOST_BYTES = 64 * 2**20  # of a policy
@@ -45,7 +45,7 @@ class LoadedBundle:
     """
 
     adaptive: Adaptive
-    fallback: Static
+    fallback: Adaptive
     manifest: Manifest
     setting: Setting
     path: Path
@@ -146,7 +146,7 @@ def _load(
     costs = manifest.stage_costs()
     try:
         adaptive = Adaptive(held, setting, costs=costs, optimise=optimise)
-        fallback = Static(held, manifest.reference, costs=costs, optimise=optimise)
+        fallback = Adaptive.single(held, manifest.reference, costs=costs, optimise=optimise)
     except OfframpError as error:
         raise FileFormatError(f"{folder / POLICY} does not fit the bundle: {error}") from error
     return LoadedBundle(

@@ -23,7 +23,7 @@ from offramp.bundle.manifest import FORMAT, FORMAT_VERSION
 from offramp.bundle.names import MANIFEST, POLICY, check_extra
 from offramp.policy import Setting
 from offramp.runtime.adaptive import Choice, Explained, setting_of
-from offramp.runtime.program import check_form, check_made_for
+from offramp.runtime.runner import check_form, check_made_for
 from offramp.stages import Cascade
 
 

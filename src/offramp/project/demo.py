@@ -48,7 +48,7 @@ from offramp.project.report import report_content, reproduction
 from offramp.recording import record
 from offramp.report import write_report
 from offramp.report.formatting import amount
-from offramp.runtime import Adaptive, Answer, Static
+from offramp.runtime import Adaptive, Answer
 from offramp.stages import Cascade, Normalize, measure_seconds
 from offramp.trace import Trace, save_trace
 from offramp.train import train_classifier
@@ -286,7 +286,7 @@ def _timed(
     progress: bool,
 ) -> list[dict[str, Any]]:
     adaptive = Adaptive(cascade, choice, optimise=True)
-    static = Static(cascade, reference, optimise=True)
+    static = Adaptive.single(cascade, reference, optimise=True)
     inputs = images.batch(0, len(images)).inputs
     return compare(
         adaptive, static, inputs, batch_sizes=BATCH_SIZES, rounds=rounds, progress=progress

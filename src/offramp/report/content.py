@@ -191,7 +191,7 @@ class ReportContent:
         savings: What each policy saves within given losses.
         exits: Accuracy of each stage against its depth; costs in the order of `costs`.
         gap_closed: Share of the gap from the uniform policy to the neutral oracle; may exceed 1.
-        timing: Static and adaptive side by side.
+        timing: The network alone and the adaptive model side by side.
         stages: Names of the stages, in the order of the tables in `costs`, `(s,)`.
         costs: Cost tables, one per unit.
         images: Examples that left at each stage.

@@ -3,27 +3,28 @@
 Layer: runtime.
 """
 
-from offramp.runtime.adaptive import Adaptive, Choice, Chosen, Static, policy_of
-from offramp.runtime.answer import NO_LABEL, Answer
+from offramp.runtime.adaptive import Adaptive, Choice, Chosen, policy_of
+from offramp.runtime.answer import NO_LABEL, REASONS, Answer
+from offramp.runtime.batcher import Batcher
+from offramp.runtime.executor import Executor, RowsError
 from offramp.runtime.monitor import WATCHED, Watch, audited
-from offramp.runtime.program import StageSource
+from offramp.runtime.runner import StageSource
 from offramp.runtime.times import StageTimes
-from offramp.runtime.walk import Engine, Routed, route_reference
 
 __all__ = [
     "NO_LABEL",
+    "REASONS",
     "WATCHED",
     "Adaptive",
     "Answer",
+    "Batcher",
     "Choice",
     "Chosen",
-    "Engine",
-    "Routed",
+    "Executor",
+    "RowsError",
     "StageSource",
     "StageTimes",
-    "Static",
     "Watch",
     "audited",
     "policy_of",
-    "route_reference",
 ]

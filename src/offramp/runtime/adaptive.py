@@ -12,18 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from offramp._core.batch import as_batch
+from offramp._core.checks import check_not_negative
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError, OfframpError
 from offramp._core.keys import example_keys
 from offramp._core.types import AnyBatch, Ids
 from offramp.policy.policy import Policy
 from offramp.policy.setting import Setting
-from offramp.runtime.answer import Answer
-from offramp.runtime.batcher import Delivered, OnError, Stream, full_sizes
+from offramp.runtime.answer import Answer, Ends
+from offramp.runtime.batcher import Batcher, full_sizes
 from offramp.runtime.events import NO_STAGE, Mark, unmarked
-from offramp.runtime.program import BLAMES_BATCH, Runner, StageSource, check_form, check_made_for
+from offramp.runtime.runner import BLAMES_BATCH, Runner, StageSource, check_form, check_made_for
+from offramp.runtime.stream import Delivered, Keys, OnError, Stream
 from offramp.runtime.times import StageTimes
-from offramp.runtime.walk import Engine, Routed
+from offramp.runtime.walk import walk
 from offramp.stages import batch_size, to_device
 
 
@@ -57,7 +59,6 @@ class Explained(Chosen, Protocol):
 
 
 Choice = Setting | Policy | Chosen
-Keys = Tensor | Ids | Sequence[int | str]
 
 
 def policy_of(choice: Choice) -> Policy:
@@ -138,22 +139,40 @@ class Adaptive(nn.Module):
         policy = copy.deepcopy(policy_of(choice))
         check_made_for(cascade, policy.topology, costs)
         check_form(cascade, policy)
-        self.engine = Engine(policy)
+        self.policy = policy
         self.runner = Runner(cascade, policy.topology, optimise=optimise, times=times)
         self.costs = costs
-        paths = policy.topology.paths()
-        self._path_cost = (
-            None
-            if costs is None
-            else [costs.path(policy.topology, p, policy.decided(p)) for p in paths]
-        )
-        self._leaves_at = [path[-1] for path in paths]
+        self._ends = Ends.of(policy, costs)
         self.to(self.runner.device).eval()
 
-    @property
-    def policy(self) -> Policy:
-        """What decides."""
-        return self.engine.policy
+    @classmethod
+    def single(
+        cls,
+        cascade: StageSource,
+        stage: int | str,
+        *,
+        costs: Costs | None = None,
+        optimise: bool = False,
+    ) -> "Adaptive":
+        """One stage alone on every example: the fallback, and what to compare with.
+
+        Args:
+            cascade: The networks.
+            stage: Index or name of the stage.
+            costs: As in the class.
+            optimise: As in the class; a fair comparison treats both alike.
+
+        Raises:
+            InputError: If the costs were made for other stages.
+            UnknownNameError: If there is no such stage.
+
+        >>> from offramp.stages import Cascade
+        >>> cascade = Cascade.of_models({"a": nn.Linear(4, 3), "b": nn.Linear(4, 3)})
+        >>> Adaptive.single(cascade, "a")(torch.zeros(1, 4)).stage.tolist()
+        [0]
+        """
+        alone = Policy(cascade.topology.chain([stage]), {})
+        return cls(cascade, alone, costs=costs, optimise=optimise)
 
     @property
     def stage_names(self) -> tuple[str, ...]:
@@ -201,35 +220,23 @@ class Adaptive(nn.Module):
 
     def _answered(self, given: AnyBatch, ids: Keys | None, mark: Mark) -> Answer:
         batch = as_batch(given)
-        n, device = batch_size(batch), self.engine.policy.temperatures.device
+        n, device = batch_size(batch), self.policy.temperatures.device
         keys = _keys(ids, n, device)
         if n == 0:
-            return _nothing(self.runner.classes_for(batch, device), self, device)
+            nobody = torch.zeros(0, self.runner.classes_for(batch, device), device=device)
+            return self._ends.answer(0, [((self.policy.topology.root,), None, nobody, None)])
         try:
-            execution = self.runner.start(to_device(batch, device), n, device, mark)
+            flight = self.runner.start(to_device(batch, device), keys, self.policy, mark=mark)
             mark("other", NO_STAGE, n)
-            routed = self.engine.route(execution.visit, keys, mark, execution.ahead)
+            answer = walk(flight, self._ends, mark)
         except OfframpError:
             raise
         except BLAMES_BATCH as error:
             self.runner.check_blame(batch, error)
             raise
-        self.runner.answered(batch, routed.logits.shape[1])
-        answer = self._answer(routed)
+        self.runner.answered(batch, answer.logits.shape[1])
         mark("decision", NO_STAGE, n)
         return answer
-
-    def _answer(self, routed: Routed) -> Answer:
-        costs = self._path_cost
-        return Answer.of(
-            routed.logits,
-            stage=routed.spread(self._leaves_at, torch.int64),
-            cost=None if costs is None else routed.spread(costs, torch.float64),
-            valid=routed.valid,
-            nonfinite=routed.nonfinite,
-            stage_names=self.stage_names,
-            sound=routed.sound,
-        )
 
     @torch.inference_mode()
     def stream(
@@ -248,9 +255,10 @@ class Adaptive(nn.Module):
         until there is a full batch of their shape, so that no stage runs on a few examples alone.
         Every input is answered exactly once, as `forward` with the same ids would answer it.
 
-        What a stage or a batch raises costs only the examples of that run: `on_error` is told
-        of them, and the stream goes on. Without it the stream takes in nothing more, answers all
-        others that it has accepted, and then raises the error, with a note of who is not answered.
+        What raises an error runs again in halves, until the examples to blame stand alone: only
+        they are not answered. `on_error` is told of them, and the stream goes on. Without it the
+        stream takes in nothing more, answers all others that it has accepted, and then raises the
+        error, with a note of who is not answered.
         The same holds if the source itself raises.
 
         Args:
@@ -273,84 +281,32 @@ class Adaptive(nn.Module):
                 as in `forward`.
             UnknownNameError: If `batch_size` names a stage that is not there.
         """
-        sizes = full_sizes(batch_size, self.policy.topology, self.runner.times)
-        stream = Stream(self.engine, self.runner, sizes, deadline, clock, self._answer, on_error)
+        patience = None if deadline is None else check_not_negative("deadline", deadline)
+        batcher = self.batcher(batch_size=batch_size, patience=patience)
+        stream = Stream(self.policy, self.runner, batcher, clock, on_error)
         yield from stream.run(batches, ids)
 
-    def train(self, mode: bool = True) -> "Adaptive":
-        """Stay in evaluation mode: nothing here is trained."""
-        return super().train(False)
-
-
-@final
-class Static(nn.Module):
-    """One stage run alone on every example: the fallback, and what to compare with.
-
-    Args:
-        cascade: The networks.
-        stage: Index or name of the stage.
-        costs: As for `Adaptive`.
-        optimise: As for `Adaptive`; a fair comparison treats both alike.
-
-    Raises:
-        InputError: If the costs were made for other stages.
-        UnknownNameError: If there is no such stage.
-
-    >>> from offramp.stages import Cascade
-    >>> cascade = Cascade.of_models({"a": nn.Linear(4, 3), "b": nn.Linear(4, 3)})
-    >>> Static(cascade, "a")(torch.zeros(1, 4)).stage.tolist()
-    [0]
-    """
-
-    _where: Tensor
-
-    def __init__(
+    def batcher(
         self,
-        cascade: StageSource,
-        stage: int | str,
         *,
-        costs: Costs | None = None,
-        optimise: bool = False,
-    ) -> None:
-        super().__init__()
-        topology = cascade.topology.chain([stage])
-        check_made_for(cascade, topology, costs)
-        self.runner = Runner(cascade, topology, optimise=optimise)
-        self.costs = costs
-        self.stage = topology.root
-        self.stage_names = topology.names
-        self._price = None if costs is None else costs.alone(topology, topology.root)
-        self.register_buffer("_where", torch.tensor(topology.root), persistent=False)
-        self.to(self.runner.device).eval()
+        batch_size: int | Mapping[str, int] | None = None,
+        patience: float | None = None,
+    ) -> Batcher:
+        """A scheduler for examples of many callers; whoever drives it runs the stages.
 
-    @torch.inference_mode()
-    def forward(self, batch: AnyBatch, ids: object = None) -> Answer:
-        """Answer a batch; `ids` is there for the sake of `Adaptive` and changes nothing."""
-        batch = as_batch(batch)
-        device = self._where.device
-        n = batch_size(batch)
-        if n == 0:
-            return _nothing(self.runner.classes_for(batch, device), self, device)
-        execution = self.runner.start(to_device(batch, device), n, device)
-        try:
-            logits = execution.visit(self.stage, None)
-        except OfframpError:
-            raise
-        except BLAMES_BATCH as error:
-            self.runner.check_blame(batch, error)
-            raise
-        self.runner.answered(batch, logits.shape[1])
-        finite = torch.isfinite(logits).all(dim=1)
-        return Answer.of(
-            torch.where(finite[:, None], logits.log_softmax(dim=1), torch.nan),
-            stage=self._where.expand(n).clone(),
-            cost=None if self._price is None else _costs(n, self._price, device),
-            valid=finite,
-            nonfinite=(~finite).long(),
-            stage_names=self.stage_names,
-        )
+        Args:
+            batch_size: As in `stream`.
+            patience: Seconds after which an example waits for no others any more, or None.
 
-    def train(self, mode: bool = True) -> "Static":
+        Raises:
+            InputError: If `patience` is negative, or a size is no integer of at least 1.
+            UnknownNameError: If `batch_size` names a stage that is not there.
+        """
+        program = self.runner.program
+        sizes = full_sizes(batch_size, program.topology, program.times)
+        return Batcher(program, self._ends, sizes, patience=patience)
+
+    def train(self, mode: bool = True) -> "Adaptive":
         """Stay in evaluation mode: nothing here is trained."""
         return super().train(False)
 
@@ -362,19 +318,3 @@ def _keys(ids: Keys | None, n: int, device: torch.device) -> Tensor:
     if given.shape != (n,):
         raise InputError(f"ids must have shape ({n},), one for each example, got {given.shape}.")
     return given.to(device)
-
-
-def _costs(n: int, price: float, device: torch.device) -> Tensor:
-    return torch.full((n,), price, dtype=torch.float64, device=device)
-
-
-def _nothing(classes: int, model: Adaptive | Static, device: torch.device) -> Answer:
-    none = torch.zeros(0, dtype=torch.int64, device=device)
-    return Answer.of(
-        torch.zeros(0, classes, device=device),
-        stage=none,
-        cost=None if model.costs is None else _costs(0, 0.0, device),
-        valid=none.bool(),
-        nonfinite=none.clone(),
-        stage_names=model.stage_names,
-    )

@@ -1,47 +1,341 @@
-"""Carry-over: survivors of successive batches gather until there is a full batch for a stage.
+"""A scheduler without I/O: examples of many requests wait for each other in front of stages.
 
-Whoever came the same way waits together, so a pool stands at each node of the tree of visit paths,
-one for each form of what they bring along: texts of other lengths cannot be joined.
+It has no threads, no sockets, and no clock: whoever drives it says what time it is, runs the jobs
+that it hands out, in any order and several at a time, and tells it what came of them. Survivors
+gather at each node of the tree of visit paths until there is a full batch, one pool for each form
+of what they bring along: texts of other lengths cannot be joined.
 
-What one stage or batch raises costs nobody else's answer (docs/adr/0030).
+Every example that was put in is handed out once, answered or with the error that is its own, unless
+it was cancelled (docs/adr/0035-a-scheduler-without-a-clock.md).
+
+Not thread-safe: calls come one after the other, as under a lock. `Job.run` is outside of it.
 
 Layer: runtime.  Source: methods.md 6; measured.md (carry-over of survivors to full batches).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import final
 
 import numpy as np
 import torch
-from jaxtyping import Shaped
 from torch import Tensor
 
-from offramp._core.batch import as_batch
 from offramp._core.checks import check_known, check_not_negative, check_positive_int
-from offramp._core.errors import InputError, OfframpError
-from offramp._core.ids import as_ids, shown_id
-from offramp._core.keys import example_keys
+from offramp._core.errors import InputError
 from offramp._core.topology import EXIT, Path, Topology
-from offramp._core.types import AnyBatch, Batch, Ids
-from offramp.runtime.answer import Answer
-from offramp.runtime.carries import Execution, Form
-from offramp.runtime.events import unmarked
-from offramp.runtime.inflight import Answered, Journey, Rows
-from offramp.runtime.program import BLAMES_BATCH, Runner
+from offramp._core.types import Ids
+from offramp.runtime.answer import Answer, Ends
+from offramp.runtime.carries import Form, Rows
+from offramp.runtime.inflight import InFlight, Numbers
+from offramp.runtime.pools import Failure, Finished, Job, Pool, Ticket, numbers_of
+from offramp.runtime.program import Program
 from offramp.runtime.times import StageTimes
-from offramp.runtime.walk import Engine, Routed
-from offramp.stages import batch_size, to_device
 
 FULL = 64  # a batch that uses a CPU well and fits into its caches
 
-_NAMED = 20  # examples that an error names
 
-#: Told of examples that cannot be answered: their ids, and the error.
-OnError = Callable[[Ids, Exception], object]
+@final
+class Batcher:
+    """Decides who visits which stage together, and when.
 
-Delivered = tuple[Ids, Answer]
-Keys = Tensor | Ids | Sequence[int | str]
+    Args:
+        program: The stages.
+        ends: What answers say of each path; with costs, examples may have budgets.
+        full: For each stage the size of a full batch (`full_sizes`).
+        patience: Seconds after which an example waits for no others any more; None to wait until
+            a batch is full, somebody's deadline comes near, or the driver says that nobody comes.
+
+    Raises:
+        InputError: If `patience` is negative.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        ends: Ends,
+        full: Mapping[int, int],
+        *,
+        patience: float | None = None,
+    ) -> None:
+        self._patience = math.inf
+        if patience is not None:
+            self._patience = check_not_negative("patience", patience)
+        self._program, self._ends, self._full = program, ends, full
+        self._tickets: dict[int, Ticket] = {}
+        self._pools: dict[tuple[Path, Form], Pool] = {}
+        self._apart: deque[tuple[Path, InFlight]] = deque()  # who may not be joined with others
+        self._running: set[Job] = set()
+        self._finished: list[Finished] = []
+        self._count = 0
+        self._seconds = _expected(program, full)
+
+    def __len__(self) -> int:
+        return len(self._tickets)
+
+    # ---- what the driver tells
+
+    def put(
+        self,
+        flight: InFlight,
+        ids: Ids,
+        now: float,
+        *,
+        deadline: float | None = None,
+        budget: float | None = None,
+        priority: float = 0,
+    ) -> Numbers:
+        """Accept examples that have visited nothing yet.
+
+        Args:
+            flight: They.
+            ids: What they are called in answers, `(n,)`; need not differ.
+            now: The time, in seconds of any clock that does not go back.
+            deadline: Time at which they should be answered. No stage is begun that would take
+                longer; then what they have visited answers. The first stage always runs.
+            budget: The most that each may cost; the first stage is paid in any case.
+            priority: Those of higher priority go first.
+
+        Returns:
+            A number for each, unlike all that were given before.
+
+        Raises:
+            InputError: If the budget is less than the first stage costs, or no costs are known.
+        """
+        if budget is not None:
+            self._check_budget(budget)
+        numbers = np.arange(self._count, self._count + len(flight))
+        self._count += len(flight)
+        late = math.inf if deadline is None else deadline
+        most = math.inf if budget is None else budget
+        for number, name in zip(numbers.tolist(), ids.tolist(), strict=True):
+            urgency = (-float(priority), late, number)
+            self._tickets[number] = Ticket(name, now, late, most, urgency)
+        flight.numbers = numbers
+        if len(flight):
+            self._wait((self._program.topology.root,), flight)
+        return numbers
+
+    def done(self, job: Job, logits: Tensor, now: float) -> None:
+        """A job has run: some of its examples are answered, the others wait again."""
+        self._take_back(job)
+        self._seconds[job.stage] = max(now - job.since, 0.0)
+        try:
+            job.flight.hear(job.stage, None, logits)
+            parts = job.flight.decide([(job.path, None)])
+        except Exception as error:  # noqa: BLE001  (else everybody in the job would be lost)
+            self._give_up(job.flight, error)
+            return
+        for (path, rows), child in parts:
+            if child == EXIT:
+                self._leave(path, job.flight, rows)
+            else:
+                self._go_on(path, child, job.flight, rows)
+
+    def failed(self, job: Job, error: Exception, now: float, *, whole: bool = False) -> None:
+        """A job has raised an error: its halves run again, until who is to blame stands alone.
+
+        Args:
+            job: Of `next_job`.
+            error: What it has raised.
+            now: The time.
+            whole: True where it is known that all examples are to blame.
+        """
+        self._take_back(job)
+        job.flight.undo()
+        alive = self._alive(job.flight)
+        if alive is None:
+            return
+        if whole or len(alive) == 1:
+            self._give_up(alive, error)
+            return
+        rows = torch.arange(len(alive), device=alive.ids.device)
+        halves = [alive.take(part) for part in rows.tensor_split(2)]
+        self._apart.extendleft((job.path, half) for half in reversed(halves))
+
+    def tell(self, job: Job, outcome: Tensor | Failure, now: float) -> None:
+        """`done` or `failed`, whichever it was."""
+        if isinstance(outcome, Tensor):
+            self.done(job, outcome, now)
+        else:
+            self.failed(job, outcome.error, now, whole=outcome.whole)
+
+    def cancel(self, numbers: Collection[int]) -> int:
+        """Forget examples, wherever they are; whoever is in a job leaves it unanswered.
+
+        Returns:
+            How many of them were not finished.
+        """
+        gone = [n for n in (int(number) for number in numbers) if self._tickets.pop(n, None)]
+        if gone:
+            pools, apart = list(self._pools.values()), list(self._apart)
+            self._pools, self._apart = {}, deque()
+            for path, flight in [(pool.path, one.flight) for pool in pools for one in pool.waiting]:
+                if (alive := self._alive(flight)) is not None:
+                    self._wait(path, alive)
+            kept = [(path, self._alive(flight)) for path, flight in apart]
+            self._apart.extend((path, alive) for path, alive in kept if alive is not None)
+        return len(gone)
+
+    # ---- what the driver asks
+
+    def next_job(self, now: float, *, flush: bool = False) -> Job | None:
+        """Who should visit a stage together now, or None if it is better to wait.
+
+        Args:
+            now: The time.
+            flush: True where nobody else is going to come: then nobody is waited for.
+        """
+        self._expire(now)
+        if self._apart:
+            return self._hand_out(*self._apart.popleft(), now)
+        due = [key for key, pool in self._pools.items() if flush or self._due_at(pool) <= now]
+        if not due:
+            return None
+        key = min(due, key=lambda key: self._order(self._pools[key]))
+        pool = self._pools[key]
+        flight = pool.take(self._full[pool.path[-1]], self._tickets)
+        if not pool.waiting:
+            del self._pools[key]
+        return self._hand_out(pool.path, flight, now)
+
+    def wake_at(self, now: float) -> float | None:
+        """When `next_job` should be asked again if nothing happens before; None for never."""
+        if self._apart:
+            return now
+        first = min(map(self._due_at, self._pools.values()), default=math.inf)
+        return None if first == math.inf else max(first, now)
+
+    def finished(self) -> list[Finished]:
+        """Who was finished since this was last asked."""
+        found, self._finished = self._finished, []
+        return found
+
+    # ---- waiting
+
+    def _wait(self, path: Path, flight: InFlight) -> None:
+        pool = self._pools.setdefault((path, flight.form), Pool(path))
+        pool.add(flight, self._tickets)
+
+    def _due_at(self, pool: Pool) -> float:
+        """From when on a pool should be waited for no longer."""
+        stage = pool.path[-1]
+        if pool.first or len(pool) >= self._full[stage]:
+            return -math.inf
+        oldest = min(one.since for one in pool.waiting) + self._patience
+        first = min(one.deadline for one in pool.waiting)
+        if first == math.inf:
+            return oldest
+        seconds = self._seconds.get(stage)  # twice: the clock goes on before the stage begins
+        return -math.inf if seconds is None else min(oldest, first - 2 * seconds)
+
+    def _order(self, pool: Pool) -> tuple[float, float, int, int]:
+        """Least for the pool that should go first; paths come before their continuations."""
+        less, deadline, number = pool.waiting[0].urgency
+        return less, deadline, pool.path[-1], number
+
+    def _expire(self, now: float) -> None:
+        """Who cannot visit another stage in time is answered by what there is."""
+        for key, pool in list(self._pools.items()):
+            late = now + self._seconds.get(pool.path[-1], 0.0)
+            if pool.first or all(one.deadline >= late for one in pool.waiting):
+                continue
+            del self._pools[key]
+            for one in pool.waiting:
+                kept = self._in_time(pool.path, one.flight, late)
+                if kept is not None:
+                    self._wait(pool.path, kept)
+        if any(len(path) > 1 for path, _ in self._apart):
+            apart, self._apart = self._apart, deque()
+            for path, flight in apart:
+                late = now + self._seconds.get(path[-1], 0.0)
+                kept = flight if len(path) == 1 else self._in_time(path, flight, late)
+                if kept is not None:
+                    self._apart.append((path, kept))
+
+    def _in_time(self, path: Path, flight: InFlight, late: float) -> InFlight | None:
+        """Those whose deadline is not before `late`; the others leave where they are."""
+        return self._part(path[:-1], flight, "deadline", lambda ticket: ticket.deadline >= late)
+
+    # ---- going on and leaving
+
+    def _hand_out(self, path: Path, flight: InFlight, now: float) -> Job:
+        job = Job(path, flight, now)
+        self._running.add(job)
+        return job
+
+    def _take_back(self, job: Job) -> None:
+        if job not in self._running:
+            raise InputError("job must be one that runs: of next_job, and not told of before.")
+        self._running.remove(job)
+
+    def _go_on(self, path: Path, child: int, flight: InFlight, rows: Rows) -> None:
+        part, way = self._alive(flight.take(rows)), (*path, child)
+        if part is not None and self._ends.cost is not None:
+            cost = self._ends.cost[self._ends.index[way]]
+            part = self._part(path, part, "budget", lambda ticket: ticket.budget >= cost)
+        if part is None:
+            return
+        if part.broken:  # what is not finite waits for nobody
+            self._apart.append((way, part))
+        else:
+            self._wait(way, part)
+
+    def _part(
+        self, path: Path, flight: InFlight, reason: str, stays: Callable[[Ticket], bool]
+    ) -> InFlight | None:
+        """Those who may go on; the others leave at the end of `path`."""
+        may = [stays(self._tickets[number]) for number in numbers_of(flight)]
+        if all(may):
+            return flight
+        keep = torch.tensor(may, device=flight.ids.device)
+        self._leave(path, flight, (~keep).nonzero()[:, 0], reason)
+        return flight.take(keep.nonzero()[:, 0]) if any(may) else None
+
+    def _leave(self, path: Path, flight: InFlight, rows: Rows, reason: str | None = None) -> None:
+        """Examples are answered by what the stages on `path` have said."""
+        numbers = numbers_of(flight)
+        positions = range(len(flight)) if rows is None else rows.tolist()
+        alive = [row for row in positions if numbers[row] in self._tickets]
+        if not alive:
+            return
+        if len(alive) < len(positions):
+            rows = torch.tensor(alive, device=flight.ids.device)
+        left = (path, None, *flight.predict(path, rows))
+        answer = self._ends.answer(len(alive), [left], reason)
+        self._finish([numbers[row] for row in alive], answer, None)
+
+    def _give_up(self, flight: InFlight, error: Exception) -> None:
+        alive = [number for number in numbers_of(flight) if number in self._tickets]
+        if alive:
+            self._finish(alive, None, error)
+
+    def _finish(
+        self, numbers: Sequence[int], answer: Answer | None, error: Exception | None
+    ) -> None:
+        names = np.array([self._tickets.pop(number).name for number in numbers])
+        self._finished.append(Finished(np.array(numbers), names, answer, error))
+
+    def _alive(self, flight: InFlight) -> InFlight | None:
+        """Those of whom nobody has cancelled."""
+        there = [number in self._tickets for number in numbers_of(flight)]
+        if all(there):
+            return flight if there else None
+        rows = [row for row, here in enumerate(there) if here]
+        return flight.take(torch.tensor(rows, device=flight.ids.device)) if rows else None
+
+    def _check_budget(self, budget: float) -> None:
+        if self._ends.cost is None:
+            raise InputError(
+                f"budget must be None where no costs are known, got {budget}. Give the costs of "
+                "the stages: Adaptive(cascade, choice, costs=costs)."
+            )
+        first = self._ends.cost[self._ends.index[self._program.topology.root,]]
+        if not budget >= first:
+            raise InputError(
+                f"budget must be at least what the first stage costs, {first:g}, got {budget}."
+            )
 
 
 def full_sizes(
@@ -62,234 +356,12 @@ def full_sizes(
     return default
 
 
-@dataclass(frozen=True, slots=True)
-class _Parcel:
-    """Examples that came the same way and wait for the same stage."""
-
-    journey: Journey
-    execution: Execution
-    numbers: Tensor  # (m,), their places in the stream
-    since: float  # when the first of them came in, by the clock
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def narrowed(self, rows: Rows) -> "_Parcel":
-        if rows is None:
-            return self
-        return _Parcel(
-            self.journey.narrowed(rows),
-            self.execution.narrowed(rows),
-            self.numbers.index_select(0, rows),
-            self.since,
-        )
-
-    def joined(self, others: Sequence["_Parcel"]) -> "_Parcel":
-        if not others:
-            return self
-        return _Parcel(
-            self.journey.joined([one.journey for one in others]),
-            self.execution.joined([one.execution for one in others]),
-            torch.cat([self.numbers, *(one.numbers for one in others)]),
-            min(self.since, *(one.since for one in others)),
-        )
-
-
-@final
-class Stream:
-    """One stream of batches on its way.
-
-    Args:
-        engine: Its policy decides.
-        runner: Runs the stages.
-        full: For each stage the size of a full batch.
-        deadline: Seconds that an example may wait, or None.
-        clock: Gives seconds.
-        finish: Makes an answer of what is known of examples that left.
-        on_error: Told of examples that are not answered, and why.
-    """
-
-    def __init__(
-        self,
-        engine: Engine,
-        runner: Runner,
-        full: Mapping[int, int],
-        deadline: float | None,
-        clock: Callable[[], float],
-        finish: Callable[[Routed], Answer],
-        on_error: OnError | None = None,
-    ) -> None:
-        self._deadline = None if deadline is None else check_not_negative("deadline", deadline)
-        self._engine, self._runner, self._full = engine, runner, full
-        self._clock, self._finish = clock, finish
-        self._pools: dict[Path, dict[Form, list[_Parcel]]] = {path: {} for path in engine.paths}
-        self._ids: dict[int, int | str] = {}  # of those who are on their way
-        self._count = 0
-        self._on_error = on_error
-        self._error: Exception | None = None  # the first that nobody was told of
-        self._unanswered: list[int | str] = []  # because of that and later ones
-
-    def run(
-        self, batches: Iterable[AnyBatch | None], ids: Iterable[Keys | None] | None
-    ) -> Iterator[Delivered]:
-        """Answer everything, as `Adaptive.stream` documents it."""
-        source = _paired(batches, ids)
-        while self._error is None:
-            try:
-                batch, n, keys = next(source)
-            except StopIteration:
-                break
-            except Exception as error:  # noqa: BLE001  (the source is over; who waits is answered)
-                self._error = error
-                break
-            if batch is not None and n:
-                yield from self._enter(batch, n, keys)
-            yield from self._advance(at_end=False)
-        yield from self._advance(at_end=True)
-        if self._error is not None:
-            if self._unanswered:
-                self._error.add_note(_told(self._unanswered))
-            raise self._error
-
-    def _enter(self, batch: Batch, n: int, keys: Ids | None) -> Iterator[Delivered]:
-        device = self._engine.policy.temperatures.device
-        numbers = np.arange(self._count, self._count + n)
-        self._count += n
-        own = numbers if keys is None else keys
-        self._ids.update(zip(numbers.tolist(), own.tolist(), strict=True))
-        root = self._engine.policy.topology.root
-        try:
-            parcel = _Parcel(
-                Journey(self._engine.policy, example_keys(own).to(device)),
-                self._runner.start(to_device(batch, device), n, device),
-                torch.from_numpy(numbers).to(device),
-                self._clock(),
-            )
-            logits = self._visited(root, parcel)
-        except Exception as error:  # noqa: BLE001  (whatever a network raises)
-            self._fail(numbers, self._blamed(batch, error))
-            return
-        self._runner.answered(batch, logits.shape[1])
-        yield from self._decided((root,), parcel, logits)
-
-    def _blamed(self, batch: Batch, error: Exception) -> Exception:
-        """The error, or a better one if the batch is not like those that were answered."""
-        if not isinstance(error, OfframpError) and isinstance(error, BLAMES_BATCH):
-            try:
-                self._runner.check_blame(batch, error)
-            except OfframpError as better:
-                return better
-        return error
-
-    def _fail(self, numbers: Shaped[np.ndarray, " m"], error: Exception) -> None:
-        """Give up some examples: tell of them, or end the stream once all others are answered."""
-        lost = [self._ids.pop(number) for number in numbers.tolist()]
-        if self._on_error is not None:
-            self._on_error(np.array(lost), error)
-            return
-        self._error = self._error or error
-        self._unanswered += lost
-
-    def _advance(self, *, at_end: bool) -> Iterator[Delivered]:
-        """Run whatever is full or late; paths come before their continuations."""
-        for path in sorted(self._pools, key=lambda path: path[-1]):
-            pools = self._pools[path]
-            for form in list(pools):
-                while (parcel := self._due(path, pools[form], at_end=at_end)) is not None:
-                    yield from self._step(path, parcel)
-                if not pools[form]:
-                    del pools[form]
-
-    def _due(self, path: Path, pool: list[_Parcel], *, at_end: bool) -> _Parcel | None:
-        """A full batch of those who wait, the first to come first; or all who wait, if late."""
-        full = self._full[path[-1]]
-        waiting = sum(map(len, pool))
-        if waiting < full and not (waiting and (at_end or self._late(pool))):
-            return None
-        taken, missing = list[_Parcel](), min(full, waiting)
-        while missing:
-            first = pool.pop(0)
-            if len(first) > missing:
-                device = first.numbers.device
-                rest = torch.arange(missing, len(first), device=device)
-                pool.insert(0, first.narrowed(rest))
-                first = first.narrowed(torch.arange(missing, device=device))
-            taken.append(first)
-            missing -= len(first)
-        return taken[0].joined(taken[1:])
-
-    def _late(self, pool: Sequence[_Parcel]) -> bool:
-        if self._deadline is None:
-            return False
-        return self._clock() - min(parcel.since for parcel in pool) >= self._deadline
-
-    def _visited(self, stage: int, parcel: _Parcel) -> Tensor:
-        try:
-            return parcel.execution.visit(stage, None).float()
-        finally:
-            self._runner.check_modes()
-
-    def _step(self, path: Path, parcel: _Parcel) -> Iterator[Delivered]:
-        """Run the stage at the end of a path."""
-        try:
-            logits = self._visited(path[-1], parcel)
-        except Exception as error:  # noqa: BLE001  (whatever a network raises)
-            self._fail(parcel.numbers.cpu().numpy(), error)
-            return
-        yield from self._decided(path, parcel, logits)
-
-    def _decided(self, path: Path, parcel: _Parcel, logits: Tensor) -> Iterator[Delivered]:
-        """Take in what the last stage of a path says; some are answered, the others wait again."""
-        journey = parcel.journey
-        journey.hold(path[-1], None, logits)
-        for (_, rows), child in journey.decide([(path, None)], unmarked):
-            if child == EXIT:
-                yield self._deliver(path, parcel, rows, journey.answer(path, rows))
-                continue
-            part = parcel.narrowed(rows)
-            if part.journey.broken:  # what is not finite waits for nobody
-                yield from self._step((*path, child), part)
-            else:
-                pools = self._pools[*path, child]
-                pools.setdefault(part.execution.form, []).append(part)
-
-    def _deliver(self, path: Path, parcel: _Parcel, rows: Rows, answered: Answered) -> Delivered:
-        logits, nonfinite, valid = answered
-        numbers = parcel.numbers if rows is None else parcel.numbers.index_select(0, rows)
-        routed = Routed(
-            logits=logits,
-            parts=((self._engine.index[path], None),),
-            nonfinite=torch.zeros_like(numbers) if nonfinite is None else nonfinite,
-            valid=torch.ones_like(numbers, dtype=torch.bool) if valid is None else valid,
-            sound=valid is None,
-        )
-        ids = np.array([self._ids.pop(number) for number in numbers.tolist()])
-        return ids, self._finish(routed)
-
-
-def _paired(
-    batches: Iterable[AnyBatch | None], ids: Iterable[Keys | None] | None
-) -> Iterator[tuple[Batch | None, int, Ids | None]]:
-    """Each batch with its number of examples and their ids.
-
-    Raises:
-        InputError: If a batch is none, or its ids are not one for each example.
-    """
-    given = iter(()) if ids is None else iter(ids)
-    for entry in batches:
-        keys = None if ids is None else next(given, None)
-        batch = None if entry is None else as_batch(entry)
-        n = 0 if batch is None else batch_size(batch)
-        if n and ids is not None and keys is None:
-            raise InputError(
-                f"ids must hold one entry per batch, got none for batch of {n} examples."
-            )
-        own = None if keys is None else as_ids(keys)
-        if n and own is not None and own.shape != (n,):
-            raise InputError(f"ids must have shape ({n},), one for each example, got {own.shape}.")
-        yield batch, n, own
-
-
-def _told(ids: Sequence[int | str]) -> str:
-    named = ", ".join(map(shown_id, ids[:_NAMED])) + ("" if len(ids) <= _NAMED else ", ...")
-    return f"Not answered because of it: {len(ids)} examples of the stream, with the ids {named}."
+def _expected(program: Program, full: Mapping[int, int]) -> dict[int, float]:
+    """Seconds that a full batch takes at each stage, by the times measured; else nothing."""
+    times = program.times
+    if times is None:
+        return {}
+    return {
+        stage: sum(times.planned(j, full[stage]) for j in plan.segments)
+        for stage, plan in program.plans.items()
+    }

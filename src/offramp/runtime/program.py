@@ -1,288 +1,143 @@
-"""The stages that a topology needs, ready to take batches.
+"""Programs: which segments of which stages run for whom, and what is kept for later stages.
 
-Layer: runtime.
+A stage needs its own segment and those it builds upon; whatever of them an example has not run yet
+is run, the heads of stages it does not visit are not.
+
+Layer: runtime.  Source: methods.md 1 (early exit: segments and heads) and 6.
 """
 
 from collections.abc import Mapping
-from typing import Protocol, final, runtime_checkable
+from dataclasses import dataclass
+from typing import final
 
-import torch
-from torch import Tensor, nn
-
-from offramp._core.costs import Costs
-from offramp._core.errors import InputError, UnsupportedError
-from offramp._core.forks import prepare_for_forks
-from offramp._core.topology import Topology
-from offramp._core.types import Batch
-from offramp.backends.fold import prepare
-from offramp.policy.policy import Policy
-from offramp.runtime.carries import Execution, Plan, blocks_of, plan_segments
-from offramp.runtime.events import Mark, unmarked
+from offramp._core.topology import RAW_INPUT, Topology
 from offramp.runtime.times import StageTimes
-from offramp.stages import Stage, check_company, tell_classes, to_device
-from offramp.stages.wrong_type import wrong_type
+from offramp.stages import Stage
+from offramp.stages.fusing.modules import column_of, is_passing
 
-#: What a network raises on a batch that it cannot read.
-BLAMES_BATCH = (RuntimeError, TypeError, ValueError, IndexError, AttributeError)
-
-Form = str  # shapes and types of a batch, without the number of examples
-
-
-@runtime_checkable
-class StageSource(Protocol):
-    """Where stages come from: a `Cascade`, or the part of one that a bundle holds."""
-
-    @property
-    def topology(self) -> Topology:
-        """All stages, held or not."""
-        ...
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the classes, or none."""
-        ...
-
-    def stage(self, which: int) -> Stage:
-        """A stage by position; only those that a policy needs are asked for."""
-        ...
+RAW = ""  # stands for the raw input among the groups; the name of a stage is never empty
 
 
 @final
-class Runner(nn.Module):
-    """The stages that a topology needs, ready to take batches.
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What visiting one stage takes, whoever comes.
 
     Args:
-        cascade: Where they come from.
-        topology: What is used of them.
-        optimise: Run prepared copies.
-        times: Of all stages of the cascade, to choose batch sizes by.
-
-    Raises:
-        InputError: If the times are those of other stages.
+        segments: Stages whose segments somebody may lack, in the order they run.
+        by_some: Those of them that have run already for some of the examples.
+        keep: Groups (and the raw input) that a later stage may still read.
     """
 
-    def __init__(
-        self,
-        cascade: StageSource,
-        topology: Topology,
-        *,
-        optimise: bool,
-        times: StageTimes | None = None,
-    ) -> None:
-        super().__init__()
-        prepare_for_forks()
-        if times is not None and times.stages != topology.names:
-            raise InputError(
-                f"times must be of the stages {topology.names}, got those of {times.stages}. "
-                "Measure them anew: measure_times(cascade, example)."
-            )
-        self.topology, self.times = topology, times
-        self.plans: dict[int, Plan] = plan_segments(topology)
-        needed = {k for plan in self.plans.values() for k in plan.segments} | set(self.plans)
-        chosen = {k: _used(cascade.stage(k), answers=k in self.plans) for k in sorted(needed)}
-        if cascade.class_names:
-            tell_classes(chosen.values(), len(cascade.class_names))
-        if optimise:
-            chosen = optimised(chosen)
-        self.stages = nn.ModuleDict({str(k): stage for k, stage in chosen.items()})
-        self._by_index: dict[int, Stage] = chosen
-        self.blocks = blocks_of(topology, self.plans, chosen)
-        for stage in chosen.values():
-            stage.eval()
-        # All that can be switched; a part that trains whatever it is told (Monte Carlo) is none.
-        parts = dict.fromkeys(part for stage in chosen.values() for part in stage.modules())
-        self._modes = [part for part in parts if not part.training]
-        self._extra = int(any(stage.outputs == "confidence" for stage in chosen.values()))
-        self._names = len(cascade.class_names)
-        self.classes = self._names + self._extra if self._names else None
-        self._first: Form | None = None  # of the first batch that was answered
-        self._checked = False  # whether answers were seen not to depend on the rest of the batch
-
-    @property
-    def held(self) -> Mapping[int, Stage]:
-        """The stages whose segments or heads may run, by index."""
-        return self._by_index
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next((p.device for p in self.stages.parameters()), torch.device("cpu"))
-
-    def start(self, batch: Batch, n: int, device: torch.device, mark: Mark = unmarked) -> Execution:
-        """A batch on its way; networks that somebody put into training mode are put back."""
-        if self._in_training():
-            self._put_back()
-        if not self._checked and n > 1:
-            asked = [self._by_index[k].name for k in self.plans]
-            held = list(self._by_index.values())
-            self._checked = check_company(held, batch, asked, topology=self.topology)
-        return Execution(
-            self.topology,
-            self.plans,
-            self._by_index,
-            batch,
-            n,
-            device,
-            blocks=self.blocks,
-            times=self.times,
-            mark=mark,
-        )
-
-    def check_modes(self) -> None:
-        """Look at the networks again once they have run.
-
-        Raises:
-            UnsupportedError: If somebody else has put them into training mode meanwhile: then
-                what they said cannot be trusted.
-        """
-        if self._in_training():
-            self._put_back()
-            raise UnsupportedError(
-                "A network was put into training mode while it answered, by whoever else uses it: "
-                "the answers would be wrong. It is back in evaluation mode; give the batch again. "
-                "Better, train a copy of the network, or pass optimise=True, which runs copies."
-            )
-
-    def _in_training(self) -> bool:
-        # A loop over the flags themselves: 30 ns each, where a generator takes three times that.
-        for part in self._modes:  # noqa: SIM110
-            if part.training:
-                return True
-        return False
-
-    def _put_back(self) -> None:
-        for part in self._modes:
-            part.training = False
-
-    def answered(self, batch: Batch, classes: int) -> None:
-        """Check the networks' mode, and remember what a batch that was answered looked like.
-
-        Raises:
-            UnsupportedError: As `check_modes`.
-            InputError: If a stage has another number of classes than the others, or than there are
-                class names.
-        """
-        self.check_modes()
-        if self._first is not None and classes != self.classes:
-            raise InputError(
-                f"All stages of a cascade must have the same classes, {self.classes}; one of "
-                f"{[stage.name for stage in self._by_index.values()]} has answered with {classes}. "
-                "Map their outputs to common classes first."
-            )
-        if self._first is None:
-            if self.classes not in (None, classes):
-                raise InputError(
-                    f"class_names must have {classes - self._extra} entries, as the stages' "
-                    f"answers have, got {self._names}."
-                )
-            self.classes, self._first = classes, form_of(batch)
-
-    def check_blame(self, batch: Batch, error: Exception) -> None:
-        """Explain why a stage could not run, if the batch is not like those that were answered.
-
-        Raises:
-            InputError: If so; it says what was given and what ran before.
-            UnsupportedError: As `check_modes`.
-        """
-        self.check_modes()
-        form = form_of(batch)
-        if form == self._first or isinstance(error, torch.OutOfMemoryError):
-            return
-        types = sorted({str(p.dtype).removeprefix("torch.") for p in self.parameters()})
-        known = f"whose weights are {', '.join(types)}" if types else "as they are"
-        if self._first is not None:
-            known = f"which have answered batches like {self._first}"
-        hint = wrong_type(self._by_index.values(), batch, error)
-        raise InputError(
-            f"batch must be what the stages take, {known}, but they cannot run on {form}: "
-            f"{type(error).__name__}: {error}{'' if hint is None else f'. {hint}'}"
-        ) from error
-
-    def classes_for(self, empty: Batch, device: torch.device) -> int:
-        """Number of classes; where no batch has shown it yet, one example of zeros does."""
-        if self.classes is None:
-            zeros = to_device(_zeros(empty), device)
-            logits = self.start(zeros, 1, device).visit(self.topology.root, None)
-            self.classes = logits.shape[1]
-        return self.classes
+    segments: tuple[int, ...]
+    by_some: frozenset[int]
+    keep: frozenset[str]
 
 
-def check_made_for(cascade: StageSource, topology: Topology, costs: Costs | None) -> None:
-    """Raise `InputError` unless a policy's topology and the costs fit the cascade's stages."""
-    topology.check_same_stages(cascade.topology, "the cascade")
-    if costs is not None and len(costs) != len(topology):
-        raise InputError(
-            f"costs must have one entry per stage ({len(topology)}), got {len(costs)}."
-        )
+def plan_segments(topology: Topology) -> dict[int, Plan]:
+    """The plan of each stage that a topology uses, from its visit paths alone.
 
-
-def check_form(cascade: StageSource, policy: Policy) -> None:
-    """Raise `InputError` unless the stages answer in the form that a policy was fitted on."""
-    for k in policy.topology.active:
-        stage = cascade.stage(k)
-        policy.check_reads(stage.outputs, f"stage {stage.name!r}")
-
-
-def _used(stage: Stage, *, answers: bool) -> Stage:
-    """What is needed of a stage; where nobody may leave, its head is neither held nor moved."""
-    if answers or stage.head is None:
-        return stage
-    return Stage(
-        stage.name,
-        stage.module,
-        preprocess=stage.preprocess,
-        source=stage.source,
-        group=stage.group,
-        classes=stage.classes,
-        spec=stage.spec,
-    )
-
-
-def optimised(stages: Mapping[int, Stage]) -> dict[int, Stage]:
-    """Stages that run prepared copies of their networks."""
-    prepared: dict[int, nn.Module] = {}  # stages of one group go on sharing their module
-
-    def once(module: nn.Module) -> nn.Module:
-        return prepared.setdefault(id(module), prepared.get(id(module)) or prepare(module))
-
+    >>> plans = plan_segments(Topology.of(["a", "b", "c"], sources=[-1, 0, 1]).chain(["a", "c"]))
+    >>> plans[2].segments  # the exit "b" is not used, but its segment runs
+    (1, 2)
+    """
+    missing: dict[int, list[tuple[int, ...]]] = {k: [] for k in topology.active}
+    for path in topology.paths():
+        missing[path[-1]].append(topology.new_segments(path[:-1], path[-1]))
+    by_some = {
+        k: {j for j in topology.lineage(k) if 0 < sum(j in new for new in ways) < len(ways)}
+        for k, ways in missing.items()
+    }
+    needs = {
+        # What some have run and some lack is kept as well: it tells who has run it.
+        k: {_read(topology, k, new) for new in ways} | {topology.groups[j] for j in by_some[k]}
+        for k, ways in missing.items()
+    }
     return {
-        k: Stage(
-            stage.name,
-            once(stage.module),
-            head=None if stage.head is None else once(stage.head),
-            preprocess=stage.preprocess,
-            source=stage.source,
-            group=stage.group,
-            classes=stage.classes,
-            spec=stage.spec,
-            head_spec=stage.head_spec,
-            outputs=stage.outputs,
+        k: Plan(
+            tuple(j for j in topology.lineage(k) if any(j in new for new in ways)),
+            frozenset(by_some[k]),
+            frozenset().union(*(needs[other] for other in topology.active if other > k)),
         )
-        for k, stage in stages.items()
+        for k, ways in missing.items()
     }
 
 
-def form_of(batch: Batch) -> Form:
-    """What a batch looks like, for people; its number of examples does not matter.
+def _read(topology: Topology, stage: int, new: tuple[int, ...]) -> str:
+    """The group whose carry is read first when the segments `new` lead to a stage."""
+    if not new:
+        return topology.groups[stage]
+    source = topology.sources[new[0]]
+    return RAW if source == RAW_INPUT else topology.groups[source]
 
-    >>> form_of({"ids": torch.zeros(3, 8, dtype=torch.int64)})
-    'ids: (n, 8) int64'
+
+@final
+@dataclass(frozen=True, slots=True)
+class Block:
+    """What has run when a stage of several in one piece has, from that stage on.
+
+    Args:
+        groups: Whose carry is there then, itself first.
+        stages: Those that may be asked.
+        columns: Where their logits are among those that came together.
+        passing: Whether an earlier stage has run all of it.
     """
-    if isinstance(batch, Tensor):
-        return _form(batch)
-    if isinstance(batch, Mapping):
-        return ", ".join(f"{name}: {_form(values)}" for name, values in batch.items())
-    return ", ".join(_form(values) for values in batch)
+
+    groups: tuple[str, ...]
+    stages: tuple[int, ...]
+    columns: slice | list[int]
+    passing: bool
 
 
-def _form(values: Tensor) -> str:
-    shape = ", ".join(["n", *map(str, values.shape[1:])])
-    return f"({shape}) {str(values.dtype).removeprefix('torch.')}"
+def blocks_of(
+    topology: Topology, plans: Mapping[int, Plan], stages: Mapping[int, Stage]
+) -> dict[int, Block]:
+    """For each stage that runs in one piece with others, what runs with it."""
+    follows = {topology.sources[k]: k for k, stage in stages.items() if is_passing(stage)}
+    found: dict[int, Block] = {}
+    for k, stage in stages.items():
+        if k not in follows and not is_passing(stage):
+            continue
+        members = [k]
+        while members[-1] in follows:
+            members.append(follows[members[-1]])
+        columns = {j: column_of(stages[j]) for j in members if j in plans}
+        asked = [(j, column) for j, column in columns.items() if column is not None]
+        where = [column for _, column in asked]
+        row = bool(where) and where == list(range(where[0], where[-1] + 1))
+        found[k] = Block(
+            tuple(topology.groups[j] for j in members if j == k or stages[j].gives_carry),
+            tuple(j for j, _ in asked),
+            slice(where[0], where[-1] + 1) if row else where,
+            is_passing(stage),
+        )
+    return found
 
 
-def _zeros(batch: Batch) -> Batch:
-    if isinstance(batch, Tensor):
-        return batch.new_zeros(1, *batch.shape[1:])
-    if isinstance(batch, Mapping):
-        return {name: t.new_zeros(1, *t.shape[1:]) for name, t in batch.items()}
-    return tuple(t.new_zeros(1, *t.shape[1:]) for t in batch)
+@final
+@dataclass(frozen=True, slots=True)
+class Program:
+    """The stages that a topology needs, and what visiting each takes.
+
+    Args:
+        topology: What the policy uses.
+        stages: By index; at least those whose segments or heads may run.
+        plans: Of `plan_segments`.
+        blocks: Of `blocks_of`, for the stages that run in one piece.
+        times: Measured times: a stage then takes a batch in parts where that is faster, and runs
+            everybody who is held where gathering those wanted would cost more.
+    """
+
+    topology: Topology
+    stages: Mapping[int, Stage]
+    plans: Mapping[int, Plan]
+    blocks: Mapping[int, Block]
+    times: StageTimes | None = None
+
+    @classmethod
+    def of(
+        cls, topology: Topology, stages: Mapping[int, Stage], times: StageTimes | None = None
+    ) -> "Program":
+        """The plans and blocks follow from the topology and the stages."""
+        plans = plan_segments(topology)
+        return cls(topology, stages, plans, blocks_of(topology, plans, stages), times)

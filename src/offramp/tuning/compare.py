@@ -15,14 +15,14 @@ from offramp.backends import Compiled
 from offramp.stages import time_side_by_side
 
 if TYPE_CHECKING:
-    from offramp.runtime import Adaptive, Static
+    from offramp.runtime import Adaptive
 
 MOST_CALLS = 64  # of one model in one round
 
 
 def compare(
     adaptive: "Adaptive",
-    static: "Static",
+    static: "Adaptive",
     inputs: Tensor,
     *,
     batch_sizes: Sequence[int],

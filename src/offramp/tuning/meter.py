@@ -19,7 +19,7 @@ from offramp._core.progress import progress_bar
 from offramp._core.topology import RAW_INPUT, Topology
 from offramp._core.types import Batch
 from offramp.runtime.carries import gather
-from offramp.runtime.program import StageSource, optimised
+from offramp.runtime.runner import StageSource, optimised
 from offramp.runtime.times import StageTimes
 from offramp.stages import Stage, take_rows, to_device
 from offramp.stages.timing import described, synchronize

@@ -22,7 +22,6 @@ from offramp.runtime.adaptive import Adaptive
 from offramp.runtime.carries import split_batch
 from offramp.runtime.events import KINDS, NO_STAGE, Kind
 from offramp.stages import batch_size as examples_of
-from offramp.stages import to_device
 from offramp.stages.timing import described, synchronize
 from offramp.tuning.meter import Meter
 
@@ -263,14 +262,12 @@ def ideal(
 
     Source: methods.md 6.
     """
-    topology, device = model.policy.topology, model.policy.temperatures.device
+    topology = model.policy.topology
     seconds = dict.fromkeys(model.runner.held, 0.0)
     visits: Counter[int] = Counter()
     for part in parts:
-        n = examples_of(part)
-        execution = model.runner.start(to_device(part, device), n, device)
-        routed = model.engine.route(execution.visit, torch.arange(n, device=device))
-        for path in model.engine.paths_of(routed):
+        answer = model(part)
+        for path in (answer.paths[way] for way in answer.path.tolist()):
             visits.update(path)
             for k, stage in enumerate(path):
                 seconds[stage] += meter.per_example("head", stage, at_most=at_most)

@@ -30,7 +30,7 @@ from offramp.backends.ort import Session
 from offramp.evaluation import replay
 from offramp.models import small_cnn
 from offramp.policy import Setting
-from offramp.runtime import Adaptive, Static
+from offramp.runtime import Adaptive
 from offramp.stages import Cascade, Normalize, given_costs, measure_flops, measure_seconds
 
 LOSSY = [name for name in BACKENDS if not backend_of(name).exact]
@@ -237,7 +237,7 @@ def test_heads_in_one_piece_with_their_segments_answer_the_same(exits, fuse):
     chain = exits.topology.chain(["first/q", "second", "last"])
     policy = Setting.single(exits.topology, "last", reference="last").policy
     assert chain.names == policy.topology.names
-    answer = Static(made, "last")(x)
+    answer = Adaptive.single(made, "last")(x)
     torch.testing.assert_close(answer.logits, exits(x)[:, 3].log_softmax(1), rtol=1e-4, atol=1e-4)
 
 
@@ -320,7 +320,7 @@ def small(cascade):
 def test_a_batch_of_another_shape_or_type_is_an_error_that_names_both(small, batch, found):
     match = r"Stage 'small' was made for a tensor \(m, 1, 8, 8\) of uint8 by .*" + found
     with pytest.raises(InputError, match=match):
-        Static(small, "small")(batch)
+        Adaptive.single(small, "small")(batch)
 
 
 def test_operations_cannot_be_counted_but_seconds_can(small):

@@ -7,7 +7,7 @@ from offramp.backends import prepare
 from offramp.backends.fold import fold_batch_norm
 from offramp.models import cifar_preresnet, cifar_resnet, small_cnn
 from offramp.policy import Setting
-from offramp.runtime import Adaptive, Static
+from offramp.runtime import Adaptive
 from offramp.stages import Cascade
 
 
@@ -121,7 +121,7 @@ def test_optimise_leaves_the_cascade_as_it_is_and_answers_the_same():
     assert not any(isinstance(m, nn.BatchNorm2d) for m in fast.modules())
     assert any(isinstance(m, nn.BatchNorm2d) for m in cascade.stage("b").modules())
     torch.testing.assert_close(fast(x).logits, plain.logits, rtol=1e-4, atol=1e-4)
-    static = Static(cascade, "b", optimise=True)(x)
+    static = Adaptive.single(cascade, "b", optimise=True)(x)
     torch.testing.assert_close(static.logits, plain.logits, rtol=1e-4, atol=1e-4)
 
 

@@ -13,7 +13,7 @@ from offramp.bundle.names import check_extra, is_safe_file, weight_files
 from offramp.evaluation import fit
 from offramp.models import ModelSpec, build
 from offramp.policy import Constant, Node, Policy, Setting
-from offramp.runtime import Adaptive, Static
+from offramp.runtime import Adaptive
 from offramp.runtime.testing import random_policy
 from offramp.stages import Cascade, Normalize, Stage
 from offramp.trace.testing import make_trace
@@ -80,7 +80,7 @@ def test_a_loaded_bundle_answers_bit_by_bit_as_what_was_saved(saved, cascade, se
     before = Adaptive(cascade, setting, costs=COSTS)(images)
     assert same(loaded.adaptive(images), before)
     assert len(before.stage.unique()) == 3
-    assert same(loaded.fallback(images), Static(cascade, "large", costs=COSTS)(images))
+    assert same(loaded.fallback(images), Adaptive.single(cascade, "large", costs=COSTS)(images))
     assert loaded.setting.to_dict() == setting.to_dict()
 
 
@@ -111,7 +111,9 @@ def test_bundles_of_the_first_format_which_had_no_digest_are_still_read(saved, c
     del value["sha256"]
     file.write_text(json.dumps({**value, "version": 1}))
     loaded = load_bundle(saved)
-    assert torch.equal(loaded.fallback(images).logits, Static(cascade, "large")(images).logits)
+    assert torch.equal(
+        loaded.fallback(images).logits, Adaptive.single(cascade, "large")(images).logits
+    )
 
 
 def test_only_the_networks_of_the_policy_and_the_fallback_are_written(tmp_path, cascade, images):
@@ -123,7 +125,7 @@ def test_only_the_networks_of_the_policy_and_the_fallback_are_written(tmp_path, 
         assert files == {"small.safetensors", "middle.safetensors", f"{reference}.safetensors"}
         loaded = load_bundle(path)
         assert loaded.adaptive(images).stage.tolist() == [1] * 33
-        assert loaded.fallback.stage == cascade.topology.index(reference)
+        assert loaded.fallback.policy.topology.root == cascade.topology.index(reference)
 
 
 def test_a_stage_that_is_not_written_needs_no_spec(tmp_path, cascade):
@@ -316,7 +318,9 @@ def test_files_that_are_not_listed_are_not_looked_at(saved, cascade, images):
     (saved / "lost+found").mkdir()
     (saved / "strange").symlink_to("nowhere")
     loaded = load_bundle(saved)
-    assert torch.equal(loaded.fallback(images).logits, Static(cascade, "large")(images).logits)
+    assert torch.equal(
+        loaded.fallback(images).logits, Adaptive.single(cascade, "large")(images).logits
+    )
     with pytest.raises(UnknownNameError, match=r"no file 'weights.pkl'"):
         loaded.extra("weights.pkl")
 
@@ -490,4 +494,4 @@ def test_networks_built_by_import_are_loaded_where_that_is_allowed(tmp_path):
     with pytest.raises(UnsupportedError, match=r"torch\.nn:Linear"):
         load_bundle(tmp_path / "b")
     loaded = load_bundle(tmp_path / "b", allow_import=True)
-    assert torch.equal(loaded.fallback(x).logits, Static(cascade, 0)(x).logits)
+    assert torch.equal(loaded.fallback(x).logits, Adaptive.single(cascade, 0)(x).logits)

@@ -17,7 +17,7 @@ from offramp.backends import BACKENDS, Compiled, restored, with_backend
 from offramp.bundle import export_folder, export_single_file, load_bundle, save_bundle
 from offramp.models import ModelSpec, gap_linear
 from offramp.policy import Feature, Linear, Node, Policy, Setting
-from offramp.runtime import Adaptive, Static
+from offramp.runtime import Adaptive
 from offramp.runtime.testing import random_policy
 from offramp.stages import Cascade, Normalize, join
 
@@ -89,7 +89,7 @@ def check_comes_back(folder, cascade, setting):
         want, found = Adaptive(cascade, setting)(batch), bundle.adaptive(batch)
         assert torch.equal(found.logits, want.logits)
         assert torch.equal(found.stage, want.stage)
-    fallback = Static(cascade, setting.reference)
+    fallback = Adaptive.single(cascade, setting.reference)
     assert torch.equal(bundle.fallback(images()).logits, fallback(images()).logits)
     return bundle
 

@@ -20,7 +20,7 @@ from offramp._core.seal import sealed
 from offramp.bundle import load_bundle, read_manifest, save_bundle
 from offramp.models import ModelSpec, build, head_arguments
 from offramp.policy import Constant, Node, Policy, Setting
-from offramp.runtime import Adaptive, Static
+from offramp.runtime import Adaptive
 from offramp.runtime.testing import random_policy
 from offramp.stages import Cascade, Normalize, SegmentSpec, Stage, own_head
 
@@ -131,7 +131,7 @@ def test_a_loaded_bundle_answers_bit_by_bit_as_what_was_saved(written, cascade, 
     before = Adaptive(cascade, setting, costs=COSTS)(images)
     assert same(loaded.adaptive(images), before)
     assert len(before.stage.unique()) == 3
-    assert same(loaded.fallback(images), Static(cascade, "last", costs=COSTS)(images))
+    assert same(loaded.fallback(images), Adaptive.single(cascade, "last", costs=COSTS)(images))
 
 
 def test_the_network_is_written_once_and_only_the_heads_that_are_used(written):
@@ -178,7 +178,7 @@ def test_f_may_be_an_exit_in_the_middle(tmp_path, cascade, images):
     save_bundle(tmp_path / "b", cascade, setting, costs=COSTS)
     loaded = load_bundle(tmp_path / "b")
     assert same(loaded.adaptive(images), Adaptive(cascade, setting, costs=COSTS)(images))
-    assert same(loaded.fallback(images), Static(cascade, CONV, costs=COSTS)(images))
+    assert same(loaded.fallback(images), Adaptive.single(cascade, CONV, costs=COSTS)(images))
     names = [entry.name for entry in loaded.manifest.stages]
     assert names == [AT[0], CONV]  # what lies deeper never runs
 
@@ -196,7 +196,7 @@ def test_f_may_use_exits_that_the_policy_does_not(tmp_path, cascade, images):
     save_bundle(tmp_path / "b", cascade, setting)
     loaded = load_bundle(tmp_path / "b")
     assert loaded.adaptive(images).stage.tolist() == [0] * 33
-    expected = Static(cascade, GAP)(images)
+    expected = Adaptive.single(cascade, GAP)(images)
     assert torch.equal(loaded.fallback(images).logits, expected.logits)
 
 
@@ -236,7 +236,7 @@ def test_exits_of_two_networks_and_a_whole_one_go_together(tmp_path, images):
     assert [network.model.name for network in loaded.manifest.networks] == ["resnet8", "resnet14"]
     expected = Adaptive(cascade, setting)(images)
     assert torch.equal(loaded.adaptive(images).logits, expected.logits)
-    expected = Static(cascade, "last_first")(images)
+    expected = Adaptive.single(cascade, "last_first")(images)
     assert torch.equal(loaded.fallback(images).logits, expected.logits)
 
 

@@ -25,9 +25,10 @@ from offramp.policy.features import Distribution
 from offramp.policy.rules import rule_from_dict
 from offramp.policy.stopping import fixed_order_linear, fixed_order_linear_reference
 from offramp.recording import record
-from offramp.runtime import Adaptive, route_reference
+from offramp.runtime import Adaptive
 from offramp.stages import Cascade
 from offramp.trace import make_trace
+from reference.walk import route_reference
 from support.properties import examples
 
 CLASSES = 5

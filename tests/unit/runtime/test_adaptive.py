@@ -9,7 +9,7 @@ from offramp._core.costs import Costs
 from offramp._core.errors import InputError, UnknownNameError
 from offramp._core.topology import Topology
 from offramp.policy import Constant, Feature, Linear, Node, Policy, Random, Setting
-from offramp.runtime import NO_LABEL, Adaptive, Static
+from offramp.runtime import NO_LABEL, Adaptive
 from offramp.stages import Cascade, Stage
 
 SIZES = [0, 1, 2, 7, 33]
@@ -97,7 +97,7 @@ def test_shapes_and_types_are_the_same_for_every_batch_size(n):
     costs = Costs.simple("flops", [1.0, 2.0, 4.0])
     for model in (
         Adaptive(cascade, threshold_policy(cascade.topology), costs=costs),
-        Static(cascade, "c", costs=costs),
+        Adaptive.single(cascade, "c", costs=costs),
     ):
         answer = model(torch.zeros(n, 4))
         assert len(answer) == n
@@ -117,7 +117,7 @@ def test_an_answer_says_what_the_example_cost_decisions_included():
     model = Adaptive(cascade, threshold_policy(cascade.topology), costs=costs)
     x = torch.tensor([[9.0, 0, 0, 0], [0, 9.0, 0, 1], [0, 0, 9.0, 2]])
     assert model(x).cost.tolist() == [1.5, 11.75, 111.75]
-    assert Static(cascade, "c", costs=costs)(x).cost.tolist() == [100.0] * 3
+    assert Adaptive.single(cascade, "c", costs=costs)(x).cost.tolist() == [100.0] * 3
     assert Adaptive(cascade, threshold_policy(cascade.topology))(x).cost is None
 
 
@@ -133,7 +133,7 @@ def test_confidence_and_label_are_those_of_the_combination():
 
 def test_ties_go_to_the_lowest_class():
     cascade = scripted_cascade()
-    answer = Static(cascade, "a")(torch.zeros(1, 4))
+    answer = Adaptive.single(cascade, "a")(torch.zeros(1, 4))
     assert answer.labels.tolist() == [0]
 
 
@@ -149,7 +149,7 @@ def test_a_broken_stage_is_passed_over_and_counted_and_no_answer_has_no_label():
     assert answer.labels.tolist() == [1, 1, 1, NO_LABEL]
     assert answer.confidence[3] == 0
     torch.testing.assert_close(answer.logits[2, 1] - answer.logits[2, 0], torch.tensor(0.4))
-    alone = Static(cascade, "a")(x)
+    alone = Adaptive.single(cascade, "a")(x)
     assert alone.valid.tolist() == [False, True, True, False]
     assert alone.labels.tolist() == [NO_LABEL, 0, 0, NO_LABEL]
 
@@ -179,7 +179,7 @@ def test_networks_never_run_in_training_mode():
     cascade = Cascade.of_models({"a": Mode(), "b": Mode()})
     models = [
         Adaptive(cascade, threshold_policy(cascade.topology)),
-        Static(cascade, "b"),
+        Adaptive.single(cascade, "b"),
     ]
     for model in models:
         cascade.train()
@@ -193,7 +193,7 @@ def test_networks_never_run_in_training_mode():
 
 def test_no_gradients_are_recorded():
     cascade = Cascade.of_models({"a": nn.Linear(4, 3)})
-    answer = Static(cascade, "a")(torch.zeros(2, 4))
+    answer = Adaptive.single(cascade, "a")(torch.zeros(2, 4))
     assert not answer.logits.requires_grad
 
 
@@ -221,12 +221,12 @@ def test_a_policy_or_costs_for_other_stages_are_refused():
         Adaptive(cascade, foreign)
     for make in (
         lambda costs: Adaptive(cascade, threshold_policy(cascade.topology), costs=costs),
-        lambda costs: Static(cascade, 0, costs=costs),
+        lambda costs: Adaptive.single(cascade, 0, costs=costs),
     ):
         with pytest.raises(InputError, match=r"one entry per stage \(3\), got 1"):
             make(Costs.simple("flops", [1.0]))
     with pytest.raises(UnknownNameError, match="no stage 'bb'"):
-        Static(cascade, "bb")
+        Adaptive.single(cascade, "bb")
 
 
 def test_batches_of_unequal_lengths_are_refused():
@@ -279,7 +279,7 @@ def test_preprocessing_belongs_to_the_stage():
     cascade = Cascade(stages)
     on = Policy(cascade.topology, {(0,): Node(Constant(False))})
     x = torch.tensor([[2.0, 0.0]])
-    assert torch.equal(Static(cascade, "a")(x).logits, (x / 2).log_softmax(1))
+    assert torch.equal(Adaptive.single(cascade, "a")(x).logits, (x / 2).log_softmax(1))
     assert torch.equal(Adaptive(cascade, on)(x).logits, x.log_softmax(1))
 
 
@@ -287,13 +287,13 @@ def test_moving_to_a_device_moves_everything_a_call_needs():
     cascade = Cascade.of_models({"a": nn.Linear(4, 3), "b": nn.Linear(4, 3)})
     model = Adaptive(cascade, threshold_policy(cascade.topology)).to("cpu")
     state = {name for name, _ in model.named_buffers()}
-    assert "engine.policy.temperatures" in state
+    assert "policy.temperatures" in state
     assert model(torch.zeros(2, 4)).logits.device.type == "cpu"
 
 
 def linear_models():
     cascade = Cascade.of_models({"a": nn.Linear(4, 3), "b": nn.Linear(4, 3)})
-    return Adaptive(cascade, threshold_policy(cascade.topology)), Static(cascade, "b")
+    return Adaptive(cascade, threshold_policy(cascade.topology)), Adaptive.single(cascade, "b")
 
 
 @pytest.mark.parametrize(
@@ -325,7 +325,7 @@ def test_errors_that_are_not_the_batch_s_fault_stay_as_they_are():
             return x
 
     cascade = Cascade.of_models({"a": Moody()})
-    models = [Adaptive(cascade, Policy(cascade.topology, {})), Static(cascade, "a")]
+    models = [Adaptive(cascade, Policy(cascade.topology, {})), Adaptive.single(cascade, "a")]
     for model in models:
         model(torch.zeros(2, 3))
     cascade.stage("a").module.fails = True

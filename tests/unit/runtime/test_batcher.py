@@ -1,3 +1,7 @@
+import itertools
+import random
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -6,264 +10,495 @@ from hypothesis import strategies as st
 from torch import nn
 
 from offramp._core.costs import Costs
-from offramp._core.errors import InputError, UnknownNameError
+from offramp._core.errors import InputError
+from offramp._core.outputs import StageOutput
 from offramp._core.topology import Topology
 from offramp.policy import Constant, Feature, Linear, Node, Policy
-from offramp.runtime import Adaptive, StageTimes
-from offramp.runtime.batcher import FULL, full_sizes
+from offramp.policy.evidence import View
+from offramp.runtime import Adaptive
 from offramp.runtime.testing import random_policy, random_topology
-from offramp.stages import Cascade, Stage
+from offramp.stages import Cascade
+
+CLASSES = 3
+COSTS = [1.0, 2.0, 4.0, 8.0]
 
 
-class Clock:
-    """Time goes by when a test says so."""
-
-    def __init__(self):
-        self.now = 100.0
-
-    def __call__(self):
-        return self.now
-
-
-class Segment(nn.Module):
-    """Element by element, so that a row does not depend on its batch; notes batch sizes."""
+class Net(nn.Module):
+    """Row by row; refuses examples that are marked for it in the last column."""
 
     def __init__(self, k):
         super().__init__()
-        self.k, self.sizes = k, []
+        self.k = k
 
-    def forward(self, x, extra=None):
-        self.sizes.append(len(x))
-        return torch.sin(x * (self.k + 2)) * 4 + (0 if extra is None else extra)
+    def forward(self, x):
+        bad = [int(mark) for mark in x[:, -1].tolist() if int(mark) % 10 == self.k + 1]
+        if bad:
+            raise RuntimeError(f"cannot read {bad}")
+        return torch.sin(x[:, :CLASSES] * (self.k + 2)) * 4
 
 
 def cascade_of(topology):
-    """A cascade whose stages continue each other as a topology says."""
     names = topology.names
-    stages = [
-        Stage(
-            name,
-            Segment(k),
-            head=nn.Identity(),
-            source=None if topology.sources[k] == -1 else names[topology.sources[k]],
-        )
-        for k, name in enumerate(names)
-    ]
-    for stage in stages:
-        stage.keeps_company = True  # as after recording, so that nothing runs to find it out
-    return Cascade(stages, edges=[(names[j], names[k]) for j, k in topology.edges])
+    edges = [(names[j], names[k]) for j, k in topology.edges]
+    cascade = Cascade.of_models({name: Net(k) for k, name in enumerate(names)}, edges=edges)
+    for stage in cascade:
+        stage.keeps_company = True
+    return cascade
 
 
-def thresholds(topology, value):
+def model_of(seed, combine="last"):
+    drawn = random_topology(4, seed=seed, share=0.8)
+    cascade = cascade_of(Topology.of(drawn.names))
+    policy = random_policy(drawn, seed=seed, classes=CLASSES, combine=combine)
+    return Adaptive(cascade, policy, costs=Costs.simple("flops", COSTS))
+
+
+def rows_of(n, seed, bad):
+    """Examples of two lengths, some not finite, some marked for the stage that cannot read them."""
+    rng = np.random.default_rng(seed)
+    x = torch.from_numpy(rng.normal(size=(n, CLASSES + 1 + seed % 2))).float()
+    x[torch.from_numpy(rng.random(n) < 0.1), 0] = torch.nan
+    x[:, -1] = 0
+    if bad:
+        hit = torch.from_numpy(rng.random(n) < 0.15)
+        marks = torch.from_numpy(10 * (seed * 50 + np.arange(n)) + rng.integers(1, 5, n)).float()
+        x[:, -1] = torch.where(hit, marks, x[:, -1])
+    return x
+
+
+class World:
+    """Drives a batcher by a schedule, and keeps the books."""
+
+    def __init__(self, model, full, patience, faults=None):
+        self.model, self.now = model, 100.0
+        self.batcher = model.batcher(batch_size=full, patience=patience)
+        if faults is not None:
+            faults(self.batcher)
+        self.rows, self.terms, self.names = {}, {}, {}
+        self.running, self.cancelled, self.finished = [], set(), {}
+
+    def put(self, n, seed, *, bad=True, deadline=None, budget=None, priority=0):
+        x = rows_of(n, seed, bad)
+        names = np.arange(len(self.rows), len(self.rows) + n) + 1000
+        with torch.inference_mode():
+            flight = self.model.runner.enter(x, torch.from_numpy(names), self.model.policy)
+            late = None if deadline is None else self.now + deadline
+            terms = {"deadline": late, "budget": budget, "priority": priority}
+            numbers = self.batcher.put(flight, names, self.now, **terms)
+        for row, number in enumerate(numbers.tolist()):
+            assert number not in self.rows
+            self.rows[number], self.terms[number] = x[row : row + 1], terms
+            self.names[number] = names[row]
+        return numbers
+
+    def begin(self, *, flush=False):
+        job = self.batcher.next_job(self.now, flush=flush)
+        if job is not None:
+            self.running.append(job)
+        self.collect()
+        return job
+
+    def end(self, at):
+        job = self.running.pop(at % len(self.running))
+        with torch.inference_mode():
+            outcome = self.model.runner.run(job)
+            self.batcher.tell(job, outcome, self.now)
+        self.collect()
+
+    def cancel(self, numbers):
+        before = len(self.batcher)
+        open_ = {n for n in numbers if n not in self.finished and n not in self.cancelled}
+        assert self.batcher.cancel(numbers) == len(open_) == before - len(self.batcher)
+        self.cancelled |= open_
+
+    def collect(self):
+        for done in self.batcher.finished():
+            assert (done.answer is None) != (done.error is None)
+            for row, number in enumerate(done.numbers.tolist()):
+                assert number in self.rows
+                assert number not in self.finished, "finished once"
+                assert number not in self.cancelled, "not after it was cancelled"
+                assert done.ids[row] == self.names[number]
+                self.finished[number] = (done.answer, row, done.error)
+
+    def drain(self):
+        while len(self.batcher):
+            if self.begin(flush=True) is None and self.running:
+                self.end(0)
+        while self.running:  # of whom all are cancelled
+            self.end(0)
+
+    def check(self):
+        assert len(self.batcher) == 0
+        assert set(self.finished) | self.cancelled == set(self.rows)
+        for number, (answer, row, error) in self.finished.items():
+            self.check_one(number, answer, row, error)
+
+    def check_one(self, number, answer, row, error):
+        x, terms, own = self.rows[number], self.terms[number], [int(self.names[number])]
+        mark = int(x[0, -1])
+        clean = x.clone()
+        clean[0, -1] = 0
+        wanted = self.model(clean, own)
+        path = wanted.paths[int(wanted.path[0])]
+        if error is not None:
+            assert str(error) == f"cannot read [{mark}]", "its own error"
+            assert mark % 10 - 1 in path
+            return
+        went = answer.paths[int(answer.path[row])]
+        assert mark == 0 or mark % 10 - 1 not in went
+        reason = answer.reasons[row]
+        if reason in ("deadline", "budget"):
+            assert terms[reason] is not None
+            assert path[: len(went)] == went
+            assert len(went) < len(path)
+            if not self.model(clean, own).nonfinite[0]:
+                assert torch.equal(answer.logits[row], self.said(clean, went, own))
+        else:
+            assert went == path
+            assert reason == wanted.reasons[0]
+            assert answer.valid[row] == wanted.valid[0]
+            assert answer.nonfinite[row] == wanted.nonfinite[0]
+            assert answer.labels[row] == wanted.labels[0]
+            assert torch.equal(answer.logits[row].nan_to_num(9), wanted.logits[0].nan_to_num(9))
+        assert answer.cost[row] <= (terms["budget"] or np.inf)
+
+    def said(self, x, path, own):
+        """The answer by the stages of a path, one stage at a time."""
+        said = [None] * 4
+        for k in path:
+            said[k] = StageOutput(classes=CLASSES, logits=Net(k)(x))
+        return self.model.policy.answer_at(path, View(said, None, torch.tensor(own)))[0]
+
+
+def play(schedule, *, seed, combine, full, patience, faults=None):
+    """One random schedule from beginning to end."""
+    model = model_of(seed, combine)
+    least = COSTS[model.policy.topology.root]
+    world = World(model, full, patience, faults)
+    for action, value in schedule:
+        draw = random.Random(value)
+        if action == "put":
+            world.put(
+                draw.randrange(6),
+                value,
+                deadline=draw.choice([None, None, 0.0, 1.0, 5.0]),
+                budget=draw.choice([None, None, least, least + 3, 15.0]),
+                priority=draw.choice([0, 0, 2]),
+            )
+        elif action == "begin":
+            world.begin()
+        elif action == "end" and world.running:
+            world.end(value)
+        elif action == "cancel" and world.rows:
+            world.cancel(draw.sample(sorted(world.rows), min(2, len(world.rows))))
+        elif action == "tick":
+            world.now += draw.choice([0.0, 0.5, 3.0])
+        wake = world.batcher.wake_at(world.now)
+        assert wake is None or wake >= world.now
+    world.drain()
+    world.check()
+
+
+ACTIONS = ["put", "begin", "begin", "end", "end", "tick", "cancel"]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    schedule=st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 2**16)), max_size=30),
+    seed=st.integers(0, 2**16),
+    combine=st.sampled_from(["last", "mean"]),
+    full=st.integers(1, 7),
+    patience=st.sampled_from([None, 0.0, 2.5]),
+)
+def test_everybody_is_finished_once_in_any_schedule(schedule, seed, combine, full, patience):
+    play(schedule, seed=seed, combine=combine, full=full, patience=patience)
+
+
+def gives_up_all(batcher):
+    """One bad example spoils the batch."""
+    right = batcher.failed
+    batcher.failed = lambda job, error, now, whole=False: right(job, error, now, whole=True)
+
+
+def forgets_who_was_cancelled(batcher):
+    """Whoever is in a job when he is cancelled is answered all the same."""
+    names = dict[int, object]()
+    pop = batcher._tickets.pop
+
+    class Keeps(dict):
+        def pop(self, number, *default):
+            names[number] = self[number] if number in self else names.get(number)
+            found = super().pop(number, *default)
+            return names[number] if found is None else found
+
+        def __contains__(self, number):
+            return super().__contains__(number) or number in names
+
+        def __getitem__(self, number):
+            return super().__getitem__(number) if number in self.keys() else names[number]
+
+    del pop
+    batcher._tickets = Keeps()
+
+
+def forgets_the_budget(batcher):
+    batcher._part_of = batcher._part
+    batcher._part = lambda path, flight, reason, stays: (
+        flight if reason == "budget" else batcher._part_of(path, flight, reason, stays)
+    )
+
+
+def answers_twice(batcher):
+    right = batcher.finished
+
+    def finished():
+        found = right()
+        return found + found[:1]
+
+    batcher.finished = finished
+
+
+def loses_the_rest(batcher):
+    """Those for whom there was no room in a batch are forgotten."""
+    right = batcher.next_job
+
+    def next_job(now, flush=False):
+        job = right(now, flush=flush)
+        for key in [key for key, pool in batcher._pools.items() if job and pool.path == job.path]:
+            del batcher._pools[key]
+        return job
+
+    batcher.next_job = next_job
+
+
+FAULTS = [
+    gives_up_all,
+    forgets_who_was_cancelled,
+    forgets_the_budget,
+    answers_twice,
+    loses_the_rest,
+]
+
+
+def caught(faults):
+    for seed in range(60):
+        draw = random.Random(seed)
+        schedule = [
+            ("put", 3 * seed),
+            *((draw.choice(ACTIONS), draw.randrange(999)) for _ in range(25)),
+        ]
+        try:
+            play(schedule, seed=seed, combine="last", full=3, patience=None, faults=faults)
+        except (AssertionError, KeyError, TimeoutError):
+            return True
+    return False
+
+
+@pytest.mark.parametrize("faults", FAULTS)
+def test_a_twin_with_a_fault_is_caught(faults, monkeypatch):
+    ticks = itertools.count()
+    drain = World.drain
+
+    def impatient(self):  # who loses somebody would wait for ever
+        begin = self.begin
+
+        def counted(**arguments):
+            if next(ticks) > 5000:
+                raise TimeoutError
+            return begin(**arguments)
+
+        self.begin = counted
+        drain(self)
+
+    monkeypatch.setattr(World, "drain", impatient)
+    assert caught(faults)
+
+
+# ---- one thing at a time
+
+
+def thresholds(names, value):
+    topology = Topology.of(names, edges="chain")
     nodes = {
-        path: Node(Linear.threshold(Feature("max_prob", path[-1]), value))
-        for path in topology.paths()
-        if topology.children(path[-1])
+        p: Node(Linear.threshold(Feature("max_prob", p[-1]), value)) for p in topology.paths()[:-1]
     }
     return Policy(topology, nodes)
 
 
-def equal(a, b):
-    return torch.equal(a.nan_to_num(nan=123.0), b.nan_to_num(nan=123.0))
-
-
-def collected(delivered):
-    """By id, each answer's fields; every id must come once."""
-    found = {}
-    for ids, answer in delivered:
-        assert len(ids) == len(answer) > 0
-        for row, name in enumerate(ids.tolist()):
-            assert name not in found, "answered once"
-            found[name] = (answer, row)
-    return found
-
-
-def assert_same(found, batches, ids, model):
-    for batch, names in zip(batches, ids, strict=True):
-        wanted = model(batch, names)
-        for row, name in enumerate(names):
-            answer, at = found.pop(name)
-            for field in ("stage", "nonfinite", "valid", "labels"):
-                assert getattr(answer, field)[at] == getattr(wanted, field)[row]
-            assert equal(answer.logits[at], wanted.logits[row])
-            if wanted.cost is not None:
-                assert answer.cost[at] == wanted.cost[row]
-    assert not found
-
-
-@settings(deadline=None, max_examples=40)
-@given(
-    seed=st.integers(0, 2**20),
-    sizes=st.lists(st.integers(0, 9), min_size=1, max_size=6),
-    combine=st.sampled_from(["last", "mean", "weighted"]),
-    full=st.integers(1, 8),
-    deadline=st.sampled_from([None, 0.0, 2.5]),
-    broken=st.booleans(),
-    shared=st.booleans(),
-)
-def test_every_input_is_answered_once_and_as_by_itself(
-    seed, sizes, combine, full, deadline, broken, shared
-):
-    drawn = random_topology(4, seed=seed, share=0.8)
-    sources = [-1, 0, 1, 2] if shared else None
-    topology = Topology.of(drawn.names, sources=sources).part(drawn.edges, root=drawn.root)
-    edges = "chain" if shared else "full"
-    cascade = cascade_of(Topology.of(drawn.names, sources=sources, edges=edges))
-    policy = random_policy(topology, seed=seed, classes=3, combine=combine)
-    model = Adaptive(cascade, policy, costs=Costs.simple("flops", [1.0, 2.0, 4.0, 8.0]))
-    generator = torch.Generator().manual_seed(seed)
-    batches = [torch.randn(n, 3, generator=generator) for n in sizes]
-    if broken and len(batches[0]):
-        batches[0][0, 0] = torch.nan
-    starts = np.cumsum([0, *sizes])
-    ids = [list(range(start, start + n)) for start, n in zip(starts, sizes, strict=False)]
-    clock = Clock()
-
-    def ticking():
-        for batch in batches:
-            clock.now += 1.0
-            yield batch
-
-    stream = model.stream(ticking(), ids, batch_size=full, deadline=deadline, clock=clock)
-    assert_same(collected(stream), batches, ids, model)
-
-
-def chain_model(value=0.6, **arguments):
-    topology = Topology.of(["a", "b"])
-    cascade = cascade_of(topology)
-    return cascade, Adaptive(cascade, thresholds(topology, value), **arguments)
-
-
-def of_leavers(pattern):
-    """One class is sure for those who leave after the first stage."""
-    rows = [[9.0, 0.0] if leaves else [0.0, 0.0] for leaves in pattern]
-    return torch.arcsin(torch.tensor(rows) / 9) / 2
-
-
-def test_survivors_wait_until_a_batch_is_full():
-    cascade, model = chain_model()
-    batch = of_leavers([True, False, True, False, False])  # three of five go on
-    delivered = list(model.stream([batch] * 4, batch_size={"b": 5}))
-    assert cascade.stage("a").module.sizes == [5, 5, 5, 5]
-    assert cascade.stage("b").module.sizes == [5, 5, 2]
-    assert [sorted(ids.tolist()) for ids, _ in delivered] == [
-        [0, 2],
-        [5, 7],
-        [1, 3, 4, 6, 8],
-        [10, 12],
-        [15, 17],
-        [9, 11, 13, 14, 16],
-        [18, 19],
-    ]
-
-
-def test_when_the_deadline_passes_whoever_is_there_goes_on():
-    cascade, model = chain_model()
-    clock = Clock()
-    batch = of_leavers([False])
-
-    def batches():
-        for _ in range(3):
-            yield batch
-            clock.now += 1.0
-        yield None  # at 3 the first has waited for 3 seconds
-        clock.now += 5.0
-        yield batch
-
-    stream = model.stream(batches(), batch_size=100, deadline=2.5, clock=clock)
-    delivered = [ids.tolist() for ids, _ in stream]
-    assert delivered == [[0, 1, 2], [3]]
-    assert cascade.stage("b").module.sizes == [3, 1]
-
-
-def test_no_deadline_waits_to_the_end_and_a_deadline_of_zero_waits_never():
-    for deadline, sizes in ((None, [2, 1]), (0.0, [1, 1, 1])):
-        cascade, model = chain_model()
-        list(model.stream([of_leavers([False])] * 3, batch_size=2, deadline=deadline))
-        assert cascade.stage("b").module.sizes == sizes
-
-
-def test_the_full_size_is_the_best_one_of_the_measured_times():
-    times = StageTimes(
-        stages=("a", "b"),
-        sizes=(1, 2, 4),
-        segment=((1.0, 1.5, 2.0), (1.0, 1.2, 9.0)),
-        head=((0.0,) * 3,) * 2,
-        carry=((0.0,) * 3,) * 2,
-        raw=(0.0,) * 3,
-        where="a test",
+def chain_world(*, full=8, patience=None, value=2.0, stages=3):
+    names = ["a", "b", "c", "d"][:stages]
+    policy = thresholds(names, value)
+    model = Adaptive(
+        cascade_of(policy.topology), policy, costs=Costs.simple("flops", COSTS[:stages])
     )
-    topology = Topology.of(["a", "b"])
-    assert full_sizes(None, topology, times) == {0: 4, 1: 2}
-    assert full_sizes(None, topology, None) == {0: FULL, 1: FULL}
-    assert full_sizes({"a": 3}, topology, times) == {0: 3, 1: 2}
-    cascade, model = chain_model(times=times)
-    list(model.stream([of_leavers([False])] * 4))
-    assert cascade.stage("b").module.sizes == [2, 2]
+    return World(model, full, patience)
 
 
-def test_names_come_back_with_their_answers_and_key_the_draws():
-    _, model = chain_model()
-    batches = [of_leavers([True, False]), of_leavers([False, True])]
-    ids = [["cat", "dog"], np.array(["emu", "fox"])]
-    found = collected(model.stream(batches, ids, batch_size=2))
-    assert {name: int(answer.stage[row]) for name, (answer, row) in found.items()} == {
-        "cat": 0,
-        "dog": 1,
-        "emu": 1,
-        "fox": 0,
+def run_all(world):
+    jobs = []
+    while (job := world.begin()) is not None:
+        jobs.append((job.stage, sorted(job.flight.numbers.tolist())))
+        world.end(0)
+    return jobs
+
+
+def test_survivors_of_several_requests_go_on_together():
+    world = chain_world(full=4)
+    for _ in range(2):
+        world.put(2, 0, bad=False)
+        assert world.begin().stage == 0
+        world.end(0)
+    assert run_all(world) == [(1, [0, 1, 2, 3]), (2, [0, 1, 2, 3])]
+    world.check()
+
+
+def test_the_first_stage_joins_requests_that_wait_for_it_up_to_a_full_batch():
+    world = chain_world(full=5)
+    for n in (2, 3, 4, 9):
+        world.put(n, 0, bad=False)
+    sizes = []
+    while (job := world.batcher.next_job(world.now)) is not None:
+        sizes.append(len(job))
+    assert sizes == [5, 4, 9]  # and takes one that is larger as it comes
+
+
+def test_the_oldest_deadline_goes_first_and_priority_before_it():
+    world = chain_world(full=2, stages=2)
+    terms = [{}, {"deadline": 9.0}, {"deadline": 3.0}, {"priority": 1}]
+    for term in terms:
+        world.put(1, 0, bad=False, **term)
+        if "deadline" in term:
+            world.batcher._seconds[1] = 0.1
+    while world.batcher._pools and world.begin(flush=True).stage == 0:
+        pass
+    assert world.running[0].flight.numbers.tolist() == [3, 2]
+
+
+def test_with_a_deadline_one_waits_no_longer_than_it_allows():
+    world = chain_world(full=100, stages=2)
+    world.put(1, 0, bad=False)
+    assert run_all(world) == [(0, [0])]
+    assert world.batcher.wake_at(world.now) is None
+    world.batcher._seconds[1] = 2.0
+    world.put(1, 0, bad=False, deadline=10.0)
+    assert run_all(world) == [(0, [1])]
+    assert world.batcher.wake_at(world.now) == 106.0
+    world.now = 105.9
+    assert world.begin() is None
+    world.now = 106.0
+    assert run_all(world) == [(1, [0, 1])]
+    world.check()
+
+
+def test_patience_says_when_to_wake():
+    world = chain_world(full=100, patience=2.0, stages=2)
+    world.put(1, 0, bad=False)
+    assert world.batcher.wake_at(world.now) == world.now
+    assert run_all(world) == [(0, [0])]
+    assert world.batcher.wake_at(world.now) == 102.0
+    world.now = 103.0
+    assert world.batcher.wake_at(world.now) == 103.0
+    assert run_all(world) == [(1, [0])]
+
+
+def test_a_deadline_or_a_budget_that_allows_nothing_more_is_answered_by_what_there_is():
+    world = chain_world(full=100)
+    late = world.put(2, 0, bad=False, deadline=1.0).tolist()
+    poor = world.put(2, 2, bad=False, budget=3.0).tolist()
+    assert world.begin() is not None
+    world.now += 5.0
+    while world.running:
+        world.end(0)
+    while world.begin(flush=True):
+        world.end(0)
+    for number in late:
+        answer, row, _ = world.finished[number]
+        assert (answer.reasons[row], int(answer.stage[row])) == ("deadline", 0)
+    for number in poor:
+        answer, row, _ = world.finished[number]
+        assert (answer.reasons[row], int(answer.stage[row])) == ("budget", 1)
+        assert float(answer.cost[row]) == 3.0
+    world.check()
+
+
+def test_the_first_stage_runs_however_late_it_is():
+    world = chain_world()
+    world.put(2, 0, bad=False, deadline=-50.0)
+    world.drain()
+    assert Counter(answer.reasons[row] for answer, row, _ in world.finished.values()) == {
+        "deadline": 2
     }
+    world.check()
 
 
-def test_mappings_are_gathered_too():
-    topology = Topology.of(["a", "b"])
-    cascade = cascade_of(topology)
-    model = Adaptive(cascade, Policy(topology, {(0,): Node(Constant(False))}))
-    batch = {"x": torch.randn(3, 2), "extra": torch.ones(3, 2)}
-    assert_same(
-        collected(model.stream([batch, batch], [[0, 1, 2], [3, 4, 5]], batch_size=4)),
-        [batch, batch],
-        [[0, 1, 2], [3, 4, 5]],
-        model,
-    )
-    assert cascade.stage("b").module.sizes[:2] == [4, 2]
+@pytest.mark.parametrize("stage", [0, 1])
+def test_one_bad_example_among_many_costs_itself_only(stage):
+    world = chain_world(full=64, stages=2)
+    x = rows_of(16, 0, bad=False)
+    world.put(16, 0, bad=False)
+    (waiting,) = next(iter(world.batcher._pools.values())).waiting
+    waiting.flight.raw[11, -1] = world.rows[11][0, -1] = 110 + stage + 1
+    world.drain()
+    assert [number for number, (*_, error) in world.finished.items() if error] == [11]
+    assert len(world.finished) == len(x)
+    world.check()
 
 
-def test_what_is_not_finite_waits_for_nobody():
-    cascade, model = chain_model()
-    batch = of_leavers([False, False])
-    batch[0, 0] = torch.nan
-    delivered = list(model.stream([batch], batch_size=100))
-    assert cascade.stage("b").module.sizes == [2]
-    assert delivered[0][1].valid.tolist() == [False, True]
-    assert delivered[0][1].nonfinite.tolist() == [2, 0]
+def test_texts_of_two_lengths_wait_apart():
+    world = chain_world(full=2, stages=2)
+    for seed in (0, 1, 2):  # the second is longer
+        world.put(1, seed, bad=False)
+    jobs = run_all(world)
+    assert [job for job in jobs if job[0] == 1] == [(1, [0, 2])]
+    world.drain()
+    world.check()
 
 
-def test_a_stream_of_nothing_delivers_nothing():
-    _, model = chain_model()
-    assert list(model.stream([])) == []
-    assert list(model.stream([None, torch.zeros(0, 2)])) == []
+def test_a_stage_that_always_fails_costs_everybody_an_error_of_his_own():
+    world = chain_world(stages=2)
+    stage = world.model.runner.held[1].module
+    stage.forward = None  # cannot be called
+    world.put(5, 0, bad=False)
+    world.drain()
+    assert all(isinstance(error, TypeError) for *_, error in world.finished.values())
+    assert len(world.finished) == 5
 
 
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ({"deadline": -1.0}, InputError, "deadline must be finite and at least 0, got -1.0"),
-        ({"batch_size": 0}, InputError, "batch_size must be an integer of at least 1, got 0"),
-        ({"batch_size": {"b": 0}}, InputError, r"batch_size\['b'\] must be .* got 0"),
-        ({"batch_size": {"bb": 1}}, UnknownNameError, "no stage 'bb'"),
-        ({"ids": [[1, 2]]}, InputError, r"ids must have shape \(1,\).*got \(2,\)"),
-        ({"ids": []}, InputError, "ids must hold one entry per batch, got none"),
-    ],
-)
-def test_senseless_arguments_are_refused(arguments, error, message):
-    _, model = chain_model()
-    with pytest.raises(error, match=message):
-        list(model.stream([of_leavers([True])], **arguments))
+def test_what_is_cancelled_is_not_waited_for():
+    world = chain_world(full=2, stages=2)
+    first = world.put(1, 0, bad=False)
+    run_all(world)
+    world.cancel(first.tolist())
+    world.put(1, 0, bad=False)
+    assert run_all(world) == [(0, [1])]
+    world.drain()
+    world.check()
 
 
-def test_a_bad_batch_is_named():
-    cascade = Cascade.of_models({"a": nn.Linear(4, 3), "b": nn.Linear(4, 3)})
-    model = Adaptive(cascade, thresholds(cascade.topology, 0.9))
-    with pytest.raises(InputError, match=r"\(n, 4\) float32.*cannot run on \(n, 5\) float32"):
-        list(model.stream([torch.zeros(2, 4), torch.zeros(2, 5)]))
+def test_senseless_calls_are_refused():
+    world = chain_world()
+    with pytest.raises(InputError, match=r"at least what the first stage costs, 1, got 0\.5"):
+        world.put(1, 0, budget=0.5)
+    with pytest.raises(InputError, match="patience must be finite and at least 0, got -1"):
+        world.model.batcher(patience=-1.0)
+    free = Adaptive.single(cascade_of(Topology.of(["a"])), "a")
+    flight = free.runner.start(torch.zeros(1, 4), torch.arange(1), free.policy)
+    with pytest.raises(InputError, match="no costs are known"):
+        free.batcher().put(flight, np.arange(1), 0.0, budget=5.0)
+    world.put(1, 0, bad=False)
+    job = world.begin()
+    world.end(0)
+    with pytest.raises(InputError, match="job must be one that runs"):
+        world.batcher.failed(job, RuntimeError("again"), world.now)
+
+
+def test_nobody_decides_twice_and_never_is_no_stage():
+    policy = Policy(Topology.of(["a", "b"]), {(0,): Node(Constant(False))})
+    model = Adaptive(cascade_of(policy.topology), policy, costs=Costs.simple("flops", COSTS[:2]))
+    world = World(model, 4, None)
+    world.put(0, 0)
+    assert world.begin() is None
+    world.put(3, 0, bad=False)
+    world.drain()
+    world.check()

@@ -6,12 +6,21 @@ from torch import nn
 
 from offramp._core.topology import Topology
 from offramp.policy import Constant, Feature, Linear, Node, Policy
-from offramp.runtime.carries import Execution, plan_segments
+from offramp.runtime.answer import Ends
+from offramp.runtime.inflight import InFlight
+from offramp.runtime.program import Program, plan_segments
 from offramp.runtime.testing import random_policy, random_topology
-from offramp.runtime.walk import Engine, route_reference
+from offramp.runtime.walk import walk
 from offramp.stages import Stage
+from reference.walk import route_reference
 
-CPU = torch.device("cpu")
+
+def flight_of(topology, stages, batch, n, policy=None):
+    return InFlight(Program.of(topology, stages), batch, torch.arange(n), policy)
+
+
+def paths_of(answer):
+    return [answer.paths[way] for way in answer.path.tolist()]
 
 
 class Segment(nn.Module):
@@ -69,10 +78,8 @@ def all_outputs(topology, x):
 
 
 def run(topology, policy, x, stages):
-    execution = Execution(topology, plan_segments(topology), stages, x, len(x), CPU)
-    engine = Engine(policy)
-    routed = engine.route(execution.visit, torch.arange(len(x)))
-    return engine, routed, execution
+    flight = flight_of(topology, stages, x, len(x), policy)
+    return walk(flight, Ends.of(policy)), flight
 
 
 @settings(deadline=None, max_examples=100)
@@ -89,18 +96,18 @@ def test_every_segment_and_head_runs_once_for_exactly_those_who_need_it(
     topology = random_topology(count, seed=seed, shared=shared)
     policy = random_policy(topology, seed=seed, classes=3, combine=combine)
     x, stages = inputs(n, 3, seed), stages_of(topology)
-    engine, routed, execution = run(topology, policy, x, stages)
-    paths = engine.paths_of(routed)
+    answer, flight = run(topology, policy, x, stages)
+    paths = paths_of(answer)
     for k, stage in stages.items():
         needing = [i for i, p in enumerate(paths) if any(k in topology.lineage(j) for j in p)]
         visiting = [i for i, p in enumerate(paths) if k in p]
         assert sorted(stage.module.seen) == needing
         assert stage.head.seen == visiting
     wanted = route_reference(policy, all_outputs(topology, x), torch.arange(n))
-    assert torch.equal(routed.node, wanted.node)
-    assert torch.equal(routed.logits, wanted.logits)
+    assert torch.equal(answer.path, wanted.path)
+    assert torch.equal(answer.logits, wanted.logits)
     if len(topology.active) == 1 or any(p[-1] == topology.active[-1] for p in paths):
-        assert execution.held == frozenset()
+        assert flight.held == frozenset()
 
 
 def test_an_unused_exit_costs_its_segment_but_not_its_head():
@@ -123,27 +130,23 @@ def test_a_policy_that_starts_at_a_late_exit_runs_all_segments_below_it():
 
 def test_the_raw_input_and_the_carries_are_let_go_when_nobody_needs_them_any_more():
     topology = Topology.of(["a", "b", "c"], sources=[-1, 0, 1], edges="chain")
-    execution = Execution(
-        topology, plan_segments(topology), stages_of(topology), inputs(3, 2, 0), 3, CPU
-    )
-    assert execution.held == {""}
-    execution.visit(0, None)
-    assert execution.held == {"a"}
-    execution.visit(1, torch.tensor([0, 2]))
-    assert execution.held == {"b"}
-    execution.visit(2, torch.tensor([2]))
-    assert execution.held == frozenset()
+    flight = flight_of(topology, stages_of(topology), inputs(3, 2, 0), 3)
+    assert flight.held == {""}
+    flight.visit(0, None)
+    assert flight.held == {"a"}
+    flight.visit(1, torch.tensor([0, 2]))
+    assert flight.held == {"b"}
+    flight.visit(2, torch.tensor([2]))
+    assert flight.held == frozenset()
 
 
 def test_networks_that_all_read_the_raw_input_hold_nothing_else():
     topology = Topology.of(["a", "b"])
-    execution = Execution(
-        topology, plan_segments(topology), stages_of(topology), inputs(3, 2, 0), 3, CPU
-    )
-    execution.visit(0, None)
-    assert execution.held == {""}
-    execution.visit(1, None)
-    assert execution.held == frozenset()
+    flight = flight_of(topology, stages_of(topology), inputs(3, 2, 0), 3)
+    flight.visit(0, None)
+    assert flight.held == {""}
+    flight.visit(1, None)
+    assert flight.held == frozenset()
 
 
 def test_alternative_heads_at_one_cut_share_the_run_of_their_segment():
@@ -166,8 +169,8 @@ def test_what_some_have_run_is_not_run_again_for_them():
     on = Node(Constant(False))
     policy = Policy(topology, {(0,): split, (0, 1): on, (0, 2): on})
     x, stages = inputs(40, 2, 3), stages_of(topology)
-    engine, routed, _ = run(topology, policy, x, stages)
-    assert len(set(engine.paths_of(routed))) >= 2
+    answer, _ = run(topology, policy, x, stages)
+    assert len(set(paths_of(answer))) >= 2
     for stage in stages.values():
         assert sorted(stage.module.seen) == list(range(40))
 
@@ -179,20 +182,18 @@ def test_what_was_run_long_before_is_not_run_again_either():
     split = Node(Constant(False), [Linear.threshold(Feature("max_prob", 0), 0.7)])
     policy = Policy(topology, {(0,): split, (0, 2): Node(Constant(False))})
     x, stages = inputs(40, 2, 3), stages_of(topology)
-    engine, routed, _ = run(topology, policy, x, stages)
-    assert set(engine.paths_of(routed)) == {(0, 2, 3), (0, 3)}
+    answer, _ = run(topology, policy, x, stages)
+    assert set(paths_of(answer)) == {(0, 2, 3), (0, 3)}
     for k in (1, 2, 3):
         assert sorted(stages[k].module.seen) == list(range(40))
 
 
 def test_a_carry_of_some_is_narrowed_to_the_right_ones():
     topology = Topology.of(["a", "b", "c"], sources=[-1, 0, 1], edges="chain")
-    execution = Execution(
-        topology, plan_segments(topology), stages_of(topology), inputs(6, 2, 0), 6, CPU
-    )
+    flight = flight_of(topology, stages_of(topology), inputs(6, 2, 0), 6)
     wanted = all_outputs(topology, inputs(6, 2, 0))
     for stage, rows in ((0, None), (1, torch.tensor([1, 3, 4, 5])), (2, torch.tensor([3, 5]))):
-        logits = execution.visit(stage, rows)
+        logits = flight.visit(stage, rows)
         assert torch.equal(logits, wanted[:, stage] if rows is None else wanted[rows, stage])
 
 
@@ -208,10 +209,10 @@ def test_batches_may_be_tensors_tuples_or_mappings(kind):
     batch = {"tensor": left, "tuple": (left, right), "mapping": {"left": left, "right": right}}[
         kind
     ]
-    execution = Execution(topology, plan_segments(topology), stages, batch, 3, CPU)
-    execution.visit(0, None)
+    flight = flight_of(topology, stages, batch, 3)
+    flight.visit(0, None)
     wanted = left if kind == "tensor" else left + right
-    assert torch.equal(execution.visit(1, torch.tensor([2])), wanted[2:])
+    assert torch.equal(flight.visit(1, torch.tensor([2])), wanted[2:])
 
 
 def test_no_copy_is_made_where_everybody_survives():
@@ -227,8 +228,8 @@ def test_no_copy_is_made_where_everybody_survives():
     batch = torch.zeros(5, 2)
     for _ in range(2):  # the first time each stage gets a copy, to see whether it writes into it
         held.clear()
-        execution = Execution(topology, plan_segments(topology), stages, batch, 5, CPU)
+        flight = flight_of(topology, stages, batch, 5)
         for stage in range(3):
-            execution.visit(stage, None)
+            flight.visit(stage, None)
     assert len(held) == 3
     assert all(x is batch for x in held)

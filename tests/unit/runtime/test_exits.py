@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from offramp.policy import Constant, Feature, Linear, Node, Policy, Setting
-from offramp.runtime import Adaptive, Static
+from offramp.runtime import Adaptive
 from offramp.stages import Cascade, measure_flops
 
 WIDTHS = [4, 6, 5, 7, 3]  # after each layer
@@ -63,7 +63,7 @@ def test_heads_that_are_not_used_are_neither_held_nor_run(optimise):
 def test_segments_beyond_the_last_exit_are_not_held():
     cascade, _ = make_cascade()
     assert sorted(Adaptive(cascade, visiting(cascade, ["0", "1/a"])).runner.stages) == ["0", "1"]
-    assert sorted(Static(cascade, "0").runner.stages) == ["0"]
+    assert sorted(Adaptive.single(cascade, "0").runner.stages) == ["0"]
 
 
 def test_between_exits_that_are_not_used_nobody_decides_and_each_segment_runs_once(monkeypatch):
@@ -121,4 +121,6 @@ def test_a_state_dict_carries_weights_over_to_another_model():
     assert not torch.equal(models[0](x).logits, models[1](x).logits)
     models[1].load_state_dict(models[0].state_dict())
     assert torch.equal(models[0](x).logits, models[1](x).logits)
-    assert torch.equal(Static(one, "last")(x).logits, Static(other, "last")(x).logits)
+    assert torch.equal(
+        Adaptive.single(one, "last")(x).logits, Adaptive.single(other, "last")(x).logits
+    )

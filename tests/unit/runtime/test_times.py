@@ -10,11 +10,11 @@ from offramp._core.errors import FileFormatError, InputError
 from offramp._core.topology import Topology
 from offramp.policy import Feature, Linear, Node, Policy
 from offramp.runtime import Adaptive, StageTimes
-from offramp.runtime.carries import Execution, gather, plan_segments, split_batch
+from offramp.runtime.carries import gather, split_batch
+from offramp.runtime.inflight import InFlight
+from offramp.runtime.program import Program
 from offramp.stages import Cascade, Stage
 from offramp.tuning import measure_times
-
-CPU = torch.device("cpu")
 
 
 def make_times(segment, *, sizes=(1, 2, 4, 8), stages=None, carry=0.0, raw=0.0, head=0.0):
@@ -166,8 +166,7 @@ def test_a_stage_takes_a_batch_in_parts_and_gives_the_same(carries):
     times = make_times([[1.0, 1.1, 1.2, 9.0]] * 2)
     x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
     runs = [
-        Execution(topology, plan_segments(topology), stages, x, 8, CPU, times=given)
-        for given in (times, None)
+        InFlight(Program.of(topology, stages, given), x, torch.arange(8)) for given in (times, None)
     ]
     some = torch.tensor([0, 2, 3, 4, 5, 6, 7])
     for stage, rows in ((0, None), (1, some)):
@@ -181,11 +180,11 @@ def test_everybody_runs_where_gathering_costs_more_and_nobody_else_is_influenced
     x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
     x[1] = torch.nan  # leaves after the first stage
     times = make_times([[1.0, 1.0, 1.0, 1.0]] * 3, carry=1.0, raw=1.0)
-    execution = Execution(topology, plan_segments(topology), stages, x, 8, CPU, times=times)
-    execution.visit(0, None)
+    flight = InFlight(Program.of(topology, stages, times), x, torch.arange(8))
+    flight.visit(0, None)
     rows = torch.tensor([0, 2, 5])
-    assert torch.equal(execution.visit(1, rows), x[rows] * 4)
-    assert torch.equal(execution.visit(2, rows[1:]), x[rows[1:]] * 8)
+    assert torch.equal(flight.visit(1, rows), x[rows] * 4)
+    assert torch.equal(flight.visit(2, rows[1:]), x[rows[1:]] * 8)
     assert [stages[k].module.sizes for k in range(3)] == [[8], [8], [8]]
 
 

@@ -8,9 +8,13 @@ from torch.overrides import TorchFunctionMode
 
 from offramp._core.topology import Topology
 from offramp.policy import Constant, Feature, Linear, Node, Policy
-from offramp.runtime.inflight import Journey
+from offramp.runtime.answer import Ends
+from offramp.runtime.fallback import Fallback
+from offramp.runtime.inflight import InFlight
+from offramp.runtime.program import Program
 from offramp.runtime.testing import random_policy, random_topology
-from offramp.runtime.walk import Engine, route_reference
+from offramp.runtime.walk import walk
+from reference.walk import route_reference
 
 SYNCHRONISING = {"nonzero", "item", "tolist", "__bool__", "__int__", "__float__"}
 
@@ -31,6 +35,18 @@ class CountSyncs(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
+class CountCalls(TorchFunctionMode):
+    """Counts the calls of one function of torch."""
+
+    def __init__(self, name):
+        super().__init__()
+        self.name, self.count = name, 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.count += getattr(function, "__name__", "") == self.name
+        return function(*args, **(kwargs or {}))
+
+
 def outputs_of(n, stages, classes, seed=0, broken=0.0):
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(n, stages, classes, generator=generator) * 3
@@ -42,18 +58,32 @@ def outputs_of(n, stages, classes, seed=0, broken=0.0):
     return logits
 
 
-class Injected:
+class Injected(InFlight):
     """Stage outputs from a table; remembers who visited what."""
 
-    def __init__(self, outputs):
+    def __init__(self, policy, outputs, ids):
+        program = Program(policy.topology, {}, {}, {})
+        super().__init__(program, torch.empty(len(ids), 0), ids, policy)
         self.outputs = outputs
         self.visits = {}
 
-    def __call__(self, stage, rows):
+    def visit(self, stage, rows):
         everyone = torch.arange(len(self.outputs))
         assert stage not in self.visits, "a stage is visited once"
-        self.visits[stage] = everyone if rows is None else rows
-        return self.outputs[self.visits[stage], stage]
+        self.visits[stage] = rows
+        return self.outputs[everyone if rows is None else rows, stage]
+
+    def visitors(self, stage):
+        rows = self.visits.get(stage, torch.empty(0))
+        return list(range(len(self))) if rows is None else rows.tolist()
+
+
+def answered(policy, outputs, ids):
+    return walk(Injected(policy, outputs, ids), Ends.of(policy))
+
+
+def paths_of(answer):
+    return [answer.paths[way] for way in answer.path.tolist()]
 
 
 def threshold_chain(stages, value=0.6):
@@ -85,9 +115,11 @@ def test_routing_equals_one_example_and_one_stage_at_a_time(
     policy = random_policy(topology, seed=seed, classes=4, combine=combine)
     outputs = outputs_of(n, stages, 4, seed, broken)
     ids = torch.arange(n) * 7 + seed
-    fast = Engine(policy).route(Injected(outputs), ids)
+    fast = answered(policy, outputs, ids)
     slow = route_reference(policy, outputs, ids)
-    assert torch.equal(fast.node, slow.node)
+    assert torch.equal(fast.path, slow.path)
+    assert fast.reasons == slow.reasons
+    assert fast.stage.tolist() == [path[-1] for path in paths_of(fast)]
     assert torch.equal(fast.valid, slow.valid)
     assert torch.equal(fast.nonfinite, slow.nonfinite)
     assert equal(fast.logits, slow.logits)
@@ -97,50 +129,52 @@ def test_routing_equals_one_example_and_one_stage_at_a_time(
 @given(seed=st.integers(0, 2**20), combine=st.sampled_from(["last", "mean", "weighted"]))
 def test_each_stage_sees_exactly_the_examples_whose_path_holds_it(seed, combine):
     topology = random_topology(4, seed=seed, share=0.8)
-    engine = Engine(random_policy(topology, seed=seed, classes=3, combine=combine))
-    visit = Injected(outputs_of(19, 4, 3, seed))
-    paths = engine.paths_of(engine.route(visit, torch.arange(19)))
+    policy = random_policy(topology, seed=seed, classes=3, combine=combine)
+    flight = Injected(policy, outputs_of(19, 4, 3, seed), torch.arange(19))
+    paths = paths_of(walk(flight, Ends.of(policy)))
     for stage in range(4):
         wanted = [i for i, path in enumerate(paths) if stage in path]
-        assert visit.visits.get(stage, torch.empty(0)).tolist() == wanted
+        assert flight.visitors(stage) == wanted
 
 
 @settings(deadline=None, max_examples=30)
 @given(seed=st.integers(0, 2**20), combine=st.sampled_from(["last", "mean", "weighted"]))
 def test_an_answer_does_not_depend_on_the_rest_of_the_batch_nor_on_its_order(seed, combine):
     policy = random_policy(random_topology(4, seed=seed), seed=seed, classes=3, combine=combine)
-    engine, outputs, ids = Engine(policy), outputs_of(12, 4, 3, seed), torch.arange(12)
-    whole = engine.route(Injected(outputs), ids)
+    outputs, ids = outputs_of(12, 4, 3, seed), torch.arange(12)
+    whole = answered(policy, outputs, ids)
     order = torch.randperm(12, generator=torch.Generator().manual_seed(seed))[:7]
-    part = engine.route(Injected(outputs[order]), ids[order])
+    part = answered(policy, outputs[order], ids[order])
     assert torch.equal(part.logits, whole.logits[order])
-    assert torch.equal(part.node, whole.node[order])
+    assert torch.equal(part.path, whole.path[order])
 
 
 @pytest.mark.parametrize("combine", ["last", "mean", "weighted"])
 @pytest.mark.parametrize("stages", [2, 3, 5])
 def test_the_host_waits_once_per_decision_on_a_chain(stages, combine, monkeypatch):
-    monkeypatch.setattr(Journey, "_at_hand", lambda self, rows: False)  # as on a device
+    monkeypatch.setattr(InFlight, "at_hand", lambda self, rows: False)  # as on a device
+    monkeypatch.setattr(InFlight, "_is_finite", lambda self: False)  # it is not asked there
     topology = Topology.of([f"s{k}" for k in range(stages)], edges="chain")
     weights = {p: [1.0] * len(p) for p in topology.paths()} if combine == "weighted" else None
     nodes = {
         p: Node(Linear.threshold(Feature("margin", p[-1]), 0.5)) for p in topology.paths()[:-1]
     }
-    engine = Engine(Policy(topology, nodes, combine=combine, weights=weights))
-    visit = Injected(outputs_of(64, stages, 4))
+    policy = Policy(topology, nodes, combine=combine, weights=weights)
+    flight = Injected(policy, outputs_of(64, stages, 4), torch.arange(64))
     with CountSyncs() as syncs:
-        engine.route(visit, torch.arange(64))
-    assert len(visit.visits) == stages
+        walk(flight, Ends.of(policy))
+    assert len(flight.visits) == stages
     assert 0 < syncs.count <= stages - 1
 
 
 def test_the_host_does_not_wait_for_stages_that_nobody_reaches():
     topology = Topology.of(["a", "b", "c", "d"], edges="chain")
     nodes = {p: Node(Constant(True)) for p in topology.paths()[:-1]}
-    visit, engine = Injected(outputs_of(8, 4, 3)), Engine(Policy(topology, nodes))
+    policy = Policy(topology, nodes)
+    flight = Injected(policy, outputs_of(8, 4, 3), torch.arange(8))
     with CountSyncs() as syncs:
-        engine.route(visit, torch.arange(8))
-    assert list(visit.visits) == [0]
+        walk(flight, Ends.of(policy))
+    assert list(flight.visits) == [0]
     assert syncs.count == 1
 
 
@@ -160,13 +194,9 @@ def test_nothing_is_gathered_where_everybody_goes_on_or_the_batch_is_one_example
     outputs = torch.stack(
         [torch.stack([sure if leaves else unsure, sure]) for leaves in pattern]
     )  # (3, 2, 2)
-    seen = {}
-
-    def visit(stage, rows):
-        seen[stage] = rows
-        return outputs[:, stage] if rows is None else outputs[rows, stage]
-
-    Engine(policy).route(visit, torch.arange(3))
+    flight = Injected(policy, outputs, torch.arange(3))
+    walk(flight, Ends.of(policy))
+    seen = flight.visits
     assert seen[0] is None
     if all(pattern):
         assert 1 not in seen
@@ -174,6 +204,35 @@ def test_nothing_is_gathered_where_everybody_goes_on_or_the_batch_is_one_example
         assert seen[1] is None
     else:
         assert seen[1].tolist() == [i for i, leaves in enumerate(pattern) if not leaves]
+
+
+@pytest.mark.parametrize("n", [1, 8])
+@pytest.mark.parametrize("combine", ["last", "mean", "weighted"])
+def test_finite_examples_do_not_pay_for_those_that_are_not(n, combine, monkeypatch):
+    """Each stage says its probabilities once, and nothing is kept to fall back on."""
+    topology = Topology.of(["a", "b", "c"], edges="chain")
+    weights = {p: [1.0] * len(p) for p in topology.paths()} if combine == "weighted" else None
+    never = {p: Node(Linear.threshold(Feature("margin", p[-1]), 2.0)) for p in [(0,), (0, 1)]}
+    policy = Policy(topology, never, combine=combine, weights=weights)
+    outputs = outputs_of(n, 3, 4)
+    counted, kept = CountCalls("log_softmax"), []
+    monkeypatch.setattr(Fallback, "after", lambda self, *_, **__: kept.append(self) or self)
+    with counted:
+        answer = answered(policy, outputs, torch.arange(n))
+    assert answer.reasons == ["last"] * n
+    assert counted.count == {"last": 3, "mean": 3, "weighted": 4}[combine]
+    assert not kept
+    outputs[0, 2, 0] = torch.nan
+    answered(policy, outputs, torch.arange(n))
+    assert kept
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3])
+def test_a_sum_that_overflows_is_no_infinity(stages):
+    outputs = torch.full((3, stages, 2), torch.finfo(torch.float32).max)
+    answer = answered(threshold_chain(stages, value=2.0), outputs, torch.arange(3))
+    assert answer.valid.all()
+    assert answer.reasons == ["last"] * 3
 
 
 def test_a_broken_example_goes_on_to_the_last_child_and_is_counted():
@@ -184,9 +243,9 @@ def test_a_broken_example_goes_on_to_the_last_child_and_is_counted():
     outputs[0, 0, 1] = torch.nan
     outputs[2, 0, 0] = torch.inf
     outputs[2, 2, 0] = -torch.inf
-    engine = Engine(policy)
-    routed = engine.route(Injected(outputs), torch.arange(3))
-    assert engine.paths_of(routed) == [(0, 2), (0,), (0, 2)]
+    routed = answered(policy, outputs, torch.arange(3))
+    assert paths_of(routed) == [(0, 2), (0,), (0, 2)]
+    assert routed.reasons == ["last", "policy", "nonfinite"]
     assert routed.nonfinite.tolist() == [1, 0, 2]
     assert routed.valid.tolist() == [True, True, False]
     assert routed.logits[2].isnan().all()
@@ -196,7 +255,7 @@ def test_the_last_finite_stage_answers_in_place_of_a_broken_one():
     policy = threshold_chain(3, value=2.0)  # nobody leaves early
     outputs = outputs_of(2, 3, 4)
     outputs[0, 2] = torch.nan
-    routed = Engine(policy).route(Injected(outputs), torch.arange(2))
+    routed = answered(policy, outputs, torch.arange(2))
     assert torch.equal(routed.logits[0], outputs[0, 1].log_softmax(0))
     assert torch.equal(routed.logits[1], outputs[1, 2].log_softmax(0))
     assert routed.valid.all()
@@ -207,16 +266,16 @@ def test_a_combination_leaves_out_what_was_not_finite():
     policy = Policy(topology, {(0,): Node(Constant(False))}, combine="mean")
     outputs = outputs_of(2, 2, 3)
     outputs[0, 0] = torch.nan
-    routed = Engine(policy).route(Injected(outputs), torch.arange(2))
+    routed = answered(policy, outputs, torch.arange(2))
     assert torch.equal(routed.logits[0], outputs[0, 1].log_softmax(0))
     expected = (outputs[1].softmax(1)[0] + outputs[1].softmax(1)[1]) / 2
     torch.testing.assert_close(routed.logits[1].exp(), expected)
 
 
 def test_an_empty_batch_has_empty_answers_of_the_right_shapes():
-    routed = Engine(threshold_chain(3)).route(Injected(torch.zeros(0, 3, 5)), torch.arange(0))
+    routed = answered(threshold_chain(3), torch.zeros(0, 3, 5), torch.arange(0))
     assert routed.logits.shape == (0, 5)
-    assert routed.node.dtype == routed.nonfinite.dtype == torch.int64
+    assert routed.path.dtype == routed.nonfinite.dtype == torch.int64
     assert routed.valid.dtype == torch.bool
 
 

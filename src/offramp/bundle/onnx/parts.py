@@ -26,8 +26,8 @@ from offramp.bundle.onnx.graph import Value, values_of
 from offramp.bundle.parts import is_compiled
 from offramp.policy import Policy
 from offramp.runtime import StageSource
-from offramp.runtime.carries import Plan, plan_segments
-from offramp.runtime.program import check_form, check_made_for
+from offramp.runtime.program import Plan, plan_segments
+from offramp.runtime.runner import check_form, check_made_for
 from offramp.stages import OfFirst, Stage, own_head
 from offramp.stages.cutting.graph import FAILURES
 

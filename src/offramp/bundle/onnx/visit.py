@@ -1,7 +1,7 @@
 """What one stage adds to a graph: the segments that are lacking, its head, and what decides.
 
 Layer: bundle.  Source: methods.md 6; which segments run for whom is the runtime's own plan
-(`offramp.runtime.carries`).
+(`offramp.runtime.program`).
 """
 
 from collections.abc import Sequence

@@ -14,7 +14,8 @@ from offramp._core.topology import Topology
 from offramp._core.types import Batch
 from offramp.fitting.stopping.network import stop_odds
 from offramp.fitting.stopping.objective import drawn_stop
-from offramp.runtime.carries import Execution, plan_segments
+from offramp.runtime.inflight import InFlight
+from offramp.runtime.program import Program
 from offramp.stages import Cascade
 
 
@@ -35,7 +36,8 @@ class JointModel(nn.Module):
         super().__init__()
         self.cascade, self.networks = cascade, networks
         self.chain, self.detached = chain, detached
-        self._plans = plan_segments(chain)
+        stages = {k: cascade.stage(k) for k in range(len(chain))}
+        self._program = Program.of(chain, stages)
 
     def logits(self, batch: Batch) -> Float[Tensor, "m s c"]:
         """Of every stage of the chain, on every example."""
@@ -58,9 +60,8 @@ class JointModel(nn.Module):
             Logits and log-odds, 0 where a stage was not visited; and where each example stopped.
         """
         m, last = batch_size(batch), len(self.chain.active) - 1
-        stages = {k: self.cascade.stage(k) for k in range(len(self.chain))}
-        running = Execution(self.chain, self._plans, stages, batch, m, numbers.device)
         rows = torch.arange(m, device=numbers.device)
+        running = InFlight(self._program, batch, rows)
         stopped = torch.full((m,), last, device=numbers.device)
         logits: list[Tensor] = []
         odds: list[Tensor] = []

@@ -1,6 +1,6 @@
 import torch
 
-from offramp.runtime.broken import Broken, finite_rows
+from offramp.runtime.fallback import Fallback, finite_rows
 
 
 def test_rows_with_anything_that_is_not_finite_are_found():
@@ -25,7 +25,7 @@ def update_reference(state, finite, combined, before, alone):
 def test_updates_equal_one_example_at_a_time():
     generator = torch.Generator().manual_seed(0)
     n, c = 40, 3
-    broken = Broken(n, torch.zeros(1, c))
+    kept = Fallback.none(n, torch.zeros(1, c))
     states = [(torch.full((c,), torch.nan), False, 0)] * n
     before = None
     for step in range(6):
@@ -33,15 +33,19 @@ def test_updates_equal_one_example_at_a_time():
         m = n if rows is None else len(rows)
         finite = torch.rand(m, generator=generator) < 0.6
         combined, alone, last = (torch.randn(m, c, generator=generator) for _ in range(3))
-        broken.update(rows, finite, combined=combined, before=last if before else None, alone=alone)
+        old = last if before else None
+        part = kept.take(rows).after(finite, combined=combined, before=old, alone=alone)
+        kept = kept.put(rows, part)
+        somebody = slice(None) if rows is None else rows
+        assert torch.equal(kept.behind[somebody], ~finite)
         for at, i in enumerate(range(n) if rows is None else rows.tolist()):
             old = None if before is None else last[at]
             states[i] = update_reference(states[i], bool(finite[at]), combined[at], old, alone[at])
         before = True
     assert torch.equal(
-        broken.answer.nan_to_num(9.0), torch.stack([s[0] for s in states]).nan_to_num(9.0)
+        kept.log_probs.nan_to_num(9.0), torch.stack([s[0] for s in states]).nan_to_num(9.0)
     )
-    assert broken.valid.tolist() == [s[1] for s in states]
-    assert broken.nonfinite.tolist() == [s[2] for s in states]
+    assert kept.valid.tolist() == [s[1] for s in states]
+    assert kept.nonfinite.tolist() == [s[2] for s in states]
     some = torch.tensor([3, 4])
-    assert torch.equal(broken.take(some).nonfinite, broken.nonfinite[some])
+    assert torch.equal(kept.take(some).nonfinite, kept.nonfinite[some])

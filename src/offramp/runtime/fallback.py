@@ -1,0 +1,88 @@
+"""Answers of examples with outputs that were not finite: the last finite visited stage answers.
+
+Layer: runtime.  Source: design.md, rules that hold everywhere (NaN logits at run time).
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def finite_rows(logits: Float[Tensor, "m c"]) -> Bool[Tensor, " m"]:
+    """True where all logits are finite.
+
+    >>> finite_rows(torch.tensor([[0.0, 1.0], [torch.nan, 0.0], [0.0, -torch.inf]]))
+    tensor([ True, False, False])
+    """
+    return logits.abs().amax(dim=1) < torch.inf  # NaN is the largest, and compares false
+
+
+def sums_up(logits: Tensor) -> bool:
+    """Whether the sum is finite, as it is only if all terms are; finite ones may overflow."""
+    return math.isfinite(logits.sum().item())
+
+
+class Fallback(NamedTuple):
+    """What `m` examples would be answered if nothing finite came any more.
+
+    Kept from the first output on that is not finite; before it there is nothing to keep.
+
+    Args:
+        log_probs: The answer, `(m, c)`; NaN where there is none.
+        nonfinite: Number of visited stages that were not finite, `(m,)`.
+        valid: Whether one was finite, `(m,)`.
+        behind: Whether the last visited stage was not, so that an earlier one answers, `(m,)`.
+    """
+
+    log_probs: Float[Tensor, "m c"]
+    nonfinite: Int[Tensor, " m"]
+    valid: Bool[Tensor, " m"]
+    behind: Bool[Tensor, " m"]
+
+    @classmethod
+    def none(cls, m: int, like: Float[Tensor, "k c"]) -> "Fallback":
+        """That of `m` examples of whom no stage has said anything; `like` gives classes, device."""
+        no = torch.zeros(m, dtype=torch.bool, device=like.device)
+        return cls(like.new_full((m, like.shape[1]), torch.nan), no.long(), no, no.clone())
+
+    def take(self, rows: Tensor | None) -> "Fallback":
+        """Those of some examples, by position; None for all."""
+        return self if rows is None else Fallback(*(values[rows] for values in self))
+
+    def put(self, rows: Tensor | None, part: "Fallback") -> "Fallback":
+        """The same with other values for some examples."""
+        if rows is None:
+            return part
+        return Fallback(
+            *(whole.index_copy(0, rows, new) for whole, new in zip(self, part, strict=True))
+        )
+
+    def after(
+        self,
+        finite: Bool[Tensor, " m"],
+        *,
+        combined: Float[Tensor, "m c"],
+        before: Float[Tensor, "m c"] | None,
+        alone: Float[Tensor, "m c"],
+    ) -> "Fallback":
+        """The same after one more visited stage.
+
+        Args:
+            finite: Whose logits are finite.
+            combined: The answer as the policy combines here.
+            before: The same at the stage before, None where there is none.
+            alone: The answer of this stage alone.
+        """
+        held, valid, clean = self.log_probs, self.valid, self.nonfinite == 0
+        if before is not None:
+            held, valid = torch.where(clean[:, None], before, held), valid | clean
+        new = torch.where(clean[:, None], combined, alone)
+        return Fallback(
+            torch.where(finite[:, None], new, held),
+            self.nonfinite + (~finite).long(),
+            valid | finite,
+            ~finite,
+        )

@@ -1,0 +1,161 @@
+"""What a batcher keeps: who waits for which stage, since when, and how urgently.
+
+Layer: runtime.
+"""
+
+import bisect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+from torch import Tensor
+
+from offramp._core.topology import Path
+from offramp._core.types import Ids
+from offramp.runtime.answer import Answer
+from offramp.runtime.inflight import InFlight, Numbers
+
+Urgency = tuple[float, float, int]  # least first: minus the priority, the deadline, the number
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """Examples that came the same way and visit a stage together now.
+
+    Args:
+        path: Ends with the stage to be visited.
+        flight: They.
+        since: When the job was handed out.
+    """
+
+    path: Path
+    flight: InFlight
+    since: float
+
+    def __len__(self) -> int:
+        return len(self.flight)
+
+    @property
+    def stage(self) -> int:
+        """The stage to be visited."""
+        return self.path[-1]
+
+    def run(self) -> Tensor:
+        """Visit the stage; gives its logits `(m, c)`, or raises what the stage raises."""
+        return self.flight.visit(self.stage, None)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What came of a job that did not run.
+
+    Args:
+        error: What it raised.
+        whole: True where it is known that all its examples are to blame.
+    """
+
+    error: Exception
+    whole: bool = False
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Finished:
+    """Examples that a batcher has done with: either an answer, or an error.
+
+    Args:
+        numbers: Of `Batcher.put`, `(k,)`.
+        ids: Names or numbers that they came with, `(k,)`.
+        answer: To all of them, or None.
+        error: Why there is none.
+    """
+
+    numbers: Numbers
+    ids: Ids
+    answer: Answer | None = None
+    error: Exception | None = None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """What is known of one example that was accepted and is not finished."""
+
+    name: int | str
+    since: float
+    deadline: float
+    budget: float
+    urgency: Urgency
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Waiting:
+    """Examples in a pool; the rest is that of the most urgent, the oldest, the first to be late."""
+
+    flight: InFlight
+    urgency: Urgency
+    since: float
+    deadline: float
+
+
+@final
+@dataclass(slots=True)
+class Pool:
+    """Who waits for the stage at the end of a path, in one form, the most urgent first."""
+
+    path: Path
+    waiting: list[Waiting] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return sum(len(one.flight) for one in self.waiting)
+
+    @property
+    def first(self) -> bool:
+        """True before the first stage, which takes batches as they come."""
+        return len(self.path) == 1
+
+    def add(self, flight: InFlight, tickets: Mapping[int, Ticket]) -> None:
+        """Examples wait from now on; each has a ticket."""
+        theirs = [tickets[number] for number in numbers_of(flight)]
+        waiting = Waiting(
+            flight,
+            min(ticket.urgency for ticket in theirs),
+            min(ticket.since for ticket in theirs),
+            min(ticket.deadline for ticket in theirs),
+        )
+        bisect.insort(self.waiting, waiting, key=lambda one: one.urgency)
+
+    def take(self, count: int, tickets: Mapping[int, Ticket]) -> InFlight:
+        """The most urgent, so many of them; all where there are fewer."""
+        missing, taken = count, list[InFlight]()
+        while missing > 0 and self.waiting:
+            flight = self.waiting[0].flight
+            if len(flight) > missing and self.first and taken:
+                break
+            del self.waiting[0]
+            if len(flight) > missing and not self.first:
+                flight, rest = _cut(flight, missing, tickets)
+                self.add(rest, tickets)
+            taken.append(flight)
+            missing -= len(flight)
+        return taken[0].concat(taken[1:])
+
+
+def numbers_of(flight: InFlight) -> list[int]:
+    """Who some examples are to the batcher that has taken them in."""
+    return [] if flight.numbers is None else flight.numbers.tolist()
+
+
+def _cut(flight: InFlight, count: int, tickets: Mapping[int, Ticket]) -> tuple[InFlight, InFlight]:
+    """The most urgent examples, some of them, and the others."""
+    urgent = [tickets[number].urgency for number in numbers_of(flight)]
+    order = sorted(range(len(flight)), key=urgent.__getitem__)
+    first, rest = (
+        torch.tensor(sorted(part), device=flight.ids.device)
+        for part in (order[:count], order[count:])
+    )
+    return flight.take(first), flight.take(rest)
