@@ -279,25 +279,3 @@ class Topology:
         return ", ".join(
             f"{self.names[j]} -> {self.names[k]}" for j, k in self.edges if j in active
         )
-
-    def to_dict(self) -> dict[str, object]:
-        """As JSON values; `from_dict` reads it back."""
-        return {
-            "names": list(self.names),
-            "sources": list(self.sources),
-            "groups": list(self.groups),
-            "edges": [list(edge) for edge in self.edges],
-            "root": self.root,
-        }
-
-    @classmethod
-    def from_dict(cls, value: dict[str, object]) -> "Topology":
-        """Read what `to_dict` wrote."""
-        edges: Iterable[Sequence[int]] = value["edges"]  # type: ignore[assignment]
-        return cls(
-            names=tuple(value["names"]),  # type: ignore[arg-type]
-            sources=tuple(value["sources"]),  # type: ignore[arg-type]
-            groups=tuple(value["groups"]),  # type: ignore[arg-type]
-            edges=tuple((int(j), int(k)) for j, k in edges),
-            root=int(value["root"]),  # type: ignore[call-overload]
-        )

@@ -14,7 +14,7 @@ from offramp.stages.cutting.points import CutPoint, cut_points
 from offramp.stages.cutting.spec import CutSpec, SegmentSpec, stand_in
 from offramp.stages.exits import OfFirst, attached, own_head
 from offramp.stages.fusing.join import join
-from offramp.stages.preprocess import Normalize, preprocess_from_dict
+from offramp.stages.preprocess import Normalize, Preprocessing
 from offramp.stages.reading import copied
 from offramp.stages.stage import Stage
 from offramp.stages.timing import time_side_by_side
@@ -25,6 +25,7 @@ __all__ = [
     "CutSpec",
     "Normalize",
     "OfFirst",
+    "Preprocessing",
     "SegmentSpec",
     "Stage",
     "attached",
@@ -43,7 +44,6 @@ __all__ = [
     "measure_points",
     "measure_seconds",
     "own_head",
-    "preprocess_from_dict",
     "stand_in",
     "take_rows",
     "tell_classes",
