@@ -11,12 +11,14 @@ from typing import final
 import numpy as np
 
 from offramp._core.errors import InputError
+from offramp._core.schema import stored
 from offramp._core.topology import Path, Topology
 
 KNOWN_UNITS = ("flops", "seconds", "joules", "usd")
 
 
 @final
+@stored(whole=True)
 @dataclass(frozen=True, kw_only=True)
 class Costs:
     """Cost per example of each stage, in one declared unit.

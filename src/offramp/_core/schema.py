@@ -9,6 +9,7 @@ differs from that says so where it is declared:
     @stored("linear")       a class that is no dataclass: its arguments are its fields; or one that
                             has a "kind", by which a registry finds it (`OneOf`)
     @stored(derived=...)    properties that are written for people, and passed over when read
+    @stored(whole=True)     a dataclass whose defaults are for people: files hold every field
     __json__                what is written in place of the fields
     __from_json__           a class method that reads it: its signature is the schema
 
@@ -140,13 +141,14 @@ def omitted(default: T) -> T:
 
 
 def stored(
-    kind: str | None = None, *, derived: tuple[str, ...] = ()
+    kind: str | None = None, *, derived: tuple[str, ...] = (), whole: bool = False
 ) -> Callable[[type[T]], type[T]]:
     """Mark a class whose arguments are its fields, as attributes of the same names.
 
     Args:
         kind: Stands in the file as "kind", for `OneOf`.
         derived: Attributes that are written as well, and passed over when read.
+        whole: Of a dataclass: whether fields with a default have to stand in the file, too.
 
     >>> @stored("circle")
     ... class Circle:
@@ -157,7 +159,7 @@ def stored(
     """
 
     def marked(cls: type[T]) -> type[T]:
-        cls.__stored__ = _Marks(kind, derived)  # type: ignore[attr-defined]
+        cls.__stored__ = _Marks(kind, derived, whole)  # type: ignore[attr-defined]
         cls.__get_pydantic_core_schema__ = classmethod(_by_arguments)  # type: ignore[attr-defined]
         return cls
 
@@ -231,6 +233,7 @@ class FieldsOf:
 class _Marks:
     kind: str | None = None
     derived: tuple[str, ...] = ()
+    whole: bool = False
 
     def without(self, found: dict[str, Any]) -> dict[str, Any]:
         """What was read, less what is no argument."""
@@ -256,12 +259,13 @@ def _marks_of(kind: type) -> _Marks:
 def _fields_of(kind: Any) -> tuple[_Field, ...]:  # noqa: ANN401  (a class)
     """What stands in the file: a dataclass's fields, else the arguments of what reads it."""
     if is_dataclass(kind) and not hasattr(kind, "__from_json__"):
-        hints = get_type_hints(kind, include_extras=True)
+        hints, whole = get_type_hints(kind, include_extras=True), _marks_of(kind).whole
         return tuple(
             _field(
                 each.name,
                 hints[each.name],
-                required=each.default is MISSING and each.default_factory is MISSING,
+                required=(whole and _OMITTED not in each.metadata)
+                or (each.default is MISSING and each.default_factory is MISSING),
                 unwritten=each.metadata.get(_OMITTED, MISSING),
             )
             for each in fields(kind)
@@ -355,6 +359,9 @@ def _problem(problem: Mapping[str, Any]) -> str:
     # Of a union's branches the names are left out: they stand in no file.
     path = [str(part) for part in problem["loc"] if not re.search(r"[\[<(]", str(part))]
     text = str(problem["msg"]).removeprefix("Value error, ").removesuffix(".")
+    if problem["type"] == "union_tag_invalid":
+        problem = {**problem, "input": problem["ctx"]["tag"]}
+        text = f"kind must be one of {problem['ctx']['expected_tags']}"
     own = problem["type"] in ("value_error", "json_invalid")
     got = "" if own else f", got {reprlib.repr(problem['input'])}"
     said = _SAID.get(problem["type"], f"{text}{got}")

@@ -20,6 +20,7 @@ from typing import final
 
 from offramp._core.checks import check_known
 from offramp._core.errors import InputError, TopologyError
+from offramp._core.schema import stored
 
 RAW_INPUT = -1
 EXIT = -1  # the action of leaving; any other action is the stage to visit next
@@ -29,6 +30,7 @@ Path = tuple[int, ...]
 
 
 @final
+@stored(whole=True)
 @dataclass(frozen=True, kw_only=True)
 class Topology:
     """Stages in topological order and the decision edges between them.

@@ -13,6 +13,7 @@ import torch
 from offramp._core.checks import check_known, check_positive_int
 from offramp._core.errors import InputError, MissingExtraError, UnsupportedError
 from offramp._core.progress import progress_bar
+from offramp._core.schema import stored
 from offramp._core.types import Batch
 from offramp.backends.build import Builder, Built
 from offramp.backends.compiled import Compiled
@@ -23,6 +24,7 @@ from offramp.stages.timing import Run, described, filled, median_seconds
 
 
 @final
+@stored(whole=True)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendTable:
     """What the stages of a cascade take in each backend.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from offramp._core.errors import InputError
-from offramp._core.schema import omitted
+from offramp._core.schema import omitted, stored
 
 Kind = Literal["tensor", "tuple", "mapping"]
 
@@ -51,6 +51,7 @@ def without_none(value: Any) -> Any:  # noqa: ANN401  (what a network gives)
 
 
 @final
+@stored(whole=True)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Form:
     """Kind, names, shapes and types of a batch, a carry or an output.

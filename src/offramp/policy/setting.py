@@ -6,11 +6,13 @@ Layer: policy.
 from dataclasses import dataclass, field
 from typing import final
 
+from offramp._core.schema import stored
 from offramp._core.topology import Topology
 from offramp.policy.policy import Policy
 
 
 @final
+@stored(whole=True)
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """One candidate operating point.

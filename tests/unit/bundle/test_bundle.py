@@ -408,7 +408,7 @@ def test_what_a_link_leads_to_must_have_the_checksum_that_is_listed(saved, name,
         ),
         (
             lambda m: m["stages"][0].update(preprocessing={"kind": "pickle"}),
-            "stage 'small'.*not a preprocessing that this version knows",
+            r"stages\.0\.preprocessing: kind must be one of 'normalize', got 'pickle'",
         ),
         (
             lambda m: m["stages"][0].update(weights="large.safetensors"),
