@@ -11,7 +11,7 @@ differs from that says so where it is declared:
     @stored(derived=...)    properties that are written for people, and passed over when read
     @stored(whole=True)     a dataclass whose defaults are for people: files hold every field
     __json__                what is written in place of the fields
-    __from_json__           a class method that reads it: its signature is the schema
+    __from_json__           with `stored`: a class method that reads it, its signature the schema
 
 Layer: _core.  pydantic validates; it is loaded on first use, as are the schemas, which are kept.
 """
@@ -278,7 +278,7 @@ def _fields_of(kind: Any) -> tuple[_Field, ...]:  # noqa: ANN401  (a class)
     given = [
         each
         for each in inspect.signature(reader or kind.__init__).parameters.values()
-        if each.name != "self"
+        if each.name != "self" and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
     ]
     return tuple(
         _field(each.name, hints[each.name], required=reader is None or each.default is each.empty)
