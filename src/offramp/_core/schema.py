@@ -258,8 +258,9 @@ def _marks_of(kind: type) -> _Marks:
 @cache
 def _fields_of(kind: Any) -> tuple[_Field, ...]:  # noqa: ANN401  (a class)
     """What stands in the file: a dataclass's fields, else the arguments of what reads it."""
+    whole = _marks_of(kind).whole
     if is_dataclass(kind) and not hasattr(kind, "__from_json__"):
-        hints, whole = get_type_hints(kind, include_extras=True), _marks_of(kind).whole
+        hints = get_type_hints(kind, include_extras=True)
         return tuple(
             _field(
                 each.name,
