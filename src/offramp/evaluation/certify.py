@@ -54,7 +54,7 @@ def certify(
         InputError: If a limit or `delta` lies outside (0, 1), a risk or class is unknown, or
             weights do not fit the examples.
 
-    >>> from offramp.evaluate import fit
+    >>> from offramp.evaluation import fit
     >>> from offramp.trace import make_trace
     >>> frontier = fit(make_trace(4000, stages=2, seed=0), "myopic", progress=False)
     >>> found = frontier.certify({"difference": 0.03, "cost": 0.95}, delta=0.1)

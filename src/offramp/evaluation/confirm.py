@@ -40,7 +40,7 @@ def confirm(
         SplitOverlapError: If an example is in both parts.
         InputError: If a limit or `delta` lies outside (0, 1), or as `Frontier.certify` does.
 
-    >>> from offramp.evaluate import fit
+    >>> from offramp.evaluation import fit
     >>> from offramp.trace import make_trace
     >>> sizes = {"fit": 1000, "calibrate": 500, "test": 2000}
     >>> trace = make_trace(3500, stages=2, seed=0).divided(sizes, seed=0)

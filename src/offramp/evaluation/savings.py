@@ -82,7 +82,7 @@ def savings(
     Returns:
         Policy by policy, in the order of `losses`.
 
-    >>> from offramp.evaluate import fit
+    >>> from offramp.evaluation import fit
     >>> from offramp.trace.testing import make_trace
     >>> trace = make_trace(n=900, stages=2, seed=0).divided(
     ...     {"fit": 300, "calibrate": 300, "test": 300}, seed=0)
@@ -116,7 +116,7 @@ def frontier_of(
     Returns:
         None where the methods made no setting.
 
-    >>> from offramp.evaluate import fit
+    >>> from offramp.evaluation import fit
     >>> from offramp.trace.testing import make_trace
     >>> frontier = fit(make_trace(n=400, stages=2, seed=0), ["myopic", "uniform"], progress=False)
     >>> only = frontier_of(frontier, ["uniform"], None)

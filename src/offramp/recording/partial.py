@@ -286,7 +286,9 @@ class PartialStore:
             value = read_json(path)
             found = from_json(_Progress, value, where=path)
         except FileFormatError as error:
-            raise FileFormatError(f"{error} Pass resume=False to start again.") from error
+            raise FileFormatError(
+                f"{path} cannot be read: {error} Pass resume=False to start again."
+            ) from error
         keys = sorted(set(found.fingerprint) | set(self._fingerprint))
         other = [k for k in keys if found.fingerprint.get(k) != self._fingerprint.get(k)]
         if other:

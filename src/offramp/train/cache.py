@@ -266,7 +266,7 @@ class _Files:
             value = read_json(path)
             found = from_json(_Manifest, value, where=path)
         except FileFormatError as error:
-            raise FileFormatError(f"{error} {_AGAIN}") from error
+            raise FileFormatError(f"{path} cannot be read: {error} {_AGAIN}") from error
         other = [k for k, v in self._identity.items() if found.identity.get(k) != v]
         if other:
             raise InputError(

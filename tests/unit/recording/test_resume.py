@@ -184,7 +184,7 @@ KILLED = """
     import os, torch
     from torch import nn
     from offramp._core.costs import Costs
-    from offramp.record import partial, record
+    from offramp.recording import partial, record
     from offramp.stages import Cascade
 
     partial.CHECKPOINT_S = 0.0
