@@ -67,7 +67,8 @@ def _possible_table(table: BackendTable) -> BackendTable:
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=1)]
 Classes = Annotated[int, Field(ge=2)]
-Shape = Annotated[tuple[int, ...], AfterValidator(_possible_shape)]
+Size = Annotated[int, Field(ge=1, le=MOST_ELEMENTS)]
+Shape = Annotated[tuple[Size, ...], AfterValidator(_possible_shape)]
 BoundedForm = Annotated[Form, AfterValidator(_possible_form)]
 
 
