@@ -18,6 +18,8 @@ from offramp._core.lazy import lazy
 
 if TYPE_CHECKING:
     from offramp._core.costs import Costs as Costs
+    from offramp._core.schema import from_json as from_json
+    from offramp._core.schema import to_json as to_json
     from offramp._core.topology import Topology as Topology
     from offramp.bundle import load_bundle as load_bundle
     from offramp.bundle import save_bundle as save_bundle
@@ -48,11 +50,13 @@ _HOME = {
     "Topology": "offramp._core.topology",
     "Trace": "offramp.trace",
     "fit": "offramp.evaluation",
+    "from_json": "offramp._core.schema",
     "load_bundle": "offramp.bundle",
     "load_trace": "offramp.trace",
     "record": "offramp.recording",
     "save_bundle": "offramp.bundle",
     "save_trace": "offramp.trace",
+    "to_json": "offramp._core.schema",
 }
 
 __all__ = [*sorted(_HOME), "__version__"]

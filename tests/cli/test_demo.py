@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from offramp._core.errors import InputError
+from offramp._core.schema import to_json
 from offramp.bundle import load_bundle
 from offramp.cli import demo
 from offramp.evaluation import Certificate, NotCertified, evaluate
@@ -44,7 +45,7 @@ def test_its_numbers_are_those_of_its_files(short):
     found, out, _ = short
     test = load_trace(out / "digits.trace").part("test")
     again = evaluate(test, load_bundle(out / "bundle").setting, seed=0)
-    assert again.to_dict() == found.chosen.to_dict()
+    assert to_json(again) == to_json(found.chosen)
     shown = json.loads((out / "report.json").read_text())
     assert shown["test"]["accuracy"] == found.chosen.accuracy
     assert shown["timing"] == [dict(row) for row in found.timing]
@@ -81,7 +82,7 @@ def test_the_promise_is_a_certificate_or_nothing(short):
     frontier, again = demo_run.promised(trace, seed=3, progress=False)
     assert type(again) is type(found.choice)
     assert isinstance(again, Certificate | NotCertified)
-    assert again.setting.to_dict() == found.choice.setting.to_dict()
+    assert to_json(again.setting) == to_json(found.choice.setting)
     assert again.n == len(trace.part("calibrate")) == 550
     assert frontier.reference == "large"
     stored = json.loads((out / "chosen.json").read_text())

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from offramp._core.costs import Costs
+from offramp._core.schema import from_json
 from offramp._core.topology import Topology
 from offramp.cli import main
 from offramp.data import arrays
@@ -56,9 +57,9 @@ def test_a_report_of_exits_bills_the_same_decisions_in_two_units(run, fitted, tr
     shown = json.loads((fitted / "run" / "report.json").read_text())
     flops, seconds = shown["bills"]
     assert (flops["unit"], seconds["unit"]) == ("flops", "seconds")
-    chosen = Setting.from_dict(json.loads((fitted / "run" / "chosen.json").read_text())["setting"])
+    chosen = from_json(Setting, json.loads((fitted / "run" / "chosen.json").read_text())["setting"])
     part = trace.part("test")
-    timed = evaluate(part, chosen, costs=Costs.from_dict(SECONDS))
+    timed = evaluate(part, chosen, costs=from_json(Costs, SECONDS))
     assert seconds["cost"] == timed.cost
     assert seconds["cost_ratio_ci"] == list(timed.cost_ratio_ci)
     assert flops["cost"] == shown["test"]["cost"]
@@ -94,7 +95,7 @@ def test_foreign_costs_are_refused(run, fitted, value, said):
 
 
 def test_the_stored_trace_keeps_costs_in_every_unit(trace, tmp_path):
-    more = replace(trace, other_costs=(Costs.from_dict(SECONDS),))
+    more = replace(trace, other_costs=(from_json(Costs, SECONDS),))
     save_trace(more, tmp_path / "t.trace")
     assert load_trace(tmp_path / "t.trace").other_costs == more.other_costs
 

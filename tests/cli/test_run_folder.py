@@ -3,15 +3,14 @@ import json
 import pytest
 
 from offramp._core.errors import FileFormatError, InputError
-from offramp.evaluation import fit
+from offramp._core.schema import from_json, to_json
+from offramp.evaluation import Frontier, fit
 from offramp.project.folder import (
     MARKER,
     RunFolder,
     check_replaceable,
     choice_to_dict,
     choose_again,
-    frontier_from_dict,
-    frontier_to_dict,
 )
 from offramp.trace import make_trace
 
@@ -22,9 +21,9 @@ def frontier():
 
 
 def test_a_frontier_comes_back_from_json_as_it_was(frontier, tmp_path):
-    text = json.dumps(frontier_to_dict(frontier), allow_nan=False)
-    again = frontier_from_dict(json.loads(text), tmp_path)
-    assert again.to_dict() == frontier.to_dict()
+    text = json.dumps(to_json(frontier), allow_nan=False)
+    again = from_json(Frontier, json.loads(text))
+    assert to_json(again) == to_json(frontier)
 
 
 @pytest.mark.parametrize("limit", [{"max_loss": 0.03}, {"max_cost": 0.6}])
@@ -32,22 +31,22 @@ def test_the_choice_can_be_made_again_from_the_files(frontier, tmp_path, limit):
     choice = frontier.cheapest(**limit) if "max_loss" in limit else frontier.best(**limit)
     path = tmp_path / "chosen.json"
     path.write_text(json.dumps(choice_to_dict(choice)))
-    again = frontier_from_dict(json.loads(json.dumps(frontier_to_dict(frontier))), tmp_path)
-    assert choose_again(again, path).to_dict() == choice.to_dict()
+    again = from_json(Frontier, json.loads(json.dumps(to_json(frontier))))
+    assert to_json(choose_again(again, path)) == to_json(choice)
 
 
 def test_a_margin_is_kept(frontier, tmp_path):
     choice = frontier.cheapest(max_loss=0.03, margin=3.0)
-    assert choice.to_dict() != frontier.cheapest(max_loss=0.03).to_dict()
+    assert to_json(choice) != to_json(frontier.cheapest(max_loss=0.03))
     path = tmp_path / "chosen.json"
     path.write_text(json.dumps(choice_to_dict(choice, margin=3.0)))
-    assert choose_again(frontier, path).to_dict() == choice.to_dict()
+    assert to_json(choose_again(frontier, path)) == to_json(choice)
 
 
 @pytest.mark.parametrize("value", [{}, {"reference": "a", "points": [{}], "singles": []}])
 def test_a_foreign_frontier_is_refused_by_name(value, tmp_path):
-    with pytest.raises(FileFormatError, match=r"frontier\.json does not hold a frontier"):
-        frontier_from_dict(value, tmp_path / "frontier.json")
+    with pytest.raises(FileFormatError, match=r"frontier\.json has [1-9] problems? as a frontier"):
+        from_json(Frontier, value, where=tmp_path / "frontier.json")
 
 
 def test_a_foreign_folder_is_refused_and_left_alone(tmp_path):

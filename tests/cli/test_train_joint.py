@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from offramp._core.schema import from_json, to_json
 from offramp.bundle import load_bundle
 from offramp.cli import main
 from offramp.evaluation import assignment, evaluate
@@ -88,14 +89,14 @@ def test_one_command_gives_a_frontier_over_alpha_and_a_choice(trained):
 
 def test_the_choice_is_what_its_own_trace_gives_against_the_networks_alone(trained):
     said = json.loads((trained / "run" / "joint.json").read_text())
-    setting = Setting.from_dict(said["setting"])
+    setting = from_json(Setting, said["setting"])
     part = load_trace(trained / "run" / said["trace"]).part("test")
     alone = load_trace(trained / "run" / "static.trace").part("test")
     found = evaluate(part, setting, bootstrap=0, baseline=alone)
     assert said["chosen"]["cost"] == found.cost
     assert said["chosen"]["error"] == 1 - found.accuracy
     assert found.reference_accuracy == alone.accuracy(alone.topology.index(setting.reference))
-    assert said["assignment"] == assignment(part, setting).to_dict()
+    assert said["assignment"] == to_json(assignment(part, setting))
     assert not torch.equal(part.logits, alone.logits)
     assert np.array_equal(part.ids, alone.ids)
 

@@ -14,6 +14,7 @@ import torch
 
 from offramp._core.errors import InputError, UnknownNameError
 from offramp._core.keys import example_keys
+from offramp._core.schema import from_json, to_json
 from offramp.evaluation import fit, replay
 from offramp.evaluation.replay import replay_reference
 from offramp.fitting.registry import fitters
@@ -87,7 +88,7 @@ def test_settings_say_what_they_are(case):
         assert setting.reference == "stage2"
         assert setting.parameters
         assert setting.label.startswith(name)
-    assert len({repr(s.policy.to_dict()) for s in settings}) > 1
+    assert len({repr(to_json(s.policy)) for s in settings}) > 1
 
 
 def test_the_policies_of_a_sweep_leave_at_different_stages(case):
@@ -147,9 +148,6 @@ class _AboveAverage(torch.nn.Module):
         sure = at.distribution(0).max_prob
         return sure - sure.mean()
 
-    def to_dict(self):
-        return {}
-
 
 class _FirstInLine(torch.nn.Module):
     """Broken on purpose: whoever stands first in the batch leaves."""
@@ -158,9 +156,6 @@ class _FirstInLine(torch.nn.Module):
 
     def score(self, at):
         return 0.5 - torch.arange(len(at.ids), dtype=torch.float32)
-
-    def to_dict(self):
-        return {}
 
 
 def test_the_checks_above_can_fail():
@@ -184,8 +179,8 @@ def acts(policy, stage, trace):
 def test_a_setting_survives_json_bit_by_bit(case):
     _, settings, trace = case
     for setting in settings:
-        again = Setting.from_dict(json.loads(json.dumps(setting.to_dict(), allow_nan=False)))
-        assert again.to_dict() == setting.to_dict()
+        again = from_json(Setting, json.loads(json.dumps(to_json(setting), allow_nan=False)))
+        assert to_json(again) == to_json(setting)
         one, other = replay(trace, setting.policy), replay(trace, again.policy)
         for name in ("path", "labels", "closest", "path_cost"):
             assert np.array_equal(getattr(one, name), getattr(other, name)), setting.label
@@ -231,7 +226,7 @@ def test_fitting_twice_gives_the_same_and_changes_nothing_it_was_given(name):
     part, first = fitted(name, "logits", n=40)
     before = part.logits.clone()
     second = fitters[name](part, reference="stage2", **QUICK.get(name, {}))
-    assert [s.to_dict() for s in first] == [s.to_dict() for s in second]
+    assert [to_json(s) for s in first] == [to_json(s) for s in second]
     assert torch.equal(part.logits, before)
 
 

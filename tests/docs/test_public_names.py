@@ -31,7 +31,6 @@ INTERNAL = {
     "model_factory",
     "overlap_figure",
     "policy_of",
-    "preprocess_from_dict",
     "read_image",
     "read_manifest",
     "resnet21",

@@ -12,6 +12,7 @@ import offramp
 from offramp import Adaptive, Cascade, Policy, Setting, load_bundle, save_bundle
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.outputs import labels_with_confidence
+from offramp._core.schema import from_json, to_json
 from offramp.evaluation import evaluate
 from offramp.evaluation.replay import replay
 from offramp.fitting.registry import fitters
@@ -153,19 +154,19 @@ def test_a_policy_made_by_hand_says_nothing_and_runs_on_both():
     topology = cascade().topology
     policy = Policy(topology, {(0,): Node(Linear.threshold(Feature("max_prob", 0), 0.8))})
     assert policy.outputs is None
-    assert "outputs" not in policy.to_dict()
+    assert "outputs" not in to_json(policy)
     Adaptive(cascade(), policy)
     Adaptive(cascade(outputs="confidence"), policy)
 
 
 def test_the_form_is_stored_and_older_files_have_none(of_services):
-    stored = json.loads(json.dumps(of_services.setting.to_dict()))
-    assert Setting.from_dict(stored).policy.outputs == "confidence"
+    stored = json.loads(json.dumps(to_json(of_services.setting)))
+    assert from_json(Setting, stored).policy.outputs == "confidence"
     del stored["policy"]["outputs"]
-    assert Setting.from_dict(stored).policy.outputs is None
+    assert from_json(Setting, stored).policy.outputs is None
     stored["policy"]["outputs"] = "scores"
     with pytest.raises(FileFormatError, match="scores"):
-        Setting.from_dict(stored)
+        from_json(Setting, stored)
 
 
 def small(outputs="logits", classes=None):

@@ -8,6 +8,7 @@ import torch
 
 from offramp._core.errors import FileFormatError
 from offramp._core.files import sha256
+from offramp._core.schema import to_json
 from offramp._core.seal import sealed
 from offramp.bundle import load_bundle, save_bundle
 from offramp.models import ModelSpec, build, save_weights
@@ -61,7 +62,7 @@ def wrapped(**more):
     return {
         "name": "tapped",
         "arguments": {
-            "model": {**SPEC.to_dict(), **more},
+            "model": {**to_json(SPEC), **more},
             "points": ["features.0"],
             "taps": [{"name": "x", "reads": ["features.0"]}],
             "shape": [1, 8, 8],

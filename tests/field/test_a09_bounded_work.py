@@ -12,6 +12,7 @@ from torch import nn
 from offramp._core.costs import Costs
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.files import sha256
+from offramp._core.schema import to_json
 from offramp._core.seal import sealed
 from offramp.backends import to_onnx
 from offramp.backends.foreign import check_onnx, check_openvino
@@ -98,7 +99,7 @@ def test_heads_of_ours_pass_as_well():
 
 
 def test_a_network_within_a_network_is_measured_too(bundle):
-    inner = ModelSpec(name="small_cnn", arguments={"width": 4000, "depth": 2}).to_dict()
+    inner = to_json(ModelSpec(name="small_cnn", arguments={"width": 4000, "depth": 2}))
     arguments = {"model": inner, "points": ["features.0"], "taps": [], "shape": [1, 8, 8]}
     edit(bundle, lambda m: m["stages"][0].update(model={"name": "tapped", "arguments": arguments}))
     refused(bundle, "small_cnn takes .* bytes, but .* holds")
@@ -108,7 +109,7 @@ def test_a_network_within_a_network_is_measured_too(bundle):
 def test_a_tapped_network_runs_on_no_input_out_of_proportion(change):
     taps = [{"name": "x", "reads": ["features.0"]}]
     arguments = {
-        "model": SPEC.to_dict(),
+        "model": to_json(SPEC),
         "points": ["features.0"],
         "taps": taps,
         "shape": [1, 8, 8],

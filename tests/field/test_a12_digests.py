@@ -1,11 +1,11 @@
 """A bit that flips on the disk is found, whichever file it stands in, before anything uses it."""
 
 import json
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
-from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -103,7 +103,8 @@ def test_a_trace_with_a_flipped_bit_is_refused_by_everyone_who_does_not_ask_othe
         assert (ids, costs) == (trace.ids.tolist(), trace.costs)
 
 
-class Facts(BaseModel):
+@dataclass(frozen=True)
+class Facts:
     identity: dict[str, str]
     epochs: int
 

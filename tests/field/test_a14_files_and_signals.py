@@ -18,12 +18,13 @@ from offramp._core import ownership
 from offramp._core.errors import FileFormatError, InputError, MissingExtraError
 from offramp._core.files import write_json
 from offramp._core.ownership import BUNDLE, check_file, check_folder
+from offramp._core.schema import from_json, to_json
 from offramp.bundle import export_folder, export_single_file, save_bundle, tune
 from offramp.cli import errors, main
-from offramp.evaluation import fit
+from offramp.evaluation import Frontier, fit
 from offramp.models import ModelSpec, build
 from offramp.policy import Setting
-from offramp.project.folder import RunFolder, choice_to_dict, choose_again, frontier_from_dict
+from offramp.project.folder import RunFolder, choice_to_dict, choose_again
 from offramp.trace import load_trace, make_trace, save_trace
 
 SPEC = ModelSpec(name="small_cnn", arguments={"width": 2, "depth": 2})
@@ -159,10 +160,11 @@ def frontier():
 
 
 def test_damaged_frontiers_and_choices_end_in_an_error_of_ours(frontier, tmp_path):
-    whole = frontier.to_dict()
+    whole = to_json(frontier)
     small = {**whole, **{k: v[:1] for k, v in whole.items() if isinstance(v, list)}}
+    frontier_file = tmp_path / "frontier.json"
     for where, value in itertools.islice(damaged(small), 0, None, 29):
-        said = refusal(lambda value=value: frontier_from_dict(value, tmp_path / "frontier.json"))
+        said = refusal(lambda value=value: from_json(Frontier, value, where=frontier_file))
         assert said is None or "frontier.json" in said, where
     path = tmp_path / "chosen.json"
     choice = choice_to_dict(frontier.cheapest(max_loss=0.03))

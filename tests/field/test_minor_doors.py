@@ -22,6 +22,7 @@ from offramp._core.checks import (
 from offramp._core.errors import InputError, SplitOverlapError
 from offramp._core.ids import as_ids, shown_id
 from offramp._core.keys import example_keys
+from offramp._core.schema import to_json
 from offramp.data import arrays
 from offramp.evaluation import Frontier, evaluate
 from offramp.evaluation.certify import certify
@@ -167,7 +168,7 @@ def test_limits_outside_their_domain_are_named(frontier, wrong):
 def test_numbers_of_numpy_are_limits():
     assert check_probability("x", np.float32(0.5)) == 0.5
     assert check_probability("x", torch.tensor(0.5)) == 0.5
-    assert Limit(risk="cost", at_most=np.float64(0.5)).to_dict()["at_most"] == 0.5
+    assert to_json(Limit(risk="cost", at_most=np.float64(0.5)))["at_most"] == 0.5
 
 
 def test_other_arguments_of_evaluation_are_named(frontier):

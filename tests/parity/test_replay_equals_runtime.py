@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from offramp._core.keys import example_keys
+from offramp._core.schema import from_json, to_json
 from offramp._core.topology import Topology
 from offramp.evaluation import fit, replay
 from offramp.models import small_cnn
@@ -184,6 +185,6 @@ def test_a_policy_read_back_from_json_decides_the_same(trace):
     part = trace.rows(torch.arange(100))
     for seed in range(5):
         policy = random_policy(part.topology, seed=seed, classes=5, combine="weighted")
-        again = Policy.from_dict(policy.to_dict())
+        again = from_json(Policy, to_json(policy))
         assert_runtime_does_what_replay_said(part, again, 32)
         np.testing.assert_array_equal(replay(part, policy).path, replay(part, again).path)

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from offramp._core.costs import Costs
+from offramp._core.schema import from_json, to_json
 from offramp._core.topology import Topology
 from offramp._core.types import SPLITS
 from offramp.data import arrays
@@ -33,7 +34,7 @@ def random_costs(stages, seed):
 @given(seed=SEEDS, stages=STAGES, shared=st.booleans())
 def test_a_topology_survives_json(seed, stages, shared):
     topology = random_topology(stages, seed=seed, shared=shared)
-    again = Topology.from_dict(json.loads(json.dumps(topology.to_dict())))
+    again = from_json(Topology, json.loads(json.dumps(to_json(topology))))
     assert again == topology
     assert again.paths() == topology.paths()
 
@@ -41,7 +42,7 @@ def test_a_topology_survives_json(seed, stages, shared):
 @given(seed=SEEDS, stages=STAGES)
 def test_costs_survive_json(seed, stages):
     costs = random_costs(stages, seed)
-    assert Costs.from_dict(json.loads(json.dumps(costs.to_dict()))) == costs
+    assert from_json(Costs, json.loads(json.dumps(to_json(costs)))) == costs
 
 
 @given(seed=SEEDS, stages=STAGES, shared=st.booleans())

@@ -11,12 +11,14 @@ from typing import final
 import numpy as np
 
 from offramp._core.errors import InputError
+from offramp._core.schema import stored
 from offramp._core.topology import Path, Topology
 
 KNOWN_UNITS = ("flops", "seconds", "joules", "usd")
 
 
 @final
+@stored(whole=True)
 @dataclass(frozen=True, kw_only=True)
 class Costs:
     """Cost per example of each stage, in one declared unit.
@@ -122,24 +124,3 @@ class Costs:
                     f"{topology.names[k]!r}; below {factor:g} a step saves little.",
                     stacklevel=2,
                 )
-
-    def to_dict(self) -> dict[str, object]:
-        """As JSON values; `from_dict` reads it back."""
-        return {
-            "unit": self.unit,
-            "segment": list(self.segment),
-            "head": list(self.head),
-            "decision": list(self.decision),
-            "note": self.note,
-        }
-
-    @classmethod
-    def from_dict(cls, value: dict[str, object]) -> "Costs":
-        """Read what `to_dict` wrote."""
-        return cls(
-            unit=str(value["unit"]),
-            segment=tuple(value["segment"]),  # type: ignore[arg-type]
-            head=tuple(value["head"]),  # type: ignore[arg-type]
-            decision=tuple(value["decision"]),  # type: ignore[arg-type]
-            note=str(value.get("note", "")),
-        )

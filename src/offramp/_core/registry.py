@@ -10,6 +10,12 @@ from offramp._core.checks import check_known
 from offramp._core.errors import InputError
 
 T = TypeVar("T")
+_added = 0  # to all registries together; who keeps what it made of one asks for it
+
+
+def number_of_additions() -> int:
+    """How often anything was added to any registry: what was made of them may be kept till then."""
+    return _added
 
 
 @final
@@ -52,6 +58,8 @@ class Registry(Generic[T]):
         if name in self._factories:
             raise InputError(f"The {self._kind} {name!r} is registered already.")
         self._factories[name] = factory
+        global _added
+        _added += 1
 
     def create(self, name: str, **arguments: object) -> T:
         """Make what `name` stands for; raises `UnknownNameError` with the nearest name."""

@@ -20,6 +20,7 @@ from typing import final
 
 from offramp._core.checks import check_known
 from offramp._core.errors import InputError, TopologyError
+from offramp._core.schema import stored
 
 RAW_INPUT = -1
 EXIT = -1  # the action of leaving; any other action is the stage to visit next
@@ -29,6 +30,7 @@ Path = tuple[int, ...]
 
 
 @final
+@stored(whole=True)
 @dataclass(frozen=True, kw_only=True)
 class Topology:
     """Stages in topological order and the decision edges between them.
@@ -278,26 +280,4 @@ class Topology:
             return " -> ".join(self.names[k] for k in active)
         return ", ".join(
             f"{self.names[j]} -> {self.names[k]}" for j, k in self.edges if j in active
-        )
-
-    def to_dict(self) -> dict[str, object]:
-        """As JSON values; `from_dict` reads it back."""
-        return {
-            "names": list(self.names),
-            "sources": list(self.sources),
-            "groups": list(self.groups),
-            "edges": [list(edge) for edge in self.edges],
-            "root": self.root,
-        }
-
-    @classmethod
-    def from_dict(cls, value: dict[str, object]) -> "Topology":
-        """Read what `to_dict` wrote."""
-        edges: Iterable[Sequence[int]] = value["edges"]  # type: ignore[assignment]
-        return cls(
-            names=tuple(value["names"]),  # type: ignore[arg-type]
-            sources=tuple(value["sources"]),  # type: ignore[arg-type]
-            groups=tuple(value["groups"]),  # type: ignore[arg-type]
-            edges=tuple((int(j), int(k)) for j, k in edges),
-            root=int(value["root"]),  # type: ignore[call-overload]
         )

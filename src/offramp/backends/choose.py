@@ -6,13 +6,14 @@ Layer: backends.  Source: style.md 3, habit 20 (interleaved rounds, medians).
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import fsum, inf, log
-from typing import Any, final
+from typing import final
 
 import torch
 
 from offramp._core.checks import check_known, check_positive_int
-from offramp._core.errors import FileFormatError, InputError, MissingExtraError, UnsupportedError
+from offramp._core.errors import InputError, MissingExtraError, UnsupportedError
 from offramp._core.progress import progress_bar
+from offramp._core.schema import stored
 from offramp._core.types import Batch
 from offramp.backends.build import Builder, Built
 from offramp.backends.compiled import Compiled
@@ -23,6 +24,7 @@ from offramp.stages.timing import Run, described, filled, median_seconds
 
 
 @final
+@stored(whole=True)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendTable:
     """What the stages of a cascade take in each backend.
@@ -107,36 +109,6 @@ class BackendTable:
         own = times[check_known("backend", backend, times)]
         eager = times[check_known("backend", EAGER, times)]
         return tuple(a / b for a, b in zip(eager, own, strict=True))
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values; `from_dict` reads it back."""
-        return {
-            "batch_sizes": list(self.batch_sizes),
-            "seconds": {
-                stage: {name: list(times) for name, times in backends.items()}
-                for stage, backends in self.seconds.items()
-            },
-            "refused": {stage: dict(reasons) for stage, reasons in self.refused.items()},
-            "where": self.where,
-            "inputs": self.inputs.to_dict(),
-        }
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> "BackendTable":
-        """Read what `to_dict` wrote; raises `FileFormatError` where it does not fit."""
-        try:
-            return cls(
-                batch_sizes=tuple(int(size) for size in value["batch_sizes"]),
-                seconds={
-                    str(stage): {str(n): tuple(map(float, t)) for n, t in backends.items()}
-                    for stage, backends in value["seconds"].items()
-                },
-                refused={str(s): dict(reasons) for s, reasons in value["refused"].items()},
-                where=str(value["where"]),
-                inputs=Form.from_dict(value["inputs"]),
-            )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise FileFormatError(f"This is not a table of backends: {error!r}.") from error
 
 
 def choose_backends(

@@ -10,10 +10,10 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor
 
-from offramp._core.errors import FileFormatError, InputError
+from offramp._core.errors import InputError
+from offramp._core.schema import omitted, stored
 
 Kind = Literal["tensor", "tuple", "mapping"]
-_KINDS = ("tensor", "tuple", "mapping")
 
 
 def flat(value: Any) -> list[Tensor]:  # noqa: ANN401  (what a network takes or gives)
@@ -51,6 +51,7 @@ def without_none(value: Any) -> Any:  # noqa: ANN401  (what a network gives)
 
 
 @final
+@stored(whole=True)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Form:
     """Kind, names, shapes and types of a batch, a carry or an output.
@@ -74,7 +75,7 @@ class Form:
     names: tuple[str, ...] = ()
     shapes: tuple[tuple[int, ...], ...]
     dtypes: tuple[str, ...]
-    free: tuple[tuple[int, ...], ...] = ()
+    free: tuple[tuple[int, ...], ...] = omitted(())
 
     def __post_init__(self) -> None:
         count = len(self.shapes)
@@ -173,31 +174,6 @@ class Form:
             for name, shape, dtype, axes in zip(names, self.shapes, self.dtypes, free, strict=True)
         ]
         return f"a {self.kind} {', '.join(each)}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values; `from_dict` reads it back."""
-        return {
-            "kind": self.kind,
-            "names": list(self.names),
-            "shapes": [list(shape) for shape in self.shapes],
-            "dtypes": list(self.dtypes),
-            **({"free": [list(axes) for axes in self.free]} if self.free else {}),
-        }
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> "Form":
-        """Read what `to_dict` wrote; raises `FileFormatError` where it does not fit."""
-        try:
-            kind: Kind = _KINDS[_KINDS.index(value["kind"])]  # type: ignore[assignment]
-            return cls(
-                kind=kind,
-                names=tuple(map(str, value["names"])),
-                shapes=tuple(tuple(int(size) for size in shape) for shape in value["shapes"]),
-                dtypes=tuple(map(str, value["dtypes"])),
-                free=tuple(tuple(int(axis) for axis in axes) for axes in value.get("free") or ()),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise FileFormatError(f"{value!r} is not the form of a batch: {error!r}.") from error
 
 
 def axes_that_differ(batches: Sequence[Sequence[Tensor]]) -> tuple[tuple[int, ...], ...]:

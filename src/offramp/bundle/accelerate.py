@@ -62,7 +62,7 @@ def _chosen(
     compiled: set[str],
 ) -> dict[str, str]:
     if backend == AUTO:
-        table = manifest.backend_table()
+        table = manifest.backends
         if table is None:
             raise InputError(
                 "backend='auto' needs measurements, and this bundle has none. Measure here, with "
@@ -96,7 +96,7 @@ def _example(
     """Raw input, and whether its type is that which will come, or any."""
     if example is not None:
         return example, True
-    table = manifest.backend_table()
+    table = manifest.backends
     if table is not None:
         return table.inputs.zeros(1), True
     for stage in stages.values():

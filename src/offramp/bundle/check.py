@@ -3,15 +3,14 @@
 Layer: bundle.
 """
 
-import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from offramp._core.errors import FileFormatError, InputError
+from offramp._core.errors import FileFormatError
 from offramp._core.files import read_json, sha256
+from offramp._core.schema import from_json
 from offramp._core.seal import is_sealed
 from offramp._core.topology import RAW_INPUT, Topology
 from offramp.bundle.manifest import (
@@ -19,7 +18,6 @@ from offramp.bundle.manifest import (
     CUT_VERSION,
     FORMAT,
     FORMAT_VERSION,
-    KINDS,
     SEALED_VERSION,
     CompiledEntry,
     ExitEntry,
@@ -31,7 +29,6 @@ from offramp.bundle.manifest import (
 )
 from offramp.bundle.names import MANIFEST, POLICY, WEIGHTS, is_safe_file
 
-_SHOWN = 20  # problems in a message
 MOST_BYTES = 8 * 2**20  # of a manifest: parsed, JSON takes up to 25 times as much
 
 
@@ -54,19 +51,7 @@ def read_manifest(folder: Path | str) -> Manifest:
             f"{path} was written by a newer version (format {version}; this version reads up to "
             f"{FORMAT_VERSION}). Update offramp."
         )
-    try:
-        manifest = Manifest.model_validate_json(json.dumps(value))
-    except RecursionError as error:
-        raise FileFormatError(f"{path} is nested too deeply.") from error
-    except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(str(p) for p in problem['loc'] if p not in KINDS)}: {problem['msg']}"
-            for problem in error.errors()[:_SHOWN]
-        )
-        more = "; ..." if error.error_count() > _SHOWN else ""
-        raise FileFormatError(
-            f"{path} has {error.error_count()} problems: {problems}{more}."
-        ) from error
+    manifest = from_json(Manifest, value, where=path)
     _check_sealed(path, manifest, value)
     _check_consistent(path, manifest)
     return manifest
@@ -82,10 +67,7 @@ def _check_sealed(path: Path, manifest: Manifest, value: dict[str, Any]) -> None
 
 
 def _check_consistent(path: Path, manifest: Manifest) -> None:
-    try:
-        topology, costs = manifest.cascade_topology(), manifest.stage_costs()
-    except InputError as error:
-        raise FileFormatError(f"{path} describes no legal cascade: {error}") from error
+    topology, costs = manifest.topology, manifest.costs
     problems = [*_file_problems(manifest), *_stage_problems(manifest, topology)]
     problems += [*_network_problems(manifest), *_backend_problems(manifest, topology)]
     if not problems:  # these rely on what has been looked at
@@ -139,11 +121,7 @@ def _backend_problems(manifest: Manifest, topology: Topology) -> Iterator[str]:
             f"format {manifest.version} holds neither stages in another runtime nor measurements "
             "of backends"
         )
-    try:
-        table = manifest.backend_table()
-    except (FileFormatError, InputError) as error:
-        yield f"backends: {error}"
-        return
+    table = manifest.backends
     for name in () if table is None else table.seconds:
         if name not in topology.names:
             yield f"backends are measured for {name!r}, which is not in the topology"
@@ -200,7 +178,7 @@ def _exit_problems(manifest: Manifest, topology: Topology) -> Iterator[str]:
             if where != RAW_INPUT:
                 yield f"stage {stage.name!r} reads the raw input, but the topology gives a source"
             continue
-        before = segment.model_copy(update={"index": segment.index - 1})
+        before = replace(segment, index=segment.index - 1)
         if not isinstance(source, ExitEntry) or source.segment != before:
             yield (
                 f"stage {stage.name!r} is segment {segment.index} of network {segment.network}, "

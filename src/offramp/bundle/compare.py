@@ -5,7 +5,6 @@ Layer: bundle.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,21 +18,21 @@ from offramp.models import ModelSpec, save_weights
 from offramp.stages import Cascade
 
 
-def write_module(module: nn.Module, model: Mapping[str, Any], path: Path, *, whose: str) -> None:
+def write_module(module: nn.Module, spec: ModelSpec, path: Path, *, whose: str) -> None:
     """Write the weights of a network or a head, build it as a loader will, and compare.
 
     Args:
         module: The network or the head.
-        model: How to build it, as it stands in a manifest.
+        spec: How to build it, as it stands in a manifest.
         path: File of the weights.
         whose: For messages: "stage 'small'", "the head of stage 'a'".
 
     Raises:
-        InputError: If `model` builds something else.
+        InputError: If `spec` builds something else.
     """
     save_weights(module, path)
     try:
-        again = built(ModelSpec(**model), path, "it", allow_import=True)
+        again = built(spec, path, "it", allow_import=True)
     except OfframpError as error:
         raise InputError(f"The spec of {whose} does not build its network: {error}") from error
     if type(again) is not type(module):

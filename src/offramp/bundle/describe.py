@@ -5,35 +5,55 @@ Layer: bundle.
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 from safetensors.torch import save_file
 from torch import nn
 
 from offramp._core.errors import FileFormatError, InputError, OfframpError
 from offramp._core.files import whole_file
+from offramp._core.schema import from_json, to_json
 from offramp._core.types import Batch
+from offramp.backends.form import Kind
 from offramp.bundle.compare import write_module
+from offramp.bundle.manifest import (
+    ExampleEntry,
+    ExitEntry,
+    HeadEntry,
+    ModelEntry,
+    NetworkEntry,
+    SegmentEntry,
+    StageEntry,
+    WholeEntry,
+)
 from offramp.bundle.names import example_file, network_file, weight_files
-from offramp.bundle.parts import check_not_joined, is_compiled, write_compiled
+from offramp.bundle.parts import check_not_joined, is_compiled, outputs_of, write_compiled
 from offramp.bundle.rebuild import INPUT, LOGITS, answers_of, segment_of
 from offramp.bundle.tensors import FAILURES
 from offramp.models import ModelSpec, build, save_weights
 from offramp.stages import (
     Cascade,
     CutSpec,
+    Preprocessing,
     SegmentSpec,
     Stage,
     cut,
     own_head,
-    preprocess_from_dict,
 )
 
-Entry = dict[str, Any]
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class WrittenStages:
+    """What a manifest says about the stages whose files were written."""
+
+    stages: tuple[StageEntry, ...]
+    networks: tuple[NetworkEntry, ...]
 
 
-def write_stages(folder: Path, cascade: Cascade, needed: Mapping[str, bool]) -> dict[str, Any]:
+def write_stages(folder: Path, cascade: Cascade, needed: Mapping[str, bool]) -> WrittenStages:
     """Write the networks and heads of some stages.
 
     Args:
@@ -42,36 +62,34 @@ def write_stages(folder: Path, cascade: Cascade, needed: Mapping[str, bool]) -> 
         needed: Stages to write, in order, each with whether it answers: where it does not, its
             segment is run, but its head is not.
 
-    Returns:
-        "stages" of the manifest, and "networks" where there are any.
-
     Raises:
         InputError: If a spec is missing or builds something else, or there is foreign
             preprocessing.
     """
     stages = [cascade.stage(name) for name in needed]
     check_not_joined(stages)
-    entries = [_described(stage, answers=needed[stage.name]) for stage in stages]
     files = weight_files(list(needed))
     cuts: dict[CutSpec, int] = {}
     firsts: dict[str, str] = {}  # of each group
-    for stage, entry in zip(stages, entries, strict=True):
+    entries: list[StageEntry] = []
+    for stage in stages:
+        answers = needed[stage.name]
         if is_compiled(stage):
             first = firsts.setdefault(stage.group, stage.name)
-            entry |= write_compiled(folder, stage, answers=needed[stage.name], first=first)
+            preprocessing = _preprocessing(stage)
+            entries.append(
+                write_compiled(folder, stage, preprocessing, answers=answers, first=first)
+            )
             continue
         _check_source(stage, cascade)
-        if isinstance(stage.spec, SegmentSpec):
-            number = cuts.setdefault(stage.spec.cut, len(cuts))
-            entry["segment"] = {"network": number, "index": stage.spec.index}
-        _write_own(folder / files[stage.name], stage, entry)
+        entries.append(_write_own(folder / files[stage.name], stage, cuts, answers=answers))
     networks = []
     for spec, number in cuts.items():
         of_cut = [s for s in cascade if isinstance(s.spec, SegmentSpec) and s.spec.cut is spec]
         networks.append(_write_network(folder, number, spec, of_cut))
         written = [_held(s, answers=needed[s.name]) for s in of_cut if s.name in needed]
         _write_example(folder / example_file(number), spec, written)
-    return {"stages": entries, **({"networks": networks} if networks else {})}
+    return WrittenStages(stages=tuple(entries), networks=tuple(networks))
 
 
 def _check_source(stage: Stage, cascade: Cascade) -> None:
@@ -82,37 +100,44 @@ def _check_source(stage: Stage, cascade: Cascade) -> None:
         )
 
 
-def _write_own(path: Path, stage: Stage, entry: Entry) -> None:
+def _write_own(
+    path: Path, stage: Stage, cuts: dict[CutSpec, int], *, answers: bool
+) -> WholeEntry | ExitEntry:
     """Write the weights that no other stage has: of a whole network, or of a head."""
-    if "model" in entry:
-        entry["weights"] = path.name
-        write_module(stage.module, entry["model"], path, whose=f"stage {stage.name!r}")
-    elif stage.head is not None and entry["head"] is not None:
-        entry["head"]["weights"] = path.name
-        whose = f"the head of stage {stage.name!r}"
-        write_module(own_head(stage.head), entry["head"]["model"], path, whose=whose)
-
-
-def _described(stage: Stage, *, answers: bool) -> Entry:
-    """How to build a stage again, as JSON values; files are named later."""
-    entry: Entry = {"name": stage.name, "preprocessing": _preprocessing(stage)}
-    if stage.outputs != "logits":  # so that older versions read what they can run
-        entry |= {"outputs": stage.outputs, "classes": stage.classes}
-    if is_compiled(stage):
-        return entry
-    if stage.head is None and stage.source is None and not isinstance(stage.spec, SegmentSpec):
-        return {**entry, "model": _model(stage.spec, f"Stage {stage.name!r}", _WHOLE, stage)}
-    if not isinstance(stage.spec, SegmentSpec):
+    preprocessing, spec = _preprocessing(stage), stage.spec
+    if isinstance(spec, SegmentSpec) and stage.outputs == "logits":
+        network = cuts.setdefault(spec.cut, len(cuts))
+        return ExitEntry(
+            name=stage.name,
+            preprocessing=preprocessing,
+            segment=SegmentEntry(network=network, index=spec.index),
+            head=_write_head(path, stage) if answers else None,
+        )
+    if stage.head is not None or stage.source is not None:
         raise InputError(
             f"Stage {stage.name!r} is an exit of a network that nobody could build again. Cut it "
             "with Cascade.of_exits(..., spec=ModelSpec(name='resnet20', arguments={'classes': "
             "10})); any importable callable works as 'module:callable'. Trained heads can be "
             "handed over as they are."
         )
-    if stage.head is None or not answers:
-        return {**entry, "head": None}
-    who = f"The head of stage {stage.name!r}"
-    return {**entry, "head": {"model": _model(stage.head_spec, who, _HEAD, stage)}}
+    model = _model(spec, f"Stage {stage.name!r}", _WHOLE, stage)
+    write_module(stage.module, model.spec, path, whose=f"stage {stage.name!r}")
+    return WholeEntry(
+        name=stage.name,
+        preprocessing=preprocessing,
+        **outputs_of(stage),
+        model=model,
+        weights=path.name,
+    )
+
+
+def _write_head(path: Path, stage: Stage) -> HeadEntry | None:
+    if stage.head is None:
+        return None
+    model = _model(stage.head_spec, f"The head of stage {stage.name!r}", _HEAD, stage)
+    whose = f"the head of stage {stage.name!r}"
+    write_module(own_head(stage.head), model.spec, path, whose=whose)
+    return HeadEntry(model=model, weights=path.name)
 
 
 _WHOLE = (
@@ -126,50 +151,48 @@ _HEAD = (
 )
 
 
-def _model(spec: object, who: str, repair: str, stage: Stage) -> Entry:
+def _model(spec: object, who: str, repair: str, stage: Stage) -> ModelEntry:
     if isinstance(spec, Mapping):
-        spec = ModelSpec.from_dict(spec)
+        spec = from_json(ModelSpec, spec, where=f"The spec of {who}")
     if not isinstance(spec, ModelSpec):
         raise InputError(
             f"{who} has no spec, so nobody could build it again. "
             f"{repair.format(name=stage.name)}; any importable callable works as "
             "'module:callable'."
         )
-    return {"name": spec.name, "arguments": dict(spec.arguments)}
+    return ModelEntry(name=spec.name, arguments=dict(spec.arguments))
 
 
-def _preprocessing(stage: Stage) -> Entry | None:
+def _preprocessing(stage: Stage) -> nn.Module | None:
     if stage.preprocess is None:
         return None
-    try:
-        described: Entry = stage.preprocess.to_dict()  # type: ignore[operator]
-        preprocess_from_dict(described)
-    except (AttributeError, FileFormatError) as error:
+    try:  # a copy, in the precision that a loader gives it
+        return from_json(Preprocessing, to_json(stage.preprocess))
+    except (TypeError, FileFormatError) as error:
         raise InputError(
             f"The preprocessing {type(stage.preprocess).__name__} of stage {stage.name!r} cannot "
             "be written to a bundle. Use offramp.stages.Normalize, or make it part of the network."
         ) from error
-    return described
 
 
-def _write_network(folder: Path, number: int, spec: CutSpec, stages: Sequence[Stage]) -> Entry:
+def _write_network(
+    folder: Path, number: int, spec: CutSpec, stages: Sequence[Stage]
+) -> NetworkEntry:
     """Write the weights of a cut network once, for all of its segments."""
     save_weights(_whole(spec, stages), folder / network_file(number))
     example = spec.example
-    mapping = isinstance(example, Mapping)
-    kind = "mapping" if mapping else "tuple" if isinstance(example, tuple) else "tensor"
-    return {
-        "model": {"name": spec.model.name, "arguments": dict(spec.model.arguments)},
-        "weights": network_file(number),
-        "at": list(spec.at),
-        **({"keep": list(spec.keep)} if spec.keep else {}),
-        **({"classes": spec.classes} if spec.classes else {}),
-        "example": {
-            "kind": kind,
-            "names": list(example) if mapping else [],
-            "file": example_file(number),
-        },
-    }
+    kind: Kind = "tuple" if isinstance(example, tuple) else "tensor"
+    names: tuple[str, ...] = ()
+    if isinstance(example, Mapping):
+        kind, names = "mapping", tuple(example)
+    return NetworkEntry(
+        model=ModelEntry(name=spec.model.name, arguments=dict(spec.model.arguments)),
+        weights=network_file(number),
+        at=tuple(spec.at),
+        keep=tuple(spec.keep),
+        classes=spec.classes,
+        example=ExampleEntry(kind=kind, names=names, file=example_file(number)),
+    )
 
 
 def _whole(spec: CutSpec, stages: Sequence[Stage]) -> nn.Module:

@@ -17,6 +17,7 @@ from offramp._core.checks import check_known
 from offramp._core.device import check_device
 from offramp._core.errors import FileFormatError, OfframpError
 from offramp._core.files import read_json, steadily
+from offramp._core.schema import from_json
 from offramp._core.topology import Topology
 from offramp._core.types import Batch
 from offramp.bundle.accelerate import in_backend
@@ -139,11 +140,11 @@ def _load(
     if backend is not None:
         stages = in_backend(stages, manifest, backend, example=example, threads=threads)
     held = _HeldStages(
-        topology=manifest.cascade_topology(),
+        topology=manifest.topology,
         class_names=manifest.class_names,
         stages=stages,
     )
-    costs = manifest.stage_costs()
+    costs = manifest.costs
     try:
         adaptive = Adaptive(held, setting, costs=costs, optimise=optimise)
         fallback = Adaptive.single(held, manifest.reference, costs=costs, optimise=optimise)
@@ -172,12 +173,7 @@ class _HeldStages:
 
 
 def _read_setting(path: Path, manifest: Manifest) -> Setting:
-    try:
-        setting = Setting.from_dict(read_json(path, most_bytes=_MOST_BYTES))
-    except FileFormatError:
-        raise
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise FileFormatError(f"{path} does not hold a setting: {error!r}.") from error
+    setting = from_json(Setting, read_json(path, most_bytes=_MOST_BYTES), where=path)
     if setting.reference != manifest.reference:
         raise FileFormatError(
             f"{path} has the reference {setting.reference!r}, but the manifest says "
@@ -188,7 +184,7 @@ def _read_setting(path: Path, manifest: Manifest) -> Setting:
 
 def _check_heads(path: Path, setting: Setting, manifest: Manifest) -> None:
     """Where somebody may leave there must be a head, or the carry would pass for an answer."""
-    topology = manifest.cascade_topology()
+    topology = manifest.topology
     answering = {*setting.policy.topology.active, topology.index(setting.reference)}
     for entry in manifest.stages:
         if isinstance(entry, WholeEntry) or entry.head is not None:

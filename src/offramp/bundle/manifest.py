@@ -19,22 +19,19 @@ Versions that do not know the field refuse the bundle.
 Layer: bundle.
 """
 
+from dataclasses import dataclass
 from math import prod
 from typing import Annotated, Any, Literal, final
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    NonNegativeInt,
-    Tag,
-)
+from pydantic import AfterValidator, Discriminator, Field, NonNegativeInt, Tag
 
 from offramp._core.costs import Costs
+from offramp._core.schema import omitted
 from offramp._core.topology import Topology
-from offramp.backends import BackendTable
+from offramp.backends import BackendTable, Form
+from offramp.backends.form import Kind
+from offramp.models import ModelSpec
+from offramp.stages import Preprocessing
 
 FORMAT: Literal["offramp-bundle"] = "offramp-bundle"
 FORMAT_VERSION = 4
@@ -44,10 +41,10 @@ CUT_VERSION = 2  # the first with networks that are cut
 
 MOST_ELEMENTS = 2**26  # of the tensors of one example that a manifest speaks of, all together
 
-_STRICT = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
-
 
 def _possible(*shapes: tuple[int, ...]) -> None:
+    if any(size < 1 for shape in shapes for size in shape):
+        raise ValueError(f"sizes must be at least 1, got {shapes}")
     if sum(map(prod, shapes)) > MOST_ELEMENTS:
         raise ValueError(f"one example must have at most {MOST_ELEMENTS} numbers, got {shapes}")
 
@@ -57,160 +54,165 @@ def _possible_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
-def _possible_shapes(shapes: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
-    _possible(*shapes)
-    return shapes
+def _possible_form(form: Form) -> Form:
+    _possible(*form.shapes)
+    return form
 
 
+def _possible_table(table: BackendTable) -> BackendTable:
+    _possible(*table.inputs.shapes)
+    return table
+
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=1)]
+Classes = Annotated[int, Field(ge=2)]
 Size = Annotated[int, Field(ge=1, le=MOST_ELEMENTS)]
+Shape = Annotated[tuple[Size, ...], AfterValidator(_possible_shape)]
+BoundedForm = Annotated[Form, AfterValidator(_possible_form)]
 
 
-class FileEntry(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class FileEntry:
     """Size and checksum of a file."""
 
-    model_config = _STRICT
-    bytes: int = Field(ge=0)
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: NonNegativeInt
+    sha256: Digest
 
 
-class ModelEntry(BaseModel):
-    """How a network is built: a registered name or "module:callable", and its arguments."""
+@dataclass(frozen=True, kw_only=True)
+class ModelEntry:
+    """How a network is built: a registered name or "module:callable", and its arguments.
 
-    model_config = _STRICT
+    It names no file of weights: that is the stage's, in the folder of the bundle.
+    """
+
     name: str
     arguments: dict[str, Any]
 
+    @property
+    def spec(self) -> ModelSpec:
+        """The same for whoever builds it."""
+        return ModelSpec(name=self.name, arguments=self.arguments)
 
-class WholeEntry(BaseModel):
+
+@dataclass(frozen=True, kw_only=True)
+class WholeEntry:
     """A stage that is a whole network."""
 
-    model_config = _STRICT
     name: str
+    preprocessing: Preprocessing | None
+    outputs: Literal["logits", "confidence"] = omitted("logits")
+    classes: Classes | None = omitted(None)
     model: ModelEntry
-    preprocessing: dict[str, Any] | None
     weights: str
-    outputs: Literal["logits", "confidence"] = "logits"
-    classes: int | None = Field(default=None, ge=2)
 
 
-class SegmentEntry(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class SegmentEntry:
     """Which segment of which of the `networks`."""
 
-    model_config = _STRICT
-    network: int = Field(ge=0)
-    index: int = Field(ge=0)
+    network: NonNegativeInt
+    index: NonNegativeInt
 
 
-class HeadEntry(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class HeadEntry:
     """How an exit head is built, and the file of its weights."""
 
-    model_config = _STRICT
     model: ModelEntry
     weights: str
 
 
-class ExitEntry(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class ExitEntry:
     """A stage that is a segment of a cut network; without a head if only the segment is run."""
 
-    model_config = _STRICT
     name: str
+    preprocessing: Preprocessing | None
     segment: SegmentEntry
     head: HeadEntry | None
-    preprocessing: dict[str, Any] | None
 
 
-class ExampleEntry(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class ExampleEntry:
     """An input to follow a network with, and the file that holds it and the exits' answers.
 
     The file holds "input.0", "input.1", ...; `names` says what a mapping calls them.
     """
 
-    model_config = _STRICT
-    kind: Literal["tensor", "tuple", "mapping"]
+    kind: Kind
     names: tuple[str, ...]
     file: str
 
 
-class NetworkEntry(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class NetworkEntry:
     """A network that is cut after the layers `at`."""
 
-    model_config = _STRICT
     model: ModelEntry
     weights: str
-    at: tuple[str, ...] = Field(min_length=1)
-    keep: tuple[str, ...] = ()  # inputs that heads read
-    classes: int | None = Field(default=None, ge=2)  # where it returns more than its logits
+    at: Annotated[tuple[str, ...], Field(min_length=1)]
+    keep: tuple[str, ...] = omitted(())  # inputs that heads read
+    classes: Annotated[int, Field(ge=2)] | None = omitted(None)  # where more than logits come
     example: ExampleEntry
 
 
-class FormEntry(BaseModel):
-    """The form of a batch, a carry or an output, as `offramp.backends.Form` has it."""
-
-    model_config = _STRICT
-    kind: Literal["tensor", "tuple", "mapping"]
-    names: tuple[str, ...]
-    shapes: Annotated[
-        tuple[tuple[Size, ...], ...], Field(min_length=1), AfterValidator(_possible_shapes)
-    ]
-    dtypes: tuple[str, ...]
-    free: tuple[tuple[int, ...], ...] = ()
-
-
-class ModelPart(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class ModelPart:
     """A model of another runtime, what it takes and gives, and the file of what it answered once.
 
     Its files are those that `backend` makes: of ONNX Runtime one, of OpenVINO two.
     """
 
-    model_config = _STRICT
-    kind: Literal["model"]
+    kind: Literal["model"] = "model"
     backend: str
-    files: tuple[str, ...] = Field(min_length=1)
-    inputs: FormEntry
-    outputs: FormEntry
+    files: Annotated[tuple[str, ...], Field(min_length=1)]
+    inputs: BoundedForm
+    outputs: BoundedForm
     answers: str
 
 
-class ReadingPart(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class ReadingPart:
     """A model that reads the first tensors of what comes, in one argument or as many."""
 
-    model_config = _STRICT
-    kind: Literal["reading"]
-    count: int = Field(ge=1)
+    kind: Literal["reading"] = "reading"
+    count: Count
     single: bool
     model: ModelPart
 
 
-class FirstPart(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class FirstPart:
     """A head that reads the first tensor of a carry, and perhaps others by position."""
 
-    model_config = _STRICT
-    kind: Literal["first"]
+    kind: Literal["first"] = "first"
     model: ModelPart
-    also: tuple[NonNegativeInt, ...] = ()
+    also: tuple[NonNegativeInt, ...] = omitted(())
 
 
-class LogitsPart(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class LogitsPart:
     """A head that ran with its segment: which tensor of what that gave."""
 
-    model_config = _STRICT
-    kind: Literal["logits"]
+    kind: Literal["logits"] = "logits"
     position: int
 
 
-class AheadPart(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class AheadPart:
     """The answer of a stage that ran in one piece with others: which column of the last tensor."""
 
-    model_config = _STRICT
-    kind: Literal["ahead"]
-    column: int = Field(ge=0)
+    kind: Literal["ahead"] = "ahead"
+    column: NonNegativeInt
 
 
-class SamePart(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class SamePart:
     """The segment of a stage that an earlier one ran."""
 
-    model_config = _STRICT
-    kind: Literal["same"]
+    kind: Literal["same"] = "same"
 
 
 Part = Annotated[
@@ -218,16 +220,16 @@ Part = Annotated[
 ]
 
 
-class CompiledEntry(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class CompiledEntry:
     """A stage in another runtime; `head` is None for a network's own answer."""
 
-    model_config = _STRICT
     name: str
+    preprocessing: Preprocessing | None
+    outputs: Literal["logits", "confidence"] = omitted("logits")
+    classes: Classes | None = omitted(None)
     runs: Part
     head: Part | None
-    preprocessing: dict[str, Any] | None
-    outputs: Literal["logits", "confidence"] = "logits"
-    classes: int | None = Field(default=None, ge=2)
 
     def models(self) -> list[ModelPart]:
         """All that have files."""
@@ -236,93 +238,48 @@ class CompiledEntry(BaseModel):
         return [p for p in inner if isinstance(p, ModelPart)]
 
 
-KINDS = ("<whole>", "<exit>", "<compiled>")  # no names of fields, so messages can leave them out
-
-
 def _kind(value: Any) -> str:  # noqa: ANN401  (whatever stands in the file)
-    fields = value if isinstance(value, dict) else type(value).model_fields
-    return KINDS[1 if "segment" in fields else 2 if "runs" in fields else 0]
+    fields = value if isinstance(value, dict) else ()
+    return "<exit>" if "segment" in fields else "<compiled>" if "runs" in fields else "<whole>"
 
 
 StageEntry = Annotated[
-    Annotated[WholeEntry, Tag(KINDS[0])]
-    | Annotated[ExitEntry, Tag(KINDS[1])]
-    | Annotated[CompiledEntry, Tag(KINDS[2])],
+    Annotated[WholeEntry, Tag("<whole>")]
+    | Annotated[ExitEntry, Tag("<exit>")]
+    | Annotated[CompiledEntry, Tag("<compiled>")],
     Discriminator(_kind),
 ]
 
 
-class TopologyEntry(BaseModel):
-    """The whole cascade's topology; stages that the bundle does not hold are named as well."""
-
-    model_config = _STRICT
-    names: tuple[str, ...]
-    sources: tuple[int, ...]
-    groups: tuple[str, ...]
-    edges: tuple[tuple[int, int], ...]
-    root: int
-
-
-class CostsEntry(BaseModel):
-    """Cost of each stage."""
-
-    model_config = _STRICT
-    unit: str
-    segment: tuple[float, ...]
-    head: tuple[float, ...]
-    decision: tuple[float, ...]
-    note: str
-
-
-class ChoiceEntry(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class ChoiceEntry:
     """Why this policy: the choice in one sentence, and its numbers."""
 
-    model_config = _STRICT
     label: str
     sentence: str | None
     numbers: dict[str, float | int | str | None]
 
 
-class BackendsEntry(BaseModel):
-    """What the stages take in each backend, as `offramp.backends.BackendTable` has it."""
-
-    model_config = _STRICT
-    batch_sizes: tuple[int, ...]
-    seconds: dict[str, dict[str, tuple[float, ...]]]
-    refused: dict[str, dict[str, str]]
-    where: str
-    inputs: FormEntry
-
-
 @final
-class Manifest(BaseModel):
-    """Formats 1 to 4 of `manifest.json`."""
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Formats 1 to 4 of `manifest.json`.
 
-    model_config = _STRICT
+    The topology is that of the whole cascade, with the stages that the bundle does not hold.
+    """
+
     format: Literal["offramp-bundle"]
-    version: int = Field(ge=1)
+    version: Count
     software: dict[str, str]
     created: str
     reference: str
     class_names: tuple[str, ...]
-    input_shape: Annotated[tuple[Size, ...], AfterValidator(_possible_shape)] | None
-    topology: TopologyEntry
-    costs: CostsEntry | None
+    input_shape: Shape | None
+    topology: Topology
+    costs: Costs | None
     choice: ChoiceEntry
     stages: tuple[StageEntry, ...]
-    networks: tuple[NetworkEntry, ...] = ()
-    backends: BackendsEntry | None = None
+    networks: tuple[NetworkEntry, ...] = omitted(())
+    backends: Annotated[BackendTable, AfterValidator(_possible_table)] | None = omitted(None)
     files: dict[str, FileEntry]
-    sha256: str | None = None
-
-    def cascade_topology(self) -> Topology:
-        """The topology as an object."""
-        return Topology.from_dict(self.topology.model_dump())
-
-    def backend_table(self) -> BackendTable | None:
-        """The measurements of backends as an object, or None where the bundle has none."""
-        return None if self.backends is None else BackendTable.from_dict(self.backends.model_dump())
-
-    def stage_costs(self) -> Costs | None:
-        """The costs as an object, or None where the bundle has none."""
-        return None if self.costs is None else Costs.from_dict(self.costs.model_dump())
+    sha256: str | None = omitted(None)

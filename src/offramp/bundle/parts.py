@@ -33,11 +33,9 @@ from offramp.bundle.manifest import (
 )
 from offramp.bundle.names import answers_file, model_files
 from offramp.bundle.tensors import read_tensors
-from offramp.stages import OfFirst, Stage, preprocess_from_dict
+from offramp.stages import OfFirst, Stage
 from offramp.stages.cutting.graph import FAILURES
 from offramp.stages.fusing.modules import Ahead, Same, Together, Unasked, is_passing, unasked_text
-
-Entry = dict[str, Any]
 
 #: Of answers, relative to the largest: other kernels round otherwise, in int8 to another step.
 _TOLERANCES = {True: 1e-3, False: 0.05}
@@ -49,12 +47,15 @@ def is_compiled(stage: Stage) -> bool:
     return is_passing(stage) or any(isinstance(part, Compiled) for part in stage.modules())
 
 
-def write_compiled(folder: Path, stage: Stage, *, answers: bool, first: str) -> Entry:
+def write_compiled(
+    folder: Path, stage: Stage, preprocessing: nn.Module | None, *, answers: bool, first: str
+) -> CompiledEntry:
     """Write the models of a stage.
 
     Args:
         folder: Where to.
         stage: Of `with_backend`, in ONNX Runtime or OpenVINO.
+        preprocessing: Of the stage, where a bundle can hold it.
         answers: Whether its head is needed.
         first: Name of the first stage of its group in the bundle, which files are named after.
 
@@ -62,11 +63,18 @@ def write_compiled(folder: Path, stage: Stage, *, answers: bool, first: str) -> 
         InputError: If part of it runs in PyTorch.
     """
     head = stage.head if answers else None
-    return {
-        "name": stage.name,
-        "runs": _Writer(folder, first, head=False).part(stage.module),
-        "head": None if head is None else _Writer(folder, stage.name, head=True).part(head),
-    }
+    return CompiledEntry(
+        name=stage.name,
+        preprocessing=preprocessing,
+        **outputs_of(stage),
+        runs=_Writer(folder, first, head=False).part(stage.module),
+        head=None if head is None else _Writer(folder, stage.name, head=True).part(head),
+    )
+
+
+def outputs_of(stage: Stage) -> dict[str, Any]:
+    """What an entry says of a stage that gives no logits, which need no words."""
+    return {} if stage.outputs == "logits" else {"outputs": stage.outputs, "classes": stage.classes}
 
 
 def check_not_joined(stages: Collection[Stage]) -> None:
@@ -87,26 +95,25 @@ class _Writer:
     def __init__(self, folder: Path, stage: str, *, head: bool) -> None:
         self._folder, self._stage, self._head = folder, stage, head
 
-    def part(self, module: nn.Module) -> Entry:
-        """What it is, as JSON values."""
+    def part(self, module: nn.Module) -> Part:
+        """What it is, for a manifest."""
         match module:
             case Same():
-                return {"kind": "same"}
+                return SamePart()
             case Unasked():
                 raise InputError(unasked_text(self._stage))
             case Ahead():
-                return {"kind": "ahead", "column": module.column}
+                return AheadPart(column=module.column)
             case Logits():
-                return {"kind": "logits", "position": module.position}
+                return LogitsPart(position=module.position)
             case OfFirst():
-                also = {"also": list(module.also)} if module.also else {}
-                return {"kind": "first", "model": self._model(module.head), **also}
+                return FirstPart(model=self._model(module.head), also=module.also)
             case Reading():
-                kinds = {"kind": "reading", "count": module.count, "single": module.single}
-                return {**kinds, "model": self._model(module.module)}
+                model = self._model(module.module)
+                return ReadingPart(count=module.count, single=module.single, model=model)
         return self._model(module)
 
-    def _model(self, module: nn.Module) -> Entry:
+    def _model(self, module: nn.Module) -> ModelPart:
         kept = backend_of(module.backend).kept if isinstance(module, Compiled) else None
         if not isinstance(module, Compiled) or module.files is None or kept is None:
             what = "The head" if self._head else "The segment"
@@ -121,14 +128,13 @@ class _Writer:
                 (self._folder / file).write_bytes(content)
             with whole_file(answers) as temporary:
                 save_file(_answers(module), temporary)
-        return {
-            "kind": "model",
-            "backend": module.backend,
-            "files": list(names),
-            "inputs": module.inputs.to_dict(),
-            "outputs": module.outputs.to_dict(),
-            "answers": answers.name,
-        }
+        return ModelPart(
+            backend=module.backend,
+            files=tuple(names),
+            inputs=module.inputs,
+            outputs=module.outputs,
+            answers=answers.name,
+        )
 
 
 @final
@@ -163,7 +169,7 @@ class CompiledReader:
             entry.name,
             self._part(entry.runs),
             head=None if entry.head is None else self._part(entry.head),
-            preprocess=preprocess_from_dict(entry.preprocessing),
+            preprocess=entry.preprocessing,
             source=None if source == RAW_INPUT else self._topology.names[source],
             group=self._topology.groups[position],
             outputs=entry.outputs,
@@ -190,8 +196,8 @@ class CompiledReader:
             made = restored(
                 part.backend,
                 [(self._folder / file).read_bytes() for file in part.files],
-                inputs=Form.from_dict(part.inputs.model_dump()),
-                outputs=Form.from_dict(part.outputs.model_dump()),
+                inputs=part.inputs,
+                outputs=part.outputs,
                 name=str(self._folder / part.files[0]),
                 threads=self._threads,
             )

@@ -17,15 +17,13 @@ from offramp.bundle.manifest import (
     ExampleEntry,
     ExitEntry,
     Manifest,
-    ModelEntry,
     NetworkEntry,
     WholeEntry,
 )
 from offramp.bundle.names import MANIFEST
 from offramp.bundle.parts import CompiledReader, check_together
 from offramp.bundle.tensors import FAILURES, built, read_tensors
-from offramp.models import ModelSpec
-from offramp.stages import CutSpec, SegmentSpec, Stage, attached, cut, preprocess_from_dict
+from offramp.stages import CutSpec, SegmentSpec, Stage, attached, cut
 from offramp.stages import tapped as _  # noqa: F401  so that "tapped" can be built
 
 LOGITS = "logits"  # (1, k, c) of the k stages that answer, beside the inputs
@@ -59,7 +57,7 @@ def rebuild(
         MissingExtraError: If the runtime of a stage is not installed.
     """
     cuts = [_cut_again(folder, k, entry, allow_import) for k, entry in enumerate(manifest.networks)]
-    topology = manifest.cascade_topology()
+    topology = manifest.topology
     compiled = CompiledReader(folder, topology, verify=verify, threads=threads)
     stages = {
         entry.name: compiled.stage(entry)
@@ -86,14 +84,14 @@ def _cut_again(folder: Path, k: int, entry: NetworkEntry, allow_import: bool) ->
     where = f"{folder / MANIFEST}: networks.{k}"
     example = _read_example(folder / entry.example.file, entry.example)
     net = built(
-        _spec(entry.model), folder / entry.weights, f"{where}.model", allow_import=allow_import
+        entry.model.spec, folder / entry.weights, f"{where}.model", allow_import=allow_import
     )
     try:
         segments = cut(net, entry.at, example, keep=entry.keep, classes=entry.classes)
     except FAILURES as error:
         raise FileFormatError(f"{where}.at {list(entry.at)} cannot be cut: {error}") from error
     spec = CutSpec(
-        model=_spec(entry.model),
+        model=entry.model.spec,
         at=entry.at,
         example=example,
         keep=entry.keep,
@@ -110,16 +108,12 @@ def _stage(
     allow_import: bool,
 ) -> Stage:
     where = f"{folder}: stage {entry.name!r} of the manifest"
-    try:
-        preprocess = preprocess_from_dict(entry.preprocessing)
-    except ValueError as error:
-        raise FileFormatError(f"{where} cannot be built: {error}") from error
     if isinstance(entry, WholeEntry):
-        spec = _spec(entry.model)
+        spec = entry.model.spec
         return Stage(
             entry.name,
             built(spec, folder / entry.weights, where, allow_import=allow_import),
-            preprocess=preprocess,
+            preprocess=entry.preprocessing,
             spec=spec,
             outputs=entry.outputs,
             classes=entry.classes,
@@ -128,7 +122,7 @@ def _stage(
     head = None
     if entry.head is not None:
         head = built(
-            _spec(entry.head.model),
+            entry.head.model.spec,
             folder / entry.head.weights,
             f"{where}, field head",
             allow_import=allow_import,
@@ -139,11 +133,11 @@ def _stage(
         entry.name,
         module,
         head=None if head is None else _attached(head, module, segment, where),
-        preprocess=preprocess,
+        preprocess=entry.preprocessing,
         source=None if source == RAW_INPUT else topology.names[source],
         group=topology.groups[position],
         spec=segment,
-        head_spec=None if entry.head is None else _spec(entry.head.model),
+        head_spec=None if entry.head is None else entry.head.model.spec,
     )
 
 
@@ -231,10 +225,6 @@ def _tolerance(stages: Sequence[Stage], noted: Tensor) -> float:
     coarsest = max(torch.finfo(kind).eps for kind in {*kinds, torch.float32})
     finite = noted[noted.isfinite()].abs()
     return float(coarsest**0.5 * max(1.0, finite.max().item() if finite.numel() else 0.0))
-
-
-def _spec(entry: ModelEntry) -> ModelSpec:
-    return ModelSpec(name=entry.name, arguments=entry.arguments)
 
 
 def _read_example(path: Path, entry: ExampleEntry) -> Batch:

@@ -15,11 +15,12 @@ from offramp._core.checks import check_known
 from offramp._core.costs import Costs
 from offramp._core.files import sha256, whole_folder, write_json
 from offramp._core.ownership import BUNDLE
+from offramp._core.schema import to_json
 from offramp._core.seal import sealed
 from offramp.backends import BackendTable
 from offramp.bundle.compare import check_loadable
 from offramp.bundle.describe import write_stages
-from offramp.bundle.manifest import FORMAT, FORMAT_VERSION
+from offramp.bundle.manifest import FORMAT, FORMAT_VERSION, ChoiceEntry, FileEntry, Manifest
 from offramp.bundle.names import MANIFEST, POLICY, check_extra
 from offramp.policy import Setting
 from offramp.runtime.adaptive import Choice, Explained, setting_of
@@ -90,29 +91,30 @@ def save_bundle(
     _check_backends(backends, cascade)
     extras = {check_extra(name): value for name, value in (extra or {}).items()}
     with whole_folder(Path(path), BUNDLE, overwrite=overwrite) as folder:
-        stages = write_stages(folder, cascade, needed)
-        write_json(folder / POLICY, setting.to_dict())
+        written = write_stages(folder, cascade, needed)
+        write_json(folder / POLICY, to_json(setting))
         for name, value in extras.items():
             write_json(folder / name, value)
-        manifest = {
-            "format": FORMAT,
-            "version": FORMAT_VERSION,
-            "software": {"offramp": version("offramp"), "torch": str(torch.__version__)},
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "reference": setting.reference,
-            "class_names": list(class_names or cascade.class_names),
-            "input_shape": None if input_shape is None else [int(size) for size in input_shape],
-            "topology": cascade.topology.to_dict(),
-            "costs": None if costs is None else costs.to_dict(),
-            "choice": _why(choice, setting),
-            **stages,
-            **({} if backends is None else {"backends": backends.to_dict()}),
-            "files": {
-                file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)}
+        manifest = Manifest(
+            format=FORMAT,
+            version=FORMAT_VERSION,
+            software={"offramp": version("offramp"), "torch": str(torch.__version__)},
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            reference=setting.reference,
+            class_names=tuple(class_names or cascade.class_names),
+            input_shape=None if input_shape is None else tuple(int(size) for size in input_shape),
+            topology=cascade.topology,
+            costs=costs,
+            choice=_why(choice, setting),
+            stages=written.stages,
+            networks=written.networks,
+            backends=backends,
+            files={
+                file.name: FileEntry(bytes=file.stat().st_size, sha256=sha256(file))
                 for file in sorted(folder.iterdir())
             },
-        }
-        write_json(folder / MANIFEST, sealed(manifest))
+        )
+        write_json(folder / MANIFEST, sealed(to_json(manifest)))
         check_loadable(folder, cascade)
 
 
@@ -130,9 +132,9 @@ def _needed(cascade: Cascade, setting: Setting) -> dict[str, bool]:
     return {topology.names[k]: k in answering for k in sorted(run)}
 
 
-def _why(choice: Choice, setting: Setting) -> dict[str, Any]:
+def _why(choice: Choice, setting: Setting) -> ChoiceEntry:
     if not isinstance(choice, Explained):
-        return {"label": setting.label, "sentence": None, "numbers": {}}
+        return ChoiceEntry(label=setting.label, sentence=None, numbers={})
     limits = {"risk": choice.risk, "max_loss": choice.max_loss, "max_cost": choice.max_cost}
-    numbers = {**limits, **choice.numbers}
-    return {"label": setting.label, "sentence": choice.sentence, "numbers": numbers}
+    numbers: dict[str, Any] = {**limits, **choice.numbers}
+    return ChoiceEntry(label=setting.label, sentence=choice.sentence, numbers=numbers)

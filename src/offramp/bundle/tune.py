@@ -5,10 +5,12 @@ Layer: bundle.
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from offramp._core.errors import InputError
-from offramp._core.files import read_json, steadily, write_json
+from offramp._core.files import steadily, write_json
+from offramp._core.schema import to_json
 from offramp._core.seal import sealed
 from offramp._core.types import Batch
 from offramp.backends import BackendTable, choose_backends
@@ -83,9 +85,8 @@ def tune(
     )
     if read_manifest(folder).files != manifest.files:
         raise InputError(f"{folder} was replaced while it was measured. Repeat the call.")
-    value = read_json(folder / MANIFEST)
-    tuned = {**value, "version": FORMAT_VERSION, "backends": table.to_dict()}
-    write_json(folder / MANIFEST, sealed(tuned), beside=folder)
+    tuned = replace(read_manifest(folder), version=FORMAT_VERSION, backends=table)
+    write_json(folder / MANIFEST, sealed(to_json(tuned)), beside=folder)
     return table
 
 

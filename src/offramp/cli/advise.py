@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from offramp._core.schema import to_json
 from offramp.cli import options
 from offramp.cli.errors import NO_ANSWER
 from offramp.cli.output import Output, amount, percent
@@ -79,7 +80,7 @@ def command(
     )
     output.line()
     output.paragraph(found.sentence)
-    output.result(found.to_dict())
+    output.result(to_json(found))
     if not found.worth_it:
         raise typer.Exit(NO_ANSWER)
 

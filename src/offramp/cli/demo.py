@@ -100,7 +100,7 @@ def _reached(chosen: "Evaluation") -> str:
 
 
 def _numbers(found: "DemoResult") -> dict[str, Any]:
-    from offramp.project.folder import choice_to_dict, evaluation_to_dict
+    from offramp.project.folder import choice_to_dict
 
     chosen = choice_to_dict(found.choice)
     return {
@@ -108,8 +108,8 @@ def _numbers(found: "DemoResult") -> dict[str, Any]:
         "sentence": chosen["sentence"],
         "label": found.choice.setting.label,
         "reference": found.choice.setting.reference,
-        "test": evaluation_to_dict(found.chosen),
-        "singles": {name: evaluation_to_dict(e) for name, e in found.singles.items()},
+        "test": found.chosen.numbers(),
+        "singles": {name: e.numbers() for name, e in found.singles.items()},
         "timing": [dict(row) for row in found.timing],
         "replayed": found.replayed,
         "undecided": found.undecided,

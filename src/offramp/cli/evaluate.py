@@ -11,10 +11,11 @@ import typer
 from offramp._core.errors import InputError
 from offramp._core.files import write_new_json
 from offramp._core.ownership import check_file
+from offramp._core.schema import to_json
 from offramp.cli import options
 from offramp.cli.errors import NO_ANSWER
 from offramp.cli.output import Output, amount, percent, points
-from offramp.project.folder import evaluation_to_dict, setting_from_file
+from offramp.project.folder import setting_from_file
 from offramp.project.splits import check_unlabelled, load_divided, part_of
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def command(
     part = part_of(whole, split)
     seen = labelled_by(part, chosen.reference) if unlabelled else part
     found = evaluate(seen, chosen, bootstrap=bootstrap, seed=seed)
-    numbers = {"label": chosen.label, **evaluation_to_dict(found)}
+    numbers = {"label": chosen.label, **found.numbers()}
     if unlabelled:
         numbers = {name: v for name, v in numbers.items() if name not in _OF_LABELS}
     promise = None
@@ -97,7 +98,7 @@ def command(
         promise = confirm(
             part, chosen, limits, fit=whole.part("fit"), delta=delta, labelled=not unlabelled
         )
-        numbers["promise"] = promise.to_dict()
+        numbers["promise"] = to_json(promise)
     if out is not None:
         write_new_json(out, numbers, overwrite=overwrite)
     output.paragraph(chosen.label)

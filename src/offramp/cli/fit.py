@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from offramp._core.errors import InputError
+from offramp._core.schema import to_json
 from offramp.cli import options
 from offramp.cli.errors import NO_ANSWER
 from offramp.cli.output import Output, points
@@ -24,7 +25,6 @@ from offramp.project.folder import (
     choice_to_dict,
     choose,
     claim_bundle,
-    frontier_to_dict,
 )
 from offramp.project.splits import check_unlabelled, load_divided
 
@@ -129,7 +129,7 @@ def command(
     inside = os.path.relpath(path.resolve(), run.path.resolve())
     command_line = _command_line(path, section, run.path)
     run.remember(trace=inside, seed=section.seed, command=command_line)
-    run.write(FRONTIER, frontier_to_dict(frontier))
+    run.write(FRONTIER, to_json(frontier))
     run.write(CHOSEN, choice_to_dict(choice, margin=section.margin, risk=section.risk))
     if bundle is not None and config is not None:
         claim_bundle(run, bundle)

@@ -108,7 +108,7 @@ def command(
         note(f"skipped {len(reader.skipped)} images that cannot be decoded: {shown}{more}.")
     if tally.invalid:
         note(f"{tally.invalid} inputs have no answer (no finite logits): label {NO_LABEL}.")
-    costs = loaded.manifest.stage_costs()
+    costs = loaded.manifest.costs
     mean_cost = None if costs is None else tally.cost / tally.n
     output.line(f"{tally.n} answers in {out}")
     exits = {name: tally.left[name] for name in loaded.adaptive.stage_names if tally.left[name]}

@@ -12,6 +12,7 @@ import typer
 from offramp._core.errors import InputError
 from offramp._core.ownership import check_file
 from offramp._core.progress import progress_bar
+from offramp._core.schema import to_json
 from offramp.cli import options
 from offramp.cli.bench import loaded_to_time, some_inputs
 from offramp.cli.output import Output, amount, percent
@@ -73,7 +74,7 @@ def command(
     _show(output, found, loaded.setting.label)
     if out is not None:
         output.line(f"Picture of one batch: {out}")
-    output.result({"bundle": str(bundle), **found.to_dict()})
+    output.result({"bundle": str(bundle), **to_json(found)})
 
 
 def _show(output: Output, found: "Profile", label: str) -> None:

@@ -12,6 +12,7 @@ import typer
 
 from offramp._core.errors import FileFormatError
 from offramp._core.files import read_json
+from offramp._core.schema import from_json
 from offramp.cli import options
 from offramp.cli.output import Output
 from offramp.project.config.config import load_config
@@ -112,7 +113,7 @@ def _tables(path: Path) -> list["Costs"]:
     value = read_json(path)
     try:
         tables = value.get("costs", [value])
-        return [Costs.from_dict(table) for table in tables]
+        return [from_json(Costs, table) for table in tables]
     except (KeyError, TypeError, ValueError) as error:
         raise FileFormatError(f"{path} does not hold tables of costs: {error!r}.") from error
 

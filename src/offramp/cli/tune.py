@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from offramp._core.schema import to_json
 from offramp.cli import options
 from offramp.cli.output import Output, amount, note
 
@@ -61,7 +62,7 @@ def command(
         progress=True,
     )
     _show(output, table)
-    output.result({"bundle": str(bundle), "best": table.best(), **table.to_dict()})
+    output.result({"bundle": str(bundle), "best": table.best(), **to_json(table)})
 
 
 def _show(output: Output, table: "BackendTable") -> None:

@@ -8,9 +8,9 @@ Layer: evaluation.  Source: methods.md 1 (oracles) and 4 (how many examples a pr
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, final
+from typing import final
 
 import numpy as np
 
@@ -97,10 +97,6 @@ class Advice:
     single_saved: float
     at_best: Promise
     as_usual: Promise
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return asdict(self)
 
 
 def advise(

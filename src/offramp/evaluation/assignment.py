@@ -4,7 +4,7 @@ Layer: evaluation.  Source: Guan et al., IJCAI 2018, Figure 4.
 """
 
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 from offramp.evaluation.replay import replay
 from offramp.policy import Setting
@@ -26,14 +26,6 @@ class Assignment:
     stages: tuple[str, ...]
     share: tuple[float, ...]
     accuracy: tuple[tuple[float | None, ...], ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {
-            "stages": list(self.stages),
-            "share": list(self.share),
-            "accuracy": [list(row) for row in self.accuracy],
-        }
 
 
 def assignment(part: Trace, setting: Setting) -> Assignment:

@@ -4,7 +4,7 @@ Layer: evaluation.  Source: none, this is a definition.
 """
 
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 from offramp.evaluation.evaluate import evaluate
 from offramp.evaluation.results import Interval
@@ -37,12 +37,6 @@ class Bill:
     def speedup(self) -> float:
         """How many times as much F costs; infinity for a setting that is free."""
         return self.reference_cost / self.cost if self.cost > 0 else float("inf")
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        ends = None if self.cost_ratio_ci is None else list(self.cost_ratio_ci)
-        found = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {**found, "cost_ratio_ci": ends}
 
 
 def bills(

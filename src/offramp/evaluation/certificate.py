@@ -4,12 +4,11 @@ Layer: evaluation.
 """
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, final
+from dataclasses import dataclass
+from typing import final
 
 from offramp._core.checks import check_known
-from offramp._core.errors import FileFormatError, InputError
+from offramp._core.errors import InputError
 from offramp.evaluation.limits import Label, Limit
 from offramp.evaluation.results import Evaluation, FrontierPoint
 from offramp.policy import Setting
@@ -74,30 +73,6 @@ class Calibration:
                 f"A class must be a name or an index in [0, {len(self.class_names)}), got {label}."
             )
         return label
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {**asdict(self), "class_names": list(self.class_names)}
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> "Calibration":
-        """Read what `to_dict` wrote.
-
-        Raises:
-            FileFormatError: If a field is missing or has the wrong form.
-        """
-        try:
-            return cls(
-                n=int(value["n"]),
-                fingerprint=str(value["fingerprint"]),
-                seen_in_training=bool(value["seen_in_training"]),
-                lossy=bool(value["lossy"]),
-                class_names=tuple(map(str, value.get("class_names", ()))),
-                labelled=bool(value.get("labelled", True)),
-                split=str(value.get("split", "calibrate")),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise FileFormatError(f"This does not describe a calibration: {error!r}.") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,9 +205,7 @@ class Certificate(_Answer):
             **{name: getattr(found, name) for name in labelled if self.calibration.labelled},
         }
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        weights = self.class_weights
+    def __json__(self) -> dict[str, object]:
         return {
             "outcome": "certified",
             "sentence": self.sentence,
@@ -240,10 +213,10 @@ class Certificate(_Answer):
             "max_loss": self.max_loss,
             "max_cost": self.max_cost,
             **self.numbers,
-            "limits": [limit.to_dict() for limit in self.limits],
-            "class_weights": None if weights is None else list(weights),
-            "assumptions": list(self.assumptions),
-            "setting": self.setting.to_dict(),
+            "limits": self.limits,
+            "class_weights": self.class_weights,
+            "assumptions": self.assumptions,
+            "setting": self.setting,
             "fit": self.fit.numbers(),
             "calibrate": None if self.calibrate is None else self.calibrate.numbers(),
         }
@@ -291,8 +264,7 @@ class NotCertified(_Answer):
             "examples_needed": self.examples_needed,
         }
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+    def __json__(self) -> dict[str, object]:
         return {
             "outcome": "not certified",
             "sentence": self.sentence,
@@ -300,6 +272,6 @@ class NotCertified(_Answer):
             "max_loss": self.max_loss,
             "max_cost": self.max_cost,
             **self.numbers,
-            "limits": [limit.to_dict() for limit in self.limits],
-            "setting": self.setting.to_dict(),
+            "limits": self.limits,
+            "setting": self.setting,
         }

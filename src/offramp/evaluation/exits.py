@@ -5,7 +5,7 @@ methods.md 5 (combined answers).
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import final
 
 from offramp._core.topology import Path, Topology
 from offramp.evaluation.batch import evaluate_all
@@ -34,11 +34,6 @@ class ExitPoint:
     cost_ratios: tuple[float, ...]
     accuracy: float
     combined: float | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        found = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {**found, "cost_ratios": list(self.cost_ratios)}
 
 
 def exit_points(trace: Trace, setting: Setting) -> tuple[ExitPoint, ...]:

@@ -5,14 +5,14 @@ Source: methods.md 1 (Pareto front on `fit`, operating point on `calibrate`) and
 (certificates).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, final, overload
+from typing import final, overload
 
 import numpy as np
 
 from offramp._core.checks import check_choice, check_not_negative, check_number
-from offramp._core.errors import FileFormatError, InputError
+from offramp._core.errors import InputError
 from offramp.evaluation.certificate import Calibration, Certificate, NotCertified
 from offramp.evaluation.certify import certify
 from offramp.evaluation.judging import judge_again, labelled_by, on_front
@@ -46,10 +46,10 @@ class Frontier:
         calibration: The `calibrate` examples, which certificates rest on; None without them.
     """
 
+    reference: str
+    calibration: Calibration | None = None  # files of before there were certificates have none
     points: tuple[FrontierPoint, ...]
     singles: tuple[FrontierPoint, ...]
-    reference: str
-    calibration: Calibration | None = None
 
     @property
     def pareto(self) -> tuple[FrontierPoint, ...]:
@@ -263,33 +263,6 @@ class Frontier:
             singles=tuple(again[len(self.points) :]),
             calibration=Calibration.of(held, labelled=labelled),
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {
-            "reference": self.reference,
-            "calibration": None if self.calibration is None else self.calibration.to_dict(),
-            "points": [p.to_dict() for p in self.points],
-            "singles": [p.to_dict() for p in self.singles],
-        }
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> "Frontier":
-        """Read what `to_dict` wrote.
-
-        Raises:
-            FileFormatError: If a field is missing or has the wrong form.
-        """
-        try:
-            held = value.get("calibration")  # files of before there were certificates have none
-            return cls(
-                reference=str(value["reference"]),
-                calibration=None if held is None else Calibration.from_dict(held),
-                points=tuple(FrontierPoint.from_dict(p) for p in value["points"]),
-                singles=tuple(FrontierPoint.from_dict(p) for p in value["singles"]),
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise FileFormatError(f"This is not a frontier: {error!r}.") from error
 
 
 def choose(

@@ -4,8 +4,8 @@ Layer: evaluation.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, final
+from dataclasses import dataclass
+from typing import final
 
 from offramp._core.checks import check_choice, check_probability
 from offramp._core.errors import InputError
@@ -71,10 +71,6 @@ class Limit:
             "recall": f"loses at most {points} of recall of {whose} against {reference} alone",
             "cost": f"spends at most {share} % of {reference}'s cost on average",
         }[self.risk]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return asdict(self)
 
 
 def read_limits(limits: Limits) -> tuple[Limit, ...]:

@@ -1,28 +1,51 @@
 """What evaluation found, as frozen records; nothing is computed here.
 
-`to_dict` gives JSON values, so that every number of a report can be read again from a file;
-`from_dict` reads back what a later command needs.
+`to_json` writes them, so that every number of a report can be read again from a file; `from_json`
+reads back what a later command needs.
 
 Layer: evaluation.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, final
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, final
 
-from offramp._core.errors import FileFormatError
+from offramp._core.schema import As, FieldsOf, stored, to_json
 from offramp.policy import Setting
 
 Interval = tuple[float, float]
 Risk = str  # one of RISKS
 RISKS: tuple[Risk, ...] = ("difference", "excess")
 OUTCOMES = ("both_right", "corrected", "lost", "both_wrong")  # of a setting's answer and F's
-_BY_CLASS = ("class_outcomes", "class_paths", "class_disagreements")
 _PARTS = ("fit", "calibrate", "judged_on_both", "unlabelled")  # what may have been looked at
 
 
+def _in_words(rows: tuple[tuple[int, ...], ...]) -> tuple[str, ...]:
+    """As text: a line for each number of each class would make up most of a file."""
+    return tuple(" ".join(map(str, row)) for row in rows)
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split()))
+
+
+_Row = Annotated[tuple[int, ...], As(str, lambda row: " ".join(map(str, row)), _counts)]
+_Rows = Annotated[
+    tuple[tuple[int, ...], ...],
+    As(tuple[str, ...], _in_words, lambda rows: tuple(map(_counts, rows))),
+]
+_ByOutcome = Annotated[
+    tuple[tuple[int, ...], ...],
+    As(
+        dict[str, str],
+        lambda rows: dict(zip(OUTCOMES, _in_words(rows), strict=False)),
+        lambda rows: tuple(_counts(rows[name]) for name in OUTCOMES if rows),
+    ),
+]
+
+
 @final
+@stored(derived=("stage_cost_share",))
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """What one setting does on the examples of one part of a trace.
@@ -80,9 +103,9 @@ class Evaluation:
     disagreement: float | None = None
     path_share: tuple[float, ...] = ()
     path_cost_ratio: tuple[float, ...] = ()
-    class_outcomes: tuple[tuple[int, ...], ...] = ()
-    class_paths: tuple[tuple[int, ...], ...] = ()
-    class_disagreements: tuple[int, ...] = ()
+    class_outcomes: _ByOutcome = ()
+    class_paths: _Rows = ()
+    class_disagreements: _Row = ()
 
     @property
     def stage_cost_share(self) -> tuple[float, ...]:
@@ -94,49 +117,14 @@ class Evaluation:
         """`difference` or `excess`, by name."""
         return self.difference if name == "difference" else self.excess
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {"setting": self.setting.to_dict(), **self.numbers()}
-
     def numbers(self) -> dict[str, Any]:
         """As JSON values without the setting, for files that hold it beside them."""
-        kept = ("setting", *_BY_CLASS)
-        found = {name: value for name, value in _plain(self).items() if name not in kept}
-        # as text: a line for each number of each class would make up most of the file
-        rows = zip(OUTCOMES, self.class_outcomes, strict=False)
-        return {
-            **found,
-            "stage_cost_share": list(self.stage_cost_share),
-            "class_outcomes": {name: " ".join(map(str, row)) for name, row in rows},
-            "class_paths": [" ".join(map(str, row)) for row in self.class_paths],
-            "class_disagreements": " ".join(map(str, self.class_disagreements)),
-        }
+        found: dict[str, Any] = to_json(self, but="setting")
+        return found
 
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any], *, setting: Setting | None = None) -> "Evaluation":
-        """Read what `to_dict` wrote, or what `numbers` wrote if the setting is given.
 
-        Raises:
-            FileFormatError: If a field is missing or has the wrong form.
-        """
-        with _reading("an evaluation"):
-            held = Setting.from_dict(value["setting"]) if setting is None else setting
-            numbers: dict[str, Any] = {
-                name: tuple(v) if isinstance(v, list) else v
-                for name, v in value.items()
-                if name in cls.__dataclass_fields__ and name != "setting"
-            }
-            rows = numbers.pop("class_outcomes", {})  # older files have none
-            outcomes = tuple(tuple(map(int, rows[name].split())) for name in OUTCOMES if rows)
-            paths = tuple(tuple(map(int, row.split())) for row in numbers.pop("class_paths", ()))
-            differing = tuple(map(int, numbers.pop("class_disagreements", "").split()))
-            return cls(
-                setting=held,
-                class_outcomes=outcomes,
-                class_paths=paths,
-                class_disagreements=differing,
-                **numbers,
-            )
+#: An evaluation whose setting stands beside it, as what is needed to make it.
+_Numbers = Annotated[dict[str, Any], FieldsOf(Evaluation, but="setting")]
 
 
 @final
@@ -163,10 +151,6 @@ class Overlap:
         pairs = zip(self.subsets, self.shares, strict=True)
         return next((share for subset, share in pairs if set(subset) == wanted), 0.0)
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return _plain(self)
-
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -189,12 +173,9 @@ class ReferencePoint:
     difference: float
     excess: float
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return _plain(self)
-
 
 @final
+@stored(derived=("label",))
 @dataclass(frozen=True, kw_only=True)
 class FrontierPoint:
     """A setting of the sweep and what it does on `fit` and, if looked at, on `calibrate`.
@@ -227,32 +208,32 @@ class FrontierPoint:
         """The evaluation that certificates rest on: on `calibrate`, with labels or without."""
         return self.calibrate or self.unlabelled
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values; the setting stands there once."""
+    def __json__(self) -> dict[str, object]:
+        parts = {name: getattr(self, name) for name in _PARTS}
         return {
-            "setting": self.setting.to_dict(),
+            "setting": self.setting,
             "label": self.setting.label,
             "on_front": self.on_front,
-            **{name: _numbers(getattr(self, name)) for name in _PARTS},
+            **{name: None if part is None else part.numbers() for name, part in parts.items()},
         }
 
     @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> "FrontierPoint":
-        """Read what `to_dict` wrote.
-
-        Raises:
-            FileFormatError: If a field is missing or has the wrong form.
-        """
-        with _reading("a point of a frontier"):
-            setting = Setting.from_dict(value["setting"])
-            held = {"unlabelled": None, **value}  # older files have none
-            parts: dict[str, Any] = {
-                name: None
-                if held[name] is None and name != "fit"
-                else Evaluation.from_dict(held[name], setting=setting)
-                for name in _PARTS
-            }
-            return cls(setting=setting, on_front=value["on_front"], **parts)
+    def __from_json__(
+        cls,
+        *,
+        setting: Setting,
+        on_front: bool,
+        fit: _Numbers,
+        calibrate: _Numbers | None,
+        judged_on_both: _Numbers | None,
+        unlabelled: _Numbers | None = None,  # older files have none
+    ) -> "FrontierPoint":
+        given = zip(_PARTS, (fit, calibrate, judged_on_both, unlabelled), strict=True)
+        parts = {
+            name: None if found is None else Evaluation(setting=setting, **found)
+            for name, found in given
+        }
+        return cls(setting=setting, on_front=on_front, **parts)  # type: ignore[arg-type]
 
 
 @final
@@ -306,10 +287,6 @@ class OperatingPoint:
             "excess",
         )
         return {name: getattr(self.judged, name) for name in names}
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return _plain(self)
 
 
 @final
@@ -367,37 +344,3 @@ class DoNotCascade:
     def sentence(self) -> str:
         """The reason, under the name that an `OperatingPoint` has for its sentence."""
         return self.reason
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return _plain(self)
-
-
-@contextmanager
-def _reading(what: str) -> Iterator[None]:
-    """Turn what goes wrong with a foreign value into an error that says what it is not."""
-    try:
-        yield
-    except FileFormatError:
-        raise
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise FileFormatError(f"This is not {what}: {error!r}.") from error
-
-
-def _numbers(evaluation: Evaluation | None) -> dict[str, Any] | None:
-    return None if evaluation is None else evaluation.numbers()
-
-
-def _plain(record: object) -> dict[str, Any]:
-    """The fields of a record as JSON values."""
-    return {f.name: _json_value(getattr(record, f.name)) for f in fields(record)}  # type: ignore[arg-type]
-
-
-def _json_value(value: object) -> object:
-    if isinstance(value, Setting | Evaluation | FrontierPoint):
-        return value.to_dict()
-    if isinstance(value, Mapping):
-        return {str(key): _json_value(v) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json_value(v) for v in value]
-    return value

@@ -7,8 +7,9 @@ savings at 0, 1, 2 and 5 points).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
+from offramp._core.schema import to_json
 from offramp.evaluation.evaluate import evaluate
 from offramp.evaluation.frontier import MARGIN, Frontier
 from offramp.evaluation.judging import judge, mark_fronts
@@ -46,15 +47,14 @@ class Saving:
         ends = self.found.cost_ratio_ci
         return None if ends is None else (1 - ends[1], 1 - ends[0])
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+    def __json__(self) -> dict[str, object]:
         return {
             "policy": self.policy,
             "max_loss": self.max_loss,
             "cascade": self.cascade,
             "saved": self.saved,
-            "saved_ci": None if self.saved_ci is None else list(self.saved_ci),
-            **self.found.to_dict(),
+            "saved_ci": self.saved_ci,
+            **to_json(self.found),
         }
 
 

@@ -9,7 +9,7 @@ Layer: evaluation.  Source: methods.md 1 d (an exit that never fires is removed 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any, Literal, final
+from typing import Literal, final
 
 from offramp._core.topology import Path, Topology
 from offramp.evaluation.batch import evaluate_all
@@ -49,15 +49,6 @@ class StageUse:
     def used(self) -> bool:
         """True if examples visit the stage."""
         return self.kind in ("used", "kept")
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {
-            "stage": self.stage,
-            "kind": self.kind,
-            "reason": self.reason,
-            "numbers": dict(self.numbers),
-        }
 
 
 def stage_uses(part: Trace, setting: Setting) -> tuple[StageUse, ...]:

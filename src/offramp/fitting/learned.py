@@ -11,6 +11,7 @@ import numpy as np
 
 from offramp._core.checks import check_not_negative
 from offramp._core.errors import InputError
+from offramp._core.schema import to_json
 from offramp._core.topology import Path, Topology
 from offramp.fitting.chains import topologies_to_fit
 from offramp.fitting.tables import Loss, Tables, confidence_features_of
@@ -211,5 +212,5 @@ def _unique(settings: Iterable[Setting]) -> list[Setting]:
     """Without the settings whose policy an earlier one has already: neighbours often agree."""
     seen: dict[str, Setting] = {}
     for setting in settings:
-        seen.setdefault(repr(setting.policy.to_dict()), setting)
+        seen.setdefault(repr(to_json(setting.policy)), setting)
     return list(seen.values())

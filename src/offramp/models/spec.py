@@ -18,6 +18,7 @@ from offramp._core.checks import check_known
 from offramp._core.errors import FileFormatError, InputError, UnsupportedError
 from offramp._core.files import sha256
 from offramp._core.registry import Registry
+from offramp._core.schema import from_json
 from offramp.models.alexnet import alexnet
 from offramp.models.bottleneck import resnet50
 from offramp.models.class_head import class_head
@@ -78,7 +79,8 @@ class ModelSpec:
     Raises:
         InputError: If `arguments` are not JSON values, or there is a checksum without a file.
 
-    >>> ModelSpec(name="resnet20", arguments={"classes": 100}).to_dict()["arguments"]
+    >>> from offramp._core.schema import to_json
+    >>> to_json(ModelSpec(name="resnet20", arguments={"classes": 100}))["arguments"]
     {'classes': 100}
     """
 
@@ -97,28 +99,6 @@ class ModelSpec:
         object.__setattr__(self, "arguments", plain)
         if self.weights_sha256 is not None and self.weights is None:
             raise InputError("weights_sha256 needs weights, got weights=None.")
-
-    def to_dict(self) -> dict[str, object]:
-        """As JSON values; `from_dict` reads it back."""
-        return {
-            "name": self.name,
-            "arguments": dict(self.arguments),
-            "weights": self.weights,
-            "weights_sha256": self.weights_sha256,
-        }
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> "ModelSpec":
-        """Read what `to_dict` wrote; all but the name may be absent.
-
-        Raises:
-            InputError: If there is no name, or a key that is not known.
-        """
-        known = ("name", "arguments", "weights", "weights_sha256")
-        strange = [key for key in value if key not in known]
-        if strange or "name" not in value:
-            raise InputError(f"A model needs a name and may have {known[1:]}, got {dict(value)}.")
-        return cls(**value)
 
 
 def build(spec: ModelSpec, *, allow_import: bool = True) -> nn.Module:
@@ -145,7 +125,8 @@ def build(spec: ModelSpec, *, allow_import: bool = True) -> nn.Module:
     make = _imported(spec.name, allow_import) if ":" in spec.name else model_factory(spec.name)
     arguments = dict(spec.arguments)
     if spec.name in WRAPPERS:
-        inner = ModelSpec.from_dict(arguments.pop("model", {}))
+        where = f"The argument 'model' of {spec.name}"
+        inner = from_json(ModelSpec, arguments.pop("model", {}), where=where)
         arguments["model"] = build(inner, allow_import=allow_import)
     try:
         module = make(**arguments)

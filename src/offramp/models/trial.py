@@ -21,6 +21,7 @@ from torch.nn.modules.module import (
 )
 
 from offramp._core.errors import FileFormatError
+from offramp._core.schema import from_json
 from offramp.models.spec import WRAPPERS, ModelSpec, build
 from offramp.models.weights import check_fit
 
@@ -69,7 +70,9 @@ def _innermost(spec: ModelSpec) -> ModelSpec:
     for _ in range(_DEEPEST):
         if spec.name not in WRAPPERS:
             return spec
-        spec = ModelSpec.from_dict(spec.arguments.get("model", {}))
+        spec = from_json(
+            ModelSpec, spec.arguments.get("model", {}), where=f"The argument 'model' of {spec.name}"
+        )
         if spec.weights is not None or spec.weights_sha256 is not None:
             raise FileFormatError(
                 f"{spec.name} must have no weights of its own, got {spec.weights!r}: a network "

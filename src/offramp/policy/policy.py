@@ -8,21 +8,23 @@ Layer: policy.  Source: methods.md 1 and 5; Bolukbasi et al., ICML 2017, section
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, final
+from dataclasses import dataclass
+from typing import final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from offramp._core.checks import check_choice, check_shape
-from offramp._core.errors import FileFormatError, InputError
+from offramp._core.errors import InputError
 from offramp._core.outputs import best_labels
+from offramp._core.schema import stored
 from offramp._core.topology import EXIT, Path, Topology
 from offramp._core.types import OUTPUT_FORMS, OutputForm
 from offramp.policy.combination import BY_STOPPING, Combination, Combine, Stops
 from offramp.policy.evidence import View
 from offramp.policy.features import COMBINED, Distribution
-from offramp.policy.rules import Rule, rule_from_dict, takes_action
+from offramp.policy.rules import AnyRule, Rule, takes_action
 from offramp.policy.stopping import Stopping
 
 _FORMS = {"logits": "logits", "confidence": "labels with confidences", "labels": "labels alone"}
@@ -51,6 +53,7 @@ class Node(nn.Module):
 
 
 @final
+@stored()
 class Policy(nn.Module):
     """Rules on the tree of visit paths, temperatures, and the combination of visited stages.
 
@@ -272,53 +275,56 @@ class Policy(nn.Module):
             return tuple(compute(ways[0], view))
         return found
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values; `from_dict` reads it back to the same decisions, bit by bit."""
+    def __json__(self) -> dict[str, object]:
+        weights = self.combination.weights.items()
+        deciding = [path for path in self.topology.paths() if self.topology.children(path[-1])]
         return {
-            "topology": self.topology.to_dict(),
-            "temperatures": [float(t) for t in self.temperatures],
+            "topology": self.topology,
+            "temperatures": self.temperatures,
             "combine": self.combine,
-            "weights": [
-                {"path": list(path), "weights": list(w)}
-                for path, w in self.combination.weights.items()
-            ],
+            "weights": [_StoredWeights(path, given) for path, given in weights],
             **({} if self.outputs is None else {"outputs": self.outputs}),
-            "nodes": [
-                {
-                    "path": list(path),
-                    "leave": self.node(path).leave.to_dict(),
-                    "routes": [rule.to_dict() for rule in self.node(path).routes],  # type: ignore[operator]
-                }
-                for path in self.topology.paths()
-                if self.topology.children(path[-1])
-            ],
+            "nodes": [_StoredNode.of(path, self.node(path)) for path in deciding],
         }
 
     @classmethod
-    def from_dict(cls, value: dict[str, Any]) -> "Policy":
-        """Read what `to_dict` wrote.
+    def __from_json__(
+        cls,
+        *,
+        topology: Topology,
+        temperatures: tuple[float, ...],
+        combine: str,
+        weights: tuple["_StoredWeights", ...],
+        nodes: tuple["_StoredNode", ...],
+        outputs: OutputForm | None = None,  # older files have none
+    ) -> "Policy":
+        return cls(
+            topology,
+            {node.path: Node(node.leave, node.routes) for node in nodes},
+            temperatures=temperatures,
+            combine=combine,
+            weights={each.path: each.weights for each in weights} or None,
+            outputs=outputs,
+        )
 
-        Raises:
-            FileFormatError: If a field is missing or has the wrong form.
-        """
-        try:
-            nodes = {
-                tuple(n["path"]): Node(
-                    rule_from_dict(n["leave"]), [rule_from_dict(r) for r in n["routes"]]
-                )
-                for n in value["nodes"]
-            }
-            weights = {tuple(w["path"]): w["weights"] for w in value["weights"]}
-            return cls(
-                Topology.from_dict(value["topology"]),
-                nodes,
-                temperatures=value["temperatures"],
-                combine=value["combine"],
-                weights=weights if value["combine"] == "weighted" else None,
-                outputs=value.get("outputs"),  # older files have none
-            )
-        except (KeyError, TypeError, IndexError, InputError) as error:
-            raise FileFormatError(f"This is not a policy: {error!r}.") from error
+
+@final
+@dataclass(frozen=True)
+class _StoredWeights:
+    path: Path
+    weights: tuple[float, ...]
+
+
+@final
+@dataclass(frozen=True)
+class _StoredNode:
+    path: Path
+    leave: AnyRule
+    routes: tuple[AnyRule, ...]
+
+    @classmethod
+    def of(cls, path: Path, node: Node) -> "_StoredNode":
+        return cls(path, node.leave, node.rules[1:])
 
 
 @final

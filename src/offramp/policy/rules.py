@@ -10,16 +10,18 @@ Layer: policy.
 import ctypes
 import math
 import operator
-from collections.abc import Callable, Sequence
-from typing import Any, final
+from collections.abc import Sequence
+from typing import Annotated, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from offramp._core.checks import check_fraction
-from offramp._core.errors import FileFormatError, InputError
+from offramp._core.errors import InputError
 from offramp._core.keys import keyed_uniform
+from offramp._core.registry import Registry
+from offramp._core.schema import OneOf, stored
 from offramp.policy.features import Distribution, Feature
 from offramp.policy.situation import Rule as Rule
 from offramp.policy.situation import Situation
@@ -27,6 +29,7 @@ from offramp.policy.stopping import Stopping
 
 
 @final
+@stored("constant")
 class Constant(nn.Module):
     """Always or never.
 
@@ -44,12 +47,9 @@ class Constant(nn.Module):
         """1 for always, -1 for never."""
         return torch.full(at.ids.shape, 1.0 if self.take else -1.0, device=at.ids.device)
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {"kind": "constant", "take": self.take}
-
 
 @final
+@stored("linear")
 class Linear(nn.Module):
     """A weighted sum of features plus a bias; a threshold is the case of one feature.
 
@@ -105,15 +105,6 @@ class Linear(nn.Module):
             self._numbers = (seen, weights.tolist(), bias.item())
         return self._numbers[1:]
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values; float32 numbers survive the round trip exactly."""
-        return {
-            "kind": "linear",
-            "features": [{"kind": f.kind, "stage": f.stage} for f in self.features],
-            "weights": [float(w) for w in self.weights],
-            "bias": float(self.bias),
-        }
-
 
 def linear_score(
     columns: Sequence[Float[Tensor, " m"]], weights: Float[Tensor, " d"], bias: Float[Tensor, ""]
@@ -144,6 +135,7 @@ def takes_action(rule: Rule, at: Situation) -> bool:
 
 
 @final
+@stored("random")
 class Random(nn.Module):
     """Takes the action for a share of the examples, drawn by key: the uniform policy.
 
@@ -168,12 +160,9 @@ class Random(nn.Module):
         drawn = keyed_uniform(at.ids, self.seed, self.stage)
         return (self.rate - drawn).to(torch.float32)
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {"kind": "random", "rate": self.rate, "seed": self.seed, "stage": self.stage}
-
 
 @final
+@stored("agreement")
 class Agreement(nn.Module):
     """Takes the action where two stages agree: needs labels only, no confidence.
 
@@ -198,17 +187,9 @@ class Agreement(nn.Module):
         common = (first[:, :, None] == second[:, None, :]).any(dim=2).sum(dim=1)
         return (common - self.shared).to(torch.float32)
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {
-            "kind": "agreement",
-            "stages": list(self.stages),
-            "depth": self.depth,
-            "shared": self.shared,
-        }
-
 
 @final
+@stored("class_threshold")
 class ClassThreshold(nn.Module):
     """Takes the action where one stage answers one class with at least a given probability.
 
@@ -241,15 +222,6 @@ class ClassThreshold(nn.Module):
         """Log-odds of the class minus the threshold; -infinity where another class is likelier."""
         return class_log_odds(at.distribution(self.stage), self.target) - self.log_odds
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values; the float32 number survives the round trip exactly."""
-        return {
-            "kind": "class_threshold",
-            "stage": self.stage,
-            "target": self.target,
-            "log_odds": float(self.log_odds),
-        }
-
 
 def class_log_odds(distribution: Distribution, target: int) -> Float[Tensor, " m"]:
     """Log-odds of one class, log p - log(1 - p); -infinity where another class is likelier.
@@ -273,28 +245,17 @@ def class_log_odds(distribution: Distribution, target: int) -> Float[Tensor, " m
     return torch.where(distribution.label == target, odds, -torch.inf)
 
 
-def _linear_from(value: dict[str, Any]) -> Linear:
-    features = [Feature(f["kind"], f["stage"]) for f in value["features"]]
-    return Linear(features, value["weights"], value["bias"])
+#: What decides, by the "kind" that stands in a file; a class of yours is marked with `stored`.
+RULES: Registry[Rule] = Registry(
+    "rule",
+    {
+        "constant": Constant,
+        "linear": Linear,
+        "random": Random,
+        "agreement": Agreement,
+        "class_threshold": ClassThreshold,
+        "stopping": Stopping,
+    },
+)
 
-
-_READERS: dict[str, Callable[[dict[str, Any]], Rule]] = {
-    "constant": lambda v: Constant(v["take"]),
-    "linear": _linear_from,
-    "random": lambda v: Random(v["rate"], v["seed"], v["stage"]),
-    "agreement": lambda v: Agreement(tuple(v["stages"]), v["depth"], v["shared"]),
-    "class_threshold": lambda v: ClassThreshold(v["stage"], v["target"], v["log_odds"]),
-    "stopping": Stopping.from_dict,
-}
-
-
-def rule_from_dict(value: dict[str, Any]) -> Rule:
-    """Read what a rule's `to_dict` wrote.
-
-    Raises:
-        FileFormatError: If the kind is unknown or a field is missing.
-    """
-    try:
-        return _READERS[value["kind"]](value)
-    except (KeyError, TypeError, IndexError) as error:
-        raise FileFormatError(f"{value!r} is not a rule: {error!r}.") from error
+AnyRule = Annotated[Rule, OneOf(RULES)]

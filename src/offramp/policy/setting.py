@@ -4,13 +4,15 @@ Layer: policy.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import final
 
+from offramp._core.schema import stored
 from offramp._core.topology import Topology
 from offramp.policy.policy import Policy
 
 
 @final
+@stored(whole=True)
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """One candidate operating point.
@@ -52,27 +54,6 @@ class Setting:
         if self.policy.combine != "last":
             details.insert(0, self.policy.combine)
         return f"{self.method}, {self.policy.topology.describe()} ({', '.join(details)})"
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values; `from_dict` reads it back."""
-        return {
-            "policy": self.policy.to_dict(),
-            "method": self.method,
-            "reference": self.reference,
-            "top": self.top,
-            "parameters": dict(self.parameters),
-        }
-
-    @classmethod
-    def from_dict(cls, value: dict[str, Any]) -> "Setting":
-        """Read what `to_dict` wrote."""
-        return cls(
-            policy=Policy.from_dict(value["policy"]),
-            method=value["method"],
-            reference=value["reference"],
-            top=value["top"],
-            parameters=dict(value["parameters"]),
-        )
 
 
 def _short(value: float | int | str) -> str:

@@ -3,7 +3,7 @@
 Layer: policy.
 """
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -34,8 +34,4 @@ class Rule(Protocol):
 
     def score(self, at: Situation) -> Float[Tensor, " m"]:
         """One number per example; higher speaks for the action."""
-        ...
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values; `rule_from_dict` reads it back."""
         ...

@@ -11,8 +11,9 @@ import base64
 import binascii
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, final
+from typing import final
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from offramp._core.checks import check_probability
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.keys import keyed_uniform
+from offramp._core.schema import stored
 from offramp.policy.features import Distribution
 from offramp.policy.situation import Situation
 
@@ -30,6 +32,7 @@ _PRODUCTS = 2**22  # held at once while a layer is summed
 
 
 @final
+@stored("stopping")
 class Stopping(nn.Module):
     """Leaves where a stopping network says so, at random or from a threshold on.
 
@@ -116,36 +119,40 @@ class Stopping(nn.Module):
         number = keyed_uniform(at.ids, self.seed, self.stage)  # in [0, 1), float64
         return found - (number.log() - (1 - number).log()).to(torch.float32)
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values; weights as base64 of little-endian float32, so they survive exactly."""
+    def __json__(self) -> dict[str, object]:
+        layers = [_StoredLayer.of(*layer) for layer in self.layers]
         return {
-            "kind": "stopping",
             "stage": self.stage,
-            "log_odds": float(self.threshold),
+            "log_odds": self.threshold,
             "seed": self.seed,
-            "layers": [
-                {"shape": list(weight.shape), "weight": _encoded(weight), "bias": _encoded(bias)}
-                for weight, bias in self.layers
-            ],
+            "layers": layers,
         }
 
     @classmethod
-    def from_dict(cls, value: dict[str, Any]) -> "Stopping":
-        """Read what `to_dict` wrote.
+    def __from_json__(
+        cls, *, stage: int, log_odds: float, seed: int | None, layers: tuple["_StoredLayer", ...]
+    ) -> "Stopping":
+        return cls(stage, [layer.read() for layer in layers], log_odds=log_odds, seed=seed)
 
-        Raises:
-            FileFormatError: If the weights are no numbers of the shape that is said.
-        """
-        layers = []
-        for layer in value["layers"]:
-            if len(layer["shape"]) != 2:
-                raise FileFormatError(
-                    f"A layer's shape must be (outputs, inputs), got {layer['shape']}."
-                )
-            outputs, inputs = (int(size) for size in layer["shape"])
-            weight = _decoded(layer["weight"], outputs * inputs).reshape(outputs, inputs)
-            layers.append((weight, _decoded(layer["bias"], outputs)))
-        return cls(value["stage"], layers, log_odds=value["log_odds"], seed=value["seed"])
+
+@final
+@dataclass(frozen=True)
+class _StoredLayer:
+    """A layer in a file: base64 of little-endian float32, so that the numbers survive exactly."""
+
+    shape: tuple[int, int]  # (outputs, inputs)
+    weight: str
+    bias: str
+
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor) -> "_StoredLayer":
+        outputs, inputs = weight.shape
+        return cls((outputs, inputs), _encoded(weight), _encoded(bias))
+
+    def read(self) -> Layer:
+        outputs, inputs = self.shape
+        weight = _decoded(self.weight, outputs * inputs).reshape(outputs, inputs)
+        return weight, _decoded(self.bias, outputs)
 
 
 def fixed_order_linear(

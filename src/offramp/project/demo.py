@@ -19,6 +19,7 @@ import torch
 from offramp._core.errors import InputError, UnsupportedError
 from offramp._core.files import whole_file, whole_folder
 from offramp._core.ownership import RUN
+from offramp._core.schema import to_json
 from offramp._core.types import SPLITS, Split
 from offramp.bundle import save_bundle
 from offramp.data import Examples, digits
@@ -40,8 +41,6 @@ from offramp.project.folder import (
     RunFolder,
     check_replaceable,
     choice_to_dict,
-    evaluation_to_dict,
-    frontier_to_dict,
 )
 from offramp.project.images import example_images
 from offramp.project.report import report_content, reproduction
@@ -147,11 +146,11 @@ def run_demo(
         trace = _recorded(cascade, examples, folder, progress)
         tell("fitting policies")
         frontier, choice = promised(trace, seed=seed, progress=progress)
-        run.write(FRONTIER, frontier_to_dict(frontier))
+        run.write(FRONTIER, to_json(frontier))
         run.write(CHOSEN, choice_to_dict(choice))
         test = trace.part("test")
         chosen = evaluate(test, choice.setting, seed=bootstrap_seed)
-        run.write(EVALUATION, evaluation_to_dict(chosen))
+        run.write(EVALUATION, chosen.numbers())
         tell("running it for real")
         images = examples.part("test")
         answer = Adaptive(cascade, choice, costs=trace.costs)(images.inputs, images.ids)

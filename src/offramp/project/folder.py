@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard, final
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.files import read_json, write_json
 from offramp._core.ownership import BUNDLE, RUN, check_folder, check_place, is_empty
+from offramp._core.schema import from_json, to_json
 
 if TYPE_CHECKING:
     from offramp.evaluation import Choice, Evaluation, Frontier
@@ -132,7 +133,9 @@ class RunFolder:
 
     def frontier(self) -> "Frontier":
         """Read `frontier.json`."""
-        return frontier_from_dict(read_json(self.path / FRONTIER), self.path / FRONTIER)
+        from offramp.evaluation import Frontier
+
+        return from_json(Frontier, read_json(path := self.path / FRONTIER), where=path)
 
 
 def check_replaceable(path: Path, command: str) -> bool:
@@ -221,25 +224,6 @@ _FACTS: tuple[tuple[str, Callable[[object], bool], str], ...] = (
 )
 
 
-def frontier_to_dict(frontier: "Frontier") -> dict[str, Any]:
-    """A frontier as JSON values, each setting once."""
-    return frontier.to_dict()
-
-
-def frontier_from_dict(value: Mapping[str, Any], path: Path) -> "Frontier":
-    """Read what `frontier_to_dict` wrote.
-
-    Raises:
-        FileFormatError: If it is something else; it names the file `path`.
-    """
-    from offramp.evaluation import Frontier
-
-    try:
-        return Frontier.from_dict(value)
-    except _DAMAGED as error:
-        raise FileFormatError(f"{path} does not hold a frontier: {error}") from error
-
-
 def choice_to_dict(
     choice: "Choice", *, margin: float | None = None, risk: str | None = None
 ) -> dict[str, Any]:
@@ -253,8 +237,7 @@ def choice_to_dict(
     from offramp.evaluation import Certificate, NotCertified
 
     promise = choice if isinstance(choice, Certificate | NotCertified) else None
-    single = choice.best_single
-    return {
+    value = {
         "outcome": outcome(choice),
         "sentence": choice.sentence,
         "limit": {
@@ -265,12 +248,14 @@ def choice_to_dict(
             **({} if promise is None else {"delta": promise.delta}),
         },
         **({} if promise is None else {"promise": promise.numbers}),
-        "setting": choice.setting.to_dict(),
+        "setting": choice.setting,
         "fit": choice.fit.numbers(),
         "calibrate": _seen(choice.calibrate),
         "judged_on_both": _seen(choice.judged_on_both),
-        "best_single": None if single is None else single.to_dict(),
+        "best_single": choice.best_single,
     }
+    found: dict[str, Any] = to_json(value)
+    return found
 
 
 def outcome(choice: "Choice") -> str:
@@ -328,15 +313,7 @@ def setting_from_file(path: Path) -> "Setting":
 
     path = path / CHOSEN if path.is_dir() else path
     value = read_json(path)
-    try:
-        return Setting.from_dict(value.get("setting", value))
-    except _DAMAGED as error:
-        raise FileFormatError(f"{path} does not hold a setting: {error!r}.") from error
-
-
-def evaluation_to_dict(evaluation: "Evaluation") -> dict[str, Any]:
-    """The numbers of an evaluation; its setting stands beside them."""
-    return evaluation.numbers()
+    return from_json(Setting, value.get("setting", value), where=path)
 
 
 def _seen(evaluation: "Evaluation | None") -> dict[str, Any] | None:

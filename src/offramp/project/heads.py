@@ -7,13 +7,14 @@ Layer: project.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, final
 
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from offramp._core.errors import FileFormatError, InputError
+from offramp._core.schema import to_json
 from offramp.stages import Cascade, Stage
 from offramp.train.checkpoint import read_whole, write_file
 from offramp.train.features import backbone_digest
@@ -22,8 +23,8 @@ HEADS = "heads.safetensors"
 
 
 @final
-class _Facts(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
+@dataclass(frozen=True, kw_only=True)
+class _Facts:
     version: Literal[1]
     heads: dict[str, dict[str, Any]]  # how to build each, by stage
     backbone: str
@@ -95,7 +96,7 @@ def _facts_of(cascade: Cascade) -> _Facts:
 
 
 def _kind(stage: Stage) -> dict[str, Any]:
-    return {} if stage.head_spec is None else stage.head_spec.to_dict()
+    return {} if stage.head_spec is None else to_json(stage.head_spec)
 
 
 def _difference(found: _Facts, wanted: _Facts) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp._core.files import remove_folder
+from offramp._core.schema import to_json
 from offramp._core.types import Split
 from offramp.data import CropAndFlip, Examples
 from offramp.evaluation import (
@@ -328,7 +329,7 @@ def joint_to_dict(found: Trained, config: RunConfig, choice: Choice) -> dict[str
             "joint": [_row(_on(found, p.setting, split)) for p in found.frontier.pareto],
             "frozen": [_row(one) for one in frozen[1:]],
         },
-        "assignment": assignment(shown, choice.setting).to_dict(),
+        "assignment": to_json(assignment(shown, choice.setting)),
         **choice_to_dict(choice, margin=config.fit.margin, risk=config.fit.risk),
     }
 

@@ -16,18 +16,19 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal, final
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from offramp._core.errors import FileFormatError, InputError
-from offramp._core.files import remove_folder, sha256, storing, whole_folder, write_json
+from offramp._core.files import read_json, remove_folder, sha256, storing, whole_folder, write_json
 from offramp._core.ownership import TRACE, check_folder, check_place, is_empty
+from offramp._core.schema import from_json
 from offramp._core.seal import Digest, is_sealed, sealed
 from offramp._core.temporaries import locked
 from offramp._core.types import Ids, IntArray
@@ -54,8 +55,8 @@ _BLOCK = 2**20  # bytes
 
 
 @final
-class _Progress(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
+@dataclass(frozen=True, kw_only=True)
+class _Progress:
     version: Literal[2]
     fingerprint: dict[str, str]
     rows: int
@@ -95,7 +96,7 @@ def finished(path: Path, fingerprint: Mapping[str, str]) -> Trace | None:
     """
     parts = parts_of(path)
     try:
-        found = _Progress.model_validate_json((parts / _PROGRESS).read_bytes())
+        found = from_json(_Progress, read_json(parts / _PROGRESS))
         written = sha256(path / MANIFEST)
     except (OSError, ValueError):
         return None
@@ -282,10 +283,11 @@ class PartialStore:
         """Go on where an interrupted recording stopped."""
         path = self._folder / _PROGRESS
         try:
-            found = _Progress.model_validate_json(path.read_bytes())
-        except (ValidationError, OSError) as error:
+            value = read_json(path)
+            found = from_json(_Progress, value, where=path)
+        except FileFormatError as error:
             raise FileFormatError(
-                f"{path} cannot be read: {error}. Pass resume=False to start again."
+                f"{path} cannot be read: {error} Pass resume=False to start again."
             ) from error
         keys = sorted(set(found.fingerprint) | set(self._fingerprint))
         other = [k for k in keys if found.fingerprint.get(k) != self._fingerprint.get(k)]
@@ -303,7 +305,7 @@ class PartialStore:
                 )
             self._good[name], self._digests[name] = size, _digest(file, size)
         digests = {name: digest.hexdigest() for name, digest in self._digests.items()}
-        if not is_sealed(found.model_dump()) or digests != found.digests:
+        if not is_sealed(value) or digests != found.digests:
             raise FileFormatError(
                 f"{self._folder} was damaged: what it holds has not the checksums that were noted. "
                 "Pass resume=False to start again."

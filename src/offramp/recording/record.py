@@ -23,6 +23,7 @@ from offramp._core.errors import InputError
 from offramp._core.ids import shown_id
 from offramp._core.ownership import TRACE, check_folder
 from offramp._core.progress import progress_bar
+from offramp._core.schema import to_json
 from offramp._core.types import Ids, Split
 from offramp.recording.nonfinite import HOW, Nonfinite, mark, refusal
 from offramp.recording.partial import PartialStore, finished, parts_of
@@ -300,7 +301,7 @@ def _fingerprint(cascade: Cascade, loader: Loader) -> dict[str, str]:
     for stage in cascade:
         add_weights(digest, stage)
     return {
-        "stages": json.dumps(cascade.topology.to_dict()),
+        "stages": json.dumps(to_json(cascade.topology)),
         "preprocessing": "; ".join(repr(stage.preprocess) for stage in cascade),
         "weights": digest.hexdigest(),
         "examples": str(getattr(dataset_of(loader), "fingerprint", "")),

@@ -5,7 +5,7 @@ Layer: report.  Nothing here computes a number.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,10 +57,6 @@ class TimingRow:
         check_positive_int("rounds", self.rounds)
         for name in ("static_s", "adaptive_s", "speedup"):
             check_not_negative(name, getattr(self, name))
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
 @final
@@ -122,19 +118,15 @@ class ExampleImage:
                 f"{len(self.stops)}."
             )
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values; the pixels are in the page only."""
+    def __json__(self) -> dict[str, object]:  # the pixels are in the page only
         return {
             "label": self.label,
             "answer": self.answer,
             "exit_stage": self.exit_stage,
             "correct": self.correct,
             "reference_correct": self.reference_correct,
-            "stops": list(self.stops),
-            "visits": [
-                {"stage": stage, "best": [[name, float(p)] for name, p in classes]}
-                for stage, classes in self.visits
-            ],
+            "stops": self.stops,
+            "visits": [{"stage": stage, "best": classes} for stage, classes in self.visits],
         }
 
 
@@ -158,17 +150,6 @@ class Reproduction:
     data_fingerprint: str = ""
     files: Mapping[str, str] = field(default_factory=dict)
     machine: Mapping[str, str] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {
-            "commands": list(self.commands),
-            "seed": self.seed,
-            "versions": dict(self.versions),
-            "data_fingerprint": self.data_fingerprint,
-            "files": dict(self.files),
-            "machine": dict(self.machine),
-        }
 
 
 @final
@@ -264,21 +245,12 @@ class ReportContent:
         point = self.chosen
         return tuple(e for e in (point.fit, point.calibrate, self.test) if e is not None)
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values: every number that the page shows; of the sweep its front."""
-        many = ["frontier_test", "myopic", "references", "timing", "costs", "images"]
-        many += ["uses", "bills", "savings", "exits"]
+    def __json__(self) -> dict[str, object]:  # every number that the page shows
+        whole = ["title", "chosen", "test", "overlap", "gap_closed", "stages"]
+        whole += ["frontier_test", "myopic", "references", "timing", "costs", "images"]
+        whole += ["uses", "bills", "savings", "exits", "warnings", "notes", "reproduction"]
         return {
-            "title": self.title,
             "outcome": "cascade" if self.cascade else "do not cascade",
-            "chosen": self.chosen.to_dict(),
-            "test": None if self.test is None else self.test.to_dict(),
-            "frontier": [point.to_dict() for point in self.frontier if point.on_front],
-            "overlap": None if self.overlap is None else self.overlap.to_dict(),
-            "gap_closed": self.gap_closed,
-            "stages": list(self.stages),
-            **{name: [item.to_dict() for item in getattr(self, name)] for name in many},
-            "warnings": list(self.warnings),
-            "notes": list(self.notes),
-            "reproduction": self.reproduction.to_dict(),
+            "frontier": [point for point in self.frontier if point.on_front],
+            **{name: getattr(self, name) for name in whole},
         }

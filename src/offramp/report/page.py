@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from offramp._core.errors import InputError
 from offramp._core.files import new_file
+from offramp._core.schema import to_json
 from offramp.evaluation import Certificate, Choice, OperatingPoint
 from offramp.report import formatting
 from offramp.report.charts import MOST_SUBSETS, frontier_chart, overlap_chart, stage_chart
@@ -69,7 +70,7 @@ def write_report(path: Path, content: ReportContent, *, overwrite: bool = False)
     if path.suffix != ".html":
         raise InputError(f"path must end in .html, got {str(path)!r}.")
     try:
-        numbers = json.dumps(content.to_dict(), indent=2, allow_nan=False, ensure_ascii=False)
+        numbers = json.dumps(to_json(content), indent=2, allow_nan=False, ensure_ascii=False)
     except ValueError as error:
         raise InputError(f"Every number of a report must be finite: {error}.") from error
     beside = path.with_suffix(".json")

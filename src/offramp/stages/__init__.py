@@ -15,7 +15,7 @@ from offramp.stages.cutting.spec import CutSpec, SegmentSpec, stand_in
 from offramp.stages.exits import OfFirst, attached, own_head
 from offramp.stages.fusing.join import join
 from offramp.stages.own_names import add_weights, names_in, own_names
-from offramp.stages.preprocess import Normalize, preprocess_from_dict
+from offramp.stages.preprocess import Normalize, Preprocessing
 from offramp.stages.reading import copied
 from offramp.stages.stage import Stage
 from offramp.stages.timing import time_side_by_side
@@ -26,6 +26,7 @@ __all__ = [
     "CutSpec",
     "Normalize",
     "OfFirst",
+    "Preprocessing",
     "SegmentSpec",
     "Stage",
     "add_weights",
@@ -47,7 +48,6 @@ __all__ = [
     "names_in",
     "own_head",
     "own_names",
-    "preprocess_from_dict",
     "stand_in",
     "take_rows",
     "tell_classes",

@@ -5,16 +5,19 @@ Layer: stages.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, final
+from typing import Annotated, final
 
 import torch
 from torch import Tensor, nn
 
-from offramp._core.errors import FileFormatError, InputError
+from offramp._core.errors import InputError
+from offramp._core.registry import Registry
+from offramp._core.schema import OneOf, stored
 from offramp._core.types import Batch
 
 
 @final
+@stored("normalize")
 class Normalize(nn.Module):
     """`(x * scale - mean) / std`, the last two per channel, in float32.
 
@@ -80,39 +83,14 @@ class Normalize(nn.Module):
         """Its numbers, for printing."""
         return f"scale={self.scale!r}, mean={self._mean!r}, std={self._std!r}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values; `preprocess_from_dict` reads it back."""
-        return {
-            "kind": "normalize",
-            "scale": self.scale,
-            "mean": list(self._mean),
-            "std": list(self._std),
-        }
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> "Normalize":
-        """Read what `to_dict` wrote.
-
-        Raises:
-            FileFormatError: If a field is missing or does not fit.
-        """
-        try:
-            return cls(value["scale"], value["mean"], value["std"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise FileFormatError(f"{value!r} is not a normalisation: {error!r}.") from error
+    def __json__(self) -> dict[str, object]:  # to the last digit, not the float32 ones
+        return {"scale": self.scale, "mean": self._mean, "std": self._std}
 
 
-def preprocess_from_dict(value: Mapping[str, Any] | None) -> nn.Module | None:
-    """Read what a preprocessing module's `to_dict` wrote; None stands for none.
+#: What may happen to the raw input, by the "kind" that stands in a file.
+PREPROCESSING: Registry[nn.Module] = Registry("preprocessing", {"normalize": Normalize})
 
-    Raises:
-        FileFormatError: If the kind is unknown or a field does not fit.
-    """
-    if value is None:
-        return None
-    if value.get("kind") != "normalize":
-        raise FileFormatError(f"{value!r} is not a preprocessing that this version knows.")
-    return Normalize.from_dict(value)
+Preprocessing = Annotated[nn.Module, OneOf(PREPROCESSING)]
 
 
 def _values(given: Sequence[float] | float) -> tuple[float, ...]:

@@ -8,7 +8,7 @@ Layer: stages.  Source: Bonato and Bouganis, class-specific early exit, section 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import prod
 from typing import Any, final
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from offramp._core.checks import check_positive_int
 from offramp._core.errors import InputError
+from offramp._core.schema import to_json
 from offramp.models import WRAPPERS, ModelSpec
 from offramp.models.heads import averages
 from offramp.stages.cutting.cut import cut
@@ -258,9 +259,9 @@ def tapped_spec(
     ('tapped', 'resnet8')
     """
     arguments = {
-        "model": ModelSpec(name=model.name, arguments=model.arguments).to_dict(),
+        "model": to_json(ModelSpec(name=model.name, arguments=model.arguments)),
         "points": list(points),
-        "taps": [{**asdict(tap), "reads": list(tap.reads)} for tap in taps],
+        "taps": to_json(taps),
         "shape": list(shape),
         "grid": grid,
         "table": None if table is None else [int(k) for k in table],

@@ -9,8 +9,8 @@ int8 if there is one. Nothing is ever unpickled. Format 2 adds the digest of `tr
 Layer: trace.
 """
 
-import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, final
@@ -18,16 +18,15 @@ from typing import Any, Literal, final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from offramp._core.checks import check_choice
 from offramp._core.costs import Costs
 from offramp._core.errors import FileFormatError, InputError
-from offramp._core.files import sha256, steadily, whole_folder, write_json
+from offramp._core.files import read_json, sha256, steadily, whole_folder, write_json
 from offramp._core.ids import as_ids
 from offramp._core.ownership import TRACE
-from offramp._core.reading import read_plain
+from offramp._core.schema import from_json, omitted, to_json
 from offramp._core.seal import is_sealed, sealed
 from offramp._core.topology import Topology
 from offramp._core.types import Ids
@@ -45,46 +44,17 @@ StoredDtype = Literal["float32", "float16"]
 
 
 @final
-class _Format(BaseModel):
-    """What every version of the format has in common."""
-
-    model_config = ConfigDict(strict=True, extra="ignore")
-    format: str
-    version: int
-
-
-@final
-class _TopologyFields(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-    names: tuple[str, ...]
-    sources: tuple[int, ...]
-    groups: tuple[str, ...]
-    edges: tuple[tuple[int, int], ...]
-    root: int
-
-
-@final
-class _CostFields(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-    unit: str
-    segment: tuple[float, ...]
-    head: tuple[float, ...]
-    decision: tuple[float, ...]
-    note: str
-
-
-@final
-class _FileFields(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
+@dataclass(frozen=True, kw_only=True)
+class _ArrayFile:
     bytes: int
     sha256: str
 
 
 @final
-class _Manifest(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class _Description:
     """Formats 1 and 2 of `trace.json`."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
     format: str
     version: int
     software: str
@@ -93,12 +63,12 @@ class _Manifest(BaseModel):
     class_names: tuple[str, ...]
     seen_in_training: bool
     lossy: bool
-    topology: _TopologyFields
-    costs: _CostFields
-    other_costs: tuple[_CostFields, ...]
-    notes: tuple[str, ...] = ()
-    arrays: _FileFields
-    sha256: str | None = None
+    topology: Topology
+    costs: Costs
+    other_costs: tuple[Costs, ...]
+    arrays: _ArrayFile
+    notes: tuple[str, ...] = omitted(())  # so that version 0.1 reads all traces without
+    sha256: str | None = omitted(None)
 
 
 def save_trace(
@@ -176,23 +146,22 @@ def write_manifest(
         lossy: Whether the file holds less precision than was computed.
         notes: What people should know of how it was recorded.
     """
-    manifest = {
-        "format": FORMAT,
-        "version": FORMAT_VERSION,
-        "software": f"offramp {version('offramp')}",
-        "n": n,
-        "classes": classes,
-        "class_names": list(class_names),
-        "seen_in_training": seen_in_training,
-        "lossy": lossy,
-        "topology": topology.to_dict(),
-        "costs": costs.to_dict(),
-        "other_costs": [table.to_dict() for table in other_costs],
-        "arrays": {"bytes": written.nbytes, "sha256": written.sha256},
-    }
-    if notes:  # only then, so that version 0.1 reads all other traces
-        manifest["notes"] = list(notes)
-    write_json(folder / MANIFEST, sealed(manifest))
+    description = _Description(
+        format=FORMAT,
+        version=FORMAT_VERSION,
+        software=f"offramp {version('offramp')}",
+        n=n,
+        classes=classes,
+        class_names=tuple(class_names),
+        seen_in_training=seen_in_training,
+        lossy=lossy,
+        topology=topology,
+        costs=costs,
+        other_costs=tuple(other_costs),
+        arrays=_ArrayFile(bytes=written.nbytes, sha256=written.sha256),
+        notes=tuple(notes),
+    )
+    write_json(folder / MANIFEST, sealed(to_json(description)))
 
 
 def load_trace(path: Path | str, *, verify: bool = True) -> Trace:
@@ -273,27 +242,21 @@ def narrowed(name: str, values: NDArray[Any], dtype: str) -> NDArray[Any]:
     return values.astype(dtype, copy=False)
 
 
-def _read_manifest(path: Path) -> _Manifest:
-    try:
-        text = read_plain(path, most_bytes=_MOST_BYTES)
-    except FileNotFoundError as error:
-        raise FileFormatError(f"{path} is missing: {path.parent} is not a trace.") from error
-    except OSError as error:
-        raise FileFormatError(f"{path} cannot be read: {error}") from error
-    try:
-        found = _Format.model_validate_json(text)
-        if found.format != FORMAT:
-            raise FileFormatError(f"{path} must have format {FORMAT!r}, got {found.format!r}.")
-        if found.version > FORMAT_VERSION:
-            raise FileFormatError(
-                f"{path} was written by a newer version: its format is {found.version}, this "
-                f"version reads up to {FORMAT_VERSION}. Update offramp."
-            )
-        manifest = _Manifest.model_validate_json(text)
-    except ValidationError as error:
-        raise FileFormatError(f"{path} is not a description of a trace: {error}") from error
+def _read_manifest(path: Path) -> _Description:
+    if not path.exists():
+        raise FileFormatError(f"{path} is missing: {path.parent} is not a trace.")
+    value = read_json(path, most_bytes=_MOST_BYTES)
+    if value.get("format") != FORMAT:
+        raise FileFormatError(f"{path} must have format {FORMAT!r}, got {value.get('format')!r}.")
+    found = value.get("version")
+    if isinstance(found, int) and found > FORMAT_VERSION:
+        raise FileFormatError(
+            f"{path} was written by a newer version: its format is {found}, this version reads up "
+            f"to {FORMAT_VERSION}. Update offramp."
+        )
+    manifest = from_json(_Description, value, where=path)
     wanted = manifest.version >= SEALED_VERSION or manifest.sha256 is not None
-    if wanted and not is_sealed(json.loads(text)):
+    if wanted and not is_sealed(value):
         raise FileFormatError(
             f"{path} was changed or damaged: its digest is not the one in it. Copy or record the "
             "trace again."
@@ -301,7 +264,7 @@ def _read_manifest(path: Path) -> _Manifest:
     return manifest
 
 
-def _check_file(path: Path, expected: _FileFields, *, verify: bool) -> None:
+def _check_file(path: Path, expected: _ArrayFile, *, verify: bool) -> None:
     try:
         size = path.stat().st_size
     except OSError as error:
@@ -318,7 +281,7 @@ def _check_file(path: Path, expected: _FileFields, *, verify: bool) -> None:
         )
 
 
-def _check_arrays(arrays: dict[str, Tensor], manifest: _Manifest) -> None:
+def _check_arrays(arrays: dict[str, Tensor], manifest: _Description) -> None:
     """Check names, dtypes and shapes; what the values may be `Trace` checks itself."""
     n, s = manifest.n, len(manifest.topology.names)
     floats = (torch.float32, torch.float16)
@@ -347,14 +310,14 @@ def _check_arrays(arrays: dict[str, Tensor], manifest: _Manifest) -> None:
             )
 
 
-def _trace(arrays: dict[str, Tensor], manifest: _Manifest) -> Trace:
+def _trace(arrays: dict[str, Tensor], manifest: _Description) -> Trace:
     held = arrays.get("logits", arrays.get("confidence"))
     return Trace(
-        topology=Topology.from_dict(manifest.topology.model_dump()),
+        topology=manifest.topology,
         classes=manifest.classes,
         class_names=manifest.class_names,
-        costs=Costs.from_dict(manifest.costs.model_dump()),
-        other_costs=tuple(Costs.from_dict(t.model_dump()) for t in manifest.other_costs),
+        costs=manifest.costs,
+        other_costs=manifest.other_costs,
         seen_in_training=manifest.seen_in_training,
         notes=manifest.notes,
         lossy=manifest.lossy or (held is not None and held.dtype == torch.float16),

@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal, final
@@ -20,13 +21,13 @@ from typing import IO, Any, Literal, final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from offramp._core.errors import FileFormatError, InputError
-from offramp._core.files import remove_folder, storing, write_json
+from offramp._core.files import read_json, remove_folder, storing, write_json
 from offramp._core.ownership import check_place, is_empty
 from offramp._core.progress import progress_bar
+from offramp._core.schema import from_json
 from offramp._core.seal import Digest, is_sealed, sealed
 from offramp._core.temporaries import locked
 from offramp.data import Examples
@@ -153,8 +154,8 @@ def remove_cached(folder: Path) -> None:
 
 
 @final
-class _Manifest(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
+@dataclass(frozen=True, kw_only=True)
+class _Manifest:
     version: Literal[2]
     identity: dict[str, str]
     files: dict[str, str]
@@ -262,9 +263,10 @@ class _Files:
     def _adopt(self) -> None:
         path = self._folder / _MANIFEST
         try:
-            found = _Manifest.model_validate_json(path.read_bytes())
-        except (ValidationError, OSError) as error:
-            raise FileFormatError(f"{path} cannot be read: {error}. {_AGAIN}") from error
+            value = read_json(path)
+            found = from_json(_Manifest, value, where=path)
+        except FileFormatError as error:
+            raise FileFormatError(f"{path} cannot be read: {error} {_AGAIN}") from error
         other = [k for k, v in self._identity.items() if found.identity.get(k) != v]
         if other:
             raise InputError(
@@ -274,7 +276,7 @@ class _Files:
         self._names, self.rows, self._saved = found.files, found.rows, found.rows
         self._digests = {key: self._digest(key) for key in found.files}
         digests = {key: digest.hexdigest() for key, digest in self._digests.items()}
-        if not is_sealed(found.model_dump()) or digests != found.digests:
+        if not is_sealed(value) or digests != found.digests:
             raise FileFormatError(f"The features in {self._folder} were damaged. {_AGAIN}")
 
     def _digest(self, key: str) -> Digest:

@@ -5,31 +5,33 @@ replaced together, in one step. Beside it stands a digest of both: a bit that fl
 would be trained on, and what comes of it would get a fresh checksum.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar, final
 
-from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.files import whole_file
+from offramp._core.schema import from_text, to_json
 from offramp._core.seal import digest_of, tensors_digest
 from offramp.train.learner import Learner
 
 _ENDING = ".safetensors"
 _KEY = "offramp"
 _MARK = "\n"  # between the facts, JSON on one line, and their digest
-Facts = TypeVar("Facts", bound=BaseModel)
+Facts = TypeVar("Facts")
 _AGAIN = "Delete it to train from the beginning."
 
 
 @final
-class _Head(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
+@dataclass(frozen=True, kw_only=True)
+class _Head:
     losses: list[float]
     accuracies: list[float]
     best_epoch: int
@@ -37,8 +39,8 @@ class _Head(BaseModel):
 
 
 @final
-class _Facts(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
+@dataclass(frozen=True, kw_only=True)
+class _Facts:
     version: Literal[1]
     identity: dict[str, str]
     epochs: int
@@ -83,14 +85,14 @@ def read_checkpoint(
     with load_state(path, "the heads"):
         for k, (name, learner) in enumerate(learners.items()):
             own = {t.partition(".")[2]: v for t, v in tensors.items() if t.startswith(f"{k}.")}
-            learner.restore(own, facts.heads[name].model_dump())
+            learner.restore(own, to_json(facts.heads[name]))
     return facts.epochs
 
 
-def write_file(path: Path, tensors: Mapping[str, Tensor], facts: BaseModel) -> None:
+def write_file(path: Path, tensors: Mapping[str, Tensor], facts: object) -> None:
     """Write tensors, and facts as JSON beside them, whole or not at all."""
     held = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    text = facts.model_dump_json()
+    text = json.dumps(to_json(facts))
     with whole_file(path) as temporary:
         # One entry only: safetensors writes several in an order that changes from run to run.
         save_file(held, temporary, metadata={_KEY: f"{text}{_MARK}{_digest(text, held)}"})
@@ -143,9 +145,9 @@ def read_whole(
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             text, _, digest = metadata.get(_KEY, "").partition(_MARK)
-            facts = kind.model_validate_json(text)
+            facts = from_text(kind, text, where="its description")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValidationError) as error:
+    except (OSError, SafetensorError, FileFormatError) as error:
         raise FileFormatError(f"{path} cannot be read as {what}: {error}. {again}") from error
     if digest != _digest(text, tensors):
         raise FileFormatError(

@@ -4,11 +4,11 @@ Layer: train.  Source: none.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, final
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from offramp.train.checkpoint import load_state, read_file, write_file
@@ -17,8 +17,8 @@ _STATE, _MOMENTS = "state.", "optimiser."
 
 
 @final
-class _Facts(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
+@dataclass(frozen=True, kw_only=True)
+class _Facts:
     version: Literal[1]
     identity: dict[str, str]
     losses: list[float]

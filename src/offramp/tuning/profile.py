@@ -9,9 +9,9 @@ Layer: tuning.  Source: methods.md 6.
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import median
-from typing import Any, final
+from typing import final
 
 import torch
 
@@ -100,10 +100,6 @@ class Profile:
     def seconds(self, kind: Kind) -> float:
         """Seconds of a pass that went into one kind of section."""
         return sum(stage.seconds[kind] for stage in self.stages) + self.other_s[kind]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return asdict(self)
 
 
 def profile(

@@ -16,6 +16,7 @@ from offramp._core.errors import (
     UnknownNameError,
     UnsupportedError,
 )
+from offramp._core.schema import from_json, to_json
 from offramp.backends import (
     BACKENDS,
     Compiled,
@@ -415,14 +416,14 @@ def test_batches_for_graphs_are_padded_by_half_at_most():
 
 def test_a_form_is_checked_and_survives_being_stored():
     form = Form.of({"a": torch.zeros(2, 3), "b": torch.zeros(2, dtype=torch.int64), "c": None})
-    assert Form.from_dict(form.to_dict()) == form
+    assert from_json(Form, to_json(form)) == form
     assert form.described() == "a mapping 'a' (m, 3) of float32, 'b' (m) of int64"
-    with pytest.raises(FileFormatError, match="not the form of a batch"):
-        Form.from_dict({**form.to_dict(), "dtypes": ["float32", "save"]})
-    with pytest.raises(FileFormatError, match="not the form of a batch"):
-        Form.from_dict({**form.to_dict(), "kind": "list"})
-    with pytest.raises(FileFormatError, match="not the form of a batch"):
-        Form.from_dict({**form.to_dict(), "names": ["a"]})
+    with pytest.raises(FileFormatError, match="as a form: "):
+        from_json(Form, {**to_json(form), "dtypes": ["float32", "save"]})
+    with pytest.raises(FileFormatError, match="as a form: "):
+        from_json(Form, {**to_json(form), "kind": "list"})
+    with pytest.raises(FileFormatError, match="as a form: "):
+        from_json(Form, {**to_json(form), "names": ["a"]})
 
 
 def test_a_model_that_is_none_or_another_is_refused():

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from offramp._core.errors import FileFormatError, InputError, UnknownNameError
+from offramp._core.schema import from_json, to_json
 from offramp.backends import BackendTable, Compiled, Form, choose, choose_backends, with_backend
 from offramp.stages import Cascade
 
@@ -66,9 +67,9 @@ def test_a_table_is_checked(change, match):
 
 def test_a_table_survives_being_stored():
     given = table(refused={"a": {"compile": "no compiler"}}, where="here")
-    assert BackendTable.from_dict(given.to_dict()) == given
-    with pytest.raises(FileFormatError, match="not a table of backends"):
-        BackendTable.from_dict({**given.to_dict(), "seconds": [1]})
+    assert from_json(BackendTable, to_json(given)) == given
+    with pytest.raises(FileFormatError, match="as a backend table: seconds: "):
+        from_json(BackendTable, {**to_json(given), "seconds": [1]})
 
 
 class Svd(nn.Module):

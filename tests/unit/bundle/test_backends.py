@@ -20,6 +20,7 @@ from offramp._core.errors import (
     UnknownNameError,
 )
 from offramp._core.files import sha256
+from offramp._core.schema import to_json
 from offramp._core.seal import sealed
 from offramp.backends import BackendTable, Compiled, Form, with_backend
 from offramp.bundle import load_bundle, read_manifest, save_bundle, tune
@@ -98,7 +99,7 @@ def close(one, other):
 def test_measurements_come_back_and_auto_takes_the_fastest(measured, cascade, setting):
     bundle = load_bundle(measured, backend="auto")
     assert bundle.manifest.version == 4
-    assert bundle.manifest.backend_table() == table("small", "large", eager=2.0, onnxruntime=1.0)
+    assert bundle.manifest.backends == table("small", "large", eager=2.0, onnxruntime=1.0)
     assert runs_in(bundle) == ["onnxruntime", "onnxruntime"]
     assert close(bundle.adaptive(images()), Adaptive(cascade, setting)(images()))
     assert runs_in(load_bundle(measured)) == ["torch", "torch"]
@@ -166,12 +167,12 @@ def test_a_bundle_is_tuned_where_it_is(tmp_path, cascade, setting, candidates):
     plain = load_bundle(tmp_path / "b")
     table = tune(tmp_path / "b", images(1), candidates=candidates, batch_sizes=[1, 2], rounds=1)
     tuned = load_bundle(tmp_path / "b", backend="auto")
-    assert tuned.manifest.backend_table() == table
+    assert tuned.manifest.backends == table
     assert set(table.seconds) == {"small", "large"}
     assert {"eager", "onnxruntime"} <= set(table.seconds["small"])
     assert close(tuned.adaptive(images()), plain.adaptive(images()))
     again = tune(tmp_path / "b", images(1), candidates=["prepared"], batch_sizes=[4], rounds=1)
-    found = load_bundle(tmp_path / "b").manifest.backend_table()
+    found = load_bundle(tmp_path / "b").manifest.backends
     assert found == again
     assert set(found.seconds["large"]) == {"eager", "prepared"}
     assert found.batch_sizes == (4,)
@@ -346,7 +347,7 @@ def edited(folder, change):
         (lambda m: m["stages"][0]["runs"]["outputs"].update(kind="list"), "Input should be"),
         (lambda m: m["topology"].update(sources=[-1, 0]), "the topology gives a source"),
         (
-            lambda m: m.update(backends=table("x", eager=1.0).to_dict()),
+            lambda m: m.update(backends=to_json(table("x", eager=1.0))),
             "measured for 'x', which is not in the topology",
         ),
     ],
@@ -358,7 +359,7 @@ def test_a_manifest_that_contradicts_itself_is_refused(copied, change, match):
 
 
 def test_a_table_without_times_is_refused(copied):
-    bad = {**table("large", eager=1.0).to_dict(), "seconds": {"large": {"eager": [-1.0]}}}
+    bad = {**to_json(table("large", eager=1.0)), "seconds": {"large": {"eager": [-1.0]}}}
     edited(copied, lambda m: m.update(backends=bad))
     with pytest.raises(FileFormatError, match=r"backends: .* got \(-1.0,\) for stage 'large'"):
         load_bundle(copied)
@@ -427,7 +428,7 @@ def test_a_carry_cannot_pass_for_an_answer(tmp_path, from_on):
     never = Setting.single(made.topology, "last@int8", reference="last@int8")
     save_bundle(tmp_path / "b", made, never)
     first = Setting.single(made.topology, "layer1.0@int8", reference="last@int8")
-    (tmp_path / "b" / "policy.json").write_text(json.dumps(first.to_dict()))
+    (tmp_path / "b" / "policy.json").write_text(json.dumps(to_json(first)))
     relisted(tmp_path / "b")
     with pytest.raises(FileFormatError, match=r"uses the exit 'layer1.0@int8', but .* no head"):
         load_bundle(tmp_path / "b")

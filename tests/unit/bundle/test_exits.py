@@ -16,6 +16,7 @@ from torch import nn
 from offramp._core.costs import Costs
 from offramp._core.errors import FileFormatError, InputError, UnsupportedError
 from offramp._core.files import sha256
+from offramp._core.schema import to_json
 from offramp._core.seal import sealed
 from offramp.bundle import load_bundle, read_manifest, save_bundle
 from offramp.models import ModelSpec, build, head_arguments
@@ -570,7 +571,7 @@ def test_all_problems_of_fields_are_listed_by_their_place(saved):
         ),
         (lambda m: m["stages"].pop(1), r"'layer2\.0\.conv1/conv'|source must be a stage of"),
         (
-            lambda m: stage(m, CONV).update(preprocessing=Normalize().to_dict()),
+            lambda m: stage(m, CONV).update(preprocessing=to_json(Normalize())),
             r"conv' continues another one and has preprocessing",
         ),
         (

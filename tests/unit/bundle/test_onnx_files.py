@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from offramp._core.errors import InputError, UnsupportedError
+from offramp._core.schema import from_json, to_json
 from offramp.backends import to_onnx
 from offramp.bundle import export_folder, export_single_file
 from offramp.bundle.onnx import parts as parts_module
@@ -206,8 +207,8 @@ def test_a_folder_holds_each_part_once_and_the_policy(folder, policy):
     assert sorted(folder.bytes) == sorted(file.name for file in folder.path.iterdir())
     assert sum(name.endswith(".segment.onnx") for name in folder.bytes) == 3
     assert sum(name.endswith(".head.onnx") for name in folder.bytes) == 1
-    saved = Setting.from_dict(json.loads((folder.path / "policy.json").read_text()))
-    assert saved.policy.to_dict() == policy.to_dict()
+    saved = from_json(Setting, json.loads((folder.path / "policy.json").read_text()))
+    assert to_json(saved.policy) == to_json(policy)
     for file in folder.path.glob("*.onnx"):
         onnx.checker.check_model(str(file), full_check=True)
 

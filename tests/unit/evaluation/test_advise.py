@@ -9,6 +9,7 @@ from scipy.optimize import linprog
 
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError, UnknownNameError
+from offramp._core.schema import to_json
 from offramp.evaluation import advise, fit, saving_bound
 from offramp.trace import from_predictions, make_trace
 
@@ -163,7 +164,7 @@ def test_costs_may_be_counted_in_another_unit():
 
 def test_advice_is_json():
     advice = advise(make_trace(300, seed=0))
-    value = advice.to_dict()
+    value = to_json(advice)
     assert value["as_usual"]["differs"] == advice.as_usual.differs
     assert value["worth_it"] is advice.worth_it
 

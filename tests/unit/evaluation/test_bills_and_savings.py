@@ -8,6 +8,7 @@ import pytest
 
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError
+from offramp._core.schema import to_json
 from offramp.evaluation import (
     bills,
     evaluate,
@@ -61,7 +62,7 @@ def test_a_bill_in_another_unit_is_the_sum_of_what_each_example_used(trace, fron
     assert low < seconds.cost_ratio < high
     assert seconds.speedup == pytest.approx(1 / seconds.cost_ratio)
     assert flops.cost_ratio == evaluate(part, setting).cost_ratio
-    assert json.loads(json.dumps(seconds.to_dict()))["cost_ratio_ci"] == list(seconds.cost_ratio_ci)
+    assert json.loads(json.dumps(to_json(seconds)))["cost_ratio_ci"] == list(seconds.cost_ratio_ci)
 
 
 def test_other_costs_change_no_decision(trace, frontier):
@@ -84,11 +85,11 @@ def test_savings_are_those_of_the_points_chosen_on_other_examples(trace, frontie
     for saving in found:
         choice = frontier.cheapest(max_loss=saving.max_loss)
         again = evaluate(part, choice.setting, bootstrap=100)
-        assert saving.found.to_dict() == again.to_dict()
+        assert to_json(saving.found) == to_json(again)
         assert saving.saved == 1 - again.cost_ratio
         assert saving.saved_ci == (1 - again.cost_ratio_ci[1], 1 - again.cost_ratio_ci[0])
     assert found[0].saved <= found[1].saved
-    json.dumps([saving.to_dict() for saving in found], allow_nan=False)
+    json.dumps([to_json(saving) for saving in found], allow_nan=False)
 
 
 def test_where_nothing_is_worth_it_one_network_stands_there(trace):
@@ -107,7 +108,7 @@ def test_the_frontier_of_one_policy_is_judged_as_if_it_had_been_fitted_alone(tra
     alone = fit(trace, "myopic", progress=False, **options)
     among = frontier_of(frontier, ["myopic"], calibrate)
     for loss in (0.0, 0.02, 0.05):
-        first, second = (f.cheapest(max_loss=loss).to_dict() for f in (alone, among))
+        first, second = (to_json(f.cheapest(max_loss=loss)) for f in (alone, among))
         assert first == second
     assert [p.on_front for p in among.points] == [p.on_front for p in alone.points]
     assert frontier_of(frontier, ["agreement"], calibrate) is None
@@ -141,7 +142,7 @@ def test_depth_and_accuracy_of_each_exit_are_those_of_its_outputs(trace, combine
         path = chain[: i + 1]
         tables.ensure([path])
         assert points[k].combined == pytest.approx(1 - tables.wrong(path).mean())
-    json.dumps([p.to_dict() for p in points])
+    json.dumps([to_json(p) for p in points])
 
 
 def test_of_one_network_alone_nothing_is_combined(trace):

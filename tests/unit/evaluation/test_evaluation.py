@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from scipy.stats import bootstrap
 
 from offramp._core.costs import Costs
 from offramp._core.errors import FileFormatError, InputError, UnknownNameError
+from offramp._core.schema import from_json, to_json
 from offramp._core.topology import Topology
 from offramp.evaluation import Evaluation, Frontier, FrontierPoint
 from offramp.evaluation.evaluate import evaluate, paired_intervals, split_cost
@@ -177,7 +179,7 @@ def test_an_unknown_reference_is_named_with_the_nearest():
 
 def test_an_evaluation_becomes_json_without_nan():
     trace = make_trace(10, stages=2)
-    value = evaluate(trace, threshold_setting(trace)).to_dict()
+    value = to_json(evaluate(trace, threshold_setting(trace)))
     assert value["stage_cost_share"] == pytest.approx(
         [a + b for a, b in zip(value["useful_share"], value["overhead_share"], strict=True)]
     )
@@ -189,15 +191,14 @@ def test_an_evaluation_becomes_json_without_nan():
 def test_an_evaluation_comes_back_from_json_as_it_was(bootstrap):
     trace = make_trace(60, stages=2)
     found = evaluate(trace, threshold_setting(trace), bootstrap=bootstrap)
-    again = Evaluation.from_dict(json.loads(json.dumps(found.to_dict())))
-    assert again.to_dict() == found.to_dict()
+    again = from_json(Evaluation, json.loads(json.dumps(to_json(found))))
+    assert to_json(again) == to_json(found)
     assert again.cost_ratio_ci == found.cost_ratio_ci
-    beside = Evaluation.from_dict(found.numbers(), setting=found.setting)
-    assert beside == found
+    assert replace(again, setting=found.setting) == found
 
 
 @pytest.mark.parametrize("reader", [Evaluation, FrontierPoint, Frontier])
 @pytest.mark.parametrize("value", [{}, {"setting": 3}, {"reference": "a", "points": 7}])
 def test_what_is_no_result_is_refused(reader, value):
-    with pytest.raises(FileFormatError, match="This is not a"):
-        reader.from_dict(value)
+    with pytest.raises(FileFormatError, match=r"problems? as an? "):
+        from_json(reader, value)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from offramp._core.errors import InputError, SplitOverlapError
+from offramp._core.schema import from_json, to_json
 from offramp.evaluation import DoNotCascade, Frontier, OperatingPoint, evaluate, fit, sweep
 from offramp.evaluation.evaluate import pooled
 from offramp.evaluation.frontier import choose
@@ -185,9 +186,9 @@ def test_two_parts_pooled_are_one_evaluation_of_both(trace):
     setting = fit(trace, "myopic", progress=False).points[0].setting
     both = trace.rows(torch.arange(1200))
     halves = [both.rows(torch.arange(500)), both.rows(torch.arange(500, 1200))]
-    whole = evaluate(both, setting, bootstrap=0).to_dict()
+    whole = to_json(evaluate(both, setting, bootstrap=0))
     parts = [evaluate(half, setting, bootstrap=0) for half in halves]
-    found = pooled(*parts).to_dict()
+    found = to_json(pooled(*parts))
     numbers = [name for name, value in found.items() if isinstance(value, float)]
     assert {"cost", "cost_ratio", "accuracy", "difference", "decision_share"} <= set(numbers)
     for name in (*numbers, "exit_share", "visit_share", "useful_share", "overhead_share"):
@@ -237,13 +238,13 @@ def test_settings_of_another_reference_are_refused(trace):
 
 def test_everything_chosen_becomes_json_and_reads_back_to_the_same_policy(frontier, trace):
     chosen = frontier.cheapest(max_loss=0.02)
-    text = json.dumps([chosen.to_dict(), frontier.to_dict()], allow_nan=False)
+    text = json.dumps([to_json(chosen), to_json(frontier)], allow_nan=False)
     value = json.loads(text)[0]
-    again = Setting.from_dict(value["setting"])
+    again = from_json(Setting, value["setting"])
     first, second = (evaluate(trace, s, bootstrap=0) for s in (chosen.setting, again))
     assert replace(first, setting=again) == replace(second, setting=again)
     refusal = fit(make_trace(200, stages=2), "uniform", rates=[0.5], progress=False)
-    json.dumps(refusal.best(max_cost=0.001).to_dict(), allow_nan=False)
+    json.dumps(to_json(refusal.best(max_cost=0.001)), allow_nan=False)
 
 
 def test_a_sweep_judges_f_by_its_own_uncombined_answer(trace):

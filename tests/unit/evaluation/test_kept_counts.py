@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from offramp._core.errors import FileFormatError
+from offramp._core.schema import from_json, to_json
 from offramp.evaluation import Frontier, evaluate, evaluate_all, fit, replay
 from offramp.evaluation.judging import labelled_by
 from offramp.evaluation.replay import path_costs
@@ -93,24 +94,24 @@ def test_the_class_counts_add_up_to_the_risks(trace, settings):
 
 def test_they_come_back_from_json(trace, settings):
     found = evaluate(trace, settings[0], bootstrap=0)
-    text = json.loads(json.dumps(found.to_dict()))
+    text = json.loads(json.dumps(to_json(found)))
     assert text["class_outcomes"]["lost"] == " ".join(map(str, found.class_outcomes[2]))
-    again = Evaluation.from_dict(text, setting=settings[0])
-    assert again == found
+    again = from_json(Evaluation, text)
+    assert replace(again, setting=settings[0]) == found
     text["class_outcomes"]["lost"] = "1 two"
-    with pytest.raises(FileFormatError, match="not an evaluation"):
-        Evaluation.from_dict(text, setting=settings[0])
+    with pytest.raises(FileFormatError, match=r"class_outcomes: invalid literal"):
+        from_json(Evaluation, text)
 
 
 def test_a_frontier_of_an_older_version_is_read_without_them(frontier):
-    stored = json.loads(json.dumps(frontier.to_dict()))
+    stored = json.loads(json.dumps(to_json(frontier)))
     for point in [*stored["points"], *stored["singles"]]:
         point.pop("unlabelled")
         for part in ("fit", "calibrate", "judged_on_both"):
             for name in (*KEPT, "class_paths", "class_disagreements"):
                 if point[part] is not None:
                     del point[part][name]
-    again = Frontier.from_dict(stored)
+    again = from_json(Frontier, stored)
     assert again.points[0].fit.class_outcomes == ()
     assert again.points[0].fit.disagreement is None
     assert again.points[0].unlabelled is None

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from offramp._core.errors import InputError, SplitOverlapError
+from offramp._core.schema import from_json, to_json
 from offramp.evaluation import (
     Calibration,
     Certificate,
@@ -55,16 +56,16 @@ def test_disagreement_and_cost_take_no_labels(named_trace, promising, unlabelled
         assert found.calibrate is None
         assert found.judged == found.fit
         assert "accuracy" not in found.numbers
-        json.dumps(found.to_dict(), allow_nan=False)
+        json.dumps(to_json(found), allow_nan=False)
     assert "differs from stage2 alone in at most 6 % of its answers" in unlabelled.cheapest(
         max_loss=0.06, risk="disagreement", delta=DELTA
     ).sentence  # fmt: skip
     ones = replace(part, labels=torch.ones_like(part.labels))
     other = promising.calibrated_on(ones, fit=fitted, labelled=False)
     assert other.calibration == unlabelled.calibration
-    again = Frontier.from_dict(json.loads(json.dumps(unlabelled.to_dict())))
+    again = from_json(Frontier, json.loads(json.dumps(to_json(unlabelled))))
     found, stored = (f.certify({"disagreement": 0.06}, delta=DELTA) for f in (unlabelled, again))
-    assert stored.to_dict() == found.to_dict()
+    assert to_json(stored) == to_json(found)
 
 
 @pytest.mark.parametrize("risk", ["difference", "excess", "error", "recall"])
@@ -92,7 +93,7 @@ def test_the_same_examples_give_the_same_frontier_and_others_another(named_trace
         [p.setting for p in promising.points[:30]], fitted, named_trace.part("calibrate"),
         reference="stage2", progress=False,
     )  # fmt: skip
-    assert later.to_dict() == at_once.to_dict()
+    assert to_json(later) == to_json(at_once)
     fresh = promising.calibrated_on(named_trace.part("test"), fit=fitted)
     assert fresh.calibration.n == 1000
     assert fresh.points[0].calibrate != promising.points[0].calibrate
@@ -228,14 +229,14 @@ def test_cost_has_the_same_domain_where_it_is_the_only_limit(promising):
 
 
 def test_what_an_older_version_stored_certifies_what_it_can(promising):
-    stored = json.loads(json.dumps(promising.to_dict()))
+    stored = json.loads(json.dumps(to_json(promising)))
     del stored["calibration"]["class_names"]
     for point in [*stored["points"], *stored["singles"]]:
         for part in ("fit", "calibrate", "judged_on_both"):
             for name in KEPT:
                 if point[part] is not None:
                     del point[part][name]
-    old = Frontier.from_dict(stored)
+    old = from_json(Frontier, stored)
     assert isinstance(old.cheapest(max_loss=0.04, delta=DELTA), Certificate)
     for limits in ({"disagreement": 0.1}, {"cost": 0.5}, {"recall": 0.1}):
         with pytest.raises(InputError, match=r"older version.*Fit again"):
@@ -254,8 +255,8 @@ def test_without_labels_weights_of_classes_mean_nothing(unlabelled, risk):
 def test_limits_say_what_they_promise():
     assert Limit(risk="error", at_most=0.08).words("F") == "has an accuracy of at least 92 %"
     assert Limit(risk="excess", at_most=0.01).text == "excess <= 0.01"
-    assert Calibration.from_dict(
-        {"n": 1, "fingerprint": "", "seen_in_training": False, "lossy": False}
+    assert from_json(
+        Calibration, {"n": 1, "fingerprint": "", "seen_in_training": False, "lossy": False}
     ).labelled
 
 
@@ -266,7 +267,7 @@ def test_several_promises_stand_in_one_sentence_with_their_figures(promising):
     assert (found.risk, found.max_loss, found.max_cost) == ("difference, cost", 0.04, 0.9)
     assert found.bound == 0.04
     assert found.numbers["limits"] == "difference <= 0.04; cost <= 0.9"
-    json.dumps(found.to_dict(), allow_nan=False)
+    json.dumps(to_json(found), allow_nan=False)
 
 
 def test_no_examples_prove_nothing_whatever_the_weights(promising):

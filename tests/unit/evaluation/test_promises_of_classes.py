@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from offramp._core.errors import InputError, UnknownNameError
+from offramp._core.schema import to_json
 from offramp.evaluation import Certificate, NotCertified, replay
 from offramp.evaluation.limits import read_limits
 from offramp.evaluation.risk_tests import measured
@@ -123,7 +124,7 @@ def test_weights_by_name_are_those_in_order_and_are_kept(promising):
     assert found.class_weights == WEIGHTS
     assert "their classes weighted as given" in found.sentence
     assert "shares of the classes change by exactly the weights" in found.assumptions[0]
-    assert found.to_dict()["class_weights"] == list(WEIGHTS)
+    assert to_json(found)["class_weights"] == list(WEIGHTS)
     assert found.numbers["class_weights"] == "1.6 0.4 1.0 1.0"
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from offramp._core.costs import Costs
+from offramp._core.schema import to_json
 from offramp._core.topology import Topology
 from offramp.evaluation import evaluate, stage_uses
 from offramp.fitting.baselines import fit_uniform
@@ -122,7 +123,7 @@ def test_a_policy_that_is_not_learned_says_only_which_stages_it_uses():
     assert (uses["e2"].kind, uses["e2"].used) == ("kept", True)
     assert uses["end"].kind == "used"
     assert uses["e1/deep"].reason == "not among the chosen stages"
-    assert uses["e1/deep"].to_dict()["numbers"] == {"head_cost_ratio": 0.1 / 3.01}
+    assert to_json(uses["e1/deep"])["numbers"] == {"head_cost_ratio": 0.1 / 3.01}
 
 
 def test_one_stage_alone_is_used_and_the_others_are_not():

@@ -8,6 +8,7 @@ import pytest
 
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError
+from offramp._core.schema import to_json
 from offramp._core.topology import Topology
 from offramp.fitting.chains import (
     MOST_EXHAUSTIVE,
@@ -142,7 +143,7 @@ def test_learned_and_myopic_policies_have_the_same_chains_to_choose_from():
         part, **options, lams=[0.1], families=["threshold"],
         topologies=promising_chains(part, reference="end"),
     )  # fmt: skip
-    assert [s.to_dict() for s in learned] == [s.to_dict() for s in again]
+    assert [to_json(s) for s in learned] == [to_json(s) for s in again]
 
 
 def test_without_scores_there_is_nothing_to_search_by():

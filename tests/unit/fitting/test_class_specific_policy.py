@@ -8,6 +8,7 @@ import torch
 
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError, UnknownNameError
+from offramp._core.schema import from_json, to_json
 from offramp._core.topology import Topology
 from offramp.evaluation import replay
 from offramp.fitting.class_exits.data import Branch, ClassExit
@@ -16,7 +17,7 @@ from offramp.fitting.class_exits.policy import class_data, class_policy, fit_cla
 from offramp.fitting.class_exits.time import Timing
 from offramp.policy import ClassThreshold, Policy
 from offramp.policy.features import Distribution
-from offramp.policy.rules import class_log_odds, rule_from_dict
+from offramp.policy.rules import AnyRule, class_log_odds
 from offramp.trace import Trace, make_trace
 
 
@@ -66,9 +67,9 @@ def test_a_nan_never_leaves():
 
 def test_the_rule_survives_json_bit_by_bit():
     rule = ClassThreshold(3, 7, 2.9444389)
-    again = rule_from_dict(json.loads(json.dumps(rule.to_dict(), allow_nan=False)))
+    again = from_json(AnyRule, json.loads(json.dumps(to_json(rule), allow_nan=False)))
     assert isinstance(again, ClassThreshold)
-    assert again.to_dict() == rule.to_dict()
+    assert to_json(again) == to_json(rule)
     assert torch.equal(again.log_odds, rule.log_odds)
 
 
@@ -128,7 +129,7 @@ def test_replay_gives_the_figures_that_the_choice_was_made_by(seed):
         assert done.cost[own].mean() == pytest.approx(system.times[k])
         assert (~done.wrong[own]).mean() == pytest.approx(system.recalls[k])
     assert len(np.unique(done.path)) == 3
-    again = Policy.from_dict(policy.to_dict())
+    again = from_json(Policy, to_json(policy))
     assert np.array_equal(replay(trace, again).path, done.path)
 
 

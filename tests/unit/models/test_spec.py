@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from offramp._core.errors import FileFormatError, InputError, UnknownNameError, UnsupportedError
 from offramp._core.files import sha256
+from offramp._core.schema import from_json, to_json
 from offramp.models import MODELS, ModelSpec, build, extract_logits, save_weights, small_cnn
 
 
@@ -91,8 +92,8 @@ def test_a_spec_survives_json():
     spec = ModelSpec(
         name="small_cnn", arguments={"width": 3, "depth": 2}, weights="w.npz", weights_sha256="0a"
     )
-    assert ModelSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
-    assert ModelSpec.from_dict({"name": "resnet8"}) == ModelSpec(name="resnet8")
+    assert from_json(ModelSpec, json.loads(json.dumps(to_json(spec)))) == spec
+    assert from_json(ModelSpec, {"name": "resnet8"}) == ModelSpec(name="resnet8")
 
 
 def test_a_spec_does_not_follow_later_changes_of_its_arguments():
@@ -110,8 +111,10 @@ def test_arguments_that_are_not_json_values_are_refused():
 
 
 def test_unknown_keys_and_a_missing_name_are_refused():
-    with pytest.raises(InputError, match=r"A model needs a name .* got {'nam': 'resnet8'}"):
-        ModelSpec.from_dict({"nam": "resnet8"})
+    with pytest.raises(
+        FileFormatError, match=r"name: this field is missing; nam: there is no such"
+    ):
+        from_json(ModelSpec, {"nam": "resnet8"})
     with pytest.raises(InputError, match="weights_sha256 needs weights"):
         ModelSpec(name="resnet8", weights_sha256="0a")
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.outputs import StageOutput
+from offramp._core.schema import from_json, to_json
 from offramp._core.topology import EXIT, Topology
 from offramp.policy import Constant, Feature, Linear, Node, Policy, Random, Setting, View
 from offramp.policy.features import COMBINED
@@ -89,8 +90,8 @@ def test_decisions_and_answers_do_not_depend_on_the_rest_of_the_batch(seed, m, s
 @given(seed=st.integers(0, 2**31), combine=st.sampled_from(["last", "mean", "weighted"]))
 def test_json_gives_back_the_same_policy_bit_by_bit(seed, combine):
     policy = full_policy(combine)
-    again = Policy.from_dict(json.loads(json.dumps(policy.to_dict())))
-    assert again.to_dict() == policy.to_dict()
+    again = from_json(Policy, json.loads(json.dumps(to_json(policy))))
+    assert to_json(again) == to_json(policy)
     for stage in range(3):
         view = mixed_view(seed, 20, stage)
         for first, second in zip(
@@ -226,13 +227,13 @@ def test_bad_arguments_are_named_with_their_value():
 
 
 def test_what_is_no_policy_is_refused_as_a_file_error():
-    value = full_policy().to_dict()
+    value = to_json(full_policy())
     for name in value:
         broken = {k: v for k, v in value.items() if k != name}
-        with pytest.raises(FileFormatError, match="This is not a policy"):
-            Policy.from_dict(broken)
+        with pytest.raises(FileFormatError, match=f"as a policy: {name}: this field is missing"):
+            from_json(Policy, broken)
     with pytest.raises(FileFormatError, match="temperatures must be greater than 0"):
-        Policy.from_dict({**value, "temperatures": [1.0, -1.0, 1.0]})
+        from_json(Policy, {**value, "temperatures": [1.0, -1.0, 1.0]})
 
 
 def test_a_setting_survives_json_and_has_a_short_label():
@@ -243,9 +244,9 @@ def test_a_setting_survives_json_and_has_a_short_label():
         top=5,
         parameters={"lam": 0.12345, "loss": "excess"},
     )
-    again = Setting.from_dict(json.loads(json.dumps(setting.to_dict())))
-    assert again.to_dict() == setting.to_dict()
+    again = from_json(Setting, json.loads(json.dumps(to_json(setting))))
+    assert to_json(again) == to_json(setting)
     assert setting.label == "weighted, a -> b, a -> c, b -> c (mean, lam 0.123, loss excess)"
     single = Setting.single(TOPOLOGY, "b", reference="c")
     assert single.label == "b alone"
-    assert Setting.from_dict(single.to_dict()).label == "b alone"
+    assert from_json(Setting, to_json(single)).label == "b alone"

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare, kstest
 
 from offramp._core.errors import FileFormatError, InputError
+from offramp._core.schema import from_json, to_json
 from offramp.policy import Agreement, Constant, Feature, Linear, Random
 from offramp.policy.features import Distribution
-from offramp.policy.rules import Rule, keyed_uniform, rule_from_dict, takes_action
+from offramp.policy.rules import AnyRule, Rule, keyed_uniform, takes_action
 from support.properties import examples
 
 
@@ -71,7 +72,7 @@ def test_a_score_does_not_depend_on_the_rest_of_the_batch(rule):
 
 @pytest.mark.parametrize("rule", RULES, ids=NAMES)
 def test_json_gives_back_the_same_scores_bit_by_bit(rule):
-    again = rule_from_dict(json.loads(json.dumps(rule.to_dict())))
+    again = from_json(AnyRule, json.loads(json.dumps(to_json(rule))))
     assert isinstance(again, Rule)
     assert again.free == rule.free
     assert torch.equal(again.score(seen(1)), rule.score(seen(1)))
@@ -84,7 +85,7 @@ def test_json_gives_back_the_same_scores_bit_by_bit(rule):
 )
 def test_any_linear_rule_survives_json(weights, bias):
     rule = Linear([Feature("margin", 0)] * len(weights), weights, bias)
-    again = rule_from_dict(json.loads(json.dumps(rule.to_dict())))
+    again = from_json(AnyRule, json.loads(json.dumps(to_json(rule))))
     assert torch.equal(again.weights, rule.weights)
     assert torch.equal(again.bias, rule.bias)
 
@@ -215,5 +216,5 @@ def test_bad_arguments_are_named_with_their_value():
     "value", [{}, {"kind": "oracle"}, {"kind": "linear", "features": []}, {"kind": "constant"}]
 )
 def test_what_is_no_rule_is_refused_as_a_file_error(value):
-    with pytest.raises(FileFormatError, match="is not a rule"):
-        rule_from_dict(value)
+    with pytest.raises(FileFormatError, match=r"problems? as a rule: "):
+        from_json(AnyRule, value)

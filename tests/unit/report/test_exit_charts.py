@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from offramp._core.errors import InputError
+from offramp._core.schema import to_json
 from offramp.report import SavedSeries, formatting, savings_figure, write_report
 from offramp.report.charts import frontier_points
 from offramp.report.exit_charts import depth_charts, exit_curves, savings_chart
@@ -49,7 +50,7 @@ def test_the_numbers_beside_the_page_hold_all_of_it(tmp_path, make_exits):
     path = write_report(tmp_path / "r.html", content)
     beside = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     for name in ("uses", "bills", "savings", "exits"):
-        assert beside[name] == json.loads(json.dumps([r.to_dict() for r in getattr(content, name)]))
+        assert beside[name] == json.loads(json.dumps([to_json(r) for r in getattr(content, name)]))
 
 
 def test_without_them_nothing_is_said_of_them(text, make_content):

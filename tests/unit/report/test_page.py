@@ -15,6 +15,7 @@ import pytest
 
 from offramp._core.errors import InputError
 from offramp._core.files import sha256
+from offramp._core.schema import to_json
 from offramp.evaluation import evaluate, fit, overlap, references, share_of_gap_closed
 from offramp.report import ReportContent, write_report
 from offramp.report import formatting as form
@@ -166,9 +167,9 @@ def test_the_numbers_beside_the_page_can_be_read_again(tmp_path, make_content):
     content = make_content()
     path = write_report(tmp_path / "out.html", content)
     beside = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
-    assert beside["frontier"] == [point.to_dict() for point in content.frontier]
+    assert beside["frontier"] == [to_json(point) for point in content.frontier]
     assert beside["test"]["cost_ratio"] == content.test.cost_ratio
-    assert beside["chosen"] == content.chosen.to_dict()
+    assert beside["chosen"] == to_json(content.chosen)
     assert [r["speedup"] for r in beside["timing"]] == [1.69, 1.91, 2.43]
     assert len(beside["references"]) == len(content.references)
     assert beside["images"][1]["visits"][0]["best"][0] == ["cat", 0.713]

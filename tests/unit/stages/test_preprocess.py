@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from offramp._core.errors import FileFormatError, InputError
-from offramp.stages import Normalize, preprocess_from_dict
+from offramp._core.schema import from_json, to_json
+from offramp.stages import Normalize, Preprocessing
 
 CIFAR = Normalize(1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
@@ -26,10 +27,9 @@ def test_one_number_serves_every_channel_and_any_number_of_axes():
 
 
 def test_it_survives_json():
-    again = preprocess_from_dict(json.loads(json.dumps(CIFAR.to_dict())))
+    again = from_json(Preprocessing, json.loads(json.dumps(to_json(CIFAR))))
     x = torch.rand(1, 3, 2, 2)
     assert torch.equal(again(x), CIFAR(x))
-    assert preprocess_from_dict(None) is None
 
 
 def test_its_numbers_are_no_weights():
@@ -58,4 +58,4 @@ def test_wrong_numbers_are_refused():
 )
 def test_a_description_that_does_not_fit_is_a_format_error(value):
     with pytest.raises(FileFormatError):
-        preprocess_from_dict(value)
+        from_json(Preprocessing, value)

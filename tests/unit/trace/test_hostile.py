@@ -70,7 +70,7 @@ def test_a_truncated_array_file_is_named_with_both_sizes(good, cut):
 def test_a_truncated_manifest_is_named(good, cut):
     path = good / "trace.json"
     path.write_bytes(path.read_bytes()[:cut])
-    refused(good, r"trace\.json is not a description of a trace")
+    refused(good, r"trace\.json cannot be read as JSON")
 
 
 def test_a_changed_value_is_found_by_the_checksum(good):

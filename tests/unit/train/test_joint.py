@@ -10,6 +10,7 @@ from torch import nn
 import offramp.train.joint.training as training_module
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError
+from offramp._core.schema import to_json
 from offramp.data import arrays
 from offramp.evaluation import evaluate, replay
 from offramp.models import small_cnn
@@ -114,7 +115,7 @@ def test_the_same_call_gives_the_same_weights_and_leaves_the_random_state(option
     other = train_joint(second, part, alpha=0.1, **QUICK, **options)
     assert torch.equal(torch.get_rng_state(), state)
     assert one.history == other.history
-    assert one.setting().to_dict() == other.setting().to_dict()
+    assert to_json(one.setting()) == to_json(other.setting())
     for name, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[name]), name
     assert not first.training
@@ -152,7 +153,7 @@ def test_a_training_that_goes_on_equals_one_without_interruption(tmp_path, optio
         again = pair(norm=True)
     found = train_joint(again, part, alpha=0.1, checkpoint=path, **given)
     assert found.history == wanted.history
-    assert found.setting().to_dict() == wanted.setting().to_dict()
+    assert to_json(found.setting()) == to_json(wanted.setting())
     for name, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
     finished = train_joint(pair(norm=True), part, alpha=0.1, checkpoint=path, **given)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from offramp._core.errors import InputError
+from offramp._core.schema import to_json
 from offramp._core.topology import Topology
 from offramp.policy import Constant, Feature, Linear, Node, Policy
 from offramp.runtime import Adaptive
@@ -116,7 +117,7 @@ def test_a_pass_takes_the_examples_a_batch_at_a_time():
 
 def test_a_profile_is_written_as_json():
     found = profile(slow_model(0, 0), torch.tensor([STAYS]), rounds=1)
-    written = json.loads(json.dumps(found.to_dict()))
+    written = json.loads(json.dumps(to_json(found)))
     assert written["over_ideal"] == found.over_ideal
     assert written["spans"][0]["kind"] == found.spans[0].kind
 

@@ -16,6 +16,7 @@ from typing import Any, final
 from offramp._core.errors import InputError
 from offramp._core.files import whole_folder, write_json
 from offramp._core.ownership import ONNX_FOLDER, check_folder
+from offramp._core.schema import to_json
 from offramp._core.topology import RAW_INPUT
 from offramp._core.types import Batch
 from offramp.bundle.names import MANIFEST, POLICY, WEIGHTS, weight_files
@@ -168,5 +169,6 @@ def _stage(parts: Parts, stage: int) -> dict[str, Any]:
 
 def _policy(choice: Choice) -> dict[str, Any]:
     if isinstance(choice, Policy):
-        return {"policy": choice.to_dict()}
-    return setting_of(choice).to_dict()
+        return {"policy": to_json(choice)}
+    found: dict[str, Any] = to_json(setting_of(choice))
+    return found

@@ -25,7 +25,7 @@ class BundleStages:
     @property
     def topology(self) -> Topology:
         """All stages of the cascade, held or not."""
-        return self.bundle.manifest.cascade_topology()
+        return self.bundle.manifest.topology
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from offramp._core.checks import check_known
 from offramp._core.errors import InputError
+from offramp._core.schema import to_json
 from offramp._core.topology import Topology
 from offramp._core.types import FloatArray, OutputForm
 from offramp.fitting.class_exits.choice import ClassDesign, choose_exits
@@ -138,7 +139,7 @@ def fit_class_specific(
             )
             if isinstance(found, ClassDesign):
                 setting = _setting(part, columns, found.exits[0], reference, tolerance)
-                settings.setdefault(repr(setting.policy.to_dict()), setting)
+                settings.setdefault(repr(to_json(setting.policy)), setting)
     return list(settings.values())
 
 

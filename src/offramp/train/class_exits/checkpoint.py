@@ -4,18 +4,18 @@ Layer: train.  Source: none.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, final
 
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from offramp.train.checkpoint import read_file, write_file
 
 
 @final
-class _Facts(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
+@dataclass(frozen=True, kw_only=True)
+class _Facts:
     version: Literal[1]
     identity: dict[str, str]
     epochs: int

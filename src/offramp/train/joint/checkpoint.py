@@ -4,43 +4,27 @@ Layer: train.  Source: none.
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, final
 
 import torch
-from pydantic import BaseModel, ConfigDict
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from offramp._core.errors import InputError
 from offramp.stages import add_weights, names_in
 from offramp.train.checkpoint import load_state, read_file, write_file
 from offramp.train.joint.result import JointEpoch
 
 _NOW, _BEST, _MOMENTS = "now.", "best.", "moments."
-_METADATA = "offramp"  # as `offramp.train.checkpoint` names it
 
 
 @final
-class _Epoch(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-    phase: str
-    loss: float
-    gradient_norm: float
-    cost_ratio: float
-    error: float
-    exit_share: list[float]
-
-
-@final
-class _Facts(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
+@dataclass(frozen=True, kw_only=True)
+class _Facts:
     version: Literal[1]
     identity: dict[str, str]
-    history: list[_Epoch]
+    history: list[JointEpoch]
     best_epoch: int
 
 
@@ -81,12 +65,7 @@ def write_joint(
         if held.get("momentum_buffer") is not None:
             tensors[_MOMENTS + names[k]] = held["momentum_buffer"]
     facts = _Facts(
-        version=1,
-        identity=dict(identity),
-        history=[
-            _Epoch(**{**asdict(e), "exit_share": list(e.exit_share)}) for e in progress.history
-        ],
-        best_epoch=progress.best_epoch,
+        version=1, identity=dict(identity), history=progress.history, best_epoch=progress.best_epoch
     )
     write_file(path, tensors, facts)
 
@@ -103,7 +82,6 @@ def read_joint(
         InputError: If it belongs to another cascade or another training.
         FileFormatError: If it cannot be read or does not fit.
     """
-    _check_cascade(path, identity["stages"])
     facts, tensors = read_file(path, _Facts, identity)
     settings = stepper.state_dict()["param_groups"]
     held = _under(_MOMENTS, tensors)
@@ -115,30 +93,13 @@ def read_joint(
     with load_state(path, "the cascade"):
         module.load_state_dict(_under(_NOW, tensors))
         stepper.load_state_dict({"state": moments, "param_groups": settings})
-    history = [
-        JointEpoch(**{**e.model_dump(), "exit_share": tuple(e.exit_share)}) for e in facts.history
-    ]
-    return Progress(history=history, best_epoch=facts.best_epoch, best=_under(_BEST, tensors))
+    return Progress(history=facts.history, best_epoch=facts.best_epoch, best=_under(_BEST, tensors))
 
 
 def _trained(module: nn.Module, stepper: torch.optim.Optimizer) -> list[str]:
     """Names of the weights that an optimiser changes, in its own order."""
     names = names_in(module)
     return [names[id(weight)] for group in stepper.param_groups for weight in group["params"]]
-
-
-def _check_cascade(path: Path, stages: str) -> None:
-    """Say which cascade a checkpoint is of, if it is of another one."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            theirs = json.loads((file.metadata() or {})[_METADATA])["identity"]["stages"]
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
-        return  # `read_file` says what is wrong with the file
-    if theirs != stages:
-        raise InputError(
-            f"{path} is of another cascade: its stages are {theirs}, these are {stages}. Give "
-            "another path, or delete it to train from the beginning."
-        )
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

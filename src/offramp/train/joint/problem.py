@@ -17,6 +17,7 @@ from offramp._core.checks import check_probability
 from offramp._core.costs import Costs
 from offramp._core.division import stratified_order
 from offramp._core.errors import InputError
+from offramp._core.schema import to_json
 from offramp._core.topology import Topology
 from offramp._core.types import Batch
 from offramp.data import Examples, arrays
@@ -143,7 +144,7 @@ class Problem:
                 sort_keys=True,
             ),
             "preprocessing": "; ".join(repr(s.preprocess) for s in self.model.cascade),
-            "costs": json.dumps(self.costs.to_dict()),
+            "costs": json.dumps(to_json(self.costs)),
             "examples": self.part.fingerprint,
             "validation": self.judge.fingerprint if whole else str(len(self.judged_on)),
             "start": self.start,
