@@ -98,12 +98,12 @@ class Answer:
         return replace(self, **tensors)
 
 
-def joined(n: int, parts: Sequence[tuple[Int[Tensor, " k"], Answer]]) -> Answer:
+def joined(n: int, parts: Sequence[tuple[Tensor, Answer]]) -> Answer:
     """One answer of several, of the same model; who is in no part has none, for an error.
 
     Args:
         n: Examples of the whole.
-        parts: Positions in the whole, and the answers to those.
+        parts: Positions in the whole, `(k,)`, and the answers to those.
     """
     first = parts[0][1]
     none = {"logits": torch.nan, "labels": NO_LABEL, "stage": -1, "path": -1, "cost": torch.nan}

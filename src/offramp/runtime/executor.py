@@ -75,13 +75,23 @@ class _Request:
         """Tell the caller, once nobody is missing."""
         if self.missing or not self.future.set_running_or_notify_cancel():
             return
+        try:
+            self.future.set_result(self._outcome())
+        except Exception as error:  # noqa: BLE001  (nobody may wait for ever)
+            self.future.set_exception(error)
+
+    def _outcome(self) -> Answer:
+        """The whole answer.
+
+        Raises:
+            RowsError: If some rows have none. A single row raises its own error.
+        """
+        if self.errors and self.n == 1:
+            raise self.errors[0]
         answer = joined(self.n, self.parts) if self.parts else None
-        if self.errors:
-            errors = dict(sorted(self.errors.items()))
-            alone = self.n == 1
-            self.future.set_exception(errors[0] if alone else RowsError(answer, errors))
-        elif answer is not None:
-            self.future.set_result(answer)
+        if answer is None or self.errors:
+            raise RowsError(answer, dict(sorted(self.errors.items())))
+        return answer
 
 
 @final

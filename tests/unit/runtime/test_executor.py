@@ -238,6 +238,14 @@ def test_a_fault_of_our_own_leaves_nobody_waiting(monkeypatch):
     executor.close()
 
 
+def test_an_answer_that_cannot_be_put_together_leaves_nobody_waiting(monkeypatch):
+    model, _ = make()
+    monkeypatch.setattr("offramp.runtime.executor.joined", lambda *_: 1 / 0)
+    with Executor(model) as executor:
+        future = executor.future(torch.zeros(2, 3))
+        assert isinstance(future.exception(SECONDS), ZeroDivisionError)
+
+
 def test_a_policy_that_never_leaves_needs_no_threshold():
     policy = Policy(Topology.of(["a", "b"]), {(0,): Node(Constant(False))})
     model = Adaptive(Cascade.of_models({"a": Net(0), "b": Net(1)}), policy)
