@@ -19,7 +19,7 @@ import torch
 from harness import parser, report
 from selection_cifar10 import NETWORKS
 from torch import Tensor
-from train_backbone import NORMALISE
+from train_backbone import NORMALIZE
 
 from offramp.backends import BACKENDS, choose_backends, with_backend
 from offramp.models import ModelSpec, build
@@ -36,7 +36,7 @@ def cascade_of(data: Path, name: str) -> Cascade:
     net = build(ModelSpec(name=name, weights=weights))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that it was in training mode
-        return Cascade.of_models({name: net}, preprocess=NORMALISE)
+        return Cascade.from_models({name: net}, preprocess=NORMALIZE)
 
 
 def images_of(data: Path) -> Tensor:

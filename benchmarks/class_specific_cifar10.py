@@ -27,14 +27,14 @@ from typing import Any
 
 import torch
 from harness import has_bfloat16, parser, report
-from train_backbone import NORMALISE
+from train_backbone import NORMALIZE
 
-from offramp.data import Examples, arrays, cifar10
-from offramp.fitting.class_exits import Branch, ClassDesign, Requirements
+from offramp.data import Dataset, arrays, cifar10
+from offramp.fitting.class_exits import Branch, ClassExitPlan, Requirements
 from offramp.models import ModelSpec, build, head_arguments
 from offramp.stages import Cascade, cut_points
 from offramp.train import train_heads
-from offramp.train.class_exits import Sweep, design_exits, exit_row, sweep_branches
+from offramp.train.class_exits import Sweep, choose_class_exits, exit_row, sweep_branches
 
 RANGES = {
     "train": (0, 40_000),
@@ -69,12 +69,12 @@ def with_heads(net: torch.nn.Module, spec: ModelSpec) -> Cascade:
         }
         for at, several in HEADS.items()
     }
-    return Cascade.of_exits(
-        net, list(heads), heads=heads, example=example, preprocess=NORMALISE, spec=spec
+    return Cascade.from_network(
+        net, list(heads), heads=heads, example=example, preprocess=NORMALIZE, spec=spec
     )
 
 
-def learn(cascade: Cascade, images: Examples, work: Path, epochs: int) -> None:
+def learn(cascade: Cascade, images: Dataset, work: Path, epochs: int) -> None:
     """Train the heads on each image and its mirror image; judge them on the last twentieth."""
     pixels, labels = torch.as_tensor(images.inputs), images.labels
     kept = len(labels) * 19 // 20
@@ -120,8 +120,8 @@ def _row(
     sweep: Sweep, branches: Sequence[Branch], asked: Requirements, k: int, exits: int
 ) -> dict[str, Any]:
     name = sweep.class_names[k]
-    design = design_exits(sweep, k, requirements=asked, branches=branches, exits=exits)
-    if not isinstance(design, ClassDesign):
+    design = choose_class_exits(sweep, k, requirements=asked, branches=branches, exits=exits)
+    if not isinstance(design, ClassExitPlan):
         return {"class": name, "viable": False, "reason": design.reason}
     row = exit_row(sweep.data("test"), design.exits)
     low, worst = row.difference_interval[0], row.worst_recall_interval[0]
@@ -146,8 +146,8 @@ def _row(
         "others_loss_ci": row.loss_interval,
         "others_loss_formula": row.paper.loss,
         "accuracy": row.system.accuracy,
-        "difference": row.difference,
-        "difference_ci": row.difference_interval,
+        "difference": row.accuracy_drop,
+        "accuracy_drop_ci": row.difference_interval,
         "worst_recall": row.worst_recall,
         "worst_class": row.worst_class,
         "worst_recall_ci": row.worst_recall_interval,
@@ -215,8 +215,8 @@ def figures(sweep: Sweep, unit: str, options: Any) -> dict[str, Any]:
             result[f"constraints_refuted_test{end}"] = part["refuted"]
         for key in ("others_loss", "accuracy", "viable", "worst_recall"):
             result[f"{key}_{kind}{end}"] = part[key]
-    everyone = design_exits(sweep, None, requirements=strict, branches=branches)
-    if isinstance(everyone, ClassDesign):
+    everyone = choose_class_exits(sweep, None, requirements=strict, branches=branches)
+    if isinstance(everyone, ClassExitPlan):
         judged = everyone.system(sweep.data("test"))
         result[f"all_classes_gain_{unit}"] = judged.gain_all
         result[f"all_classes_accuracy_{unit}"] = judged.accuracy
@@ -232,7 +232,7 @@ def main() -> None:
     )
     options.add_argument("--weights", type=Path, required=True, help="of train_backbone.py")
     options.add_argument(
-        "--work", type=Path, default=Path("runs/class_specific"), help="features, checkpoints"
+        "--work", type=Path, default=Path("runs/class_exits"), help="features, checkpoints"
     )
     options.add_argument("--tolerance", type=float, default=0.005)
     options.add_argument("--epochs", type=int, default=10, help="of the heads")
@@ -243,8 +243,8 @@ def main() -> None:
     net = build(spec).eval()
     images = cifar10(arguments.train).with_ranges(RANGES)
     cascade = with_heads(net, spec)
-    learn(cascade, images.part("train"), arguments.work / "heads", arguments.epochs)
-    sweep = sweep_branches(net, images, arguments.work / "sweep", preprocess=NORMALISE, spec=spec)
+    learn(cascade, images.subset("train"), arguments.work / "heads", arguments.epochs)
+    sweep = sweep_branches(net, images, arguments.work / "sweep", preprocess=NORMALIZE, spec=spec)
     sweep = sweep.with_heads(cascade, images)
     result = figures(sweep, "flops", arguments) | figures(sweep, "seconds", arguments)
     plain = [k.removesuffix("_flops") for k in result if k.endswith("_flops")]

@@ -9,7 +9,7 @@ import numpy as np
 from offramp._core.types import FloatArray
 from offramp.evaluation import evaluate_all, replay
 from offramp.fitting.pareto import pareto_front
-from offramp.policy import Setting
+from offramp.policy import Candidate
 from offramp.trace import Trace
 
 DRAWS = 1000  # of the bootstrap
@@ -28,15 +28,17 @@ class Point:
     """Cost ratio and error of each test image, `(2, n)`, where it is known."""
 
 
-def points(settings: Sequence[Setting], chosen: Trace, test: Trace, largest: float) -> list[Point]:
-    """What settings do; `largest` is what the largest static network costs."""
+def points(
+    candidates: Sequence[Candidate], chosen: Trace, test: Trace, largest: float
+) -> list[Point]:
+    """What candidates do; `largest` is what the largest static network costs."""
     found = []
-    for setting, seen in zip(settings, evaluate_all(chosen, settings), strict=True):
-        judged = replay(test, setting.policy)
+    for candidate, seen in zip(candidates, evaluate_all(chosen, candidates), strict=True):
+        judged = replay(test, candidate.policy)
         costs, wrong = judged.cost / largest, judged.wrong.astype(np.float64)
         found.append(
             Point(
-                setting.label,
+                candidate.label,
                 seen.cost / largest,
                 1 - seen.accuracy,
                 float(costs.mean()),

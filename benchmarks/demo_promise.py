@@ -13,7 +13,7 @@ fits, certifies and chooses. No seed is chosen: 0, 1, 2, ...
     certified_share    divisions in which something was promised; in the others F runs alone
     mean_cost_ratio    mean cost over F's on test, F alone included
 
-`uncertified` holds the same figures for `cheapest(max_loss=)` without `delta`, without the margin
+`uncertified` holds the same figures for `cheapest(max_drop=)` without `delta`, without the margin
 too, on the same divisions.
 """
 
@@ -28,7 +28,7 @@ from harness import parser, report
 import offramp
 from offramp.data import digits
 from offramp.evaluation import Certificate, evaluate
-from offramp.policy import Setting
+from offramp.policy import Candidate
 from offramp.project.demo import DELTA, MAX_LOSS, SIZES, promised, trained
 from offramp.trace import Trace
 
@@ -37,19 +37,19 @@ def recorded(seed: int) -> Trace:
     """The demo's networks of one training on all images that they were not trained on."""
     train = SIZES["train"]
     examples = digits()
-    parts = examples.divided(
+    parts = examples.split_into(
         {"train": train, "test": len(examples) - train}, seed=seed, stratified=True
     )
     cascade = trained(parts, seed=seed, progress=False)
-    return offramp.record(cascade, parts.part("test"), progress=False)
+    return offramp.record(cascade, parts.subset("test"), progress=False)
 
 
-def losses(parts: Trace, setting: Setting) -> dict[str, float]:
+def losses(parts: Trace, candidate: Candidate) -> dict[str, float]:
     """Accuracy lost on new images and on test, and the cost ratio on test."""
-    test = evaluate(parts.part("test"), setting, bootstrap=0)
-    held = evaluate(parts.part("calibrate"), setting, bootstrap=0)
-    new = (test.n * test.difference + held.n * held.difference) / (test.n + held.n)
-    return {"new": new, "test": test.difference, "cost": test.cost_ratio}
+    test = evaluate(parts.subset("test"), candidate, bootstrap=0)
+    held = evaluate(parts.subset("calibrate"), candidate, bootstrap=0)
+    new = (test.n * test.accuracy_drop + held.n * held.accuracy_drop) / (test.n + held.n)
+    return {"new": new, "test": test.accuracy_drop, "cost": test.cost_ratio}
 
 
 def shares(found: list[dict[str, float]]) -> dict[str, float]:
@@ -77,11 +77,11 @@ def main() -> None:
     measured: list[dict[str, float]] = []
     kept = 0
     for seed in range(arguments.divisions):
-        parts = traces[seed % len(traces)].divided(sizes, seed=seed)
+        parts = traces[seed % len(traces)].split_into(sizes, seed=seed)
         frontier, choice = promised(parts, seed=seed, progress=False)
         kept += isinstance(choice, Certificate)
-        certified.append(losses(parts, choice.setting))
-        measured.append(losses(parts, frontier.cheapest(max_loss=MAX_LOSS, margin=0).setting))
+        certified.append(losses(parts, choice.candidate))
+        measured.append(losses(parts, frontier.cheapest(max_drop=MAX_LOSS, margin=0).candidate))
     costs = traces[0].stage_costs()
     result: dict[str, Any] = {
         "divisions": arguments.divisions,

@@ -30,16 +30,16 @@ import numpy as np
 import torch
 from harness import has_bfloat16, parser, report, speedups
 from selection_cifar10 import at_difference, interval
-from train_backbone import NORMALISE
+from train_backbone import NORMALIZE
 
 import offramp
-from offramp.data import Examples, arrays, cifar10, jpeg_compressed, npz
+from offramp.data import Dataset, arrays, cifar10, jpeg_compressed, npz
 from offramp.evaluation import evaluate
 from offramp.evaluation.frontier import MARGIN
 from offramp.fitting.chains import chains_to_fit
 from offramp.fitting.oracles import oracle
 from offramp.models import ModelSpec, build, make_head
-from offramp.policy import Setting
+from offramp.policy import Candidate
 from offramp.runtime import Adaptive
 from offramp.stages import Cascade, cut_points
 from offramp.trace import Trace
@@ -106,12 +106,14 @@ def with_exits(backbone: Backbone, weights: Path) -> Cascade:
     }
     if backbone.end is not None:
         heads[backbone.end] = make_head("gap_linear", shapes[backbone.end], 10)
-    return Cascade.of_exits(net, list(heads), heads=heads, example=example, preprocess=NORMALISE)
+    return Cascade.from_network(
+        net, list(heads), heads=heads, example=example, preprocess=NORMALIZE
+    )
 
 
-def training_parts(root: Path, backbone: Backbone, count: int) -> tuple[Examples, Examples]:
+def training_parts(root: Path, backbone: Backbone, count: int) -> tuple[Dataset, Dataset]:
     """Each of the first images twice, the second time mirrored; and a part to judge heads on."""
-    images = cifar10(root).rows(torch.arange(count))
+    images = cifar10(root).take(torch.arange(count))
     pixels, labels = torch.as_tensor(images.inputs), images.labels
     kept = count * 19 // 20
     sets = [pixels[:kept], pixels[:kept].flip(3), pixels[kept:]]
@@ -142,8 +144,8 @@ def learn(cascade: Cascade, backbone: Backbone, options: argparse.Namespace, wor
 
 def policies(
     trace: Trace, held_out: Trace | None, end: str, seeds: int
-) -> tuple[dict[str, Any], Setting]:
-    """Figures of the learned and the myopic policy, and the learned setting of the first seed.
+) -> tuple[dict[str, Any], Candidate]:
+    """Figures of the learned and the myopic policy, and the learned candidate of the first seed.
 
     Args:
         trace: To fit and choose on, and where there is no other to judge on.
@@ -152,25 +154,25 @@ def policies(
         seeds: Divisions of the trace.
     """
     curves: dict[str, dict[float, list[tuple[float, float]]]] = {}
-    first: Setting | None = None
+    first: Candidate | None = None
     oracles: list[float] = []
     reference = trace.topology.index(end)
     own = trace.costs.alone(trace.topology, reference)
     for seed in range(seeds):
         shares = JPEG_SPLITS if held_out is None else OWN_SPLITS
-        divided = trace.divided(shares, seed=seed)  # type: ignore[arg-type]
-        test = divided.part("test") if held_out is None else held_out
+        divided = trace.split_into(shares, seed=seed)  # type: ignore[arg-type]
+        test = divided.subset("test") if held_out is None else held_out
         for suffix, method in (("", "weighted"), ("_myopic", "myopic")):
-            chains = chains_to_fit(divided.part("fit"), reference=end)
+            chains = chains_to_fit(divided.subset("fit"), reference=end)
             used = [c for c in chains if max(c.active) <= reference]  # nothing after F
             frontier = offramp.fit(divided, method, reference=end, topologies=used, progress=False)
             for loss, margin in product(LOSSES, (MARGIN, *MARGINS)):
-                setting = frontier.cheapest(max_loss=loss, margin=margin).setting
-                found = evaluate(test, setting, bootstrap=0)
+                candidate = frontier.cheapest(max_drop=loss, margin=margin).candidate
+                found = evaluate(test, candidate, bootstrap=0)
                 curve = curves.setdefault(NAMES[loss] + suffix, {})
-                curve.setdefault(margin, []).append((found.cost_ratio, -found.difference))
+                curve.setdefault(margin, []).append((found.cost_ratio, -found.accuracy_drop))
                 if (loss, margin, suffix) == (0.0, MARGIN, ""):
-                    first = first or setting
+                    first = first or candidate
         strong = [k for k in range(reference) if trace.stages[k].endswith("conv_head")]
         route = trace.topology.chain([*strong, reference])
         neutral = oracle(test, "neutral", topology=route, reference=end)
@@ -209,21 +211,21 @@ def measured(name: str, weights: Path, options: argparse.Namespace) -> dict[str,
     own = name == "resnet20"
     if own:
         training = cifar10(options.train)
-        images = training.rows(torch.arange(40_000, 45_000))
-        unseen = training.rows(torch.arange(45_000, 50_000))
+        images = training.take(torch.arange(40_000, 45_000))
+        unseen = training.take(torch.arange(45_000, 50_000))
     else:
         images = unseen = npz(options.data / "test_jpeg_1000_5500.npz")
     trace = offramp.record(cascade, images)
     held_out = offramp.record(cascade, unseen) if own else None
-    result, setting = policies(trace, held_out, end, options.seeds)
+    result, candidate = policies(trace, held_out, end, options.seeds)
     judged = held_out or trace
     accuracies = {stage: judged.accuracy(k) for k, stage in enumerate(judged.stages)}
-    adaptive = offramp.Adaptive(cascade, setting, optimise=True)
-    static = Adaptive.single(cascade, end, optimise=True)
-    tested = trace.divided(JPEG_SPLITS, seed=0).part("test") if held_out is None else held_out
-    pixels = torch.as_tensor(unseen.rows(torch.from_numpy(np.isin(unseen.ids, tested.ids))).inputs)
+    adaptive = offramp.Adaptive(cascade, candidate, fold=True)
+    static = Adaptive.single(cascade, end, fold=True)
+    tested = trace.split_into(JPEG_SPLITS, seed=0).subset("test") if held_out is None else held_out
+    pixels = torch.as_tensor(unseen.take(torch.from_numpy(np.isin(unseen.ids, tested.ids))).inputs)
     result |= speedups(adaptive, static, pixels, rounds=options.rounds)
-    return result | {"accuracies": accuracies, "timed_setting": setting.label}
+    return result | {"accuracies": accuracies, "timed_setting": candidate.label}
 
 
 def main() -> None:

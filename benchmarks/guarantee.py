@@ -1,9 +1,10 @@
 """Does a promise hold? Certified operating points on real outputs, calibrated again and again.
 
-Policies are fitted once on 2,000 examples. All others are the population, on which every setting's
-risk and cost are known exactly. 1,500 examples are drawn from it with replacement, 1,000 times;
-each time a setting is chosen with `Frontier.cheapest(max_loss=B, delta=delta)`, and without a
-promise on the same examples. A miss is a setting whose risk on the population exceeds B.
+Policies are fitted once on 2,000 examples. All others are the population, on which every
+candidate's risk and cost are known exactly. 1,500 examples are drawn from it with replacement,
+1,000 times; each time a candidate is chosen with `Frontier.cheapest(max_drop=B, delta=delta)`, and
+without a promise on the same examples. A miss is a candidate whose risk on the population exceeds
+B.
 
 The outputs are the logits of four pretrained CIFAR-10 ResNets on images after lossy JPEG (F is
 ResNet-56), and the answers of real prediction services (labels and confidences; F is the most
@@ -16,13 +17,13 @@ the images, learned policies, accuracy lost:
   share that gave a certificate.
 - `cost_ratio_certified`: mean cost on the population over F's, F alone (1) where nothing was
   certified; `cost_ratio_where_certified`: of the certificates alone.
-- `cost_ratio_uncertified`, `miss_rate_uncertified`: the cheapest setting whose risk, measured on
+- `cost_ratio_uncertified`, `miss_rate_uncertified`: the cheapest candidate whose risk, measured on
   the 1,500 alone, is within B. `..._measured`: chosen as `cheapest` does without delta, on fit and
   calibrate together, one standard error below B.
 - `cost_increase`: of the certified over the uncertified; `..._over_measured`: over the measured.
 - `cost_ratio_best`: the cheapest candidate that is within B on the population, which nobody knows.
 - `cost_increase_ideal`: what no test of 1,500 examples avoids: the same order, walked by a normal
-  test at delta that knows each setting's variance on the population. `cost_increase_known_order`:
+  test at delta that knows each candidate's variance on the population. `cost_increase_known_order`:
   such a test, its order that of the population's own costs and standard errors, which nobody knows.
 - `..._divisions`: the same for other random divisions into fit and population as well, the first
   included; with a fifth of the calibrations each.
@@ -84,14 +85,14 @@ class World:
 
     def losses(self, risk: str) -> np.ndarray:
         """What a risk is the mean of, `(k, n)`."""
-        return self.difference if risk == "difference" else self.difference.clip(min=0)
+        return self.accuracy_drop if risk == "difference" else self.accuracy_drop.clip(min=0)
 
     def order(self, risk: str) -> list[int]:
         """The candidates that are tested, from the safest on."""
-        places = {p.setting.label: k for k, p in enumerate(self.candidates)}
+        places = {p.candidate.label: k for k, p in enumerate(self.candidates)}
         tests = risk_tests(read_limits({risk: LIMIT}), HELD, delta=DELTA)
         walked = walk_order(self.candidates[:-1], self.candidates[-1], tests, "difference")
-        return [places[p.setting.label] for p in walked]
+        return [places[p.candidate.label] for p in walked]
 
     def known_order(self, risk: str) -> list[int]:
         """The order by what nobody knows: cost, and standard errors within the limit."""
@@ -111,10 +112,10 @@ class Draws:
 
     @classmethod
     def of(cls, world: World, draws: int, seed: int) -> "Draws":
-        """Examples drawn from the population with replacement."""
-        n = world.difference.shape[1]
+        """Dataset drawn from the population with replacement."""
+        n = world.accuracy_drop.shape[1]
         rng = np.random.default_rng(seed)
-        values = (world.difference, world.losses("excess"), world.cost_ratio)
+        values = (world.accuracy_drop, world.losses("excess"), world.cost_ratio)
         found: list[list[np.ndarray]] = [[], [], []]
         for start in range(0, draws, 50):
             size = min(50, draws - start)
@@ -125,21 +126,21 @@ class Draws:
 
     def risk(self, name: str) -> np.ndarray:
         """Of every candidate in every calibration, `(draws, k)`."""
-        return self.difference if name == "difference" else self.excess
+        return self.accuracy_drop if name == "difference" else self.negative_flips
 
 
 def world(trace: Trace, policy: str, reference: str | None, seed: int) -> World:
     """Fit once; replay the candidates on the population."""
-    divided = trace.divided({"fit": FIT, "calibrate": len(trace) - FIT}, seed=seed)
-    frontier = offramp.fit(divided.part("fit"), policy, reference=reference, progress=False)
-    population = divided.part("calibrate")
+    divided = trace.split_into({"fit": FIT, "calibrate": len(trace) - FIT}, seed=seed)
+    frontier = offramp.fit(divided.subset("fit"), policy, reference=reference, progress=False)
+    population = divided.subset("calibrate")
     f_stage = population.topology.index(frontier.reference)
     f = frontier.singles[f_stage]
     others = [p for p in frontier.singles if p is not f]
     points = [*frontier.points, *others]
     _, wanted = mark_fronts(points)  # those that calibrate is looked at with
     candidates = [*(p for p, on in zip(points, wanted, strict=True) if on or p in others), f]
-    replays = [replay(population, p.setting.policy) for p in candidates]
+    replays = [replay(population, p.candidate.policy) for p in candidates]
     f_wrong = population.wrong(f_stage).astype(np.int64)
     return World(
         frontier=frontier,
@@ -157,17 +158,17 @@ def drawn(world: World, draws: Draws, row: int) -> Frontier:
             point.fit,
             n=CALIBRATE,
             split="calibrate",
-            difference=float(draws.difference[row, k]),
-            excess=float(draws.excess[row, k]),
+            difference=float(draws.accuracy_drop[row, k]),
+            excess=float(draws.negative_flips[row, k]),
             cost_ratio=float(draws.cost_ratio[row, k]),
         )
         points.append(replace(point, calibrate=found, judged_on_both=pooled(point.fit, found)))
-    names = {p.setting.label: i for i, p in enumerate(world.frontier.singles)}
-    singles = [p for p in points if p.setting.label in names]
+    names = {p.candidate.label: i for i, p in enumerate(world.frontier.singles)}
+    singles = [p for p in points if p.candidate.label in names]
     return replace(
         world.frontier,
-        points=tuple(p for p in points if p.setting.label not in names),
-        singles=tuple(sorted(singles, key=lambda p: names[p.setting.label])),
+        points=tuple(p for p in points if p.candidate.label not in names),
+        singles=tuple(sorted(singles, key=lambda p: names[p.candidate.label])),
         calibration=HELD,
     )
 
@@ -188,13 +189,13 @@ def walked_ideally(world: World, draws: Draws, risk: str, order: Sequence[int]) 
 
 def figures(world: World, risk: str, draws: Draws) -> dict[str, Any]:
     """All figures of one world and risk."""
-    places = {p.setting.label: k for k, p in enumerate(world.candidates)}
+    places = {p.candidate.label: k for k, p in enumerate(world.candidates)}
     f = len(world.candidates) - 1
     rows = []
-    for row in range(len(draws.difference)):
+    for row in range(len(draws.accuracy_drop)):
         frontier = drawn(world, draws, row)
-        promised = frontier.cheapest(max_loss=LIMIT, risk=risk, delta=DELTA).setting.label
-        measured = frontier.cheapest(max_loss=LIMIT, risk=risk).setting.label
+        promised = frontier.cheapest(max_drop=LIMIT, risk=risk, delta=DELTA).candidate.label
+        measured = frontier.cheapest(max_drop=LIMIT, risk=risk).candidate.label
         rows.append((places[promised], places[measured]))
     certified, measured = np.array(rows).T
     plain = uncertified(draws, risk)
@@ -223,7 +224,7 @@ def figures(world: World, risk: str, draws: Draws) -> dict[str, Any]:
         "cost_ratio_best": float(cost[~broken].min()),
         "candidates": f,
         "tested_at_most": len(world.order(risk)),
-        "population": world.difference.shape[1],
+        "population": world.accuracy_drop.shape[1],
         "reference": world.frontier.reference,
     }
 
@@ -262,7 +263,7 @@ def main() -> None:
     )
     arguments = options.parse_args()
     services = arguments.services or arguments.data.parent / "frugalml"
-    result: dict[str, Any] = {"max_loss": LIMIT, "delta": DELTA, "draws": arguments.draws}
+    result: dict[str, Any] = {"max_drop": LIMIT, "delta": DELTA, "draws": arguments.draws}
     every: dict[str, list[dict[str, Any]]] = {risk: [] for risk in RISKS}
     with progress_bar("Sets and policies", len(arguments.sets) * len(POLICIES)) as step:
         for name in arguments.sets:

@@ -34,12 +34,12 @@ from typing import Any
 import torch
 from curves import Point, at_equal_cost, cheapest, curve, points
 from harness import has_bfloat16, keep_freed_memory, parser, report
-from train_backbone import NORMALISE
+from train_backbone import NORMALIZE
 
 import offramp
-from offramp.data import CropAndFlip, Examples, cifar10
+from offramp.data import CropAndFlip, Dataset, cifar10
 from offramp.fitting.oracles import oracle
-from offramp.fitting.registry import fitters
+from offramp.fitting.registry import POLICIES
 from offramp.fitting.stopping.network import make_networks, stop_odds, stopping_costs, with_stopping
 from offramp.fitting.stopping.objective import Objective, drawn_label, drawn_stop
 from offramp.models import ModelSpec, build
@@ -58,9 +58,9 @@ SETTINGS += ("supervision", "detached", "seed")
 class Parts:
     """The images: to train on, to fit and choose on, to judge on."""
 
-    train: Examples
-    fit: Examples
-    test: Examples
+    train: Dataset
+    fit: Dataset
+    test: Dataset
 
 
 def networks(names: Sequence[str], seed: int) -> Cascade:
@@ -71,7 +71,7 @@ def networks(names: Sequence[str], seed: int) -> Cascade:
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        return Cascade.of_models(nets, edges="full", preprocess=NORMALISE)
+        return Cascade.from_models(nets, edges="full", preprocess=NORMALIZE)
 
 
 def traces(cascade: Cascade, parts: Parts) -> tuple[Trace, Trace]:
@@ -105,7 +105,7 @@ def go_on(
         cascade,
         parts.train,
         seed=arguments.seed,
-        validation=parts.fit.rows(torch.arange(min(1000, len(parts.fit)))),
+        validation=parts.fit.take(torch.arange(min(1000, len(parts.fit)))),
         batch_size=128,
         learning_rate=0.1 * rate,
         weight_decay=5e-4 / rate,
@@ -166,7 +166,7 @@ def joint(parts: Parts, arguments: argparse.Namespace) -> list[tuple[JointTraini
             f"joint_{alpha:g}",
             weight=arguments.supervision + (arguments.answers == "combined"),
             detached=arguments.detached,
-            alpha=alpha,
+            cost_weight=alpha,
             estimator=arguments.estimator,
             answers=arguments.answers,
             supervision=arguments.supervision,
@@ -178,7 +178,7 @@ def joint(parts: Parts, arguments: argparse.Namespace) -> list[tuple[JointTraini
 def halves(part: Trace) -> tuple[Trace, Trace]:
     """The images to fit on and those to choose on: policies look better where they were fitted."""
     half = len(part) // 2
-    return part.rows(torch.arange(half)), part.rows(torch.arange(half, len(part)))
+    return part.take(torch.arange(half)), part.take(torch.arange(half, len(part)))
 
 
 def stopping_points(
@@ -186,21 +186,21 @@ def stopping_points(
 ) -> tuple[list[Point], list[Point]]:
     """Stopping networks as they were trained, and fitted anew on the images to choose on."""
     reference = test.stages[-1]
-    settings = [
-        trained.setting(threshold=threshold, combine=combine, reference=reference)
+    candidates = [
+        trained.candidate(threshold=threshold, combine=combine, reference=reference)
         for threshold in THRESHOLDS
         for combine in ("policy", "last")
     ]
-    again = fitters["stopping"](fitting, reference=reference)
-    return points(settings, chosen, test, largest), points(again, chosen, test, largest)
+    again = POLICIES["stopping"](fitting, reference=reference)
+    return points(candidates, chosen, test, largest), points(again, chosen, test, largest)
 
 
-def variance_ratio(trained: JointTraining, cascade: Cascade, part: Examples, draws: int) -> float:
+def variance_ratio(trained: JointTraining, cascade: Cascade, part: Dataset, draws: int) -> float:
     """Total variance of REINFORCE's gradient over that of the exact one, over random batches."""
     nets = make_networks(len(trained.rules), part.classes, 64, seed=0)
     for network, rule in zip(nets, trained.rules, strict=True):
         network.load_rule(rule)  # type: ignore[operator]
-    costs = trained.alpha * stopping_costs(trained.costs, trained.topology)
+    costs = trained.cost_weight * stopping_costs(trained.costs, trained.topology)
     objective = Objective(stage_cost=costs, answers="drawn")
     weights = [*cascade.parameters(), *nets.parameters()]
     generator = torch.Generator().manual_seed(0)
@@ -235,9 +235,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     images = cifar10(arguments.train)
     held = arguments.judge
     parts = Parts(
-        images.rows(torch.arange(arguments.images)),
-        images.rows(torch.arange(40_000, 40_000 + held)),
-        images.rows(torch.arange(45_000, 45_000 + held)),
+        images.take(torch.arange(arguments.images)),
+        images.take(torch.arange(40_000, 40_000 + held)),
+        images.take(torch.arange(45_000, 45_000 + held)),
     )
     seconds, start = {}, time.monotonic()
     alone, apart = static(parts, arguments)
@@ -254,7 +254,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     found = {
         "_frozen": [*frozen[0], *frozen[1]],
         "_weighted": points(
-            fitters["weighted"](fitting, reference=reference), chosen, test, largest
+            POLICIES["weighted"](fitting, reference=reference), chosen, test, largest
         ),
         "_joint_weighted": [],
     }
@@ -268,7 +268,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         as_trained += stops[0]
         refitted += stops[1]
         error_joint.append([1 - judged.accuracy(k) for k in range(len(judged.stages))])
-        learned = fitters["weighted"](own, reference=reference)
+        learned = POLICIES["weighted"](own, reference=reference)
         found["_joint_weighted"] += points(learned, seen, judged, largest)
     found = {"": [*as_trained, *refitted], "_as_trained": as_trained, **found}
     result: dict[str, Any] = {
@@ -282,7 +282,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         result |= {
             f"error{suffix}": best.error,
             f"flops_ratio{suffix}": best.cost,
-            f"setting{suffix}": best.label,
+            f"candidate{suffix}": best.label,
             f"curve{suffix}": curve(those),
         }
     for ours, other in (("", "_frozen"), ("", "_weighted"), ("_joint_weighted", "_weighted")):
@@ -332,8 +332,8 @@ def main() -> None:
     arguments = options.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
-    settings = {name: getattr(arguments, name) for name in SETTINGS}
-    report(arguments, measure(arguments) | settings)
+    candidates = {name: getattr(arguments, name) for name in SETTINGS}
+    report(arguments, measure(arguments) | candidates)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from offramp.evaluation import evaluate, sweep
 from offramp.fitting.baselines import fit_agreement
 from offramp.fitting.oracles import ORACLES, oracle
 from offramp.fitting.pareto import pareto_front
-from offramp.policy import Setting
+from offramp.policy import Candidate
 from offramp.trace import Trace, from_predictions
 
 PAPER = {"alexnet": 18.42, "inception_v1_tf": 39.47, "resnet50": 100.0}
@@ -82,7 +82,7 @@ def of_oracle(
         "cost_ci": interval(ratio),
         "accuracy": float(1 - found.wrong.mean()),
         "difference": float(gain.mean()),
-        "difference_ci": interval(gain),
+        "accuracy_drop_ci": interval(gain),
     }
 
 
@@ -92,19 +92,19 @@ def interval(values: np.ndarray) -> list[float]:
     return [float(values.mean()) - half, float(values.mean()) + half]
 
 
-def of_policy(part: Trace, setting: Setting) -> Figures:
+def of_policy(part: Trace, candidate: Candidate) -> Figures:
     """The same of a policy."""
-    found = evaluate(part, setting, bootstrap=2000)
+    found = evaluate(part, candidate, bootstrap=2000)
     intervals: Figures = {}
-    if found.cost_ratio_ci is not None and found.difference_ci is not None:
-        low, high = found.difference_ci
-        intervals = {"cost_ci": list(found.cost_ratio_ci), "difference_ci": [0 - high, 0 - low]}
+    if found.cost_ratio_ci is not None and found.accuracy_drop_ci is not None:
+        low, high = found.accuracy_drop_ci
+        intervals = {"cost_ci": list(found.cost_ratio_ci), "accuracy_drop_ci": [0 - high, 0 - low]}
     return {
         "cost": found.cost_ratio,
         "accuracy": found.accuracy,
-        "difference": 0.0 - found.difference,
+        "difference": 0.0 - found.accuracy_drop,
         **intervals,
-        "setting": setting.label,
+        "candidate": candidate.label,
     }
 
 
@@ -120,12 +120,12 @@ def paper_chain(data: Path, top: int) -> Figures:
         for suffix, topology in (("", chain), ("_dag", trace.topology)):
             found = of_oracle(trace, kind, topology, reference=reference, top=top)
             result |= named(found, kind, f"_top{top}{suffix}")
-    halved = trace.divided({"fit": 0.5, "test": 0.5}, seed=0)
+    halved = trace.split_into({"fit": 0.5, "test": 0.5}, seed=0)
     frontier = offramp.fit(
         halved, "agreement", reference=reference, top=top, topologies=[chain], progress=False
     )
     for suffix, loss in LOSSES.items():
-        found = of_policy(halved.part("test"), frontier.cheapest(max_loss=loss).setting)
+        found = of_policy(halved.subset("test"), frontier.cheapest(max_drop=loss).candidate)
         result |= named(found, "agreement", f"_top{top}{suffix}")
     return result
 
@@ -155,28 +155,28 @@ def best_for_oracle(part: Trace, kind: str, reference: str, top: int) -> list[st
     return [part.stages[k] for k in chain]
 
 
-def best_for_agreement(part: Trace, reference: str, top: int) -> Setting:
+def best_for_agreement(part: Trace, reference: str, top: int) -> Candidate:
     """The cheapest agreement policy without loss among all chains of three networks."""
     found = list(_agreements(part, top))
     costs = np.concatenate([cost for _, _, cost, _ in found])
     errors = np.concatenate([error for _, _, _, error in found])
     sizes = np.cumsum([0] + [len(cost) for _, _, cost, _ in found])
-    settings: list[Setting] = []
+    candidates: list[Candidate] = []
     for i in np.flatnonzero(pareto_front(costs, errors)):
         block = int(np.searchsorted(sizes, i, side="right")) - 1
         pair, option, _, _ = found[block]
         chain = part.topology.chain([*pair, pair[1] + 1 + int(i - sizes[block])])
-        settings += fit_agreement(
+        candidates += fit_agreement(
             part, reference=reference, top=top, topologies=[chain], options=[option]
         )
-    frontier = sweep(settings, part, reference=reference, top=top, progress=False)
-    return frontier.cheapest(max_loss=0.0).setting
+    frontier = sweep(candidates, part, reference=reference, top=top, progress=False)
+    return frontier.cheapest(max_drop=0.0).candidate
 
 
 def _agreements(
     part: Trace, top: int
 ) -> Iterator[tuple[tuple[int, int], tuple[int, int], np.ndarray, np.ndarray]]:
-    """For each pair and option the mean cost and error with every dearer network as the last."""
+    """Mean cost and error of each pair and option, every more expensive network the last."""
     count, costs = len(part.stages), part.stage_costs()
     ranked = [part.output(k).top(5).numpy().astype(np.int16) for k in range(count)]  # (n, 5)
     wrong = np.stack([part.wrong(k, top=top) for k in range(count)], axis=1).astype(np.float32)
@@ -206,25 +206,25 @@ def cheapest_single(part: Trace, reference: str, top: int) -> str:
 
 def best_chains(trace: Trace, reference: str, *, top: int, seeds: int, suffix: str) -> Figures:
     """The best chain for each way to leave, chosen on one half and reported on the other."""
-    halvings = [trace.divided({"fit": 0.5, "test": 0.5}, seed=seed) for seed in range(seeds)]
-    test = halvings[0].part("test")
+    halvings = [trace.split_into({"fit": 0.5, "test": 0.5}, seed=seed) for seed in range(seeds)]
+    test = halvings[0].subset("test")
     result: Figures = {}
     for variant, kind in (("", "neutral"), ("_paper", "paper")):
-        chosen = [best_for_oracle(h.part("fit"), kind, reference, top) for h in halvings]
+        chosen = [best_for_oracle(h.subset("fit"), kind, reference, top) for h in halvings]
         chain = trace.topology.chain(chosen[0])
         found = of_oracle(test, kind, chain, reference=reference, top=top)
         result |= named_chain(found, f"best_chain{variant}{suffix}", chosen, reference)
-    chosen = [[cheapest_single(h.part("fit"), reference, top)] for h in halvings]
-    single = Setting.single(trace.topology, chosen[0][0], reference=reference, top=top)
+    chosen = [[cheapest_single(h.subset("fit"), reference, top)] for h in halvings]
+    single = Candidate.single(trace.topology, chosen[0][0], reference=reference, top=top)
     result |= named_chain(of_policy(test, single), f"best_single{suffix}", chosen, reference)
-    settings = [best_for_agreement(h.part("fit"), reference, top) for h in halvings]
-    chosen = [_stages(setting) for setting in settings]
-    found = of_policy(test, settings[0])
+    candidates = [best_for_agreement(h.subset("fit"), reference, top) for h in halvings]
+    chosen = [_stages(candidate) for candidate in candidates]
+    found = of_policy(test, candidates[0])
     return result | named_chain(found, f"best_chain_agreement{suffix}", chosen, reference)
 
 
-def _stages(setting: Setting) -> list[str]:
-    topology = setting.policy.topology
+def _stages(candidate: Candidate) -> list[str]:
+    topology = candidate.policy.topology
     return [topology.names[k] for k in topology.active]
 
 
@@ -261,7 +261,7 @@ def main() -> None:
     trace = load(arguments.data, published_costs())
     result["networks_with_published_cost"] = len(trace.stages)
     for top in (1, 5):
-        accurate = trace.divided({"fit": 0.5, "test": 0.5}, seed=0).part("fit")
+        accurate = trace.split_into({"fit": 0.5, "test": 0.5}, seed=0).subset("fit")
         names = {"": trace.stages[accurate.most_accurate(top=top)], "_resnet50": "resnet50"}
         for end, reference in names.items():
             suffix = end if top == 1 else f"{end}_top{top}"

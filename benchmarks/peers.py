@@ -1,7 +1,7 @@
 """Adaptive inference against what a user would take instead, side by side.
 
 The pretrained CIFAR ResNet-56 with exits and one threshold on the largest probability after each
-(the policy that earlyon 0.3 knows), chosen for at most `--max-loss` on JPEG test images; timed on
+(the policy that earlyon 0.3 knows), chosen for at most `--max-drop` on JPEG test images; timed on
 images of the test part, both packages with the same network, heads, temperatures and thresholds.
 All contenders of one batch size are called in turn, round after round; ratios are of medians.
 
@@ -13,8 +13,8 @@ All contenders of one batch size are called in turn, round after round; ratios a
     vs_static         the network without exits, eager, over ours, eager
     cost_ratio        FLOPs of the exits in use over the network's; what is saved on paper
 
-Then int8, what many take instead of adaptive inference: ResNets 20 to 56 quantised alike, the
-learned policy refitted on their own outputs and chosen for no loss against the quantised ResNet-56.
+Then int8, what many take instead of adaptive inference: ResNets 20 to 56 quantized alike, the
+learned policy refitted on their own outputs and chosen for no loss against the quantized ResNet-56.
 
     vs_static_int8    throughput of the fastest adaptive int8 model over that of the fastest static
                       int8 ResNet-56, all of `--int8` in turn; with a backend's name within it
@@ -43,22 +43,22 @@ from early_exit_cifar10 import BACKBONES, JPEG_SPLITS, learn, with_exits
 from harness import parser, report
 from selection_cifar10 import NETWORKS, REFERENCE
 from torch import Tensor, nn
-from train_backbone import NORMALISE
+from train_backbone import NORMALIZE
 
 import offramp
 from offramp.backends import with_backend
-from offramp.data import Examples, cifar10, npz
+from offramp.data import Dataset, cifar10, npz
 from offramp.evaluation import evaluate
 from offramp.fitting.chains import chains_to_fit
 from offramp.models import ModelSpec, build
-from offramp.policy import Setting
+from offramp.policy import Candidate
 from offramp.policy.rules import Constant, Linear
 from offramp.runtime import Adaptive
 from offramp.stages import Cascade, time_side_by_side
 from offramp.trace import Trace
 
 COUNTS = {1: 128, 32: 1024, 128: 1408}  # batch size: images of a round
-EXACT = ("prepared", "onnxruntime", "openvino")
+EXACT = ("folded", "onnxruntime", "openvino")
 INT8 = ("onnxruntime-int8", "openvino-int8")
 CALIBRATION = 256  # images for the scales of int8
 Run = Callable[[Tensor], object]
@@ -70,7 +70,7 @@ class Exits:
 
     net: nn.Module
     cascade: Cascade
-    setting: Setting
+    candidate: Candidate
     cost_ratio: float
     difference: float
     images: Tensor
@@ -85,8 +85,8 @@ def with_thresholds(options: argparse.Namespace) -> Exits:
     work.mkdir(parents=True, exist_ok=True)
     learn(cascade, backbone, options, work)
     unseen = npz(options.data / "test_jpeg_1000_5500.npz")
-    trace = offramp.record(cascade, unseen).divided(JPEG_SPLITS, seed=0)  # type: ignore[arg-type]
-    chains = chains_to_fit(trace.part("fit"), reference="last")
+    trace = offramp.record(cascade, unseen).split_into(JPEG_SPLITS, seed=0)  # type: ignore[arg-type]
+    chains = chains_to_fit(trace.subset("fit"), reference="last")
     frontier = offramp.fit(
         trace,
         "myopic",
@@ -96,23 +96,23 @@ def with_thresholds(options: argparse.Namespace) -> Exits:
         confidences=["max_prob"],
         progress=False,
     )
-    setting = frontier.cheapest(max_loss=options.max_loss).setting
-    test = trace.part("test")
-    found = evaluate(test, setting, bootstrap=0)
+    candidate = frontier.cheapest(max_drop=options.max_drop).candidate
+    test = trace.subset("test")
+    found = evaluate(test, candidate, bootstrap=0)
     return Exits(
         net=build(ModelSpec(name="resnet56", weights=str(weights))).eval(),
         cascade=cascade,
-        setting=setting,
+        candidate=candidate,
         cost_ratio=found.cost_ratio,
-        difference=found.difference,
+        difference=found.accuracy_drop,
         images=pixels(unseen, test),
     )
 
 
-def pixels(images: Examples, part: Trace) -> Tensor:
+def pixels(images: Dataset, part: Trace) -> Tensor:
     """The images of a part of a trace, raw."""
     rows = torch.from_numpy(np.isin(images.ids, part.ids))
-    return torch.as_tensor(images.rows(rows).inputs)
+    return torch.as_tensor(images.take(rows).inputs)
 
 
 def earlyon_of(exits: Exits) -> nn.Module | None:
@@ -126,7 +126,7 @@ def earlyon_of(exits: Exits) -> nn.Module | None:
         from earlyon.core.wrappers import EarlyExitWrapper
     except ImportError:
         return None
-    policy, topology = exits.setting.policy, exits.setting.policy.topology
+    policy, topology = exits.candidate.policy, exits.candidate.policy.topology
     points, heads, thresholds, temperatures = [], {}, [], {}
     for path in topology.paths()[:-1]:
         stage, rule = exits.cascade.stage(path[-1]), policy.node(path).leave
@@ -143,7 +143,7 @@ def earlyon_of(exits: Exits) -> nn.Module | None:
         confidence_thresholds=thresholds,
         temperatures=temperatures,
     )
-    whole = nn.Sequential(NORMALISE, exits.net)
+    whole = nn.Sequential(NORMALIZE, exits.net)
     shape = (1, 3, 32, 32)
     return EarlyExitWrapper(whole, heads, nn.Identity(), config, input_shape=shape).eval()
 
@@ -190,16 +190,17 @@ def compare_exits(exits: Exits, options: argparse.Namespace) -> dict[str, Any]:
     images = exits.images
     example = images[:2]
     wrapped = earlyon_of(exits)
-    eager = offramp.Adaptive(exits.cascade, exits.setting)
-    topology = exits.setting.policy.topology
+    eager = offramp.Adaptive(exits.cascade, exits.candidate)
+    topology = exits.candidate.policy.topology
     asked = [topology.names[stage] for stage in topology.active]
     backends = {
         name: offramp.Adaptive(
-            with_backend(exits.cascade, name, example=example, fuse=asked), exits.setting
+            with_backend(exits.cascade, name, example=example, head_in_segment=asked),
+            exits.candidate,
         )
         for name in options.backends
     }
-    whole = nn.Sequential(NORMALISE, exits.net).eval()
+    whole = nn.Sequential(NORMALIZE, exits.net).eval()
     static = torch.inference_mode()(whole.forward)
     contenders: dict[str, Run] = {"eager": eager, "mask": Masked(eager), "static": static}
     contenders |= backends
@@ -263,7 +264,7 @@ def ratios(times: Mapping[str, float], backends: list[str], size: int) -> dict[s
 
 
 def compare_int8(options: argparse.Namespace) -> dict[str, Any]:
-    """The quantised cascade against the quantised network, for each int8 backend."""
+    """The quantized cascade against the quantized network, for each int8 backend."""
     weights = options.data / "resnet_weights"
     networks = {
         name: build(ModelSpec(name=name, weights=str(weights / f"{name}_state.npz"))).eval()
@@ -271,35 +272,35 @@ def compare_int8(options: argparse.Namespace) -> dict[str, Any]:
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        cascade = Cascade.of_models(networks, preprocess=NORMALISE)
-    scales = torch.as_tensor(cifar10(options.train).rows(torch.arange(CALIBRATION)).inputs)
+        cascade = Cascade.from_models(networks, preprocess=NORMALIZE)
+    scales = torch.as_tensor(cifar10(options.train).take(torch.arange(CALIBRATION)).inputs)
     unseen = npz(options.data / "test_jpeg_1000_5500.npz")
     exact = offramp.record(cascade, unseen)
     result: dict[str, Any] = {}
     contenders: dict[str, Run] = {}
     for backend in options.int8:
-        quantised = with_backend(cascade, backend, example=scales[:2], calibration=scales)
-        name = quantised.topology.names[-1]
-        trace = offramp.record(quantised, unseen, costs=exact.costs)
+        quantized = with_backend(cascade, backend, example=scales[:2], calibration=scales)
+        name = quantized.topology.names[-1]
+        trace = offramp.record(quantized, unseen, costs=exact.costs)
         to_own, to_exact, costs, first = [], [], [], None
         for seed in range(options.seeds):
-            divided = trace.divided(JPEG_SPLITS, seed=seed)  # type: ignore[arg-type]
+            divided = trace.split_into(JPEG_SPLITS, seed=seed)  # type: ignore[arg-type]
             frontier = offramp.fit(divided, "weighted", reference=name, progress=False)
-            setting = frontier.cheapest(max_loss=0.0).setting
-            test = divided.part("test")
-            found = evaluate(test, setting, bootstrap=0)
-            other = exact.divided(JPEG_SPLITS, seed=seed).part("test")  # type: ignore[arg-type]
-            to_own.append(found.difference)
+            candidate = frontier.cheapest(max_drop=0.0).candidate
+            test = divided.subset("test")
+            found = evaluate(test, candidate, bootstrap=0)
+            other = exact.split_into(JPEG_SPLITS, seed=seed).subset("test")  # type: ignore[arg-type]
+            to_own.append(found.accuracy_drop)
             to_exact.append(other.accuracy(NETWORKS.index(REFERENCE)) - found.accuracy)
             costs.append(found.cost_ratio)
-            first = first or (setting, pixels(unseen, test))
-        setting, images = first  # type: ignore[misc]
-        contenders[f"adaptive {backend}"] = offramp.Adaptive(quantised, setting)
-        contenders[f"static {backend}"] = Adaptive.single(quantised, name)
+            first = first or (candidate, pixels(unseen, test))
+        candidate, images = first  # type: ignore[misc]
+        contenders[f"adaptive {backend}"] = offramp.Adaptive(quantized, candidate)
+        contenders[f"static {backend}"] = Adaptive.single(quantized, name)
         result[f"difference_int8_{backend}"] = -statistics.fmean(to_own)
         result[f"difference_int8_to_fp32_{backend}"] = -statistics.fmean(to_exact)
         result[f"cost_ratio_int8_{backend}"] = statistics.fmean(costs)
-        result[f"setting_int8_{backend}"] = setting.label
+        result[f"setting_int8_{backend}"] = candidate.label
     for size in options.batch_sizes:
         batches = list(images[: COUNTS.get(size, 1024)].split(size))
         times = timed(contenders, batches, options.rounds)
@@ -325,7 +326,7 @@ def main() -> None:
     options.add_argument("--work", type=Path, default=Path("runs/early_exit"), help="checkpoints")
     options.add_argument("--images", type=int, default=50_000, help="training images of heads")
     options.add_argument("--epochs", type=int, default=8)
-    options.add_argument("--max-loss", type=float, default=0.01)
+    options.add_argument("--max-drop", type=float, default=0.01)
     options.add_argument("--backends", nargs="*", default=list(EXACT), help="none: only int8")
     options.add_argument("--int8", nargs="*", default=list(INT8), help="none: only exits")
     options.add_argument("--batch-sizes", type=int, nargs="+", default=list(COUNTS))
@@ -337,8 +338,8 @@ def main() -> None:
     if arguments.backends:
         exits = with_thresholds(arguments)
         result["cost_ratio"] = exits.cost_ratio
-        result["difference"] = -exits.difference
-        result["setting"] = exits.setting.label
+        result["difference"] = -exits.accuracy_drop
+        result["candidate"] = exits.candidate.label
         result |= compare_exits(exits, arguments)
     if arguments.int8:
         result |= compare_int8(arguments)

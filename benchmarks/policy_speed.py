@@ -20,16 +20,16 @@ TRADE_OFFS = 50
 def measure(n: int, stages: int, classes: int) -> dict[str, float]:
     """Fit the full chain once for every trade-off."""
     from offramp._core.topology import Topology
-    from offramp.fitting.learned import fit_weighted
+    from offramp.fitting.learned import fit_learned
     from offramp.trace.testing import make_trace
 
     trace = make_trace(n=n, stages=stages, classes=classes, seed=0)
     before = peak_mib()
     start = time.perf_counter()
-    settings = fit_weighted(
+    candidates = fit_learned(
         trace,
         reference=trace.stages[-1],
-        lams=[0.0, *np.geomspace(1e-3, 1.0, TRADE_OFFS - 1).tolist()],
+        cost_weights=[0.0, *np.geomspace(1e-3, 1.0, TRADE_OFFS - 1).tolist()],
         combines=["last"],
         topologies=[Topology.of(trace.stages, edges="chain")],
     )
@@ -38,7 +38,7 @@ def measure(n: int, stages: int, classes: int) -> dict[str, float]:
         "seconds": seconds,
         "peak_mib": peak_mib(),
         "before_mib": before,
-        "settings": len(settings),
+        "candidates": len(candidates),
     }
 
 

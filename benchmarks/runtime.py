@@ -12,7 +12,7 @@ medians.
     stream     survivors of successive batches gather to full batches (`Adaptive.stream`)
 
 `exits_unused_overhead`: 18 exits (average pooling and a linear layer) in ResNet-110 that nobody
-takes, over the uncut network in the same backend, by median of ratios within rounds; as `join_for`
+takes, over the uncut network in the same backend, by median of ratios within rounds; as `fuse_for`
 makes them for that policy, and `exits_unused_apart` with a call for each segment. A backend that is
 not here is named in `skipped`.
 
@@ -41,7 +41,7 @@ from offramp.models.heads import gap_linear
 from offramp.policy import Feature, Linear, Node, Policy
 from offramp.runtime import Adaptive
 from offramp.stages import Cascade, Normalize
-from offramp.tuning import join_for, measure_times
+from offramp.tuning import fuse_for, measure_times
 from offramp.tuning.meter import Meter
 from offramp.tuning.profile import ideal
 
@@ -62,7 +62,7 @@ def images_of(data: Path) -> Tensor:
 
 def pretrained(data: Path) -> Cascade:
     """The two networks."""
-    normalise = Normalize(scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    normalize = Normalize(scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     networks = {
         name: build(
             ModelSpec(name=name, weights=str(data / "resnet_weights" / f"{name}_state.npz"))
@@ -71,7 +71,7 @@ def pretrained(data: Path) -> Cascade:
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        return Cascade.of_models(networks, preprocess=normalise)
+        return Cascade.from_models(networks, preprocess=normalize)
 
 
 def threshold(cascade: Cascade, images: Tensor) -> float:
@@ -100,7 +100,7 @@ def in_backend(
     """The cascade in a backend; eager is the cascade itself."""
     if backend == "eager":
         return cascade
-    return with_backend(cascade, backend, example=example, fuse=fuse)
+    return with_backend(cascade, backend, example=example, head_in_segment=fuse)
 
 
 def seconds(run: Run) -> float:
@@ -161,11 +161,11 @@ def exits_unused(backend: str, rounds: int) -> dict[str, dict[str, float]]:
     heads = {name: gap_linear(channels, 10) for name, channels in chosen}
     one = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     at = [name for name, _ in chosen]
-    exits = Cascade.of_exits(net, at, heads=heads, example=one)
+    exits = Cascade.from_network(net, at, heads=heads, example=one)
     policy = policy_of(exits, 2.0)  # no probability is as large
-    uncut: nn.Module = in_backend(Cascade.of_models({"net": net}), backend, one).stage(0).module
-    apart = in_backend(exits, backend, one, fuse=at)  # every exit is asked
-    joined = join_for(exits, policy, one, backend=backend)
+    uncut: nn.Module = in_backend(Cascade.from_models({"net": net}), backend, one).stage(0).module
+    apart = in_backend(exits, backend, one, head_in_segment=at)  # every exit is asked
+    joined = fuse_for(exits, policy, one, backend=backend)
     models = {
         "exits_unused_overhead": Adaptive(joined, policy),
         "exits_unused_apart": Adaptive(apart, policy),
@@ -207,7 +207,7 @@ def main() -> None:
     """Measure each backend."""
     options = parser(__doc__ or "")
     options.add_argument("--data", type=Path, required=True, help="folder of the CIFAR-10 data")
-    options.add_argument("--backends", nargs="+", default=["eager", "prepared", "onnxruntime"])
+    options.add_argument("--backends", nargs="+", default=["eager", "folded", "onnxruntime"])
     options.add_argument("--rounds", type=int, default=9)
     options.add_argument("--threads", type=int, help="of PyTorch; by default all cores")
     options.add_argument("--keep-pages", action="store_true")

@@ -28,7 +28,7 @@ from offramp.evaluation.frontier import MARGIN
 from offramp.fitting.oracles import oracle
 from offramp.fitting.search import sub_chains
 from offramp.models import ModelSpec, build
-from offramp.policy import Setting
+from offramp.policy import Candidate
 from offramp.runtime import Adaptive
 from offramp.stages import Normalize
 from offramp.trace import Trace, from_npz
@@ -52,19 +52,19 @@ def load(data: Path) -> Trace:
     )
 
 
-def choose(trace: Trace, method: str) -> dict[float, Setting]:
-    """For each margin the setting chosen on fit and calibrate for no loss.
+def choose(trace: Trace, method: str) -> dict[float, Candidate]:
+    """For each margin the candidate chosen on fit and calibrate for no loss.
 
     It is a single network where no cascade pays.
     """
     frontier = offramp.fit(trace, method, reference=REFERENCE, progress=False)
-    return {m: frontier.cheapest(max_loss=0.0, margin=m).setting for m in (MARGIN, *MARGINS)}
+    return {m: frontier.cheapest(max_drop=0.0, margin=m).candidate for m in (MARGIN, *MARGINS)}
 
 
 def neutral_oracle(trace: Trace) -> tuple[float, float]:
     """Cost ratio and difference on test of the neutral oracle on the chain best on fit."""
     chains = sub_chains(trace.topology)
-    fit, test = trace.part("fit"), trace.part("test")
+    fit, test = trace.subset("fit"), trace.subset("test")
 
     def cost(part: Trace, chain: offramp.Topology) -> float:
         found = oracle(part, "neutral", topology=chain, reference=REFERENCE)
@@ -95,9 +95,9 @@ def at_difference(curve: list[list[float]], difference: float) -> float:
     return float(start + slope * difference)
 
 
-def speed(data: Path, setting: Setting, rounds: int) -> dict[str, float]:
+def speed(data: Path, candidate: Candidate, rounds: int) -> dict[str, float]:
     """Wall-clock of ResNet-56 over the adaptive model's, at batch 128 and 1."""
-    normalise = Normalize(scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    normalize = Normalize(scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     weights = data / "resnet_weights"
     networks = {
         name: build(ModelSpec(name=name, weights=str(weights / f"{name}_state.npz")))
@@ -105,13 +105,13 @@ def speed(data: Path, setting: Setting, rounds: int) -> dict[str, float]:
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        cascade = offramp.Cascade.of_models(networks, preprocess=normalise)
+        cascade = offramp.Cascade.from_models(networks, preprocess=normalize)
     with np.load(data / "test_jpeg_1000_5500.npz", allow_pickle=False) as held:
         images = torch.from_numpy(held["images"]).permute(0, 3, 1, 2).contiguous()
     order = np.random.default_rng(0).permutation(len(images))
     test = images[torch.from_numpy(order[3000:])]  # as Trace.divided with seed 0 cuts it
-    adaptive = offramp.Adaptive(cascade, setting, optimise=True)
-    static = Adaptive.single(cascade, REFERENCE, optimise=True)
+    adaptive = offramp.Adaptive(cascade, candidate, fold=True)
+    static = Adaptive.single(cascade, REFERENCE, fold=True)
     found = speedups(adaptive, static, test, rounds=rounds)
     with_all = torch.cat([adaptive(x).labels for x in test.split(128)])
     f_labels = torch.cat([static(x).labels for x in test.split(128)])
@@ -131,21 +131,23 @@ def main() -> None:
     differences: dict[str, list[float]] = {name: [] for name in costs}
     curves: dict[str, dict[float, list[tuple[float, float]]]] = {"": {}, "_myopic": {}}
     topologies: Counter[str] = Counter()
-    first: Setting | None = None
+    first: Candidate | None = None
     for seed in range(arguments.seeds):
-        divided = trace.divided(SPLITS, seed=seed)  # type: ignore[arg-type]
+        divided = trace.split_into(SPLITS, seed=seed)  # type: ignore[arg-type]
         for suffix, method in (("", "weighted"), ("_myopic", "myopic")):
-            for margin, setting in choose(divided, method).items():
-                found = evaluate(divided.part("test"), setting, bootstrap=0)
-                curves[suffix].setdefault(margin, []).append((found.cost_ratio, -found.difference))
+            for margin, candidate in choose(divided, method).items():
+                found = evaluate(divided.subset("test"), candidate, bootstrap=0)
+                curves[suffix].setdefault(margin, []).append(
+                    (found.cost_ratio, -found.accuracy_drop)
+                )
                 if margin != MARGIN:
                     continue
                 costs[suffix].append(found.cost_ratio)
-                differences[suffix].append(-found.difference)
+                differences[suffix].append(-found.accuracy_drop)
                 if method == "weighted":
-                    first = first or setting
+                    first = first or candidate
                     topologies[
-                        f"{setting.policy.combine}: {setting.policy.topology.describe()}"
+                        f"{candidate.policy.combine}: {candidate.policy.topology.describe()}"
                     ] += 1
         cost, difference = neutral_oracle(divided)
         costs["_neutral_oracle"].append(cost)

@@ -9,7 +9,8 @@ services may hear something that is no digit: label 10, simply wrong). What they
   (WAIMAI). Amazon's for texts and Face++'s for faces fall far below chance (0.0001 of 2 classes,
   0.001 of 7) for labels that they stand by. Google's for faces has five values, 25 % of them 1;
   Bixin's for texts is 0 (30 %) or 1 (56 %) for most. Vader's never exceeds 0.58.
-- The dearest is not the best: of the reviews, Baidu (3.5 dollars per 10,000) is best on WAIMAI,
+- The most expensive is not the best: of the reviews, Baidu (3.5 dollars per 10,000) is best on
+WAIMAI,
   88.9 %, and near chance on IMDB, 51.6 %, where Google (2.5) is best, 86.4 %; of the faces, Google
   (15) has 67.7 % and Microsoft (10) 81.4 %; of the digits, Google (60) has 88.5 %, Microsoft (41)
   98.6 % and IBM (25) 98.3 %. Google never names two of the seven classes of faces (1 and 2).
@@ -44,9 +45,9 @@ from harness import parser, report
 
 from offramp._core.progress import progress_bar
 from offramp.evaluation import Evaluation, Frontier, evaluate, sweep
-from offramp.fitting.learned import fit_weighted
-from offramp.fitting.thresholds import fit_myopic
-from offramp.policy import Setting
+from offramp.fitting.learned import fit_learned
+from offramp.fitting.thresholds import fit_threshold
+from offramp.policy import Candidate
 from offramp.trace import Trace, from_predictions
 
 SETS = ("IMDB", "WAIMAI", "FERPLUS", "AUDIOMNIST")
@@ -81,28 +82,31 @@ def load(path: Path) -> Trace:
 
 
 def frontier_of(divided: Trace, method: str, reference: str) -> Frontier:
-    """All settings of one policy, fitted on `fit`, measured on `calibrate` too."""
-    part = divided.part("fit")
-    settings: list[Setting] = []
+    """All candidates of one policy, fitted on `fit`, measured on `calibrate` too."""
+    part = divided.subset("fit")
+    candidates: list[Candidate] = []
     if method == "myopic":
-        settings = fit_myopic(part, reference=reference)
+        candidates = fit_threshold(part, reference=reference)
     else:
         for loss in LOSSES:
-            settings += fit_weighted(part, reference=reference, lams=LAMS, loss=loss)
-    return sweep(settings, part, divided.part("calibrate"), reference=reference, progress=False)
+            candidates += fit_learned(part, reference=reference, cost_weights=LAMS, loss=loss)
+    return sweep(candidates, part, divided.subset("calibrate"), reference=reference, progress=False)
 
 
 def one_seed(data: Path, name: str, seed: int) -> tuple[str, dict[str, Outcome]]:
     """F, and what the learned and the threshold policy do on the test inputs."""
-    divided = load(data / f"{name}.npz").divided(SHARES, seed=seed)  # type: ignore[arg-type]
-    chosen_on = divided.rows(divided.split != 3)
+    divided = load(data / f"{name}.npz").split_into(SHARES, seed=seed)  # type: ignore[arg-type]
+    chosen_on = divided.take(divided.split != 3)
     reference = divided.stages[chosen_on.most_accurate()]
-    test, bootstrap = divided.part("test"), BOOTSTRAP if seed == 0 else 0
+    test, bootstrap = divided.subset("test"), BOOTSTRAP if seed == 0 else 0
     found: dict[str, Outcome] = {}
     for method in ("weighted", "myopic"):
         frontier = frontier_of(divided, method, reference)
-        settings = (frontier.cheapest(max_loss=0.0).setting, frontier.best(max_cost=1.0).setting)
-        found[method] = Outcome(*(evaluate(test, s, bootstrap=bootstrap) for s in settings))
+        candidates = (
+            frontier.cheapest(max_drop=0.0).candidate,
+            frontier.best(max_cost=1.0).candidate,
+        )
+        found[method] = Outcome(*(evaluate(test, s, bootstrap=bootstrap) for s in candidates))
     return reference, found
 
 
@@ -129,10 +133,16 @@ def summary(name: str, suffix: str, outcomes: list[Outcome]) -> dict[str, Any]:
     return {
         **figures(f"saving_{end}", [1 - e.cost_ratio for e in cheapest], saved_ci, -1),
         **figures(
-            f"difference_{end}", [-e.difference for e in cheapest], first.cheapest.difference_ci, -1
+            f"difference_{end}",
+            [-e.accuracy_drop for e in cheapest],
+            first.cheapest.accuracy_drop_ci,
+            -1,
         ),
         **figures(
-            f"accuracy_gain_{end}", [-e.difference for e in best], first.best.difference_ci, -1
+            f"accuracy_gain_{end}",
+            [-e.accuracy_drop for e in best],
+            first.best.accuracy_drop_ci,
+            -1,
         ),
         **figures(f"cost_ratio_{end}", [e.cost_ratio for e in best], first.best.cost_ratio_ci, 1),
         f"settings_{end}": dict(Counter(map(_described, cheapest)).most_common()),
@@ -141,7 +151,7 @@ def summary(name: str, suffix: str, outcomes: list[Outcome]) -> dict[str, Any]:
 
 
 def _described(found: Evaluation) -> str:
-    policy, loss = found.setting.policy, found.setting.parameters.get("loss")
+    policy, loss = found.candidate.policy, found.candidate.parameters.get("loss")
     edges = [policy.topology.children(k) for k in policy.topology.active]
     branching = any(len(children) > 1 for children in edges)
     chain = "every jump" if branching else policy.topology.describe()

@@ -30,7 +30,7 @@ from offramp.policy import Feature, Linear, Node, Policy
 from offramp.stages import Normalize, time_side_by_side
 
 NETWORKS = ("resnet20", "resnet56")
-NORMALISE = {"scale": 1 / 255, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+NORMALIZE = {"scale": 1 / 255, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 SIZES = {1: 128, 128: 1024}  # batch size: images in a round
 CALIBRATION = 256  # images for the scales of int8, the last ones
 
@@ -48,7 +48,7 @@ def load(data: Path) -> tuple[offramp.Cascade, Array]:
     }
     with np.load(data / "test_jpeg_1000_5500.npz", allow_pickle=False) as held:
         images = held["images"].transpose(0, 3, 1, 2)
-    cascade = offramp.Cascade.of_models(networks, preprocess=Normalize(**NORMALISE))  # type: ignore[arg-type]
+    cascade = offramp.Cascade.from_models(networks, preprocess=Normalize(**NORMALIZE))  # type: ignore[arg-type]
     return cascade, np.ascontiguousarray(images)
 
 
@@ -116,7 +116,7 @@ def main() -> None:
     options.add_argument("--survivors", type=float, default=0.2, help="share that goes on")
     options.add_argument("--threads", type=int, default=1)
     options.add_argument("--rounds", type=int, default=15)
-    options.add_argument("--int8", action="store_true", help="quantise the networks")
+    options.add_argument("--int8", action="store_true", help="quantize the networks")
     arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
     warnings.simplefilter("ignore", UserWarning)
@@ -127,7 +127,7 @@ def main() -> None:
     limit = threshold(cascade, images, arguments.survivors)
     rule = Linear.threshold(Feature("max_prob", 0), limit)
     policy = Policy(cascade.topology, {(0,): Node(rule)})
-    runtime = offramp.Adaptive(cascade, policy, optimise=not arguments.int8)
+    runtime = offramp.Adaptive(cascade, policy, fold=not arguments.int8)
     parts = by_hand(cascade, images, limit, arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
         example = torch.from_numpy(images[:1])
@@ -160,7 +160,7 @@ def main() -> None:
     report(arguments, result)
 
 
-def as_arrays(answer: offramp.runtime.Answer) -> tuple[Array, Array, Array]:
+def as_arrays(answer: offramp.runtime.Prediction) -> tuple[Array, Array, Array]:
     """Logits, labels and stages of the runtime."""
     return answer.logits.numpy(), answer.labels.numpy(), answer.stage.numpy()
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from harness import parser, peak_mib, report
 
-from offramp.data import Examples, arrays, cifar10
+from offramp.data import Dataset, arrays, cifar10
 from offramp.models import resnet21
 from offramp.stages import Normalize
 from offramp.train.class_exits import (
@@ -29,7 +29,7 @@ _CLASSES = 10
 _HELD_BACK = 10  # one example in so many judges the epochs
 
 
-def made_up(count: int) -> Examples:
+def made_up(count: int) -> Dataset:
     """Images with a little of their class in them, so that branches learn for some epochs."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(count) % _CLASSES
@@ -49,16 +49,16 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     count = arguments.images
     images = made_up(count) if arguments.data is None else cifar10(arguments.data)
-    images = images.rows(torch.arange(count))
+    images = images.take(torch.arange(count))
     net = resnet21().eval()
-    normalise = Normalize(scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    points = attachment_points(net, normalise(images.inputs[:1]))
+    normalize = Normalize(scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    points = attachment_points(net, normalize(images.inputs[:1]))
     judged = torch.arange(count) % _HELD_BACK == 0
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         train, rest = (
-            branch_features(Path(folder) / name, net, points, part, preprocess=normalise)
-            for name, part in (("train", images.rows(~judged)), ("judged", images.rows(judged)))
+            branch_features(Path(folder) / name, net, points, part, preprocess=normalize)
+            for name, part in (("train", images.take(~judged)), ("judged", images.take(judged)))
         )
         features_done = time.perf_counter()
         branches = every_branch(len(points), range(_CLASSES))

@@ -41,20 +41,20 @@ from joint_cifar10 import (
     traces,
     training_options,
 )
-from train_backbone import NORMALISE
+from train_backbone import NORMALIZE
 
 import offramp
-from offramp.data import Examples, cifar10
+from offramp.data import Dataset, cifar10
 from offramp.evaluation import references
 from offramp.fitting.class_exits import NoViableExit, Requirements, system_figures
-from offramp.fitting.registry import fitters
+from offramp.fitting.registry import POLICIES
 from offramp.models import ModelSpec, head_arguments
 from offramp.report import Curve, frontier_figure, save_figure
 from offramp.report import Point as Mark
 from offramp.stages import Cascade, cut_points
 from offramp.trace import Trace
 from offramp.train import train_heads
-from offramp.train.class_exits import Recipe, Sweep, design_together, sweep_branches
+from offramp.train.class_exits import Recipe, Sweep, choose_class_exits_together, sweep_branches
 
 EXITS = ("layer1.1", "layer1.2", "layer2.0", "layer2.1", "layer2.2", "layer3.0", "layer3.1")
 HEADS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -90,12 +90,12 @@ def with_exits(net: torch.nn.Module, spec: ModelSpec) -> Cascade:
         }
         for name in at
     }
-    return Cascade.of_exits(net, at, heads=heads, example=example, preprocess=NORMALISE, spec=spec)
+    return Cascade.from_network(
+        net, at, heads=heads, example=example, preprocess=NORMALIZE, spec=spec
+    )
 
 
-def learn_heads(
-    cascade: Cascade, part: Examples, work: Path, arguments: argparse.Namespace
-) -> None:
+def learn_heads(cascade: Cascade, part: Dataset, work: Path, arguments: argparse.Namespace) -> None:
     """Train the heads on the images that the network was trained on."""
     train_heads(
         cascade,
@@ -122,7 +122,7 @@ def recorded(cascade: Cascade, parts: Parts) -> tuple[Trace, Trace]:
 def learned_points(part: Trace, test: Trace, reference: str, largest: float) -> list[Point]:
     """The learned policy, fitted on one half of a part and chosen on the other."""
     fitting, chosen = halves(part)
-    return points(fitters["weighted"](fitting, reference=reference), chosen, test, largest)
+    return points(POLICIES["weighted"](fitting, reference=reference), chosen, test, largest)
 
 
 def class_points(sweep: Sweep, tolerances: Sequence[float]) -> list[Point]:
@@ -137,7 +137,7 @@ def class_points(sweep: Sweep, tolerances: Sequence[float]) -> list[Point]:
     wrong = {name: 1 - float(d.right.mean()) for name, d in splits.items()}
     found = [Point("no exits", 1.0, wrong["calibrate"], 1.0, wrong["test"])]
     for tolerance in tolerances:
-        design = design_together(
+        design = choose_class_exits_together(
             sweep,
             targets,
             requirements=Requirements(tolerance=tolerance, thresholds=(0.5, 1.0)),
@@ -178,7 +178,7 @@ def joint_points(parts: Parts, arguments: argparse.Namespace, largest: float) ->
 
 
 def class_exits(
-    exits: Cascade, net: torch.nn.Module, spec: ModelSpec, images: Examples, options: Any
+    exits: Cascade, net: torch.nn.Module, spec: ModelSpec, images: Dataset, options: Any
 ) -> Sweep:
     """Branches of every class, and the heads beside them."""
     begin, held = options.images, options.judge
@@ -195,7 +195,7 @@ def class_exits(
         options.work / "three" / "branches",
         sampled=options.points,
         recipe=Recipe(epochs=options.branch_epochs, class_weights="plain", seed=0),
-        preprocess=NORMALISE,
+        preprocess=NORMALIZE,
         spec=spec,
     )
     return sweep.with_heads(exits, divided)
@@ -205,9 +205,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train what is not there yet, choose, judge."""
     images, held = cifar10(arguments.train), arguments.judge
     parts = Parts(
-        images.rows(torch.arange(arguments.images)),
-        images.rows(torch.arange(40_000, 40_000 + held)),
-        images.rows(torch.arange(45_000, 45_000 + held)),
+        images.take(torch.arange(arguments.images)),
+        images.take(torch.arange(40_000, 40_000 + held)),
+        images.take(torch.arange(45_000, 45_000 + held)),
     )
     reference, own = arguments.models[-1], arguments.work / "three"
     own.mkdir(parents=True, exist_ok=True)

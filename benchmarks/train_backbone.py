@@ -16,21 +16,21 @@ from pathlib import Path
 import torch
 from harness import has_bfloat16, parser, report
 
-from offramp.data import CropAndFlip, Examples, cifar10
+from offramp.data import CropAndFlip, Dataset, cifar10
 from offramp.models import ModelSpec, build, save_weights
 from offramp.stages import Normalize
 from offramp.train import train_classifier
 
-NORMALISE = Normalize(scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+NORMALIZE = Normalize(scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
-def accuracy(net: torch.nn.Module, part: Examples) -> float:
+def accuracy(net: torch.nn.Module, part: Dataset) -> float:
     """Share of the examples that a network gets right."""
     right = 0
     with torch.inference_mode():
         for start in range(0, len(part), 256):
             batch = part.batch(start, min(start + 256, len(part)))
-            right += int((net(NORMALISE(batch.inputs)).argmax(dim=1) == batch.labels).sum())
+            right += int((net(NORMALIZE(batch.inputs)).argmax(dim=1) == batch.labels).sum())
     return right / len(part)
 
 
@@ -55,13 +55,13 @@ def main() -> None:
     start = time.monotonic()
     losses = train_classifier(
         net,
-        images.rows(torch.arange(arguments.images)),
+        images.take(torch.arange(arguments.images)),
         epochs=arguments.epochs,
         seed=arguments.seed,
-        preprocess=NORMALISE,
+        preprocess=NORMALIZE,
         augment=CropAndFlip(padding=4),
         batch_size=128,
-        optimiser="sgd",
+        optimizer="sgd",
         learning_rate=0.2,
         weight_decay=5e-4,
         bfloat16=has_bfloat16(),
@@ -69,13 +69,13 @@ def main() -> None:
     )
     seconds = time.monotonic() - start
     save_weights(net, arguments.weights)
-    settings = {name: getattr(arguments, name) for name in ("model", "epochs", "images", "seed")}
+    candidates = {name: getattr(arguments, name) for name in ("model", "epochs", "images", "seed")}
     found = {
-        "accuracy": accuracy(net, images.rows(torch.arange(45_000, 50_000))),
-        "accuracy_fit": accuracy(net, images.rows(torch.arange(40_000, 45_000))),
+        "accuracy": accuracy(net, images.take(torch.arange(45_000, 50_000))),
+        "accuracy_fit": accuracy(net, images.take(torch.arange(40_000, 45_000))),
         "seconds": seconds,
     }
-    report(arguments, found | settings | {"losses": list(losses)})
+    report(arguments, found | candidates | {"losses": list(losses)})
 
 
 if __name__ == "__main__":

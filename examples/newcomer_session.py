@@ -14,23 +14,23 @@ from offramp.train import train_classifier
 
 def main() -> None:
     sizes = {"train": 600, "fit": 450, "calibrate": 450, "test": 297}
-    examples = digits().divided(sizes, seed=0, stratified=True)
-    normalise = Normalize(1 / 16)  # pixels are 0 to 16
+    examples = digits().split_into(sizes, seed=0, stratified=True)
+    normalize = Normalize(1 / 16)  # pixels are 0 to 16
 
     # Any trained networks will do; these two are trained here.
     small, large = small_cnn(width=2, depth=2), small_cnn(width=16, depth=4)
     for network in (small, large):
-        train_classifier(network, examples.part("train"), epochs=25, seed=0, preprocess=normalise)
+        train_classifier(network, examples.subset("train"), epochs=25, seed=0, preprocess=normalize)
 
-    cascade = offramp.Cascade.of_models({"small": small, "large": large}, preprocess=normalise)
-    unseen = examples.rows(examples.split != 0)  # without "train"
+    cascade = offramp.Cascade.from_models({"small": small, "large": large}, preprocess=normalize)
+    unseen = examples.take(examples.split != 0)  # without "train"
     trace = offramp.record(cascade, unseen)
-    frontier = offramp.fit(trace, policy="weighted")
-    chosen = frontier.cheapest(max_loss=0.02)
+    frontier = offramp.fit(trace, policy="learned")
+    chosen = frontier.cheapest(max_drop=0.02)
     print(chosen.sentence)
 
     model = offramp.Adaptive(cascade, chosen, costs=trace.costs)
-    test = examples.part("test")
+    test = examples.subset("test")
     answer = model(test.inputs)
     right = (answer.labels == test.labels).double().mean()
     left = torch.bincount(answer.stage, minlength=2).tolist()

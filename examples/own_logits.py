@@ -36,19 +36,19 @@ def make_file(path: Path) -> Path:
 def main(path: Path) -> None:
     trace = from_npz(
         path, logits={name: name for name in GFLOPS}, labels="labels", costs=GFLOPS, unit="gflops"
-    ).divided({"fit": 0.4, "calibrate": 0.3, "test": 0.3}, seed=0)
+    ).split_into({"fit": 0.4, "calibrate": 0.3, "test": 0.3}, seed=0)
     offramp.save_trace(trace, path.with_suffix(".trace"), overwrite=True)
 
-    test = trace.part("test")
+    test = trace.subset("test")
     print("Both right, only one, none:", [round(share, 3) for share in overlap(test).shares])
-    frontier = offramp.fit(trace, policy="weighted")
+    frontier = offramp.fit(trace, policy="learned")
     for points in (0, 1, 2):
-        chosen = frontier.cheapest(max_loss=points / 100)
-        found = evaluate(test, chosen.setting)
-        low, high = found.difference_ci
+        chosen = frontier.cheapest(max_drop=points / 100)
+        found = evaluate(test, chosen.candidate)
+        low, high = found.accuracy_drop_ci
         print(
             f"{points} points allowed: cost {found.cost_ratio:.2f} of {frontier.reference}, "
-            f"{100 * found.difference:+.2f} lost ({100 * low:+.2f} to {100 * high:+.2f})"
+            f"{100 * found.accuracy_drop:+.2f} lost ({100 * low:+.2f} to {100 * high:+.2f})"
         )
 
 

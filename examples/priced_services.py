@@ -9,7 +9,7 @@ import offramp
 from offramp.evaluation import evaluate
 from offramp.trace import from_predictions
 
-PRICES = {"local model": 0.0, "cheap service": 0.00015, "dear service": 0.001}
+PRICES = {"local model": 0.0, "cheap service": 0.00015, "expensive service": 0.001}
 
 
 def answers(labels: np.ndarray, accuracy: float, rng: np.random.Generator) -> tuple:
@@ -24,7 +24,7 @@ def answers(labels: np.ndarray, accuracy: float, rng: np.random.Generator) -> tu
 
 def main() -> None:
     rng = np.random.default_rng(0)
-    labels = rng.integers(0, 5, 3000)  # your labelled examples
+    labels = rng.integers(0, 5, 3000)  # your labeled examples
     accuracies = dict(zip(PRICES, (0.75, 0.85, 0.93), strict=True))
     said = {name: answers(labels, accuracy, rng) for name, accuracy in accuracies.items()}
 
@@ -34,12 +34,12 @@ def main() -> None:
         confidences={name: confidence for name, (_, confidence) in said.items()},
         costs=PRICES,
         unit="usd",
-    ).divided({"fit": 0.4, "calibrate": 0.3, "test": 0.3}, seed=0)
+    ).split_into({"fit": 0.4, "calibrate": 0.3, "test": 0.3}, seed=0)
 
-    frontier = offramp.fit(trace, policy=["weighted", "myopic"], reference="dear service")
-    chosen = frontier.cheapest(max_loss=0.0)  # no worse than the dear service
+    frontier = offramp.fit(trace, policy=["learned", "threshold"], reference="expensive service")
+    chosen = frontier.cheapest(max_drop=0.0)  # no worse than the expensive service
     print(chosen.sentence)
-    found = evaluate(trace.part("test"), chosen.setting)
+    found = evaluate(trace.subset("test"), chosen.candidate)
     print(f"On test: ${1000 * found.cost:.2f} instead of ${1000 * found.reference_cost:.2f} per")
     print(f"thousand, {100 * found.accuracy:.1f} % right instead of ", end="")
     print(f"{100 * found.reference_accuracy:.1f} %.")

@@ -2,10 +2,10 @@
 
 A newcomer's whole session:
 
-    cascade  = offramp.Cascade.of_models({"resnet20": a, "resnet56": b})
+    cascade  = offramp.Cascade.from_models({"resnet20": a, "resnet56": b})
     trace    = offramp.record(cascade, loader)
-    frontier = offramp.fit(trace, policy="weighted")
-    chosen   = frontier.cheapest(max_loss=0.02)
+    frontier = offramp.fit(trace, policy="learned")
+    chosen   = frontier.cheapest(max_drop=0.02)
     model    = offramp.Adaptive(cascade, chosen)
     model(images).labels
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from offramp.bundle import save_bundle as save_bundle
     from offramp.evaluation import Frontier as Frontier
     from offramp.evaluation import fit as fit
+    from offramp.policy import Candidate as Candidate
     from offramp.policy import Policy as Policy
-    from offramp.policy import Setting as Setting
     from offramp.recording import record as record
     from offramp.runtime import Adaptive as Adaptive
-    from offramp.runtime import Answer as Answer
+    from offramp.runtime import Prediction as Prediction
     from offramp.stages import Cascade as Cascade
     from offramp.stages import Stage as Stage
     from offramp.trace import Trace as Trace
@@ -40,12 +40,12 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Adaptive": "offramp.runtime",
-    "Answer": "offramp.runtime",
+    "Prediction": "offramp.runtime",
     "Cascade": "offramp.stages",
     "Costs": "offramp._core.costs",
     "Frontier": "offramp.evaluation",
     "Policy": "offramp.policy",
-    "Setting": "offramp.policy",
+    "Candidate": "offramp.policy",
     "Stage": "offramp.stages",
     "Topology": "offramp._core.topology",
     "Trace": "offramp.trace",

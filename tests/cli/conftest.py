@@ -23,19 +23,19 @@ name = "small"
 model = "small_cnn"
 arguments = { width = 2, depth = 2 }
 weights = "small.safetensors"
-normalise = { scale = 0.0625 }
+normalize = { scale = 0.0625 }
 
 [[stage]]
 name = "large"
 model = "small_cnn"
 arguments = { width = 8, depth = 3 }
 weights = "large.safetensors"
-normalise = { scale = 0.0625 }
+normalize = { scale = 0.0625 }
 
 [fit]
-policy = "myopic"
+policy = "threshold"
 combines = ["last"]
-max_loss = 0.02
+max_drop = 0.02
 
 [output]
 dir = "run"
@@ -67,7 +67,7 @@ def trace_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A synthetic trace of two stages with splits."""
     trace = make_trace(900, accuracies=[0.8, 0.93], seed=3)
     path = tmp_path_factory.mktemp("traces") / "made.trace"
-    save_trace(trace.divided({"fit": 400, "calibrate": 250, "test": 250}, seed=0), path)
+    save_trace(trace.split_into({"fit": 400, "calibrate": 250, "test": 250}, seed=0), path)
     return path
 
 
@@ -76,7 +76,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a configuration and the trained networks that it names."""
     folder = tmp_path_factory.mktemp("project")
     torch.set_num_threads(1)
-    part = digits().divided({"train": 600}, seed=1)
+    part = digits().split_into({"train": 600}, seed=1)
     for name, width, depth, epochs in (("small", 2, 2, 6), ("large", 8, 3, 8)):
         net = build(ModelSpec(name="small_cnn", arguments={"width": width, "depth": depth}))
         train_classifier(net, part, epochs=epochs, seed=0, preprocess=Normalize(1 / 16))
@@ -106,7 +106,7 @@ seed = 3
 model = "small_cnn"
 arguments = { width = 8, depth = 4 }
 weights = "net.safetensors"
-normalise = { scale = 0.0625 }
+normalize = { scale = 0.0625 }
 
 [exits]
 match = "features.[02]"
@@ -122,9 +122,9 @@ also = ["seconds"]
 batch_size = 16
 
 [fit]
-policy = "myopic"
+policy = "threshold"
 combines = ["last"]
-max_loss = 0.03
+max_drop = 0.03
 
 [output]
 dir = "run"
@@ -137,7 +137,7 @@ def one_network(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exits")
     torch.set_num_threads(1)
     splits = {"train": 500, "fit": 400, "calibrate": 300, "test": 300}
-    part = digits().divided(splits, seed=3, stratified=True).part("train")
+    part = digits().split_into(splits, seed=3, stratified=True).subset("train")
     net = build(ModelSpec(name="small_cnn", arguments={"width": 8, "depth": 4}))
     train_classifier(net, part, epochs=8, seed=0, preprocess=Normalize(1 / 16))
     save_weights(net, folder / "net.safetensors")

@@ -18,23 +18,23 @@ from offramp.trace import load_trace, make_trace, save_trace
 def path(tmp_path_factory):
     trace = make_trace(4000, accuracies=[0.8, 0.93], seed=3)
     path = tmp_path_factory.mktemp("traces") / "made.trace"
-    save_trace(trace.divided({"fit": 1200, "calibrate": 1400, "test": 1400}, seed=0), path)
+    save_trace(trace.split_into({"fit": 1200, "calibrate": 1400, "test": 1400}, seed=0), path)
     return path
 
 
 def fitted(run, path, out, *more):
-    simple = ("--policy", "myopic", "--combines", "last")
+    simple = ("--policy", "threshold", "--combines", "last")
     return run("fit", path, *simple, "--out", out, *more)
 
 
 def test_fit_promises_and_the_report_repeats_it(run, path, tmp_path):
     out = tmp_path / "run"
-    found = fitted(run, path, out, "--max-loss", 0.05, "--max-cost", 0.9, "--delta", 0.1)
+    found = fitted(run, path, out, "--max-drop", 0.05, "--max-cost", 0.9, "--delta", 0.1)
     assert found.code == 0, found.err
     chosen = json.loads((out / "chosen.json").read_text())
     assert chosen["outcome"] == "certified"
     assert chosen["limit"] == {
-        "risk": "difference", "max_loss": 0.05, "max_cost": 0.9, "margin": None, "delta": 0.1,
+        "risk": "accuracy_drop", "max_drop": 0.05, "max_cost": 0.9, "margin": None, "delta": 0.1,
     }  # fmt: skip
     assert chosen["promise"]["n"] == 1400
     assert chosen["promise"]["p_value"] <= 0.1
@@ -51,12 +51,12 @@ def test_fit_promises_and_the_report_repeats_it(run, path, tmp_path):
 
 def test_where_nothing_is_certified_the_exit_code_is_3_and_f_runs_alone(run, path, tmp_path):
     out = tmp_path / "run"
-    found = fitted(run, path, out, "--max-loss", 0.001, "--delta", 0.05, "--json")
+    found = fitted(run, path, out, "--max-drop", 0.001, "--delta", 0.05, "--json")
     assert found.code == 3
     chosen = json.loads(found.out)
     assert chosen["outcome"] == "not certified"
     assert "2995 examples in calibrate" in chosen["sentence"]
-    assert chosen["setting"]["method"] == "single"
+    assert chosen["candidate"]["method"] == "single"
     assert run("report", out).code == 0
     assert "Not certified: even without" in (out / "report.html").read_text()
 
@@ -64,16 +64,16 @@ def test_where_nothing_is_certified_the_exit_code_is_3_and_f_runs_alone(run, pat
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--max-loss", 0.05, "--delta", 5], "--delta must be in (0, 1), got 5.0"),
-        (["--max-loss", 5, "--delta", 0.05], "first: 5 % is 0.05"),
-        (["--max-loss", 0, "--delta", 0.05], "--max-loss must be in (0, 1), got 0.0"),
+        (["--max-drop", 0.05, "--delta", 5], "--delta must be in (0, 1), got 5.0"),
+        (["--max-drop", 5, "--delta", 0.05], "first: 5 % is 0.05"),
+        (["--max-drop", 0, "--delta", 0.05], "--max-drop must be in (0, 1), got 0.0"),
         (["--max-cost", 1.5, "--delta", 0.05], "--max-cost must be in (0, 1), got 1.5"),
         (["--delta", 0.05], "or with --delta both, got None and None"),
-        (["--max-loss", 0.1, "--max-cost", 0.5], "or with --delta both, got 0.1 and 0.5"),
-        (["--max-loss", 0.1, "--delta", 0.1, "--margin", 2], "--margin must not be given"),
-        (["--max-loss", 0.1, "--risk", "error"], "risk must be one of"),
-        (["--max-loss", 0.1, "--unlabelled"], "--unlabelled needs --delta"),
-        (["--max-loss", 0.1, "--delta", 0.1, "--unlabelled"], "no labels for --risk difference"),
+        (["--max-drop", 0.1, "--max-cost", 0.5], "or with --delta both, got 0.1 and 0.5"),
+        (["--max-drop", 0.1, "--delta", 0.1, "--margin", 2], "--margin must not be given"),
+        (["--max-drop", 0.1, "--risk", "error"], "risk must be one of"),
+        (["--max-drop", 0.1, "--unlabeled"], "--unlabeled needs --delta"),
+        (["--max-drop", 0.1, "--delta", 0.1, "--unlabeled"], "no labels for --risk accuracy_drop"),
     ],
 )
 def test_limits_outside_are_refused_before_anything_is_fitted(run, path, tmp_path, more, message):
@@ -85,23 +85,23 @@ def test_limits_outside_are_refused_before_anything_is_fitted(run, path, tmp_pat
 
 def test_evaluate_tests_one_setting_on_examples_of_its_own(run, path, tmp_path):
     out = tmp_path / "run"
-    assert fitted(run, path, out, "--max-loss", 0.03).code == 0
-    found = run("evaluate", path, out, "--max-loss", 0.08, "--delta", 0.05, "--json")
+    assert fitted(run, path, out, "--max-drop", 0.03).code == 0
+    found = run("evaluate", path, out, "--max-drop", 0.08, "--delta", 0.05, "--json")
     assert found.code == 0
     promise = json.loads(found.out)["promise"]
     assert (promise["outcome"], promise["split"], promise["tested"]) == ("certified", "test", 1)
-    wide = run("evaluate", path, out, "--max-loss", 0.08, "--max-cost", 0.99, "--delta", 0.05)
+    wide = run("evaluate", path, out, "--max-drop", 0.08, "--max-cost", 0.99, "--delta", 0.05)
     assert "on new examples like the 1400 that it was tested on" in " ".join(wide.out.split())
-    tight = run("evaluate", path, out, "--max-loss", 0.001, "--delta", 0.05)
+    tight = run("evaluate", path, out, "--max-drop", 0.001, "--delta", 0.05)
     assert tight.code == 3
     assert "Not certified" in tight.out
-    recall = run("evaluate", path, out, "--max-loss", 0.2, "--risk", "recall", "--delta", 0.05)
+    recall = run("evaluate", path, out, "--max-drop", 0.2, "--risk", "recall", "--delta", 0.05)
     assert "of recall of any class" in " ".join(recall.out.split())
     for more, message in (
         (("--delta", 0.05), "got delta 0.05 and the limits {}"),
-        (("--max-loss", 0.05), "got delta None and the limits {'difference': 0.05}"),
-        (("--max-loss", 0.05, "--delta", 0.1, "--split", "fit"), "must be test with --delta"),
-        (("--max-loss", 5, "--delta", 0.1), "first: 5 % is 0.05"),
+        (("--max-drop", 0.05), "got delta None and the limits {'accuracy_drop': 0.05}"),
+        (("--max-drop", 0.05, "--delta", 0.1, "--split", "fit"), "must be test with --delta"),
+        (("--max-drop", 5, "--delta", 0.1), "first: 5 % is 0.05"),
     ):
         refused = run("evaluate", path, out, *more)
         assert refused.code == 2
@@ -111,7 +111,7 @@ def test_evaluate_tests_one_setting_on_examples_of_its_own(run, path, tmp_path):
 def without_labels(path, split, to):
     """The same trace with the labels of one part made up."""
     trace = load_trace(path)
-    made_up = np.isin(trace.ids, trace.part(split).ids)
+    made_up = np.isin(trace.ids, trace.subset(split).ids)
     labels = torch.where(torch.from_numpy(made_up), 0, trace.labels)
     save_trace(replace(trace, labels=labels), to)
     return to
@@ -119,30 +119,30 @@ def without_labels(path, split, to):
 
 def test_fit_promises_disagreement_and_cost_without_the_labels_of_calibrate(run, path, tmp_path):
     made_up = without_labels(path, "calibrate", tmp_path / "made_up.trace")
-    asked = ("--max-loss", 0.15, "--risk", "disagreement", "--max-cost", 0.9, "--delta", 0.1)
+    asked = ("--max-drop", 0.15, "--risk", "disagreement", "--max-cost", 0.9, "--delta", 0.1)
     answers = []
     for name, source in (("right", path), ("none", made_up)):
-        found = fitted(run, source, tmp_path / name, *asked, "--unlabelled")
+        found = fitted(run, source, tmp_path / name, *asked, "--unlabeled")
         assert found.code == 0, found.err
         answers.append(json.loads((tmp_path / name / "chosen.json").read_text()))
     assert answers[0]["outcome"] == answers[1]["outcome"] == "certified"
-    assert answers[0]["setting"] == answers[1]["setting"]
+    assert answers[0]["candidate"] == answers[1]["candidate"]
     assert answers[0]["calibrate"] is None
     assert "differs from stage1 alone in at most 15 %" in answers[1]["sentence"]
-    assert "--unlabelled" in json.loads((tmp_path / "none" / "run.json").read_text())["command"]
+    assert "--unlabeled" in json.loads((tmp_path / "none" / "run.json").read_text())["command"]
     page = run("report", tmp_path / "none")
     assert page.code == 0, page.err
     alone = fitted(
-        run, made_up, tmp_path / "cost", "--max-cost", 0.6, "--delta", 0.1, "--unlabelled"
+        run, made_up, tmp_path / "cost", "--max-cost", 0.6, "--delta", 0.1, "--unlabeled"
     )
     assert alone.code == 0, alone.err
 
 
 def test_evaluate_tests_disagreement_without_labels_and_shows_no_accuracy(run, path, tmp_path):
     out = tmp_path / "run"
-    assert fitted(run, path, out, "--max-loss", 0.03).code == 0
+    assert fitted(run, path, out, "--max-drop", 0.03).code == 0
     made_up = without_labels(path, "test", tmp_path / "made_up.trace")
-    asked = ("--max-loss", 0.3, "--risk", "disagreement", "--delta", 0.05, "--unlabelled")
+    asked = ("--max-drop", 0.3, "--risk", "disagreement", "--delta", 0.05, "--unlabeled")
     right, none = (run("evaluate", p, out, *asked, "--json") for p in (path, made_up))
     assert right.code == none.code == 0, none.err
     found = json.loads(none.out)
@@ -150,26 +150,26 @@ def test_evaluate_tests_disagreement_without_labels_and_shows_no_accuracy(run, p
     assert "accuracy" not in found
     assert found["cost_ratio_ci"] == json.loads(right.out)["cost_ratio_ci"]
     shown = run("evaluate", made_up, out, *asked).out
-    assert "first label is not F's" in shown
+    assert "first label is not the reference's" in shown
     assert "new errors" not in shown
-    refused = run("evaluate", made_up, out, "--max-loss", 0.1, "--delta", 0.1, "--unlabelled")
+    refused = run("evaluate", made_up, out, "--max-drop", 0.1, "--delta", 0.1, "--unlabeled")
     assert refused.code == 2
-    assert "--unlabelled leaves no labels for --risk difference" in refused.err
+    assert "--unlabeled leaves no labels for --risk accuracy_drop" in refused.err
 
 
 @pytest.mark.parametrize(
     "asked",
     [
-        {"risk": "difference", "max_loss": 0.05, "max_cost": None},
-        {"risk": "excess", "max_loss": None, "max_cost": 0.6},
-        {"risk": "recall", "max_loss": 0.15, "max_cost": 0.9},
-        {"risk": "difference", "max_loss": 1e-4, "max_cost": None},
+        {"risk": "accuracy_drop", "max_drop": 0.05, "max_cost": None},
+        {"risk": "negative_flips", "max_drop": None, "max_cost": 0.6},
+        {"risk": "recall", "max_drop": 0.15, "max_cost": 0.9},
+        {"risk": "accuracy_drop", "max_drop": 1e-4, "max_cost": None},
     ],
 )
 def test_a_promise_can_be_made_again_from_the_files(path, tmp_path, asked):
-    frontier = fit(load_trace(path), "myopic", combines=["last"], progress=False)
+    frontier = fit(load_trace(path), "threshold", combines=["last"], progress=False)
     found = choose(frontier, **asked, margin=None, delta=0.1)
-    expected = NotCertified if asked["max_loss"] == 1e-4 else Certificate
+    expected = NotCertified if asked["max_drop"] == 1e-4 else Certificate
     assert isinstance(found, expected)
     file = tmp_path / "chosen.json"
     file.write_text(json.dumps(choice_to_dict(found, risk=asked["risk"]), allow_nan=False))
@@ -185,14 +185,14 @@ STAGES = '[data]\nkind = "digits"\n' + "".join(
     ("text", "message"),
     [
         ("delta = 5", "fit.delta: .*got 5"),
-        ("delta = 0.05\nmargin = 1.0\nmax_loss = 0.1", "fit.margin: guards a measured risk"),
-        ("delta = 0.05\nmax_loss = 0.0", r"fit.max_loss: must be in \(0, 1\).*got 0"),
+        ("delta = 0.05\nmargin = 1.0\nmax_drop = 0.1", "fit.margin: guards a measured risk"),
+        ("delta = 0.05\nmax_drop = 0.0", r"fit.max_drop: must be in \(0, 1\).*got 0"),
         ("delta = 0.05\nmax_cost = 1.5", r"fit.max_cost: must be in \(0, 1\).*got 1.5"),
-        ('risk = "recall"\nmax_loss = 0.1', "fit.risk: 'recall' can only be certified"),
-        ("max_loss = 0.1\nmax_cost = 0.5", "fit.max_cost: give either.*with delta both"),
-        ("unlabelled = true\nmax_loss = 0.1", "fit.unlabelled: without labels nothing can be"),
-        ("unlabelled = true\ndelta = 0.1\nmax_loss = 0.1", "leaves no labels for risk = 'diff"),
-        ("delta = 0.05\n[joint]\nalphas = [0.1]", "fit.delta: needs a limit to certify"),
+        ('risk = "recall"\nmax_drop = 0.1', "fit.risk: 'recall' can only be certified"),
+        ("max_drop = 0.1\nmax_cost = 0.5", "fit.max_cost: give either.*with delta both"),
+        ("unlabeled = true\nmax_drop = 0.1", "fit.unlabeled: without labels nothing can be"),
+        ("unlabeled = true\ndelta = 0.1\nmax_drop = 0.1", "leaves no labels for risk = 'accu"),
+        ("delta = 0.05\n[joint]\ncost_weights = [0.1]", "fit.delta: needs a limit to certify"),
     ],
 )
 def test_contradictions_of_a_configuration_are_named(tmp_path, text, message):
@@ -205,7 +205,7 @@ def test_contradictions_of_a_configuration_are_named(tmp_path, text, message):
 def test_a_configuration_may_ask_for_a_promise(tmp_path):
     file = tmp_path / "run.toml"
     file.write_text(
-        f'{STAGES}[fit]\nmax_loss = 0.1\nmax_cost = 0.5\ndelta = 0.05\nrisk = "error"\n'
+        f'{STAGES}[fit]\nmax_drop = 0.1\nmax_cost = 0.5\ndelta = 0.05\nrisk = "error"\n'
     )
     asked = load_config(file).fit
-    assert (asked.delta, asked.max_loss, asked.max_cost, asked.risk) == (0.05, 0.1, 0.5, "error")
+    assert (asked.delta, asked.max_drop, asked.max_cost, asked.risk) == (0.05, 0.1, 0.5, "error")

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from offramp._core.errors import FileFormatError, InputError
-from offramp.project.build import examples_of
+from offramp.project.build import dataset_of
 from offramp.project.config.config import load_config
 
 
@@ -33,7 +33,7 @@ def test_a_small_file_is_enough_and_defaults_are_filled_in(tmp_path):
     assert (config.cascade.edges, config.cost.unit, config.fit.policy) == (
         "full",
         "flops",
-        ["weighted"],
+        ["learned"],
     )
 
 
@@ -51,12 +51,12 @@ model = "small_cnn"
 model = "resnet20"
 wieghts = "w.npz"
 weights = "nowhere.npz"
-normalise = { mean = "x" }
+normalize = { mean = "x" }
 [cascade]
 edges = [["a"]]
 [fitt]
 [fit]
-max_loss = 2.0
+max_drop = 2.0
 risk = "excees"
 [cost]
 batch_size = 0
@@ -73,10 +73,10 @@ batch_size = 0
         "stage[1].name": "is missing",
         "stage[1].wieghts": "Did you mean 'weights'?",
         "stage[1].weights": str(tmp_path / "nowhere.npz"),
-        "stage[1].normalise.mean[0]": "got 'x'",
+        "stage[1].normalize.mean[0]": "got 'x'",
         "cascade.edges": "pairs of stage names, got [['a']]",
         "fitt": "Did you mean 'fit'?",
-        "fit.max_loss": "got 2.0",
+        "fit.max_drop": "got 2.0",
         "fit.risk": "got 'excees'",
         "cost.batch_size": "got 0",
     }
@@ -88,7 +88,7 @@ batch_size = 0
 def test_contradictions_between_sections_are_found(tmp_path):
     text = GOOD + (
         '[[stage]]\nname = "small"\nmodel = "resnet8"\n[cascade]\nedges = [["small", "larg"]]\n'
-        '[fit]\nreference = "huge"\nmax_loss = 0.1\nmax_cost = 0.5\n[cost]\nunit = "usd"\n'
+        '[fit]\nreference = "huge"\nmax_drop = 0.1\nmax_cost = 0.5\n[cost]\nunit = "usd"\n'
         "given = { small = 1.0, tiny = 2.0 }\n"
     )
     with pytest.raises(InputError) as caught:
@@ -226,8 +226,8 @@ def test_what_is_wrong_about_exits_is_named(tmp_path, text, said):
 
 def test_data_are_split_by_position_or_at_random_but_not_both(tmp_path):
     data = '[data]\nkind = "digits"\nranges = { train = [0, 900], fit = [900, 1200] }\n'
-    found = examples_of(load_config(write(tmp_path, data)).data)
-    assert found.part("fit").ids.tolist() == list(range(900, 1200))
+    found = dataset_of(load_config(write(tmp_path, data)).data)
+    assert found.subset("fit").ids.tolist() == list(range(900, 1200))
     with pytest.raises(InputError, match=r"data\.ranges: give either splits, at random, or ranges"):
         load_config(write(tmp_path, data + "splits = { fit = 0.5 }\n"))
     with pytest.raises(InputError, match=r"data\.ranges\.fit: .*got \[900\]"):

@@ -43,8 +43,8 @@ def test_the_demo_leaves_a_whole_run_behind(short):
 
 def test_its_numbers_are_those_of_its_files(short):
     found, out, _ = short
-    test = load_trace(out / "digits.trace").part("test")
-    again = evaluate(test, load_bundle(out / "bundle").setting, seed=0)
+    test = load_trace(out / "digits.trace").subset("test")
+    again = evaluate(test, load_bundle(out / "bundle").candidate, seed=0)
     assert to_json(again) == to_json(found.chosen)
     shown = json.loads((out / "report.json").read_text())
     assert shown["test"]["accuracy"] == found.chosen.accuracy
@@ -82,8 +82,8 @@ def test_the_promise_is_a_certificate_or_nothing(short):
     frontier, again = demo_run.promised(trace, seed=3, progress=False)
     assert type(again) is type(found.choice)
     assert isinstance(again, Certificate | NotCertified)
-    assert to_json(again.setting) == to_json(found.choice.setting)
-    assert again.n == len(trace.part("calibrate")) == 550
+    assert to_json(again.candidate) == to_json(found.choice.candidate)
+    assert again.n == len(trace.subset("calibrate")) == 550
     assert frontier.reference == "large"
     stored = json.loads((out / "chosen.json").read_text())
     assert stored["outcome"] in ("certified", "not certified")
@@ -91,7 +91,7 @@ def test_the_promise_is_a_certificate_or_nothing(short):
 
 def test_the_summary_says_so_if_nothing_can_be_promised(short):
     found, _, _ = short
-    alone = next(p for p in evaluated_singles(found) if p.setting.label == "large alone")
+    alone = next(p for p in evaluated_singles(found) if p.candidate.label == "large alone")
     refused = NotCertified(
         point=alone,
         limits=found.choice.limits,
@@ -119,7 +119,7 @@ def test_each_network_costs_four_to_ten_times_the_one_before():
 
 def flops_of(network):
     net = small_cnn(width=network.width, depth=network.depth).eval()
-    cascade = Cascade.of_models({"only": net})
+    cascade = Cascade.from_models({"only": net})
     return measure_flops(cascade, torch.zeros(1, 1, 8, 8)).segment[0]
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from offramp.bundle import load_bundle
 from offramp.models import small_cnn
-from offramp.project.build import cascade_of, examples_of
+from offramp.project.build import cascade_of, dataset_of
 from offramp.project.config.config import load_config
 from offramp.project.heads import HEADS
 from offramp.stages import cut_points, measure_flops
@@ -77,10 +77,10 @@ def test_the_cut_shows_each_exit_and_writes_nothing(run, one_network, tmp_path):
     assert sorted(p.name for p in copied.rglob("*")) == before
     said = json.loads(run("cut", "--config", copied / "exits.toml", "--json").out)
     config = load_config(copied / "exits.toml")
-    example = examples_of(config.data).batch(0, 1).inputs
+    example = dataset_of(config.data).batch(0, 1).inputs
     cascade = cascade_of(config, copied, example=example, trained=False)
     costs = measure_flops(cascade, example)
-    assert said["difference"] == 0.0
+    assert said["accuracy_drop"] == 0.0
     assert said["flops"] == costs.alone(cascade.topology, 4)
     for k, (row, name) in enumerate(zip(said["exits"], STAGES[:4], strict=True)):
         assert row["name"] == name
@@ -124,10 +124,10 @@ def test_report_predict_and_bench_take_exits_as_they_take_networks(run, exits_de
     assert "batch size 16" in text
     loaded = load_bundle(exits_deployed / "bundle")
     trace = load_trace(exits_deployed / "run" / "record.trace")
-    examples = examples_of(load_config(exits_deployed / "exits.toml").data)
-    inputs = examples.part("test").inputs
+    examples = dataset_of(load_config(exits_deployed / "exits.toml").data)
+    inputs = examples.subset("test").inputs
     answer = loaded.fallback(inputs)
-    rows = trace.part("test").output(4).top(1)[:, 0]
+    rows = trace.subset("test").output(4).top(1)[:, 0]
     assert torch.equal(answer.labels, rows)
     np.savez(tmp_path / "test.npz", images=inputs.numpy())
     bundle = exits_deployed / "bundle"
@@ -148,7 +148,7 @@ def test_the_network_stays_as_it_is_and_only_heads_are_written(exits_deployed):
     cascade = cascade_of(config, exits_deployed)
     own = small_cnn(width=8, depth=4).eval()
     own.load_state_dict(net)
-    x = examples_of(config.data).part("test").inputs
+    x = dataset_of(config.data).subset("test").inputs
     assert torch.equal(cascade(x)[:, -1], own(x / 16))
 
 

@@ -11,7 +11,7 @@ import torch
 
 from offramp.bundle import load_bundle, save_bundle
 from offramp.models import ModelSpec, build
-from offramp.policy import Setting
+from offramp.policy import Candidate
 from offramp.stages import Cascade
 
 
@@ -81,8 +81,8 @@ def test_a_file_that_is_there_is_kept(run, deployed, tmp_path):
 def test_a_network_with_several_inputs_is_exported_like_an_example(run, tmp_path):
     arguments = {"in1_features": 4, "in2_features": 3, "out_features": 2}
     spec = ModelSpec(name="torch.nn:Bilinear", arguments=arguments)
-    cascade = Cascade.of_models({"a": build(spec)}, specs={"a": spec})
-    alone = Setting.single(cascade.topology, "a", reference="a")
+    cascade = Cascade.from_models({"a": build(spec)}, specs={"a": spec})
+    alone = Candidate.single(cascade.topology, "a", reference="a")
     save_bundle(tmp_path / "b", cascade, alone, costs=None)
     draw = np.random.default_rng(0)
     inputs = {

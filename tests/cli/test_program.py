@@ -12,7 +12,7 @@ from offramp.cli.app import app
 from offramp.cli.output import aligned, amount, points
 
 COMMANDS = [
-    *("demo", "cut", "train", "record", "design", "advise"),
+    *("demo", "cut", "train", "record", "class-exits", "advise"),
     *("fit", "evaluate", "report", "export", "predict", "bench", "profile", "tune"),
 ]
 
@@ -61,7 +61,7 @@ def test_no_arguments_show_the_help(run):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["nonsense"], ["fit", "--max-loss", "much"], ["predict"], ["bench", "x", "--rounds", "0"]],
+    [["nonsense"], ["fit", "--max-drop", "much"], ["predict"], ["bench", "x", "--rounds", "0"]],
 )
 def test_wrong_usage_ends_with_2(run, arguments):
     found = run(*arguments)
@@ -95,7 +95,7 @@ def test_debug_shows_where_an_error_happened(run, tmp_path):
     found = run("--debug", "evaluate", tmp_path / "no.trace", tmp_path / "no.json")
     assert found.code == 2
     assert "Traceback" in found.err
-    assert "setting_from_file" in found.err
+    assert "candidate_from_file" in found.err
 
 
 def _failing_with(error, monkeypatch, run, tmp_path):
@@ -121,11 +121,11 @@ def test_an_unexpected_error_ends_with_1_and_names_its_type(run, tmp_path, monke
 
 
 def test_json_is_one_object_and_the_only_thing_on_standard_output(run, trace_path, tmp_path):
-    found = run("fit", trace_path, "--policy", "myopic", "--combines", "last")
+    found = run("fit", trace_path, "--policy", "threshold", "--combines", "last")
     assert found.code == 2  # no limit was given
     assert found.out == ""
     found = run(
-        *("fit", trace_path, "--policy", "myopic", "--combines", "last", "--max-loss", 0.03),
+        *("fit", trace_path, "--policy", "threshold", "--combines", "last", "--max-drop", 0.03),
         *("--out", tmp_path / "run", "--json"),
     )
     assert found.code == 0

@@ -21,8 +21,8 @@ def test_record_then_fit_then_evaluate_then_report_follow_each_other(run, deploy
     assert (numbers["n"], numbers["split"]) == (300, "test")
     assert numbers["cost_ratio"] < 1
     assert chosen["limit"] == {
-        "risk": "difference",
-        "max_loss": 0.02,
+        "risk": "accuracy_drop",
+        "max_drop": 0.02,
         "max_cost": None,
         "margin": None,
     }
@@ -30,7 +30,7 @@ def test_record_then_fit_then_evaluate_then_report_follow_each_other(run, deploy
     assert page.code == 0, page.err
     shown = json.loads((deployed / "run" / "report.json").read_text())
     assert shown["test"]["accuracy"] == numbers["accuracy"]
-    assert shown["test"]["difference_ci"] == numbers["difference_ci"]
+    assert shown["test"]["accuracy_drop_ci"] == numbers["accuracy_drop_ci"]
     assert shown["images"]
     assert {i["exit_stage"] for i in shown["images"]} <= {"small", "large"}
     assert "<html" in (deployed / "run" / "report.html").read_text()
@@ -85,7 +85,7 @@ def test_modules_beside_the_configuration_can_be_named(run, project, tmp_path):
     (tmp_path / "run.toml").write_text(
         '[data]\nkind = "digits"\nsplits = { test = 20 }\n'
         '[[stage]]\nname = "mine"\nmodel = "my_nets_of_test:make"\narguments = { width = 2 }\n'
-        "normalise = { scale = 0.0625 }\n"
+        "normalize = { scale = 0.0625 }\n"
     )
     found = run("record", "--config", tmp_path / "run.toml", "--out", tmp_path / "x.trace")
     assert found.code == 0, found.err
@@ -106,14 +106,14 @@ def test_what_goes_wrong_in_a_configuration_ends_with_2(run, tmp_path):
 
 
 def fit(run, trace, out, *more):
-    return run("fit", trace, "--policy", "myopic", "--combines", "last", "--out", out, *more)
+    return run("fit", trace, "--policy", "threshold", "--combines", "last", "--out", out, *more)
 
 
 def test_fit_writes_what_the_next_commands_read(run, trace_path, tmp_path):
     out = tmp_path / "run"
-    found = fit(run, trace_path, out, "--max-loss", 0.03)
+    found = fit(run, trace_path, out, "--max-drop", 0.03)
     assert found.code == 0, found.err
-    assert "Use myopic, stage0 -> stage1" in found.out
+    assert "Use threshold, stage0 -> stage1" in found.out
     assert max(len(line) for line in found.out.splitlines()[:-1]) < 80
     marker = json.loads((out / "run.json").read_text())
     assert marker["files"] == ["chosen.json", "frontier.json"]
@@ -138,7 +138,7 @@ def test_options_go_before_the_configuration(run, trace_path, project, tmp_path)
         *("--out", tmp_path / "run", "--json"),
     )
     assert found.code == 0, found.err
-    assert json.loads(found.out)["limit"]["max_loss"] is None
+    assert json.loads(found.out)["limit"]["max_drop"] is None
 
 
 def test_no_answer_is_exit_code_3_with_the_network_to_use(run, tmp_path):
@@ -146,13 +146,13 @@ def test_no_answer_is_exit_code_3_with_the_network_to_use(run, tmp_path):
     labels = rng.integers(0, 3, 300)
     sure = np.eye(3)[labels] * 5
     trace = from_logits(
-        {"perfect": sure, "dear": sure + rng.normal(0, 2, sure.shape)},
+        {"perfect": sure, "expensive": sure + rng.normal(0, 2, sure.shape)},
         labels,
-        costs={"perfect": 1.0, "dear": 10.0},
+        costs={"perfect": 1.0, "expensive": 10.0},
         unit="usd",
     )
     save_trace(trace, tmp_path / "x.trace")
-    found = fit(run, tmp_path / "x.trace", tmp_path / "run", "--max-loss", 0.01, "--json")
+    found = fit(run, tmp_path / "x.trace", tmp_path / "run", "--max-drop", 0.01, "--json")
     assert found.code == 3
     result = json.loads(found.out)
     assert result["outcome"] == "do not cascade"
@@ -163,29 +163,29 @@ def test_no_answer_is_exit_code_3_with_the_network_to_use(run, tmp_path):
 
 
 def test_fit_needs_exactly_one_limit(run, trace_path, tmp_path):
-    found = fit(run, trace_path, tmp_path / "run", "--max-loss", 0.1, "--max-cost", 0.5)
+    found = fit(run, trace_path, tmp_path / "run", "--max-drop", 0.1, "--max-cost", 0.5)
     assert found.code == 2
-    assert "either --max-loss" in found.err
+    assert "either --max-drop" in found.err
     assert not (tmp_path / "run").exists()
-    found = fit(run, trace_path, tmp_path / "run", "--max-loss", 5)
+    found = fit(run, trace_path, tmp_path / "run", "--max-drop", 5)
     assert found.code == 2
     assert "got 5.0" in found.err
 
 
 def test_fit_names_what_it_does_not_know(run, trace_path, tmp_path):
-    found = run("fit", trace_path, "--policy", "wieghted", "--max-loss", 0.1, "--out", tmp_path)
+    found = run("fit", trace_path, "--policy", "leanred", "--max-drop", 0.1, "--out", tmp_path)
     assert found.code == 2
-    assert "Did you mean 'weighted'?" in found.err
-    found = run("fit", tmp_path / "no.trace", "--max-loss", 0.1, "--out", tmp_path / "run")
+    assert "Did you mean 'learned'?" in found.err
+    found = run("fit", tmp_path / "no.trace", "--max-drop", 0.1, "--out", tmp_path / "run")
     assert found.code == 2
     assert "no.trace" in found.err
-    assert run("fit", "--max-loss", 0.1).code == 2
-    assert run("fit", trace_path, "--max-loss", 0.1, "--bundle", tmp_path / "b").code == 2
+    assert run("fit", "--max-drop", 0.1).code == 2
+    assert run("fit", trace_path, "--max-drop", 0.1, "--bundle", tmp_path / "b").code == 2
 
 
 def test_fit_leaves_a_foreign_folder_alone(run, trace_path, tmp_path):
     (tmp_path / "thesis.txt").touch()
-    found = fit(run, trace_path, tmp_path, "--max-loss", 0.1)
+    found = fit(run, trace_path, tmp_path, "--max-drop", 0.1)
     assert found.code == 2
     assert "no run of offramp" in found.err
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
@@ -193,16 +193,16 @@ def test_fit_leaves_a_foreign_folder_alone(run, trace_path, tmp_path):
 
 def test_evaluate_prints_what_the_library_computes(run, trace_path, tmp_path):
     from offramp.evaluation import evaluate
-    from offramp.project.folder import setting_from_file
+    from offramp.project.folder import candidate_from_file
 
     out = tmp_path / "run"
-    assert fit(run, trace_path, out, "--max-loss", 0.03).code == 0
+    assert fit(run, trace_path, out, "--max-drop", 0.03).code == 0
     numbers = tmp_path / "numbers.json"
     found = run("evaluate", trace_path, out, "--seed", 4, "--bootstrap", 200, "--out", numbers)
     assert found.code == 0
-    setting = setting_from_file(out)
-    wanted = evaluate(load_trace(trace_path).part("test"), setting, bootstrap=200, seed=4)
-    assert json.loads(numbers.read_text())["difference"] == wanted.difference
+    candidate = candidate_from_file(out)
+    wanted = evaluate(load_trace(trace_path).subset("test"), candidate, bootstrap=200, seed=4)
+    assert json.loads(numbers.read_text())["accuracy_drop"] == wanted.accuracy_drop
     assert f"{100 * wanted.accuracy:.1f} %" in found.out
     assert max(len(line) for line in found.out.splitlines()) < 80
     everything = run("evaluate", trace_path, out, "--split", "all", "--bootstrap", 0, "--json")
@@ -213,22 +213,22 @@ def test_evaluate_prints_what_the_library_computes(run, trace_path, tmp_path):
 
 
 def test_evaluate_refuses_a_setting_of_other_stages(run, trace_path, tmp_path):
-    assert fit(run, trace_path, tmp_path / "run", "--max-loss", 0.03).code == 0
+    assert fit(run, trace_path, tmp_path / "run", "--max-drop", 0.03).code == 0
     save_trace(make_trace(50, stages=3), tmp_path / "other.trace")
     found = run("evaluate", tmp_path / "other.trace", tmp_path / "run", "--split", "all")
     assert found.code == 2
     assert "same cascade" in found.err
-    (tmp_path / "chosen.json").write_text('{"setting": {"policy": 1}}')
+    (tmp_path / "chosen.json").write_text('{"candidate": {"policy": 1}}')
     found = run("evaluate", trace_path, tmp_path / "chosen.json")
     assert found.code == 2
-    assert "does not hold a setting" in found.err
+    assert "as a candidate" in found.err
 
 
 def test_rankings_without_scores_are_fitted_by_agreement_and_reported(run, tmp_path):
     trace = make_trace(300, stages=3, kind="labels", seed=1)
-    save_trace(trace.divided({"fit": 150, "test": 150}, seed=0), tmp_path / "x.trace")
+    save_trace(trace.split_into({"fit": 150, "test": 150}, seed=0), tmp_path / "x.trace")
     found = run(
-        *("fit", tmp_path / "x.trace", "--policy", "agreement", "--max-loss", 0.1),
+        *("fit", tmp_path / "x.trace", "--policy", "agreement", "--max-drop", 0.1),
         *("--out", tmp_path / "run"),
     )
     assert found.code in (0, 3), found.err

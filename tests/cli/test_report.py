@@ -13,7 +13,7 @@ from offramp._core.topology import Topology
 from offramp.cli import main
 from offramp.data import arrays
 from offramp.evaluation import evaluate, replay
-from offramp.policy import Constant, Node, Policy, Setting
+from offramp.policy import Candidate, Constant, Node, Policy
 from offramp.project.images import example_images
 from offramp.stages import Cascade
 from offramp.trace import load_trace, make_trace, save_trace
@@ -37,14 +37,16 @@ def trace():
     costs = Costs(
         unit="flops", segment=(1.0,) * 4, head=(0.01, 0.3, 0.01, 0.01), decision=(0.0,) * 4
     )
-    return replace(found, costs=costs).divided({"fit": 400, "calibrate": 250, "test": 250}, seed=0)
+    return replace(found, costs=costs).split_into(
+        {"fit": 400, "calibrate": 250, "test": 250}, seed=0
+    )
 
 
 @pytest.fixture(scope="module")
 def fitted(trace, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exits")
     save_trace(trace, folder / "exits.trace")
-    options = ["--policy", "weighted,myopic", "--combines", "last", "--max-loss", "0.05"]
+    options = ["--policy", "learned,threshold", "--combines", "last", "--max-drop", "0.05"]
     arguments = [str(folder / "exits.trace"), *options, "--out", str(folder / "run")]
     assert main(["fit", *arguments]) == 0
     return folder
@@ -55,16 +57,18 @@ def test_a_report_of_exits_bills_the_same_decisions_in_two_units(run, fitted, tr
     done = run("report", fitted / "run", "--costs", fitted / "seconds.json")
     assert done.code == 0, done.err
     shown = json.loads((fitted / "run" / "report.json").read_text())
-    flops, seconds = shown["bills"]
+    flops, seconds = shown["costs_by_unit"]
     assert (flops["unit"], seconds["unit"]) == ("flops", "seconds")
-    chosen = from_json(Setting, json.loads((fitted / "run" / "chosen.json").read_text())["setting"])
-    part = trace.part("test")
+    chosen = from_json(
+        Candidate, json.loads((fitted / "run" / "chosen.json").read_text())["candidate"]
+    )
+    part = trace.subset("test")
     timed = evaluate(part, chosen, costs=from_json(Costs, SECONDS))
     assert seconds["cost"] == timed.cost
     assert seconds["cost_ratio_ci"] == list(timed.cost_ratio_ci)
     assert flops["cost"] == shown["test"]["cost"]
     assert {s["policy"] for s in shown["savings"]} == {"learned", "thresholds", "random exits"}
-    assert [s["max_loss"] for s in shown["savings"][:4]] == [0.0, 0.01, 0.02, 0.05]
+    assert [s["max_drop"] for s in shown["savings"][:4]] == [0.0, 0.01, 0.02, 0.05]
     assert [u["stage"] for u in shown["uses"]] == list(trace.stages)
     assert [len(p["cost_ratios"]) for p in shown["exits"]] == [2] * 4
     page = (fitted / "run" / "report.html").read_text()
@@ -106,8 +110,8 @@ def test_images_show_right_ones_and_wrong_ones_that_f_gets_right():
     images[:, 0, 0, 0] = torch.arange(300) % 256
     examples = arrays(images, part.labels)
     nets = {name: torch.nn.Flatten() for name in part.stages}
-    alone = Setting.single(part.topology, "stage0", reference="stage1")
-    found = example_images(examples, part, alone, Cascade.of_models(nets), per_stage=6)
+    alone = Candidate.single(part.topology, "stage0", reference="stage1")
+    found = example_images(examples, part, alone, Cascade.from_models(nets), per_stage=6)
     assert len(found) == 6
     pairs = [(image.correct, image.reference_correct) for image in found]
     assert pairs.count((False, True)) == 2
@@ -124,8 +128,8 @@ def test_on_a_long_way_earlier_stages_say_one_class():
     examples = arrays(torch.zeros(60, 1, 4, 4), part.labels)
     chain = part.topology.chain(list(range(5)))
     nodes = {p: Node(Constant(False)) for p in chain.paths()[:-1]}
-    setting = Setting(policy=Policy(chain, nodes), method="myopic", reference="stage4")
+    candidate = Candidate(policy=Policy(chain, nodes), method="threshold", reference="stage4")
     nets = {name: torch.nn.Flatten() for name in part.stages}
-    (image, *_) = example_images(examples, part, setting, Cascade.of_models(nets))
+    (image, *_) = example_images(examples, part, candidate, Cascade.from_models(nets))
     assert [len(classes) for _, classes in image.visits] == [1, 1, 1, 1, 3]
     assert np.isclose(sum(p for _, p in image.visits[-1][1]), 1.0)

@@ -17,7 +17,7 @@ from offramp.trace import make_trace
 
 @pytest.fixture(scope="module")
 def frontier():
-    return fit(make_trace(400, stages=2, seed=0), "myopic", combines=["last"], progress=False)
+    return fit(make_trace(400, stages=2, seed=0), "threshold", combines=["last"], progress=False)
 
 
 def test_a_frontier_comes_back_from_json_as_it_was(frontier, tmp_path):
@@ -26,9 +26,9 @@ def test_a_frontier_comes_back_from_json_as_it_was(frontier, tmp_path):
     assert to_json(again) == to_json(frontier)
 
 
-@pytest.mark.parametrize("limit", [{"max_loss": 0.03}, {"max_cost": 0.6}])
+@pytest.mark.parametrize("limit", [{"max_drop": 0.03}, {"max_cost": 0.6}])
 def test_the_choice_can_be_made_again_from_the_files(frontier, tmp_path, limit):
-    choice = frontier.cheapest(**limit) if "max_loss" in limit else frontier.best(**limit)
+    choice = frontier.cheapest(**limit) if "max_drop" in limit else frontier.best(**limit)
     path = tmp_path / "chosen.json"
     path.write_text(json.dumps(choice_to_dict(choice)))
     again = from_json(Frontier, json.loads(json.dumps(to_json(frontier))))
@@ -36,8 +36,8 @@ def test_the_choice_can_be_made_again_from_the_files(frontier, tmp_path, limit):
 
 
 def test_a_margin_is_kept(frontier, tmp_path):
-    choice = frontier.cheapest(max_loss=0.03, margin=3.0)
-    assert to_json(choice) != to_json(frontier.cheapest(max_loss=0.03))
+    choice = frontier.cheapest(max_drop=0.03, margin=3.0)
+    assert to_json(choice) != to_json(frontier.cheapest(max_drop=0.03))
     path = tmp_path / "chosen.json"
     path.write_text(json.dumps(choice_to_dict(choice, margin=3.0)))
     assert to_json(choose_again(frontier, path)) == to_json(choice)

@@ -12,8 +12,8 @@ from offramp._core.schema import from_json, to_json
 from offramp.bundle import load_bundle
 from offramp.cli import main
 from offramp.evaluation import assignment, evaluate
-from offramp.policy import Setting
-from offramp.project.build import examples_of
+from offramp.policy import Candidate
+from offramp.project.build import dataset_of
 from offramp.project.config.config import load_config
 from offramp.project.joint import trace_name
 from offramp.trace import load_trace
@@ -28,16 +28,16 @@ seed = 7
 name = "small"
 model = "small_cnn"
 arguments = { width = 3, depth = 2 }
-normalise = { scale = 0.0625 }
+normalize = { scale = 0.0625 }
 
 [[stage]]
 name = "large"
 model = "small_cnn"
 arguments = { width = 8, depth = 3 }
-normalise = { scale = 0.0625 }
+normalize = { scale = 0.0625 }
 
 [joint]
-alphas = [0.1, 0.03]
+cost_weights = [0.1, 0.03]
 epochs = 4
 epochs_next = 2
 batch_size = 16
@@ -76,7 +76,7 @@ def changed(folder, path, *pairs):
 
 def test_one_command_gives_a_frontier_over_alpha_and_a_choice(trained):
     said = json.loads((trained / "run" / "joint.json").read_text())
-    assert said["alphas"] == [0.03, 0.1]
+    assert said["cost_weights"] == [0.03, 0.1]
     assert said["epochs"] == [4, 2]
     assert (said["split"], said["examples"], said["given"]) == ("test", 300, False)
     assert [one["name"] for one in said["static"]] == ["small", "large"]
@@ -84,26 +84,26 @@ def test_one_command_gives_a_frontier_over_alpha_and_a_choice(trained):
     assert len(said["curves"]["joint"]) >= 1
     assert sum(said["assignment"]["share"]) == pytest.approx(1.0)
     assert said["outcome"] == "cascade"
-    assert said["trace"] == trace_name(said["chosen"]["alpha"])
+    assert said["trace"] == trace_name(said["chosen"]["cost_weight"])
 
 
 def test_the_choice_is_what_its_own_trace_gives_against_the_networks_alone(trained):
     said = json.loads((trained / "run" / "joint.json").read_text())
-    setting = from_json(Setting, said["setting"])
-    part = load_trace(trained / "run" / said["trace"]).part("test")
-    alone = load_trace(trained / "run" / "static.trace").part("test")
-    found = evaluate(part, setting, bootstrap=0, baseline=alone)
+    candidate = from_json(Candidate, said["candidate"])
+    part = load_trace(trained / "run" / said["trace"]).subset("test")
+    alone = load_trace(trained / "run" / "static.trace").subset("test")
+    found = evaluate(part, candidate, bootstrap=0, baseline=alone)
     assert said["chosen"]["cost"] == found.cost
     assert said["chosen"]["error"] == 1 - found.accuracy
-    assert found.reference_accuracy == alone.accuracy(alone.topology.index(setting.reference))
-    assert said["assignment"] == to_json(assignment(part, setting))
+    assert found.reference_accuracy == alone.accuracy(alone.topology.index(candidate.reference))
+    assert said["assignment"] == to_json(assignment(part, candidate))
     assert not torch.equal(part.logits, alone.logits)
     assert np.array_equal(part.ids, alone.ids)
 
 
 def test_traces_hold_nothing_that_was_trained_on(trained):
     config = load_config(trained / "joint.toml")
-    seen = set(examples_of(config.data).part("train").ids.tolist())
+    seen = set(dataset_of(config.data).subset("train").ids.tolist())
     for name in ("static.trace", trace_name(0.03), trace_name(0.1)):
         trace = load_trace(trained / "run" / name)
         assert len(trace) == 1000
@@ -112,9 +112,9 @@ def test_traces_hold_nothing_that_was_trained_on(trained):
 
 def test_the_bundle_answers_as_the_replay_does(trained):
     said = json.loads((trained / "run" / "joint.json").read_text())
-    part = load_trace(trained / "run" / said["trace"]).part("test")
+    part = load_trace(trained / "run" / said["trace"]).subset("test")
     config = load_config(trained / "joint.toml")
-    inputs = examples_of(config.data).part("test").inputs
+    inputs = dataset_of(config.data).subset("test").inputs
     answer = load_bundle(trained / "bundle").adaptive(inputs)
     wrong = float((answer.labels != part.labels).double().mean())
     assert wrong == pytest.approx(said["chosen"]["error"])
@@ -158,8 +158,8 @@ def test_the_report_draws_the_table_and_the_figures(run, trained):
 
 def test_evaluate_takes_the_chosen_setting_on_its_trace(run, trained):
     said = json.loads((trained / "run" / "joint.json").read_text())
-    trace, setting = trained / "run" / said["trace"], trained / "run" / "joint.json"
-    found = run("evaluate", trace, setting, "--json")
+    trace, candidate = trained / "run" / said["trace"], trained / "run" / "joint.json"
+    found = run("evaluate", trace, candidate, "--json")
     assert found.code == 0, found.err
     assert json.loads(found.out)["cost"] == pytest.approx(said["chosen"]["cost"])
 
@@ -167,7 +167,7 @@ def test_evaluate_takes_the_chosen_setting_on_its_trace(run, trained):
 @pytest.mark.slow  # unit/train/test_joint.py trains frozen classifiers: make test-slow
 def test_networks_that_stay_as_they_are_are_not_trained_at_all(run, project, tmp_path):
     text = (project / "run.toml").read_text().replace('weights = "', f'weights = "{project}/')
-    more = "[joint]\nalphas = 0.03\nepochs = 3\nfrozen = true\npart = 'test'\n"
+    more = "[joint]\ncost_weights = 0.03\nepochs = 3\nfrozen = true\npart = 'test'\n"
     (tmp_path / "frozen.toml").write_text(text + more)
     found = run("train", "--restart", "-c", tmp_path / "frozen.toml", "--json")
     assert found.code in (0, 3), found.err
@@ -185,8 +185,8 @@ def test_networks_that_stay_as_they_are_are_not_trained_at_all(run, project, tmp
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("alphas = [0.1, 0.03]", "alphas = [0.1, -0.5]", r"joint.alphas[1]"),
-        ("alphas = [0.1, 0.03]", "alphas = [0.1, 0.1]", "0.1 stands there twice"),
+        ("cost_weights = [0.1, 0.03]", "cost_weights = [0.1, -0.5]", r"joint.cost_weights[1]"),
+        ("cost_weights = [0.1, 0.03]", "cost_weights = [0.1, 0.1]", "0.1 stands there twice"),
         ("epochs = 4", "epochs = 4\nwarm_up = 5", "at most epochs = 4, got 5"),
         ("epochs = 4", "epochs = 4\nfrozen = true", "give each stage weights, also small, large"),
         ("epochs = 4", "epochs = 4\nrollouts = 'visited'", "estimator = 'reinforce'"),

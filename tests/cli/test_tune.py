@@ -26,7 +26,7 @@ def test_what_was_measured_stays_in_the_bundle_and_auto_takes_it(run, bundle, np
     found = run("predict", bundle, npz, "--backend", "auto")
     assert found.code == 2
     assert "`offramp tune`" in found.err
-    backends = ("--backends", "onnxruntime,prepared")
+    backends = ("--backends", "onnxruntime,folded")
     tuned = run("tune", bundle, npz, "--batch-sizes", "1,8", "--rounds", 1, *backends)
     assert tuned.code == 0, tuned.err
     assert "batch of 8" in tuned.out
@@ -34,14 +34,14 @@ def test_what_was_measured_stays_in_the_bundle_and_auto_takes_it(run, bundle, np
     table = load_bundle(bundle).manifest.backends
     assert table.batch_sizes == (1, 8)
     rows = {}
-    for backend in (None, "auto", "onnxruntime", "prepared"):
+    for backend in (None, "auto", "onnxruntime", "folded"):
         chosen = () if backend is None else ("--backend", backend)
         out = tmp_path / f"{backend}.csv"
         done = run("predict", bundle, npz, "--out", out, *chosen)
         assert done.code == 0, done.err
         with out.open(newline="") as file:
             rows[backend] = [(r["label"], r["stage"]) for r in csv.DictReader(file)]
-    assert rows["auto"] == rows["onnxruntime"] == rows["prepared"] == rows[None]
+    assert rows["auto"] == rows["onnxruntime"] == rows["folded"] == rows[None]
 
 
 def test_tuning_as_json(run, bundle, npz):
@@ -75,4 +75,4 @@ def test_a_backend_that_does_not_exist_or_answers_otherwise_is_refused(run, bund
     assert "There is no backend 'onnx'" in found.err
     found = run("predict", bundle, npz, "--backend", "onnxruntime-int8")
     assert found.code == 2
-    assert "offramp.tuning.quantise" in found.err
+    assert "offramp.tuning.quantize" in found.err

@@ -17,32 +17,37 @@ from offramp._core.keys import example_keys
 from offramp._core.schema import from_json, to_json
 from offramp.evaluation import fit, replay
 from offramp.evaluation.replay import replay_reference
-from offramp.fitting.registry import fitters
-from offramp.policy import Node, Policy, Setting, View
+from offramp.fitting.registry import POLICIES
+from offramp.policy import Candidate, Evidence, Node, Policy
 from offramp.trace import make_trace
 
-NAMES = sorted(fitters)
+NAMES = sorted(POLICIES)
 KINDS = ("logits", "labels")
 CASES = [(name, kind) for name in NAMES for kind in KINDS]
-SWEPT = 4  # settings of each sweep that are looked at
+SWEPT = 4  # candidates of each sweep that are looked at
 #: Smaller sweeps where the full one is slow; a policy that is not listed is fitted as it comes.
 QUICK = {
-    "weighted": {"lams": [0.0, 0.03, 0.3]},
-    "myopic": {"confidences": ["max_prob", "entropy"], "grid": 8},
-    "stopping": {"alphas": [0.003, 0.1, 0.5], "epochs": 20, "width": 16, "combines": ["policy"]},
+    "learned": {"cost_weights": [0.0, 0.03, 0.3]},
+    "threshold": {"confidences": ["max_prob", "entropy"], "grid": 8},
+    "stopping": {
+        "cost_weights": [0.003, 0.1, 0.5],
+        "epochs": 20,
+        "width": 16,
+        "combines": ["stopping"],
+    },
 }
 
 
 def fitted(name, kind, *, seed=0, n=160):
     part = make_trace(n, stages=3, classes=4, seed=seed, kind=kind)
-    return part, fitters[name](part, reference="stage2", **QUICK.get(name, {}))
+    return part, POLICIES[name](part, reference="stage2", **QUICK.get(name, {}))
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join(case))
 def case(request):
-    """A fitted sweep, some settings of it, and examples that it has not seen."""
-    _, settings = fitted(*request.param)
-    some = settings[:: max(1, len(settings) // SWEPT)]
+    """A fitted sweep, some candidates of it, and examples that it has not seen."""
+    _, candidates = fitted(*request.param)
+    some = candidates[:: max(1, len(candidates) // SWEPT)]
     return request.param, some, make_trace(60, stages=3, classes=4, seed=1, kind=request.param[1])
 
 
@@ -61,19 +66,19 @@ def views(trace, policy):
 
 
 def view_of(outputs, seen, keys, rows, which):
-    return View(outputs, seen[which], keys[which], rows[which])
+    return Evidence(outputs, seen[which], keys[which], rows[which])
 
 
 def test_the_sweep_is_not_empty():
-    assert {"uniform", "myopic", "agreement", "weighted"} <= set(NAMES)
+    assert {"random", "threshold", "agreement", "learned"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_fitter_has_the_arguments_that_all_share_and_says_what_it_does(name):
-    parameters = inspect.signature(fitters[name]).parameters
+    parameters = inspect.signature(POLICIES[name]).parameters
     assert list(parameters)[:3] == ["part", "reference", "top"]
     assert all(p.kind is p.KEYWORD_ONLY for p in list(parameters.values())[1:])
-    documentation = inspect.getdoc(fitters[name])
+    documentation = inspect.getdoc(POLICIES[name])
     assert "Args:" in documentation
     assert ">>> " in documentation
     for option in parameters:
@@ -81,20 +86,20 @@ def test_a_fitter_has_the_arguments_that_all_share_and_says_what_it_does(name):
 
 
 def test_settings_say_what_they_are(case):
-    (name, _), settings, _ = case
-    assert settings
-    for setting in settings:
-        assert setting.method == name
-        assert setting.reference == "stage2"
-        assert setting.parameters
-        assert setting.label.startswith(name)
-    assert len({repr(to_json(s.policy)) for s in settings}) > 1
+    (name, _), candidates, _ = case
+    assert candidates
+    for candidate in candidates:
+        assert candidate.method == name
+        assert candidate.reference == "stage2"
+        assert candidate.parameters
+        assert candidate.label.startswith(name)
+    assert len({repr(to_json(s.policy)) for s in candidates}) > 1
 
 
 def test_the_policies_of_a_sweep_leave_at_different_stages(case):
     """Else the other tests of this file would look at one kind of decision only."""
-    _, settings, trace = case
-    exits = np.concatenate([replay(trace, s.policy).last for s in settings])
+    _, candidates, trace = case
+    exits = np.concatenate([replay(trace, s.policy).last for s in candidates])
     assert len(np.unique(exits)) >= 2
 
 
@@ -127,16 +132,16 @@ def depends_on_the_order(policy, trace):
 
 
 def test_decisions_and_answers_do_not_depend_on_the_rest_of_the_batch(case):
-    _, settings, trace = case
-    few = trace.rows(torch.arange(30))
-    for setting in settings:
-        assert list(depends_on_the_rest(setting.policy, few)) == [], setting.label
+    _, candidates, trace = case
+    few = trace.take(torch.arange(30))
+    for candidate in candidates:
+        assert list(depends_on_the_rest(candidate.policy, few)) == [], candidate.label
 
 
 def test_decisions_and_answers_do_not_depend_on_the_order(case):
-    _, settings, trace = case
-    for setting in settings:
-        assert list(depends_on_the_order(setting.policy, trace)) == [], setting.label
+    _, candidates, trace = case
+    for candidate in candidates:
+        assert list(depends_on_the_order(candidate.policy, trace)) == [], candidate.label
 
 
 class _AboveAverage(torch.nn.Module):
@@ -177,46 +182,46 @@ def acts(policy, stage, trace):
 
 
 def test_a_setting_survives_json_bit_by_bit(case):
-    _, settings, trace = case
-    for setting in settings:
-        again = from_json(Setting, json.loads(json.dumps(to_json(setting), allow_nan=False)))
-        assert to_json(again) == to_json(setting)
-        one, other = replay(trace, setting.policy), replay(trace, again.policy)
+    _, candidates, trace = case
+    for candidate in candidates:
+        again = from_json(Candidate, json.loads(json.dumps(to_json(candidate), allow_nan=False)))
+        assert to_json(again) == to_json(candidate)
+        one, other = replay(trace, candidate.policy), replay(trace, again.policy)
         for name in ("path", "labels", "closest", "path_cost"):
-            assert np.array_equal(getattr(one, name), getattr(other, name)), setting.label
+            assert np.array_equal(getattr(one, name), getattr(other, name)), candidate.label
 
 
 def test_no_label_is_in_sight_of_a_decision():
     assert list(inspect.signature(Policy.decide).parameters) == ["self", "view", "stage"]
     assert list(inspect.signature(Policy.answer).parameters) == ["self", "view", "stage"]
-    assert "label" not in " ".join([*inspect.signature(View).parameters, *dir(View)])
+    assert "label" not in " ".join([*inspect.signature(Evidence).parameters, *dir(Evidence)])
 
 
 def test_other_labels_change_no_decision_and_no_answer(case):
-    _, settings, trace = case
+    _, candidates, trace = case
     swapped = replace(trace, labels=trace.labels.flip(0))
     assert not torch.equal(swapped.labels, trace.labels)
-    for setting in settings:
-        one, other = replay(trace, setting.policy), replay(swapped, setting.policy)
+    for candidate in candidates:
+        one, other = replay(trace, candidate.policy), replay(swapped, candidate.policy)
         for name in ("path", "labels", "closest"):
-            assert np.array_equal(getattr(one, name), getattr(other, name)), setting.label
+            assert np.array_equal(getattr(one, name), getattr(other, name)), candidate.label
 
 
 def test_replay_is_what_walking_each_example_on_its_own_gives(case):
-    _, settings, trace = case
-    few = trace.rows(torch.arange(25))
-    for setting in settings:
-        fast, slow = replay(few, setting.policy), replay_reference(few, setting.policy)
+    _, candidates, trace = case
+    few = trace.take(torch.arange(25))
+    for candidate in candidates:
+        fast, slow = replay(few, candidate.policy), replay_reference(few, candidate.policy)
         for name in ("path", "labels", "wrong", "closest", "path_cost"):
-            assert np.array_equal(getattr(fast, name), getattr(slow, name)), setting.label
+            assert np.array_equal(getattr(fast, name), getattr(slow, name)), candidate.label
 
 
 def test_one_example_is_treated_as_it_is_among_others(case):
-    _, settings, trace = case
-    for setting in settings:
-        whole = replay(trace, setting.policy)
+    _, candidates, trace = case
+    for candidate in candidates:
+        whole = replay(trace, candidate.policy)
         for row in (0, len(trace) - 1):
-            one = replay(trace.rows(torch.tensor([row])), setting.policy)
+            one = replay(trace.take(torch.tensor([row])), candidate.policy)
             assert one.path.tolist() == [whole.path[row]]
             assert one.labels.tolist() == [whole.labels[row].tolist()]
 
@@ -225,16 +230,16 @@ def test_one_example_is_treated_as_it_is_among_others(case):
 def test_fitting_twice_gives_the_same_and_changes_nothing_it_was_given(name):
     part, first = fitted(name, "logits", n=40)
     before = part.logits.clone()
-    second = fitters[name](part, reference="stage2", **QUICK.get(name, {}))
+    second = POLICIES[name](part, reference="stage2", **QUICK.get(name, {}))
     assert [to_json(s) for s in first] == [to_json(s) for s in second]
     assert torch.equal(part.logits, before)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_one_example_is_enough_to_fit_on(name):
-    part, settings = fitted(name, "logits", n=1)
-    for setting in settings[:3]:
-        assert len(replay(part, setting.policy).path) == 1
+    part, candidates = fitted(name, "logits", n=1)
+    for candidate in candidates[:3]:
+        assert len(replay(part, candidate.policy).path) == 1
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -244,5 +249,5 @@ def test_an_option_that_does_not_exist_is_refused_by_name(name):
 
 
 def test_a_policy_that_does_not_exist_is_refused_with_the_nearest_name():
-    with pytest.raises(UnknownNameError, match="Did you mean 'weighted'"):
+    with pytest.raises(UnknownNameError, match="Did you mean 'learned'"):
         fit(make_trace(30), "weigted", progress=False)

@@ -5,7 +5,7 @@ import inspect
 import pytest
 
 from offramp._core.errors import InputError, UnknownNameError
-from offramp.data import SOURCES, load_examples
+from offramp.data import SOURCES, load_dataset
 from offramp.models import MODELS, ModelSpec, build, model_factory
 
 SETS, NETWORKS = sorted(SOURCES), sorted(MODELS)
@@ -30,19 +30,19 @@ def test_every_data_set_says_what_it_is(name):
 def test_every_data_set_refuses_an_option_it_does_not_have(name, tmp_path):
     path = None if name == "digits" else tmp_path
     with pytest.raises(InputError, match=f"option of '{name}' .*'nonsense'"):
-        load_examples(name, path, nonsense=1)
+        load_dataset(name, path, nonsense=1)
 
 
 @pytest.mark.parametrize("name", [name for name in SETS if name != "digits"])
 def test_every_data_set_that_lies_somewhere_asks_where(name):
     with pytest.raises(InputError, match=f"'{name}' needs a path, got None"):
-        load_examples(name)
+        load_dataset(name)
 
 
 @pytest.mark.parametrize("name", [name for name in SETS if name != "digits"])
 def test_every_data_set_names_what_is_not_there(name, tmp_path):
     with pytest.raises((OSError, ValueError), match="nowhere"):
-        load_examples(name, tmp_path / "nowhere")
+        load_dataset(name, tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -64,8 +64,8 @@ def test_every_network_can_have_other_classes_and_a_seed(name):
 @pytest.mark.parametrize(
     ("ask", "near"),
     [
-        (lambda: load_examples("digit"), "digits"),
-        (lambda: load_examples("cifar-10", "somewhere"), "cifar10"),
+        (lambda: load_dataset("digit"), "digits"),
+        (lambda: load_dataset("cifar-10", "somewhere"), "cifar10"),
         (lambda: model_factory("smal_cnn"), "small_cnn"),
     ],
 )

@@ -108,7 +108,7 @@ def test_configurations_are_valid(path, tmp_path):
             (tmp_path / name).touch()
         config = tmp_path / "run.toml"
         config.write_text(block.text, encoding="utf-8")
-        last = "network" if "design" in value else "stage"  # a design brings its own exits
+        last = "network" if "class_exits" in value else "stage"  # a design brings its own exits
         found = load_config(config, needs=("data", last))
         assert found.stage or found.network
 
@@ -116,8 +116,8 @@ def test_configurations_are_valid(path, tmp_path):
 def test_a_misspelt_key_would_be_found(tmp_path):
     (block, *_) = blocks(ROOT / "README.md", "toml")
     config = tmp_path / "run.toml"
-    config.write_text(block.text.replace("max_loss", "max_los"), encoding="utf-8")
-    with pytest.raises(ValueError, match="Did you mean 'max_loss'"):
+    config.write_text(block.text.replace("max_drop", "max_los"), encoding="utf-8")
+    with pytest.raises(ValueError, match="Did you mean 'max_drop'"):
         load_config(config)
 
 

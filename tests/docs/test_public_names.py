@@ -37,7 +37,7 @@ INTERNAL = {
     "stage_figure",
     "sweep",
     "to_device",
-    "write_design_report",
+    "write_class_exits_report",
     "write_joint_report",
     "write_report",
 }

@@ -11,14 +11,14 @@ from torch import nn
 from offramp import Cascade, Costs, record
 from offramp._core import files, ownership
 from offramp._core.errors import InputError
-from offramp._core.files import new_file, whole_folder
+from offramp._core.files import atomic_folder, new_file
 from offramp._core.ownership import BUNDLE, ONNX_FOLDER, RUN, TRACE, check_folder
 from offramp.bundle import export_folder, manifest, names, save_bundle
 from offramp.bundle.onnx import folder as onnx_folder
 from offramp.cli import main
 from offramp.data import arrays
 from offramp.models import ModelSpec, build, make_head, save_weights, small_cnn
-from offramp.policy import Setting
+from offramp.policy import Candidate
 from offramp.project import folder as run_folder
 from offramp.project.folder import RunFolder, check_bundle, claim_bundle
 from offramp.recording.partial import parts_of
@@ -31,8 +31,8 @@ SPEC = ModelSpec(name="small_cnn", arguments={"width": 2, "depth": 2})
 
 
 def bundled(path, **options):
-    cascade = Cascade.of_models({"a": build(SPEC)}, specs={"a": SPEC})
-    save_bundle(path, cascade, Setting.single(cascade.topology, "a", reference="a"), **options)
+    cascade = Cascade.from_models({"a": build(SPEC)}, specs={"a": SPEC})
+    save_bundle(path, cascade, Candidate.single(cascade.topology, "a", reference="a"), **options)
 
 
 def traced(path, **options):
@@ -40,16 +40,16 @@ def traced(path, **options):
 
 
 def recorded(path, **options):
-    cascade = Cascade.of_models({"a": nn.Linear(4, 3)})
+    cascade = Cascade.from_models({"a": nn.Linear(4, 3)})
     batch = [(torch.zeros(5, 4), torch.tensor([0, 1, 2, 0, 1]))]
     costs = Costs.simple("usd", [1.0])
     record(cascade, batch, path=path, costs=costs, progress=False, **options)
 
 
 def exported(path, **options):
-    cascade = Cascade.of_models({"a": nn.Linear(4, 3).eval()})
-    setting = Setting.single(cascade.topology, "a", reference="a")
-    export_folder(path, cascade, setting, example=torch.zeros(1, 4), **options)
+    cascade = Cascade.from_models({"a": nn.Linear(4, 3).eval()})
+    candidate = Candidate.single(cascade.topology, "a", reference="a")
+    export_folder(path, cascade, candidate, example=torch.zeros(1, 4), **options)
 
 
 WRITERS = {"bundle": bundled, "trace": traced, "record": recorded, "export": exported}
@@ -146,7 +146,7 @@ def test_what_comes_while_we_write_is_seen_before_it_is_replaced(tmp_path):
     traced(path)
 
     def write():
-        with whole_folder(path, TRACE, overwrite=True) as folder:
+        with atomic_folder(path, TRACE, overwrite=True) as folder:
             (folder / "trace.json").write_text("{}")
             (path / "late.txt").write_text("mine")
 
@@ -204,8 +204,8 @@ CONFIG = """
 kind = "digits"
 splits = { train = 100, fit = 100, calibrate = 50, test = 50 }
 [fit]
-policy = ["myopic"]
-max_loss = 0.5
+policy = ["threshold"]
+max_drop = 0.5
 [output]
 dir = "runs/x"
 """
@@ -226,7 +226,7 @@ arguments = { width = 2, depth = 2 }
 """
 COMMANDS = {
     "fit": (STAGES, ["fit", "t.trace", "--config", "c.toml"]),
-    "design": (NETWORK, ["design", "--config", "c.toml", "--class", "0"]),
+    "class_exits": (NETWORK, ["class_exits", "--config", "c.toml", "--class", "0"]),
     "joint": (STAGES, ["train", "joint", "--config", "c.toml"]),
 }
 
@@ -298,7 +298,9 @@ def test_features_are_not_cached_among_files_of_others(tmp_path):
     images = torch.rand(20, 1, 8, 8)
     net = small_cnn(width=2, depth=2, classes=2).eval()
     head = make_head("gap_linear", (2, 8, 8), classes=2)
-    cascade = Cascade.of_exits(net, ["features.0"], heads={"features.0": head}, example=images[:1])
+    cascade = Cascade.from_network(
+        net, ["features.0"], heads={"features.0": head}, example=images[:1]
+    )
     mine = tmp_path / "cache" / "train" / "features-0.npy"
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")

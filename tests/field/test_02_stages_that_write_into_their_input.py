@@ -8,7 +8,7 @@ from offramp._core.errors import UnsupportedError
 from offramp.data import arrays
 from offramp.policy import Constant, Node, Policy
 from offramp.runtime import Adaptive
-from offramp.stages import Cascade, Stage, given_costs, join
+from offramp.stages import Cascade, Stage, fuse, given_costs
 from offramp.train.class_exits.evidence import predictions
 
 
@@ -30,7 +30,7 @@ class Pure(nn.Module):
 
 
 class InPlace(Pure):
-    """The usual normalisation, in place."""
+    """The usual normalization, in place."""
 
     def forward(self, x):
         x -= 0.5
@@ -84,7 +84,7 @@ KINDS = [InPlace, ThroughData, ThroughNumpy]
 def test_a_trace_holds_what_each_network_says_about_the_data_as_they_are(kind):
     x = draw()
     data = arrays(x.clone(), expected(x)[:, 1].argmax(1))
-    cascade = Cascade.of_models({"a": kind(0), "b": kind(1)})
+    cascade = Cascade.from_models({"a": kind(0), "b": kind(1)})
     costs = given_costs(cascade, "u", {"a": 1, "b": 9})
     trace = offramp.record(cascade, data, costs=costs, batch_size=16, progress=False)
     assert trace.accuracy(1) == 1.0
@@ -95,7 +95,7 @@ def test_a_trace_holds_what_each_network_says_about_the_data_as_they_are(kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("n", [1, 7])
 def test_a_batch_given_to_adaptive_stays_what_it_was(kind, n):
-    cascade = Cascade.of_models({"a": kind(0), "b": kind(1)})
+    cascade = Cascade.from_models({"a": kind(0), "b": kind(1)})
     model = Adaptive(cascade, everybody_to(cascade, 1))
     for _ in range(3):
         mine = draw(n)
@@ -106,7 +106,7 @@ def test_a_batch_given_to_adaptive_stays_what_it_was(kind, n):
 
 def test_costs_that_are_counted_or_timed_leave_the_example_alone():
     x = draw(1)
-    cascade = Cascade.of_models({"a": InPlace(0), "b": InPlace(1)})
+    cascade = Cascade.from_models({"a": InPlace(0), "b": InPlace(1)})
     with pytest.warns(UserWarning, match="a step saves little"):
         offramp.stages.measure_flops(cascade, x)
     with pytest.warns(UserWarning, match="a step saves little"):
@@ -116,7 +116,7 @@ def test_costs_that_are_counted_or_timed_leave_the_example_alone():
 
 def test_preprocessing_that_writes_into_the_raw_input_does_not_reach_the_next_stage():
     nets = {"a": Pure(0).f, "b": Pure(1).f}
-    cascade = Cascade.of_models(nets, preprocess=Centre())
+    cascade = Cascade.from_models(nets, preprocess=Centre())
     x = draw()
     with torch.inference_mode():
         for _ in range(2):
@@ -126,7 +126,7 @@ def test_preprocessing_that_writes_into_the_raw_input_does_not_reach_the_next_st
 
 def test_inputs_in_a_mapping_or_tuple_stay_what_they_were():
     for batch in ({"pixels": draw(), "shift": torch.zeros(40)}, (draw(), torch.zeros(40))):
-        cascade = Cascade.of_models({"a": Named(0), "b": Named(1)})
+        cascade = Cascade.from_models({"a": Named(0), "b": Named(1)})
         model = Adaptive(cascade, everybody_to(cascade, 1))
         for _ in range(2):
             torch.testing.assert_close(model(batch).logits, expected(draw())[:, 1].log_softmax(1))
@@ -155,7 +155,7 @@ def test_a_head_that_writes_into_its_carry_does_not_reach_who_continues():
     with torch.no_grad():
         right = exits(False)(x)
         assert torch.equal(exits(True)(x), right)
-        assert torch.equal(join(exits(True), [["a", "b"]])(x), right)
+        assert torch.equal(fuse(exits(True), [["a", "b"]])(x), right)
     cascade = exits(True)
     model = Adaptive(cascade, everybody_to(cascade, 1))
     for _ in range(2):
@@ -172,7 +172,7 @@ class Later(Pure):
 
 
 def test_a_stage_that_writes_later_than_on_the_first_batch_is_found_out_and_given_copies():
-    cascade = Cascade.of_models({"a": Later(0), "b": Pure(1)})
+    cascade = Cascade.from_models({"a": Later(0), "b": Pure(1)})
     model = Adaptive(cascade, everybody_to(cascade, 1))
     model(draw())
     bad = draw().mul_(10)
@@ -200,7 +200,7 @@ def test_who_writes_into_the_batch_from_elsewhere_is_not_taken_for_the_stage():
             shared[-1] += 1
             return super().forward(x)
 
-    cascade = Cascade.of_models({"a": Meanwhile(0), "b": Pure(1)})
+    cascade = Cascade.from_models({"a": Meanwhile(0), "b": Pure(1)})
     model = Adaptive(cascade, everybody_to(cascade, 1))
     for _ in range(3):
         assert len(model(shared[:4])) == 4
@@ -226,7 +226,7 @@ def test_a_network_that_writes_into_its_input_can_be_cut_and_leaves_the_example_
             return self.last(self.inner(x))
 
     net, example = Net().eval(), draw(n)
-    cascade = Cascade.of_exits(net, ["inner"], heads={"inner": nn.Identity()}, example=example)
+    cascade = Cascade.from_network(net, ["inner"], heads={"inner": nn.Identity()}, example=example)
     assert torch.equal(example, draw(n))
     x = draw()
     with torch.no_grad():

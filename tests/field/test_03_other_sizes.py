@@ -9,7 +9,7 @@ from torch import nn
 import offramp
 from offramp._core.batch import apply
 from offramp._core.errors import InputError
-from offramp.backends.fold import prepare
+from offramp.backends.fold import fold
 from offramp.models import ModelSpec
 from offramp.stages import cut
 
@@ -222,15 +222,15 @@ def test_a_layer_that_loops_by_itself_takes_every_length():
 
 
 def cascade_of_loop():
-    return offramp.Cascade.of_exits(
+    return offramp.Cascade.from_network(
         filled(Loop()), ["m"], heads={"m": nn.Linear(8, 3)}, example=tokens(1, 7)
     )
 
 
 def test_recording_and_answering_name_the_size():
     cascade = cascade_of_loop()
-    setting = offramp.Setting.single(cascade.topology, "last", reference="last")
-    model = offramp.Adaptive(cascade, setting)
+    candidate = offramp.Candidate.single(cascade.topology, "last", reference="last")
+    model = offramp.Adaptive(cascade, candidate)
     assert len(model(tokens(3, 7))) == 3
     with pytest.raises(InputError, match="size 7 along axis 1, got 9"):
         model(tokens(3, 9))
@@ -241,9 +241,9 @@ def test_recording_and_answering_name_the_size():
 
 def test_copies_prepared_and_joined_ones_refuse_as_well():
     cascade = cascade_of_loop()
-    joined = offramp.join(cascade, [["m", "last"]]) if hasattr(offramp, "join") else None
+    joined = offramp.join(cascade, [["m", "last"]]) if hasattr(offramp, "fuse") else None
     first = cascade.stage(0).module
-    others = [copy.deepcopy(first), prepare(first)]
+    others = [copy.deepcopy(first), fold(first)]
     if joined is not None:
         others.append(joined.stage(0).module)
     for module in others:
@@ -256,11 +256,11 @@ def test_a_bundle_refuses_what_the_cascade_refuses(tmp_path):
     network = ModelSpec(name="resnet8", arguments={"width": 0.25})
     net = offramp.models.build(network).eval()
     flat = ModelSpec(name="gap_linear", arguments={"channels": 4, "classes": 10})
-    cascade = offramp.Cascade.of_exits(
+    cascade = offramp.Cascade.from_network(
         net, ["layer1"], heads={"layer1": flat}, example=torch.zeros(1, 3, 32, 32), spec=network
     )
-    setting = offramp.Setting.single(cascade.topology, "last", reference="last")
-    offramp.save_bundle(tmp_path / "b", cascade, setting)
+    candidate = offramp.Candidate.single(cascade.topology, "last", reference="last")
+    offramp.save_bundle(tmp_path / "b", cascade, candidate)
     model = offramp.load_bundle(tmp_path / "b").adaptive
     for h, w in ((32, 32), (40, 27)):
         x = pictures(3, h, w)

@@ -11,7 +11,7 @@ from offramp._core.errors import InputError
 from offramp.backends import with_backend
 from offramp.bundle import export_folder, export_single_file
 from offramp.models import ModelSpec
-from offramp.policy import Feature, Linear, Node, Policy, Setting
+from offramp.policy import Candidate, Feature, Linear, Node, Policy
 
 WORDS, PLACES, WIDTH = 50, 32, 16
 HEAD = ModelSpec(
@@ -58,7 +58,7 @@ def net():
 
 @pytest.fixture(scope="module")
 def cascade(net):
-    return offramp.Cascade.of_exits(net, ["q"], heads={"q": HEAD}, example=texts(1, 12))
+    return offramp.Cascade.from_network(net, ["q"], heads={"q": HEAD}, example=texts(1, 12))
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +68,12 @@ def half(cascade):
         sure = cascade(texts(40, 12))[:, 0].softmax(1).amax(1)
     rule = Linear.threshold(Feature("max_prob", 0), float(sure.median()))
     policy = Policy(cascade.topology, {(0,): Node(rule)})
-    return Setting(policy=policy, method="weighted", reference="last")
+    return Candidate(policy=policy, method="learned", reference="last")
 
 
 def to_the_end(cascade):
     last = cascade.topology.names[-1]
-    return offramp.Adaptive(cascade, Setting.single(cascade.topology, last, reference=last))
+    return offramp.Adaptive(cascade, Candidate.single(cascade.topology, last, reference=last))
 
 
 @pytest.mark.parametrize("length", LENGTHS)
@@ -115,7 +115,7 @@ SLOW = pytest.mark.slow  # several exports each: make test-slow
 )
 def test_other_runtimes_take_every_length(net, cascade, backend, fuse):
     pytest.importorskip(backend)
-    fast = to_the_end(with_backend(cascade, backend, example=texts(1, 12), fuse=fuse))
+    fast = to_the_end(with_backend(cascade, backend, example=texts(1, 12), head_in_segment=fuse))
     for length in LENGTHS:
         x = texts(5, length)
         with torch.no_grad():
@@ -124,7 +124,7 @@ def test_other_runtimes_take_every_length(net, cascade, backend, fuse):
 
 def test_a_whole_network_takes_every_length_in_another_runtime(net):
     pytest.importorskip("onnxruntime")
-    cascade = offramp.Cascade.of_models({"net": net})
+    cascade = offramp.Cascade.from_models({"net": net})
     fast = with_backend(cascade, "onnxruntime", example=texts(1, 12))
     for length in LENGTHS:
         x = texts(5, length)
@@ -135,7 +135,7 @@ def test_a_whole_network_takes_every_length_in_another_runtime(net):
 def test_a_network_of_one_length_is_refused_at_others_in_another_runtime():
     pytest.importorskip("onnxruntime")
     net = nn.Sequential(nn.Embedding(WORDS, 4), nn.Flatten(), nn.Linear(48, 3)).eval()
-    cascade = offramp.Cascade.of_models({"net": net})
+    cascade = offramp.Cascade.from_models({"net": net})
     ids = texts(2, 12)["ids"]
     fast = with_backend(cascade, "onnxruntime", example=ids)
     assert torch.allclose(fast(ids), cascade(ids), atol=1e-4)
@@ -167,8 +167,8 @@ def test_exported_files_answer_as_the_runtime_at_every_length(cascade, half, tmp
 def test_a_bundle_of_another_runtime_takes_every_length(net, cascade, tmp_path):
     pytest.importorskip("onnxruntime")
     fast = with_backend(cascade, "onnxruntime", example=texts(1, 12))
-    setting = Setting.single(fast.topology, "last", reference="last")
-    offramp.save_bundle(tmp_path / "b", fast, setting)
+    candidate = Candidate.single(fast.topology, "last", reference="last")
+    offramp.save_bundle(tmp_path / "b", fast, candidate)
     model = offramp.load_bundle(tmp_path / "b").adaptive
     for length in LENGTHS:
         x = texts(5, length)
@@ -197,7 +197,7 @@ def test_bert_cut_at_twelve_runs_at_other_lengths():
 
     at = "bert.encoder.layer.0"
     head = ModelSpec(name="token_linear", arguments={"features": 32, "classes": 4})
-    cascade = offramp.Cascade.of_exits(net, [at], heads={at: head}, example=batch(1, 12))
+    cascade = offramp.Cascade.from_network(net, [at], heads={at: head}, example=batch(1, 12))
     for each in (cascade, with_backend(cascade, "onnxruntime", example=batch(1, 12))):
         for length in (12, 8, 20, 64):
             x = batch(3, length)

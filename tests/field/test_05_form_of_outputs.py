@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 import offramp
-from offramp import Adaptive, Cascade, Policy, Setting, load_bundle, save_bundle
+from offramp import Adaptive, Candidate, Cascade, Policy, load_bundle, save_bundle
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.outputs import labels_with_confidence
 from offramp._core.schema import from_json, to_json
 from offramp.evaluation import evaluate
 from offramp.evaluation.replay import replay
-from offramp.fitting.registry import fitters
+from offramp.fitting.registry import POLICIES
 from offramp.models import ModelSpec
 from offramp.policy import Feature, Linear, Node
 from offramp.trace import from_logits, from_predictions, make_trace
@@ -51,30 +51,30 @@ def services():
         confidences={name: best.values for name, best in of.items()},
         classes=C,
         **PRICED,
-    ).divided({"fit": 400, "calibrate": 250, "test": 250}, seed=0)
+    ).split_into({"fit": 400, "calibrate": 250, "test": 250}, seed=0)
 
 
 def networks():
     trace = from_logits(dict(zip(NAMES, MADE.logits.unbind(1), strict=True)), MADE.labels, **PRICED)
-    return trace.divided({"fit": 400, "calibrate": 250, "test": 250}, seed=0)
+    return trace.split_into({"fit": 400, "calibrate": 250, "test": 250}, seed=0)
 
 
 def fitted(trace):
-    return offramp.fit(trace, "myopic", reference="paid", progress=False, combines=["last"])
+    return offramp.fit(trace, "threshold", reference="paid", progress=False, combines=["last"])
 
 
 @pytest.fixture(scope="module")
 def of_services():
-    return fitted(services()).cheapest(max_loss=0.02)
+    return fitted(services()).cheapest(max_drop=0.02)
 
 
 @pytest.fixture(scope="module")
 def of_networks():
-    return fitted(networks()).cheapest(max_loss=0.02)
+    return fitted(networks()).cheapest(max_drop=0.02)
 
 
 def cascade(form="logits", **arguments):
-    return Cascade.of_models(
+    return Cascade.from_models(
         {name: Stored(k, form) for k, name in enumerate(NAMES)}, edges="full", **arguments
     )
 
@@ -86,9 +86,9 @@ def test_live_logits_are_refused_for_a_policy_of_confidences(of_services):
 
 @pytest.mark.parametrize("form", ["logits", "pair", "named"])
 def test_a_declared_form_answers_live_as_in_replay(of_services, form):
-    trace = services().part("test")
+    trace = services().subset("test")
     live = Adaptive(cascade(form, outputs="confidence", classes=C), of_services, costs=trace.costs)
-    answer, said = live(INPUTS[trace.ids]), replay(trace, of_services.setting.policy)
+    answer, said = live(INPUTS[trace.ids]), replay(trace, of_services.candidate.policy)
     assert answer.stage.tolist() == said.last.tolist()
     assert answer.labels.tolist() == said.labels[:, 0].tolist()
     np.testing.assert_allclose(answer.cost.numpy(), said.cost)
@@ -96,7 +96,7 @@ def test_a_declared_form_answers_live_as_in_replay(of_services, form):
 
 
 def test_streams_and_parts_of_batches_answer_alike(of_services):
-    trace = services().part("test")
+    trace = services().subset("test")
     live = Adaptive(cascade("pair", outputs="confidence", classes=C), of_services)
     whole = live(INPUTS[trace.ids], ids=trace.ids)
     stage = dict(zip(trace.ids.tolist(), whole.stage.tolist(), strict=True))
@@ -115,30 +115,30 @@ def test_a_policy_of_logits_is_refused_where_stages_declare_confidences(of_netwo
 def test_replay_and_evaluation_refuse_another_form_both_ways(of_services, of_networks):
     for choice, other in ((of_services, networks()), (of_networks, services())):
         for look in (
-            lambda c, o: evaluate(o.part("test"), c.setting),
-            lambda c, o: replay(o, c.setting.policy),
+            lambda c, o: evaluate(o.subset("test"), c.candidate),
+            lambda c, o: replay(o, c.candidate.policy),
         ):
             with pytest.raises(InputError, match="but the trace gives"):
                 look(choice, other)
     frontier = fitted(services())
     with pytest.raises(InputError, match="but the trace gives logits"):
-        frontier.calibrated_on(networks().part("test"), fit=services().part("fit"))
+        frontier.calibrated_on(networks().subset("test"), fit=services().subset("fit"))
 
 
-@pytest.mark.parametrize("name", sorted(set(fitters) - {"agreement"}))
+@pytest.mark.parametrize("name", sorted(set(POLICIES) - {"agreement"}))
 def test_every_fitter_says_on_which_form_it_looked(name):
-    options = {"stopping": {"epochs": 1, "alphas": [0.5]}, "weighted": {"lams": [0.5]}}
+    options = {"stopping": {"epochs": 1, "cost_weights": [0.5]}, "learned": {"cost_weights": [0.5]}}
     for trace in (services(), networks()):
-        found = fitters[name](
-            trace.rows(torch.arange(120)), reference="paid", **options.get(name, {})
+        found = POLICIES[name](
+            trace.take(torch.arange(120)), reference="paid", **options.get(name, {})
         )
-        forms = {setting.policy.outputs for setting in found}
-        assert forms == ({"labels"} if name == "uniform" else {trace.outputs})
+        forms = {candidate.policy.outputs for candidate in found}
+        assert forms == ({"labels"} if name == "random" else {trace.outputs})
 
 
 def test_what_looks_at_labels_alone_runs_on_every_form():
     labels = make_trace(300, stages=3, kind="labels", seed=1)
-    (setting, *_) = fitters["agreement"](labels, reference="stage2", options=[(1, 1)])
+    (candidate, *_) = POLICIES["agreement"](labels, reference="stage2", options=[(1, 1)])
     bare = from_predictions(
         {name: labels.ranked[:, k, 0] for k, name in enumerate(labels.stages)},
         labels.labels,
@@ -146,7 +146,7 @@ def test_what_looks_at_labels_alone_runs_on_every_form():
         classes=labels.classes,
     )
     logits = make_trace(300, stages=3, seed=1)
-    each = [evaluate(t, setting, bootstrap=0).exit_share for t in (labels, bare, logits)]
+    each = [evaluate(t, candidate, bootstrap=0).exit_share for t in (labels, bare, logits)]
     assert each[0] == each[1] == each[2]
 
 
@@ -160,13 +160,13 @@ def test_a_policy_made_by_hand_says_nothing_and_runs_on_both():
 
 
 def test_the_form_is_stored_and_older_files_have_none(of_services):
-    stored = json.loads(json.dumps(to_json(of_services.setting)))
-    assert from_json(Setting, stored).policy.outputs == "confidence"
+    stored = json.loads(json.dumps(to_json(of_services.candidate)))
+    assert from_json(Candidate, stored).policy.outputs == "confidence"
     del stored["policy"]["outputs"]
-    assert from_json(Setting, stored).policy.outputs is None
+    assert from_json(Candidate, stored).policy.outputs is None
     stored["policy"]["outputs"] = "scores"
     with pytest.raises(FileFormatError, match="scores"):
-        from_json(Setting, stored)
+        from_json(Candidate, stored)
 
 
 def small(outputs="logits", classes=None):
@@ -175,7 +175,7 @@ def small(outputs="logits", classes=None):
         spec = ModelSpec(name="torch.nn:Linear", arguments={"in_features": 3, "out_features": C})
         nets[name] = (nn.Linear(3, C).eval(), spec)
         nets[name][0].weight.data = torch.linspace(-3, 3, 3 * C).reshape(C, 3) * (k + 1)
-    return Cascade.of_models(
+    return Cascade.from_models(
         {name: net for name, (net, _) in nets.items()},
         specs={name: spec for name, (_, spec) in nets.items()},
         outputs=outputs,
@@ -253,7 +253,7 @@ def test_a_refusal_goes_on_and_a_percentage_is_refused(of_services):
     local, paid = Service(), Stored(1, "pair")
     local.confidence = torch.tensor(0.999)
     models = {"local": local, "paid": paid}
-    live = Adaptive(Cascade.of_models(models, outputs="confidence", classes=C), of_services)
+    live = Adaptive(Cascade.from_models(models, outputs="confidence", classes=C), of_services)
     answer = live(INPUTS[:5])
     assert answer.stage.tolist() == [1, 0, 0, 0, 0]  # no answer at all: the next stage is asked
     assert answer.valid.all()

@@ -39,7 +39,7 @@ def dynamic_int8():
 
 
 class WholeBatch(nn.Module):
-    """Standardises over the batch."""
+    """Standardizes over the batch."""
 
     def __init__(self):
         super().__init__()
@@ -113,7 +113,7 @@ def unfixed():
 DEPENDENT = {
     "dynamic int8": dynamic_int8,
     "batch norm": unfixed,
-    "standardised": WholeBatch,
+    "standardized": WholeBatch,
     "experts": Experts,
     "by place": ByPlace,
     "attends": Attends,
@@ -121,7 +121,7 @@ DEPENDENT = {
 
 
 def cascade_of(net):
-    return Cascade.of_models({"a": layers(WIDTH, 4), "b": net})
+    return Cascade.from_models({"a": layers(WIDTH, 4), "b": net})
 
 
 def model_of(cascade):
@@ -135,14 +135,14 @@ def go(cascade, loader):
     return offramp.record(cascade, loader, costs=costs, progress=False)
 
 
-def labelled(x):
+def labeled(x):
     return [(x, torch.zeros(len(x), dtype=torch.int64))]
 
 
 @pytest.mark.parametrize("kind", DEPENDENT)
 def test_a_stage_that_looks_at_the_others_of_its_batch_is_not_recorded(kind):
     with pytest.raises(UnsupportedError, match=r"Stage 'b' answers an example otherwise .* span"):
-        go(cascade_of(DEPENDENT[kind]()), labelled(draw()))
+        go(cascade_of(DEPENDENT[kind]()), labeled(draw()))
 
 
 @pytest.mark.parametrize("kind", DEPENDENT)
@@ -164,7 +164,7 @@ def test_an_exit_behind_such_a_segment_is_named():
     ]
     body.eval()
     with pytest.raises(UnsupportedError, match="Stage 'exit'"):
-        go(Cascade(stages, edges="chain"), labelled(draw()))
+        go(Cascade(stages, edges="chain"), labeled(draw()))
 
 
 def test_one_example_shows_nothing_and_the_next_batch_is_looked_at():
@@ -175,17 +175,17 @@ def test_one_example_shows_nothing_and_the_next_batch_is_looked_at():
         model(x)
     loader = [(x[k : k + 1], torch.tensor([0])) for k in range(3)]
     with pytest.raises(UnsupportedError, match="Stage 'b'"):
-        go(cascade_of(ByPlace()), [*loader, *labelled(x)])
+        go(cascade_of(ByPlace()), [*loader, *labeled(x)])
 
 
 def test_a_stage_that_does_not_run_on_one_example_is_told_so():
     with pytest.raises(UnsupportedError, match="not on one alone"):
-        go(cascade_of(Squeezed()), labelled(draw()))
+        go(cascade_of(Squeezed()), labeled(draw()))
 
 
 def test_a_stage_that_draws_at_random_is_told_apart():
     with pytest.raises(UnsupportedError, match="Stage 'b' gives another answer each time"):
-        go(cascade_of(Chance()), labelled(draw()))
+        go(cascade_of(Chance()), labeled(draw()))
     with pytest.raises(UnsupportedError, match="gives another answer each time"):
         model_of(cascade_of(Chance()))(draw())
 
@@ -193,9 +193,9 @@ def test_a_stage_that_draws_at_random_is_told_apart():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 def test_rounding_of_any_precision_is_no_dependence(dtype):
     nets = {"a": layers(WIDTH, 64, 64, 64, 4, dtype=dtype), "b": layers(WIDTH, 64, 4, dtype=dtype)}
-    cascade = Cascade.of_models(nets)
-    assert go(cascade, labelled(draw().to(dtype))).classes == 4
-    cascade = Cascade.of_models(nets)
+    cascade = Cascade.from_models(nets)
+    assert go(cascade, labeled(draw().to(dtype))).classes == 4
+    cascade = Cascade.from_models(nets)
     assert len(model_of(cascade)(draw().to(dtype))) == 200
 
 
@@ -204,13 +204,13 @@ def test_constant_and_equal_logits_are_no_dependence():
         def forward(self, x):
             return x[:, :4] * 1e-7 + 5.0
 
-    cascade = Cascade.of_models({"a": layers(WIDTH, 4), "b": Constantly()})
+    cascade = Cascade.from_models({"a": layers(WIDTH, 4), "b": Constantly()})
     assert len(model_of(cascade)(draw())) == 200
 
 
 def test_static_int8_passes():
     class Fixed(nn.Module):
-        """Rounds to steps of a fixed size, as quantisation with fixed scales does."""
+        """Rounds to steps of a fixed size, as quantization with fixed scales does."""
 
         def __init__(self):
             super().__init__()
@@ -220,7 +220,7 @@ def test_static_int8_passes():
             steps = torch.fake_quantize_per_tensor_affine(self.f(x), 0.1, 0, -128, 127)
             return self.g(steps)
 
-    assert go(cascade_of(Fixed()), labelled(draw())).classes == 4
+    assert go(cascade_of(Fixed()), labeled(draw())).classes == 4
 
 
 def test_what_has_passed_once_is_not_run_again():
@@ -228,7 +228,7 @@ def test_what_has_passed_once_is_not_run_again():
     net = layers(WIDTH, 4)
     net.register_forward_hook(lambda _m, _given, out: seen.append(len(out)))
     cascade = cascade_of(net)
-    go(cascade, labelled(draw()))
+    go(cascade, labeled(draw()))
     seen.clear()
     model = model_of(cascade)
     model(draw())
@@ -241,7 +241,7 @@ def test_stages_with_other_numbers_of_classes_or_rows_are_told_plainly():
         def forward(self, x):
             return x[1:, :4]
 
-    cascade = Cascade.of_models({"a": layers(WIDTH, 4), "b": layers(WIDTH, 5)})
+    cascade = Cascade.from_models({"a": layers(WIDTH, 4), "b": layers(WIDTH, 5)})
     model = model_of(cascade)
     with pytest.raises(InputError, match="'a' gives 4, 'b' gives 5"):
         model(draw()[:5])

@@ -14,7 +14,7 @@ from offramp._core.checks import check_labels
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp._core.topology import Topology
-from offramp.data import Examples, arrays, npz
+from offramp.data import Dataset, arrays, npz
 from offramp.trace import Trace, from_logits, from_npz, from_parquet, from_predictions
 from offramp.trace import from_probabilities as from_proba
 
@@ -57,7 +57,7 @@ def from_file(labels, tmp_path):
 
 
 def recorded(labels):
-    cascade = Cascade.of_models({"a": nn.Linear(2, C)})
+    cascade = Cascade.from_models({"a": nn.Linear(2, C)})
     return record(cascade, [(torch.zeros(N, 2), labels)], progress=False)
 
 
@@ -75,8 +75,8 @@ DOORS = {
     "record": lambda y, _: recorded(y),
     "arrays": lambda y, _: arrays(np.zeros((N, 2)), y, class_names=["p", "q", "r"]),
     "npz": npz_of,
-    "Examples": lambda y, _: inspect.unwrap(Examples.__init__)(
-        object.__new__(Examples),
+    "Dataset": lambda y, _: inspect.unwrap(Dataset.__init__)(
+        object.__new__(Dataset),
         inputs=torch.zeros(N, 2),
         labels=y,
         class_names=("p", "q", "r"),
@@ -85,7 +85,7 @@ DOORS = {
 }
 NAMED = ("arrays", "npz")  # these know the classes by name, so a text may be one of them
 STORED = ("from_npz", "npz")  # a file holds no objects and no None
-SIZED = ("Trace", "Examples")  # these ask for the length first
+SIZED = ("Trace", "Dataset")  # these ask for the length first
 
 
 @pytest.mark.parametrize("wrong", WRONG)

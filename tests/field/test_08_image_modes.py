@@ -94,8 +94,8 @@ def test_the_check_of_a_folder_names_them_and_says_why(tmp_path):
 
 
 def test_images_of_eight_bits_are_what_pillow_makes_of_them(tmp_path):
-    colours = np.random.default_rng(0).integers(0, 256, (64, 64, 4), dtype=np.uint8)
-    rgba = Image.fromarray(colours)
+    colors = np.random.default_rng(0).integers(0, 256, (64, 64, 4), dtype=np.uint8)
+    rgba = Image.fromarray(colors)
     palette = rgba.convert("RGB").quantize(16)
     for k, image in enumerate(
         [
@@ -113,7 +113,7 @@ def test_images_of_eight_bits_are_what_pillow_makes_of_them(tmp_path):
     assert np.array_equal(read_image(tmp_path / "x.tif", size=64, resize=64), right)
 
 
-def test_a_palette_with_transparent_entries_keeps_its_colours_without_a_warning(tmp_path):
+def test_a_palette_with_transparent_entries_keeps_its_colors_without_a_warning(tmp_path):
     palette = Image.fromarray(np.stack([RAMP] * 3, axis=2)).quantize(16)
     palette.save(tmp_path / "plain.png")
     palette.save(tmp_path / "clear.png", transparency=bytes([0, 128] * 8))

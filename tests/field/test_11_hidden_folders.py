@@ -49,12 +49,12 @@ def test_no_image_below_a_hidden_folder_is_an_example(root):
 
 def test_predict_answers_the_same_files(root, tmp_path_factory):
     spec = ModelSpec(name="small_cnn", arguments={"width": 2, "depth": 2, "in_channels": 3})
-    cascade = offramp.Cascade.of_models(
+    cascade = offramp.Cascade.from_models(
         {"a": build(spec)}, specs={"a": spec}, preprocess=Normalize(1 / 255)
     )
     home = tmp_path_factory.mktemp("home")
-    setting = offramp.Setting.single(cascade.topology, "a", reference="a")
-    offramp.save_bundle(home / "bundle", cascade, setting, input_shape=(3, 8, 8))
+    candidate = offramp.Candidate.single(cascade.topology, "a", reference="a")
+    offramp.save_bundle(home / "bundle", cascade, candidate, input_shape=(3, 8, 8))
     assert main(["predict", str(home / "bundle"), str(root), "--out", str(home / "p.csv")]) == 0
     with (home / "p.csv").open(newline="") as file:
         assert [row["id"] for row in csv.DictReader(file)] == SEEN

@@ -8,7 +8,7 @@ import torch
 from offramp._core.errors import FileFormatError
 from offramp.bundle import load_bundle, read_manifest, save_bundle, tune
 from offramp.models import ModelSpec, build
-from offramp.policy import Setting
+from offramp.policy import Candidate
 from offramp.runtime import Adaptive
 from offramp.stages import Cascade
 
@@ -19,13 +19,13 @@ X = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 @pytest.fixture
 def cascade():
     net = ModelSpec(name="small_cnn", arguments={**SPEC.arguments, "seed": 5})
-    return Cascade.of_models({"a": build(net)}, specs={"a": SPEC})
+    return Cascade.from_models({"a": build(net)}, specs={"a": SPEC})
 
 
 @pytest.fixture
 def bundle(tmp_path, cascade):
     path = tmp_path / "bundle"
-    save_bundle(path, cascade, Setting.single(cascade.topology, "a", reference="a"))
+    save_bundle(path, cascade, Candidate.single(cascade.topology, "a", reference="a"))
     return path
 
 

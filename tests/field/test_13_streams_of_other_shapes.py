@@ -41,19 +41,19 @@ class Pool(nn.Module):
 
 
 def of_texts():
-    return Cascade.of_models({"a": Bag(0), "b": Bag(1)})
+    return Cascade.from_models({"a": Bag(0), "b": Bag(1)})
 
 
-def of_exits():
+def from_network():
     first = Stage("a", nn.Conv2d(4, 4, 3, padding=1), head=Pool(9.0))
     return Cascade([first, Stage("b", Pool(3.0), source="a")], edges="chain")
 
 
 CASCADES = {
     "texts": of_texts,
-    "masked": lambda: Cascade.of_models({"a": Masked(0), "b": Masked(1)}),
-    "images": lambda: Cascade.of_models({"a": Pool(1.0), "b": Pool(3.0)}),
-    "exits": of_exits,
+    "masked": lambda: Cascade.from_models({"a": Masked(0), "b": Masked(1)}),
+    "images": lambda: Cascade.from_models({"a": Pool(1.0), "b": Pool(3.0)}),
+    "exits": from_network,
 }
 
 
@@ -106,7 +106,7 @@ def test_types_of_input_may_differ_as_well():
         def forward(self, x):
             return x.double() * 2
 
-    cascade = Cascade.of_models({"a": Doubled(), "b": Doubled()})
+    cascade = Cascade.from_models({"a": Doubled(), "b": Doubled()})
     model = Adaptive(cascade, sure_of(cascade, 1.1))
     batches = [torch.eye(3), torch.eye(3).int(), torch.eye(3).half()]
     assert sum(len(ids) for ids, _ in model.stream(batches)) == 9

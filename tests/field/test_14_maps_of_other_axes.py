@@ -14,7 +14,7 @@ from offramp.backends.form import flat
 from offramp.bundle import load_bundle, save_bundle
 from offramp.data import arrays
 from offramp.models import ModelSpec, build, head_arguments, make_head, token_linear
-from offramp.policy import Setting
+from offramp.policy import Candidate
 from offramp.stages import Cascade, cut, cut_points
 from offramp.train import train_heads
 from offramp.train.class_exits import Tap, TappedNet, attachment_points, branch_features
@@ -54,7 +54,7 @@ def signals():
     phase = 6.28 * torch.rand(500, 1, generator=g)
     x = torch.sin(torch.arange(64.0) * (0.2 + 0.25 * labels[:, None]) + phase)
     x = x + 0.3 * torch.randn(500, 64, generator=g)
-    return arrays(x[:, None], labels).divided({"train": 0.6, "test": 0.4}, seed=0)
+    return arrays(x[:, None], labels).split_into({"train": 0.6, "test": 0.4}, seed=0)
 
 
 def videos():
@@ -65,7 +65,7 @@ def videos():
     stripes = one.expand(200, 4, 8, 8)
     x = torch.where(labels[:, None, None, None] == 0, stripes, stripes.transpose(2, 3))
     x = x + 0.2 * torch.randn(200, 4, 8, 8, generator=g)
-    return arrays(x[:, None], labels).divided({"train": 0.6, "test": 0.4}, seed=0)
+    return arrays(x[:, None], labels).split_into({"train": 0.6, "test": 0.4}, seed=0)
 
 
 @cache
@@ -75,10 +75,10 @@ def shapes_of(make, sides):
 
 
 def accuracy(net, at, data, **options):
-    cascade = Cascade.of_exits(net, [at], example=data.batch(0, 1).inputs, **options)
+    cascade = Cascade.from_network(net, [at], example=data.batch(0, 1).inputs, **options)
     options = {"epochs": 12, "seed": 0, "batch_size": 32, "learning_rate": 0.03}
-    train_heads(cascade, data.part("train"), progress=False, **options)
-    return offramp.record(cascade, data.part("test"), progress=False).accuracy(0)
+    train_heads(cascade, data.subset("train"), progress=False, **options)
+    return offramp.record(cascade, data.subset("test"), progress=False).accuracy(0)
 
 
 # Maps with one axis behind the channels.
@@ -94,7 +94,7 @@ def test_a_head_learns_what_a_signal_is(kind):
 
 def test_the_head_for_whoever_names_none_reads_all_channels():
     net = signal_net()
-    cascade = Cascade.of_exits(net, ["2"], example=SIGNAL)
+    cascade = Cascade.from_network(net, ["2"], example=SIGNAL)
     assert cascade.stage("2").head_spec.name == "conv_head"
     assert cascade.stage("2").head_spec.arguments["axes"] == 1
 
@@ -118,7 +118,7 @@ def test_two_axes_of_which_nobody_tells_are_refused_with_both_repairs(kind):
 def test_a_head_made_by_hand_for_the_wrong_axis_is_warned_about():
     head = token_linear(64, 4, pooling="mean")
     with pytest.warns(UserWarning, match="features in another axis.*'gap_linear'"):
-        Cascade.of_exits(signal_net(), ["2"], heads={"2": head}, example=SIGNAL)
+        Cascade.from_network(signal_net(), ["2"], heads={"2": head}, example=SIGNAL)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_a_head_made_by_hand_for_the_wrong_axis_is_warned_about():
 def test_a_head_made_by_hand_for_another_shape_is_refused(arguments, said):
     head = ModelSpec(name="gap_linear", arguments=arguments)
     with pytest.raises(InputError, match=said):
-        Cascade.of_exits(signal_net(), ["2"], heads={"2": head}, example=SIGNAL)
+        Cascade.from_network(signal_net(), ["2"], heads={"2": head}, example=SIGNAL)
 
 
 def test_axes_that_no_convolution_has_are_refused():
@@ -144,8 +144,8 @@ def test_a_bundle_holds_them(tmp_path, monkeypatch):
     module.make = signal_net
     monkeypatch.setitem(sys.modules, "own_signals", module)
     spec = ModelSpec(name="own_signals:make")
-    cascade = Cascade.of_exits(build(spec), ["2"], example=SIGNAL, spec=spec)
-    save_bundle(tmp_path / "b", cascade, Setting.single(cascade.topology, "2", reference="last"))
+    cascade = Cascade.from_network(build(spec), ["2"], example=SIGNAL, spec=spec)
+    save_bundle(tmp_path / "b", cascade, Candidate.single(cascade.topology, "2", reference="last"))
     x = torch.randn(5, 1, 64, generator=torch.Generator().manual_seed(0))
     loaded = load_bundle(tmp_path / "b", allow_import=True)
     answers = loaded.adaptive(x).logits.log_softmax(dim=1)
@@ -259,5 +259,5 @@ def test_branches_of_one_class_read_maps_of_any_axes(make, example, axes, tmp_pa
     with_taps = TappedNet(net, [point.name for point in points], taps, example)
     first, *_ = cut(with_taps, ["exits.a"], example)
     torch.testing.assert_close(
-        flat(first(data.inputs))[0], found.rows(torch.arange(6)), rtol=0, atol=2e-3
+        flat(first(data.inputs))[0], found.take(torch.arange(6)), rtol=0, atol=2e-3
     )

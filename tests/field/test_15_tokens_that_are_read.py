@@ -16,7 +16,7 @@ from offramp._core.errors import InputError
 from offramp.bundle import load_bundle, save_bundle
 from offramp.data import arrays
 from offramp.models import ModelSpec, build, head_arguments, token_linear
-from offramp.policy import Setting
+from offramp.policy import Candidate
 from offramp.runtime import Adaptive
 from offramp.runtime.testing import random_policy
 from offramp.stages import Cascade, attached, cut, cut_points, own_head
@@ -47,7 +47,7 @@ class Text(nn.Module):
     """A transformer of two layers that reads one vector of its tokens in the end.
 
     Args:
-        reads: "first", "last", "mean", or "weighted", which is none of these.
+        reads: "first", "last", "mean", or "learned", which is none of these.
         causal: Whether a token sees only those before it.
         masked: Whether it is given a mask; else padding is a token like others.
     """
@@ -97,22 +97,22 @@ def texts(side="right", masked=True, n=600):
     if side == "left":
         ids, real = ids.flip(1), real.flip(1)
     inputs = {"input_ids": ids, **({"attention_mask": real.long()} if masked else {})}
-    return arrays(inputs, labels).divided({"train": 0.7, "test": 0.3}, seed=0)
+    return arrays(inputs, labels).split_into({"train": 0.7, "test": 0.3}, seed=0)
 
 
 def exits(net, data, heads=None, **options):
     example = data.batch(0, 4).inputs
-    return Cascade.of_exits(net, ["layers.0"], heads=heads, example=example, **options)
+    return Cascade.from_network(net, ["layers.0"], heads=heads, example=example, **options)
 
 
 def trained(cascade, data, **options):
-    settings = {"epochs": 10, "seed": 0, "batch_size": 32, "learning_rate": 0.2}
-    return train_heads(cascade, data.part("train"), progress=False, **{**settings, **options})
+    candidates = {"epochs": 10, "seed": 0, "batch_size": 32, "learning_rate": 0.2}
+    return train_heads(cascade, data.subset("train"), progress=False, **{**candidates, **options})
 
 
 def accuracy(cascade, data):
     trained(cascade, data)
-    return offramp.record(cascade, data.part("test"), progress=False).accuracy(0)
+    return offramp.record(cascade, data.subset("test"), progress=False).accuracy(0)
 
 
 def point_of(net, data):
@@ -148,7 +148,7 @@ def test_a_network_whose_tokens_see_each_other_is_read_as_it_reads_itself(reads)
 
 
 def test_where_nobody_knows_it_is_the_mean_of_the_real_ones_with_a_warning():
-    shape = point_of(text(reads="weighted"), texts())
+    shape = point_of(text(reads="learned"), texts())
     with pytest.warns(UserWarning, match="Nothing tells which token .* their mean.*'last'"):
         found = head_arguments("token_linear", shape, CLASSES)
     assert (found["pooling"], found["mask"]) == ("mean", "attention_mask")
@@ -190,7 +190,7 @@ def test_a_mask_of_another_name_can_be_said():
     ids, real = data.inputs["input_ids"], data.inputs["attention_mask"]
     head = token_linear(WIDTH, CLASSES, pooling="last", mask="input_1")
     net = Renamed().eval()
-    cascade = Cascade.of_exits(
+    cascade = Cascade.from_network(
         net, ["net.layers.0"], heads={"net.layers.0": head}, example=(ids, real)
     )
     by_name = token_linear(WIDTH, CLASSES, pooling="last", mask="attention_mask")
@@ -219,8 +219,8 @@ def test_a_mask_of_another_length_is_refused():
     head = token_linear(WIDTH, CLASSES, pooling="mean", mask="attention_mask")
     example, net = texts().batch(0, 4).inputs, Doubled().eval()
     with pytest.raises(InputError, match=r"one place for each .*\(20,\) here, got \(10,\)"):
-        Cascade.of_exits(net, ["repeat"], heads={"repeat": head}, example=example)
-    default = Cascade.of_exits(net, ["repeat"], example=example).stage(0).head_spec.arguments
+        Cascade.from_network(net, ["repeat"], heads={"repeat": head}, example=example)
+    default = Cascade.from_network(net, ["repeat"], example=example).stage(0).head_spec.arguments
     assert "mask" not in default
 
 
@@ -275,11 +275,11 @@ def cascade_and_choice():
             },
         ),
     }
-    cascade = Cascade.of_exits(build(spec), list(heads), heads=heads, example=batch, spec=spec)
+    cascade = Cascade.from_network(build(spec), list(heads), heads=heads, example=batch, spec=spec)
     part = cascade.topology.chain([0, 1, 2])
     drawn = (random_policy(part, seed=k, classes=3, linear=True) for k in range(POLICIES))
     policy = next(p for p in drawn if len(Adaptive(cascade, p)(batch).stage.unique()) == 3)
-    yield cascade, Setting(policy=policy, method="x", reference="last"), batch
+    yield cascade, Candidate(policy=policy, method="x", reference="last"), batch
     del sys.modules["own_texts"]
 
 
@@ -364,7 +364,7 @@ def test_a_decoder_of_others_gets_an_exit_that_knows_the_text(kind, monkeypatch)
     at = "model.layers.1" if kind == "llama" else "transformer.h.1"
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        cascade = Cascade.of_exits(net, [at], example=data.batch(0, 4).inputs)
+        cascade = Cascade.from_network(net, [at], example=data.batch(0, 4).inputs)
     pool = cascade.stage(0).head.head.pool
     assert (pool.pooling, pool.mask) == ("last_and_mean", "attention_mask")
     assert accuracy(cascade, data) > 0.6

@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from offramp import Adaptive, Cascade, Setting, record, save_bundle
+from offramp import Adaptive, Candidate, Cascade, record, save_bundle
 from offramp._core.arrays import tensor_of
 from offramp._core.batch import as_batch
 from offramp._core.errors import InputError
 from offramp.data import arrays
 from offramp.policy import Feature, Linear, Node, Policy
-from offramp.runtime.adaptive import setting_of
+from offramp.runtime.adaptive import candidate_of
 from offramp.stages import Normalize, measure_flops
 
 X = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
@@ -24,7 +24,7 @@ def linear(dtype=torch.float32, **arguments):
     nets = {name: nn.Linear(4, 3).eval().to(dtype) for name in "ab"}
     for k, net in enumerate(nets.values()):
         net.weight.data = torch.linspace(-1, 1 + k, 12).reshape(3, 4).to(dtype)
-    return Cascade.of_models(nets, **arguments)
+    return Cascade.from_models(nets, **arguments)
 
 
 def model_of(cascade):
@@ -115,8 +115,8 @@ def test_mappings_and_tuples_of_arrays_become_those_of_tensors():
         def forward(self, x, more):
             return x[:, :3] + more.float()
 
-    cascade = Cascade.of_models({"a": Sum()})
-    model = Adaptive(cascade, Setting.single(cascade.topology, "a", reference="a"))
+    cascade = Cascade.from_models({"a": Sum()})
+    model = Adaptive(cascade, Candidate.single(cascade.topology, "a", reference="a"))
     more = np.arange(18).reshape(6, 3)
     right = model({"x": torch.from_numpy(X), "more": torch.from_numpy(more)}).logits
     for batch in (
@@ -179,14 +179,14 @@ def test_pictures_are_named():
 
 
 def test_types_of_numbers_that_do_not_fit_are_named_with_the_repair():
-    half = Cascade.of_models({"a": conv(torch.bfloat16)}, preprocess=Normalize(1 / 255))
+    half = Cascade.from_models({"a": conv(torch.bfloat16)}, preprocess=Normalize(1 / 255))
     pictures = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
     said = r"Stage 'a' cannot run: its preprocessing gives float32, and its weights are bfloat16"
     for door in (
         lambda: record(half, [(pictures, [0, 1])], progress=False),
         lambda: measure_flops(half, pictures),
         lambda: half(pictures),
-        lambda: Adaptive(half, Setting.single(half.topology, "a", reference="a"))(pictures),
+        lambda: Adaptive(half, Candidate.single(half.topology, "a", reference="a"))(pictures),
     ):
         with pytest.raises(InputError, match=said):
             door()
@@ -198,7 +198,7 @@ def test_types_of_numbers_that_do_not_fit_are_named_with_the_repair():
     ):
         with pytest.raises(InputError, match=said):
             door()
-    bytes_in = Cascade.of_models({"a": conv(torch.float32)})
+    bytes_in = Cascade.from_models({"a": conv(torch.float32)})
     with pytest.raises(InputError, match=r"cannot run on uint8: .* Give preprocess=.*Normalize"):
         record(bytes_in, [(pictures, [0, 1])], progress=False)
 
@@ -210,7 +210,7 @@ def test_an_error_of_another_kind_stays_what_it_is():
 
 
 def test_a_mapping_before_normalize_is_named():
-    cascade = Cascade.of_models({"a": conv(torch.float32)}, preprocess=Normalize(1 / 255))
+    cascade = Cascade.from_models({"a": conv(torch.float32)}, preprocess=Normalize(1 / 255))
     batch = {"pixel_values": torch.zeros(2, 3, 8, 8)}
     with pytest.raises(InputError, match=r"Normalize takes one tensor, got a mapping of \['pixel"):
         record(cascade, [(batch, [0, 1])], progress=False)
@@ -221,8 +221,8 @@ def test_what_is_no_setting_is_named(tmp_path):
     with pytest.raises(InputError, match=r"got Policy\. A policy alone does not say what"):
         save_bundle(tmp_path / "b", cascade, policy_of(cascade))
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(InputError, match=r"choice must be a setting, .* got str"):
-        setting_of("b")
+    with pytest.raises(InputError, match=r"choice must be a candidate, .* got str"):
+        candidate_of("b")
 
 
 @given(st.data())

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from offramp._core.errors import FileFormatError
-from offramp.data import image_folder, load_examples, read_image
+from offramp.data import image_folder, load_dataset, read_image
 
 UPRIGHT = np.zeros((32, 32, 3), np.uint8)
 UPRIGHT[:16, :16] = 250  # top left
@@ -64,7 +64,7 @@ def test_pixels_as_they_lie_are_had_on_request(tmp_path):
         STORED[6].transpose(2, 0, 1),
     )
     turned = image_folder(tmp_path, size=32, resize=32)
-    plain = load_examples("folder", tmp_path, size=32, resize=32, orient=False)
+    plain = load_dataset("folder", tmp_path, size=32, resize=32, orient=False)
     assert turned.inputs[0][0, 8, 8] == 250
     assert np.array_equal(plain.inputs[0], STORED[6].transpose(2, 0, 1))
     assert turned.fingerprint != plain.fingerprint

@@ -10,7 +10,7 @@ from torch import nn
 import offramp
 from offramp._core.errors import FileFormatError, InputError
 from offramp.data import image_folder
-from offramp.project.build import examples_of
+from offramp.project.build import dataset_of
 from offramp.project.config.config import load_config
 from offramp.stages import Normalize
 
@@ -52,7 +52,7 @@ def test_ten_of_a_thousand_classes_have_the_numbers_of_the_network(tmp_path):
 def test_they_can_be_recorded_with_the_network(tmp_path):
     filled(tmp_path / "photos", "dog", "cat")
     torch_net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 20)).eval()
-    cascade = offramp.Cascade.of_models({"a": torch_net}, preprocess=Normalize(1 / 255))
+    cascade = offramp.Cascade.from_models({"a": torch_net}, preprocess=Normalize(1 / 255))
     data = image_folder(tmp_path / "photos", size=8, classes={"cat": 7, "dog": 3}, class_count=20)
     trace = offramp.record(cascade, data, progress=False)
     assert trace.labels.tolist() == [7, 3]
@@ -194,7 +194,7 @@ def test_a_configuration_says_it_too(tmp_path, lines, monkeypatch):
     (tmp_path / "classes.csv").write_text("folder,index\ncat,4\ndog,2\n")
     data = configured(tmp_path, lines)
     monkeypatch.chdir("/")  # the list lies beside the configuration
-    found = examples_of(data)
+    found = dataset_of(data)
     assert found.labels.tolist() == [4, 2]
     assert found.classes in (5, 9)
 

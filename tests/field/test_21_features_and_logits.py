@@ -11,7 +11,7 @@ from offramp.backends import with_backend
 from offramp.bundle import load_bundle, save_bundle
 from offramp.cli import main
 from offramp.models import ModelSpec, SeveralLogitsError, build, extract_logits, head_arguments
-from offramp.policy import Constant, Node, Policy, Setting
+from offramp.policy import Candidate, Constant, Node, Policy
 from offramp.runtime import Adaptive
 from offramp.stages import Cascade, Stage, cut, cut_points, given_costs
 
@@ -51,7 +51,7 @@ def go(cascade, labels, **arguments):
 def test_class_names_tell_which_output_is_meant(order):
     net = Both(16, 1, order)
     labels = logits_of(net).argmax(1)
-    cascade = Cascade.of_models({"a": Both(16, 0, order), "b": net}, class_names=NAMES)
+    cascade = Cascade.from_models({"a": Both(16, 0, order), "b": net}, class_names=NAMES)
     trace = go(cascade, labels)
     assert (trace.classes, trace.accuracy(1)) == (3, 1.0)
     model = Adaptive(cascade, Policy(cascade.topology, {(0,): Node(Constant(False))}))
@@ -60,20 +60,20 @@ def test_class_names_tell_which_output_is_meant(order):
 
 def test_class_names_given_to_record_tell_it_too():
     net = Both(16, 1)
-    cascade = Cascade.of_models({"a": Both(16), "b": net})
+    cascade = Cascade.from_models({"a": Both(16), "b": net})
     assert go(cascade, logits_of(net).argmax(1), class_names=NAMES).accuracy(1) == 1.0
 
 
 @pytest.mark.parametrize("other", [nn.Linear(8, 3), Both(32)])
 def test_the_other_stages_tell_it_where_only_one_width_is_common(other):
     net = Both(16, 1)
-    cascade = Cascade.of_models({"a": other, "b": net})
+    cascade = Cascade.from_models({"a": other, "b": net})
     trace = go(cascade, logits_of(net).argmax(1))
     assert (trace.classes, trace.accuracy(1)) == (3, 1.0)
 
 
 def test_where_nobody_knows_it_is_refused_with_the_stage_and_the_widths():
-    cascade = Cascade.of_models({"a": Both(16), "b": Both(16, 1)})
+    cascade = Cascade.from_models({"a": Both(16), "b": Both(16, 1)})
     with pytest.raises(InputError, match=r"Stage 'a'.*of 16, 3 columns .*class_names"):
         go(cascade, torch.zeros(50, dtype=torch.int64))
     model = Adaptive(cascade, Policy(cascade.topology, {(0,): Node(Constant(False))}))
@@ -113,7 +113,7 @@ def test_cutting_and_backends_refuse_or_choose_alike():
     with pytest.raises(InputError, match="of 16, 3 columns"):
         cut(net, ["a"], X[:1])
     cascade = Cascade([Stage("a", net, classes=3), Stage("b", Both(16, 1).eval(), classes=3)])
-    quick = with_backend(cascade, "prepared", example=X[:4])
+    quick = with_backend(cascade, "folded", example=X[:4])
     with torch.no_grad():
         torch.testing.assert_close(quick(X), cascade(X))
 
@@ -136,9 +136,9 @@ class Forms(nn.Module):
         }[self.form]
 
 
-def of_exits(form, **arguments):
+def from_network(form, **arguments):
     heads = {"net.a": nn.Linear(16, 3).eval()}
-    return Cascade.of_exits(Forms(form), ["net.a"], heads=heads, example=X[:1], **arguments)
+    return Cascade.from_network(Forms(form), ["net.a"], heads=heads, example=X[:1], **arguments)
 
 
 FORMS = ["pair", "list", "mapping"]
@@ -159,10 +159,10 @@ def test_a_network_is_cut_where_the_number_of_classes_tells_its_logits(form):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("known", [{"class_names": NAMES}, {"classes": 3}])
 def test_exits_take_the_output_that_class_names_or_classes_tell(form, known):
-    cascade = of_exits(form, **known)
+    cascade = from_network(form, **known)
     with torch.no_grad():
         assert torch.equal(cascade(X)[:, 1], logits_of(Forms(form).net))
-    first = Cascade.of_exits(Forms(form), ["net.a"], example=X[:1], **known)  # heads of ours
+    first = Cascade.from_network(Forms(form), ["net.a"], example=X[:1], **known)  # heads of ours
     assert first(X).shape == (50, 2, 3)
 
 
@@ -178,7 +178,7 @@ def test_exits_take_the_output_that_class_names_or_classes_tell(form, known):
 )
 def test_exits_are_refused_where_none_fits_or_two_do(form, known, said):
     with pytest.raises(SeveralLogitsError, match=said):
-        of_exits(form, **known)
+        from_network(form, **known)
 
 
 NETWORK = """
@@ -208,10 +208,12 @@ def test_a_bundle_of_such_exits_is_cut_alike(tmp_path, module):
     head = ModelSpec(name="vector_linear", arguments=head_arguments("vector_linear", (16,), 10))
     spec = ModelSpec(name=module)
     net, x = build(spec).eval(), torch.rand(5, 1, 8, 8)
-    cascade = Cascade.of_exits(
+    cascade = Cascade.from_network(
         net, ["a"], heads={"a": head}, example=x[:1], class_names=list("abcdefghij"), spec=spec
     )
-    save_bundle(tmp_path / "b", cascade, Setting.single(cascade.topology, "last", reference="last"))
+    save_bundle(
+        tmp_path / "b", cascade, Candidate.single(cascade.topology, "last", reference="last")
+    )
     model = load_bundle(tmp_path / "b", allow_import=True).adaptive
     with torch.no_grad():
         assert torch.equal(model(x).labels, net(x)["scores"].argmax(1))
@@ -229,8 +231,8 @@ def test_the_command_line_knows_the_classes_of_the_data(tmp_path, module, capsys
     config = tmp_path / "run.toml"
     config.write_text(
         '[data]\nkind = "digits"\n[network]\nname = "whole"\n'
-        f'model = "{module}"\nnormalise = {{ scale = 0.0625 }}\n[exits]\nat = ["a"]\n'
+        f'model = "{module}"\nnormalize = {{ scale = 0.0625 }}\n[exits]\nat = ["a"]\n'
     )
     for arguments in (["--list"], []):
         assert main(["cut", "--json", "-c", str(config), *arguments]) == 0
-    assert '"difference"' in capsys.readouterr().out
+    assert '"accuracy_drop"' in capsys.readouterr().out

@@ -15,7 +15,7 @@ from offramp._core.errors import InputError, UnknownNameError
 from offramp.evaluation import evaluate
 from offramp.evaluation.replay import replay
 from offramp.fitting.baselines import fit_agreement
-from offramp.policy import Setting
+from offramp.policy import Candidate
 from offramp.trace import (
     from_logits,
     from_npz,
@@ -50,10 +50,13 @@ def test_logits_and_their_probabilities_make_the_same_decisions():
     probabilities = made.logits.softmax(dim=2).double()
     other = from_probabilities(probabilities, made.labels, costs=made.costs, names=made.stages)
     frontier = offramp.fit(
-        made.divided({"fit": 400, "test": 200}, seed=0), "myopic", combines=["last"], progress=False
+        made.split_into({"fit": 400, "test": 200}, seed=0),
+        "threshold",
+        combines=["last"],
+        progress=False,
     )
-    setting = frontier.pareto[len(frontier.pareto) // 2].setting
-    same = replay(made, setting.policy).last == replay(other, setting.policy).last
+    candidate = frontier.pareto[len(frontier.pareto) // 2].candidate
+    same = replay(made, candidate.policy).last == replay(other, candidate.policy).last
     assert same.mean() > 0.99
 
 
@@ -181,8 +184,8 @@ def test_two_refusals_do_not_agree():
     said = {name: [0, None] for name in "abc"}
     with pytest.warns(UserWarning, match="'c' refused 1 of 2"):
         trace = from_predictions(said, [0, 0], costs=dict(a=1.0, b=2.0, c=3.0), unit="x", classes=2)
-    (setting,) = fit_agreement(trace, reference="c", options=[(1, 1)])
-    assert replay(trace, setting.policy).last.tolist() == [1, 2]
+    (candidate,) = fit_agreement(trace, reference="c", options=[(1, 1)])
+    assert replay(trace, candidate.policy).last.tolist() == [1, 2]
 
 
 def test_columns_of_parquet_may_have_refusals_and_names(tmp_path):
@@ -225,7 +228,7 @@ def test_the_mean_of_the_prices_is_the_cost_and_is_stated():
     trace = from_probabilities({"a": P, "b": P}, [0, 1, 1], costs=prices, unit="usd")
     assert trace.costs.segment == (pytest.approx(0.3), 4.0)
     assert trace.costs.note == "a: mean of 3 prices from 0.1 to 0.6"
-    frontier = Setting.single(trace.topology, "a", reference="b")
+    frontier = Candidate.single(trace.topology, "a", reference="b")
     assert evaluate(trace, frontier, bootstrap=0).cost == pytest.approx(0.3)
 
 

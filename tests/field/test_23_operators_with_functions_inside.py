@@ -31,7 +31,7 @@ class Base(nn.Module):
     def forward(self, x):
         return self.last(self.middle(self.first(x).relu()))
 
-class Cond(Base):  # the dearer branch is not the one that is taken
+class Cond(Base):  # the more expensive branch is not the one that is taken
     def middle(self, h):
         return torch.cond(self.wide, lambda t: self.one(t), lambda t: self.three(self.two(t)), (h,))
 
@@ -48,7 +48,7 @@ found = {}
 for kind in map(globals().get, sys.argv[1:]):
     net, x = kind().eval(), torch.randn(3, 6)
     points = cut_points(net, x)
-    flops = measure_flops(Cascade.of_models({"net": net}), x).segment[0]
+    flops = measure_flops(Cascade.from_models({"net": net}), x).segment[0]
     found[kind.__name__] = [[[p.name, p.flops, p.share] for p in points], flops]
 print(json.dumps(found))
 """
@@ -92,7 +92,7 @@ def test_branches_within_branches_count_once_each():
         return lambda: [a @ a.T for _ in range(k)]
 
     with Operations() as operations:
-        operations.dearest([lambda: operations.dearest([run(1), run(5)]), run(2)])
+        operations.most_expensive([lambda: operations.most_expensive([run(1), run(5)]), run(2)])
     assert operations.total == 5 * 2 * 2 * 3 * 2
 
 
@@ -109,4 +109,4 @@ def test_weights_given_to_layers_are_no_trouble():
             return self.last(x + self.layer(self.token))
 
     net = Given().eval()
-    assert measure_flops(Cascade.of_models({"net": net}), torch.rand(2, 8)).segment[0] > 0
+    assert measure_flops(Cascade.from_models({"net": net}), torch.rand(2, 8)).segment[0] > 0

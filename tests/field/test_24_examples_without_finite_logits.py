@@ -40,7 +40,7 @@ LABELS = torch.arange(N) % 3
 
 
 def go(nonfinite, *, value=float("nan"), ids=None, batch_size=10, data=None, **arguments):
-    cascade = Cascade.of_models({"a": Net(0.0), "b": Net(value)})
+    cascade = Cascade.from_models({"a": Net(0.0), "b": Net(value)})
     data = arrays(inputs(), LABELS) if data is None else data
     if ids is not None:
         data = [
@@ -163,7 +163,7 @@ name = "small"
 model = "small_cnn"
 arguments = { width = 2, depth = 2, classes = 3 }
 weights = "net.safetensors"
-normalise = { scale = 1e30 }
+normalize = { scale = 1e30 }
 """
 
 

@@ -74,11 +74,11 @@ def test_damaged_files_are_skipped_by_predict_and_by_the_check(tmp_path, monkeyp
             damaged[at] = rng.integers(256)
         (folder / f"{k:02}.tif").write_bytes(damaged)
     spec = ModelSpec(name="small_cnn", arguments={"width": 2, "depth": 2, "in_channels": 3})
-    cascade = offramp.Cascade.of_models(
+    cascade = offramp.Cascade.from_models(
         {"a": build(spec)}, specs={"a": spec}, preprocess=Normalize(1 / 255)
     )
-    setting = offramp.Setting.single(cascade.topology, "a", reference="a")
-    offramp.save_bundle(tmp_path / "bundle", cascade, setting, input_shape=(3, 8, 8))
+    candidate = offramp.Candidate.single(cascade.topology, "a", reference="a")
+    offramp.save_bundle(tmp_path / "bundle", cascade, candidate, input_shape=(3, 8, 8))
     given = [str(tmp_path / name) for name in ("bundle", "photos", "p.csv")]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -24,7 +24,7 @@ from offramp.stages import Cascade
 net = build(ModelSpec(name="small_cnn", arguments={"width": 2, "depth": 2}))
 x = torch.rand(4, 1, 8, 8)
 for backend in sys.argv[1:]:
-    cascade = with_backend(Cascade.of_models({"a": net}), backend, example=x, calibration=x)
+    cascade = with_backend(Cascade.from_models({"a": net}), backend, example=x, calibration=x)
     cascade(x)
 assert not asked, asked
 assert sys.modules.get("openvino_telemetry") is None

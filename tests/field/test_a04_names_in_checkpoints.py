@@ -58,7 +58,7 @@ def cascade_of(net):
         for head in heads.values():
             for weight in head.parameters():
                 weight.copy_(torch.randn(weight.shape, generator=generator))
-    return Cascade.of_exits(net, AT, heads=heads, example=X[:1])
+    return Cascade.from_network(net, AT, heads=heads, example=X[:1])
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ def train(cascade, path, *, stop=None):
     return train_joint(
         cascade,
         EXAMPLES,
-        alpha=0.1,
+        cost_weight=0.1,
         epochs=3,
         seed=0,
         batch_size=16,

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from offramp.bundle import load_bundle, save_bundle
 from offramp.models import ModelSpec, build, head_arguments, load_weights
-from offramp.policy import Constant, Node, Policy, Setting
+from offramp.policy import Candidate, Constant, Node, Policy
 from offramp.runtime import Adaptive
 from offramp.stages import Cascade
 from offramp.train.class_exits import Tap, tapped_spec
@@ -45,7 +45,7 @@ def test_a_bundle_of_taps_names_weights_as_the_network_does(made, tmp_path):
     whole = build(spec).eval()
     x = torch.rand(3, *spec.arguments["shape"])
     width = {"exits.cat": None, "exits.dog": None}
-    carry = Cascade.of_exits(
+    carry = Cascade.from_network(
         whole, list(width), heads=dict.fromkeys(width, torch.nn.Identity()), example=x
     )
     heads = {
@@ -55,10 +55,10 @@ def test_a_bundle_of_taps_names_weights_as_the_network_does(made, tmp_path):
         )
         for name, shape in zip(width, _shapes(carry, x), strict=True)
     }
-    cascade = Cascade.of_exits(whole, list(width), heads=heads, example=x, spec=spec)
+    cascade = Cascade.from_network(whole, list(width), heads=heads, example=x, spec=spec)
     part = cascade.topology
     nodes = {path: Node(Constant(False)) for path in part.paths() if part.children(path[-1])}
-    chosen = Setting(policy=Policy(part, nodes), method="x", reference=part.names[-1])
+    chosen = Candidate(policy=Policy(part, nodes), method="x", reference=part.names[-1])
     save_bundle(tmp_path / "b", cascade, chosen)
     held = load_file(tmp_path / "b" / "network.0.safetensors")
     assert set(held) == set(net.state_dict())

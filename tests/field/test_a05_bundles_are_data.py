@@ -13,7 +13,7 @@ from offramp._core.seal import sealed
 from offramp.bundle import load_bundle, save_bundle
 from offramp.models import ModelSpec, build, save_weights
 from offramp.models.trial import check_spec
-from offramp.policy import Setting
+from offramp.policy import Candidate
 from offramp.stages import Cascade
 from offramp.stages import tapped as _  # noqa: F401  so that "tapped" can be built
 
@@ -22,8 +22,8 @@ SPEC = ModelSpec(name="small_cnn", arguments={"width": 2, "depth": 2, "classes":
 
 @pytest.fixture
 def bundle(tmp_path):
-    cascade = Cascade.of_models({"a": build(SPEC)}, specs={"a": SPEC})
-    save_bundle(tmp_path / "b", cascade, Setting.single(cascade.topology, "a", reference="a"))
+    cascade = Cascade.from_models({"a": build(SPEC)}, specs={"a": SPEC})
+    save_bundle(tmp_path / "b", cascade, Candidate.single(cascade.topology, "a", reference="a"))
     return tmp_path / "b"
 
 

@@ -19,13 +19,13 @@ from torch import nn
 from offramp import Cascade, Costs, load_bundle, record
 from offramp._core import files, temporaries
 from offramp._core.errors import FileFormatError, InputError
-from offramp._core.files import whole_file, whole_folder, write_json
+from offramp._core.files import atomic_file, atomic_folder, write_json
 from offramp._core.ownership import TRACE
 from offramp._core.seal import sealed
 from offramp._core.temporaries import is_temporary, locked, sweep
 from offramp.bundle import save_bundle, tune
 from offramp.models import ModelSpec, build
-from offramp.policy import Setting
+from offramp.policy import Candidate
 from offramp.project.folder import RunFolder
 from offramp.trace import load_trace, make_trace, save_trace
 
@@ -143,7 +143,7 @@ def test_a_run_folder_can_be_claimed_again_after_a_kill_at_its_first_file(tmp_pa
 
 def test_a_recording_goes_on_or_is_complete_and_its_parts_are_gone(tmp_path, moments):
     path = tmp_path / "t.trace"
-    cascade = Cascade.of_models({"a": nn.Linear(4, 3)})
+    cascade = Cascade.from_models({"a": nn.Linear(4, 3)})
     loader = [(torch.ones(2, 4) * k, torch.tensor([0, 1])) for k in range(3)]
     costs = Costs.simple("usd", [1.0])
     want = record(cascade, loader, costs=costs, progress=False)
@@ -166,7 +166,7 @@ def test_parts_of_another_recording_do_not_pass_for_the_trace(tmp_path):
     path = tmp_path / "t.trace"
     loader = [(torch.ones(2, 4), torch.tensor([0, 1]))]
     costs = Costs.simple("usd", [1.0])
-    first, other = (Cascade.of_models({"a": nn.Linear(4, 3)}) for _ in range(2))
+    first, other = (Cascade.from_models({"a": nn.Linear(4, 3)}) for _ in range(2))
     record(first, loader, path=path, costs=costs, progress=False)
     parts = path.with_name("t.trace.partial")
     parts.mkdir()
@@ -183,8 +183,8 @@ def bundle(tmp_path):
 
 
 def write_bundle(path, **options):
-    cascade = Cascade.of_models({"a": build(SPEC)}, specs={"a": SPEC})
-    save_bundle(path, cascade, Setting.single(cascade.topology, "a", reference="a"), **options)
+    cascade = Cascade.from_models({"a": build(SPEC)}, specs={"a": SPEC})
+    save_bundle(path, cascade, Candidate.single(cascade.topology, "a", reference="a"), **options)
 
 
 def test_the_manifest_of_a_bundle_is_never_half_written_in_it(bundle, tmp_path, moments):
@@ -201,7 +201,7 @@ def test_tune_writes_beside_the_bundle(bundle, monkeypatch):
     moved = []
     replace = Path.replace
     monkeypatch.setattr(Path, "replace", lambda a, b: moved.append(a.parent) or replace(a, b))
-    tune(bundle, torch.zeros(1, 1, 8, 8), batch_sizes=[1], rounds=1, candidates=["prepared"])
+    tune(bundle, torch.zeros(1, 1, 8, 8), batch_sizes=[1], rounds=1, candidates=["folded"])
     assert moved == [bundle.parent]
     load_bundle(bundle, backend="auto")
 
@@ -255,7 +255,7 @@ def test_what_is_really_damaged_is_still_refused(bundle):
 
 
 def test_a_living_writer_is_not_swept(tmp_path):
-    with whole_file(tmp_path / "a") as temporary, locked(tmp_path / "state"):
+    with atomic_file(tmp_path / "a") as temporary, locked(tmp_path / "state"):
         temporary.write_text("x")
         sweep(tmp_path)
         write_json(tmp_path / "b.json", {})
@@ -286,7 +286,7 @@ def test_a_kill_in_two_steps_is_made_up_for_by_a_reader(tmp_path, monkeypatch):
     path.rename(temporaries._aside(path))  # what the first of the two steps does
     assert len(load_trace(path)) == 3
     path.rename(temporaries._aside(path))
-    with whole_folder(path, TRACE, overwrite=True) as folder:
+    with atomic_folder(path, TRACE, overwrite=True) as folder:
         assert path.is_dir()  # the writer brings it back first
         (folder / "trace.json").write_text("{}")
     assert files.is_empty(path) is False

@@ -27,14 +27,16 @@ def cached(folder, examples=200, **options):
     images = torch.rand(examples, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     net = small_cnn(width=2, depth=2, classes=2).eval()
     head = make_head("gap_linear", (2, 8, 8), classes=2)
-    cascade = Cascade.of_exits(net, ["features.0"], heads={"features.0": head}, example=images[:1])
+    cascade = Cascade.from_network(
+        net, ["features.0"], heads={"features.0": head}, example=images[:1]
+    )
     part = arrays(images, [0, 1] * (examples // 2))
     given = {"epochs": 1, "seed": 0, "progress": False, **options}
     return train_heads(cascade, part, cache=folder, cache_dtype="float32", **given)
 
 
 def recorded(path):
-    cascade = Cascade.of_models({"a": nn.Linear(4, 3)})
+    cascade = Cascade.from_models({"a": nn.Linear(4, 3)})
     loader = [(torch.ones(2, 4) * k, torch.tensor([0, 1])) for k in range(3)]
     costs = Costs.simple("usd", [1.0])
     return record(cascade, loader, path=path, costs=costs, progress=False)
@@ -80,7 +82,7 @@ def test_whoever_writes_says_what_could_not_be_written(tmp_path, monkeypatch, wr
     ],
     ids=["quota", "wrapped", "broken", "other"],
 )
-def test_a_full_disk_is_recognised_in_whatever_it_is_wrapped(error, full):
+def test_a_full_disk_is_recognized_in_whatever_it_is_wrapped(error, full):
     assert files.is_full(error) is full
 
 
@@ -122,7 +124,7 @@ def test_the_shell_says_it_in_one_sentence(tmp_path, monkeypatch, capsys):
     save_trace(make_trace(300, accuracies=[0.8, 0.9]), tmp_path / "t.trace")
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(full))
-    command = ["fit", tmp_path / "t.trace", "--policy", "uniform", "--max-loss", "0.5"]
+    command = ["fit", tmp_path / "t.trace", "--policy", "random", "--max-drop", "0.5"]
     assert main([*map(str, command), "--out", str(tmp_path / "run")]) == errors.UNEXPECTED
     said = capsys.readouterr().err
     assert "run.json cannot be written: no space is left" in said

@@ -28,7 +28,7 @@ def loader():
 
 
 def recorded(path):
-    cascade = Cascade.of_models({"a": nn.Linear(4, 3)})
+    cascade = Cascade.from_models({"a": nn.Linear(4, 3)})
     costs = Costs.simple("usd", [1.0])
     return record(cascade, loader(), path=path, costs=costs, progress=False)
 
@@ -36,7 +36,9 @@ def recorded(path):
 def heads(**options):
     net = small_cnn(width=2, depth=2, classes=2).eval()
     head = make_head("gap_linear", (2, 8, 8), classes=2)
-    cascade = Cascade.of_exits(net, ["features.0"], heads={"features.0": head}, example=IMAGES[:1])
+    cascade = Cascade.from_network(
+        net, ["features.0"], heads={"features.0": head}, example=IMAGES[:1]
+    )
     return train_heads(cascade, PART, epochs=1, seed=0, progress=False, **options)
 
 
@@ -49,14 +51,16 @@ def classifier(path):
 
 def joint(path):
     part = arrays(torch.eye(4).repeat(20, 1), [0, 1] * 40)
-    cascade = Cascade.of_models({"small": nn.Linear(4, 2), "large": nn.Linear(4, 2)})
+    cascade = Cascade.from_models({"small": nn.Linear(4, 2), "large": nn.Linear(4, 2)})
     costs = Costs.simple("usd", [1.0, 3.0])
-    return train_joint(cascade, part, alpha=0.1, epochs=1, seed=0, costs=costs, checkpoint=path)
+    return train_joint(
+        cascade, part, cost_weight=0.1, epochs=1, seed=0, costs=costs, checkpoint=path
+    )
 
 
 def branches(path):
     part = arrays(IMAGES.expand(-1, 3, -1, -1), [k % 2 for k in range(40)])
-    parts = part.divided({"train": 20, "fit": 20}, seed=0, stratified=True)
+    parts = part.split_into({"train": 20, "fit": 20}, seed=0, stratified=True)
     net = cifar_resnet(8, width=0.25, classes=2).eval()
     return sweep_branches(
         net, parts, path.parent, sampled=1, recipe=Recipe(epochs=1), progress=False
@@ -86,7 +90,7 @@ def test_a_state_that_somebody_writes_is_refused_and_then_free(tmp_path, write, 
 
 def test_the_second_of_two_recordings_does_not_touch_the_first(tmp_path):
     path, second = tmp_path / "t.trace", []
-    cascade = Cascade.of_models({"a": nn.Linear(4, 3)})
+    cascade = Cascade.from_models({"a": nn.Linear(4, 3)})
     costs = Costs.simple("usd", [1.0])
 
     def batches():
@@ -140,7 +144,7 @@ def test_the_shell_says_it_with_exit_code_2(tmp_path, monkeypatch, capsys):
     Path("c.toml").write_text(
         '[data]\nkind = "digits"\nsplits = { fit = 20, calibrate = 20, test = 20 }\n'
         '[[stage]]\nname = "a"\nmodel = "small_cnn"\narguments = { width = 2, depth = 2 }\n'
-        "normalise = { scale = 0.0625 }\n"
+        "normalize = { scale = 0.0625 }\n"
     )
     with locked(Path("t.trace.partial")):
         assert main(["record", "--config", "c.toml", "--out", "t.trace"]) == 2

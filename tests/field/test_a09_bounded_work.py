@@ -21,7 +21,7 @@ from offramp.bundle.tensors import read_tensors
 from offramp.models import HEADS, MODELS, ModelSpec, build
 from offramp.models.spec import model_factory
 from offramp.models.trial import check_spec
-from offramp.policy import Setting
+from offramp.policy import Candidate
 from offramp.stages import Cascade, Normalize
 
 SPEC = ModelSpec(name="small_cnn", arguments={"width": 2, "depth": 2, "classes": 3})
@@ -29,12 +29,12 @@ SPEC = ModelSpec(name="small_cnn", arguments={"width": 2, "depth": 2, "classes":
 
 @pytest.fixture
 def bundle(tmp_path):
-    cascade = Cascade.of_models(
+    cascade = Cascade.from_models(
         {"a": build(SPEC)}, specs={"a": SPEC}, preprocess=Normalize(), class_names=["x", "y", "z"]
     )
-    setting = Setting.single(cascade.topology, "a", reference="a")
+    candidate = Candidate.single(cascade.topology, "a", reference="a")
     costs = Costs.simple("flops", [1.0])
-    save_bundle(tmp_path / "b", cascade, setting, costs=costs, input_shape=[1, 8, 8])
+    save_bundle(tmp_path / "b", cascade, candidate, costs=costs, input_shape=[1, 8, 8])
     return tmp_path / "b"
 
 

@@ -25,7 +25,7 @@ class Fails(nn.Module):
 
 def model_of(first=(), second=(), calls=()):
     nets = {"a": Fails(*first, calls=calls), "b": Fails(*second, calls=calls)}
-    cascade = Cascade.of_models(nets)
+    cascade = Cascade.from_models(nets)
     for stage in cascade:
         stage.keeps_company = True
     nodes = {(0,): Node(Linear.threshold(Feature("max_prob", 0), 0.9))}

@@ -36,7 +36,7 @@ def layers(seed):
 
 
 def model_of(nets, **arguments):
-    cascade = Cascade.of_models(nets)
+    cascade = Cascade.from_models(nets)
     return Adaptive(cascade, Policy(cascade.topology, {(0,): Node(Constant(False))}), **arguments)
 
 
@@ -56,7 +56,7 @@ def test_a_part_that_somebody_switches_between_batches_is_put_back(n, part):
     switched.train()
     assert torch.equal(model(draw(n)).logits, right)
     switched.train()
-    alone = Adaptive.single(Cascade.of_models({"a": nets["a"], "b": nets["b"].eval()}), "b")
+    alone = Adaptive.single(Cascade.from_models({"a": nets["a"], "b": nets["b"].eval()}), "b")
     switched.train()
     torch.testing.assert_close(alone(draw(n)).logits, right)
 
@@ -116,9 +116,9 @@ def test_of_a_thread_that_trains_meanwhile_no_wrong_answer_comes_through():
     assert answered + refused == 200
 
 
-def test_copies_of_optimise_cannot_be_switched():
+def test_copies_of_optimize_cannot_be_switched():
     nets = {"a": layers(0), "b": layers(1)}
-    model = model_of(nets, optimise=True)
+    model = model_of(nets, fold=True)
     right = model(draw(3)).logits
     first = Switched(nets["a"])
     first.whom = nets["b"]

@@ -22,14 +22,14 @@ FORKING = """
 import os, sys, torch
 torch.set_num_threads(2)
 from offramp.models import ModelSpec, build
-from offramp.policy import Setting
+from offramp.policy import Candidate
 from offramp.runtime import Adaptive
 from offramp.stages import Cascade
 spec = ModelSpec(name="small_cnn", arguments={"width": 8, "depth": 3})
 def answer():
-    cascade = Cascade.of_models({"a": build(spec)})
+    cascade = Cascade.from_models({"a": build(spec)})
     x = torch.rand(256, 1, 16, 16, generator=torch.Generator().manual_seed(0))
-    return Adaptive(cascade, Setting.single(cascade.topology, "a", reference="a"))(x).logits
+    return Adaptive(cascade, Candidate.single(cascade.topology, "a", reference="a"))(x).logits
 before = answer()
 large = torch.rand(1000, 1000)
 (large @ large).relu()
@@ -56,7 +56,7 @@ def test_openvino_that_another_process_started_is_not_waited_for(monkeypatch):
     pytest.importorskip("openvino")
     ov._core()
     monkeypatch.setattr(ov.os, "getpid", lambda: -1)  # what a child would see
-    cascade = Cascade.of_models({"a": build(SPEC)})
+    cascade = Cascade.from_models({"a": build(SPEC)})
     with pytest.raises(UnsupportedError, match=r"was started in the process .*'spawn'"):
         with_backend(cascade, "openvino", example=X)
 
@@ -64,7 +64,7 @@ def test_openvino_that_another_process_started_is_not_waited_for(monkeypatch):
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_models_of_other_runtimes_say_why_they_cannot_be_pickled(backend):
     pytest.importorskip(backend)
-    cascade = with_backend(Cascade.of_models({"a": build(SPEC)}), backend, example=X)
+    cascade = with_backend(Cascade.from_models({"a": build(SPEC)}), backend, example=X)
     model = Adaptive(cascade, random_policy(cascade.topology, seed=0, classes=3))
     for value in (cascade, model):
         with pytest.raises(UnsupportedError, match=r"cannot be pickled.*load_bundle\(path\) there"):
@@ -72,7 +72,7 @@ def test_models_of_other_runtimes_say_why_they_cannot_be_pickled(backend):
 
 
 def test_models_in_pytorch_cross_a_process_boundary():
-    cascade = Cascade.of_models({"a": build(SPEC)})
+    cascade = Cascade.from_models({"a": build(SPEC)})
     model = Adaptive(cascade, random_policy(cascade.topology, seed=0, classes=3))
     again = pickle.loads(pickle.dumps(model))
     assert torch.equal(again(X).logits, model(X).logits)

@@ -14,7 +14,7 @@ from offramp._core.errors import FileFormatError, OfframpError
 from offramp._core.seal import is_sealed, sealed
 from offramp.bundle import load_bundle, save_bundle, tune
 from offramp.models import ModelSpec, build
-from offramp.policy import Setting
+from offramp.policy import Candidate
 from offramp.recording import record
 from offramp.stages import Cascade, Normalize
 from offramp.trace import load_trace, make_trace, save_trace
@@ -27,10 +27,12 @@ SPEC = ModelSpec(name="small_cnn", arguments={"width": 2, "depth": 2, "classes":
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
-    cascade = Cascade.of_models({"a": build(SPEC)}, specs={"a": SPEC}, preprocess=Normalize(0.0625))
+    cascade = Cascade.from_models(
+        {"a": build(SPEC)}, specs={"a": SPEC}, preprocess=Normalize(0.0625)
+    )
     path = tmp_path_factory.mktemp("bundle") / "b"
-    setting = Setting.single(cascade.topology, "a", reference="a")
-    save_bundle(path, cascade, setting, costs=Costs.simple("flops", [5.0]))
+    candidate = Candidate.single(cascade.topology, "a", reference="a")
+    save_bundle(path, cascade, candidate, costs=Costs.simple("flops", [5.0]))
     return path
 
 
@@ -180,7 +182,7 @@ class Stops:
 
 @pytest.mark.parametrize("name", ["logits.bin", "labels.bin", "ids.bin", "progress.json"])
 def test_a_partial_recording_with_a_flipped_bit_does_not_go_on(tmp_path, name):
-    cascade = Cascade.of_models({"a": network(1), "b": network(2)})
+    cascade = Cascade.from_models({"a": network(1), "b": network(2)})
     options = {"path": tmp_path / "t", "costs": Costs.simple("usd", [1.0, 2.0]), "progress": False}
     for _k in range(2):  # twice: the second goes on where the first stopped
         with pytest.raises(OSError, match="is gone"):

@@ -23,14 +23,14 @@ def bundle(tmp_path):
     spec = ModelSpec(
         name="small_cnn", arguments={"width": 2, "depth": 2, "in_channels": 3, "classes": 2}
     )
-    cascade = offramp.Cascade.of_models(
+    cascade = offramp.Cascade.from_models(
         {"-stage": build(spec)},
         specs={"-stage": spec},
         class_names=[EVIL, "-1"],
         preprocess=Normalize(1 / 255),
     )
-    setting = offramp.Setting.single(cascade.topology, "-stage", reference="-stage")
-    offramp.save_bundle(tmp_path / "bundle", cascade, setting, input_shape=(3, 8, 8))
+    candidate = offramp.Candidate.single(cascade.topology, "-stage", reference="-stage")
+    offramp.save_bundle(tmp_path / "bundle", cascade, candidate, input_shape=(3, 8, 8))
     return tmp_path / "bundle"
 
 

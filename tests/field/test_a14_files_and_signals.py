@@ -23,7 +23,7 @@ from offramp.bundle import export_folder, export_single_file, save_bundle, tune
 from offramp.cli import errors, main
 from offramp.evaluation import Frontier, fit
 from offramp.models import ModelSpec, build
-from offramp.policy import Setting
+from offramp.policy import Candidate
 from offramp.project.folder import RunFolder, choice_to_dict, choose_again
 from offramp.trace import load_trace, make_trace, save_trace
 
@@ -31,10 +31,10 @@ SPEC = ModelSpec(name="small_cnn", arguments={"width": 2, "depth": 2})
 
 
 def bundled(path):
-    cascade = Cascade.of_models({"a": build(SPEC)}, specs={"a": SPEC})
-    setting = Setting.single(cascade.topology, "a", reference="a")
-    save_bundle(path, cascade, setting, input_shape=(1, 8, 8))
-    return cascade, setting
+    cascade = Cascade.from_models({"a": build(SPEC)}, specs={"a": SPEC})
+    candidate = Candidate.single(cascade.topology, "a", reference="a")
+    save_bundle(path, cascade, candidate, input_shape=(1, 8, 8))
+    return cascade, candidate
 
 
 def test_rights_are_the_usual_ones_and_nobody_else_s_are_touched(tmp_path, monkeypatch):
@@ -156,7 +156,7 @@ def refusal(read):
 
 @pytest.fixture(scope="module")
 def frontier():
-    return fit(make_trace(60, stages=2, seed=0), "myopic", combines=["last"], progress=False)
+    return fit(make_trace(60, stages=2, seed=0), "threshold", combines=["last"], progress=False)
 
 
 def test_damaged_frontiers_and_choices_end_in_an_error_of_ours(frontier, tmp_path):
@@ -167,7 +167,7 @@ def test_damaged_frontiers_and_choices_end_in_an_error_of_ours(frontier, tmp_pat
         said = refusal(lambda value=value: from_json(Frontier, value, where=frontier_file))
         assert said is None or "frontier.json" in said, where
     path = tmp_path / "chosen.json"
-    choice = choice_to_dict(frontier.cheapest(max_loss=0.03))
+    choice = choice_to_dict(frontier.cheapest(max_drop=0.03))
     for where, limit in damaged(choice["limit"]):
         path.write_text(json.dumps({**choice, "limit": limit}))
         said = refusal(lambda: choose_again(frontier, path))
@@ -182,7 +182,7 @@ def test_told_to_end_it_clears_away_and_ends_with_143(monkeypatch, capsys, tmp_p
 
     monkeypatch.setattr(RunFolder, "write", told)
     save_trace(make_trace(300, accuracies=[0.8, 0.9]), tmp_path / "t.trace")
-    command = ["fit", str(tmp_path / "t.trace"), "--policy", "uniform", "--max-loss", "0.5"]
+    command = ["fit", str(tmp_path / "t.trace"), "--policy", "random", "--max-drop", "0.5"]
     assert main([*command, "--out", str(tmp_path / "run")]) == 143
     assert "Terminated." in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -235,12 +235,12 @@ def test_it_starts_as_a_module(module):
 
 
 def test_export_without_its_extra_names_it(tmp_path, monkeypatch, capsys):
-    cascade, setting = bundled(tmp_path / "b")
+    cascade, candidate = bundled(tmp_path / "b")
     monkeypatch.setitem(sys.modules, "onnx", None)
     example = torch.zeros(1, 1, 8, 8)
     for export, name in ((export_folder, "o"), (export_single_file, "o.onnx")):
         with pytest.raises(MissingExtraError, match=r"offramp\[onnx\]"):
-            export(tmp_path / name, cascade, setting, example=example)
+            export(tmp_path / name, cascade, candidate, example=example)
     assert main(["export", str(tmp_path / "b"), "--out", str(tmp_path / "o")]) == 2
     assert "offramp[onnx]" in capsys.readouterr().err
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import offramp
-from offramp import Adaptive, Cascade, Setting, record
+from offramp import Adaptive, Candidate, Cascade, record
 from offramp._core.checks import (
     check_class_names,
     check_fraction,
@@ -39,8 +39,8 @@ def trace_of(**more):
 
 
 def model():
-    cascade = Cascade.of_models({"a": nn.Linear(4, 3)})
-    return Adaptive(cascade, Setting.single(cascade.topology, "a", reference="a"))
+    cascade = Cascade.from_models({"a": nn.Linear(4, 3)})
+    return Adaptive(cascade, Candidate.single(cascade.topology, "a", reference="a"))
 
 
 DOORS = {
@@ -68,7 +68,7 @@ def bare(function):
 
 
 def recorded(ids):
-    cascade = Cascade.of_models({"a": nn.Linear(4, 3)})
+    cascade = Cascade.from_models({"a": nn.Linear(4, 3)})
     return record(cascade, [(torch.zeros(2, 4), [0, 1], ids)], progress=False)
 
 
@@ -114,15 +114,15 @@ def test_ids_in_messages_are_plain():
         recorded(["u", "u"])
     with pytest.raises(SplitOverlapError, match=r"e\.g\. 'u'\. Splits"):
         trace_of(ids=["u", "v"]).require_disjoint(trace_of(ids=["u", "w"]))
-    cascade = Cascade.of_models({"a": nn.Linear(4, 3)})
+    cascade = Cascade.from_models({"a": nn.Linear(4, 3)})
     with pytest.raises(InputError, match=r"got 3 for example 'v'"):
         record(cascade, [(torch.zeros(2, 4), [0, 3], ["u", "v"])], progress=False)
 
 
 @pytest.fixture(scope="module")
 def frontier():
-    trace = make_trace(200, stages=2, seed=0).divided({"fit": 0.5, "calibrate": 0.5}, seed=0)
-    return offramp.fit(trace, "uniform", progress=False)
+    trace = make_trace(200, stages=2, seed=0).split_into({"fit": 0.5, "calibrate": 0.5}, seed=0)
+    return offramp.fit(trace, "random", progress=False)
 
 
 NO_NUMBERS = [None, "1%", "0.01", True, [0.1, 0.2], b"0.1", {}]
@@ -131,8 +131,8 @@ NO_NUMBERS = [None, "1%", "0.01", True, [0.1, 0.2], b"0.1", {}]
 @pytest.mark.parametrize("wrong", NO_NUMBERS)
 def test_limits_that_are_no_numbers_are_named(frontier, wrong):
     for message, call in (
-        ("max_loss", lambda: bare(Frontier.cheapest)(frontier, max_loss=wrong)),
-        ("margin", lambda: bare(Frontier.cheapest)(frontier, max_loss=0.1, margin=wrong)),
+        ("max_drop", lambda: bare(Frontier.cheapest)(frontier, max_drop=wrong)),
+        ("margin", lambda: bare(Frontier.cheapest)(frontier, max_drop=0.1, margin=wrong)),
         ("max_cost", lambda: bare(Frontier.best)(frontier, max_cost=wrong)),
         (
             "the limit of 'cost'",
@@ -154,12 +154,12 @@ def of(kind):
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -0.1, 2.0])
 def test_limits_outside_their_domain_are_named(frontier, wrong):
-    with pytest.raises(InputError, match=r"max_loss must be in \[0, 1\)"):
-        frontier.cheapest(max_loss=wrong)
+    with pytest.raises(InputError, match=r"max_drop must be in \[0, 1\)"):
+        frontier.cheapest(max_drop=wrong)
     with pytest.raises(InputError, match=r"must be in \(0, 1\)"):
-        frontier.cheapest(max_loss=wrong, delta=0.1)
+        frontier.cheapest(max_drop=wrong, delta=0.1)
     with pytest.raises(InputError, match="delta must be in"):
-        frontier.certify({"difference": 0.1}, delta=wrong)
+        frontier.certify({"accuracy_drop": 0.1}, delta=wrong)
     if wrong != 2.0:
         with pytest.raises(InputError, match="max_cost must be"):
             frontier.best(max_cost=wrong)
@@ -178,9 +178,9 @@ def test_other_arguments_of_evaluation_are_named(frontier):
         bare(read_limits)(0.1)
     trace = make_trace(50, stages=2, seed=0)
     with pytest.raises(InputError, match="top must be an integer of at least 1, got 0"):
-        offramp.fit(trace, "uniform", top=0, progress=False)
+        offramp.fit(trace, "random", top=0, progress=False)
     with pytest.raises(InputError, match="bootstrap must be an integer of at least 1, got -1"):
-        evaluate(trace, frontier.singles[0].setting, bootstrap=-1)
+        evaluate(trace, frontier.singles[0].candidate, bootstrap=-1)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_class_names_of_numpy_become_text_and_can_be_stored(tmp_path):
 
 
 def test_a_cascade_with_too_few_names_says_so_at_its_first_answer():
-    cascade = Cascade.of_models({"a": nn.Linear(4, 3)}, class_names=["p", "q"])
-    setting = Setting.single(cascade.topology, "a", reference="a")
+    cascade = Cascade.from_models({"a": nn.Linear(4, 3)}, class_names=["p", "q"])
+    candidate = Candidate.single(cascade.topology, "a", reference="a")
     with pytest.raises(InputError, match=r"class_names must have 3 entries, .* got 2"):
-        Adaptive(cascade, setting)(torch.zeros(2, 4))
+        Adaptive(cascade, candidate)(torch.zeros(2, 4))

@@ -16,7 +16,7 @@ from offramp.bundle import load_bundle
 from offramp.cli import main
 from offramp.data import arrays, image_folder, read_image
 from offramp.models import ModelSpec, build
-from offramp.project.build import examples_of
+from offramp.project.build import dataset_of
 from offramp.project.config.config import load_config
 from offramp.project.inputs import InputReader, image_options
 from offramp.stages import Normalize
@@ -34,11 +34,11 @@ def bundle(folder, shape, extra=None):
     spec = ModelSpec(
         name="small_cnn", arguments={"width": 2, "depth": 2, "in_channels": 3, "classes": 2}
     )
-    cascade = offramp.Cascade.of_models(
+    cascade = offramp.Cascade.from_models(
         {"a": build(spec)}, specs={"a": spec}, preprocess=Normalize(1 / 255)
     )
-    setting = offramp.Setting.single(cascade.topology, "a", reference="a")
-    offramp.save_bundle(folder / "bundle", cascade, setting, input_shape=shape, extra=extra or {})
+    candidate = offramp.Candidate.single(cascade.topology, "a", reference="a")
+    offramp.save_bundle(folder / "bundle", cascade, candidate, input_shape=shape, extra=extra or {})
     return folder / "bundle"
 
 
@@ -105,7 +105,7 @@ def test_a_network_of_other_shape_is_fed_from_a_folder_and_from_predict(tmp_path
         '[data]\nkind = "folder"\npath = "photos"\noptions = { size = [8, 14] }\n'
     )
     data = load_config(tmp_path / "run.toml").data
-    found = examples_of(data)
+    found = dataset_of(data)
     assert found.inputs[0].shape == (3, 8, 14)
     assert found.inputs.resize == (9, 16)
     loaded = load_bundle(bundle(tmp_path, (3, 8, 14), image_options(data)))
@@ -162,7 +162,7 @@ WRAPS = np.array([1, 2**63 + 5], dtype=np.uint64)
 def test_ids_beyond_int64_are_refused_by_every_door_and_kept_as_text(tmp_path):
     said = r"at most 9223372036854775807 \(int64\), got 9223372036854775813.*ids\.astype\(str\)"
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2)).eval()
-    cascade = offramp.Cascade.of_models({"a": net})
+    cascade = offramp.Cascade.from_models({"a": net})
     for door in (
         lambda ids: arrays(torch.zeros(2, 4), [0, 1], ids=ids),
         lambda ids: offramp.record(
@@ -184,7 +184,7 @@ def test_ids_beyond_int64_are_refused_by_every_door_and_kept_as_text(tmp_path):
 def test_ids_stand_in_messages_without_the_names_of_types():
     assert [shown_id(v) for v in (np.str_("a"), np.int64(3), "a", 3)] == ["'a'", "3", "'a'", "3"]
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2)).eval()
-    cascade = offramp.Cascade.of_models({"a": net})
+    cascade = offramp.Cascade.from_models({"a": net})
     x, names = torch.zeros(2, 4), np.array(["cat/1.png", "cat/2.png"])
     for loader in (
         [(x, torch.tensor([0, 9]), names)],

@@ -19,7 +19,7 @@ N = 256
 
 @pytest.fixture(scope="module")
 def cascade():
-    return Cascade.of_models(
+    return Cascade.from_models(
         {
             name: small_cnn(width=width, depth=3, classes=4, seed=width).eval()
             for name, width in (("small", 4), ("middle", 8), ("large", 16))
@@ -32,7 +32,7 @@ def images():
     return torch.randn(N, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 3
 
 
-@pytest.mark.parametrize("combine", ["last", "mean", "weighted"])
+@pytest.mark.parametrize("combine", ["last", "mean", "log_linear"])
 def test_cuda_does_what_replay_said_but_for_examples_at_a_boundary(cascade, images, combine):
     labels = torch.zeros(N, dtype=torch.int64)
     trace = record(cascade.to("cpu"), [(images, labels)], progress=False)
@@ -52,7 +52,7 @@ def test_cuda_does_what_replay_said_but_for_examples_at_a_boundary(cascade, imag
 @pytest.mark.parametrize("n", [0, 1, 2, 7, 33])
 def test_any_batch_size_on_cuda(cascade, images, n):
     policy = random_policy(cascade.topology, seed=1, classes=4)
-    model = Adaptive(cascade, policy, optimise=True).to("cuda")
+    model = Adaptive(cascade, policy, fold=True).to("cuda")
     answer = model(images[:n])
     assert answer.logits.shape == (n, 4)
     assert answer.valid.all()

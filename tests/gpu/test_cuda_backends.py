@@ -17,7 +17,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def cascade():
-    return Cascade.of_models({"net": cifar_resnet(8, width=0.5).eval()})
+    return Cascade.from_models({"net": cifar_resnet(8, width=0.5).eval()})
 
 
 def images(n):
@@ -53,7 +53,7 @@ def test_moved_weights_are_recorded_again(cascade):
 
 
 def test_a_stage_on_the_gpu_and_one_in_onnx_runtime_go_together(cascade):
-    both = Cascade.of_models({"a": cascade.stage(0).module, "b": cascade.stage(0).module})
+    both = Cascade.from_models({"a": cascade.stage(0).module, "b": cascade.stage(0).module})
     made = with_backend(both, {"a": "onnxruntime", "b": "cuda"}, example=images(1))
     answer = Adaptive.single(made, "a")(images(3))
     torch.testing.assert_close(

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from offramp.bundle import load_bundle, save_bundle
 from offramp.evaluation import fit
 from offramp.models import ModelSpec, build
-from offramp.policy import Setting
+from offramp.policy import Candidate
 from offramp.recording import record
 from offramp.runtime import Adaptive
 from offramp.runtime.testing import random_policy
@@ -36,7 +36,7 @@ def make_cascade():
         for name, width in (("small", 4), ("middle", 8), ("large", 16))
     }
     nets = {name: build(spec) for name, spec in specs.items()}
-    return Cascade.of_models(nets, specs=specs)
+    return Cascade.from_models(nets, specs=specs)
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +61,15 @@ def assert_same(one, other):
         assert torch.equal(getattr(one, name), getattr(other, name)), name
 
 
-@pytest.mark.parametrize("combine", ["last", "mean", "weighted"])
+@pytest.mark.parametrize("combine", ["last", "mean", "log_linear"])
 @pytest.mark.parametrize("edges", ["full", "chain"])
 def test_for_random_policies(tmp_path, trace, images, combine, edges):
     cascade = make_cascade()
     part = trace.topology if edges == "full" else trace.topology.chain([0, 1, 2])
     policy = lively_policy(part, cascade, images, combine=combine)
-    setting = Setting(policy=policy, method="random", reference="large")
-    save_bundle(tmp_path / "b", cascade, setting, costs=trace.costs)
-    model, loaded = Adaptive(cascade, setting, costs=trace.costs), load_bundle(tmp_path / "b")
+    candidate = Candidate(policy=policy, method="random", reference="large")
+    save_bundle(tmp_path / "b", cascade, candidate, costs=trace.costs)
+    model, loaded = Adaptive(cascade, candidate, costs=trace.costs), load_bundle(tmp_path / "b")
     for batch in (1, 7, N):
         for rows in torch.arange(N).split(batch):
             assert_same(model(images[rows]), loaded.adaptive(images[rows]))
@@ -78,19 +78,19 @@ def test_for_random_policies(tmp_path, trace, images, combine, edges):
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("uniform", {}),
-        ("myopic", {"grid": 5}),
-        ("weighted", {"lams": [0.1]}),
-        ("stopping", {"alphas": [0.1], "epochs": 5, "combines": ["policy"]}),
+        ("random", {}),
+        ("threshold", {"grid": 5}),
+        ("learned", {"cost_weights": [0.1]}),
+        ("stopping", {"cost_weights": [0.1], "epochs": 5, "combines": ["stopping"]}),
     ],
 )
 def test_for_fitted_policies(tmp_path, trace, images, name, options):
     cascade = make_cascade()
     points = fit(trace, name, progress=False, **options).points
-    setting = points[len(points) // 2].setting
-    save_bundle(tmp_path / "b", cascade, setting, costs=trace.costs)
+    candidate = points[len(points) // 2].candidate
+    save_bundle(tmp_path / "b", cascade, candidate, costs=trace.costs)
     assert_same(
-        Adaptive(cascade, setting, costs=trace.costs)(images),
+        Adaptive(cascade, candidate, costs=trace.costs)(images),
         load_bundle(tmp_path / "b").adaptive(images),
     )
 
@@ -98,12 +98,12 @@ def test_for_fitted_policies(tmp_path, trace, images, name, options):
 def test_in_a_fresh_process(tmp_path, trace, images):
     cascade = make_cascade()
     policy = lively_policy(trace.topology, cascade, images, combine="mean")
-    setting = Setting(policy=policy, method="random", reference="large")
-    save_bundle(tmp_path / "b", cascade, setting, costs=trace.costs)
+    candidate = Candidate(policy=policy, method="random", reference="large")
+    save_bundle(tmp_path / "b", cascade, candidate, costs=trace.costs)
     save_file({"images": images}, tmp_path / "in.safetensors")
     command = [sys.executable, "-c", ANSWER % (FIELDS,), "b", "in.safetensors", "out.safetensors"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     found = load_file(tmp_path / "out.safetensors")
-    here = Adaptive(cascade, setting, costs=trace.costs)(images)
+    here = Adaptive(cascade, candidate, costs=trace.costs)(images)
     for name in FIELDS:
         assert torch.equal(found[name], getattr(here, name)), name

@@ -9,7 +9,7 @@ from torch import nn
 from offramp.bundle import load_bundle, save_bundle
 from offramp.evaluation import fit, replay
 from offramp.models import ModelSpec, build, head_arguments
-from offramp.policy import Setting
+from offramp.policy import Candidate
 from offramp.recording import record
 from offramp.runtime import Adaptive
 from offramp.runtime.testing import random_policy
@@ -25,11 +25,12 @@ FIELDS = ("logits", "labels", "stage", "confidence", "cost", "valid", "nonfinite
 BOUNDARY = 1e-4  # kernels change with the batch size; nearer than this a decision may differ
 F = "layer2.0.conv1/conv"  # in the middle; two points have exits that no policy below uses
 
-#: What policies use: some exits only, of alternative heads at most one; F need not be among them.
+#: What policies use: some exits only, of alternative heads at most one; the reference need not be
+# among them.
 PARTS = {
     "last": ["layer1.0", "layer2.0.conv1/gap", "last"],
     "mean": ["layer1.0", "layer2.0.conv1/conv", "layer3.0/conv", "last"],
-    "weighted": ["layer2.0.conv1/gap", "layer3.0/gap"],
+    "learned": ["layer2.0.conv1/gap", "layer3.0/gap"],
 }
 
 
@@ -42,7 +43,7 @@ def make_cascade(images):
         for point, shape in SHAPES.items()
     }
     heads["layer1.0"] = heads["layer1.0"]["gap"]
-    cascade = Cascade.of_exits(build(NET), list(SHAPES), heads=heads, example=images, spec=NET)
+    cascade = Cascade.from_network(build(NET), list(SHAPES), heads=heads, example=images, spec=NET)
     generator = torch.Generator().manual_seed(0)
     for part in cascade.modules():
         if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
@@ -71,7 +72,7 @@ def trace(cascade, images):
 
 
 @pytest.fixture(scope="module", params=PARTS)
-def setting(request, cascade, trace, images):
+def candidate(request, cascade, trace, images):
     """Of random policies the first by which examples leave at every stage."""
     part = trace.topology.chain(PARTS[request.param])
     policies = (
@@ -80,13 +81,13 @@ def setting(request, cascade, trace, images):
     )
     wanted = len(part.active)
     policy = next(p for p in policies if len(set(replay(trace, p).last)) == wanted)
-    return Setting(policy=policy, method="random", reference=F)
+    return Candidate(policy=policy, method="random", reference=F)
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory, cascade, trace, setting):
+def bundle(tmp_path_factory, cascade, trace, candidate):
     path = tmp_path_factory.mktemp("parity") / "bundle"
-    save_bundle(path, cascade, setting, costs=trace.costs)
+    save_bundle(path, cascade, candidate, costs=trace.costs)
     return path
 
 
@@ -115,13 +116,13 @@ def assert_as_replay_said(model, trace, policy, images, *, sizes, atol):
         torch.testing.assert_close(logits[sure], twin.logits[sure], rtol=0, atol=atol)
 
 
-def test_the_runtime_does_what_replay_said(cascade, trace, setting, images):
-    model = Adaptive(cascade, setting, costs=trace.costs)
-    assert_as_replay_said(model, trace, setting.policy, images, sizes=SIZES[1:], atol=1e-4)
+def test_the_runtime_does_what_replay_said(cascade, trace, candidate, images):
+    model = Adaptive(cascade, candidate, costs=trace.costs)
+    assert_as_replay_said(model, trace, candidate.policy, images, sizes=SIZES[1:], atol=1e-4)
 
 
-def test_a_bundle_answers_bit_by_bit_as_the_runtime(bundle, cascade, trace, setting, images):
-    model, loaded = Adaptive(cascade, setting, costs=trace.costs), load_bundle(bundle)
+def test_a_bundle_answers_bit_by_bit_as_the_runtime(bundle, cascade, trace, candidate, images):
+    model, loaded = Adaptive(cascade, candidate, costs=trace.costs), load_bundle(bundle)
     reference = Adaptive.single(cascade, F, costs=trace.costs)
     for size in SIZES:
         for rows in batches(size):
@@ -129,10 +130,10 @@ def test_a_bundle_answers_bit_by_bit_as_the_runtime(bundle, cascade, trace, sett
             assert_same(reference(images[rows]), loaded.fallback(images[rows]))
 
 
-def test_optimised_they_agree_as_well(bundle, cascade, trace, setting, images, monkeypatch):
+def test_optimized_they_agree_as_well(bundle, cascade, trace, candidate, images, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # folding passes stand-ins
-    model = Adaptive(cascade, setting, costs=trace.costs, optimise=True)
-    loaded = load_bundle(bundle, optimise=True)
+    model = Adaptive(cascade, candidate, costs=trace.costs, fold=True)
+    loaded = load_bundle(bundle, fold=True)
     norms = [
         sum(isinstance(m, nn.BatchNorm2d) for m in part.modules()) for part in (model, cascade)
     ]
@@ -141,13 +142,13 @@ def test_optimised_they_agree_as_well(bundle, cascade, trace, setting, images, m
         for rows in batches(size):
             assert_same(model(images[rows]), loaded.adaptive(images[rows]))
     fast = loaded.adaptive
-    assert_as_replay_said(fast, trace, setting.policy, images, sizes=SIZES[1:], atol=1e-3)
+    assert_as_replay_said(fast, trace, candidate.policy, images, sizes=SIZES[1:], atol=1e-3)
 
 
 def test_a_policy_that_was_fitted_goes_the_same_way(tmp_path, cascade, trace, images):
-    points = fit(trace, "weighted", lams=[0.03, 0.3], progress=False).points
-    setting = next(p.setting for p in points if len(p.setting.policy.topology.active) > 1)
-    save_bundle(tmp_path / "b", cascade, setting, costs=trace.costs)
-    model = Adaptive(cascade, setting, costs=trace.costs)
+    points = fit(trace, "learned", cost_weights=[0.03, 0.3], progress=False).points
+    candidate = next(p.candidate for p in points if len(p.candidate.policy.topology.active) > 1)
+    save_bundle(tmp_path / "b", cascade, candidate, costs=trace.costs)
+    model = Adaptive(cascade, candidate, costs=trace.costs)
     assert_same(model(images), load_bundle(tmp_path / "b").adaptive(images))
-    assert_as_replay_said(model, trace, setting.policy, images, sizes=[7], atol=1e-4)
+    assert_as_replay_said(model, trace, candidate.policy, images, sizes=[7], atol=1e-4)

@@ -22,10 +22,10 @@ from reference.walk import route_reference
 from support.properties import examples
 
 OPTIONS = {
-    "uniform": {},
-    "myopic": {"combines": ["last", "weighted"], "grid": 10},
-    "weighted": {"combines": ["last", "weighted"], "lams": [0.0, 0.03, 0.3]},
-    "stopping": {"alphas": [0.01, 0.1, 0.5], "epochs": 15, "width": 16},
+    "random": {},
+    "threshold": {"combines": ["last", "log_linear"], "grid": 10},
+    "log_linear": {"combines": ["last", "log_linear"], "cost_weights": [0.0, 0.03, 0.3]},
+    "stopping": {"cost_weights": [0.01, 0.1, 0.5], "epochs": 15, "width": 16},
 }
 BOUNDARY = 1e-4  # kernels change with the batch size; nearer than this a decision may differ
 
@@ -42,7 +42,7 @@ class Recorded(nn.Module):
 
 
 def cascade_of(trace):
-    return Cascade.of_models(
+    return Cascade.from_models(
         {name: Recorded(trace.logits[:, k]) for k, name in enumerate(trace.stages)}
     )
 
@@ -67,7 +67,7 @@ def assert_runtime_does_what_replay_said(trace, policy, batch):
     seed=st.integers(0, 2**20),
     stages=st.integers(1, 5),
     classes=st.sampled_from([2, 3, 10]),
-    combine=st.sampled_from(["last", "mean", "weighted"]),
+    combine=st.sampled_from(["last", "mean", "log_linear"]),
     share=st.sampled_from([0.5, 1.0]),
     batch=st.sampled_from([1, 2, 7, 33]),
 )
@@ -97,14 +97,14 @@ def trace():
 @pytest.mark.parametrize("name", sorted(OPTIONS))
 def test_for_fitted_policies(trace, name):
     found = fit(trace, name, progress=False, **OPTIONS[name])
-    every = [point.setting for point in found.points]
+    every = [point.candidate for point in found.points]
     chosen = every[:: max(1, len(every) // 8)]
     assert len(chosen) >= 2
-    assert any(len(setting.policy.topology.active) > 1 for setting in chosen)
-    part = trace.rows(torch.arange(200))
+    assert any(len(candidate.policy.topology.active) > 1 for candidate in chosen)
+    part = trace.take(torch.arange(200))
     left = set()
-    for setting in chosen:
-        left |= set(assert_runtime_does_what_replay_said(part, setting.policy, 64).last.tolist())
+    for candidate in chosen:
+        left |= set(assert_runtime_does_what_replay_said(part, candidate.policy, 64).last.tolist())
     assert left == {0, 1, 2}
 
 
@@ -112,12 +112,12 @@ def test_ids_that_are_names_give_the_same_random_exits():
     trace = make_trace(60, stages=2, seed=1)
     names = np.array([f"image{i}.png" for i in range(60)])
     object.__setattr__(trace, "ids", names)
-    (setting, *_) = [
-        point.setting
-        for point in fit(make_trace(300, stages=2, seed=1), "uniform", progress=False).points
-        if point.setting.method == "uniform" and 0 < point.setting.parameters["rate"] < 1
+    (candidate, *_) = [
+        point.candidate
+        for point in fit(make_trace(300, stages=2, seed=1), "random", progress=False).points
+        if point.candidate.method == "random" and 0 < point.candidate.parameters["rate"] < 1
     ]
-    done = assert_runtime_does_what_replay_said(trace, setting.policy, 16)
+    done = assert_runtime_does_what_replay_said(trace, candidate.policy, 16)
     assert set(done.last) == {0, 1}
 
 
@@ -138,7 +138,7 @@ def test_with_real_networks_only_examples_at_a_boundary_may_differ(combine, batc
         name: small_cnn(width=width, depth=3, classes=4, seed=width).eval()
         for name, width in (("small", 4), ("middle", 8), ("large", 16))
     }
-    cascade = Cascade.of_models(nets)
+    cascade = Cascade.from_models(nets)
     images = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 3
     trace = record(cascade, [(images, torch.zeros(64, dtype=torch.int64))], progress=False)
     for seed in range(6):
@@ -159,7 +159,7 @@ def test_with_real_networks_only_examples_at_a_boundary_may_differ(combine, batc
 
 def test_a_policy_that_looks_at_the_batch_would_be_caught(trace):
     """The comparison above must be able to fail."""
-    part = trace.rows(torch.arange(50))
+    part = trace.take(torch.arange(50))
     honest = random_policy(part.topology, seed=3, classes=5)
     wanted = replay(part, honest)
 
@@ -172,7 +172,7 @@ def test_a_policy_that_looks_at_the_batch_would_be_caught(trace):
             logits = self.logits[rows[:, 0]]
             return logits - logits.mean(dim=0)
 
-    cascade = Cascade.of_models(
+    cascade = Cascade.from_models(
         {name: Peeking(part.logits[:, k]) for k, name in enumerate(part.stages)}
     )
     for stage in cascade:
@@ -182,9 +182,9 @@ def test_a_policy_that_looks_at_the_batch_would_be_caught(trace):
 
 
 def test_a_policy_read_back_from_json_decides_the_same(trace):
-    part = trace.rows(torch.arange(100))
+    part = trace.take(torch.arange(100))
     for seed in range(5):
-        policy = random_policy(part.topology, seed=seed, classes=5, combine="weighted")
+        policy = random_policy(part.topology, seed=seed, classes=5, combine="log_linear")
         again = from_json(Policy, to_json(policy))
         assert_runtime_does_what_replay_said(part, again, 32)
         np.testing.assert_array_equal(replay(part, policy).path, replay(part, again).path)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from offramp.evaluation import evaluate, replay
-from offramp.policy import Constant, Feature, Linear, Node, Policy, Setting
+from offramp.policy import Candidate, Constant, Feature, Linear, Node, Policy
 from offramp.policy.features import CONFIDENCES
 from offramp.runtime.testing import random_policy, random_topology
 from offramp.trace import make_trace
@@ -40,7 +40,7 @@ def wandering(seed):
     """A trace and a policy drawn at random, over a random part of the edges."""
     topology = random_topology(STAGES, seed=seed, shared=bool(seed % 2))
     trace = make_trace(40, classes=CLASSES, seed=seed, topology=topology)
-    combine = ("last", "mean", "weighted")[seed % 3]
+    combine = ("last", "mean", "log_linear")[seed % 3]
     return trace, random_policy(topology, seed=seed, classes=CLASSES, combine=combine)
 
 
@@ -101,15 +101,15 @@ def test_what_an_example_visited_is_a_path_of_the_policy_that_ends_where_it_left
 def test_shares_add_up_and_the_difference_lies_within_the_new_errors(seed):
     trace, policy = wandering(seed)
     reference = trace.stages[-1]
-    found = evaluate(trace, Setting(policy=policy, method="random", reference=reference))
+    found = evaluate(trace, Candidate(policy=policy, method="random", reference=reference))
     assert sum(found.exit_share) == pytest.approx(1)
     spent = sum(found.useful_share) + sum(found.overhead_share) + found.decision_share
     assert spent == pytest.approx(1)
-    assert found.excess <= 1
-    assert found.difference <= found.excess + 1e-12
-    assert found.accuracy == pytest.approx(found.reference_accuracy - found.difference)
-    low, high = found.difference_ci
-    assert low - 1e-12 <= found.difference <= high + 1e-12
+    assert found.negative_flips <= 1
+    assert found.accuracy_drop <= found.negative_flips + 1e-12
+    assert found.accuracy == pytest.approx(found.reference_accuracy - found.accuracy_drop)
+    low, high = found.accuracy_drop_ci
+    assert low - 1e-12 <= found.accuracy_drop <= high + 1e-12
 
 
 @given(seed=SEEDS)
@@ -117,7 +117,7 @@ def test_shares_add_up_and_the_difference_lies_within_the_new_errors(seed):
 def test_shuffling_the_examples_shuffles_the_outcome_and_nothing_else(seed):
     trace, policy = wandering(seed)
     order = torch.randperm(len(trace), generator=torch.Generator().manual_seed(seed))
-    done, shuffled = replay(trace, policy), replay(trace.rows(order), policy)
+    done, shuffled = replay(trace, policy), replay(trace.take(order), policy)
     assert np.array_equal(done.path[order.numpy()], shuffled.path)
     assert np.array_equal(done.labels[order.numpy()], shuffled.labels)
 
@@ -139,7 +139,7 @@ def test_the_mean_of_a_stage_with_itself_and_weights_of_one_stage_change_nothing
     nodes = {p: Node(Constant(False)) for p in chain.paths()[:-1]}
     alone = replay(trace, Policy(chain, nodes))
     weights = {p: [0.0] * (len(p) - 1) + [1.0] for p in chain.paths()}
-    pooled = replay(trace, Policy(chain, nodes, combine="weighted", weights=weights))
+    pooled = replay(trace, Policy(chain, nodes, combine="log_linear", weights=weights))
     assert np.array_equal(alone.labels, pooled.labels)
 
 

@@ -146,7 +146,7 @@ def test_divided_examples_are_disjoint_and_shares_of_one_use_them_all(parts, n, 
     shares = shares_of(parts)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a small split may lack a class, and says so
-        divided = data.divided(shares, seed=seed, stratified=stratified)
+        divided = data.split_into(shares, seed=seed, stratified=stratified)
     assert len(divided) == n
     check_division(data.ids, divided.ids, divided.split.numpy(), shares)
 
@@ -156,7 +156,7 @@ def test_divided_examples_are_disjoint_and_shares_of_one_use_them_all(parts, n, 
 def test_divided_traces_are_disjoint_and_shares_of_one_use_them_all(parts, n, seed):
     trace = make_trace(n, stages=2, seed=seed)
     shares = shares_of(parts)
-    divided = trace.divided(shares, seed=seed)
+    divided = trace.split_into(shares, seed=seed)
     assert len(divided) == n
     check_division(trace.ids, divided.ids, divided.split.numpy(), shares)
 
@@ -166,17 +166,17 @@ def test_divided_traces_are_disjoint_and_shares_of_one_use_them_all(parts, n, se
 def test_numbers_of_examples_are_kept_to_the_letter(counts, seed):
     trace = make_trace(40, stages=1, seed=seed)
     shares = dict(zip(SPLITS, counts, strict=False))
-    divided = trace.divided(shares, seed=seed)
+    divided = trace.split_into(shares, seed=seed)
     found = [int((divided.split == SPLITS.index(name)).sum()) for name in shares]
     assert found == counts
     for name in shares:
         for other in set(shares) - {name}:
-            divided.part(name).require_disjoint(divided.part(other))
+            divided.subset(name).require_disjoint(divided.part(other))
 
 
 def test_another_seed_divides_otherwise_and_the_same_seed_does_not():
     trace = make_trace(60, stages=1)
-    first, again, other = (trace.divided({"fit": 30}, seed=s).ids.tolist() for s in (0, 0, 1))
+    first, again, other = (trace.split_into({"fit": 30}, seed=s).ids.tolist() for s in (0, 0, 1))
     assert first == again
     assert first != other
 
@@ -184,4 +184,4 @@ def test_another_seed_divides_otherwise_and_the_same_seed_does_not():
 def test_an_example_in_two_parts_is_refused():
     trace = make_trace(10, stages=1)
     with pytest.raises(ValueError, match="1 examples are in both parts"):
-        trace.rows(torch.arange(5)).require_disjoint(trace.rows(torch.arange(4, 10)))
+        trace.take(torch.arange(5)).require_disjoint(trace.take(torch.arange(4, 10)))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from offramp._core.outputs import StageOutput
 from offramp._core.topology import EXIT
-from offramp.policy.evidence import View
+from offramp.policy.evidence import Evidence
 from offramp.policy.policy import Policy, scaled_log_probs
 
 
@@ -43,7 +43,7 @@ def route_reference(policy: Policy, outputs: Tensor, ids: Tensor) -> Routed:
                 for k in range(s)
             ]
             visited = torch.tensor([[k in path for k in range(s)]])
-            view = View(said, visited, ids[i : i + 1])
+            view = Evidence(said, visited, ids[i : i + 1])
             action = int(policy.decide(view, stage)[0])
             children = policy.topology.children(stage)
             finite = bool(outputs[i, stage].isfinite().all())

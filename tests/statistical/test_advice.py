@@ -23,20 +23,20 @@ POPULATIONS = {
 }
 
 
-def too_low(name, draws, *, risk="difference", max_loss=0.01, n=200):
+def too_low(name, draws, *, risk="accuracy_drop", max_drop=0.01, n=200):
     """How often the limit, and how often the measured saving, is below the truth."""
     trace = make_trace(6000, seed=3, **POPULATIONS[name])
     f = trace.stages[-1]
 
     def bound(part):
-        return saving_bound(part, f, max_loss=max_loss, delta=DELTA, risk=risk)
+        return saving_bound(part, f, max_drop=max_drop, delta=DELTA, risk=risk)
 
     truth = bound(trace).measured
     rng = np.random.default_rng(0)
     found = []
     for _ in range(draws):
         rows = torch.from_numpy(rng.permutation(len(trace))[:n])
-        found.append(bound(trace.rows(rows)))
+        found.append(bound(trace.take(rows)))
     return sum(b.limit < truth for b in found), sum(b.measured < truth for b in found)
 
 
@@ -44,7 +44,7 @@ def unlikely(count, draws):
     return binomtest(count, draws, DELTA, alternative="greater").pvalue < 1e-3
 
 
-@pytest.mark.parametrize("risk", ["difference", "excess"])
+@pytest.mark.parametrize("risk", ["accuracy_drop", "negative_flips"])
 @pytest.mark.parametrize("name", POPULATIONS)
 @pytest.mark.parametrize(
     "draws", [FAST, pytest.param(FULL, marks=pytest.mark.statistical)], ids=["fast", "full"]

@@ -1,7 +1,7 @@
 """Certificates are wrong no more often than they say, by repetition.
 
 From populations whose risks are known, calibration examples are drawn again and again; a promise is
-broken where the setting that is returned has a risk above the limit. The share of broken promises
+broken where the candidate that is returned has a risk above the limit. The share of broken promises
 must not be above delta, by a binomial test at 1e-3. Deliberately broken twins fail the same test.
 """
 
@@ -35,9 +35,9 @@ DRAWS = pytest.mark.parametrize(
 
 @dataclass(frozen=True)
 class Population:
-    """Kinds of examples, how probable they are, and what each setting makes of each.
+    """Kinds of examples, how probable they are, and what each candidate makes of each.
 
-    Settings stand from the safest to the cheapest; a loss difference is -1, 0 or 1.
+    Candidates stand from the safest to the cheapest; a loss difference is -1, 0 or 1.
     """
 
     differences: np.ndarray  # (k, kinds)
@@ -45,19 +45,19 @@ class Population:
     n: int  # examples of one calibration
 
     def risk(self, kind: str) -> np.ndarray:
-        """Risk of every setting, `(k,)`."""
-        values = self.differences if kind == "difference" else np.maximum(self.differences, 0)
+        """Risk of every candidate, `(k,)`."""
+        values = self.differences if kind == "accuracy_drop" else np.maximum(self.differences, 0)
         return values @ self.shares
 
     def counts(self, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Losses and corrections of each setting in each calibration, `(draws, k)`."""
+        """Losses and corrections of each candidate in each calibration, `(draws, k)`."""
         rng = np.random.default_rng(seed)
         drawn = rng.multinomial(self.n, self.shares, size=draws)  # (draws, kinds)
         return drawn @ (self.differences == 1).T, drawn @ (self.differences == -1).T
 
 
 def nested(levels, n, *, corrected=0.0) -> Population:
-    """Settings that share their errors, as thresholds do: each makes those of the one before."""
+    """Candidates that share their errors, as thresholds do: each makes those of the one before."""
     levels = np.asarray(levels)
     steps = np.diff(levels, prepend=0.0, append=1.0 - corrected)
     lost = np.tril(np.ones((len(levels), len(levels) + 1)))
@@ -66,9 +66,9 @@ def nested(levels, n, *, corrected=0.0) -> Population:
     return Population(np.hstack([lost, won]), np.append(steps, corrected), n)
 
 
-def independent(risk, settings, n) -> Population:
-    """Settings that err independently, each at one risk."""
-    kinds = np.array(np.meshgrid(*[[0.0, 1.0]] * settings)).reshape(settings, -1)
+def independent(risk, candidates, n) -> Population:
+    """Candidates that err independently, each at one risk."""
+    kinds = np.array(np.meshgrid(*[[0.0, 1.0]] * candidates)).reshape(candidates, -1)
     shares = np.prod(np.where(kinds == 1, risk, 1 - risk), axis=0)
     return Population(kinds, shares / shares.sum(), n)
 
@@ -122,10 +122,10 @@ def bounded_difference_p(losses, corrections, n):
 
 
 PROCEDURES = {
-    "binomial": ("excess", excess_p),
-    "hoeffding-bentkus": ("excess", bounded_p),
-    "paired": ("difference", difference_p),
-    "hoeffding-bentkus of differences": ("difference", bounded_difference_p),
+    "binomial": ("negative_flips", excess_p),
+    "hoeffding-bentkus": ("negative_flips", bounded_p),
+    "paired": ("accuracy_drop", difference_p),
+    "hoeffding-bentkus of differences": ("accuracy_drop", bounded_difference_p),
 }
 
 
@@ -229,10 +229,10 @@ def test_a_bet_on_sorted_losses_would_be_caught():
 
 
 def betting_walks(population, draws, seed=0):
-    """Promises by bets on every setting of a sequence: whether made, and whether broken."""
+    """Promises by bets on every candidate of a sequence: whether made, and whether broken."""
     rng = np.random.default_rng(seed)
     losses = population.differences.clip(0, 1)  # (k, kinds)
-    risk, k = population.risk("excess"), len(losses)
+    risk, k = population.risk("negative_flips"), len(losses)
     made = broken = 0
     for _ in range(0, draws, 100):
         kinds = rng.choice(len(population.shares), p=population.shares, size=(population.n, 100))
@@ -287,7 +287,7 @@ def expected_risk(population, draws, procedure):
     Where nothing is returned the fallback runs, which loses nothing.
     """
     rng = np.random.default_rng(0)
-    losses, truth = population.differences.clip(0, 1), population.risk("excess")
+    losses, truth = population.differences.clip(0, 1), population.risk("negative_flips")
     risks = []
     for _ in range(draws):
         kinds = rng.choice(len(population.shares), p=population.shares, size=population.n)
@@ -322,7 +322,7 @@ def without_the_worst_example(losses):
 
 
 def cheapest_of_any(losses):
-    """The broken twin: takes losses that fall along the settings as if they did not."""
+    """The broken twin: takes losses that fall along the candidates as if they did not."""
     within = (losses.sum(axis=0) + 1) / (len(losses) + 1) <= LIMIT
     return int(np.flatnonzero(within)[-1]) if within.any() else None
 
@@ -345,12 +345,12 @@ def test_the_test_above_catches_a_broken_control(population, twin):
 
 
 def first_failure(p_values):
-    """Returns the first setting that failed."""
+    """Returns the first candidate that failed."""
     return min(int(np.cumprod(p_values <= DELTA).sum()), len(p_values) - 1)
 
 
 def best_first(p_values):
-    """Orders the settings on the examples that they are tested on."""
+    """Orders the candidates on the examples that they are tested on."""
     order = np.argsort(p_values)
     index = walk(p_values[order])
     return None if index is None else int(order[: index + 1].max())
@@ -378,21 +378,21 @@ def test_the_test_above_catches_a_broken_choice(name, twin):
     assert unlikely(broken, FAST)
 
 
-def test_the_test_above_catches_a_variance_over_settings():
-    """The spread of the settings' means in place of the spread of the examples."""
+def test_the_test_above_catches_a_variance_over_candidates():
+    """The spread of the candidates' means in place of the spread of the examples."""
     population = POPULATIONS["a narrow grid across the limit"]
     losses, _ = population.counts(FAST, seed=0)
     means = losses / population.n
     spread = means.std(axis=1, keepdims=True) / np.sqrt(population.n)
     p_values = norm.cdf((means - LIMIT) / np.maximum(spread, 1e-12))
-    risk = population.risk("excess")
+    risk = population.risk("negative_flips")
     chosen = [walk(row) for row in p_values]
     broken = sum(index is not None and bool(risk[index] > LIMIT) for index in chosen)
     assert unlikely(broken, FAST)
 
 
 def test_the_test_above_catches_a_limit_that_is_not_compared_example_by_example():
-    """F's error counted once, on 200 examples of fit, and added to the limit."""
+    """The reference's error counted once, on 200 examples of fit, and added to the limit."""
     rng = np.random.default_rng(0)
     f_error, n = 0.1, 1000
     f_on_fit = rng.binomial(200, f_error, size=FAST) / 200

@@ -1,4 +1,4 @@
-"""What `Frontier.cheapest(delta=)` promises holds, from a population to the chosen setting.
+"""What `Frontier.cheapest(delta=)` promises holds, from a population to the chosen candidate.
 
 Policies are fitted once. Every example of a population is replayed under every candidate, so their
 true risks are known and their outcomes go together as they really do. Calibrations are drawn from
@@ -29,7 +29,7 @@ from offramp.risk import NonePassed
 from offramp.trace import make_trace
 
 DELTA = 0.1
-RISKS = ("difference", "excess")
+RISKS = ("accuracy_drop", "negative_flips")
 FAST, FULL = 60, 1000
 DRAWS = pytest.mark.parametrize(
     "draws", [FAST, pytest.param(FULL, marks=pytest.mark.statistical)], ids=["fast", "full"]
@@ -57,13 +57,13 @@ class World:
 
     def risk(self, name):
         """True risk of each candidate, by its label."""
-        values = self.difference if name == "difference" else self.difference.clip(min=0)
+        values = self.accuracy_drop if name == "accuracy_drop" else self.accuracy_drop.clip(min=0)
         everything = [*self.frontier.points, *self.frontier.singles]
-        return dict(zip((p.setting.label for p in everything), values.mean(axis=1), strict=True))
+        return dict(zip((p.candidate.label for p in everything), values.mean(axis=1), strict=True))
 
 
 def spread(points, count=8):
-    """A few of many points, from the cheapest to the dearest: steps that are wide apart."""
+    """A few of many points, from the cheapest to the most expensive: steps that are wide apart."""
     order = sorted(points, key=lambda p: p.fit.cost_ratio)
     return [order[i] for i in np.unique(np.linspace(0, len(order) - 1, count).astype(int))]
 
@@ -72,18 +72,18 @@ def built(name):
     """Fitted on 400 examples; the population has 4,000."""
     accuracies, kind, limit, n = WORLDS[name]
     trace = make_trace(4400, accuracies=accuracies, kind=kind, seed=5)
-    divided = trace.divided({"fit": 400, "calibrate": 4000}, seed=0)
-    frontier = fit(divided.part("fit"), "myopic", combines=["last"], progress=False)
-    population = divided.part("calibrate")
+    divided = trace.split_into({"fit": 400, "calibrate": 4000}, seed=0)
+    frontier = fit(divided.subset("fit"), "threshold", combines=["last"], progress=False)
+    population = divided.subset("calibrate")
     singles = list(frontier.singles)
     _, wanted = mark_fronts([*frontier.points, *singles])
     points = spread([p for p, on in zip(frontier.points, wanted, strict=False) if on])
-    settings = [p.setting for p in (*points, *singles)]
+    candidates = [p.candidate for p in (*points, *singles)]
     judged = [
         replace(p, calibrate=e)
-        for p, e in zip((*points, *singles), evaluate_all(population, settings), strict=True)
+        for p, e in zip((*points, *singles), evaluate_all(population, candidates), strict=True)
     ]
-    wrong = np.array([replay(population, s.policy).wrong for s in settings])
+    wrong = np.array([replay(population, s.policy).wrong for s in candidates])
     f_wrong = population.wrong(population.topology.index(frontier.reference))
     held = replace(
         frontier,
@@ -109,16 +109,16 @@ def world():
 
 def drawn(world, rng, *, ordered_on="fit"):
     """The frontier with the evaluations of one calibration."""
-    size = world.difference.shape[1]
+    size = world.accuracy_drop.shape[1]
     counts = rng.multinomial(world.n, np.full(size, 1 / size))
-    lost, won = (world.difference == 1) @ counts, (world.difference == -1) @ counts
+    lost, won = (world.accuracy_drop == 1) @ counts, (world.accuracy_drop == -1) @ counts
 
     def seen(point, k):
         found = replace(
             point.calibrate,
             n=world.n,
-            excess=float(lost[k] / world.n),
-            difference=float((lost[k] - won[k]) / world.n),
+            negative_flips=float(lost[k] / world.n),
+            accuracy_drop=float((lost[k] - won[k]) / world.n),
         )
         return replace(point, calibrate=found, fit=point.fit if ordered_on == "fit" else found)
 
@@ -138,10 +138,10 @@ def broken_promises(world, risk, draws, *, limit=None, ordered_on="fit", seed=0)
     made = broken = 0
     for _ in range(draws):
         frontier = drawn(world, rng, ordered_on=ordered_on)
-        found = frontier.cheapest(max_loss=limit, delta=DELTA, risk=risk)
+        found = frontier.cheapest(max_drop=limit, delta=DELTA, risk=risk)
         if isinstance(found, Certificate):
             made += 1
-            broken += truth[found.setting.label] > limit + 1e-12
+            broken += truth[found.candidate.label] > limit + 1e-12
     return made, int(broken)
 
 
@@ -184,7 +184,7 @@ def test_promises_are_made_where_they_can_be(world, risk):
 
 
 def first_failure(p_values, *, delta):
-    """The broken twin: goes on to the first setting that failed."""
+    """The broken twin: goes on to the first candidate that failed."""
     found = fixed_sequence(p_values, delta=delta)
     if isinstance(found, NonePassed):
         return found
@@ -194,20 +194,20 @@ def first_failure(p_values, *, delta):
 def test_the_test_above_catches_an_order_chosen_on_the_same_split(world):
     """Candidates that are all just not safe, and err independently: the luckiest comes first."""
     here = world("three stages")
-    size = here.difference.shape[1]
+    size = here.accuracy_drop.shape[1]
     lost = np.arange(size) < size * here.limit + 4
     rng = np.random.default_rng(0)
-    rows = [rng.permutation(lost) for _ in here.difference]
-    unsafe = replace(here, difference=np.array(rows, dtype=np.int64))
-    assert min(unsafe.risk("excess").values()) > here.limit
-    _, honest = broken_promises(unsafe, "excess", FAST)
-    _, broken = broken_promises(unsafe, "excess", FAST, ordered_on="calibrate")
+    rows = [rng.permutation(lost) for _ in here.accuracy_drop]
+    unsafe = replace(here, accuracy_drop=np.array(rows, dtype=np.int64))
+    assert min(unsafe.risk("negative_flips").values()) > here.limit
+    _, honest = broken_promises(unsafe, "negative_flips", FAST)
+    _, broken = broken_promises(unsafe, "negative_flips", FAST, ordered_on="calibrate")
     assert not unlikely(honest, FAST)
     assert unlikely(broken, FAST)
 
 
 @pytest.mark.parametrize("risk", RISKS)
-def test_the_test_above_catches_the_first_failing_setting(world, risk, monkeypatch):
+def test_the_test_above_catches_the_first_failing_candidate(world, risk, monkeypatch):
     monkeypatch.setattr(sys.modules[certify.__module__], "fixed_sequence", first_failure)
     _, broken = broken_promises(world("three stages"), risk, FAST)
     assert unlikely(broken, FAST)

@@ -1,8 +1,9 @@
 """Certificates of further risks are wrong no more often than they say, by repetition.
 
 Cost, recall of each class, weighted classes, several risks at once. As in `test_certificates`: a
-promise is broken where a setting whose risk is above its limit passes; the share of broken promises
-must not be above delta, by a binomial test at 1e-3; deliberately broken twins fail the same test.
+promise is broken where a candidate whose risk is above its limit passes; the share of broken
+promises must not be above delta, by a binomial test at 1e-3; deliberately broken twins fail the
+same test.
 """
 
 from dataclasses import replace
@@ -50,14 +51,14 @@ def broken_walks(p_values, too_risky) -> tuple[int, int]:
 def template() -> Evaluation:
     """An evaluation to put counts into."""
     trace = make_trace(200, stages=3, classes=3, seed=0)
-    return evaluate(trace, fit(trace, "uniform", progress=False).points[-1].setting, bootstrap=0)
+    return evaluate(trace, fit(trace, "random", progress=False).points[-1].candidate, bootstrap=0)
 
 
 def points(template, before, after) -> list[FrontierPoint]:
     """A point for each of `after`, what evaluations hold; all were fitted on `before`."""
     fitted = replace(template, **before)
     return [
-        FrontierPoint(setting=template.setting, fit=fitted, calibrate=replace(template, **held))
+        FrontierPoint(candidate=template.candidate, fit=fitted, calibrate=replace(template, **held))
         for held in after
     ]
 
@@ -76,7 +77,7 @@ def paths_of(mean: float, costs) -> np.ndarray:
 
 
 def drawn_paths(means, n, draws, costs, seed=0) -> np.ndarray:
-    """Counts of paths, `(draws, k, p)`; settings share the luck of each example."""
+    """Counts of paths, `(draws, k, p)`; candidates share the luck of each example."""
     rng = np.random.default_rng(seed)
     ends = np.cumsum([paths_of(mean, costs) for mean in means], axis=1)  # (k, p)
     counts = np.empty((draws, len(means), len(costs)), dtype=np.int64)
@@ -134,7 +135,7 @@ def test_a_misleading_fit_makes_no_promise_false(template, fitted, draws):
     assert not unlikely(int((p_values <= DELTA).sum()), draws)
 
 
-RARE = (0.2, 0.3, 20.0)  # one path is very dear, and few take it
+RARE = (0.2, 0.3, 20.0)  # one path is very expensive, and few take it
 RARELY = [0.5, 0.484, 0.016]
 
 
@@ -240,18 +241,18 @@ def shift_p(template, tables, risk, fitted=None) -> np.ndarray:
 
 def target(losses, corrections, risk) -> float:
     """The risk once the classes have their new shares."""
-    lost = np.array(losses) - (np.array(corrections) if risk == "difference" else 0)
+    lost = np.array(losses) - (np.array(corrections) if risk == "accuracy_drop" else 0)
     if risk == "error":
         lost = np.array(losses) + 0.1 - np.array(corrections)
     return float(lost @ (SHARES * WEIGHTS))
 
 
 SHIFT_WORLDS = {
-    "the heavy class loses": ("difference", [0.0, 0.0, 0.161], [0.0] * 3, 500),
-    "all lose": ("difference", [0.0805] * 3, [0.0] * 3, 500),
-    "with corrections": ("difference", [0.05, 0.05, 0.241], [0.05, 0.05, 0.08], 500),
-    "new errors": ("excess", [0.02, 0.02, 0.141], [0.0] * 3, 500),
-    "tiny n": ("excess", [0.0, 0.0, 0.2], [0.0] * 3, 30),
+    "the heavy class loses": ("accuracy_drop", [0.0, 0.0, 0.161], [0.0] * 3, 500),
+    "all lose": ("accuracy_drop", [0.0805] * 3, [0.0] * 3, 500),
+    "with corrections": ("accuracy_drop", [0.05, 0.05, 0.241], [0.05, 0.05, 0.08], 500),
+    "new errors": ("negative_flips", [0.02, 0.02, 0.141], [0.0] * 3, 500),
+    "tiny n": ("negative_flips", [0.0, 0.0, 0.2], [0.0] * 3, 30),
     "errors": ("error", [0.0, 0.0, 0.0], [0.02, 0.02, 0.019], 400),
 }
 
@@ -272,7 +273,7 @@ def test_under_known_weights_promises_are_broken_with_probability_delta_at_most(
 def test_under_known_weights_promises_are_made_where_they_can_be(template):
     tables = drawn_shift([0.01, 0.01, 0.02], [0.0, 0.0, 0.02], 1500, FAST)
     fitted = drawn_shift([0.01, 0.01, 0.02], [0.0, 0.0, 0.02], 800, 1, seed=9)[0]
-    assert int((shift_p(template, tables, "difference", fitted) <= DELTA).sum()) > 0.9 * FAST
+    assert int((shift_p(template, tables, "accuracy_drop", fitted) <= DELTA).sum()) > 0.9 * FAST
 
 
 def test_weights_that_are_left_out_would_be_caught(template):
@@ -296,7 +297,9 @@ def test_a_limit_that_is_not_rescaled_with_the_losses_would_be_caught():
 
 # Costs and disagreements of classes that become more or less frequent.
 
-DEAR = np.array([0.05, 0.1, 0.35])  # how often a class takes the dearest path; as often the second
+DEAR = np.array(
+    [0.05, 0.1, 0.35]
+)  # how often a class takes the most expensive path; as often the second
 DIFFER = np.array([0.02, 0.05, 0.1205])
 
 
@@ -350,7 +353,7 @@ def test_a_shifted_cost_or_disagreement_is_promised_where_it_can_be(template):
 
 
 def three_risks(template, draws, cheap, lost):
-    """P-values of cost, excess and disagreement of one setting, `(3, draws)`.
+    """P-values of cost, excess and disagreement of one candidate, `(3, draws)`.
 
     What leaves early saves and may be lost or differ; so the risks are tied to one another.
     """
@@ -364,18 +367,22 @@ def three_risks(template, draws, cheap, lost):
             "n": n,
             "path_share": (e / n, 1 - e / n),
             "path_cost_ratio": (0.2, 1.2),
-            "excess": c[0] / n,
+            "negative_flips": c[0] / n,
             "disagreement": (c[0] + c[1]) / n,
         }
         for e, c in zip(early.tolist(), counts.tolist(), strict=True)
     ]
     held = points(template, after[0], after)
-    limits = {"cost": 0.5, "excess": 0.06, "disagreement": 0.12}
+    limits = {"cost": 0.5, "negative_flips": 0.06, "disagreement": 0.12}
     tests = [
         (CostTest if risk == "cost" else CountTest)(limit=Limit(risk=risk, at_most=b), delta=DELTA)
         for risk, b in limits.items()
     ]
-    risks = {"cost": 0.2 * cheap + 1.2 * (1 - cheap), "excess": lost, "disagreement": lost + 0.05}
+    risks = {
+        "cost": 0.2 * cheap + 1.2 * (1 - cheap),
+        "negative_flips": lost,
+        "disagreement": lost + 0.05,
+    }
     broken = any(risks[name] > b for name, b in limits.items())
     return np.stack([test.p_values(held) for test in tests]), broken
 

@@ -1,6 +1,6 @@
 """What a frontier promises is kept: fitted once, calibrated again and again, from end to end.
 
-Examples are drawn with replacement from a population on which the true risks are known. Wrong
+Dataset are drawn with replacement from a population on which the true risks are known. Wrong
 answers, disagreement, recall, cost, several limits at once, and known weights of the classes.
 """
 
@@ -26,8 +26,8 @@ LIMITS = {
     "disagreement": {"disagreement": 0.08},
     "recall": {"recall": 0.08},
     "cost": {"cost": 0.4},
-    "several": {"difference": 0.05, "recall": 0.1, "cost": 0.6},
-    "weighted": {"difference": 0.05},
+    "several": {"accuracy_drop": 0.05, "recall": 0.1, "cost": 0.6},
+    "learned": {"accuracy_drop": 0.05},
     "weighted cost": {"cost": 0.45},
     "weighted disagreement": {"disagreement": 0.12},
 }
@@ -35,21 +35,21 @@ SHIFT = (1.5, 0.5, 1.0)
 
 
 class World:
-    """A frontier, and what each of its settings does to every example of a population."""
+    """A frontier, and what each of its candidates does to every example of a population."""
 
     def __init__(self) -> None:
         trace = make_trace(4000, stages=3, classes=3, seed=2)
-        trace = trace.divided({"fit": 1000, "calibrate": 3000}, seed=0)
-        made = fit(trace, "myopic", combines=["last"], confidences=["margin"], progress=False)
+        trace = trace.split_into({"fit": 1000, "calibrate": 3000}, seed=0)
+        made = fit(trace, "threshold", combines=["last"], confidences=["margin"], progress=False)
         keep = [p for p in made.points if p.calibrate][::3]
         self.frontier = replace(made, points=tuple(keep))
-        self.population = trace.part("calibrate")
+        self.population = trace.subset("calibrate")
         self.labels = self.population.labels.numpy()
         f = trace.topology.index(made.reference)
         self.f_wrong = self.population.wrong(f).astype(int)
         self.f_first = self.population.output(f).top(1)[:, 0].numpy()
         everything = [*keep, *made.singles]
-        self.replays = {id(p): replay(self.population, p.setting.policy) for p in everything}
+        self.replays = {id(p): replay(self.population, p.candidate.policy) for p in everything}
 
     def drawn(self, times: np.ndarray):
         """The frontier as it is where each example was drawn so many times."""
@@ -67,7 +67,8 @@ class World:
             other = done.labels[:, 0] != self.f_first
             differs = np.bincount(self.labels[other], times[other], minlength=3).astype(int)
             new = replace(
-                e, n=n, excess=lost / n, difference=(lost - won) / n, accuracy=(right + won) / n,
+                e, n=n, negative_flips=lost / n, accuracy_drop=(lost - won) / n,
+            accuracy=(right + won) / n,
                 disagreement=int(differs.sum()) / n,
                 class_disagreements=tuple(differs.tolist()),
                 class_paths=tuple(map(tuple, by_path.tolist())),
@@ -84,11 +85,11 @@ class World:
         )
 
     def broken(self, found: Certificate, weights=None) -> bool:
-        """Whether the setting exceeds one of the limits on the whole population."""
+        """Whether the candidate exceeds one of the limits on the whole population."""
         e = next(
             p.calibrate
             for p in (*self.frontier.points, *self.frontier.singles)
-            if p.setting is found.setting
+            if p.candidate is found.candidate
         )
         table = np.array(e.class_outcomes)
         lost = table[2] - table[1]
@@ -98,7 +99,7 @@ class World:
             "disagreement": float(np.array(e.class_disagreements) @ heavy) / e.n,
             "recall": float((lost / table.sum(axis=0)).max()),
             "cost": float(np.array(e.path_cost_ratio) @ ways @ heavy) / e.n,
-            "difference": float(lost @ heavy) / e.n,
+            "accuracy_drop": float(lost @ heavy) / e.n,
         }
         return any(truth[limit.risk] > limit.at_most for limit in found.limits)
 
@@ -117,7 +118,7 @@ def test_what_a_frontier_promises_is_kept_over_calibrations(world, name, draws):
     size = len(world.labels)
     counts = np.bincount(world.labels) / size
     weights = None
-    if name.startswith("weighted"):  # the last class makes up for the others, so that the mean is 1
+    if name.startswith("learned"):  # the last class makes up for the others, so that the mean is 1
         weights = (*SHIFT[:2], (1 - counts[0] * SHIFT[0] - counts[1] * SHIFT[1]) / counts[2])
     made = broken = 0
     for _ in range(draws):

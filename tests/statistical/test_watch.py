@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom, binomtest
 
-from offramp.runtime import Watch
+from offramp.runtime import RiskMonitor
 from offramp.runtime.monitor import after_audit, starts_until, unspent
 
 LIMIT, DELTA = 0.02, 0.1
@@ -36,7 +36,7 @@ def drawn(losses, corrections, runs, seed=0):
 
 def alarms(losses, risk, limit=LIMIT):
     """After which audit each run raises its alarm; infinity where it never does."""
-    capital = np.zeros((losses.shape[1], len(Watch(limit=limit, delta=DELTA).capital)))
+    capital = np.zeros((losses.shape[1], len(RiskMonitor(limit=limit, delta=DELTA).capital)))
     at = np.full(losses.shape[1], np.inf)
     for n, row in enumerate(losses, start=1):
         capital = after_audit(capital, row[:, None], n=n, limit=limit, risk=risk)
@@ -55,12 +55,16 @@ def waves(low, high, length=150):
 
 
 HOLDING = {
-    "new errors, at the limit": ("excess", constant(LIMIT), constant(0.0)),
-    "waves up to the limit": ("excess", waves(0.0, LIMIT), constant(0.0)),
-    "differences, seldom, at the limit": ("difference", constant(LIMIT + 0.005), constant(0.005)),
-    "differences, often, at the limit": ("difference", constant(LIMIT + 0.3), constant(0.3)),
-    "differences that move": ("difference", waves(0.05, 0.2), waves(0.03, 0.18)),
-    "corrections only": ("difference", constant(0.0), constant(0.1)),
+    "new errors, at the limit": ("negative_flips", constant(LIMIT), constant(0.0)),
+    "waves up to the limit": ("negative_flips", waves(0.0, LIMIT), constant(0.0)),
+    "differences, seldom, at the limit": (
+        "accuracy_drop",
+        constant(LIMIT + 0.005),
+        constant(0.005),
+    ),
+    "differences, often, at the limit": ("accuracy_drop", constant(LIMIT + 0.3), constant(0.3)),
+    "differences that move": ("accuracy_drop", waves(0.05, 0.2), waves(0.03, 0.18)),
+    "corrections only": ("accuracy_drop", constant(0.0), constant(0.1)),
 }
 
 
@@ -74,7 +78,7 @@ def test_false_alarms_ever_are_not_above_delta(name, runs):
 
 def test_the_bound_is_not_idle():
     """A watch that never raises an alarm would pass the test above."""
-    found = alarms(drawn(*HOLDING["new errors, at the limit"][1:], FAST), "excess")
+    found = alarms(drawn(*HOLDING["new errors, at the limit"][1:], FAST), "negative_flips")
     assert np.isfinite(found).sum() > 0.01 * FAST
 
 
@@ -83,15 +87,15 @@ def test_bounded_losses_at_the_limit_raise_no_more_alarms_either(runs):
     """Losses that are neither 0 nor 1: 0, 1/4 and 1, with a mean of 0.1."""
     rng = np.random.default_rng(4)
     losses = rng.choice([0.0, 0.25, 1.0], p=[0.79, 0.1467, 0.0633], size=(600, runs))
-    found = alarms(losses, "excess", limit=0.79 * 0.0 + 0.1467 * 0.25 + 0.0633)
+    found = alarms(losses, "negative_flips", limit=0.79 * 0.0 + 0.1467 * 0.25 + 0.0633)
     assert not unlikely(int(np.isfinite(found).sum()), runs)
 
 
 def test_a_watch_by_itself_does_what_many_side_by_side_do():
     losses = drawn(constant(0.05), constant(0.01), 5)
-    together = alarms(losses, "difference")
+    together = alarms(losses, "accuracy_drop")
     for column, at in zip(losses.T, together, strict=True):
-        alone = Watch(limit=LIMIT, delta=DELTA, risk="difference").update(column).alarm_at
+        alone = RiskMonitor(limit=LIMIT, delta=DELTA, risk="accuracy_drop").update(column).alarm_at
         assert (np.inf if alone is None else alone) == at
     assert np.isfinite(together).any()
 
@@ -114,15 +118,15 @@ def shifted(before, after, at, audits):
 @pytest.mark.parametrize(
     ("risk", "since", "after", "soon"),
     [
-        ("excess", 0, (0.08, 0.0), 130),
-        ("excess", 0, (0.04, 0.0), 800),
-        ("excess", 5000, (0.08, 0.0), 300),
-        ("difference", 0, (0.12, 0.03), 330),
-        ("difference", 5000, (0.12, 0.03), 850),
+        ("negative_flips", 0, (0.08, 0.0), 130),
+        ("negative_flips", 0, (0.04, 0.0), 800),
+        ("negative_flips", 5000, (0.08, 0.0), 300),
+        ("accuracy_drop", 0, (0.12, 0.03), 330),
+        ("accuracy_drop", 5000, (0.12, 0.03), 850),
     ],
 )
 def test_a_sudden_shift_is_found_early_and_late(risk, since, after, soon):
-    before = (0.01, 0.0) if risk == "excess" else (0.05, 0.05)
+    before = (0.01, 0.0) if risk == "negative_flips" else (0.05, 0.05)
     losses, corrections = (
         shifted(b, a, since, since + 3000) for b, a in zip(before, after, strict=True)
     )
@@ -135,7 +139,7 @@ def test_a_slow_drift_is_found_before_it_has_gone_far():
     """The risk rises from half the limit to five times as much in 5,000 audits."""
     losses = np.interp(np.arange(7000), [2000, 7000], [LIMIT / 2, 5 * LIMIT])
     crossed = int(np.flatnonzero(losses > LIMIT)[0])
-    found = delays("excess", losses, np.zeros(7000), since=crossed)
+    found = delays("negative_flips", losses, np.zeros(7000), since=crossed)
     assert np.isfinite(found).all()
     assert losses[crossed + int(np.median(found))] < 2.7 * LIMIT
 
@@ -174,5 +178,5 @@ def starts_that_are_not_paid_for(losses):
 )
 def test_the_test_above_catches_a_broken_watch(twin):
     losses = drawn(*HOLDING["new errors, at the limit"][1:], FAST)
-    assert not unlikely(int(np.isfinite(alarms(losses, "excess")).sum()), FAST)
+    assert not unlikely(int(np.isfinite(alarms(losses, "negative_flips")).sum()), FAST)
     assert unlikely(int(twin(losses).sum()), FAST)

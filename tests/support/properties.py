@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, settings
 
 
 def examples(count: int, *, allow: Sequence[HealthCheck] = ()) -> settings:
-    """Settings of a property that would have `count` examples where the default is 100."""
+    """Candidates of a property that would have `count` examples where the default is 100."""
     usual = settings.default
     return settings(
         max_examples=max(1, round(count * usual.max_examples / 100)),

@@ -30,7 +30,7 @@ def check_number(name: str, value: object, domain: str) -> float:
     Raises:
         InputError: If it is no number.
 
-    >>> check_number("max_loss", np.float32(0.5), "in [0, 1)")
+    >>> check_number("max_drop", np.float32(0.5), "in [0, 1)")
     0.5
     """
     if not isinstance(value, bool | np.bool_ | str | bytes):

@@ -19,7 +19,7 @@ def counts_of(shares: Mapping[Split, float | int], n: int) -> dict[Split, int]:
     Args:
         shares: Fractions in (0, 1], all floats, with a sum of at most 1; or numbers of examples,
             all integers, with a sum of at most `n`.
-        n: Examples there are.
+        n: Dataset there are.
 
     Returns:
         Counts, each at least 1; fractions are rounded so that a sum of 1 uses every example.

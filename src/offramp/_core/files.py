@@ -35,7 +35,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
-def whole_file(path: Path, *, beside: Path | None = None) -> Iterator[Path]:
+def atomic_file(path: Path, *, beside: Path | None = None) -> Iterator[Path]:
     """Give a temporary path; on success it replaces `path` in one step.
 
     If the block raises (a full disk, an interrupt), what stood at `path` before stays as it was.
@@ -61,7 +61,7 @@ def whole_file(path: Path, *, beside: Path | None = None) -> Iterator[Path]:
 
 @contextmanager
 def new_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """As `whole_file`, for a file that the user names.
+    """As `atomic_file`, for a file that the user names.
 
     Args:
         path: What to write.
@@ -72,13 +72,15 @@ def new_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         StorageError: If the disk is full.
     """
     check_file(path, overwrite=overwrite)
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         yield temporary
         check_file(path, overwrite=overwrite)
 
 
 @contextmanager
-def whole_folder(path: Path, kind: FolderKind | None, *, overwrite: bool = False) -> Iterator[Path]:
+def atomic_folder(
+    path: Path, kind: FolderKind | None, *, overwrite: bool = False
+) -> Iterator[Path]:
     """Give a temporary folder beside `path`; on success it takes the place of `path`.
 
     Args:
@@ -188,7 +190,7 @@ def write_json(path: Path, value: object, *, beside: Path | None = None) -> None
 
 
 def _write(path: Path, text: str, *, beside: Path | None = None) -> None:
-    with whole_file(path, beside=beside) as temporary:
+    with atomic_file(path, beside=beside) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 

@@ -62,7 +62,7 @@ class StageOutput:
     """Outputs of one stage for `m` examples; exactly one of the three forms.
 
     Args:
-        logits: Unnormalised scores, `(m, c)`, float32.
+        logits: Unnormalized scores, `(m, c)`, float32.
         ranked: Predicted labels, best first, `(m, r)`, int64; a label outside the classes is
             legitimate (services do that) and simply wrong.
         confidence: Probability that `ranked[:, 0]` is right, `(m,)` in [0, 1], or None.
@@ -129,7 +129,7 @@ class StageOutput:
             raise InputError(f"top {m} is asked for, but only {have} ranked labels are known.")
         return self.ranked[:, :m]
 
-    def rows(self, index: Tensor) -> "StageOutput":
+    def take(self, index: Tensor) -> "StageOutput":
         """The outputs of some examples, by position or mask."""
         return StageOutput(
             classes=self.classes,

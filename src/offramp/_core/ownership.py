@@ -25,7 +25,7 @@ _UNCHANGED = "Nothing was changed."
 @final
 @dataclass(frozen=True, kw_only=True)
 class FolderKind:
-    """How to recognise a folder that offramp wrote.
+    """How to recognize a folder that offramp wrote.
 
     Args:
         name: What it is, in words, with its article.

@@ -26,8 +26,8 @@ class Registry(Generic[T]):
         kind: What is registered, in words, for messages: "model", "policy".
         factories: Name to factory.
 
-    >>> colours = Registry("colour", {"red": lambda: 1})
-    >>> colours.create("red")
+    >>> colors = Registry("color", {"red": lambda: 1})
+    >>> colors.create("red")
     1
     """
 
@@ -50,9 +50,9 @@ class Registry(Generic[T]):
         Raises:
             InputError: If the name is taken.
 
-        >>> colours = Registry("colour", {"red": lambda: 1})
-        >>> colours.add("blue", lambda: 2)
-        >>> list(colours)
+        >>> colors = Registry("color", {"red": lambda: 1})
+        >>> colors.add("blue", lambda: 2)
+        >>> list(colors)
         ['red', 'blue']
         """
         if name in self._factories:

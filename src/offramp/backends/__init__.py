@@ -7,7 +7,7 @@ from offramp.backends.apply import backends_of, build_all, thread_count, with_ba
 from offramp.backends.build import Builder
 from offramp.backends.choose import BackendTable, choose_backends
 from offramp.backends.compiled import Compiled
-from offramp.backends.fold import prepare
+from offramp.backends.fold import fold
 from offramp.backends.form import Form
 from offramp.backends.restore import restored
 from offramp.backends.table import BACKENDS, Backend, backend_of, exact_backends
@@ -25,7 +25,7 @@ __all__ = [
     "build_all",
     "choose_backends",
     "exact_backends",
-    "prepare",
+    "fold",
     "require_onnx",
     "restored",
     "thread_count",

@@ -23,7 +23,7 @@ def with_backend(
     example: Batch,
     calibration: Batch | None = None,
     threads: int | None = None,
-    fuse: Collection[str] = (),
+    head_in_segment: Collection[str] = (),
 ) -> Cascade:
     """The same cascade, its stages run by other backends.
 
@@ -31,11 +31,11 @@ def with_backend(
     whose answers are equal to rounding keep the names of the stages. With int8 and bfloat16
     answers differ, so a stage, and all that continue it, get another name ("small@int8"): a policy
     that was fitted on the float32 answers is refused, and has to be fitted on a new recording
-    (`offramp.tuning.quantise` does all that).
+    (`offramp.tuning.quantize` does all that).
 
     Args:
         cascade: In PyTorch; stays as it is.
-        backend: "eager", "prepared", "compile", "onnxruntime", "onnxruntime-int8", "openvino",
+        backend: "eager", "folded", "compile", "onnxruntime", "onnxruntime-int8", "openvino",
             "openvino-bf16", "openvino-int8", "cuda" or "cuda-graph"; or "auto", the fastest of
             those with float32 answers on this machine; or one for each stage by name, where those
             that are not named stay as they are. Stages of one group have one.
@@ -43,8 +43,8 @@ def with_backend(
         calibration: For int8: a few hundred raw inputs such as will come, none of them used to
             test; their labels are not needed.
         threads: For ONNX Runtime and OpenVINO; by default as many as torch uses.
-        fuse: Stages whose heads run in one piece with their segments, which saves a call. Name
-            those where the policy always asks; elsewhere heads would run for nothing.
+        head_in_segment: Stages whose heads run in one piece with their segments, which saves a
+            call. Name those where the policy always asks; elsewhere heads would run for nothing.
 
     Raises:
         UnknownNameError: If there is no such backend or stage.
@@ -53,16 +53,22 @@ def with_backend(
         InputError: If int8 has no calibration, or the stages of a group have several backends.
 
     >>> from torch import nn
-    >>> cascade = Cascade.of_models({"a": nn.Linear(4, 3), "b": nn.Linear(4, 3)})
+    >>> cascade = Cascade.from_models({"a": nn.Linear(4, 3), "b": nn.Linear(4, 3)})
     >>> fast = with_backend(cascade, {"a": "onnxruntime"}, example=torch.zeros(1, 4))
     >>> fast.topology.names, bool(torch.allclose(fast(torch.ones(2, 4)), cascade(torch.ones(2, 4))))
     (('a', 'b'), True)
     """
-    check_known_stages("fuse", fuse, cascade)
+    check_known_stages("head_in_segment", head_in_segment, cascade)
     if backend == AUTO:
         backend = choose_backends(cascade, example, threads=threads).best()
     chosen = backends_of(list(cascade), backend)
-    builder = Builder(list(cascade), example, calibration, threads=thread_count(threads), fuse=fuse)
+    builder = Builder(
+        list(cascade),
+        example,
+        calibration,
+        threads=thread_count(threads),
+        head_in_segment=head_in_segment,
+    )
     stages = build_all(builder, chosen)
     names = [stage.name for stage in stages]
     edges = [(names[a], names[b]) for a, b in cascade.topology.edges]

@@ -51,7 +51,8 @@ class Builder:
         example: Raw input, at least one example.
         calibration: Raw input of the same form, or None.
         threads: For runtimes that have threads of their own.
-        fuse: Stages whose heads are to run in one piece with the segment, by their old names.
+        head_in_segment: Stages whose heads are to run in one piece with the segment, by their old
+            names.
         preprocess: Whether preprocessing may go into one piece with the segment.
 
     Raises:
@@ -65,12 +66,16 @@ class Builder:
         calibration: Batch | None,
         *,
         threads: int,
-        fuse: Collection[str] = (),
+        head_in_segment: Collection[str] = (),
         preprocess: bool = True,
     ) -> None:
         _check(example, calibration)
         self._stages = list(stages)
-        self._threads, self._fuse, self._preprocess = threads, frozenset(fuse), preprocess
+        self._threads, self._fuse, self._preprocess = (
+            threads,
+            frozenset(head_in_segment),
+            preprocess,
+        )
         self._kept: dict[str, Built] = {}
         rows = torch.arange(min(_ROWS, batch_size(example)))
         self._given: dict[str | None, Any] = {None: take_rows(example, rows)}

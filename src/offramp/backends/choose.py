@@ -42,10 +42,10 @@ class BackendTable:
             many as batch sizes.
 
     >>> form = Form.of(torch.zeros(1, 3))
-    >>> seconds = {"a": {"eager": (1.0, 4.0), "prepared": (2.0, 1.0)}}
+    >>> seconds = {"a": {"eager": (1.0, 4.0), "folded": (2.0, 1.0)}}
     >>> table = BackendTable(batch_sizes=(1, 32), seconds=seconds, inputs=form)
     >>> table.best(), table.best(batch_size=1)
-    ({'a': 'prepared'}, {'a': 'eager'})
+    ({'a': 'folded'}, {'a': 'eager'})
     """
 
     batch_sizes: tuple[int, ...]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from offramp._core.batch import apply
 from offramp._core.errors import UnsupportedError
-from offramp.backends.fold import prepare
+from offramp.backends.fold import fold
 from offramp.backends.form import Form, flat
 from offramp.backends.task import Task
 
@@ -31,13 +31,13 @@ def run_cuda(task: Task) -> nn.Module:
         UnsupportedError: If there is no GPU that torch can use.
     """
     _require_cuda(task)
-    return prepare(task.module).to("cuda")
+    return fold(task.module).to("cuda")
 
 
 def run_cuda_graph(task: Task) -> nn.Module:
     """A prepared copy on the GPU that replays graphs, each made when its size first comes."""
     _require_cuda(task)
-    return CudaGraphs(prepare(task.module).to("cuda"), Form.of(task.inputs))
+    return CudaGraphs(fold(task.module).to("cuda"), Form.of(task.inputs))
 
 
 def bucket_of(n: int, buckets: Sequence[int] = BUCKETS) -> int | None:
@@ -116,7 +116,7 @@ class CudaGraphs(nn.Module):
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
 
     def __deepcopy__(self, memo: object) -> "CudaGraphs":
-        return CudaGraphs(prepare(self.module), self._form)
+        return CudaGraphs(fold(self.module), self._form)
 
 
 def is_cuda_there() -> bool:

@@ -13,14 +13,14 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from offramp.stages.cutting.graph import FAILURES
-from offramp.stages.fusing.modules import CarryOf, Together
+from offramp.stages.fusing.modules import CarryOf, FusedSegments
 
 #: Layers that keep a vector per example a vector.
 _OF_VECTORS = (nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Dropout, nn.Identity)
 _PAIRS = ((nn.Conv1d, nn.BatchNorm1d), (nn.Conv2d, nn.BatchNorm2d), (nn.Conv3d, nn.BatchNorm3d))
 
 
-def prepare(module: nn.Module) -> nn.Module:
+def fold(module: nn.Module) -> nn.Module:
     """A copy in evaluation mode, with batch-norms folded and convolution weights channels last.
 
     The trace only finds the pairs to fold; the copy runs the module's own `forward`. A module
@@ -30,7 +30,7 @@ def prepare(module: nn.Module) -> nn.Module:
         module: Any network; it stays as it is.
 
     >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)).eval()
-    >>> prepare(net)[1]
+    >>> fold(net)[1]
     Identity()
     """
     copied = copy.deepcopy(module).eval()
@@ -50,7 +50,7 @@ def fold_batch_norm(module: nn.Module) -> int:
     """
     if isinstance(module, CarryOf):
         return fold_batch_norm(module.module)
-    if isinstance(module, Together):
+    if isinstance(module, FusedSegments):
         return sum(fold_batch_norm(part) for part in (*module.segments, *module.heads.values()))
     layers = dict(module.named_modules(remove_duplicate=False))
     names = _appearances(layers)
@@ -80,7 +80,7 @@ def _fixed(norm: nn.Module) -> bool:
 
 
 def _scaled_inputs(norm: nn.BatchNorm1d, linear: nn.Linear) -> nn.Linear:
-    """A linear layer that standardises its inputs itself."""
+    """A linear layer that standardizes its inputs itself."""
     scale = (norm.get_buffer("running_var") + norm.eps).rsqrt()
     shift = -norm.get_buffer("running_mean") * scale
     if norm.affine:

@@ -51,7 +51,7 @@ class Session:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3  # its warnings are about its own optimisations
+        options.log_severity_level = 3  # its warnings are about its own optimizations
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._failures = _failures()
         try:
@@ -85,7 +85,7 @@ def run_onnxruntime_int8(task: Task) -> nn.Module:
     _onnxruntime()
     seen = flat(task.calibrated(INT8))
     made = to_onnx(task.module, task.inputs, name=task.name, others=task.others)
-    return _compiled(task, quantised(made, seen), INT8, exact=False, free=has_lengths(made))
+    return _compiled(task, quantized(made, seen), INT8, exact=False, free=has_lengths(made))
 
 
 def _compiled(task: Task, model: bytes, backend: str, *, exact: bool, free: bool) -> nn.Module:
@@ -117,7 +117,7 @@ def open_onnx(files: Sequence[bytes], outputs: Form, name: str, threads: int) ->
         raise FileFormatError(f"The model of {name} cannot be opened: {error}") from error
 
 
-def quantised(model: "onnx.ModelProto", seen: Sequence[Tensor]) -> bytes:
+def quantized(model: "onnx.ModelProto", seen: Sequence[Tensor]) -> bytes:
     """The model with 8-bit weights, one scale a channel, and 8-bit activations, one scale each.
 
     Scales are fixed here, from the smallest and largest values that occur on `seen`: scales taken
@@ -188,7 +188,7 @@ def _failures() -> tuple[type[Exception], ...]:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """The quantiser logs advice to the root logger and prints."""
+    """The quantizer logs advice to the root logger and prints."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.CRITICAL)

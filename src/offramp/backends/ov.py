@@ -68,7 +68,7 @@ def _built(task: Task, backend: str, precision: str) -> nn.Module:
     try:
         model = core.read_model(content)
         if seen:
-            model = _quantised(model, seen)
+            model = _quantized(model, seen)
         run = _Requests(model, task.given(free=free), precision, task.threads)
     except RuntimeError as error:
         raise UnsupportedError(f"{task.name} cannot run in {backend!r}: {error}") from error
@@ -133,13 +133,13 @@ class _Requests:
         precision: str,
         threads: int,
     ) -> None:
-        settings = {
+        candidates = {
             "INFERENCE_NUM_THREADS": threads,
             "INFERENCE_PRECISION_HINT": precision,
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",
         }
-        self._network = network = _core().compile_model(model, "CPU", settings)
+        self._network = network = _core().compile_model(model, "CPU", candidates)
         self._own = threading.local()  # a request runs one batch at a time
         self._outputs = list(zip(outputs.shapes, outputs.torch_dtypes, strict=True))
         self._own_memory = [bool(axes) for axes in outputs.free] or [False] * len(outputs.shapes)
@@ -168,7 +168,7 @@ class _Requests:
         return results
 
 
-def _quantised(model: Any, seen: Sequence[Tensor]) -> Any:  # noqa: ANN401  (of OpenVINO)
+def _quantized(model: Any, seen: Sequence[Tensor]) -> Any:  # noqa: ANN401  (of OpenVINO)
     with _quietly():
         nncf = imported("nncf", _EXTRA)
         there = {name for given in model.inputs for name in given.get_names()}
@@ -215,7 +215,7 @@ def _started() -> tuple[Any, int]:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Quantisation logs, and shows bars of its own."""
+    """Quantization logs, and shows bars of its own."""
     logger = logging.getLogger("nncf")
     level = logger.level
     try:

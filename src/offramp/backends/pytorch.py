@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from offramp._core.batch import apply
 from offramp._core.errors import UnsupportedError
-from offramp.backends.fold import prepare
+from offramp.backends.fold import fold
 from offramp.backends.task import Task
 from offramp.stages.timing import filled
 
@@ -26,9 +26,9 @@ def run_eager(task: Task) -> nn.Module:
     return task.module
 
 
-def run_prepared(task: Task) -> nn.Module:
+def run_folded(task: Task) -> nn.Module:
     """A copy with batch-norms folded and convolutions channels last."""
-    return prepare(task.module)
+    return fold(task.module)
 
 
 def run_compiled(task: Task) -> nn.Module:
@@ -47,7 +47,7 @@ def run_compiled(task: Task) -> nn.Module:
     try:
         with warnings.catch_warnings(), config.patch({limit: _VERSIONS}):
             warnings.simplefilter("ignore")  # of torch, about what is deprecated within itself
-            made = TorchCompiled(prepare(task.module))
+            made = TorchCompiled(fold(task.module))
             for size in _SIZES:
                 made.warm_up(filled(task.inputs, size))
     except TorchDynamoException as error:

@@ -77,7 +77,7 @@ _OPENVINO = Kept((".xml", ".bin"), ov.open_openvino)
 
 BACKENDS: dict[str, Backend] = {
     EAGER: Backend(build=pytorch.run_eager, is_there=_always),
-    "prepared": Backend(build=pytorch.run_prepared, is_there=_always),
+    "folded": Backend(build=pytorch.run_folded, is_there=_always),
     # It takes up to two minutes for a network, so it is tried where somebody asks for it.
     "compile": Backend(build=pytorch.run_compiled, is_there=_always, tried=False),
     ort.FLOAT: Backend(

@@ -85,7 +85,7 @@ def _check_exact(stage: str, backend: str, compiled: set[str]) -> None:
     if not backend_of(backend).exact:
         raise InputError(
             f"The backend {backend!r} changes what stage {stage!r} answers, so the policy of the "
-            "bundle, fitted on other answers, does not fit. Use offramp.tuning.quantise, which "
+            "bundle, fitted on other answers, does not fit. Use offramp.tuning.quantize, which "
             "records and fits anew, and save what it gives."
         )
 

@@ -71,7 +71,7 @@ def check_loadable(folder: Path, cascade: Cascade) -> None:
         if different or _operations(have) != _operations(want):
             what = f"values differ in {different[0]!r}" if different else "its operations differ"
             raise InputError(
-                f"The spec given to Cascade.of_exits builds another network than the one that was "
+                "The spec given to Cascade.from_network builds another network than the one that "
                 f"cut: in the segment of stage {name!r} {what}. What a network needs must be in "
                 "its arguments or in its state_dict."
             )

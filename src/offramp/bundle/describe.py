@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from offramp._core.errors import FileFormatError, InputError, OfframpError
-from offramp._core.files import whole_file
+from offramp._core.files import atomic_file
 from offramp._core.schema import from_json, to_json
 from offramp._core.types import Batch
 from offramp.backends.form import Kind
@@ -116,7 +116,7 @@ def _write_own(
     if stage.head is not None or stage.source is not None:
         raise InputError(
             f"Stage {stage.name!r} is an exit of a network that nobody could build again. Cut it "
-            "with Cascade.of_exits(..., spec=ModelSpec(name='resnet20', arguments={'classes': "
+            "with Cascade.from_network(..., spec=ModelSpec(name='resnet20', arguments={'classes': "
             "10})); any importable callable works as 'module:callable'. Trained heads can be "
             "handed over as they are."
         )
@@ -141,11 +141,11 @@ def _write_head(path: Path, stage: Stage) -> HeadEntry | None:
 
 
 _WHOLE = (
-    "Give one, for example Cascade.of_models(..., specs={{{name!r}: ModelSpec(name='resnet20', "
+    "Give one, for example Cascade.from_models(..., specs={{{name!r}: ModelSpec(name='resnet20', "
     "arguments={{'classes': 10}})}})"
 )
 _HEAD = (
-    "Give one to Cascade.of_exits(..., heads=...) in place of the module, such as ModelSpec("
+    "Give one to Cascade.from_network(..., heads=...) in place of the module, such as ModelSpec("
     "name='conv_head', arguments=head_arguments(...)); where it is trained already, set "
     "cascade.stage({name!r}).head_spec"
 )
@@ -209,7 +209,7 @@ def _whole(spec: CutSpec, stages: Sequence[Stage]) -> nn.Module:
             segments[segment_of(stage).index].load_state_dict(stage.module.state_dict())
     except (OfframpError, *FAILURES) as error:
         raise InputError(
-            f"The spec {spec.model.name!r} given to Cascade.of_exits does not build the network "
+            f"The spec {spec.model.name!r} of Cascade.from_network does not build the network "
             f"that was cut: {error}"
         ) from error
     return net
@@ -226,7 +226,7 @@ def _write_example(path: Path, spec: CutSpec, stages: Sequence[Stage]) -> None:
             f"type as the one they were cut with: {error}"
         ) from error
     tensors = {f"{INPUT}{k}": tensor for k, tensor in enumerate(_tensors(spec.example))}
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         save_file({**tensors, LOGITS: answers.clone()}, temporary)
 
 

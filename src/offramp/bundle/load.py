@@ -25,7 +25,7 @@ from offramp.bundle.check import check_files, read_manifest
 from offramp.bundle.manifest import ExitEntry, Manifest, WholeEntry
 from offramp.bundle.names import POLICY
 from offramp.bundle.rebuild import rebuild
-from offramp.policy import Setting
+from offramp.policy import Candidate
 from offramp.runtime import Adaptive
 from offramp.stages import Stage
 
@@ -39,16 +39,16 @@ class LoadedBundle:
 
     Args:
         adaptive: The cascade with its policy.
-        fallback: F alone, whose answers every loss difference is measured against.
+        fallback: the reference alone, whose answers every loss difference is measured against.
         manifest: What was written about it.
-        setting: The policy and how it came about.
+        candidate: The policy and how it came about.
         path: The folder.
     """
 
     adaptive: Adaptive
     fallback: Adaptive
     manifest: Manifest
-    setting: Setting
+    candidate: Candidate
     path: Path
 
     @property
@@ -66,13 +66,13 @@ def load_bundle(
     *,
     device: torch.device | str = "cpu",
     verify: bool = True,
-    optimise: bool = False,
+    fold: bool = False,
     allow_import: bool = False,
     backend: str | Mapping[str, str] | None = None,
     example: Batch | None = None,
     threads: int | None = None,
 ) -> LoadedBundle:
-    """Read what `save_bundle` wrote: the stages that the policy uses, and F.
+    """Read what `save_bundle` wrote: the stages that the policy uses, and the reference.
 
     Args:
         path: The folder.
@@ -80,7 +80,7 @@ def load_bundle(
         verify: Compare the checksum of every file, and for exits the answers to the example of the
             bundle. Without it sizes are compared, and exits only have to run; a link that leads
             out of the folder is verified all the same.
-        optimise: As for `Adaptive`, for both models.
+        fold: As for `Adaptive`, for both models.
         allow_import: Whether networks may be built by "module:callable". That runs code by a name
             that stands in the bundle, so allow it only for bundles whose origin you trust.
         backend: What runs the stages, one for all or for each by name, as for `with_backend`; of
@@ -109,7 +109,7 @@ def load_bundle(
             folder,
             where,
             verify=verify,
-            optimise=optimise,
+            fold=fold,
             allow_import=allow_import,
             backend=backend,
             example=example,
@@ -124,7 +124,7 @@ def _load(
     device: torch.device,
     *,
     verify: bool,
-    optimise: bool,
+    fold: bool,
     allow_import: bool,
     backend: str | Mapping[str, str] | None,
     example: Batch | None,
@@ -134,8 +134,8 @@ def _load(
         raise FileFormatError(f"{folder} is not a folder; a bundle is one.")
     manifest = read_manifest(folder)
     check_files(folder, manifest, verify=verify)
-    setting = _read_setting(folder / POLICY, manifest)
-    _check_heads(folder / POLICY, setting, manifest)
+    candidate = _read_candidate(folder / POLICY, manifest)
+    _check_heads(folder / POLICY, candidate, manifest)
     stages = rebuild(folder, manifest, verify=verify, allow_import=allow_import, threads=threads)
     if backend is not None:
         stages = in_backend(stages, manifest, backend, example=example, threads=threads)
@@ -146,15 +146,15 @@ def _load(
     )
     costs = manifest.costs
     try:
-        adaptive = Adaptive(held, setting, costs=costs, optimise=optimise)
-        fallback = Adaptive.single(held, manifest.reference, costs=costs, optimise=optimise)
+        adaptive = Adaptive(held, candidate, costs=costs, fold=fold)
+        fallback = Adaptive.single(held, manifest.reference, costs=costs, fold=fold)
     except OfframpError as error:
         raise FileFormatError(f"{folder / POLICY} does not fit the bundle: {error}") from error
     return LoadedBundle(
         adaptive=adaptive.to(device),
         fallback=fallback.to(device),
         manifest=manifest,
-        setting=setting,
+        candidate=candidate,
         path=folder,
     )
 
@@ -172,20 +172,20 @@ class _HeldStages:
         return self.stages[check_known("stage", self.topology.names[which], self.stages)]
 
 
-def _read_setting(path: Path, manifest: Manifest) -> Setting:
-    setting = from_json(Setting, read_json(path, most_bytes=_MOST_BYTES), where=path)
-    if setting.reference != manifest.reference:
+def _read_candidate(path: Path, manifest: Manifest) -> Candidate:
+    candidate = from_json(Candidate, read_json(path, most_bytes=_MOST_BYTES), where=path)
+    if candidate.reference != manifest.reference:
         raise FileFormatError(
-            f"{path} has the reference {setting.reference!r}, but the manifest says "
+            f"{path} has the reference {candidate.reference!r}, but the manifest says "
             f"{manifest.reference!r}."
         )
-    return setting
+    return candidate
 
 
-def _check_heads(path: Path, setting: Setting, manifest: Manifest) -> None:
+def _check_heads(path: Path, candidate: Candidate, manifest: Manifest) -> None:
     """Where somebody may leave there must be a head, or the carry would pass for an answer."""
     topology = manifest.topology
-    answering = {*setting.policy.topology.active, topology.index(setting.reference)}
+    answering = {*candidate.policy.topology.active, topology.index(candidate.reference)}
     for entry in manifest.stages:
         if isinstance(entry, WholeEntry) or entry.head is not None:
             continue

@@ -1,7 +1,7 @@
 """The manifest: what a bundle holds.
 
-Format 1: `manifest.json` (this), `policy.json` (a setting), one safetensors file for each network,
-and any further JSON files. Every file is listed with its size and checksum.
+Format 1: `manifest.json` (this), `policy.json` (a candidate), one safetensors file for each
+network, and any further JSON files. Every file is listed with its size and checksum.
 
 Format 2 adds networks that are cut: one safetensors file for each, one for each exit head, and one
 with an example and what the exits answer to it. A bundle without them is written in format 1.

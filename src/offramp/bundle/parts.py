@@ -1,6 +1,6 @@
 """Stages that run in another runtime, as files of a bundle: written, and read back.
 
-Their models are kept as they are: what was quantised cannot be built again from weights, and what
+Their models are kept as they are: what was quantized cannot be built again from weights, and what
 was exported or joined need not be. Int8 may answer otherwise on another processor, so each model
 goes with what it answered to made-up inputs where it was made.
 
@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from offramp._core.errors import FileFormatError, InputError
-from offramp._core.files import whole_file
+from offramp._core.files import atomic_file
 from offramp._core.topology import RAW_INPUT, Topology
 from offramp.backends import Compiled, Form, backend_of, restored
 from offramp.backends.form import flat
@@ -35,7 +35,14 @@ from offramp.bundle.names import answers_file, model_files
 from offramp.bundle.tensors import read_tensors
 from offramp.stages import OfFirst, Stage
 from offramp.stages.cutting.graph import FAILURES
-from offramp.stages.fusing.modules import Ahead, Same, Together, Unasked, is_passing, unasked_text
+from offramp.stages.fusing.modules import (
+    Ahead,
+    FusedSegments,
+    Same,
+    Unasked,
+    is_passing,
+    unasked_text,
+)
 
 #: Of answers, relative to the largest: other kernels round otherwise, in int8 to another step.
 _TOLERANCES = {True: 1e-3, False: 0.05}
@@ -80,7 +87,7 @@ def outputs_of(stage: Stage) -> dict[str, Any]:
 def check_not_joined(stages: Collection[Stage]) -> None:
     """Raise `InputError` where stages run in one piece in PyTorch, which has no spec."""
     for stage in stages:
-        if any(isinstance(part, Together) for part in stage.modules()):
+        if any(isinstance(part, FusedSegments) for part in stage.modules()):
             raise InputError(
                 f"Stage {stage.name!r} runs in one piece with others in PyTorch, which nobody "
                 "could build again. Give it to with_backend(..., 'onnxruntime') or 'openvino' "
@@ -126,7 +133,7 @@ class _Writer:
         if not answers.exists():  # stages of one group share their segment
             for file, content in zip(names, module.files(), strict=True):
                 (self._folder / file).write_bytes(content)
-            with whole_file(answers) as temporary:
+            with atomic_file(answers) as temporary:
                 save_file(_answers(module), temporary)
         return ModelPart(
             backend=module.backend,

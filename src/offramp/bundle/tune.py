@@ -57,13 +57,13 @@ def tune(
     >>> import tempfile, torch
     >>> from offramp.bundle import save_bundle
     >>> from offramp.models import ModelSpec, build
-    >>> from offramp.policy import Setting
+    >>> from offramp.policy import Candidate
     >>> from offramp.stages import Cascade
     >>> spec = ModelSpec(name="small_cnn", arguments={"width": 2, "depth": 2})
-    >>> cascade = Cascade.of_models({"a": build(spec)}, specs={"a": spec})
-    >>> setting = Setting.single(cascade.topology, "a", reference="a")
+    >>> cascade = Cascade.from_models({"a": build(spec)}, specs={"a": spec})
+    >>> candidate = Candidate.single(cascade.topology, "a", reference="a")
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save_bundle(folder + "/b", cascade, setting)
+    ...     save_bundle(folder + "/b", cascade, candidate)
     ...     table = tune(folder + "/b", torch.zeros(1, 1, 8, 8), batch_sizes=[1], rounds=1)
     >>> "onnxruntime" in table.seconds["a"]
     True

@@ -18,19 +18,21 @@ if TYPE_CHECKING:
 
 
 def command(
-    trace: Annotated[Path, typer.Argument(help="The trace with the recorded, labelled outputs.")],
-    max_loss: Annotated[
+    trace: Annotated[Path, typer.Argument(help="The trace with the recorded, labeled outputs.")],
+    max_drop: Annotated[
         float, typer.Option(help="Loss of accuracy you can bear: 0.02 is two points.")
     ] = 0.01,
     delta: Annotated[
         float, typer.Option(help="Chance of a wrong promise you can bear: 0.05 is one in twenty.")
     ] = 0.1,
     risk: Annotated[
-        str, typer.Option(help="difference: accuracy lost; excess: new errors only.")
-    ] = "difference",
+        str, typer.Option(help="accuracy_drop: accuracy lost; negative_flips: new errors only.")
+    ] = "accuracy_drop",
     reference: Annotated[
         str | None,
-        typer.Option(help="F, the network to compare with; by default the most accurate."),
+        typer.Option(
+            help="The reference, the network to compare with; by default the most accurate."
+        ),
     ] = None,
     top: Annotated[int, typer.Option(help="Right means among the so many best labels.")] = 1,
     unit: Annotated[
@@ -43,12 +45,12 @@ def command(
 ) -> None:
     """Say whether a cascade is worth building, before anything is fitted or trained.
 
-    In: a trace with a few hundred labelled outputs, logits or labels alone.
+    In: a trace with a few hundred labeled outputs, logits or labels alone.
 
     Out: yes or no and why; how much can be saved at most, which loss can be promised with so many
     examples, and how many more a promise takes. Exit code 3: no.
 
-    Example: offramp advise services.trace --max-loss 0.01 --delta 0.1
+    Example: offramp advise services.trace --max-drop 0.01 --delta 0.1
     """
     from offramp.evaluation.advise import advise
     from offramp.trace import load_trace
@@ -56,7 +58,7 @@ def command(
     output = Output(as_json=json)
     found = advise(
         load_trace(trace),
-        max_loss=max_loss,
+        max_drop=max_drop,
         delta=delta,
         risk=risk,
         reference=reference,
@@ -65,7 +67,7 @@ def command(
         min_saving=min_saving,
     )
     output.line(
-        f"F is {found.reference}, {amount(found.reference_cost, found.unit)} per example; "
+        f"Reference: {found.reference}, {amount(found.reference_cost, found.unit)} per example; "
         f"{found.n} examples."
     )
     output.line()
@@ -74,7 +76,7 @@ def command(
     output.table(
         ["promises of a cascade that", "least loss", "examples for yours"],
         [
-            _promise("never differs from F", found.at_best),
+            _promise("never differs from the reference", found.at_best),
             _promise("differs as cheap stages do", found.as_usual),
         ],
     )

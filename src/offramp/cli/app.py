@@ -18,9 +18,9 @@ from offramp import __version__
 from offramp.cli import errors, output
 from offramp.cli.advise import command as advise
 from offramp.cli.bench import command as bench
+from offramp.cli.class_exits import command as class_exits
 from offramp.cli.cut import command as cut
 from offramp.cli.demo import command as demo
-from offramp.cli.design import command as design
 from offramp.cli.evaluate import command as evaluate
 from offramp.cli.export import command as export
 from offramp.cli.fit import command as fit
@@ -58,12 +58,12 @@ app = typer.Typer(
     help=(
         "Adaptive inference: trained classifiers that spend on each input only what it needs.\n\n"
         "Start with **offramp demo**. With networks of your own: **record** "
-        "what they say about labelled data, **advise** whether a cascade is worth it, "
+        "what they say about labeled data, **advise** whether a cascade is worth it, "
         "**fit** policies and choose one, "
         "**evaluate** it, write a **report**; then **predict** and "
         "**bench** with the bundle, **tune** it to the machine, or **export** it to ONNX. "
-        "With one network: first **cut** it and **train** its exits, or **design** exits that make "
-        "some classes faster."
+        "With one network: first **cut** it and **train** its exits; **class-exits** make some "
+        "classes faster."
     ),
     epilog=(
         "Exit codes: 0 done, 1 unexpected, 2 wrong usage or input, 3 no cascade is worth it, "
@@ -100,7 +100,7 @@ app.command("demo")(demo)
 app.command("cut")(cut)
 app.command("train")(train)
 app.command("record")(record)
-app.command("design")(design)
+app.command("class-exits")(class_exits)
 app.command("advise")(advise)
 app.command("fit")(fit)
 app.command("evaluate")(evaluate)

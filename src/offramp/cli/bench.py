@@ -27,7 +27,7 @@ def command(
         typer.Argument(help="Real inputs: images, folders of images, npz files."),
     ] = None,
     batch_sizes: Annotated[
-        str, typer.Option(help="Examples per call, separated by commas.")
+        str, typer.Option(help="Dataset per call, separated by commas.")
     ] = "1,256",
     rounds: Annotated[int, typer.Option(min=1, help="Rounds that are timed.")] = 15,
     array: Annotated[str, typer.Option(help="Name of the inputs in npz files.")] = "images",
@@ -66,7 +66,7 @@ def command(
         loaded.adaptive, loaded.fallback, batch.to(device), batch_sizes=sizes, rounds=rounds
     )
     reference = loaded.manifest.reference
-    output.paragraph(loaded.setting.label)
+    output.paragraph(loaded.candidate.label)
     output.line(f"against {reference} alone, {rows[0]['backend']}, {rounds} rounds")
     output.line()
     output.table(
@@ -108,7 +108,7 @@ def loaded_to_time(
     return load_bundle(
         bundle,
         device=device,
-        optimise=not plain and backend is None,
+        fold=not plain and backend is None,
         allow_import=allow_import,
         backend=backend,
     )

@@ -41,7 +41,7 @@ def command(
         typer.Option("--input", help="Shape of one input, 3,32,32; by default that of [data]."),
     ] = None,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Examples that run at a time when time is measured.")
+        int, typer.Option(min=1, help="Dataset that run at a time when time is measured.")
     ] = 1,
     device: options.Device = "cpu",
     json: options.Json = False,
@@ -61,7 +61,7 @@ def command(
     from offramp.project.cut import exit_rows, point_rows
 
     output = Output(as_json=json)
-    settings = _settings(config, model, weights, cut=not list_points)
+    settings = _candidates(config, model, weights, cut=not list_points)
     folder = Path() if config is None else config.parent
     batch, names = _inputs(settings, shape, batch_size)
     if settings.network is None:  # _settings has refused it
@@ -76,7 +76,7 @@ def command(
     output.result(found)
 
 
-def _settings(
+def _candidates(
     config: Path | None, model: str | None, weights: Path | None, *, cut: bool
 ) -> RunConfig:
     if (config is None) == (not model):
@@ -95,7 +95,7 @@ def _settings(
 
 def _inputs(settings: RunConfig, shape: str | None, count: int) -> "tuple[Batch, tuple[str, ...]]":
     """Some raw inputs with the classes' names: of the configuration's data, or made up."""
-    from offramp.project.build import examples_of
+    from offramp.project.build import dataset_of
     from offramp.project.networks import random_input
 
     if shape is not None:
@@ -105,7 +105,7 @@ def _inputs(settings: RunConfig, shape: str | None, count: int) -> "tuple[Batch,
             "Say what one input looks like with --input, such as --input 3,32,32; there is no "
             "[data] that would show it."
         )
-    examples = examples_of(settings.data)
+    examples = dataset_of(settings.data)
     return examples.batch(0, count).inputs, tuple(examples.class_names)
 
 
@@ -139,7 +139,7 @@ def _show_exits(output: Output, found: dict[str, Any], name: str) -> None:
     exits, size = found["exits"], found["batch_size"]
     output.paragraph(
         f"{len(exits)} exits before {name}, the network's own answer, which differs from that of "
-        f"the uncut network by at most {found['difference']:.2g} (on {size} "
+        f"the uncut network by at most {found['accuracy_drop']:.2g} (on {size} "
         f"input{'s' if size > 1 else ''})."
     )
     output.paragraph(

@@ -50,7 +50,7 @@ def command(
 
 def summary(found: "DemoResult") -> list[str]:
     """The demo's result in at most 17 lines."""
-    chosen, reference = found.chosen, found.chosen.setting.reference
+    chosen, reference = found.chosen, found.chosen.candidate.reference
     rows = [
         [name, amount(e.cost, e.unit), f"{100 * e.cost_ratio:.2f} %", percent(e.accuracy)]
         for name, e in [*_alone(found), ("adaptive", chosen)]
@@ -60,10 +60,10 @@ def summary(found: "DemoResult") -> list[str]:
     speed = ", ".join(f"{row['speedup']:.1f}x at batch {row['batch_size']}" for row in found.timing)
     near = f" ({found.undecided} within rounding)" if found.undecided else ""
     return [
-        f"{chosen.n} test images; F, the network to compare with, is {reference}",
+        f"{chosen.n} test images; the reference, the network to compare with, is {reference}",
         *aligned(["", "cost/image", f"of {reference}", "accuracy"], rows),
         "",
-        *wrapped(found.choice.setting.label),
+        *wrapped(found.choice.candidate.label),
         *_promise(found.choice),
         f"  reached:  {_reached(chosen)}",
         f"  left at:  {left}",
@@ -82,7 +82,7 @@ def _promise(choice: "Certificate | NotCertified") -> list[str]:
     """What was allowed and what is promised, a line each; the reason where nothing can be."""
     from offramp.evaluation import NotCertified
 
-    allowed = f"{100 * (choice.max_loss or 0):g} points lost against F"
+    allowed = f"{100 * (choice.max_drop or 0):g} points lost against the reference"
     if isinstance(choice, NotCertified):
         return [f"  allowed:  {allowed}", *wrapped(f"  promised: nothing. {choice.reason}")]
     return [
@@ -94,9 +94,9 @@ def _promise(choice: "Certificate | NotCertified") -> list[str]:
 
 def _reached(chosen: "Evaluation") -> str:
     """The loss on the test images."""
-    lost = chosen.difference_ci
+    lost = chosen.accuracy_drop_ci
     interval = "" if lost is None else f" (95 %: {points(lost[0])} to {points(lost[1])})"
-    return f"{points(chosen.difference)} points lost on {chosen.n} test images{interval}"
+    return f"{points(chosen.accuracy_drop)} points lost on {chosen.n} test images{interval}"
 
 
 def _numbers(found: "DemoResult") -> dict[str, Any]:
@@ -106,8 +106,8 @@ def _numbers(found: "DemoResult") -> dict[str, Any]:
     return {
         "outcome": chosen["outcome"],
         "sentence": chosen["sentence"],
-        "label": found.choice.setting.label,
-        "reference": found.choice.setting.reference,
+        "label": found.choice.candidate.label,
+        "reference": found.choice.candidate.reference,
         "test": found.chosen.numbers(),
         "singles": {name: e.numbers() for name, e in found.singles.items()},
         "timing": [dict(row) for row in found.timing],

@@ -1,4 +1,4 @@
-"""`offramp evaluate`: what a setting costs and loses on recorded examples.
+"""`offramp evaluate`: what a candidate costs and loses on recorded examples.
 
 Layer: cli.
 """
@@ -15,8 +15,8 @@ from offramp._core.schema import to_json
 from offramp.cli import options
 from offramp.cli.errors import NO_ANSWER
 from offramp.cli.output import Output, amount, percent, points
-from offramp.project.folder import setting_from_file
-from offramp.project.splits import check_unlabelled, load_divided, part_of
+from offramp.project.folder import candidate_from_file
+from offramp.project.splits import check_unlabeled, load_divided, part_of
 
 if TYPE_CHECKING:
     from offramp.evaluation import Evaluation
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 _OF_LABELS = {  # what of an evaluation means nothing without labels
     "accuracy",
     "reference_accuracy",
-    "difference",
-    "difference_ci",
-    "excess",
-    "excess_ci",
+    "accuracy_drop",
+    "accuracy_drop_ci",
+    "negative_flips",
+    "negative_flips_ci",
     "class_outcomes",
     "class_paths",
     "class_disagreements",
@@ -36,13 +36,13 @@ _OF_LABELS = {  # what of an evaluation means nothing without labels
 
 def command(
     trace: Annotated[Path, typer.Argument(help="The trace with the recorded examples.")],
-    setting: Annotated[
-        Path, typer.Argument(help="chosen.json, a setting of your own, or the folder of a run.")
+    candidate: Annotated[
+        Path, typer.Argument(help="chosen.json, a candidate of your own, or the folder of a run.")
     ],
     split: Annotated[
         str, typer.Option(help="Which examples: train, fit, calibrate, test, or all.")
     ] = "test",
-    max_loss: Annotated[
+    max_drop: Annotated[
         float | None, typer.Option(help="With --delta: test that no more is lost on new examples.")
     ] = None,
     max_cost: Annotated[
@@ -51,11 +51,13 @@ def command(
     delta: Annotated[
         float | None, typer.Option(help="Largest chance of a wrong promise, such as 0.05.")
     ] = None,
-    unlabelled: options.Unlabelled = False,
+    unlabeled: options.Unlabeled = False,
     risk: Annotated[
         str,
-        typer.Option(help="Of --max-loss: difference, excess, error, disagreement, recall."),
-    ] = "difference",
+        typer.Option(
+            help="Of --max-drop: accuracy_drop, negative_flips, error, disagreement, recall."
+        ),
+    ] = "accuracy_drop",
     bootstrap: Annotated[
         int, typer.Option(min=0, help="Resamples for the 95 % intervals; 0 leaves them out.")
     ] = 2000,
@@ -66,49 +68,50 @@ def command(
     ] = False,
     json: options.Json = False,
 ) -> None:
-    """Replay a setting on recorded examples: what does it cost, what does it lose?
+    """Replay a candidate on recorded examples: what does it cost, what does it lose?
 
-    In: a trace and a setting that fit has chosen.
+    In: a trace and a candidate that fit has chosen.
 
-    Out: cost, accuracy and who leaves where, each against F, the reference network, on the same
-    examples. No network runs. With --delta also whether the limits are kept on new examples: a
-    test of this setting on examples that it was not chosen on. Exit code 3: that is not certain.
+    Out: cost, accuracy and who leaves where, each against the reference, the reference network, on
+    the same examples. No network runs. With --delta also whether the limits are kept on new
+    examples: a test of this candidate on examples that it was not chosen on. Exit code 3: that is
+    not certain.
 
     Example: offramp evaluate cifar.trace runs/cifar/chosen.json --split test
     """
     from offramp.evaluation import NotCertified, confirm, evaluate
-    from offramp.evaluation.judging import labelled_by
+    from offramp.evaluation.judging import labeled_by
 
     output = Output(as_json=json)
     if out is not None:
         check_file(out, overwrite=overwrite)
-    chosen = setting_from_file(setting)
-    limits = _limits(risk, max_loss=max_loss, max_cost=max_cost, delta=delta, split=split)
-    if unlabelled:
-        check_unlabelled(delta, limits.keys())
+    chosen = candidate_from_file(candidate)
+    limits = _limits(risk, max_drop=max_drop, max_cost=max_cost, delta=delta, split=split)
+    if unlabeled:
+        check_unlabeled(delta, limits.keys())
     whole = load_divided(trace, seed=seed)
     part = part_of(whole, split)
-    seen = labelled_by(part, chosen.reference) if unlabelled else part
+    seen = labeled_by(part, chosen.reference) if unlabeled else part
     found = evaluate(seen, chosen, bootstrap=bootstrap, seed=seed)
     numbers = {"label": chosen.label, **found.numbers()}
-    if unlabelled:
+    if unlabeled:
         numbers = {name: v for name, v in numbers.items() if name not in _OF_LABELS}
     promise = None
     if delta is not None:
         promise = confirm(
-            part, chosen, limits, fit=whole.part("fit"), delta=delta, labelled=not unlabelled
+            part, chosen, limits, fit=whole.subset("fit"), delta=delta, labeled=not unlabeled
         )
         numbers["promise"] = to_json(promise)
     if out is not None:
         write_new_json(out, numbers, overwrite=overwrite)
     output.paragraph(chosen.label)
-    output.line(f"on {found.n} examples ({found.split}); F is {chosen.reference}")
+    output.line(f"on {found.n} examples ({found.split}); the reference is {chosen.reference}")
     output.line()
     rows = _rows(found)
-    if unlabelled:
+    if unlabeled:
         differing = percent(found.disagreement or 0.0)
-        rows = [rows[0], ["first label is not F's", differing, "", "", ""]]
-    output.table(["", "setting", "F", "", "95 % interval"], rows)
+        rows = [rows[0], ["first label is not the reference's", differing, "", "", ""]]
+    output.table(["", "candidate", "F", "", "95 % interval"], rows)
     output.line()
     shares = zip(found.stages, found.visit_share, found.exit_share, strict=True)
     output.table(
@@ -123,19 +126,19 @@ def command(
 
 
 def _limits(
-    risk: str, *, max_loss: float | None, max_cost: float | None, delta: float | None, split: str
+    risk: str, *, max_drop: float | None, max_cost: float | None, delta: float | None, split: str
 ) -> dict[str, float]:
     """What is to be tested, or nothing; what makes no sense together is refused."""
-    given = {risk: max_loss, "cost": max_cost}
+    given = {risk: max_drop, "cost": max_cost}
     limits = {name: value for name, value in given.items() if value is not None}
     if bool(limits) != (delta is not None):
         raise InputError(
-            "--delta goes with --max-loss, --max-cost or both, got delta "
+            "--delta goes with --max-drop, --max-cost or both, got delta "
             f"{delta} and the limits {limits}."
         )
     if limits and split != "test":
         raise InputError(
-            f"--split must be test with --delta, got {split!r}: where a setting was fitted or "
+            f"--split must be test with --delta, got {split!r}: where a candidate was fitted or "
             "chosen nothing can be promised of it."
         )
     return limits
@@ -148,12 +151,12 @@ def _rows(found: "Evaluation") -> list[list[str]]:
         "" if ends is None else f"{show(ends[0])} to {show(ends[1])}"
         for ends, show in (
             (found.cost_ratio_ci, percent),
-            (found.difference_ci, points),
-            (found.excess_ci, points),
+            (found.accuracy_drop_ci, points),
+            (found.negative_flips_ci, points),
         )
     )
     return [
         ["cost per example", *costs, percent(found.cost_ratio), ratio],
-        ["accuracy", *accuracies, f"{points(found.difference)} lost", lost],
-        ["new errors", "", "", f"{points(found.excess)} points", new],
+        ["accuracy", *accuracies, f"{points(found.accuracy_drop)} lost", lost],
+        ["new errors", "", "", f"{points(found.negative_flips)} points", new],
     ]

@@ -79,13 +79,13 @@ def command(
         "overwrite": overwrite,
     }
     if single_file is not None:
-        file = export_single_file(single_file, BundleStages(loaded), loaded.setting, **given)
+        file = export_single_file(single_file, BundleStages(loaded), loaded.candidate, **given)
         size = file.bytes
         output.line(f"{single_file}: {_megabytes(size)}")
         output.table(["input", "shape"], [[k, _shape(v)] for k, v in file.inputs.items()])
         output.line("outputs: logits (batch, classes), label (batch), stage (batch)")
     elif out is not None:
-        folder = export_folder(out, BundleStages(loaded), loaded.setting, **given)
+        folder = export_folder(out, BundleStages(loaded), loaded.candidate, **given)
         size = sum(folder.bytes.values())
         output.line(f"{out}: {_megabytes(size)}, run with python {out / 'run.py'}")
         rows = [[name, str(count)] for name, count in sorted(folder.bytes.items())]

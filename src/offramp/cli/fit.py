@@ -26,7 +26,7 @@ from offramp.project.folder import (
     choose,
     claim_bundle,
 )
-from offramp.project.splits import check_unlabelled, load_divided
+from offramp.project.splits import check_unlabeled, load_divided
 
 if TYPE_CHECKING:
     from offramp.evaluation import Choice, Frontier
@@ -41,25 +41,28 @@ def command(
     config: options.Config = None,
     policy: Annotated[
         str | None,
-        typer.Option(help="weighted, myopic, uniform, agreement, or several with commas."),
+        typer.Option(help="learned, threshold, random, agreement, or several with commas."),
     ] = None,
-    max_loss: Annotated[
+    max_drop: Annotated[
         float | None, typer.Option(help="Loss of accuracy you can bear: 0.02 is two points.")
     ] = None,
     max_cost: Annotated[
-        float | None, typer.Option(help="Or the mean cost you can pay: 0.5 is half of F's.")
+        float | None,
+        typer.Option(help="Or the mean cost you can pay: 0.5 is half of the reference's."),
     ] = None,
     delta: Annotated[
         float | None,
         typer.Option(help="Certify that: largest chance that new examples break it, such as 0.05."),
     ] = None,
-    unlabelled: options.Unlabelled = False,
+    unlabeled: options.Unlabeled = False,
     margin: Annotated[
-        float | None, typer.Option(help="Standard errors to stay below --max-loss.")
+        float | None, typer.Option(help="Standard errors to stay below --max-drop.")
     ] = None,
     reference: Annotated[
         str | None,
-        typer.Option(help="F, the network to compare with; by default the most accurate."),
+        typer.Option(
+            help="The reference, the network to compare with; by default the most accurate."
+        ),
     ] = None,
     top: Annotated[
         int | None, typer.Option(help="Right means among the so many best labels.")
@@ -68,12 +71,12 @@ def command(
         str | None, typer.Option(help="How visited networks answer: last, mean, weighted.")
     ] = None,
     loss: Annotated[
-        str | None, typer.Option(help="What learned policies minimise: excess or error.")
+        str | None, typer.Option(help="What learned policies minimize: negative_flips or error.")
     ] = None,
     risk: Annotated[
         str | None,
         typer.Option(
-            help="difference: accuracy lost; excess: new errors only; with --delta also error, "
+            help="accuracy_drop: accuracy lost; negative_flips: new errors only; with --delta also error, "
             "disagreement, recall (of any class)."
         ),
     ] = None,
@@ -96,10 +99,10 @@ def command(
     In: a trace, and the loss of accuracy that you can bear or the cost that you can pay; with
     --delta both, if you like, as a promise for new examples that is tested on calibrate.
 
-    Out: a folder with frontier.json (all settings) and chosen.json (the choice and why); with
+    Out: a folder with frontier.json (all candidates) and chosen.json (the choice and why); with
     --bundle also the bundle that predict and bench run. Exit code 3: use one network alone.
 
-    Example: offramp fit cifar.trace --policy weighted --max-loss 0.02 --out runs/cifar
+    Example: offramp fit cifar.trace --policy learned --max-drop 0.02 --out runs/cifar
     """
     output = Output(as_json=json)
     if bundle is not None and config is None:
@@ -109,10 +112,10 @@ def command(
     section = _merged(
         settings.fit,
         policy=options.names(policy),
-        max_loss=max_loss,
+        max_drop=max_drop,
         max_cost=max_cost,
         delta=delta,
-        unlabelled=unlabelled or None,
+        unlabeled=unlabeled or None,
         margin=margin,
         reference=reference,
         top=top,
@@ -140,20 +143,20 @@ def command(
 def _merged(section: FitSection, **given: Any) -> FitSection:  # noqa: ANN401  (as the options are)
     """The section with what was given on the command line in its place."""
     update = {name: value for name, value in given.items() if value is not None}
-    if "max_loss" in update or "max_cost" in update:
-        update = {"max_loss": None, "max_cost": None, **update}
+    if "max_drop" in update or "max_cost" in update:
+        update = {"max_drop": None, "max_cost": None, **update}
     merged = section.model_copy(update=update)
-    given_limits = (merged.max_loss is not None) + (merged.max_cost is not None)
+    given_limits = (merged.max_drop is not None) + (merged.max_cost is not None)
     if given_limits == 0 or (given_limits == 2 and merged.delta is None):
         raise InputError(
-            "Say which point to choose: either --max-loss (0.02 allows two points of accuracy) or "
+            "Say which point to choose: either --max-drop (0.02 allows two points of accuracy) or "
             "--max-cost (0.5 allows half of the cost), or with --delta both, got "
-            f"{merged.max_loss} and {merged.max_cost}."
+            f"{merged.max_drop} and {merged.max_cost}."
         )
     if merged.delta is not None:
         _check_promise(merged)
-    if merged.unlabelled:
-        check_unlabelled(merged.delta, {merged.risk} if merged.max_loss is not None else set())
+    if merged.unlabeled:
+        check_unlabeled(merged.delta, {merged.risk} if merged.max_drop is not None else set())
     return merged
 
 
@@ -161,7 +164,7 @@ def _check_promise(section: FitSection) -> None:
     """Refuse what could not be certified, before anything is fitted."""
     from offramp._core.checks import check_probability
 
-    for name in ("delta", "max_loss", "max_cost"):
+    for name in ("delta", "max_drop", "max_cost"):
         value = getattr(section, name)
         if value is not None:
             check_probability(f"--{name.replace('_', '-')}", value)
@@ -186,7 +189,7 @@ def _command_line(trace: Path, section: FitSection, out: Path) -> str:
     """What to type to get this fit again, whatever was in the configuration."""
     given = {
         "policy": ",".join(section.policy),
-        "max-loss": section.max_loss,
+        "max-drop": section.max_drop,
         "max-cost": section.max_cost,
         "delta": section.delta,
         "margin": section.margin,
@@ -198,7 +201,7 @@ def _command_line(trace: Path, section: FitSection, out: Path) -> str:
         "seed": section.seed,
     }
     words = [w for name, v in given.items() if v is not None for w in (f"--{name}", str(v))]
-    words += ["--unlabelled"] if section.unlabelled else []
+    words += ["--unlabeled"] if section.unlabeled else []
     return shlex.join(["offramp", "fit", str(trace), *words, "--out", str(out)])
 
 
@@ -207,7 +210,7 @@ def _fit(path: Path, section: FitSection) -> "tuple[Frontier, Choice]":
 
     trace = load_divided(path, seed=section.seed)
     given: dict[str, Any] = {"combines": section.combines, "loss": section.loss}
-    part = trace.part("fit") if section.unlabelled else trace
+    part = trace.subset("fit") if section.unlabeled else trace
     frontier = fit(
         part,
         section.policy,
@@ -216,12 +219,12 @@ def _fit(path: Path, section: FitSection) -> "tuple[Frontier, Choice]":
         seed=section.seed,
         **{name: value for name, value in given.items() if value is not None},
     )
-    if section.unlabelled:
-        frontier = frontier.calibrated_on(trace.part("calibrate"), fit=part, labelled=False)
+    if section.unlabeled:
+        frontier = frontier.calibrated_on(trace.subset("calibrate"), fit=part, labeled=False)
     choice = choose(
         frontier,
         risk=section.risk,
-        max_loss=section.max_loss,
+        max_drop=section.max_drop,
         max_cost=section.max_cost,
         margin=section.margin,
         delta=section.delta,
@@ -241,12 +244,12 @@ def _save_bundle(
     from torch import Tensor
 
     from offramp.bundle import save_bundle
-    from offramp.project.build import cascade_of, examples_of
+    from offramp.project.build import cascade_of, dataset_of
     from offramp.project.inputs import image_options
     from offramp.trace import load_trace
 
     trace = load_trace(path)
-    first = None if settings.data is None else examples_of(settings.data).batch(0, 1).inputs
+    first = None if settings.data is None else dataset_of(settings.data).batch(0, 1).inputs
     cascade = cascade_of(settings, config.parent, trace.class_names, example=first)
     save_bundle(
         bundle,
@@ -267,15 +270,15 @@ def _show(
     front = frontier.pareto
     step = max(1, -(-len(front) // _LINES))
     rows = [
-        [f"{100 * p.judged.cost_ratio:.2f} %", points(p.judged.difference), p.setting.method]
+        [f"{100 * p.judged.cost_ratio:.2f} %", points(p.judged.accuracy_drop), p.candidate.method]
         for p in front[::step]
     ]
     where = front[0].judged.split if front else "fit"
     output.line(
-        f"{len(frontier.points)} settings, {len(front)} of them on the front. F is "
+        f"{len(frontier.points)} candidates, {len(front)} of them on the front. The reference is "
         f"{frontier.reference}."
     )
-    output.table([f"cost over F ({where})", "points lost", "policy"], rows)
+    output.table([f"cost over the reference ({where})", "points lost", "policy"], rows)
     output.line()
     output.paragraph(choice.sentence)
     output.line(f"Written: {folder / FRONTIER}, {folder / CHOSEN}")
@@ -284,7 +287,7 @@ def _show(
     output.result(
         {
             "folder": str(folder),
-            "settings": len(frontier.points),
+            "candidates": len(frontier.points),
             "front": len(front),
             "reference": frontier.reference,
             "bundle": None if bundle is None else str(bundle),

@@ -17,10 +17,10 @@ Config = Annotated[
     Path | None,
     typer.Option("--config", "-c", help="Configuration in TOML; options given here go first."),
 ]
-Unlabelled = Annotated[
+Unlabeled = Annotated[
     bool,
     typer.Option(
-        "--unlabelled",
+        "--unlabeled",
         help="The examples that promises are tested on have no labels to trust: theirs are not "
         "read. With --delta; --risk disagreement and --max-cost can be promised then.",
     ),
@@ -43,7 +43,7 @@ Overwrite = Annotated[
         help="Replace what offramp wrote there before; anything else that is there is refused.",
     ),
 ]
-BatchSize = Annotated[int, typer.Option(min=1, help="Examples that run at a time.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Dataset that run at a time.")]
 AllowImport = Annotated[
     bool,
     typer.Option(

@@ -24,7 +24,7 @@ from offramp.cli.output import Output, amount, note, percent
 if TYPE_CHECKING:
     from offramp.bundle import LoadedBundle
     from offramp.project.inputs import InputReader
-    from offramp.runtime import Answer
+    from offramp.runtime import Prediction
 
 _SHOWN = 5  # skipped files named in a note
 # Whoever takes the first ' off such text has the name again: those with one already get another.
@@ -95,7 +95,7 @@ def command(
     check_file(out, overwrite=overwrite, keep=[bundle, *inputs])
     options.set_threads(threads)
     loaded = load_bundle(
-        bundle, device=device, optimise=fast, allow_import=allow_import, backend=backend
+        bundle, device=device, fold=fast, allow_import=allow_import, backend=backend
     )
     reader = InputReader.of(loaded, inputs, array=array, ids=ids, orient=orient)
     with _WRITERS[out.suffix](out, overwrite) as write:
@@ -162,7 +162,9 @@ def _predict(loaded: "LoadedBundle", reader: "InputReader", write: _Write, size:
     return tally
 
 
-def columns_of(names: Sequence[int | str], answer: "Answer", class_names: Sequence[str]) -> Columns:
+def columns_of(
+    names: Sequence[int | str], answer: "Prediction", class_names: Sequence[str]
+) -> Columns:
     """The rows of a batch, by column."""
     labels = answer.labels.tolist()
     nothing: list[float | str] = [""] * len(names)

@@ -28,7 +28,7 @@ def command(
         typer.Argument(help="Real inputs: images, folders of images, npz files."),
     ] = None,
     batch_size: options.BatchSize = 32,
-    examples: Annotated[int, typer.Option(min=1, help="Examples in each pass.")] = 256,
+    examples: Annotated[int, typer.Option(min=1, help="Dataset in each pass.")] = 256,
     rounds: Annotated[int, typer.Option(min=1, help="Passes that are timed.")] = 9,
     array: Annotated[str, typer.Option(help="Name of the inputs in npz files.")] = "images",
     device: options.Device = "cpu",
@@ -71,7 +71,7 @@ def command(
         )
     if out is not None:
         _draw(found, out, overwrite=overwrite)
-    _show(output, found, loaded.setting.label)
+    _show(output, found, loaded.candidate.label)
     if out is not None:
         output.line(f"Picture of one batch: {out}")
     output.result({"bundle": str(bundle), **to_json(found)})

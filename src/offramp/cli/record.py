@@ -1,4 +1,4 @@
-"""`offramp record`: run the networks over labelled data once and keep what they said.
+"""`offramp record`: run the networks over labeled data once and keep what they said.
 
 Layer: cli.
 """
@@ -43,7 +43,7 @@ def command(
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Run every network, or every exit, over labelled data once and keep what each one said.
+    """Run every network, or every exit, over labeled data once and keep what each one said.
 
     In: a configuration that names the data and the networks, or one network with exits whose heads
     `offramp train` has trained; with costs, if you know them. What heads were trained on is left
@@ -57,7 +57,7 @@ def command(
     from offramp.project.build import (
         cascade_of,
         costs_of,
-        examples_of,
+        dataset_of,
         other_costs_of,
         recorded,
         warn_of_raw_bytes,
@@ -69,7 +69,7 @@ def command(
     settings = load_config(config, needs=("data", "stage"))
     if settings.data is None:  # load_config has refused it
         return
-    examples = recorded(settings, examples_of(settings.data))
+    examples = recorded(settings, dataset_of(settings.data))
     warn_of_raw_bytes(settings, examples)
     run = RunFolder.claim(settings.folder) if out is None else None
     target = settings.folder / TRACE if out is None else out

@@ -16,12 +16,20 @@ from offramp._core.schema import from_json
 from offramp.cli import options
 from offramp.cli.output import Output
 from offramp.project.config.config import load_config
-from offramp.project.folder import CHOSEN, DESIGN, FRONTIER, JOINT, REPORT, RunFolder, choose_again
+from offramp.project.folder import (
+    CHOSEN,
+    CLASS_EXITS,
+    FRONTIER,
+    JOINT,
+    REPORT,
+    RunFolder,
+    choose_again,
+)
 from offramp.project.splits import load_divided, unseen
 
 if TYPE_CHECKING:
     from offramp._core.costs import Costs
-    from offramp.policy import Setting
+    from offramp.policy import Candidate
     from offramp.report import ExampleImage
     from offramp.trace import Trace
 
@@ -46,7 +54,7 @@ def command(
     {"costs": [...]}, of tables with unit, segment, head, decision (a number for each stage), note.
 
     Out: report.html, which works offline, and report.json with every number that it shows; after
-    design, design.html with the exits of classes; after train joint, joint.html.
+    design, class_exits.html with the exits of classes; after train joint, joint.html.
 
     Example: offramp report runs/cifar --config run.toml
     """
@@ -58,8 +66,8 @@ def command(
     output = Output(as_json=json)
     run = RunFolder.open(folder)
     files, others = run.facts["files"], {}
-    if DESIGN in files:
-        others["design"] = str(design_page(run, title))
+    if CLASS_EXITS in files:
+        others["class_exits"] = str(design_page(run, title))
     if JOINT in files:
         others["joint"] = str(joint_page(run, title, config))
     if others and FRONTIER not in files:
@@ -79,7 +87,7 @@ def command(
         choice,
         seed=seed,
         timing=() if timing is None else read_json(timing)["timing"],
-        images=() if config is None else _images(config, trace, choice.setting),
+        images=() if config is None else _images(config, trace, choice.candidate),
         reproduction=reproduction(
             [str(run.facts.get("command", "offramp fit")), f"offramp report {folder}"],
             seed=seed,
@@ -118,13 +126,13 @@ def _tables(path: Path) -> list["Costs"]:
         raise FileFormatError(f"{path} does not hold tables of costs: {error!r}.") from error
 
 
-def _images(config: Path, trace: "Trace", setting: "Setting") -> "tuple[ExampleImage, ...]":
-    from offramp.project.build import cascade_of, examples_of
+def _images(config: Path, trace: "Trace", candidate: "Candidate") -> "tuple[ExampleImage, ...]":
+    from offramp.project.build import cascade_of, dataset_of
     from offramp.project.images import example_images
 
     settings = load_config(config, needs=("data", "stage"))
     if settings.data is None:  # load_config has refused it
         return ()
-    examples = examples_of(settings.data)
+    examples = dataset_of(settings.data)
     cascade = cascade_of(settings, config.parent, examples.class_names)
-    return example_images(examples, unseen(trace), setting, cascade)
+    return example_images(examples, unseen(trace), candidate, cascade)

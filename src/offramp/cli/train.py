@@ -17,7 +17,7 @@ from offramp.project.config.sections import RunConfig, TrainSection
 from offramp.project.folder import RunFolder
 
 if TYPE_CHECKING:
-    from offramp.data import Examples
+    from offramp.data import Dataset
     from offramp.stages import Cascade
     from offramp.train import HeadHistory
 
@@ -48,11 +48,11 @@ def command(
     In: for heads a configuration with [network], [exits] and [data]; [train] says how, and the
     network itself is never changed. For joint one with several [[stage]] and [data]; [joint] says
     how, [fit] which point to choose. Networks without weights are first trained alone, to compare
-    with; then all are trained with their stopping networks, once for each alpha.
+    with; then all are trained with their stopping networks, once for each cost_weight.
 
     Out: in the folder of the run heads.safetensors, which record and fit use; accuracies are those
     on the part of the split that the heads were not trained on. Or joint.json, which report draws,
-    and a trace for each alpha; exit code 3: one network alone is better.
+    and a trace for each cost_weight; exit code 3: one network alone is better.
 
     An interrupted training goes on when you call it again.
 
@@ -60,7 +60,7 @@ def command(
     """
     output = Output(as_json=json)
     if _about(what, config) == "joint":
-        from offramp.cli.train_together import train_together
+        from offramp.cli.train_joint import train_joint_command
 
         settings = load_config(config, needs=("data", "stage"))
         if settings.network is not None:
@@ -68,7 +68,7 @@ def command(
                 f"{config} describes a [network]; joint training is of several [[stage]]. "
                 "`offramp train heads` trains the heads of its exits."
             )
-        train_together(
+        train_joint_command(
             settings,
             config,
             output,
@@ -95,7 +95,7 @@ def _about(what: str | None, config: Path) -> str:
 def _train_heads(config: Path, output: Output, *, device: str, restart: bool) -> None:
     from offramp.project.build import (
         cascade_of,
-        examples_of,
+        dataset_of,
         warn_of_random_weights,
         warn_of_raw_bytes,
     )
@@ -104,7 +104,7 @@ def _train_heads(config: Path, output: Output, *, device: str, restart: bool) ->
     settings = load_config(config, needs=("data", "network", "exits"))
     if settings.data is None:  # load_config has refused it
         return
-    examples = examples_of(settings.data)
+    examples = dataset_of(settings.data)
     warn_of_raw_bytes(settings, examples)
     warn_of_random_weights(settings)
     first = examples.batch(0, 1).inputs
@@ -122,9 +122,9 @@ def _train_heads(config: Path, output: Output, *, device: str, restart: bool) ->
     _show(output, found, settings, run.path / HEADS, len(part))
 
 
-def _part(settings: RunConfig, examples: "Examples") -> "Examples":
+def _part(settings: RunConfig, examples: "Dataset") -> "Dataset":
     try:
-        return examples.part(settings.train.part)
+        return examples.subset(settings.train.part)
     except InputError as error:
         raise InputError(
             f"The heads are trained on the split {settings.train.part!r} (train.part), which these "
@@ -135,7 +135,7 @@ def _part(settings: RunConfig, examples: "Examples") -> "Examples":
 
 def _train(
     cascade: "Cascade",
-    part: "Examples",
+    part: "Dataset",
     how: TrainSection,
     folder: Path,
     *,

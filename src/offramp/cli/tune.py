@@ -23,7 +23,7 @@ def command(
         typer.Argument(help="Inputs as they will come, one is enough: images, folders, npz files."),
     ],
     batch_sizes: Annotated[
-        str, typer.Option(help="Examples per call that matter, separated by commas.")
+        str, typer.Option(help="Dataset per call that matter, separated by commas.")
     ] = "1,32,128",
     backends: Annotated[
         str | None,

@@ -6,19 +6,19 @@ Layer: data.  Imports _core only.
 from offramp.data.arrays import arrays, npz
 from offramp.data.augment import CropAndFlip, jpeg_compressed
 from offramp.data.cifar import cifar10, cifar100
+from offramp.data.dataset import Dataset, LabelledBatch, LazyInputs
 from offramp.data.digits import digits
 from offramp.data.download import Archive, fetch
-from offramp.data.examples import Examples, LabelledBatch, LazyInputs
 from offramp.data.folder import ImageFiles, image_folder
 from offramp.data.imagenet32 import imagenet32
 from offramp.data.picture import read_image
-from offramp.data.sources import SOURCES, load_examples
+from offramp.data.sources import SOURCES, load_dataset
 
 __all__ = [
     "SOURCES",
     "Archive",
     "CropAndFlip",
-    "Examples",
+    "Dataset",
     "ImageFiles",
     "LabelledBatch",
     "LazyInputs",
@@ -30,7 +30,7 @@ __all__ = [
     "image_folder",
     "imagenet32",
     "jpeg_compressed",
-    "load_examples",
+    "load_dataset",
     "npz",
     "read_image",
 ]

@@ -1,4 +1,4 @@
-"""Examples from arrays in memory and from npz files.
+"""Dataset from arrays in memory and from npz files.
 
 Layer: data.
 """
@@ -20,7 +20,7 @@ from offramp._core.checks import check_choice, check_labels
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.ids import as_ids
 from offramp._core.types import SPLITS, AnyArray, Split
-from offramp.data.examples import Examples
+from offramp.data.dataset import Dataset
 
 # Arrays up to 1 GiB are read however small their file; larger ones may shrink to a hundredth.
 _ALWAYS_READ, _MOST_COMPRESSED = 2**30, 100
@@ -42,7 +42,7 @@ def arrays(
     split: Sequence[Split] | None = None,
     layout: str = "auto",
     name: str = "arrays",
-) -> Examples:
+) -> Dataset:
     """Take examples from arrays.
 
     Args:
@@ -59,7 +59,7 @@ def arrays(
         name: For people.
 
     Raises:
-        InputError: If the arrays do not fit together (see `Examples`), or the layout needs
+        InputError: If the arrays do not fit together (see `Dataset`), or the layout needs
             another number of axes.
 
     >>> import numpy as np
@@ -69,7 +69,7 @@ def arrays(
     values = check_labels(labels, class_names=() if class_names is None else class_names)
     if class_names is None:
         class_names = [str(k) for k in range(int(values.max()) + 1 if len(values) else 0)]
-    examples = Examples(
+    examples = Dataset(
         inputs=_taken(inputs, layout),
         labels=values,
         class_names=tuple(class_names),
@@ -89,7 +89,7 @@ def npz(
     ids: str | None = None,
     class_names: Sequence[str] | None = None,
     layout: str = "auto",
-) -> Examples:
+) -> Dataset:
     """Read examples from an npz file of plain arrays.
 
     Args:
@@ -195,8 +195,8 @@ def _arranged(inputs: Tensor, layout: str) -> Tensor:
     if inputs.dtype == torch.float64:
         inputs = inputs.to(torch.float32)
     if layout == "auto":
-        coloured = inputs.ndim == 4 and inputs.dtype == torch.uint8
-        last = coloured and inputs.shape[3] in _COLOURS and inputs.shape[1] not in _COLOURS
+        colored = inputs.ndim == 4 and inputs.dtype == torch.uint8
+        last = colored and inputs.shape[3] in _COLOURS and inputs.shape[1] not in _COLOURS
         layout = "nhwc" if last else "as_is"
     axes = {"as_is": inputs.ndim, "nhw": 3}.get(layout, 4)
     if inputs.ndim != axes:

@@ -84,7 +84,7 @@ def jpeg_compressed(
     qualities: tuple[int, int] = (50, 90),
     seed: int,
 ) -> UInt8[Tensor, "n 3 h w"]:
-    """Images after lossy JPEG with halved colour resolution (4:2:0).
+    """Images after lossy JPEG with halved color resolution (4:2:0).
 
     Args:
         images: `(n, 3, h, w)`, red, green and blue in 0..255.

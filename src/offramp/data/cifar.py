@@ -20,8 +20,8 @@ from torch import Tensor
 from offramp._core.checks import check_choice
 from offramp._core.errors import FileFormatError
 from offramp._core.types import SPLITS
+from offramp.data.dataset import Dataset
 from offramp.data.download import Archive, fetch
-from offramp.data.examples import Examples
 
 _PIXELS = 3 * 32 * 32
 _KRIZ = "https://www.cs.toronto.edu/~kriz/"
@@ -60,7 +60,7 @@ _CIFAR100_FILES = (
 )
 
 
-def cifar10(root: Path | str, *, download: bool = False) -> Examples:
+def cifar10(root: Path | str, *, download: bool = False) -> Dataset:
     """Read CIFAR-10, or those of its batches that are there.
 
     Args:
@@ -81,7 +81,7 @@ def cifar10(root: Path | str, *, download: bool = False) -> Examples:
     return _read("cifar10", folder, _CIFAR10_FILES, names, label_bytes=1, label_at=0)
 
 
-def cifar100(root: Path | str, *, label: str = "fine", download: bool = False) -> Examples:
+def cifar100(root: Path | str, *, label: str = "fine", download: bool = False) -> Dataset:
     """Read CIFAR-100, or one of its two files.
 
     Args:
@@ -125,7 +125,7 @@ def _read(
     *,
     label_bytes: int,
     label_at: int,
-) -> Examples:
+) -> Dataset:
     present = [file for file in files if (folder / file.name).is_file()]
     if not present:
         raise FileFormatError(
@@ -143,7 +143,7 @@ def _read(
         images[start : start + file.records] = torch.from_numpy(pixels)
         start += file.records
     used = "" if len(present) == len(files) else f" [{', '.join(f.name for f in present)}]"
-    return Examples(
+    return Dataset(
         inputs=images,
         labels=torch.from_numpy(np.concatenate(labels)),
         class_names=class_names,

@@ -7,10 +7,10 @@ Learning Repository 1998 (its test part).
 import numpy as np
 import torch
 
-from offramp.data.examples import Examples
+from offramp.data.dataset import Dataset
 
 
-def digits() -> Examples:
+def digits() -> Dataset:
     """The 1,797 digits of scikit-learn: uint8 `(n, 1, 8, 8)`, values 0 to 16, ten classes.
 
     >>> digits().inputs.shape
@@ -21,7 +21,7 @@ def digits() -> Examples:
 
     found = load_digits()
     images = torch.from_numpy(found.images.astype(np.uint8))[:, None]  # (n, 1, 8, 8)
-    return Examples(
+    return Dataset(
         inputs=images,
         labels=torch.from_numpy(found.target.astype(np.int64)),
         class_names=tuple(str(k) for k in range(10)),

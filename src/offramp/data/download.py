@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import final
 
 from offramp._core.errors import FileFormatError, UnsupportedError
-from offramp._core.files import is_full, storing, whole_folder
+from offramp._core.files import atomic_folder, is_full, storing
 from offramp._core.progress import progress_bar
 from offramp._core.temporaries import sweep, temporary_folder
 
@@ -60,7 +60,7 @@ def fetch(archive: Archive, root: Path) -> Path:
     with storing(folder):
         root.mkdir(parents=True, exist_ok=True)
         sweep(root)
-        with whole_folder(folder, None) as unpacked, temporary_folder(root) as place:
+        with atomic_folder(folder, None) as unpacked, temporary_folder(root) as place:
             own = given.is_file() and _checksum_fits(given, archive)
             file = given if own else _download(archive, place)
             _unpack(file, archive.folder, unpacked)

@@ -30,7 +30,7 @@ from offramp.data.class_folders import (
     some,
     sorted_folders,
 )
-from offramp.data.examples import Examples
+from offramp.data.dataset import Dataset
 from offramp.data.listing import Listing, ignored_files, is_hidden, is_picture, pictures_in
 from offramp.data.picture import Side, check_sizes, damage, read_image, usual_resize
 
@@ -71,7 +71,7 @@ class ImageFiles:
             orient=self.orient,
         )
 
-    def rows(self, positions: Sequence[int]) -> "ImageFiles":
+    def take(self, positions: Sequence[int]) -> "ImageFiles":
         """Some of the images, in this order."""
         return replace(self, names=tuple(self.names[k] for k in positions))
 
@@ -92,7 +92,7 @@ def image_folder(
     classes: Classes | None = None,
     class_count: int | None = None,
     order: str | None = None,
-) -> Examples:
+) -> Dataset:
     r"""Take the images of a folder; each subfolder is a class.
 
     Files may lie deeper. Hidden files and folders (a dot in front, `__MACOSX`, `@eaDir` and others
@@ -118,7 +118,7 @@ def image_folder(
             2 before 10, as timm does. None is "sorted", with a warning where it matters.
 
     Returns:
-        Examples with uint8 inputs `(3, height, width)` decoded on access; ids are relative paths,
+        Dataset with uint8 inputs `(3, height, width)` decoded on access; ids are relative paths,
         odd bytes in them escaped (`caf\xe9.png`).
 
     Raises:
@@ -155,7 +155,7 @@ def image_folder(
         )
     _warn_of_oddities(root, listings, listed=known is not None, order=order)
     names = [file.relative_to(root).as_posix() for file, _ in found]
-    return Examples(
+    return Dataset(
         inputs=ImageFiles(
             root=root,
             names=tuple(names),

@@ -15,7 +15,7 @@ from offramp._core.checks import check_choice
 from offramp._core.errors import FileFormatError
 from offramp._core.types import SPLITS
 from offramp.data.arrays import read_arrays
-from offramp.data.examples import Examples
+from offramp.data.dataset import Dataset
 
 _CLASSES = 1000
 _PIXELS = 3 * 32 * 32
@@ -24,7 +24,7 @@ _VALIDATION = ("val_data.npz",)
 _FILES = {"all": _TRAIN + _VALIDATION, "train": _TRAIN, "validation": _VALIDATION}
 
 
-def imagenet32(root: Path | str, *, part: str = "all") -> Examples:
+def imagenet32(root: Path | str, *, part: str = "all") -> Dataset:
     """Read ImageNet 32x32, or those of its batches that are there.
 
     Args:
@@ -62,7 +62,7 @@ def imagenet32(root: Path | str, *, part: str = "all") -> Examples:
     indices = [SPLITS.index("test" if name in _VALIDATION else "train") for name in names]
     counts = torch.tensor([len(own) for own in labels])
     used = "" if len(names) == len(_FILES["all"]) else f" [{', '.join(names)}]"
-    return Examples(
+    return Dataset(
         inputs=images,
         labels=torch.from_numpy(np.concatenate(labels)),
         class_names=tuple(str(k + 1) for k in range(_CLASSES)),

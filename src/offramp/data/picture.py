@@ -47,7 +47,7 @@ def read_image(
     Of one number for `resize` the shorter side gets this length.
 
     Pixels of 16 bits (12 in TIFF) are divided by their largest possible value, floating-point ones
-    must be in [0, 1]; both become 0 to 255. Transparency is left out: the colours below count. Of
+    must be in [0, 1]; both become 0 to 255. Transparency is left out: the colors below count. Of
     several images in a file the first is taken.
 
     Args:
@@ -135,7 +135,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     elif image.mode == "F":
         image = _from_fractions(image)
     elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # the same colours, which Pillow warns about otherwise
+        image = image.convert("RGBA")  # the same colors, which Pillow warns about otherwise
     return image.convert("RGB")
 
 

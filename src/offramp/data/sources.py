@@ -12,13 +12,13 @@ from offramp._core.errors import InputError
 from offramp._core.registry import Registry
 from offramp.data.arrays import npz
 from offramp.data.cifar import cifar10, cifar100
+from offramp.data.dataset import Dataset
 from offramp.data.digits import digits
-from offramp.data.examples import Examples
 from offramp.data.folder import image_folder
 from offramp.data.imagenet32 import imagenet32
 
 #: Data sets by name; all but "digits" take a path first.
-SOURCES: Registry[Examples] = Registry(
+SOURCES: Registry[Dataset] = Registry(
     "data set",
     {
         "digits": digits,
@@ -31,7 +31,7 @@ SOURCES: Registry[Examples] = Registry(
 )
 
 
-def load_examples(kind: str, path: Path | str | None = None, **options: Any) -> Examples:  # noqa: ANN401
+def load_dataset(kind: str, path: Path | str | None = None, **options: Any) -> Dataset:  # noqa: ANN401
     """Load a data set by name.
 
     Args:
@@ -43,7 +43,7 @@ def load_examples(kind: str, path: Path | str | None = None, **options: Any) -> 
         UnknownNameError: If there is no data set of this name; the nearest is suggested.
         InputError: If the path is missing or not wanted, or an option is not known.
 
-    >>> len(load_examples("digits"))
+    >>> len(load_dataset("digits"))
     1797
     """
     source = SOURCES[kind]

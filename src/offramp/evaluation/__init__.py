@@ -6,10 +6,10 @@ Layer: evaluation.  Reads traces and policies; never a network, never data.
 from offramp.evaluation.advise import Advice, Promise, advise
 from offramp.evaluation.assignment import Assignment, assignment
 from offramp.evaluation.batch import evaluate_all
-from offramp.evaluation.bills import Bill, bills
 from offramp.evaluation.certificate import Calibration, Certificate, NotCertified
 from offramp.evaluation.certify import certify
 from offramp.evaluation.confirm import confirm
+from offramp.evaluation.costs_by_unit import UnitCost, costs_by_unit
 from offramp.evaluation.evaluate import evaluate
 from offramp.evaluation.exits import ExitPoint, exit_points
 from offramp.evaluation.fit import fit
@@ -30,13 +30,12 @@ from offramp.evaluation.results import (
 from offramp.evaluation.retrained import frontier_of_traces
 from offramp.evaluation.saving_bound import SavingBound, saving_bound
 from offramp.evaluation.savings import Saving, frontier_of, savings
+from offramp.evaluation.stage_usage import StageUsage, stage_usage
 from offramp.evaluation.sweep import sweep
-from offramp.evaluation.uses import StageUse, stage_uses
 
 __all__ = [
     "Advice",
     "Assignment",
-    "Bill",
     "Calibration",
     "Certificate",
     "Choice",
@@ -54,12 +53,13 @@ __all__ = [
     "Replay",
     "Saving",
     "SavingBound",
-    "StageUse",
+    "StageUsage",
+    "UnitCost",
     "advise",
     "assignment",
-    "bills",
     "certify",
     "confirm",
+    "costs_by_unit",
     "evaluate",
     "evaluate_all",
     "exit_points",
@@ -72,6 +72,6 @@ __all__ = [
     "saving_bound",
     "savings",
     "share_of_gap_closed",
-    "stage_uses",
+    "stage_usage",
     "sweep",
 ]

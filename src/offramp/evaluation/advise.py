@@ -1,4 +1,4 @@
-"""Is a cascade worth it? An answer from a few hundred labelled outputs, before anything is fitted.
+"""Is a cascade worth it? An answer from a few hundred labeled outputs, before anything is fitted.
 
 Oracles say what can be saved; what promises take says what can be certified. Nothing is chosen on
 the examples, so few of them are enough to say no.
@@ -27,7 +27,7 @@ from offramp.fitting.search import sub_chains
 from offramp.risk import binomial_p_values, examples_needed, fewest_examples, paired_p_values
 from offramp.trace import Trace
 
-_RISKS: tuple[Risk, ...] = ("difference", "excess")
+_RISKS: tuple[Risk, ...] = ("accuracy_drop", "negative_flips")
 _LONGEST = 3  # stages of the chains that the neutral oracle tries; 2 where there are many stages
 _MANY = 10
 _STEPS = 30  # of bisection
@@ -36,12 +36,13 @@ _STEPS = 30  # of bisection
 @final
 @dataclass(frozen=True, kw_only=True)
 class Promise:
-    """What can be promised for a cascade, given how often it differs from F.
+    """What can be promised for a cascade, given how often it differs from the reference.
 
     Args:
-        differs: Share of examples that it gets right where F is wrong, or the other way round.
+        differs: Share of examples that it gets right where the reference is wrong, or the other
+            way round.
         smallest_max_loss: The smallest B that the examples at hand would certify; None if none.
-        examples_needed: Examples in `calibrate` that would certify the B asked for; None where no
+        examples_needed: Dataset in `calibrate` that would certify the B asked for; None where no
             number would.
     """
 
@@ -58,13 +59,13 @@ class Advice:
     Args:
         worth_it: Yes or no.
         sentence: Why, in plain words.
-        reference: Name of F.
+        reference: Name of the reference.
         unit: Of `reference_cost`.
-        reference_cost: Cost of F per example.
-        n: Examples that the savings were measured on.
-        calibrate: Examples that a promise could rest on.
-        risk: "difference" or "excess".
-        max_loss: B, as asked for.
+        reference_cost: Cost of the reference per example.
+        n: Dataset that the savings were measured on.
+        calibrate: Dataset that a promise could rest on.
+        risk: "accuracy_drop" or "negative_flips".
+        max_drop: B, as asked for.
         delta: As asked for; the chance that `most_saved` is too low as well.
         min_saving: Saving below which the answer is no.
         most_saved: No policy that answers as one of the stages does saves more within B: upper
@@ -72,11 +73,13 @@ class Advice:
         most_saved_measured: The same on the examples, without a limit.
         neutral_saved: What the neutral oracle saves without loss on its best chain. Policies on
             logits come near it, those on labels and confidences save less.
-        single: The cheapest stage that is within B by one standard error on its own; F if no other.
+        single: The cheapest stage that is within B by one standard error on its own; the reference
+            if no other.
         single_saved: What it saves.
-        at_best: What can be promised for a cascade that never differs from F: nothing does better.
+        at_best: What can be promised for a cascade that never differs from the reference: nothing
+            does better.
         as_usual: The same if it differs as often as the first stage of the neutral oracle's chain
-            does; it loses nothing ("difference"), or half of B ("excess").
+            does; it loses nothing ("accuracy_drop"), or half of B ("negative_flips").
     """
 
     worth_it: bool
@@ -87,7 +90,7 @@ class Advice:
     n: int
     calibrate: int
     risk: Risk
-    max_loss: float
+    max_drop: float
     delta: float
     min_saving: float
     most_saved: float
@@ -102,9 +105,9 @@ class Advice:
 def advise(
     trace: Trace,
     *,
-    max_loss: float = 0.01,
+    max_drop: float = 0.01,
     delta: float = 0.1,
-    risk: Risk = "difference",
+    risk: Risk = "accuracy_drop",
     reference: str | None = None,
     top: int = 1,
     unit: str | None = None,
@@ -115,10 +118,10 @@ def advise(
     Args:
         trace: Labelled outputs, a few hundred or more. With splits, savings are measured on `fit`
             and promises counted on `calibrate`, which is not looked at; without, both are all.
-        max_loss: B, the loss that you can bear, in (0, 1): 0.01 is one point.
+        max_drop: B, the loss that you can bear, in (0, 1): 0.01 is one point.
         delta: Chance of being wrong that you can bear, in (0, 1).
-        risk: "difference": accuracy lost. "excess": new errors.
-        reference: Name of F; by default the most accurate stage.
+        risk: "accuracy_drop": accuracy lost. "negative_flips": new errors.
+        reference: Name of the reference; by default the most accurate stage.
         top: A label is right when it is among the `top` best.
         unit: Which table of costs, by its unit; by default the trace's own.
         min_saving: Saving that makes it worth the trouble, in [0, 1].
@@ -130,27 +133,28 @@ def advise(
 
     >>> from offramp.trace import make_trace
     >>> trace = make_trace(600, accuracies=[0.8, 0.92], seed=0)
-    >>> advice = advise(trace, max_loss=0.02, risk="excess")
+    >>> advice = advise(trace, max_drop=0.02, risk="negative_flips")
     >>> advice.worth_it, advice.at_best.examples_needed
     (True, 114)
     """
-    check_probability("max_loss", max_loss)
+    check_probability("max_drop", max_drop)
     check_probability("delta", delta)
     check_choice("risk", risk, _RISKS)
     check_fraction("min_saving", min_saving)
     if trace.seen_in_training:
         raise InputError(
             "trace must hold examples that no network was trained on, got seen_in_training=True: "
-            "on what they have learned the dear stages look better than they are. Record others."
+            "on what they have learned the expensive stages look better than they are. Record "
+            "others."
         )
     part, calibrate = _parts(_in_unit(trace, unit))
     name = part.stages[part.most_accurate(top=top)] if reference is None else reference
     own = reference_cost(part, check_known("stage", name, part.stages))
-    bound = saving_bound(part, name, max_loss=max_loss, delta=delta, risk=risk, top=top)
+    bound = saving_bound(part, name, max_drop=max_drop, delta=delta, risk=risk, top=top)
     first, neutral = _neutral(part, name, top)
-    single, single_cost = _single(part, name, max_loss, risk, top)
+    single, single_cost = _single(part, name, max_drop, risk, top)
     differs = float((part.wrong(first, top=top) != _f_wrong(part, name, top)).mean())
-    promise = partial(_promise, calibrate, max_loss=max_loss, delta=delta, risk=risk)
+    promise = partial(_promise, calibrate, max_drop=max_drop, delta=delta, risk=risk)
     found = Advice(
         worth_it=False,
         sentence="",
@@ -160,7 +164,7 @@ def advise(
         n=len(part),
         calibrate=calibrate,
         risk=risk,
-        max_loss=max_loss,
+        max_drop=max_drop,
         delta=delta,
         min_saving=min_saving,
         most_saved=bound.limit,
@@ -169,7 +173,7 @@ def advise(
         single=single,
         single_saved=1 - single_cost / own,
         at_best=promise(differs=0.0, half=False),
-        as_usual=promise(differs=differs, half=risk == "excess"),
+        as_usual=promise(differs=differs, half=risk == "negative_flips"),
     )
     worth_it, sentence = _verdict(found)
     return replace(found, worth_it=worth_it, sentence=sentence)
@@ -188,7 +192,7 @@ def _parts(trace: Trace) -> tuple[Trace, int]:
     if not trace.has_split("fit"):
         return trace, len(trace)
     has = trace.has_split("calibrate")
-    return trace.part("fit"), len(trace.part("calibrate")) if has else 0
+    return trace.subset("fit"), len(trace.subset("calibrate")) if has else 0
 
 
 def _f_wrong(part: Trace, reference: str, top: int) -> BoolArray:
@@ -196,7 +200,7 @@ def _f_wrong(part: Trace, reference: str, top: int) -> BoolArray:
 
 
 def _neutral(part: Trace, reference: str, top: int) -> tuple[int, float]:
-    """First stage and mean cost of the cheapest chain to F under the neutral oracle."""
+    """First stage and mean cost of the cheapest chain to the reference under the neutral oracle."""
     f = part.topology.index(reference)
     longest = _LONGEST if len(part.topology) <= _MANY else 2
     chains = [c for c in sub_chains(part.topology, longest=longest) if c.active[-1] == f]
@@ -211,39 +215,39 @@ def _neutral(part: Trace, reference: str, top: int) -> tuple[int, float]:
 
 
 def _single(
-    part: Trace, reference: str, max_loss: float, risk: Risk, top: int
+    part: Trace, reference: str, max_drop: float, risk: Risk, top: int
 ) -> tuple[str, float]:
     """The cheapest stage within the limit on its own, one standard error below it."""
     f_wrong = _f_wrong(part, reference, top).astype(np.float64)
     within = {reference: part.costs.alone(part.topology, part.topology.index(reference))}
     for k, name in enumerate(part.stages):
         loss = part.wrong(k, top=top) - f_wrong
-        loss = loss if risk == "difference" else loss.clip(min=0)
-        if loss.mean() + loss.std() / np.sqrt(len(loss)) <= max_loss:
+        loss = loss if risk == "accuracy_drop" else loss.clip(min=0)
+        if loss.mean() + loss.std() / np.sqrt(len(loss)) <= max_drop:
             within[name] = part.costs.alone(part.topology, k)
     best = min(within, key=lambda name: within[name])
     return best, within[best]
 
 
 def _promise(
-    calibrate: int, *, differs: float, half: bool, max_loss: float, delta: float, risk: Risk
+    calibrate: int, *, differs: float, half: bool, max_drop: float, delta: float, risk: Risk
 ) -> Promise:
     """What a cascade could be promised that differs so often, and loses half of B or nothing."""
 
     def p_value(n: int, limit: float) -> float:
-        if risk == "excess":
+        if risk == "negative_flips":
             lost = np.array([round(n * limit / 2) if half else 0], dtype=np.int64)
             return float(binomial_p_values(lost, n, max_risk=limit)[0])
         each = np.array([int(n * differs / 2)], dtype=np.int64)
         slack = SLACK * delta
         return float(paired_p_values(each, each, n, max_difference=limit, slack=slack)[0])
 
-    least = fewest_examples(max_risk=max_loss, delta=delta)
+    least = fewest_examples(max_risk=max_drop, delta=delta)
     return Promise(
         differs=differs,
         smallest_max_loss=_smallest(lambda limit: p_value(calibrate, limit), delta, calibrate),
         examples_needed=examples_needed(
-            lambda n: p_value(n, max_loss), delta=delta, at_least=least
+            lambda n: p_value(n, max_drop), delta=delta, at_least=least
         ),
     )
 
@@ -261,7 +265,7 @@ def _smallest(p_value: Callable[[float], float], delta: float, n: int) -> float 
 
 def _verdict(found: Advice) -> tuple[bool, str]:
     """Yes or no, and why in plain sentences."""
-    f, loss = found.reference, _points(found.max_loss)
+    f, loss = found.reference, _points(found.max_drop)
     if found.most_saved < found.min_saving:
         return False, (
             f"No: within {loss} not even a policy that knew the labels would save more than "
@@ -289,7 +293,7 @@ def _verdict(found: Advice) -> tuple[bool, str]:
 def _promise_text(found: Advice) -> str:
     """How many examples the promise takes."""
     needed, least = found.as_usual.examples_needed, found.at_best.examples_needed
-    what = f"To promise {_points(found.max_loss)} with delta = {found.delta:g}"
+    what = f"To promise {_points(found.max_drop)} with delta = {found.delta:g}"
     if needed is None or least is None:
         return f"{what} no number of examples is enough."
     if needed <= found.calibrate:

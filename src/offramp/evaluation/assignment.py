@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import final
 
 from offramp.evaluation.replay import replay
-from offramp.policy import Setting
+from offramp.policy import Candidate
 from offramp.trace import Trace
 
 
@@ -17,7 +17,7 @@ class Assignment:
     """How accurate each stage is on the examples that left at each stage.
 
     Args:
-        stages: Names of the stages that the setting uses, `(s,)`.
+        stages: Names of the stages that the candidate uses, `(s,)`.
         share: Share of examples that left at each, `(s,)`, sums to 1.
         accuracy: `accuracy[i][j]`: share of right answers of stage i alone on the examples that
             left at stage j; None where nobody left.
@@ -28,22 +28,22 @@ class Assignment:
     accuracy: tuple[tuple[float | None, ...], ...]
 
 
-def assignment(part: Trace, setting: Setting) -> Assignment:
-    """Replay a setting and look at every stage's own answers, group by group.
+def assignment(part: Trace, candidate: Candidate) -> Assignment:
+    """Replay a candidate and look at every stage's own answers, group by group.
 
     Args:
         part: The examples.
-        setting: What decides.
+        candidate: What decides.
 
     >>> from offramp.trace.testing import make_trace
     >>> part = make_trace(n=100, stages=2, seed=0)
-    >>> alone = Setting.single(part.topology, "stage1", reference="stage1")
+    >>> alone = Candidate.single(part.topology, "stage1", reference="stage1")
     >>> assignment(part, alone).share
     (1.0,)
     """
-    active = setting.policy.topology.active
-    last = replay(part, setting.policy, top=setting.top).last  # (n,)
-    right = [~part.wrong(k, top=setting.top) for k in active]
+    active = candidate.policy.topology.active
+    last = replay(part, candidate.policy, top=candidate.top).last  # (n,)
+    right = [~part.wrong(k, top=candidate.top) for k in active]
     groups = [last == k for k in active]
     return Assignment(
         stages=tuple(part.stages[k] for k in active),

@@ -1,9 +1,9 @@
-"""Evaluation of many settings on the same examples, which share what they look at.
+"""Evaluation of many candidates on the same examples, which share what they look at.
 
-Replaying a sweep one setting after another would scale, combine and sort the same outputs hundreds
-of times. Here every distribution is computed once for a run of examples and all settings; decisions
-are then a few sums of columns. Since a decision never depends on the rest of the batch, the result
-is that of `evaluate`, figure for figure.
+Replaying a sweep one candidate after another would scale, combine and sort the same outputs
+hundreds of times. Here every distribution is computed once for a run of examples and all
+candidates; decisions are then a few sums of columns. Since a decision never depends on the rest of
+the batch, the result is that of `evaluate`, figure for figure.
 
 Layer: evaluation.
 """
@@ -23,7 +23,7 @@ from offramp._core.topology import Path
 from offramp._core.types import BoolArray
 from offramp.evaluation.evaluate import Outcomes, f_labels, first_labels, from_outcomes, outcomes_of
 from offramp.evaluation.results import Evaluation
-from offramp.policy import Policy, Setting
+from offramp.policy import Candidate, Policy
 from offramp.policy.features import COMBINED, Distribution
 from offramp.policy.policy import scaled_log_probs
 from offramp.trace import Trace
@@ -33,38 +33,38 @@ _T = TypeVar("_T")
 
 
 def evaluate_all(
-    trace: Trace, settings: Sequence[Setting], *, progress: bool = False
+    trace: Trace, candidates: Sequence[Candidate], *, progress: bool = False
 ) -> list[Evaluation]:
-    """As `[evaluate(trace, setting, bootstrap=0) for setting in settings]`, but much faster.
+    """As `[evaluate(trace, candidate, bootstrap=0) for candidate in candidates]`, but much faster.
 
     Args:
         trace: The examples.
-        settings: What to evaluate, in any mixture.
+        candidates: What to evaluate, in any mixture.
         progress: Show a bar.
 
     >>> from offramp.evaluation.evaluate import evaluate
-    >>> from offramp.fitting.baselines import fit_uniform
+    >>> from offramp.fitting.baselines import fit_random
     >>> from offramp.trace.testing import make_trace
     >>> trace = make_trace(n=50, stages=2, seed=0)
-    >>> settings = fit_uniform(trace, reference="stage1")
-    >>> evaluate_all(trace, settings) == [evaluate(trace, s, bootstrap=0) for s in settings]
+    >>> candidates = fit_random(trace, reference="stage1")
+    >>> evaluate_all(trace, candidates) == [evaluate(trace, s, bootstrap=0) for s in candidates]
     True
     """
-    for setting in settings:
-        setting.policy.topology.check_same_stages(trace.topology, "the trace")
-        setting.policy.check_reads(trace.outputs, "the trace")
-    outcomes: list[Outcomes | None] = [None] * len(settings)
+    for candidate in candidates:
+        candidate.policy.topology.check_same_stages(trace.topology, "the trace")
+        candidate.policy.check_reads(trace.outputs, "the trace")
+    outcomes: list[Outcomes | None] = [None] * len(candidates)
     size = min(16_384, max(256, _NUMBERS // trace.classes))
-    with progress_bar("Replaying settings", len(trace), enabled=progress) as step:
+    with progress_bar("Replaying candidates", len(trace), enabled=progress) as step:
         for start in range(0, len(trace), size):
-            part = trace.rows(torch.arange(start, min(start + size, len(trace))))
+            part = trace.take(torch.arange(start, min(start + size, len(trace))))
             shared = _Shared(part)
-            for i, setting in enumerate(settings):
-                outcomes[i] = _added(outcomes[i], _outcomes(shared, setting))
+            for i, candidate in enumerate(candidates):
+                outcomes[i] = _added(outcomes[i], _outcomes(shared, candidate))
             step(len(part))
     return [
-        from_outcomes(trace, setting, found)
-        for setting, found in zip(settings, outcomes, strict=True)
+        from_outcomes(trace, candidate, found)
+        for candidate, found in zip(candidates, outcomes, strict=True)
         if found is not None
     ]
 
@@ -82,7 +82,7 @@ def _added(before: Outcomes | None, more: Outcomes) -> Outcomes:
 
 @final
 class _Shared:
-    """What settings look at, for a run of `m` examples, computed on first use."""
+    """What candidates look at, for a run of `m` examples, computed on first use."""
 
     def __init__(self, part: Trace) -> None:
         self.part = part
@@ -126,11 +126,11 @@ class _Shared:
         return self.once(("wrong", top, path[-1], self._answer_key(path, policy)), compute)
 
     def differs(self, path: Path, policy: Policy, reference: str) -> BoolArray:
-        """True where the first label of the answer at the end of a path is not F's, `(m,)`."""
+        """True where the first label at the end of a path is not the reference's, `(m,)`."""
         stage = self.part.topology.index(reference)
 
         def compute() -> BoolArray:
-            of_f = self.once(("F's", stage), lambda: f_labels(self.part, stage))
+            of_f = self.once(("The reference's", stage), lambda: f_labels(self.part, stage))
             first = first_labels(self._best(path, policy, 1).numpy(), self.part)
             return np.not_equal(first, of_f)
 
@@ -152,7 +152,7 @@ class _Shared:
         return self.once(("ranked", k, count), lambda: self.part.output(k).top(count))
 
     def reference_wrong(self, reference: str, top: int) -> BoolArray:
-        """True where F's own answer is wrong, `(m,)`."""
+        """True where the reference's own answer is wrong, `(m,)`."""
         stage = self.part.topology.index(reference)
         return self.once(("F", stage, top), lambda: self.part.wrong(stage, top=top))
 
@@ -174,9 +174,9 @@ class _Standing:
         return self._shared.ranked(stage, count)
 
 
-def _outcomes(shared: _Shared, setting: Setting) -> Outcomes:
+def _outcomes(shared: _Shared, candidate: Candidate) -> Outcomes:
     """How many examples leave on each path and are of each class, by who is wrong."""
-    policy, topology = setting.policy, setting.policy.topology
+    policy, topology = candidate.policy, candidate.policy.topology
     m = len(shared.part)
     taken, wrong = np.zeros(m, dtype=np.int64), np.zeros(m, dtype=np.bool_)
     differs = np.zeros(m, dtype=np.bool_)
@@ -201,13 +201,13 @@ def _outcomes(shared: _Shared, setting: Setting) -> Outcomes:
         rows = leaving.numpy()
         if rows.any():
             taken[rows] = i
-            wrong |= rows & shared.wrong(path, policy, setting.top)
-            differs |= rows & shared.differs(path, policy, setting.reference)
+            wrong |= rows & shared.wrong(path, policy, candidate.top)
+            differs |= rows & shared.differs(path, policy, candidate.reference)
     return outcomes_of(
         shared.part,
         path=taken,
         paths=len(topology.paths()),
         wrong=wrong,
-        f_wrong=shared.reference_wrong(setting.reference, setting.top),
+        f_wrong=shared.reference_wrong(candidate.reference, candidate.top),
         differs=differs,
     )

@@ -11,7 +11,7 @@ from offramp._core.checks import check_known
 from offramp._core.errors import InputError
 from offramp.evaluation.limits import Label, Limit
 from offramp.evaluation.results import Evaluation, FrontierPoint
-from offramp.policy import Setting
+from offramp.policy import Candidate
 from offramp.trace import Trace
 
 
@@ -26,7 +26,7 @@ class Calibration:
         seen_in_training: True if the networks were trained on them.
         lossy: True if outputs were stored with less precision than computed.
         class_names: Names of the classes, `(c,)`; empty where an older version stored this.
-        labelled: False if their labels are not to be trusted.
+        labeled: False if their labels are not to be trusted.
         split: Name of the part of a trace that they are.
     """
 
@@ -35,11 +35,11 @@ class Calibration:
     seen_in_training: bool
     lossy: bool
     class_names: tuple[str, ...] = ()
-    labelled: bool = True
+    labeled: bool = True
     split: str = "calibrate"
 
     @classmethod
-    def of(cls, *parts: Trace, labelled: bool = True, split: str = "calibrate") -> "Calibration":
+    def of(cls, *parts: Trace, labeled: bool = True, split: str = "calibrate") -> "Calibration":
         """Of a part of one trace, or of several traces of the same examples."""
         digest, first = hashlib.sha256(), parts[0]
         for part in parts:
@@ -55,7 +55,7 @@ class Calibration:
             seen_in_training=any(part.seen_in_training for part in parts),
             lossy=any(part.lossy for part in parts),
             class_names=first.class_names or tuple(map(str, range(first.classes))),
-            labelled=labelled,
+            labeled=labeled,
             split=split,
         )
 
@@ -85,14 +85,14 @@ class _Answer:
     calibration: Calibration | None
 
     @property
-    def setting(self) -> Setting:
+    def candidate(self) -> Candidate:
         """What to run."""
-        return self.point.setting
+        return self.point.candidate
 
     @property
     def cascade(self) -> bool:
         """False where one network is run alone."""
-        return self.setting.method != "single"
+        return self.candidate.method != "single"
 
     @property
     def fit(self) -> Evaluation:
@@ -130,7 +130,7 @@ class _Answer:
         return ", ".join(dict.fromkeys(limit.risk for limit in self.limits))
 
     @property
-    def max_loss(self) -> float | None:
+    def max_drop(self) -> float | None:
         """The first limit of a risk that is no cost, or None."""
         return next((limit.at_most for limit in self.limits if limit.risk != "cost"), None)
 
@@ -148,10 +148,10 @@ class _Answer:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Certificate(_Answer):
-    """A setting with a promise: on new examples no limit is exceeded.
+    """A candidate with a promise: on new examples no limit is exceeded.
 
     The promise is wrong with probability `delta` at most, over the draw of the examples. It is that
-    of `limits` and of nothing tighter: a limit computed for the setting alone would not hold for
+    of `limits` and of nothing tighter: a limit computed for the candidate alone would not hold for
     one that was chosen among many.
 
     Args:
@@ -159,8 +159,8 @@ class Certificate(_Answer):
         limits: The largest value of each risk that is promised; all hold at once.
         delta: Largest chance that the promise is wrong, in (0, 1).
         calibration: The examples that were tested on.
-        p_value: The smallest delta with which this setting would have been reached.
-        tested: How many settings were tested, the one that failed included.
+        p_value: The smallest delta with which this candidate would have been reached.
+        tested: How many candidates were tested, the one that failed included.
         class_weights: Share of each class in future over its share in these examples, `(c,)`; None
             where the shares stay.
         assumptions: Under what the promise holds, one sentence each.
@@ -186,9 +186,9 @@ class Certificate(_Answer):
 
     @property
     def numbers(self) -> dict[str, float | int | str | None]:
-        """The figures of the promise and of its setting on the examples, by name."""
+        """The figures of the promise and of its candidate on the examples, by name."""
         found = self.point.tested or self.judged
-        labelled = ("accuracy", "reference_accuracy", "difference", "excess")
+        labeled = ("accuracy", "reference_accuracy", "accuracy_drop", "negative_flips")
         weights = "" if self.class_weights is None else " ".join(map(str, self.class_weights))
         return {
             "limits": self.limits_text,
@@ -202,7 +202,7 @@ class Certificate(_Answer):
             "cost_ratio": found.cost_ratio,
             "disagreement": found.disagreement,
             **({"class_weights": weights} if weights else {}),
-            **{name: getattr(found, name) for name in labelled if self.calibration.labelled},
+            **{name: getattr(found, name) for name in labeled if self.calibration.labeled},
         }
 
     def __json__(self) -> dict[str, object]:
@@ -210,13 +210,13 @@ class Certificate(_Answer):
             "outcome": "certified",
             "sentence": self.sentence,
             "risk": self.risk,
-            "max_loss": self.max_loss,
+            "max_drop": self.max_drop,
             "max_cost": self.max_cost,
             **self.numbers,
             "limits": self.limits,
             "class_weights": self.class_weights,
             "assumptions": self.assumptions,
-            "setting": self.setting,
+            "candidate": self.candidate,
             "fit": self.fit.numbers(),
             "calibrate": None if self.calibrate is None else self.calibrate.numbers(),
         }
@@ -225,15 +225,15 @@ class Certificate(_Answer):
 @final
 @dataclass(frozen=True, kw_only=True)
 class NotCertified(_Answer):
-    """No setting may be promised: F runs alone, which loses nothing against itself.
+    """No candidate may be promised: the reference runs alone, which loses nothing against itself.
 
     Args:
-        point: F alone, to run instead, and what it does on `fit` and `calibrate`.
+        point: the reference alone, to run instead, and what it does on `fit` and `calibrate`.
         limits: What was to be promised.
         delta: The largest chance of a wrong promise.
         calibration: The examples that were there to test on, or None.
         why: What stands against it, without a full stop.
-        examples_needed: About how many would have sufficed for the safest setting at the shares
+        examples_needed: About how many would have sufficed for the safest candidate at the shares
             that were seen; None where no number would, or nothing was seen.
     """
 
@@ -247,7 +247,7 @@ class NotCertified(_Answer):
         if self.examples_needed is not None and self.examples_needed > self.n:
             have = "" if f"there are {self.n}" in self.why else f"; there are {self.n}"
             enough = f" About {self.examples_needed} examples in {split} would have sufficed{have}."
-        return f"Not certified: {self.why}.{enough} Run {self.setting.label}."
+        return f"Not certified: {self.why}.{enough} Run {self.candidate.label}."
 
     @property
     def sentence(self) -> str:
@@ -269,9 +269,9 @@ class NotCertified(_Answer):
             "outcome": "not certified",
             "sentence": self.sentence,
             "risk": self.risk,
-            "max_loss": self.max_loss,
+            "max_drop": self.max_drop,
             "max_cost": self.max_cost,
             **self.numbers,
             "limits": self.limits,
-            "setting": self.setting,
+            "candidate": self.candidate,
         }

@@ -1,4 +1,4 @@
-"""Certified operating points: the cheapest setting whose promise has been tested.
+"""Certified operating points: the cheapest candidate whose promise has been tested.
 
 Candidates stand in an order that `fit` fixed, from the safest on. Each is tested on the `calibrate`
 examples alone; the walk ends where the first fails, and of those that passed one is promised.
@@ -14,7 +14,7 @@ import numpy as np
 
 from offramp._core.checks import check_choice, check_probability
 from offramp.evaluation.certificate import Calibration, Certificate, NotCertified
-from offramp.evaluation.limits import UNLABELLED, Limits, joined, points_text, read_limits
+from offramp.evaluation.limits import UNLABELED, Limits, joined, points_text, read_limits
 from offramp.evaluation.order import walk_order
 from offramp.evaluation.results import RISKS, Evaluation, FrontierPoint, Risk
 from offramp.evaluation.risk_tests import (
@@ -37,18 +37,18 @@ def certify(
     *,
     delta: float,
     class_weights: ClassWeights | None = None,
-    least: Risk = "difference",
+    least: Risk = "accuracy_drop",
 ) -> Certificate | NotCertified:
-    """Test settings in an order that `fit` fixes, and promise one of those that pass.
+    """Test candidates in an order that `fit` fixes, and promise one of those that pass.
 
     Args:
-        points: Settings and single networks; those that were evaluated on `calibrate` are tested.
-        f: F alone, which runs where nothing is certified.
+        points: Candidates and single networks; those that were evaluated on `calibrate` are tested.
+        f: the reference alone, which runs where nothing is certified.
         calibration: What the examples of `calibrate` are; None where there are none.
         limits: As in `Frontier.certify`; so are `delta` and `class_weights`.
         delta: Largest chance of a wrong promise, in (0, 1).
         class_weights: Known factors by which classes become more frequent.
-        least: Where only the cost is limited: the risk that the chosen setting has least of.
+        least: Where only the cost is limited: the risk that the chosen candidate has least of.
 
     Raises:
         InputError: If a limit or `delta` lies outside (0, 1), a risk or class is unknown, or
@@ -56,8 +56,8 @@ def certify(
 
     >>> from offramp.evaluation import fit
     >>> from offramp.trace import make_trace
-    >>> frontier = fit(make_trace(4000, stages=2, seed=0), "myopic", progress=False)
-    >>> found = frontier.certify({"difference": 0.03, "cost": 0.95}, delta=0.1)
+    >>> frontier = fit(make_trace(4000, stages=2, seed=0), "threshold", progress=False)
+    >>> found = frontier.certify({"accuracy_drop": 0.03, "cost": 0.95}, delta=0.1)
     >>> type(found).__name__, found.p_value <= 0.1
     ('Certificate', True)
     """
@@ -67,7 +67,7 @@ def certify(
     tests = risk_tests(asked, calibration, delta=delta, class_weights=class_weights)
     candidates = walk_order(points, f, tests, least)
     weights = None
-    if candidates and calibration is not None and calibration.labelled:
+    if candidates and calibration is not None and calibration.labeled:
         weights = check_weights(class_weights, calibration, evidence(candidates[0]))
     against = _objection(candidates, tests, calibration, delta)
     if against is None and calibration is not None:
@@ -101,7 +101,7 @@ def _cost(point: FrontierPoint) -> float:
 
 
 def _merit(point: FrontierPoint, tests: Sequence[RiskTest], least: Risk) -> float:
-    """What to minimise among those that passed, on `fit`."""
+    """What to minimize among those that passed, on `fit`."""
     free = all(test.limit.risk == "cost" for test in tests)
     return point.fit.risk(least) if free else _cost(point)
 
@@ -128,14 +128,14 @@ def _objection(
             "the trace is lossy (float16); decisions taken on it may differ from those at run "
             "time. Record it in float32"
         )
-    labelled = [test.limit.risk for test in tests if test.limit.risk not in UNLABELLED]
-    if labelled and not calibration.labelled:
+    labeled = [test.limit.risk for test in tests if test.limit.risk not in UNLABELED]
+    if labeled and not calibration.labeled:
         return (
-            f"the examples of {calibration.split} have no labels, which {joined(labelled)} takes; "
-            f"without them {' and '.join(UNLABELLED)} can be promised"
+            f"the examples of {calibration.split} have no labels, which {joined(labeled)} takes; "
+            f"without them {' and '.join(UNLABELED)} can be promised"
         )
     if not candidates:
-        return "no setting is cheaper than F on fit"
+        return "no candidate is cheaper than the reference on fit"
     short = (_shortage(candidates, test, calibration, delta) for test in tests)
     return next((text for text in short if text is not None), None)
 
@@ -155,7 +155,7 @@ def _shortage(
     elif isinstance(test, WeightedTest):
         takes = f"even without a single error it takes, with these class weights, {least}"
     else:
-        takes = f"even without a single error it takes log(delta)/log(1 - max_loss) = {least}"
+        takes = f"even without a single error it takes log(delta)/log(1 - max_drop) = {least}"
     return (
         f"{takes} examples{whose} in {calibration.split} to promise {_amount(test)} with delta = "
         f"{delta:g}, and there are {have}{of}"
@@ -165,8 +165,8 @@ def _shortage(
 def _amount(test: RiskTest) -> str:
     share, risk = points_text(test.limit.at_most), test.limit.risk
     if risk == "cost":
-        return f"a cost of {share} % of F's"
-    return f"{share} points" if risk == "difference" else f"{share} points of {risk}"
+        return f"a cost of {share} % of the reference's"
+    return f"{share} points" if risk == "accuracy_drop" else f"{share} points of {risk}"
 
 
 def _seen(point: FrontierPoint, tests: Sequence[RiskTest], calibration: Calibration) -> str:
@@ -175,7 +175,7 @@ def _seen(point: FrontierPoint, tests: Sequence[RiskTest], calibration: Calibrat
     worst = max(tests, key=lambda test: float(test.p_values([point])[0]))
     share = points_text(measured(worst, found))
     if worst.limit.risk == "cost":
-        return f"its cost in {calibration.split} is {share} % of F's"
+        return f"its cost in {calibration.split} is {share} % of the reference's"
     return f"its {worst.limit.risk} in {calibration.split} is {share} points"
 
 
@@ -229,11 +229,11 @@ def _sentence(
     delta: float,
     p_value: float,
 ) -> str:
-    f, top = found.setting.reference, found.setting.top
+    f, top = found.candidate.reference, found.candidate.top
     promise = joined([test.limit.words(f, top=top) for test in tests])
     shifted = "" if weights is None else ", their classes weighted as given"
     return (
-        f"With a confidence of {100 * (1 - delta):g} %, {found.setting.label} {promise}, on new "
+        f"With a confidence of {100 * (1 - delta):g} %, {found.candidate.label} {promise}, on new "
         f"examples like the {found.n} that it was tested on{shifted} (p = {p_value:.2g}); there it "
         f"cost {found.cost_ratio:.3f} of {f} alone."
     )
@@ -274,8 +274,8 @@ def _scaled(found: Evaluation, n: int) -> Evaluation:
         found,
         n=n,
         accuracy=round(n * found.accuracy) / n,
-        excess=lost / n,
-        difference=(lost - won) / n,
+        negative_flips=lost / n,
+        accuracy_drop=(lost - won) / n,
         disagreement=differing / n,
         class_outcomes=_scaled_table(found.class_outcomes, n / found.n),
         class_paths=_scaled_table(found.class_paths, n / found.n),

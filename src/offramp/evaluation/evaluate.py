@@ -1,6 +1,7 @@
-"""What a setting costs and loses on recorded examples, with intervals.
+"""What a candidate costs and loses on recorded examples, with intervals.
 
-Layer: evaluation.  Source: methods.md (F, the two risks) and 1 (statistics of exits and of time).
+Layer: evaluation.  Source: methods.md (the reference, the two risks) and 1 (statistics of exits
+and of time).
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from offramp._core.topology import Path, Topology
 from offramp._core.types import SPLITS, BoolArray, FloatArray, IntArray
 from offramp.evaluation.replay import path_costs, replay
 from offramp.evaluation.results import Evaluation, Interval
-from offramp.policy import Policy, Setting
+from offramp.policy import Candidate, Policy
 from offramp.trace import Trace
 
 _LOW, _HIGH = 0.025, 0.975
@@ -28,13 +29,14 @@ class Outcomes:
     """How many examples of which kind there are: all that an evaluation needs of them.
 
     Wherever two axes of size 2 stand last, the first is 1 where the example's own answer is wrong,
-    the second where F's is.
+    the second where the reference's is.
 
     Args:
-        paths: Of each path of the setting's topology, `(p, 2, 2)`.
+        paths: Of each path of the candidate's topology, `(p, 2, 2)`.
         classes: Of each true class, `(c, 2, 2)`.
         class_paths: Of each path, how many are of each true class, `(p, c)`.
-        disagreements: Of each true class, examples whose first label is not F's, `(c,)`.
+        disagreements: Of each true class, examples whose first label is not the reference's,
+            `(c,)`.
     """
 
     paths: IntArray
@@ -45,30 +47,32 @@ class Outcomes:
 
 def evaluate(
     trace: Trace,
-    setting: Setting,
+    candidate: Candidate,
     *,
     bootstrap: int = 2000,
     seed: int = 0,
     costs: Costs | None = None,
     baseline: Trace | None = None,
 ) -> Evaluation:
-    """Replay a setting and compare it with F, its reference, on the same examples.
+    """Replay a candidate and compare it with the reference, its reference, on the same examples.
 
     Args:
-        trace: The examples, usually one split: `trace.part("test")`.
-        setting: What to replay.
+        trace: The examples, usually one split: `trace.subset("test")`.
+        candidate: What to replay.
         bootstrap: Number of resamples for the 95 % intervals; 0 leaves them out.
         seed: Of the resampling.
         costs: What to bill the same decisions by; by default the trace's own costs.
-        baseline: Where F's answers stand, if not in `trace`: the same examples, in the same order.
+        baseline: Where the reference's answers stand, if not in `trace`: the same examples, in the
+            same order.
 
     Raises:
-        InputError: If F costs nothing, so that no ratio exists, or stages or examples differ.
-        UnknownNameError: If F is not among the stages.
+        InputError: If the reference costs nothing, so that no ratio exists, or stages or examples
+            differ.
+        UnknownNameError: If the reference is not among the stages.
 
     >>> from offramp.trace.testing import make_trace
     >>> trace = make_trace(n=200, stages=2, seed=0)
-    >>> small = Setting.single(trace.topology, "stage0", reference="stage1")
+    >>> small = Candidate.single(trace.topology, "stage0", reference="stage1")
     >>> evaluate(trace, small).cost_ratio
     0.25
     """
@@ -76,15 +80,15 @@ def evaluate(
         check_positive_int("bootstrap", bootstrap)
     if costs is not None:
         trace = trace.with_costs(costs)
-    done = replay(trace, setting.policy, top=setting.top)
+    done = replay(trace, candidate.policy, top=candidate.top)
     of_f = trace if baseline is None else baseline
     if not np.array_equal(of_f.ids, trace.ids):
         raise InputError(
             f"baseline must hold the {len(trace)} examples of the trace in the same order, got "
             f"{len(of_f)} others."
         )
-    stage = of_f.topology.index(setting.reference)
-    f_wrong = of_f.wrong(stage, top=setting.top)
+    stage = of_f.topology.index(candidate.reference)
+    f_wrong = of_f.wrong(stage, top=candidate.top)
     outcomes = outcomes_of(
         trace,
         path=done.path,
@@ -93,7 +97,7 @@ def evaluate(
         f_wrong=f_wrong,
         differs=first_labels(done.labels, trace) != f_labels(of_f, stage),
     )
-    return from_outcomes(trace, setting, outcomes, bootstrap=bootstrap, seed=seed)
+    return from_outcomes(trace, candidate, outcomes, bootstrap=bootstrap, seed=seed)
 
 
 def outcomes_of(
@@ -112,8 +116,8 @@ def outcomes_of(
         path: The path that each has taken, `(n,)`, of `paths`.
         paths: How many paths there are.
         wrong: True where the example's own answer is wrong, `(n,)`.
-        f_wrong: True where F's is, `(n,)`.
-        differs: True where its first label is not F's, `(n,)`.
+        f_wrong: True where the reference's is, `(n,)`.
+        differs: True where its first label is not the reference's, `(n,)`.
     """
     labels, c = trace.labels.numpy(), trace.classes
     return Outcomes(
@@ -125,12 +129,12 @@ def outcomes_of(
 
 
 def count_outcomes(group: IntArray, wrong: BoolArray, f_wrong: BoolArray, groups: int) -> IntArray:
-    """How many examples of each group are right or wrong where F is right or wrong, `(g, 2, 2)`.
+    """Examples of each group by right or wrong, and the reference right or wrong, `(g, 2, 2)`.
 
     Args:
         group: Of each example, `(n,)`, in 0..groups - 1.
         wrong: True where the example's own answer is wrong, `(n,)`.
-        f_wrong: True where F's is, `(n,)`.
+        f_wrong: True where the reference's is, `(n,)`.
         groups: How many groups there are.
     """
     kinds = 4 * group + 2 * wrong + f_wrong
@@ -138,7 +142,7 @@ def count_outcomes(group: IntArray, wrong: BoolArray, f_wrong: BoolArray, groups
 
 
 def f_labels(trace: Trace, stage: int) -> IntArray:
-    """F's own first label of each example, `(n,)`."""
+    """The reference's own first label of each example, `(n,)`."""
     return first_labels(trace.output(stage).top(1).numpy(), trace)
 
 
@@ -149,19 +153,19 @@ def first_labels(labels: IntArray, trace: Trace) -> IntArray:
 
 
 def from_outcomes(
-    trace: Trace, setting: Setting, outcomes: Outcomes, *, bootstrap: int = 0, seed: int = 0
+    trace: Trace, candidate: Candidate, outcomes: Outcomes, *, bootstrap: int = 0, seed: int = 0
 ) -> Evaluation:
     """The evaluation that follows from how many examples of which kind there are.
 
     Args:
         trace: Where they were counted; its costs, splits and names are read.
-        setting: What was replayed.
+        candidate: What was replayed.
         outcomes: What was counted.
         bootstrap: Number of resamples; 0 leaves the intervals out.
         seed: Of the resampling.
     """
-    policy, n = setting.policy, len(trace)
-    f_cost = reference_cost(trace, setting.reference)
+    policy, n = candidate.policy, len(trace)
+    f_cost = reference_cost(trace, candidate.reference)
     path, wrong, f_wrong = np.nonzero(outcomes.paths)  # (u,) each: the kinds that occur
     counts = outcomes.paths[path, wrong, f_wrong]
     ratios = path_costs(trace, policy) / f_cost  # (p,)
@@ -179,7 +183,7 @@ def from_outcomes(
     exits, visits = _exits_and_visits(len(trace.topology), ways)
     useful, overhead, deciding = _cost_shares(trace.costs, policy, ways)
     return Evaluation(
-        setting=setting,
+        candidate=candidate,
         n=n,
         split=split_name(trace),
         stages=trace.stages,
@@ -189,11 +193,11 @@ def from_outcomes(
         cost_ratio=float(means[0]),
         accuracy=float(counts @ (1 - wrong) / n),
         reference_accuracy=float(counts @ (1 - f_wrong) / n),
-        difference=float(means[1]),
-        excess=float(means[2]),
+        accuracy_drop=float(means[1]),
+        negative_flips=float(means[2]),
         cost_ratio_ci=intervals[0],
-        difference_ci=intervals[1],
-        excess_ci=intervals[2],
+        accuracy_drop_ci=intervals[1],
+        negative_flips_ci=intervals[2],
         exit_share=_shares(exits / n),
         visit_share=_shares(visits / n),
         useful_share=useful,
@@ -216,7 +220,7 @@ def pooled(first: Evaluation, second: Evaluation) -> Evaluation:
 
     Args:
         first: Of one part.
-        second: Of the same setting on another part of the same trace.
+        second: Of the same candidate on another part of the same trace.
     """
     n = first.n + second.n
     share = first.n / n  # of the examples
@@ -239,11 +243,11 @@ def pooled(first: Evaluation, second: Evaluation) -> Evaluation:
         cost_ratio=mean("cost_ratio"),
         accuracy=mean("accuracy"),
         reference_accuracy=mean("reference_accuracy"),
-        difference=mean("difference"),
-        excess=mean("excess"),
+        accuracy_drop=mean("accuracy_drop"),
+        negative_flips=mean("negative_flips"),
         cost_ratio_ci=None,
-        difference_ci=None,
-        excess_ci=None,
+        accuracy_drop_ci=None,
+        negative_flips_ci=None,
         exit_share=means("exit_share"),
         visit_share=means("visit_share"),
         useful_share=means("useful_share", cost_share),

@@ -1,4 +1,4 @@
-"""The frontier: all settings of a sweep, and how one of them is chosen.
+"""The frontier: all candidates of a sweep, and how one of them is chosen.
 
 Layer: evaluation.
 Source: methods.md 1 (Pareto front on `fit`, operating point on `calibrate`) and 4
@@ -15,7 +15,7 @@ from offramp._core.checks import check_choice, check_not_negative, check_number
 from offramp._core.errors import InputError
 from offramp.evaluation.certificate import Calibration, Certificate, NotCertified
 from offramp.evaluation.certify import certify
-from offramp.evaluation.judging import judge_again, labelled_by, on_front
+from offramp.evaluation.judging import judge_again, labeled_by, on_front
 from offramp.evaluation.limits import Limits, points_text
 from offramp.evaluation.results import (
     RISKS,
@@ -37,12 +37,12 @@ _ROUNDING = 1e-12  # a risk of exactly B computed as a mean may exceed B in the 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Frontier:
-    """Settings with what they cost and lose, and the single networks they must beat.
+    """Candidates with what they cost and lose, and the single networks they must beat.
 
     Args:
-        points: One for each setting of the sweep.
+        points: One for each candidate of the sweep.
         singles: One for each stage run alone, in topological order.
-        reference: Name of F, which every loss and cost ratio refers to.
+        reference: Name of the reference, which every loss and cost ratio refers to.
         calibration: The `calibrate` examples, which certificates rest on; None without them.
     """
 
@@ -53,48 +53,48 @@ class Frontier:
 
     @property
     def pareto(self) -> tuple[FrontierPoint, ...]:
-        """Settings on the front of cost and accuracy on `fit`, the cheapest first."""
-        return self.front("difference")
+        """Candidates on the front of cost and accuracy on `fit`, the cheapest first."""
+        return self.front("accuracy_drop")
 
     def front(self, risk: Risk) -> tuple[FrontierPoint, ...]:
-        """Settings that no setting or single network beats in cost and `risk` on `fit`."""
+        """Candidates that no candidate or single network beats in cost and `risk` on `fit`."""
         kept = on_front([*self.points, *self.singles], risk)
         chosen = [p for p, on in zip(self.points, kept, strict=False) if on]
         return tuple(sorted(chosen, key=lambda p: p.fit.cost_ratio))
 
     @overload
     def cheapest(
-        self, *, max_loss: float, risk: Risk = ..., margin: float = ..., delta: None = None
+        self, *, max_drop: float, risk: Risk = ..., margin: float = ..., delta: None = None
     ) -> OperatingPoint | DoNotCascade: ...
 
     @overload
     def cheapest(
-        self, *, max_loss: float, risk: Risk = ..., delta: float
+        self, *, max_drop: float, risk: Risk = ..., delta: float
     ) -> Certificate | NotCertified: ...
 
     def cheapest(
         self,
         *,
-        max_loss: float,
-        risk: Risk = "difference",
+        max_drop: float,
+        risk: Risk = "accuracy_drop",
         margin: float = MARGIN,
         delta: float | None = None,
     ) -> Choice:
-        """The cheapest setting whose risk is at most `max_loss`, as measured or as certified.
+        """The cheapest candidate whose risk is at most `max_drop`, as measured or as certified.
 
         Candidates are the Pareto front on `fit`. Without `delta` they are measured on `fit` and
         `calibrate` together; with it they and single networks are tested on `calibrate` alone.
 
         Args:
-            max_loss: In [0, 1): 0.02 allows two points. With `delta` in (0, 1).
-            risk: "difference": accuracy lost. "excess": new errors, corrections not counted. With
-                `delta` any risk that `certify` knows.
-            margin: Standard errors kept between the measured risk and `max_loss`, >= 0, against
+            max_drop: In [0, 1): 0.02 allows two points. With `delta` in (0, 1).
+            risk: "accuracy_drop": accuracy lost. "negative_flips": new errors, corrections not
+                counted. With `delta` any risk that `certify` knows.
+            margin: Standard errors kept between the measured risk and `max_drop`, >= 0, against
                 the luck of the chosen one among many (docs/adr/0010). Not with `delta`.
             delta: Largest chance that the promise is wrong, in (0, 1): 0.05 (docs/adr/0017).
 
         Raises:
-            InputError: If `max_loss`, `margin` or `delta` is outside its domain.
+            InputError: If `max_drop`, `margin` or `delta` is outside its domain.
         """
         if delta is not None:
             if margin != MARGIN:
@@ -102,42 +102,43 @@ class Frontier:
                     f"margin must not be given together with delta, got {margin!r}: it guards a "
                     "measured risk, and a certificate needs no guard."
                 )
-            return self.certify({risk: max_loss}, delta=delta)
+            return self.certify({risk: max_drop}, delta=delta)
         check_choice("risk", risk, RISKS)
         check_not_negative("margin", margin)
-        if not 0.0 <= check_number("max_loss", max_loss, "in [0, 1)") < 1.0:
+        if not 0.0 <= check_number("max_drop", max_drop, "in [0, 1)") < 1.0:
             raise InputError(
-                f"max_loss must be in [0, 1), got {max_loss!r}. Points of accuracy have to be "
+                f"max_drop must be in [0, 1), got {max_drop!r}. Points of accuracy have to be "
                 "divided by 100 first: 2 points are 0.02."
             )
-        single = self.best_single(max_loss=max_loss, risk=risk, margin=margin)
+        single = self.best_single(max_drop=max_drop, risk=risk, margin=margin)
         chosen = choose(
-            self.front(risk), limited=risk, limit=max_loss, minimised="cost", margin=margin
+            self.front(risk), limited=risk, limit=max_drop, minimized="cost", margin=margin
         )
-        limit = f"a loss of {points_text(max_loss)} points"
+        limit = f"a loss of {points_text(max_drop)} points"
         if chosen is None:
-            reason = f"no setting stays within {limit}"
+            reason = f"no candidate stays within {limit}"
         elif single is not None and chosen.judged.cost_ratio >= single.judged.cost_ratio:
-            reason = f"the cheapest setting within {limit} is not cheaper"
+            reason = f"the cheapest candidate within {limit} is not cheaper"
         else:
-            return _operating_point(chosen, single, risk, max_loss=max_loss)
+            return _operating_point(chosen, single, risk, max_drop=max_drop)
         best = single or self._single_of_reference()
-        return _refusal(reason, best, chosen, risk, max_loss=max_loss)
+        return _refusal(reason, best, chosen, risk, max_drop=max_drop)
 
     def certify(
         self, limits: Limits, *, delta: float, class_weights: ClassWeights | None = None
     ) -> Certificate | NotCertified:
-        """The cheapest setting that keeps several limits at once on new examples, as tested.
+        """The cheapest candidate that keeps several limits at once on new examples, as tested.
 
         Candidates, single networks included, are tested on `calibrate` alone, in an order that
         `fit` fixes: those first that stay farthest within the limits there. Where only the cost is
         limited, the most accurate of those that pass is promised (docs/adr/0021).
 
         Args:
-            limits: From risks to the largest value of each, in (0, 1). "difference": accuracy lost
-                against F. "excess": new errors. "error": wrong answers. "disagreement": first
-                labels that are not F's, which takes no labels. "recall": recall lost against F by
-                any class, or a mapping from classes to limits. "cost": mean cost over F's.
+            limits: From risks to the largest value of each, in (0, 1). "accuracy_drop": accuracy
+                lost against the reference. "negative_flips": new errors. "error": wrong answers.
+                "disagreement": first labels that are not the reference's, which takes no labels.
+                "recall": recall lost against the reference by any class, or a mapping from classes
+                to limits. "cost": mean cost over the reference's.
             delta: Largest chance that any of them is exceeded, in (0, 1): 0.05.
             class_weights: Where the shares of classes will change in a known way, and nothing
                 else: each class's share in future over its share in `calibrate`, in the order of
@@ -156,7 +157,7 @@ class Frontier:
         *,
         delta: float,
         class_weights: ClassWeights | None = None,
-        least: Risk = "difference",
+        least: Risk = "accuracy_drop",
     ) -> Certificate | NotCertified:
         return certify(
             [*self.points, *self.singles],
@@ -179,17 +180,17 @@ class Frontier:
     ) -> Certificate | NotCertified: ...
 
     def best(
-        self, *, max_cost: float, risk: Risk = "difference", delta: float | None = None
+        self, *, max_cost: float, risk: Risk = "accuracy_drop", delta: float | None = None
     ) -> Choice:
-        """The setting of least risk whose mean cost ratio is at most `max_cost`.
+        """The candidate of least risk whose mean cost ratio is at most `max_cost`.
 
         Both are measured on `fit` and `calibrate` together. With `delta` the cost is certified on
         `calibrate` alone, and of what passes that of least risk on `fit` is promised.
 
         Args:
-            max_cost: Over F's own cost, > 0: 0.5 allows half of it on average. With `delta` in
-                (0, 1).
-            risk: What to minimise.
+            max_cost: Over the reference's own cost, > 0: 0.5 allows half of it on average. With
+                `delta` in (0, 1).
+            risk: What to minimize.
             delta: Largest chance that new examples cost more on average, in (0, 1).
 
         Raises:
@@ -204,12 +205,12 @@ class Frontier:
                 f"over the cost of {self.reference!r}."
             )
         single = self.best_single(max_cost=max_cost, risk=risk)
-        chosen = choose(self.front(risk), limited="cost", limit=max_cost, minimised=risk)
+        chosen = choose(self.front(risk), limited="cost", limit=max_cost, minimized=risk)
         limit = f"{max_cost:.3g} of the cost of {self.reference}"
         if chosen is None:
-            reason = f"no setting stays within {limit}"
+            reason = f"no candidate stays within {limit}"
         elif single is not None and chosen.judged.risk(risk) >= single.judged.risk(risk):
-            reason = f"the best setting within {limit} is not more accurate"
+            reason = f"the best candidate within {limit} is not more accurate"
         else:
             return _operating_point(chosen, single, risk, max_cost=max_cost)
         best = single or min(self.singles, key=lambda p: p.judged.cost_ratio)
@@ -218,9 +219,9 @@ class Frontier:
     def best_single(
         self,
         *,
-        max_loss: float | None = None,
+        max_drop: float | None = None,
         max_cost: float | None = None,
-        risk: Risk = "difference",
+        risk: Risk = "accuracy_drop",
         margin: float = MARGIN,
     ) -> FrontierPoint | None:
         """The best network on its own: the cheapest within a loss, or the best within a cost.
@@ -228,40 +229,40 @@ class Frontier:
         Raises:
             InputError: If not exactly one limit is given.
         """
-        if (max_loss is None) == (max_cost is None):
+        if (max_drop is None) == (max_cost is None):
             raise InputError(
-                f"Give exactly one of max_loss and max_cost, got {max_loss!r} and {max_cost!r}."
+                f"Give exactly one of max_drop and max_cost, got {max_drop!r} and {max_cost!r}."
             )
-        limit = check_number("the limit", max_cost if max_loss is None else max_loss, "at least 0")
-        if max_loss is not None:
-            return choose(self.singles, limited=risk, limit=limit, minimised="cost", margin=margin)
-        return choose(self.singles, limited="cost", limit=limit, minimised=risk)
+        limit = check_number("the limit", max_cost if max_drop is None else max_drop, "at least 0")
+        if max_drop is not None:
+            return choose(self.singles, limited=risk, limit=limit, minimized="cost", margin=margin)
+        return choose(self.singles, limited="cost", limit=limit, minimized=risk)
 
     def _single_of_reference(self) -> FrontierPoint:
         stages = self.singles[0].fit.stages  # singles stand in their order
         return self.singles[stages.index(self.reference)]
 
-    def calibrated_on(self, part: Trace, *, fit: Trace, labelled: bool = True) -> "Frontier":
-        """The same settings with other examples as `calibrate`.
+    def calibrated_on(self, part: Trace, *, fit: Trace, labeled: bool = True) -> "Frontier":
+        """The same candidates with other examples as `calibrate`.
 
         Args:
-            part: Examples that nothing was fitted on, such as a sample from production.
+            part: Dataset that nothing was fitted on, such as a sample from production.
             fit: Those that were fitted on; none of them may be in `part`.
-            labelled: False where the labels of `part` are not to be trusted, or made up. They are
+            labeled: False where the labels of `part` are not to be trusted, or made up. They are
                 not read then, and "disagreement" and "cost" alone can be certified.
 
         Raises:
             SplitOverlapError: If an example is in both.
         """
         fit.require_disjoint(part)
-        held = part if labelled else labelled_by(part, self.reference)
+        held = part if labeled else labeled_by(part, self.reference)
         everything = [*self.points, *self.singles]
-        again = judge_again(everything, len(self.singles), held, labelled=labelled)
+        again = judge_again(everything, len(self.singles), held, labeled=labeled)
         return replace(
             self,
             points=tuple(again[: len(self.points)]),
             singles=tuple(again[len(self.points) :]),
-            calibration=Calibration.of(held, labelled=labelled),
+            calibration=Calibration.of(held, labeled=labeled),
         )
 
 
@@ -270,19 +271,19 @@ def choose(
     *,
     limited: Axis,
     limit: float,
-    minimised: Axis,
+    minimized: Axis,
     margin: float = MARGIN,
 ) -> FrontierPoint | None:
     """The selection rule: within `limit` on one axis, the least on the other.
 
     Both are read from `judged`: `fit` and `calibrate` together. A limited risk is raised by
-    `margin` standard errors first: the cheapest of many settings within a limit is there partly
+    `margin` standard errors first: the cheapest of many candidates within a limit is there partly
     by luck. Ties go to the lower value of what is limited. None if no point stays within the limit.
     """
     allowed = [p for p in points if _guarded(p.judged, limited, margin) <= limit + _ROUNDING]
     return min(
         allowed,
-        key=lambda p: (_value(p.judged, minimised), _value(p.judged, limited)),
+        key=lambda p: (_value(p.judged, minimized), _value(p.judged, limited)),
         default=None,
     )
 
@@ -293,7 +294,7 @@ def _guarded(found: Evaluation, axis: Axis, margin: float) -> float:
         return found.cost_ratio
     mean = found.risk(axis)
     # The loss of an example is -1, 0 or 1, so its two means give the mean of the square.
-    square = found.excess if axis == "excess" else 2 * found.excess - mean
+    square = found.negative_flips if axis == "negative_flips" else 2 * found.negative_flips - mean
     return mean + margin * float(np.sqrt(max(0.0, square - mean**2) / found.n))
 
 
@@ -306,25 +307,25 @@ def _operating_point(
     single: FrontierPoint | None,
     risk: Risk,
     *,
-    max_loss: float | None = None,
+    max_drop: float | None = None,
     max_cost: float | None = None,
 ) -> OperatingPoint:
     if single is None:
         against = "no single network stays within the limit"
-    elif single.setting.policy.topology.names[single.setting.policy.topology.root] == (
-        chosen.setting.reference
+    elif single.candidate.policy.topology.names[single.candidate.policy.topology.root] == (
+        chosen.candidate.reference
     ):
-        against = f"no single network within the limit is cheaper than {chosen.setting.reference}"
+        against = f"no single network within the limit is cheaper than {chosen.candidate.reference}"
     else:
         against = f"the best single network, {_described(single, risk)}"
     return OperatingPoint(
-        setting=chosen.setting,
+        candidate=chosen.candidate,
         fit=chosen.fit,
         calibrate=chosen.calibrate,
         judged_on_both=chosen.judged_on_both,
         best_single=single,
         risk=risk,
-        max_loss=max_loss,
+        max_drop=max_drop,
         max_cost=max_cost,
         sentence=f"Use {_described(chosen, risk)}; {against}.",
     )
@@ -336,7 +337,7 @@ def _refusal(
     chosen: FrontierPoint | None,
     risk: Risk,
     *,
-    max_loss: float | None = None,
+    max_drop: float | None = None,
     max_cost: float | None = None,
 ) -> DoNotCascade:
     numbers = {
@@ -350,7 +351,7 @@ def _refusal(
         reason=f"Do not use a cascade here: {why}. Use {_described(single, risk)}.",
         best_single=single,
         risk=risk,
-        max_loss=max_loss,
+        max_drop=max_drop,
         max_cost=max_cost,
         numbers=numbers,
     )
@@ -359,11 +360,11 @@ def _refusal(
 def _described(point: FrontierPoint, risk: Risk) -> str:
     found = point.judged
     value = found.risk(risk)
-    if risk == "excess":
+    if risk == "negative_flips":
         loss = f"makes {points_text(value)} points of new errors"
     else:
         loss = f"{'gains' if value < 0 else 'loses'} {points_text(abs(value))} points of accuracy"
     return (
-        f"{point.setting.label}, which costs {found.cost_ratio:.3f} of {point.setting.reference} "
+        f"{point.candidate.label}, costing {found.cost_ratio:.3f} of {point.candidate.reference} "
         f"alone and {loss} on {found.n} examples ({found.split})"
     )

@@ -12,43 +12,45 @@ _Point = tuple[float, float]  # cost ratio, accuracy
 
 
 def share_of_gap_closed(
-    point: Evaluation | ReferencePoint, uniform: Sequence[ReferencePoint], oracle: ReferencePoint
+    point: Evaluation | ReferencePoint, random: Sequence[ReferencePoint], oracle: ReferencePoint
 ) -> float | None:
-    """Cost saved against the uniform policy, over what the oracle saves, at equal accuracy.
+    """Cost saved against the random policy, over what the oracle saves, at equal accuracy.
 
-    Both references are read off curves of costs that random mixing reaches: the uniform points,
-    and the oracle followed on a share of the examples while the rest leave at the cheapest uniform
+    Both references are read off curves of costs that random mixing reaches: the random points,
+    and the oracle followed on a share of the examples while the rest leave at the cheapest random
     point. Above its highest accuracy a curve is charged its cost there.
 
-    The neutral oracle never corrects F and always answers with one stage, so it is no bound: a
-    policy that combines stages, or is allowed other topologies, can close more than the whole gap.
+    The neutral oracle never corrects the reference and always answers with one stage, so it is no
+    bound: a policy that combines stages, or is allowed other topologies, can close more than the
+    whole gap.
 
     Args:
         point: What to judge.
-        uniform: The uniform curve, at least one point.
+        random: The random curve, at least one point.
         oracle: Usually the neutral one.
 
     Returns:
-        The share: 1 means as cheap as the oracle, more than 1 cheaper, below 0 dearer than uniform.
+        The share: 1 means as cheap as the oracle, more than 1 cheaper, below 0 more expensive than
+            random.
         None where the oracle saves nothing at this accuracy, so that there is no gap.
 
     Raises:
-        InputError: If there is no uniform point.
+        InputError: If there is no random point.
 
     >>> def at(kind, cost, accuracy):
     ...     return ReferencePoint(name=kind, kind=kind, cost_ratio=cost, accuracy=accuracy,
-    ...                           difference=0.0, excess=0.0)
-    >>> curve = [at("uniform", 0.2, 0.8), at("uniform", 1.2, 0.9)]
-    >>> round(share_of_gap_closed(at("myopic", 0.6, 0.9), curve, at("oracle", 0.4, 0.9)), 3)
+    ...                           accuracy_drop=0.0, negative_flips=0.0)
+    >>> curve = [at("random", 0.2, 0.8), at("random", 1.2, 0.9)]
+    >>> round(share_of_gap_closed(at("threshold", 0.6, 0.9), curve, at("oracle", 0.4, 0.9)), 3)
     0.75
     """
-    if not uniform:
-        raise InputError("uniform must hold at least one point, got none.")
-    curve = [(p.cost_ratio, p.accuracy) for p in uniform]
+    if not random:
+        raise InputError("random must hold at least one point, got none.")
+    curve = [(p.cost_ratio, p.accuracy) for p in random]
     ideal = [min(curve), (oracle.cost_ratio, oracle.accuracy)]
-    dear = cost_at(curve, point.accuracy)
-    gap = dear - cost_at(ideal, point.accuracy)
-    return (dear - point.cost_ratio) / gap if gap > 0 else None
+    expensive = cost_at(curve, point.accuracy)
+    gap = expensive - cost_at(ideal, point.accuracy)
+    return (expensive - point.cost_ratio) / gap if gap > 0 else None
 
 
 def cost_at(curve: Sequence[_Point], accuracy: float) -> float:

@@ -36,7 +36,7 @@ def judge(
     """The points, those wanted also evaluated on `calibrate` where they are not yet."""
     judged = list(points)
     which = [i for i in np.flatnonzero(wanted).tolist() if points[i].calibrate is None]
-    again = evaluate_all(calibrate, [points[i].setting for i in which], progress=progress)
+    again = evaluate_all(calibrate, [points[i].candidate for i in which], progress=progress)
     for i, evaluation in zip(which, again, strict=True):
         both = pooled(points[i].fit, evaluation)
         judged[i] = replace(points[i], calibrate=evaluation, judged_on_both=both)
@@ -44,27 +44,27 @@ def judge(
 
 
 def judge_again(
-    points: Sequence[FrontierPoint], singles: int, part: Trace, *, labelled: bool
+    points: Sequence[FrontierPoint], singles: int, part: Trace, *, labeled: bool
 ) -> list[FrontierPoint]:
     """The points, those on a front and the last `singles` evaluated on `part` in place of before.
 
     Args:
-        points: Settings, and single networks after them.
+        points: Candidates, and single networks after them.
         singles: How many single networks there are.
-        part: The examples; without labels F's first labels stand for the truth.
-        labelled: Whether they have labels.
+        part: The examples; without labels the reference's first labels stand for the truth.
+        labeled: Whether they have labels.
     """
-    bare = [replace(p, calibrate=None, judged_on_both=None, unlabelled=None) for p in points]
+    bare = [replace(p, calibrate=None, judged_on_both=None, unlabeled=None) for p in points]
     _, wanted = mark_fronts(bare)
     wanted[len(points) - singles :] = True
     again = judge(bare, wanted, part)
-    if labelled:
+    if labeled:
         return again
-    return [replace(p, calibrate=None, judged_on_both=None, unlabelled=p.calibrate) for p in again]
+    return [replace(p, calibrate=None, judged_on_both=None, unlabeled=p.calibrate) for p in again]
 
 
-def labelled_by(part: Trace, reference: str) -> Trace:
-    """The examples with F's first labels in place of their own.
+def labeled_by(part: Trace, reference: str) -> Trace:
+    """The examples with the reference's first labels in place of their own.
 
     A service's label outside the classes becomes 0: nothing is read from it but that it is a label.
     """

@@ -13,8 +13,8 @@ from offramp._core.errors import InputError
 Label = str | int  # a class by name or index
 Limits = Mapping[str, float | Mapping[Label, float]]
 
-PROMISES = ("difference", "excess", "error", "disagreement", "recall", "cost")
-UNLABELLED = ("disagreement", "cost")  # those that take no labels
+PROMISES = ("accuracy_drop", "negative_flips", "error", "disagreement", "recall", "cost")
+UNLABELED = ("disagreement", "cost")  # those that take no labels
 
 
 @final
@@ -23,9 +23,10 @@ class Limit:
     """The largest value that one risk may have on new examples.
 
     Args:
-        risk: One of `PROMISES`: "difference", accuracy lost against F; "excess", new errors;
-            "error", wrong answers; "disagreement", first labels that are not F's; "recall",
-            recall lost against F by any class; "cost", mean cost over F's.
+        risk: One of `PROMISES`: "accuracy_drop", accuracy lost against the reference;
+            "negative_flips", new errors; "error", wrong answers; "disagreement", first labels that
+            are not the reference's; "recall", recall lost against the reference by any class;
+            "cost", mean cost over the reference's.
         at_most: In (0, 1).
         label: With "recall": the class that is meant, by name or index; None for every class.
 
@@ -53,10 +54,10 @@ class Limit:
         return f"{self.risk}{of} <= {self.at_most:g}"
 
     def words(self, reference: str, *, top: int = 1) -> str:
-        """What a setting does that keeps it, in words.
+        """What a candidate does that keeps it, in words.
 
         Args:
-            reference: Name of F.
+            reference: Name of the reference.
             top: The number of labels among which the right one has to be.
         """
         share = points_text(self.at_most)
@@ -64,8 +65,8 @@ class Limit:
         a, accuracy = ("an", "accuracy") if top == 1 else ("a", f"top-{top} accuracy")
         whose = "any class" if self.label is None else f"class {self.label!r}"
         return {
-            "difference": f"loses at most {points} of {accuracy} against {reference} alone",
-            "excess": f"makes at most {points} of errors that {reference} alone does not make",
+            "accuracy_drop": f"loses at most {points} of {accuracy} against {reference} alone",
+            "negative_flips": f"makes at most {points} of errors that {reference} alone avoids",
             "error": f"has {a} {accuracy} of at least {points_text(1 - self.at_most)} %",
             "disagreement": f"differs from {reference} alone in at most {share} % of its answers",
             "recall": f"loses at most {points} of recall of {whose} against {reference} alone",
@@ -83,13 +84,13 @@ def read_limits(limits: Limits) -> tuple[Limit, ...]:
     Raises:
         InputError: If there is none, a risk is unknown, or a limit lies outside (0, 1).
 
-    >>> [limit.text for limit in read_limits({"difference": 0.01, "recall": {"cat": 0.03}})]
+    >>> [limit.text for limit in read_limits({"accuracy_drop": 0.01, "recall": {"cat": 0.03}})]
     ['difference <= 0.01', "recall of class 'cat' <= 0.03"]
     """
     if not isinstance(limits, Mapping):
         raise InputError(
             f"limits must be a mapping from risks to limits, got {limits!r}. For example "
-            '{"difference": 0.01}.'
+            '{"accuracy_drop": 0.01}.'
         )
     found: list[Limit] = []
     for risk, value in limits.items():
@@ -105,7 +106,7 @@ def read_limits(limits: Limits) -> tuple[Limit, ...]:
     if not found:
         raise InputError(
             f"limits must name at least one risk, got {dict(limits)!r}. For example "
-            '{"difference": 0.01} allows a loss of one point of accuracy.'
+            '{"accuracy_drop": 0.01} allows a loss of one point of accuracy.'
         )
     return tuple(found)
 

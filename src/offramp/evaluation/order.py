@@ -2,7 +2,8 @@
 
 A walk ends at the first candidate that fails, so the order decides how far it comes. How likely a
 candidate is to pass depends on how many standard errors its risk lies within the limit: one that
-differs from F on 1 % of examples passes where one that differs on 10 % does not, at equal risk.
+differs from the reference on 1 % of examples passes where one that differs on 10 % does not, at
+equal risk.
 
 Layer: evaluation.  Source: methods.md 4; none for the measure and the steps, both were measured
 (docs/adr/0017).
@@ -28,9 +29,10 @@ def walk_order(
     standard errors within every limit.
 
     Args:
-        points: Settings and single networks; those that were evaluated on `calibrate`, or where
+        points: Candidates and single networks; those that were evaluated on `calibrate`, or where
             none was, all.
-        f: F alone: what costs as much is left out, F itself needs no promise.
+        f: the reference alone: what costs as much is left out, the reference itself needs no
+            promise.
         tests: Of the limits.
         least: Where only the cost is limited: the risk that stands beside it.
     """
@@ -46,7 +48,7 @@ def walk_order(
 
 
 def _front(points: Sequence[FrontierPoint], f: FrontierPoint, rooms: Sequence[float]) -> list[int]:
-    """Which are on the front of low cost and much room, the dearest first."""
+    """Which are on the front of low cost and much room, the most expensive first."""
     costs = np.array([p.fit.cost_ratio for p in points], dtype=np.float64)
     kept = np.flatnonzero(pareto_front(costs, -np.array(rooms, dtype=np.float64)))
     cheaper = kept[costs[kept] < f.fit.cost_ratio]

@@ -1,4 +1,4 @@
-"""What every frontier is compared with: static networks, uniform and myopic policies, oracles.
+"""What every frontier is compared with: static networks, random and threshold policies, oracles.
 
 Layer: evaluation.  Source: methods.md 1 (references in every plot and table).
 """
@@ -10,9 +10,9 @@ from offramp._core.topology import Topology
 from offramp.evaluation.batch import evaluate_all
 from offramp.evaluation.evaluate import reference_cost
 from offramp.evaluation.results import Evaluation, ReferencePoint
-from offramp.fitting.baselines import fit_uniform
+from offramp.fitting.baselines import fit_random
 from offramp.fitting.oracles import ORACLES, OracleKind, oracle
-from offramp.policy import Setting
+from offramp.policy import Candidate
 from offramp.trace import Trace
 
 
@@ -22,43 +22,44 @@ def references(
     *,
     top: int = 1,
     topology: Topology | None = None,
-    myopic: Sequence[Setting] = (),
+    threshold: Sequence[Candidate] = (),
 ) -> list[ReferencePoint]:
-    """Each static network, the uniform curve, the myopic curve if given, and the oracles.
+    """Each static network, the random curve, the threshold curve if given, and the oracles.
 
     Args:
         trace: The examples to compare on.
-        reference: Name of F.
+        reference: Name of the reference.
         top: A label is right when it is among the `top` best.
-        topology: What the oracles walk and, if it is a chain of two or more, the uniform policy
-            as well; by default the chain of all stages from the root to F.
-        myopic: Settings of the myopic policy to evaluate.
+        topology: What the oracles walk and, if it is a chain of two or more, the random policy
+            as well; by default the chain of all stages from the root to the reference.
+        threshold: Candidates of the threshold policy to evaluate.
 
     >>> from offramp.trace.testing import make_trace
-    >>> [p.name for p in references(make_trace(n=100, stages=2), "stage1") if p.kind != "uniform"]
+    >>> [p.name for p in references(make_trace(n=100, stages=2), "stage1") if p.kind != "random"]
     ['stage0 alone', 'stage1 alone', 'paper oracle', 'neutral oracle', 'free oracle']
     """
     topology = _chain_to(trace.topology, reference) if topology is None else topology
     statics = [
-        Setting.single(trace.topology, name, reference=reference, top=top) for name in trace.stages
+        Candidate.single(trace.topology, name, reference=reference, top=top)
+        for name in trace.stages
     ]
-    uniform: list[Setting] = []
+    random: list[Candidate] = []
     if len(topology.active) > 1 and all(len(topology.children(k)) < 2 for k in topology.active):
-        uniform = fit_uniform(trace, reference=reference, top=top, topologies=[topology])
-    found = evaluate_all(trace, [*statics, *uniform, *myopic])
+        random = fit_random(trace, reference=reference, top=top, topologies=[topology])
+    found = evaluate_all(trace, [*statics, *random, *threshold])
     return [
-        *(_point(e, "static", e.setting.label) for e in found[: len(statics)]),
+        *(_point(e, "static", e.candidate.label) for e in found[: len(statics)]),
         *(
-            _point(e, "uniform", f"uniform, {e.setting.parameters['rate']:g}")
-            for e in found[len(statics) : len(statics) + len(uniform)]
+            _point(e, "random", f"random, {e.candidate.parameters['rate']:g}")
+            for e in found[len(statics) : len(statics) + len(random)]
         ),
-        *(_point(e, "myopic", e.setting.label) for e in found[len(statics) + len(uniform) :]),
+        *(_point(e, "threshold", e.candidate.label) for e in found[len(statics) + len(random) :]),
         *(_oracle_point(trace, kind, topology, reference, top) for kind in ORACLES),
     ]
 
 
 def _chain_to(topology: Topology, reference: str) -> Topology:
-    """All stages from the root to F, one of each group; the root alone where F is the root."""
+    """All stages from the root to the reference, one of each group; alone where they are one."""
     stages: list[int] = []
     for k in topology.active:
         group = topology.groups[k]
@@ -73,15 +74,15 @@ def _chain_to(topology: Topology, reference: str) -> Topology:
 
 
 def _point(
-    found: Evaluation, kind: Literal["static", "uniform", "myopic"], name: str
+    found: Evaluation, kind: Literal["static", "random", "threshold"], name: str
 ) -> ReferencePoint:
     return ReferencePoint(
         name=name,
         kind=kind,
         cost_ratio=found.cost_ratio,
         accuracy=found.accuracy,
-        difference=found.difference,
-        excess=found.excess,
+        accuracy_drop=found.accuracy_drop,
+        negative_flips=found.negative_flips,
     )
 
 
@@ -95,6 +96,6 @@ def _oracle_point(
         kind="oracle",
         cost_ratio=float(found.cost.mean() / reference_cost(trace, reference)),
         accuracy=float(1 - found.wrong.mean()),
-        difference=float(found.wrong.mean() - f_wrong.mean()),
-        excess=float((found.wrong & ~f_wrong).mean()),
+        accuracy_drop=float(found.wrong.mean() - f_wrong.mean()),
+        negative_flips=float((found.wrong & ~f_wrong).mean()),
     )

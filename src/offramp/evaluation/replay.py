@@ -16,7 +16,7 @@ from offramp._core.keys import example_keys
 from offramp._core.outputs import StageOutput
 from offramp._core.topology import EXIT, Path, Topology
 from offramp._core.types import BoolArray, FloatArray, IntArray
-from offramp.policy import Policy, View
+from offramp.policy import Evidence, Policy
 from offramp.trace import Trace
 
 _CHUNK = 65536
@@ -72,15 +72,15 @@ def replay(trace: Trace, policy: Policy, *, top: int = 1, chunk: int = _CHUNK) -
         trace: Recorded outputs.
         policy: Decides; it sees outputs and keys, never a label.
         top: An answer counts as right when the label is among its `top` best.
-        chunk: Examples in memory at once; it changes nothing else.
+        chunk: Dataset in memory at once; it changes nothing else.
 
     Raises:
         InputError: If the policy was made for other stages, or fitted on another form of outputs.
 
-    >>> from offramp.policy import Setting
+    >>> from offramp.policy import Candidate
     >>> from offramp.trace.testing import make_trace
     >>> trace = make_trace(n=50, stages=2, seed=0)
-    >>> alone = Setting.single(trace.topology, "stage1", reference="stage1")
+    >>> alone = Candidate.single(trace.topology, "stage1", reference="stage1")
     >>> replay(trace, alone.policy).last.tolist() == [1] * 50
     True
     """
@@ -112,7 +112,7 @@ def replay(trace: Trace, policy: Policy, *, top: int = 1, chunk: int = _CHUNK) -
 
 def _outputs(trace: Trace, topology: Topology, rows: Tensor) -> list[StageOutput | None]:
     """Outputs of the stages that the policy can reach, for a run of examples."""
-    held = trace if len(rows) == len(trace) else trace.rows(rows)
+    held = trace if len(rows) == len(trace) else trace.take(rows)
     return [held.output(k) if k in topology.active else None for k in range(len(topology))]
 
 
@@ -130,13 +130,13 @@ def _replay_chunk(
         if len(rows) == 0:
             continue
         visited[rows, k] = True
-        action, score = policy.decide(View(outputs, visited[rows], keys[rows], rows), k)
+        action, score = policy.decide(Evidence(outputs, visited[rows], keys[rows], rows), k)
         standing[rows] = action
         closest[rows] = torch.minimum(closest[rows], score.abs())
         out, on = rows[action == EXIT], rows[action != EXIT]
         path[on] = table[path[on], standing[on]]
         if len(out):
-            view = View(outputs, visited[out], keys[out], out)
+            view = Evidence(outputs, visited[out], keys[out], out)
             labels[out] = policy.predict(view, k, top=top)
     return path, labels, closest
 
@@ -162,7 +162,7 @@ def replay_reference(trace: Trace, policy: Policy, *, top: int = 1) -> Replay:
     topology = policy.topology
     paths, labels, closest = [], [], []
     for row in range(len(trace)):
-        one = trace.rows(torch.tensor([row]))
+        one = trace.take(torch.tensor([row]))
         walked: Path = ()
         action, near = topology.root, torch.inf
         while action != EXIT:
@@ -186,9 +186,9 @@ def replay_reference(trace: Trace, policy: Policy, *, top: int = 1) -> Replay:
     )
 
 
-def _view_of_one(one: Trace, path: Path) -> View:
+def _view_of_one(one: Trace, path: Path) -> Evidence:
     """What may be seen of one example that has walked `path`: nothing of other stages."""
     s = len(one.topology)
     outputs = [one.output(k) if k in path else None for k in range(s)]
     visited = torch.tensor([[k in path for k in range(s)]])
-    return View(outputs, visited, example_keys(one.ids))
+    return Evidence(outputs, visited, example_keys(one.ids))

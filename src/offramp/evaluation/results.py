@@ -11,13 +11,18 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, final
 
 from offramp._core.schema import As, FieldsOf, stored, to_json
-from offramp.policy import Setting
+from offramp.policy import Candidate
 
 Interval = tuple[float, float]
 Risk = str  # one of RISKS
-RISKS: tuple[Risk, ...] = ("difference", "excess")
-OUTCOMES = ("both_right", "corrected", "lost", "both_wrong")  # of a setting's answer and F's
-_PARTS = ("fit", "calibrate", "judged_on_both", "unlabelled")  # what may have been looked at
+RISKS: tuple[Risk, ...] = ("accuracy_drop", "negative_flips")
+OUTCOMES = (
+    "both_right",
+    "corrected",
+    "lost",
+    "both_wrong",
+)  # of a candidate's answer and the reference's
+_PARTS = ("fit", "calibrate", "judged_on_both", "unlabeled")  # what may have been looked at
 
 
 def _in_words(rows: tuple[tuple[int, ...], ...]) -> tuple[str, ...]:
@@ -48,39 +53,41 @@ _ByOutcome = Annotated[
 @stored(derived=("stage_cost_share",))
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What one setting does on the examples of one part of a trace.
+    """What one candidate does on the examples of one part of a trace.
 
     Args:
-        setting: The setting that was replayed.
+        candidate: The candidate that was replayed.
         n: Number of examples.
         split: Name of the split they are in, or "all" where there are no or several splits.
         stages: Names of the stages, `(s,)`.
         unit: Unit of `cost` and `reference_cost`.
         cost: Mean cost per example.
-        reference_cost: Cost per example of F, the setting's reference, run alone.
+        reference_cost: Cost per example of the reference, the candidate's reference, run alone.
         cost_ratio: `cost / reference_cost`; lower is better.
-        accuracy: Share of examples whose label is among the `setting.top` best of the answer.
-        reference_accuracy: The same of F's own answer.
-        difference: Mean of L(y_exit) - L(y_F), in [-1, 1]: positive is accuracy lost.
-        excess: Mean of max(0, L(y_exit) - L(y_F)), in [0, 1]: new errors, corrections not counted.
+        accuracy: Share of examples whose label is among the `candidate.top` best of the answer.
+        reference_accuracy: The same of the reference's own answer.
+        accuracy_drop: Mean of L(y_exit) - L(y_F), in [-1, 1]: positive is accuracy lost.
+        negative_flips: Mean of max(0, L(y_exit) - L(y_F)), in [0, 1]: new errors, corrections not
+            counted.
         cost_ratio_ci: Paired bootstrap interval, 95 %; None where none was asked for. So are
-            `difference_ci` and `excess_ci`.
+            `accuracy_drop_ci` and `negative_flips_ci`.
         exit_share: Share of examples that leave after each stage, `(s,)`, sums to 1.
         visit_share: Share of examples that visit each stage, `(s,)`.
         useful_share: Share of the total cost spent in each stage on work that the leaving stage's
             own answer needs, `(s,)`.
         overhead_share: Share of the total cost spent in each stage on other work, `(s,)`.
         decision_share: Share of the total cost spent on deciding; with the two before sums to 1.
-        disagreement: Share of examples whose first label is not F's. This and what follows is what
-            certificates are computed from; None or empty where it was not kept.
-        path_share: Share of examples on each path of the setting's topology, `(p,)`, sums to 1.
-        path_cost_ratio: Cost of each of these paths over that of F, `(p,)`.
+        disagreement: Share of examples whose first label is not the reference's. This and what
+            follows is what certificates are computed from; None or empty where it was not kept.
+        path_share: Share of examples on each path of the candidate's topology, `(p,)`, sums to 1.
+        path_cost_ratio: Cost of each of these paths over that of the reference, `(p,)`.
         class_outcomes: For each of `OUTCOMES` how many examples of each class, `(4, c)`.
         class_paths: How many examples of each class took each path, `(p, c)`.
-        class_disagreements: Of how many of each class the first label is not F's, `(c,)`.
+        class_disagreements: Of how many of each class the first label is not the reference's,
+            `(c,)`.
     """
 
-    setting: Setting
+    candidate: Candidate
     n: int
     split: str
     stages: tuple[str, ...]
@@ -90,11 +97,11 @@ class Evaluation:
     cost_ratio: float
     accuracy: float
     reference_accuracy: float
-    difference: float
-    excess: float
+    accuracy_drop: float
+    negative_flips: float
     cost_ratio_ci: Interval | None
-    difference_ci: Interval | None
-    excess_ci: Interval | None
+    accuracy_drop_ci: Interval | None
+    negative_flips_ci: Interval | None
     exit_share: tuple[float, ...]
     visit_share: tuple[float, ...]
     useful_share: tuple[float, ...]
@@ -114,17 +121,17 @@ class Evaluation:
         return tuple(useful + overhead for useful, overhead in pairs)
 
     def risk(self, name: Risk) -> float:
-        """`difference` or `excess`, by name."""
-        return self.difference if name == "difference" else self.excess
+        """`accuracy_drop` or `negative_flips`, by name."""
+        return self.accuracy_drop if name == "accuracy_drop" else self.negative_flips
 
     def numbers(self) -> dict[str, Any]:
-        """As JSON values without the setting, for files that hold it beside them."""
-        found: dict[str, Any] = to_json(self, but="setting")
+        """As JSON values without the candidate, for files that hold it beside them."""
+        found: dict[str, Any] = to_json(self, but="candidate")
         return found
 
 
-#: An evaluation whose setting stands beside it, as what is needed to make it.
-_Numbers = Annotated[dict[str, Any], FieldsOf(Evaluation, but="setting")]
+#: An evaluation whose candidate stands beside it, as what is needed to make it.
+_Numbers = Annotated[dict[str, Any], FieldsOf(Evaluation, but="candidate")]
 
 
 @final
@@ -159,44 +166,44 @@ class ReferencePoint:
 
     Args:
         name: For tables and plots: "ResNet-20 alone", "neutral oracle".
-        kind: What it is; points of kind "uniform" or "myopic" lie on a curve.
-        cost_ratio: Mean cost over that of F.
+        kind: What it is; points of kind "random" or "threshold" lie on a curve.
+        cost_ratio: Mean cost over that of the reference.
         accuracy: Share of right answers.
-        difference: Accuracy lost against F, in [-1, 1].
-        excess: New errors against F, in [0, 1].
+        accuracy_drop: Accuracy lost against the reference, in [-1, 1].
+        negative_flips: New errors against the reference, in [0, 1].
     """
 
     name: str
-    kind: Literal["static", "uniform", "myopic", "oracle"]
+    kind: Literal["static", "random", "threshold", "oracle"]
     cost_ratio: float
     accuracy: float
-    difference: float
-    excess: float
+    accuracy_drop: float
+    negative_flips: float
 
 
 @final
 @stored(derived=("label",))
 @dataclass(frozen=True, kw_only=True)
 class FrontierPoint:
-    """A setting of the sweep and what it does on `fit` and, if looked at, on `calibrate`.
+    """A candidate of the sweep and what it does on `fit` and, if looked at, on `calibrate`.
 
     Args:
-        setting: The setting.
+        candidate: The candidate.
         fit: Its evaluation on the examples that it was fitted on: optimistic.
         calibrate: Its evaluation on `calibrate`; None where there is no such split, or the
-            setting is on no Pareto front.
+            candidate is on no Pareto front.
         judged_on_both: The two together, or None where there is only one.
         on_front: True if no other point of the sweep is both cheaper and more accurate on `fit`.
-        unlabelled: Its evaluation on examples without labels, F's answers taken for the truth; it
-            serves certificates alone. None where there are none.
+        unlabeled: Its evaluation on examples without labels, the reference's answers taken for the
+            truth; it serves certificates alone. None where there are none.
     """
 
-    setting: Setting
+    candidate: Candidate
     fit: Evaluation
     calibrate: Evaluation | None = None
     judged_on_both: Evaluation | None = None
     on_front: bool = False
-    unlabelled: Evaluation | None = None
+    unlabeled: Evaluation | None = None
 
     @property
     def judged(self) -> Evaluation:
@@ -206,13 +213,13 @@ class FrontierPoint:
     @property
     def tested(self) -> Evaluation | None:
         """The evaluation that certificates rest on: on `calibrate`, with labels or without."""
-        return self.calibrate or self.unlabelled
+        return self.calibrate or self.unlabeled
 
     def __json__(self) -> dict[str, object]:
         parts = {name: getattr(self, name) for name in _PARTS}
         return {
-            "setting": self.setting,
-            "label": self.setting.label,
+            "candidate": self.candidate,
+            "label": self.candidate.label,
             "on_front": self.on_front,
             **{name: None if part is None else part.numbers() for name, part in parts.items()},
         }
@@ -221,46 +228,46 @@ class FrontierPoint:
     def __from_json__(
         cls,
         *,
-        setting: Setting,
+        candidate: Candidate,
         on_front: bool,
         fit: _Numbers,
         calibrate: _Numbers | None,
         judged_on_both: _Numbers | None,
-        unlabelled: _Numbers | None = None,  # older files have none
+        unlabeled: _Numbers | None = None,  # older files have none
     ) -> "FrontierPoint":
-        given = zip(_PARTS, (fit, calibrate, judged_on_both, unlabelled), strict=True)
+        given = zip(_PARTS, (fit, calibrate, judged_on_both, unlabeled), strict=True)
         parts = {
-            name: None if found is None else Evaluation(setting=setting, **found)
+            name: None if found is None else Evaluation(candidate=candidate, **found)
             for name, found in given
         }
-        return cls(setting=setting, on_front=on_front, **parts)  # type: ignore[arg-type]
+        return cls(candidate=candidate, on_front=on_front, **parts)  # type: ignore[arg-type]
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class OperatingPoint:
-    """The setting that was chosen, and for what.
+    """The candidate that was chosen, and for what.
 
     Args:
-        setting: What to run.
+        candidate: What to run.
         fit: Its evaluation on `fit`.
         calibrate: Its evaluation on `calibrate`, or None where there is no such split.
         judged_on_both: The two together, or None where there is only one.
         best_single: The best single network under the same limit, which it beats; None where no
             network is cheap enough.
-        risk: The risk that was limited or minimised.
-        max_loss: The largest risk allowed, or None where the cost was limited.
+        risk: The risk that was limited or minimized.
+        max_drop: The largest risk allowed, or None where the cost was limited.
         max_cost: The largest mean cost ratio allowed, or None where the risk was limited.
         sentence: The choice in one plain sentence.
     """
 
-    setting: Setting
+    candidate: Candidate
     fit: Evaluation
     calibrate: Evaluation | None
     judged_on_both: Evaluation | None
     best_single: FrontierPoint | None
     risk: Risk
-    max_loss: float | None
+    max_drop: float | None
     max_cost: float | None
     sentence: str
 
@@ -283,8 +290,8 @@ class OperatingPoint:
             "cost_ratio",
             "accuracy",
             "reference_accuracy",
-            "difference",
-            "excess",
+            "accuracy_drop",
+            "negative_flips",
         )
         return {name: getattr(self.judged, name) for name in names}
 
@@ -292,13 +299,13 @@ class OperatingPoint:
 @final
 @dataclass(frozen=True, kw_only=True)
 class DoNotCascade:
-    """No setting beats the best single network: run that network alone.
+    """No candidate beats the best single network: run that network alone.
 
     Args:
         reason: Why, in one plain sentence.
         best_single: The network to run instead.
-        risk: The risk that was limited or minimised.
-        max_loss: The largest risk allowed, or None where the cost was limited.
+        risk: The risk that was limited or minimized.
+        max_drop: The largest risk allowed, or None where the cost was limited.
         max_cost: The largest mean cost ratio allowed, or None where the risk was limited.
         numbers: The figures behind the reason, by name.
     """
@@ -306,7 +313,7 @@ class DoNotCascade:
     reason: str
     best_single: FrontierPoint
     risk: Risk
-    max_loss: float | None
+    max_drop: float | None
     max_cost: float | None
     numbers: Mapping[str, float] = field(default_factory=dict)
 
@@ -316,9 +323,9 @@ class DoNotCascade:
         return False
 
     @property
-    def setting(self) -> Setting:
-        """The best single network as a setting, to run instead."""
-        return self.best_single.setting
+    def candidate(self) -> Candidate:
+        """The best single network as a candidate, to run instead."""
+        return self.best_single.candidate
 
     @property
     def fit(self) -> Evaluation:

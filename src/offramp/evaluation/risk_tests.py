@@ -28,10 +28,10 @@ from offramp.risk import (
     tuned_bet,
 )
 
-SLACK = 0.01  # of delta, spent on how often the answers of a setting and F differ
+SLACK = 0.01  # of delta, spent on how often the answers of a candidate and the reference differ
 _LOSSES = {  # of an example, in the order of OUTCOMES
-    "difference": (0.0, -1.0, 1.0, 0.0),
-    "excess": (0.0, 0.0, 1.0, 0.0),
+    "accuracy_drop": (0.0, -1.0, 1.0, 0.0),
+    "negative_flips": (0.0, 0.0, 1.0, 0.0),
     "error": (0.0, 0.0, 1.0, 1.0),
 }
 
@@ -57,7 +57,7 @@ class RiskTest(Protocol):
         ...
 
     def fewest(self, points: Sequence[FrontierPoint]) -> int:
-        """Examples without which none of the points passes, even if nothing is lost."""
+        """Dataset without which none of the points passes, even if nothing is lost."""
         ...
 
 
@@ -76,7 +76,7 @@ class CountTest:
 
     def losses(self, found: Evaluation) -> list[Kinds]:
         """As `RiskTest.losses`."""
-        if self.limit.risk == "difference":
+        if self.limit.risk == "accuracy_drop":
             lost, won = (int(counts[0]) for counts in outcome_counts([found]))
         else:
             lost, won = round(found.n * _share(found, self.limit.risk)), 0
@@ -87,7 +87,7 @@ class CountTest:
         """As `RiskTest.p_values`."""
         found = [evidence(point) for point in points]
         return risk_p_values(
-            found, risk=self.limit.risk, max_loss=self.limit.at_most, delta=self.delta
+            found, risk=self.limit.risk, max_drop=self.limit.at_most, delta=self.delta
         )
 
     def fewest(self, points: Sequence[FrontierPoint]) -> int:
@@ -112,7 +112,7 @@ class RecallTest:
 
     def losses(self, found: Evaluation) -> list[Kinds]:
         """As `RiskTest.losses`: of the examples of each class."""
-        values = np.array(_LOSSES["difference"], dtype=np.float64)
+        values = np.array(_LOSSES["accuracy_drop"], dtype=np.float64)
         table = class_table(found)
         return [(values, table[:, y]) for y in self.classes]
 
@@ -151,7 +151,7 @@ class CostTest:
     """Of the mean cost, from how many examples took each path.
 
     Where paths have two different costs it is a share of examples, tested exactly. Otherwise bets
-    are placed on the costs, rescaled by those of the cheapest and the dearest path.
+    are placed on the costs, rescaled by those of the cheapest and the most expensive path.
 
     Args:
         limit: Of "cost".
@@ -177,9 +177,9 @@ class CostTest:
             return 1.0
         within = self._range(ratios)
         if len(np.unique(ratios)) == 2:
-            dear = counts[ratios == ratios.max()].sum(keepdims=True)
+            expensive = counts[ratios == ratios.max()].sum(keepdims=True)
             share = within.rescaled_limit
-            return float(binomial_p_values(dear, int(counts.sum()), max_risk=share)[0])
+            return float(binomial_p_values(expensive, int(counts.sum()), max_risk=share)[0])
         return _bet(_paths(point.fit), (ratios, counts), within, self.delta)
 
     def fewest(self, points: Sequence[FrontierPoint]) -> int:
@@ -324,7 +324,7 @@ def _kept(value: _T | None, found: Evaluation) -> _T:
     """What certificates need of an evaluation, if it is there."""
     if value is None or value == ():
         raise InputError(
-            f"The evaluation of {found.setting.label!r} does not hold what this certificate needs; "
+            f"The evaluation of {found.candidate.label!r} lacks what this certificate needs; "
             "an older version has stored it. Fit again."
         )
     return value
@@ -338,7 +338,7 @@ def evidence(point: FrontierPoint) -> Evaluation:
     """
     if point.tested is None:
         raise InputError(
-            f"Every candidate must have been evaluated on calibrate, got {point.setting.label!r} "
+            f"Every candidate must have been evaluated on calibrate, got {point.candidate.label!r} "
             "without."
         )
     return point.tested
@@ -353,28 +353,29 @@ def _share(found: Evaluation, risk: Risk) -> float:
 
 
 def risk_p_values(
-    evaluations: Sequence[Evaluation], *, risk: Risk, max_loss: float, delta: float
+    evaluations: Sequence[Evaluation], *, risk: Risk, max_drop: float, delta: float
 ) -> FloatArray:
-    """P-values of "the risk exceeds `max_loss`", one for each evaluation, `(k,)`.
+    """P-values of "the risk exceeds `max_drop`", one for each evaluation, `(k,)`.
 
     Args:
-        evaluations: Of settings, all on the same examples.
-        risk: "difference": paired test. "excess", "error", "disagreement": exact binomial.
-        max_loss: B, in (0, 1).
+        evaluations: Of candidates, all on the same examples.
+        risk: "accuracy_drop": paired test. "negative_flips", "error", "disagreement": exact
+            binomial.
+        max_drop: B, in (0, 1).
         delta: Level that the p-values will be compared with, in (0, 1).
     """
     if not evaluations:
         return np.empty(0, dtype=np.float64)
     n = evaluations[0].n
-    if risk == "difference":
+    if risk == "accuracy_drop":
         lost, won = outcome_counts(evaluations)
-        return paired_p_values(lost, won, n, max_difference=max_loss, slack=SLACK * delta)
+        return paired_p_values(lost, won, n, max_difference=max_drop, slack=SLACK * delta)
     counts = _whole([_share(e, risk) for e in evaluations], evaluations)
-    return binomial_p_values(counts, n, max_risk=max_loss)
+    return binomial_p_values(counts, n, max_risk=max_drop)
 
 
 def outcome_counts(evaluations: Sequence[Evaluation]) -> tuple[IntArray, IntArray]:
-    """How many examples are lost against F, and how many corrected, `(k,)` each.
+    """How many examples are lost against the reference, and how many corrected, `(k,)` each.
 
     Exact: the loss difference of an example is -1, 0 or 1, so n * excess counts the first and
     n * (excess - difference) the second.
@@ -382,8 +383,8 @@ def outcome_counts(evaluations: Sequence[Evaluation]) -> tuple[IntArray, IntArra
     Raises:
         InputError: If the risks are no shares of n examples.
     """
-    lost = _whole([e.excess for e in evaluations], evaluations)
-    return lost, _whole([e.excess - e.difference for e in evaluations], evaluations)
+    lost = _whole([e.negative_flips for e in evaluations], evaluations)
+    return lost, _whole([e.negative_flips - e.accuracy_drop for e in evaluations], evaluations)
 
 
 def _whole(shares: Sequence[float], evaluations: Sequence[Evaluation]) -> IntArray:

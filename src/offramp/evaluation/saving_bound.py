@@ -32,7 +32,7 @@ _STEPS = 40  # of bisection
 @final
 @dataclass(frozen=True, kw_only=True)
 class SavingBound:
-    """Most that can be saved within a loss: 1 - cost / cost of F.
+    """Most that can be saved within a loss: 1 - cost / cost of the reference.
 
     Args:
         measured: On the examples themselves, knowing their labels.
@@ -44,21 +44,21 @@ class SavingBound:
 
 
 def saving_bound(
-    trace: Trace, reference: str, *, max_loss: float, delta: float, risk: Risk, top: int = 1
+    trace: Trace, reference: str, *, max_drop: float, delta: float, risk: Risk, top: int = 1
 ) -> SavingBound:
     """The bound for policies that begin with any stage and answer as one of the stages does.
 
     Args:
-        trace: Examples, not looked at before.
-        reference: Name of F.
-        max_loss: B, the mean loss that is allowed, in [0, 1).
+        trace: Dataset, not looked at before.
+        reference: Name of the reference.
+        max_drop: B, the mean loss that is allowed, in [0, 1).
         delta: Chance that `limit` is too low, in (0, 1).
-        risk: "difference" or "excess".
+        risk: "accuracy_drop" or "negative_flips".
         top: A label is right when it is among the `top` best.
 
     >>> from offramp.trace import make_trace
     >>> trace = make_trace(2000, accuracies=[0.7, 0.9], seed=0)
-    >>> found = saving_bound(trace, "stage1", max_loss=0.0, delta=0.1, risk="difference")
+    >>> found = saving_bound(trace, "stage1", max_drop=0.0, delta=0.1, risk="accuracy_drop")
     >>> 0.2 < found.measured < found.limit < 0.75
     True
     """
@@ -70,7 +70,7 @@ def saving_bound(
     measured = limit = 0.0
     for start, cost in prices.items():
         found = [
-            _savings(cost, losses, price, max_loss, delta / tests, risk) for price in tried[start]
+            _savings(cost, losses, price, max_drop, delta / tests, risk) for price in tried[start]
         ]
         measured = max(measured, min(m for m, _ in found))
         limit = max(limit, min(most for _, most in found))
@@ -81,13 +81,13 @@ def _losses(trace: Trace, f: int, risk: Risk, top: int) -> FloatArray:
     """Loss of leaving with each stage's answer, `(n, s)`."""
     wrong = np.stack([trace.wrong(k, top=top) for k in range(len(trace.topology))], axis=1)
     difference = wrong.astype(np.float64) - wrong[:, [f]]
-    return difference if risk == "difference" else difference.clip(min=0)
+    return difference if risk == "accuracy_drop" else difference.clip(min=0)
 
 
 def _prices(trace: Trace, f: int) -> dict[int, FloatArray]:
-    """For each first stage the cost over F's of ending at each stage, `(s,)`; infinite if not.
+    """For each first stage the cost ratio of ending at each stage, `(s,)`; infinite if not.
 
-    Only first stages that are cheaper than F: what starts with others saves nothing.
+    Only first stages that are cheaper than the reference: what starts with others saves nothing.
     """
     topology, own = trace.topology, trace.costs.alone(trace.topology, f)
     follows = successors(topology)
@@ -117,7 +117,7 @@ def _savings(
     cost: FloatArray,
     losses: FloatArray,
     price: float,
-    max_loss: float,
+    max_drop: float,
     delta: float,
     risk: Risk,
 ) -> tuple[float, float]:
@@ -125,10 +125,10 @@ def _savings(
     reached = np.isfinite(cost)
     least = (cost[reached] + price * losses[:, reached]).min(axis=1)  # (n,)
     low = float(cost[reached].min()) - price * (
-        risk == "difference"
+        risk == "accuracy_drop"
     )  # a correction is a loss of -1
     high = float(cost[reached].min()) + price  # leaving at once is always open
-    free = price * max_loss
+    free = price * max_drop
     saved = float(least.mean())
     if high == low:
         return 1 - saved + free, 1 - saved + free

@@ -26,19 +26,19 @@ class Saving:
 
     Args:
         policy: Name of the policy: "learned", "thresholds".
-        max_loss: The largest risk allowed when the setting was chosen.
-        cascade: False where no setting was worth it and one network answers alone.
-        found: What the chosen setting does on examples that it was not chosen on.
+        max_drop: The largest risk allowed when the candidate was chosen.
+        cascade: False where no candidate was worth it and one network answers alone.
+        found: What the chosen candidate does on examples that it was not chosen on.
     """
 
     policy: str
-    max_loss: float
+    max_drop: float
     cascade: bool
     found: Evaluation
 
     @property
     def saved(self) -> float:
-        """Share of F's cost that is saved; negative where the setting costs more."""
+        """Share of the reference's cost that is saved; negative where the candidate costs more."""
         return 1 - self.found.cost_ratio
 
     @property
@@ -50,7 +50,7 @@ class Saving:
     def __json__(self) -> dict[str, object]:
         return {
             "policy": self.policy,
-            "max_loss": self.max_loss,
+            "max_drop": self.max_drop,
             "cascade": self.cascade,
             "saved": self.saved,
             "saved_ci": self.saved_ci,
@@ -63,16 +63,16 @@ def savings(
     frontiers: Mapping[str, Frontier],
     *,
     losses: Sequence[float] = LOSSES,
-    risk: Risk = "difference",
+    risk: Risk = "accuracy_drop",
     margin: float = MARGIN,
     bootstrap: int = 2000,
     seed: int = 0,
 ) -> tuple[Saving, ...]:
-    """For each policy and each loss choose a setting, then look at it on other examples.
+    """For each policy and each loss choose a candidate, then look at it on other examples.
 
     Args:
-        trace: The examples to show: `trace.part("test")`. Nothing is chosen on them.
-        frontiers: For each policy its settings, evaluated on `fit` and `calibrate`.
+        trace: The examples to show: `trace.subset("test")`. Nothing is chosen on them.
+        frontiers: For each policy its candidates, evaluated on `fit` and `calibrate`.
         losses: Largest risks allowed, each in [0, 1).
         risk: As in `Frontier.cheapest`; so is `margin`.
         margin: Standard errors kept between the measured risk and the limit.
@@ -84,20 +84,20 @@ def savings(
 
     >>> from offramp.evaluation import fit
     >>> from offramp.trace.testing import make_trace
-    >>> trace = make_trace(n=900, stages=2, seed=0).divided(
+    >>> trace = make_trace(n=900, stages=2, seed=0).split_into(
     ...     {"fit": 300, "calibrate": 300, "test": 300}, seed=0)
-    >>> frontier = fit(trace, "myopic", combines=["last"], progress=False)
-    >>> found = savings(trace.part("test"), {"thresholds": frontier}, losses=[0.0, 0.05])
-    >>> [(s.policy, s.max_loss) for s in found]
+    >>> frontier = fit(trace, "threshold", combines=["last"], progress=False)
+    >>> found = savings(trace.subset("test"), {"thresholds": frontier}, losses=[0.0, 0.05])
+    >>> [(s.policy, s.max_drop) for s in found]
     [('thresholds', 0.0), ('thresholds', 0.05)]
     """
     rows = []
     for name, frontier in frontiers.items():
         for loss in losses:
-            choice = frontier.cheapest(max_loss=loss, risk=risk, margin=margin)
-            found = evaluate(trace, choice.setting, bootstrap=bootstrap, seed=seed)
+            choice = frontier.cheapest(max_drop=loss, risk=risk, margin=margin)
+            found = evaluate(trace, choice.candidate, bootstrap=bootstrap, seed=seed)
             cascade = isinstance(choice, OperatingPoint)
-            rows.append(Saving(policy=name, max_loss=loss, cascade=cascade, found=found))
+            rows.append(Saving(policy=name, max_drop=loss, cascade=cascade, found=found))
     return tuple(rows)
 
 
@@ -106,24 +106,24 @@ def frontier_of(
 ) -> Frontier | None:
     """The frontier of some methods alone, as if no other had been fitted.
 
-    Settings that another method had beaten were not evaluated on `calibrate`; here they are.
+    Candidates that another method had beaten were not evaluated on `calibrate`; here they are.
 
     Args:
         frontier: Of several methods.
-        methods: Names of those wanted: "weighted", "myopic", "uniform", "agreement".
-        calibrate: The part that the frontier's settings were evaluated on beside `fit`.
+        methods: Names of those wanted: "learned", "threshold", "random", "agreement".
+        calibrate: The part that the frontier's candidates were evaluated on beside `fit`.
 
     Returns:
-        None where the methods made no setting.
+        None where the methods made no candidate.
 
     >>> from offramp.evaluation import fit
     >>> from offramp.trace.testing import make_trace
-    >>> frontier = fit(make_trace(n=400, stages=2, seed=0), ["myopic", "uniform"], progress=False)
-    >>> only = frontier_of(frontier, ["uniform"], None)
-    >>> {p.setting.method for p in only.points}
-    {'uniform'}
+    >>> frontier = fit(make_trace(n=400, stages=2, seed=0), ["threshold", "random"], progress=False)
+    >>> only = frontier_of(frontier, ["random"], None)
+    >>> {p.candidate.method for p in only.points}
+    {'random'}
     """
-    points = [p for p in frontier.points if p.setting.method in methods]
+    points = [p for p in frontier.points if p.candidate.method in methods]
     if not points:
         return None
     marked, wanted = mark_fronts([*points, *frontier.singles])

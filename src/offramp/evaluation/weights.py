@@ -46,7 +46,7 @@ def risk_tests(
     """
     weights = None
     if class_weights is not None:
-        if calibration is not None and not calibration.labelled:
+        if calibration is not None and not calibration.labeled:
             raise InputError(
                 f"class_weights cannot be given where the examples of {calibration.split} have no "
                 "labels: nobody knows which class each is of. Certify without them, or label."

@@ -3,6 +3,6 @@
 Layer: fitting.  Reads traces; never a network, never data.
 """
 
-from offramp.fitting.registry import fitters
+from offramp.fitting.registry import POLICIES
 
-__all__ = ["fitters"]
+__all__ = ["POLICIES"]

@@ -1,4 +1,4 @@
-"""Policies to compare with that look at no confidence: uniform, and agreement of rankings.
+"""Policies to compare with that look at no confidence: random, and agreement of rankings.
 
 Layer: fitting.  Source: methods.md 1 (references; agreement for rankings without confidences).
 """
@@ -11,16 +11,16 @@ from offramp.fitting.chains import chains_to_fit
 from offramp.fitting.pooling import fit_path_pooling
 from offramp.fitting.search import sub_chains
 from offramp.fitting.temperature import fit_temperatures
+from offramp.policy.candidate import Candidate
 from offramp.policy.combination import Combine
 from offramp.policy.policy import Node, Policy
 from offramp.policy.rules import Agreement, Constant, Random
-from offramp.policy.setting import Setting
 from offramp.trace import Trace
 
 _RATES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
-def fit_uniform(
+def fit_random(
     part: Trace,
     *,
     reference: str,
@@ -29,12 +29,12 @@ def fit_uniform(
     topologies: Sequence[Topology] | None = None,
     combine: Combine = "last",
     seed: int = 0,
-) -> list[Setting]:
-    """Settings that leave at random: after each stage but the last with the same probability.
+) -> list[Candidate]:
+    """Candidates that leave at random: after each stage but the last with the same probability.
 
     Args:
-        part: Examples to fit on; only temperatures and weights of a combination are fitted.
-        reference: Name of F.
+        part: Dataset to fit on; only temperatures and weights of a combination are fitted.
+        reference: Name of the reference.
         top: A label is right when it is among the `top` best.
         rates: Probabilities of leaving, each in [0, 1].
         topologies: Chains; by default those that the learned policy fits.
@@ -46,25 +46,25 @@ def fit_uniform(
 
     >>> from offramp.trace.testing import make_trace
     >>> trace = make_trace(n=100, stages=2, seed=0)
-    >>> [s.parameters["rate"] for s in fit_uniform(trace, reference="stage1", rates=[0.2, 0.7])]
+    >>> [s.parameters["rate"] for s in fit_random(trace, reference="stage1", rates=[0.2, 0.7])]
     [0.2, 0.7]
     """
     if topologies is None:
         topologies = chains_to_fit(part, reference=reference, top=top)
     temperatures = None if combine == "last" else fit_temperatures(part)
     return [
-        Setting(
+        Candidate(
             policy=Policy(
                 chain,
                 {p: Node(Random(rate, seed, p[-1])) for p in inner_paths(chain)},
                 temperatures=temperatures,
                 combine=combine,
                 weights=fit_path_pooling(part, chain.paths(), temperatures or [])
-                if combine == "weighted"
+                if combine == "log_linear"
                 else None,
                 outputs="labels" if combine == "last" else part.outputs,
             ),
-            method="uniform",
+            method="random",
             reference=reference,
             top=top,
             parameters={"rate": float(rate)},
@@ -81,15 +81,15 @@ def fit_agreement(
     top: int = 1,
     topologies: Sequence[Topology] | None = None,
     options: Sequence[tuple[int, int]] | None = None,
-) -> list[Setting]:
-    """Settings that leave where two stages in a row agree: they need labels only.
+) -> list[Candidate]:
+    """Candidates that leave where two stages in a row agree: they need labels only.
 
     Everyone goes on after the first stage. After each later one an example leaves if enough of
     the best labels are common to it and the stage before; the last stage answers for the rest.
 
     Args:
         part: The examples; they decide how many ranked labels there are.
-        reference: Name of F.
+        reference: Name of the reference.
         top: A label is right when it is among the `top` best.
         topologies: Chains of three or more stages; by default every such sub-chain.
         options: Pairs (depth, shared): at least `shared` of the `depth` best labels are common.
@@ -110,7 +110,7 @@ def fit_agreement(
         depths = [depth for depth in (1, 3, 5) if depth <= known]
         options = [(depth, shared) for depth in depths for shared in range(1, depth + 1)]
     return [
-        Setting(
+        Candidate(
             policy=Policy(chain, _agreement_nodes(chain, depth, shared), outputs="labels"),
             method="agreement",
             reference=reference,

@@ -3,8 +3,8 @@
 A cascade of s stages has up to 2^s chains. Here one threshold after each stage stands for a fitted
 policy. Deepest first, the value of standing at a stage is settled by the best stage to go on to and
 the best threshold for leaving, so that one more stage on a chain takes s^2 scans of one threshold;
-of alternative heads at one point a chain takes at most one. The learned and the myopic policy then
-fit the same chains.
+of alternative heads at one point a chain takes at most one. The learned and the threshold policy
+then fit the same chains.
 
 Layer: fitting.  Source: docs/adr/0013; methods.md 1 (deepest first; topologies compared).
 """
@@ -36,8 +36,8 @@ def chains_to_fit(part: Trace, *, reference: str, top: int = 1) -> list[Topology
     """The chains that policies fit by default: all where they are few, else `promising_chains`.
 
     Args:
-        part: Examples to fit on. Without scores there is nothing to search by: then all chains.
-        reference: Name of F.
+        part: Dataset to fit on. Without scores there is nothing to search by: then all chains.
+        reference: Name of the reference.
         top: A label is right when it is among the `top` best.
 
     Raises:
@@ -76,14 +76,14 @@ def promising_chains(
 ) -> list[Topology]:
     """Few chains for which a fit promises most, short ones first.
 
-    They are: each stage before F, alone with F; and for each trade-off the best chain of at most
-    each length.
+    They are: each stage before the reference, alone with the reference; and for each trade-off the
+    best chain of at most each length.
 
     Args:
-        part: Examples to fit on, with scores; of very many every so-manieth is used.
-        reference: Name of F.
+        part: Dataset to fit on, with scores; of very many every so-manieth is used.
+        reference: Name of the reference.
         top: A label is right when it is among the `top` best.
-        trade_offs: Loss per unit of F's cost, each > 0.
+        trade_offs: Loss per unit of the reference's cost, each > 0.
         lengths: Most stages on a chain, each at least 2; one search for each.
 
     >>> from offramp.trace.testing import make_trace
@@ -92,12 +92,12 @@ def promising_chains(
     True
     """
     step = max(1, len(part) // _MOST_EXAMPLES)
-    few = part if step == 1 else part.rows(torch.arange(0, len(part), step))
+    few = part if step == 1 else part.take(torch.arange(0, len(part), step))
     search = _Search(few, reference, top)
     found: dict[Path, None] = dict.fromkeys(search.pairs())
-    for lam in trade_offs:
+    for cost_weight in trade_offs:
         for longest in lengths:
-            found[search.best(lam, longest)] = None
+            found[search.best(cost_weight, longest)] = None
     chains = sorted((chain for chain in found if len(chain) > 1), key=lambda c: (len(c), c))
     return [part.topology.chain(chain) for chain in chains]
 
@@ -106,7 +106,7 @@ class _Ahead(NamedTuple):
     """The best way on from a stage.
 
     Args:
-        value: Loss plus lam-cost from deciding at the stage onwards, `(n,)`.
+        value: Loss plus cost_weight-cost from deciding at the stage onwards, `(n,)`.
         chain: The stages from here on.
     """
 
@@ -144,24 +144,24 @@ class _Search:
         }
 
     def pairs(self) -> list[Path]:
-        """Each stage that may lead to F, with F."""
+        """Each stage that may lead to the reference, with the reference."""
         return [(k, self._f) for k in self._stages if self._f in self._after[k]]
 
-    def best(self, lam: float, longest: int) -> Path:
+    def best(self, cost_weight: float, longest: int) -> Path:
         """The best chain for a trade-off, of at most `longest` stages."""
         ahead = {k: _Ahead(self._loss[k], (k,)) for k in self._stages}
         for _ in range(longest - 1):
-            ahead = {k: self._standing(k, ahead, lam) for k in self._stages}
-        start = min(self._stages, key=lambda k: self._total(k, ahead[k], lam))
+            ahead = {k: self._standing(k, ahead, cost_weight) for k in self._stages}
+        start = min(self._stages, key=lambda k: self._total(k, ahead[k], cost_weight))
         return ahead[start].chain
 
-    def _standing(self, k: int, ahead: Mapping[int, _Ahead], lam: float) -> _Ahead:
+    def _standing(self, k: int, ahead: Mapping[int, _Ahead], cost_weight: float) -> _Ahead:
         """Go on to the stage that is best to go on to from `k`, or stay."""
         here = _Ahead(self._loss[k], (k,))
         least = float(here.value.mean())
-        decision = lam * self._costs.decision[k]
+        decision = cost_weight * self._costs.decision[k]
         for j in sorted(self._after[k] & ahead.keys()):
-            going = ahead[j].value + lam * self._step[k, j]
+            going = ahead[j].value + cost_weight * self._step[k, j]
             cut = best_cut(self._sure[k], self._loss[k] - going, self._order[k])
             total = float(going.mean()) + cut.total / len(going) + decision
             if total < least - _ROUNDING:
@@ -170,5 +170,5 @@ class _Search:
                 here, least = _Ahead(value, (k, *ahead[j].chain)), total
         return here
 
-    def _total(self, k: int, ahead: _Ahead, lam: float) -> float:
-        return float(ahead.value.mean()) + lam * self._costs.visit(self.topology, (), k)
+    def _total(self, k: int, ahead: _Ahead, cost_weight: float) -> float:
+        return float(ahead.value.mean()) + cost_weight * self._costs.visit(self.topology, (), k)

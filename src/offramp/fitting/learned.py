@@ -1,6 +1,6 @@
 """The learned policy over trade-offs, topologies and combinations: one call from a trace.
 
-Layer: fitting.  Source: methods.md 1 (sweep of lam; topologies compared; combination).
+Layer: fitting.  Source: methods.md 1 (sweep of cost_weight; topologies compared; combination).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,11 +17,12 @@ from offramp.fitting.chains import topologies_to_fit
 from offramp.fitting.tables import Loss, Tables, confidence_features_of
 from offramp.fitting.temperature import fit_temperatures
 from offramp.fitting.weighted import FAMILIES, Family, Fit, TreeFit, fit_topology
+from offramp.policy.candidate import Candidate
 from offramp.policy.combination import Combine
-from offramp.policy.setting import Setting
 from offramp.trace import Trace
 
-#: Loss per unit of F's cost: 0, then from "any saving is worth a thousandth" to "cost is all".
+#: Loss per unit of the reference's cost: 0, then from "any saving is worth a thousandth" to "cost
+# is all".
 DEFAULT_LAMS: tuple[float, ...] = (0.0, *np.geomspace(1e-3, 1.0, 24).tolist())
 
 _RIDGE = 1e-2
@@ -30,28 +31,29 @@ _MOST_CLASSES, _LEAST_EACH = 20, 50  # beyond, features of classes are not even 
 _FOLDS, _TRIED, _TRIAL_LAMS = 4, 16, (0.03, 0.1, 0.3)
 
 
-def fit_weighted(
+def fit_learned(
     part: Trace,
     *,
     reference: str,
     top: int = 1,
-    lams: Sequence[float] = DEFAULT_LAMS,
-    loss: Loss = "excess",
-    combines: Sequence[Combine] = ("last", "mean", "weighted"),
+    cost_weights: Sequence[float] = DEFAULT_LAMS,
+    loss: Loss = "negative_flips",
+    combines: Sequence[Combine] = ("last", "mean", "log_linear"),
     topologies: Sequence[Topology] | None = None,
     families: Sequence[Family] = FAMILIES,
     class_features: bool | None = None,
     passes: int = 1,
     ridge: float = _RIDGE,
-) -> list[Setting]:
+) -> list[Candidate]:
     """Learn policies by weighted binary classification, for every trade-off.
 
     Args:
         part: The `fit` part of a trace; its networks must not have been trained on it.
-        reference: Name of F.
+        reference: Name of the reference.
         top: The loss counts a label as right when it is among the `top` best.
-        lams: Trade-offs, >= 0, in loss per unit of F's cost.
-        loss: "excess" (the paper's: new errors only) or "error" (also rewards correcting F).
+        cost_weights: Trade-offs, >= 0, in loss per unit of the reference's cost.
+        loss: "negative_flips" (the paper's: new errors only) or "error" (also rewards correcting
+            the reference).
         combines: How visited stages may be combined.
         topologies: Parts of the trace's topology to fit: by default those of `topologies_to_fit`,
             which is every sub-chain and the whole where there are few.
@@ -61,26 +63,26 @@ def fit_weighted(
             where that lowers the objective on examples left out of the fit (`docs/adr/0009`);
             not tried with more than 20 classes or fewer than 50 examples of each on average.
         passes: Coordinate passes after the first fit.
-        ridge: Penalty of the logistic regression on standardised features.
+        ridge: Penalty of the logistic regression on standardized features.
 
     Returns:
-        One setting per (combination, topology, trade-off), without repetitions.
+        One candidate per (combination, topology, trade-off), without repetitions.
 
     Raises:
         InputError: If a trade-off is negative, or the trace has no scores.
 
     >>> from offramp.trace.testing import make_trace
-    >>> settings = fit_weighted(make_trace(n=300, stages=2, seed=0), reference="stage1",
-    ...                         lams=[0.01, 0.1], combines=["last"])
-    >>> {s.method for s in settings}
-    {'weighted'}
+    >>> candidates = fit_learned(make_trace(n=300, stages=2, seed=0), reference="stage1",
+    ...                         cost_weights=[0.01, 0.1], combines=["last"])
+    >>> {s.method for s in candidates}
+    {'learned'}
     """
-    lams = [check_not_negative("lams", lam) for lam in lams]
+    cost_weights = [check_not_negative("cost_weights", cost_weight) for cost_weight in cost_weights]
     if topologies is None:
         topologies = topologies_to_fit(part, reference=reference, top=top)
     chosen = list(topologies)
-    if not chosen or not lams or not combines:
-        raise InputError("topologies, lams and combines must each hold at least one entry.")
+    if not chosen or not cost_weights or not combines:
+        raise InputError("topologies, cost_weights and combines must each hold at least one entry.")
     problem = _Problem(
         part=part,
         stage_f=part.topology.index(reference),
@@ -91,7 +93,7 @@ def fit_weighted(
         passes=passes,
         ridge=ridge,
     )
-    found: list[Setting] = []
+    found: list[Candidate] = []
     for combine in combines:
         knowing = class_features
         if knowing is None:
@@ -102,56 +104,56 @@ def fit_weighted(
         for topology in chosen:
             fit = problem.tree(tables, topology)
             found += [
-                Setting(
-                    policy=fit_topology(fit, lam).policy,
-                    method="weighted",
+                Candidate(
+                    policy=fit_topology(fit, cost_weight).policy,
+                    method="learned",
                     reference=reference,
                     top=top,
-                    parameters={"lam": lam, **about},
+                    parameters={"cost_weight": cost_weight, **about},
                 )
-                for lam in lams
+                for cost_weight in cost_weights
             ]
     return _unique(found)
 
 
-def refit(part: Trace, setting: Setting, topologies: Sequence[Topology]) -> list[Fit]:
-    """A learned setting's trade-off on other topologies, each as it stands: no stage is dropped.
+def refit(part: Trace, candidate: Candidate, topologies: Sequence[Topology]) -> list[Fit]:
+    """A learned candidate's trade-off on other topologies, each as it stands: no stage is dropped.
 
-    Temperatures and weights of the combination are the setting's own where it has them.
+    Temperatures and weights of the combination are the candidate's own where it has them.
 
     Args:
-        part: The examples that the setting was fitted on.
-        setting: Of `fit_weighted`, with its usual options.
+        part: The examples that the candidate was fitted on.
+        candidate: Of `fit_learned`, with its usual options.
         topologies: Parts of the trace's topology, one fit for each.
 
     Raises:
-        InputError: If the setting is none of a learned policy.
+        InputError: If the candidate is none of a learned policy.
 
     >>> from offramp.trace.testing import make_trace
     >>> part = make_trace(n=300, stages=3, seed=0)
-    >>> (setting,) = fit_weighted(part, reference="stage2", lams=[0.1], combines=["last"],
+    >>> (candidate,) = fit_learned(part, reference="stage2", cost_weights=[0.1], combines=["last"],
     ...                           topologies=[part.topology.chain([0, 2])])
     >>> longer = part.topology.chain([0, 1, 2])
-    >>> [fit.policy.topology.describe() for fit in refit(part, setting, [longer])]
+    >>> [fit.policy.topology.describe() for fit in refit(part, candidate, [longer])]
     ['stage0 -> stage1 -> stage2']
     """
-    if setting.method != "weighted":
-        raise InputError(f"setting must be of a learned policy, got {setting.label!r}.")
-    policy = setting.policy
+    if candidate.method != "learned":
+        raise InputError(f"candidate must be of a learned policy, got {candidate.label!r}.")
+    policy = candidate.policy
     problem = _Problem(
         part=part,
-        stage_f=part.topology.index(setting.reference),
-        top=setting.top,
-        loss=str(setting.parameters["loss"]),
+        stage_f=part.topology.index(candidate.reference),
+        top=candidate.top,
+        loss=str(candidate.parameters["loss"]),
         temperatures=policy.temperatures.tolist(),
     )
     tables = problem.tables(
         policy.combine,
-        setting.parameters.get("features") == _KNOWING,
+        candidate.parameters.get("features") == _KNOWING,
         weights=policy.combination.weights or None,
     )
-    lam = float(setting.parameters["lam"])
-    return [problem.tree(tables, topology).fit(lam) for topology in topologies]
+    cost_weight = float(candidate.parameters["cost_weight"])
+    return [problem.tree(tables, topology).fit(cost_weight) for topology in topologies]
 
 
 @final
@@ -203,14 +205,16 @@ class _Problem:
         def objective(knowing: bool) -> float:
             tables = self.tables(combine, knowing)
             trees = [self.tree(tables, topology) for topology in shortest[:_TRIED]]
-            return sum(tree.held_out(lam, folds) for tree in trees for lam in _TRIAL_LAMS)
+            return sum(
+                tree.held_out(cost_weight, folds) for tree in trees for cost_weight in _TRIAL_LAMS
+            )
 
         return objective(True) < objective(False)
 
 
-def _unique(settings: Iterable[Setting]) -> list[Setting]:
-    """Without the settings whose policy an earlier one has already: neighbours often agree."""
-    seen: dict[str, Setting] = {}
-    for setting in settings:
-        seen.setdefault(repr(to_json(setting.policy)), setting)
+def _unique(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Without the candidates whose policy an earlier one has already: neighbors often agree."""
+    seen: dict[str, Candidate] = {}
+    for candidate in candidates:
+        seen.setdefault(repr(to_json(candidate.policy)), candidate)
     return list(seen.values())

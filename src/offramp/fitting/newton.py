@@ -24,15 +24,15 @@ def fit_weighted_logistic(
     ridge: float = 1e-3,
     start: Float64[np.ndarray, " d"] | None = None,
 ) -> Float64[np.ndarray, " d"]:
-    """Minimise the weighted mean logistic loss plus ridge / 2 * |coefficients|^2.
+    """Minimize the weighted mean logistic loss plus ridge / 2 * |coefficients|^2.
 
     Args:
-        columns: Features, `(n, d)`, standardised; the last column is all ones (the intercept,
+        columns: Features, `(n, d)`, standardized; the last column is all ones (the intercept,
             which the ridge leaves out).
         positive: The class wanted, `(n,)`.
         weights: Cost of getting an example wrong, `(n,)`, >= 0, not all 0; only ratios matter.
         ridge: Strength of the penalty, > 0.
-        start: Where to begin, `(d,)`: the solution of a neighbouring problem.
+        start: Where to begin, `(d,)`: the solution of a neighboring problem.
 
     Returns:
         Coefficients `(d,)`, intercept last; with the gradient's largest entry below 1e-6.
@@ -120,7 +120,7 @@ def best_cut(
     gains: Float64[np.ndarray, " n"],
     order: np.ndarray | None = None,
 ) -> Cut:
-    """The cut that minimises the sum of `gains` over the examples with score >= cut, exactly.
+    """The cut that minimizes the sum of `gains` over the examples with score >= cut, exactly.
 
     Args:
         scores: `(n,)`, float32; equal scores stand on the same side.

@@ -43,11 +43,11 @@ def oracle(
     Args:
         part: The examples.
         kind: "paper": leaves at k only if k and every later stage that k can lead to are right.
-            "neutral": also leaves where k and F are both wrong. Both run on to an end of the
-            topology where that happens nowhere. "free": leaves at the cheapest right stage, and
-            at once where none will be right; it can be more accurate than F.
+            "neutral": also leaves where k and the reference are both wrong. Both run on to an end
+            of the topology where that happens nowhere. "free": leaves at the cheapest right stage,
+            and at once where none will be right; it can be more accurate than the reference.
         topology: The part of the cascade to walk.
-        reference: Name of F.
+        reference: Name of the reference.
         top: A stage is right when the label is among its `top` best.
 
     Raises:

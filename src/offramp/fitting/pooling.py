@@ -24,7 +24,7 @@ def fit_pooling(
     """Non-negative weights for each path of `topology`, fitted on `part`.
 
     Args:
-        part: Examples to fit on.
+        part: Dataset to fit on.
         topology: Its paths get weights.
         temperatures: One per stage; the pooled distributions are scaled by them.
 
@@ -42,7 +42,7 @@ def fit_path_pooling(
     The likelihood is concave in the weights, so bounded quasi-Newton finds its maximum.
     """
     step = max(1, len(part) // _MOST_EXAMPLES)
-    few = part if step == 1 else part.rows(torch.arange(0, len(part), step))
+    few = part if step == 1 else part.take(torch.arange(0, len(part), step))
     labels = few.labels.numpy()
     log_probs: dict[int, FloatArray] = {}
     found: dict[Path, tuple[float, ...]] = {}

@@ -1,27 +1,27 @@
 """The policies that `fit` knows by name.
 
-A fitter takes the examples to fit on, F's name, the `top` of the loss and its own options, and
-returns settings: candidates that differ in topology, trade-off, threshold or rate.
+A fitter takes the examples to fit on, the reference's name, the `top` of the loss and its own
+options, and returns candidates, which differ in topology, trade-off, threshold or rate.
 
 Layer: fitting.
 """
 
 from offramp._core.registry import Registry
-from offramp.fitting.baselines import fit_agreement, fit_uniform
+from offramp.fitting.baselines import fit_agreement, fit_random
 from offramp.fitting.class_exits.policy import fit_class_specific
-from offramp.fitting.learned import fit_weighted
+from offramp.fitting.learned import fit_learned
 from offramp.fitting.stopping.fit import fit_stopping
-from offramp.fitting.thresholds import fit_myopic
-from offramp.policy.setting import Setting
+from offramp.fitting.thresholds import fit_threshold
+from offramp.policy.candidate import Candidate
 
-fitters: Registry[list[Setting]] = Registry(
+POLICIES: Registry[list[Candidate]] = Registry(
     "policy",
     {
-        "uniform": fit_uniform,
-        "myopic": fit_myopic,
+        "random": fit_random,
+        "threshold": fit_threshold,
         "agreement": fit_agreement,
-        "weighted": fit_weighted,
-        "class_specific": fit_class_specific,
+        "learned": fit_learned,
+        "class_exits": fit_class_specific,
         "stopping": fit_stopping,
     },
 )

@@ -33,7 +33,7 @@ from offramp.trace import Trace
 
 Loss = str  # one of LOSSES
 FeaturesOf = Callable[[Path], Sequence[Feature]]
-LOSSES: tuple[Loss, ...] = ("excess", "error")
+LOSSES: tuple[Loss, ...] = ("negative_flips", "error")
 _CHUNK = 16_384
 
 _Key = tuple[Feature, Path]
@@ -49,9 +49,9 @@ class Tables:
         part: The examples to fit on.
         temperatures: One per stage.
         combine: How answers are made; pooling weights are fitted as paths are added.
-        reference: Index of F.
+        reference: Index of the reference.
         top: A label is right when it is among the `top` best.
-        loss: "excess": max(0, L(y) - L(y_F)), new errors only. "error": L(y).
+        loss: "negative_flips": max(0, L(y) - L(y_F)), new errors only. "error": L(y).
         features_of: What to hold for a path; by default the learned policy's features.
         weights: Pooling weights of some paths; those of the others are fitted.
 
@@ -67,7 +67,7 @@ class Tables:
         combine: Combine,
         reference: int,
         top: int = 1,
-        loss: Loss = "excess",
+        loss: Loss = "negative_flips",
         features_of: FeaturesOf | None = None,
         weights: Mapping[Path, Sequence[float]] | None = None,
     ) -> None:
@@ -95,11 +95,11 @@ class Tables:
         new = [path for path in dict.fromkeys(paths) if path not in self._features]
         if not new:
             return
-        if self.combination.kind == "weighted":
+        if self.combination.kind == "log_linear":
             given = self.combination.weights
             wanted = [path for path in new if path not in given]
             fitted = fit_path_pooling(self._part, wanted, self.temperatures)
-            self.combination = Combination("weighted", {**given, **fitted})
+            self.combination = Combination("log_linear", {**given, **fitted})
         known = set(self._columns)
         for path in new:
             self._features[path] = tuple(self._features_of(path))
@@ -122,7 +122,7 @@ class Tables:
 
         def stage(k: int) -> Distribution:
             if k not in stages:
-                scores = self._part.output(k).rows(index).scores()
+                scores = self._part.output(k).take(index).scores()
                 temperature = torch.tensor(self.temperatures[k])
                 stages[k] = Distribution(scaled_log_probs(scores, temperature))
             return stages[k]
@@ -171,7 +171,7 @@ class Tables:
         return [(f, CONFIDENCES[f.kind]) for f in self._features[path] if f.kind in CONFIDENCES]
 
     def order(self, feature: Feature, path: Path, sign: float) -> np.ndarray:
-        """Examples by falling `sign * feature`, `(n,)`, sorted once."""
+        """Dataset by falling `sign * feature`, `(n,)`, sorted once."""
         key = _key(feature, path)
         if key not in self._orders:
             self._orders[key] = np.argsort(self._columns[key], kind="stable").astype(np.int32)
@@ -179,7 +179,7 @@ class Tables:
         return rising[::-1] if sign > 0 else rising
 
     def design(self, path: Path) -> "Design":
-        """The standardised features at the end of `path`, made on first use."""
+        """The standardized features at the end of `path`, made on first use."""
         if path not in self._designs:
             self._designs[path] = Design.of([c.numpy() for c in self.columns(path)])
         return self._designs[path]
@@ -202,7 +202,7 @@ class Design:
 
     @classmethod
     def of(cls, columns: Sequence[np.ndarray]) -> "Design":
-        """Standardise columns of float32."""
+        """Standardize columns of float32."""
         matrix = np.ones((len(columns[0]), len(columns) + 1))
         mean, deviation = np.zeros(len(columns)), np.ones(len(columns))
         for i, column in enumerate(columns):
@@ -214,7 +214,7 @@ class Design:
         return cls(matrix, mean, deviation)
 
     def raw_weights(self, coefficients: FloatArray) -> FloatArray:
-        """Weights of the features as they come, from coefficients of the standardised ones."""
+        """Weights of the features as they come, from coefficients of the standardized ones."""
         return coefficients[:-1] / self.deviation
 
 

@@ -20,7 +20,7 @@ def fit_temperatures(part: Trace) -> list[float]:
     maximum; it is kept within [0.05, 20], where a stage without errors would run away.
 
     Args:
-        part: Examples to fit on: logits, or labels with confidences.
+        part: Dataset to fit on: logits, or labels with confidences.
 
     Returns:
         One number > 0 per stage; above 1 the stage was too sure of itself.
@@ -30,7 +30,7 @@ def fit_temperatures(part: Trace) -> list[float]:
     2
     """
     step = max(1, len(part) // _MOST_EXAMPLES)
-    few = part if step == 1 else part.rows(torch.arange(0, len(part), step))
+    few = part if step == 1 else part.take(torch.arange(0, len(part), step))
     labels = few.labels.numpy()
     return [
         _temperature(few.output(k).scores().double().numpy(), labels)

@@ -1,4 +1,4 @@
-"""The myopic policy: after each stage one threshold on one confidence statistic.
+"""The threshold policy: after each stage one threshold on one confidence statistic.
 
 The statistic is of the answer's own distribution (temperature-scaled, combined), the same after
 every stage; the thresholds differ. A chain of two stages takes a grid of quantiles. On longer
@@ -24,19 +24,21 @@ from offramp.fitting.chains import chains_to_fit
 from offramp.fitting.pareto import pareto_front
 from offramp.fitting.tables import FeaturesOf, Tables
 from offramp.fitting.temperature import fit_temperatures
+from offramp.policy.candidate import Candidate
 from offramp.policy.combination import COMBINES, Combine
 from offramp.policy.features import COMBINED, CONFIDENCES, Feature
 from offramp.policy.policy import Node, Policy
 from offramp.policy.rules import Constant, Linear
-from offramp.policy.setting import Setting
 from offramp.trace import Trace
 
-_TRADE_OFFS = np.geomspace(0.003, 3.0, 20)  # loss per F's cost; beyond, all leave or none does
+_TRADE_OFFS = np.geomspace(
+    0.003, 3.0, 20
+)  # loss per the reference's cost; beyond, all leave or none does
 _PASSES = 2
 _CUTS_KEPT = 12  # of each scan on a longer chain
 
 
-def fit_myopic(
+def fit_threshold(
     part: Trace,
     *,
     reference: str,
@@ -47,28 +49,29 @@ def fit_myopic(
     temperatures: Sequence[float] | None = None,
     weights: Mapping[Path, Sequence[float]] | None = None,
     grid: int = 50,
-) -> list[Setting]:
-    """Threshold settings: for each chain the Pareto front on `part`, over both risks.
+) -> list[Candidate]:
+    """Threshold candidates: for each chain the Pareto front on `part`, over both risks.
 
     Args:
-        part: Examples to fit on: logits, or labels with confidences.
-        reference: Name of F.
+        part: Dataset to fit on: logits, or labels with confidences.
+        reference: Name of the reference.
         top: A label is right when it is among the `top` best.
         topologies: Chains; by default those that the learned policy fits.
         combines: Ways to combine the visited stages, all tried.
         confidences: Statistics to set thresholds on, all tried.
         temperatures: One per stage; by default fitted on `part`.
-        weights: For the combination "weighted"; by default fitted on `part`.
-        grid: Most settings for one chain, combination and statistic; most for one chain.
+        weights: For the combination "log_linear"; by default fitted on `part`.
+        grid: Most candidates for one chain, combination and statistic; most for one chain.
 
     Raises:
         InputError: If a name is unknown, a topology is no chain, or there are only rankings.
 
     >>> from offramp.trace.testing import make_trace
     >>> trace = make_trace(n=300, stages=2, seed=0)
-    >>> settings = fit_myopic(trace, reference="stage1", confidences=["margin"], combines=["last"])
-    >>> settings[0].method, 2 < len(settings) <= 50
-    ('myopic', True)
+    >>> options = {"confidences": ["margin"], "combines": ["last"]}
+    >>> candidates = fit_threshold(trace, reference="stage1", **options)
+    >>> candidates[0].method, 2 < len(candidates) <= 50
+    ('threshold', True)
     """
     check_positive_int("grid", grid)
     for kind in confidences:
@@ -79,7 +82,7 @@ def fit_myopic(
     for chain in chains:
         inner_paths(chain)  # raises unless it is a chain
     temperatures = fit_temperatures(part) if temperatures is None else list(temperatures)
-    found: dict[int, list[_Candidate]] = {i: [] for i in range(len(chains))}
+    found: dict[int, list[_Trial]] = {i: [] for i in range(len(chains))}
     stage_f = part.topology.index(reference)
     f_wrong = part.wrong(stage_f, top=top)
     costs = part.costs.relative_to(part.topology, stage_f)
@@ -91,7 +94,7 @@ def fit_myopic(
             reference=stage_f,
             top=top,
             features_of=_features_of(combine, confidences),
-            weights=weights if combine == "weighted" else None,
+            weights=weights if combine == "log_linear" else None,
         )
         tables.ensure(path for chain in chains for path in chain.paths())
         for i, chain in enumerate(chains):
@@ -99,7 +102,7 @@ def fit_myopic(
                 search = _Search(tables, chain, kind, costs, f_wrong)
                 found[i] += search.candidates(grid)
     return [
-        candidate.setting(reference, top)
+        candidate.candidate(reference, top)
         for candidates in found.values()
         for candidate in _front(candidates, grid)
     ]
@@ -117,7 +120,7 @@ def _feature(kind: str, path: Path, combine: Combine) -> Feature:
 
 @final
 @dataclass(frozen=True)
-class _Candidate:
+class _Trial:
     """Thresholds of one chain and what they do on the examples fitted on.
 
     Args:
@@ -125,17 +128,17 @@ class _Candidate:
         thresholds: For each stage but the last how sure is enough; None: never leave there.
         cost: Mean cost ratio.
         error: Share of wrong answers.
-        excess: Share of new errors.
+        negative_flips: Share of new errors.
     """
 
     search: "_Search"
     thresholds: tuple[float | None, ...]
     cost: float
     error: float
-    excess: float
+    negative_flips: float
 
-    def setting(self, reference: str, top: int) -> Setting:
-        """The setting that replays as these thresholds."""
+    def candidate(self, reference: str, top: int) -> Candidate:
+        """The candidate that replays as these thresholds."""
         search = self.search
         combination, sign = search.tables.combination, CONFIDENCES[search.kind]
         rules: dict[Path, Node] = {}
@@ -155,12 +158,12 @@ class _Candidate:
             temperatures=search.tables.temperatures,
             combine=combination.kind,
             weights={p: combination.weights[p] for p in search.paths}
-            if combination.kind == "weighted"
+            if combination.kind == "log_linear"
             else None,
             outputs=search.tables.outputs,
         )
-        return Setting(
-            policy=policy, method="myopic", reference=reference, top=top, parameters=parameters
+        return Candidate(
+            policy=policy, method="threshold", reference=reference, top=top, parameters=parameters
         )
 
 
@@ -198,12 +201,12 @@ class _Search:
         # error and excess of leaving at the end of each path, each (n, 2)
         self._losses = [np.stack([w, w & ~f_wrong], axis=1).astype(np.float64) for w in wrong]
 
-    def candidates(self, grid: int) -> list[_Candidate]:
+    def candidates(self, grid: int) -> list[_Trial]:
         """Candidates on the way to the best thresholds, `grid` of them on a chain of two."""
         start: tuple[float | None, ...] = (None,) * len(self.inner)
         if len(self.inner) == 1:
             return self._along(self.scan(start, 0), start, 0, grid)
-        found: list[_Candidate] = []
+        found: list[_Trial] = []
         for risk in (0, 1):
             thresholds = start
             for trade_off in _TRADE_OFFS:
@@ -221,12 +224,12 @@ class _Search:
         at: int,
         most: int,
         also: int = 0,
-    ) -> list[_Candidate]:
+    ) -> list[_Trial]:
         """Cuts of a scan at evenly spaced shares of examples leaving."""
         shares = np.linspace(0, scan.counts[-1], most)
         nearest = np.searchsorted(scan.counts, shares).clip(max=len(scan.counts) - 1)
         return [
-            _Candidate(
+            _Trial(
                 self,
                 _replaced(thresholds, at, scan, int(i)),
                 float(scan.cost[i]),
@@ -310,18 +313,18 @@ def _replaced(
     return (*thresholds[:at], value, *thresholds[at + 1 :])
 
 
-def _front(candidates: Sequence[_Candidate], most: int) -> list[_Candidate]:
+def _front(candidates: Sequence[_Trial], most: int) -> list[_Trial]:
     """Those on the Pareto front of cost and error, or of cost and excess; at most `most`."""
     if not candidates:
         return []
     cost = np.array([c.cost for c in candidates])
-    risks: tuple[Callable[[_Candidate], float], ...] = (lambda c: c.error, lambda c: c.excess)
+    risks: tuple[Callable[[_Trial], float], ...] = (lambda c: c.error, lambda c: c.negative_flips)
     kept = np.zeros(len(candidates), dtype=np.bool_)
     for risk in risks:
         kept |= pareto_front(cost, np.array([risk(c) for c in candidates]))
     front = sorted(
         (c for c, keep in zip(candidates, kept, strict=True) if keep), key=lambda c: c.cost
     )
-    unlike = list({(c.cost, c.error, c.excess): c for c in reversed(front)}.values())[::-1]
+    unlike = list({(c.cost, c.error, c.negative_flips): c for c in reversed(front)}.values())[::-1]
     chosen = np.unique(np.linspace(0, len(unlike) - 1, most).round().astype(np.int64))
     return [unlike[int(i)] for i in chosen]

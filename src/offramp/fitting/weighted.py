@@ -1,10 +1,11 @@
 """Policies learned stage by stage, as weighted binary classification on the tree of visit paths.
 
-For a trade-off `lam` the policy minimises the mean of loss + lam * cost of everything that ran.
-Deepest first: with the decisions further down fixed, leaving here costs `e`, going on costs `V`; so
-"leave" is a binary label with weight |e - V|. With several children, routing comes first: the last
-child is the champion, each earlier child in turn is compared with the champion found so far (a
-filter tree), which makes the cost-sensitive choice a row of weighted binary problems.
+For a trade-off `cost_weight` the policy minimizes the mean of loss + cost_weight * cost of
+everything that ran. Deepest first: with the decisions further down fixed, leaving here costs `e`,
+going on costs `V`; so "leave" is a binary label with weight |e - V|. With several
+children, routing comes first: the last child is the champion, each earlier child in turn is
+compared with the champion found so far (a filter tree), which makes the cost-sensitive choice a
+row of weighted binary problems.
 
 Layer: fitting.  Source: Bolukbasi et al., ICML 2017, sections 3 and 4; methods.md 1 a-e.
 """
@@ -52,7 +53,7 @@ class _Choice:
 
 @final
 @dataclass(frozen=True)
-class _Candidate:
+class _Trial:
     """A weighted sum with its best cut; most are never chosen, so its rule is made at the end.
 
     Args:
@@ -90,7 +91,7 @@ class Fit:
 
     Args:
         policy: The policy.
-        objective: Mean loss plus lam times mean cost, on the examples fitted on.
+        objective: Mean loss plus cost_weight times mean cost, on the examples fitted on.
         idle: Stages where next to nobody leaves.
     """
 
@@ -107,10 +108,10 @@ class TreeFit:
     Args:
         tables: Features and losses.
         topology: The part of the cascade used.
-        costs: Of the stages, divided by F's own cost.
+        costs: Of the stages, divided by the reference's own cost.
         families: What a rule may be: "constant", "threshold" on one confidence, "linear".
         passes: Coordinate passes over the decisions after the first fit.
-        ridge: Of the logistic regression, on standardised features.
+        ridge: Of the logistic regression, on standardized features.
     """
 
     tables: Tables
@@ -128,49 +129,53 @@ class TreeFit:
             raise InputError(f"families must name at least one of {FAMILIES}, got none.")
         self.tables.ensure(self.topology.paths())
 
-    def fit(self, lam: float) -> "Fit":
-        """The policy for a trade-off `lam >= 0`, loss per unit of F's cost."""
-        check_not_negative("lam", lam)
-        nodes = self._nodes(lam, np.ones(self.tables.n, dtype=np.bool_))
+    def fit(self, cost_weight: float) -> "Fit":
+        """The policy for a trade-off `cost_weight >= 0`, loss per unit of the reference's cost."""
+        check_not_negative("cost_weight", cost_weight)
+        nodes = self._nodes(cost_weight, np.ones(self.tables.n, dtype=np.bool_))
         inner = self._inner()
         for _ in range(self.passes):
-            if not self._improve(inner, lam, nodes):
+            if not self._improve(inner, cost_weight, nodes):
                 break
-        return Fit(self._policy(nodes), self._objective(lam, nodes), self._idle(nodes))
+        return Fit(self._policy(nodes), self._objective(cost_weight, nodes), self._idle(nodes))
 
-    def held_out(self, lam: float, folds: IntArray) -> float:
+    def held_out(self, cost_weight: float, folds: IntArray) -> float:
         """Mean objective on examples that were left out of the fit, each fold in its turn.
 
         Args:
-            lam: The trade-off, >= 0.
+            cost_weight: The trade-off, >= 0.
             folds: The fold of each example, `(n,)`; at least two are there.
         """
         total = 0.0
         for fold in np.unique(folds):
-            nodes = self._nodes(lam, folds != fold)
+            nodes = self._nodes(cost_weight, folds != fold)
             total += float(self._standing(nodes)[folds == fold].sum())
-        return total / self.tables.n + lam * self._first_visit()
+        return total / self.tables.n + cost_weight * self._first_visit()
 
     def _inner(self) -> list[Path]:
         return [p for p in self.topology.paths() if self.topology.children(p[-1])]
 
-    def _nodes(self, lam: float, rows: BoolArray) -> dict[Path, _Fitted]:
+    def _nodes(self, cost_weight: float, rows: BoolArray) -> dict[Path, _Fitted]:
         """All decisions, deepest first, fitted on some of the examples."""
         nodes: dict[Path, _Fitted] = {}
         for path in reversed(self._inner()):  # paths stand before their continuations
-            nodes[path] = self._fit_node(path, lam, nodes, rows)
+            nodes[path] = self._fit_node(path, cost_weight, nodes, rows)
         return nodes
 
-    def _improve(self, inner: Sequence[Path], lam: float, nodes: dict[Path, _Fitted]) -> bool:
+    def _improve(
+        self, inner: Sequence[Path], cost_weight: float, nodes: dict[Path, _Fitted]
+    ) -> bool:
         """Refit each decision on the examples that reach it; keep what lowers the objective."""
         changed = False
         for path in reversed(inner):
             current = nodes[path]
-            current.value = self._value(path, lam, nodes, current)  # what follows may have changed
+            current.value = self._value(
+                path, cost_weight, nodes, current
+            )  # what follows may have changed
             reached = self._reached(path, nodes)
             if reached.all() or not reached.any():
                 continue
-            new = self._fit_node(path, lam, nodes, reached)
+            new = self._fit_node(path, cost_weight, nodes, reached)
             before, after = current.value[reached].sum(), new.value[reached].sum()
             if after < before - 1e-12 * max(1.0, abs(before)):
                 nodes[path] = new
@@ -178,42 +183,44 @@ class TreeFit:
         return changed
 
     def _fit_node(
-        self, path: Path, lam: float, nodes: dict[Path, _Fitted], rows: BoolArray
+        self, path: Path, cost_weight: float, nodes: dict[Path, _Fitted], rows: BoolArray
     ) -> _Fitted:
         children = self.topology.children(path[-1])
-        best = self._going(path, children[-1], lam, nodes)
-        decision = lam * self.costs.decision[path[-1]]
+        best = self._going(path, children[-1], cost_weight, nodes)
+        decision = cost_weight * self.costs.decision[path[-1]]
         routes: list[_Choice] = []
         for slot, child in reversed(list(enumerate(children[:-1]))):
-            other = self._going(path, child, lam, nodes)
+            other = self._going(path, child, cost_weight, nodes)
             choice = self._choose(path, slot + 1, other - best, decision, rows)
             routes.insert(0, choice)
             best = np.where(choice.take, other, best)
         loss = self.tables.loss_of_leaving(path)
         leave = self._choose(path, 0, loss - best, decision, rows)
         fitted = _Fitted(leave, routes, np.empty(0))
-        fitted.value = self._value(path, lam, nodes, fitted)
+        fitted.value = self._value(path, cost_weight, nodes, fitted)
         return fitted
 
-    def _going(self, path: Path, child: int, lam: float, nodes: dict[Path, _Fitted]) -> FloatArray:
-        """Loss plus lam-cost from running `child` onwards, `(n,)`."""
+    def _going(
+        self, path: Path, child: int, cost_weight: float, nodes: dict[Path, _Fitted]
+    ) -> FloatArray:
+        """Loss plus cost_weight-cost from running `child` onwards, `(n,)`."""
         further = (*path, child)
         after = nodes[further].value if further in nodes else self.tables.loss_of_leaving(further)
-        return after + lam * self.costs.visit(self.topology, path, child)
+        return after + cost_weight * self.costs.visit(self.topology, path, child)
 
     def _value(
-        self, path: Path, lam: float, nodes: dict[Path, _Fitted], fitted: _Fitted
+        self, path: Path, cost_weight: float, nodes: dict[Path, _Fitted], fitted: _Fitted
     ) -> FloatArray:
         children = self.topology.children(path[-1])
-        going = self._going(path, children[-1], lam, nodes)
+        going = self._going(path, children[-1], cost_weight, nodes)
         for child, choice in reversed(list(zip(children[:-1], fitted.routes, strict=True))):
-            going = np.where(choice.take, self._going(path, child, lam, nodes), going)
+            going = np.where(choice.take, self._going(path, child, cost_weight, nodes), going)
         value = np.where(fitted.leave.take, self.tables.loss_of_leaving(path), going)
         free = fitted.leave.rule.free and all(r.rule.free for r in fitted.routes)
-        return value if free else value + lam * self.costs.decision[path[-1]]
+        return value if free else value + cost_weight * self.costs.decision[path[-1]]
 
     def _reached(self, path: Path, nodes: dict[Path, _Fitted]) -> BoolArray:
-        """Examples that the present decisions lead to `path`, `(n,)`."""
+        """Dataset that the present decisions lead to `path`, `(n,)`."""
         here = np.ones(self.tables.n, dtype=np.bool_)
         for i in range(1, len(path)):
             node = nodes[path[:i]]
@@ -224,8 +231,8 @@ class TreeFit:
             here &= ~node.leave.take & (target == path[i])
         return here
 
-    def _objective(self, lam: float, nodes: dict[Path, _Fitted]) -> float:
-        return float(self._standing(nodes).mean()) + lam * self._first_visit()
+    def _objective(self, cost_weight: float, nodes: dict[Path, _Fitted]) -> float:
+        return float(self._standing(nodes).mean()) + cost_weight * self._first_visit()
 
     def _standing(self, nodes: dict[Path, _Fitted]) -> FloatArray:
         """Value of standing at the root, `(n,)`."""
@@ -244,8 +251,8 @@ class TreeFit:
             path: Where the rule stands.
             slot: 0 for leaving, 1.. for routes; keys the warm start.
             gains: What the action adds to the objective, `(n,)`.
-            decision: lam times the cost of a decision that looks at something.
-            rows: Examples that count.
+            decision: cost_weight times the cost of a decision that looks at something.
+            rows: Dataset that count.
         """
         n = len(gains)
         charge = decision * float(rows.sum())
@@ -261,8 +268,8 @@ class TreeFit:
 
     def _candidates(
         self, path: Path, slot: int, gains: FloatArray, rows: BoolArray
-    ) -> list[_Candidate]:
-        found: list[_Candidate] = []
+    ) -> list[_Trial]:
+        found: list[_Trial] = []
         if "threshold" in self.families:
             signs = (1.0,) if slot == 0 else (1.0, -1.0)  # a route may prefer the less sure
             for feature, sure in self.tables.confidences(path):
@@ -274,9 +281,7 @@ class TreeFit:
             found += self._linear(path, slot, gains, rows)
         return found
 
-    def _linear(
-        self, path: Path, slot: int, gains: FloatArray, rows: BoolArray
-    ) -> list[_Candidate]:
+    def _linear(self, path: Path, slot: int, gains: FloatArray, rows: BoolArray) -> list[_Trial]:
         design = self.tables.design(path)
         used = _thinned(rows)
         weights = np.abs(gains)[used]
@@ -313,7 +318,7 @@ class TreeFit:
         weights = {
             path: self.tables.combination.weights[path]
             for path in self.topology.paths()
-            if self.tables.combination.kind == "weighted"
+            if self.tables.combination.kind == "log_linear"
         }
         return Policy(
             self.topology,
@@ -331,10 +336,10 @@ def _cut(
     scores: np.ndarray,
     gains: FloatArray,
     order: np.ndarray,
-) -> list[_Candidate]:
+) -> list[_Trial]:
     """A weighted sum with its bias set by an exact scan; nothing if a constant is as good."""
     cut = best_cut(scores, gains, order)
-    return [_Candidate(features, weights, scores, cut)] if np.isfinite(cut.value) else []
+    return [_Trial(features, weights, scores, cut)] if np.isfinite(cut.value) else []
 
 
 def _thinned(rows: BoolArray) -> slice | IntArray:
@@ -348,19 +353,19 @@ def _thinned(rows: BoolArray) -> slice | IntArray:
     return index[:: max(1, len(index) // _MOST_ROWS)]
 
 
-def fit_topology(fit: TreeFit, lam: float) -> Fit:
+def fit_topology(fit: TreeFit, cost_weight: float) -> Fit:
     """Fit one trade-off and drop the stages that do not pay.
 
     A stage where nobody leaves, or so few that it may be by luck, is bypassed, with its head's cost
     and the features it gave, and what used them is refitted; this stays if the objective does not
     rise. Repeated until the topology stands.
     """
-    found = fit.fit(lam)
+    found = fit.fit(cost_weight)
     kept: set[int] = set()  # stages whose bypassing did not pay
     while rest := [stage for stage in found.idle if stage not in kept]:
         smaller = without(fit.topology, rest[0])
         trial = TreeFit(fit.tables, smaller, fit.costs, fit.families, fit.passes, fit.ridge)
-        other = trial.fit(lam)
+        other = trial.fit(cost_weight)
         if other.objective <= found.objective:
             fit, found = trial, other
         else:

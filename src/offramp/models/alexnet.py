@@ -1,7 +1,7 @@
 """AlexNet.
 
 Layer: models.  Source: Krizhevsky, "One weird trick for parallelizing convolutional neural
-networks", 2014 (arXiv:1404.5997), on one device; without local response normalisation, and with
+networks", 2014 (arXiv:1404.5997), on one device; without local response normalization, and with
 the filters, names and shapes that torchvision publishes weights for.
 """
 
@@ -10,7 +10,7 @@ from typing import final
 
 from torch import nn
 
-from offramp.models.depth import initialise
+from offramp.models.depth import initialize
 from offramp.models.imagenet import check_backbone
 
 _POOLED = 6  # height and width of what the classifier reads
@@ -66,7 +66,7 @@ def alexnet(
             ),
         )
     )
-    initialise(net, seed=seed)
+    initialize(net, seed=seed)
     return net
 
 

@@ -9,7 +9,7 @@ from typing import final
 
 from torch import Tensor, nn
 
-from offramp.models.depth import initialise
+from offramp.models.depth import initialize
 from offramp.models.imagenet import check_backbone
 
 _BLOCKS = (3, 4, 6, 3)
@@ -19,7 +19,7 @@ _GROWTH = 4  # filters of a block's output per filter within it
 
 @final
 class Bottleneck(nn.Module):
-    """Three convolutions with batch normalisation, added to the shortcut, then ReLU.
+    """Three convolutions with batch normalization, added to the shortcut, then ReLU.
 
     Args:
         before: Channels of the input.
@@ -106,7 +106,7 @@ def resnet50(
             fc=nn.Linear(before, classes),
         )
     )
-    initialise(net, seed=seed)
+    initialize(net, seed=seed)
     return net
 
 

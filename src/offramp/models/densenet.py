@@ -11,7 +11,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from offramp.models.depth import initialise
+from offramp.models.depth import initialize
 from offramp.models.imagenet import check_backbone
 
 _BLOCKS = (6, 12, 24, 16)
@@ -24,7 +24,7 @@ _NUMBERED = re.compile(r"(.*\.denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)")
 
 @final
 class DenseLayer(nn.Module):
-    """Batch normalisation, ReLU and convolution, 1x1 then 3x3; the input is kept in the output.
+    """Batch normalization, ReLU and convolution, 1x1 then 3x3; the input is kept in the output.
 
     One tensor holds the maps of all layers so far, so a cut between layers carries one tensor.
     """
@@ -105,7 +105,7 @@ def densenet121(
             classifier=nn.Linear(channels, classes),
         )
     )
-    initialise(net, seed=seed)
+    initialize(net, seed=seed)
     return net
 
 

@@ -51,11 +51,11 @@ def filters(width: float) -> tuple[int, int, int]:
     return first, second, third
 
 
-def initialise(module: nn.Module, *, seed: int) -> None:
+def initialize(module: nn.Module, *, seed: int) -> None:
     """Draw the weights of all convolutions and linear layers anew, from `seed` alone.
 
     Convolutions get normal weights of variance 2 / fan-in; linear layers uniform weights within
-    1 / sqrt(fan-in); both without a shift. Normalisation layers keep what they start with
+    1 / sqrt(fan-in); both without a shift. Normalization layers keep what they start with
     (scale 1, shift 0).
     """
     generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""GoogLeNet, the first Inception network, with batch normalisation.
+"""GoogLeNet, the first Inception network, with batch normalization.
 
 Layer: models.  Source: Szegedy et al., CVPR 2015 (arXiv:1409.4842), table 1. As in torchvision,
 whose names and shapes of weights these are, the branch that the paper gives 5x5 convolutions has
@@ -10,7 +10,7 @@ from typing import final
 
 from torch import nn
 
-from offramp.models.depth import initialise
+from offramp.models.depth import initialize
 from offramp.models.imagenet import Branches, check_backbone, conv_norm_relu, input_parts
 
 # Input channels, then filters: 1x1; 1x1 before 3x3, 3x3; the same of the third branch; 1x1 behind
@@ -60,7 +60,7 @@ def googlenet(
         in_channels: Channels of the images.
         size: "imagenet" for images of 224x224; "cifar" for 32x32: 3x3 convolution with stride 1
             first, no pooling before the first inception block, the rest unchanged.
-        transform_input: True rescales images that were normalised by ImageNet's mean and
+        transform_input: True rescales images that were normalized by ImageNet's mean and
             deviation to [-1, 1]: torchvision's published weights need it.
         seed: Of the first weights.
 
@@ -93,7 +93,7 @@ def googlenet(
             fc=nn.Linear(_OUTPUTS, classes),
         )
     )
-    initialise(net, seed=seed)
+    initialize(net, seed=seed)
     return net
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from offramp._core.checks import check_positive_int
 from offramp._core.errors import InputError
 from offramp._core.registry import Registry
-from offramp.models.depth import initialise
+from offramp.models.depth import initialize
 from offramp.models.pooled import LAST_AND_MEAN, PooledHead, Reads, TokenPool
 
 Head = TypeVar("Head", bound=nn.Module)
@@ -43,14 +43,14 @@ def vector_linear(features: int, classes: int, *, seed: int = 0) -> PooledHead:
     """
     _check(features=features, classes=classes)
     reads = Reads(layout=None, axes=(1,), features=features)
-    classify = _standardised_linear(features, classes)
+    classify = _standardized_linear(features, classes)
     return _ready(PooledHead(nn.Identity(), classify, reads=reads), seed)
 
 
 def gap_linear(channels: int, classes: int, *, axes: int = 2, seed: int = 0) -> PooledHead:
     """Build global average pooling and a linear layer: the cheapest head for maps.
 
-    The averages are standardised first, with statistics of the training; the whole stays linear.
+    The averages are standardized first, with statistics of the training; the whole stays linear.
 
     Args:
         channels: Of the maps `(m, channels, ...)`.
@@ -66,7 +66,7 @@ def gap_linear(channels: int, classes: int, *, axes: int = 2, seed: int = 0) -> 
     torch.Size([5, 10])
     """
     _check(channels=channels, classes=classes)
-    classify = _standardised_linear(channels, classes)
+    classify = _standardized_linear(channels, classes)
     return _ready(PooledHead(averages(1, axes), classify, reads=_maps(channels, axes)), seed)
 
 
@@ -114,8 +114,8 @@ def conv_head(
 ) -> PooledHead:
     """Build convolutions of size 3 and stride 2, with batch-norm and ReLU, and a linear layer.
 
-    The best of these heads at early layers, and the dearest. With large maps take fewer filters
-    or pool first; two convolutions tell more classes apart than one.
+    The best of these heads at early layers, and the most expensive. With large maps take fewer
+    filters or pool first; two convolutions tell more classes apart than one.
 
     Args:
         channels: Of the maps `(m, channels, ...)`.
@@ -155,7 +155,7 @@ def token_linear(
 ) -> PooledHead:
     """Build a head for transformers: one vector of the tokens, layer-norm, and a linear layer.
 
-    Inside a transformer tokens are not normalised and grow with depth, so the head does it.
+    Inside a transformer tokens are not normalized and grow with depth, so the head does it.
 
     Args:
         features: Length of a token, the last axis of `(m, t, features)`.
@@ -217,13 +217,13 @@ def _check_axes(axes: int) -> int:
     return axes
 
 
-def _standardised_linear(features: int, classes: int) -> nn.Sequential:
+def _standardized_linear(features: int, classes: int) -> nn.Sequential:
     """A linear map; averages differ little from example to example, so it learns them scaled."""
     return nn.Sequential(nn.BatchNorm1d(features, affine=False), nn.Linear(features, classes))
 
 
 def _ready(head: Head, seed: int) -> Head:
-    initialise(head, seed=seed)
+    initialize(head, seed=seed)
     return head.eval()
 
 

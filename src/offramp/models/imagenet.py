@@ -21,8 +21,8 @@ from offramp._core.checks import check_choice, check_positive_int
 from offramp._core.errors import InputError
 
 _CLASSES = {"imagenet": 1000, "cifar": 10}
-_EPS = 1e-3  # of batch normalisation in the Inception family
-# Per channel: what ImageNet images are usually normalised with, and what Inception was trained on.
+_EPS = 1e-3  # of batch normalization in the Inception family
+# Per channel: what ImageNet images are usually normalized with, and what Inception was trained on.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _INCEPTION_MEAN, _INCEPTION_STD = 0.5, 0.5
 
@@ -57,7 +57,7 @@ def conv_norm_relu(
     stride: int = 1,
     padding: int | tuple[int, int] | None = None,
 ) -> nn.Sequential:
-    """Convolution, batch normalisation and ReLU, as in the Inception family.
+    """Convolution, batch normalization and ReLU, as in the Inception family.
 
     Args:
         before: Channels of the input.
@@ -121,7 +121,7 @@ class Branches(nn.Module):
 
 @final
 class InceptionScale(nn.Module):
-    """Images normalised by ImageNet's mean and deviation to the range that Inception reads.
+    """Images normalized by ImageNet's mean and deviation to the range that Inception reads.
 
     torchvision's published weights of GoogLeNet and Inception-v3 were trained on pixels mapped
     from [0, 1] to [-1, 1]. There is nothing to learn here and nothing is kept in a state dict.
@@ -152,6 +152,6 @@ def input_parts(transform_input: bool, in_channels: int) -> dict[str, nn.Module]
     if in_channels != 3:
         raise InputError(
             f"transform_input needs in_channels=3, red, green and blue, got {in_channels}. "
-            "Leave it out and normalise the images yourself."
+            "Leave it out and normalize the images yourself."
         )
     return {"transform_input": InceptionScale()}

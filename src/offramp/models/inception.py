@@ -10,7 +10,7 @@ from typing import final
 
 from torch import nn
 
-from offramp.models.depth import initialise
+from offramp.models.depth import initialize
 from offramp.models.imagenet import Branches, check_backbone, conv_norm_relu, input_parts
 
 _OUTPUTS = 2048
@@ -48,7 +48,7 @@ def inception_v3(
         size: "imagenet" for images of 299x299, at least 75x75; "cifar" for 32x32: the first three
             convolutions and the fifth keep the size of the image, and no pooling precedes the
             first inception block; the rest is unchanged.
-        transform_input: True rescales images that were normalised by ImageNet's mean and
+        transform_input: True rescales images that were normalized by ImageNet's mean and
             deviation to [-1, 1]: torchvision's published weights need it.
         seed: Of the first weights.
 
@@ -86,7 +86,7 @@ def inception_v3(
             fc=nn.Linear(_OUTPUTS, classes),
         )
     )
-    initialise(net, seed=seed)
+    initialize(net, seed=seed)
     return net
 
 

@@ -10,13 +10,13 @@ from typing import final
 from torch import Tensor, nn
 
 from offramp._core.checks import check_positive_int
-from offramp.models.depth import blocks_per_layer, filters, initialise
+from offramp.models.depth import blocks_per_layer, filters, initialize
 from offramp.models.shortcuts import PadShortcut, changes_shape, check_shortcut
 
 
 @final
 class PreBlock(nn.Module):
-    """Twice batch normalisation, ReLU and a 3x3 convolution; then the shortcut is added.
+    """Twice batch normalization, ReLU and a 3x3 convolution; then the shortcut is added.
 
     Args:
         before: Channels of the input.
@@ -72,7 +72,7 @@ class PreResNet(nn.Module):
         self.linear = nn.Linear(widths[2], classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map images `(n, in_channels, h, w)`, float, normalised, to logits `(n, classes)`."""
+        """Map images `(n, in_channels, h, w)`, float, normalized, to logits `(n, classes)`."""
         x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
         return self.linear(self.flatten(self.pool(self.relu(self.bn(x)))))  # type: ignore[no-any-return]
 
@@ -119,5 +119,5 @@ def cifar_preresnet(
     check_positive_int("classes", classes)
     check_positive_int("in_channels", in_channels)
     net = PreResNet(blocks, filters(width), shortcut, classes, in_channels)
-    initialise(net, seed=seed)
+    initialize(net, seed=seed)
     return net

@@ -12,13 +12,13 @@ from typing import final
 from torch import Tensor, nn
 
 from offramp._core.checks import check_positive_int
-from offramp.models.depth import blocks_per_layer, filters, initialise
+from offramp.models.depth import blocks_per_layer, filters, initialize
 from offramp.models.shortcuts import PadShortcut, changes_shape, check_shortcut
 
 
 @final
 class Block(nn.Module):
-    """Two 3x3 convolutions with batch normalisation, added to the shortcut, then ReLU.
+    """Two 3x3 convolutions with batch normalization, added to the shortcut, then ReLU.
 
     Args:
         before: Channels of the input.
@@ -75,7 +75,7 @@ class ResNet(nn.Module):
         self.linear = nn.Linear(widths[2], classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map images `(n, in_channels, h, w)`, float, normalised, to logits `(n, classes)`."""
+        """Map images `(n, in_channels, h, w)`, float, normalized, to logits `(n, classes)`."""
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.linear(self.flatten(self.pool(x)))  # type: ignore[no-any-return]
@@ -122,7 +122,7 @@ def cifar_resnet(
     check_positive_int("classes", classes)
     check_positive_int("in_channels", in_channels)
     net = ResNet(blocks, filters(width), shortcut, classes, in_channels)
-    initialise(net, seed=seed)
+    initialize(net, seed=seed)
     return net
 
 

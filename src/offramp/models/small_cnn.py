@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from offramp._core.checks import check_positive_int
 from offramp._core.errors import InputError
-from offramp.models.depth import initialise
+from offramp.models.depth import initialize
 
 _POOLED = 2  # 2x2 averages keep where a stroke is; a single average loses 5 to 20 points
 
@@ -64,5 +64,5 @@ def small_cnn(
     if check_positive_int("depth", depth) < 2:
         raise InputError(f"depth must be at least 2 convolutions, got {depth}.")
     net = SmallCNN(width, depth, in_channels, classes)
-    initialise(net, seed=seed)
+    initialize(net, seed=seed)
     return net

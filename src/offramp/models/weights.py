@@ -32,7 +32,7 @@ _KINDS = (
     {torch.float16, torch.bfloat16, torch.float32, torch.float64},
     {torch.int16, torch.int32, torch.int64},
 )
-_COUNTER = "num_batches_tracked"  # of batch normalisation: it does not change any output
+_COUNTER = "num_batches_tracked"  # of batch normalization: it does not change any output
 
 
 @runtime_checkable

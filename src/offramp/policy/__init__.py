@@ -3,24 +3,24 @@
 Layer: policy.  Reads traces; never a network, never data.
 """
 
-from offramp.policy.evidence import View
+from offramp.policy.candidate import Candidate
+from offramp.policy.evidence import Evidence
 from offramp.policy.features import Feature
 from offramp.policy.policy import Node, Policy
 from offramp.policy.rules import Agreement, ClassThreshold, Constant, Linear, Random, Rule
-from offramp.policy.setting import Setting
 from offramp.policy.stopping import Stopping
 
 __all__ = [
     "Agreement",
+    "Candidate",
     "ClassThreshold",
     "Constant",
+    "Evidence",
     "Feature",
     "Linear",
     "Node",
     "Policy",
     "Random",
     "Rule",
-    "Setting",
     "Stopping",
-    "View",
 ]

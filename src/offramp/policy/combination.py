@@ -1,6 +1,6 @@
 """How the visited stages' probabilities become one answer.
 
-Layer: policy.  Source: methods.md 5; Wisdom of Committees, arXiv:2012.01988; for "policy" Guan et
+Layer: policy.  Source: methods.md 5; Wisdom of Committees, arXiv:2012.01988; for "stopping" Guan et
 al., IJCAI 2018, section 3.4 (methods.md 3).
 """
 
@@ -18,8 +18,8 @@ from offramp.policy.features import Distribution
 from offramp.policy.stopping import Stopping
 
 Combine = str  # one of COMBINES, or BY_STOPPING
-COMBINES: tuple[Combine, ...] = ("last", "mean", "weighted")  # for policies of any kind
-BY_STOPPING: Combine = "policy"  # for policies whose every decision is a stopping network's
+COMBINES: tuple[Combine, ...] = ("last", "mean", "log_linear")  # for policies of any kind
+BY_STOPPING: Combine = "stopping"  # for policies whose every decision is a stopping network's
 
 #: The stopping network after each stage of a path; None after the last stage of the cascade.
 Stops = tuple[Stopping | None, ...]
@@ -31,15 +31,15 @@ class Combination:
 
     Args:
         kind: "last": the last visited stage answers. "mean": the mean of the visited stages'
-            probabilities. "weighted": log-linear pooling, the normalised product of p_j ** w_j.
-            "policy": the mean of the visited stages' probabilities, weighted by the probability
+            probabilities. "learned": log-linear pooling, the normalized product of p_j ** w_j.
+            "stopping": the mean of the visited stages' probabilities, weighted by the probability
             of stopping there, 1 for the last stage.
-        weights: For "weighted": for each path one weight >= 0 per stage on it, not all 0.
-        stops: For "policy": for each path the stopping network after each stage on it.
+        weights: For "learned": for each path one weight >= 0 per stage on it, not all 0.
+        stops: For "stopping": for each path the stopping network after each stage on it.
 
     Raises:
         InputError: If weights are given for another kind, or are negative or all 0; or there are
-            no stopping networks for "policy".
+            no stopping networks for "stopping".
     """
 
     def __init__(
@@ -55,8 +55,8 @@ class Combination:
                 f"train_joint, or the policy 'stopping'), got combine={kind!r} with "
                 f"{'no' if stops is None else 'such'} networks."
             )
-        if kind != "weighted" and weights:
-            raise InputError(f"weights belong to combine='weighted', got {kind!r}.")
+        if kind != "log_linear" and weights:
+            raise InputError(f"weights belong to combine='log_linear', got {kind!r}.")
         for path, given in (weights or {}).items():
             if len(given) != len(path) or min(given) < 0 or max(given) <= 0:
                 raise InputError(
@@ -74,7 +74,7 @@ class Combination:
     def require(self, paths: Sequence[Path]) -> None:
         """Raise `InputError` if a path of two or more stages has no weights."""
         missing = [p for p in paths if len(p) > 1 and p not in self.weights]
-        if self.kind == "weighted" and missing:
+        if self.kind == "log_linear" and missing:
             raise InputError(f"weights are missing for the path {missing[0]}.")
 
     def inputs(self, path: Path) -> Path:
@@ -104,7 +104,7 @@ def mean_log_probs(each: Sequence[Float[Tensor, "m c"]]) -> Float[Tensor, "m c"]
 def pooled_log_probs(
     each: Sequence[Float[Tensor, "m c"]], weights: Sequence[float]
 ) -> Float[Tensor, "m c"]:
-    """Log-linear pooling: the normalised product of p_j ** w_j."""
+    """Log-linear pooling: the normalized product of p_j ** w_j."""
     total = each[0] * weights[0]
     for log_probs, weight in zip(each[1:], weights[1:], strict=True):
         total = total + log_probs * weight

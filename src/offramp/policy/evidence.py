@@ -18,7 +18,7 @@ from offramp.policy.features import Distribution
 
 
 @final
-class View:
+class Evidence:
     """Outputs of the visited stages for `m` examples that stand before a decision.
 
     Args:
@@ -54,7 +54,7 @@ class View:
         held = self._outputs[stage]
         if held is None:
             raise InputError(f"Stage {stage} has not been visited by any of these examples.")
-        return held if self._rows is None else held.rows(self._rows)
+        return held if self._rows is None else held.take(self._rows)
 
     def on(self, path: Sequence[int]) -> Bool[Tensor, " m"]:
         """True where an example has visited exactly the stages of `path`.

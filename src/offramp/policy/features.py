@@ -32,7 +32,7 @@ class Distribution:
     """Log-probabilities of `m` examples, with their statistics computed on first use.
 
     Args:
-        log_probs: `(m, c)`, float32, rows normalised.
+        log_probs: `(m, c)`, float32, rows normalized.
 
     >>> several = torch.tensor([[2.0, 0.0], [0.0, 1.0]]).log_softmax(dim=1)
     >>> [round(each.number("max_prob"), 3) for each in Distribution.each_of(several)]
@@ -60,7 +60,7 @@ class Distribution:
 
     @cached_property
     def log_probs(self) -> Float[Tensor, "m c"]:
-        """Log-probabilities, rows normalised."""
+        """Log-probabilities, rows normalized."""
         return self._rows if self._row == _ALL else self._rows[self._row : self._row + 1]
 
     def number(self, kind: str) -> float:

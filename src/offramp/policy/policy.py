@@ -22,7 +22,7 @@ from offramp._core.schema import stored
 from offramp._core.topology import EXIT, Path, Topology
 from offramp._core.types import OUTPUT_FORMS, OutputForm
 from offramp.policy.combination import BY_STOPPING, Combination, Combine, Stops
-from offramp.policy.evidence import View
+from offramp.policy.evidence import Evidence
 from offramp.policy.features import COMBINED, Distribution
 from offramp.policy.rules import AnyRule, Rule, takes_action
 from offramp.policy.stopping import Stopping
@@ -61,9 +61,9 @@ class Policy(nn.Module):
         topology: The part of the cascade's topology that this policy uses.
         nodes: Rules for each path that has children; paths as tuples of stage indices.
         temperatures: For each stage what its scores are divided by, `(s,)`, > 0; default 1.
-        combine: "last", "mean", "weighted" or, where every rule is a stopping network, "policy",
-            as in `Combination`.
-        weights: For "weighted": for each path one weight >= 0 per stage on it.
+        combine: "last", "mean", "log_linear" or, where every rule is a stopping network,
+            "stopping", as in `Combination`.
+        weights: For "learned": for each path one weight >= 0 per stage on it.
         outputs: The form of the outputs that it was fitted on, and that it refuses others than:
             "logits"; "confidence", a label with one; "labels", which every form has. None where
             nobody said, as in files of before there were forms.
@@ -136,7 +136,7 @@ class Policy(nn.Module):
         raise InputError(
             f"This policy was fitted on {fitted}, but {whose} gives {here}, on which it would "
             f"decide otherwise. Fit it on a trace of {here}, or let the stages give {fitted}: "
-            f"Cascade.of_models(..., outputs={self.outputs!r})."
+            f"Cascade.from_models(..., outputs={self.outputs!r})."
         )
 
     @property
@@ -155,7 +155,7 @@ class Policy(nn.Module):
             p[-1] for p in visited if self.topology.children(p[-1]) and not self.node(p).free
         )
 
-    def decide(self, view: View, stage: int) -> tuple[Int[Tensor, " m"], Float[Tensor, " m"]]:
+    def decide(self, view: Evidence, stage: int) -> tuple[Int[Tensor, " m"], Float[Tensor, " m"]]:
         """What each example does after `stage`.
 
         Args:
@@ -171,7 +171,9 @@ class Policy(nn.Module):
             return action, torch.full((len(view),), torch.inf, device=view.ids.device)
         return self._by_path(view, stage, self.decide_at)  # type: ignore[return-value]
 
-    def decide_at(self, path: Path, view: View) -> tuple[Int[Tensor, " m"], Float[Tensor, " m"]]:
+    def decide_at(
+        self, path: Path, view: Evidence
+    ) -> tuple[Int[Tensor, " m"], Float[Tensor, " m"]]:
         """As `decide`, for examples that have all come by `path`, which has children."""
         node, at = self.node(path), _At(self, path, view)
         children = self.topology.children(path[-1])
@@ -182,14 +184,14 @@ class Policy(nn.Module):
         score = node.leave.score(at)
         return torch.where(score >= 0, EXIT, action), score
 
-    def step_at(self, path: Path, view: View) -> int:
+    def step_at(self, path: Path, view: Evidence) -> int:
         """The action of the only example of a view that has come by `path`, by plain ifs.
 
         Each rule that is asked makes the host wait for the device, so this is for the CPU.
         """
         return self._step(_At(self, path, view))
 
-    def walk_at(self, path: Path, view: View, known: Collection[int]) -> tuple[Path, int]:
+    def walk_at(self, path: Path, view: Evidence, known: Collection[int]) -> tuple[Path, int]:
         """As `step_at`, as far as the way leads through stages that have answered already.
 
         Args:
@@ -217,7 +219,7 @@ class Policy(nn.Module):
     def distributions(
         self, stages: Sequence[int], logits: Float[Tensor, "k c"]
     ) -> dict[int, Distribution]:
-        """What several stages say about one example, computed together, for `View.known`.
+        """What several stages say about one example, computed together, for `Evidence.known`.
 
         Args:
             stages: `k` of them.
@@ -229,7 +231,7 @@ class Policy(nn.Module):
         log_probs = scaled_log_probs(logits, own[:, None])
         return dict(zip(stages, Distribution.each_of(log_probs), strict=True))
 
-    def answer(self, view: View, stage: int) -> Float[Tensor, "m c"]:
+    def answer(self, view: Evidence, stage: int) -> Float[Tensor, "m c"]:
         """Combined log-probabilities of examples that leave after `stage`, `(m, c)`.
 
         The predicted label is the argmax; ties go to the lowest index.
@@ -240,11 +242,11 @@ class Policy(nn.Module):
         (answer,) = self._by_path(view, stage, lambda path, v: (self.answer_at(path, v),))
         return answer
 
-    def answer_at(self, path: Path, view: View) -> Float[Tensor, "m c"]:
+    def answer_at(self, path: Path, view: Evidence) -> Float[Tensor, "m c"]:
         """As `answer`, for examples that have all come by `path`."""
         return _At(self, path, view).distribution(COMBINED).log_probs
 
-    def predict(self, view: View, stage: int, *, top: int = 1) -> Int[Tensor, "m top"]:
+    def predict(self, view: Evidence, stage: int, *, top: int = 1) -> Int[Tensor, "m top"]:
         """The best labels of the answer, best first; also for rankings without scores."""
         last = view.output(stage)
         if not last.scored:
@@ -252,7 +254,7 @@ class Policy(nn.Module):
         return best_labels(self.answer(view, stage), top)
 
     def _by_path(
-        self, view: View, stage: int, compute: Callable[[Path, View], tuple[Tensor, ...]]
+        self, view: Evidence, stage: int, compute: Callable[[Path, Evidence], tuple[Tensor, ...]]
     ) -> tuple[Tensor, ...]:
         """Compute for each way to `stage` and take for each example that of its own way."""
         ways = self._ends[stage]
@@ -331,7 +333,7 @@ class _StoredNode:
 class _At:
     """What the rules see of a view on one path; a `Situation`. Computed on first use."""
 
-    def __init__(self, policy: Policy, path: Path, view: View) -> None:
+    def __init__(self, policy: Policy, path: Path, view: Evidence) -> None:
         self._policy, self.path, self._view = policy, path, view
         self.ids = view.ids
         self._known = {} if view.known is None else view.known

@@ -137,7 +137,7 @@ def takes_action(rule: Rule, at: Situation) -> bool:
 @final
 @stored("random")
 class Random(nn.Module):
-    """Takes the action for a share of the examples, drawn by key: the uniform policy.
+    """Takes the action for a share of the examples, drawn by key: the random policy.
 
     Args:
         rate: Probability of the action, in [0, 1].

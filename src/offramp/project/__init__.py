@@ -11,7 +11,7 @@ from offramp._core.lazy import lazy
 if TYPE_CHECKING:
     from offramp.project.build import cascade_of as cascade_of
     from offramp.project.build import costs_of as costs_of
-    from offramp.project.build import examples_of as examples_of
+    from offramp.project.build import dataset_of as dataset_of
     from offramp.project.config.config import load_config as load_config
     from offramp.project.config.sections import RunConfig as RunConfig
     from offramp.project.folder import RunFolder as RunFolder
@@ -21,7 +21,7 @@ _HOME = {
     "RunFolder": "offramp.project.folder",
     "cascade_of": "offramp.project.build",
     "costs_of": "offramp.project.build",
-    "examples_of": "offramp.project.build",
+    "dataset_of": "offramp.project.build",
     "load_config": "offramp.project.config.config",
 }
 

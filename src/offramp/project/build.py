@@ -13,7 +13,7 @@ from offramp._core.batch import take_rows, to_device
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp._core.types import SPLITS, Batch, Split
-from offramp.data import Examples, load_examples
+from offramp.data import Dataset, load_dataset
 from offramp.project.config.sections import CostSection, DataSection, RunConfig
 from offramp.project.heads import HEADS, load_heads
 from offramp.project.networks import built, normalize, planned, spec_of, with_heads
@@ -26,13 +26,13 @@ from offramp.stages import (
 )
 
 
-def examples_of(data: DataSection) -> Examples:
+def dataset_of(data: DataSection) -> Dataset:
     """The examples that `[data]` describes, divided into splits where it says how."""
-    found = load_examples(data.kind, data.path, **data.source_options())
+    found = load_dataset(data.kind, data.path, **data.source_options())
     if data.part is not None:
-        found = found.part(data.part)
+        found = found.subset(data.part)
     if data.splits:
-        found = found.divided(data.splits, seed=data.seed, stratified=data.stratified)
+        found = found.split_into(data.splits, seed=data.seed, stratified=data.stratified)
     if data.ranges:
         found = found.with_ranges({split: (a, b) for split, (a, b) in data.ranges.items()})
     return found
@@ -66,7 +66,7 @@ def cascade_of(
     if example is None:
         if config.data is None:
             raise InputError(f"{config.file} needs [data], whose inputs show how to cut.")
-        example = examples_of(config.data).batch(0, 1).inputs
+        example = dataset_of(config.data).batch(0, 1).inputs
     plan = planned(config, folder, example, class_names)
     cascade = with_heads(config, plan, example, class_names)
     if trained:
@@ -74,7 +74,7 @@ def cascade_of(
     return cascade
 
 
-def recorded(config: RunConfig, examples: Examples) -> Examples:
+def recorded(config: RunConfig, examples: Dataset) -> Dataset:
     """The examples that policies may learn from: not those that the heads are trained on.
 
     Raises:
@@ -85,7 +85,7 @@ def recorded(config: RunConfig, examples: Examples) -> Examples:
     return all_but(examples, config.train.part, "the heads are trained")
 
 
-def all_but(examples: Examples, part: Split, what: str) -> Examples:
+def all_but(examples: Dataset, part: Split, what: str) -> Dataset:
     """The examples outside a split, on which `what` is done.
 
     Raises:
@@ -99,18 +99,18 @@ def all_but(examples: Examples, part: Split, what: str) -> Examples:
             f"All examples are in the split {part!r}, on which {what}; "
             "[data] needs splits for fit, calibrate and test as well."
         )
-    return examples.rows(kept)
+    return examples.take(kept)
 
 
-def warn_of_raw_bytes(config: RunConfig, examples: Examples) -> None:
+def warn_of_raw_bytes(config: RunConfig, examples: Dataset) -> None:
     """Warn if a network gets bytes as they are: most want numbers around 0."""
     sections = config.stage if config.network is None else [config.network]
-    bare = [section.name for section in sections if section.normalise is None]
+    bare = [section.name for section in sections if section.normalize is None]
     first = examples[0][0]
     if bare and isinstance(first, Tensor) and first.dtype == torch.uint8:
         warnings.warn(
-            f"The inputs are bytes, and {', '.join(map(repr, bare))} without `normalise` gets them "
-            "as they are; most networks need numbers: normalise = { scale = 0.00392156862745098 }.",
+            f"The inputs are bytes, and {', '.join(map(repr, bare))} without `normalize` gets them "
+            "as they are; most networks need numbers: normalize = { scale = 0.00392156862745098 }.",
             stacklevel=2,
         )
 
@@ -124,7 +124,7 @@ def warn_of_random_weights(config: RunConfig) -> None:
         )
 
 
-def costs_of(cascade: Cascade, cost: CostSection, examples: Examples, *, device: str) -> Costs:
+def costs_of(cascade: Cascade, cost: CostSection, examples: Dataset, *, device: str) -> Costs:
     """Measure or take the costs that `[cost]` asks for, on the first examples."""
     if cost.given:
         return given_costs(cascade, cost.unit, cost.given, note="given in the configuration")
@@ -132,7 +132,7 @@ def costs_of(cascade: Cascade, cost: CostSection, examples: Examples, *, device:
 
 
 def other_costs_of(
-    cascade: Cascade, cost: CostSection, examples: Examples, *, device: str
+    cascade: Cascade, cost: CostSection, examples: Dataset, *, device: str
 ) -> list[Costs]:
     """Measure the costs in the further units that `[cost]` names in `also`."""
     units = [unit for unit in dict.fromkeys(cost.also) if unit != cost.unit]
@@ -140,7 +140,7 @@ def other_costs_of(
 
 
 def _measured(
-    cascade: Cascade, unit: str, batch_size: int, examples: Examples, device: str
+    cascade: Cascade, unit: str, batch_size: int, examples: Dataset, device: str
 ) -> Costs:
     cascade.to(device)
     batch = to_device(examples.batch(0, min(batch_size, len(examples))).inputs, device)
@@ -155,7 +155,7 @@ def _of_stages(config: RunConfig, folder: Path, class_names: tuple[str, ...]) ->
     specs = {stage.name: spec_of(stage) for stage in config.stage}
     preprocess = {stage.name: normalize(stage) for stage in config.stage}
     edges = config.cascade.edges
-    return Cascade.of_models(
+    return Cascade.from_models(
         {name: built(spec, folder) for name, spec in specs.items()},
         edges=edges if isinstance(edges, str) else [(a, b) for a, b in edges],
         preprocess={name: change for name, change in preprocess.items() if change is not None},

@@ -12,16 +12,16 @@ from typing import Any, final
 from torch import nn
 
 from offramp._core.errors import InputError
-from offramp.data import Examples
+from offramp.data import Dataset
 from offramp.fitting.class_exits import (
     Branch,
-    ClassDesign,
+    ClassExitPlan,
     NoViableExit,
     Requirements,
-    SharedDesign,
+    SharedExitPlan,
     class_index,
 )
-from offramp.project.config.sections import DesignSection, RunConfig
+from offramp.project.config.sections import ClassExitsSection, RunConfig
 from offramp.project.heads import HEADS, load_heads
 from offramp.project.networks import built, normalize, planned, spec_of, with_heads
 from offramp.stages import Cascade
@@ -29,8 +29,8 @@ from offramp.train.class_exits import (
     UNITS,
     Recipe,
     Sweep,
-    design_exits,
-    design_together,
+    choose_class_exits,
+    choose_class_exits_together,
     exit_row,
     paper_tables,
     sweep_branches,
@@ -38,7 +38,7 @@ from offramp.train.class_exits import (
 )
 
 BRANCHES = "branches"  # folder of the sweep, in that of the run
-Found = ClassDesign | SharedDesign | NoViableExit
+Found = ClassExitPlan | SharedExitPlan | NoViableExit
 
 
 @final
@@ -57,9 +57,9 @@ class Designed:
 
     sweep: Sweep
     branches: list[Branch]
-    each: dict[str, ClassDesign | NoViableExit]
-    together: SharedDesign | NoViableExit | None
-    everyone: ClassDesign | NoViableExit | None
+    each: dict[str, ClassExitPlan | NoViableExit]
+    together: SharedExitPlan | NoViableExit | None
+    everyone: ClassExitPlan | NoViableExit | None
     tables: list[dict[str, Any]]
 
     @property
@@ -68,7 +68,7 @@ class Designed:
         return next(iter(self.each.values())) if self.together is None else self.together
 
 
-def requirements_of(how: DesignSection) -> Requirements:
+def requirements_of(how: ClassExitsSection) -> Requirements:
     """What an exit has to keep."""
     low, high = how.thresholds
     return Requirements(
@@ -80,7 +80,7 @@ def requirements_of(how: DesignSection) -> Requirements:
     )
 
 
-def targets_of(how: DesignSection, class_names: Sequence[str]) -> list[int]:
+def targets_of(how: ClassExitsSection, class_names: Sequence[str]) -> list[int]:
     """Positions of the classes to design for; all where none is named.
 
     Raises:
@@ -98,7 +98,7 @@ def _class(one: str | int, names: Sequence[str]) -> str | int:
 
 
 def run_sweep(
-    config: RunConfig, config_path: Path, examples: Examples, folder: Path, *, device: str
+    config: RunConfig, config_path: Path, examples: Dataset, folder: Path, *, device: str
 ) -> Sweep:
     """Train all branches, or read them where that is done, and the heads that there are.
 
@@ -111,7 +111,7 @@ def run_sweep(
     """
     if config.network is None:
         raise InputError(f"{config_path} must have the section [network].")
-    how, spec = config.design, spec_of(config.network)
+    how, spec = config.class_exits, spec_of(config.network)
     net, preprocess = built(spec, config_path.parent), normalize(config.network)
     sweep = sweep_branches(
         net,
@@ -138,7 +138,7 @@ def run_sweep(
     return sweep.with_heads(_headed(config, config_path, examples, net), examples, device=device)
 
 
-def _headed(config: RunConfig, config_path: Path, examples: Examples, net: nn.Module) -> Cascade:
+def _headed(config: RunConfig, config_path: Path, examples: Dataset, net: nn.Module) -> Cascade:
     """The network with the heads that `offramp train` has trained."""
     example = examples.batch(0, 1).inputs
     plan = replace(planned(config, config_path.parent, example, examples.class_names), net=net)
@@ -147,7 +147,7 @@ def _headed(config: RunConfig, config_path: Path, examples: Examples, net: nn.Mo
     return cascade
 
 
-def designed(sweep: Sweep, how: DesignSection, targets: Sequence[int]) -> Designed:
+def designed(sweep: Sweep, how: ClassExitsSection, targets: Sequence[int]) -> Designed:
     """Choose exits for each class, and compute what the paper's tables show."""
     asked = requirements_of(how)
     confirm = "calibrate" in sweep.baselines
@@ -155,12 +155,12 @@ def designed(sweep: Sweep, how: DesignSection, targets: Sequence[int]) -> Design
     strict = replace(asked, constraints="strict", select=None, precision_floor=0.0)
     together = None
     if how.together:
-        together = design_together(
+        together = choose_class_exits_together(
             sweep, targets, requirements=strict, branches=branches, confirm=confirm
         )
     everyone = None
     if any(branch.target is None for branch in branches):
-        everyone = design_exits(
+        everyone = choose_class_exits(
             sweep, None, requirements=strict, branches=branches, confirm=confirm
         )
     return Designed(
@@ -182,13 +182,13 @@ def designed(sweep: Sweep, how: DesignSection, targets: Sequence[int]) -> Design
 
 
 def _each(
-    sweep: Sweep, how: DesignSection, targets: Sequence[int], *, confirm: bool
-) -> tuple[Sweep, list[Branch], dict[str, ClassDesign | NoViableExit]]:
+    sweep: Sweep, how: ClassExitsSection, targets: Sequence[int], *, confirm: bool
+) -> tuple[Sweep, list[Branch], dict[str, ClassExitPlan | NoViableExit]]:
     """Designs of the classes; with pruning once more among branches that read less."""
 
-    def choose(of: Sweep, branches: list[Branch]) -> dict[str, ClassDesign | NoViableExit]:
+    def choose(of: Sweep, branches: list[Branch]) -> dict[str, ClassExitPlan | NoViableExit]:
         return {
-            of.class_names[k]: design_exits(
+            of.class_names[k]: choose_class_exits(
                 of,
                 k,
                 requirements=requirements_of(how),
@@ -203,12 +203,12 @@ def _each(
     each = choose(sweep, branches)
     if not how.prune:
         return sweep, branches, each
-    pruned = with_pruned(sweep, [one for one in each.values() if isinstance(one, ClassDesign)])
+    pruned = with_pruned(sweep, [one for one in each.values() if isinstance(one, ClassExitPlan)])
     branches = _branches(pruned, how)
     return pruned, branches, choose(pruned, branches)
 
 
-def _branches(sweep: Sweep, how: DesignSection) -> list[Branch]:
+def _branches(sweep: Sweep, how: ClassExitsSection) -> list[Branch]:
     """The columns with their costs; those that `kp` excludes are of nobody."""
     found = sweep.branches(how.unit, batch_size=how.batch_size)
     if how.kp == "both":
@@ -223,11 +223,13 @@ def _nobody(branch: Branch) -> Branch:
     return replace(branch, target=-1)
 
 
-def design_to_dict(found: Designed, how: DesignSection, targets: Sequence[int]) -> dict[str, Any]:
-    """What `design.json` holds."""
+def design_to_dict(
+    found: Designed, how: ClassExitsSection, targets: Sequence[int]
+) -> dict[str, Any]:
+    """What `class_exits.json` holds."""
     sweep = found.sweep
     return {
-        "format": "offramp-design",
+        "format": "offramp-class-exits",
         "version": 1,
         "unit": how.unit,
         "batch_size": how.batch_size,
@@ -250,7 +252,7 @@ def _described(sweep: Sweep, found: Found) -> dict[str, Any]:
         return {"outcome": "no viable exit", "reason": found.reason, "refuted": found.refuted}
     return {
         "outcome": "exit",
-        "refuted": found.refuted if isinstance(found, ClassDesign) else None,
+        "refuted": found.refuted if isinstance(found, ClassExitPlan) else None,
         "exits": [
             {
                 "class": None
@@ -260,7 +262,7 @@ def _described(sweep: Sweep, found: Found) -> dict[str, Any]:
                 "keep_previous": leaf.branch.keep_previous,
                 "reads": list(sweep.reads(leaf.column)),
                 "what": sweep.label(leaf.column),
-                "alpha": leaf.alpha,
+                "threshold": leaf.threshold,
             }
             for leaf in found.exits
         ],

@@ -1,4 +1,4 @@
-"""The page about designed exits, from what `offramp design` left in a run's folder.
+"""The page about designed exits, from what `offramp class-exits` left in a run's folder.
 
 Layer: project.
 """
@@ -6,24 +6,24 @@ Layer: project.
 from pathlib import Path
 
 from offramp._core.files import read_json
-from offramp.project.folder import DESIGN, RunFolder
+from offramp.project.folder import CLASS_EXITS, RunFolder
 from offramp.project.report import reproduction
-from offramp.report import write_design_report
+from offramp.report import write_class_exits_report
 
-DESIGN_PAGE = "design.html"
+CLASS_EXITS_PAGE = "class_exits.html"
 
 
 def design_page(run: RunFolder, title: str | None) -> Path:
-    """Write design.html into the folder of a run.
+    """Write class_exits.html into the folder of a run.
 
     Args:
         run: With a design.
         title: Of the page.
     """
-    design = read_json(run.path / DESIGN)
-    run.remember(DESIGN_PAGE)
-    return write_design_report(
-        run.path / DESIGN_PAGE,
+    design = read_json(run.path / CLASS_EXITS)
+    run.remember(CLASS_EXITS_PAGE)
+    return write_class_exits_report(
+        run.path / CLASS_EXITS_PAGE,
         design,
         title=title or f"Exits of classes: {run.path.name}",
         reproduction=reproduction(
@@ -31,7 +31,7 @@ def design_page(run: RunFolder, title: str | None) -> Path:
             seed=0,
             data="",
             folder=run.path,
-            files=(DESIGN,),
+            files=(CLASS_EXITS,),
         ),
         overwrite=True,  # the run's own
     )

@@ -59,7 +59,7 @@ def point_rows(
     )
     last = points[-1]
     return {
-        **_setting(batch, device),
+        **_candidate(batch, device),
         "model": settings.network.model,
         "points_in_all": len(points),
         "flops": last.flops / last.share if last.share else 0.0,
@@ -112,8 +112,8 @@ def exit_rows(
     end = len(cascade) - 1
     all_flops, all_seconds = flops.alone(stages, end), seconds.alone(stages, end)
     return {
-        **_setting(batch, device),
-        "difference": difference,
+        **_candidate(batch, device),
+        "accuracy_drop": difference,
         "flops": all_flops,
         "seconds": all_seconds,
         "exits": [
@@ -133,7 +133,7 @@ def exit_rows(
     }
 
 
-def _setting(batch: Batch, device: str) -> dict[str, Any]:
+def _candidate(batch: Batch, device: str) -> dict[str, Any]:
     where = torch.device(device)
     return {
         "input": _shape(batch),

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 
 from offramp._core.errors import InputError, UnsupportedError
-from offramp._core.files import whole_file, whole_folder
+from offramp._core.files import atomic_file, atomic_folder
 from offramp._core.ownership import RUN
 from offramp._core.schema import to_json
 from offramp._core.types import SPLITS, Split
 from offramp.bundle import save_bundle
-from offramp.data import Examples, digits
+from offramp.data import Dataset, digits
 from offramp.evaluation import (
     Certificate,
     Evaluation,
@@ -33,7 +33,7 @@ from offramp.evaluation import (
     replay,
 )
 from offramp.models import ModelSpec, build
-from offramp.policy import Setting
+from offramp.policy import Candidate
 from offramp.project.folder import (
     CHOSEN,
     FRONTIER,
@@ -47,7 +47,7 @@ from offramp.project.report import report_content, reproduction
 from offramp.recording import record
 from offramp.report import write_report
 from offramp.report.formatting import amount
-from offramp.runtime import Adaptive, Answer
+from offramp.runtime import Adaptive, Prediction
 from offramp.stages import Cascade, Normalize, measure_seconds
 from offramp.trace import Trace, save_trace
 from offramp.train import train_classifier
@@ -58,7 +58,7 @@ EVALUATION, TIMING = "evaluation.json", "timing.json"
 SIZES: dict[Split, int] = {"train": 400, "fit": 500, "calibrate": 550, "test": 347}
 MAX_LOSS = 0.02  # two points of accuracy
 DELTA = 0.1  # chance that the promise is wrong
-POLICIES = ("myopic", "uniform")  # learned ones need more than 500 examples to be promised
+POLICIES = ("threshold", "random")  # learned ones need more than 500 examples to be promised
 BATCH_SIZES = (1, 256)
 _SCALE, _MEAN, _STD = 1 / 16, 0.305, 0.376  # pixels are 0 to 16; moments of the digits
 _NEAR = 1e-3  # scores this near a threshold may fall on either side of it by rounding
@@ -136,10 +136,10 @@ def run_demo(
         UnsupportedError: If the runtime or a fresh process gives other answers than replay.
     """
     same = check_replaceable(out, "offramp demo")
-    with one_thread(), whole_folder(out, RUN, overwrite=same) as folder:
+    with one_thread(), atomic_folder(out, RUN, overwrite=same) as folder:
         run = RunFolder.claim(folder)
         tell("training three networks")
-        examples = digits().divided(SIZES, seed=seed, stratified=True)
+        examples = digits().split_into(SIZES, seed=seed, stratified=True)
         cascade = trained(examples, networks, seed=seed, progress=progress)
         tell("recording what they say about images they have not seen")
         run.remember(TRACE, trace=TRACE, seed=seed, command=f"offramp demo --seed {seed}")
@@ -148,13 +148,13 @@ def run_demo(
         frontier, choice = promised(trace, seed=seed, progress=progress)
         run.write(FRONTIER, to_json(frontier))
         run.write(CHOSEN, choice_to_dict(choice))
-        test = trace.part("test")
-        chosen = evaluate(test, choice.setting, seed=bootstrap_seed)
+        test = trace.subset("test")
+        chosen = evaluate(test, choice.candidate, seed=bootstrap_seed)
         run.write(EVALUATION, chosen.numbers())
         tell("running it for real")
-        images = examples.part("test")
+        images = examples.subset("test")
         answer = Adaptive(cascade, choice, costs=trace.costs)(images.inputs, images.ids)
-        replayed, undecided = _agreement(test, choice.setting, answer)
+        replayed, undecided = _agreement(test, choice.candidate, answer)
         timing = _timed(cascade, choice, frontier.reference, images, rounds, progress)
         run.write(TIMING, {"timing": timing})
         tell("deploying it and asking a fresh process")
@@ -162,8 +162,8 @@ def run_demo(
         tell("writing the report")
         _reported(run, cascade, examples, trace, frontier, choice, timing, seed)
         singles = {
-            p.setting.policy.topology.names[p.setting.policy.topology.root]: evaluate(
-                test, p.setting, bootstrap=0
+            p.candidate.policy.topology.names[p.candidate.policy.topology.root]: evaluate(
+                test, p.candidate, bootstrap=0
             )
             for p in frontier.singles
         }
@@ -191,14 +191,14 @@ def one_thread() -> Iterator[None]:
 
 
 def trained(
-    examples: Examples,
+    examples: Dataset,
     networks: tuple[Network, ...] = NETWORKS,
     *,
     seed: int = 0,
     progress: bool = True,
 ) -> Cascade:
     """The demo's cascade, trained on the part `train` of the examples."""
-    part = examples.part("train")
+    part = examples.subset("train")
     preprocess = Normalize(_SCALE, _MEAN, _STD)
     specs = {
         n.name: ModelSpec(
@@ -224,7 +224,7 @@ def trained(
             description=f"Training {n.name}",
             progress=progress,
         )
-    return Cascade.of_models(
+    return Cascade.from_models(
         models, preprocess=preprocess, specs=specs, class_names=examples.class_names
     )
 
@@ -243,14 +243,14 @@ def promised(
         progress: Show a bar.
     """
     frontier = fit(trace, POLICIES, seed=seed, progress=progress)
-    return frontier, frontier.cheapest(max_loss=MAX_LOSS, delta=DELTA)
+    return frontier, frontier.cheapest(max_drop=MAX_LOSS, delta=DELTA)
 
 
-def _recorded(cascade: Cascade, examples: Examples, folder: Path, progress: bool) -> Trace:
+def _recorded(cascade: Cascade, examples: Dataset, folder: Path, progress: bool) -> Trace:
     """The trace of all images but those trained on, with costs in FLOPs and in seconds."""
     if examples.split is None:
         raise InputError("examples must have splits, so that those trained on can be left out.")
-    fresh = examples.rows(examples.split != SPLITS.index("train"))
+    fresh = examples.take(examples.split != SPLITS.index("train"))
     with warnings.catch_warnings():
         # In seconds the two small ones cost nearly the same; the policy counts FLOPs.
         warnings.simplefilter("ignore", UserWarning)
@@ -261,9 +261,9 @@ def _recorded(cascade: Cascade, examples: Examples, folder: Path, progress: bool
     return trace
 
 
-def _agreement(test: Trace, setting: Setting, answer: Answer) -> tuple[int, int]:
+def _agreement(test: Trace, candidate: Candidate, answer: Prediction) -> tuple[int, int]:
     """How many examples the runtime treated as replay says, and how many rounding decides."""
-    said = replay(test, setting.policy)
+    said = replay(test, candidate.policy)
     same = (answer.labels.numpy() == said.labels[:, 0]) & (answer.stage.numpy() == said.last)
     if answer.cost is not None:
         same &= np.isclose(answer.cost.numpy(), said.cost)
@@ -280,12 +280,12 @@ def _timed(
     cascade: Cascade,
     choice: Certificate | NotCertified,
     reference: str,
-    images: Examples,
+    images: Dataset,
     rounds: int,
     progress: bool,
 ) -> list[dict[str, Any]]:
-    adaptive = Adaptive(cascade, choice, optimise=True)
-    static = Adaptive.single(cascade, reference, optimise=True)
+    adaptive = Adaptive(cascade, choice, fold=True)
+    static = Adaptive.single(cascade, reference, fold=True)
     inputs = images.batch(0, len(images)).inputs
     return compare(
         adaptive, static, inputs, batch_sizes=BATCH_SIZES, rounds=rounds, progress=progress
@@ -298,8 +298,8 @@ def _deployed(
     cascade: Cascade,
     choice: Certificate | NotCertified,
     trace: Trace,
-    images: Examples,
-    answer: Answer,
+    images: Dataset,
+    answer: Prediction,
 ) -> int:
     """Save the bundle, let a fresh process predict with it, and count equal answers."""
     run.remember(BUNDLE, TEST_IMAGES, PREDICTIONS)
@@ -307,7 +307,7 @@ def _deployed(
     save_bundle(
         folder / BUNDLE, cascade, choice, costs=trace.costs, input_shape=tuple(inputs.shape[1:])
     )
-    with whole_file(folder / TEST_IMAGES) as temporary, temporary.open("wb") as file:
+    with atomic_file(folder / TEST_IMAGES) as temporary, temporary.open("wb") as file:
         labels = images.labels.numpy()
         np.savez_compressed(file, images=inputs.numpy(), labels=labels, ids=images.ids)
     paths = [str(folder / name) for name in (BUNDLE, TEST_IMAGES, PREDICTIONS)]
@@ -339,7 +339,7 @@ def _deployed(
 def _reported(
     run: RunFolder,
     cascade: Cascade,
-    examples: Examples,
+    examples: Dataset,
     trace: Trace,
     frontier: Frontier,
     choice: Certificate | NotCertified,
@@ -358,7 +358,7 @@ def _reported(
         choice,
         seed=0,
         timing=timing,
-        images=example_images(examples, trace.part("test"), choice.setting, cascade),
+        images=example_images(examples, trace.subset("test"), choice.candidate, cascade),
         notes=(
             f"Three small convolutional networks, trained on {SIZES['train']} images: {costs}.",
             "Times are of this machine, batch-norms folded in both models.",

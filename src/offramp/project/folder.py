@@ -1,8 +1,8 @@
 """The folder of a run: what one command writes and the next one reads.
 
     run.json        that this folder is a run, which files in it are ours, the trace it is about
-    frontier.json   every setting of the sweep with what it does on `fit` and `calibrate`
-    chosen.json     the setting that was chosen, why, and its numbers
+    frontier.json   every candidate of the sweep with what it does on `fit` and `calibrate`
+    chosen.json     the candidate that was chosen, why, and its numbers
 
 Layer: project.
 """
@@ -20,13 +20,13 @@ from offramp._core.schema import from_json, to_json
 
 if TYPE_CHECKING:
     from offramp.evaluation import Choice, Evaluation, Frontier
-    from offramp.policy import Setting
+    from offramp.policy import Candidate
 
 MARKER = "run.json"
 FRONTIER = "frontier.json"
 CHOSEN = "chosen.json"
 REPORT = "report.html"
-DESIGN = "design.json"
+CLASS_EXITS = "class_exits.json"
 JOINT = "joint.json"
 _FORMAT = "offramp-run"
 _FORMAT_VERSION = 1
@@ -227,7 +227,7 @@ _FACTS: tuple[tuple[str, Callable[[object], bool], str], ...] = (
 def choice_to_dict(
     choice: "Choice", *, margin: float | None = None, risk: str | None = None
 ) -> dict[str, Any]:
-    """What was chosen and why, as JSON values; `setting` can be read by `setting_from_file`.
+    """What was chosen and why, as JSON values; `candidate` can be read by `setting_from_file`.
 
     Args:
         choice: What `choose` has given.
@@ -242,13 +242,13 @@ def choice_to_dict(
         "sentence": choice.sentence,
         "limit": {
             "risk": choice.risk if risk is None else risk,
-            "max_loss": choice.max_loss,
+            "max_drop": choice.max_drop,
             "max_cost": choice.max_cost,
             "margin": margin,
             **({} if promise is None else {"delta": promise.delta}),
         },
         **({} if promise is None else {"promise": promise.numbers}),
-        "setting": choice.setting,
+        "candidate": choice.candidate,
         "fit": choice.fit.numbers(),
         "calibrate": _seen(choice.calibrate),
         "judged_on_both": _seen(choice.judged_on_both),
@@ -273,22 +273,22 @@ def choose(
     frontier: "Frontier",
     *,
     risk: str,
-    max_loss: float | None,
+    max_drop: float | None,
     max_cost: float | None,
     margin: float | None,
     delta: float | None = None,
 ) -> "Choice":
     """Choose from a frontier, as a command line or the "limit" in `chosen.json` says."""
     if delta is not None:
-        if max_loss is None:
+        if max_drop is None:
             return frontier.best(max_cost=float(max_cost or 0), risk=risk, delta=delta)
         cost = {} if max_cost is None else {"cost": max_cost}
-        return frontier.certify({risk: max_loss, **cost}, delta=delta)
-    if max_loss is None:
+        return frontier.certify({risk: max_drop, **cost}, delta=delta)
+    if max_drop is None:
         return frontier.best(max_cost=float(max_cost or 0), risk=risk)
     if margin is None:
-        return frontier.cheapest(max_loss=max_loss, risk=risk)
-    return frontier.cheapest(max_loss=max_loss, risk=risk, margin=margin)
+        return frontier.cheapest(max_drop=max_drop, risk=risk)
+    return frontier.cheapest(max_drop=max_drop, risk=risk, margin=margin)
 
 
 def choose_again(frontier: "Frontier", path: Path) -> "Choice":
@@ -303,17 +303,17 @@ def choose_again(frontier: "Frontier", path: Path) -> "Choice":
         raise FileFormatError(f"{path} does not say how to choose: {error!r}.") from error
 
 
-def setting_from_file(path: Path) -> "Setting":
-    """A setting from the folder of a run, from its `chosen.json`, or from a file of its own.
+def candidate_from_file(path: Path) -> "Candidate":
+    """A candidate from the folder of a run, from its `chosen.json`, or from a file of its own.
 
     Raises:
         FileFormatError: If there is none; it names the file.
     """
-    from offramp.policy import Setting
+    from offramp.policy import Candidate
 
     path = path / CHOSEN if path.is_dir() else path
     value = read_json(path)
-    return from_json(Setting, value.get("setting", value), where=path)
+    return from_json(Candidate, value.get("candidate", value), where=path)
 
 
 def _seen(evaluation: "Evaluation | None") -> dict[str, Any] | None:

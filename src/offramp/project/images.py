@@ -15,9 +15,9 @@ from offramp._core.errors import InputError
 from offramp._core.naming import utf8_name
 from offramp._core.topology import Path
 from offramp._core.types import Batch
-from offramp.data import Examples
+from offramp.data import Dataset
 from offramp.evaluation import replay
-from offramp.policy import Policy, Setting
+from offramp.policy import Candidate, Policy
 from offramp.policy.features import Distribution
 from offramp.policy.policy import scaled_log_probs
 from offramp.policy.stopping import Stopping
@@ -33,9 +33,9 @@ _Visit = tuple[str, tuple[tuple[str, float], ...]]
 
 
 def example_images(
-    examples: Examples,
+    examples: Dataset,
     part: Trace,
-    setting: Setting,
+    candidate: Candidate,
     cascade: Cascade,
     *,
     per_stage: int = 6,
@@ -43,15 +43,17 @@ def example_images(
 ) -> tuple["ExampleImage", ...]:
     """Some images for each stage at which anybody left: right ones, and two kinds of wrong ones.
 
-    Wrong are, where there are any, at least one that F gets right, and one that F gets wrong too.
+    Wrong are, where there are any, at least one that the reference gets right, and one that the
+    reference gets wrong too.
 
     Args:
         examples: The data set with the images.
         part: A trace of some of its examples, with logits.
-        setting: What decides.
+        candidate: What decides.
         cascade: Says how raw values become numbers in [0, 1].
         per_stage: Most images for one stage.
-        baseline: Where F's answers stand, if not in `part`: the same examples, in the same order.
+        baseline: Where the reference's answers stand, if not in `part`: the same examples, in the
+            same order.
 
     Returns:
         Nothing where the inputs are no images, or the trace has no scores.
@@ -65,9 +67,9 @@ def example_images(
         return ()
     where = {name: row for row, name in enumerate(examples.ids.tolist())}
     names = examples.class_names
-    done = replay(part, setting.policy, top=setting.top)
+    done = replay(part, candidate.policy, top=candidate.top)
     of_f = part if baseline is None else baseline
-    f_wrong = of_f.wrong(of_f.topology.index(setting.reference), top=setting.top)
+    f_wrong = of_f.wrong(of_f.topology.index(candidate.reference), top=candidate.top)
     found = []
     for stage in np.unique(done.last):
         for row in _some(np.flatnonzero(done.last == stage), done.wrong, f_wrong, per_stage):
@@ -78,12 +80,12 @@ def example_images(
                 ExampleImage(
                     pixels=_pixels(examples[position][0], cascade),
                     label=names[int(part.labels[row])],
-                    visits=_visits(part, setting.policy, int(row), path, names),
+                    visits=_visits(part, candidate.policy, int(row), path, names),
                     exit_stage=part.stages[stage],
                     correct=not done.wrong[row],
                     answer=names[answer] if 0 <= answer < len(names) else str(answer),
                     reference_correct=not f_wrong[row],
-                    stops=_stops(part, setting.policy, int(row), path),
+                    stops=_stops(part, candidate.policy, int(row), path),
                 )
             )
     return tuple(found)
@@ -97,7 +99,7 @@ def _known(name: int | str, where: Mapping[int | str, int]) -> int | str:
 def _some(
     rows: NDArray[np.int64], wrong: NDArray[np.bool_], f_wrong: NDArray[np.bool_], most: int
 ) -> list[int]:
-    """The first right ones, then wrong ones: that F would have got right, that F gets wrong too."""
+    """The first right ones, then wrong ones that the reference gets right, then wrong too."""
     lost = [int(row) for row in rows if wrong[row] and not f_wrong[row]]
     hopeless = [int(row) for row in rows if wrong[row] and f_wrong[row]]
     bad = [*lost[: max(1, most // 3)], *hopeless[:1]][:most]
@@ -112,7 +114,7 @@ def _visits(
     found = []
     for k in path:
         most = _CLASSES_SHOWN if k == path[-1] or len(path) <= _SHORT_WAY else 1
-        scores = part.output(k).rows(torch.tensor([row])).scores()[0]
+        scores = part.output(k).take(torch.tensor([row])).scores()[0]
         shares = (scores / policy.temperatures[k]).softmax(dim=0)
         best = shares.topk(min(most, len(shares)))
         classes = tuple(
@@ -133,7 +135,7 @@ def _stops(part: Trace, policy: Policy, row: int, path: Path) -> tuple[float, ..
         rule = policy.node(path[: k + 1]).leave
         if not isinstance(rule, Stopping):
             return ()
-        scores = part.output(stage).rows(torch.tensor([row])).scores()
+        scores = part.output(stage).take(torch.tensor([row])).scores()
         shares = scaled_log_probs(scores, policy.temperatures[stage])
         found.append(float(rule.log_odds(Distribution(shares)).sigmoid()))
     return tuple(found) if len(policy.topology.active) > 1 else ()

@@ -16,7 +16,7 @@ from offramp._core.errors import InputError
 from offramp._core.files import remove_folder
 from offramp._core.schema import to_json
 from offramp._core.types import Split
-from offramp.data import CropAndFlip, Examples
+from offramp.data import CropAndFlip, Dataset
 from offramp.evaluation import (
     Choice,
     Evaluation,
@@ -26,9 +26,9 @@ from offramp.evaluation import (
     fit,
     frontier_of_traces,
 )
-from offramp.fitting.registry import fitters
+from offramp.fitting.registry import POLICIES
 from offramp.fitting.stopping.network import with_stopping
-from offramp.policy import Setting
+from offramp.policy import Candidate
 from offramp.project.build import all_but, cascade_of, costs_of
 from offramp.project.config.sections import FitSection, JointSection, RunConfig
 from offramp.project.folder import choice_to_dict, choose
@@ -41,7 +41,7 @@ WORK = "joint"  # checkpoints, in the folder of the run
 STATIC_TRACE = "static.trace"
 _CHECKPOINTS = re.compile(r"(alone|alpha_.+)\.safetensors")
 _THRESHOLDS = (0.2, 0.5, 0.8)
-_COMBINES = ("policy", "last")
+_COMBINES = ("stopping", "last")
 _SAME = (  # of [joint] and of the arguments that `train_joint` and `sweep_joint` share
     *("policy_learning_rate", "weight_decay", "batch_size", "schedule", "estimator", "answers"),
     *("rollouts", "detached", "supervision", "frozen", "width", "validation", "patience"),
@@ -58,7 +58,7 @@ class Trained:
 
     Args:
         cascade: The networks, with the weights that were trained last.
-        trainings: One for each alpha, the smallest first.
+        trainings: One for each cost_weight, the smallest first.
         static: Weights of the networks trained alone, or as they were given.
         costs: Of the stages, with what a stopping network takes.
         baseline: Trace of the networks alone.
@@ -76,34 +76,36 @@ class Trained:
     frontier: Frontier
     frozen: Frontier
 
-    def trace_of(self, setting: Setting) -> Trace:
-        """The trace of the networks that a setting is for."""
-        return self.baseline if setting.method == "single" else self.traces[self._place(setting)]
+    def trace_of(self, candidate: Candidate) -> Trace:
+        """The trace of the networks that a candidate is for."""
+        return (
+            self.baseline if candidate.method == "single" else self.traces[self._place(candidate)]
+        )
 
-    def load_for(self, setting: Setting) -> None:
-        """Give the cascade the weights that a setting is for."""
-        if setting.method == "single":
+    def load_for(self, candidate: Candidate) -> None:
+        """Give the cascade the weights that a candidate is for."""
+        if candidate.method == "single":
             self.cascade.load_state_dict(self.static)
         else:
-            self.trainings[self._place(setting)].load_into(self.cascade)
+            self.trainings[self._place(candidate)].load_into(self.cascade)
 
-    def _place(self, setting: Setting) -> int:
-        alphas = [training.alpha for training in self.trainings]
-        return alphas.index(float(setting.parameters["alpha"]))
+    def _place(self, candidate: Candidate) -> int:
+        cost_weights = [training.cost_weight for training in self.trainings]
+        return cost_weights.index(float(candidate.parameters["cost_weight"]))
 
 
-def trace_name(alpha: float) -> str:
+def trace_name(cost_weight: float) -> str:
     """Name of the trace of one training.
 
     >>> trace_name(0.03)
     'joint_0.03.trace'
     """
-    return f"joint_{alpha:g}.trace"
+    return f"joint_{cost_weight:g}.trace"
 
 
 def train_all(
     config: RunConfig,
-    examples: Examples,
+    examples: Dataset,
     folder: Path,
     *,
     device: str,
@@ -118,7 +120,8 @@ def train_all(
         folder: Of the run.
         device: Where everything runs.
         restart: Begin anew.
-        told: Of each epoch as it ends, with its alpha; of the networks alone alpha is NaN.
+        told: Of each epoch as it ends, with its cost_weight; of the networks alone cost_weight is
+            NaN.
     """
     how, work = config.joint, folder / WORK
     part, held = parts_of(examples, how)
@@ -139,7 +142,7 @@ def train_all(
     traces = []
     for training in trainings:
         training.load_into(cascade)
-        path = folder / trace_name(training.alpha)
+        path = folder / trace_name(training.cost_weight)
         traces.append(_recorded(cascade, held, path, costs, device))
     frontier, frozen = _frontiers(trainings, traces, baseline, config.fit)
     return Trained(
@@ -161,15 +164,15 @@ def trains_alone(config: RunConfig) -> bool:
     return any(stage.untrained for stage in config.stage)
 
 
-def parts_of(examples: Examples, how: JointSection) -> tuple[Examples, Examples]:
+def parts_of(examples: Dataset, how: JointSection) -> tuple[Dataset, Dataset]:
     """The examples to train on, and the others.
 
     Raises:
         InputError: If there are none to train on, or none to choose on.
     """
     try:
-        part = examples.part(how.part)
-        examples.part("fit")
+        part = examples.subset(how.part)
+        examples.subset("fit")
     except InputError as error:
         raise InputError(
             f"Networks are trained jointly on the split {how.part!r} (joint.part), and the "
@@ -187,7 +190,7 @@ def _options(how: JointSection) -> dict[str, Any]:
 
 def _alone(
     cascade: Cascade,
-    part: Examples,
+    part: Dataset,
     how: JointSection,
     work: Path,
     options: dict[str, Any],
@@ -202,7 +205,7 @@ def _alone(
     train_joint(
         cascade,
         part,
-        alpha=0.0,
+        cost_weight=0.0,
         epochs=how.epochs,
         warm_up=how.epochs,
         learning_rate=how.learning_rate * count,
@@ -214,7 +217,7 @@ def _alone(
 
 def _together(
     cascade: Cascade,
-    part: Examples,
+    part: Dataset,
     config: RunConfig,
     work: Path,
     options: dict[str, Any],
@@ -224,7 +227,7 @@ def _together(
     swept = sweep_joint(
         cascade,
         part,
-        alphas=how.alphas,
+        cost_weights=how.cost_weights,
         epochs=how.epochs,
         epochs_next=how.epochs_next,
         warm_up=how.warm_up,
@@ -242,7 +245,7 @@ def _weights_of(cascade: Cascade) -> dict[str, Tensor]:
     return {name: value.detach().cpu().clone() for name, value in cascade.state_dict().items()}
 
 
-def _recorded(cascade: Cascade, examples: Examples, path: Path, costs: Costs, device: str) -> Trace:
+def _recorded(cascade: Cascade, examples: Dataset, path: Path, costs: Costs, device: str) -> Trace:
     return record(
         cascade, examples, path=path, costs=costs, device=device, resume=False, overwrite=True
     )
@@ -256,42 +259,42 @@ def _frontiers(
 ) -> tuple[Frontier, Frontier]:
     """Of the trainings, as trained and with stopping networks fitted anew; and of frozen ones."""
     top = asked.top
-    fitted = baseline.part("fit")
+    fitted = baseline.subset("fit")
     reference = asked.reference or fitted.stages[fitted.most_accurate(top=top)]
     combines = asked.combines or list(_COMBINES)
-    candidates = []
+    cascades = []
     for training, trace in zip(trainings, traces, strict=True):
         own = [
-            training.setting(threshold=threshold, combine=combine, reference=reference)
+            training.candidate(threshold=threshold, combine=combine, reference=reference)
             for threshold in _THRESHOLDS
             for combine in combines
         ]
-        again = fitters["stopping"](
-            trace.part("fit"), reference=reference, top=top, combines=combines
+        again = POLICIES["stopping"](
+            trace.subset("fit"), reference=reference, top=top, combines=combines
         )
-        candidates.append((trace, [*own, *(_named(one, training.alpha) for one in again)]))
+        cascades.append((trace, [*own, *(_named(one, training.cost_weight) for one in again)]))
     frozen = fit(
         baseline, "stopping", reference=reference, top=top, combines=combines, progress=False
     )
-    return frontier_of_traces(candidates, baseline, reference=reference), frozen
+    return frontier_of_traces(cascades, baseline, reference=reference), frozen
 
 
-def _named(again: Setting, alpha: float) -> Setting:
-    """A setting of stopping networks fitted anew, by the alpha that the networks had."""
+def _named(again: Candidate, cost_weight: float) -> Candidate:
+    """A candidate of stopping networks fitted anew, by the cost_weight that the networks had."""
     parameters: dict[str, float | int | str] = {
-        "alpha": alpha,
-        "refitted": float(again.parameters["alpha"]),
+        "cost_weight": cost_weight,
+        "refitted": float(again.parameters["cost_weight"]),
     }
     return replace(again, method="joint", parameters=parameters)
 
 
 def chosen_from(frontier: Frontier, asked: FitSection) -> Choice:
     """The point that `[fit]` asks for; without a limit what loses nothing."""
-    free = asked.max_loss is None and asked.max_cost is None
+    free = asked.max_drop is None and asked.max_cost is None
     return choose(
         frontier,
         risk=asked.risk,
-        max_loss=0.0 if free else asked.max_loss,
+        max_drop=0.0 if free else asked.max_drop,
         max_cost=asked.max_cost,
         margin=asked.margin,
         delta=asked.delta,
@@ -302,11 +305,11 @@ def joint_to_dict(found: Trained, config: RunConfig, choice: Choice) -> dict[str
     """What `joint.json` holds."""
     order: tuple[Split, ...] = ("test", "calibrate", "fit")
     split = next(s for s in order if found.baseline.has_split(s))
-    part, single = found.baseline.part(split), choice.setting.method == "single"
-    alpha = choice.setting.parameters.get("alpha")
+    part, single = found.baseline.subset(split), choice.candidate.method == "single"
+    cost_weight = choice.candidate.parameters.get("cost_weight")
     other = chosen_from(found.frozen, config.fit)
-    frozen = [evaluate(part, p.setting, bootstrap=0) for p in (other, *found.frozen.pareto)]
-    shown = found.trace_of(choice.setting).part(split)
+    frozen = [evaluate(part, p.candidate, bootstrap=0) for p in (other, *found.frozen.pareto)]
+    shown = found.trace_of(choice.candidate).subset(split)
     return {
         "format": "offramp-joint",
         "version": 1,
@@ -315,28 +318,28 @@ def joint_to_dict(found: Trained, config: RunConfig, choice: Choice) -> dict[str
         "split": split,
         "examples": len(part),
         "top": config.fit.top,
-        "trace": STATIC_TRACE if single else trace_name(float(alpha or 0.0)),
-        "alphas": [training.alpha for training in found.trainings],
+        "trace": STATIC_TRACE if single else trace_name(float(cost_weight or 0.0)),
+        "cost_weights": [training.cost_weight for training in found.trainings],
         "epochs": [len(training.history) for training in found.trainings],
         "given": not trains_alone(config),
         "static": _static(found, split, config.fit.top),
         "chosen": {
             "cascade": choice.cascade,
-            **_row(_on(found, choice.setting, split)),
+            **_row(_on(found, choice.candidate, split)),
         },
         "frozen": {"cascade": other.cascade, **_row(frozen[0])},
         "curves": {
-            "joint": [_row(_on(found, p.setting, split)) for p in found.frontier.pareto],
+            "joint": [_row(_on(found, p.candidate, split)) for p in found.frontier.pareto],
             "frozen": [_row(one) for one in frozen[1:]],
         },
-        "assignment": to_json(assignment(shown, choice.setting)),
+        "assignment": to_json(assignment(shown, choice.candidate)),
         **choice_to_dict(choice, margin=config.fit.margin, risk=config.fit.risk),
     }
 
 
 def _static(found: Trained, split: Split, top: int) -> list[dict[str, Any]]:
     """What each network costs alone, and its errors: trained alone, and after each training."""
-    part, together = found.baseline.part(split), [t.part(split) for t in found.traces]
+    part, together = found.baseline.subset(split), [t.subset(split) for t in found.traces]
     return [
         {
             "name": name,
@@ -348,21 +351,21 @@ def _static(found: Trained, split: Split, top: int) -> list[dict[str, Any]]:
     ]
 
 
-def _on(found: Trained, setting: Setting, split: Split) -> Evaluation:
+def _on(found: Trained, candidate: Candidate, split: Split) -> Evaluation:
     return evaluate(
-        found.trace_of(setting).part(split),
-        setting,
+        found.trace_of(candidate).subset(split),
+        candidate,
         bootstrap=0,
-        baseline=found.baseline.part(split),
+        baseline=found.baseline.subset(split),
     )
 
 
 def _row(found: Evaluation) -> dict[str, Any]:
     return {
-        "label": found.setting.label,
-        "alpha": found.setting.parameters.get("alpha"),
+        "label": found.candidate.label,
+        "cost_weight": found.candidate.parameters.get("cost_weight"),
         "cost": found.cost,
         "cost_ratio": found.cost_ratio,
         "error": 1 - found.accuracy,
-        "difference": found.difference,
+        "accuracy_drop": found.accuracy_drop,
     }

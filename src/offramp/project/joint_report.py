@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from offramp._core.files import read_json
 from offramp.project.config.config import load_config
-from offramp.project.folder import JOINT, RunFolder, setting_from_file
+from offramp.project.folder import JOINT, RunFolder, candidate_from_file
 from offramp.project.report import reproduction
 from offramp.report import write_joint_report
 from offramp.trace import load_trace
@@ -46,18 +46,18 @@ def joint_page(run: RunFolder, title: str | None, config: Path | None) -> Path:
 
 
 def _images(run: RunFolder, config: Path, trace: str, split: str) -> "tuple[ExampleImage, ...]":
-    from offramp.project.build import cascade_of, examples_of
+    from offramp.project.build import cascade_of, dataset_of
     from offramp.project.images import example_images
     from offramp.project.joint import STATIC_TRACE
 
     settings = load_config(config, needs=("data", "stage"))
     if settings.data is None:  # load_config has refused it
         return ()
-    examples = examples_of(settings.data)
+    examples = dataset_of(settings.data)
     cascade = cascade_of(settings, config.parent, examples.class_names)
     part, baseline = (
-        load_trace(run.path / name).part(split)  # type: ignore[arg-type]
+        load_trace(run.path / name).subset(split)  # type: ignore[arg-type]
         for name in (trace, STATIC_TRACE)
     )
-    setting = setting_from_file(run.path / JOINT)
-    return example_images(examples, part, setting, cascade, baseline=baseline)
+    candidate = candidate_from_file(run.path / JOINT)
+    return example_images(examples, part, candidate, cascade, baseline=baseline)

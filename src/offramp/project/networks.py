@@ -48,9 +48,9 @@ def built(spec: ModelSpec, folder: Path) -> nn.Module:
 
 def normalize(section: BuiltSection) -> Normalize | None:
     """What is applied to the raw input, if anything is."""
-    if section.normalise is None:
+    if section.normalize is None:
         return None
-    return Normalize(section.normalise.scale, section.normalise.mean, section.normalise.std)
+    return Normalize(section.normalize.scale, section.normalize.mean, section.normalize.std)
 
 
 @final
@@ -105,7 +105,7 @@ def with_heads(
         raise InputError(f"{config.file} must have the sections [network] and [exits].")
     classes = answer(plan.net, plan.given, plan.classes).shape[1]
     edges = config.cascade.edges
-    return Cascade.of_exits(
+    return Cascade.from_network(
         plan.net,
         list(plan.points),
         heads={

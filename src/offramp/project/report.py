@@ -17,7 +17,7 @@ from offramp.evaluation import (
     Evaluation,
     Frontier,
     FrontierPoint,
-    bills,
+    costs_by_unit,
     evaluate,
     exit_points,
     frontier_of,
@@ -25,12 +25,12 @@ from offramp.evaluation import (
     references,
     savings,
     share_of_gap_closed,
-    stage_uses,
+    stage_usage,
     sweep,
 )
 from offramp.evaluation.results import RISKS
-from offramp.fitting.baselines import fit_uniform
-from offramp.policy import Setting
+from offramp.fitting.baselines import fit_random
+from offramp.policy import Candidate
 from offramp.project.splits import unseen
 from offramp.report import ExampleImage, ReportContent, Reproduction, TimingRow
 from offramp.trace import Trace
@@ -42,9 +42,9 @@ _PACKAGES = ("offramp", "torch", "numpy", "scipy", "scikit-learn")
 _MOST_POINTS = 40  # of a curve
 _MOST_COMPARED = 6  # stages whose overlap is shown
 _POLICIES = {
-    "learned": ("weighted", "agreement"),
-    "thresholds": ("myopic",),
-    "random exits": ("uniform",),
+    "learned": ("learned", "agreement"),
+    "thresholds": ("threshold",),
+    "random exits": ("random",),
 }
 
 
@@ -69,35 +69,35 @@ def report_content(
         choice: Made from the frontier.
         seed: Of the resampling for intervals.
         timing: Rows of `side_by_side.compare`.
-        images: Examples for each stage.
+        images: Dataset for each stage.
         notes: What may help to read the report.
         reproduction: How to get the same numbers again.
     """
     part = unseen(trace)
     has_test = trace.has_split("test")
-    calibrate = trace.part("calibrate") if trace.has_split("calibrate") else None
-    learned = frontier_of(frontier, ("weighted", "agreement"), calibrate) or frontier
-    myopic = frontier_of(frontier, ("myopic",), calibrate)
-    top = choice.setting.top
+    calibrate = trace.subset("calibrate") if trace.has_split("calibrate") else None
+    learned = frontier_of(frontier, ("learned", "agreement"), calibrate) or frontier
+    threshold = frontier_of(frontier, ("threshold",), calibrate)
+    top = choice.candidate.top
     points = references(part, frontier.reference, top=top)
-    found = evaluate(part, choice.setting, seed=seed)
-    uniform = [p for p in points if p.kind == "uniform"]
+    found = evaluate(part, choice.candidate, seed=seed)
+    random = [p for p in points if p.kind == "random"]
     neutral = next(p for p in points if p.name == "neutral oracle")
-    risk = choice.risk if choice.risk in RISKS else "difference"
+    risk = choice.risk if choice.risk in RISKS else "accuracy_drop"
     return ReportContent(
         title=title,
         chosen=choice,
         test=found if has_test else None,
         frontier=learned.points,
         frontier_test=_on(part, learned.pareto) if has_test else (),
-        myopic=() if myopic is None else _on(part, myopic.pareto),
+        threshold=() if threshold is None else _on(part, threshold.pareto),
         references=tuple(points),
-        overlap=overlap(part, top=top, stages=_compared(trace, choice.setting)),
-        uses=stage_uses(trace.part("fit"), choice.setting),
-        bills=bills(part, choice.setting, seed=seed),
+        overlap=overlap(part, top=top, stages=_compared(trace, choice.candidate)),
+        uses=stage_usage(trace.subset("fit"), choice.candidate),
+        costs_by_unit=costs_by_unit(part, choice.candidate, seed=seed),
         savings=savings(part, _policies(trace, frontier, calibrate), risk=risk, seed=seed),
-        exits=exit_points(part, choice.setting) if _has_exits(trace) else (),
-        gap_closed=share_of_gap_closed(found, uniform, neutral) if uniform else None,
+        exits=exit_points(part, choice.candidate) if _has_exits(trace) else (),
+        gap_closed=share_of_gap_closed(found, random, neutral) if random else None,
         timing=tuple(TimingRow(**row) for row in timing),
         stages=trace.stages,
         costs=(trace.costs, *trace.other_costs),
@@ -151,9 +151,9 @@ def _policies(trace: Trace, frontier: Frontier, calibrate: Trace | None) -> dict
     """The frontier of each policy by itself; random exits are made here where they are missing."""
     found = {name: frontier_of(frontier, methods, calibrate) for name, methods in _POLICIES.items()}
     if found["random exits"] is None:
-        top = frontier.singles[0].setting.top
-        fit = trace.part("fit")
-        settings = fit_uniform(fit, reference=frontier.reference, top=top)
+        top = frontier.singles[0].candidate.top
+        fit = trace.subset("fit")
+        settings = fit_random(fit, reference=frontier.reference, top=top)
         found["random exits"] = sweep(
             settings, fit, calibrate, reference=frontier.reference, top=top, progress=False
         )
@@ -165,17 +165,17 @@ def _has_exits(trace: Trace) -> bool:
     return any(source != RAW_INPUT for source in trace.topology.sources)
 
 
-def _compared(trace: Trace, setting: Setting) -> tuple[int, ...] | None:
-    """The stages whose overlap is shown: of many those that the setting uses, and F."""
+def _compared(trace: Trace, candidate: Candidate) -> tuple[int, ...] | None:
+    """Whose overlap is shown: of many stages those in use, and the reference."""
     if len(trace.stages) <= _MOST_COMPARED:
         return None
-    reference = trace.topology.index(setting.reference)
-    return tuple(sorted({*setting.policy.topology.active, reference}))
+    reference = trace.topology.index(candidate.reference)
+    return tuple(sorted({*candidate.policy.topology.active, reference}))
 
 
 def _on(part: Trace, points: Sequence[FrontierPoint]) -> tuple[Evaluation, ...]:
     step = max(1, -(-len(points) // _MOST_POINTS))
-    return tuple(evaluate(part, point.setting, bootstrap=0) for point in points[::step])
+    return tuple(evaluate(part, point.candidate, bootstrap=0) for point in points[::step])
 
 
 def _warnings(trace: Trace) -> list[str]:
@@ -183,7 +183,7 @@ def _warnings(trace: Trace) -> list[str]:
     if trace.seen_in_training:
         found.append(
             "The networks were trained on these examples: what is fitted and shown here is too "
-            "good for the dear ones."
+            "good for the expensive ones."
         )
     if trace.lossy:
         found.append("The trace was stored with less precision than the networks computed.")

@@ -27,10 +27,10 @@ def load_divided(path: Path, *, seed: int) -> "Trace":
         f"{path} has no splits; two thirds become 'fit', one third 'calibrate' (seed {seed}).",
         stacklevel=2,
     )
-    return trace.divided(dict(_DIVISION), seed=seed)  # type: ignore[arg-type]
+    return trace.split_into(dict(_DIVISION), seed=seed)  # type: ignore[arg-type]
 
 
-def check_unlabelled(delta: float | None, risks: Set[str]) -> None:
+def check_unlabeled(delta: float | None, risks: Set[str]) -> None:
     """Refuse promises that take labels where there are none to trust.
 
     Args:
@@ -40,17 +40,17 @@ def check_unlabelled(delta: float | None, risks: Set[str]) -> None:
     Raises:
         InputError: If a risk takes labels, or there is nothing to promise.
     """
-    from offramp.evaluation.limits import UNLABELLED
+    from offramp.evaluation.limits import UNLABELED
 
     if delta is None:
         raise InputError(
-            "--unlabelled needs --delta: without labels an operating point cannot be measured, "
-            "only disagreement with F and cost can be promised. Give --delta, such as 0.05, or "
-            "leave --unlabelled out."
+            "--unlabeled needs --delta: without labels an operating point cannot be measured, "
+            "only disagreement with the reference and cost can be promised. Give --delta, such as "
+            "0.05, or leave --unlabeled out."
         )
-    for risk in sorted(risks - set(UNLABELLED)):
+    for risk in sorted(risks - set(UNLABELED)):
         raise InputError(
-            f"--unlabelled leaves no labels for --risk {risk}. Give --risk disagreement, which "
+            f"--unlabeled leaves no labels for --risk {risk}. Give --risk disagreement, which "
             "takes none, or --max-cost alone."
         )
 
@@ -59,12 +59,12 @@ def part_of(trace: "Trace", split: str) -> "Trace":
     """The examples of one split; "all" stands for all of them."""
     from offramp._core.checks import check_split
 
-    return trace if split == "all" else trace.part(check_split("--split", split))  # type: ignore[arg-type]
+    return trace if split == "all" else trace.subset(check_split("--split", split))  # type: ignore[arg-type]
 
 
 def unseen(trace: "Trace") -> "Trace":
     """The part that nothing was fitted or chosen on: `test`, else `calibrate`, else `fit`."""
     for split in ("test", "calibrate", "fit"):
         if trace.has_split(split):
-            return trace.part(split)
+            return trace.subset(split)
     raise InputError("The trace has none of the splits test, calibrate and fit.")

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp._core.errors import FileFormatError, InputError
-from offramp._core.files import read_json, remove_folder, sha256, storing, whole_folder, write_json
+from offramp._core.files import atomic_folder, read_json, remove_folder, sha256, storing, write_json
 from offramp._core.ownership import TRACE, check_folder, check_place, is_empty
 from offramp._core.schema import from_json
 from offramp._core.seal import Digest, is_sealed, sealed
@@ -259,7 +259,7 @@ class PartialStore:
         if split is not None:
             own = split.numpy()[keep]
             arrays.append(ArraySource(name="split", dtype="int8", shape=(n,), parts=[own]))
-        with whole_folder(self._path, TRACE, overwrite=self._overwrite) as folder:
+        with atomic_folder(self._path, TRACE, overwrite=self._overwrite) as folder:
             written = write_arrays(folder / ARRAYS, arrays)
             write_manifest(
                 folder,

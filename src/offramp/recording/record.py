@@ -27,7 +27,7 @@ from offramp._core.schema import to_json
 from offramp._core.types import Ids, Split
 from offramp.recording.nonfinite import HOW, Nonfinite, mark, refusal
 from offramp.recording.partial import PartialStore, finished, parts_of
-from offramp.recording.rows import Loader, Rows, dataset_of, labelled_rows, row_splits, total_rows
+from offramp.recording.rows import Loader, Rows, dataset_of, labeled_rows, row_splits, total_rows
 from offramp.recording.store import Facts, MemoryStore, Store
 from offramp.stages import (
     Cascade,
@@ -61,7 +61,7 @@ def record(
     overwrite: bool = False,
     nonfinite: Nonfinite = "error",
 ) -> Trace:
-    """Record a cascade over labelled examples.
+    """Record a cascade over labeled examples.
 
     With a `path` the rows go to disk as they come, so memory does not grow with their number. If
     the run is interrupted, even killed, the same call goes on where it stopped: it walks through
@@ -102,7 +102,7 @@ def record(
         StorageError: If the disk is full; rows that were recorded are kept.
 
     >>> from torch import nn
-    >>> cascade = Cascade.of_models({"small": nn.Linear(4, 3)})
+    >>> cascade = Cascade.from_models({"small": nn.Linear(4, 3)})
     >>> trace = record(cascade, [(torch.zeros(5, 4), torch.tensor([0, 1, 2, 0, 1]))])
     >>> trace.logits.shape, trace.costs.unit
     (torch.Size([5, 1, 3]), 'flops')
@@ -200,7 +200,7 @@ def _record_rows(
     table = costs if isinstance(costs, Costs) else None
     before, seen, checked = store.rows, 0, False
     with progress_bar("Recording", total_rows(loader), enabled=progress) as advance:
-        for rows in labelled_rows(loader, batch_size):
+        for rows in labeled_rows(loader, batch_size):
             if table is None:
                 first = take_rows(rows.inputs, torch.tensor([0]))
                 table = measure_flops(work.cascade, to_device(first, work.device))

@@ -35,7 +35,7 @@ Loader = Iterable[Any] | HasLoader
 @final
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Some labelled examples.
+    """Some labeled examples.
 
     Args:
         inputs: Raw input of `m` examples.
@@ -58,7 +58,7 @@ class Rows:
         )
 
 
-def labelled_rows(loader: Loader, size: int) -> Iterator[Rows]:
+def labeled_rows(loader: Loader, size: int) -> Iterator[Rows]:
     """Walk through a loader.
 
     Args:

@@ -6,7 +6,7 @@ a number, and nothing here sees networks or data sets.
 
 from offramp.report.assignment_figure import assignment_figure
 from offramp.report.class_exits_figures import GainBar, LayerTime, gain_figure, layer_figure
-from offramp.report.class_exits_page import write_design_report
+from offramp.report.class_exits_page import write_class_exits_report
 from offramp.report.content import ExampleImage, ReportContent, Reproduction, TimingRow
 from offramp.report.figures import (
     Curve,
@@ -42,7 +42,7 @@ __all__ = [
     "savings_figure",
     "stage_figure",
     "timeline_figure",
-    "write_design_report",
+    "write_class_exits_report",
     "write_joint_report",
     "write_report",
 ]

@@ -68,8 +68,8 @@ def stage_figure(
         start = 4 - right.get_window_extent().x0 * 72 / figure.dpi if narrow else 0.0
         _note(left, "examples that leave here", start, MUTED)
         _note(right, "share of cost:", start, MUTED)
-        _colour_key(right, "useful", start + 80, GREEN)
-        _colour_key(right, "overhead", start + 130, GREY)
+        _color_key(right, "useful", start + 80, GREEN)
+        _color_key(right, "overhead", start + 130, GREY)
     return figure
 
 
@@ -108,9 +108,9 @@ def _bars(
     """Stacked horizontal bars, the first row on top, each with its text behind it."""
     ends = np.zeros(len(texts))
     places = np.arange(len(texts))
-    for values, colour in parts:
+    for values, color in parts:
         widths = np.asarray(values, dtype=np.float64)
-        axes.barh(places, widths, left=ends, height=0.62, color=colour, linewidth=0)
+        axes.barh(places, widths, left=ends, height=0.62, color=color, linewidth=0)
         ends = ends + widths
     width_in = float(axes.get_window_extent().width) / axes.figure.dpi
     room = [min(0.7, 0.075 * (2 + len(text)) / width_in) for text in texts]  # share of the width
@@ -147,7 +147,7 @@ def _beside(
     )
 
 
-def _note(axes: Axes, text: str, at_pt: float, colour: str) -> None:
+def _note(axes: Axes, text: str, at_pt: float, color: str) -> None:
     """A word above the axes, `at_pt` points from their left edge."""
     axes.annotate(
         text,
@@ -157,15 +157,15 @@ def _note(axes: Axes, text: str, at_pt: float, colour: str) -> None:
         textcoords="offset points",
         annotation_clip=False,
         fontsize=TEXT_PT,
-        color=colour,
+        color=color,
     )
 
 
-def _colour_key(axes: Axes, text: str, at_pt: float, colour: str) -> None:
-    """A small square of a colour and what it stands for, above the axes."""
+def _color_key(axes: Axes, text: str, at_pt: float, color: str) -> None:
+    """A small square of a color and what it stands for, above the axes."""
     place = ScaledTranslation(at_pt / 72, 10.5 / 72, axes.figure.dpi_scale_trans)
     axes.plot(
-        [0], [1], "s", color=colour, markersize=8, clip_on=False, transform=axes.transAxes + place
+        [0], [1], "s", color=color, markersize=8, clip_on=False, transform=axes.transAxes + place
     )
     _note(axes, text, at_pt + 8, INK)
 

@@ -38,8 +38,8 @@ def frontier_chart(content: ReportContent) -> Chart | None:
         return None
     shown = content.shown
     description = (
-        f"Accuracy against mean cost, where {shown.setting.reference} costs 1. "
-        + " ".join(f"{c.name}: {len(c.cost_ratio)} settings." for c in curves)
+        f"Accuracy against mean cost, where {shown.candidate.reference} costs 1. "
+        + " ".join(f"{c.name}: {len(c.cost_ratio)} candidates." for c in curves)
         + " "
         + " ".join(
             f"{p.name or 'Advised'}: cost {p.cost_ratio:.3f}, {percent(p.accuracy)}."
@@ -62,14 +62,14 @@ def frontier_curves(content: ReportContent) -> list[Curve]:
     unseen: Sequence[Evaluation] = content.frontier_test or [
         point.calibrate for point in front if point.calibrate is not None
     ]
-    uniform = [r for r in content.references if r.kind == "uniform"]
-    myopic: list[Evaluation | ReferencePoint] = [*content.myopic]
-    myopic += [r for r in content.references if r.kind == "myopic"]
-    split = {e.split for e in content.myopic}
+    random = [r for r in content.references if r.kind == "random"]
+    threshold: list[Evaluation | ReferencePoint] = [*content.threshold]
+    threshold += [r for r in content.references if r.kind == "threshold"]
+    split = {e.split for e in content.threshold}
     where = f" ({split.pop()})" if len(split) == 1 else ""
     curves = [
-        _curve("random exits", "uniform", uniform),
-        _curve(f"thresholds{where}", "myopic", myopic),
+        _curve("random exits", "random", random),
+        _curve(f"thresholds{where}", "threshold", threshold),
         _curve("learned (fit)", "learned_fit", [point.fit for point in front]),
     ]
     if unseen:
@@ -79,7 +79,7 @@ def frontier_curves(content: ReportContent) -> list[Curve]:
 
 def frontier_points(content: ReportContent) -> list[Point]:
     """The marked points of the frontier figure; exits have their names in a figure of their own."""
-    reference = content.shown.setting.reference
+    reference = content.shown.candidate.reference
     points = [
         Point(
             name=""
@@ -115,7 +115,7 @@ def stage_chart(shown: Evaluation) -> Chart:
     every = list(
         zip(shown.stages, shown.exit_share, shown.useful_share, shown.overhead_share, strict=True)
     )
-    used = shown.setting.policy.topology.active
+    used = shown.candidate.policy.topology.active
     rows = [row for k, row in enumerate(every) if k in used or any(row[1:])]
     names, exits, useful_shares, overhead_shares = zip(*rows, strict=True)
     description = " ".join(

@@ -119,12 +119,12 @@ def _dots(
     x: Sequence[float],
     y: Sequence[float],
     marker: str,
-    colour: str,
+    color: str,
     *,
     filled: bool = True,
 ) -> None:
-    face = colour if filled else "none"
-    axes.plot(x, y, color=colour, marker=marker, markerfacecolor=face, markersize=5, linewidth=0)
+    face = color if filled else "none"
+    axes.plot(x, y, color=color, marker=marker, markerfacecolor=face, markersize=5, linewidth=0)
 
 
 def _legend(figure: Figure, against: Axis, columns: int) -> None:
@@ -145,11 +145,11 @@ def _key(figure: Figure, entries: Sequence[tuple[str, str, str, bool]], columns:
             [],
             linewidth=0,
             markersize=5.5,
-            color=colour,
+            color=color,
             marker=marker,
-            markerfacecolor=colour if filled else "none",
+            markerfacecolor=color if filled else "none",
         )
-        for _, colour, marker, filled in entries
+        for _, color, marker, filled in entries
     ]
     figure.legend(
         handles,

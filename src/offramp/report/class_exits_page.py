@@ -1,6 +1,6 @@
 """The page about designed class exits: the paper's tables and figures, honest columns beside.
 
-It is drawn from what `offramp design` wrote, a mapping of JSON values.
+It is drawn from what `offramp class-exits` wrote, a mapping of JSON values.
 
 Layer: report.  Source: Bonato and Bouganis, class-specific early exit, tables 2 to 5 and figures 4
 to 6.
@@ -24,7 +24,7 @@ from offramp.report.page import environment, own_version, style_rules
 _SPLITS = {"fit": "validation", "calibrate": "confirmation", "test": "test"}
 
 
-def write_design_report(
+def write_class_exits_report(
     path: Path,
     design: Mapping[str, Any],
     *,
@@ -36,7 +36,7 @@ def write_design_report(
 
     Args:
         path: Where to write; ends in ".html".
-        design: What `offramp design` wrote: the content of `design.json`.
+        design: What `offramp class-exits` wrote: the content of `class_exits.json`.
         title: Of the page.
         reproduction: How to get the same numbers again.
         overwrite: Whether files that are there already may be replaced.
@@ -51,9 +51,9 @@ def write_design_report(
     path = Path(path)
     if path.suffix != ".html":
         raise InputError(f"path must end in .html, got {str(path)!r}.")
-    if design.get("format") != "offramp-design" or design.get("version") != 1:
+    if design.get("format") != "offramp-class-exits" or design.get("version") != 1:
         raise FileFormatError(
-            "design must be what `offramp design` wrote, version 1; got format "
+            "design must be what `offramp class-exits` wrote, version 1; got format "
             f"{design.get('format')!r}, version {design.get('version')!r}."
         )
     try:
@@ -70,7 +70,7 @@ def _render(design: Mapping[str, Any], title: str, reproduction: Reproduction) -
     viable = [one for one in design["classes"] if one["outcome"] == "exit"]
     return (
         environment()
-        .get_template("design.html")
+        .get_template("class_exits.html")
         .render(
             title=title,
             design=design,

@@ -14,7 +14,6 @@ from offramp._core.checks import check_fraction, check_not_negative, check_posit
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp.evaluation import (
-    Bill,
     Certificate,
     Choice,
     Evaluation,
@@ -24,7 +23,8 @@ from offramp.evaluation import (
     Overlap,
     ReferencePoint,
     Saving,
-    StageUse,
+    StageUsage,
+    UnitCost,
 )
 
 
@@ -34,7 +34,7 @@ class TimingRow:
     """The static network and the adaptive classifier side by side, in one run.
 
     Args:
-        batch_size: Examples per call, at least 1.
+        batch_size: Dataset per call, at least 1.
         static_s: Median time per example of the static network, seconds.
         adaptive_s: Median time per example of the adaptive classifier, seconds.
         speedup: Ratio of medians, static over adaptive; higher is better.
@@ -72,7 +72,7 @@ class ExampleImage:
         exit_stage: Name of the stage after which it left.
         correct: True if the answer was right.
         answer: Name of the class that was answered; shown where the answer was wrong.
-        reference_correct: True if F alone is right; None where that is not known.
+        reference_correct: True if the reference alone is right; None where that is not known.
         stops: For policies of stopping networks: the probability of stopping after each visit.
 
     Raises:
@@ -160,22 +160,22 @@ class ReportContent:
     Args:
         title: Of the page.
         chosen: The chosen point, or that a cascade should not be used.
-        test: What `chosen.setting` does on `test`; without it the page shows the part that the
+        test: What `chosen.candidate` does on `test`; without it the page shows the part that the
             point was chosen on, and says so.
         frontier: The sweep; its front is drawn as found on `fit`.
-        frontier_test: Settings of the front on `test`, drawn as the learned policy's line.
-        myopic: Myopic settings on the same examples as `references`.
-        references: Static networks, points of the uniform and the myopic curve, oracles.
+        frontier_test: Candidates of the front on `test`, drawn as the learned policy's line.
+        threshold: Threshold candidates on the same examples as `references`.
+        references: Static networks, points of the random and the threshold curve, oracles.
         overlap: Which networks are right together.
-        uses: Which stages the chosen setting uses, and why not the others.
-        bills: The chosen setting in each unit, on the same examples as `shown`.
+        uses: Which stages the chosen candidate uses, and why not the others.
+        costs_by_unit: The chosen candidate in each unit, on the same examples as `shown`.
         savings: What each policy saves within given losses.
         exits: Accuracy of each stage against its depth; costs in the order of `costs`.
-        gap_closed: Share of the gap from the uniform policy to the neutral oracle; may exceed 1.
+        gap_closed: Share of the gap from the random policy to the neutral oracle; may exceed 1.
         timing: The network alone and the adaptive model side by side.
         stages: Names of the stages, in the order of the tables in `costs`, `(s,)`.
         costs: Cost tables, one per unit.
-        images: Examples that left at each stage.
+        images: Dataset that left at each stage.
         warnings: What the reader must know before using the result.
         notes: What may help to read it.
         reproduction: How to get the same numbers again.
@@ -189,11 +189,11 @@ class ReportContent:
     test: Evaluation | None = None
     frontier: tuple[FrontierPoint, ...] = ()
     frontier_test: tuple[Evaluation, ...] = ()
-    myopic: tuple[Evaluation, ...] = ()
+    threshold: tuple[Evaluation, ...] = ()
     references: tuple[ReferencePoint, ...] = ()
     overlap: Overlap | None = None
-    uses: tuple[StageUse, ...] = ()
-    bills: tuple[Bill, ...] = ()
+    uses: tuple[StageUsage, ...] = ()
+    costs_by_unit: tuple[UnitCost, ...] = ()
     savings: tuple[Saving, ...] = ()
     exits: tuple[ExitPoint, ...] = ()
     gap_closed: float | None = None
@@ -241,14 +241,14 @@ class ReportContent:
 
     @property
     def splits(self) -> tuple[Evaluation, ...]:
-        """The chosen setting on every part of the data that it was looked at."""
+        """The chosen candidate on every part of the data that it was looked at."""
         point = self.chosen
         return tuple(e for e in (point.fit, point.calibrate, self.test) if e is not None)
 
     def __json__(self) -> dict[str, object]:  # every number that the page shows
         whole = ["title", "chosen", "test", "overlap", "gap_closed", "stages"]
-        whole += ["frontier_test", "myopic", "references", "timing", "costs", "images"]
-        whole += ["uses", "bills", "savings", "exits", "warnings", "notes", "reproduction"]
+        whole += ["frontier_test", "threshold", "references", "timing", "costs", "images"]
+        whole += ["uses", "costs_by_unit", "savings", "exits", "warnings", "notes", "reproduction"]
         return {
             "outcome": "cascade" if self.cascade else "do not cascade",
             "frontier": [point for point in self.frontier if point.on_front],

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from offramp.evaluation import Bill, ExitPoint, Saving
+from offramp.evaluation import ExitPoint, Saving, UnitCost
 from offramp.report.charts import Chart, make_chart
 from offramp.report.content import ReportContent
 from offramp.report.formatting import percent, points, unit_name
@@ -15,7 +15,7 @@ from offramp.report.frontier import Curve, Point, frontier_figure
 from offramp.report.palette import CurveKind
 from offramp.report.savings import SavedSeries, savings_figure
 
-_SAVING_KINDS: dict[str, CurveKind] = {"thresholds": "myopic", "random exits": "uniform"}
+_SAVING_KINDS: dict[str, CurveKind] = {"thresholds": "threshold", "random exits": "random"}
 _HEAD_KINDS: tuple[CurveKind, ...] = ("head_1", "head_2", "head_3")
 
 
@@ -35,11 +35,11 @@ def savings_chart(content: ReportContent) -> Chart | None:
     neutral = [r.cost_ratio for r in content.references if r.name == "neutral oracle"]
     description = " ".join(
         f"{name}: "
-        + ", ".join(f"{percent(s.saved)} at {points(s.max_loss)} points" for s in rows)
+        + ", ".join(f"{percent(s.saved)} at {points(s.max_drop)} points" for s in rows)
         + "."
         for name, rows in each.items()
     )
-    losses = [saving.max_loss for saving in next(iter(each.values()))]
+    losses = [saving.max_drop for saving in next(iter(each.values()))]
     series = [_series(name, rows) for name, rows in each.items()]
     return make_chart(
         "savings",
@@ -64,17 +64,23 @@ def _series(name: str, rows: Sequence[Saving]) -> SavedSeries:
 
 def depth_charts(content: ReportContent) -> list[tuple[str, Chart]]:
     """Accuracy of each exit against its depth, in the first unit and in another one if known."""
-    if not content.exits or not content.bills:
+    if not content.exits or not content.costs_by_unit:
         return []
-    others = [i for i, bill in enumerate(content.bills) if bill.unit != content.bills[0].unit]
-    return [(_in_words(content.bills[i]), _depth_chart(content, i)) for i in [0, *others[-1:]]]
+    others = [
+        i
+        for i, bill in enumerate(content.costs_by_unit)
+        if bill.unit != content.costs_by_unit[0].unit
+    ]
+    return [
+        (_in_words(content.costs_by_unit[i]), _depth_chart(content, i)) for i in [0, *others[-1:]]
+    ]
 
 
 def _depth_chart(content: ReportContent, table: int) -> Chart:
     curves = exit_curves(content.exits, table)
     marked = _marked(content, table)
     level = content.shown.reference_accuracy
-    unit = unit_name(content.bills[table].unit)
+    unit = unit_name(content.costs_by_unit[table].unit)
     description = " ".join(
         f"{p.stage}: {percent(p.cost_ratios[table])} of the cost, {percent(p.accuracy)} right"
         + (f", {percent(p.combined)} combined." if p.combined is not None else ".")
@@ -128,7 +134,7 @@ def _curve(name: str, kind: CurveKind, found: Sequence[tuple[float, float]]) -> 
 
 
 def _marked(content: ReportContent, table: int) -> list[Point]:
-    """The stages that the chosen setting uses; all where nothing is known of that."""
+    """The stages that the chosen candidate uses; all where nothing is known of that."""
     used = {use.stage for use in content.uses if use.used}
     return [
         Point(
@@ -142,5 +148,5 @@ def _marked(content: ReportContent, table: int) -> list[Point]:
     ]
 
 
-def _in_words(bill: Bill) -> str:
+def _in_words(bill: UnitCost) -> str:
     return f"{unit_name(bill.unit)}{f' ({bill.note})' if bill.note else ''}"

@@ -41,7 +41,9 @@ from offramp.report.placement import place_labels
 
 _LEGEND_ROW_IN = 0.22
 _COST_LABEL = "mean cost per example, reference network = 1"
-_CROWDED = 0.03  # the cheapest point's share of the dearest below which costs are drawn as powers
+_CROWDED = (
+    0.03  # the cheapest point's share of the most expensive below which costs are drawn as powers
+)
 _POINT_LEGEND: dict[PointKind, str] = {
     "static": "one network alone",
     "oracle": "oracle (sees the labels)",
@@ -57,7 +59,7 @@ class Curve:
 
     Args:
         name: Its name in the legend.
-        kind: Decides colour, marker and dash.
+        kind: Decides color, marker and dash.
         cost_ratio: Mean cost over that of the reference network, `(p,)`, any order.
         accuracy: Share of right answers, `(p,)`, in [0, 1].
     """
@@ -74,11 +76,11 @@ class Curve:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """A marked and labelled point of the frontier figure.
+    """A marked and labeled point of the frontier figure.
 
     Args:
         name: Its label; "" writes none.
-        kind: Decides colour and marker.
+        kind: Decides color and marker.
         cost_ratio: Mean cost over that of the reference network.
         accuracy: Share of right answers, in [0, 1].
     """
@@ -155,41 +157,43 @@ def _tick(value: float, _: int | None) -> str:
 
 def _limits(axes: Axes, curves: Sequence[Curve], points: Sequence[Point], cost_label: str) -> None:
     """Show everything but the far end of random exits, which may cost twice the reference."""
-    framing = [curve for curve in curves if curve.kind != "uniform"]
+    framing = [curve for curve in curves if curve.kind != "random"]
     if not framing and not points:
         framing = list(curves)
     x = np.concatenate([c.cost_ratio for c in framing] + [[p.cost_ratio for p in points]])
     y = np.concatenate([c.accuracy for c in framing] + [[p.accuracy for p in points]])
     room = 0.09 * (float(np.ptp(y)) or 0.1)
-    cheapest, dearest = float(x.min()), float(x.max())
-    if 0 < cheapest < _CROWDED * dearest:  # else the cheap networks would all lie on the left edge
+    cheapest, most_expensive = float(x.min()), float(x.max())
+    if (
+        0 < cheapest < _CROWDED * most_expensive
+    ):  # else the cheap networks would all lie on the left edge
         axes.set_xscale("log")
-        axes.set_xlim(cheapest / 1.6, 1.6 * dearest)
+        axes.set_xlim(cheapest / 1.6, 1.6 * most_expensive)
         axes.xaxis.set_major_locator(LogLocator(numticks=6))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(_tick))
         axes.xaxis.label.set_text(f"{cost_label} (log scale)")
     else:
-        axes.set_xlim(0, 1.06 * dearest or 1.0)
+        axes.set_xlim(0, 1.06 * most_expensive or 1.0)
     axes.set_ylim(float(y.min()) - room, float(y.max()) + room)
 
 
 def _draw(
     axes: Axes, x: FloatArray | Sequence[float], y: FloatArray | Sequence[float], look: Look
 ) -> None:
-    clip = look.colour == CURVE_LOOKS["uniform"].colour
+    clip = look.color == CURVE_LOOKS["random"].color
     axes.plot(x, y, zorder=look.order, clip_on=clip, **_line_style(look))  # type: ignore[arg-type]
 
 
 def _line_style(look: Look) -> dict[str, object]:
     return {
-        "color": look.colour,
+        "color": look.color,
         "linestyle": look.dash or "none",
         "linewidth": look.width_pt,
         "marker": look.marker or "none",
         "markersize": look.size_pt,
-        "markerfacecolor": look.colour if look.filled else "none",
-        "markeredgecolor": PAPER if look.filled else look.colour,
+        "markerfacecolor": look.color if look.filled else "none",
+        "markeredgecolor": PAPER if look.filled else look.color,
         "markeredgewidth": 0.5 if look.filled else look.width_pt,
     }
 
@@ -239,7 +243,7 @@ def _annotate(
             xy=(point.cost_ratio, point.accuracy),
             xytext=tuple(nearest),
             textcoords="offset points",
-            arrowprops={"arrowstyle": "-", "color": look.colour, "linewidth": 0.6, "shrinkB": 4},
+            arrowprops={"arrowstyle": "-", "color": look.color, "linewidth": 0.6, "shrinkB": 4},
             zorder=look.order,
         )
     axes.annotate(
@@ -250,7 +254,7 @@ def _annotate(
         ha="left",
         va="bottom",
         fontsize=SMALL_PT,
-        color=look.colour,
+        color=look.color,
         fontweight="bold" if point.kind == "chosen" else "normal",
         parse_math=False,
         bbox={"facecolor": PAPER, "edgecolor": "none", "alpha": 0.72, "pad": 0.6},

@@ -20,7 +20,7 @@ _LARGEST_SIDE = 128  # pixels; larger images are made smaller, the page stays li
 
 
 def inline_svg(figure: Figure, *, prefix: str, title: str, description: str) -> Markup:
-    """A figure as an SVG element whose text is text and whose colours follow the page.
+    """A figure as an SVG element whose text is text and whose colors follow the page.
 
     Args:
         figure: What to show.
@@ -38,7 +38,7 @@ def inline_svg(figure: Figure, *, prefix: str, title: str, description: str) -> 
     body = _with_variables(body)
     return Markup(
         f'<svg class="{prefix}" viewBox="{view_box[1] if view_box else ""}" role="img" '
-        f'aria-labelledby="{prefix}-title {prefix}-desc">'
+        f'aria-labeledby="{prefix}-title {prefix}-desc">'
         f'<title id="{prefix}-title">{escape(title)}</title>'
         f'<desc id="{prefix}-desc">{escape(description)}</desc>{_lean(body)}'
     )

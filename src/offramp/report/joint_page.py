@@ -105,7 +105,7 @@ def _table(joint: Mapping[str, Any]) -> list[dict[str, Any]]:
             "cost": one["cost"],
             "ratio": one["cost"] / whole["cost"],
             "error": one["error"],
-            "difference": one["error"] - whole["error"],
+            "accuracy_drop": one["error"] - whole["error"],
             "marked": False,
         }
         for one in joint["static"]
@@ -120,7 +120,7 @@ def _table(joint: Mapping[str, Any]) -> list[dict[str, Any]]:
                     "cost": one["cost"],
                     "ratio": one["cost_ratio"],
                     "error": one["error"],
-                    "difference": one["difference"],
+                    "accuracy_drop": one["accuracy_drop"],
                     "marked": key == "joint",
                 }
             )

@@ -29,7 +29,7 @@ _PROMISED = {  # what is shown of a promise, and how it is called
     "p_value": "p",
     "split": "tested on",
     "n": "examples tested on",
-    "tested": "settings tested",
+    "tested": "candidates tested",
     "fingerprint": "SHA-256 of the examples",
 }
 _MOST_NAMED = 4  # stages in the first sentence
@@ -91,7 +91,7 @@ def render_page(content: ReportContent, *, json_name: str, json_text: str) -> st
         json_text: What that file holds.
     """
     shown = content.shown
-    topology = shown.setting.policy.topology
+    topology = shown.candidate.policy.topology
     checksum = hashlib.sha256(json_text.encode("utf-8")).hexdigest()
     return (
         environment()
@@ -99,7 +99,7 @@ def render_page(content: ReportContent, *, json_name: str, json_text: str) -> st
         .render(
             content=content,
             shown=shown,
-            reference=shown.setting.reference,
+            reference=shown.candidate.reference,
             used=[topology.names[k] for k in topology.active],
             most_named=_MOST_NAMED,
             where=f"of the {shown.split} split" if shown.split != "all" else "of all splits",

@@ -1,7 +1,7 @@
-"""Colours and line styles of every figure and page, safe for colour-blind readers.
+"""Colors and line styles of every figure and page, safe for color-blind readers.
 
 Hues are those of Okabe and Ito, darkened where they would be faint on white; series differ in
-marker and dash as well. A page replaces each colour by a CSS variable (`css_variables`), so that
+marker and dash as well. A page replaces each color by a CSS variable (`css_variables`), so that
 figures follow the reader's light or dark scheme.
 
 Layer: report.  Source: Okabe & Ito, Color Universal Design, 2008 (the hues).
@@ -13,8 +13,8 @@ from typing import Literal, final
 CurveKind = Literal[
     "learned",
     "learned_fit",
-    "myopic",
-    "uniform",
+    "threshold",
+    "random",
     "head_1",
     "head_2",
     "head_3",
@@ -37,7 +37,7 @@ GREEN = "#00795a"
 VERMILLION = "#d1480a"
 GREY = "#8a929b"
 
-#: Name of the CSS variable, light colour, dark colour.
+#: Name of the CSS variable, light color, dark color.
 COLOURS: tuple[tuple[str, str, str], ...] = (
     ("ink", INK, "#e7eaee"),
     ("muted", MUTED, "#a5aeb8"),
@@ -58,7 +58,7 @@ class Look:
     """How a series is drawn.
 
     Args:
-        colour: One of the palette's colours.
+        color: One of the palette's colors.
         marker: A matplotlib marker, "" for none.
         dash: A matplotlib line style, "" for none.
         width_pt: Width of the line, in points.
@@ -67,7 +67,7 @@ class Look:
         order: Drawn above everything with a lower order.
     """
 
-    colour: str
+    color: str
     marker: str = ""
     dash: str = ""
     width_pt: float = 1.6
@@ -77,28 +77,24 @@ class Look:
 
 
 CURVE_LOOKS: dict[CurveKind, Look] = {
-    "uniform": Look(colour=GREY, dash=":", order=3.0),
-    "myopic": Look(colour=AMBER, marker="s", dash="-.", width_pt=1.3, size_pt=3.2, order=3.2),
-    "learned_fit": Look(colour=SKY, dash="--", width_pt=1.5, order=3.4),
-    "learned": Look(colour=BLUE, marker="o", dash="-", width_pt=2.0, order=3.6),
-    "head_1": Look(colour=AMBER, marker="s", dash="-", width_pt=1.3, size_pt=4.5, order=3.2),
-    "head_2": Look(colour=GREEN, marker="^", dash="--", width_pt=1.3, size_pt=5.5, order=3.3),
-    "head_3": Look(colour=GREY, marker="D", dash="-.", width_pt=1.3, size_pt=4.5, order=3.1),
-    "joint": Look(colour=VERMILLION, marker="o", dash="-", width_pt=2.0, order=3.7),
-    "frozen": Look(colour=BLUE, marker="s", dash="--", width_pt=1.5, size_pt=3.6, order=3.5),
-    "early_exit": Look(colour=AMBER, marker="^", dash="--", width_pt=1.6, size_pt=4.8, order=3.5),
-    "classes": Look(colour=GREY, marker="s", dash="-.", width_pt=1.4, size_pt=3.6, order=3.3),
-    "combined": Look(colour=BLUE, marker="o", dash=":", width_pt=1.8, size_pt=4.5, order=3.4),
+    "random": Look(color=GREY, dash=":", order=3.0),
+    "threshold": Look(color=AMBER, marker="s", dash="-.", width_pt=1.3, size_pt=3.2, order=3.2),
+    "learned_fit": Look(color=SKY, dash="--", width_pt=1.5, order=3.4),
+    "learned": Look(color=BLUE, marker="o", dash="-", width_pt=2.0, order=3.6),
+    "head_1": Look(color=AMBER, marker="s", dash="-", width_pt=1.3, size_pt=4.5, order=3.2),
+    "head_2": Look(color=GREEN, marker="^", dash="--", width_pt=1.3, size_pt=5.5, order=3.3),
+    "head_3": Look(color=GREY, marker="D", dash="-.", width_pt=1.3, size_pt=4.5, order=3.1),
+    "joint": Look(color=VERMILLION, marker="o", dash="-", width_pt=2.0, order=3.7),
+    "frozen": Look(color=BLUE, marker="s", dash="--", width_pt=1.5, size_pt=3.6, order=3.5),
+    "early_exit": Look(color=AMBER, marker="^", dash="--", width_pt=1.6, size_pt=4.8, order=3.5),
+    "classes": Look(color=GREY, marker="s", dash="-.", width_pt=1.4, size_pt=3.6, order=3.3),
+    "combined": Look(color=BLUE, marker="o", dash=":", width_pt=1.8, size_pt=4.5, order=3.4),
 }
 POINT_LOOKS: dict[PointKind, Look] = {
-    "static": Look(colour=INK, marker="D", size_pt=5.5, order=4.0),
-    "oracle": Look(colour=GREEN, marker="*", size_pt=9.5, order=4.2),
-    "chosen": Look(
-        colour=VERMILLION, marker="o", size_pt=11.0, width_pt=2.2, filled=False, order=5
-    ),
-    "exit": Look(
-        colour=VERMILLION, marker="o", size_pt=10.0, width_pt=1.6, filled=False, order=4.4
-    ),
+    "static": Look(color=INK, marker="D", size_pt=5.5, order=4.0),
+    "oracle": Look(color=GREEN, marker="*", size_pt=9.5, order=4.2),
+    "chosen": Look(color=VERMILLION, marker="o", size_pt=11.0, width_pt=2.2, filled=False, order=5),
+    "exit": Look(color=VERMILLION, marker="o", size_pt=10.0, width_pt=1.6, filled=False, order=4.4),
 }
 
 
@@ -109,4 +105,4 @@ def css_variables(scheme: Literal["light", "dark"]) -> str:
     '--ink: #1d2329;'
     """
     column = 1 if scheme == "light" else 2
-    return "\n".join(f"--{colour[0]}: {colour[column]};" for colour in COLOURS)
+    return "\n".join(f"--{color[0]}: {color[column]};" for color in COLOURS)

@@ -29,7 +29,7 @@ class SavedSeries:
 
     Args:
         name: In the legend.
-        kind: Decides colour and marker.
+        kind: Decides color and marker.
         saved: Share of the reference's cost saved within each loss, `(k,)`.
         low: Lower end of its interval, `(k,)`; equal to `saved` where there is none.
         high: Upper end, `(k,)`.
@@ -92,14 +92,14 @@ def savings_figure(
 def _draw(axes: Axes, one: SavedSeries, shift: float) -> None:
     look = CURVE_LOOKS[one.kind]
     x, saved = np.arange(len(one.saved)) + shift, np.asarray(one.saved, dtype=np.float64)
-    axes.vlines(x, one.low, one.high, color=look.colour, linewidth=1.6, zorder=look.order)
+    axes.vlines(x, one.low, one.high, color=look.color, linewidth=1.6, zorder=look.order)
     axes.plot(
         x,
         saved,
-        color=look.colour,
+        color=look.color,
         marker=look.marker or "x",
         markersize=7,
-        markeredgecolor=PAPER if look.marker else look.colour,
+        markeredgecolor=PAPER if look.marker else look.color,
         linewidth=0,
         zorder=look.order + 1,
     )
@@ -117,7 +117,7 @@ def _label_axes(axes: Axes, losses: Sequence[float]) -> None:
 def _legend(figure: Figure, series: Sequence[SavedSeries], oracle: bool, columns: int) -> None:
     looks = [(one.name, CURVE_LOOKS[one.kind]) for one in series]
     handles = [
-        Line2D([], [], color=look.colour, marker=look.marker or "x", markersize=6, linewidth=1.6)
+        Line2D([], [], color=look.color, marker=look.marker or "x", markersize=6, linewidth=1.6)
         for _, look in looks
     ]
     names = [name for name, _ in looks]

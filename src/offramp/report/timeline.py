@@ -26,7 +26,7 @@ from offramp.report.palette import AMBER, BLUE, GREEN, GREY, GRID, INK, MUTED, S
 SectionKind = Literal["stage", "head", "decision", "compaction", "wait", "other"]
 WHOLE_BATCH = "batch"  # the lane of what belongs to no stage
 
-#: Colour and height of a bar: kinds are told apart without colours too.
+#: Color and height of a bar: kinds are told apart without colors too.
 _LOOKS: dict[SectionKind, tuple[str, float]] = {
     "stage": (BLUE, 0.72),
     "head": (SKY, 0.72),
@@ -90,14 +90,14 @@ def timeline_figure(
     end = max(one.end_s for one in sections)
     factor, unit = next((u for u in _UNITS if end >= u[0]), _UNITS[-1])
     for one in sections:
-        colour, height = _LOOKS[one.kind]
+        color, height = _LOOKS[one.kind]
         axes.barh(
             lanes[one.stage],
             (one.end_s - one.start_s) / factor,
             left=one.start_s / factor,
             height=height,
-            color=colour,
-            edgecolor=colour,
+            color=color,
+            edgecolor=color,
             linewidth=0.3,  # so that the shortest can be seen
         )
     axes.set_xlim(0, end / factor)

@@ -1,4 +1,4 @@
-"""Risk control: p-values of a broken promise, and which settings may be promised by them.
+"""Risk control: p-values of a broken promise, and which candidates may be promised by them.
 
 Every p-value here tests "the risk is larger than `max_risk`" on examples that were not looked at
 before; a small one refutes that. All work on counts or losses, never on traces.

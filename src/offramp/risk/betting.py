@@ -26,7 +26,7 @@ def betting_p_values(losses: FloatArray, *, max_risk: float, delta: float) -> Fl
         b_t = min(sqrt(2 log(1/delta) / (n v_{t-1})), 3/4 / (1 - B))
 
     Args:
-        losses: Of each example and setting, `(n, k)`. Examples stand in an order that has nothing
+        losses: Of each example and candidate, `(n, k)`. Dataset stand in an order that has nothing
             to do with the losses: as they came, or shuffled; never sorted.
         max_risk: B, in (0, 1).
         delta: Level that the bets are tuned for, in (0, 1); the p-value is valid at every level.
@@ -56,7 +56,7 @@ def betting_p_values(losses: FloatArray, *, max_risk: float, delta: float) -> Fl
 
 
 def betting_p_value_reference(losses: list[float], *, max_risk: float, delta: float) -> float:
-    """As `betting_p_values` for one setting, one example after another."""
+    """As `betting_p_values` for one candidate, one example after another."""
     capital, highest = 1.0, 1.0
     total, squares = 0.0, 0.0
     for t, x in enumerate(losses, start=1):

@@ -24,7 +24,7 @@ def binomial_p_values(errors: IntArray, n: int, *, max_risk: float) -> FloatArra
     The chance of so few errors at a risk of exactly `max_risk`: P(Bin(n, B) <= errors).
 
     Args:
-        errors: How many of the examples had loss 1, one count for each setting, `(k,)`.
+        errors: How many of the examples had loss 1, one count for each candidate, `(k,)`.
         n: Number of examples.
         max_risk: B, in (0, 1).
 
@@ -59,7 +59,7 @@ def hoeffding_bentkus_p_values(means: FloatArray, n: int, *, max_risk: float) ->
     differences do, it is far from the smallest that is.
 
     Args:
-        means: Mean loss of each setting, m, `(k,)`, in [0, 1].
+        means: Mean loss of each candidate, m, `(k,)`, in [0, 1].
         n: Number of examples.
         max_risk: B, in (0, 1).
 
@@ -86,7 +86,7 @@ def hoeffding_bentkus_p_values(means: FloatArray, n: int, *, max_risk: float) ->
 def hoeffding_bentkus_p_values_reference(
     means: FloatArray, n: int, *, max_risk: float
 ) -> FloatArray:
-    """As `hoeffding_bentkus_p_values`, one setting at a time by the formula."""
+    """As `hoeffding_bentkus_p_values`, one candidate at a time by the formula."""
     found = []
     for mean in means.tolist():
         m = min(mean, max_risk)
@@ -129,7 +129,7 @@ def several_risks(p_values: FloatArray) -> FloatArray:
     and the largest is not below it.
 
     Args:
-        p_values: Of each risk and setting, `(r, k)`.
+        p_values: Of each risk and candidate, `(r, k)`.
 
     Returns:
         `(k,)`.

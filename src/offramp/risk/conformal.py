@@ -1,4 +1,4 @@
-"""Conformal risk control: the expected loss, for losses that never fall along the settings.
+"""Conformal risk control: the expected loss, for losses that never fall along the candidates.
 
 A weaker promise than the tests': the mean over many users' calibrations stays within the limit, not
 the risk of each with high probability. Where a loss is not monotone it promises nothing and is
@@ -23,7 +23,7 @@ from offramp.risk.selection import NonePassed
 @final
 @dataclass(frozen=True, kw_only=True)
 class Controlled:
-    """The cheapest setting whose expected loss is within the limit.
+    """The cheapest candidate whose expected loss is within the limit.
 
     Args:
         index: Its place in the sequence.
@@ -35,18 +35,18 @@ class Controlled:
 
 
 def conformal_risk_control(losses: FloatArray, *, max_risk: float) -> Controlled | NonePassed:
-    """The last setting whose mean loss, with one worst example added, is within the limit.
+    """The last candidate whose mean loss, with one worst example added, is within the limit.
 
     The expected loss on a new example is then at most `max_risk`, on average over calibrations,
-    if the safest setting's loss never exceeds it, as where the fallback loses nothing.
+    if the safest candidate's loss never exceeds it, as where the fallback loses nothing.
 
     Args:
-        losses: Of each example and setting, from the safest setting to the cheapest, `(n, k)`, in
-            [0, 1]; for each example they never fall along the settings.
+        losses: Of each example and candidate, from the safest candidate to the cheapest, `(n, k)`,
+            in [0, 1]; for each example they never fall along the candidates.
         max_risk: In (0, 1).
 
     Raises:
-        InputError: If a loss falls from one setting to the next, or lies outside [0, 1]; if
+        InputError: If a loss falls from one candidate to the next, or lies outside [0, 1]; if
             `max_risk` lies outside (0, 1).
 
     >>> import numpy as np
@@ -57,22 +57,22 @@ def conformal_risk_control(losses: FloatArray, *, max_risk: float) -> Controlled
     check_probability("max_risk", max_risk)
     check_losses("losses", losses)
     if losses.shape[1] == 0:
-        return NonePassed(reason="there is no setting to choose from")
+        return NonePassed(reason="there is no candidate to choose from")
     falls = np.argwhere(np.diff(losses, axis=1) < 0)
     if len(falls):
         row, k = (int(v) for v in falls[0])
         raise InputError(
-            "losses must never fall from the safest setting to the cheapest, got "
+            "losses must never fall from the safest candidate to the cheapest, got "
             f"{float(losses[row, k])!r} and then {float(losses[row, k + 1])!r} for example {row}, "
-            f"settings {k} and {k + 1}. Conformal risk control does not hold for such losses; "
-            "test the settings with fixed_sequence instead."
+            f"candidates {k} and {k + 1}. Conformal risk control does not hold for such losses; "
+            "test the candidates with fixed_sequence instead."
         )
     n = len(losses)
     bounds = (losses.sum(axis=0) + 1) / (n + 1)  # (k,), never falling
     within = int((bounds <= max_risk).sum())
     if within == 0:
         return NonePassed(
-            reason=f"the safest setting has a bound of {bounds[0]:.3g}, above {max_risk:g}"
+            reason=f"the safest candidate has a bound of {bounds[0]:.3g}, above {max_risk:g}"
         )
     return Controlled(index=within - 1, bound=float(bounds[within - 1]))
 
@@ -87,4 +87,4 @@ def conformal_risk_control_reference(
         if bound <= max_risk:
             return Controlled(index=index, bound=bound)
     bound = (sum(losses[:, 0].tolist()) + 1) / (n + 1)
-    return NonePassed(reason=f"the safest setting has a bound of {bound:.3g}, above {max_risk:g}")
+    return NonePassed(reason=f"the safest candidate has a bound of {bound:.3g}, above {max_risk:g}")

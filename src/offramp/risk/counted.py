@@ -1,7 +1,7 @@
 """P-values by betting for losses of a few known values, of which only counts are known.
 
-As in `betting`, but each setting's bet is fixed beforehand, on other examples. The capital is then
-a product in which the order of examples does not matter, so counts suffice: of the paths that
+As in `betting`, but each candidate's bet is fixed beforehand, on other examples. The capital is
+then a product in which the order of examples does not matter, so counts suffice: of the paths that
 examples took, each with its cost; of classes, each with its weight.
 
 Layer: risk.  Source: Waudby-Smith and Ramdas, Estimating means of bounded random variables by
@@ -151,7 +151,7 @@ def counted_p_value_reference(losses: list[float], *, within: Range, bet: float)
 
 
 def fewest_counted(*, within: Range, delta: float, best: float = 0.0) -> int:
-    """Examples without which such a bet certifies nothing, even if each has the loss `best`.
+    """Dataset without which such a bet certifies nothing, even if each has the loss `best`.
 
     Args:
         within: Lowest and highest loss, and the limit, above `best`.

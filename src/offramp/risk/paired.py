@@ -1,4 +1,4 @@
-"""P-values of paired differences -1, 0, 1: accuracy lost against F, corrections counted.
+"""P-values of paired differences -1, 0, 1: accuracy lost, corrections counted.
 
 Rescaled to [0, 1] a difference is nearly always 1/2. Bounds that do not use how seldom the two
 answers differ cannot certify a loss of one point from a few thousand examples; this test does, and
@@ -21,7 +21,7 @@ from offramp._core.types import FloatArray, IntArray
 from offramp.risk.losses import check_counts
 
 _GRID = 33  # discordance rates tried: the tail is smooth in them, see the test with 1,000
-_FINE = 13  # and between the neighbours of the worst
+_FINE = 13  # and between the neighbors of the worst
 _ROUNDING = 1e-9  # the outcome seen must count as one as low as itself
 _FAR = 9.0  # standard deviations of the number of discordant examples that are summed over
 
@@ -125,7 +125,7 @@ def _upper_limit(count: int, n: int, level: float) -> float:
 def paired_p_value_reference(
     losses: int, corrections: int, n: int, *, max_difference: float, slack: float, grid: int = 1000
 ) -> float:
-    """As `paired_p_values` for one setting, adding up every outcome of `n` examples."""
+    """As `paired_p_values` for one candidate, adding up every outcome of `n` examples."""
 
     def errors_below(i: int, j: int) -> float:
         return (n * max_difference - (i - j)) / math.sqrt(i + j + n * max_difference)

@@ -1,7 +1,7 @@
-"""Which settings may be promised, given a p-value for each.
+"""Which candidates may be promised, given a p-value for each.
 
 Layer: risk.  Source: Angelopoulos et al. 2021, arXiv:2110.01052: whatever keeps the chance of any
-false rejection at delta or below gives settings whose risk is controlled.
+false rejection at delta or below gives candidates whose risk is controlled.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from offramp._core.types import BoolArray, FloatArray
 @final
 @dataclass(frozen=True, kw_only=True)
 class Passed:
-    """The last setting of a sequence that passed its test, and all before it.
+    """The last candidate of a sequence that passed its test, and all before it.
 
     Args:
         index: Its place in the sequence.
@@ -31,7 +31,7 @@ class Passed:
 @final
 @dataclass(frozen=True, kw_only=True)
 class NonePassed:
-    """No setting may be promised.
+    """No candidate may be promised.
 
     Args:
         reason: Why, in one plain sentence.
@@ -41,18 +41,18 @@ class NonePassed:
 
 
 def fixed_sequence(p_values: FloatArray, *, delta: float) -> Passed | NonePassed:
-    """Walk along an order that was fixed beforehand, as long as settings pass.
+    """Walk along an order that was fixed beforehand, as long as candidates pass.
 
-    Each is tested at `delta` itself: the first setting of the order whose risk is too large is the
-    only one that can make the walk go wrong, and it passes with probability `delta` at most.
+    Each is tested at `delta` itself: the first candidate of the order whose risk is too large is
+    the only one that can make the walk go wrong, and it passes with probability `delta` at most.
 
     Args:
-        p_values: Of the settings from the safest to the cheapest, `(k,)`, in [0, 1]. The order
+        p_values: Of the candidates from the safest to the cheapest, `(k,)`, in [0, 1]. The order
             must not depend on the examples that the p-values come from.
         delta: Largest chance of a wrong promise, in (0, 1).
 
     Returns:
-        The last setting before the first that fails.
+        The last candidate before the first that fails.
 
     Raises:
         InputError: If a p-value lies outside [0, 1], or `delta` outside (0, 1).
@@ -63,27 +63,27 @@ def fixed_sequence(p_values: FloatArray, *, delta: float) -> Passed | NonePassed
     >>> fixed_sequence(np.array([0.001, 0.03, 0.2, 0.01]), delta=0.05)
     Passed(index=1, p_value=0.03)
     >>> fixed_sequence(np.array([0.3, 0.01]), delta=0.05)
-    NonePassed(reason='the safest setting has p = 0.3, above delta = 0.05')
+    NonePassed(reason='the safest candidate has p = 0.3, above delta = 0.05')
     """
     check_probability("delta", delta)
     _check_p_values(p_values)
     if len(p_values) == 0:
-        return NonePassed(reason="there is no setting to test")
+        return NonePassed(reason="there is no candidate to test")
     passed = int(np.cumprod(p_values <= delta).sum())
     if passed == 0:
         p = float(p_values[0])
-        return NonePassed(reason=f"the safest setting has p = {p:.3g}, above delta = {delta:g}")
+        return NonePassed(reason=f"the safest candidate has p = {p:.3g}, above delta = {delta:g}")
     return Passed(index=passed - 1, p_value=float(p_values[:passed].max()))
 
 
 def fixed_sequence_reference(p_values: FloatArray, *, delta: float) -> Passed | NonePassed:
     """As `fixed_sequence`, one step after another."""
-    last: Passed | NonePassed = NonePassed(reason="there is no setting to test")
+    last: Passed | NonePassed = NonePassed(reason="there is no candidate to test")
     largest = 0.0
     for index, p in enumerate(p_values.tolist()):
         if p > delta:
             if index == 0:
-                reason = f"the safest setting has p = {p:.3g}, above delta = {delta:g}"
+                reason = f"the safest candidate has p = {p:.3g}, above delta = {delta:g}"
                 return NonePassed(reason=reason)
             break
         largest = max(largest, p)
@@ -92,7 +92,7 @@ def fixed_sequence_reference(p_values: FloatArray, *, delta: float) -> Passed | 
 
 
 def bonferroni(p_values: FloatArray, *, delta: float) -> BoolArray:
-    """True for settings that may be promised, all at once, without an order: p <= delta / k.
+    """True for candidates that may be promised, all at once, without an order: p <= delta / k.
 
     Args:
         p_values: `(k,)`, in [0, 1].
@@ -113,7 +113,7 @@ def bonferroni(p_values: FloatArray, *, delta: float) -> BoolArray:
 
 
 def holm(p_values: FloatArray, *, delta: float) -> BoolArray:
-    """As `bonferroni`, but the limit grows as settings pass; it never passes fewer.
+    """As `bonferroni`, but the limit grows as candidates pass; it never passes fewer.
 
     The smallest p-value is compared with delta / k, the next with delta / (k - 1), and so on until
     one fails.

@@ -4,27 +4,27 @@ Layer: runtime.
 """
 
 from offramp.runtime.adaptive import Adaptive, Choice, Chosen, policy_of
-from offramp.runtime.answer import NO_LABEL, REASONS, Answer
+from offramp.runtime.answer import NO_LABEL, REASONS, Prediction
 from offramp.runtime.batcher import Batcher
 from offramp.runtime.executor import Executor, RowsError
-from offramp.runtime.monitor import WATCHED, Watch, audited
+from offramp.runtime.monitor import MONITORED, RiskMonitor, audit_mask
 from offramp.runtime.runner import StageSource
 from offramp.runtime.times import StageTimes
 
 __all__ = [
+    "MONITORED",
     "NO_LABEL",
     "REASONS",
-    "WATCHED",
     "Adaptive",
-    "Answer",
     "Batcher",
     "Choice",
     "Chosen",
     "Executor",
+    "Prediction",
+    "RiskMonitor",
     "RowsError",
     "StageSource",
     "StageTimes",
-    "Watch",
-    "audited",
+    "audit_mask",
     "policy_of",
 ]

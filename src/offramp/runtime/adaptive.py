@@ -17,9 +17,9 @@ from offramp._core.costs import Costs
 from offramp._core.errors import InputError, OfframpError
 from offramp._core.keys import example_keys
 from offramp._core.types import AnyBatch, Ids
+from offramp.policy.candidate import Candidate
 from offramp.policy.policy import Policy
-from offramp.policy.setting import Setting
-from offramp.runtime.answer import Answer, Ends
+from offramp.runtime.answer import Ends, Prediction
 from offramp.runtime.batcher import Batcher, full_sizes
 from offramp.runtime.events import NO_STAGE, Mark, unmarked
 from offramp.runtime.runner import BLAMES_BATCH, Runner, StageSource, check_form, check_made_for
@@ -31,10 +31,10 @@ from offramp.stages import batch_size, to_device
 
 @runtime_checkable
 class Chosen(Protocol):
-    """What a choice of operating point gives: it holds a setting."""
+    """What a choice of operating point gives: it holds a candidate."""
 
     @property
-    def setting(self) -> Setting:
+    def candidate(self) -> Candidate:
         """What to run."""
         ...
 
@@ -44,7 +44,7 @@ class Explained(Chosen, Protocol):
     """A choice that says why: what was limited, the figures, and a sentence."""
 
     risk: str
-    max_loss: float | None
+    max_drop: float | None
     max_cost: float | None
 
     @property
@@ -58,31 +58,31 @@ class Explained(Chosen, Protocol):
         ...
 
 
-Choice = Setting | Policy | Chosen
+Choice = Candidate | Policy | Chosen
 
 
 def policy_of(choice: Choice) -> Policy:
-    """The policy of a setting, of an operating point, or itself."""
-    return choice if isinstance(choice, Policy) else setting_of(choice).policy
+    """The policy of a candidate, of an operating point, or itself."""
+    return choice if isinstance(choice, Policy) else candidate_of(choice).policy
 
 
-def setting_of(choice: object) -> Setting:
-    """The setting of an operating point, or itself.
+def candidate_of(choice: object) -> Candidate:
+    """The candidate of an operating point, or itself.
 
     Raises:
         InputError: If there is none, as for a policy alone.
     """
-    found = choice if isinstance(choice, Setting) else getattr(choice, "setting", None)
-    if isinstance(found, Setting):
+    found = choice if isinstance(choice, Candidate) else getattr(choice, "candidate", None)
+    if isinstance(found, Candidate):
         return found
     alone = (
-        " A policy alone does not say what it is compared with: give Setting(policy=policy, "
-        "method='mine', reference='name of F')."
+        " A policy alone does not say what it is compared with: give Candidate(policy=policy, "
+        "method='mine', reference='name of the reference')."
         if isinstance(choice, Policy)
         else ""
     )
     raise InputError(
-        "choice must be a setting, or what Frontier.cheapest, best or certify gives, got "
+        "choice must be a candidate, or what Frontier.cheapest, best or certify gives, got "
         f"{type(choice).__name__}.{alone}"
     )
 
@@ -91,24 +91,24 @@ def setting_of(choice: object) -> Setting:
 class Adaptive(nn.Module):
     """Spends on each input only what it needs.
 
-    Examples that leave cost nothing more: the survivors are gathered on the device and the next
+    Dataset that leave cost nothing more: the survivors are gathered on the device and the next
     stage runs on them alone. Answers come in input order. Networks run in evaluation mode and
     without gradients, always. The policy is copied; the networks are the cascade's own, unless
-    `optimise` is set. Raw input moves to the device of the model, and stays what it was even if a
+    `fold` is set. Raw input moves to the device of the model, and stays what it was even if a
     network writes into it.
 
     Whoever shares the networks may switch them: between batches they are put back into evaluation
     mode, and a batch during which they were found in training mode raises `UnsupportedError`. What
-    is switched there and back within one batch is not seen; `optimise` runs copies of its own.
+    is switched there and back within one batch is not seen; `fold` runs copies of its own.
 
     The first batch of several examples that differ is looked at more closely: a few of them run
     in other company and alone, and must get the same answers.
 
     Args:
         cascade: The networks. Stages that the policy does not need are not held.
-        choice: A setting, an operating point, or a policy, made for the cascade's stages.
+        choice: A candidate, an operating point, or a policy, made for the cascade's stages.
         costs: Cost of each stage; answers then say what each example cost.
-        optimise: Run copies of the networks with batch-norms folded and channels last: faster,
+        fold: Run copies of the networks with batch-norms folded and channels last: faster,
             and equal to rounding instead of to the last bit.
         times: Times of the stages, of `measure_times` on this machine and backend. Stages then
             take batches in parts of their best size where that is faster, and run everybody where
@@ -119,8 +119,8 @@ class Adaptive(nn.Module):
             was fitted on another form of outputs than the stages give.
 
     >>> from offramp.stages import Cascade
-    >>> cascade = Cascade.of_models({"a": nn.Linear(4, 3), "b": nn.Linear(4, 3)})
-    >>> model = Adaptive(cascade, Setting.single(cascade.topology, "b", reference="b"))
+    >>> cascade = Cascade.from_models({"a": nn.Linear(4, 3), "b": nn.Linear(4, 3)})
+    >>> model = Adaptive(cascade, Candidate.single(cascade.topology, "b", reference="b"))
     >>> answer = model(torch.zeros(2, 4))
     >>> answer.stage.tolist(), answer.logits.shape
     ([1, 1], torch.Size([2, 3]))
@@ -132,7 +132,7 @@ class Adaptive(nn.Module):
         choice: Choice,
         *,
         costs: Costs | None = None,
-        optimise: bool = False,
+        fold: bool = False,
         times: StageTimes | None = None,
     ) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class Adaptive(nn.Module):
         check_made_for(cascade, policy.topology, costs)
         check_form(cascade, policy)
         self.policy = policy
-        self.runner = Runner(cascade, policy.topology, optimise=optimise, times=times)
+        self.runner = Runner(cascade, policy.topology, fold=fold, times=times)
         self.costs = costs
         self._ends = Ends.of(policy, costs)
         self.to(self.runner.device).eval()
@@ -152,7 +152,7 @@ class Adaptive(nn.Module):
         stage: int | str,
         *,
         costs: Costs | None = None,
-        optimise: bool = False,
+        fold: bool = False,
     ) -> "Adaptive":
         """One stage alone on every example: the fallback, and what to compare with.
 
@@ -160,19 +160,19 @@ class Adaptive(nn.Module):
             cascade: The networks.
             stage: Index or name of the stage.
             costs: As in the class.
-            optimise: As in the class; a fair comparison treats both alike.
+            fold: As in the class; a fair comparison treats both alike.
 
         Raises:
             InputError: If the costs were made for other stages.
             UnknownNameError: If there is no such stage.
 
         >>> from offramp.stages import Cascade
-        >>> cascade = Cascade.of_models({"a": nn.Linear(4, 3), "b": nn.Linear(4, 3)})
+        >>> cascade = Cascade.from_models({"a": nn.Linear(4, 3), "b": nn.Linear(4, 3)})
         >>> Adaptive.single(cascade, "a")(torch.zeros(1, 4)).stage.tolist()
         [0]
         """
         alone = Policy(cascade.topology.chain([stage]), {})
-        return cls(cascade, alone, costs=costs, optimise=optimise)
+        return cls(cascade, alone, costs=costs, fold=fold)
 
     @property
     def stage_names(self) -> tuple[str, ...]:
@@ -182,7 +182,7 @@ class Adaptive(nn.Module):
     @torch.inference_mode()
     def forward(
         self, batch: AnyBatch, ids: Tensor | Ids | Sequence[int | str] | None = None
-    ) -> Answer:
+    ) -> Prediction:
         """Answer a batch.
 
         Args:
@@ -208,7 +208,7 @@ class Adaptive(nn.Module):
         ids: Tensor | Ids | Sequence[int | str] | None = None,
         *,
         mark: Mark,
-    ) -> Answer:
+    ) -> Prediction:
         """As `forward`, telling `mark` what the time went into (`offramp.runtime.events`).
 
         Args:
@@ -218,7 +218,7 @@ class Adaptive(nn.Module):
         """
         return self._answered(batch, ids, mark)
 
-    def _answered(self, given: AnyBatch, ids: Keys | None, mark: Mark) -> Answer:
+    def _answered(self, given: AnyBatch, ids: Keys | None, mark: Mark) -> Prediction:
         batch = as_batch(given)
         n, device = batch_size(batch), self.policy.temperatures.device
         keys = _keys(ids, n, device)

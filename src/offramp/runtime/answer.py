@@ -25,13 +25,13 @@ NO_LABEL = -1  # label of an example that no stage could answer; 0 would be a cl
 #: "error": no answer, because something raised it; only in the `answer` of a `RowsError`.
 REASONS: Final = ("policy", "last", "nonfinite", "deadline", "budget", "error")
 
-#: Examples that leave: their path, who they are, and what `InFlight.predict` says of them.
+#: Dataset that leave: their path, who they are, and what `InFlight.predict` says of them.
 Left = tuple[Path, Rows, Tensor, Fallback | None]
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class Prediction:
     """What a cascade says about `n` examples, in the order they came in.
 
     The tensors are torch's inference tensors; `clone` gives ordinary ones.
@@ -72,7 +72,7 @@ class Answer:
         """Why each example left where it did, in words of `REASONS`."""
         return [REASONS[code] for code in self.reason.tolist()]
 
-    def take(self, rows: Sequence[int]) -> "Answer":
+    def take(self, rows: Sequence[int]) -> "Prediction":
         """The answers to some of the examples, by position."""
         index = torch.tensor(rows, device=self.labels.device)
         return replace(self, **{name: values[index] for name, values in self._tensors().items()})
@@ -81,14 +81,14 @@ class Answer:
         each = ((name, getattr(self, name)) for name in self.__slots__)
         return {name: value for name, value in each if isinstance(value, Tensor)}
 
-    def clone(self) -> "Answer":
+    def clone(self) -> "Prediction":
         """The same in ordinary tensors, which may be changed in place and used with gradients.
 
         Networks run in inference mode, which is faster; what comes out of it allows neither.
 
         >>> from offramp.runtime import Adaptive
         >>> from offramp.stages import Cascade
-        >>> cascade = Cascade.of_models({"a": torch.nn.Linear(4, 3)})
+        >>> cascade = Cascade.from_models({"a": torch.nn.Linear(4, 3)})
         >>> answer = Adaptive.single(cascade, "a")(torch.zeros(2, 4))
         >>> answer.logits.is_inference(), answer.clone().logits.is_inference()
         (True, False)
@@ -98,11 +98,11 @@ class Answer:
         return replace(self, **tensors)
 
 
-def joined(n: int, parts: Sequence[tuple[Tensor, Answer]]) -> Answer:
+def joined(n: int, parts: Sequence[tuple[Tensor, Prediction]]) -> Prediction:
     """One answer of several, of the same model; who is in no part has none, for an error.
 
     Args:
-        n: Examples of the whole.
+        n: Dataset of the whole.
         parts: Positions in the whole, `(k,)`, and the answers to those.
     """
     first = parts[0][1]
@@ -156,7 +156,7 @@ class Ends:
             stage_names=topology.names,
         )
 
-    def answer(self, n: int, left: Sequence[Left], reason: str | None = None) -> Answer:
+    def answer(self, n: int, left: Sequence[Left], reason: str | None = None) -> Prediction:
         """The answer to `n` examples, once all have left.
 
         Args:
@@ -180,7 +180,7 @@ class Ends:
         if reason is not None:
             why = torch.full_like(why, REASONS.index(reason))
         costs = self.cost
-        return Answer(
+        return Prediction(
             logits=logits,
             labels=labels,
             stage=_spread(n, nodes, self.stage, torch.int64, device),

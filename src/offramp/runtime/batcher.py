@@ -26,7 +26,7 @@ from offramp._core.checks import check_known, check_not_negative, check_positive
 from offramp._core.errors import InputError
 from offramp._core.topology import EXIT, Path, Topology
 from offramp._core.types import Ids
-from offramp.runtime.answer import Answer, Ends
+from offramp.runtime.answer import Ends, Prediction
 from offramp.runtime.carries import Form, Rows
 from offramp.runtime.inflight import InFlight, Numbers
 from offramp.runtime.pools import Failure, Finished, Job, Pool, Ticket, numbers_of
@@ -294,7 +294,7 @@ class Batcher:
         return flight.take(keep.nonzero()[:, 0]) if any(may) else None
 
     def _leave(self, path: Path, flight: InFlight, rows: Rows, reason: str | None = None) -> None:
-        """Examples are answered by what the stages on `path` have said."""
+        """Dataset are answered by what the stages on `path` have said."""
         numbers = numbers_of(flight)
         positions = range(len(flight)) if rows is None else rows.tolist()
         alive = [row for row in positions if numbers[row] in self._tickets]
@@ -312,7 +312,7 @@ class Batcher:
             self._finish(alive, None, error)
 
     def _finish(
-        self, numbers: Sequence[int], answer: Answer | None, error: Exception | None
+        self, numbers: Sequence[int], answer: Prediction | None, error: Exception | None
     ) -> None:
         names = np.array([self._tickets.pop(number).name for number in numbers])
         self._finished.append(Finished(np.array(numbers), names, answer, error))

@@ -28,7 +28,7 @@ from offramp._core.ids import as_ids
 from offramp._core.keys import example_keys
 from offramp._core.types import AnyBatch, Ids
 from offramp.runtime.adaptive import Adaptive
-from offramp.runtime.answer import Answer, joined
+from offramp.runtime.answer import Prediction, joined
 from offramp.runtime.pools import Finished, Job
 
 
@@ -41,7 +41,7 @@ class RowsError(OfframpError, RuntimeError):
         errors: By row, why there is no answer.
     """
 
-    def __init__(self, answer: Answer | None, errors: Mapping[int, Exception]) -> None:
+    def __init__(self, answer: Prediction | None, errors: Mapping[int, Exception]) -> None:
         rows = list(errors)
         first = errors[rows[0]]
         super().__init__(
@@ -53,12 +53,12 @@ class RowsError(OfframpError, RuntimeError):
 
 @final
 class _Request:
-    """Examples of one caller, until all are finished."""
+    """Dataset of one caller, until all are finished."""
 
     def __init__(self, n: int) -> None:
-        self.future: Future[Answer] = Future()
+        self.future: Future[Prediction] = Future()
         self.n, self.missing, self.first = n, n, 0
-        self.parts: list[tuple[Tensor, Answer]] = []
+        self.parts: list[tuple[Tensor, Prediction]] = []
         self.errors: dict[int, Exception] = {}
 
     def take(self, done: Finished, here: Sequence[int]) -> None:
@@ -80,7 +80,7 @@ class _Request:
         except Exception as error:  # noqa: BLE001  (nobody may wait for ever)
             self.future.set_exception(error)
 
-    def _outcome(self) -> Answer:
+    def _outcome(self) -> Prediction:
         """The whole answer.
 
         Raises:
@@ -110,7 +110,7 @@ class Executor:
             negative.
 
     >>> from offramp.stages import Cascade
-    >>> model = Adaptive.single(Cascade.of_models({"a": torch.nn.Linear(4, 3)}), "a")
+    >>> model = Adaptive.single(Cascade.from_models({"a": torch.nn.Linear(4, 3)}), "a")
     >>> async def ask():
     ...     with Executor(model) as executor:
     ...         return await asyncio.gather(*(executor.submit(torch.zeros(2, 4)) for _ in range(3)))
@@ -146,7 +146,7 @@ class Executor:
         deadline: float | None = None,
         budget: float | None = None,
         priority: float = 0,
-    ) -> Answer:
+    ) -> Prediction:
         """Answer a batch, in the order of its rows, together with those of others.
 
         If whoever awaits this is cancelled, its examples are let go.
@@ -177,7 +177,7 @@ class Executor:
         deadline: float | None = None,
         budget: float | None = None,
         priority: float = 0,
-    ) -> Future[Answer]:
+    ) -> Future[Prediction]:
         """As `submit`, for callers without an event loop; cancelling the future lets go."""
         batch = as_batch(rows)
         n, device = batch_size(batch), self._model.policy.temperatures.device
@@ -277,7 +277,7 @@ class Executor:
                 request.take(done, here)
                 request.settle()
 
-    def _let_go(self, request: _Request, future: Future[Answer]) -> None:
+    def _let_go(self, request: _Request, future: Future[Prediction]) -> None:
         """Forget the examples of a request whose caller has gone."""
         if future.cancelled():
             with self._changed:

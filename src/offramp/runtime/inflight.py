@@ -1,4 +1,4 @@
-"""Examples on their way: what stages said of them, what they carry along, and what comes next.
+"""Dataset on their way: what stages said of them, what they carry along, and what comes next.
 
 The raw input and the carries are narrowed to the examples that need them only when a segment is
 about to read them.
@@ -18,7 +18,7 @@ from offramp._core.errors import InputError
 from offramp._core.outputs import StageOutput
 from offramp._core.topology import EXIT, RAW_INPUT, Path
 from offramp._core.types import Batch
-from offramp.policy.evidence import View
+from offramp.policy.evidence import Evidence
 from offramp.policy.features import Distribution
 from offramp.policy.policy import Policy, scaled_log_probs
 from offramp.runtime.carries import Form, Held, Rows, carry_form, divided, split_batch
@@ -26,9 +26,9 @@ from offramp.runtime.events import NO_STAGE, Mark, unmarked
 from offramp.runtime.fallback import Fallback, finite_rows, sums_up
 from offramp.runtime.program import RAW, Program
 from offramp.stages import concat
-from offramp.stages.fusing.modules import together_of
+from offramp.stages.fusing.modules import fused_of
 
-#: Examples that came the same way: its path, and their positions.
+#: Dataset that came the same way: its path, and their positions.
 Part = tuple[Path, Rows]
 
 #: Log-probabilities `(m, c)` of an answer, and what was kept where something was not finite.
@@ -214,7 +214,7 @@ class InFlight:
         block = self.program.blocks.get(stage)
         if block is None or len(block.stages) == 1:
             return False
-        logits = together_of(self._said)[:, block.columns].float()
+        logits = fused_of(self._said)[:, block.columns].float()
         classes, rows = logits.shape[2], logits[0]  # (k, c)
         for member, own in zip(block.stages, logits.unbind(1), strict=True):
             self._outputs[member] = StageOutput(classes=classes, logits=own)
@@ -285,11 +285,11 @@ class InFlight:
             return held.log_probs, held
         return self.policy.answer_at(path, self._view(rows)), None
 
-    def _view(self, rows: Rows) -> View:
+    def _view(self, rows: Rows) -> Evidence:
         if rows is not self._known_of:
             self._known, self._known_of = {}, rows
         ids = self.ids if rows is None else self.ids.index_select(0, rows)
-        return View(self._outputs, None, ids, rows, self._known)
+        return Evidence(self._outputs, None, ids, rows, self._known)
 
     def _one_is_finite(self, stage: int, rows: Rows) -> bool:
         """Whether one example's logits are finite."""
@@ -353,7 +353,7 @@ class InFlight:
             self.ids.index_select(0, rows),
             None if self.numbers is None else self.numbers[rows.cpu().numpy()],
         )
-        part._outputs = [None if held is None else held.rows(rows) for held in self._outputs]
+        part._outputs = [None if held is None else held.take(rows) for held in self._outputs]
         part._fallback = None if self._fallback is None else self._fallback.take(rows)
         return part
 

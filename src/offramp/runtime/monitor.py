@@ -1,9 +1,9 @@
 """Watching a promise in production: an alarm once audited losses refute it, at any time.
 
-Of the examples that were answered a few, drawn at random, are sent through F as well. The watch
-bets on their losses, one after another. As long as the promise holds each bet keeps its capital or
-loses some, on average; so the capital ever reaches 1/delta with probability delta at most, however
-long one watches (Ville's inequality).
+Of the examples that were answered a few, drawn at random, are sent through the reference as well.
+The watch bets on their losses, one after another. As long as the promise holds each bet keeps its
+capital or loses some, on average; so the capital ever reaches 1/delta with probability delta at
+most, however long one watches (Ville's inequality).
 
 Nobody knows how bad a fault will be, nor when it comes. So the capital of 1 is divided: over bets
 of several sizes, and over starts, one for every 1/limit audits. What starts late has lost nothing
@@ -27,7 +27,12 @@ from offramp._core.keys import example_keys, keyed_uniform
 from offramp._core.types import BoolArray, FloatArray, Ids
 
 #: Risks that can be watched, with the smallest loss that one example can have.
-WATCHED: dict[str, float] = {"difference": -1.0, "excess": 0.0, "disagreement": 0.0, "error": 0.0}
+MONITORED: dict[str, float] = {
+    "accuracy_drop": -1.0,
+    "negative_flips": 0.0,
+    "disagreement": 0.0,
+    "error": 0.0,
+}
 
 # Shares of its capital that each bet loses on the best outcome: the small ones find small faults.
 _STAKES = np.geomspace(0.02, 0.8, 6)
@@ -36,7 +41,7 @@ _DRAW = -1  # a stage that no policy has, so that audits and random rules of one
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Watch:
+class RiskMonitor:
     """A promise under watch: its limit, and what the audits so far say.
 
     A value that never changes: `update` gives the next one, `to_dict` what to keep on disk.
@@ -44,8 +49,9 @@ class Watch:
     Args:
         limit: B, the largest risk that was promised, in (0, 1).
         delta: Largest chance of an alarm, ever, while the promise holds, in (0, 1).
-        risk: "difference": losses -1, 0, 1 against F; "excess": new errors; "disagreement": another
-            answer than F's, which takes no labels; "error": wrong answers.
+        risk: "accuracy_drop": losses -1, 0, 1 against the reference; "negative_flips": new errors;
+            "disagreement": another answer than the reference's, which takes no labels; "error":
+            wrong answers.
         n: Audits so far.
         alarm_at: Number of the audit that raised the alarm, or None.
         capital: What each size of bets holds, over all starts so far, `(b,)`.
@@ -54,7 +60,7 @@ class Watch:
         InputError: If `limit` or `delta` lies outside (0, 1), or the risk is unknown.
 
     >>> import numpy as np
-    >>> watch = Watch(limit=0.02, delta=0.05, risk="excess")
+    >>> watch = RiskMonitor(limit=0.02, delta=0.05, risk="negative_flips")
     >>> calm = watch.update(np.zeros(500))
     >>> calm.alarm, round(calm.wealth, 2), calm.update(np.tile([1.0, 0, 0, 0], 30)).alarm
     (False, 0.28, True)
@@ -62,7 +68,7 @@ class Watch:
 
     limit: float
     delta: float
-    risk: str = "difference"
+    risk: str = "accuracy_drop"
     n: int = 0
     alarm_at: int | None = None
     capital: tuple[float, ...] = (0.0,) * len(_STAKES)
@@ -70,7 +76,7 @@ class Watch:
     def __post_init__(self) -> None:
         check_probability("limit", self.limit)
         check_probability("delta", self.delta)
-        check_choice("risk", self.risk, WATCHED)
+        check_choice("risk", self.risk, MONITORED)
 
     @property
     def alarm(self) -> bool:
@@ -83,11 +89,11 @@ class Watch:
         n = self.n if self.alarm_at is None else self.alarm_at
         return sum(self.capital) + unspent(starts_until(n, self.limit))
 
-    def update(self, losses: ArrayLike) -> "Watch":
+    def update(self, losses: ArrayLike) -> "RiskMonitor":
         """The watch after further audits, in the order in which they came.
 
         Args:
-            losses: `(m,)` or one number; in [-1, 1] for "difference", else in [0, 1]. After an
+            losses: `(m,)` or one number; in [-1, 1] for "accuracy_drop", else in [0, 1]. After an
                 alarm they are counted, no more.
 
         Raises:
@@ -108,7 +114,7 @@ class Watch:
 
     def _checked(self, losses: ArrayLike) -> FloatArray:
         values = np.atleast_1d(np.asarray(losses, dtype=np.float64))
-        least = WATCHED[self.risk]
+        least = MONITORED[self.risk]
         outside = ~((values >= least) & (values <= 1))  # True for NaN as well
         if values.ndim != 1 or outside.any():
             got = f"shape {values.shape}" if values.ndim != 1 else repr(float(values[outside][0]))
@@ -132,7 +138,7 @@ class Watch:
         }
 
     @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> "Watch":
+    def from_dict(cls, value: Mapping[str, Any]) -> "RiskMonitor":
         """Read what `to_dict` wrote, and go on from there.
 
         Raises:
@@ -176,7 +182,7 @@ def after_audit(
     """
     starts = starts_until(n, limit)
     fresh = (unspent(starts_until(n - 1, limit)) - unspent(starts)) / len(_STAKES)
-    bets = _STAKES / (limit - WATCHED[risk])  # the best outcome costs `_STAKES` of the capital
+    bets = _STAKES / (limit - MONITORED[risk])  # the best outcome costs `_STAKES` of the capital
     return np.asarray((capital + fresh) * (1 + bets * (np.asarray(loss) - limit)))
 
 
@@ -195,7 +201,7 @@ def unspent(starts: int) -> float:
 
 
 def wealth_reference(losses: list[float], *, limit: float, risk: str) -> float:
-    """As `Watch.wealth` without an alarm, one start and one bet after another."""
+    """As `RiskMonitor.wealth` without an alarm, one start and one bet after another."""
     every = math.ceil(1 / limit)
     total, given = 0.0, 0.0
     for k, first in enumerate(range(0, len(losses), every), start=1):
@@ -204,13 +210,13 @@ def wealth_reference(losses: list[float], *, limit: float, risk: str) -> float:
         for stake in _STAKES.tolist():
             capital = share / len(_STAKES)
             for loss in losses[first:]:
-                capital *= 1 + stake / (limit - WATCHED[risk]) * (loss - limit)
+                capital *= 1 + stake / (limit - MONITORED[risk]) * (loss - limit)
             total += capital
     return total + 1 - given
 
 
-def audited(ids: Ids, *, rate: float, seed: int) -> BoolArray:
-    """Which examples to send through F as well: each with probability `rate`.
+def audit_mask(ids: Ids, *, rate: float, seed: int) -> BoolArray:
+    """Which examples to send through the reference as well: each with probability `rate`.
 
     The draw depends on seed and id alone, never on the answer; the same id is drawn alike each
     time, so every request needs an id of its own.
@@ -224,7 +230,7 @@ def audited(ids: Ids, *, rate: float, seed: int) -> BoolArray:
         InputError: If `rate` lies outside [0, 1].
 
     >>> import numpy as np
-    >>> drawn = audited(np.arange(10_000), rate=0.05, seed=0)
+    >>> drawn = audit_mask(np.arange(10_000), rate=0.05, seed=0)
     >>> bool(abs(drawn.mean() - 0.05) < 0.01)
     True
     """

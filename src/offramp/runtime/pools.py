@@ -13,7 +13,7 @@ from torch import Tensor
 
 from offramp._core.topology import Path
 from offramp._core.types import Ids
-from offramp.runtime.answer import Answer
+from offramp.runtime.answer import Prediction
 from offramp.runtime.inflight import InFlight, Numbers
 
 Urgency = tuple[float, float, int]  # least first: minus the priority, the deadline, the number
@@ -22,7 +22,7 @@ Urgency = tuple[float, float, int]  # least first: minus the priority, the deadl
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
-    """Examples that came the same way and visit a stage together now.
+    """Dataset that came the same way and visit a stage together now.
 
     Args:
         path: Ends with the stage to be visited.
@@ -64,7 +64,7 @@ class Failure:
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class Finished:
-    """Examples that a batcher has done with: either an answer, or an error.
+    """Dataset that a batcher has done with: either an answer, or an error.
 
     Args:
         numbers: Of `Batcher.put`, `(k,)`.
@@ -75,7 +75,7 @@ class Finished:
 
     numbers: Numbers
     ids: Ids
-    answer: Answer | None = None
+    answer: Prediction | None = None
     error: Exception | None = None
 
 
@@ -94,7 +94,7 @@ class Ticket:
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class Waiting:
-    """Examples in a pool; the rest is that of the most urgent, the oldest, the first to be late."""
+    """Dataset in a pool; the rest is that of the most urgent, the oldest, the first to be late."""
 
     flight: InFlight
     urgency: Urgency
@@ -119,7 +119,7 @@ class Pool:
         return len(self.path) == 1
 
     def add(self, flight: InFlight, tickets: Mapping[int, Ticket]) -> None:
-        """Examples wait from now on; each has a ticket."""
+        """Dataset wait from now on; each has a ticket."""
         theirs = [tickets[number] for number in numbers_of(flight)]
         waiting = Waiting(
             flight,

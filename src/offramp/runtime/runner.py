@@ -16,7 +16,7 @@ from offramp._core.errors import InputError, OfframpError, UnsupportedError
 from offramp._core.forks import prepare_for_forks
 from offramp._core.topology import Topology
 from offramp._core.types import Batch
-from offramp.backends.fold import prepare
+from offramp.backends.fold import fold
 from offramp.policy.policy import Policy
 from offramp.runtime.events import Mark, unmarked
 from offramp.runtime.inflight import InFlight
@@ -60,7 +60,7 @@ class Runner(nn.Module):
     Args:
         cascade: Where they come from.
         topology: What is used of them.
-        optimise: Run prepared copies.
+        fold: Run prepared copies.
         times: Of all stages of the cascade, to choose batch sizes by.
 
     Raises:
@@ -72,7 +72,7 @@ class Runner(nn.Module):
         cascade: StageSource,
         topology: Topology,
         *,
-        optimise: bool,
+        fold: bool,
         times: StageTimes | None = None,
     ) -> None:
         super().__init__()
@@ -87,8 +87,8 @@ class Runner(nn.Module):
         chosen = {k: _used(cascade.stage(k), answers=k in plans) for k in sorted(needed)}
         if cascade.class_names:
             tell_classes(chosen.values(), len(cascade.class_names))
-        if optimise:
-            chosen = optimised(chosen)
+        if fold:
+            chosen = folded(chosen)
         self.stages = nn.ModuleDict({str(k): stage for k, stage in chosen.items()})
         self.program = Program.of(topology, chosen, times)
         for stage in chosen.values():
@@ -151,7 +151,7 @@ class Runner(nn.Module):
             raise UnsupportedError(
                 "A network was put into training mode while it answered, by whoever else uses it: "
                 "the answers would be wrong. It is back in evaluation mode; give the batch again. "
-                "Better, train a copy of the network, or pass optimise=True, which runs copies."
+                "Better, train a copy of the network, or pass fold=True, which runs copies."
             )
 
     def _in_training(self) -> bool:
@@ -281,12 +281,12 @@ def _used(stage: Stage, *, answers: bool) -> Stage:
     )
 
 
-def optimised(stages: Mapping[int, Stage]) -> dict[int, Stage]:
+def folded(stages: Mapping[int, Stage]) -> dict[int, Stage]:
     """Stages that run prepared copies of their networks."""
     prepared: dict[int, nn.Module] = {}  # stages of one group go on sharing their module
 
     def once(module: nn.Module) -> nn.Module:
-        return prepared.setdefault(id(module), prepared.get(id(module)) or prepare(module))
+        return prepared.setdefault(id(module), prepared.get(id(module)) or fold(module))
 
     return {
         k: Stage(

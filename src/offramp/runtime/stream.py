@@ -17,7 +17,7 @@ from offramp._core.ids import as_ids, shown_id
 from offramp._core.keys import example_keys
 from offramp._core.types import AnyBatch, Batch, Ids
 from offramp.policy.policy import Policy
-from offramp.runtime.answer import Answer
+from offramp.runtime.answer import Prediction
 from offramp.runtime.batcher import Batcher
 from offramp.runtime.runner import Runner
 
@@ -26,7 +26,7 @@ _NAMED = 20  # examples that an error names
 #: Told of examples that cannot be answered: their ids, and the error.
 OnError = Callable[[Ids, Exception], object]
 
-Delivered = tuple[Ids, Answer]
+Delivered = tuple[Ids, Prediction]
 Keys = Tensor | Ids | Sequence[int | str]
 
 
@@ -59,7 +59,7 @@ class Stream:
     def run(
         self, batches: Iterable[AnyBatch | None], ids: Iterable[Keys | None] | None
     ) -> Iterator[Delivered]:
-        """Answer everything, as `Adaptive.stream` documents it."""
+        """Prediction everything, as `Adaptive.stream` documents it."""
         source = _paired(batches, ids)
         while self._error is None:
             try:

@@ -67,7 +67,7 @@ def random_policy(
             rules = [_rule(path, classes, combine, rng, linear) for _ in children]
             nodes[path] = Node(rules[0], rules[1:])
     given: dict[str, Any] = {}
-    if combine == "weighted":
+    if combine == "log_linear":
         given["weights"] = {path: list(rng.uniform(0, 2, len(path))) for path in topology.paths()}
     temperatures = list(rng.uniform(0.5, 3.0, len(topology)))
     return Policy(topology, nodes, temperatures=temperatures, combine=combine, **given)

@@ -1,6 +1,6 @@
 """The walk: who visits which stage, who leaves where, and with what answer.
 
-Examples are never reordered; those pending for a stage, whichever way they came, visit it
+Dataset are never reordered; those pending for a stage, whichever way they came, visit it
 together. The host knows which way each part of them came, so each part decides by the rules of its
 own path, and answers are made where examples leave.
 
@@ -8,7 +8,7 @@ An example whose logits at a stage hold NaN or infinity goes on to the last chil
 rules say. The last finite visited stage answers: as the policy combines there, or alone where a
 stage before it was not finite.
 
-Host synchronisations: one for each stage that is visited and has children, for the number of
+Host synchronizations: one for each stage that is visited and has children, for the number of
 examples that take each way. On the CPU one example decides by plain ifs.
 
 Layer: runtime.  Source: methods.md 6.
@@ -19,17 +19,17 @@ from collections.abc import Sequence
 import torch
 
 from offramp._core.topology import EXIT, Path
-from offramp.runtime.answer import Answer, Ends, Left
+from offramp.runtime.answer import Ends, Left, Prediction
 from offramp.runtime.carries import Rows
 from offramp.runtime.events import Mark, unmarked
 from offramp.runtime.inflight import InFlight, Part
 
 
-def walk(flight: InFlight, ends: Ends, mark: Mark = unmarked) -> Answer:
+def walk(flight: InFlight, ends: Ends, mark: Mark = unmarked) -> Prediction:
     """Take examples from the root to their answers, which come in their order.
 
     Args:
-        flight: Examples that have visited nothing yet. Each stage that somebody reaches is visited
+        flight: Dataset that have visited nothing yet. Each stage that somebody reaches is visited
             once, in topological order.
         ends: What an answer says of each path of the policy.
         mark: Told of decisions.
@@ -54,7 +54,7 @@ def walk(flight: InFlight, ends: Ends, mark: Mark = unmarked) -> Answer:
     return ends.answer(n, left)
 
 
-def _walk_one(flight: InFlight, ends: Ends, mark: Mark) -> Answer:
+def _walk_one(flight: InFlight, ends: Ends, mark: Mark) -> Prediction:
     """One example on the CPU: there is nobody to wait for, to gather or to put in order."""
     path: Path = (flight.program.topology.root,)
     while True:

@@ -11,9 +11,9 @@ from offramp.stages.cost import given_costs, measure_flops, measure_joules, meas
 from offramp.stages.cutting.choose import choose_points, measure_points
 from offramp.stages.cutting.cut import cut
 from offramp.stages.cutting.points import CutPoint, cut_points
-from offramp.stages.cutting.spec import CutSpec, SegmentSpec, stand_in
+from offramp.stages.cutting.spec import CutSpec, SegmentSpec, synthetic_example
 from offramp.stages.exits import OfFirst, attached, own_head
-from offramp.stages.fusing.join import join
+from offramp.stages.fusing.fuse import fuse
 from offramp.stages.own_names import add_weights, names_in, own_names
 from offramp.stages.preprocess import Normalize, Preprocessing
 from offramp.stages.reading import copied
@@ -39,8 +39,8 @@ __all__ = [
     "cut",
     "cut_points",
     "evaluating",
+    "fuse",
     "given_costs",
-    "join",
     "measure_flops",
     "measure_joules",
     "measure_points",
@@ -48,7 +48,7 @@ __all__ = [
     "names_in",
     "own_head",
     "own_names",
-    "stand_in",
+    "synthetic_example",
     "take_rows",
     "tell_classes",
     "time_side_by_side",

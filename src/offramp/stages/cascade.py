@@ -43,7 +43,7 @@ class Cascade(nn.Module):
             do not share their module.
         InputError: If stages answer in different forms.
 
-    >>> cascade = Cascade.of_models({"small": nn.Linear(4, 3), "large": nn.Linear(4, 3)})
+    >>> cascade = Cascade.from_models({"small": nn.Linear(4, 3), "large": nn.Linear(4, 3)})
     >>> cascade.topology.describe(), cascade(torch.zeros(2, 4)).shape
     ('small -> large', torch.Size([2, 2, 3]))
     """
@@ -75,7 +75,7 @@ class Cascade(nn.Module):
         self.eval()
 
     @classmethod
-    def of_models(
+    def from_models(
         cls,
         models: Mapping[str, nn.Module],
         *,
@@ -128,7 +128,7 @@ class Cascade(nn.Module):
         return cls(stages, edges=edges, class_names=class_names)
 
     @classmethod
-    def of_exits(
+    def from_network(
         cls,
         net: nn.Module,
         at: Sequence[str],
@@ -161,7 +161,7 @@ class Cascade(nn.Module):
             preprocess: Applied to the raw input first.
             class_names: As in the class.
             spec: How to build `net` again; a bundle needs to know. With it goes one example, made
-                up where its values are not whole numbers (`offramp.stages.stand_in`).
+                up where its values are not whole numbers (`offramp.stages.synthetic_example`).
             classes: Number of classes, for a network that returns several tensors: its logits are
                 the one with so many columns. By default that of `class_names`.
 
@@ -175,7 +175,7 @@ class Cascade(nn.Module):
                 wrong axis, or reads a first token that sees nothing of the others.
 
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
-        >>> cascade = Cascade.of_exits(
+        >>> cascade = Cascade.from_network(
         ...     net, ["1"], heads={"1": nn.Linear(8, 3)}, example=torch.zeros(1, 4)
         ... )
         >>> cascade.topology.describe(), cascade(torch.zeros(2, 4)).shape
@@ -255,7 +255,7 @@ class Cascade(nn.Module):
         if self.outputs != "logits":
             raise InputError(
                 f"{what} needs stages that answer with logits, and these answer with labels and "
-                "confidences. Ask them for labelled examples and give their answers to "
+                "confidences. Ask them for labeled examples and give their answers to "
                 "offramp.trace.from_predictions."
             )
 

@@ -143,8 +143,8 @@ def _depends(name: str, gap: float, how: str) -> str:
         f"Stage {name!r} answers an example otherwise {how}: the largest difference is {gap:.2g} "
         "of the span of its logits. In a cascade a stage runs on survivors only, so it would not "
         "answer as recorded. Usual reasons: dynamic int8 (one scale for the batch), BatchNorm "
-        "without running statistics, standardisation over the batch, experts of limited "
-        "capacity. Quantise with fixed scales, fix the statistics, or wrap the network in a "
+        "without running statistics, standardization over the batch, experts of limited "
+        "capacity. Quantize with fixed scales, fix the statistics, or wrap the network in a "
         "module that runs examples one by one."
     )
 
@@ -161,7 +161,7 @@ def _spread(n: int, count: int) -> list[int]:
 
 
 def _companies(k: int) -> list[tuple[list[int], list[int]]]:
-    """Batches in which every other example makes way for its neighbour, and who stays in them.
+    """Batches in which every other example makes way for its neighbor, and who stays in them.
 
     >>> _companies(3)
     [([0, 0, 2], [0, 2]), ([1, 1, 1], [1])]

@@ -41,7 +41,8 @@ def measure_flops(cascade: Cascade, batch: Batch) -> Costs:
 
     Counted are matrix products, convolutions and attention, as `torch.utils.flop_counter` does;
     element-wise work, pooling and the arithmetic of decisions (at most a few operations per class)
-    are left out, so decisions cost 0. Of the branches of `torch.cond` the dearer one counts.
+    are left out, so decisions cost 0. Of the branches of `torch.cond` the more expensive one
+    counts.
 
     Args:
         cascade: Its modules stay as they are.
@@ -52,10 +53,10 @@ def measure_flops(cascade: Cascade, batch: Batch) -> Costs:
             torch into which nobody can look; it is named.
 
     Warns:
-        UserWarning: If a step of the cascade is less than twice as dear as the one before it.
+        UserWarning: If a step of the cascade is less than twice as expensive as the one before it.
 
     >>> from torch import nn
-    >>> measure_flops(Cascade.of_models({"net": nn.Linear(4, 3)}), torch.zeros(1, 4)).segment
+    >>> measure_flops(Cascade.from_models({"net": nn.Linear(4, 3)}), torch.zeros(1, 4)).segment
     (24.0,)
     """
     m = batch_size(batch)
@@ -103,8 +104,8 @@ def measure_seconds(
         For each batch size the costs, in seconds per example.
 
     Warns:
-        UserWarning: If at the largest batch size a step of the cascade is less than twice as dear
-            as the one before it.
+        UserWarning: If at the largest batch size a step of the cascade is less than twice as
+            expensive as the one before it.
     """
     check_positive_int("rounds", rounds)
     device = check_device(device)
@@ -264,7 +265,7 @@ def _energy(
 ) -> float:
     run()  # warm-up
     count = 0
-    monitor.begin_window("offramp")  # synchronises the GPU, as does the end
+    monitor.begin_window("offramp")  # synchronizes the GPU, as does the end
     start = time.perf_counter()
     while time.perf_counter() - start < window_s:
         run()

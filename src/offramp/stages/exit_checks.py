@@ -16,7 +16,7 @@ from offramp.models import LayerShape, PooledHead, TokenPool
 from offramp.models.fitting import WHAT, fitting
 from offramp.stages.cutting.graph import rows_of
 
-_STACK = 6  # as far up is the caller of Cascade.of_exits
+_STACK = 6  # as far up is the caller of Cascade.from_network
 
 
 def check_head(name: str, head: nn.Module, shape: LayerShape) -> None:

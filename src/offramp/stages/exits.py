@@ -14,7 +14,7 @@ from offramp._core.errors import InputError
 from offramp._core.types import Batch
 from offramp.models import LayerShape, ModelSpec, build, default_head
 from offramp.stages.cutting.cut import GIVES, answer, cut, input_names
-from offramp.stages.cutting.spec import CutSpec, SegmentSpec, stand_in
+from offramp.stages.cutting.spec import CutSpec, SegmentSpec, synthetic_example
 from offramp.stages.exit_checks import (
     check_first_tokens,
     check_head,
@@ -66,7 +66,7 @@ def exit_stages(
     spec: ModelSpec | None,
     classes: int | None,
 ) -> list[Stage]:
-    """Stages of a network that is cut, as `Cascade.of_exits` documents them."""
+    """Stages of a network that is cut, as `Cascade.from_network` documents them."""
     given = example if preprocess is None else preprocess(example)
     if heads is None:
         heads = default_heads(net, at, given, classes)
@@ -78,7 +78,7 @@ def exit_stages(
     _check_reading(at, named, built, segments, given)
     again = None
     if spec is not None:
-        made = stand_in(given)
+        made = synthetic_example(given)
         again = CutSpec(model=spec, at=tuple(at), example=made, keep=keep, classes=classes)
     source: str | None = None
     stages: list[Stage] = []

@@ -25,8 +25,8 @@ class Operations:
     """Counts the floating-point operations that run in its context; a multiply-add is 2.
 
     Counted are matrix products, convolutions and attention, as `torch.utils.flop_counter` does. Of
-    the branches of `torch.cond` the dearer one counts, whichever is taken; loops count as often as
-    they run.
+    the branches of `torch.cond` the more expensive one counts, whichever is taken; loops count as
+    often as they run.
 
     Raises:
         UnsupportedError: Where an operator of torch is met into which nobody can look; it is named.
@@ -56,8 +56,8 @@ class Operations:
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
 
-    def dearest(self, branches: Sequence[Callable[[], Any]]) -> list[Any]:
-        """Run all branches, but count only the dearest."""
+    def most_expensive(self, branches: Sequence[Callable[[], Any]]) -> list[Any]:
+        """Run all branches, but count only the most expensive."""
         results, spent = [], []
         for branch in branches:
             before = self.total
@@ -106,7 +106,7 @@ class _ControlFlow(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if func is _higher.cond:
                 condition, *branches, operands = args
                 runs = [partial(again(branch), *operands) for branch in branches]
-                taken, other = self._operations.dearest(runs)
+                taken, other = self._operations.most_expensive(runs)
                 return taken if condition else other
             counted = [again(arg) if callable(arg) else arg for arg in args]
             return func(*counted, **(kwargs or {}))

@@ -63,12 +63,12 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(self._std), persistent=False)
 
     def forward(self, x: Batch) -> Tensor:
-        """Normalise raw input `(m, channels, ...)` of any number type; gives float32."""
+        """Normalize raw input `(m, channels, ...)` of any number type; gives float32."""
         if not isinstance(x, Tensor):
             what = f"a mapping of {sorted(map(str, x))}" if isinstance(x, Mapping) else "several"
             raise InputError(
                 f"Normalize takes one tensor, got {what}. Give the network's own preprocessing as "
-                "a module that normalises the tensor meant, or hand over that tensor alone."
+                "a module that normalizes the tensor meant, or hand over that tensor alone."
             )
         if x.dim() < 2 or (len(self._mean) > 1 and x.shape[1] != len(self._mean)):
             raise InputError(

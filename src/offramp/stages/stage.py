@@ -116,9 +116,9 @@ class Stage(nn.Module):
 
     def _computed(self, carry: Batch) -> Any:  # noqa: ANN401
         result = apply(self.module, carry if self.preprocess is None else self.preprocess(carry))
-        return result if self.outputs == "logits" else self._labelled(result)
+        return result if self.outputs == "logits" else self._labeled(result)
 
-    def _labelled(self, result: Any) -> Float[Tensor, "m k"]:  # noqa: ANN401
+    def _labeled(self, result: Any) -> Float[Tensor, "m k"]:  # noqa: ANN401
         """The scores that labels with confidences, or those of logits, amount to."""
         if isinstance(result, Mapping) and "labels" in result and "confidence" in result:
             result = (result["labels"], result["confidence"])

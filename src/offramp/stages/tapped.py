@@ -2,7 +2,7 @@
 
 Cutting carries what is read later. Here the pooled maps of earlier layers are read later, by the
 branches' taps, so they are carried beside the network's own tensors, and an exit behind a tap reads
-them. A cascade of such exits is one of `Cascade.of_exits` like any other.
+them. A cascade of such exits is one of `Cascade.from_network` like any other.
 
 Layer: stages.  Source: Bonato and Bouganis, class-specific early exit, section 3.2 and figure 3.
 """

@@ -1,4 +1,4 @@
-"""Traces: the recorded outputs of every stage on labelled examples.
+"""Traces: the recorded outputs of every stage on labeled examples.
 
 Layer: trace.  Imports _core only: a trace knows neither networks nor data sets.
 """

@@ -23,7 +23,7 @@ from torch import Tensor
 from offramp._core.checks import check_choice
 from offramp._core.costs import Costs
 from offramp._core.errors import FileFormatError, InputError
-from offramp._core.files import read_json, sha256, steadily, whole_folder, write_json
+from offramp._core.files import atomic_folder, read_json, sha256, steadily, write_json
 from offramp._core.ids import as_ids
 from offramp._core.ownership import TRACE
 from offramp._core.schema import from_json, omitted, to_json
@@ -100,7 +100,7 @@ def save_trace(
         dtype = "float16" if held is not None and held.dtype == torch.float16 else "float32"
     check_choice("dtype", dtype, ("float32", "float16"))
     arrays = _sources(trace, dtype)
-    with whole_folder(Path(path), TRACE, overwrite=overwrite) as folder:
+    with atomic_folder(Path(path), TRACE, overwrite=overwrite) as folder:
         written = write_arrays(folder / ARRAYS, arrays)
         write_manifest(
             folder,

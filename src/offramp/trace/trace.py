@@ -29,14 +29,14 @@ from offramp._core.types import SPLITS, BoolArray, FloatArray, Ids, OutputForm, 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """Outputs of `s` stages on `n` labelled examples of `c` classes.
+    """Outputs of `s` stages on `n` labeled examples of `c` classes.
 
     Args:
         topology: The stages and the decision edges between them.
         labels: True labels, `(n,)`, int64, in [0, c).
         classes: Number of classes `c`, at least 2.
         costs: Cost of each stage per example; `other_costs` holds further tables (other units).
-        logits: Unnormalised scores, `(n, s, c)`, float32 (float16 if `lossy`), finite.
+        logits: Unnormalized scores, `(n, s, c)`, float32 (float16 if `lossy`), finite.
             Either these, or `ranked`.
         ranked: Predicted labels, best first, `(n, s, r)`, int64; any value is legitimate.
         confidence: With `ranked`: probability that the first label is right, `(n, s)`.
@@ -44,7 +44,7 @@ class Trace:
         split: Index into `SPLITS` of each example, `(n,)`, int8, or None where undecided.
         class_names: Names of the classes, for people.
         seen_in_training: True if the networks were trained on these examples; a policy fitted on
-            them is biased towards the dear stages and is never certified.
+            them is biased towards the expensive stages and is never certified.
         lossy: True if the outputs were stored with less precision than computed.
         notes: What people should know of how it was recorded, such as examples left out.
 
@@ -173,7 +173,7 @@ class Trace:
         costs = self.stage_costs()
         return min(range(len(self.topology)), key=lambda k: (-self.accuracy(k, top=top), costs[k]))
 
-    def rows(self, index: Tensor) -> "Trace":
+    def take(self, index: Tensor) -> "Trace":
         """The trace of some examples, by position or mask."""
         positions = index.nonzero()[:, 0] if index.dtype == torch.bool else index
         return replace(
@@ -186,7 +186,7 @@ class Trace:
             split=None if self.split is None else self.split[positions],
         )
 
-    def part(self, split: Split) -> "Trace":
+    def subset(self, split: Split) -> "Trace":
         """The examples of one split.
 
         Raises:
@@ -195,18 +195,18 @@ class Trace:
         check_split("split", split)
         if self.split is None:
             raise InputError(
-                "This trace has no splits; divide it first with trace.divided({...}, seed=...)."
+                "This trace has no splits; divide it first with trace.split_into({...}, seed=...)."
             )
         mask = self.split == SPLITS.index(split)
         if not bool(mask.any()):
             raise InputError(f"No example of this trace is in the split {split!r}.")
-        return self.rows(mask)
+        return self.take(mask)
 
     def has_split(self, split: Split) -> bool:
         """True if at least one example is in this split."""
         return self.split is not None and bool((self.split == SPLITS.index(split)).any())
 
-    def divided(self, shares: dict[Split, float | int], *, seed: int) -> "Trace":
+    def split_into(self, shares: dict[Split, float | int], *, seed: int) -> "Trace":
         """The same examples, split at random.
 
         Args:
@@ -225,7 +225,7 @@ class Trace:
             split[order[start : start + count]] = SPLITS.index(name)
             start += count
         kept = torch.from_numpy(np.flatnonzero(split >= 0))
-        whole = replace(self, split=None).rows(kept)
+        whole = replace(self, split=None).take(kept)
         return replace(whole, split=torch.from_numpy(split[split >= 0]))
 
     def with_costs(self, costs: Costs) -> "Trace":

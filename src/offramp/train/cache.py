@@ -30,7 +30,7 @@ from offramp._core.progress import progress_bar
 from offramp._core.schema import from_json
 from offramp._core.seal import Digest, is_sealed, sealed
 from offramp._core.temporaries import locked
-from offramp.data import Examples
+from offramp.data import Dataset
 from offramp.models import PooledHead, extract_logits
 from offramp.stages import Cascade, OfFirst, Stage
 from offramp.train.features import Computed, backbone_digest, in_bfloat16
@@ -86,7 +86,7 @@ class Cached:
 def cached_features(
     folder: Path,
     cascade: Cascade,
-    examples: Examples,
+    examples: Dataset,
     names: Sequence[str],
     *,
     dtype: CacheDtype,
@@ -106,7 +106,7 @@ def cached_features(
         names: Stages whose heads begin with a pooling.
         dtype: How features are stored; "float16" halves the files and rounds.
         bfloat16: Compute in bfloat16.
-        batch_size: Examples that run at once.
+        batch_size: Dataset that run at once.
         device: Where the cascade is.
         progress: Show a bar.
 

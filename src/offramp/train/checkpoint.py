@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from offramp._core.errors import FileFormatError, InputError
-from offramp._core.files import whole_file
+from offramp._core.files import atomic_file
 from offramp._core.schema import from_text, to_json
 from offramp._core.seal import digest_of, tensors_digest
 from offramp.train.learner import Learner
@@ -93,7 +93,7 @@ def write_file(path: Path, tensors: Mapping[str, Tensor], facts: object) -> None
     """Write tensors, and facts as JSON beside them, whole or not at all."""
     held = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     text = json.dumps(to_json(facts))
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         # One entry only: safetensors writes several in an order that changes from run to run.
         save_file(held, temporary, metadata={_KEY: f"{text}{_MARK}{_digest(text, held)}"})
 

@@ -21,26 +21,26 @@ from offramp._core.errors import InputError
 from offramp._core.progress import progress_bar
 from offramp._core.temporaries import locked
 from offramp._core.types import Batch
-from offramp.data import Examples
+from offramp.data import Dataset
 from offramp.models import extract_logits
 from offramp.train.checkpoint import check_checkpoint
 from offramp.train.classifier_checkpoint import read_training, write_training
 from offramp.train.features import Augment, augmented, in_bfloat16
 
-Optimiser = Literal["adamw", "sgd"]
+Optimizer = Literal["adamw", "sgd"]
 _MOMENTUM = 0.9
 
 
 def train_classifier(
     module: nn.Module,
-    part: Examples,
+    part: Dataset,
     *,
     epochs: int,
     seed: int,
     preprocess: nn.Module | None = None,
     augment: Augment | None = None,
     batch_size: int = 64,
-    optimiser: Optimiser = "adamw",
+    optimizer: Optimizer = "adamw",
     learning_rate: float = 0.01,
     weight_decay: float = 0.01,
     bfloat16: bool = False,
@@ -55,17 +55,17 @@ def train_classifier(
 
     Args:
         module: Gives logits `(m, c)`; it is changed.
-        part: The examples to train on, usually `examples.part("train")`.
+        part: The examples to train on, usually `examples.subset("train")`.
         epochs: Passes over the examples, at least 1.
         seed: Of the order of the examples, augmentation, and of layers that draw at random.
         preprocess: Applied to the raw input first, as the stage will do; not trained.
         augment: Changes each raw batch before `preprocess`, such as `offramp.data.CropAndFlip`: a
             function of the batch and of a generator, the only one to draw from.
-        batch_size: Examples of a step; what a pass leaves over is left out of that pass, unless
+        batch_size: Dataset of a step; what a pass leaves over is left out of that pass, unless
             there are fewer examples than one batch.
-        optimiser: "adamw", or "sgd" with Nesterov momentum, usual for residual networks.
+        optimizer: "adamw", or "sgd" with Nesterov momentum, usual for residual networks.
         learning_rate: Its peak, > 0.
-        weight_decay: Of the optimiser, >= 0.
+        weight_decay: Of the optimizer, >= 0.
         bfloat16: Compute convolutions and matrix products in bfloat16 where the machine is fast
             at it; weights stay as they are.
         checkpoint: A `.safetensors` file written after each epoch. If it is there, the training
@@ -96,14 +96,14 @@ def train_classifier(
         epochs=epochs,
         seed=seed,
         batch_size=batch_size,
-        optimiser=optimiser,
+        optimizer=optimizer,
         learning_rate=learning_rate,
         weight_decay=weight_decay,
         bfloat16=bfloat16,
     )
     path = None if checkpoint is None else check_checkpoint(checkpoint)
     rows = _Rows(part, preprocess, augment)
-    stepper = plan.optimiser_of(module)
+    stepper = plan.optimizer_of(module)
     identity = {**plan.identity(), "examples": part.fingerprint} if path is not None else {}
     losses: list[float] = []
     with locked(path):
@@ -133,7 +133,7 @@ class _Plan:
     epochs: int
     seed: int
     batch_size: int
-    optimiser: Optimiser
+    optimizer: Optimizer
     learning_rate: float
     weight_decay: float
     bfloat16: bool
@@ -142,7 +142,7 @@ class _Plan:
         check_positive_int("epochs", self.epochs)
         check_positive_int("batch_size", self.batch_size)
         check_not_negative("weight_decay", self.weight_decay)
-        check_choice("optimiser", self.optimiser, ("adamw", "sgd"))
+        check_choice("optimizer", self.optimizer, ("adamw", "sgd"))
         rate = self.learning_rate
         if not (math.isfinite(rate) and rate > 0):
             raise InputError(f"learning_rate must be finite and greater than 0, got {rate!r}.")
@@ -151,8 +151,8 @@ class _Plan:
         """What must be the same for a training to go on from a checkpoint."""
         return {name: repr(getattr(self, name)) for name in self.__dataclass_fields__}
 
-    def optimiser_of(self, module: nn.Module) -> torch.optim.Optimizer:
-        if self.optimiser == "adamw":
+    def optimizer_of(self, module: nn.Module) -> torch.optim.Optimizer:
+        if self.optimizer == "adamw":
             return torch.optim.AdamW(
                 module.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
             )
@@ -187,9 +187,9 @@ class _Plan:
 @final
 @dataclass(frozen=True)
 class _Rows:
-    """Examples as the network reads them."""
+    """Dataset as the network reads them."""
 
-    part: Examples
+    part: Dataset
     preprocess: nn.Module | None
     augment: Augment | None
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from offramp.train.checkpoint import load_state, read_file, write_file
 
-_STATE, _MOMENTS = "state.", "optimiser."
+_STATE, _MOMENTS = "state.", "optimizer."
 
 
 @final
@@ -22,7 +22,7 @@ class _Facts:
     version: Literal[1]
     identity: dict[str, str]
     losses: list[float]
-    settings: list[dict[str, Any]]  # of the optimiser's groups, as its schedule left them
+    candidates: list[dict[str, Any]]  # of the optimizer's groups, as its schedule left them
 
 
 def write_training(
@@ -42,7 +42,7 @@ def write_training(
             if isinstance(value, Tensor)
         }
     facts = _Facts(
-        version=1, identity=dict(identity), losses=losses, settings=state["param_groups"]
+        version=1, identity=dict(identity), losses=losses, candidates=state["param_groups"]
     )
     write_file(path, tensors, facts)
 
@@ -53,7 +53,7 @@ def read_training(
     stepper: torch.optim.Optimizer,
     identity: Mapping[str, str],
 ) -> list[float]:
-    """Bring network and optimiser to the state of a checkpoint; return the losses up to it.
+    """Bring network and optimizer to the state of a checkpoint; return the losses up to it.
 
     Raises:
         InputError: If it belongs to another training.
@@ -68,5 +68,5 @@ def read_training(
     own = {k.removeprefix(_STATE): v for k, v in tensors.items() if k.startswith(_STATE)}
     with load_state(path, "the network"):
         module.load_state_dict(own)
-        stepper.load_state_dict({"state": moments, "param_groups": facts.settings})
+        stepper.load_state_dict({"state": moments, "param_groups": facts.candidates})
     return facts.losses

@@ -13,7 +13,7 @@ from torch import Tensor
 from offramp._core.batch import batch_size, to_device
 from offramp._core.errors import InputError
 from offramp._core.types import Batch
-from offramp.data import Examples
+from offramp.data import Dataset
 from offramp.stages import Cascade, Stage, add_weights
 
 #: Changes a raw batch at random, drawing from the generator alone; gives as many examples.
@@ -53,7 +53,7 @@ class Computed:
     def __init__(
         self,
         cascade: Cascade,
-        examples: Examples,
+        examples: Dataset,
         device: torch.device | str,
         *,
         augment: Augment | None = None,

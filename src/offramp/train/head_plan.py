@@ -1,4 +1,4 @@
-"""What a training of heads is given, checked: settings, examples, and whose training it is.
+"""What a training of heads is given, checked: candidates, examples, and whose training it is.
 
 Layer: train.  Source: none.
 """
@@ -23,7 +23,7 @@ from offramp._core.checks import (
 )
 from offramp._core.division import stratified_order
 from offramp._core.errors import InputError
-from offramp.data import Examples
+from offramp.data import Dataset
 from offramp.stages import Cascade
 from offramp.train.cache import CacheDtype, cached_features
 from offramp.train.features import Augment, Computed, Source, backbone_digest
@@ -77,7 +77,7 @@ class Plan:
 class Part:
     """Some rows of a set of examples, and what heads read of them."""
 
-    examples: Examples
+    examples: Dataset
     rows: Tensor
     source: Source
 
@@ -116,8 +116,8 @@ def head_of(cascade: Cascade, name: str) -> nn.Module:
 
 def parts_of(
     cascade: Cascade,
-    part: Examples,
-    validation: Examples | float,
+    part: Dataset,
+    validation: Dataset | float,
     names: Sequence[str],
     plan: Plan,
 ) -> tuple[Part, Part]:
@@ -128,7 +128,7 @@ def parts_of(
     """
     _check_outputs(cascade, part, names, plan)
     source = _source(cascade, part, names, plan, "train")
-    if isinstance(validation, Examples):
+    if isinstance(validation, Dataset):
         judged = Part(
             examples=validation,
             rows=torch.arange(len(validation)),
@@ -152,8 +152,8 @@ def parts_of(
 
 def identity_of(
     cascade: Cascade,
-    part: Examples,
-    validation: Examples | float,
+    part: Dataset,
+    validation: Dataset | float,
     names: Sequence[str],
     plan: Plan,
 ) -> dict[str, str]:
@@ -162,7 +162,7 @@ def identity_of(
         name: [[k, list(v.shape)] for k, v in head_of(cascade, name).state_dict().items()]
         for name in names
     }
-    settings = (
+    candidates = (
         "epochs",
         "seed",
         "patience",
@@ -171,9 +171,9 @@ def identity_of(
         "weight_decay",
         "bfloat16",
     )
-    judged = validation.fingerprint if isinstance(validation, Examples) else repr(validation)
+    judged = validation.fingerprint if isinstance(validation, Dataset) else repr(validation)
     return {
-        **{name: repr(getattr(plan, name)) for name in (*settings, "class_weights")},
+        **{name: repr(getattr(plan, name)) for name in (*candidates, "class_weights")},
         "augment": getattr(plan.augment, "__qualname__", type(plan.augment).__qualname__),
         "cache": "none" if plan.cache is None else plan.cache_dtype,
         "backbone": backbone_digest(cascade),
@@ -184,7 +184,7 @@ def identity_of(
 
 
 def _source(
-    cascade: Cascade, examples: Examples, names: Sequence[str], plan: Plan, what: str
+    cascade: Cascade, examples: Dataset, names: Sequence[str], plan: Plan, what: str
 ) -> Source:
     if plan.cache is None:
         return Computed(
@@ -226,7 +226,7 @@ def _check_weights(cascade: Cascade, names: Sequence[str]) -> None:
                 )
 
 
-def _check_outputs(cascade: Cascade, part: Examples, names: Sequence[str], plan: Plan) -> None:
+def _check_outputs(cascade: Cascade, part: Dataset, names: Sequence[str], plan: Plan) -> None:
     source = Computed(cascade, part, plan.device)
     weights = plan.class_weights
     with torch.no_grad():

@@ -17,7 +17,7 @@ from offramp._core.device import check_device
 from offramp._core.errors import InputError
 from offramp._core.progress import progress_bar
 from offramp._core.temporaries import locked
-from offramp.data import Examples
+from offramp.data import Dataset
 from offramp.stages import Cascade, evaluating
 from offramp.train.cache import CacheDtype
 from offramp.train.checkpoint import check_checkpoint, read_checkpoint, write_checkpoint
@@ -30,12 +30,12 @@ _WARM_UP = 0.1  # share of the steps in which the learning rate rises
 
 def train_heads(
     cascade: Cascade,
-    part: Examples,
+    part: Dataset,
     *,
     epochs: int,
     seed: int,
     heads: Sequence[str] | None = None,
-    validation: Examples | float = 0.1,
+    validation: Dataset | float = 0.1,
     patience: int = 10,
     batch_size: int = 128,
     learning_rate: float = 0.01,
@@ -57,15 +57,15 @@ def train_heads(
     the training is interrupted. On a CPU the same arguments give the same weights.
 
     Args:
-        cascade: Of `Cascade.of_exits`. Moved to `device`; in evaluation mode afterwards.
-        part: Usually `examples.part("train")`: never what policies are fitted or judged on.
+        cascade: Of `Cascade.from_network`. Moved to `device`; in evaluation mode afterwards.
+        part: Usually `examples.subset("train")`: never what policies are fitted or judged on.
         epochs: Passes over the examples, at least 1.
         seed: Of the order of the examples, the validation part, augmentation, and of layers of
             heads that draw at random.
         heads: Names of the stages whose heads to train; by default all that have one.
         validation: Share of `part`, in (0, 1), drawn class by class; or examples of their own.
         patience: A head stops after so many epochs in which it was not better than before.
-        batch_size: Examples of a step; what a pass leaves over is left out of that pass, unless
+        batch_size: Dataset of a step; what a pass leaves over is left out of that pass, unless
             there are fewer examples than one batch.
         learning_rate: Its peak, > 0.
         weight_decay: Of AdamW, >= 0.
@@ -100,7 +100,8 @@ def train_heads(
     >>> part = arrays(images, [k // 10 for k in range(20)])
     >>> net = small_cnn(width=2, depth=2, classes=2).eval()
     >>> head = make_head("gap_linear", (4, 2, 2), classes=2)
-    >>> cascade = Cascade.of_exits(net, ["features"], heads={"features": head}, example=images[:1])
+    >>> heads = {"features": head}
+    >>> cascade = Cascade.from_network(net, ["features"], heads=heads, example=images[:1])
     >>> trained = train_heads(cascade, part, epochs=3, seed=0, validation=0.2, progress=False)
     >>> len(trained["features"].losses)
     3
@@ -184,7 +185,7 @@ def _train_epoch(
         for name, carry in part.source.carries(rows, learners, generator):
             _seed(plan.seed_for(name, epoch, step), plan.device)
             loss = cross_entropy(part.source.answer(name, carry), labels, weight=weights)
-            learners[name].optimiser.zero_grad()
+            learners[name].optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             losses[name] = loss.detach()
         for name, value in _finite(losses, plan, epoch).items():

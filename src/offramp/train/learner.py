@@ -1,4 +1,4 @@
-"""One exit head in training: its optimiser, its history, and its best state so far.
+"""One exit head in training: its optimizer, its history, and its best state so far.
 
 Layer: train.  Source: AdamW (Loshchilov & Hutter, ICLR 2019), as torch has it.
 """
@@ -47,7 +47,7 @@ class Learner:
     def __init__(self, head: nn.Module, *, weight_decay: float) -> None:
         self.head = head
         trained = [p for p in head.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.AdamW(trained, weight_decay=weight_decay)
+        self.optimizer = torch.optim.AdamW(trained, weight_decay=weight_decay)
         self.losses: list[float] = []
         self.accuracies: list[float] = []
         self.best_epoch = 0
@@ -56,9 +56,9 @@ class Learner:
 
     def step(self, learning_rate: float) -> None:
         """Change the weights along the gradient that is there."""
-        for group in self.optimiser.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        self.optimiser.step()
+        self.optimizer.step()
 
     def judge(self, loss: float, accuracy: float, validation_loss: float) -> None:
         """Note an epoch; keep its weights if they are better, by accuracy, then by loss."""
@@ -96,10 +96,10 @@ class Learner:
         }
 
     def tensors(self) -> dict[str, Tensor]:
-        """Weights, best weights and moments of the optimiser."""
+        """Weights, best weights and moments of the optimizer."""
         found = {_STATE + name: value for name, value in self.head.state_dict().items()}
         found |= {_BEST + name: value for name, value in self._best.items()}
-        for k, moments in self.optimiser.state_dict()["state"].items():
+        for k, moments in self.optimizer.state_dict()["state"].items():
             found |= {f"{_ADAM}{k}.{name}": value for name, value in moments.items()}
         return found
 
@@ -114,8 +114,8 @@ class Learner:
         for name, value in _under(_ADAM, tensors).items():
             k, _, what = name.partition(".")
             moments.setdefault(int(k), {})[what] = value
-        groups = self.optimiser.state_dict()["param_groups"]
-        self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.losses, self.accuracies = list(facts["losses"]), list(facts["accuracies"])
         self.best_epoch, self.best_loss = facts["best_epoch"], facts["best_loss"]
 

@@ -3,18 +3,18 @@
 Layer: tuning.
 """
 
-from offramp.tuning.fuse_for import join_for
+from offramp.tuning.fuse_for import fuse_for
 from offramp.tuning.meter import measure_times
 from offramp.tuning.profile import Profile, Span, StageProfile, profile
-from offramp.tuning.quantize import Quantised, quantise
+from offramp.tuning.quantize import Quantized, quantize
 
 __all__ = [
     "Profile",
-    "Quantised",
+    "Quantized",
     "Span",
     "StageProfile",
-    "join_for",
+    "fuse_for",
     "measure_times",
     "profile",
-    "quantise",
+    "quantize",
 ]

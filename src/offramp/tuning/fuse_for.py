@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from offramp._core.batch import batch_size as examples_of
+from offramp._core.batch import batch_size as dataset_of
 from offramp._core.batch import take_rows
 from offramp._core.checks import check_positive_int
 from offramp._core.errors import InputError
@@ -19,7 +19,7 @@ from offramp.policy.policy import Node, Policy
 from offramp.policy.rules import Constant
 from offramp.runtime.adaptive import Adaptive, Choice, policy_of
 from offramp.stages import Cascade
-from offramp.stages.fusing.join import join
+from offramp.stages.fusing.fuse import fuse
 from offramp.stages.timing import time_side_by_side
 from offramp.tuning.meter import measure_times
 
@@ -35,7 +35,7 @@ def best_blocks(
         reach: For each segment the share of the examples that need it, in [0, 1], falling.
         seconds: Of each segment with its head, on a batch.
         border: Seconds that one more call costs.
-        batch_size: Examples in a batch; a border is crossed where one of them gets there.
+        batch_size: Dataset in a batch; a border is crossed where one of them gets there.
 
     >>> best_blocks([1.0, 1.0, 0.5], [1.0, 1.0, 1.0], border=0.1)
     ((0, 1), (2,))
@@ -52,7 +52,7 @@ def best_blocks(
     return best[-1][1]
 
 
-def join_for(
+def fuse_for(
     cascade: Cascade,
     choice: Choice,
     examples: Batch,
@@ -69,7 +69,7 @@ def join_for(
 
     Args:
         cascade: Exits in PyTorch; stays as it is.
-        choice: What decides: a setting, an operating point or a policy, a chain.
+        choice: What decides: a candidate, an operating point or a policy, a chain.
         examples: Real raw inputs, some hundred: others leave elsewhere. Not those you test on.
         backend: One whose answers are equal to rounding, as in `with_backend`.
         batch_size: Of the batches that will come.
@@ -83,28 +83,30 @@ def join_for(
     if not backend_of(backend).exact:
         raise InputError(
             f"backend must be one whose answers are those of PyTorch to rounding, got {backend!r}. "
-            "For int8 join by hand, then quantise: the policy has to be fitted anew."
+            "For int8 join by hand, then quantize: the policy has to be fitted anew."
         )
     policy = policy_of(choice)
     topology = policy.topology
     topology.check_same_stages(cascade.topology, "the cascade")
     if any(len(topology.children(k)) > 1 for k in topology.active):
         raise InputError(
-            f"choice must be a chain, got {topology.describe()}. Join by hand: join(cascade, ...)."
+            f"choice must be a chain, got {topology.describe()}. Join by hand: fuse(cascade, ...)."
         )
-    if examples_of(examples) == 0:
+    if dataset_of(examples) == 0:
         raise InputError("examples must hold at least one example, got none.")
     check_positive_int("batch_size", batch_size)
     names, asked = topology.names, [topology.names[k] for k in topology.active]
     example = take_rows(examples, torch.arange(1))
 
     def made(blocks: Sequence[Sequence[int]]) -> Cascade:
-        joined = join(cascade, [[names[k] for k in block] for block in blocks], asked=asked)
-        return with_backend(joined, backend, example=example, threads=threads, fuse=asked)
+        joined = fuse(cascade, [[names[k] for k in block] for block in blocks], asked=asked)
+        return with_backend(
+            joined, backend, example=example, threads=threads, head_in_segment=asked
+        )
 
     chains = _chains(topology)
     apart, whole = made([]), made(chains)
-    batch = take_rows(examples, torch.arange(batch_size) % examples_of(examples))
+    batch = take_rows(examples, torch.arange(batch_size) % dataset_of(examples))
     border = _border([apart, whole], topology, batch, rounds, sum(len(c) - 1 for c in chains))
     times = measure_times(apart, batch, batch_sizes=[batch_size], rounds=rounds, progress=False)
     reach = reached(Adaptive(apart, policy)(examples).stage.tolist(), topology)

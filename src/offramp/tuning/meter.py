@@ -19,7 +19,7 @@ from offramp._core.progress import progress_bar
 from offramp._core.topology import RAW_INPUT, Topology
 from offramp._core.types import Batch
 from offramp.runtime.carries import gather
-from offramp.runtime.runner import StageSource, optimised
+from offramp.runtime.runner import StageSource, folded
 from offramp.runtime.times import StageTimes
 from offramp.stages import Stage, take_rows, to_device
 from offramp.stages.timing import described, synchronize
@@ -34,7 +34,7 @@ def measure_times(
     *,
     batch_sizes: Sequence[int] = SIZES,
     rounds: int = 5,
-    optimise: bool = False,
+    fold: bool = False,
     progress: bool = True,
 ) -> StageTimes:
     """Time every stage at every batch size, on this machine, as the cascade runs.
@@ -44,7 +44,7 @@ def measure_times(
         example: Raw input, one example or more; they are repeated to fill a batch.
         batch_sizes: What to measure; 1 is measured anyway.
         rounds: How often; each round measures every size once, and medians are kept.
-        optimise: Time prepared copies of the stages, as `Adaptive(..., optimise=True)` runs them.
+        fold: Time prepared copies of the stages, as `Adaptive(..., fold=True)` runs them.
         progress: Show a bar on a terminal.
 
     Raises:
@@ -52,14 +52,14 @@ def measure_times(
 
     >>> from torch import nn
     >>> from offramp.stages import Cascade
-    >>> cascade = Cascade.of_models({"a": nn.Linear(4, 3), "b": nn.Linear(4, 3)})
+    >>> cascade = Cascade.from_models({"a": nn.Linear(4, 3), "b": nn.Linear(4, 3)})
     >>> times = measure_times(cascade, torch.zeros(1, 4), batch_sizes=[1, 8], rounds=1)
     >>> times.sizes, times.seconds(0, 8) > 0
     ((1, 8), True)
     """
     check_positive_int("rounds", rounds)
     stages = {k: cascade.stage(k) for k in range(len(cascade.topology))}
-    stages = optimised(stages) if optimise else stages
+    stages = folded(stages) if fold else stages
     meter = Meter(cascade.topology, stages, example, batch_sizes)
     meter.round()
     meter.forget()

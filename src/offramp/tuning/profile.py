@@ -21,7 +21,7 @@ from offramp._core.types import Batch
 from offramp.runtime.adaptive import Adaptive
 from offramp.runtime.carries import split_batch
 from offramp.runtime.events import KINDS, NO_STAGE, Kind
-from offramp.stages import batch_size as examples_of
+from offramp.stages import batch_size as dataset_of
 from offramp.stages.timing import described, synchronize
 from offramp.tuning.meter import Meter
 
@@ -38,7 +38,7 @@ class Span:
         stage: Name of the stage, or "" where it is the whole batch's.
         start_s: Seconds from the start of the batch.
         end_s: The same, later.
-        examples: Examples that took part; for "wait" the number of waits.
+        examples: Dataset that took part; for "wait" the number of waits.
     """
 
     kind: Kind
@@ -55,7 +55,7 @@ class StageProfile:
 
     Args:
         name: Of the stage.
-        visits: Examples that visited it.
+        visits: Dataset that visited it.
         seconds: For each kind of section the time it took.
         ideal_s: What its examples would take at its best batch size.
     """
@@ -73,7 +73,7 @@ class Profile:
 
     Args:
         examples: In one pass.
-        batch_size: Examples per batch.
+        batch_size: Dataset per batch.
         rounds: Passes that were timed.
         total_s: Seconds of a pass, measured without looking inside.
         ideal_s: Seconds that the stages would take at their best batch sizes.
@@ -124,16 +124,16 @@ def profile(
         InputError: If there is no example, or a number is no integer of at least 1.
 
     >>> from torch import nn
-    >>> from offramp.policy import Setting
+    >>> from offramp.policy import Candidate
     >>> from offramp.stages import Cascade
-    >>> cascade = Cascade.of_models({"a": nn.Linear(4, 3), "b": nn.Linear(4, 3)})
-    >>> model = Adaptive(cascade, Setting.single(cascade.topology, "b", reference="b"))
+    >>> cascade = Cascade.from_models({"a": nn.Linear(4, 3), "b": nn.Linear(4, 3)})
+    >>> model = Adaptive(cascade, Candidate.single(cascade.topology, "b", reference="b"))
     >>> found = profile(model, torch.zeros(6, 4), batch_size=2, rounds=1)
     >>> [(stage.name, stage.visits) for stage in found.stages], found.waits
     ([('b', 6)], 0.0)
     """
     check_positive_int("rounds", rounds)
-    n = examples_of(batch)
+    n = dataset_of(batch)
     if n == 0:
         raise InputError("batch must hold at least one example, got none.")
     size = min(n, n if batch_size is None else check_positive_int("batch_size", batch_size))
@@ -213,7 +213,7 @@ def _profile(
     waits = sum(span.kind == "wait" for spans in passes[0] for span in spans)
     ideal_s = sum(ideals.values())
     return Profile(
-        examples=sum(map(examples_of, parts)),
+        examples=sum(map(dataset_of, parts)),
         batch_size=size,
         rounds=len(passes),
         total_s=median(totals),

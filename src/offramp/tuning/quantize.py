@@ -1,6 +1,6 @@
 """From a cascade in float32 to one in int8 with a policy of its own.
 
-Quantised networks answer otherwise, most of all near a threshold. So they get other names, are
+Quantized networks answer otherwise, most of all near a threshold. So they get other names, are
 recorded anew, and the policy is fitted on what they say.
 
 Layer: tuning.
@@ -27,13 +27,13 @@ _BATCH = 32  # at which costs are measured
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Quantised:
-    """A cascade with quantised stages, and what was learned about it.
+class Quantized:
+    """A cascade with quantized stages, and what was learned about it.
 
     Args:
-        cascade: Its quantised stages are named "small@int8".
+        cascade: Its quantized stages are named "small@int8".
         trace: What they said.
-        frontier: Settings fitted on that; choose one, and save it with `cascade`.
+        frontier: Candidates fitted on that; choose one, and save it with `cascade`.
     """
 
     cascade: Cascade
@@ -41,7 +41,7 @@ class Quantised:
     frontier: Frontier
 
 
-def quantise(
+def quantize(
     cascade: Cascade,
     data: Loader,
     *,
@@ -51,30 +51,30 @@ def quantise(
     costs: Costs | None = None,
     path: Path | str | None = None,
     split: Split | None = None,
-    policy: str | Collection[str] = "weighted",
+    policy: str | Collection[str] = "learned",
     reference: str | None = None,
     batch_size: int = 256,
     threads: int | None = None,
     progress: bool = True,
-    **options: Any,  # noqa: ANN401  (of the fitters)
-) -> Quantised:
-    """Quantise stages, record the cascade again, and fit policies on the new recording.
+    **options: Any,  # noqa: ANN401  (of the POLICIES)
+) -> Quantized:
+    """Quantize stages, record the cascade again, and fit policies on the new recording.
 
-    Settings that were fitted before are for other answers: `Adaptive` refuses them here.
+    Candidates that were fitted before are for other answers: `Adaptive` refuses them here.
 
     Args:
         cascade: In PyTorch; stays as it is.
         data: Labelled examples, as for `record`, with the splits `fit` and `calibrate`.
         calibration: As for `with_backend`: a few hundred raw inputs, none of them used to test.
         backend: "onnxruntime-int8", "openvino-int8" or "openvino-bf16".
-        stages: Names of those to quantise; by default all. Those that continue one of them get
+        stages: Names of those to quantize; by default all. Those that continue one of them get
             another name as well.
         costs: Cost of each stage of the new cascade; by default the seconds that each takes here
             at batch size 32, for operations do not tell int8 from float32.
         path: Where the trace goes; by default it stays in memory.
         split: As for `record`.
         policy: As for `fit`.
-        reference: F, by its new name; by default the most accurate stage.
+        reference: the reference, by its new name; by default the most accurate stage.
         batch_size: As for `record`.
         threads: As for `with_backend`.
         progress: Whether to show bars.
@@ -88,11 +88,11 @@ def quantise(
     >>> import torch
     >>> from torch import nn
     >>> from offramp.stages import given_costs
-    >>> cascade = Cascade.of_models({"a": nn.Linear(4, 3), "b": nn.Linear(4, 3)})
+    >>> cascade = Cascade.from_models({"a": nn.Linear(4, 3), "b": nn.Linear(4, 3)})
     >>> x, y = torch.rand(300, 4), torch.arange(300) % 3
-    >>> found = quantise(
+    >>> found = quantize(
     ...     cascade, [(x[50:], y[50:])], calibration=x[:50], stages=["a"], progress=False,
-    ...     costs=given_costs(["a@int8", "b"], "usd", {"a@int8": 0.1, "b": 1.0}), policy="uniform",
+    ...     costs=given_costs(["a@int8", "b"], "usd", {"a@int8": 0.1, "b": 1.0}), policy="random",
     ... )
     >>> found.cascade.topology.names, found.trace.stages
     (('a@int8', 'b'), ('a@int8', 'b'))
@@ -119,4 +119,4 @@ def quantise(
     )
     names = policy if isinstance(policy, str) else list(policy)
     frontier = fit(trace, names, reference=reference, progress=progress, **options)
-    return Quantised(cascade=made, trace=trace, frontier=frontier)
+    return Quantized(cascade=made, trace=trace, frontier=frontier)

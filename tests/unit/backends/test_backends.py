@@ -30,13 +30,13 @@ from offramp.backends.cuda import BUCKETS, bucket_of
 from offramp.backends.ort import Session
 from offramp.evaluation import replay
 from offramp.models import small_cnn
-from offramp.policy import Setting
+from offramp.policy import Candidate
 from offramp.runtime import Adaptive
 from offramp.stages import Cascade, Normalize, given_costs, measure_flops, measure_seconds
 
 LOSSY = [name for name in BACKENDS if not backend_of(name).exact]
-EXACT = ["eager", "prepared", "onnxruntime", "openvino"]
-NORMALISE = Normalize(1 / 16, mean=[0.3], std=[0.4])
+EXACT = ["eager", "folded", "onnxruntime", "openvino"]
+NORMALIZE = Normalize(1 / 16, mean=[0.3], std=[0.4])
 
 
 def images(n, seed=0):
@@ -56,7 +56,7 @@ def network(width, seed):
 @pytest.fixture(scope="module")
 def cascade():
     nets = {"small": network(2, 0), "large": network(4, 1)}
-    return Cascade.of_models(nets, preprocess=NORMALISE)
+    return Cascade.from_models(nets, preprocess=NORMALIZE)
 
 
 class Head(nn.Module):
@@ -94,8 +94,8 @@ def exits():
     for value in net.parameters():
         value.data = torch.randn(value.shape, generator=generator) * 0.5
     heads = {"first": {"p": Head(4, 0), "q": Head(4, 1)}, "second": Head(4, 2)}
-    example = NORMALISE(images(1))
-    return Cascade.of_exits(net, ["first", "second"], heads=heads, example=example)
+    example = NORMALIZE(images(1))
+    return Cascade.from_network(net, ["first", "second"], heads=heads, example=example)
 
 
 @pytest.mark.parametrize("backend", EXACT)
@@ -166,27 +166,29 @@ def test_scales_of_each_batch_would_fail_that_test(tmp_path):
     assert not torch.allclose(together, session([ordinary])[0], rtol=1e-5, atol=1e-5)
 
 
-def labelled(n=600):
+def labeled(n=600):
     """Images with labels that one of the networks knows."""
     batch = images(n, seed=5)
     with torch.no_grad():
-        known = [network(*each)(NORMALISE(batch)).argmax(1) for each in ((2, 0), (4, 1))]
+        known = [network(*each)(NORMALIZE(batch)).argmax(1) for each in ((2, 0), (4, 1))]
     return [(batch, torch.where(torch.arange(n) % 3 == 0, *known))]
 
 
 def test_a_policy_of_the_float32_answers_is_refused_and_one_of_its_own_replays(cascade, lossy):
     costs = given_costs(cascade, "usd", {"small": 0.1, "large": 1.0})
-    before = offramp.record(cascade, labelled(), costs=costs, progress=False)
-    setting = offramp.fit(before, "myopic", combines=["last"], progress=False).points[0].setting
+    before = offramp.record(cascade, labeled(), costs=costs, progress=False)
+    candidate = (
+        offramp.fit(before, "threshold", combines=["last"], progress=False).points[0].candidate
+    )
     with pytest.raises(InputError, match=r"made for stages with names \('small', 'large'\), but"):
-        Adaptive(lossy, setting)
+        Adaptive(lossy, candidate)
 
     costs = given_costs(lossy, "usd", dict(zip(lossy.topology.names, (0.1, 1.0), strict=True)))
-    trace = offramp.record(lossy, labelled(), costs=costs, progress=False)
-    frontier = offramp.fit(trace, "myopic", combines=["last"], progress=False)
-    replays = [(p.setting, replay(trace, p.setting.policy)) for p in frontier.points]
-    setting, expected = min(replays, key=lambda found: abs(found[1].last.mean() - 0.5))
-    answer = Adaptive(lossy, setting)(labelled()[0][0])
+    trace = offramp.record(lossy, labeled(), costs=costs, progress=False)
+    frontier = offramp.fit(trace, "threshold", combines=["last"], progress=False)
+    replays = [(p.candidate, replay(trace, p.candidate.policy)) for p in frontier.points]
+    candidate, expected = min(replays, key=lambda found: abs(found[1].last.mean() - 0.5))
+    answer = Adaptive(lossy, candidate)(labeled()[0][0])
     assert len(set(expected.last.tolist())) > 1
     far = expected.closest > 1e-4  # a kernel for 600 rows may round otherwise than one for 256
     assert far.mean() > 0.95
@@ -206,8 +208,8 @@ def test_each_stage_may_have_its_own_backend_and_the_others_keep_theirs(cascade)
     assert torch.equal(made(images(3))[:, 1], cascade(images(3))[:, 1])
 
 
-def test_stages_that_continue_a_quantised_one_get_another_name_too(exits):
-    x = NORMALISE(images(40))
+def test_stages_that_continue_a_quantized_one_get_another_name_too(exits):
+    x = NORMALIZE(images(40))
     made = with_backend(exits, {"second": "onnxruntime-int8"}, example=x[:1], calibration=x)
     assert made.topology.names == ("first/p", "first/q", "second@int8", "last@int8")
     assert made.topology.sources == exits.topology.sources
@@ -215,11 +217,9 @@ def test_stages_that_continue_a_quantised_one_get_another_name_too(exits):
     assert made.stage("second@int8").spec is None
 
 
-@pytest.mark.parametrize(
-    "backend", ["prepared", "onnxruntime", pytest.param("openvino", marks=SLOW)]
-)
+@pytest.mark.parametrize("backend", ["folded", "onnxruntime", pytest.param("openvino", marks=SLOW)])
 def test_exits_with_alternative_heads_and_several_tensors_in_a_carry(exits, backend):
-    x = NORMALISE(images(5))
+    x = NORMALIZE(images(5))
     made = with_backend(exits, backend, example=x[:1])
     torch.testing.assert_close(made(x), exits(x), rtol=1e-4, atol=1e-4)
     assert made.topology == exits.topology
@@ -229,23 +229,23 @@ def test_exits_with_alternative_heads_and_several_tensors_in_a_carry(exits, back
     "fuse", [pytest.param(("first/q",), marks=SLOW), ("first/p", "first/q", "second")]
 )
 def test_heads_in_one_piece_with_their_segments_answer_the_same(exits, fuse):
-    x = NORMALISE(images(5))
-    made = with_backend(exits, "onnxruntime", example=x[:1], fuse=fuse)
+    x = NORMALIZE(images(5))
+    made = with_backend(exits, "onnxruntime", example=x[:1], head_in_segment=fuse)
     torch.testing.assert_close(made(x), exits(x), rtol=1e-4, atol=1e-4)
     for name in fuse:
         assert not list(made.stage(name).head.parameters())
         assert not any(isinstance(part, Compiled) for part in made.stage(name).head.modules())
     chain = exits.topology.chain(["first/q", "second", "last"])
-    policy = Setting.single(exits.topology, "last", reference="last").policy
+    policy = Candidate.single(exits.topology, "last", reference="last").policy
     assert chain.names == policy.topology.names
     answer = Adaptive.single(made, "last")(x)
     torch.testing.assert_close(answer.logits, exits(x)[:, 3].log_softmax(1), rtol=1e-4, atol=1e-4)
 
 
 def test_a_fused_group_may_be_continued_in_pytorch_and_in_openvino(exits):
-    x = NORMALISE(images(5))
+    x = NORMALIZE(images(5))
     backends = {"first/p": "onnxruntime", "first/q": "onnxruntime", "last": "openvino"}
-    made = with_backend(exits, backends, example=x[:1], fuse=["first/p"])
+    made = with_backend(exits, backends, example=x[:1], head_in_segment=["first/p"])
     torch.testing.assert_close(made(x), exits(x), rtol=1e-4, atol=1e-4)
 
 
@@ -258,7 +258,7 @@ def test_a_mapping_goes_in_by_name():
         def forward(self, left, right):
             return {"logits": self.dense(left - 2 * right)}
 
-    cascade = Cascade.of_models({"a": Sum().eval()})
+    cascade = Cascade.from_models({"a": Sum().eval()})
     batch = {"right": torch.rand(5, 4), "left": torch.rand(5, 4)}
     made = with_backend(cascade, "onnxruntime", example=batch)
     for given in (batch, dict(reversed(batch.items()))):
@@ -273,15 +273,15 @@ def test_backends_are_known_by_name(cascade):
     with pytest.raises(UnknownNameError, match="no stage 'smal'"):
         with_backend(cascade, {"smal": "eager"}, example=images(1))
     with pytest.raises(UnknownNameError, match="no stage 'x'"):
-        with_backend(cascade, "eager", example=images(1), fuse=["x"])
+        with_backend(cascade, "eager", example=images(1), head_in_segment=["x"])
     with pytest.raises(InputError, match="fuse must be a collection of names, got the text 'sm"):
-        with_backend(cascade, "eager", example=images(1), fuse="small")
+        with_backend(cascade, "eager", example=images(1), head_in_segment="small")
     assert set(EXACT) <= set(exact_backends())
 
 
 def test_a_group_has_one_backend(exits):
     with pytest.raises(InputError, match="'first/p' has 'onnxruntime', 'first/q' 'eager'"):
-        with_backend(exits, {"first/p": "onnxruntime"}, example=NORMALISE(images(1)))
+        with_backend(exits, {"first/p": "onnxruntime"}, example=NORMALIZE(images(1)))
 
 
 @pytest.mark.parametrize(
@@ -344,7 +344,7 @@ def test_what_is_compiled_is_not_copied_and_not_compiled_again(small):
 
 
 def test_recordings_of_different_models_can_be_told_apart():
-    plain, x = Cascade.of_models({"a": nn.Linear(4, 3)}), torch.rand(9, 4)
+    plain, x = Cascade.from_models({"a": nn.Linear(4, 3)}), torch.rand(9, 4)
 
     def digest(calibration):
         made = with_backend(plain, "onnxruntime-int8", example=x, calibration=calibration)
@@ -381,7 +381,7 @@ def test_a_stage_that_cannot_be_exported_is_named_with_the_operator():
         def forward(self, x):
             return torch.linalg.svdvals(x)
 
-    cascade = Cascade.of_models({"odd": Svd().eval()})
+    cascade = Cascade.from_models({"odd": Svd().eval()})
     match = "stage 'odd' cannot be exported to ONNX: it has no operator for 'aten._linalg_svd'"
     with pytest.raises(UnsupportedError, match=match):
         with_backend(cascade, "onnxruntime", example=torch.rand(1, 4, 4))
@@ -396,7 +396,7 @@ def test_a_backend_that_answers_otherwise_is_refused(monkeypatch):
 
     real = ort.to_onnx
     monkeypatch.setattr(ort, "to_onnx", lambda module, x, name, others: real(Wrong(), x, name=name))
-    cascade = Cascade.of_models({"a": nn.Identity()})
+    cascade = Cascade.from_models({"a": nn.Identity()})
     with pytest.raises(UnsupportedError, match="stage 'a' answers otherwise in 'onnxruntime'"):
         with_backend(cascade, "onnxruntime", example=torch.rand(1, 4))
 
@@ -429,7 +429,7 @@ def test_a_form_is_checked_and_survives_being_stored():
 def test_a_model_that_is_none_or_another_is_refused():
     form, other = Form.of(torch.zeros(1, 4)), Form.of(torch.zeros(1, 3))
     net = with_backend(
-        Cascade.of_models({"a": nn.Linear(4, 3)}),
+        Cascade.from_models({"a": nn.Linear(4, 3)}),
         "onnxruntime-int8",
         example=torch.rand(1, 4),
         calibration=torch.rand(9, 4),
@@ -471,7 +471,7 @@ def test_torch_compile_agrees_and_does_not_compile_again_while_serving():
         )
         for name, width in (("a", 2), ("b", 3), ("c", 4))
     }
-    cascade = Cascade.of_models(nets, preprocess=NORMALISE)  # nine versions; torch stops at eight
+    cascade = Cascade.from_models(nets, preprocess=NORMALIZE)  # nine versions; torch stops at eight
     made = with_backend(cascade, "compile", example=images(1))
     before = counters["stats"]["unique_graphs"]
     for n in (1, 2, 15, 16, 33):

@@ -14,7 +14,7 @@ def table(**changes):
     fields = {
         "batch_sizes": (1, 8),
         "seconds": {
-            "a": {"eager": (4.0, 4.0), "prepared": (1.0, 9.0), "onnxruntime": (3.0, 2.0)},
+            "a": {"eager": (4.0, 4.0), "folded": (1.0, 9.0), "onnxruntime": (3.0, 2.0)},
             "b": {"eager": (1.0, 1.0), "openvino-int8": (0.1, 0.1)},
         },
         "inputs": FORM,
@@ -24,15 +24,15 @@ def table(**changes):
 
 def test_the_fastest_of_those_that_answer_alike_is_chosen_for_each_stage():
     assert table().best() == {"a": "onnxruntime", "b": "eager"}  # 3 * 2 < 1 * 9 < 4 * 4
-    assert table().best(batch_size=1) == {"a": "prepared", "b": "eager"}
+    assert table().best(batch_size=1) == {"a": "folded", "b": "eager"}
     assert table().best(batch_size=8) == {"a": "onnxruntime", "b": "eager"}
     lossy = table().best(among=["eager", "openvino-int8"])
     assert lossy == {"a": "eager", "b": "openvino-int8"}
 
 
 def test_one_that_is_not_installed_here_is_passed_over(monkeypatch):
-    monkeypatch.setattr(choose, "exact_backends", lambda: ("eager", "prepared"))
-    assert table().best() == {"a": "prepared", "b": "eager"}
+    monkeypatch.setattr(choose, "exact_backends", lambda: ("eager", "folded"))
+    assert table().best() == {"a": "folded", "b": "eager"}
 
 
 def test_speedups_are_over_eager_pytorch():
@@ -79,7 +79,9 @@ class Svd(nn.Module):
 
 @pytest.fixture(scope="module")
 def cascade():
-    return Cascade.of_models({"plain": nn.Sequential(nn.Flatten(), nn.Linear(16, 4)), "odd": Svd()})
+    return Cascade.from_models(
+        {"plain": nn.Sequential(nn.Flatten(), nn.Linear(16, 4)), "odd": Svd()}
+    )
 
 
 @pytest.fixture(scope="module")

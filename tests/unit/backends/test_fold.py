@@ -3,10 +3,10 @@ import torch
 from jaxtyping import config
 from torch import nn
 
-from offramp.backends import prepare
+from offramp.backends import fold
 from offramp.backends.fold import fold_batch_norm
 from offramp.models import cifar_preresnet, cifar_resnet, small_cnn
-from offramp.policy import Setting
+from offramp.policy import Candidate
 from offramp.runtime import Adaptive
 from offramp.stages import Cascade
 
@@ -49,7 +49,7 @@ def images(n=4, channels=3):
 def test_a_prepared_network_computes_the_same_with_its_batch_norms_folded(make, channels, left):
     net = lively(make())
     before = [p.clone() for p in net.state_dict().values()]
-    prepared = prepare(net)
+    prepared = fold(net)
     x = images(channels=channels)
     torch.testing.assert_close(prepared(x), net(x), rtol=1e-4, atol=1e-4)
     assert sum(isinstance(m, nn.BatchNorm2d) for m in prepared.modules()) == left
@@ -58,7 +58,7 @@ def test_a_prepared_network_computes_the_same_with_its_batch_norms_folded(make, 
 
 
 def test_convolution_weights_are_channels_last():
-    conv = next(m for m in prepare(small_cnn(width=4)).modules() if isinstance(m, nn.Conv2d))
+    conv = next(m for m in fold(small_cnn(width=4)).modules() if isinstance(m, nn.Conv2d))
     assert conv.weight.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -102,7 +102,7 @@ def test_what_cannot_be_folded_safely_stays_as_it_is(kind):
     x = images()
     wanted = net(x)
     assert fold_batch_norm(net) == 0
-    torch.testing.assert_close(prepare(net)(x), wanted)
+    torch.testing.assert_close(fold(net)(x), wanted)
 
 
 def test_a_norm_without_fixed_statistics_stays():
@@ -111,17 +111,17 @@ def test_a_norm_without_fixed_statistics_stays():
     assert fold_batch_norm(nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)).train()) == 0
 
 
-def test_optimise_leaves_the_cascade_as_it_is_and_answers_the_same():
+def test_optimize_leaves_the_cascade_as_it_is_and_answers_the_same():
     nets = {"a": lively(small_cnn(width=3, in_channels=3)), "b": lively(cifar_resnet(8, width=0.5))}
-    cascade = Cascade.of_models(nets)
-    setting = Setting.single(cascade.topology, "b", reference="b")
+    cascade = Cascade.from_models(nets)
+    candidate = Candidate.single(cascade.topology, "b", reference="b")
     x = images()
-    plain = Adaptive(cascade, setting)(x)
-    fast = Adaptive(cascade, setting, optimise=True)
+    plain = Adaptive(cascade, candidate)(x)
+    fast = Adaptive(cascade, candidate, fold=True)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in fast.modules())
     assert any(isinstance(m, nn.BatchNorm2d) for m in cascade.stage("b").modules())
     torch.testing.assert_close(fast(x).logits, plain.logits, rtol=1e-4, atol=1e-4)
-    static = Adaptive.single(cascade, "b", optimise=True)(x)
+    static = Adaptive.single(cascade, "b", fold=True)(x)
     torch.testing.assert_close(static.logits, plain.logits, rtol=1e-4, atol=1e-4)
 
 
@@ -150,7 +150,7 @@ def test_norms_of_vectors_are_folded_into_linear_layers_on_either_side(affine, b
     ).eval()
     for k, norm in enumerate(m for m in net.modules() if isinstance(m, nn.BatchNorm1d)):
         statistics(norm, k)
-    prepared = prepare(net)
+    prepared = fold(net)
     assert not any(isinstance(m, nn.BatchNorm1d) for m in prepared.modules())
     torch.testing.assert_close(prepared(images()), net(images()), rtol=1e-5, atol=1e-5)
 
@@ -164,4 +164,4 @@ def test_a_norm_over_tokens_is_not_taken_for_one_of_vectors():
     x = torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(1))
     assert fold_batch_norm(net) == 0
     assert fold_batch_norm(nn.Sequential(nn.Flatten(2), *net)) == 0
-    torch.testing.assert_close(prepare(net)(x), net(x))
+    torch.testing.assert_close(fold(net)(x), net(x))

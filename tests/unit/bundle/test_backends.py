@@ -1,4 +1,4 @@
-"""Bundles and backends: what is measured, what is quantised, what is refused."""
+"""Bundles and backends: what is measured, what is quantized, what is refused."""
 
 import functools
 import json
@@ -25,11 +25,11 @@ from offramp._core.seal import sealed
 from offramp.backends import BackendTable, Compiled, Form, with_backend
 from offramp.bundle import load_bundle, read_manifest, save_bundle, tune
 from offramp.models import ModelSpec, build
-from offramp.policy import Setting
+from offramp.policy import Candidate
 from offramp.runtime import Adaptive
 from offramp.runtime.testing import random_policy
 from offramp.stages import Cascade, Normalize, given_costs
-from offramp.tuning import quantise
+from offramp.tuning import quantize
 
 WIDTHS = {"small": 2, "large": 4}
 NET = ModelSpec(name="resnet8", arguments={"width": 0.25})
@@ -46,15 +46,15 @@ def make_cascade():
         for name, width in WIDTHS.items()
     }
     nets = {name: build(spec) for name, spec in specs.items()}
-    return Cascade.of_models(nets, specs=specs, preprocess=Normalize(1 / 255, 0.5, 0.1))
+    return Cascade.from_models(nets, specs=specs, preprocess=Normalize(1 / 255, 0.5, 0.1))
 
 
-def setting_of(cascade, batch):
+def candidate_of(cascade, batch):
     """A policy that sends some examples each way."""
     policies = (random_policy(cascade.topology, seed=seed, classes=3) for seed in range(1000))
     wanted = len(cascade)
     policy = next(p for p in policies if len(Adaptive(cascade, p)(batch).stage.unique()) == wanted)
-    return Setting(policy=policy, method="weighted", reference=cascade.topology.names[-1])
+    return Candidate(policy=policy, method="learned", reference=cascade.topology.names[-1])
 
 
 def table(*stages, **seconds):
@@ -71,16 +71,16 @@ def cascade():
 
 
 @pytest.fixture(scope="module")
-def setting(cascade):
-    return setting_of(cascade, images())
+def candidate(cascade):
+    return candidate_of(cascade, images())
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory, cascade, setting):
+def measured(tmp_path_factory, cascade, candidate):
     """A bundle with measurements by which ONNX Runtime is fastest."""
     path = tmp_path_factory.mktemp("measured") / "bundle"
     backends = table("small", "large", eager=2.0, onnxruntime=1.0)
-    save_bundle(path, cascade, setting, backends=backends)
+    save_bundle(path, cascade, candidate, backends=backends)
     return path
 
 
@@ -96,12 +96,12 @@ def close(one, other):
     return torch.equal(one.stage, other.stage)
 
 
-def test_measurements_come_back_and_auto_takes_the_fastest(measured, cascade, setting):
+def test_measurements_come_back_and_auto_takes_the_fastest(measured, cascade, candidate):
     bundle = load_bundle(measured, backend="auto")
     assert bundle.manifest.version == 4
     assert bundle.manifest.backends == table("small", "large", eager=2.0, onnxruntime=1.0)
     assert runs_in(bundle) == ["onnxruntime", "onnxruntime"]
-    assert close(bundle.adaptive(images()), Adaptive(cascade, setting)(images()))
+    assert close(bundle.adaptive(images()), Adaptive(cascade, candidate)(images()))
     assert runs_in(load_bundle(measured)) == ["torch", "torch"]
 
 
@@ -113,18 +113,18 @@ def test_one_backend_for_all_or_for_each_by_name(measured):
     ]
 
 
-def test_a_bundle_without_measurements_needs_the_name_of_a_backend(tmp_path, cascade, setting):
-    save_bundle(tmp_path / "b", cascade, setting, input_shape=(1, 8, 8))
+def test_a_bundle_without_measurements_needs_the_name_of_a_backend(tmp_path, cascade, candidate):
+    save_bundle(tmp_path / "b", cascade, candidate, input_shape=(1, 8, 8))
     assert read_manifest(tmp_path / "b").version == 4
     with pytest.raises(InputError, match="'auto' needs measurements, and this bundle has none"):
         load_bundle(tmp_path / "b", backend="auto")
     bundle = load_bundle(tmp_path / "b", backend="onnxruntime")
     for batch in (images(), images().float()):  # the type is not known, so any will do
-        assert close(bundle.adaptive(batch), Adaptive(cascade, setting)(batch))
+        assert close(bundle.adaptive(batch), Adaptive(cascade, candidate)(batch))
 
 
-def test_somebody_has_to_say_what_the_input_looks_like(tmp_path, cascade, setting):
-    save_bundle(tmp_path / "b", cascade, setting)
+def test_somebody_has_to_say_what_the_input_looks_like(tmp_path, cascade, candidate):
+    save_bundle(tmp_path / "b", cascade, candidate)
     with pytest.raises(InputError, match=r"Pass example=\.\.\."):
         load_bundle(tmp_path / "b", backend="onnxruntime")
     bundle = load_bundle(tmp_path / "b", backend={"small": "onnxruntime"}, example=images(1))
@@ -138,7 +138,7 @@ def test_somebody_has_to_say_what_the_input_looks_like(tmp_path, cascade, settin
         ("onnxruntime-int8", InputError, "'onnxruntime-int8' changes what stage 'small' answers"),
         ("onnx", UnknownNameError, "no backend 'onnx'"),
         ({"middle": "eager"}, UnknownNameError, "no stage 'middle'"),
-        ({"small": "openvino-bf16"}, InputError, "use offramp.tuning.quantise|fitted on other"),
+        ({"small": "openvino-bf16"}, InputError, "use offramp.tuning.quantize|fitted on other"),
     ],
 )
 def test_a_backend_that_does_not_fit_is_refused(measured, backend, error, match):
@@ -152,18 +152,18 @@ def test_a_backend_that_is_not_installed_names_its_extra(measured, monkeypatch):
         load_bundle(measured, backend="onnxruntime")
 
 
-def test_measurements_of_other_stages_are_refused(tmp_path, cascade, setting):
+def test_measurements_of_other_stages_are_refused(tmp_path, cascade, candidate):
     with pytest.raises(UnknownNameError, match="no stage 'smal'"):
-        save_bundle(tmp_path / "b", cascade, setting, backends=table("smal", eager=1.0))
+        save_bundle(tmp_path / "b", cascade, candidate, backends=table("smal", eager=1.0))
 
 
 @pytest.mark.parametrize(
     "candidates",
-    [["prepared", "onnxruntime"], pytest.param(None, marks=pytest.mark.slow)],  # make test-slow
+    [["folded", "onnxruntime"], pytest.param(None, marks=pytest.mark.slow)],  # make test-slow
     ids=["some", "all"],
 )
-def test_a_bundle_is_tuned_where_it_is(tmp_path, cascade, setting, candidates):
-    save_bundle(tmp_path / "b", cascade, setting, input_shape=(1, 8, 8))
+def test_a_bundle_is_tuned_where_it_is(tmp_path, cascade, candidate, candidates):
+    save_bundle(tmp_path / "b", cascade, candidate, input_shape=(1, 8, 8))
     plain = load_bundle(tmp_path / "b")
     table = tune(tmp_path / "b", images(1), candidates=candidates, batch_sizes=[1, 2], rounds=1)
     tuned = load_bundle(tmp_path / "b", backend="auto")
@@ -171,15 +171,15 @@ def test_a_bundle_is_tuned_where_it_is(tmp_path, cascade, setting, candidates):
     assert set(table.seconds) == {"small", "large"}
     assert {"eager", "onnxruntime"} <= set(table.seconds["small"])
     assert close(tuned.adaptive(images()), plain.adaptive(images()))
-    again = tune(tmp_path / "b", images(1), candidates=["prepared"], batch_sizes=[4], rounds=1)
+    again = tune(tmp_path / "b", images(1), candidates=["folded"], batch_sizes=[4], rounds=1)
     found = load_bundle(tmp_path / "b").manifest.backends
     assert found == again
-    assert set(found.seconds["large"]) == {"eager", "prepared"}
+    assert set(found.seconds["large"]) == {"eager", "folded"}
     assert found.batch_sizes == (4,)
 
 
-def test_tuning_loses_nothing_where_it_fails(tmp_path, cascade, setting):
-    save_bundle(tmp_path / "b", cascade, setting)
+def test_tuning_loses_nothing_where_it_fails(tmp_path, cascade, candidate):
+    save_bundle(tmp_path / "b", cascade, candidate)
     before = {file.name: file.read_bytes() for file in (tmp_path / "b").iterdir()}
     with pytest.raises(UnknownNameError, match="no backend 'onnx'"):
         tune(tmp_path / "b", images(1), candidates=["onnx"])
@@ -192,15 +192,15 @@ def test_tuning_loses_nothing_where_it_fails(tmp_path, cascade, setting):
     assert {file.name: file.read_bytes() for file in (tmp_path / "b").iterdir()} == before
 
 
-def test_only_what_runs_in_pytorch_is_tuned(tmp_path, cascade, setting):
+def test_only_what_runs_in_pytorch_is_tuned(tmp_path, cascade, candidate):
     made = with_backend(cascade, {"large": "onnxruntime"}, example=images(1))
-    save_bundle(tmp_path / "b", made, setting)
-    table = tune(tmp_path / "b", images(1), candidates=["prepared"], batch_sizes=[1], rounds=1)
+    save_bundle(tmp_path / "b", made, candidate)
+    table = tune(tmp_path / "b", images(1), candidates=["folded"], batch_sizes=[1], rounds=1)
     assert set(table.seconds) == {"small"}
     bundle = load_bundle(tmp_path / "b", backend="auto")
     assert runs_in(bundle)[1] == "onnxruntime"
     made = with_backend(cascade, "onnxruntime", example=images(1))
-    save_bundle(tmp_path / "c", made, setting)
+    save_bundle(tmp_path / "c", made, candidate)
     with pytest.raises(InputError, match="each has its backend already"):
         tune(tmp_path / "c", images(1))
 
@@ -216,13 +216,13 @@ def data(n=400):
 @pytest.fixture(scope="module")
 def int8(cascade):
     costs = given_costs(["small@int8", "large"], "usd", {"small@int8": 0.1, "large": 1.0})
-    return quantise(
+    return quantize(
         cascade,
         data(),
         calibration=images(32),
         stages=["small"],
         costs=costs,
-        policy="myopic",
+        policy="threshold",
         reference="large",
         combines=["last"],
         progress=False,
@@ -233,7 +233,7 @@ def int8(cascade):
 def saved(tmp_path_factory, int8):
     """A bundle with one stage in int8 and one in PyTorch."""
     path = tmp_path_factory.mktemp("int8") / "bundle"
-    save_bundle(path, int8.cascade, setting_of(int8.cascade, images()))
+    save_bundle(path, int8.cascade, candidate_of(int8.cascade, images()))
     return path
 
 
@@ -242,7 +242,7 @@ def copied(saved, tmp_path):
     return shutil.copytree(saved, tmp_path / "bundle")
 
 
-def test_a_quantised_cascade_is_recorded_and_fitted_on_its_own_answers(int8, cascade):
+def test_a_quantized_cascade_is_recorded_and_fitted_on_its_own_answers(int8, cascade):
     assert int8.cascade.topology.names == int8.trace.stages == ("small@int8", "large")
     assert int8.trace.costs.unit == "usd"
     with torch.no_grad():
@@ -250,20 +250,20 @@ def test_a_quantised_cascade_is_recorded_and_fitted_on_its_own_answers(int8, cas
         other = cascade(images(400)).numpy()
     np.testing.assert_allclose(int8.trace.logits, own, rtol=1e-3, atol=1e-3)
     assert not np.allclose(int8.trace.logits[:, 0], other[:, 0], rtol=1e-3, atol=1e-3)
-    model = Adaptive(int8.cascade, int8.frontier.points[0].setting)
+    model = Adaptive(int8.cascade, int8.frontier.points[0].candidate)
     assert model(images()).stage_names == ("small@int8", "large")
 
 
-def test_a_policy_of_the_float32_cascade_is_refused(int8, setting):
+def test_a_policy_of_the_float32_cascade_is_refused(int8, candidate):
     with pytest.raises(InputError, match=r"made for stages with names \('small', 'large'\), but"):
-        Adaptive(int8.cascade, setting)
+        Adaptive(int8.cascade, candidate)
 
 
-def test_only_what_changes_answers_is_quantised(cascade):
+def test_only_what_changes_answers_is_quantized(cascade):
     with pytest.raises(InputError, match=r"must be one that changes answers.*got 'onnxruntime'"):
-        quantise(cascade, data(), calibration=images(2), backend="onnxruntime")
+        quantize(cascade, data(), calibration=images(2), backend="onnxruntime")
     with pytest.raises(InputError, match="calibration must hold at least one example"):
-        quantise(cascade, data(), calibration=images(0))
+        quantize(cascade, data(), calibration=images(0))
 
 
 def test_a_bundle_with_int8_answers_as_it_did(saved, int8):
@@ -274,15 +274,15 @@ def test_a_bundle_with_int8_answers_as_it_did(saved, int8):
         "small_int8-" + bundle.manifest.stages[0].runs.files[0][11:],
         bundle.manifest.stages[0].runs.answers,
     ]
-    want = Adaptive(int8.cascade, bundle.setting)(images())
+    want = Adaptive(int8.cascade, bundle.candidate)(images())
     found = bundle.adaptive(images())
     assert torch.equal(found.logits, want.logits)
     assert len(found.stage.unique()) == 2
-    faster = load_bundle(saved, backend="prepared")
+    faster = load_bundle(saved, backend="folded")
     assert runs_in(faster) == ["onnxruntime-int8", "torch"]
     assert close(faster.adaptive(images()), want)
     with pytest.raises(InputError, match="'small@int8' is held in the backend"):
-        load_bundle(saved, backend={"small@int8": "prepared"})
+        load_bundle(saved, backend={"small@int8": "folded"})
 
 
 def onnx_file(folder):
@@ -383,7 +383,7 @@ def exits():
     }
     x = images(1, 3, 16)
     norm = Normalize(1 / 255, 0.5, 0.1)
-    return Cascade.of_exits(
+    return Cascade.from_network(
         build(NET), list(spec), heads=spec, example=x, preprocess=norm, spec=NET
     )
 
@@ -408,35 +408,35 @@ def test_exits_are_kept_in_int8_from_one_of_them_on(tmp_path, from_on, first):
     x, made = images(20, 3, 16), from_on(first)
     last = made.topology.names[-1]
     policy = random_policy(made.topology, seed=1, classes=10)
-    save_bundle(tmp_path / "b", made, Setting(policy=policy, method="weighted", reference=last))
+    save_bundle(tmp_path / "b", made, Candidate(policy=policy, method="learned", reference=last))
     bundle = load_bundle(tmp_path / "b")
     assert torch.equal(bundle.adaptive(x).logits, Adaptive(made, policy)(x).logits)
-    faster = load_bundle(tmp_path / "b", backend="prepared")
+    faster = load_bundle(tmp_path / "b", backend="folded")
     assert close(faster.adaptive(x), bundle.adaptive(x))
 
 
 def test_what_continues_int8_in_pytorch_cannot_be_saved(tmp_path, exits):
     x = images(20, 3, 16)
     made = with_backend(exits, {"layer1.0": "onnxruntime-int8"}, example=x, calibration=x)
-    setting = Setting.single(made.topology, "last@int8", reference="last@int8")
+    candidate = Candidate.single(made.topology, "last@int8", reference="last@int8")
     with pytest.raises(InputError, match=r"continues 'layer1.0@int8', which does not; a bundle"):
-        save_bundle(tmp_path / "b", made, setting)
+        save_bundle(tmp_path / "b", made, candidate)
 
 
 def test_a_carry_cannot_pass_for_an_answer(tmp_path, from_on):
     made = from_on("layer1.0")
-    never = Setting.single(made.topology, "last@int8", reference="last@int8")
+    never = Candidate.single(made.topology, "last@int8", reference="last@int8")
     save_bundle(tmp_path / "b", made, never)
-    first = Setting.single(made.topology, "layer1.0@int8", reference="last@int8")
+    first = Candidate.single(made.topology, "layer1.0@int8", reference="last@int8")
     (tmp_path / "b" / "policy.json").write_text(json.dumps(to_json(first)))
     relisted(tmp_path / "b")
     with pytest.raises(FileFormatError, match=r"uses the exit 'layer1.0@int8', but .* no head"):
         load_bundle(tmp_path / "b")
 
 
-def test_quantising_measures_seconds_where_no_costs_are_given(cascade):
+def test_quantizing_measures_seconds_where_no_costs_are_given(cascade):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that networks so small hardly differ in cost
-        found = quantise(cascade, data(90), calibration=images(8), policy="uniform", progress=False)
+        found = quantize(cascade, data(90), calibration=images(8), policy="random", progress=False)
     assert found.trace.costs.unit == "seconds"
     assert offramp.Cascade is type(found.cascade)

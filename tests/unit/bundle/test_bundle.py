@@ -13,7 +13,7 @@ from offramp.bundle import save as save_module
 from offramp.bundle.names import check_extra, is_safe_file, weight_files
 from offramp.evaluation import fit
 from offramp.models import ModelSpec, build
-from offramp.policy import Constant, Node, Policy, Setting
+from offramp.policy import Candidate, Constant, Node, Policy
 from offramp.runtime import Adaptive
 from offramp.runtime.testing import random_policy
 from offramp.stages import Cascade, Normalize, Stage
@@ -30,7 +30,7 @@ def spec_of(width, **more):
 def make_cascade():
     specs = {name: spec_of(width) for name, width in WIDTHS.items()}
     nets = {name: build(spec_of(width, seed=7)) for name, width in WIDTHS.items()}
-    return Cascade.of_models(
+    return Cascade.from_models(
         nets, specs=specs, preprocess=Normalize(0.5, 0.1, 2.0), class_names=["cat", "dog", "ox"]
     )
 
@@ -50,22 +50,24 @@ def images():
 
 
 @pytest.fixture(scope="module")
-def setting():
+def candidate():
     """Of random policies the first that uses every stage as an exit."""
     cascade, images = make_cascade(), make_images()
     policies = (
-        random_policy(cascade.topology, seed=seed, classes=3, combine="weighted")
+        random_policy(cascade.topology, seed=seed, classes=3, combine="log_linear")
         for seed in range(1000)
     )
     policy = next(p for p in policies if len(Adaptive(cascade, p)(images).stage.unique()) == 3)
-    return Setting(policy=policy, method="weighted", reference="large", parameters={"lam": 0.1})
+    return Candidate(
+        policy=policy, method="learned", reference="large", parameters={"cost_weight": 0.1}
+    )
 
 
 @pytest.fixture
-def saved(tmp_path, cascade, setting):
+def saved(tmp_path, cascade, candidate):
     path = tmp_path / "bundle"
     extra = {"evaluation.json": {"accuracy": 0.9}}
-    save_bundle(path, cascade, setting, costs=COSTS, input_shape=(1, 8, 8), extra=extra)
+    save_bundle(path, cascade, candidate, costs=COSTS, input_shape=(1, 8, 8), extra=extra)
     return path
 
 
@@ -76,13 +78,13 @@ def same(one, other):
     )
 
 
-def test_a_loaded_bundle_answers_bit_by_bit_as_what_was_saved(saved, cascade, setting, images):
+def test_a_loaded_bundle_answers_bit_by_bit_as_what_was_saved(saved, cascade, candidate, images):
     loaded = load_bundle(saved)
-    before = Adaptive(cascade, setting, costs=COSTS)(images)
+    before = Adaptive(cascade, candidate, costs=COSTS)(images)
     assert same(loaded.adaptive(images), before)
     assert len(before.stage.unique()) == 3
     assert same(loaded.fallback(images), Adaptive.single(cascade, "large", costs=COSTS)(images))
-    assert to_json(loaded.setting) == to_json(setting)
+    assert to_json(loaded.candidate) == to_json(candidate)
 
 
 def test_the_manifest_says_what_is_in_the_bundle(saved, cascade):
@@ -121,7 +123,7 @@ def test_only_the_networks_of_the_policy_and_the_fallback_are_written(tmp_path, 
     policy = Policy(cascade.topology.chain(["small", "middle"]), {(0,): Node(Constant(False))})
     for reference in ("middle", "large"):
         path = tmp_path / reference
-        save_bundle(path, cascade, Setting(policy=policy, method="x", reference=reference))
+        save_bundle(path, cascade, Candidate(policy=policy, method="x", reference=reference))
         files = {file.name for file in path.glob("*.safetensors")}
         assert files == {"small.safetensors", "middle.safetensors", f"{reference}.safetensors"}
         loaded = load_bundle(path)
@@ -131,27 +133,27 @@ def test_only_the_networks_of_the_policy_and_the_fallback_are_written(tmp_path, 
 
 def test_a_stage_that_is_not_written_needs_no_spec(tmp_path, cascade):
     cascade.stage("small").spec = None
-    setting = Setting.single(cascade.topology, "large", reference="large")
-    save_bundle(tmp_path / "b", cascade, setting)
+    candidate = Candidate.single(cascade.topology, "large", reference="large")
+    save_bundle(tmp_path / "b", cascade, candidate)
     assert load_bundle(tmp_path / "b").adaptive(torch.zeros(2, 1, 8, 8)).stage.tolist() == [2, 2]
 
 
 def test_an_operating_point_leaves_its_sentence_and_its_numbers(tmp_path):
     trace = make_trace(900, accuracies=[0.8, 0.9], classes=3, seed=2)
-    point = fit(trace, "myopic", progress=False).cheapest(max_loss=0.05)
+    point = fit(trace, "threshold", progress=False).cheapest(max_drop=0.05)
     specs = {name: spec_of(2) for name in trace.stages}
-    cascade = Cascade.of_models({name: build(spec) for name, spec in specs.items()}, specs=specs)
+    cascade = Cascade.from_models({name: build(spec) for name, spec in specs.items()}, specs=specs)
     save_bundle(tmp_path / "b", cascade, point)
     chosen = read_manifest(tmp_path / "b").choice
     assert chosen.sentence == point.sentence
-    assert chosen.label == point.setting.label
-    assert chosen.numbers["max_loss"] == 0.05
+    assert chosen.label == point.candidate.label
+    assert chosen.numbers["max_drop"] == 0.05
     assert chosen.numbers["cost_ratio"] == point.judged.cost_ratio
 
 
-@pytest.mark.parametrize("optimise", [False, True])
-def test_a_bundle_may_be_loaded_optimised(saved, images, optimise):
-    plain, other = load_bundle(saved), load_bundle(saved, optimise=optimise, verify=False)
+@pytest.mark.parametrize("fold", [False, True])
+def test_a_bundle_may_be_loaded_optimized(saved, images, fold):
+    plain, other = load_bundle(saved), load_bundle(saved, fold=fold, verify=False)
     torch.testing.assert_close(
         other.fallback(images).logits, plain.fallback(images).logits, rtol=1e-4, atol=1e-4
     )
@@ -160,66 +162,66 @@ def test_a_bundle_may_be_loaded_optimised(saved, images, optimise):
 # What cannot be bundled.
 
 
-def test_a_stage_without_spec_is_named_and_told_how_to_give_one(tmp_path, cascade, setting):
+def test_a_stage_without_spec_is_named_and_told_how_to_give_one(tmp_path, cascade, candidate):
     cascade.stage("middle").spec = None
     with pytest.raises(InputError, match=r"Stage 'middle' has no spec.*specs=\{'middle': Mod"):
-        save_bundle(tmp_path / "b", cascade, setting)
+        save_bundle(tmp_path / "b", cascade, candidate)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_spec_that_builds_another_network_is_found_when_saving(tmp_path, cascade, setting):
+def test_a_spec_that_builds_another_network_is_found_when_saving(tmp_path, cascade, candidate):
     cascade.stage("middle").spec = spec_of(5)
     with pytest.raises(
         InputError, match=r"spec of stage 'middle' does not build.*of another shape"
     ):
-        save_bundle(tmp_path / "b", cascade, setting)
+        save_bundle(tmp_path / "b", cascade, candidate)
     cascade.stage("middle").spec = ModelSpec(name="small_cnnn")
     with pytest.raises(InputError, match=r"spec of stage 'middle'.*Did you mean 'small_cnn'"):
-        save_bundle(tmp_path / "b", cascade, setting)
+        save_bundle(tmp_path / "b", cascade, candidate)
     cascade.stage("middle").spec = spec_of(3)
     cascade.stage("middle").module.double()
     with pytest.raises(InputError, match=r"'middle' builds another network.*types differ in"):
-        save_bundle(tmp_path / "b", cascade, setting)
+        save_bundle(tmp_path / "b", cascade, candidate)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_spec_may_be_a_record(tmp_path, cascade, setting, images):
+def test_a_spec_may_be_a_record(tmp_path, cascade, candidate, images):
     for stage in cascade:
         stage.spec = to_json(stage.spec)
-    save_bundle(tmp_path / "b", cascade, setting)
+    save_bundle(tmp_path / "b", cascade, candidate)
     assert len(load_bundle(tmp_path / "b").adaptive(images)) == 33
 
 
-def test_foreign_preprocessing_is_refused(tmp_path, cascade, setting):
+def test_foreign_preprocessing_is_refused(tmp_path, cascade, candidate):
     cascade.stage("small").preprocess = nn.ReLU()
     with pytest.raises(InputError, match=r"preprocessing ReLU of stage 'small'.*Normalize"):
-        save_bundle(tmp_path / "b", cascade, setting)
+        save_bundle(tmp_path / "b", cascade, candidate)
 
 
 def test_an_exit_of_another_network_is_refused(tmp_path):
     cascade = Cascade([Stage("a", nn.Linear(2, 2), head=nn.Linear(2, 2))])
     with pytest.raises(InputError, match="Stage 'a' is an exit of a network that nobody could"):
-        save_bundle(tmp_path / "b", cascade, Setting.single(cascade.topology, "a", reference="a"))
+        save_bundle(tmp_path / "b", cascade, Candidate.single(cascade.topology, "a", reference="a"))
 
 
-def test_a_policy_or_a_reference_of_other_stages_is_refused(tmp_path, cascade, setting):
-    other = Cascade.of_models({"x": nn.Linear(2, 2)})
+def test_a_policy_or_a_reference_of_other_stages_is_refused(tmp_path, cascade, candidate):
+    other = Cascade.from_models({"x": nn.Linear(2, 2)})
     with pytest.raises(InputError, match=r"names \('small', 'middle', 'large'\).*\('x',\)"):
-        save_bundle(tmp_path / "b", other, setting)
-    wrong = Setting(policy=setting.policy, method="x", reference="larg")
+        save_bundle(tmp_path / "b", other, candidate)
+    wrong = Candidate(policy=candidate.policy, method="x", reference="larg")
     with pytest.raises(UnknownNameError, match="Did you mean 'large'"):
         save_bundle(tmp_path / "b", cascade, wrong)
 
 
-def test_an_existing_bundle_is_kept_unless_it_may_be_replaced(saved, cascade, setting, images):
+def test_an_existing_bundle_is_kept_unless_it_may_be_replaced(saved, cascade, candidate, images):
     with pytest.raises(InputError, match="exists already"):
-        save_bundle(saved, cascade, setting)
-    alone = Setting.single(cascade.topology, "small", reference="large")
+        save_bundle(saved, cascade, candidate)
+    alone = Candidate.single(cascade.topology, "small", reference="large")
     save_bundle(saved, cascade, alone, overwrite=True)
     assert load_bundle(saved).adaptive(images).stage.tolist() == [0] * 33
 
 
-def test_a_full_disk_leaves_the_old_bundle_as_it_was(saved, cascade, setting, monkeypatch):
+def test_a_full_disk_leaves_the_old_bundle_as_it_was(saved, cascade, candidate, monkeypatch):
     before = {file.name: file.read_bytes() for file in saved.iterdir()}
 
     def full(path, value):
@@ -227,7 +229,7 @@ def test_a_full_disk_leaves_the_old_bundle_as_it_was(saved, cascade, setting, mo
 
     monkeypatch.setattr(save_module, "write_json", full)
     with pytest.raises(OSError, match="No space"):
-        save_bundle(saved, cascade, setting, overwrite=True)
+        save_bundle(saved, cascade, candidate, overwrite=True)
     assert {file.name: file.read_bytes() for file in saved.iterdir()} == before
     assert [file.name for file in saved.parent.iterdir()] == ["bundle"]
 
@@ -262,13 +264,13 @@ def test_plain_names_stay_as_they_are():
 def test_stages_with_dangerous_names_survive_the_round_trip(tmp_path, images):
     names = ["../up", "CON", "a b/c"]
     specs = {name: spec_of(2) for name in names}
-    cascade = Cascade.of_models({name: build(spec) for name, spec in specs.items()}, specs=specs)
+    cascade = Cascade.from_models({name: build(spec) for name, spec in specs.items()}, specs=specs)
     policy = random_policy(cascade.topology, seed=1, classes=3)
-    setting = Setting(policy=policy, method="x", reference="../up")
-    save_bundle(tmp_path / "in" / "b", cascade, setting, costs=COSTS)
+    candidate = Candidate(policy=policy, method="x", reference="../up")
+    save_bundle(tmp_path / "in" / "b", cascade, candidate, costs=COSTS)
     assert [file.name for file in tmp_path.iterdir()] == ["in"]
     loaded = load_bundle(tmp_path / "in" / "b")
-    assert same(loaded.adaptive(images), Adaptive(cascade, setting, costs=COSTS)(images))
+    assert same(loaded.adaptive(images), Adaptive(cascade, candidate, costs=COSTS)(images))
 
 
 @pytest.mark.parametrize("name", ["../x.json", "manifest.json", "policy.json", "x.txt", "/x.json"])
@@ -462,8 +464,8 @@ def rewrite(path, name, value):
         lambda p: p["policy"]["topology"].update(names=["a", "b", "c"]),
     ],
 )
-def test_a_policy_that_makes_no_sense_is_refused_by_the_files_name(saved, setting, change):
-    value = json.loads(json.dumps(to_json(setting)))
+def test_a_policy_that_makes_no_sense_is_refused_by_the_files_name(saved, candidate, change):
+    value = json.loads(json.dumps(to_json(candidate)))
     change(value)
     rewrite(saved, "policy.json", value)
     with pytest.raises(FileFormatError, match=r"policy.json (has|does|uses)"):
@@ -487,9 +489,9 @@ def test_a_bundle_runs_no_code_by_name_unless_that_is_allowed(saved):
 
 def test_networks_built_by_import_are_loaded_where_that_is_allowed(tmp_path):
     spec = ModelSpec(name="torch.nn:Linear", arguments={"in_features": 4, "out_features": 3})
-    cascade = Cascade.of_models({"a": build(spec)}, specs={"a": spec})
+    cascade = Cascade.from_models({"a": build(spec)}, specs={"a": spec})
     save_bundle(
-        tmp_path / "b", cascade, Setting.single(cascade.topology, "a", reference="a"), costs=None
+        tmp_path / "b", cascade, Candidate.single(cascade.topology, "a", reference="a"), costs=None
     )
     x = torch.eye(4)
     with pytest.raises(UnsupportedError, match=r"torch\.nn:Linear"):

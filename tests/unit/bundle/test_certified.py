@@ -1,4 +1,4 @@
-"""A certificate travels in the bundle; where none is given F runs alone, from the same call."""
+"""A certificate travels in the bundle; where there is none the reference runs alone."""
 
 import pytest
 import torch
@@ -16,26 +16,26 @@ SPEC = ModelSpec(name="small_cnn", arguments={"width": 2, "depth": 2, "classes":
 @pytest.fixture(scope="module")
 def frontier():
     trace = make_trace(3000, accuracies=[0.85, 0.9], classes=3, seed=2)
-    return fit(trace, "myopic", combines=["last"], confidences=["margin"], progress=False)
+    return fit(trace, "threshold", combines=["last"], confidences=["margin"], progress=False)
 
 
 @pytest.fixture(scope="module")
 def cascade(frontier):
     names = frontier.singles[0].fit.stages
-    return Cascade.of_models(
+    return Cascade.from_models(
         {name: build(SPEC) for name in names}, specs=dict.fromkeys(names, SPEC)
     )
 
 
 def test_a_certificate_leaves_its_promise_in_the_manifest(frontier, cascade, tmp_path):
-    found = frontier.cheapest(max_loss=0.04, delta=0.1)
+    found = frontier.cheapest(max_drop=0.04, delta=0.1)
     assert isinstance(found, Certificate)
     save_bundle(tmp_path / "b", cascade, found)
     chosen = read_manifest(tmp_path / "b").choice
     assert chosen.sentence == found.sentence
-    assert chosen.label == found.setting.label
-    assert chosen.numbers["max_loss"] == 0.04
-    assert chosen.numbers["risk"] == "difference"
+    assert chosen.label == found.candidate.label
+    assert chosen.numbers["max_drop"] == 0.04
+    assert chosen.numbers["risk"] == "accuracy_drop"
     assert chosen.numbers["delta"] == 0.1
     assert chosen.numbers["p_value"] == found.p_value
     assert chosen.numbers["n"] == 1000
@@ -47,7 +47,7 @@ def test_a_certificate_leaves_its_promise_in_the_manifest(frontier, cascade, tmp
 
 
 def test_without_a_certificate_f_runs_alone(frontier, cascade, tmp_path):
-    found = frontier.cheapest(max_loss=1e-4, delta=0.1)
+    found = frontier.cheapest(max_drop=1e-4, delta=0.1)
     assert isinstance(found, NotCertified)
     f = cascade.topology.index(frontier.reference)
     images = torch.zeros(2, 1, 8, 8)
@@ -62,7 +62,7 @@ def test_without_a_certificate_f_runs_alone(frontier, cascade, tmp_path):
 def test_promises_of_several_risks_and_their_weights_stand_in_the_manifest(
     frontier, cascade, tmp_path
 ):
-    found = frontier.certify({"difference": 0.06, "recall": 0.2}, delta=0.1)
+    found = frontier.certify({"accuracy_drop": 0.06, "recall": 0.2}, delta=0.1)
     assert isinstance(found, Certificate)
     save_bundle(tmp_path / "b", cascade, found)
     held = read_manifest(tmp_path / "b").choice
@@ -72,7 +72,7 @@ def test_promises_of_several_risks_and_their_weights_stand_in_the_manifest(
     budget = frontier.best(max_cost=0.8, delta=0.1)
     save_bundle(tmp_path / "c", cascade, budget)
     held = read_manifest(tmp_path / "c").choice
-    assert (held.numbers["max_loss"], held.numbers["max_cost"]) == (None, 0.8)
-    even = frontier.certify({"difference": 0.06}, delta=0.1, class_weights=[1.0, 1.0, 1.0])
+    assert (held.numbers["max_drop"], held.numbers["max_cost"]) == (None, 0.8)
+    even = frontier.certify({"accuracy_drop": 0.06}, delta=0.1, class_weights=[1.0, 1.0, 1.0])
     save_bundle(tmp_path / "d", cascade, even)
     assert read_manifest(tmp_path / "d").choice.numbers["class_weights"] == "1.0 1.0 1.0"

@@ -16,10 +16,10 @@ from offramp._core.seal import sealed
 from offramp.backends import BACKENDS, Compiled, restored, with_backend
 from offramp.bundle import export_folder, export_single_file, load_bundle, save_bundle
 from offramp.models import ModelSpec, gap_linear
-from offramp.policy import Feature, Linear, Node, Policy, Setting
+from offramp.policy import Candidate, Feature, Linear, Node, Policy
 from offramp.runtime import Adaptive
 from offramp.runtime.testing import random_policy
-from offramp.stages import Cascade, Normalize, join
+from offramp.stages import Cascade, Normalize, fuse
 
 KEPT = {"onnxruntime", "openvino", "onnxruntime-int8", "openvino-int8", "openvino-bf16"}
 POINTS = ("first", "second", "third")  # after the second the carry is a tuple
@@ -51,7 +51,7 @@ def exits():
     """Four segments and their heads, none with a spec."""
     heads = {at: gap_linear(4, 10) for at in POINTS}
     norm = Normalize(1 / 255, 0.5, 0.1)
-    return Cascade.of_exits(
+    return Cascade.from_network(
         Net().eval(), list(POINTS), heads=heads, example=images(2), preprocess=norm
     )
 
@@ -62,34 +62,36 @@ def in_backend(exits):
 
     @functools.cache
     def made(backend, fuse, block, asked):
-        joined = join(exits, [block], asked=asked) if block else exits
+        joined = fuse(exits, [block], asked=asked) if block else exits
         given = {"example": images(2), "calibration": images()}
-        return with_backend(joined, backend, fuse=fuse, threads=1, **given)
+        return with_backend(joined, backend, head_in_segment=fuse, threads=1, **given)
 
-    def make(backend, fuse=(), block=(), asked=None):  # one way to ask, or it is made twice
+    def make(
+        backend, head_in_segment=(), block=(), asked=None
+    ):  # one way to ask, or it is made twice
         return made(backend, fuse, block, asked)
 
     return make
 
 
-def setting_of(cascade):
+def candidate_of(cascade):
     """A policy by which somebody leaves at most stages."""
     policies = (random_policy(cascade.topology, seed=seed, classes=10) for seed in range(1000))
     policy = next(
         p for p in policies if len(Adaptive(cascade, p)(images()).stage.unique()) >= len(POINTS)
     )
-    return Setting(policy=policy, method="weighted", reference=cascade.topology.names[-1])
+    return Candidate(policy=policy, method="learned", reference=cascade.topology.names[-1])
 
 
-def check_comes_back(folder, cascade, setting):
-    """The loaded bundle answers as the cascade did, batch and one by one, and so does F."""
-    save_bundle(folder, cascade, setting)
+def check_comes_back(folder, cascade, candidate):
+    """The loaded bundle answers as the cascade did, batch and one by one; the reference too."""
+    save_bundle(folder, cascade, candidate)
     bundle = load_bundle(folder)
     for batch in (images(), images()[:1], images()[:0]):
-        want, found = Adaptive(cascade, setting)(batch), bundle.adaptive(batch)
+        want, found = Adaptive(cascade, candidate)(batch), bundle.adaptive(batch)
         assert torch.equal(found.logits, want.logits)
         assert torch.equal(found.stage, want.stage)
-    fallback = Adaptive.single(cascade, setting.reference)
+    fallback = Adaptive.single(cascade, candidate.reference)
     assert torch.equal(bundle.fallback(images()).logits, fallback(images()).logits)
     return bundle
 
@@ -111,7 +113,7 @@ SLOW = pytest.mark.slow  # another variant of what `make test` runs: make test-s
 )
 def test_a_cascade_in_another_runtime_comes_back(tmp_path, in_backend, backend, fuse, block):
     made = in_backend(backend, fuse, block)
-    bundle = check_comes_back(tmp_path / "b", made, setting_of(made))
+    bundle = check_comes_back(tmp_path / "b", made, candidate_of(made))
     assert bundle.manifest.version == 4
     held = [stage.module for stage in bundle.adaptive.runner.stages.values()]
     assert {module.backend for module in held if isinstance(module, Compiled)} == {backend}
@@ -122,45 +124,45 @@ def test_several_backends_and_pytorch_in_one_bundle(tmp_path):
     x = torch.rand(9, 4)
     sizes = {"in_features": 4, "out_features": 3}
     specs = {"c": ModelSpec(name="torch.nn:Linear", arguments=sizes)}
-    cascade = Cascade.of_models(nets, specs=specs)
+    cascade = Cascade.from_models(nets, specs=specs)
     backends = {"a": "openvino-int8", "b": "onnxruntime"}
     made = with_backend(cascade, backends, example=x, calibration=x)
     policy = random_policy(made.topology, seed=0, classes=3)
-    setting = Setting(policy=policy, method="weighted", reference="c")
-    save_bundle(tmp_path / "b", made, setting)
+    candidate = Candidate(policy=policy, method="learned", reference="c")
+    save_bundle(tmp_path / "b", made, candidate)
     bundle = load_bundle(tmp_path / "b", allow_import=True)
     torch.testing.assert_close(bundle.adaptive(x).logits, Adaptive(made, policy)(x).logits)
 
 
 def test_one_thread_where_one_is_asked_for(tmp_path, in_backend):
     made = in_backend("onnxruntime")
-    setting = setting_of(made)
-    save_bundle(tmp_path / "b", made, setting)
+    candidate = candidate_of(made)
+    save_bundle(tmp_path / "b", made, candidate)
     found = load_bundle(tmp_path / "b", threads=1).adaptive(images())
-    torch.testing.assert_close(found.logits, Adaptive(made, setting)(images()).logits)
+    torch.testing.assert_close(found.logits, Adaptive(made, candidate)(images()).logits)
     with pytest.raises(InputError, match="threads must be"):
         load_bundle(tmp_path / "b", threads=0)
 
 
 def test_pieces_in_pytorch_are_refused(tmp_path, exits):
-    joined = join(exits, [POINTS])
-    setting = setting_of(joined)
+    joined = fuse(exits, [POINTS])
+    candidate = candidate_of(joined)
     with pytest.raises(InputError, match=r"in one piece with others in PyTorch.*with_backend"):
-        save_bundle(tmp_path / "b", joined, setting)
+        save_bundle(tmp_path / "b", joined, candidate)
     assert not (tmp_path / "b").exists()
 
 
 def test_f_has_to_have_been_asked(tmp_path, in_backend):
     made = in_backend("onnxruntime", (), POINTS, POINTS[:2])
-    setting = Setting.single(made.topology, POINTS[0], reference=POINTS[2])
+    candidate = Candidate.single(made.topology, POINTS[0], reference=POINTS[2])
     with pytest.raises(InputError, match=r"'third' was joined .* asked=\[\.\.\.\]"):
-        save_bundle(tmp_path / "b", made, setting)
+        save_bundle(tmp_path / "b", made, candidate)
 
 
 @pytest.fixture
 def joined_bundle(tmp_path, in_backend):
     made = in_backend("onnxruntime", POINTS, POINTS[:2])
-    save_bundle(tmp_path / "b", made, setting_of(made))
+    save_bundle(tmp_path / "b", made, candidate_of(made))
     return tmp_path / "b"
 
 
@@ -177,7 +179,7 @@ def edited(folder, change):
         (lambda s: s[0]["head"].update(column=7), "'first' does not run on what it is given"),
         (lambda s: s[0]["head"].update(column=-1), "head.*greater than or equal to 0"),
         (lambda s: s[0]["head"].update(kind="code"), "head.*'same'"),
-        (lambda s: s[0]["runs"].update(backend="prepared"), "must be one of .*got 'prepared'"),
+        (lambda s: s[0]["runs"].update(backend="folded"), "must be one of .*got 'folded'"),
         (lambda s: s[0]["runs"].update(backend="openvino"), r"files \['.xml', '.bin'\], got 1"),
         (lambda s: s[0].update(runs={"kind": "same"}), "'first' does not run"),
         (lambda s: s[3].update(runs={"kind": "same"}), "'last'"),

@@ -20,7 +20,7 @@ from offramp._core.schema import to_json
 from offramp._core.seal import sealed
 from offramp.bundle import load_bundle, read_manifest, save_bundle
 from offramp.models import ModelSpec, build, head_arguments
-from offramp.policy import Constant, Node, Policy, Setting
+from offramp.policy import Candidate, Constant, Node, Policy
 from offramp.runtime import Adaptive
 from offramp.runtime.testing import random_policy
 from offramp.stages import Cascade, Normalize, SegmentSpec, Stage, own_head
@@ -66,7 +66,7 @@ def make_cascade(**changes):
         "preprocess": Normalize(1 / 255, 0.5, 0.1),
         "spec": NET,
     }
-    cascade = Cascade.of_exits(build(NET), AT, **(given | changes))
+    cascade = Cascade.from_network(build(NET), AT, **(given | changes))
     return lively(cascade)
 
 
@@ -83,7 +83,7 @@ def never_leave(cascade, names, reference):
     """Visits all of some exits; the last of them answers."""
     part = cascade.topology.chain(names)
     nodes = {path: Node(Constant(False)) for path in part.paths() if part.children(path[-1])}
-    return Setting(policy=Policy(part, nodes), method="x", reference=reference)
+    return Candidate(policy=Policy(part, nodes), method="x", reference=reference)
 
 
 @pytest.fixture(scope="module")
@@ -97,18 +97,18 @@ def images():
 
 
 @pytest.fixture(scope="module")
-def setting(cascade, images):
+def candidate(cascade, images):
     """Of random policies the first by which examples leave at each of three exits."""
     part = cascade.topology.chain([AT[0], CONV, "last"])
-    policies = (random_policy(part, seed=k, classes=10, combine="weighted") for k in range(1000))
+    policies = (random_policy(part, seed=k, classes=10, combine="log_linear") for k in range(1000))
     policy = next(p for p in policies if len(Adaptive(cascade, p)(images).stage.unique()) == 3)
-    return Setting(policy=policy, method="weighted", reference="last")
+    return Candidate(policy=policy, method="learned", reference="last")
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory, cascade, setting):
+def written(tmp_path_factory, cascade, candidate):
     path = tmp_path_factory.mktemp("exits") / "bundle"
-    save_bundle(path, cascade, setting, costs=COSTS)
+    save_bundle(path, cascade, candidate, costs=COSTS)
     return path
 
 
@@ -127,9 +127,9 @@ def same(one, other):
 # What comes back.
 
 
-def test_a_loaded_bundle_answers_bit_by_bit_as_what_was_saved(written, cascade, setting, images):
+def test_a_loaded_bundle_answers_bit_by_bit_as_what_was_saved(written, cascade, candidate, images):
     loaded = load_bundle(written)
-    before = Adaptive(cascade, setting, costs=COSTS)(images)
+    before = Adaptive(cascade, candidate, costs=COSTS)(images)
     assert same(loaded.adaptive(images), before)
     assert len(before.stage.unique()) == 3
     assert same(loaded.fallback(images), Adaptive.single(cascade, "last", costs=COSTS)(images))
@@ -175,10 +175,10 @@ def test_the_stages_of_a_loaded_bundle_know_how_to_be_built_again(written, casca
 
 
 def test_f_may_be_an_exit_in_the_middle(tmp_path, cascade, images):
-    setting = never_leave(cascade, [AT[0], CONV], CONV)
-    save_bundle(tmp_path / "b", cascade, setting, costs=COSTS)
+    candidate = never_leave(cascade, [AT[0], CONV], CONV)
+    save_bundle(tmp_path / "b", cascade, candidate, costs=COSTS)
     loaded = load_bundle(tmp_path / "b")
-    assert same(loaded.adaptive(images), Adaptive(cascade, setting, costs=COSTS)(images))
+    assert same(loaded.adaptive(images), Adaptive(cascade, candidate, costs=COSTS)(images))
     assert same(loaded.fallback(images), Adaptive.single(cascade, CONV, costs=COSTS)(images))
     names = [entry.name for entry in loaded.manifest.stages]
     assert names == [AT[0], CONV]  # what lies deeper never runs
@@ -186,24 +186,24 @@ def test_f_may_be_an_exit_in_the_middle(tmp_path, cascade, images):
 
 def test_a_policy_may_go_on_from_another_head_than_the_source(tmp_path, cascade, images):
     """The segment after a group continues its first head, by name; any head will have run it."""
-    setting = never_leave(cascade, [CONV, AT[2]], AT[0])
-    save_bundle(tmp_path / "b", cascade, setting)
-    expected = Adaptive(cascade, setting)(images)
+    candidate = never_leave(cascade, [CONV, AT[2]], AT[0])
+    save_bundle(tmp_path / "b", cascade, candidate)
+    expected = Adaptive(cascade, candidate)(images)
     assert torch.equal(load_bundle(tmp_path / "b").adaptive(images).logits, expected.logits)
 
 
 def test_f_may_use_exits_that_the_policy_does_not(tmp_path, cascade, images):
-    setting = Setting.single(cascade.topology, AT[0], reference=GAP)
-    save_bundle(tmp_path / "b", cascade, setting)
+    candidate = Candidate.single(cascade.topology, AT[0], reference=GAP)
+    save_bundle(tmp_path / "b", cascade, candidate)
     loaded = load_bundle(tmp_path / "b")
     assert loaded.adaptive(images).stage.tolist() == [0] * 33
     expected = Adaptive.single(cascade, GAP)(images)
     assert torch.equal(loaded.fallback(images).logits, expected.logits)
 
 
-def test_a_bundle_may_be_loaded_optimised(written, images, monkeypatch):
+def test_a_bundle_may_be_loaded_optimized(written, images, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # folding passes stand-ins
-    plain, fast = load_bundle(written), load_bundle(written, optimise=True, verify=False)
+    plain, fast = load_bundle(written), load_bundle(written, fold=True, verify=False)
     norms = [m.num_features for m in fast.adaptive.modules() if isinstance(m, nn.BatchNorm2d)]
     assert norms == [8]  # the cut after layer2.0.conv1 parts a batch-norm from its convolution
     torch.testing.assert_close(
@@ -217,7 +217,7 @@ def test_exits_of_two_networks_and_a_whole_one_go_together(tmp_path, images):
     nets = {"first": NET, "second": ModelSpec(name="resnet14", arguments={"width": 0.25})}
     stages, edges = [Stage("small", build(NET), preprocess=Normalize(0.01), spec=NET)], []
     for name, spec in nets.items():
-        exits = Cascade.of_exits(
+        exits = Cascade.from_network(
             build(spec),
             ["layer1.0"],
             heads={"layer1.0": {name: head_spec("gap_linear", 4)}},
@@ -231,11 +231,11 @@ def test_exits_of_two_networks_and_a_whole_one_go_together(tmp_path, images):
             edges.append((stages[-1].name, stage.name))
             stages.append(stage)
     cascade = lively(Cascade(stages, edges=edges))
-    setting = never_leave(cascade, cascade.topology.names, "last_first")
-    save_bundle(tmp_path / "b", cascade, setting)
+    candidate = never_leave(cascade, cascade.topology.names, "last_first")
+    save_bundle(tmp_path / "b", cascade, candidate)
     loaded = load_bundle(tmp_path / "b")
     assert [network.model.name for network in loaded.manifest.networks] == ["resnet8", "resnet14"]
-    expected = Adaptive(cascade, setting)(images)
+    expected = Adaptive(cascade, candidate)(images)
     assert torch.equal(loaded.adaptive(images).logits, expected.logits)
     expected = Adaptive.single(cascade, "last_first")(images)
     assert torch.equal(loaded.fallback(images).logits, expected.logits)
@@ -285,13 +285,15 @@ def test_a_network_and_a_head_of_ones_own_that_read_a_mapping_of_whole_numbers(t
     ids = torch.randint(0, 20, (7, 6), generator=torch.Generator().manual_seed(0))
     batch = {"ids": ids, "mask": (ids > 3).long(), "kinds": torch.zeros_like(ids)}
     batch["mask"][:, 0] = 1
-    cascade = Cascade.of_exits(build(net), ["one"], heads={"one": head}, example=batch, spec=net)
-    setting = never_leave(cascade, ["one", "last"], "last")
-    save_bundle(tmp_path / "b", cascade, setting)
+    cascade = Cascade.from_network(
+        build(net), ["one"], heads={"one": head}, example=batch, spec=net
+    )
+    candidate = never_leave(cascade, ["one", "last"], "last")
+    save_bundle(tmp_path / "b", cascade, candidate)
     with pytest.raises(UnsupportedError, match="would import and run code by name"):
         load_bundle(tmp_path / "b")
     loaded = load_bundle(tmp_path / "b", allow_import=True)
-    assert torch.equal(loaded.adaptive(batch).logits, Adaptive(cascade, setting)(batch).logits)
+    assert torch.equal(loaded.adaptive(batch).logits, Adaptive(cascade, candidate)(batch).logits)
     held = load_file(tmp_path / "b" / "example.0.safetensors")
     assert torch.equal(held["input.0"], ids[:1])
     assert held["logits"].isfinite().all()
@@ -301,7 +303,9 @@ def test_code_that_computes_something_else_by_now_is_noticed(tmp_path, reader, m
     net, head = reader
     example = {"ids": torch.ones(1, 6).long(), "mask": torch.ones(1, 6), "kinds": torch.zeros(1, 6)}
     example["kinds"] = example["kinds"].long()
-    cascade = Cascade.of_exits(build(net), ["one"], heads={"one": head}, example=example, spec=net)
+    cascade = Cascade.from_network(
+        build(net), ["one"], heads={"one": head}, example=example, spec=net
+    )
     save_bundle(tmp_path / "b", cascade, never_leave(cascade, ["one"], "last"))
     module = sys.modules["own_networks"]
     monkeypatch.setattr(module.torch, "relu", torch.sigmoid)
@@ -316,8 +320,8 @@ import sys, types
 sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("none"))
 from transformers import BertConfig, BertForSequenceClassification
 
-def bert(**settings):
-    return BertForSequenceClassification(BertConfig(**settings))
+def bert(**candidates):
+    return BertForSequenceClassification(BertConfig(**candidates))
 """
 
 ANSWER = """
@@ -352,11 +356,11 @@ def test_a_hugging_face_classifier_in_a_fresh_process(tmp_path, monkeypatch):
         )
         for k in (0, 2)
     }
-    cascade = Cascade.of_exits(build(spec), list(heads), heads=heads, example=batch, spec=spec)
+    cascade = Cascade.from_network(build(spec), list(heads), heads=heads, example=batch, spec=spec)
     part = cascade.topology.chain([0, 1, 2])
     policies = (random_policy(part, seed=k, classes=3, linear=True) for k in range(1000))
     policy = next(p for p in policies if len(Adaptive(cascade, p)(batch).stage.unique()) > 1)
-    save_bundle(tmp_path / "b", cascade, Setting(policy=policy, method="x", reference="last"))
+    save_bundle(tmp_path / "b", cascade, Candidate(policy=policy, method="x", reference="last"))
     save_file(batch, tmp_path / "in.safetensors")
     here = [tmp_path, tmp_path / "b", tmp_path / "in.safetensors", tmp_path / "out.safetensors"]
     done = subprocess.run(
@@ -369,12 +373,12 @@ def test_a_hugging_face_classifier_in_a_fresh_process(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow  # tests/parity/test_bundle_equals_runtime.py does so quickly: make test-slow
-def test_exits_answer_the_same_in_a_fresh_process(tmp_path, written, cascade, setting, images):
+def test_exits_answer_the_same_in_a_fresh_process(tmp_path, written, cascade, candidate, images):
     save_file({"x": images}, tmp_path / "in.safetensors")
     program = ANSWER.replace("load_file(sys.argv[3])", 'load_file(sys.argv[3])["x"]')
     command = [sys.executable, "-c", program, str(tmp_path), str(written), "in.safetensors", "out"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
-    found, wanted = load_file(tmp_path / "out"), Adaptive(cascade, setting)(images)
+    found, wanted = load_file(tmp_path / "out"), Adaptive(cascade, candidate)(images)
     assert torch.equal(found["stage"], wanted.stage)
     assert torch.equal(found["logits"], wanted.logits)
 
@@ -382,34 +386,34 @@ def test_exits_answer_the_same_in_a_fresh_process(tmp_path, written, cascade, se
 # What cannot be bundled.
 
 
-def refused(tmp_path, cascade, setting, message, kind=InputError):
+def refused(tmp_path, cascade, candidate, message, kind=InputError):
     with pytest.raises(kind, match=message):
-        save_bundle(tmp_path / "b", cascade, setting)
+        save_bundle(tmp_path / "b", cascade, candidate)
     assert not (tmp_path / "b").exists()
 
 
-def test_a_network_without_spec_is_told_how_to_give_one(tmp_path, cascade, setting):
+def test_a_network_without_spec_is_told_how_to_give_one(tmp_path, cascade, candidate):
     refused(
         tmp_path,
         respecified(cascade, None),
-        setting,
-        r"Stage 'layer1\.0' is an exit of a network that nobody.*of_exits\(\.\.\., spec=ModelSpec",
+        candidate,
+        r"Stage 'layer1\.0' is an exit of a network that .*from_network\(\.\.\., spec=ModelSpec",
     )
 
 
-def test_a_head_without_spec_is_told_how_to_give_one(tmp_path, cascade, setting):
+def test_a_head_without_spec_is_told_how_to_give_one(tmp_path, cascade, candidate):
     other = copy.deepcopy(cascade)
     other.stage(CONV).head_spec = None
     other.stage(GAP).head_spec = None  # not used, so not asked for
     refused(
         tmp_path,
         other,
-        setting,
+        candidate,
         r"head of stage 'layer2\.0\.conv1/conv' has no spec.*stage\('layer2\.0\.conv1/conv'\)"
         r"\.head_spec; any importable",
     )
     other.stage(CONV).head_spec = cascade.stage(CONV).head_spec
-    save_bundle(tmp_path / "b", other, setting)
+    save_bundle(tmp_path / "b", other, candidate)
 
 
 @pytest.mark.parametrize(
@@ -421,11 +425,11 @@ def test_a_head_without_spec_is_told_how_to_give_one(tmp_path, cascade, setting)
     ],
 )
 def test_a_spec_that_builds_another_head_is_found_when_saving(
-    tmp_path, cascade, setting, wrong, message
+    tmp_path, cascade, candidate, wrong, message
 ):
     other = copy.deepcopy(cascade)
     other.stage(CONV).head_spec = wrong
-    refused(tmp_path, other, setting, message)
+    refused(tmp_path, other, candidate, message)
 
 
 @pytest.mark.parametrize(
@@ -436,22 +440,24 @@ def test_a_spec_that_builds_another_head_is_found_when_saving(
         ModelSpec(name="small_cnn", arguments={"in_channels": 3}),
     ],
 )
-def test_a_spec_that_builds_another_network_is_found_when_saving(tmp_path, cascade, setting, wrong):
-    message = f"The spec '{wrong.name}' given to Cascade.of_exits does not build the network"
-    refused(tmp_path, respecified(cascade, wrong), setting, message)
+def test_a_spec_that_builds_another_network_is_found_when_saving(
+    tmp_path, cascade, candidate, wrong
+):
+    message = f"The spec '{wrong.name}' given to Cascade.from_network does not build the network"
+    refused(tmp_path, respecified(cascade, wrong), candidate, message)
 
 
-def test_a_network_of_another_type_is_found_when_saving(tmp_path, cascade, setting):
+def test_a_network_of_another_type_is_found_when_saving(tmp_path, cascade, candidate):
     other = copy.deepcopy(cascade)
     other.stage(0).module.double()
-    refused(tmp_path, other, setting, "do not run on an example")
+    refused(tmp_path, other, candidate, "do not run on an example")
 
 
-def test_a_network_with_other_operations_and_the_same_weights_is_found(tmp_path, setting):
+def test_a_network_with_other_operations_and_the_same_weights_is_found(tmp_path, candidate):
     net = build(NET)
     net.layer1[0].conv1.padding_mode = "reflect"
     assert net.layer1[0].conv1(torch.zeros(1, 4, 8, 8)).shape == (1, 4, 8, 8)
-    cascade = Cascade.of_exits(
+    cascade = Cascade.from_network(
         net,
         AT,
         heads=dict(zip(AT, (head_spec("gap_linear", 4 * 2**k) for k in range(3)), strict=True)),
@@ -472,7 +478,7 @@ def test_a_constant_that_is_not_in_the_weights_is_found(tmp_path, reader):
     changed.order += 1
     example = {"ids": torch.ones(1, 6).long(), "mask": torch.ones(1, 6).long()}
     example["kinds"] = torch.zeros(1, 6).long()
-    cascade = Cascade.of_exits(changed, ["one"], heads={"one": head}, example=example, spec=net)
+    cascade = Cascade.from_network(changed, ["one"], heads={"one": head}, example=example, spec=net)
     refused(
         tmp_path,
         cascade,
@@ -481,11 +487,11 @@ def test_a_constant_that_is_not_in_the_weights_is_found(tmp_path, reader):
     )
 
 
-def test_a_head_that_does_not_fit_is_found_when_saving(tmp_path, cascade, setting):
+def test_a_head_that_does_not_fit_is_found_when_saving(tmp_path, cascade, candidate):
     other = copy.deepcopy(cascade)
     other.stage(AT[0]).head_spec = head_spec("gap_linear", 5)
     other.stage(AT[0]).head = build(other.stage(AT[0]).head_spec)
-    refused(tmp_path, other, setting, r"stages \['layer1\.0', .*do not run on an example")
+    refused(tmp_path, other, candidate, r"stages \['layer1\.0', .*do not run on an example")
 
 
 # What must not be loaded.

@@ -114,7 +114,7 @@ CASES = {
     "never": lambda: Policy(chain_of(2), {(0,): Node(Constant(False))}),
 }
 MORE = {f"{c} {k}": functools.partial(random_case, k, k, c) for k in (17, 25, 27, 43)
-        for c in ("last", "mean", "weighted")}  # fmt: skip
+        for c in ("last", "mean", "learned")}  # fmt: skip
 
 
 def inputs(n, stages, seed, broken):
@@ -194,7 +194,7 @@ def made(tmp_path_factory):
 
 
 def near_a_boundary(adaptive, x):
-    """Examples that are answered otherwise when all logits change a little."""
+    """Dataset that are answered otherwise when all logits change a little."""
     here = adaptive(x)
     near = torch.zeros(len(x), dtype=torch.bool)
     for factor in (1 - BOUNDARY, 1 + BOUNDARY):

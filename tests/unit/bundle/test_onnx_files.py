@@ -20,7 +20,7 @@ from offramp.backends import to_onnx
 from offramp.bundle import export_folder, export_single_file
 from offramp.bundle.onnx import parts as parts_module
 from offramp.fitting.stopping.network import make_networks, stopping_policy
-from offramp.policy import Feature, Linear, Node, Policy, Setting
+from offramp.policy import Candidate, Feature, Linear, Node, Policy
 from offramp.policy.rules import Random
 from offramp.runtime import Adaptive
 from offramp.stages import Cascade, Normalize
@@ -61,7 +61,7 @@ def cascade():
     for name, layer in layers.items():
         net.add_module(name, layer)
     heads = {"relu1": {"a": head(4), "b": head(4)}, "relu2": head(8)}
-    return Cascade.of_exits(
+    return Cascade.from_network(
         net.eval(),
         list(heads),
         heads=heads,
@@ -93,9 +93,9 @@ def exported(cascade, policy, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parts_module, "to_onnx", once)
-        setting = Setting(policy=policy, method="myopic", reference="last")
+        candidate = Candidate(policy=policy, method="threshold", reference="last")
         single = export_single_file(path / "cascade.onnx", cascade, policy, example=images(1))
-        return single, export_folder(path / "cascade", cascade, setting, example=images(1))
+        return single, export_folder(path / "cascade", cascade, candidate, example=images(1))
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +207,7 @@ def test_a_folder_holds_each_part_once_and_the_policy(folder, policy):
     assert sorted(folder.bytes) == sorted(file.name for file in folder.path.iterdir())
     assert sum(name.endswith(".segment.onnx") for name in folder.bytes) == 3
     assert sum(name.endswith(".head.onnx") for name in folder.bytes) == 1
-    saved = from_json(Setting, json.loads((folder.path / "policy.json").read_text()))
+    saved = from_json(Candidate, json.loads((folder.path / "policy.json").read_text()))
     assert to_json(saved.policy) == to_json(policy)
     for file in folder.path.glob("*.onnx"):
         onnx.checker.check_model(str(file), full_check=True)
@@ -242,7 +242,7 @@ class Tokens(nn.Module):
 
 @pytest.mark.slow
 def test_networks_that_take_and_give_mappings_can_be_exported(tmp_path):
-    cascade = Cascade.of_models({"small": Tokens().eval(), "large": Tokens().eval()})
+    cascade = Cascade.from_models({"small": Tokens().eval(), "large": Tokens().eval()})
     x = {"ids": torch.arange(66).reshape(11, 6) % 11, "mask": torch.ones(11, 6)}
     with torch.inference_mode():
         sure = cascade(x)[:, 0].softmax(dim=1).amax(dim=1).sort().values
@@ -259,11 +259,11 @@ def test_networks_that_take_and_give_mappings_can_be_exported(tmp_path):
 
 def tiny(preprocess=None, **other):
     models = {"a": nn.Linear(4, 3), "b": nn.Linear(4, 3), **other}
-    return Cascade.of_models({k: m.eval() for k, m in models.items()}, preprocess=preprocess)
+    return Cascade.from_models({k: m.eval() for k, m in models.items()}, preprocess=preprocess)
 
 
 def alone(cascade, stage="a"):
-    return Setting.single(cascade.topology, stage, reference=stage)
+    return Candidate.single(cascade.topology, stage, reference=stage)
 
 
 def test_preprocessing_can_be_left_to_whoever_calls(tmp_path):
@@ -344,10 +344,10 @@ def test_paths_are_looked_at_before_anything_runs(tmp_path):
 
 
 def test_a_policy_of_another_cascade_is_refused(tmp_path):
-    setting = alone(tiny())
+    candidate = alone(tiny())
     with pytest.raises(InputError, match="The policy was made for stages"):
         export_single_file(
-            tmp_path / "x.onnx", tiny(c=nn.Linear(4, 3)), setting, example=torch.zeros(1, 4)
+            tmp_path / "x.onnx", tiny(c=nn.Linear(4, 3)), candidate, example=torch.zeros(1, 4)
         )
 
 

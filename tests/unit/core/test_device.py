@@ -30,6 +30,6 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch):
 
 def test_nothing_has_been_moved_by_then(monkeypatch):
     monkeypatch.setattr(module.torch.cuda, "device_count", lambda: 0)
-    cascade = Cascade.of_models({"a": nn.Linear(4, 3)})
+    cascade = Cascade.from_models({"a": nn.Linear(4, 3)})
     with pytest.raises(InputError, match="device must be on this machine"):
         measure_seconds(cascade, torch.zeros(1, 4), device="cuda")

@@ -8,7 +8,14 @@ import pytest
 
 from offramp._core import temporaries
 from offramp._core.errors import FileFormatError, InputError, StorageError
-from offramp._core.files import read_json, sha256, whole_file, whole_folder, write_json, write_text
+from offramp._core.files import (
+    atomic_file,
+    atomic_folder,
+    read_json,
+    sha256,
+    write_json,
+    write_text,
+)
 from offramp._core.ownership import TRACE
 
 
@@ -21,7 +28,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     write_text(path, "old")
 
     def fail():
-        with whole_file(path) as temporary:
+        with atomic_file(path) as temporary:
             temporary.write_text("half")
             raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -33,7 +40,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 
 def test_nothing_stands_at_the_path_before_the_block_ends(tmp_path):
     path = tmp_path / "deep" / "a.txt"
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text("new")
         assert not path.exists()
     assert path.read_text() == "new"
@@ -47,7 +54,7 @@ def test_a_written_file_can_be_read_by_whoever_may_read_others(tmp_path):
 
 def written(path, content, **options):
     """A folder that says of itself that it is a trace."""
-    with whole_folder(path, TRACE, **options) as folder:
+    with atomic_folder(path, TRACE, **options) as folder:
         (folder / "trace.json").write_text(json.dumps({"format": "offramp-trace"}))
         (folder / "arrays.safetensors").write_text(content)
 
@@ -57,7 +64,7 @@ def test_a_failed_folder_leaves_the_old_one_and_nothing_else(tmp_path):
     written(path, "old")
 
     def interrupted():
-        with whole_folder(path, TRACE, overwrite=True) as folder:
+        with atomic_folder(path, TRACE, overwrite=True) as folder:
             (folder / "arrays.safetensors").write_text("new")
             raise KeyboardInterrupt
 

@@ -73,7 +73,7 @@ def test_rows_take_every_field_along():
     output = StageOutput(
         classes=3, ranked=torch.tensor([[0], [1], [2]]), confidence=torch.tensor([0.1, 0.2, 0.3])
     )
-    some = output.rows(torch.tensor([2, 0]))
+    some = output.take(torch.tensor([2, 0]))
     assert len(some) == 2
     assert some.ranked.tolist() == [[2], [0]]
     torch.testing.assert_close(some.confidence, torch.tensor([0.3, 0.1]))

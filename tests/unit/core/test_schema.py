@@ -15,7 +15,7 @@ from offramp._core.registry import Registry
 from offramp._core.schema import As, FieldsOf, OneOf, from_json, omitted, stored, to_json
 from offramp.bundle import Manifest
 from offramp.evaluation import Frontier
-from offramp.policy import Setting
+from offramp.policy import Candidate
 from offramp.trace.files import _Description
 
 OLD = json.loads(Path(__file__).with_name("records_of_0_1.json").read_text())
@@ -161,9 +161,9 @@ def test_a_field_can_stand_beside_its_record():
     assert from_json(Outer, value) == Outer(Inner("o", 3))
 
 
-@pytest.mark.parametrize("k", range(len(OLD["settings"])))
+@pytest.mark.parametrize("k", range(len(OLD["candidates"])))
 def test_settings_of_version_0_1_are_read_and_written_alike(k):
-    assert to_json(from_json(Setting, OLD["settings"][k])) == OLD["settings"][k]
+    assert to_json(from_json(Candidate, OLD["candidates"][k])) == OLD["candidates"][k]
 
 
 @pytest.mark.parametrize(

@@ -176,8 +176,8 @@ def test_forty_exits_with_two_heads_each_are_checked_at_once():
     sources = [-1 if k < 2 else k // 2 * 2 - 2 for k in range(80)]
     groups = [name.split("/")[0] for name in names]
     skipping = Topology.of(names, edges=pairs, sources=sources, groups=groups)
-    neighbours = [(a, b) for a, b in pairs if int(b.split("/")[0]) - int(a.split("/")[0]) == 1]
-    chained = Topology.of(names, edges=neighbours, sources=sources, groups=groups)
+    neighbors = [(a, b) for a, b in pairs if int(b.split("/")[0]) - int(a.split("/")[0]) == 1]
+    chained = Topology.of(names, edges=neighbors, sources=sources, groups=groups)
     free = Topology.of(names, edges=pairs, groups=groups)
     start = time.perf_counter()
     with pytest.raises(TopologyError, match=r"'0/linear' -> '2/linear'.*continues '1/linear'"):

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from offramp._core.errors import FileFormatError, InputError
-from offramp.data import arrays, load_examples, npz
+from offramp.data import arrays, load_dataset, npz
 
 
 def test_uint8_images_with_channels_last_are_turned():
@@ -52,7 +52,7 @@ def test_no_examples_are_refused():
 def test_given_splits_are_taken_and_a_missing_class_is_warned_of():
     split = ["train", "train", "test", "test"]
     whole = arrays(np.zeros((4, 2)), [0, 1, 1, 0], split=split)
-    assert len(whole.part("test")) == 2
+    assert len(whole.subset("test")) == 2
     with pytest.warns(UserWarning, match="'test' of arrays has no example of class '0'"):
         arrays(np.zeros((4, 2)), [0, 1, 1, 1], split=split)
 
@@ -97,6 +97,6 @@ def test_several_arrays_of_an_npz_file_become_a_mapping(tmp_path):
     found = npz(tmp_path / "text.npz", inputs=["input_ids", "attention_mask"])
     assert sorted(found.inputs) == ["attention_mask", "input_ids"]
     assert found.inputs["input_ids"].tolist() == ids.tolist()
-    assert load_examples("npz", tmp_path / "text.npz", inputs=["input_ids"]).inputs.keys() == {
+    assert load_dataset("npz", tmp_path / "text.npz", inputs=["input_ids"]).inputs.keys() == {
         "input_ids"
     }

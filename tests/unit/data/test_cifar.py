@@ -35,13 +35,13 @@ def test_cifar10_reads_the_batches_that_are_there_and_names_them(batches):
     assert found.labels[:4].tolist() == [3, 9, 1, 0]
     assert found.class_names[3] == "cat"
     assert torch.equal(found.inputs[:3].flatten(1), torch.from_numpy(second))
-    assert torch.equal(found.part("test").inputs[:1].flatten(1), torch.from_numpy(test))
+    assert torch.equal(found.subset("test").inputs[:1].flatten(1), torch.from_numpy(test))
 
 
 def test_ids_do_not_depend_on_which_batches_are_there(batches):
     found = cifar10(batches[0])
-    assert found.part("train").ids[[0, -1]].tolist() == [10_000, 19_999]
-    assert found.part("test").ids[[0, -1]].tolist() == [50_000, 59_999]
+    assert found.subset("train").ids[[0, -1]].tolist() == [10_000, 19_999]
+    assert found.subset("test").ids[[0, -1]].tolist() == [50_000, 59_999]
 
 
 def test_pixels_are_channel_by_channel(batches):

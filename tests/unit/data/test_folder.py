@@ -120,6 +120,6 @@ def test_the_fingerprint_follows_file_names_sizes_and_the_cut(folder):
 
 def test_parts_of_a_folder_read_their_own_images(folder):
     found = image_folder(folder, size=8)
-    some = found.rows(torch.tensor([3, 0]))
+    some = found.take(torch.tensor([3, 0]))
     assert torch.equal(some.inputs[0], found.inputs[3])
     assert some.ids.tolist() == ["zebra/1.png", "ant/a.png"]

@@ -4,7 +4,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from offramp._core.errors import FileFormatError, InputError, UnknownNameError
-from offramp.data import SOURCES, digits, imagenet32, load_examples
+from offramp.data import SOURCES, digits, imagenet32, load_dataset
 
 
 def write_batch(path, n, *, first=1, width=3072):
@@ -28,7 +28,7 @@ def test_imagenet32_counts_classes_from_0_and_names_what_it_used(tmp_path):
     assert found.labels.tolist() == [0, 1, 2, 3, 4, 997, 998, 999]
     assert (found.classes, found.class_names[999]) == (1000, "1000")
     assert torch.equal(found.inputs.flatten(1)[:5], torch.from_numpy(second))
-    assert torch.equal(found.part("test").inputs.flatten(1), torch.from_numpy(validation))
+    assert torch.equal(found.subset("test").inputs.flatten(1), torch.from_numpy(validation))
     assert found.name == "imagenet32 [train_data_batch_2.npz, val_data.npz]"
     assert found.ids[0] == "train_data_batch_2:0"
     assert len(imagenet32(tmp_path, part="validation")) == 3
@@ -60,21 +60,21 @@ def test_every_kind_is_known_by_name():
 
 def test_a_data_set_is_loaded_by_name_with_its_options(tmp_path):
     np.savez(tmp_path / "a.npz", x=np.zeros((2, 4)), labels=np.array([0, 1]))
-    assert len(load_examples("npz", tmp_path / "a.npz", inputs="x")) == 2
-    assert load_examples("digits").name == "digits"
+    assert len(load_dataset("npz", tmp_path / "a.npz", inputs="x")) == 2
+    assert load_dataset("digits").name == "digits"
 
 
 def test_unknown_names_and_options_get_the_nearest_suggested(tmp_path):
     with pytest.raises(UnknownNameError, match=r"no data set 'cifar'. Did you mean 'cifar10'"):
-        load_examples("cifar", tmp_path)
+        load_dataset("cifar", tmp_path)
     with pytest.raises(InputError, match=r"option of 'folder' must be .* got 'sise'.* 'size'"):
-        load_examples("folder", tmp_path, sise=3)
+        load_dataset("folder", tmp_path, sise=3)
     with pytest.raises(InputError, match=r"got 'path'|got 'root'"):
-        load_examples("cifar10", tmp_path, root=tmp_path)
+        load_dataset("cifar10", tmp_path, root=tmp_path)
 
 
 def test_a_path_is_wanted_or_not():
     with pytest.raises(InputError, match="'folder' needs a path, got None"):
-        load_examples("folder")
+        load_dataset("folder")
     with pytest.raises(InputError, match="'digits' comes with a package and takes no path, got x"):
-        load_examples("digits", "x")
+        load_dataset("digits", "x")

@@ -31,14 +31,14 @@ def few(n, *, seed, stages=3):
 def losses_of(trace, f, risk):
     wrong = np.stack([trace.wrong(k) for k in range(len(trace.topology))], axis=1).astype(float)
     lost = wrong - wrong[:, [f]]
-    return lost if risk == "difference" else lost.clip(min=0)
+    return lost if risk == "accuracy_drop" else lost.clip(min=0)
 
 
 def cost_of(trace, start, k):
     return trace.costs.segment[start] + (trace.costs.segment[k] if k != start else 0.0)
 
 
-def best_by_linear_programme(trace, f, max_loss, risk):
+def best_by_linear_programme(trace, f, max_drop, risk):
     """Shares of leaving at each stage that cost least within the loss, for each first stage."""
     n, s = len(trace), len(trace.topology)
     losses, least = losses_of(trace, f, risk), trace.costs.segment[f]
@@ -47,31 +47,31 @@ def best_by_linear_programme(trace, f, max_loss, risk):
         cost = np.array([cost_of(trace, start, k) for _, k in product(range(n), ends)]) / n
         loss = np.array([losses[i, k] for i, k in product(range(n), ends)]) / n
         one = np.repeat(np.eye(n), len(ends), axis=1)
-        found = linprog(cost, A_ub=loss[None], b_ub=[max_loss], A_eq=one, b_eq=np.ones(n))
+        found = linprog(cost, A_ub=loss[None], b_ub=[max_drop], A_eq=one, b_eq=np.ones(n))
         if found.success:
             least = min(least, found.fun)
     return 1 - least / trace.costs.segment[f]
 
 
-@pytest.mark.parametrize("risk", ["difference", "excess"])
-@pytest.mark.parametrize("max_loss", [0.0, 0.1, 0.3])
+@pytest.mark.parametrize("risk", ["accuracy_drop", "negative_flips"])
+@pytest.mark.parametrize("max_drop", [0.0, 0.1, 0.3])
 @pytest.mark.parametrize("seed", range(6))
-def test_the_bound_is_the_best_of_all_policies_that_know_the_labels(seed, max_loss, risk):
+def test_the_bound_is_the_best_of_all_policies_that_know_the_labels(seed, max_drop, risk):
     trace = few(9, seed=seed)
-    found = saving_bound(trace, "s2", max_loss=max_loss, delta=0.1, risk=risk)
-    best = best_by_linear_programme(trace, 2, max_loss, risk)
+    found = saving_bound(trace, "s2", max_drop=max_drop, delta=0.1, risk=risk)
+    best = best_by_linear_programme(trace, 2, max_drop, risk)
     assert found.measured == pytest.approx(max(0.0, best), abs=1e-9)
     assert found.limit >= found.measured
 
 
 def test_no_fitted_policy_saves_more_than_the_bound():
     trace = make_trace(900, accuracies=[0.75, 0.9], seed=4)
-    part = trace.divided({"fit": 0.5, "calibrate": 0.5}, seed=0).part("fit")
-    frontier = fit(part, "myopic", combines=["last"], progress=False)
+    part = trace.split_into({"fit": 0.5, "calibrate": 0.5}, seed=0).subset("fit")
+    frontier = fit(part, "threshold", combines=["last"], progress=False)
     f = frontier.reference
-    for risk in ("difference", "excess"):
+    for risk in ("accuracy_drop", "negative_flips"):
         for limit in (0.0, 0.01, 0.05):
-            bound = saving_bound(part, f, max_loss=limit, delta=0.1, risk=risk)
+            bound = saving_bound(part, f, max_drop=limit, delta=0.1, risk=risk)
             within = [p.fit for p in frontier.points if p.fit.risk(risk) <= limit]
             assert max(1 - e.cost_ratio for e in within) <= bound.measured + 1e-9
 
@@ -82,9 +82,9 @@ def test_the_limit_comes_down_to_what_is_measured_as_examples_grow():
         found = saving_bound(
             make_trace(n, accuracies=[0.7, 0.9], seed=1),
             "stage1",
-            max_loss=0.01,
+            max_drop=0.01,
             delta=0.1,
-            risk="difference",
+            risk="accuracy_drop",
         )
         gaps.append(found.limit - found.measured)
     assert gaps == sorted(gaps, reverse=True)
@@ -92,19 +92,19 @@ def test_the_limit_comes_down_to_what_is_measured_as_examples_grow():
 
 
 def test_where_the_cheap_network_is_useful_the_answer_is_yes_with_what_a_promise_takes():
-    advice = advise(make_trace(600, accuracies=[0.8, 0.92], seed=0), max_loss=0.02, delta=0.1)
+    advice = advise(make_trace(600, accuracies=[0.8, 0.92], seed=0), max_drop=0.02, delta=0.1)
     assert advice.worth_it
     assert advice.sentence.startswith("Yes: ")
     assert 0.3 < advice.neutral_saved < advice.most_saved
     assert f"label about {advice.as_usual.examples_needed - 600} more" in advice.sentence
-    enough = advise(make_trace(3000, accuracies=[0.8, 0.92], seed=0), max_loss=0.02)
+    enough = advise(make_trace(3000, accuracies=[0.8, 0.92], seed=0), max_drop=0.02)
     assert "there are enough" in enough.sentence
 
 
 @pytest.mark.parametrize("kind", ["logits", "labels"])
 def test_where_a_cheap_network_is_as_good_the_answer_is_that_network(kind):
     trace = make_trace(800, accuracies=[0.9, 0.9], seed=0, kind=kind)
-    advice = advise(trace, max_loss=0.05, reference="stage1")
+    advice = advise(trace, max_drop=0.05, reference="stage1")
     assert not advice.worth_it
     assert advice.single == "stage0"
     assert "Run stage0 alone" in advice.sentence
@@ -112,8 +112,8 @@ def test_where_a_cheap_network_is_as_good_the_answer_is_that_network(kind):
 
 def test_where_nothing_can_be_saved_the_answer_is_f():
     trace = make_trace(400, accuracies=[0.7, 0.9], seed=0)
-    dear = replace(trace, costs=Costs.simple("flops", [3.95, 4.0]))
-    advice = advise(dear)
+    expensive = replace(trace, costs=Costs.simple("flops", [3.95, 4.0]))
+    advice = advise(expensive)
     assert not advice.worth_it
     assert "not even a policy that knew the labels" in advice.sentence
     assert "Run stage1 alone" in advice.sentence
@@ -123,23 +123,23 @@ def test_where_nothing_can_be_saved_the_answer_is_f():
     assert poor.most_saved > 0.18
 
 
-@pytest.mark.parametrize("risk", ["difference", "excess"])
+@pytest.mark.parametrize("risk", ["accuracy_drop", "negative_flips"])
 def test_promises_are_those_that_the_tests_of_certificates_would_make(risk):
     trace = make_trace(1000, accuracies=[0.8, 0.92], seed=2)
-    advice = advise(trace, max_loss=0.02, delta=0.1, risk=risk)
+    advice = advise(trace, max_drop=0.02, delta=0.1, risk=risk)
     assert advice.at_best.examples_needed <= advice.as_usual.examples_needed
     assert advice.at_best.smallest_max_loss <= advice.as_usual.smallest_max_loss
     smallest = advice.as_usual.smallest_max_loss
-    again = advise(trace, max_loss=smallest, delta=0.1, risk=risk)
+    again = advise(trace, max_drop=smallest, delta=0.1, risk=risk)
     assert again.as_usual.examples_needed == pytest.approx(1000, rel=0.2)  # counts are whole
-    assert advise(trace, max_loss=smallest / 2, risk=risk).as_usual.examples_needed > 1500
-    if risk == "excess":
+    assert advise(trace, max_drop=smallest / 2, risk=risk).as_usual.examples_needed > 1500
+    if risk == "negative_flips":
         assert advice.at_best.examples_needed == 114  # log(0.1) / log(0.98)
 
 
 def test_with_splits_calibrate_is_counted_but_not_looked_at():
     trace = make_trace(900, accuracies=[0.8, 0.92], seed=3)
-    divided = trace.divided({"fit": 500, "calibrate": 300, "test": 100}, seed=0)
+    divided = trace.split_into({"fit": 500, "calibrate": 300, "test": 100}, seed=0)
     advice = advise(divided)
     assert (advice.n, advice.calibrate) == (500, 300)
     labels = divided.labels.clone()
@@ -147,7 +147,7 @@ def test_with_splits_calibrate_is_counted_but_not_looked_at():
     labels[elsewhere] = (labels[elsewhere] + 1) % divided.classes
     changed = replace(divided, labels=labels)
     assert advise(changed) == advice
-    without = advise(divided.part("fit"))
+    without = advise(divided.subset("fit"))
     assert without.calibrate == 0
     assert without.as_usual.smallest_max_loss is None
 
@@ -172,8 +172,8 @@ def test_advice_is_json():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_loss": 2}, r"max_loss must be in \(0, 1\), got 2. A percentage"),
-        ({"max_loss": 0.0}, r"max_loss must be in \(0, 1\), got 0.0"),
+        ({"max_drop": 2}, r"max_drop must be in \(0, 1\), got 2. A percentage"),
+        ({"max_drop": 0.0}, r"max_drop must be in \(0, 1\), got 0.0"),
         ({"delta": 5}, r"delta must be in \(0, 1\), got 5"),
         ({"risk": "errors"}, "got 'errors'"),
         ({"min_saving": 10}, r"min_saving must be in \[0, 1\], got 10"),

@@ -33,67 +33,69 @@ from offramp.trace import make_trace
 
 @pytest.fixture(scope="module")
 def trace():
-    return make_trace(4500, stages=3, seed=5).divided({"fit": 3000, "calibrate": 1500}, seed=0)
+    return make_trace(4500, stages=3, seed=5).split_into({"fit": 3000, "calibrate": 1500}, seed=0)
 
 
 @pytest.fixture(scope="module")
 def frontier(trace):
-    return fit(trace, "myopic", combines=["last"], confidences=["margin"], progress=False)
+    return fit(trace, "threshold", combines=["last"], confidences=["margin"], progress=False)
 
 
 def f_alone(frontier):
-    return next(p for p in frontier.singles if p.setting.label == f"{frontier.reference} alone")
+    return next(p for p in frontier.singles if p.candidate.label == f"{frontier.reference} alone")
 
 
-def in_order(frontier, risk="difference", limit=0.02):
+def in_order(frontier, risk="accuracy_drop", limit=0.02):
     tests = risk_tests(read_limits({risk: limit}), frontier.calibration, delta=0.1)
     everything = [*frontier.points, *frontier.singles]
-    return walk_order(everything, f_alone(frontier), tests, "difference")
+    return walk_order(everything, f_alone(frontier), tests, "accuracy_drop")
 
 
 def room_on_fit(point, risk, limit):
     """Standard errors within the limit, one more example off by 1 counted in."""
     e = point.fit
     mean = e.risk(risk)
-    square = e.excess if risk == "excess" else 2 * e.excess - e.difference
+    square = (
+        e.negative_flips if risk == "negative_flips" else 2 * e.negative_flips - e.accuracy_drop
+    )
     variance = (1 + e.n * (square - mean**2)) / (e.n + 1)
     return (limit - mean) / (variance / e.n) ** 0.5
 
 
 def test_counts_of_losses_and_corrections_are_those_of_the_examples(trace, frontier):
-    part = trace.part("calibrate")
+    part = trace.subset("calibrate")
     f_wrong = part.wrong(part.topology.index(frontier.reference)).astype(int)
     evaluated = in_order(frontier)
     lost, won = outcome_counts([p.calibrate for p in evaluated])
     for point, a, c in zip(evaluated, lost, won, strict=True):
-        difference = replay(part, point.setting.policy).wrong.astype(int) - f_wrong
+        difference = replay(part, point.candidate.policy).wrong.astype(int) - f_wrong
         assert (a, c) == ((difference == 1).sum(), (difference == -1).sum())
 
 
 def test_risks_that_are_no_counts_are_refused(frontier):
-    broken = replace(frontier.singles[0].calibrate, excess=0.12345)
+    broken = replace(frontier.singles[0].calibrate, negative_flips=0.12345)
     with pytest.raises(InputError, match=r"must be counts over n, got 0.12345 for n = 1500"):
         outcome_counts([broken])
 
 
-@pytest.mark.parametrize("risk", ["difference", "excess"])
+@pytest.mark.parametrize("risk", ["accuracy_drop", "negative_flips"])
 @pytest.mark.parametrize("limit", [0.02, 0.04, 0.08])
 def test_the_certificate_is_the_last_that_passes_on_calibrate_alone(frontier, risk, limit):
-    found = frontier.cheapest(max_loss=limit, delta=0.1, risk=risk)
+    found = frontier.cheapest(max_drop=limit, delta=0.1, risk=risk)
     assert isinstance(found, Certificate)
     expected, largest = None, 0.0
     for point in in_order(frontier, risk, limit):
         e = point.calibrate
-        lost = np.array([round(e.n * e.excess)])
-        won = np.array([round(e.n * (e.excess - e.difference))])
-        if risk == "excess":
+        lost = np.array([round(e.n * e.negative_flips)])
+        won = np.array([round(e.n * (e.negative_flips - e.accuracy_drop))])
+        if risk == "negative_flips":
             (p,) = binomial_p_values(lost, e.n, max_risk=limit)
         else:
             (p,) = paired_p_values(lost, won, e.n, max_difference=limit, slack=0.1 / 100)
         if p > 0.1:
             break
         expected, largest = point, max(largest, p)
-    assert found.setting == expected.setting
+    assert found.candidate == expected.candidate
     assert found.calibrate == found.judged == expected.calibrate
     assert found.p_value == pytest.approx(largest)
     assert found.p_value <= found.delta == 0.1
@@ -101,7 +103,7 @@ def test_the_certificate_is_the_last_that_passes_on_calibrate_alone(frontier, ri
     assert found.n == 1500
 
 
-@pytest.mark.parametrize("risk", ["difference", "excess"])
+@pytest.mark.parametrize("risk", ["accuracy_drop", "negative_flips"])
 def test_the_order_is_that_of_fit_and_does_not_read_calibrate(frontier, risk):
     order = in_order(frontier, risk)
     costs, rooms = zip(
@@ -111,15 +113,17 @@ def test_the_order_is_that_of_fit_and_does_not_read_calibrate(frontier, risk):
     assert all(a >= b + 0.3 for a, b in itertools.pairwise(rooms))
     assert max(costs) < 1
     spoilt = [
-        replace(p, calibrate=p.calibrate and replace(p.calibrate, difference=0.5, excess=0.5))
+        replace(
+            p, calibrate=p.calibrate and replace(p.calibrate, accuracy_drop=0.5, negative_flips=0.5)
+        )
         for p in [*frontier.points, *frontier.singles]
     ]
     tests = risk_tests(read_limits({risk: 0.02}), frontier.calibration, delta=0.1)
-    again = walk_order(spoilt, f_alone(frontier), tests, "difference")
-    assert [p.setting for p in again] == [p.setting for p in order]
+    again = walk_order(spoilt, f_alone(frontier), tests, "accuracy_drop")
+    assert [p.candidate for p in again] == [p.candidate for p in order]
 
 
-@pytest.mark.parametrize("risk", ["difference", "excess"])
+@pytest.mark.parametrize("risk", ["accuracy_drop", "negative_flips"])
 def test_what_is_left_out_is_beaten_or_hardly_safer_than_a_cheaper_one(frontier, risk):
     order = in_order(frontier, risk)
     known = [p for p in [*frontier.points, *frontier.singles] if p.tested and p.fit.cost_ratio < 1]
@@ -127,9 +131,9 @@ def test_what_is_left_out_is_beaten_or_hardly_safer_than_a_cheaper_one(frontier,
     rooms = np.array([room_on_fit(p, risk, 0.02) for p in known])
     on = pareto_front_reference(costs, -rooms)
     assert 2 <= len(order) < on.sum()
-    taken = {id(p.setting) for p in order}
+    taken = {id(p.candidate) for p in order}
     for i in np.flatnonzero(on):
-        if id(known[i].setting) not in taken:
+        if id(known[i].candidate) not in taken:
             cheaper = [room_on_fit(p, risk, 0.02) for p in order if p.fit.cost_ratio <= costs[i]]
             assert max(cheaper) > rooms[i] - 0.3
     assert min(p.fit.cost_ratio for p in order) == costs.min()
@@ -137,15 +141,17 @@ def test_what_is_left_out_is_beaten_or_hardly_safer_than_a_cheaper_one(frontier,
 
 def test_the_room_within_a_limit_counts_standard_errors_on_both_sides_of_it(frontier):
     for limit in (0.001, 0.05):
-        (test,) = risk_tests(read_limits({"difference": limit}), frontier.calibration, delta=0.1)
+        (test,) = risk_tests(read_limits({"accuracy_drop": limit}), frontier.calibration, delta=0.1)
         for point in frontier.points[::7]:
-            assert slack(test, point.fit) == pytest.approx(room_on_fit(point, "difference", limit))
+            assert slack(test, point.fit) == pytest.approx(
+                room_on_fit(point, "accuracy_drop", limit)
+            )
 
 
 def test_a_larger_limit_or_delta_never_costs_more(frontier):
     for deltas, limits in [((0.05,), (0.02, 0.03, 0.05, 0.1)), ((0.02, 0.1, 0.4), (0.03,))]:
         costs = [
-            frontier.cheapest(max_loss=b, delta=d).fit.cost_ratio for d in deltas for b in limits
+            frontier.cheapest(max_drop=b, delta=d).fit.cost_ratio for d in deltas for b in limits
         ]
         assert costs == sorted(costs, reverse=True)
 
@@ -153,25 +159,27 @@ def test_a_larger_limit_or_delta_never_costs_more(frontier):
 def test_a_single_network_may_be_certified():
     trace = make_trace(3000, accuracies=[0.9, 0.9], seed=0)
     trace.logits[:, 1] = trace.logits[:, 0]
-    found = fit(trace, "myopic", reference="stage1", progress=False).cheapest(
-        max_loss=0.01, delta=0.1
+    found = fit(trace, "threshold", reference="stage1", progress=False).cheapest(
+        max_drop=0.01, delta=0.1
     )
     assert isinstance(found, Certificate)
-    assert found.setting.label == "stage0 alone"
+    assert found.candidate.label == "stage0 alone"
 
 
 def test_without_delta_nothing_changes(frontier):
-    assert not isinstance(frontier.cheapest(max_loss=0.02), Certificate | NotCertified)
+    assert not isinstance(frontier.cheapest(max_drop=0.02), Certificate | NotCertified)
 
 
 def test_the_sentence_says_what_is_promised_and_how_surely(frontier):
-    found = frontier.cheapest(max_loss=0.02, delta=0.05)
-    assert found.sentence.startswith(f"With a confidence of 95 %, {found.setting.label} loses at ")
+    found = frontier.cheapest(max_drop=0.02, delta=0.05)
+    assert found.sentence.startswith(
+        f"With a confidence of 95 %, {found.candidate.label} loses at "
+    )
     assert "at most 2 points of accuracy against stage2 alone" in found.sentence
     assert "like the 1500 that it was tested on" in found.sentence
-    excess = frontier.cheapest(max_loss=0.05, delta=0.05, risk="excess")
-    assert "makes at most 5 points of errors that stage2 alone does not make" in excess.sentence
-    one = frontier.cheapest(max_loss=0.01, delta=0.4)
+    negative_flips = frontier.cheapest(max_drop=0.05, delta=0.05, risk="negative_flips")
+    assert "makes at most 5 points of errors that stage2 alone avoids" in negative_flips.sentence
+    one = frontier.cheapest(max_drop=0.01, delta=0.4)
     assert "at most 1 point of accuracy" in one.sentence
     assert any("exchangeable" in line for line in found.assumptions)
     assert any("1500 of calibrate" in line for line in found.assumptions)
@@ -181,8 +189,8 @@ def test_a_stored_frontier_is_certified_alike(frontier):
     stored = json.loads(json.dumps(to_json(frontier)))
     again = from_json(Frontier, stored)
     assert again.calibration == frontier.calibration
-    found = again.cheapest(max_loss=0.02, delta=0.1)
-    assert to_json(found) == to_json(frontier.cheapest(max_loss=0.02, delta=0.1))
+    found = again.cheapest(max_drop=0.02, delta=0.1)
+    assert to_json(found) == to_json(frontier.cheapest(max_drop=0.02, delta=0.1))
     json.dumps(to_json(found))
     del stored["calibration"]["n"]
     with pytest.raises(
@@ -194,18 +202,18 @@ def test_a_stored_frontier_is_certified_alike(frontier):
 def test_a_frontier_stored_before_there_were_certificates_is_read_and_certifies_nothing(frontier):
     stored = to_json(frontier)
     del stored["calibration"]
-    found = from_json(Frontier, stored).cheapest(max_loss=0.02, delta=0.1)
+    found = from_json(Frontier, stored).cheapest(max_drop=0.02, delta=0.1)
     assert isinstance(found, NotCertified)
     assert "no calibrate part, or was stored without saying which" in found.reason
 
 
-# What is refused, and that F then runs alone.
+# What is refused, and that the reference then runs alone.
 
 
 def refused(frontier, **limits) -> NotCertified:
-    found = frontier.cheapest(**{"max_loss": 0.02, "delta": 0.1, **limits})
+    found = frontier.cheapest(**{"max_drop": 0.02, "delta": 0.1, **limits})
     assert isinstance(found, NotCertified)
-    assert found.setting.label == f"{frontier.reference} alone"
+    assert found.candidate.label == f"{frontier.reference} alone"
     assert found.sentence == found.reason
     assert found.reason.endswith(f"Run {frontier.reference} alone.")
     json.dumps(to_json(found))
@@ -214,7 +222,7 @@ def refused(frontier, **limits) -> NotCertified:
 
 def test_without_a_calibrate_part_nothing_is_certified(trace):
     only = fit(
-        trace.part("fit"), "myopic", combines=["last"], confidences=["margin"], progress=False
+        trace.subset("fit"), "threshold", combines=["last"], confidences=["margin"], progress=False
     )
     assert only.calibration is None
     found = refused(only)
@@ -227,7 +235,7 @@ def test_nothing_is_certified_on_what_the_networks_were_trained_on(trace):
     with pytest.warns(UserWarning, match="trained on these examples"):
         seen = fit(
             replace(trace, seen_in_training=True),
-            "myopic",
+            "threshold",
             combines=["last"],
             confidences=["margin"],
             progress=False,
@@ -238,17 +246,17 @@ def test_nothing_is_certified_on_what_the_networks_were_trained_on(trace):
 
 
 def test_nothing_is_certified_on_a_lossy_trace(trace):
-    found = refused(fit(replace(trace, lossy=True), "uniform", progress=False))
+    found = refused(fit(replace(trace, lossy=True), "random", progress=False))
     assert "float16" in found.reason
     assert found.examples_needed is None
 
 
 @pytest.mark.parametrize("n", [50, 113])
 def test_fewer_examples_than_could_ever_certify_are_refused_with_the_number(n):
-    trace = make_trace(2000 + n, stages=2, seed=0).divided({"fit": 2000, "calibrate": n}, seed=0)
-    few = fit(trace, "myopic", combines=["last"], confidences=["margin"], progress=False)
+    trace = make_trace(2000 + n, stages=2, seed=0).split_into({"fit": 2000, "calibrate": n}, seed=0)
+    few = fit(trace, "threshold", combines=["last"], confidences=["margin"], progress=False)
     found = refused(few)
-    assert "log(delta)/log(1 - max_loss) = 114 examples in calibrate to promise 2 " in found.reason
+    assert "log(delta)/log(1 - max_drop) = 114 examples in calibrate to promise 2 " in found.reason
     assert f"there are {n}" in found.reason
     assert found.examples_needed is None or found.examples_needed >= 114
 
@@ -257,10 +265,10 @@ def test_where_the_safest_fails_the_number_that_would_have_sufficed_is_estimated
     order = in_order(frontier)
     n = 300
     lost = 5 / n
-    few = replace(order[0].calibrate, n=n, excess=lost, difference=lost)
+    few = replace(order[0].calibrate, n=n, negative_flips=lost, accuracy_drop=lost)
     point = replace(order[0], calibrate=few)
     calibration = replace(frontier.calibration, n=n)
-    found = certify([point], frontier.singles[-1], calibration, {"excess": 0.02}, delta=0.1)
+    found = certify([point], frontier.singles[-1], calibration, {"negative_flips": 0.02}, delta=0.1)
     assert isinstance(found, NotCertified)
     assert f"About {found.examples_needed} examples" in found.reason
     assert "there are 300" in found.reason
@@ -273,25 +281,25 @@ def test_where_the_safest_fails_the_number_that_would_have_sufficed_is_estimated
 
 def test_where_more_is_lost_than_allowed_no_number_is_named(frontier):
     order = in_order(frontier)
-    bad = replace(order[0].calibrate, excess=0.2, difference=0.2)
+    bad = replace(order[0].calibrate, negative_flips=0.2, accuracy_drop=0.2)
     found = certify(
         [replace(order[0], calibrate=bad)],
         frontier.singles[-1],
         frontier.calibration,
-        {"difference": 0.02},
+        {"accuracy_drop": 0.02},
         delta=0.1,
     )
     assert isinstance(found, NotCertified)
     assert found.examples_needed is None
-    assert "its difference in calibrate is 20 points" in found.reason
+    assert "its accuracy_drop in calibrate is 20 points" in found.reason
 
 
 def test_without_a_cheaper_setting_there_is_nothing_to_certify(frontier):
     f = frontier.singles[-1]
     alone = replace(frontier, points=(), singles=tuple(replace(p, fit=f.fit) for p in [f] * 3))
-    found = alone.cheapest(max_loss=0.02, delta=0.1)
+    found = alone.cheapest(max_drop=0.02, delta=0.1)
     assert isinstance(found, NotCertified)
-    assert "no setting is cheaper than F" in found.reason
+    assert "no candidate is cheaper than the reference" in found.reason
 
 
 @pytest.mark.parametrize(
@@ -300,30 +308,32 @@ def test_without_a_cheaper_setting_there_is_nothing_to_certify(frontier):
         ({"delta": 5}, r"delta must be in \(0, 1\), got 5. .* divided by 100 first: 5 % is 0.05"),
         ({"delta": 0.0}, r"delta must be in \(0, 1\), got 0.0\.$"),
         ({"delta": 1.0}, r"delta must be in \(0, 1\), got 1.0"),
-        ({"max_loss": 2}, r"limit of 'difference' must be in \(0, 1\), got 2. .*: 2 % is 0.02"),
-        ({"max_loss": 0.0}, r"the limit of 'difference' must be in \(0, 1\), got 0.0"),
+        ({"max_drop": 2}, r"limit of 'accuracy_drop' must be in \(0, 1\), got 2. .*: 2 % is 0.02"),
+        ({"max_drop": 0.0}, r"the limit of 'accuracy_drop' must be in \(0, 1\), got 0.0"),
         ({"risk": "loss"}, r"risk must be one of .*got 'loss'"),
         ({"margin": 2.0}, r"margin must not be given together with delta, got 2.0"),
     ],
 )
 def test_limits_outside_are_refused_by_their_value(frontier, limits, message):
     with pytest.raises(InputError, match=message):
-        frontier.cheapest(**{"max_loss": 0.02, "delta": 0.1, **limits})
+        frontier.cheapest(**{"max_drop": 0.02, "delta": 0.1, **limits})
 
 
 def test_a_candidate_that_was_not_evaluated_on_calibrate_is_refused(frontier):
     bare = [replace(p, calibrate=None) for p in in_order(frontier)]
-    with pytest.raises(InputError, match="must have been evaluated on calibrate, got 'm"):
-        certify(bare, frontier.singles[-1], frontier.calibration, {"excess": 0.02}, delta=0.1)
+    with pytest.raises(InputError, match="must have been evaluated on calibrate, got 't"):
+        certify(
+            bare, frontier.singles[-1], frontier.calibration, {"negative_flips": 0.02}, delta=0.1
+        )
 
 
 # What is known of the calibration examples.
 
 
 def test_the_fingerprint_changes_with_every_part_of_the_examples(trace):
-    part = trace.part("calibrate")
+    part = trace.subset("calibrate")
     known = Calibration.of(part)
-    assert known == Calibration.of(trace.part("calibrate"))
+    assert known == Calibration.of(trace.subset("calibrate"))
     assert (known.n, known.lossy, known.seen_in_training) == (1500, False, False)
     logits = part.logits.clone()
     logits[0, 0, 0] += 1e-3
@@ -331,7 +341,7 @@ def test_the_fingerprint_changes_with_every_part_of_the_examples(trace):
         replace(part, logits=logits),
         replace(part, labels=(part.labels + 1) % part.classes),
         replace(part, ids=part.ids + 1),
-        part.rows(torch.arange(len(part) - 1)),
+        part.take(torch.arange(len(part) - 1)),
     ]
     prints = {Calibration.of(p).fingerprint for p in [part, *others]}
     assert len(prints) == 5
@@ -339,28 +349,28 @@ def test_the_fingerprint_changes_with_every_part_of_the_examples(trace):
 
 
 def test_frontiers_made_of_others_know_their_calibration(trace, frontier):
-    only = frontier_of(frontier, ["myopic"], trace.part("calibrate"))
+    only = frontier_of(frontier, ["threshold"], trace.subset("calibrate"))
     assert only.calibration == frontier.calibration
-    setting = frontier.points[0].setting
-    joint = frontier_of_traces([(trace, [setting])], trace, reference=frontier.reference)
+    candidate = frontier.points[0].candidate
+    joint = frontier_of_traces([(trace, [candidate])], trace, reference=frontier.reference)
     assert joint.calibration.n == 1500
     lossy = replace(trace, lossy=True)
-    mixed = frontier_of_traces([(lossy, [setting])], trace, reference=frontier.reference)
+    mixed = frontier_of_traces([(lossy, [candidate])], trace, reference=frontier.reference)
     assert mixed.calibration.lossy
-    fitted = trace.part("fit")
-    none = frontier_of_traces([(fitted, [setting])], fitted, reference=frontier.reference)
+    fitted = trace.subset("fit")
+    none = frontier_of_traces([(fitted, [candidate])], fitted, reference=frontier.reference)
     assert none.calibration is None
 
 
 def test_p_values_of_no_settings_are_none():
-    assert len(risk_p_values([], risk="excess", max_loss=0.1, delta=0.1)) == 0
+    assert len(risk_p_values([], risk="negative_flips", max_drop=0.1, delta=0.1)) == 0
 
 
 def test_the_promise_is_checked_on_examples_that_nobody_saw():
     """One draw of the statistical test, on real replays."""
-    trace = make_trace(9000, stages=2, seed=3).divided(
+    trace = make_trace(9000, stages=2, seed=3).split_into(
         {"fit": 2000, "calibrate": 2000, "test": 5000}, seed=0
     )
-    found = fit(trace, "myopic", progress=False).cheapest(max_loss=0.03, delta=0.01)
+    found = fit(trace, "threshold", progress=False).cheapest(max_drop=0.03, delta=0.01)
     assert isinstance(found, Certificate)
-    assert evaluate(trace.part("test"), found.setting).difference <= 0.03
+    assert evaluate(trace.subset("test"), found.candidate).accuracy_drop <= 0.03

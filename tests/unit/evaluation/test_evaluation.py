@@ -1,4 +1,4 @@
-"""Costs, risks, shares and intervals of one setting."""
+"""Costs, risks, shares and intervals of one candidate."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from offramp._core.topology import Topology
 from offramp.evaluation import Evaluation, Frontier, FrontierPoint
 from offramp.evaluation.evaluate import evaluate, paired_intervals, split_cost
 from offramp.evaluation.replay import replay
-from offramp.policy import Constant, Feature, Linear, Node, Policy, Setting
+from offramp.policy import Candidate, Constant, Feature, Linear, Node, Policy
 from offramp.trace import make_trace
 from support.properties import examples
 
@@ -28,16 +28,16 @@ def intervals(columns, *, rounds: int, seed: int):
     return paired_intervals(kinds, counts, rounds=rounds, seed=seed)
 
 
-def threshold_setting(trace, value: float = 0.6, combine: str = "last") -> Setting:
+def threshold_candidate(trace, value: float = 0.6, combine: str = "last") -> Candidate:
     chain = trace.topology.chain(list(range(len(trace.topology))))
     nodes = {
         p: Node(Linear.threshold(Feature("margin", p[-1]), value))
         for p in chain.paths()
         if chain.children(p[-1])
     }
-    return Setting(
+    return Candidate(
         policy=Policy(chain, nodes, combine=combine),
-        method="myopic",
+        method="threshold",
         reference=trace.stages[-1],
     )
 
@@ -46,19 +46,19 @@ def threshold_setting(trace, value: float = 0.6, combine: str = "last") -> Setti
 @given(seed=st.integers(0, 2**31), combine=st.sampled_from(["last", "mean"]))
 def test_every_figure_follows_from_the_replay_of_single_examples(seed, combine):
     trace = make_trace(60, stages=3, seed=seed)
-    setting = threshold_setting(trace, combine=combine)
-    found = evaluate(trace, setting, bootstrap=0)
-    done, f_wrong = replay(trace, setting.policy), trace.wrong(2)
+    candidate = threshold_candidate(trace, combine=combine)
+    found = evaluate(trace, candidate, bootstrap=0)
+    done, f_wrong = replay(trace, candidate.policy), trace.wrong(2)
     losses = [(int(a), int(b)) for a, b in zip(done.wrong, f_wrong, strict=True)]
     assert found.accuracy == pytest.approx(1 - sum(a for a, _ in losses) / 60)
     assert found.reference_accuracy == pytest.approx(trace.accuracy(2))
-    assert found.difference == pytest.approx(sum(a - b for a, b in losses) / 60)
-    assert found.excess == pytest.approx(sum(max(0, a - b) for a, b in losses) / 60)
+    assert found.accuracy_drop == pytest.approx(sum(a - b for a, b in losses) / 60)
+    assert found.negative_flips == pytest.approx(sum(max(0, a - b) for a, b in losses) / 60)
     assert found.cost == pytest.approx(done.cost.mean())
     assert found.cost_ratio == pytest.approx(done.cost.mean() / 16.0)
     assert found.exit_share == pytest.approx([(done.last == k).mean() for k in range(3)])
     assert found.visit_share == pytest.approx([done.visited[:, k].mean() for k in range(3)])
-    assert found.difference <= found.excess
+    assert found.accuracy_drop <= found.negative_flips
 
 
 @examples(20)
@@ -69,7 +69,7 @@ def test_shares_of_cost_are_complete(seed):
     costs = Costs(
         unit="s", **{f: tuple(rng.random(3).tolist()) for f in ("segment", "head", "decision")}
     )
-    found = evaluate(trace.with_costs(costs), threshold_setting(trace), bootstrap=0)
+    found = evaluate(trace.with_costs(costs), threshold_candidate(trace), bootstrap=0)
     assert sum(found.exit_share) == pytest.approx(1)
     assert sum(found.stage_cost_share) + found.decision_share == pytest.approx(1)
     assert found.unit == "s"
@@ -77,12 +77,12 @@ def test_shares_of_cost_are_complete(seed):
 
 def test_work_of_networks_that_were_left_behind_is_overhead():
     trace = make_trace(10, stages=2)
-    setting = Setting(
+    candidate = Candidate(
         policy=Policy(trace.topology, {(0,): Node(Constant(False))}),
-        method="uniform",
+        method="random",
         reference="stage1",
     )
-    found = evaluate(trace, setting, bootstrap=0)
+    found = evaluate(trace, candidate, bootstrap=0)
     assert found.overhead_share == pytest.approx((0.2, 0.0))
     assert found.useful_share == pytest.approx((0.0, 0.8))
 
@@ -106,18 +106,18 @@ def test_two_heads_at_one_cut_share_the_segment():
 
 def test_f_alone_has_ratio_one_and_loses_nothing():
     trace = make_trace(100, stages=2)
-    found = evaluate(trace, Setting.single(trace.topology, "stage1", reference="stage1"))
-    assert (found.cost_ratio, found.difference, found.excess) == (1, 0, 0)
+    found = evaluate(trace, Candidate.single(trace.topology, "stage1", reference="stage1"))
+    assert (found.cost_ratio, found.accuracy_drop, found.negative_flips) == (1, 0, 0)
     assert found.cost_ratio_ci == (1, 1)
-    assert found.difference_ci == (0, 0)
+    assert found.accuracy_drop_ci == (0, 0)
 
 
 def test_the_split_is_named_where_there_is_one():
-    trace = make_trace(100, stages=2).divided({"fit": 0.5, "test": 0.5}, seed=0)
-    setting = threshold_setting(trace)
-    assert evaluate(trace.part("test"), setting, bootstrap=0).split == "test"
-    assert evaluate(trace, setting, bootstrap=0).split == "all"
-    assert evaluate(make_trace(100, stages=2), setting, bootstrap=0).split == "all"
+    trace = make_trace(100, stages=2).split_into({"fit": 0.5, "test": 0.5}, seed=0)
+    candidate = threshold_candidate(trace)
+    assert evaluate(trace.subset("test"), candidate, bootstrap=0).split == "test"
+    assert evaluate(trace, candidate, bootstrap=0).split == "all"
+    assert evaluate(make_trace(100, stages=2), candidate, bootstrap=0).split == "all"
 
 
 def test_intervals_agree_with_scipy():
@@ -157,9 +157,9 @@ def test_an_interval_of_equal_values_is_that_value(value):
 
 def test_intervals_are_left_out_on_request_and_seeded():
     trace = make_trace(100, stages=2)
-    setting = threshold_setting(trace)
-    assert evaluate(trace, setting, bootstrap=0).difference_ci is None
-    first, same = (evaluate(trace, setting, seed=1, bootstrap=200) for _ in range(2))
+    candidate = threshold_candidate(trace)
+    assert evaluate(trace, candidate, bootstrap=0).accuracy_drop_ci is None
+    first, same = (evaluate(trace, candidate, seed=1, bootstrap=200) for _ in range(2))
     assert first == same
     low, high = first.cost_ratio_ci
     assert low < first.cost_ratio < high
@@ -168,37 +168,37 @@ def test_intervals_are_left_out_on_request_and_seeded():
 def test_a_reference_that_is_free_has_no_ratio():
     trace = make_trace(10, stages=2).with_costs(Costs.simple("usd", [1.0, 0.0]))
     with pytest.raises(InputError, match=r"'stage1' costs 0.0 usd"):
-        evaluate(trace, Setting.single(trace.topology, "stage0", reference="stage1"))
+        evaluate(trace, Candidate.single(trace.topology, "stage0", reference="stage1"))
 
 
 def test_an_unknown_reference_is_named_with_the_nearest():
     trace = make_trace(10, stages=2)
     with pytest.raises(UnknownNameError, match=r"no stage 'stage9'. Did you mean 'stage"):
-        evaluate(trace, Setting.single(trace.topology, "stage0", reference="stage9"))
+        evaluate(trace, Candidate.single(trace.topology, "stage0", reference="stage9"))
 
 
 def test_an_evaluation_becomes_json_without_nan():
     trace = make_trace(10, stages=2)
-    value = to_json(evaluate(trace, threshold_setting(trace)))
+    value = to_json(evaluate(trace, threshold_candidate(trace)))
     assert value["stage_cost_share"] == pytest.approx(
         [a + b for a, b in zip(value["useful_share"], value["overhead_share"], strict=True)]
     )
     assert math.isfinite(value["cost_ratio"])
-    assert value["setting"]["method"] == "myopic"
+    assert value["candidate"]["method"] == "threshold"
 
 
 @pytest.mark.parametrize("bootstrap", [0, 50])
 def test_an_evaluation_comes_back_from_json_as_it_was(bootstrap):
     trace = make_trace(60, stages=2)
-    found = evaluate(trace, threshold_setting(trace), bootstrap=bootstrap)
+    found = evaluate(trace, threshold_candidate(trace), bootstrap=bootstrap)
     again = from_json(Evaluation, json.loads(json.dumps(to_json(found))))
     assert to_json(again) == to_json(found)
     assert again.cost_ratio_ci == found.cost_ratio_ci
-    assert replace(again, setting=found.setting) == found
+    assert replace(again, candidate=found.candidate) == found
 
 
 @pytest.mark.parametrize("reader", [Evaluation, FrontierPoint, Frontier])
-@pytest.mark.parametrize("value", [{}, {"setting": 3}, {"reference": "a", "points": 7}])
+@pytest.mark.parametrize("value", [{}, {"candidate": 3}, {"reference": "a", "points": 7}])
 def test_what_is_no_result_is_refused(reader, value):
     with pytest.raises(FileFormatError, match=r"problems? as an? "):
         from_json(reader, value)

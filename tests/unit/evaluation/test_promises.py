@@ -22,30 +22,30 @@ NAMES = ("ant", "bee", "cat", "dog")
 @pytest.fixture(scope="module")
 def pairs():
     """Two stages, so that paths have two costs."""
-    return fit(make_trace(3000, stages=2, seed=1), "myopic", **SIMPLE)
+    return fit(make_trace(3000, stages=2, seed=1), "threshold", **SIMPLE)
 
 
-# The same p-values from the losses of examples, one setting at a time.
+# The same p-values from the losses of examples, one candidate at a time.
 
 
-def replayed(part, setting, held={}):  # noqa: B006  (kept on purpose)
-    key = id(part), id(setting)
+def replayed(part, candidate, held={}):  # noqa: B006  (kept on purpose)
+    key = id(part), id(candidate)
     if key not in held:
-        held[key] = part, setting, replay(part, setting.policy, top=setting.top)
+        held[key] = part, candidate, replay(part, candidate.policy, top=candidate.top)
     return held[key][2]
 
 
-def losses(part, setting, risk):
+def losses(part, candidate, risk):
     """Of each example."""
-    done = replayed(part, setting)
-    stage = part.topology.index(setting.reference)
-    f_wrong = part.wrong(stage, top=setting.top).astype(int)
+    done = replayed(part, candidate)
+    stage = part.topology.index(candidate.reference)
+    f_wrong = part.wrong(stage, top=candidate.top).astype(int)
     differs = done.labels[:, 0] != part.output(stage).top(1)[:, 0].numpy()
     wrong = done.wrong.astype(int)
     f_cost = part.costs.alone(part.topology, stage)
     return {
-        "difference": wrong - f_wrong,
-        "excess": np.maximum(wrong - f_wrong, 0),
+        "accuracy_drop": wrong - f_wrong,
+        "negative_flips": np.maximum(wrong - f_wrong, 0),
         "error": wrong,
         "disagreement": differs.astype(int),
         "cost": done.cost / f_cost,
@@ -65,18 +65,18 @@ def p_of_bet(before, values, within):
 
 def slow_p(parts, point, risk, limit, weights=None):
     fitted, part = parts
-    setting = point.setting
+    candidate = point.candidate
     if risk == "recall":
-        values = losses(part, setting, "difference")
+        values = losses(part, candidate, "accuracy_drop")
         return max(p_of_counts(values[part.labels.numpy() == y], limit) for y in range(4))
-    values = losses(part, setting, risk)
+    values = losses(part, candidate, risk)
     if risk == "cost" and weights is not None:
         heavy, ratios = np.array(weights), point.fit.path_cost_ratio
         low = min(ratios)
         high = low + (max(ratios) - low) * max(weights)
         if limit >= max(ratios) or limit <= low:
             return float(limit <= low)
-        of_fit = losses(fitted, setting, risk)
+        of_fit = losses(fitted, candidate, risk)
         before = low + heavy[fitted.labels.numpy()] * (of_fit - low)
         moved = low + heavy[part.labels.numpy()] * (values - low)
         return p_of_bet(before, moved.clip(low, high), Range(low=low, high=high, limit=limit))
@@ -86,22 +86,22 @@ def slow_p(parts, point, risk, limit, weights=None):
             return float(limit <= low)
         within = Range(low=low, high=high, limit=limit)
         if len(set(point.fit.path_cost_ratio)) == 2:
-            dear = np.array([(values > (low + high) / 2).sum()])
-            return binomial_p_values(dear, len(values), max_risk=within.rescaled_limit)[0]
-        return p_of_bet(losses(fitted, setting, risk), values, within)
+            expensive = np.array([(values > (low + high) / 2).sum()])
+            return binomial_p_values(expensive, len(values), max_risk=within.rescaled_limit)[0]
+        return p_of_bet(losses(fitted, candidate, risk), values, within)
     if weights is not None:
         heavy = np.array(weights)
-        low = -max(weights) if risk == "difference" else 0.0
+        low = -max(weights) if risk == "accuracy_drop" else 0.0
         within = Range(low=low, high=max(weights), limit=limit)
-        before = losses(fitted, setting, risk) * heavy[fitted.labels.numpy()]
+        before = losses(fitted, candidate, risk) * heavy[fitted.labels.numpy()]
         return p_of_bet(before, values * heavy[part.labels.numpy()], within)
-    if risk == "difference":
+    if risk == "accuracy_drop":
         return p_of_counts(values, limit)
     return binomial_p_values(np.array([values.sum()]), len(values), max_risk=limit)[0]
 
 
 def candidates(frontier):
-    f = next(p for p in frontier.singles if p.setting.label == f"{frontier.reference} alone")
+    f = next(p for p in frontier.singles if p.candidate.label == f"{frontier.reference} alone")
     whole = [*frontier.points, *frontier.singles]
     return [p for p in whole if p.calibrate and p.fit.cost_ratio < f.fit.cost_ratio]
 
@@ -111,14 +111,14 @@ CASES = [
     ({"disagreement": 0.06}, None),
     ({"recall": 0.08}, None),
     ({"cost": 0.4}, None),
-    ({"difference": 0.04, "disagreement": 0.08, "error": 0.14}, None),
-    ({"difference": 0.04, "cost": 0.8}, None),
-    ({"difference": 0.04}, WEIGHTS),
-    ({"excess": 0.06}, WEIGHTS),
+    ({"accuracy_drop": 0.04, "disagreement": 0.08, "error": 0.14}, None),
+    ({"accuracy_drop": 0.04, "cost": 0.8}, None),
+    ({"accuracy_drop": 0.04}, WEIGHTS),
+    ({"negative_flips": 0.06}, WEIGHTS),
     ({"error": 0.14}, WEIGHTS),
     ({"disagreement": 0.08}, WEIGHTS),
     ({"cost": 0.5}, WEIGHTS),
-    ({"difference": 0.06, "cost": 0.8, "disagreement": 0.12}, WEIGHTS),
+    ({"accuracy_drop": 0.06, "cost": 0.8, "disagreement": 0.12}, WEIGHTS),
 ]
 
 
@@ -153,48 +153,48 @@ def test_no_cheaper_setting_was_reached_and_the_order_is_that_of_fit(promising, 
     )
 
     def order(of):
-        f = next(p for p in of.singles if p.setting.label == f"{of.reference} alone")
-        return walk_order([*of.points, *of.singles], f, tests, "difference")
+        f = next(p for p in of.singles if p.candidate.label == f"{of.reference} alone")
+        return walk_order([*of.points, *of.singles], f, tests, "accuracy_drop")
 
     walk = order(promising)
-    assert [p.setting for p in walk] == [p.setting for p in order(blind)]
+    assert [p.candidate for p in walk] == [p.candidate for p in order(blind)]
     for point in walk:
         p = max(float(test.p_values([point])[0]) for test in tests)
         if p > DELTA:
             break
         seen.append(point)
     free = set(limits) == {"cost"}
-    best = min(p.fit.difference if free else p.fit.cost_ratio for p in seen)
-    assert (found.fit.difference if free else found.fit.cost_ratio) == best
+    best = min(p.fit.accuracy_drop if free else p.fit.cost_ratio for p in seen)
+    assert (found.fit.accuracy_drop if free else found.fit.cost_ratio) == best
     assert found.tested == min(len(seen) + 1, len(walk))
 
 
 def test_without_a_limit_of_cost_the_walk_goes_from_the_dearest_to_the_cheapest(promising):
-    several = promising.certify({"difference": 0.04, "excess": 0.5}, delta=DELTA)
-    alone = promising.cheapest(max_loss=0.04, delta=DELTA)
-    assert several.setting == alone.setting
+    several = promising.certify({"accuracy_drop": 0.04, "negative_flips": 0.5}, delta=DELTA)
+    alone = promising.cheapest(max_drop=0.04, delta=DELTA)
+    assert several.candidate == alone.candidate
     assert several.p_value == alone.p_value
 
 
 def test_where_the_cost_is_limited_as_well_the_walk_begins_where_both_have_room(promising):
-    """From the dearest on it would end at once, for that costs too much."""
-    dearest = max(p.fit.cost_ratio for p in candidates(promising))
-    assert dearest > 0.7
-    found = promising.certify({"difference": 0.05, "cost": 0.7}, delta=DELTA)
+    """From the most expensive on it would end at once, for that costs too much."""
+    most_expensive = max(p.fit.cost_ratio for p in candidates(promising))
+    assert most_expensive > 0.7
+    found = promising.certify({"accuracy_drop": 0.05, "cost": 0.7}, delta=DELTA)
     assert isinstance(found, Certificate)
     assert found.fit.cost_ratio < 0.7
 
 
 def test_more_limits_never_make_it_cheaper_and_cost_alone_buys_accuracy(promising):
-    loose = promising.certify({"difference": 0.05}, delta=DELTA)
-    tight = promising.certify({"difference": 0.05, "recall": 0.08}, delta=DELTA)
+    loose = promising.certify({"accuracy_drop": 0.05}, delta=DELTA)
+    tight = promising.certify({"accuracy_drop": 0.05, "recall": 0.08}, delta=DELTA)
     assert tight.fit.cost_ratio >= loose.fit.cost_ratio
     little, much = (promising.certify({"cost": b}, delta=DELTA) for b in (0.3, 0.6))
-    assert much.fit.difference < little.fit.difference
+    assert much.fit.accuracy_drop < little.fit.accuracy_drop
     assert little.calibrate.cost_ratio < 0.3
     assert promising.best(max_cost=0.3, delta=DELTA) == little
-    fewest = promising.best(max_cost=0.3, delta=DELTA, risk="excess")
-    assert fewest.fit.excess <= little.fit.excess
+    fewest = promising.best(max_cost=0.3, delta=DELTA, risk="negative_flips")
+    assert fewest.fit.negative_flips <= little.fit.negative_flips
 
 
 def test_two_costs_are_tested_exactly(pairs):
@@ -219,17 +219,17 @@ def test_a_cost_that_no_path_exceeds_is_certain(pairs):
     assert none.p_values([small])[0] == 1.0
     assert none.fewest([small]) == 1
     refused = frontier.certify({"cost": 0.1}, delta=DELTA)
-    assert "its cost in calibrate is 25 % of F's" in refused.reason
+    assert "its cost in calibrate is 25 % of the reference's" in refused.reason
 
 
 def test_top_labels_count_for_the_risks_but_not_for_disagreement(named_trace):
-    frontier = fit(named_trace, "myopic", top=2, reference="stage2", **SIMPLE)
-    found = frontier.certify({"difference": 0.02, "error": 0.08}, delta=DELTA)
+    frontier = fit(named_trace, "threshold", top=2, reference="stage2", **SIMPLE)
+    found = frontier.certify({"accuracy_drop": 0.02, "error": 0.08}, delta=DELTA)
     assert isinstance(found, Certificate)
     assert "points of top-2 accuracy against" in found.sentence
     assert "a top-2 accuracy of at least 92 %" in found.sentence
-    part = named_trace.part("calibrate")
-    assert found.calibrate.difference == pytest.approx(
-        losses(part, found.setting, "difference").mean()
+    part = named_trace.subset("calibrate")
+    assert found.calibrate.accuracy_drop == pytest.approx(
+        losses(part, found.candidate, "accuracy_drop").mean()
     )
-    assert found.calibrate.disagreement == losses(part, found.setting, "disagreement").mean()
+    assert found.calibrate.disagreement == losses(part, found.candidate, "disagreement").mean()

@@ -17,24 +17,24 @@ SIMPLE = {"combines": ["last"], "confidences": ["margin"], "progress": False}
 NAMES = ("ant", "bee", "cat", "dog")
 
 
-def replayed(part, setting, held={}):  # noqa: B006  (kept on purpose)
-    key = id(part), id(setting)
+def replayed(part, candidate, held={}):  # noqa: B006  (kept on purpose)
+    key = id(part), id(candidate)
     if key not in held:
-        held[key] = part, setting, replay(part, setting.policy, top=setting.top)
+        held[key] = part, candidate, replay(part, candidate.policy, top=candidate.top)
     return held[key][2]
 
 
-def losses(part, setting, risk):
+def losses(part, candidate, risk):
     """Of each example."""
-    done = replayed(part, setting)
-    stage = part.topology.index(setting.reference)
-    f_wrong = part.wrong(stage, top=setting.top).astype(int)
+    done = replayed(part, candidate)
+    stage = part.topology.index(candidate.reference)
+    f_wrong = part.wrong(stage, top=candidate.top).astype(int)
     differs = done.labels[:, 0] != part.output(stage).top(1)[:, 0].numpy()
     wrong = done.wrong.astype(int)
     f_cost = part.costs.alone(part.topology, stage)
     return {
-        "difference": wrong - f_wrong,
-        "excess": np.maximum(wrong - f_wrong, 0),
+        "accuracy_drop": wrong - f_wrong,
+        "negative_flips": np.maximum(wrong - f_wrong, 0),
         "error": wrong,
         "disagreement": differs.astype(int),
         "cost": done.cost / f_cost,
@@ -42,7 +42,7 @@ def losses(part, setting, risk):
 
 
 def candidates(frontier):
-    f = next(p for p in frontier.singles if p.setting.label == f"{frontier.reference} alone")
+    f = next(p for p in frontier.singles if p.candidate.label == f"{frontier.reference} alone")
     whole = [*frontier.points, *frontier.singles]
     return [p for p in whole if p.calibrate and p.fit.cost_ratio < f.fit.cost_ratio]
 
@@ -54,7 +54,7 @@ def test_a_class_may_be_named_or_counted_and_alone_is_easier_than_all(promising)
     every = promising.certify({"recall": 0.06}, delta=DELTA)
     named = promising.certify({"recall": {"cat": 0.06}}, delta=DELTA)
     counted = promising.certify({"recall": {2: 0.06}}, delta=DELTA)
-    assert named.setting == counted.setting
+    assert named.candidate == counted.candidate
     assert named.p_value == counted.p_value
     assert named.fit.cost_ratio <= every.fit.cost_ratio
     assert "at most 6 points of recall of class 'cat' against" in named.sentence
@@ -66,17 +66,17 @@ def test_a_class_may_be_named_or_counted_and_alone_is_easier_than_all(promising)
 
 
 def test_a_class_with_too_few_examples_is_named_with_their_number(named_trace, promising):
-    part = named_trace.part("calibrate")
+    part = named_trace.subset("calibrate")
     bees = (part.labels == 1).nonzero()[:, 0]
     keep = torch.ones(len(part), dtype=torch.bool)
     keep[bees[20:]] = False
-    few = promising.calibrated_on(part.rows(keep), fit=named_trace.part("fit"))
+    few = promising.calibrated_on(part.take(keep), fit=named_trace.subset("fit"))
     found = few.certify({"recall": 0.06}, delta=DELTA)
     assert isinstance(found, NotCertified)
     assert "= 38 examples of each class in calibrate to promise 6 points of recall" in found.reason
     assert "there are 20 of class 'bee'" in found.reason
     keep[bees] = False
-    none = promising.calibrated_on(part.rows(keep), fit=named_trace.part("fit"))
+    none = promising.calibrated_on(part.take(keep), fit=named_trace.subset("fit"))
     assert "there are 0 of class 'bee'" in none.certify({"recall": 0.06}, delta=DELTA).reason
     assert isinstance(none.certify({"recall": {"ant": 0.09}}, delta=DELTA), Certificate)
 
@@ -92,7 +92,7 @@ def test_classes_that_do_not_exist_are_refused(promising):
 
 
 def test_equal_weights_measure_the_same(promising):
-    for risk in ("difference", "excess", "error"):
+    for risk in ("accuracy_drop", "negative_flips", "error"):
         limit = read_limits({risk: 0.1})
         (plain,) = risk_tests(limit, promising.calibration, delta=DELTA)
         (even,) = risk_tests(limit, promising.calibration, delta=DELTA, class_weights=[1.0] * 4)
@@ -102,9 +102,9 @@ def test_equal_weights_measure_the_same(promising):
 
 def test_weights_stand_for_other_shares_of_the_classes(named_trace, promising):
     """The weighted risk is that of a population in which classes are so frequent."""
-    part = named_trace.part("calibrate")
+    part = named_trace.subset("calibrate")
     point = candidates(promising)[-1]
-    values = losses(part, point.setting, "difference")
+    values = losses(part, point.candidate, "accuracy_drop")
     labels = part.labels.numpy()
     shares = np.bincount(labels) / len(part)
     target = sum(
@@ -112,15 +112,18 @@ def test_weights_stand_for_other_shares_of_the_classes(named_trace, promising):
         for y, (w, share) in enumerate(zip(WEIGHTS, shares, strict=True))
     )
     (test,) = risk_tests(
-        read_limits({"difference": 0.1}), promising.calibration, delta=DELTA, class_weights=WEIGHTS
+        read_limits({"accuracy_drop": 0.1}),
+        promising.calibration,
+        delta=DELTA,
+        class_weights=WEIGHTS,
     )
     assert measured(test, point.calibrate) == pytest.approx(target)
 
 
 def test_weights_by_name_are_those_in_order_and_are_kept(promising):
     named = dict(zip(NAMES[::-1], WEIGHTS[::-1], strict=True))
-    found = promising.certify({"difference": 0.04}, delta=DELTA, class_weights=named)
-    assert found == promising.certify({"difference": 0.04}, delta=DELTA, class_weights=WEIGHTS)
+    found = promising.certify({"accuracy_drop": 0.04}, delta=DELTA, class_weights=named)
+    assert found == promising.certify({"accuracy_drop": 0.04}, delta=DELTA, class_weights=WEIGHTS)
     assert found.class_weights == WEIGHTS
     assert "their classes weighted as given" in found.sentence
     assert "shares of the classes change by exactly the weights" in found.assumptions[0]
@@ -131,19 +134,19 @@ def test_weights_by_name_are_those_in_order_and_are_kept(promising):
 def test_a_recall_does_not_depend_on_how_frequent_classes_are(promising):
     plain = promising.certify({"recall": 0.08}, delta=DELTA)
     weighted = promising.certify({"recall": 0.08}, delta=DELTA, class_weights=WEIGHTS)
-    assert weighted.setting == plain.setting
+    assert weighted.candidate == plain.candidate
     assert weighted.p_value == plain.p_value
 
 
 @pytest.mark.parametrize(
     ("limits", "weights", "message"),
     [
-        ({"difference": 0.1}, [1.0, 1.0], r"one weight for each of 4 classes, got 2"),
-        ({"difference": 0.1}, {"ant": 1.0}, r"must name all 4 classes, got none for 'bee'"),
-        ({"difference": 0.1}, [1.0, -1.0, 2.0, 2.0], r"finite and at least 0, .*got -1.0"),
-        ({"difference": 0.1}, [float("nan")] * 4, r"finite and at least 0, .*got nan"),
-        ({"difference": 0.1}, [0.0] * 4, r"not all 0, got 0.0"),
-        ({"difference": 0.1}, [0.4, 0.1, 0.25, 0.25], r"share in future .* got 0.2[45]"),
+        ({"accuracy_drop": 0.1}, [1.0, 1.0], r"one weight for each of 4 classes, got 2"),
+        ({"accuracy_drop": 0.1}, {"ant": 1.0}, r"must name all 4 classes, got none for 'bee'"),
+        ({"accuracy_drop": 0.1}, [1.0, -1.0, 2.0, 2.0], r"finite and at least 0, .*got -1.0"),
+        ({"accuracy_drop": 0.1}, [float("nan")] * 4, r"finite and at least 0, .*got nan"),
+        ({"accuracy_drop": 0.1}, [0.0] * 4, r"not all 0, got 0.0"),
+        ({"accuracy_drop": 0.1}, [0.4, 0.1, 0.25, 0.25], r"share in future .* got 0.2[45]"),
     ],
 )
 def test_weights_that_cannot_be_are_refused_by_their_value(promising, limits, weights, message):

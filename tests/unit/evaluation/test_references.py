@@ -9,7 +9,7 @@ from offramp._core.errors import InputError
 from offramp._core.topology import Topology
 from offramp.evaluation import ReferencePoint, overlap, references, share_of_gap_closed
 from offramp.evaluation.gap import cost_at
-from offramp.fitting.thresholds import fit_myopic
+from offramp.fitting.thresholds import fit_threshold
 from offramp.trace import make_trace
 
 
@@ -32,27 +32,27 @@ def test_overlap_of_top_m_has_fewer_misses():
 
 def test_references_hold_every_kind_and_the_oracles_dominate():
     trace = make_trace(1000, stages=3, seed=1)
-    myopic = fit_myopic(trace, reference="stage2", combines=["last"], confidences=["margin"])
-    found = references(trace, "stage2", myopic=myopic[:3])
+    threshold = fit_threshold(trace, reference="stage2", combines=["last"], confidences=["margin"])
+    found = references(trace, "stage2", threshold=threshold[:3])
     kinds = [p.kind for p in found]
     assert kinds.count("static") == 3
     assert kinds.count("oracle") == 3
-    assert kinds.count("myopic") == 3
+    assert kinds.count("threshold") == 3
     by_name = {p.name: p for p in found}
     assert by_name["stage2 alone"].cost_ratio == 1
     paper, neutral, free = (by_name[f"{k} oracle"] for k in ("paper", "neutral", "free"))
     assert neutral.cost_ratio <= paper.cost_ratio
     assert free.accuracy >= neutral.accuracy
-    assert paper.excess == neutral.excess == 0
+    assert paper.negative_flips == neutral.negative_flips == 0
     assert neutral.accuracy == pytest.approx(trace.accuracy(2))
 
 
 def test_the_uniform_curve_runs_from_the_root_to_the_whole_chain():
     trace = make_trace(3000, stages=2, seed=1)
-    curve = [p for p in references(trace, "stage1") if p.kind == "uniform"]
+    curve = [p for p in references(trace, "stage1") if p.kind == "random"]
     ends = {p.name: p.cost_ratio for p in curve}
-    assert ends["uniform, 1"] == pytest.approx(0.25)
-    assert ends["uniform, 0"] == pytest.approx(1.25)
+    assert ends["random, 1"] == pytest.approx(0.25)
+    assert ends["random, 0"] == pytest.approx(1.25)
     for p in curve:  # a random mix of the two networks, up to the draw
         rate = float(p.name.split(", ")[1])
         assert p.cost_ratio == pytest.approx(0.25 + (1 - rate), abs=0.04)
@@ -66,12 +66,17 @@ def test_references_where_f_is_the_root_or_heads_share_a_cut():
     assert kinds == {"static", "oracle"}
     grouped = Topology.of(["a", "b", "f"], groups=["cut", "cut", "end"], sources=[-1, -1, -1])
     found = references(make_trace(100, topology=grouped), "f")
-    assert {p.kind for p in found} == {"static", "uniform", "oracle"}
+    assert {p.kind for p in found} == {"static", "random", "oracle"}
 
 
-def at(cost: float, accuracy: float, kind: str = "uniform") -> ReferencePoint:
+def at(cost: float, accuracy: float, kind: str = "random") -> ReferencePoint:
     return ReferencePoint(
-        name="", kind=kind, cost_ratio=cost, accuracy=accuracy, difference=0.0, excess=0.0
+        name="",
+        kind=kind,
+        cost_ratio=cost,
+        accuracy=accuracy,
+        accuracy_drop=0.0,
+        negative_flips=0.0,
     )
 
 
@@ -86,7 +91,7 @@ ORACLE = at(0.4, 0.90, "oracle")
         (0.4, 0.90, 1.0),
         (0.8, 0.90, 0.5),
         (0.2, 0.90, 1.25),  # beyond the oracle
-        (1.6, 0.90, -0.5),  # dearer than leaving at random
+        (1.6, 0.90, -0.5),  # more expensive than leaving at random
         (0.5, 0.85, 0.5),  # the oracle followed on half of the examples costs 0.3
         (0.4, 0.95, 1.0),  # more accurate than both: charged at their best
     ],

@@ -11,8 +11,8 @@ from offramp._core.errors import InputError
 from offramp._core.topology import Topology
 from offramp.evaluation import evaluate, evaluate_all
 from offramp.evaluation.replay import replay, replay_reference
-from offramp.fitting.thresholds import fit_myopic
-from offramp.policy import Agreement, Constant, Feature, Linear, Node, Policy, Random, Setting
+from offramp.fitting.thresholds import fit_threshold
+from offramp.policy import Agreement, Candidate, Constant, Feature, Linear, Node, Policy, Random
 from offramp.policy.features import COMBINED
 from offramp.trace import Trace, make_trace
 from support.properties import examples
@@ -49,14 +49,14 @@ def random_policy(rng: np.random.Generator, topology: Topology) -> Policy:
         for path in topology.paths()
         if topology.children(path[-1])
     }
-    combine = str(rng.choice(["last", "mean", "weighted"]))
+    combine = str(rng.choice(["last", "mean", "log_linear"]))
     weights = {p: (0.1 + rng.random(len(p))).tolist() for p in topology.paths()}
     return Policy(
         topology,
         nodes,
         temperatures=(0.5 + rng.random(len(topology))).tolist(),
         combine=combine,
-        weights=weights if combine == "weighted" else None,
+        weights=weights if combine == "log_linear" else None,
     )
 
 
@@ -98,7 +98,7 @@ def test_the_random_cases_reach_every_kind_of_path():
     lengths = {len(p) for t, c in found for p in [c.topology.paths()[replay(t, c).path[0]]]}
     assert lengths >= {1, 2, 3}
     assert any(len(c.topology.children(0)) > 1 for _, c in found)
-    assert {c.combine for _, c in found} == {"last", "mean", "weighted"}
+    assert {c.combine for _, c in found} == {"last", "mean", "log_linear"}
 
 
 @examples(25)
@@ -121,17 +121,17 @@ def test_many_settings_at_once_are_evaluated_as_one_by_one(seed, kind):
         for p in (0.5, 1.0, 1.0)
     ]
     sweep = [
-        Setting(policy=policy, method="", reference=str(rng.choice(trace.stages)), top=top)
+        Candidate(policy=policy, method="", reference=str(rng.choice(trace.stages)), top=top)
         for policy in (first, *others)
         for top in ((1, 2) if kind == "logits" else (1,))
     ]
     together = evaluate_all(trace, sweep)
-    assert together == [evaluate(trace, setting, bootstrap=0) for setting in sweep]
+    assert together == [evaluate(trace, candidate, bootstrap=0) for candidate in sweep]
 
 
 def test_many_settings_at_once_are_the_same_in_runs_of_examples():
     trace = make_trace(700, stages=2, classes=1000, seed=0)  # several runs of 400
-    found = fit_myopic(trace, reference="stage1", confidences=["entropy"], grid=5)
+    found = fit_threshold(trace, reference="stage1", confidences=["entropy"], grid=5)
     assert evaluate_all(trace, found) == [evaluate(trace, s, bootstrap=0) for s in found]
 
 
@@ -141,7 +141,7 @@ def test_what_happens_to_an_example_does_not_depend_on_the_others(seed):
     trace, policy = random_case(seed)
     whole = replay(trace, policy)
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(trace)))
-    shuffled = replay(trace.rows(order), policy)
+    shuffled = replay(trace.take(order), policy)
     np.testing.assert_array_equal(shuffled.path, whole.path[order])
     np.testing.assert_array_equal(shuffled.labels, whole.labels[order])
 
@@ -180,7 +180,7 @@ def test_stages_that_share_work_pay_for_a_segment_once():
     trace = trace.with_costs(Costs(unit="flops", segment=(3, 5), head=(0.25, 0.5), decision=(0, 0)))
     on = replay(trace, Policy(topology, {(0,): Node(Constant(False))}))
     assert set(on.cost) == {3 + 0.25 + 5 + 0.5}
-    alone = replay(trace, Setting.single(topology, "exit1", reference="exit1").policy)
+    alone = replay(trace, Candidate.single(topology, "exit1", reference="exit1").policy)
     assert set(alone.cost) == {3 + 5 + 0.5}
 
 
@@ -205,7 +205,7 @@ def test_a_stage_alone_errs_exactly_where_the_trace_says_it_does():
     for kind in ("logits", "labels"):
         trace = make_trace(80, stages=2, kind=kind, seed=2)
         for k, name in enumerate(trace.stages):
-            policy = Setting.single(trace.topology, name, reference=name).policy
+            policy = Candidate.single(trace.topology, name, reference=name).policy
             np.testing.assert_array_equal(replay(trace, policy).wrong, trace.wrong(k))
 
 
@@ -219,7 +219,7 @@ def test_services_that_report_confidences_below_chance_keep_their_label():
         ranked=base.ranked,
         confidence=base.confidence * torch.linspace(0, 0.5, 60)[:, None],
     )
-    policy = Setting.single(trace.topology, "stage0", reference="stage0").policy
+    policy = Candidate.single(trace.topology, "stage0", reference="stage0").policy
     np.testing.assert_array_equal(replay(trace, policy).wrong, trace.wrong(0))
 
 
@@ -238,18 +238,18 @@ def test_examples_named_by_text_draw_the_same_numbers_in_any_order():
     done = replay(trace, policy)
     assert 60 < (done.last == 0).sum() < 140
     back = torch.arange(199, -1, -1)
-    np.testing.assert_array_equal(replay(trace.rows(back), policy).last, done.last[::-1])
+    np.testing.assert_array_equal(replay(trace.take(back), policy).last, done.last[::-1])
 
 
 def test_a_policy_of_another_cascade_is_refused():
     trace = make_trace(10, stages=2)
-    other = Setting.single(Topology.of(["a", "b"]), "b", reference="b").policy
+    other = Candidate.single(Topology.of(["a", "b"]), "b", reference="b").policy
     with pytest.raises(InputError, match=r"names \('a', 'b'\), but the trace has \('stage0'"):
         replay(trace, other)
 
 
 def test_a_chunk_of_nothing_is_refused():
     trace = make_trace(10, stages=2)
-    policy = Setting.single(trace.topology, "stage0", reference="stage1").policy
+    policy = Candidate.single(trace.topology, "stage0", reference="stage1").policy
     with pytest.raises(InputError, match="chunk must be an integer of at least 1, got 0"):
         replay(trace, policy, chunk=0)

@@ -1,4 +1,4 @@
-"""Uniform, agreement and myopic policies."""
+"""Random, agreement and threshold policies."""
 
 import itertools
 
@@ -12,11 +12,11 @@ from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp._core.keys import example_keys
 from offramp.evaluation.replay import replay
-from offramp.fitting.baselines import fit_agreement, fit_uniform
+from offramp.fitting.baselines import fit_agreement, fit_random
 from offramp.fitting.pareto import pareto_front
 from offramp.fitting.temperature import fit_temperatures
-from offramp.fitting.thresholds import fit_myopic
-from offramp.policy import Constant, Feature, Linear, Node, Policy, Setting
+from offramp.fitting.thresholds import fit_threshold
+from offramp.policy import Candidate, Constant, Feature, Linear, Node, Policy
 from offramp.policy.features import COMBINED, CONFIDENCES, Distribution
 from offramp.trace import Trace, make_trace
 from support.properties import examples
@@ -34,18 +34,19 @@ def with_decision_costs(trace: Trace) -> Trace:
     )
 
 
-def figures(trace: Trace, setting: Setting) -> tuple[float, float, float]:
+def figures(trace: Trace, candidate: Candidate) -> tuple[float, float, float]:
     """Cost, error and excess by replay."""
-    done = replay(trace, setting.policy, top=setting.top)
-    f_wrong = trace.wrong(trace.topology.index(setting.reference), top=setting.top)
+    done = replay(trace, candidate.policy, top=candidate.top)
+    f_wrong = trace.wrong(trace.topology.index(candidate.reference), top=candidate.top)
     return done.cost.mean(), done.wrong.mean(), (done.wrong & ~f_wrong).mean()
 
 
-# --- myopic ---------------------------------------------------------------------------------------
+# --- threshold
+# ---------------------------------------------------------------------------------------
 
 
-def every_threshold(trace: Trace, kind: str, combine: str) -> list[Setting]:
-    """All settings of a chain of two, built one by one."""
+def every_threshold(trace: Trace, kind: str, combine: str) -> list[Candidate]:
+    """All candidates of a chain of two, built one by one."""
     temperatures = fit_temperatures(trace)
     probe = Feature(kind, 0)
     scores = trace.output(0).scores() / torch.tensor(temperatures[0])
@@ -53,14 +54,14 @@ def every_threshold(trace: Trace, kind: str, combine: str) -> list[Setting]:
     sign = CONFIDENCES[kind]
     rules = [Constant(False), *[Linear.threshold(probe, v, sign=sign) for v in values]]
     return [
-        Setting(
+        Candidate(
             policy=Policy(
                 trace.topology.chain([0, 1]),
                 {(0,): Node(rule)},
                 temperatures=temperatures,
                 combine=combine,
             ),
-            method="myopic",
+            method="threshold",
             reference="stage1",
         )
         for rule in rules
@@ -75,7 +76,9 @@ def distribution(scores):
 @pytest.mark.parametrize("combine", ["last", "mean"])
 def test_two_stages_give_the_front_of_all_thresholds(kind, combine):
     trace = with_decision_costs(make_trace(40, stages=2, seed=7))
-    found = fit_myopic(trace, reference="stage1", confidences=[kind], combines=[combine], grid=400)
+    found = fit_threshold(
+        trace, reference="stage1", confidences=[kind], combines=[combine], grid=400
+    )
     have = {figures(trace, s) for s in found}
     every = np.array([figures(trace, s) for s in every_threshold(trace, kind, combine)])
     front = pareto_front(every[:, 0], every[:, 1]) | pareto_front(every[:, 0], every[:, 2])
@@ -83,12 +86,12 @@ def test_two_stages_give_the_front_of_all_thresholds(kind, combine):
 
 
 @examples(15)
-@given(seed=st.integers(0, 2**31), combine=st.sampled_from(["last", "mean", "weighted"]))
+@given(seed=st.integers(0, 2**31), combine=st.sampled_from(["last", "mean", "log_linear"]))
 def test_no_setting_of_a_longer_chain_beats_another_when_replayed(seed, combine):
     """Holds only if the scans' figures are those of a replay."""
     trace = with_decision_costs(make_trace(60, stages=3, seed=seed))
     chain = trace.topology.chain([0, 1, 2])
-    found = fit_myopic(
+    found = fit_threshold(
         trace, reference="stage2", topologies=[chain], combines=[combine], confidences=["margin"]
     )
     values = np.array([figures(trace, s) for s in found]).round(9)
@@ -105,7 +108,7 @@ def test_three_stages_come_near_an_exhaustive_search(seed):
     trace = make_trace(24, stages=3, seed=seed)
     chain = trace.topology.chain([0, 1, 2])
     options = {"temperatures": [1.0, 1.0, 1.0], "combines": ["last"], "confidences": ["margin"]}
-    found = fit_myopic(trace, reference="stage2", topologies=[chain], grid=1000, **options)
+    found = fit_threshold(trace, reference="stage2", topologies=[chain], grid=1000, **options)
     have = np.array([figures(trace, s) for s in found])
     margins = [Feature("margin", k) for k in (0, 1)]
     cuts = [
@@ -118,7 +121,7 @@ def test_three_stages_come_near_an_exhaustive_search(seed):
             for v, f in zip(pair, margins, strict=True)
         ]
         policy = Policy(chain, {(0,): Node(rules[0]), (0, 1): Node(rules[1])})
-        every.append(figures(trace, Setting(policy=policy, method="", reference="stage2")))
+        every.append(figures(trace, Candidate(policy=policy, method="", reference="stage2")))
     for trade_off in (0.01, 0.1, 0.3, 1.0):
         gap = best_objective(have, trade_off) - best_objective(np.array(every), trade_off)
         assert -1e-9 <= gap <= 0.5 / 24  # coordinate search may stop short, by half an error
@@ -126,7 +129,7 @@ def test_three_stages_come_near_an_exhaustive_search(seed):
 
 def test_the_grid_bounds_the_number_of_settings_per_chain():
     trace = make_trace(500, stages=3)
-    found = fit_myopic(trace, reference="stage2", grid=10)
+    found = fit_threshold(trace, reference="stage2", grid=10)
     chains = [s.policy.topology.describe() for s in found]
     assert len(set(chains)) == 4
     assert max(chains.count(c) for c in chains) <= 10
@@ -136,7 +139,7 @@ def test_thresholds_look_at_the_answer_itself():
     trace = make_trace(300, stages=3)
     chain = trace.topology.chain([0, 1, 2])
     for combine, stage in [("mean", COMBINED), ("last", 1)]:
-        found = fit_myopic(trace, reference="stage2", topologies=[chain], combines=[combine])
+        found = fit_threshold(trace, reference="stage2", topologies=[chain], combines=[combine])
         rules = [s.policy.node((0, 1)).leave for s in found]
         looked = {f.stage for r in rules if isinstance(r, Linear) for f in r.features}
         assert looked == {stage}
@@ -145,10 +148,10 @@ def test_thresholds_look_at_the_answer_itself():
 def test_given_temperatures_and_weights_are_used():
     trace = make_trace(200, stages=2)
     weights = {(0,): (1.0,), (1,): (1.0,), (0, 1): (0.3, 0.7)}
-    found = fit_myopic(
+    found = fit_threshold(
         trace,
         reference="stage1",
-        combines=["weighted"],
+        combines=["log_linear"],
         temperatures=[2.0, 3.0],
         weights=weights,
     )
@@ -159,39 +162,39 @@ def test_given_temperatures_and_weights_are_used():
 
 def test_thresholds_beat_leaving_at_random():
     trace = make_trace(3000, stages=2, seed=0)
-    myopic = np.array([figures(trace, s) for s in fit_myopic(trace, reference="stage1")])
-    uniform = np.array([figures(trace, s) for s in fit_uniform(trace, reference="stage1")])
-    for cost, error, _ in uniform[1:-1]:
-        assert (myopic[myopic[:, 0] <= cost, 1] < error).any()
+    threshold = np.array([figures(trace, s) for s in fit_threshold(trace, reference="stage1")])
+    random = np.array([figures(trace, s) for s in fit_random(trace, reference="stage1")])
+    for cost, error, _ in random[1:-1]:
+        assert (threshold[threshold[:, 0] <= cost, 1] < error).any()
 
 
 def test_top_m_and_labels_with_confidences_are_fitted():
     trace = make_trace(300, stages=2, classes=6, seed=0)
-    found = fit_myopic(trace, reference="stage1", top=3)
+    found = fit_threshold(trace, reference="stage1", top=3)
     assert all(s.top == 3 for s in found)
     labels = make_trace(300, stages=2, classes=6, kind="labels", seed=0)
-    assert len(fit_myopic(labels, reference="stage1")) > 3
+    assert len(fit_threshold(labels, reference="stage1")) > 3
 
 
 def test_what_cannot_be_fitted_is_refused():
     trace = make_trace(50, stages=3)
     with pytest.raises(InputError, match=r"confidences must be one of .* got 'max_prop'.*max_prob"):
-        fit_myopic(trace, reference="stage2", confidences=["max_prop"])
+        fit_threshold(trace, reference="stage2", confidences=["max_prop"])
     with pytest.raises(InputError, match="must be chains of two or more stages, got"):
-        fit_myopic(trace, reference="stage2", topologies=[trace.topology])
+        fit_threshold(trace, reference="stage2", topologies=[trace.topology])
     with pytest.raises(InputError, match="grid must be an integer of at least 1, got 0"):
-        fit_myopic(trace, reference="stage2", grid=0)
+        fit_threshold(trace, reference="stage2", grid=0)
 
 
-# --- uniform --------------------------------------------------------------------------------------
+# --- random --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
 def test_the_uniform_policy_leaves_at_its_rate_after_each_stage(rate):
     trace = make_trace(4000, stages=3)
     chain = trace.topology.chain([0, 1, 2])
-    (setting,) = fit_uniform(trace, reference="stage2", rates=[rate], topologies=[chain])
-    last = replay(trace, setting.policy).last
+    (candidate,) = fit_random(trace, reference="stage2", rates=[rate], topologies=[chain])
+    last = replay(trace, candidate.policy).last
     expected = [rate, (1 - rate) * rate, (1 - rate) ** 2]
     assert np.bincount(last, minlength=3) / 4000 == pytest.approx(expected, abs=0.03)
 
@@ -199,22 +202,22 @@ def test_the_uniform_policy_leaves_at_its_rate_after_each_stage(rate):
 def test_the_uniform_policy_does_not_look_at_outputs():
     trace = make_trace(500, stages=2, seed=0)
     other = make_trace(500, stages=2, seed=1)
-    (setting,) = fit_uniform(trace, reference="stage1", rates=[0.5])
+    (candidate,) = fit_random(trace, reference="stage1", rates=[0.5])
     np.testing.assert_array_equal(
-        replay(trace, setting.policy).last, replay(other, setting.policy).last
+        replay(trace, candidate.policy).last, replay(other, candidate.policy).last
     )
 
 
 def test_uniform_policies_may_combine():
     trace = make_trace(300, stages=2)
-    for combine in ("mean", "weighted"):
-        found = fit_uniform(trace, reference="stage1", rates=[0.0], combine=combine)
+    for combine in ("mean", "log_linear"):
+        found = fit_random(trace, reference="stage1", rates=[0.0], combine=combine)
         assert found[0].policy.combine == combine
 
 
 def test_a_rate_in_per_cent_is_refused():
     with pytest.raises(InputError, match=r"rate must be in \[0, 1\], got 50"):
-        fit_uniform(make_trace(10, stages=2), reference="stage1", rates=[50])
+        fit_random(make_trace(10, stages=2), reference="stage1", rates=[50])
 
 
 # --- agreement ------------------------------------------------------------------------------------
@@ -222,10 +225,10 @@ def test_a_rate_in_per_cent_is_refused():
 
 def test_agreement_leaves_at_the_second_stage_where_labels_agree():
     trace = make_trace(400, stages=3, kind="labels", seed=2)
-    (setting,) = fit_agreement(trace, reference="stage2", options=[(1, 1)])
+    (candidate,) = fit_agreement(trace, reference="stage2", options=[(1, 1)])
     agree = (trace.ranked[:, 0, 0] == trace.ranked[:, 1, 0]).numpy()
     assert 0 < agree.sum() < 400
-    np.testing.assert_array_equal(replay(trace, setting.policy).last, np.where(agree, 1, 2))
+    np.testing.assert_array_equal(replay(trace, candidate.policy).last, np.where(agree, 1, 2))
 
 
 def test_agreement_options_follow_from_the_ranks_that_are_known():
@@ -240,10 +243,10 @@ def test_agreement_options_follow_from_the_ranks_that_are_known():
 def test_on_longer_chains_each_stage_is_compared_with_the_one_before():
     trace = make_trace(300, stages=4, kind="labels", seed=2)
     chain = trace.topology.chain([0, 1, 2, 3])
-    (setting,) = fit_agreement(trace, reference="stage3", topologies=[chain], options=[(1, 1)])
+    (candidate,) = fit_agreement(trace, reference="stage3", topologies=[chain], options=[(1, 1)])
     first = trace.ranked[:, :, 0].numpy()
     expected = [next((k for k in (1, 2) if row[k] == row[k - 1]), 3) for row in first]
-    assert replay(trace, setting.policy).last.tolist() == expected
+    assert replay(trace, candidate.policy).last.tolist() == expected
 
 
 def test_agreement_of_two_stages_saves_nothing_and_is_refused():

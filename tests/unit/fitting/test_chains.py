@@ -16,11 +16,11 @@ from offramp.fitting.chains import (
     promising_chains,
     topologies_to_fit,
 )
-from offramp.fitting.learned import fit_weighted
+from offramp.fitting.learned import fit_learned
 from offramp.fitting.search import count_chains, sub_chains, sub_topologies
 from offramp.fitting.tables import Tables
 from offramp.fitting.temperature import fit_temperatures
-from offramp.fitting.thresholds import fit_myopic
+from offramp.fitting.thresholds import fit_threshold
 from offramp.fitting.weighted import TreeFit
 from offramp.policy.features import Feature
 from offramp.trace.testing import make_trace
@@ -29,7 +29,7 @@ TRADE_OFFS = (0.02, 0.1, 0.4)
 
 
 def exits(groups: int, heads: int, *, n=400, seed=0, head_costs=(0.01, 0.1), gain=0.06):
-    """A network of `groups` exits, each with so many heads; a deeper head is better and dearer."""
+    """A network of `groups` exits, each of `heads` heads; a deeper one is better and costs more."""
     names = [f"e{g}/{'ab'[h]}" for g in range(groups) for h in range(heads)] + ["end"]
     cuts = [f"e{g}" for g in range(groups) for _ in range(heads)] + ["end"]
     of = [[k for k, cut in enumerate(cuts) if cut == name] for name in dict.fromkeys(cuts)]
@@ -53,7 +53,7 @@ def exits(groups: int, heads: int, *, n=400, seed=0, head_costs=(0.01, 0.1), gai
     return replace(trace, costs=costs)
 
 
-def objective_on(part, chain, lam):
+def objective_on(part, chain, cost_weight):
     """What one threshold on the log margin after each stage of the chain comes to."""
     reference = len(part.topology) - 1
     tables = Tables(
@@ -65,27 +65,27 @@ def objective_on(part, chain, lam):
     )
     costs = part.costs.relative_to(part.topology, reference)
     options = {"families": ("constant", "threshold"), "passes": 0}
-    return TreeFit(tables, chain, costs, **options).fit(lam).objective
+    return TreeFit(tables, chain, costs, **options).fit(cost_weight).objective
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("lam", TRADE_OFFS)
-def test_the_search_finds_nearly_what_trying_every_chain_finds(seed, lam):
+@pytest.mark.parametrize("cost_weight", TRADE_OFFS)
+def test_the_search_finds_nearly_what_trying_every_chain_finds(seed, cost_weight):
     part = exits(3, 2, seed=seed)
     reference = part.stages[-1]
-    best = min(objective_on(part, chain, lam) for chain in sub_chains(part.topology))
-    found = promising_chains(part, reference=reference, trade_offs=[lam])
-    assert min(objective_on(part, chain, lam) for chain in found) <= 1.01 * best
+    best = min(objective_on(part, chain, cost_weight) for chain in sub_chains(part.topology))
+    found = promising_chains(part, reference=reference, trade_offs=[cost_weight])
+    assert min(objective_on(part, chain, cost_weight) for chain in found) <= 1.01 * best
 
 
 def test_a_search_that_knows_one_exit_only_would_be_noticed():
-    part, lam = exits(3, 2), 0.4
-    best = min(objective_on(part, chain, lam) for chain in sub_chains(part.topology))
+    part, cost_weight = exits(3, 2), 0.4
+    best = min(objective_on(part, chain, cost_weight) for chain in sub_chains(part.topology))
     alone = [c for c in sub_chains(part.topology) if len(c.active) == 2]
-    assert min(objective_on(part, chain, lam) for chain in alone) > 1.01 * best
+    assert min(objective_on(part, chain, cost_weight) for chain in alone) > 1.01 * best
 
 
-@pytest.mark.parametrize("combine", ["last", "weighted"])
+@pytest.mark.parametrize("combine", ["last", "log_linear"])
 def test_policies_fitted_on_few_chains_are_nearly_as_good_as_on_all(combine):
     part = make_trace(1000, stages=5, seed=3)
     few = {chain.active for chain in promising_chains(part, reference="stage4")}
@@ -93,17 +93,17 @@ def test_policies_fitted_on_few_chains_are_nearly_as_good_as_on_all(combine):
     assert len(few) < 0.7 * len(chains)
     costs = part.costs.relative_to(part.topology, 4)
     tables = Tables(part, temperatures=fit_temperatures(part), combine=combine, reference=4)
-    for lam in (0.05, 0.4):
-        fits = {chain.active: TreeFit(tables, chain, costs).fit(lam) for chain in chains}
+    for cost_weight in (0.05, 0.4):
+        fits = {chain.active: TreeFit(tables, chain, costs).fit(cost_weight) for chain in chains}
         best = min(fit.objective for fit in fits.values())
         assert min(fits[chain].objective for chain in few) <= 1.02 * best
 
 
 def test_a_chain_has_one_head_of_each_point_and_either_kind_can_win():
     cheap = exits(4, 2, head_costs=(0.001, 0.9))
-    dear = exits(4, 2, head_costs=(0.001, 0.002), gain=0.15)
+    expensive = exits(4, 2, head_costs=(0.001, 0.002), gain=0.15)
     kinds = []
-    for part in (cheap, dear):
+    for part in (cheap, expensive):
         for chain in promising_chains(part, reference="end"):
             points = [part.topology.groups[k] for k in chain.active]
             assert len(set(points)) == len(points)
@@ -132,15 +132,15 @@ def test_few_chains_are_all_tried_and_the_whole_where_it_branches():
     assert topologies_to_fit(part, reference="stage3") == sub_topologies(part.topology)
 
 
-def test_learned_and_myopic_policies_have_the_same_chains_to_choose_from():
+def test_learned_and_threshold_policies_have_the_same_chains_to_choose_from():
     part = exits(4, 2, n=100)
     chains = {chain.active for chain in promising_chains(part, reference="end")}
     options = {"reference": "end", "combines": ["last"]}
-    myopic = fit_myopic(part, **options, confidences=["margin"], grid=5)
-    assert {s.policy.topology.active for s in myopic} == chains
-    learned = fit_weighted(part, **options, lams=[0.1], families=["threshold"])
-    again = fit_weighted(
-        part, **options, lams=[0.1], families=["threshold"],
+    threshold = fit_threshold(part, **options, confidences=["margin"], grid=5)
+    assert {s.policy.topology.active for s in threshold} == chains
+    learned = fit_learned(part, **options, cost_weights=[0.1], families=["threshold"])
+    again = fit_learned(
+        part, **options, cost_weights=[0.1], families=["threshold"],
         topologies=promising_chains(part, reference="end"),
     )  # fmt: skip
     assert [to_json(s) for s in learned] == [to_json(s) for s in again]

@@ -22,7 +22,7 @@ def test_newton_finds_what_scikit_learn_finds(seed):
     x, positive, weights = problem(seed)
     ridge = 0.01
     ours = fit_weighted_logistic(x, positive, weights, ridge=ridge)
-    # scikit-learn minimises C * sum(w loss) + |b|^2 / 2, the intercept unpenalised.
+    # scikit-learn minimizes C * sum(w loss) + |b|^2 / 2, the intercept unpenalized.
     oracle = LogisticRegression(
         C=1 / (ridge * weights.sum()), solver="newton-cholesky", tol=1e-10, max_iter=1000
     )
@@ -88,7 +88,7 @@ def test_equal_sums_take_the_most_examples():
     assert cut.value == -np.inf
 
 
-def test_a_cut_between_neighbouring_floats_separates_them():
+def test_a_cut_between_neighboring_floats_separates_them():
     low = np.float32(1.0)
     high = np.nextafter(low, np.float32(2))
     cut = best_cut(np.array([low, high], dtype=np.float32), np.array([1.0, -1.0]))

@@ -86,16 +86,18 @@ def test_on_a_chain_that_ends_in_f_two_oracles_are_exactly_as_good_as_f(seed):
     np.testing.assert_array_equal(paper.wrong, trace.wrong(2))
     np.testing.assert_array_equal(neutral.wrong, trace.wrong(2))
     assert (free.wrong <= neutral.wrong).all()
-    right = ~neutral.wrong  # where F errs, the free one may pay to correct it
+    right = ~neutral.wrong  # where the reference errs, the free one may pay to correct it
     assert (free.cost <= neutral.cost)[right].all()
     assert (neutral.cost <= paper.cost).all()
 
 
 def test_deciding_costs_an_oracle_nothing():
     trace = make_trace(50, stages=2)
-    dear = trace.with_costs(Costs(unit="f", segment=(1, 4), head=(0, 0), decision=(9, 9)))
+    expensive = trace.with_costs(Costs(unit="f", segment=(1, 4), head=(0, 0), decision=(9, 9)))
     chain = trace.topology.chain([0, 1])
-    first, second = (oracle(t, "paper", topology=chain, reference="stage1") for t in (trace, dear))
+    first, second = (
+        oracle(t, "paper", topology=chain, reference="stage1") for t in (trace, expensive)
+    )
     np.testing.assert_array_equal(first.cost, second.cost)
 
 

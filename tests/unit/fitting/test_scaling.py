@@ -1,4 +1,4 @@
-"""Temperatures and pooling weights: both maximise a likelihood."""
+"""Temperatures and pooling weights: both maximize a likelihood."""
 
 import numpy as np
 import pytest

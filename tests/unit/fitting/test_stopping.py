@@ -21,7 +21,7 @@ from offramp.fitting.stopping.network import (
     with_stopping,
 )
 from offramp.models import ModelSpec, build
-from offramp.policy import Constant, Node, Policy, Setting, Stopping
+from offramp.policy import Candidate, Constant, Node, Policy, Stopping
 from offramp.policy.features import Distribution
 from offramp.policy.rules import AnyRule
 from offramp.policy.stopping import fixed_order_linear, fixed_order_linear_reference
@@ -45,7 +45,7 @@ class Seen:
     def ranked(self, stage, count):
         return self.logits[:, stage].topk(count, dim=1).indices
 
-    def rows(self, which):
+    def take(self, which):
         return Seen(self.logits[which], self.ids[which])
 
 
@@ -84,7 +84,7 @@ def test_a_score_does_not_depend_on_the_rest_of_the_batch(kind, classes):
     together = rule.score(at)
     assert together.dtype == torch.float32
     for size in (1, 2, 3, 7, 8, 16, 33):
-        parts = [rule.score(at.rows(r)) for r in torch.split(torch.arange(67), size)]
+        parts = [rule.score(at.take(r)) for r in torch.split(torch.arange(67), size)]
         assert torch.equal(torch.cat(parts), together), size
 
 
@@ -189,7 +189,7 @@ def test_bad_numbers_are_refused_with_their_value():
         rule.score(seen(classes=7))
 
 
-def lively(trace, *, combine="policy", drawn=False):
+def lively(trace, *, combine="stopping", drawn=False):
     """The first policy by which examples stop at every stage."""
     for seed in range(500):
         made = rules(len(trace.topology) - 1, trace.classes, 16, seed=seed, scale=6.0)[1]
@@ -226,7 +226,7 @@ def test_the_answer_is_weighted_by_the_probabilities_of_stopping():
         np.testing.assert_allclose(answers[i].exp().numpy(), wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize("combine", ["policy", "last", "mean", "weighted"])
+@pytest.mark.parametrize("combine", ["stopping", "last", "mean", "log_linear"])
 @pytest.mark.parametrize("drawn", [False, True])
 def test_replay_is_what_walking_each_example_on_its_own_gives(combine, drawn):
     trace = make_trace(40, stages=3, classes=4, seed=3)
@@ -241,33 +241,33 @@ def test_replay_is_what_walking_each_example_on_its_own_gives(combine, drawn):
 def test_many_settings_at_once_are_each_what_they_are_alone():
     """Answers of two policies on one path must not be mixed up."""
     trace = make_trace(200, stages=3, classes=4, seed=4)
-    settings_ = []
+    candidates_ = []
     for seed in range(6):
         made = rules(2, 4, 8, seed=seed, scale=3.0)[1]
-        for combine in ("policy", "last"):
+        for combine in ("stopping", "last"):
             policy = stopping_policy(trace.topology.chain([0, 1, 2]), made, combine=combine)
-            settings_.append(Setting(policy=policy, method="joint", reference="stage2"))
-    wanted = [evaluate(trace, s, bootstrap=0) for s in settings_]
-    assert evaluate_all(trace, settings_) == wanted
+            candidates_.append(Candidate(policy=policy, method="joint", reference="stage2"))
+    wanted = [evaluate(trace, s, bootstrap=0) for s in candidates_]
+    assert evaluate_all(trace, candidates_) == wanted
     assert any(a.accuracy != b.accuracy for a, b in zip(wanted[::2], wanted[1::2], strict=True))
 
 
-@pytest.mark.parametrize("combine", ["policy", "last"])
+@pytest.mark.parametrize("combine", ["stopping", "last"])
 @pytest.mark.parametrize("drawn", [False, True])
 def test_runtime_and_bundle_do_what_replay_said(tmp_path, combine, drawn):
     specs = {
         name: ModelSpec(name="small_cnn", arguments={"width": w, "depth": 3, "classes": 4})
         for name, w in (("small", 4), ("middle", 8), ("large", 16))
     }
-    cascade = Cascade.of_models({k: build(v) for k, v in specs.items()}, specs=specs)
+    cascade = Cascade.from_models({k: build(v) for k, v in specs.items()}, specs=specs)
     images = 3 * torch.randn(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     trace = record(cascade, [(images, torch.arange(40) % 4)], progress=False)
     policy = lively(trace, combine=combine, drawn=drawn)
     wanted = replay(trace, policy)
-    setting = Setting(policy=policy, method="joint", reference="large")
+    candidate = Candidate(policy=policy, method="joint", reference="large")
     costs = with_stopping(trace.costs, 4, 16)
-    save_bundle(tmp_path / "b", cascade, setting, costs=costs)
-    model, loaded = Adaptive(cascade, setting, costs=costs), load_bundle(tmp_path / "b").adaptive
+    save_bundle(tmp_path / "b", cascade, candidate, costs=costs)
+    model, loaded = Adaptive(cascade, candidate, costs=costs), load_bundle(tmp_path / "b").adaptive
     ids = trace.ids
     sure = torch.from_numpy(wanted.closest > 1e-4)
     assert sure.float().mean() > 0.9
@@ -278,7 +278,7 @@ def test_runtime_and_bundle_do_what_replay_said(tmp_path, combine, drawn):
                 assert torch.equal(getattr(one, name), getattr(other, name)), name
             last = torch.from_numpy(wanted.last)[rows]
             assert torch.equal(one.stage[sure[rows]], last[sure[rows]])
-    bill = Adaptive(cascade, setting, costs=costs)(images, ids=ids)
+    bill = Adaptive(cascade, candidate, costs=costs)(images, ids=ids)
     first = bill.stage == 0
     flops = 2.0 * (4 * 16 + 16 * 16 + 2 * 16)
     assert set(bill.cost[first].tolist()) == {costs.segment[0] + flops}
@@ -287,7 +287,7 @@ def test_runtime_and_bundle_do_what_replay_said(tmp_path, combine, drawn):
 def test_the_combination_by_stopping_needs_stopping_networks():
     topology = make_trace(5, stages=2).topology.chain([0, 1])
     with pytest.raises(InputError, match=r"needs at every node .* got Constant at \(0,\)"):
-        Policy(topology, {(0,): Node(Constant(True))}, combine="policy")
+        Policy(topology, {(0,): Node(Constant(True))}, combine="stopping")
     other_stage = rules(2, 4)[1][1]
     with pytest.raises(InputError, match="stopping network of its own stage, got Stopping"):
-        Policy(topology, {(0,): Node(other_stage)}, combine="policy")
+        Policy(topology, {(0,): Node(other_stage)}, combine="stopping")

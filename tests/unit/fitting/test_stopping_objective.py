@@ -187,7 +187,7 @@ def test_top_m_counts_the_best_m():
 
 
 def test_combined_answers_are_those_of_the_policy_at_test_time():
-    """Stage by stage, as `combine="policy"` gives them."""
+    """Stage by stage, as `combine="stopping"` gives them."""
     logits, _, labels = problem()
     networks = make_networks(S - 1, C, 8, seed=3)
     found = combined_log_probs(logits, stop_odds(networks, logits))
@@ -285,22 +285,28 @@ def calibrated(n, seed, second=0.95):
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_known_optimum_of_two_stages_is_reached(seed):
-    """Stop where u >= second - alpha: then the mean of loss + alpha * cost is known.
+    """Stop where u >= second - cost_weight: then the mean of loss + cost_weight * cost is known.
 
     Tolerance: 0.01 of the objective; the best constant policy is 0.05 or more above.
     """
-    second, alpha, small = 0.95, 0.2, 0.25
-    cut = second - alpha  # one unit of cost buys the second stage
+    second, cost_weight, small = 0.95, 0.2, 0.25
+    cut = second - cost_weight  # one unit of cost buys the second stage
     below = (cut - 0.5) / 0.5  # share that goes on
     stop_error = ((1 - cut) ** 2 / 2) / 0.5
-    optimum = alpha * small + stop_error + below * (1 - second + alpha)
-    constant = min(0.25 + alpha * small, alpha * (small + 1) + 1 - second)
+    optimum = cost_weight * small + stop_error + below * (1 - second + cost_weight)
+    constant = min(0.25 + cost_weight * small, cost_weight * (small + 1) + 1 - second)
     part, fresh = calibrated(4000, seed), calibrated(60_000, 100 + seed, second)
-    (setting,) = fit_stopping(
-        part, reference="large", alphas=[alpha], combines=["last"], epochs=30, seed=seed, width=16
+    (candidate,) = fit_stopping(
+        part,
+        reference="large",
+        cost_weights=[cost_weight],
+        combines=["last"],
+        epochs=30,
+        seed=seed,
+        width=16,
     )
-    done = replay(fresh, setting.policy)
-    reached = done.wrong.mean() + alpha * done.cost.mean() / 4.0
+    done = replay(fresh, candidate.policy)
+    reached = done.wrong.mean() + cost_weight * done.cost.mean() / 4.0
     assert constant > optimum + 0.03
     assert reached == pytest.approx(optimum, abs=0.01)
     gone = fresh.logits[:, 0].softmax(dim=1).amax(dim=1)[torch.from_numpy(done.last == 1)]
@@ -309,8 +315,8 @@ def test_the_known_optimum_of_two_stages_is_reached(seed):
 
 def test_what_cannot_be_fitted_is_refused_with_its_value():
     part = calibrated(50, 0)
-    with pytest.raises(InputError, match=r"alphas must be finite and at least 0, got -0\.1"):
-        fit_stopping(part, reference="large", alphas=[-0.1])
+    with pytest.raises(InputError, match=r"cost_weights must be finite and at least 0, got -0\.1"):
+        fit_stopping(part, reference="large", cost_weights=[-0.1])
     with pytest.raises(InputError, match="at least two stages, got 'large'"):
         fit_stopping(part, reference="large", topology=part.topology.chain(["large"]))
     with pytest.raises(InputError, match=r"estimator must be one of .* got 'exakt'.*'exact'"):

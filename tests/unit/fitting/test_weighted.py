@@ -10,7 +10,7 @@ from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp._core.topology import Topology
 from offramp.evaluation.replay import replay_reference
-from offramp.fitting.learned import fit_weighted
+from offramp.fitting.learned import fit_learned
 from offramp.fitting.tables import Tables
 from offramp.fitting.temperature import fit_temperatures
 from offramp.fitting.weighted import TreeFit, fit_topology
@@ -18,7 +18,7 @@ from offramp.trace import Trace
 from offramp.trace.testing import make_trace
 
 
-def tree_fit(part: Trace, topology: Topology, *, combine="last", loss="excess", **options):
+def tree_fit(part: Trace, topology: Topology, *, combine="last", loss="negative_flips", **options):
     reference = len(part.topology) - 1
     tables = Tables(
         part,
@@ -30,14 +30,16 @@ def tree_fit(part: Trace, topology: Topology, *, combine="last", loss="excess", 
     return TreeFit(tables, topology, part.costs.relative_to(part.topology, reference), **options)
 
 
-def objective_by_replay(part: Trace, policy, lam: float, loss: str = "excess") -> float:
+def objective_by_replay(
+    part: Trace, policy, cost_weight: float, loss: str = "negative_flips"
+) -> float:
     reference = len(part.topology) - 1
     result = replay_reference(part, policy)
     own = part.costs.alone(part.topology, reference)
     losses = result.wrong.astype(float)
-    if loss == "excess":
+    if loss == "negative_flips":
         losses = np.maximum(0, losses - part.wrong(reference))
-    return float((losses + lam * result.cost / own).mean())
+    return float((losses + cost_weight * result.cost / own).mean())
 
 
 def with_decision_costs(part: Trace, cost: float) -> Trace:
@@ -51,19 +53,19 @@ def with_decision_costs(part: Trace, cost: float) -> Trace:
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("combine", ["last", "mean", "weighted"])
+@pytest.mark.parametrize("combine", ["last", "mean", "log_linear"])
 @pytest.mark.parametrize("edges", ["chain", "full"])
 def test_the_objective_it_reports_is_what_a_replay_finds(seed, combine, edges):
     part = with_decision_costs(make_trace(n=120, stages=3, seed=seed), 0.5)
     topology = Topology.of(part.stages, edges=edges)
-    for loss, lam in (("excess", 0.03), ("error", 0.3)):
+    for loss, cost_weight in (("negative_flips", 0.03), ("error", 0.3)):
         fit = tree_fit(part, topology, combine=combine, loss=loss)
-        found = fit.fit(lam)
-        replayed = objective_by_replay(part, found.policy, lam, loss)
+        found = fit.fit(cost_weight)
+        replayed = objective_by_replay(part, found.policy, cost_weight, loss)
         assert found.objective == pytest.approx(replayed, abs=1e-9)
 
 
-def every_threshold_policy(part: Trace, fit: TreeFit, lam: float):
+def every_threshold_policy(part: Trace, fit: TreeFit, cost_weight: float):
     """All chains of one-feature thresholds and constants: the action sets, tried one by one."""
     paths = fit.topology.paths()
     inner = paths[:-1]
@@ -78,29 +80,29 @@ def every_threshold_policy(part: Trace, fit: TreeFit, lam: float):
         going = fit.tables.loss_of_leaving(paths[-1])
         for path, mask in reversed(list(zip(inner, masks, strict=True))):
             child = path[-1] + 1
-            cost = lam * fit.costs.visit(fit.topology, path, child)
+            cost = cost_weight * fit.costs.visit(fit.topology, path, child)
             going = np.where(mask, fit.tables.loss_of_leaving(path), going + cost)
-        yield going.mean() + lam * fit.costs.visit(fit.topology, (), paths[0][-1])
+        yield going.mean() + cost_weight * fit.costs.visit(fit.topology, (), paths[0][-1])
 
 
 @pytest.mark.parametrize("seed", range(20))
-@pytest.mark.parametrize("lam", [0.0, 0.05, 0.4])
-def test_two_stages_are_solved_exactly(seed, lam):
+@pytest.mark.parametrize("cost_weight", [0.0, 0.05, 0.4])
+def test_two_stages_are_solved_exactly(seed, cost_weight):
     part = make_trace(n=8, stages=2, seed=seed)
     fit = tree_fit(part, part.topology, families=("constant", "threshold"))
-    objective = fit.fit(lam).objective
-    assert objective == pytest.approx(min(every_threshold_policy(part, fit, lam)), abs=1e-9)
+    objective = fit.fit(cost_weight).objective
+    assert objective == pytest.approx(min(every_threshold_policy(part, fit, cost_weight)), abs=1e-9)
 
 
 def test_three_stages_are_never_better_than_exhaustive_search_and_mostly_as_good():
     hits, gaps = 0, []
-    cases = [(seed, lam) for seed in range(15) for lam in (0.02, 0.2)]
-    for seed, lam in cases:
+    cases = [(seed, cost_weight) for seed in range(15) for cost_weight in (0.02, 0.2)]
+    for seed, cost_weight in cases:
         part = make_trace(n=8, stages=3, seed=seed)
         chain = Topology.of(part.stages, edges="chain")
         fit = tree_fit(part, chain, families=("constant", "threshold"), passes=3)
-        objective = fit.fit(lam).objective
-        best = min(every_threshold_policy(part, fit, lam))
+        objective = fit.fit(cost_weight).objective
+        best = min(every_threshold_policy(part, fit, cost_weight))
         assert objective >= best - 1e-9
         gaps.append(objective - best)
         hits += objective <= best + 1e-9
@@ -112,8 +114,8 @@ def test_three_stages_are_never_better_than_exhaustive_search_and_mostly_as_good
 def test_a_coordinate_pass_never_raises_the_objective(seed):
     part = make_trace(n=200, stages=4, seed=seed)
     topology = Topology.of(part.stages, edges="full")
-    for lam in (0.01, 0.1):
-        values = [tree_fit(part, topology, passes=p).fit(lam).objective for p in (0, 1, 3)]
+    for cost_weight in (0.01, 0.1):
+        values = [tree_fit(part, topology, passes=p).fit(cost_weight).objective for p in (0, 1, 3)]
         assert values == sorted(values, reverse=True)
 
 
@@ -122,19 +124,19 @@ def test_no_constant_policy_beats_the_learned_one(seed):
     part = make_trace(n=300, stages=3, seed=seed)
     chain = Topology.of(part.stages, edges="chain")
     fit = tree_fit(part, chain)
-    for lam in (0.003, 0.03, 0.3):
-        objective = fit_topology(fit, lam).objective
+    for cost_weight in (0.003, 0.03, 0.3):
+        objective = fit_topology(fit, cost_weight).objective
         for k in range(3):
             loss = fit.tables.loss_of_leaving(tuple(range(k + 1))).mean()
             cost = sum(fit.costs.visit(chain, tuple(range(i)), i) for i in range(k + 1))
-            assert objective <= loss + lam * cost + 1e-9
+            assert objective <= loss + cost_weight * cost + 1e-9
 
 
 def test_a_dear_trade_off_leaves_at_once_and_a_free_one_loses_nothing():
     part = make_trace(n=400, stages=3, seed=1)
     fit = tree_fit(part, part.topology)
-    dear = fit_topology(fit, 100.0).policy
-    assert replay_reference(part, dear).cost.mean() == part.costs.segment[0]
+    expensive = fit_topology(fit, 100.0).policy
+    assert replay_reference(part, expensive).cost.mean() == part.costs.segment[0]
     free = fit_topology(fit, 0.0)
     assert free.objective == 0.0
     assert replay_reference(part, free.policy).cost.mean() < sum(part.costs.segment)
@@ -155,9 +157,9 @@ def test_a_stage_that_does_not_pay_vanishes_with_its_cost():
 def test_a_decision_that_costs_more_than_it_saves_is_not_taken():
     part = make_trace(n=300, stages=2, seed=4)
     cheap = with_decision_costs(part, 0.0)
-    dear = with_decision_costs(part, 1000.0)
+    expensive = with_decision_costs(part, 1000.0)
     assert not fit_topology(tree_fit(cheap, part.topology), 0.02).policy.node((0,)).free
-    policy = fit_topology(tree_fit(dear, part.topology), 0.02).policy
+    policy = fit_topology(tree_fit(expensive, part.topology), 0.02).policy
     inner = [p for p in policy.topology.paths() if policy.topology.children(p[-1])]
     assert all(policy.node(path).free for path in inner)
 
@@ -165,11 +167,11 @@ def test_a_decision_that_costs_more_than_it_saves_is_not_taken():
 def test_what_the_fit_believes_the_policy_does():
     """Float32 scores: the rows that the fit counted as leaving are those that do."""
     part = make_trace(n=400, stages=3, seed=9)
-    settings = fit_weighted(part, reference="stage2", lams=[0.01, 0.05, 0.3])
-    for setting in settings:
-        result = replay_reference(part.rows(torch.arange(40)), setting.policy)
-        assert set(np.unique(result.last)) <= set(setting.policy.topology.active)
-    assert len({s.policy.combine for s in settings}) == 3
+    candidates = fit_learned(part, reference="stage2", cost_weights=[0.01, 0.05, 0.3])
+    for candidate in candidates:
+        result = replay_reference(part.take(torch.arange(40)), candidate.policy)
+        assert set(np.unique(result.last)) <= set(candidate.policy.topology.active)
+    assert len({s.policy.combine for s in candidates}) == 3
 
 
 def test_class_features_find_a_class_that_a_stage_gets_wrong():
@@ -184,9 +186,9 @@ def test_class_features_find_a_class_that_a_stage_gets_wrong():
         confidence=torch.full((600, 2), 0.8),
         costs=Costs.simple("usd", [1.0, 4.0]),
     )
-    options = {"reference": "large", "lams": [0.2], "combines": ["last"]}
-    (plain,) = fit_weighted(part, **options, topologies=[part.topology], class_features=False)
-    (knowing,) = fit_weighted(part, **options, topologies=[part.topology], class_features=True)
+    options = {"reference": "large", "cost_weights": [0.2], "combines": ["last"]}
+    (plain,) = fit_learned(part, **options, topologies=[part.topology], class_features=False)
+    (knowing,) = fit_learned(part, **options, topologies=[part.topology], class_features=True)
     assert replay_reference(part, plain.policy).cost.mean() in (1.0, 4.0, 5.0)  # all alike
     result = replay_reference(part, knowing.policy)
     assert not result.wrong.any()
@@ -196,8 +198,8 @@ def test_class_features_find_a_class_that_a_stage_gets_wrong():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lams": [-0.1]}, r"lams must be finite and at least 0, got -0\.1"),
-        ({"lams": []}, "must each hold at least one entry"),
+        ({"cost_weights": [-0.1]}, r"cost_weights must be finite and at least 0, got -0\.1"),
+        ({"cost_weights": []}, "must each hold at least one entry"),
         ({"loss": "eror"}, "loss must be one of .*'eror'.*Did you mean 'error'"),
         ({"families": ["linaer"]}, "families must be one of .*Did you mean 'linear'"),
         ({"families": []}, "families must name at least one"),
@@ -205,18 +207,18 @@ def test_class_features_find_a_class_that_a_stage_gets_wrong():
 )
 def test_a_wrong_option_is_named_with_its_repair(options, message):
     with pytest.raises(InputError, match=message):
-        fit_weighted(make_trace(n=50, stages=2), reference="stage1", **options)
+        fit_learned(make_trace(n=50, stages=2), reference="stage1", **options)
 
 
 def test_a_free_reference_is_refused():
     part = make_trace(n=50, stages=2)
     free = part.with_costs(Costs.simple("flops", [0.0, 0.0]))
     with pytest.raises(InputError, match=r"'stage1'.*greater than 0, got 0\.0"):
-        fit_weighted(free, reference="stage1")
+        fit_learned(free, reference="stage1")
 
 
-@pytest.mark.parametrize("lam", [0.02, 0.3])
-def test_held_out_is_a_fit_on_the_others_replayed_on_what_was_left_out(lam):
+@pytest.mark.parametrize("cost_weight", [0.02, 0.3])
+def test_held_out_is_a_fit_on_the_others_replayed_on_what_was_left_out(cost_weight):
     part = make_trace(n=300, stages=3, seed=4)
     topology = part.topology.chain([0, 1, 2])
     temperatures = fit_temperatures(part)
@@ -229,13 +231,15 @@ def test_held_out_is_a_fit_on_the_others_replayed_on_what_was_left_out(lam):
     folds = np.random.default_rng(1).permutation(300) % 3
     total = 0.0
     for fold in range(3):
-        policy = tree(part.rows(torch.from_numpy(folds != fold))).fit(lam).policy
-        left_out = part.rows(torch.from_numpy(folds == fold))
+        policy = tree(part.take(torch.from_numpy(folds != fold))).fit(cost_weight).policy
+        left_out = part.take(torch.from_numpy(folds == fold))
         result = replay_reference(left_out, policy)
-        excess = result.wrong & ~left_out.wrong(2)
-        total += (excess + lam * result.cost / part.costs.alone(part.topology, 2)).sum()
-    assert tree(part).held_out(lam, folds) == pytest.approx(total / 300, abs=1e-9)
-    assert tree(part).held_out(lam, folds) > tree(part).fit(lam).objective
+        negative_flips = result.wrong & ~left_out.wrong(2)
+        total += (
+            negative_flips + cost_weight * result.cost / part.costs.alone(part.topology, 2)
+        ).sum()
+    assert tree(part).held_out(cost_weight, folds) == pytest.approx(total / 300, abs=1e-9)
+    assert tree(part).held_out(cost_weight, folds) > tree(part).fit(cost_weight).objective
 
 
 def test_features_of_classes_are_taken_where_they_help_on_left_out_examples():
@@ -253,6 +257,8 @@ def test_features_of_classes_are_taken_where_they_help_on_left_out_examples():
             confidence=torch.rand(600, 2, generator=generator) / 4 + 0.7,
             costs=Costs.simple("usd", [1.0, 4.0]),
         )
-        (setting,) = fit_weighted(part, reference="large", lams=[0.2], combines=["last"])[:1]
-        chosen.append(setting.parameters.get("features"))
+        (candidate,) = fit_learned(part, reference="large", cost_weights=[0.2], combines=["last"])[
+            :1
+        ]
+        chosen.append(candidate.parameters.get("features"))
     assert chosen == ["with class", None]

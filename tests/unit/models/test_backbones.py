@@ -266,7 +266,7 @@ def test_bad_arguments_are_refused_with_their_value(name):
 
 
 @pytest.mark.parametrize("name", WITH_AUXILIARY)
-def test_only_colour_images_can_be_rescaled(name):
+def test_only_color_images_can_be_rescaled(name):
     with pytest.raises(InputError, match=r"transform_input needs in_channels=3, .* got 1"):
         model_factory(name)(transform_input=True, in_channels=1)
 

@@ -23,7 +23,7 @@ def closed_form(depth, width=1.0):
 
 def counted(depth, width=1.0, classes=10):
     net = cifar_preresnet(depth, width=width, classes=classes).eval()
-    cascade = Cascade.of_models({"net": net})
+    cascade = Cascade.from_models({"net": net})
     return measure_flops(cascade, torch.zeros(1, 3, 32, 32)).segment[0] / 2e6
 
 

@@ -147,7 +147,7 @@ def test_first_weights_depend_on_the_seed_alone(make):
     assert not torch.equal(first, other)
 
 
-def test_first_weights_have_the_spread_of_he_initialisation():
+def test_first_weights_have_the_spread_of_he_initialization():
     weight = cifar_resnet(8, seed=3).layer3[0].conv2.weight.detach()
     assert float(weight.std()) == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.02)
 

@@ -18,7 +18,7 @@ def same(one, other) -> bool:
 
 
 def trained(seed=1):
-    """A network whose normalisation has seen data, so that every entry is its own."""
+    """A network whose normalization has seen data, so that every entry is its own."""
     module = net(seed)
     module(torch.rand((4, 3, 8, 8), generator=torch.Generator().manual_seed(seed)))
     return module

@@ -7,16 +7,16 @@ import torch
 
 from offramp._core.errors import InputError
 from offramp._core.outputs import StageOutput
-from offramp.policy import View
+from offramp.policy import Evidence
 
 
-def a_view(rows=None) -> View:
+def a_view(rows=None) -> Evidence:
     logits = torch.arange(8.0).reshape(4, 2)
     visited = torch.tensor([[True, False], [True, True], [True, True], [True, False]])
     ids = torch.arange(4)
     if rows is not None:
         visited, ids = visited[rows], ids[rows]
-    return View([StageOutput(classes=2, logits=logits), None], visited, ids, rows)
+    return Evidence([StageOutput(classes=2, logits=logits), None], visited, ids, rows)
 
 
 def test_outputs_are_gathered_for_the_rows_that_stand_here():
@@ -40,11 +40,11 @@ def test_on_is_true_for_exactly_the_stages_of_the_path():
 
 
 def test_there_is_no_label_to_peek_at():
-    assert set(inspect.signature(View).parameters) == {
+    assert set(inspect.signature(Evidence).parameters) == {
         "outputs",
         "visited",
         "ids",
         "rows",
         "known",
     }
-    assert not any("label" in name for name in dir(View))
+    assert not any("label" in name for name in dir(Evidence))

@@ -12,7 +12,7 @@ from offramp._core.errors import FileFormatError, InputError
 from offramp._core.outputs import StageOutput
 from offramp._core.schema import from_json, to_json
 from offramp._core.topology import EXIT, Topology
-from offramp.policy import Constant, Feature, Linear, Node, Policy, Random, Setting, View
+from offramp.policy import Candidate, Constant, Evidence, Feature, Linear, Node, Policy, Random
 from offramp.policy.features import COMBINED
 from support.properties import examples
 
@@ -30,7 +30,7 @@ def full_policy(combine: str = "last", **options) -> Policy:
         (0, 1): Node(Linear([Feature("log_margin", COMBINED), Feature("agrees_0", 1)], [1, 1], -1)),
     }
     weights = (
-        {p: tuple(0.5 + 0.25 * k for k in p) for p in PATHS} if combine == "weighted" else None
+        {p: tuple(0.5 + 0.25 * k for k in p) for p in PATHS} if combine == "log_linear" else None
     )
     return Policy(
         TOPOLOGY, nodes, temperatures=[1.5, 0.8, 2.0], combine=combine, weights=weights, **options
@@ -44,21 +44,21 @@ def outputs(seed: int, m: int) -> list[StageOutput]:
     ]
 
 
-def mixed_view(seed: int, m: int, stage: int) -> View:
-    """Examples that came to `stage` on different ways."""
+def mixed_view(seed: int, m: int, stage: int) -> Evidence:
+    """Dataset that came to `stage` on different ways."""
     ways = [p for p in PATHS if p[-1] == stage]
     pick = np.random.default_rng(seed).integers(len(ways), size=m)
     visited = torch.zeros(m, 3, dtype=torch.bool)
     for row, way in enumerate(pick):
         visited[row, list(ways[way])] = True
-    return View(outputs(seed, m), visited, torch.arange(m))
+    return Evidence(outputs(seed, m), visited, torch.arange(m))
 
 
-def single_rows(view: View, seed: int, m: int) -> list[View]:
+def single_rows(view: Evidence, seed: int, m: int) -> list[Evidence]:
     held = outputs(seed, m)
     return [
-        View(
-            [o.rows(torch.tensor([i])) for o in held], view.visited[i : i + 1], view.ids[i : i + 1]
+        Evidence(
+            [o.take(torch.tensor([i])) for o in held], view.visited[i : i + 1], view.ids[i : i + 1]
         )
         for i in range(m)
     ]
@@ -69,7 +69,7 @@ def single_rows(view: View, seed: int, m: int) -> list[View]:
     seed=st.integers(0, 2**31),
     m=st.integers(1, 30),
     stage=st.integers(0, 2),
-    combine=st.sampled_from(["last", "mean", "weighted"]),
+    combine=st.sampled_from(["last", "mean", "log_linear"]),
 )
 def test_decisions_and_answers_do_not_depend_on_the_rest_of_the_batch(seed, m, stage, combine):
     policy = full_policy(combine)
@@ -87,7 +87,7 @@ def test_decisions_and_answers_do_not_depend_on_the_rest_of_the_batch(seed, m, s
 
 
 @examples(25)
-@given(seed=st.integers(0, 2**31), combine=st.sampled_from(["last", "mean", "weighted"]))
+@given(seed=st.integers(0, 2**31), combine=st.sampled_from(["last", "mean", "log_linear"]))
 def test_json_gives_back_the_same_policy_bit_by_bit(seed, combine):
     policy = full_policy(combine)
     again = from_json(Policy, json.loads(json.dumps(to_json(policy))))
@@ -101,23 +101,23 @@ def test_json_gives_back_the_same_policy_bit_by_bit(seed, combine):
         assert torch.equal(policy.answer(view, stage), again.answer(view, stage))
 
 
-@pytest.mark.parametrize("combine", ["last", "mean", "weighted"])
+@pytest.mark.parametrize("combine", ["last", "mean", "log_linear"])
 def test_answers_are_the_combination_by_its_formula(combine):
     policy, held = full_policy(combine), outputs(3, 8)
     visited = torch.tensor([[True, False, True]]).repeat(8, 1)
-    answer = policy.answer(View(held, visited, torch.arange(8)), 2).double()
+    answer = policy.answer(Evidence(held, visited, torch.arange(8)), 2).double()
     p = [(o.logits.double() / t).softmax(dim=1) for o, t in zip(held, [1.5, 0.8, 2.0], strict=True)]
     expected = {
         "last": p[2],
         "mean": (p[0] + p[2]) / 2,
-        "weighted": p[0] ** 0.5 * p[2] ** 1.0,
+        "learned": p[0] ** 0.5 * p[2] ** 1.0,
     }[combine]
     expected = expected / expected.sum(dim=1, keepdim=True)
     torch.testing.assert_close(answer.exp(), expected, atol=1e-6, rtol=1e-5)
 
 
-def test_answers_are_normalised_log_probabilities():
-    for combine in ("last", "mean", "weighted"):
+def test_answers_are_normalized_log_probabilities():
+    for combine in ("last", "mean", "log_linear"):
         for stage in range(3):
             answer = full_policy(combine).answer(mixed_view(0, 10, stage), stage)
             torch.testing.assert_close(answer.exp().sum(dim=1), torch.ones(10))
@@ -134,7 +134,7 @@ def test_routing_prefers_an_earlier_child_where_its_rule_says_so():
 
     def route(to_b: bool, to_c: bool) -> int:
         node = Node(Constant(False), [Constant(to_b), Constant(to_c)])
-        view = View(
+        view = Evidence(
             [StageOutput(classes=2, logits=torch.zeros(1, 2)), None, None, None],
             torch.tensor([[True, False, False, False]]),
             torch.arange(1),
@@ -161,11 +161,11 @@ def test_rules_of_one_way_do_not_touch_examples_on_another():
     }
     held = [*outputs(0, 2), None]
     visited = torch.tensor([[True, False, True, False], [True, True, True, False]])
-    action, _ = Policy(topology, nodes).decide(View(held, visited, torch.arange(2)), 2)
+    action, _ = Policy(topology, nodes).decide(Evidence(held, visited, torch.arange(2)), 2)
     assert action.tolist() == [EXIT, 3]
 
 
-@pytest.mark.parametrize("combine", ["last", "mean", "weighted"])
+@pytest.mark.parametrize("combine", ["last", "mean", "log_linear"])
 def test_an_example_with_nan_goes_on(combine):
     policy = full_policy(combine)
     for stage, spoiled in [(0, 0), (1, 1), (1, 0)]:
@@ -173,20 +173,22 @@ def test_an_example_with_nan_goes_on(combine):
         held[spoiled].logits[2] = torch.nan
         visited = torch.zeros(6, 3, dtype=torch.bool)
         visited[:, : stage + 1] = True
-        action, _ = policy.decide(View(held, visited, torch.arange(6)), stage)
+        action, _ = policy.decide(Evidence(held, visited, torch.arange(6)), stage)
         looks = combine != "last" or spoiled == stage
         assert action[2] != EXIT or not looks
         assert torch.equal(
             action[[0, 1, 3, 4, 5]],
-            policy.decide(View(outputs(0, 6), visited, torch.arange(6)), stage)[0][[0, 1, 3, 4, 5]],
+            policy.decide(Evidence(outputs(0, 6), visited, torch.arange(6)), stage)[0][
+                [0, 1, 3, 4, 5]
+            ],
         )
 
 
 @pytest.mark.parametrize("stage", range(3))
 def test_no_example_at_all_is_no_problem(stage):
-    for combine in ("last", "mean", "weighted"):
+    for combine in ("last", "mean", "log_linear"):
         policy = full_policy(combine)
-        empty = View(outputs(0, 0), torch.zeros(0, 3, dtype=torch.bool), torch.arange(0))
+        empty = Evidence(outputs(0, 0), torch.zeros(0, 3, dtype=torch.bool), torch.arange(0))
         action, score = policy.decide(empty, stage)
         assert len(action) == len(score) == 0
         assert policy.answer(empty, stage).shape == (0, 5)
@@ -218,12 +220,12 @@ def test_bad_arguments_are_named_with_their_value():
         Policy(chain, good, temperatures=[1.0, 0.0, 1.0])
     with pytest.raises(InputError, match=r"temperatures must have shape \(3\), got \(2,\)"):
         Policy(chain, good, temperatures=[1.0, 1.0])
-    with pytest.raises(InputError, match=r"combine='weighted', got 'mean'"):
+    with pytest.raises(InputError, match=r"combine='log_linear', got 'mean'"):
         Policy(chain, good, combine="mean", weights={(0, 1): [1.0, 1.0]})
     with pytest.raises(InputError, match=r"weights are missing for the path \(0, 1\)"):
-        Policy(chain, good, combine="weighted")
+        Policy(chain, good, combine="log_linear")
     with pytest.raises(InputError, match=r"not all 0, got \[0.0, 0.0\]"):
-        Policy(chain, good, combine="weighted", weights={(0, 1): [0.0, 0.0]})
+        Policy(chain, good, combine="log_linear", weights={(0, 1): [0.0, 0.0]})
 
 
 def test_what_is_no_policy_is_refused_as_a_file_error():
@@ -237,16 +239,19 @@ def test_what_is_no_policy_is_refused_as_a_file_error():
 
 
 def test_a_setting_survives_json_and_has_a_short_label():
-    setting = Setting(
+    candidate = Candidate(
         policy=full_policy("mean"),
-        method="weighted",
+        method="learned",
         reference="c",
         top=5,
-        parameters={"lam": 0.12345, "loss": "excess"},
+        parameters={"cost_weight": 0.12345, "loss": "negative_flips"},
     )
-    again = from_json(Setting, json.loads(json.dumps(to_json(setting))))
-    assert to_json(again) == to_json(setting)
-    assert setting.label == "weighted, a -> b, a -> c, b -> c (mean, lam 0.123, loss excess)"
-    single = Setting.single(TOPOLOGY, "b", reference="c")
+    again = from_json(Candidate, json.loads(json.dumps(to_json(candidate))))
+    assert to_json(again) == to_json(candidate)
+    assert (
+        candidate.label
+        == "learned, a -> b, a -> c, b -> c (mean, cost_weight 0.123, loss negative_flips)"
+    )
+    single = Candidate.single(TOPOLOGY, "b", reference="c")
     assert single.label == "b alone"
-    assert from_json(Setting, to_json(single)).label == "b alone"
+    assert from_json(Candidate, to_json(single)).label == "b alone"

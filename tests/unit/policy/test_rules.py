@@ -184,8 +184,8 @@ def test_draws_after_different_stages_and_of_different_seeds_are_independent():
         for stage in range(4):
             here = keyed_uniform(ids, seed, stage)
             others = [keyed_uniform(ids, seed, stage + 1), keyed_uniform(ids, seed + 1, stage)]
-            neighbours = [(here[1:], here[:-1]), *((here, other) for other in others)]
-            worst = min(worst, *(dependence(a, b) for a, b in neighbours))
+            neighbors = [(here[1:], here[:-1]), *((here, other) for other in others)]
+            worst = min(worst, *(dependence(a, b) for a, b in neighbors))
     assert worst > 1e-5
 
 

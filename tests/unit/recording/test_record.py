@@ -33,7 +33,7 @@ def network(seed):
 
 
 def cascade(large=2):
-    return Cascade.of_models({"small": network(1), "large": network(large)})
+    return Cascade.from_models({"small": network(1), "large": network(large)})
 
 
 def batches(size=5, *, ids=None, x=X, y=Y):
@@ -85,7 +85,7 @@ def test_recorded_logits_can_be_trained_on():
 
 def test_modes_are_restored_and_dropout_is_off_meanwhile():
     network_ = nn.Sequential(nn.Linear(4, C), nn.Dropout(0.5)).eval()
-    model = Cascade.of_models({"a": network_})
+    model = Cascade.from_models({"a": network_})
     network_.train()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -123,7 +123,7 @@ def test_mappings_and_given_ids_are_recorded():
         def forward(self, x, shift):
             return self.layer(x + shift)
 
-    model = Cascade.of_models({"a": Named()})
+    model = Cascade.from_models({"a": Named()})
     names = [f"file {k}" for k in range(N)]
     loader = [({"x": x, "shift": torch.ones(len(x), 1)}, y, i) for x, y, i in batches(5, ids=names)]
     trace = go(loader, model, costs=Costs.simple("usd", [1.0]))
@@ -132,7 +132,7 @@ def test_mappings_and_given_ids_are_recorded():
 
 
 def test_costs_are_counted_by_default():
-    model = Cascade.of_models({"small": nn.Linear(4, C)})
+    model = Cascade.from_models({"small": nn.Linear(4, C)})
     trace = record(model, batches(), progress=False)
     assert trace.costs.unit == "flops"
     assert trace.costs.segment == (2.0 * 4 * C,)
@@ -156,7 +156,7 @@ def test_float16_is_marked_lossy(tmp_path):
 
 def test_a_data_set_gives_loader_ids_splits_and_class_names(tmp_path):
     examples = arrays(X, Y, class_names=("a", "b", "c"), ids=np.array([f"e{k}" for k in range(N)]))
-    examples = examples.divided({"fit": 12, "test": 11}, seed=0)
+    examples = examples.split_into({"fit": 12, "test": 11}, seed=0)
     direct = go(examples, batch_size=4)
     by_loader = go(examples.loader(6), path=tmp_path / "t.trace")
     assert direct.ids.tolist() == by_loader.ids.tolist() == examples.ids.tolist()
@@ -192,7 +192,7 @@ def test_an_output_that_is_not_finite_is_named_by_example_and_stage(tmp_path, wh
         def forward(self, x):
             return torch.where(x[:, :1] == X[13, 0], bad, x[:, :C])
 
-    model = Cascade.of_models({"small": network(1), "large": Broken()})
+    model = Cascade.from_models({"small": network(1), "large": Broken()})
     path = None if where == "memory" else tmp_path / "t.trace"
     names = [f"img{k}" for k in range(N)]
     with pytest.raises(InputError, match=r"NaN or infinity for example .*img13.*, stage 'large'"):
@@ -230,7 +230,7 @@ def test_a_loader_of_another_form_is_refused(tmp_path, loader, message, where):
 
 
 def test_stages_with_different_classes_are_named():
-    model = Cascade.of_models({"small": nn.Linear(4, 3), "large": nn.Linear(4, 5)})
+    model = Cascade.from_models({"small": nn.Linear(4, 3), "large": nn.Linear(4, 5)})
     with pytest.raises(InputError, match="'small' gives 3, 'large' gives 5"):
         go(batches(), model)
 
@@ -252,7 +252,7 @@ def test_wrong_options_are_refused_with_their_value(options, message):
 def test_memory_does_not_grow_with_the_number_of_examples(tmp_path):
     classes, size, count = 500, 100, 60
     rows = torch.zeros(size, 4)
-    model = Cascade.of_models({"small": nn.Linear(4, classes), "large": nn.Linear(4, classes)})
+    model = Cascade.from_models({"small": nn.Linear(4, classes), "large": nn.Linear(4, classes)})
 
     def loader():
         return ((rows, torch.zeros(size, dtype=torch.int64)) for _ in range(count))

@@ -35,7 +35,7 @@ def network(seed):
 
 
 def cascade(large=2):
-    return Cascade.of_models({"small": network(1), "large": network(large)})
+    return Cascade.from_models({"small": network(1), "large": network(large)})
 
 
 def batches(size=5, *, ids=None, x=X, y=Y):
@@ -129,7 +129,7 @@ def test_other_weights_or_another_dtype_are_refused_or_begun_again(tmp_path):
 def test_other_inputs_of_a_data_set_are_refused(tmp_path):
     path = tmp_path / "t.trace"
     names = ("a", "b", "c")
-    broken = Cascade.of_models({"small": network(1), "large": FailsOnce(after=2)})
+    broken = Cascade.from_models({"small": network(1), "large": FailsOnce(after=2)})
     for stage in broken:
         stage.keeps_company = True  # so that nothing runs to find it out
     with pytest.raises(OSError, match="loose cable"):
@@ -203,7 +203,7 @@ KILLED = """
                 os._exit(9)
             yield x[start:start + 5], torch.arange(23)[start:start + 5] % 3
 
-    model = Cascade.of_models({"small": network(1), "large": network(2)})
+    model = Cascade.from_models({"small": network(1), "large": network(2)})
     record(model, loader(), path=PATH, costs=Costs.simple("usd", [1.0, 4.0]))
 """
 

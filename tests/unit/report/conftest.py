@@ -8,7 +8,6 @@ import pytest
 from offramp._core.costs import Costs
 from offramp._core.topology import Topology
 from offramp.evaluation import (
-    Bill,
     DoNotCascade,
     Evaluation,
     ExitPoint,
@@ -17,37 +16,38 @@ from offramp.evaluation import (
     Overlap,
     ReferencePoint,
     Saving,
-    StageUse,
+    StageUsage,
+    UnitCost,
 )
-from offramp.policy import Constant, Node, Policy, Setting
+from offramp.policy import Candidate, Constant, Node, Policy
 from offramp.report import ExampleImage, ReportContent, Reproduction, TimingRow
 
 NAMES = ("small", "middle", "large")
 
 
-def _setting(names):
+def _candidate(names):
     topology = Topology.of(names, edges="chain")
     nodes = {(0,): Node(Constant(False)), (0, 1): Node(Constant(False))}
-    return Setting(policy=Policy(topology, nodes), method="myopic", reference=names[-1])
+    return Candidate(policy=Policy(topology, nodes), method="threshold", reference=names[-1])
 
 
-def _evaluation(setting, split, cost_ratio, accuracy, *, intervals=False):
+def _evaluation(candidate, split, cost_ratio, accuracy, *, intervals=False):
     return Evaluation(
-        setting=setting,
+        candidate=candidate,
         n=1234,
         split=split,
-        stages=setting.policy.topology.names,
+        stages=candidate.policy.topology.names,
         unit="flops",
         cost=cost_ratio * 2e6,
         reference_cost=2e6,
         cost_ratio=cost_ratio,
         accuracy=accuracy,
         reference_accuracy=0.9012,
-        difference=0.9012 - accuracy,
-        excess=0.0234,
+        accuracy_drop=0.9012 - accuracy,
+        negative_flips=0.0234,
         cost_ratio_ci=(0.357, 0.423) if intervals else None,
-        difference_ci=(-0.0123, 0.0045) if intervals else None,
-        excess_ci=(0.0111, 0.0389) if intervals else None,
+        accuracy_drop_ci=(-0.0123, 0.0045) if intervals else None,
+        negative_flips_ci=(0.0111, 0.0389) if intervals else None,
         exit_share=(0.6171, 0.2212, 0.1617),
         visit_share=(1.0, 0.3829, 0.1617),
         useful_share=(0.301, 0.202, 0.253),
@@ -58,33 +58,33 @@ def _evaluation(setting, split, cost_ratio, accuracy, *, intervals=False):
 
 def _references(names):
     points = [("static", f"{name} alone", 0.1 + 0.45 * k) for k, name in enumerate(names)]
-    points += [("uniform", f"uniform, {k}", 0.2 + 0.3 * k) for k in range(4)]
+    points += [("random", f"random, {k}", 0.2 + 0.3 * k) for k in range(4)]
     points += [("oracle", f"{kind} oracle", 0.3 + 0.1 * k) for k, kind in enumerate(("paper", "neutral", "free"))]  # fmt: skip  # noqa: E501
     return tuple(
         ReferencePoint(name=name, kind=kind, cost_ratio=cost, accuracy=0.8 + cost / 10,
-                       difference=0.1012 - cost / 10, excess=0.0517)
+                       accuracy_drop=0.1012 - cost / 10, negative_flips=0.0517)
         for kind, name, cost in points
     )  # fmt: skip
 
 
-def _exit_results(names, setting):
-    """Uses, bills, savings and exits of three stages, the second in two versions."""
+def _exit_results(names, candidate):
+    """Uses, costs_by_unit, savings and exits of three stages, the second in two versions."""
     kinds = (("used", "61.7 % of the examples leave here"), ("idle", "would never fire: too bad"))
     return {
         "uses": tuple(
-            StageUse(stage=name, kind=kind, reason=f"{reason} ({k})",
+            StageUsage(stage=name, kind=kind, reason=f"{reason} ({k})",
                      numbers={"head_cost_ratio": 0.0123 + 0.01 * k})
             for k, (name, (kind, reason)) in enumerate(zip(names, (*kinds, kinds[0]), strict=True))
         ),
-        "bills": (
-            Bill(unit="flops", note="counted", cost=0.782e6, reference_cost=2e6, cost_ratio=0.391,
-                 cost_ratio_ci=(0.357, 0.423)),
-            Bill(unit="seconds", note="batch size 64", cost=0.00137, reference_cost=0.0031,
+        "costs_by_unit": (
+            UnitCost(unit="flops", note="counted", cost=0.782e6, reference_cost=2e6,
+                 cost_ratio=0.391, cost_ratio_ci=(0.357, 0.423)),
+            UnitCost(unit="seconds", note="batch size 64", cost=0.00137, reference_cost=0.0031,
                  cost_ratio=0.4419, cost_ratio_ci=(0.4123, 0.4711)),
         ),
         "savings": tuple(
-            Saving(policy=policy, max_loss=loss, cascade=loss > 0,
-                   found=_evaluation(setting, "test", 0.9 - 7 * loss - shift, 0.89 - loss,
+            Saving(policy=policy, max_drop=loss, cascade=loss > 0,
+                   found=_evaluation(candidate, "test", 0.9 - 7 * loss - shift, 0.89 - loss,
                                      intervals=True))
             for policy, shift in (("learned", 0.031), ("thresholds", 0.0))
             for loss in (0.0, 0.01, 0.05)
@@ -119,22 +119,22 @@ def make_content():
     """Content with three stages; names and classes as given."""
 
     def make(names=NAMES, classes=("cat", "dog", "ship"), title="A report", **changes):
-        setting = _setting(names)
-        fits = [_evaluation(setting, "fit", c, 0.8 + 0.13 * c) for c in (0.2, 0.391, 0.8)]
-        tests = [_evaluation(setting, "test", c, 0.79 + 0.13 * c) for c in (0.2, 0.391, 0.8)]
-        single = FrontierPoint(setting=setting, fit=fits[2])
+        candidate = _candidate(names)
+        fits = [_evaluation(candidate, "fit", c, 0.8 + 0.13 * c) for c in (0.2, 0.391, 0.8)]
+        tests = [_evaluation(candidate, "test", c, 0.79 + 0.13 * c) for c in (0.2, 0.391, 0.8)]
+        single = FrontierPoint(candidate=candidate, fit=fits[2])
         content = ReportContent(
             title=title,
             chosen=OperatingPoint(
-                setting=setting, fit=fits[1], calibrate=replace(fits[1], split="calibrate"),
+                candidate=candidate, fit=fits[1], calibrate=replace(fits[1], split="calibrate"),
                 judged_on_both=replace(fits[1], split="fit + calibrate"),
-                best_single=single, risk="difference", max_loss=0.02, max_cost=None,
+                best_single=single, risk="accuracy_drop", max_drop=0.02, max_cost=None,
                 sentence="Use the middle one & be glad.",
             ),
-            test=_evaluation(setting, "test", 0.391, 0.9038, intervals=True),
-            frontier=tuple(FrontierPoint(setting=setting, fit=e, on_front=True) for e in fits),
+            test=_evaluation(candidate, "test", 0.391, 0.9038, intervals=True),
+            frontier=tuple(FrontierPoint(candidate=candidate, fit=e, on_front=True) for e in fits),
             frontier_test=tuple(tests),
-            myopic=tuple(replace(e, cost_ratio=e.cost_ratio + 0.05) for e in tests),
+            threshold=tuple(replace(e, cost_ratio=e.cost_ratio + 0.05) for e in tests),
             references=_references(names),
             overlap=Overlap(stages=names, n=1234, subsets=(names, (), names[1:], names[:1]),
                             shares=(0.731, 0.142, 0.083, 0.044)),
@@ -173,7 +173,7 @@ def make_exits(make_content):
 
     def make(names=("b1/linear", "b1/deep", "large"), **changes):
         content = make_content(names=names)
-        more = _exit_results(names, content.chosen.setting)
+        more = _exit_results(names, content.chosen.candidate)
         return replace(content, **{**more, **changes})
 
     return make
@@ -181,13 +181,13 @@ def make_exits(make_content):
 
 @pytest.fixture
 def refusal(make_content):
-    """What a report gets when no setting is worth it."""
+    """What a report gets when no candidate is worth it."""
     chosen = make_content().chosen
     return DoNotCascade(
-        reason="No setting stays within 0.5 points.",
+        reason="No candidate stays within 0.5 points.",
         best_single=chosen.best_single,
-        risk="difference",
-        max_loss=0.005,
+        risk="accuracy_drop",
+        max_drop=0.005,
         max_cost=None,
         numbers={"best_single_cost_ratio": 0.7654},
     )

@@ -20,10 +20,10 @@ def calibration():
 def certified(make_content, calibration):
     content = make_content()
     chosen = content.chosen
-    point = FrontierPoint(setting=chosen.setting, fit=chosen.fit, calibrate=chosen.calibrate)
+    point = FrontierPoint(candidate=chosen.candidate, fit=chosen.fit, calibrate=chosen.calibrate)
     promise = Certificate(
         point=point,
-        limits=(Limit(risk="difference", at_most=0.0321), Limit(risk="cost", at_most=0.5)),
+        limits=(Limit(risk="accuracy_drop", at_most=0.0321), Limit(risk="cost", at_most=0.5)),
         delta=0.05,
         calibration=calibration,
         p_value=0.012345,
@@ -37,12 +37,12 @@ def certified(make_content, calibration):
 
 @pytest.fixture
 def refused(make_content, calibration, refusal):
-    alone = replace(refusal.best_single.setting, method="single")
+    alone = replace(refusal.best_single.candidate, method="single")
     return replace(
         make_content(),
         chosen=NotCertified(
-            point=replace(refusal.best_single, setting=alone),
-            limits=(Limit(risk="difference", at_most=0.001),),
+            point=replace(refusal.best_single, candidate=alone),
+            limits=(Limit(risk="accuracy_drop", at_most=0.001),),
             delta=0.05,
             calibration=calibration,
             why="it takes more examples",
@@ -62,7 +62,7 @@ def test_the_promise_stands_in_one_sentence_with_what_it_rests_on(certified, tmp
         "The certified point", "With a confidence of 95 %, all goes well.",
         "What the promise rests on", "so on.", "Nobody has looked.",
         "difference &lt;= 0.0321; cost &lt;= 0.5", "0.01235", "1234", "17", "beef" * 16,
-        "Settings are tested one by one",
+        "Candidates are tested one by one",
     ):  # fmt: skip
         assert text in page
     assert "<dt>Confidence</dt>" in page
@@ -99,8 +99,8 @@ def test_a_page_without_a_certificate_speaks_of_none(make_content, tmp_path):
 
 
 def test_a_single_network_may_be_promised(certified, tmp_path):
-    setting = replace(certified.chosen.setting, method="single")
-    point = replace(certified.chosen.point, setting=setting)
+    candidate = replace(certified.chosen.candidate, method="single")
+    point = replace(certified.chosen.point, candidate=candidate)
     content = replace(certified, chosen=replace(certified.chosen, point=point))
     assert not content.cascade
     page = page_of(content, tmp_path)

@@ -28,9 +28,9 @@ def test_savings_bills_reasons_and_exits_are_on_the_page(text, make_exits):
     for saving in content.savings:
         assert formatting.percent(saving.saved) in page
         assert formatting.share_interval(saving.saved_ci) in page
-        assert formatting.change(saving.found.difference) in page
+        assert formatting.change(saving.found.accuracy_drop) in page
     assert page.count("<small>one network alone</small>") == 2
-    for bill in content.bills:
+    for bill in content.costs_by_unit:
         assert formatting.amount(bill.cost, bill.unit) in page
         assert formatting.amount(bill.reference_cost, bill.unit) in page
         assert formatting.share_interval(bill.cost_ratio_ci) in page
@@ -49,7 +49,7 @@ def test_the_numbers_beside_the_page_hold_all_of_it(tmp_path, make_exits):
     content = make_exits()
     path = write_report(tmp_path / "r.html", content)
     beside = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    for name in ("uses", "bills", "savings", "exits"):
+    for name in ("uses", "costs_by_unit", "savings", "exits"):
         assert beside[name] == json.loads(json.dumps([to_json(r) for r in getattr(content, name)]))
 
 
@@ -61,7 +61,7 @@ def test_without_them_nothing_is_said_of_them(text, make_content):
 
 def test_one_unit_needs_no_comparison_of_units(text, make_exits):
     content = make_exits()
-    page = text(replace(content, bills=content.bills[:1]))
+    page = text(replace(content, costs_by_unit=content.costs_by_unit[:1]))
     assert "in every unit" not in page
     assert "against its depth" in page
 
@@ -86,7 +86,7 @@ def test_depth_is_drawn_in_two_units_and_each_id_once(make_exits):
     assert "seconds to the exit" in second
     assert 'id="depth-0-wide-title"' in first
     assert 'id="depth-1-wide-title"' in second
-    assert depth_charts(replace(content, bills=())) == []
+    assert depth_charts(replace(content, costs_by_unit=())) == []
 
 
 def test_only_stages_in_use_are_named_in_the_depth_figure(make_exits):
@@ -107,7 +107,7 @@ def test_the_savings_figure_draws_every_value_with_its_interval(narrow):
     series = [
         SavedSeries(name="learned", kind="learned", saved=[0.2, 0.3], low=[0.1, 0.25],
                     high=[0.3, 0.35]),
-        SavedSeries(name="$x_y$", kind="myopic", saved=[0.1, -0.1], low=[0.1, -0.2],
+        SavedSeries(name="$x_y$", kind="threshold", saved=[0.1, -0.1], low=[0.1, -0.2],
                     high=[0.1, 0.0]),
     ]  # fmt: skip
     figure = savings_figure([0.0, 0.005], series, oracle=0.5, narrow=narrow)

@@ -23,7 +23,7 @@ Y = np.array([0.9, 0.8, 0.85])
 
 
 def curves():
-    kinds = ("uniform", "myopic", "learned_fit", "learned")
+    kinds = ("random", "threshold", "learned_fit", "learned")
     return [
         Curve(name=f"line {kind}", kind=kind, cost_ratio=X, accuracy=Y + 0.01 * k)
         for k, kind in enumerate(kinds)
@@ -106,7 +106,7 @@ def test_labels_stay_within_the_figure():
 
 
 def test_random_exits_do_not_stretch_the_axis():
-    far = Curve(name="random", kind="uniform", cost_ratio=np.array([0.2, 9.0]),
+    far = Curve(name="random", kind="random", cost_ratio=np.array([0.2, 9.0]),
                 accuracy=np.array([0.8, 0.9]))  # fmt: skip
     assert frontier_figure([*curves(), far], points()).axes[0].get_xlim()[1] < 1
     assert frontier_figure([far], []).axes[0].get_xlim()[1] > 9
@@ -186,8 +186,8 @@ def test_text_of_the_bar_figures_stays_inside(narrow, s):
 def test_fit_and_test_are_told_apart(make_content):
     kinds = {curve.kind: curve.name for curve in frontier_curves(make_content())}
     assert kinds == {
-        "uniform": "random exits",
-        "myopic": "thresholds (test)",
+        "random": "random exits",
+        "threshold": "thresholds (test)",
         "learned_fit": "learned (fit)",
         "learned": "learned (test)",
     }
@@ -198,7 +198,7 @@ def test_fit_and_test_are_told_apart(make_content):
 def test_points_off_the_front_are_not_drawn(make_content):
     content = make_content()
     one = content.frontier[0]
-    hidden = type(one)(setting=one.setting, fit=one.fit)
+    hidden = type(one)(candidate=one.candidate, fit=one.fit)
     drawn = frontier_curves(make_content(frontier=(*content.frontier[1:], hidden)))
     assert [len(c.cost_ratio) for c in drawn if c.kind == "learned_fit"] == [2]
 

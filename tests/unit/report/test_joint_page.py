@@ -14,7 +14,12 @@ from offramp.report import (
     write_joint_report,
 )
 
-ROW = {"label": "joint, a -> b (alpha 0.1)", "alpha": 0.1, "cost": 5.5e6, "cost_ratio": 0.55}
+ROW = {
+    "label": "joint, a -> b (cost_weight 0.1)",
+    "cost_weight": 0.1,
+    "cost": 5.5e6,
+    "cost_ratio": 0.55,
+}
 JOINT = {
     "format": "offramp-joint",
     "version": 1,
@@ -23,26 +28,26 @@ JOINT = {
     "split": "test",
     "examples": 321,
     "top": 1,
-    "alphas": [0.03, 0.1],
+    "cost_weights": [0.03, 0.1],
     "epochs": [13, 7],
     "given": False,
     "static": [
         {"name": "a", "cost": 2e6, "error": 0.2011, "together": [0.2077, 0.3]},
         {"name": "b", "cost": 1e7, "error": 0.1022, "together": [0.1, 0.12]},
     ],
-    "chosen": {"cascade": True, **ROW, "error": 0.0933, "difference": -0.0089},
+    "chosen": {"cascade": True, **ROW, "error": 0.0933, "accuracy_drop": -0.0089},
     "frozen": {
         "cascade": True,
         "label": "stopping",
-        "alpha": 0.03,
+        "cost_weight": 0.03,
         "cost": 6.66e6,
         "cost_ratio": 0.666,
         "error": 0.1144,
-        "difference": 0.0122,
+        "accuracy_drop": 0.0122,
     },
     "curves": {
-        "joint": [{**ROW, "error": 0.0933, "difference": -0.0089}],
-        "frozen": [{**ROW, "cost": 6.66e6, "error": 0.1144, "difference": 0.0122}],
+        "joint": [{**ROW, "error": 0.0933, "accuracy_drop": -0.0089}],
+        "frozen": [{**ROW, "cost": 6.66e6, "error": 0.1144, "accuracy_drop": 0.0122}],
     },
     "assignment": {
         "stages": ["a", "b"],
@@ -105,7 +110,7 @@ def test_the_figures_are_drawn_wide_and_narrow(tmp_path):
 
 def test_errors_of_each_network_after_each_training_are_listed(tmp_path):
     page = written(tmp_path).replace("\u00a0", " ")
-    assert "alpha 0.03" in page
+    assert "cost_weight 0.03" in page
     assert "20.77 %" in page
 
 

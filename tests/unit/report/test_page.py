@@ -100,7 +100,7 @@ def test_every_reference_within_the_page_leads_somewhere(written, make_content):
     page = Page(text)
     ids = set(page.all("id"))
     inner = [v.removeprefix("#") for v in page.all("href")] + re.findall(r"url\(#([^)]+)\)", text)
-    inner += " ".join(page.all("aria-labelledby")).split()
+    inner += " ".join(page.all("aria-labeledby")).split()
     assert inner
     assert set(inner) <= ids
 
@@ -135,10 +135,11 @@ def test_every_number_is_on_the_page(written, make_content):
     text = Page(written(content)).text
     test = content.test
     expected = [
-        form.percent(test.cost_ratio), form.saving(test.cost_ratio), form.change(test.difference),
-        form.share_interval(test.cost_ratio_ci), form.change_interval(test.difference_ci),
-        form.share_interval(test.excess_ci), form.percent(test.accuracy), str(test.n),
-        form.percent(test.reference_accuracy), form.percent(test.excess), "107",
+        form.percent(test.cost_ratio), form.saving(test.cost_ratio),
+        form.change(test.accuracy_drop),
+        form.share_interval(test.cost_ratio_ci), form.change_interval(test.accuracy_drop_ci),
+        form.share_interval(test.negative_flips_ci), form.percent(test.accuracy), str(test.n),
+        form.percent(test.reference_accuracy), form.percent(test.negative_flips), "107",
         "Use the middle one & be glad.", "No certificate was asked for.", "The images are shifted.",
         "offramp report --seed 41", "2.13.0", "c0ffee" * 10, "ab12" * 16, "two cores of something",
     ]  # fmt: skip
@@ -147,9 +148,9 @@ def test_every_number_is_on_the_page(written, make_content):
     for point in content.frontier:
         expected += [form.percent(point.fit.cost_ratio), form.percent(point.fit.accuracy)]
     for point in content.references:
-        if point.kind != "uniform":  # a curve: in the figure and in the JSON
+        if point.kind != "random":  # a curve: in the figure and in the JSON
             expected += [point.name, form.percent(point.cost_ratio), form.percent(point.accuracy)]
-            expected += [form.change(point.difference), form.percent(point.excess)]
+            expected += [form.change(point.accuracy_drop), form.percent(point.negative_flips)]
     for row in content.timing:
         expected += [form.seconds(row.static_s), form.seconds(row.adaptive_s)]
         expected += [form.times(row.speedup), str(row.rounds), row.backend]
@@ -199,7 +200,7 @@ def test_long_and_foreign_names_are_written_without_a_warning(written, make_cont
 def test_a_refusal_says_so_and_shows_no_gain_of_a_cascade(written, make_content, refusal):
     content = make_content(chosen=refusal, test=None, frontier_test=())
     text = Page(written(content)).text
-    assert "No setting stays within 0.5 points." in text
+    assert "No candidate stays within 0.5 points." in text
     assert "No cascade" in text
     assert "0.7654" in text
     assert "of the gap closed" not in text
@@ -267,14 +268,14 @@ def test_a_path_that_is_no_page_is_refused(tmp_path, make_content):
 
 
 def test_real_results_make_a_page(written):
-    trace = make_trace(400, stages=3, seed=2).divided({"fit": 200, "test": 200}, seed=0)
-    frontier = fit(trace, "uniform", progress=False)
-    test = trace.part("test")
-    chosen = frontier.cheapest(max_loss=0.05)
-    found = evaluate(test, chosen.setting, bootstrap=50)
+    trace = make_trace(400, stages=3, seed=2).split_into({"fit": 200, "test": 200}, seed=0)
+    frontier = fit(trace, "random", progress=False)
+    test = trace.subset("test")
+    chosen = frontier.cheapest(max_drop=0.05)
+    found = evaluate(test, chosen.candidate, bootstrap=50)
     points = references(test, frontier.reference)
     neutral = next(p for p in points if p.name == "neutral oracle")
-    gap = share_of_gap_closed(found, [p for p in points if p.kind == "uniform"], neutral)
+    gap = share_of_gap_closed(found, [p for p in points if p.kind == "random"], neutral)
     content = ReportContent(
         title="Real", chosen=chosen, test=found, frontier=frontier.points, gap_closed=gap,
         references=tuple(points), overlap=overlap(test), stages=trace.stages, costs=(trace.costs,),

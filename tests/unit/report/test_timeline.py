@@ -28,7 +28,7 @@ def test_each_section_is_a_bar_on_the_lane_of_its_stage(narrow):
     assert legend == ["stage", "decision", "compaction", "other"]
 
 
-def test_kinds_differ_in_colour_and_the_batch_has_a_lane_only_where_it_needs_one():
+def test_kinds_differ_in_color_and_the_batch_has_a_lane_only_where_it_needs_one():
     figure = timeline_figure(SECTIONS[1:], ["small", "large"])
     axes = figure.axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["small", "large"]

@@ -1,4 +1,4 @@
-"""Which settings pass: the last before the first that fails, never that one; and no sentinels."""
+"""Which candidates pass: the last before the first that fails, never that one; and no sentinels."""
 
 import numpy as np
 import pytest
@@ -29,11 +29,11 @@ def test_the_setting_before_the_first_failure_is_returned_not_the_failure():
     assert fixed_sequence(p_values, delta=0.1) == Passed(index=1, p_value=float(p_values[1]))
 
 
-def test_no_answer_is_a_type_and_not_the_last_setting():
+def test_no_answer_is_a_type_and_not_the_last_candidate():
     found = fixed_sequence(np.array([0.7, 0.0, 0.0]), delta=0.1)
     assert isinstance(found, NonePassed)
     assert not hasattr(found, "index")
-    assert found.reason == "the safest setting has p = 0.7, above delta = 0.1"
+    assert found.reason == "the safest candidate has p = 0.7, above delta = 0.1"
 
 
 def test_where_all_pass_the_cheapest_is_returned():
@@ -93,7 +93,7 @@ def test_conformal_risk_control_adds_one_worst_example():
 
 def test_conformal_risk_control_refuses_losses_that_fall():
     losses = np.array([[0.0, 0.2, 0.2], [0.0, 1.0, 0.5]])
-    with pytest.raises(InputError, match=r"got 1.0 and then 0.5 for example 1, settings 1 and 2"):
+    with pytest.raises(InputError, match=r"got 1.0 and then 0.5 for example 1, candidates 1 and 2"):
         conformal_risk_control(losses, max_risk=0.1)
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError, UnknownNameError
 from offramp._core.topology import Topology
-from offramp.policy import Constant, Feature, Linear, Node, Policy, Random, Setting
+from offramp.policy import Candidate, Constant, Feature, Linear, Node, Policy, Random
 from offramp.runtime import NO_LABEL, Adaptive
 from offramp.stages import Cascade, Stage
 
@@ -44,7 +44,9 @@ def leaves(pattern, n):
 
 
 def scripted_cascade():
-    cascade = Cascade.of_models({name: Scripted(k) for k, name in enumerate("abc")}, edges="chain")
+    cascade = Cascade.from_models(
+        {name: Scripted(k) for k, name in enumerate("abc")}, edges="chain"
+    )
     for stage in cascade:
         stage.keeps_company = True  # as after recording, so that nothing runs to find it out
     return cascade
@@ -176,7 +178,7 @@ def test_networks_never_run_in_training_mode():
             assert not self.training
             return x
 
-    cascade = Cascade.of_models({"a": Mode(), "b": Mode()})
+    cascade = Cascade.from_models({"a": Mode(), "b": Mode()})
     models = [
         Adaptive(cascade, threshold_policy(cascade.topology)),
         Adaptive.single(cascade, "b"),
@@ -192,7 +194,7 @@ def test_networks_never_run_in_training_mode():
 
 
 def test_no_gradients_are_recorded():
-    cascade = Cascade.of_models({"a": nn.Linear(4, 3)})
+    cascade = Cascade.from_models({"a": nn.Linear(4, 3)})
     answer = Adaptive.single(cascade, "a")(torch.zeros(2, 4))
     assert not answer.logits.requires_grad
 
@@ -207,10 +209,10 @@ def test_the_policy_given_is_copied_and_stages_not_needed_are_not_held():
 
 def test_a_setting_and_whatever_holds_a_setting_may_be_given():
     class Point:
-        setting = Setting.single(scripted_cascade().topology, "b", reference="c")
+        candidate = Candidate.single(scripted_cascade().topology, "b", reference="c")
 
     cascade = scripted_cascade()
-    for choice in (Point(), Point.setting, Point.setting.policy):
+    for choice in (Point(), Point.candidate, Point.candidate.policy):
         assert Adaptive(cascade, choice)(torch.zeros(1, 4)).stage.tolist() == [1]
 
 
@@ -246,7 +248,7 @@ def test_tuples_and_mappings_are_narrowed_to_the_survivors():
             self.sizes.append((len(left), len(right)))
             return left + right
 
-    cascade = Cascade.of_models({"a": Both(), "b": Both()})
+    cascade = Cascade.from_models({"a": Both(), "b": Both()})
     for stage in cascade:
         stage.keeps_company = True
     model = Adaptive(cascade, threshold_policy(cascade.topology))
@@ -264,8 +266,8 @@ def test_an_empty_batch_of_a_mapping_learns_the_classes_from_one_example_of_zero
             return pixels.reshape(len(pixels), -1)  # fails on an empty batch
 
     model = Adaptive(
-        (cascade := Cascade.of_models({"a": Named()})),
-        Setting.single(cascade.topology, "a", reference="a"),
+        (cascade := Cascade.from_models({"a": Named()})),
+        Candidate.single(cascade.topology, "a", reference="a"),
     )
     assert model({"pixels": torch.zeros(0, 2, 3)}).logits.shape == (0, 6)
 
@@ -284,7 +286,7 @@ def test_preprocessing_belongs_to_the_stage():
 
 
 def test_moving_to_a_device_moves_everything_a_call_needs():
-    cascade = Cascade.of_models({"a": nn.Linear(4, 3), "b": nn.Linear(4, 3)})
+    cascade = Cascade.from_models({"a": nn.Linear(4, 3), "b": nn.Linear(4, 3)})
     model = Adaptive(cascade, threshold_policy(cascade.topology)).to("cpu")
     state = {name for name, _ in model.named_buffers()}
     assert "policy.temperatures" in state
@@ -292,7 +294,7 @@ def test_moving_to_a_device_moves_everything_a_call_needs():
 
 
 def linear_models():
-    cascade = Cascade.of_models({"a": nn.Linear(4, 3), "b": nn.Linear(4, 3)})
+    cascade = Cascade.from_models({"a": nn.Linear(4, 3), "b": nn.Linear(4, 3)})
     return Adaptive(cascade, threshold_policy(cascade.topology)), Adaptive.single(cascade, "b")
 
 
@@ -324,7 +326,7 @@ def test_errors_that_are_not_the_batch_s_fault_stay_as_they_are():
                 raise RuntimeError("out of paper")
             return x
 
-    cascade = Cascade.of_models({"a": Moody()})
+    cascade = Cascade.from_models({"a": Moody()})
     models = [Adaptive(cascade, Policy(cascade.topology, {})), Adaptive.single(cascade, "a")]
     for model in models:
         model(torch.zeros(2, 3))

@@ -14,7 +14,7 @@ from offramp._core.errors import InputError
 from offramp._core.outputs import StageOutput
 from offramp._core.topology import Topology
 from offramp.policy import Constant, Feature, Linear, Node, Policy
-from offramp.policy.evidence import View
+from offramp.policy.evidence import Evidence
 from offramp.runtime import Adaptive
 from offramp.runtime.testing import random_policy, random_topology
 from offramp.stages import Cascade
@@ -40,7 +40,7 @@ class Net(nn.Module):
 def cascade_of(topology):
     names = topology.names
     edges = [(names[j], names[k]) for j, k in topology.edges]
-    cascade = Cascade.of_models({name: Net(k) for k, name in enumerate(names)}, edges=edges)
+    cascade = Cascade.from_models({name: Net(k) for k, name in enumerate(names)}, edges=edges)
     for stage in cascade:
         stage.keeps_company = True
     return cascade
@@ -54,7 +54,7 @@ def model_of(seed, combine="last"):
 
 
 def rows_of(n, seed, bad):
-    """Examples of two lengths, some not finite, some marked for the stage that cannot read them."""
+    """Dataset of two lengths, some not finite, some marked for the stage that cannot read them."""
     rng = np.random.default_rng(seed)
     x = torch.from_numpy(rng.normal(size=(n, CLASSES + 1 + seed % 2))).float()
     x[torch.from_numpy(rng.random(n) < 0.1), 0] = torch.nan
@@ -168,7 +168,7 @@ class World:
         said = [None] * 4
         for k in path:
             said[k] = StageOutput(classes=CLASSES, logits=Net(k)(x))
-        return self.model.policy.answer_at(path, View(said, None, torch.tensor(own)))[0]
+        return self.model.policy.answer_at(path, Evidence(said, None, torch.tensor(own)))[0]
 
 
 def play(schedule, *, seed, combine, full, patience, faults=None):

@@ -44,7 +44,7 @@ class Net(nn.Module):
 
 def make(value=0.6, **arguments):
     topology = Topology.of(["a", "b"])
-    cascade = Cascade.of_models({"a": Net(0), "b": Net(1)})
+    cascade = Cascade.from_models({"a": Net(0), "b": Net(1)})
     for stage in cascade:
         stage.keeps_company = True
         stage.run(torch.zeros(1, 3))  # the first batch is copied and compared
@@ -248,6 +248,6 @@ def test_an_answer_that_cannot_be_put_together_leaves_nobody_waiting(monkeypatch
 
 def test_a_policy_that_never_leaves_needs_no_threshold():
     policy = Policy(Topology.of(["a", "b"]), {(0,): Node(Constant(False))})
-    model = Adaptive(Cascade.of_models({"a": Net(0), "b": Net(1)}), policy)
+    model = Adaptive(Cascade.from_models({"a": Net(0), "b": Net(1)}), policy)
     with Executor(model) as executor:
         assert executor.future(torch.zeros(3, 3)).result(SECONDS).stage.tolist() == [1, 1, 1]

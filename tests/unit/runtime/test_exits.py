@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from offramp.policy import Constant, Feature, Linear, Node, Policy, Setting
+from offramp.policy import Candidate, Constant, Feature, Linear, Node, Policy
 from offramp.runtime import Adaptive
 from offramp.stages import Cascade, measure_flops
 
@@ -30,7 +30,7 @@ def make_cascade():
     net = nn.Sequential(*(nn.Linear(a, b) for a, b in pairwise([2, *WIDTHS, 2]))).eval()
     heads = {point: Counted(width, 2) for point, width in zip(AT, WIDTHS, strict=False)}
     heads["1"] = {"a": heads["1"], "b": Counted(WIDTHS[1], 2)}
-    cascade = Cascade.of_exits(net, AT, heads=heads, example=torch.zeros(1, 2))
+    cascade = Cascade.from_network(net, AT, heads=heads, example=torch.zeros(1, 2))
     for stage in cascade:
         stage.keeps_company = True  # as after recording, so that nothing runs to find it out
     return cascade, heads
@@ -40,13 +40,13 @@ def visiting(cascade, names):
     """A policy by which everybody visits all of some exits."""
     part = cascade.topology.chain(names)
     nodes = {path: Node(Constant(False)) for path in part.paths() if part.children(path[-1])}
-    return Setting(policy=Policy(part, nodes), method="x", reference="last")
+    return Candidate(policy=Policy(part, nodes), method="x", reference="last")
 
 
-@pytest.mark.parametrize("optimise", [False, True])
-def test_heads_that_are_not_used_are_neither_held_nor_run(optimise):
+@pytest.mark.parametrize("fold", [False, True])
+def test_heads_that_are_not_used_are_neither_held_nor_run(fold):
     cascade, heads = make_cascade()
-    model = Adaptive(cascade, visiting(cascade, ["1/b", "last"]), optimise=optimise)
+    model = Adaptive(cascade, visiting(cascade, ["1/b", "last"]), fold=fold)
     held = {k: stage.head is not None for k, stage in model.runner.stages.items()}
     assert held == {"0": False, "2": True, "3": False, "4": False, "5": False}
     one_way = [2, *WIDTHS, 2]
@@ -54,7 +54,7 @@ def test_heads_that_are_not_used_are_neither_held_nor_run(optimise):
     assert sum(p.numel() for p in model.parameters()) == weights
     answer = model(torch.randn(7, 2, generator=torch.Generator().manual_seed(0)))
     assert answer.stage.tolist() == [5] * 7
-    if not optimise:
+    if not fold:
         assert heads["1"]["b"].rows == 7
     others = [heads["0"], heads["1"]["a"], heads["2"], heads["3"]]
     assert [head.rows for head in others] == [0, 0, 0, 0]

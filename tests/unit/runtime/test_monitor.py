@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offramp._core.errors import FileFormatError, InputError
-from offramp.runtime import WATCHED, Watch, audited
+from offramp.runtime import MONITORED, RiskMonitor, audit_mask
 from offramp.runtime.monitor import starts_until, unspent, wealth_reference
 
-LOSSES = {"difference": [-1.0, 0.0, 0.5, 1.0], "excess": [0.0, 0.25, 1.0]}
+LOSSES = {"accuracy_drop": [-1.0, 0.0, 0.5, 1.0], "negative_flips": [0.0, 0.25, 1.0]}
 
 
-def watching(risk="excess", limit=0.1, delta=0.05):
-    return Watch(limit=limit, delta=delta, risk=risk)
+def watching(risk="negative_flips", limit=0.1, delta=0.05):
+    return RiskMonitor(limit=limit, delta=delta, risk=risk)
 
 
 @settings(max_examples=40, deadline=None)
@@ -34,7 +34,7 @@ def test_it_does_not_matter_how_audits_are_bundled(data, risk):
     cut = data.draw(st.integers(0, len(losses)))
     whole = watching(risk).update(losses)
     stored = json.loads(json.dumps(watching(risk).update(losses[:cut]).to_dict()))
-    assert Watch.from_dict(stored).update(losses[cut:]) == whole
+    assert RiskMonitor.from_dict(stored).update(losses[cut:]) == whole
     one_by_one = watching(risk)
     for loss in losses:
         one_by_one = one_by_one.update(loss)
@@ -46,7 +46,7 @@ def test_on_average_no_audit_gains_anything_where_the_risk_is_the_limit(risk):
     """The wealth after any past, averaged over what may come next, is the wealth before."""
     limit = 0.1
     rng = np.random.default_rng(0)
-    least = WATCHED[risk]
+    least = MONITORED[risk]
     high = (limit - least) / (1 - least)  # the chance of 1 against `least` with this mean
     for length in (0, 1, 9, 10, 25):
         before = watching(risk, limit, 1e-9).update(rng.choice(LOSSES[risk], size=length))
@@ -64,13 +64,14 @@ def test_an_alarm_stays_and_says_when_it_was():
     assert later.wealth == watch.wealth >= 20
     within = watching().update(np.concatenate([np.zeros(30), np.ones(5), np.zeros(7)]))
     assert within.alarm_at == watch.alarm_at
-    assert Watch.from_dict(within.to_dict()) == within
+    assert RiskMonitor.from_dict(within.to_dict()) == within
 
 
 def test_the_alarm_is_raised_where_the_wealth_reaches_one_over_delta():
     losses = [0.0] * 12 + [1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0]
     wealths = [
-        wealth_reference(losses[:n], limit=0.1, risk="excess") for n in range(len(losses) + 1)
+        wealth_reference(losses[:n], limit=0.1, risk="negative_flips")
+        for n in range(len(losses) + 1)
     ]
     first = next(n for n, wealth in enumerate(wealths) if wealth >= 20)
     assert watching().update(losses).alarm_at == first
@@ -100,17 +101,19 @@ def test_a_watch_that_starts_again_finds_a_late_fault_sooner_than_one_that_does_
 
 def test_audits_are_drawn_by_key_at_their_rate_and_unrelated_to_random_rules():
     ids = np.arange(200_000)
-    drawn = audited(ids, rate=0.02, seed=3)
+    drawn = audit_mask(ids, rate=0.02, seed=3)
     assert abs(drawn.mean() - 0.02) < 0.002
-    assert np.array_equal(audited(ids[::-1], rate=0.02, seed=3)[::-1], drawn)
-    more = audited(ids, rate=0.1, seed=3)
+    assert np.array_equal(audit_mask(ids[::-1], rate=0.02, seed=3)[::-1], drawn)
+    more = audit_mask(ids, rate=0.1, seed=3)
     assert (more >= drawn).all()
-    other = audited(ids, rate=0.02, seed=4)
+    other = audit_mask(ids, rate=0.02, seed=4)
     assert abs((drawn & other).mean() - 0.02**2) < 3e-4
-    assert not audited(ids, rate=0.0, seed=3).any()
-    assert audited(ids, rate=1.0, seed=3).all()
+    assert not audit_mask(ids, rate=0.0, seed=3).any()
+    assert audit_mask(ids, rate=1.0, seed=3).all()
     names = np.array(["a", "b", "c"])
-    assert audited(names, rate=0.5, seed=0).tolist() == audited(names, rate=0.5, seed=0).tolist()
+    assert (
+        audit_mask(names, rate=0.5, seed=0).tolist() == audit_mask(names, rate=0.5, seed=0).tolist()
+    )
 
 
 @pytest.mark.parametrize(
@@ -118,21 +121,21 @@ def test_audits_are_drawn_by_key_at_their_rate_and_unrelated_to_random_rules():
     [
         ({"limit": 2}, r"limit must be in \(0, 1\), got 2. A percentage"),
         ({"delta": 5}, r"delta must be in \(0, 1\), got 5"),
-        ({"risk": "exces"}, "got 'exces'. Did you mean 'excess'"),
+        ({"risk": "exces"}, "got 'exces'. Did you mean 'negative_flips'"),
     ],
 )
 def test_a_promise_outside_its_domain_is_refused(change, message):
     with pytest.raises(InputError, match=message):
-        Watch(**{"limit": 0.1, "delta": 0.1, **change})
+        RiskMonitor(**{"limit": 0.1, "delta": 0.1, **change})
 
 
 @pytest.mark.parametrize(
     ("risk", "losses", "message"),
     [
-        ("excess", [0.0, -1.0], r"lie in \[0, 1\] for the risk 'excess', got -1.0"),
-        ("difference", [-2.0], r"lie in \[-1, 1\] for the risk 'difference', got -2.0"),
-        ("excess", [np.nan], "got nan"),
-        ("excess", [[0.0]], r"got shape \(1, 1\)"),
+        ("negative_flips", [0.0, -1.0], r"lie in \[0, 1\] for the risk 'negative_flips', got -1.0"),
+        ("accuracy_drop", [-2.0], r"lie in \[-1, 1\] for the risk 'accuracy_drop', got -2.0"),
+        ("negative_flips", [np.nan], "got nan"),
+        ("negative_flips", [[0.0]], r"got shape \(1, 1\)"),
     ],
 )
 def test_losses_outside_their_domain_are_refused(risk, losses, message):
@@ -142,7 +145,7 @@ def test_losses_outside_their_domain_are_refused(risk, losses, message):
 
 def test_a_rate_outside_its_domain_is_refused():
     with pytest.raises(InputError, match=r"rate must be in \[0, 1\], got 5"):
-        audited(np.arange(3), rate=5, seed=0)
+        audit_mask(np.arange(3), rate=5, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -161,6 +164,6 @@ def test_a_rate_outside_its_domain_is_refused():
 def test_a_stored_watch_that_was_changed_is_refused(change):
     stored = watching().update([0.0]).to_dict()
     with pytest.raises(FileFormatError, match="not a watch"):
-        Watch.from_dict({**stored, **change})
+        RiskMonitor.from_dict({**stored, **change})
     with pytest.raises(FileFormatError, match="limit"):
-        Watch.from_dict({k: v for k, v in stored.items() if k != "limit"})
+        RiskMonitor.from_dict({k: v for k, v in stored.items() if k != "limit"})

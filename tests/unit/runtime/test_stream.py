@@ -95,7 +95,7 @@ def assert_same(found, batches, ids, model):
 @given(
     seed=st.integers(0, 2**20),
     sizes=st.lists(st.integers(0, 9), min_size=1, max_size=6),
-    combine=st.sampled_from(["last", "mean", "weighted"]),
+    combine=st.sampled_from(["last", "mean", "log_linear"]),
     full=st.integers(1, 8),
     deadline=st.sampled_from([None, 0.0, 2.5]),
     broken=st.booleans(),
@@ -263,7 +263,7 @@ def test_senseless_arguments_are_refused(arguments, error, message):
 
 
 def test_a_bad_batch_is_named():
-    cascade = Cascade.of_models({"a": nn.Linear(4, 3), "b": nn.Linear(4, 3)})
+    cascade = Cascade.from_models({"a": nn.Linear(4, 3), "b": nn.Linear(4, 3)})
     model = Adaptive(cascade, thresholds(cascade.topology, 0.9))
     with pytest.raises(InputError, match=r"\(n, 4\) float32.*cannot run on \(n, 5\) float32"):
         list(model.stream([torch.zeros(2, 4), torch.zeros(2, 5)]))

@@ -118,7 +118,7 @@ def test_times_survive_being_written_as_json():
 def test_every_stage_is_measured_at_every_size_also_where_stages_share_a_segment():
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
     heads = {"1": {"a": nn.Linear(8, 3), "b": nn.Linear(8, 3)}}
-    cascade = Cascade.of_exits(net, ["1"], heads=heads, example=torch.zeros(1, 4))
+    cascade = Cascade.from_network(net, ["1"], heads=heads, example=torch.zeros(1, 4))
     times = measure_times(cascade, torch.zeros(2, 4), batch_sizes=[4, 2], rounds=2, progress=False)
     assert times.sizes == (1, 2, 4)
     assert times.stages == ("1/a", "1/b", "last")
@@ -193,7 +193,7 @@ def test_answers_with_measured_times_are_those_without():
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(3)
         nets = {name: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)) for name in "abc"}
-    cascade = Cascade.of_models(nets, edges="chain")
+    cascade = Cascade.from_models(nets, edges="chain")
     nodes = {
         path: Node(Linear.threshold(Feature("max_prob", path[-1]), 0.4))
         for path in cascade.topology.paths()
@@ -211,7 +211,7 @@ def test_answers_with_measured_times_are_those_without():
 
 
 def test_times_of_other_stages_are_refused():
-    cascade = Cascade.of_models({"a": nn.Linear(4, 3)})
+    cascade = Cascade.from_models({"a": nn.Linear(4, 3)})
     policy = Policy(cascade.topology, {})
     with pytest.raises(InputError, match=r"stages \('a',\), got those of \('s0',\)"):
         Adaptive(cascade, policy, times=make_times([[1.0]], sizes=(1,)))

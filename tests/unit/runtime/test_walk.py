@@ -16,7 +16,7 @@ from offramp.runtime.testing import random_policy, random_topology
 from offramp.runtime.walk import walk
 from reference.walk import route_reference
 
-SYNCHRONISING = {"nonzero", "item", "tolist", "__bool__", "__int__", "__float__"}
+SYNCHRONIZING = {"nonzero", "item", "tolist", "__bool__", "__int__", "__float__"}
 
 
 class CountSyncs(TorchFunctionMode):
@@ -31,7 +31,7 @@ class CountSyncs(TorchFunctionMode):
         masks = name == "__getitem__" and any(
             isinstance(index, torch.Tensor) and index.dtype == torch.bool for index in args[1:]
         )
-        self.count += masks or name in SYNCHRONISING
+        self.count += masks or name in SYNCHRONIZING
         return function(*args, **(kwargs or {}))
 
 
@@ -104,7 +104,7 @@ def equal(a, b):
     seed=st.integers(0, 2**20),
     stages=st.integers(1, 5),
     n=st.sampled_from([1, 2, 7, 33]),
-    combine=st.sampled_from(["last", "mean", "weighted"]),
+    combine=st.sampled_from(["last", "mean", "log_linear"]),
     share=st.sampled_from([0.4, 0.8, 1.0]),
     broken=st.sampled_from([0.0, 0.3]),
 )
@@ -126,7 +126,7 @@ def test_routing_equals_one_example_and_one_stage_at_a_time(
 
 
 @settings(deadline=None, max_examples=40)
-@given(seed=st.integers(0, 2**20), combine=st.sampled_from(["last", "mean", "weighted"]))
+@given(seed=st.integers(0, 2**20), combine=st.sampled_from(["last", "mean", "log_linear"]))
 def test_each_stage_sees_exactly_the_examples_whose_path_holds_it(seed, combine):
     topology = random_topology(4, seed=seed, share=0.8)
     policy = random_policy(topology, seed=seed, classes=3, combine=combine)
@@ -138,7 +138,7 @@ def test_each_stage_sees_exactly_the_examples_whose_path_holds_it(seed, combine)
 
 
 @settings(deadline=None, max_examples=30)
-@given(seed=st.integers(0, 2**20), combine=st.sampled_from(["last", "mean", "weighted"]))
+@given(seed=st.integers(0, 2**20), combine=st.sampled_from(["last", "mean", "log_linear"]))
 def test_an_answer_does_not_depend_on_the_rest_of_the_batch_nor_on_its_order(seed, combine):
     policy = random_policy(random_topology(4, seed=seed), seed=seed, classes=3, combine=combine)
     outputs, ids = outputs_of(12, 4, 3, seed), torch.arange(12)
@@ -149,13 +149,13 @@ def test_an_answer_does_not_depend_on_the_rest_of_the_batch_nor_on_its_order(see
     assert torch.equal(part.path, whole.path[order])
 
 
-@pytest.mark.parametrize("combine", ["last", "mean", "weighted"])
+@pytest.mark.parametrize("combine", ["last", "mean", "log_linear"])
 @pytest.mark.parametrize("stages", [2, 3, 5])
 def test_the_host_waits_once_per_decision_on_a_chain(stages, combine, monkeypatch):
     monkeypatch.setattr(InFlight, "at_hand", lambda self, rows: False)  # as on a device
     monkeypatch.setattr(InFlight, "_is_finite", lambda self: False)  # it is not asked there
     topology = Topology.of([f"s{k}" for k in range(stages)], edges="chain")
-    weights = {p: [1.0] * len(p) for p in topology.paths()} if combine == "weighted" else None
+    weights = {p: [1.0] * len(p) for p in topology.paths()} if combine == "log_linear" else None
     nodes = {
         p: Node(Linear.threshold(Feature("margin", p[-1]), 0.5)) for p in topology.paths()[:-1]
     }
@@ -178,7 +178,7 @@ def test_the_host_does_not_wait_for_stages_that_nobody_reaches():
     assert syncs.count == 1
 
 
-def test_the_counter_of_waits_counts_what_synchronises():
+def test_the_counter_of_waits_counts_what_synchronizes():
     values = torch.arange(4)
     with CountSyncs() as syncs:
         values.nonzero()
@@ -207,11 +207,11 @@ def test_nothing_is_gathered_where_everybody_goes_on_or_the_batch_is_one_example
 
 
 @pytest.mark.parametrize("n", [1, 8])
-@pytest.mark.parametrize("combine", ["last", "mean", "weighted"])
+@pytest.mark.parametrize("combine", ["last", "mean", "log_linear"])
 def test_finite_examples_do_not_pay_for_those_that_are_not(n, combine, monkeypatch):
     """Each stage says its probabilities once, and nothing is kept to fall back on."""
     topology = Topology.of(["a", "b", "c"], edges="chain")
-    weights = {p: [1.0] * len(p) for p in topology.paths()} if combine == "weighted" else None
+    weights = {p: [1.0] * len(p) for p in topology.paths()} if combine == "log_linear" else None
     never = {p: Node(Linear.threshold(Feature("margin", p[-1]), 2.0)) for p in [(0,), (0, 1)]}
     policy = Policy(topology, never, combine=combine, weights=weights)
     outputs = outputs_of(n, 3, 4)
@@ -220,7 +220,7 @@ def test_finite_examples_do_not_pay_for_those_that_are_not(n, combine, monkeypat
     with counted:
         answer = answered(policy, outputs, torch.arange(n))
     assert answer.reasons == ["last"] * n
-    assert counted.count == {"last": 3, "mean": 3, "weighted": 4}[combine]
+    assert counted.count == {"last": 3, "mean": 3, "log_linear": 4}[combine]
     assert not kept
     outputs[0, 2, 0] = torch.nan
     answered(policy, outputs, torch.arange(n))

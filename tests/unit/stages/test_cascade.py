@@ -46,7 +46,7 @@ def early_exits(**changes):
 
 def test_a_cascade_of_models_gives_each_models_own_logits():
     models = {"small": Counted(4, 3, 1), "large": Counted(4, 3, 2)}
-    cascade = Cascade.of_models(models)
+    cascade = Cascade.from_models(models)
     logits = cascade(X)
     assert logits.shape == (5, 2, 3)
     for k, model in enumerate(models.values()):
@@ -96,7 +96,7 @@ def test_tuples_are_positional_and_mappings_named_arguments():
         def forward(self, x, mask):
             return SimpleNamespace(logits=x * mask)
 
-    cascade = Cascade.of_models({"a": Two()})
+    cascade = Cascade.from_models({"a": Two()})
     mask = torch.tensor([[1.0], [0.0], [1.0], [1.0], [0.0]])
     expected = (X * mask)[:, None]
     assert torch.equal(cascade((X, mask)), expected)
@@ -106,35 +106,35 @@ def test_tuples_are_positional_and_mappings_named_arguments():
 def test_preprocessing_is_shared_or_by_name():
     models = {"small": Counted(4, 3, 1), "large": Counted(4, 3, 2)}
     double = Normalize(2.0)
-    both = Cascade.of_models(models, preprocess=double)
-    one = Cascade.of_models(models, preprocess={"large": double})
-    torch.testing.assert_close(both(X), Cascade.of_models(models)(2 * X))
+    both = Cascade.from_models(models, preprocess=double)
+    one = Cascade.from_models(models, preprocess={"large": double})
+    torch.testing.assert_close(both(X), Cascade.from_models(models)(2 * X))
     torch.testing.assert_close(one(X)[:, 0], models["small"](X))
     torch.testing.assert_close(one(X)[:, 1], models["large"](2 * X))
     with pytest.raises(InputError, match=r"preprocess must name only .* got \['huge'\]"):
-        Cascade.of_models(models, preprocess={"huge": double})
+        Cascade.from_models(models, preprocess={"huge": double})
 
 
 def test_specs_are_kept_by_name():
     spec = ModelSpec(name="resnet20")
-    cascade = Cascade.of_models({"a": Counted(4, 3), "b": Counted(4, 3)}, specs={"b": spec})
+    cascade = Cascade.from_models({"a": Counted(4, 3), "b": Counted(4, 3)}, specs={"b": spec})
     assert cascade.stage("a").spec is None
     assert cascade.stage("b").spec is spec
     with pytest.raises(InputError, match=r"specs must name only .* got \['c'\]"):
-        Cascade.of_models({"a": Counted(4, 3)}, specs={"c": spec})
+        Cascade.from_models({"a": Counted(4, 3)}, specs={"c": spec})
 
 
 def test_different_class_counts_are_named_by_stage():
-    cascade = Cascade.of_models({"small": Counted(4, 3), "large": Counted(4, 10)})
+    cascade = Cascade.from_models({"small": Counted(4, 3), "large": Counted(4, 10)})
     for run in (cascade, cascade.check):
         with pytest.raises(InputError, match="'small' gives 3, 'large' gives 10"):
             run(X)
 
 
 def test_check_counts_the_classes_and_compares_their_names():
-    assert Cascade.of_models({"a": Counted(4, 3)}).check(X[:1]) == 3
+    assert Cascade.from_models({"a": Counted(4, 3)}).check(X[:1]) == 3
     with pytest.raises(InputError, match=r"class_names must have 3 entries.* got 2"):
-        Cascade.of_models({"a": Counted(4, 3)}, class_names=["x", "y"]).check(X)
+        Cascade.from_models({"a": Counted(4, 3)}, class_names=["x", "y"]).check(X)
 
 
 @pytest.mark.parametrize(
@@ -146,17 +146,17 @@ def test_check_counts_the_classes_and_compares_their_names():
 )
 def test_outputs_that_are_no_logits_are_named_by_stage(module, message):
     with pytest.raises(InputError, match=message):
-        Cascade.of_models({"a": module})(X)
+        Cascade.from_models({"a": module})(X)
 
 
 def test_a_network_in_training_mode_is_changed_with_a_warning_that_names_it():
     network = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
     with pytest.warns(UserWarning, match=r"Stage 'b' was in training mode.*BatchNorm1d"):
-        Cascade.of_models({"a": Counted(4, 3), "b": network})
+        Cascade.from_models({"a": Counted(4, 3), "b": network})
     assert not network[1].training
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        Cascade.of_models({"b": network})
+        Cascade.from_models({"b": network})
 
 
 def test_evaluation_mode_for_a_while_restores_each_part():
@@ -182,7 +182,7 @@ def test_evaluation_mode_for_a_while_restores_each_part():
             r"no cycles",
         ),
         (
-            lambda: Cascade.of_models({k: Counted(4, 3) for k in "abc"}, edges=[("a", "b")]),
+            lambda: Cascade.from_models({k: Counted(4, 3) for k in "abc"}, edges=[("a", "b")]),
             r"reachable from 'a'; \['c'\] are not",
         ),
         (
@@ -215,7 +215,7 @@ def test_a_stage_cannot_preprocess_a_carry_or_be_nameless():
 
 def test_an_unknown_stage_suggests_the_near_name():
     with pytest.raises(UnknownNameError, match="Did you mean 'small'"):
-        Cascade.of_models({"small": Counted(4, 3)}).stage("smal")
+        Cascade.from_models({"small": Counted(4, 3)}).stage("smal")
 
 
 def test_an_empty_batch_gives_empty_logits():

@@ -40,7 +40,7 @@ def by_hand(width):
 
 @pytest.mark.parametrize("m", [1, 7])
 def test_flops_are_counted_per_example_with_a_multiply_add_as_two(m):
-    cascade = Cascade.of_models({"small": convolutional(4), "large": convolutional(16)})
+    cascade = Cascade.from_models({"small": convolutional(4), "large": convolutional(16)})
     costs = measure_flops(cascade, images(m))
     assert costs.unit == "flops"
     assert costs.segment == (by_hand(4), by_hand(16))
@@ -48,7 +48,7 @@ def test_flops_are_counted_per_example_with_a_multiply_add_as_two(m):
 
 
 def test_the_count_of_resnet20_is_the_published_one():
-    cascade = Cascade.of_models({"resnet20": cifar_resnet(20).eval()})
+    cascade = Cascade.from_models({"resnet20": cifar_resnet(20).eval()})
     assert measure_flops(cascade, torch.zeros(1, 3, 32, 32)).segment == (2 * 40_551_040,)
 
 
@@ -90,7 +90,7 @@ def test_fused_transformer_layers_are_counted():
             return self.layer(x)[:, 0]
 
     with pytest.warns(UserWarning, match="training mode"):
-        cascade = Cascade.of_models({"text": Tiny()})
+        cascade = Cascade.from_models({"text": Tiny()})
     costs = measure_flops(cascade, torch.zeros(1, 5, 16))
     linear = 2 * 5 * (16 * 48 + 16 * 16 + 2 * 16 * 32)
     attention = 2 * 2 * 2 * 5 * 5 * 8
@@ -98,7 +98,7 @@ def test_fused_transformer_layers_are_counted():
 
 
 def test_steps_below_twice_the_cost_are_warned_about():
-    cascade = Cascade.of_models({"a": nn.Linear(4, 10), "b": nn.Linear(6, 10)})
+    cascade = Cascade.from_models({"a": nn.Linear(4, 10), "b": nn.Linear(6, 10)})
     cascade.stage("b").preprocess = nn.ConstantPad1d((0, 2), 0.0)
     with pytest.warns(UserWarning, match=r"'b' costs 1\.50 times 'a'"):
         measure_flops(cascade, torch.zeros(1, 4))
@@ -106,7 +106,7 @@ def test_steps_below_twice_the_cost_are_warned_about():
 
 def test_a_cascade_without_countable_work_is_an_error_instead_of_free():
     with pytest.raises(UnsupportedError, match="No floating-point operation"):
-        measure_flops(Cascade.of_models({"a": nn.Identity()}), torch.zeros(1, 4))
+        measure_flops(Cascade.from_models({"a": nn.Identity()}), torch.zeros(1, 4))
 
 
 class Sleeping(nn.Module):
@@ -125,7 +125,7 @@ class Sleeping(nn.Module):
 
 def test_seconds_are_per_example_and_stages_take_turns():
     fast, slow = Sleeping(0.0005), Sleeping(0.004)
-    cascade = Cascade.of_models({"fast": fast, "slow": slow})
+    cascade = Cascade.from_models({"fast": fast, "slow": slow})
     found = measure_seconds(cascade, torch.zeros(2, 3), batch_sizes=(1, 3), rounds=5)
     assert sorted(found) == [1, 3]
     for size, costs in found.items():
@@ -158,7 +158,7 @@ def test_a_segment_that_stages_share_is_timed_once():
 
 def test_one_slow_round_does_not_move_the_median(monkeypatch):
     network = Sleeping(0.0)
-    cascade = Cascade.of_models({"a": network})
+    cascade = Cascade.from_models({"a": network})
     original = network.forward
 
     def disturbed(x):
@@ -175,7 +175,7 @@ def test_one_slow_round_does_not_move_the_median(monkeypatch):
 def test_batch_sizes_are_checked(sizes):
     with pytest.raises(InputError, match="batch_sizes must"):
         measure_seconds(
-            Cascade.of_models({"a": nn.Linear(3, 2)}), torch.zeros(1, 3), batch_sizes=sizes
+            Cascade.from_models({"a": nn.Linear(3, 2)}), torch.zeros(1, 3), batch_sizes=sizes
         )
 
 
@@ -216,7 +216,7 @@ def install(monkeypatch, meter):
 
 def test_joules_are_those_of_the_counters_per_example(monkeypatch):
     install(monkeypatch, Meter)
-    cascade = Cascade.of_models({"a": Burning(4.0), "b": Burning(20.0)})
+    cascade = Cascade.from_models({"a": Burning(4.0), "b": Burning(20.0)})
     costs = measure_joules(cascade, torch.zeros(2, 3), rounds=2, window_s=0.005)
     assert costs.unit == "joules"
     assert costs.segment == pytest.approx((2.0, 10.0))
@@ -226,7 +226,7 @@ def test_joules_are_those_of_the_counters_per_example(monkeypatch):
 def test_counters_that_do_not_move_are_an_error(monkeypatch):
     install(monkeypatch, Meter)
     with pytest.raises(UnsupportedError, match=r"did not move within 0\.005 seconds"):
-        measure_joules(Cascade.of_models({"a": Burning(0.0)}), torch.zeros(2, 3), window_s=0.005)
+        measure_joules(Cascade.from_models({"a": Burning(0.0)}), torch.zeros(2, 3), window_s=0.005)
 
 
 def test_a_machine_without_counters_is_an_error(monkeypatch):
@@ -235,7 +235,7 @@ def test_a_machine_without_counters_is_an_error(monkeypatch):
 
     install(monkeypatch, Blind)
     with pytest.raises(UnsupportedError, match="reports no energy for cpu"):
-        measure_joules(Cascade.of_models({"a": Burning(1.0)}), torch.zeros(2, 3))
+        measure_joules(Cascade.from_models({"a": Burning(1.0)}), torch.zeros(2, 3))
 
     class Forbidden(Meter):
         def __init__(self, **_):
@@ -243,18 +243,18 @@ def test_a_machine_without_counters_is_an_error(monkeypatch):
 
     install(monkeypatch, Forbidden)
     with pytest.raises(UnsupportedError, match="cannot be read: RAPL is for root"):
-        measure_joules(Cascade.of_models({"a": Burning(1.0)}), torch.zeros(2, 3))
+        measure_joules(Cascade.from_models({"a": Burning(1.0)}), torch.zeros(2, 3))
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "zeus", None)
     monkeypatch.setitem(sys.modules, "zeus.monitor", None)
     with pytest.raises(MissingExtraError, match=r"offramp\[energy\]"):
-        measure_joules(Cascade.of_models({"a": nn.Linear(3, 2)}), torch.zeros(1, 3))
+        measure_joules(Cascade.from_models({"a": nn.Linear(3, 2)}), torch.zeros(1, 3))
 
 
 def test_given_costs_are_put_in_the_order_of_the_stages():
-    cascade = Cascade.of_models({"small": nn.Linear(3, 2), "large": nn.Linear(3, 2)})
+    cascade = Cascade.from_models({"small": nn.Linear(3, 2), "large": nn.Linear(3, 2)})
     costs = given_costs(cascade, "usd", {"large": 3.0, "small": 1.0}, note="list")
     assert (costs.segment, costs.unit, costs.note) == ((1.0, 3.0), "usd", "list")
     with pytest.raises(InputError, match=r"every stage; \['large'\] have none"):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from offramp._core.batch import apply
-from offramp.backends import prepare
+from offramp.backends import fold
 from offramp.models import cifar_preresnet, cifar_resnet, extract_logits, small_cnn
 from offramp.policy import Feature, Linear, Node, Policy
 from offramp.runtime import Adaptive
@@ -282,7 +282,7 @@ def test_segments_survive_copying_and_preparing(case):
     batch, other = case.x, case.x
     for segment in case.segments:
         batch = apply(copy.deepcopy(segment), batch)
-        other = apply(prepare(segment), other)
+        other = apply(fold(segment), other)
     torch.testing.assert_close(batch, case.reference, rtol=0, atol=1e-5)
     torch.testing.assert_close(other, case.reference, rtol=1e-4, atol=1e-4)
 
@@ -329,7 +329,7 @@ def test_a_batch_that_is_not_the_first_axis_is_carried_first():
 def test_batch_norms_fold_within_segments():
     net = lively(cifar_resnet(8))
     segments = cut(net, ["layer1", "layer2"], tensor(1, 3, 32, 32))
-    left = [m for s in segments for m in prepare(s).modules() if isinstance(m, nn.BatchNorm2d)]
+    left = [m for s in segments for m in fold(s).modules() if isinstance(m, nn.BatchNorm2d)]
     assert not left
     assert sum(isinstance(m, nn.BatchNorm2d) for m in net.modules()) == 7
 
@@ -352,7 +352,7 @@ def test_early_exits_are_stages_that_share_one_network():
             "deep": nn.Sequential(pooled, nn.Linear(32, 8), nn.Linear(8, 10)).eval(),
         },
     }
-    cascade = Cascade.of_exits(net, list(heads), heads=heads, example=x[:1])
+    cascade = Cascade.from_network(net, list(heads), heads=heads, example=x[:1])
     assert cascade.topology.names == ("layer1.0.conv1", "layer2/linear", "layer2/deep", "last")
     assert cascade.topology.sources == (-1, 0, 0, 1)
     assert len(cascade.topology.paths()) == 5
@@ -383,7 +383,7 @@ class Viewed(nn.Module):
 def test_a_view_holds_for_a_carry_of_other_strides():
     """Preparation makes tensors channels last, which no view can flatten."""
     net = lively(Viewed())
-    first, last = (prepare(segment) for segment in cut(net, ["conv"], images()))
+    first, last = (fold(segment) for segment in cut(net, ["conv"], images()))
     carry = first(images())
     assert not carry.is_contiguous()
     torch.testing.assert_close(last(carry), net(images()), rtol=0, atol=1e-5)
@@ -398,7 +398,7 @@ def test_the_engine_runs_exits_as_it_runs_any_cascade():
         "layer1": lively(nn.Sequential(pooled, nn.Linear(8, 10, bias=False))),
         "layer2.0.conv1": lively(nn.Sequential(pooled, nn.Linear(16, 10, bias=False))),
     }
-    cascade = Cascade.of_exits(net, list(heads), heads=heads, example=x[:1])
+    cascade = Cascade.from_network(net, list(heads), heads=heads, example=x[:1])
     logits = cascade(x)
     sure = logits.softmax(2).max(2).values  # (n, s)
     first = sure[:, 0].median().item()

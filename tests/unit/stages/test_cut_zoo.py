@@ -31,8 +31,8 @@ def hugging_face(kind, **config):
     def make():
         package = wanted("transformers")
         ending = "ForSequenceClassification" if kind == "Bert" else "ForImageClassification"
-        settings = getattr(package, f"{kind}Config")(num_labels=5, **config)
-        return getattr(package, f"{kind}{ending}")(settings)
+        candidates = getattr(package, f"{kind}Config")(num_labels=5, **config)
+        return getattr(package, f"{kind}{ending}")(candidates)
 
     return make
 

@@ -1,4 +1,4 @@
-"""What `Cascade.of_exits` builds, shares and remembers."""
+"""What `Cascade.from_network` builds, shares and remembers."""
 
 import copy
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from offramp._core.errors import InputError, UnknownNameError
 from offramp.models import ModelSpec, build, head_arguments
-from offramp.stages import Cascade, Normalize, OfFirst, SegmentSpec, own_head, stand_in
+from offramp.stages import Cascade, Normalize, OfFirst, SegmentSpec, own_head, synthetic_example
 
 AT = ["layer1.0", "layer2.0.conv1"]  # the second carries a shortcut as well
 NET = ModelSpec(name="resnet8", arguments={"width": 0.25})
@@ -33,7 +33,7 @@ def heads():
 
 def make_cascade(net=None, **changes):
     given = {"heads": heads(), "example": IMAGES, "preprocess": PREPROCESS, "spec": NET}
-    return Cascade.of_exits(net or build(NET), AT, **(given | changes))
+    return Cascade.from_network(net or build(NET), AT, **(given | changes))
 
 
 @pytest.fixture(scope="module")
@@ -125,20 +125,20 @@ def test_a_head_that_does_not_exist_suggests_the_near_name():
 def test_a_stand_in_keeps_kind_shape_type_and_whole_numbers_but_no_measured_values():
     ids = torch.tensor([[5, 6, 7], [1, 1, 1]])
     given = {"ids": ids, "mask": ids > 5, "x": torch.full((2, 4), 9.0, dtype=torch.float16)}
-    found = stand_in(given)
+    found = synthetic_example(given)
     assert list(found) == list(given)
     assert torch.equal(found["ids"], ids[:1])
     assert torch.equal(found["mask"], ids[:1] > 5)
     assert (found["x"].dtype, found["x"].shape) == (torch.float16, (1, 4))
     assert found["x"].abs().max() <= 1
     assert len(found["x"].unique()) == 4
-    assert [t.shape for t in stand_in([ids, ids.float()])] == [(1, 3), (1, 3)]
+    assert [t.shape for t in synthetic_example([ids, ids.float()])] == [(1, 3), (1, 3)]
 
 
 def test_a_stand_in_is_a_copy():
     ids = torch.tensor([[5, 6]])
-    found = stand_in(ids)
+    found = synthetic_example(ids)
     ids.zero_()
     assert found.tolist() == [[5, 6]]
     x = torch.zeros(1, 2, requires_grad=True)
-    assert not stand_in(x).requires_grad
+    assert not synthetic_example(x).requires_grad

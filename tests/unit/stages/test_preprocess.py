@@ -1,4 +1,4 @@
-"""Normalisation against the formula, one pixel at a time."""
+"""Normalization against the formula, one pixel at a time."""
 
 import json
 
@@ -12,7 +12,7 @@ from offramp.stages import Normalize, Preprocessing
 CIFAR = Normalize(1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
-def test_each_channel_is_normalised_by_its_own_numbers():
+def test_each_channel_is_normalized_by_its_own_numbers():
     x = torch.randint(0, 256, (2, 3, 4, 5), generator=torch.Generator().manual_seed(0))
     x = x.to(torch.uint8)
     result = CIFAR(x)

@@ -21,7 +21,7 @@ MAPS = Path("/proc/self/maps")
 
 def rich(kind="logits", n=50):
     """A trace with every field filled."""
-    trace = make_trace(n, classes=3, kind=kind, seed=1).divided(
+    trace = make_trace(n, classes=3, kind=kind, seed=1).split_into(
         {"fit": n // 2, "test": n // 2}, seed=0
     )
     return replace(

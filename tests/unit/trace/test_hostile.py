@@ -21,7 +21,7 @@ N = 6
 
 @pytest.fixture
 def good(tmp_path):
-    trace = make_trace(N, classes=3).divided({"fit": 3, "test": 3}, seed=0)
+    trace = make_trace(N, classes=3).split_into({"fit": 3, "test": 3}, seed=0)
     save_trace(trace, tmp_path / "t.trace")
     return tmp_path / "t.trace"
 

@@ -199,7 +199,7 @@ def test_logits_are_imported_from_npz_with_ids_and_splits(tmp_path):
         **flops(),
     )
     assert trace.ids[3] == "x3"
-    assert trace.part("test").ids.tolist() == [f"x{k}" for k in range(1, 20, 2)]
+    assert trace.subset("test").ids.tolist() == [f"x{k}" for k in range(1, 20, 2)]
     assert trace.seen_in_training
 
 

@@ -17,8 +17,8 @@ def test_accuracies_are_those_asked_for():
 
 def test_stages_err_together_and_the_surer_is_righter():
     trace = make_trace(20_000, accuracies=[0.7, 0.9], seed=2)
-    cheap, dear = trace.wrong(0), trace.wrong(1)
-    assert cheap[dear].mean() > 2 * cheap.mean()
+    cheap, expensive = trace.wrong(0), trace.wrong(1)
+    assert cheap[expensive].mean() > 2 * cheap.mean()
     sure = trace.output(0).scores().softmax(dim=1).max(dim=1).values.numpy()
     surest = sure > np.median(sure)
     assert cheap[surest].mean() < 0.4 * cheap[~surest].mean()

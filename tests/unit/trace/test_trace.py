@@ -101,8 +101,8 @@ def test_a_prediction_outside_the_classes_is_merely_wrong():
 def test_parts_are_disjoint_and_together_the_whole(seed, kind):
     trace = make_trace(40, kind=kind, seed=seed)
     trace = replace(trace, ids=np.array([f"e{k}" for k in range(40)]))
-    divided = trace.divided({"fit": 20, "calibrate": 10, "test": 10}, seed=seed)
-    parts = [divided.part(name) for name in ("fit", "calibrate", "test")]
+    divided = trace.split_into({"fit": 20, "calibrate": 10, "test": 10}, seed=seed)
+    parts = [divided.subset(name) for name in ("fit", "calibrate", "test")]
     assert [len(part) for part in parts] == [20, 10, 10]
     assert sorted(i for part in parts for i in part.ids) == sorted(trace.ids)
     for first in range(3):
@@ -118,24 +118,24 @@ def test_parts_are_disjoint_and_together_the_whole(seed, kind):
 def test_examples_in_both_parts_are_an_error_that_names_one():
     trace = make_trace(10)
     with pytest.raises(SplitOverlapError, match=r"2 examples are in both parts, e\.g\. .*4"):
-        trace.rows(torch.arange(6)).require_disjoint(trace.rows(torch.arange(4, 10)))
+        trace.take(torch.arange(6)).require_disjoint(trace.take(torch.arange(4, 10)))
 
 
 def test_rows_take_a_mask_or_positions():
     trace = make_trace(5)
     mask = torch.tensor([True, False, False, True, False])
-    assert trace.rows(mask).ids.tolist() == trace.rows(torch.tensor([0, 3])).ids.tolist() == [0, 3]
+    assert trace.take(mask).ids.tolist() == trace.take(torch.tensor([0, 3])).ids.tolist() == [0, 3]
 
 
 def test_a_split_that_nobody_is_in_is_an_error():
     trace = make_trace(10)
     with pytest.raises(InputError, match="has no splits"):
-        trace.part("fit")
-    divided = trace.divided({"fit": 10}, seed=0)
+        trace.subset("fit")
+    divided = trace.split_into({"fit": 10}, seed=0)
     assert divided.has_split("fit")
     assert not divided.has_split("test")
     with pytest.raises(InputError, match="No example of this trace is in the split 'test'"):
-        divided.part("test")
+        divided.subset("test")
 
 
 @pytest.mark.parametrize(
@@ -149,12 +149,12 @@ def test_a_split_that_nobody_is_in_is_an_error():
 )
 def test_shares_that_do_not_fit_are_refused(shares, message):
     with pytest.raises(InputError, match=message):
-        make_trace(10).divided(shares, seed=0)
+        make_trace(10).split_into(shares, seed=0)
 
 
 def test_the_same_seed_divides_the_same_way():
     trace = make_trace(50)
-    one, two, other = (trace.divided({"fit": 25, "test": 25}, seed=s).split for s in (1, 1, 2))
+    one, two, other = (trace.split_into({"fit": 25, "test": 25}, seed=s).split for s in (1, 1, 2))
     assert torch.equal(one, two)
     assert not torch.equal(one, other)
     assert {SPLITS[k] for k in one.unique().tolist()} == {"fit", "test"}

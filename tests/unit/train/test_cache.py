@@ -23,7 +23,7 @@ SCALE = Normalize(1 / 16)
 
 @pytest.fixture(scope="module")
 def part():
-    return digits().divided({"train": 200}, seed=0, stratified=True)
+    return digits().split_into({"train": 200}, seed=0, stratified=True)
 
 
 def build(seed=0, kinds=KINDS):
@@ -31,7 +31,7 @@ def build(seed=0, kinds=KINDS):
     example = torch.zeros(1, 1, 8, 8)
     shapes = {p.name: p.shape for p in cut_points(net, example)}
     heads = {at: {k: make_head(k, shapes[at], 10) for k in kinds} for at in AT}
-    return Cascade.of_exits(net, AT, heads=heads, example=example, preprocess=SCALE)
+    return Cascade.from_network(net, AT, heads=heads, example=example, preprocess=SCALE)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_equal_poolings_share_a_file_and_files_have_the_size_of_the_features(par
     own = PooledHead(extra.pool, nn.Linear(4, 10)).eval()
     net = small_cnn(width=4, depth=3).eval()
     both = {"features.0": {"one": extra, "two": own}}
-    cascade = Cascade.of_exits(
+    cascade = Cascade.from_network(
         net, ["features.0"], heads=both, example=torch.zeros(1, 1, 8, 8), preprocess=SCALE
     )
     trained(cascade, part, cache=tmp_path, epochs=1)
@@ -106,7 +106,7 @@ def test_equal_poolings_share_a_file_and_files_have_the_size_of_the_features(par
 
 
 def test_validation_examples_of_their_own_are_kept_apart(fresh, part, tmp_path):
-    judged = digits().rows(torch.arange(50))
+    judged = digits().take(torch.arange(50))
     plain, cached = fresh(), fresh()
     wanted = trained(plain, part, validation=judged)
     found = trained(cached, part, validation=judged, cache=tmp_path, cache_dtype="float32")
@@ -122,7 +122,7 @@ def test_a_cut_that_carries_several_tensors(part, tmp_path):
     net = cifar_resnet(8, width=0.25).eval()
     point = next(p for p in cut_points(net, images[:1]) if len(p.live) > 1)
     head = make_head("gap_linear", point.shape, 10)
-    plain = Cascade.of_exits(net, [point.name], heads={point.name: head}, example=images[:1])
+    plain = Cascade.from_network(net, [point.name], heads={point.name: head}, example=images[:1])
     cached = copy.deepcopy(plain)
     wanted = trained(plain, small, epochs=1)
     assert trained(cached, small, epochs=1, cache=tmp_path, cache_dtype="float32") == wanted
@@ -172,7 +172,7 @@ def test_a_cache_of_something_else_is_refused(fresh, part, tmp_path):
     with pytest.raises(InputError, match=r"features in .* are of other backbone"):
         trained(build(seed=9), part, cache=tmp_path)
     with pytest.raises(InputError, match=r"features in .* are of other examples"):
-        trained(fresh(), part.rows(torch.arange(100)), cache=tmp_path)
+        trained(fresh(), part.take(torch.arange(100)), cache=tmp_path)
     with pytest.raises(InputError, match=r"features in .* are of other dtype"):
         trained(fresh(), part, cache=tmp_path, cache_dtype="float32")
     with pytest.raises(InputError, match=r"features in .* are of other poolings"):

@@ -11,7 +11,7 @@ from offramp.train import train_classifier
 
 @pytest.fixture(scope="module")
 def part():
-    return digits().divided({"train": 300}, seed=0)
+    return digits().split_into({"train": 300}, seed=0)
 
 
 def trained(part, *, seed=0, dropout=0.0, **options):
@@ -65,7 +65,7 @@ def test_a_loss_that_is_no_number_stops_with_its_place(part):
 
 
 def test_fewer_examples_than_a_batch_are_one_batch(part):
-    _, losses = trained(part.rows(torch.arange(10)), batch_size=64)
+    _, losses = trained(part.take(torch.arange(10)), batch_size=64)
     assert len(losses) == 3
 
 
@@ -98,11 +98,11 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
-def test_a_training_that_goes_on_equals_one_without_interruption(part, tmp_path, optimiser):
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_training_that_goes_on_equals_one_without_interruption(part, tmp_path, optimizer):
     path = tmp_path / "training.safetensors"
     whole, broken, again = (small_cnn(width=4, depth=2) for _ in range(3))
-    wanted = train_classifier(whole, part, optimiser=optimiser, **OPTIONS)
+    wanted = train_classifier(whole, part, optimizer=optimizer, **OPTIONS)
     seen = 0
 
     def stop(*_args):
@@ -113,12 +113,12 @@ def test_a_training_that_goes_on_equals_one_without_interruption(part, tmp_path,
 
     broken.register_forward_hook(stop)
     with pytest.raises(KeyboardInterrupt):
-        train_classifier(broken, part, optimiser=optimiser, checkpoint=path, **OPTIONS)
-    found = train_classifier(again, part, optimiser=optimiser, checkpoint=path, **OPTIONS)
+        train_classifier(broken, part, optimizer=optimizer, checkpoint=path, **OPTIONS)
+    found = train_classifier(again, part, optimizer=optimizer, checkpoint=path, **OPTIONS)
     assert found == wanted
     for name, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
-    assert train_classifier(again, part, optimiser=optimiser, checkpoint=path, **OPTIONS) == wanted
+    assert train_classifier(again, part, optimizer=optimizer, checkpoint=path, **OPTIONS) == wanted
 
 
 def test_a_checkpoint_of_another_training_is_refused(part, tmp_path):

@@ -40,12 +40,12 @@ class Dropping(nn.Module):
 
 @pytest.fixture(scope="module")
 def examples():
-    return digits().divided({"train": 300, "test": 200}, seed=0, stratified=True)
+    return digits().split_into({"train": 300, "test": 200}, seed=0, stratified=True)
 
 
 @pytest.fixture(scope="module")
 def part(examples):
-    return examples.part("train")
+    return examples.subset("train")
 
 
 def backbone():
@@ -72,7 +72,7 @@ def prototype(kind):
 def exits(heads, net=None):
     net = backbone() if net is None else net
     example = torch.zeros(1, 1, 8, 8)
-    return Cascade.of_exits(net, list(heads), heads=heads, example=example, preprocess=SCALE)
+    return Cascade.from_network(net, list(heads), heads=heads, example=example, preprocess=SCALE)
 
 
 def trained(cascade, part, **options):
@@ -153,13 +153,13 @@ def test_training_side_by_side_is_training_each_alone(part):
         assert same(state(alone, name), state(together, name)), name
 
 
-def test_one_optimiser_on_the_sum_of_the_losses_gives_the_same_weights(part):
+def test_one_optimizer_on_the_sum_of_the_losses_gives_the_same_weights(part):
     """The slow twin: the uncut network, read in the middle, and one loss."""
     cascade = fresh("conv_head")
     heads, net = copy.deepcopy(heads_of("conv_head")), backbone()
     plan = {"epochs": 1, "seed": 3, "batch_size": 50, "learning_rate": 0.02, "weight_decay": 0.1}
     trained(cascade, part, **plan, validation=part)
-    optimiser = torch.optim.AdamW(nn.ModuleList(heads.values()).parameters(), weight_decay=0.1)
+    optimizer = torch.optim.AdamW(nn.ModuleList(heads.values()).parameters(), weight_decay=0.1)
     nothing = dict.fromkeys(("class_weights", "augment", "cache", "checkpoint"))
     draws = Plan(
         **plan,
@@ -181,12 +181,12 @@ def test_one_optimiser_on_the_sum_of_the_losses_gives_the_same_weights(part):
                 x = layer(x)
             loss = loss + nn.functional.cross_entropy(head(x), part.labels[rows])
         rise = min(1.0, (step + 1) / 1.0)
-        optimiser.param_groups[0]["lr"] = (
+        optimizer.param_groups[0]["lr"] = (
             0.02 * rise * (1 + torch.tensor(torch.pi * step / 6, dtype=torch.float64).cos()) / 2
         ).item()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     for name, head in heads.items():
         for k, v in state(cascade, name).items():
             torch.testing.assert_close(v, head.state_dict()[k], rtol=1e-4, atol=1e-5)
@@ -249,7 +249,7 @@ def test_heads_at_a_cut_that_carries_several_tensors_read_the_first(part):
     net = cifar_resnet(8, width=0.25).eval()
     point = next(p for p in cut_points(net, images[:1]) if len(p.live) > 1)
     head = make_head("gap_linear", point.shape, 10)
-    cascade = Cascade.of_exits(net, [point.name], heads={point.name: head}, example=images[:1])
+    cascade = Cascade.from_network(net, [point.name], heads={point.name: head}, example=images[:1])
     history = trained(cascade, small, epochs=3)[point.name]
     assert history.losses[-1] < history.losses[0]
 
@@ -265,7 +265,7 @@ def test_inputs_made_on_access_give_the_same(part):
         def __getitem__(self, position):
             return self.inputs[position]
 
-        def rows(self, positions):
+        def take(self, positions):
             return Lazy(self.inputs[positions])
 
         def identity(self):
@@ -284,7 +284,7 @@ def test_inputs_made_on_access_give_the_same(part):
 
 
 def test_a_head_keeps_its_best_weights_and_stops_when_it_has_waited(examples, part):
-    judged = examples.part("test").rows(torch.arange(60))
+    judged = examples.subset("test").take(torch.arange(60))
     cascade = fresh("pool_mlp")
     history = trained(cascade, part, epochs=30, validation=judged, patience=3, learning_rate=0.05)
     with torch.inference_mode():
@@ -378,7 +378,7 @@ def test_a_loss_that_is_no_number_at_once_leaves_the_head_as_it_was(part):
     assert same(state(cascade, AT[0]), state(fresh("gap_linear"), AT[0]))
 
 
-def test_a_checkpoint_is_safetensors_with_json_and_holds_one_optimiser_for_each_head(
+def test_a_checkpoint_is_safetensors_with_json_and_holds_one_optimizer_for_each_head(
     part, tmp_path
 ):
     path = tmp_path / "heads.safetensors"
@@ -403,7 +403,7 @@ def test_a_checkpoint_is_safetensors_with_json_and_holds_one_optimiser_for_each_
 )
 def test_a_checkpoint_of_another_training_is_refused(part, tmp_path, changed, named):
     path = tmp_path / "heads.safetensors"
-    small = part.rows(torch.arange(60))
+    small = part.take(torch.arange(60))
     trained(fresh("gap_linear"), small, epochs=1, checkpoint=path)
     with pytest.raises(InputError, match=f"belongs to a training with other {named}"):
         trained(fresh("gap_linear"), small, **{"epochs": 1, "checkpoint": path, **changed})
@@ -411,7 +411,7 @@ def test_a_checkpoint_of_another_training_is_refused(part, tmp_path, changed, na
 
 def test_a_checkpoint_of_another_backbone_or_other_examples_is_refused(part, tmp_path):
     path = tmp_path / "heads.safetensors"
-    small = part.rows(torch.arange(60))
+    small = part.take(torch.arange(60))
     trained(fresh("gap_linear"), small, epochs=1, checkpoint=path)
     other = exits(heads_of("gap_linear"), small_cnn(width=4, depth=4, seed=9).eval())
     with pytest.raises(InputError, match="with other backbone"):
@@ -422,7 +422,7 @@ def test_a_checkpoint_of_another_backbone_or_other_examples_is_refused(part, tmp
 
 def test_a_damaged_checkpoint_is_named(part, tmp_path):
     path = tmp_path / "heads.safetensors"
-    small = part.rows(torch.arange(60))
+    small = part.take(torch.arange(60))
     trained(fresh("gap_linear"), small, epochs=1, checkpoint=path)
     good = path.read_bytes()
     for bad in (good[:100], b"", good.replace(b"0.best.head", b"0.bess.head"), b"PK" + good[2:]):
@@ -486,16 +486,18 @@ def test_a_head_with_too_few_outputs_is_named(part):
 
 
 def test_exits_on_digits_from_training_to_answers():
-    parts = digits().divided({"train": 1000, "fit": 397, "calibrate": 400}, seed=0, stratified=True)
+    parts = digits().split_into(
+        {"train": 1000, "fit": 397, "calibrate": 400}, seed=0, stratified=True
+    )
     net = small_cnn(width=8, depth=5)
-    train_classifier(net, parts.part("train"), epochs=8, seed=0, preprocess=SCALE, progress=False)
+    train_classifier(net, parts.subset("train"), epochs=8, seed=0, preprocess=SCALE, progress=False)
     at = [f"features.{k}" for k in range(4)]
     shapes = {p.name: p.shape for p in cut_points(net, torch.zeros(1, 1, 8, 8))}
     cascade = exits({name: make_head("gap_linear", shapes[name], 10) for name in at}, net)
     history = train_heads(
-        cascade, parts.part("train"), epochs=15, seed=0, batch_size=50, progress=False
+        cascade, parts.subset("train"), epochs=15, seed=0, batch_size=50, progress=False
     )
-    others = parts.rows(parts.split > 0)
+    others = parts.take(parts.split > 0)
     trace = offramp.record(cascade, others.loader(100), progress=False)
     accuracy = (trace.logits.argmax(dim=2) == trace.labels[:, None]).double().mean(dim=0).tolist()
     assert accuracy[0] > 0.4
@@ -503,12 +505,12 @@ def test_exits_on_digits_from_training_to_answers():
     for name, measured in zip(at, accuracy, strict=False):
         assert history[name].accuracy == pytest.approx(measured, abs=0.12)
     frontier = offramp.fit(
-        trace, lams=[0.01, 0.03, 0.1], combines=["weighted"], topologies=[trace.topology]
+        trace, cost_weights=[0.01, 0.03, 0.1], combines=["log_linear"], topologies=[trace.topology]
     )
-    chosen = frontier.cheapest(max_loss=0.02)
+    chosen = frontier.cheapest(max_drop=0.02)
     assert isinstance(chosen, OperatingPoint)
     model = Adaptive(cascade, chosen, costs=trace.costs)
-    answer, wanted = model(others.inputs), replay(trace, chosen.setting.policy)
+    answer, wanted = model(others.inputs), replay(trace, chosen.candidate.policy)
     assert len(set(answer.stage.tolist())) > 1
     sure = torch.from_numpy(wanted.closest) > 1e-4  # batches of other sizes differ by rounding
     assert sure.double().mean() > 0.95

@@ -54,7 +54,7 @@ def pair(seed=0, norm=False):
         bn = [nn.BatchNorm1d(3), nn.BatchNorm1d(5)] if norm else [nn.Identity(), nn.Identity()]
         small = Pick([0, 1, 2], nn.Sequential(bn[0], nn.Linear(3, 2)))
         large = nn.Sequential(bn[1], nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 2))
-        return Cascade.of_models({"small": small.eval(), "large": large.eval()})
+        return Cascade.from_models({"small": small.eval(), "large": large.eval()})
 
 
 def weights(cascade):
@@ -71,15 +71,15 @@ def weights(cascade):
 def test_the_known_optimum_is_reached_from_scratch(seed, estimator, warm_up, answers):
     """The easy half stops, the hard half goes on: no error, cost (1/4 + 5/4) / 2.
 
-    Tolerance: 0.02 of error + alpha * cost, which a constant policy misses by 0.05 and more.
+    Tolerance: 0.02 of error + cost_weight * cost, which a constant policy misses by 0.05 and more.
     """
-    alpha = 0.1
-    optimum = alpha * (0.25 + 1.25) / 2
+    cost_weight = 0.1
+    optimum = cost_weight * (0.25 + 1.25) / 2
     cascade = pair(seed)
     trained = train_joint(
         cascade,
         hard_and_easy(seed=seed),
-        alpha=alpha,
+        cost_weight=cost_weight,
         **{**QUICK, "epochs": 30, "seed": seed},
         estimator=estimator,
         answers=answers,
@@ -89,10 +89,10 @@ def test_the_known_optimum_is_reached_from_scratch(seed, estimator, warm_up, ans
     )
     fresh = hard_and_easy(1000, seed=50 + seed)
     trace = record(cascade, fresh, costs=trained.costs, progress=False)
-    found = evaluate(trace, trained.setting(reference="large"), bootstrap=0)
-    reached = 1 - found.accuracy + alpha * found.cost_ratio
+    found = evaluate(trace, trained.candidate(reference="large"), bootstrap=0)
+    reached = 1 - found.accuracy + cost_weight * found.cost_ratio
     assert reached == pytest.approx(optimum, abs=0.02)
-    constant = min(alpha * 1.25, 0.25 + alpha * 0.25)
+    constant = min(cost_weight * 1.25, 0.25 + cost_weight * 0.25)
     assert constant > optimum + 0.049
 
 
@@ -111,11 +111,11 @@ def test_the_same_call_gives_the_same_weights_and_leaves_the_random_state(option
     part = hard_and_easy(80)
     state = torch.get_rng_state()
     first, second = pair(norm=True), pair(norm=True)
-    one = train_joint(first, part, alpha=0.1, **QUICK, **options)
-    other = train_joint(second, part, alpha=0.1, **QUICK, **options)
+    one = train_joint(first, part, cost_weight=0.1, **QUICK, **options)
+    other = train_joint(second, part, cost_weight=0.1, **QUICK, **options)
     assert torch.equal(torch.get_rng_state(), state)
     assert one.history == other.history
-    assert to_json(one.setting()) == to_json(other.setting())
+    assert to_json(one.candidate()) == to_json(other.candidate())
     for name, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[name]), name
     assert not first.training
@@ -138,7 +138,7 @@ def test_a_training_that_goes_on_equals_one_without_interruption(tmp_path, optio
     part = hard_and_easy(80)
     given = {**QUICK, "epochs": 5, **options}
     whole, broken = pair(norm=True), pair(norm=True)
-    wanted = train_joint(whole, part, alpha=0.1, **given)
+    wanted = train_joint(whole, part, cost_weight=0.1, **given)
 
     def stop(_epoch, seen=[]):  # noqa: B006
         seen.append(1)
@@ -147,16 +147,16 @@ def test_a_training_that_goes_on_equals_one_without_interruption(tmp_path, optio
 
     path = tmp_path / "joint.safetensors"
     with pytest.raises(Stop):
-        train_joint(broken, part, alpha=0.1, checkpoint=path, on_epoch=stop, **given)
+        train_joint(broken, part, cost_weight=0.1, checkpoint=path, on_epoch=stop, **given)
     again = pair(seed=9, norm=True)
     if options.get("frozen"):
         again = pair(norm=True)
-    found = train_joint(again, part, alpha=0.1, checkpoint=path, **given)
+    found = train_joint(again, part, cost_weight=0.1, checkpoint=path, **given)
     assert found.history == wanted.history
-    assert to_json(found.setting()) == to_json(wanted.setting())
+    assert to_json(found.candidate()) == to_json(wanted.candidate())
     for name, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
-    finished = train_joint(pair(norm=True), part, alpha=0.1, checkpoint=path, **given)
+    finished = train_joint(pair(norm=True), part, cost_weight=0.1, checkpoint=path, **given)
     assert finished.history == wanted.history
 
 
@@ -176,7 +176,7 @@ def test_nan_stops_with_a_message_and_keeps_the_last_good_checkpoint(tmp_path):
         match=r"loss became nan in epoch 3, with learning_rate=0\.1.*"
         r"joint\.safetensors holds the epoch before",
     ):
-        train_joint(cascade, part, alpha=0.1, checkpoint=path, on_epoch=spoil, **QUICK)
+        train_joint(cascade, part, cost_weight=0.1, checkpoint=path, on_epoch=spoil, **QUICK)
     assert path.read_bytes() == good[-1]
 
 
@@ -185,14 +185,17 @@ def test_evaluation_while_training_is_what_replay_and_runtime_say():
     judged = hard_and_easy(100, seed=3)
     cascade = pair()
     given = {**QUICK, "epochs": 10}
-    trained = train_joint(cascade, part, alpha=0.1, validation=judged, **given)
+    trained = train_joint(cascade, part, cost_weight=0.1, validation=judged, **given)
     trace = record(cascade, judged, costs=trained.costs, progress=False)
-    for setting in (trained.setting(reference="large"), trained.setting(seed=3, reference="large")):
-        found = evaluate(trace, setting, bootstrap=0)
-        answer = Adaptive(cascade, setting, costs=trained.costs)(judged.inputs, ids=judged.ids)
-        assert torch.equal(answer.stage, torch.from_numpy(replay(trace, setting.policy).last))
+    for candidate in (
+        trained.candidate(reference="large"),
+        trained.candidate(seed=3, reference="large"),
+    ):
+        found = evaluate(trace, candidate, bootstrap=0)
+        answer = Adaptive(cascade, candidate, costs=trained.costs)(judged.inputs, ids=judged.ids)
+        assert torch.equal(answer.stage, torch.from_numpy(replay(trace, candidate.policy).last))
         assert float(answer.cost.mean()) == pytest.approx(found.cost)
-        if "threshold" in setting.parameters:
+        if "threshold" in candidate.parameters:
             assert trained.best.cost_ratio == pytest.approx(found.cost_ratio)
             assert trained.best.error == pytest.approx(1 - found.accuracy)
     assert trained.best_epoch == 10
@@ -204,7 +207,7 @@ def test_frozen_classifiers_stay_as_they_are_with_and_without_augmentation():
         cascade = pair(norm=True)
         before = weights(cascade)
         trained = train_joint(
-            cascade, hard_and_easy(80), alpha=0.1, frozen=True, augment=augment, **QUICK
+            cascade, hard_and_easy(80), cost_weight=0.1, frozen=True, augment=augment, **QUICK
         )
         for name, value in cascade.state_dict().items():
             assert torch.equal(value, before[name]), name
@@ -213,7 +216,7 @@ def test_frozen_classifiers_stay_as_they_are_with_and_without_augmentation():
 
 def plan(**changes):
     given = {
-        "alpha": 0.1,
+        "cost_weight": 0.1,
         "epochs": 1,
         "seed": 0,
         "warm_up": 0,
@@ -282,7 +285,7 @@ def test_visited_rollouts_run_a_stage_on_survivors_alone():
     assert torch.equal(stopped == 0, numbers[:, 0] < odds[:, 0].sigmoid())
 
 
-def test_survivors_do_not_reach_the_statistics_of_batch_normalisation():
+def test_survivors_do_not_reach_the_statistics_of_batch_normalization():
     """Only the hard half survives; a broken twin, in training mode, learns its statistics."""
     part = hard_and_easy(200)
 
@@ -291,7 +294,9 @@ def test_survivors_do_not_reach_the_statistics_of_batch_normalisation():
             if break_it:
                 patched.setattr(training_module, "freeze_statistics", lambda module: None)
             cascade = pair(norm=True)
-            train_joint(cascade, part, alpha=0.1, estimator="reinforce", rollouts=rollouts, **QUICK)
+            train_joint(
+                cascade, part, cost_weight=0.1, estimator="reinforce", rollouts=rollouts, **QUICK
+            )
             return cascade.stage(1).module[0].running_mean
 
     monkeypatch = pytest.MonkeyPatch()
@@ -314,7 +319,7 @@ def test_detached_stops_send_no_gradient_into_the_classifiers():
 def test_the_paper_counts_costs_to_the_stopping_stage_networks_included():
     images = torch.zeros(12, 1, 8, 8)
     nets = {k: small_cnn(width=w, depth=2, classes=3).eval() for k, w in (("a", 2), ("b", 8))}
-    cascade = Cascade.of_models(nets)
+    cascade = Cascade.from_models(nets)
     flops = measure_flops(cascade, images[:1]).segment
     given = plan(width=16)
     problem = make_problem(cascade, arrays(images, [0, 1, 2] * 4), given, None, None, 0.25, None)
@@ -339,7 +344,7 @@ def test_early_stopping_takes_the_best_epoch_of_the_joint_phase():
     trained = train_joint(
         pair(),
         part,
-        alpha=0.1,
+        cost_weight=0.1,
         patience=2,
         warm_up=2,
         **{**QUICK, "epochs": 60, "learning_rate": 0.3},
@@ -352,12 +357,12 @@ def test_early_stopping_takes_the_best_epoch_of_the_joint_phase():
     assert [e.phase for e in trained.history[:3]] == ["warm-up", "warm-up", "joint"]
 
 
-def test_a_sweep_starts_from_its_neighbour_goes_on_and_leaves_the_cascade_as_it_was(tmp_path):
+def test_a_sweep_starts_from_its_neighbor_goes_on_and_leaves_the_cascade_as_it_was(tmp_path):
     part, cascade = hard_and_easy(120), pair()
     before = weights(cascade)
-    given = {**QUICK, "alphas": [0.3, 0.01, 0.1], "work": tmp_path, "epochs_next": 2}
+    given = {**QUICK, "cost_weights": [0.3, 0.01, 0.1], "work": tmp_path, "epochs_next": 2}
     sweep = sweep_joint(cascade, part, **given)
-    assert [t.alpha for t in sweep] == [0.01, 0.1, 0.3]
+    assert [t.cost_weight for t in sweep] == [0.01, 0.1, 0.3]
     assert [len(t.history) for t in sweep] == [3, 2, 2]
     assert len(list(tmp_path.glob("alpha_*.safetensors"))) == len(sweep) == 3
     for name, value in cascade.state_dict().items():
@@ -371,7 +376,7 @@ def test_a_sweep_starts_from_its_neighbour_goes_on_and_leaves_the_cascade_as_it_
     alone = train_joint(
         pair(),
         part,
-        alpha=0.1,
+        cost_weight=0.1,
         start=sweep.trainings[0],
         **{**QUICK, "epochs": 2, "learning_rate": 0.01},
     )
@@ -381,13 +386,13 @@ def test_a_sweep_starts_from_its_neighbour_goes_on_and_leaves_the_cascade_as_it_
 def test_exits_of_one_network_are_trained_jointly_too():
     torch_net = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 2)).eval()
     part = hard_and_easy(80)
-    cascade = Cascade.of_exits(
+    cascade = Cascade.from_network(
         torch_net, ["1"], heads={"1": nn.Linear(6, 2)}, example=part.inputs[:1]
     )
     given = {**QUICK, "costs": None}
     for rollouts in ("all", "visited"):
         trained = train_joint(
-            cascade, part, alpha=0.1, estimator="reinforce", rollouts=rollouts, **given
+            cascade, part, cost_weight=0.1, estimator="reinforce", rollouts=rollouts, **given
         )
         assert trained.topology.describe() == "1 -> last"
 
@@ -399,7 +404,7 @@ def one_hot_loader():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"alpha": -0.1}, r"alpha must be finite and at least 0, got -0\.1"),
+        ({"cost_weight": -0.1}, r"cost_weight must be finite and at least 0, got -0\.1"),
         ({"epochs": 0}, "epochs must be an integer of at least 1, got 0"),
         ({"warm_up": 4}, r"warm_up must be in \[0, epochs = 3\], got 4"),
         ({"estimator": "reinforced"}, "estimator must be one of .*'reinforced'.*'reinforce'"),
@@ -415,76 +420,76 @@ def one_hot_loader():
     ],
 )
 def test_what_is_wrong_is_named_with_its_value(changes, said):
-    given = {"part": hard_and_easy(40), "alpha": 0.1, **QUICK, **changes}
+    given = {"part": hard_and_easy(40), "cost_weight": 0.1, **QUICK, **changes}
     with pytest.raises(InputError, match=said):
         train_joint(pair(), given.pop("part"), **given)
 
 
 def test_cascades_that_cannot_be_trained_are_refused():
     part = hard_and_easy(40)
-    one = Cascade.of_models({"only": nn.Linear(5, 2)})
+    one = Cascade.from_models({"only": nn.Linear(5, 2)})
     with pytest.raises(InputError, match=r"at least two stages, got 1 \(\['only'\]\)"):
-        train_joint(one, part, alpha=0.1, **{**QUICK, "costs": None})
-    uneven = Cascade.of_models({"small": nn.Linear(5, 2), "large": nn.Linear(5, 3)})
+        train_joint(one, part, cost_weight=0.1, **{**QUICK, "costs": None})
+    uneven = Cascade.from_models({"small": nn.Linear(5, 2), "large": nn.Linear(5, 3)})
     with pytest.raises(InputError, match="same classes; 'small' gives 2, 'large' gives 3"):
-        train_joint(uneven, part, alpha=0.1, **QUICK)
+        train_joint(uneven, part, cost_weight=0.1, **QUICK)
     many = arrays(torch.zeros(6, 5), [0, 1, 2, 0, 1, 2])
     with pytest.raises(InputError, match=r"at least 3 logits, .* got 2"):
-        train_joint(pair(), many, alpha=0.1, **QUICK)
+        train_joint(pair(), many, cost_weight=0.1, **QUICK)
 
 
 def test_a_checkpoint_of_a_training_that_started_from_other_weights_is_refused(tmp_path):
     part, path = hard_and_easy(40), tmp_path / "joint.safetensors"
-    first = train_joint(pair(), part, alpha=0.1, **QUICK)
-    other = train_joint(pair(), part, alpha=0.1, **{**QUICK, "seed": 1})
-    done = train_joint(pair(), part, alpha=0.1, start=first, checkpoint=path, **QUICK)
-    again = train_joint(pair(1), part, alpha=0.1, start=first, checkpoint=path, **QUICK)
+    first = train_joint(pair(), part, cost_weight=0.1, **QUICK)
+    other = train_joint(pair(), part, cost_weight=0.1, **{**QUICK, "seed": 1})
+    done = train_joint(pair(), part, cost_weight=0.1, start=first, checkpoint=path, **QUICK)
+    again = train_joint(pair(1), part, cost_weight=0.1, start=first, checkpoint=path, **QUICK)
     assert all(torch.equal(again.state[name], value) for name, value in done.state.items())
     with pytest.raises(InputError, match="belongs to a training with other start"):
-        train_joint(pair(), part, alpha=0.1, start=other, checkpoint=path, **QUICK)
+        train_joint(pair(), part, cost_weight=0.1, start=other, checkpoint=path, **QUICK)
     frozen = {**QUICK, "frozen": True, "checkpoint": tmp_path / "frozen.safetensors"}
-    train_joint(pair(), part, alpha=0.1, **frozen)
+    train_joint(pair(), part, cost_weight=0.1, **frozen)
     with pytest.raises(InputError, match="belongs to a training with other start"):
-        train_joint(pair(1), part, alpha=0.1, **frozen)
+        train_joint(pair(1), part, cost_weight=0.1, **frozen)
 
 
 def test_a_checkpoint_or_a_start_of_another_cascade_is_refused(tmp_path):
     part, path = hard_and_easy(40), tmp_path / "joint.safetensors"
-    trained = train_joint(pair(), part, alpha=0.1, checkpoint=path, **QUICK)
-    other = Cascade.of_models({"tiny": nn.Linear(5, 2), "huge": nn.Linear(5, 2)})
+    trained = train_joint(pair(), part, cost_weight=0.1, checkpoint=path, **QUICK)
+    other = Cascade.from_models({"tiny": nn.Linear(5, 2), "huge": nn.Linear(5, 2)})
     with pytest.raises(InputError, match="belongs to a training with other shapes, stages"):
-        train_joint(other, part, alpha=0.1, checkpoint=path, **QUICK)
-    with pytest.raises(InputError, match="belongs to a training with other alpha"):
-        train_joint(pair(), part, alpha=0.2, checkpoint=path, **QUICK)
+        train_joint(other, part, cost_weight=0.1, checkpoint=path, **QUICK)
+    with pytest.raises(InputError, match="belongs to a training with other cost_weight"):
+        train_joint(pair(), part, cost_weight=0.2, checkpoint=path, **QUICK)
     with pytest.raises(InputError, match=r"names \('small', 'large'\), but the cascade"):
-        train_joint(other, part, alpha=0.1, start=trained, **QUICK)
-    wider = Cascade.of_models({"small": nn.Linear(5, 2), "large": nn.Linear(5, 2)})
+        train_joint(other, part, cost_weight=0.1, start=trained, **QUICK)
+    wider = Cascade.from_models({"small": nn.Linear(5, 2), "large": nn.Linear(5, 2)})
     with pytest.raises(InputError, match=r"of another cascade: 'stages.* has shape"):
-        train_joint(wider, part, alpha=0.1, start=trained, **QUICK)
+        train_joint(wider, part, cost_weight=0.1, start=trained, **QUICK)
     with pytest.raises(InputError, match=r"layers of the sizes \[\(8, 2\), .* got \[\(64, 2\)"):
-        train_joint(pair(), part, alpha=0.1, start=trained, width=8, **QUICK)
+        train_joint(pair(), part, cost_weight=0.1, start=trained, width=8, **QUICK)
 
 
 def test_a_sweep_refuses_what_is_its_own():
     part = hard_and_easy(40)
     with pytest.raises(InputError, match=r"all different, got \[0\.1, 0\.1\]"):
-        sweep_joint(pair(), part, alphas=[0.1, 0.1], **QUICK)
-    with pytest.raises(InputError, match="alpha, start and checkpoint are the sweep's own"):
-        sweep_joint(pair(), part, alpha=0.1, **QUICK)
+        sweep_joint(pair(), part, cost_weights=[0.1, 0.1], **QUICK)
+    with pytest.raises(InputError, match="cost_weight, start and checkpoint are the sweep's own"):
+        sweep_joint(pair(), part, cost_weight=0.1, **QUICK)
 
 
 def test_a_loader_is_read_once_and_gives_what_examples_give():
     part = hard_and_easy(80)
     loader = [(part.inputs[k : k + 30], part.labels[k : k + 30]) for k in (0, 30, 60)]
-    one = train_joint(pair(), part, alpha=0.1, **QUICK)
-    other = train_joint(pair(), iter(loader), alpha=0.1, **QUICK)
+    one = train_joint(pair(), part, cost_weight=0.1, **QUICK)
+    other = train_joint(pair(), iter(loader), cost_weight=0.1, **QUICK)
     assert one.history == other.history
 
 
 def test_bfloat16_trains_float32_weights():
     with warnings.catch_warnings():
         cascade = pair()
-        trained = train_joint(cascade, hard_and_easy(80), alpha=0.1, bfloat16=True, **QUICK)
+        trained = train_joint(cascade, hard_and_easy(80), cost_weight=0.1, bfloat16=True, **QUICK)
     assert all(p.dtype == torch.float32 for p in cascade.parameters())
     assert np.isfinite(trained.best.loss)
 

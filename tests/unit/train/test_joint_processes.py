@@ -41,10 +41,10 @@ with torch.random.fork_rng():
     torch.default_generator.manual_seed(rank)  # every process has weights of its own at first
     layers = [nn.BatchNorm1d(5)] if norm else []
     large = nn.Sequential(*layers, nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 2))
-    cascade = Cascade.of_models({"small": nn.Linear(5, 2).eval(), "large": large.eval()})
+    cascade = Cascade.from_models({"small": nn.Linear(5, 2).eval(), "large": large.eval()})
 told = []
 trained = train_joint(
-    cascade, arrays(inputs, labels), alpha=0.1, epochs=4, seed=0, batch_size=32,
+    cascade, arrays(inputs, labels), cost_weight=0.1, epochs=4, seed=0, batch_size=32,
     estimator=estimator, costs=Costs.simple("usd", [1.0, 4.0]), fabric=fabric, patience=2,
     checkpoint=Path(folder) / f"joint_{count}.safetensors", progress=False, on_epoch=told.append,
 )
@@ -92,7 +92,7 @@ def test_two_processes_train_what_one_does(tmp_path):
 
 
 @pytest.mark.slow
-def test_with_normalisation_both_processes_still_have_one_model(tmp_path):
+def test_with_normalization_both_processes_still_have_one_model(tmp_path):
     pytest.importorskip("lightning_fabric")
     first, second = trained(tmp_path, 2, "supervised", "norm")
     assert any("running_mean" in name for name in first)

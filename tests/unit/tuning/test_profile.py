@@ -46,7 +46,7 @@ class Slow(nn.Module):
 
 
 def slow_model(first=0.002, second=0.006):
-    cascade = Cascade.of_models({"small": Slow(first), "large": Slow(second)})
+    cascade = Cascade.from_models({"small": Slow(first), "large": Slow(second)})
     sure = Linear.threshold(Feature("max_prob", 0), 0.9)
     return Adaptive(cascade, Policy(cascade.topology, {(0,): Node(sure)}))
 

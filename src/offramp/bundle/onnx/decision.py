@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from offramp._core.errors import UnsupportedError
 from offramp._core.outputs import StageOutput
 from offramp._core.topology import Path
-from offramp.policy import Policy, Stopping, View
+from offramp.policy import Evidence, Policy, Stopping
 from offramp.policy.policy import scaled_log_probs
 from offramp.policy.rules import Random, Rule
 
@@ -52,7 +52,7 @@ class Decision(nn.Module):
         clean: Bool[Tensor, " m"],
         *before: Float[Tensor, "m c"],
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Answer so far, node and `clean` of each example, after the stage.
+        """Prediction so far, node and `clean` of each example, after the stage.
 
         Args:
             logits: What the stage said.
@@ -67,23 +67,23 @@ class Decision(nn.Module):
             StageOutput(classes=logits.shape[1], logits=held[k]) if k in held else None
             for k in range(len(self.policy.topology))
         ]
-        view = View(outputs, None, node, known={})  # the ids are not looked at
+        view = Evidence(outputs, None, node, known={})  # the ids are not looked at
         answer = torch.where(finite[:, None], self._answered(view, logits, node, clean), answer)
         return answer, self._moved(view, node, finite), clean & finite
 
-    def _answered(self, view: View, logits: Tensor, node: Tensor, clean: Tensor) -> Tensor:
+    def _answered(self, view: Evidence, logits: Tensor, node: Tensor, clean: Tensor) -> Tensor:
         if self.policy.combine == "last":  # whatever the way here
             return self.policy.answer_at(self._ways[0], view)
         found = _chosen(node, ((self._node[p], self.policy.answer_at(p, view)) for p in self._ways))
         alone = scaled_log_probs(logits, self.policy.temperatures[self.stage])
         return torch.where(clean[:, None], found, alone)
 
-    def _moved(self, view: View, node: Tensor, finite: Tensor) -> Tensor:
+    def _moved(self, view: Evidence, node: Tensor, finite: Tensor) -> Tensor:
         if not self._children:
             return node
         return _chosen(node, ((self._node[p], self._step(p, view, finite)) for p in self._ways))
 
-    def _step(self, path: Path, view: View, finite: Tensor) -> Tensor:
+    def _step(self, path: Path, view: Evidence, finite: Tensor) -> Tensor:
         """The node after `path` for those who came by it."""
         action, _ = self.policy.decide_at(path, view)
         action = torch.where(finite, action, self._children[-1])

@@ -1,7 +1,7 @@
 """A folder of ONNX files, one for each part of a cascade, with a small runner.
 
 For whoever wants each network in a file of its own: to place stages on several machines, to
-quantise one of them, or because together they are too large for one file. The runner (`run.py`)
+quantize one of them, or because together they are too large for one file. The runner (`run.py`)
 needs numpy and onnxruntime only. Policies are files as well, so it holds no formula.
 
 Layer: bundle.
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, final
 
 from offramp._core.errors import InputError
-from offramp._core.files import whole_folder, write_json
+from offramp._core.files import atomic_folder, write_json
 from offramp._core.ownership import ONNX_FOLDER, check_folder
 from offramp._core.schema import to_json
 from offramp._core.topology import RAW_INPUT
@@ -23,7 +23,7 @@ from offramp.bundle.names import MANIFEST, POLICY, WEIGHTS, weight_files
 from offramp.bundle.onnx.parts import ENDING, RAW, Parts, export_parts
 from offramp.policy import Policy
 from offramp.runtime import Choice, StageSource, policy_of
-from offramp.runtime.adaptive import setting_of
+from offramp.runtime.adaptive import candidate_of
 
 RUNNER = "run.py"
 FORMAT, VERSION = "offramp-onnx", 1
@@ -63,7 +63,7 @@ def export_folder(
     Args:
         path: The folder to make.
         cascade: As for `export_single_file`.
-        choice: A setting, an operating point, or a policy, made for them.
+        choice: A candidate, an operating point, or a policy, made for them.
         example: Some raw input; one example is enough.
         class_names: For people; by default those of the cascade.
         preprocess: As for `export_single_file`.
@@ -78,11 +78,11 @@ def export_folder(
         StorageError: If the disk is full.
 
     >>> import tempfile, torch
-    >>> from offramp import Cascade, Setting
-    >>> cascade = Cascade.of_models({"a": torch.nn.Linear(4, 3).eval()})
-    >>> setting = Setting.single(cascade.topology, "a", reference="a")
+    >>> from offramp import Cascade, Candidate
+    >>> cascade = Cascade.from_models({"a": torch.nn.Linear(4, 3).eval()})
+    >>> candidate = Candidate.single(cascade.topology, "a", reference="a")
     >>> with tempfile.TemporaryDirectory() as place:
-    ...     made = export_folder(place + "/a", cascade, setting, example=torch.zeros(1, 4))
+    ...     made = export_folder(place + "/a", cascade, candidate, example=torch.zeros(1, 4))
     >>> sorted(made.bytes)
     ['a.decision.onnx', 'a.segment.onnx', 'manifest.json', 'policy.json', 'run.py']
     """
@@ -91,7 +91,7 @@ def export_folder(
         raise InputError(f"path must be a folder, got {path.name!r}; {ENDING} is for single files.")
     check_folder(path, ONNX_FOLDER, overwrite=overwrite)  # before the work, not after it
     parts = export_parts(cascade, policy_of(choice), example, preprocess=preprocess)
-    with whole_folder(path, ONNX_FOLDER, overwrite=overwrite) as folder:
+    with atomic_folder(path, ONNX_FOLDER, overwrite=overwrite) as folder:
         write_parts(folder, parts, class_names or cascade.class_names)
         write_json(folder / POLICY, _policy(choice))
     return Folder(path=path, bytes={file.name: file.stat().st_size for file in path.iterdir()})
@@ -170,5 +170,5 @@ def _stage(parts: Parts, stage: int) -> dict[str, Any]:
 def _policy(choice: Choice) -> dict[str, Any]:
     if isinstance(choice, Policy):
         return {"policy": to_json(choice)}
-    found: dict[str, Any] = to_json(setting_of(choice))
+    found: dict[str, Any] = to_json(candidate_of(choice))
     return found

@@ -24,7 +24,7 @@ import onnxruntime
 RAW = ""  # stands for the raw input among the carries
 
 
-class Answer(NamedTuple):
+class Prediction(NamedTuple):
     """What a cascade says about a batch, in order.
 
     Log-probabilities `(n, c)`, NaN where there is no answer; labels `(n,)`, -1 where there is
@@ -63,7 +63,7 @@ class Cascade:
         self._sessions = {file: self._session(file) for file in self.manifest["files"]}
         self._ends = np.array([path[-1] for path in self.manifest["paths"]])
 
-    def __call__(self, inputs: np.ndarray | Mapping[str, np.ndarray]) -> Answer:
+    def __call__(self, inputs: np.ndarray | Mapping[str, np.ndarray]) -> Prediction:
         """Answer a batch: one array, or arrays by name."""
         names = self.manifest["inputs"]
         given = inputs if isinstance(inputs, Mapping) else {names[0]: inputs}
@@ -82,7 +82,7 @@ class Cascade:
             if len(rows):
                 self._visit(stage, rows, state, carries)
         label = np.where(np.isnan(state["answer"][:, 0]), -1, state["answer"].argmax(axis=1))
-        return Answer(state["answer"], label, self._ends[state["node"]])
+        return Prediction(state["answer"], label, self._ends[state["node"]])
 
     def _visit(
         self,

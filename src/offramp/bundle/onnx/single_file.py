@@ -58,7 +58,7 @@ def export_single_file(
     Args:
         path: The file to make; it ends in .onnx.
         cascade: The networks, in PyTorch, or in ONNX Runtime, int8 included.
-        choice: A setting, an operating point, or a policy, made for them.
+        choice: A candidate, an operating point, or a policy, made for them.
         example: Some raw input; one example is enough. Its types and shapes become the file's.
         class_names: For people; by default those of the cascade.
         preprocess: Whether the networks' preprocessing is part of the file; else its input is
@@ -74,11 +74,11 @@ def export_single_file(
 
     >>> import tempfile, torch
     >>> from offramp import Cascade
-    >>> from offramp.policy import Setting
-    >>> cascade = Cascade.of_models({"a": torch.nn.Linear(4, 3).eval()})
-    >>> setting = Setting.single(cascade.topology, "a", reference="a")
+    >>> from offramp.policy import Candidate
+    >>> cascade = Cascade.from_models({"a": torch.nn.Linear(4, 3).eval()})
+    >>> candidate = Candidate.single(cascade.topology, "a", reference="a")
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     made = export_single_file(folder + "/a.onnx", cascade, setting,
+    ...     made = export_single_file(folder + "/a.onnx", cascade, candidate,
     ...                               example=torch.zeros(1, 4))
     >>> made.inputs, made.stages
     ({'input': ('batch', 4)}, ('a',))

@@ -17,7 +17,7 @@ class BundleStages:
     """The stages that a bundle's policy uses; stands where a cascade does.
 
     Args:
-        bundle: Loaded without `optimise`.
+        bundle: Loaded without `fold`.
     """
 
     bundle: LoadedBundle

@@ -3,7 +3,12 @@
 Layer: fitting.  Source: Bonato and Bouganis, class-specific early exit; methods.md 2.
 """
 
-from offramp.fitting.class_exits.choice import Candidate, ClassDesign, NoViableExit, choose_exits
+from offramp.fitting.class_exits.choice import (
+    ClassExitPlan,
+    ExitCandidate,
+    NoViableExit,
+    choose_exits,
+)
 from offramp.fitting.class_exits.data import (
     Branch,
     ClassData,
@@ -21,18 +26,18 @@ from offramp.fitting.class_exits.figures import (
 from offramp.fitting.class_exits.policy import class_data, class_policy
 from offramp.fitting.class_exits.scan import Requirements
 from offramp.fitting.class_exits.time import Timing
-from offramp.fitting.class_exits.together import SharedDesign, choose_together
+from offramp.fitting.class_exits.together import SharedExitPlan, choose_together
 
 __all__ = [
     "Branch",
-    "Candidate",
     "ClassData",
-    "ClassDesign",
     "ClassExit",
+    "ClassExitPlan",
+    "ExitCandidate",
     "NoViableExit",
     "PaperFigures",
     "Requirements",
-    "SharedDesign",
+    "SharedExitPlan",
     "SystemFigures",
     "Timing",
     "choose_exits",

@@ -31,7 +31,7 @@ CAREFUL = (1.0, 0.75, 0.5, 0.25)
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
+class ExitCandidate:
     """The best threshold of one branch on `fit`.
 
     Args:
@@ -55,7 +55,7 @@ class Candidate:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class ClassDesign:
+class ClassExitPlan:
     """The exits chosen for a class.
 
     Args:
@@ -73,7 +73,7 @@ class ClassDesign:
     requirements: Requirements
     fit: SystemFigures
     calibrate: SystemFigures | None
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[ExitCandidate, ...]
     refuted: int
 
     def paper(self, data: ClassData) -> PaperFigures:
@@ -103,7 +103,7 @@ class NoViableExit:
 
     target: int | None
     reason: str
-    candidates: tuple[Candidate, ...] = ()
+    candidates: tuple[ExitCandidate, ...] = ()
     refuted: int = 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def choose_exits(
     requirements: Requirements | None = None,
     calibrate: ClassData | None = None,
     exits: int = 1,
-) -> ClassDesign | NoViableExit:
+) -> ClassExitPlan | NoViableExit:
     """Find the branch and threshold, or several, that make a class fastest.
 
     On `fit` every threshold of every branch of the class is judged. The candidates, and more
@@ -127,7 +127,7 @@ def choose_exits(
     fulfils the requirements there too is taken. Without `calibrate` the best on `fit` is.
 
     Args:
-        fit: Examples to choose on.
+        fit: Dataset to choose on.
         branches: What stands in each column of the evidence, `(b,)`.
         target: The class, an index; None looks among the branches that answer all classes.
         requirements: By default those of `Requirements()`.
@@ -162,7 +162,7 @@ def choose_exits(
 
 def ranked_candidates(
     data: ClassData, branches: Sequence[Branch], target: int, requirements: Requirements
-) -> list[Candidate]:
+) -> list[ExitCandidate]:
     """Single exits for a class, the best first: each branch's best threshold and careful ones."""
     columns = _columns(data, branches, target, requirements, None)
     return _search(data, branches, columns, requirements, ())
@@ -196,9 +196,9 @@ def _search(
     columns: Sequence[int],
     requirements: Requirements,
     before: tuple[ClassExit, ...],
-) -> list[Candidate]:
+) -> list[ExitCandidate]:
     """Candidates that add one exit, the best first, with more careful thresholds of each."""
-    found: list[Candidate] = []
+    found: list[ExitCandidate] = []
     depth = before[-1].branch.timing.reached if before else -1.0
     for column in columns:
         branch = branches[column]
@@ -213,14 +213,14 @@ def _of_branch(
     branch: Branch,
     requirements: Requirements,
     before: tuple[ClassExit, ...],
-) -> Iterator[Candidate]:
+) -> Iterator[ExitCandidate]:
     standing = Standing.of(data, before, branch.timing.baseline)
     cuts = scan(data, column, branch, standing, requirements.thresholds)
     holds, times = allowed(data, branch, standing, cuts, requirements)
     baseline = branch.timing.baseline
     staying = baseline + branch.timing.branch + sum(x.branch.timing.branch for x in before)
     for row in _careful(holds, times, baseline):
-        yield Candidate(
+        yield ExitCandidate(
             exits=(
                 *before,
                 ClassExit(column=column, branch=branch, log_odds=float(cuts.log_odds[row])),
@@ -242,20 +242,20 @@ def _careful(holds: np.ndarray, times: np.ndarray, baseline: float) -> list[int]
     return list(dict.fromkeys(picked))
 
 
-def _ranked(found: Sequence[Candidate]) -> list[Candidate]:
+def _ranked(found: Sequence[ExitCandidate]) -> list[ExitCandidate]:
     """The best first; of equals the one that saves most, then the one found first."""
     return sorted(found, key=lambda c: (-c.score, c.time))
 
 
-def _distinct(ranked: Sequence[Candidate], *, most: int = 12) -> list[Candidate]:
+def _distinct(ranked: Sequence[ExitCandidate], *, most: int = 12) -> list[ExitCandidate]:
     """Candidates to add an exit to: the best few, with their more careful thresholds."""
     deepest = max((len(c.exits) for c in ranked), default=0)
     return [c for c in ranked if len(c.exits) == deepest][:most]
 
 
-def _best_of_each(ranked: Sequence[Candidate]) -> tuple[Candidate, ...]:
+def _best_of_each(ranked: Sequence[ExitCandidate]) -> tuple[ExitCandidate, ...]:
     """For each branch, or row of branches, its best candidate, with the front marked."""
-    best: dict[tuple[int, ...], Candidate] = {}
+    best: dict[tuple[int, ...], ExitCandidate] = {}
     for candidate in ranked:
         best.setdefault(tuple(leaf.column for leaf in candidate.exits), candidate)
     kept = list(best.values())
@@ -267,10 +267,10 @@ def _best_of_each(ranked: Sequence[Candidate]) -> tuple[Candidate, ...]:
 def _confirmed(
     fit: ClassData,
     calibrate: ClassData | None,
-    ranked: Sequence[Candidate],
+    ranked: Sequence[ExitCandidate],
     target: int | None,
     requirements: Requirements,
-) -> ClassDesign | NoViableExit:
+) -> ClassExitPlan | NoViableExit:
     candidates = _best_of_each(ranked)
     what = "all classes" if target is None else f"the class {fit.class_names[target]!r}"
     if not ranked:
@@ -281,7 +281,7 @@ def _confirmed(
         )
     for refuted, candidate in enumerate(ranked):
         if calibrate is None or fulfils(calibrate, candidate.exits, requirements):
-            return ClassDesign(
+            return ClassExitPlan(
                 target=target,
                 exits=candidate.exits,
                 requirements=requirements,

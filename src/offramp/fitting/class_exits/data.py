@@ -77,7 +77,7 @@ class ClassData:
 
     @property
     def sizes(self) -> IntArray:
-        """Examples of each class, `(c,)`."""
+        """Dataset of each class, `(c,)`."""
         return np.bincount(self.labels, minlength=self.classes)
 
     @property
@@ -209,7 +209,7 @@ class ClassExit:
     log_odds: float
 
     @property
-    def alpha(self) -> float:
+    def threshold(self) -> float:
         """The threshold as a probability."""
         return float(1 / (1 + np.exp(-self.log_odds)))
 
@@ -219,7 +219,7 @@ class ClassExit:
             "column": self.column,
             "branch": asdict(self.branch),
             "log_odds": float(self.log_odds),
-            "alpha": self.alpha,
+            "threshold": self.threshold,
         }
 
     @classmethod

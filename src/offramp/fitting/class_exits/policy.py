@@ -13,15 +13,15 @@ from offramp._core.errors import InputError
 from offramp._core.schema import to_json
 from offramp._core.topology import Topology
 from offramp._core.types import FloatArray, OutputForm
-from offramp.fitting.class_exits.choice import ClassDesign, choose_exits
+from offramp.fitting.class_exits.choice import ClassExitPlan, choose_exits
 from offramp.fitting.class_exits.data import Branch, ClassData, ClassExit, class_index
 from offramp.fitting.class_exits.scan import Requirements
 from offramp.fitting.class_exits.time import Timing
 from offramp.fitting.search import sub_chains
+from offramp.policy.candidate import Candidate
 from offramp.policy.features import Distribution
 from offramp.policy.policy import Node, Policy
 from offramp.policy.rules import ClassThreshold, class_log_odds
-from offramp.policy.setting import Setting
 from offramp.policy.situation import Rule
 from offramp.trace import Trace
 
@@ -92,17 +92,18 @@ def fit_class_specific(
     tolerances: Sequence[float] = _TOLERANCES,
     thresholds: tuple[float, float] = (0.5, 1.0),
     precision_floor: float = 0.0,
-) -> list[Setting]:
-    """Settings with one exit for one class, at the best stage, by the strict constraints.
+) -> list[Candidate]:
+    """Candidates with one exit for one class, at the best stage, by the strict constraints.
 
-    Every stage before F is tried as the exit of every class, whether it is a head of that class
-    alone or of all classes.
+    Every stage before the reference is tried as the exit of every class, whether it is a head of
+    that class alone or of all classes.
 
     Args:
-        part: Examples to fit on.
-        reference: Name of F, which answers everybody who stays.
+        part: Dataset to fit on.
+        reference: Name of the reference, which answers everybody who stays.
         top: Must be 1: an exit answers with one label.
-        targets: Classes by index or name; by default all that have examples which F gets right.
+        targets: Classes by index or name; by default all that have examples which the reference
+            gets right.
         tolerances: What accuracy and each class's recall may lose; one choice for each.
         thresholds: Range of the threshold alpha, within (0, 1].
         precision_floor: Least share of the class among what leaves early.
@@ -126,7 +127,7 @@ def fit_class_specific(
         wanted = np.unique(data.labels[data.right]).tolist()
     else:
         wanted = [class_index(target, data.class_names) for target in targets]
-    settings: dict[str, Setting] = {}
+    candidates: dict[str, Candidate] = {}
     for target in wanted if branches else []:
         for tolerance in tolerances:
             found = choose_exits(
@@ -137,10 +138,10 @@ def fit_class_specific(
                     thresholds=thresholds, tolerance=tolerance, precision_floor=precision_floor
                 ),
             )
-            if isinstance(found, ClassDesign):
-                setting = _setting(part, columns, found.exits[0], reference, tolerance)
-                settings.setdefault(repr(to_json(setting.policy)), setting)
-    return list(settings.values())
+            if isinstance(found, ClassExitPlan):
+                candidate = _candidate(part, columns, found.exits[0], reference, tolerance)
+                candidates.setdefault(repr(to_json(candidate.policy)), candidate)
+    return list(candidates.values())
 
 
 def _branches(part: Trace, reference: str) -> tuple[list[tuple[int, int]], list[Branch]]:
@@ -166,20 +167,20 @@ def _branches(part: Trace, reference: str) -> tuple[list[tuple[int, int]], list[
     return columns, branches
 
 
-def _setting(
+def _candidate(
     part: Trace,
     columns: Sequence[tuple[int, int]],
     leaf: ClassExit,
     reference: str,
     tolerance: float,
-) -> Setting:
+) -> Candidate:
     stage, target = columns[leaf.column]
     rule = ClassThreshold(stage, target, leaf.log_odds)
-    return Setting(
+    return Candidate(
         policy=class_policy(
             part.topology, [(part.stages[stage], rule)], reference, outputs=part.outputs
         ),
-        method="class_specific",
+        method="class_exits",
         reference=reference,
-        parameters={"target": target, "alpha": leaf.alpha, "tolerance": float(tolerance)},
+        parameters={"target": target, "threshold": leaf.threshold, "tolerance": float(tolerance)},
     )

@@ -17,7 +17,7 @@ from offramp.fitting.class_exits.scan import Requirements
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class SharedDesign:
+class SharedExitPlan:
     """One exit for each of several classes, in one cascade.
 
     Args:
@@ -46,7 +46,7 @@ def choose_together(
     targets: Sequence[int],
     requirements: Requirements | None = None,
     calibrate: ClassData | None = None,
-) -> SharedDesign | NoViableExit:
+) -> SharedExitPlan | NoViableExit:
     """Find an exit for each class such that all together keep the accuracy.
 
     Each class has its candidates, as `choose_exits` ranks them. The classes are taken in the order
@@ -55,7 +55,7 @@ def choose_together(
     classes, the second two, and so on. A class for which no candidate is left has no exit.
 
     Args:
-        fit: Examples to choose on.
+        fit: Dataset to choose on.
         branches: What stands in each column of the evidence, `(b,)`.
         targets: The classes, different indices, at least one.
         requirements: With "strict" constraints and no precision floor.
@@ -95,7 +95,7 @@ def choose_together(
             reason=f"No branch makes any of these classes faster on {fit.split!r}{confirmed}.",
         )
     exits = _in_order(chosen)
-    return SharedDesign(
+    return SharedExitPlan(
         targets=tuple(target for target in targets if target in chosen),
         exits=exits,
         requirements=asked,

@@ -23,11 +23,11 @@ from offramp.fitting.stopping.network import (
     stopping_policy,
 )
 from offramp.fitting.stopping.objective import right_at, stop_log_probs, supervised_stop_loss
+from offramp.policy.candidate import Candidate
 from offramp.policy.combination import Combine
-from offramp.policy.setting import Setting
 from offramp.trace import Trace
 
-_ALPHAS = (0.0, 0.003, 0.01, 0.03, 0.06, 0.1, 0.2, 0.4)
+_COST_WEIGHTS = (0.0, 0.003, 0.01, 0.03, 0.06, 0.1, 0.2, 0.4)
 _MOMENTUM = 0.9
 _DECAY, _DECAY_EPOCHS = 0.9, 4  # the paper's: times 0.9 every four epochs
 
@@ -58,48 +58,48 @@ def fit_stopping(
     *,
     reference: str,
     top: int = 1,
-    alphas: Sequence[float] = _ALPHAS,
+    cost_weights: Sequence[float] = _COST_WEIGHTS,
     topology: Topology | None = None,
     estimator: str = "supervised",
-    combines: Sequence[Combine] = ("policy", "last"),
+    combines: Sequence[Combine] = ("stopping", "last"),
     width: int = WIDTH,
     epochs: int = 40,
     batch_size: int = 256,
     learning_rate: float = 0.1,
     seed: int = 0,
-) -> list[Setting]:
-    """Settings with one stopping network after each stage of a chain, stopping where pi >= 1/2.
+) -> list[Candidate]:
+    """Candidates with one stopping network after each stage of a chain, stopping where pi >= 1/2.
 
-    To be low is the mean of the 0/1 loss plus alpha times the cost, over the dearest stage's. Each
-    alpha starts from the networks of the one before, the smallest first.
+    To be low is the mean of the 0/1 loss plus cost_weight times the cost, over the most expensive
+    stage's. Each cost_weight starts from the networks of the one before, the smallest first.
 
     Args:
-        part: Examples to fit on: logits, or labels with confidences.
-        reference: Name of F.
+        part: Dataset to fit on: logits, or labels with confidences.
+        reference: Name of the reference.
         top: A label is right when it is among the `top` best.
-        alphas: Loss per unit of cost, each >= 0.
+        cost_weights: Loss per unit of cost, each >= 0.
         topology: A chain; by default that of all stages.
         estimator: "supervised": each network learns whether going on is worth its cost. "exact":
             the paper's expected reward, which gets stuck where a policy is sure (docs/adr/0016).
-        combines: How an answer is made of the visited stages; each gives settings of its own.
+        combines: How an answer is made of the visited stages; each gives candidates of its own.
         width: Of the networks' inner layers.
-        epochs: Passes over the examples for each alpha.
-        batch_size: Examples of a step, at most; of few examples an eighth.
+        epochs: Passes over the examples for each cost_weight.
+        batch_size: Dataset of a step, at most; of few examples an eighth.
         learning_rate: Of SGD with momentum 0.9, > 0; times 0.9 every four epochs.
         seed: Of first weights and of the order of the examples.
 
     Raises:
-        InputError: If an alpha is negative, there are fewer than two stages, or the outputs are
-            rankings without scores.
+        InputError: If an cost_weight is negative, there are fewer than two stages, or the outputs
+            are rankings without scores.
 
     >>> from offramp.trace.testing import make_trace
     >>> trace = make_trace(n=200, stages=2, seed=0)
-    >>> found = fit_stopping(trace, reference="stage1", alphas=[0.01, 0.3], combines=["last"])
-    >>> [setting.parameters["alpha"] for setting in found]
+    >>> found = fit_stopping(trace, reference="stage1", cost_weights=[0.01, 0.3], combines=["last"])
+    >>> [candidate.parameters["cost_weight"] for candidate in found]
     [0.01, 0.3]
     """
-    for alpha in alphas:
-        check_not_negative("alphas", alpha)
+    for cost_weight in cost_weights:
+        check_not_negative("cost_weights", cost_weight)
     check_choice("estimator", estimator, _LOSSES)
     check_positive_int("epochs", epochs)
     check_positive_int("batch_size", batch_size)
@@ -110,22 +110,22 @@ def fit_stopping(
     right = right_at(logits, part.labels, top).float()
     costs = stopping_costs(part.costs, chain)
     networks = make_networks(len(chain.active) - 1, logits.shape[2], width, seed=seed)
-    settings = []
-    for number, alpha in enumerate(sorted(alphas)):
+    candidates = []
+    for number, cost_weight in enumerate(sorted(cost_weights)):
         schedule = _Passes(epochs, batch_size, learning_rate, seed + 1 + number)
-        _train(networks, logits, right - 1 - alpha * costs, _LOSSES[estimator], schedule)
+        _train(networks, logits, right - 1 - cost_weight * costs, _LOSSES[estimator], schedule)
         rules = rules_of(networks, chain.active)
-        settings += [
-            Setting(
+        candidates += [
+            Candidate(
                 policy=stopping_policy(chain, rules, combine=combine, outputs=part.outputs),
                 method="stopping",
                 reference=reference,
                 top=top,
-                parameters={"alpha": float(alpha)},
+                parameters={"cost_weight": float(cost_weight)},
             )
             for combine in combines
         ]
-    return settings
+    return candidates
 
 
 def _logits(part: Trace, chain: Topology) -> Tensor:

@@ -98,7 +98,7 @@ def stopping_policy(
     topology: Topology,
     rules: Sequence[Stopping],
     *,
-    combine: Combine = "policy",
+    combine: Combine = "stopping",
     threshold: float | None = None,
     seed: int | None = None,
     outputs: OutputForm | None = None,
@@ -108,7 +108,7 @@ def stopping_policy(
     Args:
         topology: The chain; its last stage always stops.
         rules: One for each stage of the chain but the last, in order.
-        combine: "policy": visited outputs weighted by the stopping probabilities; or as in
+        combine: "stopping": visited outputs weighted by the stopping probabilities; or as in
             `offramp.Policy`.
         threshold: Stop where the probability is at least this, in (0, 1); by default 1/2.
         seed: If given, draw the stops instead, by (seed, example, stage).
@@ -126,7 +126,7 @@ def stopping_policy(
     inner = [path for path in topology.paths() if topology.children(path[-1])]
     nodes = {path: Node(rule) for path, rule in zip(inner, rules, strict=True)}
     given: dict[str, Any] = {"outputs": outputs}
-    if combine == "weighted":
+    if combine == "log_linear":
         given["weights"] = {path: [1.0] * len(path) for path in topology.paths()}
     return Policy(topology, nodes, combine=combine, **given)
 
@@ -158,7 +158,7 @@ def with_stopping(costs: Costs, classes: int, width: int = WIDTH) -> Costs:
 
 
 def stopping_costs(costs: Costs, topology: Topology) -> Float[Tensor, " s"]:
-    """Cost of stopping after each stage of a chain, all that ran included, over the dearest stage.
+    """Cost of stopping after each stage of a chain, over that of the most expensive stage.
 
     Args:
         costs: Of the cascade's stages; `decision` is what a stopping network takes.

@@ -1,10 +1,10 @@
-"""What training maximises: the expected reward of a cascade with stopping networks, two ways.
+"""What training maximizes: the expected reward of a cascade with stopping networks, two ways.
 
-An example that stops after stage k and answers y' gets -L(y', y) - alpha * (cost of stages 1..k).
-There are few stages, so the expectation over k and y' can be taken exactly; REINFORCE draws both.
-The two gradients are equal in the mean, and both vanish where a policy is sure, right or wrong. The
-supervised loss teaches each stopping network instead whether going on is worth its cost, as the
-learned policy of methods.md 1 does; it has no such flat places (docs/adr/0016).
+An example that stops after stage k and answers y' gets -L(y', y) - cost_weight * (cost of stages
+1..k). There are few stages, so the expectation over k and y' can be taken exactly; REINFORCE draws
+both. The two gradients are equal in the mean, and both vanish where a policy is sure, right or
+wrong. The supervised loss teaches each stopping network instead whether going on is worth its
+cost, as the learned policy of methods.md 1 does; it has no such flat places (docs/adr/0016).
 
 Layer: fitting.  Source: methods.md 3; Guan et al., IJCAI 2018, sections 3.2 and 3.3 (their equation
 1 sums the costs to k - 1, their text to k: k it is); Williams, Machine Learning 8, 1992.
@@ -63,9 +63,9 @@ def combined_log_probs(
     """Log-probabilities of the answer after each stage: the mean so far, weighted by pi.
 
     The weights are the probabilities of stopping at the stages visited, 1 for the last one: what
-    `combine="policy"` does at test time (Guan et al., section 3.4). A gradient leads into the stage
-    that answers alone, neither into the weights nor into the stages before: it learns what they
-    leave to say.
+    `combine="stopping"` does at test time (Guan et al., section 3.4). A gradient leads into the
+    stage that answers alone, neither into the weights nor into the stages before: it learns what
+    they leave to say.
 
     Args:
         logits: Of every stage.
@@ -92,7 +92,7 @@ def supervised_stop_loss(
 
     At each stage the label is whether stopping is worth at least as much as going on under the
     present policy, the weight by how much they differ. The loss of a stage is a weighted mean, so
-    that how fast it is learned does not depend on alpha, which makes all differences small.
+    that how fast it is learned does not depend on cost_weight, which makes all differences small.
 
     Args:
         odds: Log-odds of stopping after each stage but the last.
@@ -116,7 +116,7 @@ class Objective:
     """What an example is worth, and by which gradient its expectation rises.
 
     Args:
-        stage_cost: alpha times the cost of stages 1..k, for each k, `(s,)`.
+        stage_cost: cost_weight times the cost of stages 1..k, for each k, `(s,)`.
         answers: What the stage at which an example stops answers. "drawn": a label drawn from it;
             the reward reaches its weights through log C_k(y'|x). "best": its best labels; the
             reward is an indicator, and the classifier learns by cross-entropy on what stops there.

@@ -13,14 +13,14 @@
     model = "resnet20"               # or "module:callable"
     arguments = { classes = 10 }
     weights = "small.safetensors"
-    normalise = { scale = 0.00392156862745098, mean = [0.5, 0.5, 0.5], std = [0.25, 0.25, 0.25] }
+    normalize = { scale = 0.00392156862745098, mean = [0.5, 0.5, 0.5], std = [0.25, 0.25, 0.25] }
 
 Instead of `[[stage]]` there may be one network with exits inside:
 
     [network]
     model = "resnet56"
     weights = "resnet56.safetensors"
-    normalise = { scale = 0.00392156862745098 }
+    normalize = { scale = 0.00392156862745098 }
 
     [exits]
     quantiles = 5                    # or at = ["layer1.2"], every = 3, match = "layer*.*"
@@ -36,15 +36,15 @@ Instead of `[[stage]]` there may be one network with exits inside:
     batch_size = 32                  # at which seconds are measured
 
     [fit]
-    policy = ["weighted", "myopic"]
-    max_loss = 0.02                  # two points; or max_cost
+    policy = ["learned", "threshold"]
+    max_drop = 0.02                  # two points; or max_cost
 
-    [design]                         # exits of classes in one network
+    [class_exits]                         # exits of classes in one network
     classes = ["cat", "dog"]
     tolerance = 0.005                # half a point, of accuracy and of each class's recall
 
     [joint]                          # several networks trained together with when to stop
-    alphas = [0.01, 0.03, 0.1]       # prices of the dearest network, in loss
+    cost_weights = [0.01, 0.03, 0.1]       # prices of the most expensive network, in loss
     epochs = 30
 
     [output]

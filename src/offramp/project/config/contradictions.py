@@ -52,23 +52,23 @@ def contradictions(config: RunConfig) -> list[Problem]:
 def _of_fit(fit: FitSection) -> list[Problem]:
     found: list[Problem] = []
     if fit.delta is None:
-        if fit.max_loss is not None and fit.max_cost is not None:
-            text = "give either max_loss or max_cost, not both; with delta both can be promised"
+        if fit.max_drop is not None and fit.max_cost is not None:
+            text = "give either max_drop or max_cost, not both; with delta both can be promised"
             found.append((("fit", "max_cost"), text))
-        if fit.risk not in ("difference", "excess"):
+        if fit.risk not in ("accuracy_drop", "negative_flips"):
             text = f"{fit.risk!r} can only be certified; give delta as well, such as 0.05"
             found.append((("fit", "risk"), text))
-        if fit.unlabelled:
+        if fit.unlabeled:
             text = "without labels nothing can be measured; give delta as well, such as 0.05"
-            found.append((("fit", "unlabelled"), text))
+            found.append((("fit", "unlabeled"), text))
         return found
-    if fit.unlabelled and fit.max_loss is not None and fit.risk != "disagreement":
+    if fit.unlabeled and fit.max_drop is not None and fit.risk != "disagreement":
         text = f"leaves no labels for risk = {fit.risk!r}; 'disagreement' takes none"
-        found.append((("fit", "unlabelled"), text))
+        found.append((("fit", "unlabeled"), text))
     if fit.margin is not None:
         text = "guards a measured risk; a certificate, with delta, needs no guard"
         found.append((("fit", "margin"), text))
-    for name in ("max_loss", "max_cost"):
+    for name in ("max_drop", "max_cost"):
         value = getattr(fit, name)
         if value is not None and not 0 < value < 1:
             text = f"must be in (0, 1) to be certified, with delta, got {value:g}"
@@ -81,7 +81,7 @@ def _of_network(config: RunConfig) -> list[Problem]:
     if config.network is not None and config.stage:
         text = "give either [[stage]], several networks, or [network], one network with exits"
         found.append((("network",), text))
-    for name in ("exits", "train", "design"):
+    for name in ("exits", "train", "class_exits"):
         if name in config.model_fields_set and config.network is None:
             found.append(((name,), "belongs to a [network], and there is none"))
     full = config.cascade.edges == "full" and "edges" in config.cascade.model_fields_set
@@ -94,13 +94,13 @@ def _of_network(config: RunConfig) -> list[Problem]:
     if config.train.augment is not None and config.train.cache:
         text = "augmented examples differ in each epoch; give either augment or cache"
         found.append((("train", "cache"), text))
-    low, high = config.design.thresholds
+    low, high = config.class_exits.thresholds
     if not 0 < low <= high <= 1:
         text = f"must be a range [low, high] within (0, 1], got {[low, high]}"
-        found.append((("design", "thresholds"), text))
-    if config.design.together and config.design.constraints == "paper":
+        found.append((("class_exits", "thresholds"), text))
+    if config.class_exits.together and config.class_exits.constraints == "paper":
         text = "the paper's constraints are about one class; together needs constraints = 'strict'"
-        found.append((("design", "together"), text))
+        found.append((("class_exits", "together"), text))
     return found
 
 
@@ -115,16 +115,16 @@ def _of_joint(config: RunConfig) -> list[Problem]:
         text = "needs at least two [[stage]]; with one there is nothing to stop at"
         found.append((("joint",), f"{text}, got {len(config.stage)}"))
     found += [
-        (("joint", "alphas", k), f"{alpha!r} stands there twice")
-        for k, alpha in enumerate(joint.alphas)
-        if alpha in joint.alphas[:k]
+        (("joint", "cost_weights", k), f"{cost_weight!r} stands there twice")
+        for k, cost_weight in enumerate(joint.cost_weights)
+        if cost_weight in joint.cost_weights[:k]
     ]
-    if config.fit.delta is not None and {config.fit.max_loss, config.fit.max_cost} == {None}:
-        text = "needs a limit to certify: give max_loss or max_cost as well"
+    if config.fit.delta is not None and {config.fit.max_drop, config.fit.max_cost} == {None}:
+        text = "needs a limit to certify: give max_drop or max_cost as well"
         found.append((("fit", "delta"), text))
-    if config.fit.unlabelled:
+    if config.fit.unlabeled:
         text = "does not go with [joint], whose training is compared on the labels of all parts"
-        found.append((("fit", "unlabelled"), text))
+        found.append((("fit", "unlabeled"), text))
     if joint.warm_up > joint.epochs:
         text = f"must be at most epochs = {joint.epochs}, got {joint.warm_up}"
         found.append((("joint", "warm_up"), text))

@@ -118,7 +118,7 @@ class _Section(BaseModel):
 
 
 class DataSection(_Section):
-    """`[data]`: which labelled examples, and how they are split."""
+    """`[data]`: which labeled examples, and how they are split."""
 
     kind: str
     path: ExistingPath | None = None
@@ -139,7 +139,7 @@ class DataSection(_Section):
 
 
 class NormaliseSection(_Section):
-    """`normalise = {...}`: (x * scale - mean) / std, per channel."""
+    """`normalize = {...}`: (x * scale - mean) / std, per channel."""
 
     scale: float = 1.0
     mean: Numbers = Field(default_factory=lambda: [0.0])
@@ -153,7 +153,7 @@ class BuiltSection(_Section):
     arguments: dict[str, Any] = Field(default_factory=dict)
     weights: ExistingPath | None = None
     weights_sha256: str | None = None
-    normalise: NormaliseSection | None = None
+    normalize: NormaliseSection | None = None
 
 
 class StageSection(BuiltSection):
@@ -203,7 +203,7 @@ class TrainSection(_Section):
     seed: int = 0
 
 
-Alphas = Annotated[
+CostWeights = Annotated[
     list[Annotated[float, Field(ge=0)]], BeforeValidator(_as_list), Field(min_length=1)
 ]
 
@@ -212,7 +212,7 @@ class JointSection(_Section):
     """`[joint]`: how networks are trained together with their stopping networks."""
 
     part: SplitName = "train"
-    alphas: Alphas = Field(default_factory=lambda: [0.01, 0.03, 0.1, 0.3])
+    cost_weights: CostWeights = Field(default_factory=lambda: [0.01, 0.03, 0.1, 0.3])
     epochs: int = Field(default=30, ge=1)
     epochs_next: int | None = Field(default=None, ge=1)
     warm_up: int = Field(default=0, ge=0)
@@ -255,22 +255,24 @@ class CostSection(_Section):
 class FitSection(_Section):
     """`[fit]`: which policies, and which point to choose."""
 
-    policy: Names = Field(default_factory=lambda: ["weighted"])
+    policy: Names = Field(default_factory=lambda: ["learned"])
     reference: str | None = None
     top: int = Field(default=1, ge=1)
     combines: Names | None = None
-    loss: Literal["excess", "error"] | None = None
-    risk: Literal["difference", "excess", "error", "disagreement", "recall"] = "difference"
-    max_loss: float | None = Field(default=None, ge=0, lt=1)
+    loss: Literal["negative_flips", "error"] | None = None
+    risk: Literal["accuracy_drop", "negative_flips", "error", "disagreement", "recall"] = (
+        "accuracy_drop"
+    )
+    max_drop: float | None = Field(default=None, ge=0, lt=1)
     max_cost: float | None = Field(default=None, gt=0)
     delta: float | None = Field(default=None, gt=0, lt=1)
-    unlabelled: bool = False
+    unlabeled: bool = False
     margin: float | None = Field(default=None, ge=0)
     seed: int = 0
 
 
-class DesignSection(_Section):
-    """`[design]`: the classes that exits are to make faster, and what has to be kept."""
+class ClassExitsSection(_Section):
+    """`[class_exits]`: the classes that exits are to make faster, and what has to be kept."""
 
     classes: ClassNames = Field(default_factory=list)
     superclasses: dict[str, Names] = Field(default_factory=dict)
@@ -319,7 +321,7 @@ class RunConfig(_Section):
     cascade: CascadeSection = CascadeSection()
     cost: CostSection = CostSection()
     fit: FitSection = FitSection()
-    design: DesignSection = DesignSection()
+    class_exits: ClassExitsSection = ClassExitsSection()
     joint: JointSection = JointSection()
     output: OutputSection = OutputSection()
 

@@ -3,7 +3,7 @@
 `torch.export` follows the network once with a batch of unknown size, and sequences of unknown
 length where it can. What comes out is changed so that nodes can be dealt out to segments:
 operations in place become plain ones (and are marked, so that a segment may undo this where it is
-safe), convolutions and batch-norms become calls of the network's own layers (so `runtime.prepare`
+safe), convolutions and batch-norms become calls of the network's own layers (so `runtime.fold`
 can fold them), and what no answer needs is left out.
 
 Layer: stages.  Source: none; torch.export's graph and its symbolic shapes.

@@ -1,4 +1,4 @@
-"""How to cut a network again: what a bundle keeps of `Cascade.of_exits`.
+"""How to cut a network again: what a bundle keeps of `Cascade.from_network`.
 
 Layer: stages.  Source: none.
 """
@@ -22,7 +22,7 @@ class CutSpec:
     Args:
         model: How to build the network.
         at: Names of the layers after which it is cut, as `cut` takes them.
-        example: One input to follow the network with, of `stand_in`.
+        example: One input to follow the network with, of `synthetic_example`.
         keep: Inputs that heads read, as `cut` takes them.
         classes: As `cut` takes them.
     """
@@ -48,7 +48,7 @@ class SegmentSpec:
     index: int
 
 
-def stand_in(example: Batch) -> Batch:
+def synthetic_example(example: Batch) -> Batch:
     """One made-up example of the same kind, shapes and types, on the CPU.
 
     Floating-point values become a wave in [-1, 1]: nobody's data are kept, and the answers differ
@@ -59,7 +59,7 @@ def stand_in(example: Batch) -> Batch:
     Args:
         example: At least one example.
 
-    >>> made_up = stand_in({"ids": torch.tensor([[7, 3], [1, 1]]), "x": torch.rand(2, 2)})
+    >>> made_up = synthetic_example({"ids": torch.tensor([[7, 3], [1, 1]]), "x": torch.rand(2, 2)})
     >>> made_up["ids"].tolist(), made_up["x"].shape
     ([[7, 3]], torch.Size([1, 2]))
     """

@@ -1,4 +1,4 @@
-"""Modules of stages that run in one piece with others (`offramp.stages.join`).
+"""Modules of stages that run in one piece with others (`offramp.stages.fuse`).
 
 The first of them gives the carry of the last and, behind it, the logits of all, `(n, k, c)`; the
 others hand that on, and each head picks its column.
@@ -20,7 +20,7 @@ from offramp.stages.stage import Stage
 
 
 @final
-class Together(nn.Module):
+class FusedSegments(nn.Module):
     """Several segments and what makes logits of each.
 
     Args:
@@ -91,11 +91,11 @@ class Ahead(nn.Module):
 
     def forward(self, *given: Any) -> Tensor:  # noqa: ANN401  (a carry)
         """Pick them, from a carry in one or as several arguments."""
-        logits: Tensor = together_of(given[-1])
+        logits: Tensor = fused_of(given[-1])
         return logits[:, self.column]
 
 
-def together_of(carry: Any) -> Tensor:  # noqa: ANN401  (of `Together`)
+def fused_of(carry: Any) -> Tensor:  # noqa: ANN401  (of `FusedSegments`)
     """The logits `(n, k, c)` of all stages that ran together."""
     return carry if isinstance(carry, Tensor) else carry[-1]
 

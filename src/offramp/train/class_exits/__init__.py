@@ -5,7 +5,7 @@ Layer: train.  Source: Bonato and Bouganis, class-specific early exit; methods.m
 
 from offramp.stages.tapped import LargestOfGroup, Tap, TappedNet, branch_pool, tapped, tapped_spec
 from offramp.train.class_exits.cascade import DenseExit, HeadExit, class_cascade
-from offramp.train.class_exits.choose import design_exits, design_together
+from offramp.train.class_exits.choose import choose_class_exits, choose_class_exits_together
 from offramp.train.class_exits.evidence import class_data_of, predictions
 from offramp.train.class_exits.features import BranchFeatures, branch_features
 from offramp.train.class_exits.heads import HeadColumns, SharedHead, head_columns
@@ -40,11 +40,11 @@ __all__ = [
     "branch_features",
     "branch_pool",
     "branch_times",
+    "choose_class_exits",
+    "choose_class_exits_together",
     "class_cascade",
     "class_data_of",
     "depths",
-    "design_exits",
-    "design_together",
     "every_branch",
     "exit_row",
     "head_columns",

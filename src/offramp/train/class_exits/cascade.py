@@ -125,7 +125,7 @@ def class_cascade(
     again = None
     if spec is not None:
         again = tapped_spec(spec, read, taps, given.shape[1:], grid=grid, table=table)
-    cascade = Cascade.of_exits(
+    cascade = Cascade.from_network(
         TappedNet(net, read, taps, given, grid=grid, table=table),
         layers,
         heads={layer: e.head(len(class_names)) for layer, e in zip(layers, exits, strict=True)},

@@ -5,14 +5,14 @@ Layer: train.  Source: Bonato and Bouganis, class-specific early exit, section 3
 
 from collections.abc import Sequence
 
-from offramp.fitting.class_exits.choice import ClassDesign, NoViableExit, choose_exits
+from offramp.fitting.class_exits.choice import ClassExitPlan, NoViableExit, choose_exits
 from offramp.fitting.class_exits.data import Branch, class_index
 from offramp.fitting.class_exits.scan import Requirements
-from offramp.fitting.class_exits.together import SharedDesign, choose_together
+from offramp.fitting.class_exits.together import SharedExitPlan, choose_together
 from offramp.train.class_exits.sweep import Sweep
 
 
-def design_exits(
+def choose_class_exits(
     sweep: Sweep,
     target: int | str | None,
     *,
@@ -20,7 +20,7 @@ def design_exits(
     branches: Sequence[Branch] | None = None,
     exits: int = 1,
     confirm: bool = True,
-) -> ClassDesign | NoViableExit:
+) -> ClassExitPlan | NoViableExit:
     """Choose exits of one class on "fit", and confirm them on "calibrate".
 
     Args:
@@ -46,14 +46,14 @@ def design_exits(
     )
 
 
-def design_together(
+def choose_class_exits_together(
     sweep: Sweep,
     targets: Sequence[int | str],
     *,
     requirements: Requirements | None = None,
     branches: Sequence[Branch] | None = None,
     confirm: bool = True,
-) -> SharedDesign | NoViableExit:
+) -> SharedExitPlan | NoViableExit:
     """Choose one exit for each of several classes, in one cascade.
 
     Args:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp._core.types import FloatArray, IntArray
-from offramp.data import Examples
+from offramp.data import Dataset
 from offramp.fitting.class_exits.data import ClassData
 from offramp.models import class_logits
 from offramp.policy.features import Distribution
@@ -22,7 +22,7 @@ from offramp.train.class_exits.layout import BranchSpec
 
 def predictions(
     net: nn.Module,
-    examples: Examples,
+    examples: Dataset,
     *,
     preprocess: nn.Module | None = None,
     batch_size: int = 128,

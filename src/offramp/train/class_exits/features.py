@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp._core.device import check_device
-from offramp.data import Examples
+from offramp.data import Dataset
 from offramp.models import PooledHead
 from offramp.stages import Cascade, CutPoint
 from offramp.stages.tapped import branch_pool
@@ -45,7 +45,7 @@ class BranchFeatures:
         ends = torch.tensor([0, *self.widths]).cumsum(0)
         return tuple(ends.tolist())
 
-    def rows(self, index: Tensor) -> Tensor:
+    def take(self, index: Tensor) -> Tensor:
         """Features of some examples, all points side by side, `(m, d)`, float32."""
         parts = [part for _, part in self._cached.carries(index, self.points)]
         return torch.cat(parts, dim=1)
@@ -55,7 +55,7 @@ def branch_features(
     folder: Path,
     net: nn.Module,
     points: Sequence[CutPoint],
-    examples: Examples,
+    examples: Dataset,
     *,
     grid: int = 2,
     preprocess: nn.Module | None = None,
@@ -76,7 +76,7 @@ def branch_features(
         grid: Averages per side of a map.
         preprocess: Applied to the raw input first.
         dtype: How features are stored; "float16" halves the files and rounds.
-        batch_size: Examples that run at once.
+        batch_size: Dataset that run at once.
         device: Where the network runs, and where `rows` gives the features.
         progress: Show a bar.
 
@@ -93,7 +93,7 @@ def branch_features(
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     found = branch_features(Path(folder), net, points, arrays(images, [0, 1, 0, 1]),
     ...                             progress=False)
-    ...     found.rows(torch.tensor([2])).shape
+    ...     found.take(torch.tensor([2])).shape
     torch.Size([1, 240])
     """
     names = [point.name for point in points]
@@ -102,7 +102,7 @@ def branch_features(
         for point in points
     }
     example = examples.batch(0, 1).inputs
-    cascade = Cascade.of_exits(net, names, heads=heads, example=example, preprocess=preprocess)
+    cascade = Cascade.from_network(net, names, heads=heads, example=example, preprocess=preprocess)
     device = check_device(device)
     cascade.to(device)
     cached = cached_features(

@@ -13,7 +13,7 @@ from torch import nn
 
 from offramp._core.errors import InputError
 from offramp._core.types import FloatArray, IntArray, Split
-from offramp.data import Examples
+from offramp.data import Dataset
 from offramp.models import ModelSpec
 from offramp.policy.features import Distribution
 from offramp.policy.rules import class_log_odds
@@ -91,7 +91,7 @@ def head_columns(
     cascade: Cascade,
     given: torch.Tensor,
     net: nn.Module,
-    examples: Examples,
+    examples: Dataset,
     baselines: Mapping[Split, IntArray],
     *,
     batch_size: int = 256,
@@ -101,12 +101,12 @@ def head_columns(
     """Run the heads of a cut network on each split.
 
     Args:
-        cascade: Of `Cascade.of_exits` of the same network.
+        cascade: Of `Cascade.from_network` of the same network.
         given: What the network reads of some example.
         net: The network, uncut.
         examples: With the splits.
         baselines: The network's predictions on each split.
-        batch_size: Examples that run at once.
+        batch_size: Dataset that run at once.
         device: Where everything runs.
         progress: Show a bar.
 
@@ -118,7 +118,7 @@ def head_columns(
     stages = [stage for stage in cascade if stage.head is not None]
     if not stages or any(stage.group not in named for stage in stages):
         raise InputError(
-            "cascade must be one of Cascade.of_exits of the same network, with heads; got the "
+            "cascade must be one of Cascade.from_network of the same network, with heads; got the "
             f"stages {list(cascade.topology.names)}."
         )
     heads = tuple(
@@ -138,7 +138,7 @@ def head_columns(
     for split, baseline in baselines.items():
         trace = record(
             cascade,
-            examples.part(split),
+            examples.subset(split),
             device=device,
             costs=given_costs(cascade, "none", dict.fromkeys(cascade.topology.names, 0.0)),
             batch_size=batch_size,

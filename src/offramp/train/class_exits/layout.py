@@ -1,7 +1,7 @@
 """Many dense layers in one row of weights: branches that read the same features share a product.
 
 The features of all points lie side by side. For each point the branches that read it are runs of
-neighbouring columns, and each run has a block of weights. A batch is multiplied with every block
+neighboring columns, and each run has a block of weights. A batch is multiplied with every block
 once; where a branch reads nothing there is no weight, so this is the product with a masked matrix
 without its zeros.
 
@@ -90,7 +90,7 @@ class Layout:
         self.size = size
 
     def product(self, features: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
-        """Outputs of all branches, `(m, b)`, of standardised features `(m, d)`."""
+        """Outputs of all branches, `(m, b)`, of standardized features `(m, d)`."""
         outputs = bias.repeat(len(features), 1)
         for block in self.blocks:
             outputs[:, block.columns].addmm_(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from offramp.fitting.class_exits.choice import ClassDesign
+from offramp.fitting.class_exits.choice import ClassExitPlan
 from offramp.train.class_exits.features import BranchFeatures
 from offramp.train.class_exits.layout import BranchSpec
 from offramp.train.class_exits.sweep import Sweep
@@ -30,7 +30,7 @@ def importance(sweep: Sweep, column: int, *, rows: int = _ROWS) -> dict[str, flo
     reads = sweep.specs[column].reads
     weight, _ = sweep.dense(column)
     features: BranchFeatures = sweep.features["train"]
-    values = features.rows(torch.arange(min(rows, len(features)))).cpu()
+    values = features.take(torch.arange(min(rows, len(features)))).cpu()
     found, start = {}, 0
     for j in reads:
         width = features.widths[j]
@@ -42,7 +42,7 @@ def importance(sweep: Sweep, column: int, *, rows: int = _ROWS) -> dict[str, flo
     return found
 
 
-def with_pruned(sweep: Sweep, designs: Sequence[ClassDesign], *, progress: bool = True) -> Sweep:
+def with_pruned(sweep: Sweep, designs: Sequence[ClassExitPlan], *, progress: bool = True) -> Sweep:
     """Train, for each exit of the designs that keeps previous layers, branches that read fewer.
 
     The points are ranked by `importance`; for each number of them, from the exit's own point alone

@@ -36,7 +36,7 @@ class ExitRow:
         gain_intervals: Their intervals, 95 %, bootstrap over the examples of the class.
         loss: Mean time of all other examples over t, measured; None if there are none.
         loss_interval: Its interval.
-        difference: Accuracy of the complete system minus the baseline's, paired.
+        accuracy_drop: Accuracy of the complete system minus the baseline's, paired.
         difference_interval: Its interval.
         worst_recall: The largest loss of recall of a class, in [-1, 1].
         worst_class: Name of that class.
@@ -51,7 +51,7 @@ class ExitRow:
     gain_intervals: dict[str, Interval]
     loss: float | None
     loss_interval: Interval | None
-    difference: float
+    accuracy_drop: float
     difference_interval: Interval
     worst_recall: float
     worst_class: str
@@ -111,7 +111,7 @@ def exit_row(
         },
         loss=system.loss(targets) if others.any() else None,
         loss_interval=interval(times / baseline, others) if others.any() else None,
-        difference=float(gained.mean()),
+        accuracy_drop=float(gained.mean()),
         difference_interval=interval(gained, everyone),
         worst_recall=fallen[worst],
         worst_class=data.class_names[worst],

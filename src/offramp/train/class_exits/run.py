@@ -14,7 +14,7 @@ from offramp._core.device import check_device
 from offramp._core.division import stratified_order
 from offramp._core.errors import InputError
 from offramp._core.types import SPLITS, IntArray
-from offramp.data import Examples
+from offramp.data import Dataset
 from offramp.fitting.class_exits.data import class_index, superclass_table, to_superclasses
 from offramp.models import ModelSpec
 from offramp.stages import Cascade, evaluating
@@ -31,7 +31,7 @@ _JUDGED = SPLITS[1:]
 
 def sweep_branches(
     net: nn.Module,
-    examples: Examples,
+    examples: Dataset,
     folder: Path | str,
     *,
     targets: Sequence[int | str] | None = None,
@@ -63,7 +63,7 @@ def sweep_branches(
         validation: Share of "train", in (0, 1), that judges the epochs.
         preprocess: Applied to the raw input first.
         spec: How to build `net` again; a bundle needs to know.
-        batch_size: Examples that the network runs on at once.
+        batch_size: Dataset that the network runs on at once.
         device: Where everything runs.
         progress: Show bars.
 
@@ -77,7 +77,7 @@ def sweep_branches(
     >>> from offramp.data import arrays
     >>> from offramp.models import cifar_resnet
     >>> examples = arrays(torch.rand(40, 3, 8, 8), [k % 2 for k in range(40)])
-    >>> parts = examples.divided({"train": 20, "fit": 20}, seed=0, stratified=True)
+    >>> parts = examples.split_into({"train": 20, "fit": 20}, seed=0, stratified=True)
     >>> net = cifar_resnet(8, width=0.25, classes=2).eval()
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     found = sweep_branches(net, parts, folder, recipe=Recipe(epochs=1), progress=False)
@@ -127,7 +127,7 @@ def sweep_branches(
 
 def _attachment(
     net: nn.Module,
-    examples: Examples,
+    examples: Dataset,
     sampled: int | None,
     grid: int,
     preprocess: nn.Module | None,
@@ -153,7 +153,7 @@ def _attachment(
 def _kept(
     folder: Path,
     attachment: Attachment,
-    part: Examples,
+    part: Dataset,
     batch_size: int,
     device: torch.device | str,
     progress: bool,
@@ -173,16 +173,16 @@ def _kept(
     )
 
 
-def _parts(examples: Examples, validation: float, seed: int) -> dict[str, Examples]:
-    """Examples of each split, those of "train" divided once more, class by class."""
-    train = examples.part("train")
+def _parts(examples: Dataset, validation: float, seed: int) -> dict[str, Dataset]:
+    """Dataset of each split, those of "train" divided once more, class by class."""
+    train = examples.subset("train")
     order = torch.from_numpy(stratified_order(train.labels.numpy(), seed=seed))
     count = max(1, round(check_probability("validation", validation) * len(train)))
     held, kept = order[:count].sort().values, order[count:].sort().values
-    parts = {"train": train.rows(kept), VALIDATION: train.rows(held), "fit": examples.part("fit")}
+    parts = {"train": train.take(kept), VALIDATION: train.take(held), "fit": examples.subset("fit")}
     for split in SPLITS[2:]:
         if examples.split is not None and bool((examples.split == SPLITS.index(split)).any()):
-            parts[split] = examples.part(split)
+            parts[split] = examples.subset(split)
     return parts
 
 
@@ -190,8 +190,8 @@ def _mapped(labels: IntArray, table: IntArray | None) -> IntArray:
     return labels if table is None else to_superclasses(labels, table)
 
 
-def _identity(attachment: Attachment, parts: Mapping[str, Examples]) -> dict[str, str]:
-    whole = Cascade.of_models({"net": attachment.net}, preprocess=attachment.preprocess)
+def _identity(attachment: Attachment, parts: Mapping[str, Dataset]) -> dict[str, str]:
+    whole = Cascade.from_models({"net": attachment.net}, preprocess=attachment.preprocess)
     return {
         "network": backbone_digest(whole),
         "points": " ".join(point.name for point in attachment.points),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from offramp._core.checks import check_known
 from offramp._core.errors import InputError
 from offramp._core.types import IntArray, Split
-from offramp.data import Examples
+from offramp.data import Dataset
 from offramp.fitting.class_exits import Branch, ClassData, ClassExit
 from offramp.models import ModelSpec
 from offramp.policy import Policy
@@ -127,7 +127,7 @@ class Sweep:
 
         Args:
             unit: "flops" or "seconds".
-            batch_size: Examples that run at once, where seconds are measured.
+            batch_size: Dataset that run at once, where seconds are measured.
             rounds: Of the measurement.
         """
         clock = Clock(unit=unit, batch_size=batch_size, rounds=rounds)
@@ -220,7 +220,7 @@ class Sweep:
     def with_heads(
         self,
         cascade: Cascade,
-        examples: Examples,
+        examples: Dataset,
         *,
         batch_size: int = 256,
         device: torch.device | str = "cpu",
@@ -231,10 +231,10 @@ class Sweep:
         An exit for one class then tests the probability that such a head gives it.
 
         Args:
-            cascade: Of `Cascade.of_exits` of the same network, its heads trained, without the
+            cascade: Of `Cascade.from_network` of the same network, its heads trained, without the
                 examples of "fit", "calibrate" and "test".
             examples: What the sweep was run on.
-            batch_size: Examples that run at once.
+            batch_size: Dataset that run at once.
             device: Where they run.
             progress: Show a bar.
 

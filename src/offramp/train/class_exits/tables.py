@@ -14,8 +14,8 @@ from typing import Any
 from offramp._core.types import Split
 from offramp.fitting.class_exits import (
     Branch,
-    ClassDesign,
     ClassExit,
+    ClassExitPlan,
     Requirements,
     choose_exits,
     paper_figures,
@@ -82,7 +82,7 @@ def _chosen(
     target: int,
     asked: Requirements,
     keep_previous: bool | None,
-) -> ClassDesign | None:
+) -> ClassExitPlan | None:
     """The best on "fit" among the branches with KP on, or off, or among all."""
     kept = [
         b if keep_previous in (None, b.keep_previous) else replace(b, target=None) for b in branches
@@ -90,11 +90,11 @@ def _chosen(
     if all(branch.target != target for branch in kept):
         return None
     found = choose_exits(sweep.data("fit"), kept, target=target, requirements=asked)
-    return found if isinstance(found, ClassDesign) else None
+    return found if isinstance(found, ClassExitPlan) else None
 
 
 def _missed(sweep: Sweep, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Examples of each class that the baseline's exit gets wrong, and the complete system."""
+    """Dataset of each class that the baseline's exit gets wrong, and the complete system."""
     found = []
     for row in rows:
         if not row["viable"]:
@@ -111,7 +111,9 @@ def _missed(sweep: Sweep, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]
                 "missed_baseline": system["missed_baseline"],
                 "errors": errors,
             }
-        found.append({key: row[key] for key in ("class", "point", "alpha")} | {"splits": splits})
+        found.append(
+            {key: row[key] for key in ("class", "point", "threshold")} | {"splits": splits}
+        )
     return found
 
 
@@ -119,7 +121,7 @@ def _splits(sweep: Sweep) -> list[Split]:
     return [split for split in sweep.baselines if split != "calibrate"]
 
 
-def _row(sweep: Sweep, target: int, kept: bool, design: ClassDesign | None) -> dict[str, Any]:
+def _row(sweep: Sweep, target: int, kept: bool, design: ClassExitPlan | None) -> dict[str, Any]:
     row: dict[str, Any] = {"class": sweep.class_names[target], "keep_previous": kept}
     if design is None:
         return {**row, "viable": False}
@@ -128,7 +130,7 @@ def _row(sweep: Sweep, target: int, kept: bool, design: ClassDesign | None) -> d
         **row,
         "viable": True,
         "point": leaf.branch.point,
-        "alpha": leaf.alpha,
+        "threshold": leaf.threshold,
         "rows": {
             split: exit_row(sweep.data(split), [leaf], bootstrap=500).to_dict()
             for split in _splits(sweep)
@@ -153,7 +155,7 @@ def _layer(sweep: Sweep, target: int, leaf: ClassExit, on_front: bool) -> dict[s
         "class": sweep.class_names[target],
         "point": leaf.branch.point,
         "keep_previous": leaf.branch.keep_previous,
-        "alpha": leaf.alpha,
+        "threshold": leaf.threshold,
         "on_front": on_front,
         "splits": splits,
     }

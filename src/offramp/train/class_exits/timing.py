@@ -30,7 +30,7 @@ class Clock:
 
     Args:
         unit: "flops", where a multiply-add counts as 2 and pooling nothing; or "seconds".
-        batch_size: Examples that run at once, where seconds are measured.
+        batch_size: Dataset that run at once, where seconds are measured.
         rounds: Of the measurement; the median counts.
 
     Raises:
@@ -86,7 +86,7 @@ def depths(net: nn.Module, points: Sequence[CutPoint], example: Tensor, clock: C
     {'relu': 13824.0}
     """
     if clock.unit == "flops":
-        whole = measure_flops(Cascade.of_models({"net": net}), example[:1]).segment[0]
+        whole = measure_flops(Cascade.from_models({"net": net}), example[:1]).segment[0]
         reached = [point.flops for point in points]
     else:
         *reached, whole = measure_points(
@@ -160,7 +160,7 @@ def head_times(
     if clock.unit == "flops":
         return [
             measure_flops(
-                Cascade.of_models({"head": head}), _made_up(point, Clock(), device)
+                Cascade.from_models({"head": head}), _made_up(point, Clock(), device)
             ).segment[0]
             for point, head in zip(points, heads, strict=True)
         ]

@@ -42,7 +42,7 @@ class Recipe:
     Args:
         epochs: Most passes over the examples, at least 1.
         patience: A branch stops after so many epochs in which it was not better than before.
-        batch_size: Examples of a step.
+        batch_size: Dataset of a step.
         learning_rate: Of a branch with 64 features, > 0; falls with the square root of their number
             and, over the epochs, along a cosine.
         weight_decay: As in AdamW, >= 0.
@@ -99,7 +99,7 @@ class TrainedBranches:
         """Log-odds of every branch's class for every example, `(n, b)`, float32."""
         rows = torch.split(torch.arange(len(features)), _CHUNK)
         parts = [
-            self.layout.product(features.rows(index), self.weights, self.bias).cpu()
+            self.layout.product(features.take(index), self.weights, self.bias).cpu()
             for index in rows
         ]
         return torch.cat(parts)
@@ -214,7 +214,7 @@ class _Trainer:
             self._step(order[start : start + size], rate)
 
     def _step(self, index: Tensor, rate: float) -> None:
-        inputs = self._standardised(self._features, index)
+        inputs = self._standardized(self._features, index)
         own = self._members(self._labels[index])
         outputs = self._outputs(inputs, self._now)
         weight = torch.where(own, self._positive[0], self._positive[1])
@@ -233,7 +233,7 @@ class _Trainer:
         right = torch.zeros_like(self._best_loss)
         loss = torch.zeros_like(self._best_loss)
         for index in torch.split(torch.arange(len(judged)), _CHUNK):
-            outputs = self._outputs(self._standardised(judged, index), self._now)
+            outputs = self._outputs(self._standardized(judged, index), self._now)
             own = self._members(labels[index])
             right += ((outputs >= 0) == own).sum(dim=0)
             loss += softplus(torch.where(own, -outputs, outputs)).sum(dim=0)
@@ -288,8 +288,8 @@ class _Trainer:
         size = self._layout.size
         return self._layout.product(inputs, row[:size], row[size:])
 
-    def _standardised(self, features: BranchFeatures, index: Tensor) -> Tensor:
-        return (features.rows(index) - self._mean) / self._std
+    def _standardized(self, features: BranchFeatures, index: Tensor) -> Tensor:
+        return (features.take(index) - self._mean) / self._std
 
     def _members(self, labels: Tensor) -> Tensor:
         """True where an example is of a branch's class, `(m, b)`."""
@@ -313,7 +313,7 @@ def _statistics(features: BranchFeatures) -> tuple[Tensor, Tensor]:
     first: Tensor | float = 0.0
     second: Tensor | float = 0.0
     for index in torch.split(torch.arange(len(features)), _CHUNK):
-        rows = features.rows(index).double()
+        rows = features.take(index).double()
         first, second = first + rows.sum(dim=0), second + rows.square().sum(dim=0)
     mean = torch.as_tensor(first) / len(features)
     std = (torch.as_tensor(second) / len(features) - mean.square()).clamp(min=0.0).sqrt()

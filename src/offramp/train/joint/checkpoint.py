@@ -76,14 +76,14 @@ def read_joint(
     stepper: torch.optim.Optimizer,
     identity: Mapping[str, str],
 ) -> Progress:
-    """Bring module and optimiser to the state of a checkpoint.
+    """Bring module and optimizer to the state of a checkpoint.
 
     Raises:
         InputError: If it belongs to another cascade or another training.
         FileFormatError: If it cannot be read or does not fit.
     """
     facts, tensors = read_file(path, _Facts, identity)
-    settings = stepper.state_dict()["param_groups"]
+    candidates = stepper.state_dict()["param_groups"]
     held = _under(_MOMENTS, tensors)
     moments: dict[int, dict[str, Any]] = {
         k: {"momentum_buffer": held[name]}
@@ -92,12 +92,12 @@ def read_joint(
     }
     with load_state(path, "the cascade"):
         module.load_state_dict(_under(_NOW, tensors))
-        stepper.load_state_dict({"state": moments, "param_groups": settings})
+        stepper.load_state_dict({"state": moments, "param_groups": candidates})
     return Progress(history=facts.history, best_epoch=facts.best_epoch, best=_under(_BEST, tensors))
 
 
 def _trained(module: nn.Module, stepper: torch.optim.Optimizer) -> list[str]:
-    """Names of the weights that an optimiser changes, in its own order."""
+    """Names of the weights that an optimizer changes, in its own order."""
     names = names_in(module)
     return [names[id(weight)] for group in stepper.param_groups for weight in group["params"]]
 

@@ -35,7 +35,7 @@ _RISE = 0.1  # share of the steps in which the cosine's learning rate rises firs
 class JointPlan:
     """The arguments of `train_joint` that are numbers or choices."""
 
-    alpha: float
+    cost_weight: float
     epochs: int
     seed: int
     warm_up: int
@@ -62,7 +62,7 @@ class JointPlan:
     def __post_init__(self) -> None:
         for name in ("epochs", "top", "width", "batch_size"):
             check_positive_int(name, getattr(self, name))
-        for name in ("alpha", "weight_decay", "supervision"):
+        for name in ("cost_weight", "weight_decay", "supervision"):
             check_not_negative(name, getattr(self, name))
         for name in ("learning_rate", "policy_learning_rate", "clip_norm"):
             value = getattr(self, name)

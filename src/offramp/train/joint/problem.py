@@ -20,7 +20,7 @@ from offramp._core.errors import InputError
 from offramp._core.schema import to_json
 from offramp._core.topology import Topology
 from offramp._core.types import Batch
-from offramp.data import Examples, arrays
+from offramp.data import Dataset, arrays
 from offramp.evaluation import evaluate
 from offramp.fitting.stopping.network import (
     make_networks,
@@ -30,7 +30,7 @@ from offramp.fitting.stopping.network import (
     with_stopping,
 )
 from offramp.fitting.stopping.objective import Objective
-from offramp.policy import Setting
+from offramp.policy import Candidate
 from offramp.stages import Cascade, evaluating, measure_flops
 from offramp.trace import Trace
 from offramp.train.features import augmented, in_bfloat16
@@ -50,9 +50,9 @@ class Problem:
         plan: The numbers.
         objective: What an example is worth.
         costs: Of the cascade, with what a stopping network takes.
-        part: Examples that `rows` and `judged_on` count in.
+        part: Dataset that `rows` and `judged_on` count in.
         rows: Those to train on.
-        judge: Examples that `judged_on` counts in.
+        judge: Dataset that `judged_on` counts in.
         judged_on: Those to judge on.
         cached: Logits of the chain for all of `part`, where the classifiers never change.
         start: Digest of the weights begun with, where they are not those a seed gives; else "".
@@ -62,9 +62,9 @@ class Problem:
     plan: JointPlan
     objective: Objective
     costs: Costs
-    part: Examples
+    part: Dataset
     rows: Tensor
-    judge: Examples
+    judge: Dataset
     judged_on: Tensor
     cached: Tensor | None
     start: str
@@ -98,14 +98,14 @@ class Problem:
         """Measure the present weights on the validation examples, as a replay would."""
         trace = self._trace()
         rules = rules_of(self.model.networks, self.model.chain.active)
-        dearest = int(np.argmax(trace.stage_costs()))
-        setting = Setting(
+        most_expensive = int(np.argmax(trace.stage_costs()))
+        candidate = Candidate(
             policy=stopping_policy(self.model.chain, rules, outputs="logits"),
             method="joint",
-            reference=trace.stages[dearest],
+            reference=trace.stages[most_expensive],
             top=self.plan.top,
         )
-        found = evaluate(trace, setting, bootstrap=0)
+        found = evaluate(trace, candidate, bootstrap=0)
         return JointEpoch(
             phase=phase,
             loss=loss,
@@ -122,7 +122,7 @@ class Problem:
         best = min(active, key=lambda k: (-trace.accuracy(k, top=self.plan.top), k))
         cascade = self.model.cascade
         return JointTraining(
-            alpha=self.plan.alpha,
+            cost_weight=self.plan.cost_weight,
             topology=self.model.chain,
             rules=tuple(rules_of(self.model.networks, active)),
             costs=self.costs,
@@ -151,16 +151,16 @@ class Problem:
         }
 
     def _trace(self) -> Trace:
-        return _trace_of(self.model.cascade, self.judge.rows(self.judged_on), self.costs, self.plan)
+        return _trace_of(self.model.cascade, self.judge.take(self.judged_on), self.costs, self.plan)
 
 
 def make_problem(
     cascade: Cascade,
-    part: Examples | Iterable[Any],
+    part: Dataset | Iterable[Any],
     plan: JointPlan,
     stages: Sequence[str] | None,
     costs: Costs | None,
-    validation: Examples | float,
+    validation: Dataset | float,
     start: JointTraining | None,
 ) -> Problem:
     """Check what a joint training is given, and make it ready.
@@ -169,7 +169,7 @@ def make_problem(
         InputError: As `train_joint` says.
     """
     chain = _chain(cascade, stages)
-    examples = part if isinstance(part, Examples) else read_loader(part)
+    examples = part if isinstance(part, Dataset) else read_loader(part)
     cascade.to(plan.device)
     if start is not None:
         start.load_into(cascade)
@@ -189,7 +189,7 @@ def make_problem(
     rows, judge, judged_on = _divided(examples, validation, plan)
     model = JointModel(cascade, chain, networks, detached=plan.detached or plan.frozen)
     cached = _all_logits(model, examples, plan) if plan.frozen and plan.augment is None else None
-    price = plan.alpha * stopping_costs(priced, chain)
+    price = plan.cost_weight * stopping_costs(priced, chain)
     given = start is not None or plan.frozen
     return Problem(
         model=model,
@@ -209,7 +209,7 @@ def make_problem(
     )
 
 
-def read_loader(loader: Iterable[Any]) -> Examples:
+def read_loader(loader: Iterable[Any]) -> Dataset:
     """The examples of a loader of batches (inputs, labels), all in memory.
 
     Raises:
@@ -252,7 +252,7 @@ def _chain(cascade: Cascade, stages: Sequence[str] | None) -> Topology:
 
 
 def _costs(
-    cascade: Cascade, examples: Examples, plan: JointPlan, costs: Costs | None, classes: int
+    cascade: Cascade, examples: Dataset, plan: JointPlan, costs: Costs | None, classes: int
 ) -> Costs:
     if costs is None:
         example = to_device(examples.inputs_at(torch.tensor([0])), plan.device)
@@ -263,10 +263,10 @@ def _costs(
 
 
 def _divided(
-    part: Examples, validation: Examples | float, plan: JointPlan
-) -> tuple[Tensor, Examples, Tensor]:
+    part: Dataset, validation: Dataset | float, plan: JointPlan
+) -> tuple[Tensor, Dataset, Tensor]:
     """Rows to train on; examples and rows to judge on."""
-    if isinstance(validation, Examples):
+    if isinstance(validation, Dataset):
         return torch.arange(len(part)), validation, torch.arange(len(validation))
     share = check_probability("validation", validation)
     order = stratified_order(part.labels.numpy(), seed=plan.seed_for("validation"))
@@ -280,7 +280,7 @@ def _divided(
     return rows.sort().values, part, judged.sort().values
 
 
-def _all_logits(model: JointModel, part: Examples, plan: JointPlan) -> Tensor:
+def _all_logits(model: JointModel, part: Dataset, plan: JointPlan) -> Tensor:
     found = []
     with evaluating(model), torch.no_grad(), in_bfloat16(plan.device, plan.bfloat16):
         for rows in torch.split(torch.arange(len(part)), plan.batch_size):
@@ -288,7 +288,7 @@ def _all_logits(model: JointModel, part: Examples, plan: JointPlan) -> Tensor:
     return torch.cat(found)
 
 
-def _trace_of(cascade: Cascade, part: Examples, costs: Costs, plan: JointPlan) -> Trace:
+def _trace_of(cascade: Cascade, part: Dataset, costs: Costs, plan: JointPlan) -> Trace:
     """Outputs of all stages, in evaluation mode and in full precision, as a record has them."""
     found = []
     with evaluating(cascade), torch.no_grad():

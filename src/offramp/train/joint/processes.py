@@ -74,7 +74,7 @@ class Processes:
         return float(mean)
 
     def average_statistics(self, module: nn.Module) -> None:
-        """Average what normalisation layers have seen, so that every process has one model."""
+        """Average what normalization layers have seen, so that every process has one model."""
         if self.size > 1:
             for buffer in module.buffers():
                 if buffer.is_floating_point():

@@ -13,7 +13,7 @@ from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp._core.topology import Topology
 from offramp.fitting.stopping.network import stopping_policy
-from offramp.policy import Policy, Setting
+from offramp.policy import Candidate, Policy
 from offramp.policy.combination import Combine
 from offramp.policy.stopping import Stopping
 from offramp.stages import Cascade
@@ -26,9 +26,9 @@ class JointEpoch:
 
     Args:
         phase: "warm-up" (every stage taught on every example) or "joint".
-        loss: Mean of what was minimised.
+        loss: Mean of what was minimized.
         gradient_norm: Largest norm of a step's gradient before clipping.
-        cost_ratio: Mean cost over that of the dearest stage alone.
+        cost_ratio: Mean cost over that of the most expensive stage alone.
         error: Share of wrong answers.
         exit_share: Share of examples that stop after each stage of the chain.
     """
@@ -40,9 +40,9 @@ class JointEpoch:
     error: float
     exit_share: tuple[float, ...]
 
-    def objective(self, alpha: float) -> float:
-        """Error plus alpha times the cost; lower is better."""
-        return self.error + alpha * self.cost_ratio
+    def objective(self, cost_weight: float) -> float:
+        """Error plus cost_weight times the cost; lower is better."""
+        return self.error + cost_weight * self.cost_ratio
 
 
 @final
@@ -51,18 +51,18 @@ class JointTraining:
     """Classifiers and stopping networks, tuned to one price of cost.
 
     Args:
-        alpha: Loss per unit of cost.
+        cost_weight: Loss per unit of cost.
         topology: The chain of stages.
         rules: The stopping network after each stage of it but the last.
         costs: Of the cascade's stages, with what a stopping network takes.
-        reference: Name of F: the stage most accurate on the validation examples.
+        reference: Name of the reference: the stage most accurate on the validation examples.
         top: A label is right when it is among the `top` best.
         history: One for each epoch.
         best_epoch: The epoch, from 1, whose weights these are.
         state: Weights of the cascade's stages, by name.
     """
 
-    alpha: float
+    cost_weight: float
     topology: Topology
     rules: tuple[Stopping, ...]
     costs: Costs
@@ -80,14 +80,14 @@ class JointTraining:
     def policy(
         self,
         *,
-        combine: Combine = "policy",
+        combine: Combine = "stopping",
         threshold: float | None = None,
         seed: int | None = None,
     ) -> Policy:
         """What decides at test time.
 
         Args:
-            combine: "policy": the visited outputs weighted by the stopping probabilities.
+            combine: "stopping": the visited outputs weighted by the stopping probabilities.
             threshold: Stop where the probability is at least this, in (0, 1); by default 1/2.
             seed: If given, draw the stops instead, by (seed, example, stage).
         """
@@ -100,19 +100,19 @@ class JointTraining:
             outputs="logits",
         )
 
-    def setting(
+    def candidate(
         self,
         *,
-        combine: Combine = "policy",
+        combine: Combine = "stopping",
         threshold: float | None = None,
         seed: int | None = None,
         reference: str | None = None,
-    ) -> Setting:
+    ) -> Candidate:
         """The same as a candidate operating point, for a trace of this cascade's outputs."""
         stop = {"threshold": 0.5 if threshold is None else threshold}
-        parameters: dict[str, float | int | str] = {"alpha": self.alpha}
+        parameters: dict[str, float | int | str] = {"cost_weight": self.cost_weight}
         parameters |= stop if seed is None else {"seed": seed}
-        return Setting(
+        return Candidate(
             policy=self.policy(combine=combine, threshold=threshold, seed=seed),
             method="joint",
             reference=reference or self.reference,
@@ -141,10 +141,10 @@ class JointTraining:
 @final
 @dataclass(frozen=True, kw_only=True)
 class JointSweep:
-    """Joint trainings over alpha, each started from its neighbour.
+    """Joint trainings over cost_weight, each started from its neighbor.
 
     Args:
-        trainings: The smallest alpha first.
+        trainings: The smallest cost_weight first.
     """
 
     trainings: tuple[JointTraining, ...]
@@ -157,5 +157,5 @@ class JointSweep:
 
     @property
     def frontier(self) -> tuple[tuple[float, float, float], ...]:
-        """(alpha, cost ratio, error) of each, on the validation examples."""
-        return tuple((t.alpha, t.best.cost_ratio, t.best.error) for t in self.trainings)
+        """(cost_weight, cost ratio, error) of each, on the validation examples."""
+        return tuple((t.cost_weight, t.best.cost_ratio, t.best.error) for t in self.trainings)

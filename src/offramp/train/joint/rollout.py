@@ -84,7 +84,7 @@ class JointModel(nn.Module):
 
 
 def freeze_statistics(module: nn.Module) -> None:
-    """Let normalisation layers use the statistics they have and learn no new ones.
+    """Let normalization layers use the statistics they have and learn no new ones.
 
     Those who survive to a late stage are not like all examples, so their statistics are wrong.
     """

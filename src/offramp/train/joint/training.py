@@ -19,7 +19,7 @@ from offramp._core.device import check_device
 from offramp._core.errors import InputError
 from offramp._core.progress import progress_bar
 from offramp._core.temporaries import locked
-from offramp.data import Examples
+from offramp.data import Dataset
 from offramp.fitting.stopping.network import WIDTH
 from offramp.fitting.stopping.objective import (
     Objective,
@@ -44,9 +44,9 @@ if TYPE_CHECKING:
 
 def train_joint(
     cascade: Cascade,
-    part: Examples | Iterable[Any],
+    part: Dataset | Iterable[Any],
     *,
-    alpha: float,
+    cost_weight: float,
     epochs: int,
     seed: int,
     warm_up: int = 0,
@@ -61,7 +61,7 @@ def train_joint(
     top: int = 1,
     width: int = WIDTH,
     start: JointTraining | None = None,
-    validation: Examples | float = 0.1,
+    validation: Dataset | float = 0.1,
     patience: int | None = None,
     batch_size: int = 128,
     learning_rate: float = 0.1,
@@ -79,14 +79,15 @@ def train_joint(
 ) -> JointTraining:
     """Train a cascade's classifiers, in place, with a stopping network after each but the last.
 
-    To be low is the mean error plus alpha times the cost, over that of the dearest stage. On a CPU
-    the same arguments give the same weights; the global random state is left as it was.
+    To be low is the mean error plus cost_weight times the cost, over that of the most expensive
+    stage. On a CPU the same arguments give the same weights; the global random state is left as it
+    was.
 
     Args:
         cascade: From scratch or pretrained. In evaluation mode on `device` afterwards.
-        part: Usually `examples.part("train")`; or a loader of batches (inputs, labels), which is
+        part: Usually `examples.subset("train")`; or a loader of batches (inputs, labels), which is
             read once and held.
-        alpha: Loss per unit of cost, >= 0; usually 1e-4 to 1.
+        cost_weight: Loss per unit of cost, >= 0; usually 1e-4 to 1.
         epochs: Passes over the examples in all, at least 1.
         seed: Of first weights of the stopping networks, validation part, order, augmentation,
             rollouts, and of layers that draw at random.
@@ -101,7 +102,7 @@ def train_joint(
             the answer is drawn from the classifier that stopped, and the reward alone teaches it,
             as in the paper.
         rollouts: "visited" runs a stage on those alone that reach it, for "reinforce";
-            normalisation layers then keep the statistics that they have.
+            normalization layers then keep the statistics that they have.
         detached: No gradient leads from the stopping networks into the classifiers.
         supervision: Weight >= 0 of every stage's cross-entropy on every example beside the rest.
         frozen: Train the stopping networks alone.
@@ -111,9 +112,9 @@ def train_joint(
         width: Of the stopping networks' inner layers.
         start: A training of the same cascade to start from; its weights are taken over.
         validation: Share of `part`, in (0, 1), drawn class by class; or examples of their own.
-        patience: Stop after so many joint epochs that were not better, by error + alpha * cost
-            on the validation examples, and take the best one's weights; None takes the last's.
-        batch_size: Examples of a step.
+        patience: Stop after so many joint epochs that were not better, by error + cost_weight *
+            cost on the validation examples, and take the best one's weights; None takes the last's.
+        batch_size: Dataset of a step.
         learning_rate: Of the classifiers' SGD with momentum 0.9, > 0.
         policy_learning_rate: Of the stopping networks', > 0; times 0.9 every four epochs.
         weight_decay: Of the classifiers, >= 0.
@@ -127,7 +128,7 @@ def train_joint(
             goes on from it, to the same result as without interruption.
         device: Where everything runs, without `fabric`.
         fabric: A `lightning_fabric.Fabric`, launched: its processes divide every batch among
-            them, on its devices and in its precision, "32-true" or "bf16-mixed". Normalisation
+            them, on its devices and in its precision, "32-true" or "bf16-mixed". Normalization
             layers, weights of "supervised" and baselines of "reinforce" see each process's part
             alone; statistics are averaged after each pass.
             All processes return the same; the first alone writes and reports.
@@ -146,15 +147,15 @@ def train_joint(
     >>> from offramp.data import arrays
     >>> inputs = torch.eye(4).repeat(20, 1)
     >>> part = arrays(inputs, [0, 1, 0, 1] * 20)
-    >>> cascade = Cascade.of_models({"small": nn.Linear(4, 2), "large": nn.Linear(4, 2)})
+    >>> cascade = Cascade.from_models({"small": nn.Linear(4, 2), "large": nn.Linear(4, 2)})
     >>> costs = Costs.simple("usd", [1.0, 3.0])
-    >>> trained = train_joint(cascade, part, alpha=0.1, epochs=3, seed=0, costs=costs)
-    >>> trained.setting().label
-    'joint, small -> large (policy, alpha 0.1, threshold 0.5)'
+    >>> trained = train_joint(cascade, part, cost_weight=0.1, epochs=3, seed=0, costs=costs)
+    >>> trained.candidate().label
+    'joint, small -> large (policy, cost_weight 0.1, threshold 0.5)'
     """
     together = Processes(fabric)
     plan = JointPlan(
-        alpha=alpha,
+        cost_weight=cost_weight,
         epochs=epochs,
         seed=seed,
         warm_up=warm_up,
@@ -227,7 +228,7 @@ def _better(state: Progress, plan: JointPlan) -> bool:
         return True
     *_, last = state.history
     best = state.history[state.best_epoch - 1]
-    return last.objective(plan.alpha) < best.objective(plan.alpha)
+    return last.objective(plan.cost_weight) < best.objective(plan.cost_weight)
 
 
 def _waited(state: Progress, plan: JointPlan) -> bool:

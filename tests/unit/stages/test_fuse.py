@@ -11,8 +11,8 @@ from offramp.policy import Constant, Feature, Linear, Node, Policy
 from offramp.policy.features import Distribution
 from offramp.runtime import Adaptive, StageTimes
 from offramp.runtime.testing import random_policy
-from offramp.stages import Cascade, Stage, join
-from offramp.tuning import join_for
+from offramp.stages import Cascade, Stage, fuse
+from offramp.tuning import fuse_for
 from offramp.tuning.fuse_for import best_blocks, reached
 
 STAGES, CLASSES, WIDTH = 5, 4, 6
@@ -57,12 +57,12 @@ def inputs(n, seed=1):
 
 
 def joined(cascade, blocks, **options):
-    return join(cascade, [[f"s{k}" for k in block] for block in blocks], **options)
+    return fuse(cascade, [[f"s{k}" for k in block] for block in blocks], **options)
 
 
 def policies(cascade):
     chain = cascade.topology.chain(cascade.topology.names)
-    for seed, combine in enumerate(["last", "mean", "weighted", "last"]):
+    for seed, combine in enumerate(["last", "mean", "log_linear", "last"]):
         yield random_policy(chain, seed=seed, classes=CLASSES, combine=combine)
     for some in (["s0", "s2", "s4"], ["s1", "s3"], ["s2", "s3", "s4"]):
         part = cascade.topology.chain(some)
@@ -139,9 +139,9 @@ def test_heads_that_nobody_asks_do_not_run():
 def test_blocks_must_be_runs_of_segments():
     cascade = exits()
     with pytest.raises(InputError, match=r"got the text 's0'\. One block is a list in a list"):
-        join(cascade, ["s0", "s1"])
+        fuse(cascade, ["s0", "s1"])
     with pytest.raises(UnknownNameError, match="s9"):
-        join(cascade, [["s0", "s9"]])
+        fuse(cascade, [["s0", "s9"]])
     with pytest.raises(InputError, match=r"'s2' reads 's1', not 's0'"):
         joined(cascade, [(0, 2)])
     with pytest.raises(InputError, match=r"share stages, got \['s1'\]"):
@@ -159,7 +159,7 @@ def test_a_stage_that_others_continue_is_not_in_the_middle_of_a_block():
     ]
     cascade = Cascade(stages, edges=[("a", "b"), ("b", "c")])
     with pytest.raises(InputError, match="'c' continues it"):
-        join(cascade, [["a", "b"]])
+        fuse(cascade, [["a", "b"]])
 
 
 def every_division(n):
@@ -205,17 +205,17 @@ def test_joining_for_a_policy_measures_and_answers_the_same():
         p: Node(Linear.threshold(Feature("max_prob", p[-1]), 0.99)) for p in chain.paths()[:-1]
     }
     policy = Policy(chain, nodes)
-    made = join_for(cascade, policy, inputs(16), backend="prepared", rounds=1)
+    made = fuse_for(cascade, policy, inputs(16), backend="folded", rounds=1)
     have, want = Adaptive(made, policy)(inputs(9)), Adaptive(cascade, policy)(inputs(9))
     assert torch.equal(have.stage, want.stage)
     with pytest.raises(InputError, match="at least one example"):
-        join_for(cascade, policy, inputs(0), backend="prepared")
+        fuse_for(cascade, policy, inputs(0), backend="folded")
     with pytest.raises(InputError, match=r"to rounding, got 'onnxruntime-int8'"):
-        join_for(cascade, policy, inputs(2), backend="onnxruntime-int8")
-    models = Cascade.of_models({name: nn.Linear(WIDTH, CLASSES) for name in "abc"})
+        fuse_for(cascade, policy, inputs(2), backend="onnxruntime-int8")
+    models = Cascade.from_models({name: nn.Linear(WIDTH, CLASSES) for name in "abc"})
     full = random_policy(models.topology, seed=0, classes=CLASSES)
     with pytest.raises(InputError, match="must be a chain"):
-        join_for(models, full, inputs(2), backend="prepared")
+        fuse_for(models, full, inputs(2), backend="folded")
 
 
 def test_a_block_is_one_model_of_onnxruntime():

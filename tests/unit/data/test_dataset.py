@@ -11,18 +11,18 @@ from hypothesis import strategies as st
 from offramp._core.division import counts_of, random_order, stratified_order
 from offramp._core.errors import InputError, SplitOverlapError
 from offramp._core.types import SPLITS
-from offramp.data import Examples, arrays
+from offramp.data import Dataset, arrays
 from support.properties import examples
 
 
-def make(n=12, classes=3, **changes) -> Examples:
+def make(n=12, classes=3, **changes) -> Dataset:
     values = {
         "inputs": torch.arange(n * 4, dtype=torch.float32).reshape(n, 1, 2, 2),
         "labels": torch.arange(n) % classes,
         "class_names": tuple("abcdefgh"[:classes]),
         "ids": np.arange(100, 100 + n),
     }
-    return Examples(**{**values, **changes})
+    return Dataset(**{**values, **changes})
 
 
 class Squares:
@@ -39,7 +39,7 @@ class Squares:
         self.asked.append(position)
         return torch.full((2,), float(self.numbers[position] ** 2))
 
-    def rows(self, positions):
+    def take(self, positions):
         return Squares([self.numbers[k] for k in positions])
 
     def identity(self):
@@ -123,21 +123,21 @@ def test_a_batch_size_of_zero_is_refused():
 
 def test_rows_take_positions_in_their_order_or_a_mask():
     examples = make(split=torch.zeros(12, dtype=torch.int8))
-    some = examples.rows(torch.tensor([5, 2]))
+    some = examples.take(torch.tensor([5, 2]))
     assert some.ids.tolist() == [105, 102]
     assert torch.equal(some.inputs, examples.inputs[[5, 2]])
     mask = torch.zeros(12, dtype=torch.bool)
     mask[[2, 5]] = True
-    assert examples.rows(mask).ids.tolist() == [102, 105]
-    lazy = make(n=4, inputs=Squares(range(4))).rows(torch.tensor([3, 1]))
+    assert examples.take(mask).ids.tolist() == [102, 105]
+    lazy = make(n=4, inputs=Squares(range(4))).take(torch.tensor([3, 1]))
     assert lazy.inputs.numbers == [3, 1]
 
 
 def test_a_part_without_splits_or_examples_says_so():
     with pytest.raises(InputError, match="has no splits"):
-        make().part("fit")
+        make().subset("fit")
     with pytest.raises(InputError, match="is in the split 'test'"):
-        make().with_ranges({"fit": (0, 12)}).part("test")
+        make().with_ranges({"fit": (0, 12)}).subset("test")
 
 
 @examples(50)
@@ -150,9 +150,9 @@ def test_a_part_without_splits_or_examples_says_so():
 def test_divided_parts_are_disjoint_and_use_every_example(n, seed, stratified, parts):
     examples = make(n=n, classes=1)
     shares = dict.fromkeys(SPLITS[:parts], 1 / parts)
-    whole = examples.divided(shares, seed=seed, stratified=stratified)
+    whole = examples.split_into(shares, seed=seed, stratified=stratified)
     assert whole.ids.tolist() == examples.ids.tolist()  # all of them, order kept
-    pieces = [whole.part(name) for name in SPLITS[:parts]]
+    pieces = [whole.subset(name) for name in SPLITS[:parts]]
     assert sum(map(len, pieces)) == n
     for k, piece in enumerate(pieces):
         assert abs(len(piece) - n / parts) <= 1
@@ -163,7 +163,7 @@ def test_divided_parts_are_disjoint_and_use_every_example(n, seed, stratified, p
 def test_division_depends_on_the_seed_alone():
     examples = make(n=30, classes=1)
     shares = {"fit": 10, "test": 5}
-    first, again, other = (examples.divided(shares, seed=s) for s in (1, 1, 2))
+    first, again, other = (examples.split_into(shares, seed=s) for s in (1, 1, 2))
     assert first.ids.tolist() == again.ids.tolist()
     assert torch.equal(first.split, again.split)
     assert first.ids.tolist() != other.ids.tolist()
@@ -172,7 +172,7 @@ def test_division_depends_on_the_seed_alone():
 
 def test_dividing_again_forgets_the_splits_before():
     examples = make(n=10, classes=1).with_ranges({"train": (0, 10)})
-    assert set(examples.divided({"fit": 1.0}, seed=0).split.tolist()) == {1}
+    assert set(examples.split_into({"fit": 1.0}, seed=0).split.tolist()) == {1}
 
 
 @examples(50)
@@ -221,8 +221,8 @@ def test_shares_that_do_not_fit_are_refused(shares, message):
 
 def test_ranges_split_by_position_and_drop_the_rest():
     examples = make().with_ranges({"test": (8, 11), "train": (0, 6)})
-    assert examples.part("train").ids.tolist() == [100, 101, 102, 103, 104, 105]
-    assert examples.part("test").ids.tolist() == [108, 109, 110]
+    assert examples.subset("train").ids.tolist() == [100, 101, 102, 103, 104, 105]
+    assert examples.subset("test").ids.tolist() == [108, 109, 110]
     assert len(examples) == 9
 
 
@@ -248,7 +248,7 @@ def test_a_class_missing_from_a_split_is_a_warning_with_both_names():
 def test_examples_in_both_parts_are_an_error():
     examples = make()
     with pytest.raises(SplitOverlapError, match=r"2 examples are in both .* e.g. 104"):
-        examples.rows(torch.arange(6)).require_disjoint(examples.rows(torch.arange(4, 12)))
+        examples.take(torch.arange(6)).require_disjoint(examples.take(torch.arange(4, 12)))
     named = make(ids=np.array([str(k) for k in range(100, 112)]))
     examples.require_disjoint(named)
 
@@ -264,7 +264,7 @@ def test_the_fingerprint_follows_labels_ids_and_inputs_but_no_split():
         make(inputs=base.inputs.double()),
         make(labels=(base.labels + 1) % 3),
         make(ids=base.ids + 1),
-        base.rows(torch.arange(11)),
+        base.take(torch.arange(11)),
     ]
     assert {e.fingerprint for e in same} == {base.fingerprint}
     assert len({e.fingerprint for e in (base, *different)}) == len(different) + 1
@@ -291,9 +291,9 @@ from offramp._core.errors import InputError
 from offramp.data import arrays
 examples = arrays(torch.zeros(4, 2), [0, 0, 0, 0])
 for attempt in (
-    lambda: examples.with_ranges({"fit": (0, 4)}).part("valid"),
+    lambda: examples.with_ranges({"fit": (0, 4)}).subset("valid"),
     lambda: examples.with_ranges({"valid": (0, 4)}),
-    lambda: examples.divided({"valid": 0.5}, seed=0),
+    lambda: examples.split_into({"valid": 0.5}, seed=0),
     lambda: arrays(torch.zeros(1, 2), [0], split=["valid"]),
 ):
     try:
@@ -319,14 +319,14 @@ def test_inputs_may_be_a_mapping_as_text_models_take_them():
     one, label, name = examples[3]
     assert torch.equal(one["input_ids"], inputs["input_ids"][3])
     assert (label, name) == (1, 3)
-    chosen = examples.rows(torch.tensor([7, 2]))
+    chosen = examples.take(torch.tensor([7, 2]))
     assert torch.equal(chosen.inputs["attention_mask"], inputs["attention_mask"][[7, 2]])
     batches = list(examples.loader(8))
     assert [len(batch.labels) for batch in batches] == [8, 8, 4]
     for name, values in inputs.items():
         assert torch.equal(torch.cat([batch.inputs[name] for batch in batches]), values)
-    parts = examples.divided({"fit": 10, "test": 10}, seed=0, stratified=True)
-    assert len(parts.part("fit").inputs["input_ids"]) == 10
+    parts = examples.split_into({"fit": 10, "test": 10}, seed=0, stratified=True)
+    assert len(parts.subset("fit").inputs["input_ids"]) == 10
 
 
 def test_the_fingerprint_of_a_mapping_sees_every_field():

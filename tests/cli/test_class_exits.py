@@ -10,11 +10,11 @@ import pytest
 
 from offramp.bundle import load_bundle
 from offramp.cli import main
-from offramp.project.build import examples_of
+from offramp.project.build import dataset_of
 from offramp.project.config.config import load_config
 
-DESIGN = """
-[design]
+CLASS_EXITS = """
+[class_exits]
 classes = ["2", 6]
 tolerance = 0.03
 thresholds = [0.5, 1.0]
@@ -24,10 +24,10 @@ epochs = 10
 
 @pytest.fixture(scope="module")
 def project(one_network, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("design")
+    folder = tmp_path_factory.mktemp("class_exits")
     shutil.copy(one_network / "net.safetensors", folder)
     text = (one_network / "exits.toml").read_text()
-    (folder / "design.toml").write_text(text + DESIGN)
+    (folder / "class_exits.toml").write_text(text + CLASS_EXITS)
     return folder
 
 
@@ -35,7 +35,7 @@ def project(one_network, tmp_path_factory):
 def told(project):
     """What the command says; it leaves a run beside its configuration."""
     with redirect_stdout(io.StringIO()) as out:
-        assert main(["design", "--config", str(project / "design.toml")]) == 0
+        assert main(["class-exits", "--config", str(project / "class_exits.toml")]) == 0
     return out.getvalue()
 
 
@@ -53,7 +53,7 @@ def copied(designed, tmp_path):
 def test_the_design_is_written_with_honest_figures_beside_the_formula_s(designed, told):
     assert "Believe `gain`" in told
     assert max(len(line) for line in told.splitlines()) < 80
-    said = json.loads((designed / "run" / "design.json").read_text())
+    said = json.loads((designed / "run" / "class_exits.json").read_text())
     assert said["targets"] == ["2", "6"]
     assert (said["branches"], said["heads"]) == (80, 0)
     for one in said["classes"]:
@@ -68,13 +68,15 @@ def test_the_design_is_written_with_honest_figures_beside_the_formula_s(designed
 
 
 def test_a_bundle_of_one_class_runs_without_permission_to_import(run, copied, tmp_path):
-    config = copied / "design.toml"
-    found = run("design", "--config", config, "--class", "6", "--bundle", tmp_path / "b", "--json")
+    config = copied / "class_exits.toml"
+    found = run(
+        "class-exits", "--config", config, "--class", "6", "--bundle", tmp_path / "b", "--json"
+    )
     assert found.code == 0, found.err
     said = json.loads(found.out)
     assert said["targets"] == ["6"]
     loaded = load_bundle(tmp_path / "b")
-    part = examples_of(load_config(config).data).part("test")
+    part = dataset_of(load_config(config).data).subset("test")
     answers = loaded.adaptive(part.inputs)
     right = (answers.labels == part.labels).float().mean().item()
     assert right == pytest.approx(said["classes"][0]["rows"]["test"]["system"]["accuracy"])
@@ -82,11 +84,13 @@ def test_a_bundle_of_one_class_runs_without_permission_to_import(run, copied, tm
 
 
 def test_several_classes_share_one_cascade(run, copied, tmp_path):
-    config = copied / "design.toml"
-    refused = run("design", "--config", config, "--bundle", tmp_path / "b")
+    config = copied / "class_exits.toml"
+    refused = run("class-exits", "--config", config, "--bundle", tmp_path / "b")
     assert refused.code == 2
     assert "there are 2 classes: name one with --class" in refused.err
-    found = run("design", "--config", config, "--together", "--bundle", tmp_path / "b", "--json")
+    found = run(
+        "class-exits", "--config", config, "--together", "--bundle", tmp_path / "b", "--json"
+    )
     assert found.code == 0, found.err
     together = json.loads(found.out)["together"]
     assert {leaf["class"] for leaf in together["exits"]} == {"2", "6"}
@@ -97,25 +101,25 @@ def test_several_classes_share_one_cascade(run, copied, tmp_path):
 def test_superclasses_are_designed_for(run, project, tmp_path):
     low, high = [str(k) for k in range(5)], [str(k) for k in range(5, 10)]
     groups = f"superclasses = {{ low = {low}, high = {high} }}\n"
-    text = (project / "design.toml").read_text().replace('classes = ["2", 6]\n', groups)
+    text = (project / "class_exits.toml").read_text().replace('classes = ["2", 6]\n', groups)
     config = project / "groups.toml"
     config.write_text(text.replace('dir = "run"', f'dir = "{tmp_path / "groups"}"'))
-    found = run("design", "--config", config, "--superclass", "low", "--json")
+    found = run("class-exits", "--config", config, "--superclass", "low", "--json")
     assert found.code in (0, 3), found.err
     said = json.loads(found.out)
     assert (said["class_names"], said["targets"]) == (["low", "high"], ["low"])
 
 
 def test_a_superclass_that_there_is_not_is_refused(run, project):
-    wrong = run("design", "--config", project / "design.toml", "--superclass", "low")
+    wrong = run("class-exits", "--config", project / "class_exits.toml", "--superclass", "low")
     assert wrong.code == 2
     assert "has no superclasses to choose from" in wrong.err
 
 
 def test_no_viable_exit_is_an_answer_with_its_own_exit_code(run, copied):
-    never = (copied / "design.toml").read_text().replace("[0.5, 1.0]", "[1.0, 1.0]")
+    never = (copied / "class_exits.toml").read_text().replace("[0.5, 1.0]", "[1.0, 1.0]")
     (copied / "never.toml").write_text(never)
-    found = run("design", "--config", copied / "never.toml", "--class", "8", "--tolerance", 0)
+    found = run("class-exits", "--config", copied / "never.toml", "--class", "8", "--tolerance", 0)
     assert found.code == 3
     assert "8: no viable exit. No branch makes the class '8' faster" in " ".join(found.out.split())
 
@@ -131,20 +135,24 @@ def test_no_viable_exit_is_an_answer_with_its_own_exit_code(run, copied):
     ],
 )
 def test_wrong_options_are_named(run, designed, arguments, message):
-    found = run("design", "--config", designed / "design.toml", *arguments)
+    found = run("class-exits", "--config", designed / "class_exits.toml", *arguments)
     assert found.code == 2
     assert message in found.err
 
 
 def test_wrong_values_of_the_configuration_are_named(run, project):
-    text = (project / "design.toml").read_text()
+    text = (project / "class_exits.toml").read_text()
     for old, new, message in (
-        ("[0.5, 1.0]", "[0.0, 1.0]", "design.thresholds: must be a range"),
+        ("[0.5, 1.0]", "[0.0, 1.0]", "class_exits.thresholds: must be a range"),
         ("tolerance", "tolerence", "Did you mean 'tolerance'?"),
-        ("epochs = 10", 'together = true\nconstraints = "paper"', "design.together: the paper's"),
+        (
+            "epochs = 10",
+            'together = true\nconstraints = "paper"',
+            "class_exits.together: the paper's",
+        ),
     ):
         (project / "wrong.toml").write_text(text.replace(old, new))
-        found = run("design", "--config", project / "wrong.toml")
+        found = run("class-exits", "--config", project / "wrong.toml")
         assert found.code == 2
         assert message in found.err
 
@@ -152,8 +160,8 @@ def test_wrong_values_of_the_configuration_are_named(run, project):
 def test_the_report_of_a_run_with_a_design_shows_it(run, designed):
     found = run("report", designed / "run", "--json")
     assert found.code == 0, found.err
-    page = (designed / "run" / "design.html").read_text()
-    assert json.loads(found.out)["design"].endswith("design.html")
+    page = (designed / "run" / "class_exits.html").read_text()
+    assert json.loads(found.out)["class_exits"].endswith("class_exits.html")
     assert "Which figure to believe" in page
     assert "Table 4, test" in page
     assert "Figure 5, left" in page

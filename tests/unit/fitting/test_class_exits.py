@@ -52,7 +52,7 @@ def leaf(column, log_odds, **kind):
 
 
 def walk(data, exits):
-    """Answer, time and exit of each example, one at a time."""
+    """Prediction, time and exit of each example, one at a time."""
     found = []
     for i in range(len(data)):
         spent = 0.0

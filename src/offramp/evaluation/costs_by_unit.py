@@ -1,4 +1,4 @@
-"""One setting billed in every unit that is known: the decisions stay, the prices change.
+"""One candidate billed in every unit that is known: the decisions stay, the prices change.
 
 Layer: evaluation.  Source: none, this is a definition.
 """
@@ -8,20 +8,20 @@ from typing import final
 
 from offramp.evaluation.evaluate import evaluate
 from offramp.evaluation.results import Interval
-from offramp.policy import Setting
+from offramp.policy import Candidate
 from offramp.trace import Trace
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Bill:
-    """What a setting costs by one table of costs.
+class UnitCost:
+    """What a candidate costs by one table of costs.
 
     Args:
         unit: Of `cost` and `reference_cost`.
         note: How the prices were made: batch size, device, source.
         cost: Mean cost per example.
-        reference_cost: Cost per example of F run alone.
+        reference_cost: Cost per example of the reference run alone.
         cost_ratio: `cost / reference_cost`; lower is better.
         cost_ratio_ci: Bootstrap interval, 95 %; None where none was asked for.
     """
@@ -35,18 +35,18 @@ class Bill:
 
     @property
     def speedup(self) -> float:
-        """How many times as much F costs; infinity for a setting that is free."""
+        """How many times as much the reference costs; infinity for a candidate that is free."""
         return self.reference_cost / self.cost if self.cost > 0 else float("inf")
 
 
-def bills(
-    trace: Trace, setting: Setting, *, bootstrap: int = 2000, seed: int = 0
-) -> tuple[Bill, ...]:
-    """Bill a setting by the trace's costs and by each of its `other_costs` where F costs anything.
+def costs_by_unit(
+    trace: Trace, candidate: Candidate, *, bootstrap: int = 2000, seed: int = 0
+) -> tuple[UnitCost, ...]:
+    """Cost of a candidate in the trace's unit and in those of its `other_costs` that are not 0.
 
     Args:
         trace: The examples, usually one split.
-        setting: What decides; the costs that it was fitted for change nothing here.
+        candidate: What decides; the costs that it was fitted for change nothing here.
         bootstrap: Number of resamples for the intervals; 0 leaves them out.
         seed: Of the resampling.
 
@@ -54,14 +54,14 @@ def bills(
     >>> from offramp.trace.testing import make_trace
     >>> trace = make_trace(n=100, stages=2, seed=0)
     >>> timed = trace.with_costs(Costs.simple("seconds", [0.02, 0.04]))
-    >>> alone = Setting.single(trace.topology, "stage0", reference="stage1")
-    >>> [(bill.unit, bill.cost_ratio) for bill in bills(timed, alone)]
+    >>> alone = Candidate.single(trace.topology, "stage0", reference="stage1")
+    >>> [(bill.unit, bill.cost_ratio) for bill in costs_by_unit(timed, alone)]
     [('seconds', 0.5), ('flops', 0.25)]
     """
-    stage_f = trace.topology.index(setting.reference)
+    stage_f = trace.topology.index(candidate.reference)
     tables = [t for t in (trace.costs, *trace.other_costs) if t.alone(trace.topology, stage_f) > 0]
     return tuple(
-        Bill(
+        UnitCost(
             unit=table.unit,
             note=table.note,
             cost=found.cost,
@@ -70,5 +70,5 @@ def bills(
             cost_ratio_ci=found.cost_ratio_ci,
         )
         for table in tables
-        for found in [evaluate(trace, setting, bootstrap=bootstrap, seed=seed, costs=table)]
+        for found in [evaluate(trace, candidate, bootstrap=bootstrap, seed=seed, costs=table)]
     )

@@ -46,7 +46,7 @@ class LazyInputs(Protocol):
         """One input, without the batch axis; all have one shape."""
         ...
 
-    def rows(self, positions: Sequence[int]) -> "LazyInputs":
+    def take(self, positions: Sequence[int]) -> "LazyInputs":
         """Some of the inputs, in this order."""
         ...
 
@@ -68,8 +68,8 @@ class LabelledBatch(NamedTuple):
 
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Examples:
-    """`n` labelled examples of `c` classes; a map-style data set for torch.
+class Dataset:
+    """`n` labeled examples of `c` classes; a map-style data set for torch.
 
     Args:
         inputs: `(n, ...)`, batch first; images are uint8 or float32 `(n, channels, h, w)`. Or a
@@ -88,8 +88,8 @@ class Examples:
     >>> import torch
     >>> from offramp.data import arrays
     >>> examples = arrays(torch.zeros(6, 1, 2, 2), torch.tensor([0, 1, 0, 1, 0, 1]))
-    >>> parts = examples.divided({"fit": 4, "test": 2}, seed=0, stratified=True)
-    >>> len(parts.part("fit")), parts.part("test").labels.sort().values.tolist()
+    >>> parts = examples.split_into({"fit": 4, "test": 2}, seed=0, stratified=True)
+    >>> len(parts.subset("fit")), parts.subset("test").labels.sort().values.tolist()
     (4, [0, 1])
     """
 
@@ -142,7 +142,7 @@ class Examples:
         return one, int(self.labels[position]), self.ids[position].item()
 
     def batch(self, start: int, stop: int) -> LabelledBatch:
-        """Examples `start` to `stop` as one batch; tensors share memory with the data set."""
+        """Dataset `start` to `stop` as one batch; tensors share memory with the data set."""
         if isinstance(self.inputs, Tensor):
             inputs: Batch = self.inputs[start:stop]
         elif isinstance(self.inputs, Mapping):
@@ -162,7 +162,7 @@ class Examples:
         """A torch loader over batches, always in the order of the examples.
 
         Args:
-            batch_size: Examples of each batch, the last one may be smaller.
+            batch_size: Dataset of each batch, the last one may be smaller.
             num_workers: Processes that prepare batches; 0 means this one.
 
         Returns:
@@ -173,13 +173,13 @@ class Examples:
             cast("Any", batches), batch_size=None, num_workers=num_workers, collate_fn=_as_it_is
         )
 
-    def rows(self, index: Tensor) -> "Examples":
+    def take(self, index: Tensor) -> "Dataset":
         """Some examples, by position or mask, in this order."""
         positions = index.nonzero()[:, 0] if index.dtype == torch.bool else index
         inputs: Any = (
             take_rows(self.inputs, positions)
             if isinstance(self.inputs, Tensor | Mapping)
-            else self.inputs.rows(positions.tolist())
+            else self.inputs.take(positions.tolist())
         )
         return replace(
             self,
@@ -189,7 +189,7 @@ class Examples:
             split=None if self.split is None else self.split[positions],
         )
 
-    def part(self, split: Split) -> "Examples":
+    def subset(self, split: Split) -> "Dataset":
         """The examples of one split.
 
         Raises:
@@ -198,22 +198,22 @@ class Examples:
         check_split("split", split)
         if self.split is None:
             raise InputError(
-                f"{self.name} has no splits; divide it first with examples.divided({{...}}, "
+                f"{self.name} has no splits; divide it first with examples.split_into({{...}}, "
                 "seed=...) or examples.with_ranges({...})."
             )
         mask = self.split == SPLITS.index(split)
         if not bool(mask.any()):
             raise InputError(f"No example of {self.name} is in the split {split!r}.")
-        return self.rows(mask)
+        return self.take(mask)
 
-    def divided(
+    def split_into(
         self, shares: Mapping[Split, float | int], *, seed: int, stratified: bool = False
-    ) -> "Examples":
+    ) -> "Dataset":
         """The same examples, split at random; splits they had before are forgotten.
 
         Args:
             shares: For each split a fraction in (0, 1] (floats) or a number of examples
-                (integers). Examples left over are dropped.
+                (integers). Dataset left over are dropped.
             seed: Of the random order.
             stratified: True gives every split the classes in the proportions of the whole.
 
@@ -234,7 +234,7 @@ class Examples:
         positions = zip(counts, np.split(order, stops)[:-1], strict=True)
         return self._assigned(dict(positions))
 
-    def with_ranges(self, ranges: Mapping[Split, tuple[int, int]]) -> "Examples":
+    def with_ranges(self, ranges: Mapping[Split, tuple[int, int]]) -> "Dataset":
         """The same examples, split by position; those in no range are dropped.
 
         Args:
@@ -263,7 +263,7 @@ class Examples:
             positions[split] = np.arange(start, stop)
         return self._assigned(positions)
 
-    def require_disjoint(self, other: "Examples") -> None:
+    def require_disjoint(self, other: "Dataset") -> None:
         """Raise `SplitOverlapError` if an id stands in both; numbers and strings never match."""
         if (self.ids.dtype.kind == "U") != (other.ids.dtype.kind == "U"):
             return
@@ -294,12 +294,12 @@ class Examples:
             digest.update(self.inputs.identity())
         return digest.hexdigest()
 
-    def _assigned(self, positions: Mapping[Split, Int[np.ndarray, " _"]]) -> "Examples":
+    def _assigned(self, positions: Mapping[Split, Int[np.ndarray, " _"]]) -> "Dataset":
         split = torch.full((len(self),), -1, dtype=torch.int8)
         for name, where in positions.items():
             split[torch.from_numpy(where)] = SPLITS.index(cast("Split", check_split("split", name)))
         kept = split >= 0
-        chosen = replace(replace(self, split=None).rows(kept), split=split[kept])
+        chosen = replace(replace(self, split=None).take(kept), split=split[kept])
         chosen.warn_if_class_missing()
         return chosen
 
@@ -329,7 +329,7 @@ def _hash_tensor(digest: Any, values: Tensor) -> None:  # noqa: ANN401  (hashlib
 class _Batches:
     """The batches of a data set as a data set, so that a batch is one slice, not many rows."""
 
-    def __init__(self, examples: Examples, batch_size: int) -> None:
+    def __init__(self, examples: Dataset, batch_size: int) -> None:
         self.examples = examples
         self.batch_size = batch_size
 

@@ -12,7 +12,7 @@ from offramp.report import (
     Reproduction,
     gain_figure,
     layer_figure,
-    write_design_report,
+    write_class_exits_report,
 )
 
 PAPER = {
@@ -45,7 +45,7 @@ ROW = {
     "gain_intervals": {"cat": [1.21, 1.49]},
     "loss": 0.9876,
     "loss_interval": [0.97, 1.0],
-    "difference": -0.0058,
+    "accuracy_drop": -0.0058,
     "difference_interval": [-0.012, 0.001],
     "worst_recall": 0.0321,
     "worst_class": "dog",
@@ -64,7 +64,7 @@ TABLE = {
             "keep_previous": True,
             "viable": True,
             "point": "layer1",
-            "alpha": 0.951,
+            "threshold": 0.951,
             "rows": {"fit": ROW, "test": ROW},
         },
     ],
@@ -73,7 +73,7 @@ TABLE = {
             "class": "cat",
             "point": "layer1",
             "keep_previous": True,
-            "alpha": 0.951,
+            "threshold": 0.951,
             "on_front": True,
             "splits": {"fit": TIMES, "test": TIMES},
         }
@@ -85,7 +85,7 @@ TABLE |= {
         {
             "class": "cat",
             "point": "layer1",
-            "alpha": 0.951,
+            "threshold": 0.951,
             "splits": {
                 split: {"missed": [21, 17], "missed_baseline": [29, 17], "errors": [30, 17]}
                 for split in ("fit", "test")
@@ -104,7 +104,7 @@ EXIT = {
             "keep_previous": True,
             "reads": ["relu", "layer1"],
             "what": "branch",
-            "alpha": 0.973,
+            "threshold": 0.973,
         }
     ],
     "rows": {"fit": ROW, "calibrate": ROW, "test": ROW},
@@ -115,7 +115,7 @@ EXIT = {
 def design():
     return copy.deepcopy(
         {
-            "format": "offramp-design",
+            "format": "offramp-class-exits",
             "version": 1,
             "unit": "flops",
             "batch_size": 1,
@@ -143,8 +143,8 @@ def design():
 
 
 def written(tmp_path, design):
-    how = Reproduction(commands=("offramp design --class cat",))
-    path = write_design_report(tmp_path / "d.html", design, title="Cats", reproduction=how)
+    how = Reproduction(commands=("offramp class-exits --class cat",))
+    path = write_class_exits_report(tmp_path / "d.html", design, title="Cats", reproduction=how)
     return path.read_text(encoding="utf-8")
 
 
@@ -204,12 +204,12 @@ def test_a_design_without_any_exit_says_so(tmp_path, design):
 
 def test_what_is_no_design_is_refused(tmp_path, design):
     with pytest.raises(InputError, match=r"must end in \.html"):
-        write_design_report(tmp_path / "d.pdf", design, title="x")
+        write_class_exits_report(tmp_path / "d.pdf", design, title="x")
     with pytest.raises(FileFormatError, match="got format None, version None"):
-        write_design_report(tmp_path / "d.html", {}, title="x")
+        write_class_exits_report(tmp_path / "d.html", {}, title="x")
     del design["classes"][0]["rows"]["test"]
     with pytest.raises(FileFormatError, match="lacks something"):
-        write_design_report(tmp_path / "d.html", design, title="x")
+        write_class_exits_report(tmp_path / "d.html", design, title="x")
     assert not (tmp_path / "d.html").exists()
 
 

@@ -10,11 +10,11 @@ from offramp._core.errors import InputError, UnknownNameError
 from offramp.bundle import load_bundle, save_bundle
 from offramp.data import digits
 from offramp.evaluation import replay
-from offramp.fitting.class_exits.choice import ClassDesign, NoViableExit
+from offramp.fitting.class_exits.choice import ClassExitPlan, NoViableExit
 from offramp.fitting.class_exits.scan import Requirements
-from offramp.fitting.class_exits.together import SharedDesign
+from offramp.fitting.class_exits.together import SharedExitPlan
 from offramp.models import ModelSpec, build, head_arguments
-from offramp.policy import Setting
+from offramp.policy import Candidate
 from offramp.recording import record
 from offramp.runtime import Adaptive
 from offramp.stages import Cascade, Normalize, cut_points
@@ -23,8 +23,8 @@ from offramp.train.class_exits import (
     BranchSpec,
     Recipe,
     attachment_points,
-    design_exits,
-    design_together,
+    choose_class_exits,
+    choose_class_exits_together,
     exit_row,
     importance,
     sweep_branches,
@@ -32,7 +32,7 @@ from offramp.train.class_exits import (
 )
 
 MODEL = ModelSpec(name="small_cnn", arguments={"width": 8, "depth": 3, "classes": 10})
-NORMALISE = Normalize(scale=1 / 255, mean=(0.3,), std=(0.4,))
+NORMALIZE = Normalize(scale=1 / 255, mean=(0.3,), std=(0.4,))
 LOOSE = Requirements(thresholds=(0.5, 1.0), tolerance=0.02)
 RECIPE = Recipe(epochs=12, batch_size=128)
 GROUPS = {"small": ["0", "1", "2", "3", "4"], "large": ["5", "6", "7", "8", "9"]}
@@ -41,21 +41,21 @@ GROUPS = {"small": ["0", "1", "2", "3", "4"], "large": ["5", "6", "7", "8", "9"]
 @pytest.fixture(scope="module")
 def examples():
     shares = {"train": 900, "fit": 350, "calibrate": 250, "test": 297}
-    return digits().divided(shares, seed=0, stratified=True)
+    return digits().split_into(shares, seed=0, stratified=True)
 
 
 @pytest.fixture(scope="module")
 def net(examples):
     made = build(MODEL)
     train_classifier(
-        made, examples.part("train"), epochs=6, seed=0, preprocess=NORMALISE, progress=False
+        made, examples.subset("train"), epochs=6, seed=0, preprocess=NORMALIZE, progress=False
     )
     return made.eval()
 
 
 def run(net, examples, folder, **options):
-    settings = {"recipe": RECIPE, "preprocess": NORMALISE, "spec": MODEL, "progress": False}
-    return sweep_branches(net, examples, folder, **{**settings, **options})
+    candidates = {"recipe": RECIPE, "preprocess": NORMALIZE, "spec": MODEL, "progress": False}
+    return sweep_branches(net, examples, folder, **{**candidates, **options})
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +75,8 @@ def branches(sweep):
 
 @pytest.fixture(scope="module")
 def shared(sweep, branches):
-    found = design_together(sweep, range(10), requirements=LOOSE, branches=branches)
-    assert isinstance(found, SharedDesign)
+    found = choose_class_exits_together(sweep, range(10), requirements=LOOSE, branches=branches)
+    assert isinstance(found, SharedExitPlan)
     assert len(found.exits) >= 2
     return found
 
@@ -87,8 +87,8 @@ def kept_previous(sweep, branches):
         dataclasses.replace(b, target=b.target if len(sweep.reads(k)) > 1 else 99)
         for k, b in enumerate(branches)
     ]
-    found = design_exits(sweep, 2, requirements=LOOSE, branches=only)
-    assert isinstance(found, ClassDesign)
+    found = choose_class_exits(sweep, 2, requirements=LOOSE, branches=only)
+    assert isinstance(found, ClassExitPlan)
     return found
 
 
@@ -103,8 +103,8 @@ def test_there_is_a_branch_for_each_point_connection_and_class(sweep, branches):
 
 
 def test_strict_designs_hold_on_fit_and_on_calibrate(sweep, branches):
-    found = [design_exits(sweep, k, requirements=LOOSE, branches=branches) for k in range(10)]
-    viable = [d for d in found if isinstance(d, ClassDesign)]
+    found = [choose_class_exits(sweep, k, requirements=LOOSE, branches=branches) for k in range(10)]
+    viable = [d for d in found if isinstance(d, ClassExitPlan)]
     assert len(viable) >= 8
     for design in viable:
         assert design.fit.keeps_accuracy(0.02)
@@ -120,7 +120,7 @@ def test_replay_of_the_recorded_cascade_gives_the_figures_of_the_sweep(
     sweep, shared, examples, split
 ):
     cascade, policy = sweep.cascade(shared.exits)
-    trace = record(cascade, examples.part(split), progress=False)
+    trace = record(cascade, examples.subset(split), progress=False)
     done, row = replay(trace, policy), exit_row(sweep.data(split), shared.exits)
     assert 1 - done.wrong.mean() == pytest.approx(row.system.accuracy)
     for k in range(10):
@@ -132,13 +132,13 @@ def test_replay_of_the_recorded_cascade_gives_the_figures_of_the_sweep(
 
 def test_the_cascade_runs_and_is_saved_like_any_other(sweep, shared, examples, tmp_path):
     cascade, policy = sweep.cascade(shared.exits)
-    part = examples.part("test")
+    part = examples.subset("test")
     trace = record(cascade, part, progress=False)
     wanted = replay(trace, policy)
     sure = wanted.closest > 1e-4
     assert sure.mean() > 0.95
-    setting = Setting(policy=policy, method="class_specific", reference="last")
-    save_bundle(tmp_path / "bundle", cascade, setting, costs=trace.costs)
+    candidate = Candidate(policy=policy, method="class_exits", reference="last")
+    save_bundle(tmp_path / "bundle", cascade, candidate, costs=trace.costs)
     loaded = load_bundle(tmp_path / "bundle").adaptive
     for model in (Adaptive(cascade, policy, costs=trace.costs), loaded):
         answers = [model(x, ids=i) for x, _, i in part.loader(64)]
@@ -154,7 +154,7 @@ def test_an_exit_that_keeps_previous_layers_replays_as_designed(sweep, branches,
     design = kept_previous(sweep, branches)
     assert len(sweep.reads(design.exits[0].column)) > 1
     cascade, policy = sweep.cascade(design.exits)
-    trace = record(cascade, examples.part("test"), progress=False)
+    trace = record(cascade, examples.subset("test"), progress=False)
     row = exit_row(sweep.data("test"), design.exits)
     done = replay(trace, policy)
     assert 1 - done.wrong.mean() == pytest.approx(row.system.accuracy)
@@ -164,12 +164,12 @@ def test_an_exit_that_keeps_previous_layers_replays_as_designed(sweep, branches,
 
 
 def test_an_exit_of_all_classes_stands_beside_them(sweep, branches, examples):
-    design = design_exits(sweep, None, requirements=LOOSE, branches=branches)
-    assert isinstance(design, ClassDesign)
+    design = choose_class_exits(sweep, None, requirements=LOOSE, branches=branches)
+    assert isinstance(design, ClassExitPlan)
     assert design.fit.gain_all > 1
     cascade, policy = sweep.cascade(design.exits)
     assert cascade.topology.names == ("exits.all", "last")
-    done = replay(record(cascade, examples.part("fit"), progress=False), policy)
+    done = replay(record(cascade, examples.subset("fit"), progress=False), policy)
     assert 1 - done.wrong.mean() == pytest.approx(design.fit.accuracy)
     assert done.cost.mean() == pytest.approx(design.fit.time_baseline / design.fit.gain_all)
     assert exit_row(sweep.data("test"), design.exits).paper is None
@@ -177,7 +177,7 @@ def test_an_exit_of_all_classes_stands_beside_them(sweep, branches, examples):
 
 def test_the_paper_s_design_is_shown_with_the_honest_columns(sweep, branches):
     paper = Requirements(constraints="paper", thresholds=(0.5, 1.0))
-    found = design_exits(sweep, 8, requirements=paper, branches=branches, confirm=False)
+    found = choose_class_exits(sweep, 8, requirements=paper, branches=branches, confirm=False)
     if isinstance(found, NoViableExit):
         assert "constraints 'paper'" in found.reason
         return
@@ -194,7 +194,7 @@ def test_intervals_enclose_what_was_measured(sweep, shared):
         assert low <= gain <= high
     if row.loss is not None:  # None where every class has an exit
         assert row.loss_interval[0] <= row.loss <= row.loss_interval[1]
-    assert row.difference_interval[0] <= row.difference <= row.difference_interval[1]
+    assert row.difference_interval[0] <= row.accuracy_drop <= row.difference_interval[1]
     assert row.worst_recall_interval[0] <= row.worst_recall <= row.worst_recall_interval[1]
     again = row.system
     drops = np.array(again.recalls_baseline) - np.array(again.recalls)
@@ -206,7 +206,7 @@ def test_pruning_trains_branches_that_read_less_and_never_chooses_worse(sweep, b
     by_point = importance(sweep, design.exits[0].column)
     assert list(by_point) == list(sweep.reads(design.exits[0].column))
     assert min(by_point.values()) > 0
-    pruned = with_pruned(sweep, [design], progress=False)
+    pruned = with_pruned(sweep, [class_exits], progress=False)
     fresh = pruned.specs[len(sweep.specs) :]
     assert all(spec.point == sweep.specs[design.exits[0].column].point for spec in fresh)
     assert all(0 < len(spec.reads) < len(by_point) for spec in fresh)
@@ -215,7 +215,7 @@ def test_pruning_trains_branches_that_read_less_and_never_chooses_worse(sweep, b
     again = pruned.branches()
     assert pruned.data("fit").evidence.shape[1] == len(again)
     before, after = (
-        design_exits(s, 2, requirements=LOOSE, branches=b, confirm=False)
+        choose_class_exits(s, 2, requirements=LOOSE, branches=b, confirm=False)
         for s, b in ((sweep, branches), (pruned, again))
     )
     assert after.fit.times[2] <= before.fit.times[2] + 1e-9
@@ -231,18 +231,18 @@ def test_pruned_branches_run(sweep, examples):
         dataclasses.replace(b, target=b.target if k == column else 99)
         for k, b in enumerate(more.branches())
     ]
-    design = design_exits(more, 2, requirements=LOOSE, branches=only, confirm=False)
+    design = choose_class_exits(more, 2, requirements=LOOSE, branches=only, confirm=False)
     if isinstance(design, NoViableExit):  # so late that nothing is saved
         assert branch.timing.reached + branch.timing.branch > 0.9 * branch.timing.baseline
         return
     cascade, policy = more.cascade(design.exits)
-    done = replay(record(cascade, examples.part("fit"), progress=False), policy)
+    done = replay(record(cascade, examples.subset("fit"), progress=False), policy)
     assert 1 - done.wrong.mean() == pytest.approx(design.fit.accuracy)
 
 
 @pytest.fixture(scope="module")
 def headed(net, examples, sweep):
-    given = NORMALISE(examples.batch(0, 1).inputs)
+    given = NORMALIZE(examples.batch(0, 1).inputs)
     points = [p for p in cut_points(net, given) if len(p.shape) == 3][1:3]
     heads = {
         p.name: ModelSpec(
@@ -250,16 +250,16 @@ def headed(net, examples, sweep):
         )
         for p in points
     }
-    cascade = Cascade.of_exits(
+    cascade = Cascade.from_network(
         net,
         list(heads),
         heads=heads,
         example=examples.batch(0, 1).inputs,
-        preprocess=NORMALISE,
+        preprocess=NORMALIZE,
         spec=MODEL,
     )
     train_heads(
-        cascade, examples.part("train"), epochs=8, seed=0, learning_rate=0.03, progress=False
+        cascade, examples.subset("train"), epochs=8, seed=0, learning_rate=0.03, progress=False
     )
     return cascade, sweep.with_heads(cascade, examples, progress=False)
 
@@ -285,27 +285,31 @@ def test_heads_of_all_classes_stand_beside_the_branches(headed, sweep, examples,
         data.evidence[:, :-more], sweep.data("calibrate").evidence
     )  # the old columns stay where they are
     loose = dataclasses.replace(LOOSE, tolerance=0.1)
-    design = design_exits(found, target, requirements=loose, branches=only_heads(found, target))
-    assert isinstance(design, ClassDesign)
+    design = choose_class_exits(
+        found, target, requirements=loose, branches=only_heads(found, target)
+    )
+    assert isinstance(design, ClassExitPlan)
     assert found.label(design.exits[0].column) in cascade.topology.names
     made, policy = found.cascade(design.exits)
-    trace = record(made, examples.part("test"), progress=False)
+    trace = record(made, examples.subset("test"), progress=False)
     done, row = replay(trace, policy), exit_row(found.data("test"), design.exits)
     assert 1 - done.wrong.mean() == pytest.approx(row.system.accuracy)
     for k in range(10):
         own = trace.labels.numpy() == k
         assert done.cost[own].mean() == pytest.approx(row.system.times[k])
-    setting = Setting(policy=policy, method="class_specific", reference="last")
-    save_bundle(tmp_path / "bundle", made, setting, costs=trace.costs)
+    candidate = Candidate(policy=policy, method="class_exits", reference="last")
+    save_bundle(tmp_path / "bundle", made, candidate, costs=trace.costs)
     loaded = load_bundle(tmp_path / "bundle").adaptive
-    answered = torch.cat([loaded(x, ids=i).labels for x, _, i in examples.part("test").loader(64)])
+    answered = torch.cat(
+        [loaded(x, ids=i).labels for x, _, i in examples.subset("test").loader(64)]
+    )
     sure = done.closest > 1e-4
     assert np.array_equal(answered.numpy()[sure], done.labels[sure, 0])
 
 
 def test_branches_and_heads_may_follow_each_other(headed, examples):
     _, found = headed
-    design = design_exits(found, 2, requirements=LOOSE, confirm=False, exits=2)
+    design = choose_class_exits(found, 2, requirements=LOOSE, confirm=False, exits=2)
     branches = found.branches()
     of_heads = [k for k, b in enumerate(branches) if found.label(k) != "branch" and b.target == 2]
     first = next(k for k, b in enumerate(branches) if b.target == 2)
@@ -314,7 +318,7 @@ def test_branches_and_heads_may_follow_each_other(headed, examples):
         for k in (first, of_heads[-1])
     ]
     made, policy = found.cascade(exits)
-    done = replay(record(made, examples.part("fit"), progress=False), policy)
+    done = replay(record(made, examples.subset("fit"), progress=False), policy)
     assert 1 - done.wrong.mean() == pytest.approx(
         exit_row(found.data("fit"), exits).system.accuracy
     )
@@ -323,7 +327,7 @@ def test_branches_and_heads_may_follow_each_other(headed, examples):
 def test_heads_of_another_network_are_refused(headed, sweep, examples):
     other = build(dataclasses.replace(MODEL, arguments={**MODEL.arguments, "seed": 5}))
     cascade, _ = headed
-    strange = Cascade.of_exits(
+    strange = Cascade.from_network(
         other,
         [cascade.topology.groups[0]],
         heads={
@@ -332,11 +336,11 @@ def test_heads_of_another_network_are_refused(headed, sweep, examples):
             )
         },
         example=examples.batch(0, 1).inputs,
-        preprocess=NORMALISE,
+        preprocess=NORMALIZE,
     )
     with pytest.raises(InputError, match="of the same network"):
         sweep.with_heads(strange, examples, progress=False)
-    alone = Cascade.of_models({"net": other}, preprocess=NORMALISE)
+    alone = Cascade.from_models({"net": other}, preprocess=NORMALIZE)
     with pytest.raises(InputError, match="with heads; got the stages"):
         sweep.with_heads(alone, examples, progress=False)
 
@@ -344,11 +348,11 @@ def test_heads_of_another_network_are_refused(headed, sweep, examples):
 def test_superclasses_are_designed_and_run(net, examples, tmp_path):
     sweep = run(net, examples, tmp_path, groups=GROUPS, targets=["small"])
     assert len(sweep.specs) == 6
-    found = design_exits(sweep, "small", requirements=LOOSE, confirm=False)
-    assert isinstance(found, ClassDesign)
+    found = choose_class_exits(sweep, "small", requirements=LOOSE, confirm=False)
+    assert isinstance(found, ClassExitPlan)
     cascade, policy = sweep.cascade(found.exits)
     data = sweep.data("test")
-    part = examples.part("test")
+    part = examples.subset("test")
     done = replay(
         record(cascade, [(part.inputs, torch.from_numpy(data.labels))], progress=False), policy
     )
@@ -412,11 +416,11 @@ def test_bad_input_is_named(net, examples, tmp_path, options, error, message):
 
 
 def test_missing_splits_are_named(net, examples, sweep, tmp_path):
-    fit_only = examples.divided({"train": 900, "fit": 300}, seed=0)
+    fit_only = examples.split_into({"train": 900, "fit": 300}, seed=0)
     small = run(net, fit_only, tmp_path, recipe=Recipe(epochs=1), targets=[0])
     with pytest.raises(UnknownNameError, match="no split 'calibrate'"):
-        design_exits(small, 0)
+        choose_class_exits(small, 0)
     with pytest.raises(InputError, match=r"No example .* is in the split 'fit'"):
-        run(net, examples.part("train"), tmp_path)
+        run(net, examples.subset("train"), tmp_path)
     with pytest.raises(UnknownNameError, match="no class '11'"):
-        design_exits(sweep, "11")
+        choose_class_exits(sweep, "11")

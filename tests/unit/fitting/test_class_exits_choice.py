@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from offramp._core.errors import InputError
-from offramp.fitting.class_exits.choice import ClassDesign, NoViableExit, choose_exits, fulfils
+from offramp.fitting.class_exits.choice import ClassExitPlan, NoViableExit, choose_exits, fulfils
 from offramp.fitting.class_exits.data import Branch, ClassData, ClassExit
 from offramp.fitting.class_exits.figures import paper_figures, system_figures
 from offramp.fitting.class_exits.scan import (
@@ -22,7 +22,7 @@ from offramp.fitting.class_exits.scan import (
     scan,
 )
 from offramp.fitting.class_exits.time import Timing
-from offramp.fitting.class_exits.together import SharedDesign, choose_together
+from offramp.fitting.class_exits.together import SharedExitPlan, choose_together
 from support.properties import examples
 
 T = 10.0
@@ -158,7 +158,7 @@ def test_under_the_paper_s_constraints_the_largest_rate_is_taken():
     requirements = Requirements(constraints="paper", thresholds=(0.5, 1.0), select="saved")
     data = dataclasses.replace(data, evidence=data.evidence[:, :1])
     found = choose_exits(data, branches[:1], target=0, requirements=requirements)
-    assert isinstance(found, ClassDesign)
+    assert isinstance(found, ClassExitPlan)
     standing = Standing.of(data, [], T)
     slow = allowed_reference(data, 0, branches[0], standing, requirements)
     paper = found.paper(data)
@@ -185,7 +185,7 @@ def test_what_calibrate_refutes_is_not_chosen():
     requirements = Requirements(thresholds=WIDE, tolerance=0.004)
     found = choose_exits(fit, branches, target=0, requirements=requirements, calibrate=other)
     alone = choose_exits(fit, branches, target=0, requirements=requirements)
-    assert isinstance(found, ClassDesign)
+    assert isinstance(found, ClassExitPlan)
     assert fulfils(other, found.exits, requirements)
     assert found.calibrate.gain(0) > 1
     assert found.fit.gain(0) <= alone.fit.gain(0)
@@ -257,7 +257,7 @@ def test_an_exit_of_all_classes_answers_its_own_labels():
     found = choose_exits(
         data, [branch(None, 3.0)], target=None, requirements=Requirements(tolerance=0.02)
     )
-    assert isinstance(found, ClassDesign)
+    assert isinstance(found, ClassExitPlan)
     assert 1 < found.fit.gain_all < T / 3
     assert found.fit.accuracy >= 0.98
     with pytest.raises(InputError, match="'strict' for an exit of all classes, got 'paper'"):
@@ -291,7 +291,7 @@ def test_exits_of_several_classes_are_confirmed():
     found = choose_together(
         fit, branches, targets=[0, 1], requirements=requirements, calibrate=other
     )
-    assert isinstance(found, SharedDesign)
+    assert isinstance(found, SharedExitPlan)
     assert found.calibrate.keeps_accuracy(0.02)
     assert found.to_dict()["targets"] == list(found.targets)
     refuted = choose_together(
@@ -315,7 +315,7 @@ def test_an_exit_that_does_harm_on_calibrate_is_left_out():
     found = choose_together(
         fit, branches, targets=[0, 1, 2], requirements=requirements, calibrate=other
     )
-    assert isinstance(found, SharedDesign)
+    assert isinstance(found, SharedExitPlan)
     assert 2 not in found.targets
 
 

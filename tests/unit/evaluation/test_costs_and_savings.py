@@ -10,7 +10,7 @@ from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp._core.schema import to_json
 from offramp.evaluation import (
-    bills,
+    costs_by_unit,
     evaluate,
     exit_points,
     fit,
@@ -19,10 +19,10 @@ from offramp.evaluation import (
     savings,
     sweep,
 )
-from offramp.fitting.baselines import fit_uniform
-from offramp.fitting.learned import fit_weighted
+from offramp.fitting.baselines import fit_random
+from offramp.fitting.learned import fit_learned
 from offramp.fitting.tables import Tables
-from offramp.policy import Setting
+from offramp.policy import Candidate
 from offramp.trace import Trace
 from offramp.trace.testing import make_trace
 
@@ -36,22 +36,26 @@ SECONDS = Costs(
 def trace() -> Trace:
     plain = make_trace(1500, stages=3, seed=4)
     timed = replace(plain, other_costs=(SECONDS, Costs.simple("usd", [1.0, 1.0, 0.0])))
-    return timed.divided({"fit": 500, "calibrate": 500, "test": 500}, seed=0)
+    return timed.split_into({"fit": 500, "calibrate": 500, "test": 500}, seed=0)
 
 
 @pytest.fixture(scope="module")
 def frontier(trace):
-    options = {"combines": ["weighted"], "lams": [0.02, 0.1, 0.4], "confidences": ["margin"]}
-    return fit(trace, ["weighted", "myopic", "uniform"], progress=False, **options)
+    options = {
+        "combines": ["log_linear"],
+        "cost_weights": [0.02, 0.1, 0.4],
+        "confidences": ["margin"],
+    }
+    return fit(trace, ["learned", "threshold", "random"], progress=False, **options)
 
 
 def test_a_bill_in_another_unit_is_the_sum_of_what_each_example_used(trace, frontier):
-    part, setting = trace.part("test"), frontier.pareto[len(frontier.pareto) // 2].setting
-    flops, seconds = bills(part, setting)
-    done = replay(part, setting.policy)
+    part, candidate = trace.subset("test"), frontier.pareto[len(frontier.pareto) // 2].candidate
+    flops, seconds = costs_by_unit(part, candidate)
+    done = replay(part, candidate.policy)
     own = SECONDS.alone(part.topology, 2)
     paid = [
-        SECONDS.path(setting.policy.topology, path, setting.policy.decided(path))
+        SECONDS.path(candidate.policy.topology, path, candidate.policy.decided(path))
         for path in done.paths
     ]
     each = np.array(paid)[done.path]
@@ -61,30 +65,30 @@ def test_a_bill_in_another_unit_is_the_sum_of_what_each_example_used(trace, fron
     low, high = seconds.cost_ratio_ci
     assert low < seconds.cost_ratio < high
     assert seconds.speedup == pytest.approx(1 / seconds.cost_ratio)
-    assert flops.cost_ratio == evaluate(part, setting).cost_ratio
+    assert flops.cost_ratio == evaluate(part, candidate).cost_ratio
     assert json.loads(json.dumps(to_json(seconds)))["cost_ratio_ci"] == list(seconds.cost_ratio_ci)
 
 
 def test_other_costs_change_no_decision(trace, frontier):
-    part, setting = trace.part("test"), frontier.pareto[0].setting
-    plain, timed = (evaluate(part, setting, costs=costs) for costs in (None, SECONDS))
+    part, candidate = trace.subset("test"), frontier.pareto[0].candidate
+    plain, timed = (evaluate(part, candidate, costs=costs) for costs in (None, SECONDS))
     assert timed.unit == "seconds"
     assert timed.exit_share == plain.exit_share
-    assert timed.difference_ci == plain.difference_ci
+    assert timed.accuracy_drop_ci == plain.accuracy_drop_ci
 
 
 def test_costs_of_other_stages_are_refused(trace, frontier):
     with pytest.raises(InputError, match=r"one entry per stage \(3\), got 2"):
-        evaluate(trace, frontier.pareto[0].setting, costs=Costs.simple("usd", [1.0, 2.0]))
+        evaluate(trace, frontier.pareto[0].candidate, costs=Costs.simple("usd", [1.0, 2.0]))
 
 
 def test_savings_are_those_of_the_points_chosen_on_other_examples(trace, frontier):
-    part = trace.part("test")
+    part = trace.subset("test")
     found = savings(part, {"all": frontier}, losses=[0.0, 0.05], bootstrap=100)
-    assert [s.max_loss for s in found] == [0.0, 0.05]
+    assert [s.max_drop for s in found] == [0.0, 0.05]
     for saving in found:
-        choice = frontier.cheapest(max_loss=saving.max_loss)
-        again = evaluate(part, choice.setting, bootstrap=100)
+        choice = frontier.cheapest(max_drop=saving.max_drop)
+        again = evaluate(part, choice.candidate, bootstrap=100)
         assert to_json(saving.found) == to_json(again)
         assert saving.saved == 1 - again.cost_ratio
         assert saving.saved_ci == (1 - again.cost_ratio_ci[1], 1 - again.cost_ratio_ci[0])
@@ -93,22 +97,22 @@ def test_savings_are_those_of_the_points_chosen_on_other_examples(trace, frontie
 
 
 def test_where_nothing_is_worth_it_one_network_stands_there(trace):
-    part = trace.part("fit")
-    settings = fit_uniform(part, reference="stage2", rates=[0.5])
-    only = sweep(settings, part, trace.part("calibrate"), reference="stage2", progress=False)
-    (saving,) = savings(trace.part("test"), {"random": only}, losses=[0.0], bootstrap=0)
+    part = trace.subset("fit")
+    candidates = fit_random(part, reference="stage2", rates=[0.5])
+    only = sweep(candidates, part, trace.subset("calibrate"), reference="stage2", progress=False)
+    (saving,) = savings(trace.subset("test"), {"random": only}, losses=[0.0], bootstrap=0)
     assert not saving.cascade
     assert saving.saved == 0
     assert saving.saved_ci is None
 
 
 def test_the_frontier_of_one_policy_is_judged_as_if_it_had_been_fitted_alone(trace, frontier):
-    calibrate = trace.part("calibrate")
-    options = {"combines": ["weighted"], "confidences": ["margin"]}
-    alone = fit(trace, "myopic", progress=False, **options)
-    among = frontier_of(frontier, ["myopic"], calibrate)
+    calibrate = trace.subset("calibrate")
+    options = {"combines": ["log_linear"], "confidences": ["margin"]}
+    alone = fit(trace, "threshold", progress=False, **options)
+    among = frontier_of(frontier, ["threshold"], calibrate)
     for loss in (0.0, 0.02, 0.05):
-        first, second = (to_json(f.cheapest(max_loss=loss)) for f in (alone, among))
+        first, second = (to_json(f.cheapest(max_drop=loss)) for f in (alone, among))
         assert first == second
     assert [p.on_front for p in among.points] == [p.on_front for p in alone.points]
     assert frontier_of(frontier, ["agreement"], calibrate) is None
@@ -116,24 +120,24 @@ def test_the_frontier_of_one_policy_is_judged_as_if_it_had_been_fitted_alone(tra
 
 def test_without_that_a_beaten_policy_is_judged_on_fit_alone(frontier):
     """The fault that `frontier_of` is there for can be seen without it."""
-    among = frontier_of(frontier, ["uniform"], None)
-    assert any(p.calibrate is None for p in among.front("difference"))
+    among = frontier_of(frontier, ["random"], None)
+    assert any(p.calibrate is None for p in among.front("accuracy_drop"))
 
 
-@pytest.mark.parametrize("combine", ["last", "mean", "weighted"])
+@pytest.mark.parametrize("combine", ["last", "mean", "log_linear"])
 def test_depth_and_accuracy_of_each_exit_are_those_of_its_outputs(trace, combine):
-    part = trace.part("fit")
-    (setting,) = fit_weighted(
-        part, reference="stage2", lams=[0.05], combines=[combine],
+    part = trace.subset("fit")
+    (candidate,) = fit_learned(
+        part, reference="stage2", cost_weights=[0.05], combines=[combine],
         topologies=[part.topology.chain([0, 1, 2])],
     )  # fmt: skip
-    points = exit_points(part, setting)
+    points = exit_points(part, candidate)
     assert [p.accuracy for p in points] == [part.accuracy(k) for k in range(3)]
     assert points[0].cost_ratios == pytest.approx((1 / 16, 0.011 / 0.05))
-    chain = setting.policy.topology.active
+    chain = candidate.policy.topology.active
     tables = Tables(
-        part, temperatures=setting.policy.temperatures.tolist(), combine=combine, reference=2,
-        weights=setting.policy.combination.weights or None,
+        part, temperatures=candidate.policy.temperatures.tolist(), combine=combine, reference=2,
+        weights=candidate.policy.combination.weights or None,
     )  # fmt: skip
     for i, k in enumerate(chain):
         if combine == "last" or i == 0:
@@ -146,5 +150,5 @@ def test_depth_and_accuracy_of_each_exit_are_those_of_its_outputs(trace, combine
 
 
 def test_of_one_network_alone_nothing_is_combined(trace):
-    alone = Setting.single(trace.topology, "stage0", reference="stage2")
+    alone = Candidate.single(trace.topology, "stage0", reference="stage2")
     assert {p.combined for p in exit_points(trace, alone)} == {None}

@@ -15,17 +15,17 @@ from torch import nn
 from offramp._core.checks import check_known
 from offramp._core.errors import InputError
 from offramp.stages.cascade import Cascade
-from offramp.stages.fusing.modules import Ahead, CarryOf, Same, Together, Unasked, is_passing
+from offramp.stages.fusing.modules import Ahead, CarryOf, FusedSegments, Same, Unasked, is_passing
 from offramp.stages.stage import Stage
 
 
-def join(
+def fuse(
     cascade: Cascade, blocks: Iterable[Sequence[str]], *, asked: Collection[str] | None = None
 ) -> Cascade:
     """The same cascade, the stages of each block in one piece.
 
     Stages of a block have all run when the first of them has. So join stages between which hardly
-    anybody leaves; `join_for` measures which. Answers are equal to rounding, names stay, and so
+    anybody leaves; `fuse_for` measures which. Answers are equal to rounding, names stay, and so
     policies fit as before. Then give the cascade to `with_backend`: for ONNX Runtime and OpenVINO
     a block is one model.
 
@@ -43,7 +43,7 @@ def join(
     >>> import torch
     >>> body, head = nn.Linear(4, 4), nn.Linear(4, 3)
     >>> stages = [Stage("a", body, head=head), Stage("b", body, head=head, source="a")]
-    >>> both = join(Cascade(stages, edges=[("a", "b")]), [["a", "b"]])
+    >>> both = fuse(Cascade(stages, edges=[("a", "b")]), [["a", "b"]])
     >>> both.topology.names, both.stage(0).run(torch.ones(1, 4))[1].shape  # logits of both
     (('a', 'b'), torch.Size([1, 2, 3]))
     """
@@ -78,7 +78,7 @@ def _joined(cascade: Cascade, block: Sequence[str], wanted: Collection[str]) -> 
     if not any(asked):
         raise InputError(f"asked must hold a stage of each block, got none of {list(block)}.")
     carry = members[-1].gives_carry and any(s.source == members[-1].name for s in cascade)
-    whole = Together(
+    whole = FusedSegments(
         [stage.module for stage in members],
         [head if own else None for head, own in zip(says, asked, strict=True)],
         carry=carry,

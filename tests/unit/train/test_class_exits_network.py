@@ -49,7 +49,7 @@ def tapped_net(net, images):
 def cascade(tapped_net, images):
     widths = {"cat": 64, "dog": 32, "car": 32 + 64 + 64}
     heads = {f"exits.{name}": ClassHead(width, 10, 4) for name, width in widths.items()}
-    return Cascade.of_exits(tapped_net, list(heads), heads=heads, example=images[:1])
+    return Cascade.from_network(tapped_net, list(heads), heads=heads, example=images[:1])
 
 
 def test_a_tapped_network_gives_the_same_logits(net, tapped_net, images):
@@ -92,7 +92,7 @@ def test_each_exit_reads_the_pooled_maps_of_its_points(net, cascade, images):
 
 def test_two_exits_at_one_point_share_the_network(net, cascade, images):
     costs = measure_flops(cascade, images[:1])
-    whole = measure_flops(Cascade.of_models({"net": net}), images[:1]).segment[0]
+    whole = measure_flops(Cascade.from_models({"net": net}), images[:1]).segment[0]
     assert sum(costs.segment) == whole
     assert costs.segment[1] == 0.0
     assert costs.head == (2 * 64, 2 * 32, 2 * 160, 0.0)
@@ -113,7 +113,7 @@ def test_superclasses_are_those_of_the_class_predicted(net, images):
     with torch.no_grad():
         classes, groups = net(images).argmax(dim=1), made(images).argmax(dim=1)
     assert groups.tolist() == [table[k] for k in classes]
-    cascade = Cascade.of_exits(
+    cascade = Cascade.from_network(
         made, ["exits.a"], heads={"exits.a": ClassHead(32, 3, 1)}, example=images[:1]
     )
     with torch.no_grad():
@@ -143,7 +143,7 @@ def test_a_tap_that_is_not_pooled_gives_the_map_itself(net, images):
         handle = layer.register_forward_hook(lambda *parts: seen.append(parts[-1]))
         net(images)
         handle.remove()
-        cascade = Cascade.of_exits(
+        cascade = Cascade.from_network(
             made, ["exits.raw"], heads={"exits.raw": nn.Flatten()}, example=images[:1]
         )
         flat = cascade.stage("exits.raw").run(images)[0]

@@ -1,4 +1,4 @@
-"""A setting: one fitted policy and how it came about.
+"""A candidate: one fitted policy and how it came about.
 
 Layer: policy.
 """
@@ -14,18 +14,18 @@ from offramp.policy.policy import Policy
 @final
 @stored(whole=True)
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class Candidate:
     """One candidate operating point.
 
     Args:
         policy: What decides.
-        method: How it was made: "single", "uniform", "myopic", "weighted", "agreement".
-        reference: Name of F, the stage whose own answer defines every loss difference.
+        method: How it was made: "single", "random", "threshold", "learned", "agreement".
+        reference: Name of the reference, the stage whose own answer defines every loss difference.
         top: The loss counts a label as right when it is among the `top` best.
         parameters: What distinguishes it from its siblings: trade-off, threshold, rate.
 
-    >>> setting = Setting.single(Topology.of(["a", "b"]), "b", reference="b")
-    >>> setting.label
+    >>> candidate = Candidate.single(Topology.of(["a", "b"]), "b", reference="b")
+    >>> candidate.label
     'b alone'
     """
 
@@ -36,7 +36,7 @@ class Setting:
     parameters: dict[str, float | int | str] = field(default_factory=dict)
 
     @classmethod
-    def single(cls, topology: Topology, stage: str, *, reference: str, top: int = 1) -> "Setting":
+    def single(cls, topology: Topology, stage: str, *, reference: str, top: int = 1) -> "Candidate":
         """One stage run alone on every example: a static network."""
         return cls(
             policy=Policy(topology.chain([stage]), {}),

@@ -1,4 +1,4 @@
-"""`offramp train joint`: networks and their stopping networks, trained together for each alpha.
+"""`offramp train joint`: networks and stopping networks, trained together for each cost weight.
 
 Layer: cli.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from offramp.train import JointEpoch
 
 
-def train_together(
+def train_joint_command(
     settings: RunConfig,
     config: Path,
     output: Output,
@@ -43,7 +43,7 @@ def train_together(
         device: Where networks run.
         restart: Begin anew.
     """
-    from offramp.project.build import examples_of, warn_of_raw_bytes
+    from offramp.project.build import dataset_of, warn_of_raw_bytes
     from offramp.project.joint import (
         STATIC_TRACE,
         WORK,
@@ -56,13 +56,13 @@ def train_together(
 
     if settings.data is None:  # load_config has refused it
         return
-    examples = examples_of(settings.data)
+    examples = dataset_of(settings.data)
     parts_of(examples, settings.joint)  # before anything is written
     warn_of_raw_bytes(settings, examples)
     run = RunFolder.claim(settings.folder)
     if bundle is not None:
         overwrite = check_bundle(run, bundle, overwrite=overwrite, keep=[config])
-    names = [trace_name(alpha) for alpha in settings.joint.alphas]
+    names = [trace_name(cost_weight) for cost_weight in settings.joint.cost_weights]
     run.remember(WORK, STATIC_TRACE, *names)
     try:
         found = train_all(
@@ -71,7 +71,7 @@ def train_together(
             run.path,
             device=device,
             restart=restart,
-            told=lambda alpha, epoch: output.line(_epoch(alpha, epoch)),
+            told=lambda cost_weight, epoch: output.line(_epoch(cost_weight, epoch)),
         )
     except InputError as error:
         if not (run.path / WORK).exists() or restart:
@@ -89,10 +89,10 @@ def train_together(
         raise typer.Exit(NO_ANSWER)
 
 
-def _epoch(alpha: float, epoch: "JointEpoch") -> str:
+def _epoch(cost_weight: float, epoch: "JointEpoch") -> str:
     """One line of the running frontier, as judged on the validation examples."""
     left = " ".join(f"{100 * share:.0f}" for share in epoch.exit_share)
-    of = "alone" if math.isnan(alpha) else f"alpha {alpha:g}"
+    of = "alone" if math.isnan(cost_weight) else f"cost_weight {cost_weight:g}"
     return (
         f"{of:<12} {epoch.phase:<8} cost {percent(epoch.cost_ratio):>7} error "
         f"{percent(epoch.error):>7} leave after each (%): {left}"
@@ -105,13 +105,13 @@ def _save_bundle(
     from torch import Tensor
 
     from offramp.bundle import save_bundle
-    from offramp.project.build import examples_of
+    from offramp.project.build import dataset_of
     from offramp.project.inputs import image_options
 
     if settings.data is None:  # load_config has refused it
         return
-    found.load_for(choice.setting)
-    first = examples_of(settings.data).batch(0, 1).inputs
+    found.load_for(choice.candidate)
+    first = dataset_of(settings.data).batch(0, 1).inputs
     save_bundle(
         bundle,
         found.cascade.cpu(),
@@ -127,7 +127,7 @@ def _show(output: Output, value: dict[str, Any], folder: Path, bundle: Path | No
     from_scratch = "as given" if value["given"] else "trained alone"
     output.line()
     output.paragraph(
-        f"On {value['examples']} examples of {value['split']!r}; F is {value['reference']}, "
+        f"On {value['examples']} examples of {value['split']!r}; reference {value['reference']}, "
         f"{from_scratch}."
     )
     rows = [
@@ -138,7 +138,7 @@ def _show(output: Output, value: dict[str, Any], folder: Path, bundle: Path | No
             rows.append([title, value[name]["cost"], value[name]["error"]])
     largest = next(one for one in value["static"] if one["name"] == value["reference"])
     output.table(
-        ["", "error", "cost/example", "of F", "points lost"],
+        ["", "error", "cost/example", "of the reference", "points lost"],
         [
             [
                 name,

@@ -135,18 +135,18 @@ def test_replay_gives_the_figures_that_the_choice_was_made_by(seed):
 
 def test_settings_keep_their_tolerance_on_fit():
     trace = early_exit_trace(9, n=800)
-    settings = fit_class_specific(trace, reference="last", tolerances=[0.0, 0.01, 0.03])
-    assert len(settings) > 3
+    candidates = fit_class_specific(trace, reference="last", tolerances=[0.0, 0.01, 0.03])
+    assert len(candidates) > 3
     f_wrong = trace.wrong(2)
-    for setting in settings:
-        done = replay(trace, setting.policy)
-        tolerance, target = setting.parameters["tolerance"], setting.parameters["target"]
+    for candidate in candidates:
+        done = replay(trace, candidate.policy)
+        tolerance, target = candidate.parameters["tolerance"], candidate.parameters["target"]
         for k in range(4):
             own = trace.labels.numpy() == k
             assert done.wrong[own].mean() <= f_wrong[own].mean() + tolerance + 1e-9
         own = trace.labels.numpy() == target
         assert done.cost[own].mean() < 10.0
-        assert 0.5 <= setting.parameters["alpha"] <= 1.0
+        assert 0.5 <= candidate.parameters["threshold"] <= 1.0
 
 
 def test_classes_are_named_and_near_names_suggested():
@@ -159,8 +159,8 @@ def test_classes_are_named_and_near_names_suggested():
         costs=made.costs,
         class_names=("cat", "dog", "ship", "truck"),
     )
-    settings = fit_class_specific(trace, reference="last", targets=["dog"], tolerances=[0.05])
-    assert [s.parameters["target"] for s in settings] == [1]
+    candidates = fit_class_specific(trace, reference="last", targets=["dog"], tolerances=[0.05])
+    assert [s.parameters["target"] for s in candidates] == [1]
     with pytest.raises(UnknownNameError, match=r"no class 'shp'\. Did you mean 'ship'"):
         fit_class_specific(trace, reference="last", targets=["shp"])
     with pytest.raises(UnknownNameError, match=r"no stage 'lst'\. Did you mean 'last'"):
@@ -172,7 +172,7 @@ def test_classes_are_named_and_near_names_suggested():
 def test_a_named_class_without_examples_is_refused_and_else_left_out():
     made = early_exit_trace(2)
     kept = made.labels != 3
-    trace = made.rows(kept)
+    trace = made.take(kept)
     with pytest.raises(InputError, match="'3' has no examples"):
         fit_class_specific(trace, reference="last", targets=[3])
     assert {s.parameters["target"] for s in fit_class_specific(trace, reference="last")} <= {

@@ -30,8 +30,8 @@ def features(seed, n=200, shift=0.0):
     labels = rng.integers(0, CLASSES, n)
     held, heads = {}, {}
     for k, width in enumerate(WIDTHS):
-        centres = np.random.default_rng(99 + k).normal(0, 0.4 + 0.3 * k, (CLASSES, width))
-        values = centres[labels] + rng.normal(0, 1, (n, width)) + shift
+        centers = np.random.default_rng(99 + k).normal(0, 0.4 + 0.3 * k, (CLASSES, width))
+        values = centers[labels] + rng.normal(0, 1, (n, width)) + shift
         held[f"point{k}"] = values.astype(np.float32)
         heads[f"point{k}"] = PooledHead(nn.Flatten(), nn.Identity())
     cached = Cached(heads, held, "cpu")
@@ -106,29 +106,29 @@ def by_torch(train, judged, branch, recipe):
     """One branch with autograd, torch's own loss and torch's AdamW."""
     width = sum(WIDTHS[j] for j in branch.reads)
     columns = [f for j in branch.reads for f in range(train.starts[j], train.starts[j + 1])]
-    raw = train.rows(torch.arange(len(train)))[:, columns]
+    raw = train.take(torch.arange(len(train)))[:, columns]
     mean, std = raw.mean(dim=0), raw.std(dim=0, correction=0)
     own = (train.labels == branch.target).float()
     layer = nn.Linear(width, 1)
     nn.init.zeros_(layer.weight)
     nn.init.constant_(layer.bias, float(own.mean().logit()))
-    optimiser = torch.optim.AdamW(layer.parameters(), weight_decay=recipe.weight_decay)
+    optimizer = torch.optim.AdamW(layer.parameters(), weight_decay=recipe.weight_decay)
     loss = nn.BCEWithLogitsLoss()
     best, kept = (-1.0, 0.0), None
     for epoch in range(recipe.epochs):
         seed = module.zlib.crc32(repr((recipe.seed, epoch)).encode())
         order = torch.randperm(len(raw), generator=torch.Generator().manual_seed(seed))
         rate = recipe.learning_rate * (1 + math.cos(math.pi * epoch / recipe.epochs)) / 2
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = rate * math.sqrt(64 / width)
         size = recipe.batch_size
         for start in range(0, len(raw) - size + 1, size):
             rows = order[start : start + size]
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss(layer((raw[rows] - mean) / std)[:, 0], own[rows]).backward()
-            optimiser.step()
+            optimizer.step()
         with torch.no_grad():
-            values = judged.rows(torch.arange(len(judged)))[:, columns]
+            values = judged.take(torch.arange(len(judged)))[:, columns]
             z = layer((values - mean) / std)[:, 0]
             truth = judged.labels == branch.target
             found = (float(((z >= 0) == truth).float().mean()), -float(loss(z, truth.float())))
@@ -149,7 +149,7 @@ def test_a_branch_is_what_torch_trains(train, judged, branch):
 def test_outputs_are_the_dense_layers_on_the_raw_features(train, judged):
     shifted = features(0, shift=7.0)
     found = trained(shifted, judged, ODD)
-    raw = judged.rows(torch.arange(len(judged)))
+    raw = judged.take(torch.arange(len(judged)))
     for column, branch in enumerate(ODD):
         read = [f for j in branch.reads for f in range(train.starts[j], train.starts[j + 1])]
         weight, bias = found.dense(column)

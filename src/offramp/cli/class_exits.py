@@ -1,4 +1,4 @@
-"""`offramp design`: find the early exit that makes a class faster while the accuracy holds.
+"""`offramp class-exits`: find the early exit that makes a class faster while the accuracy holds.
 
 Layer: cli.
 """
@@ -14,8 +14,8 @@ from offramp.cli import options
 from offramp.cli.errors import NO_ANSWER
 from offramp.cli.output import Output, percent, points
 from offramp.project.config.config import load_config
-from offramp.project.config.sections import DesignSection, RunConfig
-from offramp.project.folder import DESIGN, RunFolder, check_bundle, claim_bundle
+from offramp.project.config.sections import ClassExitsSection, RunConfig
+from offramp.project.folder import CLASS_EXITS, RunFolder, check_bundle, claim_bundle
 
 if TYPE_CHECKING:
     from offramp.project.class_exits import Designed
@@ -65,17 +65,17 @@ def command(
 ) -> None:
     """Find the early exit that makes a class faster while the promised accuracy holds.
 
-    In: a configuration with [network] and [data]; [design] or the options here say for which
+    In: a configuration with [network] and [data]; [class_exits] or the options here say for which
     classes. On the first call every branch is trained, on the split "train", which takes minutes;
     an interrupted training goes on when you call it again. Heads that offramp train has trained
     are candidates too. Exits are chosen on "fit", confirmed on "calibrate", shown on "test".
 
-    Out: design.json in the folder of the run, for offramp report; with --bundle also the bundle
-    that predict and bench run. Exit code 3: no class has an exit that is worth it.
+    Out: class_exits.json in the folder of the run, for offramp report; with --bundle also the
+    bundle that predict and bench run. Exit code 3: no class has an exit that is worth it.
 
-    Example: offramp design --config cifar.toml --class cat --tolerance 0.005
+    Example: offramp class-exits --config cifar.toml --class cat --tolerance 0.005
     """
-    from offramp.project.build import examples_of, warn_of_random_weights, warn_of_raw_bytes
+    from offramp.project.build import dataset_of, warn_of_random_weights, warn_of_raw_bytes
     from offramp.project.class_exits import design_to_dict, designed, run_sweep, targets_of
 
     output = Output(as_json=json)
@@ -93,8 +93,8 @@ def command(
         together=together or None,
         unit=unit,
     )
-    settings = settings.model_copy(update={"design": how}).read_from(settings.file)
-    examples = examples_of(data)
+    settings = settings.model_copy(update={"class_exits": how}).read_from(settings.file)
+    examples = dataset_of(data)
     targets = targets_of(how, examples.class_names)
     if bundle is not None and len(targets) > 1 and not how.together:
         raise InputError(
@@ -106,12 +106,12 @@ def command(
     run = RunFolder.claim(settings.folder)
     if bundle is not None:
         overwrite = check_bundle(run, bundle, overwrite=overwrite, keep=[config])
-    run.remember(DESIGN, "branches")
+    run.remember(CLASS_EXITS, "branches")
     sweep = run_sweep(settings, config, examples, run.path, device=device)
     found = designed(sweep, how, targets)
     value = design_to_dict(found, how, targets)
     value["command"] = _command_line(config, how, value["targets"])
-    run.write(DESIGN, value)
+    run.write(CLASS_EXITS, value)
     if bundle is not None:
         claim_bundle(run, bundle)
         if not _save_bundle(bundle, found, settings, overwrite=overwrite):
@@ -121,7 +121,7 @@ def command(
         raise typer.Exit(NO_ANSWER)
 
 
-def _command_line(config: Path, how: DesignSection, targets: list[str]) -> str:
+def _command_line(config: Path, how: ClassExitsSection, targets: list[str]) -> str:
     """What to type to get this design again."""
     words = [word for target in targets for word in ("--class", target)]
     given = {
@@ -133,28 +133,28 @@ def _command_line(config: Path, how: DesignSection, targets: list[str]) -> str:
     }
     words += [w for name, v in given.items() if v is not None for w in (f"--{name}", str(v))]
     words += ["--together"] if how.together else []
-    return shlex.join(["offramp", "design", "--config", str(config), *words])
+    return shlex.join(["offramp", "class_exits", "--config", str(config), *words])
 
 
 def _named(
     settings: RunConfig, config: Path, classes: list[str] | None, superclass: list[str] | None
 ) -> list[str] | None:
     """The classes that the command line names."""
-    if superclass and not settings.design.superclasses:
+    if superclass and not settings.class_exits.superclasses:
         raise InputError(
-            f"{config} has no superclasses to choose from; add, for example, [design] "
+            f"{config} has no superclasses to choose from; add, for example, [class_exits] "
             'superclasses = { animal = ["cat", "dog"], vehicle = ["car", "ship"] }.'
         )
     return [*(classes or []), *(superclass or [])] or None
 
 
-def _merged(settings: RunConfig, **given: Any) -> DesignSection:  # noqa: ANN401
+def _merged(settings: RunConfig, **given: Any) -> ClassExitsSection:  # noqa: ANN401
     """The section with what was given on the command line in its place, checked alike."""
     from pydantic import ValidationError
 
     update = {name: value for name, value in given.items() if value is not None}
     try:
-        merged = DesignSection.model_validate({**settings.design.model_dump(), **update})
+        merged = ClassExitsSection.model_validate({**settings.class_exits.model_dump(), **update})
     except ValidationError as error:
         problems = "; ".join(
             f"--{e['loc'][0]}: {e['msg']}, got {e['input']!r}" for e in error.errors()
@@ -169,7 +169,7 @@ def _save_bundle(bundle: Path, found: "Designed", settings: RunConfig, *, overwr
     """Write the bundle; False where there is no exit to put into it."""
     from offramp.bundle import save_bundle
     from offramp.fitting.class_exits import NoViableExit
-    from offramp.policy import Setting
+    from offramp.policy import Candidate
     from offramp.project.inputs import image_options
     from offramp.stages import measure_flops
     from offramp.train.class_exits.cascade import LAST
@@ -181,7 +181,7 @@ def _save_bundle(bundle: Path, found: "Designed", settings: RunConfig, *, overwr
     save_bundle(
         bundle,
         cascade,
-        Setting(policy=policy, method="class_specific", reference=LAST),
+        Candidate(policy=policy, method="class_exits", reference=LAST),
         costs=measure_flops(cascade, example),
         input_shape=tuple(example.shape[1:]),
         extra=image_options(settings.data),
@@ -204,7 +204,7 @@ def _show(output: Output, value: dict[str, Any], folder: Path, bundle: Path | No
     )
     output.line()
     output.table(
-        ["class", "exit", "KP", "alpha", "gain", "formula", "others", "points lost"],
+        ["class", "exit", "KP", "threshold", "gain", "formula", "others", "points lost"],
         [_line(one, split) for one in value["classes"] if one["outcome"] == "exit"],
     )
     for one in value["classes"]:
@@ -216,7 +216,7 @@ def _show(output: Output, value: dict[str, Any], folder: Path, bundle: Path | No
             output.paragraph(_sentence(one["class"], one["rows"][split]))
     _show_more(output, value, split)
     output.paragraph(_BELIEVE)
-    output.line(f"Written: {folder / DESIGN}")
+    output.line(f"Written: {folder / CLASS_EXITS}")
     if bundle is not None:
         output.line(f"Bundle: {bundle}")
     output.result(
@@ -237,7 +237,7 @@ def _show_more(output: Output, value: dict[str, Any], split: str) -> None:
         spent = _mean_time(row["system"])
         output.paragraph(
             f"{what}: {1 / spent:.2f} times faster over all examples, "
-            f"{points(-row['difference'])} points lost."
+            f"{points(-row['accuracy_drop'])} points lost."
         )
 
 
@@ -257,11 +257,11 @@ def _line(one: dict[str, Any], split: str) -> list[str]:
         one["class"],
         leaf["point"] + (f" +{more}" if more else ""),
         "on" if leaf["keep_previous"] else "off",
-        f"{leaf['alpha']:.3f}",
+        f"{leaf['threshold']:.3f}",
         f"{row['gains'][one['class']]:.2f}",
         "broken" if formula is None else f"{formula:.2f}",
         "" if row["loss"] is None else f"{row['loss']:.3f}",
-        points(-row["difference"]),
+        points(-row["accuracy_drop"]),
     ]
 
 
@@ -273,7 +273,7 @@ def _sentence(name: str, row: dict[str, Any]) -> str:
     return (
         f"{name}: {row['gains'][name]:.2f} times faster (95 %: {low:.2f} to {high:.2f}); accuracy "
         f"{percent(system['accuracy_baseline'])} before, {percent(system['accuracy'])} after "
-        f"(change {points(row['difference'])} points, 95 %: {points(less)} to {points(more)}); the "
-        f"largest loss of recall is {points(row['worst_recall'])} points, of "
+        f"(change {points(row['accuracy_drop'])} points, 95 %: {points(less)} to {points(more)}); "
+        f"the largest loss of recall is {points(row['worst_recall'])} points, of "
         f"{row['worst_class']}."
     )
