@@ -116,7 +116,7 @@ def test_configurations_are_valid(path, tmp_path):
 def test_a_misspelt_key_would_be_found(tmp_path):
     (block, *_) = blocks(ROOT / "README.md", "toml")
     config = tmp_path / "run.toml"
-    config.write_text(block.text.replace("max_drop", "max_los"), encoding="utf-8")
+    config.write_text(block.text.replace("max_drop", "max_dro"), encoding="utf-8")
     with pytest.raises(ValueError, match="Did you mean 'max_drop'"):
         load_config(config)
 

@@ -226,7 +226,7 @@ arguments = { width = 2, depth = 2 }
 """
 COMMANDS = {
     "fit": (STAGES, ["fit", "t.trace", "--config", "c.toml"]),
-    "class_exits": (NETWORK, ["class_exits", "--config", "c.toml", "--class", "0"]),
+    "class_exits": (NETWORK, ["class-exits", "--config", "c.toml", "--class", "0"]),
     "joint": (STAGES, ["train", "joint", "--config", "c.toml"]),
 }
 

@@ -81,7 +81,7 @@ def other_torch(monkeypatch):
             return found or f"t{9 - len(taken)}_of_torch"
 
         monkeypatch.setattr(segments_module, "_flat_name", named)
-        monkeypatch.setattr(sys.modules["offramp.stages.cut"], "build_segments", turned)
+        monkeypatch.setattr(sys.modules["offramp.stages.cutting.cut"], "build_segments", turned)
 
     return use
 

@@ -76,8 +76,8 @@ def command(
     risk: Annotated[
         str | None,
         typer.Option(
-            help="accuracy_drop: accuracy lost; negative_flips: new errors only; with --delta also error, "
-            "disagreement, recall (of any class)."
+            help="accuracy_drop: accuracy lost; negative_flips: new errors only; with --delta also "
+            "error, disagreement, recall (of any class)."
         ),
     ] = None,
     seed: Annotated[
