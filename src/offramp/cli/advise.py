@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from offramp._core.schema import to_json
 from offramp.cli import options
 from offramp.cli.errors import NO_ANSWER
 from offramp.cli.output import Output, amount, percent
@@ -52,6 +51,7 @@ def command(
 
     Example: offramp advise services.trace --max-drop 0.01 --delta 0.1
     """
+    from offramp._core.schema import to_json
     from offramp.evaluation.advise import advise
     from offramp.trace import load_trace
 

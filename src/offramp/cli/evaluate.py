@@ -11,7 +11,6 @@ import typer
 from offramp._core.errors import InputError
 from offramp._core.files import write_new_json
 from offramp._core.ownership import check_file
-from offramp._core.schema import to_json
 from offramp.cli import options
 from offramp.cli.errors import NO_ANSWER
 from offramp.cli.output import Output, amount, percent, points
@@ -79,6 +78,7 @@ def command(
 
     Example: offramp evaluate cifar.trace runs/cifar/chosen.json --split test
     """
+    from offramp._core.schema import to_json
     from offramp.evaluation import NotCertified, confirm, evaluate
     from offramp.evaluation.judging import labeled_by
 

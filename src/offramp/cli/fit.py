@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from offramp._core.errors import InputError
-from offramp._core.schema import to_json
 from offramp.cli import options
 from offramp.cli.errors import NO_ANSWER
 from offramp.cli.output import Output, points
@@ -104,6 +103,8 @@ def command(
 
     Example: offramp fit cifar.trace --policy learned --max-drop 0.02 --out runs/cifar
     """
+    from offramp._core.schema import to_json
+
     output = Output(as_json=json)
     if bundle is not None and config is None:
         raise InputError("--bundle needs --config, which says how to build the networks.")

@@ -12,7 +12,6 @@ import typer
 from offramp._core.errors import InputError
 from offramp._core.ownership import check_file
 from offramp._core.progress import progress_bar
-from offramp._core.schema import to_json
 from offramp.cli import options
 from offramp.cli.bench import loaded_to_time, some_inputs
 from offramp.cli.output import Output, amount, percent
@@ -56,6 +55,7 @@ def command(
 
     Example: offramp profile runs/demo/bundle runs/demo/test.npz --out timeline.svg
     """
+    from offramp._core.schema import to_json
     from offramp.tuning import profile
 
     output = Output(as_json=json)

@@ -12,7 +12,6 @@ import typer
 
 from offramp._core.errors import FileFormatError
 from offramp._core.files import read_json
-from offramp._core.schema import from_json
 from offramp.cli import options
 from offramp.cli.output import Output
 from offramp.project.config.config import load_config
@@ -117,6 +116,7 @@ def _written(pages: Iterable[str]) -> str:
 
 def _tables(path: Path) -> list["Costs"]:
     from offramp._core.costs import Costs
+    from offramp._core.schema import from_json
 
     value = read_json(path)
     try:

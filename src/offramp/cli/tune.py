@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from offramp._core.schema import to_json
 from offramp.cli import options
 from offramp.cli.output import Output, amount, note
 
@@ -44,6 +43,7 @@ def command(
 
     Example: offramp tune runs/demo/bundle runs/demo/test.npz --batch-sizes 1,32
     """
+    from offramp._core.schema import to_json
     from offramp.bundle import load_bundle, tune
     from offramp.cli.bench import some_inputs
 

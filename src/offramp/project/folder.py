@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, TypeGuard, final
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.files import read_json, write_json
 from offramp._core.ownership import BUNDLE, RUN, check_folder, check_place, is_empty
-from offramp._core.schema import from_json, to_json
 
 if TYPE_CHECKING:
     from offramp.evaluation import Choice, Evaluation, Frontier
@@ -133,6 +132,7 @@ class RunFolder:
 
     def frontier(self) -> "Frontier":
         """Read `frontier.json`."""
+        from offramp._core.schema import from_json
         from offramp.evaluation import Frontier
 
         return from_json(Frontier, read_json(path := self.path / FRONTIER), where=path)
@@ -234,6 +234,7 @@ def choice_to_dict(
         margin: With which margin, if not with the usual one.
         risk: The risk that `choose` was asked for, if the choice does not say.
     """
+    from offramp._core.schema import to_json
     from offramp.evaluation import Certificate, NotCertified
 
     promise = choice if isinstance(choice, Certificate | NotCertified) else None
@@ -309,6 +310,7 @@ def candidate_from_file(path: Path) -> "Candidate":
     Raises:
         FileFormatError: If there is none; it names the file.
     """
+    from offramp._core.schema import from_json
     from offramp.policy import Candidate
 
     path = path / CHOSEN if path.is_dir() else path
