@@ -51,7 +51,7 @@ class World:
     """Candidates of a frontier, and their outcomes on a population: rows are candidates."""
 
     frontier: Frontier
-    difference: np.ndarray  # (k, n) in -1, 0, 1
+    accuracy_drop: np.ndarray  # (k, n) in -1, 0, 1
     limit: float
     n: int
 

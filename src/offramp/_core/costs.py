@@ -96,7 +96,8 @@ class Costs:
         own = self.alone(topology, stage)
         if not own > 0:
             raise InputError(
-                f"The cost of the reference ({topology.names[stage]!r}) must be above 0, got {own}."
+                f"The cost of the reference ({topology.names[stage]!r}) must be greater than 0, "
+                f"got {own}."
             )
         return Costs(
             unit=f"{self.unit} / {topology.names[stage]}",

@@ -26,7 +26,8 @@ def check_losses(name: str, losses: FloatArray) -> FloatArray:
     """Return `losses` if they are `(n, k)`, n >= 1, in [0, 1]; else raise `InputError`."""
     if losses.ndim != 2 or len(losses) == 0:
         raise InputError(
-            f"{name} must have shape (n, k), examples by candidates, n > 0, got {losses.shape}."
+            f"{name} must have shape (n, k), at least one example by candidates, got "
+            f"{losses.shape}."
         )
     outside = ~((losses >= 0) & (losses <= 1))  # True for NaN as well
     if outside.any():

@@ -274,7 +274,7 @@ def test_backends_are_known_by_name(cascade):
         with_backend(cascade, {"smal": "eager"}, example=images(1))
     with pytest.raises(UnknownNameError, match="no stage 'x'"):
         with_backend(cascade, "eager", example=images(1), head_in_segment=["x"])
-    with pytest.raises(InputError, match="fuse must be a collection of names, got the text 'sm"):
+    with pytest.raises(InputError, match="head_in_segment must be a collection of names, got"):
         with_backend(cascade, "eager", example=images(1), head_in_segment="small")
     assert set(EXACT) <= set(exact_backends())
 

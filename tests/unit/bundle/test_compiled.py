@@ -61,15 +61,14 @@ def in_backend(exits):
     """The exits in a backend, some stages in one piece, made once."""
 
     @functools.cache
-    def made(backend, fuse, block, asked):
+    def made(backend, head_in_segment, block, asked):
         joined = fuse(exits, [block], asked=asked) if block else exits
         given = {"example": images(2), "calibration": images()}
-        return with_backend(joined, backend, head_in_segment=fuse, threads=1, **given)
+        return with_backend(joined, backend, head_in_segment=head_in_segment, threads=1, **given)
 
-    def make(
-        backend, head_in_segment=(), block=(), asked=None
-    ):  # one way to ask, or it is made twice
-        return made(backend, fuse, block, asked)
+    # One way to ask, or it is made twice.
+    def make(backend, head_in_segment=(), block=(), asked=None):
+        return made(backend, head_in_segment, block, asked)
 
     return make
 
@@ -100,7 +99,7 @@ SLOW = pytest.mark.slow  # another variant of what `make test` runs: make test-s
 
 
 @pytest.mark.parametrize(
-    ("backend", "fuse", "block"),
+    ("backend", "heads_in", "block"),
     [
         ("onnxruntime", (), ()),
         ("openvino", (), ()),
@@ -111,8 +110,10 @@ SLOW = pytest.mark.slow  # another variant of what `make test` runs: make test-s
         pytest.param("openvino-int8", (), (*POINTS, "last"), marks=SLOW),
     ],
 )
-def test_a_cascade_in_another_runtime_comes_back(tmp_path, in_backend, backend, fuse, block):
-    made = in_backend(backend, fuse, block)
+def test_a_cascade_in_another_runtime_comes_back(
+    tmp_path, in_backend, backend, head_in_segment, block
+):
+    made = in_backend(backend, heads_in, block)
     bundle = check_comes_back(tmp_path / "b", made, candidate_of(made))
     assert bundle.manifest.version == 4
     held = [stage.module for stage in bundle.adaptive.runner.stages.values()]
@@ -243,11 +244,13 @@ def test_what_runs_in_onnx_runtime_is_exported_as_it_is(tmp_path, in_backend, ba
 
 
 @pytest.mark.parametrize(
-    ("backend", "fuse", "block"),
+    ("backend", "heads_in", "block"),
     [("openvino", (), ()), ("onnxruntime", POINTS, POINTS[:2])],
 )
-def test_other_runtimes_and_pieces_are_not_exported(tmp_path, in_backend, backend, fuse, block):
-    made = in_backend(backend, fuse, block)
+def test_other_runtimes_and_pieces_are_not_exported(
+    tmp_path, in_backend, backend, head_in_segment, block
+):
+    made = in_backend(backend, heads_in, block)
     policy = random_policy(made.topology, seed=0, classes=10)
     with pytest.raises(InputError, match=r"'first' runs in another runtime, or in one piece"):
         export_single_file(tmp_path / "a.onnx", made, policy, example=images(1))

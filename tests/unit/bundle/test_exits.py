@@ -443,7 +443,7 @@ def test_a_spec_that_builds_another_head_is_found_when_saving(
 def test_a_spec_that_builds_another_network_is_found_when_saving(
     tmp_path, cascade, candidate, wrong
 ):
-    message = f"The spec '{wrong.name}' given to Cascade.from_network does not build the network"
+    message = f"The spec '{wrong.name}' of Cascade.from_network does not build the network"
     refused(tmp_path, respecified(cascade, wrong), candidate, message)
 
 

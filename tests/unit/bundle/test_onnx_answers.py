@@ -108,7 +108,7 @@ def random_case(where, seed, combine):
 CASES = {
     "rules on labels": label_rules,
     "features": features,
-    "stopping networks": lambda: stopping("policy"),
+    "stopping networks": lambda: stopping("stopping"),
     # several ways to a stage, and a segment that some have run before and some have not
     "a DAG, mean": lambda: random_case(51, 32, "mean"),
     "never": lambda: Policy(chain_of(2), {(0,): Node(Constant(False))}),

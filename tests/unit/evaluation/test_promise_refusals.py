@@ -271,7 +271,7 @@ def test_several_promises_stand_in_one_sentence_with_their_figures(promising):
     assert "4 points of accuracy against stage2 alone and spends at most 90 % of" in found.sentence
     assert (found.risk, found.max_drop, found.max_cost) == ("accuracy_drop, cost", 0.04, 0.9)
     assert found.bound == 0.04
-    assert found.numbers["limits"] == "difference <= 0.04; cost <= 0.9"
+    assert found.numbers["limits"] == "accuracy_drop <= 0.04; cost <= 0.9"
     json.dumps(to_json(found), allow_nan=False)
 
 

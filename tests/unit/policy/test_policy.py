@@ -110,7 +110,7 @@ def test_answers_are_the_combination_by_its_formula(combine):
     expected = {
         "last": p[2],
         "mean": (p[0] + p[2]) / 2,
-        "learned": p[0] ** 0.5 * p[2] ** 1.0,
+        "log_linear": p[0] ** 0.5 * p[2] ** 1.0,
     }[combine]
     expected = expected / expected.sum(dim=1, keepdim=True)
     torch.testing.assert_close(answer.exp(), expected, atol=1e-6, rtol=1e-5)

@@ -61,7 +61,7 @@ def test_the_promise_stands_in_one_sentence_with_what_it_rests_on(certified, tmp
     for text in (
         "The certified point", "With a confidence of 95 %, all goes well.",
         "What the promise rests on", "so on.", "Nobody has looked.",
-        "difference &lt;= 0.0321; cost &lt;= 0.5", "0.01235", "1234", "17", "beef" * 16,
+        "accuracy_drop &lt;= 0.0321; cost &lt;= 0.5", "0.01235", "1234", "17", "beef" * 16,
         "Candidates are tested one by one",
     ):  # fmt: skip
         assert text in page

@@ -142,7 +142,8 @@ class World:
         wanted = self.model(clean, own)
         path = wanted.paths[int(wanted.path[0])]
         if error is not None:
-            assert str(error) == f"cannot read [{mark}]", "its own error"
+            # The first batch of all is told from a batch of the wrong kind, which adds words.
+            assert str(error).endswith(f"cannot read [{mark}]"), "its own error"
             assert mark % 10 - 1 in path
             return
         went = answer.paths[int(answer.path[row])]

@@ -121,7 +121,7 @@ def test_audits_are_drawn_by_key_at_their_rate_and_unrelated_to_random_rules():
     [
         ({"limit": 2}, r"limit must be in \(0, 1\), got 2. A percentage"),
         ({"delta": 5}, r"delta must be in \(0, 1\), got 5"),
-        ({"risk": "exces"}, "got 'exces'. Did you mean 'negative_flips'"),
+        ({"risk": "negative_flip"}, "got 'negative_flip'. Did you mean 'negative_flips'"),
     ],
 )
 def test_a_promise_outside_its_domain_is_refused(change, message):
