@@ -171,7 +171,7 @@ def test_numbers_of_examples_are_kept_to_the_letter(counts, seed):
     assert found == counts
     for name in shares:
         for other in set(shares) - {name}:
-            divided.subset(name).require_disjoint(divided.part(other))
+            divided.subset(name).require_disjoint(divided.subset(other))
 
 
 def test_another_seed_divides_otherwise_and_the_same_seed_does_not():

@@ -204,7 +204,7 @@ def _show(output: Output, value: dict[str, Any], folder: Path, bundle: Path | No
     )
     output.line()
     output.table(
-        ["class", "exit", "KP", "threshold", "gain", "formula", "others", "points lost"],
+        ["class", "exit", "KP", "above", "gain", "formula", "others", "points lost"],
         [_line(one, split) for one in value["classes"] if one["outcome"] == "exit"],
     )
     for one in value["classes"]:

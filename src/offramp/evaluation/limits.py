@@ -85,7 +85,7 @@ def read_limits(limits: Limits) -> tuple[Limit, ...]:
         InputError: If there is none, a risk is unknown, or a limit lies outside (0, 1).
 
     >>> [limit.text for limit in read_limits({"accuracy_drop": 0.01, "recall": {"cat": 0.03}})]
-    ['difference <= 0.01', "recall of class 'cat' <= 0.03"]
+    ['accuracy_drop <= 0.01', "recall of class 'cat' <= 0.03"]
     """
     if not isinstance(limits, Mapping):
         raise InputError(

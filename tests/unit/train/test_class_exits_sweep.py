@@ -206,7 +206,7 @@ def test_pruning_trains_branches_that_read_less_and_never_chooses_worse(sweep, b
     by_point = importance(sweep, design.exits[0].column)
     assert list(by_point) == list(sweep.reads(design.exits[0].column))
     assert min(by_point.values()) > 0
-    pruned = with_pruned(sweep, [class_exits], progress=False)
+    pruned = with_pruned(sweep, [design], progress=False)
     fresh = pruned.specs[len(sweep.specs) :]
     assert all(spec.point == sweep.specs[design.exits[0].column].point for spec in fresh)
     assert all(0 < len(spec.reads) < len(by_point) for spec in fresh)

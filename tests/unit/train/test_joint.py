@@ -364,7 +364,7 @@ def test_a_sweep_starts_from_its_neighbor_goes_on_and_leaves_the_cascade_as_it_w
     sweep = sweep_joint(cascade, part, **given)
     assert [t.cost_weight for t in sweep] == [0.01, 0.1, 0.3]
     assert [len(t.history) for t in sweep] == [3, 2, 2]
-    assert len(list(tmp_path.glob("alpha_*.safetensors"))) == len(sweep) == 3
+    assert len(list(tmp_path.glob("cost_weight_*.safetensors"))) == len(sweep) == 3
     for name, value in cascade.state_dict().items():
         assert torch.equal(value, before[name]), name
     (tmp_path / "alpha_0.3.safetensors").unlink()

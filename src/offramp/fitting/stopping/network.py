@@ -117,7 +117,7 @@ def stopping_policy(
     >>> chain = Topology.of(["a", "b"]).chain(["a", "b"])
     >>> (network,) = make_networks(1, classes=3, width=8, seed=0)
     >>> stopping_policy(chain, [network.rule(0)]).combine
-    'policy'
+    'stopping'
     """
     if seed is not None:
         rules = [rule.drawn(seed) for rule in rules]

@@ -151,7 +151,7 @@ def train_joint(
     >>> costs = Costs.simple("usd", [1.0, 3.0])
     >>> trained = train_joint(cascade, part, cost_weight=0.1, epochs=3, seed=0, costs=costs)
     >>> trained.candidate().label
-    'joint, small -> large (policy, cost_weight 0.1, threshold 0.5)'
+    'joint, small -> large (stopping, cost_weight 0.1, threshold 0.5)'
     """
     together = Processes(fabric)
     plan = JointPlan(
