@@ -250,4 +250,4 @@ def test_an_option_that_does_not_exist_is_refused_by_name(name):
 
 def test_a_policy_that_does_not_exist_is_refused_with_the_nearest_name():
     with pytest.raises(UnknownNameError, match="Did you mean 'learned'"):
-        fit(make_trace(30), "weigted", progress=False)
+        fit(make_trace(30), "leanred", progress=False)

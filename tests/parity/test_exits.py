@@ -30,7 +30,7 @@ F = "layer2.0.conv1/conv"  # in the middle; two points have exits that no policy
 PARTS = {
     "last": ["layer1.0", "layer2.0.conv1/gap", "last"],
     "mean": ["layer1.0", "layer2.0.conv1/conv", "layer3.0/conv", "last"],
-    "learned": ["layer2.0.conv1/gap", "layer3.0/gap"],
+    "log_linear": ["layer2.0.conv1/gap", "layer3.0/gap"],
 }
 
 

@@ -24,7 +24,7 @@ from support.properties import examples
 OPTIONS = {
     "random": {},
     "threshold": {"combines": ["last", "log_linear"], "grid": 10},
-    "log_linear": {"combines": ["last", "log_linear"], "cost_weights": [0.0, 0.03, 0.3]},
+    "learned": {"combines": ["last", "log_linear"], "cost_weights": [0.0, 0.03, 0.3]},
     "stopping": {"cost_weights": [0.01, 0.1, 0.5], "epochs": 15, "width": 16},
 }
 BOUNDARY = 1e-4  # kernels change with the batch size; nearer than this a decision may differ

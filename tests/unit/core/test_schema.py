@@ -18,7 +18,7 @@ from offramp.evaluation import Frontier
 from offramp.policy import Candidate
 from offramp.trace.files import _Description
 
-OLD = json.loads(Path(__file__).with_name("records_of_0_1.json").read_text())
+WRITTEN = json.loads(Path(__file__).with_name("records.json").read_text())
 
 
 @dataclass(frozen=True)
@@ -161,13 +161,13 @@ def test_a_field_can_stand_beside_its_record():
     assert from_json(Outer, value) == Outer(Inner("o", 3))
 
 
-@pytest.mark.parametrize("k", range(len(OLD["candidates"])))
-def test_settings_of_version_0_1_are_read_and_written_alike(k):
-    assert to_json(from_json(Candidate, OLD["candidates"][k])) == OLD["candidates"][k]
+@pytest.mark.parametrize("k", range(len(WRITTEN["candidates"])))
+def test_candidates_written_before_are_read_and_written_alike(k):
+    assert to_json(from_json(Candidate, WRITTEN["candidates"][k])) == WRITTEN["candidates"][k]
 
 
 @pytest.mark.parametrize(
     ("name", "kind"), [("frontier", Frontier), ("manifest", Manifest), ("trace", _Description)]
 )
-def test_records_of_version_0_1_are_read_and_written_alike(name, kind):
-    assert to_json(from_json(kind, OLD[name])) == OLD[name]
+def test_records_written_before_are_read_and_written_alike(name, kind):
+    assert to_json(from_json(kind, WRITTEN[name])) == WRITTEN[name]
