@@ -68,7 +68,7 @@ def test_promises_of_several_risks_and_their_weights_stand_in_the_manifest(
     held = read_manifest(tmp_path / "b").choice
     assert held.sentence == found.sentence
     assert held.numbers["limits"] == "accuracy_drop <= 0.06; recall <= 0.2"
-    assert (held.numbers["risk"], held.numbers["max_cost"]) == ("difference, recall", None)
+    assert (held.numbers["risk"], held.numbers["max_cost"]) == ("accuracy_drop, recall", None)
     budget = frontier.best(max_cost=0.8, delta=0.1)
     save_bundle(tmp_path / "c", cascade, budget)
     held = read_manifest(tmp_path / "c").choice

@@ -110,9 +110,7 @@ SLOW = pytest.mark.slow  # another variant of what `make test` runs: make test-s
         pytest.param("openvino-int8", (), (*POINTS, "last"), marks=SLOW),
     ],
 )
-def test_a_cascade_in_another_runtime_comes_back(
-    tmp_path, in_backend, backend, head_in_segment, block
-):
+def test_a_cascade_in_another_runtime_comes_back(tmp_path, in_backend, backend, heads_in, block):
     made = in_backend(backend, heads_in, block)
     bundle = check_comes_back(tmp_path / "b", made, candidate_of(made))
     assert bundle.manifest.version == 4
@@ -247,9 +245,7 @@ def test_what_runs_in_onnx_runtime_is_exported_as_it_is(tmp_path, in_backend, ba
     ("backend", "heads_in", "block"),
     [("openvino", (), ()), ("onnxruntime", POINTS, POINTS[:2])],
 )
-def test_other_runtimes_and_pieces_are_not_exported(
-    tmp_path, in_backend, backend, head_in_segment, block
-):
+def test_other_runtimes_and_pieces_are_not_exported(tmp_path, in_backend, backend, heads_in, block):
     made = in_backend(backend, heads_in, block)
     policy = random_policy(made.topology, seed=0, classes=10)
     with pytest.raises(InputError, match=r"'first' runs in another runtime, or in one piece"):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from offramp.report import formatting as form
 
 
-@given(accuracy_drop=st.floats(-1, 1))
+@given(difference=st.floats(-1, 1))
 def test_a_loss_is_never_written_as_a_gain(difference):
     text = form.change(difference)
     if text != "0.00":

@@ -386,7 +386,7 @@ def test_a_checkpoint_is_safetensors_with_json_and_holds_one_optimizer_for_each_
     trained(fresh("gap_linear"), part, epochs=1, checkpoint=path)
     with safe_open(path, framework="pt") as file:
         names = set(file.keys())
-        assert json.loads(file.metadata()["offramp"])["epochs"] == 1
+        assert json.loads(file.metadata()["offramp"].partition("\n")[0])["epochs"] == 1
     assert {f"{k}.adam.0.exp_avg" for k in range(3)} <= names
     assert {p.name for p in tmp_path.iterdir()} == {path.name}
 

@@ -367,7 +367,7 @@ def test_a_sweep_starts_from_its_neighbor_goes_on_and_leaves_the_cascade_as_it_w
     assert len(list(tmp_path.glob("cost_weight_*.safetensors"))) == len(sweep) == 3
     for name, value in cascade.state_dict().items():
         assert torch.equal(value, before[name]), name
-    (tmp_path / "alpha_0.3.safetensors").unlink()
+    (tmp_path / "cost_weight_0.3.safetensors").unlink()
     again = sweep_joint(cascade, part, **given)
     assert again.frontier == sweep.frontier
     middle = sweep.trainings[1]
