@@ -24,8 +24,7 @@ _BATCH = """
 import json, sys, torch, offramp
 from offramp.policy import Feature, Linear, Node, Policy
 torch.manual_seed(0)
-make = getattr(offramp.Cascade, "from_models", None) or offramp.Cascade.from_models
-cascade = make({"a": torch.nn.Linear(4, 3), "b": torch.nn.Linear(4, 3)})
+cascade = offramp.Cascade.from_models({"a": torch.nn.Linear(4, 3), "b": torch.nn.Linear(4, 3)})
 rule = Linear.threshold(Feature("max_prob", 0), 0.6)
 policy = Policy(cascade.topology, {(0,): Node(rule)})
 model = offramp.Adaptive(cascade, policy)
