@@ -57,8 +57,7 @@ def command(
 
     Example: offramp report runs/cifar --config run.toml
     """
-    from offramp.project.class_exits_report import design_page
-    from offramp.project.joint_report import joint_page
+    from offramp.project.record_pages import class_exits_page, joint_page
     from offramp.project.report import report_content, reproduction
     from offramp.report import write_report
 
@@ -66,7 +65,7 @@ def command(
     run = RunFolder.open(folder)
     files, others = run.facts["files"], {}
     if CLASS_EXITS in files:
-        others["class_exits"] = str(design_page(run, title))
+        others["class_exits"] = str(class_exits_page(run, title))
     if JOINT in files:
         others["joint"] = str(joint_page(run, title, config))
     if others and FRONTIER not in files:

@@ -109,7 +109,7 @@ def report_content(
 
 
 def reproduction(
-    commands: Iterable[str], *, seed: int, data: str, folder: Path, files: Iterable[str]
+    commands: Iterable[str], *, seed: int | None, data: str, folder: Path, files: Iterable[str]
 ) -> Reproduction:
     """How to get the same numbers again: commands, versions, machine, checksums of files."""
     return Reproduction(

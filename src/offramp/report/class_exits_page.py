@@ -11,15 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import UndefinedError
-
-from offramp._core.errors import FileFormatError, InputError
-from offramp._core.files import new_file
 from offramp.report.charts import Chart, make_chart
 from offramp.report.class_exits_figures import Axis, GainBar, LayerTime, gain_figure, layer_figure
 from offramp.report.content import Reproduction
 from offramp.report.formatting import unit_name
-from offramp.report.page import environment, own_version, style_rules
+from offramp.report.writer import render, write_record_page
 
 _SPLITS = {"fit": "validation", "calibrate": "confirmation", "test": "test"}
 
@@ -48,43 +44,31 @@ def write_class_exits_report(
         InputError: If the path does not end in ".html", or exists and may not be replaced.
         FileFormatError: If the mapping is no design.
     """
-    path = Path(path)
-    if path.suffix != ".html":
-        raise InputError(f"path must end in .html, got {str(path)!r}.")
-    if design.get("format") != "offramp-class-exits" or design.get("version") != 1:
-        raise FileFormatError(
-            "design must be what `offramp class-exits` wrote, version 1; got format "
-            f"{design.get('format')!r}, version {design.get('version')!r}."
-        )
-    try:
-        text = _render(design, title, reproduction or Reproduction())
-    except (KeyError, TypeError, UndefinedError) as error:
-        raise FileFormatError(f"The design lacks something: {error!r}.") from error
-    with new_file(path, overwrite=overwrite) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return path
+    return write_record_page(
+        path,
+        design,
+        kind="class-exits",
+        command="class-exits",
+        page=lambda: _render(design, title, reproduction or Reproduction()),
+        overwrite=overwrite,
+    )
 
 
 def _render(design: Mapping[str, Any], title: str, reproduction: Reproduction) -> str:
     shown = list(design["examples"])[-1]
     viable = [one for one in design["classes"] if one["outcome"] == "exit"]
-    return (
-        environment()
-        .get_template("class_exits.html")
-        .render(
-            title=title,
-            design=design,
-            shown=shown,
-            viable=viable,
-            refused=[one for one in design["classes"] if one["outcome"] != "exit"],
-            means=_means(design, shown),
-            splits=_SPLITS,
-            unit_words={t["unit"]: unit_name(t["unit"]) for t in design["tables"]},
-            charts=[(table, _charts(table)) for table in design["tables"]],
-            reproduction=reproduction,
-            style=style_rules(),
-            version=own_version(),
-        )
+    return render(
+        "class_exits.html",
+        title=title,
+        design=design,
+        shown=shown,
+        viable=viable,
+        refused=[one for one in design["classes"] if one["outcome"] != "exit"],
+        means=_means(design, shown),
+        splits=_SPLITS,
+        unit_words={t["unit"]: unit_name(t["unit"]) for t in design["tables"]},
+        charts=[(table, _charts(table)) for table in design["tables"]],
+        reproduction=reproduction,
     )
 
 

@@ -10,17 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import UndefinedError
 
-from offramp._core.errors import FileFormatError, InputError
-from offramp._core.files import new_file
 from offramp.report.assignment_figure import assignment_figure
 from offramp.report.charts import Chart, make_chart
 from offramp.report.content import ExampleImage, Reproduction
 from offramp.report.formatting import percent, unit_name
 from offramp.report.frontier import Curve, Point, frontier_figure
-from offramp.report.page import by_exit, environment, own_version, style_rules
+from offramp.report.page import by_exit
 from offramp.report.palette import CurveKind
+from offramp.report.writer import render, write_record_page
 
 _SCALES = {"flops": (1e6, "millions of FLOPs per example")}
 _CURVES: tuple[tuple[str, CurveKind, str], ...] = (
@@ -55,43 +53,31 @@ def write_joint_report(
         InputError: If the path does not end in ".html", or exists and may not be replaced.
         FileFormatError: If the mapping is of no joint training.
     """
-    path = Path(path)
-    if path.suffix != ".html":
-        raise InputError(f"path must end in .html, got {str(path)!r}.")
-    if joint.get("format") != "offramp-joint" or joint.get("version") != 1:
-        raise FileFormatError(
-            "joint must be what `offramp train joint` wrote, version 1; got format "
-            f"{joint.get('format')!r}, version {joint.get('version')!r}."
-        )
-    try:
-        text = _render(joint, title, tuple(images), reproduction or Reproduction())
-    except (KeyError, TypeError, UndefinedError) as error:
-        raise FileFormatError(f"The joint training lacks something: {error!r}.") from error
-    with new_file(path, overwrite=overwrite) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return path
+    return write_record_page(
+        path,
+        joint,
+        kind="joint",
+        command="train joint",
+        page=lambda: _render(joint, title, tuple(images), reproduction or Reproduction()),
+        overwrite=overwrite,
+    )
 
 
 def _render(
     joint: Mapping[str, Any], title: str, images: tuple[ExampleImage, ...], how: Reproduction
 ) -> str:
-    return (
-        environment()
-        .get_template("joint.html")
-        .render(
-            title=title,
-            joint=joint,
-            cascade=joint["chosen"]["cascade"],
-            rows=_table(joint),
-            unit=unit_name(joint["unit"]),
-            frontier=_frontier(joint),
-            assigned=_assigned(joint),
-            images=by_exit(images),
-            reference=joint["reference"],
-            reproduction=how,
-            style=style_rules(),
-            version=own_version(),
-        )
+    return render(
+        "joint.html",
+        title=title,
+        joint=joint,
+        cascade=joint["chosen"]["cascade"],
+        rows=_table(joint),
+        unit=unit_name(joint["unit"]),
+        frontier=_frontier(joint),
+        assigned=_assigned(joint),
+        images=by_exit(images),
+        reference=joint["reference"],
+        reproduction=how,
     )
 
 

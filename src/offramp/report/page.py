@@ -5,22 +5,16 @@ Layer: report.  Nothing here computes a statistic; templates only write numbers 
 
 import hashlib
 import json
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from offramp._core.errors import InputError
 from offramp._core.files import new_file
 from offramp._core.schema import to_json
 from offramp.evaluation import Certificate, Choice, OperatingPoint
-from offramp.report import formatting
 from offramp.report.charts import MOST_SUBSETS, frontier_chart, overlap_chart, stage_chart
 from offramp.report.content import ExampleImage, ReportContent
 from offramp.report.exit_charts import depth_charts, savings_by_policy, savings_chart
-from offramp.report.inline import image_uri
-from offramp.report.palette import css_variables
+from offramp.report.writer import page_path, render
 
 _MOST_IMAGES = 8  # per stage: the page stays light
 _PROMISED = {  # what is shown of a promise, and how it is called
@@ -33,20 +27,6 @@ _PROMISED = {  # what is shown of a promise, and how it is called
     "fingerprint": "SHA-256 of the examples",
 }
 _MOST_NAMED = 4  # stages in the first sentence
-_FILTERS = (
-    formatting.amount,
-    formatting.change,
-    formatting.change_interval,
-    formatting.changed_words,
-    formatting.percent,
-    formatting.points,
-    formatting.saving,
-    formatting.seconds,
-    formatting.share_interval,
-    formatting.times,
-    formatting.unit_name,
-    image_uri,
-)
 
 
 def write_report(path: Path, content: ReportContent, *, overwrite: bool = False) -> Path:
@@ -66,9 +46,7 @@ def write_report(path: Path, content: ReportContent, *, overwrite: bool = False)
         InputError: If the path does not end in ".html", or a number is NaN or infinite; if a file
             is there and may not be replaced.
     """
-    path = Path(path)
-    if path.suffix != ".html":
-        raise InputError(f"path must end in .html, got {str(path)!r}.")
+    path = page_path(path)
     try:
         numbers = json.dumps(to_json(content), indent=2, allow_nan=False, ensure_ascii=False)
     except ValueError as error:
@@ -93,32 +71,29 @@ def render_page(content: ReportContent, *, json_name: str, json_text: str) -> st
     shown = content.shown
     topology = shown.candidate.policy.topology
     checksum = hashlib.sha256(json_text.encode("utf-8")).hexdigest()
-    return (
-        environment()
-        .get_template("report.html")
-        .render(
-            content=content,
-            shown=shown,
-            reference=shown.candidate.reference,
-            used=[topology.names[k] for k in topology.active],
-            most_named=_MOST_NAMED,
-            where=f"of the {shown.split} split" if shown.split != "all" else "of all splits",
-            timing=content.timing,
-            headline_timing=content.timing[:1] + content.timing[1:][-1:] if content.cascade else (),
-            numbers=_figures(content.chosen),
-            frontier=frontier_chart(content),
-            stages=stage_chart(shown),
-            overlap=None if content.overlap is None else overlap_chart(content.overlap),
-            most_subsets=MOST_SUBSETS,
-            images=by_exit(content.images),
-            savings=savings_chart(content),
-            savings_by_policy=savings_by_policy(content.savings),
-            depth=depth_charts(content),
-            files=[*content.reproduction.files.items(), (json_name, checksum)],
-            json_name=json_name,
-            style=style_rules(),
-            version=own_version(),
-        )
+    return render(
+        "report.html",
+        title=content.title,
+        content=content,
+        shown=shown,
+        reference=shown.candidate.reference,
+        used=[topology.names[k] for k in topology.active],
+        most_named=_MOST_NAMED,
+        where=f"of the {shown.split} split" if shown.split != "all" else "of all splits",
+        timing=content.timing,
+        headline_timing=content.timing[:1] + content.timing[1:][-1:] if content.cascade else (),
+        numbers=_figures(content.chosen),
+        frontier=frontier_chart(content),
+        stages=stage_chart(shown),
+        overlap=None if content.overlap is None else overlap_chart(content.overlap),
+        most_subsets=MOST_SUBSETS,
+        images=by_exit(content.images),
+        savings=savings_chart(content),
+        savings_by_policy=savings_by_policy(content.savings),
+        depth=depth_charts(content),
+        reproduction=content.reproduction,
+        files=[*content.reproduction.files.items(), (json_name, checksum)],
+        json_name=json_name,
     )
 
 
@@ -137,40 +112,9 @@ def _figure(value: float | int | str | None) -> str:
     return "none" if value is None else str(value)
 
 
-def environment() -> Environment:
-    """Templates with the filters that write numbers down."""
-    made = Environment(
-        loader=PackageLoader("offramp.report"),
-        autoescape=True,  # names of stages, classes and files are the user's own
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    made.filters.update({function.__name__: function for function in _FILTERS})
-    return made
-
-
 def by_exit(images: tuple[ExampleImage, ...]) -> list[tuple[str, list[ExampleImage], int]]:
     """Images grouped by the stage where they left, stages in order of first use."""
     groups: dict[str, list[ExampleImage]] = {}
     for image in images:
         groups.setdefault(image.exit_stage, []).append(image)
     return [(stage, group[:_MOST_IMAGES], len(group)) for stage, group in groups.items()]
-
-
-def style_rules() -> Markup:
-    """The style of every page, with the palette in both schemes."""
-    rules = (Path(__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
-    light, dark = css_variables("light"), css_variables("dark")
-    return Markup(
-        f":root {{\n{light}\n}}\n"
-        f"@media screen and (prefers-color-scheme: dark) {{ :root {{\n{dark}\n}} }}\n{rules}"
-    )
-
-
-def own_version() -> str:
-    """Version of the installed package, in words where it is none."""
-    try:
-        return version("offramp")
-    except PackageNotFoundError:
-        return "(not installed)"

@@ -1,4 +1,4 @@
-"""The page about a joint training, from what `offramp train joint` left in a run's folder.
+"""The pages about class exits and joint training, from what the commands left in a run's folder.
 
 Layer: project.
 """
@@ -8,15 +8,33 @@ from typing import TYPE_CHECKING
 
 from offramp._core.files import read_json
 from offramp.project.config.config import load_config
-from offramp.project.folder import JOINT, RunFolder, candidate_from_file
+from offramp.project.folder import CLASS_EXITS, JOINT, RunFolder, candidate_from_file
 from offramp.project.report import reproduction
-from offramp.report import write_joint_report
+from offramp.report import write_class_exits_report, write_joint_report
 from offramp.trace import load_trace
 
 if TYPE_CHECKING:
-    from offramp.report import ExampleImage
+    from offramp.report import ExampleImage, Reproduction
 
-JOINT_PAGE = "joint.html"
+CLASS_EXITS_PAGE, JOINT_PAGE = "class_exits.html", "joint.html"
+
+
+def class_exits_page(run: RunFolder, title: str | None) -> Path:
+    """Write class_exits.html into the folder of a run.
+
+    Args:
+        run: With class exits.
+        title: Of the page.
+    """
+    design = read_json(run.path / CLASS_EXITS)
+    run.remember(CLASS_EXITS_PAGE)
+    return write_class_exits_report(
+        run.path / CLASS_EXITS_PAGE,
+        design,
+        title=title or f"Exits of classes: {run.path.name}",
+        reproduction=_again(run, str(design["command"]), CLASS_EXITS),
+        overwrite=True,  # the run's own
+    )
 
 
 def joint_page(run: RunFolder, title: str | None, config: Path | None) -> Path:
@@ -34,15 +52,14 @@ def joint_page(run: RunFolder, title: str | None, config: Path | None) -> Path:
         joint,
         title=title or f"Trained jointly: {run.path.name}",
         images=() if config is None else _images(run, config, joint["trace"], joint["split"]),
-        reproduction=reproduction(
-            [str(joint["command"]), f"offramp report {run.path}"],
-            seed=0,
-            data="",
-            folder=run.path,
-            files=(JOINT,),
-        ),
+        reproduction=_again(run, str(joint["command"]), JOINT),
         overwrite=True,  # the run's own
     )
+
+
+def _again(run: RunFolder, command: str, record: str) -> "Reproduction":
+    commands = [command, f"offramp report {run.path}"]
+    return reproduction(commands, seed=None, data="", folder=run.path, files=(record,))
 
 
 def _images(run: RunFolder, config: Path, trace: str, split: str) -> "tuple[ExampleImage, ...]":
