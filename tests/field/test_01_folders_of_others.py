@@ -284,11 +284,11 @@ def test_rows_are_not_kept_among_files_of_others(tmp_path, resume):
 def test_to_start_again_never_removes_a_file_of_others(tmp_path, place):
     folder = tmp_path / "features"
     (folder / "deep").mkdir(parents=True)
-    (folder / "deep" / "features-0.npy").touch()
+    (folder / "deep" / "features-0.bin").touch()
     (folder / place).write_text("mine")
     with pytest.raises(InputError, match=r"did not write 'notes\.txt'"):
         remove_cached(folder)
-    assert (folder / "deep" / "features-0.npy").exists()
+    assert (folder / "deep" / "features-0.bin").exists()
     (folder / place).unlink()
     remove_cached(folder)
     assert list(tmp_path.iterdir()) == []
@@ -301,7 +301,7 @@ def test_features_are_not_cached_among_files_of_others(tmp_path):
     cascade = Cascade.from_network(
         net, ["features.0"], heads={"features.0": head}, example=images[:1]
     )
-    mine = tmp_path / "cache" / "train" / "features-0.npy"
+    mine = tmp_path / "cache" / "train" / "features-0.bin"
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
     with pytest.raises(InputError, match="holds other files"):

@@ -11,14 +11,13 @@ import torch
 from torch import nn
 
 from offramp import Cascade, Costs, record
-from offramp._core import files
+from offramp._core import files, growing
 from offramp._core.errors import StorageError
 from offramp._core.files import write_json
 from offramp.cli import errors, main
 from offramp.data import arrays
 from offramp.models import make_head, save_weights, small_cnn
 from offramp.trace import load_trace, make_trace, save_trace
-from offramp.train import cache as cache_module
 from offramp.train import train_classifier, train_heads
 
 
@@ -97,27 +96,27 @@ def test_no_file_is_written_through_a_mapping(tmp_path, monkeypatch):
     cached(tmp_path / "cache")
 
 
-@pytest.mark.parametrize("rows", [1, 64])
-def test_cached_features_are_those_that_are_computed_and_go_on(tmp_path, monkeypatch, rows):
-    monkeypatch.setattr(cache_module, "CHECKPOINT_ROWS", rows)
+@pytest.mark.parametrize("seconds", [0.0, 60.0])
+def test_cached_features_are_those_that_are_computed_and_go_on(tmp_path, monkeypatch, seconds):
+    monkeypatch.setattr(growing, "CHECKPOINT_S", seconds)
     want = cached(tmp_path / "whole", batch_size=16)
-    append = cache_module._Files.append
+    append = growing.GrowingFiles.append
     seen = []
 
-    def interrupted(self, block):
-        append(self, block)
+    def interrupted(self, blocks, facts):
+        append(self, blocks, facts)
         seen.append(1)
         if len(seen) == 5:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(cache_module._Files, "append", interrupted)
+        patched.setattr(growing.GrowingFiles, "append", interrupted)
         with pytest.raises(KeyboardInterrupt):
             cached(tmp_path / "parts", batch_size=16)
     assert cached(tmp_path / "parts", batch_size=16) == want
-    for path in (tmp_path / "whole").rglob("*.npy"):
+    for path in (tmp_path / "whole").rglob("*.bin"):
         other = tmp_path / "parts" / path.relative_to(tmp_path / "whole")
-        np.testing.assert_array_equal(np.load(path), np.load(other))
+        assert path.read_bytes() == other.read_bytes()
 
 
 def test_the_shell_says_it_in_one_sentence(tmp_path, monkeypatch, capsys):
@@ -146,7 +145,7 @@ def small_disk(tmp_path):
 
 def test_on_a_disk_that_is_really_full_nothing_dies_and_nothing_is_left(small_disk):
     (small_disk / "filler").write_bytes(bytes(200 << 10))
-    with pytest.raises(StorageError, match=r"features-0\.npy cannot be written"):
+    with pytest.raises(StorageError, match=r"features-0\.bin cannot be written"):
         cached(small_disk / "cache", examples=20_000)  # 160 kB of features
     with pytest.raises(StorageError, match=r"t\.trace cannot be written"):
         save_trace(make_trace(5_000), small_disk / "t.trace")

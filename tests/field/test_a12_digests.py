@@ -18,7 +18,7 @@ from offramp.policy import Candidate
 from offramp.recording import record
 from offramp.stages import Cascade, Normalize
 from offramp.trace import load_trace, make_trace, save_trace
-from offramp.train.cache import _Files
+from offramp.train.cache import _Features
 from offramp.train.checkpoint import read_file, write_file
 from offramp.train.class_exits.checkpoint import read_state, write_state
 
@@ -146,17 +146,17 @@ def test_cached_features_with_a_flipped_bit_are_not_trained_on(tmp_path):
     identity = {"dtype": "float32"}
 
     def opened():
-        return _Files(tmp_path, identity, n=10)
+        return _Features(tmp_path, identity, ["a", "b"])
 
-    with opened() as files:
-        files.append({"a": np.ones((4, 3), np.float32), "b": np.zeros((4, 2), np.float32)})
-    with opened() as going_on:
-        going_on.append({"a": np.ones((6, 3), np.float32), "b": np.ones((6, 2), np.float32)})
+    for a, b in ((np.ones((4, 3)), np.zeros((4, 2))), (np.ones((6, 3)), np.ones((6, 2)))):
+        features = opened()
+        with features.files:
+            features.append({"a": a.astype(np.float32), "b": b.astype(np.float32)})
     assert opened().rows == 10
-    for name in ("features-0.npy", "features-1.npy", "cache.json"):
+    for name in ("features-0.bin", "features-1.bin", "cache.json"):
         path = tmp_path / name
         whole = path.read_bytes()
-        place = -1 if name.endswith("npy") else whole.index(b'"rows"') + 9
+        place = -1 if name.endswith("bin") else whole.index(b'"rows"') + 9
         path.write_bytes(flipped(whole, place, 0))
         with pytest.raises(FileFormatError, match=r"damaged|Delete the folder"):
             opened()

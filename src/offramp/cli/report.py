@@ -48,8 +48,8 @@ def command(
 ) -> None:
     """Write one page about a run: the frontier, who leaves where, what it saves.
 
-    In: the folder that fit, class-exits or train joint has written. With --config, which says where the
-    images are, the page shows some that left at each stage. --costs is a JSON file,
+    In: the folder that fit, class-exits or train joint has written. With --config, which says where
+    the images are, the page shows some that left at each stage. --costs is a JSON file,
     {"costs": [...]}, of tables with unit, segment, head, decision (a number for each stage), note.
 
     Out: report.html, which works offline, and report.json with every number that it shows; after

@@ -1,35 +1,30 @@
 """The store that survives a kill: a folder beside the trace to be.
 
 `<path>.partial` holds raw rows in files that only grow, and `progress.json`, which says how many
-bytes of each count, and their checksums. It is written first of all, and then after rows have
-reached the disk, so whatever happens, the rows it speaks of are there; what stands behind them is
-cut off when the recording goes on. When the trace is complete it says so too, and of which checksum
-it is: a kill between the trace and the clearing away is then made up for by the next call.
+bytes of each count (`offramp._core.growing`). When the trace is complete it says so too, and of
+which checksum it is: a kill between the trace and the clearing away is then made up for by the next
+call.
 
 Layer: recording.
 """
 
-import hashlib
 import json
-import os
 import re
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Literal, final
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from offramp._core.errors import FileFormatError, InputError
-from offramp._core.files import atomic_folder, read_json, remove_folder, sha256, storing, write_json
-from offramp._core.ownership import TRACE, check_folder, check_place, is_empty
-from offramp._core.schema import from_json
-from offramp._core.seal import Digest, is_sealed, sealed
+from offramp._core.errors import InputError
+from offramp._core.files import atomic_folder, remove_folder, sha256
+from offramp._core.growing import GrowingFiles, read_note
+from offramp._core.ownership import TRACE, check_folder, check_place
 from offramp._core.temporaries import locked
 from offramp._core.types import Ids, IntArray
 from offramp.recording.nonfinite import Treatment
@@ -46,26 +41,19 @@ from offramp.trace.files import (
     write_manifest,
 )
 
-CHECKPOINT_S = 1.0  # seconds of work that a kill may cost
-_PROGRESS = "progress.json"
-_VERSION = 2
-_FILES = ("logits", "labels", "ids")
+_NOTE = "progress.json"
+_FILES = ("logits.bin", "labels.bin", "ids.bin")
 _OURS = re.compile(r"progress\.json|(logits|labels|ids)\.bin")
-_BLOCK = 2**20  # bytes
+_REPAIR = "Pass resume=False to start again."
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class _Progress:
-    version: Literal[2]
-    fingerprint: dict[str, str]
-    rows: int
-    classes: int
-    text_ids: bool
-    bytes: dict[str, int]
+class _Facts:
+    rows: int = 0
+    classes: int = 0
+    text_ids: bool = False
     trace: str = ""  # checksum of its manifest, once that is written
-    digests: dict[str, str]  # of so many bytes of each file
-    sha256: str
 
 
 def parts_of(path: Path) -> Path:
@@ -96,11 +84,11 @@ def finished(path: Path, fingerprint: Mapping[str, str]) -> Trace | None:
     """
     parts = parts_of(path)
     try:
-        found = from_json(_Progress, read_json(parts / _PROGRESS))
+        _, found, facts = read_note(parts / _NOTE, _Facts, _REPAIR)
         written = sha256(path / MANIFEST)
     except (OSError, ValueError):
         return None
-    if found.fingerprint != dict(fingerprint) or found.trace != written:
+    if found.identity != dict(fingerprint) or facts.trace != written:
         return None
     with locked(parts):
         remove_folder(parts, _OURS)
@@ -137,45 +125,22 @@ class PartialStore:
         overwrite: bool,
     ) -> None:
         self._path = path
-        self._folder = parts_of(path)
         self._stages, self._dtype, self._overwrite = stages, dtype, overwrite
-        self._fingerprint = dict(fingerprint)
-        self._rows, self._classes, self._text_ids = 0, 0, False
-        self._good = dict.fromkeys(_FILES, 0)  # bytes that belong to whole rows
-        self._digests: dict[str, Digest] = {name: hashlib.sha256() for name in _FILES}  # of them
-        self._files: dict[str, IO[bytes]] = {}
-        self._saved_at = -np.inf
-        check_place(self._folder)
-        with ExitStack() as stack:
-            stack.enter_context(locked(self._folder))
-            self._begin(resume=resume)
-            self._lock = stack.pop_all()
-
-    def _begin(self, *, resume: bool) -> None:
-        """Go on where an interrupted recording stopped, or start."""
-        there = (self._folder / _PROGRESS).exists()
-        if there and resume:
-            self._adopt()
-        elif there:
-            self._note()  # no row counts any more
-        elif self._folder.exists() and not is_empty(self._folder):
-            raise InputError(
-                f"{self._folder} is where rows are kept while they are recorded, and it holds "
-                "other files. Move them away or give the trace another path; nothing was changed."
-            )
-        else:
-            self._note()
-        self._old_labels, self._old_ids = self._read_labels(), self.ids()
+        self._files = GrowingFiles(
+            parts_of(path),
+            _FILES,
+            note=_NOTE,
+            identity=fingerprint,
+            facts=_Facts(),
+            repair=_REPAIR,
+            resume=resume,
+        )
 
     def __enter__(self) -> "PartialStore":
-        try:
-            for name in _FILES:
-                self._files[name] = (self._folder / f"{name}.bin").open("ab")
-                self._files[name].truncate(self._good[name])
-        except OSError:
-            self._close()
-            self._lock.close()
-            raise
+        with ExitStack() as stack:
+            stack.enter_context(self._files)
+            self._old_labels, self._old_ids = self._read("labels.bin", np.int64), self.ids()
+            self._held = stack.pop_all()
         return self
 
     def __exit__(
@@ -184,19 +149,12 @@ class PartialStore:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # On an error, such as a full disk, keep as much as can be kept and let the error through.
-        try:
-            with suppress(OSError):
-                if kind is not None and self._rows and self._files:
-                    self._checkpoint()
-        finally:
-            self._close()
-            self._lock.close()
+        self._held.__exit__(kind, error, trace)
 
     @property
     def rows(self) -> int:
         """Number of rows held."""
-        return self._rows
+        return self._files.facts.rows
 
     def known(self, start: int, stop: int) -> tuple[IntArray, Ids]:
         """Labels and ids of rows that an interrupted run has recorded."""
@@ -209,47 +167,39 @@ class PartialStore:
             InputError: If the number of classes or the kind of ids changes between batches, or a
                 logit does not fit float16.
         """
-        text = rows.ids.dtype.kind == "U"
-        if not self._rows:
-            self._classes, self._text_ids = logits.shape[2], text
-        if self._classes != logits.shape[2] or self._text_ids != text:
+        text, held = rows.ids.dtype.kind == "U", self._files.facts
+        if not held.rows:
+            held = replace(held, classes=logits.shape[2], text_ids=text)
+        if held.classes != logits.shape[2] or held.text_ids != text:
             raise InputError(
-                f"Every batch must have {self._classes} classes and "
-                f"{'text' if self._text_ids else 'integer'} ids, as the first; got "
+                f"Every batch must have {held.classes} classes and "
+                f"{'text' if held.text_ids else 'integer'} ids, as the first; got "
                 f"{logits.shape[2]} classes and ids of {rows.ids.dtype}."
             )
         blocks = {
-            "logits": narrowed("logits", logits, self._dtype).tobytes(),
-            "labels": rows.labels.astype(np.int64).tobytes(),
-            "ids": _text_block(rows.ids) if text else rows.ids.astype(np.int64).tobytes(),
+            "logits.bin": narrowed("logits", logits, self._dtype).tobytes(),
+            "labels.bin": rows.labels.astype(np.int64).tobytes(),
+            "ids.bin": _text_block(rows.ids) if text else rows.ids.astype(np.int64).tobytes(),
         }
-        for name, block in blocks.items():
-            with storing(self._folder / f"{name}.bin"):
-                self._files[name].write(block)
-        for name, block in blocks.items():
-            self._good[name] += len(block)
-            self._digests[name].update(block)
-        self._rows += len(rows)
-        if time.monotonic() - self._saved_at >= CHECKPOINT_S:
-            self._checkpoint()
+        self._files.append(blocks, replace(held, rows=held.rows + len(rows)))
 
     def ids(self) -> Ids:
         """Ids of all rows, `(n,)`."""
-        self._flush()
-        if not self._text_ids:
-            return self._read("ids", np.int64)
-        with (self._folder / "ids.bin").open(encoding="ascii") as file:
-            lines = file.read(self._good["ids"]).splitlines()
+        if not self._files.facts.text_ids:
+            return self._read("ids.bin", np.int64)
+        size = self._files.size("ids.bin")
+        with (self._files.folder / "ids.bin").open(encoding="ascii") as file:
+            lines = file.read(size).splitlines()
         return np.array([json.loads(line) for line in lines], dtype=str)
 
     def finish(self, facts: Facts, split: Tensor | None) -> Trace:
         """Write the trace in one go, remove the folder of parts, and map the trace."""
-        self._checkpoint()
-        ids, labels = self.ids(), self._read_labels()
+        self._files.checkpoint()
+        ids, labels = self.ids(), self._read("labels.bin", np.int64)
         names = facts.topology.names
         treatment = Treatment(facts.nonfinite, self._logit_parts(), ids, names)
         keep = treatment.keep
-        n, s, c = int(keep.sum()), self._stages, self._classes
+        n, s, c = int(keep.sum()), self._stages, self._files.facts.classes
         logits = treatment.logits(self._logit_parts(), labels)
         arrays = [
             ArraySource(name="logits", dtype=self._dtype, shape=(n, s, c), parts=logits),
@@ -274,98 +224,21 @@ class PartialStore:
                 lossy=facts.lossy,
                 notes=treatment.notes,
             )
-            self._note(trace=sha256(folder / MANIFEST))
-        self._close()
-        remove_folder(self._folder, _OURS)
+            self._files.note(replace(self._files.facts, trace=sha256(folder / MANIFEST)))
+        self._files.close()
+        remove_folder(self._files.folder, _OURS)
         return load_trace(self._path, verify=False)  # it was written this moment
 
-    def _adopt(self) -> None:
-        """Go on where an interrupted recording stopped."""
-        path = self._folder / _PROGRESS
-        try:
-            value = read_json(path)
-            found = from_json(_Progress, value, where=path)
-        except FileFormatError as error:
-            raise FileFormatError(
-                f"{path} cannot be read: {error} Pass resume=False to start again."
-            ) from error
-        keys = sorted(set(found.fingerprint) | set(self._fingerprint))
-        other = [k for k in keys if found.fingerprint.get(k) != self._fingerprint.get(k)]
-        if other:
-            raise InputError(
-                f"{self._folder} was begun with other {', '.join(other)}; repeat the call that "
-                "began it, or pass resume=False to start again."
-            )
-        for name in _FILES:
-            file, size = self._folder / f"{name}.bin", found.bytes.get(name, -1)
-            there = file.stat().st_size if file.is_file() else 0
-            if not 0 <= size <= there:
-                raise FileFormatError(
-                    f"{file} is missing or truncated. Pass resume=False to start again."
-                )
-            self._good[name], self._digests[name] = size, _digest(file, size)
-        digests = {name: digest.hexdigest() for name, digest in self._digests.items()}
-        if not is_sealed(value) or digests != found.digests:
-            raise FileFormatError(
-                f"{self._folder} was damaged: what it holds has not the checksums that were noted. "
-                "Pass resume=False to start again."
-            )
-        self._rows, self._classes, self._text_ids = found.rows, found.classes, found.text_ids
-
-    def _checkpoint(self) -> None:
-        with storing(self._folder):
-            for file in self._files.values():
-                file.flush()
-                os.fsync(file.fileno())
-        self._note()
-        self._saved_at = time.monotonic()
-
-    def _note(self, *, trace: str = "") -> None:
-        progress = {
-            "version": _VERSION,
-            "fingerprint": self._fingerprint,
-            "rows": self._rows,
-            "classes": self._classes,
-            "text_ids": self._text_ids,
-            "bytes": self._good,
-            "trace": trace,
-            "digests": {name: digest.hexdigest() for name, digest in self._digests.items()},
-        }
-        write_json(self._folder / _PROGRESS, sealed(progress))
-
-    def _flush(self) -> None:
-        for file in self._files.values():
-            file.flush()
-
-    def _close(self) -> None:
-        for file in self._files.values():
-            with suppress(OSError):  # what could not be written does not count anyway
-                file.close()
-        self._files = {}
-
     def _read(self, name: str, dtype: Any) -> NDArray[Any]:  # noqa: ANN401
-        if not self._rows:
+        if not self._files.size(name):
             return np.empty(0, dtype=dtype)
-        return np.fromfile(self._folder / f"{name}.bin", dtype=dtype, count=self._rows)
-
-    def _read_labels(self) -> IntArray:
-        self._flush()
-        return self._read("labels", np.int64)
+        return np.fromfile(self._files.folder / name, dtype=dtype, count=self.rows)
 
     def _logit_parts(self) -> Iterator[NDArray[Any]]:
-        shape = (self._rows, self._stages, self._classes)
-        path = self._folder / "logits.bin"
+        shape = (self.rows, self._stages, self._files.facts.classes)
+        self._files.size("logits.bin")  # so that all of it can be read
+        path = self._files.folder / "logits.bin"
         return in_parts(np.memmap(path, dtype=self._dtype, mode="r", shape=shape))
-
-
-def _digest(path: Path, size: int) -> Digest:
-    """Of the first bytes of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(min(size, _BLOCK)):
-            digest.update(block)
-            size -= len(block)
-    return digest
 
 
 def _text_block(ids: Ids) -> bytes:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from offramp._core import growing
 from offramp._core.costs import Costs
 from offramp._core.errors import FileFormatError, InputError
 from offramp.data import arrays
@@ -184,10 +185,11 @@ KILLED = """
     import os, torch
     from torch import nn
     from offramp._core.costs import Costs
-    from offramp.recording import partial, record
+    from offramp._core import growing
+    from offramp.recording import record
     from offramp.stages import Cascade
 
-    partial.CHECKPOINT_S = 0.0
+    growing.CHECKPOINT_S = 0.0
 
     def network(seed):
         layer = nn.Linear(4, 3)
@@ -215,7 +217,7 @@ def test_a_killed_recording_goes_on_and_equals_one_that_was_not(tmp_path):
     assert done.returncode == 9, done.stderr.decode()
     assert not path.exists()
     progress = json.loads((tmp_path / "t.trace.partial" / "progress.json").read_text())
-    assert progress["rows"] == 15
+    assert progress["facts"]["rows"] == 15
     model = cascade()
     seen = counting(model)
     equal(go(batches(), model, path=path), go(batches()))
@@ -272,18 +274,18 @@ class FullDisk:
         return getattr(self.file, name)
 
 
-@pytest.mark.parametrize("name", ["logits", "labels", "ids"])
+@pytest.mark.parametrize("name", ["logits.bin", "labels.bin", "ids.bin"])
 def test_a_full_disk_in_the_middle_keeps_the_whole_rows(tmp_path, monkeypatch, name):
     path = tmp_path / "t.trace"
-    enter = partial.PartialStore.__enter__
+    enter = growing.GrowingFiles.__enter__
 
-    def limited(store):
-        enter(store)
-        store._files[name] = FullDisk(store._files[name], left=3)
-        return store
+    def limited(files):
+        enter(files)
+        files._open[name] = FullDisk(files._open[name], left=3)
+        return files
 
     with monkeypatch.context() as patched:
-        patched.setattr(partial.PartialStore, "__enter__", limited)
+        patched.setattr(growing.GrowingFiles, "__enter__", limited)
         with pytest.raises(OSError, match="No space left"):
             go(batches(), path=path)
     assert not path.exists()
