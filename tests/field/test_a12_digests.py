@@ -19,8 +19,7 @@ from offramp.recording import record
 from offramp.stages import Cascade, Normalize
 from offramp.trace import load_trace, make_trace, save_trace
 from offramp.train.cache import _Features
-from offramp.train.checkpoint import read_file, write_file
-from offramp.train.class_exits.checkpoint import read_state, write_state
+from offramp.train.checkpoint import read_checkpoint, write_checkpoint
 
 SPEC = ModelSpec(name="small_cnn", arguments={"width": 2, "depth": 2, "classes": 3})
 
@@ -107,39 +106,30 @@ def test_a_trace_with_a_flipped_bit_is_refused_by_everyone_who_does_not_ask_othe
 
 @dataclass(frozen=True)
 class Facts:
-    identity: dict[str, str]
     epochs: int
 
 
 def test_a_checkpoint_with_a_flipped_bit_is_not_resumed(tmp_path):
-    """Heads, joint trainings and classifiers write theirs by this function."""
+    """Heads, joint trainings, classifiers and class exits write theirs by this function."""
     path, identity = tmp_path / "c.safetensors", {"of": "x"}
     tensors = {"a": torch.randn(5, 3), "n": torch.tensor(7), "b": torch.randn(4).bfloat16()}
-    write_file(path, tensors, Facts(identity=identity, epochs=3))
-    facts, held = read_file(path, Facts, identity)
+    write_checkpoint(path, tensors, identity, Facts(epochs=3))
+    held, facts = read_checkpoint(path, Facts, identity)
     assert facts.epochs == 3
     assert all(torch.equal(held[name], tensors[name]) for name in tensors)
     every = [(place, place % 8) for place in range(len(path.read_bytes()))]
-    for facts, held in kept(path, lambda: read_file(path, Facts, identity), every):
-        assert facts == Facts(identity=identity, epochs=3)
+    for held, facts in kept(path, lambda: read_checkpoint(path, Facts, identity), every):
+        assert facts == Facts(epochs=3)
         assert all(torch.equal(held[name], tensors[name]) for name in tensors)
-
-
-def test_a_checkpoint_of_branches_with_a_flipped_bit_is_not_resumed(tmp_path):
-    path = tmp_path / "branches.safetensors"
-    write_state(path, {"a": torch.ones(4)}, {"of": "x"}, 2)
-    assert read_state(path, {"of": "x"})[1] == 2
-    path.write_bytes(flipped(path.read_bytes(), -1, 0))
-    with pytest.raises(FileFormatError, match=r"was damaged, .* Delete it to train"):
-        read_state(path, {"of": "x"})
 
 
 def test_a_checkpoint_without_a_digest_is_refused(tmp_path):
     path = tmp_path / "c.safetensors"
-    write_file(path, {"a": torch.ones(4)}, Facts(identity={}, epochs=1))
-    save_file(load_file(path), path, metadata={"offramp": '{"identity": {}, "epochs": 1}'})
+    write_checkpoint(path, {"a": torch.ones(4)}, {}, Facts(epochs=1))
+    facts = '{"version": 2, "identity": {}, "facts": {"epochs": 1}}'
+    save_file(load_file(path), path, metadata={"offramp": facts})
     with pytest.raises(FileFormatError, match="a version that noted no digest"):
-        read_file(path, Facts, {})
+        read_checkpoint(path, Facts, {})
 
 
 def test_cached_features_with_a_flipped_bit_are_not_trained_on(tmp_path):

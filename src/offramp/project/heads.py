@@ -16,7 +16,7 @@ from torch import Tensor
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.schema import to_json
 from offramp.stages import Cascade, Stage
-from offramp.train.checkpoint import read_whole, write_file
+from offramp.train.checkpoint import read_file, write_file
 from offramp.train.features import backbone_digest
 
 HEADS = "heads.safetensors"
@@ -57,7 +57,7 @@ def check_heads(path: Path, cascade: Cascade, config: Path) -> dict[str, Tensor]
         FileFormatError: If the file is damaged.
     """
     again = f"Run `offramp train -c {config} --restart`."
-    found, tensors = read_whole(path, _Facts, what="heads", again=again)
+    found, tensors = read_file(path, _Facts, what="heads", repair=again)
     problem = _difference(found, _facts_of(cascade))
     if problem:
         raise InputError(

@@ -3,7 +3,6 @@
 Layer: recording.
 """
 
-import hashlib
 import json
 import warnings
 from collections.abc import Sequence
@@ -31,13 +30,13 @@ from offramp.recording.rows import Loader, Rows, dataset_of, labeled_rows, row_s
 from offramp.recording.store import Facts, MemoryStore, Store
 from offramp.stages import (
     Cascade,
-    add_weights,
     check_company,
     evaluating,
     measure_flops,
     take_rows,
     tell_classes,
     to_device,
+    weights_digest,
 )
 from offramp.trace import Trace
 from offramp.trace.files import StoredDtype
@@ -297,12 +296,9 @@ def _class_names(cascade: Cascade, loader: Loader) -> tuple[str, ...]:
 
 def _fingerprint(cascade: Cascade, loader: Loader) -> dict[str, str]:
     """What makes recorded rows belong to this cascade and, where it can say so, this data set."""
-    digest = hashlib.sha256()
-    for stage in cascade:
-        add_weights(digest, stage)
     return {
         "stages": json.dumps(to_json(cascade.topology)),
         "preprocessing": "; ".join(repr(stage.preprocess) for stage in cascade),
-        "weights": digest.hexdigest(),
+        "weights": weights_digest({stage.name: stage for stage in cascade}),
         "examples": str(getattr(dataset_of(loader), "fingerprint", "")),
     }

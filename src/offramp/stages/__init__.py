@@ -14,7 +14,7 @@ from offramp.stages.cutting.points import CutPoint, cut_points
 from offramp.stages.cutting.spec import CutSpec, SegmentSpec, synthetic_example
 from offramp.stages.exits import OfFirst, attached, own_head
 from offramp.stages.fusing.fuse import fuse
-from offramp.stages.own_names import add_weights, names_in, own_names
+from offramp.stages.own_names import names_in, own_names, weights_digest
 from offramp.stages.preprocess import Normalize, Preprocessing
 from offramp.stages.reading import copied
 from offramp.stages.stage import Stage
@@ -29,7 +29,6 @@ __all__ = [
     "Preprocessing",
     "SegmentSpec",
     "Stage",
-    "add_weights",
     "attached",
     "batch_size",
     "check_company",
@@ -53,4 +52,5 @@ __all__ = [
     "tell_classes",
     "time_side_by_side",
     "to_device",
+    "weights_digest",
 ]

@@ -56,14 +56,24 @@ def own_names(segment: nn.Module) -> dict[str, str | None]:
     return dict(getattr(segment, "meta", {}).get(_NAMES, {}))
 
 
-def add_weights(digest: "hashlib._Hash", module: nn.Module) -> None:
-    """Add what a module computes with to a digest; no name of torch.export takes part.
+def weights_digest(modules: Mapping[str, nn.Module]) -> str:
+    """SHA-256 of what modules compute with, 64 hexadecimal digits.
 
-    That is its state dict and, of segments, the constants without a name, each value once.
+    That is, under each name, a state dict and, of segments, the constants without a name, each
+    value once. No name of torch.export takes part.
 
-    >>> digest = hashlib.sha256()
-    >>> add_weights(digest, nn.Linear(2, 3))
+    >>> layer = nn.Linear(2, 3)
+    >>> weights_digest({"a": layer}) == weights_digest({"b": layer})
+    False
     """
+    digest = hashlib.sha256()
+    for name, module in modules.items():
+        digest.update(f"{name}\n".encode())
+        _add_weights(digest, module)
+    return digest.hexdigest()
+
+
+def _add_weights(digest: "hashlib._Hash", module: nn.Module) -> None:
     for name, value in sorted(module.state_dict().items()):
         digest.update(f"{name} {_form(value)}".encode())
         digest.update(_bytes(value))

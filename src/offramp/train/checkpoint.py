@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar, final
+from typing import Any, Literal, TypeVar, final
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -18,9 +18,8 @@ from torch import Tensor
 
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.files import atomic_file
-from offramp._core.schema import from_text, to_json
+from offramp._core.schema import from_json, from_text, to_json
 from offramp._core.seal import digest_of, tensors_digest
-from offramp.train.learner import Learner
 
 _ENDING = ".safetensors"
 _KEY = "offramp"
@@ -31,20 +30,10 @@ _AGAIN = "Delete it to train from the beginning."
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class _Head:
-    losses: list[float]
-    accuracies: list[float]
-    best_epoch: int
-    best_loss: float
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class _Facts:
-    version: Literal[1]
+class _Held:
+    version: Literal[2]
     identity: dict[str, str]
-    epochs: int
-    heads: dict[str, _Head]
+    facts: dict[str, Any]
 
 
 def check_checkpoint(path: Path | str) -> Path:
@@ -55,38 +44,44 @@ def check_checkpoint(path: Path | str) -> Path:
 
 
 def write_checkpoint(
-    path: Path, learners: Mapping[str, Learner], identity: Mapping[str, str], epochs: int
+    path: Path, tensors: Mapping[str, Tensor], identity: Mapping[str, str], facts: object
 ) -> None:
-    """Write the state after a number of epochs, whole or not at all."""
-    tensors = {
-        f"{k}.{name}": value
-        for k, learner in enumerate(learners.values())
-        for name, value in learner.tensors().items()
-    }
-    facts = _Facts(
-        version=1,
-        identity=dict(identity),
-        epochs=epochs,
-        heads={name: _Head(**learner.facts()) for name, learner in learners.items()},
-    )
-    write_file(path, tensors, facts)
+    """Write the state of a training, whole or not at all.
+
+    Args:
+        path: The file.
+        tensors: What it needs to go on.
+        identity: What must be the same for it to go on.
+        facts: What is no tensor, as a frozen dataclass.
+    """
+    write_file(path, tensors, {"version": 2, "identity": dict(identity), "facts": to_json(facts)})
 
 
 def read_checkpoint(
-    path: Path, learners: Mapping[str, Learner], identity: Mapping[str, str]
-) -> int:
-    """Bring the learners to the state of a checkpoint; return how many epochs it has seen.
+    path: Path, kind: type[Facts], identity: Mapping[str, str]
+) -> tuple[dict[str, Tensor], Facts]:
+    """Read what `write_checkpoint` wrote.
+
+    Args:
+        path: The file.
+        kind: What the facts are.
+        identity: What theirs must be.
 
     Raises:
         InputError: If it belongs to another training.
-        FileFormatError: If it cannot be read or does not fit.
+        FileFormatError: If it cannot be read, or a bit of it has changed.
     """
-    facts, tensors = read_file(path, _Facts, identity)
-    with load_state(path, "the heads"):
-        for k, (name, learner) in enumerate(learners.items()):
-            own = {t.partition(".")[2]: v for t, v in tensors.items() if t.startswith(f"{k}.")}
-            learner.restore(own, to_json(facts.heads[name]))
-    return facts.epochs
+    held, tensors = read_file(path, _Held, what="a checkpoint", repair=_AGAIN)
+    other = [
+        k for k in sorted({*identity, *held.identity}) if held.identity.get(k) != identity.get(k)
+    ]
+    if other:
+        raise InputError(
+            f"{path} belongs to a training with other {', '.join(other)}. Repeat the call that "
+            "began it, give another path, or delete it to train from the beginning."
+        )
+    with fitting(path, "a training"):
+        return tensors, from_json(kind, held.facts, where=path)
 
 
 def write_file(path: Path, tensors: Mapping[str, Tensor], facts: object) -> None:
@@ -103,32 +98,7 @@ def _digest(facts: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def read_file(
-    path: Path, kind: type[Facts], identity: Mapping[str, str]
-) -> tuple[Facts, dict[str, Tensor]]:
-    """Read what `write_file` wrote.
-
-    Args:
-        path: The file.
-        kind: What the facts are; they have an `identity`.
-        identity: What theirs must be.
-
-    Raises:
-        InputError: If it belongs to another training.
-        FileFormatError: If it cannot be read, or a bit of it has changed.
-    """
-    facts, tensors = read_whole(path, kind, what="a checkpoint", again=_AGAIN)
-    theirs: dict[str, str] = facts.identity  # type: ignore[attr-defined]
-    other = [k for k in sorted({*identity, *theirs}) if theirs.get(k) != identity.get(k)]
-    if other:
-        raise InputError(
-            f"{path} belongs to a training with other {', '.join(other)}. Repeat the call that "
-            "began it, give another path, or delete it to train from the beginning."
-        )
-    return facts, tensors
-
-
-def read_whole(
-    path: Path, kind: type[Facts], *, what: str, again: str
+    path: Path, kind: type[Facts], *, what: str, repair: str
 ) -> tuple[Facts, dict[str, Tensor]]:
     """Read what `write_file` wrote, whosever it is.
 
@@ -136,7 +106,7 @@ def read_whole(
         path: The file.
         kind: What the facts are.
         what: What it should be, for messages.
-        again: What to do where it cannot be read, a sentence.
+        repair: What to do where it cannot be read, a sentence.
 
     Raises:
         FileFormatError: If it cannot be read, or a bit of it has changed.
@@ -148,16 +118,16 @@ def read_whole(
             facts = from_text(kind, text, where="its description")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, FileFormatError) as error:
-        raise FileFormatError(f"{path} cannot be read as {what}: {error}. {again}") from error
+        raise FileFormatError(f"{path} cannot be read as {what}: {error}. {repair}") from error
     if digest != _digest(text, tensors):
         raise FileFormatError(
-            f"{path} was damaged, or written by a version that noted no digest. {again}"
+            f"{path} was damaged, or written by a version that noted no digest. {repair}"
         )
     return facts, tensors
 
 
 @contextmanager
-def load_state(path: Path, what: str) -> Iterator[None]:
+def fitting(path: Path, what: str) -> Iterator[None]:
     """Within, what does not fit becomes a `FileFormatError`."""
     try:
         yield

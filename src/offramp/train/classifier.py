@@ -5,12 +5,9 @@ Topin, arXiv:1708.07120), both as torch has them.
 """
 
 import math
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +20,22 @@ from offramp._core.temporaries import locked
 from offramp._core.types import Batch
 from offramp.data import Dataset
 from offramp.models import extract_logits
-from offramp.train.checkpoint import check_checkpoint
-from offramp.train.classifier_checkpoint import read_training, write_training
+from offramp.train.checkpoint import (
+    check_checkpoint,
+    fitting,
+    read_checkpoint,
+    write_checkpoint,
+)
 from offramp.train.features import Augment, augmented, in_bfloat16
+from offramp.train.state import (
+    check_finite,
+    generator_for,
+    random_state_kept,
+    restore_state,
+    seed_for,
+    shuffled,
+    state_tensors,
+)
 
 Optimizer = Literal["adamw", "sgd"]
 _MOMENTUM = 0.9
@@ -108,21 +118,32 @@ def train_classifier(
     losses: list[float] = []
     with locked(path):
         if path is not None and path.exists():
-            losses = read_training(path, module, stepper, identity)
+            tensors, facts = read_checkpoint(path, _Facts, identity)
+            with fitting(path, "the network"):
+                restore_state(module, stepper, tensors, facts.groups)
+            losses = facts.losses
         done, steps = len(losses), len(part) // min(batch_size, len(part))
         schedule = plan.schedule(stepper, steps, done)
         with (
-            _random_state_kept(),
+            random_state_kept(),
             progress_bar(description, epochs, enabled=progress, done=done) as advance,
         ):
             module.train()
             for epoch in range(done, epochs):
                 losses.append(_epoch(module, rows, stepper, schedule, plan, epoch))
                 if path is not None:
-                    write_training(path, module, stepper, identity, losses)
+                    facts = _Facts(losses=losses, groups=stepper.state_dict()["param_groups"])
+                    write_checkpoint(path, state_tensors(module, stepper), identity, facts)
                 advance(1)
     module.eval()
     return tuple(losses)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class _Facts:
+    losses: list[float]
+    groups: list[dict[str, Any]]  # of the optimizer, as its schedule left them
 
 
 @final
@@ -176,13 +197,6 @@ class _Plan:
             last_epoch=done * steps - 1,
         )
 
-    def generator(self, *purpose: object) -> torch.Generator:
-        """A generator for one purpose, so that nothing depends on what else has been drawn."""
-        return torch.Generator().manual_seed(self.seed_for(*purpose))
-
-    def seed_for(self, *purpose: object) -> int:
-        return zlib.crc32(repr((self.seed, *purpose)).encode())
-
 
 @final
 @dataclass(frozen=True)
@@ -211,39 +225,18 @@ def _epoch(
 ) -> float:
     """One pass; returns its mean loss."""
     total, steps = 0.0, 0
-    torch.default_generator.manual_seed(plan.seed_for("layers", epoch))
-    generator = plan.generator("augment", epoch)
-    for chosen in _batches(len(rows.part), plan, epoch):
+    torch.default_generator.manual_seed(seed_for(plan.seed, "layers", epoch))
+    generator = generator_for(plan.seed, "augment", epoch)
+    order = generator_for(plan.seed, "order", epoch)
+    for chosen in shuffled(torch.arange(len(rows.part)), plan.batch_size, order):
         inputs = rows.batch(chosen, generator)
         with in_bfloat16("cpu", plan.bfloat16):
             logits = extract_logits(apply(module, inputs))
         loss = nn.functional.cross_entropy(logits.float(), rows.part.labels[chosen])
-        total += _finite(loss, epoch, plan.learning_rate)
+        total += check_finite(loss, "loss", epoch, {"learning_rate": plan.learning_rate})
         steps += 1
         stepper.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         stepper.step()
         schedule.step()
     return total / steps
-
-
-def _batches(n: int, plan: _Plan, epoch: int) -> Iterator[Tensor]:
-    size = min(plan.batch_size, n)
-    shuffled = torch.randperm(n, generator=plan.generator("order", epoch))
-    return (shuffled[start : start + size] for start in range(0, n - size + 1, size))
-
-
-def _finite(loss: Tensor, epoch: int, learning_rate: float) -> float:
-    value = float(loss.detach())
-    if not math.isfinite(value):
-        raise InputError(
-            f"The loss became {value} in epoch {epoch + 1}, with learning_rate={learning_rate!r}. "
-            "Take a lower learning rate, and look for NaN or huge numbers in the inputs."
-        )
-    return value
-
-
-@contextmanager
-def _random_state_kept() -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
-        yield

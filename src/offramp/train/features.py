@@ -3,7 +3,6 @@
 Layer: train.  Source: none.
 """
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, final, runtime_checkable
 
@@ -14,7 +13,7 @@ from offramp._core.batch import batch_size, to_device
 from offramp._core.errors import InputError
 from offramp._core.types import Batch
 from offramp.data import Dataset
-from offramp.stages import Cascade, Stage, add_weights
+from offramp.stages import Cascade, Stage, weights_digest
 
 #: Changes a raw batch at random, drawing from the generator alone; gives as many examples.
 Augment = Callable[[Any, torch.Generator], Any]
@@ -115,11 +114,12 @@ def augmented(raw: Batch, augment: Augment | None, generator: torch.Generator) -
 
 def backbone_digest(cascade: Cascade) -> str:
     """Checksum of everything in the stages but their heads, 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for stage in cascade:
-        digest.update(f"{stage.group} {stage.source} {stage.preprocess!r}".encode())
-        add_weights(digest, stage.module)
-    return digest.hexdigest()
+    return weights_digest(
+        {
+            f"{stage.name} {stage.group} {stage.source} {stage.preprocess!r}": stage.module
+            for stage in cascade
+        }
+    )
 
 
 def _route(cascade: Cascade, names: Iterable[str]) -> list[Stage]:

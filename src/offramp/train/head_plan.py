@@ -5,7 +5,6 @@ Layer: train.  Source: none.
 
 import json
 import math
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from offramp.data import Dataset
 from offramp.stages import Cascade
 from offramp.train.cache import CacheDtype, cached_features
 from offramp.train.features import Augment, Computed, Source, backbone_digest
+from offramp.train.state import seed_for
 
 
 @final
@@ -62,14 +62,6 @@ class Plan:
                 "augment changes the features in each pass, so they cannot be kept; leave out "
                 "either augment or cache."
             )
-
-    def seed_for(self, *purpose: object) -> int:
-        """A seed for one purpose, so that nothing depends on what else has been drawn."""
-        return zlib.crc32(repr((self.seed, *purpose)).encode())
-
-    def generator(self, *purpose: object) -> torch.Generator:
-        """A generator for one purpose."""
-        return torch.Generator().manual_seed(self.seed_for(*purpose))
 
 
 @final
@@ -137,7 +129,7 @@ def parts_of(
         rows = torch.arange(len(part))
     else:
         share = check_probability("validation", validation)
-        order = stratified_order(part.labels.numpy(), seed=plan.seed_for("validation"))
+        order = stratified_order(part.labels.numpy(), seed=seed_for(plan.seed, "validation"))
         count = max(1, round(share * len(part)))
         judged = Part(
             examples=part, rows=torch.from_numpy(order[:count]).sort().values, source=source

@@ -5,25 +5,38 @@ from one head to another, so training them side by side is training each alone.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import final
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from offramp._core.device import check_device
-from offramp._core.errors import InputError
 from offramp._core.progress import progress_bar
 from offramp._core.temporaries import locked
 from offramp.data import Dataset
 from offramp.stages import Cascade, evaluating
 from offramp.train.cache import CacheDtype
-from offramp.train.checkpoint import check_checkpoint, read_checkpoint, write_checkpoint
+from offramp.train.checkpoint import (
+    check_checkpoint,
+    fitting,
+    read_checkpoint,
+    write_checkpoint,
+)
 from offramp.train.features import Augment
 from offramp.train.head_plan import Part, Plan, head_names, head_of, identity_of, parts_of
-from offramp.train.learner import HeadHistory, Learner
+from offramp.train.learner import HeadFacts, HeadHistory, Learner
+from offramp.train.state import (
+    check_finite,
+    generator_for,
+    random_state_kept,
+    seed_for,
+    seed_layers,
+    shuffled,
+)
 
 _WARM_UP = 0.1  # share of the steps in which the learning rate rises
 
@@ -124,7 +137,7 @@ def train_heads(
     )
     names = head_names(cascade, heads)
     cascade.to(plan.device)
-    with evaluating(cascade), _random_state_kept(plan.device), torch.enable_grad():
+    with evaluating(cascade), random_state_kept(plan.device), torch.enable_grad():
         learners = {
             name: Learner(head_of(cascade, name), weight_decay=weight_decay) for name in names
         }
@@ -132,7 +145,7 @@ def train_heads(
         done = 0
         with locked(plan.checkpoint):
             if plan.checkpoint is not None and plan.checkpoint.exists():
-                done = read_checkpoint(plan.checkpoint, learners, identity)
+                done = _read(plan.checkpoint, learners, identity)
             try:
                 if done < epochs and _active(learners, plan):  # else nothing is left to compute
                     parts = parts_of(cascade, part, validation, names, plan)
@@ -159,7 +172,7 @@ def _run(
                 losses = _train_epoch(active, train, plan, epoch)
                 _judge(active, judged, plan, losses, epoch)
                 if plan.checkpoint is not None:
-                    write_checkpoint(plan.checkpoint, learners, identity, epoch + 1)
+                    _write(plan.checkpoint, learners, identity, epoch + 1)
             advance(1)
 
 
@@ -176,14 +189,14 @@ def _train_epoch(
     weights = None
     if plan.class_weights is not None:
         weights = torch.tensor(plan.class_weights, device=plan.device)
-    batches = _batches(part.rows, plan, epoch)
+    batches = shuffled(part.rows, plan.batch_size, generator_for(plan.seed, "order", epoch))
     total = dict.fromkeys(learners, 0.0)
     for step, rows in enumerate(batches):
         labels = part.labels(rows).to(plan.device)
         losses: dict[str, Tensor] = {}
-        generator = plan.generator("augment", epoch, step)
+        generator = generator_for(plan.seed, "augment", epoch, step)
         for name, carry in part.source.carries(rows, learners, generator):
-            _seed(plan.seed_for(name, epoch, step), plan.device)
+            seed_layers(seed_for(plan.seed, name, epoch, step), plan.device)
             loss = cross_entropy(part.source.answer(name, carry), labels, weight=weights)
             learners[name].optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -221,12 +234,6 @@ def _judge(
         learner.judge(losses[name], float(right[name]) / n, each[name])
 
 
-def _batches(rows: Tensor, plan: Plan, epoch: int) -> list[Tensor]:
-    size = min(plan.batch_size, len(rows))
-    order = torch.randperm(len(rows), generator=plan.generator("order", epoch))
-    return [rows[order[k : k + size]] for k in range(0, len(rows) - size + 1, size)]
-
-
 def _rate(plan: Plan, step: int, steps: int) -> float:
     """Learning rate: a rise, times a falling cosine."""
     rise = min(1.0, (step + 1) / max(1.0, _WARM_UP * steps))
@@ -235,26 +242,36 @@ def _rate(plan: Plan, step: int, steps: int) -> float:
 
 def _finite(losses: Mapping[str, Tensor], plan: Plan, epoch: int) -> dict[str, float]:
     values = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
+    rates = {"learning_rate": plan.learning_rate}
     for name, value in values.items():
-        if not math.isfinite(value):
-            there = plan.checkpoint is not None and plan.checkpoint.exists()
-            kept = f" {plan.checkpoint} holds the epoch before." if there else ""
-            raise InputError(
-                f"The loss of the head of {name!r} became {value} in epoch {epoch + 1}, with "
-                f"learning_rate={plan.learning_rate!r}. Take a lower learning rate, and look for "
-                f"NaN or huge numbers in the inputs.{kept}"
-            )
+        check_finite(value, f"loss of the head of {name!r}", epoch, rates, plan.checkpoint)
     return values
 
 
-def _seed(seed: int, device: torch.device) -> None:
-    """Fix what layers such as dropout draw next."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
+@final
+@dataclass(frozen=True, kw_only=True)
+class _Facts:
+    epochs: int
+    heads: dict[str, HeadFacts]
 
 
-@contextmanager
-def _random_state_kept(device: torch.device) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
+def _write(
+    path: Path, learners: Mapping[str, Learner], identity: Mapping[str, str], epochs: int
+) -> None:
+    tensors = {
+        f"{k}.{name}": value
+        for k, learner in enumerate(learners.values())
+        for name, value in learner.tensors().items()
+    }
+    heads = {name: learner.facts() for name, learner in learners.items()}
+    write_checkpoint(path, tensors, identity, _Facts(epochs=epochs, heads=heads))
+
+
+def _read(path: Path, learners: Mapping[str, Learner], identity: Mapping[str, str]) -> int:
+    """Bring the learners to the state of a checkpoint; returns how many epochs it has seen."""
+    tensors, facts = read_checkpoint(path, _Facts, identity)
+    with fitting(path, "the heads"):
+        for k, (name, learner) in enumerate(learners.items()):
+            own = {t.partition(".")[2]: v for t, v in tensors.items() if t.startswith(f"{k}.")}
+            learner.restore(own, facts.heads[name])
+    return facts.epochs

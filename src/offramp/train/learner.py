@@ -6,12 +6,12 @@ Layer: train.  Source: AdamW (Loshchilov & Hutter, ICLR 2019), as torch has it.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
-_STATE, _BEST, _ADAM = "state.", "best.", "adam."
+from offramp.train.state import copied, restore_state, state_tensors
 
 
 @final
@@ -52,7 +52,7 @@ class Learner:
         self.accuracies: list[float] = []
         self.best_epoch = 0
         self.best_loss = math.inf  # of validation, in the best epoch
-        self._best = _copied(head.state_dict())
+        self._best = copied(head)
 
     def step(self, learning_rate: float) -> None:
         """Change the weights along the gradient that is there."""
@@ -67,7 +67,7 @@ class Learner:
         self.accuracies.append(accuracy)
         if (accuracy, -validation_loss) > best:
             self.best_epoch, self.best_loss = len(self.accuracies), validation_loss
-            self._best = _copied(self.head.state_dict())
+            self._best = copied(self.head)
 
     def waited(self) -> int:
         """Epochs since the best one."""
@@ -86,43 +86,32 @@ class Learner:
             best_epoch=self.best_epoch,
         )
 
-    def facts(self) -> dict[str, Any]:
-        """What of the training is not tensors, as JSON values."""
-        return {
-            "losses": self.losses,
-            "accuracies": self.accuracies,
-            "best_epoch": self.best_epoch,
-            "best_loss": self.best_loss,
-        }
+    def facts(self) -> "HeadFacts":
+        """What of the training is not tensors."""
+        return HeadFacts(
+            losses=self.losses,
+            accuracies=self.accuracies,
+            best_epoch=self.best_epoch,
+            best_loss=self.best_loss,
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights, best weights and moments of the optimizer."""
-        found = {_STATE + name: value for name, value in self.head.state_dict().items()}
-        found |= {_BEST + name: value for name, value in self._best.items()}
-        for k, moments in self.optimizer.state_dict()["state"].items():
-            found |= {f"{_ADAM}{k}.{name}": value for name, value in moments.items()}
-        return found
+        return state_tensors(self.head, self.optimizer, self._best)
 
-    def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    def restore(self, tensors: Mapping[str, Tensor], facts: "HeadFacts") -> None:
         """Go on from what `tensors` and `facts` gave; raises `RuntimeError` if it does not fit."""
-        self.head.load_state_dict(_under(_STATE, tensors))
-        best = _under(_BEST, tensors)
-        if {k: v.shape for k, v in best.items()} != {k: v.shape for k, v in self._best.items()}:
-            raise RuntimeError("the best weights are not those of this head")
-        self._best = {k: v.to(self._best[k].device) for k, v in best.items()}
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in _under(_ADAM, tensors).items():
-            k, _, what = name.partition(".")
-            moments.setdefault(int(k), {})[what] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        self.losses, self.accuracies = list(facts["losses"]), list(facts["accuracies"])
-        self.best_epoch, self.best_loss = facts["best_epoch"], facts["best_loss"]
+        self._best = restore_state(self.head, self.optimizer, tensors)
+        self.losses, self.accuracies = list(facts.losses), list(facts.accuracies)
+        self.best_epoch, self.best_loss = facts.best_epoch, facts.best_loss
 
 
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+@final
+@dataclass(frozen=True, kw_only=True)
+class HeadFacts:
+    """What a checkpoint says of one head."""
 
-
-def _copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in state.items()}
+    losses: list[float]
+    accuracies: list[float]
+    best_epoch: int
+    best_loss: float

@@ -21,6 +21,7 @@ from offramp.train import sweep_joint, train_joint
 from offramp.train.joint.plan import JointPlan
 from offramp.train.joint.problem import make_problem
 from offramp.train.joint.rollout import freeze_statistics
+from offramp.train.state import generator_for
 
 COSTS = Costs.simple("usd", [1.0, 4.0])
 QUICK = {"epochs": 3, "seed": 0, "batch_size": 16, "costs": COSTS, "progress": False}
@@ -250,9 +251,11 @@ def gradients(rollouts, *, frozen_statistics=True, detached=False, estimator="re
     problem.model.train()
     if frozen_statistics:
         freeze_statistics(problem.model)
-    rows = problem.batches(given.generator("order"))[0]
-    numbers = torch.rand(len(rows), 2, generator=given.generator("b"))
-    loss = training_module._loss(problem, given, rows, numbers, given.generator("a"), warm=False)
+    rows = problem.batches(generator_for(given.seed, "order"))[0]
+    numbers = torch.rand(len(rows), 2, generator=generator_for(given.seed, "b"))
+    loss = training_module._loss(
+        problem, given, rows, numbers, generator_for(given.seed, "a"), warm=False
+    )
     loss.backward()
     return (
         loss,

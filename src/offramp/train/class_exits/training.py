@@ -22,9 +22,10 @@ from offramp._core.checks import check_choice, check_not_negative, check_positiv
 from offramp._core.errors import InputError
 from offramp._core.progress import progress_bar
 from offramp._core.temporaries import locked
-from offramp.train.class_exits.checkpoint import read_state, write_state
+from offramp.train.checkpoint import read_checkpoint, write_checkpoint
 from offramp.train.class_exits.features import BranchFeatures
 from offramp.train.class_exits.layout import BranchSpec, Layout
+from offramp.train.state import generator_for, shuffled
 
 CLASS_WEIGHTS = ("plain", "balanced")
 _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8
@@ -152,7 +153,8 @@ def train_branches(
     done = 0
     with locked(checkpoint):
         if checkpoint is not None and checkpoint.exists():
-            done = trainer.restore(*read_state(checkpoint, facts))
+            tensors, seen = read_checkpoint(checkpoint, _Facts, facts)
+            done = trainer.restore(tensors, seen.epochs)
         with progress_bar(
             "Training branches", recipe.epochs, enabled=progress, done=done
         ) as advance:
@@ -161,9 +163,17 @@ def train_branches(
                     trainer.epoch(epoch)
                     trainer.judge(judged, judged_labels, epoch)
                     if checkpoint is not None:
-                        write_state(checkpoint, trainer.state(), facts, epoch + 1)
+                        write_checkpoint(
+                            checkpoint, trainer.state(), facts, _Facts(epochs=epoch + 1)
+                        )
                 advance(1)
     return trainer.result()
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class _Facts:
+    epochs: int
 
 
 @final
@@ -205,13 +215,10 @@ class _Trainer:
 
     def epoch(self, epoch: int) -> None:
         """One pass over the examples."""
-        recipe, n = self._recipe, len(self._features)
-        seed = zlib.crc32(repr((recipe.seed, epoch)).encode())
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-        size = min(recipe.batch_size, n)
+        recipe, rows = self._recipe, torch.arange(len(self._features))
         rate = recipe.learning_rate * (1 + math.cos(math.pi * epoch / recipe.epochs)) / 2
-        for start in range(0, n - size + 1, size):
-            self._step(order[start : start + size], rate)
+        for index in shuffled(rows, recipe.batch_size, generator_for(recipe.seed, epoch)):
+            self._step(index, rate)
 
     def _step(self, index: Tensor, rate: float) -> None:
         inputs = self._standardized(self._features, index)

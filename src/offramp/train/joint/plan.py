@@ -5,7 +5,6 @@ the policy's learning rate); He et al., CVPR 2016, section 4.2 (the classifiers'
 """
 
 import math
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -103,14 +102,6 @@ class JointPlan:
         names = [name for name in self.__dataclass_fields__ if name not in left_out]
         augment = getattr(self.augment, "__qualname__", type(self.augment).__qualname__)
         return {**{name: repr(getattr(self, name)) for name in names}, "augment": augment}
-
-    def seed_for(self, *purpose: object) -> int:
-        """A seed for one purpose, so that nothing depends on what else has been drawn."""
-        return zlib.crc32(repr((self.seed, *purpose)).encode())
-
-    def generator(self, *purpose: object) -> torch.Generator:
-        """A generator for one purpose."""
-        return torch.Generator().manual_seed(self.seed_for(*purpose))
 
     def stepper(self, classifiers: nn.Module, networks: nn.Module) -> torch.optim.SGD:
         """SGD on the classifiers, unless they are frozen, and on the stopping networks."""

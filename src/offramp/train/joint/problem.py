@@ -31,13 +31,23 @@ from offramp.fitting.stopping.network import (
 )
 from offramp.fitting.stopping.objective import Objective
 from offramp.policy import Candidate
-from offramp.stages import Cascade, evaluating, measure_flops
+from offramp.stages import Cascade, evaluating, measure_flops, weights_digest
 from offramp.trace import Trace
 from offramp.train.features import augmented, in_bfloat16
-from offramp.train.joint.checkpoint import Progress, weights_digest
 from offramp.train.joint.plan import JointPlan
 from offramp.train.joint.result import JointEpoch, JointTraining
 from offramp.train.joint.rollout import JointModel
+from offramp.train.state import copied, seed_for, shuffled
+
+
+@final
+@dataclass(kw_only=True)
+class Progress:
+    """How far a training is: `best` are the weights of the best epoch."""
+
+    history: list[JointEpoch]
+    best_epoch: int
+    best: dict[str, Tensor]
 
 
 @final
@@ -71,9 +81,7 @@ class Problem:
 
     def batches(self, generator: torch.Generator) -> list[Tensor]:
         """Rows of each step of a pass; what is left over is left out."""
-        size = min(self.plan.batch_size, len(self.rows))
-        order = self.rows[torch.randperm(len(self.rows), generator=generator)]
-        return list(torch.split(order[: len(order) - len(order) % size], size))
+        return shuffled(self.rows, self.plan.batch_size, generator)
 
     def labels(self, rows: Tensor) -> Tensor:
         """True labels, `(m,)`."""
@@ -130,7 +138,7 @@ class Problem:
             top=self.plan.top,
             history=tuple(done.history),
             best_epoch=done.best_epoch,
-            state={k: v.detach().cpu().clone() for k, v in cascade.state_dict().items()},
+            state=copied(cascade),
         )
 
     def identity(self) -> dict[str, str]:
@@ -181,7 +189,7 @@ def make_problem(
         )
     priced = _costs(cascade, examples, plan, costs, classes)
     networks = make_networks(
-        len(chain.active) - 1, classes, plan.width, seed=plan.seed_for("networks")
+        len(chain.active) - 1, classes, plan.width, seed=seed_for(plan.seed, "networks")
     ).to(plan.device)
     if start is not None:
         for network, rule in zip(networks, start.rules, strict=True):
@@ -205,7 +213,7 @@ def make_problem(
         judge=judge,
         judged_on=judged_on,
         cached=cached,
-        start=weights_digest(model) if given else "",
+        start=weights_digest({"": model}) if given else "",
     )
 
 
@@ -269,7 +277,7 @@ def _divided(
     if isinstance(validation, Dataset):
         return torch.arange(len(part)), validation, torch.arange(len(validation))
     share = check_probability("validation", validation)
-    order = stratified_order(part.labels.numpy(), seed=plan.seed_for("validation"))
+    order = stratified_order(part.labels.numpy(), seed=seed_for(plan.seed, "validation"))
     count = max(1, round(share * len(part)))
     if len(part) - count < 2:
         raise InputError(

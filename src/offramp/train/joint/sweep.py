@@ -11,10 +11,10 @@ from typing import Any
 from offramp._core.errors import InputError
 from offramp.data import Dataset
 from offramp.stages import Cascade
-from offramp.train.joint.checkpoint import copied
 from offramp.train.joint.problem import read_loader
 from offramp.train.joint.result import JointEpoch, JointSweep, JointTraining
 from offramp.train.joint.training import train_joint
+from offramp.train.state import copied
 
 COST_WEIGHTS = (0.01, 0.03, 0.1, 0.3)
 _SLOWER = 0.1

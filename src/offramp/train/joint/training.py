@@ -4,19 +4,17 @@ Layer: train.  Source: methods.md 3; Guan et al., IJCAI 2018, sections 3.3 and 4
 estimators trains best, and what the default is: docs/adr/0016.
 """
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor, nn
 
 from offramp._core.costs import Costs
 from offramp._core.device import check_device
-from offramp._core.errors import InputError
 from offramp._core.progress import progress_bar
 from offramp._core.temporaries import locked
 from offramp.data import Dataset
@@ -29,14 +27,27 @@ from offramp.fitting.stopping.objective import (
     supervised_stop_loss,
 )
 from offramp.stages import Cascade
-from offramp.train.checkpoint import check_checkpoint
+from offramp.train.checkpoint import (
+    check_checkpoint,
+    fitting,
+    read_checkpoint,
+    write_checkpoint,
+)
 from offramp.train.features import Augment, in_bfloat16
-from offramp.train.joint.checkpoint import Progress, copied, read_joint, write_joint
 from offramp.train.joint.plan import Answers, Estimator, JointPlan, Rollouts, Schedule
-from offramp.train.joint.problem import Problem, make_problem
+from offramp.train.joint.problem import Problem, Progress, make_problem
 from offramp.train.joint.processes import Processes
 from offramp.train.joint.result import JointEpoch, JointTraining
 from offramp.train.joint.rollout import freeze_statistics
+from offramp.train.state import (
+    check_finite,
+    copied,
+    generator_for,
+    random_state_kept,
+    restore_state,
+    seed_for,
+    state_tensors,
+)
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -181,10 +192,17 @@ def train_joint(
     )
     together.share_weights(cascade)
     writes = plan.checkpoint if together.first else None
-    with locked(writes), _random_state_kept(plan.device), torch.enable_grad():
+    with locked(writes), random_state_kept(plan.device), torch.enable_grad():
         problem = make_problem(cascade, part, plan, stages, costs, validation, start)
         done = _run(problem, plan, together, on_epoch, progress and together.first)
     return problem.result(done)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class _Facts:
+    history: list[JointEpoch]
+    best_epoch: int
 
 
 def _run(
@@ -199,7 +217,10 @@ def _run(
     identity = problem.identity() if plan.checkpoint is not None else {}
     state = Progress(history=[], best_epoch=0, best=copied(model))
     if plan.checkpoint is not None and plan.checkpoint.exists():
-        state = read_joint(plan.checkpoint, model, stepper, identity)
+        tensors, facts = read_checkpoint(plan.checkpoint, _Facts, identity)
+        with fitting(plan.checkpoint, "the cascade"):
+            best = restore_state(model, stepper, tensors)
+        state = Progress(history=facts.history, best_epoch=facts.best_epoch, best=best)
     done = len(state.history)
     bar = progress_bar("Training jointly", plan.epochs, enabled=progress, done=done)
     with bar as advance:
@@ -213,7 +234,9 @@ def _run(
             if _better(state, plan):
                 state.best_epoch, state.best = len(state.history), copied(model)
             if plan.checkpoint is not None and together.first:
-                write_joint(plan.checkpoint, model, stepper, identity, state)
+                facts = _Facts(history=state.history, best_epoch=state.best_epoch)
+                tensors = state_tensors(model, stepper, state.best)
+                write_checkpoint(plan.checkpoint, tensors, identity, facts)
             if on_epoch is not None and together.first:
                 on_epoch(found)
             advance(1, f"cost {found.cost_ratio:.3f}, error {found.error:.2%}")
@@ -251,10 +274,10 @@ def _train_epoch(
         model.cascade.eval()
     elif plan.rollouts == "visited" and epoch >= plan.warm_up:
         freeze_statistics(model.cascade)
-    torch.default_generator.manual_seed(plan.seed_for(*together.purpose("layers", epoch)))
-    augmenting = plan.generator(*together.purpose("augment", epoch))
-    drawing = plan.generator("rollout", epoch)
-    batches = problem.batches(plan.generator("order", epoch))
+    torch.default_generator.manual_seed(seed_for(plan.seed, *together.purpose("layers", epoch)))
+    augmenting = generator_for(plan.seed, *together.purpose("augment", epoch))
+    drawing = generator_for(plan.seed, "rollout", epoch)
+    batches = problem.batches(generator_for(plan.seed, "order", epoch))
     together.check_batch(len(batches[0]))
     total, largest = 0.0, 0.0
     weights = [p for group in stepper.param_groups for p in group["params"]]
@@ -320,19 +343,5 @@ def _drawn(
 
 
 def _finite(value: Tensor | float, what: str, plan: JointPlan, epoch: int) -> float:
-    number = float(value)
-    if not math.isfinite(number):
-        there = plan.checkpoint is not None and plan.checkpoint.exists()
-        kept = f" {plan.checkpoint} holds the epoch before." if there else ""
-        raise InputError(
-            f"The {what} became {number} in epoch {epoch + 1}, with learning_rate="
-            f"{plan.learning_rate!r} and policy_learning_rate={plan.policy_learning_rate!r}. Take "
-            f"lower ones, and look for NaN or huge numbers in the inputs.{kept}"
-        )
-    return number
-
-
-@contextmanager
-def _random_state_kept(device: torch.device) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
+    rates = {name: getattr(plan, name) for name in ("learning_rate", "policy_learning_rate")}
+    return check_finite(value, what, epoch, rates, plan.checkpoint)
