@@ -15,7 +15,7 @@ from offramp.report.charts import Chart, make_chart
 from offramp.report.class_exits_figures import Axis, GainBar, LayerTime, gain_figure, layer_figure
 from offramp.report.content import Reproduction
 from offramp.report.formatting import unit_name
-from offramp.report.writer import render, write_record_page
+from offramp.report.writer import fill_template, write_record_page
 
 _SPLITS = {"fit": "validation", "calibrate": "confirmation", "test": "test"}
 
@@ -57,7 +57,7 @@ def write_class_exits_report(
 def _render(design: Mapping[str, Any], title: str, reproduction: Reproduction) -> str:
     shown = list(design["examples"])[-1]
     viable = [one for one in design["classes"] if one["outcome"] == "exit"]
-    return render(
+    return fill_template(
         "class_exits.html",
         title=title,
         design=design,

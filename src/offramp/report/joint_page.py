@@ -18,7 +18,7 @@ from offramp.report.formatting import percent, unit_name
 from offramp.report.frontier import Curve, Point, frontier_figure
 from offramp.report.page import by_exit
 from offramp.report.palette import CurveKind
-from offramp.report.writer import render, write_record_page
+from offramp.report.writer import fill_template, write_record_page
 
 _SCALES = {"flops": (1e6, "millions of FLOPs per example")}
 _CURVES: tuple[tuple[str, CurveKind, str], ...] = (
@@ -66,7 +66,7 @@ def write_joint_report(
 def _render(
     joint: Mapping[str, Any], title: str, images: tuple[ExampleImage, ...], how: Reproduction
 ) -> str:
-    return render(
+    return fill_template(
         "joint.html",
         title=title,
         joint=joint,

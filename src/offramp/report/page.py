@@ -14,7 +14,7 @@ from offramp.evaluation import Certificate, Choice, OperatingPoint
 from offramp.report.charts import MOST_SUBSETS, frontier_chart, overlap_chart, stage_chart
 from offramp.report.content import ExampleImage, ReportContent
 from offramp.report.exit_charts import depth_charts, savings_by_policy, savings_chart
-from offramp.report.writer import page_path, render
+from offramp.report.writer import fill_template, page_path
 
 _MOST_IMAGES = 8  # per stage: the page stays light
 _PROMISED = {  # what is shown of a promise, and how it is called
@@ -71,7 +71,7 @@ def render_page(content: ReportContent, *, json_name: str, json_text: str) -> st
     shown = content.shown
     topology = shown.candidate.policy.topology
     checksum = hashlib.sha256(json_text.encode("utf-8")).hexdigest()
-    return render(
+    return fill_template(
         "report.html",
         title=content.title,
         content=content,

@@ -33,7 +33,7 @@ _FILTERS = (
 )
 
 
-def render(template: str, *, title: str, **values: object) -> str:
+def fill_template(template: str, *, title: str, **values: object) -> str:
     """A page as text.
 
     Args:

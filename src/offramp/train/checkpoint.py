@@ -80,7 +80,7 @@ def read_checkpoint(
             f"{path} belongs to a training with other {', '.join(other)}. Repeat the call that "
             "began it, give another path, or delete it to train from the beginning."
         )
-    with fitting(path, "a training"):
+    with must_fit(path, "a training"):
         return tensors, from_json(kind, held.facts, where=path)
 
 
@@ -127,7 +127,7 @@ def read_file(
 
 
 @contextmanager
-def fitting(path: Path, what: str) -> Iterator[None]:
+def must_fit(path: Path, what: str) -> Iterator[None]:
     """Within, what does not fit becomes a `FileFormatError`."""
     try:
         yield

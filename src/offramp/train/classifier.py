@@ -22,7 +22,7 @@ from offramp.data import Dataset
 from offramp.models import extract_logits
 from offramp.train.checkpoint import (
     check_checkpoint,
-    fitting,
+    must_fit,
     read_checkpoint,
     write_checkpoint,
 )
@@ -119,7 +119,7 @@ def train_classifier(
     with locked(path):
         if path is not None and path.exists():
             tensors, facts = read_checkpoint(path, _Facts, identity)
-            with fitting(path, "the network"):
+            with must_fit(path, "the network"):
                 restore_state(module, stepper, tensors, facts.groups)
             losses = facts.losses
         done, steps = len(losses), len(part) // min(batch_size, len(part))

@@ -22,7 +22,7 @@ from offramp.stages import Cascade, evaluating
 from offramp.train.cache import CacheDtype
 from offramp.train.checkpoint import (
     check_checkpoint,
-    fitting,
+    must_fit,
     read_checkpoint,
     write_checkpoint,
 )
@@ -270,7 +270,7 @@ def _write(
 def _read(path: Path, learners: Mapping[str, Learner], identity: Mapping[str, str]) -> int:
     """Bring the learners to the state of a checkpoint; returns how many epochs it has seen."""
     tensors, facts = read_checkpoint(path, _Facts, identity)
-    with fitting(path, "the heads"):
+    with must_fit(path, "the heads"):
         for k, (name, learner) in enumerate(learners.items()):
             own = {t.partition(".")[2]: v for t, v in tensors.items() if t.startswith(f"{k}.")}
             learner.restore(own, facts.heads[name])

@@ -11,7 +11,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from offramp.train.state import copied, restore_state, state_tensors
+from offramp.train.state import copied_weights, restore_state, state_tensors
 
 
 @final
@@ -52,7 +52,7 @@ class Learner:
         self.accuracies: list[float] = []
         self.best_epoch = 0
         self.best_loss = math.inf  # of validation, in the best epoch
-        self._best = copied(head)
+        self._best = copied_weights(head)
 
     def step(self, learning_rate: float) -> None:
         """Change the weights along the gradient that is there."""
@@ -67,7 +67,7 @@ class Learner:
         self.accuracies.append(accuracy)
         if (accuracy, -validation_loss) > best:
             self.best_epoch, self.best_loss = len(self.accuracies), validation_loss
-            self._best = copied(self.head)
+            self._best = copied_weights(self.head)
 
     def waited(self) -> int:
         """Epochs since the best one."""

@@ -90,7 +90,7 @@ def check_finite(
     )
 
 
-def copied(module: nn.Module) -> dict[str, Tensor]:
+def copied_weights(module: nn.Module) -> dict[str, Tensor]:
     """The weights of a module, copies on the CPU."""
     return {k: v.detach().cpu().clone() for k, v in module.state_dict().items()}
 

@@ -37,7 +37,7 @@ from offramp.train.features import augmented, in_bfloat16
 from offramp.train.joint.plan import JointPlan
 from offramp.train.joint.result import JointEpoch, JointTraining
 from offramp.train.joint.rollout import JointModel
-from offramp.train.state import copied, seed_for, shuffled
+from offramp.train.state import copied_weights, seed_for, shuffled
 
 
 @final
@@ -138,7 +138,7 @@ class Problem:
             top=self.plan.top,
             history=tuple(done.history),
             best_epoch=done.best_epoch,
-            state=copied(cascade),
+            state=copied_weights(cascade),
         )
 
     def identity(self) -> dict[str, str]:

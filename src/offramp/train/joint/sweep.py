@@ -14,7 +14,7 @@ from offramp.stages import Cascade
 from offramp.train.joint.problem import read_loader
 from offramp.train.joint.result import JointEpoch, JointSweep, JointTraining
 from offramp.train.joint.training import train_joint
-from offramp.train.state import copied
+from offramp.train.state import copied_weights
 
 COST_WEIGHTS = (0.01, 0.03, 0.1, 0.3)
 _SLOWER = 0.1
@@ -77,7 +77,7 @@ def sweep_joint(
     if "cost_weight" in options or "start" in options or "checkpoint" in options:
         raise InputError("cost_weight, start and checkpoint are the sweep's own; leave them out.")
     examples = part if isinstance(part, Dataset) else read_loader(part)
-    before = copied(cascade)
+    before = copied_weights(cascade)
     found: list[JointTraining] = []
     try:
         for cost_weight in sorted(cost_weights):

@@ -29,7 +29,7 @@ from offramp.fitting.stopping.objective import (
 from offramp.stages import Cascade
 from offramp.train.checkpoint import (
     check_checkpoint,
-    fitting,
+    must_fit,
     read_checkpoint,
     write_checkpoint,
 )
@@ -41,7 +41,7 @@ from offramp.train.joint.result import JointEpoch, JointTraining
 from offramp.train.joint.rollout import freeze_statistics
 from offramp.train.state import (
     check_finite,
-    copied,
+    copied_weights,
     generator_for,
     random_state_kept,
     restore_state,
@@ -215,10 +215,10 @@ def _run(
     model = problem.model
     stepper = plan.stepper(model.cascade, model.networks)
     identity = problem.identity() if plan.checkpoint is not None else {}
-    state = Progress(history=[], best_epoch=0, best=copied(model))
+    state = Progress(history=[], best_epoch=0, best=copied_weights(model))
     if plan.checkpoint is not None and plan.checkpoint.exists():
         tensors, facts = read_checkpoint(plan.checkpoint, _Facts, identity)
-        with fitting(plan.checkpoint, "the cascade"):
+        with must_fit(plan.checkpoint, "the cascade"):
             best = restore_state(model, stepper, tensors)
         state = Progress(history=facts.history, best_epoch=facts.best_epoch, best=best)
     done = len(state.history)
@@ -232,7 +232,7 @@ def _run(
             found = together.told(partial(problem.judged, phase, loss, norm))
             state.history.append(found)
             if _better(state, plan):
-                state.best_epoch, state.best = len(state.history), copied(model)
+                state.best_epoch, state.best = len(state.history), copied_weights(model)
             if plan.checkpoint is not None and together.first:
                 facts = _Facts(history=state.history, best_epoch=state.best_epoch)
                 tensors = state_tensors(model, stepper, state.best)
