@@ -22,8 +22,11 @@ def grey(path):
 
 @pytest.mark.parametrize("ending", ["png", "tif", "pgm"])
 def test_sixteen_bits_are_scaled_by_their_range(tmp_path, ending):
-    path = tmp_path / f"x.{ending}"
-    Image.fromarray(RAMP.astype(np.uint16) * 257).save(path)
+    path, values = tmp_path / f"x.{ending}", RAMP.astype(np.uint16) * 257
+    if ending == "pgm":  # Pillow 10.0 reads it and cannot write it
+        path.write_bytes(b"P5 64 64 65535\n" + values.astype(">u2").tobytes())
+    else:
+        Image.fromarray(values).save(path)
     assert np.array_equal(grey(path), RAMP[0])
 
 

@@ -8,7 +8,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from typing import TYPE_CHECKING, Any, final
 
@@ -195,6 +195,7 @@ def _reason(name: str, error: BaseException) -> str:
 def _tidied(model: Any, name: str) -> "onnx.ModelProto":  # noqa: ANN401  (a protobuf)
     """Names for the batch size and lengths, and nothing of the machine where it was exported."""
     graph = model.graph
+    _name_ends(graph)
     symbol = graph.input[0].type.tensor_type.shape.dim[0].dim_param
     for value in (*graph.input, *graph.output):
         first = value.type.tensor_type.shape.dim[0]
@@ -214,6 +215,24 @@ def _tidied(model: Any, name: str) -> "onnx.ModelProto":  # noqa: ANN401  (a pro
             del node.metadata_props[:]
     model.producer_name, model.producer_version = "offramp", ""
     return model  # type: ignore[no-any-return]
+
+
+def _name_ends(graph: Any) -> None:  # noqa: ANN401  (a protobuf)
+    """Give inputs and outputs their names: some exporters rename an input that is handed on."""
+    ends = ((INPUT, graph.input), (OUTPUT, graph.output))
+    names = {v.name: f"{kind}{k}" for kind, values in ends for k, v in enumerate(values)}
+    for value in (*graph.input, *graph.output):
+        value.name = names[value.name]
+    _rename(graph, names)
+
+
+def _rename(graph: Any, names: Mapping[str, str]) -> None:  # noqa: ANN401  (a protobuf)
+    for node in graph.node:
+        for held in (node.input, node.output):
+            held[:] = [names.get(name, name) for name in held]
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                _rename(inner, names)
 
 
 def _name_lengths(graph: Any, batch: str) -> None:  # noqa: ANN401  (a protobuf)

@@ -52,7 +52,15 @@ def segments():
     return cut(net, ["1"], torch.rand(1, 1, 5, 5))
 
 
+class HandsOn(nn.Module):
+    """Gives one of its inputs as it is: some exporters rename it then."""
+
+    def forward(self, x, mask):
+        return x * 2, mask, x + 1
+
+
 CASES = {
+    "handed on": lambda: (HandsOn().eval(), (torch.rand(1, 3), torch.rand(1, 4))),
     "tensor": lambda: (small_cnn(width=2, depth=2).eval(), torch.rand(1, 1, 8, 8)),
     "tuple": lambda: (nn.Bilinear(3, 4, 2).eval(), (torch.rand(1, 3), torch.rand(1, 4))),
     "mapping": lambda: (
