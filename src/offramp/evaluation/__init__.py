@@ -1,4 +1,4 @@
-"""Evaluation: replay on a trace, frontier, intervals, operating point, references.
+"""Evaluation: replay on a trace, frontier, intervals, choice, references.
 
 Layer: evaluation.  Reads traces and policies; never a network, never data.
 """

@@ -1,8 +1,7 @@
 """The frontier: all candidates of a sweep, and how one of them is chosen.
 
 Layer: evaluation.
-Source: methods.md 1 (Pareto front on `fit`, operating point on `calibrate`) and 4
-(certificates).
+Source: methods.md 1 (Pareto front on `fit`, choice on `calibrate`) and 4 (certificates).
 """
 
 from collections.abc import Sequence
