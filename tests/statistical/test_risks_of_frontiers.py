@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from offramp.evaluation import fit, replay
+from offramp.evaluation import Choice, fit, replay
 from offramp.trace import make_trace
 
 DELTA = 0.1
