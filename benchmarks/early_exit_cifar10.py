@@ -167,7 +167,7 @@ def policies(
             used = [c for c in chains if max(c.active) <= reference]  # nothing after F
             frontier = offramp.fit(divided, method, reference=end, topologies=used, progress=False)
             for loss, margin in product(LOSSES, (MARGIN, *MARGINS)):
-                candidate = frontier.cheapest(max_drop=loss, margin=margin).candidate
+                candidate = frontier.cheapest(max_drop=loss, margin=margin, delta=None).candidate
                 found = evaluate(test, candidate, bootstrap=0)
                 curve = curves.setdefault(NAMES[loss] + suffix, {})
                 curve.setdefault(margin, []).append((found.cost_ratio, -found.accuracy_drop))

@@ -195,7 +195,7 @@ def figures(world: World, risk: str, draws: Draws) -> dict[str, Any]:
     for row in range(len(draws.accuracy_drop)):
         frontier = drawn(world, draws, row)
         promised = frontier.cheapest(max_drop=LIMIT, risk=risk, delta=DELTA).candidate.label
-        measured = frontier.cheapest(max_drop=LIMIT, risk=risk).candidate.label
+        measured = frontier.cheapest(max_drop=LIMIT, risk=risk, delta=None).candidate.label
         rows.append((places[promised], places[measured]))
     certified, measured = np.array(rows).T
     plain = uncertified(draws, risk)

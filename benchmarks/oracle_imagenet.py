@@ -125,7 +125,9 @@ def paper_chain(data: Path, top: int) -> Figures:
         halved, "agreement", reference=reference, top=top, topologies=[chain], progress=False
     )
     for suffix, loss in LOSSES.items():
-        found = of_policy(halved.subset("test"), frontier.cheapest(max_drop=loss).candidate)
+        found = of_policy(
+            halved.subset("test"), frontier.cheapest(max_drop=loss, delta=None).candidate
+        )
         result |= named(found, "agreement", f"_top{top}{suffix}")
     return result
 
@@ -170,7 +172,7 @@ def best_for_agreement(part: Trace, reference: str, top: int) -> Candidate:
             part, reference=reference, top=top, topologies=[chain], options=[option]
         )
     frontier = sweep(candidates, part, reference=reference, top=top, progress=False)
-    return frontier.cheapest(max_drop=0.0).candidate
+    return frontier.cheapest(max_drop=0.0, delta=None).candidate
 
 
 def _agreements(

@@ -96,7 +96,7 @@ def with_thresholds(options: argparse.Namespace) -> Exits:
         confidences=["max_prob"],
         progress=False,
     )
-    candidate = frontier.cheapest(max_drop=options.max_drop).candidate
+    candidate = frontier.cheapest(max_drop=options.max_drop, delta=None).candidate
     test = trace.subset("test")
     found = evaluate(test, candidate, bootstrap=0)
     return Exits(
@@ -286,7 +286,7 @@ def compare_int8(options: argparse.Namespace) -> dict[str, Any]:
         for seed in range(options.seeds):
             divided = trace.split_into(JPEG_SPLITS, seed=seed)  # type: ignore[arg-type]
             frontier = offramp.fit(divided, "weighted", reference=name, progress=False)
-            candidate = frontier.cheapest(max_drop=0.0).candidate
+            candidate = frontier.cheapest(max_drop=0.0, delta=None).candidate
             test = divided.subset("test")
             found = evaluate(test, candidate, bootstrap=0)
             other = exact.split_into(JPEG_SPLITS, seed=seed).subset("test")  # type: ignore[arg-type]

@@ -58,7 +58,10 @@ def choose(trace: Trace, method: str) -> dict[float, Candidate]:
     It is a single network where no cascade pays.
     """
     frontier = offramp.fit(trace, method, reference=REFERENCE, progress=False)
-    return {m: frontier.cheapest(max_drop=0.0, margin=m).candidate for m in (MARGIN, *MARGINS)}
+    return {
+        m: frontier.cheapest(max_drop=0.0, margin=m, delta=None).candidate
+        for m in (MARGIN, *MARGINS)
+    }
 
 
 def neutral_oracle(trace: Trace) -> tuple[float, float]:

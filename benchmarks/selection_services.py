@@ -103,7 +103,7 @@ def one_seed(data: Path, name: str, seed: int) -> tuple[str, dict[str, Outcome]]
     for method in ("weighted", "myopic"):
         frontier = frontier_of(divided, method, reference)
         candidates = (
-            frontier.cheapest(max_drop=0.0).candidate,
+            frontier.cheapest(max_drop=0.0, delta=None).candidate,
             frontier.best(max_cost=1.0).candidate,
         )
         found[method] = Outcome(*(evaluate(test, s, bootstrap=bootstrap) for s in candidates))

@@ -36,6 +36,7 @@ normalize = { scale = 0.0625 }
 policy = "threshold"
 combines = ["last"]
 max_drop = 0.02
+delta = "none"
 
 [output]
 dir = "run"
@@ -125,6 +126,7 @@ batch_size = 16
 policy = "threshold"
 combines = ["last"]
 max_drop = 0.03
+delta = "none"
 
 [output]
 dir = "run"

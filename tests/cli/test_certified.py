@@ -7,10 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from offramp._core.schema import to_json
-from offramp.evaluation import Certificate, NotCertified, fit
 from offramp.project.config.config import load_config
-from offramp.project.folder import choice_to_dict, choose, choose_again
 from offramp.trace import load_trace, make_trace, save_trace
 
 
@@ -33,11 +30,11 @@ def test_fit_promises_and_the_report_repeats_it(run, path, tmp_path):
     assert found.code == 0, found.err
     chosen = json.loads((out / "chosen.json").read_text())
     assert chosen["outcome"] == "certified"
-    assert chosen["limit"] == {
-        "risk": "accuracy_drop", "max_drop": 0.05, "max_cost": 0.9, "margin": None, "delta": 0.1,
-    }  # fmt: skip
-    assert chosen["promise"]["n"] == 1400
-    assert chosen["promise"]["p_value"] <= 0.1
+    asked = [(limit["risk"], limit["at_most"]) for limit in chosen["limits"]]
+    assert asked == [("accuracy_drop", 0.05), ("cost", 0.9)]
+    assert chosen["delta"] == chosen["guarantee"]["delta"] == 0.1
+    assert chosen["guarantee"]["n"] == 1400
+    assert chosen["guarantee"]["p_value"] <= 0.1
     assert "With a confidence of 90 %" in " ".join(found.out.split())
     assert "--delta 0.1" in json.loads((out / "run.json").read_text())["command"]
     page = run("report", out)
@@ -56,7 +53,8 @@ def test_where_nothing_is_certified_the_exit_code_is_3_and_f_runs_alone(run, pat
     chosen = json.loads(found.out)
     assert chosen["outcome"] == "not certified"
     assert "2995 examples in calibrate" in chosen["sentence"]
-    assert chosen["candidate"]["method"] == "single"
+    assert chosen["point"]["candidate"]["method"] == "single"
+    assert chosen["alternative"]["candidate"]["method"] == "threshold"
     assert run("report", out).code == 0
     assert "Not certified: even without" in (out / "report.html").read_text()
 
@@ -67,15 +65,21 @@ def test_where_nothing_is_certified_the_exit_code_is_3_and_f_runs_alone(run, pat
         (["--max-drop", 0.05, "--delta", 5], "--delta must be in (0, 1), got 5.0"),
         (["--max-drop", 5, "--delta", 0.05], "first: 5 % is 0.05"),
         (["--max-drop", 0, "--delta", 0.05], "--max-drop must be in (0, 1), got 0.0"),
+        (["--max-drop", 0], "With --delta none it is measured only"),
+        (["--max-drop", 0.05, "--delta", "some"], "a number in (0, 1), or none, got 'some'"),
         (["--max-cost", 1.5, "--delta", 0.05], "--max-cost must be in (0, 1), got 1.5"),
         (["--delta", 0.05], "or with --delta both, got None and None"),
-        (["--max-drop", 0.1, "--max-cost", 0.5], "or with --delta both, got 0.1 and 0.5"),
+        (["--max-drop", 0.1, "--max-cost", 0.5, "--delta", "none"],
+         "or with --delta both, got 0.1 and 0.5"),
         (["--max-drop", 0.1, "--delta", 0.1, "--margin", 2], "--margin must not be given"),
-        (["--max-drop", 0.1, "--risk", "error"], "risk must be one of"),
-        (["--max-drop", 0.1, "--unlabeled"], "--unlabeled needs --delta"),
+        (["--max-drop", 0.1, "--margin", 2], "With --delta none the risk is measured only"),
+        (["--max-drop", 0.1, "--risk", "error", "--delta", "none"], "risk must be one of"),
+        (["--max-drop", 0.1, "--unlabeled", "--delta", "none"], "--unlabeled needs --delta"),
+        (["--max-cost", 0.5, "--unlabeled"], "--unlabeled needs --delta"),
+        (["--max-drop", 0.1, "--unlabeled"], "no labels for --risk accuracy_drop"),
         (["--max-drop", 0.1, "--delta", 0.1, "--unlabeled"], "no labels for --risk accuracy_drop"),
     ],
-)
+)  # fmt: skip
 def test_limits_outside_are_refused_before_anything_is_fitted(run, path, tmp_path, more, message):
     found = fitted(run, path, tmp_path / "run", *more)
     assert found.code == 2
@@ -85,11 +89,12 @@ def test_limits_outside_are_refused_before_anything_is_fitted(run, path, tmp_pat
 
 def test_evaluate_tests_one_setting_on_examples_of_its_own(run, path, tmp_path):
     out = tmp_path / "run"
-    assert fitted(run, path, out, "--max-drop", 0.03).code == 0
+    assert fitted(run, path, out, "--max-drop", 0.03, "--delta", "none").code == 0
     found = run("evaluate", path, out, "--max-drop", 0.08, "--delta", 0.05, "--json")
     assert found.code == 0
     promise = json.loads(found.out)["promise"]
-    assert (promise["outcome"], promise["split"], promise["tested"]) == ("certified", "test", 1)
+    assert (promise["outcome"], promise["guarantee"]["split"]) == ("certified", "test")
+    assert promise["guarantee"]["tested"] == 1
     wide = run("evaluate", path, out, "--max-drop", 0.08, "--max-cost", 0.99, "--delta", 0.05)
     assert "on new examples like the 1400 that it was tested on" in " ".join(wide.out.split())
     tight = run("evaluate", path, out, "--max-drop", 0.001, "--delta", 0.05)
@@ -126,8 +131,8 @@ def test_fit_promises_disagreement_and_cost_without_the_labels_of_calibrate(run,
         assert found.code == 0, found.err
         answers.append(json.loads((tmp_path / name / "chosen.json").read_text()))
     assert answers[0]["outcome"] == answers[1]["outcome"] == "certified"
-    assert answers[0]["candidate"] == answers[1]["candidate"]
-    assert answers[0]["calibrate"] is None
+    assert answers[0]["point"]["candidate"] == answers[1]["point"]["candidate"]
+    assert answers[0]["point"]["calibrate"] is None
     assert "differs from stage1 alone in at most 15 %" in answers[1]["sentence"]
     assert "--unlabeled" in json.loads((tmp_path / "none" / "run.json").read_text())["command"]
     page = run("report", tmp_path / "none")
@@ -140,7 +145,7 @@ def test_fit_promises_disagreement_and_cost_without_the_labels_of_calibrate(run,
 
 def test_evaluate_tests_disagreement_without_labels_and_shows_no_accuracy(run, path, tmp_path):
     out = tmp_path / "run"
-    assert fitted(run, path, out, "--max-drop", 0.03).code == 0
+    assert fitted(run, path, out, "--max-drop", 0.03, "--delta", "none").code == 0
     made_up = without_labels(path, "test", tmp_path / "made_up.trace")
     asked = ("--max-drop", 0.3, "--risk", "disagreement", "--delta", 0.05, "--unlabeled")
     right, none = (run("evaluate", p, out, *asked, "--json") for p in (path, made_up))
@@ -157,23 +162,22 @@ def test_evaluate_tests_disagreement_without_labels_and_shows_no_accuracy(run, p
     assert "--unlabeled leaves no labels for --risk accuracy_drop" in refused.err
 
 
-@pytest.mark.parametrize(
-    "asked",
-    [
-        {"risk": "accuracy_drop", "max_drop": 0.05, "max_cost": None},
-        {"risk": "negative_flips", "max_drop": None, "max_cost": 0.6},
-        {"risk": "recall", "max_drop": 0.15, "max_cost": 0.9},
-        {"risk": "accuracy_drop", "max_drop": 1e-4, "max_cost": None},
-    ],
-)
-def test_a_promise_can_be_made_again_from_the_files(path, tmp_path, asked):
-    frontier = fit(load_trace(path), "threshold", combines=["last"], progress=False)
-    found = choose(frontier, **asked, margin=None, delta=0.1)
-    expected = NotCertified if asked["max_drop"] == 1e-4 else Certificate
-    assert isinstance(found, expected)
-    file = tmp_path / "chosen.json"
-    file.write_text(json.dumps(choice_to_dict(found, risk=asked["risk"]), allow_nan=False))
-    assert to_json(choose_again(frontier, file)) == to_json(found)
+def test_a_loss_is_promised_unless_measuring_is_asked_for(run, path, tmp_path):
+    promised = fitted(run, path, tmp_path / "promised", "--max-drop", 0.05, "--json")
+    assert promised.code == 0, promised.err
+    assert json.loads(promised.out)["guarantee"]["delta"] == 0.1
+    measured = fitted(run, path, tmp_path / "measured", "--max-drop", 0.05, "--delta", "none")
+    assert "Measured, not promised." in " ".join(measured.out.split())
+    marker = json.loads((tmp_path / "measured" / "run.json").read_text())
+    assert "--delta none" in marker["command"]
+    chosen = json.loads((tmp_path / "measured" / "chosen.json").read_text())
+    assert (chosen["outcome"], chosen["delta"]) == ("measured, not promised", None)
+    assert "Measured, not promised." in chosen["sentence"]
+    page = run("report", tmp_path / "measured", "--json")
+    assert "Measured, not promised." in (tmp_path / "measured" / "report.html").read_text()
+    shown = json.loads((tmp_path / "measured" / "report.json").read_text())
+    assert shown["chosen"]["outcome"] == "measured, not promised"
+    assert json.loads(page.out)["outcome"] == "measured, not promised"
 
 
 STAGES = '[data]\nkind = "digits"\n' + "".join(
@@ -188,9 +192,12 @@ STAGES = '[data]\nkind = "digits"\n' + "".join(
         ("delta = 0.05\nmargin = 1.0\nmax_drop = 0.1", "fit.margin: guards a measured risk"),
         ("delta = 0.05\nmax_drop = 0.0", r"fit.max_drop: must be in \(0, 1\).*got 0"),
         ("delta = 0.05\nmax_cost = 1.5", r"fit.max_cost: must be in \(0, 1\).*got 1.5"),
-        ('risk = "recall"\nmax_drop = 0.1', "fit.risk: 'recall' can only be certified"),
-        ("max_drop = 0.1\nmax_cost = 0.5", "fit.max_cost: give either.*with delta both"),
-        ("unlabeled = true\nmax_drop = 0.1", "fit.unlabeled: without labels nothing can be"),
+        ('risk = "recall"\nmax_cost = 0.1', "fit.risk: 'recall' can only be certified"),
+        ("max_drop = 0.1\nmax_cost = 0.5\ndelta = 'none'", "fit.max_cost: give either.*delta both"),
+        ("unlabeled = true\nmax_cost = 0.1", "fit.unlabeled: without labels nothing can be"),
+        ("max_drop = 0.0", 'fit.max_drop: must be in .*; delta = "none" measures only'),
+        ("max_drop = 0.1\nmargin = 1.0", 'fit.margin: guards .*; delta = "none" measures only'),
+        ("delta = 'some'", "fit.delta: .*got 'some'"),
         ("unlabeled = true\ndelta = 0.1\nmax_drop = 0.1", "leaves no labels for risk = 'accu"),
         ("delta = 0.05\n[joint]\ncost_weights = [0.1]", "fit.delta: needs a limit to certify"),
     ],

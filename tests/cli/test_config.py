@@ -88,7 +88,8 @@ batch_size = 0
 def test_contradictions_between_sections_are_found(tmp_path):
     text = GOOD + (
         '[[stage]]\nname = "small"\nmodel = "resnet8"\n[cascade]\nedges = [["small", "larg"]]\n'
-        '[fit]\nreference = "huge"\nmax_drop = 0.1\nmax_cost = 0.5\n[cost]\nunit = "usd"\n'
+        '[fit]\nreference = "huge"\nmax_drop = 0.1\nmax_cost = 0.5\ndelta = "none"\n'
+        '[cost]\nunit = "usd"\n'
         "given = { small = 1.0, tiny = 2.0 }\n"
     )
     with pytest.raises(InputError) as caught:

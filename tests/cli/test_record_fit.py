@@ -8,6 +8,8 @@ from offramp.bundle import load_bundle
 from offramp.data import digits
 from offramp.trace import from_logits, load_trace, make_trace, save_trace
 
+MEASURED = ("--delta", "none")
+
 
 def test_record_then_fit_then_evaluate_then_report_follow_each_other(run, deployed, tmp_path):
     trace = load_trace(deployed / "run" / "record.trace", verify=True)
@@ -20,12 +22,8 @@ def test_record_then_fit_then_evaluate_then_report_follow_each_other(run, deploy
     chosen = json.loads((deployed / "run" / "chosen.json").read_text())
     assert (numbers["n"], numbers["split"]) == (300, "test")
     assert numbers["cost_ratio"] < 1
-    assert chosen["limit"] == {
-        "risk": "accuracy_drop",
-        "max_drop": 0.02,
-        "max_cost": None,
-        "margin": None,
-    }
+    assert chosen["limits"] == [{"risk": "accuracy_drop", "at_most": 0.02, "label": None}]
+    assert chosen["delta"] is None
     page = run("report", deployed / "run", "--config", deployed / "run.toml", "--json")
     assert page.code == 0, page.err
     shown = json.loads((deployed / "run" / "report.json").read_text())
@@ -111,7 +109,7 @@ def fit(run, trace, out, *more):
 
 def test_fit_writes_what_the_next_commands_read(run, trace_path, tmp_path):
     out = tmp_path / "run"
-    found = fit(run, trace_path, out, "--max-drop", 0.03)
+    found = fit(run, trace_path, out, "--max-drop", 0.03, *MEASURED)
     assert found.code == 0, found.err
     assert "Use threshold, stage0 -> stage1" in found.out
     assert max(len(line) for line in found.out.splitlines()[:-1]) < 80
@@ -129,7 +127,7 @@ def test_the_command_in_the_marker_gives_the_same_files_again(run, trace_path, t
     words = shlex.split(json.loads((out / "run.json").read_text())["command"])
     assert run(*words[1:]).code == 0
     assert (out / "chosen.json").read_text() == first
-    assert json.loads(first)["limit"]["max_cost"] == 0.6
+    assert json.loads(first)["limits"][0]["at_most"] == 0.6
 
 
 def test_options_go_before_the_configuration(run, trace_path, project, tmp_path):
@@ -138,7 +136,7 @@ def test_options_go_before_the_configuration(run, trace_path, project, tmp_path)
         *("--out", tmp_path / "run", "--json"),
     )
     assert found.code == 0, found.err
-    assert json.loads(found.out)["limit"]["max_drop"] is None
+    assert json.loads(found.out)["limits"][0]["risk"] == "cost"
 
 
 def test_no_answer_is_exit_code_3_with_the_network_to_use(run, tmp_path):
@@ -152,7 +150,9 @@ def test_no_answer_is_exit_code_3_with_the_network_to_use(run, tmp_path):
         unit="usd",
     )
     save_trace(trace, tmp_path / "x.trace")
-    found = fit(run, tmp_path / "x.trace", tmp_path / "run", "--max-drop", 0.01, "--json")
+    found = fit(
+        run, tmp_path / "x.trace", tmp_path / "run", "--max-drop", 0.01, *MEASURED, "--json"
+    )
     assert found.code == 3
     result = json.loads(found.out)
     assert result["outcome"] == "do not cascade"
@@ -163,7 +163,7 @@ def test_no_answer_is_exit_code_3_with_the_network_to_use(run, tmp_path):
 
 
 def test_fit_needs_exactly_one_limit(run, trace_path, tmp_path):
-    found = fit(run, trace_path, tmp_path / "run", "--max-drop", 0.1, "--max-cost", 0.5)
+    found = fit(run, trace_path, tmp_path / "run", "--max-drop", 0.1, "--max-cost", 0.5, *MEASURED)
     assert found.code == 2
     assert "either --max-drop" in found.err
     assert not (tmp_path / "run").exists()
@@ -196,7 +196,7 @@ def test_evaluate_prints_what_the_library_computes(run, trace_path, tmp_path):
     from offramp.project.folder import candidate_from_file
 
     out = tmp_path / "run"
-    assert fit(run, trace_path, out, "--max-drop", 0.03).code == 0
+    assert fit(run, trace_path, out, "--max-drop", 0.03, *MEASURED).code == 0
     numbers = tmp_path / "numbers.json"
     found = run("evaluate", trace_path, out, "--seed", 4, "--bootstrap", 200, "--out", numbers)
     assert found.code == 0
@@ -213,7 +213,7 @@ def test_evaluate_prints_what_the_library_computes(run, trace_path, tmp_path):
 
 
 def test_evaluate_refuses_a_setting_of_other_stages(run, trace_path, tmp_path):
-    assert fit(run, trace_path, tmp_path / "run", "--max-drop", 0.03).code == 0
+    assert fit(run, trace_path, tmp_path / "run", "--max-drop", 0.03, *MEASURED).code == 0
     save_trace(make_trace(50, stages=3), tmp_path / "other.trace")
     found = run("evaluate", tmp_path / "other.trace", tmp_path / "run", "--split", "all")
     assert found.code == 2

@@ -46,7 +46,16 @@ def trace():
 def fitted(trace, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exits")
     save_trace(trace, folder / "exits.trace")
-    options = ["--policy", "learned,threshold", "--combines", "last", "--max-drop", "0.05"]
+    options = [
+        "--policy",
+        "learned,threshold",
+        "--combines",
+        "last",
+        "--max-drop",
+        "0.05",
+        "--delta",
+        "none",
+    ]
     arguments = [str(folder / "exits.trace"), *options, "--out", str(folder / "run")]
     assert main(["fit", *arguments]) == 0
     return folder
@@ -60,7 +69,7 @@ def test_a_report_of_exits_bills_the_same_decisions_in_two_units(run, fitted, tr
     flops, seconds = shown["costs_by_unit"]
     assert (flops["unit"], seconds["unit"]) == ("flops", "seconds")
     chosen = from_json(
-        Candidate, json.loads((fitted / "run" / "chosen.json").read_text())["candidate"]
+        Candidate, json.loads((fitted / "run" / "chosen.json").read_text())["point"]["candidate"]
     )
     part = trace.subset("test")
     timed = evaluate(part, chosen, costs=from_json(Costs, SECONDS))

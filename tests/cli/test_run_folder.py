@@ -5,12 +5,13 @@ import pytest
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.schema import from_json, to_json
 from offramp.evaluation import Frontier, fit
+from offramp.project.choose import choose
+from offramp.project.config.sections import FitSection
 from offramp.project.folder import (
     MARKER,
     RunFolder,
+    candidate_from_file,
     check_replaceable,
-    choice_to_dict,
-    choose_again,
 )
 from offramp.trace import make_trace
 
@@ -26,21 +27,34 @@ def test_a_frontier_comes_back_from_json_as_it_was(frontier, tmp_path):
     assert to_json(again) == to_json(frontier)
 
 
-@pytest.mark.parametrize("limit", [{"max_drop": 0.03}, {"max_cost": 0.6}])
-def test_the_choice_can_be_made_again_from_the_files(frontier, tmp_path, limit):
-    choice = frontier.cheapest(**limit) if "max_drop" in limit else frontier.best(**limit)
-    path = tmp_path / "chosen.json"
-    path.write_text(json.dumps(choice_to_dict(choice)))
-    again = from_json(Frontier, json.loads(json.dumps(to_json(frontier))))
-    assert to_json(choose_again(again, path)) == to_json(choice)
+@pytest.mark.parametrize(
+    ("asked", "delta"),
+    [
+        ({"max_drop": 0.03, "delta": "none"}, None),
+        ({"max_drop": 0.03}, 0.1),
+        ({"max_drop": 0.001, "delta": 0.2}, 0.2),
+        ({"max_cost": 0.6}, None),
+        ({"max_cost": 0.6, "delta": 0.1, "risk": "negative_flips"}, 0.1),
+        ({"max_cost": 0.9, "max_drop": 0.05}, 0.1),
+    ],
+)
+def test_the_choice_is_read_from_the_folder_as_it_was_made(frontier, tmp_path, asked, delta):
+    choice = choose(frontier, FitSection(**asked))
+    assert choice.delta == delta
+    run = RunFolder.claim(tmp_path / "run")
+    run.write("chosen.json", to_json(choice))
+    assert to_json(RunFolder.open(run.path).choice()) == to_json(choice)
+    assert to_json(candidate_from_file(run.path)) == to_json(choice.candidate)
 
 
-def test_a_margin_is_kept(frontier, tmp_path):
-    choice = frontier.cheapest(max_drop=0.03, margin=3.0)
-    assert to_json(choice) != to_json(frontier.cheapest(max_drop=0.03))
-    path = tmp_path / "chosen.json"
-    path.write_text(json.dumps(choice_to_dict(choice, margin=3.0)))
-    assert to_json(choose_again(frontier, path)) == to_json(choice)
+def test_a_margin_is_kept(frontier):
+    kept, usual = (
+        choose(frontier, FitSection(max_drop=0.03, delta="none", margin=margin))
+        for margin in (3.0, None)
+    )
+    assert to_json(kept) == to_json(frontier.cheapest(max_drop=0.03, margin=3.0, delta=None))
+    assert to_json(usual) == to_json(frontier.cheapest(max_drop=0.03, delta=None))
+    assert to_json(kept) != to_json(usual)
 
 
 @pytest.mark.parametrize("value", [{}, {"reference": "a", "points": [{}], "singles": []}])

@@ -83,13 +83,13 @@ def test_one_command_gives_a_frontier_over_alpha_and_a_choice(trained):
     assert said["static"][0]["cost"] < said["static"][1]["cost"]
     assert len(said["curves"]["joint"]) >= 1
     assert sum(said["assignment"]["share"]) == pytest.approx(1.0)
-    assert said["outcome"] == "cascade"
+    assert said["outcome"] == "measured, not promised"
     assert said["trace"] == trace_name(said["chosen"]["cost_weight"])
 
 
 def test_the_choice_is_what_its_own_trace_gives_against_the_networks_alone(trained):
     said = json.loads((trained / "run" / "joint.json").read_text())
-    candidate = from_json(Candidate, said["candidate"])
+    candidate = from_json(Candidate, said["choice"]["point"]["candidate"])
     part = load_trace(trained / "run" / said["trace"]).subset("test")
     alone = load_trace(trained / "run" / "static.trace").subset("test")
     found = evaluate(part, candidate, bootstrap=0, baseline=alone)

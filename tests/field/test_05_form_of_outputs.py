@@ -65,12 +65,12 @@ def fitted(trace):
 
 @pytest.fixture(scope="module")
 def of_services():
-    return fitted(services()).cheapest(max_drop=0.02)
+    return fitted(services()).cheapest(max_drop=0.02, delta=None)
 
 
 @pytest.fixture(scope="module")
 def of_networks():
-    return fitted(networks()).cheapest(max_drop=0.02)
+    return fitted(networks()).cheapest(max_drop=0.02, delta=None)
 
 
 def cascade(form="logits", **arguments):

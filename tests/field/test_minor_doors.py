@@ -132,7 +132,10 @@ NO_NUMBERS = [None, "1%", "0.01", True, [0.1, 0.2], b"0.1", {}]
 def test_limits_that_are_no_numbers_are_named(frontier, wrong):
     for message, call in (
         ("max_drop", lambda: bare(Frontier.cheapest)(frontier, max_drop=wrong)),
-        ("margin", lambda: bare(Frontier.cheapest)(frontier, max_drop=0.1, margin=wrong)),
+        (
+            "margin",
+            lambda: bare(Frontier.cheapest)(frontier, max_drop=0.1, margin=wrong, delta=None),
+        ),
         ("max_cost", lambda: bare(Frontier.best)(frontier, max_cost=wrong)),
         (
             "the limit of 'cost'",
@@ -155,7 +158,7 @@ def of(kind):
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -0.1, 2.0])
 def test_limits_outside_their_domain_are_named(frontier, wrong):
     with pytest.raises(InputError, match=r"max_drop must be in \[0, 1\)"):
-        frontier.cheapest(max_drop=wrong)
+        frontier.cheapest(max_drop=wrong, delta=None)
     with pytest.raises(InputError, match=r"must be in \(0, 1\)"):
         frontier.cheapest(max_drop=wrong, delta=0.1)
     with pytest.raises(InputError, match="delta must be in"):

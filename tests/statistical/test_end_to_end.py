@@ -1,4 +1,4 @@
-"""What `Frontier.cheapest(delta=)` promises holds, from a population to the chosen candidate.
+"""What `Frontier.cheapest` promises unasked holds, from a population to the chosen candidate.
 
 Policies are fitted once. Every example of a population is replayed under every candidate, so their
 true risks are known and their outcomes go together as they really do. Calibrations are drawn from
@@ -16,7 +16,6 @@ from scipy.stats import binomtest
 
 from offramp.evaluation import (
     Calibration,
-    Certificate,
     Frontier,
     certify,
     evaluate_all,
@@ -24,11 +23,11 @@ from offramp.evaluation import (
     replay,
 )
 from offramp.evaluation.certify import fixed_sequence
+from offramp.evaluation.frontier import DELTA
 from offramp.evaluation.judging import mark_fronts
 from offramp.risk import NonePassed
 from offramp.trace import make_trace
 
-DELTA = 0.1
 RISKS = ("accuracy_drop", "negative_flips")
 FAST, FULL = 60, 1000
 DRAWS = pytest.mark.parametrize(
@@ -130,19 +129,35 @@ def drawn(world, rng, *, ordered_on="fit"):
     )
 
 
-def broken_promises(world, risk, draws, *, limit=None, ordered_on="fit", seed=0):
-    """How many certificates were given and how many of them are broken."""
+def promised(frontier, limit, risk):
+    """What a user gets who says nothing of `delta`."""
+    return frontier.cheapest(max_drop=limit, risk=risk)
+
+
+def measured(frontier, limit, risk):
+    """The broken twin: the cheapest within the limit on the same examples, taken for a promise."""
+    return frontier.cheapest(max_drop=limit, risk=risk, margin=0.0, delta=None)
+
+
+def broken_promises(world, risk, draws, *, limit=None, ordered_on="fit", seed=0, choose=promised):
+    """How many candidates were promised, and how many of them break it."""
     rng = np.random.default_rng(seed)
     truth = world.risk(risk)
     limit = world.limit if limit is None else limit
     made = broken = 0
     for _ in range(draws):
         frontier = drawn(world, rng, ordered_on=ordered_on)
-        found = frontier.cheapest(max_drop=limit, delta=DELTA, risk=risk)
-        if isinstance(found, Certificate):
+        found = choose(frontier, limit, risk)
+        if found.refused is None:
             made += 1
             broken += truth[found.candidate.label] > limit + 1e-12
     return made, int(broken)
+
+
+def hard_limits(world, risk):
+    """Limits that one candidate is just not within."""
+    risks = sorted(value for value in world.risk(risk).values() if 0.02 < value < 0.06)
+    return risks[0] - 1e-4, risks[len(risks) // 2] - 1e-4
 
 
 def unlikely(broken, draws):
@@ -171,8 +186,7 @@ def test_promises_of_further_worlds_hold_as_well(world, name, risk):
 def test_promises_hold_for_a_limit_right_below_the_risk_of_a_candidate(world, risk, draws):
     """The hardest limits: one candidate is just not within it."""
     here = world("three stages")
-    risks = sorted(value for value in here.risk(risk).values() if 0.02 < value < 0.06)
-    for limit in (risks[0] - 1e-4, risks[len(risks) // 2] - 1e-4):
+    for limit in hard_limits(here, risk):
         _, broken = broken_promises(here, risk, draws, limit=limit)
         assert not unlikely(broken, draws), f"{broken} of {draws} at {limit}"
 
@@ -202,6 +216,17 @@ def test_the_test_above_catches_an_order_chosen_on_the_same_split(world):
     assert min(unsafe.risk("negative_flips").values()) > here.limit
     _, honest = broken_promises(unsafe, "negative_flips", FAST)
     _, broken = broken_promises(unsafe, "negative_flips", FAST, ordered_on="calibrate")
+    assert not unlikely(honest, FAST)
+    assert unlikely(broken, FAST)
+
+
+@pytest.mark.parametrize("risk", RISKS)
+def test_the_test_above_catches_a_measurement_that_is_taken_for_a_promise(world, risk):
+    """Half of the time it takes the candidate that is just not within the limit."""
+    here = world("three stages")
+    limit = hard_limits(here, risk)[0]
+    _, honest = broken_promises(here, risk, FAST, limit=limit)
+    _, broken = broken_promises(here, risk, FAST, limit=limit, choose=measured)
     assert not unlikely(honest, FAST)
     assert unlikely(broken, FAST)
 

@@ -57,8 +57,8 @@ def save_bundle(
         path: The folder to make.
         cascade: The networks; each that runs in PyTorch needs a spec of how to build it, as do a
             network that is cut and its heads (`Cascade.from_network`).
-        choice: A candidate, or what the choice of an operating point gave, a certificate included;
-            its sentence and its numbers go into the manifest.
+        choice: A candidate, or a `Choice` of any outcome; its sentence and its numbers, those of
+            a promise included, go into the manifest.
         costs: Cost of each stage; loaded models then say what each example cost.
         class_names: For people; by default those of the cascade.
         input_shape: Shape of one example, for whoever has to make inputs.

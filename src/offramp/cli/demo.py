@@ -13,7 +13,7 @@ from offramp.cli.errors import NO_ANSWER
 from offramp.cli.output import Output, aligned, amount, percent, points, wrapped
 
 if TYPE_CHECKING:
-    from offramp.evaluation import Certificate, Evaluation, NotCertified
+    from offramp.evaluation import Choice, Evaluation
     from offramp.project.demo import DemoResult
 
 
@@ -36,7 +36,6 @@ def command(
 
     Example: offramp demo --out runs/demo
     """
-    from offramp.evaluation import NotCertified
     from offramp.project.demo import run_demo
 
     output = Output(as_json=json)
@@ -44,7 +43,7 @@ def command(
     for line in summary(found):
         output.line(line)
     output.result(_numbers(found))
-    if isinstance(found.choice, NotCertified):
+    if found.choice.refused is not None:
         raise typer.Exit(NO_ANSWER)
 
 
@@ -78,16 +77,15 @@ def _alone(found: "DemoResult") -> "list[tuple[str, Evaluation]]":
     return [(f"{name} alone", evaluation) for name, evaluation in found.singles.items()]
 
 
-def _promise(choice: "Certificate | NotCertified") -> list[str]:
+def _promise(choice: "Choice") -> list[str]:
     """What was allowed and what is promised, a line each; the reason where nothing can be."""
-    from offramp.evaluation import NotCertified
-
     allowed = f"{100 * (choice.max_drop or 0):g} points lost against the reference"
-    if isinstance(choice, NotCertified):
-        return [f"  allowed:  {allowed}", *wrapped(f"  promised: nothing. {choice.reason}")]
+    if choice.guarantee is None:
+        return [f"  allowed:  {allowed}", *wrapped(f"  promised: nothing. {choice.sentence}")]
+    surely = percent(1 - choice.guarantee.delta)
     return [
         f"  allowed:  {allowed}",
-        f"  promised: no more than that on new images, with {percent(1 - choice.delta)} confidence",
+        f"  promised: no more than that on new images, with {surely} confidence",
         f"            (certified on {choice.n} images that nothing was fitted on)",
     ]
 
@@ -100,12 +98,9 @@ def _reached(chosen: "Evaluation") -> str:
 
 
 def _numbers(found: "DemoResult") -> dict[str, Any]:
-    from offramp.project.folder import choice_to_dict
-
-    chosen = choice_to_dict(found.choice)
     return {
-        "outcome": chosen["outcome"],
-        "sentence": chosen["sentence"],
+        "outcome": found.choice.outcome,
+        "sentence": found.choice.sentence,
         "label": found.choice.candidate.label,
         "reference": found.choice.candidate.reference,
         "test": found.chosen.numbers(),

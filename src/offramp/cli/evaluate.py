@@ -79,7 +79,7 @@ def command(
     Example: offramp evaluate cifar.trace runs/cifar/chosen.json --split test
     """
     from offramp._core.schema import to_json
-    from offramp.evaluation import NotCertified, confirm, evaluate
+    from offramp.evaluation import confirm, evaluate
     from offramp.evaluation.judging import labeled_by
 
     output = Output(as_json=json)
@@ -121,7 +121,7 @@ def command(
         output.line()
         output.paragraph(promise.sentence)
     output.result(numbers)
-    if isinstance(promise, NotCertified):
+    if promise is not None and promise.refused is not None:
         raise typer.Exit(NO_ANSWER)
 
 

@@ -14,6 +14,7 @@ from offramp._core.errors import InputError
 from offramp.cli import options
 from offramp.cli.errors import NO_ANSWER
 from offramp.cli.output import Output, points
+from offramp.project.choose import choose
 from offramp.project.config.config import load_config
 from offramp.project.config.sections import FitSection, RunConfig
 from offramp.project.folder import (
@@ -21,8 +22,6 @@ from offramp.project.folder import (
     FRONTIER,
     RunFolder,
     check_bundle,
-    choice_to_dict,
-    choose,
     claim_bundle,
 )
 from offramp.project.splits import check_unlabeled, load_divided
@@ -50,12 +49,17 @@ def command(
         typer.Option(help="Or the mean cost you can pay: 0.5 is half of the reference's."),
     ] = None,
     delta: Annotated[
-        float | None,
-        typer.Option(help="Certify that: largest chance that new examples break it, such as 0.05."),
+        str | None,
+        typer.Option(
+            metavar="FLOAT|none",
+            help="Largest chance that new examples break the promise; 0.1 with --max-drop. none "
+            "measures only and promises nothing.",
+        ),
     ] = None,
     unlabeled: options.Unlabeled = False,
     margin: Annotated[
-        float | None, typer.Option(help="Standard errors to stay below --max-drop.")
+        float | None,
+        typer.Option(help="With --delta none: standard errors below --max-drop."),
     ] = None,
     reference: Annotated[
         str | None,
@@ -75,8 +79,8 @@ def command(
     risk: Annotated[
         str | None,
         typer.Option(
-            help="accuracy_drop: accuracy lost; negative_flips: new errors only; with --delta also "
-            "error, disagreement, recall (of any class)."
+            help="accuracy_drop: accuracy lost; negative_flips: new errors only; where it is "
+            "promised also error, disagreement, recall (of any class)."
         ),
     ] = None,
     seed: Annotated[
@@ -95,8 +99,9 @@ def command(
 ) -> None:
     """Fit policies on a trace and choose the one that suits you.
 
-    In: a trace, and the loss of accuracy that you can bear or the cost that you can pay; with
-    --delta both, if you like, as a promise for new examples that is tested on calibrate.
+    In: a trace, and the loss of accuracy that you can bear, or the cost that you can pay, or both.
+    A loss is promised for new examples, tested on calibrate; a cost alone is measured, unless you
+    give --delta. With --delta none both are measured, not promised.
 
     Out: a folder with frontier.json (all candidates) and chosen.json (the choice and why); with
     --bundle also the bundle that predict and bench run. Exit code 3: use one network alone.
@@ -134,7 +139,7 @@ def command(
     command_line = _command_line(path, section, run.path)
     run.remember(trace=inside, seed=section.seed, command=command_line)
     run.write(FRONTIER, to_json(frontier))
-    run.write(CHOSEN, choice_to_dict(choice, margin=section.margin, risk=section.risk))
+    run.write(CHOSEN, to_json(choice))
     if bundle is not None and config is not None:
         claim_bundle(run, bundle)
         _save_bundle(bundle, settings, config, choice, path, overwrite=overwrite)
@@ -144,20 +149,21 @@ def command(
 def _merged(section: FitSection, **given: Any) -> FitSection:  # noqa: ANN401  (as the options are)
     """The section with what was given on the command line in its place."""
     update = {name: value for name, value in given.items() if value is not None}
+    update |= options.level(update.pop("delta", None))
     if "max_drop" in update or "max_cost" in update:
         update = {"max_drop": None, "max_cost": None, **update}
     merged = section.model_copy(update=update)
     given_limits = (merged.max_drop is not None) + (merged.max_cost is not None)
-    if given_limits == 0 or (given_limits == 2 and merged.delta is None):
+    if given_limits == 0 or (given_limits == 2 and merged.level is None):
         raise InputError(
             "Say which point to choose: either --max-drop (0.02 allows two points of accuracy) or "
             "--max-cost (0.5 allows half of the cost), or with --delta both, got "
             f"{merged.max_drop} and {merged.max_cost}."
         )
-    if merged.delta is not None:
+    if merged.level is not None:
         _check_promise(merged)
     if merged.unlabeled:
-        check_unlabeled(merged.delta, {merged.risk} if merged.max_drop is not None else set())
+        check_unlabeled(merged.level, {merged.risk} if merged.max_drop is not None else set())
     return merged
 
 
@@ -165,6 +171,11 @@ def _check_promise(section: FitSection) -> None:
     """Refuse what could not be certified, before anything is fitted."""
     from offramp._core.checks import check_probability
 
+    if section.max_drop == 0:
+        raise InputError(
+            "--max-drop must be in (0, 1), got 0.0: no number of examples promises that nothing "
+            "is lost. With --delta none it is measured only."
+        )
     for name in ("delta", "max_drop", "max_cost"):
         value = getattr(section, name)
         if value is not None:
@@ -172,7 +183,8 @@ def _check_promise(section: FitSection) -> None:
     if section.margin is not None:
         raise InputError(
             f"--margin must not be given together with --delta, got {section.margin}: it guards a "
-            "measured risk, and a certificate needs no guard."
+            "measured risk, and a certificate needs no guard. With --delta none the risk is "
+            "measured only."
         )
 
 
@@ -192,7 +204,7 @@ def _command_line(trace: Path, section: FitSection, out: Path) -> str:
         "policy": ",".join(section.policy),
         "max-drop": section.max_drop,
         "max-cost": section.max_cost,
-        "delta": section.delta,
+        "delta": "none" if section.level is None else section.level,
         "margin": section.margin,
         "reference": section.reference,
         "top": section.top,
@@ -222,15 +234,7 @@ def _fit(path: Path, section: FitSection) -> "tuple[Frontier, Choice]":
     )
     if section.unlabeled:
         frontier = frontier.calibrated_on(trace.subset("calibrate"), fit=part, labeled=False)
-    choice = choose(
-        frontier,
-        risk=section.risk,
-        max_drop=section.max_drop,
-        max_cost=section.max_cost,
-        margin=section.margin,
-        delta=section.delta,
-    )
-    return frontier, choice
+    return frontier, choose(frontier, section)
 
 
 def _save_bundle(
@@ -266,7 +270,7 @@ def _save_bundle(
 def _show(
     output: Output, frontier: "Frontier", choice: "Choice", folder: Path, bundle: Path | None
 ) -> None:
-    from offramp.evaluation import DoNotCascade, NotCertified
+    from offramp._core.schema import to_json
 
     front = frontier.pareto
     step = max(1, -(-len(front) // _LINES))
@@ -292,8 +296,8 @@ def _show(
             "front": len(front),
             "reference": frontier.reference,
             "bundle": None if bundle is None else str(bundle),
-            **choice_to_dict(choice),
+            **to_json(choice),
         }
     )
-    if isinstance(choice, DoNotCascade | NotCertified):
+    if choice.refused is not None:
         raise typer.Exit(NO_ANSWER)

@@ -22,7 +22,6 @@ from offramp.project.folder import (
     JOINT,
     REPORT,
     RunFolder,
-    choose_again,
 )
 from offramp.project.splits import load_divided, unseen
 
@@ -77,7 +76,7 @@ def command(
     if costs is not None:
         trace = replace(trace, other_costs=(*trace.other_costs, *_tables(costs)))
     frontier = run.frontier()
-    choice = choose_again(frontier, folder / CHOSEN)
+    choice = run.choice()
     content = report_content(
         title or f"Adaptive inference: {folder.name}",
         trace,
@@ -96,13 +95,13 @@ def command(
     )
     run.remember(REPORT, "report.json")
     page = write_report(folder / REPORT, content, overwrite=True)  # the run's own
-    output.paragraph(content.chosen.sentence)
+    output.paragraph(choice.sentence)
     output.line(_written([str(page), *others.values()]))
     output.result(
         {
             "report": str(page),
             "numbers": str(page.with_suffix(".json")),
-            "outcome": "cascade" if content.cascade else "do not cascade",
+            "outcome": choice.outcome,
             **others,
         }
     )

@@ -85,7 +85,7 @@ def train_joint_command(
         claim_bundle(run, bundle)
         _save_bundle(bundle, found, choice, settings, overwrite=overwrite)
     _show(output, value, run.path, bundle)
-    if value["outcome"] != "cascade":
+    if choice.refused is not None:
         raise typer.Exit(NO_ANSWER)
 
 

@@ -1,4 +1,4 @@
-"""Evaluation: replay on a trace, frontier, intervals, operating point, references.
+"""Evaluation: replay on a trace, frontier, intervals, choice, references.
 
 Layer: evaluation.  Reads traces and policies; never a network, never data.
 """
@@ -6,24 +6,23 @@ Layer: evaluation.  Reads traces and policies; never a network, never data.
 from offramp.evaluation.advise import Advice, Promise, advise
 from offramp.evaluation.assignment import Assignment, assignment
 from offramp.evaluation.batch import evaluate_all
-from offramp.evaluation.certificate import Calibration, Certificate, NotCertified
+from offramp.evaluation.calibration import Calibration
 from offramp.evaluation.certify import certify
+from offramp.evaluation.choice import Choice, Guarantee
 from offramp.evaluation.confirm import confirm
 from offramp.evaluation.costs_by_unit import UnitCost, costs_by_unit
 from offramp.evaluation.evaluate import evaluate
 from offramp.evaluation.exits import ExitPoint, exit_points
 from offramp.evaluation.fit import fit
-from offramp.evaluation.frontier import Choice, Frontier
+from offramp.evaluation.frontier import Frontier
 from offramp.evaluation.gap import share_of_gap_closed
 from offramp.evaluation.limits import Limit
 from offramp.evaluation.overlap import overlap
 from offramp.evaluation.references import references
 from offramp.evaluation.replay import Replay, replay
 from offramp.evaluation.results import (
-    DoNotCascade,
     Evaluation,
     FrontierPoint,
-    OperatingPoint,
     Overlap,
     ReferencePoint,
 )
@@ -37,16 +36,13 @@ __all__ = [
     "Advice",
     "Assignment",
     "Calibration",
-    "Certificate",
     "Choice",
-    "DoNotCascade",
     "Evaluation",
     "ExitPoint",
     "Frontier",
     "FrontierPoint",
+    "Guarantee",
     "Limit",
-    "NotCertified",
-    "OperatingPoint",
     "Overlap",
     "Promise",
     "ReferencePoint",

@@ -1,4 +1,4 @@
-"""Certified operating points: the cheapest candidate whose promise has been tested.
+"""Promises: the cheapest candidate whose limits have been tested.
 
 Candidates stand in an order that `fit` fixed, from the safest on. Each is tested on the `calibrate`
 examples alone; the walk ends where the first fails, and of those that passed one is promised.
@@ -13,7 +13,8 @@ from dataclasses import replace
 import numpy as np
 
 from offramp._core.checks import check_choice, check_probability
-from offramp.evaluation.certificate import Calibration, Certificate, NotCertified
+from offramp.evaluation.calibration import Calibration
+from offramp.evaluation.choice import MEASURED, Choice, Guarantee, described
 from offramp.evaluation.limits import UNLABELED, Limits, joined, points_text, read_limits
 from offramp.evaluation.order import walk_order
 from offramp.evaluation.results import RISKS, Evaluation, FrontierPoint, Risk
@@ -38,12 +39,12 @@ def certify(
     delta: float,
     class_weights: ClassWeights | None = None,
     least: Risk = "accuracy_drop",
-) -> Certificate | NotCertified:
+) -> Choice:
     """Test candidates in an order that `fit` fixes, and promise one of those that pass.
 
     Args:
         points: Candidates and single networks; those that were evaluated on `calibrate` are tested.
-        f: the reference alone, which runs where nothing is certified.
+        f: The reference alone, which runs where nothing is certified.
         calibration: What the examples of `calibrate` are; None where there are none.
         limits: As in `Frontier.certify`; so are `delta` and `class_weights`.
         delta: Largest chance of a wrong promise, in (0, 1).
@@ -58,13 +59,15 @@ def certify(
     >>> from offramp.trace import make_trace
     >>> frontier = fit(make_trace(4000, stages=2, seed=0), "threshold", progress=False)
     >>> found = frontier.certify({"accuracy_drop": 0.03, "cost": 0.95}, delta=0.1)
-    >>> type(found).__name__, found.p_value <= 0.1
-    ('Certificate', True)
+    >>> found.outcome, found.guarantee.p_value <= 0.1
+    ('certified', True)
     """
-    asked = read_limits(limits)
+    read = read_limits(limits)
     check_probability("delta", delta)
     check_choice("least", least, RISKS)
-    tests = risk_tests(asked, calibration, delta=delta, class_weights=class_weights)
+    minimized = least if all(limit.risk == "cost" for limit in read) else "cost"
+    asked = Choice(point=f, limits=read, minimized=minimized, delta=delta, sentence="")
+    tests = risk_tests(read, calibration, delta=delta, class_weights=class_weights)
     candidates = walk_order(points, f, tests, least)
     weights = None
     if candidates and calibration is not None and calibration.labeled:
@@ -75,35 +78,66 @@ def certify(
         walked = fixed_sequence(p_values, delta=delta)
         if not isinstance(walked, NonePassed):
             passed = range(walked.index + 1)
-            chosen = min(reversed(passed), key=lambda i: _merit(candidates[i], tests, least))
-            return _certificate(
-                candidates[chosen],
-                tests,
-                calibration,
+            chosen = min(reversed(passed), key=lambda i: _merit(candidates[i], minimized))
+            guarantee = Guarantee(
+                limits=asked.limits,
                 delta=delta,
                 p_value=float(p_values[: chosen + 1].max()),
                 tested=min(walked.index + 2, len(candidates)),
-                weights=weights,
+                n=calibration.n,
+                split=calibration.split,
+                fingerprint=calibration.fingerprint,
+                class_weights=weights,
+                assumptions=_assumptions(calibration, weights),
+            )
+            point = candidates[chosen]
+            return replace(
+                asked, point=point, guarantee=guarantee, sentence=_promise(point, guarantee)
             )
         against = f"{walked.reason}; {_seen(candidates[0], tests, calibration)}"
-    return NotCertified(
-        point=f,
-        limits=asked,
-        delta=delta,
-        calibration=calibration,
-        why=against or "",
-        examples_needed=_sufficient(candidates, tests, calibration, delta),
+    return _refused(asked, against or "", candidates, tests, calibration)
+
+
+def _refused(
+    asked: Choice,
+    why: str,
+    candidates: Sequence[FrontierPoint],
+    tests: Sequence[RiskTest],
+    calibration: Calibration | None,
+) -> Choice:
+    """The reference alone, with what would have sufficed, and what the best candidate shows."""
+    enough, shown = "", ""
+    needed = _sufficient(candidates, tests, calibration, asked.delta or 0.0)
+    n, split = (0, "calibrate") if calibration is None else (calibration.n, calibration.split)
+    if needed is not None and needed > n:
+        have = "" if f"there are {n}" in why else f"; there are {n}"
+        enough = f" About {needed} examples in {split} would have sufficed{have}."
+    kept = [p for p in candidates if _keeps(p, tests)] or list(candidates[:1])
+    best = min(kept, key=lambda point: _merit(point, asked.minimized), default=None)
+    if calibration is not None and calibration.seen_in_training:
+        best = None  # what it shows there is too good
+    if best is not None:
+        found, risk = best.tested or best.fit, tests[0].limit.risk
+        risk = "disagreement" if found is best.unlabeled else risk
+        shown = f" The best candidate is {described(best.candidate, found, risk)}: {MEASURED}."
+    return replace(
+        asked,
+        refused=why,
+        alternative=best,
+        examples_needed=needed,
+        sentence=f"Not certified: {why}.{enough}{shown} Run {asked.candidate.label}.",
     )
 
 
-def _cost(point: FrontierPoint) -> float:
-    return point.fit.cost_ratio
+def _keeps(point: FrontierPoint, tests: Sequence[RiskTest]) -> bool:
+    """Whether all limits are kept on the examples at hand."""
+    found = point.tested or point.fit
+    return all(measured(test, found) <= test.limit.at_most for test in tests)
 
 
-def _merit(point: FrontierPoint, tests: Sequence[RiskTest], least: Risk) -> float:
+def _merit(point: FrontierPoint, minimized: str) -> float:
     """What to minimize among those that passed, on `fit`."""
-    free = all(test.limit.risk == "cost" for test in tests)
-    return point.fit.risk(least) if free else _cost(point)
+    return point.fit.cost_ratio if minimized == "cost" else point.fit.risk(minimized)
 
 
 def _objection(
@@ -116,7 +150,8 @@ def _objection(
     if calibration is None:
         return (
             "it takes examples that nothing was fitted on, and this frontier has no calibrate "
-            "part, or was stored without saying which"
+            "part, or was stored without saying which. Give the trace a split 'calibrate' and fit "
+            "again, or measure only, with delta=None (--delta none)"
         )
     if calibration.seen_in_training:
         return (
@@ -179,29 +214,6 @@ def _seen(point: FrontierPoint, tests: Sequence[RiskTest], calibration: Calibrat
     return f"its {worst.limit.risk} in {calibration.split} is {share} points"
 
 
-def _certificate(
-    point: FrontierPoint,
-    tests: Sequence[RiskTest],
-    calibration: Calibration,
-    *,
-    delta: float,
-    p_value: float,
-    tested: int,
-    weights: tuple[float, ...] | None,
-) -> Certificate:
-    return Certificate(
-        point=point,
-        limits=tuple(test.limit for test in tests),
-        delta=delta,
-        p_value=p_value,
-        calibration=calibration,
-        tested=tested,
-        class_weights=weights,
-        assumptions=_assumptions(calibration, weights),
-        sentence=_sentence(evidence(point), tests, weights, delta=delta, p_value=p_value),
-    )
-
-
 def _assumptions(calibration: Calibration, weights: tuple[float, ...] | None) -> tuple[str, ...]:
     n, split = calibration.n, calibration.split
     source = (
@@ -221,21 +233,15 @@ def _assumptions(calibration: Calibration, weights: tuple[float, ...] | None) ->
     )
 
 
-def _sentence(
-    found: Evaluation,
-    tests: Sequence[RiskTest],
-    weights: tuple[float, ...] | None,
-    *,
-    delta: float,
-    p_value: float,
-) -> str:
+def _promise(point: FrontierPoint, guarantee: Guarantee) -> str:
+    found = evidence(point)
     f, top = found.candidate.reference, found.candidate.top
-    promise = joined([test.limit.words(f, top=top) for test in tests])
-    shifted = "" if weights is None else ", their classes weighted as given"
+    promise = joined([limit.words(f, top=top) for limit in guarantee.limits])
+    shifted = "" if guarantee.class_weights is None else ", their classes weighted as given"
     return (
-        f"With a confidence of {100 * (1 - delta):g} %, {found.candidate.label} {promise}, on new "
-        f"examples like the {found.n} that it was tested on{shifted} (p = {p_value:.2g}); there it "
-        f"cost {found.cost_ratio:.3f} of {f} alone."
+        f"With a confidence of {100 * (1 - guarantee.delta):g} %, {found.candidate.label} "
+        f"{promise}, on new examples like the {found.n} that it was tested on{shifted} "
+        f"(p = {guarantee.p_value:.2g}); there it cost {found.cost_ratio:.3f} of {f} alone."
     )
 
 

@@ -3,8 +3,9 @@
 Layer: evaluation.  Source: methods.md 4; with one candidate the fixed sequence is a single test.
 """
 
-from offramp.evaluation.certificate import Calibration, Certificate, NotCertified
+from offramp.evaluation.calibration import Calibration
 from offramp.evaluation.certify import certify
+from offramp.evaluation.choice import Choice
 from offramp.evaluation.evaluate import evaluate, split_name
 from offramp.evaluation.judging import labeled_by
 from offramp.evaluation.limits import Limits
@@ -23,7 +24,7 @@ def confirm(
     delta: float,
     class_weights: ClassWeights | None = None,
     labeled: bool = True,
-) -> Certificate | NotCertified:
+) -> Choice:
     """Test whether one candidate keeps limits on new examples like those of `part`.
 
     Args:
@@ -44,10 +45,10 @@ def confirm(
     >>> from offramp.trace import make_trace
     >>> sizes = {"fit": 1000, "calibrate": 500, "test": 2000}
     >>> trace = make_trace(3500, stages=2, seed=0).split_into(sizes, seed=0)
-    >>> chosen = fit(trace, "threshold", progress=False).cheapest(max_drop=0.02)
+    >>> chosen = fit(trace, "threshold", progress=False).cheapest(max_drop=0.02, delta=None)
     >>> test, fitted = trace.subset("test"), trace.subset("fit")
     >>> found = confirm(test, chosen.candidate, {"accuracy_drop": 0.04}, fit=fitted, delta=0.1)
-    >>> found.tested, found.n
+    >>> found.guarantee.tested, found.n
     (1, 2000)
     """
     fit.require_disjoint(part)

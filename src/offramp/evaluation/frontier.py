@@ -1,36 +1,30 @@
 """The frontier: all candidates of a sweep, and how one of them is chosen.
 
 Layer: evaluation.
-Source: methods.md 1 (Pareto front on `fit`, operating point on `calibrate`) and 4
-(certificates).
+Source: methods.md 1 (Pareto front on `fit`, choice on `calibrate`) and 4 (certificates).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import final, overload
+from typing import final
 
 import numpy as np
 
 from offramp._core.checks import check_choice, check_not_negative, check_number
 from offramp._core.errors import InputError
-from offramp.evaluation.certificate import Calibration, Certificate, NotCertified
+from offramp.evaluation.calibration import Calibration
 from offramp.evaluation.certify import certify
+from offramp.evaluation.choice import MEASURED, Choice, described
 from offramp.evaluation.judging import judge_again, labeled_by, on_front
-from offramp.evaluation.limits import Limits, points_text
-from offramp.evaluation.results import (
-    RISKS,
-    DoNotCascade,
-    Evaluation,
-    FrontierPoint,
-    OperatingPoint,
-    Risk,
-)
+from offramp.evaluation.limits import PROMISES, Limit, Limits, points_text
+from offramp.evaluation.results import RISKS, Evaluation, FrontierPoint, Risk
 from offramp.evaluation.weights import ClassWeights
 from offramp.trace import Trace
 
-Choice = OperatingPoint | DoNotCascade | Certificate | NotCertified
 Axis = str  # "cost" or one of RISKS
+DELTA = 0.1  # largest chance of a wrong promise, unless another is asked for
 MARGIN = 1.0  # standard errors between the measured risk and the limit: the one-standard-error rule
+_NOTE = f"{MEASURED.capitalize()}."
 _ROUNDING = 1e-12  # a risk of exactly B computed as a mean may exceed B in the last bit
 
 
@@ -62,50 +56,49 @@ class Frontier:
         chosen = [p for p, on in zip(self.points, kept, strict=False) if on]
         return tuple(sorted(chosen, key=lambda p: p.fit.cost_ratio))
 
-    @overload
-    def cheapest(
-        self, *, max_drop: float, risk: Risk = ..., margin: float = ..., delta: None = None
-    ) -> OperatingPoint | DoNotCascade: ...
-
-    @overload
-    def cheapest(
-        self, *, max_drop: float, risk: Risk = ..., delta: float
-    ) -> Certificate | NotCertified: ...
-
     def cheapest(
         self,
         *,
         max_drop: float,
         risk: Risk = "accuracy_drop",
         margin: float = MARGIN,
-        delta: float | None = None,
+        delta: float | None = DELTA,
     ) -> Choice:
-        """The cheapest candidate whose risk is at most `max_drop`, as measured or as certified.
+        """The cheapest candidate whose risk is at most `max_drop`, as promised or as measured.
 
-        Candidates are the Pareto front on `fit`. Without `delta` they are measured on `fit` and
-        `calibrate` together; with it they and single networks are tested on `calibrate` alone.
+        With `delta` candidates and single networks are tested on `calibrate` alone, in an order
+        that `fit` fixes, and the limit is promised for new examples. With `delta=None` the Pareto
+        front on `fit` is measured on `fit` and `calibrate` together, and nothing is promised.
 
         Args:
-            max_drop: In [0, 1): 0.02 allows two points. With `delta` in (0, 1).
+            max_drop: In (0, 1): 0.02 allows two points. With `delta=None` also 0.
             risk: "accuracy_drop": accuracy lost. "negative_flips": new errors, corrections not
                 counted. With `delta` any risk that `certify` knows.
             margin: Standard errors kept between the measured risk and `max_drop`, >= 0, against
-                the luck of the chosen one among many (docs/adr/0010). Not with `delta`.
-            delta: Largest chance that the promise is wrong, in (0, 1): 0.05 (docs/adr/0017).
+                the luck of the chosen one among many (docs/adr/0010). With `delta=None` only.
+            delta: Largest chance that the promise is wrong, in (0, 1) (docs/adr/0017); None to
+                measure only (docs/adr/0040).
 
         Raises:
             InputError: If `max_drop`, `margin` or `delta` is outside its domain.
         """
+        limit = check_number("max_drop", max_drop, "in [0, 1)")
         if delta is not None:
             if margin != MARGIN:
                 raise InputError(
                     f"margin must not be given together with delta, got {margin!r}: it guards a "
-                    "measured risk, and a certificate needs no guard."
+                    "measured risk, and a certificate needs no guard. With delta=None the risk is "
+                    "measured only."
+                )
+            if risk in PROMISES and limit == 0:
+                raise InputError(
+                    f"the limit of {risk!r} must be in (0, 1), got {max_drop!r}: no number of "
+                    "examples promises that nothing is lost. With delta=None it is measured only."
                 )
             return self.certify({risk: max_drop}, delta=delta)
         check_choice("risk", risk, RISKS)
         check_not_negative("margin", margin)
-        if not 0.0 <= check_number("max_drop", max_drop, "in [0, 1)") < 1.0:
+        if not 0.0 <= limit < 1.0:
             raise InputError(
                 f"max_drop must be in [0, 1), got {max_drop!r}. Points of accuracy have to be "
                 "divided by 100 first: 2 points are 0.02."
@@ -114,19 +107,17 @@ class Frontier:
         chosen = choose(
             self.front(risk), limited=risk, limit=max_drop, minimized="cost", margin=margin
         )
-        limit = f"a loss of {points_text(max_drop)} points"
+        within, why = f"a loss of {points_text(max_drop)} points", None
         if chosen is None:
-            reason = f"no candidate stays within {limit}"
+            why = f"no candidate stays within {within}"
         elif single is not None and chosen.judged.cost_ratio >= single.judged.cost_ratio:
-            reason = f"the cheapest candidate within {limit} is not cheaper"
-        else:
-            return _operating_point(chosen, single, risk, max_drop=max_drop)
-        best = single or self._single_of_reference()
-        return _refusal(reason, best, chosen, risk, max_drop=max_drop)
+            why = f"the cheapest candidate within {within} is not cheaper"
+        asked, reference = Limit(risk=risk, at_most=limit), self._single_of_reference()
+        return _measured(chosen, single, asked, risk, why=why, otherwise=reference)
 
     def certify(
-        self, limits: Limits, *, delta: float, class_weights: ClassWeights | None = None
-    ) -> Certificate | NotCertified:
+        self, limits: Limits, *, delta: float = DELTA, class_weights: ClassWeights | None = None
+    ) -> Choice:
         """The cheapest candidate that keeps several limits at once on new examples, as tested.
 
         Candidates, single networks included, are tested on `calibrate` alone, in an order that
@@ -158,7 +149,7 @@ class Frontier:
         delta: float,
         class_weights: ClassWeights | None = None,
         least: Risk = "accuracy_drop",
-    ) -> Certificate | NotCertified:
+    ) -> Choice:
         return certify(
             [*self.points, *self.singles],
             self._single_of_reference(),
@@ -169,23 +160,14 @@ class Frontier:
             least=least,
         )
 
-    @overload
-    def best(
-        self, *, max_cost: float, risk: Risk = ..., delta: None = None
-    ) -> OperatingPoint | DoNotCascade: ...
-
-    @overload
-    def best(
-        self, *, max_cost: float, risk: Risk = ..., delta: float
-    ) -> Certificate | NotCertified: ...
-
     def best(
         self, *, max_cost: float, risk: Risk = "accuracy_drop", delta: float | None = None
     ) -> Choice:
         """The candidate of least risk whose mean cost ratio is at most `max_cost`.
 
-        Both are measured on `fit` and `calibrate` together. With `delta` the cost is certified on
-        `calibrate` alone, and of what passes that of least risk on `fit` is promised.
+        Both are measured on `fit` and `calibrate` together, and nothing is promised. With `delta`
+        the cost is tested on `calibrate` alone and promised, of what passes for that of least risk
+        on `fit`.
 
         Args:
             max_cost: Over the reference's own cost, > 0: 0.5 allows half of it on average. With
@@ -206,15 +188,14 @@ class Frontier:
             )
         single = self.best_single(max_cost=max_cost, risk=risk)
         chosen = choose(self.front(risk), limited="cost", limit=max_cost, minimized=risk)
-        limit = f"{max_cost:.3g} of the cost of {self.reference}"
+        within, why = f"{max_cost:.3g} of the cost of {self.reference}", None
         if chosen is None:
-            reason = f"no candidate stays within {limit}"
+            why = f"no candidate stays within {within}"
         elif single is not None and chosen.judged.risk(risk) >= single.judged.risk(risk):
-            reason = f"the best candidate within {limit} is not more accurate"
-        else:
-            return _operating_point(chosen, single, risk, max_cost=max_cost)
-        best = single or min(self.singles, key=lambda p: p.judged.cost_ratio)
-        return _refusal(reason, best, chosen, risk, max_cost=max_cost)
+            why = f"the best candidate within {within} is not more accurate"
+        limit = Limit(risk="cost", at_most=max_cost)
+        cheapest = min(self.singles, key=lambda p: p.judged.cost_ratio)
+        return _measured(chosen, single, limit, risk, why=why, otherwise=cheapest)
 
     def best_single(
         self,
@@ -302,14 +283,36 @@ def _value(evaluation: Evaluation, axis: Axis) -> float:
     return evaluation.cost_ratio if axis == "cost" else evaluation.risk(axis)
 
 
-def _operating_point(
-    chosen: FrontierPoint,
+def _measured(
+    chosen: FrontierPoint | None,
     single: FrontierPoint | None,
+    limit: Limit,
     risk: Risk,
     *,
-    max_drop: float | None = None,
-    max_cost: float | None = None,
-) -> OperatingPoint:
+    why: str | None,
+    otherwise: FrontierPoint,
+) -> Choice:
+    """The best candidate within a limit, or the best network alone, as measured.
+
+    Args:
+        chosen: The best candidate, or None where none stays within the limit.
+        single: The best single network, or None where none does.
+        limit: What was asked for.
+        risk: What is limited, or minimized within a cost.
+        why: What stands against the candidate.
+        otherwise: The network to run where no single one stays within the limit.
+    """
+    minimized = risk if limit.risk == "cost" else "cost"
+    if chosen is None or why is not None:
+        single = single or otherwise
+        return Choice(
+            point=single,
+            limits=(limit,),
+            minimized=minimized,
+            refused=why,
+            alternative=chosen,
+            sentence=f"Do not use a cascade here: {why}. Use {_described(single, risk)}. {_NOTE}",
+        )
     if single is None:
         against = "no single network stays within the limit"
     elif single.candidate.policy.topology.names[single.candidate.policy.topology.root] == (
@@ -318,53 +321,14 @@ def _operating_point(
         against = f"no single network within the limit is cheaper than {chosen.candidate.reference}"
     else:
         against = f"the best single network, {_described(single, risk)}"
-    return OperatingPoint(
-        candidate=chosen.candidate,
-        fit=chosen.fit,
-        calibrate=chosen.calibrate,
-        judged_on_both=chosen.judged_on_both,
-        best_single=single,
-        risk=risk,
-        max_drop=max_drop,
-        max_cost=max_cost,
-        sentence=f"Use {_described(chosen, risk)}; {against}.",
-    )
-
-
-def _refusal(
-    why: str,
-    single: FrontierPoint,
-    chosen: FrontierPoint | None,
-    risk: Risk,
-    *,
-    max_drop: float | None = None,
-    max_cost: float | None = None,
-) -> DoNotCascade:
-    numbers = {
-        "best_single_cost_ratio": single.judged.cost_ratio,
-        f"best_single_{risk}": single.judged.risk(risk),
-    }
-    if chosen is not None:
-        numbers["setting_cost_ratio"] = chosen.judged.cost_ratio
-        numbers[f"setting_{risk}"] = chosen.judged.risk(risk)
-    return DoNotCascade(
-        reason=f"Do not use a cascade here: {why}. Use {_described(single, risk)}.",
-        best_single=single,
-        risk=risk,
-        max_drop=max_drop,
-        max_cost=max_cost,
-        numbers=numbers,
+    return Choice(
+        point=chosen,
+        limits=(limit,),
+        minimized=minimized,
+        alternative=single,
+        sentence=f"Use {_described(chosen, risk)}; {against}. {_NOTE}",
     )
 
 
 def _described(point: FrontierPoint, risk: Risk) -> str:
-    found = point.judged
-    value = found.risk(risk)
-    if risk == "negative_flips":
-        loss = f"makes {points_text(value)} points of new errors"
-    else:
-        loss = f"{'gains' if value < 0 else 'loses'} {points_text(abs(value))} points of accuracy"
-    return (
-        f"{point.candidate.label}, costing {found.cost_ratio:.3f} of {point.candidate.reference} "
-        f"alone and {loss} on {found.n} examples ({found.split})"
-    )
+    return described(point.candidate, point.judged, risk)

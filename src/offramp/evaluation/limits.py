@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
-from offramp._core.checks import check_choice, check_probability
+from offramp._core.checks import check_choice, check_not_negative, check_probability
 from offramp._core.errors import InputError
 
 Label = str | int  # a class by name or index
@@ -27,11 +27,11 @@ class Limit:
             "negative_flips", new errors; "error", wrong answers; "disagreement", first labels that
             are not the reference's; "recall", recall lost against the reference by any class;
             "cost", mean cost over the reference's.
-        at_most: In (0, 1).
+        at_most: At least 0; in (0, 1) where it is promised.
         label: With "recall": the class that is meant, by name or index; None for every class.
 
     Raises:
-        InputError: If the risk is unknown, or the limit outside (0, 1).
+        InputError: If the risk is unknown, or the limit negative or not finite.
 
     >>> Limit(risk="cost", at_most=0.5).words("resnet56")
     "spends at most 50 % of resnet56's cost on average"
@@ -43,13 +43,12 @@ class Limit:
 
     def __post_init__(self) -> None:
         check_choice("risk", self.risk, PROMISES)
-        of = "" if self.label is None else f" of class {self.label!r}"
-        at_most = check_probability(f"the limit of {self.risk!r}{of}", self.at_most)
+        at_most = check_not_negative(_named(self.risk, self.label), self.at_most)
         object.__setattr__(self, "at_most", at_most)
 
     @property
     def text(self) -> str:
-        """Risk and limit, briefly: "difference <= 0.01"."""
+        """Risk and limit, briefly: "accuracy_drop <= 0.01"."""
         of = "" if self.label is None else f" of class {self.label!r}"
         return f"{self.risk}{of} <= {self.at_most:g}"
 
@@ -100,15 +99,26 @@ def read_limits(limits: Limits) -> tuple[Limit, ...]:
                     f"Only the limit of 'recall' may be one for each class, got {dict(value)!r} "
                     f"for {risk!r}."
                 )
-            found += [Limit(risk=risk, at_most=v, label=label) for label, v in value.items()]
+            found += [_promised(risk, v, label) for label, v in value.items()]
         else:
-            found.append(Limit(risk=risk, at_most=value))
+            found.append(_promised(risk, value))
     if not found:
         raise InputError(
             f"limits must name at least one risk, got {dict(limits)!r}. For example "
             '{"accuracy_drop": 0.01} allows a loss of one point of accuracy.'
         )
     return tuple(found)
+
+
+def _promised(risk: str, at_most: float, label: Label | None = None) -> Limit:
+    """A limit that can be promised: one of 0 would take more examples than there are."""
+    check_choice("risk", risk, PROMISES)
+    at_most = check_probability(_named(risk, label), at_most)
+    return Limit(risk=risk, at_most=at_most, label=label)
+
+
+def _named(risk: str, label: Label | None) -> str:
+    return f"the limit of {risk!r}" + ("" if label is None else f" of class {label!r}")
 
 
 def points_text(share: float) -> str:

@@ -9,7 +9,7 @@ loses is measured against the networks as they were trained alone, on the same e
 from collections.abc import Sequence
 
 from offramp._core.errors import InputError
-from offramp.evaluation.certificate import Calibration
+from offramp.evaluation.calibration import Calibration
 from offramp.evaluation.evaluate import evaluate, pooled
 from offramp.evaluation.frontier import Frontier
 from offramp.evaluation.judging import mark_fronts

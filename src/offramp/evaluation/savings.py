@@ -13,7 +13,7 @@ from offramp._core.schema import to_json
 from offramp.evaluation.evaluate import evaluate
 from offramp.evaluation.frontier import MARGIN, Frontier
 from offramp.evaluation.judging import judge, mark_fronts
-from offramp.evaluation.results import Evaluation, Interval, OperatingPoint, Risk
+from offramp.evaluation.results import Evaluation, Interval, Risk
 from offramp.trace import Trace
 
 LOSSES: tuple[float, ...] = (0.0, 0.01, 0.02, 0.05)
@@ -94,10 +94,9 @@ def savings(
     rows = []
     for name, frontier in frontiers.items():
         for loss in losses:
-            choice = frontier.cheapest(max_drop=loss, risk=risk, margin=margin)
+            choice = frontier.cheapest(max_drop=loss, risk=risk, margin=margin, delta=None)
             found = evaluate(trace, choice.candidate, bootstrap=bootstrap, seed=seed)
-            cascade = isinstance(choice, OperatingPoint)
-            rows.append(Saving(policy=name, max_drop=loss, cascade=cascade, found=found))
+            rows.append(Saving(policy=name, max_drop=loss, cascade=choice.cascade, found=found))
     return tuple(rows)
 
 

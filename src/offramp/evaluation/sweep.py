@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from offramp._core.errors import InputError
 from offramp.evaluation.batch import evaluate_all
-from offramp.evaluation.certificate import Calibration
+from offramp.evaluation.calibration import Calibration
 from offramp.evaluation.frontier import Frontier
 from offramp.evaluation.judging import judge, mark_fronts
 from offramp.evaluation.results import FrontierPoint

@@ -9,7 +9,7 @@ import numpy as np
 
 from offramp._core.checks import check_number
 from offramp._core.errors import InputError
-from offramp.evaluation.certificate import Calibration
+from offramp.evaluation.calibration import Calibration
 from offramp.evaluation.limits import Label, Limit
 from offramp.evaluation.results import Evaluation
 from offramp.evaluation.risk_tests import (

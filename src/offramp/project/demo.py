@@ -23,15 +23,7 @@ from offramp._core.schema import to_json
 from offramp._core.types import SPLITS, Split
 from offramp.bundle import save_bundle
 from offramp.data import Dataset, digits
-from offramp.evaluation import (
-    Certificate,
-    Evaluation,
-    Frontier,
-    NotCertified,
-    evaluate,
-    fit,
-    replay,
-)
+from offramp.evaluation import Choice, Evaluation, Frontier, evaluate, fit, replay
 from offramp.models import ModelSpec, build
 from offramp.policy import Candidate
 from offramp.project.folder import (
@@ -40,7 +32,6 @@ from offramp.project.folder import (
     REPORT,
     RunFolder,
     check_replaceable,
-    choice_to_dict,
 )
 from offramp.project.images import example_images
 from offramp.project.report import report_content, reproduction
@@ -100,7 +91,7 @@ class DemoResult:
         report: The page.
     """
 
-    choice: Certificate | NotCertified
+    choice: Choice
     chosen: Evaluation
     singles: Mapping[str, Evaluation]
     timing: tuple[Mapping[str, Any], ...]
@@ -147,7 +138,7 @@ def run_demo(
         tell("fitting policies")
         frontier, choice = promised(trace, seed=seed, progress=progress)
         run.write(FRONTIER, to_json(frontier))
-        run.write(CHOSEN, choice_to_dict(choice))
+        run.write(CHOSEN, to_json(choice))
         test = trace.subset("test")
         chosen = evaluate(test, choice.candidate, seed=bootstrap_seed)
         run.write(EVALUATION, chosen.numbers())
@@ -229,9 +220,7 @@ def trained(
     )
 
 
-def promised(
-    trace: Trace, *, seed: int = 0, progress: bool = True
-) -> tuple[Frontier, Certificate | NotCertified]:
+def promised(trace: Trace, *, seed: int = 0, progress: bool = True) -> tuple[Frontier, Choice]:
     """The demo's policies and its choice; `test` is not looked at.
 
     The choice is certified on `calibrate` (docs/adr/0017): on new images it loses more than
@@ -278,7 +267,7 @@ def _agreement(test: Trace, candidate: Candidate, answer: Prediction) -> tuple[i
 
 def _timed(
     cascade: Cascade,
-    choice: Certificate | NotCertified,
+    choice: Choice,
     reference: str,
     images: Dataset,
     rounds: int,
@@ -296,7 +285,7 @@ def _deployed(
     folder: Path,
     run: RunFolder,
     cascade: Cascade,
-    choice: Certificate | NotCertified,
+    choice: Choice,
     trace: Trace,
     images: Dataset,
     answer: Prediction,
@@ -342,7 +331,7 @@ def _reported(
     examples: Dataset,
     trace: Trace,
     frontier: Frontier,
-    choice: Certificate | NotCertified,
+    choice: Choice,
     timing: list[dict[str, Any]],
     seed: int,
 ) -> None:

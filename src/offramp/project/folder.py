@@ -2,7 +2,7 @@
 
     run.json        that this folder is a run, which files in it are ours, the trace it is about
     frontier.json   every candidate of the sweep with what it does on `fit` and `calibrate`
-    chosen.json     the candidate that was chosen, why, and its numbers
+    chosen.json     the choice: the candidate, why, and what is promised of it
 
 Layer: project.
 """
@@ -18,7 +18,7 @@ from offramp._core.files import read_json, write_json
 from offramp._core.ownership import BUNDLE, RUN, check_folder, check_place, is_empty
 
 if TYPE_CHECKING:
-    from offramp.evaluation import Choice, Evaluation, Frontier
+    from offramp.evaluation import Choice, Frontier
     from offramp.policy import Candidate
 
 MARKER = "run.json"
@@ -29,10 +29,6 @@ CLASS_EXITS = "class_exits.json"
 JOINT = "joint.json"
 _FORMAT = "offramp-run"
 _FORMAT_VERSION = 1
-_DAMAGED = (  # what reading a damaged file may end in
-    *(ArithmeticError, AttributeError, IndexError, KeyError, RuntimeError, TypeError),
-    ValueError,
-)
 
 
 @final
@@ -137,6 +133,13 @@ class RunFolder:
 
         return from_json(Frontier, read_json(path := self.path / FRONTIER), where=path)
 
+    def choice(self) -> "Choice":
+        """Read `chosen.json`."""
+        from offramp._core.schema import from_json
+        from offramp.evaluation import Choice
+
+        return from_json(Choice, read_json(path := self.path / CHOSEN), where=path)
+
 
 def check_replaceable(path: Path, command: str) -> bool:
     """Whether there is a run to be replaced by the same command, and nothing else.
@@ -224,86 +227,6 @@ _FACTS: tuple[tuple[str, Callable[[object], bool], str], ...] = (
 )
 
 
-def choice_to_dict(
-    choice: "Choice", *, margin: float | None = None, risk: str | None = None
-) -> dict[str, Any]:
-    """What was chosen and why, as JSON values; `candidate` can be read by `setting_from_file`.
-
-    Args:
-        choice: What `choose` has given.
-        margin: With which margin, if not with the usual one.
-        risk: The risk that `choose` was asked for, if the choice does not say.
-    """
-    from offramp._core.schema import to_json
-    from offramp.evaluation import Certificate, NotCertified
-
-    promise = choice if isinstance(choice, Certificate | NotCertified) else None
-    value = {
-        "outcome": outcome(choice),
-        "sentence": choice.sentence,
-        "limit": {
-            "risk": choice.risk if risk is None else risk,
-            "max_drop": choice.max_drop,
-            "max_cost": choice.max_cost,
-            "margin": margin,
-            **({} if promise is None else {"delta": promise.delta}),
-        },
-        **({} if promise is None else {"promise": promise.numbers}),
-        "candidate": choice.candidate,
-        "fit": choice.fit.numbers(),
-        "calibrate": _seen(choice.calibrate),
-        "judged_on_both": _seen(choice.judged_on_both),
-        "best_single": choice.best_single,
-    }
-    found: dict[str, Any] = to_json(value)
-    return found
-
-
-def outcome(choice: "Choice") -> str:
-    """What kind of answer a choice is, in two words."""
-    from offramp.evaluation import Certificate, DoNotCascade, NotCertified
-
-    if isinstance(choice, DoNotCascade):
-        return "do not cascade"
-    if isinstance(choice, NotCertified):
-        return "not certified"
-    return "certified" if isinstance(choice, Certificate) else "cascade"
-
-
-def choose(
-    frontier: "Frontier",
-    *,
-    risk: str,
-    max_drop: float | None,
-    max_cost: float | None,
-    margin: float | None,
-    delta: float | None = None,
-) -> "Choice":
-    """Choose from a frontier, as a command line or the "limit" in `chosen.json` says."""
-    if delta is not None:
-        if max_drop is None:
-            return frontier.best(max_cost=float(max_cost or 0), risk=risk, delta=delta)
-        cost = {} if max_cost is None else {"cost": max_cost}
-        return frontier.certify({risk: max_drop, **cost}, delta=delta)
-    if max_drop is None:
-        return frontier.best(max_cost=float(max_cost or 0), risk=risk)
-    if margin is None:
-        return frontier.cheapest(max_drop=max_drop, risk=risk)
-    return frontier.cheapest(max_drop=max_drop, risk=risk, margin=margin)
-
-
-def choose_again(frontier: "Frontier", path: Path) -> "Choice":
-    """The choice that a `chosen.json` describes, made once more from the frontier.
-
-    Raises:
-        FileFormatError: If the file says no limit.
-    """
-    try:
-        return choose(frontier, **read_json(path)["limit"])
-    except _DAMAGED as error:
-        raise FileFormatError(f"{path} does not say how to choose: {error!r}.") from error
-
-
 def candidate_from_file(path: Path) -> "Candidate":
     """A candidate from the folder of a run, from its `chosen.json`, or from a file of its own.
 
@@ -314,9 +237,7 @@ def candidate_from_file(path: Path) -> "Candidate":
     from offramp.policy import Candidate
 
     path = path / CHOSEN if path.is_dir() else path
-    value = read_json(path)
-    return from_json(Candidate, value.get("candidate", value), where=path)
-
-
-def _seen(evaluation: "Evaluation | None") -> dict[str, Any] | None:
-    return None if evaluation is None else evaluation.numbers()
+    value: Any = read_json(path)
+    for name in ("choice", "point", "candidate"):  # of joint.json, of a choice, and of its point
+        value = value.get(name, value) if isinstance(value, dict) else value
+    return from_json(Candidate, value, where=path)

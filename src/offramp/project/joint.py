@@ -30,8 +30,8 @@ from offramp.fitting.registry import POLICIES
 from offramp.fitting.stopping.network import with_stopping
 from offramp.policy import Candidate
 from offramp.project.build import all_but, cascade_of, costs_of
+from offramp.project.choose import choose
 from offramp.project.config.sections import FitSection, JointSection, RunConfig
-from offramp.project.folder import choice_to_dict, choose
 from offramp.recording import record
 from offramp.stages import Cascade
 from offramp.trace import Trace
@@ -291,14 +291,8 @@ def _named(again: Candidate, cost_weight: float) -> Candidate:
 def chosen_from(frontier: Frontier, asked: FitSection) -> Choice:
     """The point that `[fit]` asks for; without a limit what loses nothing."""
     free = asked.max_drop is None and asked.max_cost is None
-    return choose(
-        frontier,
-        risk=asked.risk,
-        max_drop=0.0 if free else asked.max_drop,
-        max_cost=asked.max_cost,
-        margin=asked.margin,
-        delta=asked.delta,
-    )
+    nothing = {"max_drop": 0.0, "delta": None}
+    return choose(frontier, asked.model_copy(update=nothing) if free else asked)
 
 
 def joint_to_dict(found: Trained, config: RunConfig, choice: Choice) -> dict[str, Any]:
@@ -308,7 +302,7 @@ def joint_to_dict(found: Trained, config: RunConfig, choice: Choice) -> dict[str
     part, single = found.baseline.subset(split), choice.candidate.method == "single"
     cost_weight = choice.candidate.parameters.get("cost_weight")
     other = chosen_from(found.frozen, config.fit)
-    frozen = [evaluate(part, p.candidate, bootstrap=0) for p in (other, *found.frozen.pareto)]
+    frozen = [evaluate(part, p.candidate, bootstrap=0) for p in (other.point, *found.frozen.pareto)]
     shown = found.trace_of(choice.candidate).subset(split)
     return {
         "format": "offramp-joint",
@@ -333,7 +327,9 @@ def joint_to_dict(found: Trained, config: RunConfig, choice: Choice) -> dict[str
             "frozen": [_row(one) for one in frozen[1:]],
         },
         "assignment": to_json(assignment(shown, choice.candidate)),
-        **choice_to_dict(choice, margin=config.fit.margin, risk=config.fit.risk),
+        "outcome": choice.outcome,
+        "sentence": choice.sentence,
+        "choice": to_json(choice),
     }
 
 

@@ -14,12 +14,11 @@ from offramp._core.checks import check_fraction, check_not_negative, check_posit
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp.evaluation import (
-    Certificate,
     Choice,
     Evaluation,
     ExitPoint,
     FrontierPoint,
-    NotCertified,
+    Guarantee,
     Overlap,
     ReferencePoint,
     Saving,
@@ -159,7 +158,7 @@ class ReportContent:
 
     Args:
         title: Of the page.
-        chosen: The chosen point, or that a cascade should not be used.
+        chosen: The choice, whatever its outcome.
         test: What `chosen.candidate` does on `test`; without it the page shows the part that the
             point was chosen on, and says so.
         frontier: The sweep; its front is drawn as found on `fit`.
@@ -221,18 +220,17 @@ class ReportContent:
         return self.chosen.cascade
 
     @property
-    def certified(self) -> Certificate | None:
+    def certified(self) -> Guarantee | None:
         """The promise that goes with the chosen point, or None."""
-        return self.chosen if isinstance(self.chosen, Certificate) else None
+        return self.chosen.guarantee
 
     @property
     def outcome(self) -> str:
         """What kind of answer the page gives, in two or three words."""
-        if isinstance(self.chosen, NotCertified):
-            return "Not certified"
         if self.certified is not None:
             return "The certified point"
-        return "The chosen point" if self.cascade else "No cascade"
+        named = {"do not cascade": "No cascade"}
+        return named.get(self.chosen.outcome, self.chosen.outcome.capitalize())
 
     @property
     def shown(self) -> Evaluation:
@@ -250,7 +248,7 @@ class ReportContent:
         whole += ["frontier_test", "threshold", "references", "timing", "costs", "images"]
         whole += ["uses", "costs_by_unit", "savings", "exits", "warnings", "notes", "reproduction"]
         return {
-            "outcome": "cascade" if self.cascade else "do not cascade",
+            "outcome": self.chosen.outcome,
             "frontier": [point for point in self.frontier if point.on_front],
             **{name: getattr(self, name) for name in whole},
         }

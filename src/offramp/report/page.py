@@ -10,7 +10,7 @@ from pathlib import Path
 from offramp._core.errors import InputError
 from offramp._core.files import new_file
 from offramp._core.schema import to_json
-from offramp.evaluation import Certificate, Choice, OperatingPoint
+from offramp.evaluation import Choice
 from offramp.report.charts import MOST_SUBSETS, frontier_chart, overlap_chart, stage_chart
 from offramp.report.content import ExampleImage, ReportContent
 from offramp.report.exit_charts import depth_charts, savings_by_policy, savings_chart
@@ -99,10 +99,10 @@ def render_page(content: ReportContent, *, json_name: str, json_text: str) -> st
 
 def _figures(chosen: Choice) -> list[tuple[str, str]]:
     """The figures behind a promise or a refusal, for people."""
-    if isinstance(chosen, OperatingPoint):
+    if chosen.guarantee is None and chosen.refused is None:
         return []
     held = chosen.numbers
-    names = list(_PROMISED) if isinstance(chosen, Certificate) else list(held)
+    names = list(_PROMISED) if chosen.guarantee is not None else list(held)
     return [(_PROMISED.get(name, name.replace("_", " ")), _figure(held[name])) for name in names]
 
 

@@ -140,7 +140,7 @@ def test_a_stage_that_is_not_written_needs_no_spec(tmp_path, cascade):
 
 def test_an_operating_point_leaves_its_sentence_and_its_numbers(tmp_path):
     trace = make_trace(900, accuracies=[0.8, 0.9], classes=3, seed=2)
-    point = fit(trace, "threshold", progress=False).cheapest(max_drop=0.05)
+    point = fit(trace, "threshold", progress=False).cheapest(max_drop=0.05, delta=None)
     specs = {name: spec_of(2) for name in trace.stages}
     cascade = Cascade.from_models({name: build(spec) for name, spec in specs.items()}, specs=specs)
     save_bundle(tmp_path / "b", cascade, point)

@@ -12,9 +12,8 @@ from offramp._core.errors import FileFormatError, InputError
 from offramp._core.schema import from_json, to_json
 from offramp.evaluation import (
     Calibration,
-    Certificate,
+    Choice,
     Frontier,
-    NotCertified,
     evaluate,
     fit,
     frontier_of,
@@ -22,11 +21,13 @@ from offramp.evaluation import (
     replay,
 )
 from offramp.evaluation.certify import certify
+from offramp.evaluation.frontier import DELTA
 from offramp.evaluation.limits import read_limits
 from offramp.evaluation.order import walk_order
 from offramp.evaluation.risk_tests import outcome_counts, risk_p_values, slack
 from offramp.evaluation.weights import risk_tests
 from offramp.fitting.pareto import pareto_front_reference
+from offramp.project.config.sections import FitSection
 from offramp.risk import binomial_p_values, fewest_examples, paired_p_values
 from offramp.trace import make_trace
 
@@ -82,7 +83,7 @@ def test_risks_that_are_no_counts_are_refused(frontier):
 @pytest.mark.parametrize("limit", [0.02, 0.04, 0.08])
 def test_the_certificate_is_the_last_that_passes_on_calibrate_alone(frontier, risk, limit):
     found = frontier.cheapest(max_drop=limit, delta=0.1, risk=risk)
-    assert isinstance(found, Certificate)
+    assert found.guarantee is not None
     expected, largest = None, 0.0
     for point in in_order(frontier, risk, limit):
         e = point.calibrate
@@ -97,9 +98,9 @@ def test_the_certificate_is_the_last_that_passes_on_calibrate_alone(frontier, ri
         expected, largest = point, max(largest, p)
     assert found.candidate == expected.candidate
     assert found.calibrate == found.judged == expected.calibrate
-    assert found.p_value == pytest.approx(largest)
-    assert found.p_value <= found.delta == 0.1
-    assert found.bound == limit
+    assert found.guarantee.p_value == pytest.approx(largest)
+    assert found.guarantee.p_value <= found.delta == 0.1
+    assert found.guarantee.bound == limit
     assert found.n == 1500
 
 
@@ -162,12 +163,53 @@ def test_a_single_network_may_be_certified():
     found = fit(trace, "threshold", reference="stage1", progress=False).cheapest(
         max_drop=0.01, delta=0.1
     )
-    assert isinstance(found, Certificate)
+    assert found.guarantee is not None
     assert found.candidate.label == "stage0 alone"
 
 
-def test_without_delta_nothing_changes(frontier):
-    assert not isinstance(frontier.cheapest(max_drop=0.02), Certificate | NotCertified)
+def test_a_tenth_is_promised_unless_it_is_said_otherwise(frontier):
+    limits = {"accuracy_drop": 0.02}
+    promised = [frontier.cheapest(max_drop=0.02), frontier.certify(limits)]
+    assert {found.guarantee.delta for found in promised} == {DELTA} == {0.1}
+    assert FitSection(max_drop=0.02).level == DELTA
+    stored = [to_json(found) for found in promised]
+    assert stored[0] == stored[1] == to_json(frontier.certify(limits, delta=0.1))
+
+
+def test_what_is_measured_only_says_so_everywhere(frontier):
+    for found in (frontier.cheapest(max_drop=0.02, delta=None), frontier.best(max_cost=0.5)):
+        assert found.guarantee is None
+        assert found.delta is None
+        assert found.outcome == to_json(found)["outcome"] == "measured, not promised"
+        assert found.sentence.endswith(". Measured, not promised.")
+        assert found.numbers["delta"] is None
+    refused = frontier.best(max_cost=0.001)
+    assert refused.outcome == "do not cascade"
+    assert refused.sentence.endswith(". Measured, not promised.")
+
+
+@pytest.mark.parametrize("choose", ["cheapest", "measured", "best", "refused", "impossible"])
+def test_a_choice_of_any_outcome_comes_back_from_json(frontier, choose):
+    found = {
+        "cheapest": lambda: frontier.certify({"accuracy_drop": 0.03, "cost": 0.9}),
+        "measured": lambda: frontier.cheapest(max_drop=0.0, delta=None),
+        "best": lambda: frontier.best(max_cost=0.5, risk="negative_flips"),
+        "refused": lambda: frontier.best(max_cost=0.001),
+        "impossible": lambda: frontier.cheapest(max_drop=0.001),
+    }[choose]()
+    stored = json.dumps(to_json(found), allow_nan=False)
+    again = from_json(Choice, json.loads(stored))
+    assert to_json(again) == json.loads(stored)
+    assert (again.outcome, again.numbers, again.risk) == (found.outcome, found.numbers, found.risk)
+    assert (again.cascade, again.refused) == (found.cascade, found.refused)
+
+
+def test_a_choice_cannot_be_promised_and_refused(frontier):
+    found = frontier.cheapest(max_drop=0.02)
+    with pytest.raises(InputError, match=r"cannot be refused, got delta = 0.1 and refused = 'no'"):
+        replace(found, refused="no")
+    with pytest.raises(InputError, match=r"must have a delta .*got delta = None"):
+        replace(found, delta=None)
 
 
 def test_the_sentence_says_what_is_promised_and_how_surely(frontier):
@@ -181,8 +223,8 @@ def test_the_sentence_says_what_is_promised_and_how_surely(frontier):
     assert "makes at most 5 points of errors that stage2 alone avoids" in negative_flips.sentence
     one = frontier.cheapest(max_drop=0.01, delta=0.4)
     assert "at most 1 point of accuracy" in one.sentence
-    assert any("exchangeable" in line for line in found.assumptions)
-    assert any("1500 of calibrate" in line for line in found.assumptions)
+    assert any("exchangeable" in line for line in found.guarantee.assumptions)
+    assert any("1500 of calibrate" in line for line in found.guarantee.assumptions)
 
 
 def test_a_stored_frontier_is_certified_alike(frontier):
@@ -203,19 +245,19 @@ def test_a_frontier_stored_before_there_were_certificates_is_read_and_certifies_
     stored = to_json(frontier)
     del stored["calibration"]
     found = from_json(Frontier, stored).cheapest(max_drop=0.02, delta=0.1)
-    assert isinstance(found, NotCertified)
-    assert "no calibrate part, or was stored without saying which" in found.reason
+    assert found.outcome == "not certified"
+    assert "no calibrate part, or was stored without saying which" in found.sentence
 
 
 # What is refused, and that the reference then runs alone.
 
 
-def refused(frontier, **limits) -> NotCertified:
+def refused(frontier, **limits) -> Choice:
     found = frontier.cheapest(**{"max_drop": 0.02, "delta": 0.1, **limits})
-    assert isinstance(found, NotCertified)
+    assert found.outcome == "not certified"
     assert found.candidate.label == f"{frontier.reference} alone"
-    assert found.sentence == found.reason
-    assert found.reason.endswith(f"Run {frontier.reference} alone.")
+    assert found.refused in found.sentence
+    assert found.sentence.endswith(f"Run {frontier.reference} alone.")
     json.dumps(to_json(found))
     return found
 
@@ -228,7 +270,7 @@ def test_without_a_calibrate_part_nothing_is_certified(trace):
     found = refused(only)
     assert found.n == 0
     assert found.examples_needed >= fewest_examples(max_risk=0.02, delta=0.1)
-    assert "there are 0" in found.reason
+    assert "there are 0" in found.sentence
 
 
 def test_nothing_is_certified_on_what_the_networks_were_trained_on(trace):
@@ -241,13 +283,13 @@ def test_nothing_is_certified_on_what_the_networks_were_trained_on(trace):
             progress=False,
         )
     found = refused(seen)
-    assert "seen_in_training" in found.reason
+    assert "seen_in_training" in found.sentence
     assert found.examples_needed is None
 
 
 def test_nothing_is_certified_on_a_lossy_trace(trace):
     found = refused(fit(replace(trace, lossy=True), "random", progress=False))
-    assert "float16" in found.reason
+    assert "float16" in found.sentence
     assert found.examples_needed is None
 
 
@@ -256,8 +298,10 @@ def test_fewer_examples_than_could_ever_certify_are_refused_with_the_number(n):
     trace = make_trace(2000 + n, stages=2, seed=0).split_into({"fit": 2000, "calibrate": n}, seed=0)
     few = fit(trace, "threshold", combines=["last"], confidences=["margin"], progress=False)
     found = refused(few)
-    assert "log(delta)/log(1 - max_drop) = 114 examples in calibrate to promise 2 " in found.reason
-    assert f"there are {n}" in found.reason
+    assert (
+        "log(delta)/log(1 - max_drop) = 114 examples in calibrate to promise 2 " in found.sentence
+    )
+    assert f"there are {n}" in found.sentence
     assert found.examples_needed is None or found.examples_needed >= 114
 
 
@@ -269,9 +313,9 @@ def test_where_the_safest_fails_the_number_that_would_have_sufficed_is_estimated
     point = replace(order[0], calibrate=few)
     calibration = replace(frontier.calibration, n=n)
     found = certify([point], frontier.singles[-1], calibration, {"negative_flips": 0.02}, delta=0.1)
-    assert isinstance(found, NotCertified)
-    assert f"About {found.examples_needed} examples" in found.reason
-    assert "there are 300" in found.reason
+    assert found.outcome == "not certified"
+    assert f"About {found.examples_needed} examples" in found.sentence
+    assert "there are 300" in found.sentence
     errors = np.array([round(found.examples_needed * lost)])
     (p,) = binomial_p_values(errors, found.examples_needed, max_risk=0.02)
     assert p <= 0.1
@@ -289,17 +333,17 @@ def test_where_more_is_lost_than_allowed_no_number_is_named(frontier):
         {"accuracy_drop": 0.02},
         delta=0.1,
     )
-    assert isinstance(found, NotCertified)
+    assert found.outcome == "not certified"
     assert found.examples_needed is None
-    assert "its accuracy_drop in calibrate is 20 points" in found.reason
+    assert "its accuracy_drop in calibrate is 20 points" in found.sentence
 
 
 def test_without_a_cheaper_setting_there_is_nothing_to_certify(frontier):
     f = frontier.singles[-1]
     alone = replace(frontier, points=(), singles=tuple(replace(p, fit=f.fit) for p in [f] * 3))
     found = alone.cheapest(max_drop=0.02, delta=0.1)
-    assert isinstance(found, NotCertified)
-    assert "no candidate is cheaper than the reference" in found.reason
+    assert found.outcome == "not certified"
+    assert "no candidate is cheaper than the reference" in found.sentence
 
 
 @pytest.mark.parametrize(
@@ -372,5 +416,5 @@ def test_the_promise_is_checked_on_examples_that_nobody_saw():
         {"fit": 2000, "calibrate": 2000, "test": 5000}, seed=0
     )
     found = fit(trace, "threshold", progress=False).cheapest(max_drop=0.03, delta=0.01)
-    assert isinstance(found, Certificate)
+    assert found.guarantee is not None
     assert evaluate(trace.subset("test"), found.candidate).accuracy_drop <= 0.03

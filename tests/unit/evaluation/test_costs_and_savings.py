@@ -87,7 +87,7 @@ def test_savings_are_those_of_the_points_chosen_on_other_examples(trace, frontie
     found = savings(part, {"all": frontier}, losses=[0.0, 0.05], bootstrap=100)
     assert [s.max_drop for s in found] == [0.0, 0.05]
     for saving in found:
-        choice = frontier.cheapest(max_drop=saving.max_drop)
+        choice = frontier.cheapest(max_drop=saving.max_drop, delta=None)
         again = evaluate(part, choice.candidate, bootstrap=100)
         assert to_json(saving.found) == to_json(again)
         assert saving.saved == 1 - again.cost_ratio
@@ -112,7 +112,7 @@ def test_the_frontier_of_one_policy_is_judged_as_if_it_had_been_fitted_alone(tra
     alone = fit(trace, "threshold", progress=False, **options)
     among = frontier_of(frontier, ["threshold"], calibrate)
     for loss in (0.0, 0.02, 0.05):
-        first, second = (to_json(f.cheapest(max_drop=loss)) for f in (alone, among))
+        first, second = (to_json(f.cheapest(max_drop=loss, delta=None)) for f in (alone, among))
         assert first == second
     assert [p.on_front for p in among.points] == [p.on_front for p in alone.points]
     assert frontier_of(frontier, ["agreement"], calibrate) is None

@@ -9,7 +9,7 @@ import torch
 
 from offramp._core.errors import InputError, SplitOverlapError
 from offramp._core.schema import from_json, to_json
-from offramp.evaluation import DoNotCascade, Frontier, OperatingPoint, evaluate, fit, sweep
+from offramp.evaluation import Frontier, evaluate, fit, sweep
 from offramp.evaluation.evaluate import pooled
 from offramp.evaluation.frontier import choose
 from offramp.evaluation.results import FrontierPoint
@@ -53,19 +53,19 @@ def guarded(p: FrontierPoint) -> float:
 
 def test_cheapest_is_the_cheapest_allowed_point_of_the_front(frontier):
     for max_drop in (0.0, 0.01, 0.02, 0.05):
-        chosen = frontier.cheapest(max_drop=max_drop)
-        assert isinstance(chosen, OperatingPoint)
+        chosen = frontier.cheapest(max_drop=max_drop, delta=None)
+        assert chosen.refused is None
         assert chosen.judged.accuracy_drop <= max_drop
         assert chosen.judged.split == "fit + calibrate"
         allowed = [p for p in frontier.pareto if guarded(p) <= max_drop]
         assert chosen.judged.cost_ratio == min(p.judged.cost_ratio for p in allowed)
-        assert chosen.judged.cost_ratio < chosen.best_single.judged.cost_ratio
+        assert chosen.judged.cost_ratio < chosen.alternative.judged.cost_ratio
 
 
 def test_a_larger_allowed_loss_never_costs_more(frontier):
     for risk in ("accuracy_drop", "negative_flips"):
         costs = [
-            frontier.cheapest(max_drop=b, risk=risk).judged.cost_ratio
+            frontier.cheapest(max_drop=b, risk=risk, delta=None).judged.cost_ratio
             for b in (0.02, 0.04, 0.06, 0.1)
         ]
         assert costs == sorted(costs, reverse=True)
@@ -74,25 +74,25 @@ def test_a_larger_allowed_loss_never_costs_more(frontier):
 def test_best_is_the_dual(frontier):
     for max_cost in (0.2, 0.4, 0.8):
         chosen = frontier.best(max_cost=max_cost)
-        assert isinstance(chosen, OperatingPoint)
+        assert chosen.refused is None
         assert chosen.judged.cost_ratio <= max_cost
         allowed = [p for p in frontier.pareto if p.judged.cost_ratio <= max_cost]
         assert chosen.judged.accuracy_drop == min(p.judged.accuracy_drop for p in allowed)
 
 
 def test_excess_is_limited_where_excess_is_asked_for(frontier):
-    chosen = frontier.cheapest(max_drop=0.03, risk="negative_flips")
+    chosen = frontier.cheapest(max_drop=0.03, risk="negative_flips", delta=None)
     assert chosen.judged.negative_flips <= 0.03
     assert chosen.risk == "negative_flips"
 
 
 def test_the_sentence_says_what_was_chosen_and_what_it_beats(frontier):
-    sentence = frontier.cheapest(max_drop=0.02).sentence
+    sentence = frontier.cheapest(max_drop=0.02, delta=None).sentence
     assert "of stage2 alone" in sentence
     assert "on 3000 examples (fit + calibrate)" in sentence
     assert "no single network within the limit is cheaper than stage2" in sentence
-    generous = frontier.cheapest(max_drop=0.15)
-    alone = generous.best_single.candidate.policy.topology
+    generous = frontier.cheapest(max_drop=0.15, delta=None)
+    alone = generous.alternative.candidate.policy.topology
     assert alone.names[alone.root] != "stage2"
     assert f"the best single network, {alone.names[alone.root]} alone" in generous.sentence
 
@@ -118,26 +118,27 @@ def test_calibrate_is_looked_at_for_points_on_a_front_and_for_no_other(frontier)
 def test_a_cascade_that_saves_nothing_is_advised_against():
     trace = make_trace(1500, accuracies=[0.6, 0.95], seed=0)
     random = fit(trace, "random", progress=False)
-    found = random.cheapest(max_drop=0.0)
-    assert isinstance(found, DoNotCascade)
-    assert "Do not use a cascade here" in found.reason
-    assert found.best_single.candidate.label == "stage1 alone"
+    found = random.cheapest(max_drop=0.0, delta=None)
+    assert found.outcome == "do not cascade"
+    assert "Do not use a cascade here" in found.sentence
     assert found.candidate.label == "stage1 alone"
-    assert found.numbers["best_single_cost_ratio"] == 1.0
+    assert found.numbers["cost_ratio"] == 1.0
 
 
 def test_a_single_network_that_is_as_good_as_f_is_preferred_to_a_cascade():
     trace = make_trace(1500, accuracies=[0.9, 0.9], seed=0)
     trace.logits[:, 1] = trace.logits[:, 0]
-    found = fit(trace, "threshold", reference="stage1", progress=False).cheapest(max_drop=0.01)
-    assert isinstance(found, DoNotCascade)
+    found = fit(trace, "threshold", reference="stage1", progress=False).cheapest(
+        max_drop=0.01, delta=None
+    )
+    assert found.outcome == "do not cascade"
     assert found.candidate.label == "stage0 alone"
 
 
 def test_a_budget_below_everything_names_the_cheapest_network(frontier):
     found = frontier.best(max_cost=0.001)
-    assert isinstance(found, DoNotCascade)
-    assert "no candidate stays within 0.001 of the cost of stage2" in found.reason
+    assert found.outcome == "do not cascade"
+    assert "no candidate stays within 0.001 of the cost of stage2" in found.sentence
     assert found.candidate.label == "stage0 alone"
 
 
@@ -151,8 +152,8 @@ def test_a_policy_cheaper_than_every_network_needs_no_network_to_beat(frontier):
         reference="stage2",
     )
     found = policy.best(max_cost=0.1)
-    assert isinstance(found, OperatingPoint)
-    assert found.best_single is None
+    assert found.refused is None
+    assert found.alternative is None
     assert "no single network stays within the limit" in found.sentence
 
 
@@ -186,7 +187,7 @@ def test_a_margin_asks_for_more_than_luck(frontier):
     assert choose([lucky], limited="accuracy_drop", limit=0.0, minimized="cost", margin=0) is lucky
     assert choose([lucky], limited="accuracy_drop", limit=0.0, minimized="cost") is None
     with pytest.raises(InputError, match=r"margin must be finite and at least 0, got -1"):
-        frontier.cheapest(max_drop=0.01, margin=-1)
+        frontier.cheapest(max_drop=0.01, margin=-1, delta=None)
 
 
 def test_two_parts_pooled_are_one_evaluation_of_both(trace):
@@ -205,7 +206,7 @@ def test_two_parts_pooled_are_one_evaluation_of_both(trace):
 
 def test_without_a_calibrate_part_fit_decides(trace):
     only_fit = trace.split_into({"fit": 0.5, "test": 0.5}, seed=0)
-    chosen = fit(only_fit, "threshold", progress=False).cheapest(max_drop=0.02)
+    chosen = fit(only_fit, "threshold", progress=False).cheapest(max_drop=0.02, delta=None)
     assert chosen.calibrate is None
     assert chosen.judged.split == "fit"
 
@@ -213,7 +214,7 @@ def test_without_a_calibrate_part_fit_decides(trace):
 @pytest.mark.parametrize("bad", [-0.1, 1.0, 2, float("nan")])
 def test_a_loss_outside_its_domain_is_named(frontier, bad):
     with pytest.raises(InputError, match=rf"max_drop must be in \[0, 1\), got {bad}.*divided"):
-        frontier.cheapest(max_drop=bad)
+        frontier.cheapest(max_drop=bad, delta=None)
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, float("inf"), float("nan")])
@@ -244,10 +245,10 @@ def test_settings_of_another_reference_are_refused(trace):
 
 
 def test_everything_chosen_becomes_json_and_reads_back_to_the_same_policy(frontier, trace):
-    chosen = frontier.cheapest(max_drop=0.02)
+    chosen = frontier.cheapest(max_drop=0.02, delta=None)
     text = json.dumps([to_json(chosen), to_json(frontier)], allow_nan=False)
     value = json.loads(text)[0]
-    again = from_json(Candidate, value["candidate"])
+    again = from_json(Candidate, value["point"]["candidate"])
     first, second = (evaluate(trace, s, bootstrap=0) for s in (chosen.candidate, again))
     assert replace(first, candidate=again) == replace(second, candidate=again)
     refusal = fit(make_trace(200, stages=2), "random", rates=[0.5], progress=False)

@@ -10,10 +10,8 @@ from offramp._core.errors import InputError, SplitOverlapError
 from offramp._core.schema import from_json, to_json
 from offramp.evaluation import (
     Calibration,
-    Certificate,
     Frontier,
     Limit,
-    NotCertified,
     confirm,
     evaluate,
     fit,
@@ -51,8 +49,11 @@ def test_disagreement_and_cost_take_no_labels(named_trace, promising, unlabeled)
     for limits in ({"disagreement": 0.06}, {"cost": 0.4}, {"disagreement": 0.1, "cost": 0.8}):
         found = unlabeled.certify(limits, delta=DELTA)
         expected = promising.certify(limits, delta=DELTA)
-        assert isinstance(found, Certificate)
-        assert (found.candidate, found.p_value) == (expected.candidate, expected.p_value)
+        assert found.guarantee is not None
+        assert (found.candidate, found.guarantee.p_value) == (
+            expected.candidate,
+            expected.guarantee.p_value,
+        )
         assert found.calibrate is None
         assert found.judged == found.fit
         assert "accuracy" not in found.numbers
@@ -71,15 +72,15 @@ def test_disagreement_and_cost_take_no_labels(named_trace, promising, unlabeled)
 @pytest.mark.parametrize("risk", ["accuracy_drop", "negative_flips", "error", "recall"])
 def test_what_takes_labels_is_not_certified_without_them(unlabeled, risk):
     found = unlabeled.certify({risk: 0.2}, delta=DELTA)
-    assert isinstance(found, NotCertified)
-    assert f"have no labels, which {risk} takes" in found.reason
-    assert "disagreement and cost can be promised" in found.reason
+    assert found.outcome == "not certified"
+    assert f"have no labels, which {risk} takes" in found.sentence
+    assert "disagreement and cost can be promised" in found.sentence
     assert found.candidate.label == "stage2 alone"
 
 
 def test_what_is_measured_without_a_certificate_reads_no_made_up_labels(unlabeled):
     assert all(p.judged == p.fit for p in (*unlabeled.points, *unlabeled.singles))
-    assert unlabeled.cheapest(max_drop=0.02).judged.split == "fit"
+    assert unlabeled.cheapest(max_drop=0.02, delta=None).judged.split == "fit"
 
 
 def test_the_same_examples_give_the_same_frontier_and_others_another(named_trace, promising):
@@ -115,20 +116,20 @@ def test_examples_that_were_fitted_on_are_refused_with_one_of_them(named_trace, 
 
 
 def test_one_setting_is_confirmed_on_examples_of_its_own(named_trace, promising):
-    chosen = promising.cheapest(max_drop=0.02).candidate
+    chosen = promising.cheapest(max_drop=0.02, delta=None).candidate
     test, fitted = named_trace.subset("test"), named_trace.subset("fit")
     found = confirm(test, chosen, {"accuracy_drop": 0.05, "cost": 0.9}, fit=fitted, delta=DELTA)
-    assert isinstance(found, Certificate)
-    assert (found.tested, found.n, found.calibration.split) == (1, 1000, "test")
+    assert found.guarantee is not None
+    assert (found.guarantee.tested, found.n, found.guarantee.split) == (1, 1000, "test")
     assert found.calibrate == evaluate(test, chosen, bootstrap=0)
     assert found.candidate == chosen
-    assert "1000 of test" in found.assumptions[0]
+    assert "1000 of test" in found.guarantee.assumptions[0]
     refused = confirm(test, chosen, {"accuracy_drop": 1e-3}, fit=fitted, delta=DELTA)
-    assert "2302 examples in test" in refused.reason
+    assert "2302 examples in test" in refused.sentence
     assert refused.candidate.label == "stage2 alone"
     blank = replace(test, labels=torch.zeros_like(test.labels))
     bare = confirm(blank, chosen, {"disagreement": 0.2}, fit=fitted, delta=DELTA, labeled=False)
-    assert isinstance(bare, Certificate)
+    assert bare.guarantee is not None
     assert bare.point.unlabeled.disagreement == found.calibrate.disagreement
 
 
@@ -145,18 +146,18 @@ EVERY = [{"accuracy_drop": 0.05}, {"negative_flips": 0.05}, {"error": 0.2}, {"di
 def test_no_risk_is_certified_on_what_was_seen_or_lossy(promising, limits, flag, words):
     held = replace(promising, calibration=replace(promising.calibration, **{flag: True}))
     found = held.certify(limits, delta=DELTA)
-    assert isinstance(found, NotCertified)
-    assert words in found.reason
+    assert found.outcome == "not certified"
+    assert words in found.sentence
     assert found.examples_needed is None
-    assert isinstance(promising.certify(limits, delta=DELTA), Certificate)
+    assert promising.certify(limits, delta=DELTA).guarantee is not None
 
 
 @pytest.mark.parametrize("limits", EVERY)
 def test_without_a_calibrate_part_no_risk_is_certified(named_trace, limits):
     only = fit(named_trace.subset("fit"), "random", progress=False)
     found = only.certify(limits, delta=DELTA)
-    assert isinstance(found, NotCertified)
-    assert "no calibrate part" in found.reason
+    assert found.outcome == "not certified"
+    assert "no calibrate part" in found.sentence
     assert found.limits == read_limits(limits)
 
 
@@ -180,9 +181,9 @@ def test_fewer_examples_than_could_ever_certify_are_refused(
     part = named_trace.subset("calibrate").take(torch.arange(n))
     few = promising.calibrated_on(part, fit=named_trace.subset("fit"))
     found = few.certify(limits, delta=1e-3, class_weights=weights)
-    assert isinstance(found, NotCertified)
-    assert f" {least} examples in calibrate to promise" in found.reason
-    assert f"there are {n}" in found.reason
+    assert found.outcome == "not certified"
+    assert f" {least} examples in calibrate to promise" in found.sentence
+    assert f"there are {n}" in found.sentence
     assert found.examples_needed is None or found.examples_needed >= least
 
 
@@ -192,10 +193,10 @@ def test_too_few_examples_for_a_cost_are_refused_with_the_number(named_trace, pr
     found = confirm(part, point.candidate, {"cost": 0.1}, fit=named_trace.subset("fit"), delta=1e-3)
     low, high = min(point.fit.path_cost_ratio), max(point.fit.path_cost_ratio)
     least = fewest_counted(within=Range(low=low, high=high, limit=0.1), delta=1e-3, best=low)
-    assert f"even if all of them cost least it takes {least} examples in test" in found.reason
+    assert f"even if all of them cost least it takes {least} examples in test" in found.sentence
     assert (
         "to promise a cost of 10 % of the reference's with delta = 0.001, and there are 4"
-        in found.reason
+        in found.sentence
     )
 
 
@@ -240,7 +241,7 @@ def test_what_an_older_version_stored_certifies_what_it_can(promising):
                 if point[part] is not None:
                     del point[part][name]
     old = from_json(Frontier, stored)
-    assert isinstance(old.cheapest(max_drop=0.04, delta=DELTA), Certificate)
+    assert old.cheapest(max_drop=0.04, delta=DELTA).guarantee is not None
     for limits in ({"disagreement": 0.1}, {"cost": 0.5}, {"recall": 0.1}):
         with pytest.raises(InputError, match=r"older version.*Fit again"):
             old.certify(limits, delta=DELTA)
@@ -270,7 +271,7 @@ def test_several_promises_stand_in_one_sentence_with_their_figures(promising):
     )
     assert "4 points of accuracy against stage2 alone and spends at most 90 % of" in found.sentence
     assert (found.risk, found.max_drop, found.max_cost) == ("accuracy_drop, cost", 0.04, 0.9)
-    assert found.bound == 0.04
+    assert found.guarantee.bound == 0.04
     assert found.numbers["limits"] == "accuracy_drop <= 0.04; cost <= 0.9"
     json.dumps(to_json(found), allow_nan=False)
 

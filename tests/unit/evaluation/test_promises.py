@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from offramp.evaluation import Certificate, fit, replay
+from offramp.evaluation import fit, replay
 from offramp.evaluation.limits import read_limits
 from offramp.evaluation.order import walk_order
 from offramp.evaluation.weights import risk_tests
@@ -125,7 +125,7 @@ CASES = [
 @pytest.mark.parametrize(("limits", "weights"), CASES)
 def test_each_risk_is_tested_on_the_losses_of_the_examples(named_parts, promising, limits, weights):
     found = promising.certify(limits, delta=DELTA, class_weights=weights)
-    assert isinstance(found, Certificate)
+    assert found.guarantee is not None
     tests = risk_tests(
         read_limits(limits), promising.calibration, delta=DELTA, class_weights=weights
     )
@@ -134,7 +134,7 @@ def test_each_risk_is_tested_on_the_losses_of_the_examples(named_parts, promisin
             slow = slow_p(named_parts, point, risk, limit, weights)
             assert test.p_values([point])[0] == pytest.approx(slow, rel=1e-6)
     slow = max(slow_p(named_parts, found.point, *limit, weights) for limit in limits.items())
-    assert slow <= found.p_value * (1 + 1e-6) <= DELTA * (1 + 1e-6)
+    assert slow <= found.guarantee.p_value * (1 + 1e-6) <= DELTA * (1 + 1e-6)
     assert {limit.risk: limit.at_most for limit in found.limits} == limits
 
 
@@ -166,14 +166,14 @@ def test_no_cheaper_setting_was_reached_and_the_order_is_that_of_fit(promising, 
     free = set(limits) == {"cost"}
     best = min(p.fit.accuracy_drop if free else p.fit.cost_ratio for p in seen)
     assert (found.fit.accuracy_drop if free else found.fit.cost_ratio) == best
-    assert found.tested == min(len(seen) + 1, len(walk))
+    assert found.guarantee.tested == min(len(seen) + 1, len(walk))
 
 
 def test_without_a_limit_of_cost_the_walk_goes_from_the_dearest_to_the_cheapest(promising):
     several = promising.certify({"accuracy_drop": 0.04, "negative_flips": 0.5}, delta=DELTA)
     alone = promising.cheapest(max_drop=0.04, delta=DELTA)
     assert several.candidate == alone.candidate
-    assert several.p_value == alone.p_value
+    assert several.guarantee.p_value == alone.guarantee.p_value
 
 
 def test_where_the_cost_is_limited_as_well_the_walk_begins_where_both_have_room(promising):
@@ -181,7 +181,7 @@ def test_where_the_cost_is_limited_as_well_the_walk_begins_where_both_have_room(
     most_expensive = max(p.fit.cost_ratio for p in candidates(promising))
     assert most_expensive > 0.7
     found = promising.certify({"accuracy_drop": 0.05, "cost": 0.7}, delta=DELTA)
-    assert isinstance(found, Certificate)
+    assert found.guarantee is not None
     assert found.fit.cost_ratio < 0.7
 
 
@@ -219,13 +219,13 @@ def test_a_cost_that_no_path_exceeds_is_certain(pairs):
     assert none.p_values([small])[0] == 1.0
     assert none.fewest([small]) == 1
     refused = frontier.certify({"cost": 0.1}, delta=DELTA)
-    assert "its cost in calibrate is 25 % of the reference's" in refused.reason
+    assert "its cost in calibrate is 25 % of the reference's" in refused.sentence
 
 
 def test_top_labels_count_for_the_risks_but_not_for_disagreement(named_trace):
     frontier = fit(named_trace, "threshold", top=2, reference="stage2", **SIMPLE)
     found = frontier.certify({"accuracy_drop": 0.02, "error": 0.08}, delta=DELTA)
-    assert isinstance(found, Certificate)
+    assert found.guarantee is not None
     assert "points of top-2 accuracy against" in found.sentence
     assert "a top-2 accuracy of at least 92 %" in found.sentence
     part = named_trace.subset("calibrate")

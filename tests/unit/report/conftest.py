@@ -8,11 +8,11 @@ import pytest
 from offramp._core.costs import Costs
 from offramp._core.topology import Topology
 from offramp.evaluation import (
-    DoNotCascade,
+    Choice,
     Evaluation,
     ExitPoint,
     FrontierPoint,
-    OperatingPoint,
+    Limit,
     Overlap,
     ReferencePoint,
     Saving,
@@ -125,10 +125,12 @@ def make_content():
         single = FrontierPoint(candidate=candidate, fit=fits[2])
         content = ReportContent(
             title=title,
-            chosen=OperatingPoint(
-                candidate=candidate, fit=fits[1], calibrate=replace(fits[1], split="calibrate"),
-                judged_on_both=replace(fits[1], split="fit + calibrate"),
-                best_single=single, risk="accuracy_drop", max_drop=0.02, max_cost=None,
+            chosen=Choice(
+                point=FrontierPoint(
+                    candidate=candidate, fit=fits[1], calibrate=replace(fits[1], split="calibrate"),
+                    judged_on_both=replace(fits[1], split="fit + calibrate"),
+                ),
+                alternative=single, limits=(Limit(risk="accuracy_drop", at_most=0.02),),
                 sentence="Use the middle one & be glad.",
             ),
             test=_evaluation(candidate, "test", 0.391, 0.9038, intervals=True),
@@ -183,11 +185,12 @@ def make_exits(make_content):
 def refusal(make_content):
     """What a report gets when no candidate is worth it."""
     chosen = make_content().chosen
-    return DoNotCascade(
-        reason="No candidate stays within 0.5 points.",
-        best_single=chosen.best_single,
-        risk="accuracy_drop",
-        max_drop=0.005,
-        max_cost=None,
-        numbers={"best_single_cost_ratio": 0.7654},
+    alone = replace(chosen.candidate, method="single")
+    fit = replace(chosen.alternative.fit, cost_ratio=0.7654)
+    return Choice(
+        point=FrontierPoint(candidate=alone, fit=fit),
+        limits=(Limit(risk="accuracy_drop", at_most=0.005),),
+        refused="no candidate stays within 0.5 points",
+        alternative=chosen.point,
+        sentence="No candidate stays within 0.5 points.",
     )

@@ -5,48 +5,50 @@ from dataclasses import replace
 
 import pytest
 
-from offramp.evaluation import Calibration, Certificate, FrontierPoint, Limit, NotCertified
+from offramp.evaluation import Choice, FrontierPoint, Guarantee, Limit
 from offramp.report import write_report
 
 ASSUMPTIONS = ("The future is like the past & so on.", "Nobody has looked.")
 
 
 @pytest.fixture
-def calibration():
-    return Calibration(n=1234, fingerprint="beef" * 16, seen_in_training=False, lossy=False)
-
-
-@pytest.fixture
-def certified(make_content, calibration):
+def certified(make_content):
     content = make_content()
     chosen = content.chosen
     point = FrontierPoint(candidate=chosen.candidate, fit=chosen.fit, calibrate=chosen.calibrate)
-    promise = Certificate(
+    limits = (Limit(risk="accuracy_drop", at_most=0.0321), Limit(risk="cost", at_most=0.5))
+    promise = Choice(
         point=point,
-        limits=(Limit(risk="accuracy_drop", at_most=0.0321), Limit(risk="cost", at_most=0.5)),
+        limits=limits,
         delta=0.05,
-        calibration=calibration,
-        p_value=0.012345,
-        tested=17,
-        class_weights=None,
-        assumptions=ASSUMPTIONS,
+        guarantee=Guarantee(
+            limits=limits,
+            delta=0.05,
+            p_value=0.012345,
+            tested=17,
+            n=1234,
+            split="calibrate",
+            fingerprint="beef" * 16,
+            class_weights=None,
+            assumptions=ASSUMPTIONS,
+        ),
         sentence="With a confidence of 95 %, all goes well.",
     )
     return replace(content, chosen=promise)
 
 
 @pytest.fixture
-def refused(make_content, calibration, refusal):
-    alone = replace(refusal.best_single.candidate, method="single")
+def refused(make_content, refusal):
     return replace(
         make_content(),
-        chosen=NotCertified(
-            point=replace(refusal.best_single, candidate=alone),
+        chosen=Choice(
+            point=refusal.point,
             limits=(Limit(risk="accuracy_drop", at_most=0.001),),
             delta=0.05,
-            calibration=calibration,
-            why="it takes more examples",
+            refused="it takes more examples",
+            alternative=refusal.alternative,
             examples_needed=4321,
+            sentence="Not certified: it takes more examples. About 4321 examples in calibrate.",
         ),
     )
 
@@ -68,8 +70,8 @@ def test_the_promise_stands_in_one_sentence_with_what_it_rests_on(certified, tmp
     assert "<dt>Confidence</dt>" in page
     held = json.loads((tmp_path / "r.json").read_text())
     assert held["chosen"]["outcome"] == "certified"
-    assert held["chosen"]["p_value"] == 0.012345
-    assert held["chosen"]["assumptions"] == list(ASSUMPTIONS)
+    assert held["chosen"]["guarantee"]["p_value"] == 0.012345
+    assert held["chosen"]["guarantee"]["assumptions"] == list(ASSUMPTIONS)
     assert [s.split for s in certified.splits] == ["fit", "calibrate", "test"]
 
 
@@ -93,7 +95,7 @@ def test_where_no_number_would_do_the_page_says_none(refused, tmp_path):
 
 def test_a_page_without_a_certificate_speaks_of_none(make_content, tmp_path):
     page = page_of(make_content(), tmp_path)
-    assert "The chosen point" in page
+    assert "Measured, not promised" in page
     assert "What the promise rests on" not in page
     assert "<dt>Confidence</dt>" not in page
 

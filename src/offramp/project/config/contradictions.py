@@ -51,7 +51,7 @@ def contradictions(config: RunConfig) -> list[Problem]:
 
 def _of_fit(fit: FitSection) -> list[Problem]:
     found: list[Problem] = []
-    if fit.delta is None:
+    if fit.level is None:
         if fit.max_drop is not None and fit.max_cost is not None:
             text = "give either max_drop or max_cost, not both; with delta both can be promised"
             found.append((("fit", "max_cost"), text))
@@ -66,12 +66,12 @@ def _of_fit(fit: FitSection) -> list[Problem]:
         text = f"leaves no labels for risk = {fit.risk!r}; 'disagreement' takes none"
         found.append((("fit", "unlabeled"), text))
     if fit.margin is not None:
-        text = "guards a measured risk; a certificate, with delta, needs no guard"
+        text = 'guards a measured risk, a certificate needs no guard; delta = "none" measures only'
         found.append((("fit", "margin"), text))
     for name in ("max_drop", "max_cost"):
         value = getattr(fit, name)
         if value is not None and not 0 < value < 1:
-            text = f"must be in (0, 1) to be certified, with delta, got {value:g}"
+            text = f'must be in (0, 1) to be certified, got {value:g}; delta = "none" measures only'
             found.append((("fit", name), text))
     return found
 
@@ -119,7 +119,7 @@ def _of_joint(config: RunConfig) -> list[Problem]:
         for k, cost_weight in enumerate(joint.cost_weights)
         if cost_weight in joint.cost_weights[:k]
     ]
-    if config.fit.delta is not None and {config.fit.max_drop, config.fit.max_cost} == {None}:
+    if config.fit.level is not None and {config.fit.max_drop, config.fit.max_cost} == {None}:
         text = "needs a limit to certify: give max_drop or max_cost as well"
         found.append((("fit", "delta"), text))
     if config.fit.unlabeled:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
 SplitName = Literal["train", "fit", "calibrate", "test"]
+DELTA = 0.1  # as of `Frontier.cheapest`, which would have to be loaded to be asked
 
 
 #: The kind of a head that is chosen for what the layer gives, by `offramp.models.default_head`.
@@ -21,6 +22,14 @@ class HeadChoice(NamedTuple):
 
     kind: str
     options: dict[str, Any]
+
+
+def _no_level(value: object) -> object:
+    return None if value == "none" else value
+
+
+#: Largest chance of a wrong promise; "none" (TOML knows no null) promises nothing.
+Level = Annotated[Annotated[float, Field(gt=0, lt=1)] | None, BeforeValidator(_no_level)]
 
 
 def _as_list(value: object) -> object:
@@ -265,10 +274,19 @@ class FitSection(_Section):
     )
     max_drop: float | None = Field(default=None, ge=0, lt=1)
     max_cost: float | None = Field(default=None, gt=0)
-    delta: float | None = Field(default=None, gt=0, lt=1)
+    delta: Level = DELTA
     unlabeled: bool = False
     margin: float | None = Field(default=None, ge=0)
     seed: int = 0
+
+    @property
+    def level(self) -> float | None:
+        """The delta that holds; None where nothing is promised.
+
+        Where the cost alone is limited, that is so unless a delta is given.
+        """
+        unasked = self.max_drop is None and "delta" not in self.model_fields_set
+        return None if unasked else self.delta
 
 
 class ClassExitsSection(_Section):
