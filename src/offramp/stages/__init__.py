@@ -14,6 +14,7 @@ from offramp.stages.cutting.points import CutPoint, cut_points
 from offramp.stages.cutting.spec import CutSpec, SegmentSpec, synthetic_example
 from offramp.stages.exits import OfFirst, attached, own_head
 from offramp.stages.fusing.fuse import fuse
+from offramp.stages.held import HeldStages
 from offramp.stages.own_names import add_weights, names_in, own_names
 from offramp.stages.preprocess import Normalize, Preprocessing
 from offramp.stages.reading import copied
@@ -24,6 +25,7 @@ __all__ = [
     "Cascade",
     "CutPoint",
     "CutSpec",
+    "HeldStages",
     "Normalize",
     "OfFirst",
     "Preprocessing",
