@@ -39,9 +39,9 @@ def test_record_then_fit_then_evaluate_then_report_follow_each_other(run, deploy
 def test_the_bundle_of_fit_answers_as_the_trace_says(deployed):
     loaded = load(deployed / "bundle")
     trace = load_trace(deployed / "run" / "record.trace")
-    assert loaded.manifest.input_shape == (1, 8, 8)
+    assert loaded.cascade.input_shape == (1, 8, 8)
     answer = loaded.reference(digits().inputs[trace.ids])
-    stage = trace.topology.index(loaded.manifest.reference)
+    stage = trace.topology.index(loaded.candidate.reference)
     assert np.array_equal(answer.labels.numpy(), trace.output(stage).top(1)[:, 0].numpy())
 
 

@@ -90,7 +90,7 @@ def test_a_head_learns_what_a_signal_is(kind):
     shape = shapes_of(signal_net, (1, 64))["2"]
     options = {"filters": 16} if kind == "conv_head" else {}
     head = ModelSpec(name=kind, arguments=head_arguments(kind, shape, 4, **options))
-    assert accuracy(signal_net(), "2", signals(), heads={"2": head}) > 0.97
+    assert accuracy(signal_net(), "2", signals(), head={"2": head}) > 0.97
 
 
 def test_the_head_for_whoever_names_none_reads_all_channels():
@@ -162,7 +162,7 @@ def test_a_head_learns_what_a_video_is():
     shape = shapes_of(video_net, (1, 4, 8, 8))["1"]
     head = ModelSpec(name="gap_linear", arguments=head_arguments("gap_linear", shape, 2))
     assert head.arguments["axes"] == 3
-    assert accuracy(video_net(), "1", videos(), heads={"1": head}) > 0.95
+    assert accuracy(video_net(), "1", videos(), head={"1": head}) > 0.95
 
 
 # What tells which axis holds the features.

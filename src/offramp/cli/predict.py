@@ -23,7 +23,7 @@ from offramp.cli.output import Output, amount, note, percent
 
 if TYPE_CHECKING:
     from offramp.project.inputs import InputReader
-    from offramp.runtime import Prediction
+    from offramp.runtime import Adaptive, Prediction
 
 _SHOWN = 5  # skipped files named in a note
 # Whoever takes the first ' off such text has the name again: those with one already get another.

@@ -28,7 +28,7 @@ from offramp.stages.stage import Stage
 
 Head = nn.Module | ModelSpec
 #: A name of `offramp.models.HEADS`, or what makes a head for a shape and a number of classes.
-Kind = str | Callable[[LayerShape, int], Head]
+Kind = str | Callable[[Sequence[int], int], Head]
 AtOne = Head | Kind | Mapping[str, Head | Kind]
 Exits = int | Sequence[str]
 
@@ -86,7 +86,7 @@ def exit_stages(
     source: str | None = None
     stages: list[Stage] = []
     for k, (point, segment) in enumerate(zip(at, segments, strict=False)):
-        for name, head in named[point].items():
+        for name, own in named[point].items():
             stages.append(
                 Stage(
                     name,
@@ -96,7 +96,7 @@ def exit_stages(
                     source=source,
                     group=point,
                     spec=_segment_spec(again, k),
-                    head_spec=head if isinstance(head, ModelSpec) else None,
+                    head_spec=own if isinstance(own, ModelSpec) else None,
                 )
             )
         source = next(stage.name for stage in stages if stage.group == point)
@@ -161,7 +161,7 @@ def chain_edges(stages: Sequence[Stage]) -> list[tuple[str, str]]:
 
 def _points(
     net: nn.Module, exits: Exits, given: Batch, classes: int | None
-) -> tuple[Sequence[str], Mapping[str, LayerShape] | None]:
+) -> tuple[Sequence[str], Mapping[str, Sequence[int]] | None]:
     """Names of the layers, and what they give where it was asked already."""
     if isinstance(exits, str):
         raise InputError(
@@ -183,7 +183,7 @@ def _points(
 def _named_heads(
     net: nn.Module,
     at: Sequence[str],
-    shapes: Mapping[str, LayerShape] | None,
+    shapes: Mapping[str, Sequence[int]] | None,
     head: Kind | Mapping[str, AtOne] | None,
     given: Batch,
     classes: int | None,
@@ -218,7 +218,7 @@ def _named_heads(
     }
 
 
-def _head_for(point: str, kind: Head | Kind, shape: LayerShape, classes: int) -> Head:
+def _head_for(point: str, kind: Head | Kind, shape: Sequence[int], classes: int) -> Head:
     if isinstance(kind, nn.Module | ModelSpec):
         return kind
     try:

@@ -54,7 +54,7 @@ def make_images():
 
 def make_cascade(**changes):
     given = {
-        "heads": {
+        "head": {
             AT[0]: head_spec("gap_linear", 4),
             AT[1]: {
                 "gap": head_spec("gap_linear", 8),
@@ -180,7 +180,7 @@ def test_f_may_be_an_exit_in_the_middle(tmp_path, cascade, images):
     loaded = load(tmp_path / "b")
     assert same(loaded(images), Adaptive(cascade, candidate, costs=COSTS)(images))
     assert same(loaded.reference(images), Adaptive.single(cascade, CONV, costs=COSTS)(images))
-    names = [entry.name for entry in loaded.manifest.stages]
+    names = [entry.name for entry in read_manifest(tmp_path / "b").stages]
     assert names == [AT[0], CONV]  # what lies deeper never runs
 
 
@@ -234,7 +234,10 @@ def test_exits_of_two_networks_and_a_whole_one_go_together(tmp_path, images):
     candidate = never_leave(cascade, cascade.topology.names, "last_first")
     save(Adaptive(cascade, candidate), tmp_path / "b")
     loaded = load(tmp_path / "b")
-    assert [network.model.name for network in loaded.manifest.networks] == ["resnet8", "resnet14"]
+    assert [network.model.name for network in read_manifest(tmp_path / "b").networks] == [
+        "resnet8",
+        "resnet14",
+    ]
     expected = Adaptive(cascade, candidate)(images)
     assert torch.equal(loaded(images).logits, expected.logits)
     expected = Adaptive.single(cascade, "last_first")(images)

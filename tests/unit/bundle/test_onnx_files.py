@@ -206,9 +206,9 @@ def test_the_runner_needs_numpy_and_onnxruntime_alone(cascade, policy, folder, t
 
 
 def test_a_folder_holds_each_part_once_and_the_policy(folder, policy):
-    assert sorted(folder.bytes) == sorted(file.name for file in folder.path.iterdir())
-    assert sum(name.endswith(".segment.onnx") for name in folder.bytes) == 3
-    assert sum(name.endswith(".head.onnx") for name in folder.bytes) == 1
+    assert sorted(folder.files) == sorted(file.name for file in folder.path.iterdir())
+    assert sum(name.endswith(".segment.onnx") for name in folder.files) == 3
+    assert sum(name.endswith(".head.onnx") for name in folder.files) == 1
     saved = from_json(Candidate, json.loads((folder.path / "policy.json").read_text()))
     assert to_json(saved.policy) == to_json(policy)
     for file in folder.path.glob("*.onnx"):
