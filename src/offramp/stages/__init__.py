@@ -7,7 +7,14 @@ from offramp._core.batch import batch_size, concat, take_rows, to_device
 from offramp.stages.cascade import Cascade, evaluating
 from offramp.stages.classes import tell_classes
 from offramp.stages.company import check_company
-from offramp.stages.cost import given_costs, measure_flops, measure_joules, measure_seconds
+from offramp.stages.cost import (
+    METERS,
+    given_costs,
+    measure_costs,
+    measure_flops,
+    measure_joules,
+    measure_seconds,
+)
 from offramp.stages.cutting.choose import choose_points, measure_points
 from offramp.stages.cutting.cut import cut
 from offramp.stages.cutting.points import CutPoint, cut_points
@@ -22,6 +29,7 @@ from offramp.stages.stage import Stage
 from offramp.stages.timing import time_side_by_side
 
 __all__ = [
+    "METERS",
     "Cascade",
     "CutPoint",
     "CutSpec",
@@ -43,6 +51,7 @@ __all__ = [
     "evaluating",
     "fuse",
     "given_costs",
+    "measure_costs",
     "measure_flops",
     "measure_joules",
     "measure_points",
