@@ -3,6 +3,7 @@
 Layer: bundle.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -25,6 +26,8 @@ from offramp.bundle.parts import is_compiled
 from offramp.bundle.rebuild import segment_of
 from offramp.stages import SegmentSpec, Stage
 
+_log = logging.getLogger(__name__)
+
 
 def in_backend(
     stages: Mapping[str, Stage],
@@ -45,6 +48,8 @@ def in_backend(
     """
     compiled = {name for name, stage in stages.items() if is_compiled(stage)}
     chosen = _chosen(stages, manifest, backend, compiled)
+    for name, each in chosen.items():
+        _log.info("Stage %r runs in %r.", name, each)
     for name, each in chosen.items():
         _check_exact(name, each, compiled)
     given, known = _example(stages, manifest, example)

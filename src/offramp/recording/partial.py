@@ -11,6 +11,7 @@ Layer: recording.
 
 import hashlib
 import json
+import logging
 import os
 import re
 import time
@@ -45,6 +46,8 @@ from offramp.trace.files import (
     narrowed,
     write_manifest,
 )
+
+_log = logging.getLogger(__name__)
 
 CHECKPOINT_S = 1.0  # seconds of work that a kill may cost
 _PROGRESS = "progress.json"
@@ -156,6 +159,7 @@ class PartialStore:
         there = (self._folder / _PROGRESS).exists()
         if there and resume:
             self._adopt()
+            _log.info("Going on with the recording in %s.", self._folder)
         elif there:
             self._note()  # no row counts any more
         elif self._folder.exists() and not is_empty(self._folder):

@@ -23,7 +23,7 @@ from offramp.tuning.meter import measure_times
 
 _ENOUGH = 32  # examples that show who leaves where, so that stages may be put together
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def compile(
@@ -119,11 +119,7 @@ def _chosen(
         check_known("backend", backend, (*BACKENDS, AUTO))
         chosen = dict.fromkeys(free, backend)
     elif free:
-        table = choose_backends(held, batch, threads=threads, **measured)
-        for stage, reasons in table.refused.items():
-            for name, reason in reasons.items():
-                log.info("Stage %r does not run in %r: %s", stage, name, reason)
-        chosen = table.best()
+        chosen = choose_backends(held, batch, threads=threads, **measured).best()
     else:
         chosen = {}
     for stage, name in chosen.items():
@@ -132,7 +128,7 @@ def _chosen(
                 f"backend must leave answers as they are to rounding, got {name!r} for stage "
                 f"{stage!r}. Use offramp.tuning.quantize, which records and fits anew."
             )
-        log.info("Stage %r runs in %r.", stage, name)
+        _log.info("Stage %r runs in %r.", stage, name)
     return chosen
 
 
@@ -153,7 +149,7 @@ def _may_be_joined(
     if set(chosen) != set(held.stages) or not reference <= asked or not _is_chain(topology):
         return False
     if batch_size(batch) < _ENOUGH:
-        log.info("Exits stay apart: %d examples do not show who leaves where.", batch_size(batch))
+        _log.info("Exits stay apart: %d examples do not show who leaves where.", batch_size(batch))
         return False
     return True
 
