@@ -18,8 +18,8 @@ from offramp.data import arrays
 from offramp.models import ModelSpec, build, head_arguments, token_linear
 from offramp.policy import Candidate
 from offramp.runtime import Adaptive
-from offramp.runtime.testing import random_policy
 from offramp.stages import Cascade, attached, cut, cut_points, own_head
+from offramp.testing import random_policy
 from offramp.train import train_heads
 
 VOCABULARY, LENGTH, WIDTH, CLASSES, PAD = 24, 10, 32, 3, 0

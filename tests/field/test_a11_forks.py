@@ -12,8 +12,8 @@ from offramp._core.errors import UnsupportedError
 from offramp.backends import ov, with_backend
 from offramp.models import ModelSpec, build
 from offramp.runtime import Adaptive
-from offramp.runtime.testing import random_policy
 from offramp.stages import Cascade
+from offramp.testing import random_policy
 
 SPEC = ModelSpec(name="small_cnn", arguments={"width": 2, "depth": 2, "classes": 3})
 X = torch.rand(4, 1, 8, 8)

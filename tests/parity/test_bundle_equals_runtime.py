@@ -13,8 +13,8 @@ from offramp.models import ModelSpec, build
 from offramp.policy import Candidate
 from offramp.recording import record
 from offramp.runtime import Adaptive
-from offramp.runtime.testing import random_policy
 from offramp.stages import Cascade
+from offramp.testing import random_policy
 
 FIELDS = ("logits", "labels", "stage", "confidence", "cost", "valid", "nonfinite")
 N = 40

@@ -12,8 +12,8 @@ from offramp.models import ModelSpec, build, head_arguments
 from offramp.policy import Candidate
 from offramp.recording import record
 from offramp.runtime import Adaptive
-from offramp.runtime.testing import random_policy
 from offramp.stages import Cascade
+from offramp.testing import random_policy
 from reference.walk import route_reference
 
 NET = ModelSpec(name="resnet8", arguments={"width": 0.25})

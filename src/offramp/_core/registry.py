@@ -4,6 +4,7 @@ Layer: _core.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TypeVar, final
 
 from offramp._core.checks import check_known
@@ -67,6 +68,25 @@ class Registry(Mapping[str, T]):
         self._members[name] = member
         global _added
         _added += 1
+
+    @contextmanager
+    def lent(self, name: str, member: T) -> Iterator[None]:
+        """Have a member for a while, as a test does; what was made of it is forgotten afterwards.
+
+        >>> colors = Registry("color", {})
+        >>> with colors.lent("red", 1):
+        ...     print(colors["red"])
+        1
+        >>> len(colors)
+        0
+        """
+        global _added
+        self.add(name, member)
+        try:
+            yield
+        finally:
+            del self._members[name]
+            _added += 1
 
     def create(self: "Registry[Callable[..., Made]]", name: str, **arguments: object) -> Made:
         """Make what `name` stands for; raises `UnknownNameError` with the nearest name."""

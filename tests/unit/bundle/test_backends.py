@@ -27,8 +27,8 @@ from offramp.bundle import load, read_manifest, save, tune
 from offramp.models import ModelSpec, build
 from offramp.policy import Candidate
 from offramp.runtime import Adaptive
-from offramp.runtime.testing import random_policy
 from offramp.stages import Cascade, Normalize, given_costs
+from offramp.testing import random_policy
 from offramp.tuning import quantize
 
 WIDTHS = {"small": 2, "large": 4}

@@ -15,8 +15,8 @@ from offramp.evaluation import fit
 from offramp.models import ModelSpec, build
 from offramp.policy import Candidate, Constant, Node, Policy
 from offramp.runtime import Adaptive
-from offramp.runtime.testing import random_policy
 from offramp.stages import Cascade, Normalize, Stage
+from offramp.testing import random_policy
 from offramp.trace.testing import make_trace
 
 WIDTHS = {"small": 2, "middle": 3, "large": 4}

@@ -18,8 +18,8 @@ from offramp.bundle import export_onnx, load, read_manifest, save
 from offramp.models import ModelSpec, gap_linear
 from offramp.policy import Candidate, Feature, Linear, Node, Policy
 from offramp.runtime import Adaptive
-from offramp.runtime.testing import random_policy
 from offramp.stages import Cascade, Normalize, fuse
+from offramp.testing import random_policy
 
 KEPT = {"onnxruntime", "openvino", "onnxruntime-int8", "openvino-int8", "openvino-bf16"}
 POINTS = ("first", "second", "third")  # after the second the carry is a tuple

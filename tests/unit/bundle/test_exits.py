@@ -22,8 +22,8 @@ from offramp.bundle import load, read_manifest, save
 from offramp.models import ModelSpec, build, head_arguments
 from offramp.policy import Candidate, Constant, Node, Policy
 from offramp.runtime import Adaptive
-from offramp.runtime.testing import random_policy
 from offramp.stages import Cascade, Normalize, SegmentSpec, Stage, own_head
+from offramp.testing import random_policy
 
 AT = ["layer1.0", "layer2.0.conv1", "layer3.0"]  # the second carries a shortcut as well
 NET = ModelSpec(name="resnet8", arguments={"width": 0.25})
