@@ -70,7 +70,7 @@ def with_heads(net: torch.nn.Module, spec: ModelSpec) -> Cascade:
         for at, several in HEADS.items()
     }
     return Cascade.from_network(
-        net, list(heads), heads=heads, example=example, preprocess=NORMALIZE, spec=spec
+        net, list(heads), head=heads, example=example, preprocess=NORMALIZE, spec=spec
     )
 
 

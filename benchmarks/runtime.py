@@ -161,7 +161,7 @@ def exits_unused(backend: str, rounds: int) -> dict[str, dict[str, float]]:
     heads = {name: gap_linear(channels, 10) for name, channels in chosen}
     one = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     at = [name for name, _ in chosen]
-    exits = Cascade.from_network(net, at, heads=heads, example=one)
+    exits = Cascade.from_network(net, at, head=heads, example=one)
     policy = policy_of(exits, 2.0)  # no probability is as large
     uncut: nn.Module = in_backend(Cascade.from_models({"net": net}), backend, one).stage(0).module
     apart = in_backend(exits, backend, one, head_in_segment=at)  # every exit is asked

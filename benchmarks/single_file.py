@@ -24,9 +24,10 @@ from harness import parser, report
 
 import offramp
 from offramp.backends import Compiled, to_onnx, with_backend
-from offramp.bundle import export_single_file
+from offramp.bundle import export_onnx
 from offramp.models import ModelSpec, build
 from offramp.policy import Feature, Linear, Node, Policy
+from offramp.runtime import Adaptive
 from offramp.stages import Normalize, time_side_by_side
 
 NETWORKS = ("resnet20", "resnet56")
@@ -131,7 +132,9 @@ def main() -> None:
     parts = by_hand(cascade, images, limit, arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
         example = torch.from_numpy(images[:1])
-        made = export_single_file(Path(folder) / "cascade.onnx", cascade, policy, example=example)
+        made = export_onnx(
+            Adaptive(cascade, policy), Path(folder) / "cascade.onnx", example=example
+        )
         single = one_file(made.path, arguments.threads)
     result: dict[str, Any] = {
         "threads": arguments.threads,

@@ -91,7 +91,7 @@ def with_exits(net: torch.nn.Module, spec: ModelSpec) -> Cascade:
         for name in at
     }
     return Cascade.from_network(
-        net, at, heads=heads, example=example, preprocess=NORMALIZE, spec=spec
+        net, at, head=heads, example=example, preprocess=NORMALIZE, spec=spec
     )
 
 

@@ -8,7 +8,7 @@ from contextlib import redirect_stdout
 import numpy as np
 import pytest
 
-from offramp.bundle import load_bundle
+from offramp.bundle import load, read_manifest
 from offramp.cli import main
 from offramp.project.build import dataset_of
 from offramp.project.config.config import load_config
@@ -76,9 +76,9 @@ def test_a_bundle_of_one_class_runs_without_permission_to_import(run, copied, tm
     assert found.code == 0, found.err
     said = json.loads(found.out)
     assert said["targets"] == ["6"]
-    loaded = load_bundle(tmp_path / "b")
+    loaded = load(tmp_path / "b")
     part = dataset_of(load_config(config).data).subset("test")
-    answers = loaded.adaptive(part.inputs)
+    answers = loaded(part.inputs)
     right = (answers.labels == part.labels).float().mean().item()
     assert right == pytest.approx(said["classes"][0]["rows"]["test"]["system"]["accuracy"])
     assert (answers.stage == 0).float().mean().item() > 0.02
@@ -95,7 +95,7 @@ def test_several_classes_share_one_cascade(run, copied, tmp_path):
     assert found.code == 0, found.err
     together = json.loads(found.out)["together"]
     assert {leaf["class"] for leaf in together["exits"]} == {"2", "6"}
-    assert len(load_bundle(tmp_path / "b").manifest.stages) == 3
+    assert len(read_manifest(tmp_path / "b").stages) == 3
 
 
 @pytest.mark.slow  # tests/unit/train/test_design_sweep.py designs for some: make test-slow

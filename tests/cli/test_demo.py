@@ -7,7 +7,7 @@ import torch
 
 from offramp._core.errors import InputError
 from offramp._core.schema import to_json
-from offramp.bundle import load_bundle
+from offramp.bundle import load
 from offramp.cli import demo
 from offramp.evaluation import evaluate
 from offramp.models import small_cnn
@@ -44,7 +44,7 @@ def test_the_demo_leaves_a_whole_run_behind(short):
 def test_its_numbers_are_those_of_its_files(short):
     found, out, _ = short
     test = load_trace(out / "digits.trace").subset("test")
-    again = evaluate(test, load_bundle(out / "bundle").candidate, seed=0)
+    again = evaluate(test, load(out / "bundle").candidate, seed=0)
     assert to_json(again) == to_json(found.chosen)
     shown = json.loads((out / "report.json").read_text())
     assert shown["test"]["accuracy"] == found.chosen.accuracy

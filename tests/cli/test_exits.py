@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from offramp.bundle import load_bundle
+from offramp.bundle import load
 from offramp.models import small_cnn
 from offramp.project.build import cascade_of, dataset_of
 from offramp.project.config.config import load_config
@@ -122,11 +122,11 @@ def test_report_predict_and_bench_take_exits_as_they_take_networks(run, exits_de
     assert page.code == 0, page.err
     text = (exits_deployed / "run" / "report.html").read_text()
     assert "batch size 16" in text
-    loaded = load_bundle(exits_deployed / "bundle")
+    loaded = load(exits_deployed / "bundle")
     trace = load_trace(exits_deployed / "run" / "record.trace")
     examples = dataset_of(load_config(exits_deployed / "exits.toml").data)
     inputs = examples.subset("test").inputs
-    answer = loaded.fallback(inputs)
+    answer = loaded.reference(inputs)
     rows = trace.subset("test").output(4).top(1)[:, 0]
     assert torch.equal(answer.labels, rows)
     np.savez(tmp_path / "test.npz", images=inputs.numpy())

@@ -9,9 +9,10 @@ import onnxruntime
 import pytest
 import torch
 
-from offramp.bundle import load_bundle, save_bundle
+from offramp.bundle import load, save
 from offramp.models import ModelSpec, build
 from offramp.policy import Candidate
+from offramp.runtime import Adaptive
 from offramp.stages import Cascade
 
 
@@ -28,7 +29,7 @@ def test_a_bundle_becomes_one_file(run, deployed, images, tmp_path):
     assert json.loads(done.out) == {"out": str(path), "bytes": path.stat().st_size}
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     _, label, stage = session.run(None, {"input": images.numpy()})
-    expected = load_bundle(deployed / "bundle").adaptive(images)
+    expected = load(deployed / "bundle")(images)
     assert label.tolist() == expected.labels.tolist()
     assert stage.tolist() == expected.stage.tolist()
 
@@ -44,7 +45,7 @@ def test_a_bundle_becomes_a_folder_that_runs_alone(run, deployed, images, tmp_pa
     np.savez(tmp_path / "inputs.npz", input=images.to(torch.uint8).numpy())
     command = [sys.executable, tmp_path / "parts" / "run.py", "inputs.npz", "answers.npz"]
     subprocess.run(command, cwd=tmp_path, check=True, timeout=120)
-    expected = load_bundle(deployed / "bundle").adaptive(images)
+    expected = load(deployed / "bundle")(images)
     with np.load(tmp_path / "answers.npz") as answers:
         assert answers["label"].tolist() == expected.labels.tolist()
         assert answers["stage"].tolist() == expected.stage.tolist()
@@ -83,7 +84,7 @@ def test_a_network_with_several_inputs_is_exported_like_an_example(run, tmp_path
     spec = ModelSpec(name="torch.nn:Bilinear", arguments=arguments)
     cascade = Cascade.from_models({"a": build(spec)}, specs={"a": spec})
     alone = Candidate.single(cascade.topology, "a", reference="a")
-    save_bundle(tmp_path / "b", cascade, alone, costs=None)
+    save(Adaptive(cascade, alone, costs=None), tmp_path / "b")
     draw = np.random.default_rng(0)
     inputs = {
         "input1": draw.normal(size=(5, 4)).astype(np.float32),
@@ -101,5 +102,5 @@ def test_a_network_with_several_inputs_is_exported_like_an_example(run, tmp_path
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
     _, label, _ = session.run(None, inputs)
     tensors = {name: torch.from_numpy(values) for name, values in inputs.items()}
-    loaded = load_bundle(tmp_path / "b", allow_import=True)
-    assert label.tolist() == loaded.adaptive(tensors).labels.tolist()
+    loaded = load(tmp_path / "b", allow_import=True)
+    assert label.tolist() == loaded(tensors).labels.tolist()

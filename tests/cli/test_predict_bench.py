@@ -8,7 +8,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from offramp._core.errors import InputError
-from offramp.bundle import load_bundle
+from offramp.bundle import load
 from offramp.data import digits
 from offramp.project.inputs import InputReader
 from offramp.tuning.compare import compare
@@ -51,7 +51,7 @@ def test_predictions_are_those_of_the_runtime(run, deployed, npz, images, tmp_pa
         *("--batch-size", 7, "--json"),
     )
     assert found.code == 0, found.err
-    answer = load_bundle(deployed / "bundle").adaptive(images)
+    answer = load(deployed / "bundle")(images)
     rows = rows_of(out)
     assert list(rows[0]) == ["id", "label", "class_name", "confidence", "stage", "cost"]
     assert [row["id"] for row in rows] == [f"no{k}" for k in range(40)]
@@ -91,7 +91,7 @@ def test_a_folder_is_read_in_depth_and_broken_images_are_named(run, deployed, fo
 
 
 def test_images_are_cut_as_the_configuration_said(deployed, folder, images):
-    loaded = load_bundle(deployed / "bundle")
+    loaded = load(deployed / "bundle")
     reader = InputReader.of(loaded, [folder / "class0" / "2.png"], array="images", ids=None)
     reader.image_options = {"resize": 8}
     ((names, batch),) = reader.batches(10)
@@ -100,7 +100,7 @@ def test_images_are_cut_as_the_configuration_said(deployed, folder, images):
 
 
 def test_several_inputs_are_told_apart_by_name(deployed, folder, npz, images):
-    loaded = load_bundle(deployed / "bundle")
+    loaded = load(deployed / "bundle")
     reader = InputReader.of(loaded, [folder / "class0", npz], array="images", ids=None)
     parts = list(reader.batches(32))
     names = [name for part, _ in parts for name in part]
@@ -118,7 +118,7 @@ def test_arrays_may_have_other_axes_that_fit(deployed, tmp_path, images, axes):
         "float64": images.double(),
     }[axes]
     np.savez(tmp_path / "x.npz", images=given.numpy())
-    loaded = load_bundle(deployed / "bundle")
+    loaded = load(deployed / "bundle")
     reader = InputReader.of(loaded, [tmp_path / "x.npz"], array="images", ids=None)
     ((ids, batch),) = reader.batches(100)
     assert ids == list(range(40))

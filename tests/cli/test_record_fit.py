@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 
-from offramp.bundle import load_bundle
+from offramp.bundle import load
 from offramp.data import digits
 from offramp.trace import from_logits, load_trace, make_trace, save_trace
 
@@ -35,11 +35,11 @@ def test_record_then_fit_then_evaluate_then_report_follow_each_other(run, deploy
 
 
 def test_the_bundle_of_fit_answers_as_the_trace_says(deployed):
-    loaded = load_bundle(deployed / "bundle")
+    loaded = load(deployed / "bundle")
     trace = load_trace(deployed / "run" / "record.trace")
-    assert loaded.manifest.input_shape == (1, 8, 8)
-    answer = loaded.fallback(digits().inputs[trace.ids])
-    stage = trace.topology.index(loaded.manifest.reference)
+    assert loaded.cascade.input_shape == (1, 8, 8)
+    answer = loaded.reference(digits().inputs[trace.ids])
+    stage = trace.topology.index(loaded.candidate.reference)
     assert np.array_equal(answer.labels.numpy(), trace.output(stage).top(1)[:, 0].numpy())
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from offramp._core.schema import from_json, to_json
-from offramp.bundle import load_bundle
+from offramp.bundle import load
 from offramp.cli import main
 from offramp.evaluation import assignment, evaluate
 from offramp.policy import Candidate
@@ -115,7 +115,7 @@ def test_the_bundle_answers_as_the_replay_does(trained):
     part = load_trace(trained / "run" / said["trace"]).subset("test")
     config = load_config(trained / "joint.toml")
     inputs = dataset_of(config.data).subset("test").inputs
-    answer = load_bundle(trained / "bundle").adaptive(inputs)
+    answer = load(trained / "bundle")(inputs)
     wrong = float((answer.labels != part.labels).double().mean())
     assert wrong == pytest.approx(said["chosen"]["error"])
 

@@ -13,7 +13,7 @@ from offramp._core import files, ownership
 from offramp._core.errors import InputError
 from offramp._core.files import atomic_folder, new_file
 from offramp._core.ownership import BUNDLE, ONNX_FOLDER, RUN, TRACE, check_folder
-from offramp.bundle import export_folder, manifest, names, save_bundle
+from offramp.bundle import export_onnx, manifest, names, save
 from offramp.bundle.onnx import folder as onnx_folder
 from offramp.cli import main
 from offramp.data import arrays
@@ -22,6 +22,7 @@ from offramp.policy import Candidate
 from offramp.project import folder as run_folder
 from offramp.project.folder import RunFolder, check_bundle, claim_bundle
 from offramp.recording.partial import parts_of
+from offramp.runtime import Adaptive
 from offramp.trace import files as trace_files
 from offramp.trace import load_trace, make_trace, save_trace
 from offramp.train import train_heads
@@ -32,7 +33,7 @@ SPEC = ModelSpec(name="small_cnn", arguments={"width": 2, "depth": 2})
 
 def bundled(path, **options):
     cascade = Cascade.from_models({"a": build(SPEC)}, specs={"a": SPEC})
-    save_bundle(path, cascade, Candidate.single(cascade.topology, "a", reference="a"), **options)
+    save(Adaptive(cascade, Candidate.single(cascade.topology, "a", reference="a")), path, **options)
 
 
 def traced(path, **options):
@@ -49,7 +50,9 @@ def recorded(path, **options):
 def exported(path, **options):
     cascade = Cascade.from_models({"a": nn.Linear(4, 3).eval()})
     candidate = Candidate.single(cascade.topology, "a", reference="a")
-    export_folder(path, cascade, candidate, example=torch.zeros(1, 4), **options)
+    export_onnx(
+        Adaptive(cascade, candidate), path, example=torch.zeros(1, 4), **options, folder=True
+    )
 
 
 WRITERS = {"bundle": bundled, "trace": traced, "record": recorded, "export": exported}
@@ -299,7 +302,7 @@ def test_features_are_not_cached_among_files_of_others(tmp_path):
     net = small_cnn(width=2, depth=2, classes=2).eval()
     head = make_head("gap_linear", (2, 8, 8), classes=2)
     cascade = Cascade.from_network(
-        net, ["features.0"], heads={"features.0": head}, example=images[:1]
+        net, ["features.0"], head={"features.0": head}, example=images[:1]
     )
     mine = tmp_path / "cache" / "train" / "features-0.bin"
     mine.parent.mkdir(parents=True)

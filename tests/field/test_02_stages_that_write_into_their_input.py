@@ -226,7 +226,7 @@ def test_a_network_that_writes_into_its_input_can_be_cut_and_leaves_the_example_
             return self.last(self.inner(x))
 
     net, example = Net().eval(), draw(n)
-    cascade = Cascade.from_network(net, ["inner"], heads={"inner": nn.Identity()}, example=example)
+    cascade = Cascade.from_network(net, ["inner"], head={"inner": nn.Identity()}, example=example)
     assert torch.equal(example, draw(n))
     x = draw()
     with torch.no_grad():

@@ -226,7 +226,7 @@ def test_a_layer_that_loops_by_itself_takes_every_length():
 
 def cascade_of_loop():
     return offramp.Cascade.from_network(
-        filled(Loop()), ["m"], heads={"m": nn.Linear(8, 3)}, example=tokens(1, 7)
+        filled(Loop()), ["m"], head={"m": nn.Linear(8, 3)}, example=tokens(1, 7)
     )
 
 
@@ -260,11 +260,11 @@ def test_a_bundle_refuses_what_the_cascade_refuses(tmp_path):
     net = offramp.models.build(network).eval()
     flat = ModelSpec(name="gap_linear", arguments={"channels": 4, "classes": 10})
     cascade = offramp.Cascade.from_network(
-        net, ["layer1"], heads={"layer1": flat}, example=torch.zeros(1, 3, 32, 32), spec=network
+        net, ["layer1"], head={"layer1": flat}, example=torch.zeros(1, 3, 32, 32), spec=network
     )
     candidate = offramp.Candidate.single(cascade.topology, "last", reference="last")
-    offramp.save_bundle(tmp_path / "b", cascade, candidate)
-    model = offramp.load_bundle(tmp_path / "b").adaptive
+    offramp.save(offramp.Adaptive(cascade, candidate), tmp_path / "b")
+    model = offramp.load(tmp_path / "b")
     for h, w in ((32, 32), (40, 27)):
         x = pictures(3, h, w)
         with torch.no_grad():

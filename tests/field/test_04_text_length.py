@@ -9,9 +9,10 @@ from torch import nn
 import offramp
 from offramp._core.errors import InputError
 from offramp.backends import with_backend
-from offramp.bundle import export_folder, export_single_file
+from offramp.bundle import export_onnx
 from offramp.models import ModelSpec
 from offramp.policy import Candidate, Feature, Linear, Node, Policy
+from offramp.runtime import Adaptive
 
 WORDS, PLACES, WIDTH = 50, 32, 16
 HEAD = ModelSpec(
@@ -58,7 +59,7 @@ def net():
 
 @pytest.fixture(scope="module")
 def cascade(net):
-    return offramp.Cascade.from_network(net, ["q"], heads={"q": HEAD}, example=texts(1, 12))
+    return offramp.Cascade.from_network(net, ["q"], head={"q": HEAD}, example=texts(1, 12))
 
 
 @pytest.fixture(scope="module")
@@ -146,9 +147,9 @@ def test_a_network_of_one_length_is_refused_at_others_in_another_runtime():
 
 def test_exported_files_answer_as_the_runtime_at_every_length(cascade, half, tmp_path):
     ort = pytest.importorskip("onnxruntime")
-    made = export_single_file(tmp_path / "a.onnx", cascade, half, example=texts(1, 12))
+    made = export_onnx(Adaptive(cascade, half), tmp_path / "a.onnx", example=texts(1, 12))
     assert [shape[0] for shape in made.inputs.values()] == ["batch", "batch"]
-    export_folder(tmp_path / "f", cascade, half, example=texts(1, 12))
+    export_onnx(Adaptive(cascade, half), tmp_path / "f", example=texts(1, 12), folder=True)
     session = ort.InferenceSession(tmp_path / "a.onnx", providers=["CPUExecutionProvider"])
     spec = importlib.util.spec_from_file_location("runner_of_texts", tmp_path / "f" / "run.py")
     runner = importlib.util.module_from_spec(spec)
@@ -169,8 +170,8 @@ def test_a_bundle_of_another_runtime_takes_every_length(net, cascade, tmp_path):
     pytest.importorskip("onnxruntime")
     fast = with_backend(cascade, "onnxruntime", example=texts(1, 12))
     candidate = Candidate.single(fast.topology, "last", reference="last")
-    offramp.save_bundle(tmp_path / "b", fast, candidate)
-    model = offramp.load_bundle(tmp_path / "b").adaptive
+    offramp.save(offramp.Adaptive(fast, candidate), tmp_path / "b")
+    model = offramp.load(tmp_path / "b")
     for length in LENGTHS:
         x = texts(5, length)
         with torch.no_grad():
@@ -198,7 +199,7 @@ def test_bert_cut_at_twelve_runs_at_other_lengths():
 
     at = "bert.encoder.layer.0"
     head = ModelSpec(name="token_linear", arguments={"features": 32, "classes": 4})
-    cascade = offramp.Cascade.from_network(net, [at], heads={at: head}, example=batch(1, 12))
+    cascade = offramp.Cascade.from_network(net, [at], head={at: head}, example=batch(1, 12))
     for each in (cascade, with_backend(cascade, "onnxruntime", example=batch(1, 12))):
         for length in (12, 8, 20, 64):
             x = batch(3, length)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import offramp
-from offramp import Adaptive, Candidate, Cascade, Policy, load_bundle, save_bundle
+from offramp import Adaptive, Candidate, Cascade, Policy, load, save
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.outputs import labels_with_confidence
 from offramp._core.schema import from_json, to_json
@@ -185,14 +185,14 @@ def small(outputs="logits", classes=None):
 
 def test_a_bundle_keeps_the_declared_form(of_services, tmp_path):
     declared = small("confidence")
-    save_bundle(tmp_path / "b", declared, of_services)
-    loaded = load_bundle(tmp_path / "b", allow_import=True)
+    save(Adaptive(declared, of_services), tmp_path / "b")
+    loaded = load(tmp_path / "b", allow_import=True)
     batch = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
     before = Adaptive(declared, of_services)(batch)
-    after = loaded.adaptive(batch)
+    after = loaded(batch)
     assert before.logits.shape == (64, C + 1)
     assert torch.equal(before.logits, after.logits)
-    assert torch.equal(loaded.fallback(batch).logits[:, :C].argmax(1), after_of_f(declared, batch))
+    assert torch.equal(loaded.reference(batch).logits[:, :C].argmax(1), after_of_f(declared, batch))
 
 
 def after_of_f(declared, batch):
@@ -201,25 +201,27 @@ def after_of_f(declared, batch):
 
 def test_saving_another_form_is_refused_and_leaves_nothing(of_services, tmp_path):
     with pytest.raises(InputError, match="fitted on labels with confidences"):
-        save_bundle(tmp_path / "b", small(), of_services)
+        save(Adaptive(small(), of_services), tmp_path / "b")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_bundle_of_logits_has_no_new_fields(of_networks, tmp_path):
-    save_bundle(tmp_path / "b", small(), of_networks)
+    save(Adaptive(small(), of_networks), tmp_path / "b")
     stages = json.loads((tmp_path / "b" / "manifest.json").read_text())["stages"]
     assert all(set(stage) == {"name", "model", "preprocessing", "weights"} for stage in stages)
 
 
 def test_an_export_is_refused_with_the_way_out(of_services, tmp_path):
     pytest.importorskip("onnx")
-    from offramp.bundle import export_folder
+    from offramp.bundle import export_onnx
 
     example = torch.zeros(1, 3)
     with pytest.raises(InputError, match="fitted on labels with confidences"):
-        export_folder(tmp_path / "e", small(), of_services, example=example)
+        export_onnx(Adaptive(small(), of_services), tmp_path / "e", example=example, folder=True)
     with pytest.raises(InputError, match="answers with labels and confidences; stages that answer"):
-        export_folder(tmp_path / "e", small("confidence"), of_services, example=example)
+        export_onnx(
+            Adaptive(small("confidence"), of_services), tmp_path / "e", example=example, folder=True
+        )
 
 
 def test_recording_such_stages_is_refused():

@@ -108,7 +108,7 @@ def deployed(folder):
         {"a": build(SPEC)}, specs={"a": SPEC}, preprocess=Normalize(1 / 255)
     )
     candidate = offramp.Candidate.single(cascade.topology, "a", reference="a")
-    offramp.save_bundle(folder / "bundle", cascade, candidate, input_shape=(3, 16, 16))
+    offramp.save(offramp.Adaptive(cascade, candidate), folder / "bundle", input_shape=(3, 16, 16))
     return folder / "bundle"
 
 

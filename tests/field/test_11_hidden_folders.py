@@ -54,7 +54,7 @@ def test_predict_answers_the_same_files(root, tmp_path_factory):
     )
     home = tmp_path_factory.mktemp("home")
     candidate = offramp.Candidate.single(cascade.topology, "a", reference="a")
-    offramp.save_bundle(home / "bundle", cascade, candidate, input_shape=(3, 8, 8))
+    offramp.save(offramp.Adaptive(cascade, candidate), home / "bundle", input_shape=(3, 8, 8))
     assert main(["predict", str(home / "bundle"), str(root), "--out", str(home / "p.csv")]) == 0
     with (home / "p.csv").open(newline="") as file:
         assert [row["id"] for row in csv.DictReader(file)] == SEEN

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from offramp._core.errors import FileFormatError
-from offramp.bundle import load_bundle, read_manifest, save_bundle, tune
+from offramp.bundle import load, read_manifest, save, tune
 from offramp.models import ModelSpec, build
 from offramp.policy import Candidate
 from offramp.runtime import Adaptive
@@ -25,12 +25,12 @@ def cascade():
 @pytest.fixture
 def bundle(tmp_path, cascade):
     path = tmp_path / "bundle"
-    save_bundle(path, cascade, Candidate.single(cascade.topology, "a", reference="a"))
+    save(Adaptive(cascade, Candidate.single(cascade.topology, "a", reference="a")), path)
     return path
 
 
 def answers(folder, **options):
-    return load_bundle(folder, **options).fallback(X).logits
+    return load(folder, **options).reference(X).logits
 
 
 @pytest.mark.parametrize("verify", [True, False])
@@ -74,15 +74,15 @@ def test_a_link_that_leaves_the_bundle_must_lead_to_what_is_listed(bundle, name,
     (bundle / name).unlink()
     (bundle / name).symlink_to(elsewhere)
     with pytest.raises(FileFormatError, match=f"{name} is missing"):
-        load_bundle(bundle, verify=verify)
+        load(bundle, verify=verify)
     elsewhere.write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
     with pytest.raises(FileFormatError, match=f"{name} has changed"):
-        load_bundle(bundle, verify=verify)
+        load(bundle, verify=verify)
     elsewhere.write_bytes(content)
-    load_bundle(bundle, verify=verify)
+    load(bundle, verify=verify)
 
 
 def test_a_listed_file_that_is_missing_is_still_refused(bundle):
     (bundle / "a.safetensors").unlink()
     with pytest.raises(FileFormatError, match=r"a\.safetensors is missing"):
-        load_bundle(bundle)
+        load(bundle)

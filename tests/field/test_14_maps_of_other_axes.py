@@ -11,10 +11,11 @@ from torch import nn
 import offramp
 from offramp._core.errors import InputError
 from offramp.backends.form import flat
-from offramp.bundle import load_bundle, save_bundle
+from offramp.bundle import load, save
 from offramp.data import arrays
 from offramp.models import ModelSpec, build, head_arguments, make_head, token_linear
 from offramp.policy import Candidate
+from offramp.runtime import Adaptive
 from offramp.stages import Cascade, cut, cut_points
 from offramp.train import train_heads
 from offramp.train.class_exits import Tap, TappedNet, attachment_points, branch_features
@@ -89,7 +90,7 @@ def test_a_head_learns_what_a_signal_is(kind):
     shape = shapes_of(signal_net, (1, 64))["2"]
     options = {"filters": 16} if kind == "conv_head" else {}
     head = ModelSpec(name=kind, arguments=head_arguments(kind, shape, 4, **options))
-    assert accuracy(signal_net(), "2", signals(), heads={"2": head}) > 0.97
+    assert accuracy(signal_net(), "2", signals(), head={"2": head}) > 0.97
 
 
 def test_the_head_for_whoever_names_none_reads_all_channels():
@@ -118,7 +119,7 @@ def test_two_axes_of_which_nobody_tells_are_refused_with_both_repairs(kind):
 def test_a_head_made_by_hand_for_the_wrong_axis_is_warned_about():
     head = token_linear(64, 4, pooling="mean")
     with pytest.warns(UserWarning, match="features in another axis.*'gap_linear'"):
-        Cascade.from_network(signal_net(), ["2"], heads={"2": head}, example=SIGNAL)
+        Cascade.from_network(signal_net(), ["2"], head={"2": head}, example=SIGNAL)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +132,7 @@ def test_a_head_made_by_hand_for_the_wrong_axis_is_warned_about():
 def test_a_head_made_by_hand_for_another_shape_is_refused(arguments, said):
     head = ModelSpec(name="gap_linear", arguments=arguments)
     with pytest.raises(InputError, match=said):
-        Cascade.from_network(signal_net(), ["2"], heads={"2": head}, example=SIGNAL)
+        Cascade.from_network(signal_net(), ["2"], head={"2": head}, example=SIGNAL)
 
 
 def test_axes_that_no_convolution_has_are_refused():
@@ -145,10 +146,12 @@ def test_a_bundle_holds_them(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "own_signals", module)
     spec = ModelSpec(name="own_signals:make")
     cascade = Cascade.from_network(build(spec), ["2"], example=SIGNAL, spec=spec)
-    save_bundle(tmp_path / "b", cascade, Candidate.single(cascade.topology, "2", reference="last"))
+    save(
+        Adaptive(cascade, Candidate.single(cascade.topology, "2", reference="last")), tmp_path / "b"
+    )
     x = torch.randn(5, 1, 64, generator=torch.Generator().manual_seed(0))
-    loaded = load_bundle(tmp_path / "b", allow_import=True)
-    answers = loaded.adaptive(x).logits.log_softmax(dim=1)
+    loaded = load(tmp_path / "b", allow_import=True)
+    answers = loaded(x).logits.log_softmax(dim=1)
     torch.testing.assert_close(answers, cascade.stage("2").run(x)[0].log_softmax(dim=1))
 
 
@@ -159,7 +162,7 @@ def test_a_head_learns_what_a_video_is():
     shape = shapes_of(video_net, (1, 4, 8, 8))["1"]
     head = ModelSpec(name="gap_linear", arguments=head_arguments("gap_linear", shape, 2))
     assert head.arguments["axes"] == 3
-    assert accuracy(video_net(), "1", videos(), heads={"1": head}) > 0.95
+    assert accuracy(video_net(), "1", videos(), head={"1": head}) > 0.95
 
 
 # What tells which axis holds the features.

@@ -13,13 +13,13 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import offramp
 from offramp._core.errors import InputError
-from offramp.bundle import load_bundle, save_bundle
+from offramp.bundle import load, save
 from offramp.data import arrays
 from offramp.models import ModelSpec, build, head_arguments, token_linear
 from offramp.policy import Candidate
 from offramp.runtime import Adaptive
-from offramp.runtime.testing import random_policy
 from offramp.stages import Cascade, attached, cut, cut_points, own_head
+from offramp.testing import random_policy
 from offramp.train import train_heads
 
 VOCABULARY, LENGTH, WIDTH, CLASSES, PAD = 24, 10, 32, 3, 0
@@ -102,7 +102,7 @@ def texts(side="right", masked=True, n=600):
 
 def exits(net, data, heads=None, **options):
     example = data.batch(0, 4).inputs
-    return Cascade.from_network(net, ["layers.0"], heads=heads, example=example, **options)
+    return Cascade.from_network(net, ["layers.0"], head=heads, example=example, **options)
 
 
 def trained(cascade, data, **options):
@@ -191,7 +191,7 @@ def test_a_mask_of_another_name_can_be_said():
     head = token_linear(WIDTH, CLASSES, pooling="last", mask="input_1")
     net = Renamed().eval()
     cascade = Cascade.from_network(
-        net, ["net.layers.0"], heads={"net.layers.0": head}, example=(ids, real)
+        net, ["net.layers.0"], head={"net.layers.0": head}, example=(ids, real)
     )
     by_name = token_linear(WIDTH, CLASSES, pooling="last", mask="attention_mask")
     other = exits(text(), data, {"layers.0": by_name})
@@ -219,7 +219,7 @@ def test_a_mask_of_another_length_is_refused():
     head = token_linear(WIDTH, CLASSES, pooling="mean", mask="attention_mask")
     example, net = texts().batch(0, 4).inputs, Doubled().eval()
     with pytest.raises(InputError, match=r"one place for each .*\(20,\) here, got \(10,\)"):
-        Cascade.from_network(net, ["repeat"], heads={"repeat": head}, example=example)
+        Cascade.from_network(net, ["repeat"], head={"repeat": head}, example=example)
     default = Cascade.from_network(net, ["repeat"], example=example).stage(0).head_spec.arguments
     assert "mask" not in default
 
@@ -275,7 +275,7 @@ def cascade_and_choice():
             },
         ),
     }
-    cascade = Cascade.from_network(build(spec), list(heads), heads=heads, example=batch, spec=spec)
+    cascade = Cascade.from_network(build(spec), list(heads), head=heads, example=batch, spec=spec)
     part = cascade.topology.chain([0, 1, 2])
     drawn = (random_policy(part, seed=k, classes=3, linear=True) for k in range(POLICIES))
     policy = next(p for p in drawn if len(Adaptive(cascade, p)(batch).stage.unique()) == 3)
@@ -294,9 +294,9 @@ def test_who_leaves_takes_the_mask_along(cascade_and_choice):
 
 def test_a_bundle_cuts_again_with_the_mask(cascade_and_choice, tmp_path):
     cascade, choice, batch = cascade_and_choice
-    save_bundle(tmp_path / "b", cascade, choice)
-    loaded = load_bundle(tmp_path / "b", allow_import=True)
-    found, wanted = loaded.adaptive(batch), Adaptive(cascade, choice)(batch)
+    save(Adaptive(cascade, choice), tmp_path / "b")
+    loaded = load(tmp_path / "b", allow_import=True)
+    found, wanted = loaded(batch), Adaptive(cascade, choice)(batch)
     assert torch.equal(found.stage, wanted.stage)
     torch.testing.assert_close(found.logits, wanted.logits, rtol=0, atol=1e-5)
 
@@ -309,10 +309,10 @@ def test_a_bundle_that_does_not_say_what_its_heads_read_is_refused(cascade_and_c
 
 def test_onnx_answers_as_the_runtime_does(cascade_and_choice, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
-    from offramp.bundle import export_single_file
+    from offramp.bundle import export_onnx
 
     cascade, choice, batch = cascade_and_choice
-    export_single_file(tmp_path / "x.onnx", cascade, choice, example=batch)
+    export_onnx(Adaptive(cascade, choice), tmp_path / "x.onnx", example=batch)
     session = onnxruntime.InferenceSession(
         str(tmp_path / "x.onnx"), providers=["CPUExecutionProvider"]
     )
@@ -333,8 +333,8 @@ def test_another_runtime_hands_the_mask_to_the_head(cascade_and_choice, tmp_path
     made = with_backend(cascade, "onnxruntime", example=batch)
     wanted = Adaptive(cascade, choice)(batch).logits
     torch.testing.assert_close(Adaptive(made, choice)(batch).logits, wanted, rtol=0, atol=1e-4)
-    save_bundle(tmp_path / "b", made, choice)
-    loaded = load_bundle(tmp_path / "b").adaptive(batch).logits
+    save(Adaptive(made, choice), tmp_path / "b")
+    loaded = load(tmp_path / "b")(batch).logits
     torch.testing.assert_close(loaded, wanted, rtol=0, atol=1e-4)
 
 

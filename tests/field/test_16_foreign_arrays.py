@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from offramp import Adaptive, Candidate, Cascade, record, save_bundle
+from offramp import Adaptive, Candidate, Cascade, record, save
 from offramp._core.arrays import tensor_of
 from offramp._core.batch import as_batch
 from offramp._core.errors import InputError
@@ -219,7 +219,7 @@ def test_a_mapping_before_normalize_is_named():
 def test_what_is_no_setting_is_named(tmp_path):
     cascade = linear()
     with pytest.raises(InputError, match=r"got Policy\. A policy alone does not say what"):
-        save_bundle(tmp_path / "b", cascade, policy_of(cascade))
+        save(Adaptive(cascade, policy_of(cascade)), tmp_path / "b")
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(InputError, match=r"choice must be a candidate, .* got str"):
         candidate_of("b")

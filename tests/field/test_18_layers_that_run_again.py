@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp._core.errors import InputError
-from offramp.bundle import load_bundle, save_bundle
+from offramp.bundle import load, save
 from offramp.models import ModelSpec, build, head_arguments
 from offramp.policy import Candidate, Constant, Node, Policy
 from offramp.runtime import Adaptive
@@ -168,15 +168,15 @@ def test_a_bundle_holds_exits_after_runs(tmp_path, monkeypatch):
     head = ModelSpec(name="vector_linear", arguments=head_arguments("vector_linear", (8,), 3))
     x = torch.rand(7, 4)
     cascade = Cascade.from_network(
-        build(spec), at, heads={"block@2": head, "block@4": {"a": head}}, example=x, spec=spec
+        build(spec), at, head={"block@2": head, "block@4": {"a": head}}, example=x, spec=spec
     )
     assert [stage.name for stage in cascade] == ["block@2", "block@4/a", "last"]
     part = cascade.topology.chain(["block@2", "block@4/a", "last"])
     nodes = {path: Node(Constant(False)) for path in part.paths() if part.children(path[-1])}
     chosen = Candidate(policy=Policy(part, nodes), method="x", reference="last")
-    save_bundle(tmp_path / "bundle", cascade, chosen)
-    again = load_bundle(tmp_path / "bundle", allow_import=True)
-    assert torch.equal(again.adaptive(x).logits, Adaptive(cascade, chosen)(x).logits)
+    save(Adaptive(cascade, chosen), tmp_path / "bundle")
+    again = load(tmp_path / "bundle", allow_import=True)
+    assert torch.equal(again(x).logits, Adaptive(cascade, chosen)(x).logits)
     sys.modules.pop("looped_networks")
 
 

@@ -8,7 +8,7 @@ from torch import nn
 import offramp
 from offramp._core.errors import InputError
 from offramp.backends import with_backend
-from offramp.bundle import load_bundle, save_bundle
+from offramp.bundle import load, save
 from offramp.cli import main
 from offramp.models import ModelSpec, SeveralLogitsError, build, extract_logits, head_arguments
 from offramp.policy import Candidate, Constant, Node, Policy
@@ -138,7 +138,7 @@ class Forms(nn.Module):
 
 def from_network(form, **arguments):
     heads = {"net.a": nn.Linear(16, 3).eval()}
-    return Cascade.from_network(Forms(form), ["net.a"], heads=heads, example=X[:1], **arguments)
+    return Cascade.from_network(Forms(form), ["net.a"], head=heads, example=X[:1], **arguments)
 
 
 FORMS = ["pair", "list", "mapping"]
@@ -209,12 +209,13 @@ def test_a_bundle_of_such_exits_is_cut_alike(tmp_path, module):
     spec = ModelSpec(name=module)
     net, x = build(spec).eval(), torch.rand(5, 1, 8, 8)
     cascade = Cascade.from_network(
-        net, ["a"], heads={"a": head}, example=x[:1], class_names=list("abcdefghij"), spec=spec
+        net, ["a"], head={"a": head}, example=x[:1], class_names=list("abcdefghij"), spec=spec
     )
-    save_bundle(
-        tmp_path / "b", cascade, Candidate.single(cascade.topology, "last", reference="last")
+    save(
+        Adaptive(cascade, Candidate.single(cascade.topology, "last", reference="last")),
+        tmp_path / "b",
     )
-    model = load_bundle(tmp_path / "b", allow_import=True).adaptive
+    model = load(tmp_path / "b", allow_import=True)
     with torch.no_grad():
         assert torch.equal(model(x).labels, net(x)["scores"].argmax(1))
 

@@ -78,7 +78,7 @@ def test_damaged_files_are_skipped_by_predict_and_by_the_check(tmp_path, monkeyp
         {"a": build(spec)}, specs={"a": spec}, preprocess=Normalize(1 / 255)
     )
     candidate = offramp.Candidate.single(cascade.topology, "a", reference="a")
-    offramp.save_bundle(tmp_path / "bundle", cascade, candidate, input_shape=(3, 8, 8))
+    offramp.save(offramp.Adaptive(cascade, candidate), tmp_path / "bundle", input_shape=(3, 8, 8))
     given = [str(tmp_path / name) for name in ("bundle", "photos", "p.csv")]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

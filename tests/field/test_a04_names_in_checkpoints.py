@@ -57,7 +57,7 @@ def cascade_of(net):
         for head in heads.values():
             for weight in head.parameters():
                 weight.copy_(torch.randn(weight.shape, generator=generator))
-    return Cascade.from_network(net, AT, heads=heads, example=X[:1])
+    return Cascade.from_network(net, AT, head=heads, example=X[:1])
 
 
 @pytest.fixture

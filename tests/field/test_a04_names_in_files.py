@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from offramp.bundle import load_bundle, save_bundle
+from offramp.bundle import load, save
 from offramp.models import ModelSpec, build, head_arguments, load_weights
 from offramp.policy import Candidate, Constant, Node, Policy
 from offramp.runtime import Adaptive
@@ -46,7 +46,7 @@ def test_a_bundle_of_taps_names_weights_as_the_network_does(made, tmp_path):
     x = torch.rand(3, *spec.arguments["shape"])
     width = {"exits.cat": None, "exits.dog": None}
     carry = Cascade.from_network(
-        whole, list(width), heads=dict.fromkeys(width, torch.nn.Identity()), example=x
+        whole, list(width), head=dict.fromkeys(width, torch.nn.Identity()), example=x
     )
     heads = {
         name: ModelSpec(
@@ -55,17 +55,17 @@ def test_a_bundle_of_taps_names_weights_as_the_network_does(made, tmp_path):
         )
         for name, shape in zip(width, _shapes(carry, x), strict=True)
     }
-    cascade = Cascade.from_network(whole, list(width), heads=heads, example=x, spec=spec)
+    cascade = Cascade.from_network(whole, list(width), head=heads, example=x, spec=spec)
     part = cascade.topology
     nodes = {path: Node(Constant(False)) for path in part.paths() if part.children(path[-1])}
     chosen = Candidate(policy=Policy(part, nodes), method="x", reference=part.names[-1])
-    save_bundle(tmp_path / "b", cascade, chosen)
+    save(Adaptive(cascade, chosen), tmp_path / "b")
     held = load_file(tmp_path / "b" / "network.0.safetensors")
     assert set(held) == set(net.state_dict())
     assert {name: t.shape for name, t in held.items()} == {
         name: t.shape for name, t in net.state_dict().items()
     }
-    again = load_bundle(tmp_path / "b").adaptive(x)
+    again = load(tmp_path / "b")(x)
     assert torch.equal(again.logits, Adaptive(cascade, chosen)(x).logits)
 
 

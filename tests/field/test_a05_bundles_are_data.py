@@ -10,10 +10,11 @@ from offramp._core.errors import FileFormatError
 from offramp._core.files import sha256
 from offramp._core.schema import to_json
 from offramp._core.seal import sealed
-from offramp.bundle import load_bundle, save_bundle
+from offramp.bundle import load, save
 from offramp.models import ModelSpec, build, save_weights
 from offramp.models.trial import check_spec
 from offramp.policy import Candidate
+from offramp.runtime import Adaptive
 from offramp.stages import Cascade
 from offramp.stages import tapped as _  # noqa: F401  so that "tapped" can be built
 
@@ -23,7 +24,7 @@ SPEC = ModelSpec(name="small_cnn", arguments={"width": 2, "depth": 2, "classes":
 @pytest.fixture
 def bundle(tmp_path):
     cascade = Cascade.from_models({"a": build(SPEC)}, specs={"a": SPEC})
-    save_bundle(tmp_path / "b", cascade, Candidate.single(cascade.topology, "a", reference="a"))
+    save(Adaptive(cascade, Candidate.single(cascade.topology, "a", reference="a")), tmp_path / "b")
     return tmp_path / "b"
 
 
@@ -55,7 +56,7 @@ def test_weights_that_are_no_safetensors_are_not_even_opened(bundle, name, monke
 
     edit(bundle, change)
     with pytest.raises(FileFormatError, match=f"'{name}' are no file of safetensors"):
-        load_bundle(bundle)
+        load(bundle)
 
 
 def wrapped(**more):
@@ -77,7 +78,7 @@ def test_a_network_within_a_network_names_no_file_of_the_machine(bundle, tmp_pat
         edit(bundle, lambda m, more=more: m["stages"][0].update(model=wrapped(**more)))
         for allow_import in (False, True):
             with pytest.raises(FileFormatError, match="must have no weights of its own"):
-                load_bundle(bundle, allow_import=allow_import)
+                load(bundle, allow_import=allow_import)
 
 
 def test_the_same_network_without_a_file_of_its_own_is_let_through():
@@ -95,4 +96,4 @@ def test_networks_within_networks_within_networks_end(bundle):
 
     edit(bundle, change)
     with pytest.raises(FileFormatError, match="More than 4 networks stand within each other"):
-        load_bundle(bundle)
+        load(bundle)

@@ -16,17 +16,18 @@ import pytest
 import torch
 from torch import nn
 
-from offramp import Cascade, Costs, load_bundle, record
+from offramp import Cascade, Costs, load, record
 from offramp._core import files, temporaries
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.files import atomic_file, atomic_folder, write_json
 from offramp._core.ownership import TRACE
 from offramp._core.seal import sealed
 from offramp._core.temporaries import is_temporary, locked, sweep
-from offramp.bundle import save_bundle, tune
+from offramp.bundle import save, tune
 from offramp.models import ModelSpec, build
 from offramp.policy import Candidate
 from offramp.project.folder import RunFolder
+from offramp.runtime import Adaptive
 from offramp.trace import load_trace, make_trace, save_trace
 
 KILLED = 9
@@ -184,7 +185,7 @@ def bundle(tmp_path):
 
 def write_bundle(path, **options):
     cascade = Cascade.from_models({"a": build(SPEC)}, specs={"a": SPEC})
-    save_bundle(path, cascade, Candidate.single(cascade.topology, "a", reference="a"), **options)
+    save(Adaptive(cascade, Candidate.single(cascade.topology, "a", reference="a")), path, **options)
 
 
 def test_the_manifest_of_a_bundle_is_never_half_written_in_it(bundle, tmp_path, moments):
@@ -192,7 +193,7 @@ def test_the_manifest_of_a_bundle_is_never_half_written_in_it(bundle, tmp_path, 
     names = sorted(p.name for p in bundle.iterdir())
     for _ in moments(lambda: write_json(bundle / "manifest.json", value, beside=bundle)):
         assert sorted(p.name for p in bundle.iterdir()) == names
-        load_bundle(bundle)
+        load(bundle)
         write_json(bundle / "manifest.json", value, beside=bundle)
         assert leftovers(tmp_path) == []
 
@@ -203,7 +204,7 @@ def test_tune_writes_beside_the_bundle(bundle, monkeypatch):
     monkeypatch.setattr(Path, "replace", lambda a, b: moved.append(a.parent) or replace(a, b))
     tune(bundle, torch.zeros(1, 1, 8, 8), batch_sizes=[1], rounds=1, candidates=["folded"])
     assert moved == [bundle.parent]
-    load_bundle(bundle, backend="auto")
+    load(bundle, backend="auto")
 
 
 def during(work, times):
@@ -232,7 +233,7 @@ def test_who_loads_while_a_bundle_is_replaced_or_tuned_sees_one_state(bundle):
     value = sealed({**value, "created": "2026-01-01T00:00:00+00:00"})
     over, loads = during(work, 15), 0
     while not over.is_set():
-        load_bundle(bundle)
+        load(bundle)
         loads += 1
     assert loads > 3
 
@@ -251,7 +252,7 @@ def test_who_loads_while_a_trace_is_replaced_sees_one_state(tmp_path):
 def test_what_is_really_damaged_is_still_refused(bundle):
     (bundle / "a.safetensors").write_bytes(b"no")
     with pytest.raises(FileFormatError):
-        load_bundle(bundle)
+        load(bundle)
 
 
 def test_a_living_writer_is_not_swept(tmp_path):

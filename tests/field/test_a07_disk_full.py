@@ -27,7 +27,7 @@ def cached(folder, examples=200, **options):
     net = small_cnn(width=2, depth=2, classes=2).eval()
     head = make_head("gap_linear", (2, 8, 8), classes=2)
     cascade = Cascade.from_network(
-        net, ["features.0"], heads={"features.0": head}, example=images[:1]
+        net, ["features.0"], head={"features.0": head}, example=images[:1]
     )
     part = arrays(images, [0, 1] * (examples // 2))
     given = {"epochs": 1, "seed": 0, "progress": False, **options}

@@ -37,7 +37,7 @@ def heads(**options):
     net = small_cnn(width=2, depth=2, classes=2).eval()
     head = make_head("gap_linear", (2, 8, 8), classes=2)
     cascade = Cascade.from_network(
-        net, ["features.0"], heads={"features.0": head}, example=IMAGES[:1]
+        net, ["features.0"], head={"features.0": head}, example=IMAGES[:1]
     )
     return train_heads(cascade, PART, epochs=1, seed=0, progress=False, **options)
 

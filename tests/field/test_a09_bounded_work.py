@@ -16,12 +16,13 @@ from offramp._core.schema import to_json
 from offramp._core.seal import sealed
 from offramp.backends import to_onnx
 from offramp.backends.foreign import check_onnx, check_openvino
-from offramp.bundle import load_bundle, save_bundle
+from offramp.bundle import load, save
 from offramp.bundle.tensors import read_tensors
 from offramp.models import HEADS, MODELS, ModelSpec, build
 from offramp.models.spec import model_factory
 from offramp.models.trial import check_spec
 from offramp.policy import Candidate
+from offramp.runtime import Adaptive
 from offramp.stages import Cascade, Normalize
 
 SPEC = ModelSpec(name="small_cnn", arguments={"width": 2, "depth": 2, "classes": 3})
@@ -34,7 +35,7 @@ def bundle(tmp_path):
     )
     candidate = Candidate.single(cascade.topology, "a", reference="a")
     costs = Costs.simple("flops", [1.0])
-    save_bundle(tmp_path / "b", cascade, candidate, costs=costs, input_shape=[1, 8, 8])
+    save(Adaptive(cascade, candidate, costs=costs), tmp_path / "b", input_shape=[1, 8, 8])
     return tmp_path / "b"
 
 
@@ -52,7 +53,7 @@ def edit(folder, change, *, old=False):
 
 def refused(folder, match, **options):
     with pytest.raises(FileFormatError, match=match):
-        load_bundle(folder, **options)
+        load(folder, **options)
 
 
 @pytest.mark.parametrize(
@@ -158,9 +159,9 @@ def test_numbers_that_cannot_be_are_refused_in_every_format(bundle, change, matc
 
 def test_class_names_of_another_number_are_refused_by_the_first_answer(bundle):
     edit(bundle, lambda m: m.update(class_names=["x", "y"]))
-    loaded = load_bundle(bundle)
+    loaded = load(bundle)
     with pytest.raises(InputError, match=r"class_names must have 3 entries, .* got 2"):
-        loaded.adaptive(torch.zeros(1, 1, 8, 8))
+        loaded(torch.zeros(1, 1, 8, 8))
 
 
 def test_a_manifest_that_is_a_pipe_a_device_or_too_large_is_refused_at_once(bundle):

@@ -30,7 +30,7 @@ def bundle(tmp_path):
         preprocess=Normalize(1 / 255),
     )
     candidate = offramp.Candidate.single(cascade.topology, "-stage", reference="-stage")
-    offramp.save_bundle(tmp_path / "bundle", cascade, candidate, input_shape=(3, 8, 8))
+    offramp.save(offramp.Adaptive(cascade, candidate), tmp_path / "bundle", input_shape=(3, 8, 8))
     return tmp_path / "bundle"
 
 

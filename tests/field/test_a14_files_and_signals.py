@@ -19,12 +19,13 @@ from offramp._core.errors import FileFormatError, InputError, MissingExtraError
 from offramp._core.files import write_json
 from offramp._core.ownership import BUNDLE, check_file, check_folder
 from offramp._core.schema import from_json, to_json
-from offramp.bundle import export_folder, export_single_file, save_bundle, tune
+from offramp.bundle import export_onnx, save, tune
 from offramp.cli import errors, main
 from offramp.evaluation import Choice, Frontier, fit
 from offramp.models import ModelSpec, build
 from offramp.policy import Candidate
 from offramp.project.folder import RunFolder
+from offramp.runtime import Adaptive
 from offramp.trace import load_trace, make_trace, save_trace
 
 SPEC = ModelSpec(name="small_cnn", arguments={"width": 2, "depth": 2})
@@ -33,7 +34,7 @@ SPEC = ModelSpec(name="small_cnn", arguments={"width": 2, "depth": 2})
 def bundled(path):
     cascade = Cascade.from_models({"a": build(SPEC)}, specs={"a": SPEC})
     candidate = Candidate.single(cascade.topology, "a", reference="a")
-    save_bundle(path, cascade, candidate, input_shape=(1, 8, 8))
+    save(Adaptive(cascade, candidate), path, input_shape=(1, 8, 8))
     return cascade, candidate
 
 
@@ -85,7 +86,7 @@ def test_a_read_only_place_is_found_before_the_work(tmp_path, read_only, capsys,
             check(place / "deep" / "x")
     with pytest.raises(InputError, match="place is read-only"):
         RunFolder.claim(place / "run")
-    monkeypatch.setattr("offramp.bundle.load_bundle", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("offramp.bundle.load", lambda *_, **__: pytest.fail("loaded"))
     b, npz = str(tmp_path / "b"), str(tmp_path / "x.npz")
     for command in (
         ["predict", b, npz, "--out", str(place / "p.csv")],
@@ -237,7 +238,7 @@ def test_export_without_its_extra_names_it(tmp_path, monkeypatch, capsys):
     cascade, candidate = bundled(tmp_path / "b")
     monkeypatch.setitem(sys.modules, "onnx", None)
     example = torch.zeros(1, 1, 8, 8)
-    for export, name in ((export_folder, "o"), (export_single_file, "o.onnx")):
+    for export, name in ((export_onnx, "o"), (export_onnx, "o.onnx")):
         with pytest.raises(MissingExtraError, match=r"offramp\[onnx\]"):
             export(tmp_path / name, cascade, candidate, example=example)
     assert main(["export", str(tmp_path / "b"), "--out", str(tmp_path / "o")]) == 2

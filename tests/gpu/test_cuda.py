@@ -5,8 +5,8 @@ from offramp.evaluation import replay
 from offramp.models import small_cnn
 from offramp.recording import record
 from offramp.runtime import Adaptive
-from offramp.runtime.testing import random_policy
 from offramp.stages import Cascade, time_side_by_side
+from offramp.testing import random_policy
 
 pytestmark = [
     pytest.mark.gpu,

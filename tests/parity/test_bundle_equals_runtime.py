@@ -7,14 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from offramp.bundle import load_bundle, save_bundle
+from offramp.bundle import load, save
 from offramp.evaluation import fit
 from offramp.models import ModelSpec, build
 from offramp.policy import Candidate
 from offramp.recording import record
 from offramp.runtime import Adaptive
-from offramp.runtime.testing import random_policy
 from offramp.stages import Cascade
+from offramp.testing import random_policy
 
 FIELDS = ("logits", "labels", "stage", "confidence", "cost", "valid", "nonfinite")
 N = 40
@@ -22,9 +22,9 @@ N = 40
 ANSWER = """
 import sys, torch
 from safetensors.torch import load_file, save_file
-from offramp.bundle import load_bundle
+from offramp.bundle import load
 images = load_file(sys.argv[2])["images"]
-answer = load_bundle(sys.argv[1]).adaptive(images)
+answer = load(sys.argv[1])(images)
 fields = {name: getattr(answer, name).contiguous() for name in %r}
 save_file(fields, sys.argv[3])
 """
@@ -68,11 +68,11 @@ def test_for_random_policies(tmp_path, trace, images, combine, edges):
     part = trace.topology if edges == "full" else trace.topology.chain([0, 1, 2])
     policy = lively_policy(part, cascade, images, combine=combine)
     candidate = Candidate(policy=policy, method="random", reference="large")
-    save_bundle(tmp_path / "b", cascade, candidate, costs=trace.costs)
-    model, loaded = Adaptive(cascade, candidate, costs=trace.costs), load_bundle(tmp_path / "b")
+    save(Adaptive(cascade, candidate, costs=trace.costs), tmp_path / "b")
+    model, loaded = Adaptive(cascade, candidate, costs=trace.costs), load(tmp_path / "b")
     for batch in (1, 7, N):
         for rows in torch.arange(N).split(batch):
-            assert_same(model(images[rows]), loaded.adaptive(images[rows]))
+            assert_same(model(images[rows]), loaded(images[rows]))
 
 
 @pytest.mark.parametrize(
@@ -88,10 +88,10 @@ def test_for_fitted_policies(tmp_path, trace, images, name, options):
     cascade = make_cascade()
     points = fit(trace, name, progress=False, **options).points
     candidate = points[len(points) // 2].candidate
-    save_bundle(tmp_path / "b", cascade, candidate, costs=trace.costs)
+    save(Adaptive(cascade, candidate, costs=trace.costs), tmp_path / "b")
     assert_same(
         Adaptive(cascade, candidate, costs=trace.costs)(images),
-        load_bundle(tmp_path / "b").adaptive(images),
+        load(tmp_path / "b")(images),
     )
 
 
@@ -99,7 +99,7 @@ def test_in_a_fresh_process(tmp_path, trace, images):
     cascade = make_cascade()
     policy = lively_policy(trace.topology, cascade, images, combine="mean")
     candidate = Candidate(policy=policy, method="random", reference="large")
-    save_bundle(tmp_path / "b", cascade, candidate, costs=trace.costs)
+    save(Adaptive(cascade, candidate, costs=trace.costs), tmp_path / "b")
     save_file({"images": images}, tmp_path / "in.safetensors")
     command = [sys.executable, "-c", ANSWER % (FIELDS,), "b", "in.safetensors", "out.safetensors"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)

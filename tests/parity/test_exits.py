@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from offramp.bundle import load_bundle, save_bundle
+from offramp.bundle import load, save
 from offramp.evaluation import fit, replay
 from offramp.models import ModelSpec, build, head_arguments
 from offramp.policy import Candidate
 from offramp.recording import record
 from offramp.runtime import Adaptive
-from offramp.runtime.testing import random_policy
 from offramp.stages import Cascade
+from offramp.testing import random_policy
 from reference.walk import route_reference
 
 NET = ModelSpec(name="resnet8", arguments={"width": 0.25})
@@ -43,7 +43,7 @@ def make_cascade(images):
         for point, shape in SHAPES.items()
     }
     heads["layer1.0"] = heads["layer1.0"]["gap"]
-    cascade = Cascade.from_network(build(NET), list(SHAPES), heads=heads, example=images, spec=NET)
+    cascade = Cascade.from_network(build(NET), list(SHAPES), head=heads, example=images, spec=NET)
     generator = torch.Generator().manual_seed(0)
     for part in cascade.modules():
         if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
@@ -87,7 +87,7 @@ def candidate(request, cascade, trace, images):
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory, cascade, trace, candidate):
     path = tmp_path_factory.mktemp("parity") / "bundle"
-    save_bundle(path, cascade, candidate, costs=trace.costs)
+    save(Adaptive(cascade, candidate, costs=trace.costs), path)
     return path
 
 
@@ -122,33 +122,33 @@ def test_the_runtime_does_what_replay_said(cascade, trace, candidate, images):
 
 
 def test_a_bundle_answers_bit_by_bit_as_the_runtime(bundle, cascade, trace, candidate, images):
-    model, loaded = Adaptive(cascade, candidate, costs=trace.costs), load_bundle(bundle)
+    model, loaded = Adaptive(cascade, candidate, costs=trace.costs), load(bundle)
     reference = Adaptive.single(cascade, F, costs=trace.costs)
     for size in SIZES:
         for rows in batches(size):
-            assert_same(model(images[rows]), loaded.adaptive(images[rows]))
-            assert_same(reference(images[rows]), loaded.fallback(images[rows]))
+            assert_same(model(images[rows]), loaded(images[rows]))
+            assert_same(reference(images[rows]), loaded.reference(images[rows]))
 
 
 def test_optimized_they_agree_as_well(bundle, cascade, trace, candidate, images, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # folding passes stand-ins
     model = Adaptive(cascade, candidate, costs=trace.costs, fold=True)
-    loaded = load_bundle(bundle, fold=True)
+    loaded = load(bundle, fold=True)
     norms = [
         sum(isinstance(m, nn.BatchNorm2d) for m in part.modules()) for part in (model, cascade)
     ]
     assert norms[0] < norms[1] / 2
     for size in SIZES:
         for rows in batches(size):
-            assert_same(model(images[rows]), loaded.adaptive(images[rows]))
-    fast = loaded.adaptive
+            assert_same(model(images[rows]), loaded(images[rows]))
+    fast = loaded
     assert_as_replay_said(fast, trace, candidate.policy, images, sizes=SIZES[1:], atol=1e-3)
 
 
 def test_a_policy_that_was_fitted_goes_the_same_way(tmp_path, cascade, trace, images):
     points = fit(trace, "learned", cost_weights=[0.03, 0.3], progress=False).points
     candidate = next(p.candidate for p in points if len(p.candidate.policy.topology.active) > 1)
-    save_bundle(tmp_path / "b", cascade, candidate, costs=trace.costs)
+    save(Adaptive(cascade, candidate, costs=trace.costs), tmp_path / "b")
     model = Adaptive(cascade, candidate, costs=trace.costs)
-    assert_same(model(images), load_bundle(tmp_path / "b").adaptive(images))
+    assert_same(model(images), load(tmp_path / "b")(images))
     assert_as_replay_said(model, trace, candidate.policy, images, sizes=[7], atol=1e-4)

@@ -15,8 +15,8 @@ from offramp.models import small_cnn
 from offramp.policy import Policy
 from offramp.recording import record
 from offramp.runtime import Adaptive
-from offramp.runtime.testing import random_policy, random_topology
 from offramp.stages import Cascade
+from offramp.testing import random_policy, random_topology
 from offramp.trace.testing import make_trace
 from reference.walk import route_reference
 from support.properties import examples

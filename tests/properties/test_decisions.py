@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from offramp.evaluation import evaluate, replay
 from offramp.policy import Candidate, Constant, Feature, Linear, Node, Policy
 from offramp.policy.features import CONFIDENCES
-from offramp.runtime.testing import random_policy, random_topology
+from offramp.testing import random_policy, random_topology
 from offramp.trace import make_trace
 from support.properties import examples
 

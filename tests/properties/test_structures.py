@@ -17,7 +17,7 @@ from offramp._core.schema import from_json, to_json
 from offramp._core.topology import Topology
 from offramp._core.types import SPLITS
 from offramp.data import arrays
-from offramp.runtime.testing import random_topology
+from offramp.testing import random_topology
 from offramp.trace import load_trace, make_trace, save_trace
 from support.properties import examples
 

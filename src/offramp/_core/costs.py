@@ -13,8 +13,7 @@ import numpy as np
 from offramp._core.errors import InputError
 from offramp._core.schema import stored
 from offramp._core.topology import Path, Topology
-
-KNOWN_UNITS = ("flops", "seconds", "joules", "usd")
+from offramp._core.units import UNITS
 
 
 @final
@@ -45,7 +44,7 @@ class Costs:
 
     def __post_init__(self) -> None:
         if not self.unit:
-            raise InputError(f"unit must be a name such as {KNOWN_UNITS}, got {self.unit!r}.")
+            raise InputError(f"unit must be a name such as {tuple(UNITS)}, got {self.unit!r}.")
         for name in ("segment", "head", "decision"):
             try:
                 values = np.asarray(getattr(self, name), dtype=np.float64)

@@ -1,15 +1,17 @@
-"""A registry maps names to factories; it refuses duplicates and suggests the near name.
+"""A registry maps names to members; it refuses duplicates and suggests the near name.
 
 Layer: _core.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Generic, TypeVar, final
+from contextlib import contextmanager
+from typing import TypeVar, final
 
 from offramp._core.checks import check_known
 from offramp._core.errors import InputError
 
 T = TypeVar("T")
+Made = TypeVar("Made")
 _added = 0  # to all registries together; who keeps what it made of one asks for it
 
 
@@ -19,32 +21,38 @@ def number_of_additions() -> int:
 
 
 @final
-class Registry(Generic[T]):
-    """Names and what makes them, filled by hand.
+class Registry(Mapping[str, T]):
+    """Names and what they stand for, often a function that makes it; filled by hand.
 
     Args:
         kind: What is registered, in words, for messages: "model", "policy".
-        factories: Name to factory.
+        members: Name to member.
 
     >>> colors = Registry("color", {"red": lambda: 1})
     >>> colors.create("red")
     1
     """
 
-    def __init__(self, kind: str, factories: Mapping[str, Callable[..., T]]) -> None:
+    def __init__(self, kind: str, members: Mapping[str, T]) -> None:
         self._kind = kind
-        self._factories = dict(factories)
+        self._members = dict(members)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._factories)
+        return iter(self._members)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._factories
+        return name in self._members
 
-    def __getitem__(self, name: str) -> Callable[..., T]:
-        return self._factories[check_known(self._kind, name, self._factories)]
+    def __getitem__(self, name: str) -> T:
+        try:
+            return self._members[name]
+        except KeyError:
+            return self._members[check_known(self._kind, name, self._members)]
 
-    def add(self, name: str, factory: Callable[..., T]) -> None:
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def add(self, name: str, member: T) -> None:
         """Register one more; a name that is taken is refused, for other code relies on it.
 
         Raises:
@@ -55,12 +63,31 @@ class Registry(Generic[T]):
         >>> list(colors)
         ['red', 'blue']
         """
-        if name in self._factories:
+        if name in self._members:
             raise InputError(f"The {self._kind} {name!r} is registered already.")
-        self._factories[name] = factory
+        self._members[name] = member
         global _added
         _added += 1
 
-    def create(self, name: str, **arguments: object) -> T:
+    @contextmanager
+    def lent(self, name: str, member: T) -> Iterator[None]:
+        """Have a member for a while, as a test does; what was made of it is forgotten afterwards.
+
+        >>> colors = Registry("color", {})
+        >>> with colors.lent("red", 1):
+        ...     print(colors["red"])
+        1
+        >>> len(colors)
+        0
+        """
+        global _added
+        self.add(name, member)
+        try:
+            yield
+        finally:
+            del self._members[name]
+            _added += 1
+
+    def create(self: "Registry[Callable[..., Made]]", name: str, **arguments: object) -> Made:
         """Make what `name` stands for; raises `UnknownNameError` with the nearest name."""
         return self[name](**arguments)

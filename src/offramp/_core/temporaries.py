@@ -8,6 +8,7 @@ Layer: _core.
 """
 
 import hashlib
+import logging
 import os
 import re
 import secrets
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Literal
 
 from offramp._core.errors import BusyError
+
+_log = logging.getLogger(__name__)
 
 try:
     import fcntl
@@ -102,6 +105,7 @@ def sweep(parent: Path) -> None:
         if not name.startswith(f"{_PREFIX}old-"):  # that is a folder to be brought back
             with alone(parent / name) as lock:
                 if lock == "held":
+                    _log.info("Removing what a killed process has left: %s", parent / name)
                     _remove(parent / name)
 
 
@@ -135,6 +139,7 @@ def recover(path: Path) -> None:
     with alone(aside, wait=True) as lock:
         if lock != "held" or not aside.is_dir():
             return
+        _log.info("Completing the replacement of %s, which a kill has interrupted.", path)
         with suppress(OSError):
             if os.path.lexists(path):
                 _remove(aside)

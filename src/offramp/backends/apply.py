@@ -4,6 +4,7 @@ Layer: backends.  Source: methods.md 6.
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 
@@ -13,18 +14,20 @@ from offramp._core.types import Batch
 from offramp.backends.build import Builder
 from offramp.backends.choose import choose_backends
 from offramp.backends.table import AUTO, BACKENDS, EAGER
-from offramp.stages import Cascade, Stage
+from offramp.stages import Cascade, HeldStages, Stage
+
+Stages = TypeVar("Stages", Cascade, HeldStages)
 
 
 def with_backend(
-    cascade: Cascade,
+    cascade: Stages,
     backend: str | Mapping[str, str],
     *,
     example: Batch,
     calibration: Batch | None = None,
     threads: int | None = None,
     head_in_segment: Collection[str] = (),
-) -> Cascade:
+) -> Stages:
     """The same cascade, its stages run by other backends.
 
     What comes out is a cascade like any other, for `record` and `Adaptive`. Backends
@@ -34,7 +37,7 @@ def with_backend(
     (`offramp.tuning.quantize` does all that).
 
     Args:
-        cascade: In PyTorch; stays as it is.
+        cascade: In PyTorch, or the part of one that somebody holds; stays as it is.
         backend: "eager", "folded", "compile", "onnxruntime", "onnxruntime-int8", "openvino",
             "openvino-bf16", "openvino-int8", "cuda" or "cuda-graph"; or "auto", the fastest of
             those with float32 answers on this machine; or one for each stage by name, where those
@@ -69,10 +72,7 @@ def with_backend(
         threads=thread_count(threads),
         head_in_segment=head_in_segment,
     )
-    stages = build_all(builder, chosen)
-    names = [stage.name for stage in stages]
-    edges = [(names[a], names[b]) for a, b in cascade.topology.edges]
-    return Cascade(stages, edges=edges, class_names=cascade.class_names)
+    return cascade.with_stages(build_all(builder, chosen))
 
 
 def build_all(builder: Builder, chosen: Mapping[str, str]) -> list[Stage]:
@@ -106,7 +106,9 @@ def backends_of(stages: Sequence[Stage], backend: str | Mapping[str, str]) -> di
     return found
 
 
-def check_known_stages(argument: str, names: Collection[str], cascade: Cascade) -> None:
+def check_known_stages(
+    argument: str, names: Collection[str], cascade: Cascade | HeldStages
+) -> None:
     """Raise unless `names` are stages of a cascade."""
     if isinstance(names, str):
         raise InputError(f"{argument} must be a collection of names, got the text {names!r}.")

@@ -3,6 +3,7 @@
 Layer: backends.  Source: style.md 3, habit 20 (interleaved rounds, medians).
 """
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import fsum, inf, log
@@ -21,6 +22,8 @@ from offramp.backends.form import Form
 from offramp.backends.table import BACKENDS, EAGER, backend_of, exact_backends
 from offramp.stages import Stage
 from offramp.stages.timing import Run, described, filled, median_seconds
+
+_log = logging.getLogger(__name__)
 
 
 @final
@@ -205,6 +208,7 @@ def _candidates_of(
             built[name] = builder.build(group, name)
         except (UnsupportedError, MissingExtraError) as error:
             reasons[name] = str(error)
+            _log.info("The backend %r is not taken for %r: %s", name, group, error)
     return built, reasons
 
 

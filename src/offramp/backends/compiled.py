@@ -107,7 +107,7 @@ class Compiled(nn.Module):
     def __reduce__(self) -> NoReturn:
         raise UnsupportedError(
             f"{self.name} runs in {self.backend!r}, which cannot be pickled, nor sent to another "
-            "process. Save a bundle and call load_bundle(path) there."
+            "process. Save a bundle and call offramp.load(path) there."
         )
 
     def extra_repr(self) -> str:

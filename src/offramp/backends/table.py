@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import final
 
-from offramp._core.checks import check_known
+from offramp._core.registry import Registry
 from offramp.backends import cuda, ort, ov, pytorch
 from offramp.backends.compiled import Run
 from offramp.backends.form import Form
@@ -75,41 +75,45 @@ def _always() -> bool:
 _ONNX = Kept((".onnx",), ort.open_onnx)
 _OPENVINO = Kept((".xml", ".bin"), ov.open_openvino)
 
-BACKENDS: dict[str, Backend] = {
-    EAGER: Backend(build=pytorch.run_eager, is_there=_always),
-    "folded": Backend(build=pytorch.run_folded, is_there=_always),
-    # It takes up to two minutes for a network, so it is tried where somebody asks for it.
-    "compile": Backend(build=pytorch.run_compiled, is_there=_always, tried=False),
-    ort.FLOAT: Backend(
-        build=ort.run_onnxruntime, is_there=ort.is_onnxruntime_there, whole=True, kept=_ONNX
-    ),
-    ort.INT8: Backend(
-        build=ort.run_onnxruntime_int8,
-        suffix="int8",
-        is_there=ort.is_onnxruntime_there,
-        whole=True,
-        kept=_ONNX,
-    ),
-    ov.FLOAT: Backend(
-        build=ov.run_openvino, is_there=ov.is_openvino_there, whole=True, kept=_OPENVINO
-    ),
-    ov.BF16: Backend(
-        build=ov.run_openvino_bf16,
-        suffix="bf16",
-        is_there=ov.is_openvino_there,
-        whole=True,
-        kept=Kept(_OPENVINO.endings, partial(ov.open_openvino, precision="bf16")),
-    ),
-    ov.INT8: Backend(
-        build=ov.run_openvino_int8,
-        suffix="openvino-int8",
-        is_there=ov.is_openvino_there,
-        whole=True,
-        kept=_OPENVINO,
-    ),
-    "cuda": Backend(build=cuda.run_cuda, is_there=cuda.is_cuda_there, tried=False),
-    "cuda-graph": Backend(build=cuda.run_cuda_graph, is_there=cuda.is_cuda_there, tried=False),
-}
+#: Backends by name.
+BACKENDS: Registry[Backend] = Registry(
+    "backend",
+    {
+        EAGER: Backend(build=pytorch.run_eager, is_there=_always),
+        "folded": Backend(build=pytorch.run_folded, is_there=_always),
+        # It takes up to two minutes for a network, so it is tried where somebody asks for it.
+        "compile": Backend(build=pytorch.run_compiled, is_there=_always, tried=False),
+        ort.FLOAT: Backend(
+            build=ort.run_onnxruntime, is_there=ort.is_onnxruntime_there, whole=True, kept=_ONNX
+        ),
+        ort.INT8: Backend(
+            build=ort.run_onnxruntime_int8,
+            suffix="int8",
+            is_there=ort.is_onnxruntime_there,
+            whole=True,
+            kept=_ONNX,
+        ),
+        ov.FLOAT: Backend(
+            build=ov.run_openvino, is_there=ov.is_openvino_there, whole=True, kept=_OPENVINO
+        ),
+        ov.BF16: Backend(
+            build=ov.run_openvino_bf16,
+            suffix="bf16",
+            is_there=ov.is_openvino_there,
+            whole=True,
+            kept=Kept(_OPENVINO.endings, partial(ov.open_openvino, precision="bf16")),
+        ),
+        ov.INT8: Backend(
+            build=ov.run_openvino_int8,
+            suffix="openvino-int8",
+            is_there=ov.is_openvino_there,
+            whole=True,
+            kept=_OPENVINO,
+        ),
+        "cuda": Backend(build=cuda.run_cuda, is_there=cuda.is_cuda_there, tried=False),
+        "cuda-graph": Backend(build=cuda.run_cuda_graph, is_there=cuda.is_cuda_there, tried=False),
+    },
+)
 
 
 def backend_of(name: str) -> Backend:
@@ -118,7 +122,7 @@ def backend_of(name: str) -> Backend:
     >>> backend_of("onnxruntime-int8").exact
     False
     """
-    return BACKENDS[check_known("backend", name, BACKENDS)]
+    return BACKENDS[name]
 
 
 def exact_backends() -> tuple[str, ...]:
@@ -127,4 +131,4 @@ def exact_backends() -> tuple[str, ...]:
     >>> "eager" in exact_backends(), "onnxruntime-int8" in exact_backends()
     (True, False)
     """
-    return tuple(name for name, made in BACKENDS.items() if made.exact and made.is_there())
+    return tuple(name for name in BACKENDS if BACKENDS[name].exact and BACKENDS[name].is_there())

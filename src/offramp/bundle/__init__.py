@@ -4,20 +4,21 @@ Layer: bundle.
 """
 
 from offramp.bundle.check import read_manifest
-from offramp.bundle.load import LoadedBundle, load_bundle
+from offramp.bundle.load import StoredChoice, load, read_extra
 from offramp.bundle.manifest import FORMAT_VERSION, Manifest
-from offramp.bundle.onnx import export_folder, export_single_file
-from offramp.bundle.save import save_bundle
+from offramp.bundle.onnx import Exported, export_onnx
+from offramp.bundle.save import save
 from offramp.bundle.tune import tune
 
 __all__ = [
     "FORMAT_VERSION",
-    "LoadedBundle",
+    "Exported",
     "Manifest",
-    "export_folder",
-    "export_single_file",
-    "load_bundle",
+    "StoredChoice",
+    "export_onnx",
+    "load",
+    "read_extra",
     "read_manifest",
-    "save_bundle",
+    "save",
     "tune",
 ]

@@ -3,7 +3,8 @@
 Layer: bundle.
 """
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -25,6 +26,8 @@ from offramp.bundle.parts import is_compiled
 from offramp.bundle.rebuild import segment_of
 from offramp.stages import SegmentSpec, Stage
 
+_log = logging.getLogger(__name__)
+
 
 def in_backend(
     stages: Mapping[str, Stage],
@@ -34,7 +37,7 @@ def in_backend(
     example: Batch | None,
     threads: int | None,
 ) -> dict[str, Stage]:
-    """The stages in a backend whose answers are equal to rounding, as `load_bundle` documents it.
+    """The stages in a backend whose answers are equal to rounding, as `load` documents it.
 
     Args:
         stages: Of the bundle, in order.
@@ -45,6 +48,8 @@ def in_backend(
     """
     compiled = {name for name, stage in stages.items() if is_compiled(stage)}
     chosen = _chosen(stages, manifest, backend, compiled)
+    for name, each in chosen.items():
+        _log.info("Stage %r runs in %r.", name, each)
     for name, each in chosen.items():
         _check_exact(name, each, compiled)
     given, known = _example(stages, manifest, example)
@@ -99,18 +104,33 @@ def _example(
     table = manifest.backends
     if table is not None:
         return table.inputs.zeros(1), True
-    for stage in stages.values():
+    known = known_input(list(stages.values()), manifest.input_shape)
+    if known is None:
+        raise InputError(
+            "A backend has to know what the input looks like, and this bundle does not say. Pass "
+            "example=... with some raw input, or save it with input_shape."
+        )
+    return known
+
+
+def known_input(
+    stages: Sequence[Stage], input_shape: Sequence[int] | None
+) -> tuple[Batch, bool] | None:
+    """What stages tell of the raw input: one example, and whether its type is the one to come.
+
+    Args:
+        stages: In order.
+        input_shape: Shape of one example, where somebody has said it.
+    """
+    for stage in stages:
         if stage.source is None and isinstance(stage.module, Compiled):
             return stage.module.inputs.zeros(1), True
         begins = isinstance(stage.spec, SegmentSpec) and stage.spec.index == 0
         if begins and stage.preprocess is None:
             return segment_of(stage).cut.example, True
-    if manifest.input_shape is not None:
-        return torch.zeros(1, *manifest.input_shape), False
-    for stage in stages.values():
+    if input_shape is not None:
+        return torch.zeros(1, *input_shape), False
+    for stage in stages:
         if isinstance(stage.spec, SegmentSpec):
             return stage.spec.cut.example, False  # of the shape that preprocessing gives
-    raise InputError(
-        "A backend has to know what the input looks like, and this bundle does not say. Pass "
-        "example=... with some raw input, or save it with input_shape."
-    )
+    return None

@@ -15,7 +15,7 @@ from offramp.bundle.manifest import WholeEntry
 from offramp.bundle.rebuild import rebuild
 from offramp.bundle.tensors import built
 from offramp.models import ModelSpec, save_weights
-from offramp.stages import Cascade
+from offramp.stages import Cascade, HeldStages
 
 
 def write_module(module: nn.Module, spec: ModelSpec, path: Path, *, whose: str) -> None:
@@ -44,7 +44,7 @@ def write_module(module: nn.Module, spec: ModelSpec, path: Path, *, whose: str) 
     raise InputError(f"The spec of {whose} builds another network than the cascade has: {found}.")
 
 
-def check_loadable(folder: Path, cascade: Cascade) -> None:
+def check_loadable(folder: Path, cascade: Cascade | HeldStages) -> None:
     """Build and cut the networks of a bundle as a loader will, and compare the segments.
 
     Models of other runtimes are opened, and answer once.

@@ -36,6 +36,7 @@ from offramp.models import ModelSpec, build, save_weights
 from offramp.stages import (
     Cascade,
     CutSpec,
+    HeldStages,
     Preprocessing,
     SegmentSpec,
     Stage,
@@ -53,7 +54,9 @@ class WrittenStages:
     networks: tuple[NetworkEntry, ...]
 
 
-def write_stages(folder: Path, cascade: Cascade, needed: Mapping[str, bool]) -> WrittenStages:
+def write_stages(
+    folder: Path, cascade: Cascade | HeldStages, needed: Mapping[str, bool]
+) -> WrittenStages:
     """Write the networks and heads of some stages.
 
     Args:
@@ -92,7 +95,7 @@ def write_stages(folder: Path, cascade: Cascade, needed: Mapping[str, bool]) -> 
     return WrittenStages(stages=tuple(entries), networks=tuple(networks))
 
 
-def _check_source(stage: Stage, cascade: Cascade) -> None:
+def _check_source(stage: Stage, cascade: Cascade | HeldStages) -> None:
     if stage.source is not None and is_compiled(cascade.stage(stage.source)):
         raise InputError(
             f"Stage {stage.name!r} runs in PyTorch and continues {stage.source!r}, which does not; "
@@ -145,7 +148,7 @@ _WHOLE = (
     "arguments={{'classes': 10}})}})"
 )
 _HEAD = (
-    "Give one to Cascade.from_network(..., heads=...) in place of the module, such as ModelSpec("
+    "Give one to Cascade.from_network(..., head=...) in place of the module, such as ModelSpec("
     "name='conv_head', arguments=head_arguments(...)); where it is trained already, set "
     "cascade.stage({name!r}).head_spec"
 )

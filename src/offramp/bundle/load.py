@@ -18,50 +18,44 @@ from offramp._core.device import check_device
 from offramp._core.errors import FileFormatError, OfframpError
 from offramp._core.files import read_json, steadily
 from offramp._core.schema import from_json
-from offramp._core.topology import Topology
 from offramp._core.types import Batch
 from offramp.bundle.accelerate import in_backend
 from offramp.bundle.check import check_files, read_manifest
-from offramp.bundle.manifest import ExitEntry, Manifest, WholeEntry
+from offramp.bundle.manifest import ChoiceEntry, ExitEntry, Manifest, WholeEntry
 from offramp.bundle.names import POLICY
 from offramp.bundle.rebuild import rebuild
 from offramp.policy import Candidate
 from offramp.runtime import Adaptive
-from offramp.stages import Stage
+from offramp.stages import HeldStages
 
 _MOST_BYTES = 64 * 2**20  # of a policy
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class LoadedBundle:
-    """What a bundle holds, ready to run.
+class StoredChoice:
+    """A choice as a bundle keeps it.
 
     Args:
-        adaptive: The cascade with its policy.
-        fallback: the reference alone, whose answers every loss difference is measured against.
-        manifest: What was written about it.
         candidate: The policy and how it came about.
-        path: The folder.
+        why: The choice in one sentence, and its figures.
     """
 
-    adaptive: Adaptive
-    fallback: Adaptive
-    manifest: Manifest
     candidate: Candidate
-    path: Path
+    why: ChoiceEntry
 
     @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the classes; empty where nobody gave them."""
-        return self.manifest.class_names
+    def sentence(self) -> str | None:
+        """The choice in one plain sentence; None where nothing was chosen."""
+        return self.why.sentence
 
-    def extra(self, name: str) -> dict[str, Any]:
-        """An additional JSON file of the bundle; raises `UnknownNameError` if there is none."""
-        return read_json(self.path / check_known("file", name, self.manifest.files))
+    @property
+    def numbers(self) -> Mapping[str, object]:
+        """The figures behind it, by name."""
+        return self.why.numbers
 
 
-def load_bundle(
+def load(
     path: Path | str,
     *,
     device: torch.device | str = "cpu",
@@ -71,8 +65,11 @@ def load_bundle(
     backend: str | Mapping[str, str] | None = None,
     example: Batch | None = None,
     threads: int | None = None,
-) -> LoadedBundle:
-    """Read what `save_bundle` wrote: the stages that the policy uses, and the reference.
+) -> Adaptive:
+    """Read what `save` wrote: the stages that the policy uses, and the reference.
+
+    The model has it all: `reference` is the reference alone, `choice` says in a `sentence` and
+    `numbers` what was chosen and promised, and there are `class_names` and `costs`.
 
     Args:
         path: The folder.
@@ -80,7 +77,7 @@ def load_bundle(
         verify: Compare the checksum of every file, and for exits the answers to the example of the
             bundle. Without it sizes are compared, and exits only have to run; a link that leads
             out of the folder is verified all the same.
-        fold: As for `Adaptive`, for both models.
+        fold: As for `Adaptive`.
         allow_import: Whether networks may be built by "module:callable". That runs code by a name
             that stands in the bundle, so allow it only for bundles whose origin you trust.
         backend: What runs the stages, one for all or for each by name, as for `with_backend`; of
@@ -104,7 +101,7 @@ def load_bundle(
     """
     folder, where = Path(path), check_device(device)
 
-    def read() -> LoadedBundle:
+    def read() -> Adaptive:
         return _load(
             folder,
             where,
@@ -129,7 +126,7 @@ def _load(
     backend: str | Mapping[str, str] | None,
     example: Batch | None,
     threads: int | None,
-) -> LoadedBundle:
+) -> Adaptive:
     if not folder.is_dir():
         raise FileFormatError(f"{folder} is not a folder; a bundle is one.")
     manifest = read_manifest(folder)
@@ -139,37 +136,32 @@ def _load(
     stages = rebuild(folder, manifest, verify=verify, allow_import=allow_import, threads=threads)
     if backend is not None:
         stages = in_backend(stages, manifest, backend, example=example, threads=threads)
-    held = _HeldStages(
+    held = HeldStages(
         topology=manifest.topology,
         class_names=manifest.class_names,
         stages=stages,
+        input_shape=manifest.input_shape,
     )
-    costs = manifest.costs
+    choice = StoredChoice(candidate=candidate, why=manifest.choice)
     try:
-        adaptive = Adaptive(held, candidate, costs=costs, fold=fold)
-        fallback = Adaptive.single(held, manifest.reference, costs=costs, fold=fold)
+        model = Adaptive(held, choice, costs=manifest.costs, fold=fold)
     except OfframpError as error:
         raise FileFormatError(f"{folder / POLICY} does not fit the bundle: {error}") from error
-    return LoadedBundle(
-        adaptive=adaptive.to(device),
-        fallback=fallback.to(device),
-        manifest=manifest,
-        candidate=candidate,
-        path=folder,
-    )
+    return model.to(device)
 
 
-@final
-@dataclass(frozen=True, kw_only=True)
-class _HeldStages:
-    """The part of a cascade that a bundle holds; a `StageSource`."""
+def read_extra(path: Path | str, name: str) -> dict[str, Any]:
+    """An additional JSON file of a bundle, as `save` took it.
 
-    topology: Topology
-    class_names: tuple[str, ...]
-    stages: dict[str, Stage]
+    Args:
+        path: The bundle.
+        name: Of the file.
 
-    def stage(self, which: int) -> Stage:
-        return self.stages[check_known("stage", self.topology.names[which], self.stages)]
+    Raises:
+        UnknownNameError: If there is none of this name.
+        FileFormatError: If the manifest or the file is damaged.
+    """
+    return read_json(Path(path) / check_known("file", name, read_manifest(path).files))
 
 
 def _read_candidate(path: Path, manifest: Manifest) -> Candidate:

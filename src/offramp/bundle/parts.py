@@ -152,7 +152,7 @@ class CompiledReader:
         folder: The bundle.
         topology: Of the whole cascade.
         verify: Whether to compare with what the models answered once.
-        threads: As for `load_bundle`.
+        threads: As for `load`.
     """
 
     def __init__(

@@ -46,9 +46,9 @@ def rebuild(
     Args:
         folder: The bundle; its files are what the manifest says.
         manifest: Of `read_manifest`.
-        verify: As for `load_bundle`.
-        allow_import: As for `load_bundle`.
-        threads: As for `load_bundle`.
+        verify: As for `load`.
+        allow_import: As for `load`.
+        threads: As for `load`.
 
     Raises:
         FileFormatError: If something cannot be built, or does not fit, or answers otherwise.

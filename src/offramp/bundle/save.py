@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from offramp._core.checks import check_known
-from offramp._core.costs import Costs
+from offramp._core.errors import InputError
 from offramp._core.files import atomic_folder, sha256, write_json
 from offramp._core.ownership import BUNDLE
 from offramp._core.schema import to_json
@@ -20,29 +20,27 @@ from offramp._core.seal import sealed
 from offramp.backends import BackendTable
 from offramp.bundle.compare import check_loadable
 from offramp.bundle.describe import write_stages
+from offramp.bundle.load import StoredChoice
 from offramp.bundle.manifest import FORMAT, FORMAT_VERSION, ChoiceEntry, FileEntry, Manifest
 from offramp.bundle.names import MANIFEST, POLICY, check_extra
 from offramp.policy import Candidate
-from offramp.runtime.adaptive import Choice, Explained, candidate_of
-from offramp.runtime.runner import check_form, check_made_for
-from offramp.stages import Cascade
+from offramp.runtime import Adaptive, Choice
+from offramp.runtime.adaptive import Explained
+from offramp.stages import Cascade, HeldStages
 
 
-def save_bundle(
+def save(
+    model: Adaptive,
     path: Path | str,
-    cascade: Cascade,
-    choice: Choice,
     *,
-    costs: Costs | None = None,
-    class_names: Sequence[str] = (),
     input_shape: Sequence[int] | None = None,
     backends: BackendTable | None = None,
     extra: Mapping[str, object] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write everything that is needed to run a cascade with a policy.
+    """Write a model as a bundle: everything that is needed to run it elsewhere.
 
-    The networks that the policy uses are written, and the reference, the fallback. Each is built
+    The networks that the policy uses are written, and the reference. Each is built
     once more from its spec and compared, so a bundle that was written can be loaded. Of a network
     with exits all weights are written, once, and those heads that are used. With it goes one
     example, made up where its values are not whole numbers (`offramp.stages.synthetic_example`),
@@ -54,15 +52,14 @@ def save_bundle(
     the choice to whoever loads it; what was measured of backends can go with it.
 
     Args:
+        model: Each of its networks that runs in PyTorch needs a spec of how to build it, as do a
+            network that is cut and its heads (`Cascade.from_network`). The sentence and the numbers
+            of its choice go into the manifest, and so do its costs. What `fold` and measured times
+            changed belongs to this machine, and is not written.
         path: The folder to make.
-        cascade: The networks; each that runs in PyTorch needs a spec of how to build it, as do a
-            network that is cut and its heads (`Cascade.from_network`).
-        choice: A candidate, or a `Choice` of any outcome; its sentence and its numbers, those of
-            a promise included, go into the manifest.
-        costs: Cost of each stage; loaded models then say what each example cost.
-        class_names: For people; by default those of the cascade.
-        input_shape: Shape of one example, for whoever has to make inputs.
-        backends: Of `choose_backends`; `load_bundle(path, backend="auto")` takes the fastest.
+        input_shape: Shape of one example, for whoever has to make inputs; a model that was loaded
+            knows it.
+        backends: Of `choose_backends`; `load(path, backend="auto")` takes the fastest.
         extra: JSON values to keep in the bundle, by file name, such as "evaluation.json".
         overwrite: Whether a bundle at `path` may be replaced. Anything else that is there is
             refused, whatever is said here.
@@ -70,8 +67,8 @@ def save_bundle(
     Raises:
         UnknownNameError: If backends were measured for other stages.
         InputError: If a stage or a head has no spec, or foreign preprocessing, or its spec
-            builds another network; if policy or costs were made for other stages; if `path`
-            exists; or if an extra file's name is not allowed.
+            builds another network; if a policy alone was chosen, which names no reference; if
+            `path` exists; or if an extra file's name is not allowed.
         StorageError: If the disk is full.
 
     >>> import tempfile
@@ -81,13 +78,15 @@ def save_bundle(
     >>> cascade = Cascade.from_models(nets, specs={"a": spec})
     >>> candidate = Candidate.single(cascade.topology, "a", reference="a")
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save_bundle(folder + "/bundle", cascade, candidate)
+    ...     save(Adaptive(cascade, candidate), folder + "/bundle")
     ...     sorted(file.name for file in Path(folder, "bundle").iterdir())
     ['a.safetensors', 'manifest.json', 'policy.json']
     """
-    candidate = candidate_of(choice)
-    check_made_for(cascade, candidate.policy.topology, costs)
-    check_form(cascade, candidate.policy)
+    cascade, candidate = model.cascade, model.candidate
+    if not isinstance(cascade, Cascade | HeldStages):
+        raise InputError(
+            f"model must be made of a cascade, or loaded, got one of {type(cascade).__name__}."
+        )
     needed = _needed(cascade, candidate)
     _check_backends(backends, cascade)
     extras = {check_extra(name): value for name, value in (extra or {}).items()}
@@ -102,11 +101,11 @@ def save_bundle(
             software={"offramp": version("offramp"), "torch": str(torch.__version__)},
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             reference=candidate.reference,
-            class_names=tuple(class_names or cascade.class_names),
-            input_shape=None if input_shape is None else tuple(int(size) for size in input_shape),
+            class_names=cascade.class_names,
+            input_shape=_shape(cascade if input_shape is None else input_shape),
             topology=cascade.topology,
-            costs=costs,
-            choice=_why(choice, candidate),
+            costs=model.costs,
+            choice=_why(model.choice, candidate),
             stages=written.stages,
             networks=written.networks,
             backends=backends,
@@ -119,12 +118,18 @@ def save_bundle(
         check_loadable(folder, cascade)
 
 
-def _check_backends(backends: BackendTable | None, cascade: Cascade) -> None:
+def _shape(given: Cascade | HeldStages | Sequence[int]) -> tuple[int, ...] | None:
+    if isinstance(given, HeldStages):
+        return given.input_shape
+    return None if isinstance(given, Cascade) else tuple(int(size) for size in given)
+
+
+def _check_backends(backends: BackendTable | None, cascade: Cascade | HeldStages) -> None:
     for name in () if backends is None else backends.seconds:
         check_known("stage", name, cascade.topology.names)
 
 
-def _needed(cascade: Cascade, candidate: Candidate) -> dict[str, bool]:
+def _needed(cascade: Cascade | HeldStages, candidate: Candidate) -> dict[str, bool]:
     """The stages that the policy or the reference runs, in order, each with whether it answers."""
     topology = cascade.topology
     reference = topology.index(check_known("stage", candidate.reference, topology.names))
@@ -134,6 +139,8 @@ def _needed(cascade: Cascade, candidate: Candidate) -> dict[str, bool]:
 
 
 def _why(choice: Choice, candidate: Candidate) -> ChoiceEntry:
+    if isinstance(choice, StoredChoice):
+        return choice.why
     if not isinstance(choice, Explained):
         return ChoiceEntry(label=candidate.label, sentence=None, numbers={})
     limits = {"risk": choice.risk, "max_drop": choice.max_drop, "max_cost": choice.max_cost}

@@ -34,7 +34,7 @@ def tune(
 ) -> BackendTable:
     """Measure the stages of a bundle in all backends, and keep the times in the bundle.
 
-    `load_bundle(path, backend="auto")` then takes the fastest. Answers stay equal to rounding, and
+    `load(path, backend="auto")` then takes the fastest. Answers stay equal to rounding, and
     policy and weights as they are; times of another machine are replaced.
 
     Args:
@@ -44,26 +44,25 @@ def tune(
         candidates: Backends; by default those with float32 answers that are installed.
         rounds: Of measuring.
         threads: For ONNX Runtime and OpenVINO; by default as many as torch uses.
-        allow_import: As for `load_bundle`.
+        allow_import: As for `load`.
         progress: Whether to show a bar.
 
     Raises:
-        FileFormatError: As `load_bundle`.
-        UnsupportedError: As `load_bundle`.
+        FileFormatError: As `load`.
+        UnsupportedError: As `load`.
         UnknownNameError: If there is no such backend.
         InputError: As `choose_backends`: also if every stage was saved in a backend; or if the
             bundle is read-only, or replaced meanwhile.
 
     >>> import tempfile, torch
-    >>> from offramp.bundle import save_bundle
+    >>> from offramp import Adaptive, Candidate, save
     >>> from offramp.models import ModelSpec, build
-    >>> from offramp.policy import Candidate
     >>> from offramp.stages import Cascade
     >>> spec = ModelSpec(name="small_cnn", arguments={"width": 2, "depth": 2})
     >>> cascade = Cascade.from_models({"a": build(spec)}, specs={"a": spec})
     >>> candidate = Candidate.single(cascade.topology, "a", reference="a")
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save_bundle(folder + "/b", cascade, candidate)
+    ...     save(Adaptive(cascade, candidate), folder + "/b")
     ...     table = tune(folder + "/b", torch.zeros(1, 1, 8, 8), batch_sizes=[1], rounds=1)
     >>> "onnxruntime" in table.seconds["a"]
     True

@@ -1,4 +1,4 @@
-"""`offramp bench`: the adaptive classifier against its static fallback, on this machine.
+"""`offramp bench`: the adaptive classifier against its reference alone, on this machine.
 
 Layer: cli.
 """
@@ -17,7 +17,7 @@ from offramp.cli.output import Output, amount, note
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from offramp.bundle import LoadedBundle
+    from offramp.runtime import Adaptive
 
 
 def command(
@@ -27,7 +27,7 @@ def command(
         typer.Argument(help="Real inputs: images, folders of images, npz files."),
     ] = None,
     batch_sizes: Annotated[
-        str, typer.Option(help="Dataset per call, separated by commas.")
+        str, typer.Option(help="Examples per call, separated by commas.")
     ] = "1,256",
     rounds: Annotated[int, typer.Option(min=1, help="Rounds that are timed.")] = 15,
     array: Annotated[str, typer.Option(help="Name of the inputs in npz files.")] = "images",
@@ -45,7 +45,7 @@ def command(
     ] = False,
     json: options.Json = False,
 ) -> None:
-    """Time the adaptive classifier and its static fallback side by side.
+    """Time the adaptive classifier and its reference alone side by side.
 
     In: a bundle, and inputs like those it will meet.
 
@@ -60,13 +60,11 @@ def command(
     if out is not None:
         check_file(out, overwrite=overwrite)
     sizes = options.whole_numbers("--batch-sizes", batch_sizes)
-    loaded = loaded_to_time(bundle, device, backend, threads, allow_import, plain=plain)
-    batch = some_inputs(loaded, inputs, array, most=max(256, *sizes))
-    rows = compare(
-        loaded.adaptive, loaded.fallback, batch.to(device), batch_sizes=sizes, rounds=rounds
-    )
-    reference = loaded.manifest.reference
-    output.paragraph(loaded.candidate.label)
+    model = loaded_to_time(bundle, device, backend, threads, allow_import, plain=plain)
+    batch = some_inputs(bundle, inputs, array, most=max(256, *sizes))
+    rows = compare(model, model.reference, batch.to(device), batch_sizes=sizes, rounds=rounds)
+    reference = model.candidate.reference
+    output.paragraph(model.candidate.label)
     output.line(f"against {reference} alone, {rows[0]['backend']}, {rounds} rounds")
     output.line()
     output.table(
@@ -100,12 +98,12 @@ def loaded_to_time(
     allow_import: bool,
     *,
     plain: bool,
-) -> "LoadedBundle":
+) -> "Adaptive":
     """The bundle as the options say; without a backend batch-norms are folded unless `plain`."""
-    from offramp.bundle import load_bundle
+    from offramp import load
 
     options.set_threads(threads)
-    return load_bundle(
+    return load(
         bundle,
         device=device,
         fold=not plain and backend is None,
@@ -114,17 +112,16 @@ def loaded_to_time(
     )
 
 
-def some_inputs(
-    loaded: "LoadedBundle", paths: list[Path] | None, array: str, *, most: int
-) -> "Tensor":
+def some_inputs(bundle: Path, paths: list[Path] | None, array: str, *, most: int) -> "Tensor":
     """At most so many inputs, or random numbers where there are none."""
     import torch
 
+    from offramp.bundle import read_manifest
     from offramp.project.inputs import InputReader
 
-    shape = loaded.manifest.input_shape
+    shape = read_manifest(bundle).input_shape
     if paths:
-        reader = InputReader.of(loaded, paths, array=array, ids=None)
+        reader = InputReader.of(bundle, paths, array=array, ids=None)
         parts, count = [], 0
         for _, batch in reader.batches(min(most, 256)):
             parts.append(batch)
@@ -135,6 +132,6 @@ def some_inputs(
             raise InputError(f"None of the inputs can be read: {[str(path) for path in paths]}.")
         return torch.cat(parts)[:most]
     if shape is None:
-        raise InputError(f"{loaded.path} does not say what its inputs look like; give inputs.")
+        raise InputError(f"{bundle} does not say what its inputs look like; give inputs.")
     note("Random inputs leave at other stages than real ones do; give real inputs for a verdict.")
     return torch.rand((256, *shape), generator=torch.Generator().manual_seed(0))

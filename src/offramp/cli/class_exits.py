@@ -167,9 +167,8 @@ def _merged(settings: RunConfig, **given: Any) -> ClassExitsSection:  # noqa: AN
 
 def _save_bundle(bundle: Path, found: "Designed", settings: RunConfig, *, overwrite: bool) -> bool:
     """Write the bundle; False where there is no exit to put into it."""
-    from offramp.bundle import save_bundle
+    from offramp import Adaptive, Candidate, save
     from offramp.fitting.class_exits import NoViableExit
-    from offramp.policy import Candidate
     from offramp.project.inputs import image_options
     from offramp.stages import measure_flops
     from offramp.train.class_exits.cascade import LAST
@@ -178,11 +177,11 @@ def _save_bundle(bundle: Path, found: "Designed", settings: RunConfig, *, overwr
     if isinstance(deployed, NoViableExit):
         return False
     cascade, policy = found.sweep.cascade(deployed.exits)
-    save_bundle(
+    candidate = Candidate(policy=policy, method="class_exits", reference=LAST)
+    model = Adaptive(cascade, candidate, costs=measure_flops(cascade, example))
+    save(
+        model,
         bundle,
-        cascade,
-        Candidate(policy=policy, method="class_exits", reference=LAST),
-        costs=measure_flops(cascade, example),
         input_shape=tuple(example.shape[1:]),
         extra=image_options(settings.data),
         overwrite=overwrite,

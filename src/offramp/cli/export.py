@@ -4,19 +4,16 @@ Layer: cli.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from offramp._core.errors import InputError
-from offramp._core.ownership import ONNX_FOLDER, check_folder
 from offramp.cli import options
 from offramp.cli.output import Output
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from offramp.bundle import LoadedBundle
 
 _TYPES = ("float32", "float16", "uint8", "int32", "int64")
 
@@ -59,53 +56,50 @@ def command(
 
     Example: offramp export runs/demo/bundle --single-file demo.onnx
     """
+    from offramp import export_onnx, load
     from offramp.backends import require_onnx
-    from offramp.bundle import export_folder, export_single_file, load_bundle
-    from offramp.bundle.onnx.single_file import check_path
-    from offramp.bundle.onnx.source import BundleStages
+    from offramp.bundle.onnx.export import check_path
 
     output = Output(as_json=json)
-    if (single_file is None) == (out is None):
+    path = out if single_file is None else single_file
+    if path is None or (single_file is not None and out is not None):
         raise InputError("Give either --single-file or --out, and not both.")
     require_onnx()
-    if single_file is not None:
-        check_path(single_file, overwrite=overwrite)
-    elif out is not None:
-        check_folder(out, ONNX_FOLDER, overwrite=overwrite, keep=[bundle])
-    loaded = load_bundle(bundle, allow_import=allow_import)
-    given: dict[str, Any] = {
-        "example": _example(loaded, shape, input_type) if like is None else _read(like, shape),
-        "preprocess": not without_preprocessing,
-        "overwrite": overwrite,
-    }
-    if single_file is not None:
-        file = export_single_file(single_file, BundleStages(loaded), loaded.candidate, **given)
-        size = file.bytes
-        output.line(f"{single_file}: {_megabytes(size)}")
-        output.table(["input", "shape"], [[k, _shape(v)] for k, v in file.inputs.items()])
-        output.line("outputs: logits (batch, classes), label (batch), stage (batch)")
-    elif out is not None:
-        folder = export_folder(out, BundleStages(loaded), loaded.candidate, **given)
-        size = sum(folder.bytes.values())
-        output.line(f"{out}: {_megabytes(size)}, run with python {out / 'run.py'}")
-        rows = [[name, str(count)] for name, count in sorted(folder.bytes.items())]
+    folder = single_file is None
+    check_path(path, folder=folder, overwrite=overwrite, keep=(bundle,))
+    made = export_onnx(
+        load(bundle, allow_import=allow_import),
+        path,
+        example=_example(bundle, shape, input_type) if like is None else _read(like, shape),
+        folder=folder,
+        preprocess=not without_preprocessing,
+        overwrite=overwrite,
+    )
+    if folder:
+        output.line(f"{path}: {_megabytes(made.bytes)}, run with python {path / 'run.py'}")
+        rows = [[name, str(count)] for name, count in sorted(made.files.items())]
         output.table(["file", "bytes"], rows)
-    output.result({"out": str(single_file or out), "bytes": size})
+    else:
+        output.line(f"{path}: {_megabytes(made.bytes)}")
+        output.table(["input", "shape"], [[k, _shape(v)] for k, v in made.inputs.items()])
+        output.line("outputs: logits (batch, classes), label (batch), stage (batch)")
+    output.result({"out": str(path), "bytes": made.bytes})
 
 
-def _example(loaded: "LoadedBundle", shape: str | None, input_type: str) -> "Tensor":
+def _example(bundle: Path, shape: str | None, input_type: str) -> "Tensor":
     """One input of zeros: only its shape and its type matter."""
     import torch
 
     from offramp._core.checks import check_choice
+    from offramp.bundle import read_manifest
 
     check_choice("--input-type", input_type, _TYPES)
-    known = loaded.manifest.input_shape
+    known = read_manifest(bundle).input_shape
     if shape is not None:
         known = tuple(options.whole_numbers("--shape", shape))
     if known is None:
         raise InputError(
-            f"{loaded.path} does not say what its inputs look like; give --shape, such as 3,32,32, "
+            f"{bundle} does not say what its inputs look like; give --shape, such as 3,32,32, "
             "or, where there are several inputs, --like with an npz file that holds one of each."
         )
     return torch.zeros((1, *known), dtype=getattr(torch, input_type))

@@ -248,7 +248,7 @@ def _save_bundle(
 ) -> None:
     from torch import Tensor
 
-    from offramp.bundle import save_bundle
+    from offramp import Adaptive, save
     from offramp.project.build import cascade_of, dataset_of
     from offramp.project.inputs import image_options
     from offramp.trace import load_trace
@@ -256,11 +256,9 @@ def _save_bundle(
     trace = load_trace(path)
     first = None if settings.data is None else dataset_of(settings.data).batch(0, 1).inputs
     cascade = cascade_of(settings, config.parent, trace.class_names, example=first)
-    save_bundle(
+    save(
+        Adaptive(cascade, choice, costs=trace.costs),
         bundle,
-        cascade,
-        choice,
-        costs=trace.costs,
         input_shape=tuple(first.shape[1:]) if isinstance(first, Tensor) else None,
         extra=image_options(settings.data),
         overwrite=overwrite,

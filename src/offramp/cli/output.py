@@ -12,6 +12,7 @@ from typing import Any, final
 import typer
 
 from offramp._core.naming import printable
+from offramp._core.units import unit_of
 
 _GAP = "  "
 _WIDTH = 79
@@ -124,14 +125,4 @@ def amount(value: float, unit: str) -> str:
     >>> amount(7709696.0, "flops"), amount(0.00123, "seconds")
     ('7.71 MFLOP', '1.23 ms')
     """
-    scales = _SCALES.get(unit)
-    if scales is None or value == 0:
-        return f"{value:.3g} {unit}"
-    factor, name = next(((f, n) for f, n in scales if value >= f), scales[-1])
-    return f"{value / factor:.3g} {name}"
-
-
-_SCALES: dict[str, tuple[tuple[float, str], ...]] = {
-    "flops": ((1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"), (1e3, "kFLOP"), (1, "FLOP")),
-    "seconds": ((1, "s"), (1e-3, "ms"), (1e-6, "µs")),
-}
+    return unit_of(unit).text(value)

@@ -22,9 +22,8 @@ from offramp.cli import options
 from offramp.cli.output import Output, amount, note, percent
 
 if TYPE_CHECKING:
-    from offramp.bundle import LoadedBundle
     from offramp.project.inputs import InputReader
-    from offramp.runtime import Prediction
+    from offramp.runtime import Adaptive, Prediction
 
 _SHOWN = 5  # skipped files named in a note
 # Whoever takes the first ' off such text has the name again: those with one already get another.
@@ -84,7 +83,7 @@ def command(
 
     Example: offramp predict runs/demo/bundle photos/ --out predictions.csv
     """
-    from offramp.bundle import load_bundle
+    from offramp import load
     from offramp.data.listing import ignored_files
     from offramp.project.inputs import InputReader
     from offramp.runtime import NO_LABEL
@@ -94,12 +93,10 @@ def command(
         raise InputError(f"--out must end in {' or '.join(_WRITERS)}, got {out.name!r}.")
     check_file(out, overwrite=overwrite, keep=[bundle, *inputs])
     options.set_threads(threads)
-    loaded = load_bundle(
-        bundle, device=device, fold=fast, allow_import=allow_import, backend=backend
-    )
-    reader = InputReader.of(loaded, inputs, array=array, ids=ids, orient=orient)
+    model = load(bundle, device=device, fold=fast, allow_import=allow_import, backend=backend)
+    reader = InputReader.of(bundle, inputs, array=array, ids=ids, orient=orient)
     with _WRITERS[out.suffix](out, overwrite) as write:
-        tally = _predict(loaded, reader, write, batch_size)
+        tally = _predict(model, reader, write, batch_size)
     if ignored := ignored_files([reader.ignored]):
         note(ignored)
     if reader.skipped:
@@ -108,10 +105,10 @@ def command(
         note(f"skipped {len(reader.skipped)} images that cannot be decoded: {shown}{more}.")
     if tally.invalid:
         note(f"{tally.invalid} inputs have no answer (no finite logits): label {NO_LABEL}.")
-    costs = loaded.manifest.costs
+    costs = model.costs
     mean_cost = None if costs is None else tally.cost / tally.n
     output.line(f"{tally.n} answers in {out}")
-    exits = {name: tally.left[name] for name in loaded.adaptive.stage_names if tally.left[name]}
+    exits = {name: tally.left[name] for name in model.stage_names if tally.left[name]}
     rows = [[name, str(count), percent(count / tally.n)] for name, count in exits.items()]
     output.table(["left at", "inputs", "share"], rows)
     if costs is not None and mean_cost is not None:
@@ -141,13 +138,13 @@ class _Tally:
     left: Counter[str] = field(default_factory=Counter)
 
 
-def _predict(loaded: "LoadedBundle", reader: "InputReader", write: _Write, size: int) -> _Tally:
+def _predict(model: "Adaptive", reader: "InputReader", write: _Write, size: int) -> _Tally:
     """Answer all inputs, batch by batch, so that memory does not grow with their number."""
     tally = _Tally()
     with progress_bar("Predicting", None) as step:
         for names, batch in reader.batches(size):
-            answer = loaded.adaptive(batch, names)
-            columns = columns_of(names, answer, loaded.class_names)
+            answer = model(batch, names)
+            columns = columns_of(names, answer, model.class_names)
             write(columns)
             tally.n += len(names)
             tally.invalid += int((~answer.valid).sum())

@@ -63,15 +63,13 @@ def command(
         raise InputError(f"--out must end in .svg or .png, got {out.name!r}.")
     if out is not None:
         check_file(out, overwrite=overwrite)
-    loaded = loaded_to_time(bundle, device, backend, threads, allow_import, plain=plain)
-    batch = some_inputs(loaded, inputs, array, most=max(examples, batch_size))
+    model = loaded_to_time(bundle, device, backend, threads, allow_import, plain=plain)
+    batch = some_inputs(bundle, inputs, array, most=max(examples, batch_size))
     with progress_bar("Profiling", None):
-        found = profile(
-            loaded.adaptive, batch[:examples].to(device), batch_size=batch_size, rounds=rounds
-        )
+        found = profile(model, batch[:examples].to(device), batch_size=batch_size, rounds=rounds)
     if out is not None:
         _draw(found, out, overwrite=overwrite)
-    _show(output, found, loaded.candidate.label)
+    _show(output, found, model.candidate.label)
     if out is not None:
         output.line(f"Picture of one batch: {out}")
     output.result({"bundle": str(bundle), **to_json(found)})

@@ -104,7 +104,7 @@ def _save_bundle(
 ) -> None:
     from torch import Tensor
 
-    from offramp.bundle import save_bundle
+    from offramp import Adaptive, save
     from offramp.project.build import dataset_of
     from offramp.project.inputs import image_options
 
@@ -112,11 +112,9 @@ def _save_bundle(
         return
     found.load_for(choice.candidate)
     first = dataset_of(settings.data).batch(0, 1).inputs
-    save_bundle(
+    save(
+        Adaptive(found.cascade.cpu(), choice, costs=found.costs),
         bundle,
-        found.cascade.cpu(),
-        choice,
-        costs=found.costs,
         input_shape=tuple(first.shape[1:]) if isinstance(first, Tensor) else None,
         extra=image_options(settings.data),
         overwrite=overwrite,

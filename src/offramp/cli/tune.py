@@ -22,7 +22,7 @@ def command(
         typer.Argument(help="Inputs as they will come, one is enough: images, folders, npz files."),
     ],
     batch_sizes: Annotated[
-        str, typer.Option(help="Dataset per call that matter, separated by commas.")
+        str, typer.Option(help="Examples per call that matter, separated by commas.")
     ] = "1,32,128",
     backends: Annotated[
         str | None,
@@ -44,16 +44,15 @@ def command(
     Example: offramp tune runs/demo/bundle runs/demo/test.npz --batch-sizes 1,32
     """
     from offramp._core.schema import to_json
-    from offramp.bundle import load_bundle, tune
+    from offramp.bundle import tune
     from offramp.cli.bench import some_inputs
 
     output = Output(as_json=json)
     sizes = options.whole_numbers("--batch-sizes", batch_sizes)
     options.set_threads(threads)
-    loaded = load_bundle(bundle, allow_import=allow_import)
     table = tune(
         bundle,
-        some_inputs(loaded, inputs, array, most=1),
+        some_inputs(bundle, inputs, array, most=1),
         batch_sizes=sizes,
         candidates=options.names(backends),
         rounds=rounds,

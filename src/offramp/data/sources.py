@@ -4,6 +4,7 @@ Layer: data.
 """
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from offramp.data.digits import digits
 from offramp.data.folder import image_folder
 from offramp.data.imagenet32 import imagenet32
 
-#: Data sets by name; all but "digits" take a path first.
-SOURCES: Registry[Dataset] = Registry(
+#: Data sets by name. What stands on a disk takes its path first; what comes with the package has
+#: keyword arguments only, or none.
+SOURCES: Registry[Callable[..., Dataset]] = Registry(
     "data set",
     {
         "digits": digits,
@@ -35,7 +37,7 @@ def load_dataset(kind: str, path: Path | str | None = None, **options: Any) -> D
     """Load a data set by name.
 
     Args:
-        kind: "digits", "cifar10", "cifar100", "imagenet32", "folder" or "npz".
+        kind: "digits", "cifar10", "cifar100", "imagenet32", "folder" or "npz", or one of yours.
         path: File or folder; "digits" needs none.
         **options: Those of the function of this data set, such as `size` of `image_folder`.
 
@@ -47,8 +49,12 @@ def load_dataset(kind: str, path: Path | str | None = None, **options: Any) -> D
     1797
     """
     source = SOURCES[kind]
-    known = list(inspect.signature(source).parameters)
-    given = [] if kind == "digits" else [known.pop(0)]  # the path has another name here and there
+    parameters = inspect.signature(source).parameters
+    known = list(parameters)
+    first = next(iter(parameters.values()), None)
+    given = first is not None and first.kind is not first.KEYWORD_ONLY
+    if given:
+        known.pop(0)  # the path has another name here and there
     for name in options:
         check_choice(f"option of {kind!r}", name, known)
     if not given and path is not None:

@@ -6,6 +6,8 @@ options, and returns candidates, which differ in topology, trade-off, threshold 
 Layer: fitting.
 """
 
+from collections.abc import Callable
+
 from offramp._core.registry import Registry
 from offramp.fitting.baselines import fit_agreement, fit_random
 from offramp.fitting.class_exits.policy import fit_class_specific
@@ -14,7 +16,7 @@ from offramp.fitting.stopping.fit import fit_stopping
 from offramp.fitting.thresholds import fit_threshold
 from offramp.policy.candidate import Candidate
 
-POLICIES: Registry[list[Candidate]] = Registry(
+POLICIES: Registry[Callable[..., list[Candidate]]] = Registry(
     "policy",
     {
         "random": fit_random,

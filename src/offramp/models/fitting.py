@@ -72,7 +72,8 @@ def head_arguments(
     else the mean, with a warning.
 
     Args:
-        kind: Name of a head in `HEADS`.
+        kind: Name of a head in `HEADS`. One that you have registered takes `shape` and `classes`,
+            and says itself what does not fit.
         shape: What the layer gives for one example: the `shape` of a `CutPoint`.
         classes: Number of logits.
         layout: "channels_first" for maps (channels, positions), "channels_last" for tokens
@@ -91,12 +92,15 @@ def head_arguments(
     {'channels': 16, 'classes': 4, 'axes': 1}
     """
     HEADS[kind]
-    family, sides = FAMILIES[kind], tuple(shape)
+    sides = tuple(shape)
     if prod(sides) < 1:
         raise InputError(
             f"shape must have at least one element, got {sides}: there is nothing for a head to "
             "read. Choose an earlier point, or larger inputs."
         )
+    family = FAMILIES.get(kind)
+    if family is None:  # a head of somebody else's, which knows itself what fits
+        return {"shape": list(sides), "classes": classes, **options}
     known = _layout(shape, layout)
     _check_family(kind, sides, known)
     if family is _MAPS:
@@ -123,7 +127,7 @@ def make_head(
 
     Args:
         kind: "gap_linear", "pool_mlp" or "conv_head" for maps, "token_linear" for the tokens of
-            a transformer, "vector_linear" for a vector.
+            a transformer, "vector_linear" for a vector; or one that you have registered.
         shape: What the layer gives for one example: the `shape` of a `CutPoint`.
         classes: Number of logits.
         layout: As in `head_arguments`.

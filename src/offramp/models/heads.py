@@ -4,7 +4,7 @@ Layer: models.  Source: methods.md 1 (linear head after global average pooling; 
 the others gain was measured: 2x2 pooling with an MLP, or one more convolution, up to 25 points.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TypeVar
 
@@ -182,7 +182,7 @@ def token_linear(
 
 
 #: Heads by name.
-HEADS: Registry[nn.Module] = Registry(
+HEADS: Registry[Callable[..., nn.Module]] = Registry(
     "head",
     {
         "vector_linear": vector_linear,

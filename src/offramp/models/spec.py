@@ -39,7 +39,7 @@ _DEPTHS = (8, 14, 20, 32, 44, 56, 110)
 
 #: Networks by name; "resnet<depth>" and "preresnet<depth>" exist for every depth 6m + 2 besides,
 #: but for "resnet50", which is the bottleneck network of that name.
-MODELS: Registry[nn.Module] = Registry(
+MODELS: Registry[Callable[..., nn.Module]] = Registry(
     "model",
     {
         **{f"{k}{d}": partial(make, d) for k, make in _BY_DEPTH.items() for d in _DEPTHS},
@@ -57,7 +57,7 @@ MODELS: Registry[nn.Module] = Registry(
 #: What is made of another network, by name. The argument "model" says how to build that one, as a
 #: `ModelSpec` in JSON values; the factory gets it built. Layers above that need to cut networks
 #: add to it.
-WRAPPERS: Registry[nn.Module] = Registry("model", {})
+WRAPPERS: Registry[Callable[..., nn.Module]] = Registry("model", {})
 
 _PARTS: dict[str, Callable[..., nn.Module]] = {"class_head": class_head}  # what designs make
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from offramp._core.checks import check_choice
 from offramp._core.errors import InputError
+from offramp._core.registry import Registry
 
 COMBINED = -1  # a feature of the combined distribution, not of one stage's
 RANKS = 3  # sorted log-probabilities kept as features
@@ -71,7 +72,7 @@ class Distribution:
         found = self._numbers.get(kind)
         if found is None:
             of = self if self._row == _ALL else Distribution(self._rows)
-            values = of.label if kind == "label" else _STATISTICS[kind](of)
+            values = of.label if kind == "label" else FEATURES[kind](of)
             found = self._numbers[kind] = values.tolist()
         return found[max(self._row, 0)]
 
@@ -112,23 +113,24 @@ class Distribution:
 
 
 #: Statistics that a threshold may be set on, with the sign that makes higher surer.
-CONFIDENCES: dict[str, float] = {
-    "max_prob": 1.0,
-    "margin": 1.0,
-    "log_margin": 1.0,
-    "entropy": -1.0,
-}
+CONFIDENCES: Registry[float] = Registry(
+    "confidence", {"max_prob": 1.0, "margin": 1.0, "log_margin": 1.0, "entropy": -1.0}
+)
 
-_STATISTICS: dict[str, Callable[[Distribution], Tensor]] = {
-    "max_prob": lambda d: d.max_prob,
-    "margin": lambda d: d.margin,
-    "log_margin": lambda d: d.log_margin,
-    "entropy": lambda d: d.entropy,
-    **{
-        f"log_prob_{rank}": partial(Distribution.log_prob, rank=rank)
-        for rank in range(1, RANKS + 1)
+#: Statistics of a distribution, `(m,)`, by name; each computed row by row, in float32.
+FEATURES: Registry[Callable[[Distribution], Tensor]] = Registry(
+    "feature",
+    {
+        "max_prob": lambda d: d.max_prob,
+        "margin": lambda d: d.margin,
+        "log_margin": lambda d: d.log_margin,
+        "entropy": lambda d: d.entropy,
+        **{
+            f"log_prob_{rank}": partial(Distribution.log_prob, rank=rank)
+            for rank in range(1, RANKS + 1)
+        },
     },
-}
+)
 _WITH_ARGUMENT = ("agrees_", "predicts_")
 
 
@@ -138,7 +140,7 @@ class Feature:
     """One number per example.
 
     Args:
-        kind: A statistic ("max_prob", "margin", "log_margin", "entropy", "log_prob_1"...), or
+        kind: One of `FEATURES` ("max_prob", "margin", "log_margin", "entropy", "log_prob_1"...), or
             "agrees_J" (1 where the predicted label equals stage J's), or "predicts_C" (1 where
             the predicted label is class C).
         stage: Index of the stage whose distribution it is taken of, or `COMBINED`.
@@ -152,13 +154,13 @@ class Feature:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"(agrees|predicts)_\d+", self.kind):
-            check_choice("kind", self.kind, _STATISTICS)
+            check_choice("kind", self.kind, FEATURES)
 
     def of(self, distributions: Callable[[int], Distribution]) -> Float[Tensor, " m"]:
         """Its value, given the distribution of each visited stage (and of `COMBINED`)."""
         here = distributions(self.stage)
-        if self.kind in _STATISTICS:
-            return _STATISTICS[self.kind](here)
+        if self.kind in FEATURES:
+            return FEATURES[self.kind](here)
         name, number = self.kind.split("_")
         other = distributions(int(number)).label if name == "agrees" else int(number)
         return (here.label == other).to(torch.float32)
@@ -166,7 +168,7 @@ class Feature:
     def number(self, distributions: Callable[[int], Distribution]) -> float:
         """Its value for the only example, on the host."""
         here = distributions(self.stage)
-        if self.kind in _STATISTICS:
+        if self.kind in FEATURES:
             return here.number(self.kind)
         name, digits = self.kind.split("_")
         given = int(digits)

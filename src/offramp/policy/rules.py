@@ -10,7 +10,7 @@ Layer: policy.
 import ctypes
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, final
 
 import torch
@@ -246,7 +246,7 @@ def class_log_odds(distribution: Distribution, target: int) -> Float[Tensor, " m
 
 
 #: What decides, by the "kind" that stands in a file; a class of yours is marked with `stored`.
-RULES: Registry[Rule] = Registry(
+RULES: Registry[Callable[..., Rule]] = Registry(
     "rule",
     {
         "constant": Constant,

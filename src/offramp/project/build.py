@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from offramp._core.batch import take_rows, to_device
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp._core.types import SPLITS, Batch, Split
@@ -17,13 +16,7 @@ from offramp.data import Dataset, load_dataset
 from offramp.project.config.sections import CostSection, DataSection, RunConfig
 from offramp.project.heads import HEADS, load_heads
 from offramp.project.networks import built, normalize, planned, spec_of, with_heads
-from offramp.stages import (
-    Cascade,
-    given_costs,
-    measure_flops,
-    measure_joules,
-    measure_seconds,
-)
+from offramp.stages import Cascade, given_costs, measure_costs
 
 
 def dataset_of(data: DataSection) -> Dataset:
@@ -142,13 +135,8 @@ def other_costs_of(
 def _measured(
     cascade: Cascade, unit: str, batch_size: int, examples: Dataset, device: str
 ) -> Costs:
-    cascade.to(device)
-    batch = to_device(examples.batch(0, min(batch_size, len(examples))).inputs, device)
-    if unit == "flops":
-        return measure_flops(cascade, take_rows(batch, torch.tensor([0])))
-    if unit == "joules":
-        return measure_joules(cascade, batch, device=device)
-    return measure_seconds(cascade, batch, batch_sizes=[batch_size], device=device)[batch_size]
+    batch = examples.batch(0, min(batch_size, len(examples))).inputs
+    return measure_costs(cascade, batch, unit, batch_size=batch_size, device=device)
 
 
 def _of_stages(config: RunConfig, folder: Path, class_names: tuple[str, ...]) -> Cascade:

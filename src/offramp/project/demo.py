@@ -21,7 +21,7 @@ from offramp._core.files import atomic_file, atomic_folder
 from offramp._core.ownership import RUN
 from offramp._core.schema import to_json
 from offramp._core.types import SPLITS, Split
-from offramp.bundle import save_bundle
+from offramp.bundle import save
 from offramp.data import Dataset, digits
 from offramp.evaluation import Choice, Evaluation, Frontier, evaluate, fit, replay
 from offramp.models import ModelSpec, build
@@ -293,8 +293,10 @@ def _deployed(
     """Save the bundle, let a fresh process predict with it, and count equal answers."""
     run.remember(BUNDLE, TEST_IMAGES, PREDICTIONS)
     inputs = images.batch(0, len(images)).inputs
-    save_bundle(
-        folder / BUNDLE, cascade, choice, costs=trace.costs, input_shape=tuple(inputs.shape[1:])
+    save(
+        Adaptive(cascade, choice, costs=trace.costs),
+        folder / BUNDLE,
+        input_shape=tuple(inputs.shape[1:]),
     )
     with atomic_file(folder / TEST_IMAGES) as temporary, temporary.open("wb") as file:
         labels = images.labels.numpy()

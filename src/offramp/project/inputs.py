@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -15,14 +15,12 @@ from torch import Tensor
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.ids import as_ids
 from offramp._core.naming import utf8_name
+from offramp.bundle import read_extra, read_manifest
 from offramp.data import read_image
 from offramp.data.arrays import read_arrays
 from offramp.data.listing import ENDINGS, is_picture, pictures_in
 from offramp.data.picture import usual_resize
 from offramp.project.config.sections import DataSection
-
-if TYPE_CHECKING:
-    from offramp.bundle import LoadedBundle
 
 Id = int | str
 IMAGE_OPTIONS = "images.json"  # how the images that the networks know were cut
@@ -55,7 +53,7 @@ class InputReader:
     @classmethod
     def of(
         cls,
-        bundle: "LoadedBundle",
+        bundle: Path,
         paths: Sequence[Path],
         *,
         array: str,
@@ -65,7 +63,7 @@ class InputReader:
         """A reader of the inputs that a bundle takes.
 
         Args:
-            bundle: Says how its images are cut and turned.
+            bundle: The folder, which says how its images are cut and turned.
             paths: Images, folders and npz files.
             array: As in the class.
             ids: As in the class.
@@ -79,7 +77,7 @@ class InputReader:
         files = [f for path in paths for f in _found(path, ignored, alone=len(paths) == 1)]
         return cls(
             files=files,
-            shape=bundle.manifest.input_shape,
+            shape=read_manifest(bundle).input_shape,
             image_options={
                 **_options_of(bundle),
                 **({} if orient is None else {"orient": orient}),
@@ -152,11 +150,11 @@ def image_options(data: DataSection | None) -> dict[str, dict[str, Any]]:
     return {IMAGE_OPTIONS: {"orient": True, **data.options}}
 
 
-def _options_of(bundle: "LoadedBundle") -> dict[str, Any]:
-    if IMAGE_OPTIONS not in bundle.manifest.files:
+def _options_of(bundle: Path) -> dict[str, Any]:
+    if IMAGE_OPTIONS not in read_manifest(bundle).files:
         return {}
     # version 0.1 said nothing of orientation, and read images as they lie in the files
-    return {"orient": False, **bundle.extra(IMAGE_OPTIONS)}
+    return {"orient": False, **read_extra(bundle, IMAGE_OPTIONS)}
 
 
 def _found(path: Path, ignored: Counter[str], *, alone: bool) -> list[tuple[str, Path]]:

@@ -108,7 +108,7 @@ def with_heads(
     return Cascade.from_network(
         plan.net,
         list(plan.points),
-        heads={
+        head={
             name: _heads(name, point.shape, classes, config.exits)
             for name, point in plan.points.items()
         },

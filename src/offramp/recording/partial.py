@@ -9,6 +9,7 @@ Layer: recording.
 """
 
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -40,6 +41,8 @@ from offramp.trace.files import (
     narrowed,
     write_manifest,
 )
+
+_log = logging.getLogger(__name__)
 
 _NOTE = "progress.json"
 _FILES = ("logits.bin", "labels.bin", "ids.bin")
@@ -141,6 +144,8 @@ class PartialStore:
             stack.enter_context(self._files)
             self._old_labels, self._old_ids = self._read("labels.bin", np.int64), self.ids()
             self._held = stack.pop_all()
+        if self.rows:
+            _log.info("Going on with the recording in %s.", self._files.folder)
         return self
 
     def __exit__(

@@ -3,16 +3,13 @@
 Layer: report.
 """
 
+from offramp._core.units import unit_of
 from offramp.evaluation.results import Interval
 
 NBSP = "\u00a0"  # a number never parts from its unit
 MINUS = "\u2212"
 NONE = "\u2013"
 _TIMES = "\u00d7"
-
-_PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
-_SMALL = ((1.0, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n"))
-_UNIT_NAMES = {"flops": "FLOPs", "seconds": "seconds", "joules": "joules", "usd": "US dollars"}
 
 
 def percent(share: float | None, *, digits: int = 1) -> str:
@@ -113,7 +110,7 @@ def seconds(value: float) -> str:
     >>> seconds(0.00123), seconds(12.0), seconds(0.0)
     ('1.23\xa0ms', '12\xa0s', '0\xa0s')
     """
-    return _scaled(value, _SMALL, "s")
+    return amount(value, "seconds")
 
 
 def amount(value: float, unit: str) -> str:
@@ -122,13 +119,7 @@ def amount(value: float, unit: str) -> str:
     >>> amount(81.1e6, "flops"), amount(0.0012, "seconds"), amount(0.015, "usd"), amount(3.0, "eur")
     ('81.1\xa0M', '1.2\xa0ms', '$0.015', '3')
     """
-    if unit == "flops":
-        return _scaled(value, _PREFIXES, "")
-    if unit == "seconds":
-        return seconds(value)
-    if unit == "joules":
-        return _scaled(value, _SMALL, "J")
-    return f"${value:.4g}" if unit == "usd" else f"{value:.4g}"
+    return unit_of(unit).text(value, space=NBSP, alone=True)
 
 
 def unit_name(unit: str) -> str:
@@ -137,7 +128,7 @@ def unit_name(unit: str) -> str:
     >>> unit_name("flops"), unit_name("credits")
     ('FLOPs', 'credits')
     """
-    return _UNIT_NAMES.get(unit, unit)
+    return unit_of(unit).words
 
 
 def shortened(text: str, length: int = 24) -> str:
@@ -164,10 +155,3 @@ def signed_minus(value: float, digits: int) -> str:
 
 def _range(low: str, high: str) -> str:
     return f"{low}{NBSP}to{NBSP}{high}"
-
-
-def _scaled(value: float, prefixes: tuple[tuple[float, str], ...], unit: str) -> str:
-    if value == 0:
-        return f"0{NBSP}{unit}".rstrip(NBSP)
-    factor, prefix = next((p for p in prefixes if abs(value) >= p[0]), prefixes[-1])
-    return f"{value / factor:.3g}{NBSP}{prefix}{unit}".rstrip(NBSP)

@@ -91,7 +91,7 @@ def candidate_of(choice: object) -> Candidate:
 class Adaptive(nn.Module):
     """Spends on each input only what it needs.
 
-    Dataset that leave cost nothing more: the survivors are gathered on the device and the next
+    Examples that leave cost nothing more: the survivors are gathered on the device and the next
     stage runs on them alone. Answers come in input order. Networks run in evaluation mode and
     without gradients, always. The policy is copied; the networks are the cascade's own, unless
     `fold` is set. Raw input moves to the device of the model, and stays what it was even if a
@@ -105,7 +105,7 @@ class Adaptive(nn.Module):
     in other company and alone, and must get the same answers.
 
     Args:
-        cascade: The networks. Stages that the policy does not need are not held.
+        cascade: The networks. Those that the policy does not need stay where they are.
         choice: A candidate, an operating point, or a policy, made for the cascade's stages.
         costs: Cost of each stage; answers then say what each example cost.
         fold: Run copies of the networks with batch-norms folded and channels last: faster,
@@ -142,6 +142,7 @@ class Adaptive(nn.Module):
         self.policy = policy
         self.runner = Runner(cascade, policy.topology, fold=fold, times=times)
         self.costs = costs
+        self._made_of = (cascade, choice, fold)  # in a tuple, so that it moves and trains nothing
         self._ends = Ends.of(policy, costs)
         self.to(self.runner.device).eval()
 
@@ -154,7 +155,7 @@ class Adaptive(nn.Module):
         costs: Costs | None = None,
         fold: bool = False,
     ) -> "Adaptive":
-        """One stage alone on every example: the fallback, and what to compare with.
+        """One stage alone on every example: what to compare with.
 
         Args:
             cascade: The networks.
@@ -178,6 +179,37 @@ class Adaptive(nn.Module):
     def stage_names(self) -> tuple[str, ...]:
         """Names of all stages of the cascade, also of those that the policy does not use."""
         return self.policy.topology.names
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes; empty where nobody gave them."""
+        return self.cascade.class_names
+
+    @property
+    def cascade(self) -> StageSource:
+        """The networks that it was made of, as they were given."""
+        return self._made_of[0]
+
+    @property
+    def choice(self) -> Choice:
+        """What it was made of beside them, with its sentence and its figures if it has some."""
+        return self._made_of[1]
+
+    @property
+    def candidate(self) -> Candidate:
+        """The policy and how it came about; raises `InputError` of a policy alone."""
+        return candidate_of(self.choice)
+
+    @property
+    def reference(self) -> "Adaptive":
+        """The reference alone, whose answers every loss difference is measured against.
+
+        Raises:
+            InputError: If a policy alone was chosen, which names no reference.
+        """
+        cascade, _, fold = self._made_of
+        alone = Adaptive.single(cascade, self.candidate.reference, costs=self.costs, fold=fold)
+        return alone.to(self.runner.device)
 
     @torch.inference_mode()
     def forward(

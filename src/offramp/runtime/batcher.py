@@ -13,6 +13,7 @@ Not thread-safe: calls come one after the other, as under a lock. `Job.run` is o
 Layer: runtime.  Source: methods.md 6; measured.md (carry-over of survivors to full batches).
 """
 
+import logging
 import math
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -32,6 +33,8 @@ from offramp.runtime.inflight import InFlight, Numbers
 from offramp.runtime.pools import Failure, Finished, Job, Pool, Ticket, numbers_of
 from offramp.runtime.program import Program
 from offramp.runtime.times import StageTimes
+
+_log = logging.getLogger(__name__)
 
 FULL = 64  # a batch that uses a CPU well and fits into its caches
 
@@ -150,6 +153,7 @@ class Batcher:
         if whole or len(alive) == 1:
             self._give_up(alive, error)
             return
+        _log.info("%d examples have failed and run again in halves: %s", len(alive), error)
         rows = torch.arange(len(alive), device=alive.ids.device)
         halves = [alive.take(part) for part in rows.tensor_split(2)]
         self._apart.extendleft((job.path, half) for half in reversed(halves))

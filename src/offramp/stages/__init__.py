@@ -7,13 +7,21 @@ from offramp._core.batch import batch_size, concat, take_rows, to_device
 from offramp.stages.cascade import Cascade, evaluating
 from offramp.stages.classes import tell_classes
 from offramp.stages.company import check_company
-from offramp.stages.cost import given_costs, measure_flops, measure_joules, measure_seconds
+from offramp.stages.cost import (
+    METERS,
+    given_costs,
+    measure_costs,
+    measure_flops,
+    measure_joules,
+    measure_seconds,
+)
 from offramp.stages.cutting.choose import choose_points, measure_points
 from offramp.stages.cutting.cut import cut
 from offramp.stages.cutting.points import CutPoint, cut_points
 from offramp.stages.cutting.spec import CutSpec, SegmentSpec, synthetic_example
 from offramp.stages.exits import OfFirst, attached, own_head
 from offramp.stages.fusing.fuse import fuse
+from offramp.stages.held import HeldStages
 from offramp.stages.own_names import names_in, own_names, weights_digest
 from offramp.stages.preprocess import Normalize, Preprocessing
 from offramp.stages.reading import copied
@@ -21,9 +29,11 @@ from offramp.stages.stage import Stage
 from offramp.stages.timing import time_side_by_side
 
 __all__ = [
+    "METERS",
     "Cascade",
     "CutPoint",
     "CutSpec",
+    "HeldStages",
     "Normalize",
     "OfFirst",
     "Preprocessing",
@@ -40,6 +50,7 @@ __all__ = [
     "evaluating",
     "fuse",
     "given_costs",
+    "measure_costs",
     "measure_flops",
     "measure_joules",
     "measure_points",

@@ -18,7 +18,7 @@ from offramp._core.topology import RAW_INPUT, Topology
 from offramp._core.types import AnyBatch, Batch, OutputForm
 from offramp.models import ModelSpec, SeveralLogitsError
 from offramp.stages.classes import check_same_classes, settle_classes, tell_classes
-from offramp.stages.exits import Heads, chain_edges, exit_stages
+from offramp.stages.exits import AtOne, Exits, Kind, chain_edges, exit_stages
 from offramp.stages.stage import Stage
 from offramp.stages.wrong_type import naming_types
 
@@ -131,9 +131,9 @@ class Cascade(nn.Module):
     def from_network(
         cls,
         net: nn.Module,
-        at: Sequence[str],
+        exits: Exits,
         *,
-        heads: Heads | None = None,
+        head: Kind | Mapping[str, AtOne] | None = None,
         example: Batch,
         last: str = "last",
         edges: str | Iterable[tuple[str, str]] = "chain",
@@ -149,12 +149,15 @@ class Cascade(nn.Module):
 
         Args:
             net: In evaluation mode.
-            at: Names of layers in the order they run; `cut_points` lists them.
-            heads: For each of `at` a head, or alternative heads by label. A head reads what the
-                layer gives, `(m, ...)`, and gives logits `(m, c)`. It is a module, or says how to
-                build one, so that a bundle can build it again. If it has an attribute `keeps`,
-                names of the network's inputs, it gets these as further arguments. None: for each
-                point the one of `offramp.models.default_head`.
+            exits: How many, spread evenly over the computation (`choose_points`); or names of
+                layers in the order they run, which `cut_points` lists.
+            head: What reads what a layer gives, `(m, ...)`, and gives logits `(m, c)`: a name of
+                `offramp.models.HEADS`, such as "conv_head"; or a function of the layer's shape and
+                the number of classes that returns a module, or a spec of how to build one, so that
+                a bundle can build it again. Or by exit such a name or function, a module, a spec,
+                or several by label. None: for each exit the one of `offramp.models.default_head`.
+                A module's attribute `keeps` names inputs of the network that it gets as further
+                arguments. New heads are not trained: `offramp.train_heads` does that.
             example: Some raw input; one example is enough.
             last: Name of the last stage, the network's own answer.
             edges: "chain" (from each head to those of the next point), or as in the class.
@@ -166,9 +169,9 @@ class Cascade(nn.Module):
                 the one with so many columns. By default that of `class_names`.
 
         Raises:
-            UnknownNameError: If there is no such layer, or a head belongs to no exit.
-            InputError, UnsupportedError: As `cut` and `offramp.models.build`; or if an exit has no
-                head, or one that is made for another shape.
+            UnknownNameError: If there is no such layer or head, or a head belongs to no exit.
+            InputError, UnsupportedError: As `cut`, `choose_points` and `offramp.models.build`; or
+                if an exit has no head, or one that is made for another shape.
 
         Warns:
             UserWarning: If a head of ours takes padding for tokens, looks for the features in the
@@ -176,15 +179,15 @@ class Cascade(nn.Module):
 
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
         >>> cascade = Cascade.from_network(
-        ...     net, ["1"], heads={"1": nn.Linear(8, 3)}, example=torch.zeros(1, 4)
+        ...     net, exits=1, head="vector_linear", example=torch.zeros(1, 4)
         ... )
         >>> cascade.topology.describe(), cascade(torch.zeros(2, 4)).shape
         ('1 -> last', torch.Size([2, 2, 3]))
         """
         stages = exit_stages(
             net,
-            at,
-            heads,
+            exits,
+            head,
             example,
             last=last,
             preprocess=preprocess,
@@ -235,6 +238,12 @@ class Cascade(nn.Module):
                     del held[group]
         self._check_classes([part.shape[1] for part in logits])
         return torch.stack(logits, dim=1)
+
+    def with_stages(self, stages: Sequence[Stage]) -> "Cascade":
+        """The same cascade with other stages in the place of its own, in order."""
+        names = [stage.name for stage in stages]
+        edges = [(names[a], names[b]) for a, b in self.topology.edges]
+        return Cascade(stages, edges=edges, class_names=self.class_names)
 
     def check(self, example_batch: Batch) -> int:
         """Run every stage once on a small batch and return the number of classes.

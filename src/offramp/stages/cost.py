@@ -13,11 +13,12 @@ from typing import Any, final
 
 import torch
 
-from offramp._core.batch import batch_size, to_device
+from offramp._core.batch import batch_size, take_rows, to_device
 from offramp._core.checks import check_known, check_positive_int
 from offramp._core.costs import Costs
 from offramp._core.device import check_device
 from offramp._core.errors import InputError, MissingExtraError, UnsupportedError
+from offramp._core.registry import Registry
 from offramp._core.types import Batch
 from offramp.stages.cascade import Cascade, evaluating
 from offramp.stages.operations import Operations, plain_attention
@@ -174,6 +175,53 @@ def measure_joules(
         decision=(0.0,) * len(parts),
         note=f"median of {rounds} interleaved rounds, batch size {m}, {described(device)}, zeus",
     )
+
+
+def _flops(cascade: Cascade, batch: Batch, size: int, device: torch.device | str) -> Costs:
+    one = take_rows(to_device(batch, check_device(device)), torch.arange(1))
+    return measure_flops(cascade.to(device), one)
+
+
+def _seconds(cascade: Cascade, batch: Batch, size: int, device: torch.device | str) -> Costs:
+    return measure_seconds(cascade, batch, batch_sizes=[size], device=device)[size]
+
+
+def _joules(cascade: Cascade, batch: Batch, size: int, device: torch.device | str) -> Costs:
+    return measure_joules(cascade, filled(batch, size), device=device)
+
+
+#: What measures a unit, by its name: of a cascade, some raw input, a batch size and a device.
+METERS: Registry[Callable[[Cascade, Batch, int, torch.device | str], Costs]] = Registry(
+    "unit that is measured", {"flops": _flops, "seconds": _seconds, "joules": _joules}
+)
+
+
+def measure_costs(
+    cascade: Cascade,
+    batch: Batch,
+    unit: str = "flops",
+    *,
+    batch_size: int = 1,
+    device: torch.device | str = "cpu",
+) -> Costs:
+    """Measure the cost of each stage in a unit of `METERS`.
+
+    Args:
+        cascade: Is moved to `device`.
+        batch: Some raw input; its examples are repeated to fill a batch.
+        unit: "flops", "seconds", "joules", or one that was registered.
+        batch_size: Examples that run at once; operations are counted on one.
+        device: Where to run.
+
+    Raises:
+        UnknownNameError: If nothing measures this unit.
+        UnsupportedError: If it cannot be measured here.
+
+    >>> from torch import nn
+    >>> measure_costs(Cascade.from_models({"net": nn.Linear(4, 3)}), torch.zeros(1, 4)).segment
+    (24.0,)
+    """
+    return METERS[unit](cascade, batch, check_positive_int("batch_size", batch_size), device)
 
 
 def given_costs(

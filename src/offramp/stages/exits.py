@@ -3,17 +3,19 @@
 Layer: stages.  Source: methods.md 1 (early exit).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise, product
 from typing import Any, final
 
 from torch import Tensor, fx, nn
 
-from offramp._core.checks import check_known
+from offramp._core.checks import check_known, check_positive_int
 from offramp._core.errors import InputError
 from offramp._core.types import Batch
-from offramp.models import LayerShape, ModelSpec, build, default_head
+from offramp.models import LayerShape, ModelSpec, build, default_head, head_arguments
+from offramp.stages.cutting.choose import choose_points
 from offramp.stages.cutting.cut import GIVES, answer, cut, input_names
+from offramp.stages.cutting.points import cut_points
 from offramp.stages.cutting.spec import CutSpec, SegmentSpec, synthetic_example
 from offramp.stages.exit_checks import (
     check_first_tokens,
@@ -25,7 +27,10 @@ from offramp.stages.exit_checks import (
 from offramp.stages.stage import Stage
 
 Head = nn.Module | ModelSpec
-Heads = Mapping[str, Head | Mapping[str, Head]]
+#: A name of `offramp.models.HEADS`, or what makes a head for a shape and a number of classes.
+Kind = str | Callable[[Sequence[int], int], Head]
+AtOne = Head | Kind | Mapping[str, Head | Kind]
+Exits = int | Sequence[str]
 
 
 @final
@@ -57,8 +62,8 @@ class OfFirst(nn.Module):
 
 def exit_stages(
     net: nn.Module,
-    at: Sequence[str],
-    heads: Heads | None,
+    exits: Exits,
+    head: Kind | Mapping[str, AtOne] | None,
     example: Batch,
     *,
     last: str,
@@ -68,10 +73,8 @@ def exit_stages(
 ) -> list[Stage]:
     """Stages of a network that is cut, as `Cascade.from_network` documents them."""
     given = example if preprocess is None else preprocess(example)
-    if heads is None:
-        heads = default_heads(net, at, given, classes)
-    _check_heads(at, heads)
-    named = {point: _named_heads(point, heads[point]) for point in at}
+    at, shapes = _points(net, exits, given, classes)
+    named = _named_heads(net, at, shapes, head, given, classes)
     built = {name: _built(head) for each in named.values() for name, head in each.items()}
     keep = kept_inputs(built.values())
     segments = cut(net, at, given, keep=keep, classes=classes)
@@ -83,7 +86,7 @@ def exit_stages(
     source: str | None = None
     stages: list[Stage] = []
     for k, (point, segment) in enumerate(zip(at, segments, strict=False)):
-        for name, head in named[point].items():
+        for name, own in named[point].items():
             stages.append(
                 Stage(
                     name,
@@ -93,37 +96,12 @@ def exit_stages(
                     source=source,
                     group=point,
                     spec=_segment_spec(again, k),
-                    head_spec=head if isinstance(head, ModelSpec) else None,
+                    head_spec=own if isinstance(own, ModelSpec) else None,
                 )
             )
         source = next(stage.name for stage in stages if stage.group == point)
     rest = _segment_spec(again, len(at))
     return [*stages, Stage(last, segments[-1], source=source, spec=rest)]
-
-
-def default_heads(
-    net: nn.Module, at: Sequence[str], given: Batch, classes: int | None = None
-) -> Heads:
-    """For each point the head that `offramp.models.default_head` chooses.
-
-    Args:
-        net: In evaluation mode.
-        at: Names of layers.
-        given: What the network reads.
-        classes: As for `cut`.
-
-    Raises:
-        InputError, UnsupportedError: As `cut`, or if there is none for what a layer gives.
-    """
-    segments = cut(net, at, given, classes=classes)
-    classes = answer(net, given, classes).shape[1]
-    found = {}
-    for name, segment in zip(at, segments, strict=False):
-        try:
-            found[name] = default_head(_gives(segment), classes)
-        except InputError as error:
-            raise InputError(f"There is no head for the exit {name!r}: {error}") from error
-    return found
 
 
 def kept_inputs(heads: Iterable[nn.Module]) -> tuple[str, ...]:
@@ -181,18 +159,74 @@ def chain_edges(stages: Sequence[Stage]) -> list[tuple[str, str]]:
     return [pair for here, there in pairwise(groups.values()) for pair in product(here, there)]
 
 
-def _check_heads(at: Sequence[str], heads: Heads) -> None:
-    for name in heads:
+def _points(
+    net: nn.Module, exits: Exits, given: Batch, classes: int | None
+) -> tuple[Sequence[str], Mapping[str, Sequence[int]] | None]:
+    """Names of the layers, and what they give where it was asked already."""
+    if isinstance(exits, str):
+        raise InputError(
+            f"exits must be a number, or a list of names of layers, got the text {exits!r}."
+        )
+    if not isinstance(exits, int):
+        return exits, None
+    check_positive_int("exits", exits)
+    points = cut_points(net, given, classes=classes)
+    if exits > len(ends := choose_points(points)):
+        raise InputError(
+            f"exits must be at most {len(ends)}, the number of ends of blocks, got {exits}; inside "
+            "blocks name layers of cut_points."
+        )
+    points = choose_points(points, quantiles=exits)
+    return [p.name for p in points], {p.name: p.shape for p in points}
+
+
+def _named_heads(
+    net: nn.Module,
+    at: Sequence[str],
+    shapes: Mapping[str, Sequence[int]] | None,
+    head: Kind | Mapping[str, AtOne] | None,
+    given: Batch,
+    classes: int | None,
+) -> Mapping[str, Mapping[str, Head]]:
+    """For each point its heads, by the names of their stages."""
+    if isinstance(head, nn.Module | ModelSpec):
+        raise InputError(
+            f"head must make a head for each exit: a name of offramp.models.HEADS, a function of "
+            f"shape and classes, or heads by exit; got one {type(head).__name__}."
+        )
+    each = head if isinstance(head, Mapping) else dict.fromkeys(at, head or default_head)
+    for name in each:
         check_known("exit", name, at)
-    missing = [name for name in at if not heads.get(name)]
+    missing = [name for name in at if not each.get(name)]
     if missing:
-        raise InputError(f"heads must have a head for each exit of at; {missing} have none.")
+        raise InputError(f"head must have one for each of the exits; {missing} have none.")
+    found: dict[str, dict[str, Head | Kind]] = {
+        point: {f"{point}/{label}": kind for label, kind in own.items()}
+        if isinstance(own := each[point], Mapping)
+        else {point: own}
+        for point in at
+    }
+    if all(isinstance(h, nn.Module | ModelSpec) for own in found.values() for h in own.values()):
+        return found  # type: ignore[return-value]
+    if shapes is None:
+        segments = cut(net, at, given, classes=classes)
+        shapes = {name: _gives(segment) for name, segment in zip(at, segments, strict=False)}
+    count = answer(net, given, classes).shape[1]
+    return {
+        point: {name: _head_for(point, kind, shapes[point], count) for name, kind in own.items()}
+        for point, own in found.items()
+    }
 
 
-def _named_heads(point: str, heads: Head | Mapping[str, Head]) -> Mapping[str, Head]:
-    if isinstance(heads, nn.Module | ModelSpec):
-        return {point: heads}
-    return {f"{point}/{label}": head for label, head in heads.items()}
+def _head_for(point: str, kind: Head | Kind, shape: Sequence[int], classes: int) -> Head:
+    if isinstance(kind, nn.Module | ModelSpec):
+        return kind
+    try:
+        if not isinstance(kind, str):
+            return kind(shape, classes)
+        return ModelSpec(name=kind, arguments=head_arguments(kind, shape, classes))
+    except InputError as error:
+        raise InputError(f"There is no head for the exit {point!r}: {error}") from error
 
 
 def _built(head: Head) -> nn.Module:

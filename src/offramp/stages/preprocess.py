@@ -4,7 +4,7 @@ Layer: stages.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, final
 
 import torch
@@ -88,7 +88,9 @@ class Normalize(nn.Module):
 
 
 #: What may happen to the raw input, by the "kind" that stands in a file.
-PREPROCESSING: Registry[nn.Module] = Registry("preprocessing", {"normalize": Normalize})
+PREPROCESSING: Registry[Callable[..., nn.Module]] = Registry(
+    "preprocessing", {"normalize": Normalize}
+)
 
 Preprocessing = Annotated[nn.Module, OneOf(PREPROCESSING)]
 

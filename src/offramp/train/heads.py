@@ -108,13 +108,11 @@ def train_heads(
         StorageError: If the disk is full.
 
     >>> from offramp.data import arrays
-    >>> from offramp.models import make_head, small_cnn
+    >>> from offramp.models import small_cnn
     >>> images = torch.arange(20.0).reshape(20, 1, 1, 1).expand(20, 1, 4, 4) / 20
     >>> part = arrays(images, [k // 10 for k in range(20)])
     >>> net = small_cnn(width=2, depth=2, classes=2).eval()
-    >>> head = make_head("gap_linear", (4, 2, 2), classes=2)
-    >>> heads = {"features": head}
-    >>> cascade = Cascade.from_network(net, ["features"], heads=heads, example=images[:1])
+    >>> cascade = Cascade.from_network(net, ["features"], head="gap_linear", example=images[:1])
     >>> trained = train_heads(cascade, part, epochs=3, seed=0, validation=0.2, progress=False)
     >>> len(trained["features"].losses)
     3

@@ -3,6 +3,7 @@
 Layer: tuning.
 """
 
+from offramp.tuning.compile import compile
 from offramp.tuning.fuse_for import fuse_for
 from offramp.tuning.meter import measure_times
 from offramp.tuning.profile import Profile, Span, StageProfile, profile
@@ -13,6 +14,7 @@ __all__ = [
     "Quantized",
     "Span",
     "StageProfile",
+    "compile",
     "fuse_for",
     "measure_times",
     "profile",

@@ -38,7 +38,7 @@ def compare(
         adaptive: The cascade.
         static: The network to compare with.
         inputs: Real inputs, `(n, ...)`, on the models' device; repeated to fill a batch.
-        batch_sizes: Dataset per call.
+        batch_sizes: Examples per call.
         rounds: Rounds that are timed.
         progress: Show a bar.
 

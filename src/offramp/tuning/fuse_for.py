@@ -5,6 +5,7 @@ Layer: tuning.  Source: docs/adr/0023 (the costs that are weighed).
 
 from collections.abc import Sequence
 from functools import partial
+from typing import TypeVar
 
 import torch
 
@@ -18,12 +19,13 @@ from offramp.backends import backend_of, with_backend
 from offramp.policy.policy import Node, Policy
 from offramp.policy.rules import Constant
 from offramp.runtime.adaptive import Adaptive, Choice, policy_of
-from offramp.stages import Cascade
+from offramp.stages import Cascade, HeldStages
 from offramp.stages.fusing.fuse import fuse
 from offramp.stages.timing import time_side_by_side
 from offramp.tuning.meter import measure_times
 
 Blocks = tuple[tuple[int, ...], ...]
+Stages = TypeVar("Stages", Cascade, HeldStages)
 
 
 def best_blocks(
@@ -35,7 +37,7 @@ def best_blocks(
         reach: For each segment the share of the examples that need it, in [0, 1], falling.
         seconds: Of each segment with its head, on a batch.
         border: Seconds that one more call costs.
-        batch_size: Dataset in a batch; a border is crossed where one of them gets there.
+        batch_size: Examples in a batch; a border is crossed where one of them gets there.
 
     >>> best_blocks([1.0, 1.0, 0.5], [1.0, 1.0, 1.0], border=0.1)
     ((0, 1), (2,))
@@ -53,7 +55,7 @@ def best_blocks(
 
 
 def fuse_for(
-    cascade: Cascade,
+    cascade: Stages,
     choice: Choice,
     examples: Batch,
     *,
@@ -61,14 +63,14 @@ def fuse_for(
     batch_size: int = 1,
     threads: int | None = None,
     rounds: int = 7,
-) -> Cascade:
+) -> Stages:
     """The cascade in a backend, stages in one piece wherever that is faster for a policy.
 
     Measured on this machine: the time of each stage, what a border between two calls costs, and on
     the examples who gets how far. Then all divisions into blocks are weighed.
 
     Args:
-        cascade: Exits in PyTorch; stays as it is.
+        cascade: Exits in PyTorch, or the part of them that somebody holds; stays as it is.
         choice: What decides: a candidate, an operating point or a policy, a chain.
         examples: Real raw inputs, some hundred: others leave elsewhere. Not those you test on.
         backend: One whose answers are equal to rounding, as in `with_backend`.
@@ -98,7 +100,7 @@ def fuse_for(
     names, asked = topology.names, [topology.names[k] for k in topology.active]
     example = take_rows(examples, torch.arange(1))
 
-    def made(blocks: Sequence[Sequence[int]]) -> Cascade:
+    def made(blocks: Sequence[Sequence[int]]) -> Stages:
         joined = fuse(cascade, [[names[k] for k in block] for block in blocks], asked=asked)
         return with_backend(
             joined, backend, example=example, threads=threads, head_in_segment=asked
@@ -160,7 +162,11 @@ def _chains(topology: Topology) -> list[tuple[int, ...]]:
 
 
 def _border(
-    cascades: Sequence[Cascade], topology: Topology, batch: Batch, rounds: int, borders: int
+    cascades: Sequence[Cascade | HeldStages],
+    topology: Topology,
+    batch: Batch,
+    rounds: int,
+    borders: int,
 ) -> float:
     """Seconds of one more call: all stages apart against all that can be in one piece."""
     if borders == 0:

@@ -19,17 +19,18 @@ from offramp._core.progress import progress_bar
 from offramp._core.topology import RAW_INPUT, Topology
 from offramp._core.types import Batch
 from offramp.runtime.carries import gather
-from offramp.runtime.runner import StageSource, folded
+from offramp.runtime.runner import folded
 from offramp.runtime.times import StageTimes
-from offramp.stages import Stage, take_rows, to_device
+from offramp.stages import Cascade, HeldStages, Stage, take_rows, to_device
 from offramp.stages.timing import described, synchronize
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 _RAW = -1
+_NOBODY = 1.0  # seconds of a stage that is not held: a table has a row for each
 
 
 def measure_times(
-    cascade: StageSource,
+    cascade: Cascade | HeldStages,
     example: Batch,
     *,
     batch_sizes: Sequence[int] = SIZES,
@@ -40,7 +41,8 @@ def measure_times(
     """Time every stage at every batch size, on this machine, as the cascade runs.
 
     Args:
-        cascade: All stages, on the backend that is to be used.
+        cascade: All stages, on the backend that is to be used; or the part of them that somebody
+            holds: the others have times that nobody asks for.
         example: Raw input, one example or more; they are repeated to fill a batch.
         batch_sizes: What to measure; 1 is measured anyway.
         rounds: How often; each round measures every size once, and medians are kept.
@@ -58,7 +60,7 @@ def measure_times(
     ((1, 8), True)
     """
     check_positive_int("rounds", rounds)
-    stages = {k: cascade.stage(k) for k in range(len(cascade.topology))}
+    stages = {cascade.topology.index(stage.name): stage for stage in cascade}
     stages = folded(stages) if fold else stages
     meter = Meter(cascade.topology, stages, example, batch_sizes)
     meter.round()
@@ -145,7 +147,10 @@ class Meter:
     def _median(self, kind: str, stage: int, size: int) -> float:
         # Stages of one group share a segment; it was measured for the first of them.
         if kind in ("segment", "carry") and stage != _RAW:
-            stage = self._topology.groups.index(self._topology.groups[stage])
+            groups = self._topology.groups
+            stage = next((k for k in self._stages if groups[k] == groups[stage]), stage)
+        if kind == "segment" and stage not in self._stages:
+            return _NOBODY
         return median(self._taken.get((kind, stage, size), [0.0]))
 
     def _run(self, size: int) -> None:

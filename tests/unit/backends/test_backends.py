@@ -95,7 +95,7 @@ def exits():
         value.data = torch.randn(value.shape, generator=generator) * 0.5
     heads = {"first": {"p": Head(4, 0), "q": Head(4, 1)}, "second": Head(4, 2)}
     example = NORMALIZE(images(1))
-    return Cascade.from_network(net, ["first", "second"], heads=heads, example=example)
+    return Cascade.from_network(net, ["first", "second"], head=heads, example=example)
 
 
 @pytest.mark.parametrize("backend", EXACT)

@@ -23,12 +23,12 @@ from offramp._core.files import sha256
 from offramp._core.schema import to_json
 from offramp._core.seal import sealed
 from offramp.backends import BackendTable, Compiled, Form, with_backend
-from offramp.bundle import load_bundle, read_manifest, save_bundle, tune
+from offramp.bundle import load, read_manifest, save, tune
 from offramp.models import ModelSpec, build
 from offramp.policy import Candidate
 from offramp.runtime import Adaptive
-from offramp.runtime.testing import random_policy
 from offramp.stages import Cascade, Normalize, given_costs
+from offramp.testing import random_policy
 from offramp.tuning import quantize
 
 WIDTHS = {"small": 2, "large": 4}
@@ -80,14 +80,14 @@ def measured(tmp_path_factory, cascade, candidate):
     """A bundle with measurements by which ONNX Runtime is fastest."""
     path = tmp_path_factory.mktemp("measured") / "bundle"
     backends = table("small", "large", eager=2.0, onnxruntime=1.0)
-    save_bundle(path, cascade, candidate, backends=backends)
+    save(Adaptive(cascade, candidate), path, backends=backends)
     return path
 
 
 def runs_in(bundle):
     return [
         stage.module.backend if isinstance(stage.module, Compiled) else "torch"
-        for stage in bundle.adaptive.runner.stages.values()
+        for stage in bundle.runner.stages.values()
     ]
 
 
@@ -97,39 +97,39 @@ def close(one, other):
 
 
 def test_measurements_come_back_and_auto_takes_the_fastest(measured, cascade, candidate):
-    bundle = load_bundle(measured, backend="auto")
-    assert bundle.manifest.version == 4
-    assert bundle.manifest.backends == table("small", "large", eager=2.0, onnxruntime=1.0)
+    bundle = load(measured, backend="auto")
+    assert read_manifest(measured).version == 4
+    assert read_manifest(measured).backends == table("small", "large", eager=2.0, onnxruntime=1.0)
     assert runs_in(bundle) == ["onnxruntime", "onnxruntime"]
-    assert close(bundle.adaptive(images()), Adaptive(cascade, candidate)(images()))
-    assert runs_in(load_bundle(measured)) == ["torch", "torch"]
+    assert close(bundle(images()), Adaptive(cascade, candidate)(images()))
+    assert runs_in(load(measured)) == ["torch", "torch"]
 
 
 def test_one_backend_for_all_or_for_each_by_name(measured):
-    assert runs_in(load_bundle(measured, backend="onnxruntime")) == ["onnxruntime"] * 2
-    assert runs_in(load_bundle(measured, backend={"large": "onnxruntime"})) == [
+    assert runs_in(load(measured, backend="onnxruntime")) == ["onnxruntime"] * 2
+    assert runs_in(load(measured, backend={"large": "onnxruntime"})) == [
         "torch",
         "onnxruntime",
     ]
 
 
 def test_a_bundle_without_measurements_needs_the_name_of_a_backend(tmp_path, cascade, candidate):
-    save_bundle(tmp_path / "b", cascade, candidate, input_shape=(1, 8, 8))
+    save(Adaptive(cascade, candidate), tmp_path / "b", input_shape=(1, 8, 8))
     assert read_manifest(tmp_path / "b").version == 4
     with pytest.raises(InputError, match="'auto' needs measurements, and this bundle has none"):
-        load_bundle(tmp_path / "b", backend="auto")
-    bundle = load_bundle(tmp_path / "b", backend="onnxruntime")
+        load(tmp_path / "b", backend="auto")
+    bundle = load(tmp_path / "b", backend="onnxruntime")
     for batch in (images(), images().float()):  # the type is not known, so any will do
-        assert close(bundle.adaptive(batch), Adaptive(cascade, candidate)(batch))
+        assert close(bundle(batch), Adaptive(cascade, candidate)(batch))
 
 
 def test_somebody_has_to_say_what_the_input_looks_like(tmp_path, cascade, candidate):
-    save_bundle(tmp_path / "b", cascade, candidate)
+    save(Adaptive(cascade, candidate), tmp_path / "b")
     with pytest.raises(InputError, match=r"Pass example=\.\.\."):
-        load_bundle(tmp_path / "b", backend="onnxruntime")
-    bundle = load_bundle(tmp_path / "b", backend={"small": "onnxruntime"}, example=images(1))
+        load(tmp_path / "b", backend="onnxruntime")
+    bundle = load(tmp_path / "b", backend={"small": "onnxruntime"}, example=images(1))
     with pytest.raises(InputError, match=r"'small' was made for .* of uint8"):
-        bundle.adaptive(images().float())
+        bundle(images().float())
 
 
 @pytest.mark.parametrize(
@@ -143,18 +143,18 @@ def test_somebody_has_to_say_what_the_input_looks_like(tmp_path, cascade, candid
 )
 def test_a_backend_that_does_not_fit_is_refused(measured, backend, error, match):
     with pytest.raises(error, match=match):
-        load_bundle(measured, backend=backend)
+        load(measured, backend=backend)
 
 
 def test_a_backend_that_is_not_installed_names_its_extra(measured, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingExtraError, match=r"offramp\[onnx\]"):
-        load_bundle(measured, backend="onnxruntime")
+        load(measured, backend="onnxruntime")
 
 
 def test_measurements_of_other_stages_are_refused(tmp_path, cascade, candidate):
     with pytest.raises(UnknownNameError, match="no stage 'smal'"):
-        save_bundle(tmp_path / "b", cascade, candidate, backends=table("smal", eager=1.0))
+        save(Adaptive(cascade, candidate), tmp_path / "b", backends=table("smal", eager=1.0))
 
 
 @pytest.mark.parametrize(
@@ -163,23 +163,23 @@ def test_measurements_of_other_stages_are_refused(tmp_path, cascade, candidate):
     ids=["some", "all"],
 )
 def test_a_bundle_is_tuned_where_it_is(tmp_path, cascade, candidate, candidates):
-    save_bundle(tmp_path / "b", cascade, candidate, input_shape=(1, 8, 8))
-    plain = load_bundle(tmp_path / "b")
+    save(Adaptive(cascade, candidate), tmp_path / "b", input_shape=(1, 8, 8))
+    plain = load(tmp_path / "b")
     table = tune(tmp_path / "b", images(1), candidates=candidates, batch_sizes=[1, 2], rounds=1)
-    tuned = load_bundle(tmp_path / "b", backend="auto")
-    assert tuned.manifest.backends == table
+    tuned = load(tmp_path / "b", backend="auto")
+    assert read_manifest(tmp_path / "b").backends == table
     assert set(table.seconds) == {"small", "large"}
     assert {"eager", "onnxruntime"} <= set(table.seconds["small"])
-    assert close(tuned.adaptive(images()), plain.adaptive(images()))
+    assert close(tuned(images()), plain(images()))
     again = tune(tmp_path / "b", images(1), candidates=["folded"], batch_sizes=[4], rounds=1)
-    found = load_bundle(tmp_path / "b").manifest.backends
+    found = read_manifest(tmp_path / "b").backends
     assert found == again
     assert set(found.seconds["large"]) == {"eager", "folded"}
     assert found.batch_sizes == (4,)
 
 
 def test_tuning_loses_nothing_where_it_fails(tmp_path, cascade, candidate):
-    save_bundle(tmp_path / "b", cascade, candidate)
+    save(Adaptive(cascade, candidate), tmp_path / "b")
     before = {file.name: file.read_bytes() for file in (tmp_path / "b").iterdir()}
     with pytest.raises(UnknownNameError, match="no backend 'onnx'"):
         tune(tmp_path / "b", images(1), candidates=["onnx"])
@@ -194,13 +194,13 @@ def test_tuning_loses_nothing_where_it_fails(tmp_path, cascade, candidate):
 
 def test_only_what_runs_in_pytorch_is_tuned(tmp_path, cascade, candidate):
     made = with_backend(cascade, {"large": "onnxruntime"}, example=images(1))
-    save_bundle(tmp_path / "b", made, candidate)
+    save(Adaptive(made, candidate), tmp_path / "b")
     table = tune(tmp_path / "b", images(1), candidates=["folded"], batch_sizes=[1], rounds=1)
     assert set(table.seconds) == {"small"}
-    bundle = load_bundle(tmp_path / "b", backend="auto")
+    bundle = load(tmp_path / "b", backend="auto")
     assert runs_in(bundle)[1] == "onnxruntime"
     made = with_backend(cascade, "onnxruntime", example=images(1))
-    save_bundle(tmp_path / "c", made, candidate)
+    save(Adaptive(made, candidate), tmp_path / "c")
     with pytest.raises(InputError, match="each has its backend already"):
         tune(tmp_path / "c", images(1))
 
@@ -233,7 +233,7 @@ def int8(cascade):
 def saved(tmp_path_factory, int8):
     """A bundle with one stage in int8 and one in PyTorch."""
     path = tmp_path_factory.mktemp("int8") / "bundle"
-    save_bundle(path, int8.cascade, candidate_of(int8.cascade, images()))
+    save(Adaptive(int8.cascade, candidate_of(int8.cascade, images())), path)
     return path
 
 
@@ -267,22 +267,22 @@ def test_only_what_changes_answers_is_quantized(cascade):
 
 
 def test_a_bundle_with_int8_answers_as_it_did(saved, int8):
-    bundle = load_bundle(saved)
-    assert sorted(bundle.manifest.files) == [
+    bundle, manifest = load(saved), read_manifest(saved)
+    assert sorted(manifest.files) == [
         "large.safetensors",
         "policy.json",
-        "small_int8-" + bundle.manifest.stages[0].runs.files[0][11:],
-        bundle.manifest.stages[0].runs.answers,
+        "small_int8-" + manifest.stages[0].runs.files[0][11:],
+        manifest.stages[0].runs.answers,
     ]
     want = Adaptive(int8.cascade, bundle.candidate)(images())
-    found = bundle.adaptive(images())
+    found = bundle(images())
     assert torch.equal(found.logits, want.logits)
     assert len(found.stage.unique()) == 2
-    faster = load_bundle(saved, backend="folded")
+    faster = load(saved, backend="folded")
     assert runs_in(faster) == ["onnxruntime-int8", "torch"]
-    assert close(faster.adaptive(images()), want)
+    assert close(faster(images()), want)
     with pytest.raises(InputError, match="'small@int8' is held in the backend"):
-        load_bundle(saved, backend={"small@int8": "folded"})
+        load(saved, backend={"small@int8": "folded"})
 
 
 def onnx_file(folder):
@@ -295,7 +295,7 @@ def test_a_model_that_was_exchanged_is_found_by_its_checksum(copied):
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     with pytest.raises(FileFormatError, match=rf"{path.name} has changed since the bundle was"):
-        load_bundle(copied)
+        load(copied)
 
 
 def relisted(folder):
@@ -312,7 +312,7 @@ def test_a_model_that_is_none_is_refused(copied, content):
     onnx_file(copied).write_bytes(content)
     relisted(copied)
     with pytest.raises(FileFormatError, match=r"The model of .*small_int8"):
-        load_bundle(copied)
+        load(copied)
 
 
 def test_a_machine_on_which_the_model_answers_otherwise_is_told(copied):
@@ -321,12 +321,12 @@ def test_a_machine_on_which_the_model_answers_otherwise_is_told(copied):
     save_file({name: value + 1 for name, value in noted.items()}, path)
     relisted(copied)
     with pytest.raises(FileFormatError, match=r"answers otherwise than where .* by up to 1\b"):
-        load_bundle(copied)
-    load_bundle(copied, verify=False)
+        load(copied)
+    load(copied, verify=False)
     save_file({"out.7": next(iter(noted.values()))}, path)
     relisted(copied)
     with pytest.raises(FileFormatError, match=r"must hold 'out.0' of shape \(2, 3\)"):
-        load_bundle(copied)
+        load(copied)
 
 
 def edited(folder, change):
@@ -355,14 +355,14 @@ def edited(folder, change):
 def test_a_manifest_that_contradicts_itself_is_refused(copied, change, match):
     edited(copied, change)
     with pytest.raises(FileFormatError, match=match):
-        load_bundle(copied)
+        load(copied)
 
 
 def test_a_table_without_times_is_refused(copied):
     bad = {**to_json(table("large", eager=1.0)), "seconds": {"large": {"eager": [-1.0]}}}
     edited(copied, lambda m: m.update(backends=bad))
     with pytest.raises(FileFormatError, match=r"backends: .* got \(-1.0,\) for stage 'large'"):
-        load_bundle(copied)
+        load(copied)
 
 
 class Head(nn.Module):
@@ -384,7 +384,7 @@ def exits():
     x = images(1, 3, 16)
     norm = Normalize(1 / 255, 0.5, 0.1)
     return Cascade.from_network(
-        build(NET), list(spec), heads=spec, example=x, preprocess=norm, spec=NET
+        build(NET), list(spec), head=spec, example=x, preprocess=norm, spec=NET
     )
 
 
@@ -408,11 +408,11 @@ def test_exits_are_kept_in_int8_from_one_of_them_on(tmp_path, from_on, first):
     x, made = images(20, 3, 16), from_on(first)
     last = made.topology.names[-1]
     policy = random_policy(made.topology, seed=1, classes=10)
-    save_bundle(tmp_path / "b", made, Candidate(policy=policy, method="learned", reference=last))
-    bundle = load_bundle(tmp_path / "b")
-    assert torch.equal(bundle.adaptive(x).logits, Adaptive(made, policy)(x).logits)
-    faster = load_bundle(tmp_path / "b", backend="folded")
-    assert close(faster.adaptive(x), bundle.adaptive(x))
+    save(Adaptive(made, Candidate(policy=policy, method="learned", reference=last)), tmp_path / "b")
+    bundle = load(tmp_path / "b")
+    assert torch.equal(bundle(x).logits, Adaptive(made, policy)(x).logits)
+    faster = load(tmp_path / "b", backend="folded")
+    assert close(faster(x), bundle(x))
 
 
 def test_what_continues_int8_in_pytorch_cannot_be_saved(tmp_path, exits):
@@ -420,18 +420,18 @@ def test_what_continues_int8_in_pytorch_cannot_be_saved(tmp_path, exits):
     made = with_backend(exits, {"layer1.0": "onnxruntime-int8"}, example=x, calibration=x)
     candidate = Candidate.single(made.topology, "last@int8", reference="last@int8")
     with pytest.raises(InputError, match=r"continues 'layer1.0@int8', which does not; a bundle"):
-        save_bundle(tmp_path / "b", made, candidate)
+        save(Adaptive(made, candidate), tmp_path / "b")
 
 
 def test_a_carry_cannot_pass_for_an_answer(tmp_path, from_on):
     made = from_on("layer1.0")
     never = Candidate.single(made.topology, "last@int8", reference="last@int8")
-    save_bundle(tmp_path / "b", made, never)
+    save(Adaptive(made, never), tmp_path / "b")
     first = Candidate.single(made.topology, "layer1.0@int8", reference="last@int8")
     (tmp_path / "b" / "policy.json").write_text(json.dumps(to_json(first)))
     relisted(tmp_path / "b")
     with pytest.raises(FileFormatError, match=r"uses the exit 'layer1.0@int8', but .* no head"):
-        load_bundle(tmp_path / "b")
+        load(tmp_path / "b")
 
 
 def test_quantizing_measures_seconds_where_no_costs_are_given(cascade):

@@ -1,4 +1,5 @@
 import json
+import sys
 
 import pytest
 import torch
@@ -8,15 +9,14 @@ from offramp._core.costs import Costs
 from offramp._core.errors import FileFormatError, InputError, UnknownNameError, UnsupportedError
 from offramp._core.schema import to_json
 from offramp._core.seal import sealed
-from offramp.bundle import load_bundle, read_manifest, save_bundle
-from offramp.bundle import save as save_module
+from offramp.bundle import load, read_extra, read_manifest, save
 from offramp.bundle.names import check_extra, is_safe_file, weight_files
 from offramp.evaluation import fit
 from offramp.models import ModelSpec, build
 from offramp.policy import Candidate, Constant, Node, Policy
 from offramp.runtime import Adaptive
-from offramp.runtime.testing import random_policy
 from offramp.stages import Cascade, Normalize, Stage
+from offramp.testing import random_policy
 from offramp.trace.testing import make_trace
 
 WIDTHS = {"small": 2, "middle": 3, "large": 4}
@@ -67,7 +67,7 @@ def candidate():
 def saved(tmp_path, cascade, candidate):
     path = tmp_path / "bundle"
     extra = {"evaluation.json": {"accuracy": 0.9}}
-    save_bundle(path, cascade, candidate, costs=COSTS, input_shape=(1, 8, 8), extra=extra)
+    save(Adaptive(cascade, candidate, costs=COSTS), path, input_shape=(1, 8, 8), extra=extra)
     return path
 
 
@@ -79,11 +79,11 @@ def same(one, other):
 
 
 def test_a_loaded_bundle_answers_bit_by_bit_as_what_was_saved(saved, cascade, candidate, images):
-    loaded = load_bundle(saved)
+    loaded = load(saved)
     before = Adaptive(cascade, candidate, costs=COSTS)(images)
-    assert same(loaded.adaptive(images), before)
+    assert same(loaded(images), before)
     assert len(before.stage.unique()) == 3
-    assert same(loaded.fallback(images), Adaptive.single(cascade, "large", costs=COSTS)(images))
+    assert same(loaded.reference(images), Adaptive.single(cascade, "large", costs=COSTS)(images))
     assert to_json(loaded.candidate) == to_json(candidate)
 
 
@@ -99,10 +99,9 @@ def test_the_manifest_says_what_is_in_the_bundle(saved, cascade):
     assert manifest.stages[0].model.arguments["width"] == 2
     assert to_json(manifest.stages[0].preprocessing) == to_json(Normalize(0.5, 0.1, 2.0))
     assert set(manifest.files) | {"manifest.json"} == {file.name for file in saved.iterdir()}
-    loaded = load_bundle(saved)
-    assert loaded.extra("evaluation.json") == {"accuracy": 0.9}
+    assert read_extra(saved, "evaluation.json") == {"accuracy": 0.9}
     with pytest.raises(UnknownNameError, match=r"no file 'evaluatio.json'"):
-        loaded.extra("evaluatio.json")
+        read_extra(saved, "evaluatio.json")
 
 
 def test_bundles_of_the_first_format_which_had_no_digest_are_still_read(saved, cascade, images):
@@ -113,9 +112,9 @@ def test_bundles_of_the_first_format_which_had_no_digest_are_still_read(saved, c
     assert set(value["stages"][0]) == {"name", "model", "preprocessing", "weights"}
     del value["sha256"]
     file.write_text(json.dumps({**value, "version": 1}))
-    loaded = load_bundle(saved)
+    loaded = load(saved)
     assert torch.equal(
-        loaded.fallback(images).logits, Adaptive.single(cascade, "large")(images).logits
+        loaded.reference(images).logits, Adaptive.single(cascade, "large")(images).logits
     )
 
 
@@ -123,19 +122,19 @@ def test_only_the_networks_of_the_policy_and_the_fallback_are_written(tmp_path, 
     policy = Policy(cascade.topology.chain(["small", "middle"]), {(0,): Node(Constant(False))})
     for reference in ("middle", "large"):
         path = tmp_path / reference
-        save_bundle(path, cascade, Candidate(policy=policy, method="x", reference=reference))
+        save(Adaptive(cascade, Candidate(policy=policy, method="x", reference=reference)), path)
         files = {file.name for file in path.glob("*.safetensors")}
         assert files == {"small.safetensors", "middle.safetensors", f"{reference}.safetensors"}
-        loaded = load_bundle(path)
-        assert loaded.adaptive(images).stage.tolist() == [1] * 33
-        assert loaded.fallback.policy.topology.root == cascade.topology.index(reference)
+        loaded = load(path)
+        assert loaded(images).stage.tolist() == [1] * 33
+        assert loaded.reference.policy.topology.root == cascade.topology.index(reference)
 
 
 def test_a_stage_that_is_not_written_needs_no_spec(tmp_path, cascade):
     cascade.stage("small").spec = None
     candidate = Candidate.single(cascade.topology, "large", reference="large")
-    save_bundle(tmp_path / "b", cascade, candidate)
-    assert load_bundle(tmp_path / "b").adaptive(torch.zeros(2, 1, 8, 8)).stage.tolist() == [2, 2]
+    save(Adaptive(cascade, candidate), tmp_path / "b")
+    assert load(tmp_path / "b")(torch.zeros(2, 1, 8, 8)).stage.tolist() == [2, 2]
 
 
 def test_an_operating_point_leaves_its_sentence_and_its_numbers(tmp_path):
@@ -143,7 +142,7 @@ def test_an_operating_point_leaves_its_sentence_and_its_numbers(tmp_path):
     point = fit(trace, "threshold", progress=False).cheapest(max_drop=0.05, delta=None)
     specs = {name: spec_of(2) for name in trace.stages}
     cascade = Cascade.from_models({name: build(spec) for name, spec in specs.items()}, specs=specs)
-    save_bundle(tmp_path / "b", cascade, point)
+    save(Adaptive(cascade, point), tmp_path / "b")
     chosen = read_manifest(tmp_path / "b").choice
     assert chosen.sentence == point.sentence
     assert chosen.label == point.candidate.label
@@ -153,9 +152,9 @@ def test_an_operating_point_leaves_its_sentence_and_its_numbers(tmp_path):
 
 @pytest.mark.parametrize("fold", [False, True])
 def test_a_bundle_may_be_loaded_optimized(saved, images, fold):
-    plain, other = load_bundle(saved), load_bundle(saved, fold=fold, verify=False)
+    plain, other = load(saved), load(saved, fold=fold, verify=False)
     torch.testing.assert_close(
-        other.fallback(images).logits, plain.fallback(images).logits, rtol=1e-4, atol=1e-4
+        other.reference(images).logits, plain.reference(images).logits, rtol=1e-4, atol=1e-4
     )
 
 
@@ -165,7 +164,7 @@ def test_a_bundle_may_be_loaded_optimized(saved, images, fold):
 def test_a_stage_without_spec_is_named_and_told_how_to_give_one(tmp_path, cascade, candidate):
     cascade.stage("middle").spec = None
     with pytest.raises(InputError, match=r"Stage 'middle' has no spec.*specs=\{'middle': Mod"):
-        save_bundle(tmp_path / "b", cascade, candidate)
+        save(Adaptive(cascade, candidate), tmp_path / "b")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -174,51 +173,54 @@ def test_a_spec_that_builds_another_network_is_found_when_saving(tmp_path, casca
     with pytest.raises(
         InputError, match=r"spec of stage 'middle' does not build.*of another shape"
     ):
-        save_bundle(tmp_path / "b", cascade, candidate)
+        save(Adaptive(cascade, candidate), tmp_path / "b")
     cascade.stage("middle").spec = ModelSpec(name="small_cnnn")
     with pytest.raises(InputError, match=r"spec of stage 'middle'.*Did you mean 'small_cnn'"):
-        save_bundle(tmp_path / "b", cascade, candidate)
+        save(Adaptive(cascade, candidate), tmp_path / "b")
     cascade.stage("middle").spec = spec_of(3)
     cascade.stage("middle").module.double()
     with pytest.raises(InputError, match=r"'middle' builds another network.*types differ in"):
-        save_bundle(tmp_path / "b", cascade, candidate)
+        save(Adaptive(cascade, candidate), tmp_path / "b")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_spec_may_be_a_record(tmp_path, cascade, candidate, images):
     for stage in cascade:
         stage.spec = to_json(stage.spec)
-    save_bundle(tmp_path / "b", cascade, candidate)
-    assert len(load_bundle(tmp_path / "b").adaptive(images)) == 33
+    save(Adaptive(cascade, candidate), tmp_path / "b")
+    assert len(load(tmp_path / "b")(images)) == 33
 
 
 def test_foreign_preprocessing_is_refused(tmp_path, cascade, candidate):
     cascade.stage("small").preprocess = nn.ReLU()
     with pytest.raises(InputError, match=r"preprocessing ReLU of stage 'small'.*Normalize"):
-        save_bundle(tmp_path / "b", cascade, candidate)
+        save(Adaptive(cascade, candidate), tmp_path / "b")
 
 
 def test_an_exit_of_another_network_is_refused(tmp_path):
     cascade = Cascade([Stage("a", nn.Linear(2, 2), head=nn.Linear(2, 2))])
     with pytest.raises(InputError, match="Stage 'a' is an exit of a network that nobody could"):
-        save_bundle(tmp_path / "b", cascade, Candidate.single(cascade.topology, "a", reference="a"))
+        save(
+            Adaptive(cascade, Candidate.single(cascade.topology, "a", reference="a")),
+            tmp_path / "b",
+        )
 
 
 def test_a_policy_or_a_reference_of_other_stages_is_refused(tmp_path, cascade, candidate):
     other = Cascade.from_models({"x": nn.Linear(2, 2)})
     with pytest.raises(InputError, match=r"names \('small', 'middle', 'large'\).*\('x',\)"):
-        save_bundle(tmp_path / "b", other, candidate)
+        save(Adaptive(other, candidate), tmp_path / "b")
     wrong = Candidate(policy=candidate.policy, method="x", reference="larg")
     with pytest.raises(UnknownNameError, match="Did you mean 'large'"):
-        save_bundle(tmp_path / "b", cascade, wrong)
+        save(Adaptive(cascade, wrong), tmp_path / "b")
 
 
 def test_an_existing_bundle_is_kept_unless_it_may_be_replaced(saved, cascade, candidate, images):
     with pytest.raises(InputError, match="exists already"):
-        save_bundle(saved, cascade, candidate)
+        save(Adaptive(cascade, candidate), saved)
     alone = Candidate.single(cascade.topology, "small", reference="large")
-    save_bundle(saved, cascade, alone, overwrite=True)
-    assert load_bundle(saved).adaptive(images).stage.tolist() == [0] * 33
+    save(Adaptive(cascade, alone), saved, overwrite=True)
+    assert load(saved)(images).stage.tolist() == [0] * 33
 
 
 def test_a_full_disk_leaves_the_old_bundle_as_it_was(saved, cascade, candidate, monkeypatch):
@@ -227,9 +229,9 @@ def test_a_full_disk_leaves_the_old_bundle_as_it_was(saved, cascade, candidate, 
     def full(path, value):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(save_module, "write_json", full)
+    monkeypatch.setattr(sys.modules["offramp.bundle.save"], "write_json", full)
     with pytest.raises(OSError, match="No space"):
-        save_bundle(saved, cascade, candidate, overwrite=True)
+        save(Adaptive(cascade, candidate), saved, overwrite=True)
     assert {file.name: file.read_bytes() for file in saved.iterdir()} == before
     assert [file.name for file in saved.parent.iterdir()] == ["bundle"]
 
@@ -267,10 +269,10 @@ def test_stages_with_dangerous_names_survive_the_round_trip(tmp_path, images):
     cascade = Cascade.from_models({name: build(spec) for name, spec in specs.items()}, specs=specs)
     policy = random_policy(cascade.topology, seed=1, classes=3)
     candidate = Candidate(policy=policy, method="x", reference="../up")
-    save_bundle(tmp_path / "in" / "b", cascade, candidate, costs=COSTS)
+    save(Adaptive(cascade, candidate, costs=COSTS), tmp_path / "in" / "b")
     assert [file.name for file in tmp_path.iterdir()] == ["in"]
-    loaded = load_bundle(tmp_path / "in" / "b")
-    assert same(loaded.adaptive(images), Adaptive(cascade, candidate, costs=COSTS)(images))
+    loaded = load(tmp_path / "in" / "b")
+    assert same(loaded(images), Adaptive(cascade, candidate, costs=COSTS)(images))
 
 
 @pytest.mark.parametrize("name", ["../x.json", "manifest.json", "policy.json", "x.txt", "/x.json"])
@@ -303,16 +305,16 @@ def test_a_changed_truncated_or_missing_file_is_refused_by_name(saved, name):
     ):
         file.write_bytes(content) if content is not None else file.unlink()
         with pytest.raises(FileFormatError, match=message):
-            load_bundle(saved)
+            load(saved)
 
 
 def test_without_verification_sizes_are_still_compared(saved):
     file = saved / "evaluation.json"
     file.write_bytes(file.read_bytes().replace(b"9", b"8"))
-    load_bundle(saved, verify=False)
+    load(saved, verify=False)
     file.write_bytes(b"{}")
     with pytest.raises(FileFormatError, match=r"evaluation.json is truncated: 2 bytes"):
-        load_bundle(saved, verify=False)
+        load(saved, verify=False)
 
 
 def test_files_that_are_not_listed_are_not_looked_at(saved, cascade, images):
@@ -320,18 +322,18 @@ def test_files_that_are_not_listed_are_not_looked_at(saved, cascade, images):
         (saved / name).write_bytes(b"x")
     (saved / "lost+found").mkdir()
     (saved / "strange").symlink_to("nowhere")
-    loaded = load_bundle(saved)
+    loaded = load(saved)
     assert torch.equal(
-        loaded.fallback(images).logits, Adaptive.single(cascade, "large")(images).logits
+        loaded.reference(images).logits, Adaptive.single(cascade, "large")(images).logits
     )
     with pytest.raises(UnknownNameError, match=r"no file 'weights.pkl'"):
-        loaded.extra("weights.pkl")
+        read_extra(saved, "weights.pkl")
 
 
 def test_a_newer_version_is_refused_saying_so(saved):
     edit(saved, lambda m: m.update(version=5, something={"new": 1}))
     with pytest.raises(FileFormatError, match=r"newer version \(format 5; .* up to 4\). Update"):
-        load_bundle(saved)
+        load(saved)
 
 
 def test_all_problems_of_a_manifest_are_listed(saved):
@@ -344,7 +346,7 @@ def test_all_problems_of_a_manifest_are_listed(saved):
 
     edit(saved, change)
     with pytest.raises(FileFormatError) as caught:
-        load_bundle(saved)
+        load(saved)
     message = str(caught.value)
     assert "manifest.json has 5 problems" in message
     for where in (
@@ -365,13 +367,13 @@ def test_file_names_that_lead_out_of_the_folder_are_refused(saved, name):
     (saved.parent / "outside.json").write_text("{}")
     edit(saved, lambda m: m["files"].update({name: m["files"]["policy.json"]}))
     with pytest.raises(FileFormatError, match=r"manifest.json contradicts itself: the file name"):
-        load_bundle(saved)
+        load(saved)
 
 
 def test_weights_that_lead_out_of_the_folder_are_refused(saved):
     edit(saved, lambda m: m["stages"][0].update(weights="../small.safetensors"))
     with pytest.raises(FileFormatError, match=r"'../small.safetensors' is not among the files"):
-        load_bundle(saved)
+        load(saved)
 
 
 @pytest.mark.parametrize("verify", [True, False])
@@ -380,15 +382,15 @@ def test_what_a_link_leads_to_must_have_the_checksum_that_is_listed(saved, name,
     target = saved.parent / "elsewhere"
     (saved / name).rename(target)
     (saved / name).symlink_to(target)
-    load_bundle(saved, verify=verify)
+    load(saved, verify=verify)
     other = bytearray(target.read_bytes())
     other[-2] ^= 1
     target.write_bytes(other)
     with pytest.raises(FileFormatError, match=rf"{name} has changed since"):
-        load_bundle(saved, verify=verify)
+        load(saved, verify=verify)
     target.unlink()
     with pytest.raises(FileFormatError, match=rf"{name} is missing"):
-        load_bundle(saved, verify=verify)
+        load(saved, verify=verify)
 
 
 @pytest.mark.parametrize(
@@ -425,21 +427,21 @@ def test_what_a_link_leads_to_must_have_the_checksum_that_is_listed(saved, name,
 def test_a_manifest_that_makes_no_sense_is_refused(saved, change, message):
     edit(saved, change)
     with pytest.raises(FileFormatError, match=message):
-        load_bundle(saved)
+        load(saved)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 100_000, '{"a": NaN}', "\x00"])
 def test_a_manifest_that_is_no_manifest_is_refused(saved, text):
     (saved / "manifest.json").write_text(text)
     with pytest.raises(FileFormatError, match=r"manifest.json"):
-        load_bundle(saved)
+        load(saved)
 
 
 def test_a_folder_without_manifest_and_a_file_are_refused(tmp_path):
     with pytest.raises(FileFormatError, match=r"manifest.json is missing"):
-        load_bundle(tmp_path)
+        load(tmp_path)
     with pytest.raises(FileFormatError, match="is not a folder"):
-        load_bundle(tmp_path / "nothing")
+        load(tmp_path / "nothing")
 
 
 def rewrite(path, name, value):
@@ -469,7 +471,7 @@ def test_a_policy_that_makes_no_sense_is_refused_by_the_files_name(saved, candid
     change(value)
     rewrite(saved, "policy.json", value)
     with pytest.raises(FileFormatError, match=r"policy.json (has|does|uses)"):
-        load_bundle(saved)
+        load(saved)
 
 
 def test_a_bundle_runs_no_code_by_name_unless_that_is_allowed(saved):
@@ -483,18 +485,19 @@ def test_a_bundle_runs_no_code_by_name_unless_that_is_allowed(saved):
 
     edit(saved, change)
     with pytest.raises(UnsupportedError, match="would import and run code by name"):
-        load_bundle(saved)
+        load(saved)
     assert not where.exists()
 
 
 def test_networks_built_by_import_are_loaded_where_that_is_allowed(tmp_path):
     spec = ModelSpec(name="torch.nn:Linear", arguments={"in_features": 4, "out_features": 3})
     cascade = Cascade.from_models({"a": build(spec)}, specs={"a": spec})
-    save_bundle(
-        tmp_path / "b", cascade, Candidate.single(cascade.topology, "a", reference="a"), costs=None
+    save(
+        Adaptive(cascade, Candidate.single(cascade.topology, "a", reference="a"), costs=None),
+        tmp_path / "b",
     )
     x = torch.eye(4)
     with pytest.raises(UnsupportedError, match=r"torch\.nn:Linear"):
-        load_bundle(tmp_path / "b")
-    loaded = load_bundle(tmp_path / "b", allow_import=True)
-    assert torch.equal(loaded.fallback(x).logits, Adaptive.single(cascade, 0)(x).logits)
+        load(tmp_path / "b")
+    loaded = load(tmp_path / "b", allow_import=True)
+    assert torch.equal(loaded.reference(x).logits, Adaptive.single(cascade, 0)(x).logits)

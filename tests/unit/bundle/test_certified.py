@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from offramp.bundle import load_bundle, read_manifest, save_bundle
+from offramp.bundle import load, read_manifest, save
 from offramp.evaluation import fit
 from offramp.models import ModelSpec, build
 from offramp.runtime import Adaptive
@@ -30,7 +30,7 @@ def cascade(frontier):
 def test_a_certificate_leaves_its_promise_in_the_manifest(frontier, cascade, tmp_path):
     found = frontier.cheapest(max_drop=0.04, delta=0.1)
     assert found.guarantee is not None
-    save_bundle(tmp_path / "b", cascade, found)
+    save(Adaptive(cascade, found), tmp_path / "b")
     chosen = read_manifest(tmp_path / "b").choice
     assert chosen.sentence == found.sentence
     assert chosen.label == found.candidate.label
@@ -42,7 +42,7 @@ def test_a_certificate_leaves_its_promise_in_the_manifest(frontier, cascade, tmp
     assert chosen.numbers["fingerprint"] == frontier.calibration.fingerprint
     assert "exchangeable" in chosen.numbers["assumptions"]
     images = torch.randn(9, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    loaded = load_bundle(tmp_path / "b").adaptive(images)
+    loaded = load(tmp_path / "b")(images)
     assert torch.equal(loaded.stage, Adaptive(cascade, found)(images).stage)
 
 
@@ -52,11 +52,11 @@ def test_without_a_certificate_f_runs_alone(frontier, cascade, tmp_path):
     f = cascade.topology.index(frontier.reference)
     images = torch.zeros(2, 1, 8, 8)
     assert Adaptive(cascade, found)(images).stage.tolist() == [f, f]
-    save_bundle(tmp_path / "b", cascade, found)
+    save(Adaptive(cascade, found), tmp_path / "b")
     manifest = read_manifest(tmp_path / "b")
     assert manifest.choice.sentence == found.sentence
     assert manifest.choice.numbers["examples_needed"] == found.examples_needed
-    assert load_bundle(tmp_path / "b").adaptive(images).stage.tolist() == [f, f]
+    assert load(tmp_path / "b")(images).stage.tolist() == [f, f]
 
 
 def test_promises_of_several_risks_and_their_weights_stand_in_the_manifest(
@@ -64,15 +64,15 @@ def test_promises_of_several_risks_and_their_weights_stand_in_the_manifest(
 ):
     found = frontier.certify({"accuracy_drop": 0.06, "recall": 0.2}, delta=0.1)
     assert found.guarantee is not None
-    save_bundle(tmp_path / "b", cascade, found)
+    save(Adaptive(cascade, found), tmp_path / "b")
     held = read_manifest(tmp_path / "b").choice
     assert held.sentence == found.sentence
     assert held.numbers["limits"] == "accuracy_drop <= 0.06; recall <= 0.2"
     assert (held.numbers["risk"], held.numbers["max_cost"]) == ("accuracy_drop, recall", None)
     budget = frontier.best(max_cost=0.8, delta=0.1)
-    save_bundle(tmp_path / "c", cascade, budget)
+    save(Adaptive(cascade, budget), tmp_path / "c")
     held = read_manifest(tmp_path / "c").choice
     assert (held.numbers["max_drop"], held.numbers["max_cost"]) == (None, 0.8)
     even = frontier.certify({"accuracy_drop": 0.06}, delta=0.1, class_weights=[1.0, 1.0, 1.0])
-    save_bundle(tmp_path / "d", cascade, even)
+    save(Adaptive(cascade, even), tmp_path / "d")
     assert read_manifest(tmp_path / "d").choice.numbers["class_weights"] == "1.0 1.0 1.0"

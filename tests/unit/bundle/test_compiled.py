@@ -14,12 +14,12 @@ from torch import nn
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.seal import sealed
 from offramp.backends import BACKENDS, Compiled, restored, with_backend
-from offramp.bundle import export_folder, export_single_file, load_bundle, save_bundle
+from offramp.bundle import export_onnx, load, read_manifest, save
 from offramp.models import ModelSpec, gap_linear
 from offramp.policy import Candidate, Feature, Linear, Node, Policy
 from offramp.runtime import Adaptive
-from offramp.runtime.testing import random_policy
 from offramp.stages import Cascade, Normalize, fuse
+from offramp.testing import random_policy
 
 KEPT = {"onnxruntime", "openvino", "onnxruntime-int8", "openvino-int8", "openvino-bf16"}
 POINTS = ("first", "second", "third")  # after the second the carry is a tuple
@@ -52,7 +52,7 @@ def exits():
     heads = {at: gap_linear(4, 10) for at in POINTS}
     norm = Normalize(1 / 255, 0.5, 0.1)
     return Cascade.from_network(
-        Net().eval(), list(POINTS), heads=heads, example=images(2), preprocess=norm
+        Net().eval(), list(POINTS), head=heads, example=images(2), preprocess=norm
     )
 
 
@@ -84,14 +84,14 @@ def candidate_of(cascade):
 
 def check_comes_back(folder, cascade, candidate):
     """The loaded bundle answers as the cascade did, batch and one by one; the reference too."""
-    save_bundle(folder, cascade, candidate)
-    bundle = load_bundle(folder)
+    save(Adaptive(cascade, candidate), folder)
+    bundle = load(folder)
     for batch in (images(), images()[:1], images()[:0]):
-        want, found = Adaptive(cascade, candidate)(batch), bundle.adaptive(batch)
+        want, found = Adaptive(cascade, candidate)(batch), bundle(batch)
         assert torch.equal(found.logits, want.logits)
         assert torch.equal(found.stage, want.stage)
     fallback = Adaptive.single(cascade, candidate.reference)
-    assert torch.equal(bundle.fallback(images()).logits, fallback(images()).logits)
+    assert torch.equal(bundle.reference(images()).logits, fallback(images()).logits)
     return bundle
 
 
@@ -113,8 +113,8 @@ SLOW = pytest.mark.slow  # another variant of what `make test` runs: make test-s
 def test_a_cascade_in_another_runtime_comes_back(tmp_path, in_backend, backend, heads_in, block):
     made = in_backend(backend, heads_in, block)
     bundle = check_comes_back(tmp_path / "b", made, candidate_of(made))
-    assert bundle.manifest.version == 4
-    held = [stage.module for stage in bundle.adaptive.runner.stages.values()]
+    assert read_manifest(tmp_path / "b").version == 4
+    held = [stage.module for stage in bundle.runner.stages.values()]
     assert {module.backend for module in held if isinstance(module, Compiled)} == {backend}
 
 
@@ -128,26 +128,26 @@ def test_several_backends_and_pytorch_in_one_bundle(tmp_path):
     made = with_backend(cascade, backends, example=x, calibration=x)
     policy = random_policy(made.topology, seed=0, classes=3)
     candidate = Candidate(policy=policy, method="learned", reference="c")
-    save_bundle(tmp_path / "b", made, candidate)
-    bundle = load_bundle(tmp_path / "b", allow_import=True)
-    torch.testing.assert_close(bundle.adaptive(x).logits, Adaptive(made, policy)(x).logits)
+    save(Adaptive(made, candidate), tmp_path / "b")
+    bundle = load(tmp_path / "b", allow_import=True)
+    torch.testing.assert_close(bundle(x).logits, Adaptive(made, policy)(x).logits)
 
 
 def test_one_thread_where_one_is_asked_for(tmp_path, in_backend):
     made = in_backend("onnxruntime")
     candidate = candidate_of(made)
-    save_bundle(tmp_path / "b", made, candidate)
-    found = load_bundle(tmp_path / "b", threads=1).adaptive(images())
+    save(Adaptive(made, candidate), tmp_path / "b")
+    found = load(tmp_path / "b", threads=1)(images())
     torch.testing.assert_close(found.logits, Adaptive(made, candidate)(images()).logits)
     with pytest.raises(InputError, match="threads must be"):
-        load_bundle(tmp_path / "b", threads=0)
+        load(tmp_path / "b", threads=0)
 
 
 def test_pieces_in_pytorch_are_refused(tmp_path, exits):
     joined = fuse(exits, [POINTS])
     candidate = candidate_of(joined)
     with pytest.raises(InputError, match=r"in one piece with others in PyTorch.*with_backend"):
-        save_bundle(tmp_path / "b", joined, candidate)
+        save(Adaptive(joined, candidate), tmp_path / "b")
     assert not (tmp_path / "b").exists()
 
 
@@ -155,13 +155,13 @@ def test_f_has_to_have_been_asked(tmp_path, in_backend):
     made = in_backend("onnxruntime", (), POINTS, POINTS[:2])
     candidate = Candidate.single(made.topology, POINTS[0], reference=POINTS[2])
     with pytest.raises(InputError, match=r"'third' was joined .* asked=\[\.\.\.\]"):
-        save_bundle(tmp_path / "b", made, candidate)
+        save(Adaptive(made, candidate), tmp_path / "b")
 
 
 @pytest.fixture
 def joined_bundle(tmp_path, in_backend):
     made = in_backend("onnxruntime", POINTS, POINTS[:2])
-    save_bundle(tmp_path / "b", made, candidate_of(made))
+    save(Adaptive(made, candidate_of(made)), tmp_path / "b")
     return tmp_path / "b"
 
 
@@ -187,7 +187,7 @@ def edited(folder, change):
 def test_a_manifest_whose_parts_do_not_fit_is_refused(joined_bundle, change, match):
     edited(joined_bundle, change)
     with pytest.raises(FileFormatError, match=match):
-        load_bundle(joined_bundle)
+        load(joined_bundle)
 
 
 @pytest.mark.parametrize("content", [b"", b"<net", b"<net></net>"])
@@ -219,11 +219,11 @@ def a_third_leaves(cascade):
 def test_what_runs_in_onnx_runtime_is_exported_as_it_is(tmp_path, in_backend, backend):
     made = in_backend(backend)
     policy = a_third_leaves(made)
-    export_single_file(tmp_path / "a.onnx", made, policy, example=images(1))
+    export_onnx(Adaptive(made, policy), tmp_path / "a.onnx", example=images(1))
     session = onnxruntime.InferenceSession(
         (tmp_path / "a.onnx").read_bytes(), providers=["CPUExecutionProvider"]
     )
-    export_folder(tmp_path / "a", made, policy, example=images(1))
+    export_onnx(Adaptive(made, policy), tmp_path / "a", example=images(1), folder=True)
     sys.path.insert(0, str(tmp_path / "a"))
     try:
         module = importlib.import_module("run")
@@ -249,11 +249,13 @@ def test_other_runtimes_and_pieces_are_not_exported(tmp_path, in_backend, backen
     made = in_backend(backend, heads_in, block)
     policy = random_policy(made.topology, seed=0, classes=10)
     with pytest.raises(InputError, match=r"'first' runs in another runtime, or in one piece"):
-        export_single_file(tmp_path / "a.onnx", made, policy, example=images(1))
+        export_onnx(Adaptive(made, policy), tmp_path / "a.onnx", example=images(1))
 
 
 def test_preprocessing_that_is_part_of_a_model_cannot_be_left_out(tmp_path, in_backend):
     made = in_backend("onnxruntime")
     policy = random_policy(made.topology, seed=0, classes=10)
     with pytest.raises(InputError, match="its preprocessing must be part of it"):
-        export_folder(tmp_path / "a", made, policy, example=images(1), preprocess=False)
+        export_onnx(
+            Adaptive(made, policy), tmp_path / "a", example=images(1), preprocess=False, folder=True
+        )

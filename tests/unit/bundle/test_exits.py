@@ -18,12 +18,12 @@ from offramp._core.errors import FileFormatError, InputError, UnsupportedError
 from offramp._core.files import sha256
 from offramp._core.schema import to_json
 from offramp._core.seal import sealed
-from offramp.bundle import load_bundle, read_manifest, save_bundle
+from offramp.bundle import load, read_manifest, save
 from offramp.models import ModelSpec, build, head_arguments
 from offramp.policy import Candidate, Constant, Node, Policy
 from offramp.runtime import Adaptive
-from offramp.runtime.testing import random_policy
 from offramp.stages import Cascade, Normalize, SegmentSpec, Stage, own_head
+from offramp.testing import random_policy
 
 AT = ["layer1.0", "layer2.0.conv1", "layer3.0"]  # the second carries a shortcut as well
 NET = ModelSpec(name="resnet8", arguments={"width": 0.25})
@@ -54,7 +54,7 @@ def make_images():
 
 def make_cascade(**changes):
     given = {
-        "heads": {
+        "head": {
             AT[0]: head_spec("gap_linear", 4),
             AT[1]: {
                 "gap": head_spec("gap_linear", 8),
@@ -108,7 +108,7 @@ def candidate(cascade, images):
 @pytest.fixture(scope="module")
 def written(tmp_path_factory, cascade, candidate):
     path = tmp_path_factory.mktemp("exits") / "bundle"
-    save_bundle(path, cascade, candidate, costs=COSTS)
+    save(Adaptive(cascade, candidate, costs=COSTS), path)
     return path
 
 
@@ -128,11 +128,11 @@ def same(one, other):
 
 
 def test_a_loaded_bundle_answers_bit_by_bit_as_what_was_saved(written, cascade, candidate, images):
-    loaded = load_bundle(written)
+    loaded = load(written)
     before = Adaptive(cascade, candidate, costs=COSTS)(images)
-    assert same(loaded.adaptive(images), before)
+    assert same(loaded(images), before)
     assert len(before.stage.unique()) == 3
-    assert same(loaded.fallback(images), Adaptive.single(cascade, "last", costs=COSTS)(images))
+    assert same(loaded.reference(images), Adaptive.single(cascade, "last", costs=COSTS)(images))
 
 
 def test_the_network_is_written_once_and_only_the_heads_that_are_used(written):
@@ -158,7 +158,7 @@ def test_the_example_is_made_up(written, images):
 
 
 def test_a_loaded_bundle_holds_no_head_that_is_not_used(written, cascade):
-    model = load_bundle(written).adaptive
+    model = load(written)
     heads = {k: stage.head is not None for k, stage in model.runner.stages.items()}
     assert heads == {"0": True, "2": True, "3": False, "4": False}
     net = sum(p.numel() for p in build(NET).parameters())
@@ -167,7 +167,7 @@ def test_a_loaded_bundle_holds_no_head_that_is_not_used(written, cascade):
 
 
 def test_the_stages_of_a_loaded_bundle_know_how_to_be_built_again(written, cascade):
-    loaded = load_bundle(written).adaptive
+    loaded = load(written)
     for k, stage in loaded.runner.stages.items():
         assert stage.spec.index == cascade.stage(int(k)).spec.index
         assert stage.spec.cut.model == NET
@@ -176,38 +176,38 @@ def test_the_stages_of_a_loaded_bundle_know_how_to_be_built_again(written, casca
 
 def test_f_may_be_an_exit_in_the_middle(tmp_path, cascade, images):
     candidate = never_leave(cascade, [AT[0], CONV], CONV)
-    save_bundle(tmp_path / "b", cascade, candidate, costs=COSTS)
-    loaded = load_bundle(tmp_path / "b")
-    assert same(loaded.adaptive(images), Adaptive(cascade, candidate, costs=COSTS)(images))
-    assert same(loaded.fallback(images), Adaptive.single(cascade, CONV, costs=COSTS)(images))
-    names = [entry.name for entry in loaded.manifest.stages]
+    save(Adaptive(cascade, candidate, costs=COSTS), tmp_path / "b")
+    loaded = load(tmp_path / "b")
+    assert same(loaded(images), Adaptive(cascade, candidate, costs=COSTS)(images))
+    assert same(loaded.reference(images), Adaptive.single(cascade, CONV, costs=COSTS)(images))
+    names = [entry.name for entry in read_manifest(tmp_path / "b").stages]
     assert names == [AT[0], CONV]  # what lies deeper never runs
 
 
 def test_a_policy_may_go_on_from_another_head_than_the_source(tmp_path, cascade, images):
     """The segment after a group continues its first head, by name; any head will have run it."""
     candidate = never_leave(cascade, [CONV, AT[2]], AT[0])
-    save_bundle(tmp_path / "b", cascade, candidate)
+    save(Adaptive(cascade, candidate), tmp_path / "b")
     expected = Adaptive(cascade, candidate)(images)
-    assert torch.equal(load_bundle(tmp_path / "b").adaptive(images).logits, expected.logits)
+    assert torch.equal(load(tmp_path / "b")(images).logits, expected.logits)
 
 
 def test_f_may_use_exits_that_the_policy_does_not(tmp_path, cascade, images):
     candidate = Candidate.single(cascade.topology, AT[0], reference=GAP)
-    save_bundle(tmp_path / "b", cascade, candidate)
-    loaded = load_bundle(tmp_path / "b")
-    assert loaded.adaptive(images).stage.tolist() == [0] * 33
+    save(Adaptive(cascade, candidate), tmp_path / "b")
+    loaded = load(tmp_path / "b")
+    assert loaded(images).stage.tolist() == [0] * 33
     expected = Adaptive.single(cascade, GAP)(images)
-    assert torch.equal(loaded.fallback(images).logits, expected.logits)
+    assert torch.equal(loaded.reference(images).logits, expected.logits)
 
 
 def test_a_bundle_may_be_loaded_optimized(written, images, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # folding passes stand-ins
-    plain, fast = load_bundle(written), load_bundle(written, fold=True, verify=False)
-    norms = [m.num_features for m in fast.adaptive.modules() if isinstance(m, nn.BatchNorm2d)]
+    plain, fast = load(written), load(written, fold=True, verify=False)
+    norms = [m.num_features for m in fast.modules() if isinstance(m, nn.BatchNorm2d)]
     assert norms == [8]  # the cut after layer2.0.conv1 parts a batch-norm from its convolution
     torch.testing.assert_close(
-        fast.fallback(images).logits, plain.fallback(images).logits, rtol=1e-4, atol=1e-4
+        fast.reference(images).logits, plain.reference(images).logits, rtol=1e-4, atol=1e-4
     )
 
 
@@ -220,7 +220,7 @@ def test_exits_of_two_networks_and_a_whole_one_go_together(tmp_path, images):
         exits = Cascade.from_network(
             build(spec),
             ["layer1.0"],
-            heads={"layer1.0": {name: head_spec("gap_linear", 4)}},
+            head={"layer1.0": {name: head_spec("gap_linear", 4)}},
             example=images[:1],
             preprocess=Normalize(1 / 255),
             last=f"last_{name}",
@@ -232,13 +232,16 @@ def test_exits_of_two_networks_and_a_whole_one_go_together(tmp_path, images):
             stages.append(stage)
     cascade = lively(Cascade(stages, edges=edges))
     candidate = never_leave(cascade, cascade.topology.names, "last_first")
-    save_bundle(tmp_path / "b", cascade, candidate)
-    loaded = load_bundle(tmp_path / "b")
-    assert [network.model.name for network in loaded.manifest.networks] == ["resnet8", "resnet14"]
+    save(Adaptive(cascade, candidate), tmp_path / "b")
+    loaded = load(tmp_path / "b")
+    assert [network.model.name for network in read_manifest(tmp_path / "b").networks] == [
+        "resnet8",
+        "resnet14",
+    ]
     expected = Adaptive(cascade, candidate)(images)
-    assert torch.equal(loaded.adaptive(images).logits, expected.logits)
+    assert torch.equal(loaded(images).logits, expected.logits)
     expected = Adaptive.single(cascade, "last_first")(images)
-    assert torch.equal(loaded.fallback(images).logits, expected.logits)
+    assert torch.equal(loaded.reference(images).logits, expected.logits)
 
 
 MODULE = """
@@ -285,15 +288,13 @@ def test_a_network_and_a_head_of_ones_own_that_read_a_mapping_of_whole_numbers(t
     ids = torch.randint(0, 20, (7, 6), generator=torch.Generator().manual_seed(0))
     batch = {"ids": ids, "mask": (ids > 3).long(), "kinds": torch.zeros_like(ids)}
     batch["mask"][:, 0] = 1
-    cascade = Cascade.from_network(
-        build(net), ["one"], heads={"one": head}, example=batch, spec=net
-    )
+    cascade = Cascade.from_network(build(net), ["one"], head={"one": head}, example=batch, spec=net)
     candidate = never_leave(cascade, ["one", "last"], "last")
-    save_bundle(tmp_path / "b", cascade, candidate)
+    save(Adaptive(cascade, candidate), tmp_path / "b")
     with pytest.raises(UnsupportedError, match="would import and run code by name"):
-        load_bundle(tmp_path / "b")
-    loaded = load_bundle(tmp_path / "b", allow_import=True)
-    assert torch.equal(loaded.adaptive(batch).logits, Adaptive(cascade, candidate)(batch).logits)
+        load(tmp_path / "b")
+    loaded = load(tmp_path / "b", allow_import=True)
+    assert torch.equal(loaded(batch).logits, Adaptive(cascade, candidate)(batch).logits)
     held = load_file(tmp_path / "b" / "example.0.safetensors")
     assert torch.equal(held["input.0"], ids[:1])
     assert held["logits"].isfinite().all()
@@ -304,14 +305,14 @@ def test_code_that_computes_something_else_by_now_is_noticed(tmp_path, reader, m
     example = {"ids": torch.ones(1, 6).long(), "mask": torch.ones(1, 6), "kinds": torch.zeros(1, 6)}
     example["kinds"] = example["kinds"].long()
     cascade = Cascade.from_network(
-        build(net), ["one"], heads={"one": head}, example=example, spec=net
+        build(net), ["one"], head={"one": head}, example=example, spec=net
     )
-    save_bundle(tmp_path / "b", cascade, never_leave(cascade, ["one"], "last"))
+    save(Adaptive(cascade, never_leave(cascade, ["one"], "last")), tmp_path / "b")
     module = sys.modules["own_networks"]
     monkeypatch.setattr(module.torch, "relu", torch.sigmoid)
     with pytest.raises(FileFormatError, match=r"example\.0.*\['one', 'last'\] answer otherwise"):
-        load_bundle(tmp_path / "b", allow_import=True)
-    load_bundle(tmp_path / "b", allow_import=True, verify=False)
+        load(tmp_path / "b", allow_import=True)
+    load(tmp_path / "b", allow_import=True, verify=False)
 
 
 BERT = """
@@ -327,10 +328,10 @@ def bert(**candidates):
 ANSWER = """
 import sys, torch
 from safetensors.torch import load_file, save_file
-from offramp.bundle import load_bundle
+from offramp.bundle import load
 sys.path.insert(0, sys.argv[1])
-loaded = load_bundle(sys.argv[2], allow_import=True)
-answer = loaded.adaptive(load_file(sys.argv[3]))
+loaded = load(sys.argv[2], allow_import=True)
+answer = loaded(load_file(sys.argv[3]))
 save_file({"logits": answer.logits, "stage": answer.stage}, sys.argv[4])
 """
 
@@ -356,11 +357,11 @@ def test_a_hugging_face_classifier_in_a_fresh_process(tmp_path, monkeypatch):
         )
         for k in (0, 2)
     }
-    cascade = Cascade.from_network(build(spec), list(heads), heads=heads, example=batch, spec=spec)
+    cascade = Cascade.from_network(build(spec), list(heads), head=heads, example=batch, spec=spec)
     part = cascade.topology.chain([0, 1, 2])
     policies = (random_policy(part, seed=k, classes=3, linear=True) for k in range(1000))
     policy = next(p for p in policies if len(Adaptive(cascade, p)(batch).stage.unique()) > 1)
-    save_bundle(tmp_path / "b", cascade, Candidate(policy=policy, method="x", reference="last"))
+    save(Adaptive(cascade, Candidate(policy=policy, method="x", reference="last")), tmp_path / "b")
     save_file(batch, tmp_path / "in.safetensors")
     here = [tmp_path, tmp_path / "b", tmp_path / "in.safetensors", tmp_path / "out.safetensors"]
     done = subprocess.run(
@@ -388,7 +389,7 @@ def test_exits_answer_the_same_in_a_fresh_process(tmp_path, written, cascade, ca
 
 def refused(tmp_path, cascade, candidate, message, kind=InputError):
     with pytest.raises(kind, match=message):
-        save_bundle(tmp_path / "b", cascade, candidate)
+        save(Adaptive(cascade, candidate), tmp_path / "b")
     assert not (tmp_path / "b").exists()
 
 
@@ -413,7 +414,7 @@ def test_a_head_without_spec_is_told_how_to_give_one(tmp_path, cascade, candidat
         r"\.head_spec; any importable",
     )
     other.stage(CONV).head_spec = cascade.stage(CONV).head_spec
-    save_bundle(tmp_path / "b", other, candidate)
+    save(Adaptive(other, candidate), tmp_path / "b")
 
 
 @pytest.mark.parametrize(
@@ -460,7 +461,7 @@ def test_a_network_with_other_operations_and_the_same_weights_is_found(tmp_path,
     cascade = Cascade.from_network(
         net,
         AT,
-        heads=dict(zip(AT, (head_spec("gap_linear", 4 * 2**k) for k in range(3)), strict=True)),
+        head=dict(zip(AT, (head_spec("gap_linear", 4 * 2**k) for k in range(3)), strict=True)),
         example=make_images(),
         spec=NET,
     )
@@ -478,7 +479,7 @@ def test_a_constant_that_is_not_in_the_weights_is_found(tmp_path, reader):
     changed.order += 1
     example = {"ids": torch.ones(1, 6).long(), "mask": torch.ones(1, 6).long()}
     example["kinds"] = torch.zeros(1, 6).long()
-    cascade = Cascade.from_network(changed, ["one"], heads={"one": head}, example=example, spec=net)
+    cascade = Cascade.from_network(changed, ["one"], head={"one": head}, example=example, spec=net)
     refused(
         tmp_path,
         cascade,
@@ -527,7 +528,7 @@ def test_a_changed_truncated_or_missing_file_is_refused_by_name(saved, name):
     ):
         file.write_bytes(content) if content is not None else file.unlink()
         with pytest.raises(FileFormatError, match=message):
-            load_bundle(saved)
+            load(saved)
 
 
 def stage(m, name):
@@ -545,7 +546,7 @@ def test_all_problems_of_fields_are_listed_by_their_place(saved):
 
     edit(saved, change)
     with pytest.raises(FileFormatError) as caught:
-        load_bundle(saved)
+        load(saved)
     for where in (
         "stages.2.segment.index:",
         "stages.0.head.model.arguments:",
@@ -654,7 +655,7 @@ def test_all_problems_of_fields_are_listed_by_their_place(saved):
 def test_a_manifest_that_makes_no_sense_is_refused(saved, change, message):
     edit(saved, change)
     with pytest.raises(FileFormatError, match=message):
-        load_bundle(saved)
+        load(saved)
 
 
 @pytest.mark.parametrize(
@@ -677,7 +678,7 @@ def test_an_example_that_makes_no_sense_is_refused(saved, change, message):
     change(tensors)
     rewrite(saved, name, tensors)
     with pytest.raises(FileFormatError, match=message) as caught:
-        load_bundle(saved)
+        load(saved)
     assert name in str(caught.value) or "networks.0.at" in str(caught.value)
 
 
@@ -685,7 +686,7 @@ def test_an_example_that_is_no_safetensors_file_is_refused(saved):
     file = saved / "example.0.safetensors"
     file.write_bytes(b"\x00" * file.stat().st_size)
     with pytest.raises(FileFormatError, match=r"example\.0\.safetensors cannot be read"):
-        load_bundle(saved, verify=False)
+        load(saved, verify=False)
 
 
 def test_weights_that_were_exchanged_are_noticed_by_the_answers(saved, cascade):
@@ -693,7 +694,7 @@ def test_weights_that_were_exchanged_are_noticed_by_the_answers(saved, cascade):
     net = build(NET)
     rewrite(saved, "network.0.safetensors", dict(net.state_dict()))
     with pytest.raises(FileFormatError, match="answer otherwise"):
-        load_bundle(saved)
+        load(saved)
 
 
 @pytest.mark.parametrize("where", ["network", "head"])
@@ -709,12 +710,12 @@ def test_a_bundle_runs_no_code_by_name_unless_that_is_allowed(saved, where):
 
     edit(saved, change)
     with pytest.raises(UnsupportedError, match="would import and run code by name"):
-        load_bundle(saved)
+        load(saved)
     assert not ran.exists()
 
 
 def test_the_heads_that_are_loaded_are_those_that_were_trained(written, cascade):
-    loaded = load_bundle(written).adaptive.runner.stages["2"].head
+    loaded = load(written).runner.stages["2"].head
     wanted = own_head(cascade.stage(CONV).head).state_dict()
     for name, value in own_head(loaded).state_dict().items():
         assert torch.equal(value, wanted[name])

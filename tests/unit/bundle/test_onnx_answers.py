@@ -33,8 +33,8 @@ from offramp.policy import (
     Stopping,
 )
 from offramp.runtime import Adaptive
-from offramp.runtime.testing import random_policy, random_topology
 from offramp.stages import Stage
+from offramp.testing import random_policy, random_topology
 
 STAGES, CLASSES = 4, 3
 SIZES = (1, 2, 33, 128)

@@ -17,7 +17,7 @@ from torch import nn
 from offramp._core.errors import InputError, UnsupportedError
 from offramp._core.schema import from_json, to_json
 from offramp.backends import to_onnx
-from offramp.bundle import export_folder, export_single_file
+from offramp.bundle import export_onnx
 from offramp.bundle.onnx import parts as parts_module
 from offramp.fitting.stopping.network import make_networks, stopping_policy
 from offramp.policy import Candidate, Feature, Linear, Node, Policy
@@ -64,7 +64,7 @@ def cascade():
     return Cascade.from_network(
         net.eval(),
         list(heads),
-        heads=heads,
+        head=heads,
         example=images(2),
         preprocess=Normalize(**SCALE),
         class_names=["a", "b", "c", "d"],
@@ -94,8 +94,10 @@ def exported(cascade, policy, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parts_module, "to_onnx", once)
         candidate = Candidate(policy=policy, method="threshold", reference="last")
-        single = export_single_file(path / "cascade.onnx", cascade, policy, example=images(1))
-        return single, export_folder(path / "cascade", cascade, candidate, example=images(1))
+        single = export_onnx(Adaptive(cascade, policy), path / "cascade.onnx", example=images(1))
+        return single, export_onnx(
+            Adaptive(cascade, candidate), path / "cascade", example=images(1), folder=True
+        )
 
 
 @pytest.fixture(scope="module")
@@ -204,9 +206,9 @@ def test_the_runner_needs_numpy_and_onnxruntime_alone(cascade, policy, folder, t
 
 
 def test_a_folder_holds_each_part_once_and_the_policy(folder, policy):
-    assert sorted(folder.bytes) == sorted(file.name for file in folder.path.iterdir())
-    assert sum(name.endswith(".segment.onnx") for name in folder.bytes) == 3
-    assert sum(name.endswith(".head.onnx") for name in folder.bytes) == 1
+    assert sorted(folder.files) == sorted(file.name for file in folder.path.iterdir())
+    assert sum(name.endswith(".segment.onnx") for name in folder.files) == 3
+    assert sum(name.endswith(".head.onnx") for name in folder.files) == 1
     saved = from_json(Candidate, json.loads((folder.path / "policy.json").read_text()))
     assert to_json(saved.policy) == to_json(policy)
     for file in folder.path.glob("*.onnx"):
@@ -248,7 +250,7 @@ def test_networks_that_take_and_give_mappings_can_be_exported(tmp_path):
         sure = cascade(x)[:, 0].softmax(dim=1).amax(dim=1).sort().values
     rule = Linear.threshold(Feature("max_prob", 0), float(sure[4:6].mean()))
     policy = Policy(cascade.topology, {(0,): Node(rule)})
-    made = export_single_file(tmp_path / "t.onnx", cascade, policy, example=x)
+    made = export_onnx(Adaptive(cascade, policy), tmp_path / "t.onnx", example=x)
     assert list(made.inputs) == ["ids", "mask"]
     _, label, stage = session(made.path).run(None, {k: v.numpy() for k, v in x.items()})
     expected = Adaptive(cascade, policy)(x)
@@ -271,7 +273,7 @@ def test_preprocessing_can_be_left_to_whoever_calls(tmp_path):
     x, answers = torch.randn(5, 4, generator=torch.Generator().manual_seed(0)), []
     for name, preprocess in (("whole.onnx", True), ("plain.onnx", False)):
         path = tmp_path / name
-        export_single_file(path, cascade, alone(cascade), example=x, preprocess=preprocess)
+        export_onnx(Adaptive(cascade, alone(cascade)), path, example=x, preprocess=preprocess)
         given = x if preprocess else Normalize(0.5, mean=0.25)(x)
         answers.append(session(path).run(["logits"], {"input": given.numpy()})[0])
     np.testing.assert_allclose(answers[0], answers[1], rtol=1e-5, atol=1e-6)
@@ -284,8 +286,11 @@ def test_two_ways_to_prepare_cannot_be_left_out(tmp_path):
     cascade = tiny(each)
     policy = Policy(cascade.topology, {(0,): Node(Linear.threshold(Feature("margin", 0), 0.5))})
     with pytest.raises(InputError, match=r"'a' and 'b' prepare their input.*scale=0\.5"):
-        export_single_file(
-            tmp_path / "x.onnx", cascade, policy, example=torch.zeros(1, 4), preprocess=False
+        export_onnx(
+            Adaptive(cascade, policy),
+            tmp_path / "x.onnx",
+            example=torch.zeros(1, 4),
+            preprocess=False,
         )
 
 
@@ -301,7 +306,7 @@ def drawing():
 @pytest.mark.parametrize("kind", ["random", "sampled"])
 def test_policies_that_draw_at_random_are_refused_and_others_named(tmp_path, kind):
     message = "after stage 'a' it draws at random.*Rules that can be exported: constants"
-    for export, name in ((export_single_file, "x.onnx"), (export_folder, "x")):
+    for export, name in ((export_onnx, "x.onnx"), (export_onnx, "x")):
         with pytest.raises(UnsupportedError, match=message):
             export(tmp_path / name, tiny(), drawing()[kind], example=torch.zeros(1, 4))
         assert list(tmp_path.iterdir()) == []
@@ -315,8 +320,8 @@ class Foreign(nn.Module):
 def test_an_operator_that_onnx_lacks_is_named_with_its_stage(tmp_path):
     cascade = tiny(c=Foreign())
     with pytest.raises(UnsupportedError, match=r"stage 'c' cannot be exported.*bessel_j0"):
-        export_single_file(
-            tmp_path / "x.onnx", cascade, alone(cascade, "c"), example=torch.zeros(1, 4)
+        export_onnx(
+            Adaptive(cascade, alone(cascade, "c")), tmp_path / "x.onnx", example=torch.zeros(1, 4)
         )
     assert list(tmp_path.iterdir()) == []
 
@@ -325,29 +330,35 @@ def test_what_is_too_large_for_one_file_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(parts_module, "_MOST", 50)
     cascade = tiny()
     with pytest.raises(UnsupportedError, match=r"stage 'a' takes .* GiB.*Export a folder"):
-        export_single_file(tmp_path / "x.onnx", cascade, alone(cascade), example=torch.zeros(1, 4))
+        export_onnx(
+            Adaptive(cascade, alone(cascade)), tmp_path / "x.onnx", example=torch.zeros(1, 4)
+        )
 
 
 def test_paths_are_looked_at_before_anything_runs(tmp_path):
     cascade, example = tiny(), torch.zeros(1, 4)
     (tmp_path / "there.onnx").touch()
     with pytest.raises(InputError, match=r"path must end in \.onnx, got 'x\.bin'"):
-        export_single_file(tmp_path / "x.bin", cascade, alone(cascade), example=example)
+        export_onnx(Adaptive(cascade, alone(cascade)), tmp_path / "x.bin", example=example)
     with pytest.raises(InputError, match=r"there\.onnx exists already"):
-        export_single_file(tmp_path / "there.onnx", cascade, alone(cascade), example=example)
+        export_onnx(Adaptive(cascade, alone(cascade)), tmp_path / "there.onnx", example=example)
     with pytest.raises(InputError, match=r"must be a folder, got 'x\.onnx'"):
-        export_folder(tmp_path / "x.onnx", cascade, alone(cascade), example=example)
+        export_onnx(
+            Adaptive(cascade, alone(cascade)), tmp_path / "x.onnx", example=example, folder=True
+        )
     with pytest.raises(InputError, match=r"is not empty.*'there\.onnx'"):
-        export_folder(tmp_path, cascade, alone(cascade), example=example)
+        export_onnx(Adaptive(cascade, alone(cascade)), tmp_path, example=example, folder=True)
     with pytest.raises(InputError, match="at least one example, got 0"):
-        export_single_file(tmp_path / "x.onnx", cascade, alone(cascade), example=example[:0])
+        export_onnx(Adaptive(cascade, alone(cascade)), tmp_path / "x.onnx", example=example[:0])
 
 
 def test_a_policy_of_another_cascade_is_refused(tmp_path):
     candidate = alone(tiny())
     with pytest.raises(InputError, match="The policy was made for stages"):
-        export_single_file(
-            tmp_path / "x.onnx", tiny(c=nn.Linear(4, 3)), candidate, example=torch.zeros(1, 4)
+        export_onnx(
+            Adaptive(tiny(c=nn.Linear(4, 3)), candidate),
+            tmp_path / "x.onnx",
+            example=torch.zeros(1, 4),
         )
 
 
@@ -356,6 +367,8 @@ def test_an_existing_file_is_replaced_where_that_is_said(tmp_path):
     path, written = tmp_path / "x.onnx", []
     path.write_text("before")
     for _ in range(2):
-        export_single_file(path, cascade, alone(cascade), example=torch.zeros(1, 4), overwrite=True)
+        export_onnx(
+            Adaptive(cascade, alone(cascade)), path, example=torch.zeros(1, 4), overwrite=True
+        )
         written.append(path.read_bytes())
     assert written[0] == written[1] != b"before"  # the same bytes whenever it is exported

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from offramp.bundle import export_single_file
+from offramp.bundle import export_onnx
 from offramp.policy import Feature, Linear, Node, Policy
+from offramp.runtime import Adaptive
 from offramp.stages import Cascade, Normalize
 
 SCRIPT = """
@@ -73,7 +74,7 @@ def test_node_answers_as_python_does(node):
     rule = Linear.threshold(Feature("max_prob", 0), float(sure))
     policy = Policy(cascade.topology, {(0,): Node(rule)}, combine="mean")
     path = node / "cascade.onnx"
-    export_single_file(path, cascade, policy, example=batches[0])
+    export_onnx(Adaptive(cascade, policy), path, example=batches[0])
     given = [{"data": x.flatten().tolist(), "shape": list(x.shape)} for x in batches]
     (node / "inputs.json").write_text(json.dumps(given))
     done = subprocess.run(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.schema import from_json, to_json
-from offramp.bundle import load_bundle, save_bundle
+from offramp.bundle import load, save
 from offramp.evaluation import evaluate, replay
 from offramp.evaluation.batch import evaluate_all
 from offramp.evaluation.replay import replay_reference
@@ -266,8 +266,8 @@ def test_runtime_and_bundle_do_what_replay_said(tmp_path, combine, drawn):
     wanted = replay(trace, policy)
     candidate = Candidate(policy=policy, method="joint", reference="large")
     costs = with_stopping(trace.costs, 4, 16)
-    save_bundle(tmp_path / "b", cascade, candidate, costs=costs)
-    model, loaded = Adaptive(cascade, candidate, costs=costs), load_bundle(tmp_path / "b").adaptive
+    save(Adaptive(cascade, candidate, costs=costs), tmp_path / "b")
+    model, loaded = Adaptive(cascade, candidate, costs=costs), load(tmp_path / "b")
     ids = trace.ids
     sure = torch.from_numpy(wanted.closest > 1e-4)
     assert sure.float().mean() > 0.9

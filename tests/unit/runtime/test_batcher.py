@@ -16,8 +16,8 @@ from offramp._core.topology import Topology
 from offramp.policy import Constant, Feature, Linear, Node, Policy
 from offramp.policy.evidence import Evidence
 from offramp.runtime import Adaptive
-from offramp.runtime.testing import random_policy, random_topology
 from offramp.stages import Cascade
+from offramp.testing import random_policy, random_topology
 
 CLASSES = 3
 COSTS = [1.0, 2.0, 4.0, 8.0]

@@ -9,9 +9,9 @@ from offramp.policy import Constant, Feature, Linear, Node, Policy
 from offramp.runtime.answer import Ends
 from offramp.runtime.inflight import InFlight
 from offramp.runtime.program import Program, plan_segments
-from offramp.runtime.testing import random_policy, random_topology
 from offramp.runtime.walk import walk
 from offramp.stages import Stage
+from offramp.testing import random_policy, random_topology
 from reference.walk import route_reference
 
 

@@ -30,7 +30,7 @@ def make_cascade():
     net = nn.Sequential(*(nn.Linear(a, b) for a, b in pairwise([2, *WIDTHS, 2]))).eval()
     heads = {point: Counted(width, 2) for point, width in zip(AT, WIDTHS, strict=False)}
     heads["1"] = {"a": heads["1"], "b": Counted(WIDTHS[1], 2)}
-    cascade = Cascade.from_network(net, AT, heads=heads, example=torch.zeros(1, 2))
+    cascade = Cascade.from_network(net, AT, head=heads, example=torch.zeros(1, 2))
     for stage in cascade:
         stage.keeps_company = True  # as after recording, so that nothing runs to find it out
     return cascade, heads

@@ -11,8 +11,8 @@ from offramp._core.topology import Topology
 from offramp.policy import Constant, Feature, Linear, Node, Policy
 from offramp.runtime import Adaptive, StageTimes
 from offramp.runtime.batcher import FULL, full_sizes
-from offramp.runtime.testing import random_policy, random_topology
 from offramp.stages import Cascade, Stage
+from offramp.testing import random_policy, random_topology
 
 
 class Clock:

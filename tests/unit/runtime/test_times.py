@@ -118,7 +118,7 @@ def test_times_survive_being_written_as_json():
 def test_every_stage_is_measured_at_every_size_also_where_stages_share_a_segment():
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
     heads = {"1": {"a": nn.Linear(8, 3), "b": nn.Linear(8, 3)}}
-    cascade = Cascade.from_network(net, ["1"], heads=heads, example=torch.zeros(1, 4))
+    cascade = Cascade.from_network(net, ["1"], head=heads, example=torch.zeros(1, 4))
     times = measure_times(cascade, torch.zeros(2, 4), batch_sizes=[4, 2], rounds=2, progress=False)
     assert times.sizes == (1, 2, 4)
     assert times.stages == ("1/a", "1/b", "last")

@@ -12,8 +12,8 @@ from offramp.runtime.answer import Ends
 from offramp.runtime.fallback import Fallback
 from offramp.runtime.inflight import InFlight
 from offramp.runtime.program import Program
-from offramp.runtime.testing import random_policy, random_topology
 from offramp.runtime.walk import walk
+from offramp.testing import random_policy, random_topology
 from reference.walk import route_reference
 
 SYNCHRONIZING = {"nonzero", "item", "tolist", "__bool__", "__int__", "__float__"}

@@ -352,7 +352,7 @@ def test_early_exits_are_stages_that_share_one_network():
             "deep": nn.Sequential(pooled, nn.Linear(32, 8), nn.Linear(8, 10)).eval(),
         },
     }
-    cascade = Cascade.from_network(net, list(heads), heads=heads, example=x[:1])
+    cascade = Cascade.from_network(net, list(heads), head=heads, example=x[:1])
     assert cascade.topology.names == ("layer1.0.conv1", "layer2/linear", "layer2/deep", "last")
     assert cascade.topology.sources == (-1, 0, 0, 1)
     assert len(cascade.topology.paths()) == 5
@@ -398,7 +398,7 @@ def test_the_engine_runs_exits_as_it_runs_any_cascade():
         "layer1": lively(nn.Sequential(pooled, nn.Linear(8, 10, bias=False))),
         "layer2.0.conv1": lively(nn.Sequential(pooled, nn.Linear(16, 10, bias=False))),
     }
-    cascade = Cascade.from_network(net, list(heads), heads=heads, example=x[:1])
+    cascade = Cascade.from_network(net, list(heads), head=heads, example=x[:1])
     logits = cascade(x)
     sure = logits.softmax(2).max(2).values  # (n, s)
     first = sure[:, 0].median().item()

@@ -195,6 +195,6 @@ def test_exits_need_a_head_each_and_heads_an_exit():
     network = small_cnn(width=4).eval()
     example = torch.zeros(1, 1, 8, 8)
     with pytest.raises(InputError, match=r"\['pool'\] have none"):
-        Cascade.from_network(network, ["pool"], heads={}, example=example)
+        Cascade.from_network(network, ["pool"], head={}, example=example)
     with pytest.raises(UnknownNameError, match="no exit 'pol'"):
-        Cascade.from_network(network, ["pool"], heads={"pol": nn.Linear(1, 1)}, example=example)
+        Cascade.from_network(network, ["pool"], head={"pol": nn.Linear(1, 1)}, example=example)

@@ -32,7 +32,7 @@ def heads():
 
 
 def make_cascade(net=None, **changes):
-    given = {"heads": heads(), "example": IMAGES, "preprocess": PREPROCESS, "spec": NET}
+    given = {"head": heads(), "example": IMAGES, "preprocess": PREPROCESS, "spec": NET}
     return Cascade.from_network(net or build(NET), AT, **(given | changes))
 
 
@@ -114,9 +114,9 @@ def test_a_cascade_moves_as_a_whole(cascade):
 
 def test_a_head_that_does_not_exist_suggests_the_near_name():
     with pytest.raises(UnknownNameError, match="Did you mean 'gap_linear'"):
-        make_cascade(heads={**heads(), AT[0]: ModelSpec(name="gap_linaer")})
+        make_cascade(head={**heads(), AT[0]: ModelSpec(name="gap_linaer")})
     with pytest.raises(InputError, match="gap_linear refuses"):
-        make_cascade(heads={**heads(), AT[0]: ModelSpec(name="gap_linear")})
+        make_cascade(head={**heads(), AT[0]: ModelSpec(name="gap_linear")})
 
 
 # What stands for an example.

@@ -10,8 +10,8 @@ from offramp.backends import with_backend
 from offramp.policy import Constant, Feature, Linear, Node, Policy
 from offramp.policy.features import Distribution
 from offramp.runtime import Adaptive, StageTimes
-from offramp.runtime.testing import random_policy
 from offramp.stages import Cascade, Stage, fuse
+from offramp.testing import random_policy
 from offramp.tuning import fuse_for
 from offramp.tuning.fuse_for import best_blocks, reached
 

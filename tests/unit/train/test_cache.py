@@ -30,7 +30,7 @@ def build(seed=0, kinds=KINDS):
     example = torch.zeros(1, 1, 8, 8)
     shapes = {p.name: p.shape for p in cut_points(net, example)}
     heads = {at: {k: make_head(k, shapes[at], 10) for k in kinds} for at in AT}
-    return Cascade.from_network(net, AT, heads=heads, example=example, preprocess=SCALE)
+    return Cascade.from_network(net, AT, head=heads, example=example, preprocess=SCALE)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_equal_poolings_share_a_file_and_files_have_the_size_of_the_features(par
     net = small_cnn(width=4, depth=3).eval()
     both = {"features.0": {"one": extra, "two": own}}
     cascade = Cascade.from_network(
-        net, ["features.0"], heads=both, example=torch.zeros(1, 1, 8, 8), preprocess=SCALE
+        net, ["features.0"], head=both, example=torch.zeros(1, 1, 8, 8), preprocess=SCALE
     )
     trained(cascade, part, cache=tmp_path, epochs=1)
     files = list((tmp_path / "train").glob("*.bin"))
@@ -120,7 +120,7 @@ def test_a_cut_that_carries_several_tensors(part, tmp_path):
     net = cifar_resnet(8, width=0.25).eval()
     point = next(p for p in cut_points(net, images[:1]) if len(p.live) > 1)
     head = make_head("gap_linear", point.shape, 10)
-    plain = Cascade.from_network(net, [point.name], heads={point.name: head}, example=images[:1])
+    plain = Cascade.from_network(net, [point.name], head={point.name: head}, example=images[:1])
     cached = copy.deepcopy(plain)
     wanted = trained(plain, small, epochs=1)
     assert trained(cached, small, epochs=1, cache=tmp_path, cache_dtype="float32") == wanted

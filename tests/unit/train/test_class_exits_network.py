@@ -49,7 +49,7 @@ def tapped_net(net, images):
 def cascade(tapped_net, images):
     widths = {"cat": 64, "dog": 32, "car": 32 + 64 + 64}
     heads = {f"exits.{name}": ClassHead(width, 10, 4) for name, width in widths.items()}
-    return Cascade.from_network(tapped_net, list(heads), heads=heads, example=images[:1])
+    return Cascade.from_network(tapped_net, list(heads), head=heads, example=images[:1])
 
 
 def test_a_tapped_network_gives_the_same_logits(net, tapped_net, images):
@@ -114,7 +114,7 @@ def test_superclasses_are_those_of_the_class_predicted(net, images):
         classes, groups = net(images).argmax(dim=1), made(images).argmax(dim=1)
     assert groups.tolist() == [table[k] for k in classes]
     cascade = Cascade.from_network(
-        made, ["exits.a"], heads={"exits.a": ClassHead(32, 3, 1)}, example=images[:1]
+        made, ["exits.a"], head={"exits.a": ClassHead(32, 3, 1)}, example=images[:1]
     )
     with torch.no_grad():
         assert cascade(images)[:, 1].argmax(dim=1).tolist() == groups.tolist()
@@ -144,7 +144,7 @@ def test_a_tap_that_is_not_pooled_gives_the_map_itself(net, images):
         net(images)
         handle.remove()
         cascade = Cascade.from_network(
-            made, ["exits.raw"], heads={"exits.raw": nn.Flatten()}, example=images[:1]
+            made, ["exits.raw"], head={"exits.raw": nn.Flatten()}, example=images[:1]
         )
         flat = cascade.stage("exits.raw").run(images)[0]
     assert shapes["exits.raw"] == tuple(seen[0].shape[1:])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from offramp._core.errors import InputError, UnknownNameError
-from offramp.bundle import load_bundle, save_bundle
+from offramp.bundle import load, save
 from offramp.data import digits
 from offramp.evaluation import replay
 from offramp.fitting.class_exits.choice import ClassExitPlan, NoViableExit
@@ -138,8 +138,8 @@ def test_the_cascade_runs_and_is_saved_like_any_other(sweep, shared, examples, t
     sure = wanted.closest > 1e-4
     assert sure.mean() > 0.95
     candidate = Candidate(policy=policy, method="class_exits", reference="last")
-    save_bundle(tmp_path / "bundle", cascade, candidate, costs=trace.costs)
-    loaded = load_bundle(tmp_path / "bundle").adaptive
+    save(Adaptive(cascade, candidate, costs=trace.costs), tmp_path / "bundle")
+    loaded = load(tmp_path / "bundle")
     for model in (Adaptive(cascade, policy, costs=trace.costs), loaded):
         answers = [model(x, ids=i) for x, _, i in part.loader(64)]
         stage = torch.cat([a.stage for a in answers]).numpy()
@@ -253,7 +253,7 @@ def headed(net, examples, sweep):
     cascade = Cascade.from_network(
         net,
         list(heads),
-        heads=heads,
+        head=heads,
         example=examples.batch(0, 1).inputs,
         preprocess=NORMALIZE,
         spec=MODEL,
@@ -298,8 +298,8 @@ def test_heads_of_all_classes_stand_beside_the_branches(headed, sweep, examples,
         own = trace.labels.numpy() == k
         assert done.cost[own].mean() == pytest.approx(row.system.times[k])
     candidate = Candidate(policy=policy, method="class_exits", reference="last")
-    save_bundle(tmp_path / "bundle", made, candidate, costs=trace.costs)
-    loaded = load_bundle(tmp_path / "bundle").adaptive
+    save(Adaptive(made, candidate, costs=trace.costs), tmp_path / "bundle")
+    loaded = load(tmp_path / "bundle")
     answered = torch.cat(
         [loaded(x, ids=i).labels for x, _, i in examples.subset("test").loader(64)]
     )
@@ -330,7 +330,7 @@ def test_heads_of_another_network_are_refused(headed, sweep, examples):
     strange = Cascade.from_network(
         other,
         [cascade.topology.groups[0]],
-        heads={
+        head={
             cascade.topology.groups[0]: torch.nn.Sequential(
                 torch.nn.Flatten(), torch.nn.LazyLinear(10)
             )

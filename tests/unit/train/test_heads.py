@@ -73,7 +73,7 @@ def prototype(kind):
 def exits(heads, net=None):
     net = backbone() if net is None else net
     example = torch.zeros(1, 1, 8, 8)
-    return Cascade.from_network(net, list(heads), heads=heads, example=example, preprocess=SCALE)
+    return Cascade.from_network(net, list(heads), head=heads, example=example, preprocess=SCALE)
 
 
 def trained(cascade, part, **options):
@@ -241,7 +241,7 @@ def test_heads_at_a_cut_that_carries_several_tensors_read_the_first(part):
     net = cifar_resnet(8, width=0.25).eval()
     point = next(p for p in cut_points(net, images[:1]) if len(p.live) > 1)
     head = make_head("gap_linear", point.shape, 10)
-    cascade = Cascade.from_network(net, [point.name], heads={point.name: head}, example=images[:1])
+    cascade = Cascade.from_network(net, [point.name], head={point.name: head}, example=images[:1])
     history = trained(cascade, small, epochs=3)[point.name]
     assert history.losses[-1] < history.losses[0]
 

@@ -390,7 +390,7 @@ def test_exits_of_one_network_are_trained_jointly_too():
     torch_net = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 2)).eval()
     part = hard_and_easy(80)
     cascade = Cascade.from_network(
-        torch_net, ["1"], heads={"1": nn.Linear(6, 2)}, example=part.inputs[:1]
+        torch_net, ["1"], head={"1": nn.Linear(6, 2)}, example=part.inputs[:1]
     )
     given = {**QUICK, "costs": None}
     for rollouts in ("all", "visited"):

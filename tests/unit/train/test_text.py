@@ -49,7 +49,7 @@ def test_a_text_model_is_trained_cut_and_recorded(part):
     before = {name: value.clone() for name, value in net.state_dict().items()}
     head = make_head("token_linear", TOKENS_GIVEN, 2, pooling="mean", mask="attention_mask")
     cascade = Cascade.from_network(
-        net, ["first"], heads={"first": head}, example=part.batch(0, 2).inputs
+        net, ["first"], head={"first": head}, example=part.batch(0, 2).inputs
     )
     found = train_heads(cascade, part, epochs=5, seed=0, batch_size=32, progress=False)
     assert found["first"].accuracy > 0.6
@@ -71,7 +71,7 @@ def test_the_cache_holds_pooled_tokens(part, tmp_path):
             nn.init.zeros_(layer.bias)
         head = make_head("token_linear", TOKENS_GIVEN, 2, pooling="mean", mask="attention_mask")
         example = part.batch(0, 2).inputs
-        return Cascade.from_network(net, ["first"], heads={"first": head}, example=example)
+        return Cascade.from_network(net, ["first"], head={"first": head}, example=example)
 
     options = {"epochs": 2, "seed": 0, "progress": False}
     wanted = train_heads(cascade(), part, **options)

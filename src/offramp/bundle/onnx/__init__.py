@@ -1,9 +1,8 @@
-"""ONNX: a cascade with its policy as one file, or as a folder with a small runner.
+"""ONNX: a model as one file, or as a folder with a small runner.
 
 Layer: bundle.
 """
 
-from offramp.bundle.onnx.folder import Folder, export_folder
-from offramp.bundle.onnx.single_file import SingleFile, export_single_file
+from offramp.bundle.onnx.export import Exported, export_onnx
 
-__all__ = ["Folder", "SingleFile", "export_folder", "export_single_file"]
+__all__ = ["Exported", "export_onnx"]

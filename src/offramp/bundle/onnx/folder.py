@@ -8,93 +8,17 @@ Layer: bundle.
 """
 
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
-from offramp._core.errors import InputError
-from offramp._core.files import atomic_folder, write_json
-from offramp._core.ownership import ONNX_FOLDER, check_folder
-from offramp._core.schema import to_json
+from offramp._core.files import write_json
 from offramp._core.topology import RAW_INPUT
-from offramp._core.types import Batch
-from offramp.bundle.names import MANIFEST, POLICY, WEIGHTS, weight_files
-from offramp.bundle.onnx.parts import ENDING, RAW, Parts, export_parts
-from offramp.policy import Policy
-from offramp.runtime import Choice, StageSource, policy_of
-from offramp.runtime.adaptive import candidate_of
+from offramp.bundle.names import MANIFEST, WEIGHTS, weight_files
+from offramp.bundle.onnx.parts import ENDING, RAW, Parts
 
 RUNNER = "run.py"
 FORMAT, VERSION = "offramp-onnx", 1
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Folder:
-    """What was written.
-
-    Args:
-        path: The folder.
-        bytes: Size of each file.
-    """
-
-    path: Path
-    bytes: Mapping[str, int]
-
-
-def export_folder(
-    path: Path | str,
-    cascade: StageSource,
-    choice: Choice,
-    *,
-    example: Batch,
-    class_names: Sequence[str] = (),
-    preprocess: bool = True,
-    overwrite: bool = False,
-) -> Folder:
-    """Write a cascade with its policy as a folder of ONNX files with a runner.
-
-    For each stage "NAME.segment.onnx", its network or segment of one; "NAME.head.onnx" if it has
-    a head; and "NAME.decision.onnx", what decides after it. Beside them `manifest.json`,
-    `policy.json`, and `run.py`: `python run.py inputs.npz answers.npz`, or from Python
-    `Cascade(folder)(inputs)`. Its answers are those of `export_single_file`.
-
-    Args:
-        path: The folder to make.
-        cascade: As for `export_single_file`.
-        choice: A candidate, an operating point, or a policy, made for them.
-        example: Some raw input; one example is enough.
-        class_names: For people; by default those of the cascade.
-        preprocess: As for `export_single_file`.
-        overwrite: Whether such a folder at `path` may be replaced. Anything else that is there is
-            refused, whatever is said here.
-
-    Raises:
-        UnsupportedError: If the policy draws at random; if a network cannot be exported, or takes
-            more than 2 GB.
-        InputError: If `path` exists or ends in .onnx, or the example does not fit.
-        MissingExtraError: Without the extra "onnx".
-        StorageError: If the disk is full.
-
-    >>> import tempfile, torch
-    >>> from offramp import Cascade, Candidate
-    >>> cascade = Cascade.from_models({"a": torch.nn.Linear(4, 3).eval()})
-    >>> candidate = Candidate.single(cascade.topology, "a", reference="a")
-    >>> with tempfile.TemporaryDirectory() as place:
-    ...     made = export_folder(place + "/a", cascade, candidate, example=torch.zeros(1, 4))
-    >>> sorted(made.bytes)
-    ['a.decision.onnx', 'a.segment.onnx', 'manifest.json', 'policy.json', 'run.py']
-    """
-    path = Path(path)
-    if path.suffix == ENDING:
-        raise InputError(f"path must be a folder, got {path.name!r}; {ENDING} is for single files.")
-    check_folder(path, ONNX_FOLDER, overwrite=overwrite)  # before the work, not after it
-    parts = export_parts(cascade, policy_of(choice), example, preprocess=preprocess)
-    with atomic_folder(path, ONNX_FOLDER, overwrite=overwrite) as folder:
-        write_parts(folder, parts, class_names or cascade.class_names)
-        write_json(folder / POLICY, _policy(choice))
-    return Folder(path=path, bytes={file.name: file.stat().st_size for file in path.iterdir()})
 
 
 def write_parts(folder: Path, parts: Parts, class_names: Sequence[str]) -> None:
@@ -165,10 +89,3 @@ def _stage(parts: Parts, stage: int) -> dict[str, Any]:
         "reads": list(parts.decisions[stage].reads),
         "keep": sorted(plan.keep),
     }
-
-
-def _policy(choice: Choice) -> dict[str, Any]:
-    if isinstance(choice, Policy):
-        return {"policy": to_json(choice)}
-    found: dict[str, Any] = to_json(candidate_of(choice))
-    return found

@@ -5,7 +5,7 @@
 The first file holds the inputs by name, `(n, ...)` each; the second gets `logits` `(n, c)`, `label`
 and `stage`, both `(n,)`. From Python: `Cascade(folder)(inputs)`.
 
-Layer: bundle; copied into each folder that `offramp.bundle.export_folder` writes.
+Layer: bundle; copied into each folder that `offramp.export_onnx` writes.
 """
 
 import json

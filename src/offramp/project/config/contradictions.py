@@ -9,6 +9,7 @@ from difflib import get_close_matches
 
 from offramp.project.config.sections import (
     DEFAULT_HEAD,
+    CostSection,
     ExitsSection,
     FitSection,
     HeadChoice,
@@ -17,7 +18,6 @@ from offramp.project.config.sections import (
 
 Problem = tuple[Sequence[str | int], str]  # where, what
 
-_UNITS = ("flops", "seconds", "joules")  # those that can be measured here
 _FIXED = ("channels", "features", "classes", "axes")  # arguments of heads that the layer decides
 
 
@@ -38,15 +38,28 @@ def contradictions(config: RunConfig) -> list[Problem]:
             if name in config.data.options
         ]
     found += _of_fit(config.fit)
-    if not config.cost.given and config.cost.unit not in _UNITS:
-        text = f"{config.cost.unit!r} cannot be measured ({', '.join(_UNITS)} can); use cost.given"
-        found.append((("cost", "unit"), text))
+    found += _of_cost(config.cost)
     found += _of_network(config)
     found += _of_joint(config)
     if config.exits is not None:
         found += _of_exits(config.exits)
     known = names or _exit_names(config)
     return found + (_unknown_stages(config, known) if known else [])
+
+
+def _of_cost(cost: CostSection) -> list[Problem]:
+    from offramp.stages import METERS  # it takes a second, so whoever only asks for help is spared
+
+    measured = ", ".join(METERS)
+    found: list[Problem] = [
+        (("cost", "also"), f"{unit!r} cannot be measured ({measured} can)")
+        for unit in cost.also
+        if unit not in METERS
+    ]
+    if not cost.given and cost.unit not in METERS:
+        text = f"{cost.unit!r} cannot be measured ({measured} can); use cost.given"
+        found.append((("cost", "unit"), text))
+    return found
 
 
 def _of_fit(fit: FitSection) -> list[Problem]:

@@ -256,7 +256,7 @@ class CostSection(_Section):
     """`[cost]`: measured here, or given."""
 
     unit: str = Field(default="flops", min_length=1)
-    also: list[Literal["flops", "seconds", "joules"]] = Field(default_factory=list)
+    also: list[str] = Field(default_factory=list)
     batch_size: int = Field(default=1, ge=1)
     given: dict[str, float] = Field(default_factory=dict)
 

@@ -124,7 +124,7 @@ def measure_points(
         net: In evaluation mode; is moved to `device`.
         example: Some raw input; its examples are repeated to fill a batch.
         points: In the order in which they run, at least one.
-        batch_size: Dataset that run at once.
+        batch_size: Examples that run at once.
         rounds: At least 1, after two rounds of warm-up.
         device: Where to run.
         classes: As for `cut`.

@@ -3,6 +3,7 @@
 Layer: stages.  Source: methods.md 1 (early exit: the segments of one network).
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
@@ -23,6 +24,8 @@ from offramp.stages.cutting.sizes import put_at_entry
 from offramp.stages.cutting.tried import tried_sizes
 from offramp.stages.own_names import call_by_own_names, names_in
 from offramp.stages.reading import copied
+
+_log = logging.getLogger(__name__)
 
 #: What a segment's `meta` calls the `LayerShape` of the first tensor that it gives.
 GIVES = "gives"
@@ -114,6 +117,7 @@ def _built(
         if not captured.followed.lengths:
             raise
     # A length cannot be known everywhere.
+    _log.info("The network is cut for the lengths of the example alone.")
     captured = capture(net, copied(two), lengths=False, classes=classes)
     plan = Plan(captured, net, _kept(names, captured.inputs, keep))
     positions = _located(plan, at)

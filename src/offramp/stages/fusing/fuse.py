@@ -9,6 +9,7 @@ Layer: stages.  Source: measured, docs/adr/0023.
 
 import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from torch import nn
 
@@ -16,12 +17,15 @@ from offramp._core.checks import check_known
 from offramp._core.errors import InputError
 from offramp.stages.cascade import Cascade
 from offramp.stages.fusing.modules import Ahead, CarryOf, FusedSegments, Same, Unasked, is_passing
+from offramp.stages.held import HeldStages
 from offramp.stages.stage import Stage
+
+Stages = TypeVar("Stages", Cascade, HeldStages)
 
 
 def fuse(
-    cascade: Cascade, blocks: Iterable[Sequence[str]], *, asked: Collection[str] | None = None
-) -> Cascade:
+    cascade: Stages, blocks: Iterable[Sequence[str]], *, asked: Collection[str] | None = None
+) -> Stages:
     """The same cascade, the stages of each block in one piece.
 
     Stages of a block have all run when the first of them has. So join stages between which hardly
@@ -30,7 +34,7 @@ def fuse(
     a block is one model.
 
     Args:
-        cascade: In PyTorch; stays as it is.
+        cascade: In PyTorch, or the part of one that somebody holds; stays as it is.
         blocks: Names of stages each of which continues the one before it.
         asked: Stages whose answers are wanted; in a block the heads of others do not run. By
             default all.
@@ -65,13 +69,13 @@ def fuse(
         taken |= set(block)
         if len(block) > 1:
             stages |= _joined(cascade, block, wanted)
-    edges = [(names[a], names[b]) for a, b in cascade.topology.edges]
-    made = [_reading(stages[name], stages) for name in names]
-    return Cascade(made, edges=edges, class_names=cascade.class_names)
+    return cascade.with_stages([_reading(stage, stages) for stage in stages.values()])
 
 
-def _joined(cascade: Cascade, block: Sequence[str], wanted: Collection[str]) -> dict[str, Stage]:
-    members = [cascade.stage(cascade.topology.index(name)) for name in block]
+def _joined(
+    cascade: Cascade | HeldStages, block: Sequence[str], wanted: Collection[str]
+) -> dict[str, Stage]:
+    members = [cascade.stage(name) for name in block]
     _check(cascade, members)
     says = [nn.Identity() if s.head is None else s.head for s in members]  # a network answers
     asked = [stage.name in wanted for stage in members]
@@ -101,7 +105,7 @@ def _joined(cascade: Cascade, block: Sequence[str], wanted: Collection[str]) -> 
     return made
 
 
-def _check(cascade: Cascade, members: Sequence[Stage]) -> None:
+def _check(cascade: Cascade | HeldStages, members: Sequence[Stage]) -> None:
     """Raise `InputError` unless stages can run in one piece."""
     inner = {stage.name for stage in members[:-1]}
     for before, stage in itertools.pairwise(members):

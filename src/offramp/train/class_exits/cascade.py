@@ -128,7 +128,7 @@ def class_cascade(
     cascade = Cascade.from_network(
         TappedNet(net, read, taps, given, grid=grid, table=table),
         layers,
-        heads={layer: e.head(len(class_names)) for layer, e in zip(layers, exits, strict=True)},
+        head={layer: e.head(len(class_names)) for layer, e in zip(layers, exits, strict=True)},
         example=example,
         last=LAST,
         preprocess=preprocess,

@@ -102,7 +102,7 @@ def branch_features(
         for point in points
     }
     example = examples.batch(0, 1).inputs
-    cascade = Cascade.from_network(net, names, heads=heads, example=example, preprocess=preprocess)
+    cascade = Cascade.from_network(net, names, head=heads, example=example, preprocess=preprocess)
     device = check_device(device)
     cascade.to(device)
     cached = cached_features(

@@ -1,6 +1,6 @@
 """Random topologies and policies, for tests of whatever runs or replays a policy.
 
-Layer: runtime.
+Layer: testing.
 """
 
 from typing import Any
