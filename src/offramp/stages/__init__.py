@@ -17,7 +17,7 @@ from offramp.stages.fusing.fuse import fuse
 from offramp.stages.own_names import add_weights, names_in, own_names
 from offramp.stages.preprocess import Normalize, Preprocessing
 from offramp.stages.reading import copied
-from offramp.stages.stage import Stage
+from offramp.stages.stage import Stage, take_in
 from offramp.stages.timing import time_side_by_side
 
 __all__ = [
@@ -49,6 +49,7 @@ __all__ = [
     "own_head",
     "own_names",
     "synthetic_example",
+    "take_in",
     "take_rows",
     "tell_classes",
     "time_side_by_side",

@@ -12,14 +12,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from offramp._core.batch import as_batch
 from offramp._core.errors import InputError, TopologyError
 from offramp._core.topology import RAW_INPUT, Topology
-from offramp._core.types import AnyBatch, Batch, OutputForm
+from offramp._core.types import AnyBatch, Batch, OutputForm, Raw
 from offramp.models import ModelSpec, SeveralLogitsError
 from offramp.stages.classes import check_same_classes, settle_classes, tell_classes
 from offramp.stages.exits import Heads, chain_edges, exit_stages
-from offramp.stages.stage import Stage
+from offramp.stages.stage import Stage, take_in
 from offramp.stages.wrong_type import naming_types
 
 _CHANGES_IN_TRAINING = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
@@ -219,7 +218,7 @@ class Cascade(nn.Module):
         """
         held: dict[str, Any] = {}  # group -> what its segment gave
         logits: list[Tensor] = []
-        batch = as_batch(batch)
+        batch = take_in(self)(batch)
         with naming_types(self, batch):
             for stage, void in zip(self, self._void_after, strict=True):
                 if stage.group not in held:
@@ -236,7 +235,7 @@ class Cascade(nn.Module):
         self._check_classes([part.shape[1] for part in logits])
         return torch.stack(logits, dim=1)
 
-    def check(self, example_batch: Batch) -> int:
+    def check(self, example_batch: Raw) -> int:
         """Run every stage once on a small batch and return the number of classes.
 
         Raises:

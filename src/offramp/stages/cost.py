@@ -18,9 +18,10 @@ from offramp._core.checks import check_known, check_positive_int
 from offramp._core.costs import Costs
 from offramp._core.device import check_device
 from offramp._core.errors import InputError, MissingExtraError, UnsupportedError
-from offramp._core.types import Batch
+from offramp._core.types import AnyBatch, Raw
 from offramp.stages.cascade import Cascade, evaluating
 from offramp.stages.operations import Operations, plain_attention
+from offramp.stages.stage import take_in
 from offramp.stages.timing import described, filled, median_seconds
 from offramp.stages.wrong_type import naming_types
 
@@ -36,7 +37,7 @@ class _Part:
     head: Callable[[], Any] | None
 
 
-def measure_flops(cascade: Cascade, batch: Batch) -> Costs:
+def measure_flops(cascade: Cascade, batch: AnyBatch) -> Costs:
     """Count floating-point operations per example; a multiply-add counts as 2.
 
     Counted are matrix products, convolutions and attention, as `torch.utils.flop_counter` does;
@@ -59,6 +60,7 @@ def measure_flops(cascade: Cascade, batch: Batch) -> Costs:
     >>> measure_flops(Cascade.from_models({"net": nn.Linear(4, 3)}), torch.zeros(1, 4)).segment
     (24.0,)
     """
+    batch = take_in(cascade)(batch)
     m = batch_size(batch)
     with evaluating(cascade), torch.no_grad(), plain_attention():
         parts = _parts(cascade, batch)
@@ -82,7 +84,7 @@ def measure_flops(cascade: Cascade, batch: Batch) -> Costs:
 
 def measure_seconds(
     cascade: Cascade,
-    batch: Batch,
+    batch: AnyBatch,
     *,
     batch_sizes: Sequence[int] = (1, 32, 128),
     rounds: int = 15,
@@ -111,6 +113,7 @@ def measure_seconds(
     device = check_device(device)
     cascade.to(device)
     found: dict[int, Costs] = {}
+    batch = take_in(cascade)(batch)
     for size in sorted({check_positive_int("batch_sizes", b) for b in batch_sizes}):
         with evaluating(cascade), torch.inference_mode():
             parts = _parts(cascade, to_device(filled(batch, size), device))
@@ -130,7 +133,7 @@ def measure_seconds(
 
 def measure_joules(
     cascade: Cascade,
-    batch: Batch,
+    batch: AnyBatch,
     *,
     rounds: int = 3,
     device: torch.device | str = "cpu",
@@ -158,6 +161,7 @@ def measure_joules(
     device = check_device(device)
     monitor = _energy_monitor(device)
     cascade.to(device)
+    batch = take_in(cascade)(batch)
     m = batch_size(batch)
     with evaluating(cascade), torch.inference_mode():
         parts = _parts(cascade, to_device(batch, device))
@@ -203,7 +207,7 @@ def given_costs(
     return Costs.simple(unit, [cost[name] for name in names], note=note)
 
 
-def _parts(cascade: Cascade, batch: Batch) -> list[_Part]:
+def _parts(cascade: Cascade, batch: Raw) -> list[_Part]:
     """Run everything once, so that each part can be run again on the inputs it really gets.
 
     Stages of one group have one segment between them, the same object.

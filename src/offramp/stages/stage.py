@@ -3,18 +3,18 @@
 Layer: stages.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from offramp._core.batch import apply
+from offramp._core.batch import apply, as_batch, as_rows, to_device
 from offramp._core.checks import check_choice
 from offramp._core.errors import InputError
 from offramp._core.outputs import labels_with_confidence
-from offramp._core.types import Batch, OutputForm
+from offramp._core.types import OutputForm, Raw
 from offramp.models import ModelSpec, SeveralLogitsError, extract_logits
 from offramp.stages.cutting.spec import SegmentSpec
 from offramp.stages.reading import Reading
@@ -32,9 +32,12 @@ class Stage(nn.Module):
         name: Unique within a cascade.
         module: Reads the raw input or the carry of `source`. A tuple is passed as positional, a
             mapping as named arguments. Without a head it gives the logits `(m, c)`, in any form
-            that `offramp.models.extract_logits` understands.
+            that `offramp.models.extract_logits` understands. A module with `reads_rows = True` is
+            a function on rows: it gets them as one argument, as `offramp._core.batch.as_rows`
+            takes them.
         head: Reads what `module` gives, the carry, and gives logits.
-        preprocess: Applied to the raw input first; belongs to stages that read it.
+        preprocess: Applied to the raw input first; belongs to stages that read it. With
+            `reads_rows = True` it takes rows of any type, else tensors.
         source: Name of the earlier stage whose carry it reads, or None for the raw input.
         group: Stages of one group are alternative heads on one `module`, run and charged once.
             By default a stage is alone in the group of its own name.
@@ -95,7 +98,9 @@ class Stage(nn.Module):
         self.spec = spec
         self.head_spec = head_spec
         self.keeps_company = False  # True once `check_company` has found it so
-        self._reads = Reading(f"Stage {name!r}")
+        # A function on rows may change lists and tables, which no counter of torch tells.
+        self._calls_on_rows = getattr(module, "reads_rows", False)
+        self._reads = Reading(f"Stage {name!r}", copies=self._calls_on_rows)
         self._head_reads = Reading(f"The head of stage {name!r}")
 
     @property
@@ -103,7 +108,13 @@ class Stage(nn.Module):
         """True if later stages can continue from here."""
         return self.head is not None
 
-    def segment(self, carry: Batch) -> Any:  # noqa: ANN401  (a carry is whatever the next module reads)
+    @property
+    def reads_rows(self) -> bool:
+        """True if it reads raw input that is no tensor."""
+        first = self.module if self.preprocess is None else self.preprocess
+        return self.source is None and getattr(first, "reads_rows", False)
+
+    def segment(self, carry: Raw) -> Any:  # noqa: ANN401  (a carry is whatever the next module reads)
         """Run the segment alone; the carry stays what it was, even if the segment writes into it.
 
         Args:
@@ -114,9 +125,23 @@ class Stage(nn.Module):
         """
         return self._reads(self._computed, carry)
 
-    def _computed(self, carry: Batch) -> Any:  # noqa: ANN401
-        result = apply(self.module, carry if self.preprocess is None else self.preprocess(carry))
+    def prepare(self, raw: Raw) -> Any:  # noqa: ANN401  (whatever the module reads)
+        """What the module reads of the raw input."""
+        given = raw if type(raw) is Tensor or self.reads_rows else as_batch(raw)
+        if self.preprocess is None:
+            return given
+        made = self.preprocess(given)
+        if type(given) is Tensor or not self.reads_rows:
+            return made
+        return to_device(made, self._device())
+
+    def _computed(self, carry: Raw) -> Any:  # noqa: ANN401
+        given = self.prepare(carry) if self.source is None else carry
+        result = self.module(given) if self._calls_on_rows else apply(self.module, given)
         return result if self.outputs == "logits" else self._labeled(result)
+
+    def _device(self) -> torch.device:
+        return next((p.device for p in self.module.parameters()), torch.device("cpu"))
 
     def _labeled(self, result: Any) -> Float[Tensor, "m k"]:  # noqa: ANN401
         """The scores that labels with confidences, or those of logits, amount to."""
@@ -155,7 +180,7 @@ class Stage(nn.Module):
             )
         return logits.to(torch.float32)
 
-    def run(self, carry: Batch) -> tuple[Float[Tensor, "m c"], Any]:
+    def run(self, carry: Raw) -> tuple[Float[Tensor, "m c"], Any]:
         """Run segment and head.
 
         Args:
@@ -166,3 +191,8 @@ class Stage(nn.Module):
         """
         result = self.segment(carry)
         return self.answer(result), result if self.gives_carry else None
+
+
+def take_in(stages: Iterable[Stage]) -> Callable[[object], Raw]:
+    """What makes raw input a batch for some stages: rows of any type only where one reads them."""
+    return as_rows if any(stage.reads_rows for stage in stages) else as_batch

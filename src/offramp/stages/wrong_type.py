@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from offramp._core.errors import InputError, OfframpError
-from offramp._core.types import Batch
+from offramp._core.types import Raw
 from offramp.stages.preprocess import Normalize
 from offramp.stages.stage import Stage
 
 
 @contextmanager
-def naming_types(stages: Iterable[Stage], batch: Batch) -> Iterator[None]:
+def naming_types(stages: Iterable[Stage], batch: Raw) -> Iterator[None]:
     """Turn torch's error about types of numbers into one that names the stage and the repair.
 
     Args:
@@ -38,7 +38,7 @@ def naming_types(stages: Iterable[Stage], batch: Batch) -> Iterator[None]:
         raise InputError(f"{text} ({error})") from error
 
 
-def wrong_type(stages: Iterable[Stage], batch: Batch, error: Exception) -> str | None:
+def wrong_type(stages: Iterable[Stage], batch: Raw, error: Exception) -> str | None:
     """What is wrong with the types of numbers, and the repair; None if they explain nothing."""
     if "type" not in str(error):
         return None
@@ -71,10 +71,11 @@ def wrong_type(stages: Iterable[Stage], batch: Batch, error: Exception) -> str |
     return None
 
 
-def _types(batch: Batch) -> set[torch.dtype]:
+def _types(batch: Raw) -> set[torch.dtype]:
     """Of numbers that are no indices, where there are such; else of all."""
-    tensors = batch.values() if isinstance(batch, Mapping) else batch
-    kinds = {batch.dtype} if isinstance(batch, Tensor) else {t.dtype for t in tensors}
+    parts = batch.values() if isinstance(batch, Mapping) else batch
+    each = [batch] if isinstance(batch, Tensor) else [p for p in parts if isinstance(p, Tensor)]
+    kinds = {part.dtype for part in each}
     return {kind for kind in kinds if kind.is_floating_point} or kinds
 
 
