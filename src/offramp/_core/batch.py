@@ -138,7 +138,7 @@ def split_rows(batch: Raw, sizes: Sequence[int]) -> list[Any]:
     if isinstance(batch, Tensor):
         return list(torch.split(batch, list(sizes)))
     if isinstance(batch, RowList) or is_table(batch):
-        parts = torch.arange(sum(sizes)).split(list(sizes))
+        parts = torch.split(torch.arange(sum(sizes)), list(sizes))
         return [take_rows(batch, part) for part in parts]
     columns = [split_rows(part, sizes) for _, part in _named(batch)]
     return [_like(batch, [column[k] for column in columns]) for k in range(len(sizes))]

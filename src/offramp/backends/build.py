@@ -53,7 +53,7 @@ class Builder:
         threads: For runtimes that have threads of their own.
         head_in_segment: Stages whose heads are to run in one piece with the segment, by their old
             names.
-        preprocess: Whether preprocessing may go into one piece with the segment.
+        transform: Whether the transform may go into one piece with the segment.
 
     Raises:
         InputError: If there is no example, or calibration has another form or is empty.
@@ -67,14 +67,14 @@ class Builder:
         *,
         threads: int,
         head_in_segment: Collection[str] = (),
-        preprocess: bool = True,
+        transform: bool = True,
     ) -> None:
         _check(example, calibration)
         self._stages = list(stages)
-        self._threads, self._fuse, self._preprocess = (
+        self._threads, self._fuse, self._transform = (
             threads,
             frozenset(head_in_segment),
-            preprocess,
+            transform,
         )
         self._kept: dict[str, Built] = {}
         rows = torch.arange(min(_ROWS, batch_size(example)))
@@ -126,7 +126,7 @@ class Builder:
                 for s in members
                 if made.whole and plain and s.name in self._fuse and not isinstance(s.head, PASSING)
             ],
-            inside=made.whole and self._preprocess and isinstance(first.preprocess, Normalize),
+            inside=made.whole and self._transform and isinstance(first.transform, Normalize),
             threads=self._threads,
         ).built()
 
@@ -177,7 +177,7 @@ class _Group:
     seen: "_Handed | None"  # the calibration batch
     source: Built | None
     fused: Sequence[Stage]  # whose heads run in one piece with the segment
-    inside: bool  # whether preprocessing does
+    inside: bool  # whether the transform does
     threads: int
 
     def built(self) -> Built:
@@ -189,7 +189,7 @@ class _Group:
                 suffixed(stage.name, suffix),
                 module,
                 head=None if stage.head is None else self._head(stage, stage.head),
-                preprocess=None if self.inside else stage.preprocess,
+                transform=None if self.inside else stage.transform,
                 source=None if self.source is None else self.source.stages[0].name,
                 group=suffixed(stage.group, suffix),
                 spec=None if self.backend.suffix else stage.spec,  # how to build it again
@@ -209,7 +209,7 @@ class _Group:
         if self.backend.whole:
             module = Piece(
                 module,
-                preprocess=first.preprocess if self.inside else None,
+                transform=first.transform if self.inside else None,
                 heads=[stage.head for stage in self.fused if stage.head is not None],
                 answers=first.head is None,
                 classes=first.classes,
@@ -251,7 +251,7 @@ class _Handed:
     """What a group is handed, and what it makes of it.
 
     Args:
-        raw: What the segment is to read before preprocessing.
+        raw: What the segment is to read before the transform.
         own: What it reads after.
         carry: What it gives.
         more: Whether logits stand behind what it is to read.
@@ -269,7 +269,7 @@ class _Handed:
             parts = tuple(flat(given)[: source.width])
             given = parts[0] if source.width == 1 else parts
         with torch.no_grad():  # tensors of the inference mode could not be followed
-            own = given if first.preprocess is None else first.preprocess(given)
+            own = given if first.source is not None else first.prepare(given)
             return cls(raw=given, own=own, carry=apply(first.module, own), more=more)
 
 

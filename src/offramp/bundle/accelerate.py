@@ -49,7 +49,7 @@ def in_backend(
         _check_exact(name, each, compiled)
     given, known = _example(stages, manifest, example)
     builder = Builder(
-        list(stages.values()), given, None, threads=thread_count(threads), preprocess=known
+        list(stages.values()), given, None, threads=thread_count(threads), transform=known
     )
     built = build_all(builder, backends_of(list(stages.values()), chosen))
     return {stage.name: stage for stage in built}
@@ -103,13 +103,13 @@ def _example(
         if stage.source is None and isinstance(stage.module, Compiled):
             return stage.module.inputs.zeros(1), True
         begins = isinstance(stage.spec, SegmentSpec) and stage.spec.index == 0
-        if begins and stage.preprocess is None:
+        if begins and stage.transform is None:
             return segment_of(stage).cut.example, True
     if manifest.input_shape is not None:
         return torch.zeros(1, *manifest.input_shape), False
     for stage in stages.values():
         if isinstance(stage.spec, SegmentSpec):
-            return stage.spec.cut.example, False  # of the shape that preprocessing gives
+            return stage.spec.cut.example, False  # of the shape that the transform gives
     raise InputError(
         "A backend has to know what the input looks like, and this bundle does not say. Pass "
         "example=... with some raw input, or save it with input_shape."

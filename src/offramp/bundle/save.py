@@ -69,7 +69,7 @@ def save_bundle(
 
     Raises:
         UnknownNameError: If backends were measured for other stages.
-        InputError: If a stage or a head has no spec, or foreign preprocessing, or its spec
+        InputError: If a stage or a head has no spec, or a foreign transform, or its spec
             builds another network; if policy or costs were made for other stages; if `path`
             exists; or if an extra file's name is not allowed.
         StorageError: If the disk is full.

@@ -41,9 +41,9 @@ def command(
             "--input-type: for networks with several inputs one array for each, by its name."
         ),
     ] = None,
-    without_preprocessing: Annotated[
+    without_transform: Annotated[
         bool,
-        typer.Option("--without-preprocessing", help="Take inputs that are prepared already."),
+        typer.Option("--without-transform", help="Take inputs that are prepared already."),
     ] = False,
     overwrite: options.Overwrite = False,
     allow_import: options.AllowImport = False,
@@ -75,7 +75,7 @@ def command(
     loaded = load_bundle(bundle, allow_import=allow_import)
     given: dict[str, Any] = {
         "example": _example(loaded, shape, input_type) if like is None else _read(like, shape),
-        "preprocess": not without_preprocessing,
+        "transform": not without_transform,
         "overwrite": overwrite,
     }
     if single_file is not None:

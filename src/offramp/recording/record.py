@@ -304,7 +304,7 @@ def _fingerprint(cascade: Cascade, loader: Loader) -> dict[str, str]:
         add_weights(digest, stage)
     return {
         "stages": json.dumps(to_json(cascade.topology)),
-        "preprocessing": "; ".join(repr(stage.preprocess) for stage in cascade),
+        "transform": "; ".join(repr(stage.transform) for stage in cascade),
         "weights": digest.hexdigest(),
         "examples": str(getattr(dataset_of(loader), "fingerprint", "")),
     }

@@ -275,7 +275,7 @@ def _used(stage: Stage, *, answers: bool) -> Stage:
     return Stage(
         stage.name,
         stage.module,
-        preprocess=stage.preprocess,
+        transform=stage.transform,
         source=stage.source,
         group=stage.group,
         classes=stage.classes,
@@ -295,7 +295,7 @@ def folded(stages: Mapping[int, Stage]) -> dict[int, Stage]:
             stage.name,
             once(stage.module),
             head=None if stage.head is None else once(stage.head),
-            preprocess=stage.preprocess,
+            transform=stage.transform,
             source=stage.source,
             group=stage.group,
             classes=stage.classes,

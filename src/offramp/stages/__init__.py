@@ -15,23 +15,42 @@ from offramp.stages.cutting.spec import CutSpec, SegmentSpec, synthetic_example
 from offramp.stages.exits import OfFirst, attached, own_head
 from offramp.stages.fusing.fuse import fuse
 from offramp.stages.own_names import add_weights, names_in, own_names
-from offramp.stages.preprocess import Normalize, Preprocessing
 from offramp.stages.reading import copied
-from offramp.stages.stage import Stage, take_in
+from offramp.stages.stage import Stage, read_by, take_in
 from offramp.stages.timing import time_side_by_side
+from offramp.stages.transforms import (
+    TRANSFORMS,
+    Chain,
+    Columns,
+    Decode,
+    Normalize,
+    Pad,
+    Resize,
+    Transform,
+    Transforms,
+    chained,
+)
 
 __all__ = [
+    "TRANSFORMS",
     "Cascade",
+    "Chain",
+    "Columns",
     "CutPoint",
     "CutSpec",
+    "Decode",
     "Normalize",
     "OfFirst",
-    "Preprocessing",
+    "Pad",
+    "Resize",
     "SegmentSpec",
     "Stage",
+    "Transform",
+    "Transforms",
     "add_weights",
     "attached",
     "batch_size",
+    "chained",
     "check_company",
     "choose_points",
     "concat",
@@ -48,6 +67,7 @@ __all__ = [
     "names_in",
     "own_head",
     "own_names",
+    "read_by",
     "synthetic_example",
     "take_in",
     "take_rows",

@@ -19,6 +19,7 @@ from offramp.models import ModelSpec, SeveralLogitsError
 from offramp.stages.classes import check_same_classes, settle_classes, tell_classes
 from offramp.stages.exits import Heads, chain_edges, exit_stages
 from offramp.stages.stage import Stage, take_in
+from offramp.stages.transforms import Transforms, chained
 from offramp.stages.wrong_type import naming_types
 
 _CHANGES_IN_TRAINING = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
@@ -79,7 +80,7 @@ class Cascade(nn.Module):
         models: Mapping[str, nn.Module],
         *,
         edges: str | Iterable[tuple[str, str]] = "full",
-        preprocess: nn.Module | Mapping[str, nn.Module] | None = None,
+        transform: Transforms | Mapping[str, Transforms] = None,
         specs: Mapping[str, ModelSpec] | None = None,
         class_names: Sequence[str] = (),
         outputs: OutputForm | Mapping[str, OutputForm] = "logits",
@@ -90,7 +91,8 @@ class Cascade(nn.Module):
         Args:
             models: Networks by name, cheapest first.
             edges: As in the class.
-            preprocess: Applied to the raw input: one module for all, or one for each by name.
+            transform: Applied to the raw input first: for all networks, or for each by name, one
+                module or a list of them in order (`offramp.stages.transforms`).
             specs: How to build each network again, by name.
             class_names: As in the class.
             outputs: What the networks or services answer with, all alike as in a trace, as one
@@ -100,12 +102,13 @@ class Cascade(nn.Module):
                 `class_names`.
 
         Raises:
-            InputError: If `preprocess`, `specs` or `outputs` name a network that is not there, or
+            InputError: If `transform`, `specs` or `outputs` name a network that is not there, or
                 networks answer in different forms.
         """
-        each = preprocess if isinstance(preprocess, Mapping) else dict.fromkeys(models, preprocess)
+        named_alike = isinstance(transform, Mapping)
+        each = transform if named_alike else dict.fromkeys(models, chained(transform))
         forms = outputs if isinstance(outputs, Mapping) else dict.fromkeys(models, outputs)
-        named = (("preprocess", each), ("specs", specs or {}), ("outputs", forms))
+        named = (("transform", each), ("specs", specs or {}), ("outputs", forms))
         for argument, given in named:
             unknown = sorted(set(given) - set(models))
             if unknown:
@@ -117,7 +120,7 @@ class Cascade(nn.Module):
             Stage(
                 name,
                 module,
-                preprocess=each.get(name),
+                transform=each.get(name),
                 spec=(specs or {}).get(name),
                 outputs=forms.get(name, "logits"),
                 classes=classes or len(class_names) or None,
@@ -136,7 +139,7 @@ class Cascade(nn.Module):
         example: Batch,
         last: str = "last",
         edges: str | Iterable[tuple[str, str]] = "chain",
-        preprocess: nn.Module | None = None,
+        transform: Transforms = None,
         class_names: Sequence[str] = (),
         spec: ModelSpec | None = None,
         classes: int | None = None,
@@ -157,7 +160,7 @@ class Cascade(nn.Module):
             example: Some raw input; one example is enough.
             last: Name of the last stage, the network's own answer.
             edges: "chain" (from each head to those of the next point), or as in the class.
-            preprocess: Applied to the raw input first.
+            transform: Applied to the raw input first, one module or several in order.
             class_names: As in the class.
             spec: How to build `net` again; a bundle needs to know. With it goes one example, made
                 up where its values are not whole numbers (`offramp.stages.synthetic_example`).
@@ -186,7 +189,7 @@ class Cascade(nn.Module):
             heads,
             example,
             last=last,
-            preprocess=preprocess,
+            transform=transform,
             spec=spec,
             classes=classes or len(class_names) or None,
         )

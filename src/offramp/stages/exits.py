@@ -22,7 +22,8 @@ from offramp.stages.exit_checks import (
     reads_first,
     tensors_of,
 )
-from offramp.stages.stage import Stage
+from offramp.stages.stage import Stage, read_by
+from offramp.stages.transforms import Transforms
 
 Head = nn.Module | ModelSpec
 Heads = Mapping[str, Head | Mapping[str, Head]]
@@ -62,12 +63,12 @@ def exit_stages(
     example: Batch,
     *,
     last: str,
-    preprocess: nn.Module | None,
+    transform: Transforms,
     spec: ModelSpec | None,
     classes: int | None,
 ) -> list[Stage]:
     """Stages of a network that is cut, as `Cascade.from_network` documents them."""
-    given = example if preprocess is None else preprocess(example)
+    given = read_by(net, transform, example)
     if heads is None:
         heads = default_heads(net, at, given, classes)
     _check_heads(at, heads)
@@ -89,7 +90,7 @@ def exit_stages(
                     name,
                     segment,
                     head=attached(built[name], segment, keep),
-                    preprocess=preprocess if source is None else None,
+                    transform=transform if source is None else None,
                     source=source,
                     group=point,
                     spec=_segment_spec(again, k),

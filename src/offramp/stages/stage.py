@@ -18,6 +18,7 @@ from offramp._core.types import OutputForm, Raw
 from offramp.models import ModelSpec, SeveralLogitsError, extract_logits
 from offramp.stages.cutting.spec import SegmentSpec
 from offramp.stages.reading import Reading
+from offramp.stages.transforms import Transforms, chained
 
 
 @final
@@ -36,8 +37,8 @@ class Stage(nn.Module):
             a function on rows: it gets them as one argument, as `offramp._core.batch.as_rows`
             takes them.
         head: Reads what `module` gives, the carry, and gives logits.
-        preprocess: Applied to the raw input first; belongs to stages that read it. With
-            `reads_rows = True` it takes rows of any type, else tensors.
+        transform: Applied to the raw input first, one module or several in order; belongs to stages
+            that read it. With `reads_rows = True` it takes rows of any type, else tensors.
         source: Name of the earlier stage whose carry it reads, or None for the raw input.
         group: Stages of one group are alternative heads on one `module`, run and charged once.
             By default a stage is alone in the group of its own name.
@@ -51,7 +52,7 @@ class Stage(nn.Module):
             and is needed where one gives labels. A cascade says it where it has class names.
 
     Raises:
-        InputError: If the name is empty, a stage with a source has preprocessing, or one with a
+        InputError: If the name is empty, a stage with a source has a transform, or one with a
             head or source declares other outputs than logits.
 
     >>> stage = Stage("tiny", nn.Linear(2, 3))
@@ -66,7 +67,7 @@ class Stage(nn.Module):
         module: nn.Module,
         *,
         head: nn.Module | None = None,
-        preprocess: nn.Module | None = None,
+        transform: Transforms = None,
         source: str | None = None,
         group: str | None = None,
         spec: ModelSpec | SegmentSpec | None = None,
@@ -77,9 +78,9 @@ class Stage(nn.Module):
         super().__init__()
         if not name:
             raise InputError(f"name must be a text that is not empty, got {name!r}.")
-        if preprocess is not None and source is not None:
+        if transform is not None and source is not None:
             raise InputError(
-                f"Stage {name!r} reads the carry of {source!r}; preprocessing belongs to stages "
+                f"Stage {name!r} reads the carry of {source!r}; a transform belongs to stages "
                 "that read the raw input."
             )
         check_choice("outputs", outputs, ("logits", "confidence"))
@@ -92,7 +93,7 @@ class Stage(nn.Module):
         self.name = name
         self.module = module
         self.head = head
-        self.preprocess = preprocess
+        self.transform = chained(transform)
         self.source = source
         self.group = name if group is None else group
         self.spec = spec
@@ -111,7 +112,7 @@ class Stage(nn.Module):
     @property
     def reads_rows(self) -> bool:
         """True if it reads raw input that is no tensor."""
-        first = self.module if self.preprocess is None else self.preprocess
+        first = self.module if self.transform is None else self.transform
         return self.source is None and getattr(first, "reads_rows", False)
 
     def segment(self, carry: Raw) -> Any:  # noqa: ANN401  (a carry is whatever the next module reads)
@@ -128,9 +129,9 @@ class Stage(nn.Module):
     def prepare(self, raw: Raw) -> Any:  # noqa: ANN401  (whatever the module reads)
         """What the module reads of the raw input."""
         given = raw if type(raw) is Tensor or self.reads_rows else as_batch(raw)
-        if self.preprocess is None:
+        if self.transform is None:
             return given
-        made = self.preprocess(given)
+        made = self.transform(given)
         if type(given) is Tensor or not self.reads_rows:
             return made
         return to_device(made, self._device())
@@ -196,3 +197,9 @@ class Stage(nn.Module):
 def take_in(stages: Iterable[Stage]) -> Callable[[object], Raw]:
     """What makes raw input a batch for some stages: rows of any type only where one reads them."""
     return as_rows if any(stage.reads_rows for stage in stages) else as_batch
+
+
+def read_by(module: nn.Module, transform: Transforms, raw: object) -> Any:  # noqa: ANN401
+    """What a network reads of some raw input."""
+    stage = Stage("network", module, transform=transform)
+    return stage.prepare(take_in([stage])(raw))

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from offramp._core.errors import InputError, OfframpError
 from offramp._core.types import Raw
-from offramp.stages.preprocess import Normalize
 from offramp.stages.stage import Stage
+from offramp.stages.transforms import Normalize
 
 
 @contextmanager
@@ -43,10 +43,10 @@ def wrong_type(stages: Iterable[Stage], batch: Raw, error: Exception) -> str | N
     if "type" not in str(error):
         return None
     for stage in stages:
-        if stage.source is not None or not isinstance(stage.preprocess, Normalize | None):
+        if stage.source is not None or not isinstance(stage.transform, Normalize | None):
             continue
         weights = {p.dtype for p in stage.module.parameters() if p.is_floating_point()}
-        given = {torch.float32} if stage.preprocess is not None else _types(batch)
+        given = {torch.float32} if stage.transform is not None else _types(batch)
         if len(weights) != 1 or weights == given or not given:
             continue
         (wanted,) = weights
@@ -54,9 +54,9 @@ def wrong_type(stages: Iterable[Stage], batch: Raw, error: Exception) -> str | N
         if not others:
             continue
         name, own = stage.name, _name(wanted)
-        if stage.preprocess is not None:
+        if stage.transform is not None:
             return (
-                f"Stage {name!r} cannot run: its preprocessing gives float32, and its weights are "
+                f"Stage {name!r} cannot run: its transform gives float32, and its weights are "
                 f"{own}. Convert the network with .float(), or put a module before it that "
                 f"converts its input with .to(torch.{own})."
             )
@@ -64,7 +64,7 @@ def wrong_type(stages: Iterable[Stage], batch: Raw, error: Exception) -> str | N
             repair = f"Convert the inputs with .to(torch.{own}), or the network."
         else:
             repair = (
-                "Give preprocess=offramp.stages.Normalize(1 / 255, ...), or convert the inputs "
+                "Give transform=offramp.stages.Normalize(1 / 255, ...), or convert the inputs "
                 f"with .to(torch.{own})."
             )
         return f"Stage {name!r} cannot run on {others}: its weights are {own}. {repair}"

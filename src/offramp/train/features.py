@@ -117,7 +117,7 @@ def backbone_digest(cascade: Cascade) -> str:
     """Checksum of everything in the stages but their heads, 64 hexadecimal digits."""
     digest = hashlib.sha256()
     for stage in cascade:
-        digest.update(f"{stage.group} {stage.source} {stage.preprocess!r}".encode())
+        digest.update(f"{stage.group} {stage.source} {stage.transform!r}".encode())
         add_weights(digest, stage.module)
     return digest.hexdigest()
 

@@ -50,7 +50,7 @@ def export_folder(
     *,
     example: Batch,
     class_names: Sequence[str] = (),
-    preprocess: bool = True,
+    transform: bool = True,
     overwrite: bool = False,
 ) -> Folder:
     """Write a cascade with its policy as a folder of ONNX files with a runner.
@@ -66,7 +66,7 @@ def export_folder(
         choice: A candidate, an operating point, or a policy, made for them.
         example: Some raw input; one example is enough.
         class_names: For people; by default those of the cascade.
-        preprocess: As for `export_single_file`.
+        transform: As for `export_single_file`.
         overwrite: Whether such a folder at `path` may be replaced. Anything else that is there is
             refused, whatever is said here.
 
@@ -90,7 +90,7 @@ def export_folder(
     if path.suffix == ENDING:
         raise InputError(f"path must be a folder, got {path.name!r}; {ENDING} is for single files.")
     check_folder(path, ONNX_FOLDER, overwrite=overwrite)  # before the work, not after it
-    parts = export_parts(cascade, policy_of(choice), example, preprocess=preprocess)
+    parts = export_parts(cascade, policy_of(choice), example, transform=transform)
     with atomic_folder(path, ONNX_FOLDER, overwrite=overwrite) as folder:
         write_parts(folder, parts, class_names or cascade.class_names)
         write_json(folder / POLICY, _policy(choice))

@@ -88,16 +88,14 @@ class Parts:
         return frozenset({"node", "answer"}.union(*later))
 
 
-def export_parts(
-    cascade: StageSource, policy: Policy, example: Batch, *, preprocess: bool
-) -> Parts:
+def export_parts(cascade: StageSource, policy: Policy, example: Batch, *, transform: bool) -> Parts:
     """Export each part that a policy uses.
 
     Args:
         cascade: The networks.
         policy: Made for them.
         example: Some raw input; one example is enough.
-        preprocess: Whether networks bring their preprocessing along.
+        transform: Whether networks bring their transforms along.
 
     Raises:
         UnsupportedError: If the policy draws at random, or a network cannot be exported; it names
@@ -115,9 +113,9 @@ def export_parts(
     run = sorted({j for plan in plans.values() for j in plan.segments} | set(plans))
     stages = {k: cascade.stage(k) for k in run}
     for stage in stages.values():
-        _check_exportable(stage, preprocess=preprocess)
-    if not preprocess:
-        stages = _without_preprocessing(stages)
+        _check_exportable(stage, transform=transform)
+    if not transform:
+        stages = _without_transform(stages)
     others = other_lengths(example, [s for s in stages.values() if s.source is None])
     try:
         return _Export(policy, plans, stages, example, others).parts()
@@ -289,7 +287,7 @@ def _check_answers(model: Any, part: nn.Module, given: Batch, name: str) -> None
             raise _OneLengthError(name)
 
 
-def _check_exportable(stage: Stage, *, preprocess: bool) -> None:
+def _check_exportable(stage: Stage, *, transform: bool) -> None:
     """Raise `InputError` where a stage runs elsewhere and is not just a model in ONNX."""
     if stage.outputs != "logits":
         raise InputError(
@@ -305,10 +303,10 @@ def _check_exportable(stage: Stage, *, preprocess: bool) -> None:
             "cannot become part of a file. Export the cascade in PyTorch that it was made from; of "
             "others those in ONNX Runtime, without fuse or join, can be exported as well."
         )
-    if stage.source is None and (not preprocess or stage.preprocess is not None):
+    if stage.source is None and (not transform or stage.transform is not None):
         raise InputError(
             f"Stage {stage.name!r} runs in ONNX Runtime and is exported as it is: its "
-            "preprocessing must be part of it, as that of offramp.stages.Normalize is, and cannot "
+            "transform must be part of it, as offramp.stages.Normalize is, and cannot "
             "be left out."
         )
 
@@ -336,17 +334,17 @@ def _take_carry(made: Any, head: OfFirst, carry: Sequence[Any]) -> None:  # noqa
     made.graph.input.extend(own.get(k, value) for k, value in enumerate(carry))
 
 
-def _without_preprocessing(stages: Mapping[int, Stage]) -> dict[int, Stage]:
+def _without_transform(stages: Mapping[int, Stage]) -> dict[int, Stage]:
     first: dict[str, Stage] = {}
     for stage in stages.values():
         if stage.source is None:
-            first.setdefault(repr(stage.preprocess), stage)
+            first.setdefault(repr(stage.transform), stage)
     if len(first) > 1:
         one, other, *_ = first.values()
         raise InputError(
             f"Stages {one.name!r} and {other.name!r} prepare their input in different ways, "
-            f"{one.preprocess} and {other.preprocess}, so no single input suits both; export with "
-            "preprocess=True."
+            f"{one.transform} and {other.transform}, so no single input suits both; export with "
+            "transform=True."
         )
     return {
         k: Stage(s.name, s.module, head=s.head, source=s.source, group=s.group, classes=s.classes)

@@ -44,7 +44,7 @@ def export_single_file(
     *,
     example: Batch,
     class_names: Sequence[str] = (),
-    preprocess: bool = True,
+    transform: bool = True,
     overwrite: bool = False,
 ) -> SingleFile:
     """Write a cascade with its policy as one ONNX file.
@@ -61,7 +61,7 @@ def export_single_file(
         choice: A candidate, an operating point, or a policy, made for them.
         example: Some raw input; one example is enough. Its types and shapes become the file's.
         class_names: For people; by default those of the cascade.
-        preprocess: Whether the networks' preprocessing is part of the file; else its input is
+        transform: Whether the networks' transforms are part of the file; else its input is
             what the networks read.
         overwrite: Whether a file at `path` may be replaced.
 
@@ -84,7 +84,7 @@ def export_single_file(
     ({'input': ('batch', 4)}, ('a',))
     """
     path = check_path(Path(path), overwrite=overwrite)
-    parts = export_parts(cascade, policy_of(choice), example, preprocess=preprocess)
+    parts = export_parts(cascade, policy_of(choice), example, transform=transform)
     model = single_model(parts, class_names or cascade.class_names)
     with new_file(path, overwrite=overwrite) as temporary:
         temporary.write_bytes(model.SerializeToString())

@@ -93,7 +93,7 @@ def _joined(cascade: Cascade, block: Sequence[str], wanted: Collection[str]) -> 
             stage.name,
             module if stage.head is not None else picks,
             head=None if stage.head is None else picks,
-            preprocess=stage.preprocess,
+            transform=stage.transform,
             source=stage.source,
             group=stage.group,
             classes=stage.classes,
