@@ -22,10 +22,73 @@ from offramp._core.types import Batch, Raw
 _SEVERAL = (Tensor, np.ndarray)
 _NUMBERS = (int, float, np.number, np.bool_)
 
+Form = tuple[Any, ...]  # what must be the same of batches that are joined, but for their number
+
 
 @final
 class RowList(list[Any]):
     """Rows of any type, one entry for each example; a plain list of tensors is several inputs."""
+
+
+@final
+class RawInput:
+    """The raw input of a batch, and what transforms that stages share have made of it.
+
+    Args:
+        rows: The batch.
+        shared: Keys of the transforms whose results are kept for the next stage.
+        made: Results that are there already, by key.
+        whole: Where these are only a part: the whole, the sizes of its parts, and which one it is.
+            A transform then runs on the whole.
+
+    >>> raw = RawInput(torch.arange(3), frozenset({"double"}))
+    >>> raw.of("double", lambda rows: rows * 2).tolist(), raw.take(torch.tensor([2])).rows.tolist()
+    ([0, 2, 4], [2])
+    """
+
+    __slots__ = ("_made", "_whole", "rows", "shared")
+
+    def __init__(
+        self,
+        rows: Raw,
+        shared: frozenset[str],
+        made: Mapping[str, Any] | None = None,
+        whole: "tuple[RawInput, Sequence[int], int] | None" = None,
+    ) -> None:
+        self.rows, self.shared = rows, shared
+        self._made, self._whole = dict(made or {}), whole
+
+    def of(self, key: str, make: Callable[[Raw], Any]) -> Any:  # noqa: ANN401  (what it makes)
+        """What a transform makes of the rows, which it does once."""
+        found = self._made.get(key)
+        if found is None:
+            if self._whole is None:
+                found = make(self.rows)
+            else:
+                parent, sizes, k = self._whole
+                found = split_rows(parent.of(key, make), sizes)[k]
+            self._made[key] = found
+        return found
+
+    def take(self, index: Tensor) -> "RawInput":
+        """Some of the examples, with what was made of them."""
+        made = {key: take_rows(part, index) for key, part in self._made.items()}
+        return RawInput(take_rows(self.rows, index), self.shared, made)
+
+    def split(self, sizes: Sequence[int]) -> "list[RawInput]":
+        """In parts."""
+        parts = split_rows(self.rows, sizes)
+        return [RawInput(p, self.shared, None, (self, sizes, k)) for k, p in enumerate(parts)]
+
+    @staticmethod
+    def concat(raws: "Sequence[RawInput]") -> "RawInput":
+        """Of several one; what was made of all is kept where it can be joined."""
+        made = {}
+        for key in set.intersection(*(set(raw._made) for raw in raws)):
+            parts = [raw._made[key] for raw in raws]
+            if len({carry_form(part) for part in parts}) == 1:  # texts may be padded to two lengths
+                made[key] = concat(parts)
+        return RawInput(concat([raw.rows for raw in raws]), raws[0].shared, made)
 
 
 def as_batch(batch: object) -> Batch:
@@ -126,6 +189,8 @@ def take_rows(batch: Raw, index: Tensor) -> Any:  # noqa: ANN401  (of the batch'
         if isinstance(batch, RowList):
             return RowList(batch[k] for k in positions)
         return batch.iloc[positions]
+    if isinstance(batch, RawInput):
+        return batch.take(index)
     return tuple(take_rows(part, index) for part in batch)
 
 
@@ -140,6 +205,8 @@ def split_rows(batch: Raw, sizes: Sequence[int]) -> list[Any]:
     if isinstance(batch, RowList) or is_table(batch):
         parts = torch.split(torch.arange(sum(sizes)), list(sizes))
         return [take_rows(batch, part) for part in parts]
+    if isinstance(batch, RawInput):
+        return batch.split(sizes)
     columns = [split_rows(part, sizes) for _, part in _named(batch)]
     return [_like(batch, [column[k] for column in columns]) for k in range(len(sizes))]
 
@@ -169,6 +236,8 @@ def concat(batches: Sequence[Raw]) -> Any:  # noqa: ANN401  (of their own kind)
     first = batches[0]
     if isinstance(first, Tensor) and all(isinstance(batch, Tensor) for batch in batches):
         return torch.cat(list(batches))
+    if isinstance(first, RawInput):
+        return RawInput.concat(batches)
     kinds = [_kind(batch) for batch in batches]
     if any(kind != kinds[0] for kind in kinds):
         raise InputError(f"Batches to be joined must be of one kind, got the fields {kinds}.")
@@ -193,6 +262,24 @@ def all_alike(batch: Raw) -> bool:
     if is_table(batch):
         return all(all_alike(_column(str(name), batch[name])) for name in batch.columns)
     return all(all_alike(part) for _, part in _named(batch))
+
+
+def carry_form(batch: Raw) -> Form:
+    """Shape of one example and type of each tensor; lists of rows are all alike.
+
+    >>> carry_form({"ids": torch.zeros(3, 8)})
+    (('ids', (8,), torch.float32),)
+    """
+    if isinstance(batch, Tensor):
+        return tuple(batch.shape[1:]), batch.dtype
+    if isinstance(batch, RawInput):
+        return carry_form(batch.rows)
+    if isinstance(batch, RowList):
+        return ("rows",)
+    if is_table(batch):
+        return ("table", *batch.columns)
+    named = batch.items() if isinstance(batch, Mapping) else enumerate(batch)
+    return tuple((name, *carry_form(part)) for name, part in named)
 
 
 def form_of(batch: Raw) -> str:

@@ -3,7 +3,7 @@
 Layer: runtime.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -11,10 +11,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from offramp._core.batch import RowList, concat, is_table, take_rows
+from offramp._core.batch import concat, take_rows
 from offramp._core.topology import EXIT
-
-Form = tuple[Any, ...]  # shapes and types of a carry, without the number of examples
 
 #: Positions of examples within the batch, `(m,)` int64, ascending; None stands for all of them.
 Rows = Tensor | None
@@ -46,22 +44,6 @@ class Held:
         rows, order = torch.cat(parts).sort()
         batch = take_rows(concat([self.batch, other.batch]), order)
         return Held(batch, None if len(rows) == n else rows)
-
-
-def carry_form(batch: Any) -> Form:  # noqa: ANN401  (a carry is what a network gives)
-    """Shape of one example and type of each tensor of a carry; lists of rows are all alike.
-
-    >>> carry_form({"ids": torch.zeros(3, 8)})
-    (('ids', (8,), torch.float32),)
-    """
-    if isinstance(batch, Tensor):
-        return tuple(batch.shape[1:]), batch.dtype
-    if isinstance(batch, RowList):
-        return ("rows",)
-    if is_table(batch):
-        return ("table", *batch.columns)
-    named = batch.items() if isinstance(batch, Mapping) else enumerate(batch)
-    return tuple((name, *carry_form(part)) for name, part in named)
 
 
 def gather(batch: Any, rows: Tensor) -> Any:  # noqa: ANN401  (a carry is what a network gives)

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
-from offramp._core.batch import concat, split_rows
+from offramp._core.batch import Form, RawInput, carry_form, concat, split_rows
 from offramp._core.errors import InputError
 from offramp._core.outputs import StageOutput
 from offramp._core.topology import EXIT, RAW_INPUT, Path
@@ -22,7 +22,7 @@ from offramp._core.types import Raw
 from offramp.policy.evidence import Evidence
 from offramp.policy.features import Distribution
 from offramp.policy.policy import Policy, scaled_log_probs
-from offramp.runtime.carries import Form, Held, Rows, carry_form, divided
+from offramp.runtime.carries import Held, Rows, divided
 from offramp.runtime.events import NO_STAGE, Mark, unmarked
 from offramp.runtime.fallback import Fallback, finite_rows, sums_up
 from offramp.runtime.program import RAW, Program
@@ -87,7 +87,8 @@ class InFlight:
     @property
     def raw(self) -> Raw:
         """The raw input, as long as it is held."""
-        return self._carries[RAW].batch
+        held = self._carries[RAW].batch
+        return held.rows if isinstance(held, RawInput) else held
 
     @property
     def form(self) -> Form:

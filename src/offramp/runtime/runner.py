@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from offramp._core.batch import RowList, form_of, is_table, to_device
+from offramp._core.batch import RawInput, RowList, form_of, is_table, to_device
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError, OfframpError, UnsupportedError
 from offramp._core.forks import prepare_for_forks
@@ -24,7 +24,7 @@ from offramp.runtime.inflight import InFlight
 from offramp.runtime.pools import Failure, Job
 from offramp.runtime.program import Program, plan_segments
 from offramp.runtime.times import StageTimes
-from offramp.stages import Stage, check_company, take_in, tell_classes
+from offramp.stages import Stage, check_company, shared_transforms, take_in, tell_classes
 from offramp.stages.wrong_type import wrong_type
 
 #: What a network raises on a batch that it cannot read.
@@ -93,6 +93,7 @@ class Runner(nn.Module):
         self.stages = nn.ModuleDict({str(k): stage for k, stage in chosen.items()})
         self.program = Program.of(topology, chosen, times)
         self.take_in = take_in(chosen.values())
+        self._shared = shared_transforms(chosen.values())
         for stage in chosen.values():
             stage.eval()
         # All that can be switched; a part that trains whatever it is told (Monte Carlo) is none.
@@ -130,7 +131,8 @@ class Runner(nn.Module):
             asked = [program.stages[k].name for k in program.plans]
             held = list(program.stages.values())
             self._checked = check_company(held, batch, asked, topology=program.topology)
-        return InFlight(self.program, batch, ids, policy, mark=mark)
+        raw = RawInput(batch, self._shared) if self._shared else batch
+        return InFlight(self.program, raw, ids, policy, mark=mark)
 
     def enter(self, batch: Raw, ids: Int[Tensor, " n"], policy: Policy) -> InFlight:
         """As `start`, for a batcher: if only some examples cannot be run, that shows later."""

@@ -16,7 +16,7 @@ from offramp.stages.exits import OfFirst, attached, own_head
 from offramp.stages.fusing.fuse import fuse
 from offramp.stages.own_names import add_weights, names_in, own_names
 from offramp.stages.reading import copied
-from offramp.stages.stage import Stage, read_by, take_in
+from offramp.stages.stage import Stage, read_by, shared_transforms, take_in
 from offramp.stages.timing import time_side_by_side
 from offramp.stages.transforms import (
     TRANSFORMS,
@@ -68,6 +68,7 @@ __all__ = [
     "own_head",
     "own_names",
     "read_by",
+    "shared_transforms",
     "synthetic_example",
     "take_in",
     "take_rows",

@@ -18,7 +18,7 @@ from offramp._core.types import AnyBatch, Batch, OutputForm, Raw
 from offramp.models import ModelSpec, SeveralLogitsError
 from offramp.stages.classes import check_same_classes, settle_classes, tell_classes
 from offramp.stages.exits import Heads, chain_edges, exit_stages
-from offramp.stages.stage import Stage, take_in
+from offramp.stages.stage import Stage, take_in, with_shared
 from offramp.stages.transforms import Transforms, chained
 from offramp.stages.wrong_type import naming_types
 
@@ -222,10 +222,11 @@ class Cascade(nn.Module):
         held: dict[str, Any] = {}  # group -> what its segment gave
         logits: list[Tensor] = []
         batch = take_in(self)(batch)
+        raw = with_shared(self, batch)
         with naming_types(self, batch):
             for stage, void in zip(self, self._void_after, strict=True):
                 if stage.group not in held:
-                    carry = batch if stage.source is None else held[self.stage(stage.source).group]
+                    carry = raw if stage.source is None else held[self.stage(stage.source).group]
                     held[stage.group] = stage.segment(carry)
                 try:
                     logits.append(stage.answer(held[stage.group]))

@@ -10,7 +10,7 @@ from offramp._core.errors import InputError
 from offramp._core.topology import Topology
 from offramp._core.types import Raw
 from offramp.models import SeveralLogitsError
-from offramp.stages.stage import Stage
+from offramp.stages.stage import Stage, with_shared
 
 
 def results_of_all(
@@ -27,6 +27,8 @@ def results_of_all(
     if topology is not None:
         groups = dict(zip(topology.names, topology.groups, strict=True))
     held: dict[str, Any] = {}
+    stages = list(stages)
+    batch = with_shared(stages, batch)
     for stage in stages:
         groups[stage.name] = stage.group
         if stage.group not in held:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from offramp._core.batch import apply, as_batch, as_rows, to_device
+from offramp._core.batch import RawInput, apply, as_batch, as_rows, to_device
 from offramp._core.checks import check_choice
 from offramp._core.errors import InputError
 from offramp._core.outputs import labels_with_confidence
@@ -18,7 +18,7 @@ from offramp._core.types import OutputForm, Raw
 from offramp.models import ModelSpec, SeveralLogitsError, extract_logits
 from offramp.stages.cutting.spec import SegmentSpec
 from offramp.stages.reading import Reading
-from offramp.stages.transforms import Transforms, chained
+from offramp.stages.transforms import Transforms, chained, key_of
 
 
 @final
@@ -103,6 +103,9 @@ class Stage(nn.Module):
         self._calls_on_rows = getattr(module, "reads_rows", False)
         self._reads = Reading(f"Stage {name!r}", copies=self._calls_on_rows)
         self._head_reads = Reading(f"The head of stage {name!r}")
+        self._prepares = Reading(f"The transform of stage {name!r}")
+        self._reads_shared = Reading(f"Stage {name!r}", copies=self._calls_on_rows)
+        self._keyed: tuple[nn.Module | None, str | None] = (None, None)
 
     @property
     def gives_carry(self) -> bool:
@@ -119,12 +122,26 @@ class Stage(nn.Module):
         """Run the segment alone; the carry stays what it was, even if the segment writes into it.
 
         Args:
-            carry: The raw batch, or what the source's segment gave.
+            carry: The raw batch, which may come as `RawInput`, or what the source's segment gave.
 
         Returns:
             What `answer` reads: the carry of this stage, or a whole network's output.
         """
+        if type(carry) is RawInput:
+            key = self.transform_key
+            if key in carry.shared:
+                made = carry.of(key, self._prepared)
+                return self._reads_shared(self._computed_of, made)
+            carry = carry.rows
         return self._reads(self._computed, carry)
+
+    @property
+    def transform_key(self) -> str | None:
+        """The same for stages whose transforms are equal; None where that cannot be said."""
+        transform = self.transform
+        if self._keyed[0] is not transform:
+            self._keyed = (transform, key_of(transform))
+        return self._keyed[1]
 
     def prepare(self, raw: Raw) -> Any:  # noqa: ANN401  (whatever the module reads)
         """What the module reads of the raw input."""
@@ -137,7 +154,12 @@ class Stage(nn.Module):
         return to_device(made, self._device())
 
     def _computed(self, carry: Raw) -> Any:  # noqa: ANN401
-        given = self.prepare(carry) if self.source is None else carry
+        return self._computed_of(self.prepare(carry) if self.source is None else carry)
+
+    def _prepared(self, raw: Raw) -> Any:  # noqa: ANN401
+        return self._prepares(self.prepare, raw)
+
+    def _computed_of(self, given: Any) -> Any:  # noqa: ANN401
         result = self.module(given) if self._calls_on_rows else apply(self.module, given)
         return result if self.outputs == "logits" else self._labeled(result)
 
@@ -197,6 +219,21 @@ class Stage(nn.Module):
 def take_in(stages: Iterable[Stage]) -> Callable[[object], Raw]:
     """What makes raw input a batch for some stages: rows of any type only where one reads them."""
     return as_rows if any(stage.reads_rows for stage in stages) else as_batch
+
+
+def shared_transforms(stages: Iterable[Stage]) -> frozenset[str]:
+    """Keys of the transforms that segments of several stages begin with."""
+    groups: dict[str, set[str]] = {}
+    for stage in stages:
+        if stage.source is None and stage.transform_key is not None:
+            groups.setdefault(stage.transform_key, set()).add(stage.group)
+    return frozenset(key for key, readers in groups.items() if len(readers) > 1)
+
+
+def with_shared(stages: Iterable[Stage], batch: Raw) -> Raw:
+    """Raw input whose equal transforms run once for some stages."""
+    shared = shared_transforms(stages)
+    return RawInput(batch, shared) if shared else batch
 
 
 def read_by(module: nn.Module, transform: Transforms, raw: object) -> Any:  # noqa: ANN401

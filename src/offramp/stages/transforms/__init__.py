@@ -13,7 +13,14 @@ from offramp.stages.transforms.columns import Columns
 from offramp.stages.transforms.decode import Decode
 from offramp.stages.transforms.normalize import Normalize
 from offramp.stages.transforms.pad import Pad
-from offramp.stages.transforms.registry import TRANSFORMS, Chain, Transform, Transforms, chained
+from offramp.stages.transforms.registry import (
+    TRANSFORMS,
+    Chain,
+    Transform,
+    Transforms,
+    chained,
+    key_of,
+)
 from offramp.stages.transforms.resize import Resize
 
 __all__ = [
@@ -27,4 +34,5 @@ __all__ = [
     "Transform",
     "Transforms",
     "chained",
+    "key_of",
 ]

@@ -3,6 +3,7 @@
 Layer: stages.
 """
 
+import json
 from collections.abc import Sequence
 from typing import Annotated, Any, final
 
@@ -11,7 +12,7 @@ from torch import nn
 
 from offramp._core.errors import InputError
 from offramp._core.registry import Registry
-from offramp._core.schema import As, OneOf
+from offramp._core.schema import As, OneOf, to_json
 from offramp._core.types import Raw
 from offramp.stages.transforms.columns import Columns
 from offramp.stages.transforms.decode import Decode
@@ -87,6 +88,17 @@ def chained(transform: Transforms) -> nn.Module | None:
         return transform
     made = Chain(transform)
     return made if len(made.steps) > 1 else made.steps[0]
+
+
+def key_of(transform: nn.Module | None) -> str | None:
+    """The same for equal transforms, which stages can share; None where nobody can tell."""
+    if transform is None:
+        return None
+    try:
+        value = to_json(transform)
+    except TypeError:  # somebody's own, which no file can hold
+        return None
+    return json.dumps([value, [str(held.dtype) for held in transform.buffers()]])
 
 
 Step = Annotated[nn.Module, OneOf(TRANSFORMS)]
