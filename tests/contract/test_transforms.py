@@ -116,7 +116,7 @@ EXAMPLES = {
         (lambda: Columns("text"), lambda: DICTS),
         (
             lambda: Columns(["a", "text"], stack=False),
-            lambda: pytest.importorskip("pandas").DataFrame(DICTS),
+            table,
         ),
     ],
     "decode": [
@@ -171,9 +171,8 @@ def broken(change):
     ],
 )
 def test_the_contract_tells_who_breaks_it(change, monkeypatch):
-    monkeypatch.setattr(
-        TRANSFORMS, "_factories", {**TRANSFORMS._factories, "broken": (kind := broken(change))}
-    )
+    kind = broken(change)
+    monkeypatch.setattr(TRANSFORMS, "_factories", {**TRANSFORMS._factories, "broken": kind})
     monkeypatch.setattr("offramp._core.registry._added", 10_000 + id(kind))
     with pytest.raises((AssertionError, IndexError)):
         check_transform(kind(3.0), pixels().float())

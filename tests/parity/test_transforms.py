@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from offramp._core.errors import InputError
+from offramp.backends import with_backend
 from offramp.bundle import export_single_file, load_bundle, save_bundle
 from offramp.evaluation import fit, replay
 from offramp.models import ModelSpec, build
@@ -187,6 +189,36 @@ def test_one_file_of_onnx_answers_alike(tmp_path):
         )
         assert found["stage"].tolist() == wanted.stage.tolist()
         assert np.allclose(found["logits"], wanted.logits, atol=1e-4)
+
+
+def test_what_no_onnx_file_takes_is_refused_with_the_way_out(tmp_path):
+    files_in, made = two_resolutions(Decode()), two_tokenizations()
+    for cascade, example, message in (
+        (files_in, files(images()[:2]), "example must be tensors, got a list of bytes"),
+        (files_in, images()[:2], r"Stage 'small' cannot be exported with its transform: Decode"),
+        (made, texts()[:2], "example must be tensors, got a list of dict"),
+    ):
+        with pytest.raises(InputError, match=f"{message}.*transform=False"):
+            export_single_file(
+                tmp_path / "c.onnx", cascade, candidate_at(cascade, 0.5), example=example
+            )
+    with pytest.raises(InputError, match="prepare their input in different ways"):
+        export_single_file(
+            tmp_path / "c.onnx",
+            two_resolutions(),
+            candidate_at(two_resolutions(), 0.5),
+            example=images()[:2],
+            transform=False,
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("case", list(CASES)[:2], indirect=True)
+def test_another_backend_answers_alike(case):
+    pytest.importorskip("onnxruntime")
+    cascade, rows, trace, candidate = case
+    fast = with_backend(cascade, {"large": "onnxruntime"}, example=rows[:2])
+    assert_alike(Adaptive(fast, candidate)(rows), candidate, trace, torch.arange(N))
 
 
 def candidate_at(cascade, threshold):

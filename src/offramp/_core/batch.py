@@ -27,7 +27,7 @@ Form = tuple[Any, ...]  # what must be the same of batches that are joined, but 
 
 @final
 class RowList(list[Any]):
-    """Rows of any type, one entry for each example; a plain list of tensors is several inputs."""
+    """One entry of any type for each example; a plain list of tensors is several inputs."""
 
 
 @final
@@ -152,6 +152,11 @@ def as_rows(batch: object) -> Raw:
 def is_table(batch: object) -> bool:
     """True for a pandas table."""
     return type(batch).__module__.partition(".")[0] == "pandas" and hasattr(batch, "columns")
+
+
+def only_tensors(batch: Raw) -> bool:
+    """True for a tensor, and for tuples and mappings of tensors."""
+    return all(isinstance(part, Tensor) for _, part in _named(batch))
 
 
 def batch_size(batch: Raw) -> int:

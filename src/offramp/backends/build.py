@@ -10,16 +10,16 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from offramp._core.batch import apply, batch_size, take_rows, to_device
+from offramp._core.batch import apply, batch_size, only_tensors, take_rows, to_device
 from offramp._core.errors import InputError
-from offramp._core.types import Batch
+from offramp._core.types import AnyBatch, Raw
 from offramp.backends.compiled import Compiled
 from offramp.backends.form import Form, flat
 from offramp.backends.lengths import other_lengths
 from offramp.backends.pieces import InOne, Logits, Piece, Reading
 from offramp.backends.table import EAGER, Backend, backend_of
 from offramp.backends.task import Task
-from offramp.stages import Normalize, Stage
+from offramp.stages import Normalize, Stage, take_in
 from offramp.stages.exits import OfFirst
 from offramp.stages.fusing.modules import PASSING, is_passing
 
@@ -62,15 +62,18 @@ class Builder:
     def __init__(
         self,
         stages: Sequence[Stage],
-        example: Batch,
-        calibration: Batch | None,
+        example: AnyBatch,
+        calibration: AnyBatch | None,
         *,
         threads: int,
         head_in_segment: Collection[str] = (),
         transform: bool = True,
     ) -> None:
-        _check(example, calibration)
         self._stages = list(stages)
+        first = [stage for stage in self._stages if stage.source is None]
+        example = take_in(first)(example)
+        calibration = None if calibration is None else take_in(first)(calibration)
+        _check(example, calibration)
         self._threads, self._fuse, self._transform = (
             threads,
             frozenset(head_in_segment),
@@ -80,10 +83,8 @@ class Builder:
         rows = torch.arange(min(_ROWS, batch_size(example)))
         self._given: dict[str | None, Any] = {None: take_rows(example, rows)}
         self._seen: dict[str | None, Any] = {None: calibration}
-        first = [stage for stage in self._stages if stage.source is None]
-        self._others: list[dict[str | None, Any]] = [
-            {None: other} for other in other_lengths(self._given[None], first)
-        ]
+        others = other_lengths(self._given[None], first) if only_tensors(example) else []
+        self._others: list[dict[str | None, Any]] = [{None: other} for other in others]
 
     def groups(self) -> dict[str, list[Stage]]:
         """The stages of each group as they were, in order."""
@@ -288,7 +289,7 @@ def _check_in_pytorch(members: Sequence[Stage]) -> None:
                 )
 
 
-def _check(example: Batch, calibration: Batch | None) -> None:
+def _check(example: Raw, calibration: Raw | None) -> None:
     if calibration is not None and batch_size(calibration) == 0:
         raise InputError(
             "calibration must hold at least one example, better a few hundred such as will come; "
@@ -296,8 +297,8 @@ def _check(example: Batch, calibration: Batch | None) -> None:
         )
     if batch_size(example) == 0:
         raise InputError("example must hold at least one example, got 0.")
-    if calibration is None:
-        return
+    if calibration is None or not (only_tensors(example) and only_tensors(calibration)):
+        return  # of rows of other types the transforms say what is wrong
     have, want = Form.of(calibration), Form.of(example)
     if have != want:
         raise InputError(

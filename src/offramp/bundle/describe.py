@@ -64,7 +64,7 @@ def write_stages(folder: Path, cascade: Cascade, needed: Mapping[str, bool]) -> 
 
     Raises:
         InputError: If a spec is missing or builds something else, or there is foreign
-            preprocessing.
+            transform.
     """
     stages = [cascade.stage(name) for name in needed]
     check_not_joined(stages)
@@ -169,7 +169,8 @@ def _transform(stage: Stage) -> nn.Module | None:
     except (TypeError, FileFormatError) as error:
         raise InputError(
             f"The transform {type(stage.transform).__name__} of stage {stage.name!r} cannot "
-            "be written to a bundle. Use offramp.stages.Normalize, or make it part of the network."
+            "be written to a bundle. Use one of offramp.stages.TRANSFORMS, such as Normalize, add your "
+            "own there, or make it part of the network."
         ) from error
 
 

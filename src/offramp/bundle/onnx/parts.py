@@ -11,11 +11,11 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from offramp._core.batch import apply, batch_size, to_device
+from offramp._core.batch import apply, batch_size, form_of, only_tensors, to_device
 from offramp._core.errors import InputError, UnsupportedError
 from offramp._core.progress import progress_bar
 from offramp._core.topology import RAW_INPUT, Path
-from offramp._core.types import Batch
+from offramp._core.types import AnyBatch, Batch
 from offramp.backends import Compiled, backend_of, require_onnx, to_onnx
 from offramp.backends.form import axes_that_differ, flat
 from offramp.backends.lengths import other_lengths
@@ -28,7 +28,7 @@ from offramp.policy import Policy
 from offramp.runtime import StageSource
 from offramp.runtime.program import Plan, plan_segments
 from offramp.runtime.runner import check_form, check_made_for
-from offramp.stages import OfFirst, Stage, own_head
+from offramp.stages import OfFirst, Stage, own_head, take_in
 from offramp.stages.cutting.graph import FAILURES
 
 ENDING = ".onnx"
@@ -88,7 +88,9 @@ class Parts:
         return frozenset({"node", "answer"}.union(*later))
 
 
-def export_parts(cascade: StageSource, policy: Policy, example: Batch, *, transform: bool) -> Parts:
+def export_parts(
+    cascade: StageSource, policy: Policy, example: AnyBatch, *, transform: bool
+) -> Parts:
     """Export each part that a policy uses.
 
     Args:
@@ -107,8 +109,6 @@ def export_parts(cascade: StageSource, policy: Policy, example: Batch, *, transf
     check_made_for(cascade, policy.topology, None)
     check_form(cascade, policy)
     check_expressible(policy)
-    if batch_size(example) == 0:
-        raise InputError("example must hold at least one example, got 0.")
     plans = plan_segments(policy.topology)
     run = sorted({j for plan in plans.values() for j in plan.segments} | set(plans))
     stages = {k: cascade.stage(k) for k in run}
@@ -116,6 +116,7 @@ def export_parts(cascade: StageSource, policy: Policy, example: Batch, *, transf
         _check_exportable(stage, transform=transform)
     if not transform:
         stages = _without_transform(stages)
+    example = _tensors(example, [s for s in stages.values() if s.source is None])
     others = other_lengths(example, [s for s in stages.values() if s.source is None])
     try:
         return _Export(policy, plans, stages, example, others).parts()
@@ -123,6 +124,31 @@ def export_parts(cascade: StageSource, policy: Policy, example: Batch, *, transf
         if not others:
             raise
         return _Export(policy, plans, stages, example, []).parts()
+
+
+def _tensors(example: AnyBatch, first: Sequence[Stage]) -> Batch:
+    """The example, which the transforms take as tensors: that is what the file will be given.
+
+    Raises:
+        InputError: If a transform takes something else, or there is no example.
+    """
+    found = take_in(first)(example)
+    repair = (
+        "The inputs of an ONNX file are tensors: export with transform=False, and with an example "
+        "of what the networks read after their transforms."
+    )
+    if not only_tensors(found):
+        raise InputError(f"example must be tensors, got {form_of(found)}. {repair}")
+    if batch_size(found) == 0:
+        raise InputError("example must hold at least one example, got 0.")
+    for stage in first:
+        try:
+            stage.prepare(found)
+        except InputError as error:
+            raise InputError(
+                f"Stage {stage.name!r} cannot be exported with its transform: {error} {repair}"
+            ) from error
+    return found  # type: ignore[no-any-return]
 
 
 class _OneLengthError(Exception):
@@ -338,7 +364,7 @@ def _without_transform(stages: Mapping[int, Stage]) -> dict[int, Stage]:
     first: dict[str, Stage] = {}
     for stage in stages.values():
         if stage.source is None:
-            first.setdefault(repr(stage.transform), stage)
+            first.setdefault(stage.transform_key or repr(stage.transform), stage)
     if len(first) > 1:
         one, other, *_ = first.values()
         raise InputError(
