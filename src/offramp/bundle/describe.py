@@ -63,8 +63,8 @@ def write_stages(folder: Path, cascade: Cascade, needed: Mapping[str, bool]) -> 
             segment is run, but its head is not.
 
     Raises:
-        InputError: If a spec is missing or builds something else, or there is foreign
-            transform.
+        InputError: If a spec is missing or builds something else, or a transform is
+            foreign.
     """
     stages = [cascade.stage(name) for name in needed]
     check_not_joined(stages)
@@ -169,8 +169,8 @@ def _transform(stage: Stage) -> nn.Module | None:
     except (TypeError, FileFormatError) as error:
         raise InputError(
             f"The transform {type(stage.transform).__name__} of stage {stage.name!r} cannot "
-            "be written to a bundle. Use one of offramp.stages.TRANSFORMS, such as Normalize, add your "
-            "own there, or make it part of the network."
+            "be written to a bundle. Use one of offramp.stages.TRANSFORMS, such as Normalize, add "
+            "your own there, or make it part of the network."
         ) from error
 
 
