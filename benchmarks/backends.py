@@ -36,7 +36,7 @@ def cascade_of(data: Path, name: str) -> Cascade:
     net = build(ModelSpec(name=name, weights=weights))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that it was in training mode
-        return Cascade.from_models({name: net}, preprocess=NORMALIZE)
+        return Cascade.from_models({name: net}, transform=NORMALIZE)
 
 
 def images_of(data: Path) -> Tensor:

@@ -70,7 +70,7 @@ def with_heads(net: torch.nn.Module, spec: ModelSpec) -> Cascade:
         for at, several in HEADS.items()
     }
     return Cascade.from_network(
-        net, list(heads), head=heads, example=example, preprocess=NORMALIZE, spec=spec
+        net, list(heads), head=heads, example=example, transform=NORMALIZE, spec=spec
     )
 
 
@@ -244,7 +244,7 @@ def main() -> None:
     images = cifar10(arguments.train).with_ranges(RANGES)
     cascade = with_heads(net, spec)
     learn(cascade, images.subset("train"), arguments.work / "heads", arguments.epochs)
-    sweep = sweep_branches(net, images, arguments.work / "sweep", preprocess=NORMALIZE, spec=spec)
+    sweep = sweep_branches(net, images, arguments.work / "sweep", transform=NORMALIZE, spec=spec)
     sweep = sweep.with_heads(cascade, images)
     result = figures(sweep, "flops", arguments) | figures(sweep, "seconds", arguments)
     plain = [k.removesuffix("_flops") for k in result if k.endswith("_flops")]

@@ -106,7 +106,7 @@ def with_exits(backbone: Backbone, weights: Path) -> Cascade:
     }
     if backbone.end is not None:
         heads[backbone.end] = make_head("gap_linear", shapes[backbone.end], 10)
-    return Cascade.from_network(net, list(heads), head=heads, example=example, preprocess=NORMALIZE)
+    return Cascade.from_network(net, list(heads), head=heads, example=example, transform=NORMALIZE)
 
 
 def training_parts(root: Path, backbone: Backbone, count: int) -> tuple[Dataset, Dataset]:

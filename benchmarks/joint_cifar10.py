@@ -71,7 +71,7 @@ def networks(names: Sequence[str], seed: int) -> Cascade:
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        return Cascade.from_models(nets, edges="full", preprocess=NORMALIZE)
+        return Cascade.from_models(nets, edges="full", transform=NORMALIZE)
 
 
 def traces(cascade: Cascade, parts: Parts) -> tuple[Trace, Trace]:

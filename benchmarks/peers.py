@@ -272,7 +272,7 @@ def compare_int8(options: argparse.Namespace) -> dict[str, Any]:
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        cascade = Cascade.from_models(networks, preprocess=NORMALIZE)
+        cascade = Cascade.from_models(networks, transform=NORMALIZE)
     scales = torch.as_tensor(cifar10(options.train).take(torch.arange(CALIBRATION)).inputs)
     unseen = npz(options.data / "test_jpeg_1000_5500.npz")
     exact = offramp.record(cascade, unseen)

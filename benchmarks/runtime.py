@@ -71,7 +71,7 @@ def pretrained(data: Path) -> Cascade:
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        return Cascade.from_models(networks, preprocess=normalize)
+        return Cascade.from_models(networks, transform=normalize)
 
 
 def threshold(cascade: Cascade, images: Tensor) -> float:

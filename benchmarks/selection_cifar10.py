@@ -108,7 +108,7 @@ def speed(data: Path, candidate: Candidate, rounds: int) -> dict[str, float]:
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        cascade = offramp.Cascade.from_models(networks, preprocess=normalize)
+        cascade = offramp.Cascade.from_models(networks, transform=normalize)
     with np.load(data / "test_jpeg_1000_5500.npz", allow_pickle=False) as held:
         images = torch.from_numpy(held["images"]).permute(0, 3, 1, 2).contiguous()
     order = np.random.default_rng(0).permutation(len(images))

@@ -49,7 +49,7 @@ def load(data: Path) -> tuple[offramp.Cascade, Array]:
     }
     with np.load(data / "test_jpeg_1000_5500.npz", allow_pickle=False) as held:
         images = held["images"].transpose(0, 3, 1, 2)
-    cascade = offramp.Cascade.from_models(networks, preprocess=Normalize(**NORMALIZE))  # type: ignore[arg-type]
+    cascade = offramp.Cascade.from_models(networks, transform=Normalize(**NORMALIZE))  # type: ignore[arg-type]
     return cascade, np.ascontiguousarray(images)
 
 
@@ -89,10 +89,10 @@ def by_hand(cascade: offramp.Cascade, images: Array, limit: float, threads: int)
 
 
 def whole_network(stage: Any, images: Array) -> bytes:
-    """A network with its preprocessing as an ONNX model."""
+    """A network with its transform as an ONNX model."""
     if isinstance(stage.module, Compiled):
         return stage.module.files()[0]  # type: ignore[misc]
-    both = torch.nn.Sequential(stage.preprocess, stage.module)
+    both = torch.nn.Sequential(stage.transform, stage.module)
     return to_onnx(both, torch.from_numpy(images[:1]), name=stage.name).SerializeToString()
 
 

@@ -57,7 +57,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         train, rest = (
-            branch_features(Path(folder) / name, net, points, part, preprocess=normalize)
+            branch_features(Path(folder) / name, net, points, part, transform=normalize)
             for name, part in (("train", images.take(~judged)), ("judged", images.take(judged)))
         )
         features_done = time.perf_counter()

@@ -91,7 +91,7 @@ def with_exits(net: torch.nn.Module, spec: ModelSpec) -> Cascade:
         for name in at
     }
     return Cascade.from_network(
-        net, at, head=heads, example=example, preprocess=NORMALIZE, spec=spec
+        net, at, head=heads, example=example, transform=NORMALIZE, spec=spec
     )
 
 
@@ -195,7 +195,7 @@ def class_exits(
         options.work / "three" / "branches",
         sampled=options.points,
         recipe=Recipe(epochs=options.branch_epochs, class_weights="plain", seed=0),
-        preprocess=NORMALIZE,
+        transform=NORMALIZE,
         spec=spec,
     )
     return sweep.with_heads(exits, divided)

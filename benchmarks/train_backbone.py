@@ -58,7 +58,7 @@ def main() -> None:
         images.take(torch.arange(arguments.images)),
         epochs=arguments.epochs,
         seed=arguments.seed,
-        preprocess=NORMALIZE,
+        transform=NORMALIZE,
         augment=CropAndFlip(padding=4),
         batch_size=128,
         optimizer="sgd",

@@ -20,9 +20,9 @@ def main() -> None:
     # Any trained networks will do; these two are trained here.
     small, large = small_cnn(width=2, depth=2), small_cnn(width=16, depth=4)
     for network in (small, large):
-        train_classifier(network, examples.subset("train"), epochs=25, seed=0, preprocess=normalize)
+        train_classifier(network, examples.subset("train"), epochs=25, seed=0, transform=normalize)
 
-    cascade = offramp.Cascade.from_models({"small": small, "large": large}, preprocess=normalize)
+    cascade = offramp.Cascade.from_models({"small": small, "large": large}, transform=normalize)
     unseen = examples.take(examples.split != 0)  # without "train"
     trace = offramp.record(cascade, unseen)
     frontier = offramp.fit(trace, policy="learned")

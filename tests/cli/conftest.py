@@ -23,14 +23,14 @@ name = "small"
 model = "small_cnn"
 arguments = { width = 2, depth = 2 }
 weights = "small.safetensors"
-normalize = { scale = 0.0625 }
+transform = { kind = "normalize", scale = 0.0625 }
 
 [[stage]]
 name = "large"
 model = "small_cnn"
 arguments = { width = 8, depth = 3 }
 weights = "large.safetensors"
-normalize = { scale = 0.0625 }
+transform = { kind = "normalize", scale = 0.0625 }
 
 [fit]
 policy = "threshold"
@@ -80,7 +80,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     part = digits().split_into({"train": 600}, seed=1)
     for name, width, depth, epochs in (("small", 2, 2, 6), ("large", 8, 3, 8)):
         net = build(ModelSpec(name="small_cnn", arguments={"width": width, "depth": depth}))
-        train_classifier(net, part, epochs=epochs, seed=0, preprocess=Normalize(1 / 16))
+        train_classifier(net, part, epochs=epochs, seed=0, transform=Normalize(1 / 16))
         save_weights(net, folder / f"{name}.safetensors")
     (folder / "run.toml").write_text(CONFIG)
     return folder
@@ -107,7 +107,7 @@ seed = 3
 model = "small_cnn"
 arguments = { width = 8, depth = 4 }
 weights = "net.safetensors"
-normalize = { scale = 0.0625 }
+transform = { kind = "normalize", scale = 0.0625 }
 
 [exits]
 match = "features.[02]"
@@ -141,7 +141,7 @@ def one_network(tmp_path_factory: pytest.TempPathFactory) -> Path:
     splits = {"train": 500, "fit": 400, "calibrate": 300, "test": 300}
     part = digits().split_into(splits, seed=3, stratified=True).subset("train")
     net = build(ModelSpec(name="small_cnn", arguments={"width": 8, "depth": 4}))
-    train_classifier(net, part, epochs=8, seed=0, preprocess=Normalize(1 / 16))
+    train_classifier(net, part, epochs=8, seed=0, transform=Normalize(1 / 16))
     save_weights(net, folder / "net.safetensors")
     (folder / "exits.toml").write_text(EXITS)
     return folder

@@ -51,7 +51,7 @@ model = "small_cnn"
 model = "resnet20"
 wieghts = "w.npz"
 weights = "nowhere.npz"
-normalize = { mean = "x" }
+transform = { kind = "normalize", mean = "x" }
 [cascade]
 edges = [["a"]]
 [fitt]
@@ -73,7 +73,7 @@ batch_size = 0
         "stage[1].name": "is missing",
         "stage[1].wieghts": "Did you mean 'weights'?",
         "stage[1].weights": str(tmp_path / "nowhere.npz"),
-        "stage[1].normalize.mean[0]": "got 'x'",
+        "stage[1].transform": "mean: ",
         "cascade.edges": "pairs of stage names, got [['a']]",
         "fitt": "Did you mean 'fit'?",
         "fit.max_drop": "got 2.0",

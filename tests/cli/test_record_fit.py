@@ -83,7 +83,7 @@ def test_modules_beside_the_configuration_can_be_named(run, project, tmp_path):
     (tmp_path / "run.toml").write_text(
         '[data]\nkind = "digits"\nsplits = { test = 20 }\n'
         '[[stage]]\nname = "mine"\nmodel = "my_nets_of_test:make"\narguments = { width = 2 }\n'
-        "normalize = { scale = 0.0625 }\n"
+        'transform = { kind = "normalize", scale = 0.0625 }\n'
     )
     found = run("record", "--config", tmp_path / "run.toml", "--out", tmp_path / "x.trace")
     assert found.code == 0, found.err

@@ -28,13 +28,13 @@ seed = 7
 name = "small"
 model = "small_cnn"
 arguments = { width = 3, depth = 2 }
-normalize = { scale = 0.0625 }
+transform = { kind = "normalize", scale = 0.0625 }
 
 [[stage]]
 name = "large"
 model = "small_cnn"
 arguments = { width = 8, depth = 3 }
-normalize = { scale = 0.0625 }
+transform = { kind = "normalize", scale = 0.0625 }
 
 [joint]
 cost_weights = [0.1, 0.03]

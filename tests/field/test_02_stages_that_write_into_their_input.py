@@ -114,9 +114,9 @@ def test_costs_that_are_counted_or_timed_leave_the_example_alone():
     assert torch.equal(x, draw(1))
 
 
-def test_preprocessing_that_writes_into_the_raw_input_does_not_reach_the_next_stage():
+def test_a_transform_that_writes_into_the_raw_input_does_not_reach_the_next_stage():
     nets = {"a": Pure(0).f, "b": Pure(1).f}
-    cascade = Cascade.from_models(nets, preprocess=Centre())
+    cascade = Cascade.from_models(nets, transform=Centre())
     x = draw()
     with torch.inference_mode():
         for _ in range(2):

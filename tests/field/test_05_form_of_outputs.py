@@ -208,7 +208,7 @@ def test_saving_another_form_is_refused_and_leaves_nothing(of_services, tmp_path
 def test_a_bundle_of_logits_has_no_new_fields(of_networks, tmp_path):
     save(Adaptive(small(), of_networks), tmp_path / "b")
     stages = json.loads((tmp_path / "b" / "manifest.json").read_text())["stages"]
-    assert all(set(stage) == {"name", "model", "preprocessing", "weights"} for stage in stages)
+    assert all(set(stage) == {"name", "model", "transform", "weights"} for stage in stages)
 
 
 def test_an_export_is_refused_with_the_way_out(of_services, tmp_path):

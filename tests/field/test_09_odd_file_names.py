@@ -35,12 +35,12 @@ splits = { fit = 16, test = 8 }
 name = "a"
 model = "small_cnn"
 arguments = { width = 2, depth = 2, in_channels = 3, classes = 2 }
-normalize = { scale = 0.004 }
+transform = { kind = "normalize", scale = 0.004 }
 [[stage]]
 name = "b"
 model = "small_cnn"
 arguments = { width = 4, depth = 2, in_channels = 3, classes = 2 }
-normalize = { scale = 0.004 }
+transform = { kind = "normalize", scale = 0.004 }
 [fit]
 policy = "random"
 max_cost = 0.9
@@ -105,7 +105,7 @@ def test_ids_and_classes_are_text_and_the_images_are_found(project):
 
 def deployed(folder):
     cascade = offramp.Cascade.from_models(
-        {"a": build(SPEC)}, specs={"a": SPEC}, preprocess=Normalize(1 / 255)
+        {"a": build(SPEC)}, specs={"a": SPEC}, transform=Normalize(1 / 255)
     )
     candidate = offramp.Candidate.single(cascade.topology, "a", reference="a")
     offramp.save(offramp.Adaptive(cascade, candidate), folder / "bundle", input_shape=(3, 16, 16))

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from offramp._core import picture
 from offramp._core.errors import FileFormatError
-from offramp.data import image_folder, picture, read_image
+from offramp.data import image_folder, read_image
 from support.properties import examples
 
 

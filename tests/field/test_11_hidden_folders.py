@@ -50,7 +50,7 @@ def test_no_image_below_a_hidden_folder_is_an_example(root):
 def test_predict_answers_the_same_files(root, tmp_path_factory):
     spec = ModelSpec(name="small_cnn", arguments={"width": 2, "depth": 2, "in_channels": 3})
     cascade = offramp.Cascade.from_models(
-        {"a": build(spec)}, specs={"a": spec}, preprocess=Normalize(1 / 255)
+        {"a": build(spec)}, specs={"a": spec}, transform=Normalize(1 / 255)
     )
     home = tmp_path_factory.mktemp("home")
     candidate = offramp.Candidate.single(cascade.topology, "a", reference="a")

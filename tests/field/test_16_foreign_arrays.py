@@ -179,9 +179,9 @@ def test_pictures_are_named():
 
 
 def test_types_of_numbers_that_do_not_fit_are_named_with_the_repair():
-    half = Cascade.from_models({"a": conv(torch.bfloat16)}, preprocess=Normalize(1 / 255))
+    half = Cascade.from_models({"a": conv(torch.bfloat16)}, transform=Normalize(1 / 255))
     pictures = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
-    said = r"Stage 'a' cannot run: its preprocessing gives float32, and its weights are bfloat16"
+    said = r"Stage 'a' cannot run: its transform gives float32, and its weights are bfloat16"
     for door in (
         lambda: record(half, [(pictures, [0, 1])], progress=False),
         lambda: measure_flops(half, pictures),
@@ -199,7 +199,7 @@ def test_types_of_numbers_that_do_not_fit_are_named_with_the_repair():
         with pytest.raises(InputError, match=said):
             door()
     bytes_in = Cascade.from_models({"a": conv(torch.float32)})
-    with pytest.raises(InputError, match=r"cannot run on uint8: .* Give preprocess=.*Normalize"):
+    with pytest.raises(InputError, match=r"cannot run on uint8: .* Give transform=.*Normalize"):
         record(bytes_in, [(pictures, [0, 1])], progress=False)
 
 
@@ -210,7 +210,7 @@ def test_an_error_of_another_kind_stays_what_it_is():
 
 
 def test_a_mapping_before_normalize_is_named():
-    cascade = Cascade.from_models({"a": conv(torch.float32)}, preprocess=Normalize(1 / 255))
+    cascade = Cascade.from_models({"a": conv(torch.float32)}, transform=Normalize(1 / 255))
     batch = {"pixel_values": torch.zeros(2, 3, 8, 8)}
     with pytest.raises(InputError, match=r"Normalize takes one tensor, got a mapping of \['pixel"):
         record(cascade, [(batch, [0, 1])], progress=False)

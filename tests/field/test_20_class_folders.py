@@ -52,7 +52,7 @@ def test_ten_of_a_thousand_classes_have_the_numbers_of_the_network(tmp_path):
 def test_they_can_be_recorded_with_the_network(tmp_path):
     filled(tmp_path / "photos", "dog", "cat")
     torch_net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 20)).eval()
-    cascade = offramp.Cascade.from_models({"a": torch_net}, preprocess=Normalize(1 / 255))
+    cascade = offramp.Cascade.from_models({"a": torch_net}, transform=Normalize(1 / 255))
     data = image_folder(tmp_path / "photos", size=8, classes={"cat": 7, "dog": 3}, class_count=20)
     trace = offramp.record(cascade, data, progress=False)
     assert trace.labels.tolist() == [7, 3]

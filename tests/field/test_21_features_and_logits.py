@@ -232,7 +232,8 @@ def test_the_command_line_knows_the_classes_of_the_data(tmp_path, module, capsys
     config = tmp_path / "run.toml"
     config.write_text(
         '[data]\nkind = "digits"\n[network]\nname = "whole"\n'
-        f'model = "{module}"\nnormalize = {{ scale = 0.0625 }}\n[exits]\nat = ["a"]\n'
+        f'model = "{module}"\ntransform = {{ kind = "normalize", scale = 0.0625 }}\n'
+        '[exits]\nat = ["a"]\n'
     )
     for arguments in (["--list"], []):
         assert main(["cut", "--json", "-c", str(config), *arguments]) == 0

@@ -163,7 +163,7 @@ name = "small"
 model = "small_cnn"
 arguments = { width = 2, depth = 2, classes = 3 }
 weights = "net.safetensors"
-normalize = { scale = 1e30 }
+transform = { kind = "normalize", scale = 1e30 }
 """
 
 

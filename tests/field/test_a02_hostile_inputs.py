@@ -75,7 +75,7 @@ def test_damaged_files_are_skipped_by_predict_and_by_the_check(tmp_path, monkeyp
         (folder / f"{k:02}.tif").write_bytes(damaged)
     spec = ModelSpec(name="small_cnn", arguments={"width": 2, "depth": 2, "in_channels": 3})
     cascade = offramp.Cascade.from_models(
-        {"a": build(spec)}, specs={"a": spec}, preprocess=Normalize(1 / 255)
+        {"a": build(spec)}, specs={"a": spec}, transform=Normalize(1 / 255)
     )
     candidate = offramp.Candidate.single(cascade.topology, "a", reference="a")
     offramp.save(offramp.Adaptive(cascade, candidate), tmp_path / "bundle", input_shape=(3, 8, 8))

@@ -144,7 +144,7 @@ def test_the_shell_says_it_with_exit_code_2(tmp_path, monkeypatch, capsys):
     Path("c.toml").write_text(
         '[data]\nkind = "digits"\nsplits = { fit = 20, calibrate = 20, test = 20 }\n'
         '[[stage]]\nname = "a"\nmodel = "small_cnn"\narguments = { width = 2, depth = 2 }\n'
-        "normalize = { scale = 0.0625 }\n"
+        'transform = { kind = "normalize", scale = 0.0625 }\n'
     )
     with locked(Path("t.trace.partial")):
         assert main(["record", "--config", "c.toml", "--out", "t.trace"]) == 2

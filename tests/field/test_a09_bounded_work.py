@@ -31,7 +31,7 @@ SPEC = ModelSpec(name="small_cnn", arguments={"width": 2, "depth": 2, "classes":
 @pytest.fixture
 def bundle(tmp_path):
     cascade = Cascade.from_models(
-        {"a": build(SPEC)}, specs={"a": SPEC}, preprocess=Normalize(), class_names=["x", "y", "z"]
+        {"a": build(SPEC)}, specs={"a": SPEC}, transform=Normalize(), class_names=["x", "y", "z"]
     )
     candidate = Candidate.single(cascade.topology, "a", reference="a")
     costs = Costs.simple("flops", [1.0])
@@ -134,7 +134,7 @@ def test_weights_of_another_kind_of_number_are_not_cast(bundle, dtype):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (lambda m: m["stages"][0]["preprocessing"].update(scale=1e400), "finite|changed"),
+        (lambda m: m["stages"][0]["transform"].update(scale=1e400), "finite|changed"),
         (lambda m: m["choice"]["numbers"].update(risk=1e400), "finite|changed"),
         (lambda m: m["costs"].update(segment=[1e400]), "finite|changed"),
         (lambda m: m.update(input_shape=[-1, 8, 8]), "input_shape.0"),

@@ -28,7 +28,7 @@ SPEC = ModelSpec(name="small_cnn", arguments={"width": 2, "depth": 2, "classes":
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     cascade = Cascade.from_models(
-        {"a": build(SPEC)}, specs={"a": SPEC}, preprocess=Normalize(0.0625)
+        {"a": build(SPEC)}, specs={"a": SPEC}, transform=Normalize(0.0625)
     )
     path = tmp_path_factory.mktemp("bundle") / "b"
     candidate = Candidate.single(cascade.topology, "a", reference="a")

@@ -27,7 +27,7 @@ def bundle(tmp_path):
         {"-stage": build(spec)},
         specs={"-stage": spec},
         class_names=[EVIL, "-1"],
-        preprocess=Normalize(1 / 255),
+        transform=Normalize(1 / 255),
     )
     candidate = offramp.Candidate.single(cascade.topology, "-stage", reference="-stage")
     offramp.save(offramp.Adaptive(cascade, candidate), tmp_path / "bundle", input_shape=(3, 8, 8))

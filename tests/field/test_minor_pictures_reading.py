@@ -35,7 +35,7 @@ def bundle(folder, shape, extra=None):
         name="small_cnn", arguments={"width": 2, "depth": 2, "in_channels": 3, "classes": 2}
     )
     cascade = offramp.Cascade.from_models(
-        {"a": build(spec)}, specs={"a": spec}, preprocess=Normalize(1 / 255)
+        {"a": build(spec)}, specs={"a": spec}, transform=Normalize(1 / 255)
     )
     candidate = offramp.Candidate.single(cascade.topology, "a", reference="a")
     offramp.save(

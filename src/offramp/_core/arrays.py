@@ -41,17 +41,20 @@ def array_of(name: str, values: object, *, gaps: bool = False) -> NDArray[Any]:
     leaf = _first_leaf(values)
     if type(leaf).__module__.startswith("PIL."):
         raise InputError(
-            f"{name} must be numbers, got {_kind(values)}: pictures. Turn each into a tensor of "
-            "one size as its network takes it, (channels, height, width), and stack them."
+            f"{name} must be numbers, got {kind_of(values)}: pictures. Turn each into a tensor of "
+            "one size as its network takes it, (channels, height, width), and stack them; or have "
+            "the stages do it: transform=[Decode(), Resize(...), Normalize(...)]."
         )
     known = isinstance(leaf, int | float | np.generic | str) or hasattr(leaf, "__array__")
     if not known and not (gaps and leaf is None and values is not None):
-        raise InputError(f"{name} must be an array, a tensor or nested lists, got {_kind(values)}.")
+        raise InputError(
+            f"{name} must be an array, a tensor or nested lists, got {kind_of(values)}."
+        )
     try:
         plain = values.to_numpy() if hasattr(values, "to_numpy") else values
         return np.asarray(plain, dtype=object if gaps and isinstance(values, list) else None)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{name} must be one array, got {_kind(values)}: {error}") from error
+        raise InputError(f"{name} must be one array, got {kind_of(values)}: {error}") from error
 
 
 def tensor_of(name: str, values: object) -> Tensor:
@@ -90,7 +93,8 @@ def _first_leaf(values: object) -> object:
     return 0 if isinstance(values, list | tuple) else values  # of an empty list: no matter
 
 
-def _kind(values: object) -> str:
+def kind_of(values: object) -> str:
+    """What somebody gave, by the names of its types, for messages."""
     leaf = _first_leaf(values)
     inner = "" if leaf is values else f" of {type(leaf).__name__}"
     return f"{'None' if values is None else type(values).__name__}{inner}"

@@ -79,13 +79,14 @@ def to_json(value: object, *, but: str = "") -> Any:  # noqa: ANN401  (what JSON
     marks = _marks_of(kind)
     tag = {} if marks.kind is None else {"kind": marks.kind}
     if hasattr(kind, "__json__"):
-        return {**tag, **to_json(kind.__json__(value))}
-    found: dict[str, Any] = {}
-    for each in _fields_of(kind):
+        found = to_json(kind.__json__(value))
+        return {**tag, **found} if tag else found
+    written: dict[str, Any] = {}
+    for each in _writtenof(kind):
         part = None if each.name == but else getattr(value, each.name)
         if each.name != but and (each.omitted is MISSING or part != each.omitted):
-            found[each.name] = to_json(each.write(part) if each.write else part)
-    return {**tag, **found, **{name: to_json(getattr(value, name)) for name in marks.derived}}
+            written[each.name] = to_json(each.write(part) if each.write else part)
+    return {**tag, **written, **{name: to_json(getattr(value, name)) for name in marks.derived}}
 
 
 def from_json(kind: Callable[..., T], value: object, *, where: object = "This value") -> T:
@@ -141,7 +142,11 @@ def omitted(default: T) -> T:
 
 
 def stored(
-    kind: str | None = None, *, derived: tuple[str, ...] = (), whole: bool = False
+    kind: str | None = None,
+    *,
+    derived: tuple[str, ...] = (),
+    whole: bool = False,
+    brief: bool = False,
 ) -> Callable[[type[T]], type[T]]:
     """Mark a class whose arguments are its fields, as attributes of the same names.
 
@@ -149,6 +154,7 @@ def stored(
         kind: Stands in the file as "kind", for `OneOf`.
         derived: Attributes that are written as well, and passed over when read.
         whole: Of a dataclass: whether fields with a default have to stand in the file, too.
+        brief: Of another class: whether arguments with a default may be missing in a file.
 
     >>> @stored("circle")
     ... class Circle:
@@ -159,7 +165,7 @@ def stored(
     """
 
     def marked(cls: type[T]) -> type[T]:
-        cls.__stored__ = _Marks(kind, derived, whole)  # type: ignore[attr-defined]
+        cls.__stored__ = _Marks(kind, derived, whole, brief)  # type: ignore[attr-defined]
         cls.__get_pydantic_core_schema__ = classmethod(_by_arguments)  # type: ignore[attr-defined]
         return cls
 
@@ -234,6 +240,7 @@ class _Marks:
     kind: str | None = None
     derived: tuple[str, ...] = ()
     whole: bool = False
+    brief: bool = False
 
     def without(self, found: dict[str, Any]) -> dict[str, Any]:
         """What was read, less what is no argument."""
@@ -256,9 +263,9 @@ def _marks_of(kind: type) -> _Marks:
 
 
 @cache
-def _fields_of(kind: Any) -> tuple[_Field, ...]:  # noqa: ANN401  (a class)
+def _writtenof(kind: Any) -> tuple[_Field, ...]:  # noqa: ANN401  (a class)
     """What stands in the file: a dataclass's fields, else the arguments of what reads it."""
-    whole = _marks_of(kind).whole
+    whole, brief = _marks_of(kind).whole, _marks_of(kind).brief
     if is_dataclass(kind) and not hasattr(kind, "__from_json__"):
         hints = get_type_hints(kind, include_extras=True)
         return tuple(
@@ -282,7 +289,11 @@ def _fields_of(kind: Any) -> tuple[_Field, ...]:  # noqa: ANN401  (a class)
         if each.name != "self" and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
     ]
     return tuple(
-        _field(each.name, hints[each.name], required=reader is None or each.default is each.empty)
+        _field(
+            each.name,
+            hints[each.name],
+            required=each.default is each.empty or (reader is None and not brief),
+        )
         for each in given
     )
 
@@ -301,7 +312,7 @@ def _dict_schema(kind: type, handler: "GetCoreSchemaHandler", *, but: str = "") 
         each.name: core_schema.typed_dict_field(
             handler.generate_schema(each.hint), required=each.required
         )
-        for each in _fields_of(kind)
+        for each in _writtenof(kind)
         if each.name != but
     }
     for name in marks.derived:

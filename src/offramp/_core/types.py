@@ -35,3 +35,6 @@ AnyBatch = object
 
 #: What a network takes: a tensor, or a tuple or mapping of tensors, batch first.
 Batch = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
+
+#: A `Batch`, or rows of any type: what a transform may read (`_core.batch.as_rows`).
+Raw = Any

@@ -10,7 +10,7 @@ import torch
 
 from offramp._core.checks import check_known, check_positive_int
 from offramp._core.errors import InputError
-from offramp._core.types import Batch
+from offramp._core.types import AnyBatch
 from offramp.backends.build import Builder
 from offramp.backends.choose import choose_backends
 from offramp.backends.table import AUTO, BACKENDS, EAGER
@@ -23,8 +23,8 @@ def with_backend(
     cascade: Stages,
     backend: str | Mapping[str, str],
     *,
-    example: Batch,
-    calibration: Batch | None = None,
+    example: AnyBatch,
+    calibration: AnyBatch | None = None,
     threads: int | None = None,
     head_in_segment: Collection[str] = (),
 ) -> Stages:

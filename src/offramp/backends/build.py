@@ -10,16 +10,16 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from offramp._core.batch import apply, batch_size, take_rows, to_device
+from offramp._core.batch import apply, batch_size, only_tensors, take_rows, to_device
 from offramp._core.errors import InputError
-from offramp._core.types import Batch
+from offramp._core.types import AnyBatch, Raw
 from offramp.backends.compiled import Compiled
 from offramp.backends.form import Form, flat
 from offramp.backends.lengths import other_lengths
 from offramp.backends.pieces import InOne, Logits, Piece, Reading
 from offramp.backends.table import EAGER, Backend, backend_of
 from offramp.backends.task import Task
-from offramp.stages import Normalize, Stage
+from offramp.stages import Normalize, Stage, take_in
 from offramp.stages.exits import OfFirst
 from offramp.stages.fusing.modules import PASSING, is_passing
 
@@ -53,7 +53,7 @@ class Builder:
         threads: For runtimes that have threads of their own.
         head_in_segment: Stages whose heads are to run in one piece with the segment, by their old
             names.
-        preprocess: Whether preprocessing may go into one piece with the segment.
+        transform: Whether the transform may go into one piece with the segment.
 
     Raises:
         InputError: If there is no example, or calibration has another form or is empty.
@@ -62,28 +62,29 @@ class Builder:
     def __init__(
         self,
         stages: Sequence[Stage],
-        example: Batch,
-        calibration: Batch | None,
+        example: AnyBatch,
+        calibration: AnyBatch | None,
         *,
         threads: int,
         head_in_segment: Collection[str] = (),
-        preprocess: bool = True,
+        transform: bool = True,
     ) -> None:
-        _check(example, calibration)
         self._stages = list(stages)
-        self._threads, self._fuse, self._preprocess = (
+        first = [stage for stage in self._stages if stage.source is None]
+        example = take_in(first)(example)
+        calibration = None if calibration is None else take_in(first)(calibration)
+        _check(example, calibration)
+        self._threads, self._fuse, self._transform = (
             threads,
             frozenset(head_in_segment),
-            preprocess,
+            transform,
         )
         self._kept: dict[str, Built] = {}
         rows = torch.arange(min(_ROWS, batch_size(example)))
         self._given: dict[str | None, Any] = {None: take_rows(example, rows)}
         self._seen: dict[str | None, Any] = {None: calibration}
-        first = [stage for stage in self._stages if stage.source is None]
-        self._others: list[dict[str | None, Any]] = [
-            {None: other} for other in other_lengths(self._given[None], first)
-        ]
+        others = other_lengths(self._given[None], first) if only_tensors(example) else []
+        self._others: list[dict[str | None, Any]] = [{None: other} for other in others]
 
     def groups(self) -> dict[str, list[Stage]]:
         """The stages of each group as they were, in order."""
@@ -126,7 +127,7 @@ class Builder:
                 for s in members
                 if made.whole and plain and s.name in self._fuse and not isinstance(s.head, PASSING)
             ],
-            inside=made.whole and self._preprocess and isinstance(first.preprocess, Normalize),
+            inside=made.whole and self._transform and isinstance(first.transform, Normalize),
             threads=self._threads,
         ).built()
 
@@ -177,7 +178,7 @@ class _Group:
     seen: "_Handed | None"  # the calibration batch
     source: Built | None
     fused: Sequence[Stage]  # whose heads run in one piece with the segment
-    inside: bool  # whether preprocessing does
+    inside: bool  # whether the transform does
     threads: int
 
     def built(self) -> Built:
@@ -189,7 +190,7 @@ class _Group:
                 suffixed(stage.name, suffix),
                 module,
                 head=None if stage.head is None else self._head(stage, stage.head),
-                preprocess=None if self.inside else stage.preprocess,
+                transform=None if self.inside else stage.transform,
                 source=None if self.source is None else self.source.stages[0].name,
                 group=suffixed(stage.group, suffix),
                 spec=None if self.backend.suffix else stage.spec,  # how to build it again
@@ -209,7 +210,7 @@ class _Group:
         if self.backend.whole:
             module = Piece(
                 module,
-                preprocess=first.preprocess if self.inside else None,
+                transform=first.transform if self.inside else None,
                 heads=[stage.head for stage in self.fused if stage.head is not None],
                 answers=first.head is None,
                 classes=first.classes,
@@ -251,7 +252,7 @@ class _Handed:
     """What a group is handed, and what it makes of it.
 
     Args:
-        raw: What the segment is to read before preprocessing.
+        raw: What the segment is to read before the transform.
         own: What it reads after.
         carry: What it gives.
         more: Whether logits stand behind what it is to read.
@@ -269,7 +270,7 @@ class _Handed:
             parts = tuple(flat(given)[: source.width])
             given = parts[0] if source.width == 1 else parts
         with torch.no_grad():  # tensors of the inference mode could not be followed
-            own = given if first.preprocess is None else first.preprocess(given)
+            own = given if first.source is not None else first.prepare(given)
             return cls(raw=given, own=own, carry=apply(first.module, own), more=more)
 
 
@@ -288,7 +289,7 @@ def _check_in_pytorch(members: Sequence[Stage]) -> None:
                 )
 
 
-def _check(example: Batch, calibration: Batch | None) -> None:
+def _check(example: Raw, calibration: Raw | None) -> None:
     if calibration is not None and batch_size(calibration) == 0:
         raise InputError(
             "calibration must hold at least one example, better a few hundred such as will come; "
@@ -296,8 +297,8 @@ def _check(example: Batch, calibration: Batch | None) -> None:
         )
     if batch_size(example) == 0:
         raise InputError("example must hold at least one example, got 0.")
-    if calibration is None:
-        return
+    if calibration is None or not (only_tensors(example) and only_tensors(calibration)):
+        return  # of rows of other types the transforms say what is wrong
     have, want = Form.of(calibration), Form.of(example)
     if have != want:
         raise InputError(

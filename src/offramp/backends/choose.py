@@ -15,7 +15,7 @@ from offramp._core.checks import check_known, check_positive_int
 from offramp._core.errors import InputError, MissingExtraError, UnsupportedError
 from offramp._core.progress import progress_bar
 from offramp._core.schema import stored
-from offramp._core.types import Batch
+from offramp._core.types import Batch, Raw
 from offramp.backends.build import Builder, Built
 from offramp.backends.compiled import Compiled
 from offramp.backends.form import Form
@@ -116,13 +116,13 @@ class BackendTable:
 
 def choose_backends(
     stages: Iterable[Stage],
-    example: Batch,
+    example: Raw,
     *,
     candidates: Sequence[str] | None = None,
     batch_sizes: Sequence[int] = (1, 32, 128),
     rounds: int = 7,
     threads: int | None = None,
-    calibration: Batch | None = None,
+    calibration: Raw | None = None,
     progress: bool = False,
 ) -> BackendTable:
     """Measure every stage in every backend, in interleaved rounds; medians count.

@@ -18,11 +18,11 @@ from offramp.models import extract_logits
 
 @final
 class Piece(nn.Module):
-    """Preprocessing, a segment and heads; without a carry it gives the logits alone.
+    """Transform, a segment and heads; without a carry it gives the logits alone.
 
     Args:
         module: The segment, or a whole network.
-        preprocess: What comes before it, if anything.
+        transform: What comes before it, if anything.
         heads: What reads its result.
         answers: Whether `module` itself gives the logits.
         classes: How many there are, where it is known.
@@ -32,13 +32,13 @@ class Piece(nn.Module):
         self,
         module: nn.Module,
         *,
-        preprocess: nn.Module | None,
+        transform: nn.Module | None,
         heads: Sequence[nn.Module],
         answers: bool,
         classes: int | None = None,
     ) -> None:
         super().__init__()
-        self.module, self.preprocess = module, preprocess
+        self.module, self.transform = module, transform
         self.heads = nn.ModuleList(heads)
         self._answers, self._classes = answers, classes
         self.eval()
@@ -46,7 +46,7 @@ class Piece(nn.Module):
     def forward(self, *args: Any, **named: Any) -> Any:  # noqa: ANN401  (as the network)
         """Give the logits, or the carry, or a tuple of the carry and each head's logits."""
         given = _called_with(args, named)
-        result = apply(self.module, given if self.preprocess is None else self.preprocess(given))
+        result = apply(self.module, given if self.transform is None else self.transform(given))
         if self._answers:
             return extract_logits(result, self._classes)
         if not self.heads:

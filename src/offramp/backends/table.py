@@ -45,7 +45,7 @@ class Backend:
         build: Makes the module that runs.
         suffix: What it adds to the name of a stage; empty where answers are equal to rounding.
         is_there: Whether this machine has what it needs; imports nothing.
-        whole: Whether preprocessing and heads may go into one piece with the network.
+        whole: Whether the transform and heads may go into one piece with the network.
         tried: Whether `choose_backends` tries it unasked.
         kept: How a bundle keeps its models; None where they are made of weights each time.
     """

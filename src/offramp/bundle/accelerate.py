@@ -54,7 +54,7 @@ def in_backend(
         _check_exact(name, each, compiled)
     given, known = _example(stages, manifest, example)
     builder = Builder(
-        list(stages.values()), given, None, threads=thread_count(threads), preprocess=known
+        list(stages.values()), given, None, threads=thread_count(threads), transform=known
     )
     built = build_all(builder, backends_of(list(stages.values()), chosen))
     return {stage.name: stage for stage in built}
@@ -126,11 +126,11 @@ def known_input(
         if stage.source is None and isinstance(stage.module, Compiled):
             return stage.module.inputs.zeros(1), True
         begins = isinstance(stage.spec, SegmentSpec) and stage.spec.index == 0
-        if begins and stage.preprocess is None:
+        if begins and stage.transform is None:
             return segment_of(stage).cut.example, True
     if input_shape is not None:
         return torch.zeros(1, *input_shape), False
     for stage in stages:
         if isinstance(stage.spec, SegmentSpec):
-            return stage.spec.cut.example, False  # of the shape that preprocessing gives
+            return stage.spec.cut.example, False  # of the shape that the transform gives
     return None

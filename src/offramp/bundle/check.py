@@ -154,8 +154,8 @@ def _segment_problems(stage: ExitEntry, networks: tuple[NetworkEntry, ...]) -> I
             f"stage {stage.name!r} is segment {stage.segment.index}, but {last} cuts make the "
             f"segments 0 to {last}"
         )
-    if stage.segment.index and stage.preprocessing is not None:
-        yield f"stage {stage.name!r} continues another one and has preprocessing"
+    if stage.segment.index and stage.transform is not None:
+        yield f"stage {stage.name!r} continues another one and has a transform"
 
 
 def _exit_problems(manifest: Manifest, topology: Topology) -> Iterator[str]:

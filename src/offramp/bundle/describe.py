@@ -37,9 +37,9 @@ from offramp.stages import (
     Cascade,
     CutSpec,
     HeldStages,
-    Preprocessing,
     SegmentSpec,
     Stage,
+    Transform,
     cut,
     own_head,
 )
@@ -66,8 +66,8 @@ def write_stages(
             segment is run, but its head is not.
 
     Raises:
-        InputError: If a spec is missing or builds something else, or there is foreign
-            preprocessing.
+        InputError: If a spec is missing or builds something else, or a transform is
+            foreign.
     """
     stages = [cascade.stage(name) for name in needed]
     check_not_joined(stages)
@@ -79,10 +79,8 @@ def write_stages(
         answers = needed[stage.name]
         if is_compiled(stage):
             first = firsts.setdefault(stage.group, stage.name)
-            preprocessing = _preprocessing(stage)
-            entries.append(
-                write_compiled(folder, stage, preprocessing, answers=answers, first=first)
-            )
+            transform = _transform(stage)
+            entries.append(write_compiled(folder, stage, transform, answers=answers, first=first))
             continue
         _check_source(stage, cascade)
         entries.append(_write_own(folder / files[stage.name], stage, cuts, answers=answers))
@@ -107,12 +105,12 @@ def _write_own(
     path: Path, stage: Stage, cuts: dict[CutSpec, int], *, answers: bool
 ) -> WholeEntry | ExitEntry:
     """Write the weights that no other stage has: of a whole network, or of a head."""
-    preprocessing, spec = _preprocessing(stage), stage.spec
+    transform, spec = _transform(stage), stage.spec
     if isinstance(spec, SegmentSpec) and stage.outputs == "logits":
         network = cuts.setdefault(spec.cut, len(cuts))
         return ExitEntry(
             name=stage.name,
-            preprocessing=preprocessing,
+            transform=transform,
             segment=SegmentEntry(network=network, index=spec.index),
             head=_write_head(path, stage) if answers else None,
         )
@@ -127,7 +125,7 @@ def _write_own(
     write_module(stage.module, model.spec, path, whose=f"stage {stage.name!r}")
     return WholeEntry(
         name=stage.name,
-        preprocessing=preprocessing,
+        transform=transform,
         **outputs_of(stage),
         model=model,
         weights=path.name,
@@ -166,15 +164,16 @@ def _model(spec: object, who: str, repair: str, stage: Stage) -> ModelEntry:
     return ModelEntry(name=spec.name, arguments=dict(spec.arguments))
 
 
-def _preprocessing(stage: Stage) -> nn.Module | None:
-    if stage.preprocess is None:
+def _transform(stage: Stage) -> nn.Module | None:
+    if stage.transform is None:
         return None
     try:  # a copy, in the precision that a loader gives it
-        return from_json(Preprocessing, to_json(stage.preprocess))
+        return from_json(Transform, to_json(stage.transform))
     except (TypeError, FileFormatError) as error:
         raise InputError(
-            f"The preprocessing {type(stage.preprocess).__name__} of stage {stage.name!r} cannot "
-            "be written to a bundle. Use offramp.stages.Normalize, or make it part of the network."
+            f"The transform {type(stage.transform).__name__} of stage {stage.name!r} cannot "
+            "be written to a bundle. Use one of offramp.stages.TRANSFORMS, such as Normalize, add "
+            "your own there, or make it part of the network."
         ) from error
 
 

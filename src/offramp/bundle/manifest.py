@@ -31,7 +31,7 @@ from offramp._core.topology import Topology
 from offramp.backends import BackendTable, Form
 from offramp.backends.form import Kind
 from offramp.models import ModelSpec
-from offramp.stages import Preprocessing
+from offramp.stages import Transform
 
 FORMAT: Literal["offramp-bundle"] = "offramp-bundle"
 FORMAT_VERSION = 4
@@ -101,7 +101,7 @@ class WholeEntry:
     """A stage that is a whole network."""
 
     name: str
-    preprocessing: Preprocessing | None
+    transform: Transform | None
     outputs: Literal["logits", "confidence"] = omitted("logits")
     classes: Classes | None = omitted(None)
     model: ModelEntry
@@ -129,7 +129,7 @@ class ExitEntry:
     """A stage that is a segment of a cut network; without a head if only the segment is run."""
 
     name: str
-    preprocessing: Preprocessing | None
+    transform: Transform | None
     segment: SegmentEntry
     head: HeadEntry | None
 
@@ -225,7 +225,7 @@ class CompiledEntry:
     """A stage in another runtime; `head` is None for a network's own answer."""
 
     name: str
-    preprocessing: Preprocessing | None
+    transform: Transform | None
     outputs: Literal["logits", "confidence"] = omitted("logits")
     classes: Classes | None = omitted(None)
     runs: Part

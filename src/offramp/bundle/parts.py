@@ -55,14 +55,14 @@ def is_compiled(stage: Stage) -> bool:
 
 
 def write_compiled(
-    folder: Path, stage: Stage, preprocessing: nn.Module | None, *, answers: bool, first: str
+    folder: Path, stage: Stage, transform: nn.Module | None, *, answers: bool, first: str
 ) -> CompiledEntry:
     """Write the models of a stage.
 
     Args:
         folder: Where to.
         stage: Of `with_backend`, in ONNX Runtime or OpenVINO.
-        preprocessing: Of the stage, where a bundle can hold it.
+        transform: Of the stage, where a bundle can hold it.
         answers: Whether its head is needed.
         first: Name of the first stage of its group in the bundle, which files are named after.
 
@@ -72,7 +72,7 @@ def write_compiled(
     head = stage.head if answers else None
     return CompiledEntry(
         name=stage.name,
-        preprocessing=preprocessing,
+        transform=transform,
         **outputs_of(stage),
         runs=_Writer(folder, first, head=False).part(stage.module),
         head=None if head is None else _Writer(folder, stage.name, head=True).part(head),
@@ -176,7 +176,7 @@ class CompiledReader:
             entry.name,
             self._part(entry.runs),
             head=None if entry.head is None else self._part(entry.head),
-            preprocess=entry.preprocessing,
+            transform=entry.transform,
             source=None if source == RAW_INPUT else self._topology.names[source],
             group=self._topology.groups[position],
             outputs=entry.outputs,
@@ -231,7 +231,7 @@ def check_together(folder: Path, stages: Sequence[Stage]) -> None:
             continue
         try:
             with torch.inference_mode():
-                plain = Stage(stage.name, stage.module, head=stage.head)  # without preprocessing
+                plain = Stage(stage.name, stage.module, head=stage.head)  # without its transform
                 given = carries.get(stage.source or "")
                 carry = plain.segment(_made_input(stage) if given is None else given)
                 if stage.head is not None or stage.name not in continued:

@@ -113,7 +113,7 @@ def _stage(
         return Stage(
             entry.name,
             built(spec, folder / entry.weights, where, allow_import=allow_import),
-            preprocess=entry.preprocessing,
+            transform=entry.transform,
             spec=spec,
             outputs=entry.outputs,
             classes=entry.classes,
@@ -133,7 +133,7 @@ def _stage(
         entry.name,
         module,
         head=None if head is None else _attached(head, module, segment, where),
-        preprocess=entry.preprocessing,
+        transform=entry.transform,
         source=None if source == RAW_INPUT else topology.names[source],
         group=topology.groups[position],
         spec=segment,
@@ -149,7 +149,7 @@ def _attached(head: nn.Module, module: nn.Module, segment: SegmentSpec, where: s
 
 
 def answers_of(stages: Sequence[Stage], example: Batch) -> Tensor:
-    """Logits of the exits of one cut network on an example after preprocessing, `(1, k, c)`.
+    """Logits of the exits of one cut network on an example after the transform, `(1, k, c)`.
 
     Args:
         stages: Some stages of the network, with all they continue; those that have no head and
@@ -162,7 +162,7 @@ def answers_of(stages: Sequence[Stage], example: Batch) -> Tensor:
     carry, logits = example, dict[str, Tensor]()
     with torch.inference_mode():
         for _, here in sorted(by_segment.items()):
-            carry = Stage("alone", here[0].module).segment(carry)  # without preprocessing
+            carry = Stage("alone", here[0].module).segment(carry)  # without its transform
             logits |= {stage.name: stage.answer(carry) for stage in here if _gives_logits(stage)}
     return torch.stack([logits[stage.name] for stage in stages if stage.name in logits], dim=1)
 

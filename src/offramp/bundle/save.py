@@ -66,7 +66,7 @@ def save(
 
     Raises:
         UnknownNameError: If backends were measured for other stages.
-        InputError: If a stage or a head has no spec, or foreign preprocessing, or its spec
+        InputError: If a stage or a head has no spec, or a foreign transform, or its spec
             builds another network; if a policy alone was chosen, which names no reference; if
             `path` exists; or if an extra file's name is not allowed.
         StorageError: If the disk is full.

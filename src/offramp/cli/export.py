@@ -38,9 +38,9 @@ def command(
             "--input-type: for networks with several inputs one array for each, by its name."
         ),
     ] = None,
-    without_preprocessing: Annotated[
+    without_transform: Annotated[
         bool,
-        typer.Option("--without-preprocessing", help="Take inputs that are prepared already."),
+        typer.Option("--without-transform", help="Take inputs that are prepared already."),
     ] = False,
     overwrite: options.Overwrite = False,
     allow_import: options.AllowImport = False,
@@ -72,7 +72,7 @@ def command(
         path,
         example=_example(bundle, shape, input_type) if like is None else _read(like, shape),
         folder=folder,
-        preprocess=not without_preprocessing,
+        transform=not without_transform,
         overwrite=overwrite,
     )
     if folder:

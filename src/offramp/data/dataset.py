@@ -155,7 +155,8 @@ class Dataset:
         """Inputs of some examples as one batch, in this order."""
         lazy = self.inputs
         if isinstance(lazy, Tensor | Mapping):
-            return take_rows(lazy, positions)
+            found: Batch = take_rows(lazy, positions)
+            return found
         return torch.stack([lazy[k] for k in positions.tolist()])
 
     def loader(self, batch_size: int, *, num_workers: int = 0) -> "DataLoader[Any]":

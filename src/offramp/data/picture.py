@@ -1,4 +1,4 @@
-"""One image file as bytes of one size: decoded, brought to 8 bits, turned upright, cut and scaled.
+"""One image file as bytes of one size: decoded, cut and scaled.
 
 Layer: data.
 """
@@ -14,29 +14,15 @@ from torch import Tensor
 
 from offramp._core.checks import check_positive_int
 from offramp._core.errors import FileFormatError, InputError
+from offramp._core.picture import decoded
 
-#: Most pixels that an image may have; from such files a decoder takes up to 1.5 GB.
-MOST_PIXELS = 178_956_970
 #: Width and height, or one number for both, as arguments name them: (height, width).
 Side = int | Sequence[int]
 
-# Who may look into a file, whatever its ending: others (EPS) start programs.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 # Of what is longer after scaling (times the box to cover), the middle is scaled only: a picture of
 # 1 x 65,535 pixels would take 17 GB whole. All others are scaled first and cut then, which rounds
 # as networks are trained.
 _LONGEST = 16
-_ORIENTATION = 0x0112  # tag of EXIF
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF
 
 
 def read_image(
@@ -67,7 +53,7 @@ def read_image(
         InputError: If `size` and `resize` are no sizes, or do not fit.
     """
     cut, cover = check_sizes(size, resize)
-    image = _decoded(Path(path), orient=orient)
+    image = decoded(Path(path), orient=orient)
     return torch.from_numpy(np.array(_middle(image, cut, cover))).permute(2, 0, 1).contiguous()
 
 
@@ -89,7 +75,7 @@ def usual_resize(size: Side) -> Side:
 def damage(path: Path) -> str | None:
     """Why `read_image` would not read a file, or None; of JPEGs only an eighth is decoded."""
     try:
-        _decoded(path, orient=False, draft=True)
+        decoded(path, orient=False, draft=True)
     except FileFormatError as error:
         return str(error)
     return None
@@ -101,75 +87,6 @@ def _pair(name: str, side: Side) -> tuple[int, int]:
     if len(side) != 2:
         raise InputError(f"{name} must be one number or (height, width), got {side!r}.")
     return check_positive_int(name, side[0]), check_positive_int(name, side[1])
-
-
-def _decoded(path: Path, *, orient: bool, draft: bool = False) -> Image.Image:
-    """The image as RGB of 8 bits; with `draft` perhaps smaller."""
-    try:
-        with Image.open(path, formats=_FORMATS) as image:
-            pixels = image.width * image.height
-            if pixels > MOST_PIXELS:
-                raise ValueError(f"it has {pixels} pixels, and at most {MOST_PIXELS} are read")
-            if draft:
-                image.draft("RGB", (1, 1))
-            image.load()
-            turn = _turn(image) if orient else None  # after loading: PNG may say it at the end
-            upright = _rgb(image)
-            return upright if turn is None else upright.transpose(turn)
-    except Exception as error:
-        said = str(error) or type(error).__name__
-        raise FileFormatError(f"{path} cannot be read as an image: {said}") from error
-
-
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    try:
-        return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # noqa: BLE001  (a damaged tag beside sound pixels says nothing)
-        return None
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """RGB of 8 bits; Pillow itself would clip wider numbers at 255 instead of scaling them."""
-    if image.mode.startswith("I"):
-        image = _from_whole_numbers(image)
-    elif image.mode == "F":
-        image = _from_fractions(image)
-    elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # the same colors, which Pillow warns about otherwise
-    return image.convert("RGB")
-
-
-def _from_whole_numbers(image: Image.Image) -> Image.Image:
-    tags = getattr(image, "tag_v2", {})  # of TIFF
-    bits = tags.get(_BITS, (16,))[0]
-    if image.mode == "I" and (tags or image.format not in ("PNG", "PPM")):
-        raise ValueError(
-            f"its pixels are signed or of 32 bits (mode {image.mode}), whose white nobody knows; "
-            "save it with 8 bits, or 16 without sign"
-        )
-    top = 2**bits - 1
-    values = np.asarray(image)
-    if values.min() < 0 or values.max() > top:
-        raise ValueError(f"its pixels must be in [0, {top}], got {values.min()} to {values.max()}")
-    table = np.round(np.arange(top + 1) * (255 / top)).astype(np.uint8)
-    return Image.fromarray((table[::-1] if _negative(image) else table)[values])
-
-
-def _from_fractions(image: Image.Image) -> Image.Image:
-    values = np.asarray(image)
-    low, high = float(values.min()), float(values.max())
-    if not (low >= 0.0 and high <= 1.0):  # NaN is refused too
-        raise ValueError(
-            f"its pixels are floating-point numbers (mode F), which must be in [0, 1], got {low:g} "
-            f"to {high:g}; divide them by what white is, or save it with 8 or 16 bits"
-        )
-    grey = np.round(values * 255).astype(np.uint8)
-    return Image.fromarray(255 - grey if _negative(image) else grey)
-
-
-def _negative(image: Image.Image) -> bool:
-    """True for TIFF whose zero is white, which Pillow minds for pixels of 8 bits only."""
-    return getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO
 
 
 def _middle(image: Image.Image, cut: tuple[int, int], cover: tuple[int, int]) -> Image.Image:

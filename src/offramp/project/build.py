@@ -15,7 +15,7 @@ from offramp._core.types import SPLITS, Batch, Split
 from offramp.data import Dataset, load_dataset
 from offramp.project.config.sections import CostSection, DataSection, RunConfig
 from offramp.project.heads import HEADS, load_heads
-from offramp.project.networks import built, normalize, planned, spec_of, with_heads
+from offramp.project.networks import built, planned, spec_of, with_heads
 from offramp.stages import Cascade, given_costs, measure_costs
 
 
@@ -98,12 +98,13 @@ def all_but(examples: Dataset, part: Split, what: str) -> Dataset:
 def warn_of_raw_bytes(config: RunConfig, examples: Dataset) -> None:
     """Warn if a network gets bytes as they are: most want numbers around 0."""
     sections = config.stage if config.network is None else [config.network]
-    bare = [section.name for section in sections if section.normalize is None]
+    bare = [section.name for section in sections if section.transform is None]
     first = examples[0][0]
     if bare and isinstance(first, Tensor) and first.dtype == torch.uint8:
         warnings.warn(
-            f"The inputs are bytes, and {', '.join(map(repr, bare))} without `normalize` gets them "
-            "as they are; most networks need numbers: normalize = { scale = 0.00392156862745098 }.",
+            f"The inputs are bytes, and {', '.join(map(repr, bare))} without `transform` gets them "
+            "as they are; most networks need numbers: "
+            'transform = { kind = "normalize", scale = 0.00392156862745098 }.',
             stacklevel=2,
         )
 
@@ -141,12 +142,11 @@ def _measured(
 
 def _of_stages(config: RunConfig, folder: Path, class_names: tuple[str, ...]) -> Cascade:
     specs = {stage.name: spec_of(stage) for stage in config.stage}
-    preprocess = {stage.name: normalize(stage) for stage in config.stage}
     edges = config.cascade.edges
     return Cascade.from_models(
         {name: built(spec, folder) for name, spec in specs.items()},
         edges=edges if isinstance(edges, str) else [(a, b) for a, b in edges],
-        preprocess={name: change for name, change in preprocess.items() if change is not None},
+        transform={stage.name: stage.transform for stage in config.stage},
         specs=specs,
         class_names=class_names,
     )

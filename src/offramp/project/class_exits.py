@@ -23,7 +23,7 @@ from offramp.fitting.class_exits import (
 )
 from offramp.project.config.sections import ClassExitsSection, RunConfig
 from offramp.project.heads import HEADS, load_heads
-from offramp.project.networks import built, normalize, planned, spec_of, with_heads
+from offramp.project.networks import built, planned, spec_of, with_heads
 from offramp.stages import Cascade
 from offramp.train.class_exits import (
     UNITS,
@@ -112,7 +112,7 @@ def run_sweep(
     if config.network is None:
         raise InputError(f"{config_path} must have the section [network].")
     how, spec = config.class_exits, spec_of(config.network)
-    net, preprocess = built(spec, config_path.parent), normalize(config.network)
+    net = built(spec, config_path.parent)
     sweep = sweep_branches(
         net,
         examples,
@@ -122,7 +122,7 @@ def run_sweep(
         grid=how.grid,
         recipe=Recipe(epochs=how.epochs, class_weights=how.class_weights, seed=how.seed),
         validation=how.validation,
-        preprocess=preprocess,
+        transform=config.network.transform,
         spec=spec,
         device=device,
     )

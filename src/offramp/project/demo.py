@@ -190,7 +190,7 @@ def trained(
 ) -> Cascade:
     """The demo's cascade, trained on the part `train` of the examples."""
     part = examples.subset("train")
-    preprocess = Normalize(_SCALE, _MEAN, _STD)
+    transform = Normalize(_SCALE, _MEAN, _STD)
     specs = {
         n.name: ModelSpec(
             name="small_cnn",
@@ -210,13 +210,13 @@ def trained(
             part,
             epochs=n.epochs,
             seed=seed,
-            preprocess=preprocess,
+            transform=transform,
             learning_rate=n.learning_rate,
             description=f"Training {n.name}",
             progress=progress,
         )
     return Cascade.from_models(
-        models, preprocess=preprocess, specs=specs, class_names=examples.class_names
+        models, transform=transform, specs=specs, class_names=examples.class_names
     )
 
 

@@ -107,7 +107,7 @@ def _difference(found: _Facts, wanted: _Facts) -> str:
         if found.heads[name] != head:
             return f"the head at {name} is {_said(found.heads[name])}, here it is {_said(head)}"
     if found.backbone != wanted.backbone:
-        return "its network has other weights or another preprocessing"
+        return "its network has other weights or another transform"
     return ""
 
 

@@ -142,13 +142,13 @@ def _stops(part: Trace, policy: Policy, row: int, path: Path) -> tuple[float, ..
 
 
 def _pixels(raw: Batch, cascade: Cascade) -> NDArray[np.uint8]:
-    """An image as bytes, channels last; the preprocessing says what the largest value is."""
+    """An image as bytes, channels last; the transform says what the largest value is."""
     if not isinstance(raw, Tensor):
         raise InputError(f"Images must be tensors, got {type(raw).__name__}.")
-    preprocess = cascade.stage(0).preprocess
+    steps = [part for part in cascade.stage(0).modules() if isinstance(part, Normalize)]
     values = raw.double()
-    if isinstance(preprocess, Normalize):
-        values = values * preprocess.scale * 255
+    if steps:
+        values = values * steps[0].scale * 255
     elif raw.is_floating_point():
         values = values * 255
     return values.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()

@@ -23,7 +23,7 @@ from offramp.project.config.sections import (
     NetworkSection,
     RunConfig,
 )
-from offramp.stages import Cascade, CutPoint, Normalize, choose_points, cut, cut_points
+from offramp.stages import Cascade, CutPoint, choose_points, cut, cut_points, read_by
 from offramp.stages.cutting.cut import answer
 
 
@@ -46,13 +46,6 @@ def built(spec: ModelSpec, folder: Path) -> nn.Module:
         sys.path.remove(str(folder.resolve()))
 
 
-def normalize(section: BuiltSection) -> Normalize | None:
-    """What is applied to the raw input, if anything is."""
-    if section.normalize is None:
-        return None
-    return Normalize(section.normalize.scale, section.normalize.mean, section.normalize.std)
-
-
 @final
 @dataclass(frozen=True, kw_only=True)
 class Planned:
@@ -60,7 +53,7 @@ class Planned:
 
     Args:
         net: The network.
-        given: What it reads: raw input after preprocessing.
+        given: What it reads: raw input after the transform.
         points: The points by the names that the exits have.
         classes: Number of classes that the data have names for, None where there are none.
     """
@@ -115,7 +108,7 @@ def with_heads(
         example=example,
         last=config.network.name,
         edges="chain" if isinstance(edges, str) else [(a, b) for a, b in edges],
-        preprocess=normalize(config.network),
+        transform=config.network.transform,
         class_names=class_names,
         spec=spec_of(config.network),
         classes=plan.classes,
@@ -124,8 +117,8 @@ def with_heads(
 
 def network_of(network: NetworkSection, folder: Path, example: Batch) -> tuple[nn.Module, Batch]:
     """The network, and what it reads of some raw input."""
-    net, preprocess = built(spec_of(network), folder), normalize(network)
-    return net, example if preprocess is None else preprocess(example)
+    net = built(spec_of(network), folder)
+    return net, read_by(net, network.transform, example)
 
 
 def random_input(shape: Sequence[int], count: int) -> Tensor:

@@ -33,6 +33,7 @@ from offramp.stages import (
     check_company,
     evaluating,
     measure_flops,
+    take_in,
     take_rows,
     tell_classes,
     to_device,
@@ -70,8 +71,9 @@ def record(
     Args:
         cascade: Is moved to `device`, and put into evaluation mode meanwhile.
         loader: Gives batches (inputs, labels) or (inputs, labels, ids) in the same order each
-            time; or a data set that makes such a loader by `.loader(batch_size)`. Inputs are a
-            tensor, or a tuple or mapping of tensors. Without ids examples are numbered from 0.
+            time; or a data set that makes such a loader by `.loader(batch_size)`. Inputs are
+            what the cascade reads: tensors, or rows of any type. Without ids examples are numbered
+            from 0.
         path: Folder of the trace, by convention `*.trace`; None keeps everything in memory.
         split: Name of the split of all examples. A data set with an array `split` says it for
             each example instead.
@@ -199,7 +201,7 @@ def _record_rows(
     table = costs if isinstance(costs, Costs) else None
     before, seen, checked = store.rows, 0, False
     with progress_bar("Recording", total_rows(loader), enabled=progress) as advance:
-        for rows in labeled_rows(loader, batch_size):
+        for rows in labeled_rows(loader, batch_size, take_in(work.cascade)):
             if table is None:
                 first = take_rows(rows.inputs, torch.tensor([0]))
                 table = measure_flops(work.cascade, to_device(first, work.device))
@@ -298,7 +300,7 @@ def _fingerprint(cascade: Cascade, loader: Loader) -> dict[str, str]:
     """What makes recorded rows belong to this cascade and, where it can say so, this data set."""
     return {
         "stages": json.dumps(to_json(cascade.topology)),
-        "preprocessing": "; ".join(repr(stage.preprocess) for stage in cascade),
+        "transform": "; ".join(repr(stage.transform) for stage in cascade),
         "weights": weights_digest({stage.name: stage for stage in cascade}),
         "examples": str(getattr(dataset_of(loader), "fingerprint", "")),
     }

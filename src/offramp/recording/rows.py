@@ -3,7 +3,7 @@
 Layer: recording.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, final, runtime_checkable
 
@@ -15,7 +15,7 @@ from offramp._core.batch import as_batch
 from offramp._core.checks import check_labels
 from offramp._core.errors import InputError
 from offramp._core.ids import as_ids
-from offramp._core.types import Batch, Ids, IntArray, Split
+from offramp._core.types import Ids, IntArray, Raw, Split
 from offramp.stages import batch_size, take_rows
 from offramp.trace.convert import integers, split_indices
 
@@ -43,7 +43,7 @@ class Rows:
         ids: `(m,)`, int64 or str.
     """
 
-    inputs: Batch
+    inputs: Raw
     labels: IntArray
     ids: Ids
 
@@ -58,13 +58,16 @@ class Rows:
         )
 
 
-def labeled_rows(loader: Loader, size: int) -> Iterator[Rows]:
+def labeled_rows(
+    loader: Loader, size: int, take_in: Callable[[object], Raw] = as_batch
+) -> Iterator[Rows]:
     """Walk through a loader.
 
     Args:
         loader: Gives (inputs, labels) or (inputs, labels, ids); without ids the examples are
             numbered from 0.
         size: Batch size, for a data set that makes its own loader.
+        take_in: What makes a batch of the inputs.
 
     Raises:
         InputError: If a batch has another form, or its parts differ in length.
@@ -77,7 +80,7 @@ def labeled_rows(loader: Loader, size: int) -> Iterator[Rows]:
                 f"{type(item).__name__}"
                 + (f" of length {len(item)}." if isinstance(item, Sequence) else ".")
             )
-        inputs = as_batch(item[0])
+        inputs = take_in(item[0])
         m = batch_size(inputs)
         labels = check_labels(item[1]).numpy()
         ids = _ids(item[2]) if len(item) == 3 else np.arange(start, start + m, dtype=np.int64)

@@ -11,7 +11,6 @@ from typing import Protocol, final, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from offramp._core.batch import as_batch
 from offramp._core.checks import check_not_negative
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError, OfframpError
@@ -220,7 +219,8 @@ class Adaptive(nn.Module):
         Args:
             batch: Raw input of `n` examples, any `n` from 0 on: a tensor, or a tuple or mapping of
                 tensors. Numpy arrays, pandas tables and nested lists become tensors, float64
-                float32.
+                float32. Where a stage reads rows of any type: also lists of texts, bytes, images
+                or dicts, pandas tables as they are, and tuples and mappings of these.
             ids: Keys of the examples for policies that draw at random, `(n,)`, integers or names;
                 by default 0, 1, 2... in each call.
 
@@ -251,7 +251,7 @@ class Adaptive(nn.Module):
         return self._answered(batch, ids, mark)
 
     def _answered(self, given: AnyBatch, ids: Keys | None, mark: Mark) -> Prediction:
-        batch = as_batch(given)
+        batch = self.runner.take_in(given)
         n, device = batch_size(batch), self.policy.temperatures.device
         keys = _keys(ids, n, device)
         if n == 0:

@@ -23,12 +23,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from offramp._core.batch import Form
 from offramp._core.checks import check_known, check_not_negative, check_positive_int
 from offramp._core.errors import InputError
 from offramp._core.topology import EXIT, Path, Topology
 from offramp._core.types import Ids
 from offramp.runtime.answer import Ends, Prediction
-from offramp.runtime.carries import Form, Rows
+from offramp.runtime.carries import Rows
 from offramp.runtime.inflight import InFlight, Numbers
 from offramp.runtime.pools import Failure, Finished, Job, Pool, Ticket, numbers_of
 from offramp.runtime.program import Program

@@ -3,7 +3,7 @@
 Layer: runtime.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -11,11 +11,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from offramp._core.batch import concat, take_rows
 from offramp._core.topology import EXIT
-from offramp._core.types import Batch
-from offramp.stages import concat, take_rows
-
-Form = tuple[Any, ...]  # shapes and types of a carry, without the number of examples
 
 #: Positions of examples within the batch, `(m,)` int64, ascending; None stands for all of them.
 Rows = Tensor | None
@@ -49,18 +46,6 @@ class Held:
         return Held(batch, None if len(rows) == n else rows)
 
 
-def carry_form(batch: Any) -> Form:  # noqa: ANN401  (a carry is what a network gives)
-    """Shape of one example and type of each tensor of a carry.
-
-    >>> carry_form({"ids": torch.zeros(3, 8)})
-    (('ids', (8,), torch.float32),)
-    """
-    if isinstance(batch, Tensor):
-        return tuple(batch.shape[1:]), batch.dtype
-    named = batch.items() if isinstance(batch, Mapping) else enumerate(batch)
-    return tuple((name, *carry_form(part)) for name, part in named)
-
-
 def gather(batch: Any, rows: Tensor) -> Any:  # noqa: ANN401  (a carry is what a network gives)
     """Some examples of a carry, by position, in the memory format that it has.
 
@@ -73,21 +58,6 @@ def gather(batch: Any, rows: Tensor) -> Any:  # noqa: ANN401  (a carry is what a
     if batch.dim() == 4 and batch.is_contiguous(memory_format=torch.channels_last):
         return batch.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
     return take_rows(batch, rows)
-
-
-def split_batch(batch: Batch, sizes: Sequence[int]) -> list[Batch]:
-    """A batch in parts of some sizes, in order; nothing is copied.
-
-    >>> [len(part) for part in split_batch(torch.zeros(5, 2), (2, 3))]
-    [2, 3]
-    """
-    if isinstance(batch, Tensor):
-        return list(torch.split(batch, list(sizes)))
-    if isinstance(batch, Mapping):
-        each = {name: torch.split(values, list(sizes)) for name, values in batch.items()}
-        return [{name: parts[k] for name, parts in each.items()} for k in range(len(sizes))]
-    columns = [torch.split(values, list(sizes)) for values in batch]
-    return [tuple(parts[k] for parts in columns) for k in range(len(sizes))]
 
 
 def divided(

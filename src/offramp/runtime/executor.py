@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offramp._core.batch import as_batch, batch_size, to_device
+from offramp._core.batch import batch_size, to_device
 from offramp._core.checks import check_positive_int
 from offramp._core.errors import InputError, OfframpError, UnsupportedError
 from offramp._core.ids import as_ids
@@ -179,7 +179,7 @@ class Executor:
         priority: float = 0,
     ) -> Future[Prediction]:
         """As `submit`, for callers without an event loop; cancelling the future lets go."""
-        batch = as_batch(rows)
+        batch = self._model.runner.take_in(rows)
         n, device = batch_size(batch), self._model.policy.temperatures.device
         names = np.arange(n) if ids is None else as_ids(ids)
         if n == 0 or names.shape != (n,):

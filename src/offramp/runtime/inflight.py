@@ -14,18 +14,18 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
+from offramp._core.batch import Form, RawInput, carry_form, concat, split_rows
 from offramp._core.errors import InputError
 from offramp._core.outputs import StageOutput
 from offramp._core.topology import EXIT, RAW_INPUT, Path
-from offramp._core.types import Batch
+from offramp._core.types import Raw
 from offramp.policy.evidence import Evidence
 from offramp.policy.features import Distribution
 from offramp.policy.policy import Policy, scaled_log_probs
-from offramp.runtime.carries import Form, Held, Rows, carry_form, divided, split_batch
+from offramp.runtime.carries import Held, Rows, divided
 from offramp.runtime.events import NO_STAGE, Mark, unmarked
 from offramp.runtime.fallback import Fallback, finite_rows, sums_up
 from offramp.runtime.program import RAW, Program
-from offramp.stages import concat
 from offramp.stages.fusing.modules import fused_of
 
 #: Dataset that came the same way: its path, and their positions.
@@ -54,7 +54,7 @@ class InFlight:
     def __init__(
         self,
         program: Program,
-        batch: Batch,
+        batch: Raw,
         ids: Int[Tensor, " n"],
         policy: Policy | None = None,
         *,
@@ -85,9 +85,10 @@ class InFlight:
         return frozenset(self._carries)
 
     @property
-    def raw(self) -> Batch:
+    def raw(self) -> Raw:
         """The raw input, as long as it is held."""
-        return self._carries[RAW].batch  # type: ignore[no-any-return]
+        held = self._carries[RAW].batch
+        return held.rows if isinstance(held, RawInput) else held
 
     @property
     def form(self) -> Form:
@@ -148,13 +149,13 @@ class InFlight:
         for name in (group,) if block is None else block.groups:
             carries[name] = done
 
-    def _segment(self, stage: int, given: Batch, m: int) -> Any:  # noqa: ANN401
+    def _segment(self, stage: int, given: Raw, m: int) -> Any:  # noqa: ANN401
         """What a segment gives, taken in parts where that is faster."""
         here, times = self.program.stages[stage], self.program.times
         parts = (m,) if times is None else times.split(stage, m)
         if len(parts) == 1:
             return here.segment(given)
-        given_parts = split_batch(given, parts)
+        given_parts = split_rows(given, parts)
         if here.gives_carry or stage not in self.program.plans:  # nobody answers: no head is held
             return concat([here.segment(part) for part in given_parts])
         # What a whole network returns may hold more than can be joined; its logits can.

@@ -11,11 +11,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from offramp._core.batch import RawInput, RowList, form_of, is_table, to_device
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError, OfframpError, UnsupportedError
 from offramp._core.forks import prepare_for_forks
 from offramp._core.topology import Topology
-from offramp._core.types import Batch
+from offramp._core.types import Raw
 from offramp.backends.fold import fold
 from offramp.policy.policy import Policy
 from offramp.runtime.events import Mark, unmarked
@@ -23,13 +24,13 @@ from offramp.runtime.inflight import InFlight
 from offramp.runtime.pools import Failure, Job
 from offramp.runtime.program import Program, plan_segments
 from offramp.runtime.times import StageTimes
-from offramp.stages import Stage, check_company, tell_classes, to_device
+from offramp.stages import Stage, check_company, shared_transforms, take_in, tell_classes
 from offramp.stages.wrong_type import wrong_type
 
 #: What a network raises on a batch that it cannot read.
 BLAMES_BATCH = (RuntimeError, TypeError, ValueError, IndexError, AttributeError)
 
-_LENGTHS = re.compile(r"\d+(?=[,)])")  # of axes, in what `form_of` says
+_LENGTHS = re.compile(r"\d+(?=[,)])|(?<=list of )\w+")  # and types of rows, in what `form_of` says
 
 Form = str  # shapes and types of a batch, without the number of examples
 
@@ -91,6 +92,8 @@ class Runner(nn.Module):
             chosen = folded(chosen)
         self.stages = nn.ModuleDict({str(k): stage for k, stage in chosen.items()})
         self.program = Program.of(topology, chosen, times)
+        self.take_in = take_in(chosen.values())
+        self._shared = shared_transforms(chosen.values())
         for stage in chosen.values():
             stage.eval()
         # All that can be switched; a part that trains whatever it is told (Monte Carlo) is none.
@@ -114,7 +117,7 @@ class Runner(nn.Module):
 
     def start(
         self,
-        batch: Batch,
+        batch: Raw,
         ids: Int[Tensor, " n"],
         policy: Policy | None = None,
         *,
@@ -128,9 +131,10 @@ class Runner(nn.Module):
             asked = [program.stages[k].name for k in program.plans]
             held = list(program.stages.values())
             self._checked = check_company(held, batch, asked, topology=program.topology)
-        return InFlight(self.program, batch, ids, policy, mark=mark)
+        raw = RawInput(batch, self._shared) if self._shared else batch
+        return InFlight(self.program, raw, ids, policy, mark=mark)
 
-    def enter(self, batch: Batch, ids: Int[Tensor, " n"], policy: Policy) -> InFlight:
+    def enter(self, batch: Raw, ids: Int[Tensor, " n"], policy: Policy) -> InFlight:
         """As `start`, for a batcher: if only some examples cannot be run, that shows later."""
         try:
             return self.start(batch, ids, policy)
@@ -165,7 +169,7 @@ class Runner(nn.Module):
         for part in self._modes:
             part.training = False
 
-    def answered(self, batch: Batch, classes: int) -> None:
+    def answered(self, batch: Raw, classes: int) -> None:
         """Check the networks' mode, and remember what a batch that was answered looked like.
 
         Raises:
@@ -188,7 +192,7 @@ class Runner(nn.Module):
                 )
             self.classes, self._first = classes, form_of(batch)
 
-    def check_blame(self, batch: Batch, error: Exception) -> None:
+    def check_blame(self, batch: Raw, error: Exception) -> None:
         """Explain why a stage could not run, if the batch is not like those that were answered.
 
         Raises:
@@ -209,7 +213,7 @@ class Runner(nn.Module):
             f"{type(error).__name__}: {error}{'' if hint is None else f'. {hint}'}"
         ) from error
 
-    def explained(self, batch: Batch, error: Exception) -> Exception:
+    def explained(self, batch: Raw, error: Exception) -> Exception:
         """The error, or a better one if the batch is not like those that were answered."""
         if not isinstance(error, OfframpError) and isinstance(error, BLAMES_BATCH):
             try:
@@ -235,12 +239,12 @@ class Runner(nn.Module):
             return Failure(error)
         return logits
 
-    def _is_another_kind(self, batch: Batch) -> bool:
+    def _is_another_kind(self, batch: Raw) -> bool:
         """Whether a batch has other fields, axes or types than those that were answered."""
         kinds = [_LENGTHS.sub("", form) for form in (self._first or "", form_of(batch))]
         return self._first is not None and kinds[0] != kinds[1]
 
-    def classes_for(self, empty: Batch, device: torch.device) -> int:
+    def classes_for(self, empty: Raw, device: torch.device) -> int:
         """Number of classes; where no batch has shown it yet, one example of zeros does."""
         if self.classes is None:
             zeros = to_device(_zeros(empty), device)
@@ -273,7 +277,7 @@ def _used(stage: Stage, *, answers: bool) -> Stage:
     return Stage(
         stage.name,
         stage.module,
-        preprocess=stage.preprocess,
+        transform=stage.transform,
         source=stage.source,
         group=stage.group,
         classes=stage.classes,
@@ -293,7 +297,7 @@ def folded(stages: Mapping[int, Stage]) -> dict[int, Stage]:
             stage.name,
             once(stage.module),
             head=None if stage.head is None else once(stage.head),
-            preprocess=stage.preprocess,
+            transform=stage.transform,
             source=stage.source,
             group=stage.group,
             classes=stage.classes,
@@ -305,27 +309,14 @@ def folded(stages: Mapping[int, Stage]) -> dict[int, Stage]:
     }
 
 
-def form_of(batch: Batch) -> Form:
-    """What a batch looks like, for people; its number of examples does not matter.
-
-    >>> form_of({"ids": torch.zeros(3, 8, dtype=torch.int64)})
-    'ids: (n, 8) int64'
-    """
-    if isinstance(batch, Tensor):
-        return _form(batch)
-    if isinstance(batch, Mapping):
-        return ", ".join(f"{name}: {_form(values)}" for name, values in batch.items())
-    return ", ".join(_form(values) for values in batch)
-
-
-def _form(values: Tensor) -> str:
-    shape = ", ".join(["n", *map(str, values.shape[1:])])
-    return f"({shape}) {str(values.dtype).removeprefix('torch.')}"
-
-
-def _zeros(batch: Batch) -> Batch:
+def _zeros(batch: Raw) -> Raw:
     if isinstance(batch, Tensor):
         return batch.new_zeros(1, *batch.shape[1:])
+    if isinstance(batch, RowList) or is_table(batch):
+        raise InputError(
+            "batch must hold an example as long as the number of classes is not known, got none. "
+            "A cascade with class_names answers also nobody."
+        )
     if isinstance(batch, Mapping):
-        return {name: t.new_zeros(1, *t.shape[1:]) for name, t in batch.items()}
-    return tuple(t.new_zeros(1, *t.shape[1:]) for t in batch)
+        return {name: _zeros(part) for name, part in batch.items()}
+    return tuple(_zeros(part) for part in batch)

@@ -11,11 +11,11 @@ from typing import final
 import numpy as np
 from torch import Tensor
 
-from offramp._core.batch import as_batch, batch_size, to_device
+from offramp._core.batch import batch_size, to_device
 from offramp._core.errors import InputError
 from offramp._core.ids import as_ids, shown_id
 from offramp._core.keys import example_keys
-from offramp._core.types import AnyBatch, Batch, Ids
+from offramp._core.types import AnyBatch, Ids, Raw
 from offramp.policy.policy import Policy
 from offramp.runtime.answer import Prediction
 from offramp.runtime.batcher import Batcher
@@ -60,7 +60,7 @@ class Stream:
         self, batches: Iterable[AnyBatch | None], ids: Iterable[Keys | None] | None
     ) -> Iterator[Delivered]:
         """Prediction everything, as `Adaptive.stream` documents it."""
-        source = _paired(batches, ids)
+        source = _paired(batches, ids, self._runner.take_in)
         while self._error is None:
             try:
                 batch, n, keys = next(source)
@@ -78,7 +78,7 @@ class Stream:
                 self._error.add_note(_told(self._unanswered))
             raise self._error
 
-    def _enter(self, batch: Batch, n: int, keys: Ids | None) -> None:
+    def _enter(self, batch: Raw, n: int, keys: Ids | None) -> None:
         device = self._policy.temperatures.device
         own = np.arange(self._count, self._count + n) if keys is None else keys
         self._count += n
@@ -111,8 +111,10 @@ class Stream:
 
 
 def _paired(
-    batches: Iterable[AnyBatch | None], ids: Iterable[Keys | None] | None
-) -> Iterator[tuple[Batch | None, int, Ids | None]]:
+    batches: Iterable[AnyBatch | None],
+    ids: Iterable[Keys | None] | None,
+    take_in: Callable[[object], Raw],
+) -> Iterator[tuple[Raw, int, Ids | None]]:
     """Each batch with its number of examples and their ids.
 
     Raises:
@@ -121,7 +123,7 @@ def _paired(
     given = iter(()) if ids is None else iter(ids)
     for entry in batches:
         keys = None if ids is None else next(given, None)
-        batch = None if entry is None else as_batch(entry)
+        batch = None if entry is None else take_in(entry)
         n = 0 if batch is None else batch_size(batch)
         if n and ids is not None and keys is None:
             raise InputError(

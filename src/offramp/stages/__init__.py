@@ -23,24 +23,43 @@ from offramp.stages.exits import OfFirst, attached, own_head
 from offramp.stages.fusing.fuse import fuse
 from offramp.stages.held import HeldStages
 from offramp.stages.own_names import names_in, own_names, weights_digest
-from offramp.stages.preprocess import Normalize, Preprocessing
 from offramp.stages.reading import copied
-from offramp.stages.stage import Stage
+from offramp.stages.stage import Stage, read_by, shared_transforms, take_in
 from offramp.stages.timing import time_side_by_side
+from offramp.stages.transforms import (
+    TRANSFORMS,
+    Chain,
+    Columns,
+    Decode,
+    Normalize,
+    Pad,
+    Resize,
+    Transform,
+    Transforms,
+    chained,
+)
 
 __all__ = [
     "METERS",
+    "TRANSFORMS",
     "Cascade",
+    "Chain",
+    "Columns",
     "CutPoint",
     "CutSpec",
+    "Decode",
     "HeldStages",
     "Normalize",
     "OfFirst",
-    "Preprocessing",
+    "Pad",
+    "Resize",
     "SegmentSpec",
     "Stage",
+    "Transform",
+    "Transforms",
     "attached",
     "batch_size",
+    "chained",
     "check_company",
     "choose_points",
     "concat",
@@ -58,7 +77,10 @@ __all__ = [
     "names_in",
     "own_head",
     "own_names",
+    "read_by",
+    "shared_transforms",
     "synthetic_example",
+    "take_in",
     "take_rows",
     "tell_classes",
     "time_side_by_side",

@@ -12,14 +12,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from offramp._core.batch import as_batch
 from offramp._core.errors import InputError, TopologyError
 from offramp._core.topology import RAW_INPUT, Topology
-from offramp._core.types import AnyBatch, Batch, OutputForm
+from offramp._core.types import AnyBatch, Batch, OutputForm, Raw
 from offramp.models import ModelSpec, SeveralLogitsError
 from offramp.stages.classes import check_same_classes, settle_classes, tell_classes
 from offramp.stages.exits import AtOne, Exits, Kind, chain_edges, exit_stages
-from offramp.stages.stage import Stage
+from offramp.stages.stage import Stage, take_in, with_shared
+from offramp.stages.transforms import Transforms, chained
 from offramp.stages.wrong_type import naming_types
 
 _CHANGES_IN_TRAINING = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
@@ -80,7 +80,7 @@ class Cascade(nn.Module):
         models: Mapping[str, nn.Module],
         *,
         edges: str | Iterable[tuple[str, str]] = "full",
-        preprocess: nn.Module | Mapping[str, nn.Module] | None = None,
+        transform: Transforms | Mapping[str, Transforms] = None,
         specs: Mapping[str, ModelSpec] | None = None,
         class_names: Sequence[str] = (),
         outputs: OutputForm | Mapping[str, OutputForm] = "logits",
@@ -91,7 +91,8 @@ class Cascade(nn.Module):
         Args:
             models: Networks by name, cheapest first.
             edges: As in the class.
-            preprocess: Applied to the raw input: one module for all, or one for each by name.
+            transform: Applied to the raw input first: for all networks, or for each by name, one
+                module or a list of them in order (`offramp.stages.transforms`).
             specs: How to build each network again, by name.
             class_names: As in the class.
             outputs: What the networks or services answer with, all alike as in a trace, as one
@@ -101,12 +102,20 @@ class Cascade(nn.Module):
                 `class_names`.
 
         Raises:
-            InputError: If `preprocess`, `specs` or `outputs` name a network that is not there, or
+            InputError: If `transform`, `specs` or `outputs` name a network that is not there, or
                 networks answer in different forms.
         """
-        each = preprocess if isinstance(preprocess, Mapping) else dict.fromkeys(models, preprocess)
+        each: Mapping[str, Transforms] = (
+            transform
+            if isinstance(transform, Mapping)
+            else dict.fromkeys(models, chained(transform))
+        )
         forms = outputs if isinstance(outputs, Mapping) else dict.fromkeys(models, outputs)
-        named = (("preprocess", each), ("specs", specs or {}), ("outputs", forms))
+        named: tuple[tuple[str, Mapping[str, object]], ...] = (
+            ("transform", each),
+            ("specs", specs or {}),
+            ("outputs", forms),
+        )
         for argument, given in named:
             unknown = sorted(set(given) - set(models))
             if unknown:
@@ -118,7 +127,7 @@ class Cascade(nn.Module):
             Stage(
                 name,
                 module,
-                preprocess=each.get(name),
+                transform=each.get(name),
                 spec=(specs or {}).get(name),
                 outputs=forms.get(name, "logits"),
                 classes=classes or len(class_names) or None,
@@ -137,7 +146,7 @@ class Cascade(nn.Module):
         example: Batch,
         last: str = "last",
         edges: str | Iterable[tuple[str, str]] = "chain",
-        preprocess: nn.Module | None = None,
+        transform: Transforms = None,
         class_names: Sequence[str] = (),
         spec: ModelSpec | None = None,
         classes: int | None = None,
@@ -161,7 +170,7 @@ class Cascade(nn.Module):
             example: Some raw input; one example is enough.
             last: Name of the last stage, the network's own answer.
             edges: "chain" (from each head to those of the next point), or as in the class.
-            preprocess: Applied to the raw input first.
+            transform: Applied to the raw input first, one module or several in order.
             class_names: As in the class.
             spec: How to build `net` again; a bundle needs to know. With it goes one example, made
                 up where its values are not whole numbers (`offramp.stages.synthetic_example`).
@@ -190,7 +199,7 @@ class Cascade(nn.Module):
             head,
             example,
             last=last,
-            preprocess=preprocess,
+            transform=transform,
             spec=spec,
             classes=classes or len(class_names) or None,
         )
@@ -222,11 +231,12 @@ class Cascade(nn.Module):
         """
         held: dict[str, Any] = {}  # group -> what its segment gave
         logits: list[Tensor] = []
-        batch = as_batch(batch)
+        batch = take_in(self)(batch)
+        raw = with_shared(self, batch)
         with naming_types(self, batch):
             for stage, void in zip(self, self._void_after, strict=True):
                 if stage.group not in held:
-                    carry = batch if stage.source is None else held[self.stage(stage.source).group]
+                    carry = raw if stage.source is None else held[self.stage(stage.source).group]
                     held[stage.group] = stage.segment(carry)
                 try:
                     logits.append(stage.answer(held[stage.group]))
@@ -245,7 +255,7 @@ class Cascade(nn.Module):
         edges = [(names[a], names[b]) for a, b in self.topology.edges]
         return Cascade(stages, edges=edges, class_names=self.class_names)
 
-    def check(self, example_batch: Batch) -> int:
+    def check(self, example_batch: Raw) -> int:
         """Run every stage once on a small batch and return the number of classes.
 
         Raises:

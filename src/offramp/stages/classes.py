@@ -8,13 +8,13 @@ from typing import Any
 
 from offramp._core.errors import InputError
 from offramp._core.topology import Topology
-from offramp._core.types import Batch
+from offramp._core.types import Raw
 from offramp.models import SeveralLogitsError
-from offramp.stages.stage import Stage
+from offramp.stages.stage import Stage, with_shared
 
 
 def results_of_all(
-    stages: Iterable[Stage], batch: Batch, topology: Topology | None = None
+    stages: Iterable[Stage], batch: Raw, topology: Topology | None = None
 ) -> Iterator[tuple[Stage, Any]]:
     """Each stage with what its segment gives; a segment that stages share runs once.
 
@@ -27,6 +27,8 @@ def results_of_all(
     if topology is not None:
         groups = dict(zip(topology.names, topology.groups, strict=True))
     held: dict[str, Any] = {}
+    stages = list(stages)
+    batch = with_shared(stages, batch)
     for stage in stages:
         groups[stage.name] = stage.group
         if stage.group not in held:
@@ -52,7 +54,7 @@ def tell_classes(stages: Iterable[Stage], classes: int) -> None:
             stage.classes = classes
 
 
-def settle_classes(stages: Iterable[Stage], batch: Batch) -> bool:
+def settle_classes(stages: Iterable[Stage], batch: Raw) -> bool:
     """Find it out from what all stages return: the one width that each of them has.
 
     Returns:

@@ -9,15 +9,15 @@ Layer: stages.  Source: docs/adr/0030.
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from offramp._core.batch import batch_size, take_rows
+from offramp._core.batch import all_alike, batch_size, take_rows
 from offramp._core.errors import OfframpError, UnsupportedError
 from offramp._core.topology import Topology
-from offramp._core.types import Batch
+from offramp._core.types import Raw
 from offramp.stages.classes import check_same_classes, results_of_all
 from offramp.stages.stage import Stage
 
@@ -35,7 +35,7 @@ Answers = dict[str, Tensor]
 @torch.no_grad()
 def check_company(
     stages: Sequence[Stage],
-    batch: Batch,
+    batch: Raw,
     asked: Iterable[str] | None = None,
     whole: Tensor | None = None,
     topology: Topology | None = None,
@@ -66,7 +66,7 @@ def check_company(
     if len(rows) < 2:
         return False
     some = take_rows(batch, torch.tensor(rows))
-    if _all_alike(some):
+    if all_alike(some):
         return False
     run = partial(_answers, stages, names, topology)
     base = run(some)
@@ -93,14 +93,14 @@ def check_company(
 
 
 def _answers(
-    stages: Sequence[Stage], asked: Collection[str], topology: Topology | None, batch: Batch
+    stages: Sequence[Stage], asked: Collection[str], topology: Topology | None, batch: Raw
 ) -> Answers:
     """Logits `(m, c)` of the stages that are asked, by name."""
     results = results_of_all(stages, batch, topology)
     return {stage.name: stage.answer(result) for stage, result in results if stage.name in asked}
 
 
-def _alone(run: Callable[[Batch], Answers], some: Batch, k: int) -> Answers:
+def _alone(run: Callable[[Raw], Answers], some: Raw, k: int) -> Answers:
     try:
         return run(take_rows(some, torch.tensor([k])))
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
@@ -169,18 +169,6 @@ def _companies(k: int) -> list[tuple[list[int], list[int]]]:
     even = [j - j % 2 for j in range(k)]
     odd = [j + 1 - j % 2 if j + 1 - j % 2 < k else j - 1 for j in range(k)]
     return [(places, [j for j in range(k) if places[j] == j]) for places in (even, odd)]
-
-
-def _all_alike(some: Batch) -> bool:
-    first = take_rows(some, torch.zeros(batch_size(some), dtype=torch.int64))
-    if isinstance(some, Tensor):
-        return torch.equal(some, first)  # type: ignore[arg-type]
-    pairs = zip(_values(some), _values(first), strict=True)
-    return all(torch.equal(a, b) for a, b in pairs)
-
-
-def _values(batch: Any) -> list[Tensor]:  # noqa: ANN401  (a tuple or mapping)
-    return list(batch.values() if hasattr(batch, "values") else batch)
 
 
 class _Coarse(NamedTuple):

@@ -19,9 +19,10 @@ from offramp._core.costs import Costs
 from offramp._core.device import check_device
 from offramp._core.errors import InputError, MissingExtraError, UnsupportedError
 from offramp._core.registry import Registry
-from offramp._core.types import Batch
+from offramp._core.types import AnyBatch, Raw
 from offramp.stages.cascade import Cascade, evaluating
 from offramp.stages.operations import Operations, plain_attention
+from offramp.stages.stage import take_in
 from offramp.stages.timing import described, filled, median_seconds
 from offramp.stages.wrong_type import naming_types
 
@@ -37,7 +38,7 @@ class _Part:
     head: Callable[[], Any] | None
 
 
-def measure_flops(cascade: Cascade, batch: Batch) -> Costs:
+def measure_flops(cascade: Cascade, batch: AnyBatch) -> Costs:
     """Count floating-point operations per example; a multiply-add counts as 2.
 
     Counted are matrix products, convolutions and attention, as `torch.utils.flop_counter` does;
@@ -60,6 +61,7 @@ def measure_flops(cascade: Cascade, batch: Batch) -> Costs:
     >>> measure_flops(Cascade.from_models({"net": nn.Linear(4, 3)}), torch.zeros(1, 4)).segment
     (24.0,)
     """
+    batch = take_in(cascade)(batch)
     m = batch_size(batch)
     with evaluating(cascade), torch.no_grad(), plain_attention():
         parts = _parts(cascade, batch)
@@ -83,7 +85,7 @@ def measure_flops(cascade: Cascade, batch: Batch) -> Costs:
 
 def measure_seconds(
     cascade: Cascade,
-    batch: Batch,
+    batch: AnyBatch,
     *,
     batch_sizes: Sequence[int] = (1, 32, 128),
     rounds: int = 15,
@@ -112,6 +114,7 @@ def measure_seconds(
     device = check_device(device)
     cascade.to(device)
     found: dict[int, Costs] = {}
+    batch = take_in(cascade)(batch)
     for size in sorted({check_positive_int("batch_sizes", b) for b in batch_sizes}):
         with evaluating(cascade), torch.inference_mode():
             parts = _parts(cascade, to_device(filled(batch, size), device))
@@ -131,7 +134,7 @@ def measure_seconds(
 
 def measure_joules(
     cascade: Cascade,
-    batch: Batch,
+    batch: AnyBatch,
     *,
     rounds: int = 3,
     device: torch.device | str = "cpu",
@@ -159,6 +162,7 @@ def measure_joules(
     device = check_device(device)
     monitor = _energy_monitor(device)
     cascade.to(device)
+    batch = take_in(cascade)(batch)
     m = batch_size(batch)
     with evaluating(cascade), torch.inference_mode():
         parts = _parts(cascade, to_device(batch, device))
@@ -177,28 +181,28 @@ def measure_joules(
     )
 
 
-def _flops(cascade: Cascade, batch: Batch, size: int, device: torch.device | str) -> Costs:
+def _flops(cascade: Cascade, batch: Raw, size: int, device: torch.device | str) -> Costs:
     one = take_rows(to_device(batch, check_device(device)), torch.arange(1))
     return measure_flops(cascade.to(device), one)
 
 
-def _seconds(cascade: Cascade, batch: Batch, size: int, device: torch.device | str) -> Costs:
+def _seconds(cascade: Cascade, batch: Raw, size: int, device: torch.device | str) -> Costs:
     return measure_seconds(cascade, batch, batch_sizes=[size], device=device)[size]
 
 
-def _joules(cascade: Cascade, batch: Batch, size: int, device: torch.device | str) -> Costs:
+def _joules(cascade: Cascade, batch: Raw, size: int, device: torch.device | str) -> Costs:
     return measure_joules(cascade, filled(batch, size), device=device)
 
 
 #: What measures a unit, by its name: of a cascade, some raw input, a batch size and a device.
-METERS: Registry[Callable[[Cascade, Batch, int, torch.device | str], Costs]] = Registry(
+METERS: Registry[Callable[[Cascade, Raw, int, torch.device | str], Costs]] = Registry(
     "unit that is measured", {"flops": _flops, "seconds": _seconds, "joules": _joules}
 )
 
 
 def measure_costs(
     cascade: Cascade,
-    batch: Batch,
+    batch: Raw,
     unit: str = "flops",
     *,
     batch_size: int = 1,
@@ -251,7 +255,7 @@ def given_costs(
     return Costs.simple(unit, [cost[name] for name in names], note=note)
 
 
-def _parts(cascade: Cascade, batch: Batch) -> list[_Part]:
+def _parts(cascade: Cascade, batch: Raw) -> list[_Part]:
     """Run everything once, so that each part can be run again on the inputs it really gets.
 
     Stages of one group have one segment between them, the same object.

@@ -24,7 +24,8 @@ from offramp.stages.exit_checks import (
     reads_first,
     tensors_of,
 )
-from offramp.stages.stage import Stage
+from offramp.stages.stage import Stage, read_by
+from offramp.stages.transforms import Transforms
 
 Head = nn.Module | ModelSpec
 #: A name of `offramp.models.HEADS`, or what makes a head for a shape and a number of classes.
@@ -67,12 +68,12 @@ def exit_stages(
     example: Batch,
     *,
     last: str,
-    preprocess: nn.Module | None,
+    transform: Transforms,
     spec: ModelSpec | None,
     classes: int | None,
 ) -> list[Stage]:
     """Stages of a network that is cut, as `Cascade.from_network` documents them."""
-    given = example if preprocess is None else preprocess(example)
+    given = read_by(net, transform, example)
     at, shapes = _points(net, exits, given, classes)
     named = _named_heads(net, at, shapes, head, given, classes)
     built = {name: _built(head) for each in named.values() for name, head in each.items()}
@@ -92,7 +93,7 @@ def exit_stages(
                     name,
                     segment,
                     head=attached(built[name], segment, keep),
-                    preprocess=preprocess if source is None else None,
+                    transform=transform if source is None else None,
                     source=source,
                     group=point,
                     spec=_segment_spec(again, k),

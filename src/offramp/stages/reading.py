@@ -10,6 +10,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from offramp._core.batch import is_table
 from offramp._core.errors import UnsupportedError
 
 
@@ -23,6 +24,7 @@ class Reading:
 
     Args:
         what: Who reads, for the message.
+        copies: True where it is known that only copies are safe.
 
     >>> x = torch.ones(2)
     >>> reading = Reading("Stage 'a'")
@@ -30,9 +32,9 @@ class Reading:
     ([0.0, 0.0], [1.0, 1.0], True)
     """
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, *, copies: bool = False) -> None:
         self._what = what
-        self.writes: bool | None = None  # None until the first batch has been read
+        self.writes = True if copies else None  # None until the first batch has been read
 
     def __call__(self, read: Callable[[Any], Any], batch: Any) -> Any:  # noqa: ANN401
         """What `read` gives for a batch or a carry."""
@@ -88,7 +90,7 @@ class Reading:
 
 
 def copied(batch: Any) -> Any:  # noqa: ANN401  (a batch or a carry)
-    """A batch or carry whose tensors are copies, with a version counter even in inference mode.
+    """A copy of a batch or carry: of its tensors, with a version counter, its lists and tables.
 
     >>> copied({"x": torch.ones(1)})
     {'x': tensor([1.])}
@@ -112,7 +114,7 @@ def _mapped(batch: Any) -> Any:  # noqa: ANN401
         parts = [_mapped(part) for part in batch]
         make: Any = type(batch)
         return make(*parts) if hasattr(batch, "_fields") else make(parts)
-    return batch
+    return batch.copy() if is_table(batch) else batch
 
 
 def _tensors(batch: Any) -> list[Tensor]:  # noqa: ANN401

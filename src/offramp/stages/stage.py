@@ -3,21 +3,22 @@
 Layer: stages.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from offramp._core.batch import apply
+from offramp._core.batch import RawInput, apply, as_batch, as_rows, to_device
 from offramp._core.checks import check_choice
 from offramp._core.errors import InputError
 from offramp._core.outputs import labels_with_confidence
-from offramp._core.types import Batch, OutputForm
+from offramp._core.types import OutputForm, Raw
 from offramp.models import ModelSpec, SeveralLogitsError, extract_logits
 from offramp.stages.cutting.spec import SegmentSpec
 from offramp.stages.reading import Reading
+from offramp.stages.transforms import Transforms, chained, key_of
 
 
 @final
@@ -32,9 +33,12 @@ class Stage(nn.Module):
         name: Unique within a cascade.
         module: Reads the raw input or the carry of `source`. A tuple is passed as positional, a
             mapping as named arguments. Without a head it gives the logits `(m, c)`, in any form
-            that `offramp.models.extract_logits` understands.
+            that `offramp.models.extract_logits` understands. A module with `reads_rows = True` is
+            a function on rows: it gets them as one argument, as `offramp._core.batch.as_rows`
+            takes them.
         head: Reads what `module` gives, the carry, and gives logits.
-        preprocess: Applied to the raw input first; belongs to stages that read it.
+        transform: Applied to the raw input first, one module or several in order; belongs to stages
+            that read it. With `reads_rows = True` it takes rows of any type, else tensors.
         source: Name of the earlier stage whose carry it reads, or None for the raw input.
         group: Stages of one group are alternative heads on one `module`, run and charged once.
             By default a stage is alone in the group of its own name.
@@ -48,7 +52,7 @@ class Stage(nn.Module):
             and is needed where one gives labels. A cascade says it where it has class names.
 
     Raises:
-        InputError: If the name is empty, a stage with a source has preprocessing, or one with a
+        InputError: If the name is empty, a stage with a source has a transform, or one with a
             head or source declares other outputs than logits.
 
     >>> stage = Stage("tiny", nn.Linear(2, 3))
@@ -63,7 +67,7 @@ class Stage(nn.Module):
         module: nn.Module,
         *,
         head: nn.Module | None = None,
-        preprocess: nn.Module | None = None,
+        transform: Transforms = None,
         source: str | None = None,
         group: str | None = None,
         spec: ModelSpec | SegmentSpec | None = None,
@@ -74,9 +78,9 @@ class Stage(nn.Module):
         super().__init__()
         if not name:
             raise InputError(f"name must be a text that is not empty, got {name!r}.")
-        if preprocess is not None and source is not None:
+        if transform is not None and source is not None:
             raise InputError(
-                f"Stage {name!r} reads the carry of {source!r}; preprocessing belongs to stages "
+                f"Stage {name!r} reads the carry of {source!r}; a transform belongs to stages "
                 "that read the raw input."
             )
         check_choice("outputs", outputs, ("logits", "confidence"))
@@ -89,34 +93,78 @@ class Stage(nn.Module):
         self.name = name
         self.module = module
         self.head = head
-        self.preprocess = preprocess
+        self.transform = chained(transform)
         self.source = source
         self.group = name if group is None else group
         self.spec = spec
         self.head_spec = head_spec
         self.keeps_company = False  # True once `check_company` has found it so
-        self._reads = Reading(f"Stage {name!r}")
+        # A function on rows may change lists and tables, which no counter of torch tells.
+        self._calls_on_rows = getattr(module, "reads_rows", False)
+        self._reads = Reading(f"Stage {name!r}", copies=self._calls_on_rows)
         self._head_reads = Reading(f"The head of stage {name!r}")
+        self._prepares = Reading(f"The transform of stage {name!r}")
+        self._reads_shared = Reading(f"Stage {name!r}", copies=self._calls_on_rows)
+        self._keyed: tuple[nn.Module | None, str | None] = (None, None)
 
     @property
     def gives_carry(self) -> bool:
         """True if later stages can continue from here."""
         return self.head is not None
 
-    def segment(self, carry: Batch) -> Any:  # noqa: ANN401  (a carry is whatever the next module reads)
+    @property
+    def reads_rows(self) -> bool:
+        """True if it reads raw input that is no tensor."""
+        first = self.module if self.transform is None else self.transform
+        return self.source is None and getattr(first, "reads_rows", False)
+
+    def segment(self, carry: Raw) -> Any:  # noqa: ANN401  (a carry is whatever the next module reads)
         """Run the segment alone; the carry stays what it was, even if the segment writes into it.
 
         Args:
-            carry: The raw batch, or what the source's segment gave.
+            carry: The raw batch, which may come as `RawInput`, or what the source's segment gave.
 
         Returns:
             What `answer` reads: the carry of this stage, or a whole network's output.
         """
+        if type(carry) is RawInput:
+            key = self.transform_key
+            if key in carry.shared:
+                made = carry.of(key, self._prepared)
+                return self._reads_shared(self._computed_of, made)
+            carry = carry.rows
         return self._reads(self._computed, carry)
 
-    def _computed(self, carry: Batch) -> Any:  # noqa: ANN401
-        result = apply(self.module, carry if self.preprocess is None else self.preprocess(carry))
+    @property
+    def transform_key(self) -> str | None:
+        """The same for stages whose transforms are equal; None where that cannot be said."""
+        transform = self.transform
+        if self._keyed[0] is not transform:
+            self._keyed = (transform, key_of(transform))
+        return self._keyed[1]
+
+    def prepare(self, raw: Raw) -> Any:  # noqa: ANN401  (whatever the module reads)
+        """What the module reads of the raw input."""
+        given = raw if type(raw) is Tensor or self.reads_rows else as_batch(raw)
+        if self.transform is None:
+            return given
+        made = self.transform(given)
+        if type(given) is Tensor or not self.reads_rows:
+            return made
+        return to_device(made, self._device())
+
+    def _computed(self, carry: Raw) -> Any:  # noqa: ANN401
+        return self._computed_of(self.prepare(carry) if self.source is None else carry)
+
+    def _prepared(self, raw: Raw) -> Any:  # noqa: ANN401
+        return self._prepares(self.prepare, raw)
+
+    def _computed_of(self, given: Any) -> Any:  # noqa: ANN401
+        result = self.module(given) if self._calls_on_rows else apply(self.module, given)
         return result if self.outputs == "logits" else self._labeled(result)
+
+    def _device(self) -> torch.device:
+        return next((p.device for p in self.module.parameters()), torch.device("cpu"))
 
     def _labeled(self, result: Any) -> Float[Tensor, "m k"]:  # noqa: ANN401
         """The scores that labels with confidences, or those of logits, amount to."""
@@ -155,7 +203,7 @@ class Stage(nn.Module):
             )
         return logits.to(torch.float32)
 
-    def run(self, carry: Batch) -> tuple[Float[Tensor, "m c"], Any]:
+    def run(self, carry: Raw) -> tuple[Float[Tensor, "m c"], Any]:
         """Run segment and head.
 
         Args:
@@ -166,3 +214,29 @@ class Stage(nn.Module):
         """
         result = self.segment(carry)
         return self.answer(result), result if self.gives_carry else None
+
+
+def take_in(stages: Iterable[Stage]) -> Callable[[object], Raw]:
+    """What makes raw input a batch for some stages: rows of any type only where one reads them."""
+    return as_rows if any(stage.reads_rows for stage in stages) else as_batch
+
+
+def shared_transforms(stages: Iterable[Stage]) -> frozenset[str]:
+    """Keys of the transforms that segments of several stages begin with."""
+    groups: dict[str, set[str]] = {}
+    for stage in stages:
+        if stage.source is None and stage.transform_key is not None:
+            groups.setdefault(stage.transform_key, set()).add(stage.group)
+    return frozenset(key for key, readers in groups.items() if len(readers) > 1)
+
+
+def with_shared(stages: Iterable[Stage], batch: Raw) -> Raw:
+    """Raw input whose equal transforms run once for some stages."""
+    shared = shared_transforms(stages)
+    return RawInput(batch, shared) if shared else batch
+
+
+def read_by(module: nn.Module, transform: Transforms, raw: object) -> Any:  # noqa: ANN401
+    """What a network reads of some raw input."""
+    stage = Stage("network", module, transform=transform)
+    return stage.prepare(take_in([stage])(raw))

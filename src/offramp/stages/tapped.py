@@ -110,7 +110,7 @@ class TappedNet(nn.Module):
         net: In evaluation mode.
         points: Names of the layers that taps read, in the order in which they run.
         taps: Several may be attached at one point.
-        example: What the network reads, after preprocessing.
+        example: What the network reads, after the transform.
         grid: Of `branch_pool`.
         table: For superclasses: for each class its superclass.
 
@@ -213,7 +213,7 @@ def tapped(
         model: The network; a `ModelSpec` says how to build it.
         points: As in `TappedNet`.
         taps: Name, reads, and whether it is pooled, of each.
-        shape: Of one input after preprocessing.
+        shape: Of one input after the transform.
         grid: Of `branch_pool`.
         table: For superclasses: for each class its superclass.
 

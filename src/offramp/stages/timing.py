@@ -13,7 +13,7 @@ import torch
 from offramp._core.batch import batch_size, take_rows
 from offramp._core.checks import check_positive_int
 from offramp._core.errors import InputError
-from offramp._core.types import Batch
+from offramp._core.types import Raw
 
 _WARM_UP = 2
 RATIO = "ratio"
@@ -33,7 +33,7 @@ def median_seconds(parts: Sequence[Run], rounds: int, device: torch.device) -> l
     return [median(seconds[_WARM_UP:]) for seconds in found]
 
 
-def filled(batch: Batch, size: int) -> Batch:
+def filled(batch: Raw, size: int) -> Raw:
     """So many examples, those of the batch over and over."""
     return take_rows(batch, torch.arange(size) % batch_size(batch))
 

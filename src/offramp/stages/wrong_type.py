@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from offramp._core.errors import InputError, OfframpError
-from offramp._core.types import Batch
-from offramp.stages.preprocess import Normalize
+from offramp._core.types import Raw
 from offramp.stages.stage import Stage
+from offramp.stages.transforms import Normalize
 
 
 @contextmanager
-def naming_types(stages: Iterable[Stage], batch: Batch) -> Iterator[None]:
+def naming_types(stages: Iterable[Stage], batch: Raw) -> Iterator[None]:
     """Turn torch's error about types of numbers into one that names the stage and the repair.
 
     Args:
@@ -38,15 +38,15 @@ def naming_types(stages: Iterable[Stage], batch: Batch) -> Iterator[None]:
         raise InputError(f"{text} ({error})") from error
 
 
-def wrong_type(stages: Iterable[Stage], batch: Batch, error: Exception) -> str | None:
+def wrong_type(stages: Iterable[Stage], batch: Raw, error: Exception) -> str | None:
     """What is wrong with the types of numbers, and the repair; None if they explain nothing."""
     if "type" not in str(error):
         return None
     for stage in stages:
-        if stage.source is not None or not isinstance(stage.preprocess, Normalize | None):
+        if stage.source is not None or not isinstance(stage.transform, Normalize | None):
             continue
         weights = {p.dtype for p in stage.module.parameters() if p.is_floating_point()}
-        given = {torch.float32} if stage.preprocess is not None else _types(batch)
+        given = {torch.float32} if stage.transform is not None else _types(batch)
         if len(weights) != 1 or weights == given or not given:
             continue
         (wanted,) = weights
@@ -54,9 +54,9 @@ def wrong_type(stages: Iterable[Stage], batch: Batch, error: Exception) -> str |
         if not others:
             continue
         name, own = stage.name, _name(wanted)
-        if stage.preprocess is not None:
+        if stage.transform is not None:
             return (
-                f"Stage {name!r} cannot run: its preprocessing gives float32, and its weights are "
+                f"Stage {name!r} cannot run: its transform gives float32, and its weights are "
                 f"{own}. Convert the network with .float(), or put a module before it that "
                 f"converts its input with .to(torch.{own})."
             )
@@ -64,17 +64,18 @@ def wrong_type(stages: Iterable[Stage], batch: Batch, error: Exception) -> str |
             repair = f"Convert the inputs with .to(torch.{own}), or the network."
         else:
             repair = (
-                "Give preprocess=offramp.stages.Normalize(1 / 255, ...), or convert the inputs "
+                "Give transform=offramp.stages.Normalize(1 / 255, ...), or convert the inputs "
                 f"with .to(torch.{own})."
             )
         return f"Stage {name!r} cannot run on {others}: its weights are {own}. {repair}"
     return None
 
 
-def _types(batch: Batch) -> set[torch.dtype]:
+def _types(batch: Raw) -> set[torch.dtype]:
     """Of numbers that are no indices, where there are such; else of all."""
-    tensors = batch.values() if isinstance(batch, Mapping) else batch
-    kinds = {batch.dtype} if isinstance(batch, Tensor) else {t.dtype for t in tensors}
+    parts = batch.values() if isinstance(batch, Mapping) else batch
+    each = [batch] if isinstance(batch, Tensor) else [p for p in parts if isinstance(p, Tensor)]
+    kinds = {part.dtype for part in each}
     return {kind for kind in kinds if kind.is_floating_point} or kinds
 
 

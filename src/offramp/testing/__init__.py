@@ -11,8 +11,9 @@ Layer: testing.  Our own tests sweep the registries with it (tests/contract).
 
 from offramp.testing.made import random_policy, random_topology
 from offramp.testing.of_data import check_source, check_unit
-from offramp.testing.of_networks import check_backend, check_head, check_model, check_transform
+from offramp.testing.of_networks import check_backend, check_head, check_model
 from offramp.testing.of_policies import check_feature, check_policy, check_rule
+from offramp.testing.of_transforms import check_transform
 
 __all__ = [
     "check_backend",

@@ -1,25 +1,21 @@
-"""What heads, networks, backends and transforms promise.
+"""What heads, networks and backends promise.
 
 Layer: testing.
 """
 
 import copy
 import inspect
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from offramp._core.batch import batch_size, take_rows
 from offramp._core.errors import InputError
-from offramp._core.schema import from_json, to_json
-from offramp._core.types import Batch
 from offramp.backends import BACKENDS, Backend, with_backend
 from offramp.backends.build import suffixed
 from offramp.models import HEADS, MODELS, LayerShape, make_head, small_cnn
-from offramp.stages import Cascade, Normalize, Preprocessing
+from offramp.stages import Cascade, Normalize
 from offramp.testing.promise import documented, member, require, same
 
 #: What layers give for one example, with what they tell of its axes.
@@ -91,7 +87,7 @@ def check_model(model: Callable[..., nn.Module] | str) -> None:
 def check_backend(backend: Backend | str) -> None:
     """Raise unless a backend keeps what every backend promises.
 
-    Two networks run in it, one with an exit, with preprocessing: answers, names, batch sizes.
+    Two networks run in it, one with an exit, with a transform: answers, names, batch sizes.
 
     Args:
         backend: Its name in `BACKENDS`; or the member, which is registered for the time of the
@@ -133,36 +129,6 @@ def check_backend(backend: Backend | str) -> None:
     require(close, "an answer does not depend on the rest of the batch", whose=name)
 
 
-def check_transform(transform: nn.Module, rows: Batch) -> None:
-    """Raise unless what is done to the raw input keeps what every transform promises.
-
-    Args:
-        transform: As it would stand in a cascade.
-        rows: Some raw input that it takes, at least two examples.
-
-    Raises:
-        AssertionError: If a promise is broken; it says which.
-
-    >>> check_transform(Normalize(1 / 255), torch.zeros(3, 1, 4, 4, dtype=torch.uint8))
-    """
-    name, count = type(transform).__name__, batch_size(rows)
-    documented(type(transform), name)
-    require(count >= 2, "it is shown two examples or more", whose=name)
-    before = copy.deepcopy(rows)
-    with torch.no_grad():
-        whole = transform(rows)
-        require(same(rows, before), "what it reads stays what it was", whose=name)
-        require(batch_size(whole) == count, "no example is lost or added", whose=name)
-        for row in range(count):
-            one = torch.tensor([row])
-            equal = same(take_rows(whole, one), transform(take_rows(rows, one)))
-            require(equal, "an example does not depend on the others", whose=name)
-        value = json.loads(json.dumps(to_json(transform), allow_nan=False))
-        again = from_json(Preprocessing, value)
-        alike = to_json(again) == value and same(again(rows), whole)
-        require(alike, "it survives JSON bit by bit", whose=name)
-
-
 def _check_head(name: str, head: nn.Module, twin: nn.Module, shape: LayerShape) -> None:
     require(same(head.state_dict(), twin.state_dict()), "the same seed builds the same", whose=name)
     require(not head.training, "it comes in evaluation mode", whose=name)
@@ -175,7 +141,7 @@ def _check_head(name: str, head: nn.Module, twin: nn.Module, shape: LayerShape) 
     close = torch.allclose(whole, alone, rtol=_CLOSE, atol=_CLOSE)
     require(close, "an answer does not depend on the rest of the batch", whose=name)
     head.train()
-    _logits(head, given).square().sum().backward()  # type: ignore[no-untyped-call]
+    _logits(head, given).square().sum().backward()
     learned = [p for p in head.parameters() if p.requires_grad]
     touched = bool(learned) and all(p.grad is not None for p in learned)
     require(touched, "it can be trained, all of it", whose=name)
@@ -186,11 +152,11 @@ def _logits(head: nn.Module, given: Tensor) -> Any:  # noqa: ANN401  (what it gi
 
 
 def _cascade(images: Tensor) -> Cascade:
-    """A small network with an exit, after a preprocessing; its batch-norms have seen something."""
+    """A small network with an exit, after a transform; its batch-norms have seen something."""
     scale = Normalize(1 / 255)
     net = small_cnn(width=4, depth=3, seed=1)
     with torch.no_grad():
         net.train()(scale(images))
     return Cascade.from_network(
-        net.eval(), exits=1, head="gap_linear", example=images[:1], preprocess=scale
+        net.eval(), exits=1, head="gap_linear", example=images[:1], transform=scale
     )

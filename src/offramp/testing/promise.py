@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Mapping
 from typing import TypeVar
 
+import numpy as np
 from torch import Tensor
 
 from offramp._core.registry import Registry
@@ -48,4 +49,6 @@ def same(one: object, other: object) -> bool:
         return list(one) == list(other) and all(same(one[k], other[k]) for k in one)
     if isinstance(one, tuple | list) and isinstance(other, tuple | list):
         return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, np.ndarray):
+        return bool(np.array_equal(one, np.asarray(other)))
     return bool(one == other)

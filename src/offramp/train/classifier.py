@@ -20,6 +20,7 @@ from offramp._core.temporaries import locked
 from offramp._core.types import Batch
 from offramp.data import Dataset
 from offramp.models import extract_logits
+from offramp.stages import Transforms, chained
 from offramp.train.checkpoint import (
     check_checkpoint,
     must_fit,
@@ -47,7 +48,7 @@ def train_classifier(
     *,
     epochs: int,
     seed: int,
-    preprocess: nn.Module | None = None,
+    transform: Transforms = None,
     augment: Augment | None = None,
     batch_size: int = 64,
     optimizer: Optimizer = "adamw",
@@ -68,8 +69,8 @@ def train_classifier(
         part: The examples to train on, usually `examples.subset("train")`.
         epochs: Passes over the examples, at least 1.
         seed: Of the order of the examples, augmentation, and of layers that draw at random.
-        preprocess: Applied to the raw input first, as the stage will do; not trained.
-        augment: Changes each raw batch before `preprocess`, such as `offramp.data.CropAndFlip`: a
+        transform: Applied to the raw input first, as the stage will do; not trained.
+        augment: Changes each raw batch before `transform`, such as `offramp.data.CropAndFlip`: a
             function of the batch and of a generator, the only one to draw from.
         batch_size: Dataset of a step; what a pass leaves over is left out of that pass, unless
             there are fewer examples than one batch.
@@ -112,7 +113,7 @@ def train_classifier(
         bfloat16=bfloat16,
     )
     path = None if checkpoint is None else check_checkpoint(checkpoint)
-    rows = _Rows(part, preprocess, augment)
+    rows = _Rows(part, chained(transform), augment)
     stepper = plan.optimizer_of(module)
     identity = {**plan.identity(), "examples": part.fingerprint} if path is not None else {}
     losses: list[float] = []
@@ -204,15 +205,15 @@ class _Rows:
     """Dataset as the network reads them."""
 
     part: Dataset
-    preprocess: nn.Module | None
+    transform: nn.Module | None
     augment: Augment | None
 
     def batch(self, rows: Tensor, generator: torch.Generator) -> Batch:
         raw = augmented(self.part.inputs_at(rows), self.augment, generator)
-        if self.preprocess is None:
+        if self.transform is None:
             return raw
         with torch.no_grad():
-            return self.preprocess(raw)  # type: ignore[no-any-return]
+            return self.transform(raw)  # type: ignore[no-any-return]
 
 
 def _epoch(

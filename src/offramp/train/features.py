@@ -116,7 +116,7 @@ def backbone_digest(cascade: Cascade) -> str:
     """Checksum of everything in the stages but their heads, 64 hexadecimal digits."""
     return weights_digest(
         {
-            f"{stage.name} {stage.group} {stage.source} {stage.preprocess!r}": stage.module
+            f"{stage.name} {stage.group} {stage.source} {stage.transform!r}": stage.module
             for stage in cascade
         }
     )

@@ -15,11 +15,11 @@ from typing import final
 
 import torch
 
+from offramp._core.batch import split_rows
 from offramp._core.checks import check_positive_int
 from offramp._core.errors import InputError
 from offramp._core.types import Batch
 from offramp.runtime.adaptive import Adaptive
-from offramp.runtime.carries import split_batch
 from offramp.runtime.events import KINDS, NO_STAGE, Kind
 from offramp.stages import batch_size as dataset_of
 from offramp.stages.timing import described, synchronize
@@ -137,7 +137,7 @@ def profile(
     if n == 0:
         raise InputError("batch must hold at least one example, got none.")
     size = min(n, n if batch_size is None else check_positive_int("batch_size", batch_size))
-    parts = split_batch(batch, [min(size, n - start) for start in range(0, n, size)])
+    parts = split_rows(batch, [min(size, n - start) for start in range(0, n, size)])
     meter = Meter(model.policy.topology, model.runner.held, batch, _sizes_up_to(size))
     totals, passes = list[float](), list[list[list[Span]]]()
     for number in range(_WARM_UP + rounds):

@@ -56,7 +56,7 @@ def network(width, seed):
 @pytest.fixture(scope="module")
 def cascade():
     nets = {"small": network(2, 0), "large": network(4, 1)}
-    return Cascade.from_models(nets, preprocess=NORMALIZE)
+    return Cascade.from_models(nets, transform=NORMALIZE)
 
 
 class Head(nn.Module):
@@ -471,7 +471,7 @@ def test_torch_compile_agrees_and_does_not_compile_again_while_serving():
         )
         for name, width in (("a", 2), ("b", 3), ("c", 4))
     }
-    cascade = Cascade.from_models(nets, preprocess=NORMALIZE)  # nine versions; torch stops at eight
+    cascade = Cascade.from_models(nets, transform=NORMALIZE)  # nine versions; torch stops at eight
     made = with_backend(cascade, "compile", example=images(1))
     before = counters["stats"]["unique_graphs"]
     for n in (1, 2, 15, 16, 33):

@@ -46,7 +46,7 @@ def make_cascade():
         for name, width in WIDTHS.items()
     }
     nets = {name: build(spec) for name, spec in specs.items()}
-    return Cascade.from_models(nets, specs=specs, preprocess=Normalize(1 / 255, 0.5, 0.1))
+    return Cascade.from_models(nets, specs=specs, transform=Normalize(1 / 255, 0.5, 0.1))
 
 
 def candidate_of(cascade, batch):
@@ -384,7 +384,7 @@ def exits():
     x = images(1, 3, 16)
     norm = Normalize(1 / 255, 0.5, 0.1)
     return Cascade.from_network(
-        build(NET), list(spec), head=spec, example=x, preprocess=norm, spec=NET
+        build(NET), list(spec), head=spec, example=x, transform=norm, spec=NET
     )
 
 

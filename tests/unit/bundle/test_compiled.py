@@ -52,7 +52,7 @@ def exits():
     heads = {at: gap_linear(4, 10) for at in POINTS}
     norm = Normalize(1 / 255, 0.5, 0.1)
     return Cascade.from_network(
-        Net().eval(), list(POINTS), head=heads, example=images(2), preprocess=norm
+        Net().eval(), list(POINTS), head=heads, example=images(2), transform=norm
     )
 
 
@@ -252,10 +252,10 @@ def test_other_runtimes_and_pieces_are_not_exported(tmp_path, in_backend, backen
         export_onnx(Adaptive(made, policy), tmp_path / "a.onnx", example=images(1))
 
 
-def test_preprocessing_that_is_part_of_a_model_cannot_be_left_out(tmp_path, in_backend):
+def test_a_transform_that_is_part_of_a_model_cannot_be_left_out(tmp_path, in_backend):
     made = in_backend("onnxruntime")
     policy = random_policy(made.topology, seed=0, classes=10)
-    with pytest.raises(InputError, match="its preprocessing must be part of it"):
+    with pytest.raises(InputError, match="its transform must be part of it"):
         export_onnx(
-            Adaptive(made, policy), tmp_path / "a", example=images(1), preprocess=False, folder=True
+            Adaptive(made, policy), tmp_path / "a", example=images(1), transform=False, folder=True
         )

@@ -63,7 +63,7 @@ def make_cascade(**changes):
             AT[2]: head_spec("pool_mlp", 16, hidden=8),
         },
         "example": make_images(),
-        "preprocess": Normalize(1 / 255, 0.5, 0.1),
+        "transform": Normalize(1 / 255, 0.5, 0.1),
         "spec": NET,
     }
     cascade = Cascade.from_network(build(NET), AT, **(given | changes))
@@ -215,14 +215,14 @@ def test_a_bundle_may_be_loaded_optimized(written, images, monkeypatch):
 def test_exits_of_two_networks_and_a_whole_one_go_together(tmp_path, images):
     """A cascade of stages put together by hand: a small network, then exits of two larger ones."""
     nets = {"first": NET, "second": ModelSpec(name="resnet14", arguments={"width": 0.25})}
-    stages, edges = [Stage("small", build(NET), preprocess=Normalize(0.01), spec=NET)], []
+    stages, edges = [Stage("small", build(NET), transform=Normalize(0.01), spec=NET)], []
     for name, spec in nets.items():
         exits = Cascade.from_network(
             build(spec),
             ["layer1.0"],
             head={"layer1.0": {name: head_spec("gap_linear", 4)}},
             example=images[:1],
-            preprocess=Normalize(1 / 255),
+            transform=Normalize(1 / 255),
             last=f"last_{name}",
             spec=spec,
         )
@@ -578,8 +578,8 @@ def test_all_problems_of_fields_are_listed_by_their_place(saved):
         ),
         (lambda m: m["stages"].pop(1), r"'layer2\.0\.conv1/conv'|source must be a stage of"),
         (
-            lambda m: stage(m, CONV).update(preprocessing=to_json(Normalize())),
-            r"conv' continues another one and has preprocessing",
+            lambda m: stage(m, CONV).update(transform=to_json(Normalize())),
+            r"conv' continues another one and has a transform",
         ),
         (
             lambda m: stage(m, AT[0])["head"].update(weights="../head.safetensors"),

@@ -179,7 +179,7 @@ def made(tmp_path_factory):
             policy = {**CASES, **MORE}[name]()
             stages = Injected(policy.topology)
             example = torch.zeros(1, len(policy.topology), CLASSES)
-            parts = export_parts(stages, policy, example, preprocess=True)
+            parts = export_parts(stages, policy, example, transform=True)
             folder = tmp_path_factory.mktemp("exported")
             write_parts(folder, parts, ())
             held[name] = Both(

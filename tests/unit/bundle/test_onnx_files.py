@@ -66,7 +66,7 @@ def cascade():
         list(heads),
         head=heads,
         example=images(2),
-        preprocess=Normalize(**SCALE),
+        transform=Normalize(**SCALE),
         class_names=["a", "b", "c", "d"],
     )
 
@@ -259,22 +259,22 @@ def test_networks_that_take_and_give_mappings_can_be_exported(tmp_path):
     assert set(stage.tolist()) == {0, 1}
 
 
-def tiny(preprocess=None, **other):
+def tiny(transform=None, **other):
     models = {"a": nn.Linear(4, 3), "b": nn.Linear(4, 3), **other}
-    return Cascade.from_models({k: m.eval() for k, m in models.items()}, preprocess=preprocess)
+    return Cascade.from_models({k: m.eval() for k, m in models.items()}, transform=transform)
 
 
 def alone(cascade, stage="a"):
     return Candidate.single(cascade.topology, stage, reference=stage)
 
 
-def test_preprocessing_can_be_left_to_whoever_calls(tmp_path):
+def test_a_transform_can_be_left_to_whoever_calls(tmp_path):
     cascade = tiny(Normalize(0.5, mean=0.25))
     x, answers = torch.randn(5, 4, generator=torch.Generator().manual_seed(0)), []
-    for name, preprocess in (("whole.onnx", True), ("plain.onnx", False)):
+    for name, transform in (("whole.onnx", True), ("plain.onnx", False)):
         path = tmp_path / name
-        export_onnx(Adaptive(cascade, alone(cascade)), path, example=x, preprocess=preprocess)
-        given = x if preprocess else Normalize(0.5, mean=0.25)(x)
+        export_onnx(Adaptive(cascade, alone(cascade)), path, example=x, transform=transform)
+        given = x if transform else Normalize(0.5, mean=0.25)(x)
         answers.append(session(path).run(["logits"], {"input": given.numpy()})[0])
     np.testing.assert_allclose(answers[0], answers[1], rtol=1e-5, atol=1e-6)
     expected = Adaptive(cascade, alone(cascade))(x).logits.numpy()
@@ -290,7 +290,7 @@ def test_two_ways_to_prepare_cannot_be_left_out(tmp_path):
             Adaptive(cascade, policy),
             tmp_path / "x.onnx",
             example=torch.zeros(1, 4),
-            preprocess=False,
+            transform=False,
         )
 
 

@@ -65,7 +65,7 @@ def convolutional(width):
 
 def test_node_answers_as_python_does(node):
     models = {"small": convolutional(3), "large": convolutional(8)}
-    cascade = Cascade.from_models(models, preprocess=Normalize(0.5, mean=0.1, std=0.4))
+    cascade = Cascade.from_models(models, transform=Normalize(0.5, mean=0.1, std=0.4))
     batches = [torch.randn(n, 1, 8, 8, generator=torch.Generator().manual_seed(n))
                for n in (1, 2, 33, 128)]  # fmt: skip
     with torch.inference_mode():

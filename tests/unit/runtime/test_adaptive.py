@@ -272,12 +272,12 @@ def test_an_empty_batch_of_a_mapping_learns_the_classes_from_one_example_of_zero
     assert model({"pixels": torch.zeros(0, 2, 3)}).logits.shape == (0, 6)
 
 
-def test_preprocessing_belongs_to_the_stage():
+def test_a_transform_belongs_to_the_stage():
     class Half(nn.Module):
         def forward(self, x):
             return x / 2
 
-    stages = [Stage("a", nn.Identity(), preprocess=Half()), Stage("b", nn.Identity())]
+    stages = [Stage("a", nn.Identity(), transform=Half()), Stage("b", nn.Identity())]
     cascade = Cascade(stages)
     on = Policy(cascade.topology, {(0,): Node(Constant(False))})
     x = torch.tensor([[2.0, 0.0]])

@@ -6,11 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from offramp._core.batch import split_rows
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.topology import Topology
 from offramp.policy import Feature, Linear, Node, Policy
 from offramp.runtime import Adaptive, StageTimes
-from offramp.runtime.carries import gather, split_batch
+from offramp.runtime.carries import gather
 from offramp.runtime.inflight import InFlight
 from offramp.runtime.program import Program
 from offramp.stages import Cascade, Stage
@@ -235,6 +236,6 @@ def test_gathering_keeps_values_and_memory_format(layout):
 def test_batches_of_every_kind_are_split_in_order():
     x = torch.arange(10).reshape(5, 2)
     for batch, first in ((x, lambda b: b), ((x, -x), lambda b: b[0]), ({"x": x}, lambda b: b["x"])):
-        parts = split_batch(batch, (2, 3))
+        parts = split_rows(batch, (2, 3))
         assert [type(part) for part in parts] == [type(batch)] * 2
         assert torch.equal(torch.cat([first(part) for part in parts]), x)

@@ -103,16 +103,16 @@ def test_tuples_are_positional_and_mappings_named_arguments():
     assert torch.equal(cascade({"mask": mask, "x": X}), expected)
 
 
-def test_preprocessing_is_shared_or_by_name():
+def test_a_transform_is_shared_or_by_name():
     models = {"small": Counted(4, 3, 1), "large": Counted(4, 3, 2)}
     double = Normalize(2.0)
-    both = Cascade.from_models(models, preprocess=double)
-    one = Cascade.from_models(models, preprocess={"large": double})
+    both = Cascade.from_models(models, transform=double)
+    one = Cascade.from_models(models, transform={"large": double})
     torch.testing.assert_close(both(X), Cascade.from_models(models)(2 * X))
     torch.testing.assert_close(one(X)[:, 0], models["small"](X))
     torch.testing.assert_close(one(X)[:, 1], models["large"](2 * X))
-    with pytest.raises(InputError, match=r"preprocess must name only .* got \['huge'\]"):
-        Cascade.from_models(models, preprocess={"huge": double})
+    with pytest.raises(InputError, match=r"transform must name only .* got \['huge'\]"):
+        Cascade.from_models(models, transform={"huge": double})
 
 
 def test_specs_are_kept_by_name():
@@ -206,9 +206,9 @@ def test_an_impossible_cascade_is_refused(build, message):
         build()
 
 
-def test_a_stage_cannot_preprocess_a_carry_or_be_nameless():
+def test_a_stage_cannot_transform_a_carry_or_be_nameless():
     with pytest.raises(InputError, match="reads the carry of 'a'"):
-        Stage("b", Counted(3, 3), source="a", preprocess=Normalize())
+        Stage("b", Counted(3, 3), source="a", transform=Normalize())
     with pytest.raises(InputError, match="name must be"):
         Stage("", Counted(3, 3))
 

@@ -99,7 +99,7 @@ def test_fused_transformer_layers_are_counted():
 
 def test_steps_below_twice_the_cost_are_warned_about():
     cascade = Cascade.from_models({"a": nn.Linear(4, 10), "b": nn.Linear(6, 10)})
-    cascade.stage("b").preprocess = nn.ConstantPad1d((0, 2), 0.0)
+    cascade.stage("b").transform = nn.ConstantPad1d((0, 2), 0.0)
     with pytest.warns(UserWarning, match=r"'b' costs 1\.50 times 'a'"):
         measure_flops(cascade, torch.zeros(1, 4))
 

@@ -13,7 +13,7 @@ from offramp.stages import Cascade, Normalize, OfFirst, SegmentSpec, own_head, s
 AT = ["layer1.0", "layer2.0.conv1"]  # the second carries a shortcut as well
 NET = ModelSpec(name="resnet8", arguments={"width": 0.25})
 IMAGES = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 255
-PREPROCESS = Normalize(1 / 255, 0.5, 0.25)
+TRANSFORM = Normalize(1 / 255, 0.5, 0.25)
 
 
 def head_spec(kind, channels, **options):
@@ -32,7 +32,7 @@ def heads():
 
 
 def make_cascade(net=None, **changes):
-    given = {"head": heads(), "example": IMAGES, "preprocess": PREPROCESS, "spec": NET}
+    given = {"head": heads(), "example": IMAGES, "transform": TRANSFORM, "spec": NET}
     return Cascade.from_network(net or build(NET), AT, **(given | changes))
 
 
@@ -67,7 +67,7 @@ def test_each_segment_remembers_how_to_get_it_again(cascade):
     assert all(spec.cut is cut for spec in specs)
     assert (cut.model, cut.at) == (NET, tuple(AT))
     assert (cut.example.shape, cut.example.dtype) == ((1, 3, 16, 16), torch.float32)
-    assert cut.example.abs().max() <= 1  # after preprocessing, and made up
+    assert cut.example.abs().max() <= 1  # after the transform, and made up
 
 
 def test_without_a_spec_nothing_is_remembered():
@@ -104,7 +104,7 @@ def test_a_copy_shares_weights_among_its_segments_and_none_with_the_original(cas
 def test_a_cascade_moves_as_a_whole(cascade):
     moved = copy.deepcopy(cascade).to(torch.float64)
     assert {p.dtype for p in moved.parameters()} == {torch.float64}
-    carry = PREPROCESS(IMAGES).double()
+    carry = TRANSFORM(IMAGES).double()
     for index in (0, 1, 4):
         module = moved.stage(index).module
         carry = module(carry) if isinstance(carry, torch.Tensor) else module(*carry)

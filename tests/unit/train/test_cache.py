@@ -30,7 +30,7 @@ def build(seed=0, kinds=KINDS):
     example = torch.zeros(1, 1, 8, 8)
     shapes = {p.name: p.shape for p in cut_points(net, example)}
     heads = {at: {k: make_head(k, shapes[at], 10) for k in kinds} for at in AT}
-    return Cascade.from_network(net, AT, head=heads, example=example, preprocess=SCALE)
+    return Cascade.from_network(net, AT, head=heads, example=example, transform=SCALE)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_equal_poolings_share_a_file_and_files_have_the_size_of_the_features(par
     net = small_cnn(width=4, depth=3).eval()
     both = {"features.0": {"one": extra, "two": own}}
     cascade = Cascade.from_network(
-        net, ["features.0"], head=both, example=torch.zeros(1, 1, 8, 8), preprocess=SCALE
+        net, ["features.0"], head=both, example=torch.zeros(1, 1, 8, 8), transform=SCALE
     )
     trained(cascade, part, cache=tmp_path, epochs=1)
     files = list((tmp_path / "train").glob("*.bin"))

@@ -48,13 +48,13 @@ def examples():
 def net(examples):
     made = build(MODEL)
     train_classifier(
-        made, examples.subset("train"), epochs=6, seed=0, preprocess=NORMALIZE, progress=False
+        made, examples.subset("train"), epochs=6, seed=0, transform=NORMALIZE, progress=False
     )
     return made.eval()
 
 
 def run(net, examples, folder, **options):
-    candidates = {"recipe": RECIPE, "preprocess": NORMALIZE, "spec": MODEL, "progress": False}
+    candidates = {"recipe": RECIPE, "transform": NORMALIZE, "spec": MODEL, "progress": False}
     return sweep_branches(net, examples, folder, **{**candidates, **options})
 
 
@@ -255,7 +255,7 @@ def headed(net, examples, sweep):
         list(heads),
         head=heads,
         example=examples.batch(0, 1).inputs,
-        preprocess=NORMALIZE,
+        transform=NORMALIZE,
         spec=MODEL,
     )
     train_heads(
@@ -336,11 +336,11 @@ def test_heads_of_another_network_are_refused(headed, sweep, examples):
             )
         },
         example=examples.batch(0, 1).inputs,
-        preprocess=NORMALIZE,
+        transform=NORMALIZE,
     )
     with pytest.raises(InputError, match="of the same network"):
         sweep.with_heads(strange, examples, progress=False)
-    alone = Cascade.from_models({"net": other}, preprocess=NORMALIZE)
+    alone = Cascade.from_models({"net": other}, transform=NORMALIZE)
     with pytest.raises(InputError, match="with heads; got the stages"):
         sweep.with_heads(alone, examples, progress=False)
 

@@ -17,7 +17,7 @@ def part():
 def trained(part, *, seed=0, dropout=0.0, **options):
     net = nn.Sequential(small_cnn(width=4, depth=2), nn.Dropout(dropout))
     losses = train_classifier(
-        net, part, epochs=3, seed=seed, preprocess=Normalize(1 / 16), progress=False, **options
+        net, part, epochs=3, seed=seed, transform=Normalize(1 / 16), progress=False, **options
     )
     return net, losses
 
@@ -25,7 +25,7 @@ def trained(part, *, seed=0, dropout=0.0, **options):
 def test_training_lowers_the_loss_and_learns_the_digits(part):
     net = small_cnn(width=4, depth=2)
     losses = train_classifier(
-        net, part, epochs=12, seed=0, batch_size=16, preprocess=Normalize(1 / 16), progress=False
+        net, part, epochs=12, seed=0, batch_size=16, transform=Normalize(1 / 16), progress=False
     )
     assert len(losses) == 12
     assert losses[-1] < 0.5 * losses[0]
@@ -51,7 +51,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(part):
 def test_the_global_random_state_is_left_alone(part):
     net = nn.Sequential(nn.Flatten(), nn.Dropout(0.3), nn.Linear(64, 10))
     before = torch.get_rng_state()
-    train_classifier(net, part, epochs=1, seed=0, preprocess=Normalize(1 / 16), progress=False)
+    train_classifier(net, part, epochs=1, seed=0, transform=Normalize(1 / 16), progress=False)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -92,7 +92,7 @@ OPTIONS = {
     "epochs": 3,
     "seed": 4,
     "batch_size": 16,
-    "preprocess": Normalize(1 / 16),
+    "transform": Normalize(1 / 16),
     "augment": shifted,
     "progress": False,
 }

@@ -73,7 +73,7 @@ def prototype(kind):
 def exits(heads, net=None):
     net = backbone() if net is None else net
     example = torch.zeros(1, 1, 8, 8)
-    return Cascade.from_network(net, list(heads), head=heads, example=example, preprocess=SCALE)
+    return Cascade.from_network(net, list(heads), head=heads, example=example, transform=SCALE)
 
 
 def trained(cascade, part, **options):
@@ -483,7 +483,7 @@ def test_exits_on_digits_from_training_to_answers():
         {"train": 1000, "fit": 397, "calibrate": 400}, seed=0, stratified=True
     )
     net = small_cnn(width=8, depth=5)
-    train_classifier(net, parts.subset("train"), epochs=8, seed=0, preprocess=SCALE, progress=False)
+    train_classifier(net, parts.subset("train"), epochs=8, seed=0, transform=SCALE, progress=False)
     at = [f"features.{k}" for k in range(4)]
     shapes = {p.name: p.shape for p in cut_points(net, torch.zeros(1, 1, 8, 8))}
     cascade = exits({name: make_head("gap_linear", shapes[name], 10) for name in at}, net)

@@ -51,7 +51,7 @@ def export_onnx(
     *,
     example: Batch | None = None,
     folder: bool = False,
-    preprocess: bool = True,
+    transform: bool = True,
     overwrite: bool = False,
 ) -> Exported:
     """Write a model, networks and policy, as one ONNX file, or as a folder of them.
@@ -74,7 +74,7 @@ def export_onnx(
             default what the model tells of its inputs, as those do that were loaded or cut; in
             float32 where only their shape is known.
         folder: Whether to write a folder.
-        preprocess: Whether the networks' preprocessing goes along; else the input is what the
+        transform: Whether the networks' transforms go along; else the input is what the
             networks read.
         overwrite: Whether a file, or such a folder, at `path` may be replaced. A folder of
             something else is refused, whatever is said here.
@@ -99,7 +99,7 @@ def export_onnx(
     """
     path = Path(path)
     check_path(path, folder=folder, overwrite=overwrite)  # before the work, not after it
-    parts = export_parts(model.cascade, model.policy, _raw(model, example), preprocess=preprocess)
+    parts = export_parts(model.cascade, model.policy, _raw(model, example), transform=transform)
     if folder:
         with atomic_folder(path, ONNX_FOLDER, overwrite=overwrite) as place:
             write_parts(place, parts, model.class_names)

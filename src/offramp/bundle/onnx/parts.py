@@ -11,11 +11,11 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from offramp._core.batch import apply, batch_size, to_device
+from offramp._core.batch import apply, batch_size, form_of, only_tensors, to_device
 from offramp._core.errors import InputError, UnsupportedError
 from offramp._core.progress import progress_bar
 from offramp._core.topology import RAW_INPUT, Path
-from offramp._core.types import Batch
+from offramp._core.types import AnyBatch, Batch
 from offramp.backends import Compiled, backend_of, require_onnx, to_onnx
 from offramp.backends.form import axes_that_differ, flat
 from offramp.backends.lengths import other_lengths
@@ -28,7 +28,7 @@ from offramp.policy import Policy
 from offramp.runtime import StageSource
 from offramp.runtime.program import Plan, plan_segments
 from offramp.runtime.runner import check_form, check_made_for
-from offramp.stages import OfFirst, Stage, own_head
+from offramp.stages import OfFirst, Stage, own_head, take_in
 from offramp.stages.cutting.graph import FAILURES
 
 ENDING = ".onnx"
@@ -89,7 +89,7 @@ class Parts:
 
 
 def export_parts(
-    cascade: StageSource, policy: Policy, example: Batch, *, preprocess: bool
+    cascade: StageSource, policy: Policy, example: AnyBatch, *, transform: bool
 ) -> Parts:
     """Export each part that a policy uses.
 
@@ -97,7 +97,7 @@ def export_parts(
         cascade: The networks.
         policy: Made for them.
         example: Some raw input; one example is enough.
-        preprocess: Whether networks bring their preprocessing along.
+        transform: Whether networks bring their transforms along.
 
     Raises:
         UnsupportedError: If the policy draws at random, or a network cannot be exported; it names
@@ -109,15 +109,14 @@ def export_parts(
     check_made_for(cascade, policy.topology, None)
     check_form(cascade, policy)
     check_expressible(policy)
-    if batch_size(example) == 0:
-        raise InputError("example must hold at least one example, got 0.")
     plans = plan_segments(policy.topology)
     run = sorted({j for plan in plans.values() for j in plan.segments} | set(plans))
     stages = {k: cascade.stage(k) for k in run}
     for stage in stages.values():
-        _check_exportable(stage, preprocess=preprocess)
-    if not preprocess:
-        stages = _without_preprocessing(stages)
+        _check_exportable(stage, transform=transform)
+    if not transform:
+        stages = _without_transform(stages)
+    example = _tensors(example, [s for s in stages.values() if s.source is None])
     others = other_lengths(example, [s for s in stages.values() if s.source is None])
     try:
         return _Export(policy, plans, stages, example, others).parts()
@@ -125,6 +124,31 @@ def export_parts(
         if not others:
             raise
         return _Export(policy, plans, stages, example, []).parts()
+
+
+def _tensors(example: AnyBatch, first: Sequence[Stage]) -> Batch:
+    """The example, which the transforms take as tensors: that is what the file will be given.
+
+    Raises:
+        InputError: If a transform takes something else, or there is no example.
+    """
+    found = take_in(first)(example)
+    repair = (
+        "The inputs of an ONNX file are tensors: export with transform=False, and with an example "
+        "of what the networks read after their transforms."
+    )
+    if not only_tensors(found):
+        raise InputError(f"example must be tensors, got {form_of(found)}. {repair}")
+    if batch_size(found) == 0:
+        raise InputError("example must hold at least one example, got 0.")
+    for stage in first:
+        try:
+            stage.prepare(found)
+        except InputError as error:
+            raise InputError(
+                f"Stage {stage.name!r} cannot be exported with its transform: {error} {repair}"
+            ) from error
+    return found  # type: ignore[no-any-return]
 
 
 class _OneLengthError(Exception):
@@ -289,7 +313,7 @@ def _check_answers(model: Any, part: nn.Module, given: Batch, name: str) -> None
             raise _OneLengthError(name)
 
 
-def _check_exportable(stage: Stage, *, preprocess: bool) -> None:
+def _check_exportable(stage: Stage, *, transform: bool) -> None:
     """Raise `InputError` where a stage runs elsewhere and is not just a model in ONNX."""
     if stage.outputs != "logits":
         raise InputError(
@@ -305,10 +329,10 @@ def _check_exportable(stage: Stage, *, preprocess: bool) -> None:
             "cannot become part of a file. Export the cascade in PyTorch that it was made from; of "
             "others those in ONNX Runtime, without fuse or join, can be exported as well."
         )
-    if stage.source is None and (not preprocess or stage.preprocess is not None):
+    if stage.source is None and (not transform or stage.transform is not None):
         raise InputError(
             f"Stage {stage.name!r} runs in ONNX Runtime and is exported as it is: its "
-            "preprocessing must be part of it, as that of offramp.stages.Normalize is, and cannot "
+            "transform must be part of it, as offramp.stages.Normalize is, and cannot "
             "be left out."
         )
 
@@ -336,17 +360,17 @@ def _take_carry(made: Any, head: OfFirst, carry: Sequence[Any]) -> None:  # noqa
     made.graph.input.extend(own.get(k, value) for k, value in enumerate(carry))
 
 
-def _without_preprocessing(stages: Mapping[int, Stage]) -> dict[int, Stage]:
+def _without_transform(stages: Mapping[int, Stage]) -> dict[int, Stage]:
     first: dict[str, Stage] = {}
     for stage in stages.values():
         if stage.source is None:
-            first.setdefault(repr(stage.preprocess), stage)
+            first.setdefault(stage.transform_key or repr(stage.transform), stage)
     if len(first) > 1:
         one, other, *_ = first.values()
         raise InputError(
             f"Stages {one.name!r} and {other.name!r} prepare their input in different ways, "
-            f"{one.preprocess} and {other.preprocess}, so no single input suits both; export with "
-            "preprocess=True."
+            f"{one.transform} and {other.transform}, so no single input suits both; export with "
+            "transform=True."
         )
     return {
         k: Stage(s.name, s.module, head=s.head, source=s.source, group=s.group, classes=s.classes)

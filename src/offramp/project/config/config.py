@@ -13,14 +13,14 @@
     model = "resnet20"               # or "module:callable"
     arguments = { classes = 10 }
     weights = "small.safetensors"
-    normalize = { scale = 0.00392156862745098, mean = [0.5, 0.5, 0.5], std = [0.25, 0.25, 0.25] }
+    transform = { kind = "normalize", scale = 0.00392156862745098, mean = 0.5, std = 0.25 }
 
 Instead of `[[stage]]` there may be one network with exits inside:
 
     [network]
     model = "resnet56"
     weights = "resnet56.safetensors"
-    normalize = { scale = 0.00392156862745098 }
+    transform = [{ kind = "resize", size = 224 }, { kind = "normalize", scale = 0.0039215686 }]
 
     [exits]
     quantiles = 5                    # or at = ["layer1.2"], every = 3, match = "layer*.*"

@@ -54,6 +54,14 @@ def _edges(value: object) -> object:
     return value
 
 
+def _transform(value: object) -> object:
+    """What `transform = { kind = ... }`, or a list of such, stands for."""
+    from offramp._core.schema import from_json  # here: it loads torch
+    from offramp.stages import Transform
+
+    return None if value is None else from_json(Transform, value)
+
+
 def _existing(value: str, info: Any) -> str:  # noqa: ANN401  (pydantic's own cannot be checked)
     path = _folder(info) / Path(value).expanduser()
     if not path.exists():
@@ -85,11 +93,11 @@ def _classes(value: object, info: Any) -> Any:  # noqa: ANN401  (pydantic's own 
 
 ClassNames = Annotated[list[str | int], BeforeValidator(_as_list)]
 Names = Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
-Numbers = Annotated[list[float], BeforeValidator(_as_list), Field(min_length=1)]
 Range = Annotated[list[int], Field(min_length=2, max_length=2)]
 Share = Annotated[Any, AfterValidator(_share)]
 Edges = Annotated[Any, AfterValidator(_edges)]
 ExistingPath = Annotated[str, AfterValidator(_existing)]
+TransformModule = Annotated[Any, AfterValidator(_transform)]
 NewPath = Annotated[str, AfterValidator(_beside)]
 FolderClasses = Annotated[Any, AfterValidator(_classes)]
 
@@ -147,14 +155,6 @@ class DataSection(_Section):
         return {**self.options, **{k: v for k, v in listed.items() if v is not None}}
 
 
-class NormaliseSection(_Section):
-    """`normalize = {...}`: (x * scale - mean) / std, per channel."""
-
-    scale: float = 1.0
-    mean: Numbers = Field(default_factory=lambda: [0.0])
-    std: Numbers = Field(default_factory=lambda: [1.0])
-
-
 class BuiltSection(_Section):
     """What `[[stage]]` and `[network]` have in common: how to build a network."""
 
@@ -162,7 +162,7 @@ class BuiltSection(_Section):
     arguments: dict[str, Any] = Field(default_factory=dict)
     weights: ExistingPath | None = None
     weights_sha256: str | None = None
-    normalize: NormaliseSection | None = None
+    transform: TransformModule = None
 
 
 class StageSection(BuiltSection):

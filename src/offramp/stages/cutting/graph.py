@@ -99,10 +99,12 @@ def rows_of(net: nn.Module, example: Batch) -> Batch:
     if n == 0:
         raise InputError("example must hold at least one example, got 0.")
     where = next((p.device for p in net.parameters()), None)
-    two = take_rows(batch, torch.arange(_ROWS) % n)
+    two: Batch = take_rows(batch, torch.arange(_ROWS) % n)
     if n == 1:  # two different ones, or it would not show if one had influence on the other
         two = _map(two, _weakened)
-    return two if where is None else to_device(two, where)
+    if where is not None:
+        two = to_device(two, where)
+    return two
 
 
 def _map(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:

@@ -97,7 +97,7 @@ def _joined(
             stage.name,
             module if stage.head is not None else picks,
             head=None if stage.head is None else picks,
-            preprocess=stage.preprocess,
+            transform=stage.transform,
             source=stage.source,
             group=stage.group,
             classes=stage.classes,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from offramp.fitting.class_exits import ClassExit, class_policy
 from offramp.models import ClassHead, ModelSpec
 from offramp.policy import ClassThreshold, Feature, Linear, Policy, Rule
-from offramp.stages import Cascade, own_head
+from offramp.stages import Cascade, Transforms, own_head, read_by
 from offramp.stages.tapped import Tap, TappedNet, tapped_spec
 
 LAST = "last"
@@ -98,7 +98,7 @@ def class_cascade(
     class_names: Sequence[str],
     points: Sequence[str],
     grid: int = 2,
-    preprocess: nn.Module | None = None,
+    transform: Transforms = None,
     table: Sequence[int] | None = None,
     spec: ModelSpec | None = None,
 ) -> tuple[Cascade, Policy]:
@@ -113,14 +113,14 @@ def class_cascade(
         class_names: Names of the classes that the cascade answers: superclasses where there are.
         points: Names of the attachment points, in the order in which they run.
         grid: Averages per side of a map.
-        preprocess: Applied to the raw input first.
+        transform: Applied to the raw input first.
         table: For superclasses: for each class of the network its superclass.
         spec: How to build `net` again; a bundle needs to know.
     """
     names = _tap_names(exits, class_names)
     taps = [e.tap(name) for name, e in zip(names, exits, strict=True)]
     read = [point for point in points if any(point in e.reads for e in exits)]
-    given = example if preprocess is None else preprocess(example)
+    given = read_by(net, transform, example)
     layers = [f"exits.{name}" for name in names]
     again = None
     if spec is not None:
@@ -131,7 +131,7 @@ def class_cascade(
         head={layer: e.head(len(class_names)) for layer, e in zip(layers, exits, strict=True)},
         example=example,
         last=LAST,
-        preprocess=preprocess,
+        transform=transform,
         class_names=class_names,
         spec=again,
     )

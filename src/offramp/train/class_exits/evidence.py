@@ -16,7 +16,7 @@ from offramp.fitting.class_exits.data import ClassData
 from offramp.models import class_logits
 from offramp.policy.features import Distribution
 from offramp.policy.rules import class_log_odds
-from offramp.stages import Stage
+from offramp.stages import Stage, Transforms
 from offramp.train.class_exits.layout import BranchSpec
 
 
@@ -24,7 +24,7 @@ def predictions(
     net: nn.Module,
     examples: Dataset,
     *,
-    preprocess: nn.Module | None = None,
+    transform: Transforms = None,
     batch_size: int = 128,
 ) -> IntArray:
     """Labels that a network predicts, `(n,)`; it runs where its weights are.
@@ -34,7 +34,7 @@ def predictions(
     >>> predictions(net, arrays(torch.zeros(4, 2), [0, 1, 2, 0])).shape
     (4,)
     """
-    found, stage = [], Stage("network", net, preprocess=preprocess)
+    found, stage = [], Stage("network", net, transform=transform)
     device = next((p.device for p in net.parameters()), torch.device("cpu"))
     with torch.inference_mode():
         for start in range(0, len(examples), batch_size):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from offramp._core.device import check_device
 from offramp.data import Dataset
 from offramp.models import PooledHead
-from offramp.stages import Cascade, CutPoint
+from offramp.stages import Cascade, CutPoint, Transforms
 from offramp.stages.tapped import branch_pool
 from offramp.train.cache import Cached, CacheDtype, cached_features
 from offramp.train.class_exits.points import width_of
@@ -58,7 +58,7 @@ def branch_features(
     examples: Dataset,
     *,
     grid: int = 2,
-    preprocess: nn.Module | None = None,
+    transform: Transforms = None,
     dtype: CacheDtype = "float16",
     batch_size: int = 128,
     device: torch.device | str = "cpu",
@@ -74,7 +74,7 @@ def branch_features(
         points: Of `attachment_points`.
         examples: What to run it on.
         grid: Averages per side of a map.
-        preprocess: Applied to the raw input first.
+        transform: Applied to the raw input first.
         dtype: How features are stored; "float16" halves the files and rounds.
         batch_size: Dataset that run at once.
         device: Where the network runs, and where `rows` gives the features.
@@ -102,7 +102,7 @@ def branch_features(
         for point in points
     }
     example = examples.batch(0, 1).inputs
-    cascade = Cascade.from_network(net, names, head=heads, example=example, preprocess=preprocess)
+    cascade = Cascade.from_network(net, names, head=heads, example=example, transform=transform)
     device = check_device(device)
     cascade.to(device)
     cached = cached_features(

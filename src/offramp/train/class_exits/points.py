@@ -27,7 +27,7 @@ def attachment_points(
 
     Args:
         net: In evaluation mode.
-        example: What the network reads, after preprocessing.
+        example: What the network reads, after the transform.
         sampled: Take so many of them, spread evenly over the network's operations; default all.
         grid: Averages per side that the branches make of a map; smaller maps get none.
 

@@ -17,7 +17,7 @@ from offramp._core.types import SPLITS, IntArray
 from offramp.data import Dataset
 from offramp.fitting.class_exits.data import class_index, superclass_table, to_superclasses
 from offramp.models import ModelSpec
-from offramp.stages import Cascade, evaluating
+from offramp.stages import Cascade, Transforms, evaluating, read_by
 from offramp.train.class_exits.evidence import predictions
 from offramp.train.class_exits.features import BranchFeatures, branch_features
 from offramp.train.class_exits.layout import every_branch
@@ -40,7 +40,7 @@ def sweep_branches(
     grid: int = 2,
     recipe: Recipe | None = None,
     validation: float = 0.1,
-    preprocess: nn.Module | None = None,
+    transform: Transforms = None,
     spec: ModelSpec | None = None,
     batch_size: int = 128,
     device: torch.device | str = "cpu",
@@ -61,7 +61,7 @@ def sweep_branches(
         grid: Averages per side of a map; 1 is global average pooling.
         recipe: How to train; by default `Recipe()`.
         validation: Share of "train", in (0, 1), that judges the epochs.
-        preprocess: Applied to the raw input first.
+        transform: Applied to the raw input first.
         spec: How to build `net` again; a bundle needs to know.
         batch_size: Dataset that the network runs on at once.
         device: Where everything runs.
@@ -90,7 +90,7 @@ def sweep_branches(
     wanted = range(len(class_names)) if targets is None else targets
     classes = sorted({class_index(target, class_names) for target in wanted})
     device = check_device(device)
-    attachment = _attachment(net.to(device), examples, sampled, grid, preprocess, table, spec)
+    attachment = _attachment(net.to(device), examples, sampled, grid, transform, table, spec)
     parts = _parts(examples, validation, recipe.seed)
     labels = {name: _mapped(part.labels.numpy(), table) for name, part in parts.items()}
     features = {
@@ -110,7 +110,7 @@ def sweep_branches(
     )
     with evaluating(net):
         found = {
-            split: predictions(net, parts[split], preprocess=preprocess, batch_size=batch_size)
+            split: predictions(net, parts[split], transform=transform, batch_size=batch_size)
             for split in _JUDGED
             if split in parts
         }
@@ -130,7 +130,7 @@ def _attachment(
     examples: Dataset,
     sampled: int | None,
     grid: int,
-    preprocess: nn.Module | None,
+    transform: Transforms,
     table: IntArray | None,
     spec: ModelSpec | None,
 ) -> Attachment:
@@ -138,13 +138,13 @@ def _attachment(
     if not isinstance(example, Tensor):
         raise InputError(f"examples must be images, one tensor each, got {type(example).__name__}.")
     example = example.to(next((p.device for p in net.parameters()), example.device))
-    given = example if preprocess is None else preprocess(example)
+    given = read_by(net, transform, example)
     return Attachment(
         net=net,
         points=tuple(attachment_points(net, given, sampled=sampled, grid=grid)),
         example=example,
         grid=grid,
-        preprocess=preprocess,
+        transform=transform,
         table=None if table is None else tuple(int(k) for k in table),
         spec=spec,
     )
@@ -165,7 +165,7 @@ def _kept(
         attachment.points,
         part,
         grid=attachment.grid,
-        preprocess=attachment.preprocess,
+        transform=attachment.transform,
         dtype="float32" if folder.name in _JUDGED else "float16",
         batch_size=batch_size,
         device=device,
@@ -191,7 +191,7 @@ def _mapped(labels: IntArray, table: IntArray | None) -> IntArray:
 
 
 def _identity(attachment: Attachment, parts: Mapping[str, Dataset]) -> dict[str, str]:
-    whole = Cascade.from_models({"net": attachment.net}, preprocess=attachment.preprocess)
+    whole = Cascade.from_models({"net": attachment.net}, transform=attachment.transform)
     return {
         "network": backbone_digest(whole),
         "points": " ".join(point.name for point in attachment.points),

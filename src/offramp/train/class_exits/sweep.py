@@ -18,7 +18,7 @@ from offramp.data import Dataset
 from offramp.fitting.class_exits import Branch, ClassData, ClassExit
 from offramp.models import ModelSpec
 from offramp.policy import Policy
-from offramp.stages import Cascade, CutPoint
+from offramp.stages import Cascade, CutPoint, Transforms, read_by
 from offramp.train.class_exits.cascade import BuiltExit, DenseExit, HeadExit, class_cascade
 from offramp.train.class_exits.evidence import class_data_of, joined
 from offramp.train.class_exits.features import BranchFeatures
@@ -40,7 +40,7 @@ class Attachment:
         points: Of `attachment_points`.
         example: Some raw input.
         grid: Averages per side of a map.
-        preprocess: Applied to the raw input first.
+        transform: Applied to the raw input first.
         table: For superclasses: for each class of the network its superclass.
         spec: How to build `net` again, or None if nobody knows.
     """
@@ -49,14 +49,14 @@ class Attachment:
     points: tuple[CutPoint, ...]
     example: Tensor
     grid: int
-    preprocess: nn.Module | None
+    transform: Transforms
     table: tuple[int, ...] | None
     spec: ModelSpec | None
 
     @property
     def given(self) -> Tensor:
         """What the network reads of the example."""
-        found: Tensor = self.example if self.preprocess is None else self.preprocess(self.example)
+        found: Tensor = read_by(self.net, self.transform, self.example)
         return found
 
 
@@ -199,7 +199,7 @@ class Sweep:
             class_names=self.class_names,
             points=[point.name for point in self._points()],
             grid=at.grid,
-            preprocess=at.preprocess,
+            transform=at.transform,
             table=at.table,
             spec=at.spec,
         )

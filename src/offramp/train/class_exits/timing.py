@@ -75,7 +75,7 @@ def depths(net: nn.Module, points: Sequence[CutPoint], example: Tensor, clock: C
     Args:
         net: In evaluation mode.
         points: In the order in which they run.
-        example: What the network reads, after preprocessing.
+        example: What the network reads, after the transform.
         clock: How time is told.
 
     >>> from offramp.models import cifar_resnet

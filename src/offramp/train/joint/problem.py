@@ -90,7 +90,8 @@ class Problem:
     def inputs(self, rows: Tensor, generator: torch.Generator) -> Batch:
         """Raw inputs, changed at random where there is an augmentation."""
         raw = augmented(self.part.inputs_at(rows), self.plan.augment, generator)
-        return to_device(raw, self.plan.device)
+        moved: Batch = to_device(raw, self.plan.device)
+        return moved
 
     def logits(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Of every stage of the chain, `(m, s, c)`."""
@@ -151,7 +152,7 @@ class Problem:
                 {k: list(v.shape) for k, v in self.model.cascade.state_dict().items()},
                 sort_keys=True,
             ),
-            "preprocessing": "; ".join(repr(s.preprocess) for s in self.model.cascade),
+            "transform": "; ".join(repr(s.transform) for s in self.model.cascade),
             "costs": json.dumps(to_json(self.costs)),
             "examples": self.part.fingerprint,
             "validation": self.judge.fingerprint if whole else str(len(self.judged_on)),

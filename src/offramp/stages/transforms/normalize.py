@@ -1,23 +1,22 @@
-"""What happens to the raw input before a network reads it, as a module that a bundle can store.
+"""Raw numbers brought around 0.
 
 Layer: stages.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, final
+from collections.abc import Mapping, Sequence
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
 from offramp._core.errors import InputError
-from offramp._core.registry import Registry
-from offramp._core.schema import OneOf, stored
-from offramp._core.types import Batch
+from offramp._core.schema import stored
+from offramp._core.types import Raw
 
 
 @final
-@stored("normalize")
+@stored("normalize", brief=True)
 class Normalize(nn.Module):
     """`(x * scale - mean) / std`, the last two per channel, in float32.
 
@@ -62,13 +61,12 @@ class Normalize(nn.Module):
         self.register_buffer("mean", torch.tensor(self._mean), persistent=False)
         self.register_buffer("std", torch.tensor(self._std), persistent=False)
 
-    def forward(self, x: Batch) -> Tensor:
+    def forward(self, x: Raw) -> Tensor:
         """Normalize raw input `(m, channels, ...)` of any number type; gives float32."""
         if not isinstance(x, Tensor):
-            what = f"a mapping of {sorted(map(str, x))}" if isinstance(x, Mapping) else "several"
             raise InputError(
-                f"Normalize takes one tensor, got {what}. Give the network's own preprocessing as "
-                "a module that normalizes the tensor meant, or hand over that tensor alone."
+                f"Normalize takes one tensor, got {_what(x)}. Of several inputs take one with "
+                "Columns('pixel_values') first; bring images to one size with Resize."
             )
         if x.dim() < 2 or (len(self._mean) > 1 and x.shape[1] != len(self._mean)):
             raise InputError(
@@ -87,12 +85,10 @@ class Normalize(nn.Module):
         return {"scale": self.scale, "mean": self._mean, "std": self._std}
 
 
-#: What may happen to the raw input, by the "kind" that stands in a file.
-PREPROCESSING: Registry[Callable[..., nn.Module]] = Registry(
-    "preprocessing", {"normalize": Normalize}
-)
-
-Preprocessing = Annotated[nn.Module, OneOf(PREPROCESSING)]
+def _what(x: Raw) -> str:
+    if isinstance(x, Mapping):
+        return f"a mapping of {sorted(map(str, x))}"
+    return "a list of rows" if isinstance(x, list) else "several"
 
 
 def _values(given: Sequence[float] | float) -> tuple[float, ...]:

@@ -7,7 +7,7 @@ import torch
 
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.schema import from_json, to_json
-from offramp.stages import Normalize, Preprocessing
+from offramp.stages import Normalize, Transform
 
 CIFAR = Normalize(1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
@@ -27,7 +27,7 @@ def test_one_number_serves_every_channel_and_any_number_of_axes():
 
 
 def test_it_survives_json():
-    again = from_json(Preprocessing, json.loads(json.dumps(to_json(CIFAR))))
+    again = from_json(Transform, json.loads(json.dumps(to_json(CIFAR))))
     x = torch.rand(1, 3, 2, 2)
     assert torch.equal(again(x), CIFAR(x))
 
@@ -51,11 +51,13 @@ def test_wrong_numbers_are_refused():
     [
         {},
         {"kind": "augment"},
-        {"kind": "normalize", "scale": 1.0},
+        {"kind": "normalize", "gamma": 1.0},
+        [],
+        [{"kind": "normalize", "scale": 1.0}, {"kind": "augment"}],
         {"kind": "normalize", "scale": "x", "mean": [0.0], "std": [1.0]},
         {"kind": "normalize", "scale": 1.0, "mean": [0.0], "std": [-1.0]},
     ],
 )
 def test_a_description_that_does_not_fit_is_a_format_error(value):
     with pytest.raises(FileFormatError):
-        from_json(Preprocessing, value)
+        from_json(Transform, value)
