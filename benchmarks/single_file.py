@@ -162,7 +162,7 @@ def main() -> None:
 
 def as_arrays(answer: offramp.runtime.Prediction) -> tuple[Array, Array, Array]:
     """Logits, labels and stages of the runtime."""
-    return answer.logits.numpy(), answer.labels.numpy(), answer.stage.numpy()
+    return answer.log_probs.numpy(), answer.labels.numpy(), answer.stage.numpy()
 
 
 if __name__ == "__main__":

@@ -190,9 +190,11 @@ def test_a_bundle_keeps_the_declared_form(of_services, tmp_path):
     batch = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
     before = Adaptive(declared, of_services)(batch)
     after = loaded.adaptive(batch)
-    assert before.logits.shape == (64, C + 1)
-    assert torch.equal(before.logits, after.logits)
-    assert torch.equal(loaded.fallback(batch).logits[:, :C].argmax(1), after_of_f(declared, batch))
+    assert before.log_probs.shape == (64, C + 1)
+    assert torch.equal(before.log_probs, after.log_probs)
+    assert torch.equal(
+        loaded.fallback(batch).log_probs[:, :C].argmax(1), after_of_f(declared, batch)
+    )
 
 
 def after_of_f(declared, batch):
@@ -240,8 +242,8 @@ def test_labels_without_a_number_of_classes_are_refused(of_services):
         live(INPUTS[:4])
     names = tuple("pqrs")
     live = Adaptive(cascade("pair", outputs="confidence", class_names=names), of_services)
-    assert live(INPUTS[:4]).logits.shape == (4, C + 1)
-    assert live(INPUTS[:0]).logits.shape == (0, C + 1)
+    assert live(INPUTS[:4]).log_probs.shape == (4, C + 1)
+    assert live(INPUTS[:0]).log_probs.shape == (0, C + 1)
     assert cascade(outputs="confidence", class_names=names).check(INPUTS[:2]) == C
 
 

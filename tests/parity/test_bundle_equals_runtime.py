@@ -16,7 +16,7 @@ from offramp.runtime import Adaptive
 from offramp.runtime.testing import random_policy
 from offramp.stages import Cascade
 
-FIELDS = ("logits", "labels", "stage", "confidence", "cost", "valid", "nonfinite")
+FIELDS = ("log_probs", "labels", "stage", "confidence", "cost", "valid", "nonfinite")
 N = 40
 
 ANSWER = """

@@ -122,7 +122,7 @@ class Adaptive(nn.Module):
     >>> cascade = Cascade.from_models({"a": nn.Linear(4, 3), "b": nn.Linear(4, 3)})
     >>> model = Adaptive(cascade, Candidate.single(cascade.topology, "b", reference="b"))
     >>> answer = model(torch.zeros(2, 4))
-    >>> answer.stage.tolist(), answer.logits.shape
+    >>> answer.stage.tolist(), answer.log_probs.shape
     ([1, 1], torch.Size([2, 3]))
     """
 
@@ -234,7 +234,7 @@ class Adaptive(nn.Module):
         except BLAMES_BATCH as error:
             self.runner.check_blame(batch, error)
             raise
-        self.runner.answered(batch, answer.logits.shape[1])
+        self.runner.answered(batch, answer.log_probs.shape[1])
         mark("decision", NO_STAGE, n)
         return answer
 

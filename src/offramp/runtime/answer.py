@@ -37,7 +37,7 @@ class Prediction:
     The tensors are torch's inference tensors; `clone` gives ordinary ones.
 
     Args:
-        logits: Log of the combined probabilities, `(n, c)`, float32; NaN where not `valid`.
+        log_probs: Log of the combined probabilities, `(n, c)`, float32; NaN where not `valid`.
         labels: Most probable class, `(n,)`, ties to the lowest index; -1 where not `valid`. Where
             stages answer with labels and confidences, `c` stands for a label outside the classes.
         stage: Index into `stage_names` of the stage at which each example left, `(n,)`.
@@ -52,7 +52,7 @@ class Prediction:
         paths: All ways through the stages that the policy uses.
     """
 
-    logits: Float[Tensor, "n c"]
+    log_probs: Float[Tensor, "n c"]
     labels: Int[Tensor, " n"]
     stage: Int[Tensor, " n"]
     path: Int[Tensor, " n"]
@@ -90,7 +90,7 @@ class Prediction:
         >>> from offramp.stages import Cascade
         >>> cascade = Cascade.from_models({"a": torch.nn.Linear(4, 3)})
         >>> answer = Adaptive.single(cascade, "a")(torch.zeros(2, 4))
-        >>> answer.logits.is_inference(), answer.clone().logits.is_inference()
+        >>> answer.log_probs.is_inference(), answer.clone().log_probs.is_inference()
         (True, False)
         """
         with torch.inference_mode(False), torch.no_grad():
@@ -106,7 +106,7 @@ def joined(n: int, parts: Sequence[tuple[Tensor, Prediction]]) -> Prediction:
         parts: Positions in the whole, `(k,)`, and the answers to those.
     """
     first = parts[0][1]
-    none = {"logits": torch.nan, "labels": NO_LABEL, "stage": -1, "path": -1, "cost": torch.nan}
+    none = {"log_probs": torch.nan, "labels": NO_LABEL, "stage": -1, "path": -1, "cost": torch.nan}
     none["reason"] = REASONS.index("error")
     tensors = {}
     for name, like in first._tensors().items():
@@ -164,10 +164,10 @@ class Ends:
             left: All of them, by path; no example is in two parts.
             reason: Why they left, where it was not the policy that let them go.
         """
-        logits, kept = _gathered(n, [(rows, said, kept) for _, rows, said, kept in left])
-        device, nodes = logits.device, [(self.index[path], rows) for path, rows, *_ in left]
+        log_probs, kept = _gathered(n, [(rows, said, kept) for _, rows, said, kept in left])
+        device, nodes = log_probs.device, [(self.index[path], rows) for path, rows, *_ in left]
         why = _spread(n, nodes, self.reason, torch.int8, device)
-        best, labels = logits.max(dim=1)  # ties go to the first
+        best, labels = log_probs.max(dim=1)  # ties go to the first
         confidence = best.exp()
         if kept is None:
             valid = torch.ones(n, dtype=torch.bool, device=device)
@@ -181,7 +181,7 @@ class Ends:
             why = torch.full_like(why, REASONS.index(reason))
         costs = self.cost
         return Prediction(
-            logits=logits,
+            log_probs=log_probs,
             labels=labels,
             stage=_spread(n, nodes, self.stage, torch.int64, device),
             path=_spread(n, nodes, range(len(self.stage)), torch.int64, device),
@@ -215,15 +215,15 @@ def _gathered(
     n: int, parts: Sequence[tuple[Rows, Tensor, Fallback | None]]
 ) -> tuple[Tensor, Fallback | None]:
     """Log-probabilities, and what was kept of anybody, in the order of the examples."""
-    rows, logits, kept = parts[0]
+    rows, log_probs, kept = parts[0]
     if rows is None:
-        return logits, kept
-    whole = logits.new_empty(n, logits.shape[1])
+        return log_probs, kept
+    whole = log_probs.new_empty(n, log_probs.shape[1])
     for rows, part, _ in parts:
         whole.index_copy_(0, rows, part)  # type: ignore[arg-type]
     if all(kept is None for *_, kept in parts):
         return whole, None
-    everybody = Fallback.none(n, logits)._replace(valid=torch.ones_like(whole[:, 0]).bool())
+    everybody = Fallback.none(n, log_probs)._replace(valid=torch.ones_like(whole[:, 0]).bool())
     for rows, _, kept in parts:
         if kept is not None:
             everybody = everybody.put(rows, kept)

@@ -74,7 +74,7 @@ def saved(tmp_path, cascade, candidate):
 def same(one, other):
     return all(
         torch.equal(getattr(one, name), getattr(other, name))
-        for name in ("logits", "labels", "stage", "confidence", "cost", "valid", "nonfinite")
+        for name in ("log_probs", "labels", "stage", "confidence", "cost", "valid", "nonfinite")
     )
 
 
@@ -115,7 +115,7 @@ def test_bundles_of_the_first_format_which_had_no_digest_are_still_read(saved, c
     file.write_text(json.dumps({**value, "version": 1}))
     loaded = load_bundle(saved)
     assert torch.equal(
-        loaded.fallback(images).logits, Adaptive.single(cascade, "large")(images).logits
+        loaded.fallback(images).log_probs, Adaptive.single(cascade, "large")(images).log_probs
     )
 
 
@@ -155,7 +155,7 @@ def test_an_operating_point_leaves_its_sentence_and_its_numbers(tmp_path):
 def test_a_bundle_may_be_loaded_optimized(saved, images, fold):
     plain, other = load_bundle(saved), load_bundle(saved, fold=fold, verify=False)
     torch.testing.assert_close(
-        other.fallback(images).logits, plain.fallback(images).logits, rtol=1e-4, atol=1e-4
+        other.fallback(images).log_probs, plain.fallback(images).log_probs, rtol=1e-4, atol=1e-4
     )
 
 
@@ -322,7 +322,7 @@ def test_files_that_are_not_listed_are_not_looked_at(saved, cascade, images):
     (saved / "strange").symlink_to("nowhere")
     loaded = load_bundle(saved)
     assert torch.equal(
-        loaded.fallback(images).logits, Adaptive.single(cascade, "large")(images).logits
+        loaded.fallback(images).log_probs, Adaptive.single(cascade, "large")(images).log_probs
     )
     with pytest.raises(UnknownNameError, match=r"no file 'weights.pkl'"):
         loaded.extra("weights.pkl")
@@ -497,4 +497,4 @@ def test_networks_built_by_import_are_loaded_where_that_is_allowed(tmp_path):
     with pytest.raises(UnsupportedError, match=r"torch\.nn:Linear"):
         load_bundle(tmp_path / "b")
     loaded = load_bundle(tmp_path / "b", allow_import=True)
-    assert torch.equal(loaded.fallback(x).logits, Adaptive.single(cascade, 0)(x).logits)
+    assert torch.equal(loaded.fallback(x).log_probs, Adaptive.single(cascade, 0)(x).log_probs)

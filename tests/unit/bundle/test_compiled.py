@@ -88,10 +88,10 @@ def check_comes_back(folder, cascade, candidate):
     bundle = load_bundle(folder)
     for batch in (images(), images()[:1], images()[:0]):
         want, found = Adaptive(cascade, candidate)(batch), bundle.adaptive(batch)
-        assert torch.equal(found.logits, want.logits)
+        assert torch.equal(found.log_probs, want.log_probs)
         assert torch.equal(found.stage, want.stage)
     fallback = Adaptive.single(cascade, candidate.reference)
-    assert torch.equal(bundle.fallback(images()).logits, fallback(images()).logits)
+    assert torch.equal(bundle.fallback(images()).log_probs, fallback(images()).log_probs)
     return bundle
 
 
@@ -130,7 +130,7 @@ def test_several_backends_and_pytorch_in_one_bundle(tmp_path):
     candidate = Candidate(policy=policy, method="learned", reference="c")
     save_bundle(tmp_path / "b", made, candidate)
     bundle = load_bundle(tmp_path / "b", allow_import=True)
-    torch.testing.assert_close(bundle.adaptive(x).logits, Adaptive(made, policy)(x).logits)
+    torch.testing.assert_close(bundle.adaptive(x).log_probs, Adaptive(made, policy)(x).log_probs)
 
 
 def test_one_thread_where_one_is_asked_for(tmp_path, in_backend):
@@ -138,7 +138,7 @@ def test_one_thread_where_one_is_asked_for(tmp_path, in_backend):
     candidate = candidate_of(made)
     save_bundle(tmp_path / "b", made, candidate)
     found = load_bundle(tmp_path / "b", threads=1).adaptive(images())
-    torch.testing.assert_close(found.logits, Adaptive(made, candidate)(images()).logits)
+    torch.testing.assert_close(found.log_probs, Adaptive(made, candidate)(images()).log_probs)
     with pytest.raises(InputError, match="threads must be"):
         load_bundle(tmp_path / "b", threads=0)
 
@@ -234,7 +234,7 @@ def test_what_runs_in_onnx_runtime_is_exported_as_it_is(tmp_path, in_backend, ba
         batch = images()[:n]
         want = Adaptive(made, policy)(batch)
         logits, label, stage = session.run(None, {"input": batch.numpy()})
-        np.testing.assert_allclose(logits, want.logits, atol=1e-4)
+        np.testing.assert_allclose(logits, want.log_probs, atol=1e-4)
         assert stage.tolist() == want.stage.tolist()
         assert label.tolist() == want.labels.tolist()
         answer = module.Cascade(tmp_path / "a")(batch.numpy())

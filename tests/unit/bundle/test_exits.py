@@ -120,7 +120,7 @@ def saved(tmp_path, written):
 def same(one, other):
     return all(
         torch.equal(getattr(one, name), getattr(other, name))
-        for name in ("logits", "labels", "stage", "confidence", "cost", "valid", "nonfinite")
+        for name in ("log_probs", "labels", "stage", "confidence", "cost", "valid", "nonfinite")
     )
 
 
@@ -189,7 +189,7 @@ def test_a_policy_may_go_on_from_another_head_than_the_source(tmp_path, cascade,
     candidate = never_leave(cascade, [CONV, AT[2]], AT[0])
     save_bundle(tmp_path / "b", cascade, candidate)
     expected = Adaptive(cascade, candidate)(images)
-    assert torch.equal(load_bundle(tmp_path / "b").adaptive(images).logits, expected.logits)
+    assert torch.equal(load_bundle(tmp_path / "b").adaptive(images).log_probs, expected.log_probs)
 
 
 def test_f_may_use_exits_that_the_policy_does_not(tmp_path, cascade, images):
@@ -198,7 +198,7 @@ def test_f_may_use_exits_that_the_policy_does_not(tmp_path, cascade, images):
     loaded = load_bundle(tmp_path / "b")
     assert loaded.adaptive(images).stage.tolist() == [0] * 33
     expected = Adaptive.single(cascade, GAP)(images)
-    assert torch.equal(loaded.fallback(images).logits, expected.logits)
+    assert torch.equal(loaded.fallback(images).log_probs, expected.log_probs)
 
 
 def test_a_bundle_may_be_loaded_optimized(written, images, monkeypatch):
@@ -207,7 +207,7 @@ def test_a_bundle_may_be_loaded_optimized(written, images, monkeypatch):
     norms = [m.num_features for m in fast.adaptive.modules() if isinstance(m, nn.BatchNorm2d)]
     assert norms == [8]  # the cut after layer2.0.conv1 parts a batch-norm from its convolution
     torch.testing.assert_close(
-        fast.fallback(images).logits, plain.fallback(images).logits, rtol=1e-4, atol=1e-4
+        fast.fallback(images).log_probs, plain.fallback(images).log_probs, rtol=1e-4, atol=1e-4
     )
 
 
@@ -236,9 +236,9 @@ def test_exits_of_two_networks_and_a_whole_one_go_together(tmp_path, images):
     loaded = load_bundle(tmp_path / "b")
     assert [network.model.name for network in loaded.manifest.networks] == ["resnet8", "resnet14"]
     expected = Adaptive(cascade, candidate)(images)
-    assert torch.equal(loaded.adaptive(images).logits, expected.logits)
+    assert torch.equal(loaded.adaptive(images).log_probs, expected.log_probs)
     expected = Adaptive.single(cascade, "last_first")(images)
-    assert torch.equal(loaded.fallback(images).logits, expected.logits)
+    assert torch.equal(loaded.fallback(images).log_probs, expected.log_probs)
 
 
 MODULE = """
@@ -293,7 +293,9 @@ def test_a_network_and_a_head_of_ones_own_that_read_a_mapping_of_whole_numbers(t
     with pytest.raises(UnsupportedError, match="would import and run code by name"):
         load_bundle(tmp_path / "b")
     loaded = load_bundle(tmp_path / "b", allow_import=True)
-    assert torch.equal(loaded.adaptive(batch).logits, Adaptive(cascade, candidate)(batch).logits)
+    assert torch.equal(
+        loaded.adaptive(batch).log_probs, Adaptive(cascade, candidate)(batch).log_probs
+    )
     held = load_file(tmp_path / "b" / "example.0.safetensors")
     assert torch.equal(held["input.0"], ids[:1])
     assert held["logits"].isfinite().all()
@@ -331,7 +333,7 @@ from offramp.bundle import load_bundle
 sys.path.insert(0, sys.argv[1])
 loaded = load_bundle(sys.argv[2], allow_import=True)
 answer = loaded.adaptive(load_file(sys.argv[3]))
-save_file({"logits": answer.logits, "stage": answer.stage}, sys.argv[4])
+save_file({"log_probs": answer.log_probs, "stage": answer.stage}, sys.argv[4])
 """
 
 
@@ -369,7 +371,7 @@ def test_a_hugging_face_classifier_in_a_fresh_process(tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr
     found, wanted = load_file(here[-1]), Adaptive(cascade, policy)(batch)
     assert torch.equal(found["stage"], wanted.stage)
-    torch.testing.assert_close(found["logits"], wanted.logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found["log_probs"], wanted.log_probs, rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow  # tests/parity/test_bundle_equals_runtime.py does so quickly: make test-slow
@@ -380,7 +382,7 @@ def test_exits_answer_the_same_in_a_fresh_process(tmp_path, written, cascade, ca
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     found, wanted = load_file(tmp_path / "out"), Adaptive(cascade, candidate)(images)
     assert torch.equal(found["stage"], wanted.stage)
-    assert torch.equal(found["logits"], wanted.logits)
+    assert torch.equal(found["log_probs"], wanted.log_probs)
 
 
 # What cannot be bundled.

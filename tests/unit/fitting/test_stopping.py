@@ -208,7 +208,7 @@ def test_the_answer_is_weighted_by_the_probabilities_of_stopping():
     trace = make_trace(60, stages=3, classes=4, seed=2)
     policy = lively(trace)
     done = replay(trace, policy)
-    answers = route_reference(policy, trace.logits, torch.arange(60)).logits
+    answers = route_reference(policy, trace.logits, torch.arange(60)).log_probs
     for i in range(60):
         path = done.paths[done.path[i]]
         weights, probabilities = [], []
@@ -274,7 +274,7 @@ def test_runtime_and_bundle_do_what_replay_said(tmp_path, combine, drawn):
     for size in (1, 7, 40):
         for rows in torch.split(torch.arange(40), size):
             one, other = (m(images[rows], ids=ids[rows.numpy()]) for m in (model, loaded))
-            for name in ("logits", "stage", "labels", "cost"):
+            for name in ("log_probs", "stage", "labels", "cost"):
                 assert torch.equal(getattr(one, name), getattr(other, name)), name
             last = torch.from_numpy(wanted.last)[rows]
             assert torch.equal(one.stage[sure[rows]], last[sure[rows]])

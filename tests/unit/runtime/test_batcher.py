@@ -154,14 +154,16 @@ class World:
             assert path[: len(went)] == went
             assert len(went) < len(path)
             if not self.model(clean, own).nonfinite[0]:
-                assert torch.equal(answer.logits[row], self.said(clean, went, own))
+                assert torch.equal(answer.log_probs[row], self.said(clean, went, own))
         else:
             assert went == path
             assert reason == wanted.reasons[0]
             assert answer.valid[row] == wanted.valid[0]
             assert answer.nonfinite[row] == wanted.nonfinite[0]
             assert answer.labels[row] == wanted.labels[0]
-            assert torch.equal(answer.logits[row].nan_to_num(9), wanted.logits[0].nan_to_num(9))
+            assert torch.equal(
+                answer.log_probs[row].nan_to_num(9), wanted.log_probs[0].nan_to_num(9)
+            )
         assert answer.cost[row] <= (terms["budget"] or np.inf)
 
     def said(self, x, path, own):

@@ -105,7 +105,7 @@ def test_every_segment_and_head_runs_once_for_exactly_those_who_need_it(
         assert stage.head.seen == visiting
     wanted = route_reference(policy, all_outputs(topology, x), torch.arange(n))
     assert torch.equal(answer.path, wanted.path)
-    assert torch.equal(answer.logits, wanted.logits)
+    assert torch.equal(answer.log_probs, wanted.log_probs)
     if len(topology.active) == 1 or any(p[-1] == topology.active[-1] for p in paths):
         assert flight.held == frozenset()
 

@@ -110,7 +110,7 @@ def test_a_model_moves_to_another_type_of_number_with_all_its_segments():
     cascade, _ = make_cascade()
     model = Adaptive(cascade, visiting(cascade, ["0", "last"])).to(torch.float64)
     answer = model(torch.zeros(2, 2, dtype=torch.float64))
-    assert answer.logits.dtype == torch.float32
+    assert answer.log_probs.dtype == torch.float32
     assert {p.dtype for p in model.runner.parameters()} == {torch.float64}
 
 
@@ -118,9 +118,9 @@ def test_a_state_dict_carries_weights_over_to_another_model():
     (one, _), (other, _) = make_cascade(), make_cascade()
     models = [Adaptive(c, visiting(c, ["1/b", "last"])) for c in (one, other)]
     x = torch.ones(3, 2)
-    assert not torch.equal(models[0](x).logits, models[1](x).logits)
+    assert not torch.equal(models[0](x).log_probs, models[1](x).log_probs)
     models[1].load_state_dict(models[0].state_dict())
-    assert torch.equal(models[0](x).logits, models[1](x).logits)
+    assert torch.equal(models[0](x).log_probs, models[1](x).log_probs)
     assert torch.equal(
-        Adaptive.single(one, "last")(x).logits, Adaptive.single(other, "last")(x).logits
+        Adaptive.single(one, "last")(x).log_probs, Adaptive.single(other, "last")(x).log_probs
     )

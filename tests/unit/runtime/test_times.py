@@ -207,7 +207,7 @@ def test_answers_with_measured_times_are_those_without():
         times = make_times([row] * 3, stages="abc", raw=1.0)
         timed = Adaptive(cascade, policy, times=times)(x)
         assert torch.equal(timed.stage, plain.stage)
-        torch.testing.assert_close(timed.logits, plain.logits)
+        torch.testing.assert_close(timed.log_probs, plain.log_probs)
 
 
 def test_times_of_other_stages_are_refused():

@@ -122,7 +122,7 @@ def test_routing_equals_one_example_and_one_stage_at_a_time(
     assert fast.stage.tolist() == [path[-1] for path in paths_of(fast)]
     assert torch.equal(fast.valid, slow.valid)
     assert torch.equal(fast.nonfinite, slow.nonfinite)
-    assert equal(fast.logits, slow.logits)
+    assert equal(fast.log_probs, slow.log_probs)
 
 
 @settings(deadline=None, max_examples=40)
@@ -145,7 +145,7 @@ def test_an_answer_does_not_depend_on_the_rest_of_the_batch_nor_on_its_order(see
     whole = answered(policy, outputs, ids)
     order = torch.randperm(12, generator=torch.Generator().manual_seed(seed))[:7]
     part = answered(policy, outputs[order], ids[order])
-    assert torch.equal(part.logits, whole.logits[order])
+    assert torch.equal(part.log_probs, whole.log_probs[order])
     assert torch.equal(part.path, whole.path[order])
 
 
@@ -248,7 +248,7 @@ def test_a_broken_example_goes_on_to_the_last_child_and_is_counted():
     assert routed.reasons == ["last", "policy", "nonfinite"]
     assert routed.nonfinite.tolist() == [1, 0, 2]
     assert routed.valid.tolist() == [True, True, False]
-    assert routed.logits[2].isnan().all()
+    assert routed.log_probs[2].isnan().all()
 
 
 def test_the_last_finite_stage_answers_in_place_of_a_broken_one():
@@ -256,8 +256,8 @@ def test_the_last_finite_stage_answers_in_place_of_a_broken_one():
     outputs = outputs_of(2, 3, 4)
     outputs[0, 2] = torch.nan
     routed = answered(policy, outputs, torch.arange(2))
-    assert torch.equal(routed.logits[0], outputs[0, 1].log_softmax(0))
-    assert torch.equal(routed.logits[1], outputs[1, 2].log_softmax(0))
+    assert torch.equal(routed.log_probs[0], outputs[0, 1].log_softmax(0))
+    assert torch.equal(routed.log_probs[1], outputs[1, 2].log_softmax(0))
     assert routed.valid.all()
 
 
@@ -267,14 +267,14 @@ def test_a_combination_leaves_out_what_was_not_finite():
     outputs = outputs_of(2, 2, 3)
     outputs[0, 0] = torch.nan
     routed = answered(policy, outputs, torch.arange(2))
-    assert torch.equal(routed.logits[0], outputs[0, 1].log_softmax(0))
+    assert torch.equal(routed.log_probs[0], outputs[0, 1].log_softmax(0))
     expected = (outputs[1].softmax(1)[0] + outputs[1].softmax(1)[1]) / 2
-    torch.testing.assert_close(routed.logits[1].exp(), expected)
+    torch.testing.assert_close(routed.log_probs[1].exp(), expected)
 
 
 def test_an_empty_batch_has_empty_answers_of_the_right_shapes():
     routed = answered(threshold_chain(3), torch.zeros(0, 3, 5), torch.arange(0))
-    assert routed.logits.shape == (0, 5)
+    assert routed.log_probs.shape == (0, 5)
     assert routed.path.dtype == routed.nonfinite.dtype == torch.int64
     assert routed.valid.dtype == torch.bool
 
@@ -284,4 +284,4 @@ def test_a_twin_that_ignores_broken_outputs_would_be_caught():
     honest = route_reference(policy, outputs, torch.arange(33))
     careless = route_reference(policy, outputs.nan_to_num(), torch.arange(33))
     assert not torch.equal(honest.nonfinite, careless.nonfinite)
-    assert not equal(honest.logits, careless.logits)
+    assert not equal(honest.log_probs, careless.log_probs)
