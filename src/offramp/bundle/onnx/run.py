@@ -2,8 +2,8 @@
 
     python run.py inputs.npz answers.npz
 
-The first file holds the inputs by name, `(n, ...)` each; the second gets `log_probs` `(n, c)`, `label`
-and `stage`, both `(n,)`. From Python: `Cascade(folder)(inputs)`.
+The first file holds the inputs by name, `(n, ...)` each; the second gets `log_probs` `(n, c)`,
+`label` and `stage`, both `(n,)`. From Python: `Cascade(folder)(inputs)`.
 
 Layer: bundle; copied into each folder that `offramp.bundle.export_folder` writes.
 """

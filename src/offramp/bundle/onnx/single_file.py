@@ -51,9 +51,9 @@ def export_single_file(
 
     Its inputs are those of the networks: "input"; "input.0", "input.1"... for a tuple; or the
     names of a mapping; the batch size is free. Its outputs are, for each example of the batch, in
-    order: "log_probs" `(n, c)`, the log of the combined probabilities, NaN where no stage gave finite
-    numbers; "label" `(n,)`, -1 where there is none; "stage" `(n,)`, the index of the stage at
-    which it left. Answers are those of `offramp.Adaptive`, to rounding.
+    order: "log_probs" `(n, c)`, the log of the combined probabilities, NaN where no stage gave
+    finite numbers; "label" `(n,)`, -1 where there is none; "stage" `(n,)`, the index of the stage
+    at which it left. Answers are those of `offramp.Adaptive`, to rounding.
 
     Args:
         path: The file to make; it ends in .onnx.
