@@ -7,6 +7,7 @@ decides by what it is shown, each example on its own, and never by a label.
 import inspect
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,10 +17,10 @@ from offramp._core.errors import InputError, UnknownNameError
 from offramp._core.keys import example_keys
 from offramp._core.schema import from_json, to_json
 from offramp.evaluation import fit, replay
-from offramp.evaluation.replay import replay_reference
 from offramp.fitting.registry import POLICIES
 from offramp.policy import Candidate, Evidence, Node, Policy
 from offramp.trace import make_trace
+from reference.replay import replay_reference
 
 NAMES = sorted(POLICIES)
 KINDS = ("logits", "labels")
@@ -52,21 +53,20 @@ def case(request):
 
 
 def views(trace, policy):
-    """For each stage a view of the examples that reach it by the policy, and their rows."""
+    """For each path a view of the examples that come by it, as a function of who is in it."""
     done = replay(trace, policy)
     outputs = [trace.output(k) for k in range(len(trace.topology))]
     keys = example_keys(trace.ids)
-    walked = torch.from_numpy(done.visited)
-    for stage in policy.topology.active:
-        rows = walked[:, stage].nonzero()[:, 0]
-        if len(rows):
-            seen = walked[rows].clone()
-            seen[:, stage + 1 :] = False  # it stands before its decision after this stage
-            yield stage, seen, keys[rows], rows, outputs
+    went = [done.paths[i] for i in done.path]
+    for path in policy.topology.paths():
+        found = [row for row, way in enumerate(went) if way[: len(path)] == path]
+        if found:
+            yield path, len(found), partial(view_of, policy, path, outputs, keys, found)
 
 
-def view_of(outputs, seen, keys, rows, which):
-    return Evidence(outputs, seen[which], keys[which], rows[which])
+def view_of(policy, path, outputs, keys, found, which):
+    rows = torch.tensor(found)[which]
+    return Evidence(policy, path, outputs, keys[rows], rows)
 
 
 def test_the_sweep_is_not_empty():
@@ -105,30 +105,25 @@ def test_the_policies_of_a_sweep_leave_at_different_stages(case):
 
 def depends_on_the_rest(policy, trace):
     """Stages at which an example is treated otherwise in a batch than on its own."""
-    for stage, *standing in views(trace, policy):
-        outputs = standing.pop()
-        count = len(standing[2])
-        whole = view_of(outputs, *standing, torch.arange(count))
-        alone = [view_of(outputs, *standing, torch.tensor([k])) for k in range(count)]
-        for act in acts(policy, stage, trace):
+    for path, count, view in views(trace, policy):
+        whole = view(torch.arange(count))
+        alone = [view(torch.tensor([k])) for k in range(count)]
+        for act in acts(policy, path[-1], trace):
             one_by_one = [torch.cat(parts) for parts in zip(*map(act, alone), strict=True)]
             pairs = zip(act(whole), one_by_one, strict=True)
             if not all(torch.equal(one, other) for one, other in pairs):
-                yield stage
+                yield path[-1]
 
 
 def depends_on_the_order(policy, trace):
     """Stages at which shuffling the batch does more than shuffle the outcome."""
-    for stage, *standing in views(trace, policy):
-        outputs = standing.pop()
-        count = len(standing[2])
+    for path, count, view in views(trace, policy):
         order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
-        plain = view_of(outputs, *standing, torch.arange(count))
-        shuffled = view_of(outputs, *standing, order)
-        for act in acts(policy, stage, trace):
+        plain, shuffled = view(torch.arange(count)), view(order)
+        for act in acts(policy, path[-1], trace):
             pairs = zip(act(plain), act(shuffled), strict=True)
             if not all(torch.equal(one[order], other) for one, other in pairs):
-                yield stage
+                yield path[-1]
 
 
 def test_decisions_and_answers_do_not_depend_on_the_rest_of_the_batch(case):
@@ -175,10 +170,10 @@ def test_the_checks_above_can_fail():
 
 def acts(policy, stage, trace):
     """What a policy does with a view: decide, answer where there are scores, predict."""
-    yield lambda view: policy.decide(view, stage)
+    yield policy.decide
     if trace.output(stage).scored:
-        yield lambda view: (policy.answer(view, stage),)
-    yield lambda view: (policy.predict(view, stage, top=2),)
+        yield lambda view: (policy.answer(view),)
+    yield lambda view: (policy.predict(view, top=2),)
 
 
 def test_a_setting_survives_json_bit_by_bit(case):
@@ -192,8 +187,8 @@ def test_a_setting_survives_json_bit_by_bit(case):
 
 
 def test_no_label_is_in_sight_of_a_decision():
-    assert list(inspect.signature(Policy.decide).parameters) == ["self", "view", "stage"]
-    assert list(inspect.signature(Policy.answer).parameters) == ["self", "view", "stage"]
+    assert list(inspect.signature(Policy.decide).parameters) == ["self", "at"]
+    assert list(inspect.signature(Policy.answer).parameters) == ["self", "at"]
     assert "label" not in " ".join([*inspect.signature(Evidence).parameters, *dir(Evidence)])
 
 

@@ -3,11 +3,12 @@
 Layer: _core.
 """
 
+import math
 from dataclasses import dataclass
 from typing import final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from offramp._core.errors import InputError
@@ -28,6 +29,20 @@ def best_labels(scores: Float[Tensor, "m c"], count: int) -> Int[Tensor, "m r"]:
         return scores.topk(count, dim=1).indices
     # stable: equal scores keep the order of their index
     return scores.sort(dim=1, descending=True, stable=True).indices[:, :count]
+
+
+def finite_rows(logits: Float[Tensor, "m c"]) -> Bool[Tensor, " m"]:
+    """True where all logits are finite.
+
+    >>> finite_rows(torch.tensor([[0.0, 1.0], [torch.nan, 0.0], [0.0, -torch.inf]]))
+    tensor([ True, False, False])
+    """
+    return logits.abs().amax(dim=1) < torch.inf  # NaN is the largest, and compares false
+
+
+def sums_up(logits: Tensor) -> bool:
+    """Whether the sum is finite, as it is only if all terms are; finite ones may overflow."""
+    return math.isfinite(logits.sum().item())
 
 
 def labels_with_confidence(

@@ -24,7 +24,7 @@ from offramp.bundle.manifest import FORMAT, FORMAT_VERSION, ChoiceEntry, FileEnt
 from offramp.bundle.names import MANIFEST, POLICY, check_extra
 from offramp.policy import Candidate
 from offramp.runtime.adaptive import Choice, Explained, candidate_of
-from offramp.runtime.runner import check_form, check_made_for
+from offramp.runtime.source import check_form, check_made_for
 from offramp.stages import Cascade
 
 

@@ -16,13 +16,16 @@ from offramp._core.checks import check_not_negative
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError, OfframpError
 from offramp._core.keys import example_keys
-from offramp._core.types import AnyBatch, Ids
+from offramp._core.types import AnyBatch, Batch, Ids
 from offramp.policy.candidate import Candidate
 from offramp.policy.policy import Policy
-from offramp.runtime.answer import Ends, Prediction
 from offramp.runtime.batcher import Batcher, full_sizes
-from offramp.runtime.events import NO_STAGE, Mark, unmarked
-from offramp.runtime.runner import BLAMES_BATCH, Runner, StageSource, check_form, check_made_for
+from offramp.runtime.events import NO_STAGE, Mark
+from offramp.runtime.forms import zeros_like
+from offramp.runtime.inflight import InFlight
+from offramp.runtime.prediction import Prediction
+from offramp.runtime.program import BLAMES_BATCH, Program
+from offramp.runtime.source import StageSource, check_form, check_made_for, ready_stages
 from offramp.runtime.stream import Delivered, Keys, OnError, Stream
 from offramp.runtime.times import StageTimes
 from offramp.runtime.walk import walk
@@ -91,7 +94,7 @@ def candidate_of(choice: object) -> Candidate:
 class Adaptive(nn.Module):
     """Spends on each input only what it needs.
 
-    Dataset that leave cost nothing more: the survivors are gathered on the device and the next
+    Examples that leave cost nothing more: the survivors are gathered on the device and the next
     stage runs on them alone. Answers come in input order. Networks run in evaluation mode and
     without gradients, always. The policy is copied; the networks are the cascade's own, unless
     `fold` is set. Raw input moves to the device of the model, and stays what it was even if a
@@ -140,10 +143,14 @@ class Adaptive(nn.Module):
         check_made_for(cascade, policy.topology, costs)
         check_form(cascade, policy)
         self.policy = policy
-        self.runner = Runner(cascade, policy.topology, fold=fold, times=times)
+        stages = ready_stages(cascade, policy.topology, fold=fold)
+        self.stages = nn.ModuleDict({str(k): stage for k, stage in stages.items()})
         self.costs = costs
-        self._ends = Ends.of(policy, costs)
-        self.to(self.runner.device).eval()
+        self.program = Program(
+            policy, stages, costs=costs, times=times, class_names=cascade.class_names
+        )
+        weights = next(self.stages.parameters(), policy.temperatures)
+        self.to(weights.device).eval()
 
     @classmethod
     def single(
@@ -199,7 +206,7 @@ class Adaptive(nn.Module):
             UnsupportedError: If an answer depends on the rest of the batch; or a network was put
                 into training mode meanwhile.
         """
-        return self._answered(batch, ids, unmarked)
+        return self._answered(batch, ids, None)
 
     @torch.inference_mode()
     def watched(
@@ -218,25 +225,37 @@ class Adaptive(nn.Module):
         """
         return self._answered(batch, ids, mark)
 
-    def _answered(self, given: AnyBatch, ids: Keys | None, mark: Mark) -> Prediction:
-        batch = as_batch(given)
+    def _answered(self, given: AnyBatch, ids: Keys | None, mark: Mark | None) -> Prediction:
+        batch, program = as_batch(given), self.program
         n, device = batch_size(batch), self.policy.temperatures.device
         keys = _keys(ids, n, device)
         if n == 0:
-            nobody = torch.zeros(0, self.runner.classes_for(batch, device), device=device)
-            return self._ends.answer(0, [((self.policy.topology.root,), None, nobody, None)])
+            return self._nobody(batch, device)
         try:
-            flight = self.runner.start(to_device(batch, device), keys, self.policy, mark=mark)
-            mark("other", NO_STAGE, n)
-            answer = walk(flight, self._ends, mark)
+            moved = to_device(batch, device)
+            program.check_before(moved, n)
+            if mark is not None:
+                mark("other", NO_STAGE, n)
+            answer = walk(InFlight(program, moved, keys, mark=mark))
         except OfframpError:
             raise
         except BLAMES_BATCH as error:
-            self.runner.check_blame(batch, error)
+            program.check_blame(batch, error)
             raise
-        self.runner.answered(batch, answer.log_probs.shape[1])
-        mark("decision", NO_STAGE, n)
+        program.check_after(batch, answer.log_probs.shape[1])
+        if mark is not None:
+            mark("decision", NO_STAGE, n)
         return answer
+
+    def _nobody(self, batch: Batch, device: torch.device) -> Prediction:
+        """The answer to no example; how many classes there are, one example of zeros shows."""
+        program, root = self.program, self.program.topology.root
+        if program.classes is None:
+            one, first = to_device(zeros_like(batch), device), torch.zeros(1, device=device).long()
+            program.check_before(one, 1)
+            program.classes = InFlight(program, one, first).visit(root, None).shape[1]
+        none = torch.zeros(0, program.classes, device=device)
+        return program.answer(0, [((root,), None, none, None)])
 
     @torch.inference_mode()
     def stream(
@@ -283,7 +302,7 @@ class Adaptive(nn.Module):
         """
         patience = None if deadline is None else check_not_negative("deadline", deadline)
         batcher = self.batcher(batch_size=batch_size, patience=patience)
-        stream = Stream(self.policy, self.runner, batcher, clock, on_error)
+        stream = Stream(self.program, batcher, clock, on_error)
         yield from stream.run(batches, ids)
 
     def batcher(
@@ -302,9 +321,8 @@ class Adaptive(nn.Module):
             InputError: If `patience` is negative, or a size is no integer of at least 1.
             UnknownNameError: If `batch_size` names a stage that is not there.
         """
-        program = self.runner.program
-        sizes = full_sizes(batch_size, program.topology, program.times)
-        return Batcher(program, self._ends, sizes, patience=patience)
+        sizes = full_sizes(batch_size, self.program.topology, self.program.times)
+        return Batcher(self.program, sizes, patience=patience)
 
     def train(self, mode: bool = True) -> "Adaptive":
         """Stay in evaluation mode: nothing here is trained."""

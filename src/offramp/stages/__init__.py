@@ -16,8 +16,7 @@ from offramp.stages.exits import OfFirst, attached, own_head
 from offramp.stages.fusing.fuse import fuse
 from offramp.stages.own_names import add_weights, names_in, own_names
 from offramp.stages.preprocess import Normalize, Preprocessing
-from offramp.stages.reading import copied
-from offramp.stages.stage import Stage
+from offramp.stages.stage import Stage, copied
 from offramp.stages.timing import time_side_by_side
 
 __all__ = [

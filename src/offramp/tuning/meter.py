@@ -18,8 +18,8 @@ from offramp._core.errors import InputError
 from offramp._core.progress import progress_bar
 from offramp._core.topology import RAW_INPUT, Topology
 from offramp._core.types import Batch
-from offramp.runtime.carries import gather
-from offramp.runtime.runner import StageSource, folded
+from offramp.runtime.inflight import gather
+from offramp.runtime.source import StageSource, folded
 from offramp.runtime.times import StageTimes
 from offramp.stages import Stage, take_rows, to_device
 from offramp.stages.timing import described, synchronize

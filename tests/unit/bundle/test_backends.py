@@ -87,7 +87,7 @@ def measured(tmp_path_factory, cascade, candidate):
 def runs_in(bundle):
     return [
         stage.module.backend if isinstance(stage.module, Compiled) else "torch"
-        for stage in bundle.adaptive.runner.stages.values()
+        for stage in bundle.adaptive.stages.values()
     ]
 
 

@@ -114,7 +114,7 @@ def test_a_cascade_in_another_runtime_comes_back(tmp_path, in_backend, backend, 
     made = in_backend(backend, heads_in, block)
     bundle = check_comes_back(tmp_path / "b", made, candidate_of(made))
     assert bundle.manifest.version == 4
-    held = [stage.module for stage in bundle.adaptive.runner.stages.values()]
+    held = [stage.module for stage in bundle.adaptive.stages.values()]
     assert {module.backend for module in held if isinstance(module, Compiled)} == {backend}
 
 

@@ -159,7 +159,7 @@ def test_the_example_is_made_up(written, images):
 
 def test_a_loaded_bundle_holds_no_head_that_is_not_used(written, cascade):
     model = load_bundle(written).adaptive
-    heads = {k: stage.head is not None for k, stage in model.runner.stages.items()}
+    heads = {k: stage.head is not None for k, stage in model.stages.items()}
     assert heads == {"0": True, "2": True, "3": False, "4": False}
     net = sum(p.numel() for p in build(NET).parameters())
     used = sum(p.numel() for name in (AT[0], CONV) for p in cascade.stage(name).head.parameters())
@@ -168,10 +168,10 @@ def test_a_loaded_bundle_holds_no_head_that_is_not_used(written, cascade):
 
 def test_the_stages_of_a_loaded_bundle_know_how_to_be_built_again(written, cascade):
     loaded = load_bundle(written).adaptive
-    for k, stage in loaded.runner.stages.items():
+    for k, stage in loaded.stages.items():
         assert stage.spec.index == cascade.stage(int(k)).spec.index
         assert stage.spec.cut.model == NET
-    assert loaded.runner.stages["2"].head_spec == cascade.stage(CONV).head_spec
+    assert loaded.stages["2"].head_spec == cascade.stage(CONV).head_spec
 
 
 def test_f_may_be_an_exit_in_the_middle(tmp_path, cascade, images):
@@ -716,7 +716,7 @@ def test_a_bundle_runs_no_code_by_name_unless_that_is_allowed(saved, where):
 
 
 def test_the_heads_that_are_loaded_are_those_that_were_trained(written, cascade):
-    loaded = load_bundle(written).adaptive.runner.stages["2"].head
+    loaded = load_bundle(written).adaptive.stages["2"].head
     wanted = own_head(cascade.stage(CONV).head).state_dict()
     for name, value in own_head(loaded).state_dict().items():
         assert torch.equal(value, wanted[name])

@@ -10,11 +10,12 @@ from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp._core.topology import Topology
 from offramp.evaluation import evaluate, evaluate_all
-from offramp.evaluation.replay import replay, replay_reference
+from offramp.evaluation.replay import replay
 from offramp.fitting.thresholds import fit_threshold
 from offramp.policy import Agreement, Candidate, Constant, Feature, Linear, Node, Policy, Random
 from offramp.policy.features import COMBINED
 from offramp.trace import Trace, make_trace
+from reference.replay import replay_reference
 from support.properties import examples
 
 

@@ -13,7 +13,6 @@ from offramp._core.schema import from_json, to_json
 from offramp.bundle import load_bundle, save_bundle
 from offramp.evaluation import evaluate, replay
 from offramp.evaluation.batch import evaluate_all
-from offramp.evaluation.replay import replay_reference
 from offramp.fitting.stopping.network import (
     make_networks,
     stop_odds,
@@ -29,6 +28,7 @@ from offramp.recording import record
 from offramp.runtime import Adaptive
 from offramp.stages import Cascade
 from offramp.trace import make_trace
+from reference.replay import replay_reference
 from reference.walk import route_reference
 from support.properties import examples
 

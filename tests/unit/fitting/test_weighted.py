@@ -9,13 +9,13 @@ import torch
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp._core.topology import Topology
-from offramp.evaluation.replay import replay_reference
 from offramp.fitting.learned import fit_learned
 from offramp.fitting.tables import Tables
 from offramp.fitting.temperature import fit_temperatures
 from offramp.fitting.weighted import TreeFit, fit_topology
 from offramp.trace import Trace
 from offramp.trace.testing import make_trace
+from reference.replay import replay_reference
 
 
 def tree_fit(part: Trace, topology: Topology, *, combine="last", loss="negative_flips", **options):

@@ -204,7 +204,7 @@ def test_the_policy_given_is_copied_and_stages_not_needed_are_not_held():
     policy = threshold_policy(cascade.topology.chain(["a", "b"]))
     model = Adaptive(cascade, policy)
     assert model.policy is not policy
-    assert sorted(model.runner.stages) == ["0", "1"]
+    assert sorted(model.stages) == ["0", "1"]
 
 
 def test_a_setting_and_whatever_holds_a_setting_may_be_given():

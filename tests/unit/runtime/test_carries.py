@@ -6,9 +6,9 @@ from torch import nn
 
 from offramp._core.topology import Topology
 from offramp.policy import Constant, Feature, Linear, Node, Policy
-from offramp.runtime.answer import Ends
 from offramp.runtime.inflight import InFlight
-from offramp.runtime.program import Program, plan_segments
+from offramp.runtime.plans import plan_segments
+from offramp.runtime.program import Program
 from offramp.runtime.testing import random_policy, random_topology
 from offramp.runtime.walk import walk
 from offramp.stages import Stage
@@ -16,7 +16,8 @@ from reference.walk import route_reference
 
 
 def flight_of(topology, stages, batch, n, policy=None):
-    return InFlight(Program.of(topology, stages), batch, torch.arange(n), policy)
+    policy = random_policy(topology, seed=0, classes=3) if policy is None else policy
+    return InFlight(Program(policy, stages), batch, torch.arange(n))
 
 
 def paths_of(answer):
@@ -79,7 +80,7 @@ def all_outputs(topology, x):
 
 def run(topology, policy, x, stages):
     flight = flight_of(topology, stages, x, len(x), policy)
-    return walk(flight, Ends.of(policy)), flight
+    return walk(flight), flight
 
 
 @settings(deadline=None, max_examples=100)

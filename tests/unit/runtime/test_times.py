@@ -8,10 +8,10 @@ from torch import nn
 
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.topology import Topology
-from offramp.policy import Feature, Linear, Node, Policy
+from offramp.policy import Constant, Feature, Linear, Node, Policy
 from offramp.runtime import Adaptive, StageTimes
-from offramp.runtime.carries import gather, split_batch
-from offramp.runtime.inflight import InFlight
+from offramp.runtime.forms import split_batch
+from offramp.runtime.inflight import InFlight, gather
 from offramp.runtime.program import Program
 from offramp.stages import Cascade, Stage
 from offramp.tuning import measure_times
@@ -160,13 +160,19 @@ def chain(count, *, carries):
     return topology, stages
 
 
+def onwards(topology):
+    nodes = {p: Node(Constant(False)) for p in topology.paths() if topology.children(p[-1])}
+    return Policy(topology, nodes)
+
+
 @pytest.mark.parametrize("carries", [False, True])
 def test_a_stage_takes_a_batch_in_parts_and_gives_the_same(carries):
     topology, stages = chain(2, carries=carries)
     times = make_times([[1.0, 1.1, 1.2, 9.0]] * 2)
     x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
     runs = [
-        InFlight(Program.of(topology, stages, given), x, torch.arange(8)) for given in (times, None)
+        InFlight(Program(onwards(topology), stages, times=given), x, torch.arange(8))
+        for given in (times, None)
     ]
     some = torch.tensor([0, 2, 3, 4, 5, 6, 7])
     for stage, rows in ((0, None), (1, some)):
@@ -180,7 +186,7 @@ def test_everybody_runs_where_gathering_costs_more_and_nobody_else_is_influenced
     x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
     x[1] = torch.nan  # leaves after the first stage
     times = make_times([[1.0, 1.0, 1.0, 1.0]] * 3, carry=1.0, raw=1.0)
-    flight = InFlight(Program.of(topology, stages, times), x, torch.arange(8))
+    flight = InFlight(Program(onwards(topology), stages, times=times), x, torch.arange(8))
     flight.visit(0, None)
     rows = torch.tensor([0, 2, 5])
     assert torch.equal(flight.visit(1, rows), x[rows] * 4)

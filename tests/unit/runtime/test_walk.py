@@ -8,7 +8,6 @@ from torch.overrides import TorchFunctionMode
 
 from offramp._core.topology import Topology
 from offramp.policy import Constant, Feature, Linear, Node, Policy
-from offramp.runtime.answer import Ends
 from offramp.runtime.fallback import Fallback
 from offramp.runtime.inflight import InFlight
 from offramp.runtime.program import Program
@@ -62,16 +61,15 @@ class Injected(InFlight):
     """Stage outputs from a table; remembers who visited what."""
 
     def __init__(self, policy, outputs, ids):
-        program = Program(policy.topology, {}, {}, {})
-        super().__init__(program, torch.empty(len(ids), 0), ids, policy)
-        self.outputs = outputs
+        super().__init__(Program(policy, {}), torch.empty(len(ids), 0), ids)
+        self.table = outputs
         self.visits = {}
 
     def visit(self, stage, rows):
-        everyone = torch.arange(len(self.outputs))
+        everyone = torch.arange(len(self.table))
         assert stage not in self.visits, "a stage is visited once"
         self.visits[stage] = rows
-        return self.outputs[everyone if rows is None else rows, stage]
+        return self.table[everyone if rows is None else rows, stage]
 
     def visitors(self, stage):
         rows = self.visits.get(stage, torch.empty(0))
@@ -79,7 +77,7 @@ class Injected(InFlight):
 
 
 def answered(policy, outputs, ids):
-    return walk(Injected(policy, outputs, ids), Ends.of(policy))
+    return walk(Injected(policy, outputs, ids))
 
 
 def paths_of(answer):
@@ -131,7 +129,7 @@ def test_each_stage_sees_exactly_the_examples_whose_path_holds_it(seed, combine)
     topology = random_topology(4, seed=seed, share=0.8)
     policy = random_policy(topology, seed=seed, classes=3, combine=combine)
     flight = Injected(policy, outputs_of(19, 4, 3, seed), torch.arange(19))
-    paths = paths_of(walk(flight, Ends.of(policy)))
+    paths = paths_of(walk(flight))
     for stage in range(4):
         wanted = [i for i, path in enumerate(paths) if stage in path]
         assert flight.visitors(stage) == wanted
@@ -152,8 +150,8 @@ def test_an_answer_does_not_depend_on_the_rest_of_the_batch_nor_on_its_order(see
 @pytest.mark.parametrize("combine", ["last", "mean", "log_linear"])
 @pytest.mark.parametrize("stages", [2, 3, 5])
 def test_the_host_waits_once_per_decision_on_a_chain(stages, combine, monkeypatch):
-    monkeypatch.setattr(InFlight, "at_hand", lambda self, rows: False)  # as on a device
-    monkeypatch.setattr(InFlight, "_is_finite", lambda self: False)  # it is not asked there
+    monkeypatch.setattr("offramp.runtime.walk.at_hand", lambda *_: False)  # as on a device
+    monkeypatch.setattr("offramp.runtime.walk._is_finite", lambda _: False)  # not asked there
     topology = Topology.of([f"s{k}" for k in range(stages)], edges="chain")
     weights = {p: [1.0] * len(p) for p in topology.paths()} if combine == "log_linear" else None
     nodes = {
@@ -162,7 +160,7 @@ def test_the_host_waits_once_per_decision_on_a_chain(stages, combine, monkeypatc
     policy = Policy(topology, nodes, combine=combine, weights=weights)
     flight = Injected(policy, outputs_of(64, stages, 4), torch.arange(64))
     with CountSyncs() as syncs:
-        walk(flight, Ends.of(policy))
+        walk(flight)
     assert len(flight.visits) == stages
     assert 0 < syncs.count <= stages - 1
 
@@ -173,7 +171,7 @@ def test_the_host_does_not_wait_for_stages_that_nobody_reaches():
     policy = Policy(topology, nodes)
     flight = Injected(policy, outputs_of(8, 4, 3), torch.arange(8))
     with CountSyncs() as syncs:
-        walk(flight, Ends.of(policy))
+        walk(flight)
     assert list(flight.visits) == [0]
     assert syncs.count == 1
 
@@ -195,7 +193,7 @@ def test_nothing_is_gathered_where_everybody_goes_on_or_the_batch_is_one_example
         [torch.stack([sure if leaves else unsure, sure]) for leaves in pattern]
     )  # (3, 2, 2)
     flight = Injected(policy, outputs, torch.arange(3))
-    walk(flight, Ends.of(policy))
+    walk(flight)
     seen = flight.visits
     assert seen[0] is None
     if all(pattern):

@@ -20,10 +20,11 @@ from offramp._core.schema import to_json
 from offramp._core.topology import RAW_INPUT
 from offramp._core.types import Batch
 from offramp.bundle.names import MANIFEST, POLICY, WEIGHTS, weight_files
-from offramp.bundle.onnx.parts import ENDING, RAW, Parts, export_parts
+from offramp.bundle.onnx.parts import ENDING, Parts, export_parts
 from offramp.policy import Policy
 from offramp.runtime import Choice, StageSource, policy_of
 from offramp.runtime.adaptive import candidate_of
+from offramp.runtime.plans import RAW
 
 RUNNER = "run.py"
 FORMAT, VERSION = "offramp-onnx", 1

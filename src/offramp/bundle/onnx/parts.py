@@ -26,13 +26,12 @@ from offramp.bundle.onnx.graph import Value, values_of
 from offramp.bundle.parts import is_compiled
 from offramp.policy import Policy
 from offramp.runtime import StageSource
-from offramp.runtime.program import Plan, plan_segments
-from offramp.runtime.runner import check_form, check_made_for
+from offramp.runtime.plans import Plan, plan_segments
+from offramp.runtime.source import check_form, check_made_for
 from offramp.stages import OfFirst, Stage, own_head
 from offramp.stages.cutting.graph import FAILURES
 
 ENDING = ".onnx"
-RAW = ""  # stands for the raw input among the groups, as in the runtime's plans
 #: What a decision reads before the logits of earlier stages, and what it gives.
 STATE = ("logits", "node", "answer", "clean")
 OUTCOME = ("answer", "node", "clean")

@@ -10,8 +10,9 @@ Layer: bundle.  Source: methods.md 6; peers.md 6 (weights inside the branch).
 import numpy as np
 
 from offramp.bundle.onnx.graph import FLOAT, INT, TRUTH, Scope, Value
-from offramp.bundle.onnx.parts import RAW, Parts
+from offramp.bundle.onnx.parts import Parts
 from offramp.bundle.onnx.visit import Known, Visit, counted, either, positions
+from offramp.runtime.plans import RAW
 
 
 def write_cascade(parts: Parts, scope: Scope) -> tuple[Value, Value, Value]:

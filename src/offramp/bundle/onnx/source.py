@@ -34,4 +34,4 @@ class BundleStages:
 
     def stage(self, which: int) -> Stage:
         """A stage that the policy needs, by position."""
-        return self.bundle.adaptive.runner.stages[str(which)]  # type: ignore[return-value]
+        return self.bundle.adaptive.stages[str(which)]  # type: ignore[return-value]

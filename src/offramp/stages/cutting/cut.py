@@ -22,7 +22,7 @@ from offramp.stages.cutting.segments import build_segments
 from offramp.stages.cutting.sizes import put_at_entry
 from offramp.stages.cutting.tried import tried_sizes
 from offramp.stages.own_names import call_by_own_names, names_in
-from offramp.stages.reading import copied
+from offramp.stages.stage import copied
 
 #: What a segment's `meta` calls the `LayerShape` of the first tensor that it gives.
 GIVES = "gives"

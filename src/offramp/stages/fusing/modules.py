@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from offramp._core.batch import apply
 from offramp._core.errors import InputError
 from offramp.models import extract_logits
-from offramp.stages.reading import Reading
-from offramp.stages.stage import Stage
+from offramp.stages.stage import Reading, Stage
 
 
 @final

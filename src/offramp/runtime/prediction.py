@@ -1,9 +1,9 @@
-"""The answer to a batch.
+"""What a batch is answered.
 
 Layer: runtime.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, final
 
@@ -11,21 +11,23 @@ import torch
 from jaxtyping import Bool, Float, Int, Int8, Shaped
 from torch import Tensor
 
-from offramp._core.costs import Costs
 from offramp._core.topology import Path
-from offramp.policy.policy import Policy
-from offramp.runtime.carries import Rows
 from offramp.runtime.fallback import Fallback
 
 NO_LABEL = -1  # label of an example that no stage could answer; 0 would be a class
 
-#: Why an example left where it did; `Answer.reason` holds positions in here. "policy": it decided
-#: so. "last": nothing follows. "nonfinite": what came last was not finite, so an earlier stage
-#: answers, or none. "deadline", "budget": the next stage would have taken too long, or cost more.
-#: "error": no answer, because something raised it; only in the `answer` of a `RowsError`.
+#: Why an example left where it did; `Prediction.reason` holds positions in here. "policy": it
+#: decided so. "last": nothing follows. "nonfinite": what came last was not finite, so an earlier
+#: stage answers, or none. "deadline", "budget": the next stage would have taken too long, or cost
+#: more. "error": no answer, because something raised it; only in the `answer` of a `RowsError`.
 REASONS: Final = ("policy", "last", "nonfinite", "deadline", "budget", "error")
 
-#: Dataset that leave: their path, who they are, and what `InFlight.predict` says of them.
+NONFINITE: Final = REASONS.index("nonfinite")
+
+#: Positions of examples within the batch, `(m,)` int64, ascending; None stands for all of them.
+Rows = Tensor | None
+
+#: Examples that leave: their path, who they are, what `predicted` says of them.
 Left = tuple[Path, Rows, Tensor, Fallback | None]
 
 
@@ -117,85 +119,7 @@ def joined(n: int, parts: Sequence[tuple[Tensor, Prediction]]) -> Prediction:
     return replace(first, **tensors)
 
 
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ends:
-    """What answers say of who left at the end of each path of a policy.
-
-    Args:
-        index: Of each path, its position among all.
-        stage: Of each path, the stage at its end.
-        reason: Of each path, why who leaves there does so.
-        cost: Of each path, or None.
-        stage_names: Names of all stages of the cascade.
-    """
-
-    index: Mapping[Path, int]
-    stage: tuple[int, ...]
-    reason: tuple[int, ...]
-    cost: tuple[float, ...] | None
-    stage_names: tuple[str, ...]
-
-    @classmethod
-    def of(cls, policy: Policy, costs: Costs | None = None) -> "Ends":
-        """Those of a policy, and what its paths cost.
-
-        >>> from offramp._core.topology import Topology
-        >>> Ends.of(Policy(Topology.of(["a", "b"]).chain(["b"]), {})).reason
-        (1,)
-        """
-        topology, paths = policy.topology, policy.topology.paths()
-        follows = [bool(topology.children(path[-1])) for path in paths]
-        return cls(
-            index={path: i for i, path in enumerate(paths)},
-            stage=tuple(path[-1] for path in paths),
-            reason=tuple(REASONS.index("policy" if more else "last") for more in follows),
-            cost=None
-            if costs is None
-            else tuple(costs.path(topology, path, policy.decided(path)) for path in paths),
-            stage_names=topology.names,
-        )
-
-    def answer(self, n: int, left: Sequence[Left], reason: str | None = None) -> Prediction:
-        """The answer to `n` examples, once all have left.
-
-        Args:
-            n: Their number.
-            left: All of them, by path; no example is in two parts.
-            reason: Why they left, where it was not the policy that let them go.
-        """
-        log_probs, kept = _gathered(n, [(rows, said, kept) for _, rows, said, kept in left])
-        device, nodes = log_probs.device, [(self.index[path], rows) for path, rows, *_ in left]
-        why = _spread(n, nodes, self.reason, torch.int8, device)
-        best, labels = log_probs.max(dim=1)  # ties go to the first
-        confidence = best.exp()
-        if kept is None:
-            valid = torch.ones(n, dtype=torch.bool, device=device)
-            nonfinite = torch.zeros(n, dtype=torch.int64, device=device)
-        else:
-            valid, nonfinite = kept.valid, kept.nonfinite
-            labels = torch.where(valid, labels, NO_LABEL)
-            confidence = torch.where(valid, confidence, 0.0)
-            why = why.masked_fill(kept.behind, REASONS.index("nonfinite"))
-        if reason is not None:
-            why = torch.full_like(why, REASONS.index(reason))
-        costs = self.cost
-        return Prediction(
-            log_probs=log_probs,
-            labels=labels,
-            stage=_spread(n, nodes, self.stage, torch.int64, device),
-            path=_spread(n, nodes, range(len(self.stage)), torch.int64, device),
-            reason=why,
-            confidence=confidence,
-            cost=None if costs is None else _spread(n, nodes, costs, torch.float64, device),
-            valid=valid,
-            nonfinite=nonfinite,
-            stage_names=self.stage_names,
-            paths=tuple(self.index),
-        )
-
-
-def _spread(
+def spread(
     n: int,
     nodes: Sequence[tuple[int, Rows]],
     values: Sequence[float],
@@ -211,7 +135,7 @@ def _spread(
     return found
 
 
-def _gathered(
+def gathered(
     n: int, parts: Sequence[tuple[Rows, Tensor, Fallback | None]]
 ) -> tuple[Tensor, Fallback | None]:
     """Log-probabilities, and what was kept of anybody, in the order of the examples."""
