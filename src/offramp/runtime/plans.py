@@ -13,6 +13,7 @@ from typing import final
 from offramp._core.topology import RAW_INPUT, Topology
 from offramp.stages import Stage
 from offramp.stages.fusing.modules import column_of, is_passing
+from offramp.stages.segments import kept_after
 
 RAW = ""  # stands for the raw input among the groups; the name of a stage is never empty
 
@@ -52,13 +53,14 @@ def plan_segments(topology: Topology) -> dict[int, Plan]:
         k: {_read(topology, k, new) for new in ways} | {topology.groups[j] for j in by_some[k]}
         for k, ways in missing.items()
     }
+    keep = kept_after([needs[k] for k in topology.active])
     return {
         k: Plan(
-            tuple(j for j in topology.lineage(k) if any(j in new for new in ways)),
+            tuple(j for j in topology.lineage(k) if any(j in new for new in missing[k])),
             frozenset(by_some[k]),
-            frozenset().union(*(needs[other] for other in topology.active if other > k)),
+            kept,
         )
-        for k, ways in missing.items()
+        for k, kept in zip(topology.active, keep, strict=True)
     }
 
 

@@ -104,7 +104,7 @@ def joined(n: int, parts: Sequence[tuple[Tensor, Prediction]]) -> Prediction:
     """One answer of several, of the same model; who is in no part has none, for an error.
 
     Args:
-        n: Dataset of the whole.
+        n: Number of examples of the whole.
         parts: Positions in the whole, `(k,)`, and the answers to those.
     """
     first = parts[0][1]

@@ -18,7 +18,8 @@ from offramp._core.batch import batch_size, take_rows
 from offramp._core.errors import OfframpError, UnsupportedError
 from offramp._core.topology import Topology
 from offramp._core.types import Batch
-from offramp.stages.classes import check_same_classes, results_of_all
+from offramp.stages.classes import check_same_classes
+from offramp.stages.segments import run_segments
 from offramp.stages.stage import Stage
 
 _ROWS = 8  # of the batch that are looked at
@@ -96,7 +97,7 @@ def _answers(
     stages: Sequence[Stage], asked: Collection[str], topology: Topology | None, batch: Batch
 ) -> Answers:
     """Logits `(m, c)` of the stages that are asked, by name."""
-    results = results_of_all(stages, batch, topology)
+    results = run_segments(stages, batch, topology)
     return {stage.name: stage.answer(result) for stage, result in results if stage.name in asked}
 
 

@@ -30,6 +30,7 @@ from offramp.runtime.plans import Plan, plan_segments
 from offramp.runtime.source import check_form, check_made_for
 from offramp.stages import OfFirst, Stage, own_head
 from offramp.stages.cutting.graph import FAILURES
+from offramp.stages.segments import run_segments
 
 ENDING = ".onnx"
 #: What a decision reads before the logits of earlier stages, and what it gives.
@@ -156,7 +157,7 @@ class _Export:
     ) -> None:
         self._policy, self._plans, self._stages = copy.deepcopy(policy).cpu(), plans, stages
         self._examples = [example, *others]  # the same with other lengths
-        self._carries: dict[str, list[Any]] = {}  # by group, as are the segments; of each example
+        self._carries = self._run()  # by group, as are the segments; of each example
         self._segments: dict[str, Any] = {}
         self._heads: dict[int, Any] = {}
 
@@ -184,6 +185,17 @@ class _Export:
             decisions=decisions,
         )
 
+    def _run(self) -> dict[str, list[Any]]:
+        stages, topology = list(self._stages.values()), self._policy.topology
+        found: dict[str, list[Any]] = {stage.eval().group: [] for stage in stages}
+        with torch.no_grad():
+            for example in self._examples:
+                given = to_device(example, _device(stages[0]))
+                carries = {s.group: c for s, c in run_segments(stages, given, topology)}
+                for group, carry in carries.items():
+                    found[group].append(carry)
+        return found
+
     def _classes(self) -> int:
         topology = self._policy.topology
         model = self._heads.get(topology.root) or self._segments[topology.groups[topology.root]]
@@ -197,10 +209,6 @@ class _Export:
             given = self._given(k)
             part = _Part(stage, segment=True, answers=whole)
             self._segments[group] = self._made(stage.module, part, given, name)
-            with torch.no_grad():
-                self._carries[group] = [
-                    stage.eval().segment(to_device(each, _device(stage))) for each in given
-                ]
         if answers and not whole:
             part, carries = _Part(stage, segment=False, answers=True), self._carries[group]
             head = None if stage.head is None else own_head(stage.head)
