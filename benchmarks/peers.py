@@ -171,7 +171,7 @@ class Masked:
         running = InFlight(self.model.program, batch, torch.arange(len(batch), device=batch.device))
         labels, undecided = torch.zeros(len(batch)).long(), torch.ones(len(batch)).bool()
         for stage, limit in zip(self.policy.topology.active, self.limits, strict=True):
-            logits = running.visit(stage, None) / self.policy.temperatures[stage]
+            logits = running.visit(stage, None).scores() / self.policy.temperatures[stage]
             best = logits.softmax(dim=1).max(dim=1)
             leaves = undecided & (best.values >= limit)
             labels = torch.where(leaves, best.indices, labels)

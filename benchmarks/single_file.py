@@ -55,8 +55,8 @@ def load(data: Path) -> tuple[offramp.Cascade, Array]:
 def threshold(cascade: offramp.Cascade, images: Array, survivors: float) -> float:
     """The largest probability of ResNet-20 below which the given share lies."""
     with torch.inference_mode():
-        logits, _ = cascade.stage(0).run(torch.from_numpy(images))
-    return float(logits.softmax(dim=1).amax(dim=1).quantile(survivors))
+        said, _ = cascade.stage(0).run(torch.from_numpy(images))
+    return float(said.scores().softmax(dim=1).amax(dim=1).quantile(survivors))
 
 
 def session(model: str | bytes, threads: int) -> onnxruntime.InferenceSession:

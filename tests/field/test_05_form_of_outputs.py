@@ -265,8 +265,10 @@ def test_a_refusal_goes_on_and_a_percentage_is_refused(of_services):
 
 
 def test_a_label_outside_the_classes_is_an_answer_of_its_own():
-    scores = labels_with_confidence(torch.tensor([7, -2, 1]), torch.tensor([0.9, 0.9, 0.9]), C)
-    assert scores.argmax(dim=1).tolist() == [C, C, 1]
+    said = labels_with_confidence(torch.tensor([7, -2, 1]), torch.tensor([0.9, 0.9, 0.9]), C)
+    assert said.top(1)[:, 0].tolist() == [7, -2, 1]
+    assert said.scores().argmax(dim=1).tolist() == [C, C, 1]
+    assert said.scores().shape == (3, said.width)
     bare = inspect.unwrap(labels_with_confidence)  # the tests' type checker would be first
     with pytest.raises(InputError, match="must give whole numbers"):
         bare(torch.tensor([0.5]), torch.tensor([0.9]), C)

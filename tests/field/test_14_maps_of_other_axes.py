@@ -149,7 +149,7 @@ def test_a_bundle_holds_them(tmp_path, monkeypatch):
     x = torch.randn(5, 1, 64, generator=torch.Generator().manual_seed(0))
     loaded = load_bundle(tmp_path / "b", allow_import=True)
     answers = loaded.adaptive(x).log_probs.log_softmax(dim=1)
-    torch.testing.assert_close(answers, cascade.stage("2").run(x)[0].log_softmax(dim=1))
+    torch.testing.assert_close(answers, cascade.stage("2").run(x)[0].logits.log_softmax(dim=1))
 
 
 # Maps with three.

@@ -163,7 +163,7 @@ def answers_of(stages: Sequence[Stage], example: Batch) -> Tensor:
     ]
     with torch.inference_mode():
         logits = {
-            stage.name: stage.answer(carry)
+            stage.name: stage.answer(carry).scores()
             for stage, carry in run_segments(plain, example)
             if _gives_logits(stage)
         }

@@ -253,7 +253,7 @@ class Adaptive(nn.Module):
         if program.classes is None:
             one, first = to_device(zeros_like(batch), device), torch.zeros(1, device=device).long()
             program.check_before(one, 1)
-            program.classes = InFlight(program, one, first).visit(root, None).shape[1]
+            program.classes = InFlight(program, one, first).visit(root, None).width
         none = torch.zeros(0, program.classes, device=device)
         return program.answer(0, [((root,), None, none, None)])
 

@@ -20,10 +20,10 @@ from typing import final
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from offramp._core.checks import check_known, check_not_negative, check_positive_int
 from offramp._core.errors import InputError
+from offramp._core.outputs import StageOutput
 from offramp._core.topology import EXIT, Path, Topology
 from offramp._core.types import Ids
 from offramp.runtime.forms import Form
@@ -116,12 +116,12 @@ class Batcher:
             self._wait((self._program.topology.root,), flight)
         return numbers
 
-    def done(self, job: Job, logits: Tensor, now: float) -> None:
+    def done(self, job: Job, said: StageOutput, now: float) -> None:
         """A job has run: some of its examples are answered, the others wait again."""
         self._take_back(job)
         self._seconds[job.stage] = max(now - job.since, 0.0)
         try:
-            job.flight.hear(job.stage, None, logits)
+            job.flight.hear(job.stage, None, said)
             parts = decide(job.flight, [(job.path, None)])
         except Exception as error:  # noqa: BLE001  (else everybody in the job would be lost)
             self._give_up(job.flight, error)
@@ -153,12 +153,12 @@ class Batcher:
         halves = [alive.take(part) for part in rows.tensor_split(2)]
         self._apart.extendleft((job.path, half) for half in reversed(halves))
 
-    def tell(self, job: Job, outcome: Tensor | Failure, now: float) -> None:
+    def tell(self, job: Job, outcome: StageOutput | Failure, now: float) -> None:
         """`done` or `failed`, whichever it was."""
-        if isinstance(outcome, Tensor):
-            self.done(job, outcome, now)
-        else:
+        if isinstance(outcome, Failure):
             self.failed(job, outcome.error, now, whole=outcome.whole)
+        else:
+            self.done(job, outcome, now)
 
     def cancel(self, numbers: Collection[int]) -> int:
         """Forget examples, wherever they are; whoever is in a job leaves it unanswered.

@@ -12,7 +12,7 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Int, Int64
 from torch import Tensor
 
 from offramp._core.errors import InputError, OfframpError
@@ -66,6 +66,8 @@ def gather(batch: Any, rows: Tensor) -> Any:  # noqa: ANN401  (a carry is what a
 
     Three times as fast as indexing where examples lie one after the other in memory.
     """
+    if isinstance(batch, StageOutput):
+        return batch.take(rows)
     if not isinstance(batch, Tensor):
         return take_rows(batch, rows)
     if batch.is_contiguous():
@@ -103,7 +105,7 @@ class InFlight:
         self._before: dict[str, Held] | None = None  # the carries until a visit was heard
         self._said: Any = None  # the carry that one example's last stage answered from
         self.outputs: list[StageOutput | None] = [None] * program.count
-        self.last: Float[Tensor, "m c"] | None = None  # what was heard last, of whom it concerns
+        self.last: StageOutput | None = None  # what was heard last, of whom it concerns
         self.fallback: Fallback | None = None  # of all; from the first that is not finite on
         self.known: dict[int, Distribution] = {}  # of stages that were looked at
         self._known_of: Rows = None  # whose distributions `known` holds
@@ -130,7 +132,7 @@ class InFlight:
         carries = sorted(self._carries.items())
         return tuple((group, carry_form(held.batch)) for group, held in carries)
 
-    def visit(self, stage: int, rows: Rows) -> Float[Tensor, "m c"]:
+    def visit(self, stage: int, rows: Rows) -> StageOutput:
         """Run what the examples at `rows` lack up to `stage`, and its head.
 
         A visit that raises changes nothing, so it can be made again; `undo` takes one back.
@@ -142,11 +144,11 @@ class InFlight:
             lacking = self._lacking(j, rows, carries) if j in plan.by_some else rows
             if lacking is None or len(lacking):
                 self._run(j, lacking, carries, shared=j in plan.by_some)
-        logits = self._answer(stage, rows, carries)
+        said = self._answer(stage, rows, carries)
         if len(carries) > len(plan.keep) or not plan.keep.issuperset(carries):
             carries = {group: held for group, held in carries.items() if group in plan.keep}
         self._before, self._carries = self._carries, carries
-        return logits
+        return said
 
     def undo(self) -> None:
         """Stand where the last visit began, unless what the stage says has been heard."""
@@ -194,21 +196,24 @@ class InFlight:
         given_parts = split_batch(given, parts)
         if here.gives_carry or stage not in self.program.plans:  # nobody answers: no head is held
             return concat([here.segment(part) for part in given_parts])
-        # What a whole network returns may hold more than can be joined; its logits can.
-        return torch.cat([here.answer(here.segment(part)) for part in given_parts])
+        # What a whole network returns may hold more than can be joined; its answer can.
+        first, *others = [here.run(part)[0] for part in given_parts]
+        return first.concat(others)
 
-    def _answer(self, stage: int, rows: Rows, carries: Mapping[str, Held]) -> Float[Tensor, "m c"]:
+    def _answer(self, stage: int, rows: Rows, carries: Mapping[str, Held]) -> StageOutput:
         program = self.program
         here, held = program.stages[stage], carries[program.topology.groups[stage]]
         if self._n == 1:
             self._said = held.batch
         picks = stage in program.blocks  # costs nothing, so nothing is gathered for it
         if (picks or program.times is not None) and held.holds_more_than(rows):
-            everyone = here.answer(held.batch)
-            logits: Tensor = Held(everyone, held.rows).take(rows)
+            given, whole = held.batch, held.rows
         else:
-            logits = here.answer(held.take(rows))
-        m, wanted = logits.shape[0], self._n if rows is None else rows.shape[0]
+            given, whole = held.take(rows), rows
+        said = given if isinstance(given, StageOutput) else here.answer(given)
+        if whole is not rows:
+            said = Held(said, whole).take(rows)
+        m, wanted = len(said), self._n if rows is None else rows.shape[0]
         if m != wanted:
             raise InputError(
                 f"Stage {here.name!r} must answer for each of the {wanted} examples that it was "
@@ -216,7 +221,7 @@ class InFlight:
             )
         if self.mark is not None:
             self.mark("head", stage, m)
-        return logits
+        return said
 
     def _lacking(self, stage: int, rows: Rows, carries: Mapping[str, Held]) -> Rows:
         """Those among `rows` that have not run a segment; asks the device how many they are."""
@@ -236,14 +241,11 @@ class InFlight:
 
     # ---- what was said
 
-    def hear(self, stage: int, rows: Rows, logits: Float[Tensor, "m c"]) -> None:
+    def hear(self, stage: int, rows: Rows, said: StageOutput) -> None:
         """Take in what a stage says about the examples at `rows`."""
-        self._before = None
-        held = self.last = logits.float()
-        if rows is not None:  # a view addresses all stages' outputs by the same positions
-            held = held.new_zeros(self._n, held.shape[1])
-            held.index_copy_(0, rows, self.last)
-        self.outputs[stage] = StageOutput(classes=held.shape[1], logits=held)
+        self._before, self.last = None, said
+        # What is known of all stages is addressed by the same positions.
+        self.outputs[stage] = said if rows is None else said.placed(rows, self._n)
 
     def hear_ahead(self, stage: int) -> bool:
         """Take in what came when the only example visited a stage in one piece with others.
@@ -314,8 +316,8 @@ class InFlight:
             self.mark("compaction", NO_STAGE, len(whole))
         for stage, said in enumerate(self.outputs):
             if said is not None:
-                logits = torch.cat([one.outputs[stage].scores() for one in each])  # type: ignore[union-attr]
-                whole.outputs[stage] = StageOutput(classes=said.classes, logits=logits)
+                theirs = (one.outputs[stage] for one in others)
+                whole.outputs[stage] = said.concat([held for held in theirs if held is not None])
         return whole
 
     def _with(self, carries: Mapping[str, Any], ids: Tensor, numbers: Numbers | None) -> "InFlight":

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import final
 
 import torch
-from torch import Tensor
 
+from offramp._core.outputs import StageOutput
 from offramp._core.topology import Path
 from offramp._core.types import Ids
 from offramp.runtime.inflight import InFlight, Numbers
@@ -42,22 +42,22 @@ class Job:
         """The stage to be visited."""
         return self.path[-1]
 
-    def run(self) -> "Tensor | Failure":
-        """Visit the stage; its logits `(m, c)`, or what it raised, explained; raises nothing."""
+    def run(self) -> "StageOutput | Failure":
+        """Visit the stage; what it says, or what it raised, explained. Raises nothing."""
         program, first = self.flight.program, len(self.path) == 1
         batch = self.flight.raw if first else ()
         try:
             try:
-                logits = self.flight.visit(self.stage, None)
+                said = self.flight.visit(self.stage, None)
             finally:
                 program.check_modes()
             if first:
-                program.check_after(batch, logits.shape[1])
+                program.check_after(batch, said.width)
         except Exception as error:  # noqa: BLE001  (whatever a network raises)
             if first:
                 return Failure(program.explained(batch, error), program.is_another_kind(batch))
             return Failure(error)
-        return logits
+        return said
 
 
 @final

@@ -67,9 +67,9 @@ def _walk_one(flight: InFlight) -> Prediction:
     while True:
         stage = path[-1]
         if not flight.has_heard(stage):
-            logits = flight.visit(stage, None)
+            said = flight.visit(stage, None)
             if not flight.hear_ahead(stage):
-                flight.hear(stage, None, logits)
+                flight.hear(stage, None, said)
         path, child = step(flight, path, None)
         if mark is not None:
             mark("decision", stage, 1)
@@ -153,9 +153,9 @@ def leave(flight: InFlight, path: Path, rows: Rows) -> Left:
 
 def _is_finite(flight: InFlight) -> bool:
     """True where all is known to be finite; a device is not asked, the host would wait."""
-    last = flight.last
-    if flight.fallback is not None or last is None or last.device.type != "cpu":
+    if flight.fallback is not None or flight.last is None or flight.ids.device.type != "cpu":
         return False
+    last = flight.last.scores()
     return not len(last) or sums_up(last) or bool(finite_rows(last).all())
 
 

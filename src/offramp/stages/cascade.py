@@ -222,7 +222,7 @@ class Cascade(nn.Module):
         with naming_types(self, batch):
             for stage, result in run_segments(list(self), batch):
                 try:
-                    logits.append(stage.answer(result))
+                    logits.append(stage.answer(result).scores())
                 except SeveralLogitsError:
                     if settle_classes(self, batch):
                         return self.forward(batch)

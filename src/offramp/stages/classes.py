@@ -41,7 +41,7 @@ def settle_classes(stages: Iterable[Stage], batch: Batch) -> bool:
         return False
     for stage, result in run_segments(members, batch):
         try:
-            widths = {stage.answer(result).shape[1]}
+            widths = {stage.answer(result).width}
         except SeveralLogitsError as error:
             widths = set(error.widths)
         found = widths if found is None else found & widths

@@ -96,9 +96,10 @@ def check_company(
 def _answers(
     stages: Sequence[Stage], asked: Collection[str], topology: Topology | None, batch: Batch
 ) -> Answers:
-    """Logits `(m, c)` of the stages that are asked, by name."""
+    """Scores `(m, c)` of the stages that are asked, by name."""
     results = run_segments(stages, batch, topology)
-    return {stage.name: stage.answer(result) for stage, result in results if stage.name in asked}
+    asked_of = ((stage, result) for stage, result in results if stage.name in asked)
+    return {stage.name: stage.answer(result).scores() for stage, result in asked_of}
 
 
 def _alone(run: Callable[[Batch], Answers], some: Batch, k: int) -> Answers:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from offramp._core.batch import apply
 from offramp._core.checks import check_choice
 from offramp._core.errors import InputError, UnsupportedError
-from offramp._core.outputs import labels_with_confidence
+from offramp._core.outputs import StageOutput, labels_with_confidence
 from offramp._core.types import Batch, OutputForm
 from offramp.models import ModelSpec, SeveralLogitsError, extract_logits
 from offramp.stages.cutting.spec import SegmentSpec
@@ -44,8 +44,8 @@ class Stage(nn.Module):
         head_spec: How to build `head` again, or None if nobody knows.
         outputs: "logits"; or "confidence": the stage, a whole network or a service, answers with
             labels `(m,)` and the probabilities `(m,)` that they are right, in a tuple or under
-            "labels" and "confidence"; of logits the best label and its probability are taken. It
-            then stands for scores `(m, c + 1)`, as in a trace of `from_predictions`.
+            "labels" and "confidence"; of logits the best label and its probability are taken. As
+            in a trace of `from_predictions` they amount to scores `(m, c + 1)`.
         classes: Number of classes `c`. It picks the logits where a network returns several tensors,
             and is needed where one gives labels. A cascade says it where it has class names.
 
@@ -54,8 +54,8 @@ class Stage(nn.Module):
             head or source declares other outputs than logits.
 
     >>> stage = Stage("tiny", nn.Linear(2, 3))
-    >>> logits, carry = stage.run(torch.zeros(5, 2))
-    >>> logits.shape, carry
+    >>> said, carry = stage.run(torch.zeros(5, 2))
+    >>> said.logits.shape, carry
     (torch.Size([5, 3]), None)
     """
 
@@ -117,11 +117,24 @@ class Stage(nn.Module):
         return self._reads(self._computed, carry)
 
     def _computed(self, carry: Batch) -> Any:  # noqa: ANN401
-        result = apply(self.module, carry if self.preprocess is None else self.preprocess(carry))
-        return result if self.outputs == "logits" else self._labeled(result)
+        return apply(self.module, carry if self.preprocess is None else self.preprocess(carry))
 
-    def _labeled(self, result: Any) -> Float[Tensor, "m k"]:  # noqa: ANN401
-        """The scores that labels with confidences, or those of logits, amount to."""
+    def answer(self, result: Any) -> StageOutput:  # noqa: ANN401
+        """What the stage says, given what `segment` gave.
+
+        Returns:
+            Logits `(m, c)`, float32; or, as declared, labels and confidences `(m,)`.
+
+        Raises:
+            InputError: If there are no logits `(m, c)` with c >= 2 in it.
+        """
+        if self.outputs == "confidence":
+            return self._labeled(result)
+        logits = self._logits(result)
+        return StageOutput(classes=logits.shape[1], logits=logits)
+
+    def _labeled(self, result: Any) -> StageOutput:  # noqa: ANN401
+        """Labels with confidences, or those of logits."""
         if isinstance(result, Mapping) and "labels" in result and "confidence" in result:
             result = (result["labels"], result["confidence"])
         pair = isinstance(result, tuple | list) and len(result) == 2
@@ -133,16 +146,11 @@ class Stage(nn.Module):
                 )
             labels, confidence = result
             return labels_with_confidence(labels, confidence, self.classes)
-        logits = self.answer(result)
+        logits = self._logits(result)
         confidence, labels = logits.softmax(dim=1).max(dim=1)
         return labels_with_confidence(labels, confidence.clamp(max=1.0), logits.shape[1])
 
-    def answer(self, result: Any) -> Float[Tensor, "m c"]:  # noqa: ANN401
-        """Make logits `(m, c)`, float32, of what `segment` gave.
-
-        Raises:
-            InputError: If there are no logits `(m, c)` with c >= 2 in it.
-        """
+    def _logits(self, result: Any) -> Float[Tensor, "m c"]:  # noqa: ANN401
         try:
             said = result if self.head is None else self._head_reads(self.head, result)
             plain = type(said) is Tensor and said.ndim == 2
@@ -158,14 +166,14 @@ class Stage(nn.Module):
             )
         return logits.to(torch.float32)
 
-    def run(self, carry: Batch) -> tuple[Float[Tensor, "m c"], Any]:
+    def run(self, carry: Batch) -> tuple[StageOutput, Any]:
         """Run segment and head.
 
         Args:
             carry: The raw batch of `m` examples, or the carry of the source.
 
         Returns:
-            Logits `(m, c)`, float32; and the carry, None for a whole network.
+            What the stage says of them; and the carry, None for a whole network.
         """
         result = self.segment(carry)
         return self.answer(result), result if self.gives_carry else None

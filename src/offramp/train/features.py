@@ -80,7 +80,7 @@ class Computed:
     def answer(self, name: str, carry: Any) -> Tensor:  # noqa: ANN401
         """Logits of a stage's head."""
         with in_bfloat16(self._device, self._bfloat16):
-            return self._cascade.stage(name).answer(carry)
+            return self._cascade.stage(name).answer(carry).scores()
 
     def _batch(self, rows: Tensor, generator: torch.Generator | None) -> Batch:
         raw = self._examples.inputs_at(rows)

@@ -10,7 +10,6 @@ from statistics import median
 from typing import Any, final
 
 import torch
-from torch import Tensor
 
 from offramp._core.batch import batch_size
 from offramp._core.checks import check_positive_int
@@ -160,7 +159,7 @@ class Meter:
             if group not in held:
                 given = raw if source == RAW_INPUT else held[topology.groups[source]]
                 carries = stage.gives_carry or group in continued
-                run = stage.segment if carries else partial(_logits, stage)
+                run = stage.segment if carries else stage.run
                 held[group] = self._timed("segment", k, size, partial(run, given))
                 if carries:
                     self._timed("carry", k, size, partial(gather, held[group], rows))
@@ -182,7 +181,3 @@ class Meter:
         synchronize()
         self._taken.setdefault((kind, stage, size), []).append(time.perf_counter() - start)
         return result
-
-
-def _logits(stage: Stage, given: Batch) -> Tensor:
-    return stage.answer(stage.segment(given))

@@ -74,7 +74,7 @@ def all_outputs(topology, x):
         carry, fresh = x, stages_of(topology)
         for j in topology.lineage(k):
             carry = fresh[j].segment(carry)
-        columns.append(fresh[k].answer(carry))
+        columns.append(fresh[k].answer(carry).logits)
     return torch.stack(columns, dim=1)
 
 
@@ -194,7 +194,7 @@ def test_a_carry_of_some_is_narrowed_to_the_right_ones():
     flight = flight_of(topology, stages_of(topology), inputs(6, 2, 0), 6)
     wanted = all_outputs(topology, inputs(6, 2, 0))
     for stage, rows in ((0, None), (1, torch.tensor([1, 3, 4, 5])), (2, torch.tensor([3, 5]))):
-        logits = flight.visit(stage, rows)
+        logits = flight.visit(stage, rows).logits
         assert torch.equal(logits, wanted[:, stage] if rows is None else wanted[rows, stage])
 
 
@@ -213,7 +213,7 @@ def test_batches_may_be_tensors_tuples_or_mappings(kind):
     flight = flight_of(topology, stages, batch, 3)
     flight.visit(0, None)
     wanted = left if kind == "tensor" else left + right
-    assert torch.equal(flight.visit(1, torch.tensor([2])), wanted[2:])
+    assert torch.equal(flight.visit(1, torch.tensor([2])).logits, wanted[2:])
 
 
 def test_no_copy_is_made_where_everybody_survives():

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
 
+from offramp._core.outputs import StageOutput
 from offramp._core.topology import Topology
 from offramp.policy import Constant, Feature, Linear, Node, Policy
 from offramp.runtime.fallback import Fallback
@@ -69,7 +70,8 @@ class Injected(InFlight):
         everyone = torch.arange(len(self.table))
         assert stage not in self.visits, "a stage is visited once"
         self.visits[stage] = rows
-        return self.table[everyone if rows is None else rows, stage]
+        logits = self.table[everyone if rows is None else rows, stage]
+        return StageOutput(classes=logits.shape[1], logits=logits)
 
     def visitors(self, stage):
         rows = self.visits.get(stage, torch.empty(0))

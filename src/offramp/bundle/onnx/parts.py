@@ -279,7 +279,7 @@ class _Part(nn.Module):
     def forward(self, *given: Any, **named: Any) -> Any:  # noqa: ANN401  (what the stage reads)
         carry = named or (given[0] if len(given) == 1 else given)
         result = self.stage.segment(carry) if self._segment else carry
-        return self.stage.answer(result) if self._answers else result
+        return self.stage.answer(result).scores() if self._answers else result
 
 
 def _check_answers(model: Any, part: nn.Module, given: Batch, name: str) -> None:  # noqa: ANN401

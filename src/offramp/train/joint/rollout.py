@@ -72,7 +72,7 @@ class JointModel(nn.Module):
                 logits.append(torch.zeros_like(logits[0]))
                 odds += [torch.zeros_like(odds[0])] if position < last else []
                 continue
-            said = running.visit(stage, None if len(rows) == m else rows)
+            said = running.visit(stage, None if len(rows) == m else rows).scores()
             logits.append(said.new_zeros(m, said.shape[1]).index_copy(0, rows, said))
             if position == last:
                 break
