@@ -38,8 +38,11 @@ def see(frame, event, _):
     if name.startswith("offramp"):
         modules.add(name)
         own = frame.f_code.co_qualname if hasattr(frame.f_code, "co_qualname") else ""
-        if "." in own and "<" not in own.split(".")[0]:
-            classes.add((name, own.split(".")[0]))
+        first, _, second = own.partition(".")
+        if first == "__create_fn__":  # what makes an object of a dataclass
+            classes.add((name, type(frame.f_locals["self"]).__name__))
+        elif second and not second.startswith("<locals>"):  # not a comprehension of a function
+            classes.add((name, first))
 sys.setprofile(see); model(x); sys.setprofile(None)
 print(json.dumps([sorted(modules), sorted(c for _, c in classes)]))
 """

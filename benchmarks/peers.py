@@ -54,6 +54,7 @@ from offramp.models import ModelSpec, build
 from offramp.policy import Candidate
 from offramp.policy.rules import Constant, Linear
 from offramp.runtime import Adaptive
+from offramp.runtime.inflight import InFlight
 from offramp.stages import Cascade, time_side_by_side
 from offramp.trace import Trace
 
@@ -167,10 +168,10 @@ class Masked:
 
     @torch.inference_mode()
     def __call__(self, batch: Tensor) -> Tensor:
-        running = self.model.runner.start(batch, torch.arange(len(batch), device=batch.device))
+        running = InFlight(self.model.program, batch, torch.arange(len(batch), device=batch.device))
         labels, undecided = torch.zeros(len(batch)).long(), torch.ones(len(batch)).bool()
         for stage, limit in zip(self.policy.topology.active, self.limits, strict=True):
-            logits = running.visit(stage, None) / self.policy.temperatures[stage]
+            logits = running.visit(stage, None).scores() / self.policy.temperatures[stage]
             best = logits.softmax(dim=1).max(dim=1)
             leaves = undecided & (best.values >= limit)
             labels = torch.where(leaves, best.indices, labels)

@@ -77,9 +77,8 @@ def pretrained(data: Path) -> Cascade:
 def threshold(cascade: Cascade, images: Tensor) -> float:
     """The value on the first network's largest probability that lets a fifth go on."""
     with torch.inference_mode():
-        sure = [
-            cascade.stage(0).run(part)[0].softmax(dim=1).amax(dim=1) for part in images.split(64)
-        ]
+        said = [cascade.stage(0).run(part)[0] for part in images.split(64)]
+        sure = [each.scores().softmax(dim=1).amax(dim=1) for each in said]
     return float(torch.cat(sure).quantile(GO_ON))
 
 

@@ -56,8 +56,8 @@ def load(data: Path) -> tuple[offramp.Cascade, Array]:
 def threshold(cascade: offramp.Cascade, images: Array, survivors: float) -> float:
     """The largest probability of ResNet-20 below which the given share lies."""
     with torch.inference_mode():
-        logits, _ = cascade.stage(0).run(torch.from_numpy(images))
-    return float(logits.softmax(dim=1).amax(dim=1).quantile(survivors))
+        said, _ = cascade.stage(0).run(torch.from_numpy(images))
+    return float(said.scores().softmax(dim=1).amax(dim=1).quantile(survivors))
 
 
 def session(model: str | bytes, threads: int) -> onnxruntime.InferenceSession:
@@ -165,7 +165,7 @@ def main() -> None:
 
 def as_arrays(answer: offramp.runtime.Prediction) -> tuple[Array, Array, Array]:
     """Logits, labels and stages of the runtime."""
-    return answer.logits.numpy(), answer.labels.numpy(), answer.stage.numpy()
+    return answer.log_probs.numpy(), answer.labels.numpy(), answer.stage.numpy()
 
 
 if __name__ == "__main__":

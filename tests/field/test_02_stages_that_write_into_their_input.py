@@ -101,7 +101,7 @@ def test_a_batch_given_to_adaptive_stays_what_it_was(kind, n):
         mine = draw(n)
         answer = model(mine)
         assert torch.equal(mine, draw(n))
-        torch.testing.assert_close(answer.logits, expected(draw(n))[:, 1].log_softmax(1))
+        torch.testing.assert_close(answer.log_probs, expected(draw(n))[:, 1].log_softmax(1))
 
 
 def test_costs_that_are_counted_or_timed_leave_the_example_alone():
@@ -129,7 +129,9 @@ def test_inputs_in_a_mapping_or_tuple_stay_what_they_were():
         cascade = Cascade.from_models({"a": Named(0), "b": Named(1)})
         model = Adaptive(cascade, everybody_to(cascade, 1))
         for _ in range(2):
-            torch.testing.assert_close(model(batch).logits, expected(draw())[:, 1].log_softmax(1))
+            torch.testing.assert_close(
+                model(batch).log_probs, expected(draw())[:, 1].log_softmax(1)
+            )
         held = list(batch.values()) if isinstance(batch, dict) else list(batch)
         assert torch.equal(held[0], draw())
         assert not held[1].any()
@@ -159,7 +161,7 @@ def test_a_head_that_writes_into_its_carry_does_not_reach_who_continues():
     cascade = exits(True)
     model = Adaptive(cascade, everybody_to(cascade, 1))
     for _ in range(2):
-        torch.testing.assert_close(model(x).logits, right[:, 1].log_softmax(1))
+        torch.testing.assert_close(model(x).log_probs, right[:, 1].log_softmax(1))
 
 
 class Later(Pure):
@@ -186,7 +188,7 @@ def test_a_stage_that_writes_later_than_on_the_first_batch_is_found_out_and_give
     with pytest.raises(UnsupportedError, match="Stage 'a' has written into its input"):
         model(bad)
     mine = draw().mul_(10)
-    torch.testing.assert_close(model(mine).logits, expected(draw() * 10)[:, 1].log_softmax(1))
+    torch.testing.assert_close(model(mine).log_probs, expected(draw() * 10)[:, 1].log_softmax(1))
     assert torch.equal(mine, draw() * 10)
 
 

@@ -268,7 +268,7 @@ def test_a_bundle_refuses_what_the_cascade_refuses(tmp_path):
     for h, w in ((32, 32), (40, 27)):
         x = pictures(3, h, w)
         with torch.no_grad():
-            assert torch.allclose(model(x).logits, net(x).log_softmax(1), atol=1e-4)
+            assert torch.allclose(model(x).log_probs, net(x).log_softmax(1), atol=1e-4)
     with pytest.raises(InputError, match="size 3 along axis 1, got 1"):
         model(torch.zeros(2, 1, 32, 32))
 

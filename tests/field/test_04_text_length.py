@@ -83,7 +83,7 @@ def test_exits_answer_as_the_network_at_every_length(net, cascade, length):
     x = texts(5, length)
     with torch.no_grad():
         want = net(**x).log_softmax(1)
-    assert torch.allclose(to_the_end(cascade)(x).logits, want, atol=1e-5)
+    assert torch.allclose(to_the_end(cascade)(x).log_probs, want, atol=1e-5)
 
 
 def test_batches_of_two_lengths_are_recorded(net, cascade):
@@ -121,7 +121,7 @@ def test_other_runtimes_take_every_length(net, cascade, backend, fuse):
     for length in LENGTHS:
         x = texts(5, length)
         with torch.no_grad():
-            assert torch.allclose(fast(x).logits, net(**x).log_softmax(1), atol=1e-4)
+            assert torch.allclose(fast(x).log_probs, net(**x).log_softmax(1), atol=1e-4)
 
 
 def test_a_whole_network_takes_every_length_in_another_runtime(net):
@@ -159,8 +159,8 @@ def test_exported_files_answer_as_the_runtime_at_every_length(cascade, half, tmp
         x = texts(30, length)
         want = model(x)
         feed = {name: tensor.numpy() for name, tensor in x.items()}
-        logits, label, stage = session.run(["logits", "label", "stage"], feed)
-        assert torch.allclose(torch.from_numpy(logits), want.logits, atol=1e-4)
+        logits, label, stage = session.run(["log_probs", "label", "stage"], feed)
+        assert torch.allclose(torch.from_numpy(logits), want.log_probs, atol=1e-4)
         assert label.tolist() == want.labels.tolist()
         assert len(set(stage.tolist())) == 2 or length != 12
         assert folder(feed).label.tolist() == want.labels.tolist()
@@ -175,7 +175,7 @@ def test_a_bundle_of_another_runtime_takes_every_length(net, cascade, tmp_path):
     for length in LENGTHS:
         x = texts(5, length)
         with torch.no_grad():
-            assert torch.allclose(model(x).logits, net(**x).log_softmax(1), atol=1e-4)
+            assert torch.allclose(model(x).log_probs, net(**x).log_softmax(1), atol=1e-4)
 
 
 @pytest.mark.slow
@@ -205,6 +205,6 @@ def test_bert_cut_at_twelve_runs_at_other_lengths():
             x = batch(3, length)
             with torch.no_grad():
                 want = net(**x).logits.log_softmax(1)
-            assert torch.allclose(to_the_end(each)(x).logits, want, atol=1e-4)
+            assert torch.allclose(to_the_end(each)(x).log_probs, want, atol=1e-4)
     with pytest.raises(InputError, match="at most 64"):
         to_the_end(cascade)(batch(3, 65))

@@ -190,9 +190,11 @@ def test_a_bundle_keeps_the_declared_form(of_services, tmp_path):
     batch = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
     before = Adaptive(declared, of_services)(batch)
     after = loaded(batch)
-    assert before.logits.shape == (64, C + 1)
-    assert torch.equal(before.logits, after.logits)
-    assert torch.equal(loaded.reference(batch).logits[:, :C].argmax(1), after_of_f(declared, batch))
+    assert before.log_probs.shape == (64, C + 1)
+    assert torch.equal(before.log_probs, after.log_probs)
+    assert torch.equal(
+        loaded.reference(batch).log_probs[:, :C].argmax(1), after_of_f(declared, batch)
+    )
 
 
 def after_of_f(declared, batch):
@@ -242,8 +244,8 @@ def test_labels_without_a_number_of_classes_are_refused(of_services):
         live(INPUTS[:4])
     names = tuple("pqrs")
     live = Adaptive(cascade("pair", outputs="confidence", class_names=names), of_services)
-    assert live(INPUTS[:4]).logits.shape == (4, C + 1)
-    assert live(INPUTS[:0]).logits.shape == (0, C + 1)
+    assert live(INPUTS[:4]).log_probs.shape == (4, C + 1)
+    assert live(INPUTS[:0]).log_probs.shape == (0, C + 1)
     assert cascade(outputs="confidence", class_names=names).check(INPUTS[:2]) == C
 
 
@@ -265,8 +267,10 @@ def test_a_refusal_goes_on_and_a_percentage_is_refused(of_services):
 
 
 def test_a_label_outside_the_classes_is_an_answer_of_its_own():
-    scores = labels_with_confidence(torch.tensor([7, -2, 1]), torch.tensor([0.9, 0.9, 0.9]), C)
-    assert scores.argmax(dim=1).tolist() == [C, C, 1]
+    said = labels_with_confidence(torch.tensor([7, -2, 1]), torch.tensor([0.9, 0.9, 0.9]), C)
+    assert said.top(1)[:, 0].tolist() == [7, -2, 1]
+    assert said.scores().argmax(dim=1).tolist() == [C, C, 1]
+    assert said.scores().shape == (3, said.width)
     bare = inspect.unwrap(labels_with_confidence)  # the tests' type checker would be first
     with pytest.raises(InputError, match="must give whole numbers"):
         bare(torch.tensor([0.5]), torch.tensor([0.9]), C)

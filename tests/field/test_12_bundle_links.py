@@ -30,7 +30,7 @@ def bundle(tmp_path, cascade):
 
 
 def answers(folder, **options):
-    return load(folder, **options).reference(X).logits
+    return load(folder, **options).reference(X).log_probs
 
 
 @pytest.mark.parametrize("verify", [True, False])
@@ -41,7 +41,7 @@ def test_a_hub_cache_whose_files_are_links_to_blobs_loads(bundle, cascade, verif
     for k, file in enumerate(sorted(bundle.iterdir())):
         file.rename(blobs / str(k))
         (snapshot / file.name).symlink_to(f"../../blobs/{k}")
-    assert torch.equal(answers(snapshot, verify=verify), Adaptive.single(cascade, "a")(X).logits)
+    assert torch.equal(answers(snapshot, verify=verify), Adaptive.single(cascade, "a")(X).log_probs)
 
 
 def test_a_config_map_whose_files_are_links_into_a_linked_folder_loads(bundle, cascade):
@@ -52,7 +52,9 @@ def test_a_config_map_whose_files_are_links_into_a_linked_folder_loads(bundle, c
         (bundle / file.name).symlink_to(f"..data/{file.name}")
     (bundle / "..data").symlink_to(data.name)
     for verify in (True, False):
-        assert torch.equal(answers(bundle, verify=verify), Adaptive.single(cascade, "a")(X).logits)
+        assert torch.equal(
+            answers(bundle, verify=verify), Adaptive.single(cascade, "a")(X).log_probs
+        )
 
 
 def test_files_of_others_are_neither_read_nor_refused(bundle, cascade):
@@ -61,7 +63,7 @@ def test_files_of_others_are_neither_read_nor_refused(bundle, cascade):
     for name in ("lost+found", ".cache"):
         (bundle / name).mkdir()
     os.mkfifo(bundle / "pipe")  # reading it would wait for ever
-    assert torch.equal(answers(bundle), Adaptive.single(cascade, "a")(X).logits)
+    assert torch.equal(answers(bundle), Adaptive.single(cascade, "a")(X).log_probs)
     tune(bundle, X, batch_sizes=[1], rounds=1, candidates=["eager"])  # another door
     assert read_manifest(bundle).backends is not None
 

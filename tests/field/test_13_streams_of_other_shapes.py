@@ -85,7 +85,7 @@ def test_survivors_wait_for_others_of_their_shape_and_each_is_answered_once(kind
             answer, at = found[4 * k + row]
             assert answer.labels[at] == wanted.labels[row]
             assert answer.stage[at] == wanted.stage[row]
-            torch.testing.assert_close(answer.logits[at], wanted.logits[row])
+            torch.testing.assert_close(answer.log_probs[at], wanted.log_probs[row])
 
 
 def test_batches_of_one_shape_are_still_joined_across_those_of_another():

@@ -151,8 +151,8 @@ def test_a_bundle_holds_them(tmp_path, monkeypatch):
     )
     x = torch.randn(5, 1, 64, generator=torch.Generator().manual_seed(0))
     loaded = load(tmp_path / "b", allow_import=True)
-    answers = loaded(x).logits.log_softmax(dim=1)
-    torch.testing.assert_close(answers, cascade.stage("2").run(x)[0].log_softmax(dim=1))
+    answers = loaded(x).log_probs.log_softmax(dim=1)
+    torch.testing.assert_close(answers, cascade.stage("2").run(x)[0].logits.log_softmax(dim=1))
 
 
 # Maps with three.

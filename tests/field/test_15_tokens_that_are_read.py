@@ -287,9 +287,9 @@ def test_who_leaves_takes_the_mask_along(cascade_and_choice):
     cascade, choice, batch = cascade_and_choice
     found = Adaptive(cascade, choice)(batch)
     alone = [
-        Adaptive(cascade, choice)({k: v[[i]] for k, v in batch.items()}).logits for i in range(8)
+        Adaptive(cascade, choice)({k: v[[i]] for k, v in batch.items()}).log_probs for i in range(8)
     ]
-    torch.testing.assert_close(found.logits[:8], torch.cat(alone), rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.log_probs[:8], torch.cat(alone), rtol=0, atol=1e-5)
 
 
 def test_a_bundle_cuts_again_with_the_mask(cascade_and_choice, tmp_path):
@@ -298,7 +298,7 @@ def test_a_bundle_cuts_again_with_the_mask(cascade_and_choice, tmp_path):
     loaded = load(tmp_path / "b", allow_import=True)
     found, wanted = loaded(batch), Adaptive(cascade, choice)(batch)
     assert torch.equal(found.stage, wanted.stage)
-    torch.testing.assert_close(found.logits, wanted.logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.log_probs, wanted.log_probs, rtol=0, atol=1e-5)
 
 
 def test_a_bundle_that_does_not_say_what_its_heads_read_is_refused(cascade_and_choice):
@@ -320,7 +320,7 @@ def test_onnx_answers_as_the_runtime_does(cascade_and_choice, tmp_path):
     given = {k: v.numpy() for k, v in batch.items()}
     found = dict(zip(names, session.run(None, given), strict=True))
     wanted = Adaptive(cascade, choice)(batch)
-    np.testing.assert_allclose(found["logits"], wanted.logits.numpy(), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(found["log_probs"], wanted.log_probs.numpy(), rtol=0, atol=1e-4)
     np.testing.assert_array_equal(found["stage"], wanted.stage.numpy())
 
 
@@ -331,10 +331,10 @@ def test_another_runtime_hands_the_mask_to_the_head(cascade_and_choice, tmp_path
 
     cascade, choice, batch = cascade_and_choice
     made = with_backend(cascade, "onnxruntime", example=batch)
-    wanted = Adaptive(cascade, choice)(batch).logits
-    torch.testing.assert_close(Adaptive(made, choice)(batch).logits, wanted, rtol=0, atol=1e-4)
+    wanted = Adaptive(cascade, choice)(batch).log_probs
+    torch.testing.assert_close(Adaptive(made, choice)(batch).log_probs, wanted, rtol=0, atol=1e-4)
     save(Adaptive(made, choice), tmp_path / "b")
-    loaded = load(tmp_path / "b")(batch).logits
+    loaded = load(tmp_path / "b")(batch).log_probs
     torch.testing.assert_close(loaded, wanted, rtol=0, atol=1e-4)
 
 

@@ -64,12 +64,12 @@ def test_arrays_and_lists_are_answered_as_the_tensor_is(form):
     model, alone = model_of(cascade), Adaptive.single(cascade, "b")
     right = model(torch.from_numpy(X))
     for found in (model(batch), model.watched(batch, mark=lambda *_: None)):
-        assert torch.equal(found.logits, right.logits)
+        assert torch.equal(found.log_probs, right.log_probs)
         assert found.stage.tolist() == right.stage.tolist()
-    assert torch.equal(alone(batch).logits, alone(torch.from_numpy(X)).logits)
+    assert torch.equal(alone(batch).log_probs, alone(torch.from_numpy(X)).log_probs)
     assert torch.equal(cascade(batch), cascade(torch.from_numpy(X)))
     (streamed,) = [answer for _, answer in model.stream([batch], batch_size=1)][:1]
-    assert torch.isfinite(streamed.logits).all()
+    assert torch.isfinite(streamed.log_probs).all()
 
 
 def test_a_pandas_table_is_taken_by_position():
@@ -77,7 +77,7 @@ def test_a_pandas_table_is_taken_by_position():
     table = pd.DataFrame(X, index=range(10, 16))
     series = pd.Series(Y, index=range(20, 26))
     model = model_of(linear())
-    assert torch.equal(model(table).logits, model(torch.from_numpy(X)).logits)
+    assert torch.equal(model(table).log_probs, model(torch.from_numpy(X)).log_probs)
     found = arrays(table, series, ids=pd.Series(list("uvwxyz"), index=range(6)[::-1]))
     assert found.labels.tolist() == Y
     assert np.array_equal(found.inputs.numpy(), X)
@@ -118,14 +118,14 @@ def test_mappings_and_tuples_of_arrays_become_those_of_tensors():
     cascade = Cascade.from_models({"a": Sum()})
     model = Adaptive(cascade, Candidate.single(cascade.topology, "a", reference="a"))
     more = np.arange(18).reshape(6, 3)
-    right = model({"x": torch.from_numpy(X), "more": torch.from_numpy(more)}).logits
+    right = model({"x": torch.from_numpy(X), "more": torch.from_numpy(more)}).log_probs
     for batch in (
         {"x": X, "more": more},
         {"x": X.tolist(), "more": torch.from_numpy(more)},
         (X, more),
         [torch.from_numpy(X), more],
     ):
-        assert torch.equal(model(batch).logits, right)
+        assert torch.equal(model(batch).log_probs, right)
     kept = {"x": torch.from_numpy(X)}
     assert as_batch(kept) is kept
 

@@ -176,7 +176,7 @@ def test_a_bundle_holds_exits_after_runs(tmp_path, monkeypatch):
     chosen = Candidate(policy=Policy(part, nodes), method="x", reference="last")
     save(Adaptive(cascade, chosen), tmp_path / "bundle")
     again = load(tmp_path / "bundle", allow_import=True)
-    assert torch.equal(again(x).logits, Adaptive(cascade, chosen)(x).logits)
+    assert torch.equal(again(x).log_probs, Adaptive(cascade, chosen)(x).log_probs)
     sys.modules.pop("looped_networks")
 
 

@@ -80,13 +80,13 @@ def test_an_example_that_fails_costs_only_itself_if_somebody_is_told(first, seco
 
 def test_a_bad_example_in_the_very_first_batch_costs_only_itself():
     model, lost = model_of(first=(2,)), []
-    for stage in model.runner.held.values():
+    for stage in model.program.stages.values():
         stage.keeps_company = False  # so that it is looked at more closely
     told = lambda ids, error: lost.extend(ids.tolist())  # noqa: E731
     found, error = taken(model.stream(batches(), batch_size=8, on_error=told))
     assert (lost, error) == ([2], None)
     assert found == set(range(5 * BATCHES)) - {2}
-    assert all(stage.keeps_company for stage in model.runner.held.values())
+    assert all(stage.keeps_company for stage in model.program.stages.values())
 
 
 def test_a_call_that_fails_once_costs_nobody():

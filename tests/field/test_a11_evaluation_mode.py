@@ -49,16 +49,16 @@ def draw(n):
 def test_a_part_that_somebody_switches_between_batches_is_put_back(n, part):
     nets = {"a": layers(0), "b": layers(1)}
     model = model_of(nets)
-    right = model(draw(n)).logits
+    right = model(draw(n)).log_probs
     switched = nets["b"]
     for k in part:
         switched = switched[k]
     switched.train()
-    assert torch.equal(model(draw(n)).logits, right)
+    assert torch.equal(model(draw(n)).log_probs, right)
     switched.train()
     alone = Adaptive.single(Cascade.from_models({"a": nets["a"], "b": nets["b"].eval()}), "b")
     switched.train()
-    torch.testing.assert_close(alone(draw(n)).logits, right)
+    torch.testing.assert_close(alone(draw(n)).log_probs, right)
 
 
 @pytest.mark.parametrize("n", [1, 5])
@@ -66,7 +66,7 @@ def test_what_is_switched_while_it_answers_raises_and_the_next_batch_is_right(n)
     first = Switched(layers(0))
     nets = {"a": first, "b": layers(1)}
     model = model_of(nets)
-    right = model(draw(n)).logits
+    right = model(draw(n)).log_probs
     for whom in (nets["b"], nets["b"][1], nets["b"][2]):
         first.whom = whom
         with pytest.raises(UnsupportedError, match="training mode while it answered"):
@@ -74,7 +74,7 @@ def test_what_is_switched_while_it_answers_raises_and_the_next_batch_is_right(n)
         with pytest.raises(UnsupportedError, match="training mode while it answered"):
             list(model.stream([draw(n)]))
         first.whom = None
-        assert torch.equal(model(draw(n)).logits, right)
+        assert torch.equal(model(draw(n)).log_probs, right)
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_of_a_thread_that_trains_meanwhile_no_wrong_answer_comes_through():
     nets = {"a": layers(0), "b": layers(1)}
     model = model_of(nets)
     x = draw(4)
-    right = model(x).logits
+    right = model(x).log_probs
     over = threading.Event()
 
     def trains():
@@ -104,7 +104,7 @@ def test_of_a_thread_that_trains_meanwhile_no_wrong_answer_comes_through():
     try:
         for _ in range(200):
             try:
-                found = model(x).logits
+                found = model(x).log_probs
             except UnsupportedError:
                 refused += 1
                 continue
@@ -119,11 +119,11 @@ def test_of_a_thread_that_trains_meanwhile_no_wrong_answer_comes_through():
 def test_copies_of_optimize_cannot_be_switched():
     nets = {"a": layers(0), "b": layers(1)}
     model = model_of(nets, fold=True)
-    right = model(draw(3)).logits
+    right = model(draw(3)).log_probs
     first = Switched(nets["a"])
     first.whom = nets["b"]
     nets["b"].train()
-    assert torch.equal(model(draw(3)).logits, right)
+    assert torch.equal(model(draw(3)).log_probs, right)
     assert nets["b"].training
 
 
@@ -142,9 +142,9 @@ def test_what_trains_whatever_it_is_told_is_left_alone():
 def test_logits_are_ordinary_tensors_on_request():
     answer = model_of({"a": layers(0), "b": layers(1)})(draw(2))
     own = answer.clone()
-    own.logits.add_(1)
+    own.log_probs.add_(1)
     weight = torch.ones(3, requires_grad=True)
-    (own.logits @ weight).sum().backward()
+    (own.log_probs @ weight).sum().backward()
     assert weight.grad is not None
     assert torch.equal(own.labels, answer.labels)
     assert own.stage_names == answer.stage_names

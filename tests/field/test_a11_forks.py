@@ -29,7 +29,7 @@ spec = ModelSpec(name="small_cnn", arguments={"width": 8, "depth": 3})
 def answer():
     cascade = Cascade.from_models({"a": build(spec)})
     x = torch.rand(256, 1, 16, 16, generator=torch.Generator().manual_seed(0))
-    return Adaptive(cascade, Candidate.single(cascade.topology, "a", reference="a"))(x).logits
+    return Adaptive(cascade, Candidate.single(cascade.topology, "a", reference="a"))(x).log_probs
 before = answer()
 large = torch.rand(1000, 1000)
 (large @ large).relu()
@@ -75,4 +75,4 @@ def test_models_in_pytorch_cross_a_process_boundary():
     cascade = Cascade.from_models({"a": build(SPEC)})
     model = Adaptive(cascade, random_policy(cascade.topology, seed=0, classes=3))
     again = pickle.loads(pickle.dumps(model))
-    assert torch.equal(again(X).logits, model(X).logits)
+    assert torch.equal(again(X).log_probs, model(X).log_probs)

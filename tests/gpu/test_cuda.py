@@ -42,7 +42,7 @@ def test_cuda_does_what_replay_said_but_for_examples_at_a_boundary(cascade, imag
         wanted = replay(trace, policy)
         model = Adaptive(cascade, policy, costs=trace.costs).to("cuda")
         answer = model(images)
-        assert answer.logits.device.type == "cuda"
+        assert answer.log_probs.device.type == "cuda"
         near = torch.from_numpy(wanted.closest) <= BOUNDARY
         assert near.float().mean() < 0.1
         differs = answer.stage.cpu() != torch.from_numpy(wanted.last)
@@ -54,7 +54,7 @@ def test_any_batch_size_on_cuda(cascade, images, n):
     policy = random_policy(cascade.topology, seed=1, classes=4)
     model = Adaptive(cascade, policy, fold=True).to("cuda")
     answer = model(images[:n])
-    assert answer.logits.shape == (n, 4)
+    assert answer.log_probs.shape == (n, 4)
     assert answer.valid.all()
 
 

@@ -57,5 +57,5 @@ def test_a_stage_on_the_gpu_and_one_in_onnx_runtime_go_together(cascade):
     made = with_backend(both, {"a": "onnxruntime", "b": "cuda"}, example=images(1))
     answer = Adaptive.single(made, "a")(images(3))
     torch.testing.assert_close(
-        answer.logits.cpu(), cascade(images(3))[:, 0].log_softmax(1), rtol=1e-3, atol=1e-3
+        answer.log_probs.cpu(), cascade(images(3))[:, 0].log_softmax(1), rtol=1e-3, atol=1e-3
     )

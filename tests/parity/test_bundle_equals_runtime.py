@@ -16,7 +16,7 @@ from offramp.runtime import Adaptive
 from offramp.stages import Cascade
 from offramp.testing import random_policy
 
-FIELDS = ("logits", "labels", "stage", "confidence", "cost", "valid", "nonfinite")
+FIELDS = ("log_probs", "labels", "stage", "confidence", "cost", "valid", "nonfinite")
 N = 40
 
 ANSWER = """

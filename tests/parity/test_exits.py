@@ -21,7 +21,7 @@ SHAPES = {"layer1.0": (4, 8, 8), "layer2.0.conv1": (8, 8, 8), "layer3.0": (16, 8
 KINDS = {"gap": ("gap_linear", {}), "conv": ("conv_head", {"filters": 4})}
 N = 34  # a batch of 33 and one of 1
 SIZES = [0, 1, 2, 7, 33]
-FIELDS = ("logits", "labels", "stage", "confidence", "cost", "valid", "nonfinite")
+FIELDS = ("log_probs", "labels", "stage", "confidence", "cost", "valid", "nonfinite")
 BOUNDARY = 1e-4  # kernels change with the batch size; nearer than this a decision may differ
 F = "layer2.0.conv1/conv"  # in the middle; two points have exits that no policy below uses
 
@@ -110,10 +110,10 @@ def assert_as_replay_said(model, trace, policy, images, *, sizes, atol):
         answers = [model(images[rows], ids=rows) for rows in torch.arange(N).split(size)]
         stage = torch.cat([answer.stage for answer in answers])
         cost = torch.cat([answer.cost for answer in answers])
-        logits = torch.cat([answer.logits for answer in answers])
+        logits = torch.cat([answer.log_probs for answer in answers])
         assert torch.equal(stage[sure], torch.from_numpy(wanted.last)[sure])
         np.testing.assert_array_equal(cost[sure], wanted.cost[sure])
-        torch.testing.assert_close(logits[sure], twin.logits[sure], rtol=0, atol=atol)
+        torch.testing.assert_close(logits[sure], twin.log_probs[sure], rtol=0, atol=atol)
 
 
 def test_the_runtime_does_what_replay_said(cascade, trace, candidate, images):

@@ -57,7 +57,7 @@ def assert_runtime_does_what_replay_said(trace, policy, batch):
         np.testing.assert_array_equal(answer.stage, wanted.last[rows])
         np.testing.assert_array_equal(answer.labels, wanted.labels[rows, 0])
         np.testing.assert_array_equal(answer.cost, wanted.cost[rows])
-        assert torch.equal(answer.logits, twin.logits[rows])
+        assert torch.equal(answer.log_probs, twin.log_probs[rows])
         assert answer.valid.all()
     return wanted
 
@@ -152,9 +152,9 @@ def test_with_real_networks_only_examples_at_a_boundary_may_differ(combine, batc
         model = Adaptive(cascade, policy, costs=trace.costs)
         answers = [model(images[rows], ids=rows) for rows in torch.arange(64).split(batch)]
         stage = torch.cat([answer.stage for answer in answers])
-        logits = torch.cat([answer.logits for answer in answers])
+        logits = torch.cat([answer.log_probs for answer in answers])
         assert torch.equal(stage[sure], torch.from_numpy(wanted.last)[sure])
-        torch.testing.assert_close(logits[sure], twin.logits[sure], rtol=0, atol=1e-4)
+        torch.testing.assert_close(logits[sure], twin.log_probs[sure], rtol=0, atol=1e-4)
 
 
 def test_a_policy_that_looks_at_the_batch_would_be_caught(trace):

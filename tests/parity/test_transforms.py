@@ -15,6 +15,7 @@ from offramp.models import ModelSpec, build
 from offramp.policy import Candidate
 from offramp.recording import record
 from offramp.runtime import Adaptive, Executor
+from offramp.runtime.inflight import enter
 from offramp.stages import Cascade, Decode, Normalize, Pad, Resize
 from support.texts import masked_mean
 
@@ -107,7 +108,7 @@ def assert_alike(answer, candidate, trace, index):
     assert answer.labels.tolist() == done.labels[index.numpy(), 0].tolist()
     if policy.combine == "last":
         scaled = trace.logits[index, answer.stage] / policy.temperatures[answer.stage][:, None]
-        assert torch.allclose(answer.logits, scaled.log_softmax(1), atol=1e-4)
+        assert torch.allclose(answer.log_probs, scaled.log_softmax(1), atol=1e-4)
 
 
 def test_the_runtime_does_what_replay_said(case):
@@ -150,14 +151,14 @@ def test_requests_of_other_lengths_share_a_batch():
     del sizes[:]
     batcher = model.batcher(batch_size=N)
     for k, row in enumerate(rows):
-        flight = model.runner.enter(model.runner.take_in([row]), torch.tensor([k]), model.policy)
+        flight = enter(model.program, model.program.take_in([row]), torch.tensor([k]))
         batcher.put(flight, np.array([k]), 0.0)
     job = batcher.next_job(0.0, flush=True)
     with torch.inference_mode():
-        batcher.tell(job, model.runner.run(job), 0.0)
+        batcher.tell(job, job.run(), 0.0)
     assert sizes == [N]
     (done,) = batcher.finished()
-    assert torch.allclose(done.answer.logits, model(rows).logits, atol=1e-5)
+    assert torch.allclose(done.answer.log_probs, model(rows).log_probs, atol=1e-5)
 
 
 def test_a_bundle_answers_alike(case, tmp_path):
@@ -165,7 +166,7 @@ def test_a_bundle_answers_alike(case, tmp_path):
     save(Adaptive(cascade, candidate), tmp_path / "b")
     wanted = Adaptive(cascade, candidate)(rows)
     found = load(tmp_path / "b", allow_import=True)(rows)
-    assert torch.equal(found.logits, wanted.logits)
+    assert torch.equal(found.log_probs, wanted.log_probs)
     assert torch.equal(found.stage, wanted.stage)
     assert_alike(found, candidate, trace, torch.arange(N))
 
@@ -187,7 +188,7 @@ def test_one_file_of_onnx_answers_alike(tmp_path):
             )
         )
         assert found["stage"].tolist() == wanted.stage.tolist()
-        assert np.allclose(found["logits"], wanted.logits, atol=1e-4)
+        assert np.allclose(found["log_probs"], wanted.log_probs, atol=1e-4)
 
 
 def test_what_no_onnx_file_takes_is_refused_with_the_way_out(tmp_path):

@@ -7,14 +7,14 @@ from torch import Tensor
 
 from offramp._core.outputs import StageOutput
 from offramp._core.topology import EXIT
-from offramp.policy.evidence import Evidence
-from offramp.policy.policy import Policy, scaled_log_probs
+from offramp.policy.features import scaled_log_probs
+from offramp.policy.policy import Evidence, Policy
 
 
 class Routed(NamedTuple):
-    """What each of `n` examples was answered, and by which path; fields as in `Answer`."""
+    """What each of `n` examples was answered, and by which path; fields as in `Prediction`."""
 
-    logits: Tensor
+    log_probs: Tensor
     path: Tensor
     nonfinite: Tensor
     valid: Tensor
@@ -31,7 +31,7 @@ def route_reference(policy: Policy, outputs: Tensor, ids: Tensor) -> Routed:
     """
     n, s, c = outputs.shape
     paths = policy.topology.paths()
-    logits = torch.full((n, c), torch.nan)
+    log_probs = torch.full((n, c), torch.nan)
     nonfinite, valid = torch.zeros(n).long(), torch.zeros(n).bool()
     taken, reasons = [], []
     for i in range(n):
@@ -42,23 +42,22 @@ def route_reference(policy: Policy, outputs: Tensor, ids: Tensor) -> Routed:
                 StageOutput(classes=c, logits=outputs[i : i + 1, k]) if k in path else None
                 for k in range(s)
             ]
-            visited = torch.tensor([[k in path for k in range(s)]])
-            view = Evidence(said, visited, ids[i : i + 1])
-            action = int(policy.decide(view, stage)[0])
+            at = Evidence(policy, path, said, ids[i : i + 1])
+            action = int(policy.decide(at)[0])
             children = policy.topology.children(stage)
             finite = bool(outputs[i, stage].isfinite().all())
             if not finite:
                 nonfinite[i] += 1
                 action = children[-1] if children else EXIT
             elif nonfinite[i] == 0:
-                logits[i], valid[i] = policy.answer(view, stage)[0], True
+                log_probs[i], valid[i] = policy.answer(at)[0], True
             else:
                 own = outputs[i : i + 1, stage]
-                logits[i] = scaled_log_probs(own, policy.temperatures[stage])[0]
+                log_probs[i] = scaled_log_probs(own, policy.temperatures[stage])[0]
                 valid[i] = True
             if action == EXIT:
                 break
             path = (*path, action)
         taken.append(paths.index(path))
         reasons.append(("policy" if children else "last") if finite else "nonfinite")
-    return Routed(logits, torch.tensor(taken).long(), nonfinite, valid, reasons)
+    return Routed(log_probs, torch.tensor(taken).long(), nonfinite, valid, reasons)

@@ -3,11 +3,13 @@
 Layer: _core.
 """
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from offramp._core.errors import InputError
@@ -30,10 +32,24 @@ def best_labels(scores: Float[Tensor, "m c"], count: int) -> Int[Tensor, "m r"]:
     return scores.sort(dim=1, descending=True, stable=True).indices[:, :count]
 
 
+def finite_rows(logits: Float[Tensor, "m c"]) -> Bool[Tensor, " m"]:
+    """True where all logits are finite.
+
+    >>> finite_rows(torch.tensor([[0.0, 1.0], [torch.nan, 0.0], [0.0, -torch.inf]]))
+    tensor([ True, False, False])
+    """
+    return logits.abs().amax(dim=1) < torch.inf  # NaN is the largest, and compares false
+
+
+def sums_up(logits: Tensor) -> bool:
+    """Whether the sum is finite, as it is only if all terms are; finite ones may overflow."""
+    return math.isfinite(logits.sum().item())
+
+
 def labels_with_confidence(
     labels: Int[Tensor, " m"], confidence: Float[Tensor, " m"], classes: int
-) -> Float[Tensor, "m k"]:
-    """What labels with confidences amount to as scores, `(m, c + 1)`: `StageOutput.scores`.
+) -> "StageOutput":
+    """What a stage says that answers with labels and confidences.
 
     Args:
         labels: `(m,)`, any whole numbers.
@@ -52,8 +68,7 @@ def labels_with_confidence(
     outside = (confidence < -_TINY) | (confidence > 1 + _TINY)  # False for NaN
     if bool(outside.any()):
         raise InputError(f"confidence must be in [0, 1], got {float(confidence[outside][0])!r}.")
-    said = StageOutput(classes=classes, ranked=labels.long()[:, None], confidence=confidence)
-    return said.scores()
+    return StageOutput(classes=classes, ranked=labels.long()[:, None], confidence=confidence)
 
 
 @final
@@ -77,6 +92,11 @@ class StageOutput:
     def __len__(self) -> int:
         held = self.logits if self.logits is not None else self.ranked
         return 0 if held is None else len(held)
+
+    @property
+    def width(self) -> int:
+        """Columns of `scores`: the classes, and one for other labels where there are no logits."""
+        return self.classes if self.logits is not None else self.classes + 1
 
     @property
     def scored(self) -> bool:
@@ -131,9 +151,31 @@ class StageOutput:
 
     def take(self, index: Tensor) -> "StageOutput":
         """The outputs of some examples, by position or mask."""
+        return self._each(lambda values: values[index])
+
+    def placed(self, rows: Int[Tensor, " m"], n: int) -> "StageOutput":
+        """The same among `n` examples, at the positions `rows`; what the others hold is void."""
+        return self._each(
+            lambda values: values.new_zeros(n, *values.shape[1:]).index_copy_(0, rows, values)
+        )
+
+    def concat(self, others: "Sequence[StageOutput]") -> "StageOutput":
+        """These and others of the same form, in order."""
+        each = [self, *others]
         return StageOutput(
             classes=self.classes,
-            logits=None if self.logits is None else self.logits[index],
-            ranked=None if self.ranked is None else self.ranked[index],
-            confidence=None if self.confidence is None else self.confidence[index],
+            **{
+                name: torch.cat([getattr(one, name) for one in each])
+                for name in ("logits", "ranked", "confidence")
+                if getattr(self, name) is not None
+            },
+        )
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "StageOutput":
+        if self.logits is not None:
+            return StageOutput(classes=self.classes, logits=change(self.logits))
+        return StageOutput(
+            classes=self.classes,
+            ranked=None if self.ranked is None else change(self.ranked),
+            confidence=None if self.confidence is None else change(self.confidence),
         )

@@ -25,6 +25,7 @@ from offramp.bundle.parts import CompiledReader, check_together
 from offramp.bundle.tensors import FAILURES, built, read_tensors
 from offramp.stages import CutSpec, SegmentSpec, Stage, attached, cut
 from offramp.stages import tapped as _  # noqa: F401  so that "tapped" can be built
+from offramp.stages.segments import run_segments
 
 LOGITS = "logits"  # (1, k, c) of the k stages that answer, beside the inputs
 INPUT = "input."  # followed by 0, 1, ...
@@ -156,14 +157,16 @@ def answers_of(stages: Sequence[Stage], example: Batch) -> Tensor:
             are not the network's own answer only run.
         example: What the first segment reads.
     """
-    by_segment: dict[int, list[Stage]] = {}
-    for stage in stages:
-        by_segment.setdefault(segment_of(stage).index, []).append(stage)
-    carry, logits = example, dict[str, Tensor]()
+    plain = [  # without preprocessing
+        Stage(s.name, s.module, head=s.head, source=s.source, group=s.group, spec=s.spec)
+        for s in sorted(stages, key=lambda stage: segment_of(stage).index)
+    ]
     with torch.inference_mode():
-        for _, here in sorted(by_segment.items()):
-            carry = Stage("alone", here[0].module).segment(carry)  # without its transform
-            logits |= {stage.name: stage.answer(carry) for stage in here if _gives_logits(stage)}
+        logits = {
+            stage.name: stage.answer(carry).scores()
+            for stage, carry in run_segments(plain, example)
+            if _gives_logits(stage)
+        }
     return torch.stack([logits[stage.name] for stage in stages if stage.name in logits], dim=1)
 
 

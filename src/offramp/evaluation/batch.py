@@ -22,10 +22,10 @@ from offramp._core.progress import progress_bar
 from offramp._core.topology import Path
 from offramp._core.types import BoolArray
 from offramp.evaluation.evaluate import Outcomes, f_labels, first_labels, from_outcomes, outcomes_of
+from offramp.evaluation.replay import departures
 from offramp.evaluation.results import Evaluation
 from offramp.policy import Candidate, Policy
-from offramp.policy.features import COMBINED, Distribution
-from offramp.policy.policy import scaled_log_probs
+from offramp.policy.features import COMBINED, Distribution, scaled_log_probs
 from offramp.trace import Trace
 
 _NUMBERS = 400_000  # of one distribution held at once; there may be a hundred of them
@@ -180,27 +180,15 @@ def _outcomes(shared: _Shared, candidate: Candidate) -> Outcomes:
     m = len(shared.part)
     taken, wrong = np.zeros(m, dtype=np.int64), np.zeros(m, dtype=np.bool_)
     differs = np.zeros(m, dtype=np.bool_)
-    standing: dict[Path, Tensor] = {}
-    standing[topology.root,] = torch.ones(m, dtype=torch.bool)
-    for i, path in enumerate(topology.paths()):  # each before its continuations
-        here = standing.pop(path, None)
-        if here is None or not bool(here.any()):
-            continue
-        leaving = here
-        if topology.children(path[-1]):
-            at = _Standing(shared, path, policy)
-            node = policy.node(path)
-            leaving = here & (node.leave.score(at) >= 0)
-            on = here & ~leaving
-            *earlier, last = topology.children(path[-1])
-            for child, rule in zip(earlier, node.routes, strict=True):
-                chosen = on & (rule.score(at) >= 0)  # type: ignore[operator]
-                standing[(*path, child)] = chosen
-                on = on & ~chosen
-            standing[(*path, last)] = on
+    index = {path: i for i, path in enumerate(topology.paths())}
+
+    def at(path: Path) -> _Standing:
+        return _Standing(shared, path, policy)
+
+    for path, _, leaving, _ in departures(policy, m, at):
         rows = leaving.numpy()
         if rows.any():
-            taken[rows] = i
+            taken[rows] = index[path]
             wrong |= rows & shared.wrong(path, policy, candidate.top)
             differs |= rows & shared.differs(path, policy, candidate.reference)
     return outcomes_of(

@@ -4,22 +4,26 @@ Layer: evaluation.
 Source: none, this is a definition; the runtime does the same with real networks.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import final
+from typing import NamedTuple, final
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from offramp._core.checks import check_positive_int
 from offramp._core.keys import example_keys
-from offramp._core.outputs import StageOutput
-from offramp._core.topology import EXIT, Path, Topology
+from offramp._core.topology import Path
 from offramp._core.types import BoolArray, FloatArray, IntArray
 from offramp.policy import Evidence, Policy
+from offramp.policy.features import Distribution
+from offramp.policy.situation import Situation
 from offramp.trace import Trace
 
 _CHUNK = 65536
+_NUMBERS = 2**21  # of one stage's distribution held at once
 
 
 @final
@@ -65,14 +69,63 @@ class Replay:
         return self.path_cost[self.path]
 
 
-def replay(trace: Trace, policy: Policy, *, top: int = 1, chunk: int = _CHUNK) -> Replay:
-    """Run `policy` over all examples of `trace`, stage by stage, survivors only.
+class Departure(NamedTuple):
+    """What a policy decides at the end of a path.
+
+    Args:
+        path: That path.
+        here: Who has come by it, `(m,)`.
+        leaving: Who of them leaves.
+        score: The score of leaving, of everybody; None where nothing follows.
+    """
+
+    path: Path
+    here: Bool[Tensor, " m"]
+    leaving: Bool[Tensor, " m"]
+    score: Float[Tensor, " m"] | None
+
+
+def departures(policy: Policy, m: int, at: Callable[[Path], Situation]) -> Iterator[Departure]:
+    """Walk a policy over `m` examples whose outputs are all there, path by path.
+
+    Args:
+        policy: Decides.
+        m: Number of examples.
+        at: What rules see of all of them at the end of a path, as if all had come by it.
+
+    Yields:
+        Of each path that somebody comes by, before its continuations.
+    """
+    topology = policy.topology
+    standing: dict[Path, Tensor] = {(topology.root,): torch.ones(m, dtype=torch.bool)}
+    for path in topology.paths():
+        here = standing.pop(path, None)
+        if here is None or not bool(here.any()):
+            continue
+        children = topology.children(path[-1])
+        if not children:
+            yield Departure(path, here, here, None)
+            continue
+        situation, node = at(path), policy.node(path)
+        score = node.leave.score(situation)
+        leaving = here & (score >= 0)
+        on = here & ~leaving
+        for child, rule in zip(children, node.routes, strict=False):  # the last has no rule
+            chosen = on & (rule.score(situation) >= 0)  # type: ignore[operator]
+            standing[(*path, child)] = chosen
+            on = on & ~chosen
+        standing[(*path, children[-1])] = on
+        yield Departure(path, here, leaving, score)
+
+
+def replay(trace: Trace, policy: Policy, *, top: int = 1, chunk: int | None = None) -> Replay:
+    """Run `policy` over all examples of `trace`.
 
     Args:
         trace: Recorded outputs.
         policy: Decides; it sees outputs and keys, never a label.
         top: An answer counts as right when the label is among its `top` best.
-        chunk: Dataset in memory at once; it changes nothing else.
+        chunk: Examples looked at together; it changes nothing else.
 
     Raises:
         InputError: If the policy was made for other stages, or fitted on another form of outputs.
@@ -86,22 +139,15 @@ def replay(trace: Trace, policy: Policy, *, top: int = 1, chunk: int = _CHUNK) -
     """
     policy.topology.check_same_stages(trace.topology, "the trace")
     policy.check_reads(trace.outputs, "the trace")
-    check_positive_int("chunk", chunk)
-    topology = policy.topology
-    table = _continuations(topology)
-    keys = example_keys(trace.ids)
-    parts = [
-        _replay_chunk(_outputs(trace, topology, rows), keys[rows], policy, table, top)
-        for rows in (
-            torch.arange(start, min(start + chunk, len(trace)))
-            for start in range(0, len(trace), chunk)
-        )
-    ]
+    size = min(_CHUNK, max(256, _NUMBERS // trace.classes)) if chunk is None else chunk
+    rows = torch.split(torch.arange(len(trace)), check_positive_int("chunk", size))
+    held = [trace] if len(rows) == 1 else map(trace.take, rows)
+    parts = [_replay_chunk(part, policy, top) for part in held]
     path, labels, closest = (torch.cat(column) for column in zip(*parts, strict=True))
     wrong = (labels != trace.labels[:, None]).all(dim=1)
     return Replay(
-        stages=len(topology),
-        paths=topology.paths(),
+        stages=len(policy.topology),
+        paths=policy.topology.paths(),
         path=path.numpy(),
         labels=labels.numpy(),
         wrong=wrong.numpy(),
@@ -110,85 +156,29 @@ def replay(trace: Trace, policy: Policy, *, top: int = 1, chunk: int = _CHUNK) -
     )
 
 
-def _outputs(trace: Trace, topology: Topology, rows: Tensor) -> list[StageOutput | None]:
-    """Outputs of the stages that the policy can reach, for a run of examples."""
-    held = trace if len(rows) == len(trace) else trace.take(rows)
-    return [held.output(k) if k in topology.active else None for k in range(len(topology))]
+def _replay_chunk(part: Trace, policy: Policy, top: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Index of the path, best labels and smallest score of each example."""
+    m, active = len(part), policy.topology.active
+    outputs = [part.output(k) if k in active else None for k in range(len(policy.topology))]
+    keys, known = example_keys(part.ids), dict[int, Distribution]()
 
+    def at(path: Path) -> Evidence:
+        return Evidence(policy, path, outputs, keys, known=known)
 
-def _replay_chunk(
-    outputs: list[StageOutput | None], keys: Tensor, policy: Policy, table: Tensor, top: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    m = len(keys)
-    standing = torch.full((m,), policy.topology.root)  # stage that answers next; EXIT if left
-    path = torch.zeros(m, dtype=torch.int64)  # the root alone is path 0
+    index = {path: i for i, path in enumerate(policy.topology.paths())}
+    taken = torch.zeros(m, dtype=torch.int64)
     labels = torch.zeros((m, top), dtype=torch.int64)
     closest = torch.full((m,), torch.inf)
-    visited = torch.zeros((m, len(policy.topology)), dtype=torch.bool)
-    for k in policy.topology.active:
-        rows = (standing == k).nonzero()[:, 0]
-        if len(rows) == 0:
-            continue
-        visited[rows, k] = True
-        action, score = policy.decide(Evidence(outputs, visited[rows], keys[rows], rows), k)
-        standing[rows] = action
-        closest[rows] = torch.minimum(closest[rows], score.abs())
-        out, on = rows[action == EXIT], rows[action != EXIT]
-        path[on] = table[path[on], standing[on]]
-        if len(out):
-            view = Evidence(outputs, visited[out], keys[out], out)
-            labels[out] = policy.predict(view, k, top=top)
-    return path, labels, closest
-
-
-def _continuations(topology: Topology) -> Tensor:
-    """Index of the path that follows when a stage is appended to a path, `(p, s)`, else -1."""
-    index = {path: i for i, path in enumerate(topology.paths())}
-    table = torch.full((len(index), len(topology)), -1)
-    for path, i in index.items():
-        if len(path) > 1:
-            table[index[path[:-1]], path[-1]] = i
-    return table
+    for path, here, leaving, score in departures(policy, m, at):
+        if score is not None:
+            closest = torch.where(here, torch.minimum(closest, score.abs()), closest)
+        if bool(leaving.any()):
+            taken[leaving] = index[path]
+            labels[leaving] = policy.predict(at(path), top=top)[leaving]
+    return taken, labels, closest
 
 
 def path_costs(trace: Trace, policy: Policy) -> FloatArray:
     """Cost of each visit path of the policy's topology, `(p,)`."""
     topology = policy.topology
     return np.array([trace.costs.path(topology, p, policy.decided(p)) for p in topology.paths()])
-
-
-def replay_reference(trace: Trace, policy: Policy, *, top: int = 1) -> Replay:
-    """As `replay`, but one example and one stage at a time: slow and obvious."""
-    topology = policy.topology
-    paths, labels, closest = [], [], []
-    for row in range(len(trace)):
-        one = trace.take(torch.tensor([row]))
-        walked: Path = ()
-        action, near = topology.root, torch.inf
-        while action != EXIT:
-            walked = (*walked, action)
-            view = _view_of_one(one, walked)
-            actions, scores = policy.decide(view, walked[-1])
-            action = int(actions[0])
-            near = min(near, abs(float(scores[0])))
-        paths.append(topology.paths().index(walked))
-        labels.append(policy.predict(view, walked[-1], top=top)[0].tolist())
-        closest.append(near)
-    truth = trace.labels.tolist()
-    return Replay(
-        stages=len(topology),
-        paths=topology.paths(),
-        path=np.array(paths, dtype=np.int64),
-        labels=np.array(labels, dtype=np.int64),
-        wrong=np.array([true not in best for true, best in zip(truth, labels, strict=True)]),
-        path_cost=path_costs(trace, policy),
-        closest=np.array(closest, dtype=np.float64),
-    )
-
-
-def _view_of_one(one: Trace, path: Path) -> Evidence:
-    """What may be seen of one example that has walked `path`: nothing of other stages."""
-    s = len(one.topology)
-    outputs = [one.output(k) if k in path else None for k in range(s)]
-    visited = torch.tensor([[k in path for k in range(s)]])
-    return Evidence(outputs, visited, example_keys(one.ids))

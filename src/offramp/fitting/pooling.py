@@ -12,7 +12,7 @@ from torch import Tensor
 
 from offramp._core.topology import Path, Topology
 from offramp._core.types import FloatArray
-from offramp.policy.policy import scaled_log_probs
+from offramp.policy.features import scaled_log_probs
 from offramp.trace import Trace
 
 _MOST_EXAMPLES = 20_000

@@ -27,8 +27,8 @@ from offramp.policy.features import (
     Distribution,
     Feature,
     confidence_features,
+    scaled_log_probs,
 )
-from offramp.policy.policy import scaled_log_probs
 from offramp.trace import Trace
 
 Loss = str  # one of LOSSES

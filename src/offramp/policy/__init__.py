@@ -4,9 +4,8 @@ Layer: policy.  Reads traces; never a network, never data.
 """
 
 from offramp.policy.candidate import Candidate
-from offramp.policy.evidence import Evidence
 from offramp.policy.features import Feature
-from offramp.policy.policy import Node, Policy
+from offramp.policy.policy import Evidence, Node, Policy
 from offramp.policy.rules import Agreement, ClassThreshold, Constant, Linear, Random, Rule
 from offramp.policy.stopping import Stopping
 

@@ -195,3 +195,10 @@ def confidence_features(path: tuple[int, ...], classes: int, *, combined: bool) 
     if combined and len(path) > 1:
         features += [Feature("log_margin", COMBINED), Feature("entropy", COMBINED)]
     return features
+
+
+def scaled_log_probs(
+    scores: Float[Tensor, "m c"], temperature: Float[Tensor, "#m 1"] | Float[Tensor, ""]
+) -> Float[Tensor, "m c"]:
+    """Log-probabilities of scores divided by a temperature, or by one for each row."""
+    return (scores / temperature).log_softmax(dim=1)

@@ -7,7 +7,7 @@ the way there.
 Layer: policy.  Source: methods.md 1 and 5; Bolukbasi et al., ICML 2017, sections 3 and 4.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -17,13 +17,12 @@ from torch import Tensor, nn
 
 from offramp._core.checks import check_choice, check_shape
 from offramp._core.errors import InputError
-from offramp._core.outputs import best_labels
+from offramp._core.outputs import StageOutput, best_labels
 from offramp._core.schema import stored
 from offramp._core.topology import EXIT, Path, Topology
 from offramp._core.types import OUTPUT_FORMS, OutputForm
 from offramp.policy.combination import BY_STOPPING, Combination, Combine, Stops
-from offramp.policy.evidence import Evidence
-from offramp.policy.features import COMBINED, Distribution
+from offramp.policy.features import COMBINED, Distribution, scaled_log_probs
 from offramp.policy.rules import AnyRule, Rule, takes_action
 from offramp.policy.stopping import Stopping
 
@@ -103,8 +102,7 @@ class Policy(nn.Module):
         self.register_buffer("temperatures", values)
         self.nodes = nn.ModuleDict({_key(path): node for path, node in nodes.items()})
         self._rules = dict(nodes)  # the same modules, found without making names
-        self._deciding = frozenset(path[-1] for path in nodes)
-        self._ends = {k: tuple(p for p in topology.paths() if p[-1] == k) for k in topology.active}
+        self._children = {k: topology.children(k) for k in topology.active}  # in one look-up
 
     def _check_nodes(self, nodes: Mapping[Path, Node]) -> None:
         wanted = {p for p in self.topology.paths() if self.topology.children(p[-1])}
@@ -155,71 +153,53 @@ class Policy(nn.Module):
             p[-1] for p in visited if self.topology.children(p[-1]) and not self.node(p).free
         )
 
-    def decide(self, view: Evidence, stage: int) -> tuple[Int[Tensor, " m"], Float[Tensor, " m"]]:
-        """What each example does after `stage`.
+    def decide(self, at: "Evidence") -> tuple[Int[Tensor, " m"], Float[Tensor, " m"]]:
+        """What each example does at the end of the path that all of them came by.
 
         Args:
-            view: Outputs of the stages that the examples have visited, `stage` among them.
-            stage: The stage that has just answered.
+            at: What is known there.
 
         Returns:
             Action `(m,)`: -1 to leave, else the stage to visit next; and the score of leaving
             `(m,)`: an example leaves where it is at least 0 (infinity where nothing follows).
         """
-        if not self.topology.children(stage):
-            action = torch.full((len(view),), EXIT, device=view.ids.device)
-            return action, torch.full((len(view),), torch.inf, device=view.ids.device)
-        return self._by_path(view, stage, self.decide_at)  # type: ignore[return-value]
-
-    def decide_at(
-        self, path: Path, view: Evidence
-    ) -> tuple[Int[Tensor, " m"], Float[Tensor, " m"]]:
-        """As `decide`, for examples that have all come by `path`, which has children."""
-        node, at = self.node(path), _At(self, path, view)
-        children = self.topology.children(path[-1])
-        action = torch.full_like(view.ids, children[-1])  # len(view) would fix the size of a graph
-        pairs = list(zip(children[:-1], node.routes, strict=True))
-        for child, rule in reversed(pairs):
-            action = torch.where(rule.score(at) >= 0, child, action)  # type: ignore[operator]
+        children = self._children[at.path[-1]]
+        if not children:
+            action = torch.full((len(at),), EXIT, device=at.ids.device)
+            return action, torch.full((len(at),), torch.inf, device=at.ids.device)
+        node = self._rules[at.path]
+        action = torch.full_like(at.ids, children[-1])  # len(at) would fix the size of a graph
+        for child, rule in zip(children[-2::-1], node.rules[:0:-1], strict=True):
+            action = torch.where(rule.score(at) >= 0, child, action)
         score = node.leave.score(at)
         return torch.where(score >= 0, EXIT, action), score
 
-    def step_at(self, path: Path, view: Evidence) -> int:
-        """The action of the only example of a view that has come by `path`, by plain ifs.
+    def step(self, at: "Evidence", known: Collection[int] = ()) -> int:
+        """What the only example does, by plain ifs; `at` walks on through stages that are known.
 
         Each rule that is asked makes the host wait for the device, so this is for the CPU.
-        """
-        return self._step(_At(self, path, view))
-
-    def walk_at(self, path: Path, view: Evidence, known: Collection[int]) -> tuple[Path, int]:
-        """As `step_at`, as far as the way leads through stages that have answered already.
 
         Args:
-            path: Where the only example of the view stands.
-            view: Also of what it may come to.
+            at: What is known of it; its path ends where the action is to be taken.
             known: Stages whose outputs are there before they are visited.
-
-        Returns:
-            The path at whose end something has to be done, and what: the action there.
         """
-        at = _At(self, path, view)
-        action = self._step(at)
-        while action in known and action in self._deciding:
-            at.follow(action)
+        while True:
             action = self._step(at)
-        return at.path, action
+            if action not in known or not self._children[action]:
+                return action
+            at.follow(action)
 
-    def _step(self, at: "_At") -> int:
-        path = at.path
-        for way, rule in enumerate(self._rules[path].rules):
+    def _step(self, at: "Evidence") -> int:
+        children = self._children[at.path[-1]]
+        for way, rule in enumerate(self._rules[at.path].rules):
             if takes_action(rule, at):
-                return EXIT if way == 0 else self.topology.children(path[-1])[way - 1]
-        return self.topology.children(path[-1])[-1]
+                return EXIT if way == 0 else children[way - 1]
+        return children[-1]
 
     def distributions(
         self, stages: Sequence[int], logits: Float[Tensor, "k c"]
     ) -> dict[int, Distribution]:
-        """What several stages say about one example, computed together, for `Evidence.known`.
+        """What several stages say about one example, computed together, for `Evidence`.
 
         Args:
             stages: `k` of them.
@@ -231,51 +211,20 @@ class Policy(nn.Module):
         log_probs = scaled_log_probs(logits, own[:, None])
         return dict(zip(stages, Distribution.each_of(log_probs), strict=True))
 
-    def answer(self, view: Evidence, stage: int) -> Float[Tensor, "m c"]:
-        """Combined log-probabilities of examples that leave after `stage`, `(m, c)`.
+    def answer(self, at: "Evidence") -> Float[Tensor, "m c"]:
+        """Combined log-probabilities of examples that leave at the end of their path, `(m, c)`.
 
         The predicted label is the argmax; ties go to the lowest index.
 
         Raises:
             InputError: If the outputs are rankings without scores; use `predict`.
         """
-        (answer,) = self._by_path(view, stage, lambda path, v: (self.answer_at(path, v),))
-        return answer
+        return at.distribution(COMBINED).log_probs
 
-    def answer_at(self, path: Path, view: Evidence) -> Float[Tensor, "m c"]:
-        """As `answer`, for examples that have all come by `path`."""
-        return _At(self, path, view).distribution(COMBINED).log_probs
-
-    def predict(self, view: Evidence, stage: int, *, top: int = 1) -> Int[Tensor, "m top"]:
+    def predict(self, at: "Evidence", *, top: int = 1) -> Int[Tensor, "m top"]:
         """The best labels of the answer, best first; also for rankings without scores."""
-        last = view.output(stage)
-        if not last.scored:
-            return last.top(top)
-        return best_labels(self.answer(view, stage), top)
-
-    def _by_path(
-        self, view: Evidence, stage: int, compute: Callable[[Path, Evidence], tuple[Tensor, ...]]
-    ) -> tuple[Tensor, ...]:
-        """Compute for each way to `stage` and take for each example that of its own way."""
-        ways = self._ends[stage]
-        if len(ways) == 1:
-            return tuple(compute(ways[0], view))
-        found: tuple[Tensor, ...] = ()
-        for path in ways:
-            on = view.on(path)
-            if not bool(on.any()):
-                continue
-            here = tuple(compute(path, view))
-            if not found:
-                found = here
-            else:
-                found = tuple(
-                    torch.where(on.reshape(-1, *[1] * (new.dim() - 1)), new, old)
-                    for new, old in zip(here, found, strict=True)
-                )
-        if not found:  # no example at all: compute on the empty view of any way
-            return tuple(compute(ways[0], view))
-        return found
+        last = at.output(at.path[-1])
+        return best_labels(self.answer(at), top) if last.scored else last.top(top)
 
     def __json__(self) -> dict[str, object]:
         weights = self.combination.weights.items()
@@ -330,35 +279,74 @@ class _StoredNode:
 
 
 @final
-class _At:
-    """What the rules see of a view on one path; a `Situation`. Computed on first use."""
+class Evidence:
+    """What a policy may look at: what the stages on one path said of `m` examples.
 
-    def __init__(self, policy: Policy, path: Path, view: Evidence) -> None:
-        self._policy, self.path, self._view = policy, path, view
-        self.ids = view.ids
-        self._known = {} if view.known is None else view.known
+    All of them came by that path, and stand at its end. There is no label here and no other
+    example's output, so a policy cannot peek at either. It is what rules see, a `Situation`;
+    distributions are computed on first use.
+
+    Args:
+        policy: Whose temperatures and combination count.
+        path: Stages visited, in order.
+        outputs: For each stage the outputs held, or None where no example has visited it.
+        ids: Keys of the examples, `(m,)`, int64: they key the random numbers of random policies.
+        rows: Positions of the `m` examples within `outputs`, or None if they are all, in order.
+        known: Class probabilities of single stages that were computed before, for the same
+            examples and policy; it is added to.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        path: Path,
+        outputs: Sequence[StageOutput | None],
+        ids: Int[Tensor, " m"],
+        rows: Int[Tensor, " m"] | None = None,
+        known: dict[int, Distribution] | None = None,
+    ) -> None:
+        self.path, self.ids = path, ids
+        self._policy, self._outputs, self._rows = policy, outputs, rows
+        self._known = {} if known is None else known
         self._combined: Distribution | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
     def follow(self, stage: int) -> None:
         """Go on to another stage, where a combination is another one."""
         self.path, self._combined = (*self.path, stage), None
 
+    def output(self, stage: int) -> StageOutput:
+        """Outputs of a visited stage; what unvisited rows hold is void."""
+        held = self._outputs[stage]
+        if held is None:
+            raise InputError(f"Stage {stage} has not been visited by any of these examples.")
+        return held if self._rows is None else held.take(self._rows)
+
     def distribution(self, stage: int) -> Distribution:
+        """Scaled class probabilities of a visited stage, or of the combination of the path."""
         if stage == COMBINED:
-            if self._combined is None:
-                combination = self._policy.combination
-                each = [self.distribution(j) for j in combination.inputs(self.path)]
-                self._combined = combination.of(self.path, each)
-            return self._combined
+            return self._combination()
         found = self._known.get(stage)
         if found is None:
-            scores = self._view.output(stage).scores()
+            scores = self.output(stage).scores()
             found = Distribution(scaled_log_probs(scores, self._policy.temperatures[stage]))
             self._known[stage] = found
         return found
 
+    def _combination(self) -> Distribution:
+        combination = self._policy.combination
+        if combination.kind == "last":
+            return self.distribution(self.path[-1])
+        if self._combined is None:
+            each = [self.distribution(j) for j in combination.inputs(self.path)]
+            self._combined = combination.of(self.path, each)
+        return self._combined
+
     def ranked(self, stage: int, count: int) -> Int[Tensor, "m count"]:
-        return self._view.output(stage).top(count)
+        """The best labels of a visited stage, best first."""
+        return self.output(stage).top(count)
 
 
 def stops_of(topology: Topology, nodes: Mapping[Path, Node]) -> dict[Path, Stops]:
@@ -376,13 +364,6 @@ def stops_of(topology: Topology, nodes: Mapping[Path, Node]) -> dict[Path, Stops
             )
         after[path] = node.leave
     return {path: tuple(after[path[: k + 1]] for k in range(len(path))) for path in after}
-
-
-def scaled_log_probs(
-    scores: Float[Tensor, "m c"], temperature: Float[Tensor, "#m 1"] | Float[Tensor, ""]
-) -> Float[Tensor, "m c"]:
-    """Log-probabilities of scores divided by a temperature, or by one for each row."""
-    return (scores / temperature).log_softmax(dim=1)
 
 
 def _key(path: Path) -> str:

@@ -18,8 +18,7 @@ from offramp._core.types import Batch
 from offramp.data import Dataset
 from offramp.evaluation import replay
 from offramp.policy import Candidate, Policy
-from offramp.policy.features import Distribution
-from offramp.policy.policy import scaled_log_probs
+from offramp.policy.features import Distribution, scaled_log_probs
 from offramp.policy.stopping import Stopping
 from offramp.stages import Cascade, Normalize
 from offramp.trace import Trace

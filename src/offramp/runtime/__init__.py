@@ -4,11 +4,11 @@ Layer: runtime.
 """
 
 from offramp.runtime.adaptive import Adaptive, Choice, Chosen, policy_of
-from offramp.runtime.answer import NO_LABEL, REASONS, Prediction
 from offramp.runtime.batcher import Batcher
 from offramp.runtime.executor import Executor, RowsError
 from offramp.runtime.monitor import MONITORED, RiskMonitor, audit_mask
-from offramp.runtime.runner import StageSource
+from offramp.runtime.prediction import NO_LABEL, REASONS, Prediction
+from offramp.runtime.source import StageSource
 from offramp.runtime.times import StageTimes
 
 __all__ = [

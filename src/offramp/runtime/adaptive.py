@@ -11,17 +11,20 @@ from typing import Protocol, final, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from offramp._core.batch import RowList, is_table
 from offramp._core.checks import check_not_negative
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError, OfframpError
 from offramp._core.keys import example_keys
-from offramp._core.types import AnyBatch, Ids
+from offramp._core.types import AnyBatch, Ids, Raw
 from offramp.policy.candidate import Candidate
 from offramp.policy.policy import Policy
-from offramp.runtime.answer import Ends, Prediction
 from offramp.runtime.batcher import Batcher, full_sizes
-from offramp.runtime.events import NO_STAGE, Mark, unmarked
-from offramp.runtime.runner import BLAMES_BATCH, Runner, StageSource, check_form, check_made_for
+from offramp.runtime.events import NO_STAGE, Mark
+from offramp.runtime.inflight import InFlight
+from offramp.runtime.prediction import Prediction
+from offramp.runtime.program import BLAMES_BATCH, Program
+from offramp.runtime.source import StageSource, check_form, check_made_for, ready_stages
 from offramp.runtime.stream import Delivered, Keys, OnError, Stream
 from offramp.runtime.times import StageTimes
 from offramp.runtime.walk import walk
@@ -121,7 +124,7 @@ class Adaptive(nn.Module):
     >>> cascade = Cascade.from_models({"a": nn.Linear(4, 3), "b": nn.Linear(4, 3)})
     >>> model = Adaptive(cascade, Candidate.single(cascade.topology, "b", reference="b"))
     >>> answer = model(torch.zeros(2, 4))
-    >>> answer.stage.tolist(), answer.logits.shape
+    >>> answer.stage.tolist(), answer.log_probs.shape
     ([1, 1], torch.Size([2, 3]))
     """
 
@@ -139,11 +142,15 @@ class Adaptive(nn.Module):
         check_made_for(cascade, policy.topology, costs)
         check_form(cascade, policy)
         self.policy = policy
-        self.runner = Runner(cascade, policy.topology, fold=fold, times=times)
+        stages = ready_stages(cascade, policy.topology, fold=fold)
+        self.stages = nn.ModuleDict({str(k): stage for k, stage in stages.items()})
         self.costs = costs
         self._made_of = (cascade, choice, fold)  # in a tuple, so that it moves and trains nothing
-        self._ends = Ends.of(policy, costs)
-        self.to(self.runner.device).eval()
+        self.program = Program(
+            policy, stages, costs=costs, times=times, class_names=cascade.class_names
+        )
+        weights = next(self.stages.parameters(), policy.temperatures)
+        self.to(weights.device).eval()
 
     @classmethod
     def single(
@@ -208,7 +215,7 @@ class Adaptive(nn.Module):
         """
         cascade, _, fold = self._made_of
         alone = Adaptive.single(cascade, self.candidate.reference, costs=self.costs, fold=fold)
-        return alone.to(self.runner.device)
+        return alone.to(self.policy.temperatures.device)
 
     @torch.inference_mode()
     def forward(
@@ -231,7 +238,7 @@ class Adaptive(nn.Module):
             UnsupportedError: If an answer depends on the rest of the batch; or a network was put
                 into training mode meanwhile.
         """
-        return self._answered(batch, ids, unmarked)
+        return self._answered(batch, ids, None)
 
     @torch.inference_mode()
     def watched(
@@ -250,25 +257,38 @@ class Adaptive(nn.Module):
         """
         return self._answered(batch, ids, mark)
 
-    def _answered(self, given: AnyBatch, ids: Keys | None, mark: Mark) -> Prediction:
-        batch = self.runner.take_in(given)
+    def _answered(self, given: AnyBatch, ids: Keys | None, mark: Mark | None) -> Prediction:
+        program = self.program
+        batch = program.take_in(given)
         n, device = batch_size(batch), self.policy.temperatures.device
         keys = _keys(ids, n, device)
         if n == 0:
-            nobody = torch.zeros(0, self.runner.classes_for(batch, device), device=device)
-            return self._ends.answer(0, [((self.policy.topology.root,), None, nobody, None)])
+            return self._nobody(batch, device)
         try:
-            flight = self.runner.start(to_device(batch, device), keys, self.policy, mark=mark)
-            mark("other", NO_STAGE, n)
-            answer = walk(flight, self._ends, mark)
+            moved = to_device(batch, device)
+            program.check_before(moved, n)
+            if mark is not None:
+                mark("other", NO_STAGE, n)
+            answer = walk(InFlight(program, moved, keys, mark=mark))
         except OfframpError:
             raise
         except BLAMES_BATCH as error:
-            self.runner.check_blame(batch, error)
+            program.check_blame(batch, error)
             raise
-        self.runner.answered(batch, answer.logits.shape[1])
-        mark("decision", NO_STAGE, n)
+        program.check_after(batch, answer.log_probs.shape[1])
+        if mark is not None:
+            mark("decision", NO_STAGE, n)
         return answer
+
+    def _nobody(self, batch: Raw, device: torch.device) -> Prediction:
+        """The answer to no example; how many classes there are, one example of zeros shows."""
+        program, root = self.program, self.program.topology.root
+        if program.classes is None:
+            one, first = to_device(_zeros(batch), device), torch.zeros(1, device=device).long()
+            program.check_before(one, 1)
+            program.classes = InFlight(program, one, first).visit(root, None).width
+        none = torch.zeros(0, program.classes, device=device)
+        return program.answer(0, [((root,), None, none, None)])
 
     @torch.inference_mode()
     def stream(
@@ -315,7 +335,7 @@ class Adaptive(nn.Module):
         """
         patience = None if deadline is None else check_not_negative("deadline", deadline)
         batcher = self.batcher(batch_size=batch_size, patience=patience)
-        stream = Stream(self.policy, self.runner, batcher, clock, on_error)
+        stream = Stream(self.program, batcher, clock, on_error)
         yield from stream.run(batches, ids)
 
     def batcher(
@@ -334,9 +354,8 @@ class Adaptive(nn.Module):
             InputError: If `patience` is negative, or a size is no integer of at least 1.
             UnknownNameError: If `batch_size` names a stage that is not there.
         """
-        program = self.runner.program
-        sizes = full_sizes(batch_size, program.topology, program.times)
-        return Batcher(program, self._ends, sizes, patience=patience)
+        sizes = full_sizes(batch_size, self.program.topology, self.program.times)
+        return Batcher(self.program, sizes, patience=patience)
 
     def train(self, mode: bool = True) -> "Adaptive":
         """Stay in evaluation mode: nothing here is trained."""
@@ -350,3 +369,17 @@ def _keys(ids: Keys | None, n: int, device: torch.device) -> Tensor:
     if given.shape != (n,):
         raise InputError(f"ids must have shape ({n},), one for each example, got {given.shape}.")
     return given.to(device)
+
+
+def _zeros(batch: Raw) -> Raw:
+    """One example of zeros."""
+    if isinstance(batch, Tensor):
+        return batch.new_zeros(1, *batch.shape[1:])
+    if isinstance(batch, RowList) or is_table(batch):
+        raise InputError(
+            "batch must hold an example as long as the number of classes is not known, got none. "
+            "A cascade with class_names answers also nobody."
+        )
+    if isinstance(batch, Mapping):
+        return {name: _zeros(part) for name, part in batch.items()}
+    return tuple(_zeros(part) for part in batch)

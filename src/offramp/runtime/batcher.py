@@ -21,19 +21,19 @@ from typing import final
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from offramp._core.batch import Form
 from offramp._core.checks import check_known, check_not_negative, check_positive_int
 from offramp._core.errors import InputError
+from offramp._core.outputs import StageOutput
 from offramp._core.topology import EXIT, Path, Topology
 from offramp._core.types import Ids
-from offramp.runtime.answer import Ends, Prediction
-from offramp.runtime.carries import Rows
 from offramp.runtime.inflight import InFlight, Numbers
 from offramp.runtime.pools import Failure, Finished, Job, Pool, Ticket, numbers_of
+from offramp.runtime.prediction import Prediction, Rows
 from offramp.runtime.program import Program
 from offramp.runtime.times import StageTimes
+from offramp.runtime.walk import decide, leave
 
 _log = logging.getLogger(__name__)
 
@@ -45,8 +45,7 @@ class Batcher:
     """Decides who visits which stage together, and when.
 
     Args:
-        program: The stages.
-        ends: What answers say of each path; with costs, examples may have budgets.
+        program: Policy and stages; with costs, examples may have budgets.
         full: For each stage the size of a full batch (`full_sizes`).
         patience: Seconds after which an example waits for no others any more; None to wait until
             a batch is full, somebody's deadline comes near, or the driver says that nobody comes.
@@ -58,7 +57,6 @@ class Batcher:
     def __init__(
         self,
         program: Program,
-        ends: Ends,
         full: Mapping[int, int],
         *,
         patience: float | None = None,
@@ -66,7 +64,7 @@ class Batcher:
         self._patience = math.inf
         if patience is not None:
             self._patience = check_not_negative("patience", patience)
-        self._program, self._ends, self._full = program, ends, full
+        self._program, self._full = program, full
         self._tickets: dict[int, Ticket] = {}
         self._pools: dict[tuple[Path, Form], Pool] = {}
         self._apart: deque[tuple[Path, InFlight]] = deque()  # who may not be joined with others
@@ -121,13 +119,13 @@ class Batcher:
             self._wait((self._program.topology.root,), flight)
         return numbers
 
-    def done(self, job: Job, logits: Tensor, now: float) -> None:
+    def done(self, job: Job, said: StageOutput, now: float) -> None:
         """A job has run: some of its examples are answered, the others wait again."""
         self._take_back(job)
         self._seconds[job.stage] = max(now - job.since, 0.0)
         try:
-            job.flight.hear(job.stage, None, logits)
-            parts = job.flight.decide([(job.path, None)])
+            job.flight.hear(job.stage, None, said)
+            parts = decide(job.flight, [(job.path, None)])
         except Exception as error:  # noqa: BLE001  (else everybody in the job would be lost)
             self._give_up(job.flight, error)
             return
@@ -159,12 +157,12 @@ class Batcher:
         halves = [alive.take(part) for part in rows.tensor_split(2)]
         self._apart.extendleft((job.path, half) for half in reversed(halves))
 
-    def tell(self, job: Job, outcome: Tensor | Failure, now: float) -> None:
+    def tell(self, job: Job, outcome: StageOutput | Failure, now: float) -> None:
         """`done` or `failed`, whichever it was."""
-        if isinstance(outcome, Tensor):
-            self.done(job, outcome, now)
-        else:
+        if isinstance(outcome, Failure):
             self.failed(job, outcome.error, now, whole=outcome.whole)
+        else:
+            self.done(job, outcome, now)
 
     def cancel(self, numbers: Collection[int]) -> int:
         """Forget examples, wherever they are; whoever is in a job leaves it unanswered.
@@ -277,8 +275,8 @@ class Batcher:
 
     def _go_on(self, path: Path, child: int, flight: InFlight, rows: Rows) -> None:
         part, way = self._alive(flight.take(rows)), (*path, child)
-        if part is not None and self._ends.cost is not None:
-            cost = self._ends.cost[self._ends.index[way]]
+        if part is not None and self._program.costs is not None:
+            cost = self._program.costs[self._program.paths[way]]
             part = self._part(path, part, "budget", lambda ticket: ticket.budget >= cost)
         if part is None:
             return
@@ -299,7 +297,7 @@ class Batcher:
         return flight.take(keep.nonzero()[:, 0]) if any(may) else None
 
     def _leave(self, path: Path, flight: InFlight, rows: Rows, reason: str | None = None) -> None:
-        """Dataset are answered by what the stages on `path` have said."""
+        """Examples are answered by what the stages on `path` have said."""
         numbers = numbers_of(flight)
         positions = range(len(flight)) if rows is None else rows.tolist()
         alive = [row for row in positions if numbers[row] in self._tickets]
@@ -307,8 +305,8 @@ class Batcher:
             return
         if len(alive) < len(positions):
             rows = torch.tensor(alive, device=flight.ids.device)
-        left = (path, None, *flight.predict(path, rows))
-        answer = self._ends.answer(len(alive), [left], reason)
+        _, _, log_probs, kept = leave(flight, path, rows)
+        answer = self._program.answer(len(alive), [(path, None, log_probs, kept)], reason)
         self._finish([numbers[row] for row in alive], answer, None)
 
     def _give_up(self, flight: InFlight, error: Exception) -> None:
@@ -331,12 +329,12 @@ class Batcher:
         return flight.take(torch.tensor(rows, device=flight.ids.device)) if rows else None
 
     def _check_budget(self, budget: float) -> None:
-        if self._ends.cost is None:
+        if self._program.costs is None:
             raise InputError(
                 f"budget must be None where no costs are known, got {budget}. Give the costs of "
                 "the stages: Adaptive(cascade, choice, costs=costs)."
             )
-        first = self._ends.cost[self._ends.index[self._program.topology.root,]]
+        first = self._program.costs[self._program.paths[self._program.topology.root,]]
         if not budget >= first:
             raise InputError(
                 f"budget must be at least what the first stage costs, {first:g}, got {budget}."

@@ -19,7 +19,3 @@ NO_STAGE: Final = -1
 
 #: Called at the end of a section: (kind, stage or `NO_STAGE`, examples).
 Mark = Callable[[Kind, int, int], None]
-
-
-def unmarked(kind: Kind, stage: int, examples: int) -> None:
-    """Nobody watches."""

@@ -28,8 +28,9 @@ from offramp._core.ids import as_ids
 from offramp._core.keys import example_keys
 from offramp._core.types import AnyBatch, Ids
 from offramp.runtime.adaptive import Adaptive
-from offramp.runtime.answer import Prediction, joined
+from offramp.runtime.inflight import enter
 from offramp.runtime.pools import Finished, Job
+from offramp.runtime.prediction import Prediction, joined
 
 
 class RowsError(OfframpError, RuntimeError):
@@ -179,7 +180,7 @@ class Executor:
         priority: float = 0,
     ) -> Future[Prediction]:
         """As `submit`, for callers without an event loop; cancelling the future lets go."""
-        batch = self._model.runner.take_in(rows)
+        batch = self._model.program.take_in(rows)
         n, device = batch_size(batch), self._model.policy.temperatures.device
         names = np.arange(n) if ids is None else as_ids(ids)
         if n == 0 or names.shape != (n,):
@@ -191,7 +192,7 @@ class Executor:
         keys, given = example_keys(names).to(device), to_device(batch, device)
         with torch.inference_mode(), self._changed:
             self._check_open()
-            flight = self._model.runner.enter(given, keys, self._model.policy)
+            flight = enter(self._model.program, given, keys)
             now = self._clock()
             late = None if deadline is None else now + deadline
             numbers = self._batcher.put(
@@ -231,7 +232,7 @@ class Executor:
     def _work(self) -> None:
         while (job := self._next()) is not None:
             with self._alone(job):
-                outcome = self._model.runner.run(job)
+                outcome = job.run()
             with self._changed:
                 try:
                     self._batcher.tell(job, outcome, self._clock())
@@ -261,7 +262,7 @@ class Executor:
     @contextmanager
     def _alone(self, job: Job) -> Iterator[None]:
         """Hold the locks of what the job may run, always in the same order."""
-        stages = (*self._model.runner.program.plans[job.stage].segments, job.stage)
+        stages = (*self._model.program.plans[job.stage].segments, job.stage)
         wanted = sorted({k for stage in stages for k in self._locks.get(stage, {})})
         with ExitStack() as held:
             for k in wanted:
@@ -304,7 +305,7 @@ def _locks_of(model: Adaptive) -> dict[int, dict[int, threading.Lock]]:
     """For each stage the locks of its modules that run one batch at a time, by module."""
     locks: dict[int, threading.Lock] = {}
     found: dict[int, dict[int, threading.Lock]] = {}
-    for k, stage in model.runner.held.items():
+    for k, stage in model.program.stages.items():
         alone = [id(part) for part in stage.modules() if not getattr(part, "reentrant", True)]
         found[k] = {part: locks.setdefault(part, threading.Lock()) for part in alone}
     return found

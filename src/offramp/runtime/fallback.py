@@ -3,26 +3,11 @@
 Layer: runtime.  Source: design.md, rules that hold everywhere (NaN logits at run time).
 """
 
-import math
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-
-
-def finite_rows(logits: Float[Tensor, "m c"]) -> Bool[Tensor, " m"]:
-    """True where all logits are finite.
-
-    >>> finite_rows(torch.tensor([[0.0, 1.0], [torch.nan, 0.0], [0.0, -torch.inf]]))
-    tensor([ True, False, False])
-    """
-    return logits.abs().amax(dim=1) < torch.inf  # NaN is the largest, and compares false
-
-
-def sums_up(logits: Tensor) -> bool:
-    """Whether the sum is finite, as it is only if all terms are; finite ones may overflow."""
-    return math.isfinite(logits.sum().item())
 
 
 class Fallback(NamedTuple):

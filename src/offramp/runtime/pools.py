@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from typing import final
 
 import torch
-from torch import Tensor
 
+from offramp._core.outputs import StageOutput
 from offramp._core.topology import Path
 from offramp._core.types import Ids
-from offramp.runtime.answer import Prediction
 from offramp.runtime.inflight import InFlight, Numbers
+from offramp.runtime.prediction import Prediction
 
 Urgency = tuple[float, float, int]  # least first: minus the priority, the deadline, the number
 
@@ -22,7 +22,7 @@ Urgency = tuple[float, float, int]  # least first: minus the priority, the deadl
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
-    """Dataset that came the same way and visit a stage together now.
+    """Examples that came the same way and visit a stage together now.
 
     Args:
         path: Ends with the stage to be visited.
@@ -42,9 +42,22 @@ class Job:
         """The stage to be visited."""
         return self.path[-1]
 
-    def run(self) -> Tensor:
-        """Visit the stage; gives its logits `(m, c)`, or raises what the stage raises."""
-        return self.flight.visit(self.stage, None)
+    def run(self) -> "StageOutput | Failure":
+        """Visit the stage; what it says, or what it raised, explained. Raises nothing."""
+        program, first = self.flight.program, len(self.path) == 1
+        batch = self.flight.raw if first else ()
+        try:
+            try:
+                said = self.flight.visit(self.stage, None)
+            finally:
+                program.check_modes()
+            if first:
+                program.check_after(batch, said.width)
+        except Exception as error:  # noqa: BLE001  (whatever a network raises)
+            if first:
+                return Failure(program.explained(batch, error), program.is_another_kind(batch))
+            return Failure(error)
+        return said
 
 
 @final
@@ -64,7 +77,7 @@ class Failure:
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class Finished:
-    """Dataset that a batcher has done with: either an answer, or an error.
+    """Examples that a batcher has done with: either an answer, or an error.
 
     Args:
         numbers: Of `Batcher.put`, `(k,)`.
@@ -94,7 +107,7 @@ class Ticket:
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class Waiting:
-    """Dataset in a pool; the rest is that of the most urgent, the oldest, the first to be late."""
+    """Examples in a pool; the rest is that of the most urgent, the oldest, the first to be late."""
 
     flight: InFlight
     urgency: Urgency
@@ -119,7 +132,7 @@ class Pool:
         return len(self.path) == 1
 
     def add(self, flight: InFlight, tickets: Mapping[int, Ticket]) -> None:
-        """Dataset wait from now on; each has a ticket."""
+        """Examples wait from now on; each has a ticket."""
         theirs = [tickets[number] for number in numbers_of(flight)]
         waiting = Waiting(
             flight,

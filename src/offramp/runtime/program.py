@@ -1,143 +1,231 @@
-"""Programs: which segments of which stages run for whom, and what is kept for later stages.
+"""Programs: what a policy needs of a cascade, made ready for batches.
 
-A stage needs its own segment and those it builds upon; whatever of them an example has not run yet
-is run, the heads of stages it does not visit are not.
+What does not change from batch to batch is settled here: which segments run for whom, what is kept
+for later stages, what answers say of each path. What whoever shares the networks may change, or has
+never been seen, is looked at with each batch.
 
 Layer: runtime.  Source: methods.md 1 (early exit: segments and heads) and 6.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
 from typing import final
 
-from offramp._core.topology import RAW_INPUT, Topology
+import torch
+
+from offramp._core.batch import form_of
+from offramp._core.costs import Costs
+from offramp._core.errors import InputError, OfframpError, UnsupportedError
+from offramp._core.types import Raw
+from offramp.policy.policy import Policy
+from offramp.runtime.plans import blocks_of, plan_segments
+from offramp.runtime.prediction import (
+    NO_LABEL,
+    NONFINITE,
+    REASONS,
+    Left,
+    Prediction,
+    gathered,
+    spread,
+)
 from offramp.runtime.times import StageTimes
-from offramp.stages import Stage
-from offramp.stages.fusing.modules import column_of, is_passing
+from offramp.stages import Stage, check_company, shared_transforms, take_in
+from offramp.stages.wrong_type import wrong_type
 
-RAW = ""  # stands for the raw input among the groups; the name of a stage is never empty
+#: What a network raises on a batch that it cannot read.
+BLAMES_BATCH = (RuntimeError, TypeError, ValueError, IndexError, AttributeError)
 
-
-@final
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What visiting one stage takes, whoever comes.
-
-    Args:
-        segments: Stages whose segments somebody may lack, in the order they run.
-        by_some: Those of them that have run already for some of the examples.
-        keep: Groups (and the raw input) that a later stage may still read.
-    """
-
-    segments: tuple[int, ...]
-    by_some: frozenset[int]
-    keep: frozenset[str]
-
-
-def plan_segments(topology: Topology) -> dict[int, Plan]:
-    """The plan of each stage that a topology uses, from its visit paths alone.
-
-    >>> plans = plan_segments(Topology.of(["a", "b", "c"], sources=[-1, 0, 1]).chain(["a", "c"]))
-    >>> plans[2].segments  # the exit "b" is not used, but its segment runs
-    (1, 2)
-    """
-    missing: dict[int, list[tuple[int, ...]]] = {k: [] for k in topology.active}
-    for path in topology.paths():
-        missing[path[-1]].append(topology.new_segments(path[:-1], path[-1]))
-    by_some = {
-        k: {j for j in topology.lineage(k) if 0 < sum(j in new for new in ways) < len(ways)}
-        for k, ways in missing.items()
-    }
-    needs = {
-        # What some have run and some lack is kept as well: it tells who has run it.
-        k: {_read(topology, k, new) for new in ways} | {topology.groups[j] for j in by_some[k]}
-        for k, ways in missing.items()
-    }
-    return {
-        k: Plan(
-            tuple(j for j in topology.lineage(k) if any(j in new for new in ways)),
-            frozenset(by_some[k]),
-            frozenset().union(*(needs[other] for other in topology.active if other > k)),
-        )
-        for k, ways in missing.items()
-    }
-
-
-def _read(topology: Topology, stage: int, new: tuple[int, ...]) -> str:
-    """The group whose carry is read first when the segments `new` lead to a stage."""
-    if not new:
-        return topology.groups[stage]
-    source = topology.sources[new[0]]
-    return RAW if source == RAW_INPUT else topology.groups[source]
+_LENGTHS = re.compile(r"\d+(?=[,)])|(?<=list of )\w+")  # and types of rows, in what `form_of` says
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Block:
-    """What has run when a stage of several in one piece has, from that stage on.
-
-    Args:
-        groups: Whose carry is there then, itself first.
-        stages: Those that may be asked.
-        columns: Where their logits are among those that came together.
-        passing: Whether an earlier stage has run all of it.
-    """
-
-    groups: tuple[str, ...]
-    stages: tuple[int, ...]
-    columns: slice | list[int]
-    passing: bool
-
-
-def blocks_of(
-    topology: Topology, plans: Mapping[int, Plan], stages: Mapping[int, Stage]
-) -> dict[int, Block]:
-    """For each stage that runs in one piece with others, what runs with it."""
-    follows = {topology.sources[k]: k for k, stage in stages.items() if is_passing(stage)}
-    found: dict[int, Block] = {}
-    for k, stage in stages.items():
-        if k not in follows and not is_passing(stage):
-            continue
-        members = [k]
-        while members[-1] in follows:
-            members.append(follows[members[-1]])
-        columns = {j: column_of(stages[j]) for j in members if j in plans}
-        asked = [(j, column) for j, column in columns.items() if column is not None]
-        where = [column for _, column in asked]
-        row = bool(where) and where == list(range(where[0], where[-1] + 1))
-        found[k] = Block(
-            tuple(topology.groups[j] for j in members if j == k or stages[j].gives_carry),
-            tuple(j for j, _ in asked),
-            slice(where[0], where[-1] + 1) if row else where,
-            is_passing(stage),
-        )
-    return found
-
-
-@final
-@dataclass(frozen=True, slots=True)
 class Program:
-    """The stages that a topology needs, and what visiting each takes.
+    """A policy and the stages that it needs, and what visiting each takes.
 
     Args:
-        topology: What the policy uses.
+        policy: Decides.
         stages: By index; at least those whose segments or heads may run.
-        plans: Of `plan_segments`.
-        blocks: Of `blocks_of`, for the stages that run in one piece.
+        costs: Of all stages of the cascade; answers then say what each example cost.
         times: Measured times: a stage then takes a batch in parts where that is faster, and runs
             everybody who is held where gathering those wanted would cost more.
+        class_names: Names of the classes, or none.
+
+    Raises:
+        InputError: If the times are those of other stages.
     """
 
-    topology: Topology
-    stages: Mapping[int, Stage]
-    plans: Mapping[int, Plan]
-    blocks: Mapping[int, Block]
-    times: StageTimes | None = None
+    def __init__(
+        self,
+        policy: Policy,
+        stages: Mapping[int, Stage],
+        *,
+        costs: Costs | None = None,
+        times: StageTimes | None = None,
+        class_names: Sequence[str] = (),
+    ) -> None:
+        topology = policy.topology
+        if times is not None and times.stages != topology.names:
+            raise InputError(
+                f"times must be of the stages {topology.names}, got those of {times.stages}. "
+                "Measure them anew: measure_times(cascade, example)."
+            )
+        self.policy, self.topology, self.stages, self.times = policy, topology, stages, times
+        self.take_in = take_in(stages.values())  # makes a batch of raw input
+        self.shared = shared_transforms(stages.values())
+        self.plans = plan_segments(topology)
+        self.blocks = blocks_of(topology, self.plans, stages)
+        self.children = {k: topology.children(k) for k in topology.active}  # in one look-up
+        paths = topology.paths()
+        self.paths = {path: i for i, path in enumerate(paths)}  # all that the policy uses
+        self.count = len(topology)  # of the stages of the cascade
+        self.ends = tuple(path[-1] for path in paths)
+        self.reasons = tuple(
+            REASONS.index("policy" if self.children[end] else "last") for end in self.ends
+        )
+        self.costs = None
+        if costs is not None:
+            self.costs = tuple(costs.path(topology, p, policy.decided(p)) for p in paths)
+        # All that can be switched; a part that trains whatever it is told (Monte Carlo) is none.
+        parts = dict.fromkeys(part for stage in stages.values() for part in stage.modules())
+        self._modes = [part for part in parts if not part.training]
+        self._extra = int(any(stage.outputs == "confidence" for stage in stages.values()))
+        self._names = len(class_names)
+        self.classes = self._names + self._extra if self._names else None
+        self._first: str | None = None  # form of the first batch that was answered
+        self._checked = False  # whether answers were seen not to depend on the rest of the batch
 
-    @classmethod
-    def of(
-        cls, topology: Topology, stages: Mapping[int, Stage], times: StageTimes | None = None
-    ) -> "Program":
-        """The plans and blocks follow from the topology and the stages."""
-        plans = plan_segments(topology)
-        return cls(topology, stages, plans, blocks_of(topology, plans, stages), times)
+    def answer(self, n: int, left: Sequence[Left], reason: str | None = None) -> Prediction:
+        """The answer to `n` examples, once all have left.
+
+        Args:
+            n: Their number.
+            left: All of them, by path; no example is in two parts.
+            reason: Why they left, where it was not the policy that let them go.
+        """
+        log_probs, kept = gathered(n, [(rows, said, kept) for _, rows, said, kept in left])
+        device, nodes = log_probs.device, [(self.paths[path], rows) for path, rows, *_ in left]
+        why = spread(n, nodes, self.reasons, torch.int8, device)
+        best, labels = log_probs.max(dim=1)  # ties go to the first
+        confidence = best.exp()
+        if kept is None:
+            valid = torch.ones(n, dtype=torch.bool, device=device)
+            nonfinite = torch.zeros(n, dtype=torch.int64, device=device)
+        else:
+            valid, nonfinite = kept.valid, kept.nonfinite
+            labels = torch.where(valid, labels, NO_LABEL)
+            confidence = torch.where(valid, confidence, 0.0)
+            why = why.masked_fill(kept.behind, NONFINITE)
+        if reason is not None:
+            why = torch.full_like(why, REASONS.index(reason))
+        costs = self.costs
+        return Prediction(
+            log_probs=log_probs,
+            labels=labels,
+            stage=spread(n, nodes, self.ends, torch.int64, device),
+            path=spread(n, nodes, range(len(self.ends)), torch.int64, device),
+            reason=why,
+            confidence=confidence,
+            cost=None if costs is None else spread(n, nodes, costs, torch.float64, device),
+            valid=valid,
+            nonfinite=nonfinite,
+            stage_names=self.topology.names,
+            paths=tuple(self.paths),
+        )
+
+    def check_before(self, batch: Raw, n: int) -> None:
+        """Put networks back that somebody put into training mode; look closely at the first batch.
+
+        Raises:
+            UnsupportedError: If an answer depends on the rest of the batch.
+        """
+        if self._in_training():
+            self._put_back()
+        if not self._checked and n > 1:
+            asked = [self.stages[k].name for k in self.plans]
+            held = list(self.stages.values())
+            self._checked = check_company(held, batch, asked, topology=self.topology)
+
+    def check_modes(self) -> None:
+        """Look at the networks again once they have run.
+
+        Raises:
+            UnsupportedError: If somebody else has put them into training mode meanwhile: then
+                what they said cannot be trusted.
+        """
+        if self._in_training():
+            self._put_back()
+            raise UnsupportedError(
+                "A network was put into training mode while it answered, by whoever else uses it: "
+                "the answers would be wrong. It is back in evaluation mode; give the batch again. "
+                "Better, train a copy of the network, or pass fold=True, which runs copies."
+            )
+
+    def _in_training(self) -> bool:
+        # A loop over the flags themselves: 30 ns each, where a generator takes three times that.
+        for part in self._modes:  # noqa: SIM110
+            if part.training:
+                return True
+        return False
+
+    def _put_back(self) -> None:
+        for part in self._modes:
+            part.training = False
+
+    def check_after(self, batch: Raw, classes: int) -> None:
+        """Check the networks' mode, and remember what a batch that was answered looked like.
+
+        Raises:
+            UnsupportedError: As `check_modes`.
+            InputError: If a stage has another number of classes than the others, or than there are
+                class names.
+        """
+        self.check_modes()
+        if self._first is not None and classes != self.classes:
+            raise InputError(
+                f"All stages of a cascade must have the same classes, {self.classes}; one of "
+                f"{[stage.name for stage in self.stages.values()]} has answered with {classes}. "
+                "Map their outputs to common classes first."
+            )
+        if self._first is None:
+            if self.classes not in (None, classes):
+                raise InputError(
+                    f"class_names must have {classes - self._extra} entries, as the stages' "
+                    f"answers have, got {self._names}."
+                )
+            self.classes, self._first = classes, form_of(batch)
+
+    def check_blame(self, batch: Raw, error: Exception) -> None:
+        """Explain why a stage could not run, if the batch is not like those that were answered.
+
+        Raises:
+            InputError: If so; it says what was given and what ran before.
+            UnsupportedError: As `check_modes`.
+        """
+        self.check_modes()
+        form = form_of(batch)
+        if form == self._first or isinstance(error, torch.OutOfMemoryError):
+            return
+        weights = (p for stage in self.stages.values() for p in stage.parameters())
+        types = sorted({str(p.dtype).removeprefix("torch.") for p in weights})
+        known = f"whose weights are {', '.join(types)}" if types else "as they are"
+        if self._first is not None:
+            known = f"which have answered batches like {self._first}"
+        hint = wrong_type(self.stages.values(), batch, error)
+        raise InputError(
+            f"batch must be what the stages take, {known}, but they cannot run on {form}: "
+            f"{type(error).__name__}: {error}{'' if hint is None else f'. {hint}'}"
+        ) from error
+
+    def explained(self, batch: Raw, error: Exception) -> Exception:
+        """The error, or a better one if the batch is not like those that were answered."""
+        if not isinstance(error, OfframpError) and isinstance(error, BLAMES_BATCH):
+            try:
+                self.check_blame(batch, error)
+            except OfframpError as better:
+                return better
+        return error
+
+    def is_another_kind(self, batch: Raw) -> bool:
+        """Whether a batch has other fields, axes or types than those that were answered."""
+        kinds = [_LENGTHS.sub("", form) for form in (self._first or "", form_of(batch))]
+        return self._first is not None and kinds[0] != kinds[1]

@@ -16,10 +16,10 @@ from offramp._core.errors import InputError
 from offramp._core.ids import as_ids, shown_id
 from offramp._core.keys import example_keys
 from offramp._core.types import AnyBatch, Ids, Raw
-from offramp.policy.policy import Policy
-from offramp.runtime.answer import Prediction
 from offramp.runtime.batcher import Batcher
-from offramp.runtime.runner import Runner
+from offramp.runtime.inflight import enter
+from offramp.runtime.prediction import Prediction
+from offramp.runtime.program import Program
 
 _NAMED = 20  # examples that an error names
 
@@ -35,8 +35,7 @@ class Stream:
     """One stream of batches on its way.
 
     Args:
-        policy: Decides.
-        runner: Runs the stages.
+        program: The stages, and what decides.
         batcher: Says who visits what together.
         clock: Gives seconds.
         on_error: Told of examples that are not answered, and why.
@@ -44,13 +43,12 @@ class Stream:
 
     def __init__(
         self,
-        policy: Policy,
-        runner: Runner,
+        program: Program,
         batcher: Batcher,
         clock: Callable[[], float],
         on_error: OnError | None = None,
     ) -> None:
-        self._policy, self._runner, self._batcher = policy, runner, batcher
+        self._program, self._batcher = program, batcher
         self._clock, self._on_error = clock, on_error
         self._count = 0
         self._error: Exception | None = None  # the first that nobody was told of
@@ -59,8 +57,8 @@ class Stream:
     def run(
         self, batches: Iterable[AnyBatch | None], ids: Iterable[Keys | None] | None
     ) -> Iterator[Delivered]:
-        """Prediction everything, as `Adaptive.stream` documents it."""
-        source = _paired(batches, ids, self._runner.take_in)
+        """Answer everything, as `Adaptive.stream` documents it."""
+        source = _paired(batches, ids, self._program.take_in)
         while self._error is None:
             try:
                 batch, n, keys = next(source)
@@ -79,22 +77,21 @@ class Stream:
             raise self._error
 
     def _enter(self, batch: Raw, n: int, keys: Ids | None) -> None:
-        device = self._policy.temperatures.device
+        device = self._program.policy.temperatures.device
         own = np.arange(self._count, self._count + n) if keys is None else keys
         self._count += n
         try:
-            flight = self._runner.enter(
-                to_device(batch, device), example_keys(own).to(device), self._policy
-            )
+            given = to_device(batch, device), example_keys(own).to(device)
+            flight = enter(self._program, *given)
         except Exception as error:  # noqa: BLE001  (whatever a network raises)
-            self._lose(own, self._runner.explained(batch, error))
+            self._lose(own, self._program.explained(batch, error))
             return
         self._batcher.put(flight, own, self._clock())
 
     def _advance(self, *, at_end: bool) -> Iterator[Delivered]:
         """Run whatever is due, and hand out who is finished."""
         while (job := self._batcher.next_job(self._clock(), flush=at_end)) is not None:
-            self._batcher.tell(job, self._runner.run(job), self._clock())
+            self._batcher.tell(job, job.run(), self._clock())
             for done in self._batcher.finished():
                 if done.answer is not None:
                     yield done.ids, done.answer

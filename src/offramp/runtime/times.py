@@ -106,7 +106,7 @@ class StageTimes:
         Args:
             stage: Whose segment is to run.
             source: The stage whose carry it reads, or -1 for the raw input.
-            held: Dataset whose carry is held.
+            held: Examples whose carry is held.
             wanted: Those of them that visit the stage.
         """
         copy = self._between(self.raw if source < 0 else self.carry[source], wanted)

@@ -1,6 +1,6 @@
 """The walk: who visits which stage, who leaves where, and with what answer.
 
-Dataset are never reordered; those pending for a stage, whichever way they came, visit it
+Examples are never reordered; those pending for a stage, whichever way they came, visit it
 together. The host knows which way each part of them came, so each part decides by the rules of its
 own path, and answers are made where examples leave.
 
@@ -17,59 +17,68 @@ Layer: runtime.  Source: methods.md 6.
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
+from offramp._core.outputs import finite_rows, sums_up
 from offramp._core.topology import EXIT, Path
-from offramp.runtime.answer import Ends, Left, Prediction
-from offramp.runtime.carries import Rows
-from offramp.runtime.events import Mark, unmarked
-from offramp.runtime.inflight import InFlight, Part
+from offramp.policy.features import scaled_log_probs
+from offramp.runtime.fallback import Fallback
+from offramp.runtime.inflight import InFlight
+from offramp.runtime.prediction import Left, Prediction, Rows
+
+#: Examples that came the same way: its path, and their positions.
+Part = tuple[Path, Rows]
 
 
-def walk(flight: InFlight, ends: Ends, mark: Mark = unmarked) -> Prediction:
+def walk(flight: InFlight) -> Prediction:
     """Take examples from the root to their answers, which come in their order.
 
     Args:
-        flight: Dataset that have visited nothing yet. Each stage that somebody reaches is visited
+        flight: Examples that have visited nothing yet. Each stage that somebody reaches is visited
             once, in topological order.
-        ends: What an answer says of each path of the policy.
-        mark: Told of decisions.
     """
-    if flight.at_hand(None):
-        return _walk_one(flight, ends, mark)
-    n, topology = len(flight), flight.program.topology
-    pending: dict[int, list[Part]] = {topology.root: [((topology.root,), None)]}
+    if at_hand(flight, None):
+        return _walk_one(flight)
+    n, program, mark = len(flight), flight.program, flight.mark
+    root = program.topology.root
+    pending: dict[int, list[Part]] = {root: [((root,), None)]}
     left: list[Left] = []
-    for stage in topology.active:
+    for stage in program.children:  # in topological order
         parts = pending.pop(stage, None)
         if parts is None:
             continue
         rows = _merge([rows for _, rows in parts], n)
         flight.hear(stage, rows, flight.visit(stage, rows))
-        for (path, part), child in flight.decide(parts):
+        for (path, part), child in decide(flight, parts):
             if child == EXIT:
-                left.append((path, part, *flight.predict(path, part)))
+                left.append(leave(flight, path, part))
             else:
                 pending.setdefault(child, []).append(((*path, child), part))
-        mark("decision", stage, n if rows is None else len(rows))
-    return ends.answer(n, left)
+        if mark is not None:
+            mark("decision", stage, n if rows is None else len(rows))
+    return program.answer(n, left)
 
 
-def _walk_one(flight: InFlight, ends: Ends, mark: Mark) -> Prediction:
+def _walk_one(flight: InFlight) -> Prediction:
     """One example on the CPU: there is nobody to wait for, to gather or to put in order."""
-    path: Path = (flight.program.topology.root,)
+    program, mark = flight.program, flight.mark
+    path: Path = (program.topology.root,)
     while True:
         stage = path[-1]
         if not flight.has_heard(stage):
-            logits = flight.visit(stage, None)
+            said = flight.visit(stage, None)
             if not flight.hear_ahead(stage):
-                flight.hear(stage, None, logits)
-        path, child = flight.step(path, None)
-        mark("decision", stage, 1)
+                flight.hear(stage, None, said)
+        path, child = step(flight, path, None)
+        if mark is not None:
+            mark("decision", stage, 1)
         if child == EXIT:
             break
         path = (*path, child)
-    answer = ends.answer(1, [(path, None, *flight.predict(path, None))])
-    mark("decision", path[-1], 0)
+    answer = program.answer(1, [leave(flight, path, None)])
+    if mark is not None:
+        mark("decision", path[-1], 0)
     return answer
 
 
@@ -79,3 +88,136 @@ def _merge(parts: Sequence[Rows], n: int) -> Rows:
         return parts[0]
     rows = torch.cat([part for part in parts if part is not None])
     return None if len(rows) == n else rows.sort().values
+
+
+def at_hand(flight: InFlight, rows: Rows) -> bool:
+    """True of one example whose numbers the host can look at without waiting."""
+    of = flight.ids if rows is None else rows
+    return of.shape[0] == 1 and flight.ids.device.type == "cpu"
+
+
+def decide(flight: InFlight, parts: Sequence[Part]) -> list[tuple[Part, int]]:
+    """What becomes of those who have just visited a stage.
+
+    Args:
+        flight: They and others.
+        parts: All of them, by the way they came; their paths end at the stage.
+
+    Returns:
+        Those who leave (-1) and who goes on to which stage, parts without anybody left out.
+    """
+    stage = parts[0][0][-1]
+    if len(parts) == 1 and at_hand(flight, rows := parts[0][1]):
+        path, action = step(flight, parts[0][0], rows)
+        return [((path, rows), action)]
+    if flight.program.children[stage]:
+        return _divide(flight, stage, parts)
+    if not _is_finite(flight):
+        _keep(flight, parts)
+    return [(part, EXIT) for part in parts]
+
+
+def step(flight: InFlight, path: Path, rows: Rows) -> tuple[Path, int]:
+    """What one example on the CPU does after the last stage of its path, by plain ifs.
+
+    Returns:
+        The path, longer where stages on its way had answered before, and the action there.
+    """
+    stage = path[-1]
+    at = flight.at(path, rows)
+    finite = stage in flight.ahead
+    if not finite:
+        logits = at.output(stage).scores()
+        finite = sums_up(logits) or bool(finite_rows(logits))
+    if not finite or flight.fallback is not None:
+        _keep(flight, [(path, rows)])
+    children = flight.program.children[stage]
+    if not children:
+        return path, EXIT
+    if flight.mark is not None:
+        flight.mark("wait", stage, 1)
+    if not finite:
+        return path, children[-1]
+    # Where something was not finite before, each stage on the way is looked at.
+    action = flight.program.policy.step(at, flight.ahead if flight.fallback is None else ())
+    return at.path, action
+
+
+def leave(flight: InFlight, path: Path, rows: Rows) -> Left:
+    """What those are answered who leave at the end of `path`."""
+    if flight.fallback is not None:
+        held = flight.fallback.take(rows)
+        return path, rows, held.log_probs, held
+    return path, rows, flight.program.policy.answer(flight.at(path, rows)), None
+
+
+def _is_finite(flight: InFlight) -> bool:
+    """True where all is known to be finite; a device is not asked, the host would wait."""
+    if flight.fallback is not None or flight.last is None or flight.ids.device.type != "cpu":
+        return False
+    last = flight.last.scores()
+    return not len(last) or sums_up(last) or bool(finite_rows(last).all())
+
+
+def _divide(flight: InFlight, stage: int, parts: Sequence[Part]) -> list[tuple[Part, int]]:
+    policy, mark, children = flight.program.policy, flight.mark, flight.program.children[stage]
+    actions, counts = list[Tensor](), list[Tensor]()
+    for path, rows in parts:
+        at = flight.at(path, rows)
+        finite = finite_rows(at.output(stage).scores())
+        action = torch.where(finite, policy.decide(at)[0], children[-1])
+        actions.append(action)
+        counts += [(action == child).sum() for child in children] + [(~finite).sum()]
+    if mark is not None:
+        mark("decision", stage, 0)
+    numbers = torch.stack(counts).tolist()
+    if mark is not None:
+        mark("wait", stage, 1)
+    each = len(children) + 1
+    if flight.fallback is not None or any(numbers[len(children) :: each]):
+        _keep(flight, parts)
+    found: list[tuple[Part, int]] = []
+    for k, (path, rows) in enumerate(parts):
+        going = numbers[k * each : (k + 1) * each - 1]
+        for part, child in _divided(actions[k], rows, children, going):
+            found.append(((path, part), child))
+    return found
+
+
+def _divided(
+    action: Int[Tensor, " m"], rows: Rows, children: Sequence[int], going: Sequence[int]
+) -> list[tuple[Rows, int]]:
+    """Who leaves and who goes on to which child, given how many go to each; nobody is left out.
+
+    Nothing is gathered where all do the same.
+    """
+    leaving = len(action) - sum(going)
+    shares = [(EXIT, leaving), *zip(children, going, strict=True)]
+    for way, count in shares:
+        if count == len(action):
+            return [(rows, way)]
+    order = action.argsort(stable=True)  # those who leave (-1) first, then child by child
+    start, found = 0, list[tuple[Rows, int]]()
+    for way, count in shares:
+        if count:
+            part = order[start : start + count]
+            found.append((part if rows is None else rows[part], way))
+        start += count
+    return found
+
+
+def _keep(flight: InFlight, parts: Sequence[Part]) -> None:
+    """Answers that hold whatever is not finite, now, before or later."""
+    policy = flight.program.policy
+    for path, rows in parts:
+        at = flight.at(path, rows)
+        logits = at.output(path[-1]).scores()
+        combined = policy.answer(at)
+        before = policy.answer(flight.at(path[:-1], rows)) if len(path) > 1 else None
+        alone = combined
+        if policy.combine != "last":
+            alone = scaled_log_probs(logits, policy.temperatures[path[-1]])
+        kept = flight.fallback or Fallback.none(len(flight), logits)
+        finite = finite_rows(logits)
+        part = kept.take(rows).after(finite, combined=combined, before=before, alone=alone)
+        flight.fallback = kept.put(rows, part)

@@ -6,7 +6,7 @@ Layer: stages.  Source: methods.md 1 (network selection and early exit as one DA
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, final
+from typing import final
 
 import torch
 from jaxtyping import Float
@@ -18,7 +18,8 @@ from offramp._core.types import AnyBatch, Batch, OutputForm, Raw
 from offramp.models import ModelSpec, SeveralLogitsError
 from offramp.stages.classes import check_same_classes, settle_classes, tell_classes
 from offramp.stages.exits import AtOne, Exits, Kind, chain_edges, exit_stages
-from offramp.stages.stage import Stage, take_in, with_shared
+from offramp.stages.segments import run_segments
+from offramp.stages.stage import Stage, take_in
 from offramp.stages.transforms import Transforms, chained
 from offramp.stages.wrong_type import naming_types
 
@@ -69,7 +70,6 @@ class Cascade(nn.Module):
         self.class_names = tuple(class_names)
         _warn_if_training(stages)
         self.stages = nn.ModuleList(stages)
-        self._void_after = _void_after(stages, self.topology)
         if self.class_names:
             tell_classes(stages, len(self.class_names))
         self.eval()
@@ -229,23 +229,16 @@ class Cascade(nn.Module):
         Raises:
             InputError: If the stages have different numbers of classes.
         """
-        held: dict[str, Any] = {}  # group -> what its segment gave
         logits: list[Tensor] = []
         batch = take_in(self)(batch)
-        raw = with_shared(self, batch)
         with naming_types(self, batch):
-            for stage, void in zip(self, self._void_after, strict=True):
-                if stage.group not in held:
-                    carry = raw if stage.source is None else held[self.stage(stage.source).group]
-                    held[stage.group] = stage.segment(carry)
+            for stage, result in run_segments(list(self), batch):
                 try:
-                    logits.append(stage.answer(held[stage.group]))
+                    logits.append(stage.answer(result).scores())
                 except SeveralLogitsError:
                     if settle_classes(self, batch):
                         return self.forward(batch)
                     raise
-                for group in void:
-                    del held[group]
         self._check_classes([part.shape[1] for part in logits])
         return torch.stack(logits, dim=1)
 
@@ -337,18 +330,6 @@ def _check_sharing(stages: Sequence[Stage], topology: Topology) -> None:
                 f"Stages {other.name!r} and {stage.name!r} of group {stage.group!r} must share "
                 "one module and one source."
             )
-
-
-def _void_after(stages: Sequence[Stage], topology: Topology) -> tuple[tuple[str, ...], ...]:
-    """For each stage the groups whose carries nobody needs once it has answered."""
-    last: dict[str, int] = {}
-    for k, (stage, source) in enumerate(zip(stages, topology.sources, strict=True)):
-        last[stage.group] = k
-        if source != RAW_INPUT:
-            last[stages[source].group] = k
-    return tuple(
-        tuple(group for group, end in last.items() if end == k) for k in range(len(stages))
-    )
 
 
 def _warn_if_training(stages: Sequence[Stage]) -> None:

@@ -3,38 +3,13 @@
 Layer: stages.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 from offramp._core.errors import InputError
-from offramp._core.topology import Topology
 from offramp._core.types import Raw
 from offramp.models import SeveralLogitsError
-from offramp.stages.stage import Stage, with_shared
-
-
-def results_of_all(
-    stages: Iterable[Stage], batch: Raw, topology: Topology | None = None
-) -> Iterator[tuple[Stage, Any]]:
-    """Each stage with what its segment gives; a segment that stages share runs once.
-
-    Args:
-        stages: In topological order; of each group that others continue at least one.
-        batch: Raw input.
-        topology: Of the whole cascade, where not all of its stages are here.
-    """
-    groups: dict[str, str] = {}
-    if topology is not None:
-        groups = dict(zip(topology.names, topology.groups, strict=True))
-    held: dict[str, Any] = {}
-    stages = list(stages)
-    batch = with_shared(stages, batch)
-    for stage in stages:
-        groups[stage.name] = stage.group
-        if stage.group not in held:
-            carry = batch if stage.source is None else held[groups[stage.source]]
-            held[stage.group] = stage.segment(carry)
-        yield stage, held[stage.group]
+from offramp.stages.segments import run_segments
+from offramp.stages.stage import Stage
 
 
 def check_same_classes(counts: Mapping[str, int]) -> None:
@@ -64,9 +39,9 @@ def settle_classes(stages: Iterable[Stage], batch: Raw) -> bool:
     members = list(stages)
     if all(stage.classes is not None for stage in members):
         return False
-    for stage, result in results_of_all(members, batch):
+    for stage, result in run_segments(members, batch):
         try:
-            widths = {stage.answer(result).shape[1]}
+            widths = {stage.answer(result).width}
         except SeveralLogitsError as error:
             widths = set(error.widths)
         found = widths if found is None else found & widths

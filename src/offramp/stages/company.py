@@ -18,7 +18,8 @@ from offramp._core.batch import all_alike, batch_size, take_rows
 from offramp._core.errors import OfframpError, UnsupportedError
 from offramp._core.topology import Topology
 from offramp._core.types import Raw
-from offramp.stages.classes import check_same_classes, results_of_all
+from offramp.stages.classes import check_same_classes
+from offramp.stages.segments import run_segments
 from offramp.stages.stage import Stage
 
 _ROWS = 8  # of the batch that are looked at
@@ -95,9 +96,10 @@ def check_company(
 def _answers(
     stages: Sequence[Stage], asked: Collection[str], topology: Topology | None, batch: Raw
 ) -> Answers:
-    """Logits `(m, c)` of the stages that are asked, by name."""
-    results = results_of_all(stages, batch, topology)
-    return {stage.name: stage.answer(result) for stage, result in results if stage.name in asked}
+    """Scores `(m, c)` of the stages that are asked, by name."""
+    results = run_segments(stages, batch, topology)
+    asked_of = ((stage, result) for stage, result in results if stage.name in asked)
+    return {stage.name: stage.answer(result).scores() for stage, result in asked_of}
 
 
 def _alone(run: Callable[[Raw], Answers], some: Raw, k: int) -> Answers:

@@ -22,6 +22,7 @@ from offramp._core.registry import Registry
 from offramp._core.types import AnyBatch, Raw
 from offramp.stages.cascade import Cascade, evaluating
 from offramp.stages.operations import Operations, plain_attention
+from offramp.stages.segments import run_segments
 from offramp.stages.stage import take_in
 from offramp.stages.timing import described, filled, median_seconds
 from offramp.stages.wrong_type import naming_types
@@ -260,18 +261,16 @@ def _parts(cascade: Cascade, batch: Raw) -> list[_Part]:
 
     Stages of one group have one segment between them, the same object.
     """
-    segments: dict[str, Callable[[], Any]] = {}
-    carries: dict[str, Any] = {}
-    parts = []
     with naming_types(cascade, batch):
-        for stage in cascade:
-            if stage.group not in segments:
-                source = stage.source
-                given = batch if source is None else carries[cascade.stage(source).group]
-                segments[stage.group] = partial(stage.segment, given)
-                carries[stage.group] = stage.segment(given)
-            head = partial(stage.answer, carries[stage.group]) if stage.gives_carry else None
-            parts.append(_Part(segment=segments[stage.group], head=head))
+        results = {stage.group: result for stage, result in run_segments(list(cascade), batch)}
+    segments: dict[str, Callable[[], Any]] = {}
+    parts = []
+    for stage in cascade:
+        source = stage.source
+        given = batch if source is None else results[cascade.stage(source).group]
+        segment = segments.setdefault(stage.group, partial(stage.segment, given))
+        head = partial(stage.answer, results[stage.group]) if stage.gives_carry else None
+        parts.append(_Part(segment=segment, head=head))
     return parts
 
 

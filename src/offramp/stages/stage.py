@@ -1,6 +1,8 @@
 """A stage: what turns a carry (the raw input, or what an earlier stage computed) into logits.
 
-Layer: stages.
+Networks may write into their input (`x -= mean`); batches stay what they were.
+
+Layer: stages.  Source: docs/adr/0030.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from offramp._core.batch import RawInput, apply, as_batch, as_rows, to_device
 from offramp._core.checks import check_choice
 from offramp._core.errors import InputError
-from offramp._core.outputs import labels_with_confidence
+from offramp._core.outputs import StageOutput, labels_with_confidence
 from offramp._core.types import OutputForm, Raw
 from offramp.models import ModelSpec, SeveralLogitsError, extract_logits
 from offramp.stages.cutting.spec import SegmentSpec
@@ -46,8 +48,8 @@ class Stage(nn.Module):
         head_spec: How to build `head` again, or None if nobody knows.
         outputs: "logits"; or "confidence": the stage, a whole network or a service, answers with
             labels `(m,)` and the probabilities `(m,)` that they are right, in a tuple or under
-            "labels" and "confidence"; of logits the best label and its probability are taken. It
-            then stands for scores `(m, c + 1)`, as in a trace of `from_predictions`.
+            "labels" and "confidence"; of logits the best label and its probability are taken. As
+            in a trace of `from_predictions` they amount to scores `(m, c + 1)`.
         classes: Number of classes `c`. It picks the logits where a network returns several tensors,
             and is needed where one gives labels. A cascade says it where it has class names.
 
@@ -56,8 +58,8 @@ class Stage(nn.Module):
             head or source declares other outputs than logits.
 
     >>> stage = Stage("tiny", nn.Linear(2, 3))
-    >>> logits, carry = stage.run(torch.zeros(5, 2))
-    >>> logits.shape, carry
+    >>> said, carry = stage.run(torch.zeros(5, 2))
+    >>> said.logits.shape, carry
     (torch.Size([5, 3]), None)
     """
 
@@ -160,14 +162,27 @@ class Stage(nn.Module):
         return self._prepares(self.prepare, raw)
 
     def _computed_of(self, given: Any) -> Any:  # noqa: ANN401
-        result = self.module(given) if self._calls_on_rows else apply(self.module, given)
-        return result if self.outputs == "logits" else self._labeled(result)
+        return self.module(given) if self._calls_on_rows else apply(self.module, given)
 
     def _device(self) -> torch.device:
         return next((p.device for p in self.module.parameters()), torch.device("cpu"))
 
-    def _labeled(self, result: Any) -> Float[Tensor, "m k"]:  # noqa: ANN401
-        """The scores that labels with confidences, or those of logits, amount to."""
+    def answer(self, result: Any) -> StageOutput:  # noqa: ANN401
+        """What the stage says, given what `segment` gave.
+
+        Returns:
+            Logits `(m, c)`, float32; or, as declared, labels and confidences `(m,)`.
+
+        Raises:
+            InputError: If there are no logits `(m, c)` with c >= 2 in it.
+        """
+        if self.outputs == "confidence":
+            return self._labeled(result)
+        logits = self._logits(result)
+        return StageOutput(classes=logits.shape[1], logits=logits)
+
+    def _labeled(self, result: Any) -> StageOutput:  # noqa: ANN401
+        """Labels with confidences, or those of logits."""
         if isinstance(result, Mapping) and "labels" in result and "confidence" in result:
             result = (result["labels"], result["confidence"])
         pair = isinstance(result, tuple | list) and len(result) == 2
@@ -179,19 +194,15 @@ class Stage(nn.Module):
                 )
             labels, confidence = result
             return labels_with_confidence(labels, confidence, self.classes)
-        logits = self.answer(result)
+        logits = self._logits(result)
         confidence, labels = logits.softmax(dim=1).max(dim=1)
         return labels_with_confidence(labels, confidence.clamp(max=1.0), logits.shape[1])
 
-    def answer(self, result: Any) -> Float[Tensor, "m c"]:  # noqa: ANN401
-        """Make logits `(m, c)`, float32, of what `segment` gave.
-
-        Raises:
-            InputError: If there are no logits `(m, c)` with c >= 2 in it.
-        """
+    def _logits(self, result: Any) -> Float[Tensor, "m c"]:  # noqa: ANN401
         try:
             said = result if self.head is None else self._head_reads(self.head, result)
-            logits = extract_logits(said, self.classes)
+            plain = type(said) is Tensor and said.ndim == 2
+            logits = said if plain else extract_logits(said, self.classes)
         except SeveralLogitsError as error:
             raise SeveralLogitsError(f"Stage {self.name!r}: {error}", error.widths) from error
         except InputError as error:
@@ -203,14 +214,14 @@ class Stage(nn.Module):
             )
         return logits.to(torch.float32)
 
-    def run(self, carry: Raw) -> tuple[Float[Tensor, "m c"], Any]:
+    def run(self, carry: Raw) -> tuple[StageOutput, Any]:
         """Run segment and head.
 
         Args:
             carry: The raw batch of `m` examples, or the carry of the source.
 
         Returns:
-            Logits `(m, c)`, float32; and the carry, None for a whole network.
+            What the stage says of them; and the carry, None for a whole network.
         """
         result = self.segment(carry)
         return self.answer(result), result if self.gives_carry else None

@@ -10,6 +10,7 @@ import inspect
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, final
 
 import numpy as np
@@ -17,14 +18,16 @@ import torch
 from torch import Tensor
 
 from offramp._core.keys import example_keys
+from offramp._core.outputs import StageOutput
 from offramp._core.schema import from_json, to_json
+from offramp._core.topology import Path
 from offramp.evaluation import replay
-from offramp.evaluation.replay import replay_reference
 from offramp.fitting.registry import POLICIES
 from offramp.policy import Candidate, Evidence, Node, Policy
 from offramp.policy.features import FEATURES, Distribution
 from offramp.policy.rules import RULES, AnyRule, Rule
 from offramp.testing.promise import documented, member, require
+from offramp.testing.slow import replay_slow
 from offramp.trace import Trace, make_trace
 
 _SWEPT = 4  # candidates of a sweep that are looked at
@@ -179,7 +182,7 @@ def _check_decisions(name: str, candidate: Candidate, trace: Trace) -> None:
     blind = _equal(trace, policy, swapped, policy, but=("path_cost",))
     require(blind, "other labels change no decision and no answer", whose=name)
     few = trace.take(torch.arange(25))
-    fast, slow = replay(few, policy), replay_reference(few, policy)
+    fast, slow = replay(few, policy), replay_slow(few, policy)
     fields = ("path", "labels", "wrong", "closest", "path_cost")
     equal = all(np.array_equal(getattr(fast, f), getattr(slow, f)) for f in fields)
     require(equal, "replay is what walking each example on its own gives", whose=name)
@@ -193,14 +196,12 @@ def _check_decisions(name: str, candidate: Candidate, trace: Trace) -> None:
 def _check_each_alone(name: str, policy: Policy, trace: Trace) -> None:
     """Decisions and answers do not depend on the rest of the batch, nor on its order."""
     few = trace.take(torch.arange(min(30, len(trace))))
-    for stage, seen, keys, rows, outputs in _standing(few, policy):
-        count = len(keys)
+    for path, count, view in _standing(few, policy):
         order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
         everybody, shuffled, *alone = (
-            Evidence(outputs, seen[which], keys[which], rows[which])
-            for which in (torch.arange(count), order, *torch.arange(count)[:, None])
+            view(which) for which in (torch.arange(count), order, *torch.arange(count)[:, None])
         )
-        for act in _acts(policy, stage, few):
+        for act in _acts(policy, path[-1], few):
             whole = act(everybody)
             one_by_one = [torch.cat(parts) for parts in zip(*map(act, alone), strict=True)]
             equal = all(map(torch.equal, whole, one_by_one))
@@ -209,24 +210,36 @@ def _check_each_alone(name: str, policy: Policy, trace: Trace) -> None:
             require(equal, "nothing depends on the order of a batch", whose=name)
 
 
-def _standing(trace: Trace, policy: Policy) -> Iterator[tuple[Any, ...]]:
-    """For each stage who stands there: what they have visited, their keys, rows, and outputs."""
-    walked = torch.from_numpy(replay(trace, policy).visited)
+def _standing(
+    trace: Trace, policy: Policy
+) -> Iterator[tuple[Path, int, Callable[[Tensor], Evidence]]]:
+    """For each path how many came by it, and the evidence of some of them by position."""
     outputs, keys = [trace.output(k) for k in range(len(trace.topology))], example_keys(trace.ids)
-    for stage in policy.topology.active:
-        rows = walked[:, stage].nonzero()[:, 0]
+    done = replay(trace, policy)
+    went = [done.paths[i] for i in done.path]
+    for path in policy.topology.paths():
+        rows = torch.tensor([row for row, way in enumerate(went) if way[: len(path)] == path])
         if len(rows):
-            seen = walked[rows].clone()
-            seen[:, stage + 1 :] = False  # it stands before its decision after this stage
-            yield stage, seen, keys[rows], rows, outputs
+            yield path, len(rows), partial(_evidence, policy, path, outputs, keys, rows)
+
+
+def _evidence(
+    policy: Policy,
+    path: Path,
+    outputs: list[StageOutput],
+    keys: Tensor,
+    rows: Tensor,
+    which: Tensor,
+) -> Evidence:
+    return Evidence(policy, path, outputs, keys[rows[which]], rows[which])
 
 
 def _acts(policy: Policy, stage: int, trace: Trace) -> Iterator[Act]:
     """What a policy does with a view: decide, answer where there are scores, predict."""
-    yield lambda view: policy.decide(view, stage)
+    yield policy.decide
     if trace.output(stage).scored:
-        yield lambda view: (policy.answer(view, stage),)
-    yield lambda view: (policy.predict(view, stage, top=2),)
+        yield lambda view: (policy.answer(view),)
+    yield lambda view: (policy.predict(view, top=2),)
 
 
 def _equal(

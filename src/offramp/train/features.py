@@ -3,7 +3,7 @@
 Layer: train.  Source: none.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, final, runtime_checkable
 
 import torch
@@ -14,6 +14,7 @@ from offramp._core.errors import InputError
 from offramp._core.types import Batch
 from offramp.data import Dataset
 from offramp.stages import Cascade, Stage, weights_digest
+from offramp.stages.segments import run_segments
 
 #: Changes a raw batch at random, drawing from the generator alone; gives as many examples.
 Augment = Callable[[Any, torch.Generator], Any]
@@ -67,23 +68,18 @@ class Computed:
         """For each of the named stages what its segment gives."""
         wanted = set(names)
         route = _route(self._cascade, wanted)
-        void_after = _void_after(self._cascade, route)
         batch = to_device(self._batch(rows, generator), self._device)
-        held: dict[str, Any] = {}  # group -> what its segment gave
-        for stage, void in zip(route, void_after, strict=True):
-            if stage.group not in held:
-                source = _source_group(self._cascade, stage)
-                with torch.no_grad(), in_bfloat16(self._device, self._bfloat16):
-                    held[stage.group] = stage.segment(batch if source is None else held[source])
+        running = run_segments(route, batch)
+        for _ in route:
+            with torch.no_grad(), in_bfloat16(self._device, self._bfloat16):
+                stage, carry = next(running)
             if stage.name in wanted:
-                yield stage.name, held[stage.group]
-            for group in void:
-                del held[group]
+                yield stage.name, carry
 
     def answer(self, name: str, carry: Any) -> Tensor:  # noqa: ANN401
         """Logits of a stage's head."""
         with in_bfloat16(self._device, self._bfloat16):
-            return self._cascade.stage(name).answer(carry)
+            return self._cascade.stage(name).answer(carry).scores()
 
     def _batch(self, rows: Tensor, generator: torch.Generator | None) -> Batch:
         raw = self._examples.inputs_at(rows)
@@ -132,18 +128,3 @@ def _route(cascade: Cascade, names: Iterable[str]) -> list[Stage]:
             if stage.source is not None:
                 stage = cascade.stage(stage.source)
     return [stage for stage in cascade if stage.group in needed]
-
-
-def _void_after(cascade: Cascade, route: Sequence[Stage]) -> list[list[str]]:
-    """For each stage the groups whose results nobody needs once it has answered."""
-    last: dict[str, int] = {}
-    for k, stage in enumerate(route):
-        last[stage.group] = k
-        source = _source_group(cascade, stage)
-        if source is not None:
-            last[source] = k
-    return [[group for group, end in last.items() if end == k] for k in range(len(route))]
-
-
-def _source_group(cascade: Cascade, stage: Stage) -> str | None:
-    return None if stage.source is None else cascade.stage(stage.source).group

@@ -7,17 +7,17 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from offramp._core.batch import as_batch, batch_size
+from offramp._core.batch import batch_size
 from offramp._core.checks import check_known
 from offramp._core.errors import InputError
 from offramp._core.topology import Topology
-from offramp._core.types import AnyBatch, Batch
+from offramp._core.types import AnyBatch, Raw
 from offramp.backends import BACKENDS, Compiled, backend_of, choose_backends, with_backend
 from offramp.backends.table import AUTO, EAGER
 from offramp.policy import Policy
 from offramp.runtime import Adaptive
-from offramp.runtime.runner import folded
-from offramp.stages import HeldStages, SegmentSpec, Stage
+from offramp.runtime.source import folded
+from offramp.stages import HeldStages, SegmentSpec, Stage, take_in
 from offramp.tuning.fuse_for import fuse_for
 from offramp.tuning.meter import measure_times
 
@@ -67,13 +67,13 @@ def compile(
     >>> cascade = Cascade.from_models({"a": nn.Linear(4, 3), "b": nn.Linear(4, 3)})
     >>> model = Adaptive(cascade, Candidate.single(cascade.topology, "b", reference="b"))
     >>> fast = compile(model, torch.zeros(1, 4), batch_sizes=[1], rounds=1, progress=False)
-    >>> bool(torch.allclose(fast(torch.ones(2, 4)).logits, model(torch.ones(2, 4)).logits))
+    >>> bool(torch.allclose(fast(torch.ones(2, 4)).log_probs, model(torch.ones(2, 4)).log_probs))
     True
     """
-    batch = as_batch(example)
+    held, device = _held(model), model.policy.temperatures.device
+    batch = take_in(held)(example)
     if batch_size(batch) == 0:
         raise InputError("example must hold at least one example, got none.")
-    held, device = _held(model), model.runner.device
     if device.type != "cpu" and backend == AUTO:  # other runtimes run elsewhere
         stages = folded(dict(enumerate(held)))
         made = held.with_stages(list(stages.values()))
@@ -106,7 +106,7 @@ def _held(model: Adaptive) -> HeldStages:
 
 def _chosen(
     held: HeldStages,
-    batch: Batch,
+    batch: Raw,
     backend: str | Mapping[str, str],
     threads: int | None,
     measured: dict[str, Any],
@@ -137,7 +137,7 @@ def _is_compiled(stage: Stage) -> bool:
 
 
 def _may_be_joined(
-    model: Adaptive, held: HeldStages, chosen: Mapping[str, str], batch: Batch
+    model: Adaptive, held: HeldStages, chosen: Mapping[str, str], batch: Raw
 ) -> bool:
     """Whether it is worth asking if exits should run in one piece, and known how to."""
     topology, names = model.policy.topology, set(chosen.values())

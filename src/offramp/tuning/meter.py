@@ -10,7 +10,6 @@ from statistics import median
 from typing import Any, final
 
 import torch
-from torch import Tensor
 
 from offramp._core.batch import batch_size
 from offramp._core.checks import check_positive_int
@@ -18,8 +17,8 @@ from offramp._core.errors import InputError
 from offramp._core.progress import progress_bar
 from offramp._core.topology import RAW_INPUT, Topology
 from offramp._core.types import Batch
-from offramp.runtime.carries import gather
-from offramp.runtime.runner import folded
+from offramp.runtime.inflight import gather
+from offramp.runtime.source import folded
 from offramp.runtime.times import StageTimes
 from offramp.stages import Cascade, HeldStages, Stage, take_rows, to_device
 from offramp.stages.timing import described, synchronize
@@ -165,7 +164,7 @@ class Meter:
             if group not in held:
                 given = raw if source == RAW_INPUT else held[topology.groups[source]]
                 carries = stage.gives_carry or group in continued
-                run = stage.segment if carries else partial(_logits, stage)
+                run = stage.segment if carries else stage.run
                 held[group] = self._timed("segment", k, size, partial(run, given))
                 if carries:
                     self._timed("carry", k, size, partial(gather, held[group], rows))
@@ -187,7 +186,3 @@ class Meter:
         synchronize()
         self._taken.setdefault((kind, stage, size), []).append(time.perf_counter() - start)
         return result
-
-
-def _logits(stage: Stage, given: Batch) -> Tensor:
-    return stage.answer(stage.segment(given))

@@ -138,7 +138,7 @@ def profile(
         raise InputError("batch must hold at least one example, got none.")
     size = min(n, n if batch_size is None else check_positive_int("batch_size", batch_size))
     parts = split_rows(batch, [min(size, n - start) for start in range(0, n, size)])
-    meter = Meter(model.policy.topology, model.runner.held, batch, _sizes_up_to(size))
+    meter = Meter(model.policy.topology, model.program.stages, batch, _sizes_up_to(size))
     totals, passes = list[float](), list[list[list[Span]]]()
     for number in range(_WARM_UP + rounds):
         if number == _WARM_UP:
@@ -259,7 +259,7 @@ def ideal(
     Source: methods.md 6.
     """
     topology = model.policy.topology
-    seconds = dict.fromkeys(model.runner.held, 0.0)
+    seconds = dict.fromkeys(model.program.stages, 0.0)
     visits: Counter[int] = Counter()
     for part in parts:
         answer = model(part)

@@ -239,7 +239,9 @@ def test_heads_in_one_piece_with_their_segments_answer_the_same(exits, fuse):
     policy = Candidate.single(exits.topology, "last", reference="last").policy
     assert chain.names == policy.topology.names
     answer = Adaptive.single(made, "last")(x)
-    torch.testing.assert_close(answer.logits, exits(x)[:, 3].log_softmax(1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        answer.log_probs, exits(x)[:, 3].log_softmax(1), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_a_fused_group_may_be_continued_in_pytorch_and_in_openvino(exits):

@@ -87,12 +87,12 @@ def measured(tmp_path_factory, cascade, candidate):
 def runs_in(bundle):
     return [
         stage.module.backend if isinstance(stage.module, Compiled) else "torch"
-        for stage in bundle.runner.stages.values()
+        for stage in bundle.stages.values()
     ]
 
 
 def close(one, other):
-    torch.testing.assert_close(one.logits, other.logits, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(one.log_probs, other.log_probs, rtol=1e-3, atol=1e-3)
     return torch.equal(one.stage, other.stage)
 
 
@@ -276,7 +276,7 @@ def test_a_bundle_with_int8_answers_as_it_did(saved, int8):
     ]
     want = Adaptive(int8.cascade, bundle.candidate)(images())
     found = bundle(images())
-    assert torch.equal(found.logits, want.logits)
+    assert torch.equal(found.log_probs, want.log_probs)
     assert len(found.stage.unique()) == 2
     faster = load(saved, backend="folded")
     assert runs_in(faster) == ["onnxruntime-int8", "torch"]
@@ -410,7 +410,7 @@ def test_exits_are_kept_in_int8_from_one_of_them_on(tmp_path, from_on, first):
     policy = random_policy(made.topology, seed=1, classes=10)
     save(Adaptive(made, Candidate(policy=policy, method="learned", reference=last)), tmp_path / "b")
     bundle = load(tmp_path / "b")
-    assert torch.equal(bundle(x).logits, Adaptive(made, policy)(x).logits)
+    assert torch.equal(bundle(x).log_probs, Adaptive(made, policy)(x).log_probs)
     faster = load(tmp_path / "b", backend="folded")
     assert close(faster(x), bundle(x))
 

@@ -74,7 +74,7 @@ def saved(tmp_path, cascade, candidate):
 def same(one, other):
     return all(
         torch.equal(getattr(one, name), getattr(other, name))
-        for name in ("logits", "labels", "stage", "confidence", "cost", "valid", "nonfinite")
+        for name in ("log_probs", "labels", "stage", "confidence", "cost", "valid", "nonfinite")
     )
 
 
@@ -114,7 +114,7 @@ def test_bundles_of_the_first_format_which_had_no_digest_are_still_read(saved, c
     file.write_text(json.dumps({**value, "version": 1}))
     loaded = load(saved)
     assert torch.equal(
-        loaded.reference(images).logits, Adaptive.single(cascade, "large")(images).logits
+        loaded.reference(images).log_probs, Adaptive.single(cascade, "large")(images).log_probs
     )
 
 
@@ -154,7 +154,7 @@ def test_an_operating_point_leaves_its_sentence_and_its_numbers(tmp_path):
 def test_a_bundle_may_be_loaded_optimized(saved, images, fold):
     plain, other = load(saved), load(saved, fold=fold, verify=False)
     torch.testing.assert_close(
-        other.reference(images).logits, plain.reference(images).logits, rtol=1e-4, atol=1e-4
+        other.reference(images).log_probs, plain.reference(images).log_probs, rtol=1e-4, atol=1e-4
     )
 
 
@@ -324,7 +324,7 @@ def test_files_that_are_not_listed_are_not_looked_at(saved, cascade, images):
     (saved / "strange").symlink_to("nowhere")
     loaded = load(saved)
     assert torch.equal(
-        loaded.reference(images).logits, Adaptive.single(cascade, "large")(images).logits
+        loaded.reference(images).log_probs, Adaptive.single(cascade, "large")(images).log_probs
     )
     with pytest.raises(UnknownNameError, match=r"no file 'weights.pkl'"):
         read_extra(saved, "weights.pkl")
@@ -500,4 +500,4 @@ def test_networks_built_by_import_are_loaded_where_that_is_allowed(tmp_path):
     with pytest.raises(UnsupportedError, match=r"torch\.nn:Linear"):
         load(tmp_path / "b")
     loaded = load(tmp_path / "b", allow_import=True)
-    assert torch.equal(loaded.reference(x).logits, Adaptive.single(cascade, 0)(x).logits)
+    assert torch.equal(loaded.reference(x).log_probs, Adaptive.single(cascade, 0)(x).log_probs)

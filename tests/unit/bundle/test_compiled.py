@@ -88,10 +88,10 @@ def check_comes_back(folder, cascade, candidate):
     bundle = load(folder)
     for batch in (images(), images()[:1], images()[:0]):
         want, found = Adaptive(cascade, candidate)(batch), bundle(batch)
-        assert torch.equal(found.logits, want.logits)
+        assert torch.equal(found.log_probs, want.log_probs)
         assert torch.equal(found.stage, want.stage)
     fallback = Adaptive.single(cascade, candidate.reference)
-    assert torch.equal(bundle.reference(images()).logits, fallback(images()).logits)
+    assert torch.equal(bundle.reference(images()).log_probs, fallback(images()).log_probs)
     return bundle
 
 
@@ -114,7 +114,7 @@ def test_a_cascade_in_another_runtime_comes_back(tmp_path, in_backend, backend, 
     made = in_backend(backend, heads_in, block)
     bundle = check_comes_back(tmp_path / "b", made, candidate_of(made))
     assert read_manifest(tmp_path / "b").version == 4
-    held = [stage.module for stage in bundle.runner.stages.values()]
+    held = [stage.module for stage in bundle.stages.values()]
     assert {module.backend for module in held if isinstance(module, Compiled)} == {backend}
 
 
@@ -130,7 +130,7 @@ def test_several_backends_and_pytorch_in_one_bundle(tmp_path):
     candidate = Candidate(policy=policy, method="learned", reference="c")
     save(Adaptive(made, candidate), tmp_path / "b")
     bundle = load(tmp_path / "b", allow_import=True)
-    torch.testing.assert_close(bundle(x).logits, Adaptive(made, policy)(x).logits)
+    torch.testing.assert_close(bundle(x).log_probs, Adaptive(made, policy)(x).log_probs)
 
 
 def test_one_thread_where_one_is_asked_for(tmp_path, in_backend):
@@ -138,7 +138,7 @@ def test_one_thread_where_one_is_asked_for(tmp_path, in_backend):
     candidate = candidate_of(made)
     save(Adaptive(made, candidate), tmp_path / "b")
     found = load(tmp_path / "b", threads=1)(images())
-    torch.testing.assert_close(found.logits, Adaptive(made, candidate)(images()).logits)
+    torch.testing.assert_close(found.log_probs, Adaptive(made, candidate)(images()).log_probs)
     with pytest.raises(InputError, match="threads must be"):
         load(tmp_path / "b", threads=0)
 
@@ -234,7 +234,7 @@ def test_what_runs_in_onnx_runtime_is_exported_as_it_is(tmp_path, in_backend, ba
         batch = images()[:n]
         want = Adaptive(made, policy)(batch)
         logits, label, stage = session.run(None, {"input": batch.numpy()})
-        np.testing.assert_allclose(logits, want.logits, atol=1e-4)
+        np.testing.assert_allclose(logits, want.log_probs, atol=1e-4)
         assert stage.tolist() == want.stage.tolist()
         assert label.tolist() == want.labels.tolist()
         answer = module.Cascade(tmp_path / "a")(batch.numpy())

@@ -120,7 +120,7 @@ def saved(tmp_path, written):
 def same(one, other):
     return all(
         torch.equal(getattr(one, name), getattr(other, name))
-        for name in ("logits", "labels", "stage", "confidence", "cost", "valid", "nonfinite")
+        for name in ("log_probs", "labels", "stage", "confidence", "cost", "valid", "nonfinite")
     )
 
 
@@ -159,7 +159,7 @@ def test_the_example_is_made_up(written, images):
 
 def test_a_loaded_bundle_holds_no_head_that_is_not_used(written, cascade):
     model = load(written)
-    heads = {k: stage.head is not None for k, stage in model.runner.stages.items()}
+    heads = {k: stage.head is not None for k, stage in model.stages.items()}
     assert heads == {"0": True, "2": True, "3": False, "4": False}
     net = sum(p.numel() for p in build(NET).parameters())
     used = sum(p.numel() for name in (AT[0], CONV) for p in cascade.stage(name).head.parameters())
@@ -168,10 +168,10 @@ def test_a_loaded_bundle_holds_no_head_that_is_not_used(written, cascade):
 
 def test_the_stages_of_a_loaded_bundle_know_how_to_be_built_again(written, cascade):
     loaded = load(written)
-    for k, stage in loaded.runner.stages.items():
+    for k, stage in loaded.stages.items():
         assert stage.spec.index == cascade.stage(int(k)).spec.index
         assert stage.spec.cut.model == NET
-    assert loaded.runner.stages["2"].head_spec == cascade.stage(CONV).head_spec
+    assert loaded.stages["2"].head_spec == cascade.stage(CONV).head_spec
 
 
 def test_f_may_be_an_exit_in_the_middle(tmp_path, cascade, images):
@@ -189,7 +189,7 @@ def test_a_policy_may_go_on_from_another_head_than_the_source(tmp_path, cascade,
     candidate = never_leave(cascade, [CONV, AT[2]], AT[0])
     save(Adaptive(cascade, candidate), tmp_path / "b")
     expected = Adaptive(cascade, candidate)(images)
-    assert torch.equal(load(tmp_path / "b")(images).logits, expected.logits)
+    assert torch.equal(load(tmp_path / "b")(images).log_probs, expected.log_probs)
 
 
 def test_f_may_use_exits_that_the_policy_does_not(tmp_path, cascade, images):
@@ -198,7 +198,7 @@ def test_f_may_use_exits_that_the_policy_does_not(tmp_path, cascade, images):
     loaded = load(tmp_path / "b")
     assert loaded(images).stage.tolist() == [0] * 33
     expected = Adaptive.single(cascade, GAP)(images)
-    assert torch.equal(loaded.reference(images).logits, expected.logits)
+    assert torch.equal(loaded.reference(images).log_probs, expected.log_probs)
 
 
 def test_a_bundle_may_be_loaded_optimized(written, images, monkeypatch):
@@ -207,7 +207,7 @@ def test_a_bundle_may_be_loaded_optimized(written, images, monkeypatch):
     norms = [m.num_features for m in fast.modules() if isinstance(m, nn.BatchNorm2d)]
     assert norms == [8]  # the cut after layer2.0.conv1 parts a batch-norm from its convolution
     torch.testing.assert_close(
-        fast.reference(images).logits, plain.reference(images).logits, rtol=1e-4, atol=1e-4
+        fast.reference(images).log_probs, plain.reference(images).log_probs, rtol=1e-4, atol=1e-4
     )
 
 
@@ -239,9 +239,9 @@ def test_exits_of_two_networks_and_a_whole_one_go_together(tmp_path, images):
         "resnet14",
     ]
     expected = Adaptive(cascade, candidate)(images)
-    assert torch.equal(loaded(images).logits, expected.logits)
+    assert torch.equal(loaded(images).log_probs, expected.log_probs)
     expected = Adaptive.single(cascade, "last_first")(images)
-    assert torch.equal(loaded.reference(images).logits, expected.logits)
+    assert torch.equal(loaded.reference(images).log_probs, expected.log_probs)
 
 
 MODULE = """
@@ -294,7 +294,7 @@ def test_a_network_and_a_head_of_ones_own_that_read_a_mapping_of_whole_numbers(t
     with pytest.raises(UnsupportedError, match="would import and run code by name"):
         load(tmp_path / "b")
     loaded = load(tmp_path / "b", allow_import=True)
-    assert torch.equal(loaded(batch).logits, Adaptive(cascade, candidate)(batch).logits)
+    assert torch.equal(loaded(batch).log_probs, Adaptive(cascade, candidate)(batch).log_probs)
     held = load_file(tmp_path / "b" / "example.0.safetensors")
     assert torch.equal(held["input.0"], ids[:1])
     assert held["logits"].isfinite().all()
@@ -332,7 +332,7 @@ from offramp.bundle import load
 sys.path.insert(0, sys.argv[1])
 loaded = load(sys.argv[2], allow_import=True)
 answer = loaded(load_file(sys.argv[3]))
-save_file({"logits": answer.logits, "stage": answer.stage}, sys.argv[4])
+save_file({"log_probs": answer.log_probs, "stage": answer.stage}, sys.argv[4])
 """
 
 
@@ -370,7 +370,7 @@ def test_a_hugging_face_classifier_in_a_fresh_process(tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr
     found, wanted = load_file(here[-1]), Adaptive(cascade, policy)(batch)
     assert torch.equal(found["stage"], wanted.stage)
-    torch.testing.assert_close(found["logits"], wanted.logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found["log_probs"], wanted.log_probs, rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow  # tests/parity/test_bundle_equals_runtime.py does so quickly: make test-slow
@@ -381,7 +381,7 @@ def test_exits_answer_the_same_in_a_fresh_process(tmp_path, written, cascade, ca
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     found, wanted = load_file(tmp_path / "out"), Adaptive(cascade, candidate)(images)
     assert torch.equal(found["stage"], wanted.stage)
-    assert torch.equal(found["logits"], wanted.logits)
+    assert torch.equal(found["log_probs"], wanted.log_probs)
 
 
 # What cannot be bundled.
@@ -715,7 +715,7 @@ def test_a_bundle_runs_no_code_by_name_unless_that_is_allowed(saved, where):
 
 
 def test_the_heads_that_are_loaded_are_those_that_were_trained(written, cascade):
-    loaded = load(written).runner.stages["2"].head
+    loaded = load(written).stages["2"].head
     wanted = own_head(cascade.stage(CONV).head).state_dict()
     for name, value in own_head(loaded).state_dict().items():
         assert torch.equal(value, wanted[name])

@@ -140,7 +140,7 @@ class Both:
     def exported(self, x):
         """What the one file and the folder say, as (logits, label, stage)."""
         return {
-            "single file": self.single.run(["logits", "label", "stage"], {"input": x.numpy()}),
+            "single file": self.single.run(["log_probs", "label", "stage"], {"input": x.numpy()}),
             "folder": tuple(self.runner(x.numpy())),
         }
 
@@ -214,7 +214,7 @@ def check_same(both, x):
         np.testing.assert_array_equal(stage[same], expected.stage.numpy()[same])
         np.testing.assert_array_equal(label[same], expected.labels.numpy()[same])
         np.testing.assert_allclose(
-            logits[same], expected.logits.numpy()[same], rtol=1e-5, atol=1e-5
+            logits[same], expected.log_probs.numpy()[same], rtol=1e-5, atol=1e-5
         )
     return np.bincount(expected.stage.numpy(), minlength=len(both.policy.topology))
 

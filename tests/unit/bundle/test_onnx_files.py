@@ -133,7 +133,7 @@ def test_exits_in_one_file_answer_as_the_runtime_does(cascade, policy, single, n
     expected = Adaptive(cascade, policy)(x)
     np.testing.assert_array_equal(stage, expected.stage.numpy())
     np.testing.assert_array_equal(label, expected.labels.numpy())
-    np.testing.assert_allclose(logits, expected.logits.numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(logits, expected.log_probs.numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_what_was_written_is_described(single):
@@ -147,7 +147,7 @@ def test_what_was_written_is_described(single):
     assert facts["stages"][1] == "relu1/b"
     outputs = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]
                for v in model.graph.output}  # fmt: skip
-    assert outputs == {"logits": ["batch", CLASSES], "label": ["batch"], "stage": ["batch"]}
+    assert outputs == {"log_probs": ["batch", CLASSES], "label": ["batch"], "stage": ["batch"]}
 
 
 def test_weights_of_later_stages_stand_inside_their_branch_alone(cascade, single):
@@ -202,7 +202,7 @@ def test_the_runner_needs_numpy_and_onnxruntime_alone(cascade, policy, folder, t
     with np.load(tmp_path / "answers.npz") as found:
         np.testing.assert_array_equal(found["stage"], expected.stage.numpy())
         np.testing.assert_array_equal(found["label"], expected.labels.numpy())
-        np.testing.assert_allclose(found["logits"], expected.logits.numpy(), atol=1e-5)
+        np.testing.assert_allclose(found["log_probs"], expected.log_probs.numpy(), atol=1e-5)
 
 
 def test_a_folder_holds_each_part_once_and_the_policy(folder, policy):
@@ -275,9 +275,9 @@ def test_a_transform_can_be_left_to_whoever_calls(tmp_path):
         path = tmp_path / name
         export_onnx(Adaptive(cascade, alone(cascade)), path, example=x, transform=transform)
         given = x if transform else Normalize(0.5, mean=0.25)(x)
-        answers.append(session(path).run(["logits"], {"input": given.numpy()})[0])
+        answers.append(session(path).run(["log_probs"], {"input": given.numpy()})[0])
     np.testing.assert_allclose(answers[0], answers[1], rtol=1e-5, atol=1e-6)
-    expected = Adaptive(cascade, alone(cascade))(x).logits.numpy()
+    expected = Adaptive(cascade, alone(cascade))(x).log_probs.numpy()
     np.testing.assert_allclose(answers[0], expected, rtol=1e-5, atol=1e-6)
 
 

@@ -10,10 +10,11 @@ from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp._core.topology import Topology
 from offramp.evaluation import evaluate, evaluate_all
-from offramp.evaluation.replay import replay, replay_reference
+from offramp.evaluation.replay import replay
 from offramp.fitting.thresholds import fit_threshold
 from offramp.policy import Agreement, Candidate, Constant, Feature, Linear, Node, Policy, Random
 from offramp.policy.features import COMBINED
+from offramp.testing.slow import replay_slow
 from offramp.trace import Trace, make_trace
 from support.properties import examples
 
@@ -88,7 +89,7 @@ def assert_equal(fast, slow):
 )
 def test_replay_equals_walking_each_example_on_its_own(seed, kind, chunk):
     trace, policy = random_case(seed, kind)
-    slow = replay_reference(trace, policy)
+    slow = replay_slow(trace, policy)
     assert_equal(replay(trace, policy), slow)
     assert_equal(replay(trace, policy, chunk=chunk), slow)
 
@@ -106,7 +107,7 @@ def test_the_random_cases_reach_every_kind_of_path():
 def test_top_m_answers_equal_the_slow_twin_and_hold_the_smaller_ones(seed, top):
     trace, policy = random_case(seed)
     found = replay(trace, policy, top=top)
-    assert_equal(found, replay_reference(trace, policy, top=top))
+    assert_equal(found, replay_slow(trace, policy, top=top))
     np.testing.assert_array_equal(found.labels[:, :1], replay(trace, policy, top=1).labels)
     assert (found.wrong <= replay(trace, policy, top=1).wrong).all()
 
@@ -196,7 +197,7 @@ def test_rankings_without_scores_can_be_replayed():
     chain = trace.topology.chain([0, 1, 2])
     policy = Policy(chain, {(0,): Node(Constant(False)), (0, 1): Node(Agreement((0, 1)))})
     done = replay(trace, policy, top=2)
-    assert_equal(done, replay_reference(trace, policy, top=2))
+    assert_equal(done, replay_slow(trace, policy, top=2))
     agree = (trace.ranked[:, 0, 0] == trace.ranked[:, 1, 0]).numpy()
     np.testing.assert_array_equal(done.last, np.where(agree, 1, 2))
 

@@ -13,7 +13,6 @@ from offramp._core.schema import from_json, to_json
 from offramp.bundle import load, save
 from offramp.evaluation import evaluate, replay
 from offramp.evaluation.batch import evaluate_all
-from offramp.evaluation.replay import replay_reference
 from offramp.fitting.stopping.network import (
     make_networks,
     stop_odds,
@@ -28,6 +27,7 @@ from offramp.policy.stopping import fixed_order_linear, fixed_order_linear_refer
 from offramp.recording import record
 from offramp.runtime import Adaptive
 from offramp.stages import Cascade
+from offramp.testing.slow import replay_slow
 from offramp.trace import make_trace
 from reference.walk import route_reference
 from support.properties import examples
@@ -208,7 +208,7 @@ def test_the_answer_is_weighted_by_the_probabilities_of_stopping():
     trace = make_trace(60, stages=3, classes=4, seed=2)
     policy = lively(trace)
     done = replay(trace, policy)
-    answers = route_reference(policy, trace.logits, torch.arange(60)).logits
+    answers = route_reference(policy, trace.logits, torch.arange(60)).log_probs
     for i in range(60):
         path = done.paths[done.path[i]]
         weights, probabilities = [], []
@@ -231,7 +231,7 @@ def test_the_answer_is_weighted_by_the_probabilities_of_stopping():
 def test_replay_is_what_walking_each_example_on_its_own_gives(combine, drawn):
     trace = make_trace(40, stages=3, classes=4, seed=3)
     policy = lively(trace, combine=combine, drawn=drawn)
-    fast, slow = replay(trace, policy), replay_reference(trace, policy)
+    fast, slow = replay(trace, policy), replay_slow(trace, policy)
     again = replay(trace, from_json(Policy, json.loads(json.dumps(to_json(policy)))))
     for name in ("path", "labels", "closest", "path_cost"):
         assert np.array_equal(getattr(fast, name), getattr(slow, name)), name
@@ -274,7 +274,7 @@ def test_runtime_and_bundle_do_what_replay_said(tmp_path, combine, drawn):
     for size in (1, 7, 40):
         for rows in torch.split(torch.arange(40), size):
             one, other = (m(images[rows], ids=ids[rows.numpy()]) for m in (model, loaded))
-            for name in ("logits", "stage", "labels", "cost"):
+            for name in ("log_probs", "stage", "labels", "cost"):
                 assert torch.equal(getattr(one, name), getattr(other, name)), name
             last = torch.from_numpy(wanted.last)[rows]
             assert torch.equal(one.stage[sure[rows]], last[sure[rows]])

@@ -9,11 +9,11 @@ import torch
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp._core.topology import Topology
-from offramp.evaluation.replay import replay_reference
 from offramp.fitting.learned import fit_learned
 from offramp.fitting.tables import Tables
 from offramp.fitting.temperature import fit_temperatures
 from offramp.fitting.weighted import TreeFit, fit_topology
+from offramp.testing.slow import replay_slow
 from offramp.trace import Trace
 from offramp.trace.testing import make_trace
 
@@ -34,7 +34,7 @@ def objective_by_replay(
     part: Trace, policy, cost_weight: float, loss: str = "negative_flips"
 ) -> float:
     reference = len(part.topology) - 1
-    result = replay_reference(part, policy)
+    result = replay_slow(part, policy)
     own = part.costs.alone(part.topology, reference)
     losses = result.wrong.astype(float)
     if loss == "negative_flips":
@@ -136,10 +136,10 @@ def test_a_dear_trade_off_leaves_at_once_and_a_free_one_loses_nothing():
     part = make_trace(n=400, stages=3, seed=1)
     fit = tree_fit(part, part.topology)
     expensive = fit_topology(fit, 100.0).policy
-    assert replay_reference(part, expensive).cost.mean() == part.costs.segment[0]
+    assert replay_slow(part, expensive).cost.mean() == part.costs.segment[0]
     free = fit_topology(fit, 0.0)
     assert free.objective == 0.0
-    assert replay_reference(part, free.policy).cost.mean() < sum(part.costs.segment)
+    assert replay_slow(part, free.policy).cost.mean() < sum(part.costs.segment)
 
 
 def test_a_stage_that_does_not_pay_vanishes_with_its_cost():
@@ -169,7 +169,7 @@ def test_what_the_fit_believes_the_policy_does():
     part = make_trace(n=400, stages=3, seed=9)
     candidates = fit_learned(part, reference="stage2", cost_weights=[0.01, 0.05, 0.3])
     for candidate in candidates:
-        result = replay_reference(part.take(torch.arange(40)), candidate.policy)
+        result = replay_slow(part.take(torch.arange(40)), candidate.policy)
         assert set(np.unique(result.last)) <= set(candidate.policy.topology.active)
     assert len({s.policy.combine for s in candidates}) == 3
 
@@ -189,8 +189,8 @@ def test_class_features_find_a_class_that_a_stage_gets_wrong():
     options = {"reference": "large", "cost_weights": [0.2], "combines": ["last"]}
     (plain,) = fit_learned(part, **options, topologies=[part.topology], class_features=False)
     (knowing,) = fit_learned(part, **options, topologies=[part.topology], class_features=True)
-    assert replay_reference(part, plain.policy).cost.mean() in (1.0, 4.0, 5.0)  # all alike
-    result = replay_reference(part, knowing.policy)
+    assert replay_slow(part, plain.policy).cost.mean() in (1.0, 4.0, 5.0)  # all alike
+    result = replay_slow(part, knowing.policy)
     assert not result.wrong.any()
     assert result.cost.mean() == pytest.approx(1.0 + 4.0 * 2 / 3)
 
@@ -233,7 +233,7 @@ def test_held_out_is_a_fit_on_the_others_replayed_on_what_was_left_out(cost_weig
     for fold in range(3):
         policy = tree(part.take(torch.from_numpy(folds != fold))).fit(cost_weight).policy
         left_out = part.take(torch.from_numpy(folds == fold))
-        result = replay_reference(left_out, policy)
+        result = replay_slow(left_out, policy)
         negative_flips = result.wrong & ~left_out.wrong(2)
         total += (
             negative_flips + cost_weight * result.cost / part.costs.alone(part.topology, 2)

@@ -7,16 +7,17 @@ import torch
 
 from offramp._core.errors import InputError
 from offramp._core.outputs import StageOutput
-from offramp.policy import Evidence
+from offramp._core.topology import Topology
+from offramp.policy import Constant, Evidence, Node, Policy
+from offramp.policy.features import COMBINED
+
+POLICY = Policy(Topology.of(["a", "b"]), {(0,): Node(Constant(False))}, combine="mean")
 
 
 def a_view(rows=None) -> Evidence:
     logits = torch.arange(8.0).reshape(4, 2)
-    visited = torch.tensor([[True, False], [True, True], [True, True], [True, False]])
-    ids = torch.arange(4)
-    if rows is not None:
-        visited, ids = visited[rows], ids[rows]
-    return Evidence([StageOutput(classes=2, logits=logits), None], visited, ids, rows)
+    ids = torch.arange(4) if rows is None else rows
+    return Evidence(POLICY, (0,), [StageOutput(classes=2, logits=logits), None], ids, rows)
 
 
 def test_outputs_are_gathered_for_the_rows_that_stand_here():
@@ -32,17 +33,22 @@ def test_a_stage_that_nobody_visited_cannot_be_seen():
         a_view().output(1)
 
 
-def test_on_is_true_for_exactly_the_stages_of_the_path():
-    view = a_view()
-    assert view.on((0,)).tolist() == [True, False, False, True]
-    assert view.on((0, 1)).tolist() == [False, True, True, False]
-    assert not view.on((1,)).any()
+def test_what_is_combined_follows_the_path():
+    both = [StageOutput(classes=2, logits=torch.randn(1, 2)) for _ in range(2)]
+    view = Evidence(POLICY, (0,), both, torch.arange(1))
+    alone = view.distribution(COMBINED).log_probs
+    assert torch.equal(alone, view.distribution(0).log_probs)
+    view.follow(1)
+    assert view.path == (0, 1)
+    mean = torch.stack([both[k].logits.softmax(1) for k in range(2)]).mean(0)
+    torch.testing.assert_close(view.distribution(COMBINED).log_probs, mean.log())
 
 
 def test_there_is_no_label_to_peek_at():
     assert set(inspect.signature(Evidence).parameters) == {
+        "policy",
+        "path",
         "outputs",
-        "visited",
         "ids",
         "rows",
         "known",

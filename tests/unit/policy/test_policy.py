@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -44,46 +43,39 @@ def outputs(seed: int, m: int) -> list[StageOutput]:
     ]
 
 
-def mixed_view(seed: int, m: int, stage: int) -> Evidence:
-    """Dataset that came to `stage` on different ways."""
-    ways = [p for p in PATHS if p[-1] == stage]
-    pick = np.random.default_rng(seed).integers(len(ways), size=m)
-    visited = torch.zeros(m, 3, dtype=torch.bool)
-    for row, way in enumerate(pick):
-        visited[row, list(ways[way])] = True
-    return Evidence(outputs(seed, m), visited, torch.arange(m))
+def view_of(policy: Policy, seed: int, m: int, path) -> Evidence:
+    """Examples that came to the end of a path."""
+    return Evidence(policy, path, outputs(seed, m), torch.arange(m))
 
 
-def single_rows(view: Evidence, seed: int, m: int) -> list[Evidence]:
-    held = outputs(seed, m)
-    return [
-        Evidence(
-            [o.take(torch.tensor([i])) for o in held], view.visited[i : i + 1], view.ids[i : i + 1]
-        )
-        for i in range(m)
-    ]
+def single_rows(policy: Policy, seed: int, m: int, path) -> list[Evidence]:
+    held, ids = outputs(seed, m), torch.arange(m)
+    each = [[o.take(torch.tensor([i])) for o in held] for i in range(m)]
+    return [Evidence(policy, path, one, ids[i : i + 1]) for i, one in enumerate(each)]
 
 
 @examples(25)
 @given(
     seed=st.integers(0, 2**31),
     m=st.integers(1, 30),
-    stage=st.integers(0, 2),
+    path=st.sampled_from(PATHS),
     combine=st.sampled_from(["last", "mean", "log_linear"]),
 )
-def test_decisions_and_answers_do_not_depend_on_the_rest_of_the_batch(seed, m, stage, combine):
+def test_decisions_and_answers_do_not_depend_on_the_rest_of_the_batch(seed, m, path, combine):
     policy = full_policy(combine)
-    view = mixed_view(seed, m, stage)
-    action, score = policy.decide(view, stage)
-    answer = policy.answer(view, stage)
-    for i, one in enumerate(single_rows(view, seed, m)):
-        alone_action, alone_score = policy.decide(one, stage)
+    view = view_of(policy, seed, m, path)
+    action, score = policy.decide(view)
+    answer = policy.answer(view)
+    for i, one in enumerate(single_rows(policy, seed, m, path)):
+        alone_action, alone_score = policy.decide(one)
         assert torch.equal(alone_action, action[i : i + 1])
         assert torch.equal(alone_score, score[i : i + 1])
-        assert torch.equal(policy.answer(one, stage), answer[i : i + 1])
+        assert torch.equal(policy.answer(one), answer[i : i + 1])
+        if TOPOLOGY.children(path[-1]):
+            assert policy.step(one) == int(action[i])
         for top in (1, 3):
-            predicted = policy.predict(view, stage, top=top)
-            assert torch.equal(policy.predict(one, stage, top=top), predicted[i : i + 1])
+            predicted = policy.predict(view, top=top)
+            assert torch.equal(policy.predict(one, top=top), predicted[i : i + 1])
 
 
 @examples(25)
@@ -92,20 +84,17 @@ def test_json_gives_back_the_same_policy_bit_by_bit(seed, combine):
     policy = full_policy(combine)
     again = from_json(Policy, json.loads(json.dumps(to_json(policy))))
     assert to_json(again) == to_json(policy)
-    for stage in range(3):
-        view = mixed_view(seed, 20, stage)
-        for first, second in zip(
-            policy.decide(view, stage), again.decide(view, stage), strict=True
-        ):
+    for path in PATHS:
+        one, other = (view_of(each, seed, 20, path) for each in (policy, again))
+        for first, second in zip(policy.decide(one), again.decide(other), strict=True):
             assert torch.equal(first, second)
-        assert torch.equal(policy.answer(view, stage), again.answer(view, stage))
+        assert torch.equal(policy.answer(one), again.answer(other))
 
 
 @pytest.mark.parametrize("combine", ["last", "mean", "log_linear"])
 def test_answers_are_the_combination_by_its_formula(combine):
     policy, held = full_policy(combine), outputs(3, 8)
-    visited = torch.tensor([[True, False, True]]).repeat(8, 1)
-    answer = policy.answer(Evidence(held, visited, torch.arange(8)), 2).double()
+    answer = policy.answer(Evidence(policy, (0, 2), held, torch.arange(8))).double()
     p = [(o.logits.double() / t).softmax(dim=1) for o, t in zip(held, [1.5, 0.8, 2.0], strict=True)]
     expected = {
         "last": p[2],
@@ -118,13 +107,15 @@ def test_answers_are_the_combination_by_its_formula(combine):
 
 def test_answers_are_normalized_log_probabilities():
     for combine in ("last", "mean", "log_linear"):
-        for stage in range(3):
-            answer = full_policy(combine).answer(mixed_view(0, 10, stage), stage)
+        policy = full_policy(combine)
+        for path in PATHS:
+            answer = policy.answer(view_of(policy, 0, 10, path))
             torch.testing.assert_close(answer.exp().sum(dim=1), torch.ones(10))
 
 
 def test_the_last_stage_always_leaves():
-    action, score = full_policy().decide(mixed_view(0, 4, 2), 2)
+    policy = full_policy()
+    action, score = policy.decide(view_of(policy, 0, 4, (0, 2)))
     assert action.tolist() == [EXIT] * 4
     assert torch.isinf(score).all()
 
@@ -134,12 +125,12 @@ def test_routing_prefers_an_earlier_child_where_its_rule_says_so():
 
     def route(to_b: bool, to_c: bool) -> int:
         node = Node(Constant(False), [Constant(to_b), Constant(to_c)])
-        view = Evidence(
-            [StageOutput(classes=2, logits=torch.zeros(1, 2)), None, None, None],
-            torch.tensor([[True, False, False, False]]),
-            torch.arange(1),
-        )
-        return int(Policy(wide, {(0,): node}).decide(view, 0)[0][0])
+        policy = Policy(wide, {(0,): node})
+        said = [StageOutput(classes=2, logits=torch.zeros(1, 2)), None, None, None]
+        at = Evidence(policy, (0,), said, torch.arange(1))
+        action = int(policy.decide(at)[0][0])
+        assert policy.step(at) == action
+        return action
 
     assert [route(True, True), route(True, False), route(False, True), route(False, False)] == [
         1,
@@ -159,10 +150,9 @@ def test_rules_of_one_way_do_not_touch_examples_on_another():
         (0, 2): Node(Constant(True)),
         (0, 1, 2): Node(Constant(False)),
     }
-    held = [*outputs(0, 2), None]
-    visited = torch.tensor([[True, False, True, False], [True, True, True, False]])
-    action, _ = Policy(topology, nodes).decide(Evidence(held, visited, torch.arange(2)), 2)
-    assert action.tolist() == [EXIT, 3]
+    policy, held = Policy(topology, nodes), [*outputs(0, 1), None]
+    ways = [Evidence(policy, path, held, torch.arange(1)) for path in ((0, 2), (0, 1, 2))]
+    assert [int(policy.decide(at)[0]) for at in ways] == [EXIT, 3]
 
 
 @pytest.mark.parametrize("combine", ["last", "mean", "log_linear"])
@@ -171,28 +161,25 @@ def test_an_example_with_nan_goes_on(combine):
     for stage, spoiled in [(0, 0), (1, 1), (1, 0)]:
         held = outputs(0, 6)
         held[spoiled].logits[2] = torch.nan
-        visited = torch.zeros(6, 3, dtype=torch.bool)
-        visited[:, : stage + 1] = True
-        action, _ = policy.decide(Evidence(held, visited, torch.arange(6)), stage)
+        path = tuple(range(stage + 1))
+        action, _ = policy.decide(Evidence(policy, path, held, torch.arange(6)))
         looks = combine != "last" or spoiled == stage
         assert action[2] != EXIT or not looks
         assert torch.equal(
             action[[0, 1, 3, 4, 5]],
-            policy.decide(Evidence(outputs(0, 6), visited, torch.arange(6)), stage)[0][
-                [0, 1, 3, 4, 5]
-            ],
+            policy.decide(view_of(policy, 0, 6, path))[0][[0, 1, 3, 4, 5]],
         )
 
 
-@pytest.mark.parametrize("stage", range(3))
-def test_no_example_at_all_is_no_problem(stage):
+@pytest.mark.parametrize("path", PATHS)
+def test_no_example_at_all_is_no_problem(path):
     for combine in ("last", "mean", "log_linear"):
         policy = full_policy(combine)
-        empty = Evidence(outputs(0, 0), torch.zeros(0, 3, dtype=torch.bool), torch.arange(0))
-        action, score = policy.decide(empty, stage)
+        empty = view_of(policy, 0, 0, path)
+        action, score = policy.decide(empty)
         assert len(action) == len(score) == 0
-        assert policy.answer(empty, stage).shape == (0, 5)
-        assert policy.predict(empty, stage, top=2).shape == (0, 2)
+        assert policy.answer(empty).shape == (0, 5)
+        assert policy.predict(empty, top=2).shape == (0, 2)
 
 
 def test_only_decisions_that_look_at_something_are_charged():

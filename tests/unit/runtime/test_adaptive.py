@@ -89,7 +89,7 @@ def test_each_network_sees_exactly_the_survivors(n, first, second):
     assert torch.equal(answer.stage, stage)
     sure = x[:, :3].gather(1, stage[:, None])[:, 0]
     wanted = torch.stack([torch.zeros(n), sure, torch.full((n,), -1.0)], dim=1).log_softmax(1)
-    torch.testing.assert_close(answer.logits, wanted)
+    torch.testing.assert_close(answer.log_probs, wanted)
     assert answer.labels.tolist() == [1] * n
 
 
@@ -103,8 +103,8 @@ def test_shapes_and_types_are_the_same_for_every_batch_size(n):
     ):
         answer = model(torch.zeros(n, 4))
         assert len(answer) == n
-        assert answer.logits.shape == (n, 3)
-        assert answer.logits.dtype == answer.confidence.dtype == torch.float32
+        assert answer.log_probs.shape == (n, 3)
+        assert answer.log_probs.dtype == answer.confidence.dtype == torch.float32
         assert answer.labels.dtype == answer.stage.dtype == answer.nonfinite.dtype == torch.int64
         assert answer.cost.dtype == torch.float64
         assert answer.valid.dtype == torch.bool
@@ -130,7 +130,7 @@ def test_confidence_and_label_are_those_of_the_combination():
     logits = torch.tensor([[0.0, 0.0, -1.0], [0.0, 1.0, -1.0], [0.0, 2.0, -1.0]])
     mean = logits.softmax(dim=1).mean(dim=0)
     torch.testing.assert_close(answer.confidence[0], mean.max())
-    torch.testing.assert_close(answer.logits[0], mean.log())
+    torch.testing.assert_close(answer.log_probs[0], mean.log())
 
 
 def test_ties_go_to_the_lowest_class():
@@ -150,7 +150,7 @@ def test_a_broken_stage_is_passed_over_and_counted_and_no_answer_has_no_label():
     assert answer.valid.tolist() == [True, True, True, False]
     assert answer.labels.tolist() == [1, 1, 1, NO_LABEL]
     assert answer.confidence[3] == 0
-    torch.testing.assert_close(answer.logits[2, 1] - answer.logits[2, 0], torch.tensor(0.4))
+    torch.testing.assert_close(answer.log_probs[2, 1] - answer.log_probs[2, 0], torch.tensor(0.4))
     alone = Adaptive.single(cascade, "a")(x)
     assert alone.valid.tolist() == [False, True, True, False]
     assert alone.labels.tolist() == [NO_LABEL, 0, 0, NO_LABEL]
@@ -196,7 +196,7 @@ def test_networks_never_run_in_training_mode():
 def test_no_gradients_are_recorded():
     cascade = Cascade.from_models({"a": nn.Linear(4, 3)})
     answer = Adaptive.single(cascade, "a")(torch.zeros(2, 4))
-    assert not answer.logits.requires_grad
+    assert not answer.log_probs.requires_grad
 
 
 def test_the_policy_given_is_copied_and_stages_not_needed_are_not_held():
@@ -204,7 +204,7 @@ def test_the_policy_given_is_copied_and_stages_not_needed_are_not_held():
     policy = threshold_policy(cascade.topology.chain(["a", "b"]))
     model = Adaptive(cascade, policy)
     assert model.policy is not policy
-    assert sorted(model.runner.stages) == ["0", "1"]
+    assert sorted(model.stages) == ["0", "1"]
 
 
 def test_a_setting_and_whatever_holds_a_setting_may_be_given():
@@ -269,7 +269,7 @@ def test_an_empty_batch_of_a_mapping_learns_the_classes_from_one_example_of_zero
         (cascade := Cascade.from_models({"a": Named()})),
         Candidate.single(cascade.topology, "a", reference="a"),
     )
-    assert model({"pixels": torch.zeros(0, 2, 3)}).logits.shape == (0, 6)
+    assert model({"pixels": torch.zeros(0, 2, 3)}).log_probs.shape == (0, 6)
 
 
 def test_a_transform_belongs_to_the_stage():
@@ -281,8 +281,8 @@ def test_a_transform_belongs_to_the_stage():
     cascade = Cascade(stages)
     on = Policy(cascade.topology, {(0,): Node(Constant(False))})
     x = torch.tensor([[2.0, 0.0]])
-    assert torch.equal(Adaptive.single(cascade, "a")(x).logits, (x / 2).log_softmax(1))
-    assert torch.equal(Adaptive(cascade, on)(x).logits, x.log_softmax(1))
+    assert torch.equal(Adaptive.single(cascade, "a")(x).log_probs, (x / 2).log_softmax(1))
+    assert torch.equal(Adaptive(cascade, on)(x).log_probs, x.log_softmax(1))
 
 
 def test_moving_to_a_device_moves_everything_a_call_needs():
@@ -290,7 +290,7 @@ def test_moving_to_a_device_moves_everything_a_call_needs():
     model = Adaptive(cascade, threshold_policy(cascade.topology)).to("cpu")
     state = {name for name, _ in model.named_buffers()}
     assert "policy.temperatures" in state
-    assert model(torch.zeros(2, 4)).logits.device.type == "cpu"
+    assert model(torch.zeros(2, 4)).log_probs.device.type == "cpu"
 
 
 def linear_models():

@@ -13,9 +13,9 @@ from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp._core.outputs import StageOutput
 from offramp._core.topology import Topology
-from offramp.policy import Constant, Feature, Linear, Node, Policy
-from offramp.policy.evidence import Evidence
+from offramp.policy import Constant, Evidence, Feature, Linear, Node, Policy
 from offramp.runtime import Adaptive
+from offramp.runtime.inflight import InFlight, enter
 from offramp.stages import Cascade
 from offramp.testing import random_policy, random_topology
 
@@ -81,7 +81,7 @@ class World:
         x = rows_of(n, seed, bad)
         names = np.arange(len(self.rows), len(self.rows) + n) + 1000
         with torch.inference_mode():
-            flight = self.model.runner.enter(x, torch.from_numpy(names), self.model.policy)
+            flight = enter(self.model.program, x, torch.from_numpy(names))
             late = None if deadline is None else self.now + deadline
             terms = {"deadline": late, "budget": budget, "priority": priority}
             numbers = self.batcher.put(flight, names, self.now, **terms)
@@ -101,7 +101,7 @@ class World:
     def end(self, at):
         job = self.running.pop(at % len(self.running))
         with torch.inference_mode():
-            outcome = self.model.runner.run(job)
+            outcome = job.run()
             self.batcher.tell(job, outcome, self.now)
         self.collect()
 
@@ -154,14 +154,16 @@ class World:
             assert path[: len(went)] == went
             assert len(went) < len(path)
             if not self.model(clean, own).nonfinite[0]:
-                assert torch.equal(answer.logits[row], self.said(clean, went, own))
+                assert torch.equal(answer.log_probs[row], self.said(clean, went, own))
         else:
             assert went == path
             assert reason == wanted.reasons[0]
             assert answer.valid[row] == wanted.valid[0]
             assert answer.nonfinite[row] == wanted.nonfinite[0]
             assert answer.labels[row] == wanted.labels[0]
-            assert torch.equal(answer.logits[row].nan_to_num(9), wanted.logits[0].nan_to_num(9))
+            assert torch.equal(
+                answer.log_probs[row].nan_to_num(9), wanted.log_probs[0].nan_to_num(9)
+            )
         assert answer.cost[row] <= (terms["budget"] or np.inf)
 
     def said(self, x, path, own):
@@ -169,7 +171,8 @@ class World:
         said = [None] * 4
         for k in path:
             said[k] = StageOutput(classes=CLASSES, logits=Net(k)(x))
-        return self.model.policy.answer_at(path, Evidence(said, None, torch.tensor(own)))[0]
+        policy = self.model.policy
+        return policy.answer(Evidence(policy, path, said, torch.tensor(own)))[0]
 
 
 def play(schedule, *, seed, combine, full, patience, faults=None):
@@ -458,7 +461,7 @@ def test_texts_of_two_lengths_wait_apart():
 
 def test_a_stage_that_always_fails_costs_everybody_an_error_of_his_own():
     world = chain_world(stages=2)
-    stage = world.model.runner.held[1].module
+    stage = world.model.program.stages[1].module
     stage.forward = None  # cannot be called
     world.put(5, 0, bad=False)
     world.drain()
@@ -484,7 +487,7 @@ def test_senseless_calls_are_refused():
     with pytest.raises(InputError, match="patience must be finite and at least 0, got -1"):
         world.model.batcher(patience=-1.0)
     free = Adaptive.single(cascade_of(Topology.of(["a"])), "a")
-    flight = free.runner.start(torch.zeros(1, 4), torch.arange(1), free.policy)
+    flight = InFlight(free.program, torch.zeros(1, 4), torch.arange(1))
     with pytest.raises(InputError, match="no costs are known"):
         free.batcher().put(flight, np.arange(1), 0.0, budget=5.0)
     world.put(1, 0, bad=False)

@@ -6,9 +6,9 @@ from torch import nn
 
 from offramp._core.topology import Topology
 from offramp.policy import Constant, Feature, Linear, Node, Policy
-from offramp.runtime.answer import Ends
 from offramp.runtime.inflight import InFlight
-from offramp.runtime.program import Program, plan_segments
+from offramp.runtime.plans import plan_segments
+from offramp.runtime.program import Program
 from offramp.runtime.walk import walk
 from offramp.stages import Stage
 from offramp.testing import random_policy, random_topology
@@ -16,7 +16,8 @@ from reference.walk import route_reference
 
 
 def flight_of(topology, stages, batch, n, policy=None):
-    return InFlight(Program.of(topology, stages), batch, torch.arange(n), policy)
+    policy = random_policy(topology, seed=0, classes=3) if policy is None else policy
+    return InFlight(Program(policy, stages), batch, torch.arange(n))
 
 
 def paths_of(answer):
@@ -73,13 +74,13 @@ def all_outputs(topology, x):
         carry, fresh = x, stages_of(topology)
         for j in topology.lineage(k):
             carry = fresh[j].segment(carry)
-        columns.append(fresh[k].answer(carry))
+        columns.append(fresh[k].answer(carry).logits)
     return torch.stack(columns, dim=1)
 
 
 def run(topology, policy, x, stages):
     flight = flight_of(topology, stages, x, len(x), policy)
-    return walk(flight, Ends.of(policy)), flight
+    return walk(flight), flight
 
 
 @settings(deadline=None, max_examples=100)
@@ -105,7 +106,7 @@ def test_every_segment_and_head_runs_once_for_exactly_those_who_need_it(
         assert stage.head.seen == visiting
     wanted = route_reference(policy, all_outputs(topology, x), torch.arange(n))
     assert torch.equal(answer.path, wanted.path)
-    assert torch.equal(answer.logits, wanted.logits)
+    assert torch.equal(answer.log_probs, wanted.log_probs)
     if len(topology.active) == 1 or any(p[-1] == topology.active[-1] for p in paths):
         assert flight.held == frozenset()
 
@@ -193,7 +194,7 @@ def test_a_carry_of_some_is_narrowed_to_the_right_ones():
     flight = flight_of(topology, stages_of(topology), inputs(6, 2, 0), 6)
     wanted = all_outputs(topology, inputs(6, 2, 0))
     for stage, rows in ((0, None), (1, torch.tensor([1, 3, 4, 5])), (2, torch.tensor([3, 5]))):
-        logits = flight.visit(stage, rows)
+        logits = flight.visit(stage, rows).logits
         assert torch.equal(logits, wanted[:, stage] if rows is None else wanted[rows, stage])
 
 
@@ -212,7 +213,7 @@ def test_batches_may_be_tensors_tuples_or_mappings(kind):
     flight = flight_of(topology, stages, batch, 3)
     flight.visit(0, None)
     wanted = left if kind == "tensor" else left + right
-    assert torch.equal(flight.visit(1, torch.tensor([2])), wanted[2:])
+    assert torch.equal(flight.visit(1, torch.tensor([2])).logits, wanted[2:])
 
 
 def test_no_copy_is_made_where_everybody_survives():

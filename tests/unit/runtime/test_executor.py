@@ -66,7 +66,7 @@ def run(coroutine):
 def same(a, b):
     return all(
         torch.equal(getattr(a, name), getattr(b, name))
-        for name in ("logits", "labels", "stage", "path", "reason", "cost", "valid")
+        for name in ("log_probs", "labels", "stage", "path", "reason", "cost", "valid")
     )
 
 
@@ -126,7 +126,7 @@ def test_one_bad_example_costs_nobody_else():
     assert mixed.answer.reasons[1] == "error"
     assert mixed.answer.labels[1] == -1
     whole = model(each[6][::2])
-    assert torch.equal(mixed.answer.logits[::2], whole.logits)
+    assert torch.equal(mixed.answer.log_probs[::2], whole.log_probs)
     for k in set(range(10)) - {3, 6}:
         assert same(answers[k], model(each[k]))
 

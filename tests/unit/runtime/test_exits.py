@@ -47,7 +47,7 @@ def visiting(cascade, names):
 def test_heads_that_are_not_used_are_neither_held_nor_run(fold):
     cascade, heads = make_cascade()
     model = Adaptive(cascade, visiting(cascade, ["1/b", "last"]), fold=fold)
-    held = {k: stage.head is not None for k, stage in model.runner.stages.items()}
+    held = {k: stage.head is not None for k, stage in model.stages.items()}
     assert held == {"0": False, "2": True, "3": False, "4": False, "5": False}
     one_way = [2, *WIDTHS, 2]
     weights = sum((a + 1) * b for a, b in pairwise(one_way)) + (WIDTHS[1] + 1) * 2
@@ -62,8 +62,8 @@ def test_heads_that_are_not_used_are_neither_held_nor_run(fold):
 
 def test_segments_beyond_the_last_exit_are_not_held():
     cascade, _ = make_cascade()
-    assert sorted(Adaptive(cascade, visiting(cascade, ["0", "1/a"])).runner.stages) == ["0", "1"]
-    assert sorted(Adaptive.single(cascade, "0").runner.stages) == ["0"]
+    assert sorted(Adaptive(cascade, visiting(cascade, ["0", "1/a"])).stages) == ["0", "1"]
+    assert sorted(Adaptive.single(cascade, "0").stages) == ["0"]
 
 
 def test_between_exits_that_are_not_used_nobody_decides_and_each_segment_runs_once(monkeypatch):
@@ -73,13 +73,13 @@ def test_between_exits_that_are_not_used_nobody_decides_and_each_segment_runs_on
         if parameter.dim() == 2:
             parameter.data[0, 0] = 1
     decisions, rows = [], {}
-    decide = Policy.decide_at
+    decide = Policy.decide
 
-    def noted(self, path, view):
-        decisions.append((path[-1], len(view.ids)))
-        return decide(self, path, view)
+    def noted(self, at):
+        decisions.append((at.path[-1], len(at.ids)))
+        return decide(self, at)
 
-    monkeypatch.setattr(Policy, "decide_at", noted)
+    monkeypatch.setattr(Policy, "decide", noted)
     for group in cascade.topology.groups:
         cascade.stage(cascade.topology.groups.index(group)).module.register_forward_hook(
             lambda _, given, __, group=group: rows.setdefault(group, set()).add(len(given[0]))
@@ -110,17 +110,17 @@ def test_a_model_moves_to_another_type_of_number_with_all_its_segments():
     cascade, _ = make_cascade()
     model = Adaptive(cascade, visiting(cascade, ["0", "last"])).to(torch.float64)
     answer = model(torch.zeros(2, 2, dtype=torch.float64))
-    assert answer.logits.dtype == torch.float32
-    assert {p.dtype for p in model.runner.parameters()} == {torch.float64}
+    assert answer.log_probs.dtype == torch.float32
+    assert {p.dtype for p in model.stages.parameters()} == {torch.float64}
 
 
 def test_a_state_dict_carries_weights_over_to_another_model():
     (one, _), (other, _) = make_cascade(), make_cascade()
     models = [Adaptive(c, visiting(c, ["1/b", "last"])) for c in (one, other)]
     x = torch.ones(3, 2)
-    assert not torch.equal(models[0](x).logits, models[1](x).logits)
+    assert not torch.equal(models[0](x).log_probs, models[1](x).log_probs)
     models[1].load_state_dict(models[0].state_dict())
-    assert torch.equal(models[0](x).logits, models[1](x).logits)
+    assert torch.equal(models[0](x).log_probs, models[1](x).log_probs)
     assert torch.equal(
-        Adaptive.single(one, "last")(x).logits, Adaptive.single(other, "last")(x).logits
+        Adaptive.single(one, "last")(x).log_probs, Adaptive.single(other, "last")(x).log_probs
     )

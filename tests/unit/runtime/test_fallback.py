@@ -1,6 +1,7 @@
 import torch
 
-from offramp.runtime.fallback import Fallback, finite_rows
+from offramp._core.outputs import finite_rows
+from offramp.runtime.fallback import Fallback
 
 
 def test_rows_with_anything_that_is_not_finite_are_found():

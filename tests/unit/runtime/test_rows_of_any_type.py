@@ -61,21 +61,21 @@ def test_every_door_answers_rows_as_the_cascade_does(form):
     labels = [0, 1] * 4
     costs = given_costs(cascade, "calls", {"quick": 1.0, "slow": 4.0})
     trace = record(cascade, [(rows, labels)], costs=costs, progress=False)
-    assert torch.equal(trace.logits, cascade(rows))
+    assert torch.equal(trace.log_probs, cascade(rows))
     model = Adaptive(cascade, Policy(cascade.topology, nodes))
     right = model(rows)
     assert set(right.stage.tolist()) == {0, 1}
     assert cascade.stage(1).module.seen[-1] < len(TEXTS)  # survivors alone
-    expected = trace.logits[torch.arange(8), right.stage].log_softmax(1)
-    assert torch.allclose(right.logits, expected, atol=1e-6)
+    expected = trace.log_probs[torch.arange(8), right.stage].log_softmax(1)
+    assert torch.allclose(right.log_probs, expected, atol=1e-6)
     parts = [cut(rows, k) for k in range(8)]
     for k, one in enumerate(parts):
-        assert torch.allclose(model(one).logits, right.logits[k : k + 1], atol=1e-6)
+        assert torch.allclose(model(one).log_probs, right.log_probs[k : k + 1], atol=1e-6)
     streamed = {}
     for ids, answer in model.stream(parts, batch_size=3):
-        streamed |= dict(zip(ids.tolist(), answer.logits, strict=True))
-    assert torch.allclose(torch.stack([streamed[k] for k in range(8)]), right.logits, atol=1e-6)
-    assert torch.allclose(gathered(model, parts), right.logits, atol=1e-6)
+        streamed |= dict(zip(ids.tolist(), answer.log_probs, strict=True))
+    assert torch.allclose(torch.stack([streamed[k] for k in range(8)]), right.log_probs, atol=1e-6)
+    assert torch.allclose(gathered(model, parts), right.log_probs, atol=1e-6)
 
 
 def test_seconds_are_measured_on_rows_too():
@@ -95,7 +95,7 @@ def gathered(model, parts):
         with Executor(model, batch_size=4) as executor:
             return await asyncio.gather(*map(executor.submit, parts))
 
-    return torch.cat([answer.logits for answer in asyncio.run(ask())])
+    return torch.cat([answer.log_probs for answer in asyncio.run(ask())])
 
 
 def test_a_network_beside_a_function_takes_numbers_and_names_what_is_none():
@@ -153,7 +153,7 @@ def test_one_bad_row_costs_nobody_elses_answer():
 
 def test_nobody_is_answered_where_the_classes_are_known():
     cascade = Cascade.from_models({"a": Lengths(1.0)}, class_names=["x", "y", "z"])
-    assert Adaptive.single(cascade, "a")([]).logits.shape == (0, 3)
+    assert Adaptive.single(cascade, "a")([]).log_probs.shape == (0, 3)
     unknown = Adaptive.single(Cascade.from_models({"a": Lengths(1.0)}), "a")
     with pytest.raises(InputError, match="as long as the number of classes is not known"):
         unknown([])

@@ -126,13 +126,13 @@ def test_answers_are_those_of_stages_that_share_nothing(n, writes):
     model, apart = model_of(cascade), model_of(plain(cascade))
     for _ in range(3):
         found, wanted = model(IMAGES[:n]), apart(IMAGES[:n])
-        assert torch.equal(found.logits, wanted.logits)
+        assert torch.equal(found.log_probs, wanted.log_probs)
         assert torch.equal(found.stage, wanted.stage)
     assert torch.equal(cascade(IMAGES), plain(cascade)(IMAGES))
     streamed = {}
     for ids, answer in model.stream(IMAGES.split(5), batch_size=3):
-        streamed |= dict(zip(ids.tolist(), answer.logits, strict=True))
-    wanted = torch.stack([apart(IMAGES[k : k + 1]).logits[0] for k in range(12)])
+        streamed |= dict(zip(ids.tolist(), answer.log_probs, strict=True))
+    wanted = torch.stack([apart(IMAGES[k : k + 1]).log_probs[0] for k in range(12)])
     found = torch.stack([streamed[k] for k in range(12)])
     assert torch.allclose(found, wanted, atol=1e-6)
 
@@ -155,7 +155,7 @@ def test_a_batch_that_is_taken_in_parts_is_transformed_whole():
     Counted.seen.clear()
     found = model(IMAGES)
     assert Counted.seen == [12]
-    assert torch.allclose(found.logits, wanted.logits, atol=1e-6)
+    assert torch.allclose(found.log_probs, wanted.log_probs, atol=1e-6)
 
 
 def test_a_transform_that_writes_into_the_raw_input_does_not_spoil_it():
@@ -171,7 +171,7 @@ def test_a_transform_that_writes_into_the_raw_input_does_not_spoil_it():
     wanted = model_of(cascade_of([Normalize(1 / 99)] * 3))(IMAGES)
     model = model_of(cascade)
     for _ in range(3):
-        assert torch.allclose(model(IMAGES).logits, wanted.logits, atol=1e-6)
+        assert torch.allclose(model(IMAGES).log_probs, wanted.log_probs, atol=1e-6)
     assert torch.equal(IMAGES, before)
 
 
@@ -180,7 +180,7 @@ def test_the_same_batch_with_other_content_is_another_batch():
     model, held = model_of(cascade), IMAGES.clone()
     model(held)
     held.zero_()
-    assert torch.equal(model(held).logits, model(torch.zeros_like(held)).logits)
+    assert torch.equal(model(held).log_probs, model(torch.zeros_like(held)).log_probs)
 
 
 def test_what_was_made_goes_with_the_examples_and_is_joined_where_it_can_be():

@@ -85,7 +85,7 @@ def assert_same(found, batches, ids, model):
             answer, at = found.pop(name)
             for field in ("stage", "nonfinite", "valid", "labels"):
                 assert getattr(answer, field)[at] == getattr(wanted, field)[row]
-            assert equal(answer.logits[at], wanted.logits[row])
+            assert equal(answer.log_probs[at], wanted.log_probs[row])
             if wanted.cost is not None:
                 assert answer.cost[at] == wanted.cost[row]
     assert not found

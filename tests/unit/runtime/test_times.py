@@ -9,10 +9,9 @@ from torch import nn
 from offramp._core.batch import split_rows
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.topology import Topology
-from offramp.policy import Feature, Linear, Node, Policy
+from offramp.policy import Constant, Feature, Linear, Node, Policy
 from offramp.runtime import Adaptive, StageTimes
-from offramp.runtime.carries import gather
-from offramp.runtime.inflight import InFlight
+from offramp.runtime.inflight import InFlight, gather
 from offramp.runtime.program import Program
 from offramp.stages import Cascade, Stage
 from offramp.tuning import measure_times
@@ -161,17 +160,23 @@ def chain(count, *, carries):
     return topology, stages
 
 
+def onwards(topology):
+    nodes = {p: Node(Constant(False)) for p in topology.paths() if topology.children(p[-1])}
+    return Policy(topology, nodes)
+
+
 @pytest.mark.parametrize("carries", [False, True])
 def test_a_stage_takes_a_batch_in_parts_and_gives_the_same(carries):
     topology, stages = chain(2, carries=carries)
     times = make_times([[1.0, 1.1, 1.2, 9.0]] * 2)
     x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
     runs = [
-        InFlight(Program.of(topology, stages, given), x, torch.arange(8)) for given in (times, None)
+        InFlight(Program(onwards(topology), stages, times=given), x, torch.arange(8))
+        for given in (times, None)
     ]
     some = torch.tensor([0, 2, 3, 4, 5, 6, 7])
     for stage, rows in ((0, None), (1, some)):
-        assert torch.equal(*(run.visit(stage, rows) for run in runs))
+        assert torch.equal(*(run.visit(stage, rows).logits for run in runs))
     assert stages[0].module.sizes == [4, 4, 8]
     assert sorted(stages[1].module.sizes[:2]) == [3, 4]
 
@@ -181,11 +186,11 @@ def test_everybody_runs_where_gathering_costs_more_and_nobody_else_is_influenced
     x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
     x[1] = torch.nan  # leaves after the first stage
     times = make_times([[1.0, 1.0, 1.0, 1.0]] * 3, carry=1.0, raw=1.0)
-    flight = InFlight(Program.of(topology, stages, times), x, torch.arange(8))
+    flight = InFlight(Program(onwards(topology), stages, times=times), x, torch.arange(8))
     flight.visit(0, None)
     rows = torch.tensor([0, 2, 5])
-    assert torch.equal(flight.visit(1, rows), x[rows] * 4)
-    assert torch.equal(flight.visit(2, rows[1:]), x[rows[1:]] * 8)
+    assert torch.equal(flight.visit(1, rows).logits, x[rows] * 4)
+    assert torch.equal(flight.visit(2, rows[1:]).logits, x[rows[1:]] * 8)
     assert [stages[k].module.sizes for k in range(3)] == [[8], [8], [8]]
 
 
@@ -208,7 +213,7 @@ def test_answers_with_measured_times_are_those_without():
         times = make_times([row] * 3, stages="abc", raw=1.0)
         timed = Adaptive(cascade, policy, times=times)(x)
         assert torch.equal(timed.stage, plain.stage)
-        torch.testing.assert_close(timed.logits, plain.logits)
+        torch.testing.assert_close(timed.log_probs, plain.log_probs)
 
 
 def test_times_of_other_stages_are_refused():

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
 
+from offramp._core.outputs import StageOutput
 from offramp._core.topology import Topology
 from offramp.policy import Constant, Feature, Linear, Node, Policy
-from offramp.runtime.answer import Ends
 from offramp.runtime.fallback import Fallback
 from offramp.runtime.inflight import InFlight
 from offramp.runtime.program import Program
@@ -62,16 +62,16 @@ class Injected(InFlight):
     """Stage outputs from a table; remembers who visited what."""
 
     def __init__(self, policy, outputs, ids):
-        program = Program(policy.topology, {}, {}, {})
-        super().__init__(program, torch.empty(len(ids), 0), ids, policy)
-        self.outputs = outputs
+        super().__init__(Program(policy, {}), torch.empty(len(ids), 0), ids)
+        self.table = outputs
         self.visits = {}
 
     def visit(self, stage, rows):
-        everyone = torch.arange(len(self.outputs))
+        everyone = torch.arange(len(self.table))
         assert stage not in self.visits, "a stage is visited once"
         self.visits[stage] = rows
-        return self.outputs[everyone if rows is None else rows, stage]
+        logits = self.table[everyone if rows is None else rows, stage]
+        return StageOutput(classes=logits.shape[1], logits=logits)
 
     def visitors(self, stage):
         rows = self.visits.get(stage, torch.empty(0))
@@ -79,7 +79,7 @@ class Injected(InFlight):
 
 
 def answered(policy, outputs, ids):
-    return walk(Injected(policy, outputs, ids), Ends.of(policy))
+    return walk(Injected(policy, outputs, ids))
 
 
 def paths_of(answer):
@@ -122,7 +122,7 @@ def test_routing_equals_one_example_and_one_stage_at_a_time(
     assert fast.stage.tolist() == [path[-1] for path in paths_of(fast)]
     assert torch.equal(fast.valid, slow.valid)
     assert torch.equal(fast.nonfinite, slow.nonfinite)
-    assert equal(fast.logits, slow.logits)
+    assert equal(fast.log_probs, slow.log_probs)
 
 
 @settings(deadline=None, max_examples=40)
@@ -131,7 +131,7 @@ def test_each_stage_sees_exactly_the_examples_whose_path_holds_it(seed, combine)
     topology = random_topology(4, seed=seed, share=0.8)
     policy = random_policy(topology, seed=seed, classes=3, combine=combine)
     flight = Injected(policy, outputs_of(19, 4, 3, seed), torch.arange(19))
-    paths = paths_of(walk(flight, Ends.of(policy)))
+    paths = paths_of(walk(flight))
     for stage in range(4):
         wanted = [i for i, path in enumerate(paths) if stage in path]
         assert flight.visitors(stage) == wanted
@@ -145,15 +145,15 @@ def test_an_answer_does_not_depend_on_the_rest_of_the_batch_nor_on_its_order(see
     whole = answered(policy, outputs, ids)
     order = torch.randperm(12, generator=torch.Generator().manual_seed(seed))[:7]
     part = answered(policy, outputs[order], ids[order])
-    assert torch.equal(part.logits, whole.logits[order])
+    assert torch.equal(part.log_probs, whole.log_probs[order])
     assert torch.equal(part.path, whole.path[order])
 
 
 @pytest.mark.parametrize("combine", ["last", "mean", "log_linear"])
 @pytest.mark.parametrize("stages", [2, 3, 5])
 def test_the_host_waits_once_per_decision_on_a_chain(stages, combine, monkeypatch):
-    monkeypatch.setattr(InFlight, "at_hand", lambda self, rows: False)  # as on a device
-    monkeypatch.setattr(InFlight, "_is_finite", lambda self: False)  # it is not asked there
+    monkeypatch.setattr("offramp.runtime.walk.at_hand", lambda *_: False)  # as on a device
+    monkeypatch.setattr("offramp.runtime.walk._is_finite", lambda _: False)  # not asked there
     topology = Topology.of([f"s{k}" for k in range(stages)], edges="chain")
     weights = {p: [1.0] * len(p) for p in topology.paths()} if combine == "log_linear" else None
     nodes = {
@@ -162,7 +162,7 @@ def test_the_host_waits_once_per_decision_on_a_chain(stages, combine, monkeypatc
     policy = Policy(topology, nodes, combine=combine, weights=weights)
     flight = Injected(policy, outputs_of(64, stages, 4), torch.arange(64))
     with CountSyncs() as syncs:
-        walk(flight, Ends.of(policy))
+        walk(flight)
     assert len(flight.visits) == stages
     assert 0 < syncs.count <= stages - 1
 
@@ -173,7 +173,7 @@ def test_the_host_does_not_wait_for_stages_that_nobody_reaches():
     policy = Policy(topology, nodes)
     flight = Injected(policy, outputs_of(8, 4, 3), torch.arange(8))
     with CountSyncs() as syncs:
-        walk(flight, Ends.of(policy))
+        walk(flight)
     assert list(flight.visits) == [0]
     assert syncs.count == 1
 
@@ -195,7 +195,7 @@ def test_nothing_is_gathered_where_everybody_goes_on_or_the_batch_is_one_example
         [torch.stack([sure if leaves else unsure, sure]) for leaves in pattern]
     )  # (3, 2, 2)
     flight = Injected(policy, outputs, torch.arange(3))
-    walk(flight, Ends.of(policy))
+    walk(flight)
     seen = flight.visits
     assert seen[0] is None
     if all(pattern):
@@ -248,7 +248,7 @@ def test_a_broken_example_goes_on_to_the_last_child_and_is_counted():
     assert routed.reasons == ["last", "policy", "nonfinite"]
     assert routed.nonfinite.tolist() == [1, 0, 2]
     assert routed.valid.tolist() == [True, True, False]
-    assert routed.logits[2].isnan().all()
+    assert routed.log_probs[2].isnan().all()
 
 
 def test_the_last_finite_stage_answers_in_place_of_a_broken_one():
@@ -256,8 +256,8 @@ def test_the_last_finite_stage_answers_in_place_of_a_broken_one():
     outputs = outputs_of(2, 3, 4)
     outputs[0, 2] = torch.nan
     routed = answered(policy, outputs, torch.arange(2))
-    assert torch.equal(routed.logits[0], outputs[0, 1].log_softmax(0))
-    assert torch.equal(routed.logits[1], outputs[1, 2].log_softmax(0))
+    assert torch.equal(routed.log_probs[0], outputs[0, 1].log_softmax(0))
+    assert torch.equal(routed.log_probs[1], outputs[1, 2].log_softmax(0))
     assert routed.valid.all()
 
 
@@ -267,14 +267,14 @@ def test_a_combination_leaves_out_what_was_not_finite():
     outputs = outputs_of(2, 2, 3)
     outputs[0, 0] = torch.nan
     routed = answered(policy, outputs, torch.arange(2))
-    assert torch.equal(routed.logits[0], outputs[0, 1].log_softmax(0))
+    assert torch.equal(routed.log_probs[0], outputs[0, 1].log_softmax(0))
     expected = (outputs[1].softmax(1)[0] + outputs[1].softmax(1)[1]) / 2
-    torch.testing.assert_close(routed.logits[1].exp(), expected)
+    torch.testing.assert_close(routed.log_probs[1].exp(), expected)
 
 
 def test_an_empty_batch_has_empty_answers_of_the_right_shapes():
     routed = answered(threshold_chain(3), torch.zeros(0, 3, 5), torch.arange(0))
-    assert routed.logits.shape == (0, 5)
+    assert routed.log_probs.shape == (0, 5)
     assert routed.path.dtype == routed.nonfinite.dtype == torch.int64
     assert routed.valid.dtype == torch.bool
 
@@ -284,4 +284,4 @@ def test_a_twin_that_ignores_broken_outputs_would_be_caught():
     honest = route_reference(policy, outputs, torch.arange(33))
     careless = route_reference(policy, outputs.nan_to_num(), torch.arange(33))
     assert not torch.equal(honest.nonfinite, careless.nonfinite)
-    assert not equal(honest.logits, careless.logits)
+    assert not equal(honest.log_probs, careless.log_probs)

@@ -73,14 +73,14 @@ def test_running_stage_by_stage_equals_running_the_cascade():
     for stage in cascade:
         given = X if stage.source is None else carries[stage.source]
         out, carries[stage.name] = stage.run(given)
-        logits.append(out)
+        logits.append(out.logits)
     torch.testing.assert_close(torch.stack(logits, dim=1), cascade(X))
 
 
 def test_a_whole_network_gives_no_carry():
-    logits, carry = Stage("a", Counted(4, 3)).run(X)
+    said, carry = Stage("a", Counted(4, 3)).run(X)
     assert carry is None
-    assert logits.dtype == torch.float32
+    assert said.logits.dtype == torch.float32
 
 
 def test_half_precision_outputs_become_float32():
@@ -88,7 +88,7 @@ def test_half_precision_outputs_become_float32():
         def forward(self, x):
             return x.half()
 
-    assert Stage("a", Half()).run(X)[0].dtype == torch.float32
+    assert Stage("a", Half()).run(X)[0].logits.dtype == torch.float32
 
 
 def test_tuples_are_positional_and_mappings_named_arguments():

@@ -410,4 +410,4 @@ def test_the_engine_runs_exits_as_it_runs_any_cascade():
     answer = Adaptive(cascade, Policy(cascade.topology, nodes))(x)
     assert set(answer.stage.tolist()) == {0, 1, 2}
     chosen = logits[torch.arange(N), answer.stage].log_softmax(1)
-    torch.testing.assert_close(answer.logits.log_softmax(1), chosen, rtol=0, atol=1e-5)
+    torch.testing.assert_close(answer.log_probs.log_softmax(1), chosen, rtol=0, atol=1e-5)

@@ -78,7 +78,7 @@ def test_stages_in_one_piece_answer_as_stages_apart(blocks, size):
         for batch in inputs(9).split(size):
             want, have = apart(batch), together(batch)
             assert torch.equal(want.stage, have.stage)
-            assert torch.allclose(want.logits, have.logits, atol=1e-5)
+            assert torch.allclose(want.log_probs, have.log_probs, atol=1e-5)
 
 
 @pytest.mark.parametrize("blocks", BLOCKS)
@@ -125,7 +125,7 @@ def test_a_broken_output_in_a_block_is_answered_by_the_last_finite_stage():
         have = Adaptive(joined(cascade, [range(STAGES)]), policy)(part)
         assert torch.equal(want.stage, have.stage)
         assert torch.equal(want.nonfinite, have.nonfinite)
-        assert torch.allclose(want.logits, have.logits, atol=1e-5)
+        assert torch.allclose(want.log_probs, have.log_probs, atol=1e-5)
 
 
 def test_heads_that_nobody_asks_do_not_run():
@@ -228,7 +228,7 @@ def test_a_block_is_one_model_of_onnxruntime():
     for size in (1, 7):
         have, want = Adaptive(made, policy)(inputs(size)), Adaptive(cascade, policy)(inputs(size))
         assert torch.equal(have.stage, want.stage)
-        assert torch.allclose(have.logits, want.logits, atol=1e-5)
+        assert torch.allclose(have.log_probs, want.log_probs, atol=1e-5)
 
 
 def test_numbers_of_several_stages_are_those_of_each():

@@ -146,7 +146,7 @@ def test_a_tap_that_is_not_pooled_gives_the_map_itself(net, images):
         cascade = Cascade.from_network(
             made, ["exits.raw"], head={"exits.raw": nn.Flatten()}, example=images[:1]
         )
-        flat = cascade.stage("exits.raw").run(images)[0]
+        flat = cascade.stage("exits.raw").run(images)[0].logits
     assert shapes["exits.raw"] == tuple(seen[0].shape[1:])
     torch.testing.assert_close(flat, seen[0].flatten(1), rtol=1e-5, atol=1e-5)
     with pytest.raises(InputError, match="not pooled must read one point"):

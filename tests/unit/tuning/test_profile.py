@@ -134,6 +134,6 @@ def test_watching_changes_no_answer():
     seen = []
     watched = model.watched(x, mark=lambda *mark: seen.append(mark))
     plain = model(x)
-    assert torch.equal(watched.logits, plain.logits)
+    assert torch.equal(watched.log_probs, plain.log_probs)
     assert torch.equal(watched.stage, plain.stage)
     assert ("stage", 1, 1) in seen

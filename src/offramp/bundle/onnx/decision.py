@@ -1,12 +1,12 @@
 """What happens after a stage, on tensors alone: the part of the engine that a graph needs.
 
-The policy itself runs here (`Policy.decide_at`, `Policy.answer_at`), so an exported graph holds the
+The policy itself runs here (`Policy.decide`, `Policy.answer`), so an exported graph holds the
 operations that replay and runtime run, and no formula is written twice.
 
 Layer: bundle.  Source: methods.md 6.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import final
 
 import torch
@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from offramp._core.errors import UnsupportedError
 from offramp._core.outputs import StageOutput
-from offramp._core.topology import Path
 from offramp.policy import Evidence, Policy, Stopping
-from offramp.policy.policy import scaled_log_probs
+from offramp.policy.features import Distribution, scaled_log_probs
 from offramp.policy.rules import Random, Rule
+
+Ways = Mapping[int, Evidence]  # by the node at which a path ends
 
 
 @final
@@ -67,29 +68,33 @@ class Decision(nn.Module):
             StageOutput(classes=logits.shape[1], logits=held[k]) if k in held else None
             for k in range(len(self.policy.topology))
         ]
-        view = Evidence(outputs, None, node, known={})  # the ids are not looked at
-        answer = torch.where(finite[:, None], self._answered(view, logits, node, clean), answer)
-        return answer, self._moved(view, node, finite), clean & finite
+        known = dict[int, Distribution]()
+        ways = {  # the ids are not looked at
+            self._node[path]: Evidence(self.policy, path, outputs, node, known=known)
+            for path in self._ways
+        }
+        answer = torch.where(finite[:, None], self._answered(ways, logits, node, clean), answer)
+        return answer, self._moved(ways, node, finite), clean & finite
 
-    def _answered(self, view: Evidence, logits: Tensor, node: Tensor, clean: Tensor) -> Tensor:
+    def _answered(self, ways: Ways, logits: Tensor, node: Tensor, clean: Tensor) -> Tensor:
         if self.policy.combine == "last":  # whatever the way here
-            return self.policy.answer_at(self._ways[0], view)
-        found = _chosen(node, ((self._node[p], self.policy.answer_at(p, view)) for p in self._ways))
+            return self.policy.answer(next(iter(ways.values())))
+        found = _chosen(node, ((here, self.policy.answer(at)) for here, at in ways.items()))
         alone = scaled_log_probs(logits, self.policy.temperatures[self.stage])
         return torch.where(clean[:, None], found, alone)
 
-    def _moved(self, view: Evidence, node: Tensor, finite: Tensor) -> Tensor:
+    def _moved(self, ways: Ways, node: Tensor, finite: Tensor) -> Tensor:
         if not self._children:
             return node
-        return _chosen(node, ((self._node[p], self._step(p, view, finite)) for p in self._ways))
+        return _chosen(node, ((here, self._step(at, finite)) for here, at in ways.items()))
 
-    def _step(self, path: Path, view: Evidence, finite: Tensor) -> Tensor:
-        """The node after `path` for those who came by it."""
-        action, _ = self.policy.decide_at(path, view)
+    def _step(self, at: Evidence, finite: Tensor) -> Tensor:
+        """The node after a path for those who came by it."""
+        action, _ = self.policy.decide(at)
         action = torch.where(finite, action, self._children[-1])
-        node = torch.full_like(action, self._node[path])
+        node = torch.full_like(action, self._node[at.path])
         for child in self._children:
-            node = torch.where(action == child, self._node[*path, child], node)
+            node = torch.where(action == child, self._node[*at.path, child], node)
         return node
 
 

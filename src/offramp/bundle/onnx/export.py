@@ -134,7 +134,7 @@ def _raw(model: Adaptive, example: Batch | None) -> Batch:
     if example is not None:
         return example
     shape = getattr(model.cascade, "input_shape", None)
-    known = known_input(list(model.runner.held.values()), shape)
+    known = known_input(list(model.program.stages.values()), shape)
     if known is None or not (known[1] or shape is not None):
         raise InputError("The model does not tell what its inputs look like: pass example=...")
     return known[0]

@@ -15,7 +15,8 @@ from typing import Any
 from offramp._core.files import write_json
 from offramp._core.topology import RAW_INPUT
 from offramp.bundle.names import MANIFEST, WEIGHTS, weight_files
-from offramp.bundle.onnx.parts import ENDING, RAW, Parts
+from offramp.bundle.onnx.parts import ENDING, Parts
+from offramp.runtime.plans import RAW
 
 RUNNER = "run.py"
 FORMAT, VERSION = "offramp-onnx", 1

@@ -26,13 +26,13 @@ from offramp.bundle.onnx.graph import Value, values_of
 from offramp.bundle.parts import is_compiled
 from offramp.policy import Policy
 from offramp.runtime import StageSource
-from offramp.runtime.program import Plan, plan_segments
-from offramp.runtime.runner import check_form, check_made_for
+from offramp.runtime.plans import Plan, plan_segments
+from offramp.runtime.source import check_form, check_made_for
 from offramp.stages import OfFirst, Stage, own_head, take_in
 from offramp.stages.cutting.graph import FAILURES
+from offramp.stages.segments import run_segments
 
 ENDING = ".onnx"
-RAW = ""  # stands for the raw input among the groups, as in the runtime's plans
 #: What a decision reads before the logits of earlier stages, and what it gives.
 STATE = ("logits", "node", "answer", "clean")
 OUTCOME = ("answer", "node", "clean")
@@ -181,7 +181,7 @@ class _Export:
     ) -> None:
         self._policy, self._plans, self._stages = copy.deepcopy(policy).cpu(), plans, stages
         self._examples = [example, *others]  # the same with other lengths
-        self._carries: dict[str, list[Any]] = {}  # by group, as are the segments; of each example
+        self._carries = self._run()  # by group, as are the segments; of each example
         self._segments: dict[str, Any] = {}
         self._heads: dict[int, Any] = {}
 
@@ -209,6 +209,17 @@ class _Export:
             decisions=decisions,
         )
 
+    def _run(self) -> dict[str, list[Any]]:
+        stages, topology = list(self._stages.values()), self._policy.topology
+        found: dict[str, list[Any]] = {stage.eval().group: [] for stage in stages}
+        with torch.no_grad():
+            for example in self._examples:
+                given = to_device(example, _device(stages[0]))
+                carries = {s.group: c for s, c in run_segments(stages, given, topology)}
+                for group, carry in carries.items():
+                    found[group].append(carry)
+        return found
+
     def _classes(self) -> int:
         topology = self._policy.topology
         model = self._heads.get(topology.root) or self._segments[topology.groups[topology.root]]
@@ -222,10 +233,6 @@ class _Export:
             given = self._given(k)
             part = _Part(stage, segment=True, answers=whole)
             self._segments[group] = self._made(stage.module, part, given, name)
-            with torch.no_grad():
-                self._carries[group] = [
-                    stage.eval().segment(to_device(each, _device(stage))) for each in given
-                ]
         if answers and not whole:
             part, carries = _Part(stage, segment=False, answers=True), self._carries[group]
             head = None if stage.head is None else own_head(stage.head)
@@ -296,7 +303,7 @@ class _Part(nn.Module):
     def forward(self, *given: Any, **named: Any) -> Any:  # noqa: ANN401  (what the stage reads)
         carry = named or (given[0] if len(given) == 1 else given)
         result = self.stage.segment(carry) if self._segment else carry
-        return self.stage.answer(result) if self._answers else result
+        return self.stage.answer(result).scores() if self._answers else result
 
 
 def _check_answers(model: Any, part: nn.Module, given: Batch, name: str) -> None:  # noqa: ANN401

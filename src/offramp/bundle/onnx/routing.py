@@ -10,12 +10,13 @@ Layer: bundle.  Source: methods.md 6; peers.md 6 (weights inside the branch).
 import numpy as np
 
 from offramp.bundle.onnx.graph import FLOAT, INT, TRUTH, Scope, Value
-from offramp.bundle.onnx.parts import RAW, Parts
+from offramp.bundle.onnx.parts import Parts
 from offramp.bundle.onnx.visit import Known, Visit, counted, either, positions
+from offramp.runtime.plans import RAW
 
 
 def write_cascade(parts: Parts, scope: Scope) -> tuple[Value, Value, Value]:
-    """Write a cascade into a graph; return its outputs `logits`, `label` and `stage`.
+    """Write a cascade into a graph; return its outputs `log_probs`, `label` and `stage`.
 
     Args:
         parts: The cascade's parts.
@@ -60,7 +61,7 @@ def _results(scope: Scope, ends: str, known: Known) -> tuple[Value, Value, Value
     none = scope.op("IsNaN", scope.op("Gather", answer.name, scope.constant(0), axis=1))
     best = scope.op("ArgMax", answer.name, axis=1, keepdims=0)
     return (
-        answer.named(scope.op("Identity", answer.name, name="logits")),
+        answer.named(scope.op("Identity", answer.name, name="log_probs")),
         Value(scope.op("Where", none, scope.constant(-1), best, name="label"), INT),
         Value(scope.op("Gather", ends, known["state", "node", 0].name, name="stage"), INT),
     )

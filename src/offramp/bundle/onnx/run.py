@@ -2,8 +2,8 @@
 
     python run.py inputs.npz answers.npz
 
-The first file holds the inputs by name, `(n, ...)` each; the second gets `logits` `(n, c)`, `label`
-and `stage`, both `(n,)`. From Python: `Cascade(folder)(inputs)`.
+The first file holds the inputs by name, `(n, ...)` each; the second gets `log_probs` `(n, c)`,
+`label` and `stage`, both `(n,)`. From Python: `Cascade(folder)(inputs)`.
 
 Layer: bundle; copied into each folder that `offramp.export_onnx` writes.
 """
@@ -31,7 +31,7 @@ class Prediction(NamedTuple):
     none; and the index of the stage at which each example left, `(n,)`.
     """
 
-    logits: np.ndarray
+    log_probs: np.ndarray
     label: np.ndarray
     stage: np.ndarray
 

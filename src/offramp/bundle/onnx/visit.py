@@ -1,7 +1,7 @@
 """What one stage adds to a graph: the segments that are lacking, its head, and what decides.
 
 Layer: bundle.  Source: methods.md 6; which segments run for whom is the runtime's own plan
-(`offramp.runtime.program`).
+(`offramp.runtime.plans`).
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,8 @@ import numpy as np
 
 from offramp._core.topology import RAW_INPUT
 from offramp.bundle.onnx.graph import INT, Scope, Value, values_of
-from offramp.bundle.onnx.parts import OUTCOME, RAW, Parts
+from offramp.bundle.onnx.parts import OUTCOME, Parts
+from offramp.runtime.plans import RAW
 
 #: What is known at some point of the graph. ("state", NAME, 0): of every example its "node",
 #: "answer" and whether it is "clean", as `Decision` has them, and "logits.K" of stage K.

@@ -40,8 +40,8 @@ def predictions(
         for start in range(0, len(examples), batch_size):
             given: Any = examples.batch(start, start + batch_size).inputs
             given = given.to(device)
-            logits = stage.answer(stage.segment(given))
-            found.append(logits.argmax(dim=1).cpu())
+            said, _ = stage.run(given)
+            found.append(said.top(1)[:, 0].cpu())
     return torch.cat(found).numpy()
 
 

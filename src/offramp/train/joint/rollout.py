@@ -14,6 +14,7 @@ from offramp._core.topology import Topology
 from offramp._core.types import Batch
 from offramp.fitting.stopping.network import stop_odds
 from offramp.fitting.stopping.objective import drawn_stop
+from offramp.policy import Constant, Node, Policy
 from offramp.runtime.inflight import InFlight
 from offramp.runtime.program import Program
 from offramp.stages import Cascade
@@ -36,8 +37,9 @@ class JointModel(nn.Module):
         super().__init__()
         self.cascade, self.networks = cascade, networks
         self.chain, self.detached = chain, detached
+        on = {path: Node(Constant(False)) for path in chain.paths() if chain.children(path[-1])}
         stages = {k: cascade.stage(k) for k in range(len(chain))}
-        self._program = Program.of(chain, stages)
+        self._program = Program(Policy(chain, on), stages)  # the policy is not asked
 
     def logits(self, batch: Batch) -> Float[Tensor, "m s c"]:
         """Of every stage of the chain, on every example."""
@@ -70,7 +72,7 @@ class JointModel(nn.Module):
                 logits.append(torch.zeros_like(logits[0]))
                 odds += [torch.zeros_like(odds[0])] if position < last else []
                 continue
-            said = running.visit(stage, None if len(rows) == m else rows)
+            said = running.visit(stage, None if len(rows) == m else rows).scores()
             logits.append(said.new_zeros(m, said.shape[1]).index_copy(0, rows, said))
             if position == last:
                 break

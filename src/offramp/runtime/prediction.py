@@ -1,9 +1,9 @@
-"""The answer to a batch.
+"""What a batch is answered.
 
 Layer: runtime.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, final
 
@@ -11,21 +11,23 @@ import torch
 from jaxtyping import Bool, Float, Int, Int8, Shaped
 from torch import Tensor
 
-from offramp._core.costs import Costs
 from offramp._core.topology import Path
-from offramp.policy.policy import Policy
-from offramp.runtime.carries import Rows
 from offramp.runtime.fallback import Fallback
 
 NO_LABEL = -1  # label of an example that no stage could answer; 0 would be a class
 
-#: Why an example left where it did; `Answer.reason` holds positions in here. "policy": it decided
-#: so. "last": nothing follows. "nonfinite": what came last was not finite, so an earlier stage
-#: answers, or none. "deadline", "budget": the next stage would have taken too long, or cost more.
-#: "error": no answer, because something raised it; only in the `answer` of a `RowsError`.
+#: Why an example left where it did; `Prediction.reason` holds positions in here. "policy": it
+#: decided so. "last": nothing follows. "nonfinite": what came last was not finite, so an earlier
+#: stage answers, or none. "deadline", "budget": the next stage would have taken too long, or cost
+#: more. "error": no answer, because something raised it; only in the `answer` of a `RowsError`.
 REASONS: Final = ("policy", "last", "nonfinite", "deadline", "budget", "error")
 
-#: Dataset that leave: their path, who they are, and what `InFlight.predict` says of them.
+NONFINITE: Final = REASONS.index("nonfinite")
+
+#: Positions of examples within the batch, `(m,)` int64, ascending; None stands for all of them.
+Rows = Tensor | None
+
+#: Examples that leave: their path, who they are, what `predicted` says of them.
 Left = tuple[Path, Rows, Tensor, Fallback | None]
 
 
@@ -37,7 +39,7 @@ class Prediction:
     The tensors are torch's inference tensors; `clone` gives ordinary ones.
 
     Args:
-        logits: Log of the combined probabilities, `(n, c)`, float32; NaN where not `valid`.
+        log_probs: Log of the combined probabilities, `(n, c)`, float32; NaN where not `valid`.
         labels: Most probable class, `(n,)`, ties to the lowest index; -1 where not `valid`. Where
             stages answer with labels and confidences, `c` stands for a label outside the classes.
         stage: Index into `stage_names` of the stage at which each example left, `(n,)`.
@@ -52,7 +54,7 @@ class Prediction:
         paths: All ways through the stages that the policy uses.
     """
 
-    logits: Float[Tensor, "n c"]
+    log_probs: Float[Tensor, "n c"]
     labels: Int[Tensor, " n"]
     stage: Int[Tensor, " n"]
     path: Int[Tensor, " n"]
@@ -90,7 +92,7 @@ class Prediction:
         >>> from offramp.stages import Cascade
         >>> cascade = Cascade.from_models({"a": torch.nn.Linear(4, 3)})
         >>> answer = Adaptive.single(cascade, "a")(torch.zeros(2, 4))
-        >>> answer.logits.is_inference(), answer.clone().logits.is_inference()
+        >>> answer.log_probs.is_inference(), answer.clone().log_probs.is_inference()
         (True, False)
         """
         with torch.inference_mode(False), torch.no_grad():
@@ -102,11 +104,11 @@ def joined(n: int, parts: Sequence[tuple[Tensor, Prediction]]) -> Prediction:
     """One answer of several, of the same model; who is in no part has none, for an error.
 
     Args:
-        n: Dataset of the whole.
+        n: Number of examples of the whole.
         parts: Positions in the whole, `(k,)`, and the answers to those.
     """
     first = parts[0][1]
-    none = {"logits": torch.nan, "labels": NO_LABEL, "stage": -1, "path": -1, "cost": torch.nan}
+    none = {"log_probs": torch.nan, "labels": NO_LABEL, "stage": -1, "path": -1, "cost": torch.nan}
     none["reason"] = REASONS.index("error")
     tensors = {}
     for name, like in first._tensors().items():
@@ -117,85 +119,7 @@ def joined(n: int, parts: Sequence[tuple[Tensor, Prediction]]) -> Prediction:
     return replace(first, **tensors)
 
 
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ends:
-    """What answers say of who left at the end of each path of a policy.
-
-    Args:
-        index: Of each path, its position among all.
-        stage: Of each path, the stage at its end.
-        reason: Of each path, why who leaves there does so.
-        cost: Of each path, or None.
-        stage_names: Names of all stages of the cascade.
-    """
-
-    index: Mapping[Path, int]
-    stage: tuple[int, ...]
-    reason: tuple[int, ...]
-    cost: tuple[float, ...] | None
-    stage_names: tuple[str, ...]
-
-    @classmethod
-    def of(cls, policy: Policy, costs: Costs | None = None) -> "Ends":
-        """Those of a policy, and what its paths cost.
-
-        >>> from offramp._core.topology import Topology
-        >>> Ends.of(Policy(Topology.of(["a", "b"]).chain(["b"]), {})).reason
-        (1,)
-        """
-        topology, paths = policy.topology, policy.topology.paths()
-        follows = [bool(topology.children(path[-1])) for path in paths]
-        return cls(
-            index={path: i for i, path in enumerate(paths)},
-            stage=tuple(path[-1] for path in paths),
-            reason=tuple(REASONS.index("policy" if more else "last") for more in follows),
-            cost=None
-            if costs is None
-            else tuple(costs.path(topology, path, policy.decided(path)) for path in paths),
-            stage_names=topology.names,
-        )
-
-    def answer(self, n: int, left: Sequence[Left], reason: str | None = None) -> Prediction:
-        """The answer to `n` examples, once all have left.
-
-        Args:
-            n: Their number.
-            left: All of them, by path; no example is in two parts.
-            reason: Why they left, where it was not the policy that let them go.
-        """
-        logits, kept = _gathered(n, [(rows, said, kept) for _, rows, said, kept in left])
-        device, nodes = logits.device, [(self.index[path], rows) for path, rows, *_ in left]
-        why = _spread(n, nodes, self.reason, torch.int8, device)
-        best, labels = logits.max(dim=1)  # ties go to the first
-        confidence = best.exp()
-        if kept is None:
-            valid = torch.ones(n, dtype=torch.bool, device=device)
-            nonfinite = torch.zeros(n, dtype=torch.int64, device=device)
-        else:
-            valid, nonfinite = kept.valid, kept.nonfinite
-            labels = torch.where(valid, labels, NO_LABEL)
-            confidence = torch.where(valid, confidence, 0.0)
-            why = why.masked_fill(kept.behind, REASONS.index("nonfinite"))
-        if reason is not None:
-            why = torch.full_like(why, REASONS.index(reason))
-        costs = self.cost
-        return Prediction(
-            logits=logits,
-            labels=labels,
-            stage=_spread(n, nodes, self.stage, torch.int64, device),
-            path=_spread(n, nodes, range(len(self.stage)), torch.int64, device),
-            reason=why,
-            confidence=confidence,
-            cost=None if costs is None else _spread(n, nodes, costs, torch.float64, device),
-            valid=valid,
-            nonfinite=nonfinite,
-            stage_names=self.stage_names,
-            paths=tuple(self.index),
-        )
-
-
-def _spread(
+def spread(
     n: int,
     nodes: Sequence[tuple[int, Rows]],
     values: Sequence[float],
@@ -211,19 +135,19 @@ def _spread(
     return found
 
 
-def _gathered(
+def gathered(
     n: int, parts: Sequence[tuple[Rows, Tensor, Fallback | None]]
 ) -> tuple[Tensor, Fallback | None]:
     """Log-probabilities, and what was kept of anybody, in the order of the examples."""
-    rows, logits, kept = parts[0]
+    rows, log_probs, kept = parts[0]
     if rows is None:
-        return logits, kept
-    whole = logits.new_empty(n, logits.shape[1])
+        return log_probs, kept
+    whole = log_probs.new_empty(n, log_probs.shape[1])
     for rows, part, _ in parts:
         whole.index_copy_(0, rows, part)  # type: ignore[arg-type]
     if all(kept is None for *_, kept in parts):
         return whole, None
-    everybody = Fallback.none(n, logits)._replace(valid=torch.ones_like(whole[:, 0]).bool())
+    everybody = Fallback.none(n, log_probs)._replace(valid=torch.ones_like(whole[:, 0]).bool())
     for rows, _, kept in parts:
         if kept is not None:
             everybody = everybody.put(rows, kept)

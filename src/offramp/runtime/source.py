@@ -1,0 +1,113 @@
+"""Where stages come from, and what of them a policy needs.
+
+Layer: runtime.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
+
+from torch import nn
+
+from offramp._core.costs import Costs
+from offramp._core.errors import InputError
+from offramp._core.forks import prepare_for_forks
+from offramp._core.topology import Topology
+from offramp.backends.fold import fold
+from offramp.policy.policy import Policy
+from offramp.runtime.plans import plan_segments
+from offramp.stages import Stage, tell_classes
+
+
+@runtime_checkable
+class StageSource(Protocol):
+    """Where stages come from: a `Cascade`, or the part of one that a bundle holds."""
+
+    @property
+    def topology(self) -> Topology:
+        """All stages, held or not."""
+        ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, or none."""
+        ...
+
+    def stage(self, which: int) -> Stage:
+        """A stage by position; only those that a policy needs are asked for."""
+        ...
+
+
+def ready_stages(cascade: StageSource, topology: Topology, *, fold: bool) -> dict[int, Stage]:
+    """The stages whose segments or heads a topology needs, in evaluation mode, by index.
+
+    Args:
+        cascade: Where they come from.
+        topology: What is used of them.
+        fold: Take prepared copies.
+    """
+    prepare_for_forks()
+    plans = plan_segments(topology)
+    needed = {k for plan in plans.values() for k in plan.segments} | set(plans)
+    chosen = {k: _used(cascade.stage(k), answers=k in plans) for k in sorted(needed)}
+    if cascade.class_names:
+        tell_classes(chosen.values(), len(cascade.class_names))
+    if fold:
+        chosen = folded(chosen)
+    for stage in chosen.values():
+        stage.eval()
+    return chosen
+
+
+def check_made_for(cascade: StageSource, topology: Topology, costs: Costs | None) -> None:
+    """Raise `InputError` unless a policy's topology and the costs fit the cascade's stages."""
+    topology.check_same_stages(cascade.topology, "the cascade")
+    if costs is not None and len(costs) != len(topology):
+        raise InputError(
+            f"costs must have one entry per stage ({len(topology)}), got {len(costs)}."
+        )
+
+
+def check_form(cascade: StageSource, policy: Policy) -> None:
+    """Raise `InputError` unless the stages answer in the form that a policy was fitted on."""
+    for k in policy.topology.active:
+        stage = cascade.stage(k)
+        policy.check_reads(stage.outputs, f"stage {stage.name!r}")
+
+
+def _used(stage: Stage, *, answers: bool) -> Stage:
+    """What is needed of a stage; where nobody may leave, its head is neither held nor moved."""
+    if answers or stage.head is None:
+        return stage
+    return Stage(
+        stage.name,
+        stage.module,
+        transform=stage.transform,
+        source=stage.source,
+        group=stage.group,
+        classes=stage.classes,
+        spec=stage.spec,
+    )
+
+
+def folded(stages: Mapping[int, Stage]) -> dict[int, Stage]:
+    """Stages that run prepared copies of their networks."""
+    prepared: dict[int, nn.Module] = {}  # stages of one group go on sharing their module
+
+    def once(module: nn.Module) -> nn.Module:
+        return prepared.setdefault(id(module), prepared.get(id(module)) or fold(module))
+
+    return {
+        k: Stage(
+            stage.name,
+            once(stage.module),
+            head=None if stage.head is None else once(stage.head),
+            transform=stage.transform,
+            source=stage.source,
+            group=stage.group,
+            classes=stage.classes,
+            spec=stage.spec,
+            head_spec=stage.head_spec,
+            outputs=stage.outputs,
+        )
+        for k, stage in stages.items()
+    }
