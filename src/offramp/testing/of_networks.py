@@ -175,7 +175,7 @@ def _check_head(name: str, head: nn.Module, twin: nn.Module, shape: LayerShape) 
     close = torch.allclose(whole, alone, rtol=_CLOSE, atol=_CLOSE)
     require(close, "an answer does not depend on the rest of the batch", whose=name)
     head.train()
-    _logits(head, given).square().sum().backward()  # type: ignore[no-untyped-call]
+    _logits(head, given).square().sum().backward()
     learned = [p for p in head.parameters() if p.requires_grad]
     touched = bool(learned) and all(p.grad is not None for p in learned)
     require(touched, "it can be trained, all of it", whose=name)

@@ -162,12 +162,15 @@ def test_so_many_exits_are_spread_over_the_computation(count):
     found = Cascade.from_network(net, count, example=IMAGES[:1], preprocess=PREPROCESS)
     points = choose_points(cut_points(net, PREPROCESS(IMAGES[:1])), quantiles=count)
     assert found.topology.names == (*(point.name for point in points), "last")
+    given = Cascade.from_network(net, points, example=IMAGES[:1], preprocess=PREPROCESS)
+    assert [stage.head_spec for stage in given] == [stage.head_spec for stage in found]
 
 
 def test_a_name_makes_the_same_heads_as_specs_do():
     options = {"example": IMAGES[:1], "preprocess": PREPROCESS}
     named = Cascade.from_network(build(NET), AT, head="gap_linear", **options)
-    points = {p.name: p.shape for p in cut_points(build(NET), PREPROCESS(IMAGES[:1]))}
+    found = cut_points(build(NET), PREPROCESS(IMAGES[:1]))
+    points = {name: p.shape for p in found for name in (p.name, *p.aliases)}
     specs = {
         name: ModelSpec(name="gap_linear", arguments=head_arguments("gap_linear", points[name], 10))
         for name in AT
