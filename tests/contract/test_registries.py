@@ -21,7 +21,9 @@ from offramp.testing import (
     check_unit,
 )
 
+# Before any test adds to them.
 SETS, NETWORKS = sorted(SOURCES), sorted(MODELS)
+UNIT_NAMES = sorted({*UNITS, *METERS})
 
 
 def test_the_sweeps_are_not_empty():
@@ -29,7 +31,7 @@ def test_the_sweeps_are_not_empty():
     assert {"resnet20", "resnet110", "preresnet20", "resnet21", "small_cnn"} <= set(NETWORKS)
     assert {"gap_linear", "token_linear"} <= set(HEADS)
     assert {"eager", "folded", "onnxruntime"} <= set(BACKENDS)
-    assert {"flops", "seconds"} <= set(METERS) <= set(UNITS)
+    assert {"flops", "seconds"} <= set(METERS)
 
 
 @pytest.mark.parametrize("name", sorted(HEADS))
@@ -65,7 +67,7 @@ def test_every_data_set_keeps_what_data_sets_promise(name):
     check_source(name)
 
 
-@pytest.mark.parametrize("name", sorted({*UNITS, *METERS}))
+@pytest.mark.parametrize("name", UNIT_NAMES)
 def test_every_unit_keeps_what_units_promise(name):
     check_unit(name)
 

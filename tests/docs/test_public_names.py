@@ -34,6 +34,7 @@ INTERNAL = {
     "names_in",
     "overlap_figure",
     "policy_of",
+    "read_extra",
     "read_image",
     "read_manifest",
     "require_onnx",

@@ -238,9 +238,10 @@ def test_export_without_its_extra_names_it(tmp_path, monkeypatch, capsys):
     cascade, candidate = bundled(tmp_path / "b")
     monkeypatch.setitem(sys.modules, "onnx", None)
     example = torch.zeros(1, 1, 8, 8)
-    for export, name in ((export_onnx, "o"), (export_onnx, "o.onnx")):
+    model = Adaptive(cascade, candidate)
+    for name, folder in (("o", True), ("o.onnx", False)):
         with pytest.raises(MissingExtraError, match=r"offramp\[onnx\]"):
-            export(tmp_path / name, cascade, candidate, example=example)
+            export_onnx(model, tmp_path / name, example=example, folder=folder)
     assert main(["export", str(tmp_path / "b"), "--out", str(tmp_path / "o")]) == 2
     assert "offramp[onnx]" in capsys.readouterr().err
 

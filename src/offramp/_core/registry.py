@@ -21,8 +21,10 @@ def number_of_additions() -> int:
 
 
 @final
-class Registry(Mapping[str, T]):
+class Registry(dict[str, T]):
     """Names and what they stand for, often a function that makes it; filled by hand.
+
+    A dictionary, so that asking for what is there costs nothing; members are put in by `add`.
 
     Args:
         kind: What is registered, in words, for messages: "model", "policy".
@@ -34,23 +36,11 @@ class Registry(Mapping[str, T]):
     """
 
     def __init__(self, kind: str, members: Mapping[str, T]) -> None:
+        super().__init__(members)
         self._kind = kind
-        self._members = dict(members)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._members)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._members
-
-    def __getitem__(self, name: str) -> T:
-        try:
-            return self._members[name]
-        except KeyError:
-            return self._members[check_known(self._kind, name, self._members)]
-
-    def __len__(self) -> int:
-        return len(self._members)
+    def __missing__(self, name: str) -> T:
+        return self[check_known(self._kind, name, self)]  # which raises, with the nearest name
 
     def add(self, name: str, member: T) -> None:
         """Register one more; a name that is taken is refused, for other code relies on it.
@@ -63,9 +53,9 @@ class Registry(Mapping[str, T]):
         >>> list(colors)
         ['red', 'blue']
         """
-        if name in self._members:
+        if name in self:
             raise InputError(f"The {self._kind} {name!r} is registered already.")
-        self._members[name] = member
+        self[name] = member
         global _added
         _added += 1
 
@@ -85,7 +75,7 @@ class Registry(Mapping[str, T]):
         try:
             yield
         finally:
-            del self._members[name]
+            del self[name]
             _added += 1
 
     def create(self: "Registry[Callable[..., Made]]", name: str, **arguments: object) -> Made:

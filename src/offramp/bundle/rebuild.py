@@ -157,7 +157,7 @@ def answers_of(stages: Sequence[Stage], example: Batch) -> Tensor:
             are not the network's own answer only run.
         example: What the first segment reads.
     """
-    plain = [  # without preprocessing
+    plain = [  # without its transform
         Stage(s.name, s.module, head=s.head, source=s.source, group=s.group, spec=s.spec)
         for s in sorted(stages, key=lambda stage: segment_of(stage).index)
     ]

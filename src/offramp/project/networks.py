@@ -5,7 +5,8 @@ Layer: project.
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import final
 
@@ -24,7 +25,6 @@ from offramp.project.config.sections import (
     RunConfig,
 )
 from offramp.stages import Cascade, CutPoint, choose_points, cut, cut_points, read_by
-from offramp.stages.cutting.cut import answer
 
 
 def spec_of(section: BuiltSection) -> ModelSpec:
@@ -96,15 +96,12 @@ def with_heads(
     """
     if config.network is None or config.exits is None:
         raise InputError(f"{config.file} must have the sections [network] and [exits].")
-    classes = answer(plan.net, plan.given, plan.classes).shape[1]
+    kinds = {label: partial(_spec, head) for label, head in config.exits.heads.items()}
     edges = config.cascade.edges
     return Cascade.from_network(
         plan.net,
-        list(plan.points),
-        head={
-            name: _heads(name, point.shape, classes, config.exits)
-            for name, point in plan.points.items()
-        },
+        [replace(point, name=name) for name, point in plan.points.items()],
+        head=dict.fromkeys(plan.points, kinds.get("") or kinds),
         example=example,
         last=config.network.name,
         edges="chain" if isinstance(edges, str) else [(a, b) for a, b in edges],
@@ -144,18 +141,6 @@ def _chosen(
         # This says why not, and names the nearest that can be cut.
         cut(net, exits.at, given, classes=classes)
     return {layer: named[layer] for layer in exits.at}
-
-
-def _heads(
-    name: str, shape: Sequence[int], classes: int, exits: ExitsSection
-) -> ModelSpec | Mapping[str, ModelSpec]:
-    found = {}
-    for label, head in exits.heads.items():
-        try:
-            found[label] = _spec(head, shape, classes)
-        except InputError as error:
-            raise InputError(f"There is no head for the exit {name!r}: {error}") from error
-    return found.get("") or found
 
 
 def _spec(head: HeadChoice, shape: Sequence[int], classes: int) -> ModelSpec:

@@ -158,8 +158,8 @@ class Cascade(nn.Module):
 
         Args:
             net: In evaluation mode.
-            exits: How many, spread evenly over the computation (`choose_points`); or names of
-                layers in the order they run, which `cut_points` lists.
+            exits: How many, spread evenly over the computation; or layers in the order they run, by
+                name or as points, which `cut_points` lists and `choose_points` chooses among.
             head: What reads what a layer gives, `(m, ...)`, and gives logits `(m, c)`: a name of
                 `offramp.models.HEADS`, such as "conv_head"; or a function of the layer's shape and
                 the number of classes that returns a module, or a spec of how to build one, so that

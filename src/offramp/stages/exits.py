@@ -15,7 +15,7 @@ from offramp._core.types import Batch
 from offramp.models import LayerShape, ModelSpec, build, default_head, head_arguments
 from offramp.stages.cutting.choose import choose_points
 from offramp.stages.cutting.cut import GIVES, answer, cut, input_names
-from offramp.stages.cutting.points import cut_points
+from offramp.stages.cutting.points import CutPoint, cut_points
 from offramp.stages.cutting.spec import CutSpec, SegmentSpec, synthetic_example
 from offramp.stages.exit_checks import (
     check_first_tokens,
@@ -31,7 +31,7 @@ Head = nn.Module | ModelSpec
 #: A name of `offramp.models.HEADS`, or what makes a head for a shape and a number of classes.
 Kind = str | Callable[[Sequence[int], int], Head]
 AtOne = Head | Kind | Mapping[str, Head | Kind]
-Exits = int | Sequence[str]
+Exits = int | Sequence[str] | Sequence[CutPoint]
 
 
 @final
@@ -168,17 +168,23 @@ def _points(
         raise InputError(
             f"exits must be a number, or a list of names of layers, got the text {exits!r}."
         )
-    if not isinstance(exits, int):
-        return exits, None
-    check_positive_int("exits", exits)
+    if isinstance(exits, int):
+        exits = _spread(net, check_positive_int("exits", exits), given, classes)
+    points = [point for point in exits if isinstance(point, CutPoint)]
+    if len(points) < len(exits):
+        return [point.name if isinstance(point, CutPoint) else point for point in exits], None
+    return [p.name for p in points], {p.name: p.shape for p in points}
+
+
+def _spread(net: nn.Module, count: int, given: Batch, classes: int | None) -> list[CutPoint]:
+    """So many points, spread evenly over the computation."""
     points = cut_points(net, given, classes=classes)
-    if exits > len(ends := choose_points(points)):
+    if count > len(ends := choose_points(points)):
         raise InputError(
-            f"exits must be at most {len(ends)}, the number of ends of blocks, got {exits}; inside "
+            f"exits must be at most {len(ends)}, the number of ends of blocks, got {count}; inside "
             "blocks name layers of cut_points."
         )
-    points = choose_points(points, quantiles=exits)
-    return [p.name for p in points], {p.name: p.shape for p in points}
+    return choose_points(points, quantiles=count)
 
 
 def _named_heads(

@@ -306,9 +306,11 @@ def drawing():
 @pytest.mark.parametrize("kind", ["random", "sampled"])
 def test_policies_that_draw_at_random_are_refused_and_others_named(tmp_path, kind):
     message = "after stage 'a' it draws at random.*Rules that can be exported: constants"
-    for export, name in ((export_onnx, "x.onnx"), (export_onnx, "x")):
+    model = Adaptive(tiny(), drawing()[kind])
+    for folder in (False, True):
+        path = tmp_path / ("x" if folder else "x.onnx")
         with pytest.raises(UnsupportedError, match=message):
-            export(tmp_path / name, tiny(), drawing()[kind], example=torch.zeros(1, 4))
+            export_onnx(model, path, example=torch.zeros(1, 4), folder=folder)
         assert list(tmp_path.iterdir()) == []
 
 

@@ -8,7 +8,16 @@ from torch import nn
 
 from offramp._core.errors import InputError, UnknownNameError
 from offramp.models import ModelSpec, build, head_arguments
-from offramp.stages import Cascade, Normalize, OfFirst, SegmentSpec, own_head, synthetic_example
+from offramp.stages import (
+    Cascade,
+    Normalize,
+    OfFirst,
+    SegmentSpec,
+    choose_points,
+    cut_points,
+    own_head,
+    synthetic_example,
+)
 
 AT = ["layer1.0", "layer2.0.conv1"]  # the second carries a shortcut as well
 NET = ModelSpec(name="resnet8", arguments={"width": 0.25})
@@ -142,3 +151,63 @@ def test_a_stand_in_is_a_copy():
     assert found.tolist() == [[5, 6]]
     x = torch.zeros(1, 2, requires_grad=True)
     assert not synthetic_example(x).requires_grad
+
+
+# Exits by number, heads by name.
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_so_many_exits_are_spread_over_the_computation(count):
+    net = build(NET)
+    found = Cascade.from_network(net, count, example=IMAGES[:1], transform=TRANSFORM)
+    points = choose_points(cut_points(net, TRANSFORM(IMAGES[:1])), quantiles=count)
+    assert found.topology.names == (*(point.name for point in points), "last")
+    given = Cascade.from_network(net, points, example=IMAGES[:1], transform=TRANSFORM)
+    assert [stage.head_spec for stage in given] == [stage.head_spec for stage in found]
+
+
+def test_a_name_makes_the_same_heads_as_specs_do():
+    options = {"example": IMAGES[:1], "transform": TRANSFORM}
+    named = Cascade.from_network(build(NET), AT, head="gap_linear", **options)
+    found = cut_points(build(NET), TRANSFORM(IMAGES[:1]))
+    points = {name: p.shape for p in found for name in (p.name, *p.aliases)}
+    specs = {
+        name: ModelSpec(name="gap_linear", arguments=head_arguments("gap_linear", points[name], 10))
+        for name in AT
+    }
+    given = Cascade.from_network(build(NET), AT, head=specs, **options)
+    assert [stage.head_spec for stage in named] == [stage.head_spec for stage in given]
+    assert torch.equal(named(IMAGES), given(IMAGES))
+
+
+def test_heads_may_be_made_by_a_function_and_several_stand_side_by_side():
+    asked = []
+
+    def flat(shape, classes):
+        asked.append((tuple(shape), classes))
+        return nn.Sequential(nn.Flatten(), nn.Linear(torch.Size(shape).numel(), classes))
+
+    heads = {name: {"flat": flat, "gap": "gap_linear"} for name in AT[:2]}
+    cascade = Cascade.from_network(
+        build(NET), AT[:2], head=heads, example=IMAGES[:1], transform=TRANSFORM
+    )
+    assert cascade.topology.names[:2] == (f"{AT[0]}/flat", f"{AT[0]}/gap")
+    assert len(asked) == 2
+    assert cascade.stage(f"{AT[0]}/flat").head_spec is None
+    assert cascade(IMAGES).shape[1:] == (5, 10)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"exits": "layer1"}, r"exits must be a number, or a list .* got the text 'layer1'"),
+        ({"exits": 0}, "exits must be an integer of at least 1, got 0"),
+        ({"exits": 1000}, r"exits must be at most \d+, the number of ends of blocks, got 1000"),
+        ({"exits": 1, "head": nn.Linear(4, 10)}, "head must make a head for each exit.*one Linear"),
+        ({"exits": 1, "head": "gap_linaer"}, "Did you mean 'gap_linear'"),
+        ({"exits": 1, "head": "token_linear"}, "There is no head for the exit"),
+    ],
+)
+def test_exits_and_heads_that_are_refused(wrong, message):
+    with pytest.raises((ValueError, KeyError), match=message):
+        Cascade.from_network(build(NET), example=IMAGES[:1], transform=TRANSFORM, **wrong)
