@@ -50,6 +50,7 @@ def main(path: Path) -> None:
             f"{points} points allowed: cost {found.cost_ratio:.2f} of {frontier.reference}, "
             f"{100 * found.accuracy_drop:+.2f} lost ({100 * low:+.2f} to {100 * high:+.2f})"
         )
+    print("The candidates were chosen by what was measured; nothing is promised.")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any, final
 from torch import nn
 
 from offramp._core.errors import InputError
+from offramp._core.schema import to_json
 from offramp.data import Dataset
 from offramp.fitting.class_exits import (
     Branch,
@@ -21,6 +22,7 @@ from offramp.fitting.class_exits import (
     SharedExitPlan,
     class_index,
 )
+from offramp.fitting.class_exits.figures import as_json
 from offramp.project.config.sections import ClassExitsSection, RunConfig
 from offramp.project.heads import HEADS, load_heads
 from offramp.project.networks import built, planned, spec_of, with_heads
@@ -227,7 +229,7 @@ def design_to_dict(
     found: Designed, how: ClassExitsSection, targets: Sequence[int]
 ) -> dict[str, Any]:
     """What `class_exits.json` holds."""
-    sweep = found.sweep
+    sweep, asked = found.sweep, requirements_of(how)
     return {
         "format": "offramp-class-exits",
         "version": 1,
@@ -235,7 +237,7 @@ def design_to_dict(
         "batch_size": how.batch_size,
         "class_names": list(sweep.class_names),
         "targets": [sweep.class_names[k] for k in targets],
-        "requirements": requirements_of(how).to_dict(),
+        "requirements": {**to_json(asked), "select": asked.criterion},
         "branches": len(sweep.specs),
         "heads": 0 if sweep.heads is None else len(sweep.heads.heads),
         "examples": {split: len(sweep.data(split)) for split in sweep.baselines},
@@ -267,6 +269,6 @@ def _described(sweep: Sweep, found: Found) -> dict[str, Any]:
             for leaf in found.exits
         ],
         "rows": {
-            split: exit_row(sweep.data(split), found.exits).to_dict() for split in sweep.baselines
+            split: as_json(exit_row(sweep.data(split), found.exits)) for split in sweep.baselines
         },
     }

@@ -14,16 +14,16 @@ processes); Shin, Ramdas, Rinaldo 2022, arXiv:2203.03532 (restarts); docs/adr/00
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import final
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from offramp._core.checks import check_choice, check_fraction, check_probability
-from offramp._core.errors import FileFormatError, InputError
+from offramp._core.errors import InputError
 from offramp._core.keys import example_keys, keyed_uniform
+from offramp._core.schema import stored
 from offramp._core.types import BoolArray, FloatArray, Ids
 
 #: Risks that can be watched, with the smallest loss that one example can have.
@@ -40,11 +40,13 @@ _DRAW = -1  # a stage that no policy has, so that audits and random rules of one
 
 
 @final
+@stored(derived=("alarm", "wealth"), whole=True)
 @dataclass(frozen=True, kw_only=True)
 class RiskMonitor:
     """A promise under watch: its limit, and what the audits so far say.
 
-    A value that never changes: `update` gives the next one, `to_dict` what to keep on disk.
+    A value that never changes: `update` gives the next one, and `offramp.to_json` what
+    to keep on disk.
 
     Args:
         limit: B, the largest risk that was promised, in (0, 1).
@@ -57,7 +59,8 @@ class RiskMonitor:
         capital: What each size of bets holds, over all starts so far, `(b,)`.
 
     Raises:
-        InputError: If `limit` or `delta` lies outside (0, 1), or the risk is unknown.
+        InputError: If `limit` or `delta` lies outside (0, 1), the risk is unknown, or `n` and
+            `capital` cannot be what audits left.
 
     >>> import numpy as np
     >>> watch = RiskMonitor(limit=0.02, delta=0.05, risk="negative_flips")
@@ -77,6 +80,12 @@ class RiskMonitor:
         check_probability("limit", self.limit)
         check_probability("delta", self.delta)
         check_choice("risk", self.risk, MONITORED)
+        sound = all(math.isfinite(value) and value >= 0 for value in self.capital)
+        if self.n < 0 or len(self.capital) != len(_STAKES) or not sound:
+            raise InputError(
+                f"n must be at least 0 and capital hold {len(_STAKES)} finite numbers of at least "
+                f"0, got {self.n} and {list(self.capital)!r}."
+            )
 
     @property
     def alarm(self) -> bool:
@@ -123,46 +132,6 @@ class RiskMonitor:
                 f"{self.risk!r}, got {got}."
             )
         return values
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {
-            "limit": self.limit,
-            "delta": self.delta,
-            "risk": self.risk,
-            "n": self.n,
-            "alarm_at": self.alarm_at,
-            "capital": list(self.capital),
-            "wealth": self.wealth,
-            "alarm": self.alarm,
-        }
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> "RiskMonitor":
-        """Read what `to_dict` wrote, and go on from there.
-
-        Raises:
-            FileFormatError: If a field is missing or has the wrong form.
-        """
-        try:
-            at = value["alarm_at"]
-            read = cls(
-                limit=float(value["limit"]),
-                delta=float(value["delta"]),
-                risk=str(value["risk"]),
-                n=int(value["n"]),
-                alarm_at=None if at is None else int(at),
-                capital=tuple(float(v) for v in value["capital"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise FileFormatError(f"This is not a watch: {error!r}.") from error
-        sound = all(math.isfinite(v) and v >= 0 for v in read.capital)
-        if read.n < 0 or len(read.capital) != len(_STAKES) or not sound:
-            raise FileFormatError(
-                f"This is not a watch: n must be at least 0 and capital hold {len(_STAKES)} finite "
-                f"numbers of at least 0, got {read.n} and {list(read.capital)!r}."
-            )
-        return read
 
 
 def after_audit(

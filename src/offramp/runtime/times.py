@@ -7,13 +7,13 @@ Layer: runtime.  Source: methods.md 6 (the ideal: each stage at its best batch s
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, final
+from typing import final
 
 import numpy as np
 
-from offramp._core.errors import FileFormatError, InputError
+from offramp._core.errors import InputError
 
 _WORTH = 0.97  # a split or a saved gathering must promise this much, or noise would decide
 
@@ -138,29 +138,3 @@ class StageTimes:
         if size >= self.sizes[-1]:
             return row[-1] * size / self.sizes[-1]
         return float(np.interp(size, self.sizes, row))
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values; `from_dict` reads it back."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, value: dict[str, Any]) -> "StageTimes":
-        """Read what `to_dict` wrote.
-
-        Raises:
-            FileFormatError: If a field is missing or has the wrong form.
-        """
-        try:
-            tables = {
-                name: tuple(tuple(float(x) for x in row) for row in value[name])
-                for name in ("segment", "head", "carry")
-            }
-            return cls(
-                stages=tuple(value["stages"]),
-                sizes=tuple(int(size) for size in value["sizes"]),
-                raw=tuple(float(x) for x in value["raw"]),
-                where=str(value["where"]),
-                **tables,
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise FileFormatError(f"These are no times of stages: {error!r}.") from error

@@ -271,6 +271,9 @@ def test_without_a_calibrate_part_nothing_is_certified(trace):
     assert found.n == 0
     assert found.examples_needed >= fewest_examples(max_risk=0.02, delta=0.1)
     assert "there are 0" in found.sentence
+    assert "measure only, with delta=None (--delta none)" in found.refused
+    assert found.alternative.fit.split == "fit"
+    assert "(fit): measured, not promised. Run" in found.sentence
 
 
 def test_nothing_is_certified_on_what_the_networks_were_trained_on(trace):
@@ -284,6 +287,7 @@ def test_nothing_is_certified_on_what_the_networks_were_trained_on(trace):
         )
     found = refused(seen)
     assert "seen_in_training" in found.sentence
+    assert found.alternative is None  # what it shows there is too good
     assert found.examples_needed is None
 
 
@@ -313,6 +317,11 @@ def test_where_the_safest_fails_the_number_that_would_have_sufficed_is_estimated
     point = replace(order[0], calibrate=few)
     calibration = replace(frontier.calibration, n=n)
     found = certify([point], frontier.singles[-1], calibration, {"negative_flips": 0.02}, delta=0.1)
+    assert found.alternative is point
+    shown = "making 1.67 points of new errors on 300 examples (calibrate): measured, not promised."
+    assert shown in found.sentence
+    assert found.numbers["alternative"] == point.candidate.label
+    assert found.numbers["alternative_accuracy_drop"] == lost
     assert found.outcome == "not certified"
     assert f"About {found.examples_needed} examples" in found.sentence
     assert "there are 300" in found.sentence

@@ -75,6 +75,8 @@ def test_what_takes_labels_is_not_certified_without_them(unlabeled, risk):
     assert found.outcome == "not certified"
     assert f"have no labels, which {risk} takes" in found.sentence
     assert "disagreement and cost can be promised" in found.sentence
+    assert "differing in" in found.sentence  # the best candidate, of which no loss is known
+    assert "alternative_accuracy_drop" not in found.numbers
     assert found.candidate.label == "stage2 alone"
 
 

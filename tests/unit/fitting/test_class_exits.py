@@ -18,7 +18,7 @@ from offramp.fitting.class_exits.data import (
     superclass_table,
     to_superclasses,
 )
-from offramp.fitting.class_exits.figures import paper_figures, system_figures
+from offramp.fitting.class_exits.figures import as_json, paper_figures, system_figures
 from offramp.fitting.class_exits.time import Timing, nested_time, nested_time_reference
 from support.properties import examples
 
@@ -192,7 +192,7 @@ def test_impostors_raise_the_paper_s_gain_and_not_the_true_one():
     assert paper.rates == (3.0,)
     assert paper.time < 0
     assert paper.gain == np.inf
-    assert paper.to_dict()["gain"] is None
+    assert as_json(paper)["gain"] is None
     assert system.gain(0) == pytest.approx(T / (T + E))
     assert paper.accuracy_rest == 1.0  # (5) does not see the 30 dogs that are called cats
     assert system.accuracy == pytest.approx(0.7)
@@ -215,7 +215,7 @@ def test_recalls_of_absent_classes_are_not_a_number_and_not_in_the_way():
     found = system_figures(data, [leaf(0, 30.0)])
     assert np.isnan(found.recalls[3])
     assert found.keeps_accuracy(0.0)
-    assert found.to_dict()["recalls"][3] is None
+    assert as_json(found)["recalls"][3] is None
 
 
 def test_superclasses_are_mapped_for_labels_and_predictions():

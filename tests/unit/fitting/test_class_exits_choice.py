@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from offramp._core.errors import InputError
+from offramp._core.schema import from_json, to_json
 from offramp.fitting.class_exits.choice import ClassExitPlan, NoViableExit, choose_exits, fulfils
 from offramp.fitting.class_exits.data import Branch, ClassData, ClassExit
-from offramp.fitting.class_exits.figures import paper_figures, system_figures
+from offramp.fitting.class_exits.figures import as_json, paper_figures, system_figures
 from offramp.fitting.class_exits.scan import (
     CONSTRAINTS,
     SELECTIONS,
@@ -205,7 +206,7 @@ def test_if_every_choice_is_refuted_the_answer_says_so():
     assert isinstance(found, NoViableExit)
     assert found.refuted > 0
     assert "none of them keeps the constraints 'strict' on other examples" in found.reason
-    assert found.to_dict()["refuted"] == found.refuted
+    assert as_json(found)["refuted"] == found.refuted
 
 
 def test_a_second_exit_is_deeper_and_only_taken_if_it_pays():
@@ -293,7 +294,7 @@ def test_exits_of_several_classes_are_confirmed():
     )
     assert isinstance(found, SharedExitPlan)
     assert found.calibrate.keeps_accuracy(0.02)
-    assert found.to_dict()["targets"] == list(found.targets)
+    assert as_json(found)["targets"] == list(found.targets)
     refuted = choose_together(
         fit,
         branches,
@@ -321,7 +322,7 @@ def test_an_exit_that_does_harm_on_calibrate_is_left_out():
 
 def test_an_exit_survives_json():
     leaf = ClassExit(column=3, branch=branch(1, 4.0), log_odds=2.5)
-    assert ClassExit.from_dict(json.loads(json.dumps(leaf.to_dict()))) == leaf
+    assert from_json(ClassExit, json.loads(json.dumps(to_json(leaf)))) == leaf
 
 
 def test_thresholds_stay_in_their_range_and_part_the_examples():

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offramp._core.errors import FileFormatError, InputError
+from offramp._core.schema import from_json, to_json
 from offramp.runtime import MONITORED, RiskMonitor, audit_mask
 from offramp.runtime.monitor import starts_until, unspent, wealth_reference
 
@@ -33,8 +34,8 @@ def test_it_does_not_matter_how_audits_are_bundled(data, risk):
     losses = data.draw(st.lists(st.sampled_from(LOSSES[risk]), max_size=60))
     cut = data.draw(st.integers(0, len(losses)))
     whole = watching(risk).update(losses)
-    stored = json.loads(json.dumps(watching(risk).update(losses[:cut]).to_dict()))
-    assert RiskMonitor.from_dict(stored).update(losses[cut:]) == whole
+    stored = json.loads(json.dumps(to_json(watching(risk).update(losses[:cut]))))
+    assert from_json(RiskMonitor, stored).update(losses[cut:]) == whole
     one_by_one = watching(risk)
     for loss in losses:
         one_by_one = one_by_one.update(loss)
@@ -64,7 +65,7 @@ def test_an_alarm_stays_and_says_when_it_was():
     assert later.wealth == watch.wealth >= 20
     within = watching().update(np.concatenate([np.zeros(30), np.ones(5), np.zeros(7)]))
     assert within.alarm_at == watch.alarm_at
-    assert RiskMonitor.from_dict(within.to_dict()) == within
+    assert from_json(RiskMonitor, to_json(within)) == within
 
 
 def test_the_alarm_is_raised_where_the_wealth_reaches_one_over_delta():
@@ -162,8 +163,8 @@ def test_a_rate_outside_its_domain_is_refused():
     ],
 )
 def test_a_stored_watch_that_was_changed_is_refused(change):
-    stored = watching().update([0.0]).to_dict()
-    with pytest.raises(FileFormatError, match="not a watch"):
-        RiskMonitor.from_dict({**stored, **change})
+    stored = to_json(watching().update([0.0]))
+    with pytest.raises(FileFormatError, match=next(iter(change)) + "|JSON"):
+        from_json(RiskMonitor, {**stored, **change})
     with pytest.raises(FileFormatError, match="limit"):
-        RiskMonitor.from_dict({k: v for k, v in stored.items() if k != "limit"})
+        from_json(RiskMonitor, {k: v for k, v in stored.items() if k != "limit"})

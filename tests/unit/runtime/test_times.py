@@ -8,6 +8,7 @@ from torch import nn
 
 from offramp._core.batch import split_rows
 from offramp._core.errors import FileFormatError, InputError
+from offramp._core.schema import from_json, to_json
 from offramp._core.topology import Topology
 from offramp.policy import Constant, Feature, Linear, Node, Policy
 from offramp.runtime import Adaptive, StageTimes
@@ -101,18 +102,18 @@ def test_parts_hold_everybody_and_never_promise_more_than_the_whole(row, size):
     ],
 )
 def test_senseless_tables_are_refused(change, message):
-    fields = make_times([[1.0, 1.0]], sizes=(1, 2)).to_dict() | change
+    fields = vars(make_times([[1.0, 1.0]], sizes=(1, 2))) | change
     with pytest.raises(InputError, match=message):
         StageTimes(**fields)
 
 
 def test_times_survive_being_written_as_json():
     times = make_times([[0.1, 0.2], [0.3, 1 / 3]], sizes=(1, 7), carry=1e-9)
-    assert StageTimes.from_dict(json.loads(json.dumps(times.to_dict()))) == times
-    broken = times.to_dict()
+    assert from_json(StageTimes, json.loads(json.dumps(to_json(times)))) == times
+    broken = to_json(times)
     del broken["raw"]
     with pytest.raises(FileFormatError, match="raw"):
-        StageTimes.from_dict(broken)
+        from_json(StageTimes, broken)
 
 
 def test_every_stage_is_measured_at_every_size_also_where_stages_share_a_segment():

@@ -11,6 +11,7 @@ from offramp.bundle import load, save
 from offramp.data import digits
 from offramp.evaluation import replay
 from offramp.fitting.class_exits.choice import ClassExitPlan, NoViableExit
+from offramp.fitting.class_exits.figures import as_json
 from offramp.fitting.class_exits.scan import Requirements
 from offramp.fitting.class_exits.together import SharedExitPlan
 from offramp.models import ModelSpec, build, head_arguments
@@ -184,7 +185,7 @@ def test_the_paper_s_design_is_shown_with_the_honest_columns(sweep, branches):
     row = exit_row(sweep.data("fit"), found.exits)
     assert row.paper.holds
     assert row.paper.gain >= row.gains["8"]
-    assert row.to_dict()["paper"]["holds"]
+    assert as_json(row)["paper"]["holds"]
 
 
 def test_intervals_enclose_what_was_measured(sweep, shared):

@@ -7,7 +7,7 @@ methods.md 2.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import final
 
 import numpy as np
 
@@ -18,7 +18,6 @@ from offramp.fitting.class_exits.figures import (
     PaperFigures,
     SystemFigures,
     paper_figures,
-    plain,
     system_figures,
 )
 from offramp.fitting.class_exits.scan import Requirements, Standing, allowed, scan
@@ -47,10 +46,6 @@ class ExitCandidate:
     loss: float
     score: float
     on_front: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return plain(self)
 
 
 @final
@@ -84,10 +79,6 @@ class ClassExitPlan:
         """Figures of the complete system on a split."""
         return system_figures(data, self.exits)
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return plain(self)
-
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -105,10 +96,6 @@ class NoViableExit:
     reason: str
     candidates: tuple[ExitCandidate, ...] = ()
     refuted: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return plain(self)
 
 
 def choose_exits(

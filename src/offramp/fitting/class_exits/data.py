@@ -5,7 +5,7 @@ section 4.2.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from offramp._core.checks import check_known, check_shape
 from offramp._core.errors import InputError
+from offramp._core.schema import stored
 from offramp._core.types import BoolArray, FloatArray, IntArray
 from offramp.fitting.class_exits.time import Timing
 
@@ -194,6 +195,7 @@ class Branch:
 
 
 @final
+@stored(derived=("threshold",))
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassExit:
     """A branch with its threshold.
@@ -212,25 +214,6 @@ class ClassExit:
     def threshold(self) -> float:
         """The threshold as a probability."""
         return float(1 / (1 + np.exp(-self.log_odds)))
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values; `from_dict` reads it back."""
-        return {
-            "column": self.column,
-            "branch": asdict(self.branch),
-            "log_odds": float(self.log_odds),
-            "threshold": self.threshold,
-        }
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> "ClassExit":
-        """Read what `to_dict` wrote."""
-        branch = dict(value["branch"])
-        return cls(
-            column=value["column"],
-            branch=Branch(**{**branch, "timing": Timing(**branch["timing"])}),
-            log_odds=value["log_odds"],
-        )
 
 
 def route(data: ClassData, exits: Sequence[ClassExit]) -> IntArray:

@@ -5,13 +5,14 @@ Layer: fitting.  Source: Bonato and Bouganis, class-specific early exit, equatio
 of the complete system.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
 
 from offramp._core.errors import InputError
+from offramp._core.schema import stored, to_json
 from offramp._core.types import BoolArray, FloatArray
 from offramp.fitting.class_exits.data import (
     ROUNDING,
@@ -26,6 +27,7 @@ from offramp.fitting.class_exits.time import nested_time
 
 
 @final
+@stored(derived=("holds",))
 @dataclass(frozen=True, kw_only=True)
 class PaperFigures:
     """The figures of the paper's tables for the exits of one class on one split.
@@ -72,10 +74,6 @@ class PaperFigures:
             and self.accuracy_exit >= self.eta - ROUNDING
             and self.accuracy_class >= self.eta - ROUNDING
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values; null where a figure is not finite."""
-        return {**plain(self), "holds": self.holds}
 
 
 def paper_figures(data: ClassData, exits: Sequence[ClassExit]) -> PaperFigures:
@@ -178,10 +176,6 @@ class SystemFigures:
         """True if accuracy and each class's recall are not below B's by more than `tolerance`."""
         return self.largest_fall <= tolerance + ROUNDING
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values; null where a figure is not finite."""
-        return plain(self)
-
 
 def system_figures(data: ClassData, exits: Sequence[ClassExit]) -> SystemFigures:
     """Figures of the complete system, counted over its examples.
@@ -207,23 +201,17 @@ def system_figures(data: ClassData, exits: Sequence[ClassExit]) -> SystemFigures
     )
 
 
-def plain(record: Any) -> dict[str, Any]:  # noqa: ANN401  (any dataclass)
-    """The fields of a record as JSON values; null in place of what is not finite."""
-    return {f.name: _json_value(getattr(record, f.name)) for f in fields(record)}
+def as_json(record: object) -> Any:  # noqa: ANN401  (what JSON can hold)
+    """A record as JSON values, with null in place of figures that are not finite."""
+    return _finite(to_json(record))
 
 
-def _json_value(value: Any) -> Any:  # noqa: ANN401  (the value of a field)
-    if hasattr(value, "to_dict"):
-        return value.to_dict()
-    if is_dataclass(value):
-        return plain(value)
-    if isinstance(value, Mapping):
-        return {str(key): _json_value(v) for key, v in value.items()}
-    if isinstance(value, tuple | list):
-        return [_json_value(v) for v in value]
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    return value
+def _finite(value: Any) -> Any:  # noqa: ANN401  (JSON values)
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _share(part: BoolArray, whole: BoolArray, *, empty: float = float("nan")) -> float:

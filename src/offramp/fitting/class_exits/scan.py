@@ -8,8 +8,8 @@ and (12), section 3.3; methods.md 2 (`strict`).
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, final
+from dataclasses import dataclass
+from typing import final
 
 import numpy as np
 
@@ -77,10 +77,6 @@ class Requirements:
     def criterion(self) -> str:
         """The selection that is in force."""
         return self.select or ("saved" if self.constraints == "strict" else "ratio")
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values, with the selection in force."""
-        return {**asdict(self), "thresholds": list(self.thresholds), "select": self.criterion}
 
     def score(self, time: float, baseline: float, staying: float) -> float:
         """Value of a candidate, higher is better.

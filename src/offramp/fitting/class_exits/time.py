@@ -6,8 +6,8 @@ to (11); the letters are theirs: t the baseline, d up to the exit's layer, e the
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, final
+from dataclasses import dataclass
+from typing import final
 
 import numpy as np
 
@@ -62,10 +62,6 @@ class Timing:
         once takes, and in the end less than nothing.
         """
         return (1 - rate) * (self.baseline - self.reached) + self.leaving
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return asdict(self)
 
 
 def nested_time(timings: Sequence[Timing], rates: Sequence[float]) -> float:

@@ -6,12 +6,12 @@ and Bouganis, class-specific early exit, section 5, suggest it.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import final
 
 from offramp._core.errors import InputError
 from offramp.fitting.class_exits.choice import NoViableExit, fulfils, ranked_candidates
 from offramp.fitting.class_exits.data import Branch, ClassData, ClassExit
-from offramp.fitting.class_exits.figures import SystemFigures, plain, system_figures
+from offramp.fitting.class_exits.figures import SystemFigures, system_figures
 from offramp.fitting.class_exits.scan import Requirements
 
 
@@ -33,10 +33,6 @@ class SharedExitPlan:
     requirements: Requirements
     fit: SystemFigures
     calibrate: SystemFigures | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return plain(self)
 
 
 def choose_together(

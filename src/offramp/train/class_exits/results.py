@@ -5,7 +5,7 @@ Layer: train.  Source: Bonato and Bouganis, class-specific early exit, tables 2 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import numpy as np
 
@@ -17,7 +17,6 @@ from offramp.fitting.class_exits.figures import (
     PaperFigures,
     SystemFigures,
     paper_figures,
-    plain,
     system_figures,
 )
 
@@ -56,10 +55,6 @@ class ExitRow:
     worst_recall: float
     worst_class: str
     worst_recall_interval: Interval
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values; null where a figure is not finite."""
-        return plain(self)
 
 
 def exit_row(

@@ -21,6 +21,7 @@ from offramp.fitting.class_exits import (
     paper_figures,
     system_figures,
 )
+from offramp.fitting.class_exits.figures import as_json
 from offramp.train.class_exits.results import exit_row
 from offramp.train.class_exits.sweep import Sweep
 
@@ -132,7 +133,7 @@ def _row(sweep: Sweep, target: int, kept: bool, design: ClassExitPlan | None) ->
         "point": leaf.branch.point,
         "threshold": leaf.threshold,
         "rows": {
-            split: exit_row(sweep.data(split), [leaf], bootstrap=500).to_dict()
+            split: as_json(exit_row(sweep.data(split), [leaf], bootstrap=500))
             for split in _splits(sweep)
         },
     }
