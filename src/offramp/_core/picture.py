@@ -58,7 +58,10 @@ def decoded(
 
 def _upright(image: Image.Image, *, orient: bool, draft: bool) -> Image.Image:
     if image.format not in _OPENED:
-        raise ValueError(f"its format must be one of {', '.join(_FORMATS)}, got {image.format}")
+        raise ValueError(
+            f"its format must be one of {', '.join(_FORMATS)}, got {image.format}; where that can "
+            "be trusted, hand over image.convert('RGB')"
+        )
     pixels = image.width * image.height
     if pixels > MOST_PIXELS:
         raise ValueError(f"it has {pixels} pixels, and at most {MOST_PIXELS} are read")

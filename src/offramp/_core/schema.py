@@ -200,10 +200,13 @@ class OneOf:
 
     Args:
         registry: Of classes marked by `stored(kind)`, under their kind.
+        chain: Where a list of them may stand as well: what makes one of several.
     """
 
-    def __init__(self, registry: Registry[Any]) -> None:
-        self._registry = registry
+    def __init__(
+        self, registry: Registry[Any], chain: Callable[[list[Any]], Any] | None = None
+    ) -> None:
+        self._registry, self._chain = registry, chain
 
     def __get_pydantic_core_schema__(
         self, source: object, handler: "GetCoreSchemaHandler"
@@ -211,7 +214,16 @@ class OneOf:
         from pydantic_core import core_schema
 
         each = {name: handler.generate_schema(self._registry[name]) for name in self._registry}
-        return core_schema.tagged_union_schema(each, discriminator="kind")
+        one = core_schema.tagged_union_schema(each, discriminator="kind")
+        if self._chain is None:
+            return one
+        several = core_schema.no_info_after_validator_function(
+            self._chain, core_schema.list_schema(one)
+        )
+        return core_schema.tagged_union_schema(
+            {"<one>": one, "<several>": several},
+            discriminator=lambda value: "<several>" if isinstance(value, list) else "<one>",
+        )
 
 
 @final

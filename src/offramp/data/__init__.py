@@ -3,7 +3,7 @@
 Layer: data.  Imports _core only.
 """
 
-from offramp.data.arrays import arrays, npz
+from offramp.data.arrays import arrays, npz, rows
 from offramp.data.augment import CropAndFlip, jpeg_compressed
 from offramp.data.cifar import cifar10, cifar100
 from offramp.data.dataset import Dataset, LabelledBatch, LazyInputs
@@ -33,4 +33,5 @@ __all__ = [
     "load_dataset",
     "npz",
     "read_image",
+    "rows",
 ]

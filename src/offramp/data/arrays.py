@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp._core.arrays import tensor_of
+from offramp._core.batch import as_rows
 from offramp._core.checks import check_choice, check_labels
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.ids import as_ids
-from offramp._core.types import SPLITS, AnyArray, Split
+from offramp._core.types import SPLITS, AnyArray, Raw, Split
 from offramp.data.dataset import Dataset
 
 # Arrays up to 1 GiB are read however small their file; larger ones may shrink to a hundredth.
@@ -66,11 +67,23 @@ def arrays(
     >>> arrays(np.zeros((2, 8, 8, 3), dtype=np.uint8), [0, 1]).inputs.shape
     torch.Size([2, 3, 8, 8])
     """
+    check_labels(labels, class_names=() if class_names is None else class_names)
+    return _dataset(_taken(inputs, layout), labels, class_names, ids, split, name)
+
+
+def _dataset(
+    inputs: Raw,
+    labels: AnyArray,
+    class_names: Sequence[str] | None,
+    ids: AnyArray | None,
+    split: Sequence[Split] | None,
+    name: str,
+) -> Dataset:
     values = check_labels(labels, class_names=() if class_names is None else class_names)
     if class_names is None:
         class_names = [str(k) for k in range(int(values.max()) + 1 if len(values) else 0)]
     examples = Dataset(
-        inputs=_taken(inputs, layout),
+        inputs=inputs,
         labels=values,
         class_names=tuple(class_names),
         ids=np.arange(len(values)) if ids is None else as_ids(ids),
@@ -79,6 +92,36 @@ def arrays(
     )
     examples.warn_if_class_missing()
     return examples
+
+
+def rows(
+    inputs: object,
+    labels: AnyArray,
+    *,
+    class_names: Sequence[str] | None = None,
+    ids: AnyArray | None = None,
+    split: Sequence[Split] | None = None,
+    name: str = "rows",
+) -> Dataset:
+    """Take examples whose inputs are rows of any type, for stages with transforms that read them.
+
+    Args:
+        inputs: A list of texts, bytes, images, dicts or lists of token ids; a pandas table; or a
+            mapping of such columns.
+        labels: As in `arrays`.
+        class_names: As in `arrays`.
+        ids: As in `arrays`.
+        split: As in `arrays`.
+        name: For people.
+
+    Raises:
+        InputError: If rows cannot be had of `inputs`, or as `arrays`.
+
+    >>> examples = rows(["good", "bad"], [1, 0], class_names=["no", "yes"])
+    >>> examples.batch(0, 1).inputs
+    ['good']
+    """
+    return _dataset(as_rows(inputs), labels, class_names, ids, split, name)
 
 
 def npz(

@@ -16,8 +16,8 @@ from jaxtyping import Int, Int8, Int64
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from offramp._core.batch import RowList, as_rows, is_table, only_tensors, take_rows
 from offramp._core.batch import batch_size as batch_length
-from offramp._core.batch import take_rows
 from offramp._core.checks import (
     check_class_names,
     check_labels,
@@ -28,7 +28,7 @@ from offramp._core.checks import (
 from offramp._core.division import counts_of, random_order, stratified_order
 from offramp._core.errors import InputError, SplitOverlapError
 from offramp._core.ids import as_ids, shown_id
-from offramp._core.types import SPLITS, Batch, Ids, Split
+from offramp._core.types import SPLITS, Ids, Raw, Split
 
 _CHUNK = 4096  # rows hashed at a time: the inputs may be mapped from disk
 _SHOWN = 5  # names listed in a message
@@ -73,8 +73,8 @@ class Dataset:
 
     Args:
         inputs: `(n, ...)`, batch first; images are uint8 or float32 `(n, channels, h, w)`. Or a
-            mapping of such tensors, as text models take them; or inputs made on access
-            (`LazyInputs`).
+            mapping of such tensors, as text models take them; or rows of any type, as
+            `offramp._core.batch.as_rows` takes them; or inputs made on access (`LazyInputs`).
         labels: True labels, `(n,)`, int64, in [0, c).
         class_names: Names of the `c` classes.
         ids: Names of the examples, `(n,)`, int64 or str, unique.
@@ -93,7 +93,7 @@ class Dataset:
     (4, [0, 1])
     """
 
-    inputs: Tensor | Mapping[str, Tensor] | LazyInputs
+    inputs: Raw
     labels: Int64[Tensor, " n"]
     class_names: tuple[str, ...]
     ids: Ids
@@ -104,8 +104,7 @@ class Dataset:
         n, c = len(self.labels), self.classes
         if n == 0:
             raise InputError("A data set needs at least one example, got n = 0.")
-        lengths = batch_length(self.inputs) if isinstance(self.inputs, Mapping) else None
-        given = len(self.inputs) if lengths is None else lengths
+        given = batch_length(self.inputs) if _are_rows(self.inputs) else len(self.inputs)
         if given != n:
             raise InputError(
                 f"inputs and labels must have one length, got {given} inputs and {n} labels."
@@ -133,31 +132,33 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, position: int) -> tuple[Tensor | Mapping[str, Tensor], int, int | str]:
-        """Input, label and id of one example."""
+    def __getitem__(self, position: int) -> tuple[Any, int, int | str]:
+        """Input, label and id of one example; of a table the input is a dict."""
         if isinstance(self.inputs, Mapping):
             one: Any = {name: values[position] for name, values in self.inputs.items()}
+        elif is_table(self.inputs):
+            one = self.inputs.iloc[position].to_dict()
         else:
             one = self.inputs[position]
         return one, int(self.labels[position]), self.ids[position].item()
 
     def batch(self, start: int, stop: int) -> LabelledBatch:
         """Dataset `start` to `stop` as one batch; tensors share memory with the data set."""
+        where = slice(start, stop)
+        inputs: Raw
         if isinstance(self.inputs, Tensor):
-            inputs: Batch = self.inputs[start:stop]
-        elif isinstance(self.inputs, Mapping):
-            inputs = {name: values[start:stop] for name, values in self.inputs.items()}
+            inputs = self.inputs[where]
+        elif isinstance(self.inputs, Mapping) and only_tensors(self.inputs):
+            inputs = {name: values[where] for name, values in self.inputs.items()}
         else:
-            inputs = self.inputs_at(torch.arange(*slice(start, stop).indices(len(self))))
+            inputs = self.inputs_at(torch.arange(*where.indices(len(self))))
         return LabelledBatch(inputs, self.labels[start:stop], self.ids[start:stop])
 
-    def inputs_at(self, positions: Tensor) -> Batch:
+    def inputs_at(self, positions: Tensor) -> Raw:
         """Inputs of some examples as one batch, in this order."""
-        lazy = self.inputs
-        if isinstance(lazy, Tensor | Mapping):
-            found: Batch = take_rows(lazy, positions)
-            return found
-        return torch.stack([lazy[k] for k in positions.tolist()])
+        if _are_rows(self.inputs):
+            return take_rows(self.inputs, positions)
+        return torch.stack([self.inputs[k] for k in positions.tolist()])
 
     def loader(self, batch_size: int, *, num_workers: int = 0) -> "DataLoader[Any]":
         """A torch loader over batches, always in the order of the examples.
@@ -179,7 +180,7 @@ class Dataset:
         positions = index.nonzero()[:, 0] if index.dtype == torch.bool else index
         inputs: Any = (
             take_rows(self.inputs, positions)
-            if isinstance(self.inputs, Tensor | Mapping)
+            if _are_rows(self.inputs)
             else self.inputs.take(positions.tolist())
         )
         return replace(
@@ -285,12 +286,8 @@ class Dataset:
         for values in (self.labels.numpy(), self.ids):
             digest.update(f"{values.dtype.str} {values.shape}".encode())
             digest.update(np.ascontiguousarray(values).tobytes())
-        if isinstance(self.inputs, Tensor):
-            _hash_tensor(digest, self.inputs)
-        elif isinstance(self.inputs, Mapping):
-            for name in sorted(self.inputs):
-                digest.update(f"{name} ".encode())
-                _hash_tensor(digest, self.inputs[name])
+        if _are_rows(self.inputs):
+            _hash(digest, self.inputs)
         else:
             digest.update(self.inputs.identity())
         return digest.hexdigest()
@@ -318,6 +315,34 @@ class Dataset:
                     f"{', '.join(repr(k) for k in missing[:_SHOWN])}{more}.",
                     stacklevel=4,
                 )
+
+
+def _are_rows(inputs: Raw) -> bool:
+    """True for a batch of all examples, False for inputs that are made on access."""
+    return isinstance(inputs, Tensor | Mapping | RowList) or is_table(inputs)
+
+
+def _hash(digest: Any, value: Any) -> None:  # noqa: ANN401  (hashlib's own type, and any row)
+    """Add a batch, or what stands in its rows."""
+    if isinstance(value, Tensor):
+        _hash_tensor(digest, value)
+    elif isinstance(value, Mapping):
+        for name in sorted(value):
+            digest.update(f"{name} ".encode())
+            _hash(digest, value[name])
+    elif is_table(value):
+        _hash(digest, {str(name): as_rows(value[name]) for name in value.columns})
+    elif isinstance(value, list | tuple):
+        digest.update(f"{len(value)} ".encode())
+        for part in value:
+            _hash(digest, part)
+    elif isinstance(value, bytes):
+        digest.update(f"{len(value)} ".encode() + value)
+    elif hasattr(value, "tobytes"):  # arrays, and images of Pillow
+        shape = getattr(value, "shape", None) or (value.mode, value.size)
+        digest.update(f"{shape} {getattr(value, 'dtype', '')} ".encode() + value.tobytes())
+    else:
+        digest.update(f"{value!r} ".encode())
 
 
 def _hash_tensor(digest: Any, values: Tensor) -> None:  # noqa: ANN401  (hashlib's own type)

@@ -7,12 +7,11 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, final
 
-from pydantic import Discriminator, Tag
 from torch import nn
 
 from offramp._core.errors import InputError
 from offramp._core.registry import Registry
-from offramp._core.schema import As, OneOf, to_json
+from offramp._core.schema import OneOf, to_json
 from offramp._core.types import Raw
 from offramp.stages.transforms.columns import Columns
 from offramp.stages.transforms.decode import Decode
@@ -101,11 +100,5 @@ def key_of(transform: nn.Module | None) -> str | None:
     return json.dumps([value, [str(held.dtype) for held in transform.buffers()]])
 
 
-Step = Annotated[nn.Module, OneOf(TRANSFORMS)]
-_InFile = Annotated[
-    Annotated[Step, Tag("<one>")] | Annotated[tuple[Step, ...], Tag("<chain>")],
-    Discriminator(lambda value: "<chain>" if isinstance(value, list | tuple) else "<one>"),
-]
-
 #: A transform as it stands in a file: an object with its "kind", or a list of such.
-Transform = Annotated[nn.Module, As(_InFile, lambda transform: transform, chained)]
+Transform = Annotated[nn.Module, OneOf(TRANSFORMS, chain=chained)]
