@@ -4,7 +4,9 @@ Layer: cli.
 """
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,6 +15,7 @@ from offramp._core.errors import InputError
 from offramp.cli import options
 from offramp.cli.errors import NO_ANSWER
 from offramp.cli.output import Output, percent, points
+from offramp.cli.section import from_section, merged, words
 from offramp.project.config.config import load_config
 from offramp.project.config.sections import ClassExitsSection, RunConfig
 from offramp.project.folder import CLASS_EXITS, RunFolder, check_bundle, claim_bundle
@@ -20,6 +23,7 @@ from offramp.project.folder import CLASS_EXITS, RunFolder, check_bundle, claim_b
 if TYPE_CHECKING:
     from offramp.project.class_exits import Designed
 
+_FIELDS = ("constraints", "tolerance", "select", "exits", "together", "unit")
 _BELIEVE = (
     "Believe `gain`: how much faster the examples of the class are, counted over them alone. "
     "`formula` is the gain by the formula of Bonato and Bouganis, which counts examples of other "
@@ -27,6 +31,7 @@ _BELIEVE = (
 )
 
 
+@from_section(ClassExitsSection, *_FIELDS)
 def command(
     config: Annotated[
         Path, typer.Option("--config", "-c", help="Configuration in TOML with [network], [data].")
@@ -37,23 +42,11 @@ def command(
     ] = None,
     superclass: Annotated[
         list[str] | None,
-        typer.Option("--superclass", help="A superclass of design.superclasses; several times."),
+        typer.Option(
+            "--superclass", help="One of class_exits.superclasses; several times."
+        ),
     ] = None,
-    constraints: Annotated[
-        str | None, typer.Option(help="strict (everything keeps its accuracy) or paper.")
-    ] = None,
-    tolerance: Annotated[
-        float | None,
-        typer.Option(help="What accuracy and recalls may lose: 0.005 is half a point."),
-    ] = None,
-    select: Annotated[
-        str | None, typer.Option(help="ratio, saved_over_inflicted or saved.")
-    ] = None,
-    exits: Annotated[int | None, typer.Option(min=1, help="Most exits in a row.")] = None,
-    together: Annotated[
-        bool, typer.Option("--together", help="Exits of all these classes in one cascade.")
-    ] = False,
-    unit: Annotated[str | None, typer.Option(help="Tell time in flops or in seconds.")] = None,
+    given: Mapping[str, Any] = MappingProxyType({}),
     bundle: Annotated[
         Path | None, typer.Option(help="Also write a bundle to deploy: of one class, or together.")
     ] = None,
@@ -83,16 +76,8 @@ def command(
     data = settings.data
     if data is None:  # load_config has refused it
         return
-    how = _merged(
-        settings,
-        classes=_named(settings, config, classes, superclass),
-        constraints=constraints,
-        tolerance=tolerance,
-        select=select,
-        exits=exits,
-        together=together or None,
-        unit=unit,
-    )
+    named = _named(settings, config, classes, superclass)
+    how = _merged(settings, {**given, **({} if named is None else {"classes": named})})
     settings = settings.model_copy(update={"class_exits": how}).read_from(settings.file)
     examples = dataset_of(data)
     targets = targets_of(how, examples.class_names)
@@ -123,17 +108,9 @@ def command(
 
 def _command_line(config: Path, how: ClassExitsSection, targets: list[str]) -> str:
     """What to type to get this design again."""
-    words = [word for target in targets for word in ("--class", target)]
-    given = {
-        "constraints": how.constraints,
-        "tolerance": how.tolerance,
-        "select": how.select,
-        "exits": how.exits,
-        "unit": how.unit,
-    }
-    words += [w for name, v in given.items() if v is not None for w in (f"--{name}", str(v))]
-    words += ["--together"] if how.together else []
-    return shlex.join(["offramp", "class_exits", "--config", str(config), *words])
+    told = [word for target in targets for word in ("--class", target)]
+    told += words(how, _FIELDS)
+    return shlex.join(["offramp", "class-exits", "--config", str(config), *told])
 
 
 def _named(
@@ -148,21 +125,12 @@ def _named(
     return [*(classes or []), *(superclass or [])] or None
 
 
-def _merged(settings: RunConfig, **given: Any) -> ClassExitsSection:  # noqa: ANN401
-    """The section with what was given on the command line in its place, checked alike."""
-    from pydantic import ValidationError
-
-    update = {name: value for name, value in given.items() if value is not None}
-    try:
-        merged = ClassExitsSection.model_validate({**settings.class_exits.model_dump(), **update})
-    except ValidationError as error:
-        problems = "; ".join(
-            f"--{e['loc'][0]}: {e['msg']}, got {e['input']!r}" for e in error.errors()
-        )
-        raise InputError(f"{problems}.") from error
-    if merged.together and merged.constraints == "paper":
+def _merged(settings: RunConfig, given: Mapping[str, Any]) -> ClassExitsSection:
+    """The section with what was given on the command line in its place."""
+    how = merged(settings.class_exits, given)
+    if how.together and how.constraints == "paper":
         raise InputError("--together needs constraints 'strict', got 'paper'.")
-    return merged
+    return how
 
 
 def _save_bundle(bundle: Path, found: "Designed", settings: RunConfig, *, overwrite: bool) -> bool:

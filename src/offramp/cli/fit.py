@@ -5,7 +5,9 @@ Layer: cli.
 
 import os
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,6 +16,7 @@ from offramp._core.errors import InputError
 from offramp.cli import options
 from offramp.cli.errors import NO_ANSWER
 from offramp.cli.output import Output, points
+from offramp.cli.section import from_section, merged, words
 from offramp.project.choose import choose
 from offramp.project.config.config import load_config
 from offramp.project.config.sections import FitSection, RunConfig
@@ -30,62 +33,30 @@ if TYPE_CHECKING:
     from offramp.evaluation import Choice, Frontier
 
 _LINES = 12  # of the front, for people
+_FIELDS = (
+    "policy",
+    "max_drop",
+    "max_cost",
+    "delta",
+    "unlabeled",
+    "margin",
+    "reference",
+    "top",
+    "combines",
+    "loss",
+    "risk",
+    "seed",
+)
+Given = Mapping[str, Any]
 
 
+@from_section(FitSection, *_FIELDS)
 def command(
     trace: Annotated[
         Path | None, typer.Argument(help="The trace; by default that of the run's folder.")
     ] = None,
     config: options.Config = None,
-    policy: Annotated[
-        str | None,
-        typer.Option(help="learned, threshold, random, agreement, or several with commas."),
-    ] = None,
-    max_drop: Annotated[
-        float | None, typer.Option(help="Loss of accuracy you can bear: 0.02 is two points.")
-    ] = None,
-    max_cost: Annotated[
-        float | None,
-        typer.Option(help="Or the mean cost you can pay: 0.5 is half of the reference's."),
-    ] = None,
-    delta: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FLOAT|none",
-            help="Largest chance that new examples break the promise; 0.1 with --max-drop. none "
-            "measures only and promises nothing.",
-        ),
-    ] = None,
-    unlabeled: options.Unlabeled = False,
-    margin: Annotated[
-        float | None,
-        typer.Option(help="With --delta none: standard errors below --max-drop."),
-    ] = None,
-    reference: Annotated[
-        str | None,
-        typer.Option(
-            help="The reference, the network to compare with; by default the most accurate."
-        ),
-    ] = None,
-    top: Annotated[
-        int | None, typer.Option(help="Right means among the so many best labels.")
-    ] = None,
-    combines: Annotated[
-        str | None, typer.Option(help="How visited networks answer: last, mean, weighted.")
-    ] = None,
-    loss: Annotated[
-        str | None, typer.Option(help="What learned policies minimize: negative_flips or error.")
-    ] = None,
-    risk: Annotated[
-        str | None,
-        typer.Option(
-            help="accuracy_drop: accuracy lost; negative_flips: new errors only; where it is "
-            "promised also error, disagreement, recall (of any class)."
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Of the division of a trace without splits.")
-    ] = None,
+    given: Given = MappingProxyType({}),
     out: Annotated[
         Path | None, typer.Option(help="Folder of the run; by default in runs/.")
     ] = None,
@@ -115,21 +86,7 @@ def command(
         raise InputError("--bundle needs --config, which says how to build the networks.")
     needs = ("stage",) if bundle is not None else ()
     settings = RunConfig() if config is None else load_config(config, needs=needs)
-    section = _merged(
-        settings.fit,
-        policy=options.names(policy),
-        max_drop=max_drop,
-        max_cost=max_cost,
-        delta=delta,
-        unlabeled=unlabeled or None,
-        margin=margin,
-        reference=reference,
-        top=top,
-        combines=options.names(combines),
-        loss=loss,
-        risk=risk,
-        seed=seed,
-    )
+    section = _merged(settings.fit, given)
     run = RunFolder.claim(_folder(out, trace, None if config is None else settings))
     path = run.trace_path() if trace is None else trace
     if bundle is not None:
@@ -146,25 +103,22 @@ def command(
     _show(output, frontier, choice, run.path, bundle)
 
 
-def _merged(section: FitSection, **given: Any) -> FitSection:  # noqa: ANN401  (as the options are)
+def _merged(section: FitSection, given: Given) -> FitSection:
     """The section with what was given on the command line in its place."""
-    update = {name: value for name, value in given.items() if value is not None}
-    update |= options.level(update.pop("delta", None))
-    if "max_drop" in update or "max_cost" in update:
-        update = {"max_drop": None, "max_cost": None, **update}
-    merged = section.model_copy(update=update)
-    given_limits = (merged.max_drop is not None) + (merged.max_cost is not None)
-    if given_limits == 0 or (given_limits == 2 and merged.level is None):
+    limits = {"max_drop": None, "max_cost": None}
+    section = merged(section, {**(limits if given.keys() & limits else {}), **given})
+    given_limits = (section.max_drop is not None) + (section.max_cost is not None)
+    if given_limits == 0 or (given_limits == 2 and section.level is None):
         raise InputError(
             "Say which point to choose: either --max-drop (0.02 allows two points of accuracy) or "
             "--max-cost (0.5 allows half of the cost), or with --delta both, got "
-            f"{merged.max_drop} and {merged.max_cost}."
+            f"{section.max_drop} and {section.max_cost}."
         )
-    if merged.level is not None:
-        _check_promise(merged)
-    if merged.unlabeled:
-        check_unlabeled(merged.level, {merged.risk} if merged.max_drop is not None else set())
-    return merged
+    if section.level is not None:
+        _check_promise(section)
+    if section.unlabeled:
+        check_unlabeled(section.level, {section.risk} if section.max_drop is not None else set())
+    return section
 
 
 def _check_promise(section: FitSection) -> None:
@@ -176,10 +130,8 @@ def _check_promise(section: FitSection) -> None:
             "--max-drop must be in (0, 1), got 0.0: no number of examples promises that nothing "
             "is lost. With --delta none it is measured only."
         )
-    for name in ("delta", "max_drop", "max_cost"):
-        value = getattr(section, name)
-        if value is not None:
-            check_probability(f"--{name.replace('_', '-')}", value)
+    if section.max_cost is not None:
+        check_probability("--max-cost", section.max_cost)
     if section.margin is not None:
         raise InputError(
             f"--margin must not be given together with --delta, got {section.margin}: it guards a "
@@ -200,22 +152,9 @@ def _folder(out: Path | None, trace: Path | None, settings: RunConfig | None) ->
 
 def _command_line(trace: Path, section: FitSection, out: Path) -> str:
     """What to type to get this fit again, whatever was in the configuration."""
-    given = {
-        "policy": ",".join(section.policy),
-        "max-drop": section.max_drop,
-        "max-cost": section.max_cost,
-        "delta": "none" if section.level is None else section.level,
-        "margin": section.margin,
-        "reference": section.reference,
-        "top": section.top,
-        "combines": None if section.combines is None else ",".join(section.combines),
-        "loss": section.loss,
-        "risk": section.risk,
-        "seed": section.seed,
-    }
-    words = [w for name, v in given.items() if v is not None for w in (f"--{name}", str(v))]
-    words += ["--unlabeled"] if section.unlabeled else []
-    return shlex.join(["offramp", "fit", str(trace), *words, "--out", str(out)])
+    told = words(section, [name for name in _FIELDS if name != "delta"])
+    told += ["--delta", "none" if section.level is None else str(section.level)]
+    return shlex.join(["offramp", "fit", str(trace), *told, "--out", str(out)])
 
 
 def _fit(path: Path, section: FitSection) -> "tuple[Frontier, Choice]":

@@ -82,23 +82,6 @@ def whole_numbers(option: str, text: str) -> list[int]:
     return numbers
 
 
-def level(text: str | None) -> dict[str, float | None]:
-    """Read `--delta`, a number or "none", as what was given; nothing where nothing was.
-
-    Raises:
-        InputError: If it is neither.
-
-    >>> level("0.05"), level("none"), level(None)
-    ({'delta': 0.05}, {'delta': None}, {})
-    """
-    if text is None or text == "none":
-        return {} if text is None else {"delta": None}
-    try:
-        return {"delta": float(text)}
-    except ValueError as error:
-        raise InputError(f"--delta must be a number in (0, 1), or none, got {text!r}.") from error
-
-
 def names(text: str | None) -> list[str] | None:
     """Read names that are separated by commas; None stays None.
 

@@ -89,7 +89,7 @@ def load_config(path: Path, *, needs: Sequence[str] = ()) -> RunConfig:
     try:
         config = RunConfig.model_validate(value, context={"folder": path.resolve().parent})
     except ValidationError as error:
-        problems += [(e["loc"], _explained(e["loc"], e)) for e in error.errors()]
+        problems += [(e["loc"], explained(e["loc"], e)) for e in error.errors()]
     else:
         problems += contradictions(config)
     if problems:
@@ -122,7 +122,8 @@ def place(loc: Sequence[str | int]) -> str:
     return text
 
 
-def _explained(loc: Sequence[str | int], error: Mapping[str, Any]) -> str:
+def explained(loc: Sequence[str | int], error: Mapping[str, Any]) -> str:
+    """What is wrong with a value, and what it is, of one error of pydantic."""
     if error["type"] == "extra_forbidden":
         known = _keys_beside(loc)
         near = get_close_matches(str(loc[-1]), known, n=1)

@@ -264,20 +264,53 @@ class CostSection(_Section):
 class FitSection(_Section):
     """`[fit]`: which policies, and which point to choose."""
 
-    policy: Names = Field(default_factory=lambda: ["learned"])
-    reference: str | None = None
-    top: int = Field(default=1, ge=1)
-    combines: Names | None = None
-    loss: Literal["negative_flips", "error"] | None = None
-    risk: Literal["accuracy_drop", "negative_flips", "error", "disagreement", "recall"] = (
-        "accuracy_drop"
+    policy: Names = Field(
+        default_factory=lambda: ["learned"],
+        description="learned, threshold, random, agreement, or several with commas.",
     )
-    max_drop: float | None = Field(default=None, ge=0, lt=1)
-    max_cost: float | None = Field(default=None, gt=0)
-    delta: Level = DELTA
-    unlabeled: bool = False
-    margin: float | None = Field(default=None, ge=0)
-    seed: int = 0
+    max_drop: float | None = Field(
+        default=None, ge=0, lt=1, description="Loss of accuracy you can bear: 0.02 is two points."
+    )
+    max_cost: float | None = Field(
+        default=None,
+        gt=0,
+        description="Or the mean cost you can pay: 0.5 is half of the reference's.",
+    )
+    delta: Level = Field(
+        default=DELTA,
+        description="Largest chance that new examples break the promise; 0.1 with --max-drop. none "
+        "measures only and promises nothing.",
+    )
+    unlabeled: bool = Field(
+        default=False,
+        description="The examples that promises are tested on have no labels to trust: theirs are "
+        "not read. With --delta; --risk disagreement and --max-cost can be promised then.",
+    )
+    margin: float | None = Field(
+        default=None,
+        ge=0,
+        description="With --delta none: standard errors below --max-drop.",
+    )
+    reference: str | None = Field(
+        default=None,
+        description="The reference, the network to compare with; by default the most accurate.",
+    )
+    top: int = Field(
+        default=1, ge=1, description="Right means among the so many best labels; 1 by default."
+    )
+    combines: Names | None = Field(
+        default=None,
+        description="How visited networks answer: last, mean, log_linear; several with commas.",
+    )
+    loss: Literal["negative_flips", "error"] | None = Field(
+        default=None, description="What learned policies minimize."
+    )
+    risk: Literal["accuracy_drop", "negative_flips", "error", "disagreement", "recall"] = Field(
+        default="accuracy_drop",
+        description="accuracy_drop: accuracy lost; negative_flips: new errors only; where it is "
+        "promised also error, disagreement, recall (of any class).",
+    )
+    seed: int = Field(default=0, description="Of the division of a trace without splits.")
 
     @property
     def level(self) -> float | None:
@@ -294,18 +327,27 @@ class ClassExitsSection(_Section):
 
     classes: ClassNames = Field(default_factory=list)
     superclasses: dict[str, Names] = Field(default_factory=dict)
-    constraints: Literal["strict", "paper"] = "strict"
-    tolerance: float = Field(default=0.005, ge=0, le=1)
+    constraints: Literal["strict", "paper"] = Field(
+        default="strict", description="strict: everything keeps its accuracy."
+    )
+    tolerance: float = Field(
+        default=0.005,
+        ge=0,
+        le=1,
+        description="What accuracy and recalls may lose: 0.005 is half a point.",
+    )
     thresholds: Annotated[list[float], Field(min_length=2, max_length=2)] = [0.95, 1.0]
     precision_floor: float = Field(default=0.0, ge=0, le=1)
-    select: Literal["ratio", "saved_over_inflicted", "saved"] | None = None
-    exits: int = Field(default=1, ge=1)
-    together: bool = False
+    select: Literal["ratio", "saved_over_inflicted", "saved"] | None = Field(
+        default=None, description="What is to be largest."
+    )
+    exits: int = Field(default=1, ge=1, description="Most exits in a row; 1 by default.")
+    together: bool = Field(default=False, description="Exits of all these classes in one cascade.")
     points: int | None = Field(default=None, ge=1)
     grid: int = Field(default=2, ge=1)
     kp: Literal["both", "on", "off"] = "both"
     prune: bool = False
-    unit: Literal["flops", "seconds"] = "flops"
+    unit: Literal["flops", "seconds"] = Field(default="flops", description="What time is told in.")
     batch_size: int = Field(default=1, ge=1)
     epochs: int = Field(default=40, ge=1)
     class_weights: Literal["plain", "balanced"] = "plain"
