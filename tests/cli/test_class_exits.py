@@ -130,8 +130,8 @@ def test_no_viable_exit_is_an_answer_with_its_own_exit_code(run, copied):
     [
         (["--class", "eleven"], "There is no class 'eleven'."),
         (["--class", "12"], "A class must be in [0, 10), got 12."),
-        (["--tolerance", "2"], "--tolerance: Input should be less than or equal to 1, got 2.0"),
-        (["--constraints", "loose"], "--constraints: Input should be 'strict' or 'paper'"),
+        (["--tolerance", "2"], "--tolerance must be in [0, 1], got 2.0"),
+        (["--constraints", "loose"], "--constraints input should be 'strict' or 'paper'"),
         (["--together", "--constraints", "paper"], "needs constraints 'strict', got 'paper'"),
     ],
 )

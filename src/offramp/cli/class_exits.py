@@ -42,9 +42,7 @@ def command(
     ] = None,
     superclass: Annotated[
         list[str] | None,
-        typer.Option(
-            "--superclass", help="One of class_exits.superclasses; several times."
-        ),
+        typer.Option("--superclass", help="One of class_exits.superclasses; several times."),
     ] = None,
     given: Mapping[str, Any] = MappingProxyType({}),
     bundle: Annotated[

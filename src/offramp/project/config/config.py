@@ -131,7 +131,9 @@ def explained(loc: Sequence[str | int], error: Mapping[str, Any]) -> str:
         return f"there is no such key.{hint} Known: {', '.join(known)}."
     if error["type"] == "missing":
         return "is missing"
-    said = str(error["ctx"]["error"]) if error["type"] == "value_error" else error["msg"]
+    said = str(error["ctx"]["error"]).strip() if error["type"] == "value_error" else error["msg"]
+    if ", got " in said:  # it says so itself
+        return said.removesuffix(".")
     got = repr(error["input"])
     shown = got if len(got) <= _SHOWN else f"{got[:_SHOWN]}..."
     return f"{said[0].lower()}{said[1:]}, got {shown}"

@@ -4,10 +4,13 @@ Layer: project.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
+
+from offramp._core.checks import check_fraction, check_probability
 
 SplitName = Literal["train", "fit", "calibrate", "test"]
 DELTA = 0.1  # as of `Frontier.cheapest`, which would have to be loaded to be asked
@@ -24,12 +27,21 @@ class HeadChoice(NamedTuple):
     options: dict[str, Any]
 
 
-def _no_level(value: object) -> object:
-    return None if value == "none" else value
+def _level(value: object) -> object:
+    if value is None or value == "none":
+        return None
+    if isinstance(value, str):  # of the command line
+        try:
+            value = float(value)
+        except ValueError as error:
+            raise ValueError("must be a number in (0, 1), or none") from error
+    return check_probability("", value)
 
 
 #: Largest chance of a wrong promise; "none" (TOML knows no null) promises nothing.
-Level = Annotated[Annotated[float, Field(gt=0, lt=1)] | None, BeforeValidator(_no_level)]
+Level = Annotated[float | None, BeforeValidator(_level)]
+#: In [0, 1]; percentages are explained.
+Fraction = Annotated[float, AfterValidator(partial(check_fraction, ""))]
 
 
 def _as_list(value: object) -> object:
@@ -268,8 +280,8 @@ class FitSection(_Section):
         default_factory=lambda: ["learned"],
         description="learned, threshold, random, agreement, or several with commas.",
     )
-    max_drop: float | None = Field(
-        default=None, ge=0, lt=1, description="Loss of accuracy you can bear: 0.02 is two points."
+    max_drop: Fraction | None = Field(
+        default=None, description="Loss of accuracy you can bear: 0.02 is two points."
     )
     max_cost: float | None = Field(
         default=None,
@@ -330,10 +342,8 @@ class ClassExitsSection(_Section):
     constraints: Literal["strict", "paper"] = Field(
         default="strict", description="strict: everything keeps its accuracy."
     )
-    tolerance: float = Field(
+    tolerance: Fraction = Field(
         default=0.005,
-        ge=0,
-        le=1,
         description="What accuracy and recalls may lose: 0.005 is half a point.",
     )
     thresholds: Annotated[list[float], Field(min_length=2, max_length=2)] = [0.95, 1.0]
