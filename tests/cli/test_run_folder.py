@@ -47,6 +47,17 @@ def test_the_choice_is_read_from_the_folder_as_it_was_made(frontier, tmp_path, a
     assert to_json(candidate_from_file(run.path)) == to_json(choice.candidate)
 
 
+def test_a_choice_of_an_older_version_is_refused_and_its_candidate_read(frontier, tmp_path):
+    candidate = frontier.points[0].candidate
+    run = RunFolder.claim(tmp_path / "run")
+    run.write("chosen.json", {"limit": {"max_drop": 0.02}, "candidate": to_json(candidate)})
+    with pytest.raises(
+        FileFormatError, match=r"chosen\.json was written by version 0\.1"
+    ):
+        run.choice()
+    assert to_json(candidate_from_file(run.path)) == to_json(candidate)
+
+
 def test_a_margin_is_kept(frontier):
     kept, usual = (
         choose(frontier, FitSection(max_drop=0.03, delta="none", margin=margin))

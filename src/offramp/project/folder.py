@@ -134,11 +134,18 @@ class RunFolder:
         return from_json(Frontier, read_json(path := self.path / FRONTIER), where=path)
 
     def choice(self) -> "Choice":
-        """Read `chosen.json`."""
+        """Read `chosen.json`.
+
+        Raises:
+            FileFormatError: If it is none, or of a version that chose once more to read it.
+        """
         from offramp._core.schema import from_json
         from offramp.evaluation import Choice
 
-        return from_json(Choice, read_json(path := self.path / CHOSEN), where=path)
+        value = read_json(path := self.path / CHOSEN)
+        if "limit" in value:
+            raise FileFormatError(f"{path} was written by version 0.1; run `offramp fit` again.")
+        return from_json(Choice, value, where=path)
 
 
 def check_replaceable(path: Path, command: str) -> bool:
