@@ -19,7 +19,7 @@ def test_members_are_found_by_name_and_in_order():
 
 
 def test_a_name_that_is_not_there_suggests_the_nearest():
-    with pytest.raises(UnknownNameError, match="no color 'read'. Did you mean 'red'"):
+    with pytest.raises(UnknownNameError, match=r"no color 'read'\. Did you mean 'red'"):
         colors()["read"]
     assert colors().get("read") is None
 
