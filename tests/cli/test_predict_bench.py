@@ -91,8 +91,9 @@ def test_a_folder_is_read_in_depth_and_broken_images_are_named(run, deployed, fo
 
 
 def test_images_are_cut_as_the_configuration_said(deployed, folder, images):
-    loaded = load(deployed / "bundle")
-    reader = InputReader.of(loaded, [folder / "class0" / "2.png"], array="images", ids=None)
+    reader = InputReader.of(
+        deployed / "bundle", [folder / "class0" / "2.png"], array="images", ids=None
+    )
     reader.image_options = {"resize": 8}
     ((names, batch),) = reader.batches(10)
     assert names == ["2.png"]
@@ -100,8 +101,7 @@ def test_images_are_cut_as_the_configuration_said(deployed, folder, images):
 
 
 def test_several_inputs_are_told_apart_by_name(deployed, folder, npz, images):
-    loaded = load(deployed / "bundle")
-    reader = InputReader.of(loaded, [folder / "class0", npz], array="images", ids=None)
+    reader = InputReader.of(deployed / "bundle", [folder / "class0", npz], array="images", ids=None)
     parts = list(reader.batches(32))
     names = [name for part, _ in parts for name in part]
     assert names[0] == (folder / "class0" / "0.png").as_posix()
@@ -118,8 +118,7 @@ def test_arrays_may_have_other_axes_that_fit(deployed, tmp_path, images, axes):
         "float64": images.double(),
     }[axes]
     np.savez(tmp_path / "x.npz", images=given.numpy())
-    loaded = load(deployed / "bundle")
-    reader = InputReader.of(loaded, [tmp_path / "x.npz"], array="images", ids=None)
+    reader = InputReader.of(deployed / "bundle", [tmp_path / "x.npz"], array="images", ids=None)
     ((ids, batch),) = reader.batches(100)
     assert ids == list(range(40))
     assert torch.equal(batch.float(), images.float())

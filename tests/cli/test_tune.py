@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from offramp.bundle import load
+from offramp.bundle import read_manifest
 from offramp.data import digits
 
 
@@ -31,7 +31,7 @@ def test_what_was_measured_stays_in_the_bundle_and_auto_takes_it(run, bundle, np
     assert tuned.code == 0, tuned.err
     assert "batch of 8" in tuned.out
     assert "fastest" in tuned.out
-    table = load(bundle).manifest.backends
+    table = read_manifest(bundle).backends
     assert table.batch_sizes == (1, 8)
     rows = {}
     for backend in (None, "auto", "onnxruntime", "folded"):

@@ -12,7 +12,6 @@ import offramp
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.ids import as_ids, shown_id
 from offramp._core.keys import example_keys
-from offramp.bundle import load
 from offramp.cli import main
 from offramp.data import arrays, image_folder, read_image
 from offramp.models import ModelSpec, build
@@ -113,8 +112,8 @@ def test_a_network_of_other_shape_is_fed_from_a_folder_and_from_predict(tmp_path
     found = dataset_of(data)
     assert found.inputs[0].shape == (3, 8, 14)
     assert found.inputs.resize == (9, 16)
-    loaded = load(bundle(tmp_path, (3, 8, 14), image_options(data)))
-    reader = InputReader.of(loaded, [tmp_path / "photos"], array="images", ids=None)
+    saved = bundle(tmp_path, (3, 8, 14), image_options(data))
+    reader = InputReader.of(saved, [tmp_path / "photos"], array="images", ids=None)
     ((_, batch),) = reader.batches(4)
     assert torch.equal(batch[0], found.inputs[0])
 
@@ -135,8 +134,8 @@ def test_predict_turns_pictures_as_those_were_that_it_was_fitted_on(tmp_path, ex
     exif[0x0112] = 3
     with Image.open(picture(tmp_path / "x.png")) as image:
         image.save(tmp_path / "y.png", exif=exif)
-    loaded = load(bundle(tmp_path, (3, 16, 16), extra))
-    reader = InputReader.of(loaded, [tmp_path / "y.png"], array="images", ids=None, orient=asked)
+    saved = bundle(tmp_path, (3, 16, 16), extra)
+    reader = InputReader.of(saved, [tmp_path / "y.png"], array="images", ids=None, orient=asked)
     reader.image_options = {"resize": 16, "orient": reader.image_options.get("orient", True)}
     ((_, batch),) = reader.batches(1)
     plain = read_image(tmp_path / "x.png", size=16, resize=16)
