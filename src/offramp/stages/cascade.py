@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from offramp._core.errors import InputError, TopologyError
 from offramp._core.topology import RAW_INPUT, Topology
-from offramp._core.types import AnyBatch, Batch, OutputForm, Raw
+from offramp._core.types import AnyBatch, OutputForm, Raw
 from offramp.models import ModelSpec, SeveralLogitsError
 from offramp.stages.classes import check_same_classes, settle_classes, tell_classes
 from offramp.stages.exits import Heads, chain_edges, exit_stages
@@ -105,8 +105,11 @@ class Cascade(nn.Module):
             InputError: If `transform`, `specs` or `outputs` name a network that is not there, or
                 networks answer in different forms.
         """
-        named_alike = isinstance(transform, Mapping)
-        each = transform if named_alike else dict.fromkeys(models, chained(transform))
+        each: Mapping[str, Transforms] = (
+            transform
+            if isinstance(transform, Mapping)
+            else dict.fromkeys(models, chained(transform))
+        )
         forms = outputs if isinstance(outputs, Mapping) else dict.fromkeys(models, outputs)
         named = (("transform", each), ("specs", specs or {}), ("outputs", forms))
         for argument, given in named:
@@ -136,7 +139,7 @@ class Cascade(nn.Module):
         at: Sequence[str],
         *,
         heads: Heads | None = None,
-        example: Batch,
+        example: AnyBatch,
         last: str = "last",
         edges: str | Iterable[tuple[str, str]] = "chain",
         transform: Transforms = None,

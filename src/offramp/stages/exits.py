@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from offramp._core.checks import check_known
 from offramp._core.errors import InputError
-from offramp._core.types import Batch
+from offramp._core.types import AnyBatch, Batch
 from offramp.models import LayerShape, ModelSpec, build, default_head
 from offramp.stages.cutting.cut import GIVES, answer, cut, input_names
 from offramp.stages.cutting.spec import CutSpec, SegmentSpec, synthetic_example
@@ -60,7 +60,7 @@ def exit_stages(
     net: nn.Module,
     at: Sequence[str],
     heads: Heads | None,
-    example: Batch,
+    example: AnyBatch,
     *,
     last: str,
     transform: Transforms,

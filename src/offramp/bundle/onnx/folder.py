@@ -18,7 +18,7 @@ from offramp._core.files import atomic_folder, write_json
 from offramp._core.ownership import ONNX_FOLDER, check_folder
 from offramp._core.schema import to_json
 from offramp._core.topology import RAW_INPUT
-from offramp._core.types import Batch
+from offramp._core.types import AnyBatch
 from offramp.bundle.names import MANIFEST, POLICY, WEIGHTS, weight_files
 from offramp.bundle.onnx.parts import ENDING, RAW, Parts, export_parts
 from offramp.policy import Policy
@@ -48,7 +48,7 @@ def export_folder(
     cascade: StageSource,
     choice: Choice,
     *,
-    example: Batch,
+    example: AnyBatch,
     class_names: Sequence[str] = (),
     transform: bool = True,
     overwrite: bool = False,

@@ -12,7 +12,7 @@ from typing import Any, final
 from offramp._core.errors import InputError, UnsupportedError
 from offramp._core.files import new_file
 from offramp._core.ownership import check_file
-from offramp._core.types import Batch
+from offramp._core.types import AnyBatch
 from offramp.bundle.onnx.graph import Scope
 from offramp.bundle.onnx.parts import ENDING, Parts, check_fits, export_parts
 from offramp.bundle.onnx.routing import write_cascade
@@ -42,7 +42,7 @@ def export_single_file(
     cascade: StageSource,
     choice: Choice,
     *,
-    example: Batch,
+    example: AnyBatch,
     class_names: Sequence[str] = (),
     transform: bool = True,
     overwrite: bool = False,
