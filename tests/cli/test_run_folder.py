@@ -51,9 +51,7 @@ def test_a_choice_of_an_older_version_is_refused_and_its_candidate_read(frontier
     candidate = frontier.points[0].candidate
     run = RunFolder.claim(tmp_path / "run")
     run.write("chosen.json", {"limit": {"max_drop": 0.02}, "candidate": to_json(candidate)})
-    with pytest.raises(
-        FileFormatError, match=r"chosen\.json was written by version 0\.1"
-    ):
+    with pytest.raises(FileFormatError, match=r"chosen\.json was written by version 0\.1"):
         run.choice()
     assert to_json(candidate_from_file(run.path)) == to_json(candidate)
 

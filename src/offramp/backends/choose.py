@@ -11,16 +11,17 @@ from typing import final
 
 import torch
 
+from offramp._core.batch import form_of, only_tensors
 from offramp._core.checks import check_known, check_positive_int
 from offramp._core.errors import InputError, MissingExtraError, UnsupportedError
 from offramp._core.progress import progress_bar
 from offramp._core.schema import stored
-from offramp._core.types import Batch, Raw
+from offramp._core.types import AnyBatch, Raw
 from offramp.backends.build import Builder, Built
 from offramp.backends.compiled import Compiled
 from offramp.backends.form import Form
 from offramp.backends.table import BACKENDS, EAGER, backend_of, exact_backends
-from offramp.stages import Stage
+from offramp.stages import Stage, take_in
 from offramp.stages.timing import Run, described, filled, median_seconds
 
 _log = logging.getLogger(__name__)
@@ -116,13 +117,13 @@ class BackendTable:
 
 def choose_backends(
     stages: Iterable[Stage],
-    example: Raw,
+    example: AnyBatch,
     *,
     candidates: Sequence[str] | None = None,
     batch_sizes: Sequence[int] = (1, 32, 128),
     rounds: int = 7,
     threads: int | None = None,
-    calibration: Raw | None = None,
+    calibration: AnyBatch | None = None,
     progress: bool = False,
 ) -> BackendTable:
     """Measure every stage in every backend, in interleaved rounds; medians count.
@@ -141,7 +142,7 @@ def choose_backends(
 
     Raises:
         UnknownNameError: If there is no such backend.
-        InputError: As `with_backend`; or if no stage runs in PyTorch.
+        InputError: As `with_backend`; or if no stage runs in PyTorch, or `example` is no tensors.
 
     >>> from torch import nn
     >>> table = choose_backends(
@@ -158,7 +159,14 @@ def choose_backends(
     sizes = tuple(sorted({check_positive_int("batch_sizes", size) for size in batch_sizes}))
     names = list(dict.fromkeys((EAGER, *_candidates(candidates))))
     count = torch.get_num_threads() if threads is None else check_positive_int("threads", threads)
-    builder = Builder(list(stages), example, calibration, threads=count)
+    stages = list(stages)
+    example = take_in(stages)(example)
+    if not only_tensors(example):
+        raise InputError(
+            f"example must be tensors, whose form the table holds, got {form_of(example)}. For "
+            "other rows name a backend for each stage: with_backend(cascade, {...}, example=rows)."
+        )
+    builder = Builder(stages, example, calibration, threads=count)
     seconds: dict[str, dict[str, tuple[float, ...]]] = {}
     refused: dict[str, dict[str, str]] = {}
     groups = builder.groups()
@@ -213,7 +221,7 @@ def _candidates_of(
 
 
 def _times(
-    built: Mapping[str, Built], given: Batch, sizes: Sequence[int], rounds: int
+    built: Mapping[str, Built], given: Raw, sizes: Sequence[int], rounds: int
 ) -> dict[str, tuple[float, ...]]:
     """Seconds of each backend at each size; they take turns."""
     found: dict[str, list[float]] = {name: [] for name in built}
@@ -227,7 +235,7 @@ def _times(
     return {name: tuple(each) for name, each in found.items()}
 
 
-def _run(built: Built, batch: Batch) -> Run:
+def _run(built: Built, batch: Raw) -> Run:
     def run() -> None:
         result = built.stages[0].segment(batch)
         for stage in built.stages:

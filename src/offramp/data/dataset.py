@@ -42,8 +42,8 @@ class LazyInputs(Protocol):
         """Number of inputs."""
         ...
 
-    def __getitem__(self, position: int) -> Tensor:
-        """One input, without the batch axis; all have one shape."""
+    def __getitem__(self, position: int) -> Any:  # noqa: ANN401  (a tensor, or a row)
+        """One input, without the batch axis: a tensor, all of one shape, or a row of any type."""
         ...
 
     def take(self, positions: Sequence[int]) -> "LazyInputs":
@@ -158,7 +158,8 @@ class Dataset:
         """Inputs of some examples as one batch, in this order."""
         if _are_rows(self.inputs):
             return take_rows(self.inputs, positions)
-        return torch.stack([self.inputs[k] for k in positions.tolist()])
+        found = [self.inputs[k] for k in positions.tolist()]
+        return torch.stack(found) if isinstance(found[0], Tensor) else RowList(found)
 
     def loader(self, batch_size: int, *, num_workers: int = 0) -> "DataLoader[Any]":
         """A torch loader over batches, always in the order of the examples.

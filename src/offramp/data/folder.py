@@ -40,7 +40,7 @@ _QUEUED = 512  # images handed to the threads at a time
 @final
 @dataclass(frozen=True, kw_only=True)
 class ImageFiles:
-    """Image files as uint8 tensors `(3, height, width)`, decoded on access.
+    """Image files as uint8 tensors `(3, height, width)`, decoded on access, or as their bytes.
 
     Args:
         root: Folder that the names are relative to.
@@ -48,6 +48,7 @@ class ImageFiles:
         size: Height and width that are cut from the middle, in pixels, or one number for both.
         resize: What is covered by scaling first, as `read_image` takes it.
         orient: True turns images as their EXIF tags say.
+        decode: False gives the bytes of the files.
     """
 
     root: Path
@@ -55,6 +56,7 @@ class ImageFiles:
     size: Side
     resize: Side
     orient: bool = True
+    decode: bool = True
 
     def __post_init__(self) -> None:
         check_sizes(self.size, self.resize)
@@ -62,10 +64,13 @@ class ImageFiles:
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, position: int) -> UInt8[Tensor, "3 h w"]:
+    def __getitem__(self, position: int) -> UInt8[Tensor, "3 h w"] | bytes:
         """One image; raises `FileFormatError` if it cannot be decoded any more."""
+        path = self.root / self.names[position]
+        if not self.decode:
+            return path.read_bytes()
         return read_image(
-            self.root / self.names[position],
+            path,
             size=self.size,
             resize=self.resize,
             orient=self.orient,
@@ -79,6 +84,8 @@ class ImageFiles:
         """Names and sizes of the files, and how they are turned and cut."""
         sizes = [(self.root / name).stat().st_size for name in self.names]
         how = [self.size, self.resize, "upright" if self.orient else "as it lies"]
+        if not self.decode:
+            how = ["as bytes"]
         return json.dumps([self.names, sizes, *how]).encode()
 
 
@@ -89,6 +96,7 @@ def image_folder(
     resize: Side | None = None,
     check: bool = True,
     orient: bool = True,
+    decode: bool = True,
     classes: Classes | None = None,
     class_count: int | None = None,
     order: str | None = None,
@@ -108,6 +116,8 @@ def image_folder(
             corrupt. False trusts them; a corrupt one is an error later.
         orient: True turns images as their EXIF tags say; False for a network that was trained on
             images as they lie in the files.
+        decode: False gives the bytes of each file, for stages whose transforms decode and resize:
+            networks of several resolutions read one folder. `size` then says nothing.
         classes: Which subfolder is which class of the network: folder names in the order of the
             classes; or a mapping of folders to numbers from 0; or a CSV file with the columns
             folder, index and perhaps name. There may be more of them than subfolders. None counts
@@ -118,8 +128,8 @@ def image_folder(
             2 before 10, as timm does. None is "sorted", with a warning where it matters.
 
     Returns:
-        Dataset with uint8 inputs `(3, height, width)` decoded on access; ids are relative paths,
-        odd bytes in them escaped (`caf\xe9.png`).
+        Dataset with uint8 inputs `(3, height, width)` decoded on access, or bytes; ids are relative
+        paths, odd bytes in them escaped (`caf\xe9.png`).
 
     Raises:
         InputError: If there is no such folder, it has no subfolders, or no readable image; if it
@@ -131,6 +141,12 @@ def image_folder(
             for everything else that was left out or is unusual.
     """
     root = Path(path)
+    if not decode and (resize is not None or not orient):
+        raise InputError(
+            "resize and orient must be left out where images are not decoded, got "
+            f"resize={resize!r} and orient={orient!r}; the transforms say it: [Decode(orient=...), "
+            "Resize(...)]."
+        )
     if not root.is_dir():
         raise InputError(f"path must be a folder with one subfolder per class, got {root}.")
     cover = usual_resize(size) if resize is None else resize
@@ -162,6 +178,7 @@ def image_folder(
             size=size,
             resize=cover,
             orient=orient,
+            decode=decode,
         ),
         labels=torch.tensor([label for _, label in found]),
         class_names=class_names,

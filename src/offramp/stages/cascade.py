@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from offramp._core.errors import InputError, TopologyError
 from offramp._core.topology import RAW_INPUT, Topology
-from offramp._core.types import AnyBatch, Batch, OutputForm, Raw
+from offramp._core.types import AnyBatch, OutputForm, Raw
 from offramp.models import ModelSpec, SeveralLogitsError
 from offramp.stages.classes import check_same_classes, settle_classes, tell_classes
 from offramp.stages.exits import AtOne, Exits, Kind, chain_edges, exit_stages
@@ -143,7 +143,7 @@ class Cascade(nn.Module):
         exits: Exits,
         *,
         head: Kind | Mapping[str, AtOne] | None = None,
-        example: Batch,
+        example: AnyBatch,
         last: str = "last",
         edges: str | Iterable[tuple[str, str]] = "chain",
         transform: Transforms = None,

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from offramp._core.checks import check_known, check_positive_int
 from offramp._core.errors import InputError
-from offramp._core.types import Batch
+from offramp._core.types import AnyBatch, Batch
 from offramp.models import LayerShape, ModelSpec, build, default_head, head_arguments
 from offramp.stages.cutting.choose import choose_points
 from offramp.stages.cutting.cut import GIVES, answer, cut, input_names
@@ -65,7 +65,7 @@ def exit_stages(
     net: nn.Module,
     exits: Exits,
     head: Kind | Mapping[str, AtOne] | None,
-    example: Batch,
+    example: AnyBatch,
     *,
     last: str,
     transform: Transforms,

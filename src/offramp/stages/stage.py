@@ -228,12 +228,22 @@ class Stage(nn.Module):
 
 
 def take_in(stages: Iterable[Stage]) -> Callable[[object], Raw]:
-    """What makes raw input a batch for some stages: rows of any type only where one reads them."""
+    """What makes raw input a batch for some stages: rows of any type only where one reads them.
+
+    >>> take_in([Stage("a", nn.Linear(2, 3))])([[1.0, 2.0]])
+    tensor([[1., 2.]])
+    """
     return as_rows if any(stage.reads_rows for stage in stages) else as_batch
 
 
 def shared_transforms(stages: Iterable[Stage]) -> frozenset[str]:
-    """Keys of the transforms that segments of several stages begin with."""
+    """Keys of the transforms that segments of several stages begin with.
+
+    >>> from offramp.stages.transforms import Normalize
+    >>> stages = [Stage(name, nn.Flatten(), transform=Normalize(0.5)) for name in "ab"]
+    >>> len(shared_transforms(stages)), len(shared_transforms(stages[:1]))
+    (1, 0)
+    """
     groups: dict[str, set[str]] = {}
     for stage in stages:
         if stage.source is None and stage.transform_key is not None:
@@ -248,6 +258,12 @@ def with_shared(stages: Iterable[Stage], batch: Raw) -> Raw:
 
 
 def read_by(module: nn.Module, transform: Transforms, raw: object) -> Any:  # noqa: ANN401
-    """What a network reads of some raw input."""
+    """What a network reads of some raw input.
+
+    >>> from offramp.stages.transforms import Pad
+    >>> read_by(nn.Embedding(9, 2), Pad(mask=None), [[1, 2], [3]])
+    tensor([[1, 2],
+            [3, 0]])
+    """
     stage = Stage("network", module, transform=transform)
     return stage.prepare(take_in([stage])(raw))

@@ -12,7 +12,7 @@ from torch import Tensor
 from offramp._core.errors import InputError, OfframpError
 from offramp._core.types import Raw
 from offramp.stages.stage import Stage
-from offramp.stages.transforms import Normalize
+from offramp.stages.transforms import Chain, Normalize, Resize
 
 
 @contextmanager
@@ -43,7 +43,8 @@ def wrong_type(stages: Iterable[Stage], batch: Raw, error: Exception) -> str | N
     if "type" not in str(error):
         return None
     for stage in stages:
-        if stage.source is not None or not isinstance(stage.transform, Normalize | None):
+        last = stage.transform.steps[-1] if isinstance(stage.transform, Chain) else stage.transform
+        if stage.source is not None or not isinstance(last, Normalize | Resize | None):
             continue
         weights = {p.dtype for p in stage.module.parameters() if p.is_floating_point()}
         given = {torch.float32} if stage.transform is not None else _types(batch)

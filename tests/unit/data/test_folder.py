@@ -2,9 +2,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
+from offramp import Cascade, record
 from offramp._core.errors import FileFormatError, InputError
 from offramp.data import image_folder, read_image
+from offramp.stages import Decode, Resize
+
+SIZES = {"small": 2, "large": 4}
 
 
 def picture(path, width=20, height=16, seed=0, mode="RGB"):
@@ -123,3 +128,21 @@ def test_parts_of_a_folder_read_their_own_images(folder):
     some = found.take(torch.tensor([3, 0]))
     assert torch.equal(some.inputs[0], found.inputs[3])
     assert some.ids.tolist() == ["zebra/1.png", "ant/a.png"]
+
+
+def test_files_as_they_are_are_decoded_by_the_stages(folder):
+    examples = image_folder(folder, decode=False)
+    assert examples[0][0] == (folder / "ant" / "a.png").read_bytes()
+    assert [len(batch.inputs) for batch in examples.loader(3)] == [3, 1]
+    assert examples.fingerprint != image_folder(folder).fingerprint
+    assert examples.take(torch.tensor([1])).inputs_at(torch.tensor([0])) == [
+        (folder / "ant" / "b.jpg").read_bytes()
+    ]
+    nets = {name: nn.Sequential(nn.Flatten(), nn.Linear(3 * n * n, 2)) for name, n in SIZES.items()}
+    cascade = Cascade.from_models(
+        nets, transform={name: [Decode(), Resize((n, n))] for name, n in SIZES.items()}
+    )
+    trace = record(cascade, examples, batch_size=3, progress=False)
+    assert trace.logits.shape == (4, 2, 2)
+    with pytest.raises(InputError, match="resize and orient must be left out"):
+        image_folder(folder, decode=False, orient=False)

@@ -40,7 +40,7 @@ def nobody_was_seen():
 def net(seed, writes=False):
     module = nn.Sequential(nn.Flatten(), nn.Linear(108, 3)).eval()
     weights = torch.randn(3, 108, generator=torch.Generator().manual_seed(seed))
-    module[1].weight.data = weights / 150
+    module[1].weight.data, module[1].bias.data = weights / 400, torch.zeros(3)
     return Writes(module) if writes else module
 
 

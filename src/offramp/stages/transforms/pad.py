@@ -14,7 +14,7 @@ from offramp._core.batch import RowList
 from offramp._core.checks import check_choice, check_positive_int
 from offramp._core.errors import InputError
 from offramp._core.schema import stored
-from offramp._core.types import Raw
+from offramp._core.types import IntArray, Raw
 
 Rows = Sequence[Any]  # one field of all examples
 
@@ -105,7 +105,7 @@ class Pad(nn.Module):
             raise InputError(f"Pad needs the field {self.field!r}, got {list(fields)}.")
         return fields
 
-    def _whole(self, k: int, name: str, row: Any) -> np.ndarray[Any, Any]:  # noqa: ANN401
+    def _whole(self, k: int, name: str, row: Any) -> IntArray:  # noqa: ANN401
         given = row.numpy(force=True) if isinstance(row, Tensor) else row
         found = np.asarray(given) if not isinstance(given, str | bytes) else np.empty(0, "U1")
         if found.ndim != 1 or found.dtype.kind not in "iub" or not found.size:

@@ -50,6 +50,8 @@ class Chain(nn.Module):
     torch.Size([1, 3, 2, 2])
     """
 
+    steps: nn.ModuleList
+
     def __init__(self, steps: Sequence[nn.Module]) -> None:
         super().__init__()
         flat: list[nn.Module] = []
