@@ -17,7 +17,7 @@ from offramp.evaluation import evaluate
 from offramp.evaluation.replay import replay
 from offramp.fitting.registry import POLICIES
 from offramp.models import ModelSpec
-from offramp.policy import Feature, Linear, Node
+from offramp.policy import Agreement, Constant, Feature, Linear, Node
 from offramp.trace import from_logits, from_predictions, make_trace
 
 C, N = 4, 900
@@ -264,6 +264,32 @@ def test_a_refusal_goes_on_and_a_percentage_is_refused(of_services):
     local.confidence = torch.tensor(83.0)
     with pytest.raises(InputError, match=r"confidence must be in \[0, 1\], got 83\.0"):
         live(INPUTS[:5])
+
+
+def test_two_labels_outside_the_classes_agree_only_if_they_are_one():
+    class Service(nn.Module):
+        def __init__(self, labels):
+            super().__init__()
+            self.labels = torch.tensor(labels)
+
+        def forward(self, x):
+            return self.labels[x], torch.full((len(x),), 0.9)
+
+    said = {"local": [105, 105, 1], "paid": [105, 207, 1], "other": [0, 0, 0]}
+    trace = from_predictions(
+        said,
+        [0, 0, 0],
+        confidences=dict.fromkeys(said, [0.9] * 3),
+        classes=C,
+        costs={"local": 1, "paid": 2, "other": 4},
+        unit="usd",
+    )
+    models = {name: Service(labels) for name, labels in said.items()}
+    live = Cascade.from_models(models, edges="chain", outputs="confidence", classes=C)
+    nodes = {(0,): Node(Constant(False)), (0, 1): Node(Agreement((0, 1)))}
+    policy = Policy(live.topology, nodes, outputs="labels")
+    answer, wanted = Adaptive(live, policy)(torch.arange(3)), replay(trace, policy)
+    assert answer.stage.tolist() == wanted.last.tolist() == [1, 2, 1]
 
 
 def test_a_label_outside_the_classes_is_an_answer_of_its_own():

@@ -149,8 +149,8 @@ class Adaptive(nn.Module):
         self.program = Program(
             policy, stages, costs=costs, times=times, class_names=cascade.class_names
         )
-        weights = next(self.stages.parameters(), policy.temperatures)
-        self.to(weights.device).eval()
+        where = next((p.device for p in self.stages.parameters()), torch.device("cpu"))
+        self.to(where).eval()
 
     @classmethod
     def single(

@@ -39,6 +39,7 @@ def run_segments(
         result = held[stage.group]
         held = {group: carry for group, carry in held.items() if group in keep}
         yield stage, result
+        del result  # or it would stay while the next segment runs
 
 
 def kept_after(reads: Sequence[Collection[str]]) -> list[frozenset[str]]:

@@ -77,3 +77,26 @@ def test_rows_take_every_field_along():
     assert len(some) == 2
     assert some.ranked.tolist() == [[2], [0]]
     torch.testing.assert_close(some.confidence, torch.tensor([0.3, 0.1]))
+
+
+def both_forms():
+    logits = torch.arange(12.0).reshape(4, 3)
+    ranked, confidence = torch.tensor([[0], [7], [2], [1]]), torch.tensor([0.9, 0.8, 0.4, 0.6])
+    return [
+        StageOutput(classes=3, logits=logits),
+        StageOutput(classes=3, ranked=ranked, confidence=confidence),
+    ]
+
+
+@pytest.mark.parametrize("said", both_forms(), ids=["logits", "confidence"])
+def test_parts_are_taken_put_together_and_placed_as_their_scores_are(said):
+    scores = said.scores()
+    assert scores.shape == (4, said.width)
+    front, back = torch.tensor([0, 1]), torch.tensor([2, 3])
+    parts = [said.take(rows) for rows in (front, back)]
+    assert torch.equal(parts[0].scores(), scores[front])
+    assert torch.equal(parts[0].concat(parts[1:]).scores(), scores)
+    placed = parts[1].placed(torch.tensor([5, 1]), 6)
+    assert len(placed) == 6
+    assert torch.equal(placed.scores()[[5, 1]], scores[back])
+    assert torch.equal(placed.top(1)[[5, 1]], said.top(1)[back])

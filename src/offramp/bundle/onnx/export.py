@@ -12,7 +12,7 @@ from offramp._core.errors import InputError
 from offramp._core.files import atomic_folder, new_file, write_json
 from offramp._core.ownership import ONNX_FOLDER, check_file, check_folder
 from offramp._core.schema import to_json
-from offramp._core.types import Batch
+from offramp._core.types import AnyBatch
 from offramp.bundle.accelerate import known_input
 from offramp.bundle.names import POLICY
 from offramp.bundle.onnx.folder import write_parts
@@ -49,7 +49,7 @@ def export_onnx(
     model: Adaptive,
     path: Path | str,
     *,
-    example: Batch | None = None,
+    example: AnyBatch | None = None,
     folder: bool = False,
     transform: bool = True,
     overwrite: bool = False,
@@ -130,7 +130,7 @@ def check_path(path: Path, *, folder: bool, overwrite: bool, keep: tuple[Path, .
     check_folder(path, ONNX_FOLDER, overwrite=overwrite, keep=keep)
 
 
-def _raw(model: Adaptive, example: Batch | None) -> Batch:
+def _raw(model: Adaptive, example: AnyBatch | None) -> AnyBatch:
     if example is not None:
         return example
     shape = getattr(model.cascade, "input_shape", None)
