@@ -1,6 +1,6 @@
 """What a frontier promises is kept: fitted once, calibrated again and again, from end to end.
 
-Dataset are drawn with replacement from a population on which the true risks are known. Wrong
+Examples are drawn with replacement from a population on which the true risks are known. Wrong
 answers, disagreement, recall, cost, several limits at once, and known weights of the classes.
 """
 

@@ -133,13 +133,13 @@ class _Requests:
         precision: str,
         threads: int,
     ) -> None:
-        candidates = {
+        options = {
             "INFERENCE_NUM_THREADS": threads,
             "INFERENCE_PRECISION_HINT": precision,
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",
         }
-        self._network = network = _core().compile_model(model, "CPU", candidates)
+        self._network = network = _core().compile_model(model, "CPU", options)
         self._own = threading.local()  # a request runs one batch at a time
         self._outputs = list(zip(outputs.shapes, outputs.torch_dtypes, strict=True))
         self._own_memory = [bool(axes) for axes in outputs.free] or [False] * len(outputs.shapes)

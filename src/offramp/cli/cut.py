@@ -41,7 +41,7 @@ def command(
         typer.Option("--input", help="Shape of one input, 3,32,32; by default that of [data]."),
     ] = None,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Dataset that run at a time when time is measured.")
+        int, typer.Option(min=1, help="Examples that run at a time when time is measured.")
     ] = 1,
     device: options.Device = "cpu",
     json: options.Json = False,
@@ -61,7 +61,7 @@ def command(
     from offramp.project.cut import exit_rows, point_rows
 
     output = Output(as_json=json)
-    settings = _candidates(config, model, weights, cut=not list_points)
+    settings = _settings(config, model, weights, cut=not list_points)
     folder = Path() if config is None else config.parent
     batch, names = _inputs(settings, shape, batch_size)
     if settings.network is None:  # _settings has refused it
@@ -76,7 +76,7 @@ def command(
     output.result(found)
 
 
-def _candidates(
+def _settings(
     config: Path | None, model: str | None, weights: Path | None, *, cut: bool
 ) -> RunConfig:
     if (config is None) == (not model):

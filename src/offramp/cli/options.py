@@ -43,7 +43,7 @@ Overwrite = Annotated[
         help="Replace what offramp wrote there before; anything else that is there is refused.",
     ),
 ]
-BatchSize = Annotated[int, typer.Option(min=1, help="Dataset that run at a time.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Examples that run at a time.")]
 AllowImport = Annotated[
     bool,
     typer.Option(

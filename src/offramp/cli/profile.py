@@ -27,7 +27,7 @@ def command(
         typer.Argument(help="Real inputs: images, folders of images, npz files."),
     ] = None,
     batch_size: options.BatchSize = 32,
-    examples: Annotated[int, typer.Option(min=1, help="Dataset in each pass.")] = 256,
+    examples: Annotated[int, typer.Option(min=1, help="Examples in each pass.")] = 256,
     rounds: Annotated[int, typer.Option(min=1, help="Passes that are timed.")] = 9,
     array: Annotated[str, typer.Option(help="Name of the inputs in npz files.")] = "images",
     device: options.Device = "cpu",

@@ -1,4 +1,4 @@
-"""Dataset from arrays in memory and from npz files.
+"""Examples from arrays in memory and from npz files.
 
 Layer: data.
 """

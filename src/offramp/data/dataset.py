@@ -165,7 +165,7 @@ class Dataset:
         """A torch loader over batches, always in the order of the examples.
 
         Args:
-            batch_size: Dataset of each batch, the last one may be smaller.
+            batch_size: Examples of each batch, the last one may be smaller.
             num_workers: Processes that prepare batches; 0 means this one.
 
         Returns:
@@ -216,7 +216,7 @@ class Dataset:
 
         Args:
             shares: For each split a fraction in (0, 1] (floats) or a number of examples
-                (integers). Dataset left over are dropped.
+                (integers). Examples left over are dropped.
             seed: Of the random order.
             stratified: True gives every split the classes in the proportions of the whole.
 

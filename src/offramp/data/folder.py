@@ -128,7 +128,7 @@ def image_folder(
             2 before 10, as timm does. None is "sorted", with a warning where it matters.
 
     Returns:
-        Dataset with uint8 inputs `(3, height, width)` decoded on access, or bytes; ids are relative
+        Examples with uint8 inputs `(3, height, width)` decoded on access, or bytes; ids are relative
         paths, odd bytes in them escaped (`caf\xe9.png`).
 
     Raises:

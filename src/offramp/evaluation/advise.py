@@ -42,7 +42,7 @@ class Promise:
         differs: Share of examples that it gets right where the reference is wrong, or the other
             way round.
         smallest_max_loss: The smallest B that the examples at hand would certify; None if none.
-        examples_needed: Dataset in `calibrate` that would certify the B asked for; None where no
+        examples_needed: Examples in `calibrate` that would certify the B asked for; None where no
             number would.
     """
 
@@ -62,8 +62,8 @@ class Advice:
         reference: Name of the reference.
         unit: Of `reference_cost`.
         reference_cost: Cost of the reference per example.
-        n: Dataset that the savings were measured on.
-        calibrate: Dataset that a promise could rest on.
+        n: Examples that the savings were measured on.
+        calibrate: Examples that a promise could rest on.
         risk: "accuracy_drop" or "negative_flips".
         max_drop: B, as asked for.
         delta: As asked for; the chance that `most_saved` is too low as well.

@@ -28,7 +28,7 @@ def confirm(
     """Test whether one candidate keeps limits on new examples like those of `part`.
 
     Args:
-        part: Dataset on which nothing was fitted and nothing chosen: often `test`. After a choice
+        part: Examples on which nothing was fitted and nothing chosen: often `test`. After a choice
             without `delta` `calibrate` is none of these, for the choice has looked at it.
         candidate: What was chosen.
         limits: As in `Frontier.certify`; so are `delta`, `class_weights`.

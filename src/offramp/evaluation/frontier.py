@@ -227,7 +227,7 @@ class Frontier:
         """The same candidates with other examples as `calibrate`.
 
         Args:
-            part: Dataset that nothing was fitted on, such as a sample from production.
+            part: Examples that nothing was fitted on, such as a sample from production.
             fit: Those that were fitted on; none of them may be in `part`.
             labeled: False where the labels of `part` are not to be trusted, or made up. They are
                 not read then, and "disagreement" and "cost" alone can be certified.

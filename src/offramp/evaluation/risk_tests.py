@@ -57,7 +57,7 @@ class RiskTest(Protocol):
         ...
 
     def fewest(self, points: Sequence[FrontierPoint]) -> int:
-        """Dataset without which none of the points passes, even if nothing is lost."""
+        """Examples without which none of the points passes, even if nothing is lost."""
         ...
 
 

@@ -33,7 +33,7 @@ def fit_random(
     """Candidates that leave at random: after each stage but the last with the same probability.
 
     Args:
-        part: Dataset to fit on; only temperatures and weights of a combination are fitted.
+        part: Examples to fit on; only temperatures and weights of a combination are fitted.
         reference: Name of the reference.
         top: A label is right when it is among the `top` best.
         rates: Probabilities of leaving, each in [0, 1].

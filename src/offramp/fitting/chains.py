@@ -36,7 +36,7 @@ def chains_to_fit(part: Trace, *, reference: str, top: int = 1) -> list[Topology
     """The chains that policies fit by default: all where they are few, else `promising_chains`.
 
     Args:
-        part: Dataset to fit on. Without scores there is nothing to search by: then all chains.
+        part: Examples to fit on. Without scores there is nothing to search by: then all chains.
         reference: Name of the reference.
         top: A label is right when it is among the `top` best.
 
@@ -80,7 +80,7 @@ def promising_chains(
     best chain of at most each length.
 
     Args:
-        part: Dataset to fit on, with scores; of very many every so-manieth is used.
+        part: Examples to fit on, with scores; of very many every so-manieth is used.
         reference: Name of the reference.
         top: A label is right when it is among the `top` best.
         trade_offs: Loss per unit of the reference's cost, each > 0.

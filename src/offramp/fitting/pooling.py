@@ -24,7 +24,7 @@ def fit_pooling(
     """Non-negative weights for each path of `topology`, fitted on `part`.
 
     Args:
-        part: Dataset to fit on.
+        part: Examples to fit on.
         topology: Its paths get weights.
         temperatures: One per stage; the pooled distributions are scaled by them.
 

@@ -171,7 +171,7 @@ class Tables:
         return [(f, CONFIDENCES[f.kind]) for f in self._features[path] if f.kind in CONFIDENCES]
 
     def order(self, feature: Feature, path: Path, sign: float) -> np.ndarray:
-        """Dataset by falling `sign * feature`, `(n,)`, sorted once."""
+        """Examples by falling `sign * feature`, `(n,)`, sorted once."""
         key = _key(feature, path)
         if key not in self._orders:
             self._orders[key] = np.argsort(self._columns[key], kind="stable").astype(np.int32)

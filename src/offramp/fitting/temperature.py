@@ -20,7 +20,7 @@ def fit_temperatures(part: Trace) -> list[float]:
     maximum; it is kept within [0.05, 20], where a stage without errors would run away.
 
     Args:
-        part: Dataset to fit on: logits, or labels with confidences.
+        part: Examples to fit on: logits, or labels with confidences.
 
     Returns:
         One number > 0 per stage; above 1 the stage was too sure of itself.

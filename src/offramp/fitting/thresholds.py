@@ -53,7 +53,7 @@ def fit_threshold(
     """Threshold candidates: for each chain the Pareto front on `part`, over both risks.
 
     Args:
-        part: Dataset to fit on: logits, or labels with confidences.
+        part: Examples to fit on: logits, or labels with confidences.
         reference: Name of the reference.
         top: A label is right when it is among the `top` best.
         topologies: Chains; by default those that the learned policy fits.

@@ -220,7 +220,7 @@ class TreeFit:
         return value if free else value + cost_weight * self.costs.decision[path[-1]]
 
     def _reached(self, path: Path, nodes: dict[Path, _Fitted]) -> BoolArray:
-        """Dataset that the present decisions lead to `path`, `(n,)`."""
+        """Examples that the present decisions lead to `path`, `(n,)`."""
         here = np.ones(self.tables.n, dtype=np.bool_)
         for i in range(1, len(path)):
             node = nodes[path[:i]]
@@ -252,7 +252,7 @@ class TreeFit:
             slot: 0 for leaving, 1.. for routes; keys the warm start.
             gains: What the action adds to the objective, `(n,)`.
             decision: cost_weight times the cost of a decision that looks at something.
-            rows: Dataset that count.
+            rows: Examples that count.
         """
         n = len(gains)
         charge = decision * float(rows.sum())

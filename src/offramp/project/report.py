@@ -69,7 +69,7 @@ def report_content(
         choice: Made from the frontier.
         seed: Of the resampling for intervals.
         timing: Rows of `side_by_side.compare`.
-        images: Dataset for each stage.
+        images: Examples for each stage.
         notes: What may help to read the report.
         reproduction: How to get the same numbers again.
     """

@@ -1,4 +1,4 @@
-"""Dataset for which a network gives NaN or infinity: refused, left out, or counted as wrong.
+"""Examples for which a network gives NaN or infinity: refused, left out, or counted as wrong.
 
 They are stored as they come, as NaN, and treated when the trace is written. So an interrupted
 recording goes on under whichever choice it is called with.

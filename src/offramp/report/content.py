@@ -33,7 +33,7 @@ class TimingRow:
     """The static network and the adaptive classifier side by side, in one run.
 
     Args:
-        batch_size: Dataset per call, at least 1.
+        batch_size: Examples per call, at least 1.
         static_s: Median time per example of the static network, seconds.
         adaptive_s: Median time per example of the adaptive classifier, seconds.
         speedup: Ratio of medians, static over adaptive; higher is better.
@@ -174,7 +174,7 @@ class ReportContent:
         timing: The network alone and the adaptive model side by side.
         stages: Names of the stages, in the order of the tables in `costs`, `(s,)`.
         costs: Cost tables, one per unit.
-        images: Dataset that left at each stage.
+        images: Examples that left at each stage.
         warnings: What the reader must know before using the result.
         notes: What may help to read it.
         reproduction: How to get the same numbers again.

@@ -26,7 +26,7 @@ def betting_p_values(losses: FloatArray, *, max_risk: float, delta: float) -> Fl
         b_t = min(sqrt(2 log(1/delta) / (n v_{t-1})), 3/4 / (1 - B))
 
     Args:
-        losses: Of each example and candidate, `(n, k)`. Dataset stand in an order that has nothing
+        losses: Of each example and candidate, `(n, k)`. Examples stand in an order that has nothing
             to do with the losses: as they came, or shuffled; never sorted.
         max_risk: B, in (0, 1).
         delta: Level that the bets are tuned for, in (0, 1); the p-value is valid at every level.

@@ -151,7 +151,7 @@ def counted_p_value_reference(losses: list[float], *, within: Range, bet: float)
 
 
 def fewest_counted(*, within: Range, delta: float, best: float = 0.0) -> int:
-    """Dataset without which such a bet certifies nothing, even if each has the loss `best`.
+    """Examples without which such a bet certifies nothing, even if each has the loss `best`.
 
     Args:
         within: Lowest and highest loss, and the limit, above `best`.

@@ -12,7 +12,7 @@ _MOST = 10_000_000  # examples: beyond, "about so many" helps nobody
 
 
 def fewest_examples(*, max_risk: float, delta: float) -> int:
-    """Dataset without which nothing is certified, even if none of them is lost.
+    """Examples without which nothing is certified, even if none of them is lost.
 
     Without any error the chance of it at a risk of B is (1 - B)^n, so n >= log(delta)/log(1 - B).
 

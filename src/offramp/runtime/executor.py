@@ -54,7 +54,7 @@ class RowsError(OfframpError, RuntimeError):
 
 @final
 class _Request:
-    """Dataset of one caller, until all are finished."""
+    """Examples of one caller, until all are finished."""
 
     def __init__(self, n: int) -> None:
         self.future: Future[Prediction] = Future()

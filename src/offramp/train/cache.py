@@ -97,7 +97,7 @@ def cached_features(
         names: Stages whose heads begin with a pooling.
         dtype: How features are stored; "float16" halves the files and rounds.
         bfloat16: Compute in bfloat16.
-        batch_size: Dataset that run at once.
+        batch_size: Examples that run at once.
         device: Where the cascade is.
         progress: Show a bar.
 

@@ -72,7 +72,7 @@ def train_classifier(
         transform: Applied to the raw input first, as the stage will do; not trained.
         augment: Changes each raw batch before `transform`, such as `offramp.data.CropAndFlip`: a
             function of the batch and of a generator, the only one to draw from.
-        batch_size: Dataset of a step; what a pass leaves over is left out of that pass, unless
+        batch_size: Examples of a step; what a pass leaves over is left out of that pass, unless
             there are fewer examples than one batch.
         optimizer: "adamw", or "sgd" with Nesterov momentum, usual for residual networks.
         learning_rate: Its peak, > 0.
@@ -202,7 +202,7 @@ class _Plan:
 @final
 @dataclass(frozen=True)
 class _Rows:
-    """Dataset as the network reads them."""
+    """Examples as the network reads them."""
 
     part: Dataset
     transform: nn.Module | None

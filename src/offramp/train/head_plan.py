@@ -154,7 +154,7 @@ def identity_of(
         name: [[k, list(v.shape)] for k, v in head_of(cascade, name).state_dict().items()]
         for name in names
     }
-    candidates = (
+    numbers = (
         "epochs",
         "seed",
         "patience",
@@ -165,7 +165,7 @@ def identity_of(
     )
     judged = validation.fingerprint if isinstance(validation, Dataset) else repr(validation)
     return {
-        **{name: repr(getattr(plan, name)) for name in (*candidates, "class_weights")},
+        **{name: repr(getattr(plan, name)) for name in (*numbers, "class_weights")},
         "augment": getattr(plan.augment, "__qualname__", type(plan.augment).__qualname__),
         "cache": "none" if plan.cache is None else plan.cache_dtype,
         "backbone": backbone_digest(cascade),

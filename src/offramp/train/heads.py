@@ -78,7 +78,7 @@ def train_heads(
         heads: Names of the stages whose heads to train; by default all that have one.
         validation: Share of `part`, in (0, 1), drawn class by class; or examples of their own.
         patience: A head stops after so many epochs in which it was not better than before.
-        batch_size: Dataset of a step; what a pass leaves over is left out of that pass, unless
+        batch_size: Examples of a step; what a pass leaves over is left out of that pass, unless
             there are fewer examples than one batch.
         learning_rate: Its peak, > 0.
         weight_decay: Of AdamW, >= 0.

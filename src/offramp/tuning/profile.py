@@ -38,7 +38,7 @@ class Span:
         stage: Name of the stage, or "" where it is the whole batch's.
         start_s: Seconds from the start of the batch.
         end_s: The same, later.
-        examples: Dataset that took part; for "wait" the number of waits.
+        examples: Examples that took part; for "wait" the number of waits.
     """
 
     kind: Kind
@@ -55,7 +55,7 @@ class StageProfile:
 
     Args:
         name: Of the stage.
-        visits: Dataset that visited it.
+        visits: Examples that visited it.
         seconds: For each kind of section the time it took.
         ideal_s: What its examples would take at its best batch size.
     """
@@ -73,7 +73,7 @@ class Profile:
 
     Args:
         examples: In one pass.
-        batch_size: Dataset per batch.
+        batch_size: Examples per batch.
         rounds: Passes that were timed.
         total_s: Seconds of a pass, measured without looking inside.
         ideal_s: Seconds that the stages would take at their best batch sizes.

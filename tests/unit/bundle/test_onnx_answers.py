@@ -194,7 +194,7 @@ def made(tmp_path_factory):
 
 
 def near_a_boundary(adaptive, x):
-    """Dataset that are answered otherwise when all logits change a little."""
+    """Examples that are answered otherwise when all logits change a little."""
     here = adaptive(x)
     near = torch.zeros(len(x), dtype=torch.bool)
     for factor in (1 - BOUNDARY, 1 + BOUNDARY):

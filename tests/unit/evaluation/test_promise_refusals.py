@@ -1,4 +1,4 @@
-"""Dataset without labels, one candidate alone, and everything that no promise is made of."""
+"""Examples without labels, one candidate alone, and everything that no promise is made of."""
 
 import json
 from dataclasses import replace

@@ -54,7 +54,7 @@ def model_of(seed, combine="last"):
 
 
 def rows_of(n, seed, bad):
-    """Dataset of two lengths, some not finite, some marked for the stage that cannot read them."""
+    """Examples of two lengths, some not finite, some marked for the stage that cannot read them."""
     rng = np.random.default_rng(seed)
     x = torch.from_numpy(rng.normal(size=(n, CLASSES + 1 + seed % 2))).float()
     x[torch.from_numpy(rng.random(n) < 0.1), 0] = torch.nan

@@ -53,7 +53,7 @@ class Decision(nn.Module):
         clean: Bool[Tensor, " m"],
         *before: Float[Tensor, "m c"],
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Prediction so far, node and `clean` of each example, after the stage.
+        """Answer so far, node and `clean` of each example, after the stage.
 
         Args:
             logits: What the stage said.

@@ -114,7 +114,7 @@ def choose_exits(
     fulfils the requirements there too is taken. Without `calibrate` the best on `fit` is.
 
     Args:
-        fit: Dataset to choose on.
+        fit: Examples to choose on.
         branches: What stands in each column of the evidence, `(b,)`.
         target: The class, an index; None looks among the branches that answer all classes.
         requirements: By default those of `Requirements()`.

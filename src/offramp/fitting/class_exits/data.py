@@ -78,7 +78,7 @@ class ClassData:
 
     @property
     def sizes(self) -> IntArray:
-        """Dataset of each class, `(c,)`."""
+        """Examples of each class, `(c,)`."""
         return np.bincount(self.labels, minlength=self.classes)
 
     @property

@@ -126,11 +126,11 @@ class SystemFigures:
         accuracy_baseline: Of the baseline alone.
         recalls: Accuracy of the complete system on each class, `(c,)`; NaN without examples.
         recalls_baseline: The same of the baseline alone.
-        sizes: Dataset of each class, `(c,)`.
+        sizes: Examples of each class, `(c,)`.
         times: Mean time over the examples of each class, `(c,)`; NaN without examples.
         time_baseline: t.
-        missed: Dataset of each class that the baseline's exit still gets wrong, `(c,)`.
-        missed_baseline: Dataset of each class that the baseline alone gets wrong, `(c,)`.
+        missed: Examples of each class that the baseline's exit still gets wrong, `(c,)`.
+        missed_baseline: Examples of each class that the baseline alone gets wrong, `(c,)`.
     """
 
     n: int

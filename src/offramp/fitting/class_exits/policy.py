@@ -99,7 +99,7 @@ def fit_class_specific(
     that class alone or of all classes.
 
     Args:
-        part: Dataset to fit on.
+        part: Examples to fit on.
         reference: Name of the reference, which answers everybody who stays.
         top: Must be 1: an exit answers with one label.
         targets: Classes by index or name; by default all that have examples which the reference

@@ -132,7 +132,7 @@ class Scan:
 
     Args:
         log_odds: The thresholds, `(u,)`, falling; float32 values.
-        claimed: Dataset of each class that leave here, `(u, c)`.
+        claimed: Examples of each class that leave here, `(u, c)`.
         claimed_right: Those of them that the exit gets right, `(u, c)`.
         lost: Those of them that the system without this exit gets right, `(u, c)`.
         times: Mean time over the examples of each class, `(u, c)`; NaN without examples.

@@ -51,7 +51,7 @@ def choose_together(
     classes, the second two, and so on. A class for which no candidate is left has no exit.
 
     Args:
-        fit: Dataset to choose on.
+        fit: Examples to choose on.
         branches: What stands in each column of the evidence, `(b,)`.
         targets: The classes, different indices, at least one.
         requirements: With "strict" constraints and no precision floor.

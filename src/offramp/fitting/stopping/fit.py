@@ -74,7 +74,7 @@ def fit_stopping(
     stage's. Each cost_weight starts from the networks of the one before, the smallest first.
 
     Args:
-        part: Dataset to fit on: logits, or labels with confidences.
+        part: Examples to fit on: logits, or labels with confidences.
         reference: Name of the reference.
         top: A label is right when it is among the `top` best.
         cost_weights: Loss per unit of cost, each >= 0.
@@ -84,7 +84,7 @@ def fit_stopping(
         combines: How an answer is made of the visited stages; each gives candidates of its own.
         width: Of the networks' inner layers.
         epochs: Passes over the examples for each cost_weight.
-        batch_size: Dataset of a step, at most; of few examples an eighth.
+        batch_size: Examples of a step, at most; of few examples an eighth.
         learning_rate: Of SGD with momentum 0.9, > 0; times 0.9 every four epochs.
         seed: Of first weights and of the order of the examples.
 

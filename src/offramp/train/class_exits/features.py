@@ -76,7 +76,7 @@ def branch_features(
         grid: Averages per side of a map.
         transform: Applied to the raw input first.
         dtype: How features are stored; "float16" halves the files and rounds.
-        batch_size: Dataset that run at once.
+        batch_size: Examples that run at once.
         device: Where the network runs, and where `rows` gives the features.
         progress: Show a bar.
 

@@ -106,7 +106,7 @@ def head_columns(
         net: The network, uncut.
         examples: With the splits.
         baselines: The network's predictions on each split.
-        batch_size: Dataset that run at once.
+        batch_size: Examples that run at once.
         device: Where everything runs.
         progress: Show a bar.
 

@@ -63,7 +63,7 @@ def sweep_branches(
         validation: Share of "train", in (0, 1), that judges the epochs.
         transform: Applied to the raw input first.
         spec: How to build `net` again; a bundle needs to know.
-        batch_size: Dataset that the network runs on at once.
+        batch_size: Examples that the network runs on at once.
         device: Where everything runs.
         progress: Show bars.
 
@@ -174,7 +174,7 @@ def _kept(
 
 
 def _parts(examples: Dataset, validation: float, seed: int) -> dict[str, Dataset]:
-    """Dataset of each split, those of "train" divided once more, class by class."""
+    """Examples of each split, those of "train" divided once more, class by class."""
     train = examples.subset("train")
     order = torch.from_numpy(stratified_order(train.labels.numpy(), seed=seed))
     count = max(1, round(check_probability("validation", validation) * len(train)))

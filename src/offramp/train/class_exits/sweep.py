@@ -127,7 +127,7 @@ class Sweep:
 
         Args:
             unit: "flops" or "seconds".
-            batch_size: Dataset that run at once, where seconds are measured.
+            batch_size: Examples that run at once, where seconds are measured.
             rounds: Of the measurement.
         """
         clock = Clock(unit=unit, batch_size=batch_size, rounds=rounds)
@@ -234,7 +234,7 @@ class Sweep:
             cascade: Of `Cascade.from_network` of the same network, its heads trained, without the
                 examples of "fit", "calibrate" and "test".
             examples: What the sweep was run on.
-            batch_size: Dataset that run at once.
+            batch_size: Examples that run at once.
             device: Where they run.
             progress: Show a bar.
 

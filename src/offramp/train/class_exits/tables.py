@@ -95,7 +95,7 @@ def _chosen(
 
 
 def _missed(sweep: Sweep, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Dataset of each class that the baseline's exit gets wrong, and the complete system."""
+    """Examples of each class that the baseline's exit gets wrong, and the complete system."""
     found = []
     for row in rows:
         if not row["viable"]:

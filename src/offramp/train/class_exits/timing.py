@@ -30,7 +30,7 @@ class Clock:
 
     Args:
         unit: "flops", where a multiply-add counts as 2 and pooling nothing; or "seconds".
-        batch_size: Dataset that run at once, where seconds are measured.
+        batch_size: Examples that run at once, where seconds are measured.
         rounds: Of the measurement; the median counts.
 
     Raises:

@@ -43,7 +43,7 @@ class Recipe:
     Args:
         epochs: Most passes over the examples, at least 1.
         patience: A branch stops after so many epochs in which it was not better than before.
-        batch_size: Dataset of a step.
+        batch_size: Examples of a step.
         learning_rate: Of a branch with 64 features, > 0; falls with the square root of their number
             and, over the epochs, along a cosine.
         weight_decay: As in AdamW, >= 0.

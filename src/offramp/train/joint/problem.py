@@ -60,9 +60,9 @@ class Problem:
         plan: The numbers.
         objective: What an example is worth.
         costs: Of the cascade, with what a stopping network takes.
-        part: Dataset that `rows` and `judged_on` count in.
+        part: Examples that `rows` and `judged_on` count in.
         rows: Those to train on.
-        judge: Dataset that `judged_on` counts in.
+        judge: Examples that `judged_on` counts in.
         judged_on: Those to judge on.
         cached: Logits of the chain for all of `part`, where the classifiers never change.
         start: Digest of the weights begun with, where they are not those a seed gives; else "".

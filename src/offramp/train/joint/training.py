@@ -125,7 +125,7 @@ def train_joint(
         validation: Share of `part`, in (0, 1), drawn class by class; or examples of their own.
         patience: Stop after so many joint epochs that were not better, by error + cost_weight *
             cost on the validation examples, and take the best one's weights; None takes the last's.
-        batch_size: Dataset of a step.
+        batch_size: Examples of a step.
         learning_rate: Of the classifiers' SGD with momentum 0.9, > 0.
         policy_learning_rate: Of the stopping networks', > 0; times 0.9 every four epochs.
         weight_decay: Of the classifiers, >= 0.
