@@ -128,8 +128,8 @@ def image_folder(
             2 before 10, as timm does. None is "sorted", with a warning where it matters.
 
     Returns:
-        Examples with uint8 inputs `(3, height, width)` decoded on access, or bytes; ids are relative
-        paths, odd bytes in them escaped (`caf\xe9.png`).
+        Examples with uint8 inputs `(3, height, width)` decoded on access, or bytes; ids are
+        relative paths, odd bytes in them escaped (`caf\xe9.png`).
 
     Raises:
         InputError: If there is no such folder, it has no subfolders, or no readable image; if it
