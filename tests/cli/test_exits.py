@@ -135,7 +135,7 @@ def test_report_predict_and_bench_take_exits_as_they_take_networks(run, exits_de
     assert predicted.code == 0, predicted.err
     assert "300 answers" in predicted.out
     timed = run(
-        "bench", bundle, tmp_path / "test.npz", "--rounds", 1, "--batch-sizes", 64, "--plain"
+        "bench", bundle, tmp_path / "test.npz", "--rounds", 1, "--batch-sizes", 64, "--no-fold"
     )
     assert timed.code == 0, timed.err
 

@@ -31,7 +31,7 @@ def test_a_profile_shows_where_time_goes_against_the_ideal(run, deployed, npz, t
 def test_a_profile_as_json_adds_up(run, deployed, npz):
     found = run(
         *("profile", deployed / "bundle", npz, "--batch-size", 8, "--examples", 24),
-        *("--rounds", 1, "--plain", "--json"),
+        *("--rounds", 1, "--no-fold", "--json"),
     )
     assert found.code == 0, found.err
     shown = json.loads(found.out)

@@ -138,3 +138,14 @@ def test_the_error_tree_is_as_drawn():
     for name, parent in parents.items():
         first = coded[name].__bases__[0].__name__
         assert first == (parent or "Exception"), name
+
+
+def test_a_public_name_stands_for_one_thing():
+    """The same name from two packages is the same object."""
+    homes: dict[str, dict[int, str]] = {}
+    for package in ("offramp", *(f"offramp.{layer}" for layer in PUBLIC)):
+        module = importlib.import_module(package)
+        for name in module.__all__:
+            homes.setdefault(name, {})[id(getattr(module, name))] = package
+    twice = {name: sorted(found.values()) for name, found in homes.items() if len(found) > 1}
+    assert twice == {}

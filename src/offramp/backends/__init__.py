@@ -8,7 +8,7 @@ from offramp.backends.build import Builder
 from offramp.backends.choose import BackendTable, choose_backends
 from offramp.backends.compiled import Compiled
 from offramp.backends.fold import fold
-from offramp.backends.form import Form
+from offramp.backends.form import TensorSpec
 from offramp.backends.restore import restored
 from offramp.backends.table import BACKENDS, Backend, backend_of, exact_backends
 from offramp.backends.to_onnx import require_onnx, to_onnx
@@ -19,7 +19,7 @@ __all__ = [
     "BackendTable",
     "Builder",
     "Compiled",
-    "Form",
+    "TensorSpec",
     "backend_of",
     "backends_of",
     "build_all",

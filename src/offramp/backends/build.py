@@ -14,7 +14,7 @@ from offramp._core.batch import apply, batch_size, only_tensors, take_rows, to_d
 from offramp._core.errors import InputError
 from offramp._core.types import AnyBatch, Raw
 from offramp.backends.compiled import Compiled
-from offramp.backends.form import Form, flat
+from offramp.backends.form import TensorSpec, flat
 from offramp.backends.lengths import other_lengths
 from offramp.backends.pieces import InOne, Logits, Piece, Reading
 from offramp.backends.table import EAGER, Backend, backend_of
@@ -299,7 +299,7 @@ def _check(example: Raw, calibration: Raw | None) -> None:
         raise InputError("example must hold at least one example, got 0.")
     if calibration is None or not (only_tensors(example) and only_tensors(calibration)):
         return  # of rows of other types the transforms say what is wrong
-    have, want = Form.of(calibration), Form.of(example)
+    have, want = TensorSpec.of(calibration), TensorSpec.of(example)
     if have != want:
         raise InputError(
             f"calibration must be of the form of example, {want.described()}, got "

@@ -19,7 +19,7 @@ from offramp._core.schema import stored
 from offramp._core.types import AnyBatch, Raw
 from offramp.backends.build import Builder, Built
 from offramp.backends.compiled import Compiled
-from offramp.backends.form import Form
+from offramp.backends.form import TensorSpec
 from offramp.backends.table import BACKENDS, EAGER, backend_of, exact_backends
 from offramp.stages import Stage, take_in
 from offramp.stages.timing import Run, described, filled, median_seconds
@@ -45,7 +45,7 @@ class BackendTable:
         InputError: If a stage has no backend, or a time is not greater than 0, or there are not as
             many as batch sizes.
 
-    >>> form = Form.of(torch.zeros(1, 3))
+    >>> form = TensorSpec.of(torch.zeros(1, 3))
     >>> seconds = {"a": {"eager": (1.0, 4.0), "folded": (2.0, 1.0)}}
     >>> table = BackendTable(batch_sizes=(1, 32), seconds=seconds, inputs=form)
     >>> table.best(), table.best(batch_size=1)
@@ -54,7 +54,7 @@ class BackendTable:
 
     batch_sizes: tuple[int, ...]
     seconds: Mapping[str, Mapping[str, tuple[float, ...]]]
-    inputs: Form
+    inputs: TensorSpec
     refused: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     where: str = ""
 
@@ -192,7 +192,7 @@ def choose_backends(
         seconds=seconds,
         refused={stage: reasons for stage, reasons in refused.items() if reasons},
         where=where,
-        inputs=Form.of(example),
+        inputs=TensorSpec.of(example),
     )
 
 

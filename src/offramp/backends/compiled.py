@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp._core.errors import InputError, UnsupportedError
-from offramp.backends.form import Form
+from offramp.backends.form import TensorSpec
 
 #: Runs tensors on the CPU, of the types and shapes that were promised; gives new tensors.
 Run = Callable[[Sequence[Tensor]], list[Tensor]]
@@ -44,8 +44,8 @@ class Compiled(nn.Module):
         self,
         run: Run,
         *,
-        inputs: Form,
-        outputs: Form,
+        inputs: TensorSpec,
+        outputs: TensorSpec,
         name: str,
         backend: str,
         content: bytes,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from offramp._core.batch import apply
 from offramp._core.errors import UnsupportedError
 from offramp.backends.fold import fold
-from offramp.backends.form import Form, flat
+from offramp.backends.form import TensorSpec, flat
 from offramp.backends.task import Task
 
 #: Sizes for which graphs are made; at most half of a padded batch is padding.
@@ -37,7 +37,7 @@ def run_cuda(task: Task) -> nn.Module:
 def run_cuda_graph(task: Task) -> nn.Module:
     """A prepared copy on the GPU that replays graphs, each made when its size first comes."""
     _require_cuda(task)
-    return CudaGraphs(fold(task.module).to("cuda"), Form.of(task.inputs))
+    return CudaGraphs(fold(task.module).to("cuda"), TensorSpec.of(task.inputs))
 
 
 def bucket_of(n: int, buckets: Sequence[int] = BUCKETS) -> int | None:
@@ -68,7 +68,7 @@ class CudaGraphs(nn.Module):
 
     reentrant = False  # what a graph reads and writes has one place
 
-    def __init__(self, module: nn.Module, inputs: Form) -> None:
+    def __init__(self, module: nn.Module, inputs: TensorSpec) -> None:
         super().__init__()
         self.module = module
         self._form = inputs
@@ -93,7 +93,7 @@ class CudaGraphs(nn.Module):
         recorded.graph.replay()
         # The next replay writes to the same place, so what is handed out is a copy.
         results = [result[:n].clone() for result in flat(recorded.outputs)]
-        return Form.of(recorded.outputs).pack(results)
+        return TensorSpec.of(recorded.outputs).pack(results)
 
     def _record(self, given: Sequence[Tensor], size: int) -> _Recorded:
         inputs = [t[:1].expand(size, *t.shape[1:]).clone() for t in given]

@@ -53,7 +53,7 @@ def without_none(value: Any) -> Any:  # noqa: ANN401  (what a network gives)
 @final
 @stored(whole=True)
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Form:
+class TensorSpec:
     """Kind, names, shapes and types of a batch, a carry or an output.
 
     Args:
@@ -64,7 +64,7 @@ class Form:
         free: For each tensor the axes, from 1 on, that may have other sizes than in `shapes`:
             lengths of sequences. Empty where there are none.
 
-    >>> form = Form.of((torch.zeros(5, 3), torch.zeros(5)))
+    >>> form = TensorSpec.of((torch.zeros(5, 3), torch.zeros(5)))
     >>> form.shapes, form.dtypes
     (((3,), ()), ('float32', 'float32'))
     >>> [tuple(t.shape) for t in form.zeros(2)]
@@ -97,14 +97,14 @@ class Form:
                 raise InputError(f"dtypes must be names of torch's types, got {name!r}.")
 
     @classmethod
-    def of(cls, value: Any, others: Sequence[Any] = ()) -> "Form":  # noqa: ANN401
+    def of(cls, value: Any, others: Sequence[Any] = ()) -> "TensorSpec":  # noqa: ANN401
         """The form of a batch, a carry or an output; raises `InputError` as `flat` does.
 
         Args:
             value: The batch.
             others: The same for other lengths: axes that differ are free.
 
-        >>> Form.of(torch.zeros(2, 5, 3), [torch.zeros(2, 7, 3)]).free
+        >>> TensorSpec.of(torch.zeros(2, 5, 3), [torch.zeros(2, 7, 3)]).free
         ((1,),)
         """
         tensors = flat(value)
@@ -164,7 +164,7 @@ class Form:
     def described(self) -> str:
         """For messages.
 
-        >>> Form.of(torch.zeros(5, 3)).described()
+        >>> TensorSpec.of(torch.zeros(5, 3)).described()
         'a tensor (m, 3) of float32'
         """
         names = self.names or ("",) * len(self.shapes)

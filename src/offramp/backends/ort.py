@@ -20,7 +20,7 @@ from offramp._core.errors import FileFormatError, UnsupportedError
 from offramp._core.optional import imported
 from offramp.backends.compiled import Run
 from offramp.backends.foreign import check_onnx
-from offramp.backends.form import Form, flat
+from offramp.backends.form import TensorSpec, flat
 from offramp.backends.task import Task
 from offramp.backends.to_onnx import INPUT, has_lengths, to_onnx
 
@@ -95,7 +95,7 @@ def _compiled(task: Task, model: bytes, backend: str, *, exact: bool, free: bool
     )
 
 
-def open_onnx(files: Sequence[bytes], outputs: Form, name: str, threads: int) -> Run:
+def open_onnx(files: Sequence[bytes], outputs: TensorSpec, name: str, threads: int) -> Run:
     """What runs a model, from its file.
 
     Args:

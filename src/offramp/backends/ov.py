@@ -23,7 +23,7 @@ from offramp._core.errors import FileFormatError, UnsupportedError
 from offramp._core.optional import imported
 from offramp.backends.compiled import Run
 from offramp.backends.foreign import check_openvino
-from offramp.backends.form import Form, flat
+from offramp.backends.form import TensorSpec, flat
 from offramp.backends.task import Task
 from offramp.backends.to_onnx import INPUT, OUTPUT, has_lengths, to_onnx
 
@@ -93,7 +93,7 @@ def _files(model: Any) -> tuple[bytes, ...]:  # noqa: ANN401  (of OpenVINO)
 
 
 def open_openvino(
-    files: Sequence[bytes], outputs: Form, name: str, threads: int, *, precision: str = "f32"
+    files: Sequence[bytes], outputs: TensorSpec, name: str, threads: int, *, precision: str = "f32"
 ) -> Run:
     """What runs a model, from its files.
 
@@ -129,7 +129,7 @@ class _Requests:
     def __init__(
         self,
         model: Any,  # noqa: ANN401  (of OpenVINO)
-        outputs: Form,
+        outputs: TensorSpec,
         precision: str,
         threads: int,
     ) -> None:

@@ -9,7 +9,7 @@ from offramp._core.checks import check_choice
 from offramp._core.errors import FileFormatError, InputError, UnsupportedError
 from offramp.backends.apply import thread_count
 from offramp.backends.compiled import Compiled
-from offramp.backends.form import Form
+from offramp.backends.form import TensorSpec
 from offramp.backends.table import BACKENDS
 
 
@@ -17,8 +17,8 @@ def restored(
     backend: str,
     files: Sequence[bytes],
     *,
-    inputs: Form,
-    outputs: Form,
+    inputs: TensorSpec,
+    outputs: TensorSpec,
     name: str,
     threads: int | None = None,
 ) -> Compiled:

@@ -11,7 +11,7 @@ from typing import final
 from offramp._core.registry import Registry
 from offramp.backends import cuda, ort, ov, pytorch
 from offramp.backends.compiled import Run
-from offramp.backends.form import Form
+from offramp.backends.form import TensorSpec
 from offramp.backends.task import Build
 
 EAGER = "eager"
@@ -19,7 +19,7 @@ AUTO = "auto"
 
 
 #: Opens a model: contents of its files, what it gives, whose it is, threads.
-Open = Callable[[Sequence[bytes], Form, str, int], Run]
+Open = Callable[[Sequence[bytes], TensorSpec, str, int], Run]
 
 
 @final

@@ -14,7 +14,7 @@ from offramp._core.batch import apply, batch_size
 from offramp._core.errors import InputError, UnsupportedError
 from offramp._core.types import Batch
 from offramp.backends.compiled import Compiled, Files, Run
-from offramp.backends.form import Form, flat
+from offramp.backends.form import TensorSpec, flat
 from offramp.stages.cutting.graph import FAILURES
 
 _TOLERANCE = 1e-3  # of an exact backend's answers, relative to the largest
@@ -47,10 +47,10 @@ class Task:
         with torch.inference_mode():
             return apply(self.module, self.inputs if inputs is None else inputs)
 
-    def given(self, *, free: bool) -> Form:
+    def given(self, *, free: bool) -> TensorSpec:
         """What the network gives, with its free axes where they are."""
         others = [self.answers(other) for other in self.others] if free else []
-        return Form.of(self.answers(), others)
+        return TensorSpec.of(self.answers(), others)
 
     def calibrated(self, backend: str) -> Batch:
         """The calibration batch.
@@ -84,7 +84,7 @@ class Task:
         others = self.others if free else ()
         made = Compiled(
             run,
-            inputs=Form.of(self.inputs, others),
+            inputs=TensorSpec.of(self.inputs, others),
             outputs=self.given(free=free),
             name=self.name,
             backend=backend,

@@ -20,7 +20,7 @@ from offramp._core.errors import InputError, MissingExtraError, OfframpError, Un
 from offramp._core.released import released
 from offramp._core.types import Batch
 from offramp.backends.fold import fold_batch_norm
-from offramp.backends.form import Form, axes_that_differ, flat
+from offramp.backends.form import TensorSpec, axes_that_differ, flat
 from offramp.stages.cutting.graph import FAILURES, rows_of
 from offramp.stages.cutting.sizes import followed_sizes
 
@@ -151,7 +151,7 @@ class _Flat(nn.Module):
     def __init__(self, module: nn.Module, inputs: Batch) -> None:
         super().__init__()
         self.module = module
-        self._form = Form.of(inputs)
+        self._form = TensorSpec.of(inputs)
         self.eval()
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:

@@ -28,7 +28,7 @@ from pydantic import AfterValidator, Discriminator, Field, NonNegativeInt, Tag
 from offramp._core.costs import Costs
 from offramp._core.schema import omitted
 from offramp._core.topology import Topology
-from offramp.backends import BackendTable, Form
+from offramp.backends import BackendTable, TensorSpec
 from offramp.backends.form import Kind
 from offramp.models import ModelSpec
 from offramp.stages import Transform
@@ -54,7 +54,7 @@ def _possible_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
-def _possible_form(form: Form) -> Form:
+def _possible_form(form: TensorSpec) -> TensorSpec:
     _possible(*form.shapes)
     return form
 
@@ -69,7 +69,7 @@ Count = Annotated[int, Field(ge=1)]
 Classes = Annotated[int, Field(ge=2)]
 Size = Annotated[int, Field(ge=1, le=MOST_ELEMENTS)]
 Shape = Annotated[tuple[Size, ...], AfterValidator(_possible_shape)]
-BoundedForm = Annotated[Form, AfterValidator(_possible_form)]
+BoundedForm = Annotated[TensorSpec, AfterValidator(_possible_form)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.files import atomic_file
 from offramp._core.topology import RAW_INPUT, Topology
-from offramp.backends import Compiled, Form, backend_of, restored
+from offramp.backends import Compiled, TensorSpec, backend_of, restored
 from offramp.backends.form import flat
 from offramp.backends.pieces import Logits, Reading
 from offramp.bundle.manifest import (
@@ -278,7 +278,7 @@ def _answers(made: Compiled) -> dict[str, Tensor]:
     return {f"{_OUTPUT}{k}": result.contiguous().clone() for k, result in enumerate(results)}
 
 
-def _made_up(form: Form) -> list[Tensor]:
+def _made_up(form: TensorSpec) -> list[Tensor]:
     """Waves, for bytes all values in turn; other whole numbers may be indices, and are 0."""
     made = []
     for tensor in form.parts(2):

@@ -24,7 +24,7 @@ from offramp.bundle.load import StoredChoice
 from offramp.bundle.manifest import FORMAT, FORMAT_VERSION, ChoiceEntry, FileEntry, Manifest
 from offramp.bundle.names import MANIFEST, POLICY, check_extra
 from offramp.policy import Candidate
-from offramp.runtime import Adaptive, Choice
+from offramp.runtime import Adaptive, AnyChoice
 from offramp.runtime.adaptive import Explained
 from offramp.stages import Cascade, HeldStages
 
@@ -138,7 +138,7 @@ def _needed(cascade: Cascade | HeldStages, candidate: Candidate) -> dict[str, bo
     return {topology.names[k]: k in answering for k in sorted(run)}
 
 
-def _why(choice: Choice, candidate: Candidate) -> ChoiceEntry:
+def _why(choice: AnyChoice, candidate: Candidate) -> ChoiceEntry:
     if isinstance(choice, StoredChoice):
         return choice.why
     if not isinstance(choice, Explained):

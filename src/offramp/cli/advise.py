@@ -96,7 +96,7 @@ def _savings(found: "Advice") -> list[list[str]]:
 
 
 def _promise(name: str, promise: "Promise") -> list[str]:
-    least, needed = promise.smallest_max_loss, promise.examples_needed
+    least, needed = promise.smallest_max_drop, promise.examples_needed
     return [
         name,
         "none" if least is None else f"{100 * least:.2f} points",

@@ -34,10 +34,7 @@ def command(
     device: options.Device = "cpu",
     backend: options.Backend = None,
     threads: options.Threads = None,
-    plain: Annotated[
-        bool,
-        typer.Option("--plain", help="Run both as they are, without folding batch-norms."),
-    ] = False,
+    fold: options.Fold = True,
     allow_import: options.AllowImport = False,
     out: Annotated[Path | None, typer.Option(help="Also write the numbers to this file.")] = None,
     overwrite: Annotated[
@@ -60,7 +57,7 @@ def command(
     if out is not None:
         check_file(out, overwrite=overwrite)
     sizes = options.whole_numbers("--batch-sizes", batch_sizes)
-    model = loaded_to_time(bundle, device, backend, threads, allow_import, plain=plain)
+    model = loaded_to_time(bundle, device, backend, threads, allow_import, fold=fold)
     batch = some_inputs(bundle, inputs, array, most=max(256, *sizes))
     rows = compare(model, model.reference, batch.to(device), batch_sizes=sizes, rounds=rounds)
     reference = model.candidate.reference
@@ -97,16 +94,16 @@ def loaded_to_time(
     threads: int | None,
     allow_import: bool,
     *,
-    plain: bool,
+    fold: bool,
 ) -> "Adaptive":
-    """The bundle as the options say; without a backend batch-norms are folded unless `plain`."""
+    """The bundle as the options say; `fold` counts where there is no backend."""
     from offramp import load
 
     options.set_threads(threads)
     return load(
         bundle,
         device=device,
-        fold=not plain and backend is None,
+        fold=fold and backend is None,
         allow_import=allow_import,
         backend=backend,
     )

@@ -36,6 +36,10 @@ Backend = Annotated[
 Threads = Annotated[
     int | None, typer.Option(min=1, help="CPU threads of every runtime; by default all cores.")
 ]
+Fold = Annotated[
+    bool,
+    typer.Option("--fold/--no-fold", help="Fold batch-norms: faster, equal only to rounding."),
+]
 Overwrite = Annotated[
     bool,
     typer.Option(

@@ -54,10 +54,7 @@ def command(
     device: options.Device = "cpu",
     backend: options.Backend = None,
     threads: options.Threads = None,
-    fast: Annotated[
-        bool,
-        typer.Option("--fast", help="Fold batch-norms: faster, equal only to rounding."),
-    ] = False,
+    fold: options.Fold = False,
     orient: Annotated[
         bool | None,
         typer.Option(
@@ -93,7 +90,7 @@ def command(
         raise InputError(f"--out must end in {' or '.join(_WRITERS)}, got {out.name!r}.")
     check_file(out, overwrite=overwrite, keep=[bundle, *inputs])
     options.set_threads(threads)
-    model = load(bundle, device=device, fold=fast, allow_import=allow_import, backend=backend)
+    model = load(bundle, device=device, fold=fold, allow_import=allow_import, backend=backend)
     reader = InputReader.of(bundle, inputs, array=array, ids=ids, orient=orient)
     with _WRITERS[out.suffix](out, overwrite) as write:
         tally = _predict(model, reader, write, batch_size)

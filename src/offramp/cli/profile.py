@@ -33,10 +33,7 @@ def command(
     device: options.Device = "cpu",
     backend: options.Backend = None,
     threads: options.Threads = None,
-    plain: Annotated[
-        bool,
-        typer.Option("--plain", help="Run as it is, without folding batch-norms."),
-    ] = False,
+    fold: options.Fold = True,
     allow_import: options.AllowImport = False,
     out: Annotated[
         Path | None, typer.Option(help="Picture of one batch's time; it ends in .svg or .png.")
@@ -63,7 +60,7 @@ def command(
         raise InputError(f"--out must end in .svg or .png, got {out.name!r}.")
     if out is not None:
         check_file(out, overwrite=overwrite)
-    model = loaded_to_time(bundle, device, backend, threads, allow_import, plain=plain)
+    model = loaded_to_time(bundle, device, backend, threads, allow_import, fold=fold)
     batch = some_inputs(bundle, inputs, array, most=max(examples, batch_size))
     with progress_bar("Profiling", None):
         found = profile(model, batch[:examples].to(device), batch_size=batch_size, rounds=rounds)

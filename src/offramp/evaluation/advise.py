@@ -41,13 +41,13 @@ class Promise:
     Args:
         differs: Share of examples that it gets right where the reference is wrong, or the other
             way round.
-        smallest_max_loss: The smallest B that the examples at hand would certify; None if none.
+        smallest_max_drop: The smallest B that the examples at hand would certify; None if none.
         examples_needed: Examples in `calibrate` that would certify the B asked for; None where no
             number would.
     """
 
     differs: float
-    smallest_max_loss: float | None
+    smallest_max_drop: float | None
     examples_needed: int | None
 
 
@@ -245,7 +245,7 @@ def _promise(
     least = fewest_examples(max_risk=max_drop, delta=delta)
     return Promise(
         differs=differs,
-        smallest_max_loss=_smallest(lambda limit: p_value(calibrate, limit), delta, calibrate),
+        smallest_max_drop=_smallest(lambda limit: p_value(calibrate, limit), delta, calibrate),
         examples_needed=examples_needed(
             lambda n: p_value(n, max_drop), delta=delta, at_least=least
         ),

@@ -3,7 +3,7 @@
 Layer: runtime.
 """
 
-from offramp.runtime.adaptive import Adaptive, Choice, Chosen, policy_of
+from offramp.runtime.adaptive import Adaptive, AnyChoice, Chosen, policy_of
 from offramp.runtime.batcher import Batcher
 from offramp.runtime.executor import Executor, RowsError
 from offramp.runtime.monitor import MONITORED, RiskMonitor, audit_mask
@@ -16,8 +16,8 @@ __all__ = [
     "NO_LABEL",
     "REASONS",
     "Adaptive",
+    "AnyChoice",
     "Batcher",
-    "Choice",
     "Chosen",
     "Executor",
     "Prediction",

@@ -60,10 +60,10 @@ class Explained(Chosen, Protocol):
         ...
 
 
-Choice = Candidate | Policy | Chosen
+AnyChoice = Candidate | Policy | Chosen
 
 
-def policy_of(choice: Choice) -> Policy:
+def policy_of(choice: AnyChoice) -> Policy:
     """The policy of a candidate, of an operating point, or itself."""
     return choice if isinstance(choice, Policy) else candidate_of(choice).policy
 
@@ -131,7 +131,7 @@ class Adaptive(nn.Module):
     def __init__(
         self,
         cascade: StageSource,
-        choice: Choice,
+        choice: AnyChoice,
         *,
         costs: Costs | None = None,
         fold: bool = False,
@@ -197,7 +197,7 @@ class Adaptive(nn.Module):
         return self._made_of[0]
 
     @property
-    def choice(self) -> Choice:
+    def choice(self) -> AnyChoice:
         """What it was made of beside them, with its sentence and its figures if it has some."""
         return self._made_of[1]
 

@@ -20,7 +20,7 @@ from offramp._core.schema import from_json, to_json
 from offramp.backends import (
     BACKENDS,
     Compiled,
-    Form,
+    TensorSpec,
     backend_of,
     exact_backends,
     restored,
@@ -417,19 +417,21 @@ def test_batches_for_graphs_are_padded_by_half_at_most():
 
 
 def test_a_form_is_checked_and_survives_being_stored():
-    form = Form.of({"a": torch.zeros(2, 3), "b": torch.zeros(2, dtype=torch.int64), "c": None})
-    assert from_json(Form, to_json(form)) == form
+    form = TensorSpec.of(
+        {"a": torch.zeros(2, 3), "b": torch.zeros(2, dtype=torch.int64), "c": None}
+    )
+    assert from_json(TensorSpec, to_json(form)) == form
     assert form.described() == "a mapping 'a' (m, 3) of float32, 'b' (m) of int64"
     with pytest.raises(FileFormatError, match="as a form: "):
-        from_json(Form, {**to_json(form), "dtypes": ["float32", "save"]})
+        from_json(TensorSpec, {**to_json(form), "dtypes": ["float32", "save"]})
     with pytest.raises(FileFormatError, match="as a form: "):
-        from_json(Form, {**to_json(form), "kind": "list"})
+        from_json(TensorSpec, {**to_json(form), "kind": "list"})
     with pytest.raises(FileFormatError, match="as a form: "):
-        from_json(Form, {**to_json(form), "names": ["a"]})
+        from_json(TensorSpec, {**to_json(form), "names": ["a"]})
 
 
 def test_a_model_that_is_none_or_another_is_refused():
-    form, other = Form.of(torch.zeros(1, 4)), Form.of(torch.zeros(1, 3))
+    form, other = TensorSpec.of(torch.zeros(1, 4)), TensorSpec.of(torch.zeros(1, 3))
     net = with_backend(
         Cascade.from_models({"a": nn.Linear(4, 3)}),
         "onnxruntime-int8",
@@ -458,7 +460,7 @@ def test_a_model_that_refers_to_other_files_is_refused():
     model = to_onnx(nn.Linear(4, 3), torch.rand(1, 4), name="x")
     set_external_data(model.graph.initializer[0], location="secret.bin")
     model.graph.initializer[0].data_location = onnx.TensorProto.EXTERNAL
-    form, other = Form.of(torch.zeros(1, 4)), Form.of(torch.zeros(1, 3))
+    form, other = TensorSpec.of(torch.zeros(1, 4)), TensorSpec.of(torch.zeros(1, 3))
     with pytest.raises(FileFormatError, match="refers to other files"):
         restored("onnxruntime", [model.SerializeToString()], inputs=form, outputs=other, name="x")
 

@@ -4,10 +4,17 @@ from torch import nn
 
 from offramp._core.errors import FileFormatError, InputError, UnknownNameError
 from offramp._core.schema import from_json, to_json
-from offramp.backends import BackendTable, Compiled, Form, choose, choose_backends, with_backend
+from offramp.backends import (
+    BackendTable,
+    Compiled,
+    TensorSpec,
+    choose,
+    choose_backends,
+    with_backend,
+)
 from offramp.stages import Cascade
 
-FORM = Form.of(torch.zeros(1, 4))
+FORM = TensorSpec.of(torch.zeros(1, 4))
 
 
 def table(**changes):
@@ -105,7 +112,7 @@ def test_every_stage_is_measured_in_every_backend_that_can_run_it(measured):
     assert "aten._linalg_svd" in measured.refused["odd"]["onnxruntime"]
     assert "plain" not in measured.refused
     assert "1 for other runtimes" in measured.where
-    assert measured.inputs == Form.of(torch.rand(7, 4, 4))
+    assert measured.inputs == TensorSpec.of(torch.rand(7, 4, 4))
 
 
 def test_auto_takes_what_was_measured(cascade, measured, monkeypatch):

@@ -9,7 +9,7 @@ from torch import nn
 from offramp._core.batch import apply
 from offramp._core.errors import InputError, MissingExtraError, UnsupportedError
 from offramp.backends import to_onnx
-from offramp.backends.form import Form, flat
+from offramp.backends.form import TensorSpec, flat
 from offramp.models import small_cnn
 from offramp.stages import Normalize, cut
 
@@ -29,7 +29,7 @@ def random(form, n, seed=0):
 
 def both(session, module, example, n):
     """What ONNX Runtime and what PyTorch makes of a batch."""
-    batch = random(Form.of(example), n)
+    batch = random(TensorSpec.of(example), n)
     with torch.no_grad():
         wanted = flat(apply(module, batch))
     feed = {f"in.{k}": tensor.numpy() for k, tensor in enumerate(flat(batch))}

@@ -22,7 +22,7 @@ from offramp._core.errors import (
 from offramp._core.files import sha256
 from offramp._core.schema import to_json
 from offramp._core.seal import sealed
-from offramp.backends import BackendTable, Compiled, Form, with_backend
+from offramp.backends import BackendTable, Compiled, TensorSpec, with_backend
 from offramp.bundle import load, read_manifest, save, tune
 from offramp.models import ModelSpec, build
 from offramp.policy import Candidate
@@ -61,7 +61,7 @@ def table(*stages, **seconds):
     return BackendTable(
         batch_sizes=(1,),
         seconds={name: {k: (v,) for k, v in seconds.items()} for name in stages},
-        inputs=Form.of(images()),
+        inputs=TensorSpec.of(images()),
     )
 
 

@@ -128,8 +128,8 @@ def test_promises_are_those_that_the_tests_of_certificates_would_make(risk):
     trace = make_trace(1000, accuracies=[0.8, 0.92], seed=2)
     advice = advise(trace, max_drop=0.02, delta=0.1, risk=risk)
     assert advice.at_best.examples_needed <= advice.as_usual.examples_needed
-    assert advice.at_best.smallest_max_loss <= advice.as_usual.smallest_max_loss
-    smallest = advice.as_usual.smallest_max_loss
+    assert advice.at_best.smallest_max_drop <= advice.as_usual.smallest_max_drop
+    smallest = advice.as_usual.smallest_max_drop
     again = advise(trace, max_drop=smallest, delta=0.1, risk=risk)
     assert again.as_usual.examples_needed == pytest.approx(1000, rel=0.2)  # counts are whole
     assert advise(trace, max_drop=smallest / 2, risk=risk).as_usual.examples_needed > 1500
@@ -149,7 +149,7 @@ def test_with_splits_calibrate_is_counted_but_not_looked_at():
     assert advise(changed) == advice
     without = advise(divided.subset("fit"))
     assert without.calibrate == 0
-    assert without.as_usual.smallest_max_loss is None
+    assert without.as_usual.smallest_max_drop is None
 
 
 def test_costs_may_be_counted_in_another_unit():
