@@ -156,7 +156,9 @@ class Stage(nn.Module):
         return to_device(made, self._device())
 
     def _computed(self, carry: Raw) -> Any:  # noqa: ANN401
-        return self._computed_of(self.prepare(carry) if self.source is None else carry)
+        if self.source is None and (self.transform is not None or type(carry) is not Tensor):
+            carry = self.prepare(carry)
+        return self._computed_of(carry)
 
     def _prepared(self, raw: Raw) -> Any:  # noqa: ANN401
         return self._prepares(self.prepare, raw)
