@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import sys
 
 import pytest
 import torch
@@ -104,7 +105,8 @@ def test_exits_run_together_only_where_examples_show_who_leaves_where(caplog, mo
     assert "Exits stay apart: 1 examples" in caplog.text
     asked = []
     monkeypatch.setattr(
-        "offramp.tuning.compile.fuse_for",
+        sys.modules["offramp.tuning.compile"],
+        "fuse_for",
         lambda held, policy, batch, **options: asked.append(options["backend"]) or apart.cascade,
     )
     together = compile(model, images(40), backend="onnxruntime", **QUICK)
@@ -126,7 +128,7 @@ def test_exits_that_run_together_answer_as_before():
     ("wrong", "error", "message"),
     [
         ({"backend": "onnxruntime-int8"}, InputError, "offramp.tuning.quantize"),
-        ({"backend": "onnx"}, UnknownNameError, "Did you mean 'onnxruntime'"),
+        ({"backend": "onnxruntme"}, UnknownNameError, "Did you mean 'onnxruntime'"),
         ({"backend": {"d": "folded"}}, UnknownNameError, "no stage 'd'"),
         ({"rounds": 0}, InputError, "rounds must be"),
         ({"batch_sizes": [0]}, InputError, "batch_sizes must be"),
