@@ -141,6 +141,6 @@ def test_tables_are_aligned_and_numbers_have_units():
         "x          200",
     ]
     assert amount(2.5e9, "flops") == "2.5 GFLOP"
-    assert amount(0.0, "seconds") == "0 seconds"
-    assert amount(0.001, "usd") == "0.001 usd"
+    assert amount(0.0, "seconds") == "0 s"
+    assert amount(0.001, "usd") == "$0.001"
     assert (points(-0.0125), points(1e-9), points(0.02)) == ("-1.25", "0.00", "+2.00")

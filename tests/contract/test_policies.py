@@ -191,8 +191,8 @@ def test_a_broken_feature_is_found(feature, broken):
 
 
 def test_no_label_is_in_sight_of_a_decision():
-    assert list(inspect.signature(Policy.decide).parameters) == ["self", "view", "stage"]
-    assert list(inspect.signature(Policy.answer).parameters) == ["self", "view", "stage"]
+    assert list(inspect.signature(Policy.decide).parameters) == ["self", "at"]
+    assert list(inspect.signature(Policy.answer).parameters) == ["self", "at"]
     assert "label" not in " ".join([*inspect.signature(Evidence).parameters, *dir(Evidence)])
 
 

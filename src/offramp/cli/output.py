@@ -12,7 +12,6 @@ from typing import Any, final
 import typer
 
 from offramp._core.naming import printable
-from offramp._core.units import unit_of
 
 _GAP = "  "
 _WIDTH = 79
@@ -125,4 +124,6 @@ def amount(value: float, unit: str) -> str:
     >>> amount(7709696.0, "flops"), amount(0.00123, "seconds")
     ('7.71 MFLOP', '1.23 ms')
     """
+    from offramp._core.units import unit_of  # here, so that --help needs no torch
+
     return unit_of(unit).text(value)

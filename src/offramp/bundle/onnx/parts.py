@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp._core.batch import apply, batch_size, form_of, only_tensors, to_device
-from offramp._core.errors import InputError, UnsupportedError
+from offramp._core.errors import InputError, OfframpError, UnsupportedError
 from offramp._core.progress import progress_bar
 from offramp._core.topology import RAW_INPUT, Path
 from offramp._core.types import AnyBatch, Batch
@@ -120,7 +120,7 @@ def export_parts(
     others = other_lengths(example, [s for s in stages.values() if s.source is None])
     try:
         return _Export(policy, plans, stages, example, others).parts()
-    except (_OneLengthError, *FAILURES):  # a network may not even run at another length
+    except (_OneLengthError, InputError, *FAILURES):  # a network may not even run at another length
         if not others:
             raise
         return _Export(policy, plans, stages, example, []).parts()
@@ -215,7 +215,14 @@ class _Export:
         with torch.no_grad():
             for example in self._examples:
                 given = to_device(example, _device(stages[0]))
-                carries = {s.group: c for s, c in run_segments(stages, given, topology)}
+                try:
+                    carries = {s.group: c for s, c in run_segments(stages, given, topology)}
+                except OfframpError:
+                    raise
+                except FAILURES as error:
+                    raise InputError(
+                        f"The cascade does not run on {form_of(example)}: {error}"
+                    ) from error
                 for group, carry in carries.items():
                     found[group].append(carry)
         return found

@@ -4,13 +4,10 @@ Layer: project.
 """
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
-
-from offramp._core.checks import check_fraction, check_probability
 
 SplitName = Literal["train", "fit", "calibrate", "test"]
 DELTA = 0.1  # as of `Frontier.cheapest`, which would have to be loaded to be asked
@@ -35,13 +32,21 @@ def _level(value: object) -> object:
             value = float(value)
         except ValueError as error:
             raise ValueError("must be a number in (0, 1), or none") from error
+    from offramp._core.checks import check_probability  # here, so that --help needs no torch
+
     return check_probability("", value)
+
+
+def _fraction(value: float) -> float:
+    from offramp._core.checks import check_fraction
+
+    return check_fraction("", value)
 
 
 #: Largest chance of a wrong promise; "none" (TOML knows no null) promises nothing.
 Level = Annotated[float | None, BeforeValidator(_level)]
 #: In [0, 1]; percentages are explained.
-Fraction = Annotated[float, AfterValidator(partial(check_fraction, ""))]
+Fraction = Annotated[float, AfterValidator(_fraction)]
 
 
 def _as_list(value: object) -> object:
