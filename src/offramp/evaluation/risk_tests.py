@@ -377,8 +377,7 @@ def risk_p_values(
 def outcome_counts(evaluations: Sequence[Evaluation]) -> tuple[IntArray, IntArray]:
     """How many examples are lost against the reference, and how many corrected, `(k,)` each.
 
-    Exact: the loss difference of an example is -1, 0 or 1, so n * excess counts the first and
-    n * (excess - difference) the second.
+    Exact: the loss difference of an example is -1, 0 or 1.
 
     Raises:
         InputError: If the risks are no shares of n examples.

@@ -16,14 +16,8 @@ from torch import Tensor, nn
 from offramp._core.errors import InputError
 from offramp._core.types import Batch
 from offramp.models import ModelSpec, build, default_head, head_arguments
-from offramp.project.config.sections import (
-    DEFAULT_HEAD,
-    BuiltSection,
-    ExitsSection,
-    HeadChoice,
-    NetworkSection,
-    RunConfig,
-)
+from offramp.project.config.fields import DEFAULT_HEAD, HeadChoice
+from offramp.project.config.sections import BuiltSection, ExitsSection, NetworkSection, RunConfig
 from offramp.stages import Cascade, CutPoint, choose_points, cut, cut_points, read_by
 
 

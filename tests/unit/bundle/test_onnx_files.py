@@ -18,6 +18,7 @@ from offramp._core.errors import InputError, UnsupportedError
 from offramp._core.schema import from_json, to_json
 from offramp.backends import to_onnx
 from offramp.bundle import export_onnx
+from offramp.bundle.onnx import graph as graph_module
 from offramp.bundle.onnx import parts as parts_module
 from offramp.fitting.stopping.network import make_networks, stopping_policy
 from offramp.policy import Candidate, Feature, Linear, Node, Policy
@@ -329,7 +330,7 @@ def test_an_operator_that_onnx_lacks_is_named_with_its_stage(tmp_path):
 
 
 def test_what_is_too_large_for_one_file_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(parts_module, "_MOST", 50)
+    monkeypatch.setattr(graph_module, "MOST", 50)
     cascade = tiny()
     with pytest.raises(UnsupportedError, match=r"stage 'a' takes .* GiB.*Export a folder"):
         export_onnx(

@@ -10,7 +10,10 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import ArrayLike
 
+from offramp._core.errors import UnsupportedError
+
 _UNNAMED = "any"  # of a size that is computed from lengths
+MOST = 2**31 - 2**20  # bytes; a protobuf may have 2 GiB, and some are left for the operations
 FLOAT, INT, TRUTH = 1, 7, 9  # onnx.TensorProto.FLOAT, INT64, BOOL
 
 
@@ -164,3 +167,15 @@ def _described(value: Value) -> Any:  # noqa: ANN401
     inner = "/" in value.name
     row = [None if isinstance(size, str) and inner else size for size in value.row]
     return helper.make_tensor_value_info(value.name, value.kind, [None if inner else "batch", *row])
+
+
+def check_fits(what: str, size: int) -> None:
+    """Raise `UnsupportedError` if something is too large for one ONNX file.
+
+    >>> check_fits("The cascade", 1_000_000)
+    """
+    if size > MOST:
+        raise UnsupportedError(
+            f"{what} takes {size / 2**30:.2f} GiB, and one ONNX file holds at most 2. Export a "
+            "folder, in which each stage has files of its own, or use smaller networks."
+        )

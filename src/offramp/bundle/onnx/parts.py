@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp._core.batch import apply, batch_size, form_of, only_tensors, to_device
-from offramp._core.errors import InputError, OfframpError, UnsupportedError
+from offramp._core.errors import InputError, OfframpError
 from offramp._core.progress import progress_bar
 from offramp._core.topology import RAW_INPUT, Path
 from offramp._core.types import AnyBatch, Batch
@@ -22,7 +22,7 @@ from offramp.backends.lengths import other_lengths
 from offramp.backends.ort import Session
 from offramp.backends.to_onnx import has_lengths
 from offramp.bundle.onnx.decision import Decision, check_expressible
-from offramp.bundle.onnx.graph import Value, values_of
+from offramp.bundle.onnx.graph import Value, check_fits, values_of
 from offramp.bundle.parts import is_compiled
 from offramp.policy import Policy
 from offramp.runtime import StageSource
@@ -37,7 +37,6 @@ ENDING = ".onnx"
 STATE = ("logits", "node", "answer", "clean")
 OUTCOME = ("answer", "node", "clean")
 _TOLERANCE = 1e-3  # of answers, relative to the largest
-_MOST = 2**31 - 2**20  # bytes; a protobuf may have 2 GiB, and some are left for the operations
 
 
 @final
@@ -153,18 +152,6 @@ def _tensors(example: AnyBatch, first: Sequence[Stage]) -> Batch:
 
 class _OneLengthError(Exception):
     """A part takes sequences of the example's length only, so the whole does."""
-
-
-def check_fits(what: str, size: int) -> None:
-    """Raise `UnsupportedError` if something is too large for one ONNX file.
-
-    >>> check_fits("The cascade", 1_000_000)
-    """
-    if size > _MOST:
-        raise UnsupportedError(
-            f"{what} takes {size / 2**30:.2f} GiB, and one ONNX file holds at most 2. Export a "
-            "folder, in which each stage has files of its own, or use smaller networks."
-        )
 
 
 @final

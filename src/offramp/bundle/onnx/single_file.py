@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from offramp._core.errors import UnsupportedError
-from offramp.bundle.onnx.graph import Scope
-from offramp.bundle.onnx.parts import Parts, check_fits
+from offramp.bundle.onnx.graph import Scope, check_fits
+from offramp.bundle.onnx.parts import Parts
 from offramp.bundle.onnx.routing import write_cascade
 
 

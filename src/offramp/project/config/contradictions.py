@@ -7,14 +7,8 @@ import inspect
 from collections.abc import Sequence
 from difflib import get_close_matches
 
-from offramp.project.config.sections import (
-    DEFAULT_HEAD,
-    CostSection,
-    ExitsSection,
-    FitSection,
-    HeadChoice,
-    RunConfig,
-)
+from offramp.project.config.fields import DEFAULT_HEAD, HeadChoice
+from offramp.project.config.sections import CostSection, ExitsSection, FitSection, RunConfig
 
 Problem = tuple[Sequence[str | int], str]  # where, what
 
