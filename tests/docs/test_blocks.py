@@ -4,6 +4,7 @@ Python blocks of a file are run in order, in one namespace and a temporary folde
 valid configurations. Shell commands exist with all their options; in a tutorial they are run too.
 """
 
+import gc
 import re
 import shlex
 import subprocess
@@ -15,6 +16,9 @@ from pathlib import Path
 import pytest
 import typer
 
+import offramp.testing  # noqa: F401  so that all registries are there
+from offramp._core import registry
+from offramp._core.registry import Registry
 from offramp.cli import main
 from offramp.cli.app import app
 from offramp.project.config.config import load_config
@@ -71,8 +75,20 @@ def test_blocks_are_of_languages_that_are_checked():
         assert set(opened) <= {"python", "bash", "toml"}, path.name
 
 
+@pytest.fixture
+def registries():
+    """What a page registers is gone afterwards, for the tests that follow in this process."""
+    before = {id(r): (r, dict(r)) for r in gc.get_objects() if isinstance(r, Registry)}
+    assert before
+    yield
+    for held, members in before.values():
+        for name in set(held) - set(members):
+            del held[name]
+    registry._added += 1
+
+
 @pytest.mark.parametrize("path", having("python"))
-def test_blocks_run_in_order_as_a_newcomer_would_run_them(path, tmp_path, monkeypatch):
+def test_blocks_run_in_order_as_a_newcomer_would_run_them(path, tmp_path, monkeypatch, registries):
     """A README is what a newcomer pastes into a fresh interpreter, so it gets one."""
     monkeypatch.chdir(tmp_path)
     if path.name == "README.md":

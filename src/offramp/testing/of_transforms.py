@@ -27,6 +27,7 @@ def check_transform(transform: nn.Module, rows: Raw) -> None:
     Raises:
         AssertionError: If a promise is broken; it says which.
 
+    >>> from offramp.stages import Normalize
     >>> check_transform(Normalize(1 / 255), torch.arange(48.0).reshape(3, 1, 4, 4))
     """
     name = type(transform).__name__

@@ -62,6 +62,7 @@ def compile(
         UnsupportedError: If a backend that was named cannot run a stage.
         MissingExtraError: If it is not installed.
 
+    >>> import torch
     >>> from torch import nn
     >>> from offramp import Candidate, Cascade
     >>> cascade = Cascade.from_models({"a": nn.Linear(4, 3), "b": nn.Linear(4, 3)})

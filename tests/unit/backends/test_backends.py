@@ -422,11 +422,11 @@ def test_a_form_is_checked_and_survives_being_stored():
     )
     assert from_json(TensorSpec, to_json(form)) == form
     assert form.described() == "a mapping 'a' (m, 3) of float32, 'b' (m) of int64"
-    with pytest.raises(FileFormatError, match="as a form: "):
+    with pytest.raises(FileFormatError, match="as a tensor spec: "):
         from_json(TensorSpec, {**to_json(form), "dtypes": ["float32", "save"]})
-    with pytest.raises(FileFormatError, match="as a form: "):
+    with pytest.raises(FileFormatError, match="as a tensor spec: "):
         from_json(TensorSpec, {**to_json(form), "kind": "list"})
-    with pytest.raises(FileFormatError, match="as a form: "):
+    with pytest.raises(FileFormatError, match="as a tensor spec: "):
         from_json(TensorSpec, {**to_json(form), "names": ["a"]})
 
 

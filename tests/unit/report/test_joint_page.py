@@ -110,7 +110,7 @@ def test_the_figures_are_drawn_wide_and_narrow(tmp_path):
 
 def test_errors_of_each_network_after_each_training_are_listed(tmp_path):
     page = written(tmp_path).replace("\u00a0", " ")
-    assert "cost_weight 0.03" in page
+    assert "cost weight 0.03" in page
     assert "20.77 %" in page
 
 

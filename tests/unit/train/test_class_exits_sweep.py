@@ -371,7 +371,7 @@ def test_a_sweep_that_is_done_is_only_read(net, sweep, examples, folder, monkeyp
 
 
 def test_a_folder_of_another_sweep_is_refused(net, sweep, examples, folder):
-    with pytest.raises(InputError, match="of other"):
+    with pytest.raises(InputError, match="begun with other"):
         run(net, examples, folder, grid=1)
     with pytest.raises(InputError, match="training with other"):
         run(net, examples, folder, recipe=Recipe(epochs=3))

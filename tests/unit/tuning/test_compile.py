@@ -28,7 +28,7 @@ def images(n=9):
 def made(stages=("a", "b"), reference="b"):
     cascade = Cascade.from_models({k: build(s) for k, s in SPECS.items()}, specs=SPECS)
     chain = cascade.topology.chain(stages)
-    first = Adaptive.single(cascade, stages[0])(images(60)).logits.softmax(dim=1).amax(dim=1)
+    first = Adaptive.single(cascade, stages[0])(images(60)).log_probs.softmax(dim=1).amax(dim=1)
     rule = Linear.threshold(Feature("max_prob", chain.root), float(first.median()))
     policy = Policy(chain, {(chain.root,): Node(rule)})
     return Adaptive(
@@ -45,7 +45,7 @@ def exits():
 
 
 def assert_alike(one, other):
-    torch.testing.assert_close(one.logits, other.logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(one.log_probs, other.log_probs, rtol=1e-4, atol=1e-4)
     assert torch.equal(one.stage, other.stage)
 
 
