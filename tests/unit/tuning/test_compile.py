@@ -57,7 +57,7 @@ def test_answers_choice_and_costs_stay_and_the_model_too():
     assert_alike(fast.reference(images()), model.reference(images()))
     assert torch.equal(fast(images()).cost, model(images()).cost)
     assert (fast.choice, fast.costs) == (model.choice, model.costs)
-    assert fast.runner.program.times.sizes == (1, 4)
+    assert fast.program.times.sizes == (1, 4)
     after = model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
