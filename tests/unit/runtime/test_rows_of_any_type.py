@@ -61,12 +61,12 @@ def test_every_door_answers_rows_as_the_cascade_does(form):
     labels = [0, 1] * 4
     costs = given_costs(cascade, "calls", {"quick": 1.0, "slow": 4.0})
     trace = record(cascade, [(rows, labels)], costs=costs, progress=False)
-    assert torch.equal(trace.log_probs, cascade(rows))
+    assert torch.equal(trace.logits, cascade(rows))
     model = Adaptive(cascade, Policy(cascade.topology, nodes))
     right = model(rows)
     assert set(right.stage.tolist()) == {0, 1}
     assert cascade.stage(1).module.seen[-1] < len(TEXTS)  # survivors alone
-    expected = trace.log_probs[torch.arange(8), right.stage].log_softmax(1)
+    expected = trace.logits[torch.arange(8), right.stage].log_softmax(1)
     assert torch.allclose(right.log_probs, expected, atol=1e-6)
     parts = [cut(rows, k) for k in range(8)]
     for k, one in enumerate(parts):
