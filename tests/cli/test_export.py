@@ -100,6 +100,8 @@ def test_a_network_with_several_inputs_is_exported_like_an_example(run, tmp_path
     done = run(*export, "--like", tmp_path / "like.npz")
     assert done.code == 0, done.err
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    for value in session.get_outputs():
+        assert f"{value.name} (batch" in done.out, "the shell names what the file gives"
     _, label, _ = session.run(None, inputs)
     tensors = {name: torch.from_numpy(values) for name, values in inputs.items()}
     loaded = load(tmp_path / "b", allow_import=True)

@@ -22,7 +22,7 @@ from offramp._core.errors import FileFormatError, InputError
 from offramp._core.files import read_json, storing, write_json
 from offramp._core.ownership import check_place, is_empty
 from offramp._core.schema import from_json, to_json
-from offramp._core.seal import Digest, is_sealed, sealed
+from offramp._core.seal import SEAL, Digest, is_sealed, sealed
 from offramp._core.temporaries import locked
 
 CHECKPOINT_S = 1.0  # seconds of work that a kill may cost
@@ -96,6 +96,7 @@ class GrowingFiles(Generic[Facts]):
         self._open: dict[str, IO[bytes]] = {}
         self._held = ExitStack()
         self._saved_at = float("-inf")
+        self._seal: object = None  # of the note that was gone on from
         if resume and self._note.exists():
             self._adopt()
 
@@ -104,7 +105,9 @@ class GrowingFiles(Generic[Facts]):
         with ExitStack() as stack:
             stack.enter_context(locked(self.folder))
             if self._resume and self._note.exists():
-                self._adopt()  # another process may have gone on meanwhile
+                # Another process may have gone on meanwhile; else every byte has been read once.
+                if read_json(self._note).get(SEAL) != self._seal:
+                    self._adopt()
             else:
                 self._begin()
             for name, size in self._good.items():
@@ -207,7 +210,7 @@ class GrowingFiles(Generic[Facts]):
                 f"{self.folder} was damaged: what it holds has not the checksums that were noted. "
                 f"{self._repair}"
             )
-        self.facts = facts
+        self.facts, self._seal = facts, found.sha256
 
 
 def read_note(path: Path, kind: type[Facts], repair: str) -> tuple[Mapping[str, Any], _Note, Facts]:

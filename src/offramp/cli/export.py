@@ -82,7 +82,7 @@ def command(
     else:
         output.line(f"{path}: {_megabytes(made.bytes)}")
         output.table(["input", "shape"], [[k, _shape(v)] for k, v in made.inputs.items()])
-        output.line("outputs: logits (batch, classes), label (batch), stage (batch)")
+        output.line("outputs: log_probs (batch, classes), label (batch), stage (batch)")
     output.result({"out": str(path), "bytes": made.bytes})
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from offramp._core.errors import InputError
+from offramp.project.config.sections import FitSection
 
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object instead of text for people.")
@@ -19,17 +20,13 @@ Config = Annotated[
 ]
 Unlabeled = Annotated[
     bool,
-    typer.Option(
-        "--unlabeled",
-        help="The examples that promises are tested on have no labels to trust: theirs are not "
-        "read. With --delta; --risk disagreement and --max-cost can be promised then.",
-    ),
+    typer.Option("--unlabeled", help=FitSection.model_fields["unlabeled"].description),
 ]
 Device = Annotated[str, typer.Option(help="Where networks run: cpu, cuda, cuda:1 ...")]
 Backend = Annotated[
     str | None,
     typer.Option(
-        help="What runs the networks: prepared, compile, onnxruntime, openvino, or auto, the "
+        help="What runs the networks: folded, compile, onnxruntime, openvino, or auto, the "
         "fastest that `offramp tune` measured. By default PyTorch."
     ),
 ]

@@ -12,8 +12,8 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, final
@@ -140,10 +140,7 @@ class PartialStore:
         )
 
     def __enter__(self) -> "PartialStore":
-        with ExitStack() as stack:
-            stack.enter_context(self._files)
-            self._old_labels, self._old_ids = self._read("labels.bin", np.int64), self.ids()
-            self._held = stack.pop_all()
+        self._files.__enter__()
         if self.rows:
             _log.info("Going on with the recording in %s.", self._files.folder)
         return self
@@ -154,7 +151,7 @@ class PartialStore:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._held.__exit__(kind, error, trace)
+        self._files.__exit__(kind, error, trace)
 
     @property
     def rows(self) -> int:
@@ -163,7 +160,13 @@ class PartialStore:
 
     def known(self, start: int, stop: int) -> tuple[IntArray, Ids]:
         """Labels and ids of rows that an interrupted run has recorded."""
-        return self._old_labels[start:stop], self._old_ids[start:stop]
+        labels, ids = self._known
+        return labels[start:stop], ids[start:stop]
+
+    @cached_property
+    def _known(self) -> tuple[IntArray, Ids]:
+        """Labels and ids as they were when somebody first asked: of an interrupted run, all."""
+        return self._read("labels.bin", np.int64), self.ids()
 
     def append(self, rows: Rows, logits: NDArray[Any]) -> None:
         """Add `m` rows with their logits `(m, s, c)`, NaN where they are not finite.

@@ -181,6 +181,14 @@ def test_bytes_behind_the_last_checkpoint_are_cut_off(tmp_path):
     equal(go(batches(), path=path), go(batches()))
 
 
+def test_what_was_recorded_is_read_once_to_go_on(tmp_path, monkeypatch):
+    interrupted(tmp_path / "t.trace")
+    read, digest = [], growing._digest
+    monkeypatch.setattr(growing, "_digest", lambda path, n: read.append(path) or digest(path, n))
+    equal(go(batches(), path=tmp_path / "t.trace"), go(batches()))
+    assert sorted(path.name for path in read) == ["ids.bin", "labels.bin", "logits.bin"]
+
+
 KILLED = """
     import os, torch
     from torch import nn

@@ -58,9 +58,9 @@ def export_onnx(
 
     The inputs are those of the networks: "input"; "input.0", "input.1"... for a tuple; or the
     names of a mapping; the batch size is free. The outputs are, for each example of the batch, in
-    order: "logits" `(n, c)`, the log of the combined probabilities, NaN where no stage gave finite
-    numbers; "label" `(n,)`, -1 where there is none; "stage" `(n,)`, the index of the stage at
-    which it left. Answers are those of the model, to rounding.
+    order: "log_probs" `(n, c)`, the log of the combined probabilities, NaN where no stage gave
+    finite numbers; "label" `(n,)`, -1 where there is none; "stage" `(n,)`, the index of the stage
+    at which it left. Answers are those of the model, to rounding.
 
     A folder holds for each stage "NAME.segment.onnx", its network or segment of one;
     "NAME.head.onnx" if it has a head; and "NAME.decision.onnx", what decides after it. Beside them
