@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -83,6 +84,12 @@ def test_a_report_of_exits_bills_the_same_decisions_in_two_units(run, fitted, tr
     page = (fitted / "run" / "report.html").read_text()
     assert "against its depth" in page
     assert "why not the others" in page
+
+
+def test_a_page_is_named_after_its_folder_also_from_within(run, fitted, monkeypatch):
+    monkeypatch.chdir(fitted / "run")
+    assert run("report", ".").code == 0
+    assert "<h1>Adaptive inference: run</h1>" in Path("report.html").read_text(encoding="utf-8")
 
 
 def test_one_table_of_costs_needs_no_list(run, fitted):

@@ -78,7 +78,7 @@ def command(
     frontier = run.frontier()
     choice = run.choice()
     content = report_content(
-        title or f"Adaptive inference: {folder.name}",
+        title or f"Adaptive inference: {run.name}",
         trace,
         frontier,
         choice,

@@ -116,6 +116,11 @@ class RunFolder:
         write_json(self.path / name, value)
         return self.path / name
 
+    @property
+    def name(self) -> str:
+        """Its own name, also where it was given as "."."""
+        return self.path.resolve().name
+
     def trace_path(self) -> Path:
         """Where the trace lies that this run is about.
 

@@ -31,7 +31,7 @@ def class_exits_page(run: RunFolder, title: str | None) -> Path:
     return write_class_exits_report(
         run.path / CLASS_EXITS_PAGE,
         design,
-        title=title or f"Exits of classes: {run.path.name}",
+        title=title or f"Exits of classes: {run.name}",
         reproduction=_again(run, str(design["command"]), CLASS_EXITS),
         overwrite=True,  # the run's own
     )
@@ -50,7 +50,7 @@ def joint_page(run: RunFolder, title: str | None, config: Path | None) -> Path:
     return write_joint_report(
         run.path / JOINT_PAGE,
         joint,
-        title=title or f"Trained jointly: {run.path.name}",
+        title=title or f"Trained jointly: {run.name}",
         images=() if config is None else _images(run, config, joint["trace"], joint["split"]),
         reproduction=_again(run, str(joint["command"]), JOINT),
         overwrite=True,  # the run's own
