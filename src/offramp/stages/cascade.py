@@ -16,7 +16,7 @@ from offramp._core.errors import InputError, TopologyError
 from offramp._core.topology import RAW_INPUT, Topology
 from offramp._core.types import AnyBatch, OutputForm, Raw
 from offramp.models import ModelSpec, SeveralLogitsError
-from offramp.stages.classes import check_same_classes, settle_classes, tell_classes
+from offramp.stages.classes import check_same_classes, same_names, settle_classes, tell_classes
 from offramp.stages.exits import AtOne, Exits, Kind, chain_edges, exit_stages
 from offramp.stages.segments import run_segments
 from offramp.stages.stage import Stage, take_in
@@ -36,13 +36,13 @@ class Cascade(nn.Module):
         stages: At least one, in topological order; the first is the root.
         edges: "full" (from each stage to every later one of another group), "chain" (to the next
             one), or pairs of names.
-        class_names: Names of the classes, for people.
+        class_names: Names of the classes, for people; by default those that the stages tell.
 
     Raises:
         TopologyError: If names repeat, a stage cannot be reached, an edge leads backwards or to a
             stage whose source need not have run, a source gives no carry, or stages of one group
             do not share their module.
-        InputError: If stages answer in different forms.
+        InputError: If stages answer in different forms, or name their classes otherwise.
 
     >>> cascade = Cascade.from_models({"small": nn.Linear(4, 3), "large": nn.Linear(4, 3)})
     >>> cascade.topology.describe(), cascade(torch.zeros(2, 4)).shape
@@ -67,7 +67,7 @@ class Cascade(nn.Module):
         self.topology.check_cascade()
         _check_sharing(stages, self.topology)
         self.outputs = _form_of(stages)
-        self.class_names = tuple(class_names)
+        self.class_names = same_names(stages, class_names)
         _warn_if_training(stages)
         self.stages = nn.ModuleList(stages)
         if self.class_names:
@@ -77,7 +77,7 @@ class Cascade(nn.Module):
     @classmethod
     def from_models(
         cls,
-        models: Mapping[str, nn.Module],
+        models: Mapping[str, nn.Module | Stage],
         *,
         edges: str | Iterable[tuple[str, str]] = "full",
         transform: Transforms | Mapping[str, Transforms] = None,
@@ -89,7 +89,8 @@ class Cascade(nn.Module):
         """Network selection: every stage is a whole network that reads the raw input.
 
         Args:
-            models: Networks by name, cheapest first.
+            models: Networks by name, cheapest first; or stages, as `offramp.adapters` makes them of
+                what people have, which bring their own transform and class names.
             edges: As in the class.
             transform: Applied to the raw input first: for all networks, or for each by name, one
                 module or a list of them in order (`offramp.stages.transforms`).
@@ -111,28 +112,36 @@ class Cascade(nn.Module):
             else dict.fromkeys(models, chained(transform))
         )
         forms = outputs if isinstance(outputs, Mapping) else dict.fromkeys(models, outputs)
-        named: tuple[tuple[str, Mapping[str, object]], ...] = (
-            ("transform", each),
-            ("specs", specs or {}),
-            ("outputs", forms),
+        named: tuple[tuple[str, object, Mapping[str, object]], ...] = (
+            ("transform", transform, each),
+            ("specs", specs, specs or {}),
+            ("outputs", outputs, forms),
         )
-        for argument, given in named:
-            unknown = sorted(set(given) - set(models))
+        ready = {name for name, model in models.items() if isinstance(model, Stage)}
+        for argument, given, by_name in named:
+            unknown = sorted(set(by_name) - set(models))
             if unknown:
                 raise InputError(
                     f"{argument} must name only networks of the cascade {sorted(models)}, "
                     f"got {unknown}."
                 )
+            said = sorted(ready & set(by_name)) if isinstance(given, Mapping) else []
+            if said:
+                raise InputError(
+                    f"{argument} must not name {said}: they are stages and bring their own."
+                )
         stages = [
-            Stage(
+            model.named(name)
+            if isinstance(model, Stage)
+            else Stage(
                 name,
-                module,
+                model,
                 transform=each.get(name),
                 spec=(specs or {}).get(name),
                 outputs=forms.get(name, "logits"),
                 classes=classes or len(class_names) or None,
             )
-            for name, module in models.items()
+            for name, model in models.items()
         ]
         return cls(stages, edges=edges, class_names=class_names)
 

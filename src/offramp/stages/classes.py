@@ -3,7 +3,7 @@
 Layer: stages.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from offramp._core.errors import InputError
 from offramp._core.types import Raw
@@ -20,6 +20,33 @@ def check_same_classes(counts: Mapping[str, int]) -> None:
             f"All stages of a cascade must have the same classes; {each}. Train the stages for "
             "one task, or map their outputs to common classes first."
         )
+
+
+def same_names(stages: Iterable[Stage], given: Sequence[str] = ()) -> tuple[str, ...]:
+    """The names of the classes: those given, else those that stages tell, or none.
+
+    Raises:
+        InputError: If a stage has other names, or the same in another order.
+    """
+    told = {stage.name: stage.class_names for stage in stages if stage.class_names}
+    names = tuple(given) or next(iter(told.values()), ())
+    for stage, theirs in told.items():
+        if theirs == names:
+            continue
+        if sorted(theirs) == sorted(names):
+            k = next(
+                k for k, pair in enumerate(zip(names, theirs, strict=True)) if len({*pair}) > 1
+            )
+            how = f"in another order: class {k} is {theirs[k]!r} there and {names[k]!r} here"
+        else:
+            missing = [name for name in names if name not in theirs]
+            how = f"otherwise: {list(theirs)[:5]}, {missing[:3]} not among them"
+        raise InputError(
+            f"class_names must be the same in all stages of a cascade, and stage {stage!r} has "
+            f"them {how}. Give that adapter class_names= in the order of the cascade, which it "
+            "then answers in."
+        )
+    return names
 
 
 def tell_classes(stages: Iterable[Stage], classes: int) -> None:

@@ -5,7 +5,7 @@ Networks may write into their input (`x -= mean`); batches stay what they were.
 Layer: stages.  Source: docs/adr/0030.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, final
 
 import torch
@@ -52,6 +52,7 @@ class Stage(nn.Module):
             in a trace of `from_predictions` they amount to scores `(m, c + 1)`.
         classes: Number of classes `c`. It picks the logits where a network returns several tensors,
             and is needed where one gives labels. A cascade says it where it has class names.
+        class_names: Names of the classes in the order of the logits, where the network tells them.
 
     Raises:
         InputError: If the name is empty, a stage with a source has a transform, or one with a
@@ -76,6 +77,7 @@ class Stage(nn.Module):
         head_spec: ModelSpec | None = None,
         outputs: OutputForm = "logits",
         classes: int | None = None,
+        class_names: Sequence[str] = (),
     ) -> None:
         super().__init__()
         if not name:
@@ -91,7 +93,8 @@ class Stage(nn.Module):
                 f"Stage {name!r} is an exit, which answers with logits; outputs={outputs!r} is for "
                 "whole networks and services."
             )
-        self.outputs, self.classes = outputs, classes
+        self.outputs, self.classes = outputs, classes or len(class_names) or None
+        self.class_names = tuple(class_names)
         self.name = name
         self.module = module
         self.head = head
@@ -108,6 +111,25 @@ class Stage(nn.Module):
         self._prepares = Reading(f"The transform of stage {name!r}")
         self._reads_shared = Reading(f"Stage {name!r}", copies=self._calls_on_rows)
         self._keyed: tuple[nn.Module | None, str | None] = (None, None)
+
+    def named(self, name: str) -> "Stage":
+        """The same stage under another name, alone in its group.
+
+        >>> Stage("a", nn.Linear(2, 3)).named("b").name
+        'b'
+        """
+        return Stage(
+            name,
+            self.module,
+            head=self.head,
+            transform=self.transform,
+            source=self.source,
+            spec=self.spec,
+            head_spec=self.head_spec,
+            outputs=self.outputs,
+            classes=self.classes,
+            class_names=self.class_names,
+        )
 
     @property
     def gives_carry(self) -> bool:

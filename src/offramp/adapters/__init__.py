@@ -1,0 +1,19 @@
+"""Stages of a cascade made of what people have: models of other packages, functions, services.
+
+Each adapter returns a `Stage` with its transform, its class names where they are known, and how a
+bundle builds it again. The package that it needs is imported when it is called.
+
+Layer: adapters.
+"""
+
+from offramp._core.lazy import lazy
+
+_HOME: dict[str, str] = {}
+
+__all__ = sorted(_HOME)
+
+__getattr__ = lazy(__name__, _HOME)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)
