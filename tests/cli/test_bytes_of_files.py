@@ -25,14 +25,14 @@ name = "small"
 model = "small_cnn"
 arguments = { width = 2, depth = 2, classes = 2 }
 weights = "small.safetensors"
-transform = [{ kind = "decode", mode = "L" }, { kind = "resize", size = [8, 8] }, { kind = "normalize" }]
+transform = [{ kind = "decode", mode = "L" }, { kind = "resize", size = [8, 8] }]
 
 [[stage]]
 name = "large"
 model = "small_cnn"
 arguments = { width = 4, depth = 3, classes = 2 }
 weights = "large.safetensors"
-transform = [{ kind = "decode", mode = "L" }, { kind = "resize", size = [12, 12] }, { kind = "normalize" }]
+transform = [{ kind = "decode", mode = "L" }, { kind = "resize", size = [12, 12] }]
 
 [fit]
 policy = "threshold"

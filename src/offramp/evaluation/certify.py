@@ -14,8 +14,8 @@ import numpy as np
 
 from offramp._core.checks import check_choice, check_probability
 from offramp.evaluation.calibration import Calibration
-from offramp.evaluation.choice import MEASURED, Choice, Guarantee, described
-from offramp.evaluation.limits import UNLABELED, Limits, joined, points_text, read_limits
+from offramp.evaluation.choice import MEASURED, Choice, described
+from offramp.evaluation.limits import UNLABELED, Limits, joined, read_limits
 from offramp.evaluation.order import walk_order
 from offramp.evaluation.results import RISKS, Evaluation, FrontierPoint, Risk
 from offramp.evaluation.risk_tests import (
@@ -27,6 +27,7 @@ from offramp.evaluation.risk_tests import (
     outcome_counts,
 )
 from offramp.evaluation.weights import ClassWeights, check_weights, risk_tests
+from offramp.policy.promise import Guarantee, points_text
 from offramp.risk import NonePassed, examples_needed, fixed_sequence, several_risks
 
 
