@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from offramp._core.batch import to_device
+from offramp._core.batch import flat, to_device
 from offramp._core.types import Batch
-from offramp.backends.form import flat
 from offramp.stages import Stage
 from offramp.stages.cutting.graph import FAILURES, is_sequence
 from offramp.stages.cutting.tried import Axes, other_sizes, resized

@@ -158,7 +158,7 @@ def answers_of(stages: Sequence[Stage], example: Batch) -> Tensor:
         example: What the first segment reads.
     """
     plain = [  # without its transform
-        Stage(s.name, s.module, head=s.head, source=s.source, group=s.group, spec=s.spec)
+        s.replaced(transform=None)
         for s in sorted(stages, key=lambda stage: segment_of(stage).index)
     ]
     with torch.inference_mode():
