@@ -106,7 +106,7 @@ def _write_own(
 ) -> WholeEntry | ExitEntry:
     """Write the weights that no other stage has: of a whole network, or of a head."""
     transform, spec = _transform(stage), stage.spec
-    if isinstance(spec, SegmentSpec) and stage.outputs == "logits":
+    if isinstance(spec, SegmentSpec) and stage.form == "logits":
         network = cuts.setdefault(spec.cut, len(cuts))
         return ExitEntry(
             name=stage.name,
