@@ -151,8 +151,8 @@ def test_labels_alone_refuse_a_policy_that_needs_scores():
     on = {(0,): Node(Linear.threshold(Feature("max_prob", 0), 0.5)), (0, 1): Node(Constant(False))}
     with pytest.raises(InputError, match="rule Linear after stage 'cheap' needs logits"):
         Adaptive(made, Policy(made.topology, on))
+    chain = {(0,): Node(Constant(False)), (0, 1): Node(Constant(False))}
     with pytest.raises(InputError, match="combine='mean' needs logits"):
-        chain = {(0,): Node(Constant(False)), (0, 1): Node(Constant(False))}
         Adaptive(made, Policy(made.topology, chain, combine="mean"))
     fine = {(0,): Node(Constant(False)), (0, 1): Node(Agreement((0, 1)))}
     Adaptive(made, Policy(made.topology, fine))
@@ -220,9 +220,7 @@ def test_a_bundle_keeps_every_form(outputs, tmp_path):
     policy = Policy(made.topology.chain(list(NAMES)), nodes)
     model, x = Adaptive(made, policy), torch.randn(9, 3)
     if outputs == "probabilities":
-        torch.testing.assert_close(
-            model(x).log_probs, nets["dear"](x).log(), atol=1e-5, rtol=1e-5
-        )
+        torch.testing.assert_close(model(x).log_probs, nets["dear"](x).log(), atol=1e-5, rtol=1e-5)
         return
     assert model(x).labels.tolist() == nets["dear"](x).argmax(1).tolist()
     candidate = offramp.Candidate(policy=policy, method="mine", reference="dear")

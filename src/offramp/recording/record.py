@@ -307,7 +307,9 @@ def _class_names(cascade: Cascade, loader: Loader) -> tuple[str, ...]:
 
 def _fingerprint(cascade: Cascade, loader: Loader) -> dict[str, str]:
     """What makes recorded rows belong to this cascade and, where it can say so, this data set."""
+    functions = [getattr(stage.module, "fingerprint", "") for stage in cascade]
     return {
+        **({"functions": "; ".join(functions)} if any(functions) else {}),
         "stages": json.dumps(to_json(cascade.topology)),
         "transform": "; ".join(repr(stage.transform) for stage in cascade),
         "weights": weights_digest({stage.name: stage for stage in cascade}),

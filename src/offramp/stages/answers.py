@@ -42,7 +42,7 @@ class Labels(dict[object, int]):
     ) -> None:
         super().__init__({name: k for k, name in enumerate(class_names)})
         self._stage, self._names, self._strict = stage, tuple(class_names), strict
-        self.refusal = -2 - _digest(stage, 3)
+        self.refusal = -256 - _digest(stage, 3)
 
     def __missing__(self, label: object) -> int:
         if label is None or label != label:  # NaN

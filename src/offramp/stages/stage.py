@@ -198,7 +198,13 @@ class Stage(nn.Module):
         return self._prepares(self.prepare, raw)
 
     def _computed_of(self, given: Any) -> Any:  # noqa: ANN401
-        return self.module(given) if self.calls_on_rows else apply(self.module, given)
+        if not self.calls_on_rows:
+            return apply(self.module, given)
+        try:
+            return self.module(given)
+        except Exception as error:
+            error.add_note(f"Raised by the function of stage {self.name!r}.")
+            raise
 
     def _device(self) -> torch.device:
         return next((p.device for p in self.module.parameters()), torch.device("cpu"))
@@ -241,8 +247,8 @@ class Stage(nn.Module):
             return result, None
         pair = isinstance(result, tuple | list) and len(result) == 2
         if self.calls_on_rows:
-            if pair and result[1] is not None:
-                return result[0], result[1]
+            if pair and isinstance(result, tuple) and result[1] is not None:
+                return result
             raise InputError(
                 f"Stage {self.name!r} must give labels and confidences, (m,) each, in a tuple, got "
                 f"{kind_of(result)}. What gives labels alone is outputs='labels'."
