@@ -8,7 +8,9 @@ Layer: adapters.
 
 from offramp._core.lazy import lazy
 
-_HOME: dict[str, str] = {}
+_HOME: dict[str, str] = {
+    "from_function": "offramp.adapters.of_functions",
+}
 
 __all__ = sorted(_HOME)
 

@@ -305,8 +305,8 @@ class Batcher:
             return
         if len(alive) < len(positions):
             rows = torch.tensor(alive, device=flight.ids.device)
-        _, _, log_probs, kept = leave(flight, path, rows)
-        answer = self._program.answer(len(alive), [(path, None, log_probs, kept)], reason)
+        _, _, said, kept = leave(flight, path, rows)
+        answer = self._program.answer(len(alive), [(path, None, said, kept)], reason)
         self._finish([numbers[row] for row in alive], answer, None)
 
     def _give_up(self, flight: InFlight, error: Exception) -> None:
