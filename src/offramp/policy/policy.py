@@ -22,11 +22,16 @@ from offramp._core.schema import stored
 from offramp._core.topology import EXIT, Path, Topology
 from offramp._core.types import OUTPUT_FORMS, OutputForm
 from offramp.policy.combination import BY_STOPPING, Combination, Combine, Stops
-from offramp.policy.features import COMBINED, Distribution, scaled_log_probs
+from offramp.policy.features import COMBINED, Distribution, distribution_of, scaled_log_probs
 from offramp.policy.rules import AnyRule, Rule, takes_action
 from offramp.policy.stopping import Stopping
 
-_FORMS = {"logits": "logits", "confidence": "labels with confidences", "labels": "labels alone"}
+_FORMS = {
+    "logits": "logits",
+    "confidence": "labels with confidences",
+    "labels": "labels alone",
+    "features": "features",
+}
 
 
 @final
@@ -330,8 +335,7 @@ class Evidence:
             return self._combination()
         found = self._known.get(stage)
         if found is None:
-            scores = self.output(stage).scores()
-            found = Distribution(scaled_log_probs(scores, self._policy.temperatures[stage]))
+            found = distribution_of(self.output(stage), self._policy.temperatures[stage])
             self._known[stage] = found
         return found
 
