@@ -17,6 +17,11 @@ from offramp._core.errors import InputError
 _LEAST = 1e-3  # below it confidences are alike, so that rounding leaves the label on top
 _TINY = 1e-6  # a service that reports confidence 0 or 1 is not taken at its word: log 0 is -inf
 
+#: Labels of examples that a service has not answered, beside a confidence of NaN: it failed for
+#: good; or its spending cap was reached, so it was not asked.
+FAILED = -2
+CAPPED = -3
+
 
 def best_labels(scores: Float[Tensor, "m c"], count: int) -> Int[Tensor, "m r"]:
     """The `count` classes of highest score, best first; ties go to the lowest index.
@@ -47,7 +52,10 @@ def sums_up(logits: Tensor) -> bool:
 
 
 def labels_with_confidence(
-    labels: Int[Tensor, " m"], confidence: Float[Tensor, " m"], classes: int
+    labels: Int[Tensor, " m"],
+    confidence: Float[Tensor, " m"],
+    classes: int,
+    prices: Float[Tensor, " m"] | None = None,
 ) -> "StageOutput":
     """What a stage says that answers with labels and confidences.
 
@@ -55,9 +63,10 @@ def labels_with_confidence(
         labels: `(m,)`, any whole numbers.
         confidence: Probability that each is right, in [0, 1]; NaN where there is no answer.
         classes: Number of classes `c`, at least 2.
+        prices: What each answer cost, or None where nobody says.
 
     Raises:
-        InputError: If the lengths differ, or a confidence is outside [0, 1].
+        InputError: If the lengths differ, a confidence is outside [0, 1], or a price is negative.
     """
     if labels.dim() != 1 or confidence.shape != labels.shape or labels.is_floating_point():
         raise InputError(
@@ -68,7 +77,14 @@ def labels_with_confidence(
     outside = (confidence < -_TINY) | (confidence > 1 + _TINY)  # False for NaN
     if bool(outside.any()):
         raise InputError(f"confidence must be in [0, 1], got {float(confidence[outside][0])!r}.")
-    return StageOutput(classes=classes, ranked=labels.long()[:, None], confidence=confidence)
+    if prices is not None and (prices.shape != labels.shape or not bool((prices >= 0).all())):
+        raise InputError(
+            "prices must be one number of at least 0 for each label, got shape "
+            f"{tuple(prices.shape)} for {len(labels)} labels: {prices.tolist()[:3]}"
+        )
+    return StageOutput(
+        classes=classes, ranked=labels.long()[:, None], confidence=confidence, prices=prices
+    )
 
 
 @final
@@ -80,14 +96,17 @@ class StageOutput:
         logits: Unnormalized scores, `(m, c)`, float32.
         ranked: Predicted labels, best first, `(m, r)`, int64; a label outside the classes is
             legitimate (services do that) and simply wrong.
-        confidence: Probability that `ranked[:, 0]` is right, `(m,)` in [0, 1], or None.
+        confidence: Probability that `ranked[:, 0]` is right, `(m,)` in [0, 1], or None; NaN where
+            there is no answer.
         classes: Number of classes `c`.
+        prices: What each answer cost, `(m,)` float64, where the stage says it.
     """
 
     classes: int
     logits: Float[Tensor, "m c"] | None = None
     ranked: Int[Tensor, "m r"] | None = None
     confidence: Float[Tensor, " m"] | None = None
+    prices: Float[Tensor, " m"] | None = None
 
     def __len__(self) -> int:
         held = self.logits if self.logits is not None else self.ranked
@@ -166,7 +185,7 @@ class StageOutput:
             classes=self.classes,
             **{
                 name: torch.cat([getattr(one, name) for one in each])
-                for name in ("logits", "ranked", "confidence")
+                for name in ("logits", "ranked", "confidence", "prices")
                 if getattr(self, name) is not None
             },
         )
@@ -178,4 +197,5 @@ class StageOutput:
             classes=self.classes,
             ranked=None if self.ranked is None else change(self.ranked),
             confidence=None if self.confidence is None else change(self.confidence),
+            prices=None if self.prices is None else change(self.prices),
         )

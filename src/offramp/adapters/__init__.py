@@ -8,7 +8,12 @@ Layer: adapters.
 
 from offramp._core.lazy import lazy
 
-_HOME: dict[str, str] = {}
+_HOME: dict[str, str] = {
+    "Limits": "offramp.adapters.limits",
+    "Prices": "offramp.adapters.openai",
+    "from_http": "offramp.adapters.http",
+    "from_openai": "offramp.adapters.openai",
+}
 
 __all__ = sorted(_HOME)
 

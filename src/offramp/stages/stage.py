@@ -16,7 +16,7 @@ from offramp._core.batch import RawInput, apply, as_batch, as_rows, to_device
 from offramp._core.checks import check_choice
 from offramp._core.errors import InputError
 from offramp._core.outputs import StageOutput, labels_with_confidence
-from offramp._core.types import OutputForm, Raw
+from offramp._core.types import OnError, OutputForm, Raw
 from offramp.models import ModelSpec, SeveralLogitsError, extract_logits
 from offramp.stages.cutting.spec import SegmentSpec
 from offramp.stages.reading import Reading
@@ -48,8 +48,9 @@ class Stage(nn.Module):
         head_spec: How to build `head` again, or None if nobody knows.
         outputs: "logits"; or "confidence": the stage, a whole network or a service, answers with
             labels `(m,)` and the probabilities `(m,)` that they are right, in a tuple or under
-            "labels" and "confidence"; of logits the best label and its probability are taken. As
-            in a trace of `from_predictions` they amount to scores `(m, c + 1)`.
+            "labels" and "confidence", with "prices" `(m,)` where answers cost something; of logits
+            the best label and its probability are taken. As in a trace of `from_predictions` they
+            amount to scores `(m, c + 1)`.
         classes: Number of classes `c`. It picks the logits where a network returns several tensors,
             and is needed where one gives labels. A cascade says it where it has class names.
         class_names: Names of the classes in the order of the logits, where the network tells them.
@@ -103,7 +104,8 @@ class Stage(nn.Module):
         self.group = name if group is None else group
         self.spec = spec
         self.head_spec = head_spec
-        self.keeps_company = False  # True once `check_company` has found it so
+        self.asks_alone = bool(getattr(module, "asks_alone", False))  # each row by itself
+        self.keeps_company = self.asks_alone  # True once `check_company` has found it so
         # A function on rows may change lists and tables, which no counter of torch tells.
         self._calls_on_rows = getattr(module, "reads_rows", False)
         self._reads = Reading(f"Stage {name!r}", copies=self._calls_on_rows)
@@ -135,6 +137,21 @@ class Stage(nn.Module):
     def gives_carry(self) -> bool:
         """True if later stages can continue from here."""
         return self.head is not None
+
+    @property
+    def waits(self) -> bool:
+        """True if running it is waiting for somebody else, so that others may compute meanwhile."""
+        return bool(getattr(self.module, "waits", False))
+
+    @property
+    def on_error(self) -> OnError | None:
+        """What it means that a service has failed for good; None for what is no service."""
+        return getattr(self.module, "on_error", None)
+
+    @property
+    def unit(self) -> str | None:
+        """Unit of the prices that its answers tell; None where they tell none."""
+        return getattr(self.module, "unit", None)
 
     @property
     def reads_rows(self) -> bool:
@@ -207,7 +224,9 @@ class Stage(nn.Module):
 
     def _labeled(self, result: Any) -> StageOutput:  # noqa: ANN401
         """Labels with confidences, or those of logits."""
+        prices = None
         if isinstance(result, Mapping) and "labels" in result and "confidence" in result:
+            prices = result.get("prices")
             result = (result["labels"], result["confidence"])
         pair = isinstance(result, tuple | list) and len(result) == 2
         if pair and all(isinstance(part, Tensor) and part.dim() == 1 for part in result):
@@ -217,7 +236,7 @@ class Stage(nn.Module):
                     "given: classes=10, or class_names."
                 )
             labels, confidence = result
-            return labels_with_confidence(labels, confidence, self.classes)
+            return labels_with_confidence(labels, confidence, self.classes, prices)
         logits = self._logits(result)
         confidence, labels = logits.softmax(dim=1).max(dim=1)
         return labels_with_confidence(labels, confidence.clamp(max=1.0), logits.shape[1])
