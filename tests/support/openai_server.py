@@ -69,7 +69,7 @@ class StandIn:
         async def serve() -> None:
             self._stop = asyncio.Event()
             self._server = await asyncio.start_server(self._client, "127.0.0.1", 0)
-            self.url = "http://127.0.0.1:%d/v1" % self._server.sockets[0].getsockname()[1]
+            self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/v1"
             ready.set()
             await self._stop.wait()
             self._server.close()

@@ -39,12 +39,12 @@ _REFUSES = {
 }
 
 
-class Failure(Exception):
+class CallError(Exception):
     """A call has failed for good; the text says why, in a few words."""
 
 
 @final
-class _Passing(Failure):
+class _PassingError(CallError):
     """An attempt has failed in a way that may pass.
 
     Args:
@@ -92,7 +92,7 @@ class Connection:
         """Post a JSON body, or get where there is none; the JSON object that is answered.
 
         Raises:
-            Failure: If the call has failed for good.
+            CallError: If the call has failed for good.
             ServiceError: If the service cannot be used as it is set up: it has no key, it refuses
                 all calls, or sends them elsewhere. Where it has answered before, that is a failure.
         """
@@ -101,7 +101,7 @@ class Connection:
         retrying = tenacity.AsyncRetrying(
             stop=tenacity.stop_after_attempt(self.limits.attempts),
             wait=lambda state: max(backoff(state), getattr(state.outcome.exception(), "wait", 0.0)),
-            retry=tenacity.retry_if_exception_type(_Passing),
+            retry=tenacity.retry_if_exception_type(_PassingError),
             reraise=True,
         )
         sent = {"Content-Type": "application/json", **(headers or {}), **self._authorization()}
@@ -130,16 +130,16 @@ class Connection:
             if self.refusal is not None:
                 raise self.refusal
             if not self._breaker.allows():
-                raise Failure("it has failed too often, and is left alone for a while")
+                raise CallError("it has failed too often, and is left alone for a while")
             try:
                 async with asyncio.timeout(self.limits.timeout):
                     status, said, body = await self._send(path, content, headers)
             except TimeoutError:
                 self._breaker.failed()
-                raise _Passing(f"no answer within {self.limits.timeout:g} s") from None
+                raise _PassingError(f"no answer within {self.limits.timeout:g} s") from None
             except self._httpx.HTTPError as error:
                 self._breaker.failed()
-                raise _Passing(f"no connection ({type(error).__name__})") from None
+                raise _PassingError(f"no connection ({type(error).__name__})") from None
             return self._read(status, said, body)
 
     async def _send(
@@ -154,7 +154,7 @@ class Connection:
                 parts.append(part)
                 size += len(part)
                 if size > _MOST_BYTES:
-                    raise Failure(f"an answer of more than {_MOST_BYTES} bytes")
+                    raise CallError(f"an answer of more than {_MOST_BYTES} bytes")
             return response.status_code, response.headers, b"".join(parts)
 
     def _read(self, status: int, headers: Mapping[str, str], body: bytes) -> dict[str, Any]:
@@ -172,17 +172,17 @@ class Connection:
             if status != 429:
                 self._breaker.failed()
             elif b"insufficient_quota" in body or wait > self.limits.longest_wait:
-                raise Failure(f"HTTP 429: no quota left, or not before {wait:g} s")
-            raise _Passing(f"HTTP {status}", min(wait, self.limits.longest_wait))
+                raise CallError(f"HTTP 429: no quota left, or not before {wait:g} s")
+            raise _PassingError(f"HTTP {status}", min(wait, self.limits.longest_wait))
         if status != 200:
-            raise Failure(f"HTTP {status}{self._said(body)}")
+            raise CallError(f"HTTP {status}{self._said(body)}")
         try:
             found = json.loads(body)
         except ValueError:
             found = None
         if not isinstance(found, dict):
             self._breaker.failed()
-            raise _Passing("an answer that is no JSON object")
+            raise _PassingError("an answer that is no JSON object")
         self._breaker.answered()
         self._answered = True
         return found
@@ -190,7 +190,7 @@ class Connection:
     def _refuse(self, why: str) -> None:
         if self._answered:  # it was set up well: something has happened to it since
             self._breaker.failed(for_good=True)
-            raise Failure(why)
+            raise CallError(why)
         key = "no key" if self.key_env is None else f"the key in {self.key_env}"
         self.refusal = ServiceError(f"{self.url} (with {key}) {why}.")
         raise self.refusal

@@ -15,12 +15,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, final
 from zlib import crc32
 
-from offramp._core.checks import check_choice, check_class_names, check_not_negative
-from offramp._core.checks import check_positive_int
+from offramp._core.checks import (
+    check_choice,
+    check_class_names,
+    check_not_negative,
+    check_positive_int,
+)
 from offramp._core.errors import InputError
 from offramp._core.schema import omitted, to_json
 from offramp._core.types import OnError
-from offramp.adapters.connection import Connection, Failure
+from offramp.adapters.connection import CallError, Connection
 from offramp.adapters.journal import Answer
 from offramp.adapters.limits import Limits, limits_of
 from offramp.adapters.service import Service
@@ -254,7 +258,7 @@ class ChatClassifier:
             refused = choice["message"].get("refusal")
             filtered = choice.get("finish_reason") == "content_filter"
         except (LookupError, TypeError, AttributeError):
-            raise Failure("an answer without choices") from None
+            raise CallError("an answer without choices") from None
         kept = connection.clean(str(refused or text))
         if refused or filtered or not isinstance(text, str) or not text.strip():
             return self._none(kept, price)
@@ -285,9 +289,9 @@ class ChatClassifier:
             usage = said["usage"]
             read, written = float(usage["prompt_tokens"]), float(usage["completion_tokens"])
         except (LookupError, TypeError, ValueError):
-            raise Failure("an answer without its usage, so nobody knows its price") from None
+            raise CallError("an answer without its usage, so nobody knows its price") from None
         if not (0 <= read < math.inf and 0 <= written < math.inf):
-            raise Failure("an answer whose usage is no number of tokens")
+            raise CallError("an answer whose usage is no number of tokens")
         return self.settings.prices.of(read, written)
 
     def _none(self, text: str, price: float) -> Answer:
@@ -314,15 +318,15 @@ def _of_tokens(text: str, choice: Mapping[str, Any]) -> tuple[str, float]:
     """The label, and the product of its tokens' probabilities.
 
     Raises:
-        Failure: If there are none: asking again would be of no use.
+        CallError: If there are none: asking again would be of no use.
     """
     try:
         each = [float(token["logprob"]) for token in choice["logprobs"]["content"]]
     except (LookupError, TypeError, ValueError):
-        raise Failure("an answer without logprobs; this service may need answer='json'") from None
+        raise CallError("an answer without logprobs; this service may need answer='json'") from None
     total = math.fsum(each)
     if not each or math.isnan(total):
-        raise Failure("an answer without logprobs; this service may need answer='json'")
+        raise CallError("an answer without logprobs; this service may need answer='json'")
     return text, min(math.exp(min(total, 0.0)), 1.0)
 
 

@@ -21,7 +21,7 @@ from offramp._core.errors import InputError, SpendingError
 from offramp._core.outputs import CAPPED, FAILED
 from offramp._core.spending import Spending
 from offramp._core.types import OnError
-from offramp.adapters.connection import Connection, Failure, run
+from offramp.adapters.connection import CallError, Connection, run
 from offramp.adapters.journal import Answer, Journal, Memory
 
 ON_ERROR: tuple[OnError, ...] = ("next", "reference", "refuse")
@@ -60,7 +60,7 @@ class Asks(Protocol):
         ...
 
     async def __call__(self, connection: Connection, row: object, digest: str) -> Answer:
-        """Ask; raises `Failure` or `ServiceError`."""
+        """Ask; raises `CallError` or `ServiceError`."""
         ...
 
 
@@ -81,7 +81,6 @@ class Service(nn.Module):
 
     reads_rows = True
     asks_alone = True
-    waits = True
 
     def __init__(
         self,
@@ -95,6 +94,7 @@ class Service(nn.Module):
         check_choice("on_error", on_error, ON_ERROR)
         if daily_cap is not None and asks.unit is None:
             raise InputError("daily_cap needs prices: without them nobody knows what was spent.")
+        self.waits = connection.limits.concurrency
         self.on_error, self.unit, self.settings = on_error, asks.unit, asks.settings
         self.counts: Counter[str] = Counter()
         self._asks, self._connection = asks, connection
@@ -201,7 +201,7 @@ class Service(nn.Module):
             self.counts["refused"] += answer.label < 0
             self.counts["foreign"] += answer.label >= self._asks.classes
             return answer
-        except Failure as error:
+        except CallError as error:
             self.counts["failed"] += 1
             self.counts[f"failed: {error}"] += 1
             return Answer(label=FAILED, confidence=float("nan"))

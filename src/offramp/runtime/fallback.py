@@ -6,7 +6,7 @@ Layer: runtime.  Source: design.md, rules that hold everywhere (NaN logits at ru
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor
 
 
@@ -19,19 +19,20 @@ class Fallback(NamedTuple):
         log_probs: The answer, `(m, c)`; NaN where there is none.
         nonfinite: Number of visited stages that were not finite, `(m,)`.
         valid: Whether one was finite, `(m,)`.
-        behind: Whether the last visited stage was not, so that an earlier one answers, `(m,)`.
+        why: Why an earlier stage answers, or none, `(m,)`: position in `REASONS`; 0 where the last
+            visited stage was finite.
     """
 
     log_probs: Float[Tensor, "m c"]
     nonfinite: Int[Tensor, " m"]
     valid: Bool[Tensor, " m"]
-    behind: Bool[Tensor, " m"]
+    why: Int8[Tensor, " m"]
 
     @classmethod
     def none(cls, m: int, like: Float[Tensor, "k c"]) -> "Fallback":
         """That of `m` examples of whom no stage has said anything; `like` gives classes, device."""
         no = torch.zeros(m, dtype=torch.bool, device=like.device)
-        return cls(like.new_full((m, like.shape[1]), torch.nan), no.long(), no, no.clone())
+        return cls(like.new_full((m, like.shape[1]), torch.nan), no.long(), no, no.to(torch.int8))
 
     def take(self, rows: Tensor | None) -> "Fallback":
         """Those of some examples, by position; None for all."""
@@ -52,6 +53,7 @@ class Fallback(NamedTuple):
         combined: Float[Tensor, "m c"],
         before: Float[Tensor, "m c"] | None,
         alone: Float[Tensor, "m c"],
+        why: Int8[Tensor, " m"],
     ) -> "Fallback":
         """The same after one more visited stage.
 
@@ -60,6 +62,7 @@ class Fallback(NamedTuple):
             combined: The answer as the policy combines here.
             before: The same at the stage before, None where there is none.
             alone: The answer of this stage alone.
+            why: What happened to those that are not finite.
         """
         held, valid, clean = self.log_probs, self.valid, self.nonfinite == 0
         if before is not None:
@@ -69,5 +72,12 @@ class Fallback(NamedTuple):
             torch.where(finite[:, None], new, held),
             self.nonfinite + (~finite).long(),
             valid | finite,
-            ~finite,
+            why.masked_fill(finite, 0),
+        )
+
+    def without(self, refused: Bool[Tensor, " m"]) -> "Fallback":
+        """The same, but for examples that nobody may answer any more."""
+        return self._replace(
+            log_probs=self.log_probs.masked_fill(refused[:, None], torch.nan),
+            valid=self.valid & ~refused,
         )

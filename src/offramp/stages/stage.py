@@ -139,9 +139,9 @@ class Stage(nn.Module):
         return self.head is not None
 
     @property
-    def waits(self) -> bool:
-        """True if running it is waiting for somebody else, so that others may compute meanwhile."""
-        return bool(getattr(self.module, "waits", False))
+    def waits(self) -> int:
+        """Of a service how many calls it takes at a time, while others may compute; else 0."""
+        return getattr(self.module, "waits", 0)
 
     @property
     def on_error(self) -> OnError | None:

@@ -5,12 +5,12 @@ import math
 
 import pytest
 import torch
-from support.openai_server import Faults, StandIn
 
 from offramp._core.errors import InputError, ServiceError
 from offramp._core.outputs import FAILED
 from offramp.adapters import Limits, from_openai
 from offramp.stages import Stage
+from support.openai_server import Faults, StandIn
 
 LABELS = ["good", "bad"]
 PRICES = {"input": 1.0, "output": 2.0}

@@ -35,10 +35,11 @@ def test_updates_equal_one_example_at_a_time():
         finite = torch.rand(m, generator=generator) < 0.6
         combined, alone, last = (torch.randn(m, c, generator=generator) for _ in range(3))
         old = last if before else None
-        part = kept.take(rows).after(finite, combined=combined, before=old, alone=alone)
+        why = torch.full((m,), 2, dtype=torch.int8)
+        part = kept.take(rows).after(finite, combined=combined, before=old, alone=alone, why=why)
         kept = kept.put(rows, part)
         somebody = slice(None) if rows is None else rows
-        assert torch.equal(kept.behind[somebody], ~finite)
+        assert torch.equal(kept.why[somebody] == 2, ~finite)
         for at, i in enumerate(range(n) if rows is None else rows.tolist()):
             old = None if before is None else last[at]
             states[i] = update_reference(states[i], bool(finite[at]), combined[at], old, alone[at])
