@@ -90,6 +90,8 @@ class Program:
         self.costs = None
         if costs is not None:
             self.costs = tuple(costs.path(topology, p, policy.decided(p)) for p in paths)
+        # Services, and what it means that they have failed.
+        self.services = {k: s.on_error for k, s in stages.items() if s.on_error is not None}
         self.detours = {k: self._detour(k, reference) for k in self.children}
         units = {stage.unit for stage in stages.values() if stage.unit is not None}
         told = units == {costs.unit} if costs is not None else len(units) == 1
@@ -160,7 +162,7 @@ class Program:
 
     def _detour(self, k: int, reference: int | None) -> int:
         """Where examples go whom a stage has not answered: to a child, or nowhere."""
-        children, how = self.children[k], self.stages[k].on_error
+        children, how = self.children[k], self.services.get(k)
         if not children or how == "refuse":
             return EXIT
         if how == "next":

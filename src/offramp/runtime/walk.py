@@ -193,8 +193,8 @@ def _divide(flight: InFlight, stage: int, parts: Sequence[Part]) -> list[tuple[P
 def _detours(flight: InFlight, path: Path, rows: Rows, said: StageOutput) -> Tensor | int:
     """Where those go whom the last stage of a path has not answered."""
     stage = path[-1]
-    detour, service = flight.program.detours[stage], flight.program.stages[stage].on_error
-    if service is None or said.ranked is None or len(path) == 1:
+    detour = flight.program.detours[stage]
+    if stage not in flight.program.services or said.ranked is None or len(path) == 1:
         return detour
     stays = said.ranked[:, 0] == CAPPED
     if flight.fallback is not None:
@@ -204,7 +204,7 @@ def _detours(flight: InFlight, path: Path, rows: Rows, said: StageOutput) -> Ten
 
 def _why(flight: InFlight, stage: int, said: StageOutput) -> Tensor:
     """What has happened to those whom a stage has not answered, as positions in `REASONS`."""
-    service = flight.program.stages[stage].on_error is not None
+    service = stage in flight.program.services
     why = torch.full_like(flight.ids[: len(said)], _FAILED if service else _NONFINITE)
     if service and said.ranked is not None:
         why = why.masked_fill(said.ranked[:, 0] == CAPPED, _SPENDING)
@@ -248,6 +248,6 @@ def _keep(flight: InFlight, parts: Sequence[Part]) -> None:
         finite = finite_rows(logits)
         why = _why(flight, path[-1], at.output(path[-1]))
         part = kept.take(rows).after(finite, combined=combined, before=before, alone=alone, why=why)
-        if flight.program.stages[path[-1]].on_error == "refuse":
+        if flight.program.services.get(path[-1]) == "refuse":
             part = part.without(~finite & (why == _FAILED))
         flight.fallback = kept.put(rows, part)
