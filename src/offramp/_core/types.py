@@ -24,6 +24,10 @@ OutputForm = Literal["logits", "confidence", "labels"]
 OnError = Literal["next", "reference", "refuse"]
 OUTPUT_FORMS: tuple[OutputForm, ...] = get_args(OutputForm)
 
+#: What a stage may be declared to answer with; of probabilities the logarithm is taken.
+StageForm = Literal["logits", "probabilities", "confidence", "labels"]
+STAGE_FORMS: tuple[StageForm, ...] = get_args(StageForm)
+
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]

@@ -13,6 +13,7 @@ _HOME: dict[str, str] = {
     "Prices": "offramp.adapters.openai",
     "from_http": "offramp.adapters.http",
     "from_openai": "offramp.adapters.openai",
+    "from_function": "offramp.adapters.of_functions",
 }
 
 __all__ = sorted(_HOME)

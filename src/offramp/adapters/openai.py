@@ -13,7 +13,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, final
-from zlib import crc32
 
 from offramp._core.checks import (
     check_choice,
@@ -29,6 +28,7 @@ from offramp.adapters.journal import Answer
 from offramp.adapters.limits import Limits, limits_of
 from offramp.adapters.service import Service
 from offramp.stages import Stage
+from offramp.stages.answers import Labels
 
 Form = Literal["logprobs", "json"]
 FORMS: tuple[Form, ...] = ("logprobs", "json")
@@ -36,7 +36,6 @@ FORMS: tuple[Form, ...] = ("logprobs", "json")
 _FIELD = re.compile(r"\{(\w+)\}")
 _MILLION = 1e6
 _EXTRA_TOKENS = 64  # that a chat puts around a message, and more
-_REFUSED = -16  # and below: those above say that nobody answered
 _RESERVED = frozenset({"model", "messages", "logprobs", "stream", "n"})
 _JSON = 'Answer in JSON: {"label": one of the labels, "confidence": number from 0 to 1}.'
 
@@ -206,10 +205,10 @@ class ChatClassifier:
         self.unit = None if settings.prices is None else settings.prices.unit
         self.classes = len(settings.labels)
         self._numbers = {_plain(label): k for k, label in enumerate(settings.labels)}
+        self._others = Labels(settings.model, settings.labels)
         asked = {"url": settings.url, "prices": to_json(settings.prices), **self._body("{row}")}
         self.identity = _digest(asked)
-        # A refusal never agrees with that of another service.
-        self._refused = _REFUSED - crc32(self.identity.encode())
+        self._refusal = Labels(self.identity).refusal  # never agrees with that of another service
 
     def digest(self, row: object) -> str:
         """Of the request."""
@@ -296,12 +295,12 @@ class ChatClassifier:
 
     def _none(self, text: str, price: float) -> Answer:
         """What was paid for and says nothing."""
-        return Answer(label=self._refused, confidence=0.0, price=price, text=text)
+        return Answer(label=self._refusal, confidence=0.0, price=price, text=text)
 
     def _number(self, label: str) -> int:
         """The class, or a number of its own for what is none."""
         known = self._numbers.get(_plain(label))
-        return self.classes + crc32(_plain(label).encode()) if known is None else known
+        return self._others[_plain(label)] if known is None else known
 
     def _of_json(self, text: str) -> tuple[str, float] | None:
         try:

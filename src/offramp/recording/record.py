@@ -20,17 +20,20 @@ from offramp._core.costs import Costs
 from offramp._core.device import check_device
 from offramp._core.errors import InputError
 from offramp._core.ids import shown_id
+from offramp._core.outputs import StageOutput
 from offramp._core.ownership import TRACE, check_folder
 from offramp._core.progress import progress_bar
 from offramp._core.schema import to_json
 from offramp._core.types import Ids, Split
-from offramp.recording.nonfinite import HOW, Nonfinite, mark, refusal
+from offramp.recording.nonfinite import HOW, Nonfinite, refusal
 from offramp.recording.partial import PartialStore, finished, parts_of
 from offramp.recording.rows import Loader, Rows, dataset_of, labeled_rows, row_splits, total_rows
+from offramp.recording.said import Said
 from offramp.recording.store import Facts, MemoryStore, Store
 from offramp.stages import (
     Cascade,
     check_company,
+    compared,
     evaluating,
     measure_flops,
     take_in,
@@ -111,7 +114,6 @@ def record(
     check_choice("dtype", dtype, ("float32", "float16"))
     check_positive_int("batch_size", batch_size)
     check_choice("nonfinite", nonfinite, HOW)
-    cascade.require_logits("record")
     if split is not None:
         check_split("split", split)
     for table in (costs, *other_costs):
@@ -181,6 +183,7 @@ def _store(
     partial = PartialStore(
         Path(path),
         stages=len(cascade),
+        form=cascade.outputs,
         dtype=dtype,
         fingerprint={**_fingerprint(cascade, loader), "dtype": dtype},
         resume=resume,
@@ -210,10 +213,12 @@ def _record_rows(
                 _check_same(rows, *store.known(seen, seen + done))
             if done < len(rows):
                 new = rows.after(done) if done else rows
-                logits = _outputs(work, new)
+                outputs = _outputs(work, new)
+                said = Said.of(outputs)
+                _check_rows(work, new, said)
                 if not checked:
-                    checked = _check_company(work, new, logits)
-                store.append(new, logits)
+                    checked = _check_company(work, new, outputs)
+                store.append(new, said)
             seen += len(rows)
             advance(len(rows))
     if seen < before:
@@ -226,18 +231,23 @@ def _record_rows(
     return table
 
 
-def _outputs(work: _Work, rows: Rows) -> NDArray[Any]:
-    """Checked logits of every stage, `(m, s, c)`, float32; NaN where they are not finite."""
-    cascade, class_names = work.cascade, work.class_names
+def _outputs(work: _Work, rows: Rows) -> list[StageOutput]:
+    """What every stage says about some examples, an answer for each."""
     with torch.no_grad():  # not inference mode: there nobody could tell who writes into a carry
-        logits = cascade.forward(to_device(rows.inputs, work.device)).cpu().numpy()
-    m, s, c = logits.shape
-    if (m, s) != (len(rows), len(cascade)):
-        raise InputError(
-            f"Every stage must answer for each of the {len(rows)} examples of a batch, got "
-            f"{m} answers."
-        )
-    bad = np.argwhere(mark(logits))
+        found = work.cascade.answers(to_device(rows.inputs, work.device))
+    for stage, said in zip(work.cascade.topology.names, found, strict=True):
+        if len(said) != len(rows):
+            raise InputError(
+                f"Stage {stage!r} must answer for each of the {len(rows)} examples of a batch, got "
+                f"{len(said)} answers."
+            )
+    return found
+
+
+def _check_rows(work: _Work, rows: Rows, said: Said) -> None:
+    """Raise `InputError` where answers are missing, or labels and class names do not fit."""
+    cascade, class_names, c = work.cascade, work.class_names, said.classes
+    bad = np.argwhere(said.missing())
     if len(bad) and work.nonfinite == "error":
         row, stage = bad[0]
         raise InputError(refusal(rows.ids[row], cascade.topology.names[stage]))
@@ -253,11 +263,10 @@ def _outputs(work: _Work, rows: Rows) -> NDArray[Any]:
             f"class_names must have {c} entries, got {len(class_names)}. Of a folder with some of "
             f"the classes say which they are: image_folder(..., classes=..., class_count={c})."
         )
-    return logits
 
 
-def _check_company(work: _Work, rows: Rows, logits: NDArray[Any]) -> bool:
-    whole = torch.from_numpy(logits).to(work.device)
+def _check_company(work: _Work, rows: Rows, outputs: Sequence[StageOutput]) -> bool:
+    whole = [compared(said) for said in outputs]
     return check_company(list(work.cascade), to_device(rows.inputs, work.device), whole=whole)
 
 
@@ -298,7 +307,9 @@ def _class_names(cascade: Cascade, loader: Loader) -> tuple[str, ...]:
 
 def _fingerprint(cascade: Cascade, loader: Loader) -> dict[str, str]:
     """What makes recorded rows belong to this cascade and, where it can say so, this data set."""
+    functions = [getattr(stage.module, "fingerprint", "") for stage in cascade]
     return {
+        **({"functions": "; ".join(functions)} if any(functions) else {}),
         "stages": json.dumps(to_json(cascade.topology)),
         "transform": "; ".join(repr(stage.transform) for stage in cascade),
         "weights": weights_digest({stage.name: stage for stage in cascade}),

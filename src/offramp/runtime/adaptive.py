@@ -16,6 +16,7 @@ from offramp._core.checks import check_not_negative
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError, OfframpError
 from offramp._core.keys import example_keys
+from offramp._core.outputs import StageOutput
 from offramp._core.types import AnyBatch, Ids, Raw
 from offramp.policy.candidate import Candidate
 from offramp.policy.policy import Policy
@@ -274,13 +275,14 @@ class Adaptive(nn.Module):
             program.check_before(moved, n)
             if mark is not None:
                 mark("other", NO_STAGE, n)
-            answer = walk(InFlight(program, moved, keys, mark=mark))
+            flight = InFlight(program, moved, keys, mark=mark)
+            answer = walk(flight)
         except OfframpError:
             raise
         except BLAMES_BATCH as error:
             program.check_blame(batch, error)
             raise
-        program.check_after(batch, answer.log_probs.shape[1])
+        program.check_after(batch, flight.width)
         if mark is not None:
             mark("decision", NO_STAGE, n)
         return answer
@@ -288,11 +290,15 @@ class Adaptive(nn.Module):
     def _nobody(self, batch: Raw, device: torch.device) -> Prediction:
         """The answer to no example; how many classes there are, one example of zeros shows."""
         program, root = self.program, self.program.topology.root
-        if program.classes is None:
-            one, first = to_device(_zeros(batch), device), torch.zeros(1, device=device).long()
-            program.check_before(one, 1)
-            program.classes = InFlight(program, one, first).visit(root, None).width
-        none = torch.zeros(0, program.classes, device=device)
+        if program.says_labels is not None:
+            none = program.says_labels.to(device)
+        else:
+            if program.classes is None:
+                one, first = to_device(_zeros(batch), device), torch.zeros(1, device=device).long()
+                program.check_before(one, 1)
+                program.classes = InFlight(program, one, first).visit(root, None).width
+            shape = (0, program.classes)
+            none = StageOutput(classes=shape[1], logits=torch.zeros(shape, device=device))
         return program.answer(0, [((root,), None, none, None, None)])
 
     @torch.inference_mode()

@@ -310,8 +310,8 @@ class Batcher:
             return
         if len(alive) < len(positions):
             rows = torch.tensor(alive, device=flight.ids.device)
-        _, _, log_probs, kept, paid = leave(flight, path, rows)
-        answer = self._program.answer(len(alive), [(path, None, log_probs, kept, paid)], reason)
+        _, _, said, kept, paid = leave(flight, path, rows)
+        answer = self._program.answer(len(alive), [(path, None, said, kept, paid)], reason)
         self._finish([numbers[row] for row in alive], answer, None)
 
     def _give_up(self, flight: InFlight, error: Exception) -> None:

@@ -219,6 +219,8 @@ class InFlight:
         else:
             given, whole = held.take(rows), rows
         said = given if isinstance(given, StageOutput) else here.answer(given)
+        if here.calls_on_rows and said.device != self.ids.device:
+            said = said.to(self.ids.device)
         if whole is not rows:
             said = Held(said, whole).take(rows)
         m, wanted = len(said), self._n if rows is None else rows.shape[0]
@@ -271,6 +273,11 @@ class InFlight:
             self.known.update(self.program.policy.distributions(block.stages, rows))
             self.ahead |= frozenset(block.stages)
         return True
+
+    @property
+    def width(self) -> int:
+        """How many classes the stages have, as they have answered."""
+        return next(said.width for said in self.outputs if said is not None)
 
     def has_heard(self, stage: int) -> bool:
         """Whether it is known what a stage says."""

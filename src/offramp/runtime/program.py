@@ -17,6 +17,7 @@ from torch import Tensor
 from offramp._core.batch import form_of
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError, OfframpError, UnsupportedError
+from offramp._core.outputs import StageOutput
 from offramp._core.topology import EXIT
 from offramp._core.types import Raw
 from offramp.policy.policy import Policy
@@ -104,11 +105,20 @@ class Program:
         # All that can be switched; a part that trains whatever it is told (Monte Carlo) is none.
         parts = dict.fromkeys(part for stage in stages.values() for part in stage.modules())
         self._modes = [part for part in parts if not part.training]
-        self._extra = int(any(stage.outputs == "confidence" for stage in stages.values()))
+        self._extra = int(any(stage.form != "logits" for stage in stages.values()))
+        self.says_labels = self._said_to_nobody()
         self._names = len(class_names)
         self.classes = self._names + self._extra if self._names else None
         self._first: str | None = None  # form of the first batch that was answered
         self._checked = False  # whether answers were seen not to depend on the rest of the batch
+
+    def _said_to_nobody(self) -> StageOutput | None:
+        """What nobody is answered where answers are labels; None where they are probabilities."""
+        if not self._extra or self.policy.combine != "last":
+            return None
+        ranked = torch.zeros(0, 1, dtype=torch.int64)
+        sure = any(stage.form == "confidence" for stage in self.stages.values())
+        return StageOutput(classes=2, ranked=ranked, confidence=torch.zeros(0) if sure else None)
 
     def answer(self, n: int, left: Sequence[Left], reason: str | None = None) -> Prediction:
         """The answer to `n` examples, once all have left.
@@ -118,23 +128,23 @@ class Program:
             left: All of them, by path; no example is in two parts.
             reason: Why they left, where it was not the policy that let them go.
         """
-        log_probs, kept = gathered(n, [(rows, said, kept) for _, rows, said, kept, _ in left])
-        device, nodes = log_probs.device, [(self.paths[path], rows) for path, rows, *_ in left]
+        said, kept = gathered(n, [(rows, said, kept) for _, rows, said, kept, _ in left])
+        device, nodes = said.device, [(self.paths[path], rows) for path, rows, *_ in left]
         why = spread(n, nodes, self.reasons, torch.int8, device)
-        best, labels = log_probs.max(dim=1)  # ties go to the first
-        confidence = best.exp()
+        labels, confidence = said.best()
         if kept is None:
             valid = torch.ones(n, dtype=torch.bool, device=device)
             nonfinite = torch.zeros(n, dtype=torch.int64, device=device)
         else:
             valid, nonfinite = kept.valid, kept.nonfinite
             labels = torch.where(valid, labels, NO_LABEL)
-            confidence = torch.where(valid, confidence, 0.0)
+            if confidence is not None:
+                confidence = torch.where(valid, confidence, 0.0)
             why = torch.where(kept.why > 0, kept.why, why)
         if reason is not None:
             why = torch.full_like(why, REASONS.index(reason))
         return Prediction(
-            log_probs=log_probs,
+            log_probs=said.logits,
             labels=labels,
             stage=spread(n, nodes, self.ends, torch.int64, device),
             path=spread(n, nodes, range(len(self.ends)), torch.int64, device),

@@ -21,9 +21,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from offramp._core.outputs import CAPPED, StageOutput, finite_rows, sums_up
+from offramp._core.outputs import CAPPED, StageOutput
 from offramp._core.topology import EXIT, Path
-from offramp.policy.features import scaled_log_probs
 from offramp.runtime.fallback import Fallback
 from offramp.runtime.inflight import InFlight
 from offramp.runtime.prediction import REASONS, Left, Prediction, Rows
@@ -130,8 +129,7 @@ def step(flight: InFlight, path: Path, rows: Rows) -> tuple[Path, int]:
     at = flight.at(path, rows)
     finite = stage in flight.ahead
     if not finite:
-        logits = at.output(stage).scores()
-        finite = sums_up(logits) or bool(finite_rows(logits))
+        finite = at.output(stage).all_finite()
     detour = EXIT if finite else _detours(flight, path, rows, at.output(stage))
     if not finite or flight.fallback is not None:
         _keep(flight, [(path, rows)])
@@ -151,8 +149,8 @@ def leave(flight: InFlight, path: Path, rows: Rows) -> Left:
     """What those are answered who leave at the end of `path`."""
     if flight.fallback is not None:
         held = flight.fallback.take(rows)
-        return path, rows, held.log_probs, held, flight.paid(path, rows)
-    said = flight.program.policy.answer(flight.at(path, rows))
+        return path, rows, held.said, held, flight.paid(path, rows)
+    said = flight.program.policy.says(flight.at(path, rows))
     return path, rows, said, None, flight.paid(path, rows)
 
 
@@ -160,8 +158,7 @@ def _is_finite(flight: InFlight) -> bool:
     """True where all is known to be finite; a device is not asked, the host would wait."""
     if flight.fallback is not None or flight.last is None or flight.ids.device.type != "cpu":
         return False
-    last = flight.last.scores()
-    return not len(last) or sums_up(last) or bool(finite_rows(last).all())
+    return not len(flight.last) or flight.last.all_finite()
 
 
 def _divide(flight: InFlight, stage: int, parts: Sequence[Part]) -> list[tuple[Part, int]]:
@@ -169,8 +166,9 @@ def _divide(flight: InFlight, stage: int, parts: Sequence[Part]) -> list[tuple[P
     actions, counts = list[Tensor](), list[Tensor]()
     for path, rows in parts:
         at = flight.at(path, rows)
-        finite = finite_rows(at.output(stage).scores())
-        detour = _detours(flight, path, rows, at.output(stage))
+        said = at.output(stage)
+        finite = said.finite()
+        detour = _detours(flight, path, rows, said)
         action = torch.where(finite, policy.decide(at)[0], detour)
         actions.append(action)
         counts += [(action == child).sum() for child in children] + [(~finite).sum()]
@@ -238,15 +236,15 @@ def _keep(flight: InFlight, parts: Sequence[Part]) -> None:
     policy = flight.program.policy
     for path, rows in parts:
         at = flight.at(path, rows)
-        logits = at.output(path[-1]).scores()
-        combined = policy.answer(at)
-        before = policy.answer(flight.at(path[:-1], rows)) if len(path) > 1 else None
+        combined = policy.says(at)
+        before = policy.says(flight.at(path[:-1], rows)) if len(path) > 1 else None
         alone = combined
         if policy.combine != "last":
-            alone = scaled_log_probs(logits, policy.temperatures[path[-1]])
-        kept = flight.fallback or Fallback.none(len(flight), logits)
-        finite = finite_rows(logits)
-        why = _why(flight, path[-1], at.output(path[-1]))
+            log_probs = at.distribution(path[-1]).log_probs
+            alone = StageOutput(classes=log_probs.shape[1], logits=log_probs)
+        kept = flight.fallback or Fallback.none(len(flight), combined)
+        said = at.output(path[-1])
+        finite, why = said.finite(), _why(flight, path[-1], said)
         part = kept.take(rows).after(finite, combined=combined, before=before, alone=alone, why=why)
         if flight.program.services.get(path[-1]) == "refuse":
             part = part.without(~finite & (why == _FAILED))
