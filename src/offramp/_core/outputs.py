@@ -5,7 +5,7 @@ Layer: _core.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -21,6 +21,11 @@ _ABOVE_ONE = 1e-6  # float32 rounds sums of probabilities to a little above 1
 _SUM_TOLERANCE = 1e-2  # services round each of many probabilities
 FLOOR = 1e-7  # probabilities below it, zeros among them, are raised to it: log 0 is -inf
 _BINARY = "Of two classes give both probabilities: (1 - p, p)."
+
+#: Labels of examples that a service has not answered, beside a confidence of NaN: it failed for
+#: good; or its spending cap was reached, so it was not asked.
+FAILED = -2
+CAPPED = -3
 
 
 def best_labels(scores: Float[Tensor, "m c"], count: int) -> Int[Tensor, "m r"]:
@@ -91,7 +96,9 @@ def log_probabilities(name: str, given: Float[Tensor, "..."]) -> Float[Tensor, "
 
 
 def labels_with_confidence(
-    labels: Int[Tensor, " m"], confidence: Float[Tensor, " m"], classes: int
+    labels: Int[Tensor, " m"],
+    confidence: Float[Tensor, " m"],
+    classes: int,
 ) -> "StageOutput":
     """What a stage says that answers with labels and confidences.
 
@@ -125,9 +132,11 @@ class StageOutput:
         logits: Unnormalized scores, `(m, c)`, float32.
         ranked: Predicted labels, best first, `(m, r)`, int64; a label outside the classes is
             legitimate (services do that) and simply wrong.
-        confidence: Probability that `ranked[:, 0]` is right, `(m,)` in [0, 1], or None.
+        confidence: Probability that `ranked[:, 0]` is right, `(m,)` in [0, 1], or None; NaN where
+            there is no answer.
         features: Of tasks without classes: what a policy sees, `(m, f)`, float32.
         classes: Number of classes `c`; 1 with features.
+        prices: What each answer cost, `(m,)` float64, where the stage says it.
     """
 
     classes: int
@@ -135,6 +144,7 @@ class StageOutput:
     ranked: Int[Tensor, "m r"] | None = None
     confidence: Float[Tensor, " m"] | None = None
     features: Float[Tensor, "m f"] | None = None
+    prices: Float[Tensor, " m"] | None = None
 
     def __len__(self) -> int:
         return len(self._held)
@@ -215,6 +225,19 @@ class StageOutput:
         held = self.logits if self.logits is not None else self.confidence
         return held is None or sums_up(held) or bool(self.finite().all())
 
+    def priced(self, prices: Float[Tensor, " m"]) -> "StageOutput":
+        """The same with what each answer cost.
+
+        Raises:
+            InputError: If there is not one price of at least 0 for each.
+        """
+        if prices.shape != (len(self),) or not bool((prices >= 0).all()):
+            raise InputError(
+                f"prices must be one number of at least 0 for each of the {len(self)} answers, got "
+                f"shape {tuple(prices.shape)}: {prices.tolist()[:3]}"
+            )
+        return replace(self, prices=prices.double())
+
     def take(self, index: Tensor) -> "StageOutput":
         """The outputs of some examples, by position or mask."""
         return self._each(lambda values: values[index])
@@ -279,9 +302,10 @@ class StageOutput:
             return StageOutput(
                 classes=self.classes, logits=change(self.logits, *(o.logits for o in others))
             )
+        each = (self, *others)
         forms = {
-            name: change(held, *(getattr(other, name) for other in others))
-            for name in ("ranked", "confidence", "features")
-            if (held := getattr(self, name)) is not None
+            name: change(*(getattr(one, name) for one in each))
+            for name in ("ranked", "confidence", "features", "prices")
+            if all(getattr(one, name) is not None for one in each)
         }
         return StageOutput(classes=self.classes, **forms)

@@ -294,6 +294,15 @@ class InFlight:
         ids = self.ids if rows is None else self.ids.index_select(0, rows)
         return Evidence(self.program.policy, path, self.outputs, ids, rows, self.known)
 
+    def paid(self, path: Path, rows: Rows) -> Tensor | None:
+        """By how much what services charged on a path differs from the costs, `(m,)`."""
+        differences = [
+            (held.prices if rows is None else held.prices[rows]) - listed
+            for k, listed in self.program.priced.items()
+            if k in path and (held := self.outputs[k]) is not None and held.prices is not None
+        ]
+        return torch.stack(differences).sum(dim=0) if differences else None
+
     # ---- fewer and more
 
     def take(self, rows: Rows) -> "InFlight":

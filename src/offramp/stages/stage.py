@@ -13,13 +13,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from offramp._core.arrays import kind_of
+from offramp._core.arrays import kind_of, tensor_of
 from offramp._core.batch import apply, as_batch, as_rows, to_device
 from offramp._core.carry import Carry, RawInput
 from offramp._core.checks import check_choice
 from offramp._core.errors import InputError
 from offramp._core.outputs import StageOutput, log_probabilities
-from offramp._core.types import STAGE_FORMS, OutputForm, Raw, StageForm
+from offramp._core.types import STAGE_FORMS, OnError, OutputForm, Raw, StageForm
 from offramp.models import ModelSpec, SeveralLogitsError, extract_logits
 from offramp.stages.answers import Labels, labeled, scores_of
 from offramp.stages.cutting.spec import SegmentSpec
@@ -53,8 +53,9 @@ class Stage(nn.Module):
         head_spec: How to build `head` again, or None if nobody knows.
         outputs: What a whole network, function or service answers with. "logits". "probabilities":
             `(m, c)`, whose logarithms are the logits. "confidence": labels `(m,)` and the
-            probabilities `(m,)` that they are right, in a tuple or under "labels" and "confidence";
-            of logits the best label and its probability are taken. "labels": `(m,)`, or ranked
+            probabilities `(m,)` that they are right, in a tuple or under "labels" and "confidence",
+            with "prices" `(m,)` where answers cost something; of logits the best label and its
+            probability are taken. "labels": `(m,)`, or ranked
             `(m, r)`, best first, for policies that compare labels alone; of logits the best.
             Labels are whole numbers, or names where there are `class_names`; one that is no class
             is a wrong answer, and so is None, for no answer.
@@ -116,7 +117,8 @@ class Stage(nn.Module):
         self.spec = spec
         self.head_spec = head_spec
         self.part = part
-        self.keeps_company = False  # True once `check_company` has found it so
+        self.asks_alone = bool(getattr(module, "asks_alone", False))  # each row by itself
+        self.keeps_company = self.asks_alone  # True once `check_company` has found it so
         # A function on rows may change lists and tables, which no counter of torch tells.
         self.calls_on_rows = getattr(module, "reads_rows", False)
         self._reads = Reading(f"Stage {name!r}", copies=self.calls_on_rows)
@@ -150,6 +152,21 @@ class Stage(nn.Module):
     def gives_carry(self) -> bool:
         """True if later stages can continue from here."""
         return self.head is not None or bool(self.part)
+
+    @property
+    def waits(self) -> int:
+        """Of a service how many calls it takes at a time, while others may compute; else 0."""
+        return getattr(self.module, "waits", 0)
+
+    @property
+    def on_error(self) -> OnError | None:
+        """What it means that a service has failed for good; None for what is no service."""
+        return getattr(self.module, "on_error", None)
+
+    @property
+    def unit(self) -> str | None:
+        """Unit of the prices that its answers tell; None where they tell none."""
+        return getattr(self.module, "unit", None)
 
     @property
     def reads_rows(self) -> bool:
@@ -244,7 +261,9 @@ class Stage(nn.Module):
             classes = self.classes
         labels, confidence = found
         given = confidence if self.outputs == "confidence" else None
-        return labeled(self.name, self._labels, classes, labels, given)
+        said = labeled(self.name, self._labels, classes, labels, given)
+        prices = result.get("prices") if isinstance(result, Mapping) else None
+        return said if prices is None else said.priced(tensor_of("prices", prices))
 
     def _labels_in(self, result: Any) -> tuple[Any, Any] | None:  # noqa: ANN401
         """Labels and confidences where they were given, None where a network gave logits."""
