@@ -8,7 +8,11 @@ Layer: adapters.
 
 from offramp._core.lazy import lazy
 
-_HOME: dict[str, str] = {}
+_HOME: dict[str, str] = {
+    "from_timm": "offramp.adapters.of_timm",
+    "in_order": "offramp.adapters.answers",
+    "timm_exits": "offramp.adapters.of_timm",
+}
 
 __all__ = sorted(_HOME)
 

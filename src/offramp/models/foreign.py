@@ -1,0 +1,87 @@
+"""Networks of other packages, built by name from plain data.
+
+Nothing is downloaded, and nothing imported but the package, so that whoever loads a bundle need not
+allow imports.
+
+Layer: models.
+"""
+
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from torch import nn
+
+from offramp._core.errors import InputError, MissingExtraError, UnknownNameError, UnsupportedError
+from offramp._core.optional import imported
+from offramp._core.registry import Registry
+
+#: Arguments of timm with which it would read files, or look for some elsewhere.
+_READING = (
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "checkpoint_path",
+    "cache_dir",
+)
+
+
+def package(name: str, extra: str) -> Any:  # noqa: ANN401  (an optional package)
+    """Import a package of networks.
+
+    Raises:
+        MissingExtraError: If it is not installed.
+        UnsupportedError: If it does not fit the installed torch.
+
+    >>> package("json", "none").loads("1")
+    1
+    """
+    try:
+        return imported(name, extra)
+    except MissingExtraError:
+        raise
+    except RuntimeError as error:  # torchvision, where its operations are of another torch
+        raise UnsupportedError(
+            f"{name} cannot be imported: {error}. Install the versions of torch and torchvision "
+            "that belong together."
+        ) from error
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raise `InputError` where options of timm say which weights to read."""
+    reading = [name for name in _READING if options.get(name)]
+    if reading:
+        raise InputError(
+            f"options must not say where weights come from, got {reading}. The name of the "
+            "network says it with its tag, as in 'resnet18.a1_in1k', or checkpoint= does."
+        )
+
+
+def check_architecture(timm: Any, architecture: str) -> None:  # noqa: ANN401
+    """Raise `UnknownNameError` unless timm has a network of this name."""
+    if not timm.is_model(architecture):
+        near = get_close_matches(architecture, timm.list_models(), n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise UnknownNameError(f"timm {timm.__version__} has no network {architecture!r}.{hint}")
+
+
+def timm_network(*, architecture: str, **options: Any) -> nn.Module:  # noqa: ANN401
+    """A network of timm without its weights.
+
+    Args:
+        architecture: A name of `timm.list_models()`.
+        options: As `timm.create_model` takes them.
+
+    Raises:
+        UnknownNameError: If timm has no such network.
+        InputError: If an option would read files or download something.
+    """
+    timm = package("timm", "timm")
+    check_options(options)
+    check_architecture(timm, architecture)
+    made: nn.Module = timm.create_model(architecture, pretrained=False, **options)
+    return made
+
+
+#: By the name that a spec has.
+FOREIGN: Registry[Callable[..., nn.Module]] = Registry("model", {"timm": timm_network})
