@@ -22,6 +22,7 @@ NOT_SHOWN = {
     "imagenet32": "its files are downloaded by hand",
     "fetch": "needs a network",
     "from_timm": "needs a package that is not always there",
+    "from_torchvision": "needs a package that is not always there",
     "timm_exits": "needs a package that is not always there",
     "measure_joules": "needs hardware that reports energy",
 }

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from offramp._core.checks import check_known
 from offramp._core.errors import InputError, MissingExtraError, UnknownNameError, UnsupportedError
 from offramp._core.optional import imported
 from offramp._core.registry import Registry
@@ -24,6 +25,10 @@ _READING = (
     "checkpoint_path",
     "cache_dir",
 )
+
+
+#: Networks of torchvision that were trained on images scaled otherwise, and scale theirs.
+SCALING = ("googlenet", "inception_v3")
 
 
 def package(name: str, extra: str) -> Any:  # noqa: ANN401  (an optional package)
@@ -83,5 +88,34 @@ def timm_network(*, architecture: str, **options: Any) -> nn.Module:  # noqa: AN
     return made
 
 
+def check_classifier(models: Any, architecture: str) -> None:  # noqa: ANN401
+    """Raise `UnknownNameError` unless `torchvision.models` has a classifier of this name."""
+    check_known("classifier of torchvision", architecture, models.list_models(module=models))
+
+
+def torchvision_network(*, architecture: str, **options: Any) -> nn.Module:  # noqa: ANN401
+    """A classifier of torchvision without its weights.
+
+    Args:
+        architecture: A name of `torchvision.models.list_models(module=torchvision.models)`; those
+            of detectors would download a backbone.
+        options: As `torchvision.models.get_model` takes them.
+
+    Raises:
+        UnknownNameError: If torchvision has no such classifier.
+        InputError: If an option would download something.
+    """
+    models = package("torchvision", "torchvision").models
+    check_classifier(models, architecture)
+    if options.get("weights"):
+        raise InputError("options must not say where weights come from, got ['weights'].")
+    if architecture in SCALING:
+        options.setdefault("init_weights", False)  # which takes minutes
+    made: nn.Module = models.get_model(architecture, **{**options, "weights": None})
+    return made
+
+
 #: By the name that a spec has.
-FOREIGN: Registry[Callable[..., nn.Module]] = Registry("model", {"timm": timm_network})
+FOREIGN: Registry[Callable[..., nn.Module]] = Registry(
+    "model", {"timm": timm_network, "torchvision": torchvision_network}
+)
