@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from offramp._core.checks import check_known
+from offramp._core.checks import check_choice, check_known
 from offramp._core.errors import InputError, MissingExtraError, UnknownNameError, UnsupportedError
 from offramp._core.optional import imported
 from offramp._core.registry import Registry
@@ -29,6 +29,12 @@ _READING = (
 
 #: Networks of torchvision that were trained on images scaled otherwise, and scale theirs.
 SCALING = ("googlenet", "inception_v3")
+
+#: How the classes of transformers are called that classify, by what they read.
+TASKS = {"image": "ForImageClassification", "text": "ForSequenceClassification"}
+_LOADING = ("auto_map", "quantization_config", "attn_implementation", "use_pretrained_backbone")
+#: Of a configuration, what says nothing about how to build the network.
+DROPPED = (*_LOADING, "transformers_version", "dtype", "torch_dtype", "label2id")
 
 
 def package(name: str, extra: str) -> Any:  # noqa: ANN401  (an optional package)
@@ -115,7 +121,50 @@ def torchvision_network(*, architecture: str, **options: Any) -> nn.Module:  # n
     return made
 
 
+def auto_model(transformers: Any, task: str) -> Any:  # noqa: ANN401  (of an optional package)
+    """The class of transformers that makes classifiers for a task of `TASKS`."""
+    return getattr(transformers, f"AutoModel{TASKS[check_choice('task', task, TASKS)]}")
+
+
+def huggingface_network(*, task: str, config: Mapping[str, Any]) -> nn.Module:
+    """A classifier of transformers without its weights, from its configuration.
+
+    Args:
+        task: "image" or "text".
+        config: Its configuration: "model_type" and what that takes.
+
+    Raises:
+        UnknownNameError: If transformers has no such type.
+        InputError: If that is no configuration of a classifier, or would load something.
+    """
+    transformers = package("transformers", "huggingface")
+    given = dict(config)
+    loading = [key for key in given if key.startswith("_") or key in _LOADING]
+    kind = given.pop("model_type", None)
+    if loading or kind == "timm_wrapper":
+        raise InputError(f"config must not load anything, got {loading or kind}.")
+    check_known("model type of transformers", str(kind), transformers.CONFIG_MAPPING)
+    try:
+        made = transformers.AutoConfig.for_model(kind, **given)
+        auto = auto_model(transformers, task)
+    except (TypeError, ValueError, KeyError) as error:
+        raise InputError(f"config must be one of {kind!r}: {error}") from error
+    try:
+        net: nn.Module = auto.from_config(made, trust_remote_code=False, attn_implementation="sdpa")
+    except ValueError:
+        try:
+            net = auto.from_config(made, trust_remote_code=False, attn_implementation="eager")
+        except ValueError as error:
+            raise InputError(f"config must be one of a classifier: {error}") from error
+    return net
+
+
 #: By the name that a spec has.
 FOREIGN: Registry[Callable[..., nn.Module]] = Registry(
-    "model", {"timm": timm_network, "torchvision": torchvision_network}
+    "model",
+    {
+        "timm": timm_network,
+        "torchvision": torchvision_network,
+        "huggingface": huggingface_network,
+    },
 )

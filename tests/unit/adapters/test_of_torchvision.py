@@ -101,6 +101,6 @@ def test_names_and_options_that_are_wrong(models):
         from_torchvision("resnet18", weights="IMAGENET1K_V9")
     with pytest.raises(UnknownNameError, match="classifier"):
         build(ModelSpec(name="torchvision", arguments={"architecture": "fasterrcnn_resnet50_fpn"}))
+    arguments = {"architecture": "resnet18", "weights": "DEFAULT"}
     with pytest.raises(InputError, match="where weights come from"):
-        arguments = {"architecture": "resnet18", "weights": "DEFAULT"}
         build(ModelSpec(name="torchvision", arguments=arguments))
