@@ -10,6 +10,7 @@ from offramp._core.lazy import lazy
 
 _HOME: dict[str, str] = {
     "from_huggingface": "offramp.adapters.of_huggingface",
+    "from_onnx": "offramp.adapters.of_onnx",
     "from_timm": "offramp.adapters.of_timm",
     "from_torchvision": "offramp.adapters.of_torchvision",
     "in_order": "offramp.adapters.answers",
