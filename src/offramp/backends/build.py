@@ -20,8 +20,8 @@ from offramp.backends.lengths import other_lengths
 from offramp.backends.table import EAGER, Backend, backend_of
 from offramp.backends.task import Task
 from offramp.stages import Normalize, Stage, take_in
-from offramp.stages.exits import OfFirst
 from offramp.stages.fusing.piece import InPiece, Piece
+from offramp.stages.heads import OfFirst
 
 _ROWS = 2  # of the example; more would only take longer
 

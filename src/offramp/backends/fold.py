@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from offramp.stages.cutting.graph import FAILURES
+from offramp._core.errors import FAILURES
 from offramp.stages.fusing.piece import Piece
 
 #: Layers that keep a vector per example a vector.

@@ -22,8 +22,8 @@ from offramp._core.optional import imported
 from offramp.backends.compiled import Run
 from offramp.backends.foreign import check_onnx
 from offramp.backends.form import TensorSpec
+from offramp.backends.onnx_export import INPUT, has_lengths, to_onnx
 from offramp.backends.task import Task
-from offramp.backends.to_onnx import INPUT, has_lengths, to_onnx
 
 if TYPE_CHECKING:
     import onnx

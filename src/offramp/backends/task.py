@@ -11,11 +11,10 @@ import torch
 from torch import nn
 
 from offramp._core.batch import apply, batch_size, flat
-from offramp._core.errors import InputError, UnsupportedError
+from offramp._core.errors import FAILURES, InputError, UnsupportedError
 from offramp._core.types import Batch
 from offramp.backends.compiled import Compiled, Files, Run
 from offramp.backends.form import TensorSpec
-from offramp.stages.cutting.graph import FAILURES
 
 _TOLERANCE = 1e-3  # of an exact backend's answers, relative to the largest
 

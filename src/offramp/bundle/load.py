@@ -19,7 +19,6 @@ from offramp._core.errors import FileFormatError, OfframpError
 from offramp._core.files import read_json, steadily
 from offramp._core.schema import from_json
 from offramp._core.types import Batch
-from offramp.bundle.accelerate import in_backend
 from offramp.bundle.check import check_files, read_manifest
 from offramp.bundle.manifest import ChoiceEntry, CompiledEntry, ExitEntry, Manifest, WholeEntry
 from offramp.bundle.names import POLICY
@@ -135,6 +134,8 @@ def _load(
     _check_heads(folder / POLICY, candidate, manifest)
     stages = rebuild(folder, manifest, verify=verify, allow_import=allow_import, threads=threads)
     if backend is not None:
+        from offramp.bundle.accelerate import in_backend
+
         stages = in_backend(stages, manifest, backend, example=example, threads=threads)
     held = HeldStages(
         topology=manifest.topology,

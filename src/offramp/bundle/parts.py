@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from offramp._core.batch import flat
-from offramp._core.errors import FileFormatError, InputError
+from offramp._core.errors import FAILURES, FileFormatError, InputError
 from offramp._core.files import atomic_file
 from offramp._core.topology import RAW_INPUT, Topology
 from offramp.backends import Compiled, TensorSpec, backend_of, restored
@@ -25,7 +25,6 @@ from offramp.bundle.manifest import CompiledEntry, PartEntry
 from offramp.bundle.names import answers_file, model_files
 from offramp.bundle.tensors import read_tensors
 from offramp.stages import OfFirst, Stage
-from offramp.stages.cutting.graph import FAILURES
 from offramp.stages.fusing.piece import Piece
 from offramp.stages.segments import run_segments
 from offramp.stages.stage import unasked_text

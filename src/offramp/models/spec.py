@@ -17,6 +17,7 @@ from torch import nn
 from offramp._core.checks import check_known
 from offramp._core.errors import FileFormatError, InputError, UnsupportedError
 from offramp._core.files import sha256
+from offramp._core.lazy import later
 from offramp._core.registry import Registry
 from offramp._core.schema import from_json
 from offramp.models.alexnet import alexnet
@@ -58,9 +59,10 @@ MODELS: Registry[Callable[..., nn.Module]] = Registry(
 
 
 #: What is made of another network, by name. The argument "model" says how to build that one, as a
-#: `ModelSpec` in JSON values; the factory gets it built. Layers above that need to cut networks
-#: add to it.
-WRAPPERS: Registry[Callable[..., nn.Module]] = Registry("model", {"in_order": InOrder})
+#: `ModelSpec` in JSON values; the factory gets it built. What has to cut networks stands above.
+WRAPPERS: Registry[Callable[..., nn.Module]] = Registry(
+    "model", {"tapped": later("offramp.stages.tapped:tapped"), "in_order": InOrder}
+)
 
 #: What is made of something that is imported, by name: the argument "call" is its "module:name".
 CALLERS: Registry[Callable[..., nn.Module]] = Registry("model", {"function": OnRows})

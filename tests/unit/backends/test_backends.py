@@ -19,7 +19,6 @@ from offramp._core.errors import (
 from offramp._core.schema import from_json, to_json
 from offramp.backends import (
     BACKENDS,
-    Compiled,
     TensorSpec,
     backend_of,
     exact_backends,

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from offramp._core.batch import apply, batch_size, flat, form_of, only_tensors, to_device
-from offramp._core.errors import InputError, OfframpError
+from offramp._core.errors import FAILURES, InputError, OfframpError
 from offramp._core.progress import progress_bar
 from offramp._core.topology import RAW_INPUT, Path
 from offramp._core.types import AnyBatch, Batch
 from offramp.backends import Compiled, backend_of, require_onnx, to_onnx
 from offramp.backends.form import axes_that_differ
 from offramp.backends.lengths import other_lengths
+from offramp.backends.onnx_export import has_lengths
 from offramp.backends.ort import Session
-from offramp.backends.to_onnx import has_lengths
 from offramp.bundle.onnx.decision import Decision, check_expressible
 from offramp.bundle.onnx.graph import Value, check_fits, values_of
 from offramp.bundle.parts import is_compiled
@@ -29,7 +29,6 @@ from offramp.runtime import StageSource
 from offramp.runtime.plans import Plan, plan_segments
 from offramp.runtime.source import check_form, check_made_for
 from offramp.stages import OfFirst, Stage, own_head, take_in
-from offramp.stages.cutting.graph import FAILURES
 from offramp.stages.segments import run_segments
 
 ENDING = ".onnx"
