@@ -12,6 +12,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from offramp._core.batch import RowList
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.ids import as_ids
 from offramp._core.naming import utf8_name
@@ -20,7 +21,7 @@ from offramp.bundle import read_extra, read_manifest
 from offramp.data import read_image
 from offramp.data.arrays import read_arrays
 from offramp.data.listing import ENDINGS, is_picture, pictures_in
-from offramp.data.picture import usual_resize
+from offramp.data.picture import damage, usual_resize
 from offramp.data.texts import LINES, TABLES, read_texts
 from offramp.project.config.sections import DataSection
 
@@ -37,7 +38,8 @@ class InputReader:
     Args:
         files: Images and npz files, in order, each with the name its examples go by.
         shape: Shape of one input, `(channels, h, w)` for images; None where nobody knows.
-        image_options: "resize" and "orient" of images, as `offramp.data.read_image` takes them.
+        image_options: "resize" and "orient" of images, as `offramp.data.read_image` takes them; or
+            "decode" as `offramp.data.image_folder` does: without it they stay bytes.
         array: Name of the inputs in npz files.
         ids: Name of their ids in npz files, or None to count.
         column: Name of the texts in tables.
@@ -80,12 +82,18 @@ class InputReader:
             InputError: If a path is missing, is no image or npz file, or nothing is there.
         """
         ignored: Counter[str] = Counter()
+        options = _options_of(bundle)
+        if orient is not None and not options.get("decode", True):
+            raise InputError(
+                f"orient must be left out for this bundle, got {orient}: its transforms decode the "
+                "images, and say it."
+            )
         files = [f for path in paths for f in _found(path, ignored, alone=len(paths) == 1)]
         return cls(
             files=files,
             shape=read_manifest(bundle).input_shape,
             image_options={
-                **_options_of(bundle),
+                **options,
                 **({} if orient is None else {"orient": orient}),
             },
             array=array,
@@ -95,9 +103,9 @@ class InputReader:
         )
 
     def batches(self, size: int) -> Iterator[tuple[list[Id], Raw]]:
-        """Ids and inputs `(m, ...)`, at most `size` at a time, in order."""
+        """Ids and inputs `(m, ...)`, or rows of bytes, at most `size` at a time, in order."""
         names: list[Id] = []
-        images: list[Tensor] = []
+        images: list[Tensor | bytes] = []
         for name, path in self.files:
             if path.suffix.lower() == ".npz":
                 yield from self._flushed(names, images)
@@ -119,13 +127,20 @@ class InputReader:
                 yield from self._flushed(names, images)
         yield from self._flushed(names, images)
 
-    def _flushed(self, names: list[Id], images: list[Tensor]) -> Iterator[tuple[list[Id], Tensor]]:
+    def _flushed(
+        self, names: list[Id], images: list[Tensor | bytes]
+    ) -> Iterator[tuple[list[Id], Raw]]:
+        tensors = [image for image in images if isinstance(image, Tensor)]
         if images:
-            yield list(names), torch.stack(images)
+            yield list(names), torch.stack(tensors) if tensors else RowList(images)
         names.clear()
         images.clear()
 
-    def _image(self, path: Path) -> Tensor:
+    def _image(self, path: Path) -> Tensor | bytes:
+        if not self.image_options.get("decode", True):
+            if wrong := damage(path):
+                raise FileFormatError(wrong)
+            return path.read_bytes()
         if self.shape is None or len(self.shape) != 3:
             raise InputError(
                 f"Images can be read for inputs of shape (channels, height, width); this bundle "

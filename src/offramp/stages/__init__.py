@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from offramp.stages.cascade import evaluating as evaluating
     from offramp.stages.classes import tell_classes as tell_classes
     from offramp.stages.company import check_company as check_company
+    from offramp.stages.company import compared as compared
     from offramp.stages.cost import METERS as METERS
     from offramp.stages.cost import given_costs as given_costs
     from offramp.stages.cost import measure_costs as measure_costs
