@@ -90,7 +90,8 @@ def from_losses(
     dtype, nothing = (torch.int8, -1) if whole else (torch.float32, torch.nan)
     silent = torch.full((shape[0],), nothing, dtype=dtype)
     columns = [known[name].to(dtype) if name in known else silent for name in named]
-    given = _by_stage("features", features if confidences is None else confidences, names, costs)
+    seen = features if confidences is None else confidences
+    given = _by_stage("features", seen, tuple(named), costs)
     topology = topology_of(tuple(named), edges)
     return Trace(
         topology=topology,
