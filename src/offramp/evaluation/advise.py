@@ -141,6 +141,11 @@ def advise(
     check_probability("delta", delta)
     check_choice("risk", risk, _RISKS)
     check_fraction("min_saving", min_saving)
+    if trace.graded:
+        raise InputError(
+            "trace must hold labels, or losses that are 0 or 1 (whole numbers), got losses between "
+            "them: how many examples a promise takes cannot be told beforehand. Fit and certify."
+        )
     if trace.seen_in_training:
         raise InputError(
             "trace must hold examples that no network was trained on, got seen_in_training=True: "

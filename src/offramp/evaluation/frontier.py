@@ -123,6 +123,8 @@ class Frontier:
             self.front(risk), limited=risk, limit=max_drop, minimized="cost", margin=margin
         )
         within, why = f"a loss of {points_text(max_drop)} points", None
+        if self.singles[0].fit.of_losses:
+            within = f"a loss of {max_drop:g} more"
         if chosen is None:
             why = f"no candidate stays within {within}"
         elif single is not None and chosen.judged.cost_ratio >= single.judged.cost_ratio:
@@ -208,7 +210,8 @@ class Frontier:
         if chosen is None:
             why = f"no candidate stays within {within}"
         elif single is not None and chosen.judged.risk(risk) >= single.judged.risk(risk):
-            why = f"the best candidate within {within} is not more accurate"
+            better = "does not lose less" if chosen.fit.of_losses else "is not more accurate"
+            why = f"the best candidate within {within} {better}"
         limit = Limit(risk="cost", at_most=max_cost)
         cheapest = min(self.singles, key=lambda p: p.judged.cost_ratio)
         return _measured(chosen, single, limit, risk, why=why, otherwise=cheapest)

@@ -10,11 +10,10 @@ import numpy as np
 from offramp._core.checks import check_number
 from offramp._core.errors import InputError
 from offramp.evaluation.calibration import Calibration
+from offramp.evaluation.cost_tests import BudgetTest, CostTest
 from offramp.evaluation.limits import Label, Limit
 from offramp.evaluation.results import Evaluation
 from offramp.evaluation.risk_tests import (
-    BudgetTest,
-    CostTest,
     CountTest,
     GradedTest,
     RecallTest,

@@ -248,7 +248,7 @@ class Trace:
             InputError: If losses lie between 0 and 1, or the stage answers nothing.
         """
         if self.losses is not None:
-            self.require_answers(stage)
+            self._check_recorded(stage, top)
             if self.graded:
                 raise InputError("Answers here are not right or wrong; read their loss instead.")
             return (self.losses[:, stage] == 1).numpy()
@@ -259,15 +259,29 @@ class Trace:
         """Loss of a stage's answers, `(n,)`; of labels 1 where they are wrong."""
         if self.losses is None or not self.graded:
             return self.wrong(stage, top=top).astype(np.float64)
-        self.require_answers(stage)
+        self._check_recorded(stage, top)
         return self.losses[:, stage].double().numpy()
 
-    def require_answers(self, stage: int) -> None:
-        """Raise `InputError` if a stage answers nothing."""
+    def _check_recorded(self, stage: int, top: int) -> None:
+        if top != 1:
+            raise InputError(f"top must be 1 where losses were recorded and no labels, got {top}.")
         if stage in self.silent:
             raise InputError(
-                f"The stage {self.topology.names[stage]!r} answers nothing, so nothing can be "
-                "known of its answers; others have to follow it."
+                f"The stage {self.topology.names[stage]!r} answers nothing, so that nothing is "
+                "known of its answers, and nobody may leave there; others have to follow it."
+            )
+
+    def require_labels(self, what: str) -> None:
+        """Raise `InputError` where losses were recorded and no labels.
+
+        Args:
+            what: What needs labels, for the message: "policy='agreement'".
+        """
+        if self.losses is not None:
+            raise InputError(
+                f"{what} needs labels, and this trace holds losses: answers without classes can "
+                "be neither compared nor combined. The policies 'learned', 'threshold' and "
+                "'random' need none."
             )
 
     def accuracy(self, stage: int, *, top: int = 1) -> float:
