@@ -1,4 +1,4 @@
-"""What one stage said about some examples: logits, or a label with a confidence, or a ranking.
+"""What one stage said about some examples: logits, labels with or without confidence, features.
 
 Layer: _core.
 """
@@ -126,7 +126,7 @@ def labels_with_confidence(
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageOutput:
-    """Outputs of one stage for `m` examples; exactly one of the three forms.
+    """Outputs of one stage for `m` examples; exactly one of the forms.
 
     Args:
         logits: Unnormalized scores, `(m, c)`, float32.
@@ -134,7 +134,8 @@ class StageOutput:
             legitimate (services do that) and simply wrong.
         confidence: Probability that `ranked[:, 0]` is right, `(m,)` in [0, 1], or None; NaN where
             there is no answer.
-        classes: Number of classes `c`.
+        features: Of tasks without classes: what a policy sees, `(m, f)`, float32.
+        classes: Number of classes `c`; 1 with features.
         prices: What each answer cost, `(m,)` float64, where the stage says it.
     """
 
@@ -142,6 +143,7 @@ class StageOutput:
     logits: Float[Tensor, "m c"] | None = None
     ranked: Int[Tensor, "m r"] | None = None
     confidence: Float[Tensor, " m"] | None = None
+    features: Float[Tensor, "m f"] | None = None
     prices: Float[Tensor, " m"] | None = None
 
     def __len__(self) -> int:
@@ -154,8 +156,8 @@ class StageOutput:
 
     @property
     def scored(self) -> bool:
-        """True where there are scores to decide on: logits or a confidence."""
-        return self.logits is not None or self.confidence is not None
+        """True where there are numbers to decide on: logits, a confidence or features."""
+        return any(held is not None for held in (self.logits, self.confidence, self.features))
 
     def scores(self) -> Float[Tensor, "m k"]:
         """Logits, or what a label with a confidence amounts to.
@@ -292,22 +294,17 @@ class StageOutput:
 
     @property
     def _held(self) -> Tensor:
-        held = self.logits if self.logits is not None else self.ranked
-        assert held is not None  # noqa: S101  (one of the forms)
-        return held
+        forms = (self.logits, self.ranked, self.features)
+        return next(form for form in forms if form is not None)
 
     def _each(self, change: Callable[..., Tensor], *others: "StageOutput") -> "StageOutput":
         if self.logits is not None:
             return StageOutput(
                 classes=self.classes, logits=change(self.logits, *(o.logits for o in others))
             )
-        return StageOutput(
-            classes=self.classes,
-            ranked=change(self.ranked, *(other.ranked for other in others)),
-            confidence=None
-            if self.confidence is None
-            else change(self.confidence, *(other.confidence for other in others)),
-            prices=None
-            if any(each.prices is None for each in (self, *others))
-            else change(self.prices, *(other.prices for other in others)),
-        )
+        found = {}
+        for name in ("ranked", "confidence", "features", "prices"):
+            parts = [getattr(one, name) for one in (self, *others)]
+            if all(part is not None for part in parts):  # prices are told by some stages alone
+                found[name] = change(*parts)
+        return StageOutput(classes=self.classes, **found)
