@@ -302,10 +302,9 @@ class StageOutput:
             return StageOutput(
                 classes=self.classes, logits=change(self.logits, *(o.logits for o in others))
             )
-        each = (self, *others)
-        forms = {
-            name: change(*(getattr(one, name) for one in each))
-            for name in ("ranked", "confidence", "features", "prices")
-            if all(getattr(one, name) is not None for one in each)
-        }
-        return StageOutput(classes=self.classes, **forms)
+        found = {}
+        for name in ("ranked", "confidence", "features", "prices"):
+            parts = [getattr(one, name) for one in (self, *others)]
+            if all(part is not None for part in parts):  # prices are told by some stages alone
+                found[name] = change(*parts)
+        return StageOutput(classes=self.classes, **found)

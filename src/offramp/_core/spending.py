@@ -83,5 +83,10 @@ class Spending:
             self._spent += paid
             self._today += paid
 
+    def add(self, paid: float) -> None:
+        """Count what was paid before, as by a run that was interrupted."""
+        with self._lock:
+            self._spent += paid
+
     def _now(self) -> int:
         return int(self._clock() // _DAY_S)

@@ -13,8 +13,8 @@ import asyncio
 import json
 import os
 import threading
-from collections.abc import Coroutine, Mapping
-from contextlib import suppress
+from collections.abc import Coroutine, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
@@ -108,6 +108,17 @@ class Connection:
         content = None if body is None else json.dumps(body, allow_nan=False).encode()
         found: dict[str, Any] = await retrying(self._attempt, path, content, sent)
         return found
+
+    @contextmanager
+    def at_a_time(self, concurrency: int | None) -> Iterator[None]:
+        """Within, so many calls at a time; None for as many as the limits say."""
+        before = self._slots
+        if concurrency is not None:
+            self._slots = asyncio.Semaphore(concurrency)
+        try:
+            yield
+        finally:
+            self._slots = before
 
     def clean(self, text: str) -> str:
         """A text of the service without the key, should it repeat it."""
@@ -225,7 +236,7 @@ class Connection:
                 timeout=None,  # each attempt has one for all of it
                 follow_redirects=False,
                 trust_env=not is_local(self.host),
-                limits=self._httpx.Limits(max_connections=self.limits.concurrency),
+                limits=self._httpx.Limits(max_connections=None),  # the slots say how many
             )
         return self._client
 

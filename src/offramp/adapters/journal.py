@@ -7,6 +7,7 @@ Layer: adapters.
 """
 
 import json
+import math
 import os
 from collections import OrderedDict
 from dataclasses import asdict, dataclass
@@ -37,9 +38,9 @@ class Answer:
 
 @final
 class Memory:
-    """The last answers, so many of them."""
+    """The last answers, so many of them; None for all."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int | None) -> None:
         self._most = most
         self._held: OrderedDict[str, Answer] = OrderedDict()
 
@@ -52,10 +53,10 @@ class Memory:
 
     def keep(self, digest: str, answer: Answer) -> None:
         """Remember an answer."""
-        if self._most:
+        if self._most != 0:
             self._held[digest] = answer
-            if len(self._held) > self._most:
-                self._held.popitem(last=False)
+        if self._most is not None and len(self._held) > self._most:
+            self._held.popitem(last=False)
 
 
 @final
@@ -85,6 +86,11 @@ class Journal:
 
     def __len__(self) -> int:
         return len(self._held)
+
+    @property
+    def paid(self) -> float:
+        """What its answers cost together."""
+        return math.fsum(answer.price for answer in self._held.values())
 
     def __enter__(self) -> "Journal":
         return self
@@ -126,7 +132,8 @@ class Journal:
                     "resume=False, or move it away: those answers were paid for."
                 )
             for line in lines[1:]:
-                self._held[line.pop("asked")] = Answer(**line)
+                asked = line.pop("asked")
+                self._held[asked] = Answer(**line)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, FileFormatError):
                 raise

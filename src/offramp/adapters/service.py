@@ -9,7 +9,7 @@ Layer: adapters.  Source: docs/adr/0049.
 import asyncio
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol, final
 
@@ -141,21 +141,32 @@ class Service(nn.Module):
         return found
 
     @contextmanager
-    def keeping(self, path: Path, ceiling: Spending) -> Iterator[Journal]:
+    def keeping(
+        self, path: Path | None, ceiling: Spending, *, concurrency: int | None = None
+    ) -> Iterator[None]:
         """Within, each answer is in a file before it is counted, and is paid for once.
 
         Prices are then those of the answers, whenever they were paid. What would go beyond the
         ceiling raises `SpendingError`, once the calls that run have been answered.
 
         Args:
-            path: The file; answers that are there already are not asked for again.
+            path: The file; answers that are there already are not asked for again, and count as
+                spent. None keeps them in memory.
             ceiling: The most to spend, perhaps of several services together.
+            concurrency: Calls at a time; by default as the limits say.
         """
         before = self._memory
-        with Journal(path, self.fingerprint) as journal:
-            self._memory, self._ceiling = journal, ceiling
+        with ExitStack() as stack:
+            if path is None:
+                self._memory = Memory(None)
+            else:
+                journal = stack.enter_context(Journal(path, self.fingerprint))
+                ceiling.add(journal.paid)
+                self._memory = journal
+            self._ceiling = ceiling
+            stack.enter_context(self._connection.at_a_time(concurrency))
             try:
-                yield journal
+                yield
             finally:
                 self._memory, self._ceiling = before, None
 
