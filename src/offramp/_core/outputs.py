@@ -81,7 +81,7 @@ class StageOutput:
         ranked: Predicted labels, best first, `(m, r)`, int64; a label outside the classes is
             legitimate (services do that) and simply wrong.
         confidence: Probability that `ranked[:, 0]` is right, `(m,)` in [0, 1], or None.
-        features: Of tasks without classes: what a policy sees, `(m, f)`, float32.
+        features: Of tasks without classes: what a policy sees, `(m, d)`, float32.
         classes: Number of classes `c`; 1 with features.
     """
 
@@ -89,7 +89,7 @@ class StageOutput:
     logits: Float[Tensor, "m c"] | None = None
     ranked: Int[Tensor, "m r"] | None = None
     confidence: Float[Tensor, " m"] | None = None
-    features: Float[Tensor, "m f"] | None = None
+    features: Float[Tensor, "m d"] | None = None
 
     def __len__(self) -> int:
         forms = (self.logits, self.ranked, self.features)

@@ -42,7 +42,7 @@ class Trace:
         losses: Of tasks without classes: what each stage's answer to each example loses, `(n, s)`:
             float32 in [0, 1], or int8 where each is 0 or 1. NaN, of int8 -1, in the whole column of
             a stage that answers nothing, and after which another always follows.
-        features: With `losses`: what a policy sees of each stage, `(n, s, f)`, float32, finite.
+        features: With `losses`: what a policy sees of each stage, `(n, s, d)`, float32, finite.
         prices: Where the cost of a stage differs from example to example: that of each example and
             stage's segment, `(n, s)`, float64, finite, >= 0, in the unit of `costs`, which hold
             the means. None where all are equal to these.
@@ -77,7 +77,7 @@ class Trace:
     ranked: Int[Tensor, "n s r"] | None = None
     confidence: Float[Tensor, "n s"] | None = None
     losses: Float[Tensor, "n s"] | Int[Tensor, "n s"] | None = None
-    features: Float[Tensor, "n s f"] | None = None
+    features: Float[Tensor, "n s d"] | None = None
     prices: Float[Tensor, "n s"] | None = None
     ids: Ids = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     split: Int[Tensor, " n"] | None = None
