@@ -143,7 +143,7 @@ class StageOutput:
             legitimate (services do that) and simply wrong.
         confidence: Probability that `ranked[:, 0]` is right, `(m,)` in [0, 1], or None; NaN where
             there is no answer.
-        features: Of tasks without classes: what a policy sees, `(m, f)`, float32.
+        features: Of tasks without classes: what a policy sees, `(m, d)`, float32.
         classes: Number of classes `c`; 1 with features.
         prices: What each answer cost, `(m,)` float64, where the stage says it.
     """
@@ -152,7 +152,7 @@ class StageOutput:
     logits: Float[Tensor, "m c"] | None = None
     ranked: Int[Tensor, "m r"] | None = None
     confidence: Float[Tensor, " m"] | None = None
-    features: Float[Tensor, "m f"] | None = None
+    features: Float[Tensor, "m d"] | None = None
     prices: Float[Tensor, " m"] | None = None
 
     def __len__(self) -> int:
