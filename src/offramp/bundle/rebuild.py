@@ -22,6 +22,7 @@ from offramp.bundle.manifest import (
 )
 from offramp.bundle.names import MANIFEST
 from offramp.bundle.parts import CompiledReader, check_together
+from offramp.bundle.services import AllowNetwork, ServiceEntry, service_stage
 from offramp.bundle.tensors import FAILURES, built, read_tensors
 from offramp.stages import CutSpec, SegmentSpec, Stage, attached, cut
 from offramp.stages import tapped as _  # noqa: F401  so that "tapped" can be built
@@ -40,6 +41,7 @@ def rebuild(
     *,
     verify: bool,
     allow_import: bool,
+    allow_network: AllowNetwork = False,
     threads: int | None = None,
 ) -> dict[str, Stage]:
     """Build all stages of a bundle, and try the exits on its example.
@@ -49,12 +51,13 @@ def rebuild(
         manifest: Of `read_manifest`.
         verify: As for `load`.
         allow_import: As for `load`.
+        allow_network: As for `load`.
         threads: As for `load`.
 
     Raises:
         FileFormatError: If something cannot be built, or does not fit, or answers otherwise.
-        UnsupportedError: If an import is needed that is not allowed or not installed, or this
-            processor cannot run a stage.
+        UnsupportedError: If an import is needed that is not allowed or not installed, a service
+            that is not allowed, or this processor cannot run a stage.
         MissingExtraError: If the runtime of a stage is not installed.
     """
     cuts = [_cut_again(folder, k, entry, allow_import) for k, entry in enumerate(manifest.networks)]
@@ -63,6 +66,8 @@ def rebuild(
     stages = {
         entry.name: compiled.stage(entry)
         if isinstance(entry, CompiledEntry)
+        else service_stage(entry, allow_network)
+        if isinstance(entry, ServiceEntry)
         else _stage(folder, entry, topology, cuts, allow_import)
         for entry in manifest.stages
     }
