@@ -32,6 +32,7 @@ from offramp._core.topology import Topology
 from offramp._core.types import StageForm
 from offramp.backends import BackendTable, TensorSpec
 from offramp.backends.form import Kind
+from offramp.bundle.services import HttpEntry, OpenAIEntry
 from offramp.models import ModelSpec
 from offramp.stages import Transform
 from offramp.stages.fusing.piece import ALONE, InPiece
@@ -200,13 +201,16 @@ class CompiledEntry:
 
 def _kind(value: Any) -> str:  # noqa: ANN401  (whatever stands in the file)
     fields = value if isinstance(value, dict) else ()
-    return "<exit>" if "segment" in fields else "<compiled>" if "runs" in fields else "<whole>"
+    known = {"segment": "<exit>", "runs": "<compiled>", "openai": "<openai>", "http": "<http>"}
+    return next((kind for field, kind in known.items() if field in fields), "<whole>")
 
 
 StageEntry = Annotated[
     Annotated[WholeEntry, Tag("<whole>")]
     | Annotated[ExitEntry, Tag("<exit>")]
-    | Annotated[CompiledEntry, Tag("<compiled>")],
+    | Annotated[CompiledEntry, Tag("<compiled>")]
+    | Annotated[OpenAIEntry, Tag("<openai>")]
+    | Annotated[HttpEntry, Tag("<http>")],
     Discriminator(_kind),
 ]
 
