@@ -25,6 +25,7 @@ from offramp.bundle.names import POLICY
 from offramp.bundle.rebuild import rebuild
 from offramp.bundle.services import AllowNetwork, ServiceEntry
 from offramp.policy import Candidate
+from offramp.policy.promise import Guarantee
 from offramp.runtime import Adaptive
 from offramp.stages import HeldStages
 
@@ -38,7 +39,7 @@ class StoredChoice:
 
     Args:
         candidate: The policy and how it came about.
-        why: The choice in one sentence, and its figures.
+        why: The choice in one sentence, its figures, and what is promised.
     """
 
     candidate: Candidate
@@ -53,6 +54,11 @@ class StoredChoice:
     def numbers(self) -> Mapping[str, object]:
         """The figures behind it, by name."""
         return self.why.numbers
+
+    @property
+    def guarantee(self) -> Guarantee | None:
+        """What is promised on new examples; None where nothing was certified."""
+        return self.why.guarantee
 
 
 def load(
@@ -69,8 +75,9 @@ def load(
 ) -> Adaptive:
     """Read what `save` wrote: the stages that the policy uses, and the reference.
 
-    The model has it all: `reference` is the reference alone, `choice` says in a `sentence` and
-    `numbers` what was chosen and promised, and there are `class_names` and `costs`.
+    The model has it all: `reference` is the reference alone, `choice` says in a `sentence`,
+    `numbers` and a `guarantee` what was chosen and promised, and there are `class_names` and
+    `costs`.
 
     Args:
         path: The folder.

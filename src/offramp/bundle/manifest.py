@@ -34,6 +34,7 @@ from offramp.backends import BackendTable, TensorSpec
 from offramp.backends.form import Kind
 from offramp.bundle.services import HttpEntry, OpenAIEntry
 from offramp.models import ModelSpec
+from offramp.policy.promise import Guarantee, Numbers
 from offramp.stages import Transform
 from offramp.stages.fusing.piece import ALONE, InPiece
 
@@ -217,11 +218,12 @@ StageEntry = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class ChoiceEntry:
-    """Why this policy: the choice in one sentence, and its numbers."""
+    """Why this policy: the choice in one sentence, its numbers, and what is promised of it."""
 
     label: str
     sentence: str | None
-    numbers: dict[str, float | int | str | None]
+    numbers: Numbers
+    guarantee: Guarantee | None = omitted(None)
 
 
 @final
