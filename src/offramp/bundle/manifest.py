@@ -13,7 +13,8 @@ Format 4 adds the digest of the manifest itself, "sha256": of a change of one bi
 or a certificate's sentence no other checksum would tell. It is what is written; the older formats
 are read, and promise about the manifest what they always did: that it makes sense.
 
-A stage that answers with labels and confidences says so in "outputs"; without it it gives logits.
+A stage that answers with probabilities, labels and confidences, or labels alone says so in
+"outputs"; without it it gives logits.
 Versions that do not know the field refuse the bundle.
 
 Layer: bundle.
@@ -28,8 +29,10 @@ from pydantic import AfterValidator, Discriminator, Field, NonNegativeInt, Tag
 from offramp._core.costs import Costs
 from offramp._core.schema import omitted
 from offramp._core.topology import Topology
+from offramp._core.types import StageForm
 from offramp.backends import BackendTable, TensorSpec
 from offramp.backends.form import Kind
+from offramp.bundle.services import HttpEntry, OpenAIEntry
 from offramp.models import ModelSpec
 from offramp.policy.promise import Guarantee, Numbers
 from offramp.stages import Transform
@@ -104,7 +107,7 @@ class WholeEntry:
 
     name: str
     transform: Transform | None
-    outputs: Literal["logits", "confidence"] = omitted("logits")
+    outputs: StageForm = omitted("logits")
     classes: Classes | None = omitted(None)
     model: ModelEntry
     weights: str
@@ -186,7 +189,7 @@ class CompiledEntry:
 
     name: str
     transform: Transform | None
-    outputs: Literal["logits", "confidence"] = omitted("logits")
+    outputs: StageForm = omitted("logits")
     classes: Classes | None = omitted(None)
     runs: PartEntry | None
     head: PartEntry | None
@@ -199,13 +202,16 @@ class CompiledEntry:
 
 def _kind(value: Any) -> str:  # noqa: ANN401  (whatever stands in the file)
     fields = value if isinstance(value, dict) else ()
-    return "<exit>" if "segment" in fields else "<compiled>" if "runs" in fields else "<whole>"
+    known = {"segment": "<exit>", "runs": "<compiled>", "openai": "<openai>", "http": "<http>"}
+    return next((kind for field, kind in known.items() if field in fields), "<whole>")
 
 
 StageEntry = Annotated[
     Annotated[WholeEntry, Tag("<whole>")]
     | Annotated[ExitEntry, Tag("<exit>")]
-    | Annotated[CompiledEntry, Tag("<compiled>")],
+    | Annotated[CompiledEntry, Tag("<compiled>")]
+    | Annotated[OpenAIEntry, Tag("<openai>")]
+    | Annotated[HttpEntry, Tag("<http>")],
     Discriminator(_kind),
 ]
 

@@ -29,6 +29,7 @@ from offramp.evaluation.retrained import frontier_of_traces
 from offramp.evaluation.saving_bound import SavingBound, saving_bound
 from offramp.evaluation.savings import Saving, frontier_of, savings
 from offramp.evaluation.stage_usage import StageUsage, stage_usage
+from offramp.evaluation.suggest import Suggestion, suggest
 from offramp.evaluation.sweep import sweep
 from offramp.policy.promise import Guarantee, Limit
 
@@ -50,6 +51,7 @@ __all__ = [
     "Saving",
     "SavingBound",
     "StageUsage",
+    "Suggestion",
     "UnitCost",
     "advise",
     "assignment",
@@ -69,5 +71,6 @@ __all__ = [
     "savings",
     "share_of_gap_closed",
     "stage_usage",
+    "suggest",
     "sweep",
 ]

@@ -5,13 +5,14 @@ Layer: evaluation.
 
 from collections.abc import Mapping
 
-from offramp._core.checks import check_choice, check_probability
+from offramp._core.checks import check_choice, check_number, check_probability
 from offramp._core.errors import InputError
 from offramp.policy.promise import PROMISES, Label, Limit, limit_name
 
 Limits = Mapping[str, float | Mapping[Label, float]]
 
-UNLABELED = ("disagreement", "cost")  # those that take no labels
+OF_COSTS = ("cost", "over_budget")
+UNLABELED = ("disagreement", "cost", "over_budget")  # those that take no labels
 
 
 def read_limits(limits: Limits) -> tuple[Limit, ...]:
@@ -19,7 +20,7 @@ def read_limits(limits: Limits) -> tuple[Limit, ...]:
 
     Args:
         limits: From risks to the largest value of each, in (0, 1); "recall" may also have a
-            mapping from classes to values.
+            mapping from classes to values, and "over_budget" has one from budgets to shares.
 
     Raises:
         InputError: If there is none, a risk is unknown, or a limit lies outside (0, 1).
@@ -34,11 +35,16 @@ def read_limits(limits: Limits) -> tuple[Limit, ...]:
         )
     found: list[Limit] = []
     for risk, value in limits.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and risk == "over_budget":
+            for budget, share in value.items():
+                at_most = check_probability(f"the share over a budget of {budget}", share)
+                budget = check_number("budget", budget, "at least 0")
+                found.append(Limit(risk=risk, at_most=at_most, budget=budget))
+        elif isinstance(value, Mapping):
             if risk != "recall":
                 raise InputError(
-                    f"Only the limit of 'recall' may be one for each class, got {dict(value)!r} "
-                    f"for {risk!r}."
+                    f"Only the limits of 'recall' and 'over_budget' may be several, got "
+                    f"{dict(value)!r} for {risk!r}."
                 )
             found += [_promised(risk, v, label) for label, v in value.items()]
         else:

@@ -16,7 +16,7 @@ from offramp.data import Dataset, load_dataset
 from offramp.project.config.sections import CostSection, RunConfig
 from offramp.project.heads import HEADS, load_heads
 from offramp.project.inputs import decodes_itself
-from offramp.project.networks import built, planned, spec_of, with_heads
+from offramp.project.networks import built, planned, service_of, spec_of, with_heads
 from offramp.stages import Cascade, given_costs, measure_costs
 
 
@@ -112,7 +112,8 @@ def all_but(examples: Dataset, part: Split, what: str) -> Dataset:
 def warn_of_raw_bytes(config: RunConfig, examples: Dataset) -> None:
     """Warn if a network gets bytes as they are: most want numbers around 0."""
     sections = config.stage if config.network is None else [config.network]
-    bare = [section.name for section in sections if section.transform is None]
+    functions = {stage.name for stage in config.stage if stage.function is not None}
+    bare = [s.name for s in sections if s.transform is None and s.name not in functions]
     first = examples[0][0]
     if bare and isinstance(first, Tensor) and first.dtype == torch.uint8:
         warnings.warn(
@@ -133,9 +134,27 @@ def warn_of_random_weights(config: RunConfig) -> None:
 
 
 def costs_of(cascade: Cascade, cost: CostSection, examples: Dataset, *, device: str) -> Costs:
-    """Measure or take the costs that `[cost]` asks for, on the first examples."""
+    """Measure or take the costs that `[cost]` asks for, on the first examples.
+
+    Services are never measured: they tell their prices, or their costs are given.
+
+    Raises:
+        InputError: If nobody says what a service costs.
+    """
+    told = {stage.name: 0.0 for stage in cascade if stage.unit == cost.unit}
     if cost.given:
-        return given_costs(cascade, cost.unit, cost.given, note="given in the configuration")
+        given = {**told, **cost.given}
+        return given_costs(cascade, cost.unit, given, note="given in the configuration")
+    services = {stage.name: stage.unit for stage in cascade if stage.on_error is not None}
+    if services and len(services) == len(cascade) and len(set(services.values())) == 1:
+        unit = next(iter(services.values()))
+        if unit is not None:
+            return Costs.simple(unit, [0.0] * len(cascade))
+    if services:
+        raise InputError(
+            f"[cost] must give the costs: {list(services)} are services, which are not measured. "
+            'With prices say unit = "usd" and given = { ... } for the other stages.'
+        )
     return _measured(cascade, cost.unit, cost.batch_size, examples, device)
 
 
@@ -155,12 +174,15 @@ def _measured(
 
 
 def _of_stages(config: RunConfig, folder: Path, class_names: tuple[str, ...]) -> Cascade:
-    specs = {stage.name: spec_of(stage) for stage in config.stage}
+    services = {stage.name: service_of(stage, class_names) for stage in config.stage}
+    own = [stage for stage in config.stage if services[stage.name] is None]
+    specs = {stage.name: spec_of(stage, class_names) for stage in own}
     edges = config.cascade.edges
     return Cascade.from_models(
-        {name: built(spec, folder) for name, spec in specs.items()},
+        {name: service or built(specs[name], folder) for name, service in services.items()},
         edges=edges if isinstance(edges, str) else [(a, b) for a, b in edges],
-        transform={stage.name: stage.transform for stage in config.stage},
+        transform={stage.name: stage.transform for stage in own},
         specs=specs,
+        outputs={stage.name: stage.outputs for stage in own},
         class_names=class_names,
     )

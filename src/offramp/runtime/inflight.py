@@ -218,6 +218,8 @@ class InFlight:
         else:
             given, whole = held.take(rows), rows
         said = given if isinstance(given, StageOutput) else here.answer(given)
+        if here.calls_on_rows and said.device != self.ids.device:
+            said = said.to(self.ids.device)
         if whole is not rows:
             said = Held(said, whole).take(rows)
         m, wanted = len(said), self._n if rows is None else rows.shape[0]
@@ -271,6 +273,11 @@ class InFlight:
             self.ahead |= frozenset(block.stages)
         return True
 
+    @property
+    def width(self) -> int:
+        """How many classes the stages have, as they have answered."""
+        return next(said.width for said in self.outputs if said is not None)
+
     def has_heard(self, stage: int) -> bool:
         """Whether it is known what a stage says."""
         return self.outputs[stage] is not None
@@ -286,6 +293,15 @@ class InFlight:
             self.known, self._known_of = {}, rows
         ids = self.ids if rows is None else self.ids.index_select(0, rows)
         return Evidence(self.program.policy, path, self.outputs, ids, rows, self.known)
+
+    def paid(self, path: Path, rows: Rows) -> Tensor | None:
+        """By how much what services charged on a path differs from the costs, `(m,)`."""
+        differences = [
+            (held.prices if rows is None else held.prices[rows]) - listed
+            for k, listed in self.program.priced.items()
+            if k in path and (held := self.outputs[k]) is not None and held.prices is not None
+        ]
+        return torch.stack(differences).sum(dim=0) if differences else None
 
     # ---- fewer and more
 

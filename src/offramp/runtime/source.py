@@ -71,7 +71,9 @@ def check_form(cascade: StageSource, policy: Policy) -> None:
     """Raise `InputError` unless the stages answer in the form that a policy was fitted on."""
     for k in policy.topology.active:
         stage = cascade.stage(k)
-        policy.check_reads(stage.outputs, f"stage {stage.name!r}")
+        policy.check_reads(stage.form, f"stage {stage.name!r}")
+    if cascade.stage(policy.topology.root).form == "labels":
+        policy.check_needs_labels_alone()
 
 
 def _used(stage: Stage, *, answers: bool) -> Stage:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from offramp.stages.cascade import evaluating as evaluating
     from offramp.stages.classes import tell_classes as tell_classes
     from offramp.stages.company import check_company as check_company
+    from offramp.stages.company import compared as compared
     from offramp.stages.cost import METERS as METERS
     from offramp.stages.cost import given_costs as given_costs
     from offramp.stages.cost import measure_costs as measure_costs
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from offramp.stages.transforms import Normalize as Normalize
     from offramp.stages.transforms import Pad as Pad
     from offramp.stages.transforms import Resize as Resize
+    from offramp.stages.transforms import Tokenize as Tokenize
     from offramp.stages.transforms import Transform as Transform
     from offramp.stages.transforms import Transforms as Transforms
     from offramp.stages.transforms import chained as chained
@@ -71,12 +73,14 @@ _HOME = {
     "SegmentSpec": "offramp.stages.cutting.spec",
     "Stage": "offramp.stages.stage",
     "TRANSFORMS": "offramp.stages.transforms",
+    "Tokenize": "offramp.stages.transforms",
     "Transform": "offramp.stages.transforms",
     "Transforms": "offramp.stages.transforms",
     "attached": "offramp.stages.heads",
     "batch_size": "offramp._core.batch",
     "chained": "offramp.stages.transforms",
     "check_company": "offramp.stages.company",
+    "compared": "offramp.stages.company",
     "choose_points": "offramp.stages.cutting.choose",
     "concat": "offramp._core.batch",
     "copied": "offramp.stages.reading",
