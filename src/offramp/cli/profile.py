@@ -52,6 +52,7 @@ def command(
 
     Example: offramp profile runs/demo/bundle runs/demo/test.npz --out timeline.svg
     """
+    from offramp._core.batch import to_device
     from offramp._core.schema import to_json
     from offramp.tuning import profile
 
@@ -61,9 +62,9 @@ def command(
     if out is not None:
         check_file(out, overwrite=overwrite)
     model = loaded_to_time(bundle, device, backend, threads, allow_import, fold=fold)
-    batch = some_inputs(bundle, inputs, array, most=max(examples, batch_size))
+    batch = to_device(some_inputs(bundle, inputs, array, most=examples), device)
     with progress_bar("Profiling", None):
-        found = profile(model, batch[:examples].to(device), batch_size=batch_size, rounds=rounds)
+        found = profile(model, batch, batch_size=batch_size, rounds=rounds)
     if out is not None:
         _draw(found, out, overwrite=overwrite)
     _show(output, found, model.candidate.label)
