@@ -114,6 +114,7 @@ def from_onnx(
 def _read(path: Path) -> "onnx.ModelProto":
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from onnx.inliner import inline_local_functions
 
     try:
         model: onnx.ModelProto = onnx.load(path)  # with the weights that lie beside it
@@ -124,7 +125,7 @@ def _read(path: Path) -> "onnx.ModelProto":
     if not model.graph.node:
         raise FileFormatError(f"{path} cannot be read as an ONNX model: it has no operations.")
     if model.functions:
-        return onnx.inliner.inline_local_functions(model)
+        model = inline_local_functions(model)
     return model
 
 
