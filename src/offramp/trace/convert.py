@@ -18,9 +18,6 @@ from offramp._core.errors import InputError
 from offramp._core.ids import shown_id
 from offramp._core.types import SPLITS, AnyArray, BoolArray, Split
 
-FLOOR = 1e-7  # probabilities below it, zeros among them, are raised to it: log 0 is -inf
-_SUM_TOLERANCE = 1e-2  # services round each of many probabilities
-_BINARY = "Of two classes give both probabilities: (1 - p, p)."
 _ABOVE_ONE = 1e-6  # float32 rounds sums of probabilities to a little above 1
 
 
@@ -34,36 +31,6 @@ def labels_of(labels: AnyArray, class_names: Iterable[str]) -> Tensor:
     """True labels of `check_labels` in memory of their own."""
     found = check_labels(labels, class_names=class_names)
     return found if isinstance(labels, Tensor) else found.clone()
-
-
-def log_probabilities(name: str, values: AnyArray) -> Tensor:
-    """Logarithms of probabilities, float32; the last axis is that of the classes.
-
-    Zeros, and all that is below `FLOOR`, are raised to it; rows are divided by their sum.
-
-    Raises:
-        InputError: If one is outside [0, 1], or a row does not sum to 1 within 0.01.
-    """
-    given = scores(name, values).float()
-    outside = ~((given >= -_ABOVE_ONE) & (given <= 1 + _ABOVE_ONE))  # True for NaN
-    if bool(outside.any()):
-        raise InputError(
-            f"{name} must be in [0, 1], got {float(given[outside][0])!r}; scores of any other kind "
-            "belong to from_logits."
-        )
-    if given.dim() < 2:
-        raise InputError(
-            f"{name} must have one probability for each class, (examples, classes), got shape "
-            f"{tuple(given.shape)}. {_BINARY}"
-        )
-    total = given.sum(dim=-1, keepdim=True)
-    wrong = (total - 1).abs().squeeze(-1) > _SUM_TOLERANCE
-    if bool(wrong.any()):
-        raise InputError(
-            f"{name} must sum to 1 over the classes, got {float(total[wrong][0]):g} for example "
-            f"{int(wrong.nonzero()[0, 0])}. {_BINARY}"
-        )
-    return (given / total).clamp(min=FLOOR).log()
 
 
 def integers(name: str, values: AnyArray) -> Tensor:

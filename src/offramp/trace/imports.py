@@ -19,13 +19,13 @@ from offramp._core.checks import check_class_names, check_known, check_shape
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp._core.ids import as_ids
+from offramp._core.outputs import log_probabilities
 from offramp._core.topology import Topology
 from offramp._core.types import AnyArray, BoolArray, Split
 from offramp.trace.convert import (
     Answers,
     confidences_of,
     labels_of,
-    log_probabilities,
     prices,
     scores,
     split_indices,
@@ -132,7 +132,7 @@ def from_probabilities(
     >>> trace.output(1).logits.softmax(dim=1)
     tensor([[0.2000, 0.8000]])
     """
-    found, names = _stacked("probabilities", probabilities, log_probabilities, names, costs)
+    found, names = _stacked("probabilities", probabilities, _log_probabilities, names, costs)
     return _of_scores(
         found,
         labels,
@@ -261,6 +261,10 @@ def _stacked(
     known = tuple(names if names is not None else names_in(costs, found.shape[1]))
     check_shape(argument, found.shape, (None, len(known), None))
     return found, known
+
+
+def _log_probabilities(name: str, values: AnyArray) -> Tensor:
+    return log_probabilities(name, scores(name, values))
 
 
 def _check_no_log_of_zero(logits: Tensor, names: Sequence[str]) -> None:
