@@ -40,6 +40,14 @@ def texts(
         FileFormatError: If the file cannot be read.
         UnknownNameError: If it has no such column.
         InputError: As `rows`.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     table = Path(folder) / "reviews.csv"
+    ...     _ = table.write_text("text,label\\nfine,good\\npoor,bad\\n")
+    ...     examples = texts(table)
+    >>> examples.class_names, examples.batch(0, 1).inputs
+    (('bad', 'good'), ['fine'])
     """
     path = Path(path)
     wanted = [text, label, *[column for column in (id, split) if column is not None]]

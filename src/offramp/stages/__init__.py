@@ -6,7 +6,7 @@ Layer: stages.
 from offramp._core.batch import batch_size, concat, take_rows, to_device
 from offramp.stages.cascade import Cascade, evaluating
 from offramp.stages.classes import tell_classes
-from offramp.stages.company import check_company, compared
+from offramp.stages.company import check_company
 from offramp.stages.cost import (
     METERS,
     given_costs,
@@ -62,7 +62,6 @@ __all__ = [
     "chained",
     "check_company",
     "choose_points",
-    "compared",
     "concat",
     "copied",
     "cut",
