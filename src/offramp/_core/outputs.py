@@ -1,11 +1,11 @@
-"""What one stage said about some examples: logits, or a label with a confidence, or a ranking.
+"""What one stage said about some examples: logits, labels with or without confidence, features.
 
 Layer: _core.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -22,6 +22,11 @@ _ABOVE_ONE = 1e-6  # float32 rounds sums of probabilities to a little above 1
 _SUM_TOLERANCE = 1e-2  # services round each of many probabilities
 FLOOR = 1e-7  # probabilities below it, zeros among them, are raised to it: log 0 is -inf
 _BINARY = "Of two classes give both probabilities: (1 - p, p)."
+
+#: Labels of examples that a service has not answered, beside a confidence of NaN: it failed for
+#: good; or its spending cap was reached, so it was not asked.
+FAILED = -2
+CAPPED = -3
 
 
 def best_labels(scores: Float[Tensor, "m c"], count: int) -> Int[Tensor, "m r"]:
@@ -92,7 +97,9 @@ def log_probabilities(name: str, given: Float[Tensor, "..."]) -> Float[Tensor, "
 
 
 def labels_with_confidence(
-    labels: Int[Tensor, " m"], confidence: Float[Tensor, " m"], classes: int
+    labels: Int[Tensor, " m"],
+    confidence: Float[Tensor, " m"],
+    classes: int,
 ) -> "StageOutput":
     """What a stage says that answers with labels and confidences.
 
@@ -128,20 +135,25 @@ def _is_within(values: Float[Tensor, " m"]) -> bool:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageOutput:
-    """Outputs of one stage for `m` examples; exactly one of the three forms.
+    """Outputs of one stage for `m` examples; exactly one of the forms.
 
     Args:
         logits: Unnormalized scores, `(m, c)`, float32.
         ranked: Predicted labels, best first, `(m, r)`, int64; a label outside the classes is
             legitimate (services do that) and simply wrong.
-        confidence: Probability that `ranked[:, 0]` is right, `(m,)` in [0, 1], or None.
-        classes: Number of classes `c`.
+        confidence: Probability that `ranked[:, 0]` is right, `(m,)` in [0, 1], or None; NaN where
+            there is no answer.
+        features: Of tasks without classes: what a policy sees, `(m, d)`, float32.
+        classes: Number of classes `c`; 1 with features.
+        prices: What each answer cost, `(m,)` float64, where the stage says it.
     """
 
     classes: int
     logits: Float[Tensor, "m c"] | None = None
     ranked: Int[Tensor, "m r"] | None = None
     confidence: Float[Tensor, " m"] | None = None
+    features: Float[Tensor, "m d"] | None = None
+    prices: Float[Tensor, " m"] | None = None
 
     def __len__(self) -> int:
         return len(self._held)
@@ -153,8 +165,8 @@ class StageOutput:
 
     @property
     def scored(self) -> bool:
-        """True where there are scores to decide on: logits or a confidence."""
-        return self.logits is not None or self.confidence is not None
+        """True where there are numbers to decide on: logits, a confidence or features."""
+        return any(held is not None for held in (self.logits, self.confidence, self.features))
 
     def scores(self) -> Float[Tensor, "m k"]:
         """Logits, or what a label with a confidence amounts to.
@@ -221,6 +233,19 @@ class StageOutput:
         held = self.logits if self.logits is not None else self.confidence
         return held is None or sums_up(held) or bool(self.finite().all())
 
+    def priced(self, prices: Float[Tensor, " m"]) -> "StageOutput":
+        """The same with what each answer cost.
+
+        Raises:
+            InputError: If there is not one price of at least 0 for each.
+        """
+        if prices.shape != (len(self),) or not bool((prices >= 0).all()):
+            raise InputError(
+                f"prices must be one number of at least 0 for each of the {len(self)} answers, got "
+                f"shape {tuple(prices.shape)}: {prices.tolist()[:3]}"
+            )
+        return replace(self, prices=prices.double())
+
     def take(self, index: Tensor) -> "StageOutput":
         """The outputs of some examples, by position or mask."""
         return self._each(lambda values: values[index])
@@ -277,19 +302,17 @@ class StageOutput:
 
     @property
     def _held(self) -> Tensor:
-        held = self.logits if self.logits is not None else self.ranked
-        assert held is not None  # noqa: S101  (one of the forms)
-        return held
+        forms = (self.logits, self.ranked, self.features)
+        return next(form for form in forms if form is not None)
 
     def _each(self, change: Callable[..., Tensor], *others: "StageOutput") -> "StageOutput":
         if self.logits is not None:
             return StageOutput(
                 classes=self.classes, logits=change(self.logits, *(o.logits for o in others))
             )
-        return StageOutput(
-            classes=self.classes,
-            ranked=change(self.ranked, *(other.ranked for other in others)),
-            confidence=None
-            if self.confidence is None
-            else change(self.confidence, *(other.confidence for other in others)),
-        )
+        found = {}
+        for name in ("ranked", "confidence", "features", "prices"):
+            parts = [getattr(one, name) for one in (self, *others)]
+            if all(part is not None for part in parts):  # prices are told by some stages alone
+                found[name] = change(*parts)
+        return StageOutput(classes=self.classes, **found)

@@ -22,12 +22,17 @@ from offramp._core.schema import stored
 from offramp._core.topology import EXIT, Path, Topology
 from offramp._core.types import OUTPUT_FORMS, OutputForm
 from offramp.policy.combination import BY_STOPPING, Combination, Combine, Stops
-from offramp.policy.features import COMBINED, Distribution, scaled_log_probs
+from offramp.policy.features import COMBINED, Distribution, distribution_of, scaled_log_probs
 from offramp.policy.rules import AnyRule, Rule, takes_action
 from offramp.policy.stopping import Stopping
 
 _MOST_RANKED = 1024  # labels that a rule may compare
-_FORMS = {"logits": "logits", "confidence": "labels with confidences", "labels": "labels alone"}
+_FORMS = {
+    "logits": "logits",
+    "confidence": "labels with confidences",
+    "labels": "labels alone",
+    "features": "features",
+}
 
 
 @final
@@ -129,6 +134,11 @@ class Policy(nn.Module):
             given: The form.
             whose: Who gives it, for the message: "the trace".
         """
+        if given == "features" and self.combine != "last":
+            raise InputError(
+                f"combine must be 'last' where {whose} gives features and no classes, got "
+                f"{self.combine!r}: such answers cannot be combined."
+            )
         if self.outputs in (None, "labels", given):
             return
         fitted, here = _FORMS[self.outputs], _FORMS[given]
@@ -368,8 +378,7 @@ class Evidence:
             return self._combination()
         found = self._known.get(stage)
         if found is None:
-            scores = self.output(stage).scores()
-            found = Distribution(scaled_log_probs(scores, self._policy.temperatures[stage]))
+            found = distribution_of(self.output(stage), self._policy.temperatures[stage])
             self._known[stage] = found
         return found
 

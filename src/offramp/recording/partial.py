@@ -30,7 +30,7 @@ from offramp._core.temporaries import locked
 from offramp._core.types import Ids, IntArray, OutputForm
 from offramp.recording.nonfinite import Treatment
 from offramp.recording.rows import Rows
-from offramp.recording.said import ARRAYS_OF, Said
+from offramp.recording.said import ARRAYS_OF, PRICES, Said, mean_costs, notes_of
 from offramp.recording.store import Facts
 from offramp.trace import Trace, load_trace
 from offramp.trace.arrays import ArraySource, in_parts, write_arrays
@@ -45,7 +45,9 @@ from offramp.trace.files import (
 _log = logging.getLogger(__name__)
 
 _NOTE = "progress.json"
-_OURS = re.compile(r"progress\.json|(logits|ranked|confidence|labels|ids)\.bin")
+_OURS = re.compile(
+    r"progress\.json|(logits|ranked|confidence|prices|labels|ids)\.bin|answers-\d+\.jsonl"
+)
 _REPAIR = "Pass resume=False to start again."
 
 
@@ -106,6 +108,7 @@ class PartialStore:
         path: Where the trace will lie.
         stages: Number of stages.
         form: What they answer with.
+        priced: Whether prices are kept.
         dtype: How logits are stored.
         fingerprint: What must be the same for a recording to go on.
         resume: False throws away what an interrupted run has left.
@@ -124,6 +127,7 @@ class PartialStore:
         *,
         stages: int,
         form: OutputForm,
+        priced: bool = False,
         dtype: StoredDtype,
         fingerprint: Mapping[str, str],
         resume: bool,
@@ -131,7 +135,7 @@ class PartialStore:
     ) -> None:
         self._path = path
         self._stages, self._dtype, self._overwrite = stages, dtype, overwrite
-        self._names = ARRAYS_OF[form]
+        self._names = (*ARRAYS_OF[form], *((PRICES,) if priced else ()))
         self._files = GrowingFiles(
             parts_of(path),
             [f"{name}.bin" for name in (*self._names, "labels", "ids")],
@@ -214,6 +218,10 @@ class PartialStore:
         names = facts.topology.names
         treatment = Treatment(facts.nonfinite, self._parts(), ids, names)
         keep, n = treatment.keep, int(treatment.keep.sum())
+        costs = facts.costs
+        if PRICES in self._names:
+            paid = np.concatenate([part.arrays[PRICES] for part in self._parts()])
+            costs = mean_costs(costs, paid[keep])
         arrays = [self._source(name, n, treatment, labels) for name in self._names]
         arrays += [
             ArraySource(name="labels", dtype="int64", shape=(n,), parts=[labels[keep]]),
@@ -230,12 +238,12 @@ class PartialStore:
                 n=n,
                 topology=facts.topology,
                 classes=self._files.facts.classes,
-                costs=facts.costs,
+                costs=costs,
                 other_costs=facts.other_costs,
                 class_names=facts.class_names,
                 seen_in_training=facts.seen_in_training,
                 lossy=facts.lossy,
-                notes=treatment.notes,
+                notes=(*treatment.notes, *notes_of(self._parts(), names)),
             )
             self._files.note(replace(self._files.facts, trace=sha256(folder / MANIFEST)))
         self._files.close()
@@ -255,11 +263,11 @@ class PartialStore:
         )
 
     def _type(self, name: str) -> str:
-        return "int64" if name == "ranked" else self._dtype
+        return {"ranked": "int64", PRICES: "float64"}.get(name, self._dtype)
 
     def _shape(self, name: str) -> tuple[int, ...]:
         facts = self._files.facts
-        own = {"logits": (facts.classes,), "ranked": (facts.ranks,), "confidence": ()}
+        own = {"logits": (facts.classes,), "ranked": (facts.ranks,), "confidence": (), PRICES: ()}
         return (self._stages, *own[name])
 
     def _parts(self) -> Iterator[Said]:

@@ -16,7 +16,7 @@ from offramp._core.topology import Topology
 from offramp._core.types import Ids, IntArray
 from offramp.recording.nonfinite import Nonfinite, Treatment
 from offramp.recording.rows import Rows
-from offramp.recording.said import Said
+from offramp.recording.said import PRICES, Said, mean_costs, notes_of
 from offramp.trace import Trace
 
 
@@ -102,19 +102,21 @@ class MemoryStore:
             name: torch.from_numpy(np.concatenate([part.arrays[name] for part in parts]))
             for name in parts[0].arrays
         }
+        paid = arrays.get(PRICES)
         return Trace(
             topology=facts.topology,
             labels=torch.from_numpy(labels[keep]),
             classes=parts[0].classes,
-            costs=facts.costs,
+            costs=facts.costs if paid is None else mean_costs(facts.costs, paid.numpy()),
             other_costs=facts.other_costs,
             logits=arrays.get("logits"),
             ranked=arrays.get("ranked"),
             confidence=arrays.get("confidence"),
+            prices=paid,
             ids=ids[keep],
             split=None if split is None else split[torch.from_numpy(keep)],
             class_names=facts.class_names,
             seen_in_training=facts.seen_in_training,
             lossy=facts.lossy,
-            notes=treatment.notes,
+            notes=(*treatment.notes, *notes_of(self._said, facts.topology.names)),
         )

@@ -6,7 +6,7 @@ Layer: runtime.  Source: design.md, rules that hold everywhere (NaN logits at ru
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Int8
 from torch import Tensor
 
 from offramp._core.outputs import StageOutput
@@ -21,20 +21,21 @@ class Fallback(NamedTuple):
         said: The answer, of `m`; NaN where there is none.
         nonfinite: Number of visited stages that were not finite, `(m,)`.
         valid: Whether one was finite, `(m,)`.
-        behind: Whether the last visited stage was not, so that an earlier one answers, `(m,)`.
+        why: Why an earlier stage answers, or none, `(m,)`: position in `REASONS`; 0 where the last
+            visited stage was finite.
     """
 
     said: StageOutput
     nonfinite: Int[Tensor, " m"]
     valid: Bool[Tensor, " m"]
-    behind: Bool[Tensor, " m"]
+    why: Int8[Tensor, " m"]
 
     @classmethod
     def none(cls, m: int, like: StageOutput) -> "Fallback":
         """That of `m` examples of whom no stage has said anything; answers are in `like`'s form."""
         said = like.nothing(m)
         no = torch.zeros(m, dtype=torch.bool, device=said.device)
-        return cls(said, no.long(), no, no.clone())
+        return cls(said, no.long(), no, no.to(torch.int8))
 
     def take(self, rows: Tensor | None) -> "Fallback":
         """Those of some examples, by position; None for all."""
@@ -60,6 +61,7 @@ class Fallback(NamedTuple):
         combined: StageOutput,
         before: StageOutput | None,
         alone: StageOutput,
+        why: Int8[Tensor, " m"],
     ) -> "Fallback":
         """The same after one more visited stage.
 
@@ -68,6 +70,7 @@ class Fallback(NamedTuple):
             combined: The answer as the policy combines here.
             before: The same at the stage before, None where there is none.
             alone: The answer of this stage alone.
+            why: What happened to those that are not finite.
         """
         held, valid, clean = self.said, self.valid, self.nonfinite == 0
         if before is not None:
@@ -77,5 +80,12 @@ class Fallback(NamedTuple):
             new.where(finite, held),
             self.nonfinite + (~finite).long(),
             valid | finite,
-            ~finite,
+            why.masked_fill(finite, 0),
+        )
+
+    def without(self, refused: Bool[Tensor, " m"]) -> "Fallback":
+        """The same, but for examples that nobody may answer any more."""
+        return self._replace(
+            said=self.said.where(~refused, self.said.nothing(len(refused))),
+            valid=self.valid & ~refused,
         )

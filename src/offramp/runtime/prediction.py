@@ -20,15 +20,19 @@ from offramp.runtime.fallback import Fallback
 #: decided so. "last": nothing follows. "nonfinite": what came last was not finite, so an earlier
 #: stage answers, or none. "deadline", "budget": the next stage would have taken too long, or cost
 #: more. "error": no answer, because something raised it; only in the `answer` of a `RowsError`.
-REASONS: Final = ("policy", "last", "nonfinite", "deadline", "budget", "error")
-
-NONFINITE: Final = REASONS.index("nonfinite")
+#: "failed": what came last was a service that failed for good. "spending": its spending cap was
+#: reached. Then an earlier stage answers, or none.
+REASONS: Final = (
+    *("policy", "last", "nonfinite", "deadline", "budget", "error"),
+    *("failed", "spending"),
+)
 
 #: Positions of examples within the batch, `(m,)` int64, ascending; None stands for all of them.
 Rows = Tensor | None
 
-#: Examples that leave: their path, who they are, what they are answered, and what was kept of them.
-Left = tuple[Path, Rows, StageOutput, Fallback | None]
+#: Examples that leave: their path, who they are, what they are answered, what was kept of them, and
+#: by how much what they paid differs from the costs.
+Left = tuple[Path, Rows, StageOutput, Fallback | None, Tensor | None]
 
 
 @final
@@ -50,9 +54,10 @@ class Prediction:
         confidence: Largest combined probability, `(n,)` in [0, 1]; 0 where not `valid`. Where
             `log_probs` is None, the number that the stage gave; None where it gave a label alone.
         cost: Cost of everything that ran for each example, `(n,)`, float64, in the unit of the
-            costs given; None where none were given.
+            costs given; of services that tell it in this unit what they charged. Without costs what
+            services charged, or None.
         valid: False where no visited stage gave finite logits, `(n,)`: there is no answer.
-        nonfinite: Number of visited stages that gave NaN or infinity, `(n,)`.
+        nonfinite: Number of visited stages that gave NaN or infinity, or failed, `(n,)`.
         stage_names: Names of all stages of the cascade, in topological order.
         paths: All ways through the stages that the policy uses.
     """

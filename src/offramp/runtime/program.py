@@ -12,20 +12,22 @@ from collections.abc import Mapping, Sequence
 from typing import final
 
 import torch
+from torch import Tensor
 
 from offramp._core.batch import form_of
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError, OfframpError, UnsupportedError
 from offramp._core.outputs import StageOutput
+from offramp._core.topology import EXIT
 from offramp._core.types import Raw
 from offramp.policy.policy import Policy
 from offramp.runtime.plans import blocks_of, plan_segments
 from offramp.runtime.prediction import (
     NO_LABEL,
-    NONFINITE,
     REASONS,
     Left,
     Prediction,
+    Rows,
     gathered,
     spread,
 )
@@ -50,9 +52,11 @@ class Program:
         times: Measured times: a stage then takes a batch in parts where that is faster, and runs
             everybody who is held where gathering those wanted would cost more.
         class_names: Names of the classes, or none.
+        reference: Index of the reference, for services whose failure it makes up for.
 
     Raises:
-        InputError: If the times are those of other stages.
+        InputError: If the times are those of other stages, or a stage that goes to the reference
+            where it fails has no way there.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class Program:
         costs: Costs | None = None,
         times: StageTimes | None = None,
         class_names: Sequence[str] = (),
+        reference: int | None = None,
     ) -> None:
         topology = policy.topology
         if times is not None and times.stages != topology.names:
@@ -86,6 +91,17 @@ class Program:
         self.costs = None
         if costs is not None:
             self.costs = tuple(costs.path(topology, p, policy.decided(p)) for p in paths)
+        # Services, and what it means that they have failed.
+        self.services = {k: s.on_error for k, s in stages.items() if s.on_error is not None}
+        self.detours = {k: self._detour(k, reference) for k in self.children}
+        units = {stage.unit for stage in stages.values() if stage.unit is not None}
+        told = units == {costs.unit} if costs is not None else len(units) == 1
+        # Services that tell prices, with what the costs say instead.
+        self.priced = {
+            k: 0.0 if costs is None else costs.segment[k]
+            for k, stage in stages.items()
+            if told and stage.unit is not None
+        }
         # All that can be switched; a part that trains whatever it is told (Monte Carlo) is none.
         parts = dict.fromkeys(part for stage in stages.values() for part in stage.modules())
         self._modes = [part for part in parts if not part.training]
@@ -112,7 +128,7 @@ class Program:
             left: All of them, by path; no example is in two parts.
             reason: Why they left, where it was not the policy that let them go.
         """
-        said, kept = gathered(n, [(rows, said, kept) for _, rows, said, kept in left])
+        said, kept = gathered(n, [(rows, said, kept) for _, rows, said, kept, _ in left])
         device, nodes = said.device, [(self.paths[path], rows) for path, rows, *_ in left]
         why = spread(n, nodes, self.reasons, torch.int8, device)
         labels, confidence = said.best()
@@ -124,10 +140,9 @@ class Program:
             labels = torch.where(valid, labels, NO_LABEL)
             if confidence is not None:
                 confidence = torch.where(valid, confidence, 0.0)
-            why = why.masked_fill(kept.behind, NONFINITE)
+            why = torch.where(kept.why > 0, kept.why, why)
         if reason is not None:
             why = torch.full_like(why, REASONS.index(reason))
-        costs = self.costs
         return Prediction(
             log_probs=said.logits,
             labels=labels,
@@ -135,12 +150,41 @@ class Program:
             path=spread(n, nodes, range(len(self.ends)), torch.int64, device),
             reason=why,
             confidence=confidence,
-            cost=None if costs is None else spread(n, nodes, costs, torch.float64, device),
+            cost=self._cost(n, nodes, left, device),
             valid=valid,
             nonfinite=nonfinite,
             stage_names=self.topology.names,
             paths=tuple(self.paths),
         )
+
+    def _cost(
+        self, n: int, nodes: Sequence[tuple[int, Rows]], left: Sequence[Left], device: torch.device
+    ) -> Tensor | None:
+        """What was paid for each example: by the costs, and by what services have told."""
+        if self.costs is None and not self.priced:
+            return None
+        costs = (0.0,) * len(self.ends) if self.costs is None else self.costs
+        cost = spread(n, nodes, costs, torch.float64, device)
+        for _, rows, *_, paid in left if self.priced else ():
+            if paid is not None:
+                cost = cost + paid if rows is None else cost.index_add(0, rows, paid)
+        return cost
+
+    def _detour(self, k: int, reference: int | None) -> int:
+        """Where examples go whom a stage has not answered: to a child, or nowhere."""
+        children, how = self.children[k], self.services.get(k)
+        if not children or how == "refuse":
+            return EXIT
+        if how == "next":
+            return children[0]
+        if how == "reference" and reference not in children:
+            known = "None" if reference is None else repr(self.topology.names[reference])
+            raise InputError(
+                f"Stage {self.stages[k].name!r} says on_error='reference', but the policy has no "
+                f"way from there to the reference ({known}). Give the cascade such an edge, "
+                "choose a candidate that names its reference, or say on_error='next'."
+            )
+        return reference if how == "reference" and reference is not None else children[-1]
 
     def check_before(self, batch: Raw, n: int) -> None:
         """Put networks back that somebody put into training mode; look closely at the first batch.

@@ -64,6 +64,9 @@ def check_company(
     names = {stage.name for stage in stages} if asked is None else set(asked)
     if all(stage.keeps_company for stage in stages if stage.name in names):
         return True
+    kept = [k for k, stage in enumerate(stages) if not stage.asks_alone]  # nor is it paid for
+    stages, names = [stages[k] for k in kept], names - {s.name for s in stages if s.asks_alone}
+    whole = whole if whole is None else [whole[k] for k in kept]
     rows = _spread(batch_size(batch), _ROWS)
     if len(rows) < 2:
         return False
@@ -76,10 +79,10 @@ def check_company(
         return False  # whoever runs the batch tells
     check_same_classes({name: answer.shape[1] for name, answer in base.items()})
     coarse = {stage.name: _coarse(stage) for stage in stages}
-    for places, kept in _companies(len(rows)):
+    for places, stay in _companies(len(rows)):
         found = run(take_rows(some, torch.tensor(places)))
         for name, answer in found.items():
-            gap = _gap(answer[kept], base[name][kept])
+            gap = _gap(answer[stay], base[name][stay])
             if gap > max(_SAME_SIZE, 4 * coarse[name].step):
                 again = run(some)[name]
                 _blame(name, gap, _gap(again, base[name]), coarse[name].limit)

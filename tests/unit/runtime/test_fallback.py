@@ -44,10 +44,11 @@ def test_updates_equal_one_example_at_a_time():
             combined=said_of(combined),
             before=None if old is None else said_of(old),
             alone=said_of(alone),
+            why=torch.full((m,), 2, dtype=torch.int8),
         )
         kept = kept.put(rows, part)
         somebody = slice(None) if rows is None else rows
-        assert torch.equal(kept.behind[somebody], ~finite)
+        assert torch.equal(kept.why[somebody] == 2, ~finite)
         for at, i in enumerate(range(n) if rows is None else rows.tolist()):
             old = None if before is None else last[at]
             states[i] = update_reference(states[i], bool(finite[at]), combined[at], old, alone[at])
