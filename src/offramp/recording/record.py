@@ -35,7 +35,6 @@ from offramp.recording.store import Facts, MemoryStore, Store
 from offramp.stages import (
     Cascade,
     check_company,
-    compared,
     evaluating,
     measure_flops,
     take_in,
@@ -44,6 +43,7 @@ from offramp.stages import (
     to_device,
     weights_digest,
 )
+from offramp.stages.company import compared
 from offramp.trace import Trace
 from offramp.trace.files import StoredDtype
 
