@@ -11,7 +11,7 @@ from torch import Tensor
 
 from offramp._core.errors import InputError, UnsupportedError
 from offramp.backends import TensorSpec
-from offramp.backends.to_onnx import BATCH, INPUT, OUTPUT
+from offramp.backends.onnx_export import BATCH, INPUT, OUTPUT
 
 if TYPE_CHECKING:
     import onnx

@@ -19,9 +19,8 @@ from offramp._core.errors import FileFormatError, OfframpError
 from offramp._core.files import read_json, steadily
 from offramp._core.schema import from_json
 from offramp._core.types import Batch
-from offramp.bundle.accelerate import in_backend
 from offramp.bundle.check import check_files, read_manifest
-from offramp.bundle.manifest import ChoiceEntry, ExitEntry, Manifest, WholeEntry
+from offramp.bundle.manifest import ChoiceEntry, CompiledEntry, ExitEntry, Manifest, WholeEntry
 from offramp.bundle.names import POLICY
 from offramp.bundle.rebuild import rebuild
 from offramp.policy import Candidate
@@ -135,6 +134,8 @@ def _load(
     _check_heads(folder / POLICY, candidate, manifest)
     stages = rebuild(folder, manifest, verify=verify, allow_import=allow_import, threads=threads)
     if backend is not None:
+        from offramp.bundle.accelerate import in_backend
+
         stages = in_backend(stages, manifest, backend, example=example, threads=threads)
     held = HeldStages(
         topology=manifest.topology,
@@ -180,6 +181,8 @@ def _check_heads(path: Path, candidate: Candidate, manifest: Manifest) -> None:
     answering = {*candidate.policy.topology.active, topology.index(candidate.reference)}
     for entry in manifest.stages:
         if isinstance(entry, WholeEntry) or entry.head is not None:
+            continue
+        if isinstance(entry, CompiledEntry) and entry.part.column is not None:
             continue
         index = topology.index(entry.name)
         if isinstance(entry, ExitEntry):

@@ -8,7 +8,7 @@ from typing import final
 
 from offramp._core.errors import InputError
 from offramp._core.schema import omitted, stored
-from offramp.evaluation.limits import Limit, points_text
+from offramp.evaluation.limits import OF_COSTS, Limit, points_text
 from offramp.evaluation.results import Evaluation, FrontierPoint, Risk
 from offramp.policy import Candidate
 
@@ -159,7 +159,7 @@ class Choice:
     @property
     def max_drop(self) -> float | None:
         """The first limit of a risk that is no cost, or None."""
-        return next((limit.at_most for limit in self.limits if limit.risk != "cost"), None)
+        return next((lim.at_most for lim in self.limits if lim.risk not in OF_COSTS), None)
 
     @property
     def max_cost(self) -> float | None:
@@ -203,6 +203,10 @@ def described(candidate: Candidate, found: Evaluation, risk: Risk) -> str:
     """
     if risk == "disagreement":
         loss = f"differing in {points_text(found.disagreement or 0.0)} % of its answers"
+    elif found.of_losses:
+        value = found.risk(risk)
+        more, gains = ("less" if value < 0 else "more"), ", gains not counted"
+        loss = f"losing {abs(value):.4g} {more}{gains if risk == 'negative_flips' else ''}"
     elif risk == "negative_flips":
         loss = f"making {points_text(found.negative_flips)} points of new errors"
     else:

@@ -26,7 +26,7 @@ from offramp.models.pooled import PooledHead, TokenPool
 from offramp.models.preresnet import PreResNet, cifar_preresnet
 from offramp.models.resnet import ResNet, cifar_resnet, resnet21
 from offramp.models.small_cnn import SmallCNN, small_cnn
-from offramp.models.spec import MODELS, WRAPPERS, ModelSpec, build, model_factory
+from offramp.models.spec import MODELS, WRAPPERS, ModelSpec, build, imported, model_factory
 from offramp.models.weights import load_weights, save_weights
 
 __all__ = [
@@ -62,6 +62,7 @@ __all__ = [
     "gap_linear",
     "googlenet",
     "head_arguments",
+    "imported",
     "inception_v3",
     "load_weights",
     "make_head",

@@ -17,6 +17,7 @@ from torch import nn
 from offramp._core.checks import check_known
 from offramp._core.errors import FileFormatError, InputError, UnsupportedError
 from offramp._core.files import sha256
+from offramp._core.lazy import later
 from offramp._core.registry import Registry
 from offramp._core.schema import from_json
 from offramp.models.alexnet import alexnet
@@ -28,6 +29,7 @@ from offramp.models.googlenet import googlenet
 from offramp.models.heads import HEADS
 from offramp.models.in_order import InOrder
 from offramp.models.inception import inception_v3
+from offramp.models.on_rows import OnRows
 from offramp.models.preresnet import cifar_preresnet
 from offramp.models.resnet import cifar_resnet, resnet21
 from offramp.models.small_cnn import small_cnn
@@ -57,9 +59,13 @@ MODELS: Registry[Callable[..., nn.Module]] = Registry(
 
 
 #: What is made of another network, by name. The argument "model" says how to build that one, as a
-#: `ModelSpec` in JSON values; the factory gets it built. Layers above that need to cut networks
-#: add to it.
-WRAPPERS: Registry[Callable[..., nn.Module]] = Registry("model", {"in_order": InOrder})
+#: `ModelSpec` in JSON values; the factory gets it built. What has to cut networks stands above.
+WRAPPERS: Registry[Callable[..., nn.Module]] = Registry(
+    "model", {"tapped": later("offramp.stages.tapped:tapped"), "in_order": InOrder}
+)
+
+#: What is made of something that is imported, by name: the argument "call" is its "module:name".
+CALLERS: Registry[Callable[..., nn.Module]] = Registry("model", {"function": OnRows})
 
 _PARTS: dict[str, Callable[..., nn.Module]] = {"class_head": class_head}  # what designs make
 
@@ -124,12 +130,15 @@ def build(spec: ModelSpec, *, allow_import: bool = True) -> nn.Module:
     >>> build(ModelSpec(name="resnet8", arguments={"width": 0.5})).linear.in_features
     32
     """
-    make = _imported(spec.name, allow_import) if ":" in spec.name else model_factory(spec.name)
+    make = imported(spec.name, allow_import) if ":" in spec.name else model_factory(spec.name)
     arguments = dict(spec.arguments)
     if spec.name in WRAPPERS:
         where = f"The argument 'model' of {spec.name}"
         inner = from_json(ModelSpec, arguments.pop("model", {}), where=where)
         arguments["model"] = build(inner, allow_import=allow_import)
+    if spec.name in CALLERS:
+        path = str(arguments.get("call"))
+        arguments |= {"call": imported(path, allow_import), "name": path}
     try:
         module = make(**arguments)
     except TypeError as error:
@@ -149,7 +158,7 @@ def model_factory(name: str) -> Callable[..., nn.Module]:
         UnknownNameError: If there is none; the nearest is suggested.
         InputError: If a residual network cannot have this depth; the nearest are named.
     """
-    for registered in (HEADS, WRAPPERS, FOREIGN, _PARTS):
+    for registered in (HEADS, WRAPPERS, CALLERS, FOREIGN, _PARTS):
         if name in registered:
             return registered[name]
     match = re.fullmatch(r"(resnet|preresnet)(\d+)", name)
@@ -158,7 +167,15 @@ def model_factory(name: str) -> Callable[..., nn.Module]:
     return partial(_BY_DEPTH[match[1]], int(match[2]))
 
 
-def _imported(name: str, allow: bool) -> Callable[..., object]:
+def imported(name: str, allow: bool = True) -> Callable[..., Any]:
+    """What stands in a module under a name, "module:name".
+
+    Raises:
+        UnsupportedError: If imports are not allowed, or there is no such callable.
+
+    >>> imported("math:sqrt")(4)
+    2.0
+    """
     if not allow:
         raise UnsupportedError(
             f"{name!r} would import and run code by name, which is not allowed here. Allow it "
@@ -166,7 +183,7 @@ def _imported(name: str, allow: bool) -> Callable[..., object]:
         )
     where, _, attribute = name.partition(":")
     try:
-        value: object = importlib.import_module(where)
+        value: Any = importlib.import_module(where)
     except (ImportError, ValueError, RuntimeError) as error:  # torchvision raises the last
         raise UnsupportedError(
             f"The module {where!r} of {name!r} cannot be imported: {error}. Install it, or "

@@ -98,7 +98,8 @@ def all_but(examples: Dataset, part: Split, what: str) -> Dataset:
 def warn_of_raw_bytes(config: RunConfig, examples: Dataset) -> None:
     """Warn if a network gets bytes as they are: most want numbers around 0."""
     sections = config.stage if config.network is None else [config.network]
-    bare = [section.name for section in sections if section.transform is None]
+    functions = {stage.name for stage in config.stage if stage.function is not None}
+    bare = [s.name for s in sections if s.transform is None and s.name not in functions]
     first = examples[0][0]
     if bare and isinstance(first, Tensor) and first.dtype == torch.uint8:
         warnings.warn(
@@ -141,12 +142,13 @@ def _measured(
 
 
 def _of_stages(config: RunConfig, folder: Path, class_names: tuple[str, ...]) -> Cascade:
-    specs = {stage.name: spec_of(stage) for stage in config.stage}
+    specs = {stage.name: spec_of(stage, class_names) for stage in config.stage}
     edges = config.cascade.edges
     return Cascade.from_models(
         {name: built(spec, folder) for name, spec in specs.items()},
         edges=edges if isinstance(edges, str) else [(a, b) for a, b in edges],
         transform={stage.name: stage.transform for stage in config.stage},
         specs=specs,
+        outputs={stage.name: stage.outputs for stage in config.stage},
         class_names=class_names,
     )

@@ -22,6 +22,7 @@ from offramp.data import read_image
 from offramp.data.arrays import read_arrays
 from offramp.data.listing import ENDINGS, is_picture, pictures_in
 from offramp.data.picture import damage, usual_resize
+from offramp.data.texts import LINES, TABLES, read_texts
 from offramp.project.config.sections import DataSection
 
 Id = int | str
@@ -41,6 +42,7 @@ class InputReader:
             "decode" as `offramp.data.image_folder` does: without it they stay bytes.
         array: Name of the inputs in npz files.
         ids: Name of their ids in npz files, or None to count.
+        column: Name of the texts in tables.
         ignored: How many files in folders are no images, by ending.
         skipped: Files that could not be decoded, filled while reading.
     """
@@ -52,6 +54,7 @@ class InputReader:
     ids: str | None
     ignored: Mapping[str, int] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
+    column: str = "text"
 
     @classmethod
     def of(
@@ -62,14 +65,16 @@ class InputReader:
         array: str,
         ids: str | None,
         orient: bool | None = None,
+        column: str = "text",
     ) -> "InputReader":
         """A reader of the inputs that a bundle takes.
 
         Args:
             bundle: The folder, which says how its images are cut and turned.
-            paths: Images, folders and npz files.
+            paths: Images, folders, npz files and texts.
             array: As in the class.
             ids: As in the class.
+            column: As in the class.
             orient: True turns images as their EXIF tags say; None as those were that the bundle
                 was fitted on, and upright where it was fitted on no folder of images.
 
@@ -94,6 +99,7 @@ class InputReader:
             array=array,
             ids=ids,
             ignored=ignored,
+            column=column,
         )
 
     def batches(self, size: int) -> Iterator[tuple[list[Id], Raw]]:
@@ -104,6 +110,13 @@ class InputReader:
             if path.suffix.lower() == ".npz":
                 yield from self._flushed(names, images)
                 yield from self._of_npz(name, path, size)
+                continue
+            if path.suffix.lower() in (*LINES, *TABLES):
+                yield from self._flushed(names, images)
+                found = read_texts(path, self.column)
+                for start in range(0, len(found), size):
+                    part = found[start : start + size]
+                    yield self._counted(name, start, start + len(part)), part
                 continue
             try:
                 images.append(self._image(path))
@@ -152,11 +165,16 @@ class InputReader:
         if self.ids is not None:
             ids = as_ids(found[self.ids]).tolist()
         else:
-            ids = list(range(n)) if len(self.files) == 1 else [f"{name}[{k}]" for k in range(n)]
+            ids = self._counted(name, 0, n)
         if len(ids) != n:
             raise InputError(f"{path} must have as many ids as inputs ({n}), got {len(ids)}.")
         for start in range(0, n, size):
             yield ids[start : start + size], inputs[start : start + size]
+
+    def _counted(self, name: str, start: int, stop: int) -> list[Id]:
+        """Ids of rows: their numbers, with the file's name where there are several."""
+        alone = len(self.files) == 1
+        return [k if alone else f"{name}[{k}]" for k in range(start, stop)]
 
 
 def image_options(data: DataSection | None) -> dict[str, dict[str, Any]]:
@@ -183,8 +201,11 @@ def _found(path: Path, ignored: Counter[str], *, alone: bool) -> list[tuple[str,
         return [(_named(f.relative_to(path) if alone else f), f) for f in listing.files]
     if not path.exists():
         raise InputError(f"There is no such input: {path}.")
-    if path.suffix.lower() != ".npz" and not is_picture(path):
-        raise InputError(f"{path} is neither an image ({', '.join(ENDINGS)}) nor an npz file.")
+    if path.suffix.lower() not in (".npz", *LINES, *TABLES) and not is_picture(path):
+        raise InputError(
+            f"{path} is neither an image ({', '.join(ENDINGS)}), nor an npz file, nor texts "
+            f"({', '.join((*LINES, *TABLES))})."
+        )
     return [(_named(Path(path.name) if alone else path), path)]
 
 

@@ -15,14 +15,23 @@ from torch import Tensor, nn
 
 from offramp._core.errors import InputError
 from offramp._core.types import Batch
+from offramp.adapters.of_functions import function_spec
 from offramp.models import ModelSpec, build, default_head, head_arguments
 from offramp.project.config.fields import DEFAULT_HEAD, HeadChoice
-from offramp.project.config.sections import BuiltSection, ExitsSection, NetworkSection, RunConfig
+from offramp.project.config.sections import (
+    BuiltSection,
+    ExitsSection,
+    NetworkSection,
+    RunConfig,
+    StageSection,
+)
 from offramp.stages import Cascade, CutPoint, choose_points, cut, cut_points, read_by
 
 
-def spec_of(section: BuiltSection) -> ModelSpec:
-    """How to build the network."""
+def spec_of(section: BuiltSection, class_names: Sequence[str] = ()) -> ModelSpec:
+    """How to build the network, or the function, which may answer with names of classes."""
+    if isinstance(section, StageSection) and section.function is not None:
+        return function_spec(section.function, class_names=class_names)
     return ModelSpec(
         name=section.model,
         arguments=section.arguments,

@@ -31,6 +31,7 @@ def contradictions(config: RunConfig) -> list[Problem]:
             for name in ("classes", "class_count")
             if name in config.data.options
         ]
+    found += _of_models(config)
     found += _of_fit(config.fit)
     found += _of_cost(config.cost)
     found += _of_network(config)
@@ -39,6 +40,23 @@ def contradictions(config: RunConfig) -> list[Problem]:
         found += _of_exits(config.exits)
     known = names or _exit_names(config)
     return found + (_unknown_stages(config, known) if known else [])
+
+
+def _of_models(config: RunConfig) -> list[Problem]:
+    """What is built: a model everywhere, or in its place a function in a `[[stage]]`."""
+    found: list[Problem] = []
+    if config.network is not None and not config.network.model:
+        found.append((("network", "model"), "is missing"))
+    for k, stage in enumerate(config.stage):
+        if stage.function is None and not stage.model:
+            found.append((("stage", k, "model"), 'is missing; or function = "module:name"'))
+        elif stage.function is not None:
+            found += [
+                (("stage", k, name), "belongs to a model, and this stage is a function")
+                for name in ("model", "arguments", "weights", "weights_sha256")
+                if name in stage.model_fields_set
+            ]
+    return found
 
 
 def _of_cost(cost: CostSection) -> list[Problem]:

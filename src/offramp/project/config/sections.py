@@ -56,7 +56,7 @@ class DataSection(_Section):
 class BuiltSection(_Section):
     """What `[[stage]]` and `[network]` have in common: how to build a network."""
 
-    model: str = Field(min_length=1)
+    model: str = Field(default="", min_length=1)
     arguments: dict[str, Any] = Field(default_factory=dict)
     weights: ExistingPath | None = None
     weights_sha256: str | None = None
@@ -64,14 +64,16 @@ class BuiltSection(_Section):
 
 
 class StageSection(BuiltSection):
-    """`[[stage]]`: one network of several."""
+    """`[[stage]]`: one network, or one function on rows, of several."""
 
     name: str = Field(min_length=1)
+    function: str | None = Field(default=None, pattern=r"^[\w.]+:[\w.]+$")
+    outputs: Literal["logits", "probabilities", "confidence", "labels"] = "logits"
 
     @property
     def untrained(self) -> bool:
         """True if its weights are drawn; an imported model may bring its own."""
-        return self.weights is None and ":" not in self.model
+        return self.function is None and self.weights is None and ":" not in self.model
 
 
 class NetworkSection(BuiltSection):
