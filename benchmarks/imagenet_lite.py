@@ -25,6 +25,7 @@ import io
 import json
 import os
 import shutil
+import sys
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -284,11 +285,15 @@ def main() -> None:
     whole = chosen(trace.split_into({"fit": 300, "calibrate": 200}, seed=0))
     result["setting"] = whole.label
     rows = [data.inputs[int(k)] for k in np.random.default_rng(2).permutation(len(data))[:64]]
-    result |= speed(cascade, whole, rows, arguments.rounds)
     with tempfile.TemporaryDirectory() as folder:
-        result |= bundled(Adaptive(cascade, whole), Path(folder), rows[:16])
-        result |= in_int8(cascade, data)
-        result["shell"] = from_the_shell(arguments.data.resolve(), made, Path(folder))
+        for step in (
+            lambda: speed(cascade, whole, rows, arguments.rounds),
+            lambda: bundled(Adaptive(cascade, whole), Path(folder), rows[:16]),
+            lambda: in_int8(cascade, data),
+            lambda: {"shell": from_the_shell(arguments.data.resolve(), made, Path(folder))},
+        ):
+            result |= step()
+            print(json.dumps(result), file=sys.stderr, flush=True)  # it takes minutes
     report(arguments, result)
 
 
