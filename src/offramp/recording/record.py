@@ -131,6 +131,11 @@ def record(
     """
     check_choice("dtype", dtype, ("float32", "float16"))
     check_positive_int("batch_size", batch_size)
+    if cascade.outputs == "features":
+        raise InputError(
+            "Stages that give features have no classes, and a recording compares labels. Run them "
+            "on the examples, say what their answers lose, and give both to trace.from_losses."
+        )
     check_choice("nonfinite", nonfinite, HOW)
     if split is not None:
         check_split("split", split)
