@@ -164,6 +164,7 @@ def test_every_program_has_a_tiny_size():
     assert programs() == {*TINY}, "a benchmark needs its line in TINY, see the top of this file"
 
 
+@pytest.mark.slow
 def test_the_help_of_every_program():
     asked = sorted(filter(can_run, TINY))
     printed = run("-c", _HELP, BENCHMARKS, *asked)
