@@ -128,7 +128,7 @@ def _row(
     if not isinstance(design, ClassExitPlan):
         return {"class": name, "viable": False, "reason": design.reason}
     row = exit_row(sweep.data("test"), design.exits)
-    low, worst = row.difference_interval[0], row.worst_recall_interval[0]
+    low, worst = row.accuracy_change_interval[0], row.worst_recall_interval[0]
     return {
         "class": name,
         "viable": True,
@@ -150,13 +150,13 @@ def _row(
         "others_loss_ci": row.loss_interval,
         "others_loss_formula": row.paper.loss,
         "accuracy": row.system.accuracy,
-        "difference": row.accuracy_drop,
-        "difference_ci": row.difference_interval,
+        "difference": row.accuracy_change,
+        "difference_ci": row.accuracy_change_interval,
         "worst_recall": row.worst_recall,
         "worst_class": row.worst_class,
         "worst_recall_ci": row.worst_recall_interval,
         "met": row.system.keeps_accuracy(asked.tolerance),
-        "refuted": row.difference_interval[1] < -asked.tolerance or worst > asked.tolerance,
+        "refuted": row.accuracy_change_interval[1] < -asked.tolerance or worst > asked.tolerance,
         "shown_to_be_met": low >= -asked.tolerance
         and row.worst_recall_interval[1] <= asked.tolerance,
     }
