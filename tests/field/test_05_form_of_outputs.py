@@ -190,11 +190,10 @@ def test_a_bundle_keeps_the_declared_form(of_services, tmp_path):
     batch = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
     before = Adaptive(declared, of_services)(batch)
     after = loaded(batch)
-    assert before.log_probs.shape == (64, C + 1)
-    assert torch.equal(before.log_probs, after.log_probs)
-    assert torch.equal(
-        loaded.reference(batch).log_probs[:, :C].argmax(1), after_of_f(declared, batch)
-    )
+    assert before.log_probs is None
+    assert torch.equal(before.labels, after.labels)
+    assert torch.equal(before.confidence, after.confidence)
+    assert torch.equal(loaded.reference(batch).labels, after_of_f(declared, batch))
 
 
 def after_of_f(declared, batch):
@@ -220,15 +219,10 @@ def test_an_export_is_refused_with_the_way_out(of_services, tmp_path):
     example = torch.zeros(1, 3)
     with pytest.raises(InputError, match="fitted on labels with confidences"):
         export_onnx(Adaptive(small(), of_services), tmp_path / "e", example=example, folder=True)
-    with pytest.raises(InputError, match="answers with labels and confidences; stages that answer"):
+    with pytest.raises(InputError, match="answers with labels; stages that answer"):
         export_onnx(
             Adaptive(small("confidence"), of_services), tmp_path / "e", example=example, folder=True
         )
-
-
-def test_recording_such_stages_is_refused():
-    with pytest.raises(InputError, match="record needs stages that answer with logits"):
-        offramp.record(small("confidence"), [(torch.zeros(2, 3), [0, 1])], progress=False)
 
 
 def test_all_stages_answer_in_one_form():
@@ -244,8 +238,8 @@ def test_labels_without_a_number_of_classes_are_refused(of_services):
         live(INPUTS[:4])
     names = tuple("pqrs")
     live = Adaptive(cascade("pair", outputs="confidence", class_names=names), of_services)
-    assert live(INPUTS[:4]).log_probs.shape == (4, C + 1)
-    assert live(INPUTS[:0]).log_probs.shape == (0, C + 1)
+    assert live(INPUTS[:4]).log_probs is None
+    assert live(INPUTS[:0]).labels.shape == live(INPUTS[:0]).confidence.shape == (0,)
     assert cascade(outputs="confidence", class_names=names).check(INPUTS[:2]) == C
 
 

@@ -5,7 +5,7 @@ Layer: _core.  Source: methods.md 1 and 6 (definitions).
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from offramp._core.errors import InputError
 from offramp._core.schema import stored
 from offramp._core.topology import Path, Topology
+from offramp._core.types import BoolArray, FloatArray
 from offramp._core.units import UNITS
 
 
@@ -53,7 +54,7 @@ class Costs:
             if values.shape != (len(self.segment),):
                 raise InputError(
                     f"{name} must have one cost per stage, shape ({len(self.segment)},), got shape "
-                    f"{values.shape}; of several prices take the mean."
+                    f"{values.shape}; prices of examples belong to a trace."
                 )
             bad = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
             if len(bad):
@@ -85,6 +86,11 @@ class Costs:
         """Cost of everything that ran on `path`; `decided` are the stages that took a decision."""
         visits = sum(self.visit(topology, path[:i], k) for i, k in enumerate(path))
         return visits + sum(self.decision[k] for k in path if k in decided)
+
+    def only(self, stages: Sequence[int]) -> "Costs":
+        """Of some stages, by index."""
+        parts = {name: getattr(self, name) for name in ("segment", "head", "decision")}
+        return replace(self, **{name: tuple(v[k] for k in stages) for name, v in parts.items()})
 
     def relative_to(self, topology: Topology, stage: int) -> "Costs":
         """The same costs divided by what `stage` costs alone: cost ratios.
@@ -124,3 +130,59 @@ class Costs:
                     f"{topology.names[k]!r}; below {factor:g} a step saves little.",
                     stacklevel=2,
                 )
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class PricedCosts:
+    """`Costs` of `n` examples each of which has prices of its own.
+
+    What `Costs` gives as one number this gives as one for each example, `(n,)`.
+
+    Args:
+        mean: Heads and decisions, which cost the same for all, and the unit.
+        prices: Price of each stage's segment, `(n, s)`.
+
+    >>> mean = Costs.simple("usd", [1.0, 4.0])
+    >>> priced = PricedCosts(mean=mean, prices=np.array([[1.0, 2.0], [1.0, 6.0]]))
+    >>> priced.path(Topology.of(["a", "b"]), (0, 1), ()).tolist()
+    [3.0, 7.0]
+    """
+
+    mean: Costs
+    prices: FloatArray
+
+    @property
+    def decision(self) -> tuple[float, ...]:
+        """As in `Costs`."""
+        return self.mean.decision
+
+    def visit(self, topology: Topology, path: Path, stage: int) -> FloatArray:
+        """As `Costs.visit`."""
+        missing = list(topology.new_segments(path, stage))
+        return np.asarray(self.prices[:, missing].sum(axis=1) + self.mean.head[stage])
+
+    def alone(self, topology: Topology, stage: int) -> FloatArray:
+        """As `Costs.alone`."""
+        return self.visit(topology, (), stage)
+
+    def path(self, topology: Topology, path: Path, decided: Sequence[int]) -> FloatArray:
+        """As `Costs.path`."""
+        total = np.zeros(len(self.prices)) + sum(self.decision[k] for k in path if k in decided)
+        for i, k in enumerate(path):
+            total += self.visit(topology, path[:i], k)
+        return total
+
+    def relative_to(self, topology: Topology, stage: int) -> "PricedCosts":
+        """The same divided by what `stage` costs alone on average."""
+        own = float(self.alone(topology, stage).mean())
+        segment = tuple(self.prices.mean(axis=0).tolist())
+        mean = replace(self.mean, segment=segment).relative_to(topology, stage)
+        return PricedCosts(mean=mean, prices=self.prices / own)
+
+    def take(self, rows: BoolArray) -> "PricedCosts":
+        """Of some examples."""
+        return PricedCosts(mean=self.mean, prices=self.prices[rows])
+
+
+Bill = Costs | PricedCosts  # what examples are billed by: numbers, or one number for each

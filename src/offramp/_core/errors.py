@@ -10,6 +10,8 @@
     ├── MissingExtraError (ImportError)    an optional stack is not installed
     ├── UnsupportedError (RuntimeError)    this machine or model cannot do what was asked
     ├── BusyError (RuntimeError)           another process is writing the same thing
+    ├── ServiceError (RuntimeError)        a service cannot be used as it is set up
+    ├── SpendingError (RuntimeError)       a ceiling on spending was reached
     └── StorageError (OSError)             the disk is full
 
 Layer: _core.
@@ -65,5 +67,20 @@ class BusyError(OfframpError, RuntimeError):
     """Another process is writing the same thing; wait for it, or choose another path."""
 
 
+class ServiceError(OfframpError, RuntimeError):
+    """A service cannot be used as it is set up: no key, refused, not found, sent elsewhere."""
+
+
+class SpendingError(OfframpError, RuntimeError):
+    """A ceiling on spending was reached; what was paid for is kept."""
+
+
 class StorageError(OfframpError, OSError):
     """The disk is full, or the user's share of it; the message names what was being written."""
+
+
+#: What running or following a network raises when it meets something that it cannot do.
+FAILURES = (
+    *(AssertionError, AttributeError, IndexError, KeyError, NotImplementedError),
+    *(RuntimeError, TypeError, ValueError),
+)

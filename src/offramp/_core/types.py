@@ -17,9 +17,17 @@ Split = Literal["train", "fit", "calibrate", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 #: What stages answer with: scores of all classes; a label with the probability that it is right;
-#: or labels alone.
-OutputForm = Literal["logits", "confidence", "labels"]
+#: labels alone; or, of tasks without classes, numbers that say how well the answer may be.
+OutputForm = Literal["logits", "confidence", "labels", "features"]
 OUTPUT_FORMS: tuple[OutputForm, ...] = get_args(OutputForm)
+
+#: What it means that a service has failed for good: the next stage is asked, or the reference, or
+#: the example is not answered.
+OnError = Literal["next", "reference", "refuse"]
+
+#: What a stage may be declared to answer with; of probabilities the logarithm is taken.
+StageForm = Literal["logits", "probabilities", "confidence", "labels"]
+STAGE_FORMS: tuple[StageForm, ...] = get_args(StageForm)
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]

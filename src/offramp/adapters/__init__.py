@@ -8,7 +8,19 @@ Layer: adapters.
 
 from offramp._core.lazy import lazy
 
-_HOME: dict[str, str] = {}
+_HOME: dict[str, str] = {
+    "Limits": "offramp.adapters.limits",
+    "Prices": "offramp.adapters.openai",
+    "from_http": "offramp.adapters.http",
+    "from_openai": "offramp.adapters.openai",
+    "from_function": "offramp.adapters.of_functions",
+    "from_huggingface": "offramp.adapters.of_huggingface",
+    "from_onnx": "offramp.adapters.of_onnx",
+    "from_timm": "offramp.adapters.of_timm",
+    "from_torchvision": "offramp.adapters.of_torchvision",
+    "in_order": "offramp.adapters.answers",
+    "timm_exits": "offramp.adapters.of_timm",
+}
 
 __all__ = sorted(_HOME)
 

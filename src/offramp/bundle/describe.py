@@ -31,8 +31,10 @@ from offramp.bundle.manifest import (
 from offramp.bundle.names import example_file, network_file, weight_files
 from offramp.bundle.parts import check_not_joined, is_compiled, outputs_of, write_compiled
 from offramp.bundle.rebuild import INPUT, LOGITS, answers_of, segment_of
+from offramp.bundle.services import is_service, service_entry
 from offramp.bundle.tensors import FAILURES
 from offramp.models import ModelSpec, build, save_weights
+from offramp.models.on_rows import OnRows
 from offramp.stages import (
     Cascade,
     CutSpec,
@@ -77,6 +79,9 @@ def write_stages(
     entries: list[StageEntry] = []
     for stage in stages:
         answers = needed[stage.name]
+        if is_service(stage):
+            entries.append(service_entry(stage, _transform(stage)))
+            continue
         if is_compiled(stage):
             first = firsts.setdefault(stage.group, stage.name)
             transform = _transform(stage)
@@ -106,7 +111,7 @@ def _write_own(
 ) -> WholeEntry | ExitEntry:
     """Write the weights that no other stage has: of a whole network, or of a head."""
     transform, spec = _transform(stage), stage.spec
-    if isinstance(spec, SegmentSpec) and stage.outputs == "logits":
+    if isinstance(spec, SegmentSpec) and stage.form == "logits":
         network = cuts.setdefault(spec.cut, len(cuts))
         return ExitEntry(
             name=stage.name,
@@ -156,6 +161,13 @@ def _model(spec: object, who: str, repair: str, stage: Stage) -> ModelEntry:
     if isinstance(spec, Mapping):
         spec = from_json(ModelSpec, spec, where=f"The spec of {who}")
     if not isinstance(spec, ModelSpec):
+        if isinstance(stage.module, OnRows):
+            raise InputError(
+                f"{who} calls a function that nobody else can import ({stage.module.extra_repr()}):"
+                " a lambda, or one made within another function, in a session or in the script "
+                "that runs. Write it at the top of a module, and give it by name: "
+                "from_function('package.module:name', ...)."
+            )
         raise InputError(
             f"{who} has no spec, so nobody could build it again. "
             f"{repair.format(name=stage.name)}; any importable callable works as "
@@ -240,5 +252,4 @@ def _tensors(example: Batch) -> list[Any]:
 
 def _held(stage: Stage, *, answers: bool) -> Stage:
     """A stage as the bundle holds it."""
-    head = stage.head if answers else None
-    return Stage(stage.name, stage.module, head=head, source=stage.source, spec=stage.spec)
+    return stage if answers else stage.replaced(head=None, head_spec=None)

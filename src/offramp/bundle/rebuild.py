@@ -22,9 +22,9 @@ from offramp.bundle.manifest import (
 )
 from offramp.bundle.names import MANIFEST
 from offramp.bundle.parts import CompiledReader, check_together
+from offramp.bundle.services import AllowNetwork, ServiceEntry, service_stage
 from offramp.bundle.tensors import FAILURES, built, read_tensors
-from offramp.stages import CutSpec, SegmentSpec, Stage, attached, cut
-from offramp.stages import tapped as _  # noqa: F401  so that "tapped" can be built
+from offramp.stages import CutSpec, SegmentSpec, Stage, attached
 from offramp.stages.segments import run_segments
 
 LOGITS = "logits"  # (1, k, c) of the k stages that answer, beside the inputs
@@ -40,6 +40,7 @@ def rebuild(
     *,
     verify: bool,
     allow_import: bool,
+    allow_network: AllowNetwork = False,
     threads: int | None = None,
 ) -> dict[str, Stage]:
     """Build all stages of a bundle, and try the exits on its example.
@@ -49,12 +50,13 @@ def rebuild(
         manifest: Of `read_manifest`.
         verify: As for `load`.
         allow_import: As for `load`.
+        allow_network: As for `load`.
         threads: As for `load`.
 
     Raises:
         FileFormatError: If something cannot be built, or does not fit, or answers otherwise.
-        UnsupportedError: If an import is needed that is not allowed or not installed, or this
-            processor cannot run a stage.
+        UnsupportedError: If an import is needed that is not allowed or not installed, a service
+            that is not allowed, or this processor cannot run a stage.
         MissingExtraError: If the runtime of a stage is not installed.
     """
     cuts = [_cut_again(folder, k, entry, allow_import) for k, entry in enumerate(manifest.networks)]
@@ -63,6 +65,8 @@ def rebuild(
     stages = {
         entry.name: compiled.stage(entry)
         if isinstance(entry, CompiledEntry)
+        else service_stage(entry, allow_network)
+        if isinstance(entry, ServiceEntry)
         else _stage(folder, entry, topology, cuts, allow_import)
         for entry in manifest.stages
     }
@@ -82,6 +86,8 @@ def rebuild(
 
 def _cut_again(folder: Path, k: int, entry: NetworkEntry, allow_import: bool) -> Segments:
     """Build a network of a bundle, load its weights, and cut it."""
+    from offramp.stages import cut  # most bundles hold no cut network
+
     where = f"{folder / MANIFEST}: networks.{k}"
     example = _read_example(folder / entry.example.file, entry.example)
     net = built(
@@ -158,7 +164,7 @@ def answers_of(stages: Sequence[Stage], example: Batch) -> Tensor:
         example: What the first segment reads.
     """
     plain = [  # without its transform
-        Stage(s.name, s.module, head=s.head, source=s.source, group=s.group, spec=s.spec)
+        s.replaced(transform=None)
         for s in sorted(stages, key=lambda stage: segment_of(stage).index)
     ]
     with torch.inference_mode():

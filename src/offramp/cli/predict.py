@@ -42,7 +42,7 @@ class _Write(Protocol):
 
 def command(
     bundle: Annotated[Path, typer.Argument(help="The bundle to run.")],
-    inputs: Annotated[list[Path], typer.Argument(help="Images, folders of images, or npz files.")],
+    inputs: Annotated[list[Path], typer.Argument(help="Images, folders, npz files, or texts.")],
     out: Annotated[Path, typer.Option(help="Table to write; it ends in .csv or .parquet.")] = Path(
         "predictions.csv"
     ),
@@ -50,6 +50,9 @@ def command(
     ids: Annotated[
         str | None, typer.Option(help="Name of the ids in npz files; by default counted.")
     ] = None,
+    column: Annotated[
+        str, typer.Option(help="Name of the texts in .csv and .tsv; of a .txt each line is one.")
+    ] = "text",
     batch_size: options.BatchSize = 256,
     device: options.Device = "cpu",
     backend: options.Backend = None,
@@ -64,14 +67,16 @@ def command(
         ),
     ] = None,
     allow_import: options.AllowImport = False,
+    allow_network: options.AllowNetwork = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a table that is there already.")
     ] = False,
     json: options.Json = False,
 ) -> None:
-    """Classify images or arrays with a bundle.
+    """Classify images, arrays or texts with a bundle.
 
-    In: a bundle, and images, folders of images (with or without subfolders), or npz files.
+    In: a bundle, and images, folders of images (with or without subfolders), npz files, or texts:
+    one on each line of a .txt, or a column of a .csv or .tsv.
 
     Out: a table with id, label, class_name, confidence, stage and cost of each input. Images
     that cannot be decoded are skipped, counted and named; hidden files and folders are ignored,
@@ -90,8 +95,15 @@ def command(
         raise InputError(f"--out must end in {' or '.join(_WRITERS)}, got {out.name!r}.")
     check_file(out, overwrite=overwrite, keep=[bundle, *inputs])
     options.set_threads(threads)
-    model = load(bundle, device=device, fold=fold, allow_import=allow_import, backend=backend)
-    reader = InputReader.of(bundle, inputs, array=array, ids=ids, orient=orient)
+    model = load(
+        bundle,
+        device=device,
+        fold=fold,
+        allow_import=allow_import,
+        allow_network=allow_network or False,
+        backend=backend,
+    )
+    reader = InputReader.of(bundle, inputs, array=array, ids=ids, orient=orient, column=column)
     with _WRITERS[out.suffix](out, overwrite) as write:
         tally = _predict(model, reader, write, batch_size)
     if ignored := ignored_files([reader.ignored]):
@@ -101,7 +113,7 @@ def command(
         more = f" and {len(reader.skipped) - _SHOWN} more" if len(reader.skipped) > _SHOWN else ""
         note(f"skipped {len(reader.skipped)} images that cannot be decoded: {shown}{more}.")
     if tally.invalid:
-        note(f"{tally.invalid} inputs have no answer (no finite logits): label {NO_LABEL}.")
+        note(f"{tally.invalid} inputs have no answer (nothing finite): label {NO_LABEL}.")
     costs = model.costs
     mean_cost = None if costs is None else tally.cost / tally.n
     output.line(f"{tally.n} answers in {out}")
@@ -166,7 +178,7 @@ def columns_of(
         "id": list(names),
         "label": labels,
         "class_name": [_class_name(label, class_names) for label in labels],
-        "confidence": answer.confidence.tolist(),
+        "confidence": nothing if answer.confidence is None else answer.confidence.tolist(),
         "stage": [answer.stage_names[k] for k in answer.stage.tolist()],
         "cost": nothing if answer.cost is None else answer.cost.tolist(),
     }
@@ -219,8 +231,9 @@ def _parquet(out: Path, overwrite: bool) -> Iterator[_Write]:
         def write(columns: Columns) -> None:
             # Ids of several files may be numbers and names; a column has one type.
             fixed = {**columns, "id": [str(name) for name in columns["id"]]}
-            if set(columns["cost"]) == {""}:
-                fixed["cost"] = [float("nan")] * len(columns["cost"])
+            for name in ("cost", "confidence"):
+                if set(columns[name]) == {""}:
+                    fixed[name] = [float("nan")] * len(columns[name])
             table = pa.table(fixed)
             if not held:
                 held.append(parquet.ParquetWriter(temporary, table.schema))

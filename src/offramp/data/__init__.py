@@ -13,6 +13,7 @@ from offramp.data.folder import ImageFiles, image_folder
 from offramp.data.imagenet32 import imagenet32
 from offramp.data.picture import read_image
 from offramp.data.sources import SOURCES, load_dataset
+from offramp.data.texts import texts
 
 __all__ = [
     "SOURCES",
@@ -34,4 +35,5 @@ __all__ = [
     "npz",
     "read_image",
     "rows",
+    "texts",
 ]

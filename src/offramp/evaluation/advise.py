@@ -16,14 +16,14 @@ import numpy as np
 
 from offramp._core.checks import check_choice, check_fraction, check_known, check_probability
 from offramp._core.errors import InputError
-from offramp._core.types import BoolArray
+from offramp._core.types import FloatArray
 from offramp.evaluation.evaluate import reference_cost
-from offramp.evaluation.limits import points_text
 from offramp.evaluation.results import Risk
 from offramp.evaluation.risk_tests import SLACK
 from offramp.evaluation.saving_bound import saving_bound
 from offramp.fitting.oracles import oracle
 from offramp.fitting.search import sub_chains
+from offramp.policy.promise import points_text
 from offramp.risk import binomial_p_values, examples_needed, fewest_examples, paired_p_values
 from offramp.trace import Trace
 
@@ -141,6 +141,11 @@ def advise(
     check_probability("delta", delta)
     check_choice("risk", risk, _RISKS)
     check_fraction("min_saving", min_saving)
+    if trace.graded:
+        raise InputError(
+            "trace must hold labels, or losses that are 0 or 1 (whole numbers), got losses between "
+            "them: how many examples a promise takes cannot be told beforehand. Fit and certify."
+        )
     if trace.seen_in_training:
         raise InputError(
             "trace must hold examples that no network was trained on, got seen_in_training=True: "
@@ -153,7 +158,8 @@ def advise(
     bound = saving_bound(part, name, max_drop=max_drop, delta=delta, risk=risk, top=top)
     first, neutral = _neutral(part, name, top)
     single, single_cost = _single(part, name, max_drop, risk, top)
-    differs = float((part.wrong(first, top=top) != _f_wrong(part, name, top)).mean())
+    first = next(k for k in range(first, len(part.topology)) if k not in part.silent)
+    differs = float((part.loss(first, top=top) != _f_loss(part, name, top)).mean())
     promise = partial(_promise, calibrate, max_drop=max_drop, delta=delta, risk=risk)
     found = Advice(
         worth_it=False,
@@ -195,8 +201,8 @@ def _parts(trace: Trace) -> tuple[Trace, int]:
     return trace.subset("fit"), len(trace.subset("calibrate")) if has else 0
 
 
-def _f_wrong(part: Trace, reference: str, top: int) -> BoolArray:
-    return part.wrong(part.topology.index(reference), top=top)
+def _f_loss(part: Trace, reference: str, top: int) -> FloatArray:
+    return part.loss(part.topology.index(reference), top=top)
 
 
 def _neutral(part: Trace, reference: str, top: int) -> tuple[int, float]:
@@ -209,7 +215,7 @@ def _neutral(part: Trace, reference: str, top: int) -> tuple[int, float]:
         for c in chains
     ]
     if not chains:
-        return f, part.costs.alone(part.topology, f)
+        return f, part.mean_cost(f)
     best = int(np.argmin(costs))
     return chains[best].root, costs[best]
 
@@ -218,13 +224,15 @@ def _single(
     part: Trace, reference: str, max_drop: float, risk: Risk, top: int
 ) -> tuple[str, float]:
     """The cheapest stage within the limit on its own, one standard error below it."""
-    f_wrong = _f_wrong(part, reference, top).astype(np.float64)
-    within = {reference: part.costs.alone(part.topology, part.topology.index(reference))}
+    f_loss = _f_loss(part, reference, top)
+    within = {reference: part.mean_cost(part.topology.index(reference))}
     for k, name in enumerate(part.stages):
-        loss = part.wrong(k, top=top) - f_wrong
+        if k in part.silent:
+            continue
+        loss = part.loss(k, top=top) - f_loss
         loss = loss if risk == "accuracy_drop" else loss.clip(min=0)
         if loss.mean() + loss.std() / np.sqrt(len(loss)) <= max_drop:
-            within[name] = part.costs.alone(part.topology, k)
+            within[name] = part.mean_cost(k)
     best = min(within, key=lambda name: within[name])
     return best, within[best]
 

@@ -20,12 +20,13 @@ from offramp._core.keys import example_keys
 from offramp._core.outputs import best_labels
 from offramp._core.progress import progress_bar
 from offramp._core.topology import Path
-from offramp._core.types import BoolArray
-from offramp.evaluation.evaluate import Outcomes, f_labels, first_labels, from_outcomes, outcomes_of
+from offramp._core.types import BoolArray, FloatArray
+from offramp.evaluation.evaluate import from_outcomes
+from offramp.evaluation.outcomes import Outcomes, f_labels, first_labels, outcomes_of
 from offramp.evaluation.replay import departures
 from offramp.evaluation.results import Evaluation
 from offramp.policy import Candidate, Policy
-from offramp.policy.features import COMBINED, Distribution, scaled_log_probs
+from offramp.policy.features import COMBINED, Distribution, distribution_of
 from offramp.trace import Trace
 
 _NUMBERS = 400_000  # of one distribution held at once; there may be a hundred of them
@@ -60,24 +61,14 @@ def evaluate_all(
             part = trace.take(torch.arange(start, min(start + size, len(trace))))
             shared = _Shared(part)
             for i, candidate in enumerate(candidates):
-                outcomes[i] = _added(outcomes[i], _outcomes(shared, candidate))
+                more, before = _outcomes(shared, candidate), outcomes[i]
+                outcomes[i] = more if before is None else before + more
             step(len(part))
     return [
         from_outcomes(trace, candidate, found)
         for candidate, found in zip(candidates, outcomes, strict=True)
         if found is not None
     ]
-
-
-def _added(before: Outcomes | None, more: Outcomes) -> Outcomes:
-    if before is None:
-        return more
-    return Outcomes(
-        paths=before.paths + more.paths,
-        classes=before.classes + more.classes,
-        class_paths=before.class_paths + more.class_paths,
-        disagreements=before.disagreements + more.disagreements,
-    )
 
 
 @final
@@ -99,7 +90,7 @@ class _Shared:
         temperature = policy.temperatures[k]
         return self.once(
             ("stage", k, float(temperature)),
-            lambda: Distribution(scaled_log_probs(self.part.output(k).scores(), temperature)),
+            lambda: distribution_of(self.part.output(k), temperature),
         )
 
     def answer(self, path: Path, policy: Policy) -> Distribution:
@@ -116,14 +107,16 @@ class _Shared:
         scales = tuple(float(policy.temperatures[k]) for k in inputs)
         return (scales, policy.combination.key(path))
 
-    def wrong(self, path: Path, policy: Policy, top: int) -> BoolArray:
-        """True where the answer at the end of a path is wrong, `(m,)`."""
+    def loss(self, path: Path, policy: Policy, top: int) -> FloatArray:
+        """Loss of the answer at the end of a path, `(m,)`; 1 where it is wrong."""
 
-        def compute() -> BoolArray:
+        def compute() -> FloatArray:
+            if not self.part.labeled:
+                return self.part.loss(path[-1])
             best = self._best(path, policy, top)
-            return (best != self.part.labels[:, None]).all(dim=1).numpy()
+            return (best != self.part.labels[:, None]).all(dim=1).double().numpy()
 
-        return self.once(("wrong", top, path[-1], self._answer_key(path, policy)), compute)
+        return self.once(("loss", top, path[-1], self._answer_key(path, policy)), compute)
 
     def differs(self, path: Path, policy: Policy, reference: str) -> BoolArray:
         """True where the first label at the end of a path is not the reference's, `(m,)`."""
@@ -151,10 +144,10 @@ class _Shared:
         """The best labels of one stage, `(m, count)`."""
         return self.once(("ranked", k, count), lambda: self.part.output(k).top(count))
 
-    def reference_wrong(self, reference: str, top: int) -> BoolArray:
-        """True where the reference's own answer is wrong, `(m,)`."""
+    def reference_loss(self, reference: str, top: int) -> FloatArray:
+        """Loss of the reference's own answer, `(m,)`."""
         stage = self.part.topology.index(reference)
-        return self.once(("F", stage, top), lambda: self.part.wrong(stage, top=top))
+        return self.once(("F", stage, top), lambda: self.part.loss(stage, top=top))
 
 
 @final
@@ -177,8 +170,8 @@ class _Standing:
 def _outcomes(shared: _Shared, candidate: Candidate) -> Outcomes:
     """How many examples leave on each path and are of each class, by who is wrong."""
     policy, topology = candidate.policy, candidate.policy.topology
-    m = len(shared.part)
-    taken, wrong = np.zeros(m, dtype=np.int64), np.zeros(m, dtype=np.bool_)
+    m, labeled = len(shared.part), shared.part.labeled
+    taken, loss = np.zeros(m, dtype=np.int64), np.zeros(m)
     differs = np.zeros(m, dtype=np.bool_)
     index = {path: i for i, path in enumerate(topology.paths())}
 
@@ -189,13 +182,14 @@ def _outcomes(shared: _Shared, candidate: Candidate) -> Outcomes:
         rows = leaving.numpy()
         if rows.any():
             taken[rows] = index[path]
-            wrong |= rows & shared.wrong(path, policy, candidate.top)
-            differs |= rows & shared.differs(path, policy, candidate.reference)
+            loss[rows] = shared.loss(path, policy, candidate.top)[rows]
+            if labeled:
+                differs |= rows & shared.differs(path, policy, candidate.reference)
     return outcomes_of(
         shared.part,
+        candidate,
         path=taken,
-        paths=len(topology.paths()),
-        wrong=wrong,
-        f_wrong=shared.reference_wrong(candidate.reference, candidate.top),
-        differs=differs,
+        loss=loss,
+        f_loss=shared.reference_loss(candidate.reference, candidate.top),
+        differs=differs if labeled else None,
     )

@@ -9,7 +9,8 @@ from typing import final
 
 from offramp._core.checks import check_known
 from offramp._core.errors import InputError
-from offramp.evaluation.limits import Label
+from offramp._core.schema import omitted
+from offramp.policy.promise import Label
 from offramp.trace import Trace
 
 
@@ -26,6 +27,9 @@ class Calibration:
         class_names: Names of the classes, `(c,)`; empty where an older version stored this.
         labeled: False if their labels are not to be trusted.
         split: Name of the part of a trace that they are.
+        of_losses: True where losses were recorded and not labels.
+        graded: True where these may lie between 0 and 1.
+        priced: True where examples have prices of their own.
     """
 
     n: int
@@ -35,6 +39,9 @@ class Calibration:
     class_names: tuple[str, ...] = ()
     labeled: bool = True
     split: str = "calibrate"
+    of_losses: bool = omitted(False)
+    graded: bool = omitted(False)
+    priced: bool = omitted(False)
 
     @classmethod
     def of(cls, *parts: Trace, labeled: bool = True, split: str = "calibrate") -> "Calibration":
@@ -42,7 +49,8 @@ class Calibration:
         digest, first = hashlib.sha256(), parts[0]
         for part in parts:
             digest.update("\n".join(map(str, part.ids.tolist())).encode())
-            for tensor in (part.labels, part.logits, part.ranked, part.confidence):
+            held = (part.labels, part.logits, part.ranked, part.confidence)
+            for tensor in (*held, part.losses, part.features, part.prices):
                 if tensor is not None:
                     values = tensor.contiguous().numpy()
                     digest.update(f"{values.dtype} {values.shape}".encode())
@@ -55,6 +63,9 @@ class Calibration:
             class_names=first.class_names or tuple(map(str, range(first.classes))),
             labeled=labeled,
             split=split,
+            of_losses=not first.labeled,
+            graded=first.graded,
+            priced=any(part.prices is not None for part in parts),
         )
 
     def class_index(self, label: Label) -> int:

@@ -14,11 +14,13 @@ import numpy as np
 
 from offramp._core.checks import check_choice, check_probability
 from offramp.evaluation.calibration import Calibration
-from offramp.evaluation.choice import MEASURED, Choice, Guarantee, described
-from offramp.evaluation.limits import UNLABELED, Limits, joined, points_text, read_limits
+from offramp.evaluation.choice import MEASURED, Choice, described
+from offramp.evaluation.cost_tests import CostTest
+from offramp.evaluation.limits import OF_COSTS, UNLABELED, Limits, joined, read_limits
 from offramp.evaluation.order import walk_order
 from offramp.evaluation.results import RISKS, Evaluation, FrontierPoint, Risk
 from offramp.evaluation.risk_tests import (
+    GradedTest,
     RecallTest,
     RiskTest,
     WeightedTest,
@@ -26,8 +28,12 @@ from offramp.evaluation.risk_tests import (
     measured,
     outcome_counts,
 )
+from offramp.evaluation.tally import Tally
 from offramp.evaluation.weights import ClassWeights, check_weights, risk_tests
+from offramp.policy.promise import Guarantee, points_text
 from offramp.risk import NonePassed, examples_needed, fixed_sequence, several_risks
+
+_TALLIES = ("cost_tally", "loss_tally", "difference_tally")
 
 
 def certify(
@@ -65,7 +71,8 @@ def certify(
     read = read_limits(limits)
     check_probability("delta", delta)
     check_choice("least", least, RISKS)
-    minimized = least if all(limit.risk == "cost" for limit in read) else "cost"
+    only_cost = all(limit.risk in OF_COSTS for limit in read)
+    minimized = least if only_cost else "cost"
     asked = Choice(point=f, limits=read, minimized=minimized, delta=delta, sentence="")
     tests = risk_tests(read, calibration, delta=delta, class_weights=class_weights)
     candidates = walk_order(points, f, tests, least)
@@ -79,6 +86,7 @@ def certify(
         if not isinstance(walked, NonePassed):
             passed = range(walked.index + 1)
             chosen = min(reversed(passed), key=lambda i: _merit(candidates[i], minimized))
+            point = candidates[chosen]
             guarantee = Guarantee(
                 limits=asked.limits,
                 delta=delta,
@@ -88,9 +96,8 @@ def certify(
                 split=calibration.split,
                 fingerprint=calibration.fingerprint,
                 class_weights=weights,
-                assumptions=_assumptions(calibration, weights),
+                assumptions=_assumptions(calibration, weights, tests, point),
             )
-            point = candidates[chosen]
             return replace(
                 asked, point=point, guarantee=guarantee, sentence=_promise(point, guarantee)
             )
@@ -187,20 +194,26 @@ def _shortage(
         return None
     if test.limit.risk == "cost":
         takes = f"even if all of them cost least it takes {least}"
+    elif isinstance(test, GradedTest):
+        takes = f"even without any loss it takes {least}"
     elif isinstance(test, WeightedTest):
         takes = f"even without a single error it takes, with these class weights, {least}"
     else:
         takes = f"even without a single error it takes log(delta)/log(1 - max_drop) = {least}"
     return (
-        f"{takes} examples{whose} in {calibration.split} to promise {_amount(test)} with delta = "
-        f"{delta:g}, and there are {have}{of}"
+        f"{takes} examples{whose} in {calibration.split} to promise "
+        f"{_amount(test, calibration)} with delta = {delta:g}, and there are {have}{of}"
     )
 
 
-def _amount(test: RiskTest) -> str:
+def _amount(test: RiskTest, calibration: Calibration) -> str:
     share, risk = points_text(test.limit.at_most), test.limit.risk
+    if risk == "over_budget":
+        return f"{share} % over a budget of {test.limit.budget:g}"
     if risk == "cost":
         return f"a cost of {share} % of the reference's"
+    if calibration.of_losses:
+        return f"a loss of {test.limit.at_most:g}"
     return f"{share} points" if risk == "accuracy_drop" else f"{share} points of {risk}"
 
 
@@ -209,12 +222,21 @@ def _seen(point: FrontierPoint, tests: Sequence[RiskTest], calibration: Calibrat
     found = evidence(point)
     worst = max(tests, key=lambda test: float(test.p_values([point])[0]))
     share = points_text(measured(worst, found))
+    if worst.limit.risk == "over_budget":
+        return f"{share} % of {calibration.split} cost more than {worst.limit.budget:g}"
     if worst.limit.risk == "cost":
         return f"its cost in {calibration.split} is {share} % of the reference's"
+    if calibration.of_losses:
+        return f"its {worst.limit.risk} in {calibration.split} is {measured(worst, found):.4g}"
     return f"its {worst.limit.risk} in {calibration.split} is {share} points"
 
 
-def _assumptions(calibration: Calibration, weights: tuple[float, ...] | None) -> tuple[str, ...]:
+def _assumptions(
+    calibration: Calibration,
+    weights: tuple[float, ...] | None,
+    tests: Sequence[RiskTest],
+    point: FrontierPoint,
+) -> tuple[str, ...]:
     n, split = calibration.n, calibration.split
     source = (
         f"New examples come from the same source as the {n} of {split} (they are exchangeable); "
@@ -230,13 +252,19 @@ def _assumptions(calibration: Calibration, weights: tuple[float, ...] | None) ->
         f"Risks, limits and delta were set before {split} was looked at; the best of several tries "
         "is not certified.",
         "What runs is what was recorded: the same networks, preprocessing and precision.",
+        *(text for test in tests if isinstance(test, CostTest) for text in test.assumes(point)),
     )
 
 
 def _promise(point: FrontierPoint, guarantee: Guarantee) -> str:
     found = evidence(point)
     f, top = found.candidate.reference, found.candidate.top
-    promise = joined([limit.words(f, top=top) for limit in guarantee.limits])
+    promise = joined(
+        [
+            limit.words(f, top=top, of_losses=found.of_losses, unit=found.unit)
+            for limit in guarantee.limits
+        ]
+    )
     shifted = "" if guarantee.class_weights is None else ", their classes weighted as given"
     return (
         f"With a confidence of {100 * (1 - guarantee.delta):g} %, {found.candidate.label} "
@@ -272,6 +300,9 @@ def _sufficient(
 
 def _scaled(found: Evaluation, n: int) -> Evaluation:
     """What the evaluation would be on `n` examples with the same shares, in whole examples."""
+    if found.difference_tally is not None:  # losses that no counts stand for
+        tallies = {name: _scaled_tally(getattr(found, name), n / found.n) for name in _TALLIES}
+        return replace(found, n=n, **tallies)  # type: ignore[arg-type]
     lost, won = (int(counts[0]) for counts in outcome_counts([found]))
     lost = round(lost * n / found.n)
     won = min(round(won * n / found.n), n - lost)
@@ -286,7 +317,14 @@ def _scaled(found: Evaluation, n: int) -> Evaluation:
         class_outcomes=_scaled_table(found.class_outcomes, n / found.n),
         class_paths=_scaled_table(found.class_paths, n / found.n),
         class_disagreements=tuple(round(c * n / found.n) for c in found.class_disagreements),
+        **{name: _scaled_tally(getattr(found, name), n / found.n) for name in _TALLIES},
     )
+
+
+def _scaled_tally(tally: Tally | None, factor: float) -> Tally | None:
+    if tally is None:
+        return None
+    return replace(tally, counts=tuple(round(factor * count) for count in tally.counts))
 
 
 def _scaled_table(table: tuple[tuple[int, ...], ...], factor: float) -> tuple[tuple[int, ...], ...]:

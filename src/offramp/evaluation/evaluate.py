@@ -5,8 +5,7 @@ and of time).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import final
+from dataclasses import replace
 
 import numpy as np
 
@@ -14,35 +13,17 @@ from offramp._core.checks import check_known, check_positive_int
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp._core.topology import Path, Topology
-from offramp._core.types import SPLITS, BoolArray, FloatArray, IntArray
-from offramp.evaluation.replay import path_costs, replay
+from offramp._core.types import SPLITS, FloatArray, IntArray
+from offramp.evaluation.outcomes import Outcomes, f_labels, first_labels, outcomes_of
+from offramp.evaluation.replay import replay
 from offramp.evaluation.results import Evaluation, Interval
+from offramp.evaluation.tally import Tally
 from offramp.policy import Candidate, Policy
 from offramp.trace import Trace
 
 _LOW, _HIGH = 0.025, 0.975
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Outcomes:
-    """How many examples of which kind there are: all that an evaluation needs of them.
-
-    Wherever two axes of size 2 stand last, the first is 1 where the example's own answer is wrong,
-    the second where the reference's is.
-
-    Args:
-        paths: Of each path of the candidate's topology, `(p, 2, 2)`.
-        classes: Of each true class, `(c, 2, 2)`.
-        class_paths: Of each path, how many are of each true class, `(p, c)`.
-        disagreements: Of each true class, examples whose first label is not the reference's,
-            `(c,)`.
-    """
-
-    paths: IntArray
-    classes: IntArray
-    class_paths: IntArray
-    disagreements: IntArray
+_DRAWN = 10_000_000  # numbers of resamples held at once
+_Way = tuple[Path, int, Costs]  # a path, how many took it, and what it costs
 
 
 def evaluate(
@@ -88,72 +69,34 @@ def evaluate(
             f"{len(of_f)} others."
         )
     stage = of_f.topology.index(candidate.reference)
-    f_wrong = of_f.wrong(stage, top=candidate.top)
+    f_loss = of_f.loss(stage, top=candidate.top)
     outcomes = outcomes_of(
         trace,
+        candidate,
         path=done.path,
-        paths=len(done.paths),
-        wrong=done.wrong,
-        f_wrong=f_wrong,
-        differs=first_labels(done.labels, trace) != f_labels(of_f, stage),
+        loss=done.loss,
+        f_loss=f_loss,
+        differs=first_labels(done.labels, trace) != f_labels(of_f, stage)
+        if trace.labeled
+        else None,
     )
-    return from_outcomes(trace, candidate, outcomes, bootstrap=bootstrap, seed=seed)
-
-
-def outcomes_of(
-    trace: Trace,
-    *,
-    path: IntArray,
-    paths: int,
-    wrong: BoolArray,
-    f_wrong: BoolArray,
-    differs: BoolArray,
-) -> Outcomes:
-    """Count the examples of a trace.
-
-    Args:
-        trace: The examples.
-        path: The path that each has taken, `(n,)`, of `paths`.
-        paths: How many paths there are.
-        wrong: True where the example's own answer is wrong, `(n,)`.
-        f_wrong: True where the reference's is, `(n,)`.
-        differs: True where its first label is not the reference's, `(n,)`.
-    """
-    labels, c = trace.labels.numpy(), trace.classes
-    return Outcomes(
-        paths=count_outcomes(path, wrong, f_wrong, paths),
-        classes=count_outcomes(labels, wrong, f_wrong, c),
-        class_paths=np.bincount(c * path + labels, minlength=c * paths).reshape(paths, c),
-        disagreements=np.bincount(labels[differs], minlength=c),
-    )
-
-
-def count_outcomes(group: IntArray, wrong: BoolArray, f_wrong: BoolArray, groups: int) -> IntArray:
-    """Examples of each group by right or wrong, and the reference right or wrong, `(g, 2, 2)`.
-
-    Args:
-        group: Of each example, `(n,)`, in 0..groups - 1.
-        wrong: True where the example's own answer is wrong, `(n,)`.
-        f_wrong: True where the reference's is, `(n,)`.
-        groups: How many groups there are.
-    """
-    kinds = 4 * group + 2 * wrong + f_wrong
-    return np.bincount(kinds, minlength=4 * groups).reshape(groups, 2, 2)
-
-
-def f_labels(trace: Trace, stage: int) -> IntArray:
-    """The reference's own first label of each example, `(n,)`."""
-    return first_labels(trace.output(stage).top(1).numpy(), trace)
-
-
-def first_labels(labels: IntArray, trace: Trace) -> IntArray:
-    """The first of each row of labels, `(n,)`; all that lie outside the classes become `c`."""
-    first = labels[:, 0]
-    return np.where((first >= 0) & (first < trace.classes), first, trace.classes)
+    each = None
+    if trace.prices is not None or trace.graded:
+        f_cost = trace.bill.alone(trace.topology, trace.topology.index(candidate.reference))
+        lost = done.loss - f_loss
+        columns = np.broadcast_arrays(done.cost, f_cost, lost, lost.clip(min=0))
+        each = np.stack(columns, axis=1)
+    return from_outcomes(trace, candidate, outcomes, bootstrap=bootstrap, seed=seed, each=each)
 
 
 def from_outcomes(
-    trace: Trace, candidate: Candidate, outcomes: Outcomes, *, bootstrap: int = 0, seed: int = 0
+    trace: Trace,
+    candidate: Candidate,
+    outcomes: Outcomes,
+    *,
+    bootstrap: int = 0,
+    seed: int = 0,
+    each: FloatArray | None = None,
 ) -> Evaluation:
     """The evaluation that follows from how many examples of which kind there are.
 
@@ -163,25 +106,36 @@ def from_outcomes(
         outcomes: What was counted.
         bootstrap: Number of resamples; 0 leaves the intervals out.
         seed: Of the resampling.
+        each: Cost, reference's cost, loss against the reference and excess of every example,
+            `(n, 4)`, where counts of kinds do not say them.
     """
     policy, n = candidate.policy, len(trace)
     f_cost = reference_cost(trace, candidate.reference)
+    topology, on_path = policy.topology, outcomes.paths.sum(axis=(1, 2))  # (p,)
+    tables = [trace.costs] * len(on_path)
+    if outcomes.spent is not None:
+        tables = outcomes.spent.on_each(trace.costs, on_path)
+    ways = list(zip(topology.paths(), on_path.tolist(), tables, strict=True))
+    ratios = np.array([t.path(topology, p, policy.decided(p)) for p, _, t in ways]) / f_cost
     path, wrong, f_wrong = np.nonzero(outcomes.paths)  # (u,) each: the kinds that occur
     counts = outcomes.paths[path, wrong, f_wrong]
-    ratios = path_costs(trace, policy) / f_cost  # (p,)
     ratio = ratios[path]
     lost = (wrong - f_wrong).astype(np.float64)
     values = np.stack([ratio, lost, np.maximum(lost, 0.0)], axis=1)  # (u, 3)
     means = counts @ values / n
-    intervals: list[Interval] | list[None] = (
-        paired_intervals(values, counts, rounds=bootstrap, seed=seed)
-        if bootstrap
-        else [None, None, None]
-    )
-    on_path = outcomes.paths.sum(axis=(1, 2))  # (p,)
-    ways = [(p, int(count)) for p, count in zip(policy.topology.paths(), on_path, strict=True)]
+    own, reference = counts @ (1 - wrong) / n, counts @ (1 - f_wrong) / n
+    graded = outcomes.graded
+    if graded is not None:
+        own, reference = 1 - graded.own / n, 1 - graded.reference / n
+        means[1:] = (graded.own - graded.reference) / n, graded.excess / n
+    intervals: list[Interval] | list[None] = [None, None, None]
+    if bootstrap and each is not None:
+        intervals = intervals_of_each(each, rounds=bootstrap, seed=seed)
+    elif bootstrap:
+        intervals = paired_intervals(values, counts, rounds=bootstrap, seed=seed)
     exits, visits = _exits_and_visits(len(trace.topology), ways)
-    useful, overhead, deciding = _cost_shares(trace.costs, policy, ways)
+    useful, overhead, deciding = _cost_shares(policy, ways)
+    labeled = outcomes.classes.size > 0
     return Evaluation(
         candidate=candidate,
         n=n,
@@ -191,8 +145,8 @@ def from_outcomes(
         cost=float(means[0] * f_cost),
         reference_cost=f_cost,
         cost_ratio=float(means[0]),
-        accuracy=float(counts @ (1 - wrong) / n),
-        reference_accuracy=float(counts @ (1 - f_wrong) / n),
+        accuracy=float(own),
+        reference_accuracy=float(reference),
         accuracy_drop=float(means[1]),
         negative_flips=float(means[2]),
         cost_ratio_ci=intervals[0],
@@ -203,12 +157,18 @@ def from_outcomes(
         useful_share=useful,
         overhead_share=overhead,
         decision_share=deciding,
-        disagreement=int(outcomes.disagreements.sum()) / n,
+        disagreement=int(outcomes.disagreements.sum()) / n if labeled else None,
         path_share=_shares(on_path / n),
         path_cost_ratio=_shares(ratios),
-        class_outcomes=tuple(tuple(row) for row in outcomes.classes.reshape(-1, 4).T.tolist()),
+        class_outcomes=tuple(
+            map(tuple, outcomes.classes.reshape(-1, 4).T.tolist() if labeled else [])
+        ),
         class_paths=tuple(tuple(row) for row in outcomes.class_paths.tolist()),
         class_disagreements=tuple(outcomes.disagreements.tolist()),
+        of_losses=not labeled,
+        cost_tally=None if outcomes.spent is None else outcomes.spent.tally,
+        loss_tally=None if graded is None else graded.losses,
+        difference_tally=None if graded is None else graded.differences,
     )
 
 
@@ -235,12 +195,16 @@ def pooled(first: Evaluation, second: Evaluation) -> Evaluation:
         pairs = zip(getattr(first, name), getattr(second, name), strict=True)
         return tuple(weight * a + (1 - weight) * b for a, b in pairs)
 
+    cost, reference = mean("cost"), first.reference_cost
+    if second.reference_cost != reference:  # where examples have prices of their own
+        reference = mean("reference_cost")
     return replace(
         first,
         n=n,
         split=f"{first.split} + {second.split}",
-        cost=mean("cost"),
-        cost_ratio=mean("cost_ratio"),
+        cost=cost,
+        reference_cost=reference,
+        cost_ratio=mean("cost_ratio") if reference == first.reference_cost else cost / reference,
         accuracy=mean("accuracy"),
         reference_accuracy=mean("reference_accuracy"),
         accuracy_drop=mean("accuracy_drop"),
@@ -259,17 +223,24 @@ def pooled(first: Evaluation, second: Evaluation) -> Evaluation:
         class_outcomes=(),
         class_paths=(),
         class_disagreements=(),
+        cost_tally=None,
+        loss_tally=None,
+        difference_tally=_both(first.difference_tally, second.difference_tally),
     )
 
 
+def _both(first: Tally | None, second: Tally | None) -> Tally | None:
+    return None if first is None or second is None else first + second
+
+
 def reference_cost(trace: Trace, reference: str) -> float:
-    """Cost per example of the reference stage run alone.
+    """Mean cost per example of the reference stage run alone.
 
     Raises:
         InputError: If it is 0, so that no cost ratio exists.
     """
     stage = trace.topology.index(check_known("stage", reference, trace.stages))
-    cost = trace.costs.alone(trace.topology, stage)
+    cost = trace.mean_cost(stage)
     if cost <= 0:
         raise InputError(
             f"The reference {reference!r} costs {cost} {trace.costs.unit}; a cost ratio needs more "
@@ -307,6 +278,26 @@ def paired_intervals(
     return [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
 
 
+def intervals_of_each(each: FloatArray, *, rounds: int, seed: int) -> list[Interval]:
+    """As `paired_intervals` of cost ratio, loss and excess, where every example differs.
+
+    Args:
+        each: Cost, reference's cost, loss against the reference and excess, `(n, 4)`.
+        rounds: Number of resamples.
+        seed: Of the resampling.
+    """
+    kinds, counts = np.unique(each, axis=0, return_counts=True)  # (u, 4)
+    rng, n = np.random.default_rng(seed), len(each)
+    step = max(1, _DRAWN // len(kinds))
+    sizes = [min(step, rounds - start) for start in range(0, rounds, step)]
+    means = np.concatenate(
+        [rng.multinomial(n, counts / n, size=size) @ kinds / n for size in sizes]
+    )  # (rounds, 4)
+    found = np.stack([means[:, 0] / means[:, 1], means[:, 2], means[:, 3]], axis=1)
+    low, high = np.quantile(found, [_LOW, _HIGH], axis=0)
+    return [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
+
+
 def split_name(trace: Trace) -> str:
     """Name of the one split that all examples are in, or "all"."""
     if trace.split is None:
@@ -319,25 +310,23 @@ def _shares(values: FloatArray) -> tuple[float, ...]:
     return tuple(float(v) for v in values)
 
 
-def _exits_and_visits(
-    stages: int, ways: Sequence[tuple[Path, int]]
-) -> tuple[FloatArray, FloatArray]:
+def _exits_and_visits(stages: int, ways: Sequence[_Way]) -> tuple[FloatArray, FloatArray]:
     """How many examples leave after each stage, and how many visit it, each `(s,)`."""
     exits, visits = np.zeros(stages), np.zeros(stages)
-    for path, count in ways:
+    for path, count, _ in ways:
         exits[path[-1]] += count
         visits[list(path)] += count
     return exits, visits
 
 
 def _cost_shares(
-    costs: Costs, policy: Policy, ways: Sequence[tuple[Path, int]]
+    policy: Policy, ways: Sequence[_Way]
 ) -> tuple[tuple[float, ...], tuple[float, ...], float]:
     """Shares of the total cost: useful and overhead per stage, and deciding."""
     topology = policy.topology
     useful, overhead = np.zeros(len(topology)), np.zeros(len(topology))
     deciding = 0.0
-    for path, count in ways:
+    for path, count, costs in ways:
         if count == 0:
             continue
         needed, rest = split_cost(costs, topology, path)

@@ -52,7 +52,7 @@ def exit_points(trace: Trace, candidate: Candidate) -> tuple[ExitPoint, ...]:
     """
     topology = trace.topology
     stage_f = topology.index(candidate.reference)
-    tables = [t for t in (trace.costs, *trace.other_costs) if t.alone(topology, stage_f) > 0]
+    tables = [t for t in (trace.mean_costs, *trace.other_costs) if t.alone(topology, stage_f) > 0]
     combined = _combined(trace, candidate)
     return tuple(
         ExitPoint(
@@ -63,6 +63,7 @@ def exit_points(trace: Trace, candidate: Candidate) -> tuple[ExitPoint, ...]:
             combined=combined.get(k),
         )
         for k, name in enumerate(trace.stages)
+        if k not in trace.silent
     )
 
 

@@ -16,13 +16,15 @@ from offramp.evaluation.calibration import Calibration
 from offramp.evaluation.certify import certify
 from offramp.evaluation.choice import MEASURED, Choice, described
 from offramp.evaluation.judging import judge_again, labeled_by, on_front
-from offramp.evaluation.limits import PROMISES, Limit, Limits, points_text
+from offramp.evaluation.limits import Limits
 from offramp.evaluation.results import RISKS, Evaluation, FrontierPoint, Risk
 from offramp.evaluation.weights import ClassWeights
+from offramp.policy.promise import PROMISES, Label, Limit, points_text
 from offramp.trace import Trace
 
 Axis = str  # "cost" or one of RISKS
 DELTA = 0.1  # largest chance of a wrong promise, unless another is asked for
+OVER_BUDGET = 0.05  # share of the examples that may cost more than a budget, unless one is given
 MARGIN = 1.0  # standard errors between the measured risk and the limit: the one-standard-error rule
 _NOTE = f"{MEASURED.capitalize()}."
 _ROUNDING = 1e-12  # a risk of exactly B computed as a mean may exceed B in the last bit
@@ -63,6 +65,8 @@ class Frontier:
         risk: Risk = "accuracy_drop",
         margin: float = MARGIN,
         delta: float | None = DELTA,
+        max_request_cost: float | None = None,
+        over_budget: float = OVER_BUDGET,
     ) -> Choice:
         """The cheapest candidate whose risk is at most `max_drop`, as promised or as measured.
 
@@ -78,9 +82,13 @@ class Frontier:
                 the luck of the chosen one among many (docs/adr/0010). With `delta=None` only.
             delta: Largest chance that the promise is wrong, in (0, 1) (docs/adr/0017); None to
                 measure only (docs/adr/0040).
+            max_request_cost: What one example may cost, in the unit of the trace; promised beside
+                `max_drop`, so with `delta` only.
+            over_budget: Share of the examples that may cost more than that, in (0, 1).
 
         Raises:
-            InputError: If `max_drop`, `margin` or `delta` is outside its domain.
+            InputError: If `max_drop`, `margin` or `delta` is outside its domain, or a budget is
+                given without `delta`.
         """
         limit = check_number("max_drop", max_drop, "in [0, 1)")
         if delta is not None:
@@ -95,7 +103,15 @@ class Frontier:
                     f"the limit of {risk!r} must be in (0, 1), got {max_drop!r}: no number of "
                     "examples promises that nothing is lost. With delta=None it is measured only."
                 )
-            return self.certify({risk: max_drop}, delta=delta)
+            limits: dict[str, float | dict[Label, float]] = {risk: max_drop}
+            if max_request_cost is not None:
+                limits["over_budget"] = {max_request_cost: over_budget}
+            return self.certify(limits, delta=delta)
+        if max_request_cost is not None:
+            raise InputError(
+                f"max_request_cost must be given with a delta, got {max_request_cost!r} and "
+                "delta=None: a budget is promised, or not asked for."
+            )
         check_choice("risk", risk, RISKS)
         check_not_negative("margin", margin)
         if not 0.0 <= limit < 1.0:
@@ -108,6 +124,8 @@ class Frontier:
             self.front(risk), limited=risk, limit=max_drop, minimized="cost", margin=margin
         )
         within, why = f"a loss of {points_text(max_drop)} points", None
+        if self.singles[0].fit.of_losses:
+            within = f"a loss of {max_drop:g} more"
         if chosen is None:
             why = f"no candidate stays within {within}"
         elif single is not None and chosen.judged.cost_ratio >= single.judged.cost_ratio:
@@ -129,7 +147,8 @@ class Frontier:
                 lost against the reference. "negative_flips": new errors. "error": wrong answers.
                 "disagreement": first labels that are not the reference's, which takes no labels.
                 "recall": recall lost against the reference by any class, or a mapping from classes
-                to limits. "cost": mean cost over the reference's.
+                to limits. "cost": mean cost over the reference's. "over_budget": a mapping from
+                budgets, in the unit of the trace, to shares of the examples that cost more.
             delta: Largest chance that any of them is exceeded, in (0, 1): 0.05.
             class_weights: Where the shares of classes will change in a known way, and nothing
                 else: each class's share in future over its share in `calibrate`, in the order of
@@ -192,7 +211,8 @@ class Frontier:
         if chosen is None:
             why = f"no candidate stays within {within}"
         elif single is not None and chosen.judged.risk(risk) >= single.judged.risk(risk):
-            why = f"the best candidate within {within} is not more accurate"
+            better = "does not lose less" if chosen.fit.of_losses else "is not more accurate"
+            why = f"the best candidate within {within} {better}"
         limit = Limit(risk="cost", at_most=max_cost)
         cheapest = min(self.singles, key=lambda p: p.judged.cost_ratio)
         return _measured(chosen, single, limit, risk, why=why, otherwise=cheapest)
@@ -220,8 +240,8 @@ class Frontier:
         return choose(self.singles, limited="cost", limit=limit, minimized=risk)
 
     def _single_of_reference(self) -> FrontierPoint:
-        stages = self.singles[0].fit.stages  # singles stand in their order
-        return self.singles[stages.index(self.reference)]
+        names = [p.candidate.policy.topology.describe() for p in self.singles]
+        return self.singles[names.index(self.reference)]
 
     def calibrated_on(self, part: Trace, *, fit: Trace, labeled: bool = True) -> "Frontier":
         """The same candidates with other examples as `calibrate`.
@@ -274,6 +294,11 @@ def _guarded(found: Evaluation, axis: Axis, margin: float) -> float:
     if axis == "cost":
         return found.cost_ratio
     mean = found.risk(axis)
+    if found.difference_tally is not None:
+        values = np.array(found.difference_tally.values, dtype=np.float64)
+        values = values.clip(min=0) if axis == "negative_flips" else values
+        variance = np.cov(values, fweights=found.difference_tally.counts, ddof=0)
+        return mean + margin * float(np.sqrt(variance / found.n))
     # The loss of an example is -1, 0 or 1, so its two means give the mean of the square.
     square = found.negative_flips if axis == "negative_flips" else 2 * found.negative_flips - mean
     return mean + margin * float(np.sqrt(max(0.0, square - mean**2) / found.n))

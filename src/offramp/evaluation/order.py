@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from offramp.evaluation.limits import OF_COSTS
 from offramp.evaluation.results import FrontierPoint, Risk
 from offramp.evaluation.risk_tests import RiskTest, slack
 from offramp.fitting.pareto import pareto_front
@@ -37,7 +38,7 @@ def walk_order(
         least: Where only the cost is limited: the risk that stands beside it.
     """
     candidates = [p for p in points if p.tested is not None] or list(points)
-    losses = [test for test in tests if test.limit.risk != "cost"]
+    losses = [test for test in tests if test.limit.risk not in OF_COSTS]
     if not tests:
         return []
     rooms = [_room(p, losses) if losses else -p.fit.risk(least) for p in candidates]

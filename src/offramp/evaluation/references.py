@@ -41,7 +41,8 @@ def references(
     topology = _chain_to(trace.topology, reference) if topology is None else topology
     statics = [
         Candidate.single(trace.topology, name, reference=reference, top=top)
-        for name in trace.stages
+        for k, name in enumerate(trace.stages)
+        if k not in trace.silent
     ]
     random: list[Candidate] = []
     if len(topology.active) > 1 and all(len(topology.children(k)) < 2 for k in topology.active):
@@ -90,12 +91,12 @@ def _oracle_point(
     trace: Trace, kind: OracleKind, topology: Topology, reference: str, top: int
 ) -> ReferencePoint:
     found = oracle(trace, kind, topology=topology, reference=reference, top=top)
-    f_wrong = trace.wrong(trace.topology.index(reference), top=top)
+    f_loss = trace.loss(trace.topology.index(reference), top=top)
     return ReferencePoint(
         name=f"{kind} oracle",
         kind="oracle",
         cost_ratio=float(found.cost.mean() / reference_cost(trace, reference)),
-        accuracy=float(1 - found.wrong.mean()),
-        accuracy_drop=float(found.wrong.mean() - f_wrong.mean()),
-        negative_flips=float((found.wrong & ~f_wrong).mean()),
+        accuracy=float(1 - found.loss.mean()),
+        accuracy_drop=float(found.loss.mean() - f_loss.mean()),
+        negative_flips=float((found.loss - f_loss).clip(min=0).mean()),
     )

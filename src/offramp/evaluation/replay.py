@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from offramp._core.checks import check_positive_int
+from offramp._core.costs import PricedCosts
 from offramp._core.keys import example_keys
 from offramp._core.topology import Path
 from offramp._core.types import BoolArray, FloatArray, IntArray
@@ -35,9 +36,11 @@ class Replay:
         stages: Number of stages `s` of the topology.
         paths: The `p` visit paths of the policy's topology.
         path: Index into `paths` of the way each example took, `(n,)`.
-        labels: The `top` best labels of its answer, best first, `(n, top)`.
-        wrong: True where the true label is not among them, `(n,)`.
-        path_cost: Cost of each of `paths`: segments, heads and decisions, `(p,)`.
+        labels: The `top` best labels of its answer, best first, `(n, top)`; none without labels.
+        loss: Loss of its answer, `(n,)`: 1 where the true label is not among them.
+        path_cost: Cost of each of `paths`: segments, heads and decisions, `(p,)`; of mean prices
+            where examples have their own.
+        paid: What each example cost where they have prices of their own, `(n,)`, else None.
         closest: How near the nearest of its leave scores came to 0, `(n,)`, >= 0; infinity where
             no decision was taken.
     """
@@ -46,9 +49,15 @@ class Replay:
     paths: tuple[Path, ...]
     path: IntArray
     labels: IntArray
-    wrong: BoolArray
+    loss: FloatArray
     path_cost: FloatArray
     closest: FloatArray
+    paid: FloatArray | None = None
+
+    @property
+    def wrong(self) -> BoolArray:
+        """True where an answer has any loss: where it is wrong, `(n,)`."""
+        return self.loss > 0
 
     @property
     def last(self) -> IntArray:
@@ -66,7 +75,7 @@ class Replay:
     @property
     def cost(self) -> FloatArray:
         """Cost of everything that ran for each example, `(n,)`."""
-        return self.path_cost[self.path]
+        return self.path_cost[self.path] if self.paid is None else self.paid
 
 
 class Departure(NamedTuple):
@@ -144,13 +153,20 @@ def replay(trace: Trace, policy: Policy, *, top: int = 1, chunk: int | None = No
     held = [trace] if len(rows) == 1 else map(trace.take, rows)
     parts = [_replay_chunk(part, policy, top) for part in held]
     path, labels, closest = (torch.cat(column) for column in zip(*parts, strict=True))
-    wrong = (labels != trace.labels[:, None]).all(dim=1)
+    if trace.losses is None:
+        loss = (labels != trace.labels[:, None]).all(dim=1)
+    else:
+        ends = torch.tensor([way[-1] for way in policy.topology.paths()])[path]
+        loss = trace.losses.gather(1, ends[:, None])[:, 0]
+        for stage in trace.silent & set(ends.tolist()):
+            trace.loss(stage)  # raises: nobody may leave there
     return Replay(
         stages=len(policy.topology),
         paths=policy.topology.paths(),
         path=path.numpy(),
+        paid=paid_costs(trace, policy, path.numpy()),
         labels=labels.numpy(),
-        wrong=wrong.numpy(),
+        loss=loss.double().numpy(),
         path_cost=path_costs(trace, policy),
         closest=closest.double().numpy(),
     )
@@ -167,14 +183,15 @@ def _replay_chunk(part: Trace, policy: Policy, top: int) -> tuple[Tensor, Tensor
 
     index = {path: i for i, path in enumerate(policy.topology.paths())}
     taken = torch.zeros(m, dtype=torch.int64)
-    labels = torch.zeros((m, top), dtype=torch.int64)
+    labels = torch.zeros((m, top if part.labeled else 0), dtype=torch.int64)
     closest = torch.full((m,), torch.inf)
     for path, here, leaving, score in departures(policy, m, at):
         if score is not None:
             closest = torch.where(here, torch.minimum(closest, score.abs()), closest)
         if bool(leaving.any()):
             taken[leaving] = index[path]
-            labels[leaving] = policy.predict(at(path), top=top)[leaving]
+            if part.labeled:
+                labels[leaving] = policy.predict(at(path), top=top)[leaving]
     return taken, labels, closest
 
 
@@ -182,3 +199,16 @@ def path_costs(trace: Trace, policy: Policy) -> FloatArray:
     """Cost of each visit path of the policy's topology, `(p,)`."""
     topology = policy.topology
     return np.array([trace.costs.path(topology, p, policy.decided(p)) for p in topology.paths()])
+
+
+def paid_costs(trace: Trace, policy: Policy, path: IntArray) -> FloatArray | None:
+    """Cost of each example by its own prices on the path that it took, or None without prices."""
+    bill, topology = trace.bill, policy.topology
+    if not isinstance(bill, PricedCosts):
+        return None
+    found = np.zeros(len(path))
+    for index, way in enumerate(topology.paths()):
+        rows = path == index
+        if rows.any():
+            found[rows] = bill.take(rows).path(topology, way, policy.decided(way))
+    return found

@@ -9,7 +9,8 @@ Layer: evaluation.
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, final
 
-from offramp._core.schema import As, FieldsOf, stored, to_json
+from offramp._core.schema import As, FieldsOf, omitted, stored, to_json
+from offramp.evaluation.tally import Tally
 from offramp.policy import Candidate
 
 Interval = tuple[float, float]
@@ -84,6 +85,11 @@ class Evaluation:
         class_paths: How many examples of each class took each path, `(p, c)`.
         class_disagreements: Of how many of each class the first label is not the reference's,
             `(c,)`.
+        of_losses: True where losses were recorded and not labels: "accuracy" is then 1 - the mean
+            loss, and `accuracy_drop` the mean loss against the reference.
+        cost_tally: What examples cost, rounded up, where they have prices of their own.
+        loss_tally: Their losses, rounded up, where these are neither 0 nor 1.
+        difference_tally: Likewise their losses against the reference.
     """
 
     candidate: Candidate
@@ -112,6 +118,10 @@ class Evaluation:
     class_outcomes: _ByOutcome = ()
     class_paths: _Rows = ()
     class_disagreements: _Row = ()
+    of_losses: bool = omitted(False)
+    cost_tally: Tally | None = omitted(None)
+    loss_tally: Tally | None = omitted(None)
+    difference_tally: Tally | None = omitted(None)
 
     @property
     def stage_cost_share(self) -> tuple[float, ...]:

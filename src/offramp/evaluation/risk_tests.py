@@ -15,8 +15,8 @@ import numpy as np
 
 from offramp._core.errors import InputError
 from offramp._core.types import FloatArray, IntArray
-from offramp.evaluation.limits import Limit
 from offramp.evaluation.results import Evaluation, FrontierPoint, Risk
+from offramp.policy.promise import Limit
 from offramp.risk import (
     Range,
     binomial_p_values,
@@ -147,14 +147,12 @@ class RecallTest:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class CostTest:
-    """Of the mean cost, from how many examples took each path.
-
-    Where paths have two different costs it is a share of examples, tested exactly. Otherwise bets
-    are placed on the costs, rescaled by those of the cheapest and the most expensive path.
+class GradedTest:
+    """Of a mean loss where losses lie between 0 and 1: bets, tuned on `fit`.
 
     Args:
-        limit: Of "cost".
+        limit: Of "accuracy_drop" (the mean loss against the reference's), "negative_flips" (what
+            of it is above 0) or "error" (the mean loss itself).
         delta: Level that p-values will be compared with.
     """
 
@@ -163,41 +161,25 @@ class CostTest:
 
     def losses(self, found: Evaluation) -> list[Kinds]:
         """As `RiskTest.losses`."""
-        return [_paths(found)]
+        error = self.limit.risk == "error"
+        tally = kept(found.loss_tally if error else found.difference_tally, found)
+        values = np.array(tally.values, dtype=np.float64)
+        values = values.clip(min=0) if self.limit.risk == "negative_flips" else values
+        return [(values, np.array(tally.counts, dtype=np.int64))]
 
     def p_values(self, points: Sequence[FrontierPoint]) -> FloatArray:
         """As `RiskTest.p_values`."""
-        return np.array([self._p_value(point) for point in points], dtype=np.float64)
-
-    def _p_value(self, point: FrontierPoint) -> float:
-        ratios, counts = _paths(evidence(point))
-        if self.limit.at_most >= ratios.max():
-            return 0.0  # whatever path examples take
-        if self.limit.at_most <= ratios.min():
-            return 1.0
-        within = self._range(ratios)
-        if len(np.unique(ratios)) == 2:
-            expensive = counts[ratios == ratios.max()].sum(keepdims=True)
-            share = within.rescaled_limit
-            return float(binomial_p_values(expensive, int(counts.sum()), max_risk=share)[0])
-        return _bet(_paths(point.fit), (ratios, counts), within, self.delta)
+        each = ((self.losses(point.fit)[0], self.losses(evidence(point))[0]) for point in points)
+        bets = [bet_p_value(before, seen, self._range(), self.delta) for before, seen in each]
+        return np.array(bets, dtype=np.float64)
 
     def fewest(self, points: Sequence[FrontierPoint]) -> int:
-        """As `RiskTest.fewest`: of the point where the fewest will do."""
-        each = [np.array(_kept(p.fit.path_cost_ratio, p.fit), dtype=np.float64) for p in points]
-        return min((self._fewest(r) for r in each if r.min() < self.limit.at_most), default=1)
+        """As `RiskTest.fewest`."""
+        return fewest_counted(within=self._range(), delta=self.delta)
 
-    def _fewest(self, ratios: FloatArray) -> int:
-        if self.limit.at_most >= ratios.max():
-            return 1
-        within = self._range(ratios)
-        if len(np.unique(ratios)) == 2:
-            return fewest_examples(max_risk=within.rescaled_limit, delta=self.delta)
-        return fewest_counted(within=within, delta=self.delta, best=within.low)
-
-    def _range(self, ratios: FloatArray) -> Range:
-        low, high = float(ratios.min()), float(ratios.max())
-        return Range(low=low, high=high, limit=self.limit.at_most)
+    def _range(self) -> Range:
+        low = -1.0 if self.limit.risk == "accuracy_drop" else 0.0
+        return Range(low=low, high=1.0, limit=self.limit.at_most)
 
 
 @final
@@ -244,7 +226,9 @@ class WeightedTest:
             return 0.0
         if self.limit.at_most <= values.min():
             return 1.0
-        return _bet(self._kinds(point.fit), (values, counts), self._range(values), self.delta)
+        return bet_p_value(
+            self._kinds(point.fit), (values, counts), self._range(values), self.delta
+        )
 
     def _range(self, values: FloatArray) -> Range:
         return Range(low=values.min(), high=values.max(), limit=self.limit.at_most)
@@ -258,11 +242,11 @@ class WeightedTest:
     def _by_class(self, found: Evaluation) -> tuple[FloatArray, IntArray]:
         """Losses, and how many examples of each class have each."""
         if self.limit.risk == "cost":
-            counts = np.array(_kept(found.class_paths, found), dtype=np.int64)
-            return np.array(_kept(found.path_cost_ratio, found), dtype=np.float64), counts
+            counts = np.array(kept(found.class_paths, found), dtype=np.int64)
+            return np.array(kept(found.path_cost_ratio, found), dtype=np.float64), counts
         table = class_table(found)
         if self.limit.risk == "disagreement":
-            differing = np.array(_kept(found.class_disagreements, found), dtype=np.int64)
+            differing = np.array(kept(found.class_disagreements, found), dtype=np.int64)
             both = np.stack([table.sum(axis=0) - differing, differing])
             return np.array([0.0, 1.0], dtype=np.float64), both
         return np.array(_LOSSES[self.limit.risk], dtype=np.float64), table
@@ -294,7 +278,7 @@ def _mean(values: FloatArray, counts: IntArray) -> float:
     return float(counts @ values) / max(1, int(counts.sum()))
 
 
-def _bet(before: Kinds, seen: Kinds, within: Range, delta: float) -> float:
+def bet_p_value(before: Kinds, seen: Kinds, within: Range, delta: float) -> float:
     """P-value of what was seen, by a bet tuned on what was there before; 1 of nothing."""
     bet = 0.0
     if not seen[1].any():
@@ -304,23 +288,16 @@ def _bet(before: Kinds, seen: Kinds, within: Range, delta: float) -> float:
     return counted_p_value(*seen, within=within, bet=bet)
 
 
-def _paths(found: Evaluation) -> Kinds:
-    """The costs of paths and how many examples took each."""
-    ratios = np.array(_kept(found.path_cost_ratio, found), dtype=np.float64)
-    shares = np.array(found.path_share, dtype=np.float64)
-    return ratios, np.rint(found.n * shares).astype(np.int64)
-
-
 def class_table(found: Evaluation) -> IntArray:
     """How many examples of each class have each of `OUTCOMES`, `(4, c)`.
 
     Raises:
         InputError: If the evaluation does not keep it.
     """
-    return np.array(_kept(found.class_outcomes, found), dtype=np.int64)
+    return np.array(kept(found.class_outcomes, found), dtype=np.int64)
 
 
-def _kept(value: _T | None, found: Evaluation) -> _T:
+def kept(value: _T | None, found: Evaluation) -> _T:
     """What certificates need of an evaluation, if it is there."""
     if value is None or value == ():
         raise InputError(
@@ -348,7 +325,7 @@ def _share(found: Evaluation, risk: Risk) -> float:
     if risk == "error":
         return 1 - found.accuracy
     if risk == "disagreement":
-        return _kept(found.disagreement, found)
+        return kept(found.disagreement, found)
     return found.risk(risk)
 
 

@@ -18,7 +18,6 @@ from typing import final
 
 import numpy as np
 
-from offramp._core.topology import Topology
 from offramp._core.types import FloatArray
 from offramp.evaluation.results import Risk
 from offramp.fitting.search import successors
@@ -79,35 +78,37 @@ def saving_bound(
 
 def _losses(trace: Trace, f: int, risk: Risk, top: int) -> FloatArray:
     """Loss of leaving with each stage's answer, `(n, s)`."""
-    wrong = np.stack([trace.wrong(k, top=top) for k in range(len(trace.topology))], axis=1)
-    difference = wrong.astype(np.float64) - wrong[:, [f]]
+    stages = range(len(trace.topology))
+    ones = np.ones(len(trace))
+    loss = np.stack([ones if k in trace.silent else trace.loss(k, top=top) for k in stages], axis=1)
+    difference = loss - loss[:, [f]]
     return difference if risk == "accuracy_drop" else difference.clip(min=0)
 
 
 def _prices(trace: Trace, f: int) -> dict[int, FloatArray]:
-    """For each first stage the cost ratio of ending at each stage, `(s,)`; infinite if not.
+    """For each first stage the cost ratio of ending at each stage; infinite where none ends.
 
-    Only first stages that are cheaper than the reference: what starts with others saves nothing.
+    `(1, s)`, or `(n, s)` where examples have prices of their own. Only first stages that are
+    cheaper than the reference: what starts with others saves nothing.
     """
-    topology, own = trace.topology, trace.costs.alone(trace.topology, f)
+    topology, own, bill = trace.topology, trace.mean_cost(f), trace.bill
     follows = successors(topology)
     found: dict[int, FloatArray] = {}
     for start in range(len(topology)):
-        if trace.costs.alone(topology, start) < own:
-            cost = np.full(len(topology), np.inf)
-            for k in {start} | follows[start]:
-                cost[k] = _cost(trace, topology, (start, k) if k != start else (start,)) / own
+        if trace.mean_cost(start) < own:
+            rows = 1 if trace.prices is None else len(trace)
+            cost = np.full((rows, len(topology)), np.inf)
+            for k in ({start} | follows[start]) - trace.silent:
+                path = (start, k) if k != start else (start,)
+                cost[:, k] = bill.path(topology, path, ()) / own
             found[start] = cost
     return found
 
 
-def _cost(trace: Trace, topology: Topology, path: tuple[int, ...]) -> float:
-    return trace.costs.path(topology, path, ())
-
-
 def _worth_trying(cost: FloatArray) -> list[float]:
     """Prices of a loss at which the best stage of an example changes: differences of costs."""
-    finite = np.unique(cost[np.isfinite(cost)])
+    mean = cost.mean(axis=0)
+    finite = np.unique(mean[np.isfinite(mean)])
     steps = np.unique((finite[:, None] - finite[None, :]).clip(min=0))
     kept = np.unique(np.linspace(0, len(steps) - 1, min(_PRICES, len(steps))).round())
     return [float(v) for v in steps[kept.astype(np.int64)]]
@@ -122,12 +123,11 @@ def _savings(
     risk: Risk,
 ) -> tuple[float, float]:
     """The bound by one price of a loss: measured, and with its upper limit."""
-    reached = np.isfinite(cost)
-    least = (cost[reached] + price * losses[:, reached]).min(axis=1)  # (n,)
-    low = float(cost[reached].min()) - price * (
-        risk == "accuracy_drop"
-    )  # a correction is a loss of -1
-    high = float(cost[reached].min()) + price  # leaving at once is always open
+    reached = np.isfinite(cost[0])
+    least = (cost[:, reached] + price * losses[:, reached]).min(axis=1)  # (n,)
+    cheapest = cost[:, reached].min(axis=1)  # leaving there is always open
+    low = float(cheapest.min()) - price * (risk == "accuracy_drop")  # a correction is a loss of -1
+    high = float(cheapest.max()) + price
     free = price * max_drop
     saved = float(least.mean())
     if high == low:

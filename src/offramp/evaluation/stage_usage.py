@@ -70,7 +70,7 @@ def stage_usage(part: Trace, candidate: Candidate) -> tuple[StageUsage, ...]:
     [('stage0', True), ('stage1', False), ('stage2', True)]
     """
     (found,) = evaluate_all(part, [candidate])
-    own = part.costs.alone(part.topology, part.topology.index(candidate.reference))
+    own = part.mean_cost(part.topology.index(candidate.reference))
     tried = _tried(part, candidate)
     uses = []
     for k, name in enumerate(part.stages):

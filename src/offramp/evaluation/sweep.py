@@ -47,7 +47,9 @@ def sweep(
                 f"{candidate.reference!r} and {candidate.top} for {candidate.label!r}."
             )
     alone = [
-        Candidate.single(fit.topology, name, reference=reference, top=top) for name in fit.stages
+        Candidate.single(fit.topology, name, reference=reference, top=top)
+        for k, name in enumerate(fit.stages)
+        if k not in fit.silent
     ]
     everything = [*candidates, *alone]
     found = evaluate_all(fit, everything, progress=progress)

@@ -10,16 +10,17 @@ import numpy as np
 from offramp._core.checks import check_number
 from offramp._core.errors import InputError
 from offramp.evaluation.calibration import Calibration
-from offramp.evaluation.limits import Label, Limit
+from offramp.evaluation.cost_tests import BudgetTest, CostTest
 from offramp.evaluation.results import Evaluation
 from offramp.evaluation.risk_tests import (
-    CostTest,
     CountTest,
+    GradedTest,
     RecallTest,
     RiskTest,
     WeightedTest,
     class_table,
 )
+from offramp.policy.promise import Label, Limit
 
 ClassWeights = Mapping[Label, float] | Sequence[float]
 
@@ -60,6 +61,12 @@ def risk_tests(
 def _test(
     limit: Limit, calibration: Calibration | None, delta: float, weights: tuple[float, ...] | None
 ) -> RiskTest | None:
+    if calibration is not None:
+        _check_testable(limit, calibration, weighted=weights is not None)
+    if limit.risk == "over_budget":
+        return BudgetTest(limit=limit, delta=delta)
+    if calibration is not None and calibration.graded and limit.risk != "cost":
+        return GradedTest(limit=limit, delta=delta)
     if limit.risk == "cost" and weights is None:
         return CostTest(limit=limit, delta=delta)
     if limit.risk == "recall":  # whatever share of the examples a class has: no weights
@@ -70,6 +77,21 @@ def _test(
     if weights is not None:
         return WeightedTest(limit=limit, delta=delta, weights=weights)
     return CountTest(limit=limit, delta=delta)
+
+
+def _check_testable(limit: Limit, calibration: Calibration, *, weighted: bool) -> None:
+    """Raise `InputError` for what nobody can test on these examples."""
+    if calibration.of_losses and (weighted or limit.risk in ("recall", "disagreement")):
+        raise InputError(
+            f"{limit.risk!r}{' with class weights' if weighted else ''} needs labels, and losses "
+            "were recorded here. What can be promised is accuracy_drop (the loss against the "
+            "reference), negative_flips, error, cost and over_budget."
+        )
+    if weighted and (limit.risk == "over_budget" or (limit.risk == "cost" and calibration.priced)):
+        raise InputError(
+            f"class_weights cannot be given together with {limit.risk!r} where examples have "
+            "prices of their own, or a budget: what each class costs is not kept."
+        )
 
 
 def _classes(calibration: Calibration) -> range:

@@ -49,8 +49,10 @@ def chains_to_fit(part: Trace, *, reference: str, top: int = 1) -> list[Topology
     ['stage0 -> stage1', 'stage0 -> stage2']
     """
     if count_chains(part.topology) <= MOST_EXHAUSTIVE or not part.output(0).scored:
-        return sub_chains(part.topology)
-    return promising_chains(part, reference=reference, top=top)
+        found = sub_chains(part.topology)
+    else:
+        found = promising_chains(part, reference=reference, top=top)
+    return [chain for chain in found if not part.silent & set(chain.active)]
 
 
 def topologies_to_fit(part: Trace, *, reference: str, top: int = 1) -> list[Topology]:
@@ -62,7 +64,8 @@ def topologies_to_fit(part: Trace, *, reference: str, top: int = 1) -> list[Topo
     'stage0 -> stage1, stage0 -> stage2, stage1 -> stage2'
     """
     if count_chains(part.topology) <= MOST_EXHAUSTIVE:
-        return sub_topologies(part.topology)
+        found = sub_topologies(part.topology)
+        return [t for t in found if all(t.children(k) for k in part.silent & set(t.active))]
     return chains_to_fit(part, reference=reference, top=top)
 
 
@@ -122,20 +125,20 @@ class _Search:
         self.topology = part.topology
         self._stages = range(len(part.topology))
         self._f = part.topology.index(reference)
-        self._costs = part.costs.relative_to(part.topology, self._f)
+        self._costs = part.bill.relative_to(part.topology, self._f)
+        sure = [_sureness(part, k) for k in self._stages]
         tables = Tables(
             part,
             temperatures=fit_temperatures(part),
             combine="last",
             reference=self._f,
             top=top,
-            features_of=lambda path: [Feature(_CONFIDENCE, path[-1])],
+            features_of=lambda path: [sure[path[-1]][0]],
         )
         tables.ensure((k,) for k in self._stages)
         self._loss = [tables.loss_of_leaving((k,)) for k in self._stages]
-        features = [Feature(_CONFIDENCE, k) for k in self._stages]
-        self._sure = [tables.column(f, (f.stage,)) for f in features]
-        self._order = [tables.order(f, (f.stage,), 1.0) for f in features]
+        self._sure = [np.float32(sign) * tables.column(f, (f.stage,)) for f, sign in sure]
+        self._order = [tables.order(f, (f.stage,), sign) for f, sign in sure]
         self._after = successors(part.topology)
         self._step = {
             (k, j): self._costs.visit(part.topology, (k,), j)
@@ -171,4 +174,17 @@ class _Search:
         return here
 
     def _total(self, k: int, ahead: _Ahead, cost_weight: float) -> float:
-        return float(ahead.value.mean()) + cost_weight * self._costs.visit(self.topology, (), k)
+        first = float(np.mean(self._costs.visit(self.topology, (), k)))
+        return float(ahead.value.mean()) + cost_weight * first
+
+
+def _sureness(part: Trace, stage: int) -> tuple[Feature, float]:
+    """What tells best how sure a stage is, with the sign that makes higher surer."""
+    if part.features is None or stage in part.silent:
+        return Feature("value_0" if part.features is not None else _CONFIDENCE, stage), 1.0
+    loss = part.loss(stage) - part.loss(stage).mean()
+    values = part.features[:, stage].double().numpy()
+    spread = np.maximum(values.std(axis=0), 1e-12)
+    speaks = ((values - values.mean(axis=0)) * loss[:, None]).mean(axis=0) / spread
+    best = int(np.abs(speaks).argmax())
+    return Feature(f"value_{best}", stage), 1.0 if speaks[best] <= 0 else -1.0

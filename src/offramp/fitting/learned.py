@@ -14,7 +14,7 @@ from offramp._core.errors import InputError
 from offramp._core.schema import to_json
 from offramp._core.topology import Path, Topology
 from offramp.fitting.chains import topologies_to_fit
-from offramp.fitting.tables import Loss, Tables, confidence_features_of
+from offramp.fitting.tables import Loss, Tables, combines_of, confidence_features_of
 from offramp.fitting.temperature import fit_temperatures
 from offramp.fitting.weighted import FAMILIES, Family, Fit, TreeFit, fit_topology
 from offramp.policy.candidate import Candidate
@@ -38,7 +38,7 @@ def fit_learned(
     top: int = 1,
     cost_weights: Sequence[float] = DEFAULT_LAMS,
     loss: Loss = "negative_flips",
-    combines: Sequence[Combine] = ("last", "mean", "log_linear"),
+    combines: Sequence[Combine] | None = None,
     topologies: Sequence[Topology] | None = None,
     families: Sequence[Family] = FAMILIES,
     class_features: bool | None = None,
@@ -54,7 +54,7 @@ def fit_learned(
         cost_weights: Trade-offs, >= 0, in loss per unit of the reference's cost.
         loss: "negative_flips" (the paper's: new errors only) or "error" (also rewards correcting
             the reference).
-        combines: How visited stages may be combined.
+        combines: How visited stages may be combined; by default in every way that there is.
         topologies: Parts of the trace's topology to fit: by default those of `topologies_to_fit`,
             which is every sub-chain and the whole where there are few.
         families: What a rule may be.
@@ -81,6 +81,7 @@ def fit_learned(
     if topologies is None:
         topologies = topologies_to_fit(part, reference=reference, top=top)
     chosen = list(topologies)
+    combines = combines_of(part) if combines is None else combines
     if not chosen or not cost_weights or not combines:
         raise InputError("topologies, cost_weights and combines must each hold at least one entry.")
     problem = _Problem(
@@ -184,20 +185,18 @@ class _Problem:
             reference=self.stage_f,
             top=self.top,
             loss=self.loss,
-            features_of=confidence_features_of(
-                self.part.classes, combine, class_features=class_features
-            ),
+            features_of=confidence_features_of(self.part, combine, class_features=class_features),
             weights=weights,
         )
 
     def tree(self, tables: Tables, topology: Topology) -> TreeFit:
-        costs = self.part.costs.relative_to(self.part.topology, self.stage_f)
+        costs = self.part.bill.relative_to(self.part.topology, self.stage_f)
         return TreeFit(tables, topology, costs, self.families, self.passes, self.ridge)
 
     def class_features_help(self, combine: Combine, topologies: Sequence[Topology]) -> bool:
         """True if they lower the objective on left-out examples, over the shortest topologies."""
         classes, n = self.part.classes, len(self.part)
-        if classes > _MOST_CLASSES or n < _LEAST_EACH * classes:
+        if not self.part.labeled or classes > _MOST_CLASSES or n < _LEAST_EACH * classes:
             return False
         shortest = sorted((t for t in topologies if len(t.active) > 1), key=lambda t: len(t.active))
         folds = np.random.default_rng(0).permutation(n) % _FOLDS

@@ -18,16 +18,16 @@ from offramp._core.checks import check_choice
 from offramp._core.errors import InputError
 from offramp._core.outputs import best_labels
 from offramp._core.topology import Path
-from offramp._core.types import BoolArray, FloatArray
+from offramp._core.types import FloatArray
 from offramp.fitting.pooling import fit_path_pooling
-from offramp.policy.combination import Combination, Combine
+from offramp.policy.combination import COMBINES, Combination, Combine
 from offramp.policy.features import (
     COMBINED,
     CONFIDENCES,
     Distribution,
     Feature,
     confidence_features,
-    scaled_log_probs,
+    distribution_of,
 )
 from offramp.trace import Trace
 
@@ -72,7 +72,12 @@ class Tables:
         weights: Mapping[Path, Sequence[float]] | None = None,
     ) -> None:
         check_choice("loss", loss, LOSSES)
-        if not part.output(0).scored:
+        if not part.labeled and combine != "last":
+            raise InputError(
+                f"combine must be 'last' where losses were recorded, got {combine!r}: answers "
+                "without classes cannot be combined; nobody knows what a mixture would lose."
+            )
+        if part.labeled and not part.output(0).scored:
             raise InputError(
                 "This trace holds rankings without logits or confidences; a learned policy has "
                 "nothing to look at. Use policy='agreement'."
@@ -80,13 +85,13 @@ class Tables:
         self.n = len(part)
         self.temperatures = tuple(temperatures)
         self.combination = Combination(combine, weights)
-        self.reference_wrong = part.wrong(reference, top=top)
+        self._reference_loss = part.loss(reference, top=top)
         self._part, self._top, self._loss = part, top, loss
         self.outputs = part.outputs
-        self._features_of = features_of or confidence_features_of(part.classes, combine)
+        self._features_of = features_of or confidence_features_of(part, combine)
         self._features: dict[Path, tuple[Feature, ...]] = {}
         self._columns: dict[_Key, np.ndarray] = {}
-        self._wrong: dict[Path, BoolArray] = {}
+        self._losses: dict[Path, np.ndarray] = {}
         self._designs: dict[Path, Design] = {}
         self._orders: dict[_Key, np.ndarray] = {}
 
@@ -100,15 +105,15 @@ class Tables:
             wanted = [path for path in new if path not in given]
             fitted = fit_path_pooling(self._part, wanted, self.temperatures)
             self.combination = Combination("log_linear", {**given, **fitted})
-        known = set(self._columns)
+        held = set(self._columns)
         for path in new:
             self._features[path] = tuple(self._features_of(path))
-            self._wrong[path] = np.empty(self.n, dtype=np.bool_)
+            self._losses[path] = self._recorded_loss(path[-1])
         missing = {
             key
             for path in new
             for feature in self._features[path]
-            if (key := _key(feature, path)) not in known
+            if (key := _key(feature, path)) not in held
         }
         for key in missing:
             self._columns[key] = np.empty(self.n, dtype=np.float32)
@@ -122,17 +127,17 @@ class Tables:
 
         def stage(k: int) -> Distribution:
             if k not in stages:
-                scores = self._part.output(k).take(index).scores()
                 temperature = torch.tensor(self.temperatures[k])
-                stages[k] = Distribution(scaled_log_probs(scores, temperature))
+                stages[k] = distribution_of(self._part.output(k).take(index), temperature)
             return stages[k]
 
         missing = set(keys)
         for path in paths:
             each = [stage(k) for k in self.combination.inputs(path)]
             answer = self.combination.of(path, each)
-            best = best_labels(answer.log_probs, self._top)
-            self._wrong[path][rows] = (best != labels[:, None]).all(dim=1).numpy()
+            if self._part.labeled:
+                best = best_labels(answer.log_probs, self._top)
+                self._losses[path][rows] = (best != labels[:, None]).all(dim=1).numpy()
 
             def distribution(k: int, answer: Distribution = answer) -> Distribution:
                 return answer if k == COMBINED else stage(k)
@@ -143,16 +148,28 @@ class Tables:
                     missing.remove(key)
                     self._columns[key][rows] = feature.of(distribution).numpy()
 
-    def loss_of_leaving(self, path: Path) -> FloatArray:
-        """Loss of answering at the end of `path`, `(n,)`, 0 or 1."""
-        wrong = self._wrong[path]
-        if self._loss == "error":
-            return wrong.astype(np.float64)
-        return (wrong & ~self.reference_wrong).astype(np.float64)
+    def may_leave(self, stage: int) -> bool:
+        """False after a stage that answers nothing."""
+        return stage not in self._part.silent
 
-    def wrong(self, path: Path) -> BoolArray:
-        """True where answering at the end of `path` is wrong, `(n,)`."""
-        return self._wrong[path]
+    def loss_of_leaving(self, path: Path) -> FloatArray:
+        """Loss of answering at the end of `path`, `(n,)`, in [0, 1]; 1 where nothing is said."""
+        return self._of_kind(path, self._loss)
+
+    def losses(self, path: Path) -> FloatArray:
+        """Error and excess of answering at the end of `path`, `(n, 2)`."""
+        return np.stack([self._of_kind(path, kind) for kind in ("error", "negative_flips")], axis=1)
+
+    def _of_kind(self, path: Path, kind: Loss) -> FloatArray:
+        loss = self._losses[path].astype(np.float64)
+        return loss if kind == "error" else (loss - self._reference_loss).clip(min=0)
+
+    def _recorded_loss(self, stage: int) -> np.ndarray:
+        """Loss of a stage, `(n,)`; of labels to be filled in, for answers may be combined."""
+        if self._part.labeled:
+            return np.empty(self.n, dtype=np.bool_)
+        silent = stage in self._part.silent
+        return np.ones(self.n, np.float32) if silent else self._part.loss(stage).astype(np.float32)
 
     def features(self, path: Path) -> tuple[Feature, ...]:
         """The features held for a path."""
@@ -167,8 +184,13 @@ class Tables:
         return [torch.from_numpy(self.column(f, path)) for f in self._features[path]]
 
     def confidences(self, path: Path) -> list[tuple[Feature, float]]:
-        """Features that a threshold may be set on, with the sign that makes higher surer."""
-        return [(f, CONFIDENCES[f.kind]) for f in self._features[path] if f.kind in CONFIDENCES]
+        """Features that a threshold may be set on, with the sign that makes higher surer.
+
+        Of a number that is no probability nobody knows it: both are there.
+        """
+        known = [(f, CONFIDENCES[f.kind]) for f in self._features[path] if f.kind in CONFIDENCES]
+        values = [f for f in self._features[path] if f.kind.startswith("value_")]
+        return known + [(f, sign) for f in values for sign in (1.0, -1.0)]
 
     def order(self, feature: Feature, path: Path, sign: float) -> np.ndarray:
         """Examples by falling `sign * feature`, `(n,)`, sorted once."""
@@ -218,21 +240,37 @@ class Design:
         return coefficients[:-1] / self.deviation
 
 
+def combines_of(part: Trace) -> tuple[Combine, ...]:
+    """The ways in which the stages' answers can be combined: without classes in none."""
+    return COMBINES if part.labeled else ("last",)
+
+
+def telling(part: Trace) -> list[tuple[int, int]]:
+    """Stages and numbers among their features that differ between examples."""
+    if part.features is None:
+        return []
+    differ = (part.features != part.features[0]).any(dim=0)  # (s, d)
+    return [(int(k), int(j)) for k, j in differ.nonzero()]
+
+
 def confidence_features_of(
-    classes: int, combine: Combine, *, class_features: bool = False
+    part: Trace, combine: Combine, *, class_features: bool = False
 ) -> FeaturesOf:
     """The features of the learned policy, for each path.
 
     Args:
-        classes: Number of classes.
+        part: The examples; without classes it is the numbers that visited stages give.
         combine: How answers are made; a combined answer has features of its own.
         class_features: Whether a decision may look at which class is predicted.
     """
+    numbers = telling(part)
 
     def features_of(path: Path) -> Sequence[Feature]:
-        found = confidence_features(path, classes, combined=combine != "last")
+        if part.features is not None:
+            return [Feature(f"value_{j}", k) for k, j in numbers if k in path]
+        found = confidence_features(path, part.classes, combined=combine != "last")
         if class_features:
-            found += [Feature(f"predicts_{c}", path[-1]) for c in range(classes - 1)]
+            found += [Feature(f"predicts_{c}", path[-1]) for c in range(part.classes - 1)]
         return found
 
     return features_of

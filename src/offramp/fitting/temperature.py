@@ -23,12 +23,14 @@ def fit_temperatures(part: Trace) -> list[float]:
         part: Examples to fit on: logits, or labels with confidences.
 
     Returns:
-        One number > 0 per stage; above 1 the stage was too sure of itself.
+        One number > 0 per stage; above 1 the stage was too sure of itself. Without labels all 1.
 
     >>> from offramp.trace.testing import make_trace
     >>> len(fit_temperatures(make_trace(n=200, stages=2, seed=0)))
     2
     """
+    if not part.labeled:
+        return [1.0] * len(part.topology)  # there are no probabilities
     step = max(1, len(part) // _MOST_EXAMPLES)
     few = part if step == 1 else part.take(torch.arange(0, len(part), step))
     labels = few.labels.numpy()

@@ -16,16 +16,16 @@ from typing import final
 import numpy as np
 
 from offramp._core.checks import check_choice, check_positive_int
-from offramp._core.costs import Costs
+from offramp._core.costs import Bill
 from offramp._core.topology import Path, Topology
 from offramp._core.types import BoolArray, FloatArray, IntArray
 from offramp.fitting.baselines import inner_paths
 from offramp.fitting.chains import chains_to_fit
 from offramp.fitting.pareto import pareto_front
-from offramp.fitting.tables import FeaturesOf, Tables
+from offramp.fitting.tables import FeaturesOf, Tables, combines_of, telling
 from offramp.fitting.temperature import fit_temperatures
 from offramp.policy.candidate import Candidate
-from offramp.policy.combination import COMBINES, Combine
+from offramp.policy.combination import Combine
 from offramp.policy.features import COMBINED, CONFIDENCES, Feature
 from offramp.policy.policy import Node, Policy
 from offramp.policy.rules import Constant, Linear
@@ -44,8 +44,8 @@ def fit_threshold(
     reference: str,
     top: int = 1,
     topologies: Sequence[Topology] | None = None,
-    combines: Sequence[Combine] = COMBINES,
-    confidences: Sequence[str] = tuple(CONFIDENCES),
+    combines: Sequence[Combine] | None = None,
+    confidences: Sequence[str] | None = None,
     temperatures: Sequence[float] | None = None,
     weights: Mapping[Path, Sequence[float]] | None = None,
     grid: int = 50,
@@ -57,8 +57,10 @@ def fit_threshold(
         reference: Name of the reference.
         top: A label is right when it is among the `top` best.
         topologies: Chains; by default those that the learned policy fits.
-        combines: Ways to combine the visited stages, all tried.
-        confidences: Statistics to set thresholds on, all tried.
+        combines: Ways to combine the visited stages, all tried; by default all that there are.
+        confidences: Statistics to set thresholds on, all tried; by default all that there are, of
+            stages without classes their numbers "value_0", "value_1"... and "-value_0"..., where
+            lower is surer.
         temperatures: One per stage; by default fitted on `part`.
         weights: For the combination "log_linear"; by default fitted on `part`.
         grid: Most candidates for one chain, combination and statistic; most for one chain.
@@ -74,8 +76,11 @@ def fit_threshold(
     ('threshold', True)
     """
     check_positive_int("grid", grid)
+    signs = _signs(part)
+    confidences = tuple(signs) if confidences is None else confidences
+    combines = combines_of(part) if combines is None else combines
     for kind in confidences:
-        check_choice("confidences", kind, CONFIDENCES)
+        check_choice("confidences", kind, signs)
     if topologies is None:
         topologies = chains_to_fit(part, reference=reference, top=top)
     chains = list(topologies)
@@ -84,8 +89,7 @@ def fit_threshold(
     temperatures = fit_temperatures(part) if temperatures is None else list(temperatures)
     found: dict[int, list[_Trial]] = {i: [] for i in range(len(chains))}
     stage_f = part.topology.index(reference)
-    f_wrong = part.wrong(stage_f, top=top)
-    costs = part.costs.relative_to(part.topology, stage_f)
+    costs = part.bill.relative_to(part.topology, stage_f)
     for combine in combines:
         tables = Tables(
             part,
@@ -99,7 +103,7 @@ def fit_threshold(
         tables.ensure(path for chain in chains for path in chain.paths())
         for i, chain in enumerate(chains):
             for kind in confidences:
-                search = _Search(tables, chain, kind, costs, f_wrong)
+                search = _Search(tables, chain, kind, signs[kind], costs)
                 found[i] += search.candidates(grid)
     return [
         candidate.candidate(reference, top)
@@ -112,10 +116,18 @@ def _features_of(combine: Combine, kinds: Sequence[str]) -> FeaturesOf:
     return lambda path: [_feature(kind, path, combine) for kind in kinds]
 
 
+def _signs(part: Trace) -> dict[str, float]:
+    """Statistics that thresholds may be set on, with the sign that makes higher surer."""
+    if part.features is None:
+        return dict(CONFIDENCES.items())
+    values = [f"value_{j}" for j in sorted({j for _, j in telling(part)})]
+    return {name: sign for v in values for name, sign in ((v, 1.0), (f"-{v}", -1.0))}
+
+
 def _feature(kind: str, path: Path, combine: Combine) -> Feature:
     """The statistic of the answer at the end of `path`."""
     alone = combine == "last" or len(path) == 1
-    return Feature(kind, path[-1] if alone else COMBINED)
+    return Feature(kind.removeprefix("-"), path[-1] if alone else COMBINED)
 
 
 @final
@@ -140,7 +152,7 @@ class _Trial:
     def candidate(self, reference: str, top: int) -> Candidate:
         """The candidate that replays as these thresholds."""
         search = self.search
-        combination, sign = search.tables.combination, CONFIDENCES[search.kind]
+        combination, sign = search.tables.combination, search.sign
         rules: dict[Path, Node] = {}
         parameters: dict[str, float | int | str] = {"confidence": search.kind}
         for path, value in zip(search.inner, self.thresholds, strict=True):
@@ -190,16 +202,15 @@ class _Search:
     """Thresholds of one statistic on one chain with one combination."""
 
     def __init__(
-        self, tables: Tables, chain: Topology, kind: str, costs: Costs, f_wrong: BoolArray
+        self, tables: Tables, chain: Topology, kind: str, sign: float, costs: Bill
     ) -> None:
-        self.tables, self.chain, self.kind = tables, chain, kind
+        self.tables, self.chain, self.kind, self.sign = tables, chain, kind, sign
         self.paths = chain.paths()
         self.inner = inner_paths(chain)
         self._decision = [costs.decision[path[-1]] for path in self.inner]
         self._reach_cost = [costs.path(chain, path, ()) for path in self.paths]
-        wrong = [tables.wrong(path) for path in self.paths]
         # error and excess of leaving at the end of each path, each (n, 2)
-        self._losses = [np.stack([w, w & ~f_wrong], axis=1).astype(np.float64) for w in wrong]
+        self._losses = [tables.losses(path) for path in self.paths]
 
     def candidates(self, grid: int) -> list[_Trial]:
         """Candidates on the way to the best thresholds, `grid` of them on a chain of two."""
@@ -248,17 +259,18 @@ class _Search:
         for i in range(at):
             left = reached & leaves[i]
             fixed_cost += self._decision_charge(i, thresholds[i], reached)
-            fixed_cost += float(left.sum()) * self._reach_cost[i]
+            fixed_cost += _summed(self._reach_cost[i], left)
             fixed_losses += self._losses[i][left].sum(axis=0)
             reached &= ~leaves[i]
         later_cost, later_losses = self._onwards(thresholds, leaves, at + 1)
-        order = self.tables.order(*self._statistic(at), CONFIDENCES[self.kind])
+        order = self.tables.order(*self._statistic(at), self.sign)
         order = order[reached[order]]  # (r,), the surest first
         value = self._sureness(at)[order]
         last_of_ties = np.flatnonzero(np.append(value[1:] != value[:-1], len(value) > 0))
         counts = np.concatenate([[0], last_of_ties + 1])  # (u,)
         gain = self._losses[at][order] - later_losses[order]  # (r, 2), from leaving here
-        saved = self._reach_cost[at] - later_cost[order]  # (r,)
+        reach = self._reach_cost[at]
+        saved = (reach if isinstance(reach, float) else reach[order]) - later_cost[order]  # (r,)
         losses = fixed_losses + later_losses[order].sum(axis=0) + _prefix(gain)[counts]
         cost = fixed_cost + later_cost[order].sum() + _prefix(saved)[counts]
         cost += np.where(counts > 0, len(order) * self._decision[at], 0.0)
@@ -275,7 +287,7 @@ class _Search:
 
     def _sureness(self, at: int) -> np.ndarray:
         """The statistic with the sign that makes higher surer, `(n,)`, float32."""
-        return np.float32(CONFIDENCES[self.kind]) * self.tables.column(*self._statistic(at))
+        return np.float32(self.sign) * self.tables.column(*self._statistic(at))
 
     def _leaves(self, at: int, threshold: float | None) -> BoolArray:
         if threshold is None:
@@ -290,7 +302,7 @@ class _Search:
         self, thresholds: Sequence[float | None], leaves: Sequence[BoolArray], at: int
     ) -> tuple[FloatArray, FloatArray]:
         """Cost `(n,)`, decisions from `at` on included, and losses `(n, 2)` of going on to `at`."""
-        cost = np.full(self.tables.n, self._reach_cost[-1])
+        cost = np.full(self.tables.n, self._reach_cost[-1], dtype=np.float64)
         losses = self._losses[-1]
         for i in reversed(range(at, len(self.inner))):
             cost = np.where(leaves[i], self._reach_cost[i], cost)
@@ -298,6 +310,11 @@ class _Search:
                 cost = cost + self._decision[i]
             losses = np.where(leaves[i][:, None], self._losses[i], losses)
         return cost, losses
+
+
+def _summed(cost: float | FloatArray, rows: BoolArray) -> float:
+    """Cost of some examples together."""
+    return float(rows.sum()) * cost if isinstance(cost, float) else float(cost[rows].sum())
 
 
 def _prefix(values: FloatArray) -> FloatArray:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from offramp._core.checks import check_choice, check_not_negative
-from offramp._core.costs import Costs
+from offramp._core.costs import Bill
 from offramp._core.errors import InputError
 from offramp._core.topology import Path, Topology
 from offramp._core.types import BoolArray, FloatArray, IntArray
@@ -108,7 +108,7 @@ class TreeFit:
     Args:
         tables: Features and losses.
         topology: The part of the cascade used.
-        costs: Of the stages, divided by the reference's own cost.
+        costs: Of the stages, divided by the reference's own mean cost.
         families: What a rule may be: "constant", "threshold" on one confidence, "linear".
         passes: Coordinate passes over the decisions after the first fit.
         ridge: Of the logistic regression, on standardized features.
@@ -116,7 +116,7 @@ class TreeFit:
 
     tables: Tables
     topology: Topology
-    costs: Costs
+    costs: Bill
     families: Sequence[Family] = FAMILIES
     passes: int = 1
     ridge: float = 1e-3
@@ -195,7 +195,10 @@ class TreeFit:
             routes.insert(0, choice)
             best = np.where(choice.take, other, best)
         loss = self.tables.loss_of_leaving(path)
-        leave = self._choose(path, 0, loss - best, decision, rows)
+        if self.tables.may_leave(path[-1]):
+            leave = self._choose(path, 0, loss - best, decision, rows)
+        else:
+            leave = _Choice(Constant(False), np.zeros(len(loss), dtype=np.bool_), 0.0)
         fitted = _Fitted(leave, routes, np.empty(0))
         fitted.value = self._value(path, cost_weight, nodes, fitted)
         return fitted
@@ -240,7 +243,7 @@ class TreeFit:
         return nodes[root].value if root in nodes else self.tables.loss_of_leaving(root)
 
     def _first_visit(self) -> float:
-        return self.costs.visit(self.topology, (), self.topology.root)
+        return float(np.mean(self.costs.visit(self.topology, (), self.topology.root)))
 
     def _choose(
         self, path: Path, slot: int, gains: FloatArray, decision: float, rows: BoolArray
@@ -282,6 +285,8 @@ class TreeFit:
         return found
 
     def _linear(self, path: Path, slot: int, gains: FloatArray, rows: BoolArray) -> list[_Trial]:
+        if not self.tables.features(path):
+            return []
         design = self.tables.design(path)
         used = _thinned(rows)
         weights = np.abs(gains)[used]

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from offramp._core.checks import check_choice
 from offramp._core.errors import InputError
+from offramp._core.outputs import StageOutput
 from offramp._core.registry import Registry
 
 COMBINED = -1  # a feature of the combined distribution, not of one stage's
@@ -42,6 +43,7 @@ class Distribution:
 
     def __init__(self, log_probs: Float[Tensor, "m c"]) -> None:
         self._rows, self._row = log_probs, _ALL
+        self.values: Tensor | None = None
         self._numbers: dict[str, list[float]] = {}
 
     @classmethod
@@ -59,6 +61,13 @@ class Distribution:
             found.append(one)
         return found
 
+    @classmethod
+    def of_values(cls, values: Float[Tensor, "m d"]) -> "Distribution":
+        """Of a stage that gives numbers instead of probabilities: features "value_0", ..."""
+        one = cls(values.new_empty(len(values), 0))
+        one.values = values
+        return one
+
     @cached_property
     def log_probs(self) -> Float[Tensor, "m c"]:
         """Log-probabilities, rows normalized."""
@@ -72,7 +81,7 @@ class Distribution:
         found = self._numbers.get(kind)
         if found is None:
             of = self if self._row == _ALL else Distribution(self._rows)
-            values = of.label if kind == "label" else FEATURES[kind](of)
+            values = of.label if kind == "label" else _statistic(of, kind)
             found = self._numbers[kind] = values.tolist()
         return found[max(self._row, 0)]
 
@@ -131,7 +140,15 @@ FEATURES: Registry[Callable[[Distribution], Tensor]] = Registry(
         },
     },
 )
-_WITH_ARGUMENT = ("agrees_", "predicts_")
+_OF_A_NUMBER = "value_"  # what a stage gives that has no classes
+
+
+def _statistic(of: Distribution, kind: str) -> Tensor:
+    if not kind.startswith(_OF_A_NUMBER):
+        return FEATURES[kind](of)
+    if of.values is None:
+        raise InputError(f"{kind!r} is a feature of stages without classes; this one gives scores.")
+    return of.values[:, int(kind.removeprefix(_OF_A_NUMBER))]
 
 
 @final
@@ -142,7 +159,7 @@ class Feature:
     Args:
         kind: One of `FEATURES` ("max_prob", "margin", "log_margin", "entropy", "log_prob_1"...), or
             "agrees_J" (1 where the predicted label equals stage J's), or "predicts_C" (1 where
-            the predicted label is class C).
+            the predicted label is class C), or "value_J" (number J of a stage without classes).
         stage: Index of the stage whose distribution it is taken of, or `COMBINED`.
 
     >>> Feature("margin", 0)
@@ -153,14 +170,14 @@ class Feature:
     stage: int
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"(agrees|predicts)_\d+", self.kind):
+        if not re.fullmatch(r"(agrees|predicts|value)_\d+", self.kind):
             check_choice("kind", self.kind, FEATURES)
 
     def of(self, distributions: Callable[[int], Distribution]) -> Float[Tensor, " m"]:
         """Its value, given the distribution of each visited stage (and of `COMBINED`)."""
         here = distributions(self.stage)
-        if self.kind in FEATURES:
-            return FEATURES[self.kind](here)
+        if self.kind in FEATURES or self.kind.startswith(_OF_A_NUMBER):
+            return _statistic(here, self.kind)
         name, number = self.kind.split("_")
         other = distributions(int(number)).label if name == "agrees" else int(number)
         return (here.label == other).to(torch.float32)
@@ -168,7 +185,7 @@ class Feature:
     def number(self, distributions: Callable[[int], Distribution]) -> float:
         """Its value for the only example, on the host."""
         here = distributions(self.stage)
-        if self.kind in FEATURES:
+        if self.kind in FEATURES or self.kind.startswith(_OF_A_NUMBER):
             return here.number(self.kind)
         name, digits = self.kind.split("_")
         given = int(digits)
@@ -202,3 +219,12 @@ def scaled_log_probs(
 ) -> Float[Tensor, "m c"]:
     """Log-probabilities of scores divided by a temperature, or by one for each row."""
     return (scores / temperature).log_softmax(dim=1)
+
+
+def distribution_of(
+    output: StageOutput, temperature: Float[Tensor, "#m 1"] | Float[Tensor, ""]
+) -> Distribution:
+    """What a stage says as rules look at it: scaled probabilities, or the numbers that it gives."""
+    if output.features is not None:
+        return Distribution.of_values(output.features)
+    return Distribution(scaled_log_probs(output.scores(), temperature))

@@ -7,7 +7,7 @@ the way there.
 Layer: policy.  Source: methods.md 1 and 5; Bolukbasi et al., ICML 2017, sections 3 and 4.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -17,16 +17,22 @@ from torch import Tensor, nn
 
 from offramp._core.checks import check_choice, check_shape
 from offramp._core.errors import InputError
-from offramp._core.outputs import StageOutput, best_labels
+from offramp._core.outputs import StageOutput
 from offramp._core.schema import stored
 from offramp._core.topology import EXIT, Path, Topology
 from offramp._core.types import OUTPUT_FORMS, OutputForm
 from offramp.policy.combination import BY_STOPPING, Combination, Combine, Stops
-from offramp.policy.features import COMBINED, Distribution, scaled_log_probs
+from offramp.policy.features import COMBINED, Distribution, distribution_of, scaled_log_probs
 from offramp.policy.rules import AnyRule, Rule, takes_action
 from offramp.policy.stopping import Stopping
 
-_FORMS = {"logits": "logits", "confidence": "labels with confidences", "labels": "labels alone"}
+_MOST_RANKED = 1024  # labels that a rule may compare
+_FORMS = {
+    "logits": "logits",
+    "confidence": "labels with confidences",
+    "labels": "labels alone",
+    "features": "features",
+}
 
 
 @final
@@ -128,6 +134,11 @@ class Policy(nn.Module):
             given: The form.
             whose: Who gives it, for the message: "the trace".
         """
+        if given == "features" and self.combine != "last":
+            raise InputError(
+                f"combine must be 'last' where {whose} gives features and no classes, got "
+                f"{self.combine!r}: such answers cannot be combined."
+            )
         if self.outputs in (None, "labels", given):
             return
         fitted, here = _FORMS[self.outputs], _FORMS[given]
@@ -136,6 +147,28 @@ class Policy(nn.Module):
             f"decide otherwise. Fit it on a trace of {here}, or let the stages give {fitted}: "
             f"Cascade.from_models(..., outputs={self.outputs!r})."
         )
+
+    def check_needs_labels_alone(self) -> None:
+        """Raise `InputError` unless this policy can decide where stages give labels alone."""
+        ranked = torch.zeros(1, _MOST_RANKED, dtype=torch.int64)
+        outputs = [StageOutput(classes=2, ranked=ranked)] * len(self.topology)
+        ids = torch.zeros(1, dtype=torch.int64)
+        for path in self.topology.paths():
+            at = Evidence(self, path, outputs, ids)
+            rules = self._rules[path].rules if self._children[path[-1]] else ()
+            where = f"after stage {self.topology.names[path[-1]]!r}"
+            asked: list[tuple[str, Callable[[Evidence], object]]] = [
+                (f"its rule {type(rule).__name__} {where}", rule.score) for rule in rules
+            ]
+            for what, ask in (*asked, (f"combine={self.combine!r}", self.says)):
+                try:
+                    ask(at)
+                except InputError as error:
+                    raise InputError(
+                        f"This policy cannot decide on labels alone: {what} needs logits or "
+                        "confidences. Take policies that compare labels (agreement, always_last), "
+                        "or let the stages say how sure they are: outputs='confidence'."
+                    ) from error
 
     @property
     def combine(self) -> Combine:
@@ -221,10 +254,20 @@ class Policy(nn.Module):
         """
         return at.distribution(COMBINED).log_probs
 
+    def says(self, at: "Evidence") -> StageOutput:
+        """What examples are told that leave at the end of their path.
+
+        The combined log-probabilities, as logits; or, where stages give none and nothing is
+        combined, what the last of them has said, word for word.
+        """
+        if self.combination.kind == "last" and not at.has_logits():
+            return at.output(at.path[-1])
+        log_probs = self.answer(at)
+        return StageOutput(classes=log_probs.shape[1], logits=log_probs)
+
     def predict(self, at: "Evidence", *, top: int = 1) -> Int[Tensor, "m top"]:
         """The best labels of the answer, best first; also for rankings without scores."""
-        last = at.output(at.path[-1])
-        return best_labels(self.answer(at), top) if last.scored else last.top(top)
+        return self.says(at).top(top)
 
     def __json__(self) -> dict[str, object]:
         weights = self.combination.weights.items()
@@ -317,6 +360,11 @@ class Evidence:
         """Go on to another stage, where a combination is another one."""
         self.path, self._combined = (*self.path, stage), None
 
+    def has_logits(self) -> bool:
+        """Whether the last stage on the path gives logits."""
+        held = self._outputs[self.path[-1]]
+        return held is not None and held.logits is not None
+
     def output(self, stage: int) -> StageOutput:
         """Outputs of a visited stage; what unvisited rows hold is void."""
         held = self._outputs[stage]
@@ -330,8 +378,7 @@ class Evidence:
             return self._combination()
         found = self._known.get(stage)
         if found is None:
-            scores = self.output(stage).scores()
-            found = Distribution(scaled_log_probs(scores, self._policy.temperatures[stage]))
+            found = distribution_of(self.output(stage), self._policy.temperatures[stage])
             self._known[stage] = found
         return found
 

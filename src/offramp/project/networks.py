@@ -15,20 +15,47 @@ from torch import Tensor, nn
 
 from offramp._core.errors import InputError
 from offramp._core.types import Batch
+from offramp.adapters import from_http, from_openai
+from offramp.adapters.of_functions import function_spec
 from offramp.models import ModelSpec, build, default_head, head_arguments
 from offramp.project.config.fields import DEFAULT_HEAD, HeadChoice
-from offramp.project.config.sections import BuiltSection, ExitsSection, NetworkSection, RunConfig
-from offramp.stages import Cascade, CutPoint, choose_points, cut, cut_points, read_by
+from offramp.project.config.sections import (
+    BuiltSection,
+    ExitsSection,
+    NetworkSection,
+    RunConfig,
+    StageSection,
+)
+from offramp.stages import Cascade, CutPoint, Stage, choose_points, cut, cut_points, read_by
 
 
-def spec_of(section: BuiltSection) -> ModelSpec:
-    """How to build the network."""
+def spec_of(section: BuiltSection, class_names: Sequence[str] = ()) -> ModelSpec:
+    """How to build the network, or the function, which may answer with names of classes."""
+    if isinstance(section, StageSection) and section.function is not None:
+        return function_spec(section.function, class_names=class_names)
     return ModelSpec(
         name=section.model,
         arguments=section.arguments,
         weights=section.weights,
         weights_sha256=section.weights_sha256,
     )
+
+
+def service_of(section: StageSection, class_names: Sequence[str] = ()) -> Stage | None:
+    """The service that a section describes; None where it describes none.
+
+    Raises:
+        InputError: If a value is outside its domain, or the classes have no names.
+    """
+    try:
+        if section.openai is not None:
+            return from_openai(**{"labels": class_names, **section.openai})
+        if section.http is not None:
+            names = {"class_names": class_names} if class_names else {}
+            return from_http(**{**names, "transform": section.transform, **section.http})
+    except InputError as error:
+        raise InputError(f"Stage {section.name!r}: {error}") from error
+    return None
 
 
 def built(spec: ModelSpec, folder: Path) -> nn.Module:

@@ -10,31 +10,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from offramp._core.errors import InputError
 from offramp._core.ids import shown_id
 from offramp._core.types import BoolArray, Ids, IntArray
+from offramp.recording.said import Said
 
 Nonfinite = Literal["error", "skip", "wrong"]
 HOW: tuple[Nonfinite, ...] = ("error", "skip", "wrong")
 
 _NAMED = 20  # examples that a note names
-_LEAN = 1e-3  # by how much a wrong class leads, so that the stage is as unsure as it can be
-
-
-def mark(logits: NDArray[Any]) -> BoolArray:
-    """Make NaN of all that a stage said about an example if a part of it is not finite.
-
-    Args:
-        logits: `(m, s, c)`, changed.
-
-    Returns:
-        Where that is so, `(m, s)`.
-    """
-    bad: BoolArray = ~np.isfinite(logits).all(axis=2)
-    logits[bad] = np.nan
-    return bad
 
 
 @final
@@ -44,16 +29,16 @@ class Treatment:
     Args:
         how: "skip" leaves them out; "wrong" lets the stage answer another class than the label,
             as unsure as it can be.
-        parts: All logits in order, `(m, s, c)` each, marked.
+        parts: All that was said, in order.
 
     Raises:
         InputError: If there is one and `how` is "error", or "skip" leaves nothing.
     """
 
     def __init__(
-        self, how: Nonfinite, parts: Iterable[NDArray[Any]], ids: Ids, stages: Sequence[str]
+        self, how: Nonfinite, parts: Iterable[Said], ids: Ids, stages: Sequence[str]
     ) -> None:
-        self.bad: BoolArray = np.concatenate([np.isnan(part[:, :, 0]) for part in parts])
+        self.bad: BoolArray = np.concatenate([part.missing() for part in parts])
         self._how = how
         rows: BoolArray = np.asarray(self.bad.any(axis=1))
         self.keep: BoolArray = ~rows if how == "skip" else np.full_like(rows, True)
@@ -67,14 +52,15 @@ class Treatment:
             )
         self.notes = (_note(how, self.bad, ids, stages),) if rows.any() else ()
 
-    def logits(self, parts: Iterable[NDArray[Any]], labels: IntArray) -> Iterator[NDArray[Any]]:
-        """The logits that the trace holds, part by part."""
+    def said(self, parts: Iterable[Said], labels: IntArray) -> Iterator[Said]:
+        """What the trace holds, part by part."""
         start = 0
         for part in parts:
             stop = start + len(part)
             bad, keep = self.bad[start:stop], self.keep[start:stop]
             if bad.any():
-                part = part[keep] if self._how == "skip" else _wrong(part, bad, labels[start:stop])
+                skip, own = self._how == "skip", labels[start:stop]
+                part = part.take(keep) if skip else part.wrong_at(bad, own)
             if len(part):
                 yield part
             start = stop
@@ -88,14 +74,6 @@ def refusal(name: Any, stage: str) -> str:  # noqa: ANN401  (an id, of numpy)
         "nonfinite='skip' (--on-nonfinite skip), which leaves such examples out, or 'wrong', which "
         "counts them as wrong."
     )
-
-
-def _wrong(part: NDArray[Any], bad: BoolArray, labels: IntArray) -> NDArray[Any]:
-    made = part.copy()
-    rows, stages = np.nonzero(bad)
-    made[rows, stages] = 0.0
-    made[rows, stages, (labels[rows] + 1) % part.shape[2]] = _LEAN
-    return made
 
 
 def _note(how: Nonfinite, bad: BoolArray, ids: Ids, stages: Sequence[str]) -> str:

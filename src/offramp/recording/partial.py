@@ -27,9 +27,10 @@ from offramp._core.files import atomic_folder, remove_folder, sha256
 from offramp._core.growing import GrowingFiles, read_note
 from offramp._core.ownership import TRACE, check_folder, check_place
 from offramp._core.temporaries import locked
-from offramp._core.types import Ids, IntArray
+from offramp._core.types import Ids, IntArray, OutputForm
 from offramp.recording.nonfinite import Treatment
 from offramp.recording.rows import Rows
+from offramp.recording.said import ARRAYS_OF, PRICES, Said, mean_costs, notes_of
 from offramp.recording.store import Facts
 from offramp.trace import Trace, load_trace
 from offramp.trace.arrays import ArraySource, in_parts, write_arrays
@@ -38,15 +39,15 @@ from offramp.trace.files import (
     MANIFEST,
     StoredDtype,
     id_source,
-    narrowed,
     write_manifest,
 )
 
 _log = logging.getLogger(__name__)
 
 _NOTE = "progress.json"
-_FILES = ("logits.bin", "labels.bin", "ids.bin")
-_OURS = re.compile(r"progress\.json|(logits|labels|ids)\.bin")
+_OURS = re.compile(
+    r"progress\.json|(logits|ranked|confidence|prices|labels|ids)\.bin|answers-\d+\.jsonl"
+)
 _REPAIR = "Pass resume=False to start again."
 
 
@@ -55,6 +56,7 @@ _REPAIR = "Pass resume=False to start again."
 class _Facts:
     rows: int = 0
     classes: int = 0
+    ranks: int = 0  # labels of each stage, where it gives no logits
     text_ids: bool = False
     trace: str = ""  # checksum of its manifest, once that is written
 
@@ -105,6 +107,8 @@ class PartialStore:
     Args:
         path: Where the trace will lie.
         stages: Number of stages.
+        form: What they answer with.
+        priced: Whether prices are kept.
         dtype: How logits are stored.
         fingerprint: What must be the same for a recording to go on.
         resume: False throws away what an interrupted run has left.
@@ -122,6 +126,8 @@ class PartialStore:
         path: Path,
         *,
         stages: int,
+        form: OutputForm,
+        priced: bool = False,
         dtype: StoredDtype,
         fingerprint: Mapping[str, str],
         resume: bool,
@@ -129,9 +135,10 @@ class PartialStore:
     ) -> None:
         self._path = path
         self._stages, self._dtype, self._overwrite = stages, dtype, overwrite
+        self._names = (*ARRAYS_OF[form], *((PRICES,) if priced else ()))
         self._files = GrowingFiles(
             parts_of(path),
-            _FILES,
+            [f"{name}.bin" for name in (*self._names, "labels", "ids")],
             note=_NOTE,
             identity=fingerprint,
             facts=_Facts(),
@@ -168,24 +175,28 @@ class PartialStore:
         """Labels and ids as they were when somebody first asked: of an interrupted run, all."""
         return self._read("labels.bin", np.int64), self.ids()
 
-    def append(self, rows: Rows, logits: NDArray[Any]) -> None:
-        """Add `m` rows with their logits `(m, s, c)`, NaN where they are not finite.
+    def append(self, rows: Rows, said: Said) -> None:
+        """Add `m` rows with what the stages said about them.
 
         Raises:
-            InputError: If the number of classes or the kind of ids changes between batches, or a
-                logit does not fit float16.
+            InputError: If the number of classes or of ranked labels or the kind of ids changes
+                between batches, or a logit does not fit float16.
         """
         text, held = rows.ids.dtype.kind == "U", self._files.facts
+        ranks = said.arrays["ranked"].shape[2] if "ranked" in said.arrays else 0
         if not held.rows:
-            held = replace(held, classes=logits.shape[2], text_ids=text)
-        if held.classes != logits.shape[2] or held.text_ids != text:
+            held = replace(held, classes=said.classes, ranks=ranks, text_ids=text)
+        if (held.classes, held.ranks, held.text_ids) != (said.classes, ranks, text):
+            ranked = f", {held.ranks} labels of each stage" if held.ranks else ""
             raise InputError(
-                f"Every batch must have {held.classes} classes and "
+                f"Every batch must have {held.classes} classes{ranked} and "
                 f"{'text' if held.text_ids else 'integer'} ids, as the first; got "
-                f"{logits.shape[2]} classes and ids of {rows.ids.dtype}."
+                f"{said.classes} classes{f', {ranks} labels' if ranked else ''} and ids of "
+                f"{rows.ids.dtype}."
             )
+        arrays = said.stored(self._dtype).arrays
         blocks = {
-            "logits.bin": narrowed("logits", logits, self._dtype).tobytes(),
+            **{f"{name}.bin": arrays[name].tobytes() for name in self._names},
             "labels.bin": rows.labels.astype(np.int64).tobytes(),
             "ids.bin": _text_block(rows.ids) if text else rows.ids.astype(np.int64).tobytes(),
         }
@@ -205,12 +216,14 @@ class PartialStore:
         self._files.checkpoint()
         ids, labels = self.ids(), self._read("labels.bin", np.int64)
         names = facts.topology.names
-        treatment = Treatment(facts.nonfinite, self._logit_parts(), ids, names)
-        keep = treatment.keep
-        n, s, c = int(keep.sum()), self._stages, self._files.facts.classes
-        logits = treatment.logits(self._logit_parts(), labels)
-        arrays = [
-            ArraySource(name="logits", dtype=self._dtype, shape=(n, s, c), parts=logits),
+        treatment = Treatment(facts.nonfinite, self._parts(), ids, names)
+        keep, n = treatment.keep, int(treatment.keep.sum())
+        costs = facts.costs
+        if PRICES in self._names:
+            paid = np.concatenate([part.arrays[PRICES] for part in self._parts()])
+            costs = mean_costs(costs, paid[keep])
+        arrays = [self._source(name, n, treatment, labels) for name in self._names]
+        arrays += [
             ArraySource(name="labels", dtype="int64", shape=(n,), parts=[labels[keep]]),
             id_source(ids[keep]),
         ]
@@ -224,13 +237,13 @@ class PartialStore:
                 written,
                 n=n,
                 topology=facts.topology,
-                classes=c,
-                costs=facts.costs,
+                classes=self._files.facts.classes,
+                costs=costs,
                 other_costs=facts.other_costs,
                 class_names=facts.class_names,
                 seen_in_training=facts.seen_in_training,
                 lossy=facts.lossy,
-                notes=treatment.notes,
+                notes=(*treatment.notes, *notes_of(self._parts(), names)),
             )
             self._files.note(replace(self._files.facts, trace=sha256(folder / MANIFEST)))
         self._files.close()
@@ -242,11 +255,32 @@ class PartialStore:
             return np.empty(0, dtype=dtype)
         return np.fromfile(self._files.folder / name, dtype=dtype, count=self.rows)
 
-    def _logit_parts(self) -> Iterator[NDArray[Any]]:
-        shape = (self.rows, self._stages, self._files.facts.classes)
-        self._files.size("logits.bin")  # so that all of it can be read
-        path = self._files.folder / "logits.bin"
-        return in_parts(np.memmap(path, dtype=self._dtype, mode="r", shape=shape))
+    def _source(self, name: str, n: int, treatment: Treatment, labels: IntArray) -> ArraySource:
+        """One array of the trace; only it is read in full."""
+        parts = (part.arrays[name] for part in treatment.said(self._parts(), labels))
+        return ArraySource(
+            name=name, dtype=self._type(name), shape=(n, *self._shape(name)), parts=parts
+        )
+
+    def _type(self, name: str) -> str:
+        return {"ranked": "int64", PRICES: "float64"}.get(name, self._dtype)
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        facts = self._files.facts
+        own = {"logits": (facts.classes,), "ranked": (facts.ranks,), "confidence": (), PRICES: ()}
+        return (self._stages, *own[name])
+
+    def _parts(self) -> Iterator[Said]:
+        """What was said, a few MiB at a time; all files are cut alike."""
+        held = {}
+        for name in self._names:
+            self._files.size(f"{name}.bin")  # so that all of it can be read
+            path, shape = self._files.folder / f"{name}.bin", (self.rows, *self._shape(name))
+            held[name] = np.memmap(path, dtype=self._type(name), mode="r", shape=shape)
+        step = min(len(next(in_parts(values))) for values in held.values())
+        for start in range(0, self.rows, step):
+            part = {name: values[start : start + step] for name, values in held.items()}
+            yield Said(self._files.facts.classes, part)
 
 
 def _text_block(ids: Ids) -> bytes:

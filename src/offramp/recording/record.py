@@ -20,17 +20,22 @@ from offramp._core.costs import Costs
 from offramp._core.device import check_device
 from offramp._core.errors import InputError
 from offramp._core.ids import shown_id
+from offramp._core.outputs import StageOutput
 from offramp._core.ownership import TRACE, check_folder
 from offramp._core.progress import progress_bar
 from offramp._core.schema import to_json
+from offramp._core.spending import Spending
 from offramp._core.types import Ids, Split
-from offramp.recording.nonfinite import HOW, Nonfinite, mark, refusal
+from offramp.recording.nonfinite import HOW, Nonfinite, refusal
+from offramp.recording.paid import ceiling_of, keeping, listed_prices
 from offramp.recording.partial import PartialStore, finished, parts_of
 from offramp.recording.rows import Loader, Rows, dataset_of, labeled_rows, row_splits, total_rows
+from offramp.recording.said import Said
 from offramp.recording.store import Facts, MemoryStore, Store
 from offramp.stages import (
     Cascade,
     check_company,
+    compared,
     evaluating,
     measure_flops,
     take_in,
@@ -60,6 +65,8 @@ def record(
     resume: bool = True,
     overwrite: bool = False,
     nonfinite: Nonfinite = "error",
+    max_spend: float | None = None,
+    concurrency: int | None = None,
 ) -> Trace:
     """Record a cascade over labeled examples.
 
@@ -67,6 +74,10 @@ def record(
     the run is interrupted, even killed, the same call goes on where it stopped: it walks through
     the loader again, checks that labels and ids of the recorded rows are the same, and runs the
     stages on the rest. The trace appears at `path` whole or not at all.
+
+    Each answer of a service is on the disk before it is counted, so none is paid for twice. Where
+    stages tell prices, and the costs are in their unit or left out, the trace has the price of each
+    answer, and the means as costs.
 
     Args:
         cascade: Is moved to `device`, and put into evaluation mode meanwhile.
@@ -79,7 +90,8 @@ def record(
             each example instead.
         device: Where the stages run.
         dtype: "float16" halves the trace and marks it as lossy.
-        costs: A table, or "flops" to count them on the first example.
+        costs: A table, or "flops" to count them on the first example; of services that tell prices
+            these, unless the table is in another unit.
         other_costs: Tables in other units, which reports show beside, such as measured seconds.
         seen_in_training: Whether the stages were trained on these examples.
         class_names: Names of the classes; by default those of the cascade or of the data set.
@@ -91,7 +103,13 @@ def record(
         nonfinite: What becomes of an example for which a stage gives NaN or infinity: "error"
             stops, "skip" leaves it out of the trace, "wrong" keeps it and lets that stage answer
             another class than the label, as unsure as it can be. The trace's `notes` and a warning
-            count and name such examples. An interrupted recording goes on under any of these.
+            count and name such examples. An interrupted recording goes on under any of these. The
+            same holds where a service has failed for good; with "error" it is asked again when the
+            recording goes on.
+        max_spend: The most that answers of services may cost in all, with those of before an
+            interruption, in their unit. It is never exceeded: the most that a call may come to is
+            set aside before it is made.
+        concurrency: Calls of a service at a time; by default as its limits say.
 
     Raises:
         UnsupportedError: If what a stage says about an example depends on the others of its batch.
@@ -101,6 +119,9 @@ def record(
             another order of the examples.
         BusyError: If another process records to `path`.
         StorageError: If the disk is full; rows that were recorded are kept.
+        SpendingError: If one more answer might exceed `max_spend`. What was paid is kept with a
+            `path`: the same call with a larger one goes on.
+        ServiceError: If a service cannot be used as it is set up.
 
     >>> from torch import nn
     >>> cascade = Cascade.from_models({"small": nn.Linear(4, 3)})
@@ -111,11 +132,12 @@ def record(
     check_choice("dtype", dtype, ("float32", "float16"))
     check_positive_int("batch_size", batch_size)
     check_choice("nonfinite", nonfinite, HOW)
-    cascade.require_logits("record")
     if split is not None:
         check_split("split", split)
     for table in (costs, *other_costs):
         _check_costs(cascade, table)
+    listed = listed_prices(cascade, costs)
+    ceiling = ceiling_of(cascade, max_spend)
     names = _class_names(cascade, loader) if class_names is None else tuple(class_names)
     if names:
         tell_classes(cascade, len(names))
@@ -126,10 +148,21 @@ def record(
             return done
     cascade.to(device)
     with ExitStack() as stack:
-        store = _store(stack, cascade, loader, path, dtype, resume=resume, overwrite=overwrite)
+        store = _store(
+            stack,
+            cascade,
+            loader,
+            path,
+            dtype,
+            priced=listed is not None,
+            resume=resume,
+            overwrite=overwrite,
+        )
         stack.enter_context(evaluating(cascade))
-        work = _Work(cascade, names, device, nonfinite)
-        table = _record_rows(work, loader, store, costs, batch_size, progress)
+        work = _Work(cascade, names, device, nonfinite, listed, ceiling)
+        parts = None if path is None else parts_of(Path(path))
+        with keeping(cascade, parts, ceiling, concurrency=concurrency, resume=resume):
+            table = _record_rows(work, loader, store, costs, batch_size, progress)
         ids = store.ids()
         _check_unique(ids)
         facts = Facts(
@@ -156,6 +189,8 @@ class _Work:
     class_names: tuple[str, ...]
     device: torch.device | str
     nonfinite: Nonfinite
+    listed: Costs | None  # of stages that do not tell prices, where others do
+    ceiling: Spending
 
 
 def _finished(cascade: Cascade, loader: Loader, path: Path, dtype: StoredDtype) -> Trace | None:
@@ -172,6 +207,7 @@ def _store(
     path: Path | str | None,
     dtype: StoredDtype,
     *,
+    priced: bool,
     resume: bool,
     overwrite: bool,
 ) -> Store:
@@ -181,6 +217,8 @@ def _store(
     partial = PartialStore(
         Path(path),
         stages=len(cascade),
+        form=cascade.outputs,
+        priced=priced,
         dtype=dtype,
         fingerprint={**_fingerprint(cascade, loader), "dtype": dtype},
         resume=resume,
@@ -198,7 +236,8 @@ def _record_rows(
     progress: bool,
 ) -> Costs:
     """Fill the store and return the costs, which are counted on the first example."""
-    table = costs if isinstance(costs, Costs) else None
+    table = costs if isinstance(costs, Costs) else work.listed
+    prices = None if work.listed is None else work.listed.segment
     before, seen, checked = store.rows, 0, False
     with progress_bar("Recording", total_rows(loader), enabled=progress) as advance:
         for rows in labeled_rows(loader, batch_size, take_in(work.cascade)):
@@ -210,12 +249,14 @@ def _record_rows(
                 _check_same(rows, *store.known(seen, seen + done))
             if done < len(rows):
                 new = rows.after(done) if done else rows
-                logits = _outputs(work, new)
+                outputs = _outputs(work, new)
+                said = Said.of(outputs, prices)
+                _check_rows(work, new, said)
                 if not checked:
-                    checked = _check_company(work, new, logits)
-                store.append(new, logits)
+                    checked = _check_company(work, new, outputs)
+                store.append(new, said)
             seen += len(rows)
-            advance(len(rows))
+            advance(len(rows), "" if prices is None else f"{work.ceiling.spent:.4g} {table.unit}")
     if seen < before:
         raise InputError(
             f"The loader gave {seen} examples, but {before} were recorded before the interruption."
@@ -226,18 +267,23 @@ def _record_rows(
     return table
 
 
-def _outputs(work: _Work, rows: Rows) -> NDArray[Any]:
-    """Checked logits of every stage, `(m, s, c)`, float32; NaN where they are not finite."""
-    cascade, class_names = work.cascade, work.class_names
+def _outputs(work: _Work, rows: Rows) -> list[StageOutput]:
+    """What every stage says about some examples, an answer for each."""
     with torch.no_grad():  # not inference mode: there nobody could tell who writes into a carry
-        logits = cascade.forward(to_device(rows.inputs, work.device)).cpu().numpy()
-    m, s, c = logits.shape
-    if (m, s) != (len(rows), len(cascade)):
-        raise InputError(
-            f"Every stage must answer for each of the {len(rows)} examples of a batch, got "
-            f"{m} answers."
-        )
-    bad = np.argwhere(mark(logits))
+        found = work.cascade.answers(to_device(rows.inputs, work.device))
+    for stage, said in zip(work.cascade.topology.names, found, strict=True):
+        if len(said) != len(rows):
+            raise InputError(
+                f"Stage {stage!r} must answer for each of the {len(rows)} examples of a batch, got "
+                f"{len(said)} answers."
+            )
+    return found
+
+
+def _check_rows(work: _Work, rows: Rows, said: Said) -> None:
+    """Raise `InputError` where answers are missing, or labels and class names do not fit."""
+    cascade, class_names, c = work.cascade, work.class_names, said.classes
+    bad = np.argwhere(said.missing())
     if len(bad) and work.nonfinite == "error":
         row, stage = bad[0]
         raise InputError(refusal(rows.ids[row], cascade.topology.names[stage]))
@@ -253,11 +299,10 @@ def _outputs(work: _Work, rows: Rows) -> NDArray[Any]:
             f"class_names must have {c} entries, got {len(class_names)}. Of a folder with some of "
             f"the classes say which they are: image_folder(..., classes=..., class_count={c})."
         )
-    return logits
 
 
-def _check_company(work: _Work, rows: Rows, logits: NDArray[Any]) -> bool:
-    whole = torch.from_numpy(logits).to(work.device)
+def _check_company(work: _Work, rows: Rows, outputs: Sequence[StageOutput]) -> bool:
+    whole = [compared(said) for said in outputs]
     return check_company(list(work.cascade), to_device(rows.inputs, work.device), whole=whole)
 
 
@@ -298,7 +343,9 @@ def _class_names(cascade: Cascade, loader: Loader) -> tuple[str, ...]:
 
 def _fingerprint(cascade: Cascade, loader: Loader) -> dict[str, str]:
     """What makes recorded rows belong to this cascade and, where it can say so, this data set."""
+    functions = [getattr(stage.module, "fingerprint", "") for stage in cascade]
     return {
+        **({"functions": "; ".join(functions)} if any(functions) else {}),
         "stages": json.dumps(to_json(cascade.topology)),
         "transform": "; ".join(repr(stage.transform) for stage in cascade),
         "weights": weights_digest({stage.name: stage for stage in cascade}),

@@ -4,11 +4,10 @@ Layer: recording.
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol, final, runtime_checkable
+from typing import Protocol, final, runtime_checkable
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp._core.costs import Costs
@@ -17,8 +16,8 @@ from offramp._core.topology import Topology
 from offramp._core.types import Ids, IntArray
 from offramp.recording.nonfinite import Nonfinite, Treatment
 from offramp.recording.rows import Rows
+from offramp.recording.said import PRICES, Said, mean_costs, notes_of
 from offramp.trace import Trace
-from offramp.trace.files import narrowed
 
 
 @final
@@ -52,8 +51,8 @@ class Store(Protocol):
         """Labels and ids of rows that an interrupted run has recorded."""
         ...
 
-    def append(self, rows: Rows, logits: NDArray[Any]) -> None:
-        """Add `m` rows with their logits `(m, s, c)`, NaN where they are not finite."""
+    def append(self, rows: Rows, said: Said) -> None:
+        """Add `m` rows with what the stages said about them."""
         ...
 
     def ids(self) -> Ids:
@@ -71,7 +70,7 @@ class MemoryStore:
 
     def __init__(self, dtype: str) -> None:
         self._dtype = dtype
-        self._logits: list[NDArray[Any]] = []
+        self._said: list[Said] = []
         self._labels: list[IntArray] = []
         self._ids: list[Ids] = []
 
@@ -84,9 +83,9 @@ class MemoryStore:
         """Nothing was recorded by an earlier run."""
         raise InputError(f"Rows {start} to {stop} have not been recorded yet.")
 
-    def append(self, rows: Rows, logits: NDArray[Any]) -> None:
+    def append(self, rows: Rows, said: Said) -> None:
         """Add rows."""
-        self._logits.append(narrowed("logits", logits, self._dtype))
+        self._said.append(said.stored(self._dtype))
         self._labels.append(rows.labels)
         self._ids.append(rows.ids)
 
@@ -97,20 +96,27 @@ class MemoryStore:
     def finish(self, facts: Facts, split: Tensor | None) -> Trace:
         """Join the rows."""
         ids, labels = self.ids(), np.concatenate(self._labels)
-        treatment = Treatment(facts.nonfinite, self._logits, ids, facts.topology.names)
-        logits = torch.from_numpy(np.concatenate([*treatment.logits(self._logits, labels)]))
-        keep = treatment.keep
+        treatment = Treatment(facts.nonfinite, self._said, ids, facts.topology.names)
+        parts, keep = list(treatment.said(self._said, labels)), treatment.keep
+        arrays = {
+            name: torch.from_numpy(np.concatenate([part.arrays[name] for part in parts]))
+            for name in parts[0].arrays
+        }
+        paid = arrays.get(PRICES)
         return Trace(
             topology=facts.topology,
             labels=torch.from_numpy(labels[keep]),
-            classes=logits.shape[2],
-            costs=facts.costs,
+            classes=parts[0].classes,
+            costs=facts.costs if paid is None else mean_costs(facts.costs, paid.numpy()),
             other_costs=facts.other_costs,
-            logits=logits,
+            logits=arrays.get("logits"),
+            ranked=arrays.get("ranked"),
+            confidence=arrays.get("confidence"),
+            prices=paid,
             ids=ids[keep],
             split=None if split is None else split[torch.from_numpy(keep)],
             class_names=facts.class_names,
             seen_in_training=facts.seen_in_training,
             lossy=facts.lossy,
-            notes=treatment.notes,
+            notes=(*treatment.notes, *notes_of(self._said, facts.topology.names)),
         )

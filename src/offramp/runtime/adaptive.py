@@ -16,6 +16,7 @@ from offramp._core.checks import check_not_negative
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError, OfframpError
 from offramp._core.keys import example_keys
+from offramp._core.outputs import StageOutput
 from offramp._core.types import AnyBatch, Ids, Raw
 from offramp.policy.candidate import Candidate
 from offramp.policy.policy import Policy
@@ -147,7 +148,12 @@ class Adaptive(nn.Module):
         self.costs = costs
         self._made_of = (cascade, choice, fold)  # in a tuple, so that it moves and trains nothing
         self.program = Program(
-            policy, stages, costs=costs, times=times, class_names=cascade.class_names
+            policy,
+            stages,
+            costs=costs,
+            times=times,
+            class_names=cascade.class_names,
+            reference=_reference_of(choice, policy),
         )
         where = next((p.device for p in self.stages.parameters()), torch.device("cpu"))
         self.to(where).eval()
@@ -269,13 +275,14 @@ class Adaptive(nn.Module):
             program.check_before(moved, n)
             if mark is not None:
                 mark("other", NO_STAGE, n)
-            answer = walk(InFlight(program, moved, keys, mark=mark))
+            flight = InFlight(program, moved, keys, mark=mark)
+            answer = walk(flight)
         except OfframpError:
             raise
         except BLAMES_BATCH as error:
             program.check_blame(batch, error)
             raise
-        program.check_after(batch, answer.log_probs.shape[1])
+        program.check_after(batch, flight.width)
         if mark is not None:
             mark("decision", NO_STAGE, n)
         return answer
@@ -283,12 +290,16 @@ class Adaptive(nn.Module):
     def _nobody(self, batch: Raw, device: torch.device) -> Prediction:
         """The answer to no example; how many classes there are, one example of zeros shows."""
         program, root = self.program, self.program.topology.root
-        if program.classes is None:
-            one, first = to_device(_zeros(batch), device), torch.zeros(1, device=device).long()
-            program.check_before(one, 1)
-            program.classes = InFlight(program, one, first).visit(root, None).width
-        none = torch.zeros(0, program.classes, device=device)
-        return program.answer(0, [((root,), None, none, None)])
+        if program.says_labels is not None:
+            none = program.says_labels.to(device)
+        else:
+            if program.classes is None:
+                one, first = to_device(_zeros(batch), device), torch.zeros(1, device=device).long()
+                program.check_before(one, 1)
+                program.classes = InFlight(program, one, first).visit(root, None).width
+            shape = (0, program.classes)
+            none = StageOutput(classes=shape[1], logits=torch.zeros(shape, device=device))
+        return program.answer(0, [((root,), None, none, None, None)])
 
     @torch.inference_mode()
     def stream(
@@ -319,7 +330,7 @@ class Adaptive(nn.Module):
             ids: For each of `batches` the ids of its examples, as in `forward`; answers come with
                 them. By default examples are counted from 0 through the whole stream.
             batch_size: A full batch, for all stages or by the name of the stage. By default the
-                best size of the measured times; without those it is 64.
+                best size of the measured times; without those it is 64, and of services 1.
             deadline: Seconds after which an example waits for no others any more; None to wait
                 until a batch is full or the input ends.
             clock: Gives seconds; for tests.
@@ -354,12 +365,21 @@ class Adaptive(nn.Module):
             InputError: If `patience` is negative, or a size is no integer of at least 1.
             UnknownNameError: If `batch_size` names a stage that is not there.
         """
-        sizes = full_sizes(batch_size, self.program.topology, self.program.times)
+        program = self.program
+        waiting = [k for k, stage in program.stages.items() if stage.waits]
+        sizes = full_sizes(batch_size, program.topology, program.times, waiting)
         return Batcher(self.program, sizes, patience=patience)
 
     def train(self, mode: bool = True) -> "Adaptive":
         """Stay in evaluation mode: nothing here is trained."""
         return super().train(False)
+
+
+def _reference_of(choice: AnyChoice, policy: Policy) -> int | None:
+    """Index of the reference; None of a policy alone."""
+    if isinstance(choice, Policy):
+        return None
+    return policy.topology.index(candidate_of(choice).reference)
 
 
 def _keys(ids: Keys | None, n: int, device: torch.device) -> Tensor:

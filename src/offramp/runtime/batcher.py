@@ -16,7 +16,7 @@ Layer: runtime.  Source: methods.md 6; measured.md (carry-over of survivors to f
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import final
 
 import numpy as np
@@ -259,7 +259,8 @@ class Batcher:
 
     def _in_time(self, path: Path, flight: InFlight, late: float) -> InFlight | None:
         """Those whose deadline is not before `late`; the others leave where they are."""
-        return self._part(path[:-1], flight, "deadline", lambda ticket: ticket.deadline >= late)
+        may = [self._tickets[number].deadline >= late for number in numbers_of(flight)]
+        return self._part(path[:-1], flight, "deadline", may)
 
     # ---- going on and leaving
 
@@ -276,8 +277,13 @@ class Batcher:
     def _go_on(self, path: Path, child: int, flight: InFlight, rows: Rows) -> None:
         part, way = self._alive(flight.take(rows)), (*path, child)
         if part is not None and self._program.costs is not None:
-            cost = self._program.costs[self._program.paths[way]]
-            part = self._part(path, part, "budget", lambda ticket: ticket.budget >= cost)
+            cost, paid = self._program.costs[self._program.paths[way]], part.paid(path, None)
+            most = [cost] * len(part) if paid is None else (cost + paid).tolist()
+            may = [
+                self._tickets[number].budget >= cost
+                for number, cost in zip(numbers_of(part), most, strict=True)
+            ]
+            part = self._part(path, part, "budget", may)
         if part is None:
             return
         if part.broken:  # what is not finite waits for nobody
@@ -286,10 +292,9 @@ class Batcher:
             self._wait(way, part)
 
     def _part(
-        self, path: Path, flight: InFlight, reason: str, stays: Callable[[Ticket], bool]
+        self, path: Path, flight: InFlight, reason: str, may: Sequence[bool]
     ) -> InFlight | None:
         """Those who may go on; the others leave at the end of `path`."""
-        may = [stays(self._tickets[number]) for number in numbers_of(flight)]
         if all(may):
             return flight
         keep = torch.tensor(may, device=flight.ids.device)
@@ -305,8 +310,8 @@ class Batcher:
             return
         if len(alive) < len(positions):
             rows = torch.tensor(alive, device=flight.ids.device)
-        _, _, log_probs, kept = leave(flight, path, rows)
-        answer = self._program.answer(len(alive), [(path, None, log_probs, kept)], reason)
+        _, _, said, kept, paid = leave(flight, path, rows)
+        answer = self._program.answer(len(alive), [(path, None, said, kept, paid)], reason)
         self._finish([numbers[row] for row in alive], answer, None)
 
     def _give_up(self, flight: InFlight, error: Exception) -> None:
@@ -342,17 +347,23 @@ class Batcher:
 
 
 def full_sizes(
-    given: int | Mapping[str, int] | None, topology: Topology, times: StageTimes | None
+    given: int | Mapping[str, int] | None,
+    topology: Topology,
+    times: StageTimes | None,
+    waiting: Collection[int] = (),
 ) -> dict[int, int]:
     """For each stage how many examples make a full batch, by index.
 
-    >>> full_sizes({"b": 8}, Topology.of(["a", "b"]), None)
-    {0: 64, 1: 8}
+    Those that wait for a service take examples one by one: none waits for another's answer.
+
+    >>> full_sizes({"b": 8}, Topology.of(["a", "b", "c"]), None, waiting=[2])
+    {0: 64, 1: 8, 2: 1}
     """
     stages = range(len(topology))
     if isinstance(given, int):
         return dict.fromkeys(stages, check_positive_int("batch_size", given))
     default = {k: FULL if times is None else times.best_size(k) for k in stages}
+    default |= dict.fromkeys(waiting, 1)
     for name, size in (given or {}).items():
         check_known("stage", name, topology.names)
         default[topology.index(name)] = check_positive_int(f"batch_size[{name!r}]", size)

@@ -1,7 +1,8 @@
 """An adaptive model that many callers ask at once: threads around one batcher.
 
 Thread-safe: `Executor.submit`, `Executor.future` and `Executor.close`, from any thread and any
-event loop. The batcher is used under one lock; stages run outside of it, several at a time. A
+event loop. The batcher is used under one lock; stages run outside of it, several at a time. What
+only waits, such as a service, does so in threads of its own, and no computing waits for it. A
 module that can run one batch at a time (`reentrant = False`, such as CUDA graphs) has a lock of its
 own. Not thread-safe: changing or moving the model while an executor has it, and calling the model
 directly if it holds such a module.
@@ -13,7 +14,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import final
 
@@ -29,7 +30,7 @@ from offramp._core.keys import example_keys
 from offramp._core.types import AnyBatch, Ids
 from offramp.runtime.adaptive import Adaptive
 from offramp.runtime.inflight import enter
-from offramp.runtime.pools import Finished, Job
+from offramp.runtime.pools import Finished, Job, numbers_of
 from offramp.runtime.prediction import Prediction, joined
 
 
@@ -135,6 +136,8 @@ class Executor:
         self._changed = threading.Condition()
         self._closing = False
         self._locks = _locks_of(model)
+        calls = sum(stage.waits for stage in model.program.stages.values())
+        self._waiting = ThreadPoolExecutor(calls) if calls else None  # begins threads when needed
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(workers)]
         for thread in self._threads:
             thread.start()
@@ -219,6 +222,8 @@ class Executor:
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join()
+        if self._waiting is not None:
+            self._waiting.shutdown(cancel_futures=not answer)
 
     def __enter__(self) -> "Executor":
         return self
@@ -231,15 +236,31 @@ class Executor:
     @torch.inference_mode()
     def _work(self) -> None:
         while (job := self._next()) is not None:
-            with self._alone(job):
-                outcome = job.run()
-            with self._changed:
-                try:
-                    self._batcher.tell(job, outcome, self._clock())
-                    self._deliver()
-                except Exception as error:  # noqa: BLE001  (nobody may wait for ever)
-                    self._fail_all(error)
-                self._changed.notify_all()
+            if self._waiting is not None and self._model.program.stages[job.stage].waits:
+                self._waiting.submit(self._wait_for, job)
+            else:
+                self._run(job)
+
+    def _wait_for(self, job: Job) -> None:
+        """Run a job that only waits, unless all its callers have gone: it might have to be paid."""
+        with self._changed:
+            wanted = any(number in self._requests for number in numbers_of(job.flight))
+            if not wanted:
+                self._batcher.failed(job, UnsupportedError("Nobody waits for it."), self._clock())
+        if wanted:
+            self._run(job)
+
+    @torch.inference_mode()
+    def _run(self, job: Job) -> None:
+        with self._alone(job):
+            outcome = job.run()
+        with self._changed:
+            try:
+                self._batcher.tell(job, outcome, self._clock())
+                self._deliver()
+            except Exception as error:  # noqa: BLE001  (nobody may wait for ever)
+                self._fail_all(error)
+            self._changed.notify_all()
 
     def _next(self) -> Job | None:
         """Wait for a job; None when there are none any more."""

@@ -6,8 +6,10 @@ Layer: runtime.  Source: design.md, rules that hold everywhere (NaN logits at ru
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int, Int8
 from torch import Tensor
+
+from offramp._core.outputs import StageOutput
 
 
 class Fallback(NamedTuple):
@@ -16,58 +18,74 @@ class Fallback(NamedTuple):
     Kept from the first output on that is not finite; before it there is nothing to keep.
 
     Args:
-        log_probs: The answer, `(m, c)`; NaN where there is none.
+        said: The answer, of `m`; NaN where there is none.
         nonfinite: Number of visited stages that were not finite, `(m,)`.
         valid: Whether one was finite, `(m,)`.
-        behind: Whether the last visited stage was not, so that an earlier one answers, `(m,)`.
+        why: Why an earlier stage answers, or none, `(m,)`: position in `REASONS`; 0 where the last
+            visited stage was finite.
     """
 
-    log_probs: Float[Tensor, "m c"]
+    said: StageOutput
     nonfinite: Int[Tensor, " m"]
     valid: Bool[Tensor, " m"]
-    behind: Bool[Tensor, " m"]
+    why: Int8[Tensor, " m"]
 
     @classmethod
-    def none(cls, m: int, like: Float[Tensor, "k c"]) -> "Fallback":
-        """That of `m` examples of whom no stage has said anything; `like` gives classes, device."""
-        no = torch.zeros(m, dtype=torch.bool, device=like.device)
-        return cls(like.new_full((m, like.shape[1]), torch.nan), no.long(), no, no.clone())
+    def none(cls, m: int, like: StageOutput) -> "Fallback":
+        """That of `m` examples of whom no stage has said anything; answers are in `like`'s form."""
+        said = like.nothing(m)
+        no = torch.zeros(m, dtype=torch.bool, device=said.device)
+        return cls(said, no.long(), no, no.to(torch.int8))
 
     def take(self, rows: Tensor | None) -> "Fallback":
         """Those of some examples, by position; None for all."""
-        return self if rows is None else Fallback(*(values[rows] for values in self))
+        if rows is None:
+            return self
+        said, *others = self
+        return Fallback(said.take(rows), *(values[rows] for values in others))
 
     def put(self, rows: Tensor | None, part: "Fallback") -> "Fallback":
         """The same with other values for some examples."""
         if rows is None:
             return part
+        pairs = zip(self[1:], part[1:], strict=True)
         return Fallback(
-            *(whole.index_copy(0, rows, new) for whole, new in zip(self, part, strict=True))
+            self.said.put(rows, part.said),
+            *(whole.index_copy(0, rows, new) for whole, new in pairs),
         )
 
     def after(
         self,
         finite: Bool[Tensor, " m"],
         *,
-        combined: Float[Tensor, "m c"],
-        before: Float[Tensor, "m c"] | None,
-        alone: Float[Tensor, "m c"],
+        combined: StageOutput,
+        before: StageOutput | None,
+        alone: StageOutput,
+        why: Int8[Tensor, " m"],
     ) -> "Fallback":
         """The same after one more visited stage.
 
         Args:
-            finite: Whose logits are finite.
+            finite: Whom the stage has answered.
             combined: The answer as the policy combines here.
             before: The same at the stage before, None where there is none.
             alone: The answer of this stage alone.
+            why: What happened to those that are not finite.
         """
-        held, valid, clean = self.log_probs, self.valid, self.nonfinite == 0
+        held, valid, clean = self.said, self.valid, self.nonfinite == 0
         if before is not None:
-            held, valid = torch.where(clean[:, None], before, held), valid | clean
-        new = torch.where(clean[:, None], combined, alone)
+            held, valid = before.where(clean, held), valid | clean
+        new = combined.where(clean, alone)
         return Fallback(
-            torch.where(finite[:, None], new, held),
+            new.where(finite, held),
             self.nonfinite + (~finite).long(),
             valid | finite,
-            ~finite,
+            why.masked_fill(finite, 0),
+        )
+
+    def without(self, refused: Bool[Tensor, " m"]) -> "Fallback":
+        """The same, but for examples that nobody may answer any more."""
+        return self._replace(
+            said=self.said.where(~refused, self.said.nothing(len(refused))),
+            valid=self.valid & ~refused,
         )

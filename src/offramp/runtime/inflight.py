@@ -17,12 +17,12 @@ from torch import Tensor
 
 from offramp._core.batch import (
     Form,
-    RawInput,
     carry_form,
     concat,
     split_rows,
     take_rows,
 )
+from offramp._core.carry import RawInput
 from offramp._core.errors import InputError, OfframpError
 from offramp._core.outputs import StageOutput, sums_up
 from offramp._core.topology import RAW_INPUT, Path
@@ -34,7 +34,6 @@ from offramp.runtime.fallback import Fallback
 from offramp.runtime.plans import RAW
 from offramp.runtime.prediction import Rows
 from offramp.runtime.program import BLAMES_BATCH, Program
-from offramp.stages.fusing.modules import fused_of
 
 Numbers = Int64[np.ndarray, " n"]
 
@@ -219,6 +218,8 @@ class InFlight:
         else:
             given, whole = held.take(rows), rows
         said = given if isinstance(given, StageOutput) else here.answer(given)
+        if here.calls_on_rows and said.device != self.ids.device:
+            said = said.to(self.ids.device)
         if whole is not rows:
             said = Held(said, whole).take(rows)
         m, wanted = len(said), self._n if rows is None else rows.shape[0]
@@ -263,7 +264,7 @@ class InFlight:
         block = self.program.blocks.get(stage)
         if block is None or len(block.stages) == 1:
             return False
-        logits = fused_of(self._said)[:, block.columns].float()
+        logits = self._said.logits[:, block.columns].float()
         classes, rows = logits.shape[2], logits[0]  # (k, c)
         for member, own in zip(block.stages, logits.unbind(1), strict=True):
             self.outputs[member] = StageOutput(classes=classes, logits=own)
@@ -271,6 +272,11 @@ class InFlight:
             self.known.update(self.program.policy.distributions(block.stages, rows))
             self.ahead |= frozenset(block.stages)
         return True
+
+    @property
+    def width(self) -> int:
+        """How many classes the stages have, as they have answered."""
+        return next(said.width for said in self.outputs if said is not None)
 
     def has_heard(self, stage: int) -> bool:
         """Whether it is known what a stage says."""
@@ -287,6 +293,15 @@ class InFlight:
             self.known, self._known_of = {}, rows
         ids = self.ids if rows is None else self.ids.index_select(0, rows)
         return Evidence(self.program.policy, path, self.outputs, ids, rows, self.known)
+
+    def paid(self, path: Path, rows: Rows) -> Tensor | None:
+        """By how much what services charged on a path differs from the costs, `(m,)`."""
+        differences = [
+            (held.prices if rows is None else held.prices[rows]) - listed
+            for k, listed in self.program.priced.items()
+            if k in path and (held := self.outputs[k]) is not None and held.prices is not None
+        ]
+        return torch.stack(differences).sum(dim=0) if differences else None
 
     # ---- fewer and more
 

@@ -10,6 +10,7 @@ from typing import final
 
 import torch
 
+from offramp._core.errors import ServiceError
 from offramp._core.outputs import StageOutput
 from offramp._core.topology import Path
 from offramp._core.types import Ids
@@ -54,6 +55,8 @@ class Job:
             if first:
                 program.check_after(batch, said.width)
         except Exception as error:  # noqa: BLE001  (whatever a network raises)
+            if isinstance(error, ServiceError):  # asked again in halves it would say the same
+                return Failure(error, whole=True)
             if first:
                 return Failure(program.explained(batch, error), program.is_another_kind(batch))
             return Failure(error)

@@ -11,24 +11,28 @@ import torch
 from jaxtyping import Bool, Float, Int, Int8, Shaped
 from torch import Tensor
 
+from offramp._core.outputs import NO_LABEL as NO_LABEL
+from offramp._core.outputs import StageOutput
 from offramp._core.topology import Path
 from offramp.runtime.fallback import Fallback
-
-NO_LABEL = -1  # label of an example that no stage could answer; 0 would be a class
 
 #: Why an example left where it did; `Prediction.reason` holds positions in here. "policy": it
 #: decided so. "last": nothing follows. "nonfinite": what came last was not finite, so an earlier
 #: stage answers, or none. "deadline", "budget": the next stage would have taken too long, or cost
 #: more. "error": no answer, because something raised it; only in the `answer` of a `RowsError`.
-REASONS: Final = ("policy", "last", "nonfinite", "deadline", "budget", "error")
-
-NONFINITE: Final = REASONS.index("nonfinite")
+#: "failed": what came last was a service that failed for good. "spending": its spending cap was
+#: reached. Then an earlier stage answers, or none.
+REASONS: Final = (
+    *("policy", "last", "nonfinite", "deadline", "budget", "error"),
+    *("failed", "spending"),
+)
 
 #: Positions of examples within the batch, `(m,)` int64, ascending; None stands for all of them.
 Rows = Tensor | None
 
-#: Examples that leave: their path, who they are, what `predicted` says of them.
-Left = tuple[Path, Rows, Tensor, Fallback | None]
+#: Examples that leave: their path, who they are, what they are answered, what was kept of them, and
+#: by how much what they paid differs from the costs.
+Left = tuple[Path, Rows, StageOutput, Fallback | None, Tensor | None]
 
 
 @final
@@ -39,27 +43,31 @@ class Prediction:
     The tensors are torch's inference tensors; `clone` gives ordinary ones.
 
     Args:
-        log_probs: Log of the combined probabilities, `(n, c)`, float32; NaN where not `valid`.
+        log_probs: Log of the combined probabilities, `(n, c)`, float32; NaN where not `valid`. None
+            where stages answer with labels and nothing is combined. Where labels with confidences
+            are combined, the last of the columns stands for all labels outside the classes.
         labels: Most probable class, `(n,)`, ties to the lowest index; -1 where not `valid`. Where
-            stages answer with labels and confidences, `c` stands for a label outside the classes.
+            `log_probs` is None, the label that the stage gave, also one that is no class.
         stage: Index into `stage_names` of the stage at which each example left, `(n,)`.
         path: Index into `paths` of the stages that each example visited, `(n,)`.
         reason: Why each left there, `(n,)`, int8: position in `REASONS`; `reasons` has the words.
-        confidence: Largest combined probability, `(n,)` in [0, 1]; 0 where not `valid`.
+        confidence: Largest combined probability, `(n,)` in [0, 1]; 0 where not `valid`. Where
+            `log_probs` is None, the number that the stage gave; None where it gave a label alone.
         cost: Cost of everything that ran for each example, `(n,)`, float64, in the unit of the
-            costs given; None where none were given.
+            costs given; of services that tell it in this unit what they charged. Without costs what
+            services charged, or None.
         valid: False where no visited stage gave finite logits, `(n,)`: there is no answer.
-        nonfinite: Number of visited stages that gave NaN or infinity, `(n,)`.
+        nonfinite: Number of visited stages that gave NaN or infinity, or failed, `(n,)`.
         stage_names: Names of all stages of the cascade, in topological order.
         paths: All ways through the stages that the policy uses.
     """
 
-    log_probs: Float[Tensor, "n c"]
+    log_probs: Float[Tensor, "n c"] | None
     labels: Int[Tensor, " n"]
     stage: Int[Tensor, " n"]
     path: Int[Tensor, " n"]
     reason: Int8[Tensor, " n"]
-    confidence: Float[Tensor, " n"]
+    confidence: Float[Tensor, " n"] | None
     cost: Float[Tensor, " n"] | None
     valid: Bool[Tensor, " n"]
     nonfinite: Int[Tensor, " n"]
@@ -136,18 +144,18 @@ def spread(
 
 
 def gathered(
-    n: int, parts: Sequence[tuple[Rows, Tensor, Fallback | None]]
-) -> tuple[Tensor, Fallback | None]:
-    """Log-probabilities, and what was kept of anybody, in the order of the examples."""
-    rows, log_probs, kept = parts[0]
+    n: int, parts: Sequence[tuple[Rows, StageOutput, Fallback | None]]
+) -> tuple[StageOutput, Fallback | None]:
+    """Answers, and what was kept of anybody, in the order of the examples."""
+    rows, first, kept = parts[0]
     if rows is None:
-        return log_probs, kept
-    whole = log_probs.new_empty(n, log_probs.shape[1])
-    for rows, part, _ in parts:
-        whole.index_copy_(0, rows, part)  # type: ignore[arg-type]
+        return first, kept
+    everyone = [rows for rows, *_ in parts if rows is not None]
+    whole = first.gathered(n, [said for _, said, _ in parts[1:]], everyone)
     if all(kept is None for *_, kept in parts):
         return whole, None
-    everybody = Fallback.none(n, log_probs)._replace(valid=torch.ones_like(whole[:, 0]).bool())
+    valid = torch.ones(n, dtype=torch.bool, device=first.device)
+    everybody = Fallback.none(n, first)._replace(valid=valid)
     for rows, _, kept in parts:
         if kept is not None:
             everybody = everybody.put(rows, kept)

@@ -12,19 +12,22 @@ from collections.abc import Mapping, Sequence
 from typing import final
 
 import torch
+from torch import Tensor
 
 from offramp._core.batch import form_of
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError, OfframpError, UnsupportedError
+from offramp._core.outputs import StageOutput
+from offramp._core.topology import EXIT
 from offramp._core.types import Raw
 from offramp.policy.policy import Policy
 from offramp.runtime.plans import blocks_of, plan_segments
 from offramp.runtime.prediction import (
     NO_LABEL,
-    NONFINITE,
     REASONS,
     Left,
     Prediction,
+    Rows,
     gathered,
     spread,
 )
@@ -49,9 +52,11 @@ class Program:
         times: Measured times: a stage then takes a batch in parts where that is faster, and runs
             everybody who is held where gathering those wanted would cost more.
         class_names: Names of the classes, or none.
+        reference: Index of the reference, for services whose failure it makes up for.
 
     Raises:
-        InputError: If the times are those of other stages.
+        InputError: If the times are those of other stages, or a stage that goes to the reference
+            where it fails has no way there.
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class Program:
         costs: Costs | None = None,
         times: StageTimes | None = None,
         class_names: Sequence[str] = (),
+        reference: int | None = None,
     ) -> None:
         topology = policy.topology
         if times is not None and times.stages != topology.names:
@@ -85,14 +91,34 @@ class Program:
         self.costs = None
         if costs is not None:
             self.costs = tuple(costs.path(topology, p, policy.decided(p)) for p in paths)
+        # Services, and what it means that they have failed.
+        self.services = {k: s.on_error for k, s in stages.items() if s.on_error is not None}
+        self.detours = {k: self._detour(k, reference) for k in self.children}
+        units = {stage.unit for stage in stages.values() if stage.unit is not None}
+        told = units == {costs.unit} if costs is not None else len(units) == 1
+        # Services that tell prices, with what the costs say instead.
+        self.priced = {
+            k: 0.0 if costs is None else costs.segment[k]
+            for k, stage in stages.items()
+            if told and stage.unit is not None
+        }
         # All that can be switched; a part that trains whatever it is told (Monte Carlo) is none.
         parts = dict.fromkeys(part for stage in stages.values() for part in stage.modules())
         self._modes = [part for part in parts if not part.training]
-        self._extra = int(any(stage.outputs == "confidence" for stage in stages.values()))
+        self._extra = int(any(stage.form != "logits" for stage in stages.values()))
+        self.says_labels = self._said_to_nobody()
         self._names = len(class_names)
         self.classes = self._names + self._extra if self._names else None
         self._first: str | None = None  # form of the first batch that was answered
         self._checked = False  # whether answers were seen not to depend on the rest of the batch
+
+    def _said_to_nobody(self) -> StageOutput | None:
+        """What nobody is answered where answers are labels; None where they are probabilities."""
+        if not self._extra or self.policy.combine != "last":
+            return None
+        ranked = torch.zeros(0, 1, dtype=torch.int64)
+        sure = any(stage.form == "confidence" for stage in self.stages.values())
+        return StageOutput(classes=2, ranked=ranked, confidence=torch.zeros(0) if sure else None)
 
     def answer(self, n: int, left: Sequence[Left], reason: str | None = None) -> Prediction:
         """The answer to `n` examples, once all have left.
@@ -102,35 +128,63 @@ class Program:
             left: All of them, by path; no example is in two parts.
             reason: Why they left, where it was not the policy that let them go.
         """
-        log_probs, kept = gathered(n, [(rows, said, kept) for _, rows, said, kept in left])
-        device, nodes = log_probs.device, [(self.paths[path], rows) for path, rows, *_ in left]
+        said, kept = gathered(n, [(rows, said, kept) for _, rows, said, kept, _ in left])
+        device, nodes = said.device, [(self.paths[path], rows) for path, rows, *_ in left]
         why = spread(n, nodes, self.reasons, torch.int8, device)
-        best, labels = log_probs.max(dim=1)  # ties go to the first
-        confidence = best.exp()
+        labels, confidence = said.best()
         if kept is None:
             valid = torch.ones(n, dtype=torch.bool, device=device)
             nonfinite = torch.zeros(n, dtype=torch.int64, device=device)
         else:
             valid, nonfinite = kept.valid, kept.nonfinite
             labels = torch.where(valid, labels, NO_LABEL)
-            confidence = torch.where(valid, confidence, 0.0)
-            why = why.masked_fill(kept.behind, NONFINITE)
+            if confidence is not None:
+                confidence = torch.where(valid, confidence, 0.0)
+            why = torch.where(kept.why > 0, kept.why, why)
         if reason is not None:
             why = torch.full_like(why, REASONS.index(reason))
-        costs = self.costs
         return Prediction(
-            log_probs=log_probs,
+            log_probs=said.logits,
             labels=labels,
             stage=spread(n, nodes, self.ends, torch.int64, device),
             path=spread(n, nodes, range(len(self.ends)), torch.int64, device),
             reason=why,
             confidence=confidence,
-            cost=None if costs is None else spread(n, nodes, costs, torch.float64, device),
+            cost=self._cost(n, nodes, left, device),
             valid=valid,
             nonfinite=nonfinite,
             stage_names=self.topology.names,
             paths=tuple(self.paths),
         )
+
+    def _cost(
+        self, n: int, nodes: Sequence[tuple[int, Rows]], left: Sequence[Left], device: torch.device
+    ) -> Tensor | None:
+        """What was paid for each example: by the costs, and by what services have told."""
+        if self.costs is None and not self.priced:
+            return None
+        costs = (0.0,) * len(self.ends) if self.costs is None else self.costs
+        cost = spread(n, nodes, costs, torch.float64, device)
+        for _, rows, *_, paid in left if self.priced else ():
+            if paid is not None:
+                cost = cost + paid if rows is None else cost.index_add(0, rows, paid)
+        return cost
+
+    def _detour(self, k: int, reference: int | None) -> int:
+        """Where examples go whom a stage has not answered: to a child, or nowhere."""
+        children, how = self.children[k], self.services.get(k)
+        if not children or how == "refuse":
+            return EXIT
+        if how == "next":
+            return children[0]
+        if how == "reference" and reference not in children:
+            known = "None" if reference is None else repr(self.topology.names[reference])
+            raise InputError(
+                f"Stage {self.stages[k].name!r} says on_error='reference', but the policy has no "
+                f"way from there to the reference ({known}). Give the cascade such an edge, "
+                "choose a candidate that names its reference, or say on_error='next'."
+            )
+        return reference if how == "reference" and reference is not None else children[-1]
 
     def check_before(self, batch: Raw, n: int) -> None:
         """Put networks back that somebody put into training mode; look closely at the first batch.

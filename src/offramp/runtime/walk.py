@@ -5,8 +5,9 @@ together. The host knows which way each part of them came, so each part decides 
 own path, and answers are made where examples leave.
 
 An example whose logits at a stage hold NaN or infinity goes on to the last child, whatever the
-rules say. The last finite visited stage answers: as the policy combines there, or alone where a
-stage before it was not finite.
+rules say; where a service has failed, to the one that its `on_error` says; where its spending cap
+is reached, nowhere, if a stage before it has answered. The last finite visited stage answers: as
+the policy combines there, or alone where a stage before it was not finite.
 
 Host synchronizations: one for each stage that is visited and has children, for the number of
 examples that take each way. On the CPU one example decides by plain ifs.
@@ -20,12 +21,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from offramp._core.outputs import finite_rows, sums_up
+from offramp._core.outputs import CAPPED, StageOutput
 from offramp._core.topology import EXIT, Path
-from offramp.policy.features import scaled_log_probs
 from offramp.runtime.fallback import Fallback
 from offramp.runtime.inflight import InFlight
-from offramp.runtime.prediction import Left, Prediction, Rows
+from offramp.runtime.prediction import REASONS, Left, Prediction, Rows
+
+_NONFINITE, _FAILED, _SPENDING = map(REASONS.index, ("nonfinite", "failed", "spending"))
 
 #: Examples that came the same way: its path, and their positions.
 Part = tuple[Path, Rows]
@@ -127,8 +129,8 @@ def step(flight: InFlight, path: Path, rows: Rows) -> tuple[Path, int]:
     at = flight.at(path, rows)
     finite = stage in flight.ahead
     if not finite:
-        logits = at.output(stage).scores()
-        finite = sums_up(logits) or bool(finite_rows(logits))
+        finite = at.output(stage).all_finite()
+    detour = EXIT if finite else _detours(flight, path, rows, at.output(stage))
     if not finite or flight.fallback is not None:
         _keep(flight, [(path, rows)])
     children = flight.program.children[stage]
@@ -137,7 +139,7 @@ def step(flight: InFlight, path: Path, rows: Rows) -> tuple[Path, int]:
     if flight.mark is not None:
         flight.mark("wait", stage, 1)
     if not finite:
-        return path, children[-1]
+        return path, int(detour)
     # Where something was not finite before, each stage on the way is looked at.
     action = flight.program.policy.step(at, flight.ahead if flight.fallback is None else ())
     return at.path, action
@@ -147,16 +149,16 @@ def leave(flight: InFlight, path: Path, rows: Rows) -> Left:
     """What those are answered who leave at the end of `path`."""
     if flight.fallback is not None:
         held = flight.fallback.take(rows)
-        return path, rows, held.log_probs, held
-    return path, rows, flight.program.policy.answer(flight.at(path, rows)), None
+        return path, rows, held.said, held, flight.paid(path, rows)
+    said = flight.program.policy.says(flight.at(path, rows))
+    return path, rows, said, None, flight.paid(path, rows)
 
 
 def _is_finite(flight: InFlight) -> bool:
     """True where all is known to be finite; a device is not asked, the host would wait."""
     if flight.fallback is not None or flight.last is None or flight.ids.device.type != "cpu":
         return False
-    last = flight.last.scores()
-    return not len(last) or sums_up(last) or bool(finite_rows(last).all())
+    return not len(flight.last) or flight.last.all_finite()
 
 
 def _divide(flight: InFlight, stage: int, parts: Sequence[Part]) -> list[tuple[Part, int]]:
@@ -164,8 +166,10 @@ def _divide(flight: InFlight, stage: int, parts: Sequence[Part]) -> list[tuple[P
     actions, counts = list[Tensor](), list[Tensor]()
     for path, rows in parts:
         at = flight.at(path, rows)
-        finite = finite_rows(at.output(stage).scores())
-        action = torch.where(finite, policy.decide(at)[0], children[-1])
+        said = at.output(stage)
+        finite = said.finite()
+        detour = _detours(flight, path, rows, said)
+        action = torch.where(finite, policy.decide(at)[0], detour)
         actions.append(action)
         counts += [(action == child).sum() for child in children] + [(~finite).sum()]
     if mark is not None:
@@ -182,6 +186,27 @@ def _divide(flight: InFlight, stage: int, parts: Sequence[Part]) -> list[tuple[P
         for part, child in _divided(actions[k], rows, children, going):
             found.append(((path, part), child))
     return found
+
+
+def _detours(flight: InFlight, path: Path, rows: Rows, said: StageOutput) -> Tensor | int:
+    """Where those go whom the last stage of a path has not answered."""
+    stage = path[-1]
+    detour = flight.program.detours[stage]
+    if stage not in flight.program.services or said.ranked is None or len(path) == 1:
+        return detour
+    stays = said.ranked[:, 0] == CAPPED
+    if flight.fallback is not None:
+        stays = stays & flight.fallback.take(rows).valid
+    return torch.where(stays, EXIT, detour)
+
+
+def _why(flight: InFlight, stage: int, said: StageOutput) -> Tensor:
+    """What has happened to those whom a stage has not answered, as positions in `REASONS`."""
+    service = stage in flight.program.services
+    why = torch.full_like(flight.ids[: len(said)], _FAILED if service else _NONFINITE)
+    if service and said.ranked is not None:
+        why = why.masked_fill(said.ranked[:, 0] == CAPPED, _SPENDING)
+    return why.to(torch.int8)
 
 
 def _divided(
@@ -211,13 +236,16 @@ def _keep(flight: InFlight, parts: Sequence[Part]) -> None:
     policy = flight.program.policy
     for path, rows in parts:
         at = flight.at(path, rows)
-        logits = at.output(path[-1]).scores()
-        combined = policy.answer(at)
-        before = policy.answer(flight.at(path[:-1], rows)) if len(path) > 1 else None
+        combined = policy.says(at)
+        before = policy.says(flight.at(path[:-1], rows)) if len(path) > 1 else None
         alone = combined
         if policy.combine != "last":
-            alone = scaled_log_probs(logits, policy.temperatures[path[-1]])
-        kept = flight.fallback or Fallback.none(len(flight), logits)
-        finite = finite_rows(logits)
-        part = kept.take(rows).after(finite, combined=combined, before=before, alone=alone)
+            log_probs = at.distribution(path[-1]).log_probs
+            alone = StageOutput(classes=log_probs.shape[1], logits=log_probs)
+        kept = flight.fallback or Fallback.none(len(flight), combined)
+        said = at.output(path[-1])
+        finite, why = said.finite(), _why(flight, path[-1], said)
+        part = kept.take(rows).after(finite, combined=combined, before=before, alone=alone, why=why)
+        if flight.program.services.get(path[-1]) == "refuse":
+            part = part.without(~finite & (why == _FAILED))
         flight.fallback = kept.put(rows, part)

@@ -13,8 +13,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from offramp._core.errors import InputError, TopologyError
+from offramp._core.outputs import StageOutput
 from offramp._core.topology import RAW_INPUT, Topology
-from offramp._core.types import AnyBatch, OutputForm, Raw
+from offramp._core.types import AnyBatch, OutputForm, Raw, StageForm
 from offramp.models import ModelSpec, SeveralLogitsError
 from offramp.stages.classes import check_same_classes, same_names, settle_classes, tell_classes
 from offramp.stages.exits import AtOne, Exits, Kind, chain_edges, exit_stages
@@ -83,7 +84,7 @@ class Cascade(nn.Module):
         transform: Transforms | Mapping[str, Transforms] = None,
         specs: Mapping[str, ModelSpec] | None = None,
         class_names: Sequence[str] = (),
-        outputs: OutputForm | Mapping[str, OutputForm] = "logits",
+        outputs: StageForm | Mapping[str, StageForm] = "logits",
         classes: int | None = None,
     ) -> "Cascade":
         """Network selection: every stage is a whole network that reads the raw input.
@@ -97,8 +98,8 @@ class Cascade(nn.Module):
             specs: How to build each network again, by name.
             class_names: As in the class.
             outputs: What the networks or services answer with, all alike as in a trace, as one
-                text or by name: "logits", or "confidence" for a label with the probability that it
-                is right (`Stage`), for policies that were fitted on such answers.
+                text or by name (`Stage`): "logits" or "probabilities"; "confidence" for a label
+                with the probability that it is right; "labels" for labels alone.
             classes: Number of classes, for services that give labels; by default that of
                 `class_names`.
 
@@ -236,20 +237,32 @@ class Cascade(nn.Module):
             `(m, s, c)`, float32; `(m, s, c + 1)` of stages that answer with a confidence.
 
         Raises:
+            InputError: If the stages have different numbers of classes, or answer with labels
+                alone.
+        """
+        return torch.stack([said.scores() for said in self.answers(batch)], dim=1)
+
+    def answers(self, batch: AnyBatch) -> list[StageOutput]:
+        """What every stage says about every example; a segment that stages share runs once.
+
+        Args:
+            batch: Raw input of `m` examples.
+
+        Raises:
             InputError: If the stages have different numbers of classes.
         """
-        logits: list[Tensor] = []
+        found: list[StageOutput] = []
         batch = take_in(self)(batch)
         with naming_types(self, batch):
             for stage, result in run_segments(list(self), batch):
                 try:
-                    logits.append(stage.answer(result).scores())
+                    found.append(stage.answer(result))
                 except SeveralLogitsError:
                     if settle_classes(self, batch):
-                        return self.forward(batch)
+                        return self.answers(batch)
                     raise
-        self._check_classes([part.shape[1] for part in logits])
-        return torch.stack(logits, dim=1)
+        self._check_classes([said.classes for said in found])
+        return found
 
     def with_stages(self, stages: Sequence[Stage]) -> "Cascade":
         """The same cascade with other stages in the place of its own, in order."""
@@ -265,24 +278,9 @@ class Cascade(nn.Module):
                 class names.
         """
         with evaluating(self), torch.inference_mode():
-            return self.forward(example_batch).shape[2] - (self.outputs == "confidence")
-
-    def require_logits(self, what: str) -> None:
-        """Raise `InputError` where the stages answer with labels and confidences.
-
-        Args:
-            what: What needs logits, for the message.
-        """
-        if self.outputs != "logits":
-            raise InputError(
-                f"{what} needs stages that answer with logits, and these answer with labels and "
-                "confidences. Ask them for labeled examples and give their answers to "
-                "offramp.trace.from_predictions."
-            )
+            return self.answers(example_batch)[0].classes
 
     def _check_classes(self, counts: Sequence[int]) -> None:
-        extra = int(self.outputs == "confidence")
-        counts = [count - extra for count in counts]
         check_same_classes(dict(zip(self.topology.names, counts, strict=True)))
         if self.class_names and len(self.class_names) != counts[0]:
             raise InputError(
@@ -316,13 +314,14 @@ def _source(stage: Stage, names: Sequence[str]) -> int:
 
 def _form_of(stages: Sequence[Stage]) -> OutputForm:
     """What all stages answer with."""
-    forms = {stage.name: stage.outputs for stage in stages}
+    forms = {stage.name: stage.form for stage in stages}
     if len(set(forms.values())) > 1:
         raise InputError(
             f"outputs must be one form for all stages, as in a trace, got {forms}. Of logits the "
-            "best label with its probability can be taken: outputs='confidence'."
+            "best label with its probability can be taken (outputs='confidence'), or without it "
+            "(outputs='labels')."
         )
-    return stages[0].outputs
+    return stages[0].form
 
 
 def _check_sharing(stages: Sequence[Stage], topology: Topology) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from offramp._core.batch import all_alike, batch_size, take_rows
 from offramp._core.errors import OfframpError, UnsupportedError
+from offramp._core.outputs import StageOutput
 from offramp._core.topology import Topology
 from offramp._core.types import Raw
 from offramp.stages.classes import check_same_classes
@@ -38,7 +39,7 @@ def check_company(
     stages: Sequence[Stage],
     batch: Raw,
     asked: Iterable[str] | None = None,
-    whole: Tensor | None = None,
+    whole: Sequence[Tensor] | None = None,
     topology: Topology | None = None,
 ) -> bool:
     """Run a few rows of a batch in other company and alone, and compare the answers.
@@ -50,7 +51,7 @@ def check_company(
         batch: Raw input; at least two examples that differ can show something.
         asked: Names of the stages that answer; by default all.
         topology: Of the whole cascade, where not all of its stages are here.
-        whole: What all of them answered to the whole batch, `(m, s, c)`, where that is known.
+        whole: What each of them answered to the whole batch, `compared`, where that is known.
 
     Returns:
         False if the batch could not show it.
@@ -63,6 +64,9 @@ def check_company(
     names = {stage.name for stage in stages} if asked is None else set(asked)
     if all(stage.keeps_company for stage in stages if stage.name in names):
         return True
+    kept = [k for k, stage in enumerate(stages) if not stage.asks_alone]  # nor is it paid for
+    stages, names = [stages[k] for k in kept], names - {s.name for s in stages if s.asks_alone}
+    whole = whole if whole is None else [whole[k] for k in kept]
     rows = _spread(batch_size(batch), _ROWS)
     if len(rows) < 2:
         return False
@@ -75,16 +79,16 @@ def check_company(
         return False  # whoever runs the batch tells
     check_same_classes({name: answer.shape[1] for name, answer in base.items()})
     coarse = {stage.name: _coarse(stage) for stage in stages}
-    for places, kept in _companies(len(rows)):
+    for places, stay in _companies(len(rows)):
         found = run(take_rows(some, torch.tensor(places)))
         for name, answer in found.items():
-            gap = _gap(answer[kept], base[name][kept])
+            gap = _gap(answer[stay], base[name][stay])
             if gap > max(_SAME_SIZE, 4 * coarse[name].step):
                 again = run(some)[name]
                 _blame(name, gap, _gap(again, base[name]), coarse[name].limit)
     if whole is not None:
-        for stage, answer in zip(stages, whole[rows].unbind(1), strict=True):
-            _check_rounding(stage.name, base[stage.name], answer, coarse, "in a small batch")
+        for stage, answer in zip(stages, whole, strict=True):
+            _check_rounding(stage.name, base[stage.name], answer[rows], coarse, "in a small batch")
     for k in _spread(len(rows), _ALONE):
         for name, answer in _alone(run, some, k).items():
             _check_rounding(name, answer, base[name][k : k + 1], coarse, "alone")
@@ -96,10 +100,15 @@ def check_company(
 def _answers(
     stages: Sequence[Stage], asked: Collection[str], topology: Topology | None, batch: Raw
 ) -> Answers:
-    """Scores `(m, c)` of the stages that are asked, by name."""
+    """Scores `(m, c)` of the stages that are asked, by name; labels where there are no scores."""
     results = run_segments(stages, batch, topology)
     asked_of = ((stage, result) for stage, result in results if stage.name in asked)
-    return {stage.name: stage.answer(result).scores() for stage, result in asked_of}
+    return {stage.name: compared(stage.answer(result)) for stage, result in asked_of}
+
+
+def compared(said: StageOutput) -> Tensor:
+    """What is compared of two answers: scores, or the labels alone."""
+    return said.scores() if said.scored else said.top(1)
 
 
 def _alone(run: Callable[[Raw], Answers], some: Raw, k: int) -> Answers:
@@ -189,6 +198,8 @@ def _coarse(stage: Stage) -> _Coarse:
 
 def _gap(found: Tensor, expected: Tensor) -> float:
     """Largest difference of two answers `(k, c)`, of the span of the logits of one example."""
+    if not found.is_floating_point():  # labels
+        return 0.0 if torch.equal(found, expected) else math.inf
     found, expected = found.float(), expected.float()
     whole, same = expected.isfinite().all(dim=1), found.isfinite().all(dim=1)
     if not torch.equal(whole, same):

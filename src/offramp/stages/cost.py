@@ -68,6 +68,15 @@ def measure_flops(cascade: Cascade, batch: AnyBatch) -> Costs:
         parts = _parts(cascade, batch)
         segment = [_count(part.segment) / m for part in parts]
         head = [0.0 if part.head is None else _count(part.head) / m for part in parts]
+    unseen = [
+        s.name for s, count in zip(cascade, segment, strict=True) if not count and s.calls_on_rows
+    ]
+    if unseen:
+        raise UnsupportedError(
+            f"The operations of {unseen} cannot be counted: functions on rows in which no matrix "
+            "product, convolution or attention of torch is seen. Measure seconds (measure_seconds, "
+            'unit = "seconds") or give the costs (given_costs).'
+        )
     if sum(segment) + sum(head) == 0:
         raise UnsupportedError(
             "No floating-point operation of this cascade can be counted (no matrix product, "

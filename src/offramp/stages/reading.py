@@ -13,6 +13,8 @@ from torch import Tensor
 from offramp._core.batch import is_table
 from offramp._core.errors import UnsupportedError
 
+_PLAIN = frozenset({str, bytes, int, float, bool, type(None)})  # that nobody can write into
+
 
 @final
 class Reading:
@@ -111,8 +113,8 @@ def _mapped(batch: Any) -> Any:  # noqa: ANN401
                 made[name] = part.clone()
         return made
     if isinstance(batch, tuple | list):
-        parts = [_mapped(part) for part in batch]
         make: Any = type(batch)
+        parts = batch if _PLAIN.issuperset(map(type, batch)) else [_mapped(part) for part in batch]
         return make(*parts) if hasattr(batch, "_fields") else make(parts)
     return batch.copy() if is_table(batch) else batch
 

@@ -5,6 +5,7 @@ Networks may write into their input (`x -= mean`); batches stay what they were.
 Layer: stages.  Source: docs/adr/0030.
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, final
 
@@ -12,13 +13,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from offramp._core.batch import RawInput, apply, as_batch, as_rows, to_device
+from offramp._core.arrays import kind_of, tensor_of
+from offramp._core.batch import apply, as_batch, as_rows, to_device
+from offramp._core.carry import Carry, RawInput
 from offramp._core.checks import check_choice
 from offramp._core.errors import InputError
-from offramp._core.outputs import StageOutput, labels_with_confidence
-from offramp._core.types import OutputForm, Raw
+from offramp._core.outputs import StageOutput, log_probabilities
+from offramp._core.types import STAGE_FORMS, OnError, OutputForm, Raw, StageForm
 from offramp.models import ModelSpec, SeveralLogitsError, extract_logits
+from offramp.stages.answers import Labels, labeled, scores_of
 from offramp.stages.cutting.spec import SegmentSpec
+from offramp.stages.fusing.piece import ALONE, InPiece
 from offramp.stages.reading import Reading
 from offramp.stages.transforms import Transforms, chained, key_of
 
@@ -46,13 +51,19 @@ class Stage(nn.Module):
             By default a stage is alone in the group of its own name.
         spec: How to build `module` again, or None if nobody knows.
         head_spec: How to build `head` again, or None if nobody knows.
-        outputs: "logits"; or "confidence": the stage, a whole network or a service, answers with
-            labels `(m,)` and the probabilities `(m,)` that they are right, in a tuple or under
-            "labels" and "confidence"; of logits the best label and its probability are taken. As
-            in a trace of `from_predictions` they amount to scores `(m, c + 1)`.
+        outputs: What a whole network, function or service answers with. "logits". "probabilities":
+            `(m, c)`, whose logarithms are the logits. "confidence": labels `(m,)` and the
+            probabilities `(m,)` that they are right, in a tuple or under "labels" and "confidence",
+            with "prices" `(m,)` where answers cost something; of logits the best label and its
+            probability are taken. "labels": `(m,)`, or ranked
+            `(m, r)`, best first, for policies that compare labels alone; of logits the best.
+            Labels are whole numbers, or names where there are `class_names`; one that is no class
+            is a wrong answer, and so is None, for no answer.
         classes: Number of classes `c`. It picks the logits where a network returns several tensors,
             and is needed where one gives labels. A cascade says it where it has class names.
-        class_names: Names of the classes in the order of the logits, where the network tells them.
+        class_names: Names of the classes in the order of the logits, where the network tells them;
+            by default the module's attribute of this name, if it has one.
+        part: What runs in one piece with others, and where its answer comes from then.
 
     Raises:
         InputError: If the name is empty, a stage with a source has a transform, or one with a
@@ -75,9 +86,10 @@ class Stage(nn.Module):
         group: str | None = None,
         spec: ModelSpec | SegmentSpec | None = None,
         head_spec: ModelSpec | None = None,
-        outputs: OutputForm = "logits",
+        outputs: StageForm = "logits",
         classes: int | None = None,
         class_names: Sequence[str] = (),
+        part: InPiece = ALONE,
     ) -> None:
         super().__init__()
         if not name:
@@ -87,14 +99,15 @@ class Stage(nn.Module):
                 f"Stage {name!r} reads the carry of {source!r}; a transform belongs to stages "
                 "that read the raw input."
             )
-        check_choice("outputs", outputs, ("logits", "confidence"))
+        check_choice("outputs", outputs, STAGE_FORMS)
         if outputs != "logits" and (head is not None or source is not None):
             raise InputError(
                 f"Stage {name!r} is an exit, which answers with logits; outputs={outputs!r} is for "
                 "whole networks and services."
             )
-        self.outputs, self.classes = outputs, classes or len(class_names) or None
-        self.class_names = tuple(class_names)
+        self.class_names = tuple(class_names) or tuple(getattr(module, "class_names", ()))
+        self.outputs, self.classes = outputs, classes or len(self.class_names) or None
+        self._labels = Labels(name, self.class_names, strict=getattr(module, "strict", False))
         self.name = name
         self.module = module
         self.head = head
@@ -103,13 +116,15 @@ class Stage(nn.Module):
         self.group = name if group is None else group
         self.spec = spec
         self.head_spec = head_spec
-        self.keeps_company = False  # True once `check_company` has found it so
+        self.part = part
+        self.asks_alone = bool(getattr(module, "asks_alone", False))  # each row by itself
+        self.keeps_company = self.asks_alone  # True once `check_company` has found it so
         # A function on rows may change lists and tables, which no counter of torch tells.
-        self._calls_on_rows = getattr(module, "reads_rows", False)
-        self._reads = Reading(f"Stage {name!r}", copies=self._calls_on_rows)
+        self.calls_on_rows = getattr(module, "reads_rows", False)
+        self._reads = Reading(f"Stage {name!r}", copies=self.calls_on_rows)
         self._head_reads = Reading(f"The head of stage {name!r}")
         self._prepares = Reading(f"The transform of stage {name!r}")
-        self._reads_shared = Reading(f"Stage {name!r}", copies=self._calls_on_rows)
+        self._reads_shared = Reading(f"Stage {name!r}", copies=self.calls_on_rows)
         self._keyed: tuple[nn.Module | None, str | None] = (None, None)
 
     def named(self, name: str) -> "Stage":
@@ -118,23 +133,40 @@ class Stage(nn.Module):
         >>> Stage("a", nn.Linear(2, 3)).named("b").name
         'b'
         """
-        return Stage(
-            name,
-            self.module,
-            head=self.head,
-            transform=self.transform,
-            source=self.source,
-            spec=self.spec,
-            head_spec=self.head_spec,
-            outputs=self.outputs,
-            classes=self.classes,
-            class_names=self.class_names,
-        )
+        return self.replaced(name=name, group=None)
+
+    def replaced(self, **changes: Any) -> "Stage":  # noqa: ANN401  (arguments of a stage)
+        """The same stage with other arguments in place of its own.
+
+        >>> Stage("a", nn.Linear(2, 3)).replaced(classes=3).classes
+        3
+        """
+        return Stage(**{name: getattr(self, name) for name in _ARGUMENTS} | changes)
+
+    @property
+    def form(self) -> OutputForm:
+        """The form of what it says; probabilities come as logits."""
+        return "logits" if self.outputs == "probabilities" else self.outputs
 
     @property
     def gives_carry(self) -> bool:
         """True if later stages can continue from here."""
-        return self.head is not None
+        return self.head is not None or bool(self.part)
+
+    @property
+    def waits(self) -> int:
+        """Of a service how many calls it takes at a time, while others may compute; else 0."""
+        return getattr(self.module, "waits", 0)
+
+    @property
+    def on_error(self) -> OnError | None:
+        """What it means that a service has failed for good; None for what is no service."""
+        return getattr(self.module, "on_error", None)
+
+    @property
+    def unit(self) -> str | None:
+        """Unit of the prices that its answers tell; None where they tell none."""
+        return getattr(self.module, "unit", None)
 
     @property
     def reads_rows(self) -> bool:
@@ -151,13 +183,18 @@ class Stage(nn.Module):
         Returns:
             What `answer` reads: the carry of this stage, or a whole network's output.
         """
-        if type(carry) is RawInput:
-            key = self.transform_key
-            if key in carry.shared:
-                made = carry.of(key, self._prepared)
-                return self._reads_shared(self._computed_of, made)
-            carry = carry.rows
-        return self._reads(self._computed, carry)
+        kind, part = type(carry), self.part
+        if kind is Carry:
+            if part.ran:
+                return carry
+            carry = carry.tensors
+        elif part.ran:
+            raise InputError(f"Stage {self.name!r} runs in one piece with others; none has run.")
+        if kind is RawInput and (key := self.transform_key) in carry.shared:
+            result = self._reads_shared(self._computed_of, carry.of(key, self._prepared))
+        else:
+            result = self._reads(self._computed, carry.rows if kind is RawInput else carry)
+        return Carry.of(result) if part.gives_logits else result
 
     @property
     def transform_key(self) -> str | None:
@@ -186,7 +223,13 @@ class Stage(nn.Module):
         return self._prepares(self.prepare, raw)
 
     def _computed_of(self, given: Any) -> Any:  # noqa: ANN401
-        return self.module(given) if self._calls_on_rows else apply(self.module, given)
+        if not self.calls_on_rows:
+            return apply(self.module, given)
+        try:
+            return self.module(given)
+        except Exception as error:
+            error.add_note(f"Raised by the function of stage {self.name!r}.")
+            raise
 
     def _device(self) -> torch.device:
         return next((p.device for p in self.module.parameters()), torch.device("cpu"))
@@ -200,31 +243,56 @@ class Stage(nn.Module):
         Raises:
             InputError: If there are no logits `(m, c)` with c >= 2 in it.
         """
-        if self.outputs == "confidence":
+        if self.form != "logits":
             return self._labeled(result)
         logits = self._logits(result)
+        if self.outputs == "probabilities":
+            logits = log_probabilities(f"The probabilities of stage {self.name!r}", logits)
         return StageOutput(classes=logits.shape[1], logits=logits)
 
     def _labeled(self, result: Any) -> StageOutput:  # noqa: ANN401
-        """Labels with confidences, or those of logits."""
-        if isinstance(result, Mapping) and "labels" in result and "confidence" in result:
-            result = (result["labels"], result["confidence"])
+        """Labels, with confidences if these are declared; or those of logits."""
+        found = self._labels_in(result)
+        if found is None:
+            logits = self._logits(result)
+            sure, best = logits.softmax(dim=1).max(dim=1)
+            found, classes = (best, sure), logits.shape[1]
+        else:
+            classes = self.classes
+        labels, confidence = found
+        given = confidence if self.outputs == "confidence" else None
+        said = labeled(self.name, self._labels, classes, labels, given)
+        prices = result.get("prices") if isinstance(result, Mapping) else None
+        return said if prices is None else said.priced(tensor_of("prices", prices))
+
+    def _labels_in(self, result: Any) -> tuple[Any, Any] | None:  # noqa: ANN401
+        """Labels and confidences where they were given, None where a network gave logits."""
+        alone = self.outputs == "labels"
+        if isinstance(result, Mapping) and "labels" in result and (alone or "confidence" in result):
+            return result["labels"], result.get("confidence")
+        if self.calls_on_rows and alone:
+            return result, None
         pair = isinstance(result, tuple | list) and len(result) == 2
+        if self.calls_on_rows:
+            if pair and isinstance(result, tuple) and result[1] is not None:
+                return result
+            raise InputError(
+                f"Stage {self.name!r} must give labels and confidences, (m,) each, in a tuple, got "
+                f"{kind_of(result)}. What gives labels alone is outputs='labels'."
+            )
         if pair and all(isinstance(part, Tensor) and part.dim() == 1 for part in result):
-            if self.classes is None:
-                raise InputError(
-                    f"Stage {self.name!r} answers with labels, so the number of classes must be "
-                    "given: classes=10, or class_names."
-                )
-            labels, confidence = result
-            return labels_with_confidence(labels, confidence, self.classes)
-        logits = self._logits(result)
-        confidence, labels = logits.softmax(dim=1).max(dim=1)
-        return labels_with_confidence(labels, confidence.clamp(max=1.0), logits.shape[1])
+            return result[0], result[1]
+        integers = isinstance(result, Tensor) and not result.is_floating_point()
+        return (result, None) if alone and integers else None
 
     def _logits(self, result: Any) -> Float[Tensor, "m c"]:  # noqa: ANN401
+        if self.calls_on_rows and not isinstance(result, Tensor):
+            result = scores_of(self.name, result)
         try:
-            said = result if self.head is None else self._head_reads(self.head, result)
+            if type(result) is Carry:
+                said = self._of_piece(result)
+            else:
+                said = result if self.head is None else self._head_reads(self.head, result)
             plain = type(said) is Tensor and said.ndim == 2
             logits = said if plain else extract_logits(said, self.classes)
         except SeveralLogitsError as error:
@@ -238,6 +306,14 @@ class Stage(nn.Module):
             )
         return logits.to(torch.float32)
 
+    def _of_piece(self, carry: Carry) -> Any:  # noqa: ANN401  (what a head gives)
+        """The logits that came along, or what the head makes of what came with them."""
+        if self.part.column is not None:
+            return carry.logits[:, self.part.column]
+        if self.head is None:
+            raise InputError(unasked_text(self.name))
+        return self._head_reads(self.head, carry.tensors)
+
     def run(self, carry: Raw) -> tuple[StageOutput, Any]:
         """Run segment and head.
 
@@ -249,6 +325,17 @@ class Stage(nn.Module):
         """
         result = self.segment(carry)
         return self.answer(result), result if self.gives_carry else None
+
+
+_ARGUMENTS = tuple(inspect.signature(Stage).parameters)
+
+
+def unasked_text(stage: str) -> str:
+    """What is wrong where the answer of a stage is needed that nobody wanted when it was joined."""
+    return (
+        f"Stage {stage!r} was joined with others, and its answers were not among those asked for. "
+        "Join them anew: fuse(cascade, blocks, asked=[...])."
+    )
 
 
 def take_in(stages: Iterable[Stage]) -> Callable[[object], Raw]:

@@ -3,6 +3,8 @@
 Layer: testing.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -16,7 +18,7 @@ from offramp.trace import Trace
 def replay_slow(trace: Trace, policy: Policy, *, top: int = 1) -> Replay:
     """As `replay`, but one example and one stage at a time: slow and obvious."""
     topology = policy.topology
-    paths, labels, closest = [], [], []
+    paths, labels, closest, paid = [], [], [], []
     for row in range(len(trace)):
         one = trace.take(torch.tensor([row]))
         walked: Path = ()
@@ -32,13 +34,18 @@ def replay_slow(trace: Trace, policy: Policy, *, top: int = 1) -> Replay:
         paths.append(topology.paths().index(walked))
         labels.append(policy.predict(at, top=top)[0].tolist())
         closest.append(near)
+        costs = trace.costs  # of this example alone
+        if one.prices is not None:
+            costs = replace(costs, segment=tuple(one.prices[0].tolist()))
+        paid.append(costs.path(topology, walked, policy.decided(walked)))
     truth = trace.labels.tolist()
     return Replay(
         stages=len(topology),
         paths=topology.paths(),
         path=np.array(paths, dtype=np.int64),
         labels=np.array(labels, dtype=np.int64),
-        wrong=np.array([true not in best for true, best in zip(truth, labels, strict=True)]),
+        loss=np.array([float(t not in best) for t, best in zip(truth, labels, strict=True)]),
         path_cost=path_costs(trace, policy),
         closest=np.array(closest, dtype=np.float64),
+        paid=None if trace.prices is None else np.array(paid, dtype=np.float64),
     )

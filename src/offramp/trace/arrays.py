@@ -22,6 +22,7 @@ from torch import Tensor
 from offramp._core.errors import FileFormatError, InputError
 
 _NAMES = {
+    "float64": "F64",
     "float32": "F32",
     "float16": "F16",
     "int64": "I64",
@@ -39,7 +40,7 @@ class ArraySource:
 
     Args:
         name: Its name in the file.
-        dtype: "float32", "float16", "int64", "int8" or "uint8".
+        dtype: "float64", "float32", "float16", "int64", "int8" or "uint8".
         shape: Its whole shape.
         parts: Its values in order, split along the first axis in any way.
     """

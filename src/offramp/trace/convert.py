@@ -18,15 +18,12 @@ from offramp._core.errors import InputError
 from offramp._core.ids import shown_id
 from offramp._core.types import SPLITS, AnyArray, BoolArray, Split
 
-FLOOR = 1e-7  # probabilities below it, zeros among them, are raised to it: log 0 is -inf
-_SUM_TOLERANCE = 1e-2  # services round each of many probabilities
-_BINARY = "Of two classes give both probabilities: (1 - p, p)."
 _ABOVE_ONE = 1e-6  # float32 rounds sums of probabilities to a little above 1
 
 
 def scores(name: str, values: AnyArray) -> Tensor:
     """Numbers as float32, or float16 where they are given so."""
-    given = _numbers(name, values)
+    given = numbers(name, values)
     return given if given.dtype == torch.float16 else given.to(torch.float32)
 
 
@@ -36,43 +33,13 @@ def labels_of(labels: AnyArray, class_names: Iterable[str]) -> Tensor:
     return found if isinstance(labels, Tensor) else found.clone()
 
 
-def log_probabilities(name: str, values: AnyArray) -> Tensor:
-    """Logarithms of probabilities, float32; the last axis is that of the classes.
-
-    Zeros, and all that is below `FLOOR`, are raised to it; rows are divided by their sum.
-
-    Raises:
-        InputError: If one is outside [0, 1], or a row does not sum to 1 within 0.01.
-    """
-    given = scores(name, values).float()
-    outside = ~((given >= -_ABOVE_ONE) & (given <= 1 + _ABOVE_ONE))  # True for NaN
-    if bool(outside.any()):
-        raise InputError(
-            f"{name} must be in [0, 1], got {float(given[outside][0])!r}; scores of any other kind "
-            "belong to from_logits."
-        )
-    if given.dim() < 2:
-        raise InputError(
-            f"{name} must have one probability for each class, (examples, classes), got shape "
-            f"{tuple(given.shape)}. {_BINARY}"
-        )
-    total = given.sum(dim=-1, keepdim=True)
-    wrong = (total - 1).abs().squeeze(-1) > _SUM_TOLERANCE
-    if bool(wrong.any()):
-        raise InputError(
-            f"{name} must sum to 1 over the classes, got {float(total[wrong][0]):g} for example "
-            f"{int(wrong.nonzero()[0, 0])}. {_BINARY}"
-        )
-    return (given / total).clamp(min=FLOOR).log()
-
-
 def integers(name: str, values: AnyArray) -> Tensor:
     """Whole numbers as int64, also where they are held as floats.
 
     Raises:
         InputError: If one is not whole.
     """
-    given = _numbers(name, values)
+    given = numbers(name, values)
     if given.is_floating_point():
         fractional = given[~(given == given.round())]  # NaN is among them
         if len(fractional):
@@ -172,42 +139,45 @@ def _is_nan(value: object) -> bool:
     return isinstance(value, float | np.floating) and bool(np.isnan(value))
 
 
-def prices(costs: Mapping[str, object], n: int) -> tuple[dict[str, float], str]:
-    """Costs of the stages, the mean where there is a price for each example; and what was done.
+def prices(costs: Mapping[str, object], n: int) -> tuple[Tensor | None, list[float], str]:
+    """Prices of all stages, `(n, s)`, or None where none differs; their means; and what was done.
 
     Args:
-        costs: For each stage one cost, or `(n,)` prices.
+        costs: For each stage one cost, or `(n,)` prices, in the order of the stages.
         n: Number of examples.
 
     Raises:
         InputError: If there is another number of prices than examples, or one is no cost.
     """
-    found: dict[str, float] = {}
+    columns: list[Tensor] = []
     notes: list[str] = []
     for stage, given in costs.items():
         values = tensor_of(f"costs of {stage!r}", given).detach().cpu().double()
-        if values.dim() == 0:
-            found[stage] = float(values)
-            continue
-        if values.shape != (n,):
+        if values.dim() > 0 and values.shape != (n,):
             raise InputError(
                 f"costs of {stage!r} must be one number, or one price for each of the {n} "
                 f"examples, got shape {tuple(values.shape)}."
             )
         bad = ~(torch.isfinite(values) & (values >= 0))
-        if bool(bad.any()):
+        if bool(bad.any()) and values.dim() > 0:
             raise InputError(
                 f"costs of {stage!r} must be finite and at least 0, got "
                 f"{float(values[bad][0])!r} for example {int(bad.nonzero()[0])}."
             )
-        found[stage] = float(values.mean())
-        notes.append(
-            f"{stage}: mean of {n} prices from {float(values.min()):g} to {float(values.max()):g}"
-        )
-    return found, "; ".join(notes)
+        low, high = (float(v) for v in (values.min(), values.max())) if n else (0.0, 0.0)
+        if low != high:
+            notes.append(f"{stage}: mean of {n} prices from {low:g} to {high:g}")
+        columns.append(values.expand(n))
+    means = [_mean(column) for column in columns]
+    return torch.stack(columns, dim=1) if notes else None, means, "; ".join(notes)
 
 
-def _numbers(name: str, values: AnyArray) -> Tensor:
+def _mean(column: Tensor) -> float:
+    """The mean; of equal numbers that number, whatever rounding makes of their sum."""
+    return float(column[0] if bool((column == column[0]).all()) else column.mean())
+
+
+def numbers(name: str, values: AnyArray) -> Tensor:
     """Numbers in memory of their own, of a type that torch computes with."""
     if isinstance(values, Tensor):
         return values.detach().cpu()

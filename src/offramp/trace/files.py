@@ -1,10 +1,12 @@
 """Trace files: a folder with `trace.json` and `arrays.safetensors`.
 
 `trace.json` says what the arrays are, how large their file is and what its checksum is. Format 1
-holds these arrays: `logits` (n, s, c), or `ranked` (n, s, r) with or without `confidence` (n, s);
-`labels` (n,); `ids` (n,) as int64, or (n, w) bytes of UTF-8 padded with zeros; `split` (n,) as
-int8 if there is one. Nothing is ever unpickled. Format 2 adds the digest of `trace.json` itself,
-"sha256": a cost or an edge that flipped would change every result. Format 1 is still read.
+holds these arrays: `logits` (n, s, c), or `ranked` (n, s, r) with or without `confidence` (n, s),
+or `losses` (n, s) as int8 or float32 with `features` (n, s, d); `labels` (n,); `prices` (n, s) as
+float64 where examples have their own; `ids` (n,) as int64, or (n, w) bytes of UTF-8 padded with
+zeros; `split` (n,) as int8 if there is one. Nothing is ever unpickled. Format 2 adds the digest of
+`trace.json` itself, "sha256": a cost or an edge that flipped would change every result. Format 1 is
+still read; a version that does not know an array refuses the file by its name.
 
 Layer: trace.
 """
@@ -215,6 +217,12 @@ def _sources(trace: Trace, dtype: StoredDtype) -> list[ArraySource]:
         found.append(_source("ranked", trace.ranked, "int64"))
     if trace.confidence is not None:
         found.append(_source("confidence", trace.confidence, dtype))
+    if trace.losses is not None and trace.features is not None:
+        stored = "float32" if trace.graded else "int8"
+        found.append(_source("losses", trace.losses, stored))
+        found.append(_source("features", trace.features, "float32"))
+    if trace.prices is not None:
+        found.append(_source("prices", trace.prices, "float64"))
     if trace.split is not None:
         found.append(_source("split", trace.split, "int8"))
     return found
@@ -290,6 +298,9 @@ def _check_arrays(arrays: dict[str, Tensor], manifest: _Description) -> None:
         "logits": (floats, (n, s, manifest.classes)),
         "ranked": ((torch.int64,), (n, s, None)),
         "confidence": (floats, (n, s)),
+        "losses": ((torch.float32, torch.int8), (n, s)),
+        "features": ((torch.float32,), (n, s, None)),
+        "prices": ((torch.float64,), (n, s)),
         "split": ((torch.int8,), (n,)),
         "ids": ((torch.int64,), (n,)),
     }
@@ -325,6 +336,9 @@ def _trace(arrays: dict[str, Tensor], manifest: _Description) -> Trace:
         logits=arrays.get("logits"),
         ranked=arrays.get("ranked"),
         confidence=arrays.get("confidence"),
+        losses=arrays.get("losses"),
+        features=arrays.get("features"),
+        prices=arrays.get("prices"),
         split=arrays.get("split"),
         ids=_ids(arrays["ids"]),
     )

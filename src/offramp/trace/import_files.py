@@ -46,7 +46,8 @@ def from_npz(
         labels: Name of the array of true labels.
         ids: Name of the array of ids, or None.
         split: Name of the array of splits, or None.
-        **others: As in `from_logits` or whichever it is: `costs`, `unit`, `edges`...
+        **others: As in `from_logits` or whichever it is: `costs`, `unit`, `edges`... In `costs`
+            a name stands for what the file holds by it: a price for each example.
 
     Raises:
         FileFormatError: If the file is missing, damaged or holds pickled arrays.
@@ -61,12 +62,12 @@ def from_npz(
                 return np.asarray(file[check_known("array", name, file.files)])
 
             tables = _tables(logits, probabilities, predictions, confidences)
-            read = _read(column, tables, labels, ids, split)
+            read = _read(column, tables, labels, ids, split, others)
     except (OSError, BadZipFile, ValueError, EOFError, AttributeError, TypeError) as error:
         if isinstance(error, InputError):
             raise
         raise FileFormatError(f"{path} cannot be read as an npz file: {error}") from error
-    return _from_read(read, others)
+    return _from_read({**others, **read})
 
 
 def from_parquet(
@@ -94,7 +95,8 @@ def from_parquet(
         labels: Column of true labels.
         ids: Column of ids, or None.
         split: Column of split names or indices, or None.
-        **others: As in `from_logits` or whichever it is: `costs`, `unit`, `edges`...
+        **others: As in `from_logits` or whichever it is: `costs`, `unit`, `edges`... In `costs`
+            a name stands for what the file holds by it: a price for each example.
 
     Raises:
         MissingExtraError: If pyarrow is not installed.
@@ -112,6 +114,7 @@ def from_parquet(
         name for table in tables.values() for names in table.values() for name in _as_names(names)
     ]
     wanted += [name for name in (labels, ids, split) if name is not None]
+    wanted += list(_named_costs(others).values())
     try:
         with parquet.ParquetFile(path) as file:
             for name in wanted:
@@ -126,7 +129,7 @@ def from_parquet(
         each = [_column_values(table[n], f"column {n!r} of {path}", gaps) for n in names]
         return np.stack(each, 1)
 
-    return _from_read(_read(column, tables, labels, ids, split), others)
+    return _from_read({**others, **_read(column, tables, labels, ids, split, others)})
 
 
 def _tables(
@@ -154,6 +157,7 @@ def _read(
     labels: str,
     ids: str | None,
     split: str | None,
+    others: Mapping[str, Any],
 ) -> dict[str, Any]:
     read: dict[str, Any] = {
         "labels": column(labels, False),
@@ -163,12 +167,22 @@ def _read(
     for argument, names in tables.items():
         gaps = argument in ("predictions", "confidences")  # a service may refuse to answer
         read[argument] = {stage: column(name, gaps) for stage, name in names.items()}
+    if named := _named_costs(others):
+        read["costs"] = {**others["costs"], **{s: column(n, False) for s, n in named.items()}}
     return read
 
 
-def _from_read(read: dict[str, Any], others: Mapping[str, Any]) -> Trace:
+def _named_costs(others: Mapping[str, Any]) -> dict[str, str]:
+    """For each stage whose prices stand in the file: where."""
+    costs = others.get("costs")
+    if not isinstance(costs, Mapping):
+        return {}
+    return {stage: name for stage, name in costs.items() if isinstance(name, str)}
+
+
+def _from_read(read: Mapping[str, Any]) -> Trace:
     (kind,) = read.keys() & _KINDS.keys()
-    return _KINDS[kind](**read, **others)
+    return _KINDS[kind](**read)
 
 
 def _as_names(names: str | Sequence[str]) -> Sequence[str]:

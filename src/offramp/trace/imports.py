@@ -14,17 +14,18 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from offramp._core.arrays import tensor_of
 from offramp._core.checks import check_class_names, check_known, check_shape
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp._core.ids import as_ids
+from offramp._core.outputs import log_probabilities
 from offramp._core.topology import Topology
 from offramp._core.types import AnyArray, BoolArray, Split
 from offramp.trace.convert import (
     Answers,
     confidences_of,
     labels_of,
-    log_probabilities,
     prices,
     scores,
     split_indices,
@@ -34,7 +35,8 @@ from offramp.trace.trace import Trace
 _FULL_UP_TO = 5  # stages; with every edge, the number of visit paths doubles with each stage
 
 Edges = str | Iterable[tuple[str, str]]
-CostTable = Costs | Mapping[str, Any]  # a number for each stage, or a price for each example
+#: A number or `(n,)` prices for each stage; prices `(n, s)` of all; or a whole table.
+CostTable = Costs | Mapping[str, Any] | AnyArray
 
 
 def from_logits(
@@ -57,7 +59,8 @@ def from_logits(
             and marks the trace as lossy, anything else becomes float32.
         labels: True labels, `(n,)`, in [0, c), or names out of `class_names`.
         costs: Cost per example of each stage, by name, in `unit`: a number, or `(n,)` prices of
-            its answers, whose mean is taken and noted. Or a whole table.
+            its answers; or `(n, s)` prices of all stages. Prices that differ are kept, and their
+            mean is noted. Or a whole table.
         unit: Of the costs: "flops", "seconds", "joules", "usd", or a name of your own.
         names: Names of the stages where `logits` is one array; by default those of `costs`.
         ids: Names of the examples, `(n,)`, integers or text, unique; by default 0..n-1.
@@ -80,7 +83,7 @@ def from_logits(
     return _of_scores(
         found,
         labels,
-        topology=_topology(names, edges),
+        topology=topology_of(names, edges),
         costs=costs,
         unit=unit,
         class_names=class_names,
@@ -129,11 +132,11 @@ def from_probabilities(
     >>> trace.output(1).logits.softmax(dim=1)
     tensor([[0.2000, 0.8000]])
     """
-    found, names = _stacked("probabilities", probabilities, log_probabilities, names, costs)
+    found, names = _stacked("probabilities", probabilities, _log_probabilities, names, costs)
     return _of_scores(
         found,
         labels,
-        topology=_topology(names, edges),
+        topology=topology_of(names, edges),
         costs=costs,
         unit=unit,
         class_names=class_names,
@@ -194,17 +197,17 @@ def from_predictions(
     known = labels_of(labels, known_names)
     if classes is None:
         classes = len(known_names) or int(known.max()) + 1 if len(known) else 0
-    topology = _topology(names, edges)
+    topology = topology_of(names, edges)
     trace = Trace(
         topology=topology,
         labels=known,
         classes=classes,
-        costs=_cost_table(costs, unit, topology, len(ranked)),
+        **cost_table(costs, unit, topology, len(ranked)),
         ranked=ranked,
         confidence=_confidence(confidences, answers.refused),
         class_names=check_class_names(known_names, classes),
         seen_in_training=seen_in_training,
-        **_optional(ids, split, len(ranked)),
+        **ids_and_split(ids, split, len(ranked)),
     )
     if answers.note():
         warnings.warn(answers.note(), stacklevel=2)
@@ -228,12 +231,12 @@ def _of_scores(
         topology=topology,
         labels=labels_of(labels, names),
         classes=logits.shape[2],
-        costs=_cost_table(costs, unit, topology, len(logits)),
+        **cost_table(costs, unit, topology, len(logits)),
         logits=logits,
         class_names=check_class_names(names, logits.shape[2]),
         seen_in_training=seen_in_training,
         lossy=logits.dtype == torch.float16,
-        **_optional(ids, split, len(logits)),
+        **ids_and_split(ids, split, len(logits)),
     )
 
 
@@ -255,9 +258,13 @@ def _stacked(
         return torch.stack(each, dim=1), tuple(given)
     found = convert(argument, given)
     check_shape(argument, found.shape, (None, None, None))
-    known = tuple(names if names is not None else _names_of(costs, found.shape[1]))
+    known = tuple(names if names is not None else names_in(costs, found.shape[1]))
     check_shape(argument, found.shape, (None, len(known), None))
     return found, known
+
+
+def _log_probabilities(name: str, values: AnyArray) -> Tensor:
+    return log_probabilities(name, scores(name, values))
 
 
 def _check_no_log_of_zero(logits: Tensor, names: Sequence[str]) -> None:
@@ -303,33 +310,41 @@ def _confidence(
     return torch.stack(each, dim=1)  # (n, s)
 
 
-def _topology(names: Sequence[str], edges: Edges | None) -> Topology:
+def topology_of(names: Sequence[str], edges: Edges | None) -> Topology:
+    """The topology of stages, by default as the module says."""
     if edges is None:
         edges = "full" if len(names) <= _FULL_UP_TO else "chain"
     return Topology.of(names, edges=edges)
 
 
-def _names_of(costs: CostTable, stages: int) -> tuple[str, ...]:
-    if isinstance(costs, Costs):
-        return tuple(f"stage{k}" for k in range(stages))
-    return tuple(costs)
+def names_in(costs: CostTable, stages: int) -> tuple[str, ...]:
+    """Names of the stages of an array: those of the costs, where these have names."""
+    if isinstance(costs, Mapping):
+        return tuple(costs)
+    return tuple(f"stage{k}" for k in range(stages))
 
 
-def _cost_table(costs: CostTable, unit: str | None, topology: Topology, n: int) -> Costs:
+def cost_table(costs: CostTable, unit: str | None, topology: Topology, n: int) -> dict[str, Any]:
+    """Costs of the stages and, where examples have their own, prices."""
     if isinstance(costs, Costs):
-        return costs
+        return {"costs": costs}
     if unit is None:
         raise InputError("unit must name what the costs are in, such as 'flops', got None.")
+    if not isinstance(costs, Mapping):
+        table = tensor_of("costs", costs)
+        check_shape("costs", table.shape, (n, len(topology)))
+        costs = dict(zip(topology.names, table.unbind(dim=1), strict=True))
     for name in costs:
         check_known("stage", name, topology.names)
     missing = [name for name in topology.names if name not in costs]
     if missing:
         raise InputError(f"costs must have an entry for every stage; {missing} have none.")
-    each, note = prices(costs, n)
-    return Costs.simple(unit, [each[name] for name in topology.names], note=note)
+    each, means, note = prices({name: costs[name] for name in topology.names}, n)
+    return {"costs": Costs.simple(unit, means, note=note), "prices": each}
 
 
-def _optional(ids: AnyArray | None, split: ArrayLike | Split | None, n: int) -> dict[str, Any]:
+def ids_and_split(ids: AnyArray | None, split: ArrayLike | Split | None, n: int) -> dict[str, Any]:
+    """What is given of ids and splits."""
     found: dict[str, Any] = {}
     if ids is not None:
         found["ids"] = as_ids(ids)

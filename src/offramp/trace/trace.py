@@ -3,6 +3,7 @@
 Layer: trace.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import final
 
@@ -17,27 +18,36 @@ from offramp._core.checks import (
     check_shape,
     check_split,
 )
-from offramp._core.costs import Costs
+from offramp._core.costs import Bill, Costs, PricedCosts
 from offramp._core.division import counts_of, random_order
 from offramp._core.errors import InputError, SplitOverlapError
 from offramp._core.ids import as_ids, shown_id
 from offramp._core.outputs import StageOutput
 from offramp._core.topology import Topology
 from offramp._core.types import SPLITS, BoolArray, FloatArray, Ids, OutputForm, Split
+from offramp.trace.values import check_losses, check_prices, unknown
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """Outputs of `s` stages on `n` labeled examples of `c` classes.
+    """Outputs of `s` stages on `n` labeled examples of `c` classes; or what their answers lost.
 
     Args:
         topology: The stages and the decision edges between them.
-        labels: True labels, `(n,)`, int64, in [0, c).
-        classes: Number of classes `c`, at least 2.
-        costs: Cost of each stage per example; `other_costs` holds further tables (other units).
+        labels: True labels, `(n,)`, int64, in [0, c). With `losses` all 0.
+        classes: Number of classes `c`, at least 2. With `losses` 1.
+        costs: Cost of each stage per example, as a policy knows it beforehand; `other_costs` holds
+            further tables (other units).
+        losses: Of tasks without classes: what each stage's answer to each example loses, `(n, s)`:
+            float32 in [0, 1], or int8 where each is 0 or 1. NaN, of int8 -1, in the whole column of
+            a stage that answers nothing, and after which another always follows.
+        features: With `losses`: what a policy sees of each stage, `(n, s, d)`, float32, finite.
+        prices: Where the cost of a stage differs from example to example: that of each example and
+            stage's segment, `(n, s)`, float64, finite, >= 0, in the unit of `costs`, which hold
+            the means. None where all are equal to these.
         logits: Unnormalized scores, `(n, s, c)`, float32 (float16 if `lossy`), finite.
-            Either these, or `ranked`.
+            Either these, or `ranked`, or `losses` with `features`.
         ranked: Predicted labels, best first, `(n, s, r)`, int64; any value is legitimate.
         confidence: With `ranked`: probability that the first label is right, `(n, s)`.
         ids: Names of the examples, `(n,)`, int64 or str, unique; by default 0..n-1.
@@ -66,6 +76,9 @@ class Trace:
     logits: Float[Tensor, "n s c"] | None = None
     ranked: Int[Tensor, "n s r"] | None = None
     confidence: Float[Tensor, "n s"] | None = None
+    losses: Float[Tensor, "n s"] | Int[Tensor, "n s"] | None = None
+    features: Float[Tensor, "n s d"] | None = None
+    prices: Float[Tensor, "n s"] | None = None
     ids: Ids = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     split: Int[Tensor, " n"] | None = None
     class_names: tuple[str, ...] = ()
@@ -78,10 +91,18 @@ class Trace:
         n, s, c = len(self.labels), len(self.topology), self.classes
         if n == 0:
             raise InputError("A trace needs at least one example, got n = 0.")
-        if c < 2:
+        if (self.losses is None) != (self.features is None):
+            raise InputError("losses and features belong together; give both or neither.")
+        if self.losses is not None:
+            check_losses(self.losses, n, self.topology)
+            if c != 1:
+                raise InputError(f"classes must be 1 where there are losses, got {c}.")
+        elif c < 2:
             raise InputError(f"classes must be at least 2, got {c}.")
-        if (self.logits is None) == (self.ranked is None):
-            raise InputError("Give either logits or ranked labels, and not both.")
+        if [self.logits, self.ranked, self.losses].count(None) != 2:
+            raise InputError("Give one of logits, ranked labels and losses, and not several.")
+        if self.features is not None:
+            check_shape("features", self.features.shape, (n, s, None))
         if self.logits is not None:
             check_shape("logits", self.logits.shape, (n, s, c))
         if self.ranked is not None:
@@ -100,6 +121,9 @@ class Trace:
         for table in (self.costs, *self.other_costs):
             if len(table) != s:
                 raise InputError(f"costs must have one entry per stage ({s}), got {len(table)}.")
+        if self.prices is not None:
+            checked = check_prices(self.prices, n, self.topology, self.costs)
+            object.__setattr__(self, "prices", checked)
         object.__setattr__(self, "labels", check_labels(self.labels, c))
         object.__setattr__(self, "class_names", check_class_names(self.class_names, c))
         self._check_finite()
@@ -118,6 +142,12 @@ class Trace:
                 raise InputError(f"split must hold indices into {SPLITS}.")
 
     def _check_finite(self) -> None:
+        if self.features is not None and not bool(torch.isfinite(self.features).all()):
+            row, stage, _ = (int(v) for v in (~torch.isfinite(self.features)).nonzero()[0])
+            raise InputError(
+                f"features must be finite, got NaN or infinity for example {row}, stage "
+                f"{self.topology.names[stage]!r}."
+            )
         if self.logits is None:
             return
         step = max(1, 2**22 // (self.logits.shape[1] * self.classes))  # the logits may be mapped
@@ -141,10 +171,29 @@ class Trace:
 
     @property
     def outputs(self) -> OutputForm:
-        """The form of the stages' outputs: "logits", "confidence" (with a label) or "labels"."""
+        """The form of the stages' outputs: one of `OUTPUT_FORMS`."""
         if self.logits is not None:
             return "logits"
+        if self.features is not None:
+            return "features"
         return "labels" if self.confidence is None else "confidence"
+
+    @property
+    def labeled(self) -> bool:
+        """False where losses are known, and neither labels nor classes."""
+        return self.losses is None
+
+    @property
+    def graded(self) -> bool:
+        """True where a loss may be another number than 0 and 1."""
+        return self.losses is not None and self.losses.dtype != torch.int8
+
+    @property
+    def silent(self) -> frozenset[int]:
+        """Stages that answer nothing."""
+        if self.losses is None:
+            return frozenset()
+        return frozenset(unknown(self.losses[0]).nonzero()[:, 0].tolist())
 
     def output(self, stage: int) -> StageOutput:
         """What one stage said about every example."""
@@ -153,25 +202,83 @@ class Trace:
             logits=None if self.logits is None else self.logits[:, stage].float(),
             ranked=None if self.ranked is None else self.ranked[:, stage],
             confidence=None if self.confidence is None else self.confidence[:, stage],
+            features=None if self.features is None else self.features[:, stage],
         )
 
     def wrong(self, stage: int, *, top: int = 1) -> BoolArray:
-        """True where the label is not among the `top` best of a stage, `(n,)`."""
+        """True where the label is not among the `top` best of a stage, `(n,)`.
+
+        Raises:
+            InputError: If losses lie between 0 and 1, or the stage answers nothing.
+        """
+        if self.losses is not None:
+            self._check_recorded(stage, top)
+            if self.graded:
+                raise InputError("Answers here are not right or wrong; read their loss instead.")
+            return (self.losses[:, stage] == 1).numpy()
         best = self.output(stage).top(top)  # (n, top)
         return (best != self.labels[:, None]).all(dim=1).numpy()
 
+    def loss(self, stage: int, *, top: int = 1) -> FloatArray:
+        """Loss of a stage's answers, `(n,)`; of labels 1 where they are wrong."""
+        if self.losses is None or not self.graded:
+            return self.wrong(stage, top=top).astype(np.float64)
+        self._check_recorded(stage, top)
+        return self.losses[:, stage].double().numpy()
+
+    def _check_recorded(self, stage: int, top: int) -> None:
+        if top != 1:
+            raise InputError(f"top must be 1 where losses were recorded and no labels, got {top}.")
+        if stage in self.silent:
+            raise InputError(
+                f"The stage {self.topology.names[stage]!r} answers nothing, so that nothing is "
+                "known of its answers, and nobody may leave there; others have to follow it."
+            )
+
+    def require_labels(self, what: str) -> None:
+        """Raise `InputError` where losses were recorded and no labels.
+
+        Args:
+            what: What needs labels, for the message: "policy='agreement'".
+        """
+        if self.losses is not None:
+            raise InputError(
+                f"{what} needs labels, and this trace holds losses: answers without classes can "
+                "be neither compared nor combined. The policies 'learned', 'threshold' and "
+                "'random' need none."
+            )
+
     def accuracy(self, stage: int, *, top: int = 1) -> float:
-        """Share of examples that a stage gets right among its `top` best labels."""
-        return float(1.0 - self.wrong(stage, top=top).mean())
+        """Share of examples that a stage gets right among its `top` best; or 1 - its mean loss."""
+        return float(1.0 - self.loss(stage, top=top).mean())
+
+    @property
+    def bill(self) -> Bill:
+        """What the examples are billed by: `costs`, or each by its own prices."""
+        if self.prices is None:
+            return self.costs
+        return PricedCosts(mean=self.costs, prices=self.prices.numpy())
+
+    @property
+    def mean_costs(self) -> Costs:
+        """The costs, with the mean prices of these very examples where they have their own."""
+        if self.prices is None:
+            return self.costs
+        return replace(self.costs, segment=tuple(self.prices.mean(dim=0).tolist()))
+
+    def mean_cost(self, stage: int) -> float:
+        """Mean cost of a stage run alone on the raw input."""
+        return self.mean_costs.alone(self.topology, stage)
 
     def stage_costs(self) -> FloatArray:
-        """Cost of each stage run alone on the raw input, `(s,)`."""
-        return np.array([self.costs.alone(self.topology, k) for k in range(len(self.topology))])
+        """Mean cost of each stage run alone on the raw input, `(s,)`."""
+        return np.array([self.mean_cost(k) for k in range(len(self.topology))])
 
     def most_accurate(self, *, top: int = 1) -> int:
         """The stage with the highest accuracy; the cheaper one where they tie."""
         costs = self.stage_costs()
-        return min(range(len(self.topology)), key=lambda k: (-self.accuracy(k, top=top), costs[k]))
+        answering = [k for k in range(len(self.topology)) if k not in self.silent]
+        return min(answering, key=lambda k: (-self.accuracy(k, top=top), costs[k]))
 
     def take(self, index: Tensor) -> "Trace":
         """The trace of some examples, by position or mask."""
@@ -182,8 +289,33 @@ class Trace:
             logits=None if self.logits is None else self.logits[positions],
             ranked=None if self.ranked is None else self.ranked[positions],
             confidence=None if self.confidence is None else self.confidence[positions],
+            prices=None if self.prices is None else self.prices[positions],
+            losses=None if self.losses is None else self.losses[positions],
+            features=None if self.features is None else self.features[positions],
             ids=self.ids[positions.numpy()],
             split=None if self.split is None else self.split[positions],
+        )
+
+    def only(self, stages: Sequence[str]) -> "Trace":
+        """The trace of some of the stages, as if no other had been recorded.
+
+        Args:
+            stages: Names, in topological order. One may follow another if it could before, with
+                others between them or not.
+
+        Raises:
+            InputError: If a stage is unknown, or reads another that is left out.
+        """
+        topology = self.topology.only(stages)
+        index = [self.topology.index(name) for name in topology.names]
+        tables = ("logits", "ranked", "confidence", "losses", "features", "prices")
+        columns = {name: getattr(self, name) for name in tables}
+        return replace(
+            self,
+            topology=topology,
+            costs=self.costs.only(index),
+            other_costs=tuple(table.only(index) for table in self.other_costs),
+            **{name: None if held is None else held[:, index] for name, held in columns.items()},
         )
 
     def subset(self, split: Split) -> "Trace":
@@ -229,9 +361,13 @@ class Trace:
         return replace(whole, split=torch.from_numpy(split[split >= 0]))
 
     def with_costs(self, costs: Costs) -> "Trace":
-        """The same trace in another cost unit; the present table moves to `other_costs`."""
+        """The same trace in another cost unit; the present table moves to `other_costs`.
+
+        Prices of examples are those of the present table, and do not go along.
+        """
         others = tuple(c for c in (self.costs, *self.other_costs) if c is not costs)
-        return replace(self, costs=costs, other_costs=others)
+        prices = self.prices if costs is self.costs else None
+        return replace(self, costs=costs, other_costs=others, prices=prices)
 
     def require_disjoint(self, other: "Trace") -> None:
         """Raise `SplitOverlapError` if an example stands in both traces."""

@@ -66,7 +66,7 @@ def test_an_output_that_is_not_finite_is_named_by_example_and_stage(bad):
         ({"classes": 1}, "classes must be at least 2, got 1"),
         ({"classes": 3}, r"logits must have shape \(3, 2, 3\), got \(3, 2, 2\)"),
         ({"costs": Costs.simple("usd", [1.0])}, r"one entry per stage \(2\), got 1"),
-        ({"logits": None}, "either logits or ranked"),
+        ({"logits": None}, "one of logits, ranked labels and losses"),
         ({"class_names": ("x",)}, "class_names must have 2 entries, got 1"),
         ({"ids": np.array([5, 6, 5])}, "ids must be unique"),
         ({"ids": np.array([5, 6])}, r"ids must have shape \(3\), got \(2,\)"),

@@ -1,7 +1,7 @@
 """Configuration files: TOML in, checked values out, all problems named at once.
 
     [data]
-    kind = "folder"                  # digits, cifar10, cifar100, imagenet32, folder, npz
+    kind = "folder"                  # digits, cifar10, cifar100, imagenet32, folder, npz, texts
     path = "images"                  # paths are relative to this file
     splits = { fit = 0.5, calibrate = 0.25, test = 0.25 }  # or ranges = { fit = [0, 500] }
     options = { size = 32, resize = 32 }  # or size = [192, 256], height and width; orient = false
@@ -14,6 +14,13 @@
     arguments = { classes = 10 }
     weights = "small.safetensors"
     transform = { kind = "normalize", scale = 0.00392156862745098, mean = 0.5, std = 0.25 }
+
+A stage may be a function on rows of data, such as texts (`kind = "texts"`):
+
+    [[stage]]
+    name = "fast"
+    function = "detectors:fast"      # in a module beside this file, or installed
+    outputs = "confidence"           # or "logits", "probabilities", "labels"
 
 Instead of `[[stage]]` there may be one network with exits inside:
 

@@ -56,7 +56,7 @@ class DataSection(_Section):
 class BuiltSection(_Section):
     """What `[[stage]]` and `[network]` have in common: how to build a network."""
 
-    model: str = Field(min_length=1)
+    model: str = Field(default="", min_length=1)
     arguments: dict[str, Any] = Field(default_factory=dict)
     weights: ExistingPath | None = None
     weights_sha256: str | None = None
@@ -64,14 +64,24 @@ class BuiltSection(_Section):
 
 
 class StageSection(BuiltSection):
-    """`[[stage]]`: one network of several."""
+    """`[[stage]]`: one network, or one function on rows, of several."""
 
     name: str = Field(min_length=1)
+    function: str | None = Field(default=None, pattern=r"^[\w.]+:[\w.]+$")
+    openai: dict[str, Any] | None = None
+    http: dict[str, Any] | None = None
+    outputs: Literal["logits", "probabilities", "confidence", "labels"] = "logits"
+
+    @property
+    def instead(self) -> str | None:
+        """What stands in the place of a model: "function", "openai" or "http"."""
+        kinds = ("function", "openai", "http")
+        return next((kind for kind in kinds if getattr(self, kind) is not None), None)
 
     @property
     def untrained(self) -> bool:
         """True if its weights are drawn; an imported model may bring its own."""
-        return self.weights is None and ":" not in self.model
+        return self.instead is None and self.weights is None and ":" not in self.model
 
 
 class NetworkSection(BuiltSection):
@@ -253,9 +263,11 @@ class OutputSection(_Section):
 
 
 class RecordSection(_Section):
-    """`[record]`: what becomes of examples for which a network gives NaN or infinity."""
+    """`[record]`: what becomes of examples without an answer, and how services are asked."""
 
     on_nonfinite: Literal["error", "skip", "wrong"] = "error"
+    max_spend: float | None = Field(default=None, ge=0)
+    concurrency: int | None = Field(default=None, ge=1)
 
 
 class RunConfig(_Section):

@@ -1,0 +1,308 @@
+"""Calls of a service over HTTP: its address, its key, attempts, and what became of a call.
+
+All calls run in one event loop, in a thread of its own, which whoever asks waits for: from a
+notebook, from threads, or from another loop's thread.
+
+The key is read from an environment variable at each call and stands in a header, nowhere else:
+texts of the service that end up in messages or files have it taken out.
+
+Layer: adapters.  Needs the extra `services`.
+"""
+
+import asyncio
+import json
+import os
+import threading
+import weakref
+from collections.abc import Coroutine, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeVar, final
+from urllib.parse import urlsplit
+
+from offramp._core.errors import InputError, ServiceError
+from offramp._core.optional import imported
+from offramp.adapters.limits import Breaker, Limits, Pace
+
+if TYPE_CHECKING:
+    import httpx
+
+T = TypeVar("T")
+_MOST_BYTES = 64 * 2**20  # of an answer
+_SHOWN = 200  # characters of what a service says
+_PASSES = frozenset({408, 409, 425, 429, *range(500, 600)})
+_REFUSES = {
+    401: "does not accept the key",
+    403: "does not allow this",
+    404: "knows no such address or model",
+}
+
+
+class CallError(Exception):
+    """A call has failed for good; the text says why, in a few words."""
+
+
+@final
+class _PassingError(CallError):
+    """An attempt has failed in a way that may pass.
+
+    Args:
+        why: In a few words.
+        wait: Seconds that the service asks to wait.
+    """
+
+    def __init__(self, why: str, wait: float = 0.0) -> None:
+        super().__init__(why)
+        self.wait = wait
+
+
+@final
+class Connection:
+    """One service.
+
+    Args:
+        url: Its address, https; http only on this machine or without a key.
+        key_env: Name of the environment variable that holds its key; None where it needs none.
+        limits: How it may be called.
+
+    Raises:
+        InputError: If the address is none, holds a key, or a key would go over plain http.
+        MissingExtraError: If httpx or tenacity is not installed.
+    """
+
+    def __init__(self, url: str, *, key_env: str | None, limits: Limits) -> None:
+        self._httpx, self._tenacity = (imported(p, "services") for p in ("httpx", "tenacity"))
+        self.url, self.host = checked_url(url, key_env)
+        self.key_env, self.limits = key_env, limits
+        self.refusal: ServiceError | None = None  # why nobody need be asked in this batch
+        self._answered = False
+        self._breaker = Breaker(limits.breaker_failures, limits.breaker_seconds)
+        self._pace = Pace(limits.per_second)
+        self._slots = asyncio.Semaphore(limits.concurrency)
+        self._client: httpx.AsyncClient | None = None
+        self._made_in = 0
+
+    def __repr__(self) -> str:
+        return f"Connection({self.url!r}, key_env={self.key_env!r})"
+
+    async def ask(
+        self, path: str, body: object = None, headers: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        """Post a JSON body, or get where there is none; the JSON object that is answered.
+
+        Raises:
+            CallError: If the call has failed for good.
+            ServiceError: If the service cannot be used as it is set up: it has no key, it refuses
+                all calls, or sends them elsewhere. Where it has answered before, that is a failure.
+        """
+        tenacity = self._tenacity
+        backoff = tenacity.wait_random_exponential(multiplier=0.5, max=self.limits.longest_wait)
+        retrying = tenacity.AsyncRetrying(
+            stop=tenacity.stop_after_attempt(self.limits.attempts),
+            wait=lambda state: max(backoff(state), getattr(state.outcome.exception(), "wait", 0.0)),
+            retry=tenacity.retry_if_exception_type(_PassingError),
+            reraise=True,
+        )
+        sent = {"Content-Type": "application/json", **(headers or {}), **self._authorization()}
+        content = None if body is None else json.dumps(body, allow_nan=False).encode()
+        found: dict[str, Any] = await retrying(self._attempt, path, content, sent)
+        return found
+
+    @contextmanager
+    def at_a_time(self, concurrency: int | None) -> Iterator[None]:
+        """Within, so many calls at a time; None for as many as the limits say."""
+        before = self._slots
+        if concurrency is not None:
+            self._slots = asyncio.Semaphore(concurrency)
+        try:
+            yield
+        finally:
+            self._slots = before
+
+    def clean(self, text: str) -> str:
+        """A text of the service without the key, should it repeat it."""
+        key = os.environ.get(self.key_env or "", "").strip()
+        return text.replace(key, "***") if key else text
+
+    async def close(self) -> None:
+        """Close what is open; it opens again where it is asked."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
+
+    # ---- one attempt
+
+    async def _attempt(
+        self, path: str, content: bytes | None, headers: Mapping[str, str]
+    ) -> dict[str, Any]:
+        await self._pace.turn()
+        async with self._slots:
+            if self.refusal is not None:
+                raise self.refusal
+            if not self._breaker.allows():
+                raise CallError("it has failed too often, and is left alone for a while")
+            try:
+                async with asyncio.timeout(self.limits.timeout):
+                    status, said, body = await self._send(path, content, headers)
+            except TimeoutError:
+                self._breaker.failed()
+                raise _PassingError(f"no answer within {self.limits.timeout:g} s") from None
+            except self._httpx.HTTPError as error:
+                self._breaker.failed()
+                raise _PassingError(f"no connection ({type(error).__name__})") from None
+            return self._read(status, said, body)
+
+    async def _send(
+        self, path: str, content: bytes | None, headers: Mapping[str, str]
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        method, parts, size = "GET" if content is None else "POST", list[bytes](), 0
+        request = self._opened().stream(
+            method, self.url + path, content=content, headers=dict(headers)
+        )
+        async with request as response:
+            async for part in response.aiter_bytes():
+                parts.append(part)
+                size += len(part)
+                if size > _MOST_BYTES:
+                    raise CallError(f"an answer of more than {_MOST_BYTES} bytes")
+            return response.status_code, response.headers, b"".join(parts)
+
+    def _read(self, status: int, headers: Mapping[str, str], body: bytes) -> dict[str, Any]:
+        """The JSON object of a good answer."""
+        if 300 <= status < 400:
+            there = urlsplit(headers.get("location", "")).netloc or self.host
+            self._refuse(
+                f"sends on to {there!r}, and nothing is sent where nobody named the address. Give "
+                "the address that answers itself"
+            )
+        if status in _REFUSES:
+            self._refuse(f"{_REFUSES[status]} (HTTP {status}){self._said(body)}")
+        if status in _PASSES:
+            wait = _retry_after(headers)
+            if status != 429:
+                self._breaker.failed()
+            elif b"insufficient_quota" in body or wait > self.limits.longest_wait:
+                raise CallError(f"HTTP 429: no quota left, or not before {wait:g} s")
+            raise _PassingError(f"HTTP {status}", min(wait, self.limits.longest_wait))
+        if status != 200:
+            raise CallError(f"HTTP {status}{self._said(body)}")
+        try:
+            found = json.loads(body)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            self._breaker.failed()
+            raise _PassingError("an answer that is no JSON object")
+        self._breaker.answered()
+        self._answered = True
+        return found
+
+    def _refuse(self, why: str) -> None:
+        if self._answered:  # it was set up well: something has happened to it since
+            self._breaker.failed(for_good=True)
+            raise CallError(why)
+        key = "no key" if self.key_env is None else f"the key in {self.key_env}"
+        self.refusal = ServiceError(f"{self.url} (with {key}) {why}.")
+        raise self.refusal
+
+    def _said(self, body: bytes) -> str:
+        """What the service says of an error, without the key."""
+        with suppress(ValueError):
+            found = json.loads(body)
+            error = found.get("error", found) if isinstance(found, dict) else found
+            text = error.get("message", "") if isinstance(error, dict) else error
+            if isinstance(text, str) and text:
+                return f": {self.clean(text)[:_SHOWN]}"
+        return ""
+
+    def _authorization(self) -> dict[str, str]:
+        if self.key_env is None:
+            return {}
+        key = os.environ.get(self.key_env, "").strip()
+        if not key:
+            raise ServiceError(
+                f"{self.url} needs a key: the environment variable {self.key_env} must hold it, "
+                f"and does not. Set it, for example export {self.key_env}=..."
+            )
+        if not (key.isascii() and key.isprintable()):
+            raise ServiceError(f"What {self.key_env} holds is no key: a header cannot carry it.")
+        return {"Authorization": f"Bearer {key}"}
+
+    def _opened(self) -> "httpx.AsyncClient":
+        if self._client is None or self._made_in != os.getpid():
+            self._made_in = os.getpid()
+            self._client = self._httpx.AsyncClient(
+                timeout=None,  # each attempt has one for all of it
+                follow_redirects=False,
+                trust_env=not is_local(self.host),
+                limits=self._httpx.Limits(max_connections=None),  # the slots say how many
+            )
+            weakref.finalize(self, _let_go, self._client, asyncio.get_running_loop()).atexit = False
+        return self._client
+
+
+def _let_go(client: "httpx.AsyncClient", loop: asyncio.AbstractEventLoop) -> None:
+    """Close the connections of whoever is not needed any more."""
+    asyncio.run_coroutine_threadsafe(client.aclose(), loop)
+
+
+def checked_url(url: str, key_env: str | None) -> tuple[str, str]:
+    """An address without a slash at its end, and its host.
+
+    Raises:
+        InputError: If it is none, holds a key, or a key would go over plain http.
+
+    >>> checked_url("https://example.org/v1/", None)
+    ('https://example.org/v1', 'example.org')
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InputError(f"url must be an address such as 'https://host/v1', got {_bare(url)!r}.")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise InputError(
+            f"url must hold no user, password, ? or #, got one with some at {parts.hostname!r}: "
+            "keys come from an environment variable, named by key_env."
+        )
+    if parts.scheme == "http" and key_env is not None and not is_local(parts.hostname):
+        raise InputError(f"url must begin with https where a key is sent, got {_bare(url)!r}.")
+    return url.rstrip("/"), parts.hostname
+
+
+def is_local(host: str) -> bool:
+    """Whether a host is this machine."""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def _bare(url: str) -> str:
+    """An address without what may be a key."""
+    return url.split("?")[0].rsplit("@")[-1][:_SHOWN]
+
+
+def _retry_after(headers: Mapping[str, str]) -> float:
+    """Seconds that a service asks to wait: a number, or a date."""
+    value = headers.get("retry-after", "")
+    with suppress(ValueError):
+        return max(float(value), 0.0)
+    with suppress(ValueError, TypeError):
+        return max((parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds(), 0.0)
+    return 0.0
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run something in the loop of all calls, and wait for it."""
+    future = asyncio.run_coroutine_threadsafe(work, _loop(os.getpid()))
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise
+
+
+@cache
+def _loop(process: int) -> asyncio.AbstractEventLoop:
+    """The loop of this process; a fork has none of the threads of its parent."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="offramp-services", daemon=True).start()
+    return loop

@@ -1,0 +1,340 @@
+"""A language model behind an OpenAI-compatible endpoint, as a classifier.
+
+The prompt names the labels; the answer is a label with its probability, of the tokens' own
+probabilities or of what the model says in JSON. Tokens have prices, so each example has a cost.
+
+Layer: adapters.  Needs the extra `services`.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, final
+
+from offramp._core.checks import (
+    check_choice,
+    check_class_names,
+    check_not_negative,
+    check_positive_int,
+)
+from offramp._core.errors import InputError
+from offramp._core.schema import omitted, to_json
+from offramp._core.types import OnError
+from offramp.adapters.connection import CallError, Connection, checked_url
+from offramp.adapters.journal import Answer
+from offramp.adapters.limits import Limits, limits_of
+from offramp.adapters.service import ON_ERROR, Service
+from offramp.stages import Stage
+from offramp.stages.answers import Labels
+
+Form = Literal["logprobs", "json"]
+FORMS: tuple[Form, ...] = ("logprobs", "json")
+
+_FIELD = re.compile(r"\{(\w+)\}")
+_MILLION = 1e6
+_EXTRA_TOKENS = 64  # that a chat puts around a message, and more
+_RESERVED = frozenset({"model", "messages", "logprobs", "stream", "n"})
+_JSON = 'Answer in JSON: {"label": one of the labels, "confidence": number from 0 to 1}.'
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Prices:
+    """What tokens cost.
+
+    Args:
+        input: A million tokens of the prompt.
+        output: A million tokens of the answer.
+        request: Each answer, whatever its length.
+        unit: Of the money.
+
+    Raises:
+        InputError: If a price is negative.
+    """
+
+    input: float
+    output: float
+    request: float = omitted(0.0)
+    unit: str = omitted("usd")
+
+    def __post_init__(self) -> None:
+        for name in ("input", "output", "request"):
+            check_not_negative(f"prices: {name}", getattr(self, name))
+
+    def of(self, read: float, written: float) -> float:
+        """What so many tokens cost."""
+        return self.request + (read * self.input + written * self.output) / _MILLION
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class OpenAISettings:
+    """All that is known of such a stage, without its key; the fields are those of `from_openai`."""
+
+    url: str
+    model: str
+    labels: tuple[str, ...]
+    prompt: str
+    key_env: str | None = "OPENAI_API_KEY"
+    answer: Form = "logprobs"
+    prices: Prices | None = None
+    max_tokens: int = 64
+    options: dict[str, Any] = field(default_factory=dict)
+    on_error: OnError = "next"
+    daily_cap: float | None = None
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        checked_url(self.url, self.key_env)
+        check_choice("on_error", self.on_error, ON_ERROR)
+        check_choice("answer", self.answer, FORMS)
+        check_positive_int("max_tokens", self.max_tokens)
+        check_class_names(self.labels, len(self.labels))
+        if len(self.labels) < 2 or not all(self.labels):
+            raise InputError(f"labels must be at least 2 texts, got {list(self.labels)}.")
+        if len({_plain(label) for label in self.labels}) < len(self.labels):
+            raise InputError("labels must differ in more than case, quotes and points.")
+        if not _FIELD.search(self.prompt):
+            raise InputError(
+                "prompt must say where the example goes: {row}, or {title} for the field 'title' "
+                f"of rows with several, got {self.prompt!r}."
+            )
+        taken = sorted(_RESERVED & set(self.options))
+        if taken:
+            raise InputError(f"options must not hold {taken}: they are set by this adapter.")
+
+
+def from_openai(
+    url: str,
+    *,
+    model: str,
+    labels: Sequence[str],
+    prompt: str,
+    key_env: str | None = "OPENAI_API_KEY",
+    answer: Form = "logprobs",
+    prices: Prices | Mapping[str, Any] | None = None,
+    max_tokens: int = 64,
+    options: Mapping[str, Any] | None = None,
+    on_error: OnError = "next",
+    daily_cap: float | None = None,
+    limits: Limits | dict[str, object] | None = None,
+) -> Stage:
+    """A chat-completions endpoint as a stage that answers with labels and confidences.
+
+    An answer that is none of the labels counts as a label outside the classes, a refusal or an
+    answer that cannot be read as one that is right with probability 0: both were paid for, both are
+    wrong, and no policy takes them for a class. What could not be asked at all, after all attempts,
+    is no answer; `on_error` says what it means.
+
+    Args:
+        url: Such as "https://api.openai.com/v1"; `/chat/completions` is added.
+        model: Name of the model there.
+        labels: The classes, as the model shall write them.
+        prompt: What is asked: {row} stands for the row, {name} for a field of rows that are
+            mappings or of tables, {labels} for the labels. Other braces stay as they are.
+        key_env: Name of the environment variable that holds the key, which is read at each call
+            and kept nowhere; None for a service that needs none.
+        answer: "logprobs": the model writes the label alone; its confidence is the product of its
+            tokens' probabilities. "json": it writes label and confidence as JSON, which is for
+            services without logprobs; such confidences want calibrating.
+        prices: Of a million tokens: {"input": 0.15, "output": 0.60}, and perhaps "request" and
+            "unit" ("usd"). Without them answers have no price.
+        max_tokens: Of an answer.
+        options: Further fields of each request, such as {"seed": 1}; the temperature is 0 unless
+            it is given here. An option that is None is left out.
+        on_error: What it means that it has failed for good: "next" asks the next stage,
+            "reference" the reference, "refuse" gives no answer.
+        daily_cap: The most to spend in a day (UTC). Then it is not asked, and the stages before
+            answer.
+        limits: How it may be called (`Limits`), also as a mapping of some of the fields.
+
+    Raises:
+        InputError: If an argument is outside its domain.
+        MissingExtraError: If httpx or tenacity is not installed.
+
+    >>> stage = from_openai(
+    ...     "http://127.0.0.1:8000/v1", model="tiny", labels=["good", "bad"], key_env=None,
+    ...     prompt="Is this review good or bad? Answer with one word: {row}",
+    ... )
+    >>> stage.name, stage.class_names, stage.outputs
+    ('tiny', ('good', 'bad'), 'confidence')
+    """
+    given = Prices(**prices) if isinstance(prices, Mapping) else prices
+    return openai_stage(
+        OpenAISettings(
+            url=url,
+            model=model,
+            labels=tuple(labels),
+            prompt=prompt,
+            key_env=key_env,
+            answer=answer,
+            prices=given,
+            max_tokens=max_tokens,
+            options=dict(options or {}),
+            on_error=on_error,
+            daily_cap=daily_cap,
+            limits=limits_of(limits),
+        )
+    )
+
+
+def openai_stage(settings: OpenAISettings) -> Stage:
+    """The stage that some settings describe."""
+    connection = Connection(settings.url, key_env=settings.key_env, limits=settings.limits)
+    settings = replace(settings, url=connection.url)
+    service = Service(
+        ChatClassifier(settings),
+        connection,
+        on_error=settings.on_error,
+        daily_cap=settings.daily_cap,
+    )
+    return Stage(settings.model, service, outputs="confidence", class_names=settings.labels)
+
+
+@final
+class ChatClassifier:
+    """Asks for a label, and reads it.
+
+    Args:
+        settings: Of the stage.
+    """
+
+    def __init__(self, settings: OpenAISettings) -> None:
+        self.settings = settings
+        self.unit = None if settings.prices is None else settings.prices.unit
+        self.classes = len(settings.labels)
+        self._numbers = {_plain(label): k for k, label in enumerate(settings.labels)}
+        self._others = Labels(settings.model, settings.labels)
+        asked = {"url": settings.url, "prices": to_json(settings.prices), **self._body("{row}")}
+        self.identity = _digest(asked)
+        self._refusal = Labels(self.identity).refusal  # never agrees with that of another service
+
+    def digest(self, row: object) -> str:
+        """Of the request."""
+        return _digest({"url": self.settings.url, **self._body(self.text(row))})
+
+    def most(self, row: object) -> float:
+        """The price of as many tokens as the texts have bytes, and of the longest answer."""
+        if self.settings.prices is None:
+            return 0.0
+        read = len(json.dumps(self._body(self.text(row))["messages"]).encode()) + _EXTRA_TOKENS
+        return self.settings.prices.of(read, self.settings.max_tokens)
+
+    def text(self, row: object) -> str:
+        """The prompt about a row.
+
+        Raises:
+            InputError: If a field is not there.
+        """
+        fields = row if isinstance(row, Mapping) else {}
+        known = {"labels": ", ".join(self.settings.labels), "row": row, **fields}
+
+        def put(match: re.Match[str]) -> str:
+            name = match[1]
+            if name in known:
+                return str(known[name])
+            if fields:
+                raise InputError(
+                    f"prompt names {{{name}}}, which is no field of a row with {sorted(fields)}."
+                )
+            return match[0]
+
+        return _FIELD.sub(put, self.settings.prompt)
+
+    async def __call__(self, connection: Connection, row: object, digest: str) -> Answer:
+        """Ask about a row."""
+        said = await connection.ask(
+            "/chat/completions",
+            self._body(self.text(row)),
+            # Services that know it do not count an attempt twice whose answer was lost.
+            headers={"Idempotency-Key": digest},
+        )
+        price = self._price(said)
+        try:
+            choice = said["choices"][0]
+            text = choice["message"].get("content") or ""
+            refused = choice["message"].get("refusal")
+            filtered = choice.get("finish_reason") == "content_filter"
+        except (LookupError, TypeError, AttributeError):
+            raise CallError("an answer without choices") from None
+        kept = connection.clean(str(refused or text))
+        if refused or filtered or not isinstance(text, str) or not text.strip():
+            return self._none(kept, price)
+        found = self._of_json(text) if self.settings.answer == "json" else _of_tokens(text, choice)
+        if found is None:
+            return self._none(kept, price)
+        return Answer(label=self._number(found[0]), confidence=found[1], price=price, text=kept)
+
+    def _body(self, text: str) -> dict[str, Any]:
+        settings = self.settings
+        body: dict[str, Any] = {
+            "model": settings.model,
+            "messages": [{"role": "user", "content": text}],
+            "temperature": 0,
+            "max_tokens": settings.max_tokens,
+        }
+        if settings.answer == "logprobs":
+            body["logprobs"] = True
+        else:
+            body["messages"].insert(0, {"role": "system", "content": _JSON})
+            body["response_format"] = {"type": "json_object"}
+        return {k: v for k, v in {**body, **settings.options}.items() if v is not None}
+
+    def _price(self, said: Mapping[str, Any]) -> float:
+        if self.settings.prices is None:
+            return 0.0
+        try:
+            usage = said["usage"]
+            read, written = float(usage["prompt_tokens"]), float(usage["completion_tokens"])
+        except (LookupError, TypeError, ValueError):
+            raise CallError("an answer without its usage, so nobody knows its price") from None
+        if not (0 <= read < math.inf and 0 <= written < math.inf):
+            raise CallError("an answer whose usage is no number of tokens")
+        return self.settings.prices.of(read, written)
+
+    def _none(self, text: str, price: float) -> Answer:
+        """What was paid for and says nothing."""
+        return Answer(label=self._refusal, confidence=0.0, price=price, text=text)
+
+    def _number(self, label: str) -> int:
+        """The class, or a number of its own for what is none."""
+        known = self._numbers.get(_plain(label))
+        return self._others[_plain(label)] if known is None else known
+
+    def _of_json(self, text: str) -> tuple[str, float] | None:
+        try:
+            found = json.loads(text)
+            label, confidence = found["label"], found["confidence"]
+            if isinstance(label, str) and 0 <= float(confidence) <= 1:
+                return label, float(confidence)
+        except (ValueError, TypeError, LookupError):
+            pass
+        return None
+
+
+def _of_tokens(text: str, choice: Mapping[str, Any]) -> tuple[str, float]:
+    """The label, and the product of its tokens' probabilities.
+
+    Raises:
+        CallError: If there are none: asking again would be of no use.
+    """
+    try:
+        each = [float(token["logprob"]) for token in choice["logprobs"]["content"]]
+    except (LookupError, TypeError, ValueError):
+        raise CallError("an answer without logprobs; this service may need answer='json'") from None
+    total = math.fsum(each)
+    if not each or math.isnan(total):
+        raise CallError("an answer without logprobs; this service may need answer='json'")
+    return text, min(math.exp(min(total, 0.0)), 1.0)
+
+
+def _plain(label: str) -> str:
+    """A label without what models put around it."""
+    return label.strip().strip("\"'`*.").strip().casefold()
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,112 @@
+"""Texts from files: one on each line, or a column of a table.
+
+Layer: data.
+"""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from offramp._core.checks import check_known
+from offramp._core.errors import FileFormatError, InputError
+from offramp.data.arrays import rows
+from offramp.data.dataset import Dataset
+
+TABLES = (".csv", ".tsv")
+LINES = (".txt",)
+
+
+def texts(
+    path: Path | str,
+    *,
+    text: str = "text",
+    label: str = "label",
+    id: str | None = None,
+    split: str | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Dataset:
+    """Read labeled texts from a table with a header: .csv, or .tsv, whose fields have no quotes.
+
+    Args:
+        path: The file, in UTF-8.
+        text: Column of the texts, the inputs.
+        label: Column of the labels: names, or numbers in [0, c).
+        id: Column of unique ids; by default rows are counted from 0.
+        split: Column of the splits' names.
+        class_names: Names of the classes; by default those that are there, sorted, or, where all
+            are whole numbers, these.
+
+    Raises:
+        FileFormatError: If the file cannot be read.
+        UnknownNameError: If it has no such column.
+        InputError: As `rows`.
+    """
+    path = Path(path)
+    wanted = [text, label, *[column for column in (id, split) if column is not None]]
+    found = read_table(path, wanted)
+    labels: list[int] | list[str] = found[label]
+    if class_names is None:
+        if all(value.isdecimal() for value in found[label]):
+            labels = [int(value) for value in found[label]]
+        else:
+            class_names = sorted(set(found[label]))
+    return rows(
+        found[text],
+        labels,
+        class_names=class_names,
+        ids=None if id is None else found[id],
+        split=None if split is None else found[split],  # type: ignore[arg-type]  # it is checked
+        name=path.name,
+    )
+
+
+def read_table(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
+    """Some columns of a .csv or .tsv.
+
+    Raises:
+        FileFormatError: If the file cannot be read, or a row is too short.
+        UnknownNameError: If there is no such column.
+    """
+    tabs = path.suffix.lower() == ".tsv"
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            quoting = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
+            table = csv.DictReader(file, delimiter="\t" if tabs else ",", quoting=quoting)
+            known = list(table.fieldnames or [])
+            for column in columns:
+                check_known(f"column of {path}", column, known)
+            found: dict[str, list[str]] = {column: [] for column in columns}
+            for row in table:
+                for column in columns:
+                    value = row[column]
+                    if value is None:
+                        raise FileFormatError(
+                            f"{path}, line {table.line_num}: the row has no {column!r}."
+                        )
+                    found[column].append(value)
+    except FileNotFoundError as error:
+        raise FileFormatError(f"{path} is missing.") from error
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise FileFormatError(f"{path} cannot be read as a table in UTF-8: {error}") from error
+    return found
+
+
+def read_texts(path: Path, column: str = "text") -> list[str]:
+    """The texts of a file: each line of a .txt, or a column of a table.
+
+    Raises:
+        FileFormatError: If it cannot be read.
+        UnknownNameError: If there is no such column.
+    """
+    if path.suffix.lower() in TABLES:
+        return read_table(path, [column])[column]
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileFormatError(f"{path} cannot be read as text in UTF-8: {error}") from error
+    lines = content.split("\n")
+    if lines and not lines[-1]:
+        lines.pop()
+    if not lines:
+        raise InputError(f"{path} is empty.")
+    return lines

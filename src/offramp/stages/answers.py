@@ -1,0 +1,177 @@
+"""What functions and services return, read: labels by name, refusals, numbers in lists and arrays.
+
+Labels are numbers: of a class name its index; of any other text one of its own above all classes,
+the same for every stage, so that two services that agree on it agree; of a refusal (None, NaN) a
+negative one of the stage's own, so that two refusals never agree.
+
+Layer: stages.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, final
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from offramp._core.arrays import array_of, kind_of, tensor_of
+from offramp._core.errors import InputError
+from offramp._core.outputs import StageOutput, labels_with_confidence
+
+_OUTSIDE = 2**48  # of texts that are no class names: far above all classes
+
+
+@final
+class Labels(dict[object, int]):
+    """Numbers of the labels that one stage gives; what it does not hold is looked at on demand.
+
+    Args:
+        stage: Its name.
+        class_names: Names of the classes.
+        strict: Whether a label that is no class is an error.
+
+    >>> labels = Labels("service", ["cat", "dog"])
+    >>> [labels["dog"], labels["cow"] >= 2**48, labels[None] < 0, labels[5]]
+    [1, True, True, 5]
+    """
+
+    def __init__(
+        self, stage: str, class_names: Sequence[str] = (), *, strict: bool = False
+    ) -> None:
+        super().__init__({name: k for k, name in enumerate(class_names)})
+        self._stage, self._names, self._strict = stage, tuple(class_names), strict
+        self.refusal = -256 - _digest(stage, 3)
+
+    def __missing__(self, label: object) -> int:
+        if label is None or label != label:  # NaN
+            return self.refusal
+        if isinstance(label, int | np.integer):
+            return int(label)
+        if isinstance(label, float) and label.is_integer():
+            return int(label)
+        if not isinstance(label, str):
+            raise InputError(
+                f"Stage {self._stage!r} must give labels that are whole numbers, class names, or "
+                f"None for no answer, got {label!r}."
+            )
+        if not self._names:
+            raise InputError(
+                f"Stage {self._stage!r} gives labels that are text, such as {label!r}, so it needs "
+                "the names of the classes: class_names=[...]."
+            )
+        if self._strict:
+            raise InputError(
+                f"Stage {self._stage!r} gives the label {label!r}, which is none of the "
+                f"{len(self._names)} class names. With strict=False it counts as a wrong answer."
+            )
+        return _OUTSIDE + _digest(label, 5)
+
+    def read(self, values: Any) -> Int[Tensor, "m"] | Int[Tensor, "m r"]:  # noqa: ANN401
+        """Labels `(m,)`, or ranked labels `(m, r)`, as int64."""
+        if isinstance(values, Tensor) and not values.is_floating_point():
+            return values.long()
+        if isinstance(values, np.ndarray) and values.dtype.kind in "iu":
+            return torch.tensor(values.astype(np.int64, copy=False))
+        if isinstance(values, str | bytes) or not (
+            isinstance(values, Sequence) or hasattr(values, "__array__")
+        ):
+            raise InputError(
+                f"Stage {self._stage!r} must give one label for each example, in a list or an "
+                f"array, got {kind_of(values)}."
+            )
+        plain = (
+            values
+            if isinstance(values, Sequence)
+            else array_of("labels", values, gaps=True).tolist()
+        )
+        if plain and isinstance(plain[0], list | tuple):
+            return torch.tensor([[self[one] for one in row] for row in plain])
+        return torch.tensor([self[one] for one in plain], dtype=torch.int64)
+
+
+def scores_of(stage: str, result: Any) -> Float[Tensor, "m c"]:  # noqa: ANN401
+    """Logits or probabilities that a function gives, in memory of their own.
+
+    Raises:
+        InputError: If they are no numbers.
+    """
+    try:
+        found = tensor_of("they", result)
+    except InputError as error:
+        raise InputError(
+            f"Stage {stage!r} must give one number for each example and class, an array (m, c): "
+            f"{error}"
+        ) from error
+    return found if found is result else found.to(torch.float32, copy=True)
+
+
+def labeled(
+    stage: str,
+    labels: Labels,
+    classes: int | None,
+    result: Any,  # noqa: ANN401
+    confidence: Any = None,  # noqa: ANN401
+) -> StageOutput:
+    """What a stage says that gives labels, with confidences or without.
+
+    Args:
+        stage: Its name.
+        labels: Numbers of its labels.
+        classes: Number of classes `c`.
+        result: Labels `(m,)`, or without confidences also ranked ones `(m, r)`.
+        confidence: `(m,)` in [0, 1], or None. What comes as a tensor may be NaN where there is no
+            answer; elsewhere None stands for none.
+
+    Raises:
+        InputError: If the number of classes is not known, lengths differ, or a value is outside its
+            domain.
+    """
+    found = labels.read(result)
+    if classes is None:
+        raise InputError(
+            f"Stage {stage!r} answers with labels, so the number of classes must be given: "
+            "classes=10, or class_names."
+        )
+    if confidence is None:
+        if found.dim() not in (1, 2):
+            raise InputError(
+                f"Stage {stage!r} must give labels (m,) or ranked labels (m, r), got shape "
+                f"{tuple(found.shape)}."
+            )
+        return StageOutput(classes=classes, ranked=found if found.dim() == 2 else found[:, None])
+    sure = confidence if isinstance(confidence, Tensor) else _confidence(stage, confidence, found)
+    try:
+        return labels_with_confidence(found, sure, classes)
+    except InputError as error:
+        raise InputError(f"Stage {stage!r}: {error}") from error
+
+
+def _confidence(stage: str, values: Any, labels: Tensor) -> Tensor:  # noqa: ANN401
+    """Confidences that did not come as a tensor: 0 where there is no answer."""
+    found = None
+    if isinstance(values, list):
+        if None in values:
+            values = [0.0 if value is None else value for value in values]
+        with suppress(TypeError, ValueError):  # what is no number is explained below
+            found = torch.tensor(values, dtype=torch.float32)
+    if found is None:
+        found = scores_of(stage, values)
+    if found.shape == labels.shape and math.isnan(found.sum().item()):
+        missing = found.isnan()
+        bad = missing & (labels >= 0)
+        if bool(bad.any()):
+            raise InputError(
+                f"Stage {stage!r} must give a confidence in [0, 1] for each label, got NaN for "
+                f"example {int(bad.nonzero()[0])} of the batch. Where there is no answer, give the "
+                "label None."
+            )
+        found = found.masked_fill(missing, 0.0)
+    return found
+
+
+def _digest(text: str, size: int) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=size).digest())

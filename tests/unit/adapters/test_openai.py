@@ -1,0 +1,199 @@
+"""A chat-completions endpoint as a stage: what it answers, and what becomes of what it does not."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from offramp._core.errors import InputError, ServiceError
+from offramp._core.outputs import FAILED
+from offramp.adapters import Limits, from_openai
+from offramp.stages import Stage
+from support.openai_server import Faults, StandIn
+
+LABELS = ["good", "bad"]
+PRICES = {"input": 1.0, "output": 2.0}
+FAST = Limits(attempts=3, longest_wait=0.02, timeout=2.0, cache=0)
+
+
+def stage_of(server: StandIn, **others) -> Stage:
+    given = {"key_env": None, "limits": FAST, "prices": PRICES, "model": "tiny", "labels": LABELS}
+    return from_openai(server.url, **{**given, "prompt": "Good or bad? {row}", **others})
+
+
+def said(stage: Stage, rows):
+    try:
+        return stage.run(rows)[0]
+    finally:
+        stage.module.close()
+
+
+def test_the_label_has_the_product_of_its_tokens_probabilities():
+    with StandIn() as server:
+        found = said(stage_of(server), ["a good day", "rain"])
+    assert found.ranked.tolist() == [[0], [1]]
+    assert found.confidence.tolist() == pytest.approx([0.9, 0.9])
+    assert found.prices.sum().item() == pytest.approx(server.spent)
+
+
+def test_a_json_answer_is_read():
+    with StandIn() as server:
+        found = said(stage_of(server, answer="json"), ["a good day"])
+    assert (found.ranked.item(), found.confidence.item()) == (0, pytest.approx(0.9))
+    assert server.bodies[0]["response_format"] == {"type": "json_object"}
+
+
+def test_a_foreign_label_is_wrong_and_a_refusal_certainly_so():
+    answers = {"x": ("Tuesday", 0.8), "y": (" 'Good'. ", 0.7), "z": ("  ", 0.5)}
+    with StandIn(say=lambda text: answers[text[-1]]) as server:
+        stage = stage_of(server)
+        found = said(stage, ["x", "y", "z"])
+    foreign, good, refused = found.ranked[:, 0].tolist()
+    assert foreign >= 2
+    assert good == 0
+    assert refused < 0
+    assert found.confidence[2] == 0
+    assert (found.prices > 0).all()
+    assert (stage.module.counts["foreign"], stage.module.counts["refused"]) == (1, 1)
+
+
+@pytest.mark.parametrize("fault", ["limited", "broken", "html", "half"])
+def test_what_may_pass_is_tried_again_and_paid_once(fault):
+    with StandIn(faults=Faults(**{fault: 0.5}, retry_after=0.001)) as server:
+        stage = stage_of(server, limits=Limits(attempts=30, longest_wait=0.001, cache=0))
+        found = said(stage, [f"good {k}" for k in range(20)])
+    assert found.ranked[:, 0].tolist() == [0] * 20
+    assert sum(server.attempts.values()) > 20
+    assert max(server.charges.values()) == 1
+    assert found.prices.sum().item() == pytest.approx(server.spent)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "why"),
+    [
+        (500, b"{}", "HTTP 500"),
+        (200, b"<html>", "no JSON object"),
+        (200, b'{"choices": [', "no JSON object"),
+        (200, b"[1]", "no JSON object"),
+        (200, b'{"usage": {"prompt_tokens": 1, "completion_tokens": 1}}', "without choices"),
+        (200, b'{"choices": [{"message": {"content": "good"}}]}', "without its usage"),
+        (429, b'{"error": {"code": "insufficient_quota"}}', "no quota left"),
+        (400, b'{"error": {"message": "too long"}}', "too long"),
+    ],
+)
+def test_what_does_not_pass_is_no_answer(status, body, why):
+    with StandIn(fixed=(status, {}, body)) as server:
+        stage = stage_of(server)
+        found = said(stage, ["a"])
+    assert found.ranked.item() == FAILED
+    assert math.isnan(found.confidence.item())
+    assert any(why in key for key in stage.module.counts), stage.module.counts
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "why"),
+    [
+        (401, {}, "does not accept the key"),
+        (404, {}, "knows no such"),
+        (307, {"location": "https://elsewhere.example/v1"}, "elsewhere.example"),
+        (301, {"location": "/v2"}, "sends on"),
+    ],
+)
+def test_a_service_that_never_answered_and_refuses_is_an_error(status, headers, why):
+    with (
+        StandIn(fixed=(status, headers, b"{}")) as server,
+        pytest.raises(ServiceError, match=why),
+    ):
+        said(stage_of(server), [str(k) for k in range(50)])
+    assert sum(server.statuses.values()) <= FAST.concurrency  # nobody else was asked
+
+
+def test_a_service_that_answered_before_and_refuses_has_failed():
+    with StandIn() as server:
+        stage = stage_of(server)
+        assert stage.run(["good"])[0].ranked.item() == 0
+        server.fixed = (401, {}, b"{}")
+        assert said(stage, ["bad"]).ranked.item() == FAILED
+
+
+def test_a_missing_key_is_named(monkeypatch):
+    monkeypatch.delenv("TINY_KEY", raising=False)
+    with StandIn(key="k") as server, pytest.raises(ServiceError, match="TINY_KEY"):
+        said(stage_of(server, key_env="TINY_KEY"), ["a"])
+    assert not server.attempts
+
+
+def test_the_key_stands_nowhere_but_in_the_header(monkeypatch, caplog):
+    key = "sk-very-secret-7131"
+    monkeypatch.setenv("TINY_KEY", key)
+    caplog.set_level("DEBUG")
+    with StandIn(key=key, say=lambda text: (f"the key is {key}", 0.5)) as server:
+        stage = stage_of(server, key_env="TINY_KEY")
+        found = said(stage, ["a"])
+        server.key = "another"
+        fresh = stage_of(server, key_env="TINY_KEY")
+        with pytest.raises(ServiceError) as caught:
+            said(fresh, ["a"])
+    everything = [repr(stage), repr(found), str(caught.value), repr(caught.value), caplog.text]
+    everything += [json.dumps(dict(stage.module.counts)), repr(stage.module.settings)]
+    everything += [repr(caught.value.__context__), repr(caught.value.__cause__)]
+    assert not any(key in text for text in everything)
+
+
+def test_many_are_asked_at_a_time_but_no_more_than_that():
+    with StandIn(latency=0.02) as server:
+        said(stage_of(server, limits=Limits(concurrency=5)), [str(k) for k in range(40)])
+    assert server.most_running == 5
+
+
+def test_the_same_text_is_asked_once_and_remembered_for_nothing():
+    with StandIn(latency=0.01) as server:
+        stage = stage_of(server, limits=Limits())
+        first = stage.run(["good", "good"])[0]
+        again = said(stage, ["good"])
+    assert server.charges == {"Good or bad? good": 1}
+    assert (first.prices > 0).sum() == 1
+    assert again.prices.tolist() == [0.0]
+
+
+def test_a_service_that_only_fails_is_left_alone_for_a_while():
+    with StandIn(fixed=(500, {}, b"{}")) as server:
+        limits = Limits(attempts=1, breaker_failures=3, concurrency=1, breaker_seconds=60.0)
+        stage = stage_of(server, limits=limits)
+        found = said(stage, [str(k) for k in range(20)])
+    assert server.statuses["500"] == 3
+    assert (found.ranked == FAILED).all()
+
+
+def test_a_daily_cap_is_never_broken():
+    with StandIn(latency=0.001) as server:
+        stage = stage_of(server, daily_cap=0.002)
+        found = said(stage, [f"good {k}" for k in range(200)])
+    assert 0 < server.spent <= 0.002
+    assert found.confidence.isnan().any()
+    assert stage.module.spent == pytest.approx(server.spent)
+
+
+def test_fields_of_rows_stand_in_the_prompt():
+    with StandIn() as server:
+        stage = stage_of(server, prompt='{"a": 1} {labels}: {title} ({year})')
+        said(stage, {"title": ["good one"], "year": torch.tensor([1999])})
+        with pytest.raises(InputError, match="year"):
+            stage.run([{"title": "x"}])
+    assert server.bodies[0]["messages"][0]["content"] == '{"a": 1} good, bad: good one (1999)'
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("ftp://x", "address"),
+        ("https://me:secret@example.org/v1", "key_env"),
+        ("https://example.org/v1?key=secret", "key_env"),
+        ("http://example.org/v1", "https"),
+    ],
+)
+def test_addresses_that_would_tell_a_key_are_refused(url, why):
+    with pytest.raises(InputError, match=why) as caught:
+        from_openai(url, model="m", labels=LABELS, prompt="{row}", key_env="KEY")
+    assert "secret" not in str(caught.value)
