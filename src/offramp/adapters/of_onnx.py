@@ -15,7 +15,6 @@ from torch import Tensor
 
 from offramp._core.checks import check_choice, check_known
 from offramp._core.errors import FileFormatError, InputError, UnsupportedError
-from offramp._core.optional import imported
 from offramp._core.types import Raw
 from offramp.adapters.answers import order_of
 from offramp.adapters.onnx_form import Gives, free_sizes, input_spec, rewritten, shaped
@@ -113,18 +112,21 @@ def from_onnx(
 
 
 def _read(path: Path) -> "onnx.ModelProto":
-    onnx = imported("onnx", "onnx")
+    import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from onnx.inliner import inline_local_functions
 
     try:
-        model = onnx.load(path)  # with the weights that lie beside it
+        model: onnx.ModelProto = onnx.load(path)  # with the weights that lie beside it
     except FileNotFoundError as error:
         raise FileFormatError(f"{path} cannot be read: {error}") from error
     except (DecodeError, OSError, ValueError, onnx.checker.ValidationError) as error:
         raise FileFormatError(f"{path} cannot be read as an ONNX model: {error}") from error
     if not model.graph.node:
         raise FileFormatError(f"{path} cannot be read as an ONNX model: it has no operations.")
-    return onnx.inliner.inline_local_functions(model) if model.functions else model
+    if model.functions:
+        model = inline_local_functions(model)
+    return model
 
 
 def _prepared(transform: Any, example: Raw) -> Any:  # noqa: ANN401  (what the network reads)

@@ -62,13 +62,13 @@ def from_timm(
     architecture, saved = _resolved(timm, name)
     check_architecture(timm, architecture)
     try:
-        net: nn.Module = timm.create_model(name, pretrained=load, **options)
+        net: Any = timm.create_model(name, pretrained=load, **options)
     except (RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"timm cannot make {name!r} with {options}: {error}") from error
     net.eval()
     if checkpoint is not None:
         load_weights(net, checkpoint)
-    says: Mapping[str, Any] = net.pretrained_cfg  # type: ignore[assignment]
+    says: Mapping[str, Any] = net.pretrained_cfg
     # Written out: with another version of timm the name may mean other weights, of other classes.
     arguments = {"num_classes": net.num_classes, **saved, **options, "architecture": architecture}
     named = load or checkpoint is None or "." in name
@@ -77,7 +77,7 @@ def from_timm(
         net,
         transform=_transform(timm, name, says, options) if transform is None else transform,
         spec=ModelSpec(name="timm", arguments=arguments),
-        classes=int(net.num_classes) or None,  # type: ignore[call-overload]
+        classes=int(net.num_classes) or None,
         class_names=_class_names(timm, net, says) if named else (),
     )
     return in_order(stage, class_names)
@@ -150,7 +150,7 @@ def _transform(
     )
 
 
-def _class_names(timm: Any, net: nn.Module, says: Mapping[str, Any]) -> tuple[str, ...]:  # noqa: ANN401
+def _class_names(timm: Any, net: Any, says: Mapping[str, Any]) -> tuple[str, ...]:  # noqa: ANN401
     """The names of the classes of the weights, where timm knows them."""
     count = net.num_classes
     if not count or count != says.get("num_classes"):
@@ -162,4 +162,4 @@ def _class_names(timm: Any, net: nn.Module, says: Mapping[str, Any]) -> tuple[st
     if subset is None or not str(says.get("tag", "")).endswith(_IMAGENET):
         return ()
     info = timm.data.ImageNetInfo(subset)
-    return tuple(info.index_to_description(k) for k in range(int(count)))  # type: ignore[call-overload]
+    return tuple(info.index_to_description(k) for k in range(count))

@@ -154,6 +154,23 @@ def test_another_exporter_wrote_it(tmp_path):
     torch.testing.assert_close(stage.run(example)[0].logits, net(example), rtol=0, atol=1e-5)
 
 
+def test_functions_are_written_out(saved):
+    inner = helper.make_function(
+        "own",
+        "Twice",
+        ["x"],
+        ["y"],
+        [helper.make_node("Add", ["x", "x"], ["y"])],
+        [helper.make_opsetid("", 17)],
+    )
+    node = helper.make_node("Twice", ["x"], ["y"], domain="own")
+    made = model([node], {"x": (1, ("n", 3))}, {"y": (1, ("n", 3))})
+    made.functions.append(inner)
+    made.opset_import.append(helper.make_opsetid("own", 1))
+    said = from_onnx(saved(made)).run(ROWS[:, :3])[0].logits
+    assert torch.equal(said, 2 * ROWS[:, :3])
+
+
 def test_what_is_no_classifier_of_any_batch_is_refused(saved, tmp_path):
     with pytest.raises(UnsupportedError, match=r"fixed batch of 1\. Export it again with a free"):
         from_onnx(saved(linear(batch=1)))
