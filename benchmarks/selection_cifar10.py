@@ -4,7 +4,8 @@ The networks (20, 32, 44, 56 layers; weights that we did not train) have never s
 images. For each seed: 2,000 to fit, 1,000 to calibrate, 1,500 to test. Topology, combination and
 trade-off are chosen on fit and calibrate alone, for the learned and for the threshold policy with
 equal freedom; test is only reported. The two end up at different differences, so each is also
-chosen with other margins, and the threshold policy's curve is read at the learned policy's difference.
+chosen with other margins, and the threshold policy's curve is read at the difference of the
+learned one.
 
 `difference` is accuracy minus ResNet-56's on the same images: positive is better. Its interval
 treats the seeds as independent; their test parts overlap, so it is somewhat too narrow. Time is
