@@ -142,7 +142,7 @@ def take_rows(batch: Raw, index: Tensor) -> Any:  # noqa: ANN401  (of the batch'
     if isinstance(batch, RowList) or is_table(batch):
         positions = (index.nonzero()[:, 0] if index.dtype == torch.bool else index).tolist()
         if isinstance(batch, RowList):
-            return RowList(batch[k] for k in positions)
+            return RowList(map(batch.__getitem__, positions))
         return batch.iloc[positions]
     if isinstance(batch, Carried):
         return batch.take(index)

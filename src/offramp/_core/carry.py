@@ -50,7 +50,9 @@ class Carry(Carried):
 
     def split(self, sizes: Sequence[int]) -> "list[Carry]":
         """In parts."""
-        parts = zip(split_rows(self.tensors, sizes), self.logits.split(list(sizes)), strict=True)
+        parts = zip(
+            split_rows(self.tensors, sizes), torch.split(self.logits, list(sizes)), strict=True
+        )
         return [Carry(tensors, logits) for tensors, logits in parts]
 
     @staticmethod

@@ -13,6 +13,7 @@ import asyncio
 import json
 import os
 import threading
+import weakref
 from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -238,7 +239,13 @@ class Connection:
                 trust_env=not is_local(self.host),
                 limits=self._httpx.Limits(max_connections=None),  # the slots say how many
             )
+            weakref.finalize(self, _let_go, self._client, asyncio.get_running_loop()).atexit = False
         return self._client
+
+
+def _let_go(client: "httpx.AsyncClient", loop: asyncio.AbstractEventLoop) -> None:
+    """Close the connections of whoever is not needed any more."""
+    asyncio.run_coroutine_threadsafe(client.aclose(), loop)
 
 
 def checked_url(url: str, key_env: str | None) -> tuple[str, str]:

@@ -22,7 +22,7 @@ from offramp._core.checks import check_choice, check_positive_int
 from offramp._core.errors import InputError, ServiceError
 from offramp._core.outputs import FAILED
 from offramp._core.types import OnError
-from offramp.adapters.connection import CallError, Connection, run
+from offramp.adapters.connection import CallError, Connection, checked_url, run
 from offramp.adapters.limits import Limits, limits_of
 from offramp.adapters.service import ON_ERROR
 from offramp.stages import Stage
@@ -65,6 +65,7 @@ class HttpSettings:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
+        checked_url(self.url, self.key_env)
         check_choice("form", self.form, ("logits", "confidence"))
         check_choice("on_error", self.on_error, ON_ERROR)
         check_positive_int("max_batch", self.max_batch)

@@ -23,10 +23,10 @@ from offramp._core.checks import (
 from offramp._core.errors import InputError
 from offramp._core.schema import omitted, to_json
 from offramp._core.types import OnError
-from offramp.adapters.connection import CallError, Connection
+from offramp.adapters.connection import CallError, Connection, checked_url
 from offramp.adapters.journal import Answer
 from offramp.adapters.limits import Limits, limits_of
-from offramp.adapters.service import Service
+from offramp.adapters.service import ON_ERROR, Service
 from offramp.stages import Stage
 from offramp.stages.answers import Labels
 
@@ -88,6 +88,8 @@ class OpenAISettings:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
+        checked_url(self.url, self.key_env)
+        check_choice("on_error", self.on_error, ON_ERROR)
         check_choice("answer", self.answer, FORMS)
         check_positive_int("max_tokens", self.max_tokens)
         check_class_names(self.labels, len(self.labels))

@@ -78,8 +78,9 @@ _FOR = "offramp.backends"  # what builds is imported when it is asked for
 _ORT, _OV = f"{_FOR}.ort:is_onnxruntime_there", f"{_FOR}.ov:is_openvino_there"
 _CUDA = f"{_FOR}.cuda:is_cuda_there"
 _ONNX = Kept((".onnx",), later(f"{_FOR}.ort:open_onnx"))
-_OPENVINO = Kept((".xml", ".bin"), later(f"{_FOR}.ov:open_openvino"))
-_BF16 = Kept(_OPENVINO.endings, partial(_OPENVINO.open, precision="bf16"))
+_OPEN = later(f"{_FOR}.ov:open_openvino")
+_OPENVINO = Kept((".xml", ".bin"), _OPEN)
+_BF16 = Kept(_OPENVINO.endings, partial(_OPEN, precision="bf16"))
 
 
 def _backend(build: str, there: str | None = None, **said: Any) -> Backend:  # noqa: ANN401

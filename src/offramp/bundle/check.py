@@ -28,6 +28,7 @@ from offramp.bundle.manifest import (
     WholeEntry,
 )
 from offramp.bundle.names import MANIFEST, POLICY, WEIGHTS, is_safe_file
+from offramp.bundle.services import ServiceEntry
 
 MOST_BYTES = 8 * 2**20  # of a manifest: parsed, JSON takes up to 25 times as much
 
@@ -88,6 +89,8 @@ def _file_problems(manifest: Manifest) -> Iterator[str]:
             wanted += [name for m in stage.models() for name in (*m.files, m.answers)]
             weights += [m.answers for m in stage.models()]
             continue
+        if isinstance(stage, ServiceEntry):
+            continue  # it has no files
         entry = stage.head if isinstance(stage, ExitEntry) else stage
         wanted += [] if entry is None else [entry.weights]
         weights += [] if entry is None else [entry.weights]

@@ -13,6 +13,7 @@ from offramp._core.errors import InputError, OfframpError
 from offramp.bundle.check import read_manifest
 from offramp.bundle.manifest import WholeEntry
 from offramp.bundle.rebuild import rebuild
+from offramp.bundle.services import ServiceEntry
 from offramp.bundle.tensors import built
 from offramp.models import ModelSpec, save_weights
 from offramp.stages import Cascade, HeldStages
@@ -58,9 +59,9 @@ def check_loadable(folder: Path, cascade: Cascade | HeldStages) -> None:
     """
     try:
         manifest = read_manifest(folder)
-        if all(isinstance(entry, WholeEntry) for entry in manifest.stages):
+        if all(isinstance(entry, WholeEntry | ServiceEntry) for entry in manifest.stages):
             return  # `write_module` has compared them
-        stages = rebuild(folder, manifest, verify=True, allow_import=True)
+        stages = rebuild(folder, manifest, verify=True, allow_import=True, allow_network=True)
     except OfframpError as error:
         raise InputError(f"The specs of the cascade do not build it again: {error}") from error
     for name, stage in stages.items():

@@ -31,6 +31,7 @@ from offramp.bundle.manifest import (
 from offramp.bundle.names import example_file, network_file, weight_files
 from offramp.bundle.parts import check_not_joined, is_compiled, outputs_of, write_compiled
 from offramp.bundle.rebuild import INPUT, LOGITS, answers_of, segment_of
+from offramp.bundle.services import is_service, service_entry
 from offramp.bundle.tensors import FAILURES
 from offramp.models import ModelSpec, build, save_weights
 from offramp.models.on_rows import OnRows
@@ -78,6 +79,9 @@ def write_stages(
     entries: list[StageEntry] = []
     for stage in stages:
         answers = needed[stage.name]
+        if is_service(stage):
+            entries.append(service_entry(stage, _transform(stage)))
+            continue
         if is_compiled(stage):
             first = firsts.setdefault(stage.group, stage.name)
             transform = _transform(stage)

@@ -23,7 +23,9 @@ from offramp.bundle.check import check_files, read_manifest
 from offramp.bundle.manifest import ChoiceEntry, CompiledEntry, ExitEntry, Manifest, WholeEntry
 from offramp.bundle.names import POLICY
 from offramp.bundle.rebuild import rebuild
+from offramp.bundle.services import AllowNetwork, ServiceEntry
 from offramp.policy import Candidate
+from offramp.policy.promise import Guarantee
 from offramp.runtime import Adaptive
 from offramp.stages import HeldStages
 
@@ -37,7 +39,7 @@ class StoredChoice:
 
     Args:
         candidate: The policy and how it came about.
-        why: The choice in one sentence, and its figures.
+        why: The choice in one sentence, its figures, and what is promised.
     """
 
     candidate: Candidate
@@ -53,6 +55,11 @@ class StoredChoice:
         """The figures behind it, by name."""
         return self.why.numbers
 
+    @property
+    def guarantee(self) -> Guarantee | None:
+        """What is promised on new examples; None where nothing was certified."""
+        return self.why.guarantee
+
 
 def load(
     path: Path | str,
@@ -61,14 +68,16 @@ def load(
     verify: bool = True,
     fold: bool = False,
     allow_import: bool = False,
+    allow_network: AllowNetwork = False,
     backend: str | Mapping[str, str] | None = None,
     example: Batch | None = None,
     threads: int | None = None,
 ) -> Adaptive:
     """Read what `save` wrote: the stages that the policy uses, and the reference.
 
-    The model has it all: `reference` is the reference alone, `choice` says in a `sentence` and
-    `numbers` what was chosen and promised, and there are `class_names` and `costs`.
+    The model has it all: `reference` is the reference alone, `choice` says in a `sentence`,
+    `numbers` and a `guarantee` what was chosen and promised, and there are `class_names` and
+    `costs`.
 
     Args:
         path: The folder.
@@ -79,6 +88,9 @@ def load(
         fold: As for `Adaptive`.
         allow_import: Whether networks may be built by "module:callable". That runs code by a name
             that stands in the bundle, so allow it only for bundles whose origin you trust.
+        allow_network: Whether stages may be services, which inputs are sent to with the content of
+            environment variables that the bundle names: True, or the hosts that may be called, such
+            as ["api.openai.com"]. Nobody is called while it is loaded.
         backend: What runs the stages, one for all or for each by name, as for `with_backend`; of
             those whose answers are equal to rounding. "auto" takes the fastest by the measurements
             in the bundle, of those that are installed. Stages saved in a backend stay there.
@@ -91,8 +103,8 @@ def load(
             version; if a network is larger than its weights, or cannot be built, cut, or given its
             heads as the manifest says; or if exits answer otherwise than when they were saved. It
             names the file.
-        UnsupportedError: If a network needs an import that is not allowed or not installed, or a
-            backend cannot run a stage.
+        UnsupportedError: If a network needs an import that is not allowed or not installed, a stage
+            would call a host that is not allowed, or a backend cannot run a stage.
         MissingExtraError: If a backend is not installed, also one that stages were saved in.
         UnknownNameError: If there is no such backend or stage.
         InputError: If a backend changes answers; if nothing was measured; or if it is not known
@@ -107,6 +119,7 @@ def load(
             verify=verify,
             fold=fold,
             allow_import=allow_import,
+            allow_network=allow_network,
             backend=backend,
             example=example,
             threads=threads,
@@ -122,6 +135,7 @@ def _load(
     verify: bool,
     fold: bool,
     allow_import: bool,
+    allow_network: AllowNetwork,
     backend: str | Mapping[str, str] | None,
     example: Batch | None,
     threads: int | None,
@@ -132,7 +146,14 @@ def _load(
     check_files(folder, manifest, verify=verify)
     candidate = _read_candidate(folder / POLICY, manifest)
     _check_heads(folder / POLICY, candidate, manifest)
-    stages = rebuild(folder, manifest, verify=verify, allow_import=allow_import, threads=threads)
+    stages = rebuild(
+        folder,
+        manifest,
+        verify=verify,
+        allow_import=allow_import,
+        allow_network=allow_network,
+        threads=threads,
+    )
     if backend is not None:
         from offramp.bundle.accelerate import in_backend
 
@@ -180,7 +201,7 @@ def _check_heads(path: Path, candidate: Candidate, manifest: Manifest) -> None:
     topology = manifest.topology
     answering = {*candidate.policy.topology.active, topology.index(candidate.reference)}
     for entry in manifest.stages:
-        if isinstance(entry, WholeEntry) or entry.head is not None:
+        if isinstance(entry, WholeEntry | ServiceEntry) or entry.head is not None:
             continue
         if isinstance(entry, CompiledEntry) and entry.part.column is not None:
             continue

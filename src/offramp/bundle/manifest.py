@@ -32,7 +32,9 @@ from offramp._core.topology import Topology
 from offramp._core.types import StageForm
 from offramp.backends import BackendTable, TensorSpec
 from offramp.backends.form import Kind
+from offramp.bundle.services import HttpEntry, OpenAIEntry
 from offramp.models import ModelSpec
+from offramp.policy.promise import Guarantee, Numbers
 from offramp.stages import Transform
 from offramp.stages.fusing.piece import ALONE, InPiece
 
@@ -200,24 +202,28 @@ class CompiledEntry:
 
 def _kind(value: Any) -> str:  # noqa: ANN401  (whatever stands in the file)
     fields = value if isinstance(value, dict) else ()
-    return "<exit>" if "segment" in fields else "<compiled>" if "runs" in fields else "<whole>"
+    known = {"segment": "<exit>", "runs": "<compiled>", "openai": "<openai>", "http": "<http>"}
+    return next((kind for field, kind in known.items() if field in fields), "<whole>")
 
 
 StageEntry = Annotated[
     Annotated[WholeEntry, Tag("<whole>")]
     | Annotated[ExitEntry, Tag("<exit>")]
-    | Annotated[CompiledEntry, Tag("<compiled>")],
+    | Annotated[CompiledEntry, Tag("<compiled>")]
+    | Annotated[OpenAIEntry, Tag("<openai>")]
+    | Annotated[HttpEntry, Tag("<http>")],
     Discriminator(_kind),
 ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChoiceEntry:
-    """Why this policy: the choice in one sentence, and its numbers."""
+    """Why this policy: the choice in one sentence, its numbers, and what is promised of it."""
 
     label: str
     sentence: str | None
-    numbers: dict[str, float | int | str | None]
+    numbers: Numbers
+    guarantee: Guarantee | None = omitted(None)
 
 
 @final

@@ -22,6 +22,7 @@ from offramp.bundle.manifest import (
 )
 from offramp.bundle.names import MANIFEST
 from offramp.bundle.parts import CompiledReader, check_together
+from offramp.bundle.services import AllowNetwork, ServiceEntry, service_stage
 from offramp.bundle.tensors import FAILURES, built, read_tensors
 from offramp.stages import CutSpec, SegmentSpec, Stage, attached
 from offramp.stages.segments import run_segments
@@ -39,6 +40,7 @@ def rebuild(
     *,
     verify: bool,
     allow_import: bool,
+    allow_network: AllowNetwork = False,
     threads: int | None = None,
 ) -> dict[str, Stage]:
     """Build all stages of a bundle, and try the exits on its example.
@@ -48,12 +50,13 @@ def rebuild(
         manifest: Of `read_manifest`.
         verify: As for `load`.
         allow_import: As for `load`.
+        allow_network: As for `load`.
         threads: As for `load`.
 
     Raises:
         FileFormatError: If something cannot be built, or does not fit, or answers otherwise.
-        UnsupportedError: If an import is needed that is not allowed or not installed, or this
-            processor cannot run a stage.
+        UnsupportedError: If an import is needed that is not allowed or not installed, a service
+            that is not allowed, or this processor cannot run a stage.
         MissingExtraError: If the runtime of a stage is not installed.
     """
     cuts = [_cut_again(folder, k, entry, allow_import) for k, entry in enumerate(manifest.networks)]
@@ -62,6 +65,8 @@ def rebuild(
     stages = {
         entry.name: compiled.stage(entry)
         if isinstance(entry, CompiledEntry)
+        else service_stage(entry, allow_network)
+        if isinstance(entry, ServiceEntry)
         else _stage(folder, entry, topology, cuts, allow_import)
         for entry in manifest.stages
     }

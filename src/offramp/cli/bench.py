@@ -59,8 +59,9 @@ def command(
     sizes = options.whole_numbers("--batch-sizes", batch_sizes)
     model = loaded_to_time(bundle, device, backend, threads, allow_import, fold=fold)
     batch = some_inputs(bundle, inputs, array, most=max(256, *sizes))
-    batch = to_device(batch, device)
-    rows = compare(model, model.reference, batch, batch_sizes=sizes, rounds=rounds)
+    rows = compare(
+        model, model.reference, to_device(batch, device), batch_sizes=sizes, rounds=rounds
+    )
     reference = model.candidate.reference
     output.paragraph(model.candidate.label)
     output.line(f"against {reference} alone, {rows[0]['backend']}, {rounds} rounds")
@@ -114,7 +115,7 @@ def some_inputs(bundle: Path, paths: list[Path] | None, array: str, *, most: int
     """At most so many inputs, or random numbers where there are none."""
     import torch
 
-    from offramp._core.batch import batch_size, concat, take_rows
+    from offramp._core.batch import concat, take_rows
     from offramp.bundle import read_manifest
     from offramp.project.inputs import InputReader
 
@@ -122,9 +123,9 @@ def some_inputs(bundle: Path, paths: list[Path] | None, array: str, *, most: int
     if paths:
         reader = InputReader.of(bundle, paths, array=array, ids=None)
         parts, count = [], 0
-        for _, batch in reader.batches(min(most, 256)):
+        for names, batch in reader.batches(min(most, 256)):
             parts.append(batch)
-            count += batch_size(batch)
+            count += len(names)
             if count >= most:
                 break
         if not parts:

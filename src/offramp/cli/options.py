@@ -45,6 +45,13 @@ Overwrite = Annotated[
     ),
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Examples that run at a time.")]
+AllowNetwork = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-network",
+        help="A host that a bundle with services may send inputs to; may be repeated.",
+    ),
+]
 AllowImport = Annotated[
     bool,
     typer.Option(

@@ -67,6 +67,7 @@ def command(
         ),
     ] = None,
     allow_import: options.AllowImport = False,
+    allow_network: options.AllowNetwork = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a table that is there already.")
     ] = False,
@@ -94,7 +95,14 @@ def command(
         raise InputError(f"--out must end in {' or '.join(_WRITERS)}, got {out.name!r}.")
     check_file(out, overwrite=overwrite, keep=[bundle, *inputs])
     options.set_threads(threads)
-    model = load(bundle, device=device, fold=fold, allow_import=allow_import, backend=backend)
+    model = load(
+        bundle,
+        device=device,
+        fold=fold,
+        allow_import=allow_import,
+        allow_network=allow_network or False,
+        backend=backend,
+    )
     reader = InputReader.of(bundle, inputs, array=array, ids=ids, orient=orient, column=column)
     with _WRITERS[out.suffix](out, overwrite) as write:
         tally = _predict(model, reader, write, batch_size)

@@ -41,6 +41,17 @@ def command(
             "(left out) or wrong (counted as wrong). By default as [record] says, else error."
         ),
     ] = None,
+    max_spend: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="The most that services may cost in all, with what an interrupted run has paid.",
+        ),
+    ] = None,
+    concurrency: Annotated[
+        int | None,
+        typer.Option(min=1, help="Calls of a service at a time; by default as its limits say."),
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Run every network, or every exit, over labeled data once and keep what each one said.
@@ -50,7 +61,7 @@ def command(
     out.
 
     Out: a trace, the folder that policies are fitted on. An interrupted run goes on where it
-    stopped when you call it again.
+    stopped when you call it again; no answer of a service is paid for twice.
 
     Example: offramp record --config run.toml --out cifar.trace
     """
@@ -69,7 +80,7 @@ def command(
     settings = load_config(config, needs=("data", "stage"))
     if settings.data is None:  # load_config has refused it
         return
-    examples = recorded(settings, dataset_of(settings.data))
+    examples = recorded(settings, dataset_of(settings))
     warn_of_raw_bytes(settings, examples)
     run = RunFolder.claim(settings.folder) if out is None else None
     target = settings.folder / TRACE if out is None else out
@@ -92,6 +103,8 @@ def command(
         resume=not restart,
         overwrite=overwrite,
         nonfinite=_nonfinite(on_nonfinite or settings.record.on_nonfinite),
+        max_spend=settings.record.max_spend if max_spend is None else max_spend,
+        concurrency=concurrency or settings.record.concurrency,
     )
     if run is not None:
         run.remember()  # once more: without run.json the trace would be nobody's

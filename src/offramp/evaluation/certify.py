@@ -14,9 +14,9 @@ import numpy as np
 
 from offramp._core.checks import check_choice, check_probability
 from offramp.evaluation.calibration import Calibration
-from offramp.evaluation.choice import MEASURED, Choice, Guarantee, described
+from offramp.evaluation.choice import MEASURED, Choice, described
 from offramp.evaluation.cost_tests import CostTest
-from offramp.evaluation.limits import OF_COSTS, UNLABELED, Limits, joined, points_text, read_limits
+from offramp.evaluation.limits import OF_COSTS, UNLABELED, Limits, joined, read_limits
 from offramp.evaluation.order import walk_order
 from offramp.evaluation.results import RISKS, Evaluation, FrontierPoint, Risk
 from offramp.evaluation.risk_tests import (
@@ -30,6 +30,7 @@ from offramp.evaluation.risk_tests import (
 )
 from offramp.evaluation.tally import Tally
 from offramp.evaluation.weights import ClassWeights, check_weights, risk_tests
+from offramp.policy.promise import Guarantee, points_text
 from offramp.risk import NonePassed, examples_needed, fixed_sequence, several_risks
 
 _TALLIES = ("cost_tally", "loss_tally", "difference_tally")

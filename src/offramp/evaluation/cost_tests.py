@@ -10,10 +10,10 @@ from typing import final
 import numpy as np
 
 from offramp._core.types import FloatArray
-from offramp.evaluation.limits import Limit
 from offramp.evaluation.results import Evaluation, FrontierPoint
 from offramp.evaluation.risk_tests import Kinds, bet_p_value, evidence, kept
 from offramp.evaluation.tally import Tally
+from offramp.policy.promise import Limit
 from offramp.risk import Range, binomial_p_values, fewest_counted, fewest_examples
 
 HEADROOM = 2  # times the highest cost on fit: what no example is assumed to exceed

@@ -16,9 +16,10 @@ from offramp.evaluation.calibration import Calibration
 from offramp.evaluation.certify import certify
 from offramp.evaluation.choice import MEASURED, Choice, described
 from offramp.evaluation.judging import judge_again, labeled_by, on_front
-from offramp.evaluation.limits import PROMISES, Label, Limit, Limits, points_text
+from offramp.evaluation.limits import Limits
 from offramp.evaluation.results import RISKS, Evaluation, FrontierPoint, Risk
 from offramp.evaluation.weights import ClassWeights
+from offramp.policy.promise import PROMISES, Label, Limit, points_text
 from offramp.trace import Trace
 
 Axis = str  # "cost" or one of RISKS

@@ -15,8 +15,8 @@ import numpy as np
 
 from offramp._core.errors import InputError
 from offramp._core.types import FloatArray, IntArray
-from offramp.evaluation.limits import Limit
 from offramp.evaluation.results import Evaluation, FrontierPoint, Risk
+from offramp.policy.promise import Limit
 from offramp.risk import (
     Range,
     binomial_p_values,

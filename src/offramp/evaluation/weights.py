@@ -11,7 +11,6 @@ from offramp._core.checks import check_number
 from offramp._core.errors import InputError
 from offramp.evaluation.calibration import Calibration
 from offramp.evaluation.cost_tests import BudgetTest, CostTest
-from offramp.evaluation.limits import Label, Limit
 from offramp.evaluation.results import Evaluation
 from offramp.evaluation.risk_tests import (
     CountTest,
@@ -21,6 +20,7 @@ from offramp.evaluation.risk_tests import (
     WeightedTest,
     class_table,
 )
+from offramp.policy.promise import Label, Limit
 
 ClassWeights = Mapping[Label, float] | Sequence[float]
 

@@ -249,7 +249,7 @@ def telling(part: Trace) -> list[tuple[int, int]]:
     """Stages and numbers among their features that differ between examples."""
     if part.features is None:
         return []
-    differ = (part.features != part.features[0]).any(dim=0)  # (s, f)
+    differ = (part.features != part.features[0]).any(dim=0)  # (s, d)
     return [(int(k), int(j)) for k, j in differ.nonzero()]
 
 

@@ -13,15 +13,29 @@ from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp._core.types import SPLITS, Batch, Split
 from offramp.data import Dataset, load_dataset
-from offramp.project.config.sections import CostSection, DataSection, RunConfig
+from offramp.project.config.sections import CostSection, RunConfig
 from offramp.project.heads import HEADS, load_heads
-from offramp.project.networks import built, planned, spec_of, with_heads
+from offramp.project.inputs import decodes_itself
+from offramp.project.networks import built, planned, service_of, spec_of, with_heads
 from offramp.stages import Cascade, given_costs, measure_costs
 
 
-def dataset_of(data: DataSection) -> Dataset:
-    """The examples that `[data]` describes, divided into splits where it says how."""
-    found = load_dataset(data.kind, data.path, **data.source_options())
+def dataset_of(config: RunConfig) -> Dataset:
+    """The examples that `[data]` describes, divided into splits where it says how.
+
+    Of a folder of images it gives the bytes of the files where a network decodes them itself.
+
+    Raises:
+        InputError: If there is no `[data]`.
+    """
+    data = config.data
+    if data is None:
+        raise InputError(f"{config.file} needs [data].")
+    options = data.source_options()
+    sections = config.stage if config.network is None else [config.network]
+    if data.kind == "folder" and decodes_itself(section.transform for section in sections):
+        options = {"decode": False, **options}
+    found = load_dataset(data.kind, data.path, **options)
     if data.part is not None:
         found = found.subset(data.part)
     if data.splits:
@@ -59,7 +73,7 @@ def cascade_of(
     if example is None:
         if config.data is None:
             raise InputError(f"{config.file} needs [data], whose inputs show how to cut.")
-        example = dataset_of(config.data).batch(0, 1).inputs
+        example = dataset_of(config).batch(0, 1).inputs
     plan = planned(config, folder, example, class_names)
     cascade = with_heads(config, plan, example, class_names)
     if trained:
@@ -120,9 +134,27 @@ def warn_of_random_weights(config: RunConfig) -> None:
 
 
 def costs_of(cascade: Cascade, cost: CostSection, examples: Dataset, *, device: str) -> Costs:
-    """Measure or take the costs that `[cost]` asks for, on the first examples."""
+    """Measure or take the costs that `[cost]` asks for, on the first examples.
+
+    Services are never measured: they tell their prices, or their costs are given.
+
+    Raises:
+        InputError: If nobody says what a service costs.
+    """
+    told = {stage.name: 0.0 for stage in cascade if stage.unit == cost.unit}
     if cost.given:
-        return given_costs(cascade, cost.unit, cost.given, note="given in the configuration")
+        given = {**told, **cost.given}
+        return given_costs(cascade, cost.unit, given, note="given in the configuration")
+    services = {stage.name: stage.unit for stage in cascade if stage.on_error is not None}
+    if services and len(services) == len(cascade) and len(set(services.values())) == 1:
+        unit = next(iter(services.values()))
+        if unit is not None:
+            return Costs.simple(unit, [0.0] * len(cascade))
+    if services:
+        raise InputError(
+            f"[cost] must give the costs: {list(services)} are services, which are not measured. "
+            'With prices say unit = "usd" and given = { ... } for the other stages.'
+        )
     return _measured(cascade, cost.unit, cost.batch_size, examples, device)
 
 
@@ -142,13 +174,15 @@ def _measured(
 
 
 def _of_stages(config: RunConfig, folder: Path, class_names: tuple[str, ...]) -> Cascade:
-    specs = {stage.name: spec_of(stage, class_names) for stage in config.stage}
+    services = {stage.name: service_of(stage, class_names) for stage in config.stage}
+    own = [stage for stage in config.stage if services[stage.name] is None]
+    specs = {stage.name: spec_of(stage, class_names) for stage in own}
     edges = config.cascade.edges
     return Cascade.from_models(
-        {name: built(spec, folder) for name, spec in specs.items()},
+        {name: service or built(specs[name], folder) for name, service in services.items()},
         edges=edges if isinstance(edges, str) else [(a, b) for a, b in edges],
-        transform={stage.name: stage.transform for stage in config.stage},
+        transform={stage.name: stage.transform for stage in own},
         specs=specs,
-        outputs={stage.name: stage.outputs for stage in config.stage},
+        outputs={stage.name: stage.outputs for stage in own},
         class_names=class_names,
     )

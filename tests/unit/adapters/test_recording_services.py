@@ -1,4 +1,4 @@
-"""Recording services: each answer is paid for once, whatever happens, and never more than allowed."""
+"""Recording services: each answer is paid for once, whatever happens, and within a ceiling."""
 
 import json
 import os
@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.openai_server import Faults, StandIn
 from torch import nn
 
 from offramp._core.costs import Costs
@@ -19,6 +18,7 @@ from offramp.adapters import Limits, from_openai
 from offramp.recording import record
 from offramp.stages import Cascade, Stage
 from offramp.trace import load_trace
+from support.openai_server import Faults, StandIn
 
 LABELS = ("good", "bad")
 PRICES = {"input": 1.0, "output": 2.0}
@@ -112,7 +112,7 @@ def test_refusals_and_foreign_labels_are_kept_as_what_they_are():
     rows = ["good", "rain", "none"]
     with (
         StandIn(say=lambda text: answers[text]) as server,
-        pytest.warns(UserWarning) as warned,
+        pytest.warns(UserWarning, match="wrong answer") as warned,
     ):
         trace = recorded(cascade_of(server), rows=rows)
     good, foreign, refused = trace.ranked[:, 1, 0].tolist()

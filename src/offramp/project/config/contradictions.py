@@ -48,15 +48,39 @@ def _of_models(config: RunConfig) -> list[Problem]:
     if config.network is not None and not config.network.model:
         found.append((("network", "model"), "is missing"))
     for k, stage in enumerate(config.stage):
-        if stage.function is None and not stage.model:
-            found.append((("stage", k, "model"), 'is missing; or function = "module:name"'))
-        elif stage.function is not None:
+        kind = stage.instead
+        if kind is None and not stage.model:
+            text = 'is missing; or function = "module:name", openai = {...}, http = {...}'
+            found.append((("stage", k, "model"), text))
+        elif kind is not None:
+            others = ("model", "arguments", "weights", "weights_sha256", "openai", "http")
+            service = ("transform", "outputs") if kind == "openai" else ("outputs",)
             found += [
-                (("stage", k, name), "belongs to a model, and this stage is a function")
-                for name in ("model", "arguments", "weights", "weights_sha256")
-                if name in stage.model_fields_set
+                (("stage", k, name), f"does not belong to a stage with {kind} = ...")
+                for name in (*others, *(service if kind != "function" else ()))
+                if name in stage.model_fields_set and name != kind
             ]
+            found += _of_service(("stage", k, kind), kind, getattr(stage, kind))
     return found
+
+
+def _of_service(place: Sequence[str | int], kind: str, given: object) -> list[Problem]:
+    """Arguments that the adapter does not have, or that are missing."""
+    if not isinstance(given, dict):
+        return []
+    from offramp import adapters
+
+    make = adapters.from_openai if kind == "openai" else adapters.from_http
+    known = inspect.signature(make).parameters
+    needed = ("url", "model", "prompt") if kind == "openai" else ("url", "model")
+    return [
+        *(
+            ((*place, name), f"there is no such key. Known: {', '.join(known)}.")
+            for name in given
+            if name not in known
+        ),
+        *(((*place, name), "is missing") for name in needed if name not in given),
+    ]
 
 
 def _of_cost(cost: CostSection) -> list[Problem]:

@@ -68,12 +68,20 @@ class StageSection(BuiltSection):
 
     name: str = Field(min_length=1)
     function: str | None = Field(default=None, pattern=r"^[\w.]+:[\w.]+$")
+    openai: dict[str, Any] | None = None
+    http: dict[str, Any] | None = None
     outputs: Literal["logits", "probabilities", "confidence", "labels"] = "logits"
+
+    @property
+    def instead(self) -> str | None:
+        """What stands in the place of a model: "function", "openai" or "http"."""
+        kinds = ("function", "openai", "http")
+        return next((kind for kind in kinds if getattr(self, kind) is not None), None)
 
     @property
     def untrained(self) -> bool:
         """True if its weights are drawn; an imported model may bring its own."""
-        return self.function is None and self.weights is None and ":" not in self.model
+        return self.instead is None and self.weights is None and ":" not in self.model
 
 
 class NetworkSection(BuiltSection):
@@ -255,9 +263,11 @@ class OutputSection(_Section):
 
 
 class RecordSection(_Section):
-    """`[record]`: what becomes of examples for which a network gives NaN or infinity."""
+    """`[record]`: what becomes of examples without an answer, and how services are asked."""
 
     on_nonfinite: Literal["error", "skip", "wrong"] = "error"
+    max_spend: float | None = Field(default=None, ge=0)
+    concurrency: int | None = Field(default=None, ge=1)
 
 
 class RunConfig(_Section):
