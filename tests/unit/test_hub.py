@@ -60,7 +60,7 @@ def test_it_is_uploaded_as_it_is_saved_and_comes_back_from_the_cache(model, tmp_
 
         def upload_folder(self, *, repo_id, folder_path, **_):
             shutil.copytree(folder_path, tmp_path / repo_id)
-            return "https://example.org/commit"
+            return "the address of a commit"
 
     def download(repo_id, **_):
         return str(tmp_path / repo_id)
