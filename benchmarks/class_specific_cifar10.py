@@ -133,7 +133,7 @@ def _row(
                 "point": leaf.branch.point,
                 "what": sweep.label(leaf.column),
                 "keep_previous": leaf.branch.keep_previous,
-                "alpha": leaf.alpha,
+                "alpha": leaf.threshold,
             }
             for leaf in design.exits
         ],
@@ -147,7 +147,7 @@ def _row(
         "others_loss_formula": row.paper.loss,
         "accuracy": row.system.accuracy,
         "difference": row.accuracy_drop,
-        "accuracy_drop_ci": row.difference_interval,
+        "difference_ci": row.difference_interval,
         "worst_recall": row.worst_recall,
         "worst_class": row.worst_class,
         "worst_recall_ci": row.worst_recall_interval,

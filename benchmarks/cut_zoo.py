@@ -45,8 +45,8 @@ def hugging_face(kind: str, task: str = "ImageClassification", **config: object)
         # torchvision registers operations here that a build without its C++ part does not have.
         sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("none"))
         package = importlib.import_module("transformers")
-        candidates = getattr(package, f"{kind}Config")(num_labels=1000, **config)
-        return getattr(package, f"{kind}For{task}")(candidates)  # type: ignore[no-any-return]
+        made = getattr(package, f"{kind}Config")(num_labels=1000, **config)
+        return getattr(package, f"{kind}For{task}")(made)  # type: ignore[no-any-return]
 
     return make
 

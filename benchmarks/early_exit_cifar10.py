@@ -160,7 +160,7 @@ def policies(
         shares = JPEG_SPLITS if held_out is None else OWN_SPLITS
         divided = trace.split_into(shares, seed=seed)  # type: ignore[arg-type]
         test = divided.subset("test") if held_out is None else held_out
-        for suffix, method in (("", "weighted"), ("_myopic", "myopic")):
+        for suffix, method in (("", "learned"), ("_myopic", "threshold")):
             chains = chains_to_fit(divided.subset("fit"), reference=end)
             used = [c for c in chains if max(c.active) <= reference]  # nothing after F
             frontier = offramp.fit(divided, method, reference=end, topologies=used, progress=False)

@@ -61,8 +61,8 @@ from offramp.trace import Trace
 
 FIT, CALIBRATE = 2000, 1500
 LIMIT, DELTA = 0.01, 0.1
-POLICIES = ("weighted", "myopic")
-RISKS = ("difference", "excess")
+POLICIES = ("learned", "threshold")
+RISKS = {"accuracy_drop": "difference", "negative_flips": "excess"}  # and what keys call them
 INCREASES = ("cost_increase", "cost_increase_ideal", "cost_increase_known_order")
 DIVIDED = ("miss_rate", "certified_share", *INCREASES)
 HELD = Calibration(n=CALIBRATE, fingerprint="", seen_in_training=False, lossy=False)
@@ -80,12 +80,12 @@ class World:
 
     frontier: Frontier
     candidates: list[FrontierPoint]
-    difference: np.ndarray  # (k, n) in -1, 0, 1
+    accuracy_drop: np.ndarray  # (k, n) in -1, 0, 1
     cost_ratio: np.ndarray  # (k, n)
 
     def losses(self, risk: str) -> np.ndarray:
         """What a risk is the mean of, `(k, n)`."""
-        return self.accuracy_drop if risk == "difference" else self.accuracy_drop.clip(min=0)
+        return self.accuracy_drop if risk == "accuracy_drop" else self.accuracy_drop.clip(min=0)
 
     def order(self, risk: str) -> list[int]:
         """The candidates that are tested, from the safest on."""
@@ -106,16 +106,16 @@ class World:
 class Draws:
     """What candidates lose and cost in each calibration, `(draws, k)`, as means."""
 
-    difference: np.ndarray
-    excess: np.ndarray
+    accuracy_drop: np.ndarray
+    negative_flips: np.ndarray
     cost_ratio: np.ndarray
 
     @classmethod
     def of(cls, world: World, draws: int, seed: int) -> "Draws":
-        """Dataset drawn from the population with replacement."""
+        """Examples drawn from the population with replacement."""
         n = world.accuracy_drop.shape[1]
         rng = np.random.default_rng(seed)
-        values = (world.accuracy_drop, world.losses("excess"), world.cost_ratio)
+        values = (world.accuracy_drop, world.losses("negative_flips"), world.cost_ratio)
         found: list[list[np.ndarray]] = [[], [], []]
         for start in range(0, draws, 50):
             size = min(50, draws - start)
@@ -126,7 +126,7 @@ class Draws:
 
     def risk(self, name: str) -> np.ndarray:
         """Of every candidate in every calibration, `(draws, k)`."""
-        return self.accuracy_drop if name == "difference" else self.negative_flips
+        return self.accuracy_drop if name == "accuracy_drop" else self.negative_flips
 
 
 def world(trace: Trace, policy: str, reference: str | None, seed: int) -> World:
@@ -145,7 +145,7 @@ def world(trace: Trace, policy: str, reference: str | None, seed: int) -> World:
     return World(
         frontier=frontier,
         candidates=candidates,
-        difference=np.array([r.wrong - f_wrong for r in replays], dtype=np.float64),
+        accuracy_drop=np.array([r.wrong - f_wrong for r in replays], dtype=np.float64),
         cost_ratio=np.array([r.cost for r in replays]) / f.fit.reference_cost,
     )
 
@@ -158,8 +158,8 @@ def drawn(world: World, draws: Draws, row: int) -> Frontier:
             point.fit,
             n=CALIBRATE,
             split="calibrate",
-            difference=float(draws.accuracy_drop[row, k]),
-            excess=float(draws.negative_flips[row, k]),
+            accuracy_drop=float(draws.accuracy_drop[row, k]),
+            negative_flips=float(draws.negative_flips[row, k]),
             cost_ratio=float(draws.cost_ratio[row, k]),
         )
         points.append(replace(point, calibrate=found, judged_on_both=pooled(point.fit, found)))
@@ -263,7 +263,7 @@ def main() -> None:
     )
     arguments = options.parse_args()
     services = arguments.services or arguments.data.parent / "frugalml"
-    result: dict[str, Any] = {"max_drop": LIMIT, "delta": DELTA, "draws": arguments.draws}
+    result: dict[str, Any] = {"max_loss": LIMIT, "delta": DELTA, "draws": arguments.draws}
     every: dict[str, list[dict[str, Any]]] = {risk: [] for risk in RISKS}
     with progress_bar("Sets and policies", len(arguments.sets) * len(POLICIES)) as step:
         for name in arguments.sets:
@@ -276,18 +276,18 @@ def main() -> None:
                     trace, reference, policy, draws=arguments.draws, divisions=arguments.divisions
                 )
                 end = "" if images else f"_{name}"
-                end += "" if policy == "weighted" else f"_{policy}"
-                result |= summary(found["difference"], end)
-                result |= summary(found["excess"], f"{end}_excess")
+                end += "" if policy == "learned" else "_myopic"
+                result |= summary(found["accuracy_drop"], end)
+                result |= summary(found["negative_flips"], f"{end}_excess")
                 for risk in RISKS:
                     every[risk] += found[risk]
                 step(1)
             if arguments.out is not None:
                 write_json(arguments.out, {**result, "machine": machine()})
-    for risk in RISKS:
+    for risk, key in RISKS.items():
         for name in INCREASES:
             mean = float(np.mean([each[name] for each in every[risk]]))
-            result[name.replace("increase", "increase_mean") + f"_{risk}"] = mean
+            result[name.replace("increase", "increase_mean") + f"_{key}"] = mean
     report(arguments, result)
 
 

@@ -106,6 +106,8 @@ def named(root: Path) -> dict[str, int]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
                 public |= {e.value for e in ast.walk(node) if isinstance(e, ast.Constant)}
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_HOME":
+                public |= {ast.literal_eval(key) for key in getattr(node.value, "keys", ())}
     glossary = (root / "docs" / "glossary.md").read_text(encoding="utf-8")
     terms = re.findall(r"^\*\*.+?\*\* \u2014", glossary, re.MULTILINE)
     return {"public_names": len(public), "glossary_terms": len(terms)}

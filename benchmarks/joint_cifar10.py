@@ -124,7 +124,7 @@ def warmed(parts: Parts, arguments: argparse.Namespace) -> JointTraining | None:
         parts,
         arguments,
         "warm_up",
-        alpha=WARM_ALPHA,
+        cost_weight=WARM_ALPHA,
         epochs=arguments.warm_up,
         warm_up=arguments.warm_up,
         schedule="constant",
@@ -154,7 +154,7 @@ def finished(
 def static(parts: Parts, arguments: argparse.Namespace) -> tuple[JointTraining, Cascade]:
     """Each network taught on every image, stopping networks beside them without any influence."""
     passes = arguments.epochs - arguments.warm_up
-    return finished(parts, arguments, "static", alpha=WARM_ALPHA, warm_up=passes)
+    return finished(parts, arguments, "static", cost_weight=WARM_ALPHA, warm_up=passes)
 
 
 def joint(parts: Parts, arguments: argparse.Namespace) -> list[tuple[JointTraining, Cascade]]:
@@ -189,7 +189,7 @@ def stopping_points(
     candidates = [
         trained.candidate(threshold=threshold, combine=combine, reference=reference)
         for threshold in THRESHOLDS
-        for combine in ("policy", "last")
+        for combine in ("stopping", "last")
     ]
     again = POLICIES["stopping"](fitting, reference=reference)
     return points(candidates, chosen, test, largest), points(again, chosen, test, largest)
@@ -254,7 +254,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     found = {
         "_frozen": [*frozen[0], *frozen[1]],
         "_weighted": points(
-            POLICIES["weighted"](fitting, reference=reference), chosen, test, largest
+            POLICIES["learned"](fitting, reference=reference), chosen, test, largest
         ),
         "_joint_weighted": [],
     }
@@ -268,7 +268,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         as_trained += stops[0]
         refitted += stops[1]
         error_joint.append([1 - judged.accuracy(k) for k in range(len(judged.stages))])
-        learned = POLICIES["weighted"](own, reference=reference)
+        learned = POLICIES["learned"](own, reference=reference)
         found["_joint_weighted"] += points(learned, seen, judged, largest)
     found = {"": [*as_trained, *refitted], "_as_trained": as_trained, **found}
     result: dict[str, Any] = {
@@ -282,7 +282,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         result |= {
             f"error{suffix}": best.error,
             f"flops_ratio{suffix}": best.cost,
-            f"candidate{suffix}": best.label,
+            f"setting{suffix}": best.label,
             f"curve{suffix}": curve(those),
         }
     for ours, other in (("", "_frozen"), ("", "_weighted"), ("_joint_weighted", "_weighted")):
@@ -332,8 +332,8 @@ def main() -> None:
     arguments = options.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
-    candidates = {name: getattr(arguments, name) for name in SETTINGS}
-    report(arguments, measure(arguments) | candidates)
+    chosen = {name: getattr(arguments, name) for name in SETTINGS}
+    report(arguments, measure(arguments) | chosen)
 
 
 if __name__ == "__main__":

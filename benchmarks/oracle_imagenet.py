@@ -82,7 +82,7 @@ def of_oracle(
         "cost_ci": interval(ratio),
         "accuracy": float(1 - found.wrong.mean()),
         "difference": float(gain.mean()),
-        "accuracy_drop_ci": interval(gain),
+        "difference_ci": interval(gain),
     }
 
 
@@ -98,13 +98,13 @@ def of_policy(part: Trace, candidate: Candidate) -> Figures:
     intervals: Figures = {}
     if found.cost_ratio_ci is not None and found.accuracy_drop_ci is not None:
         low, high = found.accuracy_drop_ci
-        intervals = {"cost_ci": list(found.cost_ratio_ci), "accuracy_drop_ci": [0 - high, 0 - low]}
+        intervals = {"cost_ci": list(found.cost_ratio_ci), "difference_ci": [0 - high, 0 - low]}
     return {
         "cost": found.cost_ratio,
         "accuracy": found.accuracy,
         "difference": 0.0 - found.accuracy_drop,
         **intervals,
-        "candidate": candidate.label,
+        "setting": candidate.label,
     }
 
 

@@ -73,7 +73,7 @@ class Exits:
     cascade: Cascade
     candidate: Candidate
     cost_ratio: float
-    difference: float
+    accuracy_drop: float
     images: Tensor
 
 
@@ -90,7 +90,7 @@ def with_thresholds(options: argparse.Namespace) -> Exits:
     chains = chains_to_fit(trace.subset("fit"), reference="last")
     frontier = offramp.fit(
         trace,
-        "myopic",
+        "threshold",
         reference="last",
         topologies=chains,
         combines=["last"],
@@ -105,7 +105,7 @@ def with_thresholds(options: argparse.Namespace) -> Exits:
         cascade=cascade,
         candidate=candidate,
         cost_ratio=found.cost_ratio,
-        difference=found.accuracy_drop,
+        accuracy_drop=found.accuracy_drop,
         images=pixels(unseen, test),
     )
 
@@ -286,7 +286,7 @@ def compare_int8(options: argparse.Namespace) -> dict[str, Any]:
         to_own, to_exact, costs, first = [], [], [], None
         for seed in range(options.seeds):
             divided = trace.split_into(JPEG_SPLITS, seed=seed)  # type: ignore[arg-type]
-            frontier = offramp.fit(divided, "weighted", reference=name, progress=False)
+            frontier = offramp.fit(divided, "learned", reference=name, progress=False)
             candidate = frontier.cheapest(max_drop=0.0, delta=None).candidate
             test = divided.subset("test")
             found = evaluate(test, candidate, bootstrap=0)
@@ -340,7 +340,7 @@ def main() -> None:
         exits = with_thresholds(arguments)
         result["cost_ratio"] = exits.cost_ratio
         result["difference"] = -exits.accuracy_drop
-        result["candidate"] = exits.candidate.label
+        result["setting"] = exits.candidate.label
         result |= compare_exits(exits, arguments)
     if arguments.int8:
         result |= compare_int8(arguments)

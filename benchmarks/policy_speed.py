@@ -38,7 +38,7 @@ def measure(n: int, stages: int, classes: int) -> dict[str, float]:
         "seconds": seconds,
         "peak_mib": peak_mib(),
         "before_mib": before,
-        "candidates": len(candidates),
+        "settings": len(candidates),
     }
 
 

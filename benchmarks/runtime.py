@@ -163,7 +163,7 @@ def exits_unused(backend: str, rounds: int) -> dict[str, dict[str, float]]:
     exits = Cascade.from_network(net, at, head=heads, example=one)
     policy = policy_of(exits, 2.0)  # no probability is as large
     uncut: nn.Module = in_backend(Cascade.from_models({"net": net}), backend, one).stage(0).module
-    apart = in_backend(exits, backend, one, head_in_segment=at)  # every exit is asked
+    apart = in_backend(exits, backend, one, fuse=at)  # every exit is asked
     joined = fuse_for(exits, policy, one, backend=backend)
     models = {
         "exits_unused_overhead": Adaptive(joined, policy),

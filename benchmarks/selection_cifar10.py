@@ -2,9 +2,9 @@
 
 The networks (20, 32, 44, 56 layers; weights that we did not train) have never seen these 4,500
 images. For each seed: 2,000 to fit, 1,000 to calibrate, 1,500 to test. Topology, combination and
-trade-off are chosen on fit and calibrate alone, for the learned and for the myopic policy with
+trade-off are chosen on fit and calibrate alone, for the learned and for the threshold policy with
 equal freedom; test is only reported. The two end up at different differences, so each is also
-chosen with other margins, and the myopic curve is read at the learned policy's difference.
+chosen with other margins, and the threshold policy's curve is read at the learned policy's difference.
 
 `difference` is accuracy minus ResNet-56's on the same images: positive is better. Its interval
 treats the seeds as independent; their test parts overlap, so it is somewhat too narrow. Time is
@@ -112,7 +112,7 @@ def speed(data: Path, candidate: Candidate, rounds: int) -> dict[str, float]:
     with np.load(data / "test_jpeg_1000_5500.npz", allow_pickle=False) as held:
         images = torch.from_numpy(held["images"]).permute(0, 3, 1, 2).contiguous()
     order = np.random.default_rng(0).permutation(len(images))
-    test = images[torch.from_numpy(order[3000:])]  # as Trace.divided with seed 0 cuts it
+    test = images[torch.from_numpy(order[3000:])]  # as Trace.split_into with seed 0 cuts it
     adaptive = offramp.Adaptive(cascade, candidate, fold=True)
     static = Adaptive.single(cascade, REFERENCE, fold=True)
     found = speedups(adaptive, static, test, rounds=rounds)
@@ -137,7 +137,7 @@ def main() -> None:
     first: Candidate | None = None
     for seed in range(arguments.seeds):
         divided = trace.split_into(SPLITS, seed=seed)  # type: ignore[arg-type]
-        for suffix, method in (("", "weighted"), ("_myopic", "myopic")):
+        for suffix, method in (("", "learned"), ("_myopic", "threshold")):
             for margin, candidate in choose(divided, method).items():
                 found = evaluate(divided.subset("test"), candidate, bootstrap=0)
                 curves[suffix].setdefault(margin, []).append(
@@ -147,7 +147,7 @@ def main() -> None:
                     continue
                 costs[suffix].append(found.cost_ratio)
                 differences[suffix].append(-found.accuracy_drop)
-                if method == "weighted":
+                if method == "learned":
                     first = first or candidate
                     topologies[
                         f"{candidate.policy.combine}: {candidate.policy.topology.describe()}"

@@ -53,7 +53,7 @@ from offramp.trace import Trace, from_predictions
 SETS = ("IMDB", "WAIMAI", "FERPLUS", "AUDIOMNIST")
 SHARES = {"fit": 0.4, "calibrate": 0.2, "test": 0.4}
 LAMS = (0.0, *np.geomspace(2e-3, 1.0, 12).tolist())
-LOSSES = ("excess", "error")  # the second also rewards correcting F
+LOSSES = ("negative_flips", "error")  # the second also rewards correcting F
 BOOTSTRAP = 2000
 
 
@@ -85,7 +85,7 @@ def frontier_of(divided: Trace, method: str, reference: str) -> Frontier:
     """All candidates of one policy, fitted on `fit`, measured on `calibrate` too."""
     part = divided.subset("fit")
     candidates: list[Candidate] = []
-    if method == "myopic":
+    if method == "threshold":
         candidates = fit_threshold(part, reference=reference)
     else:
         for loss in LOSSES:
@@ -100,7 +100,7 @@ def one_seed(data: Path, name: str, seed: int) -> tuple[str, dict[str, Outcome]]
     reference = divided.stages[chosen_on.most_accurate()]
     test, bootstrap = divided.subset("test"), BOOTSTRAP if seed == 0 else 0
     found: dict[str, Outcome] = {}
-    for method in ("weighted", "myopic"):
+    for method in ("learned", "threshold"):
         frontier = frontier_of(divided, method, reference)
         candidates = (
             frontier.cheapest(max_drop=0.0, delta=None).candidate,
@@ -164,7 +164,7 @@ def of_set(
     """All figures of one set."""
     seeds = list(seeds)
     references: list[str] = []
-    outcomes: dict[str, list[Outcome]] = {"weighted": [], "myopic": []}
+    outcomes: dict[str, list[Outcome]] = {"learned": [], "threshold": []}
     with progress_bar(name, len(seeds), enabled=True) as step:
         for reference, found in pool.map(partial(one_seed, data, name), seeds):
             references.append(reference)
@@ -174,12 +174,12 @@ def of_set(
     return {
         f"best_single_{name}": dict(Counter(references).most_common()),
         f"best_single_accuracy_{name}": statistics.fmean(
-            o.cheapest.reference_accuracy for o in outcomes["weighted"]
+            o.cheapest.reference_accuracy for o in outcomes["learned"]
         ),
         f"best_single_usd_per_10000_{name}": 10_000
-        * statistics.fmean(o.cheapest.reference_cost for o in outcomes["weighted"]),
-        **summary(name, "", outcomes["weighted"]),
-        **summary(name, "_myopic", outcomes["myopic"]),
+        * statistics.fmean(o.cheapest.reference_cost for o in outcomes["learned"]),
+        **summary(name, "", outcomes["learned"]),
+        **summary(name, "_myopic", outcomes["threshold"]),
     }
 
 

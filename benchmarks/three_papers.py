@@ -122,7 +122,7 @@ def recorded(cascade: Cascade, parts: Parts) -> tuple[Trace, Trace]:
 def learned_points(part: Trace, test: Trace, reference: str, largest: float) -> list[Point]:
     """The learned policy, fitted on one half of a part and chosen on the other."""
     fitting, chosen = halves(part)
-    return points(POLICIES["weighted"](fitting, reference=reference), chosen, test, largest)
+    return points(POLICIES["learned"](fitting, reference=reference), chosen, test, largest)
 
 
 def class_points(sweep: Sweep, tolerances: Sequence[float]) -> list[Point]:

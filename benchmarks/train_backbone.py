@@ -69,13 +69,13 @@ def main() -> None:
     )
     seconds = time.monotonic() - start
     save_weights(net, arguments.weights)
-    candidates = {name: getattr(arguments, name) for name in ("model", "epochs", "images", "seed")}
+    chosen = {name: getattr(arguments, name) for name in ("model", "epochs", "images", "seed")}
     found = {
         "accuracy": accuracy(net, images.take(torch.arange(45_000, 50_000))),
         "accuracy_fit": accuracy(net, images.take(torch.arange(40_000, 45_000))),
         "seconds": seconds,
     }
-    report(arguments, found | candidates | {"losses": list(losses)})
+    report(arguments, found | chosen | {"losses": list(losses)})
 
 
 if __name__ == "__main__":

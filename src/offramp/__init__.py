@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from offramp.evaluation import Frontier as Frontier
     from offramp.evaluation import evaluate as evaluate
     from offramp.evaluation import fit as fit
+    from offramp.evaluation import suggest as suggest
     from offramp.models import ModelSpec as ModelSpec
     from offramp.policy import Candidate as Candidate
     from offramp.policy import Policy as Policy
@@ -72,6 +73,7 @@ _HOME = {
     "record": "offramp.recording",
     "save": "offramp.bundle",
     "save_trace": "offramp.trace",
+    "suggest": "offramp.evaluation",
     "to_json": "offramp._core.schema",
     "train_heads": "offramp.train",
 }

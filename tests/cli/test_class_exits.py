@@ -77,7 +77,7 @@ def test_a_bundle_of_one_class_runs_without_permission_to_import(run, copied, tm
     said = json.loads(found.out)
     assert said["targets"] == ["6"]
     loaded = load(tmp_path / "b")
-    part = dataset_of(load_config(config).data).subset("test")
+    part = dataset_of(load_config(config)).subset("test")
     answers = loaded(part.inputs)
     right = (answers.labels == part.labels).float().mean().item()
     assert right == pytest.approx(said["classes"][0]["rows"]["test"]["system"]["accuracy"])

@@ -227,7 +227,7 @@ def test_what_is_wrong_about_exits_is_named(tmp_path, text, said):
 
 def test_data_are_split_by_position_or_at_random_but_not_both(tmp_path):
     data = '[data]\nkind = "digits"\nranges = { train = [0, 900], fit = [900, 1200] }\n'
-    found = dataset_of(load_config(write(tmp_path, data)).data)
+    found = dataset_of(load_config(write(tmp_path, data)))
     assert found.subset("fit").ids.tolist() == list(range(900, 1200))
     with pytest.raises(InputError, match=r"data\.ranges: give either splits, at random, or ranges"):
         load_config(write(tmp_path, data + "splits = { fit = 0.5 }\n"))

@@ -77,7 +77,7 @@ def test_the_cut_shows_each_exit_and_writes_nothing(run, one_network, tmp_path):
     assert sorted(p.name for p in copied.rglob("*")) == before
     said = json.loads(run("cut", "--config", copied / "exits.toml", "--json").out)
     config = load_config(copied / "exits.toml")
-    example = dataset_of(config.data).batch(0, 1).inputs
+    example = dataset_of(config).batch(0, 1).inputs
     cascade = cascade_of(config, copied, example=example, trained=False)
     costs = measure_flops(cascade, example)
     assert said["accuracy_drop"] == 0.0
@@ -124,7 +124,7 @@ def test_report_predict_and_bench_take_exits_as_they_take_networks(run, exits_de
     assert "batch size 16" in text
     loaded = load(exits_deployed / "bundle")
     trace = load_trace(exits_deployed / "run" / "record.trace")
-    examples = dataset_of(load_config(exits_deployed / "exits.toml").data)
+    examples = dataset_of(load_config(exits_deployed / "exits.toml"))
     inputs = examples.subset("test").inputs
     answer = loaded.reference(inputs)
     rows = trace.subset("test").output(4).top(1)[:, 0]
@@ -148,7 +148,7 @@ def test_the_network_stays_as_it_is_and_only_heads_are_written(exits_deployed):
     cascade = cascade_of(config, exits_deployed)
     own = small_cnn(width=8, depth=4).eval()
     own.load_state_dict(net)
-    x = dataset_of(config.data).subset("test").inputs
+    x = dataset_of(config).subset("test").inputs
     assert torch.equal(cascade(x)[:, -1], own(x / 16))
 
 

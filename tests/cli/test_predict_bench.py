@@ -165,6 +165,42 @@ def test_bench_compares_with_the_fallback(run, deployed, npz, tmp_path):
     assert shown["timing"] == saved["timing"]
 
 
+@pytest.fixture
+def reading_files(tmp_path, folder):
+    """A bundle whose transforms decode and resize, as those of networks of two resolutions do."""
+    from offramp import Adaptive, Candidate, Cascade, ModelSpec, save
+    from offramp.models import build
+    from offramp.stages import Decode, Normalize, Resize
+
+    spec = ModelSpec(name="small_cnn", arguments={"width": 2, "depth": 2})
+    steps = {
+        name: [Decode("L"), Resize((k, k)), Normalize(1 / 255)] for name, k in (("a", 8), ("b", 9))
+    }
+    networks = {name: build(spec) for name in steps}
+    cascade = Cascade.from_models(networks, transform=steps, specs=dict.fromkeys(steps, spec))
+    model = Adaptive(cascade, Candidate.single(cascade.topology, "b", reference="b"))
+    save(model, tmp_path / "bundle", extra={"images.json": {"orient": True, "decode": False}})
+    return model
+
+
+def test_a_bundle_that_decodes_gets_the_bytes_of_files(run, reading_files, folder, tmp_path):
+    files = sorted(folder.glob("*/[0-9].png"))
+    answer = reading_files([file.read_bytes() for file in files])
+    found = run("predict", tmp_path / "bundle", folder, "--out", tmp_path / "p.csv", "--json")
+    assert found.code == 0, found.err
+    rows = rows_of(tmp_path / "p.csv")
+    assert [int(row["label"]) for row in rows] == answer.labels.tolist()
+    assert "class1/broken.png" in found.err
+    for verb, more in (
+        ("bench", ["--batch-sizes", "1,4", "--rounds", 1]),
+        ("profile", ["--examples", 4, "--batch-size", 2, "--rounds", 1]),
+    ):
+        found = run(verb, tmp_path / "bundle", folder, *more, "--json")
+        assert found.code == 0, found.err
+    found = run("predict", tmp_path / "bundle", folder, "--no-orient", "--out", tmp_path / "q.csv")
+    assert "orient must be left out for this bundle" in found.err
+
+
 def test_bench_without_inputs_says_what_that_is_worth(run, deployed):
     found = run("bench", deployed / "bundle", "--batch-sizes", "2", "--rounds", 1, "--json")
     assert found.code == 0

@@ -103,7 +103,7 @@ def test_the_choice_is_what_its_own_trace_gives_against_the_networks_alone(train
 
 def test_traces_hold_nothing_that_was_trained_on(trained):
     config = load_config(trained / "joint.toml")
-    seen = set(dataset_of(config.data).subset("train").ids.tolist())
+    seen = set(dataset_of(config).subset("train").ids.tolist())
     for name in ("static.trace", trace_name(0.03), trace_name(0.1)):
         trace = load_trace(trained / "run" / name)
         assert len(trace) == 1000
@@ -114,7 +114,7 @@ def test_the_bundle_answers_as_the_replay_does(trained):
     said = json.loads((trained / "run" / "joint.json").read_text())
     part = load_trace(trained / "run" / said["trace"]).subset("test")
     config = load_config(trained / "joint.toml")
-    inputs = dataset_of(config.data).subset("test").inputs
+    inputs = dataset_of(config).subset("test").inputs
     answer = load(trained / "bundle")(inputs)
     wrong = float((answer.labels != part.labels).double().mean())
     assert wrong == pytest.approx(said["chosen"]["error"])

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from offramp._core.schema import stored
-from offramp.stages import TRANSFORMS, Columns, Decode, Normalize, Pad, Resize
+from offramp.stages import TRANSFORMS, Columns, Decode, Normalize, Pad, Resize, Tokenize
 from offramp.testing import check_transform
+from support.zoo import tokenizer_json
 
 
 def pixels(n=4, size=(5, 6)):
@@ -52,6 +53,12 @@ EXAMPLES = {
     "pad": [
         (lambda: Pad(7, length=2), lambda: IDS),
         (lambda: Pad(0, mask=None), lambda: [{"input_ids": row} for row in IDS]),
+    ],
+    "tokenize": [
+        (
+            lambda: Tokenize(tokenizer_json(), 5, ("input_ids", "token_type_ids"), cut="left"),
+            lambda: ["Good film", "bad", "A very very bad plot of films."],
+        ),
     ],
     "resize": [
         (lambda: Resize(4, crop_pct=0.8, interpolation="bicubic"), pixels),

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import offramp
+from offramp._core.batch import flat
 from offramp._core.errors import InputError
-from offramp.backends.form import flat
 from offramp.bundle import load, save
 from offramp.data import arrays
 from offramp.models import ModelSpec, build, head_arguments, make_head, token_linear

@@ -179,7 +179,7 @@ def configured(tmp_path, lines):
     filled(tmp_path / "photos", "cat", "dog")
     text = f'[data]\nkind = "folder"\npath = "photos"\noptions = {{ size = 8 }}\n{lines}\n'
     (tmp_path / "run.toml").write_text(text)
-    return load_config(tmp_path / "run.toml").data
+    return load_config(tmp_path / "run.toml")
 
 
 @pytest.mark.parametrize(
@@ -192,9 +192,9 @@ def configured(tmp_path, lines):
 )
 def test_a_configuration_says_it_too(tmp_path, lines, monkeypatch):
     (tmp_path / "classes.csv").write_text("folder,index\ncat,4\ndog,2\n")
-    data = configured(tmp_path, lines)
+    config = configured(tmp_path, lines)
     monkeypatch.chdir("/")  # the list lies beside the configuration
-    found = dataset_of(data)
+    found = dataset_of(config)
     assert found.labels.tolist() == [4, 2]
     assert found.classes in (5, 9)
 

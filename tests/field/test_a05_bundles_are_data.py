@@ -16,7 +16,6 @@ from offramp.models.trial import check_spec
 from offramp.policy import Candidate
 from offramp.runtime import Adaptive
 from offramp.stages import Cascade
-from offramp.stages import tapped as _  # noqa: F401  so that "tapped" can be built
 
 SPEC = ModelSpec(name="small_cnn", arguments={"width": 2, "depth": 2, "classes": 3})
 

@@ -26,7 +26,8 @@ from offramp._core.schema import to_json
 from offramp.data import arrays
 from offramp.evaluation import Frontier, evaluate
 from offramp.evaluation.certify import certify
-from offramp.evaluation.limits import Limit, read_limits
+from offramp.evaluation.limits import read_limits
+from offramp.policy.promise import Limit
 from offramp.trace import from_logits, load_trace, make_trace, save_trace
 
 LARGE = np.array([2**63 + 5, 1], dtype=np.uint64)

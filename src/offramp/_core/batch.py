@@ -30,65 +30,15 @@ class RowList(list[Any]):
     """One entry of any type for each example; a plain list of tensors is several inputs."""
 
 
-@final
-class RawInput:
-    """The raw input of a batch, and what transforms that stages share have made of it.
+class Carried:
+    """What travels like a batch in a way of its own: `Carry` and `RawInput` of `_core.carry`."""
 
-    Args:
-        rows: The batch.
-        shared: Keys of the transforms whose results are kept for the next stage.
-        made: Results that are there already, by key.
-        whole: Where these are only a part: the whole, the sizes of its parts, and which one it is.
-            A transform then runs on the whole.
-
-    >>> raw = RawInput(torch.arange(3), frozenset({"double"}))
-    >>> raw.of("double", lambda rows: rows * 2).tolist(), raw.take(torch.tensor([2])).rows.tolist()
-    ([0, 2, 4], [2])
-    """
-
-    __slots__ = ("_made", "_whole", "rows", "shared")
-
-    def __init__(
-        self,
-        rows: Raw,
-        shared: frozenset[str],
-        made: Mapping[str, Any] | None = None,
-        whole: "tuple[RawInput, Sequence[int], int] | None" = None,
-    ) -> None:
-        self.rows, self.shared = rows, shared
-        self._made, self._whole = dict(made or {}), whole
-
-    def of(self, key: str, make: Callable[[Raw], Any]) -> Any:  # noqa: ANN401  (what it makes)
-        """What a transform makes of the rows, which it does once."""
-        found = self._made.get(key)
-        if found is None:
-            if self._whole is None:
-                found = make(self.rows)
-            else:
-                parent, sizes, k = self._whole
-                found = split_rows(parent.of(key, make), sizes)[k]
-            self._made[key] = found
-        return found
-
-    def take(self, index: Tensor) -> "RawInput":
-        """Some of the examples, with what was made of them."""
-        made = {key: take_rows(part, index) for key, part in self._made.items()}
-        return RawInput(take_rows(self.rows, index), self.shared, made)
-
-    def split(self, sizes: Sequence[int]) -> "list[RawInput]":
-        """In parts."""
-        parts = split_rows(self.rows, sizes)
-        return [RawInput(p, self.shared, None, (self, sizes, k)) for k, p in enumerate(parts)]
-
-    @staticmethod
-    def concat(raws: "Sequence[RawInput]") -> "RawInput":
-        """Of several one; what was made of all is kept where it can be joined."""
-        made = {}
-        for key in set.intersection(*(set(raw._made) for raw in raws)):
-            parts = [raw._made[key] for raw in raws]
-            if len({carry_form(part) for part in parts}) == 1:  # texts may be padded to two lengths
-                made[key] = concat(parts)
-        return RawInput(concat([raw.rows for raw in raws]), raws[0].shared, made)
+    __slots__ = ()
+    take: Callable[[Tensor], Any]  # some of the examples
+    split: Callable[[Sequence[int]], list[Any]]  # parts of some sizes
+    concat: Callable[[Sequence[Any]], Any]  # of several one
+    form: Callable[[], Form]  # what must be the same of those that are joined
+    to: Callable[[torch.device | str], Any]  # the same on another device
 
 
 def as_batch(batch: object) -> Batch:
@@ -192,9 +142,9 @@ def take_rows(batch: Raw, index: Tensor) -> Any:  # noqa: ANN401  (of the batch'
     if isinstance(batch, RowList) or is_table(batch):
         positions = (index.nonzero()[:, 0] if index.dtype == torch.bool else index).tolist()
         if isinstance(batch, RowList):
-            return RowList(batch[k] for k in positions)
+            return RowList(map(batch.__getitem__, positions))
         return batch.iloc[positions]
-    if isinstance(batch, RawInput):
+    if isinstance(batch, Carried):
         return batch.take(index)
     return tuple(take_rows(part, index) for part in batch)
 
@@ -210,7 +160,7 @@ def split_rows(batch: Raw, sizes: Sequence[int]) -> list[Any]:
     if isinstance(batch, RowList) or is_table(batch):
         parts = torch.split(torch.arange(sum(sizes)), list(sizes))
         return [take_rows(batch, part) for part in parts]
-    if isinstance(batch, RawInput):
+    if isinstance(batch, Carried):
         return batch.split(sizes)
     columns = [split_rows(part, sizes) for _, part in _named(batch)]
     return [_like(batch, [column[k] for column in columns]) for k in range(len(sizes))]
@@ -224,6 +174,8 @@ def to_device(batch: Raw, device: torch.device | str) -> Any:  # noqa: ANN401  (
         return {name: to_device(part, device) for name, part in batch.items()}
     if isinstance(batch, RowList) or is_table(batch):
         return batch
+    if isinstance(batch, Carried):
+        return batch.to(device)
     return tuple(to_device(part, device) for part in batch)
 
 
@@ -241,8 +193,8 @@ def concat(batches: Sequence[Raw]) -> Any:  # noqa: ANN401  (of their own kind)
     first = batches[0]
     if isinstance(first, Tensor) and all(isinstance(batch, Tensor) for batch in batches):
         return torch.cat(list(batches))
-    if isinstance(first, RawInput):
-        return RawInput.concat(batches)
+    if isinstance(first, Carried):
+        return first.concat(batches)
     kinds = [_kind(batch) for batch in batches]
     if any(kind != kinds[0] for kind in kinds):
         raise InputError(f"Batches to be joined must be of one kind, got the fields {kinds}.")
@@ -277,8 +229,8 @@ def carry_form(batch: Raw) -> Form:
     """
     if isinstance(batch, Tensor):
         return tuple(batch.shape[1:]), batch.dtype
-    if isinstance(batch, RawInput):
-        return carry_form(batch.rows)
+    if isinstance(batch, Carried):
+        return batch.form()
     if isinstance(batch, RowList):
         return ("rows",)
     if is_table(batch):
@@ -314,6 +266,40 @@ def apply(module: Callable[..., Any], batch: Batch) -> Any:  # noqa: ANN401  (wh
     if isinstance(batch, Mapping):
         return module(**batch)
     return module(batch) if isinstance(batch, Tensor) else module(*batch)
+
+
+def flat(value: Any) -> list[Tensor]:  # noqa: ANN401  (what a network takes or gives)
+    """The tensors of a batch, a carry or a network's output, in order; what is None is left out.
+
+    Raises:
+        InputError: If there is anything else in it, or no tensor.
+
+    >>> [len(t) for t in flat({"a": torch.zeros(2), "b": torch.zeros(3)})]
+    [2, 3]
+    """
+    if isinstance(value, Tensor):
+        return [value]
+    parts = list(value.values()) if isinstance(value, Mapping) else value
+    plain = isinstance(parts, Sequence) and all(p is None or isinstance(p, Tensor) for p in parts)
+    tensors = [part for part in parts if part is not None] if plain else []
+    if not tensors:
+        raise InputError(
+            "A network must take and give a tensor, or a tuple or mapping of tensors, got "
+            f"{type(value).__name__}. Wrap it in a module that does."
+        )
+    return tensors
+
+
+def without_none(value: Any) -> Any:  # noqa: ANN401  (what a network gives)
+    """The same batch, carry or output with tensors only; raises `InputError` as `flat` does.
+
+    >>> without_none((torch.ones(1), None))
+    (tensor([1.]),)
+    """
+    tensors = flat(value)
+    if isinstance(value, Mapping):
+        return {name: tensor for name, tensor in value.items() if tensor is not None}
+    return value if isinstance(value, Tensor) else tuple(tensors)
 
 
 def _tensor(name: str, values: object) -> Tensor:

@@ -87,6 +87,11 @@ class Costs:
         visits = sum(self.visit(topology, path[:i], k) for i, k in enumerate(path))
         return visits + sum(self.decision[k] for k in path if k in decided)
 
+    def only(self, stages: Sequence[int]) -> "Costs":
+        """Of some stages, by index."""
+        parts = {name: getattr(self, name) for name in ("segment", "head", "decision")}
+        return replace(self, **{name: tuple(v[k] for k in stages) for name, v in parts.items()})
+
     def relative_to(self, topology: Topology, stage: int) -> "Costs":
         """The same costs divided by what `stage` costs alone: cost ratios.
 

@@ -77,3 +77,10 @@ class SpendingError(OfframpError, RuntimeError):
 
 class StorageError(OfframpError, OSError):
     """The disk is full, or the user's share of it; the message names what was being written."""
+
+
+#: What running or following a network raises when it meets something that it cannot do.
+FAILURES = (
+    *(AssertionError, AttributeError, IndexError, KeyError, NotImplementedError),
+    *(RuntimeError, TypeError, ValueError),
+)

@@ -1,10 +1,11 @@
-"""Names of a package that are imported on first use, so that importing it costs nothing.
+"""Names and functions that are imported on first use, so that importing a package costs nothing.
 
 Layer: _core.
 """
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from typing import Any
 
 
 def lazy(package: str, homes: Mapping[str, str]) -> Callable[[str], object]:
@@ -25,3 +26,20 @@ def lazy(package: str, homes: Mapping[str, str]) -> Callable[[str], object]:
         return getattr(import_module(homes[name]), name)
 
     return found
+
+
+def later(where: str) -> Callable[..., Any]:
+    """A function of a module that is imported when somebody calls it.
+
+    Args:
+        where: "module:function".
+
+    >>> later("math:hypot")(3, 4)
+    5.0
+    """
+    module, _, name = where.partition(":")
+
+    def call(*args: Any, **named: Any) -> Any:  # noqa: ANN401  (as the function)
+        return getattr(import_module(module), name)(*args, **named)
+
+    return call

@@ -17,6 +17,7 @@ from offramp._core.errors import InputError
 NO_LABEL = -1  # label of an example that no stage could answer; 0 would be a class
 _LEAST = 1e-3  # below it confidences are alike, so that rounding leaves the label on top
 _TINY = 1e-6  # a service that reports confidence 0 or 1 is not taken at its word: log 0 is -inf
+_LOG_TINY = float(torch.log(torch.tensor(_TINY)))
 _ABOVE_ONE = 1e-6  # float32 rounds sums of probabilities to a little above 1
 _SUM_TOLERANCE = 1e-2  # services round each of many probabilities
 FLOOR = 1e-7  # probabilities below it, zeros among them, are raised to it: log 0 is -inf
@@ -116,11 +117,19 @@ def labels_with_confidence(
             f"probabilities (m,), got shapes {tuple(labels.shape)} and {tuple(confidence.shape)} "
             f"of {labels.dtype} and {confidence.dtype}."
         )
-    outside = (confidence < -_TINY) | (confidence > 1 + _TINY)  # False for NaN
-    if bool(outside.any()):
-        raise InputError(f"confidence must be in [0, 1], got {float(confidence[outside][0])!r}.")
-    sure = confidence.clamp(0.0, 1.0)  # rounding by a little is cut; NaN stays
+    sure = confidence
+    if len(sure) and not _is_within(sure):
+        outside = (sure < -_TINY) | (sure > 1 + _TINY)  # False for NaN
+        if bool(outside.any()):
+            raise InputError(f"confidence must be in [0, 1], got {float(sure[outside][0])!r}.")
+        sure = sure.clamp(0.0, 1.0)  # rounding by a little is cut; NaN stays
     return StageOutput(classes=classes, ranked=labels.long()[:, None], confidence=sure)
+
+
+def _is_within(values: Float[Tensor, " m"]) -> bool:
+    """Whether all are in [0, 1]; False if one is NaN."""
+    low, high = values.aminmax()
+    return low.item() >= 0 and high.item() <= 1
 
 
 @final
@@ -134,7 +143,7 @@ class StageOutput:
             legitimate (services do that) and simply wrong.
         confidence: Probability that `ranked[:, 0]` is right, `(m,)` in [0, 1], or None; NaN where
             there is no answer.
-        features: Of tasks without classes: what a policy sees, `(m, f)`, float32.
+        features: Of tasks without classes: what a policy sees, `(m, d)`, float32.
         classes: Number of classes `c`; 1 with features.
         prices: What each answer cost, `(m,)` float64, where the stage says it.
     """
@@ -143,7 +152,7 @@ class StageOutput:
     logits: Float[Tensor, "m c"] | None = None
     ranked: Int[Tensor, "m r"] | None = None
     confidence: Float[Tensor, " m"] | None = None
-    features: Float[Tensor, "m f"] | None = None
+    features: Float[Tensor, "m d"] | None = None
     prices: Float[Tensor, " m"] | None = None
 
     def __len__(self) -> int:
@@ -180,15 +189,14 @@ class StageOutput:
                 "compare predicted labels (agreement) and the oracles can use them."
             )
         c = self.classes
-        p = self.confidence.to(torch.float32).clamp(_LEAST, 1 - _TINY)  # (m,)
+        p = self.confidence.to(torch.float32).clamp(_LEAST, 1 - _TINY)[:, None]  # (m, 1)
         p = torch.maximum(p, 1 / c + (1 - 1 / c) * p / 2)
-        first = self.ranked[:, 0]
-        inside = (first >= 0) & (first < c)
+        first = self.ranked[:, :1]
+        inside = first.clamp(0, c - 1) == first
         others = torch.where(inside, max(c - 1, 1), c)  # classes that share the rest
-        scores = ((1 - p) / others).log()[:, None].repeat(1, c + 1)  # (m, c + 1)
-        column = torch.where(inside, first, c)
-        scores[:, c] = torch.log(torch.tensor(_TINY))
-        return scores.scatter(1, column[:, None], p.log()[:, None])
+        scores = ((1 - p) / others).log().repeat(1, c + 1)  # (m, c + 1)
+        scores[:, c] = _LOG_TINY
+        return scores.scatter_(1, torch.where(inside, first, c), p.log())
 
     def top(self, m: int) -> Int[Tensor, "n m"]:
         """The `m` best labels, best first; ties go to the lowest index.

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, final, get_type_hints
 import numpy as np
 from torch import Tensor
 
-from offramp._core.errors import FileFormatError, OfframpError
+from offramp._core.errors import FileFormatError, MissingExtraError, OfframpError
 from offramp._core.registry import Registry, number_of_additions
 
 if TYPE_CHECKING:
@@ -130,6 +130,8 @@ def from_text(kind: Callable[..., T], text: str | bytes, *, where: object) -> T:
         count = error.error_count()
         text = f"{count} problem{'s' if count > 1 else ''} as {_named(kind)}: {_problems(error)}"
         raise FileFormatError(f"{where} has {text}.") from error
+    except MissingExtraError:  # nothing is wrong with the file
+        raise
     except OfframpError as error:
         raise FileFormatError(f"{where} cannot be read as {_named(kind)}: {error}") from error
     except _DAMAGED as error:

@@ -273,6 +273,42 @@ class Topology:
             )
         return self.part(itertools.pairwise(order), root=order[0])
 
+    def only(self, stages: Sequence[str]) -> "Topology":
+        """The topology of some of the stages, by name: one follows another if it could before.
+
+        Raises:
+            TopologyError: If they do not stand in topological order, or one continues a stage that
+                is left out.
+
+        >>> Topology.of(["a", "b", "c", "d"], edges="chain").only(["a", "c", "d"]).edges
+        ((0, 1), (0, 2), (1, 2))
+        """
+        kept = [self.index(name) for name in stages]
+        if not kept or kept != sorted(set(kept)):
+            raise TopologyError(f"Stages must stand in topological order, once each, got {stages}.")
+        for k in kept:
+            if self.sources[k] != RAW_INPUT:
+                raise TopologyError(
+                    f"Only stages that read the raw input can stand by themselves, got "
+                    f"{self.names[k]!r}, which continues {self.names[self.sources[k]]!r}. Take a "
+                    "chain of the whole topology: topology.chain([...])."
+                )
+        reached: dict[int, set[int]] = {}
+        for k in reversed(range(len(self))):
+            children = self.children(k)
+            reached[k] = set(children).union(*(reached[c] for c in children))
+        return Topology(
+            names=tuple(stages),
+            sources=(RAW_INPUT,) * len(kept),
+            groups=tuple(self.groups[k] for k in kept),
+            edges=tuple(
+                (i, j)
+                for i, a in enumerate(kept)
+                for j, b in enumerate(kept)
+                if b in reached[a] and self.groups[a] != self.groups[b]
+            ),
+        )
+
     def describe(self) -> str:
         """Short text for tables: "a -> b -> c" for a chain, the list of edges otherwise."""
         active = self.active

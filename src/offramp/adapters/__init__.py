@@ -14,6 +14,12 @@ _HOME: dict[str, str] = {
     "from_http": "offramp.adapters.http",
     "from_openai": "offramp.adapters.openai",
     "from_function": "offramp.adapters.of_functions",
+    "from_huggingface": "offramp.adapters.of_huggingface",
+    "from_onnx": "offramp.adapters.of_onnx",
+    "from_timm": "offramp.adapters.of_timm",
+    "from_torchvision": "offramp.adapters.of_torchvision",
+    "in_order": "offramp.adapters.answers",
+    "timm_exits": "offramp.adapters.of_timm",
 }
 
 __all__ = sorted(_HOME)

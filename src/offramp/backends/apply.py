@@ -6,13 +6,12 @@ Layer: backends.  Source: methods.md 6.
 from collections.abc import Collection, Mapping, Sequence
 from typing import TypeVar
 
-import torch
-
-from offramp._core.checks import check_known, check_positive_int
+from offramp._core.checks import check_known
 from offramp._core.errors import InputError
 from offramp._core.types import AnyBatch
 from offramp.backends.build import Builder
 from offramp.backends.choose import choose_backends
+from offramp.backends.compiled import thread_count
 from offramp.backends.table import AUTO, BACKENDS, EAGER
 from offramp.stages import Cascade, HeldStages, Stage
 
@@ -114,8 +113,3 @@ def check_known_stages(
         raise InputError(f"{argument} must be a collection of names, got the text {names!r}.")
     for name in names:
         check_known("stage", name, cascade.topology.names)
-
-
-def thread_count(threads: int | None) -> int:
-    """The threads asked for, or as many as torch uses."""
-    return torch.get_num_threads() if threads is None else check_positive_int("threads", threads)

@@ -10,18 +10,18 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from offramp._core.batch import apply, batch_size, only_tensors, take_rows, to_device
+from offramp._core.batch import batch_size, flat, only_tensors, take_rows, to_device
+from offramp._core.carry import tensors_of
 from offramp._core.errors import InputError
 from offramp._core.types import AnyBatch, Raw
 from offramp.backends.compiled import Compiled
-from offramp.backends.form import TensorSpec, flat
+from offramp.backends.form import TensorSpec
 from offramp.backends.lengths import other_lengths
-from offramp.backends.pieces import InOne, Logits, Piece, Reading
 from offramp.backends.table import EAGER, Backend, backend_of
 from offramp.backends.task import Task
 from offramp.stages import Normalize, Stage, take_in
-from offramp.stages.exits import OfFirst
-from offramp.stages.fusing.modules import PASSING, is_passing
+from offramp.stages.fusing.piece import InPiece, Piece
+from offramp.stages.heads import OfFirst
 
 _ROWS = 2  # of the example; more would only take longer
 
@@ -33,12 +33,10 @@ class Built:
 
     Args:
         stages: Under their new names, in order.
-        width: Tensors of the carry that the segment gives; what is behind them are logits.
         suffix: What its names have got, or "".
     """
 
     stages: tuple[Stage, ...]
-    width: int
     suffix: str
 
 
@@ -110,23 +108,19 @@ class Builder:
         source, first = None if name is None else self._kept[name], members[0]
         if backend != EAGER:
             _check_in_pytorch(members)
-        example = _Handed.of(self.given(group), first, source)
+        example = _Handed.of(self.given(group), first)
         seen = self._handed(self._seen, name) if made.calibrated else None
         plain = first.head is not None and not isinstance(example.carry, Mapping)
-        others = [_Handed.of(given, first, source) for given in self._other_lengths(name)]
+        others = [_Handed.of(given, first) for given in self._other_lengths(name)]
         return _Group(
             members=members,
             backend=made,
             eager=backend == EAGER,
             example=example,
             others=others,
-            seen=None if seen is None else _Handed.of(seen, first, source),
+            seen=None if seen is None else _Handed.of(seen, first),
             source=source,
-            fused=[
-                s
-                for s in members
-                if made.whole and plain and s.name in self._fuse and not isinstance(s.head, PASSING)
-            ],
+            fused=[s for s in members if made.whole and plain and s.name in self._fuse],
             inside=made.whole and self._transform and isinstance(first.transform, Normalize),
             threads=self._threads,
         ).built()
@@ -184,54 +178,59 @@ class _Group:
     def built(self) -> Built:
         first = self.members[0]
         suffix = _joined("" if self.source is None else self.source.suffix, self.backend.suffix)
-        module = self._segment(first)
+        module, lossy = self._segment(first), bool(self.backend.suffix)
         stages = [
-            Stage(
-                suffixed(stage.name, suffix),
-                module,
-                head=None if stage.head is None else self._head(stage, stage.head),
+            stage.replaced(
+                name=suffixed(stage.name, suffix),
+                module=module,
+                head=self._head(stage),
                 transform=None if self.inside else stage.transform,
                 source=None if self.source is None else self.source.stages[0].name,
                 group=suffixed(stage.group, suffix),
-                spec=None if self.backend.suffix else stage.spec,  # how to build it again
-                head_spec=None if self.backend.suffix else stage.head_spec,
-                outputs=stage.outputs,
-                classes=stage.classes,
+                spec=None if lossy else stage.spec,  # how to build it again
+                head_spec=None if lossy else stage.head_spec,
+                part=self._part(stage),
             )
             for stage in self.members
         ]
-        width = 0 if first.head is None else len(flat(self.example.carry))
-        return Built(stages=tuple(stages), width=width, suffix=suffix)
+        return Built(stages=tuple(stages), suffix=suffix)
+
+    def _part(self, stage: Stage) -> InPiece:
+        if not self.fused:
+            return stage.part
+        column = self.fused.index(stage) if stage in self.fused else None
+        return InPiece(gives_logits=True, column=column)
 
     def _segment(self, first: Stage) -> nn.Module:
         module = first.module
-        if is_passing(first):
+        if first.part.ran:
             return module
         if self.backend.whole:
+            heads = [stage.head for stage in self.fused if stage.head is not None]
+            answers = not first.gives_carry
             module = Piece(
-                module,
+                [module],
+                [[nn.Identity()] if answers else heads],
+                carry=not answers,
                 transform=first.transform if self.inside else None,
-                heads=[stage.head for stage in self.fused if stage.head is not None],
-                answers=first.head is None,
                 classes=first.classes,
             )
         name = f"stage {first.name!r}"
-        made = self._made(module, lambda x: x.raw if self.inside else x.own, name)
-        return Reading(made, self.source.width) if self.example.more and self.source else made
+        return self._made(module, lambda x: x.raw if self.inside else x.own, name)
 
-    def _head(self, stage: Stage, head: nn.Module) -> nn.Module:
-        if stage in self.fused:
-            return Logits(self.fused.index(stage) - len(self.fused))
-        if self.eager or isinstance(head, PASSING):
+    def _head(self, stage: Stage) -> nn.Module | None:
+        head, carry = stage.head, self.example.carry
+        if head is None or stage in self.fused:
+            return None
+        if self.eager:
             return head
-        name, carry = f"the head of stage {stage.name!r}", self.example.carry
+        name = f"the head of stage {stage.name!r}"
         if isinstance(head, OfFirst):
             made = self._made(head.head, lambda x, of=head: _read(of, x.carry), name)  # type: ignore[misc]
             return OfFirst(made, head.also)
         if not isinstance(carry, Tensor):
-            head = InOne(head)
-        made = self._made(head, lambda x: x.carry, name)
-        return Reading(made, len(flat(carry)), single=True) if self.fused else made
+            head = Piece([], [[head]], carry=False, classes=stage.classes)  # reads all in one
+        return self._made(head, lambda x: x.carry, name)
 
     def _made(self, module: nn.Module, read: Callable[["_Handed"], Any], name: str) -> nn.Module:
         return self.backend.build(
@@ -254,24 +253,20 @@ class _Handed:
     Args:
         raw: What the segment is to read before the transform.
         own: What it reads after.
-        carry: What it gives.
-        more: Whether logits stand behind what it is to read.
+        carry: The tensors that it gives.
     """
 
     raw: Any
     own: Any
     carry: Any
-    more: bool
 
     @classmethod
-    def of(cls, given: Any, first: Stage, source: Built | None) -> "_Handed":  # noqa: ANN401
-        more = source is not None and len(flat(given)) > source.width
-        if more and source is not None:
-            parts = tuple(flat(given)[: source.width])
-            given = parts[0] if source.width == 1 else parts
+    def of(cls, given: Any, first: Stage) -> "_Handed":  # noqa: ANN401
         with torch.no_grad():  # tensors of the inference mode could not be followed
-            own = given if first.source is not None else first.prepare(given)
-            return cls(raw=given, own=own, carry=apply(first.module, own), more=more)
+            carry = tensors_of(first.segment(given))
+            raw = tensors_of(given)
+            own = raw if first.source is not None else first.prepare(raw)
+            return cls(raw=raw, own=own, carry=carry)
 
 
 def _joined(*suffixes: str) -> str:

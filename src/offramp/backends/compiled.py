@@ -10,6 +10,7 @@ from typing import Any, NoReturn, final
 import torch
 from torch import Tensor, nn
 
+from offramp._core.checks import check_positive_int
 from offramp._core.errors import InputError, UnsupportedError
 from offramp.backends.form import TensorSpec
 
@@ -120,3 +121,8 @@ def _differ(found: Sequence[int], wanted: Sequence[int]) -> set[int]:
     if len(found) != len(wanted) + 1 or 0 in found[1:]:
         return {0}
     return {axis for axis, size in enumerate(wanted, 1) if found[axis] != size}
+
+
+def thread_count(threads: int | None) -> int:
+    """The threads asked for, or as many as torch uses."""
+    return torch.get_num_threads() if threads is None else check_positive_int("threads", threads)

@@ -13,10 +13,10 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from offramp._core.batch import apply
+from offramp._core.batch import apply, flat
 from offramp._core.errors import UnsupportedError
 from offramp.backends.fold import fold
-from offramp.backends.form import TensorSpec, flat
+from offramp.backends.form import TensorSpec
 from offramp.backends.task import Task
 
 #: Sizes for which graphs are made; at most half of a padded batch is padding.

@@ -12,8 +12,8 @@ import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from offramp.stages.cutting.graph import FAILURES
-from offramp.stages.fusing.modules import CarryOf, FusedSegments
+from offramp._core.errors import FAILURES
+from offramp.stages.fusing.piece import Piece
 
 #: Layers that keep a vector per example a vector.
 _OF_VECTORS = (nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Dropout, nn.Identity)
@@ -34,7 +34,8 @@ def fold(module: nn.Module) -> nn.Module:
     Identity()
     """
     copied = copy.deepcopy(module).eval()
-    fold_batch_norm(copied)
+    for part in copied.parts() if isinstance(copied, Piece) else (copied,):
+        fold_batch_norm(part)
     return copied.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
@@ -48,10 +49,6 @@ def fold_batch_norm(module: nn.Module) -> int:
     Returns:
         How many were folded.
     """
-    if isinstance(module, CarryOf):
-        return fold_batch_norm(module.module)
-    if isinstance(module, FusedSegments):
-        return sum(fold_batch_norm(part) for part in (*module.segments, *module.heads.values()))
     layers = dict(module.named_modules(remove_duplicate=False))
     names = _appearances(layers)
     folded = 0

@@ -10,44 +10,11 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor
 
+from offramp._core.batch import flat
 from offramp._core.errors import InputError
 from offramp._core.schema import omitted, stored
 
 Kind = Literal["tensor", "tuple", "mapping"]
-
-
-def flat(value: Any) -> list[Tensor]:  # noqa: ANN401  (what a network takes or gives)
-    """The tensors of a batch, a carry or a network's output, in order; what is None is left out.
-
-    Raises:
-        InputError: If there is anything else in it, or no tensor.
-
-    >>> [len(t) for t in flat({"a": torch.zeros(2), "b": torch.zeros(3)})]
-    [2, 3]
-    """
-    if isinstance(value, Tensor):
-        return [value]
-    parts = list(value.values()) if isinstance(value, Mapping) else value
-    plain = isinstance(parts, Sequence) and all(p is None or isinstance(p, Tensor) for p in parts)
-    tensors = [part for part in parts if part is not None] if plain else []
-    if not tensors:
-        raise InputError(
-            "A network must take and give a tensor, or a tuple or mapping of tensors, got "
-            f"{type(value).__name__}. Wrap it in a module that does."
-        )
-    return tensors
-
-
-def without_none(value: Any) -> Any:  # noqa: ANN401  (what a network gives)
-    """The same batch, carry or output with tensors only; raises `InputError` as `flat` does.
-
-    >>> without_none((torch.ones(1), None))
-    (tensor([1.]),)
-    """
-    tensors = flat(value)
-    if isinstance(value, Mapping):
-        return {name: tensor for name, tensor in value.items() if tensor is not None}
-    return value if isinstance(value, Tensor) else tuple(tensors)
 
 
 @final

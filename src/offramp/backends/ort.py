@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 from torch import Tensor, nn
 
+from offramp._core.batch import flat
 from offramp._core.errors import FileFormatError, UnsupportedError
 from offramp._core.optional import imported
 from offramp.backends.compiled import Run
 from offramp.backends.foreign import check_onnx
-from offramp.backends.form import TensorSpec, flat
+from offramp.backends.form import TensorSpec
+from offramp.backends.onnx_export import INPUT, has_lengths, to_onnx
 from offramp.backends.task import Task
-from offramp.backends.to_onnx import INPUT, has_lengths, to_onnx
 
 if TYPE_CHECKING:
     import onnx

@@ -19,13 +19,14 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from offramp._core.batch import flat
 from offramp._core.errors import FileFormatError, UnsupportedError
 from offramp._core.optional import imported
 from offramp.backends.compiled import Run
 from offramp.backends.foreign import check_openvino
-from offramp.backends.form import TensorSpec, flat
+from offramp.backends.form import TensorSpec
+from offramp.backends.onnx_export import INPUT, OUTPUT, has_lengths, to_onnx
 from offramp.backends.task import Task
-from offramp.backends.to_onnx import INPUT, OUTPUT, has_lengths, to_onnx
 
 FLOAT, BF16, INT8 = "openvino", "openvino-bf16", "openvino-int8"
 _EXTRA = "openvino"

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 from offramp._core.checks import check_choice
 from offramp._core.errors import FileFormatError, InputError, UnsupportedError
-from offramp.backends.apply import thread_count
-from offramp.backends.compiled import Compiled
+from offramp.backends.compiled import Compiled, thread_count
 from offramp.backends.form import TensorSpec
 from offramp.backends.table import BACKENDS
 

@@ -6,13 +6,15 @@ Layer: backends.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import final
+from typing import TYPE_CHECKING, Any, final
 
+from offramp._core.lazy import later
 from offramp._core.registry import Registry
-from offramp.backends import cuda, ort, ov, pytorch
 from offramp.backends.compiled import Run
 from offramp.backends.form import TensorSpec
-from offramp.backends.task import Build
+
+if TYPE_CHECKING:
+    from offramp.backends.task import Build
 
 EAGER = "eager"
 AUTO = "auto"
@@ -50,7 +52,7 @@ class Backend:
         kept: How a bundle keeps its models; None where they are made of weights each time.
     """
 
-    build: Build
+    build: "Build"
     suffix: str = ""
     is_there: Callable[[], bool]
     whole: bool = False
@@ -72,46 +74,41 @@ def _always() -> bool:
     return True
 
 
-_ONNX = Kept((".onnx",), ort.open_onnx)
-_OPENVINO = Kept((".xml", ".bin"), ov.open_openvino)
+_FOR = "offramp.backends"  # what builds is imported when it is asked for
+_ORT, _OV = f"{_FOR}.ort:is_onnxruntime_there", f"{_FOR}.ov:is_openvino_there"
+_CUDA = f"{_FOR}.cuda:is_cuda_there"
+_ONNX = Kept((".onnx",), later(f"{_FOR}.ort:open_onnx"))
+_OPEN = later(f"{_FOR}.ov:open_openvino")
+_OPENVINO = Kept((".xml", ".bin"), _OPEN)
+_BF16 = Kept(_OPENVINO.endings, partial(_OPEN, precision="bf16"))
+
+
+def _backend(build: str, there: str | None = None, **said: Any) -> Backend:  # noqa: ANN401
+    is_there = _always if there is None else later(there)
+    return Backend(build=later(f"{_FOR}.{build}"), is_there=is_there, **said)
+
 
 #: Backends by name.
 BACKENDS: Registry[Backend] = Registry(
     "backend",
     {
-        EAGER: Backend(build=pytorch.run_eager, is_there=_always),
-        "folded": Backend(build=pytorch.run_folded, is_there=_always),
+        EAGER: _backend("pytorch:run_eager"),
+        "folded": _backend("pytorch:run_folded"),
         # It takes up to two minutes for a network, so it is tried where somebody asks for it.
-        "compile": Backend(build=pytorch.run_compiled, is_there=_always, tried=False),
-        ort.FLOAT: Backend(
-            build=ort.run_onnxruntime, is_there=ort.is_onnxruntime_there, whole=True, kept=_ONNX
+        "compile": _backend("pytorch:run_compiled", tried=False),
+        "onnxruntime": _backend("ort:run_onnxruntime", _ORT, whole=True, kept=_ONNX),
+        "onnxruntime-int8": _backend(
+            "ort:run_onnxruntime_int8", _ORT, suffix="int8", whole=True, kept=_ONNX
         ),
-        ort.INT8: Backend(
-            build=ort.run_onnxruntime_int8,
-            suffix="int8",
-            is_there=ort.is_onnxruntime_there,
-            whole=True,
-            kept=_ONNX,
+        "openvino": _backend("ov:run_openvino", _OV, whole=True, kept=_OPENVINO),
+        "openvino-bf16": _backend(
+            "ov:run_openvino_bf16", _OV, suffix="bf16", whole=True, kept=_BF16
         ),
-        ov.FLOAT: Backend(
-            build=ov.run_openvino, is_there=ov.is_openvino_there, whole=True, kept=_OPENVINO
+        "openvino-int8": _backend(
+            "ov:run_openvino_int8", _OV, suffix="openvino-int8", whole=True, kept=_OPENVINO
         ),
-        ov.BF16: Backend(
-            build=ov.run_openvino_bf16,
-            suffix="bf16",
-            is_there=ov.is_openvino_there,
-            whole=True,
-            kept=Kept(_OPENVINO.endings, partial(ov.open_openvino, precision="bf16")),
-        ),
-        ov.INT8: Backend(
-            build=ov.run_openvino_int8,
-            suffix="openvino-int8",
-            is_there=ov.is_openvino_there,
-            whole=True,
-            kept=_OPENVINO,
-        ),
-        "cuda": Backend(build=cuda.run_cuda, is_there=cuda.is_cuda_there, tried=False),
-        "cuda-graph": Backend(build=cuda.run_cuda_graph, is_there=cuda.is_cuda_there, tried=False),
+        "cuda": _backend("cuda:run_cuda", _CUDA, tried=False),
+        "cuda-graph": _backend("cuda:run_cuda_graph", _CUDA, tried=False),
     },
 )
 

@@ -10,12 +10,11 @@ from typing import Any, final
 import torch
 from torch import nn
 
-from offramp._core.batch import apply, batch_size
-from offramp._core.errors import InputError, UnsupportedError
+from offramp._core.batch import apply, batch_size, flat
+from offramp._core.errors import FAILURES, InputError, UnsupportedError
 from offramp._core.types import Batch
 from offramp.backends.compiled import Compiled, Files, Run
-from offramp.backends.form import TensorSpec, flat
-from offramp.stages.cutting.graph import FAILURES
+from offramp.backends.form import TensorSpec
 
 _TOLERANCE = 1e-3  # of an exact backend's answers, relative to the largest
 

@@ -23,7 +23,7 @@ from offramp.bundle.manifest import (
     ExitEntry,
     Manifest,
     NetworkEntry,
-    Part,
+    PartEntry,
     SegmentEntry,
     WholeEntry,
 )
@@ -164,18 +164,21 @@ def _segment_problems(stage: ExitEntry, networks: tuple[NetworkEntry, ...]) -> I
 def _exit_problems(manifest: Manifest, topology: Topology) -> Iterator[str]:
     """Sources and groups must be those that the segments say."""
     held = {stage.name: stage for stage in manifest.stages}
-    kinds: dict[str, SegmentEntry | Part | None] = {}
+    kinds: dict[str, SegmentEntry | PartEntry | None] = {}
     for stage in manifest.stages:
         k = topology.index(stage.name)
         segment = stage.segment if isinstance(stage, ExitEntry) else None
-        model = stage.runs if isinstance(stage, CompiledEntry) else None
-        if kinds.setdefault(topology.groups[k], model or segment) != (model or segment):
+        runs = stage.runs if isinstance(stage, CompiledEntry) else segment
+        if kinds.setdefault(topology.groups[k], runs) != runs:
             yield f"the stages of group {topology.groups[k]!r} are not of one segment"
         where = topology.sources[k]
         source = None if where == RAW_INPUT else held.get(topology.names[where])
-        if model is not None:
+        if isinstance(stage, CompiledEntry):
             if where != RAW_INPUT and (source is None or isinstance(source, WholeEntry)):
                 yield f"stage {stage.name!r} continues a stage whose carry is not in the bundle"
+            joined = isinstance(source, CompiledEntry) and bool(source.part)
+            if (stage.runs is None) != stage.part.ran or (stage.part.ran and not joined):
+                yield f"stage {stage.name!r} has no segment, and ran with none"
             continue
         if segment is None or segment.index == 0:
             if where != RAW_INPUT:

@@ -252,5 +252,4 @@ def _tensors(example: Batch) -> list[Any]:
 
 def _held(stage: Stage, *, answers: bool) -> Stage:
     """A stage as the bundle holds it."""
-    head = stage.head if answers else None
-    return Stage(stage.name, stage.module, head=head, source=stage.source, spec=stage.spec)
+    return stage if answers else stage.replaced(head=None, head_spec=None)

@@ -19,13 +19,13 @@ from offramp._core.errors import FileFormatError, OfframpError
 from offramp._core.files import read_json, steadily
 from offramp._core.schema import from_json
 from offramp._core.types import Batch
-from offramp.bundle.accelerate import in_backend
 from offramp.bundle.check import check_files, read_manifest
-from offramp.bundle.manifest import ChoiceEntry, ExitEntry, Manifest, WholeEntry
+from offramp.bundle.manifest import ChoiceEntry, CompiledEntry, ExitEntry, Manifest, WholeEntry
 from offramp.bundle.names import POLICY
 from offramp.bundle.rebuild import rebuild
 from offramp.bundle.services import AllowNetwork, ServiceEntry
 from offramp.policy import Candidate
+from offramp.policy.promise import Guarantee
 from offramp.runtime import Adaptive
 from offramp.stages import HeldStages
 
@@ -39,7 +39,7 @@ class StoredChoice:
 
     Args:
         candidate: The policy and how it came about.
-        why: The choice in one sentence, and its figures.
+        why: The choice in one sentence, its figures, and what is promised.
     """
 
     candidate: Candidate
@@ -54,6 +54,11 @@ class StoredChoice:
     def numbers(self) -> Mapping[str, object]:
         """The figures behind it, by name."""
         return self.why.numbers
+
+    @property
+    def guarantee(self) -> Guarantee | None:
+        """What is promised on new examples; None where nothing was certified."""
+        return self.why.guarantee
 
 
 def load(
@@ -70,8 +75,9 @@ def load(
 ) -> Adaptive:
     """Read what `save` wrote: the stages that the policy uses, and the reference.
 
-    The model has it all: `reference` is the reference alone, `choice` says in a `sentence` and
-    `numbers` what was chosen and promised, and there are `class_names` and `costs`.
+    The model has it all: `reference` is the reference alone, `choice` says in a `sentence`,
+    `numbers` and a `guarantee` what was chosen and promised, and there are `class_names` and
+    `costs`.
 
     Args:
         path: The folder.
@@ -149,6 +155,8 @@ def _load(
         threads=threads,
     )
     if backend is not None:
+        from offramp.bundle.accelerate import in_backend
+
         stages = in_backend(stages, manifest, backend, example=example, threads=threads)
     held = HeldStages(
         topology=manifest.topology,
@@ -194,6 +202,8 @@ def _check_heads(path: Path, candidate: Candidate, manifest: Manifest) -> None:
     answering = {*candidate.policy.topology.active, topology.index(candidate.reference)}
     for entry in manifest.stages:
         if isinstance(entry, WholeEntry | ServiceEntry) or entry.head is not None:
+            continue
+        if isinstance(entry, CompiledEntry) and entry.part.column is not None:
             continue
         index = topology.index(entry.name)
         if isinstance(entry, ExitEntry):

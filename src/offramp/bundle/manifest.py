@@ -34,7 +34,9 @@ from offramp.backends import BackendTable, TensorSpec
 from offramp.backends.form import Kind
 from offramp.bundle.services import HttpEntry, OpenAIEntry
 from offramp.models import ModelSpec
+from offramp.policy.promise import Guarantee, Numbers
 from offramp.stages import Transform
+from offramp.stages.fusing.piece import ALONE, InPiece
 
 FORMAT: Literal["offramp-bundle"] = "offramp-bundle"
 FORMAT_VERSION = 4
@@ -162,83 +164,40 @@ class NetworkEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelPart:
-    """A model of another runtime, what it takes and gives, and the file of what it answered once.
+class PartEntry:
+    """A segment or a head as a model of another runtime, and the file of what it answered once.
 
-    Its files are those that `backend` makes: of ONNX Runtime one, of OpenVINO two.
+    Its files are those that `backend` makes: of ONNX Runtime one, of OpenVINO two. A head that
+    reads the first tensor of a carry has `also`, the positions of what else it reads.
     """
 
-    kind: Literal["model"] = "model"
     backend: str
     files: Annotated[tuple[str, ...], Field(min_length=1)]
     inputs: BoundedForm
     outputs: BoundedForm
     answers: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReadingPart:
-    """A model that reads the first tensors of what comes, in one argument or as many."""
-
-    kind: Literal["reading"] = "reading"
-    count: Count
-    single: bool
-    model: ModelPart
-
-
-@dataclass(frozen=True, kw_only=True)
-class FirstPart:
-    """A head that reads the first tensor of a carry, and perhaps others by position."""
-
-    kind: Literal["first"] = "first"
-    model: ModelPart
-    also: tuple[NonNegativeInt, ...] = omitted(())
-
-
-@dataclass(frozen=True, kw_only=True)
-class LogitsPart:
-    """A head that ran with its segment: which tensor of what that gave."""
-
-    kind: Literal["logits"] = "logits"
-    position: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class AheadPart:
-    """The answer of a stage that ran in one piece with others: which column of the last tensor."""
-
-    kind: Literal["ahead"] = "ahead"
-    column: NonNegativeInt
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamePart:
-    """The segment of a stage that an earlier one ran."""
-
-    kind: Literal["same"] = "same"
-
-
-Part = Annotated[
-    ModelPart | ReadingPart | FirstPart | LogitsPart | AheadPart | SamePart, Discriminator("kind")
-]
+    also: tuple[NonNegativeInt, ...] | None = omitted(None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompiledEntry:
-    """A stage in another runtime; `head` is None for a network's own answer."""
+    """A stage in another runtime.
+
+    `runs` is None for a segment that ran with an earlier one, `head` for a network's own answer and
+    for one that comes along, as `part` says.
+    """
 
     name: str
     transform: Transform | None
     outputs: StageForm = omitted("logits")
     classes: Classes | None = omitted(None)
-    runs: Part
-    head: Part | None
+    runs: PartEntry | None
+    head: PartEntry | None
+    part: InPiece = omitted(ALONE)
 
-    def models(self) -> list[ModelPart]:
+    def models(self) -> list[PartEntry]:
         """All that have files."""
-        parts = [self.runs] if self.head is None else [self.runs, self.head]
-        inner = [p.model if isinstance(p, ReadingPart | FirstPart) else p for p in parts]
-        return [p for p in inner if isinstance(p, ModelPart)]
+        return [part for part in (self.runs, self.head) if part is not None]
 
 
 def _kind(value: Any) -> str:  # noqa: ANN401  (whatever stands in the file)
@@ -259,11 +218,12 @@ StageEntry = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class ChoiceEntry:
-    """Why this policy: the choice in one sentence, and its numbers."""
+    """Why this policy: the choice in one sentence, its numbers, and what is promised of it."""
 
     label: str
     sentence: str | None
-    numbers: dict[str, float | int | str | None]
+    numbers: Numbers
+    guarantee: Guarantee | None = omitted(None)
 
 
 @final

@@ -7,7 +7,8 @@ goes with what it answered to made-up inputs where it was made.
 Layer: bundle.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
@@ -15,34 +16,18 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from offramp._core.errors import FileFormatError, InputError
+from offramp._core.batch import flat
+from offramp._core.errors import FAILURES, FileFormatError, InputError
 from offramp._core.files import atomic_file
 from offramp._core.topology import RAW_INPUT, Topology
 from offramp.backends import Compiled, TensorSpec, backend_of, restored
-from offramp.backends.form import flat
-from offramp.backends.pieces import Logits, Reading
-from offramp.bundle.manifest import (
-    AheadPart,
-    CompiledEntry,
-    FirstPart,
-    LogitsPart,
-    ModelPart,
-    Part,
-    ReadingPart,
-    SamePart,
-)
+from offramp.bundle.manifest import CompiledEntry, PartEntry
 from offramp.bundle.names import answers_file, model_files
 from offramp.bundle.tensors import read_tensors
 from offramp.stages import OfFirst, Stage
-from offramp.stages.cutting.graph import FAILURES
-from offramp.stages.fusing.modules import (
-    Ahead,
-    FusedSegments,
-    Same,
-    Unasked,
-    is_passing,
-    unasked_text,
-)
+from offramp.stages.fusing.piece import Piece
+from offramp.stages.segments import run_segments
+from offramp.stages.stage import unasked_text
 
 #: Of answers, relative to the largest: other kernels round otherwise, in int8 to another step.
 _TOLERANCES = {True: 1e-3, False: 0.05}
@@ -51,7 +36,7 @@ _OUTPUT = "out."  # followed by 0, 1, ...
 
 def is_compiled(stage: Stage) -> bool:
     """Whether a stage runs in another runtime than PyTorch, in a piece of its own or of others."""
-    return is_passing(stage) or any(isinstance(part, Compiled) for part in stage.modules())
+    return stage.part.ran or any(isinstance(part, Compiled) for part in stage.modules())
 
 
 def write_compiled(
@@ -69,13 +54,16 @@ def write_compiled(
     Raises:
         InputError: If part of it runs in PyTorch.
     """
-    head = stage.head if answers else None
+    part, head = stage.part, stage.head if answers else None
+    if answers and part and part.column is None and head is None:
+        raise InputError(unasked_text(stage.name))
     return CompiledEntry(
         name=stage.name,
         transform=transform,
         **outputs_of(stage),
-        runs=_Writer(folder, first, head=False).part(stage.module),
-        head=None if head is None else _Writer(folder, stage.name, head=True).part(head),
+        runs=None if part.ran else _written(folder, first, stage.module, head=False),
+        head=None if head is None else _written(folder, stage.name, head, head=True),
+        part=part,
     )
 
 
@@ -87,7 +75,7 @@ def outputs_of(stage: Stage) -> dict[str, Any]:
 def check_not_joined(stages: Collection[Stage]) -> None:
     """Raise `InputError` where stages run in one piece in PyTorch, which has no spec."""
     for stage in stages:
-        if any(isinstance(part, FusedSegments) for part in stage.modules()):
+        if any(isinstance(part, Piece) for part in stage.modules()):
             raise InputError(
                 f"Stage {stage.name!r} runs in one piece with others in PyTorch, which nobody "
                 "could build again. Give it to with_backend(..., 'onnxruntime') or 'openvino' "
@@ -95,53 +83,31 @@ def check_not_joined(stages: Collection[Stage]) -> None:
             )
 
 
-@final
-class _Writer:
-    """Describes the segment or the head of a stage, and writes its model."""
-
-    def __init__(self, folder: Path, stage: str, *, head: bool) -> None:
-        self._folder, self._stage, self._head = folder, stage, head
-
-    def part(self, module: nn.Module) -> Part:
-        """What it is, for a manifest."""
-        match module:
-            case Same():
-                return SamePart()
-            case Unasked():
-                raise InputError(unasked_text(self._stage))
-            case Ahead():
-                return AheadPart(column=module.column)
-            case Logits():
-                return LogitsPart(position=module.position)
-            case OfFirst():
-                return FirstPart(model=self._model(module.head), also=module.also)
-            case Reading():
-                model = self._model(module.module)
-                return ReadingPart(count=module.count, single=module.single, model=model)
-        return self._model(module)
-
-    def _model(self, module: nn.Module) -> ModelPart:
-        kept = backend_of(module.backend).kept if isinstance(module, Compiled) else None
-        if not isinstance(module, Compiled) or module.files is None or kept is None:
-            what = "The head" if self._head else "The segment"
-            raise InputError(
-                f"{what} of stage {self._stage!r} runs in PyTorch, and the rest of the stage does "
-                "not; a bundle cannot hold that. Save the cascade that it was made from."
-            )
-        names = model_files(self._stage, kept.endings, head=self._head)
-        answers = self._folder / answers_file(names[0])
-        if not answers.exists():  # stages of one group share their segment
-            for file, content in zip(names, module.files(), strict=True):
-                (self._folder / file).write_bytes(content)
-            with atomic_file(answers) as temporary:
-                save_file(_answers(module), temporary)
-        return ModelPart(
-            backend=module.backend,
-            files=tuple(names),
-            inputs=module.inputs,
-            outputs=module.outputs,
-            answers=answers.name,
+def _written(folder: Path, stage: str, module: nn.Module, *, head: bool) -> PartEntry:
+    """Write the model of a segment, or of a head, where no stage of its group has done so."""
+    made = module.head if isinstance(module, OfFirst) else module
+    kept = backend_of(made.backend).kept if isinstance(made, Compiled) else None
+    if not isinstance(made, Compiled) or made.files is None or kept is None:
+        raise InputError(
+            f"The {'head' if head else 'segment'} of stage {stage!r} runs in PyTorch, and the rest "
+            "of the stage does not; a bundle cannot hold that. Save the cascade that it was made "
+            "from."
         )
+    names = model_files(stage, kept.endings, head=head)
+    answers = folder / answers_file(names[0])
+    if not answers.exists():  # stages of one group share their segment
+        for file, content in zip(names, made.files(), strict=True):
+            (folder / file).write_bytes(content)
+        with atomic_file(answers) as temporary:
+            save_file(_answers(made), temporary)
+    return PartEntry(
+        backend=made.backend,
+        files=tuple(names),
+        inputs=made.inputs,
+        outputs=made.outputs,
+        answers=answers.name,
+        also=module.also if isinstance(module, OfFirst) else None,
+    )
 
 
 @final
@@ -160,7 +126,7 @@ class CompiledReader:
     ) -> None:
         self._folder, self._topology = folder, topology
         self._verify, self._threads = verify, threads
-        self._held: dict[ModelPart, Compiled] = {}  # stages of a group share a segment
+        self._held: dict[PartEntry, Compiled] = {}  # stages of a group share a segment
 
     def stage(self, entry: CompiledEntry) -> Stage:
         """The stage of an entry.
@@ -174,31 +140,21 @@ class CompiledReader:
         source = self._topology.sources[position]
         return Stage(
             entry.name,
-            self._part(entry.runs),
-            head=None if entry.head is None else self._part(entry.head),
+            nn.Identity() if entry.runs is None else self._model(entry.runs),
+            head=None if entry.head is None else self._head(entry.head),
             transform=entry.transform,
             source=None if source == RAW_INPUT else self._topology.names[source],
             group=self._topology.groups[position],
             outputs=entry.outputs,
             classes=entry.classes,
+            part=entry.part,
         )
 
-    def _part(self, part: Part) -> nn.Module:
-        match part:
-            case ModelPart():
-                return self._model(part)
-            case ReadingPart():
-                return Reading(self._model(part.model), part.count, single=part.single)
-            case FirstPart():
-                return OfFirst(self._model(part.model), part.also)
-            case LogitsPart():
-                return Logits(part.position)
-            case AheadPart():
-                return Ahead(part.column)
-            case SamePart():
-                return Same()
+    def _head(self, part: PartEntry) -> nn.Module:
+        made = self._model(part)
+        return made if part.also is None else OfFirst(made, part.also)
 
-    def _model(self, part: ModelPart) -> Compiled:
+    def _model(self, part: PartEntry) -> Compiled:
         if part not in self._held:
             made = restored(
                 part.backend,
@@ -224,23 +180,31 @@ def check_together(folder: Path, stages: Sequence[Stage]) -> None:
     Raises:
         FileFormatError: If one does not take what the one before it gives.
     """
-    continued = {stage.source for stage in stages}
-    carries: dict[str, Any] = {}
-    for stage in stages:
-        if not is_compiled(stage):
-            continue
-        try:
-            with torch.inference_mode():
-                plain = Stage(stage.name, stage.module, head=stage.head)  # without its transform
-                given = carries.get(stage.source or "")
-                carry = plain.segment(_made_input(stage) if given is None else given)
-                if stage.head is not None or stage.name not in continued:
-                    plain.answer(carry)
-        except FAILURES as error:
-            raise FileFormatError(
-                f"{folder}: stage {stage.name!r} does not run on what it is given: {error}"
-            ) from error
-        carries[stage.name] = carry
+    compiled = {stage.name: stage for stage in stages if is_compiled(stage)}
+    plain = [  # without transforms, and each as the first where the one before it is in PyTorch
+        stage.replaced(transform=None, source=stage.source if stage.source in compiled else None)
+        for stage in compiled.values()
+    ]
+    continued = {stage.source for stage in plain}
+
+    def run(stage: Stage, given: Any) -> Any:  # noqa: ANN401  (a batch or a carry)
+        with torch.inference_mode(), _running(folder, stage):
+            return stage.segment(_made_input(stage) if stage.source is None else given)
+
+    for stage, carry in run_segments(plain, (), run=run):
+        if stage.head is not None or stage.part.column is not None or stage.name not in continued:
+            with torch.inference_mode(), _running(folder, stage):
+                stage.answer(carry)
+
+
+@contextmanager
+def _running(folder: Path, stage: Stage) -> Iterator[None]:
+    try:
+        yield
+    except FAILURES as error:
+        raise FileFormatError(
+            f"{folder}: stage {stage.name!r} does not run on what it is given: {error}"
+        ) from error
 
 
 def _made_input(stage: Stage) -> Any:  # noqa: ANN401  (a batch)

@@ -24,8 +24,7 @@ from offramp.bundle.names import MANIFEST
 from offramp.bundle.parts import CompiledReader, check_together
 from offramp.bundle.services import AllowNetwork, ServiceEntry, service_stage
 from offramp.bundle.tensors import FAILURES, built, read_tensors
-from offramp.stages import CutSpec, SegmentSpec, Stage, attached, cut
-from offramp.stages import tapped as _  # noqa: F401  so that "tapped" can be built
+from offramp.stages import CutSpec, SegmentSpec, Stage, attached
 from offramp.stages.segments import run_segments
 
 LOGITS = "logits"  # (1, k, c) of the k stages that answer, beside the inputs
@@ -87,6 +86,8 @@ def rebuild(
 
 def _cut_again(folder: Path, k: int, entry: NetworkEntry, allow_import: bool) -> Segments:
     """Build a network of a bundle, load its weights, and cut it."""
+    from offramp.stages import cut  # most bundles hold no cut network
+
     where = f"{folder / MANIFEST}: networks.{k}"
     example = _read_example(folder / entry.example.file, entry.example)
     net = built(
@@ -163,7 +164,7 @@ def answers_of(stages: Sequence[Stage], example: Batch) -> Tensor:
         example: What the first segment reads.
     """
     plain = [  # without its transform
-        Stage(s.name, s.module, head=s.head, source=s.source, group=s.group, spec=s.spec)
+        s.replaced(transform=None)
         for s in sorted(stages, key=lambda stage: segment_of(stage).index)
     ]
     with torch.inference_mode():

@@ -15,8 +15,7 @@ from offramp.cli import options
 from offramp.cli.output import Output, amount, note
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from offramp._core.types import Raw
     from offramp.runtime import Adaptive
 
 
@@ -51,6 +50,7 @@ def command(
 
     Example: offramp bench runs/demo/bundle runs/demo/test.npz --batch-sizes 1,256
     """
+    from offramp._core.batch import to_device
     from offramp.tuning.compare import compare
 
     output = Output(as_json=json)
@@ -59,7 +59,9 @@ def command(
     sizes = options.whole_numbers("--batch-sizes", batch_sizes)
     model = loaded_to_time(bundle, device, backend, threads, allow_import, fold=fold)
     batch = some_inputs(bundle, inputs, array, most=max(256, *sizes))
-    rows = compare(model, model.reference, batch.to(device), batch_sizes=sizes, rounds=rounds)
+    rows = compare(
+        model, model.reference, to_device(batch, device), batch_sizes=sizes, rounds=rounds
+    )
     reference = model.candidate.reference
     output.paragraph(model.candidate.label)
     output.line(f"against {reference} alone, {rows[0]['backend']}, {rounds} rounds")
@@ -109,10 +111,11 @@ def loaded_to_time(
     )
 
 
-def some_inputs(bundle: Path, paths: list[Path] | None, array: str, *, most: int) -> "Tensor":
+def some_inputs(bundle: Path, paths: list[Path] | None, array: str, *, most: int) -> "Raw":
     """At most so many inputs, or random numbers where there are none."""
     import torch
 
+    from offramp._core.batch import concat, take_rows
     from offramp.bundle import read_manifest
     from offramp.project.inputs import InputReader
 
@@ -120,14 +123,14 @@ def some_inputs(bundle: Path, paths: list[Path] | None, array: str, *, most: int
     if paths:
         reader = InputReader.of(bundle, paths, array=array, ids=None)
         parts, count = [], 0
-        for _, batch in reader.batches(min(most, 256)):
+        for names, batch in reader.batches(min(most, 256)):
             parts.append(batch)
-            count += len(batch)
+            count += len(names)
             if count >= most:
                 break
         if not parts:
             raise InputError(f"None of the inputs can be read: {[str(path) for path in paths]}.")
-        return torch.cat(parts)[:most]
+        return take_rows(concat(parts), torch.arange(min(most, count)))
     if shape is None:
         raise InputError(f"{bundle} does not say what its inputs look like; give inputs.")
     note("Random inputs leave at other stages than real ones do; give real inputs for a verdict.")

@@ -77,7 +77,7 @@ def command(
     named = _named(settings, config, classes, superclass)
     how = _merged(settings, {**given, **({} if named is None else {"classes": named})})
     settings = settings.model_copy(update={"class_exits": how}).read_from(settings.file)
-    examples = dataset_of(data)
+    examples = dataset_of(settings)
     targets = targets_of(how, examples.class_names)
     if bundle is not None and len(targets) > 1 and not how.together:
         raise InputError(

@@ -105,7 +105,7 @@ def _inputs(settings: RunConfig, shape: str | None, count: int) -> "tuple[Batch,
             "Say what one input looks like with --input, such as --input 3,32,32; there is no "
             "[data] that would show it."
         )
-    examples = dataset_of(settings.data)
+    examples = dataset_of(settings)
     return examples.batch(0, count).inputs, tuple(examples.class_names)
 
 

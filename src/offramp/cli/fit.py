@@ -193,7 +193,7 @@ def _save_bundle(
     from offramp.trace import load_trace
 
     trace = load_trace(path)
-    first = None if settings.data is None else dataset_of(settings.data).batch(0, 1).inputs
+    first = None if settings.data is None else dataset_of(settings).batch(0, 1).inputs
     cascade = cascade_of(settings, config.parent, trace.class_names, example=first)
     save(
         Adaptive(cascade, choice, costs=trace.costs),

@@ -52,6 +52,10 @@ def command(
 
     Example: offramp profile runs/demo/bundle runs/demo/test.npz --out timeline.svg
     """
+    import torch
+
+    from offramp._core.batch import batch_size as count_of
+    from offramp._core.batch import take_rows, to_device
     from offramp._core.schema import to_json
     from offramp.tuning import profile
 
@@ -63,7 +67,8 @@ def command(
     model = loaded_to_time(bundle, device, backend, threads, allow_import, fold=fold)
     batch = some_inputs(bundle, inputs, array, most=max(examples, batch_size))
     with progress_bar("Profiling", None):
-        found = profile(model, batch[:examples].to(device), batch_size=batch_size, rounds=rounds)
+        part = to_device(take_rows(batch, torch.arange(min(examples, count_of(batch)))), device)
+        found = profile(model, part, batch_size=batch_size, rounds=rounds)
     if out is not None:
         _draw(found, out, overwrite=overwrite)
     _show(output, found, model.candidate.label)

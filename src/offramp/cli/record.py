@@ -80,7 +80,7 @@ def command(
     settings = load_config(config, needs=("data", "stage"))
     if settings.data is None:  # load_config has refused it
         return
-    examples = recorded(settings, dataset_of(settings.data))
+    examples = recorded(settings, dataset_of(settings))
     warn_of_raw_bytes(settings, examples)
     run = RunFolder.claim(settings.folder) if out is None else None
     target = settings.folder / TRACE if out is None else out

@@ -131,6 +131,6 @@ def _images(config: Path, trace: "Trace", candidate: "Candidate") -> "tuple[Exam
     settings = load_config(config, needs=("data", "stage"))
     if settings.data is None:  # load_config has refused it
         return ()
-    examples = dataset_of(settings.data)
+    examples = dataset_of(settings)
     cascade = cascade_of(settings, config.parent, examples.class_names)
     return example_images(examples, unseen(trace), candidate, cascade)

@@ -104,7 +104,7 @@ def _train_heads(config: Path, output: Output, *, device: str, restart: bool) ->
     settings = load_config(config, needs=("data", "network", "exits"))
     if settings.data is None:  # load_config has refused it
         return
-    examples = dataset_of(settings.data)
+    examples = dataset_of(settings)
     warn_of_raw_bytes(settings, examples)
     warn_of_random_weights(settings)
     first = examples.batch(0, 1).inputs

@@ -56,7 +56,7 @@ def train_joint_command(
 
     if settings.data is None:  # load_config has refused it
         return
-    examples = dataset_of(settings.data)
+    examples = dataset_of(settings)
     parts_of(examples, settings.joint)  # before anything is written
     warn_of_raw_bytes(settings, examples)
     run = RunFolder.claim(settings.folder)
@@ -111,7 +111,7 @@ def _save_bundle(
     if settings.data is None:  # load_config has refused it
         return
     found.load_for(choice.candidate)
-    first = dataset_of(settings.data).batch(0, 1).inputs
+    first = dataset_of(settings).batch(0, 1).inputs
     save(
         Adaptive(found.cascade.cpu(), choice, costs=found.costs),
         bundle,

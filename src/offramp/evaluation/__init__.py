@@ -8,7 +8,7 @@ from offramp.evaluation.assignment import Assignment, assignment
 from offramp.evaluation.batch import evaluate_all
 from offramp.evaluation.calibration import Calibration
 from offramp.evaluation.certify import certify
-from offramp.evaluation.choice import Choice, Guarantee
+from offramp.evaluation.choice import Choice
 from offramp.evaluation.confirm import confirm
 from offramp.evaluation.costs_by_unit import UnitCost, costs_by_unit
 from offramp.evaluation.evaluate import evaluate
@@ -16,7 +16,6 @@ from offramp.evaluation.exits import ExitPoint, exit_points
 from offramp.evaluation.fit import fit
 from offramp.evaluation.frontier import Frontier
 from offramp.evaluation.gap import share_of_gap_closed
-from offramp.evaluation.limits import Limit
 from offramp.evaluation.overlap import overlap
 from offramp.evaluation.references import references
 from offramp.evaluation.replay import Replay, replay
@@ -30,7 +29,9 @@ from offramp.evaluation.retrained import frontier_of_traces
 from offramp.evaluation.saving_bound import SavingBound, saving_bound
 from offramp.evaluation.savings import Saving, frontier_of, savings
 from offramp.evaluation.stage_usage import StageUsage, stage_usage
+from offramp.evaluation.suggest import Suggestion, suggest
 from offramp.evaluation.sweep import sweep
+from offramp.policy.promise import Guarantee, Limit
 
 __all__ = [
     "Advice",
@@ -50,6 +51,7 @@ __all__ = [
     "Saving",
     "SavingBound",
     "StageUsage",
+    "Suggestion",
     "UnitCost",
     "advise",
     "assignment",
@@ -69,5 +71,6 @@ __all__ = [
     "savings",
     "share_of_gap_closed",
     "stage_usage",
+    "suggest",
     "sweep",
 ]

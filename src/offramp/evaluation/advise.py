@@ -18,12 +18,12 @@ from offramp._core.checks import check_choice, check_fraction, check_known, chec
 from offramp._core.errors import InputError
 from offramp._core.types import FloatArray
 from offramp.evaluation.evaluate import reference_cost
-from offramp.evaluation.limits import points_text
 from offramp.evaluation.results import Risk
 from offramp.evaluation.risk_tests import SLACK
 from offramp.evaluation.saving_bound import saving_bound
 from offramp.fitting.oracles import oracle
 from offramp.fitting.search import sub_chains
+from offramp.policy.promise import points_text
 from offramp.risk import binomial_p_values, examples_needed, fewest_examples, paired_p_values
 from offramp.trace import Trace
 
@@ -141,6 +141,11 @@ def advise(
     check_probability("delta", delta)
     check_choice("risk", risk, _RISKS)
     check_fraction("min_saving", min_saving)
+    if trace.graded:
+        raise InputError(
+            "trace must hold labels, or losses that are 0 or 1 (whole numbers), got losses between "
+            "them: how many examples a promise takes cannot be told beforehand. Fit and certify."
+        )
     if trace.seen_in_training:
         raise InputError(
             "trace must hold examples that no network was trained on, got seen_in_training=True: "

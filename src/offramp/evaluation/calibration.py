@@ -10,7 +10,7 @@ from typing import final
 from offramp._core.checks import check_known
 from offramp._core.errors import InputError
 from offramp._core.schema import omitted
-from offramp.evaluation.limits import Label
+from offramp.policy.promise import Label
 from offramp.trace import Trace
 
 

@@ -14,12 +14,12 @@ import numpy as np
 
 from offramp._core.checks import check_choice, check_probability
 from offramp.evaluation.calibration import Calibration
-from offramp.evaluation.choice import MEASURED, Choice, Guarantee, described
-from offramp.evaluation.limits import OF_COSTS, UNLABELED, Limits, joined, points_text, read_limits
+from offramp.evaluation.choice import MEASURED, Choice, described
+from offramp.evaluation.cost_tests import CostTest
+from offramp.evaluation.limits import OF_COSTS, UNLABELED, Limits, joined, read_limits
 from offramp.evaluation.order import walk_order
 from offramp.evaluation.results import RISKS, Evaluation, FrontierPoint, Risk
 from offramp.evaluation.risk_tests import (
-    CostTest,
     GradedTest,
     RecallTest,
     RiskTest,
@@ -30,6 +30,7 @@ from offramp.evaluation.risk_tests import (
 )
 from offramp.evaluation.tally import Tally
 from offramp.evaluation.weights import ClassWeights, check_weights, risk_tests
+from offramp.policy.promise import Guarantee, points_text
 from offramp.risk import NonePassed, examples_needed, fixed_sequence, several_risks
 
 _TALLIES = ("cost_tally", "loss_tally", "difference_tally")
@@ -200,19 +201,19 @@ def _shortage(
     else:
         takes = f"even without a single error it takes log(delta)/log(1 - max_drop) = {least}"
     return (
-        f"{takes} examples{whose} in {calibration.split} to promise {_amount(test)} with delta = "
-        f"{delta:g}, and there are {have}{of}"
+        f"{takes} examples{whose} in {calibration.split} to promise "
+        f"{_amount(test, calibration)} with delta = {delta:g}, and there are {have}{of}"
     )
 
 
-def _amount(test: RiskTest) -> str:
+def _amount(test: RiskTest, calibration: Calibration) -> str:
     share, risk = points_text(test.limit.at_most), test.limit.risk
-    if isinstance(test, GradedTest):
-        return f"a loss of {test.limit.at_most:g}"
     if risk == "over_budget":
         return f"{share} % over a budget of {test.limit.budget:g}"
     if risk == "cost":
         return f"a cost of {share} % of the reference's"
+    if calibration.of_losses:
+        return f"a loss of {test.limit.at_most:g}"
     return f"{share} points" if risk == "accuracy_drop" else f"{share} points of {risk}"
 
 
@@ -221,12 +222,12 @@ def _seen(point: FrontierPoint, tests: Sequence[RiskTest], calibration: Calibrat
     found = evidence(point)
     worst = max(tests, key=lambda test: float(test.p_values([point])[0]))
     share = points_text(measured(worst, found))
-    if isinstance(worst, GradedTest):
-        return f"its {worst.limit.risk} in {calibration.split} is {measured(worst, found):.4g}"
     if worst.limit.risk == "over_budget":
         return f"{share} % of {calibration.split} cost more than {worst.limit.budget:g}"
     if worst.limit.risk == "cost":
         return f"its cost in {calibration.split} is {share} % of the reference's"
+    if calibration.of_losses:
+        return f"its {worst.limit.risk} in {calibration.split} is {measured(worst, found):.4g}"
     return f"its {worst.limit.risk} in {calibration.split} is {share} points"
 
 

@@ -8,65 +8,15 @@ from typing import final
 
 from offramp._core.errors import InputError
 from offramp._core.schema import omitted, stored
-from offramp.evaluation.limits import OF_COSTS, Limit, points_text
+from offramp.evaluation.limits import OF_COSTS
 from offramp.evaluation.results import Evaluation, FrontierPoint, Risk
 from offramp.policy import Candidate
-
-Numbers = dict[str, float | int | str | None]
+from offramp.policy.promise import Guarantee, Limit, Numbers, points_text
 
 MEASURED = "measured, not promised"
 _FIGURES = ("split", "n", "cost_ratio")
 _COMPARED = ("cost_ratio", "disagreement", "accuracy_drop")
 _OF_LABELS = ("accuracy", "reference_accuracy", "accuracy_drop", "negative_flips")
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Guarantee:
-    """A promise: on new examples no limit is exceeded.
-
-    It is wrong with probability `delta` at most, over the draw of the examples. It is that of
-    `limits` and of nothing tighter: a limit computed for the candidate alone would not hold for
-    one that was chosen among many.
-
-    Args:
-        limits: The largest value of each risk that is promised; all hold at once.
-        delta: Largest chance that the promise is wrong, in (0, 1).
-        p_value: The smallest delta with which this candidate would have been reached.
-        tested: How many candidates were tested, the one that failed included.
-        n: Number of examples that were tested on.
-        split: Which part of a trace they are.
-        fingerprint: SHA-256 of their ids, labels and recorded outputs.
-        class_weights: Share of each class in future over its share in these examples, `(c,)`; None
-            where the shares stay.
-        assumptions: Under what the promise holds, one sentence each.
-    """
-
-    limits: tuple[Limit, ...]
-    delta: float
-    p_value: float
-    tested: int
-    n: int
-    split: str
-    fingerprint: str
-    class_weights: tuple[float, ...] | None
-    assumptions: tuple[str, ...]
-
-    @property
-    def bound(self) -> float:
-        """What is promised of the first risk."""
-        return self.limits[0].at_most
-
-    @property
-    def numbers(self) -> Numbers:
-        """Its figures as plain values, by name."""
-        names = ("delta", "p_value", "n", "tested", "fingerprint", "split")
-        weights = {} if self.class_weights is None else {"class_weights": self.class_weights}
-        return {
-            **{name: getattr(self, name) for name in names},
-            **{name: " ".join(map(str, values)) for name, values in weights.items()},
-            "assumptions": " ".join(self.assumptions),
-        }
 
 
 @final

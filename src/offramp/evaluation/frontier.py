@@ -16,9 +16,10 @@ from offramp.evaluation.calibration import Calibration
 from offramp.evaluation.certify import certify
 from offramp.evaluation.choice import MEASURED, Choice, described
 from offramp.evaluation.judging import judge_again, labeled_by, on_front
-from offramp.evaluation.limits import PROMISES, Label, Limit, Limits, points_text
+from offramp.evaluation.limits import Limits
 from offramp.evaluation.results import RISKS, Evaluation, FrontierPoint, Risk
 from offramp.evaluation.weights import ClassWeights
+from offramp.policy.promise import PROMISES, Label, Limit, points_text
 from offramp.trace import Trace
 
 Axis = str  # "cost" or one of RISKS
@@ -123,6 +124,8 @@ class Frontier:
             self.front(risk), limited=risk, limit=max_drop, minimized="cost", margin=margin
         )
         within, why = f"a loss of {points_text(max_drop)} points", None
+        if self.singles[0].fit.of_losses:
+            within = f"a loss of {max_drop:g} more"
         if chosen is None:
             why = f"no candidate stays within {within}"
         elif single is not None and chosen.judged.cost_ratio >= single.judged.cost_ratio:
@@ -208,7 +211,8 @@ class Frontier:
         if chosen is None:
             why = f"no candidate stays within {within}"
         elif single is not None and chosen.judged.risk(risk) >= single.judged.risk(risk):
-            why = f"the best candidate within {within} is not more accurate"
+            better = "does not lose less" if chosen.fit.of_losses else "is not more accurate"
+            why = f"the best candidate within {within} {better}"
         limit = Limit(risk="cost", at_most=max_cost)
         cheapest = min(self.singles, key=lambda p: p.judged.cost_ratio)
         return _measured(chosen, single, limit, risk, why=why, otherwise=cheapest)

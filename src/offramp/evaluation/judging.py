@@ -68,6 +68,7 @@ def labeled_by(part: Trace, reference: str) -> Trace:
 
     A service's label outside the classes becomes 0: nothing is read from it but that it is a label.
     """
+    part.require_labels("labeled=False")
     first = part.output(part.topology.index(reference)).top(1)[:, 0]
     inside = (first >= 0) & (first < part.classes)
     return replace(part, labels=torch.where(inside, first, 0))

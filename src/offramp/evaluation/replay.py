@@ -156,8 +156,10 @@ def replay(trace: Trace, policy: Policy, *, top: int = 1, chunk: int | None = No
     if trace.losses is None:
         loss = (labels != trace.labels[:, None]).all(dim=1)
     else:
-        ends = torch.tensor([way[-1] for way in policy.topology.paths()])
-        loss = trace.losses.gather(1, ends[path, None])[:, 0]
+        ends = torch.tensor([way[-1] for way in policy.topology.paths()])[path]
+        loss = trace.losses.gather(1, ends[:, None])[:, 0]
+        for stage in trace.silent & set(ends.tolist()):
+            trace.loss(stage)  # raises: nobody may leave there
     return Replay(
         stages=len(policy.topology),
         paths=policy.topology.paths(),

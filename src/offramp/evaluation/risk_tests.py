@@ -15,9 +15,8 @@ import numpy as np
 
 from offramp._core.errors import InputError
 from offramp._core.types import FloatArray, IntArray
-from offramp.evaluation.limits import Limit
 from offramp.evaluation.results import Evaluation, FrontierPoint, Risk
-from offramp.evaluation.tally import Tally
+from offramp.policy.promise import Limit
 from offramp.risk import (
     Range,
     binomial_p_values,
@@ -29,7 +28,6 @@ from offramp.risk import (
     tuned_bet,
 )
 
-HEADROOM = 2  # times the highest cost on fit: what no example is assumed to exceed
 SLACK = 0.01  # of delta, spent on how often the answers of a candidate and the reference differ
 _LOSSES = {  # of an example, in the order of OUTCOMES
     "accuracy_drop": (0.0, -1.0, 1.0, 0.0),
@@ -149,129 +147,6 @@ class RecallTest:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class CostTest:
-    """Of the mean cost, from how many examples took each path.
-
-    Where paths have two different costs it is a share of examples, tested exactly. Otherwise bets
-    are placed on the costs, rescaled by those of the cheapest and the most expensive path.
-
-    Where examples have prices of their own, bets are placed on what each cost, over the reference's
-    mean cost on `fit`. They need a highest cost, and nobody knows one: it is assumed, in words, to
-    be `HEADROOM` times the highest on `fit`. An example beyond it fails the test.
-
-    Args:
-        limit: Of "cost".
-        delta: Level that p-values will be compared with.
-    """
-
-    limit: Limit
-    delta: float
-
-    def losses(self, found: Evaluation) -> list[Kinds]:
-        """As `RiskTest.losses`."""
-        return [_costs(found, found.reference_cost)]
-
-    def p_values(self, points: Sequence[FrontierPoint]) -> FloatArray:
-        """As `RiskTest.p_values`."""
-        return np.array([self._p_value(point) for point in points], dtype=np.float64)
-
-    def _p_value(self, point: FrontierPoint) -> float:
-        if point.fit.cost_tally is not None:
-            return self._priced_p_value(point)
-        ratios, counts = _paths(evidence(point))
-        if self.limit.at_most >= ratios.max():
-            return 0.0  # whatever path examples take
-        if self.limit.at_most <= ratios.min():
-            return 1.0
-        within = self._range(ratios)
-        if len(np.unique(ratios)) == 2:
-            expensive = counts[ratios == ratios.max()].sum(keepdims=True)
-            share = within.rescaled_limit
-            return float(binomial_p_values(expensive, int(counts.sum()), max_risk=share)[0])
-        return _bet(_paths(point.fit), (ratios, counts), within, self.delta)
-
-    def _priced_p_value(self, point: FrontierPoint) -> float:
-        own, within = point.fit.reference_cost, self._range_of_prices(point)
-        seen = _costs(evidence(point), own)
-        if seen[0].max() > within.high or within.rescaled_limit <= 0:
-            return 1.0
-        return _bet(_costs(point.fit, own), seen, within, self.delta)
-
-    def _range_of_prices(self, point: FrontierPoint) -> Range:
-        highest = HEADROOM * float(_costs(point.fit, point.fit.reference_cost)[0].max())
-        return Range(low=0.0, high=max(highest, self.limit.at_most), limit=self.limit.at_most)
-
-    def assumes(self, point: FrontierPoint) -> tuple[str, ...]:
-        """What a promise of a point rests on beside the examples."""
-        found = point.fit
-        if found.cost_tally is None:
-            return ()
-        high = HEADROOM * max(found.cost_tally.values)
-        return (
-            f"No example costs more than {high:.4g} {found.unit}, {HEADROOM} times the most that "
-            f"one cost in fit, and {found.candidate.reference} alone costs on average what it cost "
-            f"there, {found.reference_cost:.4g}.",
-        )
-
-    def fewest(self, points: Sequence[FrontierPoint]) -> int:
-        """As `RiskTest.fewest`: of the point where the fewest will do."""
-        priced = [self._range_of_prices(p) for p in points if p.fit.cost_tally is not None]
-        if priced:
-            return min(fewest_counted(within=within, delta=self.delta) for within in priced)
-        each = [np.array(_kept(p.fit.path_cost_ratio, p.fit), dtype=np.float64) for p in points]
-        return min((self._fewest(r) for r in each if r.min() < self.limit.at_most), default=1)
-
-    def _fewest(self, ratios: FloatArray) -> int:
-        if self.limit.at_most >= ratios.max():
-            return 1
-        within = self._range(ratios)
-        if len(np.unique(ratios)) == 2:
-            return fewest_examples(max_risk=within.rescaled_limit, delta=self.delta)
-        return fewest_counted(within=within, delta=self.delta, best=within.low)
-
-    def _range(self, ratios: FloatArray) -> Range:
-        low, high = float(ratios.min()), float(ratios.max())
-        return Range(low=low, high=high, limit=self.limit.at_most)
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class BudgetTest:
-    """Of the share of examples that cost more than a budget: exact binomial.
-
-    Args:
-        limit: Of "over_budget".
-        delta: Level that p-values will be compared with.
-
-    Source: the promise of C3PO, Valkanas et al. 2025, for a set of candidates tested in order.
-    """
-
-    limit: Limit
-    delta: float
-
-    def losses(self, found: Evaluation) -> list[Kinds]:
-        """As `RiskTest.losses`."""
-        over = self._over(found)
-        counts = np.array([found.n - over, over], dtype=np.int64)
-        return [(np.array([0.0, 1.0], dtype=np.float64), counts)]
-
-    def p_values(self, points: Sequence[FrontierPoint]) -> FloatArray:
-        """As `RiskTest.p_values`."""
-        found = [evidence(point) for point in points]
-        over = np.array([self._over(e) for e in found], dtype=np.int64)
-        return binomial_p_values(over, found[0].n, max_risk=self.limit.at_most)
-
-    def fewest(self, points: Sequence[FrontierPoint]) -> int:
-        """As `RiskTest.fewest`."""
-        return fewest_examples(max_risk=self.limit.at_most, delta=self.delta)
-
-    def _over(self, found: Evaluation) -> int:
-        values, counts = _costs(found, 1.0)
-        return Tally.of(values, counts).above(self.limit.budget or 0.0)
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
 class GradedTest:
     """Of a mean loss where losses lie between 0 and 1: bets, tuned on `fit`.
 
@@ -287,7 +162,7 @@ class GradedTest:
     def losses(self, found: Evaluation) -> list[Kinds]:
         """As `RiskTest.losses`."""
         error = self.limit.risk == "error"
-        tally = _kept(found.loss_tally if error else found.difference_tally, found)
+        tally = kept(found.loss_tally if error else found.difference_tally, found)
         values = np.array(tally.values, dtype=np.float64)
         values = values.clip(min=0) if self.limit.risk == "negative_flips" else values
         return [(values, np.array(tally.counts, dtype=np.int64))]
@@ -295,7 +170,7 @@ class GradedTest:
     def p_values(self, points: Sequence[FrontierPoint]) -> FloatArray:
         """As `RiskTest.p_values`."""
         each = ((self.losses(point.fit)[0], self.losses(evidence(point))[0]) for point in points)
-        bets = [_bet(before, seen, self._range(), self.delta) for before, seen in each]
+        bets = [bet_p_value(before, seen, self._range(), self.delta) for before, seen in each]
         return np.array(bets, dtype=np.float64)
 
     def fewest(self, points: Sequence[FrontierPoint]) -> int:
@@ -351,7 +226,9 @@ class WeightedTest:
             return 0.0
         if self.limit.at_most <= values.min():
             return 1.0
-        return _bet(self._kinds(point.fit), (values, counts), self._range(values), self.delta)
+        return bet_p_value(
+            self._kinds(point.fit), (values, counts), self._range(values), self.delta
+        )
 
     def _range(self, values: FloatArray) -> Range:
         return Range(low=values.min(), high=values.max(), limit=self.limit.at_most)
@@ -365,11 +242,11 @@ class WeightedTest:
     def _by_class(self, found: Evaluation) -> tuple[FloatArray, IntArray]:
         """Losses, and how many examples of each class have each."""
         if self.limit.risk == "cost":
-            counts = np.array(_kept(found.class_paths, found), dtype=np.int64)
-            return np.array(_kept(found.path_cost_ratio, found), dtype=np.float64), counts
+            counts = np.array(kept(found.class_paths, found), dtype=np.int64)
+            return np.array(kept(found.path_cost_ratio, found), dtype=np.float64), counts
         table = class_table(found)
         if self.limit.risk == "disagreement":
-            differing = np.array(_kept(found.class_disagreements, found), dtype=np.int64)
+            differing = np.array(kept(found.class_disagreements, found), dtype=np.int64)
             both = np.stack([table.sum(axis=0) - differing, differing])
             return np.array([0.0, 1.0], dtype=np.float64), both
         return np.array(_LOSSES[self.limit.risk], dtype=np.float64), table
@@ -401,7 +278,7 @@ def _mean(values: FloatArray, counts: IntArray) -> float:
     return float(counts @ values) / max(1, int(counts.sum()))
 
 
-def _bet(before: Kinds, seen: Kinds, within: Range, delta: float) -> float:
+def bet_p_value(before: Kinds, seen: Kinds, within: Range, delta: float) -> float:
     """P-value of what was seen, by a bet tuned on what was there before; 1 of nothing."""
     bet = 0.0
     if not seen[1].any():
@@ -411,32 +288,16 @@ def _bet(before: Kinds, seen: Kinds, within: Range, delta: float) -> float:
     return counted_p_value(*seen, within=within, bet=bet)
 
 
-def _costs(found: Evaluation, own: float) -> Kinds:
-    """What examples cost over `own`, and how many cost that much."""
-    if found.cost_tally is not None:
-        values = np.array(found.cost_tally.values, dtype=np.float64) / own
-        return values, np.array(found.cost_tally.counts, dtype=np.int64)
-    ratios, counts = _paths(found)
-    return ratios * (found.reference_cost / own), counts
-
-
-def _paths(found: Evaluation) -> Kinds:
-    """The costs of paths and how many examples took each."""
-    ratios = np.array(_kept(found.path_cost_ratio, found), dtype=np.float64)
-    shares = np.array(found.path_share, dtype=np.float64)
-    return ratios, np.rint(found.n * shares).astype(np.int64)
-
-
 def class_table(found: Evaluation) -> IntArray:
     """How many examples of each class have each of `OUTCOMES`, `(4, c)`.
 
     Raises:
         InputError: If the evaluation does not keep it.
     """
-    return np.array(_kept(found.class_outcomes, found), dtype=np.int64)
+    return np.array(kept(found.class_outcomes, found), dtype=np.int64)
 
 
-def _kept(value: _T | None, found: Evaluation) -> _T:
+def kept(value: _T | None, found: Evaluation) -> _T:
     """What certificates need of an evaluation, if it is there."""
     if value is None or value == ():
         raise InputError(
@@ -464,7 +325,7 @@ def _share(found: Evaluation, risk: Risk) -> float:
     if risk == "error":
         return 1 - found.accuracy
     if risk == "disagreement":
-        return _kept(found.disagreement, found)
+        return kept(found.disagreement, found)
     return found.risk(risk)
 
 

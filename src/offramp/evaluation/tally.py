@@ -78,7 +78,7 @@ def costs_rounded_up(costs: FloatArray) -> FloatArray:
     powers = np.floor(np.log10(np.where(costs > 0, costs, 1.0))) - (_DIGITS - 1)
     whole = np.ceil(costs / 10.0**powers - _ROUNDING)
     # the division by a power that is a whole number gives the nearest float, as text does
-    return np.where(powers < 0, whole / 10.0**-powers, whole * 10.0**powers)
+    return np.where(powers < 0, whole / 10.0**-powers, whole * 10.0**powers) + 0.0  # no -0
 
 
 def losses_rounded_up(losses: FloatArray) -> FloatArray:

@@ -10,11 +10,9 @@ import numpy as np
 from offramp._core.checks import check_number
 from offramp._core.errors import InputError
 from offramp.evaluation.calibration import Calibration
-from offramp.evaluation.limits import Label, Limit
+from offramp.evaluation.cost_tests import BudgetTest, CostTest
 from offramp.evaluation.results import Evaluation
 from offramp.evaluation.risk_tests import (
-    BudgetTest,
-    CostTest,
     CountTest,
     GradedTest,
     RecallTest,
@@ -22,6 +20,7 @@ from offramp.evaluation.risk_tests import (
     WeightedTest,
     class_table,
 )
+from offramp.policy.promise import Label, Limit
 
 ClassWeights = Mapping[Label, float] | Sequence[float]
 

@@ -103,6 +103,7 @@ def fit_agreement(
     >>> fit_agreement(trace, reference="stage2", options=[(1, 1)])[0].label
     'agreement, stage0 -> stage1 -> stage2 (depth 1, shared 1)'
     """
+    part.require_labels("policy='agreement'")
     if topologies is None:
         topologies = [t for t in sub_chains(part.topology) if len(t.active) > 2]
     known = part.classes if part.ranked is None else part.ranked.shape[2]

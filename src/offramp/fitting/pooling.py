@@ -41,6 +41,7 @@ def fit_path_pooling(
 
     The likelihood is concave in the weights, so bounded quasi-Newton finds its maximum.
     """
+    part.require_labels("combine='log_linear'")
     step = max(1, len(part) // _MOST_EXAMPLES)
     few = part if step == 1 else part.take(torch.arange(0, len(part), step))
     labels = few.labels.numpy()

@@ -245,6 +245,14 @@ def combines_of(part: Trace) -> tuple[Combine, ...]:
     return COMBINES if part.labeled else ("last",)
 
 
+def telling(part: Trace) -> list[tuple[int, int]]:
+    """Stages and numbers among their features that differ between examples."""
+    if part.features is None:
+        return []
+    differ = (part.features != part.features[0]).any(dim=0)  # (s, d)
+    return [(int(k), int(j)) for k, j in differ.nonzero()]
+
+
 def confidence_features_of(
     part: Trace, combine: Combine, *, class_features: bool = False
 ) -> FeaturesOf:
@@ -255,10 +263,11 @@ def confidence_features_of(
         combine: How answers are made; a combined answer has features of its own.
         class_features: Whether a decision may look at which class is predicted.
     """
+    numbers = telling(part)
 
     def features_of(path: Path) -> Sequence[Feature]:
         if part.features is not None:
-            return [Feature(f"value_{j}", k) for k in path for j in range(part.features.shape[2])]
+            return [Feature(f"value_{j}", k) for k, j in numbers if k in path]
         found = confidence_features(path, part.classes, combined=combine != "last")
         if class_features:
             found += [Feature(f"predicts_{c}", path[-1]) for c in range(part.classes - 1)]

@@ -22,7 +22,7 @@ from offramp._core.types import BoolArray, FloatArray, IntArray
 from offramp.fitting.baselines import inner_paths
 from offramp.fitting.chains import chains_to_fit
 from offramp.fitting.pareto import pareto_front
-from offramp.fitting.tables import FeaturesOf, Tables, combines_of
+from offramp.fitting.tables import FeaturesOf, Tables, combines_of, telling
 from offramp.fitting.temperature import fit_temperatures
 from offramp.policy.candidate import Candidate
 from offramp.policy.combination import Combine
@@ -120,7 +120,7 @@ def _signs(part: Trace) -> dict[str, float]:
     """Statistics that thresholds may be set on, with the sign that makes higher surer."""
     if part.features is None:
         return dict(CONFIDENCES.items())
-    values = [f"value_{j}" for j in range(part.features.shape[2])]
+    values = [f"value_{j}" for j in sorted({j for _, j in telling(part)})]
     return {name: sign for v in values for name, sign in ((v, 1.0), (f"-{v}", -1.0))}
 
 

@@ -285,6 +285,8 @@ class TreeFit:
         return found
 
     def _linear(self, path: Path, slot: int, gains: FloatArray, rows: BoolArray) -> list[_Trial]:
+        if not self.tables.features(path):
+            return []
         design = self.tables.design(path)
         used = _thinned(rows)
         weights = np.abs(gains)[used]

@@ -8,6 +8,7 @@ from offramp.models.bottleneck import BottleneckResNet, resnet50
 from offramp.models.class_head import ClassHead, class_head, class_logits
 from offramp.models.densenet import DenseNet, densenet121
 from offramp.models.fitting import default_head, head_arguments, make_head
+from offramp.models.foreign import FOREIGN
 from offramp.models.googlenet import GoogLeNet, googlenet
 from offramp.models.heads import (
     HEADS,
@@ -17,6 +18,7 @@ from offramp.models.heads import (
     token_linear,
     vector_linear,
 )
+from offramp.models.in_order import InOrder
 from offramp.models.inception import InceptionV3, inception_v3
 from offramp.models.layer_shape import LayerShape
 from offramp.models.logits import SeveralLogitsError, extract_logits
@@ -28,6 +30,7 @@ from offramp.models.spec import MODELS, WRAPPERS, ModelSpec, build, imported, mo
 from offramp.models.weights import load_weights, save_weights
 
 __all__ = [
+    "FOREIGN",
     "HEADS",
     "MODELS",
     "WRAPPERS",
@@ -36,6 +39,7 @@ __all__ = [
     "ClassHead",
     "DenseNet",
     "GoogLeNet",
+    "InOrder",
     "InceptionV3",
     "LayerShape",
     "ModelSpec",

@@ -17,14 +17,17 @@ from torch import nn
 from offramp._core.checks import check_known
 from offramp._core.errors import FileFormatError, InputError, UnsupportedError
 from offramp._core.files import sha256
+from offramp._core.lazy import later
 from offramp._core.registry import Registry
 from offramp._core.schema import from_json
 from offramp.models.alexnet import alexnet
 from offramp.models.bottleneck import resnet50
 from offramp.models.class_head import class_head
 from offramp.models.densenet import densenet121
+from offramp.models.foreign import FOREIGN
 from offramp.models.googlenet import googlenet
 from offramp.models.heads import HEADS
+from offramp.models.in_order import InOrder
 from offramp.models.inception import inception_v3
 from offramp.models.on_rows import OnRows
 from offramp.models.preresnet import cifar_preresnet
@@ -56,9 +59,10 @@ MODELS: Registry[Callable[..., nn.Module]] = Registry(
 
 
 #: What is made of another network, by name. The argument "model" says how to build that one, as a
-#: `ModelSpec` in JSON values; the factory gets it built. Layers above that need to cut networks
-#: add to it.
-WRAPPERS: Registry[Callable[..., nn.Module]] = Registry("model", {})
+#: `ModelSpec` in JSON values; the factory gets it built. What has to cut networks stands above.
+WRAPPERS: Registry[Callable[..., nn.Module]] = Registry(
+    "model", {"tapped": later("offramp.stages.tapped:tapped"), "in_order": InOrder}
+)
 
 #: What is made of something that is imported, by name: the argument "call" is its "module:name".
 CALLERS: Registry[Callable[..., nn.Module]] = Registry("model", {"function": OnRows})
@@ -74,8 +78,8 @@ class ModelSpec:
     Args:
         name: A registered name ("resnet20", "preresnet56", "resnet21", "small_cnn", any depth
             6m + 2; "alexnet", "googlenet", "resnet50", "densenet121", "inception_v3"), an exit
-            head of `HEADS`, what `WRAPPERS` makes of a network, or "module:callable", such as
-            "torchvision.models:resnet18".
+            head of `HEADS`, what `WRAPPERS` makes of a network, another package's network by that
+            package's name ("timm"), or "module:callable", such as "mypackage.nets:small".
         arguments: Keyword arguments, JSON values only.
         weights: File of weights, or None for those that the callable makes.
         weights_sha256: Checksum that the file must have, 64 hexadecimal digits, or None.
@@ -154,12 +158,12 @@ def model_factory(name: str) -> Callable[..., nn.Module]:
         UnknownNameError: If there is none; the nearest is suggested.
         InputError: If a residual network cannot have this depth; the nearest are named.
     """
-    for registered in (HEADS, WRAPPERS, CALLERS, _PARTS):
+    for registered in (HEADS, WRAPPERS, CALLERS, FOREIGN, _PARTS):
         if name in registered:
             return registered[name]
     match = re.fullmatch(r"(resnet|preresnet)(\d+)", name)
     if match is None or name in MODELS:
-        return MODELS[check_known("model", name, [*MODELS, *HEADS, *WRAPPERS])]
+        return MODELS[check_known("model", name, [*MODELS, *HEADS, *WRAPPERS, *FOREIGN])]
     return partial(_BY_DEPTH[match[1]], int(match[2]))
 
 

@@ -62,7 +62,7 @@ class Distribution:
         return found
 
     @classmethod
-    def of_values(cls, values: Float[Tensor, "m f"]) -> "Distribution":
+    def of_values(cls, values: Float[Tensor, "m d"]) -> "Distribution":
         """Of a stage that gives numbers instead of probabilities: features "value_0", ..."""
         one = cls(values.new_empty(len(values), 0))
         one.values = values

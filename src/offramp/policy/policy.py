@@ -134,6 +134,11 @@ class Policy(nn.Module):
             given: The form.
             whose: Who gives it, for the message: "the trace".
         """
+        if given == "features" and self.combine != "last":
+            raise InputError(
+                f"combine must be 'last' where {whose} gives features and no classes, got "
+                f"{self.combine!r}: such answers cannot be combined."
+            )
         if self.outputs in (None, "labels", given):
             return
         fitted, here = _FORMS[self.outputs], _FORMS[given]

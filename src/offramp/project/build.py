@@ -13,15 +13,29 @@ from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp._core.types import SPLITS, Batch, Split
 from offramp.data import Dataset, load_dataset
-from offramp.project.config.sections import CostSection, DataSection, RunConfig
+from offramp.project.config.sections import CostSection, RunConfig
 from offramp.project.heads import HEADS, load_heads
+from offramp.project.inputs import decodes_itself
 from offramp.project.networks import built, planned, service_of, spec_of, with_heads
 from offramp.stages import Cascade, given_costs, measure_costs
 
 
-def dataset_of(data: DataSection) -> Dataset:
-    """The examples that `[data]` describes, divided into splits where it says how."""
-    found = load_dataset(data.kind, data.path, **data.source_options())
+def dataset_of(config: RunConfig) -> Dataset:
+    """The examples that `[data]` describes, divided into splits where it says how.
+
+    Of a folder of images it gives the bytes of the files where a network decodes them itself.
+
+    Raises:
+        InputError: If there is no `[data]`.
+    """
+    data = config.data
+    if data is None:
+        raise InputError(f"{config.file} needs [data].")
+    options = data.source_options()
+    sections = config.stage if config.network is None else [config.network]
+    if data.kind == "folder" and decodes_itself(section.transform for section in sections):
+        options = {"decode": False, **options}
+    found = load_dataset(data.kind, data.path, **options)
     if data.part is not None:
         found = found.subset(data.part)
     if data.splits:
@@ -59,7 +73,7 @@ def cascade_of(
     if example is None:
         if config.data is None:
             raise InputError(f"{config.file} needs [data], whose inputs show how to cut.")
-        example = dataset_of(config.data).batch(0, 1).inputs
+        example = dataset_of(config).batch(0, 1).inputs
     plan = planned(config, folder, example, class_names)
     cascade = with_heads(config, plan, example, class_names)
     if trained:

@@ -1,17 +1,18 @@
-"""Inputs for a bundle, from images, folders of images and npz files, in batches.
+"""Inputs for a cascade, from images, folders of images and npz files, in batches.
 
 Layer: project.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from offramp._core.batch import RowList
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.ids import as_ids
 from offramp._core.naming import utf8_name
@@ -20,9 +21,10 @@ from offramp.bundle import read_extra, read_manifest
 from offramp.data import read_image
 from offramp.data.arrays import read_arrays
 from offramp.data.listing import ENDINGS, is_picture, pictures_in
-from offramp.data.picture import usual_resize
+from offramp.data.picture import damage, usual_resize
 from offramp.data.texts import LINES, TABLES, read_texts
 from offramp.project.config.sections import DataSection
+from offramp.stages import Chain, Decode
 
 Id = int | str
 IMAGE_OPTIONS = "images.json"  # how the images that the networks know were cut
@@ -41,6 +43,7 @@ class InputReader:
         array: Name of the inputs in npz files.
         ids: Name of their ids in npz files, or None to count.
         column: Name of the texts in tables.
+        decode: False where the cascade decodes images itself: it is given rows, the bytes of files.
         ignored: How many files in folders are no images, by ending.
         skipped: Files that could not be decoded, filled while reading.
     """
@@ -50,6 +53,7 @@ class InputReader:
     image_options: Mapping[str, Any]
     array: str
     ids: str | None
+    decode: bool = True
     ignored: Mapping[str, int] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
     column: str = "text"
@@ -77,27 +81,36 @@ class InputReader:
                 was fitted on, and upright where it was fitted on no folder of images.
 
         Raises:
-            InputError: If a path is missing, is no image or npz file, or nothing is there.
+            InputError: If a path is missing, is no image or npz file, or nothing is there; or if
+                `orient` is said of a bundle that decodes images itself.
         """
+        manifest = read_manifest(bundle)
+        decode = not decodes_itself(getattr(entry, "transform", None) for entry in manifest.stages)
+        if not decode and orient is not None:
+            raise InputError(
+                "--orient and --no-orient must be left out: the bundle decodes images itself, and "
+                "its transforms say how they are turned."
+            )
         ignored: Counter[str] = Counter()
         files = [f for path in paths for f in _found(path, ignored, alone=len(paths) == 1)]
         return cls(
             files=files,
-            shape=read_manifest(bundle).input_shape,
+            shape=manifest.input_shape,
             image_options={
                 **_options_of(bundle),
                 **({} if orient is None else {"orient": orient}),
             },
             array=array,
             ids=ids,
+            decode=decode,
             ignored=ignored,
             column=column,
         )
 
-    def batches(self, size: int) -> Iterator[tuple[list[Id], Raw]]:
-        """Ids and inputs `(m, ...)`, at most `size` at a time, in order."""
+    def batches(self, size: int) -> Iterator[tuple[list[Id], Any]]:
+        """Ids and inputs `(m, ...)`, or `m` rows, at most `size` at a time, in order."""
         names: list[Id] = []
-        images: list[Tensor] = []
+        images: list[Tensor | bytes] = []
         for name, path in self.files:
             if path.suffix.lower() == ".npz":
                 yield from self._flushed(names, images)
@@ -119,13 +132,20 @@ class InputReader:
                 yield from self._flushed(names, images)
         yield from self._flushed(names, images)
 
-    def _flushed(self, names: list[Id], images: list[Tensor]) -> Iterator[tuple[list[Id], Tensor]]:
+    def _flushed(
+        self, names: list[Id], images: list[Tensor | bytes]
+    ) -> Iterator[tuple[list[Id], Raw]]:
         if images:
-            yield list(names), torch.stack(images)
+            pixels = [image for image in images if isinstance(image, Tensor)]
+            yield list(names), torch.stack(pixels) if self.decode else RowList(images)
         names.clear()
         images.clear()
 
-    def _image(self, path: Path) -> Tensor:
+    def _image(self, path: Path) -> Tensor | bytes:
+        if not self.decode:
+            if wrong := damage(path):
+                raise FileFormatError(wrong)
+            return path.read_bytes()
         if self.shape is None or len(self.shape) != 3:
             raise InputError(
                 f"Images can be read for inputs of shape (channels, height, width); this bundle "
@@ -142,24 +162,35 @@ class InputReader:
         weights = torch.tensor(_GREY)[:, None, None]
         return (image * weights).sum(dim=0, keepdim=True).round().to(torch.uint8)
 
-    def _of_npz(self, name: str, path: Path, size: int) -> Iterator[tuple[list[Id], Tensor]]:
+    def _of_npz(self, name: str, path: Path, size: int) -> Iterator[tuple[list[Id], Raw]]:
         wanted = [self.array] if self.ids is None else [self.array, self.ids]
         found = read_arrays(path, wanted)
-        inputs = _arranged(torch.from_numpy(found[self.array]), self.shape, path)
-        n = len(inputs)
+        given = found[self.array]
+        n = len(given)
         if self.ids is not None:
             ids = as_ids(found[self.ids]).tolist()
         else:
             ids = self._counted(name, 0, n)
         if len(ids) != n:
             raise InputError(f"{path} must have as many ids as inputs ({n}), got {len(ids)}.")
-        for start in range(0, n, size):
-            yield ids[start : start + size], inputs[start : start + size]
+        inputs = _arranged(torch.from_numpy(given), self.shape, path) if self.decode else given
+        for part in (slice(start, start + size) for start in range(0, n, size)):
+            yield ids[part], inputs[part] if isinstance(inputs, Tensor) else RowList(inputs[part])
 
     def _counted(self, name: str, start: int, stop: int) -> list[Id]:
         """Ids of rows: their numbers, with the file's name where there are several."""
         alone = len(self.files) == 1
         return [k if alone else f"{name}[{k}]" for k in range(start, stop)]
+
+
+def decodes_itself(transforms: Iterable[nn.Module | None]) -> bool:
+    """Whether networks with these transforms read files as they are: one begins with `Decode`.
+
+    >>> decodes_itself([None, Chain([Decode()])]), decodes_itself([None])
+    (True, False)
+    """
+    first = [each.steps[0] if isinstance(each, Chain) else each for each in transforms]
+    return any(isinstance(step, Decode) for step in first)
 
 
 def image_options(data: DataSection | None) -> dict[str, dict[str, Any]]:

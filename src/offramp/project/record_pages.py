@@ -70,7 +70,7 @@ def _images(run: RunFolder, config: Path, trace: str, split: str) -> "tuple[Exam
     settings = load_config(config, needs=("data", "stage"))
     if settings.data is None:  # load_config has refused it
         return ()
-    examples = dataset_of(settings.data)
+    examples = dataset_of(settings)
     cascade = cascade_of(settings, config.parent, examples.class_names)
     part, baseline = (
         load_trace(run.path / name).subset(split)  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from offramp.risk.bounds import (
     rescaled_difference,
     several_risks,
 )
-from offramp.risk.conformal import Controlled, conformal_risk_control
+from offramp.risk.conformal import Controlled, conformal_limit, conformal_risk_control
 from offramp.risk.counted import Range, counted_p_value, fewest_counted, tuned_bet
 from offramp.risk.paired import paired_p_values
 from offramp.risk.selection import NonePassed, Passed, bonferroni, fixed_sequence, holm
@@ -27,6 +27,7 @@ __all__ = [
     "betting_p_values",
     "binomial_p_values",
     "bonferroni",
+    "conformal_limit",
     "conformal_risk_control",
     "counted_p_value",
     "examples_needed",

@@ -1,4 +1,6 @@
-"""Conformal risk control: the expected loss, for losses that never fall along the candidates.
+"""Conformal risk control, and conformal limits of one number.
+
+Of risk control: the expected loss, for losses that never fall along the candidates.
 
 A weaker promise than the tests': the mean over many users' calibrations stays within the limit, not
 the risk of each with high probability. Where a loss is not monotone it promises nothing and is
@@ -8,6 +10,7 @@ Layer: risk.  Source: Angelopoulos, Bates, Fisch, Lei, Schuster, ICLR 2024, arXi
 Theorem 1.
 """
 
+import math
 from dataclasses import dataclass
 from typing import final
 
@@ -88,3 +91,43 @@ def conformal_risk_control_reference(
             return Controlled(index=index, bound=bound)
     bound = (sum(losses[:, 0].tolist()) + 1) / (n + 1)
     return NonePassed(reason=f"the safest candidate has a bound of {bound:.3g}, above {max_risk:g}")
+
+
+def conformal_limit(values: FloatArray, *, delta: float) -> float:
+    """What a new value exceeds with probability `delta` at most: a budget for the next request.
+
+    It is the ceil((n + 1)(1 - delta))-th smallest of `n` values: a new one, exchangeable with
+    them, is as likely to take any place among them. The chance is over these examples and the new
+    one together; what one set of examples promises to all new ones takes a test, as "over_budget"
+    of `Frontier.certify`, and so does a choice among candidates.
+
+    Args:
+        values: What examples cost, `(n,)`, finite; not those that the candidate was chosen by.
+        delta: In (0, 1).
+
+    Returns:
+        The limit; infinity where there are fewer than 1/delta - 1 values.
+
+    Raises:
+        InputError: If a value is not finite, there is none, or `delta` lies outside (0, 1).
+
+    Source: Vovk et al. 2005; for costs of cascades C3PO, Valkanas et al., NeurIPS 2025.
+
+    >>> conformal_limit(np.arange(1.0, 20.0), delta=0.1)
+    18.0
+    """
+    check_probability("delta", delta)
+    if values.ndim != 1 or len(values) == 0 or not np.isfinite(values).all():
+        raise InputError(f"values must be (n,) finite numbers, n >= 1, got shape {values.shape}.")
+    rank = math.ceil((len(values) + 1) * (1 - delta) - 1e-9)
+    return math.inf if rank > len(values) else float(np.sort(values)[rank - 1])
+
+
+def conformal_limit_reference(values: list[float], *, delta: float) -> float:
+    """As `conformal_limit`: the smallest value that few enough of the others exceed."""
+    n = len(values)
+    for limit in sorted(values):
+        above = sum(value > limit for value in values)
+        if above + 1 <= (n + 1) * delta + 1e-9:  # the new one counted as above
+            return limit
+    return math.inf

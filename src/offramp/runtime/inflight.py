@@ -17,12 +17,12 @@ from torch import Tensor
 
 from offramp._core.batch import (
     Form,
-    RawInput,
     carry_form,
     concat,
     split_rows,
     take_rows,
 )
+from offramp._core.carry import RawInput
 from offramp._core.errors import InputError, OfframpError
 from offramp._core.outputs import StageOutput, sums_up
 from offramp._core.topology import RAW_INPUT, Path
@@ -34,7 +34,6 @@ from offramp.runtime.fallback import Fallback
 from offramp.runtime.plans import RAW
 from offramp.runtime.prediction import Rows
 from offramp.runtime.program import BLAMES_BATCH, Program
-from offramp.stages.fusing.modules import fused_of
 
 Numbers = Int64[np.ndarray, " n"]
 
@@ -265,7 +264,7 @@ class InFlight:
         block = self.program.blocks.get(stage)
         if block is None or len(block.stages) == 1:
             return False
-        logits = fused_of(self._said)[:, block.columns].float()
+        logits = self._said.logits[:, block.columns].float()
         classes, rows = logits.shape[2], logits[0]  # (k, c)
         for member, own in zip(block.stages, logits.unbind(1), strict=True):
             self.outputs[member] = StageOutput(classes=classes, logits=own)

@@ -12,7 +12,6 @@ from typing import final
 
 from offramp._core.topology import RAW_INPUT, Topology
 from offramp.stages import Stage
-from offramp.stages.fusing.modules import column_of, is_passing
 from offramp.stages.segments import kept_after
 
 RAW = ""  # stands for the raw input among the groups; the name of a stage is never empty
@@ -94,22 +93,22 @@ def blocks_of(
     topology: Topology, plans: Mapping[int, Plan], stages: Mapping[int, Stage]
 ) -> dict[int, Block]:
     """For each stage that runs in one piece with others, what runs with it."""
-    follows = {topology.sources[k]: k for k, stage in stages.items() if is_passing(stage)}
+    follows = {topology.sources[k]: k for k, stage in stages.items() if stage.part.ran}
     found: dict[int, Block] = {}
     for k, stage in stages.items():
-        if k not in follows and not is_passing(stage):
+        if k not in follows and not stage.part.ran:
             continue
         members = [k]
         while members[-1] in follows:
             members.append(follows[members[-1]])
-        columns = {j: column_of(stages[j]) for j in members if j in plans}
+        columns = {j: stages[j].part.column for j in members if j in plans}
         asked = [(j, column) for j, column in columns.items() if column is not None]
         where = [column for _, column in asked]
         row = bool(where) and where == list(range(where[0], where[-1] + 1))
         found[k] = Block(
-            tuple(topology.groups[j] for j in members if j == k or stages[j].gives_carry),
+            tuple(topology.groups[j] for j in members),
             tuple(j for j, _ in asked),
             slice(where[0], where[-1] + 1) if row else where,
-            is_passing(stage),
+            stage.part.ran,
         )
     return found

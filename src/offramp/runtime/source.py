@@ -80,15 +80,7 @@ def _used(stage: Stage, *, answers: bool) -> Stage:
     """What is needed of a stage; where nobody may leave, its head is neither held nor moved."""
     if answers or stage.head is None:
         return stage
-    return Stage(
-        stage.name,
-        stage.module,
-        transform=stage.transform,
-        source=stage.source,
-        group=stage.group,
-        classes=stage.classes,
-        spec=stage.spec,
-    )
+    return stage.replaced(head=None, head_spec=None)
 
 
 def folded(stages: Mapping[int, Stage]) -> dict[int, Stage]:
@@ -99,17 +91,8 @@ def folded(stages: Mapping[int, Stage]) -> dict[int, Stage]:
         return prepared.setdefault(id(module), prepared.get(id(module)) or fold(module))
 
     return {
-        k: Stage(
-            stage.name,
-            once(stage.module),
-            head=None if stage.head is None else once(stage.head),
-            transform=stage.transform,
-            source=stage.source,
-            group=stage.group,
-            classes=stage.classes,
-            spec=stage.spec,
-            head_spec=stage.head_spec,
-            outputs=stage.outputs,
+        k: stage.replaced(
+            module=once(stage.module), head=None if stage.head is None else once(stage.head)
         )
         for k, stage in stages.items()
     }

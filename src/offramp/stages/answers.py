@@ -8,7 +8,9 @@ Layer: stages.
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, final
 
 import numpy as np
@@ -150,11 +152,16 @@ def labeled(
 
 def _confidence(stage: str, values: Any, labels: Tensor) -> Tensor:  # noqa: ANN401
     """Confidences that did not come as a tensor: 0 where there is no answer."""
-    if isinstance(values, list) and None in values:
-        values = [0.0 if value is None else value for value in values]
-    found = scores_of(stage, values)
-    missing = found.isnan()
-    if found.shape == labels.shape and bool(missing.any()):
+    found = None
+    if isinstance(values, list):
+        if None in values:
+            values = [0.0 if value is None else value for value in values]
+        with suppress(TypeError, ValueError):  # what is no number is explained below
+            found = torch.tensor(values, dtype=torch.float32)
+    if found is None:
+        found = scores_of(stage, values)
+    if found.shape == labels.shape and math.isnan(found.sum().item()):
+        missing = found.isnan()
         bad = missing & (labels >= 0)
         if bool(bad.any()):
             raise InputError(

@@ -3,11 +3,10 @@
 Layer: stages.  Source: methods.md 1 (early exit).
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise, product
-from typing import Any, final
 
-from torch import Tensor, fx, nn
+from torch import nn
 
 from offramp._core.checks import check_known, check_positive_int
 from offramp._core.errors import InputError
@@ -24,6 +23,7 @@ from offramp.stages.exit_checks import (
     reads_first,
     tensors_of,
 )
+from offramp.stages.heads import attached, kept_inputs
 from offramp.stages.stage import Stage, read_by
 from offramp.stages.transforms import Transforms
 
@@ -32,33 +32,6 @@ Head = nn.Module | ModelSpec
 Kind = str | Callable[[Sequence[int], int], Head]
 AtOne = Head | Kind | Mapping[str, Head | Kind]
 Exits = int | Sequence[str] | Sequence[CutPoint]
-
-
-@final
-class OfFirst(nn.Module):
-    """A head that reads the first tensor of a carry: what the layer before the cut gave.
-
-    Args:
-        head: Reads that tensor, and those of `also` as further arguments.
-        also: Positions of what else it reads: inputs of the network that are carried along.
-
-    >>> import torch
-    >>> OfFirst(nn.Linear(2, 3))((torch.zeros(5, 2), torch.zeros(5, 7))).shape
-    torch.Size([5, 3])
-    """
-
-    def __init__(self, head: nn.Module, also: Sequence[int] = ()) -> None:
-        super().__init__()
-        self.head = head
-        self.also = tuple(also)
-
-    def read(self, carry: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """What of a carry the head reads."""
-        return carry[0], *(carry[k] for k in self.also)
-
-    def forward(self, carry: Sequence[Tensor]) -> Any:  # noqa: ANN401  (what the head gives)
-        """Give what the head makes of what it reads."""
-        return self.head(*self.read(carry))
 
 
 def exit_stages(
@@ -103,53 +76,6 @@ def exit_stages(
         source = next(stage.name for stage in stages if stage.group == point)
     rest = _segment_spec(again, len(at))
     return [*stages, Stage(last, segments[-1], source=source, spec=rest)]
-
-
-def kept_inputs(heads: Iterable[nn.Module]) -> tuple[str, ...]:
-    """Inputs of the network that some heads read: what stands in their attribute `keeps`.
-
-    >>> from offramp.models import token_linear
-    >>> kept_inputs([nn.Linear(2, 3), token_linear(2, 3, pooling="mean", mask="attention_mask")])
-    ('attention_mask',)
-    """
-    return tuple(dict.fromkeys(name for head in heads for name in _keeps(head)))
-
-
-def attached(head: nn.Module, segment: nn.Module, keep: Sequence[str] = ()) -> nn.Module:
-    """The head as it reads what a segment gives: of several tensors it takes the first.
-
-    Args:
-        head: May have an attribute `keeps`, names of inputs that it reads beside that.
-        segment: Of `cut`.
-        keep: Inputs that the segment hands on, as `cut` took them.
-
-    Raises:
-        InputError: If the head reads another input.
-
-    >>> head = nn.Linear(2, 3)
-    >>> attached(head, nn.Identity()) is head
-    True
-    """
-    missing = [name for name in _keeps(head) if name not in keep]
-    if missing:
-        raise InputError(
-            f"The head reads the inputs {missing}, which the segment does not hand on; cut with "
-            f"keep={missing}."
-        )
-    count = _count_given(segment)
-    if count is None:
-        return head
-    return OfFirst(head, [count - len(keep) + list(keep).index(name) for name in _keeps(head)])
-
-
-def own_head(head: nn.Module) -> nn.Module:
-    """The head that was attached, in whatever way.
-
-    >>> head = nn.Linear(2, 3)
-    >>> own_head(OfFirst(head)) is head
-    True
-    """
-    return head.head if isinstance(head, OfFirst) else head
 
 
 def chain_edges(stages: Sequence[Stage]) -> list[tuple[str, str]]:
@@ -249,10 +175,6 @@ def _gives(segment: nn.Module) -> LayerShape:
     return shape
 
 
-def _keeps(head: nn.Module) -> tuple[str, ...]:
-    return tuple(getattr(head, "keeps", ()))
-
-
 def _check_reading(
     at: Sequence[str],
     named: Mapping[str, Mapping[str, Head]],
@@ -269,11 +191,3 @@ def _check_reading(
             if reads_first(built[name]):
                 first[k] = name
     check_first_tokens(first, segments, given)
-
-
-def _count_given(segment: nn.Module) -> int | None:
-    """How many tensors a segment gives in a tuple; None where it gives one."""
-    if not isinstance(segment, fx.GraphModule):
-        return None
-    output = next(node for node in segment.graph.nodes if node.op == "output")
-    return len(output.args[0]) if isinstance(output.args[0], tuple) else None

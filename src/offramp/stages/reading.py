@@ -113,8 +113,8 @@ def _mapped(batch: Any) -> Any:  # noqa: ANN401
                 made[name] = part.clone()
         return made
     if isinstance(batch, tuple | list):
-        parts = [part if type(part) in _PLAIN else _mapped(part) for part in batch]
         make: Any = type(batch)
+        parts = batch if _PLAIN.issuperset(map(type, batch)) else [_mapped(part) for part in batch]
         return make(*parts) if hasattr(batch, "_fields") else make(parts)
     return batch.copy() if is_table(batch) else batch
 

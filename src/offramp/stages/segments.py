@@ -3,7 +3,7 @@
 Layer: stages.  Source: methods.md 1 (early exit: segments and heads).
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from offramp._core.topology import Topology
@@ -12,7 +12,11 @@ from offramp.stages.stage import Stage, with_shared
 
 
 def run_segments(
-    stages: Sequence[Stage], batch: Raw, topology: Topology | None = None
+    stages: Sequence[Stage],
+    batch: Raw,
+    topology: Topology | None = None,
+    *,
+    run: Callable[[Stage, Any], Any] = Stage.segment,
 ) -> Iterator[tuple[Stage, Any]]:
     """Each stage with what its segment gives; a segment that stages share runs once.
 
@@ -22,6 +26,7 @@ def run_segments(
         stages: In topological order; of each group that others continue at least one.
         batch: Raw input.
         topology: Of the whole cascade, where not all of its stages are here.
+        run: Runs the segment of a stage on what it reads.
     """
     groups = {stage.name: stage.group for stage in stages}
     if topology is not None:
@@ -35,7 +40,7 @@ def run_segments(
     batch = with_shared(stages, batch)
     for stage, source, keep in zip(stages, sources, kept_after(reads), strict=True):
         if stage.group not in held:
-            held[stage.group] = stage.segment(batch if source is None else held[source])
+            held[stage.group] = run(stage, batch if source is None else held[source])
         result = held[stage.group]
         held = {group: carry for group, carry in held.items() if group in keep}
         yield stage, result

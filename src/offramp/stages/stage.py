@@ -5,6 +5,7 @@ Networks may write into their input (`x -= mean`); batches stay what they were.
 Layer: stages.  Source: docs/adr/0030.
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, final
 
@@ -13,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from offramp._core.arrays import kind_of, tensor_of
-from offramp._core.batch import RawInput, apply, as_batch, as_rows, to_device
+from offramp._core.batch import apply, as_batch, as_rows, to_device
+from offramp._core.carry import Carry, RawInput
 from offramp._core.checks import check_choice
 from offramp._core.errors import InputError
 from offramp._core.outputs import StageOutput, log_probabilities
@@ -21,6 +23,7 @@ from offramp._core.types import STAGE_FORMS, OnError, OutputForm, Raw, StageForm
 from offramp.models import ModelSpec, SeveralLogitsError, extract_logits
 from offramp.stages.answers import Labels, labeled, scores_of
 from offramp.stages.cutting.spec import SegmentSpec
+from offramp.stages.fusing.piece import ALONE, InPiece
 from offramp.stages.reading import Reading
 from offramp.stages.transforms import Transforms, chained, key_of
 
@@ -60,6 +63,7 @@ class Stage(nn.Module):
             and is needed where one gives labels. A cascade says it where it has class names.
         class_names: Names of the classes in the order of the logits, where the network tells them;
             by default the module's attribute of this name, if it has one.
+        part: What runs in one piece with others, and where its answer comes from then.
 
     Raises:
         InputError: If the name is empty, a stage with a source has a transform, or one with a
@@ -85,6 +89,7 @@ class Stage(nn.Module):
         outputs: StageForm = "logits",
         classes: int | None = None,
         class_names: Sequence[str] = (),
+        part: InPiece = ALONE,
     ) -> None:
         super().__init__()
         if not name:
@@ -111,6 +116,7 @@ class Stage(nn.Module):
         self.group = name if group is None else group
         self.spec = spec
         self.head_spec = head_spec
+        self.part = part
         self.asks_alone = bool(getattr(module, "asks_alone", False))  # each row by itself
         self.keeps_company = self.asks_alone  # True once `check_company` has found it so
         # A function on rows may change lists and tables, which no counter of torch tells.
@@ -127,18 +133,15 @@ class Stage(nn.Module):
         >>> Stage("a", nn.Linear(2, 3)).named("b").name
         'b'
         """
-        return Stage(
-            name,
-            self.module,
-            head=self.head,
-            transform=self.transform,
-            source=self.source,
-            spec=self.spec,
-            head_spec=self.head_spec,
-            outputs=self.outputs,
-            classes=self.classes,
-            class_names=self.class_names,
-        )
+        return self.replaced(name=name, group=None)
+
+    def replaced(self, **changes: Any) -> "Stage":  # noqa: ANN401  (arguments of a stage)
+        """The same stage with other arguments in place of its own.
+
+        >>> Stage("a", nn.Linear(2, 3)).replaced(classes=3).classes
+        3
+        """
+        return Stage(**{name: getattr(self, name) for name in _ARGUMENTS} | changes)
 
     @property
     def form(self) -> OutputForm:
@@ -148,7 +151,7 @@ class Stage(nn.Module):
     @property
     def gives_carry(self) -> bool:
         """True if later stages can continue from here."""
-        return self.head is not None
+        return self.head is not None or bool(self.part)
 
     @property
     def waits(self) -> int:
@@ -180,13 +183,18 @@ class Stage(nn.Module):
         Returns:
             What `answer` reads: the carry of this stage, or a whole network's output.
         """
-        if type(carry) is RawInput:
-            key = self.transform_key
-            if key in carry.shared:
-                made = carry.of(key, self._prepared)
-                return self._reads_shared(self._computed_of, made)
-            carry = carry.rows
-        return self._reads(self._computed, carry)
+        kind, part = type(carry), self.part
+        if kind is Carry:
+            if part.ran:
+                return carry
+            carry = carry.tensors
+        elif part.ran:
+            raise InputError(f"Stage {self.name!r} runs in one piece with others; none has run.")
+        if kind is RawInput and (key := self.transform_key) in carry.shared:
+            result = self._reads_shared(self._computed_of, carry.of(key, self._prepared))
+        else:
+            result = self._reads(self._computed, carry.rows if kind is RawInput else carry)
+        return Carry.of(result) if part.gives_logits else result
 
     @property
     def transform_key(self) -> str | None:
@@ -281,7 +289,10 @@ class Stage(nn.Module):
         if self.calls_on_rows and not isinstance(result, Tensor):
             result = scores_of(self.name, result)
         try:
-            said = result if self.head is None else self._head_reads(self.head, result)
+            if type(result) is Carry:
+                said = self._of_piece(result)
+            else:
+                said = result if self.head is None else self._head_reads(self.head, result)
             plain = type(said) is Tensor and said.ndim == 2
             logits = said if plain else extract_logits(said, self.classes)
         except SeveralLogitsError as error:
@@ -295,6 +306,14 @@ class Stage(nn.Module):
             )
         return logits.to(torch.float32)
 
+    def _of_piece(self, carry: Carry) -> Any:  # noqa: ANN401  (what a head gives)
+        """The logits that came along, or what the head makes of what came with them."""
+        if self.part.column is not None:
+            return carry.logits[:, self.part.column]
+        if self.head is None:
+            raise InputError(unasked_text(self.name))
+        return self._head_reads(self.head, carry.tensors)
+
     def run(self, carry: Raw) -> tuple[StageOutput, Any]:
         """Run segment and head.
 
@@ -306,6 +325,17 @@ class Stage(nn.Module):
         """
         result = self.segment(carry)
         return self.answer(result), result if self.gives_carry else None
+
+
+_ARGUMENTS = tuple(inspect.signature(Stage).parameters)
+
+
+def unasked_text(stage: str) -> str:
+    """What is wrong where the answer of a stage is needed that nobody wanted when it was joined."""
+    return (
+        f"Stage {stage!r} was joined with others, and its answers were not among those asked for. "
+        "Join them anew: fuse(cascade, blocks, asked=[...])."
+    )
 
 
 def take_in(stages: Iterable[Stage]) -> Callable[[object], Raw]:

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from offramp._core.checks import check_positive_int
 from offramp._core.errors import InputError
 from offramp._core.schema import to_json
-from offramp.models import WRAPPERS, ModelSpec
+from offramp.models import ModelSpec
 from offramp.models.heads import averages
 from offramp.stages.cutting.cut import cut
-from offramp.stages.own_names import own_names
+from offramp.stages.weight_names import own_names
 
 _SEGMENTS = "segments."
 
@@ -237,11 +237,6 @@ def tapped(
     return TappedNet(model, points, made, torch.zeros(1, *shape), grid=grid, table=table)
 
 
-#: A bundle of such a cascade can be loaded wherever this module was imported.
-TAPPED = "tapped"
-WRAPPERS.add(TAPPED, tapped)
-
-
 def tapped_spec(
     model: ModelSpec,
     points: Sequence[str],
@@ -266,7 +261,7 @@ def tapped_spec(
         "grid": grid,
         "table": None if table is None else [int(k) for k in table],
     }
-    return ModelSpec(name=TAPPED, arguments=arguments)
+    return ModelSpec(name="tapped", arguments=arguments)
 
 
 def _check(points: Sequence[str], taps: Sequence[Tap]) -> None:

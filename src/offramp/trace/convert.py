@@ -23,7 +23,7 @@ _ABOVE_ONE = 1e-6  # float32 rounds sums of probabilities to a little above 1
 
 def scores(name: str, values: AnyArray) -> Tensor:
     """Numbers as float32, or float16 where they are given so."""
-    given = _numbers(name, values)
+    given = numbers(name, values)
     return given if given.dtype == torch.float16 else given.to(torch.float32)
 
 
@@ -39,7 +39,7 @@ def integers(name: str, values: AnyArray) -> Tensor:
     Raises:
         InputError: If one is not whole.
     """
-    given = _numbers(name, values)
+    given = numbers(name, values)
     if given.is_floating_point():
         fractional = given[~(given == given.round())]  # NaN is among them
         if len(fractional):
@@ -177,7 +177,7 @@ def _mean(column: Tensor) -> float:
     return float(column[0] if bool((column == column[0]).all()) else column.mean())
 
 
-def _numbers(name: str, values: AnyArray) -> Tensor:
+def numbers(name: str, values: AnyArray) -> Tensor:
     """Numbers in memory of their own, of a type that torch computes with."""
     if isinstance(values, Tensor):
         return values.detach().cpu()

@@ -2,7 +2,7 @@
 
 `trace.json` says what the arrays are, how large their file is and what its checksum is. Format 1
 holds these arrays: `logits` (n, s, c), or `ranked` (n, s, r) with or without `confidence` (n, s),
-or `losses` (n, s) as int8 or float32 with `features` (n, s, f); `labels` (n,); `prices` (n, s) as
+or `losses` (n, s) as int8 or float32 with `features` (n, s, d); `labels` (n,); `prices` (n, s) as
 float64 where examples have their own; `ids` (n,) as int64, or (n, w) bytes of UTF-8 padded with
 zeros; `split` (n,) as int8 if there is one. Nothing is ever unpickled. Format 2 adds the digest of
 `trace.json` itself, "sha256": a cost or an edge that flipped would change every result. Format 1 is

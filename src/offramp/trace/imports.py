@@ -83,7 +83,7 @@ def from_logits(
     return _of_scores(
         found,
         labels,
-        topology=_topology(names, edges),
+        topology=topology_of(names, edges),
         costs=costs,
         unit=unit,
         class_names=class_names,
@@ -136,7 +136,7 @@ def from_probabilities(
     return _of_scores(
         found,
         labels,
-        topology=_topology(names, edges),
+        topology=topology_of(names, edges),
         costs=costs,
         unit=unit,
         class_names=class_names,
@@ -197,17 +197,17 @@ def from_predictions(
     known = labels_of(labels, known_names)
     if classes is None:
         classes = len(known_names) or int(known.max()) + 1 if len(known) else 0
-    topology = _topology(names, edges)
+    topology = topology_of(names, edges)
     trace = Trace(
         topology=topology,
         labels=known,
         classes=classes,
-        **_cost_table(costs, unit, topology, len(ranked)),
+        **cost_table(costs, unit, topology, len(ranked)),
         ranked=ranked,
         confidence=_confidence(confidences, answers.refused),
         class_names=check_class_names(known_names, classes),
         seen_in_training=seen_in_training,
-        **_optional(ids, split, len(ranked)),
+        **ids_and_split(ids, split, len(ranked)),
     )
     if answers.note():
         warnings.warn(answers.note(), stacklevel=2)
@@ -231,12 +231,12 @@ def _of_scores(
         topology=topology,
         labels=labels_of(labels, names),
         classes=logits.shape[2],
-        **_cost_table(costs, unit, topology, len(logits)),
+        **cost_table(costs, unit, topology, len(logits)),
         logits=logits,
         class_names=check_class_names(names, logits.shape[2]),
         seen_in_training=seen_in_training,
         lossy=logits.dtype == torch.float16,
-        **_optional(ids, split, len(logits)),
+        **ids_and_split(ids, split, len(logits)),
     )
 
 
@@ -258,7 +258,7 @@ def _stacked(
         return torch.stack(each, dim=1), tuple(given)
     found = convert(argument, given)
     check_shape(argument, found.shape, (None, None, None))
-    known = tuple(names if names is not None else _names_of(costs, found.shape[1]))
+    known = tuple(names if names is not None else names_in(costs, found.shape[1]))
     check_shape(argument, found.shape, (None, len(known), None))
     return found, known
 
@@ -310,19 +310,21 @@ def _confidence(
     return torch.stack(each, dim=1)  # (n, s)
 
 
-def _topology(names: Sequence[str], edges: Edges | None) -> Topology:
+def topology_of(names: Sequence[str], edges: Edges | None) -> Topology:
+    """The topology of stages, by default as the module says."""
     if edges is None:
         edges = "full" if len(names) <= _FULL_UP_TO else "chain"
     return Topology.of(names, edges=edges)
 
 
-def _names_of(costs: CostTable, stages: int) -> tuple[str, ...]:
+def names_in(costs: CostTable, stages: int) -> tuple[str, ...]:
+    """Names of the stages of an array: those of the costs, where these have names."""
     if isinstance(costs, Mapping):
         return tuple(costs)
     return tuple(f"stage{k}" for k in range(stages))
 
 
-def _cost_table(costs: CostTable, unit: str | None, topology: Topology, n: int) -> dict[str, Any]:
+def cost_table(costs: CostTable, unit: str | None, topology: Topology, n: int) -> dict[str, Any]:
     """Costs of the stages and, where examples have their own, prices."""
     if isinstance(costs, Costs):
         return {"costs": costs}
@@ -341,7 +343,8 @@ def _cost_table(costs: CostTable, unit: str | None, topology: Topology, n: int) 
     return {"costs": Costs.simple(unit, means, note=note), "prices": each}
 
 
-def _optional(ids: AnyArray | None, split: ArrayLike | Split | None, n: int) -> dict[str, Any]:
+def ids_and_split(ids: AnyArray | None, split: ArrayLike | Split | None, n: int) -> dict[str, Any]:
+    """What is given of ids and splits."""
     found: dict[str, Any] = {}
     if ids is not None:
         found["ids"] = as_ids(ids)

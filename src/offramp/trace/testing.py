@@ -29,7 +29,7 @@ def make_trace(
     stages: int = 3,
     classes: int = 4,
     seed: int = 0,
-    kind: Literal["logits", "labels"] = "logits",
+    kind: Literal["logits", "labels", "losses"] = "logits",
     accuracies: Sequence[float] | None = None,
     topology: Topology | None = None,
 ) -> Trace:
@@ -44,7 +44,8 @@ def make_trace(
         stages: Number of stages; `accuracies` or `topology` decide where they are given.
         classes: Number of classes, at least 2; all are equally frequent.
         seed: Of everything random.
-        kind: "logits", or "labels": up to five ranked labels and the confidence of the first.
+        kind: "logits"; "labels": up to five ranked labels and the confidence of the first; or
+            "losses": 1 - the probability of the true label, and that confidence as feature.
         accuracies: Expected accuracy of each stage, in (0, 1); by default from 0.7 to 0.92.
         topology: By default stages named "stage0", "stage1"... and every forward edge.
 
@@ -56,7 +57,7 @@ def make_trace(
     ([0.7, 0.9], (1.0, 4.0))
     """
     check_positive_int("n", n)
-    check_choice("kind", kind, ("logits", "labels"))
+    check_choice("kind", kind, ("logits", "labels", "losses"))
     if check_positive_int("classes", classes) < 2:
         raise InputError(f"classes must be at least 2, got {classes}.")
     if topology is None:
@@ -75,6 +76,16 @@ def make_trace(
     if kind == "logits":
         return Trace(topology=topology, labels=known, classes=classes, costs=costs, logits=scores)
     best = scores.softmax(dim=2).sort(dim=2, descending=True, stable=True)
+    if kind == "losses":
+        true = scores.softmax(dim=2).gather(2, known[:, None, None].expand(-1, len(topology), 1))
+        return Trace(
+            topology=topology,
+            labels=torch.zeros_like(known),
+            classes=1,
+            costs=costs,
+            losses=(1 - true[:, :, 0]).clamp(0, 1),
+            features=best.values[:, :, :1],
+        )
     return Trace(
         topology=topology,
         labels=known,

@@ -3,6 +3,7 @@
 Layer: trace.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import final
 
@@ -24,6 +25,7 @@ from offramp._core.ids import as_ids, shown_id
 from offramp._core.outputs import StageOutput
 from offramp._core.topology import Topology
 from offramp._core.types import SPLITS, BoolArray, FloatArray, Ids, OutputForm, Split
+from offramp.trace.values import check_losses, check_prices, unknown
 
 
 @final
@@ -40,7 +42,7 @@ class Trace:
         losses: Of tasks without classes: what each stage's answer to each example loses, `(n, s)`:
             float32 in [0, 1], or int8 where each is 0 or 1. NaN, of int8 -1, in the whole column of
             a stage that answers nothing, and after which another always follows.
-        features: With `losses`: what a policy sees of each stage, `(n, s, f)`, float32, finite.
+        features: With `losses`: what a policy sees of each stage, `(n, s, d)`, float32, finite.
         prices: Where the cost of a stage differs from example to example: that of each example and
             stage's segment, `(n, s)`, float64, finite, >= 0, in the unit of `costs`, which hold
             the means. None where all are equal to these.
@@ -75,7 +77,7 @@ class Trace:
     ranked: Int[Tensor, "n s r"] | None = None
     confidence: Float[Tensor, "n s"] | None = None
     losses: Float[Tensor, "n s"] | Int[Tensor, "n s"] | None = None
-    features: Float[Tensor, "n s f"] | None = None
+    features: Float[Tensor, "n s d"] | None = None
     prices: Float[Tensor, "n s"] | None = None
     ids: Ids = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     split: Int[Tensor, " n"] | None = None
@@ -92,7 +94,9 @@ class Trace:
         if (self.losses is None) != (self.features is None):
             raise InputError("losses and features belong together; give both or neither.")
         if self.losses is not None:
-            self._check_losses(self.losses)
+            check_losses(self.losses, n, self.topology)
+            if c != 1:
+                raise InputError(f"classes must be 1 where there are losses, got {c}.")
         elif c < 2:
             raise InputError(f"classes must be at least 2, got {c}.")
         if [self.logits, self.ranked, self.losses].count(None) != 2:
@@ -118,7 +122,8 @@ class Trace:
             if len(table) != s:
                 raise InputError(f"costs must have one entry per stage ({s}), got {len(table)}.")
         if self.prices is not None:
-            object.__setattr__(self, "prices", self._checked_prices(self.prices))
+            checked = check_prices(self.prices, n, self.topology, self.costs)
+            object.__setattr__(self, "prices", checked)
         object.__setattr__(self, "labels", check_labels(self.labels, c))
         object.__setattr__(self, "class_names", check_class_names(self.class_names, c))
         self._check_finite()
@@ -135,33 +140,6 @@ class Trace:
             check_shape("split", self.split.shape, (n,))
             if bool(((self.split < 0) | (self.split >= len(SPLITS))).any()):
                 raise InputError(f"split must hold indices into {SPLITS}.")
-
-    def _check_losses(self, losses: Tensor) -> None:
-        check_shape("losses", losses.shape, (len(self.labels), len(self.topology)))
-        if self.classes != 1:
-            raise InputError(f"classes must be 1 where there are losses, got {self.classes}.")
-        for k, column in enumerate(losses.T):
-            name, unknown = self.topology.names[k], _unknown(column)
-            outside = ~unknown & ~((column >= 0) & (column <= 1))
-            if bool(outside.any()):
-                raise InputError(
-                    f"losses must be in [0, 1], got {float(column[outside][0])!r} for example "
-                    f"{int(outside.nonzero()[0])}, stage {name!r}. Divide by the largest possible "
-                    "loss."
-                )
-            if bool(unknown.any()) and not bool(unknown.all()):
-                raise InputError(
-                    f"losses must be known for all examples of a stage or for none, got none for "
-                    f"{int(unknown.sum())} of {len(column)}, stage {name!r}."
-                )
-        for k in self.silent:
-            if not self.topology.children(k):
-                raise InputError(
-                    f"A stage that answers nothing cannot be the last one visited, got "
-                    f"{self.topology.names[k]!r} without a stage after it."
-                )
-        if len(self.silent) == len(self.topology):
-            raise InputError("losses must be known for at least one stage, got none.")
 
     def _check_finite(self) -> None:
         if self.features is not None and not bool(torch.isfinite(self.features).all()):
@@ -182,20 +160,6 @@ class Trace:
                     f"{start + row}, stage {self.topology.names[stage]!r}. Find out why the "
                     "network gives such an output before recording."
                 )
-
-    def _checked_prices(self, prices: Tensor) -> Tensor | None:
-        """The prices, or None where they are those of `costs` for all examples."""
-        check_shape("prices", prices.shape, (len(self.labels), len(self.topology)))
-        prices = prices.double()
-        wrong = ~(torch.isfinite(prices) & (prices >= 0))
-        if bool(wrong.any()):
-            row, stage = (int(v) for v in wrong.nonzero()[0])
-            raise InputError(
-                f"prices must be finite and at least 0, got {float(prices[row, stage])!r} for "
-                f"example {row}, stage {self.topology.names[stage]!r}."
-            )
-        same = prices == torch.tensor(self.costs.segment, dtype=torch.float64)
-        return None if bool(same.all()) else prices
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -229,7 +193,7 @@ class Trace:
         """Stages that answer nothing."""
         if self.losses is None:
             return frozenset()
-        return frozenset(_unknown(self.losses[0]).nonzero()[:, 0].tolist())
+        return frozenset(unknown(self.losses[0]).nonzero()[:, 0].tolist())
 
     def output(self, stage: int) -> StageOutput:
         """What one stage said about every example."""
@@ -248,7 +212,7 @@ class Trace:
             InputError: If losses lie between 0 and 1, or the stage answers nothing.
         """
         if self.losses is not None:
-            self.require_answers(stage)
+            self._check_recorded(stage, top)
             if self.graded:
                 raise InputError("Answers here are not right or wrong; read their loss instead.")
             return (self.losses[:, stage] == 1).numpy()
@@ -259,15 +223,29 @@ class Trace:
         """Loss of a stage's answers, `(n,)`; of labels 1 where they are wrong."""
         if self.losses is None or not self.graded:
             return self.wrong(stage, top=top).astype(np.float64)
-        self.require_answers(stage)
+        self._check_recorded(stage, top)
         return self.losses[:, stage].double().numpy()
 
-    def require_answers(self, stage: int) -> None:
-        """Raise `InputError` if a stage answers nothing."""
+    def _check_recorded(self, stage: int, top: int) -> None:
+        if top != 1:
+            raise InputError(f"top must be 1 where losses were recorded and no labels, got {top}.")
         if stage in self.silent:
             raise InputError(
-                f"The stage {self.topology.names[stage]!r} answers nothing, so nothing can be "
-                "known of its answers; others have to follow it."
+                f"The stage {self.topology.names[stage]!r} answers nothing, so that nothing is "
+                "known of its answers, and nobody may leave there; others have to follow it."
+            )
+
+    def require_labels(self, what: str) -> None:
+        """Raise `InputError` where losses were recorded and no labels.
+
+        Args:
+            what: What needs labels, for the message: "policy='agreement'".
+        """
+        if self.losses is not None:
+            raise InputError(
+                f"{what} needs labels, and this trace holds losses: answers without classes can "
+                "be neither compared nor combined. The policies 'learned', 'threshold' and "
+                "'random' need none."
             )
 
     def accuracy(self, stage: int, *, top: int = 1) -> float:
@@ -316,6 +294,28 @@ class Trace:
             features=None if self.features is None else self.features[positions],
             ids=self.ids[positions.numpy()],
             split=None if self.split is None else self.split[positions],
+        )
+
+    def only(self, stages: Sequence[str]) -> "Trace":
+        """The trace of some of the stages, as if no other had been recorded.
+
+        Args:
+            stages: Names, in topological order. One may follow another if it could before, with
+                others between them or not.
+
+        Raises:
+            InputError: If a stage is unknown, or reads another that is left out.
+        """
+        topology = self.topology.only(stages)
+        index = [self.topology.index(name) for name in topology.names]
+        tables = ("logits", "ranked", "confidence", "losses", "features", "prices")
+        columns = {name: getattr(self, name) for name in tables}
+        return replace(
+            self,
+            topology=topology,
+            costs=self.costs.only(index),
+            other_costs=tuple(table.only(index) for table in self.other_costs),
+            **{name: None if held is None else held[:, index] for name, held in columns.items()},
         )
 
     def subset(self, split: Split) -> "Trace":
@@ -377,8 +377,3 @@ class Trace:
                 f"{len(both)} examples are in both parts, e.g. {shown_id(both[0])}. Splits must be "
                 "disjoint."
             )
-
-
-def _unknown(losses: Tensor) -> Tensor:
-    """True where a stage has no loss, for it answers nothing."""
-    return losses == -1 if losses.dtype == torch.int8 else torch.isnan(losses)

@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from offramp._core.batch import batch_size, take_rows
 from offramp._core.errors import InputError
 from offramp._core.progress import progress_bar
+from offramp._core.types import Raw
 from offramp.backends import Compiled
 from offramp.stages import time_side_by_side
 
@@ -23,7 +25,7 @@ MOST_CALLS = 64  # of one model in one round
 def compare(
     adaptive: "Adaptive",
     static: "Adaptive",
-    inputs: Tensor,
+    inputs: Raw,
     *,
     batch_sizes: Sequence[int],
     rounds: int,
@@ -37,7 +39,7 @@ def compare(
     Args:
         adaptive: The cascade.
         static: The network to compare with.
-        inputs: Real inputs, `(n, ...)`, on the models' device; repeated to fill a batch.
+        inputs: Real inputs, on the models' device; repeated to fill a batch.
         batch_sizes: Examples per call.
         rounds: Rounds that are timed.
         progress: Show a bar.
@@ -49,7 +51,7 @@ def compare(
     Raises:
         InputError: If there are no inputs.
     """
-    if len(inputs) == 0:
+    if batch_size(inputs) == 0:
         raise InputError("inputs must hold at least one example, got none.")
     rows = []
     with progress_bar("Timing", len(batch_sizes), enabled=progress) as step:
@@ -67,20 +69,21 @@ def compare(
                     "adaptive_s": found["adaptive"] / examples,
                     "speedup": found["ratio"],
                     "rounds": rounds,
-                    "backend": _backend(adaptive, inputs.device),
+                    "backend": _backend(adaptive),
                 }
             )
             step(1)
     return rows
 
 
-def _batches(inputs: Tensor, size: int) -> list[Tensor]:
-    count = min(max(len(inputs) // size, 1), MOST_CALLS)
-    rows = torch.arange(count * size, device=inputs.device) % len(inputs)
-    return [inputs[part] for part in rows.reshape(count, size)]
+def _batches(inputs: Raw, size: int) -> list[Raw]:
+    n = batch_size(inputs)
+    count = min(max(n // size, 1), MOST_CALLS)
+    rows = torch.arange(count * size) % n
+    return [take_rows(inputs, part) for part in rows.reshape(count, size)]
 
 
-def _run(model: Callable[[Tensor], object], batches: Sequence[Tensor]) -> Callable[[], None]:
+def _run(model: Callable[[Raw], object], batches: Sequence[Raw]) -> Callable[[], None]:
     def run() -> None:
         for batch in batches:
             model(batch)
@@ -88,10 +91,12 @@ def _run(model: Callable[[Tensor], object], batches: Sequence[Tensor]) -> Callab
     return run
 
 
-def _backend(model: object, device: torch.device) -> str:
+def _backend(model: object) -> str:
+    parts = list(model.modules()) if isinstance(model, nn.Module) else []
+    weights = (weight for part in parts for weight in part.parameters(recurse=False))
+    device = next((weight.device for weight in weights), torch.device("cpu"))
     if device.type == "cuda":
         return f"PyTorch {torch.__version__}, {torch.cuda.get_device_name(device)}"
-    parts = model.modules() if isinstance(model, nn.Module) else ()
     others = sorted({part.backend for part in parts if isinstance(part, Compiled)})
     threads = torch.get_num_threads()
     names = ", ".join(others) or f"PyTorch {torch.__version__}"

@@ -21,6 +21,7 @@ from offramp.runtime.inflight import gather
 from offramp.runtime.source import folded
 from offramp.runtime.times import StageTimes
 from offramp.stages import Cascade, HeldStages, Stage, take_rows, to_device
+from offramp.stages.segments import run_segments
 from offramp.stages.timing import described, synchronize
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -158,26 +159,19 @@ class Meter:
         rows = torch.arange(size, device=self._device)
         self._timed("raw", _RAW, size, partial(gather, raw, rows))
         continued = {topology.groups[j] for j in topology.sources if j != RAW_INPUT}
-        held: dict[str, Any] = {}
-        for k, stage in self._stages.items():
-            group, source = topology.groups[k], topology.sources[k]
-            if group not in held:
-                given = raw if source == RAW_INPUT else held[topology.groups[source]]
-                carries = stage.gives_carry or group in continued
-                run = stage.segment if carries else stage.run
-                held[group] = self._timed("segment", k, size, partial(run, given))
-                if carries:
-                    self._timed("carry", k, size, partial(gather, held[group], rows))
-            if stage.gives_carry:
-                self._timed("head", k, size, partial(stage.answer, held[group]))
-            held = {name: held[name] for name in self._read_after(k) if name in held}
 
-    def _read_after(self, stage: int) -> set[str]:
-        """Groups that a later stage reads."""
-        topology = self._topology
-        later = range(stage + 1, len(topology))
-        sources = {topology.sources[k] for k in later} - {RAW_INPUT}
-        return {topology.groups[k] for k in sources} | {topology.groups[k] for k in later}
+        def run(stage: Stage, given: Any) -> Any:  # noqa: ANN401  (a batch or a carry)
+            k, carries = topology.index(stage.name), stage.gives_carry or stage.group in continued
+            whole = stage.segment if carries else stage.run
+            result = self._timed("segment", k, size, partial(whole, given))
+            if carries:
+                self._timed("carry", k, size, partial(gather, result, rows))
+            return result
+
+        for stage, result in run_segments(list(self._stages.values()), raw, topology, run=run):
+            if stage.gives_carry:
+                k = topology.index(stage.name)
+                self._timed("head", k, size, partial(stage.answer, result))
 
     def _timed(self, kind: str, stage: int, size: int, run: Callable[[], Any]) -> Any:  # noqa: ANN401
         synchronize()

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from offramp._core.batch import apply
+from offramp._core.batch import apply, flat
 from offramp._core.errors import InputError, MissingExtraError, UnsupportedError
 from offramp.backends import to_onnx
-from offramp.backends.form import TensorSpec, flat
+from offramp.backends.form import TensorSpec
 from offramp.models import small_cnn
 from offramp.stages import Normalize, cut
 

@@ -229,7 +229,7 @@ def test_a_full_disk_leaves_the_old_bundle_as_it_was(saved, cascade, candidate, 
     def full(path, value):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sys.modules["offramp.bundle.save"], "write_json", full)
+    monkeypatch.setattr(sys.modules["offramp.bundle.write"], "write_json", full)
     with pytest.raises(OSError, match="No space"):
         save(Adaptive(cascade, candidate), saved, overwrite=True)
     assert {file.name: file.read_bytes() for file in saved.iterdir()} == before

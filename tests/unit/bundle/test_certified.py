@@ -41,6 +41,7 @@ def test_a_certificate_leaves_its_promise_in_the_manifest(frontier, cascade, tmp
     assert chosen.numbers["n"] == 1000
     assert chosen.numbers["fingerprint"] == frontier.calibration.fingerprint
     assert "exchangeable" in chosen.numbers["assumptions"]
+    assert chosen.guarantee == load(tmp_path / "b").choice.guarantee == found.guarantee
     images = torch.randn(9, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     loaded = load(tmp_path / "b")(images)
     assert torch.equal(loaded.stage, Adaptive(cascade, found)(images).stage)
@@ -56,6 +57,7 @@ def test_without_a_certificate_f_runs_alone(frontier, cascade, tmp_path):
     manifest = read_manifest(tmp_path / "b")
     assert manifest.choice.sentence == found.sentence
     assert manifest.choice.numbers["examples_needed"] == found.examples_needed
+    assert load(tmp_path / "b").choice.guarantee is None
     assert load(tmp_path / "b")(images).stage.tolist() == [f, f]
 
 
@@ -76,3 +78,4 @@ def test_promises_of_several_risks_and_their_weights_stand_in_the_manifest(
     even = frontier.certify({"accuracy_drop": 0.06}, delta=0.1, class_weights=[1.0, 1.0, 1.0])
     save(Adaptive(cascade, even), tmp_path / "d")
     assert read_manifest(tmp_path / "d").choice.numbers["class_weights"] == "1.0 1.0 1.0"
+    assert load(tmp_path / "d").choice.guarantee == even.guarantee

@@ -175,13 +175,16 @@ def edited(folder, change):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (lambda s: s[0]["head"].update(column=7), "'first' does not run on what it is given"),
-        (lambda s: s[0]["head"].update(column=-1), "head.*greater than or equal to 0"),
-        (lambda s: s[0]["head"].update(kind="code"), "head.*'same'"),
+        (lambda s: s[0]["part"].update(column=7), "'first' does not run on what it is given"),
+        (lambda s: s[0]["part"].update(column=-1), "column must be at least 0, got -1"),
+        (lambda s: s[0]["part"].update(ran=True), "cannot have this part in a piece"),
+        (lambda s: s[0]["part"].update(kind="code"), "part.*kind"),
         (lambda s: s[0]["runs"].update(backend="folded"), "must be one of .*got 'folded'"),
         (lambda s: s[0]["runs"].update(backend="openvino"), r"files \['.xml', '.bin'\], got 1"),
-        (lambda s: s[0].update(runs={"kind": "same"}), "'first' does not run"),
-        (lambda s: s[3].update(runs={"kind": "same"}), "'last'"),
+        (lambda s: s[0].update(runs=None), "'first' has no segment, and ran with none"),
+        (lambda s: s[3].update(runs=None), "'last' has no segment, and ran with none"),
+        (lambda s: s[3].update(runs=None, part={"ran": True}), "'last' was joined"),
+        (lambda s: s[3].update(part={"column": 0}), "cannot have this part in a piece"),
     ],
 )
 def test_a_manifest_whose_parts_do_not_fit_is_refused(joined_bundle, change, match):

@@ -11,8 +11,8 @@ import torch
 from offramp._core.errors import InputError
 from offramp._core.schema import from_json, to_json
 from offramp.evaluation import Evaluation, Frontier, evaluate, evaluate_all, fit, replay
+from offramp.evaluation.cost_tests import HEADROOM, CostTest
 from offramp.evaluation.evaluate import intervals_of_each
-from offramp.evaluation.risk_tests import HEADROOM, CostTest
 from offramp.evaluation.tally import Tally, costs_rounded_up, losses_rounded_up
 from offramp.fitting.baselines import fit_random
 from offramp.fitting.learned import fit_learned
@@ -115,9 +115,8 @@ def test_a_learned_policy_sees_who_is_dear():
     told = replace(trace, prices=costs)
     mean = replace(trace, costs=told.mean_costs)
     options = {"reference": "stage1", "combines": ["last"], "cost_weights": [0.1]}
-    for known, blind in zip(
-        fit_learned(told, **options), fit_learned(mean, **options), strict=True
-    ):
+    both = (fit_learned(part, **options) for part in (told, mean))
+    for known, blind in zip(*both, strict=True):
         one, other = (evaluate(told, c, bootstrap=0) for c in (known, blind))
         assert one.negative_flips + 0.1 * one.cost_ratio < (
             other.negative_flips + 0.1 * other.cost_ratio - 0.003

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from offramp import Adaptive, Cascade, record
-from offramp._core.batch import RawInput, RowList, concat, split_rows, take_rows
+from offramp._core.batch import RowList, concat, split_rows, take_rows
+from offramp._core.carry import RawInput
 from offramp._core.schema import stored
 from offramp.policy import Feature, Linear, Node, Policy
 from offramp.runtime.times import StageTimes

@@ -131,7 +131,7 @@ def test_a_broken_output_in_a_block_is_answered_by_the_last_finite_stage():
 def test_heads_that_nobody_asks_do_not_run():
     cascade = exits()
     made = joined(cascade, [(0, 1, 2)], asked=["s0", "s2", "s3", "s4"])
-    assert made.stage(0).run(inputs(2))[1][-1].shape == (2, 2, CLASSES)
+    assert made.stage(0).run(inputs(2))[1].logits.shape == (2, 2, CLASSES)
     with pytest.raises(InputError, match=r"'s1' was joined .* not among those"):
         made.stage(1).answer(made.stage(0).segment(inputs(2)))
 

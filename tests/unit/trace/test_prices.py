@@ -35,9 +35,8 @@ def test_prices_are_kept_whatever_they_come_as(costs):
     trace = from_predictions(LABELS, [0, 1, 0], costs=costs, unit="usd")
     assert trace.prices.tolist() == PRICES.tolist()
     assert trace.costs.segment == (pytest.approx(0.3), 2.0)
-    assert (
-        trace.costs.note == "a: mean of 3 prices from 0.1 to 0.6; b: mean of 3 prices from 1 to 4"
-    )
+    note = "a: mean of 3 prices from 0.1 to 0.6; b: mean of 3 prices from 1 to 4"
+    assert trace.costs.note == note
 
 
 def test_prices_that_do_not_differ_are_costs_and_nothing_else():

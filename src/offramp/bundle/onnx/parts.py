@@ -11,16 +11,16 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from offramp._core.batch import apply, batch_size, form_of, only_tensors, to_device
-from offramp._core.errors import InputError, OfframpError
+from offramp._core.batch import apply, batch_size, flat, form_of, only_tensors, to_device
+from offramp._core.errors import FAILURES, InputError, OfframpError
 from offramp._core.progress import progress_bar
 from offramp._core.topology import RAW_INPUT, Path
 from offramp._core.types import AnyBatch, Batch
 from offramp.backends import Compiled, backend_of, require_onnx, to_onnx
-from offramp.backends.form import axes_that_differ, flat
+from offramp.backends.form import axes_that_differ
 from offramp.backends.lengths import other_lengths
+from offramp.backends.onnx_export import has_lengths
 from offramp.backends.ort import Session
-from offramp.backends.to_onnx import has_lengths
 from offramp.bundle.onnx.decision import Decision, check_expressible
 from offramp.bundle.onnx.graph import Value, check_fits, values_of
 from offramp.bundle.parts import is_compiled
@@ -29,7 +29,6 @@ from offramp.runtime import StageSource
 from offramp.runtime.plans import Plan, plan_segments
 from offramp.runtime.source import check_form, check_made_for
 from offramp.stages import OfFirst, Stage, own_head, take_in
-from offramp.stages.cutting.graph import FAILURES
 from offramp.stages.segments import run_segments
 
 ENDING = ".onnx"
@@ -323,8 +322,8 @@ def _check_exportable(stage: Stage, *, transform: bool) -> None:
         )
     if not is_compiled(stage):
         return
-    head = None if stage.head is None else own_head(stage.head)
-    if _content(stage.module) is None or (head is not None and _content(head) is None):
+    models = [stage.module] if stage.head is None else [stage.module, own_head(stage.head)]
+    if stage.part or any(_content(model) is None for model in models):
         raise InputError(
             f"Stage {stage.name!r} runs in another runtime, or in one piece with others, and "
             "cannot become part of a file. Export the cascade in PyTorch that it was made from; of "
@@ -373,10 +372,7 @@ def _without_transform(stages: Mapping[int, Stage]) -> dict[int, Stage]:
             f"{one.transform} and {other.transform}, so no single input suits both; export with "
             "transform=True."
         )
-    return {
-        k: Stage(s.name, s.module, head=s.head, source=s.source, group=s.group, classes=s.classes)
-        for k, s in stages.items()
-    }
+    return {k: stage.replaced(transform=None) for k, stage in stages.items()}
 
 
 def _input_names(example: Batch) -> list[str]:

@@ -118,6 +118,7 @@ def fit_class_specific(
     >>> [s.policy.topology.describe() for s in found], found[0].parameters["target"]
     (['stage0 -> stage1'], 2)
     """
+    part.require_labels("policy='class_exits'")
     if top != 1:
         raise InputError(f"top must be 1, got {top!r}: a class exit answers with one label.")
     check_known("stage", reference, part.stages)

@@ -98,6 +98,7 @@ def fit_stopping(
     >>> [candidate.parameters["cost_weight"] for candidate in found]
     [0.01, 0.3]
     """
+    part.require_labels("policy='stopping'")
     for cost_weight in cost_weights:
         check_not_negative("cost_weights", cost_weight)
     check_choice("estimator", estimator, _LOSSES)

@@ -22,8 +22,8 @@ from offramp.stages.cutting.quiet import shortened
 from offramp.stages.cutting.segments import build_segments
 from offramp.stages.cutting.sizes import put_at_entry
 from offramp.stages.cutting.tried import tried_sizes
-from offramp.stages.own_names import call_by_own_names, names_in
 from offramp.stages.reading import copied
+from offramp.stages.weight_names import call_by_own_names, names_in
 
 _log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 
 from offramp._core.batch import batch_size, take_rows, to_device
-from offramp._core.errors import InputError, UnsupportedError
+from offramp._core.errors import FAILURES, InputError, UnsupportedError
 from offramp._core.released import forget_operations
 from offramp._core.types import Batch
 from offramp.models import extract_logits
@@ -54,17 +54,6 @@ _LAYERS: dict[Any, tuple[type[nn.Module], ...]] = {
     _aten.conv3d.padding: (nn.Conv3d,),
     _aten.batch_norm.default: (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
 }
-# What following a network raises when it meets something that it cannot follow.
-FAILURES = (
-    AssertionError,
-    AttributeError,
-    IndexError,
-    KeyError,
-    NotImplementedError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 
 
 @final

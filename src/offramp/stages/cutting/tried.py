@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from offramp._core.batch import apply
+from offramp._core.errors import FAILURES
 from offramp._core.types import Batch
 from offramp.models import extract_logits
-from offramp.stages.cutting.graph import FAILURES
 from offramp.stages.cutting.sizes import Followed, Size, Sizes
 
 _TOLERANCE = 1e-5  # relative to the largest answer; the same kernels run, so nearly nothing

@@ -8,7 +8,7 @@ Layer: stages.  Source: measured, docs/adr/0023.
 """
 
 import itertools
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TypeVar
 
 from torch import nn
@@ -16,7 +16,7 @@ from torch import nn
 from offramp._core.checks import check_known
 from offramp._core.errors import InputError
 from offramp.stages.cascade import Cascade
-from offramp.stages.fusing.modules import Ahead, CarryOf, FusedSegments, Same, Unasked, is_passing
+from offramp.stages.fusing.piece import InPiece, Piece
 from offramp.stages.held import HeldStages
 from offramp.stages.stage import Stage
 
@@ -48,7 +48,7 @@ def fuse(
     >>> body, head = nn.Linear(4, 4), nn.Linear(4, 3)
     >>> stages = [Stage("a", body, head=head), Stage("b", body, head=head, source="a")]
     >>> both = fuse(Cascade(stages, edges=[("a", "b")]), [["a", "b"]])
-    >>> both.topology.names, both.stage(0).run(torch.ones(1, 4))[1].shape  # logits of both
+    >>> both.topology.names, both.stage(0).run(torch.ones(1, 4))[1].logits.shape
     (('a', 'b'), torch.Size([1, 2, 3]))
     """
     names = cascade.topology.names
@@ -69,7 +69,7 @@ def fuse(
         taken |= set(block)
         if len(block) > 1:
             stages |= _joined(cascade, block, wanted)
-    return cascade.with_stages([_reading(stage, stages) for stage in stages.values()])
+    return cascade.with_stages(list(stages.values()))
 
 
 def _joined(
@@ -77,30 +77,22 @@ def _joined(
 ) -> dict[str, Stage]:
     members = [cascade.stage(name) for name in block]
     _check(cascade, members)
-    says = [nn.Identity() if s.head is None else s.head for s in members]  # a network answers
     asked = [stage.name in wanted for stage in members]
     if not any(asked):
         raise InputError(f"asked must hold a stage of each block, got none of {list(block)}.")
-    carry = members[-1].gives_carry and any(s.source == members[-1].name for s in cascade)
-    whole = FusedSegments(
+    heads = [nn.Identity() if s.head is None else s.head for s in members]  # a network answers
+    whole = Piece(
         [stage.module for stage in members],
-        [head if own else None for head, own in zip(says, asked, strict=True)],
-        carry=carry,
+        [[head] if own else [] for head, own in zip(heads, asked, strict=True)],
+        carry=any(stage.source == members[-1].name for stage in cascade),
         classes=members[-1].classes,
     )
-    made, column = {}, 0
+    made = {}
     for k, stage in enumerate(members):
-        picks = Ahead(column) if asked[k] else Unasked(stage.name)
-        column += asked[k]
-        module: nn.Module = whole if k == 0 else Same()
-        made[stage.name] = Stage(
-            stage.name,
-            module if stage.head is not None else picks,
-            head=None if stage.head is None else picks,
-            transform=stage.transform,
-            source=stage.source,
-            group=stage.group,
-            classes=stage.classes,
+        part = InPiece(ran=k > 0, gives_logits=k == 0, column=sum(asked[:k]) if asked[k] else None)
+        module = nn.Identity() if part.ran else whole
+        made[stage.name] = stage.replaced(
+            module=module, head=None, part=part, spec=None, head_spec=None
         )
     return made
 
@@ -123,19 +115,3 @@ def _check(cascade: Cascade | HeldStages, members: Sequence[Stage]) -> None:
     for stage in members:
         if groups.count(stage.group) > 1:
             raise InputError(f"{stage.name!r} has alternative heads; it cannot be joined.")
-
-
-def _reading(stage: Stage, stages: Mapping[str, Stage]) -> Stage:
-    """A stage that continues a block reads the carry in front of the logits."""
-    source = None if stage.source is None else stages[stage.source]
-    joined = source is not None and isinstance(source.head, Ahead | Unasked)
-    if not joined or is_passing(stage):
-        return stage
-    return Stage(
-        stage.name,
-        CarryOf(stage.module),
-        head=stage.head,
-        source=stage.source,
-        group=stage.group,
-        classes=stage.classes,
-    )

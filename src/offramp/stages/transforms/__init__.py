@@ -22,6 +22,7 @@ from offramp.stages.transforms.registry import (
     key_of,
 )
 from offramp.stages.transforms.resize import Resize
+from offramp.stages.transforms.tokenize import Tokenize
 
 __all__ = [
     "TRANSFORMS",
@@ -31,6 +32,7 @@ __all__ = [
     "Normalize",
     "Pad",
     "Resize",
+    "Tokenize",
     "Transform",
     "Transforms",
     "chained",

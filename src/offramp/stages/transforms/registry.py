@@ -18,6 +18,7 @@ from offramp.stages.transforms.decode import Decode
 from offramp.stages.transforms.normalize import Normalize
 from offramp.stages.transforms.pad import Pad
 from offramp.stages.transforms.resize import Resize
+from offramp.stages.transforms.tokenize import Tokenize
 
 #: What may happen to the raw input, by the "kind" that stands in a file.
 TRANSFORMS: Registry[Callable[..., nn.Module]] = Registry(
@@ -28,6 +29,7 @@ TRANSFORMS: Registry[Callable[..., nn.Module]] = Registry(
         "normalize": Normalize,
         "pad": Pad,
         "resize": Resize,
+        "tokenize": Tokenize,
     },
 )
 

@@ -15,13 +15,19 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 from torch import Tensor, nn
 
-from offramp._core.batch import apply
-from offramp._core.errors import InputError, MissingExtraError, OfframpError, UnsupportedError
+from offramp._core.batch import apply, flat
+from offramp._core.errors import (
+    FAILURES,
+    InputError,
+    MissingExtraError,
+    OfframpError,
+    UnsupportedError,
+)
 from offramp._core.released import released
 from offramp._core.types import Batch
 from offramp.backends.fold import fold_batch_norm
-from offramp.backends.form import TensorSpec, axes_that_differ, flat
-from offramp.stages.cutting.graph import FAILURES, rows_of
+from offramp.backends.form import TensorSpec, axes_that_differ
+from offramp.stages.cutting.graph import rows_of
 from offramp.stages.cutting.sizes import followed_sizes
 
 if TYPE_CHECKING:

@@ -24,6 +24,7 @@ from offramp.bundle.load import StoredChoice
 from offramp.bundle.manifest import FORMAT, FORMAT_VERSION, ChoiceEntry, FileEntry, Manifest
 from offramp.bundle.names import MANIFEST, POLICY, check_extra
 from offramp.policy import Candidate
+from offramp.policy.promise import Guarantee
 from offramp.runtime import Adaptive, AnyChoice
 from offramp.runtime.adaptive import Explained
 from offramp.stages import Cascade, HeldStages
@@ -53,9 +54,9 @@ def save(
 
     Args:
         model: Each of its networks that runs in PyTorch needs a spec of how to build it, as do a
-            network that is cut and its heads (`Cascade.from_network`). The sentence and the numbers
-            of its choice go into the manifest, and so do its costs. What `fold` and measured times
-            changed belongs to this machine, and is not written.
+            network that is cut and its heads (`Cascade.from_network`). The sentence, the numbers
+            and the guarantee of its choice go into the manifest, and so do its costs. What `fold`
+            and measured times changed belongs to this machine, and is not written.
         path: The folder to make.
         input_shape: Shape of one example, for whoever has to make inputs; a model that was loaded
             knows it.
@@ -145,4 +146,10 @@ def _why(choice: AnyChoice, candidate: Candidate) -> ChoiceEntry:
         return ChoiceEntry(label=candidate.label, sentence=None, numbers={})
     limits = {"risk": choice.risk, "max_drop": choice.max_drop, "max_cost": choice.max_cost}
     numbers: dict[str, Any] = {**limits, **choice.numbers}
-    return ChoiceEntry(label=candidate.label, sentence=choice.sentence, numbers=numbers)
+    promised = getattr(choice, "guarantee", None)  # of what was certified
+    return ChoiceEntry(
+        label=candidate.label,
+        sentence=choice.sentence,
+        numbers=numbers,
+        guarantee=promised if isinstance(promised, Guarantee) else None,
+    )
