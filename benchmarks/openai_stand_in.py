@@ -11,13 +11,14 @@ are asked live, one request each, 32 calls of each model at a time.
 - `paid_over_replay`: money that the stand-in has charged for the live cascade over what replay of
   the recorded trace predicts. The stand-in knows idempotency keys, as some services do;
   `..._without_keys` is that of one which does not, and charges an answer that got lost on its way
-  again (of the first 500 examples).
+  again (of the first quarter).
 - `lost`: live requests without an answer.
-- `double_paid`: answers that were charged twice in a recording of 500 examples which was killed
-  half way and went on; `..._without_keys`: where there are no keys: those on their way at the kill.
+- `double_paid`: answers that were charged twice in a recording of the first quarter which was
+  killed half way and went on; `..._without_keys`: where there are no keys: those on their way at
+  the kill.
 - `over_ideal`: seconds of 2,000 answers of 0.5 s, 32 at a time, over those that the stand-in needs
   alone.
-- `over_budget`: share of 500 requests that cost more than a budget which a third would exceed.
+- `over_budget`: share of the first quarter that cost more than a budget which a third would exceed.
 """
 
 import asyncio
@@ -47,7 +48,7 @@ from offramp.runtime import Executor  # noqa: E402
 from offramp.trace import Trace  # noqa: E402
 from support.openai_server import LABELS, truth_of  # noqa: E402
 
-N, FEW = 2000, 500
+N = 2000
 LATENCY_S = 0.5
 AT_A_TIME = 32
 FAULTS = {"limited": 0.02, "broken": 0.02, "html": 0.01, "half": 0.01}
@@ -107,14 +108,15 @@ def both(**settings: Any) -> Iterator[tuple[Server, Server]]:
         yield small, large
 
 
-def loader(count: int = N, size: int = 250) -> list[tuple[list[str], torch.Tensor]]:
+def loader(count: int, size: int = 250) -> list[tuple[list[str], torch.Tensor]]:
     truth = torch.tensor([truth_of(text.split()[0]) for text in TEXTS])
-    return [(TEXTS[k : k + size], truth[k : k + size]) for k in range(0, count, size)]
+    cuts = [(k, min(k + size, count)) for k in range(0, count, size)]
+    return [(TEXTS[start:stop], truth[start:stop]) for start, stop in cuts]
 
 
-def recorded() -> Trace:
+def recorded(n: int) -> Trace:
     with both(latency=0.0) as (small, large):
-        return record(cascade_of(small.url, large.url), loader(), progress=False)
+        return record(cascade_of(small.url, large.url), loader(n), progress=False)
 
 
 def live(model_of: Any, count: int, *, idempotent: bool) -> dict[str, Any]:
@@ -149,37 +151,38 @@ def live(model_of: Any, count: int, *, idempotent: bool) -> dict[str, Any]:
     }
 
 
-def throughput() -> float:
+def throughput(n: int) -> float:
     """Seconds of one model's answers over those that the stand-in needs alone."""
     with server(prices=SMALL, latency=LATENCY_S) as small:
         model = Adaptive.single(cascade_of(small.url, small.url), "small")
         begun = time.monotonic()
-        answered = bool(model(TEXTS).valid.all())
+        answered = bool(model(TEXTS[:n]).valid.all())
         seconds = time.monotonic() - begun
     if not answered:
         raise RuntimeError("some were not answered")
-    return seconds / (N * LATENCY_S / AT_A_TIME)
+    return seconds / (n * LATENCY_S / AT_A_TIME)
 
 
-def killed(*, idempotent: bool) -> int:
+def killed(few: int, *, idempotent: bool) -> int:
     """Answers that were charged twice where a recording is killed half way and goes on."""
     with both(latency=0.02, idempotent=idempotent) as (small, large):
         with tempfile.TemporaryDirectory() as folder:
             path = str(Path(folder) / "a.trace")
-            code = [sys.executable, __file__, "--record", small.url, large.url, path]
+            code = [sys.executable, __file__, "--n", str(4 * few), "--record"]
+            code += [small.url, large.url, path]
             process = subprocess.Popen(code)
-            while sum(small.books()["charges"].values()) < FEW and process.poll() is None:
+            while sum(small.books()["charges"].values()) < few and process.poll() is None:
                 time.sleep(0.01)
             process.kill()
             process.wait()
             subprocess.run(code, check=True)
         charges = [one.books()["charges"] for one in (small, large)]
-    if [len(each) for each in charges] != [FEW, FEW]:
+    if [len(each) for each in charges] != [few, few]:
         raise RuntimeError("not everybody was asked")
     return sum(count - 1 for each in charges for count in each.values())
 
 
-def budgets(model_of: Any, trace: Trace) -> dict[str, Any]:
+def budgets(model_of: Any, trace: Trace, few: int) -> dict[str, Any]:
     """Requests that cost more than a budget, which some would."""
     with both(latency=0.0) as (small, large):
         model = model_of(cascade_of(small.url, large.url))
@@ -187,7 +190,7 @@ def budgets(model_of: Any, trace: Trace) -> dict[str, Any]:
 
         async def ask() -> list[Any]:
             with Executor(model, patience=0.0) as executor:
-                asked = (executor.submit([text], budget=budget) for text in TEXTS[:FEW])
+                asked = (executor.submit([text], budget=budget) for text in TEXTS[:few])
                 return await asyncio.gather(*asked)
 
         costs = [float(answer.cost) for answer in asyncio.run(ask())]
@@ -196,13 +199,15 @@ def budgets(model_of: Any, trace: Trace) -> dict[str, Any]:
 
 def main() -> None:
     options = parser(__doc__.splitlines()[0])
+    options.add_argument("--n", type=int, default=N, help="requests, instead of 2,000")
     options.add_argument("--record", nargs=3, help="record to a path; used by this program itself")
     chosen = options.parse_args()
+    n, few = chosen.n, max(chosen.n // 4, 1)
     if chosen.record:
         small, large, path = chosen.record
-        record(cascade_of(small, large), loader(FEW), path=path, progress=False)
+        record(cascade_of(small, large), loader(few), path=path, progress=False)
         return
-    trace = recorded().split_into({"fit": 0.5, "calibrate": 0.5}, seed=0)
+    trace = recorded(n).split_into({"fit": 0.5, "calibrate": 0.5}, seed=0)
     choice = fit(trace, "threshold", reference="large", progress=False, combines=["last"])
     point = choice.cheapest(max_drop=0.01, delta=None)
     said = replay(trace, point.candidate.policy)
@@ -212,27 +217,27 @@ def main() -> None:
     def model_of(cascade: Cascade) -> Adaptive:
         return Adaptive(cascade, point, costs=trace.costs)
 
-    found = live(model_of, N, idempotent=True)
-    without = live(model_of, FEW, idempotent=False)
+    found = live(model_of, n, idempotent=True)
+    without = live(model_of, few, idempotent=False)
     result = {
-        "n": N,
+        "n": n,
         "paid_over_replay": found["paid"] / sum(predicted.values()),
-        "paid_over_replay_without_keys": without["paid"] / sum(predicted[k] for k in range(FEW)),
+        "paid_over_replay_without_keys": without["paid"] / sum(predicted[k] for k in range(few)),
         "told_over_paid": found["told"] / found["paid"],
         "lost": found["lost"] + without["lost"],
         "same_labels_as_replay": float(
             np.mean([labels[k] == label for k, label in found["labels"].items()])
         ),
-        "double_paid": killed(idempotent=True),
-        "double_paid_without_keys": killed(idempotent=False),
-        "over_ideal": throughput(),
+        "double_paid": killed(few, idempotent=True),
+        "double_paid_without_keys": killed(few, idempotent=False),
+        "over_ideal": throughput(n),
         "live_seconds": found["seconds"],
         "statuses_small": found["statuses"][0],
         "statuses_large": found["statuses"][1],
         "accuracy_small": trace.accuracy(0),
         "accuracy_large": trace.accuracy(1),
         "cost_ratio": sum(predicted.values()) / float(trace.prices[:, 1].sum()),
-        **budgets(model_of, trace),
+        **budgets(model_of, trace, few),
     }
     report(chosen, result)
 
