@@ -10,8 +10,11 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from offramp.train.checkpoint import read_file
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
@@ -129,6 +132,16 @@ TINY = {
     ),
 }
 
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What stands beside the tensors of a checkpoint."""
+
+    version: int
+    identity: dict[str, str]
+    facts: dict[str, Any]
+
+
 # Importing torch takes seconds: all that can be imported here are asked in one process.
 _HELP = """
 import runpy, sys
@@ -176,6 +189,16 @@ def train(tmp_path_factory):
 
 def test_every_program_has_a_tiny_size():
     assert programs() == {*TINY}, "a benchmark needs its line in TINY, see the top of this file"
+
+
+@pytest.mark.parametrize("name", ["warm_up", "static"])
+def test_joint_training_can_go_on_from_the_committed_weights(name):
+    path = BENCHMARKS / "weights" / "joint" / f"{name}.safetensors"
+    held, tensors = read_file(path, Checkpoint, what="a checkpoint", repair="")
+    assert held.version == 2
+    assert {"cost_weight", "transform", "start"} <= held.identity.keys()
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+    assert {key.partition(".")[0] for key in tensors} == {"state", "best", "moments"}
 
 
 @pytest.mark.slow
