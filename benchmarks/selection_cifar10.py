@@ -95,6 +95,8 @@ def at_difference(curve: list[list[float]], difference: float) -> float:
     Interpolated by a straight line through the whole curve: its points are noisy.
     """
     _, cost, reached = np.array(curve).T
+    if not np.ptp(reached):  # one point only: no slope
+        return float(cost.mean())
     slope, start = np.polyfit(reached, cost, 1)
     return float(start + slope * difference)
 

