@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any
 
 
-def lazy(package: str, homes: Mapping[str, str]) -> Callable[[str], object]:
+def lazy(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
     """A `__getattr__` for a package.
 
     Args:
@@ -20,7 +20,7 @@ def lazy(package: str, homes: Mapping[str, str]) -> Callable[[str], object]:
     3.14
     """
 
-    def found(name: str) -> object:
+    def found(name: str) -> Any:  # noqa: ANN401  (whatever stands there)
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(import_module(homes[name]), name)

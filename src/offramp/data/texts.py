@@ -6,6 +6,7 @@ Layer: data.
 import csv
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from offramp._core.checks import check_known
 from offramp._core.errors import FileFormatError, InputError
@@ -78,8 +79,8 @@ def read_table(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
     tabs = path.suffix.lower() == ".tsv"
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            quoting = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
-            table = csv.DictReader(file, delimiter="\t" if tabs else ",", quoting=quoting)
+            as_is: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+            table = csv.DictReader(file, **(as_is if tabs else {}))
             known = list(table.fieldnames or [])
             for column in columns:
                 check_known(f"column of {path}", column, known)

@@ -9,6 +9,7 @@ Source: methods.md 4; Learn then Test, Angelopoulos et al. 2021, arXiv:2110.0105
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -300,9 +301,11 @@ def _sufficient(
 
 def _scaled(found: Evaluation, n: int) -> Evaluation:
     """What the evaluation would be on `n` examples with the same shares, in whole examples."""
+    tallies: dict[str, Any] = {
+        name: _scaled_tally(getattr(found, name), n / found.n) for name in _TALLIES
+    }
     if found.difference_tally is not None:  # losses that no counts stand for
-        tallies = {name: _scaled_tally(getattr(found, name), n / found.n) for name in _TALLIES}
-        return replace(found, n=n, **tallies)  # type: ignore[arg-type]
+        return replace(found, n=n, **tallies)
     lost, won = (int(counts[0]) for counts in outcome_counts([found]))
     lost = round(lost * n / found.n)
     won = min(round(won * n / found.n), n - lost)
@@ -317,7 +320,7 @@ def _scaled(found: Evaluation, n: int) -> Evaluation:
         class_outcomes=_scaled_table(found.class_outcomes, n / found.n),
         class_paths=_scaled_table(found.class_paths, n / found.n),
         class_disagreements=tuple(round(c * n / found.n) for c in found.class_disagreements),
-        **{name: _scaled_tally(getattr(found, name), n / found.n) for name in _TALLIES},
+        **tallies,
     )
 
 

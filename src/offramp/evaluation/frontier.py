@@ -19,7 +19,7 @@ from offramp.evaluation.judging import judge_again, labeled_by, on_front
 from offramp.evaluation.limits import Limits
 from offramp.evaluation.results import RISKS, Evaluation, FrontierPoint, Risk
 from offramp.evaluation.weights import ClassWeights
-from offramp.policy.promise import PROMISES, Label, Limit, points_text
+from offramp.policy.promise import PROMISES, Limit, points_text
 from offramp.trace import Trace
 
 Axis = str  # "cost" or one of RISKS
@@ -103,7 +103,7 @@ class Frontier:
                     f"the limit of {risk!r} must be in (0, 1), got {max_drop!r}: no number of "
                     "examples promises that nothing is lost. With delta=None it is measured only."
                 )
-            limits: dict[str, float | dict[Label, float]] = {risk: max_drop}
+            limits: dict[str, float | dict[str | int | float, float]] = {risk: max_drop}
             if max_request_cost is not None:
                 limits["over_budget"] = {max_request_cost: over_budget}
             return self.certify(limits, delta=delta)

@@ -9,7 +9,8 @@ from offramp._core.checks import check_choice, check_number, check_probability
 from offramp._core.errors import InputError
 from offramp.policy.promise import PROMISES, Label, Limit, limit_name
 
-Limits = Mapping[str, float | Mapping[Label, float]]
+#: From risks to the largest value of each; of "recall" also by class, of "over_budget" by budget.
+Limits = Mapping[str, float | Mapping[str | int | float, float]]
 
 OF_COSTS = ("cost", "over_budget")
 UNLABELED = ("disagreement", "cost", "over_budget")  # those that take no labels
@@ -46,7 +47,7 @@ def read_limits(limits: Limits) -> tuple[Limit, ...]:
                     f"Only the limits of 'recall' and 'over_budget' may be several, got "
                     f"{dict(value)!r} for {risk!r}."
                 )
-            found += [_promised(risk, v, label) for label, v in value.items()]
+            found += [_promised(risk, v, _label(label)) for label, v in value.items()]
         else:
             found.append(_promised(risk, value))
     if not found:
@@ -55,6 +56,12 @@ def read_limits(limits: Limits) -> tuple[Limit, ...]:
             '{"accuracy_drop": 0.01} allows a loss of one point of accuracy.'
         )
     return tuple(found)
+
+
+def _label(label: object) -> Label:
+    if isinstance(label, str | int):
+        return label
+    raise InputError(f"A class must be a name or an index, got {label!r}.")
 
 
 def _promised(risk: str, at_most: float, label: Label | None = None) -> Limit:

@@ -10,7 +10,7 @@ from offramp._core.checks import check_choice, check_not_negative
 from offramp._core.errors import InputError
 from offramp._core.schema import omitted
 
-Label = str | int | float  # a class by name or index; of "over_budget" a budget
+Label = str | int  # a class by name or index
 Numbers = dict[str, float | int | str | None]
 
 PROMISES = (

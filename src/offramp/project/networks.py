@@ -47,15 +47,16 @@ def service_of(section: StageSection, class_names: Sequence[str] = ()) -> Stage 
     Raises:
         InputError: If a value is outside its domain, or the classes have no names.
     """
+    found: Stage | None = None
     try:
         if section.openai is not None:
-            return from_openai(**{"labels": class_names, **section.openai})
-        if section.http is not None:
+            found = from_openai(**{"labels": class_names, **section.openai})
+        elif section.http is not None:
             names = {"class_names": class_names} if class_names else {}
-            return from_http(**{**names, "transform": section.transform, **section.http})
+            found = from_http(**{**names, "transform": section.transform, **section.http})
     except InputError as error:
         raise InputError(f"Stage {section.name!r}: {error}") from error
-    return None
+    return found
 
 
 def built(spec: ModelSpec, folder: Path) -> nn.Module:
