@@ -85,7 +85,7 @@ class InputReader:
                 `orient` is said of a bundle that decodes images itself.
         """
         manifest = read_manifest(bundle)
-        decode = not decodes_itself(entry.transform for entry in manifest.stages)
+        decode = not decodes_itself(getattr(entry, "transform", None) for entry in manifest.stages)
         if not decode and orient is not None:
             raise InputError(
                 "--orient and --no-orient must be left out: the bundle decodes images itself, and "

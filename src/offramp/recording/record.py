@@ -131,6 +131,11 @@ def record(
     """
     check_choice("dtype", dtype, ("float32", "float16"))
     check_positive_int("batch_size", batch_size)
+    if cascade.outputs == "features":
+        raise InputError(
+            "Stages that give features have no classes, and a recording compares labels. Run them "
+            "on the examples, say what their answers lose, and give both to trace.from_losses."
+        )
     check_choice("nonfinite", nonfinite, HOW)
     if split is not None:
         check_split("split", split)
@@ -286,7 +291,9 @@ def _check_rows(work: _Work, rows: Rows, said: Said) -> None:
     bad = np.argwhere(said.missing())
     if len(bad) and work.nonfinite == "error":
         row, stage = bad[0]
-        raise InputError(refusal(rows.ids[row], cascade.topology.names[stage]))
+        name, counts = rows.ids[row], getattr(cascade.stage(int(stage)).module, "counts", ())
+        failed = [why.removeprefix("failed: ") for why in counts if why.startswith("failed: ")]
+        raise InputError(refusal(name, cascade.topology.names[stage], failed))
     outside = np.flatnonzero((rows.labels < 0) | (rows.labels >= c))
     if len(outside):
         row = outside[0]
