@@ -7,7 +7,7 @@ the way there.
 Layer: policy.  Source: methods.md 1 and 5; Bolukbasi et al., ICML 2017, sections 3 and 4.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -26,7 +26,6 @@ from offramp.policy.features import COMBINED, Distribution, distribution_of, sca
 from offramp.policy.rules import AnyRule, Rule, takes_action
 from offramp.policy.stopping import Stopping
 
-_MOST_RANKED = 1024  # labels that a rule may compare
 _FORMS = {
     "logits": "logits",
     "confidence": "labels with confidences",
@@ -147,28 +146,6 @@ class Policy(nn.Module):
             f"decide otherwise. Fit it on a trace of {here}, or let the stages give {fitted}: "
             f"Cascade.from_models(..., outputs={self.outputs!r})."
         )
-
-    def check_needs_labels_alone(self) -> None:
-        """Raise `InputError` unless this policy can decide where stages give labels alone."""
-        ranked = torch.zeros(1, _MOST_RANKED, dtype=torch.int64)
-        outputs = [StageOutput(classes=2, ranked=ranked)] * len(self.topology)
-        ids = torch.zeros(1, dtype=torch.int64)
-        for path in self.topology.paths():
-            at = Evidence(self, path, outputs, ids)
-            rules = self._rules[path].rules if self._children[path[-1]] else ()
-            where = f"after stage {self.topology.names[path[-1]]!r}"
-            asked: list[tuple[str, Callable[[Evidence], object]]] = [
-                (f"its rule {type(rule).__name__} {where}", rule.score) for rule in rules
-            ]
-            for what, ask in (*asked, (f"combine={self.combine!r}", self.says)):
-                try:
-                    ask(at)
-                except InputError as error:
-                    raise InputError(
-                        f"This policy cannot decide on labels alone: {what} needs logits or "
-                        "confidences. Take policies that compare labels (agreement, always_last), "
-                        "or let the stages say how sure they are: outputs='confidence'."
-                    ) from error
 
     @property
     def combine(self) -> Combine:

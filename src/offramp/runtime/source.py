@@ -3,19 +3,23 @@
 Layer: runtime.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import nn
 
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp._core.forks import prepare_for_forks
+from offramp._core.outputs import StageOutput
 from offramp._core.topology import Topology
 from offramp.backends.fold import fold
-from offramp.policy.policy import Policy
+from offramp.policy.policy import Evidence, Policy
 from offramp.runtime.plans import plan_segments
 from offramp.stages import Stage, tell_classes
+
+_MOST_RANKED = 1024  # labels that a rule may compare
 
 
 @runtime_checkable
@@ -73,7 +77,30 @@ def check_form(cascade: StageSource, policy: Policy) -> None:
         stage = cascade.stage(k)
         policy.check_reads(stage.form, f"stage {stage.name!r}")
     if cascade.stage(policy.topology.root).form == "labels":
-        policy.check_needs_labels_alone()
+        _check_labels_alone(policy)
+
+
+def _check_labels_alone(policy: Policy) -> None:
+    """Raise `InputError` unless a policy can decide where stages give labels alone."""
+    topology = policy.topology
+    ranked = torch.zeros(1, _MOST_RANKED, dtype=torch.int64)
+    outputs = [StageOutput(classes=2, ranked=ranked)] * len(topology)
+    for path in topology.paths():
+        at = Evidence(policy, path, outputs, torch.zeros(1, dtype=torch.int64))
+        rules = policy.node(path).rules if topology.children(path[-1]) else ()
+        where = f"after stage {topology.names[path[-1]]!r}"
+        asked: list[tuple[str, Callable[[Evidence], object]]] = [
+            (f"its rule {type(rule).__name__} {where}", rule.score) for rule in rules
+        ]
+        for what, ask in (*asked, (f"combine={policy.combine!r}", policy.says)):
+            try:
+                ask(at)
+            except InputError as error:
+                raise InputError(
+                    f"This policy cannot decide on labels alone: {what} needs logits or "
+                    "confidences. Take policies that compare labels (agreement, always_last), "
+                    "or let the stages say how sure they are: outputs='confidence'."
+                ) from error
 
 
 def _used(stage: Stage, *, answers: bool) -> Stage:

@@ -206,7 +206,7 @@ def test_a_session_of_functions(form, tmp_path):
     costs = given_costs(cascade, "us", dict(zip(cascade.topology.names, (1, 9, 30), strict=False)))
     data = rows_of(TEXTS, LABELS, class_names=NAMES)
     where = tmp_path / "t.trace"
-    with pytest.warns(UserWarning) as told:
+    with pytest.warns(UserWarning, match="counts as a wrong answer") as told:
         trace = offramp.record(cascade, data, costs=costs, path=where, progress=False)
     assert trace.class_names == NAMES
     assert [str(note.message).partition(";")[0] for note in told] == [
