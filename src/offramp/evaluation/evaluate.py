@@ -123,7 +123,7 @@ def from_outcomes(
     lost = (wrong - f_wrong).astype(np.float64)
     values = np.stack([ratio, lost, np.maximum(lost, 0.0)], axis=1)  # (u, 3)
     means = counts @ values / n
-    own, reference = counts @ (1 - wrong) / n, counts @ (1 - f_wrong) / n
+    own, reference = (float(counts @ (1 - each_wrong) / n) for each_wrong in (wrong, f_wrong))
     graded = outcomes.graded
     if graded is not None:
         own, reference = 1 - graded.own / n, 1 - graded.reference / n
@@ -145,8 +145,8 @@ def from_outcomes(
         cost=float(means[0] * f_cost),
         reference_cost=f_cost,
         cost_ratio=float(means[0]),
-        accuracy=float(own),
-        reference_accuracy=float(reference),
+        accuracy=own,
+        reference_accuracy=reference,
         accuracy_drop=float(means[1]),
         negative_flips=float(means[2]),
         cost_ratio_ci=intervals[0],

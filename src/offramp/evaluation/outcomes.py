@@ -4,7 +4,7 @@ Layer: evaluation.
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar, final
+from typing import Any, TypeVar, final
 
 import numpy as np
 
@@ -124,7 +124,8 @@ class Graded:
 def _added(one: _Sums, other: _Sums) -> _Sums:
     """Two records of sums, field by field."""
     pairs = {f.name: (getattr(one, f.name), getattr(other, f.name)) for f in fields(one)}
-    return type(one)(**{name: None if a is None else a + b for name, (a, b) in pairs.items()})
+    sums: dict[str, Any] = {n: None if a is None else a + b for n, (a, b) in pairs.items()}
+    return type(one)(**sums)
 
 
 def outcomes_of(
