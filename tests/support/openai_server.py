@@ -115,6 +115,8 @@ class StandIn:
     async def _answer(
         self, headers: Mapping[str, str], body: bytes
     ) -> tuple[int, Mapping[str, str], bytes]:
+        if not body:  # a look at the books
+            return 200, {}, json.dumps(self.books()).encode()
         await asyncio.sleep(self.latency)
         if self.fixed is not None:
             return self.fixed
@@ -135,6 +137,15 @@ class StandIn:
             return 200, {"content-type": "text/html"}, b"<html>please wait</html>"
         whole = json.dumps(self._made(asked, text, headers.get("idempotency-key"))).encode()
         return 200, {}, whole[: len(whole) // 2] if fault == "half" else whole
+
+    def books(self) -> dict[str, Any]:
+        """What was charged, asked and answered."""
+        return {
+            "spent": self.spent,
+            "charges": dict(self.charges),
+            "statuses": dict(self.statuses),
+            "attempts": sum(self.attempts.values()),
+        }
 
     def _made(self, asked: Mapping[str, Any], text: str, key: str | None) -> dict[str, Any]:
         if self.idempotent and key in self._kept:
@@ -165,3 +176,34 @@ def tokens_of(label: str, confidence: float) -> list[dict[str, Any]]:
     parts = [label[:2], label[2:]] if len(label) > 2 else [label]
     each = math.log(confidence) / len(parts)
     return [{"token": part, "logprob": each} for part in parts]
+
+
+LABELS = ("sport", "politics", "science", "weather")
+
+
+def graded(text: str) -> tuple[str, float]:
+    """An answer to "<size> <number> ..." that is right as often as its probability says.
+
+    The large model is right about 19 times in 20, the small one where it is sure.
+    """
+    size, number, *_ = text.split()
+    draw = random.Random(f"{size}/{number}")
+    sure = 0.97 if size == "large" else 0.3 + 0.69 * draw.random() ** 0.4
+    right = draw.random() < sure
+    return LABELS[(truth_of(number) + (0 if right else 1 + draw.randrange(3))) % 4], sure
+
+
+def truth_of(number: str) -> int:
+    """The class of an example."""
+    return crc32(number.encode()) % len(LABELS)
+
+
+if __name__ == "__main__":  # a process of its own, until its input ends
+    import sys
+
+    given = json.loads(sys.argv[1])
+    given["faults"] = Faults(**given.get("faults", {}))
+    with StandIn(say=graded, **given) as running:
+        sys.stdout.write(running.url + "\n")
+        sys.stdout.flush()
+        sys.stdin.read()

@@ -66,13 +66,26 @@ class Treatment:
             start = stop
 
 
-def refusal(name: Any, stage: str) -> str:  # noqa: ANN401  (an id, of numpy)
-    """What is wrong with an example whose logits are not finite, and what can be done."""
-    return (
+def refusal(name: Any, stage: str, failed: Sequence[str] = ()) -> str:  # noqa: ANN401
+    """What is wrong with an example without a finite answer, and what can be done.
+
+    Args:
+        name: Its id, of numpy.
+        stage: Who has not answered.
+        failed: Of a service why calls have failed.
+    """
+    what = (
         f"logits must be finite, got NaN or infinity for example {shown_id(name)}, stage "
-        f"{stage!r}. Find out why the network gives such an output; or record with "
-        "nonfinite='skip' (--on-nonfinite skip), which leaves such examples out, or 'wrong', which "
-        "counts them as wrong."
+        f"{stage!r}. Find out why the network gives such an output"
+    )
+    if failed:
+        what = (
+            f"Stage {stage!r} has not answered example {shown_id(name)} ({'; '.join(failed)}). The "
+            "same call asks again where it did not, and pays for nothing twice"
+        )
+    return (
+        f"{what}; or record with nonfinite='skip' (--on-nonfinite skip), which leaves such "
+        "examples out, or 'wrong', which counts them as wrong."
     )
 
 

@@ -35,7 +35,6 @@ from offramp.recording.store import Facts, MemoryStore, Store
 from offramp.stages import (
     Cascade,
     check_company,
-    compared,
     evaluating,
     measure_flops,
     take_in,
@@ -44,6 +43,7 @@ from offramp.stages import (
     to_device,
     weights_digest,
 )
+from offramp.stages.company import compared
 from offramp.trace import Trace
 from offramp.trace.files import StoredDtype
 
@@ -291,7 +291,9 @@ def _check_rows(work: _Work, rows: Rows, said: Said) -> None:
     bad = np.argwhere(said.missing())
     if len(bad) and work.nonfinite == "error":
         row, stage = bad[0]
-        raise InputError(refusal(rows.ids[row], cascade.topology.names[stage]))
+        name, counts = rows.ids[row], getattr(cascade.stage(int(stage)).module, "counts", ())
+        failed = [why.removeprefix("failed: ") for why in counts if why.startswith("failed: ")]
+        raise InputError(refusal(name, cascade.topology.names[stage], failed))
     outside = np.flatnonzero((rows.labels < 0) | (rows.labels >= c))
     if len(outside):
         row = outside[0]

@@ -153,7 +153,9 @@ class Adaptive(nn.Module):
             costs=costs,
             times=times,
             class_names=cascade.class_names,
-            reference=_reference_of(choice, policy),
+            reference=None
+            if isinstance(choice, Policy)  # which names none
+            else policy.topology.index(candidate_of(choice).reference),
         )
         where = next((p.device for p in self.stages.parameters()), torch.device("cpu"))
         self.to(where).eval()
@@ -373,13 +375,6 @@ class Adaptive(nn.Module):
     def train(self, mode: bool = True) -> "Adaptive":
         """Stay in evaluation mode: nothing here is trained."""
         return super().train(False)
-
-
-def _reference_of(choice: AnyChoice, policy: Policy) -> int | None:
-    """Index of the reference; None of a policy alone."""
-    if isinstance(choice, Policy):
-        return None
-    return policy.topology.index(candidate_of(choice).reference)
 
 
 def _keys(ids: Keys | None, n: int, device: torch.device) -> Tensor:

@@ -1,6 +1,7 @@
 """Cascades of services: who goes on where one fails, what is paid, and who waits for whom."""
 
 import asyncio
+import random
 import time
 
 import pytest
@@ -10,7 +11,9 @@ from torch import nn
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError, ServiceError
 from offramp.adapters import Limits, from_openai
+from offramp.evaluation.replay import replay
 from offramp.policy import Candidate, Constant, Feature, Linear, Node, Policy
+from offramp.recording import record
 from offramp.runtime import Adaptive, Executor
 from offramp.stages import Cascade, Stage
 from support.openai_server import StandIn
@@ -220,3 +223,29 @@ def test_a_wrong_key_is_an_error_of_every_request():
         with Executor(model) as executor, pytest.raises(ServiceError, match="does not accept"):
             executor.future(["rain"]).result()
         paid.module.close()
+
+
+def test_live_answers_are_those_of_replay():
+    rows = [f"{size} {k}" for k, size in enumerate(["sure", "large"] * 30)]
+    truth = torch.arange(60) % 2
+
+    def say(text):
+        draw = random.Random(text).random()
+        return LABELS[int(draw < 0.5)], 0.5 + draw / 2
+
+    with StandIn(say=say, prices={"input": 1.0, "output": 2.0}) as server:
+        prices = {"input": 1.0, "output": 2.0}
+        paid, last = (service(server, prices=prices, limits=Limits(cache=0)) for _ in range(2))
+        model = model_of({"local": local(), "paid": paid, "last": last})
+        costs = Costs.simple("usd", [1e-6, 0.0, 0.0])
+        trace = record(model.cascade, [(rows, truth)], costs=costs, progress=False)
+        live = model_of(dict(zip(trace.stages, model.cascade, strict=True)), costs=trace.costs)(
+            rows
+        )
+        for stage in (paid, last):
+            stage.module.close()
+    said = replay(trace, model.candidate.policy)
+    assert live.stage.tolist() == said.last.tolist()
+    assert live.labels.tolist() == said.labels[:, 0].tolist()
+    assert live.cost.tolist() == pytest.approx(said.cost.tolist())
+    assert len(set(live.stage.tolist())) == 3

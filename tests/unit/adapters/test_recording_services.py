@@ -129,7 +129,7 @@ def test_what_failed_for_good_is_asked_again_when_the_recording_goes_on(tmp_path
     with StandIn() as server:
         cascade = cascade_of(server)
         server.faults = Faults(broken=1.0)
-        with pytest.raises(InputError, match="'paid'"):
+        with pytest.raises(InputError, match="'paid' has not answered example 0"):
             recorded(cascade, path=path)
         server.faults = Faults()
         assert len(recorded(cascade_of(server), path=path)) == 60

