@@ -77,8 +77,8 @@ class Calibration:
         """
         if isinstance(label, str):
             return self.class_names.index(check_known("class", label, self.class_names))
-        if not 0 <= label < len(self.class_names):
+        if not (0 <= label < len(self.class_names) and label == int(label)):
             raise InputError(
                 f"A class must be a name or an index in [0, {len(self.class_names)}), got {label}."
             )
-        return label
+        return int(label)

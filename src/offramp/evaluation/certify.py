@@ -29,7 +29,6 @@ from offramp.evaluation.risk_tests import (
     measured,
     outcome_counts,
 )
-from offramp.evaluation.tally import Tally
 from offramp.evaluation.weights import ClassWeights, check_weights, risk_tests
 from offramp.policy.promise import Guarantee, points_text
 from offramp.risk import NonePassed, examples_needed, fixed_sequence, several_risks
@@ -301,11 +300,8 @@ def _sufficient(
 
 def _scaled(found: Evaluation, n: int) -> Evaluation:
     """What the evaluation would be on `n` examples with the same shares, in whole examples."""
-    tallies: dict[str, Any] = {
-        name: _scaled_tally(getattr(found, name), n / found.n) for name in _TALLIES
-    }
     if found.difference_tally is not None:  # losses that no counts stand for
-        return replace(found, n=n, **tallies)
+        return replace(found, n=n, **_scaled_tallies(found, n))
     lost, won = (int(counts[0]) for counts in outcome_counts([found]))
     lost = round(lost * n / found.n)
     won = min(round(won * n / found.n), n - lost)
@@ -320,14 +316,14 @@ def _scaled(found: Evaluation, n: int) -> Evaluation:
         class_outcomes=_scaled_table(found.class_outcomes, n / found.n),
         class_paths=_scaled_table(found.class_paths, n / found.n),
         class_disagreements=tuple(round(c * n / found.n) for c in found.class_disagreements),
-        **tallies,
+        **_scaled_tallies(found, n),
     )
 
 
-def _scaled_tally(tally: Tally | None, factor: float) -> Tally | None:
-    if tally is None:
-        return None
-    return replace(tally, counts=tuple(round(factor * count) for count in tally.counts))
+def _scaled_tallies(found: Evaluation, n: int) -> dict[str, Any]:
+    """Its tallies, as they would be on `n` examples."""
+    each = ((name, getattr(found, name)) for name in _TALLIES)
+    return {name: None if tally is None else tally.scaled(n / found.n) for name, tally in each}
 
 
 def _scaled_table(table: tuple[tuple[int, ...], ...], factor: float) -> tuple[tuple[int, ...], ...]:

@@ -51,6 +51,10 @@ class Tally:
             np.array([*self.counts, *other.counts], dtype=np.int64),
         )
 
+    def scaled(self, factor: float) -> "Tally":
+        """The counts of more or fewer examples, in whole ones."""
+        return Tally(self.values, tuple(round(factor * count) for count in self.counts))
+
     def above(self, limit: float) -> int:
         """How many examples have a value above a limit."""
         return sum(
