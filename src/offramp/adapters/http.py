@@ -333,7 +333,9 @@ def _outputs_told(
 def _names_told(told: Mapping[str, Any]) -> tuple[str, ...]:
     """Class names out of a model's parameters, where it has some."""
     parameters = told.get("parameters")
-    for name in _NAMES_IN if isinstance(parameters, Mapping) else ():
+    if not isinstance(parameters, Mapping):
+        return ()
+    for name in _NAMES_IN:
         found = parameters.get(name)
         if isinstance(found, list) and len(found) > 1 and all(isinstance(f, str) for f in found):
             return tuple(found)
