@@ -27,7 +27,6 @@ from offramp.stages import Cascade
 
 SIZES = (1, 32, 128)
 CALIBRATION = 256
-JUDGED = 2048
 
 
 def cascade_of(data: Path, name: str) -> Cascade:
@@ -51,20 +50,22 @@ def labels_of(cascade: Cascade, images: Tensor) -> Tensor:
     return torch.cat([cascade(part)[:, 0].argmax(1) for part in images.split(128)])
 
 
-def measure(data: Path, name: str, candidates: list[str], rounds: int) -> dict[str, Any]:
+def measure(
+    data: Path, name: str, candidates: list[str], rounds: int, judged: int
+) -> dict[str, Any]:
     """Ratios and agreement of one network."""
     cascade, images = cascade_of(data, name), images_of(data)
-    seen, judged = images[:CALIBRATION], images[CALIBRATION : CALIBRATION + JUDGED]
+    seen, held = images[:CALIBRATION], images[CALIBRATION : CALIBRATION + judged]
     table = choose_backends(
         cascade, seen[:2], candidates=candidates, batch_sizes=SIZES, rounds=rounds, calibration=seen
     )
-    eager = labels_of(cascade, judged)
+    eager = labels_of(cascade, held)
     found: dict[str, Any] = {}
     for backend in table.seconds[name]:
         made = with_backend(cascade, backend, example=seen[:2], calibration=seen)
         for size, ratio in zip(SIZES, table.speedup(name, backend), strict=True):
             found[f"{name}/{backend}/batch{size}"] = ratio
-        same = labels_of(made, judged) == eager
+        same = labels_of(made, held) == eager
         found[f"{name}/{backend}/agreement"] = float(same.float().mean())
     return found
 
@@ -74,6 +75,7 @@ def main() -> None:
     options = parser(__doc__ or "")
     options.add_argument("--data", type=Path, required=True, help="folder of the CIFAR-10 data")
     options.add_argument("--rounds", type=int, default=15, help="timed rounds")
+    options.add_argument("--images", type=int, default=2048, help="to compare labels on")
     options.add_argument("--threads", type=int, default=torch.get_num_threads())
     options.add_argument("--backends", nargs="*", help="by default those that need no compiler")
     arguments = options.parse_args()
@@ -81,7 +83,8 @@ def main() -> None:
     there = [name for name, made in BACKENDS.items() if made.tried and made.is_there()]
     result: dict[str, Any] = {"threads": arguments.threads}
     for name in (NETWORKS[0], NETWORKS[-1]):
-        result |= measure(arguments.data, name, arguments.backends or there, arguments.rounds)
+        asked = arguments.backends or there
+        result |= measure(arguments.data, name, asked, arguments.rounds, arguments.images)
     report(arguments, result)
 
 

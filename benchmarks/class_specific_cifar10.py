@@ -34,14 +34,8 @@ from offramp.fitting.class_exits import Branch, ClassExitPlan, Requirements
 from offramp.models import ModelSpec, build, head_arguments
 from offramp.stages import Cascade, cut_points
 from offramp.train import train_heads
-from offramp.train.class_exits import Sweep, choose_class_exits, exit_row, sweep_branches
+from offramp.train.class_exits import Recipe, Sweep, choose_class_exits, exit_row, sweep_branches
 
-RANGES = {
-    "train": (0, 40_000),
-    "fit": (40_000, 42_500),
-    "calibrate": (42_500, 45_000),
-    "test": (45_000, 50_000),
-}
 MLP = ("pool_mlp", {"grid": 4, "hidden": 128})
 SMALL = ("conv_head", {"filters": (24, 48), "pool": 2})
 CONV = ("conv_head", {"filters": (32, 64), "pool": 2})
@@ -56,6 +50,16 @@ HEADS = {
     "layer3.1": {"mlp": MLP},
 }
 PAPER_RANGE, WIDE = (0.95, 1.0), (0.5, 1.0)
+
+
+def ranges(images: int, judge: int) -> Any:
+    """Which of the training images are for what."""
+    return {
+        "train": (0, images),
+        "fit": (40_000, 40_000 + judge // 2),
+        "calibrate": (40_000 + judge // 2, 40_000 + judge),
+        "test": (45_000, 45_000 + judge),
+    }
 
 
 def with_heads(net: torch.nn.Module, spec: ModelSpec) -> Cascade:
@@ -124,7 +128,7 @@ def _row(
     if not isinstance(design, ClassExitPlan):
         return {"class": name, "viable": False, "reason": design.reason}
     row = exit_row(sweep.data("test"), design.exits)
-    low, worst = row.difference_interval[0], row.worst_recall_interval[0]
+    low, worst = row.accuracy_change_interval[0], row.worst_recall_interval[0]
     return {
         "class": name,
         "viable": True,
@@ -146,13 +150,13 @@ def _row(
         "others_loss_ci": row.loss_interval,
         "others_loss_formula": row.paper.loss,
         "accuracy": row.system.accuracy,
-        "difference": row.accuracy_drop,
-        "difference_ci": row.difference_interval,
+        "difference": row.accuracy_change,
+        "difference_ci": row.accuracy_change_interval,
         "worst_recall": row.worst_recall,
         "worst_class": row.worst_class,
         "worst_recall_ci": row.worst_recall_interval,
         "met": row.system.keeps_accuracy(asked.tolerance),
-        "refuted": row.difference_interval[1] < -asked.tolerance or worst > asked.tolerance,
+        "refuted": row.accuracy_change_interval[1] < -asked.tolerance or worst > asked.tolerance,
         "shown_to_be_met": low >= -asked.tolerance
         and row.worst_recall_interval[1] <= asked.tolerance,
     }
@@ -236,15 +240,27 @@ def main() -> None:
     )
     options.add_argument("--tolerance", type=float, default=0.005)
     options.add_argument("--epochs", type=int, default=10, help="of the heads")
+    options.add_argument("--branch-epochs", type=int, default=Recipe().epochs)
+    options.add_argument("--points", type=int, help="of the branches; by default all")
+    options.add_argument("--images", type=int, default=40_000, help="to train on")
+    options.add_argument("--judge", type=int, default=5_000, help="to choose on, and to test on")
     options.add_argument("--batch-size", type=int, default=128, help="of the times in seconds")
     options.add_argument("--rounds", type=int, default=15)
     arguments = options.parse_args()
     spec = ModelSpec(name="resnet20", weights=str(arguments.weights))
     net = build(spec).eval()
-    images = cifar10(arguments.train).with_ranges(RANGES)
+    images = cifar10(arguments.train).with_ranges(ranges(arguments.images, arguments.judge))
     cascade = with_heads(net, spec)
     learn(cascade, images.subset("train"), arguments.work / "heads", arguments.epochs)
-    sweep = sweep_branches(net, images, arguments.work / "sweep", transform=NORMALIZE, spec=spec)
+    sweep = sweep_branches(
+        net,
+        images,
+        arguments.work / "sweep",
+        sampled=arguments.points,
+        recipe=Recipe(epochs=arguments.branch_epochs),
+        transform=NORMALIZE,
+        spec=spec,
+    )
     sweep = sweep.with_heads(cascade, images)
     result = figures(sweep, "flops", arguments) | figures(sweep, "seconds", arguments)
     plain = [k.removesuffix("_flops") for k in result if k.endswith("_flops")]

@@ -12,9 +12,10 @@ fitted, chosen and judged on images that nothing was trained on, for several see
                       [40000:45000], judged on [45000:50000]
 
 `cost_ratio` is FLOPs over F's, heads included; `difference` is accuracy minus F's on the same
-images; `_1pt` at one point of allowed loss. The myopic policy has the same chains, heads and
-combinations. Time is measured against F on the same backend, in interleaved rounds, at the point
-that the first seed chose. Features are cached under `--work` (up to 20 GB for 50,000 images twice).
+images; `_1pt` at one point of allowed loss. The threshold policy (`_myopic`) has the same chains,
+heads and combinations. Time is measured against F on the same backend, in interleaved rounds, at
+the point that the first seed chose. Features are cached under `--work` (up to 20 GB for 50,000
+images twice).
 """
 
 import argparse
@@ -28,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import has_bfloat16, parser, report, speedups
+from harness import has_bfloat16, parser, report, scaled, speedups
 from selection_cifar10 import at_difference, interval
 from train_backbone import NORMALIZE
 
@@ -109,6 +110,12 @@ def with_exits(backbone: Backbone, weights: Path) -> Cascade:
     return Cascade.from_network(net, list(heads), head=heads, example=example, transform=NORMALIZE)
 
 
+def jpeg_images(data: Path, count: int) -> Dataset:
+    """The first `count` test images after lossy JPEG, at most the 4,500 there are."""
+    images = npz(data / "test_jpeg_1000_5500.npz")
+    return images.take(torch.arange(min(count, len(images))))
+
+
 def training_parts(root: Path, backbone: Backbone, count: int) -> tuple[Dataset, Dataset]:
     """Each of the first images twice, the second time mirrored; and a part to judge heads on."""
     images = cifar10(root).take(torch.arange(count))
@@ -143,7 +150,7 @@ def learn(cascade: Cascade, backbone: Backbone, options: argparse.Namespace, wor
 def policies(
     trace: Trace, held_out: Trace | None, end: str, seeds: int
 ) -> tuple[dict[str, Any], Candidate]:
-    """Figures of the learned and the myopic policy, and the learned candidate of the first seed.
+    """Figures of the learned and the threshold policy, and the learned candidate of the first seed.
 
     Args:
         trace: To fit and choose on, and where there is no other to judge on.
@@ -157,7 +164,7 @@ def policies(
     reference = trace.topology.index(end)
     own = trace.costs.alone(trace.topology, reference)
     for seed in range(seeds):
-        shares = JPEG_SPLITS if held_out is None else OWN_SPLITS
+        shares = scaled(JPEG_SPLITS if held_out is None else OWN_SPLITS, len(trace))
         divided = trace.split_into(shares, seed=seed)  # type: ignore[arg-type]
         test = divided.subset("test") if held_out is None else held_out
         for suffix, method in (("", "learned"), ("_myopic", "threshold")):
@@ -181,7 +188,7 @@ def policies(
 
 
 def figures(curves: dict[str, dict[float, list[tuple[float, float]]]]) -> dict[str, Any]:
-    """Means and intervals at the default margin, and the myopic cost at equal difference."""
+    """Means and intervals at the default margin; the threshold policy at equal difference."""
     result: dict[str, Any] = {}
     for name, curve in curves.items():
         cost, difference = (list(v) for v in zip(*curve[MARGIN], strict=True))
@@ -209,10 +216,10 @@ def measured(name: str, weights: Path, options: argparse.Namespace) -> dict[str,
     own = name == "resnet20"
     if own:
         training = cifar10(options.train)
-        images = training.take(torch.arange(40_000, 45_000))
-        unseen = training.take(torch.arange(45_000, 50_000))
+        images = training.take(torch.arange(40_000, 40_000 + options.judge))
+        unseen = training.take(torch.arange(45_000, 45_000 + options.judge))
     else:
-        images = unseen = npz(options.data / "test_jpeg_1000_5500.npz")
+        images = unseen = jpeg_images(options.data, options.judge)
     trace = offramp.record(cascade, images)
     held_out = offramp.record(cascade, unseen) if own else None
     result, candidate = policies(trace, held_out, end, options.seeds)
@@ -220,7 +227,7 @@ def measured(name: str, weights: Path, options: argparse.Namespace) -> dict[str,
     accuracies = {stage: judged.accuracy(k) for k, stage in enumerate(judged.stages)}
     adaptive = offramp.Adaptive(cascade, candidate, fold=True)
     static = Adaptive.single(cascade, end, fold=True)
-    tested = trace.split_into(JPEG_SPLITS, seed=0).subset("test") if held_out is None else held_out
+    tested = held_out or trace.split_into(scaled(JPEG_SPLITS, len(trace)), seed=0).subset("test")  # type: ignore[arg-type]
     pixels = torch.as_tensor(unseen.take(torch.from_numpy(np.isin(unseen.ids, tested.ids))).inputs)
     result |= speedups(adaptive, static, pixels, rounds=options.rounds)
     return result | {"accuracies": accuracies, "timed_setting": candidate.label}
@@ -236,6 +243,7 @@ def main() -> None:
     options.add_argument("--work", type=Path, default=Path("runs/early_exit"), help="checkpoints")
     options.add_argument("--backbones", nargs="+", choices=[*BACKBONES], default=[*BACKBONES])
     options.add_argument("--images", type=int, default=50_000, help="training images of heads")
+    options.add_argument("--judge", type=int, default=5_000, help="to choose on, and to test on")
     options.add_argument("--epochs", type=int, default=8)
     options.add_argument("--seeds", type=int, default=10)
     options.add_argument("--rounds", type=int, default=15)

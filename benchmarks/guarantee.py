@@ -10,8 +10,8 @@ The outputs are the logits of four pretrained CIFAR-10 ResNets on images after l
 ResNet-56), and the answers of real prediction services (labels and confidences; F is the most
 accurate on fit).
 
-For each set, policy and risk; keys end in `_<set>`, `_myopic`, `_excess`, those without an end are
-the images, learned policies, accuracy lost:
+For each set, policy and risk; keys end in `_<set>`, `_myopic` (the threshold policy), `_excess`
+(negative flips), those without an end are the images, learned policies, accuracy lost:
 
 - `miss_rate`: share of calibrations with a miss; no certificate is no miss. `certified_share`:
   share that gave a certificate.

@@ -69,6 +69,12 @@ def keep_freed_memory() -> bool:
     )
 
 
+def scaled(sizes: Mapping[str, int], count: int) -> dict[str, int]:
+    """The same shares of `count` examples; sizes as they are where they are enough."""
+    whole = sum(sizes.values())
+    return {name: size * min(count, whole) // whole for name, size in sizes.items()}
+
+
 def peak_mib() -> float:
     """Largest resident memory of this process so far, MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

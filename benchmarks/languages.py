@@ -188,6 +188,12 @@ def texts_of(folder: Path) -> dict[str, list[tuple[str, str]]]:
     return found
 
 
+def some(examples: list[tuple[str, str]], count: int) -> list[tuple[str, str]]:
+    """So many of them, from all over."""
+    order = np.random.default_rng(0).permutation(len(examples))
+    return [examples[k] for k in order[:count]]
+
+
 def cascade_of() -> Cascade:
     """The detectors as stages, cheapest first."""
     stages = {
@@ -352,12 +358,7 @@ def main() -> None:
     torch.set_num_threads(1)
     examples = texts_of(arguments.data)
     if arguments.most is not None:
-        examples = {
-            name: [
-                texts[k] for k in np.random.default_rng(0).permutation(len(texts))[: arguments.most]
-            ]
-            for name, texts in examples.items()
-        }
+        examples = {name: some(each, arguments.most) for name, each in examples.items()}
     global CODES  # the detectors are functions of texts alone
     CODES = tuple(sorted({language for each in examples.values() for language, _ in each}))
     cascade = cascade_of()

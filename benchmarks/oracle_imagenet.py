@@ -46,13 +46,13 @@ OPTIONS = ((1, 1), (5, 3), (5, 4), (5, 5))  # of the agreement policy: depth, sh
 Figures = dict[str, Any]
 
 
-def load(data: Path, costs: Mapping[str, float]) -> Trace:
+def load(data: Path, costs: Mapping[str, float], images: int) -> Trace:
     """The answers of the networks in `costs`, with all jumps between them in that order."""
     with np.load(data / "imagenet_val50k_top5_67models.npz", allow_pickle=False) as held:
         ranked = dict(zip(held["models"].tolist(), held["top5"], strict=True))
-        labels = held["labels"]
+        labels = held["labels"][:images]
     return from_predictions(
-        {name: ranked[name] for name in costs},
+        {name: ranked[name][:images] for name in costs},
         labels,
         costs=dict(costs),
         unit="multiply-adds",
@@ -108,9 +108,9 @@ def of_policy(part: Trace, candidate: Candidate) -> Figures:
     }
 
 
-def paper_chain(data: Path, top: int) -> Figures:
+def paper_chain(data: Path, top: int, images: int) -> Figures:
     """Static networks, oracles and the agreement policy on the paper's chain."""
-    trace = load(data, PAPER)
+    trace = load(data, PAPER, images)
     chain, reference = trace.topology.chain(list(PAPER)), list(PAPER)[-1]
     result: Figures = {}
     for k, name in enumerate(trace.stages):
@@ -256,11 +256,12 @@ def main() -> None:
     options = parser(__doc__ or "")
     options.add_argument("--data", type=Path, required=True, help="folder of the ImageNet answers")
     options.add_argument("--seeds", type=int, default=5, help="random halvings")
+    options.add_argument("--images", type=int, default=50_000, help="the first of them")
     arguments = options.parse_args()
     result: Figures = {"stand_in_for_googlenet": "inception_v1_tf", "seeds": arguments.seeds}
     for top in (1, 5):
-        result |= paper_chain(arguments.data, top)
-    trace = load(arguments.data, published_costs())
+        result |= paper_chain(arguments.data, top, arguments.images)
+    trace = load(arguments.data, published_costs(), arguments.images)
     result["networks_with_published_cost"] = len(trace.stages)
     for top in (1, 5):
         accurate = trace.split_into({"fit": 0.5, "test": 0.5}, seed=0).subset("fit")

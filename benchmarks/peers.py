@@ -39,15 +39,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from early_exit_cifar10 import BACKBONES, JPEG_SPLITS, learn, with_exits
-from harness import parser, report
+from early_exit_cifar10 import BACKBONES, JPEG_SPLITS, jpeg_images, learn, with_exits
+from harness import parser, report, scaled
 from selection_cifar10 import NETWORKS, REFERENCE
 from torch import Tensor, nn
 from train_backbone import NORMALIZE
 
 import offramp
 from offramp.backends import with_backend
-from offramp.data import Dataset, cifar10, npz
+from offramp.data import Dataset, cifar10
 from offramp.evaluation import evaluate
 from offramp.fitting.chains import chains_to_fit
 from offramp.models import ModelSpec, build
@@ -85,8 +85,9 @@ def with_thresholds(options: argparse.Namespace) -> Exits:
     work = options.work / name
     work.mkdir(parents=True, exist_ok=True)
     learn(cascade, backbone, options, work)
-    unseen = npz(options.data / "test_jpeg_1000_5500.npz")
-    trace = offramp.record(cascade, unseen).split_into(JPEG_SPLITS, seed=0)  # type: ignore[arg-type]
+    unseen = jpeg_images(options.data, options.judge)
+    sizes: Any = scaled(JPEG_SPLITS, len(unseen))
+    trace = offramp.record(cascade, unseen).split_into(sizes, seed=0)
     chains = chains_to_fit(trace.subset("fit"), reference="last")
     frontier = offramp.fit(
         trace,
@@ -275,8 +276,8 @@ def compare_int8(options: argparse.Namespace) -> dict[str, Any]:
         warnings.simplefilter("ignore", UserWarning)
         cascade = Cascade.from_models(networks, transform=NORMALIZE)
     scales = torch.as_tensor(cifar10(options.train).take(torch.arange(CALIBRATION)).inputs)
-    unseen = npz(options.data / "test_jpeg_1000_5500.npz")
-    exact = offramp.record(cascade, unseen)
+    unseen = jpeg_images(options.data, options.judge)
+    exact, sizes = offramp.record(cascade, unseen), scaled(JPEG_SPLITS, len(unseen))
     result: dict[str, Any] = {}
     contenders: dict[str, Run] = {}
     for backend in options.int8:
@@ -285,12 +286,12 @@ def compare_int8(options: argparse.Namespace) -> dict[str, Any]:
         trace = offramp.record(quantized, unseen, costs=exact.costs)
         to_own, to_exact, costs, first = [], [], [], None
         for seed in range(options.seeds):
-            divided = trace.split_into(JPEG_SPLITS, seed=seed)  # type: ignore[arg-type]
+            divided = trace.split_into(sizes, seed=seed)  # type: ignore[arg-type]
             frontier = offramp.fit(divided, "learned", reference=name, progress=False)
             candidate = frontier.cheapest(max_drop=0.0, delta=None).candidate
             test = divided.subset("test")
             found = evaluate(test, candidate, bootstrap=0)
-            other = exact.split_into(JPEG_SPLITS, seed=seed).subset("test")  # type: ignore[arg-type]
+            other = exact.split_into(sizes, seed=seed).subset("test")  # type: ignore[arg-type]
             to_own.append(found.accuracy_drop)
             to_exact.append(other.accuracy(NETWORKS.index(REFERENCE)) - found.accuracy)
             costs.append(found.cost_ratio)
@@ -326,6 +327,7 @@ def main() -> None:
     )
     options.add_argument("--work", type=Path, default=Path("runs/early_exit"), help="checkpoints")
     options.add_argument("--images", type=int, default=50_000, help="training images of heads")
+    options.add_argument("--judge", type=int, default=5_000, help="JPEG images at most")
     options.add_argument("--epochs", type=int, default=8)
     options.add_argument("--max-drop", type=float, default=0.01)
     options.add_argument("--backends", nargs="*", default=list(EXACT), help="none: only int8")

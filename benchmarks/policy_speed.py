@@ -46,13 +46,15 @@ def main() -> None:
     """Run each case in a fresh process."""
     options = parser(__doc__ or "")
     options.add_argument("--case", choices=list(CASES), help="run one case in this process")
+    options.add_argument("--examples", type=int, default=1_000_000, help="of a case at most")
     arguments = options.parse_args()
     if arguments.case is not None:
-        print(json.dumps(measure(*CASES[arguments.case])))
+        n, stages, classes = CASES[arguments.case]
+        print(json.dumps(measure(min(n, arguments.examples), stages, classes)))
         return
     result: dict[str, float] = {}
     for name in CASES:
-        command = [sys.executable, __file__, "--case", name]
+        command = [sys.executable, __file__, f"--case={name}", f"--examples={arguments.examples}"]
         printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         result |= {name + key: value for key, value in json.loads(printed).items()}
     report(arguments, result)

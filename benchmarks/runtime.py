@@ -191,7 +191,7 @@ def exits_unused(backend: str, rounds: int) -> dict[str, dict[str, float]]:
 
 def measured(backend: str, options: argparse.Namespace) -> dict[str, Any]:
     """All figures of one backend."""
-    images, original = images_of(options.data), pretrained(options.data)
+    images, original = images_of(options.data)[: options.images], pretrained(options.data)
     value = threshold(original, images)
     cascade = in_backend(original, backend, images[:8])
     went_on = Adaptive(cascade, policy_of(cascade, value))(images[:512]).stage.float().mean()
@@ -208,6 +208,7 @@ def main() -> None:
     options.add_argument("--data", type=Path, required=True, help="folder of the CIFAR-10 data")
     options.add_argument("--backends", nargs="+", default=["eager", "folded", "onnxruntime"])
     options.add_argument("--rounds", type=int, default=9)
+    options.add_argument("--images", type=int, default=4500, help="the first of them")
     options.add_argument("--threads", type=int, help="of PyTorch; by default all cores")
     options.add_argument("--keep-pages", action="store_true")
     arguments = options.parse_args()

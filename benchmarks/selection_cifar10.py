@@ -4,7 +4,8 @@ The networks (20, 32, 44, 56 layers; weights that we did not train) have never s
 images. For each seed: 2,000 to fit, 1,000 to calibrate, 1,500 to test. Topology, combination and
 trade-off are chosen on fit and calibrate alone, for the learned and for the threshold policy with
 equal freedom; test is only reported. The two end up at different differences, so each is also
-chosen with other margins, and the threshold policy's curve is read at the learned policy's difference.
+chosen with other margins, and the curve of the threshold policy is read at the learned policy's
+difference; keys call the threshold policy `_myopic`.
 
 `difference` is accuracy minus ResNet-56's on the same images: positive is better. Its interval
 treats the seeds as independent; their test parts overlap, so it is somewhat too narrow. Time is
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import parser, report, speedups
+from harness import parser, report, scaled, speedups
 
 import offramp
 from offramp.evaluation import evaluate
@@ -94,11 +95,15 @@ def at_difference(curve: list[list[float]], difference: float) -> float:
     Interpolated by a straight line through the whole curve: its points are noisy.
     """
     _, cost, reached = np.array(curve).T
+    if not np.ptp(reached):  # one point only: no slope
+        return float(cost.mean())
     slope, start = np.polyfit(reached, cost, 1)
     return float(start + slope * difference)
 
 
-def speed(data: Path, candidate: Candidate, rounds: int) -> dict[str, float]:
+def speed(
+    data: Path, candidate: Candidate, splits: dict[str, int], rounds: int
+) -> dict[str, float]:
     """Wall-clock of ResNet-56 over the adaptive model's, at batch 128 and 1."""
     normalize = Normalize(scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     weights = data / "resnet_weights"
@@ -111,8 +116,10 @@ def speed(data: Path, candidate: Candidate, rounds: int) -> dict[str, float]:
         cascade = offramp.Cascade.from_models(networks, transform=normalize)
     with np.load(data / "test_jpeg_1000_5500.npz", allow_pickle=False) as held:
         images = torch.from_numpy(held["images"]).permute(0, 3, 1, 2).contiguous()
-    order = np.random.default_rng(0).permutation(len(images))
-    test = images[torch.from_numpy(order[3000:])]  # as Trace.split_into with seed 0 cuts it
+    order = np.random.default_rng(0).permutation(sum(splits.values()))
+    test = images[
+        torch.from_numpy(order[-splits["test"] :])
+    ]  # as Trace.split_into with seed 0 cuts it
     adaptive = offramp.Adaptive(cascade, candidate, fold=True)
     static = Adaptive.single(cascade, REFERENCE, fold=True)
     found = speedups(adaptive, static, test, rounds=rounds)
@@ -128,15 +135,17 @@ def main() -> None:
     options.add_argument("--data", type=Path, required=True, help="folder of the CIFAR-10 data")
     options.add_argument("--seeds", type=int, default=20)
     options.add_argument("--rounds", type=int, default=15, help="timed rounds")
+    options.add_argument("--images", type=int, default=4500, help="in all parts together")
     arguments = options.parse_args()
-    trace = load(arguments.data)
+    splits = scaled(SPLITS, arguments.images)
+    trace = load(arguments.data).take(torch.arange(sum(splits.values())))
     costs: dict[str, list[float]] = {"": [], "_myopic": [], "_neutral_oracle": []}
     differences: dict[str, list[float]] = {name: [] for name in costs}
     curves: dict[str, dict[float, list[tuple[float, float]]]] = {"": {}, "_myopic": {}}
     topologies: Counter[str] = Counter()
     first: Candidate | None = None
     for seed in range(arguments.seeds):
-        divided = trace.split_into(SPLITS, seed=seed)  # type: ignore[arg-type]
+        divided = trace.split_into(splits, seed=seed)  # type: ignore[arg-type]
         for suffix, method in (("", "learned"), ("_myopic", "threshold")):
             for margin, candidate in choose(divided, method).items():
                 found = evaluate(divided.subset("test"), candidate, bootstrap=0)
@@ -155,7 +164,7 @@ def main() -> None:
         cost, difference = neutral_oracle(divided)
         costs["_neutral_oracle"].append(cost)
         differences["_neutral_oracle"].append(difference)
-    result: dict[str, Any] = {"seeds": arguments.seeds, **{k: str(v) for k, v in SPLITS.items()}}
+    result: dict[str, Any] = {"seeds": arguments.seeds, **{k: str(v) for k, v in splits.items()}}
     for suffix in costs:
         result[f"cost_ratio{suffix}"] = statistics.fmean(costs[suffix])
         result[f"cost_ratio{suffix}_ci"] = interval(costs[suffix])
@@ -174,7 +183,7 @@ def main() -> None:
     result["topologies"] = dict(topologies.most_common())
     if first is not None:
         result["timed_setting"] = first.label
-        result |= speed(arguments.data, first, arguments.rounds)
+        result |= speed(arguments.data, first, splits, arguments.rounds)
     report(arguments, result)
 
 

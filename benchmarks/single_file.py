@@ -118,10 +118,12 @@ def main() -> None:
     options.add_argument("--threads", type=int, default=1)
     options.add_argument("--rounds", type=int, default=15)
     options.add_argument("--int8", action="store_true", help="quantize the networks")
+    options.add_argument("--images", type=int, default=4500, help="the first of them")
     arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
     warnings.simplefilter("ignore", UserWarning)
     cascade, images = load(arguments.data)
+    images = images[: arguments.images]
     if arguments.int8:
         seen = torch.from_numpy(images[-CALIBRATION:])
         cascade = with_backend(cascade, "onnxruntime-int8", example=seen[:1], calibration=seen)
@@ -151,7 +153,7 @@ def main() -> None:
         same = (labels == other_labels) & (stages == other_stages)
         result[f"agrees_with_{name}"] = float(same.mean())
     for size, count in SIZES.items():
-        batches = [images[k : k + size] for k in range(0, count, size)]
+        batches = [images[k : k + size] for k in range(0, min(count, len(images)), size)]
         result[f"single_file_over_parts_batch{size}"] = compare(
             {"parts": parts, "single": single}, batches, arguments.rounds
         )

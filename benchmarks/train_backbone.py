@@ -45,6 +45,7 @@ def main() -> None:
     options.add_argument("--work", type=Path, default=Path("runs/backbones"), help="checkpoints")
     options.add_argument("--epochs", type=int, default=24)
     options.add_argument("--images", type=int, default=40_000)
+    options.add_argument("--judge", type=int, default=5_000, help="of each part to measure on")
     options.add_argument("--seed", type=int, default=0)
     arguments = options.parse_args()
     if arguments.weights.exists():
@@ -71,8 +72,8 @@ def main() -> None:
     save_weights(net, arguments.weights)
     chosen = {name: getattr(arguments, name) for name in ("model", "epochs", "images", "seed")}
     found = {
-        "accuracy": accuracy(net, images.take(torch.arange(45_000, 50_000))),
-        "accuracy_fit": accuracy(net, images.take(torch.arange(40_000, 45_000))),
+        "accuracy": accuracy(net, images.take(torch.arange(45_000, 45_000 + arguments.judge))),
+        "accuracy_fit": accuracy(net, images.take(torch.arange(40_000, 40_000 + arguments.judge))),
         "seconds": seconds,
     }
     report(arguments, found | chosen | {"losses": list(losses)})

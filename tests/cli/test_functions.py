@@ -88,7 +88,7 @@ def test_from_a_configuration_to_predictions(run, texts_here, tmp_path):
         (
             'function = "lengths:rough"',
             'function = "lengths:rough"\nmodel = "resnet20"',
-            "stage[0].model: belongs to a model",
+            "stage[0].model: does not belong to a stage with function",
         ),
         ('outputs = "confidence"', 'outputs = "sure"', "stage[0].outputs"),
         ('unit = "us"\ngiven = { rough = 1.0, exact = 40.0 }', "", "cannot be counted"),

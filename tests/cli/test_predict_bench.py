@@ -128,13 +128,14 @@ def test_wrong_inputs_are_named(run, deployed, npz, folder, tmp_path):
     bundle = deployed / "bundle"
     np.savez(tmp_path / "wide.npz", images=np.zeros((2, 1, 9, 9), np.uint8), ids=np.arange(3))
     (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.pdf").touch()
     (tmp_path / "broken.png").write_bytes(b"no image")
     out = ("--out", tmp_path / "p.csv")
     for arguments, said in (
         ((tmp_path / "wide.npz", *out), "must have shape (n, 1, 8, 8), got (2, 1, 9, 9)"),
         ((npz, "--array", "image", *out), "no array 'image'"),
         ((tmp_path / "no.npz", *out), "no such input"),
-        ((folder / "notes.txt", *out), "neither an image"),
+        ((tmp_path / "notes.pdf", *out), "neither an image"),
         ((tmp_path / "empty", *out), "holds no images"),
         ((tmp_path / "broken.png", *out), "none of which can be decoded"),
         ((npz, "--out", tmp_path / "p.xlsx"), ".csv or .parquet, got 'p.xlsx'"),

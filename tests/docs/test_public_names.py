@@ -21,10 +21,6 @@ NOT_SHOWN = {
     "cifar100": "its files are downloaded",
     "imagenet32": "its files are downloaded by hand",
     "fetch": "needs a network",
-    "from_huggingface": "needs a package that is not always there",
-    "from_timm": "needs a package that is not always there",
-    "from_torchvision": "needs a package that is not always there",
-    "timm_exits": "needs a package that is not always there",
     "measure_joules": "needs hardware that reports energy",
 }
 #: Functions for those who build on a layer from inside; their docstrings say enough.

@@ -89,8 +89,12 @@ class Costs:
 
     def only(self, stages: Sequence[int]) -> "Costs":
         """Of some stages, by index."""
-        parts = {name: getattr(self, name) for name in ("segment", "head", "decision")}
-        return replace(self, **{name: tuple(v[k] for k in stages) for name, v in parts.items()})
+        return replace(
+            self,
+            segment=tuple(self.segment[k] for k in stages),
+            head=tuple(self.head[k] for k in stages),
+            decision=tuple(self.decision[k] for k in stages),
+        )
 
     def relative_to(self, topology: Topology, stage: int) -> "Costs":
         """The same costs divided by what `stage` costs alone: cost ratios.

@@ -11,6 +11,7 @@ from typing import final
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from offramp._core.errors import InputError
 
@@ -214,23 +215,31 @@ class StageOutput:
         return self.ranked[:, :m]
 
     def best(self) -> tuple[Int[Tensor, " m"], Float[Tensor, " m"] | None]:
-        """The label on top, and how sure it is: of log-probabilities theirs, else as was said."""
+        """The label on top, and how sure it is: of log-probabilities theirs, else as was said.
+
+        Without classes the label is 0.
+        """
+        if self.features is not None:
+            return torch.zeros(len(self), dtype=torch.int64, device=self.device), None
         if self.logits is None:
             return self.top(1)[:, 0], self.confidence
         best, labels = self.logits.max(dim=1)  # ties go to the first
         return labels, best.exp()
 
     def finite(self) -> Bool[Tensor, " m"]:
-        """True where a stage has answered: all logits are finite, the confidence is no NaN."""
+        """True where a stage has answered: all numbers are finite, the confidence is no NaN."""
         if self.logits is not None:
             return finite_rows(self.logits)
+        if self.features is not None:
+            return finite_rows(self.features)
         if self.confidence is not None:
             return ~self.confidence.isnan()
         return torch.ones(len(self), dtype=torch.bool, device=self.device)
 
     def all_finite(self) -> bool:
         """True if all have been answered; makes the host wait for the device."""
-        held = self.logits if self.logits is not None else self.confidence
+        forms = (self.logits, self.features, self.confidence)
+        held = next((form for form in forms if form is not None), None)
         return held is None or sums_up(held) or bool(self.finite().all())
 
     def priced(self, prices: Float[Tensor, " m"]) -> "StageOutput":
@@ -245,6 +254,13 @@ class StageOutput:
                 f"shape {tuple(prices.shape)}: {prices.tolist()[:3]}"
             )
         return replace(self, prices=prices.double())
+
+    def widened(self, width: int) -> "StageOutput":
+        """The same with features filled up with zeros to `width`."""
+        if self.features is None or self.features.shape[1] == width:
+            return self
+        missing = (0, width - self.features.shape[1])
+        return replace(self, features=functional.pad(self.features, missing))
 
     def take(self, index: Tensor) -> "StageOutput":
         """The outputs of some examples, by position or mask."""

@@ -26,7 +26,7 @@ OUTPUT_FORMS: tuple[OutputForm, ...] = get_args(OutputForm)
 OnError = Literal["next", "reference", "refuse"]
 
 #: What a stage may be declared to answer with; of probabilities the logarithm is taken.
-StageForm = Literal["logits", "probabilities", "confidence", "labels"]
+StageForm = Literal["logits", "probabilities", "confidence", "labels", "features"]
 STAGE_FORMS: tuple[StageForm, ...] = get_args(StageForm)
 
 FloatArray = NDArray[np.float64]

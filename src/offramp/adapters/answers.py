@@ -6,8 +6,6 @@ Layer: adapters.
 from collections import Counter
 from collections.abc import Sequence
 
-from torch import nn
-
 from offramp._core.errors import InputError
 from offramp._core.schema import to_json
 from offramp.models import InOrder, ModelSpec
@@ -24,9 +22,10 @@ def in_order(stage: Stage, class_names: Sequence[str] | None) -> Stage:
             list leaves out the names, so that no cascade compares them.
 
     Raises:
-        InputError: If the stage has other names, or several classes of one name.
+        InputError: If the stage has other names, or several classes of one name; or if it is a
+            service or answers with labels alone, which its own adapter puts in order.
 
-    >>> from torch import tensor
+    >>> from torch import nn, tensor
     >>> stage = Stage("a", nn.Identity(), class_names=["cat", "dog", "eel"])
     >>> turned = in_order(stage, ["dog", "eel", "cat"])
     >>> turned.run(tensor([[0.1, 0.2, 0.3]]))[0].logits, turned.class_names
@@ -39,12 +38,17 @@ def in_order(stage: Stage, class_names: Sequence[str] | None) -> Stage:
         count = stage.classes
         if wanted and count not in (None, len(wanted)):
             raise InputError(f"class_names must have {count} entries, got {len(wanted)}.")
-        return _like(stage, stage.module, stage.spec, wanted)
+        return stage.replaced(class_names=wanted)
+    if stage.on_error is not None or stage.form in ("labels", "features"):
+        raise InputError(
+            f"Stage {stage.name!r} answers with {stage.form}; give class_names to its adapter, in "
+            "the order of the cascade."
+        )
     order = order_of(stage.class_names, wanted)
     spec = stage.spec
     if isinstance(spec, ModelSpec):
         spec = ModelSpec(name="in_order", arguments={"model": to_json(spec), "order": order})
-    return _like(stage, InOrder(stage.module, order), spec, wanted)
+    return stage.replaced(module=InOrder(stage.module, order), spec=spec, class_names=wanted)
 
 
 def order_of(own: Sequence[str], wanted: Sequence[str]) -> list[int]:
@@ -72,15 +76,3 @@ def order_of(own: Sequence[str], wanted: Sequence[str]) -> list[int]:
         )
     places = {name: k for k, name in enumerate(own)}
     return [places[name] for name in wanted]
-
-
-def _like(stage: Stage, module: nn.Module, spec: object, class_names: Sequence[str]) -> Stage:
-    return Stage(
-        stage.name,
-        module,
-        transform=stage.transform,
-        spec=spec,  # type: ignore[arg-type]
-        outputs=stage.outputs,
-        classes=stage.classes,
-        class_names=class_names,
-    )

@@ -202,7 +202,7 @@ def _show_more(output: Output, value: dict[str, Any], split: str) -> None:
         spent = _mean_time(row["system"])
         output.paragraph(
             f"{what}: {1 / spent:.2f} times faster over all examples, "
-            f"{points(-row['accuracy_drop'])} points lost."
+            f"{points(-row['accuracy_change'])} points lost."
         )
 
 
@@ -226,19 +226,19 @@ def _line(one: dict[str, Any], split: str) -> list[str]:
         f"{row['gains'][one['class']]:.2f}",
         "broken" if formula is None else f"{formula:.2f}",
         "" if row["loss"] is None else f"{row['loss']:.3f}",
-        points(-row["accuracy_drop"]),
+        points(-row["accuracy_change"]),
     ]
 
 
 def _sentence(name: str, row: dict[str, Any]) -> str:
     """Accuracy before and after, with intervals."""
     low, high = row["gain_intervals"][name]
-    less, more = row["difference_interval"]
-    system = row["system"]
+    less, more = row["accuracy_change_interval"]
+    system, change = row["system"], row["accuracy_change"]
     return (
         f"{name}: {row['gains'][name]:.2f} times faster (95 %: {low:.2f} to {high:.2f}); accuracy "
         f"{percent(system['accuracy_baseline'])} before, {percent(system['accuracy'])} after "
-        f"(change {points(row['accuracy_drop'])} points, 95 %: {points(less)} to {points(more)}); "
+        f"(change {points(change)} points, 95 %: {points(less)} to {points(more)}); "
         f"the largest loss of recall is {points(row['worst_recall'])} points, of "
         f"{row['worst_class']}."
     )

@@ -139,7 +139,7 @@ def _show_exits(output: Output, found: dict[str, Any], name: str) -> None:
     exits, size = found["exits"], found["batch_size"]
     output.paragraph(
         f"{len(exits)} exits before {name}, the network's own answer, which differs from that of "
-        f"the uncut network by at most {found['accuracy_drop']:.2g} (on {size} "
+        f"the uncut network by at most {found['max_difference']:.2g} (on {size} "
         f"input{'s' if size > 1 else ''})."
     )
     output.paragraph(

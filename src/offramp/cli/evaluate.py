@@ -147,14 +147,22 @@ def _limits(
 def _rows(found: "Evaluation") -> list[list[str]]:
     costs = [amount(value, found.unit) for value in (found.cost, found.reference_cost)]
     accuracies = [percent(value) for value in (found.accuracy, found.reference_accuracy)]
+    share = (lambda value: f"{value:+.4f}") if found.of_losses else points
     ratio, lost, new = (
         "" if ends is None else f"{show(ends[0])} to {show(ends[1])}"
         for ends, show in (
             (found.cost_ratio_ci, percent),
-            (found.accuracy_drop_ci, points),
-            (found.negative_flips_ci, points),
+            (found.accuracy_drop_ci, share),
+            (found.negative_flips_ci, share),
         )
     )
+    if found.of_losses:
+        losses = [f"{1 - value:.4f}" for value in (found.accuracy, found.reference_accuracy)]
+        return [
+            ["cost per example", *costs, percent(found.cost_ratio), ratio],
+            ["mean loss", *losses, f"{found.accuracy_drop:+.4f}", lost],
+            ["new losses", "", "", f"{found.negative_flips:.4f}", new],
+        ]
     return [
         ["cost per example", *costs, percent(found.cost_ratio), ratio],
         ["accuracy", *accuracies, f"{points(found.accuracy_drop)} lost", lost],

@@ -25,7 +25,7 @@ def texts(
     split: str | None = None,
     class_names: Sequence[str] | None = None,
 ) -> Dataset:
-    """Read labeled texts from a table with a header: .csv, or .tsv, whose fields have no quotes.
+    r"""Read labeled texts from a table with a header: .csv, or .tsv, whose fields have no quotes.
 
     Args:
         path: The file, in UTF-8.
@@ -40,6 +40,14 @@ def texts(
         FileFormatError: If the file cannot be read.
         UnknownNameError: If it has no such column.
         InputError: As `rows`.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     table = Path(folder) / "reviews.csv"
+    ...     _ = table.write_text("text,label\nfine,good\npoor,bad\n")
+    ...     examples = texts(table)
+    >>> examples.class_names, examples.batch(0, 1).inputs
+    (('bad', 'good'), ['fine'])
     """
     path = Path(path)
     wanted = [text, label, *[column for column in (id, split) if column is not None]]

@@ -154,7 +154,7 @@ def described(candidate: Candidate, found: Evaluation, risk: Risk) -> str:
     if risk == "disagreement":
         loss = f"differing in {points_text(found.disagreement or 0.0)} % of its answers"
     elif found.of_losses:
-        value = found.risk(risk)
+        value = found.negative_flips if risk == "negative_flips" else found.accuracy_drop
         more, gains = ("less" if value < 0 else "more"), ", gains not counted"
         loss = f"losing {abs(value):.4g} {more}{gains if risk == 'negative_flips' else ''}"
     elif risk == "negative_flips":

@@ -46,14 +46,12 @@ class InOrder(nn.Module):
     def forward(self, *args: Any, **named: Any) -> Any:  # noqa: ANN401  (as the network)
         """What the network says, class by class in the other order."""
         said = self.model(*args, **named)
-        if isinstance(said, Mapping) and "labels" in said and "confidence" in said:
-            said = (said["labels"], said["confidence"])
+        if isinstance(said, Mapping) and "labels" in said:
+            return {**said, "labels": self._turned(said["labels"])}
         if isinstance(said, tuple | list) and len(said) == 2:
             labels, confidence = said
             if all(isinstance(part, Tensor) and part.dim() == 1 for part in said):
-                inside = (labels >= 0) & (labels < len(self.places))  # others name no class
-                known = self.places[torch.where(inside, labels, 0).long()]
-                return torch.where(inside, known.to(labels.dtype), labels), confidence
+                return self._turned(labels), confidence
         logits = extract_logits(said, len(self.order))
         if logits.shape[1] != len(self.order):
             raise InputError(
@@ -61,3 +59,8 @@ class InOrder(nn.Module):
                 f"{len(self.order)}."
             )
         return logits.index_select(1, self.order)
+
+    def _turned(self, labels: Tensor) -> Tensor:
+        inside = (labels >= 0) & (labels < len(self.places))  # others name no class
+        known = self.places[torch.where(inside, labels, 0).long()]
+        return torch.where(inside, known.to(labels.dtype), labels)

@@ -113,7 +113,7 @@ def exit_rows(
     all_flops, all_seconds = flops.alone(stages, end), seconds.alone(stages, end)
     return {
         **_candidate(batch, device),
-        "accuracy_drop": difference,
+        "max_difference": difference,
         "flops": all_flops,
         "seconds": all_seconds,
         "exits": [

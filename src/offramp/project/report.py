@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from offramp._core.errors import InputError
 from offramp._core.files import sha256
 from offramp._core.topology import RAW_INPUT
 from offramp.evaluation import (
@@ -73,6 +74,12 @@ def report_content(
         notes: What may help to read the report.
         reproduction: How to get the same numbers again.
     """
+    if not trace.labeled:
+        raise InputError(
+            "A report page shows accuracies, which a trace of losses has none of. `offramp "
+            "evaluate` prints what the chosen candidate costs and loses; its sentence is in "
+            "chosen.json."
+        )
     part = unseen(trace)
     has_test = trace.has_split("test")
     calibrate = trace.subset("calibrate") if trace.has_split("calibrate") else None

@@ -35,7 +35,6 @@ from offramp.recording.store import Facts, MemoryStore, Store
 from offramp.stages import (
     Cascade,
     check_company,
-    compared,
     evaluating,
     measure_flops,
     take_in,
@@ -44,6 +43,7 @@ from offramp.stages import (
     to_device,
     weights_digest,
 )
+from offramp.stages.company import compared
 from offramp.trace import Trace
 from offramp.trace.files import StoredDtype
 
@@ -131,6 +131,11 @@ def record(
     """
     check_choice("dtype", dtype, ("float32", "float16"))
     check_positive_int("batch_size", batch_size)
+    if cascade.outputs == "features":
+        raise InputError(
+            "Stages that give features have no classes, and a recording compares labels. Run them "
+            "on the examples, say what their answers lose, and give both to trace.from_losses."
+        )
     check_choice("nonfinite", nonfinite, HOW)
     if split is not None:
         check_split("split", split)

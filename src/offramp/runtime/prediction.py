@@ -58,6 +58,8 @@ class Prediction:
             services charged, or None.
         valid: False where no visited stage gave finite logits, `(n,)`: there is no answer.
         nonfinite: Number of visited stages that gave NaN or infinity, or failed, `(n,)`.
+        values: Of tasks without classes: the numbers that the answering stage gave, `(n, d)`,
+            float32, NaN where not `valid`; `labels` are 0 then. None where there are classes.
         stage_names: Names of all stages of the cascade, in topological order.
         paths: All ways through the stages that the policy uses.
     """
@@ -71,6 +73,7 @@ class Prediction:
     cost: Float[Tensor, " n"] | None
     valid: Bool[Tensor, " n"]
     nonfinite: Int[Tensor, " n"]
+    values: Float[Tensor, "n d"] | None = None
     stage_names: tuple[str, ...]
     paths: tuple[Path, ...]
 
@@ -117,6 +120,7 @@ def joined(n: int, parts: Sequence[tuple[Tensor, Prediction]]) -> Prediction:
     """
     first = parts[0][1]
     none = {"log_probs": torch.nan, "labels": NO_LABEL, "stage": -1, "path": -1, "cost": torch.nan}
+    none["values"] = torch.nan
     none["reason"] = REASONS.index("error")
     tensors = {}
     for name, like in first._tensors().items():
@@ -150,6 +154,10 @@ def gathered(
     rows, first, kept = parts[0]
     if rows is None:
         return first, kept
+    if first.features is not None:  # stages may give different ones
+        width = max(said.features.shape[1] for _, said, _ in parts if said.features is not None)
+        parts = [(where, said.widened(width), held) for where, said, held in parts]
+        first = parts[0][1]
     everyone = [rows for rows, *_ in parts if rows is not None]
     whole = first.gathered(n, [said for _, said, _ in parts[1:]], everyone)
     if all(kept is None for *_, kept in parts):

@@ -117,6 +117,8 @@ class Program:
         if not self._extra or self.policy.combine != "last":
             return None
         ranked = torch.zeros(0, 1, dtype=torch.int64)
+        if any(stage.form == "features" for stage in self.stages.values()):
+            return StageOutput(classes=1, features=torch.zeros(0, 1))
         sure = any(stage.form == "confidence" for stage in self.stages.values())
         return StageOutput(classes=2, ranked=ranked, confidence=torch.zeros(0) if sure else None)
 
@@ -145,6 +147,7 @@ class Program:
             why = torch.full_like(why, REASONS.index(reason))
         return Prediction(
             log_probs=said.logits,
+            values=said.features,
             labels=labels,
             stage=spread(n, nodes, self.ends, torch.int64, device),
             path=spread(n, nodes, range(len(self.ends)), torch.int64, device),

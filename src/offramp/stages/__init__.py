@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from offramp.stages.cascade import evaluating as evaluating
     from offramp.stages.classes import tell_classes as tell_classes
     from offramp.stages.company import check_company as check_company
-    from offramp.stages.company import compared as compared
     from offramp.stages.cost import METERS as METERS
     from offramp.stages.cost import given_costs as given_costs
     from offramp.stages.cost import measure_costs as measure_costs
@@ -80,7 +79,6 @@ _HOME = {
     "batch_size": "offramp._core.batch",
     "chained": "offramp.stages.transforms",
     "check_company": "offramp.stages.company",
-    "compared": "offramp.stages.company",
     "choose_points": "offramp.stages.cutting.choose",
     "concat": "offramp._core.batch",
     "copied": "offramp.stages.reading",

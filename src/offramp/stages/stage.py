@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from offramp._core.arrays import kind_of, tensor_of
 from offramp._core.batch import apply, as_batch, as_rows, to_device
 from offramp._core.carry import Carry, RawInput
-from offramp._core.checks import check_choice
+from offramp._core.checks import check_choice, check_shape
 from offramp._core.errors import InputError
 from offramp._core.outputs import StageOutput, log_probabilities
 from offramp._core.types import STAGE_FORMS, OnError, OutputForm, Raw, StageForm
@@ -58,7 +58,8 @@ class Stage(nn.Module):
             probability are taken. "labels": `(m,)`, or ranked
             `(m, r)`, best first, for policies that compare labels alone; of logits the best.
             Labels are whole numbers, or names where there are `class_names`; one that is no class
-            is a wrong answer, and so is None, for no answer.
+            is a wrong answer, and so is None, for no answer. "features": of tasks without classes,
+            numbers `(m,)` or `(m, d)` that a policy decides by; the answer may be among them.
         classes: Number of classes `c`. It picks the logits where a network returns several tensors,
             and is needed where one gives labels. A cascade says it where it has class names.
         class_names: Names of the classes in the order of the logits, where the network tells them;
@@ -243,12 +244,21 @@ class Stage(nn.Module):
         Raises:
             InputError: If there are no logits `(m, c)` with c >= 2 in it.
         """
+        if self.form == "features":
+            return self._featured(result)
         if self.form != "logits":
             return self._labeled(result)
         logits = self._logits(result)
         if self.outputs == "probabilities":
             logits = log_probabilities(f"The probabilities of stage {self.name!r}", logits)
         return StageOutput(classes=logits.shape[1], logits=logits)
+
+    def _featured(self, result: Any) -> StageOutput:  # noqa: ANN401
+        """Numbers to decide by, of tasks without classes."""
+        values = tensor_of(f"features of stage {self.name!r}", result).float()
+        values = values[:, None] if values.dim() == 1 else values
+        check_shape(f"features of stage {self.name!r}", values.shape, (None, None))
+        return StageOutput(classes=1, features=values)
 
     def _labeled(self, result: Any) -> StageOutput:  # noqa: ANN401
         """Labels, with confidences if these are declared; or those of logits."""

@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 from offramp._core.checks import check_known
 from offramp._core.errors import FileFormatError, InputError, MissingExtraError
 from offramp.trace.imports import from_logits, from_predictions, from_probabilities
+from offramp.trace.losses import from_losses
 from offramp.trace.trace import Trace
 
 _KINDS: dict[str, Callable[..., Trace]] = {
     "logits": from_logits,
     "probabilities": from_probabilities,
     "predictions": from_predictions,
+    "losses": from_losses,
 }
 
 
@@ -29,7 +31,9 @@ def from_npz(
     logits: Mapping[str, str] | None = None,
     probabilities: Mapping[str, str] | None = None,
     predictions: Mapping[str, str] | None = None,
+    losses: Mapping[str, str | None] | None = None,
     confidences: Mapping[str, str] | None = None,
+    features: Mapping[str, str] | None = None,
     labels: str = "labels",
     ids: str | None = None,
     split: str | None = None,
@@ -41,9 +45,11 @@ def from_npz(
         path: The file; pickled arrays in it are refused.
         logits: For each stage the name of its array of scores `(n, c)`. Either this, or
         probabilities: for each stage that of its probabilities `(n, c)`, or
-        predictions: for each stage the name of its array of labels `(n,)` or `(n, r)`.
+        predictions: for each stage the name of its array of labels `(n,)` or `(n, r)`, or
+        losses: for each stage that of what its answers lost `(n,)`, None if it answers nothing.
         confidences: For each stage the name of its array of confidences `(n,)`.
-        labels: Name of the array of true labels.
+        features: With losses: for each stage that of its features `(n, d)`.
+        labels: Name of the array of true labels; with losses it is not read.
         ids: Name of the array of ids, or None.
         split: Name of the array of splits, or None.
         **others: As in `from_logits` or whichever it is: `costs`, `unit`, `edges`... In `costs`
@@ -61,7 +67,7 @@ def from_npz(
             def column(name: str, _: bool) -> NDArray[Any]:
                 return np.asarray(file[check_known("array", name, file.files)])
 
-            tables = _tables(logits, probabilities, predictions, confidences)
+            tables = _tables(logits, probabilities, predictions, losses, confidences, features)
             read = _read(column, tables, labels, ids, split, others)
     except (OSError, BadZipFile, ValueError, EOFError, AttributeError, TypeError) as error:
         if isinstance(error, InputError):
@@ -76,7 +82,9 @@ def from_parquet(
     logits: Mapping[str, str | Sequence[str]] | None = None,
     probabilities: Mapping[str, str | Sequence[str]] | None = None,
     predictions: Mapping[str, str | Sequence[str]] | None = None,
+    losses: Mapping[str, str | None] | None = None,
     confidences: Mapping[str, str] | None = None,
+    features: Mapping[str, str | Sequence[str]] | None = None,
     labels: str = "label",
     ids: str | None = None,
     split: str | None = None,
@@ -90,9 +98,11 @@ def from_parquet(
             Either this, or
         probabilities: likewise, or
         predictions: for each stage a column of labels or of ranked lists, or the names of `r`
-            columns, best first; an empty cell is a refusal.
+            columns, best first; an empty cell is a refusal; or
+        losses: for each stage the column of what its answers lost, None if it answers nothing.
         confidences: For each stage its column of confidences.
-        labels: Column of true labels.
+        features: With losses: for each stage a column of lists, or the names of `d` columns.
+        labels: Column of true labels; with losses it is not read.
         ids: Column of ids, or None.
         split: Column of split names or indices, or None.
         **others: As in `from_logits` or whichever it is: `costs`, `unit`, `edges`... In `costs`
@@ -109,11 +119,13 @@ def from_parquet(
         from pyarrow import parquet
     except ImportError as error:
         raise MissingExtraError("pyarrow", "parquet") from error
-    tables = _tables(logits, probabilities, predictions, confidences)
+    tables = _tables(logits, probabilities, predictions, losses, confidences, features)
     wanted = [
         name for table in tables.values() for names in table.values() for name in _as_names(names)
     ]
-    wanted += [name for name in (labels, ids, split) if name is not None]
+    wanted += [
+        name for name in (labels if losses is None else None, ids, split) if name is not None
+    ]
     wanted += list(_named_costs(others).values())
     try:
         with parquet.ParquetFile(path) as file:
@@ -136,19 +148,25 @@ def _tables(
     logits: Mapping[str, Any] | None,
     probabilities: Mapping[str, Any] | None,
     predictions: Mapping[str, Any] | None,
+    losses: Mapping[str, Any] | None,
     confidences: Mapping[str, Any] | None,
+    features: Mapping[str, Any] | None,
 ) -> dict[str, Mapping[str, Any]]:
     """What is to be read for each argument: names of arrays by stage."""
     given = {"logits": logits, "probabilities": probabilities, "predictions": predictions}
+    given["losses"] = losses
     named = {argument: table for argument, table in given.items() if table is not None}
     if len(named) != 1:
         raise InputError(
-            "Name the arrays of exactly one of logits, probabilities and predictions, got "
+            "Name the arrays of exactly one of logits, probabilities, predictions and losses, got "
             f"{', '.join(named) or 'none'}."
         )
-    if confidences is not None and predictions is None:
+    if confidences is not None and predictions is None and losses is None:
         raise InputError("confidences belong to predictions; scores of all classes need none.")
-    return named if confidences is None else {**named, "confidences": confidences}
+    if features is not None and losses is None:
+        raise InputError("features belong to losses; where there are labels answers decide.")
+    beside = {"confidences": confidences, "features": features}
+    return {**named, **{name: table for name, table in beside.items() if table is not None}}
 
 
 def _read(
@@ -160,13 +178,16 @@ def _read(
     others: Mapping[str, Any],
 ) -> dict[str, Any]:
     read: dict[str, Any] = {
-        "labels": column(labels, False),
+        **({} if "losses" in tables else {"labels": column(labels, False)}),
         "ids": None if ids is None else column(ids, False),
         "split": None if split is None else column(split, False),
     }
     for argument, names in tables.items():
-        gaps = argument in ("predictions", "confidences")  # a service may refuse to answer
-        read[argument] = {stage: column(name, gaps) for stage, name in names.items()}
+        # a service may refuse to answer
+        gaps = "predictions" in tables and argument in ("predictions", "confidences")
+        read[argument] = {
+            stage: None if name is None else column(name, gaps) for stage, name in names.items()
+        }
     if named := _named_costs(others):
         read["costs"] = {**others["costs"], **{s: column(n, False) for s, n in named.items()}}
     return read
@@ -185,8 +206,8 @@ def _from_read(read: Mapping[str, Any]) -> Trace:
     return _KINDS[kind](**read)
 
 
-def _as_names(names: str | Sequence[str]) -> Sequence[str]:
-    return [names] if isinstance(names, str) else names
+def _as_names(names: str | Sequence[str] | None) -> Sequence[str]:
+    return [names] if isinstance(names, str) else names or ()
 
 
 def _column_values(column: Any, what: str, gaps: bool) -> NDArray[Any]:  # noqa: ANN401  (of pyarrow)

@@ -5,7 +5,7 @@ Layer: trace.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -309,13 +309,14 @@ class Trace:
         topology = self.topology.only(stages)
         index = [self.topology.index(name) for name in topology.names]
         tables = ("logits", "ranked", "confidence", "losses", "features", "prices")
-        columns = {name: getattr(self, name) for name in tables}
+        given = ((name, getattr(self, name)) for name in tables)
+        columns: dict[str, Any] = {n: None if v is None else v[:, index] for n, v in given}
         return replace(
             self,
             topology=topology,
             costs=self.costs.only(index),
             other_costs=tuple(table.only(index) for table in self.other_costs),
-            **{name: None if held is None else held[:, index] for name, held in columns.items()},
+            **columns,
         )
 
     def subset(self, split: Split) -> "Trace":

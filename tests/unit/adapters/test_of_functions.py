@@ -205,8 +205,14 @@ def test_a_session_of_functions(form, tmp_path):
     cascade = of_functions(form)
     costs = given_costs(cascade, "us", dict(zip(cascade.topology.names, (1, 9, 30), strict=False)))
     data = rows_of(TEXTS, LABELS, class_names=NAMES)
-    trace = offramp.record(cascade, data, costs=costs, path=tmp_path / "t.trace", progress=False)
+    where = tmp_path / "t.trace"
+    with pytest.warns(UserWarning) as told:
+        trace = offramp.record(cascade, data, costs=costs, path=where, progress=False)
     assert trace.class_names == NAMES
+    assert [str(note.message).partition(";")[0] for note in told] == [
+        "'rough' refused 6 times",
+        "'rough' gave a label that is no class 54 times",
+    ]
     divided = trace.split_into({"fit": 200, "calibrate": 220}, seed=0)
     policy = "agreement" if form == "labels" else "threshold"
     frontier = offramp.fit(divided, policy, reference=trace.stages[-1], progress=False)

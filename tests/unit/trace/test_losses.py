@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from offramp._core.errors import InputError, UnknownNameError
-from offramp.trace import from_losses, load_trace, make_trace, save_trace
+from offramp.trace import (
+    from_losses,
+    from_npz,
+    from_parquet,
+    load_trace,
+    make_trace,
+    save_trace,
+)
 
 LOSSES = {"a": [0.0, 0.5, 1.0], "b": [0.25, 0.0, 0.0]}
 SURE = {"a": [0.9, 0.4, 0.1], "b": [0.8, 0.8, 0.7]}
@@ -106,3 +113,25 @@ def test_labels_and_losses_do_not_go_together():
         replace(labeled, losses=lost.losses)
     with pytest.raises(InputError, match="top must be 1"):
         lost.loss(0, top=2)
+
+
+@pytest.mark.parametrize("kind", ["npz", "parquet"])
+def test_files_hold_losses_under_names(kind, tmp_path):
+    columns = {"a": np.array([0.0, 0.5]), "b": np.array([0.2, 0.0]), "n": np.array([3.0, 9.0])}
+    losses = {"length": None, "small": "a", "large": "b"}
+    features = {"length": "n", "small": "a", "large": "b"}
+    costs = {"length": 0.0, "small": 1.0, "large": "n"}
+    path = tmp_path / f"judged.{kind}"
+    if kind == "npz":
+        np.savez(path, **columns)
+        trace = from_npz(path, losses=losses, features=features, costs=costs, unit="usd")
+        with pytest.raises(InputError, match="features belong to losses"):
+            from_npz(path, predictions={"a": "a"}, features={"a": "n"}, costs=costs)
+    else:
+        pa = pytest.importorskip("pyarrow")
+        pytest.importorskip("pyarrow.parquet").write_table(pa.table(columns), path)
+        trace = from_parquet(path, losses=losses, features=features, costs=costs, unit="usd")
+    assert trace.silent == {0}
+    assert trace.loss(1).tolist() == [0.0, 0.5]
+    assert trace.features[:, 0, 0].tolist() == [3.0, 9.0]
+    assert trace.prices[:, 2].tolist() == [3.0, 9.0]

@@ -195,7 +195,7 @@ def test_intervals_enclose_what_was_measured(sweep, shared):
         assert low <= gain <= high
     if row.loss is not None:  # None where every class has an exit
         assert row.loss_interval[0] <= row.loss <= row.loss_interval[1]
-    assert row.difference_interval[0] <= row.accuracy_drop <= row.difference_interval[1]
+    assert row.accuracy_change_interval[0] <= row.accuracy_change <= row.accuracy_change_interval[1]
     assert row.worst_recall_interval[0] <= row.worst_recall <= row.worst_recall_interval[1]
     again = row.system
     drops = np.array(again.recalls_baseline) - np.array(again.recalls)

@@ -35,8 +35,8 @@ class ExitRow:
         gain_intervals: Their intervals, 95 %, bootstrap over the examples of the class.
         loss: Mean time of all other examples over t, measured; None if there are none.
         loss_interval: Its interval.
-        accuracy_drop: Accuracy of the complete system minus the baseline's, paired.
-        difference_interval: Its interval.
+        accuracy_change: Accuracy of the complete system minus the baseline's, paired.
+        accuracy_change_interval: Its interval.
         worst_recall: The largest loss of recall of a class, in [-1, 1].
         worst_class: Name of that class.
         worst_recall_interval: Its interval, over the examples of that class.
@@ -50,8 +50,8 @@ class ExitRow:
     gain_intervals: dict[str, Interval]
     loss: float | None
     loss_interval: Interval | None
-    accuracy_drop: float
-    difference_interval: Interval
+    accuracy_change: float
+    accuracy_change_interval: Interval
     worst_recall: float
     worst_class: str
     worst_recall_interval: Interval
@@ -106,8 +106,8 @@ def exit_row(
         },
         loss=system.loss(targets) if others.any() else None,
         loss_interval=interval(times / baseline, others) if others.any() else None,
-        accuracy_drop=float(gained.mean()),
-        difference_interval=interval(gained, everyone),
+        accuracy_change=float(gained.mean()),
+        accuracy_change_interval=interval(gained, everyone),
         worst_recall=fallen[worst],
         worst_class=data.class_names[worst],
         worst_recall_interval=interval(-gained, data.labels == worst),
