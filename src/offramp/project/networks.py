@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from offramp._core.errors import InputError
 from offramp._core.types import Batch
-from offramp.adapters import from_http, from_openai
+from offramp.adapters.http import from_http
 from offramp.adapters.of_functions import function_spec
+from offramp.adapters.openai import from_openai
 from offramp.models import ModelSpec, build, default_head, head_arguments
 from offramp.project.config.fields import DEFAULT_HEAD, HeadChoice
 from offramp.project.config.sections import (

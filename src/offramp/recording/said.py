@@ -23,6 +23,7 @@ ARRAYS_OF: Mapping[OutputForm, tuple[str, ...]] = {
     "labels": ("ranked",),
 }
 PRICES = "prices"  # beside them, where stages tell what their answers cost
+ODD = "that counts as a wrong answer."  # ends notes that are no warnings: services do that
 _LEAN = 1e-3  # by how much a wrong class leads, so that the stage is as unsure as it can be
 
 
@@ -142,7 +143,7 @@ def notes_of(parts: Iterable[Said], stages: Sequence[str]) -> tuple[str, ...]:
         return ()
     refused, foreign = np.sum(counts, axis=0).tolist()
     return tuple(
-        f"{stage!r} {what} {count} times; that counts as a wrong answer."
+        f"{stage!r} {what} {count} times; {ODD}"
         for stage, *both in zip(stages, refused, foreign, strict=True)
         for count, what in zip(both, ("refused", "gave a label that is no class"), strict=True)
         if count

@@ -68,10 +68,10 @@ def _of_service(place: Sequence[str | int], kind: str, given: object) -> list[Pr
     """Arguments that the adapter does not have, or that are missing."""
     if not isinstance(given, dict):
         return []
-    from offramp import adapters
+    from offramp.adapters.http import from_http  # as METERS below
+    from offramp.adapters.openai import from_openai
 
-    make = adapters.from_openai if kind == "openai" else adapters.from_http
-    known = inspect.signature(make).parameters
+    known = inspect.signature(from_openai if kind == "openai" else from_http).parameters
     needed = ("url", "model", "prompt") if kind == "openai" else ("url", "model")
     return [
         *(
