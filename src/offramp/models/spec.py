@@ -193,8 +193,8 @@ def imported(name: str, allow: bool = True) -> Callable[..., Any]:
         value = getattr(value, part, None)
     if not callable(value):
         raise UnsupportedError(f"The module {where!r} has no callable {attribute!r}, in {name!r}.")
-    called: Callable[..., Any] = value
-    return called
+    found: Callable[..., Any] = value
+    return found
 
 
 def _check_sha256(path: Path, wanted: str | None) -> None:
