@@ -78,8 +78,11 @@ def read_table(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
     tabs = path.suffix.lower() == ".tsv"
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            quoting = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
-            table = csv.DictReader(file, delimiter="\t" if tabs else ",", quoting=quoting)
+            table = (
+                csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+                if tabs
+                else csv.DictReader(file)
+            )
             known = list(table.fieldnames or [])
             for column in columns:
                 check_known(f"column of {path}", column, known)

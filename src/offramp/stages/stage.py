@@ -262,13 +262,11 @@ class Stage(nn.Module):
 
     def _labeled(self, result: Any) -> StageOutput:  # noqa: ANN401
         """Labels, with confidences if these are declared; or those of logits."""
-        found = self._labels_in(result)
+        found, classes = self._labels_in(result), self.classes
         if found is None:
             logits = self._logits(result)
             sure, best = logits.softmax(dim=1).max(dim=1)
             found, classes = (best, sure), logits.shape[1]
-        else:
-            classes = self.classes
         labels, confidence = found
         given = confidence if self.outputs == "confidence" else None
         said = labeled(self.name, self._labels, classes, labels, given)
