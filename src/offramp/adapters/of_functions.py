@@ -65,7 +65,7 @@ def from_function(
         spec = function_spec(path, class_names=names, strict=strict)
     if classes is not None and names and classes != len(names):
         raise InputError(f"classes must be the number of class_names, {len(names)}, got {classes}.")
-    own = name or path.rpartition(":")[2] or getattr(function, "__name__", "function")
+    own = name or path.rpartition(":")[2] or str(getattr(function, "__name__", "function"))
     return Stage(own, module, spec=spec, outputs=outputs, classes=classes)
 
 
