@@ -25,8 +25,9 @@ OUTPUT_FORMS: tuple[OutputForm, ...] = get_args(OutputForm)
 #: the example is not answered.
 OnError = Literal["next", "reference", "refuse"]
 
-#: What a stage may be declared to answer with; of probabilities the logarithm is taken.
-StageForm = Literal["logits", "probabilities", "confidence", "labels", "features"]
+#: What a stage may be declared to answer with; of probabilities the logarithm is taken, and signals
+#: are features without an answer.
+StageForm = Literal["logits", "probabilities", "confidence", "labels", "features", "signals"]
 STAGE_FORMS: tuple[StageForm, ...] = get_args(StageForm)
 
 FloatArray = NDArray[np.float64]

@@ -6,7 +6,6 @@ Layer: data.
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from offramp._core.checks import check_known
 from offramp._core.errors import FileFormatError, InputError
@@ -79,8 +78,11 @@ def read_table(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
     tabs = path.suffix.lower() == ".tsv"
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            as_is: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-            table = csv.DictReader(file, **(as_is if tabs else {}))
+            table = (
+                csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+                if tabs
+                else csv.DictReader(file)
+            )
             known = list(table.fieldnames or [])
             for column in columns:
                 check_known(f"column of {path}", column, known)

@@ -92,6 +92,8 @@ class Program:
         if costs is not None:
             self.costs = tuple(costs.path(topology, p, policy.decided(p)) for p in paths)
         # Services, and what it means that they have failed.
+        self.silent = frozenset(k for k, stage in stages.items() if stage.silent)
+        self._check_somebody_answers()
         self.services = {k: s.on_error for k, s in stages.items() if s.on_error is not None}
         self.detours = {k: self._detour(k, reference) for k in self.children}
         units = {stage.unit for stage in stages.values() if stage.unit is not None}
@@ -111,6 +113,14 @@ class Program:
         self.classes = self._names + self._extra if self._names else None
         self._first: str | None = None  # form of the first batch that was answered
         self._checked = False  # whether answers were seen not to depend on the rest of the batch
+
+    def _check_somebody_answers(self) -> None:
+        for k in self.silent:
+            if k in self.ends and self.reasons[self.ends.index(k)] == REASONS.index("last"):
+                raise InputError(
+                    f"Stage {self.stages[k].name!r} answers nothing (outputs='signals'), and the "
+                    "policy has no way on from it. Let another stage follow it."
+                )
 
     def _said_to_nobody(self) -> StageOutput | None:
         """What nobody is answered where answers are labels; None where they are probabilities."""
@@ -133,6 +143,9 @@ class Program:
         said, kept = gathered(n, [(rows, said, kept) for _, rows, said, kept, _ in left])
         device, nodes = said.device, [(self.paths[path], rows) for path, rows, *_ in left]
         why = spread(n, nodes, self.reasons, torch.int8, device)
+        if self.silent:
+            kept = self._muted(n, nodes, said, kept)
+            said = kept.said
         labels, confidence = said.best()
         if kept is None:
             valid = torch.ones(n, dtype=torch.bool, device=device)
@@ -159,6 +172,16 @@ class Program:
             stage_names=self.topology.names,
             paths=tuple(self.paths),
         )
+
+    def _muted(
+        self, n: int, nodes: Sequence[tuple[int, Rows]], said: StageOutput, kept: Fallback | None
+    ) -> Fallback:
+        """The same, with no answer for whom only stages have spoken that answer nothing."""
+        if kept is None:
+            kept = Fallback.none(n, said)._replace(said=said)
+            kept = kept._replace(valid=~kept.valid)
+        mute = [float(end in self.silent) for end in self.ends]
+        return kept.without(spread(n, nodes, mute, torch.bool, said.device))
 
     def _cost(
         self, n: int, nodes: Sequence[tuple[int, Rows]], left: Sequence[Left], device: torch.device

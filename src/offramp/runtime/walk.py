@@ -237,7 +237,8 @@ def _keep(flight: InFlight, parts: Sequence[Part]) -> None:
     for path, rows in parts:
         at = flight.at(path, rows)
         combined = policy.says(at)
-        before = policy.says(flight.at(path[:-1], rows)) if len(path) > 1 else None
+        spoken = len(path) > 1 and path[-2] not in flight.program.silent
+        before = policy.says(flight.at(path[:-1], rows)) if spoken else None
         alone = combined
         if policy.combine != "last":
             log_probs = at.distribution(path[-1]).log_probs
@@ -246,6 +247,8 @@ def _keep(flight: InFlight, parts: Sequence[Part]) -> None:
         said = at.output(path[-1])
         finite, why = said.finite(), _why(flight, path[-1], said)
         part = kept.take(rows).after(finite, combined=combined, before=before, alone=alone, why=why)
+        if path[-1] in flight.program.silent:
+            part = part.without(torch.ones_like(finite))
         if flight.program.services.get(path[-1]) == "refuse":
             part = part.without(~finite & (why == _FAILED))
         flight.fallback = kept.put(rows, part)

@@ -60,6 +60,7 @@ class Stage(nn.Module):
             Labels are whole numbers, or names where there are `class_names`; one that is no class
             is a wrong answer, and so is None, for no answer. "features": of tasks without classes,
             numbers `(m,)` or `(m, d)` that a policy decides by; the answer may be among them.
+            "signals": the same of a stage that answers nothing, such as the length of a prompt.
         classes: Number of classes `c`. It picks the logits where a network returns several tensors,
             and is needed where one gives labels. A cascade says it where it has class names.
         class_names: Names of the classes in the order of the logits, where the network tells them;
@@ -147,7 +148,12 @@ class Stage(nn.Module):
     @property
     def form(self) -> OutputForm:
         """The form of what it says; probabilities come as logits."""
-        return "logits" if self.outputs == "probabilities" else self.outputs
+        return _FORM_OF.get(self.outputs, self.outputs)
+
+    @property
+    def silent(self) -> bool:
+        """True of a stage that answers nothing: it must not be the last that an example visits."""
+        return self.outputs == "signals"
 
     @property
     def gives_carry(self) -> bool:
@@ -335,6 +341,7 @@ class Stage(nn.Module):
         return self.answer(result), result if self.gives_carry else None
 
 
+_FORM_OF: dict[str, OutputForm] = {"probabilities": "logits", "signals": "features"}
 _ARGUMENTS = tuple(inspect.signature(Stage).parameters)
 
 
