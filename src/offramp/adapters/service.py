@@ -3,7 +3,7 @@
 Each row is asked by itself, many at a time, within the limits. What cannot be answered is marked as
 that and never taken for an answer; what it means is said by `on_error`.
 
-Layer: adapters.  Source: docs/adr/0049.
+Layer: adapters.  Source: docs/adr/0048.
 """
 
 import asyncio

@@ -3,7 +3,7 @@
 A bundle is data of others, and its settings name hosts that inputs are sent to, and environment
 variables whose content goes with them. So nobody is called whom whoever loads it has not allowed.
 
-Layer: bundle.  Source: docs/adr/0050.
+Layer: bundle.  Source: docs/adr/0049.
 """
 
 from collections.abc import Collection

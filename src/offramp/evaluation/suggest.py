@@ -6,7 +6,7 @@ of `fit` decides: what was tried on the examples it is judged by would be the lu
 `calibrate` is not looked at, so what is promised of the outcome later holds.
 
 Layer: evaluation.  Source: none, this is a definition; the search is that of docs/adr/0013, for
-labels alone one of its kind (docs/adr/0048).
+labels alone one of its kind (docs/adr/0047).
 """
 
 from collections.abc import Iterator, Sequence

@@ -21,6 +21,7 @@ from offramp._core.outputs import StageOutput
 from offramp._core.topology import EXIT
 from offramp._core.types import Raw
 from offramp.policy.policy import Policy
+from offramp.runtime.fallback import Fallback
 from offramp.runtime.plans import blocks_of, plan_segments
 from offramp.runtime.prediction import (
     NO_LABEL,

@@ -29,7 +29,7 @@ def session():
     """Losses of a small and a large regression, by a length that stands first."""
     cascade = Cascade.from_models(
         {"length": Length(), "small": Model(0.5, True), "large": Model(0.1, True)},
-        outputs="features",
+        outputs={"length": "signals", "small": "features", "large": "features"},
     )
     x = torch.randn(600, 3, generator=torch.Generator().manual_seed(0))
     said = {
@@ -82,6 +82,31 @@ def test_a_number_that_is_not_finite_goes_on_and_is_told(fitted):
     assert answer.valid.tolist() == [k != 4 for k in range(9)]
     assert answer.values[4].isnan().all()
     assert not len(Adaptive(cascade, candidate)(x[:0]))
+
+
+def test_nobody_is_answered_by_a_stage_that_answers_nothing(fitted):
+    cascade, x, _, candidate = fitted
+
+    class Fails(Model):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * torch.where(x[:, :1] > 0, 1.0, torch.nan)
+
+    broken = Cascade.from_models(
+        {"length": Length(), "small": Fails(0.5, True), "large": Fails(0.1, True)},
+        outputs={"length": "signals", "small": "features", "large": "features"},
+    )
+    model, whole = Adaptive(broken, candidate), Adaptive(cascade, candidate)
+    for part in (x, x[:1], x[1:2], x[5:6]):
+        answer, fine = model(part), part[:, 0] > 0
+        assert answer.valid.tolist() == fine.tolist()
+        assert answer.values[~fine].isnan().all()
+        torch.testing.assert_close(answer.values[fine], whole(part).values[fine])
+
+
+def test_a_way_that_ends_where_nothing_is_answered_is_refused(fitted):
+    cascade, _, _, _ = fitted
+    with pytest.raises(InputError, match="answers nothing"):
+        Adaptive.single(cascade, "length")
 
 
 def test_other_forms_are_refused(fitted):
