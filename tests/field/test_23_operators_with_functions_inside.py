@@ -59,9 +59,13 @@ print(json.dumps(found))
 )
 def test_points_and_costs_count_what_is_inside(kinds):
     """In a process of its own: torch runs such operators by its compiler, which keeps state."""
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *kinds], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", SCRIPT, *kinds], capture_output=True, text=True)
+    if done.returncode and torch.__version__.startswith(
+        "2.8."
+    ):  # which shows no mode such operators
+        assert "cannot be counted" in done.stderr
+        return
+    assert not done.returncode, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert list(found) == kinds
     for kind, (points, flops) in found.items():

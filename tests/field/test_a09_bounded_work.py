@@ -123,8 +123,11 @@ def test_a_tapped_network_runs_on_no_input_out_of_proportion(change):
 def test_weights_of_another_kind_of_number_are_not_cast(bundle, dtype):
     tensors = load_file(bundle / "a.safetensors")
     tensors["linear.bias"] = tensors["linear.bias"].to(dtype)
-    save_file(tensors, bundle / "a.safetensors")
     path = bundle / "a.safetensors"
+    try:
+        save_file(tensors, path)
+    except KeyError:
+        pytest.skip(f"this safetensors writes no {dtype}")
     entry = {"bytes": path.stat().st_size, "sha256": sha256(path)}
     edit(bundle, lambda m: m["files"].update({"a.safetensors": entry}))
     refused(bundle, "1 of another kind of number")

@@ -3,6 +3,7 @@
 Layer: stages.  Source: methods.md, introduction (a multiply-add counts as 2 FLOPs).
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -53,8 +54,11 @@ class Operations:
         self._stack.enter_context(self._control)
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._stack.close()
+        unseen = re.search(r"no rule registered for HOP (\w+)", str(error))
+        if isinstance(error, NotImplementedError) and unseen is not None:  # torch 2.8
+            raise _uncountable(unseen[1]) from error
 
     def most_expensive(self, branches: Sequence[Callable[[], Any]]) -> list[Any]:
         """Run all branches, but count only the most expensive."""
@@ -97,10 +101,7 @@ class _ControlFlow(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(*args, **(kwargs or {}))
         name = str(func)
         if func is not _higher.cond and name not in _LOOPS:
-            raise UnsupportedError(
-                f"The operations inside of {name!r} cannot be counted. Measure seconds, or "
-                "give the costs; points of a network that has it cannot be listed."
-            )
+            raise _uncountable(name)
         again = self._operations.again
         with _disable_current_modes():
             if func is _higher.cond:
@@ -110,6 +111,13 @@ class _ControlFlow(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return taken if condition else other
             counted = [again(arg) if callable(arg) else arg for arg in args]
             return func(*counted, **(kwargs or {}))
+
+
+def _uncountable(name: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"The operations inside of {name!r} cannot be counted. Measure seconds, or give the costs; "
+        "points of a network that has it cannot be listed. A later torch may see into it."
+    )
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Costs, risks, shares and intervals of one candidate."""
 
+import inspect
 import json
 import math
 from dataclasses import replace
@@ -20,6 +21,8 @@ from offramp.evaluation.replay import replay
 from offramp.policy import Candidate, Constant, Feature, Linear, Node, Policy
 from offramp.trace import make_trace
 from support.properties import examples
+
+_GENERATOR = "rng" if "rng" in inspect.signature(bootstrap).parameters else "random_state"
 
 
 def intervals(columns, *, rounds: int, seed: int):
@@ -126,9 +129,8 @@ def test_intervals_agree_with_scipy():
     cost = rng.choice([0.3, 1.3], size=400)
     found = intervals([cost, lost], rounds=20000, seed=1)
     for column, interval in zip([cost, lost], found, strict=True):
-        known = bootstrap(
-            (column,), np.mean, n_resamples=20000, method="percentile", rng=rng, batch=500
-        ).confidence_interval
+        drawn = {_GENERATOR: rng, "n_resamples": 20000, "method": "percentile", "batch": 500}
+        known = bootstrap((column,), np.mean, **drawn).confidence_interval
         assert interval == pytest.approx((known.low, known.high), abs=0.006)
 
 
