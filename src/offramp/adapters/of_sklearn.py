@@ -52,7 +52,7 @@ def from_sklearn(
     (('0', '1', '2'), torch.Size([2, 3]))
     """
     own = _class_names(estimator)
-    method = _method(estimator)
+    method = method_of(estimator)
     module = Estimator.holding(estimator, method, len(own))
     arguments = {"size": len(module.skops), "method": method, "classes": len(own)}
     stage = Stage(
@@ -86,15 +86,20 @@ def _class_names(estimator: Any) -> list[str]:  # noqa: ANN401
     return names
 
 
-def _method(estimator: Any) -> Method:  # noqa: ANN401
+def method_of(estimator: Any) -> Method:  # noqa: ANN401  (whoever has the methods)
+    """What a classifier is asked: "predict_proba", or else "decision_function".
+
+    Raises:
+        UnsupportedError: If it has neither, or scores pairs of classes.
+    """
     who = type(_last(estimator)).__name__
     if hasattr(estimator, "predict_proba"):
         return "predict_proba"
     if not hasattr(estimator, "decision_function"):
         raise UnsupportedError(
             f"{who} has neither predict_proba nor decision_function, so nobody can tell how sure "
-            "it is. Wrap it in sklearn.calibration.CalibratedClassifierCV where it can, or give its "
-            "labels: from_function(estimator.predict, outputs='labels', class_names=[...])."
+            "it is. Wrap it in sklearn.calibration.CalibratedClassifierCV where it can, or give "
+            "its labels: from_function(estimator.predict, outputs='labels', class_names=[...])."
         )
     if getattr(_last(estimator), "decision_function_shape", "") == "ovo":
         raise UnsupportedError(
