@@ -88,9 +88,18 @@ class Labels(dict[object, int]):
             if isinstance(values, Sequence)
             else array_of("labels", values, gaps=True).tolist()
         )
+        numbers: Any = plain
         if plain and isinstance(plain[0], list | tuple):
-            return torch.tensor([[self[one] for one in row] for row in plain])
-        return torch.tensor([self[one] for one in plain], dtype=torch.int64)
+            numbers = [[self[one] for one in row] for row in plain]
+        elif type(plain) is not list or set(map(type, plain)) != {int}:  # else as fast as it goes
+            numbers = [self[one] for one in plain]
+        try:
+            return torch.tensor(numbers, dtype=torch.int64)
+        except (OverflowError, RuntimeError, TypeError, ValueError) as error:
+            raise InputError(
+                f"Stage {self._stage!r} must give labels below 2**63, and as many ranked ones for "
+                f"each example, got {str(plain)[:80]}: {error}"
+            ) from error
 
 
 def scores_of(stage: str, result: Any) -> Float[Tensor, "m c"]:  # noqa: ANN401

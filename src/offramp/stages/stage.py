@@ -148,7 +148,7 @@ class Stage(nn.Module):
     @property
     def form(self) -> OutputForm:
         """The form of what it says; probabilities come as logits."""
-        return _FORM_OF.get(self.outputs, self.outputs)
+        return _FORM_OF[self.outputs]
 
     @property
     def silent(self) -> bool:
@@ -341,7 +341,14 @@ class Stage(nn.Module):
         return self.answer(result), result if self.gives_carry else None
 
 
-_FORM_OF: dict[str, OutputForm] = {"probabilities": "logits", "signals": "features"}
+_FORM_OF: dict[StageForm, OutputForm] = {
+    "logits": "logits",
+    "probabilities": "logits",
+    "confidence": "confidence",
+    "labels": "labels",
+    "features": "features",
+    "signals": "features",
+}
 _ARGUMENTS = tuple(inspect.signature(Stage).parameters)
 
 
