@@ -26,7 +26,6 @@ from sklearn.utils.estimator_checks import parametrize_with_checks  # noqa: E402
 
 from offramp.sklearn import CascadeClassifier  # noqa: E402
 
-EUCLIDEAN = "metrics._dist_metrics.EuclideanDistance64"
 COSTS = {"small": 1.0, "large": 20.0}
 
 
@@ -67,7 +66,7 @@ def test_a_promise_is_kept_at_less_cost(fitted, data):
     assert fitted.n_features_in_ == 8
 
 
-def test_what_runs_is_what_a_model_of_stages_does(fitted, data, tmp_path):
+def test_what_runs_is_what_a_model_of_stages_does(fitted, data):
     model = fitted.adaptive()
     # tensors keep float64, as the classifiers got it
     said = model(torch.tensor(data[0][2000:]))
@@ -76,11 +75,16 @@ def test_what_runs_is_what_a_model_of_stages_does(fitted, data, tmp_path):
     np.testing.assert_allclose(
         fitted.predict_proba(data[0][2000:]), said.log_probs.exp(), atol=1e-5
     )
-    offramp.save(model, tmp_path / "bundle")
-    types = [f"sklearn.{name}" for name in ("neighbors._kd_tree.KDTree", EUCLIDEAN)]
-    again = offramp.load(tmp_path / "bundle", allow_types=types)
-    assert torch.equal(again(torch.tensor(data[0][2000:])).labels, said.labels)
-    assert again.choice.sentence == fitted.choice_.sentence
+
+
+def test_it_can_be_part_of_a_bundle(data, tmp_path):
+    rows, labels = data[0][:300], data[1][:300]
+    model = classifier(estimators=PAIRS, max_drop=0.1).fit(rows, labels)
+    offramp.save(model.adaptive(), tmp_path / "bundle")
+    again = offramp.load(tmp_path / "bundle")
+    said = again(torch.tensor(rows))
+    assert model.classes_[said.labels].tolist() == model.predict(rows).tolist()
+    assert again.choice.sentence == model.choice_.sentence
 
 
 def test_a_dear_classifier_sees_only_some_rows(data):
@@ -140,14 +144,14 @@ def test_a_handful_of_rows_is_answered_by_the_dearest(rows):
 
 
 def test_in_pipelines_searches_and_cross_validation(data):
-    rows, labels = data[0][:600], data[1][:600]
+    rows, labels = data[0][:400], data[1][:400]
     inside = make_pipeline(StandardScaler(), classifier(max_drop=0.1))
     assert inside.fit(rows, labels).score(rows, labels) > 0.7
     scores = cross_validate(classifier(), rows, labels, cv=3, error_score="raise")
     assert scores["test_score"].min() > 0.6
     search = GridSearchCV(
         classifier(),
-        {"large__n_neighbors": [1, 9], "max_drop": [0.01, 0.1]},
+        {"large__n_neighbors": [9], "max_drop": [0.01, 0.1]},
         cv=2,
         error_score="raise",
     ).fit(rows, labels)
