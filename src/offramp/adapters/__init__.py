@@ -16,6 +16,7 @@ _HOME: dict[str, str] = {
     "from_function": "offramp.adapters.of_functions",
     "from_huggingface": "offramp.adapters.of_huggingface",
     "from_onnx": "offramp.adapters.of_onnx",
+    "from_sklearn": "offramp.adapters.of_sklearn",
     "from_timm": "offramp.adapters.of_timm",
     "from_torchvision": "offramp.adapters.of_torchvision",
     "in_order": "offramp.adapters.answers",

@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx, nn
 
-from offramp._core.errors import InputError, OfframpError
+from offramp._core.errors import FileFormatError, InputError, OfframpError, UnsupportedError
 from offramp.bundle.check import read_manifest
 from offramp.bundle.manifest import WholeEntry
 from offramp.bundle.rebuild import rebuild
 from offramp.bundle.services import ServiceEntry
 from offramp.bundle.tensors import built
 from offramp.models import ModelSpec, save_weights
+from offramp.models.estimator import Estimator, untrusted
 from offramp.stages import Cascade, HeldStages
 
 
@@ -41,8 +42,22 @@ def write_module(module: nn.Module, spec: ModelSpec, path: Path, *, whose: str) 
     elif different := _different(again.state_dict(), module.state_dict()):
         found = f"values or types differ in {different[0]!r}"
     else:
+        _check_opens(again, whose)
         return
     raise InputError(f"The spec of {whose} builds another network than the cascade has: {found}.")
+
+
+def _check_opens(module: nn.Module, whose: str) -> None:
+    """Raise `InputError` where a classifier is written that nobody could read back."""
+    for part in module.modules():
+        if isinstance(part, Estimator):
+            try:
+                part.open(untrusted(part.content))  # the user's own, so all of it is trusted
+            except (FileFormatError, UnsupportedError) as error:
+                raise InputError(
+                    f"The classifier of {whose} cannot be part of a bundle, for nobody could read "
+                    f"it back. {error} Functions and classes in it must stand in a module."
+                ) from error
 
 
 def check_loadable(folder: Path, cascade: Cascade | HeldStages) -> None:

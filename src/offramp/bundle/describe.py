@@ -34,6 +34,7 @@ from offramp.bundle.rebuild import INPUT, LOGITS, answers_of, segment_of
 from offramp.bundle.services import is_service, service_entry
 from offramp.bundle.tensors import FAILURES
 from offramp.models import ModelSpec, build, save_weights
+from offramp.models.estimator import Estimator
 from offramp.models.on_rows import OnRows
 from offramp.stages import (
     Cascade,
@@ -168,6 +169,9 @@ def _model(spec: object, who: str, repair: str, stage: Stage) -> ModelEntry:
                 "that runs. Write it at the top of a module, and give it by name: "
                 "from_function('package.module:name', ...)."
             )
+        for part in stage.module.modules():
+            if isinstance(part, Estimator) and part.why_not:
+                raise InputError(f"{who} cannot be part of a bundle: {part.why_not}")
         raise InputError(
             f"{who} has no spec, so nobody could build it again. "
             f"{repair.format(name=stage.name)}; any importable callable works as "

@@ -6,7 +6,7 @@ are listed must have the checksum that is listed, the rest is not read.
 Layer: bundle.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -69,6 +69,7 @@ def load(
     fold: bool = False,
     allow_import: bool = False,
     allow_network: AllowNetwork = False,
+    allow_types: Collection[str] = (),
     backend: str | Mapping[str, str] | None = None,
     example: Batch | None = None,
     threads: int | None = None,
@@ -91,6 +92,8 @@ def load(
         allow_network: Whether stages may be services, which inputs are sent to with the content of
             environment variables that the bundle names: True, or the hosts that may be called, such
             as ["api.openai.com"]. Nobody is called while it is loaded.
+        allow_types: Types that classifiers of scikit-learn may be made of, beside those that skops
+            trusts, by name: those of a bundle whose origin you trust. What is refused is named.
         backend: What runs the stages, one for all or for each by name, as for `with_backend`; of
             those whose answers are equal to rounding. "auto" takes the fastest by the measurements
             in the bundle, of those that are installed. Stages saved in a backend stay there.
@@ -104,7 +107,8 @@ def load(
             heads as the manifest says; or if exits answer otherwise than when they were saved. It
             names the file.
         UnsupportedError: If a network needs an import that is not allowed or not installed, a stage
-            would call a host that is not allowed, or a backend cannot run a stage.
+            would call a host that is not allowed, a classifier is made of types that are not
+            allowed, or a backend cannot run a stage.
         MissingExtraError: If a backend is not installed, also one that stages were saved in.
         UnknownNameError: If there is no such backend or stage.
         InputError: If a backend changes answers; if nothing was measured; or if it is not known
@@ -120,6 +124,7 @@ def load(
             fold=fold,
             allow_import=allow_import,
             allow_network=allow_network,
+            allow_types=allow_types,
             backend=backend,
             example=example,
             threads=threads,
@@ -136,6 +141,7 @@ def _load(
     fold: bool,
     allow_import: bool,
     allow_network: AllowNetwork,
+    allow_types: Collection[str],
     backend: str | Mapping[str, str] | None,
     example: Batch | None,
     threads: int | None,
@@ -152,6 +158,7 @@ def _load(
         verify=verify,
         allow_import=allow_import,
         allow_network=allow_network,
+        allow_types=allow_types,
         threads=threads,
     )
     if backend is not None:

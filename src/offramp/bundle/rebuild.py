@@ -3,7 +3,7 @@
 Layer: bundle.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -24,6 +24,7 @@ from offramp.bundle.names import MANIFEST
 from offramp.bundle.parts import CompiledReader, check_together
 from offramp.bundle.services import AllowNetwork, ServiceEntry, service_stage
 from offramp.bundle.tensors import FAILURES, built, read_tensors
+from offramp.models.estimator import Estimator
 from offramp.stages import CutSpec, SegmentSpec, Stage, attached
 from offramp.stages.segments import run_segments
 
@@ -41,6 +42,7 @@ def rebuild(
     verify: bool,
     allow_import: bool,
     allow_network: AllowNetwork = False,
+    allow_types: Collection[str] = (),
     threads: int | None = None,
 ) -> dict[str, Stage]:
     """Build all stages of a bundle, and try the exits on its example.
@@ -51,6 +53,7 @@ def rebuild(
         verify: As for `load`.
         allow_import: As for `load`.
         allow_network: As for `load`.
+        allow_types: As for `load`.
         threads: As for `load`.
 
     Raises:
@@ -70,6 +73,7 @@ def rebuild(
         else _stage(folder, entry, topology, cuts, allow_import)
         for entry in manifest.stages
     }
+    _open_estimators(folder, stages.values(), allow_types)
     check_together(folder, list(stages.values()))
     for k, network in enumerate(manifest.networks):
         exits = [e for e in manifest.stages if isinstance(e, ExitEntry) and e.segment.network == k]
@@ -82,6 +86,18 @@ def rebuild(
                 f"answers have, got {len(manifest.class_names)}."
             )
     return stages
+
+
+def _open_estimators(folder: Path, stages: Iterable[Stage], allow_types: Collection[str]) -> None:
+    """Make the classifiers of scikit-learn out of their bytes."""
+    for stage in stages:
+        for part in stage.modules():
+            if not isinstance(part, Estimator):
+                continue
+            try:
+                part.open(allow_types)
+            except (FileFormatError, UnsupportedError) as error:
+                raise type(error)(f"{folder}: the classifier of {stage.name!r}. {error}") from error
 
 
 def _cut_again(folder: Path, k: int, entry: NetworkEntry, allow_import: bool) -> Segments:

@@ -16,6 +16,7 @@ from offramp._core.checks import check_choice, check_known
 from offramp._core.errors import InputError, MissingExtraError, UnknownNameError, UnsupportedError
 from offramp._core.optional import imported
 from offramp._core.registry import Registry
+from offramp.models.estimator import Estimator
 
 #: Arguments of timm with which it would read files, or look for some elsewhere.
 _READING = (
@@ -166,5 +167,6 @@ FOREIGN: Registry[Callable[..., nn.Module]] = Registry(
         "timm": timm_network,
         "torchvision": torchvision_network,
         "huggingface": huggingface_network,
+        "sklearn": Estimator,
     },
 )
