@@ -117,9 +117,9 @@ def record(
     Raises:
         UnsupportedError: If what a stage says about an example depends on the others of its batch.
         InputError: If there are no examples; a label lies outside the classes; the cascade and the
-            data set have the classes in another order; a logit is NaN or infinite and `nonfinite` is "error"; stages have different numbers of classes; ids
-            repeat; `path` exists; or an interrupted recording belongs to another cascade or to
-            another order of the examples.
+            data set have the classes in another order; a logit is NaN or infinite and `nonfinite`
+            is "error"; stages have different numbers of classes; ids repeat; `path` exists; or an
+            interrupted recording belongs to another cascade or to another order of the examples.
         BusyError: If another process records to `path`.
         StorageError: If the disk is full; rows that were recorded are kept.
         SpendingError: If one more answer might exceed `max_spend`. What was paid is kept with a

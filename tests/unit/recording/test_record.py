@@ -282,16 +282,16 @@ NAMED = Cascade.from_models({"a": Stage("a", network(1), class_names=("cat", "do
 @pytest.mark.parametrize("names", [("dog", "cat", "eel"), ("dog", "eel", "cat"), ("eel", "dog")])
 def test_a_data_set_with_the_classes_in_another_order_is_refused(names):
     data = arrays(X, Y.clamp(max=len(names) - 1), class_names=names)
-    with pytest.raises(InputError, match="'cat', 'dog', 'eel'.* of the cascade and") as caught:
+    with pytest.raises(InputError, match=r"'cat', 'dog', 'eel'.* of the cascade and") as caught:
         go(data, NAMED, costs=Costs.simple("usd", [1.0]))
     assert str(list(names)) in str(caught.value)
 
 
 def test_given_class_names_in_another_order_are_refused():
     costs = Costs.simple("usd", [1.0])
-    with pytest.raises(InputError, match="'eel', 'dog', 'cat'.* of class_names and"):
+    with pytest.raises(InputError, match=r"'eel', 'dog', 'cat'.* of class_names and"):
         go(batches(), NAMED, costs=costs, class_names=["eel", "dog", "cat"])
-    with pytest.raises(InputError, match="of class_names and .* of the data set"):
+    with pytest.raises(InputError, match=r"of class_names and .* of the data set"):
         go(arrays(X, Y, class_names=["a", "b", "c"]), class_names=["b", "a", "c"])
 
 
