@@ -208,13 +208,20 @@ class ChatClassifier:
         self.classes = len(settings.labels)
         self._numbers = {_plain(label): k for k, label in enumerate(settings.labels)}
         self._others = Labels(settings.model, settings.labels)
-        asked = {"url": settings.url, "prices": to_json(settings.prices), **self._body("{row}")}
-        self.identity = _digest(asked)
+        self.identity = _digest(
+            {
+                "url": settings.url,
+                "prompt": settings.prompt,
+                "labels": settings.labels,  # their order numbers the answers
+                "prices": to_json(settings.prices),
+                "body": self._body(""),  # model, options, and what the system is told
+            }
+        )
         self._refusal = Labels(self.identity).refusal  # never agrees with that of another service
 
     def digest(self, row: object) -> str:
-        """Of the request."""
-        return _digest({"url": self.settings.url, **self._body(self.text(row))})
+        """Of the request, and of all that says what its answer means."""
+        return _digest({"of": self.identity, "text": self.text(row)})
 
     def most(self, row: object) -> float:
         """The price of as many tokens as the texts have bytes, and of the longest answer."""

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any, final
 
@@ -94,7 +95,9 @@ def record(
             these, unless the table is in another unit.
         other_costs: Tables in other units, which reports show beside, such as measured seconds.
         seen_in_training: Whether the stages were trained on these examples.
-        class_names: Names of the classes; by default those of the cascade or of the data set.
+        class_names: Names of the classes; by default those of the cascade or of the data set. Where
+            several of the three name a class, it must have the same number in each. An empty list
+            leaves the names out, and nothing is compared.
         batch_size: For a data set that makes its own loader.
         progress: Whether to show a progress bar.
         resume: False throws away what an interrupted run has left.
@@ -113,10 +116,10 @@ def record(
 
     Raises:
         UnsupportedError: If what a stage says about an example depends on the others of its batch.
-        InputError: If there are no examples; a label lies outside the classes; a logit is NaN or
-            infinite and `nonfinite` is "error"; stages have different numbers of classes; ids
-            repeat; `path` exists; or an interrupted recording belongs to another cascade or to
-            another order of the examples.
+        InputError: If there are no examples; a label lies outside the classes; the cascade and the
+            data set have the classes in another order; a logit is NaN or infinite and `nonfinite`
+            is "error"; stages have different numbers of classes; ids repeat; `path` exists; or an
+            interrupted recording belongs to another cascade or to another order of the examples.
         BusyError: If another process records to `path`.
         StorageError: If the disk is full; rows that were recorded are kept.
         SpendingError: If one more answer might exceed `max_spend`. What was paid is kept with a
@@ -143,7 +146,7 @@ def record(
         _check_costs(cascade, table)
     listed = listed_prices(cascade, costs)
     ceiling = ceiling_of(cascade, max_spend)
-    names = _class_names(cascade, loader) if class_names is None else tuple(class_names)
+    names = _class_names(cascade, loader, class_names)
     if names:
         tell_classes(cascade, len(names))
     device = check_device(device)
@@ -345,8 +348,43 @@ def _check_unique(ids: Ids) -> None:
         )
 
 
-def _class_names(cascade: Cascade, loader: Loader) -> tuple[str, ...]:
-    return cascade.class_names or tuple(getattr(dataset_of(loader), "class_names", ()))
+def _class_names(cascade: Cascade, loader: Loader, given: Sequence[str] | None) -> tuple[str, ...]:
+    """Names of the classes, in the order that all agree on; given ones go before all others.
+
+    Raises:
+        InputError: If a class has one number here and another one there.
+    """
+    if given is not None and not len(given):
+        return ()
+    told = {
+        "class_names": tuple(given or ()),
+        "the cascade": tuple(cascade.class_names),
+        "the data set": tuple(getattr(dataset_of(loader), "class_names", None) or ()),
+    }
+    named = [(who, names) for who, names in told.items() if names]
+    for (one, first), (other, second) in combinations(named, 2):
+        _check_order(one, first, other, second)
+    return named[0][1] if named else ()
+
+
+def _check_order(one: str, first: Sequence[str], other: str, second: Sequence[str]) -> None:
+    """Raise `InputError` if a name that both have stands at another place in each."""
+    if first == second:
+        return
+    known = set(first)
+    for number, name in enumerate(second):
+        if name in known and (number >= len(first) or first[number] != name):
+            raise InputError(
+                f"class_names must be in one order, got {_shown(first)} of {one} and "
+                f"{_shown(second)} of {other}: label {number} of the latter is {shown_id(name)}, "
+                "and would be compared with another class. Give the data set or the stages the "
+                "order of the other (in_order); or class_names=[], where only the names are wrong."
+            )
+
+
+def _shown(names: Sequence[str]) -> str:
+    """Names, the first of many."""
+    return f"{list(names[:10])}{f' and {len(names) - 10} more' if len(names) > 10 else ''}"
 
 
 def _fingerprint(cascade: Cascade, loader: Loader) -> dict[str, str]:

@@ -217,3 +217,32 @@ def test_addresses_that_would_tell_a_key_are_refused(url, why):
     with pytest.raises(InputError, match=why) as caught:
         from_openai(url, model="m", labels=LABELS, prompt="{row}", key_env="KEY")
     assert "secret" not in str(caught.value)
+
+
+OTHERS = [
+    {"prompt": "Bad or good? {row}"},
+    {"labels": LABELS[::-1]},
+    {"model": "other"},
+    {"options": {"seed": 1}},
+    {"max_tokens": 3},
+    {"answer": "json"},
+    {"prices": None},
+]
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_services_that_are_asked_otherwise_are_others(other):
+    with StandIn(say=lambda _: ("", 0.5)) as server:
+        one, two = stage_of(server), stage_of(server, **other)
+        assert one.module.fingerprint == stage_of(server).module.fingerprint
+        assert one.module.fingerprint != two.module.fingerprint
+        refusals = [said(stage, ["good"]).ranked.item() for stage in (one, two)]
+    assert refusals[0] != refusals[1]
+    assert refusals[0] < 0
+
+
+def test_the_key_of_a_request_is_that_of_its_service():
+    with StandIn() as server:
+        found = {said(stage_of(server, **other), ["a"]).ranked.item() for other in ({}, OTHERS[1])}
+    assert found == {0, 1}  # "bad", by the order of the labels
+    assert server.charges == {"Good or bad? a": 2}

@@ -42,10 +42,10 @@ def cascade_of(server, **others):
         "limits": Limits(attempts=3, longest_wait=0.02),
         **others,
     }
-    asked = {"labels": LABELS, "prompt": "{row}", "model": "m"}
-    local = Stage("local", Guess(), outputs="confidence", class_names=LABELS)
-    stages = {"local": local, "paid": from_openai(server.url, **asked, **given)}
-    return Cascade.from_models(stages, class_names=LABELS)
+    asked = {"labels": LABELS, "prompt": "{row}", "model": "m", **given}
+    local = Stage("local", Guess(), outputs="confidence", class_names=asked["labels"])
+    stages = {"local": local, "paid": from_openai(server.url, **asked)}
+    return Cascade.from_models(stages, class_names=asked["labels"])
 
 
 def loader(size=20, rows=ROWS):
@@ -141,9 +141,12 @@ def test_answers_of_another_prompt_are_not_taken(tmp_path):
     with StandIn() as server:
         with pytest.raises(SpendingError):
             recorded(cascade_of(server), path=path, max_spend=0.0005)
-        other = cascade_of(server, max_tokens=3)
-        with pytest.raises(InputError, match="begun with other functions"):
-            recorded(other, path=path)
+        others = ({"max_tokens": 3}, {"prompt": "Or {row}?"}, {"labels": LABELS[::-1]})
+        before = sum(server.attempts.values())
+        for other in others:
+            with pytest.raises(InputError, match="begun with other functions"):
+                recorded(cascade_of(server, **other), path=path)
+        assert sum(server.attempts.values()) == before
         journal = next((tmp_path / "a.trace.partial").glob("answers-*.jsonl"))
         lines = journal.read_text().splitlines()
         journal.write_text("\n".join([lines[0], lines[1][:20], *lines[2:], ""]))

@@ -274,3 +274,31 @@ def test_memory_does_not_grow_with_the_number_of_examples(tmp_path):
 def test_a_bar_is_shown_without_disturbing_the_output(capsys):
     go(batches(), progress=True)
     assert capsys.readouterr().out == ""
+
+
+NAMED = Cascade.from_models({"a": Stage("a", network(1), class_names=("cat", "dog", "eel"))})
+
+
+@pytest.mark.parametrize("names", [("dog", "cat", "eel"), ("dog", "eel", "cat"), ("eel", "dog")])
+def test_a_data_set_with_the_classes_in_another_order_is_refused(names):
+    data = arrays(X, Y.clamp(max=len(names) - 1), class_names=names)
+    with pytest.raises(InputError, match=r"'cat', 'dog', 'eel'.* of the cascade and") as caught:
+        go(data, NAMED, costs=Costs.simple("usd", [1.0]))
+    assert str(list(names)) in str(caught.value)
+
+
+def test_given_class_names_in_another_order_are_refused():
+    costs = Costs.simple("usd", [1.0])
+    with pytest.raises(InputError, match=r"'eel', 'dog', 'cat'.* of class_names and"):
+        go(batches(), NAMED, costs=costs, class_names=["eel", "dog", "cat"])
+    with pytest.raises(InputError, match=r"of class_names and .* of the data set"):
+        go(arrays(X, Y, class_names=["a", "b", "c"]), class_names=["b", "a", "c"])
+
+
+def test_names_that_do_not_contradict_each_other_are_taken():
+    costs, data = Costs.simple("usd", [1.0]), arrays(X, Y, class_names=["cat", "dog", "eel"])
+    assert go(data, NAMED, costs=costs).class_names == ("cat", "dog", "eel")
+    other = arrays(X, Y, class_names=["Katze", "Hund", "Aal"])
+    assert go(other, NAMED, costs=costs).class_names == ("cat", "dog", "eel")
+    turned = arrays(X, Y, class_names=["dog", "cat", "eel"])
+    assert go(turned, NAMED, costs=costs, class_names=[]).class_names == ()
