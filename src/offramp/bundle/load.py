@@ -90,7 +90,7 @@ def load(
             that stands in the bundle, so allow it only for bundles whose origin you trust.
         allow_network: Whether stages may be services, which inputs are sent to with the content of
             environment variables that the bundle names: True, or the hosts that may be called, such
-            as ["api.openai.com"]. Nobody is called while it is loaded.
+            as "api.openai.com" or a list of them. Nobody is called while it is loaded.
         backend: What runs the stages, one for all or for each by name, as for `with_backend`; of
             those whose answers are equal to rounding. "auto" takes the fastest by the measurements
             in the bundle, of those that are installed. Stages saved in a backend stay there.
@@ -107,10 +107,11 @@ def load(
             would call a host that is not allowed, or a backend cannot run a stage.
         MissingExtraError: If a backend is not installed, also one that stages were saved in.
         UnknownNameError: If there is no such backend or stage.
-        InputError: If a backend changes answers; if nothing was measured; or if it is not known
-            what the input looks like.
+        InputError: If a backend changes answers; if nothing was measured; if it is not known what
+            the input looks like; or if `allow_network` is anything else.
     """
     folder, where = Path(path), check_device(device)
+    allowed_hosts(allow_network)
 
     def read() -> Adaptive:
         return _load(
