@@ -23,7 +23,7 @@ from offramp.bundle.check import check_files, read_manifest
 from offramp.bundle.manifest import ChoiceEntry, CompiledEntry, ExitEntry, Manifest, WholeEntry
 from offramp.bundle.names import POLICY
 from offramp.bundle.rebuild import rebuild
-from offramp.bundle.services import AllowNetwork, ServiceEntry
+from offramp.bundle.services import AllowNetwork, ServiceEntry, allowed_hosts
 from offramp.policy import Candidate
 from offramp.policy.promise import Guarantee
 from offramp.runtime import Adaptive
