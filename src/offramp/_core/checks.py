@@ -206,8 +206,8 @@ def _to_one(array: NDArray[Any]) -> str:
     return "of one-hot labels take labels.argmax(1)."
 
 
-def check_class_names(names: Iterable[Any], classes: int) -> tuple[str, ...]:
-    """Names of all classes, or none, as plain text.
+def check_class_names(names: Iterable[Any], classes: int | None) -> tuple[str, ...]:
+    """Names of all classes, or none, as plain text; None where their number is not known yet.
 
     Raises:
         InputError: If their number is not that of the classes, or one is no text.
@@ -217,11 +217,13 @@ def check_class_names(names: Iterable[Any], classes: int) -> tuple[str, ...]:
     """
     if isinstance(names, str):
         raise InputError(f"class_names must be a list of names, got the text {names!r}.")
+    if not isinstance(names, Iterable):
+        raise InputError(f"class_names must be a list of names, got {names!r}.")
     found = tuple(names)
     for known in found:
         if not isinstance(known, str):
             raise InputError(f"class_names must be text, got {shown_id(known)}; take str of each.")
-    if found and len(found) != classes:
+    if found and classes is not None and len(found) != classes:
         raise InputError(f"class_names must have {classes} entries, got {len(found)}.")
     return tuple(str(known) for known in found)
 

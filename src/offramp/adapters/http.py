@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from offramp._core.batch import batch_size, split_rows
-from offramp._core.checks import check_choice, check_positive_int
+from offramp._core.checks import check_choice, check_class_names, check_positive_int
 from offramp._core.errors import InputError, ServiceError
 from offramp._core.outputs import FAILED
 from offramp._core.types import OnError
+from offramp.adapters.answers import order_of
 from offramp.adapters.connection import CallError, Connection, checked_url, run
 from offramp.adapters.limits import Limits, limits_of
 from offramp.adapters.service import ON_ERROR
@@ -49,7 +50,8 @@ HttpForm = Literal["logits", "confidence"]
 class HttpSettings:
     """All that is known of such a stage, without its key; most fields are those of `from_http`.
 
-    `inputs` and `outputs` hold the names and types of tensors, as the server has told them.
+    `inputs` and `outputs` hold the names and types of tensors, as the server has told them; `order`
+    says for each class of the answer which of the server's it is, where the order is another.
     """
 
     url: str
@@ -59,6 +61,7 @@ class HttpSettings:
     form: HttpForm
     classes: int
     class_names: tuple[str, ...] = ()
+    order: tuple[int, ...] = ()
     key_env: str | None = None
     max_batch: int = 64
     on_error: OnError = "next"
@@ -76,6 +79,11 @@ class HttpSettings:
             raise InputError(
                 f"A stage of {self.form} needs inputs, {wanted} outputs and at least 2 classes, "
                 f"got {len(self.inputs)}, {list(self.outputs)} and {self.classes}."
+            )
+        check_class_names(self.class_names, self.classes)
+        if self.order and sorted(self.order) != list(range(self.classes)):
+            raise InputError(
+                f"order must have each of 0 to {self.classes - 1} once, got {self.order[:20]}."
             )
 
 
@@ -103,7 +111,8 @@ def from_http(
         output: Name of the logits; by default the only output of two axes.
         form: "logits"; or "confidence", where the server has outputs "labels" and "confidence".
         classes: Number of classes, where the metadata do not tell.
-        class_names: Their names; by default those in the model's parameters, where it has some.
+        class_names: Their names, in the order that the stage then answers in; by default those in
+            the model's parameters, where it has some. Where it has none, the order is the server's.
         key_env: As for `from_openai`; by default no key is sent.
         transform: Applied to the raw input first, here.
         max_batch: Examples in a request at most.
@@ -112,9 +121,13 @@ def from_http(
 
     Raises:
         ServiceError: If the server refuses, has no such model, or does not answer.
-        InputError: If the metadata do not tell what is needed, and no argument does.
+        InputError: If the metadata do not tell what is needed, and no argument does; or if they
+            tell another number of classes, or other names.
         MissingExtraError: If httpx or tenacity is not installed.
     """
+    if classes is not None:
+        check_positive_int("classes", classes)
+    names = check_class_names(class_names, None)
     held = limits_of(limits)
     connection = Connection(url, key_env=key_env, limits=held)
     path = f"/v2/models/{model}" + (f"/versions/{version}" if version else "")
@@ -124,11 +137,10 @@ def from_http(
         raise ServiceError(f"{connection.url} does not tell about {model!r}: {error}.") from None
     finally:
         run(connection.close())
-    names = tuple(class_names) or _names_told(told)
     outputs, width = _outputs_told(told, output, form)
-    count = classes or len(names) or width
-    if not count:
-        raise InputError(f"classes must be given: the metadata of {model!r} do not tell it.")
+    own = _names_told(told)
+    count = _count(model, classes=classes, class_names=len(names), names_told=len(own), width=width)
+    order = order_of(own, names) if own and names and own != names else ()
     settings = HttpSettings(
         url=connection.url,
         model=path.removeprefix("/v2/models/"),
@@ -136,7 +148,8 @@ def from_http(
         outputs=outputs,
         form=form,
         classes=count,
-        class_names=names,
+        class_names=names or own,
+        order=tuple(order),
         key_env=key_env,
         max_batch=max_batch,
         on_error=on_error,
@@ -192,7 +205,8 @@ class RemoteNetwork(nn.Module):
     def fingerprint(self) -> str:
         """The same for models that would answer alike."""
         settings = self.settings
-        return f"{settings.url} {settings.model} {settings.outputs}"
+        order = f" {settings.order}" if settings.order else ""
+        return f"{settings.url} {settings.model} {settings.outputs}{order}"
 
     def forward(self, batch: Any) -> Any:  # noqa: ANN401  (what the stage declares)
         """Logits `(m, c)`, or labels and confidences `(m,)`; NaN where the server has failed.
@@ -267,13 +281,21 @@ class RemoteNetwork(nn.Module):
         logits = self.settings.form == "logits"
         if logits and found[0].shape != (m, self.settings.classes):
             raise CallError(f"logits of shape {tuple(found[0].shape)}")
+        order = self.settings.order
         if logits:
-            return [found[0].float()]
+            return [(found[0][:, list(order)] if order else found[0]).float()]
         labels, confidence = (tensor.reshape(m, -1)[:, 0] for tensor in found)
         sure = confidence.float()
         if labels.is_floating_point() or bool(((sure < 0) | (sure > 1)).any()):
             raise CallError("labels that are no integers, or confidences outside [0, 1]")
-        return [labels.long(), sure]
+        return [_turned(labels.long(), order) if order else labels.long(), sure]
+
+
+def _turned(labels: Tensor, order: Sequence[int]) -> Tensor:
+    """Labels in another order of the classes; those that name no class stay."""
+    places = torch.tensor(order).argsort()
+    inside = (labels >= 0) & (labels < len(places))
+    return torch.where(inside, places[torch.where(inside, labels, 0)], labels)
 
 
 def _put(name: str, kind: str, values: Any, m: int) -> dict[str, Any]:  # noqa: ANN401
@@ -340,6 +362,28 @@ def _names_told(told: Mapping[str, Any]) -> tuple[str, ...]:
         if isinstance(found, list) and len(found) > 1 and all(isinstance(f, str) for f in found):
             return tuple(found)
     return ()
+
+
+def _count(
+    model: str, *, classes: int | None, class_names: int, names_told: int, width: int
+) -> int:
+    """The number of classes, on which all agree who tell it; 0 and None tell nothing."""
+    told = {
+        "the argument classes": classes,
+        "the argument class_names": class_names,
+        "the class names in the metadata": names_told,
+        "the width of the output in the metadata": width,
+    }
+    found = {who: count for who, count in told.items() if count}
+    if not found:
+        raise InputError(f"classes must be given: the metadata of {model!r} do not tell it.")
+    if len(set(found.values())) > 1:
+        said = ", ".join(f"{count} by {who}" for who, count in found.items())
+        raise InputError(
+            f"The number of classes of {model!r} must be one, got {said}. Correct the arguments, "
+            "or the model's metadata on the server."
+        )
+    return next(iter(found.values()))
 
 
 def _form(batch: Any) -> str:  # noqa: ANN401

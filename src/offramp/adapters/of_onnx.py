@@ -7,17 +7,25 @@ Layer: adapters.
 """
 
 from collections.abc import Sequence
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from offramp._core.checks import check_choice, check_known
+from offramp._core.checks import check_choice, check_class_names, check_known, check_positive_int
 from offramp._core.errors import FileFormatError, InputError, UnsupportedError
 from offramp._core.types import Raw
 from offramp.adapters.answers import order_of
-from offramp.adapters.onnx_form import Gives, free_sizes, input_spec, rewritten, shaped
+from offramp.adapters.onnx_form import (
+    Gives,
+    check_labels_whole,
+    free_sizes,
+    input_spec,
+    rewritten,
+    shaped,
+)
 from offramp.backends import Compiled, TensorSpec, require_onnx, thread_count
 from offramp.backends.foreign import check_onnx
 from offramp.backends.ort import FLOAT, Session
@@ -43,15 +51,16 @@ def from_onnx(
 
     Args:
         path: The file; weights in files beside it are read along.
-        gives: What the output holds: "logits" `(m, c)`; "probabilities" `(m, c)`; or "labels" and
-            their confidences in [0, 1], two outputs `(m,)`.
+        gives: What the output holds: "logits" `(m, c)`; "probabilities" `(m, c)`, in [0, 1] with
+            the sum 1, whose logarithms become the logits; or "labels", whole numbers, and their
+            confidences in [0, 1], two outputs `(m,)`. A label that is no class is wrong.
         output: Name of the output, or of labels and confidences; by default the only one, or the
             one called "logits", "probabilities", or "label" and "confidence".
         transform: What makes the inputs out of raw rows. A network of several inputs reads a
             mapping with their names.
         own_names: Names of the classes in the order of the file.
         class_names: All classes in the order of the cascade, which the stage then answers in.
-        classes: Number of classes, where the file gives labels and nobody names them.
+        classes: Number of classes; needed where the file gives labels and nobody names them.
         example: Some raw input, needed where sizes beside the batch are free.
         threads: Of ONNX Runtime; by default as many as torch uses.
 
@@ -75,24 +84,34 @@ def from_onnx(
     """
     require_onnx()
     check_choice("gives", gives, ("logits", "probabilities", "labels"))
+    if not isinstance(path, str | PathLike):
+        raise InputError(f"path must be the path of an ONNX file, got {path!r}.")
+    if classes is not None:
+        check_positive_int("classes", classes)
+    own, names = _names(own_names, class_names)
     name = Path(path).stem
     model = _read(Path(path))
+    read = _outputs(model, gives, output)
+    if gives == "labels":
+        check_labels_whole(model, read[0], str(path))
     made = chained(transform)
     sizes = None if example is None else free_sizes(_prepared(made, example))
     inputs = input_spec(model, sizes, str(path))
-    order = None
-    if class_names is not None and own_names and tuple(class_names) != tuple(own_names):
-        order = order_of(own_names, class_names)
-    made_over = rewritten(model, gives, _outputs(model, gives, output), order)
-    content = made_over.SerializeToString()
-    check_onnx(content, str(path))
-    run = Session(content, thread_count(threads))
+    order = order_of(own, names) if own and names and own != names else None
+
+    def opened(order: Sequence[int] | None) -> "tuple[onnx.ModelProto, Session]":
+        changed = rewritten(model, gives, read, order)
+        content = changed.SerializeToString()
+        check_onnx(content, str(path))
+        return changed, Session(content, thread_count(threads))
+
+    made_over, run = opened(None)
     outputs = _tried(run, inputs, gives, str(path))
+    width = outputs.shapes[0][0] if outputs.shapes[0] else None
+    count = _count(str(path), width, classes=classes, own_names=own, class_names=names)
+    if order is not None:
+        made_over, run = opened(order)
     content = shaped(made_over, outputs)
-    names = tuple(own_names if class_names is None else class_names)
-    count = outputs.shapes[0][0] if outputs.shapes[0] else classes
-    if names and count not in (None, len(names)):
-        raise InputError(f"class_names must have {count} entries, as {path} gives, got {names}.")
     return Stage(
         name,
         Compiled(
@@ -105,10 +124,45 @@ def from_onnx(
             files=lambda: (content,),
         ),
         transform=made,
-        outputs="confidence" if gives == "labels" else "logits",
+        outputs="confidence" if gives == "labels" else gives,
         classes=count,
         class_names=names,
     )
+
+
+def _names(
+    own_names: Sequence[str], class_names: Sequence[str] | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the classes in the order of the file, and in that of the answers."""
+    try:
+        own = check_class_names(own_names, None)
+    except InputError as error:
+        raise InputError(str(error).replace("class_names", "own_names")) from None
+    return own, own if class_names is None else check_class_names(class_names, None)
+
+
+def _count(
+    path: str,
+    width: int | None,
+    *,
+    classes: int | None,
+    own_names: Sequence[str],
+    class_names: Sequence[str],
+) -> int | None:
+    """The number of classes: the width of the output, or what is said where it has none.
+
+    Raises:
+        InputError: If another is said.
+    """
+    said = {"own_names": len(own_names), "class_names": len(class_names), "classes": classes}
+    given = {name: count for name, count in said.items() if count}
+    right = width if width is not None else next(iter(given.values()), None)
+    for name, count in given.items():
+        if count != right:
+            what = f"be {right}" if name == "classes" else f"have {right} entries"
+            of = "as the output has columns" if width is not None else f"as {next(iter(given))} has"
+            raise InputError(f"{name} must {what} for {path}, {of}, got {count}.")
+    return right
 
 
 def _read(path: Path) -> "onnx.ModelProto":
@@ -142,9 +196,11 @@ def _outputs(
     if output is None:
         alone = len(there) == len(usual)
         named = tuple(there) if alone and gives != "labels" else usual
+    elif isinstance(output, str):
+        named = (output,)
     else:
-        named = (output,) if isinstance(output, str) else tuple(output)
-    if len(named) != len(usual):
+        named = tuple(output) if isinstance(output, Sequence) else ()
+    if len(named) != len(usual) or not all(isinstance(each, str) for each in named):
         raise InputError(f"output must name {' and '.join(usual)}, got {output!r}.")
     for each in named:
         check_known("output of the model", each, there)

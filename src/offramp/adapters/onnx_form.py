@@ -20,7 +20,7 @@ Gives = Literal["logits", "probabilities", "labels"]
 
 _TYPES = ("float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
 _OWN = "own."  # in front of the names that a file came with
-_LEAST = 1e-30  # of probabilities: the logarithm of 0 would be no number
+_WHOLE = frozenset({*range(2, 8), 9, 12, 13})  # element types of ONNX: integers and truth values
 
 
 def free_sizes(given: Any) -> Mapping[str, Sequence[int]]:  # noqa: ANN401  (what a network reads)
@@ -70,6 +70,19 @@ def input_spec(
     )
 
 
+def check_labels_whole(model: "onnx.ModelProto", output: str, path: str) -> None:
+    """Raise `InputError` unless an output holds whole numbers; a cast would cut off the others."""
+    from onnx import TensorProto
+
+    kinds = {value.name: value.type.tensor_type.elem_type for value in model.graph.output}
+    if kinds[output] not in _WHOLE:
+        raise InputError(
+            f"The labels of {path} must be whole numbers, got {output!r} of "
+            f"{TensorProto.DataType.Name(kinds[output])}. output=(labels, confidences) says which "
+            "outputs hold them."
+        )
+
+
 def rewritten(
     model: "onnx.ModelProto", gives: Gives, outputs: Sequence[str], order: Sequence[int] | None
 ) -> "onnx.ModelProto":
@@ -77,7 +90,7 @@ def rewritten(
 
     Args:
         model: Stays as it is.
-        gives: What its outputs hold; of probabilities the logarithm is taken.
+        gives: What its outputs hold; it stays what it is.
         outputs: Those that are read; others are left out.
         order: For each class of the answer, which of the model's it is.
     """
@@ -105,10 +118,12 @@ def rewritten(
         labels = gives == "labels" and k == 0
         kind = TensorProto.INT64 if labels else TensorProto.FLOAT
         found = add("Cast", f"{_OWN}{name}", to=kind)
-        if gives == "probabilities":
-            found = add("Log", add("Max", found, constant(_LEAST, "float32")))
-        if order is not None and labels:
-            found = add("Gather", constant(np.argsort(order), "int64"), found, axis=0)
+        if order is not None and labels:  # those that name no class stay
+            below, above = constant(0, "int64"), constant(len(order), "int64")
+            inside = add("And", add("Not", add("Less", found, below)), add("Less", found, above))
+            places = constant(np.argsort(order), "int64")
+            turned = add("Gather", places, add("Where", inside, found, below), axis=0)
+            found = add("Where", inside, turned, found)
         elif order is not None and gives != "labels":
             found = add("Gather", found, constant(order, "int64"), axis=1)
         graph.node.append(helper.make_node("Identity", [found], [f"{OUTPUT}{k}"]))

@@ -23,7 +23,7 @@ from offramp.bundle.check import check_files, read_manifest
 from offramp.bundle.manifest import ChoiceEntry, CompiledEntry, ExitEntry, Manifest, WholeEntry
 from offramp.bundle.names import POLICY
 from offramp.bundle.rebuild import rebuild
-from offramp.bundle.services import AllowNetwork, ServiceEntry
+from offramp.bundle.services import AllowNetwork, ServiceEntry, allowed_hosts
 from offramp.policy import Candidate
 from offramp.policy.promise import Guarantee
 from offramp.runtime import Adaptive
@@ -91,7 +91,7 @@ def load(
             that stands in the bundle, so allow it only for bundles whose origin you trust.
         allow_network: Whether stages may be services, which inputs are sent to with the content of
             environment variables that the bundle names: True, or the hosts that may be called, such
-            as ["api.openai.com"]. Nobody is called while it is loaded.
+            as "api.openai.com" or a list of them. Nobody is called while it is loaded.
         allow_types: Types that classifiers of scikit-learn may be made of, beside those that skops
             trusts, by name: those of a bundle whose origin you trust. What is refused is named.
         backend: What runs the stages, one for all or for each by name, as for `with_backend`; of
@@ -111,10 +111,11 @@ def load(
             allowed, or a backend cannot run a stage.
         MissingExtraError: If a backend is not installed, also one that stages were saved in.
         UnknownNameError: If there is no such backend or stage.
-        InputError: If a backend changes answers; if nothing was measured; or if it is not known
-            what the input looks like.
+        InputError: If a backend changes answers; if nothing was measured; if it is not known what
+            the input looks like; or if `allow_network` is anything else.
     """
     folder, where = Path(path), check_device(device)
+    allowed_hosts(allow_network)
 
     def read() -> Adaptive:
         return _load(

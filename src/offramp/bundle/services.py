@@ -18,7 +18,7 @@ from offramp.adapters.http import HttpSettings, http_stage
 from offramp.adapters.openai import OpenAISettings, openai_stage
 from offramp.stages import Stage, Transform
 
-AllowNetwork = bool | Collection[str]
+AllowNetwork = bool | str | Collection[str]
 
 
 @final
@@ -66,6 +66,26 @@ def service_entry(stage: Stage, transform: nn.Module | None) -> ServiceEntry:
     return OpenAIEntry(name=stage.name, openai=settings)
 
 
+def allowed_hosts(allow_network: AllowNetwork) -> frozenset[str] | None:
+    """The hosts that may be called, in small letters; None where all may be.
+
+    Raises:
+        InputError: If it is neither a truth value, a host, nor several hosts.
+
+    >>> sorted(allowed_hosts("api.example.com")), allowed_hosts(True), sorted(allowed_hosts(False))
+    (['api.example.com'], None, [])
+    """
+    if isinstance(allow_network, bool):
+        return None if allow_network else frozenset()
+    hosts = [allow_network] if isinstance(allow_network, str) else allow_network
+    if not isinstance(hosts, Collection) or not all(isinstance(host, str) for host in hosts):
+        raise InputError(
+            "allow_network must be True, False, or the hosts that may be called, such as "
+            f"['api.example.com'], got {allow_network!r}."
+        )
+    return frozenset(host.lower() for host in hosts)
+
+
 def service_stage(entry: ServiceEntry, allow_network: AllowNetwork) -> Stage:
     """The stage of an entry; nobody is called.
 
@@ -75,14 +95,13 @@ def service_stage(entry: ServiceEntry, allow_network: AllowNetwork) -> Stage:
 
     Raises:
         UnsupportedError: If its host is not allowed.
+        InputError: If `allow_network` is none.
         MissingExtraError: If httpx or tenacity is not installed.
     """
     settings = entry.openai if isinstance(entry, OpenAIEntry) else entry.http
     url, host = checked_url(settings.url, settings.key_env)
-    allowed = allow_network is True or (
-        not isinstance(allow_network, bool) and host in allow_network
-    )
-    if not allowed:
+    hosts = allowed_hosts(allow_network)
+    if hosts is not None and host.lower() not in hosts:
         key = "no key" if settings.key_env is None else f"the key in {settings.key_env}"
         raise UnsupportedError(
             f"Stage {entry.name!r} of the bundle would send its inputs to {url}, with {key}. If "

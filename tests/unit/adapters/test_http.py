@@ -86,6 +86,63 @@ def test_labels_with_confidences_are_read():
     assert found.ranked[:, 0].tolist() == server.net(x).argmax(dim=1).tolist()
 
 
+@pytest.mark.parametrize("form", ["logits", "confidence"])
+def test_classes_come_in_the_order_that_is_asked_for(form):
+    x = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
+    with Server() as server:
+        plain = said(stage_of(server, form=form), x)
+        stage = stage_of(server, form=form, class_names=["c", "a", "b"])
+        turned = said(stage, x)
+    assert stage.class_names == ("c", "a", "b")
+    names = [[stage.class_names[k] for k in turned.top(1)[:, 0]], ["abc"[k] for k in plain.top(1)]]
+    assert names[0] == names[1]
+    if form == "logits":
+        assert torch.equal(turned.logits, plain.logits[:, [2, 0, 1]])
+
+
+def test_labels_that_name_no_class_stay_outside_in_another_order():
+    def change(said):
+        said["outputs"][1]["data"] = [0, 2, -1, 3]
+        return said
+
+    with Server() as server:
+        server.change = change
+        stage = stage_of(server, form="confidence", class_names=["c", "a", "b"])
+        found = said(stage, torch.zeros(4, 4))
+    assert found.ranked[:, 0].tolist() == [1, 0, -1, 3]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told", "error"),
+    [
+        ({"class_names": ["a", "b", "d"]}, {}, r"\['c'\] are missing and \['d'\] are none"),
+        ({"class_names": ["a", "b"]}, {}, "2 by the argument class_names, 3 by"),
+        ({"classes": 7}, {}, "7 by the argument classes"),
+        ({"classes": 7}, {"parameters": {}}, "7 by the argument classes, 3 by the width"),
+        ({}, {"parameters": {"labels": list("abcd")}}, "4 by the class names in the metadata"),
+        ({"classes": "3"}, {}, "classes must be an integer"),
+        ({"classes": 0}, {}, "classes must be an integer"),
+        ({"class_names": "abc"}, {}, "class_names must be a list"),
+        ({"class_names": 5}, {}, "class_names must be a list"),
+        ({"class_names": [1, 2, 3]}, {}, "class_names must be text"),
+    ],
+)
+def test_classes_that_contradict_the_server_are_refused(arguments, told, error):
+    with Server() as server:
+        server.told = {**TOLD, **told}
+        with pytest.raises(InputError, match=error):
+            stage_of(server, **arguments)
+
+
+def test_names_are_taken_in_the_order_of_a_server_that_tells_none():
+    with Server() as server:
+        server.told = {**TOLD, "parameters": {}}
+        stage = stage_of(server, class_names=["c", "b", "a"])
+        found = said(stage, torch.ones(1, 4))
+    torch.testing.assert_close(found.logits, server.net(torch.ones(1, 4)))
+    assert stage.class_names == ("c", "b", "a")
+
+
 def fewer_rows(said):
     for output in said["outputs"]:
         output["data"] = output["data"][: -output["shape"][-1] if len(output["shape"]) == 2 else -1]

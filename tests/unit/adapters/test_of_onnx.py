@@ -90,6 +90,100 @@ def test_impossible_classes_have_a_small_number_and_no_infinity(saved):
     assert said[0, 1] == 0
 
 
+def answers_itself(kind, width=None, names=("label", "confidence")):
+    """A file that answers with its inputs: labels and confidences, or one output."""
+    shapes = ("n",) if width is None else ("n", width)
+    kinds = {"labels_in": kind, "sure": 1} if len(names) == 2 else {"x": kind}
+    nodes = [
+        helper.make_node("Identity", [each], [name])
+        for each, name in zip(kinds, names, strict=True)
+    ]
+    kinds_out = zip(names, kinds.values(), strict=True)
+    return model(
+        nodes,
+        {each: (k, shapes) for each, k in kinds.items()},
+        {name: (k, shapes) for name, k in kinds_out},
+    )
+
+
+def test_labels_that_name_no_class_stay_outside(saved, tmp_path):
+    path = saved(answers_itself(7))
+    rows = {
+        "labels_in": torch.tensor([0, 1, 2, -1, 3, -2, 700]),
+        "sure": torch.full((7,), 0.5),
+    }
+    names = {"own_names": ["a", "b", "c"], "class_names": ["c", "a", "b"]}
+    for stage, inside in (
+        (from_onnx(path, gives="labels", classes=3), [0, 1, 2]),
+        (from_onnx(path, gives="labels", **names), [1, 2, 0]),
+    ):
+        assert stage.run(rows)[0].ranked[:, 0].tolist() == [*inside, -1, 3, -2, 700]
+
+
+def test_labels_that_are_no_whole_numbers_are_refused(saved):
+    path = saved(answers_itself(1))
+    with pytest.raises(InputError, match=r"must be whole numbers, got 'label' of FLOAT"):
+        from_onnx(path, gives="labels", classes=3)
+
+
+@pytest.mark.parametrize(
+    ("row", "error"),
+    [
+        ([0.5, -0.1, 0.6], r"must be in \[0, 1\], got -0.1"),
+        ([5.0, -2.0, 0.3], r"must be in \[0, 1\], got 5"),
+        ([0.5, 0.9, 0.3], r"must sum to 1 over the classes, got 1.7"),
+        ([0.5, 0.5, float("nan")], r"must be in \[0, 1\], got nan"),
+    ],
+)
+def test_what_are_no_probabilities_is_refused(saved, tmp_path, row, error):
+    stage = from_onnx(saved(answers_itself(1, 3, ["y"])), gives="probabilities")
+    assert stage.run(torch.tensor([[0.2, 0.3, 0.5]]))[0].logits.argmax() == 2
+    with pytest.raises(InputError, match=error):
+        stage.run(torch.tensor([[0.2, 0.3, 0.5], row]))
+
+
+def test_a_bundle_knows_that_they_are_probabilities(saved, tmp_path):
+    names = {"own_names": ["a", "b", "c"], "class_names": ["c", "a", "b"]}
+    stage = from_onnx(saved(linear(softmax=True)), gives="probabilities", **names)
+    cascade = Cascade.from_models({"first": stage})
+    said = stage.run(ROWS)[0].logits
+    wanted = (ROWS @ torch.from_numpy(WEIGHT)).log_softmax(dim=1)[:, [2, 0, 1]]
+    torch.testing.assert_close(said, wanted)
+    candidate = Candidate.single(cascade.topology, "first", reference="first")
+    offramp.save(Adaptive(cascade, candidate), tmp_path / "bundle")
+    again = offramp.load(tmp_path / "bundle").cascade.stage("first")
+    assert torch.equal(again.run(ROWS)[0].logits, said)
+    assert again.outputs == "probabilities"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"classes": 7}, "classes must be 3"),
+        ({"classes": "3"}, "classes must be an integer"),
+        ({"output": 5}, "output must name logits, got 5"),
+        ({"output": [5]}, "output must name logits"),
+        ({"class_names": 5}, "class_names must be a list"),
+        ({"class_names": ["a", "b"]}, "class_names must have 3 entries"),
+        ({"own_names": 5}, "own_names must be a list"),
+        ({"own_names": "abc"}, "own_names must be a list"),
+        ({"own_names": [*"abcd"], "class_names": [*"dcba"]}, "own_names must have 3 entries"),
+        ({"own_names": [*"ab"], "class_names": [*"ba"]}, "own_names must have 3 entries"),
+    ],
+)
+def test_arguments_that_do_not_fit_the_file_are_refused(saved, arguments, error):
+    with pytest.raises(InputError, match=error):
+        from_onnx(saved(linear()), **arguments)
+
+
+def test_names_may_be_left_out_and_a_path_may_not(saved):
+    assert from_onnx(saved(linear()), own_names=[*"abc"], class_names=[]).class_names == ()
+    with pytest.raises(InputError, match="path must be the path of an ONNX file, got 5"):
+        from_onnx(5)
+    with pytest.raises(InputError, match="classes must be 3"):
+        from_onnx(saved(linear(softmax=True)), gives="labels", classes=4, own_names=[*"abc"])
+
+
 def test_a_bundle_holds_it_and_its_order(saved, tmp_path):
     path = saved(linear())
     names = ["a", "b", "c"]
@@ -184,7 +278,7 @@ def test_what_is_no_classifier_of_any_batch_is_refused(saved, tmp_path):
         from_onnx(saved(linear(softmax=True)), output="label")
     with pytest.raises(InputError, match="output must name label and confidence"):
         from_onnx(saved(linear(softmax=True)), gives="labels", output="label")
-    with pytest.raises(InputError, match="class_names must have 3 entries"):
+    with pytest.raises(InputError, match="own_names must have 3 entries"):
         from_onnx(saved(linear()), own_names=["a", "b"])
     texts = model(
         [helper.make_node("Identity", ["x"], ["y"])], {"x": (8, ("n", 2))}, {"y": (8, ("n", 2))}

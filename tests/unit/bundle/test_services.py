@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from offramp import Adaptive, Candidate, Cascade, Policy, load, save
-from offramp._core.errors import FileFormatError, UnsupportedError
+from offramp._core.errors import FileFormatError, InputError, UnsupportedError
 from offramp._core.files import read_json, write_json
 from offramp._core.seal import sealed
 from offramp.adapters import Limits, from_openai
@@ -56,12 +56,18 @@ def bundle(server, tmp_path):
 
 def test_it_must_be_said_that_a_host_may_be_called(bundle, server):
     path, _ = bundle
-    for allowed in (False, [], ["api.example.org"]):
+    for allowed in (False, [], ["api.example.org"], "127.0.0.12", "x127.0.0.1", ""):
         with pytest.raises(UnsupportedError, match=r"127\.0\.0\.1.*the key in TINY_KEY"):
             load(path, allow_network=allowed)
 
 
-@pytest.mark.parametrize("allowed", [True, ["127.0.0.1"]])
+@pytest.mark.parametrize("allowed", [None, 5, [5], ["127.0.0.1", None], b"127.0.0.1"])
+def test_what_is_no_host_is_refused(bundle, allowed):
+    with pytest.raises(InputError, match="allow_network must be True, False, or the hosts"):
+        load(bundle[0], allow_network=allowed)
+
+
+@pytest.mark.parametrize("allowed", [True, ["127.0.0.1"], "127.0.0.1", {"127.0.0.1": 1}])
 def test_what_was_loaded_answers_as_what_was_saved(bundle, server, allowed):
     path, before = bundle
     asked = len(server.attempts)
