@@ -133,6 +133,19 @@ def _is_within(values: Float[Tensor, " m"]) -> bool:
     return low.item() >= 0 and high.item() <= 1
 
 
+def alike(parts: Sequence[Float[Tensor, "m _"]]) -> list[Float[Tensor, "m d"]]:
+    """Numbers of stages that give more or fewer, filled up with NaN to the most of them.
+
+    >>> alike([torch.ones(1, 1), torch.ones(1, 2)])
+    [tensor([[1., nan]]), tensor([[1., 1.]])]
+    """
+    widths = [part.shape[1] for part in parts]
+    if len(set(widths)) == 1:
+        return list(parts)
+    most = max(widths)
+    return [functional.pad(part, (0, most - part.shape[1]), value=math.nan) for part in parts]
+
+
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageOutput:
@@ -144,7 +157,8 @@ class StageOutput:
             legitimate (services do that) and simply wrong.
         confidence: Probability that `ranked[:, 0]` is right, `(m,)` in [0, 1], or None; NaN where
             there is no answer.
-        features: Of tasks without classes: what a policy sees, `(m, d)`, float32.
+        features: Of tasks without classes: what a policy sees, `(m, d)`, float32. Where outputs of
+            different widths come together, NaN fills up the others.
         classes: Number of classes `c`; 1 with features.
         prices: What each answer cost, `(m,)` float64, where the stage says it.
     """
@@ -255,13 +269,6 @@ class StageOutput:
             )
         return replace(self, prices=prices.double())
 
-    def widened(self, width: int) -> "StageOutput":
-        """The same with features filled up with zeros to `width`."""
-        if self.features is None or self.features.shape[1] == width:
-            return self
-        missing = (0, width - self.features.shape[1])
-        return replace(self, features=functional.pad(self.features, missing))
-
     def take(self, index: Tensor) -> "StageOutput":
         """The outputs of some examples, by position or mask."""
         return self._each(lambda values: values[index])
@@ -330,5 +337,5 @@ class StageOutput:
         for name in ("ranked", "confidence", "features", "prices"):
             parts = [getattr(one, name) for one in (self, *others)]
             if all(part is not None for part in parts):  # prices are told by some stages alone
-                found[name] = change(*parts)
+                found[name] = change(*(alike(parts) if name == "features" else parts))
         return StageOutput(classes=self.classes, **found)

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int, Int8, Shaped
 from torch import Tensor
 
 from offramp._core.outputs import NO_LABEL as NO_LABEL
-from offramp._core.outputs import StageOutput
+from offramp._core.outputs import StageOutput, alike
 from offramp._core.topology import Path
 from offramp.runtime.fallback import Fallback
 
@@ -59,7 +59,8 @@ class Prediction:
         valid: False where no visited stage gave finite logits, `(n,)`: there is no answer.
         nonfinite: Number of visited stages that gave NaN or infinity, or failed, `(n,)`.
         values: Of tasks without classes: the numbers that the answering stage gave, `(n, d)`,
-            float32, NaN where not `valid`; `labels` are 0 then. None where there are classes.
+            float32, NaN where not `valid`; `labels` are 0 then. Where a stage gives fewer numbers
+            than another of the batch, the rest is NaN. None where there are classes.
         stage_names: Names of all stages of the cascade, in topological order.
         paths: All ways through the stages that the policy uses.
     """
@@ -123,10 +124,13 @@ def joined(n: int, parts: Sequence[tuple[Tensor, Prediction]]) -> Prediction:
     none["values"] = torch.nan
     none["reason"] = REASONS.index("error")
     tensors = {}
-    for name, like in first._tensors().items():
-        whole = like.new_full((n, *like.shape[1:]), none.get(name, 0))
-        for rows, part in parts:
-            whole[rows.to(whole.device)] = getattr(part, name)
+    for name in first._tensors():
+        each = [getattr(part, name) for _, part in parts]
+        if name == "values":  # the parts may have been answered by different stages
+            each = alike(each)
+        whole = each[0].new_full((n, *each[0].shape[1:]), none.get(name, 0))
+        for (rows, _), part in zip(parts, each, strict=True):
+            whole[rows.to(whole.device)] = part
         tensors[name] = whole
     return replace(first, **tensors)
 
@@ -154,10 +158,6 @@ def gathered(
     rows, first, kept = parts[0]
     if rows is None:
         return first, kept
-    if first.features is not None:  # stages may give different ones
-        width = max(said.features.shape[1] for _, said, _ in parts if said.features is not None)
-        parts = [(where, said.widened(width), held) for where, said, held in parts]
-        first = parts[0][1]
     everyone = [rows for rows, *_ in parts if rows is not None]
     whole = first.gathered(n, [said for _, said, _ in parts[1:]], everyone)
     if all(kept is None for *_, kept in parts):

@@ -102,12 +102,23 @@ class Labels(dict[object, int]):
             ) from error
 
 
-def scores_of(stage: str, result: Any) -> Float[Tensor, "m c"]:  # noqa: ANN401
+def scores_of(
+    stage: str,
+    result: Any,  # noqa: ANN401
+    class_names: Sequence[str] = (),
+) -> Float[Tensor, "m c"]:
     """Logits or probabilities that a function gives, in memory of their own.
 
+    Args:
+        stage: Its name.
+        result: An array, a tensor, nested lists; or a table, whose columns are read by the names of
+            the classes where they have names.
+        class_names: Names of the classes, where they are known.
+
     Raises:
-        InputError: If they are no numbers.
+        InputError: If they are no numbers, or columns have other names than the classes.
     """
+    result = _columns_in_order(stage, result, class_names)
     try:
         found = tensor_of("they", result)
     except InputError as error:
@@ -116,6 +127,20 @@ def scores_of(stage: str, result: Any) -> Float[Tensor, "m c"]:  # noqa: ANN401
             f"{error}"
         ) from error
     return found if found is result else found.to(torch.float32, copy=True)
+
+
+def _columns_in_order(stage: str, result: Any, class_names: Sequence[str]) -> Any:  # noqa: ANN401
+    """A table with its columns as the classes stand; anything else as it is."""
+    columns = list(getattr(result, "columns", ()))
+    if not class_names or not columns or not all(isinstance(name, str) for name in columns):
+        return result
+    if sorted(columns) != sorted(class_names):
+        raise InputError(
+            f"Stage {stage!r} gives a table whose columns must be the names of the classes, "
+            f"{list(class_names)[:5]}, got {columns[:5]}. Rename them, or give an array of the "
+            "columns in the order of the classes."
+        )
+    return result if columns == list(class_names) else result[list(class_names)]
 
 
 def labeled(

@@ -301,7 +301,7 @@ class Stage(nn.Module):
 
     def _logits(self, result: Any) -> Float[Tensor, "m c"]:  # noqa: ANN401
         if self.calls_on_rows and not isinstance(result, Tensor):
-            result = scores_of(self.name, result)
+            result = scores_of(self.name, result, self.class_names)
         try:
             if type(result) is Carry:
                 said = self._of_piece(result)

@@ -94,6 +94,21 @@ def test_scores_may_come_in_any_form(make):
     torch.testing.assert_close(logits.log_probs, torch.tensor(rows).log_softmax(1))
 
 
+@pytest.mark.parametrize("form", ["probabilities", "logits"])
+def test_columns_with_names_are_read_by_the_names_of_the_classes(form):
+    table = pd.DataFrame({"long": [0.75, 0.0], "short": [0.25, 0.0], "middle": [0.0, 1.0]})
+    names = list(NAMES)
+    same = alone(lambda rows: table[names], form)(["a", "b"])
+    turned = alone(lambda rows: table, form)(["a", "b"])
+    assert same.labels.tolist() == turned.labels.tolist() == [2, 1]
+    torch.testing.assert_close(turned.log_probs, same.log_probs)
+    other = table.rename(columns={"long": "huge"})
+    with pytest.raises(InputError, match=r"Stage 'it' gives a table whose columns .*'huge'"):
+        alone(lambda rows: other, form)(["a", "b"])
+    unnamed = alone(lambda rows: other, form, class_names=(), classes=3)(["a", "b"])
+    assert unnamed.labels.tolist() == [0, 2]  # by position
+
+
 def test_what_a_function_returns_is_copied():
     held, labels = np.zeros((2, 3), np.float32), np.zeros(2, np.int64)
     answers = [alone(lambda rows: held, "logits")(["a", "b"]), alone(lambda rows: labels)([1, 2])]
