@@ -13,7 +13,8 @@ import pytest
 from scipy.stats import binomtest
 
 from offramp.evaluation import Evaluation, FrontierPoint, Limit, evaluate, fit
-from offramp.evaluation.risk_tests import CostTest, CountTest, RecallTest, WeightedTest
+from offramp.evaluation.cost_tests import CostTest
+from offramp.evaluation.risk_tests import CountTest, RecallTest, WeightedTest
 from offramp.risk import (
     Passed,
     Range,

@@ -174,7 +174,7 @@ def _objection(
     if labeled and not calibration.labeled:
         return (
             f"the examples of {calibration.split} have no labels, which {joined(labeled)} takes; "
-            f"without them {' and '.join(UNLABELED)} can be promised"
+            f"without them {joined(list(UNLABELED))} can be promised"
         )
     if not candidates:
         return "no candidate is cheaper than the reference on fit"

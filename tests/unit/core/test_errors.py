@@ -17,7 +17,7 @@ def test_the_drawing_is_complete():
 
 def test_each_leaf_is_the_builtin_that_the_drawing_names():
     drawn = re.findall(r"(\w+Error) \((\w+)\)", errors.__doc__)
-    assert len(drawn) == 8
+    assert len(drawn) == 10
     for name, builtin in drawn:
         assert issubclass(getattr(errors, name), getattr(builtins, builtin))
 

@@ -74,7 +74,7 @@ def test_what_takes_labels_is_not_certified_without_them(unlabeled, risk):
     found = unlabeled.certify({risk: 0.2}, delta=DELTA)
     assert found.outcome == "not certified"
     assert f"have no labels, which {risk} takes" in found.sentence
-    assert "disagreement and cost can be promised" in found.sentence
+    assert "disagreement, cost and over_budget can be promised" in found.sentence
     assert "differing in" in found.sentence  # the best candidate, of which no loss is known
     assert "alternative_accuracy_drop" not in found.numbers
     assert found.candidate.label == "stage2 alone"
@@ -218,7 +218,7 @@ def test_the_number_that_would_have_sufficed_is_that_of_the_hardest_limit(named_
         ({"cost": 50}, r"the limit of 'cost' must be in \(0, 1\), got 50. .*: 50 % is 0.5"),
         ({"recall": {"cat": 0.0}}, r"limit of 'recall' of class 'cat' must be in .* got 0.0"),
         ({"accuracy": 0.1}, r"risk must be one of .*'recall', 'cost'\], got 'accuracy'"),
-        ({"error": {"cat": 0.1}}, r"limit of 'recall' may be .*got {'cat': 0.1} for 'error'"),
+        ({"error": {"cat": 0.1}}, r"limits of 'recall' and 'over_budget' may be several, got {'cat': 0.1} for 'error'"),
         ({}, r"limits must name at least one risk, got {}"),
     ],
 )

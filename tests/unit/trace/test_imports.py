@@ -214,7 +214,7 @@ def test_a_wrong_array_name_suggests_the_near_one(tmp_path):
 def test_one_kind_of_answers_must_be_named(tmp_path):
     np.savez(tmp_path / "a.npz", labels=labels())
     with pytest.raises(
-        InputError, match="exactly one of logits, probabilities and predictions, got none"
+        InputError, match="exactly one of logits, probabilities, predictions and losses, got none"
     ):
         from_npz(tmp_path / "a.npz", **flops())
 
