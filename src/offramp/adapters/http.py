@@ -7,6 +7,7 @@ Layer: adapters.  Needs the extra `services`.
 Source: kserve.github.io/open-inference-protocol, the REST part.
 """
 
+import re
 import asyncio
 import math
 from collections import Counter
@@ -69,6 +70,11 @@ class HttpSettings:
 
     def __post_init__(self) -> None:
         checked_url(self.url, self.key_env)
+        if re.fullmatch(r"[\w.-]*\w[\w.-]*(/versions/\w[\w.-]*)?", str(self.model)) is None:
+            raise InputError(
+                "model must be the name of a model on the server, of letters, digits, '.', '_' and "
+                f"'-', got {self.model!r}."
+            )
         check_choice("form", self.form, ("logits", "confidence"))
         check_choice("on_error", self.on_error, ON_ERROR)
         check_positive_int("max_batch", self.max_batch)
