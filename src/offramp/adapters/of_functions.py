@@ -36,12 +36,13 @@ def from_function(
         outputs: What it returns. "logits" or "probabilities": numbers `(m, c)`, as an array, a
             tensor, a table or lists. "confidence": a tuple of labels `(m,)` and of the
             probabilities `(m,)` that they are right. "labels": labels `(m,)`, or `(m, r)`, best
-            first. Labels are numbers or, with `class_names`, names; None stands for no answer.
+            first. Labels are numbers or, with `class_names`, names; None, or a negative number in
+            a list or an array, stands for no answer, and its confidence is 0.
         classes: Number of classes; needed where it returns labels and there are no names.
         class_names: Names of the classes, in order.
         name: Of the stage; by default the function's. `Cascade.from_models` gives its own.
-        strict: Whether a label that is no class is an error. Otherwise it is an answer like any
-            other, and wrong.
+        strict: Whether a label that is no class is an error: another name, a number outside 0 to
+            c - 1, or None. Otherwise it is an answer like any other, and wrong.
 
     Raises:
         InputError: If `call` is no function, or there is no such form.

@@ -1,8 +1,9 @@
 """What functions and services return, read: labels by name, refusals, numbers in lists and arrays.
 
 Labels are numbers: of a class name its index; of any other text one of its own above all classes,
-the same for every stage, so that two services that agree on it agree; of a refusal (None, NaN) a
-negative one of the stage's own, so that two refusals never agree.
+the same for every stage, so that two services that agree on it agree; of a refusal (None, NaN, or a
+negative number that a function gives) a negative one of the stage's own, so that two refusals never
+agree.
 
 Layer: stages.
 """
@@ -43,7 +44,7 @@ class Labels(dict[object, int]):
         self, stage: str, class_names: Sequence[str] = (), *, strict: bool = False
     ) -> None:
         super().__init__({name: k for k, name in enumerate(class_names)})
-        self._stage, self._names, self._strict = stage, tuple(class_names), strict
+        self._stage, self._names, self.strict = stage, tuple(class_names), strict
         self.refusal = -256 - _digest(stage, 3)
 
     def __missing__(self, label: object) -> int:
@@ -63,7 +64,7 @@ class Labels(dict[object, int]):
                 f"Stage {self._stage!r} gives labels that are text, such as {label!r}, so it needs "
                 "the names of the classes: class_names=[...]."
             )
-        if self._strict:
+        if self.strict:
             raise InputError(
                 f"Stage {self._stage!r} gives the label {label!r}, which is none of the "
                 f"{len(self._names)} class names. With strict=False it counts as a wrong answer."
@@ -71,11 +72,19 @@ class Labels(dict[object, int]):
         return _OUTSIDE + _digest(label, 5)
 
     def read(self, values: Any) -> Int[Tensor, "m"] | Int[Tensor, "m r"]:  # noqa: ANN401
-        """Labels `(m,)`, or ranked labels `(m, r)`, as int64."""
+        """Labels `(m,)`, or ranked labels `(m, r)`, as int64.
+
+        Tensors keep their negative numbers: those of services say why there is no answer.
+
+        Raises:
+            InputError: If they are no labels, or beyond int64.
+        """
         if isinstance(values, Tensor) and not values.is_floating_point():
-            return values.long()
+            found = values.long()
+            return self._below(found) if values.dtype == torch.uint64 else found
         if isinstance(values, np.ndarray) and values.dtype.kind in "iu":
-            return torch.tensor(values.astype(np.int64, copy=False))
+            found = torch.tensor(values.astype(np.int64, copy=False))
+            return self._below(found) if values.dtype.kind == "u" else self._refused(found)
         if isinstance(values, str | bytes) or not (
             isinstance(values, Sequence) or hasattr(values, "__array__")
         ):
@@ -94,12 +103,37 @@ class Labels(dict[object, int]):
         elif type(plain) is not list or set(map(type, plain)) != {int}:  # else as fast as it goes
             numbers = [self[one] for one in plain]
         try:
-            return torch.tensor(numbers, dtype=torch.int64)
+            return self._refused(torch.tensor(numbers, dtype=torch.int64))
         except (OverflowError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(
                 f"Stage {self._stage!r} must give labels below 2**63, and as many ranked ones for "
                 f"each example, got {str(plain)[:80]}: {error}"
             ) from error
+
+    def check(self, found: Tensor, classes: int) -> None:
+        """Raise `InputError` if labels are to be classes and one is none."""
+        outside = (found < 0) | (found >= classes)
+        if not self.strict or not bool(outside.any()):
+            return
+        number = int(found[outside][0])
+        what = "None or a negative number" if number < 0 else number
+        raise InputError(
+            f"Stage {self._stage!r} gives the label {what}, which is none of the {classes} "
+            f"classes, 0 to {classes - 1}. With strict=False it counts as a wrong answer."
+        )
+
+    def _refused(self, found: Tensor) -> Tensor:
+        """Labels with one number, the stage's own, for all that are negative."""
+        return found.masked_fill(found < 0, self.refusal)
+
+    def _below(self, found: Tensor) -> Tensor:
+        """Labels that came without a sign, and have one now where they were too large."""
+        if found.numel() and int(found.min()) < 0:
+            raise InputError(
+                f"Stage {self._stage!r} must give labels below 2**63, got "
+                f"{int(found.min()) + 2**64}."
+            )
+        return found
 
 
 def scores_of(
@@ -162,7 +196,7 @@ def labeled(
 
     Raises:
         InputError: If the number of classes is not known, lengths differ, or a value is outside its
-            domain.
+            domain, or a label is no class and is to be one.
     """
     found = labels.read(result)
     if classes is None:
@@ -170,6 +204,7 @@ def labeled(
             f"Stage {stage!r} answers with labels, so the number of classes must be given: "
             "classes=10, or class_names."
         )
+    labels.check(found, classes)
     if confidence is None:
         if found.dim() not in (1, 2):
             raise InputError(
@@ -178,6 +213,8 @@ def labeled(
             )
         return StageOutput(classes=classes, ranked=found if found.dim() == 2 else found[:, None])
     sure = confidence if isinstance(confidence, Tensor) else _confidence(stage, confidence, found)
+    if not isinstance(result, Tensor) and sure.shape == found.shape:
+        sure = sure.masked_fill((found == labels.refusal).to(sure.device), 0.0)
     try:
         return labels_with_confidence(found, sure, classes)
     except InputError as error:

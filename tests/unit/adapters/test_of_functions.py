@@ -136,8 +136,41 @@ def test_refusals_and_foreign_labels_are_answers():
         alone(functions.rough, "confidence", strict=True)(["x" * 99])
 
 
+@pytest.mark.parametrize("labels", [["short", None], [0, -1], [0.0, np.nan], np.array([0, -3])])
+@pytest.mark.parametrize("make", [list, np.array, torch.tensor])
+def test_a_refusal_is_never_sure(labels, make):
+    answer = alone(lambda rows: (labels, make([0.75, 0.99])), "confidence")(["a", "b"])
+    assert answer.labels[0] == 0
+    assert answer.labels[1] < -255
+    assert answer.confidence.tolist() == [0.75, 0.0]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [[99, 1], [-2, -3], [None, 1], np.array([1, 3]), torch.tensor([-1, 1]), [[0, 1], [2, 3]]],
+)
+def test_a_strict_function_gives_classes_alone(labels):
+    message = "Stage 'it' gives the label .*, which is none of the 3 classes"
+    for options in ({}, {"class_names": (), "classes": 3}):
+        with pytest.raises(InputError, match=message):
+            alone(lambda rows: labels, strict=True, **options)(["a", "b"])
+    assert alone(lambda rows: [2, 0], strict=True)(["a", "b"]).labels.tolist() == [2, 0]
+
+
+@pytest.mark.parametrize("make", [list, np.array, pd.Series])
+def test_labels_beyond_int64_are_refused(make):
+    labels = make(np.array([1, 2**64 - 1], dtype=np.uint64))
+    with pytest.raises(InputError, match="Stage 'it' must give labels below"):
+        alone(lambda rows: labels)(["a", "b"])
+    assert alone(lambda rows: make(np.array([1, 2], dtype=np.uint64)))([0, 1]).labels[1] == 2
+
+
 def test_two_services_agree_on_a_foreign_label_and_never_on_a_refusal():
-    said = {"a": ["huge", None, "tiny"], "b": ["huge", None, "enormous"], "c": ["short"] * 3}
+    said = {
+        "a": ["huge", None, "tiny", -1],
+        "b": ["huge", None, "enormous", -1],
+        "c": ["short"] * 4,
+    }
     stages = {
         name: from_function(
             lambda rows, own=own: [own[int(row)] for row in rows],
@@ -149,7 +182,7 @@ def test_two_services_agree_on_a_foreign_label_and_never_on_a_refusal():
     cascade = Cascade.from_models(stages, edges="chain")
     nodes = {(0,): Node(Constant(False)), (0, 1): Node(Agreement((0, 1)))}
     policy = Policy(cascade.topology, nodes)
-    assert Adaptive(cascade, policy)(["0", "1", "2"]).stage.tolist() == [1, 2, 2]
+    assert Adaptive(cascade, policy)(["0", "1", "2", "3"]).stage.tolist() == [1, 2, 2, 2]
 
 
 @pytest.mark.parametrize(
