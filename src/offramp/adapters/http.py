@@ -7,9 +7,9 @@ Layer: adapters.  Needs the extra `services`.
 Source: kserve.github.io/open-inference-protocol, the REST part.
 """
 
-import re
 import asyncio
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace

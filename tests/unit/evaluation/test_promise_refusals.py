@@ -218,7 +218,10 @@ def test_the_number_that_would_have_sufficed_is_that_of_the_hardest_limit(named_
         ({"cost": 50}, r"the limit of 'cost' must be in \(0, 1\), got 50. .*: 50 % is 0.5"),
         ({"recall": {"cat": 0.0}}, r"limit of 'recall' of class 'cat' must be in .* got 0.0"),
         ({"accuracy": 0.1}, r"risk must be one of .*'cost', 'over_budget'\], got 'accuracy'"),
-        ({"error": {"cat": 0.1}}, r"limits of 'recall' and .* may be several, got {'cat': 0.1} for 'error'"),
+        (
+            {"error": {"cat": 0.1}},
+            r"limits of 'recall' and .* may be several, got {'cat': 0.1} for 'error'",
+        ),
         ({}, r"limits must name at least one risk, got {}"),
     ],
 )
