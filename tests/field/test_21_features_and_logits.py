@@ -237,4 +237,4 @@ def test_the_command_line_knows_the_classes_of_the_data(tmp_path, module, capsys
     )
     for arguments in (["--list"], []):
         assert main(["cut", "--json", "-c", str(config), *arguments]) == 0
-    assert '"accuracy_drop"' in capsys.readouterr().out
+    assert '"max_difference"' in capsys.readouterr().out

@@ -54,8 +54,9 @@ def recorded(form, **options):
     ]
     if made.outputs == "logits":
         return made, offramp.record(made, batches, costs=costs, progress=False, **options)
-    with pytest.warns(UserWarning, match="gave a label that is no class"):
-        return made, offramp.record(made, batches, costs=costs, progress=False, **options)
+    trace = offramp.record(made, batches, costs=costs, progress=False, **options)
+    assert any("gave a label that is no class" in note for note in trace.notes)
+    return made, trace
 
 
 def fitted(trace):
@@ -94,10 +95,8 @@ def test_an_interrupted_recording_goes_on(form, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         offramp.record(made, batches(300), path=tmp_path / "t", costs=costs, progress=False)
-    with pytest.warns(UserWarning, match="gave a label that is no class"):
-        again = offramp.record(
-            made, batches(None), path=tmp_path / "t", costs=costs, progress=False
-        )
+    again = offramp.record(made, batches(None), path=tmp_path / "t", costs=costs, progress=False)
+    assert any("gave a label that is no class" in note for note in again.notes)
     assert torch.equal(again.ranked, whole.ranked)
     assert (again.confidence is None) == (form == "labels")
     assert not (tmp_path / "t.partial").exists()

@@ -108,10 +108,11 @@ def test_a_network_of_other_shape_is_fed_from_a_folder_and_from_predict(tmp_path
     (tmp_path / "run.toml").write_text(
         '[data]\nkind = "folder"\npath = "photos"\noptions = { size = [8, 14] }\n'
     )
-    found = dataset_of(load_config(tmp_path / "run.toml"))
+    config = load_config(tmp_path / "run.toml")
+    found = dataset_of(config)
     assert found.inputs[0].shape == (3, 8, 14)
     assert found.inputs.resize == (9, 16)
-    saved = bundle(tmp_path, (3, 8, 14), image_options(data))
+    saved = bundle(tmp_path, (3, 8, 14), image_options(config.data))
     reader = InputReader.of(saved, [tmp_path / "photos"], array="images", ids=None)
     ((_, batch),) = reader.batches(4)
     assert torch.equal(batch[0], found.inputs[0])
