@@ -11,6 +11,7 @@ from typing import final
 from offramp._core.checks import check_not_negative
 
 _DAY_S = 86_400
+_ROUNDING = 1e-9  # relative; sums in another order differ by less
 
 
 @final
@@ -33,6 +34,9 @@ class Spending:
     (True, False, None)
     >>> spending.reserve(0.7), spending.spent, spending.reserved
     (True, 0.2, 0.7)
+    >>> spending.settle(0.7, 0.9)
+    >>> spending.overdrawn
+    True
     """
 
     def __init__(
@@ -58,13 +62,22 @@ class Spending:
         """What calls that run now may come to."""
         return self._reserved
 
+    @property
+    def overdrawn(self) -> bool:
+        """Whether what was spent and reserved goes beyond the ceiling.
+
+        So it is once a call came to more than was set aside for it: then some of what was reserved
+        must be given back before it is spent.
+        """
+        with self._lock:
+            self._begin_day()
+            return self.most is not None and self._so_far() > self.most * (1 + _ROUNDING)
+
     def reserve(self, amount: float) -> bool:
         """Set aside what a call may come to; False where it does not fit under the ceiling."""
         with self._lock:
-            if self._day != self._now():
-                self._day, self._today = self._now(), 0.0
-            so_far = (self._today if self.daily else self._spent) + self._reserved
-            if self.most is not None and so_far + amount > self.most:
+            self._begin_day()
+            if self.most is not None and self._so_far() + amount > self.most:
                 return False
             self._reserved += amount
             self._open += 1
@@ -87,6 +100,13 @@ class Spending:
         """Count what was paid before, as by a run that was interrupted."""
         with self._lock:
             self._spent += paid
+
+    def _begin_day(self) -> None:
+        if self._day != self._now():
+            self._day, self._today = self._now(), 0.0
+
+    def _so_far(self) -> float:
+        return (self._today if self.daily else self._spent) + self._reserved
 
     def _now(self) -> int:
         return int(self._clock() // _DAY_S)

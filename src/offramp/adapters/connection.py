@@ -14,7 +14,7 @@ import json
 import os
 import threading
 import weakref
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -41,7 +41,16 @@ _REFUSES = {
 
 
 class CallError(Exception):
-    """A call has failed for good; the text says why, in a few words."""
+    """A call has failed for good.
+
+    Args:
+        why: In a few words.
+        paid: What was paid for it all the same; None where it was answered and nobody knows.
+    """
+
+    def __init__(self, why: str, *, paid: float | None = 0.0) -> None:
+        super().__init__(why)
+        self.paid = paid
 
 
 @final
@@ -77,6 +86,7 @@ class Connection:
         self.url, self.host = checked_url(url, key_env)
         self.key_env, self.limits = key_env, limits
         self.refusal: ServiceError | None = None  # why nobody need be asked in this batch
+        self.before: Callable[[], None] = _nothing  # each attempt; what it raises ends the call
         self._answered = False
         self._breaker = Breaker(limits.breaker_failures, limits.breaker_seconds)
         self._pace = Pace(limits.per_second)
@@ -141,6 +151,7 @@ class Connection:
         async with self._slots:
             if self.refusal is not None:
                 raise self.refusal
+            self.before()
             if not self._breaker.allows():
                 raise CallError("it has failed too often, and is left alone for a while")
             try:
@@ -166,7 +177,7 @@ class Connection:
                 parts.append(part)
                 size += len(part)
                 if size > _MOST_BYTES:
-                    raise CallError(f"an answer of more than {_MOST_BYTES} bytes")
+                    raise CallError(f"an answer of more than {_MOST_BYTES} bytes", paid=None)
             return response.status_code, response.headers, b"".join(parts)
 
     def _read(self, status: int, headers: Mapping[str, str], body: bytes) -> dict[str, Any]:
@@ -241,6 +252,10 @@ class Connection:
             )
             weakref.finalize(self, _let_go, self._client, asyncio.get_running_loop()).atexit = False
         return self._client
+
+
+def _nothing() -> None:
+    """Nothing is to be seen to before a call."""
 
 
 def _let_go(client: "httpx.AsyncClient", loop: asyncio.AbstractEventLoop) -> None:

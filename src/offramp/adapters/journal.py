@@ -51,6 +51,9 @@ class Memory:
             self._held.move_to_end(digest)
         return found
 
+    def count(self, paid: float) -> None:
+        """What was paid for an answer that could not be read is of no use here."""
+
     def keep(self, digest: str, answer: Answer) -> None:
         """Remember an answer."""
         if self._most != 0:
@@ -83,14 +86,15 @@ class Journal:
             self._write({"of": of})
 
     _size = 0
+    _lost = 0.0  # paid for what could not be read
 
     def __len__(self) -> int:
         return len(self._held)
 
     @property
     def paid(self) -> float:
-        """What its answers cost together."""
-        return math.fsum(answer.price for answer in self._held.values())
+        """What its answers cost together, with those that could not be read."""
+        return math.fsum([self._lost, *(answer.price for answer in self._held.values())])
 
     def __enter__(self) -> "Journal":
         return self
@@ -112,6 +116,15 @@ class Journal:
         self._write({"asked": digest, **asdict(answer)})
         self._held[digest] = answer
 
+    def count(self, paid: float) -> None:
+        """Write down what was paid for an answer that could not be read.
+
+        Raises:
+            StorageError: If the disk is full.
+        """
+        self._write({"unread": paid})
+        self._lost += paid
+
     def _write(self, line: dict[str, object]) -> None:
         with storing(self._path):
             block = json.dumps(line).encode("ascii") + b"\n"
@@ -132,6 +145,9 @@ class Journal:
                     "resume=False, or move it away: those answers were paid for."
                 )
             for line in lines[1:]:
+                if "unread" in line:
+                    self._lost += float(line["unread"])
+                    continue
                 asked = line.pop("asked")
                 self._held[asked] = Answer(**line)
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -36,6 +36,7 @@ FORMS: tuple[Form, ...] = ("logprobs", "json")
 _FIELD = re.compile(r"\{(\w+)\}")
 _MILLION = 1e6
 _EXTRA_TOKENS = 64  # that a chat puts around a message, and more
+_LENGTHS = ("max_tokens", "max_completion_tokens")  # bounds of an answer, by several names
 _RESERVED = frozenset({"model", "messages", "logprobs", "stream", "n"})
 _JSON = 'Answer in JSON: {"label": one of the labels, "confidence": number from 0 to 1}.'
 
@@ -105,6 +106,14 @@ class OpenAISettings:
         taken = sorted(_RESERVED & set(self.options))
         if taken:
             raise InputError(f"options must not hold {taken}: they are set by this adapter.")
+        lengths = [self.options[name] for name in _LENGTHS if self.options.get(name) is not None]
+        for length in lengths:
+            check_positive_int("options: the length of an answer", length)
+        if not lengths and "max_tokens" in self.options and self.prices is not None:
+            raise InputError(
+                "options must not take max_tokens away where there are prices: an answer of any "
+                "length has no highest price. Give another bound, such as max_completion_tokens."
+            )
 
 
 def from_openai(
@@ -144,7 +153,8 @@ def from_openai(
             "unit" ("usd"). Without them answers have no price.
         max_tokens: Of an answer.
         options: Further fields of each request, such as {"seed": 1}; the temperature is 0 unless
-            it is given here. An option that is None is left out.
+            it is given here. An option that is None is left out: where a service calls the length
+            otherwise, {"max_tokens": None, "max_completion_tokens": 64}.
         on_error: What it means that it has failed for good: "next" asks the next stage,
             "reference" the reference, "refuse" gives no answer.
         daily_cap: The most to spend in a day (UTC). Then it is not asked, and the stages before
@@ -227,8 +237,10 @@ class ChatClassifier:
         """The price of as many tokens as the texts have bytes, and of the longest answer."""
         if self.settings.prices is None:
             return 0.0
-        read = len(json.dumps(self._body(self.text(row))["messages"]).encode()) + _EXTRA_TOKENS
-        return self.settings.prices.of(read, self.settings.max_tokens)
+        body = self._body(self.text(row))
+        sent = json.dumps([body["messages"], self.settings.options])  # which may hold texts as well
+        written = max(body[name] for name in _LENGTHS if name in body)
+        return self.settings.prices.of(len(sent.encode()) + _EXTRA_TOKENS, written)
 
     def text(self, row: object) -> str:
         """The prompt about a row.
@@ -260,6 +272,13 @@ class ChatClassifier:
             headers={"Idempotency-Key": digest},
         )
         price = self._price(said)
+        try:
+            return self._answer(said, price, connection)
+        except CallError as error:
+            raise CallError(str(error), paid=price) from None
+
+    def _answer(self, said: Mapping[str, Any], price: float, connection: Connection) -> Answer:
+        """What a service has said, for this price."""
         try:
             choice = said["choices"][0]
             text = choice["message"].get("content") or ""
@@ -297,10 +316,13 @@ class ChatClassifier:
             usage = said["usage"]
             read, written = float(usage["prompt_tokens"]), float(usage["completion_tokens"])
         except (LookupError, TypeError, ValueError):
-            raise CallError("an answer without its usage, so nobody knows its price") from None
-        if not (0 <= read < math.inf and 0 <= written < math.inf):
-            raise CallError("an answer whose usage is no number of tokens")
-        return self.settings.prices.of(read, written)
+            raise CallError(
+                "an answer without its usage, so nobody knows its price", paid=None
+            ) from None
+        price = self.settings.prices.of(read, written)
+        if not (read >= 0 and written >= 0 and price < math.inf):
+            raise CallError("an answer whose usage is no number of tokens", paid=None)
+        return price
 
     def _none(self, text: str, price: float) -> Answer:
         """What was paid for and says nothing."""

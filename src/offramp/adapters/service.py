@@ -28,6 +28,10 @@ ON_ERROR: tuple[OnError, ...] = ("next", "reference", "refuse")
 _PAUSE_S = 0.005  # between two looks at whether calls that run now leave something to spend
 
 
+class _CapError(Exception):
+    """The daily cap leaves nothing for a call that has not begun."""
+
+
 class Asks(Protocol):
     """What a service is asked about a row, and what its answers mean."""
 
@@ -60,7 +64,7 @@ class Asks(Protocol):
         ...
 
     async def __call__(self, connection: Connection, row: object, digest: str) -> Answer:
-        """Ask; raises `CallError` or `ServiceError`."""
+        """Ask; raises `CallError`, which says what was paid all the same, or `ServiceError`."""
         ...
 
 
@@ -98,6 +102,7 @@ class Service(nn.Module):
         self.on_error, self.unit, self.settings = on_error, asks.unit, asks.settings
         self.counts: Counter[str] = Counter()
         self._asks, self._connection = asks, connection
+        connection.before = self._check_ceilings
         self._daily = Spending(daily_cap, daily=True)
         self._memory: Memory | Journal = Memory(connection.limits.cache)
         self._ceiling: Spending | None = None  # of a recording, in which all answers are kept
@@ -202,8 +207,7 @@ class Service(nn.Module):
     async def _paid(self, row: object, digest: str) -> Answer:
         most, paid = self._asks.most(row), 0.0
         if not await self._afford(most):
-            self.counts["capped"] += 1
-            return Answer(label=CAPPED, confidence=float("nan"))
+            return self._capped()
         try:
             answer = await self._asks(self._connection, row, digest)
             paid = answer.price
@@ -213,13 +217,31 @@ class Service(nn.Module):
             self.counts["foreign"] += answer.label >= self._asks.classes
             return answer
         except CallError as error:
+            paid = most if error.paid is None else error.paid
+            if paid:
+                self._memory.count(paid)
             self.counts["failed"] += 1
             self.counts[f"failed: {error}"] += 1
-            return Answer(label=FAILED, confidence=float("nan"))
+            return Answer(label=FAILED, confidence=float("nan"), price=paid)
+        except _CapError:
+            return self._capped()
         finally:
             self._daily.settle(most, paid)
             if self._ceiling is not None:
                 self._ceiling.settle(most, paid)
+
+    def _capped(self) -> Answer:
+        self.counts["capped"] += 1
+        return Answer(label=CAPPED, confidence=float("nan"))
+
+    def _check_ceilings(self) -> None:
+        """End a call that has not begun, where another one came to more than was set aside."""
+        if self._ceiling is not None and self._ceiling.overdrawn:
+            raise SpendingError(_reached("max_spend", self._ceiling, self.unit))
+        if self._daily.overdrawn:
+            if self._ceiling is None:
+                raise _CapError
+            raise SpendingError(_reached("daily_cap", self._daily, self.unit))
 
     async def _afford(self, most: float) -> bool:
         """Reserve what a call may come to; waits for calls whose rest may be enough."""

@@ -246,3 +246,66 @@ def test_the_key_of_a_request_is_that_of_its_service():
         found = {said(stage_of(server, **other), ["a"]).ranked.item() for other in ({}, OTHERS[1])}
     assert found == {0, 1}  # "bad", by the order of the labels
     assert server.charges == {"Good or bad? a": 2}
+
+
+def answer_of(read, written, **message):
+    """An answer of so many tokens."""
+    choice = {"message": message, "logprobs": {"content": [{"logprob": -0.1}]}}
+    usage = {"prompt_tokens": read, "completion_tokens": written}
+    return json.dumps({"choices": [choice], "usage": usage}).encode()
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_the_longest_answer_is_that_which_is_asked_for(name):
+    stages = [
+        from_openai(PLAIN, model="m", labels=LABELS, prompt="{row}", key_env=None, **others)
+        for others in (
+            {"prices": {"input": 0.0, "output": 1.0}, "options": {"max_tokens": None, name: 1000}},
+            {"prices": {"input": 0.0, "output": 1.0}, "max_tokens": 9},
+        )
+    ]
+    assert [s.module._asks.most("a") for s in stages] == pytest.approx([1e-3, 9e-6])
+    assert stages[0].module._asks._body("a")[name] == 1000
+
+
+def test_options_without_a_length_or_with_none_are_refused():
+    given = {"model": "m", "labels": LABELS, "prompt": "{row}", "key_env": None, "prices": PRICES}
+    with pytest.raises(InputError, match="max_completion_tokens"):
+        from_openai(PLAIN, **given, options={"max_tokens": None})
+    with pytest.raises(InputError, match="length of an answer"):
+        from_openai(PLAIN, **given, options={"max_tokens": -1})
+    from_openai(PLAIN, **(given | {"prices": None}), options={"max_tokens": None})
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"usage": {"prompt_tokens": 100, "completion_tokens": 50}}',
+        b'{"choices": [{"message": {"content": "good"}}],'
+        b' "usage": {"prompt_tokens": 100, "completion_tokens": 50}}',
+    ],
+)
+def test_what_was_billed_counts_even_where_it_cannot_be_read(body):
+    with StandIn(fixed=(200, {}, body)) as server:
+        stage = stage_of(server)
+        found = said(stage, ["a", "b"])
+    assert found.ranked.unique().tolist() == [FAILED]
+    assert stage.module.spent == pytest.approx(4e-4)
+    assert found.prices.tolist() == pytest.approx([2e-4, 2e-4])
+
+
+def test_an_answer_without_usage_counts_as_the_most_that_it_may_have_cost():
+    with StandIn(fixed=(200, {}, b'{"choices": []}')) as server:
+        stage = stage_of(server)
+        said(stage, ["a"])
+    assert stage.module.spent == pytest.approx(stage.module._asks.most("a"))
+
+
+def test_after_an_answer_above_its_highest_price_no_call_begins_beyond_the_cap():
+    body = answer_of(5000, 0, content="good")  # 0.005 each, where less than 0.0003 was set aside
+    with StandIn(fixed=(200, {}, body), latency=0.01) as server:
+        stage = stage_of(server, daily_cap=0.01, limits=Limits(concurrency=1))
+        found = said(stage, ROWS)
+    assert server.statuses["200"] == 2
+    assert int((found.ranked == 0).sum()) == 2
+    assert stage.module.counts["capped"] == len(ROWS) - 2

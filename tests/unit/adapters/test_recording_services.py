@@ -102,6 +102,27 @@ def test_a_ceiling_is_never_exceeded_and_what_was_paid_is_kept(tmp_path):
     assert trace.prices[:, 1].sum().item() == pytest.approx(server.spent)
 
 
+def test_what_could_not_be_read_counts_when_the_recording_goes_on(tmp_path):
+    path = tmp_path / "a.trace"
+    body = b'{"usage": {"prompt_tokens": 400, "completion_tokens": 0}}'
+    with StandIn(fixed=(200, {}, body)) as server:
+        for most, calls in ((0.001, 2), (0.001, 2), (0.0014, 3)):
+            cascade = cascade_of(server, limits=Limits(attempts=1, concurrency=1))
+            with pytest.raises(SpendingError, match="max_spend was reached"):
+                recorded(cascade, path=path, max_spend=most)
+            assert server.statuses["200"] == calls
+
+
+def test_after_an_answer_above_its_highest_price_no_call_begins_beyond_the_ceiling():
+    choice = {"message": {"content": "good"}, "logprobs": {"content": [{"logprob": -0.1}]}}
+    said = {"choices": [choice], "usage": {"prompt_tokens": 5000, "completion_tokens": 0}}
+    with StandIn(fixed=(200, {}, json.dumps(said).encode()), latency=0.01) as server:
+        cascade = cascade_of(server, limits=Limits(concurrency=1))
+        with pytest.raises(SpendingError, match="max_spend was reached"):
+            recorded(cascade, max_spend=0.012)
+    assert server.statuses["200"] <= 3
+
+
 def test_a_ceiling_needs_prices():
     with StandIn() as server, pytest.raises(InputError, match="max_spend needs the prices"):
         recorded(cascade_of(server, prices=None), max_spend=1.0)
