@@ -199,7 +199,7 @@ def test_a_bundle_that_decodes_gets_the_bytes_of_files(run, reading_files, folde
         found = run(verb, tmp_path / "bundle", folder, *more, "--json")
         assert found.code == 0, found.err
     found = run("predict", tmp_path / "bundle", folder, "--no-orient", "--out", tmp_path / "q.csv")
-    assert "orient must be left out for this bundle" in found.err
+    assert "no-orient must be left out: the bundle decodes images itself" in found.err
 
 
 def test_bench_without_inputs_says_what_that_is_worth(run, deployed):

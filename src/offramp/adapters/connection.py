@@ -10,8 +10,10 @@ Layer: adapters.  Needs the extra `services`.
 """
 
 import asyncio
+import ipaddress
 import json
 import os
+import re
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Iterator, Mapping
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _MOST_BYTES = 64 * 2**20  # of an answer
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")  # how a name differs from most keys
 _SHOWN = 200  # characters of what a service says
 _PASSES = frozenset({408, 409, 425, 429, *range(500, 600)})
 _REFUSES = {
@@ -280,6 +283,11 @@ def checked_url(url: str, key_env: str | None) -> tuple[str, str]:
             f"url must hold no user, password, ? or #, got one with some at {parts.hostname!r}: "
             "keys come from an environment variable, named by key_env."
         )
+    if key_env is not None and not _VARIABLE.fullmatch(str(key_env)):  # it may be the key itself
+        raise InputError(
+            "key_env must be the name of an environment variable, of capitals, digits and '_', "
+            "such as OPENAI_API_KEY; what was given is none, and is not shown here."
+        )
     if parts.scheme == "http" and key_env is not None and not is_local(parts.hostname):
         raise InputError(f"url must begin with https where a key is sent, got {_bare(url)!r}.")
     return url.rstrip("/"), parts.hostname
@@ -287,7 +295,12 @@ def checked_url(url: str, key_env: str | None) -> tuple[str, str]:
 
 def is_local(host: str) -> bool:
     """Whether a host is this machine."""
-    return host in ("localhost", "::1") or host.startswith("127.")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return False
 
 
 def _bare(url: str) -> str:

@@ -54,7 +54,9 @@ def with_backend(
         UnsupportedError: If a backend cannot run a stage; it names the stage, and the operator.
         InputError: If int8 has no calibration, or the stages of a group have several backends.
 
+    >>> import torch
     >>> from torch import nn
+    >>> from offramp.stages import Cascade
     >>> cascade = Cascade.from_models({"a": nn.Linear(4, 3), "b": nn.Linear(4, 3)})
     >>> fast = with_backend(cascade, {"a": "onnxruntime"}, example=torch.zeros(1, 4))
     >>> fast.topology.names, bool(torch.allclose(fast(torch.ones(2, 4)), cascade(torch.ones(2, 4))))

@@ -33,6 +33,7 @@ class BackendTable:
         InputError: If a stage has no backend, or a time is not greater than 0, or there are not as
             many as batch sizes.
 
+    >>> import torch
     >>> form = TensorSpec.of(torch.zeros(1, 3))
     >>> seconds = {"a": {"eager": (1.0, 4.0), "folded": (2.0, 1.0)}}
     >>> table = BackendTable(batch_sizes=(1, 32), seconds=seconds, inputs=form)

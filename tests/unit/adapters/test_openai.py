@@ -309,3 +309,24 @@ def test_after_an_answer_above_its_highest_price_no_call_begins_beyond_the_cap()
     assert server.statuses["200"] == 2
     assert int((found.ranked == 0).sum()) == 2
     assert stage.module.counts["capped"] == len(ROWS) - 2
+
+
+def keyed(url, key_env):
+    return from_openai(url, model="m", labels=["x", "y"], prompt="{row}", key_env=key_env)
+
+
+@pytest.mark.parametrize("given", ["sk-proj-SECRET123", "", "A B", 5])
+def test_a_key_in_place_of_its_variable_is_refused_and_not_shown(given):
+    with pytest.raises(InputError, match="key_env must be the name") as caught:
+        from_openai(
+            "https://a.example/v1", model="m", labels=["x", "y"], prompt="{row}", key_env=given
+        )
+    assert "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["127.evil.com", "localhost.evil.com", "10.0.0.1"])
+def test_a_key_goes_to_no_other_machine_in_clear(host):
+    with pytest.raises(InputError, match="must begin with https"):
+        from_openai(
+            f"http://{host}/v1", model="m", labels=["x", "y"], prompt="{row}", key_env="KEY"
+        )

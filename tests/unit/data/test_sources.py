@@ -55,7 +55,7 @@ def test_imagenet32_refuses_pickled_arrays(tmp_path):
 
 
 def test_every_kind_is_known_by_name():
-    assert set(SOURCES) == {"digits", "cifar10", "cifar100", "imagenet32", "folder", "npz"}
+    assert set(SOURCES) == {"digits", "cifar10", "cifar100", "imagenet32", "folder", "npz", "texts"}
 
 
 def test_a_data_set_is_loaded_by_name_with_its_options(tmp_path):
