@@ -9,6 +9,7 @@ from offramp.backends import (
     Compiled,
     TensorSpec,
     choose_backends,
+    measured,
     with_backend,
 )
 from offramp.stages import Cascade
