@@ -9,7 +9,6 @@ from offramp.backends import (
     Compiled,
     TensorSpec,
     choose_backends,
-    measured,
     with_backend,
 )
 from offramp.stages import Cascade
@@ -38,7 +37,7 @@ def test_the_fastest_of_those_that_answer_alike_is_chosen_for_each_stage():
 
 
 def test_one_that_is_not_installed_here_is_passed_over(monkeypatch):
-    monkeypatch.setattr(measured, "exact_backends", lambda: ("eager", "folded"))
+    monkeypatch.setattr("offramp.backends.measured.exact_backends", lambda: ("eager", "folded"))
     assert table().best() == {"a": "folded", "b": "eager"}
 
 
