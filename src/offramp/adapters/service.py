@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Protocol, final
+from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ class _CapError(Exception):
     """The daily cap leaves nothing for a call that has not begun."""
 
 
+@runtime_checkable
 class Asks(Protocol):
     """What a service is asked about a row, and what its answers mean."""
 
