@@ -98,7 +98,7 @@ class OpenAISettings:
             raise InputError(f"labels must be at least 2 texts, got {list(self.labels)}.")
         if len({_plain(label) for label in self.labels}) < len(self.labels):
             raise InputError("labels must differ in more than case, quotes and points.")
-        if not _FIELD.search(self.prompt):
+        if not {*_FIELD.findall(self.prompt)} - {"labels"}:  # else each row asks the same
             raise InputError(
                 "prompt must say where the example goes: {row}, or {title} for the field 'title' "
                 f"of rows with several, got {self.prompt!r}."
@@ -249,17 +249,16 @@ class ChatClassifier:
             InputError: If a field is not there.
         """
         fields = row if isinstance(row, Mapping) else {}
-        known = {"labels": ", ".join(self.settings.labels), "row": row, **fields}
+        known = {"row": row, **fields, "labels": ", ".join(self.settings.labels)}
 
         def put(match: re.Match[str]) -> str:
             name = match[1]
-            if name in known:
-                return str(known[name])
-            if fields:
+            if name not in known:
                 raise InputError(
-                    f"prompt names {{{name}}}, which is no field of a row with {sorted(fields)}."
+                    f"prompt names {{{name}}}, which is no field of a row with {sorted(fields)}; a "
+                    "row that is a text has no fields, and {row} stands for it."
                 )
-            return match[0]
+            return str(known[name])
 
         return _FIELD.sub(put, self.settings.prompt)
 

@@ -330,3 +330,13 @@ def test_a_key_goes_to_no_other_machine_in_clear(host):
         from_openai(
             f"http://{host}/v1", model="m", labels=["x", "y"], prompt="{row}", key_env="KEY"
         )
+
+
+def test_each_row_asks_its_own_question():
+    options = {"model": "m", "labels": ["x", "y"], "key_env": None}
+    with pytest.raises(InputError, match="prompt must say where the example goes"):
+        from_openai("https://a.example/v1", prompt="One of {labels}:", **options)
+    asks = from_openai("https://a.example/v1", prompt="{text} of {labels}?", **options).module._asks
+    assert asks.text({"text": "a", "labels": "the truth"}) == "a of x, y?"
+    with pytest.raises(InputError, match=r"prompt names \{text\}, which is no field"):
+        asks.text("a plain text")
