@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import resource
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,18 +81,23 @@ def peak_mib() -> float:
 
 
 def speedups(
-    adaptive: Callable[["Tensor"], object],
-    static: Callable[["Tensor"], object],
-    images: "Tensor",
+    adaptive: Callable[[Any], object],
+    static: Callable[[Any], object],
+    images: "Tensor | Sequence[object]",
     *,
     rounds: int,
+    sizes: Sequence[tuple[int, int]] = ((128, 1408), (1, 128)),
 ) -> dict[str, float]:
-    """Time of `static` over that of `adaptive` at batch 128 and 1, in interleaved rounds."""
+    """Time of `static` over that of `adaptive`, in interleaved rounds.
+
+    `sizes` are batch sizes, each with the number of images.
+    """
     from offramp.stages import time_side_by_side
 
     found = {}
-    for size, count in ((128, 1408), (1, 128)):
-        batches = list(images[:count].split(size))
+    for size, count in sizes:
+        some = images[:count]
+        batches = [some[k : k + size] for k in range(0, len(some), size)]
         times = time_side_by_side(
             {
                 "adaptive": lambda b=batches: [adaptive(x) for x in b],

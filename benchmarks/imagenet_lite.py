@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import keep_freed_memory, parser, report
+from harness import keep_freed_memory, parser, report, speedups
 
 import offramp
 from offramp.bundle import export_onnx
@@ -44,7 +44,7 @@ from offramp.evaluation.replay import replay
 from offramp.models import ModelSpec, build
 from offramp.policy import Candidate
 from offramp.runtime import Adaptive
-from offramp.stages import Normalize, Resize, time_side_by_side
+from offramp.stages import Normalize, Resize
 from offramp.trace import Trace, load_trace
 from offramp.tuning import quantize
 
@@ -149,18 +149,7 @@ def speed(cascade: offramp.Cascade, candidate: Candidate, rows: list[bytes], rou
     """Wall-clock of Lite 2 over the cascade's."""
     adaptive = Adaptive(cascade, candidate, fold=True)
     static = Adaptive.single(cascade, REFERENCE, fold=True)
-    found = {}
-    for size, count in ((1, 24), (32, 64)):
-        batches = [rows[k : k + size] for k in range(0, count, size)]
-        times = time_side_by_side(
-            {
-                "adaptive": lambda b=batches: [adaptive(x) for x in b],
-                "static": lambda b=batches: [static(x) for x in b],
-            },
-            rounds=rounds,
-        )
-        found[f"speedup_batch{size}"] = times["ratio"]
-    return found
+    return speedups(adaptive, static, rows, rounds=rounds, sizes=((1, 24), (32, 64)))
 
 
 def bundled(model: Adaptive, folder: Path, rows: list[bytes]) -> dict[str, Any]:

@@ -29,6 +29,14 @@ OnError = Literal["next", "reference", "refuse"]
 #: are features without an answer.
 StageForm = Literal["logits", "probabilities", "confidence", "labels", "features", "signals"]
 STAGE_FORMS: tuple[StageForm, ...] = get_args(StageForm)
+FORM_OF: dict[StageForm, OutputForm] = {
+    "logits": "logits",
+    "probabilities": "logits",
+    "confidence": "confidence",
+    "labels": "labels",
+    "features": "features",
+    "signals": "features",
+}
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]

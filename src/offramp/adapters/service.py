@@ -16,6 +16,7 @@ from typing import Any, Protocol, final, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from offramp._core.batch import is_table
 from offramp._core.checks import check_choice
 from offramp._core.errors import InputError, SpendingError
 from offramp._core.outputs import CAPPED, FAILED
@@ -278,7 +279,7 @@ def rows_of(batch: Any) -> list[Any]:  # noqa: ANN401  (rows of any type)
     >>> rows_of({"title": ["a", "b"], "year": [1, 2]})[0]
     {'title': 'a', 'year': 1}
     """
-    if hasattr(batch, "to_dict") and hasattr(batch, "columns"):
+    if is_table(batch):
         return [dict(row) for row in batch.to_dict("records")]
     if isinstance(batch, dict):
         columns = [rows_of(column) for column in batch.values()]

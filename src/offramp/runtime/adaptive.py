@@ -284,8 +284,7 @@ class Adaptive(nn.Module):
         except BLAMES_BATCH as error:
             program.check_blame(batch, error)
             raise
-        said = answer.log_probs
-        program.check_after(batch, flight.width if said is None else said.shape[1])
+        program.check_after(batch, flight.width)
         if mark is not None:
             mark("decision", NO_STAGE, n)
         return answer

@@ -37,6 +37,12 @@ class Fallback(NamedTuple):
         no = torch.zeros(m, dtype=torch.bool, device=said.device)
         return cls(said, no.long(), no, no.to(torch.int8))
 
+    @classmethod
+    def all(cls, said: StageOutput) -> "Fallback":
+        """That of examples who have all been answered, by finite outputs alone."""
+        none = cls.none(len(said), said)
+        return none._replace(said=said, valid=~none.valid)
+
     def take(self, rows: Tensor | None) -> "Fallback":
         """Those of some examples, by position; None for all."""
         if rows is None:

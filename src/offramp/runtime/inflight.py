@@ -275,8 +275,8 @@ class InFlight:
 
     @property
     def width(self) -> int:
-        """How many classes the stages have, as they have answered."""
-        return next(said.width for said in self.outputs if said is not None)
+        """How many classes the stages have, as the last one that was visited has answered."""
+        return next(said.width for said in reversed(self.outputs) if said is not None)
 
     def has_heard(self, stage: int) -> bool:
         """Whether it is known what a stage says."""

@@ -162,8 +162,7 @@ def gathered(
     whole = first.gathered(n, [said for _, said, _ in parts[1:]], everyone)
     if all(kept is None for *_, kept in parts):
         return whole, None
-    valid = torch.ones(n, dtype=torch.bool, device=first.device)
-    everybody = Fallback.none(n, first)._replace(valid=valid)
+    everybody = Fallback.all(whole)
     for rows, _, kept in parts:
         if kept is not None:
             everybody = everybody.put(rows, kept)

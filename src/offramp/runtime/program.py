@@ -92,9 +92,11 @@ class Program:
         self.costs = None
         if costs is not None:
             self.costs = tuple(costs.path(topology, p, policy.decided(p)) for p in paths)
-        # Services, and what it means that they have failed.
+        # Stages that answer nothing; nobody is answered whose path ends at one.
         self.silent = frozenset(k for k, stage in stages.items() if stage.silent)
+        self._mute = [float(end in self.silent) for end in self.ends]
         self._check_somebody_answers()
+        # Services, and what it means that they have failed.
         self.services = {k: s.on_error for k, s in stages.items() if s.on_error is not None}
         self.detours = {k: self._detour(k, reference) for k in self.children}
         units = {stage.unit for stage in stages.values() if stage.unit is not None}
@@ -145,7 +147,8 @@ class Program:
         device, nodes = said.device, [(self.paths[path], rows) for path, rows, *_ in left]
         why = spread(n, nodes, self.reasons, torch.int8, device)
         if self.silent:
-            kept = self._muted(n, nodes, said, kept)
+            mute = spread(n, nodes, self._mute, torch.bool, device)
+            kept = (kept or Fallback.all(said)).without(mute)
             said = kept.said
         labels, confidence = said.best()
         if kept is None:
@@ -173,16 +176,6 @@ class Program:
             stage_names=self.topology.names,
             paths=tuple(self.paths),
         )
-
-    def _muted(
-        self, n: int, nodes: Sequence[tuple[int, Rows]], said: StageOutput, kept: Fallback | None
-    ) -> Fallback:
-        """The same, with no answer for whom only stages have spoken that answer nothing."""
-        if kept is None:
-            kept = Fallback.none(n, said)._replace(said=said)
-            kept = kept._replace(valid=~kept.valid)
-        mute = [float(end in self.silent) for end in self.ends]
-        return kept.without(spread(n, nodes, mute, torch.bool, said.device))
 
     def _cost(
         self, n: int, nodes: Sequence[tuple[int, Rows]], left: Sequence[Left], device: torch.device

@@ -19,7 +19,7 @@ from offramp._core.carry import Carry, RawInput
 from offramp._core.checks import check_choice, check_shape
 from offramp._core.errors import InputError
 from offramp._core.outputs import StageOutput, log_probabilities
-from offramp._core.types import STAGE_FORMS, OnError, OutputForm, Raw, StageForm
+from offramp._core.types import FORM_OF, STAGE_FORMS, OnError, OutputForm, Raw, StageForm
 from offramp.models import ModelSpec, SeveralLogitsError, extract_logits
 from offramp.stages.answers import Labels, labeled, scores_of
 from offramp.stages.cutting.spec import SegmentSpec
@@ -148,7 +148,7 @@ class Stage(nn.Module):
     @property
     def form(self) -> OutputForm:
         """The form of what it says; probabilities come as logits."""
-        return _FORM_OF[self.outputs]
+        return FORM_OF[self.outputs]
 
     @property
     def silent(self) -> bool:
@@ -341,14 +341,6 @@ class Stage(nn.Module):
         return self.answer(result), result if self.gives_carry else None
 
 
-_FORM_OF: dict[StageForm, OutputForm] = {
-    "logits": "logits",
-    "probabilities": "logits",
-    "confidence": "confidence",
-    "labels": "labels",
-    "features": "features",
-    "signals": "features",
-}
 _ARGUMENTS = tuple(inspect.signature(Stage).parameters)
 
 

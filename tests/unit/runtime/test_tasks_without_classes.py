@@ -91,11 +91,20 @@ def test_nobody_is_answered_by_a_stage_that_answers_nothing(fitted):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) * torch.where(x[:, :1] > 0, 1.0, torch.nan)
 
-    broken = Cascade.from_models(
-        {"length": Length(), "small": Fails(0.5, True), "large": Fails(0.1, True)},
-        outputs={"length": "signals", "small": "features", "large": "features"},
-    )
-    model, whole = Adaptive(broken, candidate), Adaptive(cascade, candidate)
+    def model_of(small, large):
+        return Adaptive(
+            Cascade.from_models(
+                {"length": Length(), "small": small, "large": large},
+                outputs={"length": "signals", "small": "features", "large": "features"},
+            ),
+            candidate,
+        )
+
+    whole = Adaptive(cascade, candidate)
+    late, left = model_of(Model(0.5, True), Fails(0.1, True))(x), whole(x).stage == 1
+    assert left.any()
+    torch.testing.assert_close(late.values[left], whole(x).values[left])  # gone before it failed
+    model = model_of(Fails(0.5, True), Fails(0.1, True))
     for part in (x, x[:1], x[1:2], x[5:6]):
         answer, fine = model(part), part[:, 0] > 0
         assert answer.valid.tolist() == fine.tolist()
