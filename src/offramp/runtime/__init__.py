@@ -6,6 +6,7 @@ Layer: runtime.
 from offramp.runtime.adaptive import Adaptive, AnyChoice, Chosen, policy_of
 from offramp.runtime.batcher import Batcher
 from offramp.runtime.executor import Executor, RowsError
+from offramp.runtime.explain import Visit, explain
 from offramp.runtime.monitor import MONITORED, RiskMonitor, audit_mask
 from offramp.runtime.prediction import NO_LABEL, REASONS, Prediction
 from offramp.runtime.source import StageSource
@@ -25,6 +26,8 @@ __all__ = [
     "RowsError",
     "StageSource",
     "StageTimes",
+    "Visit",
     "audit_mask",
+    "explain",
     "policy_of",
 ]

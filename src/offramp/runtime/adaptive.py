@@ -265,7 +265,13 @@ class Adaptive(nn.Module):
         """
         return self._answered(batch, ids, mark)
 
-    def _answered(self, given: AnyBatch, ids: Keys | None, mark: Mark | None) -> Prediction:
+    def _answered(
+        self,
+        given: AnyBatch,
+        ids: Keys | None,
+        mark: Mark | None,
+        go: Callable[[InFlight], Prediction] = walk,
+    ) -> Prediction:
         program = self.program
         batch = program.take_in(given)
         n, device = batch_size(batch), self.policy.temperatures.device
@@ -278,7 +284,7 @@ class Adaptive(nn.Module):
             if mark is not None:
                 mark("other", NO_STAGE, n)
             flight = InFlight(program, moved, keys, mark=mark)
-            answer = walk(flight)
+            answer = go(flight)
         except OfframpError:
             raise
         except BLAMES_BATCH as error:
