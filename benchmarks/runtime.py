@@ -63,15 +63,12 @@ def images_of(data: Path) -> Tensor:
 def pretrained(data: Path) -> Cascade:
     """The two networks."""
     normalize = Normalize(scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    networks = {
-        name: build(
-            ModelSpec(name=name, weights=str(data / "resnet_weights" / f"{name}_state.npz"))
-        )
-        for name in NETWORKS
-    }
+    folder = data / "resnet_weights"
+    specs = {n: ModelSpec(name=n, weights=str(folder / f"{n}_state.npz")) for n in NETWORKS}
+    networks = {name: build(spec) for name, spec in specs.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        return Cascade.from_models(networks, transform=normalize)
+        return Cascade.from_models(networks, specs=specs, transform=normalize)
 
 
 def threshold(cascade: Cascade, images: Tensor) -> float:
