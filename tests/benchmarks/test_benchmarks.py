@@ -146,11 +146,12 @@ class Checkpoint:
 # Importing torch takes seconds: all that can be imported here are asked in one process.
 _HELP = """
 import runpy, sys
-sys.path.insert(0, sys.argv[1])
-for name in sys.argv[2:]:
+_, here, *names = sys.argv
+sys.path.insert(0, here)
+for name in names:
     sys.argv = [name + ".py", "--help"]
     try:
-        runpy.run_path(f"{sys.path[0]}/{name}.py", run_name="__main__")
+        runpy.run_path(f"{here}/{name}.py", run_name="__main__")
     except SystemExit as end:
         if end.code:
             raise
