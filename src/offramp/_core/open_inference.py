@@ -135,9 +135,7 @@ def read_json(body: bytes) -> Any:  # noqa: ANN401  (whatever stands there)
     try:
         return json.loads(body, parse_constant=_no_constant)
     except RecursionError:
-        raise InputError(
-            "The body must be JSON of few levels, and it is nested too deep."
-        ) from None
+        raise InputError("The body must be JSON of fewer levels; it is nested too deep.") from None
     except ValueError as error:  # UnicodeDecodeError is one
         raise InputError(f"The body must be JSON: {error}.") from None
 
