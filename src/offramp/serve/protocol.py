@@ -8,13 +8,13 @@ Layer: serve.  Source: kserve.github.io/open-inference-protocol; Triton's extens
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from offramp import __version__
 from offramp._core.errors import InputError
 from offramp._core.open_inference import (
     BINARY,
@@ -74,7 +74,7 @@ async def ready(request: Request) -> Response:
 
 async def server(request: Request) -> Response:
     """Name, version and extensions."""
-    told = {"name": "offramp", "version": __version__, "extensions": list(EXTENSIONS)}
+    told = {"name": "offramp", "version": version("offramp"), "extensions": list(EXTENSIONS)}
     return JSONResponse(told)
 
 
