@@ -15,8 +15,8 @@ from offramp._core.errors import FileFormatError
 MOST_PIXELS = 178_956_970
 
 # Who may look into a file, whatever its ending: others (EPS) start programs.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-_OPENED = (None, "MPO", *_FORMATS)  # of images that somebody else has opened; MPO is JPEG
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+_OPENED = (None, "MPO", *FORMATS)  # of images that somebody else has opened; MPO is JPEG
 _ORIENTATION = 0x0112  # tag of EXIF
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -48,7 +48,7 @@ def decoded(
         if isinstance(source, Image.Image):
             return _upright(source, orient=orient, draft=draft)
         file = BytesIO(source) if isinstance(source, bytes) else source
-        with Image.open(file, formats=_FORMATS) as image:
+        with Image.open(file, formats=FORMATS) as image:
             return _upright(image, orient=orient, draft=draft)
     except Exception as error:
         name = str(source) if isinstance(source, Path) else "This"
@@ -59,7 +59,7 @@ def decoded(
 def _upright(image: Image.Image, *, orient: bool, draft: bool) -> Image.Image:
     if image.format not in _OPENED:
         raise ValueError(
-            f"its format must be one of {', '.join(_FORMATS)}, got {image.format}; where that can "
+            f"its format must be one of {', '.join(FORMATS)}, got {image.format}; where that can "
             "be trusted, hand over image.convert('RGB')"
         )
     pixels = image.width * image.height

@@ -28,6 +28,7 @@ from offramp.cli.predict import command as predict
 from offramp.cli.profile import command as profile
 from offramp.cli.record import command as record
 from offramp.cli.report import command as report
+from offramp.cli.serve import command as serve
 from offramp.cli.train import command as train
 from offramp.cli.tune import command as tune
 
@@ -110,6 +111,7 @@ app.command("predict")(predict)
 app.command("bench")(bench)
 app.command("profile")(profile)
 app.command("tune")(tune)
+app.command("serve")(serve)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

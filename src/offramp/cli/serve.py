@@ -1,0 +1,95 @@
+"""`offramp serve`: bundles behind HTTP.
+
+Layer: cli.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from offramp._core.errors import InputError
+from offramp._core.optional import imported
+from offramp.cli import options
+from offramp.cli.output import note
+
+
+def command(
+    bundles: Annotated[
+        list[Path], typer.Argument(help="Bundles to serve, by the names of their folders.")
+    ],
+    host: Annotated[
+        str, typer.Option(help="Where to listen; by default only this machine can ask.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="There; 0 takes any that is free.")
+    ] = 8000,
+    backend: options.Backend = None,
+    threads: options.Threads = None,
+    max_queue: Annotated[
+        int, typer.Option(min=1, help="Examples that may wait, of each model; others get 429.")
+    ] = 4096,
+    max_rows: Annotated[int, typer.Option(min=1, help="Examples of one request.")] = 1024,
+    deadline: Annotated[
+        float | None,
+        typer.Option(help="Milliseconds for requests that give no time of their own."),
+    ] = None,
+    token_env: Annotated[
+        str | None,
+        typer.Option(help="Environment variable with the token that requests have to bring."),
+    ] = None,
+    allow_import: options.AllowImport = False,
+    allow_network: options.AllowNetwork = None,
+) -> None:
+    """Serve bundles over HTTP, by the Open Inference Protocol and plain requests.
+
+    In: one or several bundles; name=folder gives one another name than that of its folder.
+
+    Out: answers, until Ctrl+C or SIGTERM; then what was accepted is answered first.
+
+    Requests share batches at every stage. The address /docs says how to ask.
+
+    Example: offramp serve runs/demo/bundle --port 8000
+    """
+    for package in ("starlette", "uvicorn"):
+        imported(package, "serve")
+    from offramp.serve.run import serve
+    from offramp.serve.settings import Settings, token_from
+
+    options.set_threads(threads)
+    settings = Settings(
+        host=host,
+        port=port,
+        backend=backend,
+        allow_import=allow_import,
+        allow_network=tuple(allow_network or ()),
+        max_queue=max_queue,
+        max_rows=max_rows,
+        deadline=None if deadline is None else deadline / 1000,
+        token=None if token_env is None else token_from(token_env, os.environ),
+    )
+    serve(sources_of(bundles), settings, told=lambda url: note(f"listening at {url}"))
+
+
+def sources_of(bundles: list[Path]) -> dict[str, Path]:
+    """For each name the folder of its bundle.
+
+    Raises:
+        InputError: If two have one name.
+
+    >>> sources_of([Path("runs/cats"), Path("other=runs/dogs")])
+    {'cats': PosixPath('runs/cats'), 'other': PosixPath('runs/dogs')}
+    """
+    found: dict[str, Path] = {}
+    for given in bundles:
+        name, sign, folder = str(given).partition("=")
+        path = Path(folder) if sign else given
+        name = name if sign else path.resolve().name
+        if name in found:
+            raise InputError(
+                f"Bundles must have different names, got {name!r} for {found[name]} and {path}. "
+                "Name one: other=folder."
+            )
+        found[name] = path
+    return found

@@ -1,0 +1,125 @@
+"""The application: routes, tokens, and errors in one form (docs/adr/0051).
+
+Layer: serve.
+"""
+
+import asyncio
+import hmac
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, final
+from urllib.parse import urlsplit
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from offramp.serve import protocol
+from offramp.serve.errors import error_text
+from offramp.serve.serving import Serving
+from offramp.serve.settings import Settings
+
+_log = logging.getLogger(__name__)
+_OPEN = ("/v2/health/live", "/v2/health/ready")  # to probes, which have no token
+
+
+def make_app(sources: Mapping[str, Path], settings: Settings) -> Starlette:
+    """An application that serves bundles; models are loaded once it runs.
+
+    Args:
+        sources: For each name the folder of its bundle.
+        settings: Limits, token and the like.
+
+    Raises:
+        InputError: If a name is none.
+    """
+    serving = Serving(sources, settings)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        loading = asyncio.create_task(_loaded(app, serving))
+        try:
+            yield
+        finally:
+            app.state.stopping = True
+            serving.stop()
+            loading.cancel()
+            await asyncio.gather(loading, return_exceptions=True)
+            await serving.close()
+
+    app = Starlette(
+        routes=protocol.routes(),
+        lifespan=lifespan,
+        middleware=[Middleware(Gate, token=settings.token)],
+        exception_handlers={HTTPException: _not_found},
+    )
+    app.state.serving, app.state.stopping, app.state.failed = serving, False, None
+    app.state.on_failure = None
+    return app
+
+
+async def _loaded(app: Starlette, serving: Serving) -> None:
+    """Load all models; if one cannot be loaded, whoever started the server is told."""
+    try:
+        await serving.load_all()
+    except Exception as error:  # noqa: BLE001  (told by whoever started the server)
+        app.state.failed = error
+        if app.state.on_failure is not None:
+            app.state.on_failure()
+
+
+@final
+class Gate:
+    """Looks at each request before anything else does: its token, and where it comes from.
+
+    Args:
+        app: What is behind.
+        token: That is asked for; None for none.
+    """
+
+    def __init__(self, app: ASGIApp, token: str | None) -> None:
+        self._app = app
+        self._token = None if token is None else token.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse, or hand on."""
+        if scope["type"] == "http" and (refused := self._refused(scope)) is not None:
+            await refused(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _refused(self, scope: Scope) -> Response | None:
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        origin = headers.get(b"origin")
+        if origin is not None and scope["method"] != "GET":
+            # Pages of other sites may send forms to this machine, which nobody here has asked for.
+            there = urlsplit(origin.decode("latin-1")).netloc
+            if there.encode("latin-1") != headers.get(b"host", b""):
+                return error_text(f"Pages of {there!r} must not send requests here.", 403, _CLOSE)
+        if self._token is None or scope["path"] in _OPEN:
+            return None
+        kind, _, given = headers.get(b"authorization", b"").partition(b" ")
+        if kind.lower() == b"bearer" and hmac.compare_digest(given.strip(), self._token):
+            return None
+        return error_text(
+            "A token is needed: send the header Authorization: Bearer with it.",
+            401,
+            {"WWW-Authenticate": "Bearer", **_CLOSE},
+        )
+
+
+_CLOSE = {"Connection": "close"}
+
+
+async def _not_found(request: Request, error: Any) -> Response:  # noqa: ANN401
+    said = {
+        404: f"There is nothing at {request.url.path[:200]!r}; see /docs.",
+        405: f"{request.url.path[:200]!r} is not there for {request.method[:20]}.",
+    }
+    text = said.get(error.status_code, str(error.detail))
+    return error_text(text, error.status_code, error.headers)

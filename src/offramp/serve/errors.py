@@ -1,0 +1,97 @@
+"""What a request is told that is not answered: a status and a text in the protocol's form.
+
+Layer: serve.
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from functools import wraps
+from typing import final
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from offramp._core.errors import (
+    FileFormatError,
+    InputError,
+    OfframpError,
+    UnknownNameError,
+    UnsupportedError,
+)
+from offramp.runtime.executor import RowsError
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+_log = logging.getLogger(__name__)
+
+GONE = 499  # the client has; nobody reads it
+
+#: The most specific class of an error decides.
+STATUS: dict[type[BaseException], int] = {
+    InputError: 400,
+    FileFormatError: 400,
+    UnknownNameError: 404,
+    UnsupportedError: 503,
+    asyncio.CancelledError: 503,
+    BaseException: 500,
+}
+
+
+@final
+class RequestError(OfframpError):
+    """A request that is not answered.
+
+    Args:
+        status: Of HTTP.
+        text: Why, for its sender.
+        headers: To be sent along.
+    """
+
+    def __init__(self, status: int, text: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(text)
+        self.status, self.headers = status, dict(headers or {})
+
+
+def status_of(error: BaseException) -> int:
+    """The status of an error.
+
+    >>> status_of(InputError()), status_of(ZeroDivisionError()), status_of(RequestError(413, ""))
+    (400, 500, 413)
+    """
+    if isinstance(error, RequestError):
+        return error.status
+    if isinstance(error, RowsError):
+        return max(map(status_of, error.errors.values()))
+    return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+
+
+def error_response(error: BaseException) -> Response:
+    """`{"error": text}`, and nothing of where in the program it happened."""
+    status = status_of(error)
+    if isinstance(error, RowsError):
+        error = next(e for e in error.errors.values() if status_of(e) == status)
+    if status == 500:
+        _log.error("A request has failed.", exc_info=error)
+    said = str(error) if isinstance(error, OfframpError) else f"{type(error).__name__}: {error}"
+    headers = error.headers if isinstance(error, RequestError) else {}
+    return error_text(said, status, headers)
+
+
+def error_text(said: str, status: int, headers: Mapping[str, str] | None = None) -> Response:
+    """An error in the protocol's form."""
+    body = json.dumps({"error": said}).encode()
+    return Response(body, status, media_type="application/json", headers=headers)
+
+
+def answered(endpoint: Endpoint) -> Endpoint:
+    """An endpoint that answers whatever it raises."""
+
+    @wraps(endpoint)
+    async def safe(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except Exception as error:  # noqa: BLE001  (told to the client)
+            return error_response(error)
+
+    return safe

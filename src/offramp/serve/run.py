@@ -1,0 +1,187 @@
+"""Running a server: its socket, its end, and clients that are too slow.
+
+Layer: serve.
+"""
+
+import asyncio
+import errno
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any, final
+
+import uvicorn
+from starlette.applications import Starlette
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+from offramp._core.errors import InputError
+from offramp.serve.app import make_app
+from offramp.serve.settings import Settings
+
+_log = logging.getLogger(__name__)
+_IDLE = 30  # seconds that a connection is kept without requests
+_BACKLOG = 2048
+
+Protocol: Any = AutoHTTPProtocol  # of whichever parser is installed
+
+
+@final
+class Impatient(Protocol):
+    """Closes a connection whose next request has begun and does not come to the end of its headers.
+
+    The rest of a request has a time of its own (`offramp.serve.bodies`).
+    """
+
+    def __init__(self, *args: Any, header_seconds: float, **named: Any) -> None:  # noqa: ANN401
+        super().__init__(*args, **named)
+        self._header_seconds, self._late = header_seconds, None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        """Somebody has come, and says nothing yet."""
+        super().connection_made(transport)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        """Something has come: the headers, or a part of them."""
+        super().data_received(data)
+        if self.cycle is None or self.cycle.response_complete:
+            self._wait()
+        else:
+            self._stop()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """They have gone."""
+        self._stop()
+        super().connection_lost(exc)
+
+    def _wait(self) -> None:
+        if self._late is None and not self.transport.is_closing():
+            self._late = self.loop.call_later(self._header_seconds, self.transport.close)
+
+    def _stop(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+
+@final
+class Server(uvicorn.Server):
+    """Ends at SIGTERM and SIGINT once everything is answered that was accepted.
+
+    Args:
+        app: Of `make_app`.
+        settings: Of it.
+    """
+
+    def __init__(self, app: Starlette, settings: Settings) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=partial(Impatient, header_seconds=settings.header_seconds),  # type: ignore[arg-type]
+                ws="none",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                backlog=_BACKLOG,
+                timeout_keep_alive=_IDLE,
+                timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
+            )
+        )
+        self._app = app
+        app.state.on_failure = self.stop
+
+    def stop(self) -> None:
+        """Take nobody in any more, and end."""
+        self._app.state.stopping = True
+        self._app.state.serving.stop()
+        self.should_exit = True
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal has come; the second ends at once."""
+        self.force_exit = self.should_exit
+        self.stop()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Within, signals end the server; afterwards they do what they did, and come to nobody."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        ours = (signal.SIGINT, signal.SIGTERM)
+        before = {sig: signal.signal(sig, self.handle_exit) for sig in ours}
+        try:
+            yield
+        finally:
+            for sig, handler in before.items():
+                signal.signal(sig, handler)
+
+
+def serve(
+    sources: Mapping[str, Path], settings: Settings, *, told: Callable[[str], object]
+) -> None:
+    """Serve bundles until a signal comes.
+
+    Args:
+        sources: For each name the folder of its bundle.
+        settings: Where to listen, and limits.
+        told: Called with the address once it listens.
+
+    Raises:
+        InputError: If it cannot listen there.
+        OfframpError: If a bundle cannot be loaded.
+    """
+    app = make_app(sources, settings)
+    with listening(settings.host, settings.port) as held:
+        server = Server(app, settings)
+        told(address_of(held))
+        server.run(sockets=[held])
+    failed = app.state.failed
+    if failed is not None:
+        raise failed
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        InputError: If the port is in use or not allowed, or there is no such address here.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, number, _, address = found[0]
+    except OSError as error:
+        raise InputError(
+            f"host must be an address of this machine, got {host!r}: {error}."
+        ) from None
+    held = socket.socket(family, kind, number)
+    try:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(address)
+        held.listen(_BACKLOG)
+    except OSError as error:
+        held.close()
+        if error.errno == errno.EADDRINUSE:
+            raise InputError(
+                f"port must be free, and {port} of {host} is in use. Give another, or 0 for any "
+                "that is free."
+            ) from None
+        if error.errno == errno.EACCES:
+            raise InputError(
+                f"port must be one that you may use, got {port}; those from 1024 on are."
+            ) from None
+        raise InputError(
+            f"host must be an address of this machine, got {host!r}: {error}."
+        ) from None
+    return held
+
+
+def address_of(held: socket.socket) -> str:
+    """The address that clients ask, of a socket that listens."""
+    host, port, *_ = held.getsockname()
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,214 @@
+"""What all doors of a server share: models, limits, and the way of a request to its answer.
+
+Layer: serve.
+"""
+
+import asyncio
+import itertools
+import logging
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar, final
+
+from starlette.requests import Request
+
+from offramp._core.errors import InputError
+from offramp._core.types import Raw
+from offramp.runtime import Prediction
+from offramp.runtime.executor import RowsError
+from offramp.serve.admission import Admission
+from offramp.serve.bodies import while_there
+from offramp.serve.errors import RequestError
+from offramp.serve.model import ServedModel
+from offramp.serve.repository import Repository
+from offramp.serve.settings import Settings
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+_LEVELS, _USUAL = 9, 5  # of priority, 1 is the highest
+_GRACE = 1.25  # of the time given: a little late is better than not at all
+_LONGEST_ID = 256
+_SMALL = 2**16  # bytes that are read on the loop's thread: handing them over takes longer
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a request asks for beside its inputs.
+
+    Args:
+        id: What it is called; by default the server's own name.
+        priority: 1 to 9, 1 is the highest; 0 is 5, as in the middle.
+        timeout: Microseconds from its arrival; 0 for the server's own deadline.
+        max_cost: The most that each example may cost, in the unit of the model's costs.
+        gear: Of the model's; None for the one that is in use.
+
+    Raises:
+        InputError: If one is outside its domain.
+    """
+
+    id: str | None = None
+    priority: int = 0
+    timeout: int = 0
+    max_cost: float | None = None
+    gear: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.id is not None and not (isinstance(self.id, str) and len(self.id) <= _LONGEST_ID):
+            raise InputError(f"id must be a text of at most {_LONGEST_ID} characters.")
+        if type(self.priority) is not int or not 0 <= self.priority <= _LEVELS:
+            raise InputError(
+                f"priority must be a whole number in [0, {_LEVELS}], 1 is the highest and 0 the "
+                f"usual, got {self.priority!r}."
+            )
+        if type(self.timeout) is not int or not 0 <= self.timeout < 2**53:
+            raise InputError(
+                "timeout must be a whole number of microseconds from now on, at least 0, and 0 for "
+                f"the server's own, got {self.timeout!r}."
+            )
+        cost = self.max_cost
+        if cost is not None and not (type(cost) in (int, float) and 0 <= cost < float("inf")):
+            raise InputError(f"max_cost must be a number of at least 0, got {cost!r}.")
+        if self.gear is not None and not isinstance(self.gear, str):
+            raise InputError(f"gear must be the name of a gear, got {self.gear!r}.")
+
+    @classmethod
+    def of(cls, name: object, parameters: Mapping[str, Any]) -> "Options":
+        """Of the parameters of a request; those that others define are not looked at."""
+        known = ("priority", "timeout", "max_cost", "gear")
+        given = {key: parameters[key] for key in known if parameters.get(key) is not None}
+        return cls(id=name, **given)  # type: ignore[arg-type]  # it looks for itself
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What came of a request."""
+
+    id: str
+    names: tuple[str, ...]
+    prediction: Prediction
+    gear: str
+    seconds: float
+    error: RowsError | None = None
+
+
+@final
+class Serving:
+    """The state of a server, on the thread of its event loop.
+
+    Args:
+        sources: For each name the folder of its bundle.
+        settings: Limits.
+    """
+
+    def __init__(self, sources: Mapping[str, Path], settings: Settings) -> None:
+        self.settings = settings
+        self.repository = Repository(sources, partial(ServedModel.load, settings=settings))
+        self.admission = {
+            name: Admission(settings.max_queue, settings.max_rows) for name in sources
+        }
+        self._pool = ThreadPoolExecutor(settings.decoders, thread_name_prefix="offramp-decode")
+        self._own = secrets.token_hex(4)  # names of requests differ from those before a restart
+        self._count = itertools.count()
+
+    async def load_all(self) -> None:
+        """Load every model, one after the other.
+
+        Raises:
+            OfframpError: Of the first that cannot be loaded.
+        """
+        for name in self.repository.sources:
+            await self.repository.load(name)
+
+    def stop(self) -> None:
+        """Take nobody in any more."""
+        for admission in self.admission.values():
+            admission.stopping = True
+
+    async def close(self) -> None:
+        """Let all models go."""
+        for model in self.repository.models:
+            await self.repository.unload(model.name)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def apart(self, size: int, work: Callable[..., T], *args: Any) -> T:  # noqa: ANN401
+        """Do something that takes its time, off the loop's thread where it is large."""
+        if size <= _SMALL:
+            return work(*args)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(work, *args))
+
+    async def answer(
+        self,
+        request: Request,
+        model: ServedModel,
+        n: int,
+        read: Callable[[], Raw],
+        options: Options,
+        *,
+        began: float,
+    ) -> Answer:
+        """Take a request in, and answer it.
+
+        Args:
+            request: Whose body was read.
+            model: Whom it asks.
+            n: Number of its examples.
+            read: Makes raw input of it.
+            options: What else it says.
+            began: When it came, on the monotonic clock.
+
+        Raises:
+            RequestError: If it is not taken in, its time is up, or its client has gone.
+            RowsError: If nobody in it can be answered.
+        """
+        if n == 0:
+            raise InputError("inputs must hold at least one example, got none.")
+        own = options.id if options.id is not None else f"{self._own}-{next(self._count):x}"
+        names = (own,) if n == 1 else tuple(f"{own}/{k}" for k in range(n))
+        within = options.timeout / 1e6 or self.settings.deadline
+        end = None if within is None else began + within
+        with model.used(), self.admission[model.name].of(n):
+            work = self._answered(model, read, names, options, end)
+            left = None if within is None else began + _GRACE * within - time.monotonic()
+            prediction, error = await while_there(request, work, left)
+        return Answer(
+            id=own,
+            names=names,
+            prediction=prediction,
+            gear="",
+            seconds=time.monotonic() - began,
+            error=error,
+        )
+
+    async def _answered(
+        self,
+        model: ServedModel,
+        read: Callable[[], Raw],
+        names: tuple[str, ...],
+        options: Options,
+        end: float | None,
+    ) -> tuple[Prediction, RowsError | None]:
+        slow = model.inputs.kind in ("image", "columns")
+        rows = await self.apart(_SMALL + 1 if slow else 0, read)
+        within = None if end is None else end - time.monotonic()
+        if within is not None and within <= 0:
+            raise RequestError(408, "The time that the request gives is over.")
+        try:
+            said = await model.answer(
+                rows,
+                names,
+                deadline=within,
+                budget=options.max_cost,
+                priority=-(options.priority or _USUAL),
+            )
+        except RowsError as error:
+            if error.answer is None:
+                raise
+            return error.answer, error
+        return said, None

@@ -1,0 +1,91 @@
+"""What a server takes, and how much of it.
+
+Layer: serve.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import final
+
+from offramp._core.checks import check_number, check_positive_int
+from offramp._core.errors import InputError
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Limits of a server; each protects those who wait from those who send.
+
+    Args:
+        host: Where it listens; by default this machine alone can ask.
+        port: There; 0 for any that is free.
+        backend: What runs the stages, as `offramp.load` takes it, like the next two.
+        allow_network: Hosts that bundles with services may call.
+        allow_import: Whether bundles may name Python code to import.
+        max_queue: Examples that are accepted and not answered, of each model.
+        max_rows: Examples of one request.
+        max_body: Bytes of one request, also after it was unpacked.
+        max_pixels: Of one image.
+        deadline: Seconds within which a request is answered that says none; None for any time.
+        patience: Seconds that an example waits for others, before it goes on alone.
+        body_seconds: Within which a request has to arrive.
+        header_seconds: Within which its first line and headers have to.
+        drain_seconds: Given to what was accepted, once the server is told to end.
+        token: What a request has to bring as `Authorization: Bearer`; None where none is asked.
+        workers: Threads that run stages.
+        decoders: Threads that read requests and decode images.
+
+    Raises:
+        InputError: If one is outside its domain.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    backend: str | None = None
+    allow_network: tuple[str, ...] = ()
+    allow_import: bool = False
+    max_queue: int = 4096
+    max_rows: int = 1024
+    max_body: int = 64 * 2**20
+    max_pixels: int = 40_000_000
+    deadline: float | None = None
+    patience: float = 0.002
+    body_seconds: float = 30.0
+    header_seconds: float = 10.0
+    drain_seconds: float = 30.0
+    token: str | None = None
+    workers: int = 1
+    decoders: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("max_queue", "max_rows", "max_body", "max_pixels", "workers", "decoders"):
+            check_positive_int(name, getattr(self, name))
+        for name in ("deadline", "body_seconds", "header_seconds", "drain_seconds"):
+            value = getattr(self, name)
+            if value is not None and not check_number(name, value, "of seconds") > 0:
+                raise InputError(f"{name} must be more than 0 seconds, got {value}.")
+        if self.token is not None and not self.token.strip():
+            raise InputError("token must not be empty; leave it out to ask for none.")
+        if not 0 <= self.port < 2**16:
+            raise InputError(f"port must be in [0, 65535], got {self.port}.")
+
+
+def token_from(variable: str, environment: Mapping[str, str]) -> str:
+    """The token that an environment variable holds.
+
+    Raises:
+        InputError: If it holds none, or one that no header can carry.
+
+    >>> token_from("TOKEN", {"TOKEN": "secret"})
+    'secret'
+    """
+    token = environment.get(variable, "").strip()
+    if not token:
+        raise InputError(
+            f"The environment variable {variable} must hold the token, and is "
+            f"{'empty' if variable in environment else 'not set'}. Set it, for example "
+            f"export {variable}=..., or leave --token-env out to ask for none."
+        )
+    if not (token.isascii() and token.isprintable()) or " " in token:
+        raise InputError(f"What {variable} holds is no token: a header cannot carry it.")
+    return token

@@ -1,0 +1,114 @@
+"""`offramp serve` as a process: started, asked, told to end; and what it says where it cannot."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+
+import pytest
+
+from offramp.cli import main
+from support.served import SECONDS, Client, inputs_of, request_of, until
+
+
+@contextmanager
+def program(*arguments, **environment):
+    """`offramp serve` in a process of its own, and a client of it."""
+    command = [sys.executable, "-m", "offramp", "serve", *map(str, arguments), "--port", "0"]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
+    )
+    try:
+        address = re.search(r"http://\S+", process.stderr.readline())
+        assert address, process.stderr.read()
+        client = Client(address[0], None)
+        until(lambda: client("/v2/health/ready")[0] == 200)
+        yield process, client
+    finally:
+        process.kill()
+        process.wait(SECONDS)
+        process.stderr.close()
+
+
+def test_what_was_accepted_is_answered_before_it_ends(bundle):
+    with program(bundle, "--token-env", "TOKEN", TOKEN="secret") as (process, client):
+        headers = {"Authorization": "Bearer secret"}
+        body, found = request_of(inputs_of(600)), []
+        begun = threading.Barrier(5)
+
+        def ask():
+            begun.wait(SECONDS)
+            for _ in range(20):
+                try:
+                    found.append(client("/v2/models/net/infer", body, headers=headers))
+                except ConnectionError:  # nobody listens any more
+                    return
+
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        begun.wait(SECONDS)
+        until(lambda: len(found) >= 4)
+        process.send_signal(signal.SIGTERM)
+        for thread in threads:
+            thread.join(SECONDS)
+        assert process.wait(SECONDS) == 0
+        rest = process.stderr.read()
+    assert "Traceback" not in rest
+    assert {status for status, *_ in found} <= {200, 503}
+    for status, _, said in found:
+        if status == 200:
+            assert len(said["outputs"][0]["data"]) == 600
+
+
+def test_an_interrupt_ends_it_as_well(bundle):
+    with program(bundle) as (process, client):
+        client("/v2")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(SECONDS) == 0
+
+
+def said_by(capsys, *arguments):
+    code = main(["serve", *map(str, arguments)])
+    return code, capsys.readouterr().err
+
+
+def test_a_port_in_use_is_told(bundle, capsys):
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        held.listen()
+        port = held.getsockname()[1]
+        code, said = said_by(capsys, bundle, "--port", port)
+    assert code == 2
+    assert f"port must be free, and {port} of 127.0.0.1 is in use" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("{bundle}", "--token-env", "NOTHING_HERE"), "NOTHING_HERE must hold the token, and is"),
+        (("{bundle}", "--host", "no.such.host.invalid"), "host must be an address of this mach"),
+        (("{bundle}", "{bundle}"), "Bundles must have different names, got 'net'"),
+        (("a b={bundle}",), "The name of a model must be of letters"),
+        (("{bundle}/nowhere",), "is not a folder; a bundle is one"),
+        (("{bundle}", "--deadline", "-1"), "deadline must be more than 0"),
+        (("{bundle}", "--backend", "openvinoo"), "openvino"),
+    ],
+)
+def test_what_it_cannot_do_is_told_and_it_ends(bundle, capsys, monkeypatch, arguments, said):
+    monkeypatch.delenv("NOTHING_HERE", raising=False)
+    words = [word.format(bundle=bundle) for word in arguments]
+    code, found = said_by(capsys, *words, "--port", 0)
+    assert code == 2, found
+    assert said in " ".join(found.split())
+    assert "Traceback" not in found
+
+
+def test_an_empty_token_is_refused(bundle, capsys, monkeypatch):
+    monkeypatch.setenv("EMPTY", " ")
+    code, said = said_by(capsys, bundle, "--token-env", "EMPTY", "--port", 0)
+    assert (code, "EMPTY must hold the token, and is empty" in said) == (2, True)

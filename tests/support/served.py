@@ -1,0 +1,135 @@
+"""Servers in this process, on a free port of this machine, and what they serve."""
+
+import http.client
+import json
+import threading
+import time
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import torch
+
+from offramp._core.costs import Costs
+from offramp.bundle import save
+from offramp.models import ModelSpec, build
+from offramp.policy import Candidate, Feature, Linear, Node, Policy
+from offramp.runtime import Adaptive
+from offramp.serve.app import make_app
+from offramp.serve.run import Server, address_of, listening
+from offramp.serve.settings import Settings
+from offramp.stages import Cascade
+
+SECONDS = 30  # no test may hang
+SHAPE = (1, 8, 8)
+NAMES = ("cat", "dog", "ox")
+
+
+def cascade_of(transform=None):
+    """Two small networks of three classes."""
+    nets, specs = {}, {}
+    for k, (name, width) in enumerate({"small": 2, "large": 4}.items()):
+        arguments = {"width": width, "depth": 2, "classes": 3}
+        nets[name] = build(ModelSpec(name="small_cnn", arguments={**arguments, "seed": 3 + k}))
+        specs[name] = ModelSpec(name="small_cnn", arguments=arguments)
+    return Cascade.from_models(nets, specs=specs, transform=transform, class_names=NAMES)
+
+
+def model_of(cascade, threshold=0.45):
+    """Some examples leave after the first stage, some go on."""
+    node = Node(Linear.threshold(Feature("max_prob", 0), threshold))
+    policy = Policy(cascade.topology, {(0,): node})
+    candidate = Candidate(policy=policy, method="mine", reference="large")
+    return Adaptive(cascade, candidate, costs=Costs.simple("flops", [1.0, 4.0]))
+
+
+def make_bundle(path, transform=None, *, overwrite=False, **others):
+    """A bundle of these two."""
+    cascade = cascade_of(transform)
+    others = {} if transform is not None else {"input_shape": SHAPE, **others}
+    save(model_of(cascade), path, overwrite=overwrite, **others)
+    return path
+
+
+def inputs_of(n, seed=0):
+    return torch.randn(n, *SHAPE, generator=torch.Generator().manual_seed(seed)) * 3
+
+
+def request_of(x, **others):
+    """A request in JSON."""
+    entry = {"name": "input", "datatype": "FP32", "shape": list(x.shape)}
+    return {**others, "inputs": [{**entry, "data": x.flatten().tolist()}]}
+
+
+class Client:
+    """Asks a server; a connection for each request."""
+
+    def __init__(self, url, app):
+        self.url, self.app = url, app
+        self.address = (urlsplit(url).hostname, urlsplit(url).port)
+
+    @property
+    def serving(self):
+        return self.app.state.serving
+
+    def __call__(self, path, body=None, method=None, headers=None):
+        """Status, headers, and JSON or bytes."""
+        if body is not None and not isinstance(body, bytes):
+            body = json.dumps(body).encode()
+        connection = http.client.HTTPConnection(*self.address, timeout=SECONDS)
+        try:
+            way = method or ("GET" if body is None else "POST")
+            connection.request(way, path, body, headers or {})
+            answer = connection.getresponse()
+            content = answer.read()
+        finally:
+            connection.close()
+        if answer.getheader("content-type") == "application/json":
+            content = json.loads(content)
+        return answer.status, dict(answer.getheaders()), content
+
+    def infer(self, x, model="net", **others):
+        """The outputs of a good answer, by name."""
+        status, _, said = self(f"/v2/models/{model}/infer", request_of(x, **others))
+        assert status == 200, said
+        return {one["name"]: one["data"] for one in said["outputs"]}
+
+
+def until(condition, seconds=SECONDS):
+    """Wait for something to become true."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.01)
+
+
+@contextmanager
+def running(sources, *, wait=True, **settings):
+    """A server that runs while within."""
+    chosen = Settings(port=0, **settings)
+    app = make_app(sources, chosen)
+    with listening(chosen.host, 0) as held:
+        server, client = Server(app, chosen), Client(address_of(held), app)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [held]}, daemon=True)
+        thread.start()
+        try:
+            if wait:
+                until(lambda: app.state.failed or client("/v2/health/ready")[0] == 200)
+                assert app.state.failed is None, app.state.failed
+            yield client
+        finally:
+            server.stop()
+            thread.join(SECONDS)
+            assert not thread.is_alive()
+
+
+def same(x, outputs, model, names):
+    """Whether outputs are what the model answers to the same rows."""
+    answer = model(x, names)
+    torch.testing.assert_close(
+        torch.tensor(outputs["probabilities"]).reshape(len(x), -1), answer.log_probs.exp()
+    )
+    assert outputs["label"] == answer.labels.tolist()
+    assert outputs["stage"] == [answer.stage_names[k] for k in answer.stage.tolist()]
+    assert outputs["reason"] == answer.reasons
+    assert outputs["cost"] == answer.cost.tolist()
+    return True
