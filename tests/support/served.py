@@ -24,11 +24,11 @@ SHAPE = (1, 8, 8)
 NAMES = ("cat", "dog", "ox")
 
 
-def cascade_of(transform=None):
+def cascade_of(transform=None, channels=1):
     """Two small networks of three classes."""
     nets, specs = {}, {}
     for k, (name, width) in enumerate({"small": 2, "large": 4}.items()):
-        arguments = {"width": width, "depth": 2, "classes": 3}
+        arguments = {"width": width, "depth": 2, "classes": 3, "in_channels": channels}
         nets[name] = build(ModelSpec(name="small_cnn", arguments={**arguments, "seed": 3 + k}))
         specs[name] = ModelSpec(name="small_cnn", arguments=arguments)
     return Cascade.from_models(nets, specs=specs, transform=transform, class_names=NAMES)
@@ -42,11 +42,9 @@ def model_of(cascade, threshold=0.45):
     return Adaptive(cascade, candidate, costs=Costs.simple("flops", [1.0, 4.0]))
 
 
-def make_bundle(path, transform=None, *, overwrite=False, **others):
+def make_bundle(path, *, overwrite=False, **others):
     """A bundle of these two."""
-    cascade = cascade_of(transform)
-    others = {} if transform is not None else {"input_shape": SHAPE, **others}
-    save(model_of(cascade), path, overwrite=overwrite, **others)
+    save(model_of(cascade_of()), path, overwrite=overwrite, input_shape=SHAPE, **others)
     return path
 
 

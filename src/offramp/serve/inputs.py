@@ -155,7 +155,8 @@ class Inputs:
             wanted = "whole numbers" if whole else "numbers"
             raise InputError(f"rows must be {wanted} for {column.name!r}, as {kind} says.")
         dtype = _NUMPY[kind]
-        made = array.astype(dtype)
+        with np.errstate(over="ignore"):  # it is looked at below
+            made = array.astype(dtype)
         if not (np.array_equal(made, array) if whole else bool(np.isfinite(made).all())):
             raise InputError(f"rows must be numbers that fit into {kind} for {column.name!r}.")
         return torch.from_numpy(_of_shape(column, made, kind))

@@ -161,6 +161,7 @@ async def infer(request: Request) -> Response:
         _rows(tensors),
         partial(served.inputs.of_tensors, tensors),
         options,
+        size=len(body),
         began=began,
     )
     return _response(served, answer, wanted, parameters)

@@ -151,6 +151,7 @@ class Serving:
         read: Callable[[], Raw],
         options: Options,
         *,
+        size: int,
         began: float,
     ) -> Answer:
         """Take a request in, and answer it.
@@ -161,6 +162,7 @@ class Serving:
             n: Number of its examples.
             read: Makes raw input of it.
             options: What else it says.
+            size: Bytes that it came in.
             began: When it came, on the monotonic clock.
 
         Raises:
@@ -174,7 +176,7 @@ class Serving:
         within = options.timeout / 1e6 or self.settings.deadline
         end = None if within is None else began + within
         with model.used(), self.admission[model.name].of(n):
-            work = self._answered(model, read, names, options, end)
+            work = self._answered(model, size, read, names, options, end)
             left = None if within is None else began + _GRACE * within - time.monotonic()
             prediction, error = await while_there(request, work, left)
         return Answer(
@@ -189,13 +191,14 @@ class Serving:
     async def _answered(
         self,
         model: ServedModel,
+        size: int,
         read: Callable[[], Raw],
         names: tuple[str, ...],
         options: Options,
         end: float | None,
     ) -> tuple[Prediction, RowsError | None]:
         slow = model.inputs.kind in ("image", "columns")
-        rows = await self.apart(_SMALL + 1 if slow else 0, read)
+        rows = await self.apart(_SMALL + 1 if slow else size, read)
         within = None if end is None else end - time.monotonic()
         if within is not None and within <= 0:
             raise RequestError(408, "The time that the request gives is over.")
