@@ -13,7 +13,7 @@ from offramp._core.batch import as_batch
 from offramp._core.errors import InputError
 from offramp.data import arrays
 from offramp.policy import Feature, Linear, Node, Policy
-from offramp.runtime.adaptive import candidate_of
+from offramp.runtime.chosen import candidate_of
 from offramp.stages import Normalize, measure_flops
 
 X = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)

@@ -11,6 +11,7 @@ import pytest
 from scipy.stats import binomtest
 
 from offramp.evaluation import Choice, fit, replay
+from offramp.evaluation.gears import merged
 from offramp.trace import make_trace
 
 DELTA = 0.1
@@ -84,6 +85,12 @@ class World:
             calibration=replace(self.frontier.calibration, n=n),
         )
 
+    def exceeds(self, candidate, drop: float) -> bool:
+        """Whether a candidate loses more than that on the whole population."""
+        everything = (*self.frontier.points, *self.frontier.singles)
+        e = next(p.calibrate for p in everything if p.candidate is candidate)
+        return e.accuracy_drop > drop
+
     def broken(self, found: Choice, weights=None) -> bool:
         """Whether the candidate exceeds one of the limits on the whole population."""
         e = next(
@@ -129,3 +136,57 @@ def test_what_a_frontier_promises_is_kept_over_calibrations(world, name, draws):
             broken += world.broken(found, None if weights is None else np.array(weights))
     assert made > 0.5 * draws
     assert not unlikely(broken, draws), f"{broken} of {draws}"
+
+
+# Gears: several limits, one delta for all of them.
+
+DROPS = (0.01, 0.02, 0.04, 0.08)
+
+
+def calibrations(world, draws, n):
+    size, rng = len(world.labels), np.random.default_rng(8)
+    for _ in range(draws):
+        yield world.drawn(rng.multinomial(n, np.full(size, 1 / size)))
+
+
+@pytest.mark.parametrize(
+    "draws", [30, pytest.param(1000, marks=pytest.mark.statistical)], ids=["fast", "full"]
+)
+def test_gears_keep_all_their_promises_at_once(world, draws):
+    broken, held = 0, 0
+    for frontier in calibrations(world, draws, 500):
+        gears = list(frontier.gears(DROPS, delta=DELTA))[1:]
+        held += len(gears)
+        broken += any(world.exceeds(gear.candidate, gear.guarantee.bound) for gear in gears)
+    assert not unlikely(broken, draws)
+    assert held > 2 * draws
+
+
+def walks(draws):
+    """P-values of four gears: each has one candidate, whose risk is just above its limit."""
+    rng = np.random.default_rng(3)
+    return rng.random((draws, len(DROPS)))  # as large as it can be: uniform
+
+
+def together(row):
+    passed, _ = merged([[1.0], [3.0], [2.0], [0.5]], [np.array([p]) for p in row], DELTA)
+    return any(count for count, _ in passed)
+
+
+def each_by_itself(row):
+    """The broken twin: every gear has the whole delta."""
+    return any(p <= DELTA for p in row)
+
+
+def the_safest_looking_first(row):
+    """The broken twin: the order is read off the examples that are tested on."""
+    passed, _ = merged([[-p] for p in row], [np.array([p]) for p in row], DELTA)
+    return any(count for count, _ in passed)
+
+
+@pytest.mark.parametrize(
+    ("how", "fails"), [(together, False), (each_by_itself, True), (the_safest_looking_first, True)]
+)
+def test_of_gears_tested_together_any_is_wrong_with_probability_delta_at_most(how, fails):
+    draws = 2000
+    assert unlikely(sum(map(how, walks(draws))), draws) == fails

@@ -27,7 +27,7 @@ from offramp.bundle.manifest import (
     SegmentEntry,
     WholeEntry,
 )
-from offramp.bundle.names import MANIFEST, POLICY, WEIGHTS, is_safe_file
+from offramp.bundle.names import GEARS, MANIFEST, POLICY, WEIGHTS, is_safe_file
 from offramp.bundle.services import ServiceEntry
 
 MOST_BYTES = 8 * 2**20  # of a manifest: parsed, JSON takes up to 25 times as much
@@ -83,7 +83,7 @@ def _file_problems(manifest: Manifest) -> Iterator[str]:
     for name in manifest.files:
         if not is_safe_file(name) or name == MANIFEST:
             yield f"the file name {name!r} is not allowed"
-    wanted, weights = [POLICY], list[str]()
+    wanted, weights = [POLICY, *([] if manifest.gears is None else [GEARS])], list[str]()
     for stage in manifest.stages:
         if isinstance(stage, CompiledEntry):
             wanted += [name for m in stage.models() for name in (*m.files, m.answers)]

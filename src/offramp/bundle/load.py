@@ -15,16 +15,17 @@ import torch
 
 from offramp._core.checks import check_known
 from offramp._core.device import check_device
-from offramp._core.errors import FileFormatError, OfframpError
+from offramp._core.errors import FileFormatError, InputError, OfframpError
 from offramp._core.files import read_json, steadily
 from offramp._core.schema import from_json
 from offramp._core.types import Batch
 from offramp.bundle.check import check_files, read_manifest
 from offramp.bundle.manifest import ChoiceEntry, CompiledEntry, ExitEntry, Manifest, WholeEntry
-from offramp.bundle.names import POLICY
+from offramp.bundle.names import GEARS, POLICY
 from offramp.bundle.rebuild import rebuild
 from offramp.bundle.services import AllowNetwork, ServiceEntry, allowed_hosts
 from offramp.policy import Candidate
+from offramp.policy.gears import Gears
 from offramp.policy.promise import Guarantee
 from offramp.runtime import Adaptive
 from offramp.stages import HeldStages
@@ -77,8 +78,8 @@ def load(
     """Read what `save` wrote: the stages that the policy uses, and the reference.
 
     The model has it all: `reference` is the reference alone, `choice` says in a `sentence`,
-    `numbers` and a `guarantee` what was chosen and promised, and there are `class_names` and
-    `costs`.
+    `numbers` and a `guarantee` what was chosen and promised, and there are `class_names`, `costs`
+    and `gears`.
 
     Args:
         path: The folder.
@@ -153,6 +154,7 @@ def _load(
     check_files(folder, manifest, verify=verify)
     candidate = _read_candidate(folder / POLICY, manifest)
     _check_heads(folder / POLICY, candidate, manifest)
+    gears = _read_gears(folder / GEARS, manifest)
     stages = rebuild(
         folder,
         manifest,
@@ -174,7 +176,9 @@ def _load(
     )
     choice = StoredChoice(candidate=candidate, why=manifest.choice)
     try:
-        model = Adaptive(held, choice, costs=manifest.costs, fold=fold)
+        model = Adaptive(held, choice, costs=manifest.costs, fold=fold, gears=gears)
+        if gears and model.gear is None:
+            raise InputError("its policy is none of the gears")
     except OfframpError as error:
         raise FileFormatError(f"{folder / POLICY} does not fit the bundle: {error}") from error
     return model.to(device)
@@ -202,6 +206,21 @@ def _read_candidate(path: Path, manifest: Manifest) -> Candidate:
             f"{manifest.reference!r}."
         )
     return candidate
+
+
+def _read_gears(path: Path, manifest: Manifest) -> Gears:
+    if manifest.gears is None:
+        return Gears()
+    gears = from_json(Gears, read_json(path, most_bytes=_MOST_BYTES), where=path)
+    references = {gear.candidate.reference for gear in gears}
+    if gears.delta != manifest.gears or references != {manifest.reference}:
+        raise FileFormatError(
+            f"{path} has the references {sorted(references)} and delta = {gears.delta}, but the "
+            f"manifest says {manifest.reference!r} and {manifest.gears}."
+        )
+    for gear in gears:
+        _check_heads(path, gear.candidate, manifest)
+    return gears
 
 
 def _check_heads(path: Path, candidate: Candidate, manifest: Manifest) -> None:

@@ -13,9 +13,12 @@ Format 4 adds the digest of the manifest itself, "sha256": of a change of one bi
 or a certificate's sentence no other checksum would tell. It is what is written; the older formats
 are read, and promise about the manifest what they always did: that it makes sense.
 
+A bundle with gears says so in "gears", with what its promises together are wrong with at most; they
+stand in `gears.json`.
+
 A stage that answers with probabilities, labels and confidences, or labels alone says so in
 "outputs"; without it it gives logits.
-Versions that do not know the field refuse the bundle.
+Versions that do not know one of these fields refuse the bundle.
 
 Layer: bundle.
 """
@@ -244,6 +247,7 @@ class Manifest:
     topology: Topology
     costs: Costs | None
     choice: ChoiceEntry
+    gears: float | None = omitted(None)
     stages: tuple[StageEntry, ...]
     networks: tuple[NetworkEntry, ...] = omitted(())
     backends: Annotated[BackendTable, AfterValidator(_possible_table)] | None = omitted(None)

@@ -11,6 +11,7 @@ from offramp._core.errors import InputError
 
 MANIFEST = "manifest.json"
 POLICY = "policy.json"
+GEARS = "gears.json"
 WEIGHTS = ".safetensors"
 
 _SAFE_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
@@ -85,10 +86,10 @@ def check_extra(name: str) -> str:
     Raises:
         InputError: If it is not a plain JSON file name, or taken.
     """
-    if _EXTRA.fullmatch(name) is None or name in (MANIFEST, POLICY):
+    if _EXTRA.fullmatch(name) is None or name in (MANIFEST, POLICY, GEARS):
         raise InputError(
             f"extra files must have names such as 'evaluation.json', of small letters, digits, "
-            f"'_' and '-', and not be {MANIFEST} or {POLICY}; got {name!r}."
+            f"'_' and '-', and not be {MANIFEST}, {POLICY} or {GEARS}; got {name!r}."
         )
     return name
 

@@ -22,11 +22,12 @@ from offramp.bundle.compare import check_loadable
 from offramp.bundle.describe import write_stages
 from offramp.bundle.load import StoredChoice
 from offramp.bundle.manifest import FORMAT, FORMAT_VERSION, ChoiceEntry, FileEntry, Manifest
-from offramp.bundle.names import MANIFEST, POLICY, check_extra
+from offramp.bundle.names import GEARS, MANIFEST, POLICY, check_extra
 from offramp.policy import Candidate
+from offramp.policy.gears import Gear
 from offramp.policy.promise import Guarantee
 from offramp.runtime import Adaptive, AnyChoice
-from offramp.runtime.adaptive import Explained
+from offramp.runtime.chosen import Explained
 from offramp.stages import Cascade, HeldStages
 
 
@@ -55,8 +56,9 @@ def save(
     Args:
         model: Each of its networks that runs in PyTorch needs a spec of how to build it, as do a
             network that is cut and its heads (`Cascade.from_network`). The sentence, the numbers
-            and the guarantee of its choice go into the manifest, and so do its costs. What `fold`
-            and measured times changed belongs to this machine, and is not written.
+            and the guarantee of its choice go into the manifest, and so do its costs. Its gears
+            are written, and what they run; it must itself run in one of them. What `fold` and
+            measured times changed belongs to this machine, and is not written.
         path: The folder to make.
         input_shape: Shape of one example, for whoever has to make inputs; a model that was loaded
             knows it.
@@ -69,7 +71,8 @@ def save(
         UnknownNameError: If backends were measured for other stages.
         InputError: If a stage or a head has no spec, or a foreign transform, or its spec
             builds another network; if a policy alone was chosen, which names no reference; if
-            `path` exists; or if an extra file's name is not allowed.
+            the model runs in none of its gears; if `path` exists; or if an extra file's name is
+            not allowed.
         StorageError: If the disk is full.
 
     >>> import tempfile
@@ -88,12 +91,20 @@ def save(
         raise InputError(
             f"model must be made of a cascade, or loaded, got one of {type(cascade).__name__}."
         )
-    needed = _needed(cascade, candidate)
+    if model.gears and model.gear is None:
+        raise InputError(
+            f"model must run in one of its gears, {', '.join(model.gears.names)}, got "
+            f"{candidate.label}: what was chosen apart from them is promised apart from them. "
+            f"Make it Adaptive(cascade, gears[{model.gears.names[-1]!r}], gears=gears)."
+        )
+    needed = _needed(cascade, [candidate, *(gear.candidate for gear in model.gears)])
     _check_backends(backends, cascade)
     extras = {check_extra(name): value for name, value in (extra or {}).items()}
     with atomic_folder(Path(path), BUNDLE, overwrite=overwrite) as folder:
         written = write_stages(folder, cascade, needed)
         write_json(folder / POLICY, to_json(candidate))
+        if model.gears:
+            write_json(folder / GEARS, to_json(model.gears))
         for name, value in extras.items():
             write_json(folder / name, value)
         manifest = Manifest(
@@ -107,6 +118,7 @@ def save(
             topology=cascade.topology,
             costs=model.costs,
             choice=_why(model.choice, candidate),
+            gears=model.gears.delta,
             stages=written.stages,
             networks=written.networks,
             backends=backends,
@@ -130,11 +142,13 @@ def _check_backends(backends: BackendTable | None, cascade: Cascade | HeldStages
         check_known("stage", name, cascade.topology.names)
 
 
-def _needed(cascade: Cascade | HeldStages, candidate: Candidate) -> dict[str, bool]:
-    """The stages that the policy or the reference runs, in order, each with whether it answers."""
+def _needed(cascade: Cascade | HeldStages, candidates: Sequence[Candidate]) -> dict[str, bool]:
+    """The stages that policies or the reference run, in order, each with whether it answers."""
     topology = cascade.topology
-    reference = topology.index(check_known("stage", candidate.reference, topology.names))
-    answering = {*candidate.policy.topology.active, reference}
+    answering = {
+        topology.index(check_known("stage", each.reference, topology.names)) for each in candidates
+    }
+    answering |= {k for each in candidates for k in each.policy.topology.active}
     run = {k for stage in answering for k in topology.lineage(stage)}
     return {topology.names[k]: k in answering for k in sorted(run)}
 
@@ -142,10 +156,24 @@ def _needed(cascade: Cascade | HeldStages, candidate: Candidate) -> dict[str, bo
 def _why(choice: AnyChoice, candidate: Candidate) -> ChoiceEntry:
     if isinstance(choice, StoredChoice):
         return choice.why
+    if isinstance(choice, Gear):
+        limits = [] if choice.guarantee is None else choice.guarantee.limits
+        told = {} if choice.guarantee is None else choice.guarantee.numbers
+        return ChoiceEntry(
+            label=candidate.label,
+            sentence=choice.sentence,
+            numbers={
+                "gear": choice.name,
+                "limits": "; ".join(limit.text for limit in limits),
+                "cost_ratio": choice.cost_ratio,
+                **told,
+            },
+            guarantee=choice.guarantee,
+        )
     if not isinstance(choice, Explained):
         return ChoiceEntry(label=candidate.label, sentence=None, numbers={})
-    limits = {"risk": choice.risk, "max_drop": choice.max_drop, "max_cost": choice.max_cost}
-    numbers: dict[str, Any] = {**limits, **choice.numbers}
+    asked = {"risk": choice.risk, "max_drop": choice.max_drop, "max_cost": choice.max_cost}
+    numbers: dict[str, Any] = {**asked, **choice.numbers}
     promised = getattr(choice, "guarantee", None)  # of what was certified
     return ChoiceEntry(
         label=candidate.label,

@@ -79,7 +79,7 @@ def certify(
     weights = None
     if candidates and calibration is not None and calibration.labeled:
         weights = check_weights(class_weights, calibration, evidence(candidates[0]))
-    against = _objection(candidates, tests, calibration, delta)
+    against = objection(candidates, tests, calibration, delta)
     if against is None and calibration is not None:
         p_values = several_risks(np.stack([test.p_values(candidates) for test in tests]))
         walked = fixed_sequence(p_values, delta=delta)
@@ -96,12 +96,12 @@ def certify(
                 split=calibration.split,
                 fingerprint=calibration.fingerprint,
                 class_weights=weights,
-                assumptions=_assumptions(calibration, weights, tests, point),
+                assumptions=assumptions(calibration, weights, tests, point),
             )
             return replace(
-                asked, point=point, guarantee=guarantee, sentence=_promise(point, guarantee)
+                asked, point=point, guarantee=guarantee, sentence=promise(point, guarantee)
             )
-        against = f"{walked.reason}; {_seen(candidates[0], tests, calibration)}"
+        against = f"{walked.reason}; {seen(candidates[0], tests, calibration)}"
     return _refused(asked, against or "", candidates, tests, calibration)
 
 
@@ -147,7 +147,7 @@ def _merit(point: FrontierPoint, minimized: str) -> float:
     return point.fit.cost_ratio if minimized == "cost" else point.fit.risk(minimized)
 
 
-def _objection(
+def objection(
     candidates: Sequence[FrontierPoint],
     tests: Sequence[RiskTest],
     calibration: Calibration | None,
@@ -217,7 +217,7 @@ def _amount(test: RiskTest, calibration: Calibration) -> str:
     return f"{share} points" if risk == "accuracy_drop" else f"{share} points of {risk}"
 
 
-def _seen(point: FrontierPoint, tests: Sequence[RiskTest], calibration: Calibration) -> str:
+def seen(point: FrontierPoint, tests: Sequence[RiskTest], calibration: Calibration) -> str:
     """What the first candidate does on the examples, with the largest risk by name."""
     found = evidence(point)
     worst = max(tests, key=lambda test: float(test.p_values([point])[0]))
@@ -231,12 +231,13 @@ def _seen(point: FrontierPoint, tests: Sequence[RiskTest], calibration: Calibrat
     return f"its {worst.limit.risk} in {calibration.split} is {share} points"
 
 
-def _assumptions(
+def assumptions(
     calibration: Calibration,
     weights: tuple[float, ...] | None,
     tests: Sequence[RiskTest],
     point: FrontierPoint,
 ) -> tuple[str, ...]:
+    """Under what a promise of one candidate holds."""
     n, split = calibration.n, calibration.split
     source = (
         f"New examples come from the same source as the {n} of {split} (they are exchangeable); "
@@ -256,7 +257,8 @@ def _assumptions(
     )
 
 
-def _promise(point: FrontierPoint, guarantee: Guarantee) -> str:
+def promise(point: FrontierPoint, guarantee: Guarantee) -> str:
+    """The promise of one candidate in one sentence."""
     found = evidence(point)
     f, top = found.candidate.reference, found.candidate.top
     promise = joined(

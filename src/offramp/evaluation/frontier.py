@@ -15,10 +15,12 @@ from offramp._core.errors import InputError
 from offramp.evaluation.calibration import Calibration
 from offramp.evaluation.certify import certify
 from offramp.evaluation.choice import MEASURED, Choice, described
+from offramp.evaluation.gears import MaxDrops, certify_gears
 from offramp.evaluation.judging import judge_again, labeled_by, on_front
 from offramp.evaluation.limits import Limits
 from offramp.evaluation.results import RISKS, Evaluation, FrontierPoint, Risk
 from offramp.evaluation.weights import ClassWeights
+from offramp.policy.gears import Gears
 from offramp.policy.promise import PROMISES, Limit, points_text
 from offramp.trace import Trace
 
@@ -160,6 +162,39 @@ class Frontier:
             UnknownNameError: If there is no class of that name.
         """
         return self._certified(limits, delta=delta, class_weights=class_weights)
+
+    def gears(
+        self, max_drops: MaxDrops, *, risk: Risk = "accuracy_drop", delta: float = DELTA
+    ) -> Gears:
+        """For each of several limits the cheapest candidate, all promised with one `delta`.
+
+        A server may change between them under load (docs/how-to/gears-and-watching.md). With
+        probability 1 - delta none of their limits is exceeded (docs/adr/0052). The reference alone
+        is a gear as well. A gear of which nothing can be promised is left out; `left_out` says why.
+
+        Args:
+            max_drops: Limits in (0, 1), such as (0.005, 0.01, 0.02): the gears are then called
+                "drop-0.5", "drop-1" and "drop-2". Or limits by the name of the gear.
+            risk: What is limited: "accuracy_drop", or another risk of `certify` but of a cost.
+            delta: Largest chance that any promise is wrong, in (0, 1).
+
+        Raises:
+            InputError: If a limit or `delta` is outside (0, 1), or a name cannot be one.
+
+        >>> from offramp.evaluation import fit
+        >>> from offramp.trace import make_trace
+        >>> frontier = fit(make_trace(4000, stages=2, seed=0), "threshold", progress=False)
+        >>> frontier.gears((0.02, 0.05), delta=0.1).names
+        ('reference', 'drop-2', 'drop-5')
+        """
+        return certify_gears(
+            [*self.points, *self.singles],
+            self._single_of_reference(),
+            self.calibration,
+            max_drops,
+            risk=risk,
+            delta=delta,
+        )
 
     def _certified(
         self,

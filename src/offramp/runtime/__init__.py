@@ -3,11 +3,13 @@
 Layer: runtime.
 """
 
-from offramp.runtime.adaptive import Adaptive, AnyChoice, Chosen, policy_of
+from offramp.runtime.adaptive import Adaptive
 from offramp.runtime.batcher import Batcher
-from offramp.runtime.executor import Executor, RowsError
+from offramp.runtime.chosen import AnyChoice, Chosen, policy_of
+from offramp.runtime.executor import Executor, Ran
 from offramp.runtime.monitor import MONITORED, RiskMonitor, audit_mask
 from offramp.runtime.prediction import NO_LABEL, REASONS, Prediction
+from offramp.runtime.request import RowsError
 from offramp.runtime.source import StageSource
 from offramp.runtime.times import StageTimes
 
@@ -21,6 +23,7 @@ __all__ = [
     "Chosen",
     "Executor",
     "Prediction",
+    "Ran",
     "RiskMonitor",
     "RowsError",
     "StageSource",

@@ -6,7 +6,7 @@ Layer: runtime.  Source: methods.md 6.
 import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Protocol, final, runtime_checkable
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -17,77 +17,29 @@ from offramp._core.costs import Costs
 from offramp._core.errors import InputError, OfframpError
 from offramp._core.keys import example_keys
 from offramp._core.outputs import StageOutput
+from offramp._core.schema import to_json
 from offramp._core.types import AnyBatch, Ids, Raw
 from offramp.policy.candidate import Candidate
+from offramp.policy.gears import Gears
 from offramp.policy.policy import Policy
-from offramp.runtime.batcher import Batcher, full_sizes
+from offramp.runtime.batcher import Batcher
+from offramp.runtime.chosen import AnyChoice, candidate_of, policy_of
 from offramp.runtime.events import NO_STAGE, Mark
 from offramp.runtime.inflight import InFlight
 from offramp.runtime.prediction import Prediction
 from offramp.runtime.program import BLAMES_BATCH, Program
-from offramp.runtime.source import StageSource, check_form, check_made_for, ready_stages
+from offramp.runtime.sizes import expected_seconds, full_sizes
+from offramp.runtime.source import (
+    Prepared,
+    StageSource,
+    check_form,
+    check_made_for,
+    ready_stages,
+)
 from offramp.runtime.stream import Delivered, Keys, OnError, Stream
 from offramp.runtime.times import StageTimes
 from offramp.runtime.walk import walk
 from offramp.stages import batch_size, to_device
-
-
-@runtime_checkable
-class Chosen(Protocol):
-    """What a choice of operating point gives: it holds a candidate."""
-
-    @property
-    def candidate(self) -> Candidate:
-        """What to run."""
-        ...
-
-
-@runtime_checkable
-class Explained(Chosen, Protocol):
-    """A choice that says why: what was limited, the figures, and a sentence."""
-
-    risk: str
-    max_drop: float | None
-    max_cost: float | None
-
-    @property
-    def sentence(self) -> str:
-        """The choice in one plain sentence."""
-        ...
-
-    @property
-    def numbers(self) -> Mapping[str, object]:
-        """The figures behind it, by name."""
-        ...
-
-
-AnyChoice = Candidate | Policy | Chosen
-
-
-def policy_of(choice: AnyChoice) -> Policy:
-    """The policy of a candidate, of an operating point, or itself."""
-    return choice if isinstance(choice, Policy) else candidate_of(choice).policy
-
-
-def candidate_of(choice: object) -> Candidate:
-    """The candidate of an operating point, or itself.
-
-    Raises:
-        InputError: If there is none, as for a policy alone.
-    """
-    found = choice if isinstance(choice, Candidate) else getattr(choice, "candidate", None)
-    if isinstance(found, Candidate):
-        return found
-    alone = (
-        " A policy alone does not say what it is compared with: give Candidate(policy=policy, "
-        "method='mine', reference='name of the reference')."
-        if isinstance(choice, Policy)
-        else ""
-    )
-    raise InputError(
-        "choice must be a candidate, or what Frontier.cheapest, best or certify gives, got "
-        f"{type(choice).__name__}.{alone}"
-    )
 
 
 @final
@@ -116,10 +68,11 @@ class Adaptive(nn.Module):
         times: Times of the stages, of `measure_times` on this machine and backend. Stages then
             take batches in parts of their best size where that is faster, and run everybody where
             gathering the survivors would cost more. Answers change by the kernels' rounding only.
+        gears: Of `Frontier.gears`: operating points that the model may change to.
 
     Raises:
-        InputError: If the policy, the costs or the times were made for other stages, or the policy
-            was fitted on another form of outputs than the stages give.
+        InputError: If the policy, the costs, the times or the gears were made for other stages, or
+            the policy was fitted on another form of outputs than the stages give.
 
     >>> from offramp.stages import Cascade
     >>> cascade = Cascade.from_models({"a": nn.Linear(4, 3), "b": nn.Linear(4, 3)})
@@ -137,16 +90,28 @@ class Adaptive(nn.Module):
         costs: Costs | None = None,
         fold: bool = False,
         times: StageTimes | None = None,
+        gears: Gears | None = None,
     ) -> None:
         super().__init__()
+        self._make(cascade, choice, costs, {} if fold else None, times, gears or Gears())
+
+    def _make(
+        self,
+        cascade: StageSource,
+        choice: AnyChoice,
+        costs: Costs | None,
+        prepared: Prepared | None,
+        times: StageTimes | None,
+        gears: Gears,
+    ) -> None:
         policy = copy.deepcopy(policy_of(choice))
-        check_made_for(cascade, policy.topology, costs)
+        for each in (policy, *(gear.candidate.policy for gear in gears)):
+            check_made_for(cascade, each.topology, costs)
         check_form(cascade, policy)
-        self.policy = policy
-        stages = ready_stages(cascade, policy.topology, fold=fold)
+        stages = ready_stages(cascade, policy.topology, prepared)
+        self.policy, self.costs, self.gears = policy, costs, gears
         self.stages = nn.ModuleDict({str(k): stage for k, stage in stages.items()})
-        self.costs = costs
-        self._made_of = (cascade, choice, fold)  # in a tuple, so that it moves and trains nothing
+        self._made_of = (cascade, choice, prepared)  # in a tuple, so that it moves nothing
         self.program = Program(
             policy,
             stages,
@@ -221,9 +186,36 @@ class Adaptive(nn.Module):
         Raises:
             InputError: If a policy alone was chosen, which names no reference.
         """
-        cascade, _, fold = self._made_of
-        alone = Adaptive.single(cascade, self.candidate.reference, costs=self.costs, fold=fold)
-        return alone.to(self.policy.temperatures.device)
+        alone = self.candidate.policy.topology.chain([self.candidate.reference])
+        return self._with(Policy(alone, {}))
+
+    @property
+    def gear(self) -> str | None:
+        """The name of the gear that it runs in; None where it runs in none of `gears`."""
+        if not self.gears:
+            return None
+        here = to_json(candidate_of(self.choice))
+        return next((g.name for g in self.gears if to_json(g.candidate) == here), None)
+
+    def in_gear(self, name: str) -> "Adaptive":
+        """The same stages in one of `gears`; the networks are shared.
+
+        Args:
+            name: Of the gear; "reference" is the reference alone.
+
+        Raises:
+            InputError: If the model has no gears.
+            UnknownNameError: If it has none of this name.
+        """
+        return self._with(self.gears[name], self.gears)
+
+    def _with(self, choice: AnyChoice, gears: Gears | None = None) -> "Adaptive":
+        """Another choice over the same stages; their prepared copies are made once."""
+        cascade, _, prepared = self._made_of
+        made = Adaptive.__new__(Adaptive)
+        nn.Module.__init__(made)
+        made._make(cascade, choice, self.costs, prepared, self.program.times, gears or Gears())
+        return made.to(self.policy.temperatures.device)
 
     @torch.inference_mode()
     def forward(
@@ -356,21 +348,24 @@ class Adaptive(nn.Module):
         *,
         batch_size: int | Mapping[str, int] | None = None,
         patience: float | None = None,
+        others: Iterable["Adaptive"] = (),
     ) -> Batcher:
         """A scheduler for examples of many callers; whoever drives it runs the stages.
 
         Args:
             batch_size: As in `stream`.
             patience: Seconds after which an example waits for no others any more, or None.
+            others: Models over the same stages whose examples will come as well.
 
         Raises:
             InputError: If `patience` is negative, or a size is no integer of at least 1.
             UnknownNameError: If `batch_size` names a stage that is not there.
         """
-        program = self.program
-        waiting = [k for k, stage in program.stages.items() if stage.waits]
-        sizes = full_sizes(batch_size, program.topology, program.times, waiting)
-        return Batcher(self.program, sizes, patience=patience)
+        programs = [model.program for model in (*others, self)]
+        waiting = {k for each in programs for k, stage in each.stages.items() if stage.waits}
+        sizes = full_sizes(batch_size, self.policy.topology, self.program.times, waiting)
+        seconds = {k: t for each in programs for k, t in expected_seconds(each, sizes).items()}
+        return Batcher(sizes, seconds, patience=patience)
 
     def train(self, mode: bool = True) -> "Adaptive":
         """Stay in evaluation mode: nothing here is trained."""

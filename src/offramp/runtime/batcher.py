@@ -3,7 +3,8 @@
 It has no threads, no sockets, and no clock: whoever drives it says what time it is, runs the jobs
 that it hands out, in any order and several at a time, and tells it what came of them. Survivors
 gather at each node of the tree of visit paths until there is a full batch, one pool for each form
-of what they bring along: texts of other lengths cannot be joined.
+of what they bring along: texts of other lengths cannot be joined. Examples of several programs
+over the same stages may be put in; each goes its own way, with those of its own.
 
 Every example that was put in is handed out once, answered or with the error that is its own, unless
 it was cancelled (docs/adr/0035-a-scheduler-without-a-clock.md).
@@ -23,21 +24,18 @@ import numpy as np
 import torch
 
 from offramp._core.batch import Form
-from offramp._core.checks import check_known, check_not_negative, check_positive_int
+from offramp._core.checks import check_not_negative
 from offramp._core.errors import InputError
 from offramp._core.outputs import StageOutput
-from offramp._core.topology import EXIT, Path, Topology
+from offramp._core.topology import EXIT, Path
 from offramp._core.types import Ids
 from offramp.runtime.inflight import InFlight, Numbers
 from offramp.runtime.pools import Failure, Finished, Job, Pool, Ticket, numbers_of
 from offramp.runtime.prediction import Prediction, Rows
 from offramp.runtime.program import Program
-from offramp.runtime.times import StageTimes
 from offramp.runtime.walk import decide, leave
 
 _log = logging.getLogger(__name__)
-
-FULL = 64  # a batch that uses a CPU well and fits into its caches
 
 
 @final
@@ -45,8 +43,9 @@ class Batcher:
     """Decides who visits which stage together, and when.
 
     Args:
-        program: Policy and stages; with costs, examples may have budgets.
         full: For each stage the size of a full batch (`full_sizes`).
+        seconds: What a full batch takes at each stage, where it is known (`expected_seconds`);
+            later what the last one took.
         patience: Seconds after which an example waits for no others any more; None to wait until
             a batch is full, somebody's deadline comes near, or the driver says that nobody comes.
 
@@ -56,25 +55,42 @@ class Batcher:
 
     def __init__(
         self,
-        program: Program,
         full: Mapping[int, int],
+        seconds: Mapping[int, float],
         *,
         patience: float | None = None,
     ) -> None:
         self._patience = math.inf
         if patience is not None:
             self._patience = check_not_negative("patience", patience)
-        self._program, self._full = program, full
+        self._full, self._seconds = full, dict(seconds)
         self._tickets: dict[int, Ticket] = {}
-        self._pools: dict[tuple[Path, Form], Pool] = {}
+        self._pools: dict[tuple[Program, Path, Form], Pool] = {}
         self._apart: deque[tuple[Path, InFlight]] = deque()  # who may not be joined with others
         self._running: set[Job] = set()
         self._finished: list[Finished] = []
         self._count = 0
-        self._seconds = _expected(program, full)
 
     def __len__(self) -> int:
         return len(self._tickets)
+
+    def full(self, stage: int) -> int:
+        """How many examples make a full batch of a stage."""
+        return self._full[stage]
+
+    def waiting(self) -> dict[int, int]:
+        """How many examples wait for each stage, by index; stages without any are left out."""
+        found: dict[int, int] = {}
+        for pool in self._pools.values():
+            found[pool.path[-1]] = found.get(pool.path[-1], 0) + len(pool)
+        for path, flight in self._apart:
+            found[path[-1]] = found.get(path[-1], 0) + len(flight)
+        return found
+
+    def oldest(self, priority: float) -> float | None:
+        """When the first of those was put in who wait and have at least this priority."""
+        each = (one for pool in self._pools.values() for one in pool.waiting)
+        return min((one.since for one in each if one.urgency[0] <= -priority), default=None)
 
     # ---- what the driver tells
 
@@ -106,7 +122,7 @@ class Batcher:
             InputError: If the budget is less than the first stage costs, or no costs are known.
         """
         if budget is not None:
-            self._check_budget(budget)
+            _check_budget(flight.program, budget)
         numbers = np.arange(self._count, self._count + len(flight))
         self._count += len(flight)
         late = math.inf if deadline is None else deadline
@@ -116,7 +132,7 @@ class Batcher:
             self._tickets[number] = Ticket(name, now, late, most, urgency)
         flight.numbers = numbers
         if len(flight):
-            self._wait((self._program.topology.root,), flight)
+            self._wait((flight.program.topology.root,), flight)
         return numbers
 
     def done(self, job: Job, said: StageOutput, now: float) -> None:
@@ -218,7 +234,7 @@ class Batcher:
     # ---- waiting
 
     def _wait(self, path: Path, flight: InFlight) -> None:
-        pool = self._pools.setdefault((path, flight.form), Pool(path))
+        pool = self._pools.setdefault((flight.program, path, flight.form), Pool(path))
         pool.add(flight, self._tickets)
 
     def _due_at(self, pool: Pool) -> float:
@@ -275,9 +291,9 @@ class Batcher:
         self._running.remove(job)
 
     def _go_on(self, path: Path, child: int, flight: InFlight, rows: Rows) -> None:
-        part, way = self._alive(flight.take(rows)), (*path, child)
-        if part is not None and self._program.costs is not None:
-            cost, paid = self._program.costs[self._program.paths[way]], part.paid(path, None)
+        part, way, program = self._alive(flight.take(rows)), (*path, child), flight.program
+        if part is not None and program.costs is not None:
+            cost, paid = program.costs[program.paths[way]], part.paid(path, None)
             most = [cost] * len(part) if paid is None else (cost + paid).tolist()
             may = [
                 self._tickets[number].budget >= cost
@@ -311,7 +327,7 @@ class Batcher:
         if len(alive) < len(positions):
             rows = torch.tensor(alive, device=flight.ids.device)
         _, _, said, kept, paid = leave(flight, path, rows)
-        answer = self._program.answer(len(alive), [(path, None, said, kept, paid)], reason)
+        answer = flight.program.answer(len(alive), [(path, None, said, kept, paid)], reason)
         self._finish([numbers[row] for row in alive], answer, None)
 
     def _give_up(self, flight: InFlight, error: Exception) -> None:
@@ -333,49 +349,15 @@ class Batcher:
         rows = [row for row, here in enumerate(there) if here]
         return flight.take(torch.tensor(rows, device=flight.ids.device)) if rows else None
 
-    def _check_budget(self, budget: float) -> None:
-        if self._program.costs is None:
-            raise InputError(
-                f"budget must be None where no costs are known, got {budget}. Give the costs of "
-                "the stages: Adaptive(cascade, choice, costs=costs)."
-            )
-        first = self._program.costs[self._program.paths[self._program.topology.root,]]
-        if not budget >= first:
-            raise InputError(
-                f"budget must be at least what the first stage costs, {first:g}, got {budget}."
-            )
 
-
-def full_sizes(
-    given: int | Mapping[str, int] | None,
-    topology: Topology,
-    times: StageTimes | None,
-    waiting: Collection[int] = (),
-) -> dict[int, int]:
-    """For each stage how many examples make a full batch, by index.
-
-    Those that wait for a service take examples one by one: none waits for another's answer.
-
-    >>> full_sizes({"b": 8}, Topology.of(["a", "b", "c"]), None, waiting=[2])
-    {0: 64, 1: 8, 2: 1}
-    """
-    stages = range(len(topology))
-    if isinstance(given, int):
-        return dict.fromkeys(stages, check_positive_int("batch_size", given))
-    default = {k: FULL if times is None else times.best_size(k) for k in stages}
-    default |= dict.fromkeys(waiting, 1)
-    for name, size in (given or {}).items():
-        check_known("stage", name, topology.names)
-        default[topology.index(name)] = check_positive_int(f"batch_size[{name!r}]", size)
-    return default
-
-
-def _expected(program: Program, full: Mapping[int, int]) -> dict[int, float]:
-    """Seconds that a full batch takes at each stage, by the times measured; else nothing."""
-    times = program.times
-    if times is None:
-        return {}
-    return {
-        stage: sum(times.planned(j, full[stage]) for j in plan.segments)
-        for stage, plan in program.plans.items()
-    }
+def _check_budget(program: Program, budget: float) -> None:
+    if program.costs is None:
+        raise InputError(
+            f"budget must be None where no costs are known, got {budget}. Give the costs of "
+            "the stages: Adaptive(cascade, choice, costs=costs)."
+        )
+    first = program.costs[program.paths[program.topology.root,]]
+    if not budget >= first:
+        raise InputError(
+            f"budget must be at least what the first stage costs, {first:g}, got {budget}."
+        )

@@ -11,89 +11,50 @@ Layer: runtime.
 """
 
 import asyncio
+import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from typing import final
+from typing import NamedTuple, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from offramp._core.batch import batch_size, to_device
-from offramp._core.checks import check_positive_int
-from offramp._core.errors import InputError, OfframpError, UnsupportedError
+from offramp._core.checks import check_known, check_positive_int
+from offramp._core.errors import InputError, UnsupportedError
 from offramp._core.ids import as_ids
 from offramp._core.keys import example_keys
+from offramp._core.outputs import StageOutput
 from offramp._core.types import AnyBatch, Ids
 from offramp.runtime.adaptive import Adaptive
 from offramp.runtime.inflight import enter
-from offramp.runtime.pools import Finished, Job, numbers_of
-from offramp.runtime.prediction import Prediction, joined
+from offramp.runtime.pools import Failure, Job, numbers_of
+from offramp.runtime.prediction import Prediction
+from offramp.runtime.request import Request
+
+_log = logging.getLogger(__name__)
 
 
-class RowsError(OfframpError, RuntimeError):
-    """Some examples of a request could not be answered; the others were.
+class Ran(NamedTuple):
+    """A batch that a stage has run.
 
     Args:
-        answer: To all rows of the request; those without an answer are not `valid`, and their
-            `reason` is "error". None where nobody was answered.
-        errors: By row, why there is no answer.
+        stage: Name of the stage.
+        examples: How many visited it.
+        full: How many would have been a full batch.
+        seconds: How long it took, waiting for a module that runs alone not counted.
+        failed: Whether it raised an error.
     """
 
-    def __init__(self, answer: Prediction | None, errors: Mapping[int, Exception]) -> None:
-        rows = list(errors)
-        first = errors[rows[0]]
-        super().__init__(
-            f"{len(rows)} examples of this request could not be answered, the first of them row "
-            f"{rows[0]}: {type(first).__name__}: {first}. See `errors`; `answer` has the others."
-        )
-        self.answer, self.errors = answer, dict(errors)
-
-
-@final
-class _Request:
-    """Examples of one caller, until all are finished."""
-
-    def __init__(self, n: int) -> None:
-        self.future: Future[Prediction] = Future()
-        self.n, self.missing, self.first = n, n, 0
-        self.parts: list[tuple[Tensor, Prediction]] = []
-        self.errors: dict[int, Exception] = {}
-
-    def take(self, done: Finished, here: Sequence[int]) -> None:
-        """Some of its examples are finished: those at some positions of what a batcher gave."""
-        rows = [int(done.numbers[k]) - self.first for k in here]
-        self.missing -= len(rows)
-        if done.answer is None:
-            self.errors |= {row: done.error for row in rows if done.error is not None}
-        else:
-            part = done.answer if len(here) == len(done.numbers) else done.answer.take(here)
-            self.parts.append((torch.tensor(rows), part))
-
-    def settle(self) -> None:
-        """Tell the caller, once nobody is missing."""
-        if self.missing or not self.future.set_running_or_notify_cancel():
-            return
-        try:
-            self.future.set_result(self._outcome())
-        except Exception as error:  # noqa: BLE001  (nobody may wait for ever)
-            self.future.set_exception(error)
-
-    def _outcome(self) -> Prediction:
-        """The whole answer.
-
-        Raises:
-            RowsError: If some rows have none. A single row raises its own error.
-        """
-        if self.errors and self.n == 1:
-            raise self.errors[0]
-        answer = joined(self.n, self.parts) if self.parts else None
-        if answer is None or self.errors:
-            raise RowsError(answer, dict(sorted(self.errors.items())))
-        return answer
+    stage: str
+    examples: int
+    full: int
+    seconds: float
+    failed: bool
 
 
 @final
@@ -106,10 +67,14 @@ class Executor:
         batch_size: A full batch, as in `Adaptive.stream`.
         patience: Seconds after which an example waits for no others any more.
         clock: Gives seconds that do not go back; for tests.
+        gears: Models over the same stages, by name, that a request may ask for; by default those
+            of `model.gears`. Examples of one gear share batches; all share the threads.
+        observer: Told of each batch that a stage has run, by the thread that ran it; it must be
+            quick, and what it raises is logged.
 
     Raises:
-        InputError: If `workers` or a batch size is no integer of at least 1, or `patience` is
-            negative.
+        InputError: If `workers` or a batch size is no integer of at least 1, `patience` is
+            negative, or a gear has other stages.
 
     >>> from offramp.stages import Cascade
     >>> model = Adaptive.single(Cascade.from_models({"a": torch.nn.Linear(4, 3)}), "a")
@@ -128,15 +93,26 @@ class Executor:
         batch_size: int | Mapping[str, int] | None = None,
         patience: float = 0.002,
         clock: Callable[[], float] = time.monotonic,
+        gears: Mapping[str, Adaptive] | None = None,
+        observer: Callable[["Ran"], None] | None = None,
     ) -> None:
         check_positive_int("workers", workers)
-        self._model, self._clock = model, clock
-        self._batcher = model.batcher(batch_size=batch_size, patience=patience)
-        self._requests: dict[int, _Request] = {}  # by the number of each example that is not done
+        self._model, self._clock, self._observer = model, clock, observer
+        if gears is None:
+            gears = {name: model.in_gear(name) for name in model.gears.names}
+        self._gears = dict(gears)
+        models = (model, *self._gears.values())
+        for name, each in self._gears.items():
+            each.policy.topology.check_same_stages(model.policy.topology, f"gear {name!r}")
+        self._stages = {k: stage for each in models for k, stage in each.program.stages.items()}
+        self._batcher = model.batcher(
+            batch_size=batch_size, patience=patience, others=self._gears.values()
+        )
+        self._requests: dict[int, Request] = {}  # by the number of each example that is not done
         self._changed = threading.Condition()
         self._closing = False
-        self._locks = _locks_of(model)
-        calls = sum(stage.waits for stage in model.program.stages.values())
+        self._locks = _locks_of(models)
+        calls = sum(stage.waits for stage in self._stages.values())
         self._waiting = ThreadPoolExecutor(calls) if calls else None  # begins threads when needed
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(workers)]
         for thread in self._threads:
@@ -150,6 +126,7 @@ class Executor:
         deadline: float | None = None,
         budget: float | None = None,
         priority: float = 0,
+        gear: str | None = None,
     ) -> Prediction:
         """Answer a batch, in the order of its rows, together with those of others.
 
@@ -163,14 +140,18 @@ class Executor:
             budget: The most that each example may cost; what does not fit is not begun, and the
                 reason is "budget".
             priority: Those of higher priority go first.
+            gear: Name of the gear that answers; None for `model` itself.
 
         Raises:
             InputError: As in `Adaptive.forward`; or no costs are known, or the first stage costs
-                more than `budget`.
+                more than `budget`; or there are no gears.
+            UnknownNameError: If there is no such gear.
             RowsError: If only some rows can be answered. A single row raises its own error.
             UnsupportedError: If the executor is closed.
         """
-        future = self.future(rows, ids, deadline=deadline, budget=budget, priority=priority)
+        future = self.future(
+            rows, ids, deadline=deadline, budget=budget, priority=priority, gear=gear
+        )
         return await asyncio.wrap_future(future)
 
     def future(
@@ -181,9 +162,11 @@ class Executor:
         deadline: float | None = None,
         budget: float | None = None,
         priority: float = 0,
+        gear: str | None = None,
     ) -> Future[Prediction]:
         """As `submit`, for callers without an event loop; cancelling the future lets go."""
-        batch = self._model.program.take_in(rows)
+        program = self._model.program if gear is None else self._in_gear(gear).program
+        batch = program.take_in(rows)
         n, device = batch_size(batch), self._model.policy.temperatures.device
         names = np.arange(n) if ids is None else as_ids(ids)
         if n == 0 or names.shape != (n,):
@@ -191,11 +174,11 @@ class Executor:
                 f"rows must hold at least one example and ids one entry for each, got {n} "
                 f"examples and ids of shape {names.shape}."
             )
-        request = _Request(n)
+        request = Request(n)
         keys, given = example_keys(names).to(device), to_device(batch, device)
         with torch.inference_mode(), self._changed:
             self._check_open()
-            flight = enter(self._model.program, given, keys)
+            flight = enter(program, given, keys)
             now = self._clock()
             late = None if deadline is None else now + deadline
             numbers = self._batcher.put(
@@ -206,6 +189,31 @@ class Executor:
             self._changed.notify()
         request.future.add_done_callback(lambda future: self._let_go(request, future))
         return request.future
+
+    @property
+    def gears(self) -> tuple[str, ...]:
+        """The gears that a request may ask for."""
+        return tuple(self._gears)
+
+    def __len__(self) -> int:
+        """How many examples were accepted and are not finished."""
+        return len(self._requests)
+
+    def waiting(self) -> dict[str, int]:
+        """How many examples wait in front of each stage, by its name."""
+        with self._changed:
+            found = self._batcher.waiting()
+        return {name: found.get(k, 0) for k, name in enumerate(self._model.stage_names)}
+
+    def delay(self, priority: float = 0) -> float:
+        """Seconds since the oldest of those was accepted who wait now; 0 if nobody waits.
+
+        Args:
+            priority: Those of lower priority are passed over.
+        """
+        with self._changed:
+            since = self._batcher.oldest(priority)
+        return 0.0 if since is None else max(self._clock() - since, 0.0)
 
     def close(self, *, answer: bool = True) -> None:
         """Take nothing more, and come back when nobody waits.
@@ -236,7 +244,7 @@ class Executor:
     @torch.inference_mode()
     def _work(self) -> None:
         while (job := self._next()) is not None:
-            if self._waiting is not None and self._model.program.stages[job.stage].waits:
+            if self._waiting is not None and self._stages[job.stage].waits:
                 self._waiting.submit(self._wait_for, job)
             else:
                 self._run(job)
@@ -253,7 +261,10 @@ class Executor:
     @torch.inference_mode()
     def _run(self, job: Job) -> None:
         with self._alone(job):
+            begun = 0.0 if self._observer is None else self._clock()
             outcome = job.run()
+        if self._observer is not None:
+            self._tell(job, outcome, self._clock() - begun)
         with self._changed:
             try:
                 self._batcher.tell(job, outcome, self._clock())
@@ -261,6 +272,15 @@ class Executor:
             except Exception as error:  # noqa: BLE001  (nobody may wait for ever)
                 self._fail_all(error)
             self._changed.notify_all()
+
+    def _tell(self, job: Job, outcome: StageOutput | Failure, seconds: float) -> None:
+        name, full = self._model.stage_names[job.stage], self._batcher.full(job.stage)
+        ran = Ran(name, len(job), full, seconds, isinstance(outcome, Failure))
+        try:
+            if self._observer is not None:
+                self._observer(ran)
+        except Exception:  # noqa: BLE001  (a stage has run; its examples must be answered)
+            _log.exception("The observer of an executor has raised an error.")
 
     def _next(self) -> Job | None:
         """Wait for a job; None when there are none any more."""
@@ -283,7 +303,7 @@ class Executor:
     @contextmanager
     def _alone(self, job: Job) -> Iterator[None]:
         """Hold the locks of what the job may run, always in the same order."""
-        stages = (*self._model.program.plans[job.stage].segments, job.stage)
+        stages = (*job.flight.program.plans[job.stage].segments, job.stage)
         wanted = sorted({k for stage in stages for k in self._locks.get(stage, {})})
         with ExitStack() as held:
             for k in wanted:
@@ -292,14 +312,14 @@ class Executor:
 
     def _deliver(self) -> None:
         for done in self._batcher.finished():
-            owners: dict[_Request, list[int]] = {}
+            owners: dict[Request, list[int]] = {}
             for k, number in enumerate(done.numbers.tolist()):
                 owners.setdefault(self._requests.pop(number), []).append(k)
             for request, here in owners.items():
                 request.take(done, here)
                 request.settle()
 
-    def _let_go(self, request: _Request, future: Future[Prediction]) -> None:
+    def _let_go(self, request: Request, future: Future[Prediction]) -> None:
         """Forget the examples of a request whose caller has gone."""
         if future.cancelled():
             with self._changed:
@@ -317,16 +337,26 @@ class Executor:
             if request.future.set_running_or_notify_cancel():
                 request.future.set_exception(error)
 
+    def _in_gear(self, gear: str) -> Adaptive:
+        if not self._gears:
+            raise InputError(
+                f"gear must be None where a model has no gears, got {gear!r}. Make some with "
+                "Frontier.gears, and save them with the model: save(model, folder)."
+            )
+        return self._gears[check_known("gear", gear, self._gears)]
+
     def _check_open(self) -> None:
         if self._closing:
             raise UnsupportedError("The executor is closed; make a new one: Executor(model).")
 
 
-def _locks_of(model: Adaptive) -> dict[int, dict[int, threading.Lock]]:
+def _locks_of(models: Iterable[Adaptive]) -> dict[int, dict[int, threading.Lock]]:
     """For each stage the locks of its modules that run one batch at a time, by module."""
     locks: dict[int, threading.Lock] = {}
     found: dict[int, dict[int, threading.Lock]] = {}
-    for k, stage in model.program.stages.items():
+    for k, stage in (held for model in models for held in model.program.stages.items()):
         alone = [id(part) for part in stage.modules() if not getattr(part, "reentrant", True)]
-        found[k] = {part: locks.setdefault(part, threading.Lock()) for part in alone}
+        found.setdefault(k, {}).update(
+            {part: locks.setdefault(part, threading.Lock()) for part in alone}
+        )
     return found

@@ -41,13 +41,18 @@ class StageSource(Protocol):
         ...
 
 
-def ready_stages(cascade: StageSource, topology: Topology, *, fold: bool) -> dict[int, Stage]:
+Prepared = dict[int, tuple[nn.Module, nn.Module]]  # networks and copies, by the id of each
+
+
+def ready_stages(
+    cascade: StageSource, topology: Topology, prepared: Prepared | None
+) -> dict[int, Stage]:
     """The stages whose segments or heads a topology needs, in evaluation mode, by index.
 
     Args:
         cascade: Where they come from.
         topology: What is used of them.
-        fold: Take prepared copies.
+        prepared: Copies that were made before, and will be added to; None to take none.
     """
     prepare_for_forks()
     plans = plan_segments(topology)
@@ -55,8 +60,8 @@ def ready_stages(cascade: StageSource, topology: Topology, *, fold: bool) -> dic
     chosen = {k: _used(cascade.stage(k), answers=k in plans) for k in sorted(needed)}
     if cascade.class_names:
         tell_classes(chosen.values(), len(cascade.class_names))
-    if fold:
-        chosen = folded(chosen)
+    if prepared is not None:
+        chosen = folded(chosen, prepared)
     for stage in chosen.values():
         stage.eval()
     return chosen
@@ -110,12 +115,14 @@ def _used(stage: Stage, *, answers: bool) -> Stage:
     return stage.replaced(head=None, head_spec=None)
 
 
-def folded(stages: Mapping[int, Stage]) -> dict[int, Stage]:
-    """Stages that run prepared copies of their networks."""
-    prepared: dict[int, nn.Module] = {}  # stages of one group go on sharing their module
+def folded(stages: Mapping[int, Stage], prepared: Prepared | None = None) -> dict[int, Stage]:
+    """Stages that run prepared copies of their networks; those of one group share one."""
+    copies = {} if prepared is None else prepared
 
     def once(module: nn.Module) -> nn.Module:
-        return prepared.setdefault(id(module), prepared.get(id(module)) or fold(module))
+        if copies.get(id(module), (None,))[0] is not module:
+            copies[id(module)] = (module, fold(module))
+        return copies[id(module)][1]
 
     return {
         k: stage.replaced(

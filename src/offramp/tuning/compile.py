@@ -86,13 +86,15 @@ def compile(
             (one,) = set(chosen.values())
             made = fuse_for(held, model.policy, batch, backend=one, threads=threads, rounds=rounds)
     times = measure_times(made, batch, batch_sizes=batch_sizes, rounds=rounds, progress=progress)
-    return Adaptive(made, model.choice, costs=model.costs, times=times).to(device)
+    costs, gears = model.costs, model.gears
+    return Adaptive(made, model.choice, costs=costs, times=times, gears=gears).to(device)
 
 
 def _held(model: Adaptive) -> HeldStages:
-    """The stages that the policy or the reference runs."""
+    """The stages that the policy, a gear or the reference runs."""
     topology, cascade = model.policy.topology, model.cascade
     wanted = set(topology.active)
+    wanted |= {k for gear in model.gears for k in gear.candidate.policy.topology.active}
     if not isinstance(model.choice, Policy):
         wanted.add(topology.index(model.candidate.reference))
     run = sorted({j for k in wanted for j in topology.lineage(k)})

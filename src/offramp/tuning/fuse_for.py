@@ -18,7 +18,8 @@ from offramp._core.types import Batch
 from offramp.backends import backend_of, with_backend
 from offramp.policy.policy import Node, Policy
 from offramp.policy.rules import Constant
-from offramp.runtime.adaptive import Adaptive, AnyChoice, policy_of
+from offramp.runtime.adaptive import Adaptive
+from offramp.runtime.chosen import AnyChoice, policy_of
 from offramp.stages import Cascade, HeldStages
 from offramp.stages.fusing.fuse import fuse
 from offramp.stages.timing import time_side_by_side
