@@ -27,8 +27,9 @@ def from_function(
     """A stage that calls a function on the rows of a batch.
 
     The function gets the rows as `Adaptive` was given them: a list with one entry for each example
-    (texts, bytes, dicts, images), a pandas table, or tensors where they are numbers. It gets a list
-    or a table of its own, in any number, and must answer for each row alone, in order.
+    (texts, bytes, dicts, images), a pandas table, or tensors where they are numbers, in any number.
+    They are copies, with the arrays and pictures within, which it may write into. It must answer
+    for each row alone, in order.
 
     Args:
         call: The function, or "module:name" of one, which is imported. Only what can be imported
