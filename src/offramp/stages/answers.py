@@ -2,8 +2,7 @@
 
 Labels are numbers: of a class name its index; of any other text one of its own above all classes,
 the same for every stage, so that two services that agree on it agree; of a refusal (None, NaN, or a
-negative number that a function gives) a negative one of the stage's own, so that two refusals never
-agree.
+negative number) a negative one of the stage's own, so that two refusals never agree.
 
 Layer: stages.
 """
@@ -72,9 +71,7 @@ class Labels(dict[object, int]):
         return _OUTSIDE + _digest(label, 5)
 
     def read(self, values: Any) -> Int[Tensor, "m"] | Int[Tensor, "m r"]:  # noqa: ANN401
-        """Labels `(m,)`, or ranked labels `(m, r)`, as int64.
-
-        Tensors keep their negative numbers: those of services say why there is no answer.
+        """Labels `(m,)`, or ranked labels `(m, r)`, as int64; negative ones as they are.
 
         Raises:
             InputError: If they are no labels, or beyond int64.
@@ -84,7 +81,7 @@ class Labels(dict[object, int]):
             return self._below(found) if values.dtype == torch.uint64 else found
         if isinstance(values, np.ndarray) and values.dtype.kind in "iu":
             found = torch.tensor(values.astype(np.int64, copy=False))
-            return self._below(found) if values.dtype.kind == "u" else self._refused(found)
+            return self._below(found) if values.dtype.kind == "u" else found
         if isinstance(values, str | bytes) or not (
             isinstance(values, Sequence) or hasattr(values, "__array__")
         ):
@@ -103,7 +100,7 @@ class Labels(dict[object, int]):
         elif type(plain) is not list or set(map(type, plain)) != {int}:  # else as fast as it goes
             numbers = [self[one] for one in plain]
         try:
-            return self._refused(torch.tensor(numbers, dtype=torch.int64))
+            return torch.tensor(numbers, dtype=torch.int64)
         except (OverflowError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(
                 f"Stage {self._stage!r} must give labels below 2**63, and as many ranked ones for "
@@ -121,10 +118,6 @@ class Labels(dict[object, int]):
             f"Stage {self._stage!r} gives the label {what}, which is none of the {classes} "
             f"classes, 0 to {classes - 1}. With strict=False it counts as a wrong answer."
         )
-
-    def _refused(self, found: Tensor) -> Tensor:
-        """Labels with one number, the stage's own, for all that are negative."""
-        return found.masked_fill(found < 0, self.refusal)
 
     def _below(self, found: Tensor) -> Tensor:
         """Labels that came without a sign, and have one now where they were too large."""
@@ -191,8 +184,9 @@ def labeled(
         labels: Numbers of its labels.
         classes: Number of classes `c`.
         result: Labels `(m,)`, or without confidences also ranked ones `(m, r)`.
-        confidence: `(m,)` in [0, 1], or None. What comes as a tensor may be NaN where there is no
-            answer; elsewhere None stands for none.
+        confidence: `(m,)` in [0, 1], or None. What comes as a tensor may be NaN where a service has
+            not been able to answer, and keeps its label, which says why; any other negative label
+            is a refusal, with confidence 0.
 
     Raises:
         InputError: If the number of classes is not known, lengths differ, or a value is outside its
@@ -211,10 +205,13 @@ def labeled(
                 f"Stage {stage!r} must give labels (m,) or ranked labels (m, r), got shape "
                 f"{tuple(found.shape)}."
             )
+        found = found.masked_fill(found < 0, labels.refusal)
         return StageOutput(classes=classes, ranked=found if found.dim() == 2 else found[:, None])
     sure = confidence if isinstance(confidence, Tensor) else _confidence(stage, confidence, found)
-    if not isinstance(result, Tensor) and sure.shape == found.shape:
-        sure = sure.masked_fill((found == labels.refusal).to(sure.device), 0.0)
+    if sure.shape == found.shape:
+        refused = (found < 0) & ~sure.isnan().to(found.device)
+        found = found.masked_fill(refused, labels.refusal)
+        sure = sure.masked_fill(refused.to(sure.device), 0.0)
     try:
         return labels_with_confidence(found, sure, classes)
     except InputError as error:

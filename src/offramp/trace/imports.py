@@ -164,8 +164,8 @@ def from_predictions(
 
     Args:
         predictions: For each stage labels `(n,)`, or ranked labels `(n, r)`, best first: numbers,
-            or names where there are `class_names`. A label outside the classes, also a negative
-            one, is a legitimate wrong answer; so is a refusal, None or NaN.
+            or names where there are `class_names`. A label outside the classes is a legitimate
+            wrong answer; so is a refusal: None, NaN, a negative number. Two refusals never agree.
         labels: True labels, `(n,)`, in [0, classes), or names out of `class_names`.
         costs: As in `from_logits`, like the arguments that are not listed here.
         unit: Of the costs.
