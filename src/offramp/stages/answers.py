@@ -33,6 +33,7 @@ class Labels(dict[object, int]):
         stage: Its name.
         class_names: Names of the classes.
         strict: Whether a label that is no class is an error.
+        service: Whether it numbers its refusals itself, below -255.
 
     >>> labels = Labels("service", ["cat", "dog"])
     >>> [labels["dog"], labels["cow"] >= 2**48, labels[None] < 0, labels[5]]
@@ -40,11 +41,17 @@ class Labels(dict[object, int]):
     """
 
     def __init__(
-        self, stage: str, class_names: Sequence[str] = (), *, strict: bool = False
+        self,
+        stage: str,
+        class_names: Sequence[str] = (),
+        *,
+        strict: bool = False,
+        service: bool = False,
     ) -> None:
         super().__init__({name: k for k, name in enumerate(class_names)})
         self._stage, self._names, self.strict = stage, tuple(class_names), strict
         self.refusal = -256 - _digest(stage, 3)
+        self._least = -255 if service else -(2**63)
 
     def __missing__(self, label: object) -> int:
         if label is None or label != label:  # NaN
@@ -118,6 +125,10 @@ class Labels(dict[object, int]):
             f"Stage {self._stage!r} gives the label {what}, which is none of the {classes} "
             f"classes, 0 to {classes - 1}. With strict=False it counts as a wrong answer."
         )
+
+    def refused(self, found: Tensor) -> Tensor:
+        """Where labels are refusals that have no number of the stage's own."""
+        return (found < 0) & (found >= self._least)
 
     def _below(self, found: Tensor) -> Tensor:
         """Labels that came without a sign, and have one now where they were too large."""
@@ -205,11 +216,11 @@ def labeled(
                 f"Stage {stage!r} must give labels (m,) or ranked labels (m, r), got shape "
                 f"{tuple(found.shape)}."
             )
-        found = found.masked_fill(found < 0, labels.refusal)
+        found = found.masked_fill(labels.refused(found), labels.refusal)
         return StageOutput(classes=classes, ranked=found if found.dim() == 2 else found[:, None])
     sure = confidence if isinstance(confidence, Tensor) else _confidence(stage, confidence, found)
     if sure.shape == found.shape:
-        refused = (found < 0) & ~sure.isnan().to(found.device)
+        refused = labels.refused(found) & ~sure.isnan().to(found.device)
         found = found.masked_fill(refused, labels.refusal)
         sure = sure.masked_fill(refused.to(sure.device), 0.0)
     try:

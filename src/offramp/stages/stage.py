@@ -109,7 +109,12 @@ class Stage(nn.Module):
             )
         self.class_names = tuple(class_names) or tuple(getattr(module, "class_names", ()))
         self.outputs, self.classes = outputs, classes or len(self.class_names) or None
-        self._labels = Labels(name, self.class_names, strict=getattr(module, "strict", False))
+        self._labels = Labels(
+            name,
+            self.class_names,
+            strict=getattr(module, "strict", False),
+            service=getattr(module, "on_error", None) is not None,
+        )
         self.name = name
         self.module = module
         self.head = head
