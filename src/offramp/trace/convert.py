@@ -178,7 +178,9 @@ def prices(costs: Mapping[str, object], n: int) -> tuple[Tensor | None, list[flo
 
 
 def _mean(column: Tensor) -> float:
-    """The mean; of equal numbers that number, whatever rounding makes of their sum."""
+    """The mean; of equal numbers that number, whatever rounding makes of their sum; of none 0."""
+    if not len(column):  # the trace refuses that
+        return 0.0
     return float(column[0] if bool((column == column[0]).all()) else column.mean())
 
 

@@ -262,6 +262,7 @@ def test_services_are_imported_from_parquet(tmp_path):
     np.savez(tmp_path / "s.npz", **table)
     with pytest.warns(UserWarning, match="'local' refused"):
         trace = from_parquet(tmp_path / "s.parquet", labels="labels", **SERVICES)
+    with pytest.warns(UserWarning, match="'local' refused"):
         other = from_npz(tmp_path / "s.npz", **SERVICES)
     assert torch.equal(trace.ranked, other.ranked)
     assert torch.equal(trace.confidence, other.confidence)
