@@ -180,12 +180,20 @@ def test_a_missing_value_of_pandas_is_a_refusal_and_a_missing_confidence_is_not(
 ONE = {"costs": {"a": 1.0}, "unit": "x"}
 
 
-def test_two_refusals_do_not_agree():
-    said = {name: [0, None] for name in "abc"}
+@pytest.mark.parametrize("labels", [[0, None], [0, -1], np.array([0, -7]), torch.tensor([0, -1])])
+def test_two_refusals_do_not_agree(labels):
+    said = {name: labels for name in "abc"}
     with pytest.warns(UserWarning, match="'c' refused 1 of 2"):
         trace = from_predictions(said, [0, 0], costs=dict(a=1.0, b=2.0, c=3.0), unit="x", classes=2)
     (candidate,) = fit_agreement(trace, reference="c", options=[(1, 1)])
     assert replay(trace, candidate.policy).last.tolist() == [1, 2]
+
+
+def test_a_negative_label_is_never_sure():
+    said, sure = {"a": torch.tensor([0, -1])}, {"a": [0.9, 0.9]}
+    with pytest.warns(UserWarning, match="'a' refused 1 of 2"):
+        trace = from_predictions(said, [0, 1], confidences=sure, **ONE)
+    np.testing.assert_allclose(trace.confidence[:, 0], [0.9, 0.0])
 
 
 def test_columns_of_parquet_may_have_refusals_and_names(tmp_path):
@@ -264,7 +272,7 @@ def test_an_unknown_stage_in_the_costs_is_still_named():
 def test_nothing_is_said_where_nothing_is_odd():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        from_predictions({"a": [0, 7], "b": [0, -1]}, [0, 1], **PRICED)  # labels of their own
+        from_predictions({"a": [0, 7], "b": [0, 8]}, [0, 1], **PRICED)  # labels of their own
 
 
 @pytest.mark.parametrize("said", [["0.9", "high"], ["high", None], [[0.5], [0.5]], [0.5, True, 1]])

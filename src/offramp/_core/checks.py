@@ -72,6 +72,15 @@ def check_positive_int(name: str, value: object) -> int:
     return int(value)
 
 
+def check_class_count(name: str, value: object) -> int | None:
+    """Return a number of classes, at least 2, or None where it is not known; else `InputError`."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 2:
+        raise InputError(f"{name} must be an integer of at least 2, got {value!r}.")
+    return int(value)
+
+
 def check_not_negative(name: str, value: object) -> float:
     """Return `value` if it is finite and at least 0; else raise `InputError`."""
     number = check_number(name, value, "that is finite and at least 0")

@@ -114,6 +114,8 @@ class Topology:
                 for k in range(j + 1, last(j))
                 if groups[j] != groups[k]
             ]
+        elif not isinstance(edges, Iterable):
+            raise TopologyError(f"edges must be 'full', 'chain' or pairs of names, got {edges!r}.")
         else:
             index = {name: k for k, name in enumerate(names)}
             pairs = [

@@ -6,6 +6,7 @@ Layer: adapters.
 from collections import Counter
 from collections.abc import Sequence
 
+from offramp._core.checks import check_class_names
 from offramp._core.errors import InputError
 from offramp._core.schema import to_json
 from offramp.models import InOrder, ModelSpec
@@ -22,8 +23,8 @@ def in_order(stage: Stage, class_names: Sequence[str] | None) -> Stage:
             list leaves out the names, so that no cascade compares them.
 
     Raises:
-        InputError: If the stage has other names, or several classes of one name; or if it is a
-            service or answers with labels alone, which its own adapter puts in order.
+        InputError: If it is no stage, or has other names, or several classes of one name; or if it
+            is a service, which its own adapter puts in order, or has no classes.
 
     >>> from torch import nn, tensor
     >>> stage = Stage("a", nn.Identity(), class_names=["cat", "dog", "eel"])
@@ -31,15 +32,20 @@ def in_order(stage: Stage, class_names: Sequence[str] | None) -> Stage:
     >>> turned.run(tensor([[0.1, 0.2, 0.3]]))[0].logits, turned.class_names
     (tensor([[0.2000, 0.3000, 0.1000]]), ('dog', 'eel', 'cat'))
     """
+    if not isinstance(stage, Stage):
+        raise InputError(
+            f"stage must be a Stage, got {type(stage).__name__}. Make one of it: "
+            'Stage("name", network, class_names=[...]), in its own order.'
+        )
     if class_names is None:
         return stage
-    wanted = tuple(map(str, class_names))
+    wanted = check_class_names(class_names, None)
     if not stage.class_names or not wanted or wanted == stage.class_names:
         count = stage.classes
         if wanted and count not in (None, len(wanted)):
             raise InputError(f"class_names must have {count} entries, got {len(wanted)}.")
         return stage.replaced(class_names=wanted)
-    if stage.on_error is not None or stage.form in ("labels", "features"):
+    if stage.on_error is not None or stage.form == "features":
         raise InputError(
             f"Stage {stage.name!r} answers with {stage.form}; give class_names to its adapter, in "
             "the order of the cascade."
@@ -47,8 +53,10 @@ def in_order(stage: Stage, class_names: Sequence[str] | None) -> Stage:
     order = order_of(stage.class_names, wanted)
     spec = stage.spec
     if isinstance(spec, ModelSpec):
-        spec = ModelSpec(name="in_order", arguments={"model": to_json(spec), "order": order})
-    return stage.replaced(module=InOrder(stage.module, order), spec=spec, class_names=wanted)
+        arguments = {"model": to_json(spec), "order": order, "outputs": stage.outputs}
+        spec = ModelSpec(name="in_order", arguments=arguments)
+    module = InOrder(stage.module, order, outputs=stage.outputs)
+    return stage.replaced(module=module, spec=spec, class_names=wanted)
 
 
 def order_of(own: Sequence[str], wanted: Sequence[str]) -> list[int]:

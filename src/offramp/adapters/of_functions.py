@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from offramp._core.checks import check_choice
+from offramp._core.checks import check_choice, check_class_names
 from offramp._core.errors import InputError
 from offramp._core.types import STAGE_FORMS, StageForm
 from offramp.models import ModelSpec, imported
@@ -27,8 +27,9 @@ def from_function(
     """A stage that calls a function on the rows of a batch.
 
     The function gets the rows as `Adaptive` was given them: a list with one entry for each example
-    (texts, bytes, dicts, images), a pandas table, or tensors where they are numbers. It gets a list
-    or a table of its own, in any number, and must answer for each row alone, in order.
+    (texts, bytes, dicts, images), a pandas table, or tensors where they are numbers, in any number.
+    They are copies, with the arrays and pictures within, which it may write into. It must answer
+    for each row alone, in order.
 
     Args:
         call: The function, or "module:name" of one, which is imported. Only what can be imported
@@ -45,7 +46,8 @@ def from_function(
             c - 1, or None. Otherwise it is an answer like any other, and wrong.
 
     Raises:
-        InputError: If `call` is no function, or there is no such form.
+        InputError: If `call` is no function, there is no such form, or the classes are fewer than
+            two, or told by names that are no text or, for labels, not different.
         UnsupportedError: If "module:name" cannot be imported.
 
     >>> def by_length(texts):
@@ -59,15 +61,21 @@ def from_function(
     check_choice("outputs", outputs, STAGE_FORMS)
     path = call if isinstance(call, str) else _path(call)
     function: Any = imported(call) if isinstance(call, str) else call
-    names = [str(one) for one in class_names]
+    names = check_class_names(class_names, None)
+    if outputs in ("confidence", "labels") and len(set(names)) < len(names):
+        twice = next(one for one in names if names.count(one) > 1)
+        raise InputError(
+            f"class_names must differ where labels are read by them, got {twice!r} several times."
+        )
     module = OnRows(function, class_names=names, strict=strict, name=path)
     spec = None
     if path:
         spec = function_spec(path, class_names=names, strict=strict)
     if classes is not None and names and classes != len(names):
         raise InputError(f"classes must be the number of class_names, {len(names)}, got {classes}.")
-    own = name or path.rpartition(":")[2] or str(getattr(function, "__name__", "function"))
-    return Stage(own, module, spec=spec, outputs=outputs, classes=classes)
+    if name is None:
+        name = path.rpartition(":")[2] or str(getattr(function, "__name__", "function"))
+    return Stage(name, module, spec=spec, outputs=outputs, classes=classes)
 
 
 def function_spec(path: str, *, class_names: Sequence[str] = (), strict: bool = False) -> ModelSpec:

@@ -68,7 +68,7 @@ class Frontier:
         margin: float = MARGIN,
         delta: float | None = DELTA,
         max_request_cost: float | None = None,
-        over_budget: float = OVER_BUDGET,
+        over_budget: float | None = None,
     ) -> Choice:
         """The cheapest candidate whose risk is at most `max_drop`, as promised or as measured.
 
@@ -79,19 +79,32 @@ class Frontier:
         Args:
             max_drop: In (0, 1): 0.02 allows two points. With `delta=None` also 0.
             risk: "accuracy_drop": accuracy lost. "negative_flips": new errors, corrections not
-                counted. With `delta` any risk that `certify` knows.
+                counted. With `delta` any risk that `certify` knows but "over_budget", which
+                `max_request_cost` asks for.
             margin: Standard errors kept between the measured risk and `max_drop`, >= 0, against
                 the luck of the chosen one among many (docs/adr/0010). With `delta=None` only.
             delta: Largest chance that the promise is wrong, in (0, 1) (docs/adr/0017); None to
                 measure only (docs/adr/0040).
             max_request_cost: What one example may cost, in the unit of the trace; promised beside
                 `max_drop`, so with `delta` only.
-            over_budget: Share of the examples that may cost more than that, in (0, 1).
+            over_budget: Share of the examples that may cost more than that, in (0, 1); 0.05 where
+                nothing is said.
 
         Raises:
-            InputError: If `max_drop`, `margin` or `delta` is outside its domain, or a budget is
-                given without `delta`.
+            InputError: If `max_drop`, `margin` or `delta` is outside its domain, a budget is given
+                without `delta`, or a share without a budget.
         """
+        if over_budget is not None and max_request_cost is None:
+            raise InputError(
+                f"over_budget={over_budget!r} is the share of the examples that may cost more than "
+                "a budget; say which: max_request_cost=0.02, in the unit of the trace."
+            )
+        if risk == "over_budget":
+            raise InputError(
+                "risk='over_budget' takes a budget and a share: cheapest(max_drop=..., "
+                "max_request_cost=0.02, over_budget=0.05), or without max_drop "
+                'certify({"over_budget": {0.02: 0.05}}).'
+            )
         limit = check_number("max_drop", max_drop, "in [0, 1)")
         if delta is not None:
             if margin != MARGIN:
@@ -107,7 +120,8 @@ class Frontier:
                 )
             limits: dict[str, float | dict[str | int | float, float]] = {risk: max_drop}
             if max_request_cost is not None:
-                limits["over_budget"] = {max_request_cost: over_budget}
+                share = OVER_BUDGET if over_budget is None else over_budget
+                limits["over_budget"] = {max_request_cost: share}
             return self.certify(limits, delta=delta)
         if max_request_cost is not None:
             raise InputError(

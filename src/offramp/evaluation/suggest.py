@@ -23,7 +23,7 @@ from offramp._core.types import BoolArray, FloatArray, IntArray
 from offramp.evaluation.batch import evaluate_all
 from offramp.evaluation.choice import Choice
 from offramp.evaluation.evaluate import reference_cost
-from offramp.evaluation.fit import fit
+from offramp.evaluation.fit import check_trace, fit
 from offramp.evaluation.frontier import Frontier
 from offramp.evaluation.judging import mark_fronts
 from offramp.evaluation.results import FrontierPoint
@@ -94,6 +94,8 @@ def suggest(
     >>> len(found.stages), set(found.stages) <= set(found.trace.stages)
     (2, True)
     """
+    check_trace(trace)
+    check_positive_int("top", top)
     check_positive_int("size", size)
     if size < 2:
         raise InputError(f"size must be at least 2, got {size}; one stage alone is no cascade.")

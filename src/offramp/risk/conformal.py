@@ -16,9 +16,10 @@ from typing import final
 
 import numpy as np
 
+from offramp._core.arrays import array_of, tensor_of
 from offramp._core.checks import check_probability
 from offramp._core.errors import InputError
-from offramp._core.types import FloatArray
+from offramp._core.types import AnyArray, FloatArray
 from offramp.risk.losses import check_losses
 from offramp.risk.selection import NonePassed
 
@@ -58,7 +59,7 @@ def conformal_risk_control(losses: FloatArray, *, max_risk: float) -> Controlled
     Controlled(index=1, bound=0.02)
     """
     check_probability("max_risk", max_risk)
-    check_losses("losses", losses)
+    losses = check_losses("losses", array_of("losses", losses))
     if losses.shape[1] == 0:
         return NonePassed(reason="there is no candidate to choose from")
     falls = np.argwhere(np.diff(losses, axis=1) < 0)
@@ -93,7 +94,7 @@ def conformal_risk_control_reference(
     return NonePassed(reason=f"the safest candidate has a bound of {bound:.3g}, above {max_risk:g}")
 
 
-def conformal_limit(values: FloatArray, *, delta: float) -> float:
+def conformal_limit(values: AnyArray, *, delta: float) -> float:
     """What a new value exceeds with probability `delta` at most: a budget for the next request.
 
     It is the ceil((n + 1)(1 - delta))-th smallest of `n` values: a new one, exchangeable with
@@ -117,10 +118,11 @@ def conformal_limit(values: FloatArray, *, delta: float) -> float:
     18.0
     """
     check_probability("delta", delta)
-    if values.ndim != 1 or len(values) == 0 or not np.isfinite(values).all():
-        raise InputError(f"values must be (n,) finite numbers, n >= 1, got shape {values.shape}.")
-    rank = math.ceil((len(values) + 1) * (1 - delta) - 1e-9)
-    return math.inf if rank > len(values) else float(np.sort(values)[rank - 1])
+    found = tensor_of("values", values).numpy()
+    if found.ndim != 1 or len(found) == 0 or not np.isfinite(found).all():
+        raise InputError(f"values must be (n,) finite numbers, n >= 1, got shape {found.shape}.")
+    rank = math.ceil((len(found) + 1) * (1 - delta) - 1e-9)
+    return math.inf if rank > len(found) else float(np.sort(found)[rank - 1])
 
 
 def conformal_limit_reference(values: list[float], *, delta: float) -> float:

@@ -48,7 +48,9 @@ class Prediction:
             are combined, the last of the columns stands for all labels outside the classes.
         labels: Most probable class, `(n,)`, ties to the lowest index; -1 where not `valid`. Where
             `log_probs` is None, the label that the stage gave, also one that is no class.
-        stage: Index into `stage_names` of the stage at which each example left, `(n,)`.
+        stage: Index into `stage_names` of the stage at which each example left, the last that it
+            visited, `(n,)`. It has answered, alone or combined with those before, unless `reason`
+            is "nonfinite", "failed" or "spending": then the last visited one before it that could.
         path: Index into `paths` of the stages that each example visited, `(n,)`.
         reason: Why each left there, `(n,)`, int8: position in `REASONS`; `reasons` has the words.
         confidence: Largest combined probability, `(n,)` in [0, 1]; 0 where not `valid`. Where

@@ -2,8 +2,7 @@
 
 Labels are numbers: of a class name its index; of any other text one of its own above all classes,
 the same for every stage, so that two services that agree on it agree; of a refusal (None, NaN, or a
-negative number that a function gives) a negative one of the stage's own, so that two refusals never
-agree.
+negative number) a negative one of the stage's own, so that two refusals never agree.
 
 Layer: stages.
 """
@@ -34,6 +33,7 @@ class Labels(dict[object, int]):
         stage: Its name.
         class_names: Names of the classes.
         strict: Whether a label that is no class is an error.
+        service: Whether it numbers its refusals itself, below -255.
 
     >>> labels = Labels("service", ["cat", "dog"])
     >>> [labels["dog"], labels["cow"] >= 2**48, labels[None] < 0, labels[5]]
@@ -41,11 +41,17 @@ class Labels(dict[object, int]):
     """
 
     def __init__(
-        self, stage: str, class_names: Sequence[str] = (), *, strict: bool = False
+        self,
+        stage: str,
+        class_names: Sequence[str] = (),
+        *,
+        strict: bool = False,
+        service: bool = False,
     ) -> None:
         super().__init__({name: k for k, name in enumerate(class_names)})
         self._stage, self._names, self.strict = stage, tuple(class_names), strict
         self.refusal = -256 - _digest(stage, 3)
+        self._least = -255 if service else -(2**63)
 
     def __missing__(self, label: object) -> int:
         if label is None or label != label:  # NaN
@@ -72,9 +78,7 @@ class Labels(dict[object, int]):
         return _OUTSIDE + _digest(label, 5)
 
     def read(self, values: Any) -> Int[Tensor, "m"] | Int[Tensor, "m r"]:  # noqa: ANN401
-        """Labels `(m,)`, or ranked labels `(m, r)`, as int64.
-
-        Tensors keep their negative numbers: those of services say why there is no answer.
+        """Labels `(m,)`, or ranked labels `(m, r)`, as int64; negative ones as they are.
 
         Raises:
             InputError: If they are no labels, or beyond int64.
@@ -84,7 +88,7 @@ class Labels(dict[object, int]):
             return self._below(found) if values.dtype == torch.uint64 else found
         if isinstance(values, np.ndarray) and values.dtype.kind in "iu":
             found = torch.tensor(values.astype(np.int64, copy=False))
-            return self._below(found) if values.dtype.kind == "u" else self._refused(found)
+            return self._below(found) if values.dtype.kind == "u" else found
         if isinstance(values, str | bytes) or not (
             isinstance(values, Sequence) or hasattr(values, "__array__")
         ):
@@ -103,7 +107,7 @@ class Labels(dict[object, int]):
         elif type(plain) is not list or set(map(type, plain)) != {int}:  # else as fast as it goes
             numbers = [self[one] for one in plain]
         try:
-            return self._refused(torch.tensor(numbers, dtype=torch.int64))
+            return torch.tensor(numbers, dtype=torch.int64)
         except (OverflowError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(
                 f"Stage {self._stage!r} must give labels below 2**63, and as many ranked ones for "
@@ -122,9 +126,9 @@ class Labels(dict[object, int]):
             f"classes, 0 to {classes - 1}. With strict=False it counts as a wrong answer."
         )
 
-    def _refused(self, found: Tensor) -> Tensor:
-        """Labels with one number, the stage's own, for all that are negative."""
-        return found.masked_fill(found < 0, self.refusal)
+    def refused(self, found: Tensor) -> Tensor:
+        """Where labels are refusals that have no number of the stage's own."""
+        return (found < 0) & (found >= self._least)
 
     def _below(self, found: Tensor) -> Tensor:
         """Labels that came without a sign, and have one now where they were too large."""
@@ -191,8 +195,9 @@ def labeled(
         labels: Numbers of its labels.
         classes: Number of classes `c`.
         result: Labels `(m,)`, or without confidences also ranked ones `(m, r)`.
-        confidence: `(m,)` in [0, 1], or None. What comes as a tensor may be NaN where there is no
-            answer; elsewhere None stands for none.
+        confidence: `(m,)` in [0, 1], or None. What comes as a tensor may be NaN where a service has
+            not been able to answer, and keeps its label, which says why; any other negative label
+            is a refusal, with confidence 0.
 
     Raises:
         InputError: If the number of classes is not known, lengths differ, or a value is outside its
@@ -211,10 +216,13 @@ def labeled(
                 f"Stage {stage!r} must give labels (m,) or ranked labels (m, r), got shape "
                 f"{tuple(found.shape)}."
             )
+        found = found.masked_fill(labels.refused(found), labels.refusal)
         return StageOutput(classes=classes, ranked=found if found.dim() == 2 else found[:, None])
     sure = confidence if isinstance(confidence, Tensor) else _confidence(stage, confidence, found)
-    if not isinstance(result, Tensor) and sure.shape == found.shape:
-        sure = sure.masked_fill((found == labels.refusal).to(sure.device), 0.0)
+    if sure.shape == found.shape:
+        refused = labels.refused(found) & ~sure.isnan().to(found.device)
+        found = found.masked_fill(refused, labels.refusal)
+        sure = sure.masked_fill(refused.to(sure.device), 0.0)
     try:
         return labels_with_confidence(found, sure, classes)
     except InputError as error:

@@ -4,11 +4,14 @@ Layer: stages.  Source: docs/adr/0030.
 """
 
 import copy
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, final
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from offramp._core.batch import is_table
 from offramp._core.errors import UnsupportedError
@@ -92,50 +95,108 @@ class Reading:
 
 
 def copied(batch: Any) -> Any:  # noqa: ANN401  (a batch or a carry)
-    """A copy of a batch or carry: of its tensors, with a version counter, its lists and tables.
+    """A copy of a batch or carry, down to the arrays and pictures within its rows.
 
-    >>> copied({"x": torch.ones(1)})
-    {'x': tensor([1.])}
+    Tensors get a version counter. What nobody can copy, such as a lock or a picture whose file is
+    broken, is handed on as it is.
+
+    >>> rows = [{"pixels": np.ones(2)}]
+    >>> copied(rows)[0]["pixels"] += 1
+    >>> rows
+    [{'pixels': array([1., 1.])}]
     """
     if not torch.is_inference_mode_enabled():
-        return _mapped(batch)
+        return _own(batch)
     with torch.inference_mode(False), torch.no_grad():
-        return _mapped(batch)
+        return _own(batch)
 
 
-def _mapped(batch: Any) -> Any:  # noqa: ANN401
+def _own(batch: Any) -> Any:  # noqa: ANN401
+    kind = type(batch)
+    if kind in _PLAIN or isinstance(batch, np.generic | nn.Module):
+        return batch
     if isinstance(batch, Tensor):
         return batch.clone()
     if isinstance(batch, Mapping):
-        made: Any = copy.copy(batch)  # of its own kind: a head may read attributes of it
-        for name, part in batch.items():
-            if isinstance(part, Tensor):
-                made[name] = part.clone()
-        return made
+        return _own_mapping(batch)
     if isinstance(batch, tuple | list):
-        make: Any = type(batch)
-        parts = batch if _PLAIN.issuperset(map(type, batch)) else [_mapped(part) for part in batch]
+        make: Any = kind
+        parts = batch if _PLAIN.issuperset(map(type, batch)) else [_own(part) for part in batch]
         return make(*parts) if hasattr(batch, "_fields") else make(parts)
-    return batch.copy() if is_table(batch) else batch
+    if isinstance(batch, np.ndarray):
+        return _own_array(batch)
+    if is_table(batch):
+        return _own_table(batch)
+    try:
+        return _own_picture(batch) if kind.__module__.startswith("PIL.") else copy.deepcopy(batch)
+    except Exception:  # noqa: BLE001  (whatever objects of others raise)
+        return batch
 
 
-def _tensors(batch: Any) -> list[Tensor]:  # noqa: ANN401
-    if isinstance(batch, Tensor):
-        return [batch]
-    parts = batch.values() if isinstance(batch, Mapping) else batch
-    if not isinstance(batch, Mapping | tuple | list):
-        return []
-    return [part for part in parts if isinstance(part, Tensor)]
+def _own_mapping(batch: Mapping[Any, Any]) -> Any:  # noqa: ANN401
+    parts = {name: _own(part) for name, part in batch.items()}
+    if type(batch) is dict:
+        return parts
+    made: Any = copy.copy(batch)  # of its own kind: a head may read attributes of it
+    for name, part in parts.items():
+        if part is not batch[name]:
+            made[name] = part
+    return made
+
+
+def _own_array(batch: NDArray[Any]) -> NDArray[Any]:
+    made = batch.copy()
+    if made.dtype.hasobject and not made.dtype.names:
+        for place, part in enumerate(batch.flat):
+            made.flat[place] = _own(part)
+    return made
+
+
+def _own_table(batch: Any) -> Any:  # noqa: ANN401  (of pandas)
+    made = batch.copy()  # pandas copies no objects
+    for k, kind in enumerate(batch.dtypes):
+        values = batch.iloc[:, k].to_numpy() if str(kind) == "object" else ()
+        if not _PLAIN.issuperset(map(type, values)):
+            series = sys.modules["pandas"].Series
+            made.isetitem(k, series(_own_array(values), index=made.index, dtype=object))
+    return made
+
+
+def _own_picture(picture: Any) -> Any:  # noqa: ANN401  (of Pillow)
+    if getattr(picture, "is_animated", False):  # a copy would have one frame
+        return picture
+    made = picture.copy()
+    for name in ("format", "filename"):
+        if hasattr(picture, name):
+            setattr(made, name, getattr(picture, name))
+    return made
+
+
+def _leaves(batch: Any) -> Iterator[Tensor | NDArray[Any]]:  # noqa: ANN401
+    """The tensors and arrays of a batch or carry, in order."""
+    if isinstance(batch, Tensor | np.ndarray):
+        yield batch
+    elif isinstance(batch, Mapping):
+        yield from _leaves(list(batch.values()))
+    elif isinstance(batch, tuple | list) and not _PLAIN.issuperset(map(type, batch)):
+        for part in batch:
+            yield from _leaves(part)
 
 
 def _versions(batch: Any) -> list[int]:  # noqa: ANN401
-    return [t._version for t in _tensors(batch) if not t.is_inference()]
+    tensors = [leaf for leaf in _leaves(batch) if isinstance(leaf, Tensor)]
+    return [tensor._version for tensor in tensors if not tensor.is_inference()]
 
 
 def _same(one: Any, other: Any) -> bool:  # noqa: ANN401
-    pairs = zip(_tensors(one), _tensors(other), strict=True)
-    return all(_equal(a, b) for a, b in pairs if a.layout == torch.strided and not a.is_meta)
+    return all(map(_equal, _leaves(one), _leaves(other)))
 
 
-def _equal(one: Tensor, other: Tensor) -> bool:
+def _equal(one: Tensor | NDArray[Any], other: Tensor | NDArray[Any]) -> bool:
+    if isinstance(one, np.ndarray):
+        if one.dtype.hasobject:
+            return True
+        return bool(((one == other) | ((one != one) & (other != other))).all())  # type: ignore[operator]
+    if not isinstance(other, Tensor) or one.layout != torch.strided or one.is_meta:
+        return True
     return torch.equal(one, other) or bool(((one == other) | (one.isnan() & other.isnan())).all())

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from offramp._core.arrays import kind_of, tensor_of
 from offramp._core.batch import apply, as_batch, as_rows, to_device
 from offramp._core.carry import Carry, RawInput
-from offramp._core.checks import check_choice, check_shape
+from offramp._core.checks import check_choice, check_class_count, check_class_names, check_shape
 from offramp._core.errors import InputError
 from offramp._core.outputs import StageOutput, log_probabilities
 from offramp._core.types import FORM_OF, STAGE_FORMS, OnError, OutputForm, Raw, StageForm
@@ -94,7 +94,7 @@ class Stage(nn.Module):
         part: InPiece = ALONE,
     ) -> None:
         super().__init__()
-        if not name:
+        if not name or not isinstance(name, str):
             raise InputError(f"name must be a text that is not empty, got {name!r}.")
         if transform is not None and source is not None:
             raise InputError(
@@ -107,9 +107,13 @@ class Stage(nn.Module):
                 f"Stage {name!r} is an exit, which answers with logits; outputs={outputs!r} is for "
                 "whole networks and services."
             )
-        self.class_names = tuple(class_names) or tuple(getattr(module, "class_names", ()))
-        self.outputs, self.classes = outputs, classes or len(self.class_names) or None
-        self._labels = Labels(name, self.class_names, strict=getattr(module, "strict", False))
+        names = check_class_names(class_names, None)
+        self.class_names = names or tuple(getattr(module, "class_names", ()))
+        classes = check_class_count("classes", classes) or len(self.class_names) or None
+        self.outputs, self.classes = outputs, check_class_count("The number of classes", classes)
+        strict = getattr(module, "strict", False)
+        service = getattr(module, "on_error", None) is not None
+        self._labels = Labels(name, self.class_names, strict=strict, service=service)
         self.name = name
         self.module = module
         self.head = head

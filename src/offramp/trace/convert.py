@@ -52,8 +52,9 @@ def integers(name: str, values: AnyArray) -> Tensor:
 class Answers:
     """Reads the predicted labels of one stage after the other, and remembers what was odd.
 
-    Names that are no class get numbers from `c` on, the same ones for all stages. A refusal (None
-    or NaN) gets a negative number of its stage's own, so that two refusals never agree.
+    Names that are no class get numbers from `c` on, the same ones for all stages. A refusal (None,
+    NaN or a negative number) gets a negative number of its stage's own, so that two refusals never
+    agree.
 
     Args:
         class_names: For labels that are text.
@@ -80,6 +81,8 @@ class Answers:
             rest = np.array(rest.tolist()) if len(rest) else np.zeros(0, dtype=np.int64)
         found = np.full(array.shape, code, dtype=np.int64)
         found[~missing] = integers(name, rest).numpy()
+        missing |= found < 0
+        found[missing] = code
         self.refused[stage] = missing[:, 0] if missing.ndim == 2 else missing
         return torch.from_numpy(found)
 
@@ -102,7 +105,9 @@ class Answers:
         parts = []
         for stage, rows in self.refused.items():
             if rows.any():
-                parts.append(f"{stage!r} refused {int(rows.sum())} of {len(rows)} (None or NaN)")
+                parts.append(
+                    f"{stage!r} refused {int(rows.sum())} of {len(rows)} (None, NaN or below 0)"
+                )
         for stage, labels in self.unknown.items():
             shown = ", ".join(repr(label) for label in dict.fromkeys(labels[:3]))
             parts.append(f"{stage!r} gave {len(labels)} labels that are no class, such as {shown}")
@@ -173,7 +178,9 @@ def prices(costs: Mapping[str, object], n: int) -> tuple[Tensor | None, list[flo
 
 
 def _mean(column: Tensor) -> float:
-    """The mean; of equal numbers that number, whatever rounding makes of their sum."""
+    """The mean; of equal numbers that number, whatever rounding makes of their sum; of none 0."""
+    if not len(column):  # the trace refuses that
+        return 0.0
     return float(column[0] if bool((column == column[0]).all()) else column.mean())
 
 

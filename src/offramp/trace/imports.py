@@ -164,8 +164,8 @@ def from_predictions(
 
     Args:
         predictions: For each stage labels `(n,)`, or ranked labels `(n, r)`, best first: numbers,
-            or names where there are `class_names`. A label outside the classes, also a negative
-            one, is a legitimate wrong answer; so is a refusal, None or NaN.
+            or names where there are `class_names`. A label outside the classes is a legitimate
+            wrong answer; so is a refusal: None, NaN, a negative number. Two refusals never agree.
         labels: True labels, `(n,)`, in [0, classes), or names out of `class_names`.
         costs: As in `from_logits`, like the arguments that are not listed here.
         unit: Of the costs.
@@ -258,7 +258,7 @@ def _stacked(
         return torch.stack(each, dim=1), tuple(given)
     found = convert(argument, given)
     check_shape(argument, found.shape, (None, None, None))
-    known = tuple(names if names is not None else names_in(costs, found.shape[1]))
+    known = names_in(costs, found.shape[1], names)
     check_shape(argument, found.shape, (None, len(known), None))
     return found, known
 
@@ -317,8 +317,12 @@ def topology_of(names: Sequence[str], edges: Edges | None) -> Topology:
     return Topology.of(names, edges=edges)
 
 
-def names_in(costs: CostTable, stages: int) -> tuple[str, ...]:
-    """Names of the stages of an array: those of the costs, where these have names."""
+def names_in(costs: CostTable, stages: int, names: Sequence[str] | None) -> tuple[str, ...]:
+    """Names of the stages of an array: as given, or those of the costs, or numbers."""
+    if names is not None:
+        if isinstance(names, str) or not isinstance(names, Iterable):
+            raise InputError(f"names must be a list of {stages} names of stages, got {names!r}.")
+        return tuple(names)
     if isinstance(costs, Mapping):
         return tuple(costs)
     return tuple(f"stage{k}" for k in range(stages))

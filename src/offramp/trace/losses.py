@@ -117,7 +117,7 @@ def _by_stage(
             f"{argument} must have the examples first and the stages second, got shape "
             f"{tuple(whole.shape)}."
         )
-    known = tuple(names if names is not None else names_in(costs, whole.shape[1]))
+    known = names_in(costs, whole.shape[1], names)
     check_shape(argument, whole.shape[:2], (None, len(known)))
     return dict(zip(known, whole.unbind(dim=1), strict=True))
 

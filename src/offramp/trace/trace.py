@@ -48,7 +48,8 @@ class Trace:
             the means. None where all are equal to these.
         logits: Unnormalized scores, `(n, s, c)`, float32 (float16 if `lossy`), finite.
             Either these, or `ranked`, or `losses` with `features`.
-        ranked: Predicted labels, best first, `(n, s, r)`, int64; any value is legitimate.
+        ranked: Predicted labels, best first, `(n, s, r)`, int64; any value is legitimate. Equal
+            ones agree, so a negative one, for no answer, is of its stage alone.
         confidence: With `ranked`: probability that the first label is right, `(n, s)`.
         ids: Names of the examples, `(n,)`, int64 or str, unique; by default 0..n-1.
         split: Index into `SPLITS` of each example, `(n,)`, int8, or None where undecided.

@@ -136,7 +136,10 @@ def test_refusals_and_foreign_labels_are_answers():
         alone(functions.rough, "confidence", strict=True)(["x" * 99])
 
 
-@pytest.mark.parametrize("labels", [["short", None], [0, -1], [0.0, np.nan], np.array([0, -3])])
+@pytest.mark.parametrize(
+    "labels",
+    [["short", None], [0, -1], [0.0, np.nan], np.array([0, -3]), torch.tensor([0, -1])],
+)
 @pytest.mark.parametrize("make", [list, np.array, torch.tensor])
 def test_a_refusal_is_never_sure(labels, make):
     answer = alone(lambda rows: (labels, make([0.75, 0.99])), "confidence")(["a", "b"])
@@ -183,6 +186,24 @@ def test_two_services_agree_on_a_foreign_label_and_never_on_a_refusal():
     nodes = {(0,): Node(Constant(False)), (0, 1): Node(Agreement((0, 1)))}
     policy = Policy(cascade.topology, nodes)
     assert Adaptive(cascade, policy)(["0", "1", "2", "3"]).stage.tolist() == [1, 2, 2, 2]
+
+
+@pytest.mark.parametrize("make", [list, np.array, torch.tensor])
+def test_negative_numbers_of_two_functions_never_agree_live_or_recorded(make):
+    def call(rows):
+        return make([-1 if "no" in row else 0 for row in rows])
+
+    stages = {name: from_function(call, outputs="labels", classes=2) for name in "abc"}
+    cascade = Cascade.from_models(stages, edges="chain")
+    nodes = {(0,): Node(Constant(False)), (0, 1): Node(Agreement((0, 1)))}
+    policy = Policy(cascade.topology, nodes)
+    rows = ["yes", "no 1", "no 2"]
+    answer = Adaptive(cascade, policy)(rows)
+    assert answer.stage.tolist() == [1, 2, 2]
+    assert (answer.labels[1:] < -255).all()
+    costs = given_costs(cascade, "us", dict.fromkeys("abc", 1.0))
+    trace = offramp.record(cascade, rows_of(rows, [0, 1, 1]), costs=costs, progress=False)
+    assert replay(trace, policy).last.tolist() == [1, 2, 2]
 
 
 @pytest.mark.parametrize(
