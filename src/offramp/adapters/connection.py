@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, final
 from urllib.parse import urlsplit
 
 from offramp._core.errors import InputError, ServiceError
+from offramp._core.files import parse_json
 from offramp._core.optional import imported
 from offramp.adapters.limits import Breaker, Limits, Pace
 
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _MOST_BYTES = 64 * 2**20  # of an answer
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")  # how a name differs from most keys
+_HOST = re.compile(
+    r"[a-z0-9._-]+|[0-9a-f:.]+"
+)  # a name, or an address; no other reads it otherwise
 _SHOWN = 200  # characters of what a service says
 _PASSES = frozenset({408, 409, 425, 429, *range(500, 600)})
 _REFUSES = {
@@ -186,7 +190,7 @@ class Connection:
     def _read(self, status: int, headers: Mapping[str, str], body: bytes) -> dict[str, Any]:
         """The JSON object of a good answer."""
         if 300 <= status < 400:
-            there = urlsplit(headers.get("location", "")).netloc or self.host
+            there = _origin(headers.get("location", "")) or _origin(self.url)
             self._refuse(
                 f"sends on to {there!r}, and nothing is sent where nobody named the address. Give "
                 "the address that answers itself"
@@ -203,7 +207,7 @@ class Connection:
         if status != 200:
             raise CallError(f"HTTP {status}{self._said(body)}")
         try:
-            found = json.loads(body)
+            found = parse_json(body)
         except ValueError:
             found = None
         if not isinstance(found, dict):
@@ -224,7 +228,7 @@ class Connection:
     def _said(self, body: bytes) -> str:
         """What the service says of an error, without the key."""
         with suppress(ValueError):
-            found = json.loads(body)
+            found = parse_json(body)
             error = found.get("error", found) if isinstance(found, dict) else found
             text = error.get("message", "") if isinstance(error, dict) else error
             if isinstance(text, str) and text:
@@ -275,22 +279,27 @@ def checked_url(url: str, key_env: str | None) -> tuple[str, str]:
     >>> checked_url("https://example.org/v1/", None)
     ('https://example.org/v1', 'example.org')
     """
+    origin = _origin(url)
+    if not origin.startswith(("http:", "https:")):
+        got = (
+            repr(origin) if origin else "a text that is none" if isinstance(url, str) else repr(url)
+        )
+        raise InputError(f"url must be an address such as 'https://host/v1', got {got}.")
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InputError(f"url must be an address such as 'https://host/v1', got {_bare(url)!r}.")
-    if parts.username or parts.password or parts.query or parts.fragment:
+    if "@" in parts.netloc or "?" in url or "#" in url:
         raise InputError(
-            f"url must hold no user, password, ? or #, got one with some at {parts.hostname!r}: "
-            "keys come from an environment variable, named by key_env."
+            f"url must hold no user, password, ? or #, got one with some at {origin!r}: keys come "
+            "from an environment variable, named by key_env."
         )
     if key_env is not None and not _VARIABLE.fullmatch(str(key_env)):  # it may be the key itself
         raise InputError(
             "key_env must be the name of an environment variable, of capitals, digits and '_', "
             "such as OPENAI_API_KEY; what was given is none, and is not shown here."
         )
-    if parts.scheme == "http" and key_env is not None and not is_local(parts.hostname):
-        raise InputError(f"url must begin with https where a key is sent, got {_bare(url)!r}.")
-    return url.rstrip("/"), parts.hostname
+    host = str(parts.hostname)
+    if parts.scheme == "http" and key_env is not None and not is_local(host):
+        raise InputError(f"url must begin with https where a key is sent, got {origin!r}.")
+    return url.rstrip("/"), host
 
 
 def is_local(host: str) -> bool:
@@ -303,16 +312,24 @@ def is_local(host: str) -> bool:
         return False
 
 
-def _bare(url: str) -> str:
-    """An address without what may be a key."""
-    return url.split("?")[0].rsplit("@")[-1][:_SHOWN]
+def _origin(url: object) -> str:
+    """Scheme, host and port of an address, which hold no key; nothing of what is none."""
+    if not isinstance(url, str) or not url.isascii() or not url.isprintable() or " " in url:
+        return ""
+    with suppress(ValueError):  # brackets that do not close, a port that is none
+        parts = urlsplit(url)
+        port = "" if parts.port is None else f":{parts.port}"
+        if parts.hostname and _HOST.fullmatch(parts.hostname):
+            host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+            return f"{parts.scheme}://{host}{port}"
+    return ""
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:
     """Seconds that a service asks to wait: a number, or a date."""
     value = headers.get("retry-after", "")
     with suppress(ValueError):
-        return max(float(value), 0.0)
+        return max(0.0, float(value))  # of NaN as well
     with suppress(ValueError, TypeError):
         return max((parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds(), 0.0)
     return 0.0

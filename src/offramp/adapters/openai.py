@@ -19,8 +19,11 @@ from offramp._core.checks import (
     check_class_names,
     check_not_negative,
     check_positive_int,
+    check_record,
+    check_text,
 )
 from offramp._core.errors import InputError
+from offramp._core.files import parse_json
 from offramp._core.schema import omitted, to_json
 from offramp._core.types import OnError
 from offramp.adapters.connection import CallError, Connection, checked_url
@@ -34,6 +37,7 @@ Form = Literal["logprobs", "json"]
 FORMS: tuple[Form, ...] = ("logprobs", "json")
 
 _FIELD = re.compile(r"\{(\w+)\}")
+_NO_NUMBERS = (LookupError, TypeError, ValueError, OverflowError)  # where answers should have some
 _MILLION = 1e6
 _EXTRA_TOKENS = 64  # that a chat puts around a message, and more
 _LENGTHS = ("max_tokens", "max_completion_tokens")  # bounds of an answer, by several names
@@ -62,6 +66,7 @@ class Prices:
     unit: str = omitted("usd")
 
     def __post_init__(self) -> None:
+        check_text("prices: unit", self.unit)
         for name in ("input", "output", "request"):
             check_not_negative(f"prices: {name}", getattr(self, name))
 
@@ -90,11 +95,15 @@ class OpenAISettings:
 
     def __post_init__(self) -> None:
         checked_url(self.url, self.key_env)
+        for name in ("model", "prompt"):
+            check_text(name, getattr(self, name))
+        if self.daily_cap is not None:
+            check_not_negative("daily_cap", self.daily_cap)
         check_choice("on_error", self.on_error, ON_ERROR)
         check_choice("answer", self.answer, FORMS)
         check_positive_int("max_tokens", self.max_tokens)
-        check_class_names(self.labels, len(self.labels))
-        if len(self.labels) < 2 or not all(self.labels):
+        check_class_names(self.labels, None, name="labels")
+        if len(self.labels) < 2 or not all(map(_plain, self.labels)):
             raise InputError(f"labels must be at least 2 texts, got {list(self.labels)}.")
         if len({_plain(label) for label in self.labels}) < len(self.labels):
             raise InputError("labels must differ in more than case, quotes and points.")
@@ -103,13 +112,23 @@ class OpenAISettings:
                 "prompt must say where the example goes: {row}, or {title} for the field 'title' "
                 f"of rows with several, got {self.prompt!r}."
             )
-        taken = sorted(_RESERVED & set(self.options))
+        self._check_options()
+
+    def _check_options(self) -> None:
+        options = self.options
+        if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
+            raise InputError(f"options must be a dict of fields by name, got {options!r}.")
+        try:
+            json.dumps(options, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InputError(f"options must be what JSON can hold: {error}.") from None
+        taken = sorted(_RESERVED & set(options))
         if taken:
             raise InputError(f"options must not hold {taken}: they are set by this adapter.")
-        lengths = [self.options[name] for name in _LENGTHS if self.options.get(name) is not None]
+        lengths = [options[name] for name in _LENGTHS if options.get(name) is not None]
         for length in lengths:
             check_positive_int("options: the length of an answer", length)
-        if not lengths and "max_tokens" in self.options and self.prices is not None:
+        if not lengths and "max_tokens" in options and self.prices is not None:
             raise InputError(
                 "options must not take max_tokens away where there are prices: an answer of any "
                 "length has no highest price. Give another bound, such as max_completion_tokens."
@@ -172,18 +191,21 @@ def from_openai(
     >>> stage.name, stage.class_names, stage.outputs
     ('tiny', ('good', 'bad'), 'confidence')
     """
-    given = Prices(**prices) if isinstance(prices, Mapping) else prices
     return openai_stage(
         OpenAISettings(
             url=url,
             model=model,
-            labels=tuple(labels),
+            labels=check_class_names(labels, None, name="labels"),
             prompt=prompt,
             key_env=key_env,
             answer=answer,
-            prices=given,
+            prices=None if prices is None else check_record("prices", prices, Prices),
             max_tokens=max_tokens,
-            options=dict(options or {}),
+            options={}
+            if options is None
+            else dict(options)
+            if isinstance(options, Mapping)
+            else options,
             on_error=on_error,
             daily_cap=daily_cap,
             limits=limits_of(limits),
@@ -255,10 +277,10 @@ class ChatClassifier:
             name = match[1]
             if name not in known:
                 raise InputError(
-                    f"prompt names {{{name}}}, which is no field of a row with {sorted(fields)}; a "
+                    f"prompt names {{{name}}}, which is no field of a row with {list(fields)}; a "
                     "row that is a text has no fields, and {row} stands for it."
                 )
-            return str(known[name])
+            return _shown(known[name])
 
         return _FIELD.sub(put, self.settings.prompt)
 
@@ -280,13 +302,12 @@ class ChatClassifier:
         """What a service has said, for this price."""
         try:
             choice = said["choices"][0]
-            text = choice["message"].get("content") or ""
-            refused = choice["message"].get("refusal")
+            text, refused = (_text(choice["message"].get(k)) for k in ("content", "refusal"))
             filtered = choice.get("finish_reason") == "content_filter"
         except (LookupError, TypeError, AttributeError):
             raise CallError("an answer without choices") from None
-        kept = connection.clean(str(refused or text))
-        if refused or filtered or not isinstance(text, str) or not text.strip():
+        kept = connection.clean(refused or text)
+        if refused or filtered or not text.strip():
             return self._none(kept, price)
         found = self._of_json(text) if self.settings.answer == "json" else _of_tokens(text, choice)
         if found is None:
@@ -314,7 +335,7 @@ class ChatClassifier:
         try:
             usage = said["usage"]
             read, written = float(usage["prompt_tokens"]), float(usage["completion_tokens"])
-        except (LookupError, TypeError, ValueError):
+        except _NO_NUMBERS:
             raise CallError(
                 "an answer without its usage, so nobody knows its price", paid=None
             ) from None
@@ -334,13 +355,11 @@ class ChatClassifier:
 
     def _of_json(self, text: str) -> tuple[str, float] | None:
         try:
-            found = json.loads(text)
-            label, confidence = found["label"], found["confidence"]
-            if isinstance(label, str) and 0 <= float(confidence) <= 1:
-                return label, float(confidence)
-        except (ValueError, TypeError, LookupError):
-            pass
-        return None
+            found = parse_json(text)
+            label, confidence = found["label"], float(found["confidence"])
+        except _NO_NUMBERS:
+            return None
+        return (label, confidence) if isinstance(label, str) and 0 <= confidence <= 1 else None
 
 
 def _of_tokens(text: str, choice: Mapping[str, Any]) -> tuple[str, float]:
@@ -351,12 +370,33 @@ def _of_tokens(text: str, choice: Mapping[str, Any]) -> tuple[str, float]:
     """
     try:
         each = [float(token["logprob"]) for token in choice["logprobs"]["content"]]
-    except (LookupError, TypeError, ValueError):
-        raise CallError("an answer without logprobs; this service may need answer='json'") from None
-    total = math.fsum(each)
+        total = math.fsum(each)
+    except _NO_NUMBERS:
+        each, total = [], math.nan
     if not each or math.isnan(total):
         raise CallError("an answer without logprobs; this service may need answer='json'")
-    return text, min(math.exp(min(total, 0.0)), 1.0)
+    return text, math.exp(min(total, 0.0))
+
+
+def _shown(value: object) -> str:
+    """What stands in a prompt for a value.
+
+    Raises:
+        InputError: If its text would not tell what it is.
+    """
+    kind = type(value)
+    plain = kind.__str__ is object.__str__ and kind.__repr__ is object.__repr__
+    if isinstance(value, bytes) or plain:
+        raise InputError(
+            f"A row must be a text, numbers, or a mapping of such fields, got {kind.__name__}, "
+            "whose text would not tell what it is. Give the text that the service shall read."
+        )
+    return str(value)
+
+
+def _text(value: object) -> str:
+    """A text of an answer; what is none says nothing."""
+    return value if isinstance(value, str) else ""
 
 
 def _plain(label: str) -> str:

@@ -185,14 +185,15 @@ class Service(nn.Module):
 
     async def _all(self, rows: list[Any]) -> list[Answer]:
         self._connection.refusal = None
-        found = await asyncio.gather(*map(self._one, rows), return_exceptions=True)
+        # Before the first call: a row that cannot be asked about costs nothing.
+        digests = [self._asks.digest(row) for row in rows]
+        found = await asyncio.gather(*map(self._one, rows, digests), return_exceptions=True)
         for answer in found:  # all calls have ended by now, and what was paid is kept
             if isinstance(answer, BaseException):
                 raise answer
         return found  # type: ignore[return-value]  # no errors are among them
 
-    async def _one(self, row: object) -> Answer:
-        digest = self._asks.digest(row)
+    async def _one(self, row: object, digest: str) -> Answer:
         known = self._memory.get(digest)
         task = self._asked.get(digest)
         if known is None and task is None:
