@@ -12,25 +12,25 @@ Layer: adapters.  Needs the extra `services`.
 import asyncio
 import ipaddress
 import json
+import math
 import os
 import re
 import threading
-import weakref
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar, final
+from typing import Any, TypeVar, final
 from urllib.parse import urlsplit
 
+from offramp._core.deadline import seconds_left
 from offramp._core.errors import InputError, ServiceError
 from offramp._core.files import parse_json
 from offramp._core.optional import imported
+from offramp.adapters.clients import Clients
 from offramp.adapters.limits import Breaker, Limits, Pace
-
-if TYPE_CHECKING:
-    import httpx
 
 T = TypeVar("T")
 _MOST_BYTES = 64 * 2**20  # of an answer
@@ -89,7 +89,7 @@ class Connection:
     """
 
     def __init__(self, url: str, *, key_env: str | None, limits: Limits) -> None:
-        self._httpx, self._tenacity = (imported(p, "services") for p in ("httpx", "tenacity"))
+        self._tenacity = imported("tenacity", "services")
         self.url, self.host = checked_url(url, key_env)
         self.key_env, self.limits = key_env, limits
         self.refusal: ServiceError | None = None  # why nobody need be asked in this batch
@@ -98,8 +98,7 @@ class Connection:
         self._breaker = Breaker(limits.breaker_failures, limits.breaker_seconds)
         self._pace = Pace(limits.per_second)
         self._slots = asyncio.Semaphore(limits.concurrency)
-        self._client: httpx.AsyncClient | None = None
-        self._made_in = 0
+        self._clients = Clients(trust_env=not is_local(self.host))
 
     def __repr__(self) -> str:
         return f"Connection({self.url!r}, key_env={self.key_env!r})"
@@ -110,7 +109,8 @@ class Connection:
         """Post a JSON body, or get where there is none; the JSON object that is answered.
 
         Raises:
-            CallError: If the call has failed for good.
+            CallError: If the call has failed for good, or is not over when its answer is of no use
+                any more (`offramp._core.deadline`).
             ServiceError: If the service cannot be used as it is set up: it has no key, it refuses
                 all calls, or sends them elsewhere. Where it has answered before, that is a failure.
         """
@@ -124,7 +124,14 @@ class Connection:
         )
         sent = {"Content-Type": "application/json", **(headers or {}), **self._authorization()}
         content = None if body is None else json.dumps(body, allow_nan=False).encode()
-        found: dict[str, Any] = await retrying(self._attempt, path, content, sent)
+        call, left = _Call(path, content, sent), seconds_left()
+        try:
+            async with asyncio.timeout(None if left == math.inf else left):
+                found: dict[str, Any] = await retrying(self._attempt, call)
+        except TimeoutError:
+            raise CallError("no answer before the deadline", paid=call.paid) from None
+        except CallError as error:
+            raise CallError(str(error), paid=call.paid if error.paid == 0 else error.paid) from None
         return found
 
     @contextmanager
@@ -145,15 +152,11 @@ class Connection:
 
     async def close(self) -> None:
         """Close what is open; it opens again where it is asked."""
-        client, self._client = self._client, None
-        if client is not None:
-            await client.aclose()
+        await self._clients.close()
 
     # ---- one attempt
 
-    async def _attempt(
-        self, path: str, content: bytes | None, headers: Mapping[str, str]
-    ) -> dict[str, Any]:
+    async def _attempt(self, call: "_Call") -> dict[str, Any]:
         await self._pace.turn()
         async with self._slots:
             if self.refusal is not None:
@@ -161,31 +164,35 @@ class Connection:
             self.before()
             if not self._breaker.allows():
                 raise CallError("it has failed too often, and is left alone for a while")
+            before, call.paid = call.paid, None  # from here on nobody knows, until it is answered
             try:
                 async with asyncio.timeout(self.limits.timeout):
-                    status, said, body = await self._send(path, content, headers)
+                    status, said, body = await self._send(call)
             except TimeoutError:
                 self._breaker.failed()
                 raise _PassingError(f"no answer within {self.limits.timeout:g} s") from None
-            except self._httpx.HTTPError as error:
+            except self._clients.httpx.HTTPError as error:
                 self._breaker.failed()
+                if isinstance(error, self._clients.httpx.ConnectError):
+                    call.paid = before
                 raise _PassingError(f"no connection ({type(error).__name__})") from None
+            if status != 200:
+                call.paid = before
             return self._read(status, said, body)
 
-    async def _send(
-        self, path: str, content: bytes | None, headers: Mapping[str, str]
-    ) -> tuple[int, Mapping[str, str], bytes]:
-        method, parts, size = "GET" if content is None else "POST", list[bytes](), 0
-        request = self._opened().stream(
-            method, self.url + path, content=content, headers=dict(headers)
-        )
-        async with request as response:
-            async for part in response.aiter_bytes():
-                parts.append(part)
-                size += len(part)
-                if size > _MOST_BYTES:
-                    raise CallError(f"an answer of more than {_MOST_BYTES} bytes", paid=None)
-            return response.status_code, response.headers, b"".join(parts)
+    async def _send(self, call: "_Call") -> tuple[int, Mapping[str, str], bytes]:
+        method, parts, size = "GET" if call.content is None else "POST", list[bytes](), 0
+        with self._clients.one() as client:
+            request = client.stream(
+                method, self.url + call.path, content=call.content, headers=call.headers
+            )
+            async with request as response:
+                async for part in response.aiter_bytes():
+                    parts.append(part)
+                    size += len(part)
+                    if size > _MOST_BYTES:
+                        raise CallError(f"an answer of more than {_MOST_BYTES} bytes", paid=None)
+                return response.status_code, response.headers, b"".join(parts)
 
     def _read(self, status: int, headers: Mapping[str, str], body: bytes) -> dict[str, Any]:
         """The JSON object of a good answer."""
@@ -248,26 +255,20 @@ class Connection:
             raise ServiceError(f"What {self.key_env} holds is no key: a header cannot carry it.")
         return {"Authorization": f"Bearer {key}"}
 
-    def _opened(self) -> "httpx.AsyncClient":
-        if self._client is None or self._made_in != os.getpid():
-            self._made_in = os.getpid()
-            self._client = self._httpx.AsyncClient(
-                timeout=None,  # each attempt has one for all of it
-                follow_redirects=False,
-                trust_env=not is_local(self.host),
-                limits=self._httpx.Limits(max_connections=None),  # the slots say how many
-            )
-            weakref.finalize(self, _let_go, self._client, asyncio.get_running_loop()).atexit = False
-        return self._client
+
+@final
+@dataclass
+class _Call:
+    """What is sent, and what was paid for it; None where it was sent and nobody knows."""
+
+    path: str
+    content: bytes | None
+    headers: dict[str, str]
+    paid: float | None = 0.0
 
 
 def _nothing() -> None:
     """Nothing is to be seen to before a call."""
-
-
-def _let_go(client: "httpx.AsyncClient", loop: asyncio.AbstractEventLoop) -> None:
-    """Close the connections of whoever is not needed any more."""
-    asyncio.run_coroutine_threadsafe(client.aclose(), loop)
 
 
 def checked_url(url: str, key_env: str | None) -> tuple[str, str]:

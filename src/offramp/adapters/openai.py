@@ -11,128 +11,25 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, final
+from dataclasses import replace
+from typing import Any, final
 
-from offramp._core.checks import (
-    check_choice,
-    check_class_names,
-    check_not_negative,
-    check_positive_int,
-    check_record,
-    check_text,
-)
+from offramp._core.checks import check_class_names, check_record
 from offramp._core.errors import InputError
 from offramp._core.files import parse_json
-from offramp._core.schema import omitted, to_json
+from offramp._core.schema import to_json
 from offramp._core.types import OnError
-from offramp.adapters.connection import CallError, Connection, checked_url
+from offramp.adapters.connection import CallError, Connection
 from offramp.adapters.journal import Answer
 from offramp.adapters.limits import Limits, limits_of
-from offramp.adapters.service import ON_ERROR, Service
+from offramp.adapters.openai_settings import FIELD, LENGTHS, Form, OpenAISettings, Prices, plain
+from offramp.adapters.service import Service
 from offramp.stages import Stage
 from offramp.stages.answers import Labels
 
-Form = Literal["logprobs", "json"]
-FORMS: tuple[Form, ...] = ("logprobs", "json")
-
-_FIELD = re.compile(r"\{(\w+)\}")
 _NO_NUMBERS = (LookupError, TypeError, ValueError, OverflowError)  # where answers should have some
-_MILLION = 1e6
 _EXTRA_TOKENS = 64  # that a chat puts around a message, and more
-_LENGTHS = ("max_tokens", "max_completion_tokens")  # bounds of an answer, by several names
-_RESERVED = frozenset({"model", "messages", "logprobs", "stream", "n"})
 _JSON = 'Answer in JSON: {"label": one of the labels, "confidence": number from 0 to 1}.'
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Prices:
-    """What tokens cost.
-
-    Args:
-        input: A million tokens of the prompt.
-        output: A million tokens of the answer.
-        request: Each answer, whatever its length.
-        unit: Of the money.
-
-    Raises:
-        InputError: If a price is negative.
-    """
-
-    input: float
-    output: float
-    request: float = omitted(0.0)
-    unit: str = omitted("usd")
-
-    def __post_init__(self) -> None:
-        check_text("prices: unit", self.unit)
-        for name in ("input", "output", "request"):
-            check_not_negative(f"prices: {name}", getattr(self, name))
-
-    def of(self, read: float, written: float) -> float:
-        """What so many tokens cost."""
-        return self.request + (read * self.input + written * self.output) / _MILLION
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class OpenAISettings:
-    """All that is known of such a stage, without its key; the fields are those of `from_openai`."""
-
-    url: str
-    model: str
-    labels: tuple[str, ...]
-    prompt: str
-    key_env: str | None = "OPENAI_API_KEY"
-    answer: Form = "logprobs"
-    prices: Prices | None = None
-    max_tokens: int = 64
-    options: dict[str, Any] = field(default_factory=dict)
-    on_error: OnError = "next"
-    daily_cap: float | None = None
-    limits: Limits = field(default_factory=Limits)
-
-    def __post_init__(self) -> None:
-        checked_url(self.url, self.key_env)
-        for name in ("model", "prompt"):
-            check_text(name, getattr(self, name))
-        if self.daily_cap is not None:
-            check_not_negative("daily_cap", self.daily_cap)
-        check_choice("on_error", self.on_error, ON_ERROR)
-        check_choice("answer", self.answer, FORMS)
-        check_positive_int("max_tokens", self.max_tokens)
-        check_class_names(self.labels, None, name="labels")
-        if len(self.labels) < 2 or not all(map(_plain, self.labels)):
-            raise InputError(f"labels must be at least 2 texts, got {list(self.labels)}.")
-        if len({_plain(label) for label in self.labels}) < len(self.labels):
-            raise InputError("labels must differ in more than case, quotes and points.")
-        if not {*_FIELD.findall(self.prompt)} - {"labels"}:  # else each row asks the same
-            raise InputError(
-                "prompt must say where the example goes: {row}, or {title} for the field 'title' "
-                f"of rows with several, got {self.prompt!r}."
-            )
-        self._check_options()
-
-    def _check_options(self) -> None:
-        options = self.options
-        if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
-            raise InputError(f"options must be a dict of fields by name, got {options!r}.")
-        try:
-            json.dumps(options, allow_nan=False)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise InputError(f"options must be what JSON can hold: {error}.") from None
-        taken = sorted(_RESERVED & set(options))
-        if taken:
-            raise InputError(f"options must not hold {taken}: they are set by this adapter.")
-        lengths = [options[name] for name in _LENGTHS if options.get(name) is not None]
-        for length in lengths:
-            check_positive_int("options: the length of an answer", length)
-        if not lengths and "max_tokens" in options and self.prices is not None:
-            raise InputError(
-                "options must not take max_tokens away where there are prices: an answer of any "
-                "length has no highest price. Give another bound, such as max_completion_tokens."
-            )
 
 
 def from_openai(
@@ -238,7 +135,7 @@ class ChatClassifier:
         self.settings = settings
         self.unit = None if settings.prices is None else settings.prices.unit
         self.classes = len(settings.labels)
-        self._numbers = {_plain(label): k for k, label in enumerate(settings.labels)}
+        self._numbers = {plain(label): k for k, label in enumerate(settings.labels)}
         self._others = Labels(settings.model, settings.labels)
         self.identity = _digest(
             {
@@ -261,7 +158,7 @@ class ChatClassifier:
             return 0.0
         body = self._body(self.text(row))
         sent = json.dumps([body["messages"], self.settings.options])  # which may hold texts as well
-        written = max(body[name] for name in _LENGTHS if name in body)
+        written = max(body[name] for name in LENGTHS if name in body)
         return self.settings.prices.of(len(sent.encode()) + _EXTRA_TOKENS, written)
 
     def text(self, row: object) -> str:
@@ -282,7 +179,7 @@ class ChatClassifier:
                 )
             return _shown(known[name])
 
-        return _FIELD.sub(put, self.settings.prompt)
+        return FIELD.sub(put, self.settings.prompt)
 
     async def __call__(self, connection: Connection, row: object, digest: str) -> Answer:
         """Ask about a row."""
@@ -350,8 +247,8 @@ class ChatClassifier:
 
     def _number(self, label: str) -> int:
         """The class, or a number of its own for what is none."""
-        known = self._numbers.get(_plain(label))
-        return self._others[_plain(label)] if known is None else known
+        known = self._numbers.get(plain(label))
+        return self._others[plain(label)] if known is None else known
 
     def _of_json(self, text: str) -> tuple[str, float] | None:
         try:
@@ -397,11 +294,6 @@ def _shown(value: object) -> str:
 def _text(value: object) -> str:
     """A text of an answer; what is none says nothing."""
     return value if isinstance(value, str) else ""
-
-
-def _plain(label: str) -> str:
-    """A label without what models put around it."""
-    return label.strip().strip("\"'`*.").strip().casefold()
 
 
 def _digest(value: object) -> str:

@@ -314,6 +314,30 @@ def test_an_answer_without_usage_counts_as_the_most_that_it_may_have_cost():
     assert stage.module.spent == pytest.approx(stage.module._asks.most("a"))
 
 
+@pytest.mark.parametrize(
+    ("body", "latency", "attempts"),
+    [(b'{"choices": [', 0.0, 1), (b"[" * 100_000, 0.0, 3), (b"{}", 0.2, 1), (b"{}", 0.2, 2)],
+)
+def test_what_was_sent_and_not_answered_counts_as_the_most(body, latency, attempts):
+    limits = Limits(attempts=attempts, longest_wait=0.001, timeout=0.05 if latency else 2.0)
+    with StandIn(fixed=(200, {}, body), latency=latency) as server:
+        stage = stage_of(server, limits=limits)
+        found = said(stage, ["a"])
+    most = stage.module._asks.most("a")
+    assert found.ranked.item() == FAILED
+    assert (found.prices.item(), stage.module.spent) == pytest.approx((most, most))
+
+
+def test_what_was_never_sent_or_refused_costs_nothing():
+    with StandIn(fixed=(500, {}, b"{}")) as server:
+        stage = stage_of(server)
+        said(stage, ["a"])
+    assert stage.module.spent == 0
+    assert said(stage, ["a"]).ranked.item() == FAILED  # nobody is there any more
+    assert stage.module.spent == 0
+    assert any("ConnectError" in why for why in stage.module.counts)
+
+
 def test_after_an_answer_above_its_highest_price_no_call_begins_beyond_the_cap():
     body = answer_of(5000, 0, content="good")  # 0.005 each, where less than 0.0003 was set aside
     with StandIn(fixed=(200, {}, body), latency=0.01) as server:
