@@ -3,9 +3,10 @@
 Layer: _core.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, fields
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from offramp._core.arrays import array_of, tensor_of
 from offramp._core.errors import InputError, UnknownNameError
 from offramp._core.ids import shown_id
 from offramp._core.types import SPLITS, IntArray
+
+T = TypeVar("T")
 
 
 def check_number(name: str, value: object, domain: str) -> float:
@@ -36,7 +39,7 @@ def check_number(name: str, value: object, domain: str) -> float:
     if not isinstance(value, bool | np.bool_ | str | bytes):
         try:
             return float(value)  # type: ignore[arg-type]
-        except (TypeError, ValueError, RuntimeError):
+        except (TypeError, ValueError, RuntimeError, OverflowError):
             pass
     hint = " Write 1 % as 0.01." if isinstance(value, str) else ""
     raise InputError(f"{name} must be a number {domain}, got {value!r}.{hint}")
@@ -87,6 +90,13 @@ def check_not_negative(name: str, value: object) -> float:
     if not (np.isfinite(number) and number >= 0):
         raise InputError(f"{name} must be finite and at least 0, got {value!r}.")
     return number
+
+
+def check_text(name: str, value: object) -> str:
+    """Return `value` if it is a text that is not empty; else raise `InputError`."""
+    if not isinstance(value, str) or not value:
+        raise InputError(f"{name} must be a text that is not empty, got {value!r}.")
+    return value
 
 
 def check_shape(name: str, shape: Sequence[int], expected: Sequence[int | None]) -> None:
@@ -215,7 +225,9 @@ def _to_one(array: NDArray[Any]) -> str:
     return "of one-hot labels take labels.argmax(1)."
 
 
-def check_class_names(names: Iterable[Any], classes: int | None) -> tuple[str, ...]:
+def check_class_names(
+    names: Iterable[Any], classes: int | None, *, name: str = "class_names"
+) -> tuple[str, ...]:
     """Names of all classes, or none, as plain text; None where their number is not known yet.
 
     Raises:
@@ -225,15 +237,15 @@ def check_class_names(names: Iterable[Any], classes: int | None) -> tuple[str, .
     ('cat', 'dog')
     """
     if isinstance(names, str):
-        raise InputError(f"class_names must be a list of names, got the text {names!r}.")
+        raise InputError(f"{name} must be a list of names, got the text {names!r}.")
     if not isinstance(names, Iterable):
-        raise InputError(f"class_names must be a list of names, got {names!r}.")
+        raise InputError(f"{name} must be a list of names, got {names!r}.")
     found = tuple(names)
     for known in found:
         if not isinstance(known, str):
-            raise InputError(f"class_names must be text, got {shown_id(known)}; take str of each.")
+            raise InputError(f"{name} must be text, got {shown_id(known)}; take str of each.")
     if found and classes is not None and len(found) != classes:
-        raise InputError(f"class_names must have {classes} entries, got {len(found)}.")
+        raise InputError(f"{name} must have {classes} entries, got {len(found)}.")
     return tuple(str(known) for known in found)
 
 
@@ -250,6 +262,26 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> str:
     if value not in known:
         raise InputError(f"{name} must be one of {known}, got {value!r}.{_hint(value, known)}")
     return value
+
+
+def check_record(name: str, value: object, kind: type[T]) -> T:
+    """Return a frozen dataclass, which may be given as a mapping of its fields, as in TOML.
+
+    Raises:
+        InputError: If it is none, lacks a field that has no default, or has one that is unknown.
+    """
+    if isinstance(value, kind):
+        return value
+    known = {one.name: one for one in fields(kind)}  # type: ignore[arg-type]
+    if not isinstance(value, Mapping):
+        raise InputError(f"{name} must be a mapping of fields among {list(known)}, got {value!r}.")
+    needed = [one.name for one in known.values() if one.default is one.default_factory is MISSING]
+    unknown = [field for field in value if field not in known]
+    missing = [field for field in needed if field not in value]
+    if unknown or missing:
+        lacks = f"; {missing} must be among them" if missing else ""
+        raise InputError(f"{name} must have fields among {list(known)}{lacks}, got {list(value)}.")
+    return kind(**value)
 
 
 def check_known(kind: str, name: str, known: Iterable[str]) -> str:

@@ -231,6 +231,18 @@ def read_json(path: Path, *, most_bytes: int | None = None) -> dict[str, Any]:
     return value
 
 
+def parse_json(text: str | bytes) -> Any:  # noqa: ANN401  (what JSON can hold)
+    """JSON that others wrote; NaN and infinity are let through.
+
+    Raises:
+        ValueError: If it is none, or is nested too deeply to be read.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def _refused(constant: str) -> float:
     raise ValueError(f"numbers must be finite, got {constant}")
 

@@ -10,7 +10,7 @@ from offramp._core.lazy import lazy
 
 _HOME: dict[str, str] = {
     "Limits": "offramp.adapters.limits",
-    "Prices": "offramp.adapters.openai",
+    "Prices": "offramp.adapters.openai_settings",
     "from_http": "offramp.adapters.http",
     "from_openai": "offramp.adapters.openai",
     "from_function": "offramp.adapters.of_functions",

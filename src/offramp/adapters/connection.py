@@ -12,29 +12,33 @@ Layer: adapters.  Needs the extra `services`.
 import asyncio
 import ipaddress
 import json
+import math
 import os
 import re
 import threading
-import weakref
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar, final
+from typing import Any, TypeVar, final
 from urllib.parse import urlsplit
 
+from offramp._core.deadline import seconds_left
 from offramp._core.errors import InputError, ServiceError
+from offramp._core.files import parse_json
 from offramp._core.optional import imported
+from offramp.adapters.clients import Clients
 from offramp.adapters.limits import Breaker, Limits, Pace
-
-if TYPE_CHECKING:
-    import httpx
 
 T = TypeVar("T")
 Read = Callable[[bytes, Mapping[str, str]], dict[str, Any]]
 _MOST_BYTES = 64 * 2**20  # of an answer
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")  # how a name differs from most keys
+_HOST = re.compile(
+    r"[a-z0-9._-]+|[0-9a-f:.]+"
+)  # a name, or an address; no other reads it otherwise
 _SHOWN = 200  # characters of what a service says
 _PASSES = frozenset({408, 409, 425, 429, *range(500, 600)})
 _REFUSES = {
@@ -86,7 +90,7 @@ class Connection:
     """
 
     def __init__(self, url: str, *, key_env: str | None, limits: Limits) -> None:
-        self._httpx, self._tenacity = (imported(p, "services") for p in ("httpx", "tenacity"))
+        self._tenacity = imported("tenacity", "services")
         self.url, self.host = checked_url(url, key_env)
         self.key_env, self.limits = key_env, limits
         self.refusal: ServiceError | None = None  # why nobody need be asked in this batch
@@ -95,8 +99,7 @@ class Connection:
         self._breaker = Breaker(limits.breaker_failures, limits.breaker_seconds)
         self._pace = Pace(limits.per_second)
         self._slots = asyncio.Semaphore(limits.concurrency)
-        self._client: httpx.AsyncClient | None = None
-        self._made_in = 0
+        self._clients = Clients(trust_env=not is_local(self.host))
 
     def __repr__(self) -> str:
         return f"Connection({self.url!r}, key_env={self.key_env!r})"
@@ -119,7 +122,8 @@ class Connection:
                 is none.
 
         Raises:
-            CallError: If the call has failed for good.
+            CallError: If the call has failed for good, or is not over when its answer is of no use
+                any more (`offramp._core.deadline`).
             ServiceError: If the service cannot be used as it is set up: it has no key, it refuses
                 all calls, or sends them elsewhere. Where it has answered before, that is a failure.
         """
@@ -133,7 +137,14 @@ class Connection:
         )
         sent = {"Content-Type": "application/json", **(headers or {}), **self._authorization()}
         content = body if isinstance(body, bytes | None) else _dumped(body)
-        found: dict[str, Any] = await retrying(self._attempt, path, content, sent, read or _json)
+        call, left = _Call(path, content, sent), seconds_left()
+        try:
+            async with asyncio.timeout(None if left == math.inf else left):
+                found: dict[str, Any] = await retrying(self._attempt, call, read or _json)
+        except TimeoutError:
+            raise CallError("no answer before the deadline", paid=call.paid) from None
+        except CallError as error:
+            raise CallError(str(error), paid=call.paid if error.paid == 0 else error.paid) from None
         return found
 
     @contextmanager
@@ -154,15 +165,11 @@ class Connection:
 
     async def close(self) -> None:
         """Close what is open; it opens again where it is asked."""
-        client, self._client = self._client, None
-        if client is not None:
-            await client.aclose()
+        await self._clients.close()
 
     # ---- one attempt
 
-    async def _attempt(
-        self, path: str, content: bytes | None, headers: Mapping[str, str], read: Read
-    ) -> dict[str, Any]:
+    async def _attempt(self, call: "_Call", read: Read) -> dict[str, Any]:
         await self._pace.turn()
         async with self._slots:
             if self.refusal is not None:
@@ -170,38 +177,42 @@ class Connection:
             self.before()
             if not self._breaker.allows():
                 raise CallError("it has failed too often, and is left alone for a while")
+            before, call.paid = call.paid, None  # from here on nobody knows, until it is answered
             try:
                 async with asyncio.timeout(self.limits.timeout):
-                    status, said, body = await self._send(path, content, headers)
+                    status, said, body = await self._send(call)
             except TimeoutError:
                 self._breaker.failed()
                 raise _PassingError(f"no answer within {self.limits.timeout:g} s") from None
-            except self._httpx.HTTPError as error:
+            except self._clients.httpx.HTTPError as error:
                 self._breaker.failed()
+                if isinstance(error, self._clients.httpx.ConnectError):
+                    call.paid = before
                 raise _PassingError(f"no connection ({type(error).__name__})") from None
+            if status != 200:
+                call.paid = before
             return self._read(status, said, body, read)
 
-    async def _send(
-        self, path: str, content: bytes | None, headers: Mapping[str, str]
-    ) -> tuple[int, Mapping[str, str], bytes]:
-        method, parts, size = "GET" if content is None else "POST", list[bytes](), 0
-        request = self._opened().stream(
-            method, self.url + path, content=content, headers=dict(headers)
-        )
-        async with request as response:
-            async for part in response.aiter_bytes():
-                parts.append(part)
-                size += len(part)
-                if size > _MOST_BYTES:
-                    raise CallError(f"an answer of more than {_MOST_BYTES} bytes", paid=None)
-            return response.status_code, response.headers, b"".join(parts)
+    async def _send(self, call: "_Call") -> tuple[int, Mapping[str, str], bytes]:
+        method, parts, size = "GET" if call.content is None else "POST", list[bytes](), 0
+        with self._clients.one() as client:
+            request = client.stream(
+                method, self.url + call.path, content=call.content, headers=call.headers
+            )
+            async with request as response:
+                async for part in response.aiter_bytes():
+                    parts.append(part)
+                    size += len(part)
+                    if size > _MOST_BYTES:
+                        raise CallError(f"an answer of more than {_MOST_BYTES} bytes", paid=None)
+                return response.status_code, response.headers, b"".join(parts)
 
     def _read(
         self, status: int, headers: Mapping[str, str], body: bytes, read: Read
     ) -> dict[str, Any]:
         """The object of a good answer."""
         if 300 <= status < 400:
-            there = urlsplit(headers.get("location", "")).netloc or self.host
+            there = _origin(headers.get("location", "")) or _origin(self.url)
             self._refuse(
                 f"sends on to {there!r}, and nothing is sent where nobody named the address. Give "
                 "the address that answers itself"
@@ -237,8 +248,8 @@ class Connection:
 
     def _said(self, body: bytes) -> str:
         """What the service says of an error, without the key."""
-        with suppress(ValueError, RecursionError):
-            found = json.loads(body)
+        with suppress(ValueError):
+            found = parse_json(body)
             error = found.get("error", found) if isinstance(found, dict) else found
             text = error.get("message", "") if isinstance(error, dict) else error
             if isinstance(text, str) and text:
@@ -258,17 +269,16 @@ class Connection:
             raise ServiceError(f"What {self.key_env} holds is no key: a header cannot carry it.")
         return {"Authorization": f"Bearer {key}"}
 
-    def _opened(self) -> "httpx.AsyncClient":
-        if self._client is None or self._made_in != os.getpid():
-            self._made_in = os.getpid()
-            self._client = self._httpx.AsyncClient(
-                timeout=None,  # each attempt has one for all of it
-                follow_redirects=False,
-                trust_env=not is_local(self.host),
-                limits=self._httpx.Limits(max_connections=None),  # the slots say how many
-            )
-            weakref.finalize(self, _let_go, self._client, asyncio.get_running_loop()).atexit = False
-        return self._client
+
+@final
+@dataclass
+class _Call:
+    """What is sent, and what was paid for it; None where it was sent and nobody knows."""
+
+    path: str
+    content: bytes | None
+    headers: dict[str, str]
+    paid: float | None = 0.0
 
 
 def _dumped(body: object) -> bytes:
@@ -276,8 +286,8 @@ def _dumped(body: object) -> bytes:
 
 
 def _json(body: bytes, headers: Mapping[str, str]) -> dict[str, Any]:
-    with suppress(ValueError, RecursionError):
-        found = json.loads(body)
+    with suppress(ValueError):
+        found = parse_json(body)
         if isinstance(found, dict):
             return found
     raise InputError("no JSON object")
@@ -285,11 +295,6 @@ def _json(body: bytes, headers: Mapping[str, str]) -> dict[str, Any]:
 
 def _nothing() -> None:
     """Nothing is to be seen to before a call."""
-
-
-def _let_go(client: "httpx.AsyncClient", loop: asyncio.AbstractEventLoop) -> None:
-    """Close the connections of whoever is not needed any more."""
-    asyncio.run_coroutine_threadsafe(client.aclose(), loop)
 
 
 def checked_url(url: str, key_env: str | None) -> tuple[str, str]:
@@ -301,26 +306,27 @@ def checked_url(url: str, key_env: str | None) -> tuple[str, str]:
     >>> checked_url("https://example.org/v1/", None)
     ('https://example.org/v1', 'example.org')
     """
-    try:
-        parts = urlsplit(url if isinstance(url, str) else "")
-        parts.port  # noqa: B018  (which looks whether it is a number)
-    except ValueError:  # brackets without an end, a port that is none
-        parts = urlsplit("")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InputError(f"url must be an address such as 'https://host/v1', got {_bare(url)!r}.")
-    if parts.username or parts.password or parts.query or parts.fragment:
+    origin = _origin(url)
+    if not origin.startswith(("http:", "https:")):
+        got = (
+            repr(origin) if origin else "a text that is none" if isinstance(url, str) else repr(url)
+        )
+        raise InputError(f"url must be an address such as 'https://host/v1', got {got}.")
+    parts = urlsplit(url)
+    if "@" in parts.netloc or "?" in url or "#" in url:
         raise InputError(
-            f"url must hold no user, password, ? or #, got one with some at {parts.hostname!r}: "
-            "keys come from an environment variable, named by key_env."
+            f"url must hold no user, password, ? or #, got one with some at {origin!r}: keys come "
+            "from an environment variable, named by key_env."
         )
     if key_env is not None and not _VARIABLE.fullmatch(str(key_env)):  # it may be the key itself
         raise InputError(
             "key_env must be the name of an environment variable, of capitals, digits and '_', "
             "such as OPENAI_API_KEY; what was given is none, and is not shown here."
         )
-    if parts.scheme == "http" and key_env is not None and not is_local(parts.hostname):
-        raise InputError(f"url must begin with https where a key is sent, got {_bare(url)!r}.")
-    return url.rstrip("/"), parts.hostname
+    host = str(parts.hostname)
+    if parts.scheme == "http" and key_env is not None and not is_local(host):
+        raise InputError(f"url must begin with https where a key is sent, got {origin!r}.")
+    return url.rstrip("/"), host
 
 
 def is_local(host: str) -> bool:
@@ -333,16 +339,24 @@ def is_local(host: str) -> bool:
         return False
 
 
-def _bare(url: object) -> str:
-    """An address without what may be a key."""
-    return str(url).split("?")[0].rsplit("@")[-1][:_SHOWN]
+def _origin(url: object) -> str:
+    """Scheme, host and port of an address, which hold no key; nothing of what is none."""
+    if not isinstance(url, str) or not url.isascii() or not url.isprintable() or " " in url:
+        return ""
+    with suppress(ValueError):  # brackets that do not close, a port that is none
+        parts = urlsplit(url)
+        port = "" if parts.port is None else f":{parts.port}"
+        if parts.hostname and _HOST.fullmatch(parts.hostname):
+            host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+            return f"{parts.scheme}://{host}{port}"
+    return ""
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:
     """Seconds that a service asks to wait: a number, or a date."""
     value = headers.get("retry-after", "")
     with suppress(ValueError):
-        return max(float(value), 0.0)
+        return max(0.0, float(value))  # of NaN as well
     with suppress(ValueError, TypeError):
         return max((parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds(), 0.0)
     return 0.0

@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import final
 
+from offramp._core.checks import check_not_negative
 from offramp._core.errors import FileFormatError
-from offramp._core.files import storing
+from offramp._core.files import parse_json, storing
 
 
 @final
@@ -138,7 +139,7 @@ class Journal:
             os.truncate(self._path, len(whole))
         self._size = len(whole)
         try:
-            lines = [json.loads(line) for line in whole.splitlines()]
+            lines = [parse_json(line) for line in whole.splitlines()]
             if lines and lines[0] != {"of": of}:
                 raise FileFormatError(
                     f"{self._path} holds answers of another service or prompt. Begin again with "
@@ -146,11 +147,19 @@ class Journal:
                 )
             for line in lines[1:]:
                 if "unread" in line:
-                    self._lost += float(line["unread"])
+                    self._lost += check_not_negative("unread", line["unread"])
                     continue
                 asked = line.pop("asked")
-                self._held[asked] = Answer(**line)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, FileFormatError):
-                raise
+                self._held[asked] = _checked(Answer(**line))
+        except FileFormatError:
+            raise
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise FileFormatError(f"{self._path} is damaged: {error}.") from error
+
+
+def _checked(answer: Answer) -> Answer:
+    """An answer that was read from a file."""
+    whole = isinstance(answer.label, int) and abs(answer.label) < 2**63
+    if not (whole and 0 <= answer.confidence <= 1 and 0 <= answer.price < math.inf):
+        raise ValueError(f"{answer} is none")
+    return answer

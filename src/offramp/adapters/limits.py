@@ -6,11 +6,11 @@ Layer: adapters.
 import asyncio
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import final
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, final
 
-from offramp._core.checks import check_not_negative, check_positive_int
+from offramp._core.checks import check_not_negative, check_positive_int, check_record
 from offramp._core.errors import InputError
 from offramp._core.schema import stored
 
@@ -52,7 +52,9 @@ class Limits:
     def __post_init__(self) -> None:
         for name in ("concurrency", "attempts", "breaker_failures"):
             check_positive_int(f"limits: {name}", getattr(self, name))
-        for name in ("timeout", "longest_wait", "breaker_seconds", "cache"):
+        if self.cache != 0:
+            check_positive_int("limits: cache (where it is not 0)", self.cache)
+        for name in ("timeout", "longest_wait", "breaker_seconds"):
             check_not_negative(f"limits: {name}", getattr(self, name))
         for name in ("timeout", "per_second"):
             if getattr(self, name) == 0:
@@ -61,19 +63,13 @@ class Limits:
             check_not_negative("limits: per_second", self.per_second)
 
 
-def limits_of(given: "Limits | dict[str, object] | None") -> Limits:
+def limits_of(given: Limits | Mapping[str, Any] | None) -> Limits:
     """Limits, also given as a mapping of some of their fields, as in a configuration.
 
     Raises:
         InputError: If there is no such field.
     """
-    if isinstance(given, Limits):
-        return given
-    known = [field.name for field in fields(Limits)]
-    unknown = sorted(set(given or {}) - set(known))
-    if unknown:
-        raise InputError(f"limits must have fields among {known}, got {unknown}.")
-    return Limits(**(given or {}))  # type: ignore[arg-type]
+    return Limits() if given is None else check_record("limits", given, Limits)
 
 
 @final

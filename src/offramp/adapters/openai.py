@@ -11,109 +11,25 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, final
+from dataclasses import replace
+from typing import Any, final
 
-from offramp._core.checks import (
-    check_choice,
-    check_class_names,
-    check_not_negative,
-    check_positive_int,
-)
+from offramp._core.checks import check_class_names, check_record
 from offramp._core.errors import InputError
-from offramp._core.schema import omitted, to_json
+from offramp._core.files import parse_json
+from offramp._core.schema import to_json
 from offramp._core.types import OnError
-from offramp.adapters.connection import CallError, Connection, checked_url
+from offramp.adapters.connection import CallError, Connection
 from offramp.adapters.journal import Answer
 from offramp.adapters.limits import Limits, limits_of
-from offramp.adapters.service import ON_ERROR, Service
+from offramp.adapters.openai_settings import FIELD, LENGTHS, Form, OpenAISettings, Prices, plain
+from offramp.adapters.service import Service
 from offramp.stages import Stage
 from offramp.stages.answers import Labels
 
-Form = Literal["logprobs", "json"]
-FORMS: tuple[Form, ...] = ("logprobs", "json")
-
-_FIELD = re.compile(r"\{(\w+)\}")
-_MILLION = 1e6
+_NO_NUMBERS = (LookupError, TypeError, ValueError, OverflowError)  # where answers should have some
 _EXTRA_TOKENS = 64  # that a chat puts around a message, and more
-_LENGTHS = ("max_tokens", "max_completion_tokens")  # bounds of an answer, by several names
-_RESERVED = frozenset({"model", "messages", "logprobs", "stream", "n"})
 _JSON = 'Answer in JSON: {"label": one of the labels, "confidence": number from 0 to 1}.'
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Prices:
-    """What tokens cost.
-
-    Args:
-        input: A million tokens of the prompt.
-        output: A million tokens of the answer.
-        request: Each answer, whatever its length.
-        unit: Of the money.
-
-    Raises:
-        InputError: If a price is negative.
-    """
-
-    input: float
-    output: float
-    request: float = omitted(0.0)
-    unit: str = omitted("usd")
-
-    def __post_init__(self) -> None:
-        for name in ("input", "output", "request"):
-            check_not_negative(f"prices: {name}", getattr(self, name))
-
-    def of(self, read: float, written: float) -> float:
-        """What so many tokens cost."""
-        return self.request + (read * self.input + written * self.output) / _MILLION
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class OpenAISettings:
-    """All that is known of such a stage, without its key; the fields are those of `from_openai`."""
-
-    url: str
-    model: str
-    labels: tuple[str, ...]
-    prompt: str
-    key_env: str | None = "OPENAI_API_KEY"
-    answer: Form = "logprobs"
-    prices: Prices | None = None
-    max_tokens: int = 64
-    options: dict[str, Any] = field(default_factory=dict)
-    on_error: OnError = "next"
-    daily_cap: float | None = None
-    limits: Limits = field(default_factory=Limits)
-
-    def __post_init__(self) -> None:
-        checked_url(self.url, self.key_env)
-        check_choice("on_error", self.on_error, ON_ERROR)
-        check_choice("answer", self.answer, FORMS)
-        check_positive_int("max_tokens", self.max_tokens)
-        check_class_names(self.labels, len(self.labels))
-        if len(self.labels) < 2 or not all(self.labels):
-            raise InputError(f"labels must be at least 2 texts, got {list(self.labels)}.")
-        if len({_plain(label) for label in self.labels}) < len(self.labels):
-            raise InputError("labels must differ in more than case, quotes and points.")
-        if not {*_FIELD.findall(self.prompt)} - {"labels"}:  # else each row asks the same
-            raise InputError(
-                "prompt must say where the example goes: {row}, or {title} for the field 'title' "
-                f"of rows with several, got {self.prompt!r}."
-            )
-        taken = sorted(_RESERVED & set(self.options))
-        if taken:
-            raise InputError(f"options must not hold {taken}: they are set by this adapter.")
-        lengths = [self.options[name] for name in _LENGTHS if self.options.get(name) is not None]
-        for length in lengths:
-            check_positive_int("options: the length of an answer", length)
-        if not lengths and "max_tokens" in self.options and self.prices is not None:
-            raise InputError(
-                "options must not take max_tokens away where there are prices: an answer of any "
-                "length has no highest price. Give another bound, such as max_completion_tokens."
-            )
 
 
 def from_openai(
@@ -172,18 +88,21 @@ def from_openai(
     >>> stage.name, stage.class_names, stage.outputs
     ('tiny', ('good', 'bad'), 'confidence')
     """
-    given = Prices(**prices) if isinstance(prices, Mapping) else prices
     return openai_stage(
         OpenAISettings(
             url=url,
             model=model,
-            labels=tuple(labels),
+            labels=check_class_names(labels, None, name="labels"),
             prompt=prompt,
             key_env=key_env,
             answer=answer,
-            prices=given,
+            prices=None if prices is None else check_record("prices", prices, Prices),
             max_tokens=max_tokens,
-            options=dict(options or {}),
+            options={}
+            if options is None
+            else dict(options)
+            if isinstance(options, Mapping)
+            else options,
             on_error=on_error,
             daily_cap=daily_cap,
             limits=limits_of(limits),
@@ -216,7 +135,7 @@ class ChatClassifier:
         self.settings = settings
         self.unit = None if settings.prices is None else settings.prices.unit
         self.classes = len(settings.labels)
-        self._numbers = {_plain(label): k for k, label in enumerate(settings.labels)}
+        self._numbers = {plain(label): k for k, label in enumerate(settings.labels)}
         self._others = Labels(settings.model, settings.labels)
         self.identity = _digest(
             {
@@ -239,7 +158,7 @@ class ChatClassifier:
             return 0.0
         body = self._body(self.text(row))
         sent = json.dumps([body["messages"], self.settings.options])  # which may hold texts as well
-        written = max(body[name] for name in _LENGTHS if name in body)
+        written = max(body[name] for name in LENGTHS if name in body)
         return self.settings.prices.of(len(sent.encode()) + _EXTRA_TOKENS, written)
 
     def text(self, row: object) -> str:
@@ -255,12 +174,12 @@ class ChatClassifier:
             name = match[1]
             if name not in known:
                 raise InputError(
-                    f"prompt names {{{name}}}, which is no field of a row with {sorted(fields)}; a "
+                    f"prompt names {{{name}}}, which is no field of a row with {list(fields)}; a "
                     "row that is a text has no fields, and {row} stands for it."
                 )
-            return str(known[name])
+            return _shown(known[name])
 
-        return _FIELD.sub(put, self.settings.prompt)
+        return FIELD.sub(put, self.settings.prompt)
 
     async def __call__(self, connection: Connection, row: object, digest: str) -> Answer:
         """Ask about a row."""
@@ -280,13 +199,12 @@ class ChatClassifier:
         """What a service has said, for this price."""
         try:
             choice = said["choices"][0]
-            text = choice["message"].get("content") or ""
-            refused = choice["message"].get("refusal")
+            text, refused = (_text(choice["message"].get(k)) for k in ("content", "refusal"))
             filtered = choice.get("finish_reason") == "content_filter"
         except (LookupError, TypeError, AttributeError):
             raise CallError("an answer without choices") from None
-        kept = connection.clean(str(refused or text))
-        if refused or filtered or not isinstance(text, str) or not text.strip():
+        kept = connection.clean(refused or text)
+        if refused or filtered or not text.strip():
             return self._none(kept, price)
         found = self._of_json(text) if self.settings.answer == "json" else _of_tokens(text, choice)
         if found is None:
@@ -314,7 +232,7 @@ class ChatClassifier:
         try:
             usage = said["usage"]
             read, written = float(usage["prompt_tokens"]), float(usage["completion_tokens"])
-        except (LookupError, TypeError, ValueError):
+        except _NO_NUMBERS:
             raise CallError(
                 "an answer without its usage, so nobody knows its price", paid=None
             ) from None
@@ -329,18 +247,16 @@ class ChatClassifier:
 
     def _number(self, label: str) -> int:
         """The class, or a number of its own for what is none."""
-        known = self._numbers.get(_plain(label))
-        return self._others[_plain(label)] if known is None else known
+        known = self._numbers.get(plain(label))
+        return self._others[plain(label)] if known is None else known
 
     def _of_json(self, text: str) -> tuple[str, float] | None:
         try:
-            found = json.loads(text)
-            label, confidence = found["label"], found["confidence"]
-            if isinstance(label, str) and 0 <= float(confidence) <= 1:
-                return label, float(confidence)
-        except (ValueError, TypeError, LookupError):
-            pass
-        return None
+            found = parse_json(text)
+            label, confidence = found["label"], float(found["confidence"])
+        except _NO_NUMBERS:
+            return None
+        return (label, confidence) if isinstance(label, str) and 0 <= confidence <= 1 else None
 
 
 def _of_tokens(text: str, choice: Mapping[str, Any]) -> tuple[str, float]:
@@ -351,17 +267,33 @@ def _of_tokens(text: str, choice: Mapping[str, Any]) -> tuple[str, float]:
     """
     try:
         each = [float(token["logprob"]) for token in choice["logprobs"]["content"]]
-    except (LookupError, TypeError, ValueError):
-        raise CallError("an answer without logprobs; this service may need answer='json'") from None
-    total = math.fsum(each)
+        total = math.fsum(each)
+    except _NO_NUMBERS:
+        each, total = [], math.nan
     if not each or math.isnan(total):
         raise CallError("an answer without logprobs; this service may need answer='json'")
-    return text, min(math.exp(min(total, 0.0)), 1.0)
+    return text, math.exp(min(total, 0.0))
 
 
-def _plain(label: str) -> str:
-    """A label without what models put around it."""
-    return label.strip().strip("\"'`*.").strip().casefold()
+def _shown(value: object) -> str:
+    """What stands in a prompt for a value.
+
+    Raises:
+        InputError: If its text would not tell what it is.
+    """
+    kind = type(value)
+    plain = kind.__str__ is object.__str__ and kind.__repr__ is object.__repr__
+    if isinstance(value, bytes) or plain:
+        raise InputError(
+            f"A row must be a text, numbers, or a mapping of such fields, got {kind.__name__}, "
+            "whose text would not tell what it is. Give the text that the service shall read."
+        )
+    return str(value)
+
+
+def _text(value: object) -> str:
+    """A text of an answer; what is none says nothing."""
+    return value if isinstance(value, str) else ""
 
 
 def _digest(value: object) -> str:

@@ -7,6 +7,7 @@ Layer: adapters.  Source: docs/adr/0048.
 """
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from offramp._core.batch import is_table
 from offramp._core.checks import check_choice
+from offramp._core.deadline import wanted_until
 from offramp._core.errors import InputError, SpendingError
 from offramp._core.outputs import CAPPED, FAILED
 from offramp._core.spending import Spending
@@ -108,7 +110,8 @@ class Service(nn.Module):
         self._daily = Spending(daily_cap, daily=True)
         self._memory: Memory | Journal = Memory(connection.limits.cache)
         self._ceiling: Spending | None = None  # of a recording, in which all answers are kept
-        self._asked: dict[str, asyncio.Task[Answer]] = {}  # calls that run now
+        # Calls that run now, and until when their answers are wanted.
+        self._asked: dict[str, tuple[float, asyncio.Task[Answer]]] = {}
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Service":
         return self  # one service has one budget and one connection
@@ -185,26 +188,35 @@ class Service(nn.Module):
 
     async def _all(self, rows: list[Any]) -> list[Answer]:
         self._connection.refusal = None
-        found = await asyncio.gather(*map(self._one, rows), return_exceptions=True)
+        # Before the first call: a row that cannot be asked about costs nothing.
+        digests = [self._asks.digest(row) for row in rows]
+        found = await asyncio.gather(*map(self._one, rows, digests), return_exceptions=True)
         for answer in found:  # all calls have ended by now, and what was paid is kept
             if isinstance(answer, BaseException):
                 raise answer
         return found  # type: ignore[return-value]  # no errors are among them
 
-    async def _one(self, row: object) -> Answer:
-        digest = self._asks.digest(row)
-        known = self._memory.get(digest)
-        task = self._asked.get(digest)
-        if known is None and task is None:
-            task = asyncio.ensure_future(self._paid(row, digest))
-            self._asked[digest] = task
-            task.add_done_callback(lambda _: self._asked.pop(digest, None))
-            return await task
-        answer = known if known is not None else await asyncio.shield(task)  # type: ignore[arg-type]
+    async def _one(self, row: object, digest: str) -> Answer:
+        answer, until = self._memory.get(digest), wanted_until()
+        if answer is None:
+            wanted, task = self._asked.get(digest, (-math.inf, None))
+            if task is None or wanted < until:  # nobody asks, or not for as long as this caller
+                return await self._call(row, digest, until)
+            answer = await asyncio.shield(task)
         self.counts["remembered"] += 1
         if self._ceiling is not None:
             return answer
         return Answer(label=answer.label, confidence=answer.confidence, text=answer.text)
+
+    async def _call(self, row: object, digest: str, until: float) -> Answer:
+        """Ask, and let others wait for the same answer."""
+        task = asyncio.ensure_future(self._paid(row, digest))
+        running = self._asked[digest] = until, task
+        try:
+            return await task
+        finally:
+            if self._asked.get(digest) is running:
+                del self._asked[digest]
 
     async def _paid(self, row: object, digest: str) -> Answer:
         most, paid = self._asks.most(row), 0.0

@@ -15,7 +15,8 @@ from torch import nn
 from offramp._core.errors import InputError, UnsupportedError
 from offramp.adapters.connection import checked_url
 from offramp.adapters.http import HttpSettings, http_stage
-from offramp.adapters.openai import OpenAISettings, openai_stage
+from offramp.adapters.openai import openai_stage
+from offramp.adapters.openai_settings import OpenAISettings
 from offramp.stages import Stage, Transform
 
 AllowNetwork = bool | str | Collection[str]

@@ -180,6 +180,11 @@ class Batcher:
         else:
             self.done(job, outcome, now)
 
+    def deadline_of(self, job: Job) -> float:
+        """Time by which the last of a job's examples should be answered; infinity for none."""
+        tickets = [self._tickets.get(number) for number in numbers_of(job.flight)]
+        return max((one.deadline for one in tickets if one is not None), default=math.inf)
+
     def cancel(self, numbers: Collection[int]) -> int:
         """Forget examples, wherever they are; whoever is in a job leaves it unanswered.
 

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from offramp._core.batch import batch_size, to_device
 from offramp._core.checks import check_known, check_positive_int
+from offramp._core.deadline import within
 from offramp._core.errors import InputError, UnsupportedError
 from offramp._core.ids import as_ids
 from offramp._core.keys import example_keys
@@ -137,7 +138,8 @@ class Executor:
             rows: As in `Adaptive.forward`, at least one example.
             ids: As in `Adaptive.forward`.
             deadline: Seconds from now on. No stage is begun that would take longer; then what an
-                example has visited answers, with the reason "deadline".
+                example has visited answers, with the reason "deadline". A service that is asked
+                then is waited for no longer; it has failed.
             budget: The most that each example may cost; what does not fit is not begun, and the
                 reason is "budget".
             priority: Those of higher priority go first.
@@ -268,10 +270,12 @@ class Executor:
         """Run a job that only waits, unless all its callers have gone: it might have to be paid."""
         with self._changed:
             wanted = any(number in self._requests for number in numbers_of(job.flight))
+            left = self._batcher.deadline_of(job) - self._clock()
             if not wanted:
                 self._batcher.failed(job, UnsupportedError("Nobody waits for it."), self._clock())
         if wanted:
-            self._run(job)
+            with within(left):
+                self._run(job)
 
     @torch.inference_mode()
     def _run(self, job: Job) -> None:

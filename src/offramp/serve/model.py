@@ -16,9 +16,8 @@ import torch
 from offramp._core.batch import split_rows
 from offramp._core.types import Raw
 from offramp.bundle import load
-from offramp.runtime import Adaptive, Prediction
+from offramp.runtime import Adaptive, Executor, Prediction, RowsError
 from offramp.runtime.batcher import FULL
-from offramp.runtime.executor import Executor, RowsError
 from offramp.runtime.prediction import joined
 from offramp.serve.inputs import Inputs
 from offramp.serve.settings import Settings

@@ -19,8 +19,7 @@ from starlette.requests import Request
 
 from offramp._core.errors import InputError
 from offramp._core.types import Raw
-from offramp.runtime import Prediction
-from offramp.runtime.executor import RowsError
+from offramp.runtime import Prediction, RowsError
 from offramp.serve.admission import Admission
 from offramp.serve.bodies import while_there
 from offramp.serve.errors import RequestError

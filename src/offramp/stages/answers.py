@@ -253,4 +253,6 @@ def _confidence(stage: str, values: Any, labels: Tensor) -> Tensor:  # noqa: ANN
 
 
 def _digest(text: str, size: int) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=size).digest())
+    return int.from_bytes(
+        hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=size).digest()
+    )

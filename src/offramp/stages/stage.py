@@ -16,7 +16,13 @@ from torch import Tensor, nn
 from offramp._core.arrays import kind_of, tensor_of
 from offramp._core.batch import apply, as_batch, as_rows, to_device
 from offramp._core.carry import Carry, RawInput
-from offramp._core.checks import check_choice, check_class_count, check_class_names, check_shape
+from offramp._core.checks import (
+    check_choice,
+    check_class_count,
+    check_class_names,
+    check_shape,
+    check_text,
+)
 from offramp._core.errors import InputError
 from offramp._core.outputs import StageOutput, log_probabilities
 from offramp._core.types import FORM_OF, STAGE_FORMS, OnError, OutputForm, Raw, StageForm
@@ -94,8 +100,7 @@ class Stage(nn.Module):
         part: InPiece = ALONE,
     ) -> None:
         super().__init__()
-        if not name or not isinstance(name, str):
-            raise InputError(f"name must be a text that is not empty, got {name!r}.")
+        check_text("name", name)
         if transform is not None and source is not None:
             raise InputError(
                 f"Stage {name!r} reads the carry of {source!r}; a transform belongs to stages "

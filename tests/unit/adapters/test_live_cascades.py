@@ -249,3 +249,39 @@ def test_live_answers_are_those_of_replay():
     assert live.labels.tolist() == said.labels[:, 0].tolist()
     assert live.cost.tolist() == pytest.approx(said.cost.tolist())
     assert len(set(live.stage.tolist())) == 3
+
+
+def test_a_service_is_waited_for_until_the_deadline():
+    with StandIn(latency=3.0) as server:
+        paid = service(server, limits=Limits(timeout=60.0))
+        model = model_of({"local": local(), "paid": paid})
+
+        async def ask(**others):
+            with Executor(model) as executor:
+                return await executor.submit(["rain"], **others)
+
+        begun = time.monotonic()
+        answer = asyncio.run(ask(deadline=0.3))
+        seconds = time.monotonic() - begun
+        paid.module.close()
+    assert seconds < 2.5
+    assert (answer.labels.item(), answer.reasons) == (0, ["failed"])  # what the local stage says
+    assert paid.module.counts["failed: no answer before the deadline"] == 1
+    assert paid.module.spent == 1.0  # it was sent, and may have been charged
+
+
+def test_a_caller_with_more_time_does_not_share_the_call_of_one_with_less():
+    with StandIn(latency=0.15, idempotent=True) as server:
+        paid = service(server, limits=Limits())
+        model = model_of({"local": local(), "paid": paid})
+
+        async def ask():
+            with Executor(model) as executor:
+                less = executor.submit(["rain"], deadline=0.05)
+                more = executor.submit(["rain"], deadline=60.0)
+                return await asyncio.gather(less, more)
+
+        less, more = asyncio.run(ask())
+        paid.module.close()
+    assert less.reasons[0] in ("failed", "deadline")
+    assert (less.labels.item(), more.labels.item(), more.reasons) == (0, 1, ["last"])

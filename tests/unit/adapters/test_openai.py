@@ -80,6 +80,8 @@ def test_what_may_pass_is_tried_again_and_paid_once(fault):
         (200, b"<html>", "no JSON object"),
         (200, b'{"choices": [', "no JSON object"),
         (200, b"[1]", "no JSON object"),
+        (200, b"[" * 100_000, "no JSON object"),
+        (400, b"[" * 100_000, "HTTP 400"),
         (200, b'{"usage": {"prompt_tokens": 1, "completion_tokens": 1}}', "without choices"),
         (200, b'{"choices": [{"message": {"content": "good"}}]}', "without its usage"),
         (429, b'{"error": {"code": "insufficient_quota"}}', "no quota left"),
@@ -210,7 +212,18 @@ def test_fields_of_rows_stand_in_the_prompt():
         ("ftp://x", "address"),
         ("https://me:secret@example.org/v1", "key_env"),
         ("https://example.org/v1?key=secret", "key_env"),
+        ("https://example.org/v1?", "key_env"),
+        ("https://@example.org/v1", "key_env"),
+        ("https://me:sec?ret@example.org/v1", "address"),
         (PLAIN, "https"),
+        ("http:" + "//[::1/v1", "address"),
+        ("https://example.org:99999/v1", "address"),
+        ("https://exa mple.org/v1", "address"),
+        ("https://ex\nample.org/v1", "address"),
+        ("https://ex\\ample.org/v1", "address"),
+        ("example.org/secret", "address"),
+        (5, "address .* got 5"),
+        (None, "address .* got None"),
     ],
 )
 def test_addresses_that_would_tell_a_key_are_refused(url, why):
@@ -301,6 +314,30 @@ def test_an_answer_without_usage_counts_as_the_most_that_it_may_have_cost():
     assert stage.module.spent == pytest.approx(stage.module._asks.most("a"))
 
 
+@pytest.mark.parametrize(
+    ("body", "latency", "attempts"),
+    [(b'{"choices": [', 0.0, 1), (b"[" * 100_000, 0.0, 3), (b"{}", 0.2, 1), (b"{}", 0.2, 2)],
+)
+def test_what_was_sent_and_not_answered_counts_as_the_most(body, latency, attempts):
+    limits = Limits(attempts=attempts, longest_wait=0.001, timeout=0.05 if latency else 2.0)
+    with StandIn(fixed=(200, {}, body), latency=latency) as server:
+        stage = stage_of(server, limits=limits)
+        found = said(stage, ["a"])
+    most = stage.module._asks.most("a")
+    assert found.ranked.item() == FAILED
+    assert (found.prices.item(), stage.module.spent) == pytest.approx((most, most))
+
+
+def test_what_was_never_sent_or_refused_costs_nothing():
+    with StandIn(fixed=(500, {}, b"{}")) as server:
+        stage = stage_of(server)
+        said(stage, ["a"])
+    assert stage.module.spent == 0
+    assert said(stage, ["a"]).ranked.item() == FAILED  # nobody is there any more
+    assert stage.module.spent == 0
+    assert any("ConnectError" in why for why in stage.module.counts)
+
+
 def test_after_an_answer_above_its_highest_price_no_call_begins_beyond_the_cap():
     body = answer_of(5000, 0, content="good")  # 0.005 each, where less than 0.0003 was set aside
     with StandIn(fixed=(200, {}, body), latency=0.01) as server:
@@ -309,6 +346,119 @@ def test_after_an_answer_above_its_highest_price_no_call_begins_beyond_the_cap()
     assert server.statuses["200"] == 2
     assert int((found.ranked == 0).sum()) == 2
     assert stage.module.counts["capped"] == len(ROWS) - 2
+
+
+def test_a_redirect_tells_no_key_of_the_address_that_it_names():
+    there = "https://me:secret@elsewhere.example:8443/v1?key=secret#secret"
+    with (
+        StandIn(fixed=(307, {"location": there}, b"{}")) as server,
+        pytest.raises(ServiceError, match=r"'https://elsewhere\.example:8443'") as caught,
+    ):
+        said(stage_of(server), ["a"])
+    assert "secret" not in str(caught.value)
+
+
+LONG = "1" + "0" * 400  # no float holds it
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'{{"label": "good", "confidence": {LONG}}}',
+        '{"label": "good", "confidence": 1e999}',
+        '{"label": "good", "confidence": NaN}',
+        '{"label": ["good"], "confidence": 1}',
+        '{"label": "good"}',
+        "[" * 100_000,
+        '"good"',
+    ],
+)
+def test_json_that_says_nothing_is_right_with_probability_0(text):
+    with StandIn(fixed=(200, {}, answer_of(5, 1, content=text))) as server:
+        stage = stage_of(server, answer="json")
+        found = said(stage, ["a"])
+    assert found.ranked.item() < 0
+    assert found.confidence.item() == 0
+    assert found.prices.item() == pytest.approx(7e-6)
+    assert stage.module.counts["refused"] == 1
+
+
+@pytest.mark.parametrize("content", [{"a": 1}, ["good"], 5, None, True])
+def test_what_is_no_text_says_nothing(content):
+    with StandIn(fixed=(200, {}, answer_of(5, 1, content=content))) as server:
+        assert said(stage_of(server), ["a"]).confidence.item() == 0
+
+
+def test_a_label_of_half_a_character_is_a_foreign_one():
+    with StandIn(fixed=(200, {}, answer_of(5, 1, content="\ud800"))) as server:
+        assert said(stage_of(server), ["a"]).ranked.item() >= 2
+
+
+@pytest.mark.parametrize("each", [[LONG], ["-1e308"] * 20, ["1e999", "-1e999"], ["NaN"], ["[]"]])
+def test_probabilities_that_are_none_are_no_answer(each):
+    tokens = ", ".join(f'{{"logprob": {number}}}' for number in each)
+    body = answer_of(5, 1, content="good").decode().replace('{"logprob": -0.1}', tokens)
+    with StandIn(fixed=(200, {}, body.encode())) as server:
+        stage = stage_of(server)
+        found = said(stage, ["a"])
+    assert found.ranked.item() == FAILED
+    assert found.prices.item() == pytest.approx(7e-6)
+
+
+@pytest.mark.parametrize("count", [LONG, '"x"', "-1", "NaN", "1e999", "null", "[]"])
+def test_a_usage_that_is_none_counts_as_the_most(count):
+    body = answer_of(5, 1, content="good").replace(b": 5,", f": {count},".encode())
+    with StandIn(fixed=(200, {}, body)) as server:
+        stage = stage_of(server)
+        found = said(stage, ["a"])
+    assert found.ranked.item() == FAILED
+    assert found.prices.item() == pytest.approx(stage.module._asks.most("a"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("model", 5, "model must be a text that is not empty, got 5"),
+        ("model", "", "model must be a text"),
+        ("prompt", 5, "prompt must be a text that is not empty, got 5"),
+        ("labels", "good", "labels must be a list of names, got the text 'good'"),
+        ("labels", 5, "labels must be a list of names, got 5"),
+        ("labels", [1, 2], "labels must be text, got 1"),
+        ("labels", ["good", '"'], "labels must be at least 2 texts"),
+        ("prices", 5, "prices must be a mapping of fields among .*, got 5"),
+        ("prices", {"input": 1.0}, r"\['output'\] must be among them"),
+        ("prices", {"input": 1.0, "output": 1.0, "more": 1}, "prices must have fields among"),
+        ("prices", {"input": "1", "output": 1.0}, "prices: input must be a number"),
+        ("prices", {"input": 10**400, "output": 1.0}, "prices: input must be a number"),
+        ("prices", {"input": 1.0, "output": 1.0, "unit": 5}, "prices: unit must be a text"),
+        ("options", 5, "options must be a dict of fields by name, got 5"),
+        ("options", {5: 1}, "options must be a dict of fields by name"),
+        ("options", {"seed": float("nan")}, "options must be what JSON can hold"),
+        ("options", {"seed": object()}, "options must be what JSON can hold"),
+        ("limits", 5, "limits must be a mapping of fields among .*, got 5"),
+        ("limits", {"more": 5}, "limits must have fields among"),
+        ("limits", {"timeout": "5"}, "limits: timeout must be a number"),
+        ("limits", {"cache": 0.5}, "limits: cache"),
+        ("daily_cap", "5", "daily_cap must be a number"),
+        ("max_tokens", 0, "max_tokens must be an integer of at least 1, got 0"),
+        ("answer", 5, "answer must be one of"),
+        ("on_error", None, "on_error must be one of"),
+    ],
+)
+def test_an_argument_of_another_kind_is_named(name, value, why):
+    given = {"model": "m", "labels": LABELS, "prompt": "{row}", "key_env": None, "prices": PRICES}
+    with pytest.raises(InputError, match=why):
+        from_openai(PLAIN, **{**given, name: value})
+
+
+@pytest.mark.parametrize("row", [object(), b"good", {"no": "row"}])
+def test_a_row_that_cannot_be_asked_about_costs_its_batch_nothing(row):
+    with StandIn() as server:
+        stage = stage_of(server, prompt="{text}")
+        with pytest.raises(InputError):
+            said(stage, [{"text": "good"}, {"text": row} if not isinstance(row, dict) else row])
+        assert said(stage, [{"text": "good"}]).ranked.item() == 0
+    assert sum(server.attempts.values()) == 1
 
 
 def keyed(url, key_env):

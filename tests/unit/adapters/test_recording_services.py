@@ -170,9 +170,17 @@ def test_answers_of_another_prompt_are_not_taken(tmp_path):
         assert sum(server.attempts.values()) == before
         journal = next((tmp_path / "a.trace.partial").glob("answers-*.jsonl"))
         lines = journal.read_text().splitlines()
-        journal.write_text("\n".join([lines[0], lines[1][:20], *lines[2:], ""]))
-        with pytest.raises(FileFormatError, match="damaged"):
-            recorded(cascade_of(server), path=path)
+        odd = [
+            *(lines[1][:20], "[" * 100_000, "5", '{"unread": -1}', '{"asked": "x", "label": 1}'),
+            '{"asked": "x", "label": 1, "confidence": 2.0}',
+            '{"asked": "x", "label": 1, "confidence": NaN}',
+            f'{{"asked": "x", "label": 1{"0" * 400}, "confidence": 0.5}}',
+            '{"asked": "x", "label": 1, "confidence": 0.5, "price": "1"}',
+        ]
+        for line in odd:
+            journal.write_text("\n".join([lines[0], line, *lines[2:], ""]))
+            with pytest.raises(FileFormatError, match="damaged"):
+                recorded(cascade_of(server), path=path)
 
 
 RUN = """
