@@ -360,4 +360,5 @@ def _tensors(stages: Sequence[Stage], input_shape: Sequence[int] | None) -> tupl
 def _without_transforms(model: Adaptive) -> Adaptive:
     cascade = model.cascade
     stages = [s if s.source is not None else s.replaced(transform=None) for s in cascade]
-    return Adaptive(cascade.with_stages(stages), model.choice, costs=model.costs)
+    held = cascade.with_stages(stages)
+    return Adaptive(held, model.choice, costs=model.costs, gears=model.gears)

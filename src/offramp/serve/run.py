@@ -98,7 +98,6 @@ class Server(uvicorn.Server):
 
     def stop(self) -> None:
         """Take nobody in any more, and end."""
-        self._app.state.stopping = True
         self._app.state.serving.stop()
         self.should_exit = True
 
