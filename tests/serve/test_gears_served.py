@@ -1,4 +1,4 @@
-"""Gears behind HTTP: asked for, held, and moved along under load; never one that is not promised."""
+"""Gears behind HTTP: asked for, held, and moved along under load; only those with a promise."""
 
 import threading
 import time
@@ -121,9 +121,9 @@ def test_one_gear_is_held_where_that_is_asked_for(model, tmp_path):
 
 def test_gears_of_a_bundle_without_are_refused(bundle):
     for wanted in ("on", "fast"):
-        with pytest.raises(AssertionError, match="gears must be 'auto' or 'off' for a bundle with"):
-            with running({"net": bundle}, gears=wanted):
-                pass
+        said = "gears must be 'auto' or 'off' for a bundle without"
+        with pytest.raises(AssertionError, match=said), running({"net": bundle}, gears=wanted):
+            pass
     with running({"net": bundle}, gears="auto") as client:
         assert "gears" not in client("/v2/models/net")[2]["parameters"]
 

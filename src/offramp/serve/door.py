@@ -7,7 +7,7 @@ import base64
 import binascii
 import json
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from functools import partial
 from typing import Any, final
 
@@ -155,7 +155,7 @@ async def _parts(
 ) -> tuple[Sequence[Any], Mapping[str, Any]]:
     """The rows of a form: each file is an image or a text; and its other fields."""
 
-    async def once() -> AsyncIterator[bytes]:
+    async def once() -> AsyncGenerator[bytes, None]:
         yield body
 
     parser = _Parser(request.headers, once(), max_files=most, max_fields=64)

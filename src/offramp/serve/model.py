@@ -25,7 +25,7 @@ from offramp.runtime.prediction import joined
 from offramp.runtime.sizes import FULL
 from offramp.serve.admission import Admission
 from offramp.serve.gears import Controller, all_gears
-from offramp.serve.inputs import Inputs
+from offramp.serve.inputs import Inputs, held_by
 from offramp.serve.settings import Settings
 from offramp.stages.segments import run_segments
 
@@ -54,7 +54,7 @@ class ServedModel:
         self.inputs = Inputs(model, settings.max_pixels)
         self.model = self.inputs.model
         self.admission = Admission(settings.max_queue, settings.max_rows, settings.workers)
-        self._computes = {s.name for s in self.model.cascade if not s.waits}
+        self._computes = {s.name for s in held_by(self.model) if not s.waits}
         self.controller = controller_of(self.model, settings)
         self.executor = Executor(
             self.model,
@@ -88,13 +88,13 @@ class ServedModel:
 
     def warm(self) -> None:
         """Run stages on made-up examples, one and a full batch; services are not called."""
-        if any(stage.waits for stage in self.model.cascade):
+        if any(stage.waits for stage in held_by(self.model)):
             return
         for n in (1, _SLICE):
             noise = self.inputs.noise(n)
             if noise is None:
                 return
-            stages = list(self.model.cascade)
+            stages = list(held_by(self.model))
             with torch.inference_mode():
                 for stage, result in run_segments(stages, noise, self.model.cascade.topology):
                     stage.answer(result)
