@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import httpx
 
 T = TypeVar("T")
+Read = Callable[[bytes, Mapping[str, str]], dict[str, Any]]
 _MOST_BYTES = 64 * 2**20  # of an answer
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")  # how a name differs from most keys
 _SHOWN = 200  # characters of what a service says
@@ -101,9 +102,21 @@ class Connection:
         return f"Connection({self.url!r}, key_env={self.key_env!r})"
 
     async def ask(
-        self, path: str, body: object = None, headers: Mapping[str, str] | None = None
+        self,
+        path: str,
+        body: object = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        read: Read | None = None,
     ) -> dict[str, Any]:
-        """Post a JSON body, or get where there is none; the JSON object that is answered.
+        """Post a body, or get where there is none; the object that is answered.
+
+        Args:
+            path: After the address of the service.
+            body: Bytes, or what becomes JSON.
+            headers: Beside those of every call.
+            read: Makes the object of a good answer, JSON by default; raises `InputError` where it
+                is none.
 
         Raises:
             CallError: If the call has failed for good.
@@ -119,8 +132,8 @@ class Connection:
             reraise=True,
         )
         sent = {"Content-Type": "application/json", **(headers or {}), **self._authorization()}
-        content = None if body is None else json.dumps(body, allow_nan=False).encode()
-        found: dict[str, Any] = await retrying(self._attempt, path, content, sent)
+        content = body if isinstance(body, bytes | None) else _dumped(body)
+        found: dict[str, Any] = await retrying(self._attempt, path, content, sent, read or _json)
         return found
 
     @contextmanager
@@ -148,7 +161,7 @@ class Connection:
     # ---- one attempt
 
     async def _attempt(
-        self, path: str, content: bytes | None, headers: Mapping[str, str]
+        self, path: str, content: bytes | None, headers: Mapping[str, str], read: Read
     ) -> dict[str, Any]:
         await self._pace.turn()
         async with self._slots:
@@ -166,7 +179,7 @@ class Connection:
             except self._httpx.HTTPError as error:
                 self._breaker.failed()
                 raise _PassingError(f"no connection ({type(error).__name__})") from None
-            return self._read(status, said, body)
+            return self._read(status, said, body, read)
 
     async def _send(
         self, path: str, content: bytes | None, headers: Mapping[str, str]
@@ -183,8 +196,10 @@ class Connection:
                     raise CallError(f"an answer of more than {_MOST_BYTES} bytes", paid=None)
             return response.status_code, response.headers, b"".join(parts)
 
-    def _read(self, status: int, headers: Mapping[str, str], body: bytes) -> dict[str, Any]:
-        """The JSON object of a good answer."""
+    def _read(
+        self, status: int, headers: Mapping[str, str], body: bytes, read: Read
+    ) -> dict[str, Any]:
+        """The object of a good answer."""
         if 300 <= status < 400:
             there = urlsplit(headers.get("location", "")).netloc or self.host
             self._refuse(
@@ -203,12 +218,11 @@ class Connection:
         if status != 200:
             raise CallError(f"HTTP {status}{self._said(body)}")
         try:
-            found = json.loads(body)
-        except ValueError:
-            found = None
-        if not isinstance(found, dict):
+            found = read(body, headers)
+        except InputError as error:
             self._breaker.failed()
-            raise _PassingError("an answer that is no JSON object")
+            why = self.clean(str(error))[:_SHOWN]
+            raise _PassingError(f"an answer that cannot be read: {why}") from None
         self._breaker.answered()
         self._answered = True
         return found
@@ -223,7 +237,7 @@ class Connection:
 
     def _said(self, body: bytes) -> str:
         """What the service says of an error, without the key."""
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             found = json.loads(body)
             error = found.get("error", found) if isinstance(found, dict) else found
             text = error.get("message", "") if isinstance(error, dict) else error
@@ -257,6 +271,18 @@ class Connection:
         return self._client
 
 
+def _dumped(body: object) -> bytes:
+    return json.dumps(body, allow_nan=False).encode()
+
+
+def _json(body: bytes, headers: Mapping[str, str]) -> dict[str, Any]:
+    with suppress(ValueError, RecursionError):
+        found = json.loads(body)
+        if isinstance(found, dict):
+            return found
+    raise InputError("no JSON object")
+
+
 def _nothing() -> None:
     """Nothing is to be seen to before a call."""
 
@@ -275,7 +301,11 @@ def checked_url(url: str, key_env: str | None) -> tuple[str, str]:
     >>> checked_url("https://example.org/v1/", None)
     ('https://example.org/v1', 'example.org')
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url if isinstance(url, str) else "")
+        parts.port  # noqa: B018  (which looks whether it is a number)
+    except ValueError:  # brackets without an end, a port that is none
+        parts = urlsplit("")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InputError(f"url must be an address such as 'https://host/v1', got {_bare(url)!r}.")
     if parts.username or parts.password or parts.query or parts.fragment:
@@ -303,9 +333,9 @@ def is_local(host: str) -> bool:
         return False
 
 
-def _bare(url: str) -> str:
+def _bare(url: object) -> str:
     """An address without what may be a key."""
-    return url.split("?")[0].rsplit("@")[-1][:_SHOWN]
+    return str(url).split("?")[0].rsplit("@")[-1][:_SHOWN]
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:

@@ -1,10 +1,10 @@
-"""A model on another server, by the Open Inference Protocol (V2, REST, JSON), as a stage.
+"""A model on another server, by the Open Inference Protocol (V2, REST), as a stage.
 
 Triton, KServe, MLServer, OpenVINO Model Server and others speak it. A batch goes as one request, or
 as several where it is large; the server keeps no example from another.
 
 Layer: adapters.  Needs the extra `services`.
-Source: kserve.github.io/open-inference-protocol, the REST part.
+Source: kserve.github.io/open-inference-protocol, the REST part; `_core.open_inference`.
 """
 
 import asyncio
@@ -13,37 +13,44 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, final
+from typing import Any, final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from offramp._core.arrays import array_of
 from offramp._core.batch import batch_size, split_rows
 from offramp._core.checks import check_choice, check_class_names, check_positive_int
 from offramp._core.errors import InputError, ServiceError
+from offramp._core.open_inference import (
+    BINARY,
+    DATATYPES,
+    HEADER_LENGTH,
+    WireTensor,
+    read_message,
+    write_message,
+)
 from offramp._core.outputs import FAILED
+from offramp._core.schema import omitted
 from offramp._core.types import OnError
 from offramp.adapters.answers import order_of
 from offramp.adapters.connection import CallError, Connection, checked_url, run
+from offramp.adapters.http_metadata import (
+    TYPES,
+    HttpForm,
+    count_of,
+    inputs_told,
+    is_of,
+    names_told,
+    outputs_told,
+)
 from offramp.adapters.limits import Limits, limits_of
 from offramp.adapters.service import ON_ERROR
 from offramp.stages import Stage
 from offramp.stages.transforms import Transforms
 
-_TYPES = {
-    "BOOL": torch.bool,
-    "UINT8": torch.uint8,
-    "INT8": torch.int8,
-    "INT16": torch.int16,
-    "INT32": torch.int32,
-    "INT64": torch.int64,
-    "FP16": torch.float16,
-    "FP32": torch.float32,
-    "FP64": torch.float64,
-}
-_TEXT = "BYTES"
-_NAMES_IN = ("class_names", "labels", "classes")  # of a model's parameters
-HttpForm = Literal["logits", "confidence"]
+_BINARY_TYPE = {"Content-Type": "application/octet-stream"}
 
 
 @final
@@ -53,6 +60,7 @@ class HttpSettings:
 
     `inputs` and `outputs` hold the names and types of tensors, as the server has told them; `order`
     says for each class of the answer which of the server's it is, where the order is another.
+    `binary` says whether tensors go as they lie in memory, not as JSON.
     """
 
     url: str
@@ -63,6 +71,7 @@ class HttpSettings:
     classes: int
     class_names: tuple[str, ...] = ()
     order: tuple[int, ...] = ()
+    binary: bool = omitted(False)
     key_env: str | None = None
     max_batch: int = 64
     on_error: OnError = "next"
@@ -75,12 +84,12 @@ class HttpSettings:
                 "model must be the name of a model on the server, of letters, digits, '.', '_' and "
                 f"'-', got {self.model!r}."
             )
-        check_choice("form", self.form, ("logits", "confidence"))
+        check_choice("form", self.form, TYPES)
         check_choice("on_error", self.on_error, ON_ERROR)
         check_positive_int("max_batch", self.max_batch)
         for name, kind in self.inputs:
-            check_choice(f"the type of input {name!r}", kind, (*_TYPES, _TEXT))
-        wanted = 1 if self.form == "logits" else 2
+            check_choice(f"the type of input {name!r}", kind, DATATYPES)
+        wanted = len(TYPES[self.form])
         if not self.inputs or len(self.outputs) != wanted or self.classes < 2:
             raise InputError(
                 f"A stage of {self.form} needs inputs, {wanted} outputs and at least 2 classes, "
@@ -110,12 +119,17 @@ def from_http(
 ) -> Stage:
     """A model that another server runs, as a stage; its metadata are read once, here.
 
+    Types are kept: what an input of the server cannot hold is refused, not converted. Tensors go in
+    binary where the server says that it reads them so ("binary_tensor_data"), else as JSON.
+
     Args:
         url: Address of the server, such as "http://localhost:8000"; `/v2/models/...` is added.
         model: Name of the model there.
         version: Of the model; by default the server's own.
-        output: Name of the logits; by default the only output of two axes.
-        form: "logits"; or "confidence", where the server has outputs "labels" and "confidence".
+        output: Name of the logits; by default the only output of two axes. Of probabilities
+            "probabilities".
+        form: "logits", "probabilities" (as `offramp serve` answers), or "confidence", where the
+            server has outputs "labels" and "confidence".
         classes: Number of classes, where the metadata do not tell.
         class_names: Their names, in the order that the stage then answers in; by default those in
             the model's parameters, where it has some. Where it has none, the order is the server's.
@@ -139,23 +153,27 @@ def from_http(
     path = f"/v2/models/{model}" + (f"/versions/{version}" if version else "")
     try:
         told = run(connection.ask(path))
+        binary = run(_reads_binary(connection))
     except CallError as error:
         raise ServiceError(f"{connection.url} does not tell about {model!r}: {error}.") from None
     finally:
         run(connection.close())
-    outputs, width = _outputs_told(told, output, form)
-    own = _names_told(told)
-    count = _count(model, classes=classes, class_names=len(names), names_told=len(own), width=width)
+    outputs, width = outputs_told(told, output, form)
+    own = names_told(told)
+    count = count_of(
+        model, classes=classes, class_names=len(names), names_told=len(own), width=width
+    )
     order = order_of(own, names) if own and names and own != names else ()
     settings = HttpSettings(
         url=connection.url,
         model=path.removeprefix("/v2/models/"),
-        inputs=_inputs_told(told),
+        inputs=inputs_told(told),
         outputs=outputs,
         form=form,
         classes=count,
         class_names=names or own,
         order=tuple(order),
+        binary=binary,
         key_env=key_env,
         max_batch=max_batch,
         on_error=on_error,
@@ -225,7 +243,7 @@ class RemoteNetwork(nn.Module):
         parts = split_rows(batch, sizes) if len(sizes) > 1 else [batch]
         answers = run(self._all(parts, sizes))
         joined = [torch.cat(tensors) for tensors in zip(*answers, strict=True)]
-        if self.settings.form == "logits":
+        if self.settings.form != "confidence":
             return joined[0]
         return {"labels": joined[0], "confidence": joined[1]}
 
@@ -243,9 +261,19 @@ class RemoteNetwork(nn.Module):
         return found  # type: ignore[return-value]  # no errors are among them
 
     async def _part(self, batch: Any, m: int) -> list[Tensor]:  # noqa: ANN401
-        body = {"inputs": self._inputs(batch, m)}
+        settings, inputs = self.settings, self._inputs(batch, m)
+        outputs = [{"name": name} for name in settings.outputs]
+        told = {"outputs": outputs, "parameters": {"binary_data_output": settings.binary}}
+        body, length = write_message(
+            told if settings.binary else {},
+            "inputs",
+            inputs,
+            binary=[settings.binary] * len(inputs),
+        )
+        headers = {} if length is None else {HEADER_LENGTH: str(length), **_BINARY_TYPE}
+        path = f"/v2/models/{settings.model}/infer"
         try:
-            said = await self._connection.ask(f"/v2/models/{self.settings.model}/infer", body)
+            said = await self._connection.ask(path, body, headers, read=_answered)
             found = self._read(said, m)
         except CallError as error:
             self.counts["failed"] += 1
@@ -255,11 +283,11 @@ class RemoteNetwork(nn.Module):
         return found
 
     def _nothing(self, m: int) -> list[Tensor]:
-        if self.settings.form == "logits":
+        if self.settings.form != "confidence":
             return [torch.full((m, self.settings.classes), math.nan)]
         return [torch.full((m,), FAILED), torch.full((m,), math.nan)]
 
-    def _inputs(self, batch: Any, m: int) -> list[dict[str, Any]]:  # noqa: ANN401
+    def _inputs(self, batch: Any, m: int) -> list[WireTensor]:  # noqa: ANN401
         declared = self.settings.inputs
         if isinstance(batch, Mapping):
             tensors = [batch.get(name) for name, _ in declared]
@@ -274,27 +302,43 @@ class RemoteNetwork(nn.Module):
             )
         return [_put(*of, tensor, m) for of, tensor in zip(declared, tensors, strict=True)]
 
-    def _read(self, said: Mapping[str, Any], m: int) -> list[Tensor]:
-        try:
-            held = {output["name"]: output for output in said["outputs"]}
-            found = [_tensor(held[name]) for name in self.settings.outputs]
-        except (LookupError, TypeError, ValueError, RuntimeError, OverflowError):
-            raise CallError(f"no outputs {list(self.settings.outputs)} in the answer") from None
-        for tensor in found:
-            if not tensor.dim() or len(tensor) != m:
-                rows = len(tensor) if tensor.dim() else 0
-                raise CallError(f"{rows} rows answered to {m}")
-        logits = self.settings.form == "logits"
+    def _read(self, said: Mapping[str, WireTensor], m: int) -> list[Tensor]:
+        names, logits = self.settings.outputs, self.settings.form != "confidence"
+        if missing := [name for name in names if name not in said]:
+            raise CallError(f"no outputs {missing} in the answer")
+        for name, kinds in zip(names, TYPES[self.settings.form], strict=True):
+            values, kind = said[name].values, said[name].datatype
+            if not is_of(kind, kinds):
+                raise CallError(f"{name!r} of type {kind}, where {kinds}... is wanted")
+            if not values.ndim or len(values) != m:
+                raise CallError(f"{len(values) if values.ndim else 0} rows answered to {m}")
+        found = [torch.from_numpy(said[name].values) for name in names]
         if logits and found[0].shape != (m, self.settings.classes):
-            raise CallError(f"logits of shape {tuple(found[0].shape)}")
+            raise CallError(f"{names[0]!r} of shape {tuple(found[0].shape)}")
         order = self.settings.order
         if logits:
             return [(found[0][:, list(order)] if order else found[0]).float()]
         labels, confidence = (tensor.reshape(m, -1)[:, 0] for tensor in found)
         sure = confidence.float()
-        if labels.is_floating_point() or bool(((sure < 0) | (sure > 1)).any()):
-            raise CallError("labels that are no integers, or confidences outside [0, 1]")
+        if bool(((sure < 0) | (sure > 1)).any()):
+            raise CallError("confidences outside [0, 1]")
         return [_turned(labels.long(), order) if order else labels.long(), sure]
+
+
+async def _reads_binary(connection: Connection) -> bool:
+    """Whether a server says so; one that says nothing about itself reads JSON."""
+    try:
+        told = await connection.ask("/v2")
+    except CallError:
+        return False
+    extensions = told.get("extensions")
+    return isinstance(extensions, list) and BINARY in extensions
+
+
+def _answered(body: bytes, headers: Mapping[str, str]) -> dict[str, Any]:
+    """The outputs of an answer, by name."""
+    _, tensors = read_message(body, headers.get(HEADER_LENGTH), "outputs")
+    return {tensor.name: tensor for tensor in tensors}
 
 
 def _turned(labels: Tensor, order: Sequence[int]) -> Tensor:
@@ -304,92 +348,30 @@ def _turned(labels: Tensor, order: Sequence[int]) -> Tensor:
     return torch.where(inside, places[torch.where(inside, labels, 0)], labels)
 
 
-def _put(name: str, kind: str, values: Any, m: int) -> dict[str, Any]:  # noqa: ANN401
-    if kind == _TEXT:
-        return {"name": name, "shape": [m, 1], "datatype": kind, "data": [str(v) for v in values]}
-    tensor = values if isinstance(values, Tensor) else torch.as_tensor(values)
-    data = tensor.to("cpu", _TYPES[kind])
-    return {
-        "name": name,
-        "shape": list(data.shape),
-        "datatype": kind,
-        "data": data.flatten().tolist(),
-    }
+def _put(name: str, kind: str, values: Any, m: int) -> WireTensor:  # noqa: ANN401
+    """An input as the server reads it.
 
-
-def _tensor(output: Mapping[str, Any]) -> Tensor:
-    kind = _TYPES[output["datatype"]]
-    return torch.tensor(_flat(output["data"]), dtype=kind).reshape(output["shape"])
-
-
-def _flat(data: Any) -> list[Any]:  # noqa: ANN401  (nested lists are allowed as well)
-    if data and isinstance(data[0], list):
-        return [value for part in data for value in _flat(part)]
-    return list(data)
-
-
-def _inputs_told(told: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    try:
-        return tuple((str(one["name"]), str(one["datatype"])) for one in told["inputs"])
-    except (LookupError, TypeError):
-        raise InputError("The metadata of the model do not name its inputs.") from None
-
-
-def _outputs_told(
-    told: Mapping[str, Any], output: str | None, form: HttpForm
-) -> tuple[tuple[str, ...], int]:
-    """Names of the outputs that are read, and how many columns the logits have; 0 if unknown."""
-    try:
-        shapes = {str(one["name"]): list(one["shape"]) for one in told["outputs"]}
-    except (LookupError, TypeError):
-        raise InputError("The metadata of the model do not name its outputs.") from None
-    if form == "confidence":
-        wanted: tuple[str, ...] = ("labels", "confidence")
-    else:
-        flat = [name for name, shape in shapes.items() if len(shape) == 2]
-        wanted = (output,) if output is not None else tuple(flat)
-    missing = [name for name in wanted if name not in shapes]
-    if missing or not wanted or (form == "logits" and len(wanted) > 1):
+    Raises:
+        InputError: If its type cannot hold the values exactly.
+    """
+    if kind == "BYTES":
+        texts = np.empty((m, 1), dtype=object)
+        texts[:, 0] = [value if isinstance(value, bytes) else str(value) for value in values]
+        return WireTensor(name=name, datatype=kind, values=texts)
+    held = array_of(f"batch[{name!r}]", values)
+    wanted = DATATYPES[kind]
+    if np.can_cast(held.dtype, wanted, "safe"):
+        return WireTensor(name=name, datatype=kind, values=held.astype(wanted))
+    whole = held.dtype.kind in "iu" and wanted.kind in "iu"
+    if whole and held.size:
+        low, high = np.iinfo(wanted).min, np.iinfo(wanted).max
+        whole = low <= held.min() and held.max() <= high
+    if not whole:
         raise InputError(
-            f"output must name the logits among the model's outputs {shapes}, got {output!r}; for "
-            "form='confidence' there must be 'labels' and 'confidence'."
+            f"Input {name!r} of the server must be {kind}, which cannot hold {held.dtype} as it "
+            "is. Convert it in a transform of the stage (transform=...), where you mean it."
         )
-    last = shapes[wanted[0]][-1] if form == "logits" else 0
-    return wanted, last if isinstance(last, int) and last > 1 else 0
-
-
-def _names_told(told: Mapping[str, Any]) -> tuple[str, ...]:
-    """Class names out of a model's parameters, where it has some."""
-    parameters = told.get("parameters")
-    if not isinstance(parameters, Mapping):
-        return ()
-    for name in _NAMES_IN:
-        found = parameters.get(name)
-        if isinstance(found, list) and len(found) > 1 and all(isinstance(f, str) for f in found):
-            return tuple(found)
-    return ()
-
-
-def _count(
-    model: str, *, classes: int | None, class_names: int, names_told: int, width: int
-) -> int:
-    """The number of classes, on which all agree who tell it; 0 and None tell nothing."""
-    told = {
-        "the argument classes": classes,
-        "the argument class_names": class_names,
-        "the class names in the metadata": names_told,
-        "the width of the output in the metadata": width,
-    }
-    found = {who: count for who, count in told.items() if count}
-    if not found:
-        raise InputError(f"classes must be given: the metadata of {model!r} do not tell it.")
-    if len(set(found.values())) > 1:
-        said = ", ".join(f"{count} by {who}" for who, count in found.items())
-        raise InputError(
-            f"The number of classes of {model!r} must be one, got {said}. Correct the arguments, "
-            "or the model's metadata on the server."
-        )
-    return next(iter(found.values()))
+    return WireTensor(name=name, datatype=kind, values=held.astype(wanted))
 
 
 def _form(batch: Any) -> str:  # noqa: ANN401

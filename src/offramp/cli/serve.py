@@ -35,6 +35,13 @@ def command(
         float | None,
         typer.Option(help="Milliseconds for requests that give no time of their own."),
     ] = None,
+    gears: Annotated[
+        str,
+        typer.Option(
+            help="auto moves along the gears of a bundle under load, if it has some; on refuses "
+            "bundles without; off stays in one; the name of a gear holds that one."
+        ),
+    ] = "auto",
     token_env: Annotated[
         str | None,
         typer.Option(help="Environment variable with the token that requests have to bring."),
@@ -67,6 +74,7 @@ def command(
         max_queue=max_queue,
         max_rows=max_rows,
         deadline=None if deadline is None else deadline / 1000,
+        gears=gears,
         token=None if token_env is None else token_from(token_env, os.environ),
     )
     serve(sources_of(bundles), settings, told=lambda url: note(f"listening at {url}"))

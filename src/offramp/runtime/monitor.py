@@ -35,7 +35,7 @@ MONITORED: dict[str, float] = {
 }
 
 # Shares of its capital that each bet loses on the best outcome: the small ones find small faults.
-_STAKES = np.geomspace(0.02, 0.8, 6)
+STAKES = np.geomspace(0.02, 0.8, 6)
 _DRAW = -1  # a stage that no policy has, so that audits and random rules of one seed are unrelated
 
 
@@ -74,16 +74,16 @@ class RiskMonitor:
     risk: str = "accuracy_drop"
     n: int = 0
     alarm_at: int | None = None
-    capital: tuple[float, ...] = (0.0,) * len(_STAKES)
+    capital: tuple[float, ...] = (0.0,) * len(STAKES)
 
     def __post_init__(self) -> None:
         check_probability("limit", self.limit)
         check_probability("delta", self.delta)
         check_choice("risk", self.risk, MONITORED)
         sound = all(math.isfinite(value) and value >= 0 for value in self.capital)
-        if self.n < 0 or len(self.capital) != len(_STAKES) or not sound:
+        if self.n < 0 or len(self.capital) != len(STAKES) or not sound:
             raise InputError(
-                f"n must be at least 0 and capital hold {len(_STAKES)} finite numbers of at least "
+                f"n must be at least 0 and capital hold {len(STAKES)} finite numbers of at least "
                 f"0, got {self.n} and {list(self.capital)!r}."
             )
 
@@ -150,8 +150,8 @@ def after_audit(
         risk: Which losses are possible.
     """
     starts = starts_until(n, limit)
-    fresh = (unspent(starts_until(n - 1, limit)) - unspent(starts)) / len(_STAKES)
-    bets = _STAKES / (limit - MONITORED[risk])  # the best outcome costs `_STAKES` of the capital
+    fresh = (unspent(starts_until(n - 1, limit)) - unspent(starts)) / len(STAKES)
+    bets = STAKES / (limit - MONITORED[risk])  # the best outcome costs `STAKES` of the capital
     return np.asarray((capital + fresh) * (1 + bets * (np.asarray(loss) - limit)))
 
 
@@ -176,8 +176,8 @@ def wealth_reference(losses: list[float], *, limit: float, risk: str) -> float:
     for k, first in enumerate(range(0, len(losses), every), start=1):
         share = 1 / math.log2(k + 1) - 1 / math.log2(k + 2)
         given += share
-        for stake in _STAKES.tolist():
-            capital = share / len(_STAKES)
+        for stake in STAKES.tolist():
+            capital = share / len(STAKES)
             for loss in losses[first:]:
                 capital *= 1 + stake / (limit - MONITORED[risk]) * (loss - limit)
             total += capital

@@ -42,14 +42,14 @@ def make_app(sources: Mapping[str, Path], settings: Settings) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        loading = asyncio.create_task(_loaded(app, serving))
+        tasks = [asyncio.create_task(_loaded(app, serving)), asyncio.create_task(serving.run())]
         try:
             yield
         finally:
-            app.state.stopping = True
             serving.stop()
-            loading.cancel()
-            await asyncio.gather(loading, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await serving.close()
 
     app = Starlette(
@@ -58,7 +58,7 @@ def make_app(sources: Mapping[str, Path], settings: Settings) -> Starlette:
         middleware=[Middleware(Gate, token=settings.token)],
         exception_handlers={HTTPException: _not_found},
     )
-    app.state.serving, app.state.stopping, app.state.failed = serving, False, None
+    app.state.serving, app.state.failed = serving, None
     app.state.on_failure = None
     return app
 

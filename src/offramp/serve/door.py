@@ -7,7 +7,7 @@ import base64
 import binascii
 import json
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from functools import partial
 from typing import Any, final
 
@@ -23,7 +23,7 @@ from offramp.serve.answers import columns_of, objects_of
 from offramp.serve.bodies import read_body
 from offramp.serve.errors import RequestError, answered
 from offramp.serve.model import ServedModel
-from offramp.serve.protocol import parameters_of, serving_of
+from offramp.serve.protocol import serving_of
 from offramp.serve.serving import Answer, Options, Serving
 
 _JSON, _FORM, _PLAIN = "application/json", "multipart/form-data", "text/plain"
@@ -155,7 +155,7 @@ async def _parts(
 ) -> tuple[Sequence[Any], Mapping[str, Any]]:
     """The rows of a form: each file is an image or a text; and its other fields."""
 
-    async def once() -> AsyncIterator[bytes]:
+    async def once() -> AsyncGenerator[bytes, None]:
         yield body
 
     parser = _Parser(request.headers, once(), max_files=most, max_fields=64)
@@ -188,7 +188,6 @@ async def _parts(
 
 def _response(served: ServedModel, answer: Answer) -> Response:
     columns = columns_of(answer.prediction, served.model.class_names, answer.gear)
-    told = parameters_of(served)
     answers = objects_of(columns)
     for name, one in zip(answer.names, answers, strict=True):
         one["id"], one["path"] = name, one["path"].split(">") if one["path"] else []
@@ -197,7 +196,9 @@ def _response(served: ServedModel, answer: Answer) -> Response:
         "version": served.version,
         "id": answer.id,
         "seconds": answer.seconds,
-        **{key: told[key] for key in ("promise", "unit") if key in told},
+        "gear": answer.gear,
+        "promise": answer.promise,
+        "unit": None if served.model.costs is None else served.model.costs.unit,
         "answers": answers,
     }
     if answer.error is not None:

@@ -20,7 +20,7 @@ from offramp._core.errors import (
     UnknownNameError,
     UnsupportedError,
 )
-from offramp.runtime.executor import RowsError
+from offramp.runtime import RowsError
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 _log = logging.getLogger(__name__)

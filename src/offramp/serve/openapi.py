@@ -22,7 +22,7 @@ _TEXT: Json = {"type": "string"}
 _WHOLE: Json = {"type": "integer"}
 
 
-def _object(required: Sequence[str] = (), **fields: Json) -> Json:
+def _object(required: Sequence[str] = (), /, **fields: Json) -> Json:
     found: Json = {"type": "object", "properties": fields}
     return found | ({"required": list(required)} if required else {})
 
@@ -63,7 +63,7 @@ _WANTED = _object(["name"], name=_TEXT, parameters={"type": "object"})
 _INFER = _object(
     ["inputs"],
     id=_ID,
-    parameters=_object(**_OPTIONS, binary_data_output={"type": "boolean"}),
+    parameters=_object((), **_OPTIONS, binary_data_output={"type": "boolean"}),
     inputs=_list(_INPUT, minItems=1),
     outputs=_list(_WANTED),
 )
@@ -174,13 +174,12 @@ def description(names: Sequence[str], *, token: bool) -> Json:
         ("/v2/models/{model}", [of_model]),
         ("/v2/models/{model}/versions/{version}", [of_model, of_version]),
     ):
-        lost = {"statuses": [404, 503]}
-        paths[base] = {"parameters": of, "get": _operation("What a model is", _TOLD, **lost)}
+        paths[base] = {"parameters": of, "get": _of_model("What a model is", _TOLD)}
         for tail, summary, schema in (
             ("ready", "Whether it is ready", _READY),
             ("config", "How it is run", _object(["name"], name=_TEXT)),
         ):
-            paths[f"{base}/{tail}"] = {"parameters": of, "get": _operation(summary, schema, **lost)}
+            paths[f"{base}/{tail}"] = {"parameters": of, "get": _of_model(summary, schema)}
         paths[f"{base}/infer"] = {"parameters": of, "post": _infer()}
     told: Json = {
         "openapi": "3.1.0",
@@ -195,6 +194,10 @@ def description(names: Sequence[str], *, token: bool) -> Json:
         told["components"] = {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}}
         told["security"] = [{"token": []}]
     return told
+
+
+def _of_model(summary: str, answer: Json) -> Json:
+    return _operation(summary, answer, statuses=[404, 503])
 
 
 _ASKED = (404, 408, 413, 415, 429, 500, 503)

@@ -32,6 +32,8 @@ class Settings:
         header_seconds: Within which its first line and headers have to.
         drain_seconds: Given to what was accepted, once the server is told to end.
         token: What a request has to bring as `Authorization: Bearer`; None where none is asked.
+        gears: "auto" moves along the gears of a bundle under load, where it has some; "on" refuses
+            bundles without; "off" stays in one; the name of a gear holds that one.
         workers: Threads that run stages.
         decoders: Threads that read requests and decode images.
 
@@ -54,6 +56,7 @@ class Settings:
     header_seconds: float = 10.0
     drain_seconds: float = 30.0
     token: str | None = None
+    gears: str = "auto"
     workers: int = 1
     decoders: int = 2
 

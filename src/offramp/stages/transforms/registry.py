@@ -57,6 +57,10 @@ class Chain(nn.Module):
     def __init__(self, steps: Sequence[nn.Module]) -> None:
         super().__init__()
         flat: list[nn.Module] = []
+        if not isinstance(steps, Sequence | nn.ModuleList) or isinstance(steps, str):
+            raise InputError(
+                f"transform must be a module or a list of modules, got {type(steps).__name__}."
+            )
         for step in steps:
             if not isinstance(step, nn.Module):
                 raise InputError(
