@@ -34,9 +34,25 @@ _FIELDS = ("id", "priority", "timeout", "max_cost", "gear")
 _WHOLE = ("priority", "timeout")
 
 
-async def predict(request: Request) -> Response:
-    """Answer images, texts or rows of numbers, one object for each."""
-    began, serving = time.monotonic(), serving_of(request)
+@final
+@dataclass(frozen=True)
+class Asked:
+    """What somebody has sent: whom it asks, its rows, its options, and its size in bytes."""
+
+    served: ServedModel
+    rows: Sequence[Any]
+    options: Options
+    size: int
+
+
+async def asked_for(request: Request) -> Asked:
+    """Read a request: images, texts, a form, or rows in JSON.
+
+    Raises:
+        RequestError: If it is too large, too slow, or of a type that is not read.
+        InputError: If it cannot be read.
+    """
+    serving = serving_of(request)
     asked = dict(request.query_params)
     served = _model(serving, asked.pop("model", None))
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -54,17 +70,22 @@ async def predict(request: Request) -> Response:
         rows, told = await _parts(request, body, served, serving.settings.max_rows)
     else:
         rows = [_single(body, served)]
-    options = _options({**told, **asked})
+    return Asked(served, rows, _options({**told, **asked}), len(body))
+
+
+async def predict(request: Request) -> Response:
+    """Answer images, texts or rows of numbers, one object for each."""
+    began, serving, asked = time.monotonic(), serving_of(request), await asked_for(request)
     answer = await serving.answer(
         request,
-        served,
-        len(rows),
-        partial(served.inputs.of_rows, rows),
-        options,
-        size=len(body),
+        asked.served,
+        len(asked.rows),
+        partial(asked.served.inputs.of_rows, asked.rows),
+        asked.options,
+        size=asked.size,
         began=began,
     )
-    return _response(served, answer)
+    return _response(asked.served, answer)
 
 
 def _model(serving: Serving, name: str | None) -> ServedModel:

@@ -29,6 +29,7 @@ from offramp.runtime import REASONS, Adaptive, Executor, Prediction, policy_of
 from offramp.serve.alarms import Alarm, Feedback
 from offramp.serve.audit import Audits, Case, rows_of
 from offramp.serve.drift import Drift, Watch
+from offramp.serve.exits import Exits
 from offramp.serve.metrics import Metrics
 from offramp.serve.order import InOrder
 from offramp.serve.promises import Promises, best_labels, monitors_of
@@ -115,6 +116,7 @@ class Observer:
         promises = promises or {OWN: getattr(model.choice, "guarantee", None)}
         self._promises = Promises(name, self._key, monitors_of(promises, delta / 2), self._state)
         exits = {gear.name: gear.exits for gear in model.gears}
+        self._exits = Exits(model.stage_names, exits)
         models = {gear: model.in_gear(gear) for gear in model.gears.names} or {OWN: model}
         share = delta / 2 / len(models)
         self._drift = {g: Drift(g, each, exits.get(g, ()), share) for g, each in models.items()}
@@ -248,6 +250,7 @@ class Observer:
                 "nonfinite": self._nonfinite,
                 "cost": self._cost,
                 "reference_cost": self._instead,
+                "stages": self._exits.told(),
                 "audits": {
                     "waiting": len(self._audits),
                     "compared": self._compared,

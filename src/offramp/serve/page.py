@@ -16,7 +16,7 @@ from starlette.routing import Route
 from offramp._core.errors import InputError
 from offramp.runtime import Prediction, Visit
 from offramp.serve.bodies import while_there
-from offramp.serve.door import asked_for, rows_of
+from offramp.serve.door import asked_for
 from offramp.serve.errors import answered
 from offramp.serve.model import ServedModel
 from offramp.serve.protocol import refused, serving_of
@@ -37,15 +37,15 @@ async def page(request: Request) -> Response:
 
 async def explain(request: Request) -> Response:
     """What each stage says of one example, and why it goes on or leaves."""
-    serving = serving_of(request)
-    served, rows, options = await asked_for(request)
+    serving, asked = serving_of(request), await asked_for(request)
+    served, rows = asked.served, asked.rows
     if len(rows) != 1:
         raise InputError(f"One example can be explained at a time, got {len(rows)}.")
-    gear = served.gear(options.gear)
+    gear = served.gear(asked.options.gear)
 
     def run() -> dict[str, Any]:
         example = served.inputs.of_rows(rows)
-        answer, visits = served.executor.explain(example, options.id or 0, gear=gear)
+        answer, visits = served.executor.explain(example, asked.options.id or 0, gear=gear)
         return _told(served, answer, visits)
 
     with served.used(), served.admission.of(1):
@@ -83,7 +83,7 @@ def _told(served: ServedModel, answer: Prediction, visits: tuple[Visit, ...]) ->
     return {
         "label": int(answer.labels[0]) if valid else None,
         "class": name(int(answer.labels[0])) if valid else None,
-        "confidence": visits[-1].confidence,
+        "confidence": None if answer.confidence is None else float(answer.confidence[0]),
         "reason": answer.reasons[0],
         "cost": None if answer.cost is None else float(answer.cost[0]),
         "reference_cost": reference,
