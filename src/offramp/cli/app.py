@@ -28,6 +28,7 @@ from offramp.cli.predict import command as predict
 from offramp.cli.profile import command as profile
 from offramp.cli.record import command as record
 from offramp.cli.report import command as report
+from offramp.cli.top import command as top
 from offramp.cli.train import command as train
 from offramp.cli.tune import command as tune
 
@@ -108,6 +109,7 @@ app.command("report")(report)
 app.command("export")(export)
 app.command("predict")(predict)
 app.command("bench")(bench)
+app.command("top")(top)
 app.command("profile")(profile)
 app.command("tune")(tune)
 
