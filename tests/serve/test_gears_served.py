@@ -134,11 +134,11 @@ def test_under_load_it_moves_to_a_cheaper_gear_and_back_and_never_beyond(model, 
         served = client.serving.repository.get("net")
         served.controller._up_after = served.controller._patience = 0.3
         assert served.controller.gear == "careful"
-        slow.seconds, found, stop = 0.15, [], threading.Event()
+        slow.seconds, found, stop = 0.05, [], threading.Event()
 
         def load(seed):
             while not stop.is_set():
-                body = request_of(rows(2, seed), parameters={"timeout": 60_000_000})
+                body = request_of(rows(64, seed), parameters={"timeout": 60_000_000})
                 status, _, said = client(INFER, body)
                 assert status == 200, said
                 found.append(said["parameters"]["gear"])

@@ -42,6 +42,17 @@ def command(
             "bundles without; off stays in one; the name of a gear holds that one."
         ),
     ] = "auto",
+    audit: Annotated[
+        float, typer.Option(help="Share of the examples that the reference answers as well.")
+    ] = 0.0,
+    on_alarm: Annotated[
+        str,
+        typer.Option(help="What answers once a promise is broken: reference, or keep what did."),
+    ] = "keep",
+    watch: Annotated[
+        Path | None,
+        typer.Option(help="Folder where audits are kept over a restart."),
+    ] = None,
     token_env: Annotated[
         str | None,
         typer.Option(help="Environment variable with the token that requests have to bring."),
@@ -75,6 +86,9 @@ def command(
         max_rows=max_rows,
         deadline=None if deadline is None else deadline / 1000,
         gears=gears,
+        audit=audit,
+        on_alarm=on_alarm,  # type: ignore[arg-type]  # it looks for itself
+        watch=watch,
         token=None if token_env is None else token_from(token_env, os.environ),
     )
     serve(sources_of(bundles), settings, told=lambda url: note(f"listening at {url}"))

@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from offramp.serve import door, openapi, protocol
+from offramp.serve import door, openapi, protocol, watching
 from offramp.serve.errors import error_text
 from offramp.serve.serving import Serving
 from offramp.serve.settings import Settings
@@ -53,7 +53,12 @@ def make_app(sources: Mapping[str, Path], settings: Settings) -> Starlette:
             await serving.close()
 
     app = Starlette(
-        routes=[*protocol.routes(), *door.routes(), *openapi.routes()],
+        routes=[
+            *protocol.routes(),
+            *door.routes(),
+            *watching.routes(),
+            *openapi.routes(),
+        ],
         lifespan=lifespan,
         middleware=[Middleware(Gate, token=settings.token)],
         exception_handlers={HTTPException: _not_found},

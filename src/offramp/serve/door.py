@@ -23,7 +23,7 @@ from offramp.serve.answers import columns_of, objects_of
 from offramp.serve.bodies import read_body
 from offramp.serve.errors import RequestError, answered
 from offramp.serve.model import ServedModel
-from offramp.serve.protocol import serving_of
+from offramp.serve.protocol import refused, serving_of
 from offramp.serve.serving import Answer, Options, Serving
 
 _JSON, _FORM, _PLAIN = "application/json", "multipart/form-data", "text/plain"
@@ -230,4 +230,4 @@ def _response(served: ServedModel, answer: Answer) -> Response:
 
 def routes() -> list[Route]:
     """The address of the plain door."""
-    return [Route("/predict", answered(predict), methods=["POST"])]
+    return [Route("/predict", answered(predict, refused), methods=["POST"])]

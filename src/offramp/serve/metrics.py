@@ -7,11 +7,11 @@ Layer: serve.
 """
 
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from typing import Any, Final, final
 
 import numpy as np
 
-from offramp import __version__
 from offramp._core.optional import imported
 from offramp.runtime import REASONS, Executor, Prediction, Ran
 
@@ -86,7 +86,7 @@ class Metrics:
         self._alarm = self._gauge("alarm", "1 once something was refuted, else 0.", "kind")
         self._gear = self._gauge("gear", "1 for the gear in use, else 0.", "gear")
         info = client.Gauge("offramp_build_info", "Always 1.", ["version"], registry=self.registry)
-        info.labels(__version__).set(1)
+        info.labels(version("offramp")).set(1)
         self._executors: dict[str, Executor] = {}
         self._flushes: dict[str, Callable[[], None]] = {}
 

@@ -26,6 +26,8 @@ from offramp.runtime.sizes import FULL
 from offramp.serve.admission import Admission
 from offramp.serve.gears import Controller, all_gears
 from offramp.serve.inputs import Inputs, held_by
+from offramp.serve.metrics import Metrics
+from offramp.serve.observer import Observer
 from offramp.serve.settings import Settings
 from offramp.stages.segments import run_segments
 
@@ -45,10 +47,17 @@ class ServedModel:
         path: Of the bundle.
         model: As it was loaded.
         settings: Of the server.
+        metrics: Where to count.
     """
 
     def __init__(
-        self, name: str, version: str, path: Path, model: Adaptive, settings: Settings
+        self,
+        name: str,
+        version: str,
+        path: Path,
+        model: Adaptive,
+        settings: Settings,
+        metrics: Metrics,
     ) -> None:
         self.name, self.version, self.path = name, version, path
         self.inputs = Inputs(model, settings.max_pixels)
@@ -63,10 +72,14 @@ class ServedModel:
             gears=all_gears(self.model),
             observer=self._ran,
         )
+        self.observer: Observer | None = None
+        self._settings, self._metrics, self._count = settings, metrics, metrics.ran(name)
         self._users, self._retired = 0, False
 
     @classmethod
-    def load(cls, name: str, version: str, path: Path, settings: Settings) -> "ServedModel":
+    def load(
+        cls, name: str, version: str, path: Path, *, settings: Settings, metrics: Metrics
+    ) -> "ServedModel":
         """Load a bundle, verified, and run every stage once at the sizes that it will run at.
 
         Raises:
@@ -78,7 +91,7 @@ class ServedModel:
             allow_network=settings.allow_network or False,
             allow_import=settings.allow_import,
         )
-        served = cls(name, version, path, model, settings)
+        served = cls(name, version, path, model, settings, metrics)
         try:
             served.warm()
         except BaseException:
@@ -101,6 +114,25 @@ class ServedModel:
             for gear in (None, *self.executor.gears):
                 self.executor.future(noise, gear=gear).result()
         self.admission.forget()
+
+    def begin(self) -> None:
+        """Take the place of the one before: from now on this one answers, and is watched.
+
+        Raises:
+            OfframpError: As `Observer`.
+        """
+        settings = self._settings
+        self.observer = Observer(
+            self.name,
+            self.model,
+            audit=settings.audit,
+            on_alarm=settings.on_alarm,
+            metrics=self._metrics,
+            folder=settings.watch,
+        )
+        self.observer.start(self.executor)
+        self._metrics.queue(self.name, self.executor)
+        self._show_gear()
 
     # ---- answering
 
@@ -173,14 +205,27 @@ class ServedModel:
             InputError: If there is no such gear.
         """
         if wanted is None:
-            return self.model.gear if self.controller is None else self.controller.gear
-        if wanted not in self.executor.gears:
+            wanted = self.model.gear if self.controller is None else self.controller.gear
+        elif wanted not in self.executor.gears:
             near = get_close_matches(wanted, self.executor.gears)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise InputError(
                 f"gear must be one of {list(self.executor.gears)}, got {wanted[:40]!r}.{hint}"
             )
-        return wanted
+        return wanted if self.observer is None else self.observer.gear(wanted)
+
+    def hold(self, name: str | None) -> None:
+        """Stay in one gear; None to move again.
+
+        Raises:
+            InputError: If there is no such gear, or it moves along none.
+        """
+        if self.controller is None:
+            raise InputError(f"Model {self.name!r} has no gears that it moves along.")
+        if name is not None and name not in self.controller.names:
+            raise InputError(f"gear must be one of {list(self.controller.names)}, got {name!r}.")
+        self.controller.pin(name)
+        self._show_gear()
 
     def promise(self, gear: str | None) -> str | None:
         """What is promised of answers in a gear, in a sentence; None where nothing is."""
@@ -197,9 +242,16 @@ class ServedModel:
     def tick(self) -> None:
         """Let the controller look at how long examples wait; now and then."""
         if self.controller is not None:
-            self.controller.observe(self.executor.delay(), time.monotonic())
+            before = self.controller.gear
+            if self.controller.observe(self.executor.delay(), time.monotonic()) != before:
+                self._show_gear()
+
+    def _show_gear(self) -> None:
+        if (gear := self.gear(None)) is not None:
+            self._metrics.gear(self.name, gear, self.executor.gears)
 
     def _ran(self, ran: Ran) -> None:
+        self._count(ran)
         if ran.stage in self._computes:
             self.admission.ran(ran.seconds)
 
@@ -215,13 +267,21 @@ class ServedModel:
             self._users -= 1
             self._close_unless_used()
 
-    def retire(self) -> None:
-        """Close it once nobody uses it; on the loop's thread, as `used`."""
+    def retire(self, *, replaced: bool) -> None:
+        """Close it once nobody uses it; on the loop's thread, as `used`.
+
+        Args:
+            replaced: Whether another of its name answers from now on.
+        """
         self._retired = True
+        if not replaced:
+            self._metrics.forget(self.name)
         self._close_unless_used()
 
     def _close_unless_used(self) -> None:
         if self._retired and not self._users:
+            if self.observer is not None:
+                self.observer.close()
             self.executor.close()
 
 

@@ -158,6 +158,21 @@ def description(names: Sequence[str], *, token: bool) -> Json:
             )
         },
         "/predict": {"post": _predict(names)},
+        "/metrics": {"get": _operation("Figures for Prometheus", _TEXT, ok="text/plain")},
+        "/v2/models/{model}/stats": {
+            "parameters": [of_model],
+            "get": _of_model("Queues, gear, audits and alarms", _object(["queue"], queue=_WHOLE)),
+        },
+        "/v2/models/{model}/feedback": {"parameters": [of_model], "post": _feedback()},
+        "/v2/models/{model}/gear": {
+            "parameters": [of_model],
+            "post": _operation(
+                "Hold a gear, or let the model move again",
+                _object(["gear"]),
+                body={"application/json": _object(["gear"], gear={"type": ["string", "null"]})},
+                statuses=[404, 408, 413, 415, 503],
+            ),
+        },
     }
     for verb, summary in (("load", "Load a model, or load it again"), ("unload", "Let it go")):
         paths[f"/v2/repository/models/{{model}}/{verb}"] = {
@@ -201,6 +216,18 @@ def _of_model(summary: str, answer: Json) -> Json:
 
 
 _ASKED = (404, 408, 413, 415, 429, 500, 503)
+
+
+def _feedback() -> Json:
+    label: Json = {"type": ["string", "integer"]}
+    one = _object(["id", "label"], id=_TEXT, label=label)
+    several = _object(["ids", "labels"], ids=_list(_TEXT), labels=_list(label))
+    return _operation(
+        "Labels that come after the answers; those of audited answers count",
+        _object(["counted", "unknown"], counted=_WHOLE, unknown=_WHOLE),
+        body={"application/json": {"oneOf": [one, several]}},
+        statuses=[404, 408, 413, 415, 500, 503],
+    )
 
 
 def _infer() -> Json:

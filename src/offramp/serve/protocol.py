@@ -52,6 +52,11 @@ def serving_of(request: Request) -> Serving:
     return found
 
 
+def refused(request: Request, status: int) -> None:
+    """Count a request that is not answered."""
+    serving_of(request).refused(request, status)
+
+
 def model_of(request: Request) -> ServedModel:
     """The model that the address of a request names."""
     path = request.path_params
@@ -304,12 +309,15 @@ def routes() -> list[Route]:
         **{f"{base}/config": config for base in (model, version)},
     }
     posts = {
-        **{f"{base}/infer": infer for base in (model, version)},
         "/v2/repository/index": index,
         "/v2/repository/models/{model}/load": load,
         "/v2/repository/models/{model}/unload": unload,
     }
     return [
         *(Route(path, answered(endpoint), methods=["GET"]) for path, endpoint in gets.items()),
+        *(
+            Route(path, answered(infer, refused), methods=["POST"])
+            for path in (f"{model}/infer", f"{version}/infer")
+        ),
         *(Route(path, answered(endpoint), methods=["POST"]) for path, endpoint in posts.items()),
     ]

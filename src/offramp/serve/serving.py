@@ -21,7 +21,8 @@ from offramp._core.errors import InputError
 from offramp._core.types import Raw
 from offramp.runtime import Prediction, RowsError
 from offramp.serve.bodies import while_there
-from offramp.serve.errors import RequestError
+from offramp.serve.errors import GONE, RequestError
+from offramp.serve.metrics import Metrics
 from offramp.serve.model import ServedModel
 from offramp.serve.repository import Repository
 from offramp.serve.settings import Settings
@@ -30,6 +31,10 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _LEVELS, _USUAL = 9, 5  # of priority, 1 is the highest
 _GRACE = 1.25  # of the time given: a little late is better than not at all
+_WHY = {  # by status
+    **dict.fromkeys((400, 404, 413, 415), "invalid"),
+    **{408: "deadline", 429: "full", 503: "stopping", GONE: "cancelled"},
+}
 _LONGEST_ID = 256
 _TICK = 0.05  # seconds between looks at how long examples wait
 _SMALL = 2**16  # bytes that are read on the loop's thread: handing them over takes longer
@@ -109,11 +114,22 @@ class Serving:
 
     def __init__(self, sources: Mapping[str, Path], settings: Settings) -> None:
         self.settings = settings
-        self.repository = Repository(sources, partial(ServedModel.load, settings=settings))
+        self.metrics = Metrics()
+        load = partial(ServedModel.load, settings=settings, metrics=self.metrics)
+        self.repository = Repository(sources, load)
         self._pool = ThreadPoolExecutor(settings.decoders, thread_name_prefix="offramp-decode")
         self._own = secrets.token_hex(4)  # names of requests differ from those before a restart
         self._count = itertools.count()
         self.stopping = False
+
+    def refused(self, request: Request, status: int) -> None:
+        """Count a request that is not answered, if it asks for a model that there is."""
+        name = request.path_params.get("model") or request.query_params.get("model")
+        names = self.repository.sources
+        if name is None and len(names) == 1:
+            name = next(iter(names))
+        if name in names:
+            self.metrics.refused(name, _WHY.get(status, "error"))
 
     async def load_all(self) -> None:
         """Load every model, one after the other.
@@ -186,14 +202,17 @@ class Serving:
         with model.used(), model.admission.of(n, None if hurried else within):
             work = self._answered(model, size, read, names, options, gear, end)
             left = None if within is None else began + _GRACE * within - time.monotonic()
-            prediction, error = await while_there(request, work, left)
+            rows, prediction, error = await while_there(request, work, left)
+        seconds = time.monotonic() - began
+        if model.observer is not None:
+            model.observer.answered(rows, names, prediction, seconds, gear=gear)
         return Answer(
             id=own,
             names=names,
             prediction=prediction,
             gear=gear or "",
             promise=model.promise(gear),
-            seconds=time.monotonic() - began,
+            seconds=seconds,
             error=error,
         )
 
@@ -206,7 +225,7 @@ class Serving:
         options: Options,
         gear: str | None,
         end: float | None,
-    ) -> tuple[Prediction, RowsError | None]:
+    ) -> tuple[Raw, Prediction, RowsError | None]:
         slow = model.inputs.kind in ("image", "columns")
         rows = await self.apart(_SMALL + 1 if slow else size, read)
         within = None if end is None else end - time.monotonic()
@@ -224,5 +243,5 @@ class Serving:
         except RowsError as error:
             if error.answer is None:
                 raise
-            return error.answer, error
-        return said, None
+            return rows, error.answer, error
+        return rows, said, None
