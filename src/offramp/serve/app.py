@@ -19,13 +19,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from offramp.serve import door, openapi, protocol, watching
+from offramp.serve import door, openapi, page, protocol, watching
 from offramp.serve.errors import error_text
 from offramp.serve.serving import Serving
 from offramp.serve.settings import Settings
 
 _log = logging.getLogger(__name__)
-_OPEN = ("/v2/health/live", "/v2/health/ready")  # to probes, which have no token
+_OPEN = ("/v2/health/live", "/v2/health/ready", "/")  # to probes and browsers without a token
 
 
 def make_app(sources: Mapping[str, Path], settings: Settings) -> Starlette:
@@ -56,6 +56,7 @@ def make_app(sources: Mapping[str, Path], settings: Settings) -> Starlette:
         routes=[
             *protocol.routes(),
             *door.routes(),
+            *page.routes(),
             *watching.routes(),
             *openapi.routes(),
         ],

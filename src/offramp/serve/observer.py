@@ -268,6 +268,7 @@ class Observer:
         for one in heard:
             answer = one.prediction
             self._count += len(answer)
+            self._exits.count(one.gear, answer.stage.cpu().numpy())
             self._nonfinite += int(answer.nonfinite.sum())
             if answer.cost is not None:
                 self._cost += float(answer.cost.nansum())

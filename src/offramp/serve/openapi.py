@@ -157,7 +157,9 @@ def description(names: Sequence[str], *, token: bool) -> Json:
                 needed=False,
             )
         },
+        "/": {"get": _operation("A page to try it in", _TEXT, ok="text/html")},
         "/predict": {"post": _predict(names)},
+        "/explain": {"post": _explain(names)},
         "/metrics": {"get": _operation("Figures for Prometheus", _TEXT, ok="text/plain")},
         "/v2/models/{model}/stats": {
             "parameters": [of_model],
@@ -273,6 +275,16 @@ def _predict(names: Sequence[str]) -> Json:
         "curl -F file=@a.jpg -F file=@b.jpg .../predict. A text: curl -d 'some text' .../predict. "
         'Rows of numbers or of fields: JSON, {"rows": [...]}.'
     )
+    return found
+
+
+def _explain(names: Sequence[str]) -> Json:
+    found = _predict(names)
+    found["summary"] = "What each stage says of one example, and why it goes on or leaves"
+    found["description"] = "One image, text or row, as for /predict; it shares no batch with others."
+    visits = _list(_object(["stage", "goes_to"], stage=_TEXT))
+    answer = _object(["label", "reason", "visits"], reason=_TEXT, visits=visits)
+    found["responses"]["200"]["content"]["application/json"]["schema"] = answer
     return found
 
 
