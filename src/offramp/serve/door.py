@@ -8,6 +8,7 @@ import binascii
 import json
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, final
 

@@ -281,7 +281,7 @@ def _predict(names: Sequence[str]) -> Json:
 def _explain(names: Sequence[str]) -> Json:
     found = _predict(names)
     found["summary"] = "What each stage says of one example, and why it goes on or leaves"
-    found["description"] = "One image, text or row, as for /predict; it shares no batch with others."
+    found["description"] = "One image, text or row, as for /predict; it shares no batch."
     visits = _list(_object(["stage", "goes_to"], stage=_TEXT))
     answer = _object(["label", "reason", "visits"], reason=_TEXT, visits=visits)
     found["responses"]["200"]["content"]["application/json"]["schema"] = answer
