@@ -111,7 +111,7 @@ def test_one_bad_row_in_a_shared_batch_costs_nobody_else(monkeypatch, tmp_path):
         good = [Asking(client, request_of(rows(2, k), id=f"{k}")) for k in range(3)]
         bad = Asking(client, request_of(torch.full((1, 3), 99.0)))
         mixed = Asking(client, request_of(torch.cat([rows(1), torch.full((1, 3), 99.0)]), id="m"))
-        open_gate_after(first.gate, lambda: client.serving.admission["net"].examples == 10)
+        open_gate_after(first.gate, lambda: client.waiting() == 10)
         assert blocker.said()[0] == 200
         for k, asking in enumerate(good):
             status, _, said = asking.said()
@@ -166,7 +166,7 @@ def test_a_slow_stage_is_not_waited_for_beyond_the_deadline(monkeypatch, tmp_pat
         late = request_of(rows(2), parameters={"timeout": 200_000})
         status, _, said = client(INFER, late)
         assert (status, "time" in said["error"]) == (408, True)
-        until(lambda: client.serving.admission["net"].examples == 1)
+        until(lambda: client.waiting() == 1)
         second.gate.set()
         assert held.said()[0] == 200
         assert client(INFER, request_of(rows(2)))[0] == 200
@@ -195,7 +195,7 @@ def test_those_beyond_the_queue_are_sent_away_and_told_when_to_come_back(monkeyp
     with serving(monkeypatch, model, tmp_path, max_queue=8) as client:
         first.gate = threading.Event()
         held = [Asking(client, request_of(rows(2, k))) for k in range(4)]
-        until(lambda: client.serving.admission["net"].examples == 8)
+        until(lambda: client.waiting() == 8)
         status, headers, said = client(INFER, request_of(rows(1)))
         assert status == 429
         assert 1 <= int(headers["retry-after"]) <= 60
@@ -214,7 +214,7 @@ def test_a_large_request_does_not_keep_small_ones_waiting(monkeypatch, tmp_path)
         large = Asking(client, request_of(rows(1000), id="large"))
         until(lambda: first.sizes)
         small = Asking(client, request_of(rows(1), id="small"))
-        until(lambda: client.serving.admission["net"].examples == 1001)
+        until(lambda: client.waiting() == 1001)
         first.gate.set()
         small.said()
         place = first.sizes.index(1) if 1 in first.sizes else first.sizes.index(65)
@@ -248,10 +248,10 @@ def test_clients_that_vanish_are_let_go(monkeypatch, tmp_path):
             connection = http.client.HTTPConnection(*client.address)
             connection.request("POST", INFER, json.dumps(request_of(rows(3, k))))
             gone.append(connection)
-        until(lambda: client.serving.admission["net"].examples == 61)
+        until(lambda: client.waiting() == 61)
         for connection in gone:
             connection.close()
-        until(lambda: client.serving.admission["net"].examples == 1)
+        until(lambda: client.waiting() == 1)
         first.gate.set()
         assert held.said()[0] == 200
         assert sum(second.sizes) == 1
@@ -389,7 +389,7 @@ def test_malformed_requests_are_refused_and_leave_nothing_behind(client, count):
     connection.close()
     assert set(found) <= {200, 400, 408}, found
     assert found[400] > count // 5
-    assert client.serving.admission["net"].examples == 0
+    assert client.waiting() == 0
     if count > 1000:
         assert resident_mib() - before < 20
 

@@ -1,6 +1,7 @@
 """The protocol's standard client: JSON and binary, sync and async, against every address."""
 
 import asyncio
+import gc
 
 import numpy as np
 import pytest
@@ -18,6 +19,13 @@ OUTPUTS = ("label", "probabilities", "stage", "cost", "valid")
 @pytest.fixture(scope="module")
 def model(bundle):
     return load(bundle)
+
+
+@pytest.fixture(autouse=True)
+def collected():
+    """Its clients do not like to be collected by another thread than their own."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture

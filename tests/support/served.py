@@ -69,6 +69,10 @@ class Client:
     def serving(self):
         return self.app.state.serving
 
+    def waiting(self, model="net"):
+        """Examples that a model has accepted and not answered."""
+        return self.serving.repository.get(model).admission.examples
+
     def __call__(self, path, body=None, method=None, headers=None):
         """Status, headers, and JSON or bytes."""
         if body is not None and not isinstance(body, bytes):

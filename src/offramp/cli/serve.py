@@ -35,6 +35,24 @@ def command(
         float | None,
         typer.Option(help="Milliseconds for requests that give no time of their own."),
     ] = None,
+    gears: Annotated[
+        str,
+        typer.Option(
+            help="auto moves along the gears of a bundle under load, if it has some; on refuses "
+            "bundles without; off stays in one; the name of a gear holds that one."
+        ),
+    ] = "auto",
+    audit: Annotated[
+        float, typer.Option(help="Share of the examples that the reference answers as well.")
+    ] = 0.0,
+    on_alarm: Annotated[
+        str,
+        typer.Option(help="What answers once a promise is broken: reference, or keep what did."),
+    ] = "keep",
+    watch: Annotated[
+        Path | None,
+        typer.Option(help="Folder where audits are kept over a restart."),
+    ] = None,
     token_env: Annotated[
         str | None,
         typer.Option(help="Environment variable with the token that requests have to bring."),
@@ -67,6 +85,10 @@ def command(
         max_queue=max_queue,
         max_rows=max_rows,
         deadline=None if deadline is None else deadline / 1000,
+        gears=gears,
+        audit=audit,
+        on_alarm=on_alarm,  # type: ignore[arg-type]  # it looks for itself
+        watch=watch,
         token=None if token_env is None else token_from(token_env, os.environ),
     )
     serve(sources_of(bundles), settings, told=lambda url: note(f"listening at {url}"))

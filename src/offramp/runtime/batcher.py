@@ -87,8 +87,13 @@ class Batcher:
             found[path[-1]] = found.get(path[-1], 0) + len(flight)
         return found
 
+    def begun(self, priority: float) -> float | None:
+        """When the first of those was put in who are not finished and have this priority."""
+        each = (t.since for t in self._tickets.values() if t.urgency[0] <= -priority)
+        return next(each, None)  # they stand in the order in which they came
+
     def oldest(self, priority: float) -> float | None:
-        """When the first of those was put in who wait and have at least this priority."""
+        """The same of those who wait."""
         each = (one for pool in self._pools.values() for one in pool.waiting)
         return min((one.since for one in each if one.urgency[0] <= -priority), default=None)
 

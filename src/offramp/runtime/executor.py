@@ -212,7 +212,8 @@ class Executor:
         """The gears that a request may ask for."""
         return tuple(self._gears)
 
-    def __len__(self) -> int:
+    @property
+    def unfinished(self) -> int:
         """How many examples were accepted and are not finished."""
         return len(self._requests)
 
@@ -230,6 +231,16 @@ class Executor:
         """
         with self._changed:
             since = self._batcher.oldest(priority)
+        return 0.0 if since is None else max(self._clock() - since, 0.0)
+
+    def age(self, priority: float = 0) -> float:
+        """Seconds since the oldest of those was accepted who are not finished; 0 without any.
+
+        Args:
+            priority: Those of lower priority are passed over.
+        """
+        with self._changed:
+            since = self._batcher.begun(priority)
         return 0.0 if since is None else max(self._clock() - since, 0.0)
 
     def close(self, *, answer: bool = True) -> None:

@@ -123,8 +123,9 @@ def objects_of(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _plain(values: np.ndarray[Any, Any]) -> list[Any]:
-    if values.dtype.kind != "f" or np.isfinite(values).all():
-        return values.tolist()
-    held = values.astype(object)
-    held[~np.isfinite(values)] = None
-    return held.tolist()
+    held = values
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        held = values.astype(object)
+        held[~np.isfinite(values)] = None
+    plain: list[Any] = held.tolist()
+    return plain

@@ -19,13 +19,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from offramp.serve import door, openapi, protocol
+from offramp.serve import door, openapi, page, protocol, watching
 from offramp.serve.errors import error_text
 from offramp.serve.serving import Serving
 from offramp.serve.settings import Settings
 
 _log = logging.getLogger(__name__)
-_OPEN = ("/v2/health/live", "/v2/health/ready")  # to probes, which have no token
+_OPEN = ("/v2/health/live", "/v2/health/ready", "/")  # to probes and browsers without a token
 
 
 def make_app(sources: Mapping[str, Path], settings: Settings) -> Starlette:
@@ -42,23 +42,29 @@ def make_app(sources: Mapping[str, Path], settings: Settings) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        loading = asyncio.create_task(_loaded(app, serving))
+        tasks = [asyncio.create_task(_loaded(app, serving)), asyncio.create_task(serving.run())]
         try:
             yield
         finally:
-            app.state.stopping = True
             serving.stop()
-            loading.cancel()
-            await asyncio.gather(loading, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await serving.close()
 
     app = Starlette(
-        routes=[*protocol.routes(), *door.routes(), *openapi.routes()],
+        routes=[
+            *protocol.routes(),
+            *door.routes(),
+            *page.routes(),
+            *watching.routes(),
+            *openapi.routes(),
+        ],
         lifespan=lifespan,
         middleware=[Middleware(Gate, token=settings.token)],
         exception_handlers={HTTPException: _not_found},
     )
-    app.state.serving, app.state.stopping, app.state.failed = serving, False, None
+    app.state.serving, app.state.failed = serving, None
     app.state.on_failure = None
     return app
 

@@ -7,7 +7,8 @@ import base64
 import binascii
 import json
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, final
 
@@ -23,7 +24,7 @@ from offramp.serve.answers import columns_of, objects_of
 from offramp.serve.bodies import read_body
 from offramp.serve.errors import RequestError, answered
 from offramp.serve.model import ServedModel
-from offramp.serve.protocol import parameters_of, serving_of
+from offramp.serve.protocol import refused, serving_of
 from offramp.serve.serving import Answer, Options, Serving
 
 _JSON, _FORM, _PLAIN = "application/json", "multipart/form-data", "text/plain"
@@ -34,9 +35,25 @@ _FIELDS = ("id", "priority", "timeout", "max_cost", "gear")
 _WHOLE = ("priority", "timeout")
 
 
-async def predict(request: Request) -> Response:
-    """Answer images, texts or rows of numbers, one object for each."""
-    began, serving = time.monotonic(), serving_of(request)
+@final
+@dataclass(frozen=True)
+class Asked:
+    """What somebody has sent: whom it asks, its rows, its options, and its size in bytes."""
+
+    served: ServedModel
+    rows: Sequence[Any]
+    options: Options
+    size: int
+
+
+async def asked_for(request: Request) -> Asked:
+    """Read a request: images, texts, a form, or rows in JSON.
+
+    Raises:
+        RequestError: If it is too large, too slow, or of a type that is not read.
+        InputError: If it cannot be read.
+    """
+    serving = serving_of(request)
     asked = dict(request.query_params)
     served = _model(serving, asked.pop("model", None))
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -54,17 +71,22 @@ async def predict(request: Request) -> Response:
         rows, told = await _parts(request, body, served, serving.settings.max_rows)
     else:
         rows = [_single(body, served)]
-    options = _options({**told, **asked})
+    return Asked(served, rows, _options({**told, **asked}), len(body))
+
+
+async def predict(request: Request) -> Response:
+    """Answer images, texts or rows of numbers, one object for each."""
+    began, serving, asked = time.monotonic(), serving_of(request), await asked_for(request)
     answer = await serving.answer(
         request,
-        served,
-        len(rows),
-        partial(served.inputs.of_rows, rows),
-        options,
-        size=len(body),
+        asked.served,
+        len(asked.rows),
+        partial(asked.served.inputs.of_rows, asked.rows),
+        asked.options,
+        size=asked.size,
         began=began,
     )
-    return _response(served, answer)
+    return _response(asked.served, answer)
 
 
 def _model(serving: Serving, name: str | None) -> ServedModel:
@@ -155,7 +177,7 @@ async def _parts(
 ) -> tuple[Sequence[Any], Mapping[str, Any]]:
     """The rows of a form: each file is an image or a text; and its other fields."""
 
-    async def once() -> AsyncIterator[bytes]:
+    async def once() -> AsyncGenerator[bytes, None]:
         yield body
 
     parser = _Parser(request.headers, once(), max_files=most, max_fields=64)
@@ -188,7 +210,6 @@ async def _parts(
 
 def _response(served: ServedModel, answer: Answer) -> Response:
     columns = columns_of(answer.prediction, served.model.class_names, answer.gear)
-    told = parameters_of(served)
     answers = objects_of(columns)
     for name, one in zip(answer.names, answers, strict=True):
         one["id"], one["path"] = name, one["path"].split(">") if one["path"] else []
@@ -197,7 +218,9 @@ def _response(served: ServedModel, answer: Answer) -> Response:
         "version": served.version,
         "id": answer.id,
         "seconds": answer.seconds,
-        **{key: told[key] for key in ("promise", "unit") if key in told},
+        "gear": answer.gear,
+        "promise": answer.promise,
+        "unit": None if served.model.costs is None else served.model.costs.unit,
         "answers": answers,
     }
     if answer.error is not None:
@@ -208,4 +231,4 @@ def _response(served: ServedModel, answer: Answer) -> Response:
 
 def routes() -> list[Route]:
     """The address of the plain door."""
-    return [Route("/predict", answered(predict), methods=["POST"])]
+    return [Route("/predict", answered(predict, refused), methods=["POST"])]

@@ -84,14 +84,24 @@ def error_text(said: str, status: int, headers: Mapping[str, str] | None = None)
     return Response(body, status, media_type="application/json", headers=headers)
 
 
-def answered(endpoint: Endpoint) -> Endpoint:
-    """An endpoint that answers whatever it raises."""
+def answered(
+    endpoint: Endpoint, refused: Callable[[Request, int], object] | None = None
+) -> Endpoint:
+    """An endpoint that answers whatever it raises.
+
+    Args:
+        endpoint: It.
+        refused: Told of requests that are not answered, with the status.
+    """
 
     @wraps(endpoint)
     async def safe(request: Request) -> Response:
         try:
             return await endpoint(request)
         except Exception as error:  # noqa: BLE001  (told to the client)
-            return error_response(error)
+            response = error_response(error)
+            if refused is not None:
+                refused(request, response.status_code)
+            return response
 
     return safe

@@ -21,7 +21,7 @@ from offramp._core.open_inference import WireTensor, datatype_of
 from offramp._core.types import Raw
 from offramp.bundle.accelerate import known_input
 from offramp.runtime import Adaptive
-from offramp.stages import Stage
+from offramp.stages import Cascade, HeldStages, Stage
 from offramp.stages.transforms import Chain, Columns, Decode, Normalize, Resize, Tokenize
 
 #: "tensor": numbers. "image": files of images. "text": texts. "columns": several by name, of any
@@ -68,7 +68,7 @@ class Inputs:
     """
 
     def __init__(self, model: Adaptive, max_pixels: int) -> None:
-        held = [stage for stage in model.cascade if stage.source is None]  # the reference too
+        held = [stage for stage in held_by(model) if stage.source is None]  # the reference too
         self._max_pixels = max_pixels
         self.columns = _columns(held, getattr(model.cascade, "input_shape", None))
         kinds = {column.kind for column in self.columns}
@@ -357,7 +357,16 @@ def _tensors(stages: Sequence[Stage], input_shape: Sequence[int] | None) -> tupl
     return tuple(columns)
 
 
-def _without_transforms(model: Adaptive) -> Adaptive:
+def held_by(model: Adaptive) -> Cascade | HeldStages:
+    """The stages of a model, those of its reference and of its gears among them."""
     cascade = model.cascade
+    if isinstance(cascade, Cascade | HeldStages):
+        return cascade
+    raise InputError(f"model must be made of a cascade, got {type(cascade).__name__}.")
+
+
+def _without_transforms(model: Adaptive) -> Adaptive:
+    cascade = held_by(model)
     stages = [s if s.source is not None else s.replaced(transform=None) for s in cascade]
-    return Adaptive(cascade.with_stages(stages), model.choice, costs=model.costs)
+    held = cascade.with_stages(stages)
+    return Adaptive(held, model.choice, costs=model.costs, gears=model.gears)

@@ -8,39 +8,33 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Protocol, final, runtime_checkable
+from typing import final
 
 import torch
 
 from offramp._core.batch import split_rows
+from offramp._core.errors import InputError
 from offramp._core.types import Raw
 from offramp.bundle import load
+from offramp.policy.gears import REFERENCE
 from offramp.runtime import Adaptive, Executor, Prediction, RowsError
-from offramp.runtime.batcher import FULL
+from offramp.runtime.executor import Ran
 from offramp.runtime.prediction import joined
-from offramp.serve.inputs import Inputs
+from offramp.runtime.sizes import FULL
+from offramp.serve.admission import Admission
+from offramp.serve.gears import Controller, all_gears
+from offramp.serve.inputs import Inputs, held_by
+from offramp.serve.metrics import Metrics
+from offramp.serve.observer import Observer
 from offramp.serve.settings import Settings
 from offramp.stages.segments import run_segments
 
 Names = Sequence[int] | Sequence[str]
 _SLICE = FULL  # examples of one request that go to the stages at a time
+_WAIT = 0.05  # seconds that examples may wait before a cheaper gear is tried
 _AHEAD = 2  # such slices: one runs, the next waits, and what others send comes between
-
-
-@runtime_checkable
-class Watcher(Protocol):
-    """Who is told what was answered."""
-
-    def answered(
-        self, rows: Raw, ids: Names, prediction: Prediction, seconds: float, *, gear: str | None
-    ) -> None:
-        """A request was answered; rows and ids as they went to the stages."""
-        ...
-
-    def close(self) -> None:
-        """Nothing comes any more."""
-        ...
 
 
 @final
@@ -53,19 +47,39 @@ class ServedModel:
         path: Of the bundle.
         model: As it was loaded.
         settings: Of the server.
+        metrics: Where to count.
     """
 
     def __init__(
-        self, name: str, version: str, path: Path, model: Adaptive, settings: Settings
+        self,
+        name: str,
+        version: str,
+        path: Path,
+        model: Adaptive,
+        settings: Settings,
+        metrics: Metrics,
     ) -> None:
         self.name, self.version, self.path = name, version, path
         self.inputs = Inputs(model, settings.max_pixels)
         self.model = self.inputs.model
-        self.executor = Executor(self.model, workers=settings.workers, patience=settings.patience)
+        self.admission = Admission(settings.max_queue, settings.max_rows, settings.workers)
+        self._computes = {s.name for s in held_by(self.model) if not s.waits}
+        self.controller = controller_of(self.model, settings)
+        self.executor = Executor(
+            self.model,
+            workers=settings.workers,
+            patience=settings.patience,
+            gears=all_gears(self.model),
+            observer=self._ran,
+        )
+        self.observer: Observer | None = None
+        self._settings, self._metrics, self._count = settings, metrics, metrics.ran(name)
         self._users, self._retired = 0, False
 
     @classmethod
-    def load(cls, name: str, version: str, path: Path, settings: Settings) -> "ServedModel":
+    def load(
+        cls, name: str, version: str, path: Path, *, settings: Settings, metrics: Metrics
+    ) -> "ServedModel":
         """Load a bundle, verified, and run every stage once at the sizes that it will run at.
 
         Raises:
@@ -77,7 +91,7 @@ class ServedModel:
             allow_network=settings.allow_network or False,
             allow_import=settings.allow_import,
         )
-        served = cls(name, version, path, model, settings)
+        served = cls(name, version, path, model, settings, metrics)
         try:
             served.warm()
         except BaseException:
@@ -87,17 +101,38 @@ class ServedModel:
 
     def warm(self) -> None:
         """Run stages on made-up examples, one and a full batch; services are not called."""
-        if any(stage.waits for stage in self.model.cascade):
+        if any(stage.waits for stage in held_by(self.model)):
             return
         for n in (1, _SLICE):
             noise = self.inputs.noise(n)
             if noise is None:
                 return
-            stages = list(self.model.cascade)
+            stages = list(held_by(self.model))
             with torch.inference_mode():
                 for stage, result in run_segments(stages, noise, self.model.cascade.topology):
                     stage.answer(result)
-            self.executor.future(noise).result()
+            for gear in (None, *self.executor.gears):
+                self.executor.future(noise, gear=gear).result()
+        self.admission.forget()
+
+    def begin(self) -> None:
+        """Take the place of the one before: from now on this one answers, and is watched.
+
+        Raises:
+            OfframpError: As `Observer`.
+        """
+        settings = self._settings
+        self.observer = Observer(
+            self.name,
+            self.model,
+            audit=settings.audit,
+            on_alarm=settings.on_alarm,
+            metrics=self._metrics,
+            folder=settings.watch,
+        )
+        self.observer.start(self.executor)
+        self._metrics.queue(self.name, self.executor)
+        self._show_gear()
 
     # ---- answering
 
@@ -109,6 +144,7 @@ class ServedModel:
         deadline: float | None = None,
         budget: float | None = None,
         priority: float = 0.0,
+        gear: str | None = None,
     ) -> Prediction:
         """Answer a request; a large one in slices, between which others come.
 
@@ -120,6 +156,7 @@ class ServedModel:
             deadline: As `Executor.submit` takes it, and the next two.
             budget: The most that each example may cost.
             priority: Those of higher priority go first.
+            gear: Name of the gear that answers.
 
         Raises:
             RowsError: If some examples are not answered. A single one raises its own error.
@@ -127,7 +164,7 @@ class ServedModel:
 
         def ask(part: Raw, ids: Names, within: float | None) -> Future[Prediction]:
             return self.executor.future(
-                part, list(ids), deadline=within, budget=budget, priority=priority
+                part, list(ids), deadline=within, budget=budget, priority=priority, gear=gear
             )
 
         n = len(names)
@@ -156,6 +193,68 @@ class ServedModel:
             ]
         return _whole(n, [task.result() for task in tasks])
 
+    # ---- gears
+
+    def gear(self, wanted: str | None) -> str | None:
+        """The gear that answers a request; None where the model has none.
+
+        Args:
+            wanted: By the request; None for the one that is in use.
+
+        Raises:
+            InputError: If there is no such gear.
+        """
+        if wanted is None:
+            wanted = self.model.gear if self.controller is None else self.controller.gear
+        elif wanted not in self.executor.gears:
+            near = get_close_matches(wanted, self.executor.gears)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise InputError(
+                f"gear must be one of {list(self.executor.gears)}, got {wanted[:40]!r}.{hint}"
+            )
+        return wanted if self.observer is None else self.observer.gear(wanted)
+
+    def hold(self, name: str | None) -> None:
+        """Stay in one gear; None to move again.
+
+        Raises:
+            InputError: If there is no such gear, or it moves along none.
+        """
+        if self.controller is None:
+            raise InputError(f"Model {self.name!r} has no gears that it moves along.")
+        if name is not None and name not in self.controller.names:
+            raise InputError(f"gear must be one of {list(self.controller.names)}, got {name!r}.")
+        self.controller.pin(name)
+        self._show_gear()
+
+    def promise(self, gear: str | None) -> str | None:
+        """What is promised of answers in a gear, in a sentence; None where nothing is."""
+        guarantee = getattr(self.model.choice, "guarantee", None)
+        if gear is not None and gear in self.model.gears.names:
+            guarantee = self.model.gears[gear].guarantee
+        elif gear is not None:  # the reference, of a model without gears
+            guarantee = None
+        if guarantee is None:
+            return None
+        words = [limit.words(self.model.candidate.reference) for limit in guarantee.limits]
+        return f"{' and '.join(words)}, with probability at least {1 - guarantee.delta:g}"
+
+    def tick(self) -> None:
+        """Let the controller look at how long examples wait; now and then."""
+        if self.controller is not None:
+            before = self.controller.gear
+            if self.controller.observe(self.executor.delay(), time.monotonic()) != before:
+                self._show_gear()
+
+    def _show_gear(self) -> None:
+        if (gear := self.gear(None)) is not None:
+            self._metrics.gear(self.name, gear, self.executor.gears)
+
+    def _ran(self, ran: Ran) -> None:
+        self._count(ran)
+        if ran.stage in self._computes:
+            self.admission.ran(ran.seconds)
+
     # ---- coming and going
 
     @contextmanager
@@ -168,14 +267,49 @@ class ServedModel:
             self._users -= 1
             self._close_unless_used()
 
-    def retire(self) -> None:
-        """Close it once nobody uses it; on the loop's thread, as `used`."""
+    def retire(self, *, replaced: bool) -> None:
+        """Close it once nobody uses it; on the loop's thread, as `used`.
+
+        Args:
+            replaced: Whether another of its name answers from now on.
+        """
         self._retired = True
+        if not replaced:
+            self._metrics.forget(self.name)
         self._close_unless_used()
 
     def _close_unless_used(self) -> None:
         if self._retired and not self._users:
+            if self.observer is not None:
+                self.observer.close()
             self.executor.close()
+
+
+def controller_of(model: Adaptive, settings: Settings) -> Controller | None:
+    """What moves a model along its gears; None where it stays in one.
+
+    Raises:
+        InputError: If gears are asked for, and the model has none, or no such gear.
+    """
+    wanted, names = settings.gears, [gear for gear in model.gears.names if gear != REFERENCE]
+    if wanted == "off" or (wanted == "auto" and not names):
+        return None
+    if not names:
+        raise InputError(
+            f"gears must be 'auto' or 'off' for a bundle without gears, got {wanted!r}. Save some "
+            "with it: Adaptive(cascade, gears[name], gears=gears) with Frontier.gears."
+        )
+    if wanted not in ("auto", "on"):
+        held = Controller(model.gears.names)
+        held.pin(wanted)
+        return held
+    start = model.gear if model.gear in names else names[0]
+    return Controller(names, start=start, target=_target(settings.deadline))
+
+
+def _target(deadline: float | None) -> float:
+    """Seconds that examples may wait before a cheaper gear is tried."""
+    return _WAIT if deadline is None else min(_WAIT, deadline / 4)
 
 
 def _whole(n: int, found: Sequence[tuple[int, Prediction | RowsError]]) -> Prediction:

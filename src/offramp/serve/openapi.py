@@ -22,7 +22,7 @@ _TEXT: Json = {"type": "string"}
 _WHOLE: Json = {"type": "integer"}
 
 
-def _object(required: Sequence[str] = (), **fields: Json) -> Json:
+def _object(required: Sequence[str] = (), /, **fields: Json) -> Json:
     found: Json = {"type": "object", "properties": fields}
     return found | ({"required": list(required)} if required else {})
 
@@ -63,7 +63,7 @@ _WANTED = _object(["name"], name=_TEXT, parameters={"type": "object"})
 _INFER = _object(
     ["inputs"],
     id=_ID,
-    parameters=_object(**_OPTIONS, binary_data_output={"type": "boolean"}),
+    parameters=_object((), **_OPTIONS, binary_data_output={"type": "boolean"}),
     inputs=_list(_INPUT, minItems=1),
     outputs=_list(_WANTED),
 )
@@ -157,7 +157,24 @@ def description(names: Sequence[str], *, token: bool) -> Json:
                 needed=False,
             )
         },
+        "/": {"get": _operation("A page to try it in", _TEXT, ok="text/html")},
         "/predict": {"post": _predict(names)},
+        "/explain": {"post": _explain(names)},
+        "/metrics": {"get": _operation("Figures for Prometheus", _TEXT, ok="text/plain")},
+        "/v2/models/{model}/stats": {
+            "parameters": [of_model],
+            "get": _of_model("Queues, gear, audits and alarms", _object(["queue"], queue=_WHOLE)),
+        },
+        "/v2/models/{model}/feedback": {"parameters": [of_model], "post": _feedback()},
+        "/v2/models/{model}/gear": {
+            "parameters": [of_model],
+            "post": _operation(
+                "Hold a gear, or let the model move again",
+                _object(["gear"]),
+                body={"application/json": _object(["gear"], gear={"type": ["string", "null"]})},
+                statuses=[404, 408, 413, 415, 503],
+            ),
+        },
     }
     for verb, summary in (("load", "Load a model, or load it again"), ("unload", "Let it go")):
         paths[f"/v2/repository/models/{{model}}/{verb}"] = {
@@ -174,13 +191,12 @@ def description(names: Sequence[str], *, token: bool) -> Json:
         ("/v2/models/{model}", [of_model]),
         ("/v2/models/{model}/versions/{version}", [of_model, of_version]),
     ):
-        lost = {"statuses": [404, 503]}
-        paths[base] = {"parameters": of, "get": _operation("What a model is", _TOLD, **lost)}
+        paths[base] = {"parameters": of, "get": _of_model("What a model is", _TOLD)}
         for tail, summary, schema in (
             ("ready", "Whether it is ready", _READY),
             ("config", "How it is run", _object(["name"], name=_TEXT)),
         ):
-            paths[f"{base}/{tail}"] = {"parameters": of, "get": _operation(summary, schema, **lost)}
+            paths[f"{base}/{tail}"] = {"parameters": of, "get": _of_model(summary, schema)}
         paths[f"{base}/infer"] = {"parameters": of, "post": _infer()}
     told: Json = {
         "openapi": "3.1.0",
@@ -197,7 +213,23 @@ def description(names: Sequence[str], *, token: bool) -> Json:
     return told
 
 
+def _of_model(summary: str, answer: Json) -> Json:
+    return _operation(summary, answer, statuses=[404, 503])
+
+
 _ASKED = (404, 408, 413, 415, 429, 500, 503)
+
+
+def _feedback() -> Json:
+    label: Json = {"type": ["string", "integer"]}
+    one = _object(["id", "label"], id=_TEXT, label=label)
+    several = _object(["ids", "labels"], ids=_list(_TEXT), labels=_list(label))
+    return _operation(
+        "Labels that come after the answers; those of audited answers count",
+        _object(["counted", "unknown"], counted=_WHOLE, unknown=_WHOLE),
+        body={"application/json": {"oneOf": [one, several]}},
+        statuses=[404, 408, 413, 415, 500, 503],
+    )
 
 
 def _infer() -> Json:
@@ -243,6 +275,16 @@ def _predict(names: Sequence[str]) -> Json:
         "curl -F file=@a.jpg -F file=@b.jpg .../predict. A text: curl -d 'some text' .../predict. "
         'Rows of numbers or of fields: JSON, {"rows": [...]}.'
     )
+    return found
+
+
+def _explain(names: Sequence[str]) -> Json:
+    found = _predict(names)
+    found["summary"] = "What each stage says of one example, and why it goes on or leaves"
+    found["description"] = "One image, text or row, as for /predict; it shares no batch."
+    visits = _list(_object(["stage", "goes_to"], stage=_TEXT))
+    answer = _object(["label", "reason", "visits"], reason=_TEXT, visits=visits)
+    found["responses"]["200"]["content"]["application/json"]["schema"] = answer
     return found
 
 

@@ -52,6 +52,11 @@ def serving_of(request: Request) -> Serving:
     return found
 
 
+def refused(request: Request, status: int) -> None:
+    """Count a request that is not answered."""
+    serving_of(request).refused(request, status)
+
+
 def model_of(request: Request) -> ServedModel:
     """The model that the address of a request names."""
     path = request.path_params
@@ -68,7 +73,7 @@ async def live(request: Request) -> Response:
 
 async def ready(request: Request) -> Response:
     """Whether every model is loaded and warm."""
-    yes = serving_of(request).repository.ready and not request.app.state.stopping
+    yes = serving_of(request).repository.ready and not serving_of(request).stopping
     return JSONResponse({"ready": yes, "live": True}, 200 if yes else 503)
 
 
@@ -101,16 +106,20 @@ async def metadata(request: Request) -> Response:
 def parameters_of(served: ServedModel) -> dict[str, Any]:
     """What is known of a model beside the protocol's own fields."""
     model = served.model
-    guarantee = getattr(model.choice, "guarantee", None)
     reference = model.candidate.reference
     told: dict[str, Any] = {"stages": list(model.stage_names), "reference": reference}
     if model.class_names:
         told["class_names"] = list(model.class_names)
     if (sentence := getattr(model.choice, "sentence", None)) is not None:
         told["choice"] = sentence
-    if guarantee is not None:
-        limits = " and ".join(limit.words(reference) for limit in guarantee.limits)
-        told["promise"] = f"{limits}, with probability at least {1 - guarantee.delta:g}"
+    if (promise := served.promise(model.gear)) is not None:
+        told["promise"] = promise
+    if model.gears:
+        told["gears"] = {
+            gear.name: {"promise": served.promise(gear.name), "cost_ratio": gear.cost_ratio}
+            for gear in model.gears
+        }
+        told["gear"] = served.gear(None)
     if model.costs is not None:
         told["unit"] = model.costs.unit
     return told
@@ -242,8 +251,11 @@ def _response(
         "model_version": served.version,
         "id": answer.id,
     }
+    said = {"gear": answer.gear, "promise": answer.promise}
     if answer.error is not None:
-        told["parameters"] = {"errors": str(answer.error)}
+        said["errors"] = str(answer.error)
+    if given := {key: text for key, text in said.items() if text}:
+        told["parameters"] = given
     body, length = write_message(told, "outputs", tensors, binary=binary)
     if length is None:
         return Response(body, media_type="application/json")
@@ -297,12 +309,15 @@ def routes() -> list[Route]:
         **{f"{base}/config": config for base in (model, version)},
     }
     posts = {
-        **{f"{base}/infer": infer for base in (model, version)},
         "/v2/repository/index": index,
         "/v2/repository/models/{model}/load": load,
         "/v2/repository/models/{model}/unload": unload,
     }
     return [
         *(Route(path, answered(endpoint), methods=["GET"]) for path, endpoint in gets.items()),
+        *(
+            Route(path, answered(infer, refused), methods=["POST"])
+            for path in (f"{model}/infer", f"{version}/infer")
+        ),
         *(Route(path, answered(endpoint), methods=["POST"]) for path, endpoint in posts.items()),
     ]

@@ -96,9 +96,10 @@ class Repository:
             self._loaded[name] += 1
             self._why.pop(name, None)
             old = self._models.get(name)
+            made.begin()
             self._models[name] = made
             if old is not None:
-                old.retire()
+                old.retire(replaced=True)
             _log.info("Model %r is ready, version %s, from %s.", name, version, self.sources[name])
             return made
 
@@ -113,7 +114,7 @@ class Repository:
             old = self._models.pop(name, None)
             self._why[name] = "it was unloaded"
             if old is not None:
-                old.retire()
+                old.retire(replaced=False)
 
     def index(self, *, ready: bool = False) -> list[dict[str, Any]]:
         """Name, version, state and reason of each, as the protocol tells them."""

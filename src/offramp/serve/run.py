@@ -32,7 +32,7 @@ Protocol: Any = AutoHTTPProtocol  # of whichever parser is installed
 
 
 @final
-class Impatient(Protocol):
+class Impatient(Protocol):  # type: ignore[misc]  # of two kinds
     """Closes a connection whose next request has begun and does not come to the end of its headers.
 
     The rest of a request has a time of its own (`offramp.serve.bodies`).
@@ -98,7 +98,6 @@ class Server(uvicorn.Server):
 
     def stop(self) -> None:
         """Take nobody in any more, and end."""
-        self._app.state.stopping = True
         self._app.state.serving.stop()
         self.should_exit = True
 

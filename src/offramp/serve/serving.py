@@ -20,9 +20,9 @@ from starlette.requests import Request
 from offramp._core.errors import InputError
 from offramp._core.types import Raw
 from offramp.runtime import Prediction, RowsError
-from offramp.serve.admission import Admission
 from offramp.serve.bodies import while_there
-from offramp.serve.errors import RequestError
+from offramp.serve.errors import GONE, RequestError
+from offramp.serve.metrics import Metrics
 from offramp.serve.model import ServedModel
 from offramp.serve.repository import Repository
 from offramp.serve.settings import Settings
@@ -31,7 +31,12 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _LEVELS, _USUAL = 9, 5  # of priority, 1 is the highest
 _GRACE = 1.25  # of the time given: a little late is better than not at all
+_WHY = {  # by status
+    **dict.fromkeys((400, 404, 413, 415), "invalid"),
+    **{408: "deadline", 429: "full", 503: "stopping", GONE: "cancelled"},
+}
 _LONGEST_ID = 256
+_TICK = 0.05  # seconds between looks at how long examples wait
 _SMALL = 2**16  # bytes that are read on the loop's thread: handing them over takes longer
 
 
@@ -93,6 +98,7 @@ class Answer:
     names: tuple[str, ...]
     prediction: Prediction
     gear: str
+    promise: str | None
     seconds: float
     error: RowsError | None = None
 
@@ -108,13 +114,22 @@ class Serving:
 
     def __init__(self, sources: Mapping[str, Path], settings: Settings) -> None:
         self.settings = settings
-        self.repository = Repository(sources, partial(ServedModel.load, settings=settings))
-        self.admission = {
-            name: Admission(settings.max_queue, settings.max_rows) for name in sources
-        }
+        self.metrics = Metrics()
+        load = partial(ServedModel.load, settings=settings, metrics=self.metrics)
+        self.repository = Repository(sources, load)
         self._pool = ThreadPoolExecutor(settings.decoders, thread_name_prefix="offramp-decode")
         self._own = secrets.token_hex(4)  # names of requests differ from those before a restart
         self._count = itertools.count()
+        self.stopping = False
+
+    def refused(self, request: Request, status: int) -> None:
+        """Count a request that is not answered, if it asks for a model that there is."""
+        name = request.path_params.get("model") or request.query_params.get("model")
+        names = self.repository.sources
+        if name is None and len(names) == 1:
+            name = next(iter(names))
+        if name in names:
+            self.metrics.refused(name, _WHY.get(status, "error"))
 
     async def load_all(self) -> None:
         """Load every model, one after the other.
@@ -125,10 +140,16 @@ class Serving:
         for name in self.repository.sources:
             await self.repository.load(name)
 
+    async def run(self) -> None:
+        """Let each model change its gear, for as long as the server runs."""
+        while True:
+            await asyncio.sleep(_TICK)
+            for model in self.repository.models:
+                model.tick()
+
     def stop(self) -> None:
         """Take nobody in any more."""
-        for admission in self.admission.values():
-            admission.stopping = True
+        self.stopping = True
 
     async def close(self) -> None:
         """Let all models go."""
@@ -168,22 +189,30 @@ class Serving:
             RequestError: If it is not taken in, its time is up, or its client has gone.
             RowsError: If nobody in it can be answered.
         """
+        if self.stopping:
+            raise RequestError(503, "The server is stopping; ask another.", {"Retry-After": "1"})
         if n == 0:
             raise InputError("inputs must hold at least one example, got none.")
         own = options.id if options.id is not None else f"{self._own}-{next(self._count):x}"
         names = (own,) if n == 1 else tuple(f"{own}/{k}" for k in range(n))
         within = options.timeout / 1e6 or self.settings.deadline
         end = None if within is None else began + within
-        with model.used(), self.admission[model.name].of(n):
-            work = self._answered(model, size, read, names, options, end)
+        gear = model.gear(options.gear)
+        hurried = 0 < options.priority < _USUAL  # they pass others, so nobody knows when
+        with model.used(), model.admission.of(n, None if hurried else within):
+            work = self._answered(model, size, read, names, options, gear, end)
             left = None if within is None else began + _GRACE * within - time.monotonic()
-            prediction, error = await while_there(request, work, left)
+            rows, prediction, error = await while_there(request, work, left)
+        seconds = time.monotonic() - began
+        if model.observer is not None:
+            model.observer.answered(rows, names, prediction, seconds, gear=gear)
         return Answer(
             id=own,
             names=names,
             prediction=prediction,
-            gear="",
-            seconds=time.monotonic() - began,
+            gear=gear or "",
+            promise=model.promise(gear),
+            seconds=seconds,
             error=error,
         )
 
@@ -194,8 +223,9 @@ class Serving:
         read: Callable[[], Raw],
         names: tuple[str, ...],
         options: Options,
+        gear: str | None,
         end: float | None,
-    ) -> tuple[Prediction, RowsError | None]:
+    ) -> tuple[Raw, Prediction, RowsError | None]:
         slow = model.inputs.kind in ("image", "columns")
         rows = await self.apart(_SMALL + 1 if slow else size, read)
         within = None if end is None else end - time.monotonic()
@@ -207,10 +237,11 @@ class Serving:
                 names,
                 deadline=within,
                 budget=options.max_cost,
-                priority=-(options.priority or _USUAL),
+                priority=_USUAL - (options.priority or _USUAL),
+                gear=gear,
             )
         except RowsError as error:
             if error.answer is None:
                 raise
-            return error.answer, error
-        return said, None
+            return rows, error.answer, error
+        return rows, said, None

@@ -5,10 +5,13 @@ Layer: serve.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import final
+from pathlib import Path
+from typing import Literal, final
 
-from offramp._core.checks import check_number, check_positive_int
+from offramp._core.checks import check_choice, check_fraction, check_number, check_positive_int
 from offramp._core.errors import InputError
+
+OnAlarm = Literal["reference", "keep"]
 
 
 @final
@@ -32,6 +35,11 @@ class Settings:
         header_seconds: Within which its first line and headers have to.
         drain_seconds: Given to what was accepted, once the server is told to end.
         token: What a request has to bring as `Authorization: Bearer`; None where none is asked.
+        gears: "auto" moves along the gears of a bundle under load, where it has some; "on" refuses
+            bundles without; "off" stays in one; the name of a gear holds that one.
+        audit: Share of the examples that the reference answers as well, in [0, 1].
+        on_alarm: What answers once a promise is broken: "reference", or "keep" what did.
+        watch: Folder where audits and what they came to are kept over a restart.
         workers: Threads that run stages.
         decoders: Threads that read requests and decode images.
 
@@ -54,12 +62,18 @@ class Settings:
     header_seconds: float = 10.0
     drain_seconds: float = 30.0
     token: str | None = None
+    gears: str = "auto"
+    audit: float = 0.0
+    on_alarm: OnAlarm = "keep"
+    watch: Path | None = None
     workers: int = 1
     decoders: int = 2
 
     def __post_init__(self) -> None:
         for name in ("max_queue", "max_rows", "max_body", "max_pixels", "workers", "decoders"):
             check_positive_int(name, getattr(self, name))
+        check_fraction("audit", self.audit)
+        check_choice("on_alarm", self.on_alarm, ("reference", "keep"))
         for name in ("deadline", "body_seconds", "header_seconds", "drain_seconds"):
             value = getattr(self, name)
             if value is not None and not check_number(name, value, "of seconds") > 0:

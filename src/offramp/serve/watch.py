@@ -19,6 +19,7 @@ processes); Clopper and Pearson 1934 (intervals).
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import final
 
 import numpy as np
@@ -161,12 +162,13 @@ class DriftMonitor:
         return replace(watch, alarm_at=n, moved=moved)
 
 
-def limits_of(seen: Sequence[int], size: int, delta: float) -> list[float]:
+@cache
+def limits_of(seen: tuple[int, ...], size: int, delta: float) -> tuple[float, ...]:
     """Largest chance that each event can have, then of each that it does not happen, `(2 e,)`.
 
     Any of these is too low with probability delta / 2 at most, over the draw of the baseline.
 
-    >>> [round(limit, 3) for limit in limits_of([700], 1000, 0.1)]
+    >>> [round(limit, 3) for limit in limits_of((700,), 1000, 0.1)]
     [0.728, 0.329]
     """
     from scipy.special import betaincinv
@@ -174,8 +176,7 @@ def limits_of(seen: Sequence[int], size: int, delta: float) -> list[float]:
     counts = np.array([*seen, *(size - count for count in seen)], dtype=np.float64)
     level = 1 - delta / (2 * len(counts))
     highest = betaincinv(counts + 1, np.maximum(size - counts, 1), level)
-    found: list[float] = np.where(counts < size, highest, 1.0).tolist()
-    return found
+    return tuple(np.where(counts < size, highest, 1.0).tolist())
 
 
 def after_block(
@@ -198,3 +199,48 @@ def after_block(
     won = counts[..., None] * np.log1p(bets * (1 - limits))
     lost = (BLOCK - counts[..., None]) * np.log1p(-bets * limits)
     return np.asarray((capital + fresh) * np.exp(np.minimum(won + lost, _MOST)))
+
+
+@final
+@stored(whole=True)
+@dataclass(frozen=True, kw_only=True)
+class Learning:
+    """A baseline that is not known before, and is learned from the first examples that come.
+
+    Args:
+        events: Names of the events, `(e,)`.
+        seen: To how many of the examples so far each event happened, `(e,)`.
+        size: Number of examples so far.
+        wanted: Number of examples that make a baseline.
+        delta: Of the watch that follows.
+
+    >>> learning = Learning(events=("a",), seen=(0,), size=0, wanted=10, delta=0.1)
+    >>> watch = learning.update(np.ones((12, 1), dtype=bool))
+    >>> watch.seen, watch.size, watch.n
+    ((10,), 10, 2)
+    """
+
+    events: tuple[str, ...]
+    seen: tuple[int, ...]
+    size: int
+    wanted: int
+    delta: float
+
+    def update(
+        self, happened: BoolArray, known: BoolArray | None = None
+    ) -> "Learning | DriftMonitor":
+        """What there is after further examples; those of whom nothing is known are passed over.
+
+        Args:
+            happened: Which event happened to whom, `(m, e)`.
+            known: Of whom that is known, `(m,)`; by default of all.
+        """
+        sure = np.arange(len(happened)) if known is None else np.flatnonzero(known)
+        taken = sure[: self.wanted - self.size]
+        seen = np.array(self.seen, dtype=np.int64) + happened[taken].sum(axis=0)
+        size = self.size + len(taken)
+        if size < self.wanted:
+            return replace(self, seen=tuple(seen.tolist()), size=size)
+        rest = slice(int(taken[-1]) + 1 if len(taken) else 0, None)
+        watch = DriftMonitor.of(self.events, seen.tolist(), size, delta=self.delta)
+        return watch.update(happened[rest], None if known is None else known[rest])

@@ -168,7 +168,7 @@ def test_requests_of_many_threads_name_their_gear():
             thread.start()
         for thread in threads:
             thread.join(SECONDS)
-        assert len(executor) == 0
+        assert executor.unfinished == 0
         assert executor.delay() == 0
         assert executor.waiting() == {"a": 0, "b": 0, "c": 0}
     for k, answer in enumerate(found):
