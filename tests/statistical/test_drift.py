@@ -37,7 +37,7 @@ def alarms(before, after, size, limits=None):
     """After which block each run raises its alarm; infinity where it never does."""
     runs, e = before.shape
     if limits is None:
-        limits = np.array([limits_of(row, size, DELTA) for row in before])
+        limits = np.array([limits_of(tuple(row), size, DELTA) for row in before.tolist()])
     capital, at = np.zeros((runs, 2 * e, len(STAKES))), np.full(runs, np.inf)
     for k, block in enumerate(after, start=1):
         counts = np.concatenate([block, BLOCK - block], axis=1).astype(float)

@@ -29,6 +29,7 @@ from offramp.cli.profile import command as profile
 from offramp.cli.record import command as record
 from offramp.cli.report import command as report
 from offramp.cli.serve import command as serve
+from offramp.cli.top import command as top
 from offramp.cli.train import command as train
 from offramp.cli.tune import command as tune
 
@@ -109,6 +110,7 @@ app.command("report")(report)
 app.command("export")(export)
 app.command("predict")(predict)
 app.command("bench")(bench)
+app.command("top")(top)
 app.command("profile")(profile)
 app.command("tune")(tune)
 app.command("serve")(serve)

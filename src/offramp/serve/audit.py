@@ -13,7 +13,7 @@ Layer: serve.
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import final
@@ -23,10 +23,10 @@ import torch
 
 from offramp._core.batch import take_rows
 from offramp._core.checks import check_fraction
-from offramp._core.ids import as_ids
-from offramp._core.types import AnyBatch, BoolArray, Ids, Raw
+from offramp._core.types import AnyBatch, Raw
 from offramp.policy.gears import REFERENCE
 from offramp.runtime import Executor, Prediction, audit_mask
+from offramp.serve.answered import Answered
 
 _log = logging.getLogger(__name__)
 
@@ -87,11 +87,19 @@ class Audits:
             self._thread = threading.Thread(target=self._work, daemon=True)
             self._thread.start()
 
-    def drawn(self, ids: Ids) -> BoolArray:
-        """Which examples are audited, `(n,)`."""
+    def drawn_of(self, heard: Sequence[Answered]) -> Iterator[tuple[Answered, list[int]]]:
+        """Of some requests those with examples that are audited, and which these are."""
         if self.rate == 0:
-            return np.zeros(len(ids), dtype=np.bool_)
-        return audit_mask(as_ids(ids), rate=self.rate, seed=self._seed)
+            return
+        for kind in "iU":  # ids that are numbers, and names
+            each = [one for one in heard if one.ids.dtype.kind == kind]
+            if each:
+                ids = np.concatenate([one.ids for one in each])
+                mask = audit_mask(ids, rate=self.rate, seed=self._seed)
+                ends = np.cumsum([len(one.ids) for one in each])
+                for one, part in zip(each, np.split(mask, ends[:-1]), strict=True):
+                    if part.any() and (held := np.flatnonzero(part & one.promised).tolist()):
+                        yield one, held
 
     def offer(self, case: Case) -> bool:
         """Audit a case later; False if there is no room for it."""

@@ -20,6 +20,8 @@ from offramp.serve.watch import BLOCK, DriftMonitor, Learning
 LEARNED = 2000  # examples that make a baseline where none is known
 SCORES = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)  # confidences that answers may lie below
 
+_OFTEN = 10  # blocks from one time that a watch is kept to the next
+
 Watch = DriftMonitor | Learning
 
 
@@ -88,27 +90,27 @@ class Drift:
         return Alarm(kind=kind, gear=self.gear, text=text)
 
     def update(
-        self, stage: IntArray, confidence: FloatArray | None, known: BoolArray
+        self, stage: IntArray, confidence: FloatArray, known: BoolArray
     ) -> Iterator[tuple[str, Watch, Alarm | None]]:
         """Take in answers, in the order in which their requests came.
 
         Args:
             stage: Where each left, `(n,)`.
-            confidence: How sure each answer is, `(n,)`, or None.
+            confidence: How sure each answer is, `(n,)`; NaN where nobody says so.
             known: False where something else than the policy let it go, `(n,)`.
 
         Yields:
-            The kinds that have taken a step, what they are now, and the alarm if it is a new one.
+            The kinds that should be kept now, what they are, and the alarm if it is a new one.
         """
-        happened = {"exits": stage[:, None] == np.array(self._ends)}
-        if confidence is not None:
-            happened["scores"] = confidence[:, None] < np.array(SCORES)
+        happened = {
+            "exits": stage[:, None] == np.array(self._ends),
+            "scores": confidence[:, None] < np.array(SCORES),
+        }
+        sure = {"exits": known, "scores": known & ~np.isnan(confidence)}
         for kind, before in self.watches.items():
-            if kind not in happened:
-                continue
-            after = self.watches[kind] = before.update(happened[kind], known)
-            if _steps(after) != _steps(before):
-                new = alarmed(after) and not alarmed(before)
+            after = self.watches[kind] = before.update(happened[kind], sure[kind])
+            new = alarmed(after) and not alarmed(before)
+            if new or _steps(after) != _steps(before):
                 yield kind, after, self._changed(kind, after) if new else None
 
 
@@ -119,5 +121,5 @@ def alarmed(watch: Watch) -> bool:
 
 def _steps(watch: Watch) -> tuple[bool, int]:
     if isinstance(watch, DriftMonitor):
-        return True, watch.blocks
-    return False, watch.size // BLOCK
+        return True, watch.blocks // _OFTEN
+    return False, watch.size // (BLOCK * _OFTEN)

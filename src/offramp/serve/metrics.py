@@ -88,6 +88,7 @@ class Metrics:
         info = client.Gauge("offramp_build_info", "Always 1.", ["version"], registry=self.registry)
         info.labels(version("offramp")).set(1)
         self._executors: dict[str, Executor] = {}
+        self._flushes: dict[str, Callable[[], None]] = {}
 
     # ---- what is told
 
@@ -107,36 +108,40 @@ class Metrics:
         self,
         model: str,
         gear: str,
-        prediction: Prediction,
-        seconds: float,
+        answers: Sequence[tuple[Prediction, float]],
         *,
         unit: str = "",
         reference_cost: float = float("nan"),
     ) -> None:
-        """A request was answered.
+        """Some requests were answered.
 
         Args:
             model: Its name.
             gear: What answered.
-            prediction: The answers.
-            seconds: From the request to its answer.
+            answers: Each with the seconds from its request to it; at least one.
             unit: Of the costs; where there is none, none are counted.
             reference_cost: Of one example, in this unit.
         """
-        self._requests.labels(model).observe(seconds)
-        stage, reason = prediction.stage.cpu().numpy(), prediction.reason.cpu().numpy()
-        codes, counts = np.unique(stage * len(REASONS) + reason, return_counts=True)
-        names = (*prediction.stage_names, "none")  # stage -1: nobody has answered
-        for code, count in zip(codes.tolist(), counts.tolist(), strict=True):
+        observe = self._requests.labels(model).observe
+        codes = []
+        bad, spent, n = 0, 0.0, 0
+        for prediction, seconds in answers:
+            observe(seconds)
+            codes.append((prediction.stage * len(REASONS) + prediction.reason).cpu().numpy())
+            bad += int(prediction.nonfinite.sum())
+            spent += 0.0 if prediction.cost is None else float(prediction.cost.nansum())
+            n += len(prediction)
+        names = (*answers[0][0].stage_names, "none")  # stage -1: nobody has answered
+        kinds, counts = np.unique(np.concatenate(codes), return_counts=True)
+        for code, count in zip(kinds.tolist(), counts.tolist(), strict=True):
             at, why = divmod(code, len(REASONS))
             self._examples.labels(model, gear, names[at], REASONS[why]).inc(count)
-        bad = int(prediction.nonfinite.sum())
         if bad:
             self._nonfinite.labels(model).inc(bad)
-        if prediction.cost is not None and unit:
-            self._cost.labels(model, unit).inc(float(prediction.cost.nansum()))
+        if unit:
+            self._cost.labels(model, unit).inc(spent)
             if reference_cost >= 0:
-                self._instead.labels(model, unit).inc(len(prediction) * reference_cost)
+                self._instead.labels(model, unit).inc(n * reference_cost)
 
     def refused(self, model: str, why: str) -> None:
         """A request was not answered; `why` is one of `REFUSED`."""
@@ -174,9 +179,14 @@ class Metrics:
         """From now on the queues of an executor are read whenever somebody asks."""
         self._executors[model] = executor
 
+    def before(self, model: str, flush: Callable[[], None]) -> None:
+        """From now on call something before anybody is told of the numbers of a model."""
+        self._flushes[model] = flush
+
     def forget(self, model: str) -> None:
         """Show nothing of a model any more, which is not served now."""
         self._executors.pop(model, None)
+        self._flushes.pop(model, None)
         for metric, names in self._labels_of:
             samples = [sample.labels for family in metric.collect() for sample in family.samples]
             held = {tuple(of[name] for name in names) for of in samples if of["model"] == model}
@@ -185,6 +195,8 @@ class Metrics:
 
     def text(self) -> tuple[bytes, str]:
         """Everything in Prometheus' text form, and its content type."""
+        for flush in list(self._flushes.values()):
+            flush()
         for model, executor in list(self._executors.items()):
             for stage, count in executor.waiting().items():
                 self._queue.labels(model, stage).set(count)

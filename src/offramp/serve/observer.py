@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, final
+from typing import Any, Literal, final
 
 import numpy as np
 
@@ -22,35 +22,26 @@ from offramp._core.checks import check_choice, check_known, check_probability
 from offramp._core.errors import InputError, StorageError
 from offramp._core.ids import as_ids
 from offramp._core.schema import to_json
-from offramp._core.types import AnyBatch, BoolArray, FloatArray, Ids, IntArray
+from offramp._core.types import AnyBatch, Ids
 from offramp.policy import Policy
 from offramp.policy.gears import REFERENCE
-from offramp.runtime import REASONS, Adaptive, Executor, Prediction, policy_of
+from offramp.runtime import Adaptive, Executor, Prediction, policy_of
 from offramp.serve.alarms import Alarm, Feedback
+from offramp.serve.answered import Answered, Told, told
 from offramp.serve.audit import Audits, Case, rows_of
 from offramp.serve.drift import Drift, Watch
 from offramp.serve.metrics import Metrics
 from offramp.serve.order import InOrder
 from offramp.serve.promises import Promises, best_labels, monitors_of
 from offramp.serve.state import State
-from offramp.serve.watch import DriftMonitor, Learning
+from offramp.serve.watch import BLOCK, DriftMonitor, Learning
 
 _log = logging.getLogger(__name__)
 
 OWN = "model"  # how the model itself is called where it runs in no gear
 LATE = 1.0  # seconds that it may take from an answer until it is told of
-_CUT_SHORT = [REASONS.index(name) for name in ("deadline", "budget", "error")]
 
 OnAlarm = Literal["reference", "keep"]
-
-
-class _Answered(NamedTuple):
-    """What drift is told of some answers."""
-
-    gear: str
-    stage: IntArray
-    confidence: FloatArray | None
-    known: BoolArray
 
 
 @final
@@ -113,7 +104,7 @@ class Observer:
         self._key = f"{name}/{_digest(model)}"
         promises = {gear.name: gear.guarantee for gear in model.gears}
         promises = promises or {OWN: getattr(model.choice, "guarantee", None)}
-        self._promises = Promises(name, self._key, monitors_of(promises, delta / 2), self._state)
+        self._promises = Promises(self._key, monitors_of(promises, delta / 2), self._state)
         exits = {gear.name: gear.exits for gear in model.gears}
         models = {gear: model.in_gear(gear) for gear in model.gears.names} or {OWN: model}
         share = delta / 2 / len(models)
@@ -122,11 +113,15 @@ class Observer:
             drift.restore(self._state, self._key)
         self._unit = "" if model.costs is None else model.costs.unit
         self._reference_cost = _cost_of_reference(model)
-        self._in_order = InOrder[_Answered]()
+        self._heard: list[Answered] = []  # and not counted yet
+        self._waiting = 0  # examples in there
+        self._in_order = InOrder[Told]()
         self._count = self._nonfinite = self._compared = self._differ = 0
         self._cost = self._instead = 0.0
         self._failed = False  # whether storing has failed, which is said once
         self._tell(self.alarms)
+        if metrics is not None:
+            metrics.before(name, self.flush)
 
     # ---- what the server tells
 
@@ -152,7 +147,7 @@ class Observer:
         *,
         gear: str | None = None,
     ) -> None:
-        """Take in what was answered.
+        """Take in what was answered; it is counted with others, a little later.
 
         Args:
             rows: What was asked, as it went to the executor.
@@ -162,31 +157,26 @@ class Observer:
             gear: What answered; None for the model itself.
         """
         gear = self._own if gear is None else gear
-        now = until = self._clock()
+        one = Answered(self._clock() - seconds, rows, as_ids(ids), prediction, seconds, gear)
+        with self._lock:
+            self._heard.append(one)
+            self._waiting += len(prediction)
+            full = self._waiting >= BLOCK
+        if full:
+            self.flush()
+
+    def flush(self) -> None:
+        """Count everything that was answered so far; this happens by itself after some examples."""
+        until = self._clock()
         if self._executor is not None:  # before the lock: it takes the executor's
             until -= self._executor.age() + LATE
-        told = _told(gear, prediction)
-        if self._metrics is not None:
-            self._metrics.answered(
-                self.name,
-                gear,
-                prediction,
-                seconds,
-                unit=self._unit,
-                reference_cost=self._reference_cost,
-            )
         with self._lock:
-            self._count += len(prediction)
-            self._nonfinite += int(prediction.nonfinite.sum())
-            if prediction.cost is not None:
-                self._cost += float(prediction.cost.nansum())
-                self._instead += len(prediction) * self._reference_cost
-            if gear in self._drift:
-                self._in_order.add(now - seconds, told)
-                for one in self._in_order.until(until):
-                    self._drifted(one)
-        if gear != REFERENCE:
-            self._draw(rows, ids, prediction, gear)
+            heard, self._heard, self._waiting = self._heard, [], 0
+            self._count_answers(heard)
+            for one in heard:
+                self._in_order.add(one.came, told(one))
+            self._drifted(self._in_order.until(until))
+        self._draw(heard)
 
     def feedback(self, ids: Sequence[int | str], labels: Sequence[int | str]) -> Feedback:
         """Count labels that have come after the answers.
@@ -223,6 +213,7 @@ class Observer:
 
     def close(self) -> None:
         """Nothing comes any more."""
+        self.flush()
         self._audits.close()
         with self._lock:
             self._state.close()
@@ -242,6 +233,7 @@ class Observer:
 
     def status(self) -> dict[str, Any]:
         """Everything in numbers, as JSON values."""
+        self.flush()
         with self._lock:
             return {
                 "examples": self._count,
@@ -269,31 +261,46 @@ class Observer:
 
     # ---- drift, audits
 
-    def _drifted(self, answers: _Answered) -> None:
-        drift = self._drift[answers.gear]
-        for kind, watch, new in drift.update(answers.stage, answers.confidence, answers.known):
-            with self._quietly(), self._state.together():
-                self._state.keep(drift.place(self._key, kind), watch)
-            if self._metrics is not None and isinstance(watch, DriftMonitor):
-                self._metrics.drift(self.name, answers.gear, kind, watch.wealth, 2 / watch.delta)
-            self._tell([] if new is None else [new])
+    def _count_answers(self, heard: Sequence[Answered]) -> None:
+        for one in heard:
+            answer = one.prediction
+            self._count += len(answer)
+            self._nonfinite += int(answer.nonfinite.sum())
+            if answer.cost is not None:
+                self._cost += float(answer.cost.nansum())
+                self._instead += len(answer) * self._reference_cost
+        for gear in dict.fromkeys(one.gear for one in heard):
+            if self._metrics is None:
+                break
+            self._metrics.answered(
+                self.name,
+                gear,
+                [(one.prediction, one.seconds) for one in heard if one.gear == gear],
+                unit=self._unit,
+                reference_cost=self._reference_cost,
+            )
 
-    def _draw(
-        self, rows: AnyBatch, ids: Ids | Sequence[int | str], prediction: Prediction, gear: str
-    ) -> None:
-        """Offer who is audited; of answers that were cut short nothing is promised."""
-        if self._audits.rate == 0:
-            return
-        names = as_ids(ids)
-        held = self._audits.drawn(names) & ~np.isin(prediction.reason.cpu().numpy(), _CUT_SHORT)
-        drawn = np.flatnonzero(held).tolist()
-        if not drawn:
-            return
-        singles = rows_of(rows, self._model.program.take_in, drawn)
-        labels = best_labels(prediction, self._top)
-        for row, single in zip(drawn, singles, strict=True):
-            if not self._audits.offer(Case(names[row].item(), single, gear, labels[row])):
-                self._count_audit(gear, "dropped")
+    def _drifted(self, answers: Sequence[Told]) -> None:
+        for gear, drift in self._drift.items():
+            of_gear = Told.joined([one for one in answers if one.gear == gear])
+            if of_gear is None:
+                continue
+            for kind, watch, new in drift.update(*of_gear[1:]):
+                with self._quietly(), self._state.together():
+                    self._state.keep(drift.place(self._key, kind), watch)
+                if self._metrics is not None and isinstance(watch, DriftMonitor):
+                    self._metrics.drift(self.name, gear, kind, watch.wealth, 2 / watch.delta)
+                self._tell([] if new is None else [new])
+
+    def _draw(self, heard: Sequence[Answered]) -> None:
+        """Offer who is audited."""
+        for one, drawn in self._audits.drawn_of(heard):
+            singles = rows_of(one.rows, self._model.program.take_in, drawn)
+            labels = best_labels(one.prediction, self._top)
+            for row, single in zip(drawn, singles, strict=True):
+                case = Case(one.ids[row].item(), single, one.gear, labels[row])
+                if not self._audits.offer(case):
+                    self._count_audit(one.gear, "dropped")
 
     def _audited(self, case: Case, said: Prediction | None) -> None:
         """The reference has answered as well, or could not."""
@@ -347,16 +354,6 @@ class Observer:
             if not self._failed:
                 _log.error("Audits are not counted any more: %s", error)
             self._failed = True
-
-
-def _told(gear: str, prediction: Prediction) -> _Answered:
-    confidence, reason = prediction.confidence, prediction.reason.cpu().numpy()
-    return _Answered(
-        gear,
-        prediction.stage.cpu().numpy(),
-        None if confidence is None else confidence.cpu().numpy(),
-        reason <= REASONS.index("last"),
-    )
 
 
 def _shown(watch: Watch) -> dict[str, Any]:

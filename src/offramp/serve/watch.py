@@ -19,6 +19,7 @@ processes); Clopper and Pearson 1934 (intervals).
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import final
 
 import numpy as np
@@ -161,12 +162,13 @@ class DriftMonitor:
         return replace(watch, alarm_at=n, moved=moved)
 
 
-def limits_of(seen: Sequence[int], size: int, delta: float) -> list[float]:
+@cache
+def limits_of(seen: tuple[int, ...], size: int, delta: float) -> tuple[float, ...]:
     """Largest chance that each event can have, then of each that it does not happen, `(2 e,)`.
 
     Any of these is too low with probability delta / 2 at most, over the draw of the baseline.
 
-    >>> [round(limit, 3) for limit in limits_of([700], 1000, 0.1)]
+    >>> [round(limit, 3) for limit in limits_of((700,), 1000, 0.1)]
     [0.728, 0.329]
     """
     from scipy.special import betaincinv
@@ -174,8 +176,7 @@ def limits_of(seen: Sequence[int], size: int, delta: float) -> list[float]:
     counts = np.array([*seen, *(size - count for count in seen)], dtype=np.float64)
     level = 1 - delta / (2 * len(counts))
     highest = betaincinv(counts + 1, np.maximum(size - counts, 1), level)
-    found: list[float] = np.where(counts < size, highest, 1.0).tolist()
-    return found
+    return tuple(np.where(counts < size, highest, 1.0).tolist())
 
 
 def after_block(

@@ -1,6 +1,7 @@
 """What watches over a served model: audits, late labels, drift, alarms, and what is kept."""
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from offramp.serve import audit as audit_module
 from offramp.serve.gears import all_gears
 from offramp.serve.metrics import Metrics
 from offramp.serve.observer import Observer
+from offramp.serve.order import InOrder
 
 SECONDS = 60
 CLASSES = 3
@@ -129,6 +131,7 @@ class Watched:
         return x, ids, ask(self.observer, self.executor, x, ids, gear)
 
     def settle(self):
+        self.observer.flush()
         assert self.observer._audits.wait(SECONDS)
 
     def __enter__(self):
@@ -235,6 +238,7 @@ def test_audits_wait_for_everybody_else_and_what_has_no_room_is_counted(monkeypa
         x = rows(60, hard=0.0)
         answer = watched.executor.future(x, names(0, 60)).result(SECONDS)  # needs small alone
         watched.observer.answered(x, names(0, 60), answer, 0.001)
+        watched.observer.flush()
         text = metrics.text()[0].decode()
         large.gate.set()
         watched.settle()
@@ -280,6 +284,7 @@ def test_drift_of_exits_against_what_was_tested():
         for k in range(20):
             x = rows(100, hard=hard, seed=k + int(100 * hard))
             observer.answered(x, np.arange(100), model(x), 0.001)
+        observer.flush()
         assert sum(alarm.kind == "exits" for alarm in observer.alarms) == expected
     alarm = next(alarm for alarm in observer.alarms if alarm.kind == "exits")
     assert "left at small less often than in the baseline of 1000 examples" in alarm.text
@@ -300,6 +305,7 @@ def test_answers_by_deadline_do_not_pass_for_early_exits():
             x = rows(100, seed=k)
             answer = executor.future(x, budget=1.5).result(SECONDS)
             observer.answered(x, np.arange(100), answer, 0.001)
+    observer.flush()
     assert observer.alarms == ()
     observer.close()
 
@@ -319,12 +325,14 @@ def test_drift_sees_answers_in_the_order_of_their_requests():
         drift.update = lambda *given: told.append(given[0]) or update(*given)
         easy = rows(50, hard=0.0)
         observer.answered(easy, np.arange(50), model(easy), 0.001)
+        observer.flush()
         assert told == [], "somebody came before them and is not answered"
         large.gate.set()
         for x, future in waiting:
             observer.answered(x, [0], future.result(SECONDS), 60.0)
         for _ in range(200):  # seconds go by
             observer.answered(easy[:1], [0], model(easy[:1]), 0.0)
+        observer.flush()
         seen = np.concatenate(told)
         assert seen[:3].tolist() == [1, 1, 1]
         assert seen[3:53].tolist() == [0] * 50
@@ -335,7 +343,9 @@ def test_after_a_restart_it_goes_on_where_it_was(tmp_path):
     model, _ = make("accuracy_drop", 0.05)
     with Watched(model, audit=1.0, folder=tmp_path) as watched:
         x, ids, _ = watched.ask(60, wrong=0.5)
-        watched.ask(340)
+        for _ in range(2):
+            watched.settle()
+            watched.ask(170)
         watched.settle()
         watched.observer.feedback(ids[:30], [int(k) for k in x[:30, 2]])
         before = watched.observer.status()
@@ -347,6 +357,7 @@ def test_after_a_restart_it_goes_on_where_it_was(tmp_path):
     again.close()
     other = Observer("m", make("accuracy_drop", 0.01)[0], folder=tmp_path)
     assert other.status()["promises"][0]["n"] == 0, "another promise begins anew"
+    assert other.feedback(["request-80"], ["cat"]) == (0, 1), "of answers of another bundle"
     other.close()
 
 
@@ -390,3 +401,32 @@ def test_settings_that_cannot_be_are_refused():
     with Executor(model, gears={"fast": model}) as executor, pytest.raises(UnknownNameError):
         observer.start(executor)
     observer.close()
+
+
+def test_answers_of_any_form_are_taken(caplog):
+    """Labels alone, no answer at all, several gears and kinds of ids in one block."""
+    from offramp.runtime.prediction import joined
+
+    model, _ = make("accuracy_drop")
+    with Watched(model, audit=1.0, metrics=Metrics()) as watched:
+        x = rows(6)
+        answer = model(x)
+        labels_alone = replace(answer, log_probs=None, confidence=None)
+        nobody = joined(6, [(torch.tensor([0]), answer.take([0]))])
+        for k, one in enumerate((answer, labels_alone, nobody)):
+            ids = [f"{k}-{row}" for row in range(6)] if k else np.arange(6)
+            watched.observer.answered(x, ids, one, 0.001, gear="fast")
+        watched.observer.answered(x, np.arange(6, 12), model.reference(x), 0.001, gear="reference")
+        watched.settle()
+        status = watched.observer.status()
+    assert status["examples"] == 24
+    assert status["audits"]["compared"] == 13
+    assert not caplog.records
+
+
+def test_a_request_that_hangs_does_not_hold_the_others_back_for_ever():
+    held = InOrder[int](most=3)
+    for k in range(5):
+        held.add(float(k), k)
+    assert held.until(0.0) == [0, 1]
+    assert len(held) == 3
