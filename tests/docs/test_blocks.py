@@ -2,7 +2,8 @@
 
 Python blocks of a file are run in order, in one namespace and a temporary folder; those that begin
 with "# needs offramp[timm]" only where that package is. TOML blocks are valid configurations. Shell
-commands exist with all their options; in a tutorial they are run too.
+commands exist with all their options, and addresses that curl and JavaScript ask; in a tutorial
+commands are run too.
 """
 
 import gc
@@ -25,6 +26,7 @@ from offramp._core.registry import Registry
 from offramp.cli import main
 from offramp.cli.app import app
 from offramp.project.config.config import load_config
+from offramp.serve.openapi import description
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
@@ -59,7 +61,7 @@ def padded(block):
     return "\n" * (block.line - 1) + block.text
 
 
-NEEDS = re.compile(r"# needs offramp\[(\w+)\]\n")
+NEEDS = re.compile(r"# needs (\w+)\[(\w+)\]\n")
 PACKAGES = {"timm": "timm", "torchvision": "torchvision", "huggingface": "transformers"}
 
 
@@ -70,7 +72,8 @@ def can_run(block):
         return True
     # torchvision registers operations there that a build without its C++ part does not have.
     sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("none"))
-    return importlib.util.find_spec(PACKAGES[needs[1]]) is not None
+    package = PACKAGES[needs[2]] if needs[1] == "offramp" else needs[1]
+    return importlib.util.find_spec(package) is not None
 
 
 def commands(text):
@@ -89,7 +92,7 @@ def test_there_are_blocks_to_run():
 def test_blocks_are_of_languages_that_are_checked():
     for path in DOCUMENTS:
         opened = re.findall(r"^```(.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)[::2]
-        assert set(opened) <= {"python", "bash", "toml"}, path.name
+        assert set(opened) <= {"python", "bash", "toml", "javascript"}, path.name
 
 
 @pytest.fixture
@@ -165,8 +168,17 @@ def check_command(words):
         options = {o for p in known[words[1]].params for o in (*p.opts, *p.secondary_opts)}
         for word in (w for w in words[2:] if w.startswith("-")):
             assert word.partition("=")[0] in {*options, "--help"}, f"no option {word} in {words}"
+    elif words[0] == "curl":
+        (address,) = [word for word in words if word.startswith("http://127.0.0.1:8000/")]
+        assert is_served(address.removeprefix("http://127.0.0.1:8000")), f"nothing is at {address}"
     else:
-        raise AssertionError(f"{words[0]!r} is neither make nor offramp")
+        raise AssertionError(f"{words[0]!r} is neither make, offramp nor curl")
+
+
+def is_served(path):
+    """Whether there is such an address of a server."""
+    known = description(["bundle"], token=False)["paths"]
+    return any(re.fullmatch(re.sub(r"\{\w+\}", r"[^/]+", form), path) for form in known)
 
 
 def installs(words):
@@ -179,6 +191,14 @@ def test_commands_in_blocks_exist_with_their_options(path):
         for words in commands(block.text):
             if not installs(words):
                 check_command(words)
+
+
+@pytest.mark.parametrize("path", having("javascript"))
+def test_addresses_in_blocks_of_javascript_exist(path):
+    for block in blocks(path, "javascript"):
+        addresses = re.findall(r'fetch\("([^"]+)"', block.text)
+        assert addresses
+        assert all(map(is_served, addresses))
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

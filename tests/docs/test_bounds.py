@@ -10,7 +10,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
 #: The extras whose packages the fast tests run.
-EXTRAS = ("parquet", "onnx", "openvino", "fabric", "sklearn", "services")
+EXTRAS = ("parquet", "onnx", "openvino", "fabric", "sklearn", "services", "serve")
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 RANGES = [

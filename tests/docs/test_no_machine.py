@@ -39,7 +39,9 @@ def lines():
 
 
 def test_no_file_names_a_place_on_some_machine():
-    assert [where for where, line in lines() if PLACES.search(line)] == []
+    mounted = "/mnt/models"  # where KServe puts models, on every machine
+    found = [where for where, line in lines() if PLACES.search(line.replace(mounted, ""))]
+    assert found == []
 
 
 def test_no_file_names_an_unprotected_host_or_a_package_index():

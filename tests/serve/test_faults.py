@@ -343,7 +343,7 @@ def test_probes_need_no_token(narrow):
 
 def test_pages_of_others_cannot_steer_this_machine(client):
     path = "/v2/repository/models/net/unload"
-    status, _, said = client(path, b"", headers={"Origin": "http://evil.example"})
+    status, _, said = client(path, b"", headers={"Origin": "https://evil.example"})
     assert (status, "evil.example" in said["error"]) == (403, True)
     assert client("/v2/models/net/ready")[0] == 200
     own = {"Origin": client.url}

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from offramp._core.costs import Costs
+from offramp._core.errors import InputError
 from offramp._core.topology import Topology
 from offramp.policy import Candidate, Feature, Linear, Node, Policy
 from offramp.policy.gears import Gear, Gears
@@ -122,7 +123,7 @@ def test_one_gear_is_held_where_that_is_asked_for(model, tmp_path):
 def test_gears_of_a_bundle_without_are_refused(bundle):
     for wanted in ("on", "fast"):
         said = "gears must be 'auto' or 'off' for a bundle without"
-        with pytest.raises(AssertionError, match=said), running({"net": bundle}, gears=wanted):
+        with pytest.raises(InputError, match=said), running({"net": bundle}, gears=wanted):
             pass
     with running({"net": bundle}, gears="auto") as client:
         assert "gears" not in client("/v2/models/net")[2]["parameters"]

@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import threading
 import time
 from contextlib import contextmanager
 from urllib.parse import urlsplit
@@ -14,8 +13,7 @@ from offramp.bundle import save
 from offramp.models import ModelSpec, build
 from offramp.policy import Candidate, Feature, Linear, Node, Policy
 from offramp.runtime import Adaptive
-from offramp.serve.app import make_app
-from offramp.serve.run import Server, address_of, listening
+from offramp.serve.run import Running
 from offramp.serve.settings import Settings
 from offramp.stages import Cascade
 
@@ -105,23 +103,10 @@ def until(condition, seconds=SECONDS):
 
 
 @contextmanager
-def running(sources, *, wait=True, **settings):
+def running(sources, **settings):
     """A server that runs while within."""
-    chosen = Settings(port=0, **settings)
-    app = make_app(sources, chosen)
-    with listening(chosen.host, 0) as held:
-        server, client = Server(app, chosen), Client(address_of(held), app)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [held]}, daemon=True)
-        thread.start()
-        try:
-            if wait:
-                until(lambda: app.state.failed or client("/v2/health/ready")[0] == 200)
-                assert app.state.failed is None, app.state.failed
-            yield client
-        finally:
-            server.stop()
-            thread.join(SECONDS)
-            assert not thread.is_alive()
+    with Running(sources, Settings(port=0, **settings)) as server:
+        yield Client(server.url, server.app)
 
 
 def same(x, outputs, model, names):

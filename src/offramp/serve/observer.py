@@ -105,7 +105,7 @@ class Observer:
         self._key = f"{name}/{_digest(model)}"
         promises = {gear.name: gear.guarantee for gear in model.gears}
         promises = promises or {OWN: getattr(model.choice, "guarantee", None)}
-        self._promises = Promises(name, self._key, monitors_of(promises, delta / 2), self._state)
+        self._promises = Promises(self._key, monitors_of(promises, delta / 2), self._state)
         exits = {gear.name: gear.exits for gear in model.gears}
         self._exits = Exits(model.stage_names, exits)
         models = {gear: model.in_gear(gear) for gear in model.gears.names} or {OWN: model}

@@ -12,10 +12,15 @@ from typing import Generic, TypeVar, final
 
 T = TypeVar("T")
 
+MOST = 100_000  # requests whose answers are held back
+
 
 @final
 class InOrder(Generic[T]):
     """Holds answers back until all earlier ones are there.
+
+    Args:
+        most: How many it holds; beyond that it waits no longer for a request that hangs.
 
     >>> held = InOrder[str]()
     >>> held.add(2.0, "second")
@@ -23,7 +28,8 @@ class InOrder(Generic[T]):
     ([], None, ['first', 'second'])
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = MOST) -> None:
+        self._most = most
         self._held: list[tuple[float, int, T]] = []
         self._count = 0
 
@@ -38,6 +44,6 @@ class InOrder(Generic[T]):
     def until(self, time: float) -> list[T]:
         """All that came before this time, in order; they are not held any more."""
         found = []
-        while self._held and self._held[0][0] < time:
+        while self._held and (self._held[0][0] < time or len(self._held) > self._most):
             found.append(heapq.heappop(self._held)[2])
         return found

@@ -27,21 +27,20 @@ class Promises:
     """The monitors of one model, kept in a state. Not thread-safe.
 
     Args:
-        name: Of the model: whose answers wait for labels.
-        key: Of what is promised; where the state has monitors of the same promises, they go on.
+        key: Of what is served and promised; where the state has monitors of it, they go on.
         monitors: As they begin.
         state: Where they are kept.
 
     >>> watch = RiskMonitor(limit=0.1, delta=0.1, risk="error")
-    >>> promises = Promises("m", "v1", {("fast", "error"): watch}, State(None))
+    >>> promises = Promises("v1", {("fast", "error"): watch}, State(None))
     >>> promises.compared("x", "fast", (1,), (2,)), promises.labeled("x", 1)
     ([], [])
     >>> promises.labeled("x", 1) is None, promises.monitors["fast", "error"].n
     (True, 1)
     """
 
-    def __init__(self, name: str, key: str, monitors: Monitors, state: State) -> None:
-        self._name, self._key, self._state = name, key, state
+    def __init__(self, key: str, monitors: Monitors, state: State) -> None:
+        self._key, self._state = key, state
         self.monitors = dict(monitors)
         for at, fresh in monitors.items():
             held = state.kept(self._place(at), RiskMonitor)
@@ -74,7 +73,7 @@ class Promises:
         def after() -> Monitors:
             if any((gear, risk) in self.monitors for risk in LABELED):
                 pending = Pending(gear=gear, answer=answer, reference=reference)
-                self._state.remember(self._name, name, pending)
+                self._state.remember(self._key, name, pending)
             watch = self.monitors.get((gear, "disagreement"))
             differs = float(answer[:1] != reference[:1])
             return {} if watch is None else {(gear, "disagreement"): watch.update(differs)}
@@ -92,7 +91,7 @@ class Promises:
         """
 
         def after() -> Monitors | None:
-            held = self._state.recall(self._name, name)
+            held = self._state.recall(self._key, name)
             if held is None:
                 return None
             return {

@@ -27,6 +27,7 @@ from offramp.serve.settings import Settings
 _log = logging.getLogger(__name__)
 _IDLE = 30  # seconds that a connection is kept without requests
 _BACKLOG = 2048
+_LOOK = 0.02  # seconds between looks at whether models are loaded
 
 Protocol: Any = AutoHTTPProtocol  # of whichever parser is installed
 
@@ -143,6 +144,51 @@ def serve(
     failed = app.state.failed
     if failed is not None:
         raise failed
+
+
+@final
+class Running:
+    """A server in a thread of this process, for notebooks and tests; a context manager that stops.
+
+    Args:
+        sources: For each name the folder of its bundle.
+        settings: Limits; by default it listens at any free port of this machine.
+
+    Raises:
+        InputError: If it cannot listen.
+        OfframpError: If a bundle cannot be loaded.
+    """
+
+    def __init__(self, sources: Mapping[str, Path | str], settings: Settings | None = None) -> None:
+        chosen = Settings(port=0) if settings is None else settings
+        self.app = make_app({name: Path(path) for name, path in sources.items()}, chosen)
+        self._held = listening(chosen.host, chosen.port)
+        self.url = address_of(self._held)
+        self._server = Server(self.app, chosen)
+        run = partial(self._server.run, sockets=[self._held])
+        self._thread = threading.Thread(target=run, name="offramp-serve", daemon=True)
+        self._thread.start()
+        while not (self._state.serving.repository.ready or self._state.failed is not None):
+            self._thread.join(_LOOK)
+        if self._state.failed is not None:
+            self.stop()
+            raise self._state.failed
+
+    @property
+    def _state(self) -> Any:  # noqa: ANN401  (starlette's)
+        return self.app.state
+
+    def stop(self) -> None:
+        """Answer what was accepted, and end."""
+        self._server.stop()
+        self._thread.join()
+        self._held.close()
+
+    def __enter__(self) -> "Running":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
 
 
 def listening(host: str, port: int) -> socket.socket:

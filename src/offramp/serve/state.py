@@ -31,8 +31,8 @@ _HEADER = b"SQLite format 3\x00"
 _TABLES = """
 CREATE TABLE IF NOT EXISTS kept (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS pending (
-    number INTEGER PRIMARY KEY AUTOINCREMENT, model TEXT NOT NULL, id TEXT NOT NULL,
-    value TEXT NOT NULL, UNIQUE (model, id)
+    number INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT NOT NULL, id TEXT NOT NULL,
+    value TEXT NOT NULL, UNIQUE (key, id)
 );
 """
 
@@ -138,26 +138,26 @@ class State:
         held = (key, json.dumps(to_json(value)))
         self._db.execute("INSERT OR REPLACE INTO kept VALUES (?, ?)", held)
 
-    def remember(self, model: str, name: int | str, pending: Pending) -> None:
+    def remember(self, key: str, name: int | str, pending: Pending) -> None:
         """Wait for the label of an answer; the oldest is forgotten where there are too many."""
         value = json.dumps([pending.gear, pending.answer, pending.reference])
-        key = (model, json.dumps(name))
-        gone = self._db.execute("DELETE FROM pending WHERE model = ? AND id = ?", key).rowcount
-        self._db.execute("INSERT INTO pending (model, id, value) VALUES (?, ?, ?)", (*key, value))
+        at = (key, json.dumps(name))
+        gone = self._db.execute("DELETE FROM pending WHERE key = ? AND id = ?", at).rowcount
+        self._db.execute("INSERT INTO pending (key, id, value) VALUES (?, ?, ?)", (*at, value))
         self._pending += 1 - gone
         if self._pending > MOST_PENDING:
             oldest = "SELECT number FROM pending ORDER BY number LIMIT 1"
             self._db.execute(f"DELETE FROM pending WHERE number = ({oldest})")
             self._pending -= 1
 
-    def recall(self, model: str, name: int | str) -> Pending | None:
+    def recall(self, key: str, name: int | str) -> Pending | None:
         """The answer of that id, which is not waited for any more; None for one never audited."""
-        key = (model, json.dumps(name))
-        found = self._db.execute("SELECT value FROM pending WHERE model = ? AND id = ?", key)
+        at = (key, json.dumps(name))
+        found = self._db.execute("SELECT value FROM pending WHERE key = ? AND id = ?", at)
         row = found.fetchone()
         if row is None:
             return None
-        self._db.execute("DELETE FROM pending WHERE model = ? AND id = ?", key)
+        self._db.execute("DELETE FROM pending WHERE key = ? AND id = ?", at)
         self._pending -= 1
         gear, answer, reference = json.loads(row[0])
         return Pending(gear=gear, answer=tuple(answer), reference=tuple(reference))

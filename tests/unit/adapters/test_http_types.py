@@ -155,7 +155,7 @@ def test_answers_that_are_none_count_as_failures(raw):
     assert stage.module.counts["failed"] == 1
 
 
-@pytest.mark.parametrize("url", [5, None, "", "http://[", "http://a:b", "ftp://a", b"http://a"])
+@pytest.mark.parametrize("url", [5, None, "", "http://[", "https://a:b", "ftp://a", b"https://a"])
 def test_addresses_that_are_none_are_refused(url):
     with pytest.raises(InputError, match="url must be an address"):
         from_http(url, model="net")

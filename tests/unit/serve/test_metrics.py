@@ -1,4 +1,6 @@
+import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -120,3 +122,40 @@ def test_scrapes_are_compared_by_their_counters():
     assert np.isnan(found.quantile("c", 0.5))
     with pytest.raises(FileFormatError, match="no metrics"):
         Scrape.of("<html>{</html>")
+
+
+# ---- what is built on the names
+
+DEPLOY = Path(__file__).parents[3] / "deploy"
+OURS = re.compile(r"\bofframp_\w+")
+
+
+def known():
+    return {name for name, _ in Scrape.of(everything().text()[0].decode()).samples}
+
+
+def test_the_board_asks_for_metrics_that_there_are():
+    board = json.loads((DEPLOY / "grafana" / "offramp.json").read_text())
+    panels = board["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels) > 10
+    places = [panel["gridPos"] for panel in panels]
+    assert len({(place["x"], place["y"]) for place in places}) == len(places)
+    asked = [target["expr"] for panel in panels for target in panel["targets"]]
+    names = {name for text in asked for name in OURS.findall(text)}
+    assert names <= known()
+    assert all(text.count("(") == text.count(")") for text in asked)
+
+
+def test_alerts_ask_for_metrics_that_there_are():
+    yaml = pytest.importorskip("yaml")
+    path = DEPLOY / "prometheus" / "offramp-alerts.yml"
+    rules = [r for g in yaml.safe_load(path.read_text())["groups"] for r in g["rules"]]
+    assert len({rule["alert"] for rule in rules}) == len(rules)
+    for rule in rules:
+        assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}
+        names = set(OURS.findall(rule["expr"]))
+        assert names
+        assert names <= known()
+        page, anchor = rule["annotations"]["runbook"].split("#")
+        titles = re.findall(r"^#+ (.*)$", (DEPLOY.parent / page).read_text(), re.MULTILINE)
+        assert anchor in [title.lower().replace(" ", "-") for title in titles]

@@ -1,6 +1,7 @@
 """What watches over a served model: audits, late labels, drift, alarms, and what is kept."""
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from offramp.serve import audit as audit_module
 from offramp.serve.gears import all_gears
 from offramp.serve.metrics import Metrics
 from offramp.serve.observer import Observer
+from offramp.serve.order import InOrder
 
 SECONDS = 60
 CLASSES = 3
@@ -355,6 +357,7 @@ def test_after_a_restart_it_goes_on_where_it_was(tmp_path):
     again.close()
     other = Observer("m", make("accuracy_drop", 0.01)[0], folder=tmp_path)
     assert other.status()["promises"][0]["n"] == 0, "another promise begins anew"
+    assert other.feedback(["request-80"], ["cat"]) == (0, 1), "of answers of another bundle"
     other.close()
 
 
@@ -398,3 +401,32 @@ def test_settings_that_cannot_be_are_refused():
     with Executor(model, gears={"fast": model}) as executor, pytest.raises(UnknownNameError):
         observer.start(executor)
     observer.close()
+
+
+def test_answers_of_any_form_are_taken(caplog):
+    """Labels alone, no answer at all, several gears and kinds of ids in one block."""
+    from offramp.runtime.prediction import joined
+
+    model, _ = make("accuracy_drop")
+    with Watched(model, audit=1.0, metrics=Metrics()) as watched:
+        x = rows(6)
+        answer = model(x)
+        labels_alone = replace(answer, log_probs=None, confidence=None)
+        nobody = joined(6, [(torch.tensor([0]), answer.take([0]))])
+        for k, one in enumerate((answer, labels_alone, nobody)):
+            ids = [f"{k}-{row}" for row in range(6)] if k else np.arange(6)
+            watched.observer.answered(x, ids, one, 0.001, gear="fast")
+        watched.observer.answered(x, np.arange(6, 12), model.reference(x), 0.001, gear="reference")
+        watched.settle()
+        status = watched.observer.status()
+    assert status["examples"] == 24
+    assert status["audits"]["compared"] == 13
+    assert not caplog.records
+
+
+def test_a_request_that_hangs_does_not_hold_the_others_back_for_ever():
+    held = InOrder[int](most=3)
+    for k in range(5):
+        held.add(float(k), k)
+    assert held.until(0.0) == [0, 1]
+    assert len(held) == 3
