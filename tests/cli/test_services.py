@@ -102,6 +102,68 @@ def test_a_cascade_of_services_from_a_configuration_to_answers(server, tmp_path,
     assert not any(KEY.encode() in file.read_bytes() for file in files)
 
 
+@pytest.fixture
+def fitted(server, capsys):
+    """A bundle, beside its trace; the large one costs 20 times as much as the small one."""
+    found = run(capsys, "record", "-c", "run.toml")
+    run(capsys, "fit", found["trace"], "-c", "run.toml", "--bundle", "runs/run/bundle")
+    return "runs/run/bundle"
+
+
+ALLOWED = ("--allow-network", "127.0.0.1")
+
+
+def test_whoever_measures_a_bundle_that_calls_has_to_allow_it(server, fitted, capsys):
+    asked = [
+        ("bench", fitted, "texts.csv", "--rounds", "1", "--batch-sizes", "8"),
+        ("profile", fitted, "texts.csv", "--rounds", "1", "--examples", "8"),
+        ("tune", fitted, "texts.csv"),
+        ("export", fitted, "--single-file", "a.onnx", "--shape", "3"),
+    ]
+    before = sum(server.attempts.values())
+    for command in asked[:2] + asked[3:]:
+        assert "--allow-network 127.0.0.1" in run(capsys, *command, code=2)
+    assert sum(server.attempts.values()) == before
+    for command in asked[:2]:  # each round asks again, so that it times answers and no memory
+        server.attempts.clear()
+        run(capsys, *command, *ALLOWED)
+        assert min(server.attempts.values()) > 1
+    before = sum(server.attempts.values())
+    assert "example must be tensors" in run(capsys, *asked[2], *ALLOWED, code=2)
+    assert "answers with labels" in run(capsys, *asked[3], *ALLOWED, code=2)
+    assert sum(server.attempts.values()) == before
+
+
+def test_an_input_costs_no_more_than_its_budget(server, fitted, capsys):
+    asked = ("predict", fitted, "texts.csv", *ALLOWED, "--out")
+    found = run(capsys, *asked, "a.csv", "--max-request-cost", "0.0001")
+    rows = list(csv.DictReader(Path("a.csv").read_text().splitlines()))
+    assert {row["stage"] for row in rows} == {"cheap"}
+    assert all(float(row["cost"]) <= 0.0001 for row in rows)
+    free = run(capsys, *asked, "b.csv", "--max-request-cost", "1")
+    plain = run(capsys, *asked, "d.csv")
+    assert free["exits"] == plain["exits"]
+    assert (free["ended_by_budget"], plain["ended_by_budget"]) == (0, 0)
+    assert found["ended_by_budget"] == free["exits"]["dear"] > 0
+    error = run(capsys, *asked, "c.csv", "--max-request-cost", "0", code=2)
+    assert "budget must be at least what the first stage costs" in error
+
+
+def test_a_budget_is_promised_from_the_shell(server, fitted, capsys):
+    fit = ("fit", "runs/run/record.trace", "--policy", "threshold", "--combines", "last")
+    asked = ("--max-drop", "0.4", "--delta", "0.1", "--max-request-cost", "0.0002")
+    found = run(capsys, *fit, *asked, "--over-budget", "0.5", "--out", "runs/two")
+    assert "costs more than 0.0002 usd for at most 50 %" in found["sentence"]
+    assert "--max-request-cost 0.0002 --over-budget 0.5" in Path("runs/two/run.json").read_text()
+    error = run(capsys, *fit, "--max-request-cost", "0.0002", "--max-cost", "0.5", code=2)
+    assert "--max-request-cost must be given with --max-drop and a --delta" in error
+    evaluate = ("evaluate", "runs/run/record.trace", "runs/run/chosen.json")
+    budget = ("--max-request-cost", "0.0002", "--over-budget", "0.4")
+    told = run(capsys, *evaluate, *budget, "--delta", "0.1")["promise"]
+    assert "costs more than 0.0002 usd for at most 40 %" in told["sentence"]
+    assert "--delta goes with" in run(capsys, *evaluate, *budget, code=2)
+
+
 def test_wrong_keys_of_a_service_are_named(server, tmp_path, capsys):
     text = CONFIG.format(url=server.url).replace("prompt = ", "promt = ")
     text = text.replace('name = "dear"', 'name = "dear"\nmodel = "x"')
