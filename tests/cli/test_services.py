@@ -2,11 +2,15 @@
 
 import csv
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from offramp.cli import main
+from offramp.trace import load_trace
 from support.openai_server import StandIn
 
 KEY = "sk-very-secret-7131"
@@ -108,6 +112,33 @@ def fitted(server, capsys):
     found = run(capsys, "record", "-c", "run.toml")
     run(capsys, "fit", found["trace"], "-c", "run.toml", "--bundle", "runs/run/bundle")
     return "runs/run/bundle"
+
+
+def test_a_kill_and_ceilings_in_the_middle_of_a_batch_lose_no_answer(server, tmp_path, capsys):
+    server.prices = {"input": 20.0, "output": 20.0}
+    text = (
+        Path("run.toml").read_text().replace("input = 1.0, output = 1.0", "input = 20, output = 20")
+    )
+    Path("run.toml").write_text(text)
+    record = ("record", "-c", "run.toml", "--max-spend")
+    assert "max_spend was reached" in run(capsys, *record, "0.08", code=2)
+    assert 200 < len(server.charges) < 400  # all of the first stage, and a part of the second
+    before, server.latency = len(server.charges), 0.05
+    process = subprocess.Popen([sys.executable, "-m", "offramp", *record, "0.125"])
+    until = time.monotonic() + 60
+    while len(server.charges) < before + 20 and time.monotonic() < until:
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    server.latency = 0.0
+    assert before < len(server.charges) < 400
+    assert "max_spend was reached" in run(capsys, *record, "0.05", code=2)
+    found = run(capsys, *record, "0.125")
+    assert found["n"] == 200
+    assert set(server.charges.values()) == {1}
+    trace = load_trace(found["trace"])
+    assert trace.prices.sum().item() == pytest.approx(server.spent)
+    assert [file.name for file in Path("runs/run").iterdir() if "partial" in file.name] == []
 
 
 ALLOWED = ("--allow-network", "127.0.0.1")

@@ -6,6 +6,7 @@ Layer: adapters.
 from collections import Counter
 from collections.abc import Sequence
 
+from offramp._core.checks import check_class_names
 from offramp._core.errors import InputError
 from offramp._core.schema import to_json
 from offramp.models import InOrder, ModelSpec
@@ -33,7 +34,7 @@ def in_order(stage: Stage, class_names: Sequence[str] | None) -> Stage:
     """
     if class_names is None:
         return stage
-    wanted = tuple(map(str, class_names))
+    wanted = check_class_names(class_names, None)
     if not stage.class_names or not wanted or wanted == stage.class_names:
         count = stage.classes
         if wanted and count not in (None, len(wanted)):
