@@ -6,7 +6,7 @@ for PyTorch would fall back to a pickled file. Nothing of this is imported with 
 Layer: hub, beside project.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, final
@@ -15,6 +15,7 @@ import numpy as np
 
 from offramp._core.errors import InputError, MissingExtraError
 from offramp.bundle import Manifest, load, read_manifest, save
+from offramp.bundle.services import AllowNetwork
 from offramp.evaluation.frontier import Frontier
 from offramp.runtime import Adaptive, Prediction
 
@@ -129,6 +130,8 @@ class HubModel(ModelHubMixin, library_name="offramp", tags=_TAGS):
         local_files_only: bool,
         token: str | bool | None,
         allow_import: bool = False,
+        allow_network: AllowNetwork = False,
+        allow_types: Collection[str] = (),
         **options: Any,  # noqa: ANN401  (of the configuration that the mixin writes)
     ) -> "HubModel":
         folder = model_id
@@ -141,7 +144,10 @@ class HubModel(ModelHubMixin, library_name="offramp", tags=_TAGS):
                 local_files_only=local_files_only,
                 token=token,
             )
-        return cls(load(folder, allow_import=allow_import), **options)
+        model = load(
+            folder, allow_import=allow_import, allow_network=allow_network, allow_types=allow_types
+        )
+        return cls(model, **options)
 
     def _card(self, manifest: Manifest) -> ModelCard:
         data = ModelCardData(library_name="offramp", tags=_TAGS)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import offramp
-from offramp._core.errors import InputError
+from offramp._core.errors import InputError, UnsupportedError
+from offramp.adapters import from_openai, from_sklearn
 from offramp.models import ModelSpec, build
 from offramp.trace import make_trace
 
@@ -48,6 +49,24 @@ def test_it_is_read_back_and_the_card_states_the_promise(model, frontier, tmp_pa
     assert again.model.choice.sentence == model.choice.sentence
     with pytest.raises(InputError, match="must be empty or not there"):
         there.save_pretrained(path)
+
+
+def test_what_a_bundle_may_do_is_said_as_for_load(tmp_path):
+    sklearn = pytest.importorskip("sklearn.ensemble")
+    rows, classes = torch.randn(40, 3), [k % 2 for k in range(40)]
+    forest = sklearn.RandomForestClassifier(2, random_state=0).fit(rows.numpy(), classes)
+    url = "http:" + "//127.0.0.1:9/v1"
+    paid = from_openai(url, model="m", labels=["0", "1"], prompt="{row}", key_env=None)
+    for name, stage, allowed in [
+        ("types", from_sklearn(forest), {"allow_types": ["sklearn.tree._tree.Tree"]}),
+        ("network", paid, {"allow_network": ["127.0.0.1"]}),
+    ]:
+        cascade = offramp.Cascade.from_models({"it": stage})
+        candidate = offramp.Candidate.single(cascade.topology, "it", reference="it")
+        hub.HubModel(offramp.Adaptive(cascade, candidate)).save_pretrained(tmp_path / name)
+        with pytest.raises(UnsupportedError, match=f"allow_{name}"):
+            hub.HubModel.from_pretrained(tmp_path / name)
+        assert hub.HubModel.from_pretrained(tmp_path / name, **allowed).model.stage_names == ("it",)
 
 
 def test_it_is_uploaded_as_it_is_saved_and_comes_back_from_the_cache(model, tmp_path, monkeypatch):

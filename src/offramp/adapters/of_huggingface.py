@@ -5,6 +5,7 @@ Layer: adapters.
 
 import inspect
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from offramp._core.checks import check_positive_int
 from offramp._core.errors import FileFormatError, InputError, UnsupportedError
 from offramp.adapters.answers import in_order
 from offramp.adapters.huggingface_pictures import processor_transform
@@ -59,6 +61,8 @@ def from_huggingface(
         FileFormatError: If weights are missing, such as those of a head that was never trained.
     """
     transformers = package("transformers", "huggingface")
+    if length is not None:
+        check_positive_int("length", length)
     place = {"pretrained_model_name_or_path": str(name), "revision": revision or "main"}
     config = _loaded(transformers.AutoConfig, place, name)
     task = _task(config, name)
@@ -86,7 +90,7 @@ def _loaded(kind: Any, place: Mapping[str, str], name: Path | str, **more: Any) 
     """What `from_pretrained` gives, or an error of ours."""
     try:
         return kind.from_pretrained(**place, trust_remote_code=False, **more)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever is wrong with the files of others
         text = str(error)
         if "remote" in text or "custom code" in text:
             raise UnsupportedError(
@@ -170,10 +174,21 @@ def _text_transform(
     config.pad_token_id = pad
     takes = inspect.signature(net.forward).parameters
     fields = [f for f in ("input_ids", "token_type_ids") if f in tokenizer.model_input_names]
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise UnsupportedError(
+            f"{name} has no tokenizer of its own: all words would be unknown to the empty one that "
+            "transformers makes. Save the tokenizer beside the network: save_pretrained(folder)."
+        )
     limits = [tokenizer.model_max_length, getattr(config, "max_position_embeddings", None)]
-    most = min((int(k) for k in limits if k is not None and 0 < k < 2**31), default=None)
+    most = min((int(k) for k in limits if isinstance(k, int) and 0 < k < 2**31), default=None)
     if length is not None and most is not None and length > most:
         raise InputError(f"length must be at most {most}, what {name} takes, got {length}.")
+    around = tokenizer.num_special_tokens_to_add()
+    if (length or most or math.inf) <= around:
+        raise InputError(
+            f"length must be above {around}, the tokens that {name} puts around a text, got "
+            f"{length or most}: of the text itself nothing would be read."
+        )
     tokenize = Tokenize(
         tokenizer.backend_tokenizer.to_str(),
         length=length or most,

@@ -9,11 +9,12 @@ from typing import Any
 
 from torch import nn
 
+from offramp._core.checks import check_text
 from offramp._core.errors import InputError, UnsupportedError
 from offramp.adapters.answers import in_order
 from offramp.adapters.pictures import picture_transform, refuse
 from offramp.models import InOrder, ModelSpec, load_weights
-from offramp.models.foreign import check_architecture, check_options, package
+from offramp.models.foreign import check_architecture, check_class_count, check_options, package
 from offramp.stages import Stage, Transforms
 
 _IMAGENET = ("in1k", "in12k")  # how tags of weights for all classes of a subset end
@@ -54,17 +55,20 @@ def from_timm(
         UnsupportedError: If the transform cannot be said with ours; the field is named.
         FileFormatError: If the weights do not fit.
     """
-    timm = package("timm", "timm")
+    timm, name = package("timm", "timm"), check_text("name", name)
     if pretrained and checkpoint is not None:
         raise InputError("pretrained must be left out where a checkpoint is given, got True.")
     check_options(options)
+    check_class_count(options)
     load = checkpoint is None if pretrained is None else pretrained
     architecture, saved = _resolved(timm, name)
     check_architecture(timm, architecture)
     try:
         net: Any = timm.create_model(name, pretrained=load, **options)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:
         raise InputError(f"timm cannot make {name!r} with {options}: {error}") from error
+    if not isinstance(getattr(net, "num_classes", None), int):
+        raise InputError(f"timm makes no classifier of {name!r} with {options}.")
     net.eval()
     if checkpoint is not None:
         load_weights(net, checkpoint)
@@ -118,7 +122,10 @@ def _resolved(timm: Any, name: str) -> tuple[str, dict[str, Any]]:  # noqa: ANN4
         return name.partition(".")[0], {}
     if source not in ("hf-hub", "hf_hub"):
         raise InputError(f"name must be a network of timm or 'hf-hub:owner/name', got {name!r}.")
-    _, architecture, saved = timm.models.load_model_config_from_hf(place)
+    try:
+        _, architecture, saved = timm.models.load_model_config_from_hf(place)
+    except Exception as error:
+        raise InputError(f"{name} cannot be found: {error}") from error
     return architecture, dict(saved or {})
 
 

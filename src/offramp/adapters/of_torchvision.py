@@ -14,9 +14,10 @@ from offramp._core.errors import InputError, UnsupportedError
 from offramp.adapters.answers import in_order
 from offramp.adapters.pictures import picture_transform
 from offramp.models import ModelSpec, build, load_weights
-from offramp.models.foreign import SCALING, check_classifier, package
+from offramp.models.foreign import SCALING, check_class_count, check_classifier, package
 from offramp.stages import Stage, Transforms
 
+_CLASSES = 1000  # of every classifier, unless it is told another number
 _KEPT = ("transform_input", "aux_logits")  # what weights change of a network that is made
 
 
@@ -58,6 +59,7 @@ def from_torchvision(
     """
     models = package("torchvision", "torchvision").models
     check_classifier(models, name)
+    check_class_count(options)
     told = None
     if weights is not None:
         known = models.get_model_weights(name)
@@ -69,19 +71,19 @@ def from_torchvision(
     else:
         try:
             net = models.get_model(name, weights=told, **options).eval()
-        except (TypeError, ValueError) as error:
+        except (OSError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(f"torchvision cannot make {name!r} with {options}: {error}") from error
     if checkpoint is not None:
         load_weights(net, checkpoint)
     kept = {field: getattr(net, field) for field in _KEPT if hasattr(net, field)}
     names = told.meta["categories"] if told else ()
-    count = options.get("num_classes", len(names))
+    count = options.get("num_classes", len(names) or _CLASSES)
     stage = Stage(
         name,
         net,
         transform=_transform(name, told) if transform is None and told else transform,
         spec=_spec(name, {**options, **kept}),
-        classes=count or None,
+        classes=count,
         class_names=names if count == len(names) else (),
     )
     return in_order(stage, class_names)

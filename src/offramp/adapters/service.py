@@ -109,6 +109,7 @@ class Service(nn.Module):
         connection.before = self._check_ceilings
         self._daily = Spending(daily_cap, daily=True)
         self._memory: Memory | Journal = Memory(connection.limits.cache)
+        self._shares = True  # whether rows that ask alike wait for one call
         self._ceiling: Spending | None = None  # of a recording, in which all answers are kept
         # Calls that run now, and until when their answers are wanted.
         self._asked: dict[str, tuple[float, asyncio.Task[Answer]]] = {}
@@ -180,6 +181,10 @@ class Service(nn.Module):
             finally:
                 self._memory, self._ceiling = before, None
 
+    def forget(self) -> None:
+        """Remember no answers from now on, so that whoever measures does not measure that."""
+        self._memory, self._shares = Memory(0), False
+
     def close(self) -> None:
         """Close its connections; they open again where it is asked."""
         run(self._connection.close())
@@ -200,7 +205,7 @@ class Service(nn.Module):
         answer, until = self._memory.get(digest), wanted_until()
         if answer is None:
             wanted, task = self._asked.get(digest, (-math.inf, None))
-            if task is None or wanted < until:  # nobody asks, or not for as long as this caller
+            if task is None or wanted < until or not self._shares:
                 return await self._call(row, digest, until)
             answer = await asyncio.shield(task)
         self.counts["remembered"] += 1

@@ -38,7 +38,8 @@ def choose_backends(
     """Measure every stage in every backend, in interleaved rounds; medians count.
 
     Args:
-        stages: A cascade; stays as it is. Stages that run in another runtime already are left out.
+        stages: A cascade; stays as it is. Services, and stages that run in another runtime
+            already, are left out.
         example: Some raw input; one example is enough.
         candidates: Backends; by default those with float32 answers that are installed, but for
             "compile", which takes minutes, and CUDA, where data lie elsewhere. "eager" is always
@@ -81,7 +82,8 @@ def choose_backends(
     groups = builder.groups()
     with progress_bar("Measuring", len(groups), enabled=progress) as advance:
         for group, members in groups.items():
-            if any(isinstance(part, Compiled) for part in members[0].modules()):
+            theirs = members[0].waits or any(isinstance(p, Compiled) for p in members[0].modules())
+            if theirs:  # they run elsewhere: in a service, or in another runtime
                 builder.keep(group, builder.build(group, EAGER))
                 continue
             built, reasons = _candidates_of(builder, group, names)

@@ -4,9 +4,10 @@ Layer: bundle.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from offramp._core.errors import InputError
 from offramp._core.files import steadily, write_json
@@ -18,6 +19,7 @@ from offramp.bundle.check import check_files, read_manifest
 from offramp.bundle.manifest import FORMAT_VERSION, Manifest
 from offramp.bundle.names import MANIFEST
 from offramp.bundle.rebuild import rebuild
+from offramp.bundle.services import AllowNetwork
 from offramp.stages import Stage
 
 
@@ -30,6 +32,8 @@ def tune(
     rounds: int = 7,
     threads: int | None = None,
     allow_import: bool = False,
+    allow_network: AllowNetwork = False,
+    allow_types: Collection[str] = (),
     progress: bool = False,
 ) -> BackendTable:
     """Measure the stages of a bundle in all backends, and keep the times in the bundle.
@@ -45,6 +49,8 @@ def tune(
         rounds: Of measuring.
         threads: For ONNX Runtime and OpenVINO; by default as many as torch uses.
         allow_import: As for `load`.
+        allow_network: As for `load`; services are not measured, and nobody is called.
+        allow_types: As for `load`.
         progress: Whether to show a bar.
 
     Raises:
@@ -71,7 +77,14 @@ def tune(
     if folder.is_dir() and not os.access(folder, os.W_OK):  # before the work, not after it
         raise InputError(f"{folder} is read-only, so times cannot be kept in it. Copy the bundle.")
     manifest, stages = steadily(
-        folder, lambda: _read(folder, allow_import=allow_import, threads=threads)
+        folder,
+        lambda: _read(
+            folder,
+            allow_import=allow_import,
+            allow_network=allow_network,
+            allow_types=allow_types,
+            threads=threads,
+        ),
     )
     table = choose_backends(
         stages.values(),
@@ -89,11 +102,7 @@ def tune(
     return table
 
 
-def _read(
-    folder: Path, *, allow_import: bool, threads: int | None
-) -> tuple[Manifest, dict[str, Stage]]:
+def _read(folder: Path, **how: Any) -> tuple[Manifest, dict[str, Stage]]:  # noqa: ANN401  (of `rebuild`)
     manifest = read_manifest(folder)
     check_files(folder, manifest, verify=True)
-    return manifest, rebuild(
-        folder, manifest, verify=True, allow_import=allow_import, threads=threads
-    )
+    return manifest, rebuild(folder, manifest, verify=True, **how)

@@ -4,7 +4,7 @@ Layer: cli.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -35,6 +35,8 @@ def command(
     threads: options.Threads = None,
     fold: options.Fold = True,
     allow_import: options.AllowImport = False,
+    allow_network: options.AllowNetwork = None,
+    allow_types: options.AllowTypes = None,
     out: Annotated[Path | None, typer.Option(help="Also write the numbers to this file.")] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a file of --out that is there already.")
@@ -57,7 +59,16 @@ def command(
     if out is not None:
         check_file(out, overwrite=overwrite)
     sizes = options.whole_numbers("--batch-sizes", batch_sizes)
-    model = loaded_to_time(bundle, device, backend, threads, allow_import, fold=fold)
+    options.set_threads(threads)
+    model = loaded_to_time(
+        bundle,
+        device=device,
+        backend=backend,
+        fold=fold and backend is None,
+        allow_import=allow_import,
+        allow_network=allow_network or False,
+        allow_types=allow_types or (),
+    )
     batch = some_inputs(bundle, inputs, array, most=max(256, *sizes))
     rows = compare(
         model, model.reference, to_device(batch, device), batch_sizes=sizes, rounds=rounds
@@ -89,33 +100,25 @@ def command(
     output.result(result)
 
 
-def loaded_to_time(
-    bundle: Path,
-    device: str,
-    backend: str | None,
-    threads: int | None,
-    allow_import: bool,
-    *,
-    fold: bool,
-) -> "Adaptive":
-    """The bundle as the options say; `fold` counts where there is no backend."""
+def loaded_to_time(bundle: Path, **how: Any) -> "Adaptive":  # noqa: ANN401  (of `load`)
+    """The bundle, as `load` reads it, whose services remember no answers: those take no time."""
     from offramp import load
 
-    options.set_threads(threads)
-    return load(
-        bundle,
-        device=device,
-        fold=fold and backend is None,
-        allow_import=allow_import,
-        backend=backend,
-    )
+    model = load(bundle, **how)
+    services = [stage for stage in model.program.stages.values() if stage.waits]
+    for stage in services:
+        getattr(stage.module, "forget", lambda: None)()
+    if services:
+        names = ", ".join(stage.name for stage in services)
+        note(f"called, and perhaps paid for, in each round: {names}.")
+    return model
 
 
 def some_inputs(bundle: Path, paths: list[Path] | None, array: str, *, most: int) -> "Raw":
     """At most so many inputs, or random numbers where there are none."""
     import torch
 
-    from offramp._core.batch import concat, take_rows
+    from offramp._core.batch import as_rows, concat, take_rows
     from offramp.bundle import read_manifest
     from offramp.project.inputs import InputReader
 
@@ -124,7 +127,7 @@ def some_inputs(bundle: Path, paths: list[Path] | None, array: str, *, most: int
         reader = InputReader.of(bundle, paths, array=array, ids=None)
         parts, count = [], 0
         for names, batch in reader.batches(min(most, 256)):
-            parts.append(batch)
+            parts.append(as_rows(batch))
             count += len(names)
             if count >= most:
                 break

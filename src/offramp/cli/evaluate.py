@@ -3,8 +3,9 @@
 Layer: cli.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -47,6 +48,13 @@ def command(
     max_cost: Annotated[
         float | None, typer.Option(help="With --delta: test that they cost no more on average.")
     ] = None,
+    max_request_cost: Annotated[
+        float | None,
+        typer.Option(help="With --delta: test that few examples cost more, in the trace's unit."),
+    ] = None,
+    over_budget: Annotated[
+        float, typer.Option(help="Share of the examples that may cost more than that.")
+    ] = 0.05,
     delta: Annotated[
         float | None, typer.Option(help="Largest chance of a wrong promise, such as 0.05.")
     ] = None,
@@ -86,7 +94,8 @@ def command(
     if out is not None:
         check_file(out, overwrite=overwrite)
     chosen = candidate_from_file(candidate)
-    limits = _limits(risk, max_drop=max_drop, max_cost=max_cost, delta=delta, split=split)
+    over = None if max_request_cost is None else {max_request_cost: over_budget}
+    limits = _limits({risk: max_drop, "cost": max_cost, "over_budget": over}, delta, split)
     if unlabeled:
         check_unlabeled(delta, limits.keys())
     whole = load_divided(trace, seed=seed)
@@ -125,16 +134,13 @@ def command(
         raise typer.Exit(NO_ANSWER)
 
 
-def _limits(
-    risk: str, *, max_drop: float | None, max_cost: float | None, delta: float | None, split: str
-) -> dict[str, float]:
+def _limits(given: Mapping[str, Any], delta: float | None, split: str) -> dict[str, Any]:
     """What is to be tested, or nothing; what makes no sense together is refused."""
-    given = {risk: max_drop, "cost": max_cost}
     limits = {name: value for name, value in given.items() if value is not None}
     if bool(limits) != (delta is not None):
         raise InputError(
-            "--delta goes with --max-drop, --max-cost or both, got delta "
-            f"{delta} and the limits {limits}."
+            "--delta goes with --max-drop, --max-cost, --max-request-cost or several of them, got "
+            f"delta {delta} and the limits {limits}."
         )
     if limits and split != "test":
         raise InputError(

@@ -44,6 +44,8 @@ def command(
     ] = False,
     overwrite: options.Overwrite = False,
     allow_import: options.AllowImport = False,
+    allow_network: options.AllowNetwork = None,
+    allow_types: options.AllowTypes = None,
     json: options.Json = False,
 ) -> None:
     """Export the cascade of a bundle, with its policy, to ONNX.
@@ -68,7 +70,12 @@ def command(
     folder = single_file is None
     check_path(path, folder=folder, overwrite=overwrite, keep=(bundle,))
     made = export_onnx(
-        load(bundle, allow_import=allow_import),
+        load(
+            bundle,
+            allow_import=allow_import,
+            allow_network=allow_network or False,
+            allow_types=allow_types or (),
+        ),
         path,
         example=_example(bundle, shape, input_type) if like is None else _read(like, shape),
         folder=folder,

@@ -37,6 +37,8 @@ _FIELDS = (
     "policy",
     "max_drop",
     "max_cost",
+    "max_request_cost",
+    "over_budget",
     "delta",
     "unlabeled",
     "margin",
@@ -113,6 +115,11 @@ def _merged(section: FitSection, given: Given) -> FitSection:
             "Say which point to choose: either --max-drop (0.02 allows two points of accuracy) or "
             "--max-cost (0.5 allows half of the cost), or with --delta both, got "
             f"{section.max_drop} and {section.max_cost}."
+        )
+    if section.max_request_cost is not None and (section.max_drop is None or section.level is None):
+        raise InputError(
+            "--max-request-cost must be given with --max-drop and a --delta, got "
+            f"{section.max_request_cost}: a budget is promised, or not asked for."
         )
     if section.level is not None:
         _check_promise(section)

@@ -52,6 +52,14 @@ AllowNetwork = Annotated[
         help="A host that a bundle with services may send inputs to; may be repeated.",
     ),
 ]
+AllowTypes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-types",
+        help="A type that classifiers of scikit-learn in the bundle may be made of, beside those "
+        "that skops trusts; may be repeated. Only for bundles that you trust.",
+    ),
+]
 AllowImport = Annotated[
     bool,
     typer.Option(

@@ -6,11 +6,11 @@ Layer: cli.
 import csv
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Protocol, final, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, final, runtime_checkable
 
 import typer
 
@@ -30,6 +30,7 @@ _SHOWN = 5  # skipped files named in a note
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
 
+_Ask = Callable[[Any, Any], "Prediction"]  # of a batch and the names of its examples
 Columns = Mapping[str, Sequence[int | float | str]]
 
 
@@ -68,6 +69,14 @@ def command(
     ] = None,
     allow_import: options.AllowImport = False,
     allow_network: options.AllowNetwork = None,
+    allow_types: options.AllowTypes = None,
+    max_request_cost: Annotated[
+        float | None,
+        typer.Option(
+            help="The most that an input may cost, in the bundle's unit: no stage is begun that "
+            "would go beyond, and those before it answer."
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a table that is there already.")
     ] = False,
@@ -101,11 +110,12 @@ def command(
         fold=fold,
         allow_import=allow_import,
         allow_network=allow_network or False,
+        allow_types=allow_types or (),
         backend=backend,
     )
     reader = InputReader.of(bundle, inputs, array=array, ids=ids, orient=orient, column=column)
-    with _WRITERS[out.suffix](out, overwrite) as write:
-        tally = _predict(model, reader, write, batch_size)
+    with _WRITERS[out.suffix](out, overwrite) as write, _answers(model, max_request_cost) as ask:
+        tally = _predict(model, ask, reader, write, batch_size)
     if ignored := ignored_files([reader.ignored]):
         note(ignored)
     if reader.skipped:
@@ -114,6 +124,8 @@ def command(
         note(f"skipped {len(reader.skipped)} images that cannot be decoded: {shown}{more}.")
     if tally.invalid:
         note(f"{tally.invalid} inputs have no answer (nothing finite): label {NO_LABEL}.")
+    if tally.ended:
+        note(f"{tally.ended} inputs were answered by what their budget allows.")
     costs = model.costs
     mean_cost = None if costs is None else tally.cost / tally.n
     output.line(f"{tally.n} answers in {out}")
@@ -129,6 +141,7 @@ def command(
             "skipped": reader.skipped,
             "ignored": dict(reader.ignored),
             "invalid": tally.invalid,
+            "ended_by_budget": tally.ended,
             "exits": exits,
             "unit": None if costs is None else costs.unit,
             "mean_cost": mean_cost,
@@ -143,21 +156,37 @@ class _Tally:
 
     n: int = 0
     invalid: int = 0
+    ended: int = 0  # by their budget
     cost: float = 0.0
     left: Counter[str] = field(default_factory=Counter)
 
 
-def _predict(model: "Adaptive", reader: "InputReader", write: _Write, size: int) -> _Tally:
+@contextmanager
+def _answers(model: "Adaptive", budget: float | None) -> "Iterator[_Ask]":
+    """What answers a batch, where each input may cost no more than a budget."""
+    from offramp.runtime import Executor
+
+    if budget is None:
+        yield model
+        return
+    with Executor(model, patience=0.0) as executor:
+        yield lambda batch, names: executor.future(batch, names, budget=budget).result()
+
+
+def _predict(
+    model: "Adaptive", ask: "_Ask", reader: "InputReader", write: _Write, size: int
+) -> _Tally:
     """Answer all inputs, batch by batch, so that memory does not grow with their number."""
     tally = _Tally()
     with progress_bar("Predicting", None) as step:
         for names, batch in reader.batches(size):
-            answer = model(batch, names)
+            answer = ask(batch, names)
             columns = columns_of(names, answer, model.class_names)
             write(columns)
             tally.n += len(names)
             tally.invalid += int((~answer.valid).sum())
             tally.cost += 0.0 if answer.cost is None else float(answer.cost.sum())
+            tally.ended += answer.reasons.count("budget")
             tally.left.update(str(stage) for stage in columns["stage"])
             step(len(names))
     if tally.n == 0:

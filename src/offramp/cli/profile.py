@@ -35,6 +35,8 @@ def command(
     threads: options.Threads = None,
     fold: options.Fold = True,
     allow_import: options.AllowImport = False,
+    allow_network: options.AllowNetwork = None,
+    allow_types: options.AllowTypes = None,
     out: Annotated[
         Path | None, typer.Option(help="Picture of one batch's time; it ends in .svg or .png.")
     ] = None,
@@ -64,7 +66,16 @@ def command(
         raise InputError(f"--out must end in .svg or .png, got {out.name!r}.")
     if out is not None:
         check_file(out, overwrite=overwrite)
-    model = loaded_to_time(bundle, device, backend, threads, allow_import, fold=fold)
+    options.set_threads(threads)
+    model = loaded_to_time(
+        bundle,
+        device=device,
+        backend=backend,
+        fold=fold and backend is None,
+        allow_import=allow_import,
+        allow_network=allow_network or False,
+        allow_types=allow_types or (),
+    )
     batch = some_inputs(bundle, inputs, array, most=max(examples, batch_size))
     with progress_bar("Profiling", None):
         part = to_device(take_rows(batch, torch.arange(min(examples, count_of(batch)))), device)

@@ -32,6 +32,8 @@ def command(
     array: Annotated[str, typer.Option(help="Name of the inputs in npz files.")] = "images",
     threads: options.Threads = None,
     allow_import: options.AllowImport = False,
+    allow_network: options.AllowNetwork = None,
+    allow_types: options.AllowTypes = None,
     json: options.Json = False,
 ) -> None:
     """Measure which backend runs the networks of a bundle fastest here, and keep that in it.
@@ -58,6 +60,8 @@ def command(
         rounds=rounds,
         threads=threads,
         allow_import=allow_import,
+        allow_network=allow_network or False,
+        allow_types=allow_types or (),
         progress=True,
     )
     _show(output, table)

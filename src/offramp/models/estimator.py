@@ -188,5 +188,6 @@ def opened(content: bytes, allow_types: Collection[str] = ()) -> Any:  # noqa: A
         raise FileFormatError(f"It cannot be read as a classifier: {error}") from error
     raise UnsupportedError(
         f"It would make objects of the types {unknown}, which skops does not trust. If you trust "
-        f"where it comes from, say so: load(..., allow_types={unknown})."
+        f"where it comes from, say so: load(..., allow_types={unknown}), or on the shell "
+        f"{' '.join(f'--allow-types {name}' for name in unknown)}."
     )

@@ -69,6 +69,16 @@ def check_options(options: Mapping[str, Any]) -> None:
         )
 
 
+def check_class_count(options: Mapping[str, Any]) -> None:
+    """Raise `InputError` where options ask for a network that does not tell classes apart."""
+    count = options.get("num_classes", 2)
+    if isinstance(count, bool) or not isinstance(count, int) or count < 2:
+        raise InputError(
+            f"num_classes must be an integer of at least 2, got {count!r}: a stage says which of "
+            "several classes it is. Networks without a head are for Cascade.from_network."
+        )
+
+
 def check_architecture(timm: Any, architecture: str) -> None:  # noqa: ANN401
     """Raise `UnknownNameError` unless timm has a network of this name."""
     if not timm.is_model(architecture):

@@ -67,6 +67,8 @@ def load_weights(module: nn.Module, path: Path | str) -> None:
     ...     save_weights(small_cnn(width=2, depth=2, seed=1), Path(folder) / "w.safetensors")
     ...     load_weights(small_cnn(width=2, depth=2), Path(folder) / "w.safetensors")
     """
+    if not isinstance(path, str | Path):
+        raise InputError(f"path must be that of a file of weights, got {path!r}.")
     path = Path(path)
     fill(module, _read(path), path)
 

@@ -22,7 +22,11 @@ def choose(frontier: "Frontier", asked: FitSection) -> "Choice":
     if drop is None:
         return frontier.best(max_cost=float(cost or 0), risk=risk, delta=delta)
     if delta is not None:
-        limits = {risk: drop} | ({} if cost is None else {"cost": cost})
+        limits: dict[str, float | dict[str | int | float, float]] = {risk: drop}
+        if cost is not None:
+            limits["cost"] = cost
+        if asked.max_request_cost is not None:
+            limits["over_budget"] = {asked.max_request_cost: asked.over_budget}
         return frontier.certify(limits, delta=delta)
     margin: dict[str, Any] = {} if asked.margin is None else {"margin": asked.margin}
     return frontier.cheapest(max_drop=drop, risk=risk, delta=None, **margin)

@@ -1,13 +1,20 @@
 """Classifiers of Hugging Face, made here from configurations and read back from their folders."""
 
 import json
+import shutil
 
 import pytest
 import torch
 
 import offramp
 from offramp import Cascade
-from offramp._core.errors import FileFormatError, InputError, UnknownNameError, UnsupportedError
+from offramp._core.errors import (
+    FileFormatError,
+    InputError,
+    OfframpError,
+    UnknownNameError,
+    UnsupportedError,
+)
 from offramp.adapters import from_huggingface
 from offramp.models import ModelSpec, build, head_arguments
 from offramp.policy import Candidate
@@ -278,3 +285,47 @@ def test_code_out_of_a_repository_is_never_run(bert, tmp_path):
     (other / "code.py").write_text("raise SystemExit('it ran')")
     with pytest.raises(UnsupportedError, match="never run here"):
         from_huggingface(other)
+
+
+@pytest.mark.parametrize("length", [0, -1, "x", 3.5, 1, 2])
+def test_a_length_that_leaves_nothing_of_a_text_is_refused(bert, length):
+    with pytest.raises(InputError, match="length must be"):
+        from_huggingface(bert, length=length)
+
+
+def copied(folder, tmp_path, **changes):
+    """A folder with another configuration."""
+    there = tmp_path / "copy"
+    shutil.copytree(folder, there)
+    config = json.loads((there / "config.json").read_text())
+    (there / "config.json").write_text(json.dumps({**config, **changes}))
+    return there
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"id2label": {"0": "negative", "2": "positive"}},  # fewer than the head has
+        {"id2label": {str(k): str(k) for k in range(5)}},
+        {"id2label": ["a", "b", "c"]},
+        {"hidden_size": 0},
+        {"hidden_size": 64},
+        {"num_hidden_layers": "2"},
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_said_of_the_folder(bert, tmp_path, changes):
+    there = copied(bert, tmp_path, **changes)
+    with pytest.raises(InputError, match=f"{there} cannot be opened"):
+        from_huggingface(there)
+
+
+def test_cut_weights_and_a_missing_tokenizer_are_said_of_the_folder(bert, tmp_path):
+    there = copied(bert, tmp_path)
+    for file in there.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(OfframpError, match=r"tokenizer|cannot be opened"):
+        from_huggingface(there)
+    weights = there / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])
+    with pytest.raises(InputError, match="cannot be opened"):
+        from_huggingface(there)

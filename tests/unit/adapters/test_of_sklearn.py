@@ -18,6 +18,7 @@ from offramp._core.errors import (
     UnsupportedError,
 )
 from offramp.adapters import from_sklearn, in_order
+from offramp.cli import main
 from offramp.models.estimator import Estimator, opened, stored, untrusted
 from offramp.policy import Candidate
 from offramp.stages import weights_digest
@@ -173,6 +174,16 @@ def test_types_that_skops_does_not_trust_are_refused_by_name(tmp_path):
             load(tmp_path / "bundle", allow_types=allowed)
     again = load(tmp_path / "bundle", allow_types=[TREE, own])
     assert torch.equal(again(ROWS).log_probs, model(ROWS).log_probs)
+
+
+def test_types_are_allowed_by_name_on_the_shell(tmp_path, capsys):
+    save(model_of(it=from_sklearn(FOREST)), tmp_path / "bundle")
+    np.savez(tmp_path / "rows.npz", images=ROWS)
+    asked = ["predict", str(tmp_path / "bundle"), str(tmp_path / "rows.npz"), "--out"]
+    asked += [str(tmp_path / "a.csv")]
+    assert main(asked) == 2
+    assert f"--allow-types {TREE}" in capsys.readouterr().err.replace("\n", " ")
+    assert main([*asked, "--allow-types", TREE]) == 0
 
 
 def test_a_lambda_is_refused_when_saved(tmp_path):

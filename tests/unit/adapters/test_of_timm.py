@@ -149,3 +149,22 @@ def test_without_timm_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(MissingExtraError, match=r"offramp\[timm\]"):
         from_timm("resnet18")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ({"name": 5}, "name must be a text that is not empty, got 5"),
+        ({"name": "hf-hub:"}, "cannot be found"),
+        ({"num_classes": 0}, "num_classes must be an integer of at least 2, got 0"),
+        ({"num_classes": "3"}, "num_classes must be an integer of at least 2, got '3'"),
+        ({"features_only": True}, "timm makes no classifier"),
+        ({"checkpoint": 5}, "path must be that of a file of weights, got 5"),
+        ({"class_names": "abc", "num_classes": 3}, "class_names must be a list of names"),
+        ({"class_names": 5}, "class_names must be a list of names, got 5"),
+        ({"transform": 5}, "transform must be a module, or a list of some, got 5"),
+    ],
+)
+def test_an_argument_of_another_kind_is_named(timm, arguments, why):
+    with pytest.raises(InputError, match=why):
+        from_timm(**{"name": "test_resnet", "pretrained": False, **arguments})

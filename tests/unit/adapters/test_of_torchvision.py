@@ -104,3 +104,18 @@ def test_names_and_options_that_are_wrong(models):
     arguments = {"architecture": "resnet18", "weights": "DEFAULT"}
     with pytest.raises(InputError, match="where weights come from"):
         build(ModelSpec(name="torchvision", arguments=arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ({"num_classes": -1}, "num_classes must be an integer of at least 2, got -1"),
+        ({"num_classes": 1}, "num_classes must be an integer of at least 2, got 1"),
+        ({"class_names": ["a", "b"]}, "class_names must have 1000 entries, got 2"),
+        ({"class_names": "ab", "num_classes": 2}, "class_names must be a list of names"),
+        ({"checkpoint": 5}, "path must be that of a file of weights, got 5"),
+    ],
+)
+def test_an_argument_of_another_kind_is_named(models, arguments, why):
+    with pytest.raises(InputError, match=why):
+        from_torchvision("resnet18", weights=None, **arguments)

@@ -179,6 +179,15 @@ class FitSection(_Section):
         gt=0,
         description="Or the mean cost you can pay: 0.5 is half of the reference's.",
     )
+    max_request_cost: float | None = Field(
+        default=None,
+        ge=0,
+        description="With --max-drop and --delta: what one example may cost, in the unit of the "
+        "trace; promised as well.",
+    )
+    over_budget: Fraction = Field(
+        default=0.05, description="Share of the examples that may cost more than that."
+    )
     delta: Level = Field(
         default=DELTA,
         description="Largest chance that new examples break the promise; 0.1 with --max-drop. none "

@@ -4,7 +4,7 @@ Layer: stages.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, final
 
 from torch import nn
@@ -93,6 +93,8 @@ def chained(transform: Transforms) -> nn.Module | None:
     """
     if transform is None or isinstance(transform, nn.Module):
         return transform
+    if not isinstance(transform, Iterable):
+        raise InputError(f"transform must be a module, or a list of some, got {transform!r}.")
     made = Chain(transform)
     return made if len(made.steps) > 1 else made.steps[0]
 

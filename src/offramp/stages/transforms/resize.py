@@ -116,6 +116,8 @@ class Resize(nn.Module):
         )
 
     def _resized(self, x: Tensor) -> Tensor:
+        if 0 in x.shape[2:]:
+            raise InputError(f"Images must have pixels, got the shape {tuple(x.shape)}.")
         x = _middle(x, _LONGEST * min(x.shape[2:])) if isinstance(self._scaled, int) else x
         wanted, mode = self._target(x.shape[2], x.shape[3]), _MODES[self.interpolation]
         found = x.to(torch.float32)
