@@ -16,9 +16,9 @@ from torch.nn import functional
 from offramp._core.errors import InputError
 
 NO_LABEL = -1  # label of an example that no stage could answer; 0 would be a class
-_LEAST = 1e-3  # below it confidences are alike, so that rounding leaves the label on top
-_TINY = 1e-6  # a service that reports confidence 0 or 1 is not taken at its word: log 0 is -inf
-_LOG_TINY = float(torch.log(torch.tensor(_TINY)))
+LEAST = 1e-3  # below it confidences are alike, so that rounding leaves the label on top
+TINY = 1e-6  # a service that reports confidence 0 or 1 is not taken at its word: log 0 is -inf
+_LOG_TINY = float(torch.log(torch.tensor(TINY)))
 _ABOVE_ONE = 1e-6  # float32 rounds sums of probabilities to a little above 1
 _SUM_TOLERANCE = 1e-2  # services round each of many probabilities
 FLOOR = 1e-7  # probabilities below it, zeros among them, are raised to it: log 0 is -inf
@@ -120,7 +120,7 @@ def labels_with_confidence(
         )
     sure = confidence
     if len(sure) and not _is_within(sure):
-        outside = (sure < -_TINY) | (sure > 1 + _TINY)  # False for NaN
+        outside = (sure < -TINY) | (sure > 1 + TINY)  # False for NaN
         if bool(outside.any()):
             raise InputError(f"confidence must be in [0, 1], got {float(sure[outside][0])!r}.")
         sure = sure.clamp(0.0, 1.0)  # rounding by a little is cut; NaN stays
@@ -204,7 +204,7 @@ class StageOutput:
                 "compare predicted labels (agreement) and the oracles can use them."
             )
         c = self.classes
-        p = self.confidence.to(torch.float32).clamp(_LEAST, 1 - _TINY)[:, None]  # (m, 1)
+        p = self.confidence.to(torch.float32).clamp(LEAST, 1 - TINY)[:, None]  # (m, 1)
         p = torch.maximum(p, 1 / c + (1 - 1 / c) * p / 2)
         first = self.ranked[:, :1]
         inside = first.clamp(0, c - 1) == first

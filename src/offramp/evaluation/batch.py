@@ -26,7 +26,8 @@ from offramp.evaluation.outcomes import Outcomes, f_labels, first_labels, outcom
 from offramp.evaluation.replay import departures
 from offramp.evaluation.results import Evaluation
 from offramp.policy import Candidate, Policy
-from offramp.policy.features import COMBINED, Distribution, distribution_of
+from offramp.policy.features import COMBINED, Distribution
+from offramp.policy.of_labels import distribution_of
 from offramp.trace import Trace
 
 _NUMBERS = 400_000  # of one distribution held at once; there may be a hundred of them

@@ -27,8 +27,8 @@ from offramp.policy.features import (
     Distribution,
     Feature,
     confidence_features,
-    distribution_of,
 )
+from offramp.policy.of_labels import distribution_of
 from offramp.trace import Trace
 
 Loss = str  # one of LOSSES
@@ -136,7 +136,8 @@ class Tables:
             each = [stage(k) for k in self.combination.inputs(path)]
             answer = self.combination.of(path, each)
             if self._part.labeled:
-                best = best_labels(answer.log_probs, self._top)
+                one = self._top == 1
+                best = answer.label[:, None] if one else best_labels(answer.log_probs, self._top)
                 self._losses[path][rows] = (best != labels[:, None]).all(dim=1).numpy()
 
             def distribution(k: int, answer: Distribution = answer) -> Distribution:

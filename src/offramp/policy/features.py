@@ -20,7 +20,6 @@ from torch import Tensor
 
 from offramp._core.checks import check_choice
 from offramp._core.errors import InputError
-from offramp._core.outputs import StageOutput
 from offramp._core.registry import Registry
 
 COMBINED = -1  # a feature of the combined distribution, not of one stage's
@@ -29,7 +28,6 @@ _ALL = -1  # of a distribution's rows
 _FLOOR = -15.0  # log-probabilities below this say no more than "impossible"
 
 
-@final
 class Distribution:
     """Log-probabilities of `m` examples, with their statistics computed on first use.
 
@@ -89,7 +87,7 @@ class Distribution:
     def _largest(self) -> tuple[Tensor, ...]:
         """The largest log-probabilities, at least -15, each `(m,)`, the largest first."""
         count = min(RANKS, self.log_probs.shape[1])
-        return self.log_probs.topk(count, dim=1).values.clamp(min=_FLOOR).unbind(dim=1)
+        return floored(self.log_probs.topk(count, dim=1).values).unbind(dim=1)
 
     @cached_property
     def label(self) -> Int[Tensor, " m"]:
@@ -221,10 +219,6 @@ def scaled_log_probs(
     return (scores / temperature).log_softmax(dim=1)
 
 
-def distribution_of(
-    output: StageOutput, temperature: Float[Tensor, "#m 1"] | Float[Tensor, ""]
-) -> Distribution:
-    """What a stage says as rules look at it: scaled probabilities, or the numbers that it gives."""
-    if output.features is not None:
-        return Distribution.of_values(output.features)
-    return Distribution(scaled_log_probs(output.scores(), temperature))
+def floored(log_probs: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Log-probabilities, at least -15."""
+    return log_probs.clamp(min=_FLOOR)

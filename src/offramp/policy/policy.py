@@ -22,7 +22,8 @@ from offramp._core.schema import stored
 from offramp._core.topology import EXIT, Path, Topology
 from offramp._core.types import OUTPUT_FORMS, OutputForm
 from offramp.policy.combination import BY_STOPPING, Combination, Combine, Stops
-from offramp.policy.features import COMBINED, Distribution, distribution_of, scaled_log_probs
+from offramp.policy.features import COMBINED, Distribution, scaled_log_probs
+from offramp.policy.of_labels import distribution_of
 from offramp.policy.rules import AnyRule, Rule, takes_action
 from offramp.policy.stopping import Stopping
 

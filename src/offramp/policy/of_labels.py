@@ -1,0 +1,115 @@
+"""What a label with a confidence says, as rules look at it: three probabilities with their counts.
+
+It stands for the distribution of `StageOutput.scores`, without its c + 1 columns for each example.
+Computed in float64 by numpy, whose functions give the same whatever stands beside, and rounded to
+float32 at the end.
+
+Layer: policy.  Source: docs/adr/0043.
+"""
+
+from functools import cached_property
+from typing import final
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from offramp._core.errors import InputError
+from offramp._core.outputs import LEAST, TINY, StageOutput
+from offramp._core.types import FloatArray, IntArray
+from offramp.policy.features import Distribution, floored, scaled_log_probs
+
+_IMPOSSIBLE = -100.0  # log-probabilities below it do not count in an entropy
+
+
+@final
+class OfLabels(Distribution):
+    """Log-probabilities of `m` examples with a label and a confidence each.
+
+    Args:
+        output: Labels and confidences, on the CPU.
+        temperature: What their scores are divided by: one number, or one for each, `(m, 1)`.
+
+    >>> said = StageOutput(classes=3, ranked=torch.tensor([[1]]), confidence=torch.tensor([0.9]))
+    >>> found = OfLabels(said, torch.tensor(1.0))
+    >>> found.label.tolist(), round(found.max_prob.item(), 4), found.log_probs.shape
+    ([1], 0.9, torch.Size([1, 4]))
+    """
+
+    def __init__(
+        self, output: StageOutput, temperature: Float[Tensor, "#m 1"] | Float[Tensor, ""]
+    ) -> None:
+        super().__init__(torch.empty(0))
+        if output.confidence is None:
+            raise InputError("Labels without confidences have no probabilities.")
+        self._output, self._sure, self._temperature = output, output.confidence, temperature
+
+    @cached_property
+    def log_probs(self) -> Float[Tensor, "m c"]:
+        """Log-probabilities of the classes and, in one more column, of all other labels."""
+        return scaled_log_probs(self._output.scores(), self._temperature)
+
+    @cached_property
+    def _labels(self) -> IntArray:
+        """The labels, and `c` for those that are no class."""
+        first, c = self._output.top(1)[:, 0].numpy(), self._output.classes
+        return np.where((first >= 0) & (first < c), first, c)
+
+    @cached_property
+    def label(self) -> Int[Tensor, " m"]:
+        """The label, or `c` for one that is no class."""
+        return torch.from_numpy(self._labels)
+
+    @cached_property
+    def _parts(self) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+        """Log-probability of the label, of each other class, of no class; how many others."""
+        c = self._output.classes
+        p = np.minimum(np.maximum(self._sure.float().numpy(), LEAST), 1 - TINY).astype(np.float64)
+        p = np.maximum(p, 1 / c + (0.5 - 0.5 / c) * p)  # near and below chance raised
+        inside = self._labels < c
+        others = np.where(inside, c - 1.0, float(c))  # classes that share the rest
+        alone = self._temperature.dim() == 0
+        divisor = self._temperature.item() if alone else self._temperature.double().numpy()[:, 0]
+        other = np.log((1 - p) / (others * p)) / divisor
+        odd = np.where(inside, np.log(TINY / p) / divisor, -np.inf)
+        top = -np.log1p(others * np.exp(other) + np.exp(odd))
+        return top, other + top, odd + top, others
+
+    @cached_property
+    def _largest(self) -> tuple[Tensor, ...]:
+        top, other, odd, others = self._parts
+        third = np.where(others == 1, np.minimum(other, odd), other)
+        found = (top, np.maximum(other, odd), third)
+        return tuple(floored(_single(values)) for values in found)
+
+    @cached_property
+    def max_prob(self) -> Float[Tensor, " m"]:
+        """Probability of the label."""
+        return _single(np.exp(self._parts[0]))
+
+    @cached_property
+    def entropy(self) -> Float[Tensor, " m"]:
+        """Entropy in nats, in [0, log(c + 1)]; lower is surer."""
+        top, other, odd, others = self._parts
+        return _single(_surprise(top) + others * _surprise(other) + _surprise(odd))
+
+
+def _surprise(log_prob: FloatArray) -> FloatArray:
+    return -np.exp(log_prob) * np.maximum(log_prob, _IMPOSSIBLE)
+
+
+def _single(values: FloatArray) -> Float[Tensor, " m"]:
+    return torch.from_numpy(values.astype(np.float32))
+
+
+def distribution_of(
+    output: StageOutput, temperature: Float[Tensor, "#m 1"] | Float[Tensor, ""]
+) -> Distribution:
+    """What a stage says as rules look at it: scaled probabilities, or the numbers that it gives."""
+    if output.features is not None:
+        return Distribution.of_values(output.features)
+    sure = output.confidence
+    if sure is not None and sure.device.type == "cpu":  # elsewhere the host would wait
+        return OfLabels(output, temperature)
+    return Distribution(scaled_log_probs(output.scores(), temperature))
