@@ -37,6 +37,7 @@ _WHY = {  # by status
 }
 _LONGEST_ID = 256
 _TICK = 0.05  # seconds between looks at how long examples wait
+_FLUSH = 20  # such looks between those at what was answered
 _SMALL = 2**16  # bytes that are read on the loop's thread: handing them over takes longer
 
 
@@ -142,10 +143,12 @@ class Serving:
 
     async def run(self) -> None:
         """Let each model change its gear, for as long as the server runs."""
-        while True:
+        for k in itertools.count():
             await asyncio.sleep(_TICK)
             for model in self.repository.models:
                 model.tick()
+                if k % _FLUSH == 0 and model.observer is not None:
+                    model.observer.flush()
 
     def stop(self) -> None:
         """Take nobody in any more."""
