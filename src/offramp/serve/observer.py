@@ -105,10 +105,10 @@ class Observer:
         promises = {gear.name: gear.guarantee for gear in model.gears}
         promises = promises or {OWN: getattr(model.choice, "guarantee", None)}
         self._promises = Promises(self._key, monitors_of(promises, delta / 2), self._state)
-        exits = {gear.name: gear.exits for gear in model.gears}
+        tested = {gear.name: gear for gear in model.gears}
         models = {gear: model.in_gear(gear) for gear in model.gears.names} or {OWN: model}
         share = delta / 2 / len(models)
-        self._drift = {g: Drift(g, each, exits.get(g, ()), share) for g, each in models.items()}
+        self._drift = {g: Drift(g, each, tested.get(g), share) for g, each in models.items()}
         for drift in self._drift.values():
             drift.restore(self._state, self._key)
         self._unit = "" if model.costs is None else model.costs.unit
