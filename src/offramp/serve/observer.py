@@ -131,9 +131,9 @@ class Observer:
         Answers are from now on handed to the watches over drift in the order of their requests.
 
         Raises:
-            UnknownNameError: If it has not, and there is something to audit.
+            UnknownNameError: If it has not, and something is to be audited, or answered by it.
         """
-        if self._audits.rate > 0:
+        if self._audits.rate > 0 or self._on_alarm == "reference":
             check_known("gear", REFERENCE, executor.gears)
         self._executor = executor
         self._audits.start(executor)
@@ -378,6 +378,6 @@ def _cost_of_reference(model: Adaptive) -> float:
 
 def _digest(model: Adaptive) -> str:
     """Of what is run and promised, so that another bundle of the same name begins anew."""
-    guarantee = getattr(model.choice, "guarantee", None)
-    held = [model.gears, policy_of(model.choice), guarantee]
+    alone = [policy_of(model.choice), getattr(model.choice, "guarantee", None)]
+    held = model.gears or alone  # whichever of its gears it begins in
     return hashlib.sha256(json.dumps(to_json(held)).encode()).hexdigest()[:16]
