@@ -22,6 +22,8 @@ from offramp.bundle import load
 from offramp.policy import Candidate, Feature, Linear, Node, Policy
 from offramp.runtime import Adaptive
 from offramp.serve import model as served_model
+from offramp.serve.bodies import Room
+from offramp.serve.errors import RequestError
 from offramp.stages import Cascade
 from support.served import (
     SECONDS,
@@ -418,3 +420,13 @@ def test_a_bundle_that_changes_on_the_disk_changes_no_answer(tmp_path):
         assert client("/v2/repository/models/net/load", b"")[0] == 400
         assert same(x, client.infer(x, id="a"), model, [f"a/{k}" for k in range(20)])
         assert client("/v2/health/ready")[0] == 200
+
+
+def test_no_more_bytes_are_held_than_there_is_room_for():
+    room = Room(10)
+    room.take(6)
+    with pytest.raises(RequestError, match="must have at most 10 bytes together"):
+        room.take(5)
+    room.give(6)
+    room.take(10)
+    assert room.taken == 10

@@ -178,22 +178,27 @@ class Frontier:
         return self._certified(limits, delta=delta, class_weights=class_weights)
 
     def gears(
-        self, max_drops: MaxDrops, *, risk: Risk = "accuracy_drop", delta: float = DELTA
+        self,
+        max_drops: MaxDrops,
+        *,
+        risk: Risk = "accuracy_drop",
+        delta: float = DELTA,
+        examples: Trace | None = None,
     ) -> Gears:
         """For each of several limits the cheapest candidate, all promised with one `delta`.
 
-        A server may change between them under load (docs/how-to/gears-and-watching.md). With
-        probability 1 - delta none of their limits is exceeded (docs/adr/0052). The reference alone
-        is a gear as well. A gear of which nothing can be promised is left out; `left_out` says why.
+        With probability 1 - delta none of their limits is exceeded (docs/adr/0052). The reference
+        alone is a gear too. What cannot be promised is left out; `left_out` says why.
 
         Args:
-            max_drops: Limits in (0, 1), such as (0.005, 0.01, 0.02): the gears are then called
-                "drop-0.5", "drop-1" and "drop-2". Or limits by the name of the gear.
+            max_drops: Limits in (0, 1), such as (0.005, 0.02), for gears called "drop-0.5" and
+                "drop-2"; or limits by the name of the gear.
             risk: What is limited: "accuracy_drop", or another risk of `certify` but of a cost.
             delta: Largest chance that any promise is wrong, in (0, 1).
+            examples: The `calibrate` examples; gears then know how sure their answers were there.
 
         Raises:
-            InputError: If a limit or `delta` is outside (0, 1), or a name cannot be one.
+            InputError: If a limit or `delta` is outside (0, 1), or a name or `examples` are wrong.
 
         >>> from offramp.evaluation import fit
         >>> from offramp.trace import make_trace
@@ -208,6 +213,7 @@ class Frontier:
             max_drops,
             risk=risk,
             delta=delta,
+            examples=examples,
         )
 
     def _certified(

@@ -11,24 +11,30 @@ Source: methods.md 4; fixed sequence testing, Bauer 1991; none for the merged or
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
+import torch
 
 from offramp._core.checks import check_choice, check_probability
 from offramp._core.errors import InputError
+from offramp._core.keys import example_keys
+from offramp._core.topology import Path
 from offramp._core.types import FloatArray
 from offramp.evaluation.calibration import Calibration
 from offramp.evaluation.certify import assumptions, objection, promise, seen
 from offramp.evaluation.limits import OF_COSTS, read_limits
 from offramp.evaluation.order import walk_order
+from offramp.evaluation.replay import departures
 from offramp.evaluation.results import Evaluation, FrontierPoint, Risk
 from offramp.evaluation.risk_tests import RiskTest, evidence, slack
 from offramp.evaluation.weights import risk_tests
-from offramp.policy.gears import REFERENCE, Gear, Gears
+from offramp.policy import Candidate, Evidence
+from offramp.policy.gears import REFERENCE, SCORES, Gear, Gears
 from offramp.policy.promise import PROMISES, Guarantee, points_text
 from offramp.risk import NonePassed, fixed_sequence
+from offramp.trace import Trace
 
 #: Limits by the name of the gear, or limits alone, which give the names.
 MaxDrops = Mapping[str, float] | Sequence[float]
@@ -53,6 +59,7 @@ def certify_gears(
     *,
     risk: Risk,
     delta: float,
+    examples: Trace | None = None,
 ) -> Gears:
     """The gears that `Frontier.gears` documents.
 
@@ -60,9 +67,10 @@ def certify_gears(
         points: Candidates and single networks; those that were evaluated on `calibrate` are tested.
         f: The reference alone.
         calibration: What the examples of `calibrate` are; None where there are none.
-        max_drops: As in `Frontier.gears`; so are `risk` and `delta`.
+        max_drops: As in `Frontier.gears`; so are the others.
         risk: What is limited.
         delta: Largest chance that any promise is wrong.
+        examples: Those of `calibrate`, or None.
     """
     check_probability("delta", delta)
     check_choice("risk", risk, [name for name in PROMISES if name not in OF_COSTS])
@@ -105,7 +113,11 @@ def certify_gears(
             ),
         )
         held.append(_gear(walk.name, walk.candidates[count - 1], guarantee))
-    return Gears(delta=delta, held=_distinct(held, left_out), left_out=left_out)
+    kept = _distinct(held, left_out)
+    if examples is not None:
+        _check_same(examples, calibration)
+        kept = tuple(replace(gear, scores=_scores(examples, gear.candidate)) for gear in kept)
+    return Gears(delta=delta, held=kept, left_out=left_out)
 
 
 def _named(max_drops: MaxDrops) -> dict[str, float]:
@@ -207,6 +219,32 @@ def _exits(found: Evaluation) -> tuple[int, ...]:
     for path, share in zip(paths, found.path_share, strict=False):
         counts[path[-1]] += round(share * found.n)
     return tuple(counts) if found.path_share else ()
+
+
+def _check_same(examples: Trace, calibration: Calibration | None) -> None:
+    if calibration is None or Calibration.of(examples).fingerprint != calibration.fingerprint:
+        raise InputError(
+            f"examples must be those that gears are tested on, got {len(examples)} others. Give "
+            "trace.subset('calibrate')."
+        )
+
+
+def _scores(examples: Trace, candidate: Candidate) -> tuple[int, ...]:
+    """For how many the confidence is below each of `SCORES`; nothing where nobody says so."""
+    policy, keys = candidate.policy, example_keys(examples.ids)
+    active = policy.topology.active
+    outputs = [examples.output(k) if k in active else None for k in range(len(policy.topology))]
+
+    def at(path: Path) -> Evidence:
+        return Evidence(policy, path, outputs, keys)
+
+    below = np.zeros(len(SCORES), dtype=np.int64)
+    for path, _, leaving, _ in departures(policy, len(examples), at):
+        sure = policy.says(at(path)).best()[1] if bool(leaving.any()) else torch.ones(len(leaving))
+        if sure is None:
+            return ()
+        below += (sure[leaving].numpy()[:, None] < np.array(SCORES)).sum(axis=0)
+    return tuple(below.tolist())
 
 
 def _why_not(walk: _Walk, calibration: Calibration | None, delta: float) -> str:

@@ -17,6 +17,9 @@ from offramp.policy.promise import Guarantee
 #: The gear in which the reference runs alone: nothing is lost against it.
 REFERENCE: Final = "reference"
 
+#: Confidences that answers may lie below; how many do is what is watched of them.
+SCORES: Final = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)
+
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,39}")
 
 
@@ -33,9 +36,10 @@ class Gear:
         sentence: The promise in plain words.
         cost_ratio: Expected mean cost over the reference's.
         exits: How many examples left at each stage where it was tested, `(s,)`; empty if unknown.
+        scores: For how many of them the confidence was below each of `SCORES`; empty if unknown.
 
     Raises:
-        InputError: If the name cannot be one, or the cost or a number of examples is negative.
+        InputError: If the name cannot be one, the cost is negative, or numbers of examples are.
     """
 
     name: str
@@ -44,6 +48,7 @@ class Gear:
     sentence: str
     cost_ratio: float
     exits: tuple[int, ...] = omitted(())
+    scores: tuple[int, ...] = omitted(())
 
     def __post_init__(self) -> None:
         check_gear_name(self.name)
@@ -51,6 +56,12 @@ class Gear:
             raise InputError(
                 f"cost_ratio and exits of a gear must be at least 0, got {self.cost_ratio!r} and "
                 f"{list(self.exits)!r}."
+            )
+        possible = all(0 <= count <= sum(self.exits) for count in self.scores)
+        if len(self.scores) not in (0, len(SCORES)) or not possible:
+            raise InputError(
+                f"scores of a gear must be {len(SCORES)} counts of its {sum(self.exits)} examples, "
+                f"got {list(self.scores)!r}."
             )
 
 

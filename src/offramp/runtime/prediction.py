@@ -89,8 +89,12 @@ class Prediction:
         return [REASONS[code] for code in self.reason.tolist()]
 
     def take(self, rows: Sequence[int]) -> "Prediction":
-        """The answers to some of the examples, by position."""
-        index = torch.tensor(rows, device=self.labels.device)
+        """The answers to some of the examples, by position; views where these are neighbors."""
+        index: Tensor | slice
+        if rows and list(rows) == list(range(rows[0], rows[0] + len(rows))):
+            index = slice(rows[0], rows[0] + len(rows))  # a quarter of the time
+        else:
+            index = torch.tensor(rows, device=self.labels.device)
         return replace(self, **{name: values[index] for name, values in self._tensors().items()})
 
     def _tensors(self) -> dict[str, Any]:

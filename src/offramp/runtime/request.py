@@ -8,7 +8,6 @@ from concurrent.futures import Future
 from typing import final
 
 import torch
-from torch import Tensor
 
 from offramp._core.errors import OfframpError
 from offramp.runtime.pools import Finished
@@ -41,7 +40,7 @@ class Request:
     def __init__(self, n: int) -> None:
         self.future: Future[Prediction] = Future()
         self.n, self.missing, self.first = n, n, 0
-        self.parts: list[tuple[Tensor, Prediction]] = []
+        self.parts: list[tuple[list[int], Prediction]] = []
         self.errors: dict[int, Exception] = {}
 
     def take(self, done: Finished, here: Sequence[int]) -> None:
@@ -52,7 +51,7 @@ class Request:
             self.errors |= {row: done.error for row in rows if done.error is not None}
         else:
             part = done.answer if len(here) == len(done.numbers) else done.answer.take(here)
-            self.parts.append((torch.tensor(rows), part))
+            self.parts.append((rows, part))
 
     def settle(self) -> None:
         """Tell the caller, once nobody is missing."""
@@ -71,7 +70,10 @@ class Request:
         """
         if self.errors and self.n == 1:
             raise self.errors[0]
-        answer = joined(self.n, self.parts) if self.parts else None
+        if len(self.parts) == 1 and not self.errors and self.parts[0][0] == list(range(self.n)):
+            return self.parts[0][1]  # most requests are answered at once
+        parts = [(torch.tensor(rows), part) for rows, part in self.parts]
+        answer = joined(self.n, parts) if parts else None
         if answer is None or self.errors:
             raise RowsError(answer, dict(sorted(self.errors.items())))
         return answer

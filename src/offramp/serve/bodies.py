@@ -6,7 +6,7 @@ Layer: serve.
 import asyncio
 import zlib
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any, TypeVar, final
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -18,17 +18,41 @@ _WINDOW = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 _CLOSE = {"Connection": "close"}  # the rest of what is sent is not read
 
 
-async def read_body(request: Request, most: int, seconds: float) -> bytes:
+@final
+class Room:
+    """Bytes of all requests that are on their way in.
+
+    Args:
+        most: Of them.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most, self.taken = most, 0
+
+    def take(self, size: int) -> None:
+        """Some more have come; raises `RequestError` where that is too much."""
+        if self.taken + size > self._most:
+            said = f"Requests on their way must have at most {self._most} bytes together."
+            raise RequestError(503, f"{said} Come back in 1 s.", {"Retry-After": "1", **_CLOSE})
+        self.taken += size
+
+    def give(self, size: int) -> None:
+        """They are read."""
+        self.taken -= size
+
+
+async def read_body(request: Request, room: Room, *, most: int, seconds: float) -> bytes:
     """The body of a request, unpacked.
 
     Args:
         request: It.
+        room: For the bytes of all requests.
         most: Bytes that it may have, also unpacked.
         seconds: Within which it has to be there.
 
     Raises:
         RequestError: With 413 where it is larger, 408 where it does not come, 415 where it is
-            packed in another way.
+            packed in another way, 503 where there is no room.
         InputError: If it cannot be unpacked.
     """
     packed = request.headers.get("content-encoding", "identity").lower()
@@ -43,9 +67,10 @@ async def read_body(request: Request, most: int, seconds: float) -> bytes:
     try:
         async with asyncio.timeout(seconds):
             async for part in request.stream():
-                size += len(part)
-                if size > most:
+                if size + len(part) > most:
                     raise _too_large(most)
+                room.take(len(part))
+                size += len(part)
                 parts.append(part)
     except TimeoutError:
         raise RequestError(
@@ -53,6 +78,8 @@ async def read_body(request: Request, most: int, seconds: float) -> bytes:
         ) from None
     except ClientDisconnect:
         raise RequestError(GONE, "The client has gone.") from None
+    finally:
+        room.give(size)
     body = b"".join(parts)
     return body if packed == "identity" else _unpacked(body, packed, most)
 

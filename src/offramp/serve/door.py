@@ -21,7 +21,6 @@ from starlette.routing import Route
 from offramp._core.errors import InputError
 from offramp._core.open_inference import read_json
 from offramp.serve.answers import columns_of, objects_of
-from offramp.serve.bodies import read_body
 from offramp.serve.errors import RequestError, answered
 from offramp.serve.model import ServedModel
 from offramp.serve.protocol import refused, serving_of
@@ -63,7 +62,7 @@ async def asked_for(request: Request) -> Asked:
             f"text/plain, got {kind[:80]!r}."
         )
         raise RequestError(415, said, {"Connection": "close"})
-    body = await read_body(request, serving.settings.max_body, serving.settings.body_seconds)
+    body = await serving.body(request)
     told: Mapping[str, Any] = {}
     if kind == _JSON:
         rows, told = _rows_of(await serving.apart(len(body), read_json, body), served)
@@ -86,7 +85,7 @@ async def predict(request: Request) -> Response:
         size=asked.size,
         began=began,
     )
-    return _response(asked.served, answer)
+    return await serving.apart(answer.size, _response, asked.served, answer)
 
 
 def _model(serving: Serving, name: str | None) -> ServedModel:

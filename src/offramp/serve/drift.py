@@ -1,24 +1,24 @@
 """What a gear's traffic is compared by: who leaves where, and how sure the answers are.
 
-Where a bundle says how many examples left at each stage when the gear was tested, that is the
-baseline; else the first examples that come are. Confidences are compared with the first ones.
+Where a bundle says how many examples left at each stage when the gear was tested, and how sure
+their answers were, that is the baseline; else the first examples that come are.
 
 Layer: serve.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import final
 
 import numpy as np
 
 from offramp._core.types import BoolArray, FloatArray, IntArray
+from offramp.policy.gears import SCORES, Gear
 from offramp.runtime import Adaptive
 from offramp.serve.alarms import Alarm
 from offramp.serve.state import State
 from offramp.serve.watch import BLOCK, DriftMonitor, Learning
 
 LEARNED = 2000  # examples that make a baseline where none is known
-SCORES = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)  # confidences that answers may lie below
 
 _OFTEN = 10  # blocks from one time that a watch is kept to the next
 
@@ -32,17 +32,17 @@ class Drift:
     Args:
         gear: Its name.
         model: In that gear.
-        exits: How many examples left at each stage when it was tested, `(s,)`; empty if unknown.
+        tested: What is known of it from where it was tested, or None.
         delta: Largest chance of a false alarm, ever, of all its watches together.
 
     >>> import torch
     >>> from offramp import Cascade
     >>> cascade = Cascade.from_models({"a": torch.nn.Linear(4, 3), "b": torch.nn.Linear(4, 3)})
-    >>> list(Drift("fast", Adaptive.single(cascade, "a"), (), 0.1).watches)
+    >>> list(Drift("fast", Adaptive.single(cascade, "a"), None, 0.1).watches)
     ['scores']
     """
 
-    def __init__(self, gear: str, model: Adaptive, exits: Sequence[int], delta: float) -> None:
+    def __init__(self, gear: str, model: Adaptive, tested: Gear | None, delta: float) -> None:
         self.gear = gear
         ends = sorted({path[-1] for path in model.policy.topology.paths()})
         # One event alone says nothing; of two the second is that the first does not happen.
@@ -51,12 +51,14 @@ class Drift:
         events["scores"] = tuple(f"confidence below {score:g}" for score in SCORES)
         each = {kind: names for kind, names in events.items() if names}
         self.watches: dict[str, Watch] = {}
+        exits, scores = ((), ()) if tested is None else (tested.exits, tested.scores)
+        known = {"exits": tuple(exits[k] for k in self._ends) if exits else (), "scores": scores}
         for kind, names in each.items():
-            share, none = delta / len(each), (0,) * len(names)
-            if kind == "exits" and any(exits):
-                seen = [exits[k] for k in self._ends]
-                self.watches[kind] = DriftMonitor.of(names, seen, sum(exits), delta=share)
+            share, size = delta / len(each), sum(exits)
+            if known[kind] and size:
+                self.watches[kind] = DriftMonitor.of(names, known[kind], size, delta=share)
             else:
+                none = (0,) * len(names)
                 self.watches[kind] = Learning(
                     events=names, seen=none, size=0, wanted=LEARNED, delta=share
                 )

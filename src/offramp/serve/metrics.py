@@ -183,8 +183,15 @@ class Metrics:
         """From now on call something before anybody is told of the numbers of a model."""
         self._flushes[model] = flush
 
-    def forget(self, model: str) -> None:
-        """Show nothing of a model any more, which is not served now."""
+    def forget(self, model: str, executor: Executor | None = None) -> None:
+        """Show nothing of a model any more, which is not served now.
+
+        Args:
+            model: Its name.
+            executor: Its own; where another has taken the name over since, nothing is forgotten.
+        """
+        if executor is not None and self._executors.get(model) is not executor:
+            return
         self._executors.pop(model, None)
         self._flushes.pop(model, None)
         for metric, names in self._labels_of:

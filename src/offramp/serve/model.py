@@ -74,7 +74,7 @@ class ServedModel:
         )
         self.observer: Observer | None = None
         self._settings, self._metrics, self._count = settings, metrics, metrics.ran(name)
-        self._users, self._retired = 0, False
+        self._users, self._retired, self._replaced = 0, False, False
 
     @classmethod
     def load(
@@ -273,9 +273,7 @@ class ServedModel:
         Args:
             replaced: Whether another of its name answers from now on.
         """
-        self._retired = True
-        if not replaced:
-            self._metrics.forget(self.name)
+        self._retired, self._replaced = True, replaced
         self._close_unless_used()
 
     def _close_unless_used(self) -> None:
@@ -283,6 +281,8 @@ class ServedModel:
             if self.observer is not None:
                 self.observer.close()
             self.executor.close()
+            if not self._replaced:
+                self._metrics.forget(self.name, self.executor)
 
 
 def controller_of(model: Adaptive, settings: Settings) -> Controller | None:

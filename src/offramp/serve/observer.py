@@ -106,11 +106,11 @@ class Observer:
         promises = {gear.name: gear.guarantee for gear in model.gears}
         promises = promises or {OWN: getattr(model.choice, "guarantee", None)}
         self._promises = Promises(self._key, monitors_of(promises, delta / 2), self._state)
-        exits = {gear.name: gear.exits for gear in model.gears}
-        self._exits = Exits(model.stage_names, exits)
+        tested = {gear.name: gear for gear in model.gears}
+        self._exits = Exits(model.stage_names, {name: gear.exits for name, gear in tested.items()})
         models = {gear: model.in_gear(gear) for gear in model.gears.names} or {OWN: model}
         share = delta / 2 / len(models)
-        self._drift = {g: Drift(g, each, exits.get(g, ()), share) for g, each in models.items()}
+        self._drift = {g: Drift(g, each, tested.get(g), share) for g, each in models.items()}
         for drift in self._drift.values():
             drift.restore(self._state, self._key)
         self._unit = "" if model.costs is None else model.costs.unit
@@ -133,9 +133,9 @@ class Observer:
         Answers are from now on handed to the watches over drift in the order of their requests.
 
         Raises:
-            UnknownNameError: If it has not, and there is something to audit.
+            UnknownNameError: If it has not, and something is to be audited, or answered by it.
         """
-        if self._audits.rate > 0:
+        if self._audits.rate > 0 or self._on_alarm == "reference":
             check_known("gear", REFERENCE, executor.gears)
         self._executor = executor
         self._audits.start(executor)
@@ -382,6 +382,6 @@ def _cost_of_reference(model: Adaptive) -> float:
 
 def _digest(model: Adaptive) -> str:
     """Of what is run and promised, so that another bundle of the same name begins anew."""
-    guarantee = getattr(model.choice, "guarantee", None)
-    held = [model.gears, policy_of(model.choice), guarantee]
+    alone = [policy_of(model.choice), getattr(model.choice, "guarantee", None)]
+    held = model.gears or alone  # whichever of its gears it begins in
     return hashlib.sha256(json.dumps(to_json(held)).encode()).hexdigest()[:16]

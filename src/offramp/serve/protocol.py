@@ -25,7 +25,6 @@ from offramp._core.open_inference import (
     write_message,
 )
 from offramp.serve.answers import columns_of, outputs_told, tensors_of
-from offramp.serve.bodies import read_body
 from offramp.serve.errors import RequestError, answered
 from offramp.serve.model import ServedModel
 from offramp.serve.serving import Answer, Options, Serving
@@ -155,7 +154,7 @@ async def infer(request: Request) -> Response:
     """Answer a request, in JSON or with binary tensors."""
     began, serving, served = time.monotonic(), serving_of(request), model_of(request)
     check_type(request, _TYPES)
-    body = await read_body(request, serving.settings.max_body, serving.settings.body_seconds)
+    body = await serving.body(request)
     length = request.headers.get(HEADER_LENGTH)
     if length == "0":
         told, tensors = _raw(served, body)
@@ -173,7 +172,7 @@ async def infer(request: Request) -> Response:
         size=len(body),
         began=began,
     )
-    return _response(served, answer, wanted, parameters)
+    return await serving.apart(answer.size, _response, served, answer, wanted, parameters)
 
 
 def check_type(request: Request, known: frozenset[str]) -> None:
@@ -288,7 +287,7 @@ async def unload(request: Request) -> Response:
 
 
 async def _told(request: Request) -> Mapping[str, Any]:
-    body = await read_body(request, 2**16, serving_of(request).settings.body_seconds)
+    body = await serving_of(request).body(request)
     told = read_json(body) if body.strip() else {}
     if not isinstance(told, dict):
         raise InputError("The body must be a JSON object, or nothing.")

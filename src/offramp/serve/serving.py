@@ -20,7 +20,7 @@ from starlette.requests import Request
 from offramp._core.errors import InputError
 from offramp._core.types import Raw
 from offramp.runtime import Prediction, RowsError
-from offramp.serve.bodies import while_there
+from offramp.serve.bodies import Room, read_body, while_there
 from offramp.serve.errors import GONE, RequestError
 from offramp.serve.metrics import Metrics
 from offramp.serve.model import ServedModel
@@ -37,6 +37,8 @@ _WHY = {  # by status
 }
 _LONGEST_ID = 256
 _TICK = 0.05  # seconds between looks at how long examples wait
+_FLUSH = 20  # such looks between those at what was answered
+_ROOM = 2**29  # bytes of all requests that are on their way in
 _SMALL = 2**16  # bytes that are read on the loop's thread: handing them over takes longer
 
 
@@ -102,6 +104,12 @@ class Answer:
     seconds: float
     error: RowsError | None = None
 
+    @property
+    def size(self) -> int:
+        """About how many bytes its numbers take."""
+        log_probs = self.prediction.log_probs
+        return 8 * (len(self.names) if log_probs is None else log_probs.numel())
+
 
 @final
 class Serving:
@@ -118,6 +126,7 @@ class Serving:
         load = partial(ServedModel.load, settings=settings, metrics=self.metrics)
         self.repository = Repository(sources, load)
         self._pool = ThreadPoolExecutor(settings.decoders, thread_name_prefix="offramp-decode")
+        self._room = Room(max(_ROOM, settings.max_body))
         self._own = secrets.token_hex(4)  # names of requests differ from those before a restart
         self._count = itertools.count()
         self.stopping = False
@@ -142,10 +151,12 @@ class Serving:
 
     async def run(self) -> None:
         """Let each model change its gear, for as long as the server runs."""
-        while True:
+        for k in itertools.count():
             await asyncio.sleep(_TICK)
             for model in self.repository.models:
                 model.tick()
+                if k % _FLUSH == 0 and model.observer is not None:
+                    model.observer.flush()
 
     def stop(self) -> None:
         """Take nobody in any more."""
@@ -156,6 +167,13 @@ class Serving:
         for model in self.repository.models:
             await self.repository.unload(model.name)
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def body(self, request: Request) -> bytes:
+        """The body of a request; raises as `read_body`."""
+        settings = self.settings
+        return await read_body(
+            request, self._room, most=settings.max_body, seconds=settings.body_seconds
+        )
 
     async def apart(self, size: int, work: Callable[..., T], *args: Any) -> T:  # noqa: ANN401
         """Do something that takes its time, off the loop's thread where it is large."""

@@ -12,7 +12,6 @@ from starlette.routing import Route
 
 from offramp._core.errors import InputError, UnknownNameError
 from offramp._core.open_inference import read_json
-from offramp.serve.bodies import read_body
 from offramp.serve.errors import answered
 from offramp.serve.model import ServedModel
 from offramp.serve.protocol import model_of, serving_of
@@ -76,8 +75,7 @@ async def gear(request: Request) -> Response:
 
 
 async def _told(request: Request) -> Mapping[str, Any]:
-    settings = serving_of(request).settings
-    told = read_json(await read_body(request, settings.max_body, settings.body_seconds))
+    told = read_json(await serving_of(request).body(request))
     if not isinstance(told, dict):
         raise InputError("The body must be a JSON object.")
     return told

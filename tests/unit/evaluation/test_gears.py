@@ -1,11 +1,26 @@
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from offramp import from_json, to_json
 from offramp._core.errors import InputError
 from offramp.evaluation import evaluate, fit
-from offramp.policy.gears import Gears
+from offramp.policy.gears import SCORES, Gears
+from offramp.runtime import Adaptive
+from offramp.stages import Cascade
 from offramp.trace.testing import make_trace
+
+
+class Recorded(nn.Module):
+    """Says what was recorded of the examples at some positions."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, rows):
+        return self.logits[rows[:, 0]]
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +108,17 @@ def test_limits_that_cannot_be_are_refused(frontier, given, said):
 def test_gears_limit_a_loss(frontier, risk):
     with pytest.raises(InputError, match="risk"):
         frontier.gears((0.02,), risk=risk)
+
+
+def test_with_the_examples_gears_know_how_sure_their_answers_were(frontier, trace):
+    part = trace.subset("calibrate")
+    gears = frontier.gears((0.02, 0.1), examples=part)
+    rows = torch.arange(len(part))[:, None]
+    names = part.topology.names
+    cascade = Cascade.from_models({n: Recorded(part.logits[:, k]) for k, n in enumerate(names)})
+    for gear in gears:
+        sure = Adaptive(cascade, gear.candidate)(rows, part.ids).confidence.numpy()
+        assert gear.scores == tuple(int((sure < score).sum()) for score in SCORES)
+    assert frontier.gears((0.02,))["drop-2"].scores == ()
+    with pytest.raises(InputError, match="those that gears are tested on, got 1500 others"):
+        frontier.gears((0.02,), examples=trace.subset("fit"))

@@ -240,7 +240,7 @@ def test_a_fault_of_our_own_leaves_nobody_waiting(monkeypatch):
 
 def test_an_answer_that_cannot_be_put_together_leaves_nobody_waiting(monkeypatch):
     model, _ = make()
-    monkeypatch.setattr("offramp.runtime.request.joined", lambda *_: 1 / 0)
+    monkeypatch.setattr("offramp.runtime.request.Request._outcome", lambda *_: 1 / 0)
     with Executor(model) as executor:
         future = executor.future(torch.zeros(2, 3))
         assert isinstance(future.exception(SECONDS), ZeroDivisionError)

@@ -169,7 +169,7 @@ def test_requests_of_many_threads_name_their_gear():
         for thread in threads:
             thread.join(SECONDS)
         assert executor.unfinished == 0
-        assert executor.delay() == 0
+        assert executor.delay() == executor.age() == 0
         assert executor.waiting() == {"a": 0, "b": 0, "c": 0}
     for k, answer in enumerate(found):
         alone = model if wanted[k] is None else model.in_gear(wanted[k])
@@ -209,7 +209,7 @@ def test_an_observer_is_told_of_every_batch_and_cannot_stop_the_stages():
 
 
 def test_who_waits_and_for_how_long():
-    model, now = make(), 0.0
+    model = make()
     batcher = model.batcher(batch_size=4, patience=None)
     with torch.inference_mode():
         for since, priority, gear in ((1.0, -9, "one"), (2.0, 0, "three"), (3.0, 0, "reference")):
@@ -219,4 +219,8 @@ def test_who_waits_and_for_how_long():
     assert batcher.oldest(0) == 2.0
     assert batcher.oldest(-9) == 1.0
     assert batcher.oldest(1) is None
-    assert now == 0.0
+    job = batcher.next_job(4.0)
+    assert (job.stage, len(job)) == (0, 2)
+    assert batcher.oldest(0) == 3.0
+    assert batcher.begun(0) == 2.0, "they are at a stage and not finished"
+    assert batcher.begun(-9) == 1.0

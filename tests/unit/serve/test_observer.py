@@ -397,10 +397,11 @@ def test_settings_that_cannot_be_are_refused():
     plain = Adaptive(model.cascade, model.policy)
     with pytest.raises(InputError, match="reference"):
         Observer("m", plain, audit=0.1)
-    observer = Observer("m", Adaptive(model.cascade, model.gears["fast"]), audit=0.1)
-    with Executor(model, gears={"fast": model}) as executor, pytest.raises(UnknownNameError):
-        observer.start(executor)
-    observer.close()
+    for arguments in ({"audit": 0.1}, {"on_alarm": "reference"}):
+        observer = Observer("m", Adaptive(model.cascade, model.gears["fast"]), **arguments)
+        with Executor(model, gears={"fast": model}) as executor, pytest.raises(UnknownNameError):
+            observer.start(executor)
+        observer.close()
 
 
 def test_answers_of_any_form_are_taken(caplog):
