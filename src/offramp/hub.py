@@ -127,11 +127,15 @@ class HubModel(ModelHubMixin, library_name="offramp", tags=_TAGS):
         self._card(read_manifest(save_directory)).save(save_directory / "README.md")
 
     @classmethod
-    def from_pretrained(cls, name: Path | str, **options: Any) -> "HubModel":  # noqa: ANN401
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: Path | str,
+        **options: Any,  # noqa: ANN401  (of the mixin, and of `load`)
+    ) -> "HubModel":
         """Read a model from a folder, or from a repository of the hub.
 
         Args:
-            name: A folder of `save_pretrained`, or "owner/name".
+            pretrained_model_name_or_path: A folder of `save_pretrained`, or "owner/name".
             options: Of `ModelHubMixin.from_pretrained`, such as `revision` and `token`; and
                 `allow_import`, `allow_network` and `allow_types` of `offramp.load`. What stands in
                 the repository cannot give these.
@@ -141,12 +145,13 @@ class HubModel(ModelHubMixin, library_name="offramp", tags=_TAGS):
             FileFormatError: As `offramp.load`.
             UnsupportedError: As `offramp.load`.
         """
+        place = str(pretrained_model_name_or_path)
         try:
-            found: HubModel = super().from_pretrained(str(name), **options)
+            found: HubModel = super().from_pretrained(place, **options)
         except OfframpError:
             raise
         except Exception as error:  # of the network, and whatever is wrong with files of others
-            raise InputError(f"{name} cannot be read as a model of the hub: {error}") from error
+            raise InputError(f"{place} cannot be read as a model of the hub: {error}") from error
         return found
 
     @classmethod
