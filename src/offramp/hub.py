@@ -13,7 +13,8 @@ from typing import Any, final
 
 import numpy as np
 
-from offramp._core.errors import InputError, MissingExtraError
+from offramp._core.checks import check_text
+from offramp._core.errors import InputError, MissingExtraError, OfframpError
 from offramp.bundle import Manifest, load, read_manifest, save
 from offramp.bundle.services import AllowNetwork
 from offramp.evaluation.frontier import Frontier
@@ -70,6 +71,7 @@ class HubModel(ModelHubMixin, library_name="offramp", tags=_TAGS):
         input_shape: As for `offramp.save`.
 
     Raises:
+        InputError: If an argument is of another kind.
         MissingExtraError: Without the extra "hub", when this module is imported.
     """
 
@@ -82,6 +84,11 @@ class HubModel(ModelHubMixin, library_name="offramp", tags=_TAGS):
         title: str = "Adaptive classifier",
         input_shape: Sequence[int] | None = None,
     ) -> None:
+        for name, value, kind in (("model", model, Adaptive), ("frontier", frontier, Frontier)):
+            if not isinstance(value, kind) and (value is not None or name == "model"):
+                raise InputError(f"{name} must be {kind.__name__}, got {type(value).__name__}.")
+        for name, text in (("tested_on", tested_on), ("title", title)):
+            check_text(name, text)
         self.model = model
         self._frontier, self._tested_on, self._title = frontier, tested_on, title
         self._input_shape = input_shape
@@ -118,6 +125,34 @@ class HubModel(ModelHubMixin, library_name="offramp", tags=_TAGS):
             for file in sorted(made.iterdir(), key=lambda f: f.name == "manifest.json"):
                 file.rename(save_directory / file.name)  # the manifest last
         self._card(read_manifest(save_directory)).save(save_directory / "README.md")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: Path | str,
+        **options: Any,  # noqa: ANN401  (of the mixin, and of `load`)
+    ) -> "HubModel":
+        """Read a model from a folder, or from a repository of the hub.
+
+        Args:
+            pretrained_model_name_or_path: A folder of `save_pretrained`, or "owner/name".
+            options: Of `ModelHubMixin.from_pretrained`, such as `revision` and `token`; and
+                `allow_import`, `allow_network` and `allow_types` of `offramp.load`. What stands in
+                the repository cannot give these.
+
+        Raises:
+            InputError: If there is no such folder or repository, or its configuration is damaged.
+            FileFormatError: As `offramp.load`.
+            UnsupportedError: As `offramp.load`.
+        """
+        place = str(pretrained_model_name_or_path)
+        try:
+            found: HubModel = super().from_pretrained(place, **options)
+        except OfframpError:
+            raise
+        except Exception as error:  # of the network, and whatever is wrong with files of others
+            raise InputError(f"{place} cannot be read as a model of the hub: {error}") from error
+        return found
 
     @classmethod
     def _from_pretrained(

@@ -69,6 +69,40 @@ def test_what_a_bundle_may_do_is_said_as_for_load(tmp_path):
         assert hub.HubModel.from_pretrained(tmp_path / name, **allowed).model.stage_names == ("it",)
 
 
+@pytest.mark.parametrize(
+    "config",
+    ['{"allow_network": true}', '{"allow_network": ["127.0.0.1"], "allow_import": true}'],
+)
+def test_a_repository_cannot_allow_anything(tmp_path, config):
+    url = "http:" + "//127.0.0.1:9/v1"
+    paid = from_openai(url, model="m", labels=["0", "1"], prompt="{row}", key_env=None)
+    cascade = offramp.Cascade.from_models({"it": paid})
+    candidate = offramp.Candidate.single(cascade.topology, "it", reference="it")
+    hub.HubModel(offramp.Adaptive(cascade, candidate)).save_pretrained(tmp_path / "a")
+    (tmp_path / "a" / "config.json").write_text(config)
+    with pytest.raises(UnsupportedError, match="would send its inputs"):
+        hub.HubModel.from_pretrained(tmp_path / "a")
+
+
+@pytest.mark.parametrize("config", ['{"model": 5}', '{"frontier": 5}', "[1]", '{"self": 1}', "{"])
+def test_a_damaged_configuration_is_said_of_the_folder(model, tmp_path, config):
+    hub.HubModel(model).save_pretrained(tmp_path / "a")
+    (tmp_path / "a" / "config.json").write_text(config)
+    with pytest.raises(InputError, match=r"cannot be read as a model of the hub|frontier must be"):
+        hub.HubModel.from_pretrained(tmp_path / "a")
+
+
+def test_an_argument_of_another_kind_is_named(model, tmp_path):
+    for arguments in ({"model": 5}, {"frontier": 5}, {"tested_on": 5}, {"title": ""}):
+        with pytest.raises(InputError, match=f"{next(iter(arguments))} must be"):
+            hub.HubModel(**{"model": model, **arguments})
+    with pytest.raises(InputError, match="cannot be read as a model of the hub"):
+        hub.HubModel.from_pretrained(tmp_path / "nowhere")
+    hub.HubModel(model).save_pretrained(tmp_path / "a")
+    with pytest.raises(InputError, match="allow_types must be a list of names"):
+        hub.HubModel.from_pretrained(tmp_path / "a", allow_types="abc")
+
+
 def test_it_is_uploaded_as_it_is_saved_and_comes_back_from_the_cache(model, tmp_path, monkeypatch):
     class Api:
         def __init__(self, token):

@@ -70,7 +70,7 @@ def from_huggingface(
     if transform is None:
         if task == "image":
             processor = _loaded(transformers.AutoImageProcessor, place, name)
-            transform = processor_transform(str(name), processor)
+            transform = _image_transform(str(name), processor)
         else:
             tokenizer = _loaded(transformers.AutoTokenizer, place, name)
             transform = _text_transform(str(name), tokenizer, net, length)
@@ -150,6 +150,17 @@ def _plain(config: Any) -> dict[str, Any]:  # noqa: ANN401  (a configuration)
     """What builds it again, as JSON values."""
     said = json.loads(config.to_json_string())
     return {k: v for k, v in said.items() if not k.startswith("_") and k not in DROPPED}
+
+
+def _image_transform(name: str, processor: Any) -> nn.Module:  # noqa: ANN401  (of transformers)
+    try:
+        return processor_transform(name, processor)
+    except UnsupportedError:
+        raise
+    except Exception as error:  # whatever is wrong with the files of others
+        raise UnsupportedError(
+            f"The transform of {name} cannot be read: {error!r}. Give transform= to the adapter."
+        ) from error
 
 
 def _text_transform(

@@ -113,10 +113,12 @@ def load(
         MissingExtraError: If a backend is not installed, also one that stages were saved in.
         UnknownNameError: If there is no such backend or stage.
         InputError: If a backend changes answers; if nothing was measured; if it is not known what
-            the input looks like; or if `allow_network` is anything else.
+            the input looks like; or if `allow_network` or `allow_types` is anything else.
     """
     folder, where = Path(path), check_device(device)
     allowed_hosts(allow_network)
+    if isinstance(allow_types, str) or not all(isinstance(name, str) for name in allow_types):
+        raise InputError(f"allow_types must be a list of names of types, got {allow_types!r}.")
 
     def read() -> Adaptive:
         return _load(

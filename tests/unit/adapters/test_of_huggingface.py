@@ -329,3 +329,22 @@ def test_cut_weights_and_a_missing_tokenizer_are_said_of_the_folder(bert, tmp_pa
     weights.write_bytes(weights.read_bytes()[:500])
     with pytest.raises(InputError, match="cannot be opened"):
         from_huggingface(there)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"resample": "bilinear"},
+        {"image_mean": 0.5, "image_std": 0.5},
+        {"image_mean": None},
+        {"rescale_factor": 0},
+        {"do_center_crop": True},
+        {"size": {"height": 0, "width": 32}},
+    ],
+)
+def test_a_processor_that_cannot_be_read_is_said_of_the_folder(vit, tmp_path, changes):
+    there = copied(vit, tmp_path)
+    path = there / "preprocessor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(UnsupportedError, match=f"The transform of {there}"):
+        from_huggingface(there)
