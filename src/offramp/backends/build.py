@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from offramp._core.batch import batch_size, flat, only_tensors, take_rows, to_device
 from offramp._core.carry import tensors_of
-from offramp._core.errors import InputError
+from offramp._core.errors import InputError, UnsupportedError
 from offramp._core.types import AnyBatch, Raw
 from offramp.backends.compiled import Compiled
 from offramp.backends.form import TensorSpec
@@ -276,6 +276,12 @@ def _joined(*suffixes: str) -> str:
 
 def _check_in_pytorch(members: Sequence[Stage]) -> None:
     for stage in members:
+        if stage.form == "features" or stage.calls_on_rows:
+            what = "calls a function" if stage.calls_on_rows else f"gives {stage.outputs}"
+            raise UnsupportedError(
+                f"Stage {stage.name!r} {what}; other runtimes take networks that give logits. "
+                "Leave it in PyTorch: name a backend for each of the others."
+            )
         for part in stage.modules():
             if isinstance(part, Compiled):
                 raise InputError(

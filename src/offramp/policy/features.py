@@ -25,7 +25,7 @@ from offramp._core.registry import Registry
 COMBINED = -1  # a feature of the combined distribution, not of one stage's
 RANKS = 3  # sorted log-probabilities kept as features
 _ALL = -1  # of a distribution's rows
-_FLOOR = -15.0  # log-probabilities below this say no more than "impossible"
+FLOOR = -15.0  # log-probabilities below this say no more than "impossible"
 
 
 class Distribution:
@@ -87,7 +87,7 @@ class Distribution:
     def _largest(self) -> tuple[Tensor, ...]:
         """The largest log-probabilities, at least -15, each `(m,)`, the largest first."""
         count = min(RANKS, self.log_probs.shape[1])
-        return floored(self.log_probs.topk(count, dim=1).values).unbind(dim=1)
+        return self.log_probs.topk(count, dim=1).values.clamp(min=FLOOR).unbind(dim=1)
 
     @cached_property
     def label(self) -> Int[Tensor, " m"]:
@@ -217,8 +217,3 @@ def scaled_log_probs(
 ) -> Float[Tensor, "m c"]:
     """Log-probabilities of scores divided by a temperature, or by one for each row."""
     return (scores / temperature).log_softmax(dim=1)
-
-
-def floored(log_probs: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Log-probabilities, at least -15."""
-    return log_probs.clamp(min=_FLOOR)

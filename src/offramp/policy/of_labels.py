@@ -7,6 +7,7 @@ float32 at the end.
 Layer: policy.  Source: docs/adr/0043.
 """
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import final
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from offramp._core.errors import InputError
 from offramp._core.outputs import LEAST, TINY, StageOutput
 from offramp._core.types import FloatArray, IntArray
-from offramp.policy.features import Distribution, floored, scaled_log_probs
+from offramp.policy.features import FLOOR, Distribution, scaled_log_probs
 
 _IMPOSSIBLE = -100.0  # log-probabilities below it do not count in an entropy
 
@@ -44,6 +45,7 @@ class OfLabels(Distribution):
         if output.confidence is None:
             raise InputError("Labels without confidences have no probabilities.")
         self._output, self._sure, self._temperature = output, output.confidence, temperature
+        self._known: dict[str, float] = {}
 
     @cached_property
     def log_probs(self) -> Float[Tensor, "m c"]:
@@ -76,31 +78,68 @@ class OfLabels(Distribution):
         top = -np.log1p(others * np.exp(other) + np.exp(odd))
         return top, other + top, odd + top, others
 
+    def number(self, kind: str) -> float:
+        """A statistic, or the "label", of the only example, on the host."""
+        if kind == "label":
+            return float(self._labels[0])
+        if kind not in _STATISTICS:
+            return super().number(kind)
+        found = self._known.get(kind)
+        if found is None:
+            found = self._known[kind] = float(np.float32(_STATISTICS[kind](*self._parts)[0]))
+        return found
+
+    def _statistic(self, kind: str) -> Float[Tensor, " m"]:
+        values: FloatArray = _STATISTICS[kind](*self._parts)
+        return torch.from_numpy(values.astype(np.float32))
+
     @cached_property
     def _largest(self) -> tuple[Tensor, ...]:
-        top, other, odd, others = self._parts
-        third = np.where(others == 1, np.minimum(other, odd), other)
-        found = (top, np.maximum(other, odd), third)
-        return tuple(floored(_single(values)) for values in found)
+        return tuple(self._statistic(f"log_prob_{rank}") for rank in (1, 2, 3))
 
     @cached_property
     def max_prob(self) -> Float[Tensor, " m"]:
         """Probability of the label."""
-        return _single(np.exp(self._parts[0]))
+        return self._statistic("max_prob")
+
+    @cached_property
+    def margin(self) -> Float[Tensor, " m"]:
+        """Gap between the two largest probabilities, in [0, 1]; higher is surer."""
+        return self._statistic("margin")
+
+    @cached_property
+    def log_margin(self) -> Float[Tensor, " m"]:
+        """Gap between the two largest log-probabilities, in [0, 15]."""
+        return self._statistic("log_margin")
 
     @cached_property
     def entropy(self) -> Float[Tensor, " m"]:
         """Entropy in nats, in [0, log(c + 1)]; lower is surer."""
-        top, other, odd, others = self._parts
-        return _single(_surprise(top) + others * _surprise(other) + _surprise(odd))
+        return self._statistic("entropy")
 
 
 def _surprise(log_prob: FloatArray) -> FloatArray:
     return -np.exp(log_prob) * np.maximum(log_prob, _IMPOSSIBLE)
 
 
-def _single(values: FloatArray) -> Float[Tensor, " m"]:
-    return torch.from_numpy(values.astype(np.float32))
+def _third(top: FloatArray, other: FloatArray, odd: FloatArray, others: FloatArray) -> FloatArray:
+    return np.where(others == 1, np.minimum(other, odd), other)
+
+
+#: Each of `_parts`: the label, each other class, no class, and how many others; in float64.
+_STATISTICS: dict[str, Callable[[FloatArray, FloatArray, FloatArray, FloatArray], FloatArray]] = {
+    "max_prob": lambda top, *_: np.exp(top),
+    "margin": lambda top, other, odd, _: np.exp(top) - np.exp(np.maximum(other, odd)),
+    "log_margin": lambda top, other, odd, _: (
+        np.maximum(top, FLOOR) - np.maximum(np.maximum(other, odd), FLOOR)
+    ),
+    "entropy": lambda top, other, odd, others: (
+        _surprise(top) + others * _surprise(other) + _surprise(odd)
+    ),
+    "log_prob_1": lambda top, *_: np.maximum(top, FLOOR),
+    "log_prob_2": lambda top, other, odd, _: np.maximum(np.maximum(other, odd), FLOOR),
+    "log_prob_3": lambda *parts: np.maximum(_third(*parts), FLOOR),
+}
 
 
 def distribution_of(

@@ -155,8 +155,8 @@ def _own_array(batch: NDArray[Any]) -> NDArray[Any]:
 def _own_table(batch: Any) -> Any:  # noqa: ANN401  (of pandas)
     made = batch.copy()  # pandas copies no objects
     for k, kind in enumerate(batch.dtypes):
-        values = batch.iloc[:, k].to_numpy() if str(kind) == "object" else ()
-        if not _PLAIN.issuperset(map(type, values)):
+        values = batch.iloc[:, k].to_numpy()
+        if str(kind) == "object" and not _PLAIN.issuperset(map(type, values)):
             series = sys.modules["pandas"].Series
             made.isetitem(k, series(_own_array(values), index=made.index, dtype=object))
     return made
@@ -196,7 +196,7 @@ def _equal(one: Tensor | NDArray[Any], other: Tensor | NDArray[Any]) -> bool:
     if isinstance(one, np.ndarray):
         if one.dtype.hasobject:
             return True
-        return bool(((one == other) | ((one != one) & (other != other))).all())  # type: ignore[operator]
+        return bool(((one == other) | ((one != one) & (other != other))).all())
     if not isinstance(other, Tensor) or one.layout != torch.strided or one.is_meta:
         return True
     return torch.equal(one, other) or bool(((one == other) | (one.isnan() & other.isnan())).all())

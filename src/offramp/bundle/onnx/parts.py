@@ -316,8 +316,9 @@ def _check_answers(model: Any, part: nn.Module, given: Batch, name: str) -> None
 def _check_exportable(stage: Stage, *, transform: bool) -> None:
     """Raise `InputError` where a stage runs elsewhere and is not just a model in ONNX."""
     if stage.form != "logits":
+        what = "features" if stage.form == "features" else "labels"
         raise InputError(
-            f"Stage {stage.name!r} answers with labels; stages that answer with "
+            f"Stage {stage.name!r} answers with {what}; stages that answer with "
             "logits can be exported. Save a bundle instead, or fit a policy on logits."
         )
     if not is_compiled(stage):
