@@ -36,9 +36,7 @@ T = TypeVar("T")
 Read = Callable[[bytes, Mapping[str, str]], dict[str, Any]]
 _MOST_BYTES = 64 * 2**20  # of an answer
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")  # how a name differs from most keys
-_HOST = re.compile(
-    r"[a-z0-9._-]+|[0-9a-f:.]+"
-)  # a name, or an address; no other reads it otherwise
+_HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+")  # a name or an address, which all read alike
 _SHOWN = 200  # characters of what a service says
 _PASSES = frozenset({408, 409, 425, 429, *range(500, 600)})
 _REFUSES = {
@@ -308,9 +306,8 @@ def checked_url(url: str, key_env: str | None) -> tuple[str, str]:
     """
     origin = _origin(url)
     if not origin.startswith(("http:", "https:")):
-        got = (
-            repr(origin) if origin else "a text that is none" if isinstance(url, str) else repr(url)
-        )
+        shown = "a text that is none" if isinstance(url, str) else repr(url)
+        got = repr(origin) if origin else shown
         raise InputError(f"url must be an address such as 'https://host/v1', got {got}.")
     parts = urlsplit(url)
     if "@" in parts.netloc or "?" in url or "#" in url:
