@@ -72,7 +72,7 @@ def command(
 
     Example: offramp serve runs/demo/bundle --port 8000
     """
-    for package in ("starlette", "uvicorn"):
+    for package in ("starlette", "uvicorn", "python_multipart", "prometheus_client"):
         imported(package, "serve")
     from offramp.serve.run import serve
     from offramp.serve.settings import Settings, token_from
