@@ -13,7 +13,8 @@ from offramp.cli.output import aligned, amount, points
 
 COMMANDS = [
     *("demo", "cut", "train", "record", "class-exits", "advise"),
-    *("fit", "evaluate", "report", "export", "predict", "bench", "top", "profile", "tune"),
+    *("fit", "evaluate", "report", "export", "predict", "bench", "serve", "top"),
+    *("profile", "tune"),
 ]
 
 

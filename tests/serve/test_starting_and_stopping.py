@@ -1,5 +1,6 @@
 """`offramp serve` as a process: started, asked, told to end; and what it says where it cannot."""
 
+import json
 import os
 import re
 import signal
@@ -112,3 +113,16 @@ def test_an_empty_token_is_refused(bundle, capsys, monkeypatch):
     monkeypatch.setenv("EMPTY", " ")
     code, said = said_by(capsys, bundle, "--token-env", "EMPTY", "--port", 0)
     assert (code, "EMPTY must hold the token, and is empty" in said) == (2, True)
+
+
+def test_programs_are_told_the_address(bundle):
+    command = [sys.executable, "-m", "offramp", "serve", str(bundle), "--port", "0", "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    try:
+        told = json.loads(process.stdout.readline())
+        assert told["models"] == ["net"]
+        assert Client(told["url"], None)("/v2/health/live")[0] == 200
+    finally:
+        process.kill()
+        process.wait(SECONDS)
+        process.stdout.close()

@@ -63,7 +63,8 @@ app = typer.Typer(
         "what they say about labeled data, **advise** whether a cascade is worth it, "
         "**fit** policies and choose one, "
         "**evaluate** it, write a **report**; then **predict** and "
-        "**bench** with the bundle, **tune** it to the machine, or **export** it to ONNX. "
+        "**bench** with the bundle, **serve** it over HTTP, **tune** it to the machine, or "
+        "**export** it to ONNX. "
         "With one network: first **cut** it and **train** its exits; **class-exits** make some "
         "classes faster."
     ),
@@ -110,10 +111,10 @@ app.command("report")(report)
 app.command("export")(export)
 app.command("predict")(predict)
 app.command("bench")(bench)
+app.command("serve")(serve)
 app.command("top")(top)
 app.command("profile")(profile)
 app.command("tune")(tune)
-app.command("serve")(serve)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,7 +12,7 @@ import typer
 from offramp._core.errors import InputError
 from offramp._core.optional import imported
 from offramp.cli import options
-from offramp.cli.output import note
+from offramp.cli.output import Output, note
 
 
 def command(
@@ -59,18 +59,20 @@ def command(
     ] = None,
     allow_import: options.AllowImport = False,
     allow_network: options.AllowNetwork = None,
+    json: options.Json = False,
 ) -> None:
     """Serve bundles over HTTP, by the Open Inference Protocol and plain requests.
 
     In: one or several bundles; name=folder gives one another name than that of its folder.
 
-    Out: answers, until Ctrl+C or SIGTERM; then what was accepted is answered first.
+    Out: answers, until Ctrl+C or SIGTERM; then what was accepted is answered first. With --json
+    one object with the address and the models, once it listens.
 
     Requests share batches at every stage. The address /docs says how to ask.
 
     Example: offramp serve runs/demo/bundle --port 8000
     """
-    for package in ("starlette", "uvicorn"):
+    for package in ("starlette", "uvicorn", "python_multipart", "prometheus_client"):
         imported(package, "serve")
     from offramp.serve.run import serve
     from offramp.serve.settings import Settings, token_from
@@ -91,7 +93,13 @@ def command(
         watch=watch,
         token=None if token_env is None else token_from(token_env, os.environ),
     )
-    serve(sources_of(bundles), settings, told=lambda url: note(f"listening at {url}"))
+    sources, output = sources_of(bundles), Output(as_json=json)
+
+    def told(url: str) -> None:
+        note(f"listening at {url}")
+        output.result({"url": url, "models": list(sources)})
+
+    serve(sources, settings, told=told)
 
 
 def sources_of(bundles: list[Path]) -> dict[str, Path]:

@@ -182,8 +182,8 @@ async def _parts(
     parser = _Parser(request.headers, once(), max_files=most, max_fields=64)
     try:
         form = await parser.parse()
-    except MultiPartException as error:
-        raise InputError(f"The form cannot be read: {error.message}") from None
+    except (MultiPartException, ValueError) as error:  # of starlette, and of what it uses
+        raise InputError(f"The form cannot be read: {error}") from None
     except KeyError:
         raise InputError("The form cannot be read: Content-Type names no boundary.") from None
     rows, told = list[Any](), dict[str, Any]()

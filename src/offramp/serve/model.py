@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
 from typing import final
 
@@ -92,6 +93,7 @@ class ServedModel:
             allow_import=settings.allow_import,
         )
         served = cls(name, version, path, model, settings, metrics)
+        import_module("scipy.special")  # drift needs it, and no request should wait for that
         try:
             served.warm()
         except BaseException:
