@@ -76,6 +76,6 @@ def told(one: Answered) -> Told:
     return Told(
         one.gear,
         answer.stage.cpu().numpy(),
-        np.full(len(answer), np.nan) if sure is None else sure.cpu().numpy(),
+        np.full(len(answer), np.nan) if sure is None else sure.cpu().double().numpy(),
         answer.reason.cpu().numpy() <= REASONS.index("last"),
     )
