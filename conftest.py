@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import importlib.util
 import os
 import sys
 
@@ -11,6 +12,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import hypothesis
 import pytest
 import torch
+
+#: Modules that cannot be imported without an optional package that `dev` does not bring.
+collect_ignore = [] if importlib.util.find_spec("mlflow") else ["src/offramp/mlflow.py"]
 
 gc.set_threshold(50_000, 20, 20)  # looking for garbage at every 700 objects is a tenth of the time
 

@@ -138,7 +138,7 @@ def load_model(
 
 
 @final
-class OfBundle(PythonModel):
+class OfBundle(PythonModel):  # type: ignore[misc]  # Any, where mlflow is not installed
     """What `mlflow.pyfunc` runs; the configuration of the model says how the bundle is loaded.
 
     Whoever loads it says what it may do: `mlflow.pyfunc.load_model(uri,
