@@ -234,7 +234,7 @@ def from_the_shell(
         "--out lite --bundle lite.bundle",
         "evaluate": "evaluate lite.trace lite/chosen.json",
         "predict": "predict lite.bundle images --out answers.csv --allow-import",
-        "export": f"export lite.bundle --single-file lite.onnx --shape 3,{CANVAS},{CANVAS} "
+        "export": f"export lite.bundle --single-file shell.onnx --shape 3,{CANVAS},{CANVAS} "
         "--input-type uint8 --allow-import",
     }
     here, codes = Path.cwd(), {}

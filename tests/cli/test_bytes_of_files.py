@@ -104,6 +104,32 @@ def test_predict_hands_over_the_bytes_and_names_what_cannot_be_decoded(
     assert [float(row["confidence"]) for row in rows] == pytest.approx(want.confidence.tolist())
 
 
+def test_networks_that_only_scale_get_the_bytes_that_they_were_recorded_on(run, project, tmp_path):
+    config = CONFIG.replace('{ kind = "decode", mode = "L" }, ', "")
+    config = config.replace('order = "sorted"', 'order = "sorted", decode = false')
+    config = config.replace("classes = 2", "classes = 2, in_channels = 3").replace(
+        '"run"', '"run3"'
+    )
+    for name, width, depth in (("small", 2, 2), ("large", 4, 3)):
+        sizes = {"width": width, "depth": depth, "classes": 2, "in_channels": 3}
+        net = build(ModelSpec(name="small_cnn", arguments=sizes))
+        save_weights(net, project / f"{name}3.safetensors")
+        config = config.replace(f"{name}.safetensors", f"{name}3.safetensors")
+    (project / "scaled.toml").write_text(config)
+    assert run("record", "--config", project / "scaled.toml").code == 0
+    run("fit", "--config", project / "scaled.toml", "--bundle", project / "scaled")
+    out = tmp_path / "p.csv"
+    found = run("predict", project / "scaled", project / "photos" / "a", "--out", out)
+    assert found.code == 0, found.err
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    want = load(project / "scaled")(
+        [(project / "photos" / "a" / r["id"]).read_bytes() for r in rows]
+    )
+    assert [int(row["label"]) for row in rows] == want.labels.tolist()
+    assert [float(row["confidence"]) for row in rows] == pytest.approx(want.confidence.tolist())
+
+
 def test_arrays_of_pixels_go_in_as_rows(run, bundle, tmp_path):
     images = np.random.default_rng(1).integers(0, 256, (5, 10, 14, 3), dtype=np.uint8)
     np.savez(tmp_path / "x.npz", images=images)

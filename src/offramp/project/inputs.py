@@ -24,7 +24,7 @@ from offramp.data.listing import ENDINGS, is_picture, pictures_in
 from offramp.data.picture import damage, usual_resize
 from offramp.data.texts import LINES, TABLES, read_texts
 from offramp.project.config.sections import DataSection
-from offramp.stages import Chain, Decode
+from offramp.stages import Chain, Decode, Resize
 
 Id = int | str
 IMAGE_OPTIONS = "images.json"  # how the images that the networks know were cut
@@ -85,7 +85,10 @@ class InputReader:
                 `orient` is said of a bundle that decodes images itself.
         """
         manifest = read_manifest(bundle)
-        decode = not decodes_itself(getattr(entry, "transform", None) for entry in manifest.stages)
+        transforms = [getattr(entry, "transform", None) for entry in manifest.stages]
+        options = _options_of(bundle)
+        reads = (Decode,) if manifest.input_shape is not None else (Decode, Resize)
+        decode = options.get("decode", True) and not decodes_itself(transforms, reads)
         if not decode and orient is not None:
             raise InputError(
                 "--orient and --no-orient must be left out: the bundle decodes images itself, and "
@@ -96,10 +99,7 @@ class InputReader:
         return cls(
             files=files,
             shape=manifest.input_shape,
-            image_options={
-                **_options_of(bundle),
-                **({} if orient is None else {"orient": orient}),
-            },
+            image_options={**options, **({} if orient is None else {"orient": orient})},
             array=array,
             ids=ids,
             decode=decode,
@@ -183,14 +183,20 @@ class InputReader:
         return [k if alone else f"{name}[{k}]" for k in range(start, stop)]
 
 
-def decodes_itself(transforms: Iterable[nn.Module | None]) -> bool:
-    """Whether networks with these transforms read files as they are: one begins with `Decode`.
+def decodes_itself(
+    transforms: Iterable[nn.Module | None], reads: tuple[type[nn.Module], ...] = (Decode,)
+) -> bool:
+    """Whether networks with these transforms read files as they are: one begins so.
+
+    Args:
+        transforms: Of the networks.
+        reads: With what one begins then. `Resize` takes files as well as pixels.
 
     >>> decodes_itself([None, Chain([Decode()])]), decodes_itself([None])
     (True, False)
     """
     first = [each.steps[0] if isinstance(each, Chain) else each for each in transforms]
-    return any(isinstance(step, Decode) for step in first)
+    return any(isinstance(step, reads) for step in first)
 
 
 def image_options(data: DataSection | None) -> dict[str, dict[str, Any]]:
