@@ -1,5 +1,6 @@
 import contextlib
 import http.server
+import json
 import threading
 
 import pytest
@@ -91,10 +92,11 @@ def test_a_server_that_has_answered_nothing_is_shown_too():
 
 
 @contextlib.contextmanager
-def serving(text):
+def serving(text, token=None):
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            self.send_response(200 if self.path == "/metrics" else 404)
+            known = token is None or self.headers.get("Authorization") == f"Bearer {token}"
+            self.send_response((200 if self.path == "/metrics" else 404) if known else 401)
             self.end_headers()
             self.wfile.write(text.encode())
 
@@ -116,6 +118,28 @@ def test_it_looks_at_a_server(end, capsys):
     with serving(TEXT) as url:
         assert main(["top", url + end, "--once"]) == 0
     assert "ALARM: exits" in capsys.readouterr().out
+
+
+def test_json_is_every_number_once(capsys):
+    with serving(TEXT) as url:
+        assert main(["top", url, "--json"]) == 0
+    samples = json.loads(capsys.readouterr().out)["samples"]
+    assert {
+        "name": "offramp_alarm",
+        "labels": {"model": "digits", "kind": "exits"},
+        "value": 1,
+    } in (samples)
+
+
+def test_a_token_is_shown_where_one_is_named(monkeypatch, capsys):
+    monkeypatch.setenv("TOP_TOKEN", "secret")
+    with serving(TEXT, token="secret") as url:
+        assert main(["top", url, "--once"]) == 2
+        assert "Unauthorized" in capsys.readouterr().err
+        assert main(["top", url, "--once", "--token-env", "TOP_TOKEN"]) == 0
+        assert "ALARM: exits" in capsys.readouterr().out
+        assert main(["top", url, "--once", "--token-env", "TOP_NONE"]) == 2
+    assert "TOP_NONE" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

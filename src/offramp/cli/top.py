@@ -4,16 +4,20 @@ Layer: cli.
 """
 
 import math
+import os
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from offramp._core.errors import InputError
+from offramp.cli import options
+from offramp.cli.output import Output
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -31,22 +35,30 @@ def command(
     ] = "http://127.0.0.1:8000",
     every: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="Look once, print, and end.")] = False,
+    token_env: Annotated[
+        str | None, typer.Option(help="Environment variable with the token of the server.")
+    ] = None,
+    json: options.Json = False,
 ) -> None:
     """Show what a server does: exits, queues, fill of batches, cost, alarms.
 
     In: the address of a server that `offramp serve` has started.
 
     Out: one panel for each model, again and again until Ctrl-C. The first shows everything since
-    the server was started, the later ones what happened since the one before.
+    the server was started, the later ones what happened since the one before. With --json one object
+    with all numbers, once.
 
     Example: offramp top http://127.0.0.1:8000
     """
     from rich.console import Console
     from rich.live import Live
 
-    where = _metrics_at(url)
-    now = _scrape(where)
+    look = partial(_scrape, _metrics_at(url), None if token_env is None else _token(token_env))
+    now = look()
     console = Console()
+    if json:
+        Output(as_json=True).result({"samples": now.told()})
+        return
     if once:
         console.print(shown(now, None, 0.0))
         return
@@ -55,7 +67,7 @@ def command(
         while True:
             before, since = now, time.monotonic()
             time.sleep(every)
-            now = _scrape(where)
+            now = look()
             live.update(shown(now, before, time.monotonic() - since), refresh=True)
 
 
@@ -183,11 +195,20 @@ def _metrics_at(url: str) -> str:
     return urllib.parse.urlunsplit((parts.scheme, parts.netloc, f"{path}/metrics", "", ""))
 
 
-def _scrape(url: str) -> "Scrape":
+def _token(variable: str) -> str:
+    from offramp.serve.settings import token_from
+
+    return token_from(variable, os.environ)
+
+
+def _scrape(url: str, token: str | None) -> "Scrape":
     from offramp.serve.scrape import Scrape
 
     try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT) as answer:
+        request = urllib.request.Request(url)
+        if token is not None:  # which goes to no other server that this one may send on to
+            request.add_unredirected_header("Authorization", f"Bearer {token}")
+        with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
             text = answer.read(_MOST).decode("utf-8", "replace")
     except (urllib.error.URLError, OSError, ValueError) as error:
         why = getattr(error, "reason", error)

@@ -5,7 +5,8 @@ Layer: serve.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import final
+from math import isfinite
+from typing import Any, final
 
 from offramp._core.errors import FileFormatError
 from offramp._core.optional import imported
@@ -46,6 +47,13 @@ class Scrape:
             raise FileFormatError(f"These are no metrics of Prometheus: {error}.") from error
         found = (sample for family in families for sample in family.samples)
         return cls({(s.name, frozenset(s.labels.items())): float(s.value) for s in found})
+
+    def told(self) -> list[dict[str, Any]]:
+        """Each sample with its name, labels and value; None where that is not finite."""
+        return [
+            {"name": name, "labels": dict(labels), "value": value if isfinite(value) else None}
+            for (name, labels), value in self.samples.items()
+        ]
 
     def values(self, label: str, name: str = "", **labels: str) -> list[str]:
         """All values of a label, of samples of a name and with other labels, in their order."""
