@@ -45,8 +45,8 @@ def command(
     In: the address of a server that `offramp serve` has started.
 
     Out: one panel for each model, again and again until Ctrl-C. The first shows everything since
-    the server was started, the later ones what happened since the one before. With --json one object
-    with all numbers, once.
+    the server was started, the later ones what happened since the one before. With --json
+    one object with all numbers, once.
 
     Example: offramp top http://127.0.0.1:8000
     """
