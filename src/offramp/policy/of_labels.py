@@ -41,7 +41,7 @@ class OfLabels(Distribution):
     def __init__(
         self, output: StageOutput, temperature: Float[Tensor, "#m 1"] | Float[Tensor, ""]
     ) -> None:
-        super().__init__(torch.empty(0))
+        super().__init__(torch.empty(0, 0))
         if output.confidence is None:
             raise InputError("Labels without confidences have no probabilities.")
         self._output, self._sure, self._temperature = output, output.confidence, temperature
