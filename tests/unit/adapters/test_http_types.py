@@ -163,7 +163,8 @@ def test_addresses_that_are_none_are_refused(url):
 
 @pytest.mark.parametrize("transform", [5, "Resize", {"kind": "resize"}])
 def test_transforms_that_are_none_are_refused(transform):
-    with Server() as server, pytest.raises(InputError, match="transform must be a module,? or a li"):
+    said = r"transform must be a module,? or a li"
+    with Server() as server, pytest.raises(InputError, match=said):
         stage_of(server, transform=transform)
 
 
