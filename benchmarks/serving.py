@@ -50,6 +50,7 @@ from serving_load import (
     requests_json,
     requests_v2,
 )
+from serving_peers import SEEN
 from torch import Tensor
 
 import offramp
@@ -60,7 +61,6 @@ from offramp.trace import from_npz
 MACS = {"resnet20": 40.55e6, "resnet56": 125.49e6}
 REFERENCE = "resnet56"
 DROPS = (0.005, 0.01, 0.02, 0.15)  # the last is ResNet-20 alone
-SEEN = 3000  # images that policies were chosen on; the others are sent
 DEADLINE_MS = 250
 PEER = (sys.executable, "-c", "import serving_peers; serving_peers.main()")
 
@@ -227,7 +227,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             with only(each, servers):
                 throughput(each.port, asks[each.name], arguments.clients, arguments.seconds / 2)
         before = {
-            key: metric(server.port, f"offramp_stage_batch_size_{key}", stage=REFERENCE)
+            key: metric(server.port, f"offramp_stage_batch_fill_ratio_{key}", stage=REFERENCE)
             for key in ("sum", "count")
         }
         for _ in range(arguments.rounds):
@@ -240,7 +240,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                 found = on_core(server_core, *offline)
                 replays.append(found["images_per_second"])
         after = {
-            key: metric(server.port, f"offramp_stage_batch_size_{key}", stage=REFERENCE)
+            key: metric(server.port, f"offramp_stage_batch_fill_ratio_{key}", stage=REFERENCE)
             for key in ("sum", "count")
         }
         capacity = median(rates[server.name])
@@ -250,7 +250,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             "offline": median(replays),
             "over_replay": capacity / median(replays),
             "static_aim": 0.8 / share,
-            "survivor_batch": (after["sum"] - before["sum"])
+            "survivor_fill": (after["sum"] - before["sum"])
             / max(after["count"] - before["count"], 1),
             **{
                 f"vs_{name}": capacity / median(rates[name])

@@ -17,6 +17,7 @@ from offramp.runtime import Adaptive
 
 SHAPE = (3, 32, 32)
 FULL = 64
+SEEN = 3000  # images that policies were chosen on; the others are sent
 
 
 def loaded(bundle: str, backend: str) -> Adaptive:
@@ -77,7 +78,7 @@ def offline(bundle: str, data: Path, backend: str) -> dict[str, float]:
     """Images a second of `stream`, fed by batches of the size that its first stage likes."""
     model = loaded(bundle, backend)
     with np.load(data / "test_jpeg_1000_5500.npz", allow_pickle=False) as held:
-        images = torch.from_numpy(held["images"]).permute(0, 3, 1, 2).contiguous()[2000:]
+        images = torch.from_numpy(held["images"]).permute(0, 3, 1, 2).contiguous()[SEEN:]
     batches = images.split(FULL)
     list(model.stream(batches[:8]))
     begin = time.perf_counter()

@@ -114,7 +114,7 @@ class Observer:
         for drift in self._drift.values():
             drift.restore(self._state, self._key)
         self._unit = "" if model.costs is None else model.costs.unit
-        self._reference_cost = _cost_of_reference(model)
+        self._reference_cost = cost_of_reference(model)
         self._heard: list[Answered] = []  # and not counted yet
         self._waiting = 0  # examples in there
         self._in_order = InOrder[Told]()
@@ -372,7 +372,7 @@ def _shown(watch: Watch) -> dict[str, Any]:
     }
 
 
-def _cost_of_reference(model: Adaptive) -> float:
+def cost_of_reference(model: Adaptive) -> float:
     """What the reference alone costs for one example, in the unit of the costs; NaN if unknown."""
     if model.costs is None or isinstance(model.choice, Policy):
         return float("nan")

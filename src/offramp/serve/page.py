@@ -7,6 +7,7 @@ Layer: serve.
 
 import asyncio
 from importlib.resources import files
+from math import isnan
 from typing import Any
 
 from starlette.requests import Request
@@ -19,6 +20,7 @@ from offramp.serve.bodies import while_there
 from offramp.serve.door import asked_for
 from offramp.serve.errors import answered
 from offramp.serve.model import ServedModel
+from offramp.serve.observer import cost_of_reference
 from offramp.serve.protocol import refused, serving_of
 
 _TOP = 5  # classes that are told of each stage
@@ -54,11 +56,7 @@ async def explain(request: Request) -> Response:
 
 
 def _told(served: ServedModel, answer: Prediction, visits: tuple[Visit, ...]) -> dict[str, Any]:
-    model = served.model
-    names, reference = model.class_names, None
-    if model.costs is not None:
-        topology = model.policy.topology
-        reference = model.costs.alone(topology, topology.index(model.candidate.reference))
+    names, reference = served.model.class_names, cost_of_reference(served.model)
 
     def name(k: int) -> str:
         return names[k] if 0 <= k < len(names) else str(k)
@@ -86,7 +84,7 @@ def _told(served: ServedModel, answer: Prediction, visits: tuple[Visit, ...]) ->
         "confidence": None if answer.confidence is None else float(answer.confidence[0]),
         "reason": answer.reasons[0],
         "cost": None if answer.cost is None else float(answer.cost[0]),
-        "reference_cost": reference,
+        "reference_cost": None if isnan(reference) else reference,
         "visits": [told(visit) for visit in visits],
     }
 
