@@ -8,6 +8,7 @@ batch it is taken in.
 Layer: policy.  Source: methods.md 1 (features) and 6 (float32 everywhere).
 """
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,11 +22,11 @@ from torch import Tensor
 from offramp._core.checks import check_choice
 from offramp._core.errors import InputError
 from offramp._core.registry import Registry
+from offramp.policy.scalars import FLOOR, MOST_CLASSES, Scalars
 
 COMBINED = -1  # a feature of the combined distribution, not of one stage's
 RANKS = 3  # sorted log-probabilities kept as features
-_ALL = -1  # of a distribution's rows
-FLOOR = -15.0  # log-probabilities below this say no more than "impossible"
+_ONE = torch.ones(())
 
 
 class Distribution:
@@ -34,30 +35,37 @@ class Distribution:
     Args:
         log_probs: `(m, c)`, float32, rows normalized.
 
-    >>> several = torch.tensor([[2.0, 0.0], [0.0, 1.0]]).log_softmax(dim=1)
-    >>> [round(each.number("max_prob"), 3) for each in Distribution.each_of(several)]
-    [0.881, 0.731]
+    >>> sure = Distribution(torch.tensor([[2.0, 0.0]]).log_softmax(dim=1))
+    >>> round(sure.max_prob.item(), 3), round(sure.scalars.number("max_prob"), 3)
+    (0.881, 0.881)
     """
 
     def __init__(self, log_probs: Float[Tensor, "m c"]) -> None:
-        self._rows, self._row = log_probs, _ALL
+        self._scores, self._temperature = log_probs, _ONE
+        self._log_probs: Tensor | None = log_probs
+        self._scalars: Scalars | None = None
         self.values: Tensor | None = None
-        self._numbers: dict[str, list[float]] = {}
 
     @classmethod
-    def each_of(cls, log_probs: Float[Tensor, "k c"]) -> "list[Distribution]":
-        """One distribution of one example for each row; what is asked as a number is shared.
+    def of_scores(
+        cls,
+        scores: Float[Tensor, "m c"],
+        temperature: Float[Tensor, "#m 1"] | Float[Tensor, ""],
+        *,
+        row: list[float] | None = None,
+    ) -> "Distribution":
+        """Of scores divided by a temperature; normalized when somebody looks.
 
         Args:
-            log_probs: What `k` stages say about one example.
+            scores: Of `m` examples.
+            temperature: One number, or one for each example.
+            row: The scores of the only example on the host, if they are there already.
         """
-        numbers: dict[str, list[float]] = {}
-        found = []
-        for row in range(len(log_probs)):
-            one = cls(log_probs)
-            one._row, one._numbers = row, numbers
-            found.append(one)
-        return found
+        one = cls(scores)
+        one._temperature, one._log_probs = temperature, None
+        if row is not None:
+            one._scalars = _scalars_of(row, temperature)
+        return one
 
     @classmethod
     def of_values(cls, values: Float[Tensor, "m d"]) -> "Distribution":
@@ -66,22 +74,27 @@ class Distribution:
         one.values = values
         return one
 
-    @cached_property
+    @property
     def log_probs(self) -> Float[Tensor, "m c"]:
         """Log-probabilities, rows normalized."""
-        return self._rows if self._row == _ALL else self._rows[self._row : self._row + 1]
+        if self._log_probs is None:
+            if self._scalars is not None and self._scalars.temperature == 1.0:
+                self._log_probs = self._scores.log_softmax(dim=1)  # the same: x / 1 is x
+            else:
+                self._log_probs = scaled_log_probs(self._scores, self._temperature)
+        return self._log_probs
 
-    def number(self, kind: str) -> float:
-        """A statistic, or the "label", of the only example, on the host.
+    @property
+    def scalars(self) -> Scalars | None:
+        """The same of the only example, on the host; None where tensors are the better way.
 
-        Asked of one of several made by `each_of`, it is computed for all of them at once.
+        That is: of several examples, of many classes, where one is not finite, and of no classes.
         """
-        found = self._numbers.get(kind)
-        if found is None:
-            of = self if self._row == _ALL else Distribution(self._rows)
-            values = of.label if kind == "label" else _statistic(of, kind)
-            found = self._numbers[kind] = values.tolist()
-        return found[max(self._row, 0)]
+        if self._scalars is None:
+            m, c = self._scores.shape
+            if m == 1 and 0 < c <= MOST_CLASSES:
+                self._scalars = _scalars_of(self._scores.tolist()[0], self._temperature)
+        return self._scalars
 
     @cached_property
     def _largest(self) -> tuple[Tensor, ...]:
@@ -180,15 +193,28 @@ class Feature:
         other = distributions(int(number)).label if name == "agrees" else int(number)
         return (here.label == other).to(torch.float32)
 
-    def number(self, distributions: Callable[[int], Distribution]) -> float:
-        """Its value for the only example, on the host."""
-        here = distributions(self.stage)
-        if self.kind in FEATURES or self.kind.startswith(_OF_A_NUMBER):
-            return here.number(self.kind)
-        name, digits = self.kind.split("_")
-        given = int(digits)
-        other = distributions(given).number("label") if name == "agrees" else given
-        return float(here.number("label") == other)
+    def scalar(self, distributions: Callable[[int], Distribution]) -> tuple[float, float] | None:
+        """Its value for the only example, and how far that of tensors may be off; None: look there.
+
+        Args:
+            distributions: As in `of`.
+        """
+        here = distributions(self.stage).scalars
+        if here is None:
+            return None
+        found = here.number(self.kind)
+        if found is not None:
+            return found, here.error
+        name, _, number = self.kind.partition("_")
+        if name not in ("agrees", "predicts"):
+            return None
+        other: int | None = int(number)
+        if name == "agrees":
+            there = distributions(int(number)).scalars
+            other = None if there is None else there.label
+        if here.label is None or other is None:
+            return None
+        return float(here.label == other), 0.0
 
 
 def confidence_features(path: tuple[int, ...], classes: int, *, combined: bool) -> list[Feature]:
@@ -210,6 +236,10 @@ def confidence_features(path: tuple[int, ...], classes: int, *, combined: bool) 
     if combined and len(path) > 1:
         features += [Feature("log_margin", COMBINED), Feature("entropy", COMBINED)]
     return features
+
+
+def _scalars_of(row: list[float], temperature: Tensor) -> Scalars | None:
+    return Scalars(row, temperature.item()) if math.isfinite(sum(row)) else None
 
 
 def scaled_log_probs(

@@ -7,6 +7,7 @@ float32 at the end.
 Layer: policy.  Source: docs/adr/0043.
 """
 
+import math
 from collections.abc import Callable
 from functools import cached_property
 from typing import final
@@ -19,8 +20,10 @@ from torch import Tensor
 from offramp._core.errors import InputError
 from offramp._core.outputs import LEAST, TINY, StageOutput
 from offramp._core.types import FloatArray, IntArray
-from offramp.policy.features import FLOOR, Distribution, scaled_log_probs
+from offramp.policy.features import Distribution, scaled_log_probs
+from offramp.policy.scalars import FLOOR, Scalars
 
+_NONE = torch.empty(0, 0)
 _IMPOSSIBLE = -100.0  # log-probabilities below it do not count in an entropy
 
 
@@ -41,11 +44,10 @@ class OfLabels(Distribution):
     def __init__(
         self, output: StageOutput, temperature: Float[Tensor, "#m 1"] | Float[Tensor, ""]
     ) -> None:
-        super().__init__(torch.empty(0, 0))
+        super().__init__(_NONE)
         if output.confidence is None:
             raise InputError("Labels without confidences have no probabilities.")
         self._output, self._sure, self._temperature = output, output.confidence, temperature
-        self._known: dict[str, float] = {}
 
     @cached_property
     def log_probs(self) -> Float[Tensor, "m c"]:
@@ -78,16 +80,12 @@ class OfLabels(Distribution):
         top = -np.log1p(others * np.exp(other) + np.exp(odd))
         return top, other + top, odd + top, others
 
-    def number(self, kind: str) -> float:
-        """A statistic, or the "label", of the only example, on the host."""
-        if kind == "label":
-            return float(self._labels[0])
-        if kind not in _STATISTICS:
-            return super().number(kind)
-        found = self._known.get(kind)
-        if found is None:
-            found = self._known[kind] = float(np.float32(_STATISTICS[kind](*self._parts)[0]))
-        return found
+    @property
+    def scalars(self) -> Scalars | None:
+        """The same of the only example, on the host; None of several, and where there is none."""
+        if self._scalars is None and len(self._sure) == 1:
+            self._scalars = _scalars_of(self._output, self._sure.item(), self._temperature.item())
+        return self._scalars
 
     def _statistic(self, kind: str) -> Float[Tensor, " m"]:
         values: FloatArray = _STATISTICS[kind](*self._parts)
@@ -116,6 +114,19 @@ class OfLabels(Distribution):
     def entropy(self) -> Float[Tensor, " m"]:
         """Entropy in nats, in [0, log(c + 1)]; lower is surer."""
         return self._statistic("entropy")
+
+
+def _scalars_of(output: StageOutput, sure: float, temperature: float) -> Scalars | None:
+    if math.isnan(sure):
+        return None
+    c, label = output.classes, int(output.top(1).item())
+    p = min(max(sure, LEAST), 1 - TINY)
+    p = max(p, 1 / c + (0.5 - 0.5 / c) * p)  # near and below chance raised
+    if not 0 <= label < c:
+        return Scalars([math.log(p), math.log((1 - p) / c)], temperature, counts=[1, c], label=c)
+    others = c - 1.0
+    row = [math.log(p), math.log((1 - p) / others), math.log(TINY)]
+    return Scalars(row, temperature, counts=[1, others, 1], label=label)
 
 
 def _surprise(log_prob: FloatArray) -> FloatArray:
@@ -151,4 +162,4 @@ def distribution_of(
     sure = output.confidence
     if sure is not None and sure.device.type == "cpu":  # elsewhere the host would wait
         return OfLabels(output, temperature)
-    return Distribution(scaled_log_probs(output.scores(), temperature))
+    return Distribution.of_scores(output.scores(), temperature)

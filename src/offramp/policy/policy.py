@@ -7,7 +7,7 @@ the way there.
 Layer: policy.  Source: methods.md 1 and 5; Bolukbasi et al., ICML 2017, sections 3 and 4.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -22,9 +22,9 @@ from offramp._core.schema import stored
 from offramp._core.topology import EXIT, Path, Topology
 from offramp._core.types import OUTPUT_FORMS, OutputForm
 from offramp.policy.combination import BY_STOPPING, Combination, Combine, Stops
-from offramp.policy.features import COMBINED, Distribution, scaled_log_probs
+from offramp.policy.features import COMBINED, Distribution
 from offramp.policy.of_labels import distribution_of
-from offramp.policy.rules import AnyRule, Rule, takes_action
+from offramp.policy.rules import AnyRule, Linear, Rule
 from offramp.policy.stopping import Stopping
 
 _FORMS = {
@@ -107,6 +107,8 @@ class Policy(nn.Module):
             raise InputError(f"temperatures must be greater than 0, got {values.tolist()}.")
         self.register_buffer("temperatures", values)
         self.nodes = nn.ModuleDict({_key(path): node for path, node in nodes.items()})
+        self._each_of: Tensor | None = None
+        self._each: tuple[Tensor, ...] = ()
         self._rules = dict(nodes)  # the same modules, found without making names
         self._children = {k: topology.children(k) for k in topology.active}  # in one look-up
 
@@ -185,42 +187,33 @@ class Policy(nn.Module):
         score = node.leave.score(at)
         return torch.where(score >= 0, EXIT, action), score
 
-    def step(self, at: "Evidence", known: Collection[int] = ()) -> int:
-        """What the only example does, by plain ifs; `at` walks on through stages that are known.
+    def step(self, at: "Evidence") -> int:
+        """What the only example does at the end of its path, by plain ifs.
 
-        Each rule that is asked makes the host wait for the device, so this is for the CPU.
+        A rule that is asked may make the host wait for the device, so this is for the CPU.
 
         Args:
-            at: What is known of it; its path ends where the action is to be taken.
-            known: Stages whose outputs are there before they are visited.
-        """
-        while True:
-            action = self._step(at)
-            if action not in known or not self._children[action]:
-                return action
-            at.follow(action)
+            at: What is known of it.
 
-    def _step(self, at: "Evidence") -> int:
+        Returns:
+            -1 to leave, else the stage to visit next.
+        """
         children = self._children[at.path[-1]]
+        if not children:
+            return EXIT
         for way, rule in enumerate(self._rules[at.path].rules):
-            if takes_action(rule, at):
+            if rule.takes(at) if isinstance(rule, Linear) else rule.score(at).item() >= 0:
                 return EXIT if way == 0 else children[way - 1]
         return children[-1]
 
-    def distributions(
-        self, stages: Sequence[int], logits: Float[Tensor, "k c"]
-    ) -> dict[int, Distribution]:
-        """What several stages say about one example, computed together, for `Evidence`.
-
-        Args:
-            stages: `k` of them.
-            logits: Of each.
-        """
-        first, count = stages[0], len(stages)
-        follow = stages[-1] - first + 1 == count  # then nothing has to be gathered
-        own = self.temperatures[first : first + count] if follow else self.temperatures[[*stages]]
-        log_probs = scaled_log_probs(logits, own[:, None])
-        return dict(zip(stages, Distribution.each_of(log_probs), strict=True))
+    def temperature(self, stage: int) -> Float[Tensor, ""]:
+        """That of one stage, found without making a view of it each time."""
+        held = self._buffers["temperatures"]
+        if self._each_of is not held:
+            if torch.compiler.is_compiling():
+                return self.temperatures[stage]
+            self._each_of, self._each = held, self.temperatures.unbind()
+        return self._each[stage]
 
     def answer(self, at: "Evidence") -> Float[Tensor, "m c"]:
         """Combined log-probabilities of examples that leave at the end of their path, `(m, c)`.
@@ -356,7 +349,7 @@ class Evidence:
             return self._combination()
         found = self._known.get(stage)
         if found is None:
-            found = distribution_of(self.output(stage), self._policy.temperatures[stage])
+            found = distribution_of(self.output(stage), self._policy.temperature(stage))
             self._known[stage] = found
         return found
 

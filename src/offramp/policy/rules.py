@@ -7,9 +7,7 @@ false, so an example with broken outputs never leaves by a rule.
 Layer: policy.
 """
 
-import ctypes
 import math
-import operator
 from collections.abc import Callable, Sequence
 from typing import Annotated, final
 
@@ -23,9 +21,12 @@ from offramp._core.keys import keyed_uniform
 from offramp._core.registry import Registry
 from offramp._core.schema import OneOf, stored
 from offramp.policy.features import Distribution, Feature
+from offramp.policy.scalars import UNIT
 from offramp.policy.situation import Rule as Rule
 from offramp.policy.situation import Situation
 from offramp.policy.stopping import Stopping
+
+_NEAR_ZERO, _NEAR_OVERFLOW = 1e-36, 1e37  # of single precision
 
 
 @final
@@ -72,7 +73,8 @@ class Linear(nn.Module):
         self.features = tuple(features)
         self.register_buffer("weights", torch.tensor(list(weights), dtype=torch.float32))
         self.register_buffer("bias", torch.tensor(bias, dtype=torch.float32))
-        self._numbers: tuple[tuple[object, ...], list[float], float] | None = None
+        self._seen: tuple[Tensor | None, int, Tensor | None, int] = (None, 0, None, 0)
+        self._numbers: tuple[list[float], float] = ([], 0.0)
 
     @classmethod
     def threshold(cls, feature: Feature, value: float, *, sign: float = 1.0) -> "Linear":
@@ -84,26 +86,44 @@ class Linear(nn.Module):
         return linear_score([f.of(at.distribution) for f in self.features], self.weights, self.bias)
 
     def takes(self, at: Situation) -> bool:
-        """Whether the score of the only example is at least 0, without a tensor for every sum.
+        """Whether the score of the only example is at least 0, by plain numbers where these tell.
 
-        The host rounds to float32 after each step as tensors do, so the sign is the same.
+        They are doubles. Where tensors may round to the other side of 0, tensors are asked.
+
+        Source: docs/adr/0057.
         """
-        weights, bias = self._on_host()
-        total = 0.0
-        for k, feature in enumerate(self.features):
-            product = _single(feature.number(at.distribution) * weights[k])
-            total = product if k == 0 else _single(total + product)
-        return total + bias >= 0  # rounding would not change the sign
+        weights, total = self._on_host()
+        size, doubt = abs(total), _NEAR_ZERO
+        for feature, weight in zip(self.features, weights, strict=True):
+            found = feature.scalar(at.distribution)
+            if found is None:
+                break
+            value, error = found
+            term = weight * value
+            total += term
+            size += abs(term)
+            doubt += error * abs(weight)
+        else:  # a sum of k terms is rounded k times, and so is each product
+            doubt += 2 * UNIT * (len(weights) + 2) * size
+            if abs(total) > doubt and size < _NEAR_OVERFLOW:
+                return total > 0
+        return self.score(at).item() >= 0
 
     def _on_host(self) -> tuple[list[float], float]:
         """Weights and bias as numbers, kept for as long as the tensors stay as they are."""
         weights, bias = self._buffers["weights"], self._buffers["bias"]
         if weights is None or bias is None or weights.is_inference() or bias.is_inference():
             return self.weights.tolist(), self.bias.item()  # such tensors do not tell of changes
-        seen = (weights, weights._version, bias, bias._version)
-        if self._numbers is None or not all(map(operator.is_, self._numbers[0], seen)):
-            self._numbers = (seen, weights.tolist(), bias.item())
-        return self._numbers[1:]
+        w, of_weights, b, of_bias = self._seen
+        if (
+            w is not weights
+            or b is not bias
+            or of_weights != weights._version
+            or of_bias != bias._version
+        ):
+            self._seen = (weights, weights._version, bias, bias._version)
+            self._numbers = (weights.tolist(), bias.item())
+        return self._numbers
 
 
 def linear_score(
@@ -119,19 +139,6 @@ def linear_score(
     for column, weight in zip(columns[1:], others, strict=True):
         total += column * weight
     return total + bias
-
-
-def _single(value: float) -> float:
-    """Rounded to float32: products and sums of two float32 numbers come out as tensors have them.
-
-    Doubles hold such products exactly, and sums to enough digits that rounding twice is harmless.
-    """
-    return ctypes.c_float(value).value
-
-
-def takes_action(rule: Rule, at: Situation) -> bool:
-    """Whether the only example of a situation takes a rule's action."""
-    return rule.takes(at) if isinstance(rule, Linear) else rule.score(at).item() >= 0
 
 
 @final

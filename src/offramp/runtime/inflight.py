@@ -24,7 +24,7 @@ from offramp._core.batch import (
 )
 from offramp._core.carry import RawInput
 from offramp._core.errors import InputError, OfframpError
-from offramp._core.outputs import StageOutput, sums_up
+from offramp._core.outputs import StageOutput
 from offramp._core.topology import RAW_INPUT, Path
 from offramp._core.types import Raw
 from offramp.policy.features import Distribution
@@ -34,6 +34,7 @@ from offramp.runtime.fallback import Fallback
 from offramp.runtime.plans import RAW
 from offramp.runtime.prediction import Rows
 from offramp.runtime.program import BLAMES_BATCH, Program
+from offramp.stages import Stage
 
 Numbers = Int64[np.ndarray, " n"]
 
@@ -109,13 +110,11 @@ class InFlight:
         raw = RawInput(batch, program.shared) if program.shared else batch
         self._carries = {RAW: Held(raw, None)}
         self._before: dict[str, Held] | None = None  # the carries until a visit was heard
-        self._said: Any = None  # the carry that one example's last stage answered from
         self.outputs: list[StageOutput | None] = [None] * program.count
         self.last: StageOutput | None = None  # what was heard last, of whom it concerns
         self.fallback: Fallback | None = None  # of all; from the first that is not finite on
         self.known: dict[int, Distribution] = {}  # of stages that were looked at
         self._known_of: Rows = None  # whose distributions `known` holds
-        self.ahead: frozenset[int] = frozenset()  # stages known by `hear_ahead`, all finite
 
     def __len__(self) -> int:
         return self._n
@@ -210,8 +209,6 @@ class InFlight:
     def _answer(self, stage: int, rows: Rows, carries: Mapping[str, Held]) -> StageOutput:
         program = self.program
         here, held = program.stages[stage], carries[program.topology.groups[stage]]
-        if self._n == 1:
-            self._said = held.batch
         picks = stage in program.blocks  # costs nothing, so nothing is gathered for it
         if (picks or program.times is not None) and held.holds_more_than(rows):
             given, whole = held.batch, held.rows
@@ -222,12 +219,8 @@ class InFlight:
             said = said.to(self.ids.device)
         if whole is not rows:
             said = Held(said, whole).take(rows)
-        m, wanted = len(said), self._n if rows is None else rows.shape[0]
-        if m != wanted:
-            raise InputError(
-                f"Stage {here.name!r} must answer for each of the {wanted} examples that it was "
-                f"given, got {m} answers. A network must keep the batch's rows and their order."
-            )
+        m = len(said)
+        check_answers(here, m, self._n if rows is None else rows.shape[0])
         if self.mark is not None:
             self.mark("head", stage, m)
         return said
@@ -256,22 +249,15 @@ class InFlight:
         # What is known of all stages is addressed by the same positions.
         self.outputs[stage] = said if rows is None else said.placed(rows, self._n)
 
-    def hear_ahead(self, stage: int) -> bool:
-        """Take in what came when the only example visited a stage in one piece with others.
+    def stand(self, carries: Mapping[str, Any], outputs: Sequence[StageOutput | None]) -> None:
+        """Stand where somebody else has taken all examples to.
 
-        It may not reach all of them. Returns False, and does nothing, where there are none.
+        Args:
+            carries: What is held, by group; "" for the raw input.
+            outputs: What has been heard of each stage.
         """
-        block = self.program.blocks.get(stage)
-        if block is None or len(block.stages) == 1:
-            return False
-        logits = self._said.logits[:, block.columns].float()
-        classes, rows = logits.shape[2], logits[0]  # (k, c)
-        for member, own in zip(block.stages, logits.unbind(1), strict=True):
-            self.outputs[member] = StageOutput(classes=classes, logits=own)
-        if sums_up(rows):
-            self.known.update(self.program.policy.distributions(block.stages, rows))
-            self.ahead |= frozenset(block.stages)
-        return True
+        self._carries = {group: Held(carry, None) for group, carry in carries.items()}
+        self.outputs = list(outputs)
 
     @property
     def width(self) -> int:
@@ -348,6 +334,15 @@ class InFlight:
         made.numbers = numbers
         made._carries = {group: Held(carry, None) for group, carry in carries.items()}
         return made
+
+
+def check_answers(stage: Stage, given: int, wanted: int) -> None:
+    """Raise `InputError` unless a stage has answered for each of the examples it was given."""
+    if given != wanted:
+        raise InputError(
+            f"Stage {stage.name!r} must answer for each of the {wanted} examples that it was "
+            f"given, got {given} answers. A network must keep the batch's rows and their order."
+        )
 
 
 def enter(program: Program, batch: Raw, ids: Int[Tensor, " n"]) -> InFlight:

@@ -83,7 +83,8 @@ class Program:
         self.blocks = blocks_of(topology, self.plans, stages)
         self.children = {k: topology.children(k) for k in topology.active}  # in one look-up
         paths = topology.paths()
-        self.paths = {path: i for i, path in enumerate(paths)}  # all that the policy uses
+        self.all_paths = tuple(paths)  # that the policy uses
+        self.paths = {path: i for i, path in enumerate(paths)}
         self.count = len(topology)  # of the stages of the cascade
         self.ends = tuple(path[-1] for path in paths)
         self.reasons = tuple(
@@ -174,7 +175,7 @@ class Program:
             valid=valid,
             nonfinite=nonfinite,
             stage_names=self.topology.names,
-            paths=tuple(self.paths),
+            paths=self.all_paths,
         )
 
     def _cost(

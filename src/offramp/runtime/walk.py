@@ -33,25 +33,26 @@ _NONFINITE, _FAILED, _SPENDING = map(REASONS.index, ("nonfinite", "failed", "spe
 Part = tuple[Path, Rows]
 
 
-def walk(flight: InFlight) -> Prediction:
+def walk(flight: InFlight, start: Path | None = None) -> Prediction:
     """Take examples from the root to their answers, which come in their order.
 
     Args:
         flight: Examples that have visited nothing yet. Each stage that somebody reaches is visited
             once, in topological order.
+        start: The way that all of them have come already, whose last stage has been heard; by
+            default none.
     """
-    if at_hand(flight, None):
-        return _walk_one(flight)
     n, program, mark = len(flight), flight.program, flight.mark
-    root = program.topology.root
-    pending: dict[int, list[Part]] = {root: [((root,), None)]}
+    begun = start or (program.topology.root,)
+    pending: dict[int, list[Part]] = {begun[-1]: [(begun, None)]}
     left: list[Left] = []
     for stage in program.children:  # in topological order
         parts = pending.pop(stage, None)
         if parts is None:
             continue
         rows = _merge([rows for _, rows in parts], n)
-        flight.hear(stage, rows, flight.visit(stage, rows))
+        if not flight.has_heard(stage):
+            flight.hear(stage, rows, flight.visit(stage, rows))
         for (path, part), child in decide(flight, parts):
             if child == EXIT:
                 left.append(leave(flight, path, part))
@@ -60,28 +61,6 @@ def walk(flight: InFlight) -> Prediction:
         if mark is not None:
             mark("decision", stage, n if rows is None else len(rows))
     return program.answer(n, left)
-
-
-def _walk_one(flight: InFlight) -> Prediction:
-    """One example on the CPU: there is nobody to wait for, to gather or to put in order."""
-    program, mark = flight.program, flight.mark
-    path: Path = (program.topology.root,)
-    while True:
-        stage = path[-1]
-        if not flight.has_heard(stage):
-            said = flight.visit(stage, None)
-            if not flight.hear_ahead(stage):
-                flight.hear(stage, None, said)
-        path, child = step(flight, path, None)
-        if mark is not None:
-            mark("decision", stage, 1)
-        if child == EXIT:
-            break
-        path = (*path, child)
-    answer = program.answer(1, [leave(flight, path, None)])
-    if mark is not None:
-        mark("decision", path[-1], 0)
-    return answer
 
 
 def _merge(parts: Sequence[Rows], n: int) -> Rows:
@@ -110,8 +89,7 @@ def decide(flight: InFlight, parts: Sequence[Part]) -> list[tuple[Part, int]]:
     """
     stage = parts[0][0][-1]
     if len(parts) == 1 and at_hand(flight, rows := parts[0][1]):
-        path, action = step(flight, parts[0][0], rows)
-        return [((path, rows), action)]
+        return [(parts[0], step(flight, parts[0][0], rows))]
     if flight.program.children[stage]:
         return _divide(flight, stage, parts)
     if not _is_finite(flight):
@@ -119,30 +97,19 @@ def decide(flight: InFlight, parts: Sequence[Part]) -> list[tuple[Part, int]]:
     return [(part, EXIT) for part in parts]
 
 
-def step(flight: InFlight, path: Path, rows: Rows) -> tuple[Path, int]:
-    """What one example on the CPU does after the last stage of its path, by plain ifs.
-
-    Returns:
-        The path, longer where stages on its way had answered before, and the action there.
-    """
+def step(flight: InFlight, path: Path, rows: Rows) -> int:
+    """The action of one example on the CPU after the last stage of its path, by plain ifs."""
     stage = path[-1]
     at = flight.at(path, rows)
-    finite = stage in flight.ahead
-    if not finite:
-        finite = at.output(stage).all_finite()
+    finite = at.output(stage).all_finite()
     detour = EXIT if finite else _detours(flight, path, rows, at.output(stage))
     if not finite or flight.fallback is not None:
         _keep(flight, [(path, rows)])
-    children = flight.program.children[stage]
-    if not children:
-        return path, EXIT
+    if not flight.program.children[stage]:
+        return EXIT
     if flight.mark is not None:
         flight.mark("wait", stage, 1)
-    if not finite:
-        return path, int(detour)
-    # Where something was not finite before, each stage on the way is looked at.
-    action = flight.program.policy.step(at, flight.ahead if flight.fallback is None else ())
-    return at.path, action
+    return flight.program.policy.step(at) if finite else int(detour)
 
 
 def leave(flight: InFlight, path: Path, rows: Rows) -> Left:

@@ -132,6 +132,7 @@ class Stage(nn.Module):
         self.keeps_company = self.asks_alone  # True once `check_company` has found it so
         # A function on rows may change lists and tables, which no counter of torch tells.
         self.calls_on_rows = getattr(module, "reads_rows", False)
+        self._reads_tensors = not self.calls_on_rows and not part.ran
         self._reads = Reading(f"Stage {name!r}", copies=self.calls_on_rows)
         self._head_reads = Reading(f"The head of stage {name!r}")
         self._prepares = Reading(f"The transform of stage {name!r}")
@@ -200,6 +201,9 @@ class Stage(nn.Module):
             What `answer` reads: the carry of this stage, or a whole network's output.
         """
         kind, part = type(carry), self.part
+        if kind is Tensor and self._reads_tensors and self._modules.get("transform") is None:
+            result = self._reads(self._modules["module"], carry)  # without a module's slow look-up  # type: ignore[arg-type]
+            return Carry.of(result) if part.gives_logits else result
         if kind is Carry:
             if part.ran:
                 return carry
@@ -259,9 +263,10 @@ class Stage(nn.Module):
         Raises:
             InputError: If there are no logits `(m, c)` with c >= 2 in it.
         """
-        if self.form == "features":
+        form = FORM_OF[self.outputs]
+        if form == "features":
             return self._featured(result)
-        if self.form != "logits":
+        if form != "logits":
             return self._labeled(result)
         logits = self._logits(result)
         if self.outputs == "probabilities":
@@ -315,7 +320,8 @@ class Stage(nn.Module):
             if type(result) is Carry:
                 said = self._of_piece(result)
             else:
-                said = result if self.head is None else self._head_reads(self.head, result)
+                head = self._modules.get("head")
+                said = result if head is None else self._head_reads(head, result)
             plain = type(said) is Tensor and said.ndim == 2
             logits = said if plain else extract_logits(said, self.classes)
         except SeveralLogitsError as error:
@@ -327,7 +333,7 @@ class Stage(nn.Module):
                 f"Stage {self.name!r} must give logits for at least 2 classes, got shape "
                 f"{tuple(logits.shape)}; a single score has to become two, such as (0, score)."
             )
-        return logits.to(torch.float32)
+        return logits if logits.dtype is torch.float32 else logits.to(torch.float32)
 
     def _of_piece(self, carry: Carry) -> Any:  # noqa: ANN401  (what a head gives)
         """The logits that came along, or what the head makes of what came with them."""

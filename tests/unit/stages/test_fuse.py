@@ -8,7 +8,6 @@ from offramp._core.errors import InputError, UnknownNameError
 from offramp._core.topology import Topology
 from offramp.backends import with_backend
 from offramp.policy import Constant, Feature, Linear, Node, Policy
-from offramp.policy.features import Distribution
 from offramp.runtime import Adaptive, StageTimes
 from offramp.stages import Cascade, Stage, fuse
 from offramp.testing import random_policy
@@ -229,12 +228,3 @@ def test_a_block_is_one_model_of_onnxruntime():
         have, want = Adaptive(made, policy)(inputs(size)), Adaptive(cascade, policy)(inputs(size))
         assert torch.equal(have.stage, want.stage)
         assert torch.allclose(have.log_probs, want.log_probs, atol=1e-5)
-
-
-def test_numbers_of_several_stages_are_those_of_each():
-    rows = torch.randn(5, 7, generator=torch.Generator().manual_seed(3)).log_softmax(dim=1)
-    for k, each in enumerate(Distribution.each_of(rows)):
-        alone = Distribution(rows[k : k + 1])
-        assert torch.equal(each.log_probs, alone.log_probs)
-        for kind in ("max_prob", "margin", "log_margin", "entropy", "log_prob_2", "label"):
-            assert each.number(kind) == alone.number(kind)
