@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import final
 
 import torch
@@ -205,13 +205,13 @@ class Feature:
         found = here.number(self.kind)
         if found is not None:
             return found, here.error
-        name, _, number = self.kind.partition("_")
-        if name not in ("agrees", "predicts"):
-            return None
-        other: int | None = int(number)
+        name, number = _parts(self.kind)
+        other: int | None = number
         if name == "agrees":
-            there = distributions(int(number)).scalars
+            there = distributions(number).scalars
             other = None if there is None else there.label
+        elif name != "predicts":
+            return None
         if here.label is None or other is None:
             return None
         return float(here.label == other), 0.0
@@ -236,6 +236,13 @@ def confidence_features(path: tuple[int, ...], classes: int, *, combined: bool) 
     if combined and len(path) > 1:
         features += [Feature("log_margin", COMBINED), Feature("entropy", COMBINED)]
     return features
+
+
+@cache
+def _parts(kind: str) -> tuple[str, int]:
+    """Of "agrees_2" the name and the number; -1 where there is none."""
+    name, _, number = kind.rpartition("_")
+    return name, int(number) if number.isdigit() else -1
 
 
 def _scalars_of(row: list[float], temperature: Tensor) -> Scalars | None:

@@ -205,6 +205,8 @@ def labeled(
         InputError: If the number of classes is not known, lengths differ, or a value is outside its
             domain, or a label is no class and is to be one.
     """
+    if classes is not None and (one := _plain(labels, classes, result, confidence)) is not None:
+        return one
     found = labels.read(result)
     if classes is None:
         raise InputError(
@@ -229,6 +231,27 @@ def labeled(
         return labels_with_confidence(found, sure, classes)
     except InputError as error:
         raise InputError(f"Stage {stage!r}: {error}") from error
+
+
+def _plain(
+    labels: Labels,
+    classes: int,
+    result: Any,  # noqa: ANN401
+    confidence: Any,  # noqa: ANN401
+) -> StageOutput | None:
+    """The answer about one example that came in plain numbers; None where there is more to see."""
+    if type(result) is not list or type(confidence) is not list or len(result) != 1:
+        return None
+    if len(confidence) != 1 or type(result[0]) not in (int, str):
+        return None
+    label, sure = labels[result[0]], confidence[0]
+    if not (0 <= label < classes and type(sure) is float and 0.0 <= sure <= 1.0):
+        return None
+    return StageOutput(
+        classes=classes,
+        ranked=torch.tensor([[label]]),
+        confidence=torch.tensor([sure], dtype=torch.float32),
+    )
 
 
 def _confidence(stage: str, values: Any, labels: Tensor) -> Tensor:  # noqa: ANN401

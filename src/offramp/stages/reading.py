@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from offramp._core.batch import is_table
+from offramp._core.batch import RowList, is_table
 from offramp._core.errors import UnsupportedError
 
 _PLAIN = frozenset({str, bytes, int, float, bool, type(None)})  # that nobody can write into
@@ -108,7 +108,8 @@ def copied(batch: Any) -> Any:  # noqa: ANN401  (a batch or a carry)
     >>> rows
     [{'pixels': array([1., 1.])}]
     """
-    if not torch.is_inference_mode_enabled():
+    rows = type(batch) is RowList and _PLAIN.issuperset(map(type, batch))  # nothing of torch
+    if rows or not torch.is_inference_mode_enabled():
         return _own(batch)
     with torch.inference_mode(False), torch.no_grad():
         return _own(batch)

@@ -202,7 +202,7 @@ class Stage(nn.Module):
         """
         kind, part = type(carry), self.part
         if kind is Tensor and self._reads_tensors and self._modules.get("transform") is None:
-            result = self._reads(self._modules["module"], carry)  # without a module's slow look-up  # type: ignore[arg-type]
+            result = self._reads(self.__dict__["_modules"]["module"], carry)  # no slow look-up
             return Carry.of(result) if part.gives_logits else result
         if kind is Carry:
             if part.ran:
