@@ -24,6 +24,7 @@ from offramp.policy.features import Distribution, scaled_log_probs
 from offramp.policy.scalars import FLOOR, Scalars
 
 _NONE = torch.empty(0, 0)
+_LEAST, _MOST = float(np.float32(LEAST)), float(np.float32(1 - TINY))  # as tensors clamp
 _IMPOSSIBLE = -100.0  # log-probabilities below it do not count in an entropy
 
 
@@ -84,7 +85,7 @@ class OfLabels(Distribution):
     def scalars(self) -> Scalars | None:
         """The same of the only example, on the host; None of several, and where there is none."""
         if self._scalars is None and len(self._sure) == 1:
-            self._scalars = _scalars_of(self._output, self._sure.item(), self._temperature.item())
+            self._scalars = _scalars_of(self._output, self._sure.float().item(), self._temperature.item())
         return self._scalars
 
     def _statistic(self, kind: str) -> Float[Tensor, " m"]:
@@ -120,7 +121,7 @@ def _scalars_of(output: StageOutput, sure: float, temperature: float) -> Scalars
     if math.isnan(sure):
         return None
     c, label = output.classes, int(output.top(1).item())
-    p = min(max(sure, LEAST), 1 - TINY)
+    p = min(max(sure, _LEAST), _MOST)
     p = max(p, 1 / c + (0.5 - 0.5 / c) * p)  # near and below chance raised
     if not 0 <= label < c:
         return Scalars([math.log(p), math.log((1 - p) / c)], temperature, counts=[1, c], label=c)
