@@ -4,7 +4,7 @@ Layer: cli.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from offramp._core.topology import Path as Way
     from offramp._core.types import Raw
     from offramp.runtime import Adaptive
+    from offramp.stages import HeldStages
     from offramp.tuning.simulate import Simulated
 
 
@@ -79,7 +80,8 @@ def command(
         )
     batch = some_inputs(bundle, inputs, array, most=2048)
     sizes = [size for size in (1, 2, 4, 8, 16, 32, 64, 128, 256) if size <= batch_size]
-    times = measure_times(model.cascade, batch, batch_sizes=[*sizes, batch_size], rounds=3)
+    held = cast("HeldStages", model.cascade)  # as a bundle holds them
+    times = measure_times(held, batch, batch_sizes=[*sizes, batch_size], rounds=3)
     traffic = Traffic(
         topology=model.policy.topology,
         times=times,
