@@ -14,6 +14,7 @@ from offramp.cli.output import aligned, amount, points
 COMMANDS = [
     *("demo", "cut", "train", "record", "class-exits", "advise"),
     *("fit", "evaluate", "report", "export", "predict", "bench", "serve", "top"),
+    "simulate",
     *("profile", "tune"),
 ]
 

@@ -29,6 +29,7 @@ from offramp.cli.profile import command as profile
 from offramp.cli.record import command as record
 from offramp.cli.report import command as report
 from offramp.cli.serve import command as serve
+from offramp.cli.simulate import command as simulate
 from offramp.cli.top import command as top
 from offramp.cli.train import command as train
 from offramp.cli.tune import command as tune
@@ -63,7 +64,8 @@ app = typer.Typer(
         "what they say about labeled data, **advise** whether a cascade is worth it, "
         "**fit** policies and choose one, "
         "**evaluate** it, write a **report**; then **predict** and "
-        "**bench** with the bundle, **serve** it over HTTP, **tune** it to the machine, or "
+        "**bench** with the bundle, **serve** it over HTTP, **simulate** a cluster of it, "
+        "**tune** it to the machine, or "
         "**export** it to ONNX. "
         "With one network: first **cut** it and **train** its exits; **class-exits** make some "
         "classes faster."
@@ -113,6 +115,7 @@ app.command("predict")(predict)
 app.command("bench")(bench)
 app.command("serve")(serve)
 app.command("top")(top)
+app.command("simulate")(simulate)
 app.command("profile")(profile)
 app.command("tune")(tune)
 

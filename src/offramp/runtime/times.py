@@ -134,6 +134,10 @@ class StageTimes:
                     best, least = parts, promised
         return best
 
+    def head_seconds(self, stage: int, size: int) -> float:
+        """Seconds of a stage's own head on one batch."""
+        return self._between(self.head[stage], size)
+
     def _between(self, row: Sequence[float], size: int) -> float:
         if size >= self.sizes[-1]:
             return row[-1] * size / self.sizes[-1]

@@ -1,0 +1,405 @@
+"""How many replicas of each stage some traffic needs, by simulation from measured stage times.
+
+Each stage is a pool of replicas that take batches from its queues; survivors of a batch join the
+queue of the stage that follows on their path. Nothing runs: an hour of a cluster takes seconds.
+
+Layer: tuning.  Source: docs/adr/0058.
+"""
+
+import heapq
+import itertools
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, final
+
+import numpy as np
+
+from offramp._core.checks import check_not_negative, check_positive_int
+from offramp._core.errors import InputError
+from offramp._core.topology import Path, Topology
+from offramp._core.types import FloatArray
+from offramp.runtime.sizes import FULL
+from offramp.runtime.times import StageTimes
+
+_SERVED: Final = 40  # times of the dearest batch that traffic lasts
+_FEWEST, _MOST = 20_000, 400_000  # examples that are simulated
+_COLD = 0.2  # share of the examples that come while queues fill, and are not counted
+_BUSY = 0.85  # a pool that is busier than that waits long for little
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """What the replicas of one stage did.
+
+    Args:
+        stage: Its name.
+        replicas: How many there are.
+        utilization: Share of the time that they computed, in [0, 1].
+        batch: Mean number of examples in a batch.
+        waited: Mean seconds that an example waited in its queue.
+        visited: Share of all examples that came here.
+    """
+
+    stage: str
+    replicas: int
+    utilization: float
+    batch: float
+    waited: float
+    visited: float
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Simulated:
+    """What some traffic met.
+
+    Args:
+        rate: Examples each second that came.
+        stable: False where more comes than can be served: queues grow without end, and the seconds
+            below are infinite.
+        p50: Median seconds from arrival to answer.
+        p99: The same of the slowest hundredth.
+        pools: Of each stage that somebody visits.
+    """
+
+    rate: float
+    stable: bool
+    p50: float
+    p99: float
+    pools: tuple[Pool, ...]
+
+    @property
+    def replicas(self) -> int:
+        """Of all stages together."""
+        return sum(pool.replicas for pool in self.pools)
+
+    def per_million(self, price: float) -> float:
+        """What a million examples cost.
+
+        Args:
+            price: Of a replica for an hour.
+        """
+        return price * self.replicas / 3600 / self.rate * 1e6
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Traffic:
+    """What comes, and how stages take it.
+
+    Args:
+        topology: The stages that are used.
+        times: Seconds of each at each batch size.
+        shares: For each path the share of the examples that takes it; they sum to 1.
+        rate: Examples each second, in Poisson arrivals.
+        batch_size: A full batch, of every stage.
+        patience: Seconds after which an example waits for no others any more.
+        overhead: Seconds that a batch costs beside its stage: queues, transport.
+
+    Raises:
+        InputError: If a path is none of the topology's, shares do not sum to 1, or a number is
+            outside its domain.
+
+    >>> times = StageTimes(stages=("a", "b"), sizes=(1, 8), raw=(0.0, 0.0), where="made",
+    ...     segment=((0.001, 0.004), (0.004, 0.016)), head=((0.0, 0.0),) * 2,
+    ...     carry=((0.0, 0.0),) * 2)
+    >>> traffic = Traffic(topology=Topology.of(["a", "b"]), times=times,
+    ...     shares={(0,): 0.8, (0, 1): 0.2}, rate=1000.0, batch_size=8)
+    >>> [round(load, 2) for load in traffic.loads().values()]
+    [0.5, 0.4]
+    """
+
+    topology: Topology
+    times: StageTimes
+    shares: Mapping[Path, float]
+    rate: float
+    batch_size: int = FULL
+    patience: float = 0.002
+    overhead: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_positive("rate", self.rate)
+        check_positive_int("batch_size", self.batch_size)
+        check_not_negative("patience", self.patience)
+        check_not_negative("overhead", self.overhead)
+        paths = self.topology.paths()
+        if not self.shares or any(path not in paths for path in self.shares):
+            raise InputError(f"shares must be of the paths {list(paths)}, got {list(self.shares)}.")
+        each = list(self.shares.values())
+        if min(each) < 0 or not math.isclose(sum(each), 1.0, abs_tol=1e-6):
+            raise InputError(f"shares must be at least 0 and sum to 1, got {each}.")
+
+    def seconds(self, path: Path, size: int) -> float:
+        """Seconds that the last stage of a path takes for a batch of those who came by it."""
+        times, k = self.times, path[-1]
+        segments = self.topology.new_segments(path[:-1], k)
+        spent = sum(times.planned(j, size) for j in segments)
+        return self.overhead + spent + times.head_seconds(k, size)
+
+    def visits(self) -> dict[Path, float]:
+        """For each beginning of a path the share of the examples that comes by it."""
+        found: dict[Path, float] = {}
+        for path, share in self.shares.items():
+            for end in range(1, len(path) + 1):
+                found[path[:end]] = found.get(path[:end], 0.0) + share
+        return {path: share for path, share in found.items() if share > 0}
+
+    def loads(self) -> dict[int, float]:
+        """For each stage how many replicas would be busy all the time, in full batches."""
+        found: dict[int, float] = {}
+        for path, share in self.visits().items():
+            each = self.seconds(path, self.batch_size) / self.batch_size
+            found[path[-1]] = found.get(path[-1], 0.0) + self.rate * share * each
+        return dict(sorted(found.items()))
+
+    def alone(self, stage: str) -> "Traffic":
+        """The same where one stage answers everybody."""
+        chain = self.topology.chain([stage])
+        return Traffic(
+            topology=chain,
+            times=self.times,
+            shares={chain.paths()[0]: 1.0},
+            rate=self.rate,
+            batch_size=self.batch_size,
+            patience=self.patience,
+            overhead=self.overhead,
+        )
+
+
+def simulate(
+    traffic: Traffic,
+    replicas: Mapping[str, int],
+    *,
+    seed: int = 0,
+    arrivals: Sequence[float] | FloatArray | None = None,
+) -> Simulated:
+    """Let traffic come to some replicas.
+
+    Args:
+        traffic: What comes.
+        replicas: For each stage that somebody visits how many there are, by name.
+        seed: Of arrivals and of who takes which path.
+        arrivals: Recorded seconds at which examples came, ascending, in place of Poisson arrivals;
+            those of the first fifth of them fill the queues, and are not counted.
+
+    Raises:
+        InputError: If a stage has no replicas, or arrivals do not ascend.
+
+    >>> times = StageTimes(stages=("a",), sizes=(1,), segment=((0.5,),), head=((0.0,),),
+    ...     carry=((0.0,),), raw=(0.0,), where="made")
+    >>> one = Traffic(topology=Topology.of(["a"]), times=times, shares={(0,): 1.0}, rate=0.1,
+    ...     batch_size=1)
+    >>> simulate(one, {"a": 1}).p50
+    0.5
+    """
+    names, loads = traffic.topology.names, traffic.loads()
+    lacking = [names[k] for k in loads if replicas.get(names[k], 0) < 1]
+    if lacking:
+        raise InputError(
+            f"replicas must give at least 1 to each stage that somebody visits, {lacking} have "
+            f"none in {dict(replicas)}."
+        )
+    rng = np.random.default_rng(seed)
+    comes = _arrivals(traffic, rng) if arrivals is None else np.asarray(arrivals, dtype=np.float64)
+    if len(comes) < 2 or np.any(np.diff(comes) < 0):
+        raise InputError("arrivals must be at least 2 seconds' stamps that ascend.")
+    ways = list(traffic.shares)
+    drawn = rng.choice(len(ways), size=len(comes), p=np.array(list(traffic.shares.values())))
+    run = _Run(traffic, {k: replicas[names[k]] for k in loads}, comes, [ways[i] for i in drawn])
+    run.go()
+    return run.result(len(comes) / (comes[-1] - comes[0]) if arrivals is not None else traffic.rate)
+
+
+def plan(
+    traffic: Traffic, *, p99: float, most: int = 10_000, seed: int = 0
+) -> tuple[Simulated, dict[str, int]]:
+    """The fewest replicas of each stage with which traffic is answered in time.
+
+    It begins with what the mean load needs, and gives one more to the stage at which examples wait
+    longest, until the slowest hundredth is in time.
+
+    Args:
+        traffic: What comes.
+        p99: Seconds within which 99 of 100 examples must be answered.
+        most: Replicas that it may use.
+        seed: As in `simulate`.
+
+    Returns:
+        What traffic meets then, and the replicas by name.
+
+    Raises:
+        InputError: If no number of replicas can do it, because the stages alone take longer.
+
+    >>> times = StageTimes(stages=("a",), sizes=(1, 8), raw=(0.0, 0.0), where="made",
+    ...     segment=((0.001, 0.004),), head=((0.0, 0.0),), carry=((0.0, 0.0),))
+    >>> one = Traffic(topology=Topology.of(["a"]), times=times, shares={(0,): 1.0}, rate=3000.0,
+    ...     batch_size=8)
+    >>> found, replicas = plan(one, p99=0.05)
+    >>> replicas, found.p99 <= 0.05
+    ({'a': 2}, True)
+    """
+    _check_positive("p99", p99)
+    check_positive_int("most", most)
+    names = traffic.topology.names
+    replicas = {names[k]: max(1, math.ceil(load)) for k, load in traffic.loads().items()}
+    least = _least(traffic)
+    if least > p99:
+        raise InputError(
+            f"p99 must be at least {least:.3g} seconds, which the stages of some path take for a "
+            f"single example with nobody before it, got {p99:.3g}."
+        )
+    while sum(replicas.values()) <= most:
+        found = simulate(traffic, replicas, seed=seed)
+        if found.p99 <= p99:
+            return found, replicas
+        # Where examples wait longest; the busiest of those that are all but full.
+        worst = max(found.pools, key=lambda pool: (pool.utilization > _BUSY, pool.waited))
+        replicas[worst.stage] += max(1, replicas[worst.stage] // 20)
+    raise InputError(
+        f"p99 must be longer than {p99:.3g} seconds for {traffic.rate:g} examples each second on "
+        f"at most {most} replicas. Allow more replicas, smaller batches or a shorter patience."
+    )
+
+
+def _check_positive(name: str, value: float) -> None:
+    if check_not_negative(name, value) == 0:
+        raise InputError(f"{name} must be a finite number greater than 0, got {value!r}.")
+
+
+def _least(traffic: Traffic) -> float:
+    """Seconds that the longest path with a share of over a hundredth takes for one example."""
+    each = [
+        (sum(traffic.seconds(path[:end], 1) for end in range(1, len(path) + 1)), share)
+        for path, share in traffic.shares.items()
+    ]
+    slowest, seen = 0.0, 0.0
+    for seconds, share in sorted(each, reverse=True):
+        seen += share
+        slowest = seconds
+        if seen > 0.01:
+            break
+    return slowest
+
+
+def _arrivals(traffic: Traffic, rng: np.random.Generator) -> FloatArray:
+    longest = max(traffic.seconds(path, traffic.batch_size) for path in traffic.visits())
+    wanted = traffic.rate * _SERVED * (longest + traffic.patience)
+    count = int(min(max(wanted, _FEWEST), _MOST))
+    return np.cumsum(rng.exponential(1 / traffic.rate, count))
+
+
+@final
+class _Run:
+    """One simulation: events in the order of their times."""
+
+    def __init__(
+        self, traffic: Traffic, replicas: Mapping[int, int], comes: FloatArray, paths: list[Path]
+    ) -> None:
+        self._traffic, self._replicas, self._comes, self._paths = traffic, replicas, comes, paths
+        self._free = dict(replicas)
+        self._queues: dict[int, dict[Path, deque[tuple[float, int]]]] = {k: {} for k in replicas}
+        self._seconds: dict[tuple[Path, int], float] = {}
+        self._events: list[tuple[float, int, int, Path, list[int]]] = []
+        self._count = itertools.count()
+        self._done = np.full(len(comes), np.inf)
+        self._busy = dict.fromkeys(replicas, 0.0)
+        self._batches = dict.fromkeys(replicas, 0)
+        self._visits = dict.fromkeys(replicas, 0)
+        self._waits = dict.fromkeys(replicas, 0.0)
+        self._looks = dict.fromkeys(replicas, np.inf)  # when somebody looks at a queue again
+
+    def go(self) -> None:
+        """Until the last arrival; who has not been answered by then is not any more."""
+        root, events = self._traffic.topology.root, self._events
+        for example, now in enumerate(self._comes.tolist()):
+            while events and events[0][0] <= now:
+                self._happen(*heapq.heappop(events))
+            self._wait(now, (root,), example)
+            self._serve(now, root)
+        while events:  # those who have come are answered, as fast as when others come
+            self._happen(*heapq.heappop(events))
+
+    def _happen(self, now: float, _: int, stage: int, path: Path, ended: list[int]) -> None:
+        if not ended:
+            self._looks[stage] = np.inf
+        else:
+            self._free[stage] += 1
+        following = set[int]()
+        for example in ended:
+            whole = self._paths[example]
+            if len(whole) == len(path):
+                self._done[example] = now
+            else:
+                self._wait(now, whole[: len(path) + 1], example)
+                following.add(whole[len(path)])
+        for each in (*following, stage):
+            self._serve(now, each)
+
+    def _wait(self, now: float, path: Path, example: int) -> None:
+        self._queues[path[-1]].setdefault(path, deque()).append((now, example))
+
+    def _serve(self, now: float, stage: int) -> None:
+        """Give batches to replicas that are free."""
+        full, patience = self._traffic.batch_size, self._traffic.patience
+        queues = self._queues[stage]
+        while self._free[stage]:
+            waiting = [(queue[0][0], path) for path, queue in queues.items() if queue]
+            ready = [
+                (since, path)
+                for since, path in waiting
+                if len(queues[path]) >= full or now - since >= patience - 1e-12
+            ]
+            if not ready:
+                look = min(waiting)[0] + patience if waiting else np.inf
+                if look < self._looks[stage]:
+                    self._looks[stage] = look
+                    self._at(look, stage, (), [])
+                return
+            self._run(now, stage, min(ready)[1])
+
+    def _run(self, now: float, stage: int, path: Path) -> None:
+        queue = self._queues[stage][path]
+        taken = [queue.popleft() for _ in range(min(len(queue), self._traffic.batch_size))]
+        size = len(taken)
+        seconds = self._seconds.get((path, size))
+        if seconds is None:
+            seconds = self._seconds[path, size] = self._traffic.seconds(path, size)
+        self._free[stage] -= 1
+        self._busy[stage] += seconds
+        self._batches[stage] += 1
+        self._visits[stage] += size
+        self._waits[stage] += sum(now - since for since, _ in taken)
+        self._at(now + seconds, stage, path, [example for _, example in taken])
+
+    def _at(self, when: float, stage: int, path: Path, ended: list[int]) -> None:
+        heapq.heappush(self._events, (when, next(self._count), stage, path, ended))
+
+    def result(self, rate: float) -> Simulated:
+        """What was met, without those who came while queues filled."""
+        n, names = len(self._comes), self._traffic.topology.names
+        seconds = (self._done - self._comes)[int(_COLD * n) :]
+        span = float(self._done.max() - self._comes[0])
+        pools = tuple(
+            Pool(
+                stage=names[k],
+                replicas=count,
+                utilization=min(self._busy[k] / (span * count), 1.0),
+                batch=self._visits[k] / max(self._batches[k], 1),
+                waited=self._waits[k] / max(self._visits[k], 1),
+                visited=self._visits[k] / n,
+            )
+            for k, count in self._replicas.items()
+        )
+        stable = self._is_stable()
+        p50, p99 = np.quantile(seconds, [0.5, 0.99]).tolist() if stable else (np.inf, np.inf)
+        return Simulated(rate=rate, stable=stable, p50=p50, p99=p99, pools=pools)
+
+    def _is_stable(self) -> bool:
+        """Whether each stage could serve more than came, in batches of the size that is best."""
+        traffic = self._traffic
+        scale = len(self._comes) / (self._comes[-1] - self._comes[0]) / traffic.rate
+        loads = traffic.loads()
+        return all(scale * loads[k] < self._replicas[k] for k in loads)

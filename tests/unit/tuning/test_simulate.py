@@ -1,0 +1,160 @@
+"""Traffic against replicas: what queueing theory says, and a slow twin of few lines."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from offramp._core.errors import InputError
+from offramp._core.topology import Topology
+from offramp.runtime.times import StageTimes
+from offramp.tuning.simulate import Traffic, plan, simulate
+from support.properties import examples
+
+
+def times_of(*rows, sizes=(1, 16)):
+    zero = ((0.0,) * len(sizes),) * len(rows)
+    names = tuple("abc"[: len(rows)])
+    return StageTimes(
+        stages=names,
+        sizes=sizes,
+        segment=rows,
+        head=zero,
+        carry=zero,
+        raw=(0.0,) * len(sizes),
+        where="made",
+    )
+
+
+def one(rate, *, seconds=(0.01, 0.01), batch_size=1, patience=0.0):
+    return Traffic(
+        topology=Topology.of(["a"]),
+        times=times_of(seconds),
+        shares={(0,): 1.0},
+        rate=rate,
+        batch_size=batch_size,
+        patience=patience,
+    )
+
+
+def two(rate=400.0, share=0.25, **how):
+    return Traffic(
+        topology=Topology.of(["a", "b"]),
+        times=times_of((0.002, 0.008), (0.006, 0.024)),
+        shares={(0,): 1 - share, (0, 1): share},
+        rate=rate,
+        batch_size=16,
+        **how,
+    )
+
+
+@pytest.mark.parametrize("busy", [0.3, 0.6, 0.8])
+def test_one_replica_without_batches_waits_as_long_as_theory_says(busy):
+    """A server of constant time with Poisson arrivals: mean wait rho T / (2 (1 - rho))."""
+    waits = [simulate(one(busy / 0.01), {"a": 1}, seed=seed).pools[0].waited for seed in range(4)]
+    assert np.mean(waits) == pytest.approx(0.01 * busy / (2 * (1 - busy)), rel=0.06)
+
+
+def served(comes, seconds_of, full):
+    """The slow twin: one replica takes whoever waits once it is free."""
+    done, free, first = np.zeros(len(comes)), 0.0, 0
+    while first < len(comes):
+        start = max(free, comes[first])
+        last = first
+        while last < len(comes) and comes[last] <= start and last - first < full:
+            last += 1
+        free = start + seconds_of(last - first)
+        done[first:last] = free
+        first = last
+    return done
+
+
+@given(seed=st.integers(0, 2**20), full=st.integers(1, 16), rate=st.floats(20, 1500))
+@examples(15)
+def test_it_is_the_slow_twin_where_one_replica_takes_batches(seed, full, rate):
+    traffic = one(rate, seconds=(0.002, 0.008), batch_size=full)
+    comes = np.cumsum(np.random.default_rng(seed).exponential(1 / rate, 300))
+    found = simulate(traffic, {"a": 1}, arrivals=comes)
+    wanted = (served(comes, lambda n: traffic.seconds((0,), n), full) - comes)[60:]
+    if found.stable:
+        assert found.p50 == pytest.approx(np.quantile(wanted, 0.5), abs=1e-9)
+        assert found.p99 == pytest.approx(np.quantile(wanted, 0.99), abs=1e-9)
+
+
+def test_everybody_visits_what_their_path_says_and_time_is_spent_once():
+    traffic = two()
+    found = simulate(traffic, {"a": 1, "b": 1})
+    a, b = found.pools
+    assert a.visited == 1.0
+    assert b.visited == pytest.approx(0.25, abs=0.01)
+    assert found.stable
+    assert a.utilization < 1
+    assert found.p99 >= found.p50 >= 0.002
+
+
+def test_patience_fills_batches_and_costs_time():
+    hasty, patient = (
+        simulate(two(rate=2000.0, patience=seconds), {"a": 2, "b": 2}) for seconds in (0.0, 0.05)
+    )
+    assert patient.pools[1].batch > 2 * hasty.pools[1].batch
+    assert patient.pools[1].utilization < hasty.pools[1].utilization
+    assert patient.p99 > hasty.p99
+
+
+def test_more_than_can_be_served_has_no_latency():
+    found = simulate(one(150.0), {"a": 1})
+    assert not found.stable
+    assert found.p99 == np.inf
+
+
+def test_a_plan_is_in_time_and_one_fewer_of_any_stage_is_not():
+    traffic = two(rate=5000.0)
+    found, replicas = plan(traffic, p99=0.06)
+    assert found.p99 <= 0.06
+    assert found.replicas == sum(replicas.values())
+    for name, count in replicas.items():
+        if count > 1:
+            fewer = simulate(traffic, {**replicas, name: count - 1})
+            assert fewer.p99 > 0.06 or not fewer.stable or count - 1 >= traffic.loads()[0]
+
+
+def test_a_cascade_needs_fewer_replicas_than_its_reference():
+    traffic = two(rate=5000.0)
+    cascade, _ = plan(traffic, p99=0.06)
+    alone, _ = plan(traffic.alone("b"), p99=0.06)
+    assert cascade.replicas < alone.replicas
+    assert cascade.per_million(1.0) < alone.per_million(1.0)
+    assert cascade.per_million(2.0) == pytest.approx(2.0 * cascade.replicas / 3600 / 5000.0 * 1e6)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"rate": 0.0}, "rate must be"),
+        ({"rate": np.inf}, "rate must be"),
+        ({"shares": {(1,): 1.0}}, "shares must be of the paths"),
+        ({"shares": {(0,): 0.5}}, "sum to 1"),
+        ({"patience": -1.0}, "patience must be"),
+        ({"batch_size": 0}, "batch_size must be"),
+    ],
+)
+def test_wrong_traffic_is_named(change, says):
+    good = {
+        "topology": Topology.of(["a", "b"]),
+        "times": times_of((0.01, 0.01), (0.02, 0.02)),
+        "shares": {(0,): 1.0},
+        "rate": 1.0,
+    }
+    with pytest.raises(InputError, match=says):
+        Traffic(**{**good, **change})
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(InputError, match=r"p99 must be at least 0\.01"):
+        plan(one(10.0), p99=0.001)
+    with pytest.raises(InputError, match="at most 3 replicas"):
+        plan(one(1000.0), p99=0.011, most=3)
+    with pytest.raises(InputError, match=r"\['b'\] have none"):
+        simulate(two(), {"a": 1})
+    with pytest.raises(InputError, match="ascend"):
+        simulate(one(1.0), {"a": 1}, arrivals=[1.0, 0.5])
