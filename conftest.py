@@ -5,6 +5,7 @@ import gc
 import importlib.util
 import os
 import sys
+import types
 
 # Before torch is imported: two workers with two threads each would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,6 +16,10 @@ import torch
 
 #: Modules that cannot be imported without an optional package that `dev` does not bring.
 collect_ignore = [] if importlib.util.find_spec("mlflow") else ["src/offramp/mlflow.py"]
+
+# torchvision registers operators there that a build for another torch does not have: PyPI's beside
+# a torch for the CPU. What is tested of it, and of timm and transformers, needs none of them.
+sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("none"))
 
 gc.set_threshold(50_000, 20, 20)  # looking for garbage at every 700 objects is a tenth of the time
 

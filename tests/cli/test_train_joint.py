@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from offramp._core.files import remove_folder
 from offramp._core.schema import from_json, to_json
 from offramp.bundle import load
 from offramp.cli import main
@@ -15,7 +16,7 @@ from offramp.evaluation import assignment, evaluate
 from offramp.policy import Candidate
 from offramp.project.build import dataset_of
 from offramp.project.config.config import load_config
-from offramp.project.joint import trace_name
+from offramp.project.joint import CHECKPOINTS, WORK, trace_name
 from offramp.trace import load_trace
 
 CONFIG = """
@@ -74,7 +75,7 @@ def changed(folder, path, *pairs):
     return path
 
 
-def test_one_command_gives_a_frontier_over_alpha_and_a_choice(trained):
+def test_one_command_gives_a_frontier_over_cost_weights_and_a_choice(trained):
     said = json.loads((trained / "run" / "joint.json").read_text())
     assert said["cost_weights"] == [0.03, 0.1]
     assert said["epochs"] == [4, 2]
@@ -122,15 +123,23 @@ def test_the_bundle_answers_as_the_replay_does(trained):
 
 @pytest.mark.slow  # fits all again; the sweep's own test is quick (unit/train): make test-slow
 def test_a_second_call_trains_nothing_and_says_the_same(run, trained):
-    before = load_file(trained / "run" / "joint" / "alpha_0.1.safetensors")
+    before = load_file(trained / "run" / "joint" / "cost_weight_0.1.safetensors")
     first = json.loads((trained / "run" / "joint.json").read_text())
     found = run("train", "-c", trained / "joint.toml", "--json")
     assert found.code == 0, found.err
     again = json.loads(found.out)
     assert again["static"] == first["static"]
     assert again["curves"] == first["curves"]
-    after = load_file(trained / "run" / "joint" / "alpha_0.1.safetensors")
+    after = load_file(trained / "run" / "joint" / "cost_weight_0.1.safetensors")
     assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_restart_may_remove_whatever_training_left(trained, tmp_path):
+    left = shutil.copytree(trained / "run" / WORK, tmp_path / WORK)
+    names = ("alone", "cost_weight_0.03", "cost_weight_0.1")
+    assert {path.stem for path in left.iterdir()} == {*names}
+    remove_folder(left, CHECKPOINTS)
+    assert not left.exists()
 
 
 def test_another_training_in_the_same_folder_is_refused_with_the_way_out(run, trained, tmp_path):

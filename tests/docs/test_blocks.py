@@ -13,7 +13,6 @@ import shlex
 import subprocess
 import sys
 import tomllib
-import types
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,8 +69,6 @@ def can_run(block):
     needs = NEEDS.match(block.text)
     if needs is None:
         return True
-    # torchvision registers operations there that a build without its C++ part does not have.
-    sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("none"))
     package = PACKAGES[needs[2]] if needs[1] == "offramp" else needs[1]
     return importlib.util.find_spec(package) is not None
 

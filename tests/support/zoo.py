@@ -1,8 +1,6 @@
 """Packages of networks, for tests that skip without them."""
 
 import json
-import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -10,8 +8,6 @@ import pytest
 
 def wanted(package):
     """The package, or a skip that says what is missing."""
-    # torchvision registers operations there that a build without its C++ part does not have.
-    sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("none"))
     return pytest.importorskip(package, reason=f"{package} is not installed")
 
 

@@ -39,7 +39,7 @@ from offramp.train import JointEpoch, JointTraining, sweep_joint, train_joint
 
 WORK = "joint"  # checkpoints, in the folder of the run
 STATIC_TRACE = "static.trace"
-_CHECKPOINTS = re.compile(r"(alone|alpha_.+)\.safetensors")
+CHECKPOINTS = re.compile(r"(alone|cost_weight_.+)\.safetensors")
 _THRESHOLDS = (0.2, 0.5, 0.8)
 _COMBINES = ("stopping", "last")
 _SAME = (  # of [joint] and of the arguments that `train_joint` and `sweep_joint` share
@@ -126,7 +126,7 @@ def train_all(
     how, work = config.joint, folder / WORK
     part, held = parts_of(examples, how)
     if restart:
-        remove_folder(work, _CHECKPOINTS)
+        remove_folder(work, CHECKPOINTS)
     work.mkdir(parents=True, exist_ok=True)
     cascade = cascade_of(config, config.file.parent, examples.class_names)
     classes = cascade.check(part.batch(0, 1).inputs)

@@ -8,7 +8,6 @@ end record them again.
 
 import hashlib
 import re
-import sys
 from functools import cache
 from types import ModuleType
 from typing import NamedTuple
@@ -22,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from offramp._core.errors import InputError
 from offramp.models import load_weights, model_factory
 from offramp.models.imagenet import Branches, InceptionScale
+from support.zoo import wanted
 
 
 class Published(NamedTuple):
@@ -349,11 +349,7 @@ def test_rescaled_images_lie_between_minus_one_and_one():
 
 @pytest.fixture(scope="module")
 def torchvision_models():
-    """torchvision's models; beside a CPU build of torch only its registrations fail to import."""
-    name = "torchvision._meta_registrations"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, name, ModuleType(name))
-        return pytest.importorskip("torchvision.models", reason="torchvision is not installed")
+    return wanted("torchvision.models")
 
 
 def of_torchvision(models: ModuleType, name: str) -> nn.Module:

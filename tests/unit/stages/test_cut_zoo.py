@@ -1,8 +1,5 @@
 """Cutting networks of many kinds, with random weights, at every point they have."""
 
-import sys
-import types
-
 import pytest
 import torch
 from torch import nn
@@ -11,6 +8,7 @@ from offramp import models
 from offramp._core.batch import apply
 from offramp.models import extract_logits
 from offramp.stages import cut, cut_points, take_rows
+from support.zoo import wanted
 
 N = 7
 
@@ -18,13 +16,6 @@ QUICK = ("resnet20",)  # the others are large, or need other packages: make test
 
 # The packages warn of their own future.
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-def wanted(package):
-    """The package, or a skip that says what is missing."""
-    # torchvision registers operations here that a build without its C++ part does not have.
-    sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("none"))
-    return pytest.importorskip(package, reason=f"{package} is not installed")
 
 
 def hugging_face(kind, **config):

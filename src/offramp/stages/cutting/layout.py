@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from offramp._core.types import Batch
 from offramp.models import LayerShape
-from offramp.stages.cutting.plan import Plan
+from offramp.stages.cutting.plan import Plan, example_size
 
 _aten = torch.ops.aten
 _MASK = "attention_mask"
@@ -89,8 +89,21 @@ class Layouts:
         if self._mask is None:
             return None, 0
         name, pad = self._mask
-        sizes = self._inputs[name].meta["val"].shape
-        return (name, pad) if len(sizes) == 2 and same_size(sizes[1], tokens) else (None, 0)
+        mask = self._inputs[name].meta["val"]
+        here = mask.dim() == 2 and any(
+            same_size(value.shape[1], tokens) for value in self._as_long_as(mask)
+        )
+        return (name, pad) if here else (None, 0)
+
+    def _as_long_as(self, mask: Tensor) -> Iterable[Tensor]:
+        """The mask, and inputs of its length: a graph that only looks it up never compares them."""
+        yield mask
+        for node in self._inputs.values():
+            value = node.meta.get("val")
+            if isinstance(value, Tensor) and value.dim() > 1:
+                sizes = zip(value.shape[:2], mask.shape, strict=True)
+                if all(example_size(one) == example_size(other) for one, other in sizes):
+                    yield value
 
     def _own_reading(self) -> tuple[str, Any] | None:
         """How the network makes one vector of tokens `(m, t, d)` in the end, and their number."""

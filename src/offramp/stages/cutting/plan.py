@@ -80,7 +80,7 @@ class Plan:
     def example_shape(self, node: fx.Node) -> tuple[int, ...]:
         """Shape of a carried tensor without the batch, for the example's lengths."""
         axis = self.batch_axis(node)
-        return tuple(_number(s) for k, s in enumerate(node.meta["val"].shape) if k != axis)
+        return tuple(example_size(s) for k, s in enumerate(node.meta["val"].shape) if k != axis)
 
     def problem(self, position: int) -> str | None:
         """Why the network cannot be cut here, or None."""
@@ -240,6 +240,6 @@ def _outermost(name: str) -> tuple[bool, int, int]:
     return is_run(name), name.count("."), len(name)
 
 
-def _number(size: Any) -> int:  # noqa: ANN401  (int or SymInt)
+def example_size(size: Any) -> int:  # noqa: ANN401  (int or SymInt)
     """What a size was in the example; int() of an unknown one would fix it."""
     return size if isinstance(size, int) else int(size.node.hint)
