@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, final
 
+import torch
 import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
@@ -113,7 +114,8 @@ class Server(uvicorn.Server):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        ours = (signal.SIGINT, signal.SIGTERM)
+        both = (signal.SIGINT, signal.SIGTERM)  # one that is ignored stays so
+        ours = [sig for sig in both if signal.getsignal(sig) is not signal.SIG_IGN]
         before = {sig: signal.signal(sig, self.handle_exit) for sig in ours}
         try:
             yield
@@ -123,19 +125,32 @@ class Server(uvicorn.Server):
 
 
 def serve(
-    sources: Mapping[str, Path], settings: Settings, *, told: Callable[[str], object]
+    sources: Mapping[str, Path],
+    settings: Settings,
+    *,
+    threads: int | None = None,
+    told: Callable[[str], object],
 ) -> None:
     """Serve bundles until a signal comes.
 
     Args:
         sources: For each name the folder of its bundle.
         settings: Where to listen, and limits.
+        threads: That torch may use, in each process; None for its own number, which several
+            processes divide.
         told: Called with the address once it listens.
 
     Raises:
         InputError: If it cannot listen there.
         OfframpError: If a bundle cannot be loaded.
     """
+    if settings.workers > 1:
+        from offramp.serve.workers import serve_many
+
+        serve_many(sources, settings, threads=threads, told=told)
+        return
+    if threads is not None:
+        torch.set_num_threads(threads)
     app = make_app(sources, settings)
     with listening(settings.host, settings.port) as held:
         server = Server(app, settings)
@@ -161,6 +176,11 @@ class Running:
 
     def __init__(self, sources: Mapping[str, Path | str], settings: Settings | None = None) -> None:
         chosen = Settings(port=0) if settings is None else settings
+        if chosen.workers > 1:
+            raise InputError(
+                f"workers must be 1 for a server in this process, got {chosen.workers}. Several "
+                "are started by offramp.serve.run.serve, or by offramp serve --workers."
+            )
         self.app = make_app({name: Path(path) for name, path in sources.items()}, chosen)
         self._held = listening(chosen.host, chosen.port)
         self.url = address_of(self._held)

@@ -26,7 +26,7 @@ def model():
 
 
 def scrape(metrics):
-    return Scrape.of(metrics.text()[0].decode())
+    return Scrape.of(metrics.text())
 
 
 def test_answers_are_counted_by_stage_and_reason_with_their_cost():
@@ -131,7 +131,7 @@ OURS = re.compile(r"\bofframp_\w+")
 
 
 def known():
-    return {name for name, _ in Scrape.of(everything().text()[0].decode()).samples}
+    return {name for name, _ in Scrape.of(everything().text()).samples}
 
 
 def test_the_board_asks_for_metrics_that_there_are():

@@ -162,7 +162,7 @@ def test_audits_are_those_that_are_drawn_and_count_for_their_gear():
     (alarm,) = watched.observer.alarms
     assert (alarm.kind, alarm.gear) == ("promise", "fast")
     assert "disagreement <= 0.05 of gear 'fast' is broken" in alarm.text
-    text = metrics.text()[0].decode()
+    text = metrics.text()
     assert 'offramp_alarm{kind="promise",model="m"} 1.0' in text
     agreed = status["audits"]["compared"] - status["audits"]["differ"]
     assert f'offramp_audits_total{{gear="fast",model="m",outcome="agrees"}} {agreed}.0' in text
@@ -239,7 +239,7 @@ def test_audits_wait_for_everybody_else_and_what_has_no_room_is_counted(monkeypa
         answer = watched.executor.future(x, names(0, 60)).result(SECONDS)  # needs small alone
         watched.observer.answered(x, names(0, 60), answer, 0.001)
         watched.observer.flush()
-        text = metrics.text()[0].decode()
+        text = metrics.text()
         large.gate.set()
         watched.settle()
         status = watched.observer.status()
@@ -274,7 +274,7 @@ def test_an_example_that_the_reference_cannot_read_is_counted_as_failed():
         large.forward = lambda x: 1 / 0
         watched.ask(5, hard=0.0)
         watched.settle()
-    assert 'outcome="failed"} 5.0' in metrics.text()[0].decode()
+    assert 'outcome="failed"} 5.0' in metrics.text()
 
 
 def test_drift_of_exits_against_what_was_tested():
