@@ -110,7 +110,7 @@ def command(
         note(f"listening at {url}")
         output.result({"url": url, "models": list(sources)})
 
-    serve(sources, settings, threads=threads, told=told)
+    serve(sources, settings, threads=threads, log=True, told=told)
 
 
 def sources_of(bundles: list[Path]) -> dict[str, Path]:

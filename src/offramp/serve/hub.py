@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, final
 
 from offramp._core.checks import check_known
+from offramp.bundle.names import MANIFEST
 from offramp.serve.channel import Channel
 from offramp.serve.errors import RequestError
 from offramp.serve.merge import lasting, merged
@@ -42,7 +43,7 @@ class Known:
 def seal_of(folder: Path) -> str:
     """Of the manifest of a bundle, which names the digests of all its files; "" without one."""
     try:
-        return hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
+        return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
     except OSError:
         return ""
 
@@ -78,9 +79,9 @@ class Hub:
         self._past = lasting([self._past, self._told.pop(worker, "")])
         self._restarts += 1
 
-    def tell(self, verb: str) -> list["asyncio.Task[Any]"]:
-        """Tell all workers something."""
-        return [asyncio.create_task(each.ask(verb)) for each in self._channels.values()]
+    async def stop(self) -> None:
+        """Tell all workers to end once everything is answered that they have accepted."""
+        await self._all("stop")
 
     async def answer(self, verb: str, given: dict[str, Any]) -> Any:  # noqa: ANN401
         """What a worker asks."""

@@ -16,10 +16,10 @@ Key = tuple[str, tuple[tuple[str, str], ...]]  # name and labels
 
 
 def merged(texts: Iterable[str]) -> str:
-    """What all have counted together; of other numbers the largest, of times of birth the first.
+    r"""What all have counted together; of other numbers the largest, of times of birth the first.
 
-    >>> one = '# TYPE a counter\\na_total{m="x"} 1.0\\n# TYPE b gauge\\nb 2.0\\n'
-    >>> two = '# TYPE a counter\\na_total{m="x"} 4.0\\n# TYPE b gauge\\nb 1.0\\n'
+    >>> one = '# TYPE a_total counter\na_total{m="x"} 1.0\n# TYPE b gauge\nb 2.0\n'
+    >>> two = '# TYPE a_total counter\na_total{m="x"} 4.0\n# TYPE b gauge\nb 1.0\n'
     >>> [line for line in merged([one, two]).splitlines() if line[0] != "#"]
     ['a_total{m="x"} 5.0', 'b 2.0']
     """

@@ -129,6 +129,7 @@ def serve(
     settings: Settings,
     *,
     threads: int | None = None,
+    log: bool = False,
     told: Callable[[str], object],
 ) -> None:
     """Serve bundles until a signal comes.
@@ -138,16 +139,19 @@ def serve(
         settings: Where to listen, and limits.
         threads: That torch may use, in each process; None for its own number, which several
             processes divide.
+        log: Whether to log to the standard error stream.
         told: Called with the address once it listens.
 
     Raises:
         InputError: If it cannot listen there.
         OfframpError: If a bundle cannot be loaded.
     """
+    if log:
+        log_to_stderr()
     if settings.workers > 1:
         from offramp.serve.workers import serve_many
 
-        serve_many(sources, settings, threads=threads, told=told)
+        serve_many(sources, settings, threads=threads, log=log, told=told)
         return
     if threads is not None:
         torch.set_num_threads(threads)
@@ -209,6 +213,19 @@ class Running:
 
     def __exit__(self, *error: object) -> None:
         self.stop()
+
+
+def log_to_stderr(who: str = "") -> None:
+    """Log what this package has to say to the standard error stream.
+
+    Args:
+        who: Which of several processes this is, in front of each line.
+    """
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {who}%(message)s"))
+    logger = logging.getLogger("offramp")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
 
 
 def listening(host: str, port: int) -> socket.socket:

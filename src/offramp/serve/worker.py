@@ -4,8 +4,11 @@ Layer: serve.  Source: docs/adr/0055.
 """
 
 import asyncio
+import logging
+import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, final
@@ -14,7 +17,7 @@ from offramp._core.errors import InputError
 from offramp.serve.app import make_app
 from offramp.serve.channel import Channel
 from offramp.serve.hub import Known, seal_of
-from offramp.serve.run import Server
+from offramp.serve.run import Server, log_to_stderr
 from offramp.serve.serving import Serving
 from offramp.serve.settings import Settings
 from offramp.serve.whole import Alone, Stats
@@ -26,7 +29,9 @@ def work(
     known: Mapping[str, Known],
     held: socket.socket,
     parent: socket.socket,
+    *,
     threads: int,
+    log: bool,
 ) -> None:
     """Answer until the parent says that it is enough, or has gone.
 
@@ -37,12 +42,15 @@ def work(
         held: The socket that all listen at.
         parent: Connected with the parent.
         threads: That torch may use.
+        log: Whether to log to the standard error stream.
     """
     import torch
 
     for number in (signal.SIGINT, signal.SIGTERM):  # they come to the parent as well, who tells
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(threads)
+    if log:
+        log_to_stderr(f"worker {settings.part}: ")
     ends: list[Callable[[], None]] = []
     app = make_app(
         sources, settings, whole=lambda serving: Among(serving, parent, known, lambda: ends[0]())
@@ -50,6 +58,9 @@ def work(
     server = Server(app, settings)
     ends.append(server.stop)
     server.run(sockets=[held])
+    logging.shutdown()
+    sys.stderr.flush()
+    os._exit(0)  # everything is closed; to take all modules apart costs a second of a core
 
 
 @final

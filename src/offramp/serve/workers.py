@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any, final
 
 from offramp._core import errors
 from offramp._core.errors import OfframpError, UnsupportedError
+from offramp.bundle.check import read_manifest
 from offramp.serve.channel import Channel
 from offramp.serve.hub import Hub
 from offramp.serve.repository import check_name
@@ -39,6 +41,7 @@ def serve_many(
     settings: Settings,
     *,
     threads: int | None,
+    log: bool,
     told: Callable[[str], object],
 ) -> None:
     """Serve bundles with `settings.workers` processes until a signal comes.
@@ -47,7 +50,8 @@ def serve_many(
         sources: For each name the folder of its bundle.
         settings: Where to listen, and limits.
         threads: That torch may use in each; None to divide those of this process.
-        told: Called with the address once it listens.
+        log: Whether each logs to the standard error stream.
+        told: Called with the address once the first of them answers.
 
     Raises:
         InputError: If it cannot listen there.
@@ -58,12 +62,13 @@ def serve_many(
 
     if not hasattr(socket, "AF_UNIX"):
         raise UnsupportedError("Several workers need a system with Unix sockets. Use one.")
-    for name in sources:
+    for name, folder in sources.items():  # before they have begun, each in some seconds
         check_name(name)
+        read_manifest(folder)
     each = threads or max(1, torch.get_num_threads() // settings.workers)
     with _shared(settings) as chosen, listening(settings.host, settings.port) as held:
-        told(address_of(held))
-        asyncio.run(Workers(sources, chosen, each, held).run())
+        told_it = partial(told, address_of(held))
+        asyncio.run(Workers(sources, chosen, held, threads=each, log=log, told=told_it).run())
 
 
 @contextmanager
@@ -85,15 +90,24 @@ class Workers:
     Args:
         sources: For each name the folder of its bundle.
         settings: Of each.
-        threads: That torch may use in each.
         held: The socket that all listen at; closed when they are told to end.
+        threads: That torch may use in each.
+        log: Whether each logs to the standard error stream.
+        told: Called once the first answers.
     """
 
     def __init__(
-        self, sources: Mapping[str, Path], settings: Settings, threads: int, held: socket.socket
+        self,
+        sources: Mapping[str, Path],
+        settings: Settings,
+        held: socket.socket,
+        *,
+        threads: int,
+        log: bool,
+        told: Callable[[], object],
     ) -> None:
-        self._sources, self._settings = sources, settings
-        self._threads, self._held = threads, held
+        self._sources, self._settings, self._held = sources, settings, held
+        self._how, self._told = {"threads": threads, "log": log}, told
         self._hub = Hub(sources, self._kill)
         self._processes: dict[int, SpawnProcess] = {}
         self._ready, self._began = set[int](), set[int]()  # now, and ever
@@ -125,7 +139,7 @@ class Workers:
         self._held.close()
         for worker in set(self._processes) - self._ready:
             self._kill(worker)
-        self._telling = self._hub.tell("stop")
+        self._telling = asyncio.create_task(self._hub.stop())
         late = self._settings.drain_seconds + _LATE
         asyncio.get_running_loop().call_later(late, self._kill_all)
 
@@ -173,7 +187,8 @@ class Workers:
         process = get_context("spawn").Process(
             target=work,
             name=f"offramp-worker-{worker}",
-            args=(self._sources, settings, self._hub.known, self._held, theirs, self._threads),
+            args=(self._sources, settings, self._hub.known, self._held, theirs),
+            kwargs=self._how,
         )
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is for the parent
         try:
@@ -202,6 +217,8 @@ class Workers:
     async def _asked(self, worker: int, verb: str, given: dict[str, Any]) -> Any:  # noqa: ANN401
         if verb == "ready":
             _log.info("Worker %d is ready.", worker)
+            if not self._began:
+                self._told()
             self._ready.add(worker)
             self._began.add(worker)
             return None

@@ -373,6 +373,42 @@ def test_an_alarm_is_still_there_after_a_restart(tmp_path):
     again.close()
 
 
+def test_those_who_share_a_folder_watch_one_promise_and_each_its_own_drift(tmp_path):
+    arguments = {"audit": 1.0, "parts": 2, "folder": tmp_path, "on_alarm": "reference"}
+    one = Watched(make("accuracy_drop", 0.05)[0], part=0, **arguments)
+    two = Watched(make("accuracy_drop", 0.05)[0], part=1, **arguments)
+    with one, two:
+        x, ids, _ = one.ask(40, wrong=0.5)
+        two.count = 1000
+        y, others, _ = two.ask(40, wrong=0.5)
+        for watched in (one, two):
+            watched.settle()
+        assert two.observer.status()["audits"]["without_label"] == 80
+        assert two.observer.feedback(ids, [int(k) for k in x[:, 2]]) == (40, 0)
+        assert one.observer.feedback(ids, [int(k) for k in x[:, 2]]) == (0, 40)
+        assert one.observer.feedback(others, [int(k) for k in y[:, 2]]) == (40, 0)
+        (promise,) = one.observer.status()["promises"]
+        assert two.observer.status()["promises"] == [promise]
+        assert promise["n"] == 80
+        while not one.observer.broken:
+            x, ids, _ = one.ask(40, wrong=0.9)
+            one.settle()
+            one.observer.feedback(ids, [int(k) for k in x[:, 2]])
+        two.observer.flush()
+        assert two.observer.broken
+        assert two.observer.gear(None) == "reference"
+        drift, others = (
+            {(each["gear"], each["kind"]): each for each in w.observer.status()["drift"]}
+            for w in (one, two)
+        )
+    alone = Observer("m", make()[0])
+    whole = {(each["gear"], each["kind"]): each for each in alone.status()["drift"]}
+    alone.close()
+    at = ("fast", "exits")
+    assert drift[at]["alarm_at"] == others[at]["alarm_at"] == 2 * whole[at]["alarm_at"]
+    assert drift[at]["n"] > others[at]["n"] == 40
+
+
 def test_a_full_disk_costs_audits_and_no_answers(monkeypatch, caplog):
     model, _ = make("accuracy_drop", 0.05)
     with Watched(model, audit=1.0) as watched:
