@@ -13,19 +13,13 @@ from pathlib import Path
 import pytest
 
 import offramp
-from offramp.bundle import save
 from offramp.cli import main
-from offramp.policy import Candidate
-from offramp.policy.gears import Gear, Gears
-from offramp.policy.promise import Guarantee, Limit
-from offramp.runtime import Adaptive
 from support.served import (
     SECONDS,
     Client,
-    cascade_of,
+    geared_bundle,
     inputs_of,
     make_bundle,
-    model_of,
     request_of,
     same,
     until,
@@ -33,38 +27,6 @@ from support.served import (
 
 INFER = "/v2/models/net/infer"
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
-
-
-def geared(path):
-    """A bundle whose promise is false: the cheap stage is not the reference."""
-    plain = model_of(cascade_of())
-    topology, held = plain.cascade.topology, []
-    for name, stage, limits in (
-        ("reference", "large", ()),
-        ("careful", "large", (Limit(risk="accuracy_drop", at_most=0.5),)),
-        (
-            "fast",
-            "small",
-            (Limit(risk="disagreement", at_most=0.01), Limit(risk="accuracy_drop", at_most=0.5)),
-        ),
-    ):
-        candidate = Candidate.single(topology, stage, reference="large")
-        promise = (
-            Guarantee(
-                limits=limits,
-                **{"delta": 0.1, "p_value": 0.01, "tested": 1, "n": 100, "split": "calibrate"},
-                **{"fingerprint": "0" * 64, "class_weights": None, "assumptions": ("None.",)},
-            )
-            if limits
-            else None
-        )
-        held.append(
-            Gear(name=name, candidate=candidate, guarantee=promise, sentence="", cost_ratio=1)
-        )
-    gears = Gears(delta=0.1, held=tuple(held))
-    model = Adaptive(plain.cascade, gears["fast"], costs=plain.costs, gears=gears)
-    save(model, path, input_shape=(1, 8, 8))
-    return path
 
 
 class Served:
@@ -117,7 +79,7 @@ class Served:
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bundles")
-    return {"net": make_bundle(folder / "net"), "geared": geared(folder / "geared")}
+    return {"net": make_bundle(folder / "net"), "geared": geared_bundle(folder / "geared")}
 
 
 @pytest.fixture(scope="module")

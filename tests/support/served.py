@@ -12,6 +12,8 @@ from offramp._core.costs import Costs
 from offramp.bundle import save
 from offramp.models import ModelSpec, build
 from offramp.policy import Candidate, Feature, Linear, Node, Policy
+from offramp.policy.gears import Gear, Gears
+from offramp.policy.promise import Guarantee, Limit
 from offramp.runtime import Adaptive
 from offramp.serve.run import Running
 from offramp.serve.settings import Settings
@@ -43,6 +45,38 @@ def model_of(cascade, threshold=0.45):
 def make_bundle(path, *, overwrite=False, **others):
     """A bundle of these two."""
     save(model_of(cascade_of()), path, overwrite=overwrite, input_shape=SHAPE, **others)
+    return path
+
+
+def geared_bundle(path):
+    """A bundle of two gears, one of whose promises is false: it is the small network alone."""
+    plain = model_of(cascade_of())
+    topology, held = plain.cascade.topology, []
+    for name, stage, limits in (
+        ("reference", "large", ()),
+        ("careful", "large", (Limit(risk="accuracy_drop", at_most=0.5),)),
+        (
+            "fast",
+            "small",
+            (Limit(risk="disagreement", at_most=0.01), Limit(risk="accuracy_drop", at_most=0.5)),
+        ),
+    ):
+        candidate = Candidate.single(topology, stage, reference="large")
+        promise = (
+            Guarantee(
+                limits=limits,
+                **{"delta": 0.1, "p_value": 0.01, "tested": 1, "n": 100, "split": "calibrate"},
+                **{"fingerprint": "0" * 64, "class_weights": None, "assumptions": ("None.",)},
+            )
+            if limits
+            else None
+        )
+        held.append(
+            Gear(name=name, candidate=candidate, guarantee=promise, sentence="", cost_ratio=1)
+        )
+    gears = Gears(delta=0.1, held=tuple(held))
+    model = Adaptive(plain.cascade, gears["fast"], costs=plain.costs, gears=gears)
+    save(model, path, input_shape=SHAPE)
     return path
 
 

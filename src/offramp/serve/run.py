@@ -146,8 +146,6 @@ def serve(
         InputError: If it cannot listen there.
         OfframpError: If a bundle cannot be loaded.
     """
-    if log:
-        log_to_stderr()
     if settings.workers > 1:
         from offramp.serve.workers import serve_many
 
@@ -156,7 +154,7 @@ def serve(
     if threads is not None:
         torch.set_num_threads(threads)
     app = make_app(sources, settings)
-    with listening(settings.host, settings.port) as held:
+    with logging_to_stderr(on=log), listening(settings.host, settings.port) as held:
         server = Server(app, settings)
         told(address_of(held))
         server.run(sockets=[held])
@@ -215,17 +213,25 @@ class Running:
         self.stop()
 
 
-def log_to_stderr(who: str = "") -> None:
-    """Log what this package has to say to the standard error stream.
+@contextmanager
+def logging_to_stderr(who: str = "", *, on: bool = True) -> Iterator[None]:
+    """Within, what this package has to say is written to the standard error stream.
 
     Args:
         who: Which of several processes this is, in front of each line.
+        on: Whether it is.
     """
-    handler = logging.StreamHandler()
+    logger, handler = logging.getLogger("offramp"), logging.StreamHandler()
     handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {who}%(message)s"))
-    logger = logging.getLogger("offramp")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    level = logger.level
+    if on:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def listening(host: str, port: int) -> socket.socket:

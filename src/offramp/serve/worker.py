@@ -17,7 +17,7 @@ from offramp._core.errors import InputError
 from offramp.serve.app import make_app
 from offramp.serve.channel import Channel
 from offramp.serve.hub import Known, seal_of
-from offramp.serve.run import Server, log_to_stderr
+from offramp.serve.run import Server, logging_to_stderr
 from offramp.serve.serving import Serving
 from offramp.serve.settings import Settings
 from offramp.serve.whole import Alone, Stats
@@ -49,15 +49,14 @@ def work(
     for number in (signal.SIGINT, signal.SIGTERM):  # they come to the parent as well, who tells
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(threads)
-    if log:
-        log_to_stderr(f"worker {settings.part}: ")
     ends: list[Callable[[], None]] = []
     app = make_app(
         sources, settings, whole=lambda serving: Among(serving, parent, known, lambda: ends[0]())
     )
     server = Server(app, settings)
     ends.append(server.stop)
-    server.run(sockets=[held])
+    with logging_to_stderr(f"worker {settings.part}: ", on=log):
+        server.run(sockets=[held])
     logging.shutdown()
     sys.stderr.flush()
     os._exit(0)  # everything is closed; to take all modules apart costs a second of a core

@@ -26,7 +26,7 @@ from offramp.bundle.check import read_manifest
 from offramp.serve.channel import Channel
 from offramp.serve.hub import Hub
 from offramp.serve.repository import check_name
-from offramp.serve.run import address_of, listening
+from offramp.serve.run import address_of, listening, logging_to_stderr
 from offramp.serve.settings import Settings
 from offramp.serve.state import State
 from offramp.serve.worker import work
@@ -66,7 +66,8 @@ def serve_many(
         check_name(name)
         read_manifest(folder)
     each = threads or max(1, torch.get_num_threads() // settings.workers)
-    with _shared(settings) as chosen, listening(settings.host, settings.port) as held:
+    listener = listening(settings.host, settings.port)
+    with _shared(settings) as chosen, listener as held, logging_to_stderr(on=log):
         told_it = partial(told, address_of(held))
         asyncio.run(Workers(sources, chosen, held, threads=each, log=log, told=told_it).run())
 
