@@ -48,35 +48,34 @@ def make_bundle(path, *, overwrite=False, **others):
     return path
 
 
+def geared(cascade, gears, start, costs):
+    """A model in a gear; of each gear its candidate, and the largest risks that it promises."""
+    held = []
+    for name, (candidate, limits) in gears.items():
+        promise = Guarantee(
+            limits=tuple(Limit(risk=risk, at_most=at_most) for risk, at_most in limits.items()),
+            **{"delta": 0.1, "p_value": 0.01, "tested": 1, "n": 100, "split": "calibrate"},
+            **{"fingerprint": "0" * 64, "class_weights": None, "assumptions": ("None.",)},
+        )
+        told = {"name": name, "candidate": candidate, "sentence": "", "cost_ratio": 0.5}
+        held.append(Gear(guarantee=promise if limits else None, **told))
+    found = Gears(delta=0.1, held=tuple(held))
+    return Adaptive(cascade, found[start], costs=costs, gears=found)
+
+
 def geared_bundle(path):
     """A bundle of two gears, one of whose promises is false: it is the small network alone."""
     plain = model_of(cascade_of())
-    topology, held = plain.cascade.topology, []
-    for name, stage, limits in (
-        ("reference", "large", ()),
-        ("careful", "large", (Limit(risk="accuracy_drop", at_most=0.5),)),
-        (
-            "fast",
-            "small",
-            (Limit(risk="disagreement", at_most=0.01), Limit(risk="accuracy_drop", at_most=0.5)),
-        ),
-    ):
-        candidate = Candidate.single(topology, stage, reference="large")
-        promise = (
-            Guarantee(
-                limits=limits,
-                **{"delta": 0.1, "p_value": 0.01, "tested": 1, "n": 100, "split": "calibrate"},
-                **{"fingerprint": "0" * 64, "class_weights": None, "assumptions": ("None.",)},
-            )
-            if limits
-            else None
-        )
-        held.append(
-            Gear(name=name, candidate=candidate, guarantee=promise, sentence="", cost_ratio=1)
-        )
-    gears = Gears(delta=0.1, held=tuple(held))
-    model = Adaptive(plain.cascade, gears["fast"], costs=plain.costs, gears=gears)
-    save(model, path, input_shape=SHAPE)
+    small, large = (
+        Candidate.single(plain.cascade.topology, name, reference="large")
+        for name in ("small", "large")
+    )
+    gears = {
+        "reference": (large, {}),
+        "careful": (large, {"accuracy_drop": 0.5}),
+        "fast": (small, {"disagreement": 0.01, "accuracy_drop": 0.5}),
+    }
+    save(geared(plain.cascade, gears, "fast", plain.costs), path, input_shape=SHAPE)
     return path
 
 
