@@ -6,9 +6,10 @@ import offramp
 from offramp.adapters import from_function
 from offramp.bundle import save
 from offramp.policy import Candidate, Feature, Linear, Node, Policy
+from offramp.stages import Normalize, Resize
 from support.browser import CHROMIUM, CTRL, SHIFT, browser
 from support.functions import MOODS
-from support.served import NAMES, geared, inputs_of, make_bundle, running
+from support.served import NAMES, cascade_of, geared, inputs_of, make_bundle, model_of, running
 
 JSON = {"content-type": "application/json"}
 
@@ -94,7 +95,10 @@ def shown(bundle, tmp_path_factory):
     if CHROMIUM is None:
         pytest.skip("there is no Chromium here")
     folder = tmp_path_factory.mktemp("shown")
+    pictures = model_of(cascade_of([Resize((8, 8)), Normalize(1 / 255)], channels=3))
+    save(pictures, folder / "pictures")
     sources = {"moods": texts_bundle(folder / "moods"), "net": bundle}
+    sources["pictures"] = folder / "pictures"
     with running(sources, allow_import=True) as client, browser(folder / "browser") as window:
         client("/predict?model=net", rows(inputs_of(20)), headers=JSON)
         yield client, window
@@ -107,6 +111,7 @@ def test_a_text_is_typed_and_seen_to_travel(shown):
     assert window.js("[...document.querySelectorAll('#model option')].map(o => o.value)") == [
         "moods",
         "net",
+        "pictures",
     ]
     for text in ("good, fine, happy all day", "it is not known whether he lost"):
         window.js("$('text').value = ''; $('text').focus()")
@@ -165,6 +170,10 @@ def test_the_keyboard_alone_is_enough(shown):
     window.press("ArrowDown")
     window.until("$('text-label').textContent.startsWith('A row, as JSON')")
     assert window.js("$('gears').classList.contains('hidden')")
+    window.press("ArrowDown")
+    window.until("!$('by-image').classList.contains('hidden')")
+    window.press("Tab")
+    assert focused(window) == ["file", True]
     assert window.errors == []
 
 
