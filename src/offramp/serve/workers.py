@@ -161,13 +161,16 @@ class Workers:
         """Run a worker, again and again until the server ends."""
         failures = 0
         while not self._stopping.is_set():
-            code = await self._one(worker)
+            try:
+                said = f"it ended with {_words(await self._one(worker))}"
+            except OSError as error:  # no process or no file is left
+                said = f"it could not be started: {error}"
             was_ready = worker in self._ready
             self._ready.discard(worker)
             why = self._why.pop(worker, None)
             if self._stopping.is_set():
                 return
-            said = f"it ended with {_words(code)}" if why is None else str(why)
+            said = said if why is None else str(why)
             if worker not in self._began:
                 self._error = why or OfframpError(f"Worker {worker} could not begin: {said}.")
                 self.stop()
