@@ -112,6 +112,7 @@ TINY = {
         "--requests 200 --peers litserve",
         needs=("litserve", "uvicorn"),
     ),
+    "serving_soak": Tiny(options="--minutes 0.05", needs=("uvicorn", "PIL")),
     "selection_cifar10": Tiny(
         options="--data {data}/cifar10 --seeds 1 --rounds 1 --images 180",
         results=("selection_cifar10",),

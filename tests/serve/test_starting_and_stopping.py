@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import pytest
 
 from offramp.cli import main
-from support.served import SECONDS, Client, inputs_of, request_of, until
+from support.served import SECONDS, Client, geared_bundle, inputs_of, request_of, until
 
 
 @contextmanager
@@ -64,6 +64,34 @@ def test_what_was_accepted_is_answered_before_it_ends(bundle):
     for status, _, said in found:
         if status == 200:
             assert len(said["outputs"][0]["data"]) == 600
+
+
+def test_what_was_watched_is_there_again_after_a_kill(tmp_path):
+    def stats(client):
+        return client("/v2/models/net/stats")[2]
+
+    bundle, ids = geared_bundle(tmp_path / "net"), [f"{k}" for k in range(6)]
+    watched = (bundle, "--audit", 1, "--watch", tmp_path / "watch", "--on-alarm", "reference")
+    with program(*watched) as (process, client):
+        for k, name in enumerate(ids):
+            client.infer(inputs_of(1, k), id=name, parameters={"gear": "careful"})
+        while not stats(client)["alarms"]:  # the promise of the other gear is false
+            client.infer(inputs_of(20))
+        until(lambda: stats(client)["audits"]["waiting"] == 0)
+        feedback = client("/v2/models/net/feedback", {"ids": ids[:2], "labels": [0, 0]})[2]
+        assert feedback == {"counted": 2, "unknown": 0}
+        before = stats(client)
+        process.kill()
+    with program(*watched) as (_, client):
+        after = stats(client)
+        assert after["examples"] == 0
+        assert after["alarms"] == before["alarms"]
+        for was, now in zip(before["promises"], after["promises"], strict=True):
+            assert now["n"] >= was["n"]
+            assert now["capital"] == was["capital"] or now["n"] > was["n"]
+        assert client.infer(inputs_of(1))["gear"] == ["reference"]
+        feedback = client("/v2/models/net/feedback", {"ids": ids, "labels": [0] * 6})[2]
+        assert feedback == {"counted": 4, "unknown": 2}  # those of before are counted once
 
 
 def test_an_interrupt_ends_it_as_well(bundle):

@@ -48,3 +48,23 @@ def probabilities(rows):
 def broken(rows):
     """A row too few."""
     return exact_labels(rows)[1:]
+
+
+MOODS = ("glad", "sad", "neither")
+_WORDS = {"good": 0, "fine": 0, "happy": 0, "bad": 1, "poor": 1, "lost": 1}
+
+
+def moods(rows):
+    """Probabilities by the words that are known."""
+    return [_mood(row.split()) for row in rows]
+
+
+def hasty_moods(rows):
+    """By the first three words alone."""
+    return [_mood(row.split()[:3]) for row in rows]
+
+
+def _mood(words):
+    found = [_WORDS.get(word.strip(".,!").lower(), 2) for word in words]
+    weights = [1 + 8 * found.count(0), 1 + 8 * found.count(1), 1 + found.count(2)]
+    return [weight / sum(weights) for weight in weights]

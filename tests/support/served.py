@@ -12,6 +12,8 @@ from offramp._core.costs import Costs
 from offramp.bundle import save
 from offramp.models import ModelSpec, build
 from offramp.policy import Candidate, Feature, Linear, Node, Policy
+from offramp.policy.gears import Gear, Gears
+from offramp.policy.promise import Guarantee, Limit
 from offramp.runtime import Adaptive
 from offramp.serve.run import Running
 from offramp.serve.settings import Settings
@@ -43,6 +45,37 @@ def model_of(cascade, threshold=0.45):
 def make_bundle(path, *, overwrite=False, **others):
     """A bundle of these two."""
     save(model_of(cascade_of()), path, overwrite=overwrite, input_shape=SHAPE, **others)
+    return path
+
+
+def geared(cascade, gears, start, costs):
+    """A model in a gear; of each gear its candidate, and the largest risks that it promises."""
+    held = []
+    for name, (candidate, limits) in gears.items():
+        promise = Guarantee(
+            limits=tuple(Limit(risk=risk, at_most=at_most) for risk, at_most in limits.items()),
+            **{"delta": 0.1, "p_value": 0.01, "tested": 1, "n": 100, "split": "calibrate"},
+            **{"fingerprint": "0" * 64, "class_weights": None, "assumptions": ("None.",)},
+        )
+        told = {"name": name, "candidate": candidate, "sentence": "", "cost_ratio": 0.5}
+        held.append(Gear(guarantee=promise if limits else None, **told))
+    found = Gears(delta=0.1, held=tuple(held))
+    return Adaptive(cascade, found[start], costs=costs, gears=found)
+
+
+def geared_bundle(path):
+    """A bundle of two gears, one of whose promises is false: it is the small network alone."""
+    plain = model_of(cascade_of())
+    small, large = (
+        Candidate.single(plain.cascade.topology, name, reference="large")
+        for name in ("small", "large")
+    )
+    gears = {
+        "reference": (large, {}),
+        "careful": (large, {"accuracy_drop": 0.5}),
+        "fast": (small, {"disagreement": 0.01, "accuracy_drop": 0.5}),
+    }
+    save(geared(plain.cascade, gears, "fast", plain.costs), path, input_shape=SHAPE)
     return path
 
 

@@ -27,8 +27,19 @@ def command(
     ] = 8000,
     backend: options.Backend = None,
     threads: options.Threads = None,
+    workers: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Processes that answer at this port. Each has its own weights, queue and batches, "
+            "and its share of the threads.",
+        ),
+    ] = 1,
     max_queue: Annotated[
-        int, typer.Option(min=1, help="Examples that may wait, of each model; others get 429.")
+        int,
+        typer.Option(
+            min=1, help="Examples that may wait, of each model in each worker; others get 429."
+        ),
     ] = 4096,
     max_rows: Annotated[int, typer.Option(min=1, help="Examples of one request.")] = 1024,
     deadline: Annotated[
@@ -77,13 +88,13 @@ def command(
     from offramp.serve.run import serve
     from offramp.serve.settings import Settings, token_from
 
-    options.set_threads(threads)
     settings = Settings(
         host=host,
         port=port,
         backend=backend,
         allow_import=allow_import,
         allow_network=tuple(allow_network or ()),
+        workers=workers,
         max_queue=max_queue,
         max_rows=max_rows,
         deadline=None if deadline is None else deadline / 1000,
@@ -99,7 +110,7 @@ def command(
         note(f"listening at {url}")
         output.result({"url": url, "models": list(sources)})
 
-    serve(sources, settings, told=told)
+    serve(sources, settings, threads=threads, log=True, told=told)
 
 
 def sources_of(bundles: list[Path]) -> dict[str, Path]:

@@ -6,7 +6,7 @@ Layer: serve.
 import asyncio
 import hmac
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, final
@@ -23,25 +23,35 @@ from offramp.serve import door, openapi, page, protocol, watching
 from offramp.serve.errors import error_text
 from offramp.serve.serving import Serving
 from offramp.serve.settings import Settings
+from offramp.serve.whole import Whole
 
 _log = logging.getLogger(__name__)
 _OPEN = ("/v2/health/live", "/v2/health/ready", "/")  # to probes and browsers without a token
 
 
-def make_app(sources: Mapping[str, Path], settings: Settings) -> Starlette:
+def make_app(
+    sources: Mapping[str, Path],
+    settings: Settings,
+    *,
+    whole: Callable[[Serving], Whole] | None = None,
+) -> Starlette:
     """An application that serves bundles; models are loaded once it runs.
 
     Args:
         sources: For each name the folder of its bundle.
         settings: Limits, token and the like.
+        whole: Makes what joins it with other processes; None where it is alone.
 
     Raises:
         InputError: If a name is none.
     """
     serving = Serving(sources, settings)
+    if whole is not None:
+        serving.whole = whole(serving)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        await serving.whole.begin()
         tasks = [asyncio.create_task(_loaded(app, serving)), asyncio.create_task(serving.run())]
         try:
             yield
@@ -51,6 +61,7 @@ def make_app(sources: Mapping[str, Path], settings: Settings) -> Starlette:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await serving.close()
+            await serving.whole.end()
 
     app = Starlette(
         routes=[
@@ -72,7 +83,7 @@ def make_app(sources: Mapping[str, Path], settings: Settings) -> Starlette:
 async def _loaded(app: Starlette, serving: Serving) -> None:
     """Load all models; if one cannot be loaded, whoever started the server is told."""
     try:
-        await serving.load_all()
+        await serving.whole.load_all()
     except Exception as error:  # noqa: BLE001  (told by whoever started the server)
         app.state.failed = error
         if app.state.on_failure is not None:

@@ -34,7 +34,7 @@ class Metrics:
 
     >>> metrics = Metrics()
     >>> metrics.refused("m", "full")
-    >>> b'offramp_refused_total{model="m",why="full"} 1.0' in metrics.text()[0]
+    >>> 'offramp_refused_total{model="m",why="full"} 1.0' in metrics.text()
     True
     """
 
@@ -200,14 +200,20 @@ class Metrics:
             for key in held:
                 metric.remove(*key)
 
-    def text(self) -> tuple[bytes, str]:
-        """Everything in Prometheus' text form, and its content type."""
+    @property
+    def kind(self) -> str:
+        """The content type of `text`."""
+        return str(self._client.CONTENT_TYPE_LATEST)
+
+    def text(self) -> str:
+        """Everything in Prometheus' text form."""
         for flush in list(self._flushes.values()):
             flush()
         for model, executor in list(self._executors.items()):
             for stage, count in executor.waiting().items():
                 self._queue.labels(model, stage).set(count)
-        return self._client.generate_latest(self.registry), self._client.CONTENT_TYPE_LATEST
+        text: bytes = self._client.generate_latest(self.registry)
+        return text.decode()
 
     # ---- making
 

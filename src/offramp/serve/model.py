@@ -63,12 +63,12 @@ class ServedModel:
         self.name, self.version, self.path = name, version, path
         self.inputs = Inputs(model, settings.max_pixels)
         self.model = self.inputs.model
-        self.admission = Admission(settings.max_queue, settings.max_rows, settings.workers)
+        self.admission = Admission(settings.max_queue, settings.max_rows, settings.engines)
         self._computes = {s.name for s in held_by(self.model) if not s.waits}
         self.controller = controller_of(self.model, settings)
         self.executor = Executor(
             self.model,
-            workers=settings.workers,
+            workers=settings.engines,
             patience=settings.patience,
             gears=all_gears(self.model),
             observer=self._ran,
@@ -131,6 +131,8 @@ class ServedModel:
             on_alarm=settings.on_alarm,
             metrics=self._metrics,
             folder=settings.watch,
+            part=settings.part,
+            parts=settings.workers,
         )
         self.observer.start(self.executor)
         self._metrics.queue(self.name, self.executor)

@@ -60,6 +60,8 @@ class Observer:
         metrics: Where to count.
         folder: Where audits and what they came to are kept over a restart; None for nowhere.
         part: Of several processes that keep in one folder which this is.
+        parts: How many these are. They share the promises; each watches its own traffic for drift,
+            with its share of `delta`.
         seed: Of the draw of audits.
         clock: Gives seconds that do not go back; for tests.
 
@@ -88,6 +90,7 @@ class Observer:
         metrics: Metrics | None = None,
         folder: Path | None = None,
         part: int = 0,
+        parts: int = 1,
         seed: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -101,18 +104,19 @@ class Observer:
             self._top = model.candidate.top  # raises an error where no reference is known
         self._own = OWN if model.gear is None else model.gear
         self._executor: Executor | None = None
-        self._state = State(folder, name=f"watch-{part}.sqlite")
+        self._state = State(folder)
         self._key = f"{name}/{_digest(model)}"
+        self._own_key = self._key if parts == 1 else f"{self._key}/{part}"
         promises = {gear.name: gear.guarantee for gear in model.gears}
         promises = promises or {OWN: getattr(model.choice, "guarantee", None)}
         self._promises = Promises(self._key, monitors_of(promises, delta / 2), self._state)
         tested = {gear.name: gear for gear in model.gears}
         self._exits = Exits(model.stage_names, {name: gear.exits for name, gear in tested.items()})
         models = {gear: model.in_gear(gear) for gear in model.gears.names} or {OWN: model}
-        share = delta / 2 / len(models)
+        share = delta / 2 / len(models) / parts
         self._drift = {g: Drift(g, each, tested.get(g), share) for g, each in models.items()}
         for drift in self._drift.values():
-            drift.restore(self._state, self._key)
+            drift.restore(self._state, self._own_key)
         self._unit = "" if model.costs is None else model.costs.unit
         self._reference_cost = cost_of_reference(model)
         self._heard: list[Answered] = []  # and not counted yet
@@ -178,6 +182,8 @@ class Observer:
             for one in heard:
                 self._in_order.add(one.came, told(one))
             self._drifted(self._in_order.until(until))
+            if self._promises.refresh():
+                self._tell([])
         self._draw(heard)
 
     def feedback(self, ids: Sequence[int | str], labels: Sequence[int | str]) -> Feedback:
@@ -291,7 +297,7 @@ class Observer:
                 continue
             for kind, watch, new in drift.update(*of_gear[1:]):
                 with self._quietly(), self._state.together():
-                    self._state.keep(drift.place(self._key, kind), watch)
+                    self._state.keep(drift.place(self._own_key, kind), watch)
                 if self._metrics is not None and isinstance(watch, DriftMonitor):
                     self._metrics.drift(self.name, gear, kind, watch.wealth, 2 / watch.delta)
                 self._tell([] if new is None else [new])

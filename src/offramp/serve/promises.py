@@ -1,7 +1,8 @@
 """Promises under watch: one `RiskMonitor` for each risk that a gear promises.
 
 What an audit or a label changes is written first, whole or not at all, and counts then: after a
-restart nothing is counted twice.
+restart nothing is counted twice. Processes that have one file have one monitor in it: each goes on
+from what the others have written.
 
 Layer: serve.
 """
@@ -41,11 +42,19 @@ class Promises:
 
     def __init__(self, key: str, monitors: Monitors, state: State) -> None:
         self._key, self._state = key, state
-        self.monitors = dict(monitors)
-        for at, fresh in monitors.items():
-            held = state.kept(self._place(at), RiskMonitor)
-            if held is not None and _same(held, fresh):
+        self.monitors, self._seen = dict(monitors), -1
+        self.refresh()
+
+    def refresh(self) -> bool:
+        """Go on from what other processes have written; False where nobody has."""
+        if self._state.version == self._seen:
+            return False
+        self._seen = self._state.version
+        for at, watch in self.monitors.items():
+            held = self._state.kept(self._place(at), RiskMonitor)
+            if held is not None and _same(held, watch):
                 self.monitors[at] = held
+        return True
 
     @property
     def alarms(self) -> list[Alarm]:
@@ -104,6 +113,7 @@ class Promises:
 
     def _count(self, find: Callable[[], Monitors | None]) -> list[Alarm] | None:
         with self._state.together():
+            self.refresh()
             after = find()
             for at, watch in (after or {}).items():
                 self._state.keep(self._place(at), watch)

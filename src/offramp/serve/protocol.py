@@ -274,15 +274,16 @@ async def index(request: Request) -> Response:
 async def load(request: Request) -> Response:
     """Load a model, or load it again; the old one answers until the new one is warm."""
     await _told(request)
-    served = await serving_of(request).repository.load(request.path_params["model"])
-    return JSONResponse({"name": served.name, "version": served.version, "state": "READY"})
+    name = request.path_params["model"]
+    version = await serving_of(request).whole.load(name)
+    return JSONResponse({"name": name, "version": version, "state": "READY"})
 
 
 async def unload(request: Request) -> Response:
     """Let a model go."""
     await _told(request)
     name = request.path_params["model"]
-    await serving_of(request).repository.unload(name)
+    await serving_of(request).whole.unload(name)
     return JSONResponse({"name": name, "state": "UNAVAILABLE"})
 
 

@@ -46,6 +46,7 @@ class Repository:
         self._models: dict[str, ServedModel] = {}
         self._why: dict[str, str] = {}
         self._loaded: Counter[str] = Counter()  # how often each was: the last is its version
+        self._prepared: dict[str, ServedModel] = {}  # and not yet taken
         self._turns = {name: asyncio.Lock() for name in sources}
 
     @property
@@ -55,8 +56,9 @@ class Repository:
 
     @property
     def ready(self) -> bool:
-        """Whether all are loaded that were asked for."""
-        return bool(self._models) and not any(turn.locked() for turn in self._turns.values())
+        """Whether all are loaded that were asked for, and not unloaded since."""
+        known = self._models.keys() | self._why.keys()
+        return bool(self._models) and known >= self.sources.keys()
 
     def get(self, name: str, version: str | None = None) -> ServedModel:
         """A model that is loaded.
@@ -85,23 +87,55 @@ class Repository:
         """
         self._check(name)
         async with self._turns[name]:
-            version = str(self._loaded[name] + 1)
-            try:
-                made = await asyncio.to_thread(self._load, name, version, self.sources[name])
-            except Exception as error:
-                said = str(error) if isinstance(error, OfframpError) else type(error).__name__
+            number = self._loaded[name] + 1
+            return self._put(name, number, await self._made(name, number))
+
+    async def prepare(self, name: str, number: int) -> None:
+        """Load a model, which answers nothing until it is taken; raises as `load`.
+
+        Args:
+            name: Its name.
+            number: How often it was loaded then.
+        """
+        self._check(name)
+        async with self._turns[name]:
+            self.drop(name)
+            self._prepared[name] = await self._made(name, number)
+
+    def drop(self, name: str) -> None:
+        """Do not take what was prepared."""
+        made = self._prepared.pop(name, None)
+        if made is not None:
+            made.executor.close(answer=False)
+
+    async def take(self, name: str, number: int) -> None:
+        """Let answer what was prepared, or is loaded now; raises as `load`."""
+        async with self._turns[name]:
+            now = self._models.get(name)
+            if now is None or now.version != str(number):
+                made = self._prepared.pop(name, None) or await self._made(name, number)
+                self._put(name, number, made)
+
+    async def _made(self, name: str, number: int) -> ServedModel:
+        try:
+            return await asyncio.to_thread(self._load, name, str(number), self.sources[name])
+        except Exception as error:
+            said = str(error) if isinstance(error, OfframpError) else type(error).__name__
+            if name not in self._models:
                 self._why[name] = f"it could not be loaded: {said}"
-                _log.error("Model %r could not be loaded: %s", name, error)
-                raise
-            self._loaded[name] += 1
-            self._why.pop(name, None)
-            old = self._models.get(name)
-            made.begin()
-            self._models[name] = made
-            if old is not None:
-                old.retire(replaced=True)
-            _log.info("Model %r is ready, version %s, from %s.", name, version, self.sources[name])
-            return made
+            _log.error("Model %r could not be loaded: %s", name, error)
+            raise
+
+    def _put(self, name: str, number: int, made: ServedModel) -> ServedModel:
+        made.begin()
+        self._loaded[name] = number
+        self._why.pop(name, None)
+        old = self._models.get(name)
+        self._models[name] = made
+        if old is not None:
+            old.retire(replaced=True)
+        _log.info("Model %r is ready, version %s, from %s.", name, number, self.sources[name])
+        return made
 
     async def unload(self, name: str) -> None:
         """Let a model go, once it has answered what it has accepted.

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, final
 
+import torch
 import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
@@ -113,7 +114,8 @@ class Server(uvicorn.Server):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        ours = (signal.SIGINT, signal.SIGTERM)
+        both = (signal.SIGINT, signal.SIGTERM)  # one that is ignored stays so
+        ours = [sig for sig in both if signal.getsignal(sig) is not signal.SIG_IGN]
         before = {sig: signal.signal(sig, self.handle_exit) for sig in ours}
         try:
             yield
@@ -123,21 +125,36 @@ class Server(uvicorn.Server):
 
 
 def serve(
-    sources: Mapping[str, Path], settings: Settings, *, told: Callable[[str], object]
+    sources: Mapping[str, Path],
+    settings: Settings,
+    *,
+    threads: int | None = None,
+    log: bool = False,
+    told: Callable[[str], object],
 ) -> None:
     """Serve bundles until a signal comes.
 
     Args:
         sources: For each name the folder of its bundle.
         settings: Where to listen, and limits.
+        threads: That torch may use, in each process; None for its own number, which several
+            processes divide.
+        log: Whether to log to the standard error stream.
         told: Called with the address once it listens.
 
     Raises:
         InputError: If it cannot listen there.
         OfframpError: If a bundle cannot be loaded.
     """
+    if settings.workers > 1:
+        from offramp.serve.workers import serve_many
+
+        serve_many(sources, settings, threads=threads, log=log, told=told)
+        return
+    if threads is not None:
+        torch.set_num_threads(threads)
     app = make_app(sources, settings)
-    with listening(settings.host, settings.port) as held:
+    with logging_to_stderr(on=log), listening(settings.host, settings.port) as held:
         server = Server(app, settings)
         told(address_of(held))
         server.run(sockets=[held])
@@ -161,6 +178,11 @@ class Running:
 
     def __init__(self, sources: Mapping[str, Path | str], settings: Settings | None = None) -> None:
         chosen = Settings(port=0) if settings is None else settings
+        if chosen.workers > 1:
+            raise InputError(
+                f"workers must be 1 for a server in this process, got {chosen.workers}. Several "
+                "are started by offramp.serve.run.serve, or by offramp serve --workers."
+            )
         self.app = make_app({name: Path(path) for name, path in sources.items()}, chosen)
         self._held = listening(chosen.host, chosen.port)
         self.url = address_of(self._held)
@@ -189,6 +211,27 @@ class Running:
 
     def __exit__(self, *error: object) -> None:
         self.stop()
+
+
+@contextmanager
+def logging_to_stderr(who: str = "", *, on: bool = True) -> Iterator[None]:
+    """Within, what this package has to say is written to the standard error stream.
+
+    Args:
+        who: Which of several processes this is, in front of each line.
+        on: Whether it is.
+    """
+    logger, handler = logging.getLogger("offramp"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {who}%(message)s"))
+    level = logger.level
+    if on:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def listening(host: str, port: int) -> socket.socket:

@@ -26,6 +26,7 @@ from offramp.serve.metrics import Metrics
 from offramp.serve.model import ServedModel
 from offramp.serve.repository import Repository
 from offramp.serve.settings import Settings
+from offramp.serve.whole import Alone, Whole
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -125,6 +126,7 @@ class Serving:
         self.metrics = Metrics()
         load = partial(ServedModel.load, settings=settings, metrics=self.metrics)
         self.repository = Repository(sources, load)
+        self.whole: Whole = Alone(self)
         self._pool = ThreadPoolExecutor(settings.decoders, thread_name_prefix="offramp-decode")
         self._room = Room(max(_ROOM, settings.max_body))
         self._own = secrets.token_hex(4)  # names of requests differ from those before a restart
@@ -139,15 +141,6 @@ class Serving:
             name = next(iter(names))
         if name in names:
             self.metrics.refused(name, _WHY.get(status, "error"))
-
-    async def load_all(self) -> None:
-        """Load every model, one after the other.
-
-        Raises:
-            OfframpError: Of the first that cannot be loaded.
-        """
-        for name in self.repository.sources:
-            await self.repository.load(name)
 
     async def run(self) -> None:
         """Let each model change its gear, for as long as the server runs."""

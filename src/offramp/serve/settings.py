@@ -40,7 +40,9 @@ class Settings:
         audit: Share of the examples that the reference answers as well, in [0, 1].
         on_alarm: What answers once a promise is broken: "reference", or "keep" what did.
         watch: Folder where audits and what they came to are kept over a restart.
-        workers: Threads that run stages.
+        workers: Processes that answer at one port.
+        part: Which of these this is, from 0.
+        engines: Threads that run stages, in each.
         decoders: Threads that read requests and decode images.
 
     Raises:
@@ -67,10 +69,14 @@ class Settings:
     on_alarm: OnAlarm = "keep"
     watch: Path | None = None
     workers: int = 1
+    part: int = 0
+    engines: int = 1
     decoders: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("max_queue", "max_rows", "max_body", "max_pixels", "workers", "decoders"):
+        for name in ("max_queue", "max_rows", "max_body", "max_pixels"):
+            check_positive_int(name, getattr(self, name))
+        for name in ("workers", "engines", "decoders"):
             check_positive_int(name, getattr(self, name))
         check_fraction("audit", self.audit)
         check_choice("on_alarm", self.on_alarm, ("reference", "keep"))

@@ -1,7 +1,8 @@
 """What a watch must not forget: one small SQLite file, which survives a kill and a restart.
 
 Every change is one transaction, written before it counts. After the death of the process nothing is
-lost; where the machine loses power, the last seconds may be.
+lost; where the machine loses power, the last seconds may be. Several processes may have the same
+file: within `together` nobody else writes, and `version` says whether somebody has.
 
 Not thread-safe: calls come one after the other, as under a lock.
 
@@ -59,7 +60,6 @@ class State:
 
     Args:
         folder: Where the file lies, or is made; None keeps everything in memory.
-        name: Of the file.
 
     Raises:
         InputError: If the folder is none, or the file is there and not ours: it is not changed.
@@ -72,8 +72,8 @@ class State:
     ('fast', (2,), None)
     """
 
-    def __init__(self, folder: Path | None, *, name: str = FILE) -> None:
-        self.path = None if folder is None else _checked(folder, name)
+    def __init__(self, folder: Path | None) -> None:
+        self.path = None if folder is None else _checked(folder)
         where = ":memory:" if self.path is None else str(self.path)
         self._db = sqlite3.connect(where, isolation_level=None, check_same_thread=False)
         try:
@@ -87,7 +87,7 @@ class State:
         except FileFormatError:
             self._db.close()
             raise
-        (self._pending,) = self._db.execute("SELECT count(*) FROM pending").fetchone()
+        self._pending, self._version, self._counted = 0, 0, -1
 
     def _prepare(self) -> None:
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
@@ -103,6 +103,13 @@ class State:
         self._db.execute("PRAGMA synchronous = NORMAL")
         self._db.executescript(_TABLES)
 
+    @property
+    def version(self) -> int:
+        """A number that changes whenever another process has written."""
+        with suppress(sqlite3.ProgrammingError):  # closed: what it held may still be asked for
+            (self._version,) = self._db.execute("PRAGMA data_version").fetchone()
+        return int(self._version)
+
     @contextmanager
     def together(self) -> Iterator[None]:
         """Changes within are made all at once, or none of them.
@@ -113,6 +120,7 @@ class State:
         pending = self._pending
         try:
             self._db.execute("BEGIN IMMEDIATE")
+            pending = len(self)
             yield
             self._db.execute("COMMIT")
         except BaseException as error:
@@ -145,7 +153,7 @@ class State:
         gone = self._db.execute("DELETE FROM pending WHERE key = ? AND id = ?", at).rowcount
         self._db.execute("INSERT INTO pending (key, id, value) VALUES (?, ?, ?)", (*at, value))
         self._pending += 1 - gone
-        if self._pending > MOST_PENDING:
+        if len(self) > MOST_PENDING:
             oldest = "SELECT number FROM pending ORDER BY number LIMIT 1"
             self._db.execute(f"DELETE FROM pending WHERE number = ({oldest})")
             self._pending -= 1
@@ -164,6 +172,9 @@ class State:
 
     def __len__(self) -> int:
         """How many answers wait for labels."""
+        if self.version != self._counted:  # somebody else has written, or nobody has counted yet
+            self._counted = self.version
+            (self._pending,) = self._db.execute("SELECT count(*) FROM pending").fetchone()
         return int(self._pending)
 
     def close(self) -> None:
@@ -171,9 +182,9 @@ class State:
         self._db.close()
 
 
-def _checked(folder: Path, name: str) -> Path:
+def _checked(folder: Path) -> Path:
     """The path of the file, if it is ours or can be made."""
-    path = Path(folder) / name
+    path = Path(folder) / FILE
     if Path(folder).exists() and not Path(folder).is_dir():
         raise InputError(f"{folder} must be a folder to keep what is watched in, but it is a file.")
     check_place(path)

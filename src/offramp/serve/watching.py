@@ -13,33 +13,20 @@ from starlette.routing import Route
 from offramp._core.errors import InputError, UnknownNameError
 from offramp._core.open_inference import read_json
 from offramp.serve.errors import answered
-from offramp.serve.model import ServedModel
 from offramp.serve.protocol import model_of, serving_of
+
+_HELD = ("queue", "waiting", "gear", "gears", "held")
 
 
 async def metrics(request: Request) -> Response:
     """Everything that is counted, for Prometheus."""
-    body, kind = serving_of(request).metrics.text()
-    return Response(body, media_type=kind)
+    serving = serving_of(request)
+    return Response(await serving.whole.metrics(), media_type=serving.metrics.kind)
 
 
 async def stats(request: Request) -> Response:
     """Queues, gear, audits and alarms of a model."""
-    served = model_of(request)
-    watched = {} if served.observer is None else served.observer.status()
-    return JSONResponse(
-        {"name": served.name, "version": served.version, **_load(served), **watched}
-    )
-
-
-def _load(served: ServedModel) -> dict[str, Any]:
-    return {
-        "queue": served.admission.examples,
-        "waiting": served.executor.waiting(),
-        "gear": served.gear(None),
-        "gears": list(served.executor.gears),
-        "held": served.controller is not None and served.controller.pinned,
-    }
+    return JSONResponse(await serving_of(request).whole.stats(request.path_params["model"]))
 
 
 async def feedback(request: Request) -> Response:
@@ -67,11 +54,13 @@ async def feedback(request: Request) -> Response:
 
 async def gear(request: Request) -> Response:
     """Hold a gear, or let the model move again."""
-    served, told = model_of(request), await _told(request)
+    name, told = model_of(request).name, await _told(request)
     if set(told) != {"gear"} or not isinstance(told["gear"], str | None):
         raise InputError('The body must be {"gear": name}, or {"gear": null} to let it move.')
-    served.hold(told["gear"])
-    return JSONResponse(_load(served))
+    whole = serving_of(request).whole
+    await whole.hold(name, told["gear"])
+    stats = await whole.stats(name)
+    return JSONResponse({key: stats[key] for key in _HELD})
 
 
 async def _told(request: Request) -> Mapping[str, Any]:

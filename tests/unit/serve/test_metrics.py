@@ -1,3 +1,4 @@
+import asyncio
 import json
 import re
 from pathlib import Path
@@ -12,6 +13,7 @@ from offramp._core.costs import Costs
 from offramp._core.errors import FileFormatError
 from offramp.policy import Candidate
 from offramp.runtime import Adaptive, Executor, Ran
+from offramp.serve.hub import Hub
 from offramp.serve.metrics import REFUSED, Metrics
 from offramp.serve.scrape import Scrape
 from offramp.stages import Cascade
@@ -26,7 +28,7 @@ def model():
 
 
 def scrape(metrics):
-    return Scrape.of(metrics.text()[0].decode())
+    return Scrape.of(metrics.text())
 
 
 def test_answers_are_counted_by_stage_and_reason_with_their_cost():
@@ -131,7 +133,8 @@ OURS = re.compile(r"\bofframp_\w+")
 
 
 def known():
-    return {name for name, _ in Scrape.of(everything().text()[0].decode()).samples}
+    workers = asyncio.run(Hub({}, print).metrics())
+    return {name for text in (everything().text(), workers) for name, _ in Scrape.of(text).samples}
 
 
 def test_the_board_asks_for_metrics_that_there_are():

@@ -162,7 +162,7 @@ def test_audits_are_those_that_are_drawn_and_count_for_their_gear():
     (alarm,) = watched.observer.alarms
     assert (alarm.kind, alarm.gear) == ("promise", "fast")
     assert "disagreement <= 0.05 of gear 'fast' is broken" in alarm.text
-    text = metrics.text()[0].decode()
+    text = metrics.text()
     assert 'offramp_alarm{kind="promise",model="m"} 1.0' in text
     agreed = status["audits"]["compared"] - status["audits"]["differ"]
     assert f'offramp_audits_total{{gear="fast",model="m",outcome="agrees"}} {agreed}.0' in text
@@ -239,7 +239,7 @@ def test_audits_wait_for_everybody_else_and_what_has_no_room_is_counted(monkeypa
         answer = watched.executor.future(x, names(0, 60)).result(SECONDS)  # needs small alone
         watched.observer.answered(x, names(0, 60), answer, 0.001)
         watched.observer.flush()
-        text = metrics.text()[0].decode()
+        text = metrics.text()
         large.gate.set()
         watched.settle()
         status = watched.observer.status()
@@ -274,7 +274,7 @@ def test_an_example_that_the_reference_cannot_read_is_counted_as_failed():
         large.forward = lambda x: 1 / 0
         watched.ask(5, hard=0.0)
         watched.settle()
-    assert 'outcome="failed"} 5.0' in metrics.text()[0].decode()
+    assert 'outcome="failed"} 5.0' in metrics.text()
 
 
 def test_drift_of_exits_against_what_was_tested():
@@ -371,6 +371,41 @@ def test_an_alarm_is_still_there_after_a_restart(tmp_path):
     assert again.gear(None) == "reference"
     assert again.alarms == watched.observer.alarms
     again.close()
+
+
+def test_those_who_share_a_folder_watch_one_promise_and_each_its_own_drift(tmp_path):
+    arguments = {"audit": 1.0, "parts": 2, "folder": tmp_path, "on_alarm": "reference"}
+    one = Watched(make("accuracy_drop", 0.05)[0], part=0, **arguments)
+    two = Watched(make("accuracy_drop", 0.05)[0], part=1, **arguments)
+    with one, two:
+        x, ids, _ = one.ask(40, wrong=0.5)
+        two.count = 1000
+        y, others, _ = two.ask(40, wrong=0.5)
+        for watched in (one, two):
+            watched.settle()
+        assert two.observer.status()["audits"]["without_label"] == 80
+        assert two.observer.feedback(ids, [int(k) for k in x[:, 2]]) == (40, 0)
+        assert one.observer.feedback(ids, [int(k) for k in x[:, 2]]) == (0, 40)
+        assert one.observer.feedback(others, [int(k) for k in y[:, 2]]) == (40, 0)
+        (promise,) = one.observer.status()["promises"]
+        assert two.observer.status()["promises"] == [promise]
+        assert promise["n"] == 80
+        while not one.observer.broken:
+            x, ids, _ = one.ask(40, wrong=0.9)
+            one.settle()
+            one.observer.feedback(ids, [int(k) for k in x[:, 2]])
+        two.observer.flush()
+        assert two.observer.broken
+        assert two.observer.gear(None) == "reference"
+        drift, others = (
+            {(each["gear"], each["kind"]): each for each in w.observer.status()["drift"]}
+            for w in (one, two)
+        )
+    alone = Observer("m", make()[0])
+    whole = {(each["gear"], each["kind"]): each for each in alone.status()["drift"]}
+    alone.close()
+    at = ("fast", "exits")
+    assert drift[at]["alarm_at"] == others[at]["alarm_at"] == 2 * whole[at]["alarm_at"]
 
 
 def test_a_full_disk_costs_audits_and_no_answers(monkeypatch, caplog):
