@@ -54,8 +54,8 @@ def make_app(sources: Mapping[str, Path], settings: Settings) -> Starlette:
 
     app = Starlette(
         routes=[
-            *protocol.routes(),
             *door.routes(),
+            *protocol.routes(),
             *page.routes(),
             *watching.routes(),
             *openapi.routes(),
