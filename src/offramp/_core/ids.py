@@ -29,6 +29,8 @@ def as_ids(values: AnyArray) -> Ids:
     >>> as_ids(np.array([3, 5], dtype=np.uint64)).dtype
     dtype('int64')
     """
+    if type(values) is np.ndarray and values.dtype.kind == "U":
+        return values
     array = array_of("ids", values)
     if array.dtype.kind == "O":
         odd = [i for i in array.flat if i is None or isinstance(i, int | float | bytes)]

@@ -33,7 +33,7 @@ from offramp._core.outputs import StageOutput
 from offramp._core.types import AnyBatch, Ids
 from offramp.runtime.adaptive import Adaptive
 from offramp.runtime.explain import Visit, explain
-from offramp.runtime.inflight import enter
+from offramp.runtime.inflight import InFlight, enter
 from offramp.runtime.pools import Failure, Job, numbers_of
 from offramp.runtime.prediction import Prediction
 from offramp.runtime.request import Request
@@ -181,7 +181,7 @@ class Executor:
         keys, given = example_keys(names).to(device), to_device(batch, device)
         with torch.inference_mode(), self._changed:
             self._check_open()
-            flight = enter(program, given, keys)
+            flight = (InFlight if program.checked else enter)(program, given, keys)
             now = self._clock()
             late = None if deadline is None else now + deadline
             numbers = self._batcher.put(

@@ -49,6 +49,7 @@ class Job:
         batch = self.flight.raw if first else ()
         try:
             try:
+                program.check_before(batch, 1)  # the networks' mode
                 said = self.flight.visit(self.stage, None)
             finally:
                 program.check_modes()

@@ -207,6 +207,11 @@ class Program:
             )
         return reference if how == "reference" and reference is not None else children[-1]
 
+    @property
+    def checked(self) -> bool:
+        """Whether it was seen that answers do not depend on the rest of the batch."""
+        return self._checked
+
     def check_before(self, batch: Raw, n: int) -> None:
         """Put networks back that somebody put into training mode; look closely at the first batch.
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from offramp._core.types import AnyBatch, BoolArray, FloatArray, Ids, IntArray
 from offramp.policy.gears import REFERENCE
@@ -69,13 +70,21 @@ class Told(NamedTuple):
         )
 
 
-def told(one: Answered) -> Told:
-    """What drift is told of a request."""
-    answer = one.prediction
-    sure = answer.confidence
-    return Told(
-        one.gear,
-        answer.stage.cpu().numpy(),
-        np.full(len(answer), np.nan) if sure is None else sure.cpu().double().numpy(),
-        answer.reason.cpu().numpy() <= REASONS.index("last"),
+def told(heard: Sequence[Answered]) -> list[Told]:
+    """What drift is told of each of some requests to one model."""
+    if not heard:
+        return []
+    each = [one.prediction for one in heard]
+    ends = np.cumsum([len(answer) for answer in each])[:-1]
+    sure = [
+        torch.full((len(answer),), torch.nan) if answer.confidence is None else answer.confidence
+        for answer in each
+    ]
+    known = torch.cat([answer.reason for answer in each]).cpu().numpy() <= REASONS.index("last")
+    parts = (
+        torch.cat([answer.stage for answer in each]).cpu().numpy(),
+        torch.cat([part.cpu() for part in sure]).double().numpy(),
+        known,
     )
+    columns = zip(*(np.split(part, ends) for part in parts), strict=True)
+    return [Told(one.gear, *held) for one, held in zip(heard, columns, strict=True)]

@@ -3,10 +3,11 @@
 Layer: serve.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from offramp._core.errors import InputError
 from offramp._core.open_inference import WireTensor
@@ -46,32 +47,38 @@ def _paths(answer: Prediction) -> list[str]:
     return [">".join(answer.stage_names[k] for k in path) for path in answer.paths]
 
 
-def columns_of(answer: Prediction, class_names: Sequence[str], gear: str) -> dict[str, Any]:
-    """What is said of the examples, by output: arrays of numbers, lists of texts."""
-    labels = answer.labels.cpu().numpy()
-    found: dict[str, Any] = {"label": labels}
-    if answer.log_probs is not None:
-        found["probabilities"] = answer.log_probs.exp().cpu().numpy()
-    if answer.values is not None:
-        found["values"] = answer.values.cpu().numpy()
+#: What is said of the examples, by output: arrays of numbers, lists of texts; made when called.
+Columns = Mapping[str, Callable[[], Any]]
+
+
+def columns_of(answer: Prediction, class_names: Sequence[str], gear: str) -> Columns:
+    """What can be said of the examples that were answered, in the order in which it is told."""
+    found: dict[str, Callable[[], Any]] = {"label": lambda: answer.labels.cpu().numpy()}
+    if (log_probs := answer.log_probs) is not None:
+        found["probabilities"] = lambda: log_probs.exp().cpu().numpy()
+    if (values := answer.values) is not None:
+        found["values"] = lambda: values.cpu().numpy()
     if class_names:
-        known = range(len(class_names))
-        found["class_name"] = [class_names[k] if k in known else "" for k in labels.tolist()]
-    if answer.confidence is not None:
-        found["confidence"] = answer.confidence.float().cpu().numpy()
-    found["stage"] = [answer.stage_names[k] if k >= 0 else "" for k in answer.stage.tolist()]
-    paths = _paths(answer)
-    found["path"] = [paths[k] if k >= 0 else "" for k in answer.path.tolist()]
-    if answer.cost is not None:
-        found["cost"] = answer.cost.cpu().numpy()
-    found["gear"] = [gear] * len(labels)
-    found["reason"] = answer.reasons
-    found["valid"] = answer.valid.cpu().numpy()
+        found["class_name"] = lambda: _named(answer.labels, class_names)
+    if (sure := answer.confidence) is not None:
+        found["confidence"] = lambda: sure.float().cpu().numpy()
+    found["stage"] = lambda: _named(answer.stage, answer.stage_names)
+    found["path"] = lambda: _named(answer.path, _paths(answer))
+    if (cost := answer.cost) is not None:
+        found["cost"] = lambda: cost.cpu().numpy()
+    found["gear"] = lambda: [gear] * len(answer)
+    found["reason"] = lambda: answer.reasons
+    found["valid"] = lambda: answer.valid.cpu().numpy()
     return found
 
 
+def _named(indices: Tensor, names: Sequence[str]) -> list[str]:
+    known = range(len(names))
+    return [names[k] if k in known else "" for k in indices.tolist()]
+
+
 def tensors_of(
-    columns: Mapping[str, Any], wanted: Mapping[str, Mapping[str, Any]], class_names: Sequence[str]
+    columns: Columns, wanted: Mapping[str, Mapping[str, Any]], class_names: Sequence[str]
 ) -> list[WireTensor]:
     """The outputs that a request wants, by name with their parameters; all where it names none.
 
@@ -82,12 +89,13 @@ def tensors_of(
     for name in wanted or columns:
         if name not in columns:
             raise InputError(f"outputs must be among {list(columns)}, got {name!r}.")
-        values, most = columns[name], wanted.get(name, {}).get("classification", 0)
+        most = wanted.get(name, {}).get("classification", 0)
         if type(most) is not int or most < 0 or (most and name != "probabilities"):
             raise InputError(
                 "The parameter classification must be a whole number of at least 0, of the output "
                 f"'probabilities', got {most!r} of {name!r}."
             )
+        values = columns[name]()
         if most:
             found.append(_classified(values, most, class_names))
             continue
@@ -112,17 +120,16 @@ def _classified(
     return WireTensor(name="probabilities", datatype="BYTES", values=texts)
 
 
-def objects_of(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
+def objects_of(columns: Columns) -> list[dict[str, Any]]:
     """One object for each example; what is not finite is null."""
-    plain = {
-        name: values if isinstance(values, list) else _plain(values)
-        for name, values in columns.items()
-    }
+    plain = {name: _plain(make()) for name, make in columns.items()}
     n = len(plain["label"])
     return [{name: values[k] for name, values in plain.items()} for k in range(n)]
 
 
-def _plain(values: np.ndarray[Any, Any]) -> list[Any]:
+def _plain(values: list[Any] | np.ndarray[Any, Any]) -> list[Any]:
+    if isinstance(values, list):
+        return values
     held = values
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         held = values.astype(object)

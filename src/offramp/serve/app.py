@@ -65,8 +65,8 @@ def make_app(
 
     app = Starlette(
         routes=[
-            *protocol.routes(),
             *door.routes(),
+            *protocol.routes(),
             *page.routes(),
             *watching.routes(),
             *openapi.routes(),

@@ -5,15 +5,13 @@ Layer: serve.
 
 import asyncio
 import zlib
-from collections.abc import Coroutine
-from typing import Any, TypeVar, final
+from typing import final
 
 from starlette.requests import ClientDisconnect, Request
 
 from offramp._core.errors import InputError
 from offramp.serve.errors import GONE, RequestError
 
-T = TypeVar("T")
 _WINDOW = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 _CLOSE = {"Connection": "close"}  # the rest of what is sent is not read
 
@@ -101,30 +99,43 @@ def _unpacked(body: bytes, packed: str, most: int) -> bytes:
     return found
 
 
-async def while_there(
-    request: Request, work: Coroutine[Any, Any, T], seconds: float | None = None
-) -> T:
-    """What some work gives; it is cancelled where the client goes first, or time is up.
+@final
+class WhileThere:
+    """Within, work is cancelled where the client goes before it is done, or time is up.
 
     Args:
         request: Whose body was read.
-        work: To be done.
-        seconds: For it; None for any time.
+        seconds: For the work; None for any time.
 
     Raises:
         RequestError: With 408 where time is up; where the client has gone, nobody reads it.
     """
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(request.receive())
-    try:
-        await asyncio.wait({task, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        if gone.done():
-            raise RequestError(GONE, "The client has gone.")
-        raise RequestError(408, "The request was not answered in the time that it gives.")
-    finally:
-        gone.cancel()
-        if not task.done():
-            task.cancel()
-            await asyncio.wait({task})
+
+    def __init__(self, request: Request, seconds: float | None = None) -> None:
+        self._request, self._seconds = request, seconds
+        self._why: RequestError | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def __aenter__(self) -> None:
+        self._work = asyncio.current_task()
+        self._gone = asyncio.ensure_future(self._request.receive())
+        self._gone.add_done_callback(self._stop)
+        if self._seconds is not None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(max(self._seconds, 0.0), self._stop)
+
+    async def __aexit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._gone.remove_done_callback(self._stop)
+        self._gone.cancel()
+        if self._why is not None and self._work is not None:
+            others = self._work.uncancel()  # whoever else has cancelled it is not kept from it
+            if not others and kind is asyncio.CancelledError:
+                raise self._why from None
+
+    def _stop(self, gone: object = None) -> None:
+        if self._why is None and self._work is not None:
+            said = (408, "The request was not answered in the time that it gives.")
+            self._why = RequestError(*(said if gone is None else (GONE, "The client has gone.")))
+            self._work.cancel()

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import Any, Final, final
 
 import numpy as np
+import torch
 
 from offramp._core.optional import imported
 from offramp.runtime import REASONS, Executor, Prediction, Ran
@@ -123,16 +124,19 @@ class Metrics:
             reference_cost: Of one example, in this unit.
         """
         observe = self._requests.labels(model).observe
-        codes = []
-        bad, spent, n = 0, 0.0, 0
-        for prediction, seconds in answers:
+        for _, seconds in answers:
             observe(seconds)
-            codes.append((prediction.stage * len(REASONS) + prediction.reason).cpu().numpy())
-            bad += int(prediction.nonfinite.sum())
-            spent += 0.0 if prediction.cost is None else float(prediction.cost.nansum())
-            n += len(prediction)
-        names = (*answers[0][0].stage_names, "none")  # stage -1: nobody has answered
-        kinds, counts = np.unique(np.concatenate(codes), return_counts=True)
+        each = [prediction for prediction, _ in answers]
+        stage, reason, nonfinite = (
+            torch.cat([getattr(prediction, name) for prediction in each])
+            for name in ("stage", "reason", "nonfinite")
+        )
+        costs = [prediction.cost for prediction in each if prediction.cost is not None]
+        spent = float(torch.cat(costs).nansum()) if costs else 0.0
+        bad, n = int(nonfinite.sum()), len(stage)
+        names = (*each[0].stage_names, "none")  # stage -1: nobody has answered
+        codes = (stage * len(REASONS) + reason).cpu().numpy()
+        kinds, counts = np.unique(codes, return_counts=True)
         for code, count in zip(kinds.tolist(), counts.tolist(), strict=True):
             at, why = divmod(code, len(REASONS))
             self._examples.labels(model, gear, names[at], REASONS[why]).inc(count)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 import numpy as np
+import torch
 
 from offramp._core.checks import check_choice, check_known, check_probability
 from offramp._core.errors import InputError, StorageError
@@ -179,8 +180,8 @@ class Observer:
         with self._lock:
             heard, self._heard, self._waiting = self._heard, [], 0
             self._count_answers(heard)
-            for one in heard:
-                self._in_order.add(one.came, told(one))
+            for one, what in zip(heard, told(heard), strict=True):
+                self._in_order.add(one.came, what)
             self._drifted(self._in_order.until(until))
             if self._promises.refresh():
                 self._tell([])
@@ -271,24 +272,25 @@ class Observer:
     # ---- drift, audits
 
     def _count_answers(self, heard: Sequence[Answered]) -> None:
-        for one in heard:
-            answer = one.prediction
-            self._count += len(answer)
-            self._exits.count(one.gear, answer.stage.cpu().numpy())
-            self._nonfinite += int(answer.nonfinite.sum())
-            if answer.cost is not None:
-                self._cost += float(answer.cost.nansum())
-                self._instead += len(answer) * self._reference_cost
         for gear in dict.fromkeys(one.gear for one in heard):
-            if self._metrics is None:
-                break
-            self._metrics.answered(
-                self.name,
-                gear,
-                [(one.prediction, one.seconds) for one in heard if one.gear == gear],
-                unit=self._unit,
-                reference_cost=self._reference_cost,
-            )
+            answers = [(one.prediction, one.seconds) for one in heard if one.gear == gear]
+            each = [answer for answer, _ in answers]
+            stage = torch.cat([answer.stage for answer in each])
+            self._count += len(stage)
+            self._exits.count(gear, stage.cpu().numpy())
+            self._nonfinite += int(torch.cat([answer.nonfinite for answer in each]).sum())
+            if costs := [answer.cost for answer in each if answer.cost is not None]:
+                cost = torch.cat(costs)
+                self._cost += float(cost.nansum())
+                self._instead += len(cost) * self._reference_cost
+            if self._metrics is not None:
+                self._metrics.answered(
+                    self.name,
+                    gear,
+                    answers,
+                    unit=self._unit,
+                    reference_cost=self._reference_cost,
+                )
 
     def _drifted(self, answers: Sequence[Told]) -> None:
         for gear, drift in self._drift.items():

@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from offramp._core.errors import InputError
 from offramp.runtime import Prediction, Visit
-from offramp.serve.bodies import while_there
+from offramp.serve.bodies import WhileThere
 from offramp.serve.door import asked_for
 from offramp.serve.errors import answered
 from offramp.serve.model import ServedModel
@@ -51,7 +51,8 @@ async def explain(request: Request) -> Response:
         return _told(served, answer, visits)
 
     with served.used(), served.admission.of(1):
-        told = await while_there(request, asyncio.to_thread(run), serving.settings.deadline)
+        async with WhileThere(request, serving.settings.deadline):
+            told = await asyncio.to_thread(run)
     return JSONResponse({"model": served.name, "gear": gear, **told})
 
 

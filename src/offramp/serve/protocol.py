@@ -313,11 +313,11 @@ def routes() -> list[Route]:
         "/v2/repository/models/{model}/load": load,
         "/v2/repository/models/{model}/unload": unload,
     }
-    return [
-        *(Route(path, answered(endpoint), methods=["GET"]) for path, endpoint in gets.items()),
+    return [  # they are looked through in this order
         *(
             Route(path, answered(infer, refused), methods=["POST"])
             for path in (f"{model}/infer", f"{version}/infer")
         ),
+        *(Route(path, answered(endpoint), methods=["GET"]) for path, endpoint in gets.items()),
         *(Route(path, answered(endpoint), methods=["POST"]) for path, endpoint in posts.items()),
     ]

@@ -48,6 +48,7 @@ class Repository:
         self._loaded: Counter[str] = Counter()  # how often each was: the last is its version
         self._prepared: dict[str, ServedModel] = {}  # and not yet taken
         self._turns = {name: asyncio.Lock() for name in sources}
+        self.on_load: Callable[[], object] | None = None  # called once a model answers
 
     @property
     def models(self) -> Sequence[ServedModel]:
@@ -134,6 +135,8 @@ class Repository:
         self._models[name] = made
         if old is not None:
             old.retire(replaced=True)
+        if self.on_load is not None:
+            self.on_load()
         _log.info("Model %r is ready, version %s, from %s.", name, number, self.sources[name])
         return made
 

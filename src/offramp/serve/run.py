@@ -5,6 +5,7 @@ Layer: serve.
 
 import asyncio
 import errno
+import gc
 import logging
 import signal
 import socket
@@ -87,6 +88,7 @@ class Server(uvicorn.Server):
                 app,
                 http=partial(Impatient, header_seconds=settings.header_seconds),  # type: ignore[arg-type]
                 ws="none",
+                proxy_headers=False,  # nobody asks who the client is
                 log_config=None,
                 access_log=False,
                 server_header=False,
@@ -154,6 +156,7 @@ def serve(
     if threads is not None:
         torch.set_num_threads(threads)
     app = make_app(sources, settings)
+    app.state.serving.repository.on_load = keep_uncollected
     with logging_to_stderr(on=log), listening(settings.host, settings.port) as held:
         server = Server(app, settings)
         told(address_of(held))
@@ -161,6 +164,16 @@ def serve(
     failed = app.state.failed
     if failed is not None:
         raise failed
+
+
+def keep_uncollected() -> None:
+    """Let the garbage collector pass over all that there is: models are many objects, and stay.
+
+    Of the whole process, so only where it is the server's own.
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 @final

@@ -20,7 +20,7 @@ from starlette.requests import Request
 from offramp._core.errors import InputError
 from offramp._core.types import Raw
 from offramp.runtime import Prediction, RowsError
-from offramp.serve.bodies import Room, read_body, while_there
+from offramp.serve.bodies import Room, WhileThere, read_body
 from offramp.serve.errors import GONE, RequestError
 from offramp.serve.metrics import Metrics
 from offramp.serve.model import ServedModel
@@ -211,9 +211,11 @@ class Serving:
         gear = model.gear(options.gear)
         hurried = 0 < options.priority < _USUAL  # they pass others, so nobody knows when
         with model.used(), model.admission.of(n, None if hurried else within):
-            work = self._answered(model, size, read, names, options, gear, end)
             left = None if within is None else began + _GRACE * within - time.monotonic()
-            rows, prediction, error = await while_there(request, work, left)
+            async with WhileThere(request, left):
+                rows, prediction, error = await self._answered(
+                    model, size, read, names, options, gear, end
+                )
         seconds = time.monotonic() - began
         if model.observer is not None:
             model.observer.answered(rows, names, prediction, seconds, gear=gear)
