@@ -72,5 +72,44 @@ class Link:
         """Time for so many bytes, and for the answer to come."""
         return self.round_trip + size / self.bandwidth
 
+    @property
+    def unit(self) -> str:
+        """Of `cost`."""
+        return "seconds"
+
+    def cost(self, size: float) -> float:
+        """What so many bytes cost."""
+        return self.seconds(size)
+
     def __str__(self) -> str:
         return f"{self.bandwidth * 8 / 1e6:g} Mbit/s, {self.round_trip * 1e3:g} ms"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Toll:
+    """What a link costs in another unit than seconds: bytes, joules, dollars.
+
+    Args:
+        unit: As of the costs of the stages.
+        per_call: For one example, at least 0.
+        per_byte: At least 0.
+
+    >>> Toll(unit="usd", per_call=1e-4, per_byte=1e-9).cost(1000)
+    0.000101
+    """
+
+    unit: str
+    per_call: float = 0.0
+    per_byte: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("per_call", "per_byte"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(
+                    f"{name} must be finite and at least 0, got {getattr(self, name)!r}."
+                )
+
+    def cost(self, size: float) -> float:
+        """What so many bytes cost."""
+        return self.per_call + self.per_byte * size

@@ -116,7 +116,7 @@ class Client:
         device = self.device  # another one may come meanwhile
         walked = device.run(inputs)
         n = len(walked.ends)
-        sources = None if raw is None else _sources(raw, device.edge["raw"], n)
+        sources = None if raw is None else _sources(raw, list(device.edge["raw"]), n)
         label, chances = _said(walked.state["answer"])
         stage = [device.stages[k] for k in device.last(walked)]
         reason = ["last" if k == len(device.stages) - 1 else "policy" for k in device.last(walked)]
@@ -160,14 +160,12 @@ class Client:
         _, _, body = self._calls.ask(f"/v2/models/{self.settings.model}", None, self._headers())
         told = json.loads(body)
         names = [column["name"] for column in told.get("inputs", ())]
-        mine = self.device.edge["logits"]
-        if mine not in names:
-            theirs = [name for name in names if name.startswith("logits.")]
-            other = theirs[0].removeprefix("logits.") if theirs else "none"
+        mine = self.device.edge["id"]
+        if not any(name.endswith(f".{mine}") for name in names):
             raise InputError(
-                f"{self.device.folder} is the device of the split {self.device.edge['id']}, but "
-                f"the model {self.settings.model!r} at {self.settings.url} is the cloud of "
-                f"{other}. Deploy both folders of one split, or refresh the device."
+                f"{self.device.folder} is the device of the split {mine}, but the model "
+                f"{self.settings.model!r} at {self.settings.url} is of another one, or the cloud of "
+                f"none: it reads {names}. Deploy both folders of one split, or refresh the device."
             )
 
     def flush(self) -> Iterator[tuple[str, Mapping[str, NDArray[Any]]]]:

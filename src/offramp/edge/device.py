@@ -89,7 +89,7 @@ class Device:
         node, edge = walked.state["node"], self.edge
         for stage, segments in edge["goes_on"].items():
             going = rows[walked.ends[rows] == int(stage)]
-            self._cascade.reach(segments, going, len(node), walked.carries)
+            self._cascade.reach(segments["lacking"], going, len(node), walked.carries)
         return self._sent(walked, rows, raw, walked.carries)
 
     def to_audit(
@@ -100,7 +100,7 @@ class Device:
         inputs = [walked.inputs[name] for name in self._inputs]
         carries = {self._raw: self._carry(inputs, everyone)}
         for segments in list(self.edge["goes_on"].values())[:1]:
-            self._cascade.reach(segments, rows, len(everyone), carries)
+            self._cascade.reach(segments["all"], rows, len(everyone), carries)
         return self._sent(walked, rows, raw, carries)
 
     def _sent(
@@ -113,15 +113,16 @@ class Device:
         from offramp._core.onnx_runner import taken
 
         edge, state = self.edge, walked.state
-        logits = np.stack([state[f"logits.{k}"][rows] for k in edge["asked"]], axis=1)
-        visited = self._visited[state["node"][rows]]
-        inside = np.isin(walked.ends[rows], self._here)
-        for i, k in enumerate(edge["asked"]):  # who has left here has visited the end of its path
-            visited[:, i] |= inside & (walked.ends[rows] == k)
-        logits = np.where(visited[:, :, None], logits, np.float32(np.nan))
-        found = {edge["logits"]: logits.astype(np.float32)}
-        for name in edge["raw"]:
-            found[name] = walked.inputs[name][rows] if raw is None else raw[name]
+        found = {}
+        if edge["asked"]:
+            logits = np.stack([state[f"logits.{k}"][rows] for k in edge["asked"]], axis=1)
+            visited = self._visited[state["node"][rows]]
+            for i, k in enumerate(edge["asked"]):  # who has left here has visited its end as well
+                visited[:, i] |= walked.ends[rows] == k
+            logits = np.where(visited[:, :, None], logits, np.float32(np.nan))
+            found[edge["logits"]] = logits.astype(np.float32)
+        for name, sent in edge["raw"].items():
+            found[sent] = walked.inputs[name][rows] if raw is None else raw[name]
         for group in edge["carry_groups"]:
             for i, tensor in enumerate(taken(carries[group], rows)):
                 found |= packed(f"carry.{group}.{i}", tensor, edge["packing"])

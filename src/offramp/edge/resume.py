@@ -17,9 +17,9 @@ from offramp._core.errors import FileFormatError
 from offramp._core.packing import SCALE
 from offramp._core.topology import RAW_INPUT, Topology
 from offramp.bundle import read_extra, read_manifest
-from offramp.edge.cut import Cut
+from offramp._core.cut import Cut
 from offramp.runtime import Adaptive
-from offramp.stages import Cascade, Chain, Columns, HeldStages, Stage
+from offramp.stages import Cascade, Columns, HeldStages, Stage
 from offramp.stages.fusing.piece import InPiece
 
 EDGE = "edge.json"
@@ -46,6 +46,19 @@ class Given(nn.Module):
         """The tensors of the carry, and the logits behind them."""
         carry = [_unpacked(given, name) for name in self._carry]
         return (*carry, given[self._logits][:, self._columns])
+
+
+@final
+class Called(nn.Module):
+    """Columns by the names that a network has for them."""
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        super().__init__()
+        self._names = dict(names)
+
+    def forward(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The same columns."""
+        return {self._names[name]: column for name, column in given.items()}
 
 
 def _unpacked(given: Mapping[str, Tensor], name: str) -> Tensor:
@@ -98,7 +111,7 @@ def rest_of(
     cut: Cut,
     logits: str,
     carries: Mapping[str, Sequence[str]],
-    raw: Sequence[str],
+    raw: Mapping[str, str],
 ) -> dict[str, Stage]:
     """The stages of the cloud by name, in order.
 
@@ -107,7 +120,7 @@ def rest_of(
         cut: Where it is cut.
         logits: Name of the tensor with what the device's stages answered.
         carries: By group the names of the tensors that are sent.
-        raw: Names of the tensors of the raw input.
+        raw: Of each tensor of the raw input what it is sent as.
     """
     topology: Topology = cascade.topology
     held = list(cascade) if isinstance(cascade, Cascade) else list(cascade.stages.values())
@@ -139,11 +152,14 @@ def _stands(stage: Stage, module: nn.Module, part: InPiece, **others: Any) -> St
     ).eval()
 
 
-def _reading(stage: Stage, raw: Sequence[str]) -> Stage:
+def _reading(stage: Stage, raw: Mapping[str, str]) -> Stage:
     """A stage that takes the raw input out of what comes."""
-    first = Columns(raw[0]) if len(raw) == 1 else Columns(tuple(raw), stack=False)
-    before = [] if stage.transform is None else [stage.transform]
-    return stage.replaced(transform=Chain([first, *before]) if before else first)
+    sent = tuple(raw.values())
+    steps: list[nn.Module] = [Columns(sent[0] if len(sent) == 1 else sent, stack=False)]
+    if len(sent) > 1:
+        steps.append(Called({name: own for own, name in raw.items()}))
+    steps += [] if stage.transform is None else [stage.transform]
+    return stage.replaced(transform=steps)
 
 
 def _columns(cut: Cut, lineages: Mapping[int, Sequence[int]], root: int) -> list[int]:

@@ -22,9 +22,10 @@ from offramp.bundle.onnx.export import example_of, stored_policy
 from offramp.bundle.onnx.folder import segments_told, write_parts
 from offramp.bundle.onnx.graph import FLOAT, values_of
 from offramp.bundle.onnx.parts import Parts, export_parts
-from offramp.edge.cut import Cut, Send
+from offramp._core.cut import Cut, Send
 from offramp.edge.resume import EDGE, FORMAT
 from offramp.runtime import Adaptive
+from offramp.runtime.plans import plan_segments
 from offramp.stages import weights_digest
 
 DEVICE, CLOUD, MANIFEST = "device", "cloud", "split.json"
@@ -119,7 +120,6 @@ def split(
         "version": FORMAT,
         "device": [topology.names[k] for k in sorted(cut.here)],
         "send": send,
-        "raw": [value.name for value in parts.inputs] if cut.raw else [],
         "packing": cut.packing,
         "carries": carries,
         "stages": weights_digest(
@@ -132,7 +132,9 @@ def split(
         write_parts(folder / DEVICE, parts, model.class_names)
         files = {file.name: sha256(file) for file in _content(folder / DEVICE)}
         name = digest_of({**told, "files": files})[:16]
-        told |= {"id": name, "logits": f"logits.{name}"}
+        # What is sent is called by the split, so that no cloud of another one takes it.
+        raw = {v.name: f"{v.name}.{name}" for v in parts.inputs} if cut.raw else {}
+        told |= {"id": name, "logits": f"logits.{name}", "raw": raw}
         edge = {**told, "asked": list(cut.asked), "goes_on": _goes_on(cut)}
         edge |= {"files": files, "offline": dict(offline or {}), "top": candidate.top}
         edge |= {"carry_groups": list(cut.carries), "reference": candidate.reference}
@@ -191,9 +193,15 @@ def _carries(parts: Parts, cut: Cut) -> dict[str, list[str]]:
 
 
 def _goes_on(cut: Cut) -> dict[str, Any]:
-    return {
-        str(k): segments_told(cut.topology, segments) for k, segments in cut.goes_on().items()
-    }
+    """For each stage that examples go on to, what must run here, and what of it some may lack."""
+    plans, found = plan_segments(cut.topology), {}
+    for k, segments in cut.goes_on().items():
+        lacking = [j for j in plans[k].segments if j in segments]
+        found[str(k)] = {
+            "all": segments_told(cut.topology, segments),
+            "lacking": segments_told(cut.topology, lacking),
+        }
+    return found
 
 
 def _content(folder: Path) -> list[Path]:

@@ -1,6 +1,6 @@
 """Where a cascade is cut: what runs on the device, and what has to be sent from there.
 
-Layer: edge.  Source: docs/adr/0056.
+Layer: _core.  Source: docs/adr/0056.
 """
 
 from collections.abc import Collection
@@ -111,7 +111,7 @@ class Cut:
     @property
     def asked(self) -> tuple[int, ...]:
         """Stages of the device whose logits go along, in order."""
-        return tuple(k for k in self.topology.active if k in self.here)
+        return tuple(k for k in self.topology.active if k in self.here - self.again)
 
     def goes_on(self) -> dict[int, tuple[int, ...]]:
         """For each stage that an example may go on to in the cloud, what must have run before."""
