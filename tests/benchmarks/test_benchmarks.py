@@ -69,6 +69,11 @@ TINY = {
         results=("early_exit_cifar10",),
         fewer=True,
     ),
+    "edge_cloud": Tiny(
+        options="--data {data}/cifar10 --rounds 1 --images 8 --rates 20 --round-trips 50",
+        results=("edge_cloud",),
+        needs=("onnxruntime", "uvicorn"),
+    ),
     "guarantee": Tiny(
         options="--data {data}/cifar10 --draws 5 --divisions 1 --sets IMDB",
         results=("guarantee",),

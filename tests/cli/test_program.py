@@ -17,13 +17,14 @@ COMMANDS = [
     "simulate",
     *("profile", "tune"),
 ]
+OF_THE_EDGE = ["edge split", "edge run"]
 
 
 def test_help_and_import_leave_torch_alone():
     code = (
         "import sys, offramp.cli\n"
         "for arguments in (['--help'], *([c, '--help'] for c in "
-        f"{COMMANDS!r}), ['--version']):\n"
+        f"{COMMANDS!r}), *([*c.split(), '--help'] for c in {OF_THE_EDGE!r}), ['--version']):\n"
         "    assert offramp.cli.main(arguments) == 0, arguments\n"
         "heavy = {'torch', 'numpy', 'sklearn', 'scipy', 'matplotlib'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)\n"
@@ -44,12 +45,14 @@ def test_the_module_runs_as_a_program():
 
 def test_every_command_is_there_and_no_other():
     assert [command.name for command in app.registered_commands] == COMMANDS
+    (edge,) = app.registered_groups
+    assert [f"edge {c.name}" for c in edge.typer_instance.registered_commands] == OF_THE_EDGE
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, *OF_THE_EDGE])
 def test_help_says_what_goes_in_what_comes_out_and_gives_an_example(run, command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    found = run(command, "--help")
+    found = run(*command.split(), "--help")
     assert found.code == 0
     said = " ".join(found.out.split())  # early versions of typer join the paragraphs
     for word in ("In:", "Out:", f"Example: offramp {command}", "--json"):

@@ -162,7 +162,11 @@ def check_command(words):
     elif words[0] == "offramp":
         known = typer.main.get_command(app).commands
         assert words[1] in known, f"there is no command {words[1]!r}"
-        options = {o for p in known[words[1]].params for o in (*p.opts, *p.secondary_opts)}
+        command = known[words[1]]
+        if hasattr(command, "commands") and len(words) > 2:
+            assert words[2] in command.commands, f"there is no command {words[1:3]}"
+            command = command.commands[words[2]]
+        options = {o for p in command.params for o in (*p.opts, *p.secondary_opts)}
         for word in (w for w in words[2:] if w.startswith("-")):
             assert word.partition("=")[0] in {*options, "--help"}, f"no option {word} in {words}"
     elif words[0] == "curl":

@@ -28,7 +28,7 @@ for backend in sys.argv[1:]:
     cascade(x)
 assert not asked, asked
 assert sys.modules.get("openvino_telemetry") is None
-import offramp.bundle.onnx.run  # the runner of exported folders
+import offramp._core.onnx_runner  # the runner of exported folders
 """
 
 

@@ -11,7 +11,7 @@ from typing import final
 import numpy as np
 
 from offramp._core.errors import InputError
-from offramp._core.schema import stored
+from offramp._core.schema import omitted, stored
 from offramp._core.topology import Path, Topology
 from offramp._core.types import BoolArray, FloatArray
 from offramp._core.units import UNITS
@@ -29,12 +29,18 @@ class Costs:
         head: Cost of each stage's own head, `(s,)`; 0 where the head is part of the segment.
         decision: Cost of deciding after each stage, `(s,)`.
         note: How the figures were made, in words: batch size, device, source.
+        places: Where each stage runs, `(s,)`: 0 where the examples arise, 1 for the next place, and
+            so on, never back. Empty where all run in one place.
+        links: What going from each place to the next costs an example, once.
 
     Raises:
         InputError: If a cost is negative or not finite, or the lengths differ.
 
     >>> Costs.simple("flops", [1.0, 4.0]).visit(Topology.of(["a", "b"]), (0,), 1)
     4.0
+    >>> apart = replace(Costs.simple("seconds", [1.0, 4.0]), places=(0, 1), links=(2.0,))
+    >>> apart.visit(Topology.of(["a", "b"]), (0,), 1), apart.alone(Topology.of(["a", "b"]), 1)
+    (6.0, 6.0)
     """
 
     unit: str
@@ -42,6 +48,8 @@ class Costs:
     head: tuple[float, ...]
     decision: tuple[float, ...]
     note: str = ""
+    places: tuple[int, ...] = omitted(())
+    links: tuple[float, ...] = omitted(())
 
     def __post_init__(self) -> None:
         if not self.unit:
@@ -63,6 +71,20 @@ class Costs:
                     f"stage {bad[0]}."
                 )
             object.__setattr__(self, name, tuple(float(v) for v in values))
+        self._check_places()
+
+    def _check_places(self) -> None:
+        if self.places and len(self.places) != len(self.segment):
+            raise InputError(
+                f"places must have one entry per stage ({len(self.segment)}), got "
+                f"{len(self.places)}."
+            )
+        if any(not 0 <= place <= len(self.links) for place in self.places):
+            raise InputError(
+                f"places must be in [0, {len(self.links)}], the number of links, got {self.places}."
+            )
+        if any(not 0 <= cost < np.inf for cost in self.links):
+            raise InputError(f"links must be finite and at least 0, got {self.links}.")
 
     @classmethod
     def simple(cls, unit: str, stage: Sequence[float], *, note: str = "") -> "Costs":
@@ -76,7 +98,14 @@ class Costs:
     def visit(self, topology: Topology, path: Path, stage: int) -> float:
         """Cost of going on from `path` to `stage`: segments still missing, and its head."""
         missing = topology.new_segments(path, stage)
-        return sum(self.segment[j] for j in missing) + self.head[stage]
+        return sum(self.segment[j] for j in missing) + self.head[stage] + self.crossing(path, stage)
+
+    def crossing(self, path: Path, stage: int) -> float:
+        """Cost of the links between where an example is after `path` and where `stage` runs."""
+        if not self.places:
+            return 0.0
+        here = max((self.places[k] for k in path), default=0)
+        return sum(self.links[here : self.places[stage]])
 
     def alone(self, topology: Topology, stage: int) -> float:
         """Cost of `stage` run alone on the raw input, with no decision taken."""
@@ -94,6 +123,7 @@ class Costs:
             segment=tuple(self.segment[k] for k in stages),
             head=tuple(self.head[k] for k in stages),
             decision=tuple(self.decision[k] for k in stages),
+            places=tuple(self.places[k] for k in stages) if self.places else (),
         )
 
     def relative_to(self, topology: Topology, stage: int) -> "Costs":
@@ -113,6 +143,8 @@ class Costs:
             segment=tuple(v / own for v in self.segment),
             head=tuple(v / own for v in self.head),
             decision=tuple(v / own for v in self.decision),
+            places=self.places,
+            links=tuple(v / own for v in self.links),
         )
 
     def warn_if_flat(self, topology: Topology, *, factor: float = 2.0) -> None:
@@ -164,7 +196,8 @@ class PricedCosts:
     def visit(self, topology: Topology, path: Path, stage: int) -> FloatArray:
         """As `Costs.visit`."""
         missing = list(topology.new_segments(path, stage))
-        return np.asarray(self.prices[:, missing].sum(axis=1) + self.mean.head[stage])
+        rest = self.mean.head[stage] + self.mean.crossing(path, stage)
+        return np.asarray(self.prices[:, missing].sum(axis=1) + rest)
 
     def alone(self, topology: Topology, stage: int) -> FloatArray:
         """As `Costs.alone`."""

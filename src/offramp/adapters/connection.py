@@ -25,12 +25,13 @@ from functools import cache
 from typing import Any, TypeVar, final
 from urllib.parse import urlsplit
 
+from offramp._core.breaker import PASSES, Breaker
 from offramp._core.deadline import seconds_left
 from offramp._core.errors import InputError, ServiceError
 from offramp._core.files import parse_json
 from offramp._core.optional import imported
 from offramp.adapters.clients import Clients
-from offramp.adapters.limits import Breaker, Limits, Pace
+from offramp.adapters.limits import Limits, Pace
 
 T = TypeVar("T")
 Read = Callable[[bytes, Mapping[str, str]], dict[str, Any]]
@@ -38,7 +39,6 @@ _MOST_BYTES = 64 * 2**20  # of an answer
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")  # how a name differs from most keys
 _HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+")  # a name or an address, which all read alike
 _SHOWN = 200  # characters of what a service says
-_PASSES = frozenset({408, 409, 425, 429, *range(500, 600)})
 _REFUSES = {
     401: "does not accept the key",
     403: "does not allow this",
@@ -217,7 +217,7 @@ class Connection:
             )
         if status in _REFUSES:
             self._refuse(f"{_REFUSES[status]} (HTTP {status}){self._said(body)}")
-        if status in _PASSES:
+        if status in PASSES:
             wait = _retry_after(headers)
             if status != 429:
                 self._breaker.failed()

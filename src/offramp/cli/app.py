@@ -21,6 +21,7 @@ from offramp.cli.bench import command as bench
 from offramp.cli.class_exits import command as class_exits
 from offramp.cli.cut import command as cut
 from offramp.cli.demo import command as demo
+from offramp.cli.edge import program as edge
 from offramp.cli.evaluate import command as evaluate
 from offramp.cli.export import command as export
 from offramp.cli.fit import command as fit
@@ -64,9 +65,9 @@ app = typer.Typer(
         "what they say about labeled data, **advise** whether a cascade is worth it, "
         "**fit** policies and choose one, "
         "**evaluate** it, write a **report**; then **predict** and "
-        "**bench** with the bundle, **serve** it over HTTP, **simulate** a cluster of it, "
-        "**tune** it to the machine, or "
-        "**export** it to ONNX. "
+        "**bench** with the bundle, **serve** it over HTTP, **simulate** a cluster of it, split it "
+        "between a device and a cloud (**edge**), **tune** it to the machine, or **export** it to "
+        "ONNX. "
         "With one network: first **cut** it and **train** its exits; **class-exits** make some "
         "classes faster."
     ),
@@ -118,6 +119,7 @@ app.command("top")(top)
 app.command("simulate")(simulate)
 app.command("profile")(profile)
 app.command("tune")(tune)
+app.add_typer(edge)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -354,4 +354,5 @@ def split_cost(costs: Costs, topology: Topology, path: Path) -> tuple[FloatArray
             share = useful if topology.groups[j] in lineage else overhead
             share[j] += costs.segment[j]
         (useful if k == path[-1] else overhead)[k] += costs.head[k]
+        useful[k] += costs.crossing(path[:i], k)
     return useful, overhead

@@ -17,7 +17,7 @@ from offramp._core.errors import InputError
 from offramp.serve.app import make_app
 from offramp.serve.channel import Channel
 from offramp.serve.hub import Known, seal_of
-from offramp.serve.run import Server, logging_to_stderr
+from offramp.serve.run import Server, keep_uncollected, logging_to_stderr
 from offramp.serve.serving import Serving
 from offramp.serve.settings import Settings
 from offramp.serve.whole import Alone, Stats
@@ -53,6 +53,7 @@ def work(
     app = make_app(
         sources, settings, whole=lambda serving: Among(serving, parent, known, lambda: ends[0]())
     )
+    app.state.serving.repository.on_load = keep_uncollected
     server = Server(app, settings)
     ends.append(server.stop)
     with logging_to_stderr(f"worker {settings.part}: ", on=log):

@@ -4,12 +4,15 @@ Layer: tuning.
 """
 
 from offramp.tuning.compile import compile
+from offramp.tuning.edge import EdgePlan, Offline, plan_edge, rounded, sizes_of
 from offramp.tuning.fuse_for import fuse_for
 from offramp.tuning.meter import measure_times
 from offramp.tuning.profile import Profile, Span, StageProfile, profile
 from offramp.tuning.quantize import Quantized, quantize
 
 __all__ = [
+    "EdgePlan",
+    "Offline",
     "Profile",
     "Quantized",
     "Span",
@@ -17,6 +20,9 @@ __all__ = [
     "compile",
     "fuse_for",
     "measure_times",
+    "plan_edge",
     "profile",
     "quantize",
+    "rounded",
+    "sizes_of",
 ]

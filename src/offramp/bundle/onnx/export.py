@@ -99,11 +99,11 @@ def export_onnx(
     """
     path = Path(path)
     check_path(path, folder=folder, overwrite=overwrite)  # before the work, not after it
-    parts = export_parts(model.cascade, model.policy, _raw(model, example), transform=transform)
+    parts = export_parts(model.cascade, model.policy, example_of(model, example), transform=transform)
     if folder:
         with atomic_folder(path, ONNX_FOLDER, overwrite=overwrite) as place:
             write_parts(place, parts, model.class_names)
-            write_json(place / POLICY, _policy(model))
+            write_json(place / POLICY, stored_policy(model))
         return _exported(path, parts, {file.name: file.stat().st_size for file in path.iterdir()})
     whole = single_model(parts, model.class_names)
     with new_file(path, overwrite=overwrite) as temporary:
@@ -130,7 +130,8 @@ def check_path(path: Path, *, folder: bool, overwrite: bool, keep: tuple[Path, .
     check_folder(path, ONNX_FOLDER, overwrite=overwrite, keep=keep)
 
 
-def _raw(model: Adaptive, example: AnyBatch | None) -> AnyBatch:
+def example_of(model: Adaptive, example: AnyBatch | None) -> AnyBatch:
+    """The example that is given, or one of what the model tells of its inputs."""
     if example is not None:
         return example
     shape = getattr(model.cascade, "input_shape", None)
@@ -150,6 +151,7 @@ def _exported(path: Path, parts: Parts, files: Mapping[str, int]) -> Exported:
     )
 
 
-def _policy(model: Adaptive) -> object:
+def stored_policy(model: Adaptive) -> object:
+    """What decides, as `policy.json` holds it."""
     alone = isinstance(model.choice, Policy)
     return {"policy": to_json(model.policy)} if alone else to_json(model.candidate)

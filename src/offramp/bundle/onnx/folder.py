@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import offramp._core
 from offramp._core.files import write_json
-from offramp._core.topology import RAW_INPUT
+from offramp._core.topology import RAW_INPUT, Topology
 from offramp.bundle.names import MANIFEST, WEIGHTS, weight_files
 from offramp.bundle.onnx.parts import ENDING, Parts
 from offramp.runtime.plans import RAW
@@ -22,19 +23,23 @@ RUNNER = "run.py"
 FORMAT, VERSION = "offramp-onnx", 1
 
 
-def write_parts(folder: Path, parts: Parts, class_names: Sequence[str]) -> None:
+def write_parts(
+    folder: Path, parts: Parts, class_names: Sequence[str], **told: object
+) -> None:
     """Write what the runner needs, and the runner.
 
     Args:
         folder: It exists.
         parts: Of the cascade.
         class_names: For people.
+        told: What else the manifest says.
     """
     files = _models(parts)
     for name, model in files.items():
         (folder / name).write_bytes(model.SerializeToString())
-    write_json(folder / MANIFEST, _manifest(parts, list(files), class_names))
-    shutil.copyfile(Path(__file__).with_name(RUNNER), folder / RUNNER)
+    write_json(folder / MANIFEST, _manifest(parts, list(files), class_names) | told)
+    source = Path(offramp._core.__file__).with_name("onnx_runner.py")
+    shutil.copyfile(source, folder / RUNNER)
 
 
 def _models(parts: Parts) -> dict[str, Any]:
@@ -71,22 +76,28 @@ def _manifest(parts: Parts, files: Sequence[str], class_names: Sequence[str]) ->
 
 def _stage(parts: Parts, stage: int) -> dict[str, Any]:
     topology, plan = parts.policy.topology, parts.plans[stage]
-    segment, name = _stems(topology.groups), topology.names[stage]
+    name = topology.names[stage]
     stem = _stems(topology.names)[name]
     return {
         "index": stage,
         "name": name,
         "group": topology.groups[stage],
-        "segments": [
-            {
-                "file": f"{segment[topology.groups[j]]}.segment{ENDING}",
-                "group": topology.groups[j],
-                "source": RAW if (k := topology.sources[j]) == RAW_INPUT else topology.groups[k],
-            }
-            for j in plan.segments
-        ],
+        "segments": segments_told(topology, plan.segments),
         "head": f"{stem}.head{ENDING}" if stage in parts.heads else None,
         "decision": f"{stem}.decision{ENDING}",
         "reads": list(parts.decisions[stage].reads),
         "keep": sorted(plan.keep),
     }
+
+
+def segments_told(topology: Topology, segments: Sequence[int]) -> list[dict[str, str]]:
+    """File, group and source of some segments, as the runner reads them."""
+    stems = _stems(topology.groups)
+    return [
+        {
+            "file": f"{stems[topology.groups[j]]}.segment{ENDING}",
+            "group": topology.groups[j],
+            "source": RAW if (k := topology.sources[j]) == RAW_INPUT else topology.groups[k],
+        }
+        for j in segments
+    ]

@@ -4,7 +4,7 @@ Layer: bundle.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -87,7 +87,12 @@ class Parts:
 
 
 def export_parts(
-    cascade: StageSource, policy: Policy, example: AnyBatch, *, transform: bool
+    cascade: StageSource,
+    policy: Policy,
+    example: AnyBatch,
+    *,
+    transform: bool,
+    only: Collection[int] | None = None,
 ) -> Parts:
     """Export each part that a policy uses.
 
@@ -96,6 +101,7 @@ def export_parts(
         policy: Made for them.
         example: Some raw input; one example is enough.
         transform: Whether networks bring their transforms along.
+        only: Stages that run here, the root among them; None for all.
 
     Raises:
         UnsupportedError: If the policy draws at random, or a network cannot be exported; it names
@@ -109,6 +115,9 @@ def export_parts(
     check_expressible(policy)
     plans = plan_segments(policy.topology)
     run = sorted({j for plan in plans.values() for j in plan.segments} | set(plans))
+    if only is not None:
+        plans = {k: plan for k, plan in plans.items() if k in only}
+        run = [k for k in run if k in only]
     stages = {k: cascade.stage(k) for k in run}
     for stage in stages.values():
         _check_exportable(stage, transform=transform)

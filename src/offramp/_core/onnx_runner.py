@@ -5,7 +5,7 @@
 The first file holds the inputs by name, `(n, ...)` each; the second gets `log_probs` `(n, c)`,
 `label` and `stage`, both `(n,)`. From Python: `Cascade(folder)(inputs)`.
 
-Layer: bundle; copied into each folder that `offramp.export_onnx` writes.
+Layer: _core; copied into each folder that `offramp.export_onnx` writes.
 """
 
 import json
@@ -65,6 +65,14 @@ class Cascade:
 
     def __call__(self, inputs: np.ndarray | Mapping[str, np.ndarray]) -> Prediction:
         """Answer a batch: one array, or arrays by name."""
+        state, _ = self.walk(inputs)
+        label = np.where(np.isnan(state["answer"][:, 0]), -1, state["answer"].argmax(axis=1))
+        return Prediction(state["answer"], label, self._ends[state["node"]])
+
+    def walk(
+        self, inputs: np.ndarray | Mapping[str, np.ndarray]
+    ) -> tuple[dict[str, np.ndarray], dict[str, Carry]]:
+        """Take a batch through the stages that are here; what is known then, and the carries."""
         names = self.manifest["inputs"]
         given = inputs if isinstance(inputs, Mapping) else {names[0]: inputs}
         raw = [np.asarray(given[name]) for name in names]
@@ -81,8 +89,18 @@ class Cascade:
             rows = np.flatnonzero(self._ends[state["node"]] == stage["index"])
             if len(rows):
                 self._visit(stage, rows, state, carries)
-        label = np.where(np.isnan(state["answer"][:, 0]), -1, state["answer"].argmax(axis=1))
-        return Prediction(state["answer"], label, self._ends[state["node"]])
+        return state, carries
+
+    def reach(
+        self, segments: list[dict[str, str]], rows: np.ndarray, n: int, carries: dict[str, Carry]
+    ) -> None:
+        """Run those segments that the examples at `rows`, of `n`, have not run."""
+        for segment in segments:
+            held = carries.get(segment["group"])
+            lacking = rows if held is None else rows[held.place[rows] < 0]
+            if len(lacking):
+                made = self._run(segment["file"], taken(carries[segment["source"]], lacking))
+                carries[segment["group"]] = joined(held, made, lacking, n)
 
     def _visit(
         self,
@@ -92,12 +110,7 @@ class Cascade:
         carries: dict[str, Carry],
     ) -> None:
         """Run what the examples at `rows` lack, answer and decide."""
-        for segment in stage["segments"]:
-            held = carries.get(segment["group"])
-            lacking = rows if held is None else rows[held.place[rows] < 0]
-            if len(lacking):
-                made = self._run(segment["file"], taken(carries[segment["source"]], lacking))
-                carries[segment["group"]] = joined(held, made, lacking, len(state["node"]))
+        self.reach(stage["segments"], rows, len(state["node"]), carries)
         carry = taken(carries[stage["group"]], rows)
         (logits,) = carry if stage["head"] is None else self._run(stage["head"], carry)
         name = f"logits.{stage['index']}"

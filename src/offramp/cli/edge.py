@@ -1,0 +1,247 @@
+"""`offramp edge`: a cascade split between a device and a cloud, and the device's part.
+
+Layer: cli.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from offramp._core.errors import InputError
+from offramp.cli import options
+from offramp.cli.output import Output, percent
+
+if TYPE_CHECKING:
+    from offramp._core.costs import Costs
+
+program = typer.Typer(
+    name="edge",
+    help="Split a cascade between a device and a cloud, and run the device's part.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
+
+
+@program.command("split")
+def split_command(
+    bundle: Annotated[Path, typer.Argument(help="The bundle whose stages are placed.")],
+    trace: Annotated[
+        Path, typer.Argument(help="Recording of these stages, with the splits fit and calibrate.")
+    ],
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(help="Inputs as they will come, to measure times and sizes."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to make.")],
+    link: Annotated[
+        str, typer.Option(help='Bandwidth and round trip, such as "20 Mbit/s, 50 ms".')
+    ],
+    device_slower: Annotated[
+        float,
+        typer.Option(help="How many times longer stages take on the device than on this machine."),
+    ] = 4.0,
+    device_seconds: Annotated[
+        str | None,
+        typer.Option(help="Seconds of each stage on the device, such as small=0.01,large=0.2."),
+    ] = None,
+    raw_bytes: Annotated[
+        float | None,
+        typer.Option(help="Bytes of an input as it is sent, such as of a JPEG file."),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Stages on the device, separated by commas; by default the best cut."),
+    ] = None,
+    send: Annotated[
+        str, typer.Option(help="What may be sent: raw, float32; separated by commas.")
+    ] = "raw,float32",
+    max_drop: Annotated[float, typer.Option(help="Accuracy that may be lost.")] = 0.02,
+    delta: Annotated[float, typer.Option(help="Largest chance of a wrong promise.")] = 0.1,
+    policy: Annotated[str, typer.Option(help="Which policies are fitted.")] = "threshold",
+    array: Annotated[str, typer.Option(help="Name of the inputs in npz files.")] = "images",
+    overwrite: options.Overwrite = False,
+    allow_import: options.AllowImport = False,
+    json: options.Json = False,
+) -> None:
+    """Choose the cut and the policy for device, link and cloud together, and write both parts.
+
+    In: a bundle, a recording of its stages, some inputs, and what the link carries.
+
+    Out: a folder with device/, which numpy and onnxruntime run, and cloud/, which offramp serve
+    serves. Exit code 3 where the cloud or the device alone is cheaper: nothing is written then.
+
+    Example: offramp edge split runs/demo/bundle runs/demo/demo.trace runs/demo/test.npz
+    --link "20 Mbit/s, 50 ms" --out runs/split
+    """
+    from offramp import Adaptive, Cascade, load, load_trace
+    from offramp._core.link import Link
+    from offramp.backends import require_onnx
+    from offramp.cli.bench import some_inputs
+    from offramp.edge import split
+    from offramp.stages import measure_seconds
+    from offramp.tuning import plan_edge, sizes_of
+
+    output, between = Output(as_json=json), Link.parse(link)
+    require_onnx()
+    model = load(bundle, allow_import=allow_import)
+    held, names = list(model.cascade), model.cascade.topology.names  # type: ignore[call-overload]
+    if len(held) != len(names):
+        raise InputError(
+            f"{bundle} must hold all of {list(names)} to be split anew, and holds "
+            f"{[stage.name for stage in held]}."
+        )
+    edges = [(names[a], names[b]) for a, b in model.cascade.topology.edges]
+    cascade = Cascade(held, edges=edges, class_names=model.class_names)
+    batch = some_inputs(bundle, inputs, array, most=8)
+    here = measure_seconds(cascade, batch, batch_sizes=[1], rounds=9)[1]
+    there = _slower(here, device_slower, device_seconds, names)
+    sizes = sizes_of(cascade, batch)
+    if raw_bytes is not None:
+        sizes[""] = raw_bytes
+    plan = plan_edge(
+        load_trace(trace),
+        cascade,
+        {"device": there, "cloud": here},
+        between,
+        sizes=sizes,
+        max_drop=max_drop,
+        delta=delta,
+        policy=policy,
+        sends=options.names(send),  # type: ignore[arg-type]  # it looks for itself
+        device=options.names(device),
+        reference=model.candidate.reference,
+    )
+    told: dict[str, Any] = {
+        "device": list(plan.device),
+        "send": plan.send,
+        "seconds": plan.cost,
+        "alone": dict(plan.alone),
+        "bytes": plan.bytes,
+        "worth": plan.worth,
+        "choice": plan.choice.sentence,
+        "offline": vars(plan.offline),
+        "out": None,
+    }
+    output.paragraph(plan.sentence)
+    output.paragraph(plan.choice.sentence)
+    if not plan.worth:
+        output.result(told)
+        raise typer.Exit(3)
+    made = split(
+        Adaptive(cascade, plan.choice, costs=plan.costs),
+        out,
+        device=plan.device,
+        send=plan.send,
+        example=batch,
+        offline=vars(plan.offline),
+        overwrite=overwrite,
+    )
+    output.line(f"{made.path / 'device'}: offramp edge run, or offramp.edge.Client")
+    output.line(f"{made.path / 'cloud'}: offramp serve")
+    output.result({**told, "out": str(made.path), "id": made.id})
+
+
+@program.command("run")
+def run_command(
+    folder: Annotated[Path, typer.Argument(help="The folder device/ of a split.")],
+    inputs: Annotated[list[Path], typer.Argument(help="Files of arrays (npz).")],
+    url: Annotated[
+        str | None, typer.Option(help="Address of the cloud; without, the device answers alone.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="What the server calls the cloud's bundle.")] = "cloud",
+    timeout: Annotated[float, typer.Option(help="Seconds that the cloud is waited for.")] = 2.0,
+    audit: Annotated[
+        float, typer.Option(help="Share of the device's answers that the cloud hears of.")
+    ] = 0.0,
+    queue: Annotated[
+        Path | None, typer.Option(help="Folder for what the cloud could not be asked.")
+    ] = None,
+    token_env: Annotated[
+        str | None, typer.Option(help="Environment variable with the token of the server.")
+    ] = None,
+    array: Annotated[str, typer.Option(help="Name of the inputs in npz files.")] = "images",
+    batch_size: options.BatchSize = 1,
+    threads: options.Threads = None,
+    json: options.Json = False,
+) -> None:
+    """Answer inputs on this machine, and ask the cloud about those that are hard.
+
+    In: the device's folder of a split, and arrays.
+
+    Out: a line for each input: its label, the stage that answered, where, and why there; with
+    --json one object with them and what was sent. Needs neither torch nor a network: without the
+    cloud the last stage here answers, and says so.
+
+    Example: offramp edge run runs/split/device runs/demo/test.npz --url http://cloud:8000
+    """
+    import numpy as np
+
+    from offramp.edge import Client, Settings
+
+    output = Output(as_json=json)
+    settings = Settings(
+        url=url,
+        model=model,
+        timeout=timeout,
+        confident_audit_rate=audit,
+        queue=queue,
+        token_env=token_env,
+    )
+    client = Client(folder, settings, threads=threads or 0)
+    rows: list[list[str]] = []
+    for path in inputs:
+        with np.load(path, allow_pickle=False) as held:
+            if array not in held:
+                raise InputError(f"{path} holds {list(held)}, and --array says {array!r}.")
+            values = held[array]
+        for k in range(0, len(values), batch_size):
+            told = client(values[k : k + batch_size])
+            labels = [_named(int(label), client.device.class_names) for label in told.label]
+            rows += [list(row) for row in zip(labels, told.stage, told.where, told.reason)]  # noqa: B905
+    client.close()
+    output.table(["label", "stage", "where", "reason"], rows)
+    offline = client.counts["offline"]
+    if offline and client.offline:
+        at_least = percent(client.offline["at_least"])
+        output.paragraph(
+            f"{offline} were answered here although the cloud was wanted: the device alone is "
+            f"right in at least {at_least} of the cases (delta = {client.offline['delta']:.2g})."
+        )
+    output.result(
+        {
+            "answers": [dict(zip(("label", "stage", "where", "reason"), r, strict=True)) for r in rows],
+            "counts": dict(client.counts),
+            "bytes": client.bytes,
+            "offline": dict(client.offline),
+        }
+    )
+
+
+def _named(label: int, class_names: list[str]) -> str:
+    return class_names[label] if 0 <= label < len(class_names) else str(label)
+
+
+def _slower(costs: "Costs", times: float, given: str | None, names: tuple[str, ...]) -> "Costs":
+    """Seconds on the device: those that are given, or so many times those of this machine."""
+    from dataclasses import replace
+
+    if not 0 < times < float("inf"):
+        raise InputError(f"--device-slower must be above 0, got {times}.")
+    if given is None:
+        return replace(
+            costs,
+            segment=tuple(times * s for s in costs.segment),
+            head=tuple(times * s for s in costs.head),
+        )
+    from offramp.stages import given_costs
+
+    try:
+        pairs = [part.split("=") for part in given.split(",")]
+        seconds = {name.strip(): float(value) for name, value in pairs}
+    except ValueError:
+        raise InputError(
+            f"--device-seconds must be names with seconds, such as small=0.01,large=0.2, got "
+            f"{given!r}."
+        ) from None
+    return given_costs(list(names), "seconds", seconds)

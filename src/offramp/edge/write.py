@@ -1,0 +1,226 @@
+"""Two folders out of one model: what the device runs, and the bundle of the cloud.
+
+Layer: edge.  Source: docs/adr/0056.
+"""
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from offramp._core.errors import InputError
+from offramp._core.files import atomic_folder, sha256, write_json
+from offramp._core.ownership import SPLIT, check_folder
+from offramp._core.packing import SCALE
+from offramp._core.seal import digest_of
+from offramp._core.types import AnyBatch
+from offramp.bundle import save
+from offramp.bundle.names import MANIFEST as BUNDLE_MANIFEST
+from offramp.bundle.names import POLICY
+from offramp.bundle.onnx.export import example_of, stored_policy
+from offramp.bundle.onnx.folder import segments_told, write_parts
+from offramp.bundle.onnx.graph import FLOAT, values_of
+from offramp.bundle.onnx.parts import Parts, export_parts
+from offramp._core.cut import Cut, Send
+from offramp.edge.resume import EDGE, FORMAT
+from offramp.runtime import Adaptive
+from offramp.runtime.plans import plan_segments
+from offramp.stages import weights_digest
+
+DEVICE, CLOUD, MANIFEST = "device", "cloud", "split.json"
+_WIDTHS = {"float32": 4, "float16": 2, "int8": 1}
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """What was written.
+
+    Args:
+        path: The folder; `device` and `cloud` are in it.
+        id: The same in both, and in no other split.
+        device: Names of the stages on the device.
+        cloud: Those in the cloud.
+        send: What is sent.
+        bytes: What one example sends, without the headers; None where its raw input has no size of
+            its own, as files of images.
+    """
+
+    path: Path
+    id: str
+    device: tuple[str, ...]
+    cloud: tuple[str, ...]
+    send: Send
+    bytes: int | None
+
+
+def split(
+    model: Adaptive,
+    path: Path | str,
+    *,
+    device: Collection[str] | None = None,
+    send: Send = "raw",
+    example: AnyBatch | None = None,
+    transform: bool = True,
+    offline: Mapping[str, object] | None = None,
+    overwrite: bool = False,
+) -> Split:
+    """Write the device's part of a model and the cloud's.
+
+    `device/` holds ONNX files that numpy and onnxruntime run (`offramp.edge.Client`), `cloud/` a
+    bundle that `offramp serve` serves, which goes on from what a device sends. Together they answer
+    what the model answers, to rounding; with "float16" and "int8" what a model answers whose carry
+    is rounded so, for which its policy has to be fitted (`offramp.tuning.plan_edge`).
+
+    Args:
+        model: Its networks are in PyTorch, or in ONNX Runtime, and have specs; its policy is the
+            whole system's.
+        path: The folder to make.
+        device: Names of the stages on the device, with the first; by default those that the costs
+            of the model place there.
+        send: What the device sends of an example that goes on, beside what its stages answered:
+            "raw", the raw input as it came; or the carry of the last stage that ran, "float32" as
+            it is, "float16", or "int8" with a scale for each example.
+        example: As for `offramp.export_onnx`.
+        transform: Whether the device's networks bring their transforms along. Without, the device
+            is given what the networks read, and "raw" sends what the transforms take.
+        offline: What is known of the answers that the device gives by itself, for its manifest.
+        overwrite: Whether a split at `path` may be replaced.
+
+    Raises:
+        InputError: If nothing is left on either side; the policy cannot run there; or `path`
+            exists.
+        UnsupportedError: As `offramp.export_onnx`.
+        MissingExtraError: Without the extra "onnx".
+
+    >>> import tempfile, torch
+    >>> from offramp import Candidate, Cascade, ModelSpec, Policy
+    >>> from offramp.models import build
+    >>> from offramp.policy import Feature, Linear, Node
+    >>> spec = ModelSpec(name="small_cnn", arguments={"width": 2, "depth": 2, "classes": 3})
+    >>> nets, specs = {"a": build(spec), "b": build(spec)}, {"a": spec, "b": spec}
+    >>> cascade = Cascade.from_models(nets, specs=specs)
+    >>> policy = Policy(cascade.topology, {(0,): Node(Linear.threshold(Feature("max_prob", 0), 0.6))})
+    >>> model = Adaptive(cascade, Candidate(policy=policy, method="mine", reference="b"))
+    >>> with tempfile.TemporaryDirectory() as place:
+    ...     made = split(model, place + "/split", device=["a"], example=torch.zeros(1, 1, 8, 8))
+    >>> made.device, made.cloud, made.bytes
+    (('a',), ('b',), 268)
+    """
+    path, candidate, topology = Path(path), model.candidate, model.policy.topology
+    check_folder(path, SPLIT, overwrite=overwrite)
+    cut = Cut.of(topology, _device(model, device), send, reference=candidate.reference)
+    parts = export_parts(
+        model.cascade, model.policy, example_of(model, example), transform=transform, only=cut.here
+    )
+    carries = _carries(parts, cut)
+    away = [k for k in _needed(model) if k not in cut.here]
+    told: dict[str, Any] = {
+        "version": FORMAT,
+        "device": [topology.names[k] for k in sorted(cut.here)],
+        "send": send,
+        "packing": cut.packing,
+        "carries": carries,
+        "stages": weights_digest(
+            {topology.names[k]: model.cascade.stage(k) for k in away}
+        ),
+    }
+    with atomic_folder(path, SPLIT, overwrite=overwrite) as folder:
+        (folder / DEVICE).mkdir()
+        write_json(folder / DEVICE / POLICY, stored_policy(model))
+        write_parts(folder / DEVICE, parts, model.class_names)
+        files = {file.name: sha256(file) for file in _content(folder / DEVICE)}
+        name = digest_of({**told, "files": files})[:16]
+        # What is sent is called by the split, so that no cloud of another one takes it.
+        raw = {v.name: f"{v.name}.{name}" for v in parts.inputs} if cut.raw else {}
+        told |= {"id": name, "logits": f"logits.{name}", "raw": raw}
+        edge = {**told, "asked": list(cut.asked), "goes_on": _goes_on(cut)}
+        edge |= {"files": files, "offline": dict(offline or {}), "top": candidate.top}
+        edge |= {"carry_groups": list(cut.carries), "reference": candidate.reference}
+        write_parts(folder / DEVICE, parts, model.class_names, edge=edge)
+        save(
+            Adaptive(model.cascade, model.choice, costs=model.costs),
+            folder / CLOUD,
+            extra={EDGE: {**told, "files": files}},
+        )
+        size = _size(parts, cut, transform=transform)
+        made = Split(
+            path=path,
+            id=name,
+            device=tuple(told["device"]),
+            cloud=tuple(topology.names[k] for k in away),
+            send=send,
+            bytes=size,
+        )
+        facts = {"id": name, "device": made.device, "cloud": made.cloud, "send": send}
+        kind = {"format": SPLIT.format, "version": FORMAT, "files": [DEVICE, CLOUD]}
+        write_json(folder / MANIFEST, {**kind, **facts, "bytes": size})
+    return made
+
+
+def _device(model: Adaptive, device: Collection[str] | None) -> Collection[str]:
+    if device is not None:
+        if isinstance(device, str):
+            raise InputError(f"device must be a list of names of stages, got the text {device!r}.")
+        return device
+    if model.costs is None or not model.costs.places:
+        raise InputError(
+            f"device must name the stages on the device, of {list(model.stage_names)}: the costs of "
+            "the model do not say where they run. offramp.tuning.plan_edge chooses them."
+        )
+    names = model.policy.topology.names
+    return [name for name, at in zip(names, model.costs.places, strict=True) if at == 0]
+
+
+def _needed(model: Adaptive) -> list[int]:
+    topology = model.policy.topology
+    answering = {*topology.active, topology.index(model.candidate.reference)}
+    return sorted({j for k in answering for j in topology.lineage(k)})
+
+
+def _carries(parts: Parts, cut: Cut) -> dict[str, list[str]]:
+    """By group the names of the tensors that are sent, scales among them."""
+    found = {}
+    for group in cut.carries:
+        names = []
+        for i, value in enumerate(values_of(parts.segments[group].graph.output)):
+            names.append(f"carry.{group}.{i}")
+            if cut.packing == "int8" and value.kind == FLOAT:
+                names.append(names[-1] + SCALE)
+        found[group] = names
+    return found
+
+
+def _goes_on(cut: Cut) -> dict[str, Any]:
+    """For each stage that examples go on to, what must run here, and what of it some may lack."""
+    plans, found = plan_segments(cut.topology), {}
+    for k, segments in cut.goes_on().items():
+        lacking = [j for j in plans[k].segments if j in segments]
+        found[str(k)] = {
+            "all": segments_told(cut.topology, segments),
+            "lacking": segments_told(cut.topology, lacking),
+        }
+    return found
+
+
+def _content(folder: Path) -> list[Path]:
+    """All files that a manifest lists, which itself is none of them."""
+    return sorted(file for file in folder.iterdir() if file.name != BUNDLE_MANIFEST)
+
+
+def _size(parts: Parts, cut: Cut, *, transform: bool) -> int | None:
+    """Bytes of what one example sends; None where they differ."""
+    sent = [*(parts.inputs if cut.raw else ())]
+    for group in cut.carries:
+        sent += values_of(parts.segments[group].graph.output)
+    if any(isinstance(size, str) for value in sent for size in value.row):
+        return None
+    if cut.raw and not transform:
+        return None
+    total = 4 * parts.classes * len(cut.asked)
+    for k, value in enumerate(sent):
+        packed = value.kind == FLOAT and k >= (len(parts.inputs) if cut.raw else 0)
+        width = _WIDTHS[cut.packing] if packed else value.dtype.itemsize
+        total += width * math.prod(map(int, value.row)) + 4 * (packed and cut.packing == "int8")
+    return total
