@@ -7,7 +7,7 @@ Layer: serve.  Source: docs/adr/0055.
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -64,7 +64,7 @@ class Hub:
         self._channels: dict[int, Channel] = {}
         self._told: dict[int, str] = {}  # the numbers of each, as it has told them last
         self._past, self._restarts = "", 0  # those of workers that are dead
-        self._verbs = {
+        self._verbs: dict[str, Callable[..., Awaitable[Any]]] = {
             **{"metrics": self.metrics, "stats": self.stats, "hold": self.hold},
             **{"load": self.load, "unload": self.unload},
         }
@@ -121,7 +121,7 @@ class Hub:
         """Load a model everywhere: first all make it ready, then all take it, or nobody does."""
         async with self._turn(name):
             number, seal = self.known[name].number + 1, seal_of(self._sources[name])
-            fresh = {"name": name, "number": number, "seal": seal}
+            fresh: dict[str, Any] = {"name": name, "number": number, "seal": seal}
             said, wrong = await self._all("prepare", **fresh)
             if wrong or not said:
                 await self._all("drop", name=name)

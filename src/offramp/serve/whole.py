@@ -3,7 +3,7 @@
 Layer: serve.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, final, runtime_checkable
 
 from offramp.serve.model import ServedModel
@@ -134,7 +134,7 @@ def summed(each: Sequence[Stats]) -> Stats:
     return whole
 
 
-def _exits(each: Sequence[Stats]) -> list[Mapping[str, Any]]:
+def _exits(each: Sequence[Stats]) -> list[Stats]:
     """Who left where, and what share was expected: the mean over those who were answered."""
     answered = [one for one in each if one["examples"]]
     found = []

@@ -113,7 +113,8 @@ class Workers:
         self._processes: dict[int, SpawnProcess] = {}
         self._ready, self._began = set[int](), set[int]()  # now, and ever
         self._why: dict[int, OfframpError] = {}
-        self._stopping, self._error = asyncio.Event(), None
+        self._stopping = asyncio.Event()
+        self._error: OfframpError | None = None
 
     async def run(self) -> None:
         """Keep them until a signal comes, and everything is answered that was accepted.
@@ -197,6 +198,9 @@ class Workers:
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is for the parent
         try:
             process.start()
+        except OSError:
+            ours.close()
+            raise
         finally:
             signal.signal(signal.SIGINT, before)
             theirs.close()
