@@ -2,14 +2,14 @@
 
 Pretrained CIFAR ResNet-20 -> ResNet-56 (weights that we did not train) on test images after lossy
 JPEG, sent as JPEG. The device is this machine with every stage `--slower` times as slow (a stated
-throttle: measured seconds times that number), the cloud is this machine, one core. For each link the
-plan is made on `fit` and `calibrate` and judged on `test`: its mean time over that of ResNet-56
+throttle: measured seconds times that number), the cloud is this machine, one core. For each link
+the plan is made on `fit` and `calibrate` and judged on `test`: its mean time over that of ResNet-56
 alone, on the device or in the cloud, whichever is faster. Where no cut is faster the plan says to
 use that one alone, which counts as 1.
 
-One link is run as well: a real client with the throttle, a server, and a TCP proxy between them with
-the latency and bandwidth of the link; pixels are sent there, 3,072 bytes. Then the proxy refuses
-everybody. All three share this process and its cores, so its seconds are an upper limit.
+One link is run as well: a real client with the throttle, a server, and a TCP proxy between them
+with the latency and bandwidth of the link; pixels are sent there, 3,072 bytes. Then the proxy
+refuses everybody. All three share this process and its cores, so its seconds are an upper limit.
 """
 
 import argparse

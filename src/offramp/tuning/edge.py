@@ -24,7 +24,7 @@ from offramp._core.cut import Cut, Send
 from offramp._core.errors import InputError
 from offramp._core.link import Link, Toll
 from offramp._core.packing import LOSSLESS, Packing, packed, unpacked
-from offramp._core.types import AnyBatch, BoolArray, Raw
+from offramp._core.types import AnyBatch, BoolArray
 from offramp.evaluation import fit, replay
 from offramp.evaluation.choice import Choice
 from offramp.policy import Evidence, Policy
@@ -192,7 +192,7 @@ def plan_edge(
     data: Loader | None = None,
     device: Sequence[str] | None = None,
     reference: str | None = None,
-    **options: object,
+    **options: Any,  # noqa: ANN401  (of the policies)
 ) -> EdgePlan:
     """Choose the cut, what is sent and the policy that cost the least, and certify the whole.
 
@@ -234,7 +234,7 @@ def plan_edge(
             continue
         here = tuple(n for n, place in zip(trace.stages, at, strict=True) if place == 0)
         own = trace
-        if send not in ("raw", LOSSLESS):
+        if send == "float16" or send == "int8":  # noqa: PLR1714  (so that its type is known)
             own = recorded.setdefault((here, send), _arriving(trace, cascade, here, send, data))
         own = own.with_costs(costs)
         frontier = fit(own, policy, reference=name, progress=False, **options)
@@ -320,7 +320,9 @@ class _Way:
         for group in cut.carries:
             for count, width, dtype in self.sizes[group]:
                 small = dtype == torch.float32
-                total += count * ({"float16": 2, "int8": 1}.get(cut.send, width) if small else width)
+                total += count * (
+                    {"float16": 2, "int8": 1}.get(cut.send, width) if small else width
+                )
                 total += 4.0 * (small and cut.send == "int8")
         return total
 
