@@ -182,11 +182,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 trace, cascade, places, link,
                 sizes={"": size}, sends=["raw"], max_drop=options.max_drop, reference="resnet56",
             )  # fmt: skip
-            found[f"{rate:g} Mbit/s, {round_trip:g} ms"] = judged(plan, trace)
-    middle = plans.get(MIDDLE) or next(iter(plans.values()))
-    at = MIDDLE if MIDDLE in plans else next(iter(plans))
-    used = found[f"{at[0]:g} Mbit/s, {at[1]:g} ms"]
-    link = Link(bandwidth=at[0] * 1e6 / 8, round_trip=at[1] / 1e3)
+            found[_called(rate, round_trip)] = judged(plan, trace)
+    middle = MIDDLE if MIDDLE in plans else next(iter(plans))
+    used = found[_called(*middle)]
+    taken = [at for at in (middle, *plans) if plans[at].choice.cascade]  # the middle first
     split_ones = [one for one in found.values() if one["bytes"] == one["bytes"]]
     return {
         "seconds_here": dict(zip(NETWORKS, here.segment, strict=True)),
@@ -200,7 +199,30 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "accuracy_reached_drop": max(one["accuracy_drop"] for one in found.values()),
         "energy": None,  # no meter on this machine
         "links": {name: _finite(one) for name, one in found.items()},
-        **really(cascade, middle, images[: options.images], link, options.slower),
+        **_really(cascade, plans, taken, images[: options.images], options.slower),
+    }
+
+
+def _called(rate: float, round_trip: float) -> str:
+    return f"{rate:g} Mbit/s, {round_trip:g} ms"
+
+
+def _really(
+    cascade: offramp.Cascade,
+    plans: Mapping[tuple[float, float], EdgePlan],
+    taken: list[tuple[float, float]],
+    images: np.ndarray,
+    times: float,
+) -> dict[str, Any]:
+    """One link where there is something to send."""
+    if not taken:
+        names = ("real_link", "real_seconds", "real_goes_on", "answered_in_outage")
+        return dict.fromkeys(names)
+    rate, round_trip = taken[0]
+    link = Link(bandwidth=rate * 1e6 / 8, round_trip=round_trip / 1e3)
+    return {
+        "real_link": _called(rate, round_trip),
+        **really(cascade, plans[taken[0]], images, link, times),
     }
 
 

@@ -234,7 +234,7 @@ def plan_edge(
             continue
         here = tuple(n for n, place in zip(trace.stages, at, strict=True) if place == 0)
         own = trace
-        if send == "float16" or send == "int8":  # noqa: PLR1714  (so that its type is known)
+        if send == "float16" or send == "int8":
             own = recorded.setdefault((here, send), _arriving(trace, cascade, here, send, data))
         own = own.with_costs(costs)
         frontier = fit(own, policy, reference=name, progress=False, **options)
