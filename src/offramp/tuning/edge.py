@@ -149,6 +149,13 @@ def rounded(cascade: Cascade, device: Sequence[str], packing: Packing) -> Cascad
         cascade: As it is.
         device: Names of the stages before the cut.
         packing: How carries are sent.
+
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    >>> x = torch.rand(2, 4)
+    >>> cascade = Cascade.from_network(net, 1, head="vector_linear", example=x)
+    >>> there = rounded(cascade, ["1"], "int8")
+    >>> torch.equal(there(x)[:, 0], cascade(x)[:, 0]), torch.equal(there(x), cascade(x))
+    (True, False)
     """
     made: dict[str, nn.Module] = {}
     stages = []
@@ -215,6 +222,19 @@ def plan_edge(
     Raises:
         InputError: If units differ, places and links do not fit each other, the given cut costs
             more than the best other one because of what it sends, or there is none to choose from.
+
+    >>> from offramp.trace.testing import make_trace
+    >>> trace = make_trace(n=3000, stages=2, seed=0)
+    >>> trace = trace.split_into({"fit": 0.5, "calibrate": 0.5}, seed=0)
+    >>> cascade = Cascade.from_models({name: nn.Linear(4, 4) for name in trace.stages})
+    >>> device, cloud = [0.01, 0.16], [0.001, 0.016]
+    >>> places = {"device": Costs.simple("seconds", device), "cloud": Costs.simple("seconds", cloud)}
+    >>> link, sizes = Link.parse("1 Mbit/s, 10 ms"), {"": 12_000.0}
+    >>> plan = plan_edge(
+    ...     trace, cascade, places, link, sizes=sizes, max_drop=0.05, combines=["last"]
+    ... )
+    >>> plan.device, plan.send, plan.worth
+    (('stage0',), 'raw', True)
     """
     way = _Way(cascade, dict(places), _links(links, places), sizes, trace.classes)
     name = reference or trace.stages[trace.subset("fit").most_accurate()]
