@@ -2,10 +2,10 @@
 
 Pretrained CIFAR ResNet-20 -> ResNet-56 (weights that we did not train) on test images after lossy
 JPEG, sent as JPEG. The device is this machine with every stage `--slower` times as slow (a stated
-throttle: measured seconds times that number), the cloud is this machine, one core. For each link
-the plan is made on `fit` and `calibrate` and judged on `test`: its mean time over that of ResNet-56
-alone, on the device or in the cloud, whichever is faster. Where no cut is faster the plan says to
-use that one alone, which counts as 1.
+throttle: measured seconds times that number), the cloud is this machine, one core, both in ONNX
+Runtime. For each link the plan is made on `fit` and `calibrate` and judged on `test`: its mean time
+over that of ResNet-56 alone, on the device or in the cloud, whichever is faster. Where no cut is
+faster the plan says to use that one alone, which counts as 1.
 
 One link is run as well: a real client with the throttle, a server, and a TCP proxy between them
 with the latency and bandwidth of the link; pixels are sent there, 3,072 bytes. Then the proxy
@@ -31,6 +31,7 @@ from PIL import Image
 import offramp
 from offramp._core.costs import Costs
 from offramp._core.link import Link
+from offramp.backends import with_backend
 from offramp.edge import Client, Settings, split
 from offramp.evaluation import evaluate
 from offramp.models import ModelSpec, build
@@ -171,7 +172,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(1)
     cascade, images, trace = load(options.data)
     batch = torch.from_numpy(images[:1])
-    here = measure_seconds(cascade, batch, batch_sizes=[1], rounds=options.rounds)[1]
+    fast = with_backend(cascade, "onnxruntime", example=batch, threads=1)
+    here = measure_seconds(fast, batch, batch_sizes=[1], rounds=options.rounds)[1]
     size = jpeg_bytes(images[:256])
     places = {"device": slower(here, options.slower), "cloud": here}
     found, plans = {}, {}

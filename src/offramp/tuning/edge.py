@@ -181,7 +181,7 @@ class Arriving(nn.Module):
         return self.segment(*map(self._sent, given), **here)
 
     def _sent(self, tensor: Tensor) -> Tensor:
-        values = packed("carry", tensor.cpu().numpy(), self._packing)
+        values = packed("carry", tensor.detach().cpu().numpy(), self._packing)
         return torch.from_numpy(unpacked(values, "carry")).to(tensor.device)
 
 
@@ -227,8 +227,8 @@ def plan_edge(
     >>> trace = make_trace(n=3000, stages=2, seed=0)
     >>> trace = trace.split_into({"fit": 0.5, "calibrate": 0.5}, seed=0)
     >>> cascade = Cascade.from_models({name: nn.Linear(4, 4) for name in trace.stages})
-    >>> device, cloud = [0.01, 0.16], [0.001, 0.016]
-    >>> places = {"device": Costs.simple("seconds", device), "cloud": Costs.simple("seconds", cloud)}
+    >>> seconds = {"device": [0.01, 0.16], "cloud": [0.001, 0.016]}
+    >>> places = {name: Costs.simple("seconds", each) for name, each in seconds.items()}
     >>> link, sizes = Link.parse("1 Mbit/s, 10 ms"), {"": 12_000.0}
     >>> plan = plan_edge(
     ...     trace, cascade, places, link, sizes=sizes, max_drop=0.05, combines=["last"]
