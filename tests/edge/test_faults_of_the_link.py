@@ -1,4 +1,4 @@
-"""Whatever the link does, each input is answered once, in bounded time, and well again afterwards."""
+"""Whatever the link does, each input is answered once, in bounded time."""
 
 import threading
 import time

@@ -1,18 +1,22 @@
 """The two folders: of one split or refused, brought up to date by digest, and never half there."""
 
 import http.server
+import io
 import json
 import threading
 from contextlib import contextmanager
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from offramp._core.errors import FileFormatError, InputError
 from offramp.bundle import load
 from offramp.edge import Client, Settings, split
 from offramp.edge.resume import EDGE, resumed
+from offramp.stages import Decode, Normalize
 from support import edged
 from support.served import cascade_of, inputs_of, model_of, running
 
@@ -151,6 +155,31 @@ def test_a_refresh_that_fails_leaves_what_was_there(made, other, tmp_path):
         client.refresh(tmp_path / "nowhere")
     assert Client(device).device.edge["id"] == made.id
     assert len(client(inputs_of(4).numpy())) == 4
+
+
+def test_files_of_images_go_as_they_came(tmp_path):
+    drawn = np.random.default_rng(0).integers(0, 256, (12, 8, 8), dtype=np.uint8)
+    files = [png(pixels) for pixels in drawn]
+    cascade = cascade_of([Decode("L"), Normalize(1 / 255)])
+    sure = cascade.answers(files)[0].logits.detach().softmax(dim=1).amax(dim=1)
+    model = model_of(cascade, threshold=float(sure.median()) + 1e-4)
+    want = model(files)
+    assert 0 < int((want.stage == 1).sum()) < 12
+    made = split(model, tmp_path / "s", device=["small"], example=inputs_of(1), transform=False)
+    assert made.bytes is None
+    ready = torch.from_numpy(drawn[:, None]).float() / 255
+    with running({"cloud": made.path / "cloud"}) as cloud:
+        client = Client(made.path / "device", Settings(url=cloud.url, timeout=30.0))
+        told = client(ready.numpy(), raw=files)
+        client.close()
+    assert told.label.tolist() == want.labels.tolist()
+    assert [w == "cloud" for w in told.where] == (want.stage == 1).tolist()
+
+
+def png(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -41,9 +41,7 @@ def exits():
         point: ModelSpec(name="gap_linear", arguments=head_arguments("gap_linear", shape, CLASSES))
         for point, shape in SHAPES.items()
     }
-    cascade = Cascade.from_network(
-        build(NET), list(SHAPES), head=head, example=images(1), spec=NET
-    )
+    cascade = Cascade.from_network(build(NET), list(SHAPES), head=head, example=images(1), spec=NET)
     for stage in list(cascade)[:-1]:  # sure enough that some leave
         for layer in stage.head.modules():
             if isinstance(layer, torch.nn.Linear):

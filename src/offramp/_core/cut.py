@@ -89,8 +89,8 @@ class Cut:
         roots = [topology.groups[topology.lineage(j)[0]] for j, _ in sources if j in here]
         if carried and len(carried) > len(set(roots)):
             raise InputError(
-                f"send={send!r} must send one carry of a network, and the cloud's stages read those "
-                f"of {sorted(carried)}. Send the raw input: send='raw'."
+                f"send={send!r} must send one carry of a network, and the cloud's stages read "
+                f"those of {sorted(carried)}. Send the raw input: send='raw'."
             )
         found = cls(
             topology=topology,

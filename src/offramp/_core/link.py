@@ -43,7 +43,8 @@ class Link:
             )
         if not 0 <= self.round_trip < math.inf:
             raise InputError(
-                f"The round trip of a link must be at least 0 s and finite, got {self.round_trip!r}."
+                "The round trip of a link must be at least 0 s and finite, got "
+                f"{self.round_trip!r}."
             )
 
     @classmethod

@@ -56,9 +56,7 @@ ONNX_FOLDER = FolderKind(
     others=frozenset({"policy.json", "run.py"}),
 )
 RUN = FolderKind(name="a run", manifest="run.json", format="offramp-run", open=True)
-SPLIT = FolderKind(
-    name="a split", manifest="split.json", format="offramp-split", open=True
-)
+SPLIT = FolderKind(name="a split", manifest="split.json", format="offramp-split", open=True)
 _CLOSED = (TRACE, BUNDLE, ONNX_FOLDER)
 
 

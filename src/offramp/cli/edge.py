@@ -210,7 +210,9 @@ def run_command(
         )
     output.result(
         {
-            "answers": [dict(zip(("label", "stage", "where", "reason"), r, strict=True)) for r in rows],
+            "answers": [
+                dict(zip(("label", "stage", "where", "reason"), r, strict=True)) for r in rows
+            ],
             "counts": dict(client.counts),
             "bytes": client.bytes,
             "offline": dict(client.offline),

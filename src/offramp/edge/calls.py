@@ -42,7 +42,7 @@ class Calls:
 
     Args:
         settings: With its address.
-        sent: Told of the bytes of each attempt.
+        sent: Told of the bytes of each attempt before it; raises `CallError` to prevent it.
         clock: Seconds, for the breaker.
     """
 
@@ -57,12 +57,10 @@ class Calls:
         self._base = parts.path.rstrip("/")
         self._address = (str(parts.hostname), parts.port)
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
-        self._breaker = Breaker(
-            settings.breaker_failures, settings.breaker_seconds, clock=clock
-        )
+        self._breaker = Breaker(settings.breaker_failures, settings.breaker_seconds, clock=clock)
         self._free: list[http.client.HTTPConnection] = []
         self._lock = threading.Lock()
-        self._drawn = random.Random()  # noqa: S311  (waits)
+        self._drawn = random.Random()
 
     def ask(self, path: str, body: bytes | None, headers: Mapping[str, str]) -> _Answer:
         """Status, headers and body of an answer.
@@ -82,6 +80,7 @@ class Calls:
                 allowed = self._breaker.allows()
             if not allowed:
                 raise CallError(why or "the cloud has failed too often, and is left for a while")
+            self._sent(len(body or b""))
             try:
                 status, said, content = self._attempt(path, body, headers, until)
             except CallError as error:
@@ -121,7 +120,6 @@ class Calls:
             reused = kept is not None
             held = self._another(until) if kept is None else kept
             found: queue.SimpleQueue[Any] = queue.SimpleQueue()
-            self._sent(len(body or b""))
             threading.Thread(
                 target=_sent_and_read,
                 args=(held, self._base + path, body, dict(headers), found),
@@ -140,6 +138,7 @@ class Calls:
             gone = isinstance(answer, ConnectionError | http.client.BadStatusLine)
             if not (reused and gone):  # a server may close what nobody uses
                 raise CallError(f"no connection ({type(answer).__name__})")
+            self._sent(len(body or b""))
         raise CallError("no connection")  # it is never come to
 
     def _another(self, until: float) -> http.client.HTTPConnection:

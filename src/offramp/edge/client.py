@@ -16,7 +16,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp._core.errors import FileFormatError, InputError
+from offramp._core.errors import InputError
 from offramp._core.open_inference import (
     HEADER_LENGTH,
     WireTensor,
@@ -91,7 +91,7 @@ class Client:
         self._lock = threading.Lock()
         self._calls = None if given.url is None else Calls(given, self._count_bytes)
         self._waiting = None if given.queue is None else Waiting(given.queue, given.queue_most)
-        self._drawn = random.Random()  # noqa: S311  (audits)
+        self._drawn = random.Random()
         self._last, self._day = -float("inf"), (0, 0, 0.0)  # day, bytes and money of it
 
     @property
@@ -164,8 +164,9 @@ class Client:
         if not any(name.endswith(f".{mine}") for name in names):
             raise InputError(
                 f"{self.device.folder} is the device of the split {mine}, but the model "
-                f"{self.settings.model!r} at {self.settings.url} is of another one, or the cloud of "
-                f"none: it reads {names}. Deploy both folders of one split, or refresh the device."
+                f"{self.settings.model!r} at {self.settings.url} is of another one, or the cloud "
+                f"of none: it reads {names}. Deploy both folders of one split, or refresh the "
+                "device."
             )
 
     def flush(self) -> Iterator[tuple[str, Mapping[str, NDArray[Any]]]]:
@@ -267,8 +268,7 @@ class Client:
             _, sent, spent = self._day if self._day[0] == day else (day, 0, 0.0)
             if now - self._last < settings.min_time_between:
                 raise CallError(f"asked less than {settings.min_time_between:g} s ago")
-            if settings.bytes_per_day is not None and sent + size > settings.bytes_per_day:
-                raise CallError(f"the {settings.bytes_per_day} bytes of the day are used up")
+            self._check_bytes(sent + size)
             cost = settings.usd_per_call
             if settings.usd_per_day is not None and spent + cost > settings.usd_per_day:
                 raise CallError(f"the ${settings.usd_per_day:g} of the day are used up")
@@ -278,7 +278,13 @@ class Client:
         with self._lock:
             day = int(time.time() // 86400)
             _, sent, spent = self._day if self._day[0] == day else (day, 0, 0.0)
+            self._check_bytes(sent + size)
             self._day, self.bytes = (day, sent + size, spent), self.bytes + size
+
+    def _check_bytes(self, sent: int) -> None:
+        most = self.settings.bytes_per_day
+        if most is not None and sent > most:
+            raise CallError(f"the {most} bytes of the day are used up")
 
     def _audit(self, device: Device, walked: Walked, raw: Arrays | None) -> None:
         """Send some of the answers that were sure, so that the cloud's watch hears of them."""

@@ -74,7 +74,7 @@ class Device:
     def last(self, walked: "Walked") -> NDArray[Any]:
         """The stage that each example has visited last here, `(n,)`."""
         before = [path[-1 if path[-1] in self._here else -2] for path in self._paths]
-        return np.array(before)[walked.state["node"]]
+        return np.asarray(np.array(before)[walked.state["node"]])
 
     def to_send(
         self, walked: "Walked", rows: NDArray[Any], raw: Arrays | None
@@ -174,4 +174,5 @@ def read(folder: Path) -> dict[str, Any]:
             f"{path} was written by another version of offramp: its version is "
             f"{edge.get('version')!r}, this one reads {FORMAT}. Split again with this version."
         )
-    return found
+    manifest: dict[str, Any] = found
+    return manifest

@@ -65,7 +65,7 @@ def _read(source: Path | str, name: str) -> bytes:
     try:
         if text.startswith(("http://", "https://")):
             url = f"{text.rstrip('/')}/{quote(name)}"
-            with urllib.request.urlopen(url, timeout=_SECONDS) as answer:  # noqa: S310
+            with urllib.request.urlopen(url, timeout=_SECONDS) as answer:
                 return bytes(answer.read())
         return (Path(source) / name).read_bytes()
     except (OSError, urllib.error.URLError) as error:

@@ -13,11 +13,11 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from offramp._core.cut import Cut
 from offramp._core.errors import FileFormatError
 from offramp._core.packing import SCALE
 from offramp._core.topology import RAW_INPUT, Topology
 from offramp.bundle import read_extra, read_manifest
-from offramp._core.cut import Cut
 from offramp.runtime import Adaptive
 from offramp.stages import Cascade, Columns, HeldStages, Stage
 from offramp.stages.fusing.piece import InPiece

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+from offramp._core.cut import Cut, Send
 from offramp._core.errors import InputError
 from offramp._core.files import atomic_folder, sha256, write_json
 from offramp._core.ownership import SPLIT, check_folder
@@ -22,7 +23,6 @@ from offramp.bundle.onnx.export import example_of, stored_policy
 from offramp.bundle.onnx.folder import segments_told, write_parts
 from offramp.bundle.onnx.graph import FLOAT, values_of
 from offramp.bundle.onnx.parts import Parts, export_parts
-from offramp._core.cut import Cut, Send
 from offramp.edge.resume import EDGE, FORMAT
 from offramp.runtime import Adaptive
 from offramp.runtime.plans import plan_segments
@@ -101,7 +101,8 @@ def split(
     >>> spec = ModelSpec(name="small_cnn", arguments={"width": 2, "depth": 2, "classes": 3})
     >>> nets, specs = {"a": build(spec), "b": build(spec)}, {"a": spec, "b": spec}
     >>> cascade = Cascade.from_models(nets, specs=specs)
-    >>> policy = Policy(cascade.topology, {(0,): Node(Linear.threshold(Feature("max_prob", 0), 0.6))})
+    >>> rule = Linear.threshold(Feature("max_prob", 0), 0.6)
+    >>> policy = Policy(cascade.topology, {(0,): Node(rule)})
     >>> model = Adaptive(cascade, Candidate(policy=policy, method="mine", reference="b"))
     >>> with tempfile.TemporaryDirectory() as place:
     ...     made = split(model, place + "/split", device=["a"], example=torch.zeros(1, 1, 8, 8))
@@ -122,9 +123,7 @@ def split(
         "send": send,
         "packing": cut.packing,
         "carries": carries,
-        "stages": weights_digest(
-            {topology.names[k]: model.cascade.stage(k) for k in away}
-        ),
+        "stages": weights_digest({topology.names[k]: model.cascade.stage(k) for k in away}),
     }
     with atomic_folder(path, SPLIT, overwrite=overwrite) as folder:
         (folder / DEVICE).mkdir()
@@ -166,8 +165,8 @@ def _device(model: Adaptive, device: Collection[str] | None) -> Collection[str]:
         return device
     if model.costs is None or not model.costs.places:
         raise InputError(
-            f"device must name the stages on the device, of {list(model.stage_names)}: the costs of "
-            "the model do not say where they run. offramp.tuning.plan_edge chooses them."
+            f"device must name the stages on the device, of {list(model.stage_names)}: the costs "
+            "of the model do not say where they run. offramp.tuning.plan_edge chooses them."
         )
     names = model.policy.topology.names
     return [name for name, at in zip(names, model.costs.places, strict=True) if at == 0]

@@ -3,8 +3,9 @@
 Layer: tuning.
 """
 
+from offramp.tuning.carries import rounded, sizes_of
 from offramp.tuning.compile import compile
-from offramp.tuning.edge import EdgePlan, Offline, plan_edge, rounded, sizes_of
+from offramp.tuning.edge import EdgePlan, Offline, plan_edge
 from offramp.tuning.fuse_for import fuse_for
 from offramp.tuning.meter import measure_times
 from offramp.tuning.profile import Profile, Span, StageProfile, profile

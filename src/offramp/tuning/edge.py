@@ -15,26 +15,22 @@ from typing import Any, final
 import numpy as np
 import torch
 from scipy import stats
-from torch import Tensor, nn
 
-from offramp._core.batch import batch_size, flat
 from offramp._core.checks import check_known
 from offramp._core.costs import Costs
 from offramp._core.cut import Cut, Send
 from offramp._core.errors import InputError
 from offramp._core.link import Link, Toll
-from offramp._core.packing import LOSSLESS, Packing, packed, unpacked
-from offramp._core.types import AnyBatch, BoolArray, Raw
+from offramp._core.packing import LOSSLESS, Packing
+from offramp._core.types import BoolArray
 from offramp.evaluation import fit, replay
 from offramp.evaluation.choice import Choice
 from offramp.policy import Evidence, Policy
 from offramp.recording import record
 from offramp.recording.rows import Loader
-from offramp.stages import Cascade, evaluating
-from offramp.stages.segments import run_segments
+from offramp.stages import Cascade
 from offramp.trace import Trace
-
-RAW = ""  # stands for the raw input among the groups
+from offramp.tuning.carries import RAW, rounded
 
 
 @final
@@ -109,75 +105,6 @@ class EdgePlan:
         )
 
 
-def sizes_of(cascade: Cascade, example: AnyBatch, raw: Sequence[bytes] = ()) -> dict[str, Any]:
-    """What one example takes of a link: by group the tensors of its carry, "" for the raw input.
-
-    Args:
-        cascade: Its segments run once.
-        example: Some raw input.
-        raw: The same examples as they came, such as the bytes of JPEG files.
-
-    Returns:
-        Of the raw input the bytes; of a carry the shapes of its tensors and whether they are
-        float32, of which packing makes less.
-
-    >>> cascade = Cascade.from_models({"a": nn.Linear(4, 3)})
-    >>> sizes_of(cascade, torch.zeros(2, 4))[""]
-    16.0
-    """
-    found: dict[str, Any] = {}
-    with evaluating(cascade), torch.inference_mode():
-        for stage, carry in run_segments(list(cascade), example):
-            if stage.gives_carry:
-                found[stage.group] = [
-                    (tensor.numel() / len(tensor), tensor.element_size(), tensor.dtype)
-                    for tensor in flat(carry)
-                ]
-    if raw:
-        found[RAW] = float(np.mean([len(file) for file in raw]))
-    else:
-        tensors = flat(example)
-        total = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        found[RAW] = total / batch_size(example)
-    return found
-
-
-def rounded(cascade: Cascade, device: Sequence[str], packing: Packing) -> Cascade:
-    """A cascade whose stages after a cut read carries as they arrive there.
-
-    Args:
-        cascade: As it is.
-        device: Names of the stages before the cut.
-        packing: How carries are sent.
-    """
-    made: dict[str, nn.Module] = {}
-    stages = []
-    for stage in cascade:
-        if stage.name not in device and stage.source in device:
-            module = made.setdefault(stage.group, Arriving(stage.module, packing))
-            stage = stage.replaced(module=module, spec=None)
-        stages.append(stage)
-    return cascade.with_stages(stages)
-
-
-@final
-class Arriving(nn.Module):
-    """A segment that reads what it is given as it comes over a link."""
-
-    def __init__(self, segment: nn.Module, packing: Packing) -> None:
-        super().__init__()
-        self.segment, self._packing = segment, packing
-
-    def forward(self, *given: Any, **named: Any) -> Any:  # noqa: ANN401  (as the segment takes it)
-        """What the segment makes of it."""
-        here = {name: self._sent(value) for name, value in named.items()}
-        return self.segment(*map(self._sent, given), **here)
-
-    def _sent(self, tensor: Tensor) -> Tensor:
-        values = packed("carry", tensor.cpu().numpy(), self._packing)
-        return torch.from_numpy(unpacked(values, "carry")).to(tensor.device)
-
-
 def plan_edge(
     trace: Trace,
     cascade: Cascade,
@@ -192,7 +119,7 @@ def plan_edge(
     data: Loader | None = None,
     device: Sequence[str] | None = None,
     reference: str | None = None,
-    **options: object,
+    **options: Any,  # noqa: ANN401  (of the policies)
 ) -> EdgePlan:
     """Choose the cut, what is sent and the policy that cost the least, and certify the whole.
 
@@ -215,6 +142,20 @@ def plan_edge(
     Raises:
         InputError: If units differ, places and links do not fit each other, the given cut costs
             more than the best other one because of what it sends, or there is none to choose from.
+
+    >>> from torch import nn
+    >>> from offramp.trace.testing import make_trace
+    >>> trace = make_trace(n=3000, stages=2, seed=0)
+    >>> trace = trace.split_into({"fit": 0.5, "calibrate": 0.5}, seed=0)
+    >>> cascade = Cascade.from_models({name: nn.Linear(4, 4) for name in trace.stages})
+    >>> seconds = {"device": [0.01, 0.16], "cloud": [0.001, 0.016]}
+    >>> places = {name: Costs.simple("seconds", each) for name, each in seconds.items()}
+    >>> link, sizes = Link.parse("1 Mbit/s, 10 ms"), {"": 12_000.0}
+    >>> plan = plan_edge(
+    ...     trace, cascade, places, link, sizes=sizes, max_drop=0.05, combines=["last"]
+    ... )
+    >>> plan.device, plan.send, plan.worth
+    (('stage0',), 'raw', True)
     """
     way = _Way(cascade, dict(places), _links(links, places), sizes, trace.classes)
     name = reference or trace.stages[trace.subset("fit").most_accurate()]
@@ -234,7 +175,7 @@ def plan_edge(
             continue
         here = tuple(n for n, place in zip(trace.stages, at, strict=True) if place == 0)
         own = trace
-        if send not in ("raw", LOSSLESS):
+        if send == "float16" or send == "int8":
             own = recorded.setdefault((here, send), _arriving(trace, cascade, here, send, data))
         own = own.with_costs(costs)
         frontier = fit(own, policy, reference=name, progress=False, **options)
@@ -320,7 +261,9 @@ class _Way:
         for group in cut.carries:
             for count, width, dtype in self.sizes[group]:
                 small = dtype == torch.float32
-                total += count * ({"float16": 2, "int8": 1}.get(cut.send, width) if small else width)
+                total += count * (
+                    {"float16": 2, "int8": 1}.get(cut.send, width) if small else width
+                )
                 total += 4.0 * (small and cut.send == "int8")
         return total
 

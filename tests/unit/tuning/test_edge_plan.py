@@ -38,7 +38,9 @@ def plan(link=SLOW, device=(0.01, 0.16), cloud=(0.001, 0.016), raw=12_000.0, **o
     trace = trace_of(len(device))
     options = {"max_drop": 0.05, "policy": "threshold", "combines": ["last"], **others}
     places = options.pop("places", places_of(device, cloud))
-    return plan_edge(trace, cascade_of(len(device)), places, link, sizes={"": raw}, **options), trace
+    return plan_edge(
+        trace, cascade_of(len(device)), places, link, sizes={"": raw}, **options
+    ), trace
 
 
 def test_the_cost_of_an_example_is_that_of_its_way_with_the_link():
@@ -110,12 +112,12 @@ def test_the_limit_of_the_device_alone_holds_as_often_as_it_says():
     policy = plan()[0].choice.candidate.policy
     here, right, rng = frozenset({0}), trace.accuracy(0), np.random.default_rng(0)
     wrong = 0
-    for _ in range(200):
+    for _ in range(100):
         rows = torch.from_numpy(rng.choice(len(trace), 200, replace=False))
         found = offline_of(trace.take(rows), policy, here, 0.1)
         assert found.at_least <= found.accuracy
         wrong += found.at_least > right
-    assert wrong <= 32  # 20 expected
+    assert wrong <= 18  # 10 expected
 
 
 @pytest.mark.parametrize("text", ["0 Mbit/s, 5 ms", "20, 50", "20 Mbit/s", "1 Mbit/s, -5 ms", ""])
@@ -124,23 +126,19 @@ def test_a_link_that_is_none_is_refused(text):
         Link.parse(text)
 
 
-def test_a_carry_too_large_for_the_link_names_the_better_cut():
+def test_what_is_too_large_for_the_link_names_the_better_cut():
     device, cloud = (0.01, 0.02, 2.0), (0.001, 0.002, 0.02)
-    trace, cascade = trace_of(3), cascade_of(3)
-    huge = Link.parse("10 kbit/s, 0 ms")
-    options = {"sizes": {"": 4000.0}, "max_drop": 0.05, "combines": ["last"]}
-    best = plan_edge(trace, cascade, places_of(device, cloud), huge, **options)
-    assert best.cost <= min(best.alone.values())
-    worse = [d for d in (["stage0"], ["stage0", "stage1"]) if tuple(d) != best.device][0]
-    try:
-        other = plan_edge(trace, cascade, places_of(device, cloud), huge, device=worse, **options)
-    except InputError as error:
-        assert "too large for the link" in str(error)
-        assert str(list(best.device)) in str(error)
-    else:
-        assert best.cost <= other.cost
+    trace, cascade, places = trace_of(3), cascade_of(3), places_of(device, cloud)
+    link = Link.parse("8 kbit/s, 0 ms")
+    options = {"sizes": {"": 8000.0}, "max_drop": 0.05, "combines": ["last"]}
+    best = plan_edge(trace, cascade, places, link, **options)
+    assert best.device == ("stage0", "stage1")
+    assert best.worth
+    with pytest.raises(InputError, match="too large for the link") as refused:
+        plan_edge(trace, cascade, places, link, device=["stage0"], **options)
+    assert "device=['stage0', 'stage1'], send='raw'" in str(refused.value)
     with pytest.raises(InputError, match="a cut of"):
-        plan_edge(trace, cascade, places_of(device, cloud), huge, device=["stage1"], **options)
+        plan_edge(trace, cascade, places, link, device=["stage1"], **options)
 
 
 def exits():

@@ -99,7 +99,9 @@ def export_onnx(
     """
     path = Path(path)
     check_path(path, folder=folder, overwrite=overwrite)  # before the work, not after it
-    parts = export_parts(model.cascade, model.policy, example_of(model, example), transform=transform)
+    parts = export_parts(
+        model.cascade, model.policy, example_of(model, example), transform=transform
+    )
     if folder:
         with atomic_folder(path, ONNX_FOLDER, overwrite=overwrite) as place:
             write_parts(place, parts, model.class_names)

@@ -23,9 +23,7 @@ RUNNER = "run.py"
 FORMAT, VERSION = "offramp-onnx", 1
 
 
-def write_parts(
-    folder: Path, parts: Parts, class_names: Sequence[str], **told: object
-) -> None:
+def write_parts(folder: Path, parts: Parts, class_names: Sequence[str], **told: object) -> None:
     """Write what the runner needs, and the runner.
 
     Args:

@@ -1,0 +1,76 @@
+"""`offramp edge`: a split from a bundle and a recording, and the device's answers."""
+
+import json
+
+import numpy as np
+import pytest
+
+from offramp.bundle import read_manifest
+from offramp.trace import save_trace
+from offramp.trace.testing import make_trace
+from support.served import inputs_of, make_bundle
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A bundle, a recording of stages of these names, and inputs."""
+    place = tmp_path_factory.mktemp("edge_cli")
+    bundle = make_bundle(place / "net")
+    topology = read_manifest(bundle).topology
+    trace = make_trace(n=3000, stages=2, classes=3, seed=0, topology=topology)
+    save_trace(trace.split_into({"fit": 0.5, "calibrate": 0.5}, seed=0), place / "t.trace")
+    np.savez(place / "x.npz", images=inputs_of(6).numpy())
+    return place
+
+
+def split_words(files, out, link, *more):
+    return (
+        *("edge", "split", files / "net", files / "t.trace", files / "x.npz", "--out", out),
+        *("--link", link, "--device-seconds", "small=0.001,large=9", "--max-drop", 0.05, *more),
+    )
+
+
+def test_a_split_runs_on_the_device_alone(run, files, tmp_path):
+    out = tmp_path / "split"
+    found = run(*split_words(files, out, "1 Mbit/s, 500 ms", "--json"))
+    assert found.code == 0, found.err
+    told = json.loads(found.out)
+    assert told["device"] == ["small"]
+    assert told["worth"]
+    assert told["seconds"] < min(told["alone"].values())
+    found = run("edge", "run", out / "device", files / "x.npz", "--json")
+    assert found.code == 0, found.err
+    answers = json.loads(found.out)
+    assert len(answers["answers"]) == 6
+    assert {one["where"] for one in answers["answers"]} == {"device"}
+    assert answers["offline"]["at_least"] == told["offline"]["at_least"]
+    text = run("edge", "run", out / "device", files / "x.npz")
+    assert "small" in text.out
+    if answers["counts"]["offline"]:
+        assert "right in at least" in " ".join(text.out.split())
+
+
+def test_where_no_cut_is_cheaper_nothing_is_written(run, files, tmp_path):
+    out = tmp_path / "split"
+    words = split_words(files, out, "100 Gbit/s, 0 ms")
+    slow = [w if w != "small=0.001,large=9" else "small=5,large=9" for w in words]
+    found = run(*slow)
+    assert found.code == 3
+    assert "Use the cloud alone" in found.out
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        (("--link", "fast"), "20 Mbit/s, 50 ms"),
+        (("--link", "0 Mbit/s, 1 ms"), "bandwidth"),
+        (("--device-seconds", "small"), "--device-seconds"),
+        (("--device", "large"), "a cut of"),
+    ],
+)
+def test_wrong_options_are_named(run, files, tmp_path, more, named):
+    words = split_words(files, tmp_path / "s", "1 Mbit/s, 500 ms", *more)
+    found = run(*words)
+    assert found.code == 2
+    assert named in " ".join(found.err.split())
