@@ -217,6 +217,7 @@ def test_the_help_of_every_program():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # networks of ImageNet are exported five times, which takes minutes
 @pytest.mark.parametrize(
     "name",
     [
