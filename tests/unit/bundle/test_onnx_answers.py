@@ -32,6 +32,7 @@ from offramp.policy import (
     Policy,
     Stopping,
 )
+from offramp.policy.combination import COMBINES
 from offramp.runtime import Adaptive
 from offramp.stages import Stage
 from offramp.testing import random_policy, random_topology
@@ -114,7 +115,7 @@ CASES = {
     "never": lambda: Policy(chain_of(2), {(0,): Node(Constant(False))}),
 }
 MORE = {f"{c} {k}": functools.partial(random_case, k, k, c) for k in (17, 25, 27, 43)
-        for c in ("last", "mean", "learned")}  # fmt: skip
+        for c in COMBINES}  # fmt: skip
 
 
 def inputs(n, stages, seed, broken):
