@@ -10,7 +10,8 @@ turns in rounds; figures are ratios of medians.
     vs_static        over LitServe serving the reference alone; `static_aim` is 0.8 / cost ratio
     vs_ray           over two Ray Serve deployments with `@serve.batch`, where Ray is installed
     over_replay      over what the offline `stream` gives on that core
-    survivor_fill    mean fill of second-stage batches meanwhile
+    survivor_fill    mean fill of second-stage batches meanwhile, over the size that is full by the
+                     server's own measurement; survivor_batch is their mean size
     p99_ms, p99_over_p50   at 0.7 of capacity under Poisson arrivals, from the time of arrival
     deadline_met     share of accepted requests that were answered in time at 2x overload
     lost             requests that nothing was said to, or a failure
@@ -134,6 +135,13 @@ def metric(port: int, name: str, **labels: str) -> float:
     )
 
 
+def filled(port: int) -> tuple[float, float, float]:
+    """Of the batches of the second stage so far: fills and sizes, summed up, and their number."""
+    names = ("batch_fill_ratio_sum", "batch_size_sum", "batch_size_count")
+    ratio, size, count = (metric(port, f"offramp_stage_{n}", stage=REFERENCE) for n in names)
+    return ratio, size, count
+
+
 def on_core(core: int, *options: str, given: bytes | None = None) -> dict[str, float]:
     """What a program of serving_peers prints that runs on one core."""
     done = subprocess.run(
@@ -226,10 +234,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         for each in servers:
             with only(each, servers):
                 throughput(each.port, asks[each.name], arguments.clients, arguments.seconds / 2)
-        before = {
-            key: metric(server.port, f"offramp_stage_batch_fill_ratio_{key}", stage=REFERENCE)
-            for key in ("sum", "count")
-        }
+        before = filled(server.port)
         for _ in range(arguments.rounds):
             for each in servers:
                 with only(each, servers):
@@ -239,10 +244,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             with only(Server("nobody", (), 0), servers):
                 found = on_core(server_core, *offline)
                 replays.append(found["images_per_second"])
-        after = {
-            key: metric(server.port, f"offramp_stage_batch_fill_ratio_{key}", stage=REFERENCE)
-            for key in ("sum", "count")
-        }
+        ratio, size, count = (b - a for a, b in zip(before, filled(server.port), strict=True))
         capacity = median(rates[server.name])
         share = MACS["resnet20"] / MACS[REFERENCE] + 0.2
         result |= {
@@ -250,8 +252,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             "offline": median(replays),
             "over_replay": capacity / median(replays),
             "static_aim": 0.8 / share,
-            "survivor_fill": (after["sum"] - before["sum"])
-            / max(after["count"] - before["count"], 1),
+            "survivor_fill": ratio / max(count, 1),
+            "survivor_batch": size / max(count, 1),
             **{
                 f"vs_{name}": capacity / median(rates[name])
                 for name in arguments.peers

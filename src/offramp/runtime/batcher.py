@@ -16,7 +16,7 @@ Layer: runtime.  Source: methods.md 6; measured.md (carry-over of survivors to f
 
 import logging
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection, Mapping, Sequence
 from typing import final
 
@@ -30,12 +30,22 @@ from offramp._core.outputs import StageOutput
 from offramp._core.topology import EXIT, Path
 from offramp._core.types import Ids
 from offramp.runtime.inflight import InFlight, Numbers
-from offramp.runtime.pools import Failure, Finished, Job, Pool, Ticket, numbers_of
+from offramp.runtime.pace import Pace
+from offramp.runtime.pools import (
+    Failure,
+    Finished,
+    Job,
+    Pool,
+    Ticket,
+    check_budget,
+    numbers_of,
+)
 from offramp.runtime.prediction import Prediction, Rows
 from offramp.runtime.program import Program
 from offramp.runtime.walk import decide, leave
 
 _log = logging.getLogger(__name__)
+_SLOWER = 1.25  # times what batches took of late
 
 
 @final
@@ -45,7 +55,7 @@ class Batcher:
     Args:
         full: For each stage the size of a full batch (`full_sizes`).
         seconds: What a full batch takes at each stage, where it is known (`expected_seconds`);
-            later what the last one took.
+            later what batches have taken (`Pace`).
         patience: Seconds after which an example waits for no others any more; None to wait until
             a batch is full, somebody's deadline comes near, or the driver says that nobody comes.
 
@@ -63,7 +73,8 @@ class Batcher:
         self._patience = math.inf
         if patience is not None:
             self._patience = check_not_negative("patience", patience)
-        self._full, self._seconds = full, dict(seconds)
+        self._full, self._pace = full, Pace(full, seconds)
+        self._workers, self._counted = 1, frozenset(full)
         self._tickets: dict[int, Ticket] = {}
         self._pools: dict[tuple[Program, Path, Form], Pool] = {}
         self._apart: deque[tuple[Path, InFlight]] = deque()  # who may not be joined with others
@@ -97,7 +108,34 @@ class Batcher:
         each = (one for pool in self._pools.values() for one in pool.waiting)
         return min((one.since for one in each if one.urgency[0] <= -priority), default=None)
 
+    def backlog(
+        self, now: float, priority: float = -math.inf, more: tuple[Program, int] | None = None
+    ) -> float:
+        """Seconds of work that is ahead, as far as is known: of all who are here, to their ends.
+
+        Args:
+            now: The time.
+            priority: Those of lower priority are passed over, but for jobs that run.
+            more: A program, and how many examples of it are still to be put in.
+        """
+        waiting = Counter[tuple[Program, int]]()
+        for path, flight in self._apart:
+            waiting[flight.program, path[-1]] += len(flight)
+        for pool in self._pools.values():
+            for one in pool.waiting:
+                if one.urgency[0] <= -priority:
+                    waiting[one.flight.program, pool.path[-1]] += len(one.flight)
+        if more is not None:
+            waiting[more[0], more[0].topology.root] += more[1]
+        total = self._pace.left(self._running, now, self._counted)
+        total += sum(n * self._pace.ahead(*at, self._counted) for at, n in waiting.items())
+        return total / self._workers
+
     # ---- what the driver tells
+
+    def driven_by(self, workers: int, counted: Collection[int]) -> None:
+        """So many jobs run at a time, of some stages; those of others only wait, and elsewhere."""
+        self._workers, self._counted = workers, frozenset(counted)
 
     def put(
         self,
@@ -127,7 +165,7 @@ class Batcher:
             InputError: If the budget is less than the first stage costs, or no costs are known.
         """
         if budget is not None:
-            _check_budget(flight.program, budget)
+            check_budget(flight.program, budget)
         numbers = np.arange(self._count, self._count + len(flight))
         self._count += len(flight)
         late = math.inf if deadline is None else deadline
@@ -143,7 +181,7 @@ class Batcher:
     def done(self, job: Job, said: StageOutput, now: float) -> None:
         """A job has run: some of its examples are answered, the others wait again."""
         self._take_back(job)
-        self._seconds[job.stage] = max(now - job.since, 0.0)
+        self._pace.saw(job.stage, len(job), max(now - job.since, 0.0))
         try:
             job.flight.hear(job.stage, None, said)
             parts = decide(job.flight, [(job.path, None)])
@@ -151,6 +189,8 @@ class Batcher:
             self._give_up(job.flight, error)
             return
         for (path, rows), child in parts:
+            count = len(job) if rows is None else len(rows)
+            self._pace.went(job.flight.program, path[-1], child, count)
             if child == EXIT:
                 self._leave(path, job.flight, rows)
             else:
@@ -170,12 +210,13 @@ class Batcher:
         alive = self._alive(job.flight)
         if alive is None:
             return
-        if whole or len(alive) == 1:
+        if whole or len(job) == 1:
             self._give_up(alive, error)
             return
         _log.info("%d examples have failed and run again in halves: %s", len(alive), error)
         rows = torch.arange(len(alive), device=alive.ids.device)
-        halves = [alive.take(part) for part in rows.tensor_split(2)]
+        # One may be left of several: those who were cancelled meanwhile may be to blame.
+        halves = [alive.take(part) for part in rows.tensor_split(2) if len(part)]
         self._apart.extendleft((job.path, half) for half in reversed(halves))
 
     def tell(self, job: Job, outcome: StageOutput | Failure, now: float) -> None:
@@ -219,15 +260,18 @@ class Batcher:
         self._expire(now)
         if self._apart:
             return self._hand_out(*self._apart.popleft(), now)
-        due = [key for key, pool in self._pools.items() if flush or self._due_at(pool) <= now]
+        due = [pool for pool in self._pools.values() if flush or self._due_at(pool) <= now]
         if not due:
             return None
-        key = min(due, key=lambda key: self._order(self._pools[key]))
-        pool = self._pools[key]
-        flight = pool.take(self._full[pool.path[-1]], self._tickets)
+        latest = now + max(self._seconds(pool.path[-1], len(pool)) for pool in due)
+        pool = min(due, key=lambda pool: self._order(pool, latest))
+        flight = pool.take(self._fitting(pool, now), self._tickets)
         if not pool.waiting:
-            del self._pools[key]
-        return self._hand_out(pool.path, flight, now)
+            self._pools = {key: other for key, other in self._pools.items() if other is not pool}
+        job = self._hand_out(pool.path, flight, now)
+        if sum(other.stage in self._counted for other in self._running) >= self._workers:
+            self._expire(now + self._seconds(job.stage, len(job)))
+        return job
 
     def wake_at(self, now: float) -> float | None:
         """When `next_job` should be asked again if nothing happens before; None for never."""
@@ -256,18 +300,39 @@ class Batcher:
         first = min(one.deadline for one in pool.waiting)
         if first == math.inf:
             return oldest
-        seconds = self._seconds.get(stage)  # twice: the clock goes on before the stage begins
+        seconds = self._pace.seconds(stage, len(pool))
+        # Twice: the clock goes on before the stage begins.
         return -math.inf if seconds is None else min(oldest, first - 2 * seconds)
 
-    def _order(self, pool: Pool) -> tuple[float, float, int, int]:
-        """Least for the pool that should go first; paths come before their continuations."""
+    def _order(self, pool: Pool, latest: float) -> tuple[float, bool, bool, float, int]:
+        """Least for the pool that should go first.
+
+        That is who would be late if another went first, which ends at `latest`; then full batches,
+        which cost least for each example. Meanwhile the others fill.
+        """
         less, deadline, number = pool.waiting[0].urgency
-        return less, deadline, pool.path[-1], number
+        calm = latest + self._seconds(pool.path[-1], len(pool)) <= deadline
+        return less, calm, len(pool) < self._full[pool.path[-1]], deadline, number
+
+    def _fitting(self, pool: Pool, now: float) -> int:
+        """How many should go together, so that the most urgent is in time; a full batch if never.
+
+        It is in time at least alone, or this is the first stage, which runs in any case.
+        """
+        stage, left = pool.path[-1], pool.waiting[0].deadline - now
+        full = size = self._full[stage]
+        while size > 1 and self._seconds(stage, size) > left:
+            size //= 2
+        return size if self._seconds(stage, size) <= left else full
+
+    def _seconds(self, stage: int, size: int) -> float:
+        """What so many take at a stage, a full batch at most, even if it is slower than of late."""
+        return _SLOWER * (self._pace.seconds(stage, min(size, self._full[stage])) or 0.0)
 
     def _expire(self, now: float) -> None:
         """Who cannot visit another stage in time is answered by what there is."""
         for key, pool in list(self._pools.items()):
-            late = now + self._seconds.get(pool.path[-1], 0.0)
+            late = now + self._seconds(pool.path[-1], 1)
             if pool.first or all(one.deadline >= late for one in pool.waiting):
                 continue
             del self._pools[key]
@@ -278,7 +343,7 @@ class Batcher:
         if any(len(path) > 1 for path, _ in self._apart):
             apart, self._apart = self._apart, deque()
             for path, flight in apart:
-                late = now + self._seconds.get(path[-1], 0.0)
+                late = now + self._seconds(path[-1], len(flight))
                 kept = flight if len(path) == 1 else self._in_time(path, flight, late)
                 if kept is not None:
                     self._apart.append((path, kept))
@@ -358,16 +423,3 @@ class Batcher:
             return flight if there else None
         rows = [row for row, here in enumerate(there) if here]
         return flight.take(torch.tensor(rows, device=flight.ids.device)) if rows else None
-
-
-def _check_budget(program: Program, budget: float) -> None:
-    if program.costs is None:
-        raise InputError(
-            f"budget must be None where no costs are known, got {budget}. Give the costs of "
-            "the stages: Adaptive(cascade, choice, costs=costs)."
-        )
-    first = program.costs[program.paths[program.topology.root,]]
-    if not budget >= first:
-        raise InputError(
-            f"budget must be at least what the first stage costs, {first:g}, got {budget}."
-        )

@@ -110,6 +110,8 @@ class Executor:
         self._batcher = model.batcher(
             batch_size=batch_size, patience=patience, others=self._gears.values()
         )
+        computing = [k for k, stage in self._stages.items() if not stage.waits]
+        self._batcher.driven_by(workers, computing)
         self._requests: dict[int, Request] = {}  # by the number of each example that is not done
         self._changed = threading.Condition()
         self._closing = False
@@ -222,6 +224,21 @@ class Executor:
         with self._changed:
             found = self._batcher.waiting()
         return {name: found.get(k, 0) for k, name in enumerate(self._model.stage_names)}
+
+    def backlog(self, more: int = 0, *, gear: str | None = None, priority: float = 0) -> float:
+        """Seconds until everybody is answered who was accepted, as far as is known by now.
+
+        It counts the batches that run, and who waits: for all that is still before them, if as
+        many go on as of late.
+
+        Args:
+            more: So many examples more.
+            gear: They ask for this one.
+            priority: Those of lower priority are passed over.
+        """
+        program = (self._model if gear is None else self._in_gear(gear)).program
+        with self._changed:
+            return self._batcher.backlog(self._clock(), priority, (program, more))
 
     def delay(self, priority: float = 0) -> float:
         """Seconds since the oldest of those was accepted who wait now; 0 if nobody waits.

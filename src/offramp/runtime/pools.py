@@ -10,12 +10,13 @@ from typing import final
 
 import torch
 
-from offramp._core.errors import ServiceError
+from offramp._core.errors import InputError, ServiceError
 from offramp._core.outputs import StageOutput
 from offramp._core.topology import Path
 from offramp._core.types import Ids
 from offramp.runtime.inflight import InFlight, Numbers
 from offramp.runtime.prediction import Prediction
+from offramp.runtime.program import Program
 
 Urgency = tuple[float, float, int]  # least first: minus the priority, the deadline, the number
 
@@ -176,3 +177,17 @@ def _cut(flight: InFlight, count: int, tickets: Mapping[int, Ticket]) -> tuple[I
         for part in (order[:count], order[count:])
     )
     return flight.take(first), flight.take(rest)
+
+
+def check_budget(program: Program, budget: float) -> None:
+    """Raise `InputError` where a budget does not allow the first stage, or nobody knows."""
+    if program.costs is None:
+        raise InputError(
+            f"budget must be None where no costs are known, got {budget}. Give the costs of "
+            "the stages: Adaptive(cascade, choice, costs=costs)."
+        )
+    first = program.costs[program.paths[program.topology.root,]]
+    if not budget >= first:
+        raise InputError(
+            f"budget must be at least what the first stage costs, {first:g}, got {budget}."
+        )

@@ -4,14 +4,16 @@ Layer: serve.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import final
 
 from offramp.serve.errors import RequestError
 
-_LATELY = 1024  # examples that say how fast it goes
 _LONGEST = 60  # seconds that anybody is asked to come back after
+_FILLED = 0.5  # of the time given, by what is there: the rest is for batches to fill
+_RESERVE = 0.1  # of the time given, in which stages may take longer than they have of late
+_FADES = 0.98  # of what an answer was late, with each that follows
 
 
 @final
@@ -21,19 +23,18 @@ class Admission:
     Args:
         most: Examples that are accepted and not answered.
         most_of_one: Of one request.
-        workers: Threads that run stages.
+        backlog: Seconds until all are done who are there, with so many more (`Executor.backlog`).
 
-    >>> admission = Admission(4, 4)
+    >>> admission = Admission(4, 4, lambda more: 0.1 * more)
     >>> with admission.of(3):
     ...     admission.examples
     3
     """
 
-    def __init__(self, most: int, most_of_one: int, workers: int = 1) -> None:
-        self._most, self._most_of_one, self._workers = most, min(most, most_of_one), workers
+    def __init__(self, most: int, most_of_one: int, backlog: Callable[[int], float]) -> None:
+        self._most, self._most_of_one, self._backlog = most, min(most, most_of_one), backlog
         self.examples = 0
-        self._busy = 0.0  # seconds of stages, lately
-        self._answered = 0  # examples, in the same time
+        self._lag = 0.0
 
     @contextmanager
     def of(self, n: int, within: float | None = None) -> Iterator[None]:
@@ -57,7 +58,7 @@ class Admission:
             raise self._full(
                 f"The queue must hold at most {self._most} examples, got {self.examples}"
             )
-        if within is not None and self.examples and self.seconds(n) > within:
+        if within is not None and self.examples and self._backlog(n) > _FILLED * within:
             said = f"{self.examples} examples are there, which take longer than the time given"
             raise self._full(said)
         self.examples += n
@@ -65,24 +66,15 @@ class Admission:
             yield
         finally:
             self.examples -= n
-            self._answered += n
-            if self._answered > _LATELY:  # the past counts half
-                self._answered, self._busy = self._answered // 2, self._busy / 2
 
-    def ran(self, seconds: float) -> None:
-        """A stage has run for so long."""
-        self._busy += seconds
+    def left(self, within: float) -> float:
+        """Of so many seconds those that stages may take: the rest is the way there and back."""
+        return within - min(_RESERVE * within + 2 * self._lag, within / 2)
 
-    def forget(self) -> None:
-        """What was seen so far says nothing about what comes."""
-        self._busy, self._answered = 0.0, 0
-
-    def seconds(self, n: int = 0) -> float:
-        """How long those who are there will take, with so many more."""
-        if not self._answered:
-            return 0.0
-        return (self.examples + n) * self._busy / self._answered / self._workers
+    def lagged(self, seconds: float) -> None:
+        """What was known was taken up so much later."""
+        self._lag = max(_FADES * self._lag, seconds)
 
     def _full(self, said: str) -> RequestError:
-        wait = min(max(math.ceil(self.seconds()), 1), _LONGEST)
+        wait = min(max(math.ceil(self._backlog(0)), 1), _LONGEST)
         return RequestError(429, f"{said}. Come back in {wait} s.", {"Retry-After": str(wait)})

@@ -22,7 +22,6 @@ from offramp.bundle import load
 from offramp.edge.resume import resumed
 from offramp.policy.gears import REFERENCE
 from offramp.runtime import Adaptive, Executor, Prediction, RowsError
-from offramp.runtime.executor import Ran
 from offramp.runtime.prediction import joined
 from offramp.runtime.sizes import FULL
 from offramp.serve.admission import Admission
@@ -31,12 +30,12 @@ from offramp.serve.inputs import Inputs, held_by
 from offramp.serve.metrics import Metrics
 from offramp.serve.observer import Observer
 from offramp.serve.settings import Settings
+from offramp.serve.sizes import measured_sizes
 from offramp.stages.segments import run_segments
 
 Names = Sequence[int] | Sequence[str]
-_SLICE = FULL  # examples of one request that go to the stages at a time
 _WAIT = 0.05  # seconds that examples may wait before a cheaper gear is tried
-_AHEAD = 2  # such slices: one runs, the next waits, and what others send comes between
+_AHEAD = 2  # slices of one request: one runs, the next waits, and what others send comes between
 
 
 @final
@@ -64,18 +63,21 @@ class ServedModel:
         self.name, self.version, self.path = name, version, path
         self.inputs = Inputs(model, settings.max_pixels)
         self.model = self.inputs.model
-        self.admission = Admission(settings.max_queue, settings.max_rows, settings.engines)
-        self._computes = {s.name for s in held_by(self.model) if not s.waits}
+        self.admission = Admission(settings.max_queue, settings.max_rows, self._backlog)
         self.controller = controller_of(self.model, settings)
+        sizes = measured_sizes(self.model, self.inputs)
+        root = self.model.policy.topology.root
+        self._slice = sizes.get(self.model.stage_names[root], FULL)
         self.executor = Executor(
             self.model,
             workers=settings.engines,
+            batch_size=sizes,
             patience=settings.patience,
             gears=all_gears(self.model),
-            observer=self._ran,
+            observer=metrics.ran(name),
         )
         self.observer: Observer | None = None
-        self._settings, self._metrics, self._count = settings, metrics, metrics.ran(name)
+        self._settings, self._metrics = settings, metrics
         self._users, self._retired, self._replaced = 0, False, False
 
     @classmethod
@@ -106,7 +108,7 @@ class ServedModel:
         """Run stages on made-up examples, one and a full batch; services are not called."""
         if any(stage.waits for stage in held_by(self.model)):
             return
-        for n in (1, _SLICE):
+        for n in (1, self._slice):
             noise = self.inputs.noise(n)
             if noise is None:
                 return
@@ -116,7 +118,6 @@ class ServedModel:
                     stage.answer(result)
             for gear in (None, *self.executor.gears):
                 self.executor.future(noise, gear=gear).result()
-        self.admission.forget()
 
     def begin(self) -> None:
         """Take the place of the one before: from now on this one answers, and is watched.
@@ -173,8 +174,12 @@ class ServedModel:
             )
 
         n = len(names)
-        if n <= _SLICE:
-            return await asyncio.wrap_future(ask(rows, names, deadline))
+        if n <= self._slice:
+            future, known = ask(rows, names, deadline), list[float]()
+            future.add_done_callback(lambda _: known.append(time.monotonic()))
+            said = await asyncio.wrap_future(future)
+            self.admission.lagged(time.monotonic() - known[0])
+            return said
         end = None if deadline is None else time.monotonic() + deadline
         room = asyncio.Semaphore(_AHEAD)
 
@@ -190,10 +195,10 @@ class ServedModel:
                 except Exception as error:  # noqa: BLE001  (others of the request are answered)
                     return first, RowsError(None, dict.fromkeys(range(size), error))
 
-        sizes = [min(_SLICE, n - k) for k in range(0, n, _SLICE)]
+        sizes = [min(self._slice, n - k) for k in range(0, n, self._slice)]
         async with asyncio.TaskGroup() as group:
             tasks = [
-                group.create_task(one(part, k * _SLICE, size))
+                group.create_task(one(part, k * self._slice, size))
                 for k, (part, size) in enumerate(zip(split_rows(rows, sizes), sizes, strict=True))
             ]
         return _whole(n, [task.result() for task in tasks])
@@ -255,10 +260,10 @@ class ServedModel:
         if (gear := self.gear(None)) is not None:
             self._metrics.gear(self.name, gear, self.executor.gears)
 
-    def _ran(self, ran: Ran) -> None:
-        self._count(ran)
-        if ran.stage in self._computes:
-            self.admission.ran(ran.seconds)
+    def _backlog(self, more: int) -> float:
+        """Seconds until all are answered who were taken in, with so many more."""
+        read = self.admission.examples - self.executor.unfinished  # now: stages have not seen them
+        return self.executor.backlog(more + max(read, 0), gear=self.gear(None))
 
     # ---- coming and going
 

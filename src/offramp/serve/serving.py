@@ -241,9 +241,11 @@ class Serving:
     ) -> tuple[Raw, Prediction, RowsError | None]:
         slow = model.inputs.kind in ("image", "columns")
         rows = await self.apart(_SMALL + 1 if slow else size, read)
-        within = None if end is None else end - time.monotonic()
-        if within is not None and within <= 0:
-            raise RequestError(408, "The time that the request gives is over.")
+        within = None
+        if end is not None:
+            within = model.admission.left(end - time.monotonic())
+            if within <= 0:
+                raise RequestError(408, "The time that the request gives is over.")
         try:
             said = await model.answer(
                 rows,

@@ -373,7 +373,7 @@ def test_the_oldest_deadline_goes_first_and_priority_before_it():
     for term in terms:
         world.put(1, 0, bad=False, **term)
         if "deadline" in term:
-            world.batcher._seconds[1] = 0.1
+            world.batcher._pace.saw(1, 1, 0.1)
     while world.batcher._pools and world.begin(flush=True).stage == 0:
         pass
     assert world.running[0].flight.numbers.tolist() == [3, 2]
@@ -384,7 +384,7 @@ def test_with_a_deadline_one_waits_no_longer_than_it_allows():
     world.put(1, 0, bad=False)
     assert run_all(world) == [(0, [0])]
     assert world.batcher.wake_at(world.now) is None
-    world.batcher._seconds[1] = 2.0
+    world.batcher._pace.saw(1, 2, 2.0)
     world.put(1, 0, bad=False, deadline=10.0)
     assert run_all(world) == [(0, [1])]
     assert world.batcher.wake_at(world.now) == 106.0
@@ -446,6 +446,19 @@ def test_one_bad_example_among_many_costs_itself_only(stage):
     world.drain()
     assert [number for number, (*_, error) in world.finished.items() if error] == [11]
     assert len(world.finished) == len(x)
+    world.check()
+
+
+def test_nobody_is_blamed_for_whom_was_cancelled_meanwhile():
+    world = chain_world(stages=2)
+    numbers = world.put(2, 0, bad=False).tolist()
+    (waiting,) = next(iter(world.batcher._pools.values())).waiting
+    waiting.flight.raw[1, -1] = 11  # nobody can read it
+    world.begin()
+    world.cancel(numbers[1:])
+    world.end(0)
+    world.drain()
+    assert world.finished[0][2] is None
     world.check()
 
 
