@@ -85,7 +85,9 @@ class OfLabels(Distribution):
     def scalars(self) -> Scalars | None:
         """The same of the only example, on the host; None of several, and where there is none."""
         if self._scalars is None and len(self._sure) == 1:
-            self._scalars = _scalars_of(self._output, self._sure.float().item(), self._temperature.item())
+            self._scalars = _scalars_of(
+                self._output, self._sure.float().item(), self._temperature.item()
+            )
         return self._scalars
 
     def _statistic(self, kind: str) -> Float[Tensor, " m"]:
