@@ -70,7 +70,7 @@ def make(threshold=0.6):
 
 @contextmanager
 def serving(monkeypatch, model, tmp_path, **settings):
-    monkeypatch.setattr(served_model, "load", lambda *_, **__: model)
+    monkeypatch.setattr(served_model, "load_resumed", lambda *_, **__: model)
     with running({"net": tmp_path}, **settings) as client:
         yield client
 

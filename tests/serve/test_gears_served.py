@@ -71,7 +71,7 @@ def make():
 @pytest.fixture
 def model(monkeypatch):
     found = make()
-    monkeypatch.setattr(served_model, "load", lambda *_, **__: found)
+    monkeypatch.setattr(served_model, "load_resumed", lambda *_, **__: found)
     return found
 
 

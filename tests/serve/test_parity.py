@@ -32,7 +32,7 @@ def models():
 
 
 def test_any_interleaving_is_answered_as_each_request_by_itself(models, tmp_path, monkeypatch):
-    monkeypatch.setattr(served_model, "load", lambda path, **_: models[path.name])
+    monkeypatch.setattr(served_model, "load_resumed", lambda path, **_: models[path.name])
     answers = {}
     with running({name: tmp_path / name for name in models}) as client:
 

@@ -55,7 +55,7 @@ def broken(monkeypatch):
         stage.keeps_company = True
     costs = Costs.simple("flops", [1.0, 4.0])
     model = Adaptive(cascade, Choice(cascade.topology), costs=costs)
-    monkeypatch.setattr(served_model, "load", lambda *_, **__: model)
+    monkeypatch.setattr(served_model, "load_resumed", lambda *_, **__: model)
     return model
 
 

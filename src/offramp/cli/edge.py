@@ -173,7 +173,7 @@ def run_command(
     --json one object with them and what was sent. Needs neither torch nor a network: without the
     cloud the last stage here answers, and says so.
 
-    Example: offramp edge run runs/split/device runs/demo/test.npz --url http://cloud:8000
+    Example: offramp edge run runs/split/device runs/demo/test.npz --url https://cloud:8000
     """
     import numpy as np
 

@@ -17,7 +17,7 @@ from offramp._core.cut import Cut
 from offramp._core.errors import FileFormatError
 from offramp._core.packing import SCALE
 from offramp._core.topology import RAW_INPUT, Topology
-from offramp.bundle import read_extra, read_manifest
+from offramp.bundle import load, read_extra, read_manifest
 from offramp.runtime import Adaptive
 from offramp.stages import Cascade, Columns, HeldStages, Stage
 from offramp.stages.fusing.piece import InPiece
@@ -67,6 +67,11 @@ def _unpacked(given: Mapping[str, Tensor], name: str) -> Tensor:
         scale = given[name + SCALE]
         return values.to(scale.dtype) * scale.reshape(-1, *(1,) * (values.dim() - 1))
     return values.float() if values.dtype == torch.float16 else values
+
+
+def load_resumed(path: Path | str, **how: Any) -> Adaptive:  # noqa: ANN401  (of `offramp.load`)
+    """As `offramp.load`, of a cloud's part of a split the rest of the cascade; raises as both."""
+    return resumed(load(path, **how), path)
 
 
 def resumed(model: Adaptive, folder: Path | str) -> Adaptive:

@@ -18,8 +18,7 @@ import torch
 from offramp._core.batch import split_rows
 from offramp._core.errors import InputError
 from offramp._core.types import Raw
-from offramp.bundle import load
-from offramp.edge.resume import resumed
+from offramp.edge.resume import load_resumed
 from offramp.policy.gears import REFERENCE
 from offramp.runtime import Adaptive, Executor, Prediction, RowsError
 from offramp.runtime.prediction import joined
@@ -89,13 +88,13 @@ class ServedModel:
         Raises:
             OfframpError: As `offramp.load`.
         """
-        model = load(
+        model = load_resumed(
             path,
             backend=settings.backend,
             allow_network=settings.allow_network or False,
             allow_import=settings.allow_import,
         )
-        served = cls(name, version, path, resumed(model, path), settings, metrics)
+        served = cls(name, version, path, model, settings, metrics)
         import_module("scipy.special")  # drift needs it, and no request should wait for that
         try:
             served.warm()
