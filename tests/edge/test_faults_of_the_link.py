@@ -8,6 +8,7 @@ import pytest
 
 from offramp.edge import Client, Settings
 from offramp.edge.calls import CallError
+from offramp.edge.waiting import Waiting
 from support.faulty import proxied
 from support.served import inputs_of, running, until
 
@@ -129,6 +130,18 @@ def test_what_could_not_be_asked_is_asked_later_and_once(made, cloud, model, tmp
         assert list(again.flush()) == []
         client.close()
         again.close()
+
+
+def test_files_of_others_in_the_queue_are_neither_sent_nor_removed(tmp_path):
+    others = [tmp_path / "phone.call", tmp_path / "0-1-2.call"]
+    for file in others:
+        file.write_text("mine")
+    waiting = Waiting(tmp_path, 1)
+    for k in range(3):
+        waiting.put(b"%d" % k)
+    assert [content for _, content in waiting.each()] == [b"2"]
+    assert (len(waiting), waiting.dropped) == (1, 2)
+    assert [file.read_text() for file in others] == ["mine", "mine"]
 
 
 def test_a_full_queue_lets_the_oldest_go(made, cloud, tmp_path):

@@ -7,12 +7,14 @@ Layer: edge.  Needs nothing but Python.
 
 import itertools
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import final
 
 _ENDING = ".call"
+_OURS = re.compile(r"\d{20}-\d+-\d+\.call")  # other files of the folder are not sent or removed
 
 
 @final
@@ -52,4 +54,4 @@ class Waiting:
             yield file, file.read_bytes()
 
     def _files(self) -> list[Path]:
-        return sorted(self._folder.glob(f"*{_ENDING}"))
+        return sorted(f for f in self._folder.iterdir() if _OURS.fullmatch(f.name) and f.is_file())
