@@ -260,14 +260,14 @@ class Batcher:
         self._expire(now)
         if self._apart:
             return self._hand_out(*self._apart.popleft(), now)
-        due = [pool for pool in self._pools.values() if flush or self._due_at(pool) <= now]
+        due = [each for each in self._pools.items() if flush or self._due_at(each[1]) <= now]
         if not due:
             return None
-        latest = now + max(self._seconds(pool.path[-1], len(pool)) for pool in due)
-        pool = min(due, key=lambda pool: self._order(pool, latest))
+        latest = now + max(self._seconds(pool.path[-1], len(pool)) for _, pool in due)
+        key, pool = min(due, key=lambda each: self._order(each[1], latest))
         flight = pool.take(self._fitting(pool, now), self._tickets)
         if not pool.waiting:
-            self._pools = {key: other for key, other in self._pools.items() if other is not pool}
+            del self._pools[key]
         job = self._hand_out(pool.path, flight, now)
         if sum(other.stage in self._counted for other in self._running) >= self._workers:
             self._expire(now + self._seconds(job.stage, len(job)))

@@ -90,17 +90,29 @@ class Pace:
             stage: Where it waits.
             counted: Stages whose seconds count.
         """
-        full = self._full[stage]
-        own = (self.seconds(stage, full) or 0.0) / full if stage in counted else 0.0
-        return own + self.after(program, stage, counted)
+        return self._own(stage, counted) + self.after(program, stage, counted)
 
     def after(self, program: Program, stage: int, counted: Collection[int]) -> float:
         """The same once it has visited the stage."""
-        visits = self._visits[program, stage] + 2
-        return sum(
-            (self._moves[program, stage, child] + 1) / visits * self.ahead(program, child, counted)
-            for child in program.children[stage]
-        )
+        return self._after(program, counted)[stage]
+
+    def _after(self, program: Program, counted: Collection[int]) -> dict[int, float]:
+        """The same for each stage, from the last to the first: each is looked at once."""
+        found: dict[int, float] = {}
+        for stage, children in reversed(program.children.items()):  # in topological order
+            visits = self._visits[program, stage] + 2
+            found[stage] = sum(
+                (self._moves[program, stage, child] + 1)
+                / visits
+                * (self._own(child, counted) + found[child])
+                for child in children
+            )
+        return found
+
+    def _own(self, stage: int, counted: Collection[int]) -> float:
+        """Seconds of an example at a stage, in a full batch."""
+        full = self._full[stage]
+        return (self.seconds(stage, full) or 0.0) / full if stage in counted else 0.0
 
 
 def _class_of(size: int) -> int:
