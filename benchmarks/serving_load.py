@@ -213,6 +213,16 @@ class Answer:
     body: bytes
 
 
+async def _chunks(reader: asyncio.StreamReader) -> bytes:
+    """A body that comes in chunks, as Ray sends it."""
+    body = b""
+    while size := int(await reader.readline(), 16):
+        body += await reader.readexactly(size)
+        await reader.readline()
+    await reader.readline()
+    return body
+
+
 class Line:
     """One connection that is kept."""
 
@@ -232,6 +242,8 @@ class Line:
             at = low.find(b"content-length:")
             length = int(low[at + 15 : low.index(b"\r\n", at)]) if at >= 0 else 0
             body = await self.reader.readexactly(length)
+            if b"transfer-encoding: chunked" in low:
+                body = await _chunks(self.reader)
             if b"connection: close" in low:
                 self.close()
             return int(head[9:12]), body

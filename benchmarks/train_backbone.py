@@ -66,7 +66,7 @@ def main() -> None:
         learning_rate=0.2,
         weight_decay=5e-4,
         bfloat16=has_bfloat16(),
-        checkpoint=arguments.work / f"{arguments.weights.stem}.safetensors",
+        checkpoint=arguments.work / f"{arguments.weights.stem}_checkpoint.safetensors",
     )
     seconds = time.monotonic() - start
     save_weights(net, arguments.weights)
