@@ -7,13 +7,20 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from contextlib import contextmanager
 
 import pytest
 
 from offramp.cli import main
-from support.served import SECONDS, Client, geared_bundle, inputs_of, request_of, until
+from support.served import (
+    SECONDS,
+    Client,
+    answers_until,
+    geared_bundle,
+    inputs_of,
+    request_of,
+    until,
+)
 
 
 @contextmanager
@@ -38,25 +45,11 @@ def program(*arguments, **environment):
 def test_what_was_accepted_is_answered_before_it_ends(bundle):
     with program(bundle, "--token-env", "TOKEN", TOKEN="secret") as (process, client):
         headers = {"Authorization": "Bearer secret"}
-        body, found = request_of(inputs_of(600)), []
-        begun = threading.Barrier(5)
-
-        def ask():
-            begun.wait(SECONDS)
-            for _ in range(20):
-                try:
-                    found.append(client("/v2/models/net/infer", body, headers=headers))
-                except ConnectionError:  # nobody listens any more
-                    return
-
-        threads = [threading.Thread(target=ask) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        begun.wait(SECONDS)
-        until(lambda: len(found) >= 4)
-        process.send_signal(signal.SIGTERM)
-        for thread in threads:
-            thread.join(SECONDS)
+        body = request_of(inputs_of(600))
+        found = answers_until(
+            lambda: client("/v2/models/net/infer", body, headers=headers),
+            lambda: process.send_signal(signal.SIGTERM),
+        )
         assert process.wait(SECONDS) == 0
         rest = process.stderr.read()
     assert "Traceback" not in rest

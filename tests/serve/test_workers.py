@@ -17,6 +17,7 @@ from offramp.cli import main
 from support.served import (
     SECONDS,
     Client,
+    answers_until,
     geared_bundle,
     inputs_of,
     make_bundle,
@@ -217,26 +218,14 @@ def test_a_worker_that_dies_is_started_again_and_knows_what_the_others_do(served
 
 
 def test_what_was_accepted_is_answered_before_both_end(served):
-    body, found, begun = request_of(inputs_of(400)), [], threading.Barrier(5)
+    body = request_of(inputs_of(400))
 
-    def ask():
-        begun.wait(SECONDS)
-        for _ in range(20):
-            try:
-                found.append(served.client(INFER, body))
-            except ConnectionError:  # nobody listens any more
-                return
+    def end():
+        served.process.send_signal(signal.SIGTERM)
+        for pid in served.pids():  # a service manager may tell all of them
+            os.kill(pid, signal.SIGTERM)
 
-    threads = [threading.Thread(target=ask) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    begun.wait(SECONDS)
-    until(lambda: len(found) >= 4)
-    served.process.send_signal(signal.SIGTERM)
-    for pid in served.pids():  # a service manager may tell all of them
-        os.kill(pid, signal.SIGTERM)
-    for thread in threads:
-        thread.join(SECONDS)
+    found = answers_until(lambda: served.client(INFER, body), end)
     assert served.process.wait(SECONDS) == 0
     served.reading.join(SECONDS)
     assert not any("Traceback" in line for line in served.lines)

@@ -92,6 +92,14 @@ def check_not_negative(name: str, value: object) -> float:
     return number
 
 
+def check_positive(name: str, value: object) -> float:
+    """Return `value` if it is finite and greater than 0; else raise `InputError`."""
+    number = check_number(name, value, "greater than 0")
+    if not (np.isfinite(number) and number > 0):
+        raise InputError(f"{name} must be finite and greater than 0, got {value!r}.")
+    return number
+
+
 def check_text(name: str, value: object) -> str:
     """Return `value` if it is a text that is not empty; else raise `InputError`."""
     if not isinstance(value, str) or not value:

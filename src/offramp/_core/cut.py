@@ -25,6 +25,7 @@ class Cut:
     Args:
         topology: What the policy uses.
         here: Stages on the device.
+        away: Those in the cloud, which all who answer there need.
         send: What is sent.
         carries: Groups whose carries are sent.
         raw: Whether the raw input is sent.
@@ -33,6 +34,7 @@ class Cut:
 
     topology: Topology
     here: frozenset[int]
+    away: frozenset[int]
     send: Send
     carries: tuple[str, ...]
     raw: bool
@@ -95,6 +97,7 @@ class Cut:
         found = cls(
             topology=topology,
             here=here,
+            away=frozenset(away),
             send=send,
             carries=tuple(sorted(carried)),
             raw=raw,

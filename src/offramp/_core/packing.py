@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 Packing = Literal["float32", "float16", "int8"]
 PACKINGS: tuple[Packing, ...] = ("float32", "float16", "int8")
 LOSSLESS: Packing = "float32"
+WIDTHS = {"float32": 4, "float16": 2, "int8": 1}  # bytes of a number
 SCALE = ".scale"  # behind the name of the tensor whose scales these are
 _LEVELS = 127.0
 

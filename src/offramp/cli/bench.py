@@ -29,7 +29,7 @@ def command(
         str, typer.Option(help="Examples per call, separated by commas.")
     ] = "1,256",
     rounds: Annotated[int, typer.Option(min=1, help="Rounds that are timed.")] = 15,
-    array: Annotated[str, typer.Option(help="Name of the inputs in npz files.")] = "images",
+    array: options.Array = "images",
     device: options.Device = "cpu",
     backend: options.Backend = None,
     threads: options.Threads = None,

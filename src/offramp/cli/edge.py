@@ -59,7 +59,7 @@ def split_command(
     max_drop: Annotated[float, typer.Option(help="Accuracy that may be lost.")] = 0.02,
     delta: Annotated[float, typer.Option(help="Largest chance of a wrong promise.")] = 0.1,
     policy: Annotated[str, typer.Option(help="Which policies are fitted.")] = "threshold",
-    array: Annotated[str, typer.Option(help="Name of the inputs in npz files.")] = "images",
+    array: options.Array = "images",
     overwrite: options.Overwrite = False,
     allow_import: options.AllowImport = False,
     json: options.Json = False,
@@ -160,7 +160,7 @@ def run_command(
     token_env: Annotated[
         str | None, typer.Option(help="Environment variable with the token of the server.")
     ] = None,
-    array: Annotated[str, typer.Option(help="Name of the inputs in npz files.")] = "images",
+    array: options.Array = "images",
     batch_size: options.BatchSize = 1,
     threads: options.Threads = None,
     json: options.Json = False,
@@ -198,7 +198,9 @@ def run_command(
         for k in range(0, len(values), batch_size):
             told = client(values[k : k + batch_size])
             labels = [_named(int(label), client.device.class_names) for label in told.label]
-            rows += [list(row) for row in zip(labels, told.stage, told.where, told.reason)]  # noqa: B905
+            rows += [
+                list(row) for row in zip(labels, told.stage, told.where, told.reason, strict=True)
+            ]
     client.close()
     output.table(["label", "stage", "where", "reason"], rows)
     offline = client.counts["offline"]
@@ -238,12 +240,6 @@ def _slower(costs: "Costs", times: float, given: str | None, names: tuple[str, .
         )
     from offramp.stages import given_costs
 
-    try:
-        pairs = [part.split("=") for part in given.split(",")]
-        seconds = {name.strip(): float(value) for name, value in pairs}
-    except ValueError:
-        raise InputError(
-            f"--device-seconds must be names with seconds, such as small=0.01,large=0.2, got "
-            f"{given!r}."
-        ) from None
+    what = "seconds, such as small=0.01,large=0.2"
+    seconds = options.by_stage("--device-seconds", given, float, what)
     return given_costs(list(names), "seconds", seconds)

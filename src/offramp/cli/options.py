@@ -3,13 +3,16 @@
 Layer: cli.
 """
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
 from offramp._core.errors import InputError
 from offramp.project.config.sections import FitSection
+
+T = TypeVar("T")
 
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object instead of text for people.")
@@ -44,6 +47,7 @@ Overwrite = Annotated[
         help="Replace what offramp wrote there before; anything else that is there is refused.",
     ),
 ]
+Array = Annotated[str, typer.Option(help="Name of the inputs in npz files.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Examples that run at a time.")]
 AllowNetwork = Annotated[
     list[str] | None,
@@ -96,6 +100,33 @@ def whole_numbers(option: str, text: str) -> list[int]:
             f"got {text!r}."
         )
     return numbers
+
+
+def by_stage(option: str, text: str, read: Callable[[str], T], what: str) -> dict[str, T]:
+    """Read what is said of each of some stages: name=value, separated by commas.
+
+    Args:
+        option: Its name, for the message.
+        text: What was given.
+        read: Makes a value of a text; raises `ValueError` where it is none.
+        what: Values in words, with an example.
+
+    Raises:
+        InputError: If something else stands there.
+
+    >>> by_stage("--seconds", "small=0.1, large=2", float, "seconds, such as small=0.1,large=2")
+    {'small': 0.1, 'large': 2.0}
+    """
+    found = {}
+    for part in text.split(","):
+        name, sign, value = part.strip().rpartition("=")
+        try:
+            found[name] = read(value if sign else "")
+        except ValueError:
+            raise InputError(
+                f"{option} must be names of stages with {what}; got {text!r}."
+            ) from None
+    return found
 
 
 def names(text: str | None) -> list[str] | None:

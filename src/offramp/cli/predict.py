@@ -47,7 +47,7 @@ def command(
     out: Annotated[Path, typer.Option(help="Table to write; it ends in .csv or .parquet.")] = Path(
         "predictions.csv"
     ),
-    array: Annotated[str, typer.Option(help="Name of the inputs in npz files.")] = "images",
+    array: options.Array = "images",
     ids: Annotated[
         str | None, typer.Option(help="Name of the ids in npz files; by default counted.")
     ] = None,

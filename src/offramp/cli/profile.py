@@ -29,7 +29,7 @@ def command(
     batch_size: options.BatchSize = 32,
     examples: Annotated[int, typer.Option(min=1, help="Examples in each pass.")] = 256,
     rounds: Annotated[int, typer.Option(min=1, help="Passes that are timed.")] = 9,
-    array: Annotated[str, typer.Option(help="Name of the inputs in npz files.")] = "images",
+    array: options.Array = "images",
     device: options.Device = "cpu",
     backend: options.Backend = None,
     threads: options.Threads = None,

@@ -42,7 +42,7 @@ def command(
         float, typer.Option(help="Milliseconds that a batch costs beside its stage.")
     ] = 1.0,
     price: Annotated[float, typer.Option(help="Of one replica for an hour.")] = 1.0,
-    array: Annotated[str, typer.Option(help="Name of the inputs in npz files.")] = "images",
+    array: options.Array = "images",
     backend: options.Backend = None,
     threads: options.Threads = None,
     allow_import: options.AllowImport = False,
@@ -96,7 +96,12 @@ def command(
     if replicas is None:
         found, _ = plan(traffic, p99=p99 / 1000)
     else:
-        found = simulate(traffic, counts_of(replicas))
+        found = simulate(
+            traffic,
+            options.by_stage(
+                "--replicas", replicas, _count, "numbers of at least 1, such as small=3,large=2"
+            ),
+        )
     against, _ = plan(alone, p99=p99 / 1000)
     output.line(f"{rps:g} examples each second, {times.where}")
     output.line()
@@ -131,25 +136,10 @@ def shares_of(model: "Adaptive", batch: "Raw") -> "dict[Way, float]":
     return {path: count / n for path, count in pairs if count}
 
 
-def counts_of(text: str) -> dict[str, int]:
-    """Replicas by the names of stages.
-
-    Raises:
-        InputError: If it is not written as name=number, separated by commas.
-
-    >>> counts_of("small=3, large=2")
-    {'small': 3, 'large': 2}
-    """
-    found = {}
-    for part in text.split(","):
-        name, sign, number = part.strip().rpartition("=")
-        if not sign or not number.isdigit() or int(number) < 1:
-            raise InputError(
-                "--replicas must be names of stages with numbers of at least 1, such as "
-                f"small=3,large=2; got {text!r}."
-            )
-        found[name] = int(number)
-    return found
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise ValueError(text)
+    return int(text)
 
 
 def _show(output: Output, title: str, found: "Simulated", price: float) -> None:

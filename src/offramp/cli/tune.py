@@ -29,7 +29,7 @@ def command(
         typer.Option(help="Those to try, separated by commas; by default all that are installed."),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds that are timed.")] = 7,
-    array: Annotated[str, typer.Option(help="Name of the inputs in npz files.")] = "images",
+    array: options.Array = "images",
     threads: options.Threads = None,
     allow_import: options.AllowImport = False,
     allow_network: options.AllowNetwork = None,

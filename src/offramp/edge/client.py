@@ -264,8 +264,7 @@ class Client:
         if self._calls is None:
             raise CallError("no cloud is given")
         with self._lock:
-            day = int(time.time() // 86400)
-            _, sent, spent = self._day if self._day[0] == day else (day, 0, 0.0)
+            day, sent, spent = self._today()
             if now - self._last < settings.min_time_between:
                 raise CallError(f"asked less than {settings.min_time_between:g} s ago")
             self._check_bytes(sent + size)
@@ -276,10 +275,14 @@ class Client:
 
     def _count_bytes(self, size: int) -> None:
         with self._lock:
-            day = int(time.time() // 86400)
-            _, sent, spent = self._day if self._day[0] == day else (day, 0, 0.0)
+            day, sent, spent = self._today()
             self._check_bytes(sent + size)
             self._day, self.bytes = (day, sent + size, spent), self.bytes + size
+
+    def _today(self) -> tuple[int, int, float]:
+        """The day, and the bytes and money of it; whoever asks holds the lock."""
+        day = int(time.time() // 86400)
+        return self._day if self._day[0] == day else (day, 0, 0.0)
 
     def _check_bytes(self, sent: int) -> None:
         most = self.settings.bytes_per_day

@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 from urllib.parse import urlsplit
@@ -120,10 +120,6 @@ class Settings:
         if not token or not token.isascii() or not token.isprintable() or " " in token:
             raise InputError(f"The environment variable {self.token_env} must hold the token.")
         return token
-
-
-#: Names of the settings.
-NAMES = tuple(each.name for each in fields(Settings))
 
 
 def _check_number(name: str, value: object, *, above: bool = False) -> None:

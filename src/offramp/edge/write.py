@@ -13,7 +13,7 @@ from offramp._core.cut import Cut, Send
 from offramp._core.errors import InputError
 from offramp._core.files import atomic_folder, sha256, write_json
 from offramp._core.ownership import SPLIT, check_folder
-from offramp._core.packing import SCALE
+from offramp._core.packing import SCALE, WIDTHS
 from offramp._core.seal import digest_of
 from offramp._core.types import AnyBatch
 from offramp.bundle import save
@@ -29,7 +29,6 @@ from offramp.runtime.plans import plan_segments
 from offramp.stages import weights_digest
 
 DEVICE, CLOUD, MANIFEST = "device", "cloud", "split.json"
-_WIDTHS = {"float32": 4, "float16": 2, "int8": 1}
 
 
 @final
@@ -116,7 +115,7 @@ def split(
         model.cascade, model.policy, example_of(model, example), transform=transform, only=cut.here
     )
     carries = _carries(parts, cut)
-    away = [k for k in _needed(model) if k not in cut.here]
+    away = sorted(cut.away)
     told: dict[str, Any] = {
         "version": FORMAT,
         "device": [topology.names[k] for k in sorted(cut.here)],
@@ -172,12 +171,6 @@ def _device(model: Adaptive, device: Collection[str] | None) -> Collection[str]:
     return [name for name, at in zip(names, model.costs.places, strict=True) if at == 0]
 
 
-def _needed(model: Adaptive) -> list[int]:
-    topology = model.policy.topology
-    answering = {*topology.active, topology.index(model.candidate.reference)}
-    return sorted({j for k in answering for j in topology.lineage(k)})
-
-
 def _carries(parts: Parts, cut: Cut) -> dict[str, list[str]]:
     """By group the names of the tensors that are sent, scales among them."""
     found = {}
@@ -220,6 +213,6 @@ def _size(parts: Parts, cut: Cut, *, transform: bool) -> int | None:
     total = 4 * parts.classes * len(cut.asked)
     for k, value in enumerate(sent):
         packed = value.kind == FLOAT and k >= (len(parts.inputs) if cut.raw else 0)
-        width = _WIDTHS[cut.packing] if packed else value.dtype.itemsize
+        width = WIDTHS[cut.packing] if packed else value.dtype.itemsize
         total += width * math.prod(map(int, value.row)) + 4 * (packed and cut.packing == "int8")
     return total

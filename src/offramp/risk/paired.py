@@ -85,7 +85,7 @@ def _p_value(losses: int, corrections: int, n: int, limit: float, slack: float) 
     seen = losses - corrections
     if seen >= n * limit:
         return 1.0  # above the limit itself; no p-value would be small
-    highest = _upper_limit(losses + corrections, n, slack)
+    highest = upper_limit(losses + corrections, n, slack)
     if highest <= limit:
         return slack  # so few differ that the limit cannot be exceeded
     spread = _FAR * math.sqrt(n * max(limit * (1 - limit), highest * (1 - highest), 0.25 / n))
@@ -117,7 +117,7 @@ def _chances(q: FloatArray, d: IntArray, most: FloatArray, n: int, limit: float)
     return np.asarray((stats.binom.pmf(d, n, rate) * tail).sum(axis=1))
 
 
-def _upper_limit(count: int, n: int, level: float) -> float:
+def upper_limit(count: int, n: int, level: float) -> float:
     """Upper Clopper-Pearson limit of a probability; it is exceeded with chance `level`."""
     return 1.0 if count == n else float(stats.beta.ppf(1 - level, count + 1, n - count))
 
@@ -132,7 +132,7 @@ def paired_p_value_reference(
 
     if losses - corrections >= n * max_difference:
         return 1.0
-    highest = _upper_limit(losses + corrections, n, slack)
+    highest = upper_limit(losses + corrections, n, slack)
     if highest <= max_difference:
         return slack
     seen = errors_below(losses, corrections) - _ROUNDING

@@ -107,8 +107,7 @@ class InFlight:
         self.program, self.ids, self.mark = program, ids, mark
         self.numbers: Numbers | None = None  # who they are to a `Batcher`, `(n,)`, on the host
         self._n = ids.shape[0]
-        raw = RawInput(batch, program.shared) if program.shared else batch
-        self._carries = {RAW: Held(raw, None)}
+        self._carries = {RAW: Held(program.as_read(batch), None)}
         self._before: dict[str, Held] | None = None  # the carries until a visit was heard
         self.outputs: list[StageOutput | None] = [None] * program.count
         self.last: StageOutput | None = None  # what was heard last, of whom it concerns

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from offramp._core.batch import form_of
+from offramp._core.carry import RawInput
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError, OfframpError, UnsupportedError
 from offramp._core.outputs import StageOutput
@@ -211,6 +212,10 @@ class Program:
     def checked(self) -> bool:
         """Whether it was seen that answers do not depend on the rest of the batch."""
         return self._checked
+
+    def as_read(self, batch: Raw) -> Raw:
+        """Raw input as segments read it: what several of them begin with runs once."""
+        return RawInput(batch, self.shared) if self.shared else batch
 
     def check_before(self, batch: Raw, n: int) -> None:
         """Put networks back that somebody put into training mode; look closely at the first batch.

@@ -12,7 +12,6 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from offramp._core.carry import RawInput
 from offramp._core.outputs import StageOutput
 from offramp._core.topology import EXIT, RAW_INPUT, Path
 from offramp._core.types import Raw
@@ -82,9 +81,7 @@ class SingleWalk:
         policy, outputs = program.policy, list[StageOutput | None]([None] * program.count)
         known = dict[int, Distribution]()
         ahead = dict[int, tuple[Tensor, list[float]]]()  # logits of stages that ran already
-        carries: dict[str, Any] = {
-            RAW: RawInput(batch, program.shared) if program.shared else batch
-        }
+        carries: dict[str, Any] = {RAW: program.as_read(batch)}
         at = Evidence(policy, (program.topology.root,), outputs, ids, None, known)
         while True:
             path = at.path

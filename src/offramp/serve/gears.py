@@ -6,11 +6,10 @@ what time it is. All it ever names are gears that it was given, so what is not p
 Layer: serve.
 """
 
-import math
 from collections.abc import Sequence
 from typing import final
 
-from offramp._core.checks import check_known, check_number
+from offramp._core.checks import check_known, check_positive
 from offramp._core.errors import InputError
 from offramp.policy.gears import REFERENCE
 from offramp.runtime import Adaptive
@@ -75,9 +74,9 @@ class Controller:
             raise InputError(f"names must be those of different gears, got {list(names)}.")
         self.names = tuple(names)
         self._at = 0 if start is None else self._index(start)
-        self._target = _positive("target", target)
-        self._down_after = _positive("down_after", down_after)
-        self._up_after = self._patience = _positive("up_after", up_after)
+        self._target = check_positive("target", target)
+        self._down_after = check_positive("down_after", down_after)
+        self._up_after = self._patience = check_positive("up_after", up_after)
         self._since: tuple[int, float] | None = None  # which way it would go, and since when
         self._raised: tuple[float, float] | None = None  # the last move up, and what it waited for
         self._pinned: int | None = None
@@ -138,10 +137,3 @@ class Controller:
 
     def _index(self, name: str) -> int:
         return self.names.index(check_known("gear", name, self.names))
-
-
-def _positive(name: str, value: float) -> float:
-    number = check_number(name, value, "greater than 0")
-    if not 0 < number < math.inf:
-        raise InputError(f"{name} must be finite and greater than 0, got {value!r}.")
-    return number

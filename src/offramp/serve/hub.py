@@ -6,13 +6,13 @@ Layer: serve.  Source: docs/adr/0055.
 """
 
 import asyncio
-import hashlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
 from offramp._core.checks import check_known
+from offramp._core.files import sha256
 from offramp.bundle.names import MANIFEST
 from offramp.serve.channel import Channel
 from offramp.serve.errors import RequestError
@@ -43,7 +43,7 @@ class Known:
 def seal_of(folder: Path) -> str:
     """Of the manifest of a bundle, which names the digests of all its files; "" without one."""
     try:
-        return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+        return sha256(folder / MANIFEST)
     except OSError:
         return ""
 

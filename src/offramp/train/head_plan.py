@@ -4,7 +4,6 @@ Layer: train.  Source: none.
 """
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from offramp._core.checks import (
     check_choice,
     check_known,
     check_not_negative,
+    check_positive,
     check_positive_int,
     check_probability,
 )
@@ -54,9 +54,9 @@ class Plan:
             check_positive_int(name, getattr(self, name))
         check_not_negative("weight_decay", self.weight_decay)
         check_choice("cache_dtype", self.cache_dtype, ("float16", "float32"))
-        _check_above_zero("learning_rate", self.learning_rate)
+        check_positive("learning_rate", self.learning_rate)
         for weight in self.class_weights or ():
-            _check_above_zero("class_weights", weight)
+            check_positive("class_weights", weight)
         if self.cache is not None and self.augment is not None:
             raise InputError(
                 "augment changes the features in each pass, so they cannot be kept; leave out "
@@ -234,8 +234,3 @@ def _check_outputs(cascade: Cascade, part: Dataset, names: Sequence[str], plan: 
                     f"class_weights must have {outputs} entries, as many as the head of {name!r} "
                     f"gives logits, got {len(weights)}."
                 )
-
-
-def _check_above_zero(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise InputError(f"{name} must be finite and greater than 0, got {value!r}.")

@@ -14,20 +14,20 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from scipy import stats
 
 from offramp._core.checks import check_known
 from offramp._core.costs import Costs
 from offramp._core.cut import Cut, Send
 from offramp._core.errors import InputError
 from offramp._core.link import Link, Toll
-from offramp._core.packing import LOSSLESS, Packing
+from offramp._core.packing import LOSSLESS, WIDTHS, Packing
 from offramp._core.types import BoolArray
 from offramp.evaluation import fit, replay
 from offramp.evaluation.choice import Choice
 from offramp.policy import Evidence, Policy
 from offramp.recording import record
 from offramp.recording.rows import Loader
+from offramp.risk.paired import upper_limit
 from offramp.stages import Cascade
 from offramp.trace import Trace
 from offramp.tuning.carries import RAW, rounded
@@ -168,15 +168,11 @@ def plan_edge(
         )
     share = delta / len(tried)
     found: list[EdgePlan] = []
-    recorded: dict[tuple[tuple[str, ...], Send], Trace] = {}
-    for at, send in tried:
-        costs = way.costs(at, send, name)
-        if costs is None:
-            continue
+    for at, send, costs in tried:
         here = tuple(n for n, place in zip(trace.stages, at, strict=True) if place == 0)
         own = trace
         if send == "float16" or send == "int8":
-            own = recorded.setdefault((here, send), _arriving(trace, cascade, here, send, data))
+            own = _arriving(trace, cascade, here, send, data)
         own = own.with_costs(costs)
         frontier = fit(own, policy, reference=name, progress=False, **options)
         choice = frontier.cheapest(max_drop=max_drop, delta=share)
@@ -214,8 +210,8 @@ class _Way:
 
     def cuts(
         self, sends: Sequence[Send], lossy: bool, reference: str
-    ) -> Iterator[tuple[tuple[int, ...], Send]]:
-        """For each stage its place, and what is sent; both ends hold something."""
+    ) -> Iterator[tuple[tuple[int, ...], Send, Costs]]:
+        """For each stage its place, what is sent, and the costs; both ends hold something."""
         s, p = len(self.cascade), len(self.places)
         groups = self.cascade.topology.groups
         for at in combinations_with_replacement(range(p), s):
@@ -225,8 +221,9 @@ class _Way:
                 continue
             for send in sends:
                 usable = send in ("raw", LOSSLESS) or (lossy and p == 2)
-                if usable and self.costs(at, send, reference) is not None:
-                    yield at, send
+                costs = self.costs(at, send, reference) if usable else None
+                if costs is not None:
+                    yield at, send, costs
 
     def costs(self, at: Sequence[int], send: Send, reference: str) -> Costs | None:
         """Costs of the whole; None where that cannot be sent."""
@@ -261,9 +258,7 @@ class _Way:
         for group in cut.carries:
             for count, width, dtype in self.sizes[group]:
                 small = dtype == torch.float32
-                total += count * (
-                    {"float16": 2, "int8": 1}.get(cut.send, width) if small else width
-                )
+                total += count * (WIDTHS[cut.packing] if small else width)
                 total += 4.0 * (small and cut.send == "int8")
         return total
 
@@ -324,7 +319,7 @@ def offline_of(part: Trace, policy: Policy, here: frozenset[int], delta: float) 
             said = policy.predict(Evidence(policy, own, outputs, ids[rows], rows))[:, 0]
             right[rows.numpy()] = (said == part.labels[rows]).numpy()
     hits, n = int(right.sum()), len(part)
-    at_least = 0.0 if hits == 0 else float(stats.beta.ppf(delta, hits, n - hits + 1))
+    at_least = 1 - upper_limit(n - hits, n, delta)
     return Offline(accuracy=hits / n, at_least=at_least, delta=delta, n=n)
 
 

@@ -16,7 +16,7 @@ from typing import Final, final
 
 import numpy as np
 
-from offramp._core.checks import check_not_negative, check_positive_int
+from offramp._core.checks import check_not_negative, check_positive, check_positive_int
 from offramp._core.errors import InputError
 from offramp._core.topology import Path, Topology
 from offramp._core.types import FloatArray
@@ -121,7 +121,7 @@ class Traffic:
     overhead: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_positive("rate", self.rate)
+        check_positive("rate", self.rate)
         check_positive_int("batch_size", self.batch_size)
         check_not_negative("patience", self.patience)
         check_not_negative("overhead", self.overhead)
@@ -241,7 +241,7 @@ def plan(
     >>> replicas, found.p99 <= 0.05
     ({'a': 2}, True)
     """
-    _check_positive("p99", p99)
+    check_positive("p99", p99)
     check_positive_int("most", most)
     names = traffic.topology.names
     replicas = {names[k]: max(1, math.ceil(load)) for k, load in traffic.loads().items()}
@@ -262,11 +262,6 @@ def plan(
         f"p99 must be longer than {p99:.3g} seconds for {traffic.rate:g} examples each second on "
         f"at most {most} replicas. Allow more replicas, smaller batches or a shorter patience."
     )
-
-
-def _check_positive(name: str, value: float) -> None:
-    if check_not_negative(name, value) == 0:
-        raise InputError(f"{name} must be a finite number greater than 0, got {value!r}.")
 
 
 def _least(traffic: Traffic) -> float:
