@@ -1,6 +1,5 @@
 """What holds for every test and every example in a docstring."""
 
-import functools
 import gc
 import importlib.util
 import os
@@ -41,13 +40,3 @@ hypothesis.settings.load_profile("quick")
 def pytest_runtest_setup() -> None:
     """Start torch's default generator anew, before fixtures draw from it: a failure comes again."""
     torch.default_generator.manual_seed(0)
-    _read_the_operators_of_onnx_once()
-
-
-def _read_the_operators_of_onnx_once() -> None:
-    """Keep the table of operators that torch.onnx reads anew for each export: half of its time."""
-    module = sys.modules.get("torch.onnx._internal.exporter._registration")
-    table = getattr(module, "ONNXRegistry", None)
-    if hasattr(table, "from_torchlib") and not hasattr(table, "kept_for_tests"):
-        table.kept_for_tests = True
-        table.from_torchlib = staticmethod(functools.cache(table.from_torchlib))

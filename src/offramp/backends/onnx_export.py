@@ -8,8 +8,9 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
+from functools import cache
 from typing import TYPE_CHECKING, Any, final
 
 import torch
@@ -108,7 +109,7 @@ def _exported(
 ) -> "onnx.ModelProto":
     unknown = [dict.fromkeys(axes, torch.export.Dim.AUTO) for axes in free]
     try:
-        with torch.no_grad(), _quietly():
+        with torch.no_grad(), _quietly(), _operators_read_once():
             # Followed here: the exporter would try in several ways, and print where each fails.
             batch = torch.export.Dim(BATCH)
             followed = torch.export.export(
@@ -270,3 +271,41 @@ def _quietly() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextmanager
+def _operators_read_once() -> Iterator[None]:
+    """The exporter parses the source of its 500 operators for every network: most of its time.
+
+    They are the same each time, so within this they are read once; each caller still gets a
+    registry that it may add to. Where PyTorch keeps them elsewhere, nothing changes but the time.
+    """
+    try:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        read = ONNXRegistry.__dict__["from_torchlib"]
+    except (ImportError, KeyError):
+        yield
+        return
+
+    def from_torchlib(cls: type[Any], *versions: int, **named: int) -> object:
+        kept = _operators(read.__func__, cls, versions, tuple(named.items()))
+        registry = copy.copy(kept)
+        registry.functions = {name: list(metas) for name, metas in kept.functions.items()}
+        return registry
+
+    ONNXRegistry.from_torchlib = classmethod(from_torchlib)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        ONNXRegistry.from_torchlib = read
+
+
+@cache
+def _operators(
+    read: Callable[..., Any],
+    cls: type[Any],
+    versions: tuple[int, ...],
+    named: tuple[tuple[str, int], ...],
+) -> Any:  # noqa: ANN401  (of torch.onnx._internal)
+    return read(cls, *versions, **dict(named))

@@ -8,7 +8,7 @@ from torch import nn
 
 from offramp._core.batch import apply, flat
 from offramp._core.errors import InputError, MissingExtraError, UnsupportedError
-from offramp.backends import to_onnx
+from offramp.backends import onnx_export, to_onnx
 from offramp.backends.form import TensorSpec
 from offramp.models import small_cnn
 from offramp.stages import Normalize, cut
@@ -165,3 +165,37 @@ def test_without_the_packages_the_extra_is_named(package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingExtraError, match=r"offramp\[onnx\]"):
         to_onnx(nn.Linear(4, 3), torch.rand(1, 4), name="stage 'x'")
+
+
+def test_the_operators_of_the_exporter_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.onnx._internal.exporter import _registration
+
+    made: list[_registration.ONNXRegistry] = []
+    read = _registration.ONNXRegistry.__dict__["from_torchlib"].__func__
+
+    def counted(
+        cls: type[_registration.ONNXRegistry], opset_version: int
+    ) -> _registration.ONNXRegistry:
+        made.append(read(cls, opset_version))
+        return made[-1]
+
+    replaced = classmethod(counted)
+    monkeypatch.setattr(_registration.ONNXRegistry, "from_torchlib", replaced)
+    contents = {
+        to_onnx(*CASES["tensor"](), name="stage 'x'").SerializeToString() for _ in range(2)
+    }
+    assert len(contents) == len(made) == 1
+    assert _registration.ONNXRegistry.__dict__["from_torchlib"] is replaced  # as it was
+
+    with onnx_export._operators_read_once():
+        mine, yours = (_registration.ONNXRegistry.from_torchlib(opset_version=18) for _ in "ab")
+    name = next(iter(mine.functions))
+    mine.functions[name].clear()  # as `register_op` changes it
+    assert yours.functions[name]
+    assert all(made[-1].functions.values())
+
+
+def test_another_pytorch_exports_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = to_onnx(*CASES["tensor"](), name="stage 'x'").SerializeToString()
+    monkeypatch.setitem(sys.modules, "torch.onnx._internal.exporter._registration", None)
+    assert to_onnx(*CASES["tensor"](), name="stage 'x'").SerializeToString() == expected
