@@ -5,7 +5,7 @@ Layer: _core.
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import Any
+from typing import Any, final
 
 
 def lazy(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
@@ -28,18 +28,25 @@ def lazy(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
     return found
 
 
-def later(where: str) -> Callable[..., Any]:
-    """A function of a module that is imported when somebody calls it.
+@final
+class Later:
+    """A function of a module that is imported when somebody calls it, or asks how it is called.
 
     Args:
         where: "module:function".
 
-    >>> later("math:hypot")(3, 4)
+    >>> Later("math:hypot")(3, 4)
     5.0
     """
-    module, _, name = where.partition(":")
 
-    def call(*args: Any, **named: Any) -> Any:  # noqa: ANN401  (as the function)
-        return getattr(import_module(module), name)(*args, **named)
+    def __init__(self, where: str) -> None:
+        self._where = where
 
-    return call
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:  # so `inspect` tells its arguments
+        module, _, name = self._where.partition(":")
+        found: Callable[..., Any] = getattr(import_module(module), name)
+        return found
+
+    def __call__(self, *args: Any, **named: Any) -> Any:  # noqa: ANN401  (as the function)
+        return self.__wrapped__(*args, **named)

@@ -24,6 +24,7 @@ OUTPUT_FORMS: tuple[OutputForm, ...] = get_args(OutputForm)
 #: What it means that a service has failed for good: the next stage is asked, or the reference, or
 #: the example is not answered.
 OnError = Literal["next", "reference", "refuse"]
+ON_ERROR: tuple[OnError, ...] = get_args(OnError)
 
 #: What a stage may be declared to answer with; of probabilities the logarithm is taken, and signals
 #: are features without an answer.

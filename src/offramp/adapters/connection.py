@@ -10,11 +10,9 @@ Layer: adapters.  Needs the extra `services`.
 """
 
 import asyncio
-import ipaddress
 import json
 import math
 import os
-import re
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -23,8 +21,8 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
 from typing import Any, TypeVar, final
-from urllib.parse import urlsplit
 
+from offramp._core.addresses import checked_url, is_local, origin
 from offramp._core.breaker import PASSES, Breaker
 from offramp._core.deadline import seconds_left
 from offramp._core.errors import InputError, ServiceError
@@ -36,8 +34,6 @@ from offramp.adapters.limits import Limits, Pace
 T = TypeVar("T")
 Read = Callable[[bytes, Mapping[str, str]], dict[str, Any]]
 _MOST_BYTES = 64 * 2**20  # of an answer
-_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")  # how a name differs from most keys
-_HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+")  # a name or an address, which all read alike
 _SHOWN = 200  # characters of what a service says
 _REFUSES = {
     401: "does not accept the key",
@@ -210,7 +206,7 @@ class Connection:
     ) -> dict[str, Any]:
         """The object of a good answer."""
         if 300 <= status < 400:
-            there = _origin(headers.get("location", "")) or _origin(self.url)
+            there = origin(headers.get("location", "")) or origin(self.url)
             self._refuse(
                 f"sends on to {there!r}, and nothing is sent where nobody named the address. Give "
                 "the address that answers itself"
@@ -293,60 +289,6 @@ def _json(body: bytes, headers: Mapping[str, str]) -> dict[str, Any]:
 
 def _nothing() -> None:
     """Nothing is to be seen to before a call."""
-
-
-def checked_url(url: str, key_env: str | None) -> tuple[str, str]:
-    """An address without a slash at its end, and its host.
-
-    Raises:
-        InputError: If it is none, holds a key, or a key would go over plain http.
-
-    >>> checked_url("https://example.org/v1/", None)
-    ('https://example.org/v1', 'example.org')
-    """
-    origin = _origin(url)
-    if not origin.startswith(("http:", "https:")):
-        shown = "a text that is none" if isinstance(url, str) else repr(url)
-        got = repr(origin) if origin else shown
-        raise InputError(f"url must be an address such as 'https://host/v1', got {got}.")
-    parts = urlsplit(url)
-    if "@" in parts.netloc or "?" in url or "#" in url:
-        raise InputError(
-            f"url must hold no user, password, ? or #, got one with some at {origin!r}: keys come "
-            "from an environment variable, named by key_env."
-        )
-    if key_env is not None and not _VARIABLE.fullmatch(str(key_env)):  # it may be the key itself
-        raise InputError(
-            "key_env must be the name of an environment variable, of capitals, digits and '_', "
-            "such as OPENAI_API_KEY; what was given is none, and is not shown here."
-        )
-    host = str(parts.hostname)
-    if parts.scheme == "http" and key_env is not None and not is_local(host):
-        raise InputError(f"url must begin with https where a key is sent, got {origin!r}.")
-    return url.rstrip("/"), host
-
-
-def is_local(host: str) -> bool:
-    """Whether a host is this machine."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name
-        return False
-
-
-def _origin(url: object) -> str:
-    """Scheme, host and port of an address, which hold no key; nothing of what is none."""
-    if not isinstance(url, str) or not url.isascii() or not url.isprintable() or " " in url:
-        return ""
-    with suppress(ValueError):  # brackets that do not close, a port that is none
-        parts = urlsplit(url)
-        port = "" if parts.port is None else f":{parts.port}"
-        if parts.hostname and _HOST.fullmatch(parts.hostname):
-            host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-            return f"{parts.scheme}://{host}{port}"
-    return ""
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:

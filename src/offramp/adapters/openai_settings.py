@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal, final
 
+from offramp._core.addresses import checked_url
 from offramp._core.checks import (
     check_choice,
     check_class_names,
@@ -17,10 +18,8 @@ from offramp._core.checks import (
 )
 from offramp._core.errors import InputError
 from offramp._core.schema import omitted
-from offramp._core.types import OnError
-from offramp.adapters.connection import checked_url
+from offramp._core.types import ON_ERROR, OnError
 from offramp.adapters.limits import Limits
-from offramp.adapters.service import ON_ERROR
 
 Form = Literal["logprobs", "json"]
 FORMS: tuple[Form, ...] = ("logprobs", "json")

@@ -23,11 +23,10 @@ from offramp._core.deadline import wanted_until
 from offramp._core.errors import InputError, SpendingError
 from offramp._core.outputs import CAPPED, FAILED
 from offramp._core.spending import Spending
-from offramp._core.types import OnError
+from offramp._core.types import ON_ERROR, OnError
 from offramp.adapters.connection import CallError, Connection, run
 from offramp.adapters.journal import Answer, Journal, Memory
 
-ON_ERROR: tuple[OnError, ...] = ("next", "reference", "refuse")
 _PAUSE_S = 0.005  # between two looks at whether calls that run now leave something to spend
 
 

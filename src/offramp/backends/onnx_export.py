@@ -288,23 +288,23 @@ def _operators_read_once() -> Iterator[None]:
         yield
         return
 
-    def from_torchlib(cls: type[Any], *versions: int, **named: int) -> object:
+    def from_torchlib(cls: Any, /, *versions: int, **named: int) -> object:  # noqa: ANN401
         kept = _operators(read.__func__, cls, versions, tuple(named.items()))
         registry = copy.copy(kept)
         registry.functions = {name: list(metas) for name, metas in kept.functions.items()}
         return registry
 
-    ONNXRegistry.from_torchlib = classmethod(from_torchlib)  # type: ignore[assignment]
+    ONNXRegistry.from_torchlib = classmethod(from_torchlib)  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
-        ONNXRegistry.from_torchlib = read
+        ONNXRegistry.from_torchlib = read  # type: ignore[method-assign]
 
 
 @cache
 def _operators(
     read: Callable[..., Any],
-    cls: type[Any],
+    cls: Any,  # noqa: ANN401
     versions: tuple[int, ...],
     named: tuple[tuple[str, int], ...],
 ) -> Any:  # noqa: ANN401  (of torch.onnx._internal)

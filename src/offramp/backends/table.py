@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
-from offramp._core.lazy import later
+from offramp._core.lazy import Later
 from offramp._core.registry import Registry
 from offramp.backends.compiled import Run
 from offramp.backends.form import TensorSpec
@@ -77,15 +77,15 @@ def _always() -> bool:
 _FOR = "offramp.backends"  # what builds is imported when it is asked for
 _ORT, _OV = f"{_FOR}.ort:is_onnxruntime_there", f"{_FOR}.ov:is_openvino_there"
 _CUDA = f"{_FOR}.cuda:is_cuda_there"
-_ONNX = Kept((".onnx",), later(f"{_FOR}.ort:open_onnx"))
-_OPEN = later(f"{_FOR}.ov:open_openvino")
+_ONNX = Kept((".onnx",), Later(f"{_FOR}.ort:open_onnx"))
+_OPEN = Later(f"{_FOR}.ov:open_openvino")
 _OPENVINO = Kept((".xml", ".bin"), _OPEN)
 _BF16 = Kept(_OPENVINO.endings, partial(_OPEN, precision="bf16"))
 
 
 def _backend(build: str, there: str | None = None, **said: Any) -> Backend:  # noqa: ANN401
-    is_there = _always if there is None else later(there)
-    return Backend(build=later(f"{_FOR}.{build}"), is_there=is_there, **said)
+    is_there = _always if there is None else Later(there)
+    return Backend(build=Later(f"{_FOR}.{build}"), is_there=is_there, **said)
 
 
 #: Backends by name.

@@ -12,10 +12,9 @@ from typing import final
 
 from torch import nn
 
+from offramp._core.addresses import checked_url
 from offramp._core.errors import InputError, UnsupportedError
-from offramp.adapters.connection import checked_url
-from offramp.adapters.http import HttpSettings, http_stage
-from offramp.adapters.openai import openai_stage
+from offramp.adapters.http_settings import HttpSettings
 from offramp.adapters.openai_settings import OpenAISettings
 from offramp.stages import Stage, Transform
 
@@ -108,6 +107,11 @@ def service_stage(entry: ServiceEntry, allow_network: AllowNetwork) -> Stage:
             f"Stage {entry.name!r} of the bundle would send its inputs to {url}, with {key}. If "
             f"you trust it, say so: load(..., allow_network=[{host!r}]), or --allow-network {host}."
         )
+    # Here, so that who loads networks needs nothing of what calls services.
     if isinstance(entry, OpenAIEntry):
+        from offramp.adapters.openai import openai_stage
+
         return openai_stage(entry.openai).named(entry.name)
+    from offramp.adapters.http import http_stage
+
     return http_stage(entry.http, transform=entry.transform).named(entry.name)

@@ -5,17 +5,13 @@ Layer: edge.  Needs nothing but Python.
 
 import math
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
-from urllib.parse import urlsplit
 
+from offramp._core.addresses import checked_url
 from offramp._core.errors import InputError
-
-_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
-_LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 @final
@@ -89,24 +85,8 @@ class Settings:
         self._check_url()
 
     def _check_url(self) -> None:
-        if self.url is None:
-            return
-        parts = urlsplit(self.url) if isinstance(self.url, str) else None
-        if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InputError(f"url must be an address such as 'https://host', got {self.url!r}.")
-        if parts.username or parts.password or parts.query or parts.fragment:
-            raise InputError(f"url must hold no user, password, ? or #, got {parts.hostname!r}.")
-        if self.token_env is None:
-            return
-        if not _VARIABLE.fullmatch(self.token_env):  # it may be the token itself
-            raise InputError(
-                "token_env must be the name of an environment variable, of capitals, digits and "
-                "'_'; what was given is none, and is not shown here."
-            )
-        if parts.scheme == "http" and parts.hostname not in _LOCAL:
-            raise InputError(
-                f"url must begin with https where a token is sent, got host {parts.hostname!r}."
-            )
+        if self.url is not None:
+            checked_url(self.url, self.token_env, argument="token_env")
 
     def token(self, environment: Mapping[str, str] = os.environ) -> str | None:
         """The token.

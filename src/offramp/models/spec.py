@@ -17,27 +17,17 @@ from torch import nn
 from offramp._core.checks import check_known
 from offramp._core.errors import FileFormatError, InputError, UnsupportedError
 from offramp._core.files import sha256
-from offramp._core.lazy import later
+from offramp._core.lazy import Later
 from offramp._core.registry import Registry
 from offramp._core.schema import from_json
-from offramp.models.alexnet import alexnet
-from offramp.models.bottleneck import resnet50
-from offramp.models.class_head import class_head
-from offramp.models.densenet import densenet121
 from offramp.models.foreign import FOREIGN
-from offramp.models.googlenet import googlenet
 from offramp.models.heads import HEADS
 from offramp.models.in_order import InOrder
-from offramp.models.inception import inception_v3
-from offramp.models.on_rows import OnRows
-from offramp.models.preresnet import cifar_preresnet
-from offramp.models.resnet import cifar_resnet, resnet21
-from offramp.models.small_cnn import small_cnn
 from offramp.models.weights import load_weights
 
 _BY_DEPTH: dict[str, Callable[..., nn.Module]] = {
-    "resnet": cifar_resnet,
-    "preresnet": cifar_preresnet,
+    "resnet": Later("offramp.models.networks.resnet:cifar_resnet"),
+    "preresnet": Later("offramp.models.networks.preresnet:cifar_preresnet"),
 }
 _DEPTHS = (8, 14, 20, 32, 44, 56, 110)
 
@@ -47,13 +37,13 @@ MODELS: Registry[Callable[..., nn.Module]] = Registry(
     "model",
     {
         **{f"{k}{d}": partial(make, d) for k, make in _BY_DEPTH.items() for d in _DEPTHS},
-        "resnet21": resnet21,
-        "small_cnn": small_cnn,
-        "alexnet": alexnet,
-        "googlenet": googlenet,
-        "resnet50": resnet50,
-        "densenet121": densenet121,
-        "inception_v3": inception_v3,
+        "resnet21": Later("offramp.models.networks.resnet:resnet21"),
+        "small_cnn": Later("offramp.models.networks.small_cnn:small_cnn"),
+        "alexnet": Later("offramp.models.networks.alexnet:alexnet"),
+        "googlenet": Later("offramp.models.networks.googlenet:googlenet"),
+        "resnet50": Later("offramp.models.networks.bottleneck:resnet50"),
+        "densenet121": Later("offramp.models.networks.densenet:densenet121"),
+        "inception_v3": Later("offramp.models.networks.inception:inception_v3"),
     },
 )
 
@@ -61,13 +51,17 @@ MODELS: Registry[Callable[..., nn.Module]] = Registry(
 #: What is made of another network, by name. The argument "model" says how to build that one, as a
 #: `ModelSpec` in JSON values; the factory gets it built. What has to cut networks stands above.
 WRAPPERS: Registry[Callable[..., nn.Module]] = Registry(
-    "model", {"tapped": later("offramp.stages.tapped:tapped"), "in_order": InOrder}
+    "model", {"tapped": Later("offramp.stages.tapped:tapped"), "in_order": InOrder}
 )
 
 #: What is made of something that is imported, by name: the argument "call" is its "module:name".
-CALLERS: Registry[Callable[..., nn.Module]] = Registry("model", {"function": OnRows})
+CALLERS: Registry[Callable[..., nn.Module]] = Registry(
+    "model", {"function": Later("offramp.models.on_rows:OnRows")}
+)
 
-_PARTS: dict[str, Callable[..., nn.Module]] = {"class_head": class_head}  # what designs make
+_PARTS: dict[str, Callable[..., nn.Module]] = {  # what designs make
+    "class_head": Later("offramp.models.class_heads:class_head")
+}
 
 
 @final

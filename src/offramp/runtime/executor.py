@@ -32,7 +32,7 @@ from offramp._core.keys import example_keys
 from offramp._core.outputs import StageOutput
 from offramp._core.types import AnyBatch, Ids
 from offramp.runtime.adaptive import Adaptive
-from offramp.runtime.explain import Visit, explain
+from offramp.runtime.explained import Visit, explain
 from offramp.runtime.inflight import InFlight, enter
 from offramp.runtime.pools import Failure, Job, numbers_of
 from offramp.runtime.prediction import Prediction

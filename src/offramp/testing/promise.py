@@ -4,7 +4,7 @@ Layer: testing.
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import numpy as np
@@ -34,9 +34,9 @@ def member(registry: Registry[Member], given: Member | str) -> tuple[str, Member
     return getattr(given, "__name__", type(given).__name__), given
 
 
-def documented(found: object, whose: str) -> None:
+def documented(found: Callable[..., object], whose: str) -> None:
     """Require a first sentence that says what it is."""
-    text = inspect.getdoc(getattr(found, "func", found)) or ""
+    text = inspect.getdoc(inspect.unwrap(getattr(found, "func", found))) or ""
     first = text.partition("\n")[0]
     require(first.endswith((".", ":")), "the docstring begins with a sentence", whose=whose)
 

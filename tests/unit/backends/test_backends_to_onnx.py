@@ -181,9 +181,7 @@ def test_the_operators_of_the_exporter_are_read_once(monkeypatch: pytest.MonkeyP
 
     replaced = classmethod(counted)
     monkeypatch.setattr(_registration.ONNXRegistry, "from_torchlib", replaced)
-    contents = {
-        to_onnx(*CASES["tensor"](), name="stage 'x'").SerializeToString() for _ in range(2)
-    }
+    contents = {to_onnx(*CASES["tensor"](), name="stage 'x'").SerializeToString() for _ in range(2)}
     assert len(contents) == len(made) == 1
     assert _registration.ONNXRegistry.__dict__["from_torchlib"] is replaced  # as it was
 

@@ -8,7 +8,8 @@ from offramp._core.errors import FileFormatError, InputError, UnsupportedError
 from offramp._core.files import read_json, write_json
 from offramp._core.seal import sealed
 from offramp.adapters import Limits, from_openai
-from offramp.adapters.http import HttpSettings, http_stage
+from offramp.adapters.http import http_stage
+from offramp.adapters.http_settings import HttpSettings
 from offramp.models import ModelSpec, build
 from offramp.policy import Feature, Linear, Node
 from support.openai_server import StandIn

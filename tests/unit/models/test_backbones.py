@@ -7,6 +7,7 @@ end record them again.
 """
 
 import hashlib
+import inspect
 import re
 from functools import cache
 from types import ModuleType
@@ -20,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from offramp._core.errors import InputError
 from offramp.models import load_weights, model_factory
-from offramp.models.imagenet import Branches, InceptionScale
+from offramp.models.networks.imagenet import Branches, InceptionScale
 from support.zoo import wanted
 
 
@@ -248,7 +249,7 @@ def test_classes_and_channels_are_respected(name, size):
 )
 def test_the_smallest_image_is_the_one_in_the_documentation(name, pixels):
     net = shapes_of(name, "imagenet")
-    assert f"at least {pixels}x{pixels}" in model_factory(name).__doc__
+    assert f"at least {pixels}x{pixels}" in inspect.unwrap(model_factory(name)).__doc__
     assert net(torch.zeros(1, 3, pixels, pixels, device="meta")).shape == (1, 1000)
     with pytest.raises(RuntimeError, match=r"too small|can't be greater"):
         net(torch.zeros(1, 3, pixels - 1, pixels - 1, device="meta"))

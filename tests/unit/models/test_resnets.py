@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from offramp._core.errors import InputError
 from offramp.models import cifar_preresnet, cifar_resnet, load_weights, resnet21, small_cnn
 from offramp.models.depth import blocks_per_layer, filters
-from offramp.models.shortcuts import PadShortcut
+from offramp.models.networks.shortcuts import PadShortcut
 from support.properties import examples
 
 CIFAR = Path(__file__).parents[4] / "shared" / "data" / "cifar10"

@@ -11,7 +11,7 @@ from typing import final
 from torch import nn
 
 from offramp.models.depth import initialize
-from offramp.models.imagenet import Branches, check_backbone, conv_norm_relu, input_parts
+from offramp.models.networks.imagenet import Branches, check_backbone, conv_norm_relu, input_parts
 
 # Input channels, then filters: 1x1; 1x1 before 3x3, 3x3; the same of the third branch; 1x1 behind
 # the pooling.

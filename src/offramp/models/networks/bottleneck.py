@@ -10,7 +10,7 @@ from typing import final
 from torch import Tensor, nn
 
 from offramp.models.depth import initialize
-from offramp.models.imagenet import check_backbone
+from offramp.models.networks.imagenet import check_backbone
 
 _BLOCKS = (3, 4, 6, 3)
 _STEM = 64  # filters of the first convolution

@@ -11,7 +11,7 @@ from typing import final
 from torch import nn
 
 from offramp.models.depth import initialize
-from offramp.models.imagenet import Branches, check_backbone, conv_norm_relu, input_parts
+from offramp.models.networks.imagenet import Branches, check_backbone, conv_norm_relu, input_parts
 
 _OUTPUTS = 2048
 _DROPOUT = 0.5

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp.models.depth import initialize
-from offramp.models.imagenet import check_backbone
+from offramp.models.networks.imagenet import check_backbone
 
 _BLOCKS = (6, 12, 24, 16)
 _GROWTH = 32  # maps that a layer adds

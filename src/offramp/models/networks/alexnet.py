@@ -11,7 +11,7 @@ from typing import final
 from torch import nn
 
 from offramp.models.depth import initialize
-from offramp.models.imagenet import check_backbone
+from offramp.models.networks.imagenet import check_backbone
 
 _POOLED = 6  # height and width of what the classifier reads
 _HIDDEN = 4096
