@@ -145,6 +145,7 @@ def test_a_network_of_one_length_is_refused_at_others_in_another_runtime():
         fast(texts(2, 8)["ids"])
 
 
+@SLOW
 def test_exported_files_answer_as_the_runtime_at_every_length(cascade, half, tmp_path):
     ort = pytest.importorskip("onnxruntime")
     made = export_onnx(Adaptive(cascade, half), tmp_path / "a.onnx", example=texts(1, 12))
