@@ -6,6 +6,7 @@ Layer: evaluation.  Source: methods.md 1 (references in every plot and table).
 from collections.abc import Sequence
 from typing import Literal
 
+from offramp._core.checks import check_kind
 from offramp._core.topology import Topology
 from offramp.evaluation.batch import evaluate_all
 from offramp.evaluation.evaluate import reference_cost
@@ -38,6 +39,7 @@ def references(
     >>> [p.name for p in references(make_trace(n=100, stages=2), "stage1") if p.kind != "random"]
     ['stage0 alone', 'stage1 alone', 'paper oracle', 'neutral oracle', 'free oracle']
     """
+    check_kind("trace", trace, Trace, read="offramp.load_trace(path)")
     topology = _chain_to(trace.topology, reference) if topology is None else topology
     statics = [
         Candidate.single(trace.topology, name, reference=reference, top=top)

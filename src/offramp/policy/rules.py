@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from offramp._core.checks import check_fraction
+from offramp._core.checks import check_fraction, check_seed
 from offramp._core.errors import InputError
 from offramp._core.keys import keyed_uniform
 from offramp._core.registry import Registry
@@ -157,7 +157,7 @@ class Random(nn.Module):
     def __init__(self, rate: float, seed: int, stage: int) -> None:
         super().__init__()
         self.rate = check_fraction("rate", rate)
-        self.seed = seed
+        self.seed = check_seed(seed)
         self.stage = stage
 
     def score(self, at: Situation) -> Float[Tensor, " m"]:
