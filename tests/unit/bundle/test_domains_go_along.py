@@ -1,4 +1,4 @@
-"""What a transform reads is known wherever it goes: other runtimes, bundles, ONNX files, devices."""
+"""What a transform reads is known wherever it goes: runtimes, bundles, ONNX files, devices."""
 
 import json
 
