@@ -1,7 +1,7 @@
 """A stand-in for the hub of Hugging Face on this machine: what its client asks for, in memory.
 
-Repositories are made, files come as they are or, of larger kinds, by LFS, in commits; files and lists
-of them are read at a revision. Whoever writes needs the token.
+Repositories are made; files come in commits, as they are or, weights, by LFS; files and lists of
+them are read at a revision. Whoever writes needs the token.
 """
 
 import base64
