@@ -115,7 +115,7 @@ class CascadeClassifier(ClassifierMixin, _BaseComposition, BaseEstimator):  # ty
 
         Args:
             X: Rows as the classifiers take them: an array, a sparse matrix, a table, a list.
-            y: Labels `(n,)`.
+            y: Labels `(n,)`, as the classifiers take them; XGBoost takes 0, 1, 2... only.
 
         Raises:
             InputError: If an argument is outside its domain.

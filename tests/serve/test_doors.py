@@ -277,3 +277,15 @@ def test_every_address_is_described_and_every_description_is_of_one(client):
     }
     assert routes == told
     assert json.dumps(told := client("/openapi.json")[2])
+
+
+def test_each_request_is_looked_at_for_the_domain_that_stages_read(tmp_path):
+    save(model_of(cascade_of(Normalize(1 / 255))), tmp_path / "net", input_shape=(1, 8, 8))
+    with running({"net": tmp_path / "net"}) as client:
+        for values, code in ((0.9, 400), (200.0, 200), (0.9, 400)):
+            rows = np.full((2, 1, 8, 8), values, dtype=np.float32)
+            tensor = {"name": "input", "shape": rows.shape, "datatype": "FP32"}
+            body = {"inputs": [tensor | {"data": rows.reshape(-1).tolist()}]}
+            status, _, said = client("/v2/models/net/infer", body)
+            assert status == code, said
+        assert "must hold numbers in [0, 255]" in said["error"]

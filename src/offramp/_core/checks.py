@@ -6,6 +6,8 @@ Layer: _core.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from difflib import get_close_matches
+from os import PathLike
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -75,6 +77,13 @@ def check_positive_int(name: str, value: object) -> int:
     return int(value)
 
 
+def check_seed(value: object, name: str = "seed") -> int:
+    """Return a seed, a whole number in [0, 2**63); else raise `InputError`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < 2**63:
+        raise InputError(f"{name} must be a whole number in [0, 2**63), got {value!r}.")
+    return int(value)
+
+
 def check_class_count(name: str, value: object) -> int | None:
     """Return a number of classes, at least 2, or None where it is not known; else `InputError`."""
     if value is None:
@@ -105,6 +114,13 @@ def check_text(name: str, value: object) -> str:
     if not isinstance(value, str) or not value:
         raise InputError(f"{name} must be a text that is not empty, got {value!r}.")
     return value
+
+
+def check_path(name: str, value: object) -> Path:
+    """Return a text or a path as a path; else raise `InputError`."""
+    if not isinstance(value, str | PathLike):
+        raise InputError(f"{name} must be a path, got {type(value).__name__}.")
+    return Path(value)
 
 
 def check_shape(name: str, shape: Sequence[int], expected: Sequence[int | None]) -> None:
@@ -290,6 +306,23 @@ def check_record(name: str, value: object, kind: type[T]) -> T:
         lacks = f"; {missing} must be among them" if missing else ""
         raise InputError(f"{name} must have fields among {list(known)}{lacks}, got {list(value)}.")
     return kind(**value)
+
+
+def check_kind(name: str, value: object, kind: type, *, read: str = "") -> None:
+    """Raise `InputError` unless something is of a kind.
+
+    Args:
+        name: Of the argument.
+        value: Any.
+        kind: What it must be.
+        read: What makes one of a path, which is often given instead.
+    """
+    if not isinstance(value, kind):
+        hint = f" Read it: {read}." if read and isinstance(value, str | PathLike) else ""
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        raise InputError(
+            f"{name} must be {article} {kind.__name__}, got {type(value).__name__}.{hint}"
+        )
 
 
 def check_known(kind: str, name: str, known: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Int64
 
-from offramp._core.checks import check_split
+from offramp._core.checks import check_seed, check_split
 from offramp._core.errors import InputError
 from offramp._core.types import Split
 
@@ -55,7 +55,7 @@ def counts_of(shares: Mapping[Split, float | int], n: int) -> dict[Split, int]:
 
 def random_order(n: int, *, seed: int) -> Int64[np.ndarray, " n"]:
     """The positions 0..n-1 in random order."""
-    return np.random.default_rng(seed).permutation(n)
+    return np.random.default_rng(check_seed(seed)).permutation(n)
 
 
 def stratified_order(labels: Int64[np.ndarray, " n"], *, seed: int) -> Int64[np.ndarray, " n"]:
@@ -68,7 +68,7 @@ def stratified_order(labels: Int64[np.ndarray, " n"], *, seed: int) -> Int64[np.
     >>> sorted(np.array([0, 0, 0, 0, 1, 1])[order[:3]].tolist())
     [0, 0, 1]
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(check_seed(seed))
     place = np.empty(len(labels), dtype=np.float64)
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))

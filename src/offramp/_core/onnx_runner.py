@@ -62,6 +62,7 @@ class Cascade:
         self._options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._sessions = {file: self._session(file) for file in self.manifest["files"]}
         self._ends = np.array([path[-1] for path in self.manifest["paths"]])
+        self._seen: set[np.dtype] = set()  # types of numbers that have been looked at
 
     def __call__(self, inputs: np.ndarray | Mapping[str, np.ndarray]) -> Prediction:
         """Answer a batch: one array, or arrays by name."""
@@ -76,6 +77,7 @@ class Cascade:
         names = self.manifest["inputs"]
         given = inputs if isinstance(inputs, Mapping) else {names[0]: inputs}
         raw = [np.asarray(given[name]) for name in names]
+        self.look(raw[0])
         n, everyone = len(raw[0]), np.arange(len(raw[0]))
         state = {
             "node": np.zeros(n, dtype=np.int64),
@@ -90,6 +92,29 @@ class Cascade:
             if len(rows):
                 self._visit(stage, rows, state, carries)
         return state, carries
+
+    def look(self, x: np.ndarray) -> None:
+        """Raise `ValueError` where the first numbers of a type are not those that stages read."""
+        if x.dtype in self._seen or not x.size:
+            return
+        said = True
+        for low, high in self.manifest.get("domains", ()):
+            least, most, room = float(x.min()), float(x.max()), (high - low) / 2
+            picture = x.ndim >= 3 and x.shape[-3] in (1, 3)
+            if not np.isfinite(least + most) or (high <= 1 and not picture):
+                continue
+            largest, whole = max(abs(least), abs(most)), x.dtype.kind != "f"
+            dark = not whole and high > 2 and 0 < largest <= max(1.0, high / 64)
+            if dark and largest > 1:
+                dark = not np.array_equal(x, x.round())
+            if dark or least < low - room or most > high + room:
+                raise ValueError(
+                    f"inputs must hold numbers in [{low:g}, {high:g}], which the stages read, got "
+                    f"{x.dtype} in [{least:.4g}, {most:.4g}]."
+                )
+            said &= high > 1 if whole else largest > 0
+        if said:
+            self._seen.add(x.dtype)
 
     def reach(
         self, segments: list[dict[str, str]], rows: np.ndarray, n: int, carries: dict[str, Carry]

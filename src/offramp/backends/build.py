@@ -4,7 +4,7 @@ Layer: backends.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
@@ -22,6 +22,7 @@ from offramp.backends.task import Task
 from offramp.stages import Normalize, Stage, take_in
 from offramp.stages.fusing.piece import InPiece, Piece
 from offramp.stages.heads import OfFirst
+from offramp.stages.transforms import domain_of
 
 _ROWS = 2  # of the example; more would only take longer
 
@@ -196,10 +197,11 @@ class _Group:
         return Built(stages=tuple(stages), suffix=suffix)
 
     def _part(self, stage: Stage) -> InPiece:
+        domain = domain_of(stage.transform) if self.inside else stage.part.domain
         if not self.fused:
-            return stage.part
+            return replace(stage.part, domain=domain)
         column = self.fused.index(stage) if stage in self.fused else None
-        return InPiece(gives_logits=True, column=column)
+        return InPiece(gives_logits=True, column=column, domain=domain)
 
     def _segment(self, first: Stage) -> nn.Module:
         module = first.module

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from offramp._core.checks import check_path
 from offramp._core.errors import FileFormatError
 from offramp._core.files import read_json, sha256
 from offramp._core.schema import from_json
@@ -40,7 +41,7 @@ def read_manifest(folder: Path | str) -> Manifest:
         FileFormatError: If it is missing, no manifest, written by a newer version, or if fields
             are missing, unknown or of the wrong type: all problems are listed.
     """
-    path = Path(folder) / MANIFEST
+    path = check_path("folder", folder) / MANIFEST
     value = read_json(path, most_bytes=MOST_BYTES)
     if value.get("format") != FORMAT:
         raise FileFormatError(

@@ -13,7 +13,7 @@ from typing import Any, final
 
 import torch
 
-from offramp._core.checks import check_known
+from offramp._core.checks import check_known, check_path
 from offramp._core.device import check_device
 from offramp._core.errors import FileFormatError, InputError, OfframpError
 from offramp._core.files import read_json, steadily
@@ -115,7 +115,7 @@ def load(
         InputError: If a backend changes answers; if nothing was measured; if it is not known what
             the input looks like; or if `allow_network` or `allow_types` is anything else.
     """
-    folder, where = Path(path), check_device(device)
+    folder, where = check_path("path", path), check_device(device)
     allowed_hosts(allow_network)
     if isinstance(allow_types, str) or not all(isinstance(name, str) for name in allow_types):
         raise InputError(f"allow_types must be a list of names of types, got {allow_types!r}.")
@@ -197,7 +197,9 @@ def read_extra(path: Path | str, name: str) -> dict[str, Any]:
         UnknownNameError: If there is none of this name.
         FileFormatError: If the manifest or the file is damaged.
     """
-    return read_json(Path(path) / check_known("file", name, read_manifest(path).files))
+    return read_json(
+        check_path("path", path) / check_known("file", name, read_manifest(path).files)
+    )
 
 
 def _read_candidate(path: Path, manifest: Manifest) -> Candidate:

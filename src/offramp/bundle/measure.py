@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from offramp._core.checks import check_path
 from offramp._core.errors import InputError
 from offramp._core.files import steadily, write_json
 from offramp._core.schema import to_json
@@ -73,7 +74,7 @@ def tune(
     >>> "onnxruntime" in table.seconds["a"]
     True
     """
-    folder = Path(path)
+    folder = check_path("path", path)
     if folder.is_dir() and not os.access(folder, os.W_OK):  # before the work, not after it
         raise InputError(f"{folder} is read-only, so times cannot be kept in it. Copy the bundle.")
     manifest, stages = steadily(

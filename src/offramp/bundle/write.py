@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from offramp._core.checks import check_known
+from offramp._core.checks import check_kind, check_known
 from offramp._core.errors import InputError
 from offramp._core.files import atomic_folder, sha256, write_json
 from offramp._core.ownership import BUNDLE
@@ -86,6 +86,7 @@ def save(
     ...     sorted(file.name for file in Path(folder, "bundle").iterdir())
     ['a.safetensors', 'manifest.json', 'policy.json']
     """
+    check_kind("model", model, Adaptive, read="offramp.load(path)")
     cascade, candidate = model.cascade, model.candidate
     if not isinstance(cascade, Cascade | HeldStages):
         raise InputError(

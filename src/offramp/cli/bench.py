@@ -121,8 +121,10 @@ def some_inputs(bundle: Path, paths: list[Path] | None, array: str, *, most: int
     from offramp._core.batch import as_rows, concat, take_rows
     from offramp.bundle import read_manifest
     from offramp.project.inputs import InputReader
+    from offramp.project.networks import random_input
 
-    shape = read_manifest(bundle).input_shape
+    manifest = read_manifest(bundle)
+    shape = manifest.input_shape
     if paths:
         reader = InputReader.of(bundle, paths, array=array, ids=None)
         parts, count = [], 0
@@ -137,4 +139,4 @@ def some_inputs(bundle: Path, paths: list[Path] | None, array: str, *, most: int
     if shape is None:
         raise InputError(f"{bundle} does not say what its inputs look like; give inputs.")
     note("Random inputs leave at other stages than real ones do; give real inputs for a verdict.")
-    return torch.rand((256, *shape), generator=torch.Generator().manual_seed(0))
+    return random_input(shape, 256, [getattr(s, "transform", None) for s in manifest.stages])

@@ -99,7 +99,8 @@ def _inputs(settings: RunConfig, shape: str | None, count: int) -> "tuple[Batch,
     from offramp.project.networks import random_input
 
     if shape is not None:
-        return random_input(options.whole_numbers("--input", shape), count), ()
+        transforms = [settings.network.transform] if settings.network is not None else []
+        return random_input(options.whole_numbers("--input", shape), count, transforms), ()
     if settings.data is None:
         raise InputError(
             "Say what one input looks like with --input, such as --input 3,32,32; there is no "

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from offramp._core.arrays import tensor_of
 from offramp._core.batch import as_rows
-from offramp._core.checks import check_choice, check_labels
+from offramp._core.checks import check_choice, check_labels, check_path
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.ids import as_ids
 from offramp._core.types import SPLITS, AnyArray, Raw, Split
@@ -149,7 +149,7 @@ def npz(
             array; it names the arrays there are.
         InputError: If the arrays do not fit together.
     """
-    path = Path(path)
+    path = check_path("path", path)
     several = [] if isinstance(inputs, str) else list(inputs)
     wanted = [*(several or [str(inputs)]), labels, *([] if ids is None else [ids])]
     found = read_arrays(path, wanted)

@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from offramp._core.checks import check_positive_int
+from offramp._core.checks import check_positive_int, check_seed
 from offramp._core.errors import InputError
 
 
@@ -100,7 +100,8 @@ def jpeg_compressed(
     low, high = qualities
     if not 1 <= low <= high <= 95:
         raise InputError(f"qualities must be rising and within 1 to 95, got {qualities!r}.")
-    chosen = np.random.default_rng(seed).integers(low, high, size=len(images), endpoint=True)
+    drawn = np.random.default_rng(check_seed(seed))
+    chosen = drawn.integers(low, high, size=len(images), endpoint=True)
     made = np.empty(images.shape, dtype=np.uint8)
     for k, (image, quality) in enumerate(zip(images.numpy(), chosen, strict=True)):
         held = io.BytesIO()

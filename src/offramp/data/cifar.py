@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from offramp._core.checks import check_choice
+from offramp._core.checks import check_choice, check_path
 from offramp._core.errors import FileFormatError
 from offramp._core.types import SPLITS
 from offramp.data.dataset import Dataset
@@ -76,7 +76,7 @@ def cifar10(root: Path | str, *, download: bool = False) -> Dataset:
     Raises:
         FileFormatError: If no batch is there, or one has the wrong size or an unknown label.
     """
-    folder = _folder(CIFAR10, Path(root), download)
+    folder = _folder(CIFAR10, check_path("root", root), download)
     names = _class_names(folder / "batches.meta.txt", 10) or _CIFAR10_CLASSES
     return _read("cifar10", folder, _CIFAR10_FILES, names, label_bytes=1, label_at=0)
 
@@ -97,7 +97,7 @@ def cifar100(root: Path | str, *, label: str = "fine", download: bool = False) -
         FileFormatError: If no file is there, or one has the wrong size or an unknown label.
     """
     check_choice("label", label, ("fine", "coarse"))
-    folder = _folder(CIFAR100, Path(root), download)
+    folder = _folder(CIFAR100, check_path("root", root), download)
     count = 100 if label == "fine" else 20
     names = _class_names(folder / f"{label}_label_names.txt", count)
     return _read(

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from offramp._core.checks import check_path
 from offramp._core.errors import InputError
 from offramp._core.naming import printable, utf8_name
 from offramp._core.progress import progress_bar
@@ -140,7 +141,7 @@ def image_folder(
         UserWarning: One for all corrupt images, with their number and the first names; and one
             for everything else that was left out or is unusual.
     """
-    root = Path(path)
+    root = check_path("path", path)
     if not decode and (resize is not None or not orient):
         raise InputError(
             "resize and orient must be left out where images are not decoded, got "

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from offramp._core.checks import check_choice
+from offramp._core.checks import check_choice, check_path
 from offramp._core.errors import FileFormatError
 from offramp._core.types import SPLITS
 from offramp.data.arrays import read_arrays
@@ -44,7 +44,7 @@ def imagenet32(root: Path | str, *, part: str = "all") -> Dataset:
         FileFormatError: If no file is there, or one is not of this layout.
     """
     check_choice("part", part, _FILES)
-    root = Path(root)
+    root = check_path("root", root)
     names = [name for name in _FILES[part] if (root / name).is_file()]
     if not names:
         raise FileFormatError(

@@ -7,7 +7,7 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from offramp._core.checks import check_known
+from offramp._core.checks import check_known, check_path
 from offramp._core.errors import FileFormatError, InputError
 from offramp.data.arrays import rows
 from offramp.data.dataset import Dataset
@@ -49,7 +49,7 @@ def texts(
     >>> examples.class_names, examples.batch(0, 1).inputs
     (('bad', 'good'), ['fine'])
     """
-    path = Path(path)
+    path = check_path("path", path)
     wanted = [text, label, *[column for column in (id, split) if column is not None]]
     found = read_table(path, wanted)
     labels: list[int] | list[str] = found[label]

@@ -38,6 +38,8 @@ class Device:
         from offramp._core.onnx_runner import RAW, Carry, Cascade
 
         self._raw, self._carry = RAW, Carry
+        if not isinstance(folder, str | Path):
+            raise InputError(f"folder must be a path, got {type(folder).__name__}.")
         self.folder = Path(folder)
         manifest = read(self.folder)
         for name, digest in manifest["edge"]["files"].items():
@@ -67,6 +69,10 @@ class Device:
                 "inputs must have examples along the first axis, as many in each, got the shapes "
                 f"{ {name: values.shape for name, values in raw.items()} }."
             )
+        try:
+            self._cascade.look(raw[self._inputs[0]])
+        except ValueError as error:
+            raise InputError(str(error)) from error
         state, carries = self._cascade.walk(raw)
         ends = self._ends[state["node"]]
         return Walked(raw, state, carries, ends, ~np.isin(ends, self._here))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+from offramp._core.checks import check_kind
 from offramp._core.cut import Cut, Send
 from offramp._core.errors import InputError
 from offramp._core.files import atomic_folder, sha256, write_json
@@ -108,6 +109,7 @@ def split(
     >>> made.device, made.cloud, made.bytes
     (('a',), ('b',), 268)
     """
+    check_kind("model", model, Adaptive, read="offramp.load(path)")
     path, candidate, topology = Path(path), model.candidate, model.policy.topology
     check_folder(path, SPLIT, overwrite=overwrite)
     cut = Cut.of(topology, _device(model, device), send, reference=candidate.reference)

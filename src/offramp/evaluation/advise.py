@@ -14,7 +14,13 @@ from typing import final
 
 import numpy as np
 
-from offramp._core.checks import check_choice, check_fraction, check_known, check_probability
+from offramp._core.checks import (
+    check_choice,
+    check_fraction,
+    check_kind,
+    check_known,
+    check_probability,
+)
 from offramp._core.errors import InputError
 from offramp._core.types import FloatArray
 from offramp.evaluation.evaluate import reference_cost
@@ -137,6 +143,7 @@ def advise(
     >>> advice.worth_it, advice.at_best.examples_needed
     (True, 114)
     """
+    check_kind("trace", trace, Trace, read="offramp.load_trace(path)")
     check_probability("max_drop", max_drop)
     check_probability("delta", delta)
     check_choice("risk", risk, _RISKS)

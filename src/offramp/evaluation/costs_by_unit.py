@@ -6,6 +6,7 @@ Layer: evaluation.  Source: none, this is a definition.
 from dataclasses import dataclass
 from typing import final
 
+from offramp._core.checks import check_kind
 from offramp.evaluation.evaluate import evaluate
 from offramp.evaluation.results import Interval
 from offramp.policy import Candidate
@@ -58,6 +59,7 @@ def costs_by_unit(
     >>> [(bill.unit, bill.cost_ratio) for bill in costs_by_unit(timed, alone)]
     [('seconds', 0.5), ('flops', 0.25)]
     """
+    check_kind("trace", trace, Trace, read="offramp.load_trace(path)")
     stage_f = trace.topology.index(candidate.reference)
     tables = [t for t in (trace.costs, *trace.other_costs) if t.alone(trace.topology, stage_f) > 0]
     return tuple(

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from offramp._core.checks import check_known, check_positive_int
+from offramp._core.checks import check_kind, check_known, check_positive_int, check_seed
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp._core.topology import Path, Topology
@@ -57,6 +57,8 @@ def evaluate(
     >>> evaluate(trace, small).cost_ratio
     0.25
     """
+    check_kind("trace", trace, Trace, read="offramp.load_trace(path)")
+    check_kind("candidate", candidate, Candidate)
     if bootstrap != 0:
         check_positive_int("bootstrap", bootstrap)
     if costs is not None:
@@ -270,7 +272,8 @@ def paired_intervals(
         Lower and upper end for each of the `q` quantities.
     """
     n = int(counts.sum())
-    drawn = np.random.default_rng(seed).multinomial(n, counts / n, size=rounds)  # (rounds, u)
+    rng = np.random.default_rng(check_seed(seed))
+    drawn = rng.multinomial(n, counts / n, size=rounds)  # (rounds, u)
     means = drawn @ values / n  # (rounds, q)
     # means of one value may differ from it in the last bit
     means = np.clip(means, values.min(axis=0), values.max(axis=0))
@@ -287,7 +290,7 @@ def intervals_of_each(each: FloatArray, *, rounds: int, seed: int) -> list[Inter
         seed: Of the resampling.
     """
     kinds, counts = np.unique(each, axis=0, return_counts=True)  # (u, 4)
-    rng, n = np.random.default_rng(seed), len(each)
+    rng, n = np.random.default_rng(check_seed(seed)), len(each)
     step = max(1, _DRAWN // len(kinds))
     sizes = [min(step, rounds - start) for start in range(0, rounds, step)]
     means = np.concatenate(

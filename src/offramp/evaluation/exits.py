@@ -7,6 +7,7 @@ methods.md 5 (combined answers).
 from dataclasses import dataclass, replace
 from typing import final
 
+from offramp._core.checks import check_kind
 from offramp._core.topology import Path, Topology
 from offramp.evaluation.batch import evaluate_all
 from offramp.policy import Candidate, Constant, Node, Policy
@@ -50,6 +51,7 @@ def exit_points(trace: Trace, candidate: Candidate) -> tuple[ExitPoint, ...]:
     >>> [(p.stage, p.cost_ratios, p.combined) for p in exit_points(trace, alone)]
     [('stage0', (0.25,), None), ('stage1', (1.0,), None)]
     """
+    check_kind("trace", trace, Trace, read="offramp.load_trace(path)")
     topology = trace.topology
     stage_f = topology.index(candidate.reference)
     tables = [t for t in (trace.mean_costs, *trace.other_costs) if t.alone(topology, stage_f) > 0]

@@ -6,10 +6,8 @@ Layer: evaluation.
 import inspect
 import warnings
 from collections.abc import Sequence
-from os import PathLike
 
-from offramp._core.checks import check_choice, check_positive_int
-from offramp._core.errors import InputError
+from offramp._core.checks import check_choice, check_kind, check_positive_int, check_seed
 from offramp.evaluation.evaluate import reference_cost
 from offramp.evaluation.frontier import Frontier
 from offramp.evaluation.sweep import sweep
@@ -49,7 +47,8 @@ def fit(
     >>> frontier.reference, len(frontier.singles)
     ('stage1', 2)
     """
-    check_trace(trace)
+    check_seed(seed)
+    check_kind("trace", trace, Trace, read="offramp.load_trace(path)")
     check_positive_int("top", top)
     names = [policy] if isinstance(policy, str) else list(policy)
     shared = _routed_options(names, options)
@@ -70,13 +69,6 @@ def fit(
     for name in names:
         candidates += POLICIES[name](part, reference=reference, top=top, **shared[name])
     return sweep(candidates, part, calibrate, reference=reference, top=top, progress=progress)
-
-
-def check_trace(trace: object) -> None:
-    """Raise `InputError` unless this is a trace."""
-    if not isinstance(trace, Trace):
-        hint = " Read it: offramp.load_trace(path)." if isinstance(trace, str | PathLike) else ""
-        raise InputError(f"trace must be a Trace, got {type(trace).__name__}.{hint}")
 
 
 def _routed_options(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from offramp._core.checks import check_kind
 from offramp.evaluation.results import Overlap
 from offramp.trace import Trace
 
@@ -23,6 +24,7 @@ def overlap(trace: Trace, *, top: int = 1, stages: Sequence[int] | None = None) 
     >>> sum(overlap(make_trace(n=100, stages=2, seed=0)).shares)
     1.0
     """
+    check_kind("trace", trace, Trace, read="offramp.load_trace(path)")
     looked_at = list(range(len(trace.topology)) if stages is None else stages)
     names = tuple(trace.stages[k] for k in looked_at)
     right = np.stack([~trace.wrong(k, top=top) for k in looked_at], axis=1)

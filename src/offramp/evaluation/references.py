@@ -6,6 +6,7 @@ Layer: evaluation.  Source: methods.md 1 (references in every plot and table).
 from collections.abc import Sequence
 from typing import Literal
 
+from offramp._core.checks import check_kind
 from offramp._core.topology import Topology
 from offramp.evaluation.batch import evaluate_all
 from offramp.evaluation.evaluate import reference_cost
@@ -31,14 +32,15 @@ def references(
         reference: Name of the reference.
         top: A label is right when it is among the `top` best.
         topology: What the oracles walk and, if it is a chain of two or more, the random policy
-            as well; by default the chain of all stages from the root to the reference.
+            as well; by default the chain of all stages that answer, to the reference.
         threshold: Candidates of the threshold policy to evaluate.
 
     >>> from offramp.trace.testing import make_trace
     >>> [p.name for p in references(make_trace(n=100, stages=2), "stage1") if p.kind != "random"]
     ['stage0 alone', 'stage1 alone', 'paper oracle', 'neutral oracle', 'free oracle']
     """
-    topology = _chain_to(trace.topology, reference) if topology is None else topology
+    check_kind("trace", trace, Trace, read="offramp.load_trace(path)")
+    topology = _chain_to(trace, reference) if topology is None else topology
     statics = [
         Candidate.single(trace.topology, name, reference=reference, top=top)
         for k, name in enumerate(trace.stages)
@@ -59,10 +61,13 @@ def references(
     ]
 
 
-def _chain_to(topology: Topology, reference: str) -> Topology:
-    """All stages from the root to the reference, one of each group; alone where they are one."""
+def _chain_to(trace: Trace, reference: str) -> Topology:
+    """All stages that answer, to the reference, one of each group; alone where they are one."""
     stages: list[int] = []
+    topology = trace.topology
     for k in topology.active:
+        if k in trace.silent:
+            continue
         group = topology.groups[k]
         is_f = k == topology.index(reference)
         if is_f:

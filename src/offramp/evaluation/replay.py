@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from offramp._core.checks import check_positive_int
+from offramp._core.checks import check_kind, check_positive_int
 from offramp._core.costs import PricedCosts
 from offramp._core.keys import example_keys
 from offramp._core.topology import Path
@@ -146,6 +146,7 @@ def replay(trace: Trace, policy: Policy, *, top: int = 1, chunk: int | None = No
     >>> replay(trace, alone.policy).last.tolist() == [1] * 50
     True
     """
+    check_kind("trace", trace, Trace, read="offramp.load_trace(path)")
     policy.topology.check_same_stages(trace.topology, "the trace")
     policy.check_reads(trace.outputs, "the trace")
     size = min(_CHUNK, max(256, _NUMBERS // trace.classes)) if chunk is None else chunk

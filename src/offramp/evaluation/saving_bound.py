@@ -18,6 +18,7 @@ from typing import final
 
 import numpy as np
 
+from offramp._core.checks import check_kind
 from offramp._core.types import FloatArray
 from offramp.evaluation.results import Risk
 from offramp.fitting.search import successors
@@ -61,6 +62,7 @@ def saving_bound(
     >>> 0.2 < found.measured < found.limit < 0.75
     True
     """
+    check_kind("trace", trace, Trace, read="offramp.load_trace(path)")
     f = trace.topology.index(reference)
     losses = _losses(trace, f, risk, top)
     prices = _prices(trace, f)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
+from offramp._core.checks import check_kind
 from offramp._core.schema import to_json
 from offramp.evaluation.evaluate import evaluate
 from offramp.evaluation.frontier import MARGIN, Frontier
@@ -91,6 +92,7 @@ def savings(
     >>> [(s.policy, s.max_drop) for s in found]
     [('thresholds', 0.0), ('thresholds', 0.05)]
     """
+    check_kind("trace", trace, Trace, read="offramp.load_trace(path)")
     rows = []
     for name, frontier in frontiers.items():
         for loss in losses:

@@ -16,14 +16,14 @@ from typing import final
 
 import numpy as np
 
-from offramp._core.checks import check_choice, check_positive_int
+from offramp._core.checks import check_choice, check_kind, check_positive_int, check_seed
 from offramp._core.errors import InputError
 from offramp._core.topology import Path, Topology
 from offramp._core.types import BoolArray, FloatArray, IntArray
 from offramp.evaluation.batch import evaluate_all
 from offramp.evaluation.choice import Choice
 from offramp.evaluation.evaluate import reference_cost
-from offramp.evaluation.fit import check_trace, fit
+from offramp.evaluation.fit import fit
 from offramp.evaluation.frontier import Frontier
 from offramp.evaluation.judging import mark_fronts
 from offramp.evaluation.results import FrontierPoint
@@ -94,7 +94,8 @@ def suggest(
     >>> len(found.stages), set(found.stages) <= set(found.trace.stages)
     (2, True)
     """
-    check_trace(trace)
+    check_seed(seed)
+    check_kind("trace", trace, Trace, read="offramp.load_trace(path)")
     check_positive_int("top", top)
     check_positive_int("size", size)
     if size < 2:

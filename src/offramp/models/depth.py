@@ -9,7 +9,7 @@ import math
 import torch
 from torch import nn
 
-from offramp._core.checks import check_positive_int
+from offramp._core.checks import check_positive_int, check_seed
 from offramp._core.errors import InputError
 
 _BASE_FILTERS = (16, 32, 64)
@@ -58,7 +58,7 @@ def initialize(module: nn.Module, *, seed: int) -> None:
     1 / sqrt(fan-in); both without a shift. Normalization layers keep what they start with
     (scale 1, shift 0).
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(check_seed(seed))
     for part in module.modules():
         if isinstance(part, nn.Conv1d | nn.Conv2d | nn.Conv3d):
             nn.init.kaiming_normal_(part.weight, nonlinearity="relu", generator=generator)

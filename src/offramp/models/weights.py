@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from offramp._core.checks import check_path
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.files import new_file
 
@@ -69,7 +70,7 @@ def load_weights(module: nn.Module, path: Path | str) -> None:
     """
     if not isinstance(path, str | Path):
         raise InputError(f"path must be that of a file of weights, got {path!r}.")
-    path = Path(path)
+    path = check_path("path", path)
     fill(module, _read(path), path)
 
 
@@ -142,7 +143,7 @@ def save_weights(module: nn.Module, path: Path | str, *, overwrite: bool = False
         InputError: If `path` does not end with ".safetensors", or exists and may not be replaced.
         StorageError: If the disk is full.
     """
-    path = Path(path)
+    path = check_path("path", path)
     if path.suffix != ".safetensors":
         raise InputError(f"path must end with .safetensors, got {path.name!r}.")
     # clone: safetensors refuses tensors that share memory

@@ -193,15 +193,15 @@ class Feature:
         other = distributions(int(number)).label if name == "agrees" else int(number)
         return (here.label == other).to(torch.float32)
 
-    def scalar(self, distributions: Callable[[int], Distribution]) -> tuple[float, float] | None:
+    def scalar(
+        self, here: Scalars, distributions: Callable[[int], Distribution]
+    ) -> tuple[float, float] | None:
         """Its value for the only example, and how far that of tensors may be off; None: look there.
 
         Args:
+            here: Of the distribution of its stage.
             distributions: As in `of`.
         """
-        here = distributions(self.stage).scalars
-        if here is None:
-            return None
         found = here.number(self.kind)
         if found is not None:
             return found, here.error

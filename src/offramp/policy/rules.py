@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from offramp._core.checks import check_fraction
+from offramp._core.checks import check_fraction, check_seed
 from offramp._core.errors import InputError
 from offramp._core.keys import keyed_uniform
 from offramp._core.registry import Registry
@@ -94,8 +94,12 @@ class Linear(nn.Module):
         """
         weights, total = self._on_host()
         size, doubt = abs(total), _NEAR_ZERO
+        stage, here = None, None
         for feature, weight in zip(self.features, weights, strict=True):
-            found = feature.scalar(at.distribution)
+            if feature.stage != stage:  # most are of the stage of the one before
+                stage = feature.stage
+                here = at.distribution(stage).scalars
+            found = None if here is None else feature.scalar(here, at.distribution)
             if found is None:
                 break
             value, error = found
@@ -157,7 +161,7 @@ class Random(nn.Module):
     def __init__(self, rate: float, seed: int, stage: int) -> None:
         super().__init__()
         self.rate = check_fraction("rate", rate)
-        self.seed = seed
+        self.seed = check_seed(seed)
         self.stage = stage
 
     def score(self, at: Situation) -> Float[Tensor, " m"]:

@@ -4,7 +4,7 @@ Layer: project.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from offramp.project.config.sections import (
     StageSection,
 )
 from offramp.stages import Cascade, CutPoint, Stage, choose_points, cut, cut_points, read_by
+from offramp.stages.transforms import domain_of
 
 
 def spec_of(section: BuiltSection, class_names: Sequence[str] = ()) -> ModelSpec:
@@ -141,9 +142,14 @@ def network_of(network: NetworkSection, folder: Path, example: Batch) -> tuple[n
     return net, read_by(net, network.transform, example)
 
 
-def random_input(shape: Sequence[int], count: int) -> Tensor:
-    """So many made-up inputs in [0, 1)."""
-    return torch.rand((count, *shape), generator=torch.Generator().manual_seed(0))
+def random_input(
+    shape: Sequence[int], count: int, transforms: Iterable[nn.Module | None] = ()
+) -> Tensor:
+    """So many made-up inputs, of the domain that the first transform with one reads, or [0, 1)."""
+    domains = (domain_of(transform) for transform in transforms)
+    low, high = next((domain for domain in domains if domain is not None), (0.0, 1.0))
+    made = torch.rand((count, *shape), generator=torch.Generator().manual_seed(0))
+    return made * (high - low) + low
 
 
 def _chosen(

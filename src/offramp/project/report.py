@@ -10,7 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offramp._core.errors import InputError
 from offramp._core.files import sha256
 from offramp._core.topology import RAW_INPUT
 from offramp.evaluation import (
@@ -29,7 +28,7 @@ from offramp.evaluation import (
     stage_usage,
     sweep,
 )
-from offramp.evaluation.results import RISKS
+from offramp.evaluation.results import RISKS, Overlap
 from offramp.fitting.baselines import fit_random
 from offramp.policy import Candidate
 from offramp.project.splits import unseen
@@ -74,12 +73,6 @@ def report_content(
         notes: What may help to read the report.
         reproduction: How to get the same numbers again.
     """
-    if not trace.labeled:
-        raise InputError(
-            "A report page shows accuracies, which a trace of losses has none of. `offramp "
-            "evaluate` prints what the chosen candidate costs and loses; its sentence is in "
-            "chosen.json."
-        )
     part = unseen(trace)
     has_test = trace.has_split("test")
     calibrate = trace.subset("calibrate") if trace.has_split("calibrate") else None
@@ -87,9 +80,11 @@ def report_content(
     threshold = frontier_of(frontier, ("threshold",), calibrate)
     top = choice.candidate.top
     points = references(part, frontier.reference, top=top)
+    if trace.graded:  # nothing is right, and oracles leave nowhere
+        points = [point for point in points if point.kind != "oracle"]
     found = evaluate(part, choice.candidate, seed=seed)
     random = [p for p in points if p.kind == "random"]
-    neutral = next(p for p in points if p.name == "neutral oracle")
+    neutral = next((p for p in points if p.name == "neutral oracle"), None)
     risk = choice.risk if choice.risk in RISKS else "accuracy_drop"
     return ReportContent(
         title=title,
@@ -99,12 +94,12 @@ def report_content(
         frontier_test=_on(part, learned.pareto) if has_test else (),
         threshold=() if threshold is None else _on(part, threshold.pareto),
         references=tuple(points),
-        overlap=overlap(part, top=top, stages=_compared(trace, choice.candidate)),
+        overlap=None if trace.graded else _overlap(part, choice.candidate),
         uses=stage_usage(trace.subset("fit"), choice.candidate),
         costs_by_unit=costs_by_unit(part, choice.candidate, seed=seed),
         savings=savings(part, _policies(trace, frontier, calibrate), risk=risk, seed=seed),
         exits=exit_points(part, choice.candidate) if _has_exits(trace) else (),
-        gap_closed=share_of_gap_closed(found, random, neutral) if random else None,
+        gap_closed=share_of_gap_closed(found, random, neutral) if random and neutral else None,
         timing=tuple(TimingRow(**row) for row in timing),
         stages=trace.stages,
         costs=(trace.costs, *trace.other_costs),
@@ -113,6 +108,10 @@ def report_content(
         notes=tuple(notes),
         reproduction=Reproduction() if reproduction is None else reproduction,
     )
+
+
+def _overlap(part: Trace, candidate: Candidate) -> Overlap:
+    return overlap(part, top=candidate.top, stages=_compared(part, candidate))
 
 
 def reproduction(
@@ -172,12 +171,13 @@ def _has_exits(trace: Trace) -> bool:
     return any(source != RAW_INPUT for source in trace.topology.sources)
 
 
-def _compared(trace: Trace, candidate: Candidate) -> tuple[int, ...] | None:
+def _compared(trace: Trace, candidate: Candidate) -> list[int]:
     """Whose overlap is shown: of many stages those in use, and the reference."""
-    if len(trace.stages) <= _MOST_COMPARED:
-        return None
-    reference = trace.topology.index(candidate.reference)
-    return tuple(sorted({*candidate.policy.topology.active, reference}))
+    shown = set(range(len(trace.stages)))
+    if len(shown) > _MOST_COMPARED:
+        reference = trace.topology.index(candidate.reference)
+        shown = {*candidate.policy.topology.active, reference}
+    return sorted(shown - set(trace.silent))
 
 
 def _on(part: Trace, points: Sequence[FrontierPoint]) -> tuple[Evaluation, ...]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from offramp._core.checks import check_choice, check_positive_int, check_split
+from offramp._core.checks import check_choice, check_kind, check_positive_int, check_split
 from offramp._core.costs import Costs
 from offramp._core.device import check_device
 from offramp._core.errors import InputError
@@ -132,6 +132,7 @@ def record(
     >>> trace.logits.shape, trace.costs.unit
     (torch.Size([5, 1, 3]), 'flops')
     """
+    check_kind("cascade", cascade, Cascade, read="offramp.load(path).cascade")
     check_choice("dtype", dtype, ("float32", "float16"))
     check_positive_int("batch_size", batch_size)
     if cascade.outputs == "features":

@@ -37,8 +37,9 @@ def frontier_chart(content: ReportContent) -> Chart | None:
     if not curves and len(points) < 2:
         return None
     shown = content.shown
+    title = f"{content.measure.capitalize()} against cost"
     description = (
-        f"Accuracy against mean cost, where {shown.candidate.reference} costs 1. "
+        f"{title}, the mean of examples, where {shown.candidate.reference} costs 1. "
         + " ".join(f"{c.name}: {len(c.cost_ratio)} candidates." for c in curves)
         + " "
         + " ".join(
@@ -48,10 +49,14 @@ def frontier_chart(content: ReportContent) -> Chart | None:
     )
     return make_chart(
         "frontier",
-        "Accuracy against cost",
+        title,
         description,
         lambda narrow: frontier_figure(
-            curves, points, reference_accuracy=shown.reference_accuracy, narrow=narrow
+            curves,
+            points,
+            reference_accuracy=shown.reference_accuracy,
+            measure=content.measure,
+            narrow=narrow,
         ),
     )
 

@@ -233,6 +233,11 @@ class ReportContent:
         return named.get(self.chosen.outcome, self.chosen.outcome.capitalize())
 
     @property
+    def measure(self) -> str:
+        """What is shown beside the cost: "accuracy"; of losses the "score", 1 - the mean loss."""
+        return "score" if self.shown.of_losses else "accuracy"
+
+    @property
     def shown(self) -> Evaluation:
         """The evaluation that the key figures come from: on `test` where there is one."""
         return self.chosen.judged if self.test is None else self.test

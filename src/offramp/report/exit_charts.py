@@ -43,10 +43,14 @@ def savings_chart(content: ReportContent) -> Chart | None:
     series = [_series(name, rows) for name, rows in each.items()]
     return make_chart(
         "savings",
-        "Cost saved within a loss of accuracy",
+        f"Cost saved within a loss of {content.measure}",
         description,
         lambda narrow: savings_figure(
-            losses, series, oracle=1 - neutral[0] if neutral else None, narrow=narrow
+            losses,
+            series,
+            oracle=1 - neutral[0] if neutral else None,
+            measure=content.measure,
+            narrow=narrow,
         ),
     )
 
@@ -82,19 +86,20 @@ def _depth_chart(content: ReportContent, table: int) -> Chart:
     level = content.shown.reference_accuracy
     unit = unit_name(content.costs_by_unit[table].unit)
     description = " ".join(
-        f"{p.stage}: {percent(p.cost_ratios[table])} of the cost, {percent(p.accuracy)} right"
+        f"{p.stage}: {percent(p.cost_ratios[table])} of the cost, {percent(p.accuracy)}"
         + (f", {percent(p.combined)} combined." if p.combined is not None else ".")
         for p in content.exits
     )
     return make_chart(
         f"depth-{table}",
-        f"Accuracy of each exit against its depth, in {unit}",
+        f"{content.measure.capitalize()} of each exit against its depth, in {unit}",
         description,
         lambda narrow: frontier_figure(
             curves,
             marked,
             reference_accuracy=level,
             cost_label=f"{unit} to the exit, reference network = 1",
+            measure=content.measure,
             narrow=narrow,
         ),
     )

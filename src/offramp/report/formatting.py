@@ -62,7 +62,7 @@ def points(share: float) -> str:
     return f"{100 * share:.4g}"
 
 
-def changed_words(difference: float) -> str:
+def changed_words(difference: float, measure: str = "accuracy") -> str:
     """A loss difference in words.
 
     >>> changed_words(-0.0021), changed_words(0.004), changed_words(0.0)
@@ -70,8 +70,8 @@ def changed_words(difference: float) -> str:
     """
     points = f"{abs(100 * difference):.2f}"
     if points == "0.00":
-        return "keeps its accuracy"
-    return f"{'loses' if difference > 0 else 'gains'} {points} points of accuracy"
+        return f"keeps its {measure}"
+    return f"{'loses' if difference > 0 else 'gains'} {points} points of {measure}"
 
 
 def change_interval(interval: Interval | None) -> str:

@@ -97,6 +97,7 @@ def frontier_figure(
     *,
     reference_accuracy: float | None = None,
     cost_label: str = _COST_LABEL,
+    measure: str = "accuracy",
     narrow: bool = False,
 ) -> Figure:
     """Accuracy against cost: what each policy reaches, and what it is compared with.
@@ -106,6 +107,7 @@ def frontier_figure(
         points: Marked points; their labels never cover one another while there is room.
         reference_accuracy: Accuracy of the reference network, drawn as a level.
         cost_label: What the costs are.
+        measure: What stands in the place of the accuracy, of traces without labels.
         narrow: Lay out for a phone.
 
     Raises:
@@ -125,7 +127,7 @@ def frontier_figure(
     legend_in = _LEGEND_ROW_IN * -(-len(entries) // columns) + 0.1
     figure = new_figure(narrow=narrow, height_in=(3.9 if narrow else 4.3) + legend_in)
     axes = add_axes(figure, 0.42, 0.52, 0.12, legend_in + 0.24)
-    _cost_axes(axes, cost_label)
+    _cost_axes(axes, cost_label, measure)
     if reference_accuracy is not None:
         axes.axhline(reference_accuracy, color=GREY, linewidth=0.9, linestyle=(0, (1, 3)))
     for curve in curves:
@@ -140,7 +142,7 @@ def frontier_figure(
     return figure
 
 
-def _cost_axes(axes: Axes, cost_label: str) -> None:
+def _cost_axes(axes: Axes, cost_label: str, measure: str) -> None:
     axes.grid(color=GRID, linewidth=0.7)
     axes.spines["left"].set_visible(False)
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
@@ -148,7 +150,7 @@ def _cost_axes(axes: Axes, cost_label: str) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.4g}"))
     axes.xaxis.set_major_formatter(FuncFormatter(_tick))
     axes.set_xlabel(cost_label, fontsize=TEXT_PT, color=MUTED, parse_math=False)
-    head_axis(axes, "accuracy, %")
+    head_axis(axes, f"{measure}, %")
 
 
 def _tick(value: float, _: int | None) -> str:

@@ -75,6 +75,8 @@ def render_page(content: ReportContent, *, json_name: str, json_text: str) -> st
         "report.html",
         title=content.title,
         content=content,
+        measure=content.measure,
+        worse="new losses" if shown.of_losses else "new errors",
         shown=shown,
         reference=shown.candidate.reference,
         used=[topology.names[k] for k in topology.active],

@@ -51,6 +51,7 @@ def savings_figure(
     series: Sequence[SavedSeries],
     *,
     oracle: float | None = None,
+    measure: str = "accuracy",
     narrow: bool = False,
 ) -> Figure:
     """Share of cost saved against the loss allowed, with intervals.
@@ -59,6 +60,7 @@ def savings_figure(
         losses: The losses allowed, `(k,)`, as shares: 0.01 is one point.
         series: One for each policy.
         oracle: What the neutral oracle saves, drawn as a level.
+        measure: What is lost, for the axis.
         narrow: Lay out for a phone.
 
     Raises:
@@ -84,7 +86,7 @@ def savings_figure(
         axes.axhline(oracle, color=GREEN, linewidth=1.1, linestyle=(0, (5, 3)))
     for i, one in enumerate(series):
         _draw(axes, one, (i - (len(series) - 1) / 2) * _APART)
-    _label_axes(axes, losses)
+    _label_axes(axes, losses, measure)
     _legend(figure, series, oracle is not None, columns)
     return figure
 
@@ -105,12 +107,12 @@ def _draw(axes: Axes, one: SavedSeries, shift: float) -> None:
     )
 
 
-def _label_axes(axes: Axes, losses: Sequence[float]) -> None:
+def _label_axes(axes: Axes, losses: Sequence[float], measure: str) -> None:
     axes.set_xlim(-0.5, len(losses) - 0.5)
     axes.set_xticks(range(len(losses)), [f"{100 * loss:g}" for loss in losses])
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.4g}"))
-    axes.set_xlabel("loss allowed, points of accuracy", fontsize=TEXT_PT, color=MUTED)
+    axes.set_xlabel(f"loss allowed, points of {measure}", fontsize=TEXT_PT, color=MUTED)
     head_axis(axes, "cost saved, %")
 
 

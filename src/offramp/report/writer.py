@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 from markupsafe import Markup
 
+from offramp._core.checks import check_path
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.files import new_file
 from offramp.report import formatting
@@ -59,7 +60,7 @@ def page_path(path: Path) -> Path:
     Raises:
         InputError: If the path does not end in ".html".
     """
-    path = Path(path)
+    path = check_path("path", path)
     if path.suffix != ".html":
         raise InputError(f"path must end in .html, got {str(path)!r}.")
     return path

@@ -20,7 +20,7 @@ from typing import final
 import numpy as np
 from numpy.typing import ArrayLike
 
-from offramp._core.checks import check_choice, check_fraction, check_probability
+from offramp._core.checks import check_choice, check_fraction, check_probability, check_seed
 from offramp._core.errors import InputError
 from offramp._core.keys import example_keys, keyed_uniform
 from offramp._core.schema import stored
@@ -204,4 +204,5 @@ def audit_mask(ids: Ids, *, rate: float, seed: int) -> BoolArray:
     True
     """
     check_fraction("rate", rate)
+    check_seed(seed)
     return np.asarray(keyed_uniform(example_keys(ids), seed, _DRAW).numpy() < rate)

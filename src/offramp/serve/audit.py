@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from offramp._core.batch import take_rows
-from offramp._core.checks import check_fraction
+from offramp._core.checks import check_fraction, check_seed
 from offramp._core.types import AnyBatch, Raw
 from offramp.policy.gears import REFERENCE
 from offramp.runtime import Executor, Prediction, audit_mask
@@ -73,7 +73,7 @@ class Audits:
     """
 
     def __init__(self, rate: float, seed: int, told: Told) -> None:
-        self.rate, self._seed, self._told = check_fraction("audit", rate), seed, told
+        self.rate, self._seed, self._told = check_fraction("audit", rate), check_seed(seed), told
         self._waiting: deque[Case] = deque()
         self._changed = threading.Condition()
         self._executor: Executor | None = None

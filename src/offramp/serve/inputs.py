@@ -22,7 +22,15 @@ from offramp._core.types import Raw
 from offramp.bundle.accelerate import known_input
 from offramp.runtime import Adaptive
 from offramp.stages import Cascade, HeldStages, Stage
-from offramp.stages.transforms import Chain, Columns, Decode, Normalize, Resize, Tokenize
+from offramp.stages.transforms import (
+    Chain,
+    Columns,
+    Decode,
+    Look,
+    Normalize,
+    Resize,
+    Tokenize,
+)
 
 #: "tensor": numbers. "image": files of images. "text": texts. "columns": several by name, of any
 #: of these. "rows": whatever a function on rows takes.
@@ -75,6 +83,8 @@ class Inputs:
         self.kind: Kind = "columns" if any(map(_names, held)) else kinds.pop()
         self._transform: nn.Module | None = None
         self.model = model
+        self._domains = [stage.domain for stage in held if stage.domain is not None]
+        self._looks = [(s.transform, Look(f"stage {s.name!r}", s.part.domain)) for s in held]
         keys = {stage.transform_key for stage in held}
         if self.kind == "image" and len(keys) == 1 and None not in keys:
             self._transform, self.model = held[0].transform, _without_transforms(model)
@@ -99,7 +109,7 @@ class Inputs:
         if self.kind == "tensor" and not self._by_name:
             return tuple(found.values())
         batch_size(found)
-        return found
+        return self._ready(found)
 
     @property
     def _by_name(self) -> bool:
@@ -120,7 +130,7 @@ class Inputs:
                 raise InputError(f"rows must be texts, got {type(odd).__name__}.")
             return RowList(rows)
         if self.kind == "tensor" and len(self.columns) == 1:
-            return self._numbers(self.columns[0], rows)
+            return self._ready(self._numbers(self.columns[0], rows))
         if self.kind == "rows":
             return RowList(rows)
         return self._of_objects(rows)
@@ -142,7 +152,7 @@ class Inputs:
                 found[column.name] = RowList(values)
         if self.kind == "tensor" and not self._by_name:
             return tuple(found.values())
-        return found
+        return self._ready(found)
 
     def _numbers(self, column: Column, rows: Sequence[Any]) -> Tensor:
         kind = column.datatypes[0] if column.datatypes else "FP32"
@@ -213,6 +223,8 @@ class Inputs:
 
     @torch.inference_mode()
     def _ready(self, batch: Raw) -> Raw:
+        for transform, look in self._looks:  # each request is of somebody else
+            look(transform, batch, again=True)
         return batch if self._transform is None else self._transform(batch)
 
     # ---- made up
@@ -242,7 +254,8 @@ class Inputs:
         shape = (n, *(8 if size == -1 else size for size in column.shape))
         dtype = _NUMPY[column.datatypes[0] if column.datatypes else "FP32"]
         if dtype.kind == "f":
-            return torch.from_numpy(drawn.random(shape).astype(dtype))
+            low, high = next(iter(self._domains), (0.0, 1.0))
+            return torch.from_numpy((drawn.random(shape) * (high - low) + low).astype(dtype))
         return torch.from_numpy(drawn.integers(0, 2, shape).astype(dtype))
 
 

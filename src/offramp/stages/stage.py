@@ -31,7 +31,7 @@ from offramp.stages.answers import Labels, labeled, scores_of
 from offramp.stages.cutting.spec import SegmentSpec
 from offramp.stages.fusing.piece import ALONE, InPiece
 from offramp.stages.reading import Reading
-from offramp.stages.transforms import Transforms, chained, key_of
+from offramp.stages.transforms import Domain, Look, Transforms, chained, domain_of, key_of
 
 
 @final
@@ -132,7 +132,8 @@ class Stage(nn.Module):
         self.keeps_company = self.asks_alone  # True once `check_company` has found it so
         # A function on rows may change lists and tables, which no counter of torch tells.
         self.calls_on_rows = getattr(module, "reads_rows", False)
-        self._reads_tensors = not self.calls_on_rows and not part.ran
+        self._look = Look(f"stage {name!r}", part.domain)
+        self._reads_tensors = not self.calls_on_rows and not part.ran and part.domain is None
         self._reads = Reading(f"Stage {name!r}", copies=self.calls_on_rows)
         self._head_reads = Reading(f"The head of stage {name!r}")
         self._prepares = Reading(f"The transform of stage {name!r}")
@@ -186,6 +187,11 @@ class Stage(nn.Module):
         return getattr(self.module, "unit", None)
 
     @property
+    def domain(self) -> Domain | None:
+        """Lowest and highest number of the raw input that it reads; None if nobody knows."""
+        return domain_of(self.transform) if self.part.domain is None else self.part.domain
+
+    @property
     def reads_rows(self) -> bool:
         """True if it reads raw input that is no tensor."""
         first = self.module if self.transform is None else self.transform
@@ -204,6 +210,8 @@ class Stage(nn.Module):
         if kind is Tensor and self._reads_tensors and self._modules.get("transform") is None:
             result = self._reads(self.__dict__["_modules"]["module"], carry)  # no slow look-up
             return Carry.of(result) if part.gives_logits else result
+        if part.domain is not None:
+            self._look(None, carry.rows if kind is RawInput else carry)
         if kind is Carry:
             if part.ran:
                 return carry
@@ -229,6 +237,7 @@ class Stage(nn.Module):
         given = raw if type(raw) is Tensor or self.reads_rows else as_batch(raw)
         if self.transform is None:
             return given
+        self._look(self.transform, given)
         made = self.transform(given)
         if type(given) is Tensor or not self.reads_rows:
             return made

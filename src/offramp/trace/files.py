@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from offramp._core.checks import check_choice
+from offramp._core.checks import check_choice, check_kind, check_path
 from offramp._core.costs import Costs
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.files import atomic_folder, read_json, sha256, steadily, write_json
@@ -97,6 +97,7 @@ def save_trace(
     ...     len(load_trace(folder + "/digits.trace"))
     5
     """
+    check_kind("trace", trace, Trace)
     held = trace.logits if trace.logits is not None else trace.confidence
     if dtype is None:
         dtype = "float16" if held is not None and held.dtype == torch.float16 else "float32"
@@ -179,7 +180,7 @@ def load_trace(path: Path | str, *, verify: bool = True) -> Trace:
         FileFormatError: If a file is missing, truncated, changed, foreign or written by a newer
             version; it names the file.
     """
-    folder = Path(path)
+    folder = check_path("path", path)
     return steadily(folder, lambda: _load(folder, verify=verify))
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from offramp._core.checks import check_choice, check_positive_int, check_probability
+from offramp._core.checks import check_choice, check_positive_int, check_probability, check_seed
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp._core.topology import Topology
@@ -69,7 +69,7 @@ def make_trace(
         raise InputError(
             f"accuracies must have one entry per stage ({len(topology)}), got {len(accuracies)}."
         )
-    labels, logits = _outputs(n, classes, accuracies, np.random.default_rng(seed))
+    labels, logits = _outputs(n, classes, accuracies, np.random.default_rng(check_seed(seed)))
     scores = torch.from_numpy(logits).float()  # (n, s, c)
     costs = Costs.simple("flops", [4.0**k for k in range(len(topology))], note="synthetic")
     known = torch.from_numpy(labels)

@@ -5,7 +5,7 @@ Topin, arXiv:1708.07120), both as torch has them.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -21,6 +21,7 @@ from offramp._core.types import Batch
 from offramp.data import Dataset
 from offramp.models import extract_logits
 from offramp.stages import Transforms, chained
+from offramp.stages.transforms import Look
 from offramp.train.checkpoint import (
     check_checkpoint,
     must_fit,
@@ -207,11 +208,13 @@ class _Rows:
     part: Dataset
     transform: nn.Module | None
     augment: Augment | None
+    look: Look = field(default_factory=lambda: Look("the network"))
 
     def batch(self, rows: Tensor, generator: torch.Generator) -> Batch:
         raw = augmented(self.part.inputs_at(rows), self.augment, generator)
         if self.transform is None:
             return raw
+        self.look(self.transform, raw)
         with torch.no_grad():
             return self.transform(raw)  # type: ignore[no-any-return]
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from offramp._core.checks import check_seed
 from offramp._core.errors import InputError
 from offramp.stages import names_in
 
@@ -25,7 +26,7 @@ def seed_for(seed: int, *purpose: object) -> int:
     >>> seed_for(0, "order", 1) == seed_for(0, "order", 1), seed_for(0, "order", 2) == seed_for(0)
     (True, False)
     """
-    return zlib.crc32(repr((seed, *purpose)).encode())
+    return zlib.crc32(repr((check_seed(seed), *purpose)).encode())
 
 
 def generator_for(seed: int, *purpose: object) -> torch.Generator:

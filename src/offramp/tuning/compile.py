@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from offramp._core.batch import batch_size
-from offramp._core.checks import check_known
+from offramp._core.checks import check_kind, check_known
 from offramp._core.errors import InputError
 from offramp._core.topology import Topology
 from offramp._core.types import AnyBatch, Raw
@@ -71,6 +71,7 @@ def compile(
     >>> bool(torch.allclose(fast(torch.ones(2, 4)).log_probs, model(torch.ones(2, 4)).log_probs))
     True
     """
+    check_kind("model", model, Adaptive, read="offramp.load(path)")
     held, device = _held(model), model.policy.temperatures.device
     batch = take_in(held)(example)
     if batch_size(batch) == 0:

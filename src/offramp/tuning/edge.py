@@ -15,7 +15,7 @@ from typing import Any, final
 import numpy as np
 import torch
 
-from offramp._core.checks import check_known
+from offramp._core.checks import check_kind, check_known
 from offramp._core.costs import Costs
 from offramp._core.cut import Cut, Send
 from offramp._core.errors import InputError
@@ -157,6 +157,7 @@ def plan_edge(
     >>> plan.device, plan.send, plan.worth
     (('stage0',), 'raw', True)
     """
+    check_kind("trace", trace, Trace, read="offramp.load_trace(path)")
     way = _Way(cascade, dict(places), _links(links, places), sizes, trace.classes)
     name = reference or trace.stages[trace.subset("fit").most_accurate()]
     check_known("reference", name, trace.stages)

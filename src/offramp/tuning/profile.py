@@ -16,7 +16,7 @@ from typing import final
 import torch
 
 from offramp._core.batch import split_rows
-from offramp._core.checks import check_positive_int
+from offramp._core.checks import check_kind, check_positive_int
 from offramp._core.errors import InputError
 from offramp._core.types import Batch
 from offramp.runtime.adaptive import Adaptive
@@ -132,6 +132,7 @@ def profile(
     >>> [(stage.name, stage.visits) for stage in found.stages], found.waits
     ([('b', 6)], 0.0)
     """
+    check_kind("model", model, Adaptive, read="offramp.load(path)")
     check_positive_int("rounds", rounds)
     n = dataset_of(batch)
     if n == 0:

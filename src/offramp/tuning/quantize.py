@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+from offramp._core.checks import check_kind
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp._core.types import Batch, Split
@@ -97,6 +98,7 @@ def quantize(
     >>> found.cascade.topology.names, found.trace.stages
     (('a@int8', 'b'), ('a@int8', 'b'))
     """
+    check_kind("cascade", cascade, Cascade, read="offramp.load(path).cascade")
     if backend_of(backend).exact:
         raise InputError(
             f"backend must be one that changes answers, such as {INT8!r}, got {backend!r}; for "

@@ -16,7 +16,7 @@ from typing import Final, final
 
 import numpy as np
 
-from offramp._core.checks import check_not_negative, check_positive, check_positive_int
+from offramp._core.checks import check_not_negative, check_positive, check_positive_int, check_seed
 from offramp._core.errors import InputError
 from offramp._core.topology import Path, Topology
 from offramp._core.types import FloatArray
@@ -202,7 +202,7 @@ def simulate(
             f"replicas must give at least 1 to each stage that somebody visits, {lacking} have "
             f"none in {dict(replicas)}."
         )
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(check_seed(seed))
     comes = _arrivals(traffic, rng) if arrivals is None else np.asarray(arrivals, dtype=np.float64)
     if len(comes) < 2 or np.any(np.diff(comes) < 0):
         raise InputError("arrivals must be at least 2 seconds' stamps that ascend.")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
+from offramp._core.checks import check_kind
 from offramp._core.errors import InputError
 from offramp._core.files import atomic_folder, new_file, write_json
 from offramp._core.ownership import ONNX_FOLDER, check_file, check_folder
@@ -97,6 +98,7 @@ def export_onnx(
     >>> one.inputs, one.stages, sorted(apart.files)[:2]
     ({'input': ('batch', 4)}, ('a',), ['a.decision.onnx', 'a.segment.onnx'])
     """
+    check_kind("model", model, Adaptive, read="offramp.load(path)")
     path = Path(path)
     check_path(path, folder=folder, overwrite=overwrite)  # before the work, not after it
     parts = export_parts(

@@ -64,6 +64,7 @@ def _manifest(parts: Parts, files: Sequence[str], class_names: Sequence[str]) ->
         "version": VERSION,
         "files": list(files),
         "inputs": [value.name for value in parts.inputs],
+        "domains": parts.domains,
         "classes": parts.classes,
         "class_names": list(class_names),
         "stage_names": list(parts.policy.topology.names),

@@ -30,6 +30,7 @@ from offramp.runtime.plans import Plan, plan_segments
 from offramp.runtime.source import check_form, check_made_for
 from offramp.stages import OfFirst, Stage, own_head, take_in
 from offramp.stages.segments import run_segments
+from offramp.stages.transforms import Domain
 
 ENDING = ".onnx"
 #: What a decision reads before the logits of earlier stages, and what it gives.
@@ -65,6 +66,7 @@ class Parts:
         segments: By group.
         heads: By stage; none where the segment gives the logits.
         decisions: By stage.
+        domains: Lowest and highest number of one raw input, as transforms read it that are inside.
     """
 
     policy: Policy
@@ -74,6 +76,7 @@ class Parts:
     segments: Mapping[str, Any]
     heads: Mapping[int, Any]
     decisions: Mapping[int, Decided]
+    domains: tuple[Domain, ...]
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -202,7 +205,12 @@ class _Export:
             segments=self._segments,
             heads=self._heads,
             decisions=decisions,
+            domains=self._domains() if len(inputs) == 1 else (),
         )
+
+    def _domains(self) -> tuple[Domain, ...]:
+        found = [stage.domain for stage in self._stages.values() if stage.source is None]
+        return tuple(dict.fromkeys(domain for domain in found if domain is not None))
 
     def _run(self) -> dict[str, list[Any]]:
         stages, topology = list(self._stages.values()), self._policy.topology

@@ -37,7 +37,11 @@ def single_model(parts: Parts, class_names: Sequence[str]) -> Any:  # noqa: ANN4
         ir_version=each[0].ir_version,
         producer_name="offramp",
     )
-    facts = {"stages": parts.policy.topology.names, "class_names": tuple(class_names)}
+    facts: dict[str, Any] = {
+        "stages": parts.policy.topology.names,
+        "class_names": tuple(class_names),
+    }
+    facts |= {"domains": parts.domains} if parts.domains else {}
     helper.set_model_props(model, {name: json.dumps(value) for name, value in facts.items()})
     checker.check_model(model, full_check=True)
     return model

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from offramp._core.checks import check_positive_int
+from offramp._core.checks import check_positive_int, check_seed
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp._core.topology import Topology
@@ -75,7 +75,7 @@ class StoppingNetwork(nn.Module):
 
 def make_networks(count: int, classes: int, width: int, *, seed: int) -> nn.ModuleList:
     """Stopping networks for `count` stages; their first weights depend on the seed alone."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(check_seed(seed))
     return nn.ModuleList(StoppingNetwork(classes, width, generator) for _ in range(count))
 
 

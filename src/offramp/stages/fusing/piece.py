@@ -27,11 +27,13 @@ class InPiece:
         gives_logits: Whether the last tensor that its module gives is logits `(n, k, c)`.
         column: Which of the logits that come along, of whichever module, are its answer; None where
             its head makes one, or nobody may ask it.
+        domain: Lowest and highest number that the transform reads which its module begins with.
     """
 
     ran: bool = omitted(False)
     gives_logits: bool = omitted(False)
     column: int | None = omitted(None)
+    domain: tuple[float, float] | None = omitted(None)
 
     def __post_init__(self) -> None:
         alone = not self.ran and not self.gives_logits

@@ -11,6 +11,7 @@ Layer: stages.
 
 from offramp.stages.transforms.columns import Columns
 from offramp.stages.transforms.decode import Decode
+from offramp.stages.transforms.domain import Domain, Look, domain_of
 from offramp.stages.transforms.normalize import Normalize
 from offramp.stages.transforms.pad import Pad
 from offramp.stages.transforms.registry import (
@@ -29,6 +30,8 @@ __all__ = [
     "Chain",
     "Columns",
     "Decode",
+    "Domain",
+    "Look",
     "Normalize",
     "Pad",
     "Resize",
@@ -36,5 +39,6 @@ __all__ = [
     "Transform",
     "Transforms",
     "chained",
+    "domain_of",
     "key_of",
 ]

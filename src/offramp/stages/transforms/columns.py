@@ -34,6 +34,7 @@ class Columns(nn.Module):
     """
 
     reads_rows = True
+    keeps_domain = True
 
     def __init__(self, names: str | tuple[str, ...] | list[str], stack: bool = True) -> None:
         super().__init__()

@@ -10,9 +10,12 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from offramp._core.checks import check_number
 from offramp._core.errors import InputError
 from offramp._core.schema import stored
 from offramp._core.types import Raw
+
+_BYTES = 1 / 256, 1 / 127  # scales that bring bytes to [0, 1] or [0, 2]
 
 
 @final
@@ -24,10 +27,13 @@ class Normalize(nn.Module):
         scale: Factor of the raw values: 1/255 turns bytes into numbers in [0, 1].
         mean: Mean of each channel after scaling, or one number for all.
         std: Standard deviation of each channel after scaling, > 0, or one number for all.
+        domain: Lowest and highest raw value, (0, 255) for bytes; "any" for numbers of no known
+            domain. By default found by the others: (0, 255) where they bring bytes around 0,
+            (0, 1) where they do so with what is scaled already, else any.
 
     Raises:
-        InputError: If `std` is not positive, a number is not finite, or `mean` and `std` have
-            different lengths.
+        InputError: If `std` is not positive, a number is not finite, `mean` and `std` have
+            different lengths, or `domain` is no such pair.
 
     >>> Normalize(1 / 255, mean=[0.5], std=[0.5])(torch.full((1, 1, 1, 1), 255.0)).item()
     1.0
@@ -41,9 +47,10 @@ class Normalize(nn.Module):
         scale: float = 1.0,
         mean: Sequence[float] | float = 0.0,
         std: Sequence[float] | float = 1.0,
+        domain: Sequence[float] | str | None = None,
     ) -> None:
         super().__init__()
-        self.scale = float(scale)
+        self.scale, self._domain = float(scale), _checked(domain)
         self._mean, self._std = _values(mean), _values(std)
         if not all(map(math.isfinite, (self.scale, *self._mean, *self._std))):
             raise InputError(
@@ -60,6 +67,20 @@ class Normalize(nn.Module):
         # Not persistent: they belong to the description of a cascade, not to its weights.
         self.register_buffer("mean", torch.tensor(self._mean), persistent=False)
         self.register_buffer("std", torch.tensor(self._std), persistent=False)
+
+    @property
+    def domain(self) -> tuple[float, float] | None:
+        """Lowest and highest raw value; None where nobody knows."""
+        if self._domain is not None:
+            return None if isinstance(self._domain, str) else self._domain
+        if _BYTES[0] <= self.scale <= _BYTES[1]:
+            return 0.0, 255.0
+        if self.scale != 1.0:
+            return None
+        if all(16 < mean < 240 for mean in self._mean):
+            return 0.0, 255.0
+        spread = all(0 < mean < 1 for mean in self._mean) and max(self._std) <= 0.5
+        return (0.0, 1.0) if spread else None  # numbers in [0, 1] deviate by at most 0.5
 
     def forward(self, x: Raw) -> Tensor:
         """Normalize raw input `(m, channels, ...)` of any number type; gives float32."""
@@ -79,10 +100,22 @@ class Normalize(nn.Module):
 
     def extra_repr(self) -> str:
         """Its numbers, for printing."""
-        return f"scale={self.scale!r}, mean={self._mean!r}, std={self._std!r}"
+        said = "" if self._domain is None else f", domain={self._domain!r}"
+        return f"scale={self.scale!r}, mean={self._mean!r}, std={self._std!r}{said}"
 
     def __json__(self) -> dict[str, object]:  # to the last digit, not the float32 ones
-        return {"scale": self.scale, "mean": self._mean, "std": self._std}
+        said = {} if self._domain is None else {"domain": self._domain}
+        return {"scale": self.scale, "mean": self._mean, "std": self._std, **said}
+
+
+def _checked(domain: Sequence[float] | str | None) -> tuple[float, float] | str | None:
+    if domain is None or domain == "any":
+        return domain
+    if not isinstance(domain, str) and len(domain) == 2:
+        low, high = (check_number("domain", bound, "in order") for bound in domain)
+        if -math.inf < low < high < math.inf:
+            return low, high
+    raise InputError(f"domain must be (low, high) with low < high, 'any', or None, got {domain!r}.")
 
 
 def _what(x: Raw) -> str:

@@ -52,6 +52,7 @@ class Resize(nn.Module):
     """
 
     reads_rows = True
+    keeps_domain = True
 
     def __init__(
         self,

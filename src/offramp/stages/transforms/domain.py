@@ -1,0 +1,137 @@
+"""The numbers that a transform reads, and numbers that cannot be those.
+
+A picture of floats in [0, 1] is nearly black to what divides by 255, and one of bytes is nearly
+white to what reads [0, 1]: the answer would be wrong, and nothing would say so.
+
+Layer: stages.  Source: docs/adr/0061.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from offramp._core.errors import InputError
+from offramp._core.types import Raw
+from offramp.stages.transforms.columns import Columns
+
+#: Lowest and highest number of a picture.
+Domain = tuple[float, float]
+
+Checked = tuple[Tensor, Domain]
+
+_DARK = 64  # fractions below this part of the highest number are of another domain
+
+
+@final
+class Look:
+    """Looks at the first numbers of each type that a transform is given.
+
+    Types of whole numbers say what they hold, so bytes are looked at only where [0, 1] is read.
+    Numbers that are all 0 say nothing: the next ones are looked at.
+
+    Args:
+        whose: What reads them, for the message.
+        domain: Of them, where it is known; else each transform says its own.
+
+    >>> from offramp.stages.transforms.normalize import Normalize
+    >>> Look("stage 'a'")(Normalize(1 / 255), torch.full((1, 3, 2, 2), 200.0))
+    """
+
+    def __init__(self, whose: str, domain: Domain | None = None) -> None:
+        self._whose, self._domain = whose, domain
+        self._seen: set[Any] = set()
+
+    def __call__(self, transform: nn.Module | None, given: Raw, *, again: bool = False) -> None:
+        """Look at what a transform is given.
+
+        Args:
+            transform: It; None where the domain is known.
+            given: Raw input.
+            again: Also at types that have been seen.
+
+        Raises:
+            InputError: If it cannot be of the domain that the transform reads.
+        """
+        row = given[0] if isinstance(given, list) and given else None
+        kind = given.dtype if isinstance(given, Tensor) else (type(given), getattr(row, "dtype", 0))
+        if (kind in self._seen and not again) or torch.compiler.is_compiling() or _captured():
+            return
+        said = True
+        for numbers, domain in _read(transform, given, self._domain):
+            said &= self._says(numbers, domain)
+        if said:
+            self._seen.add(kind)
+
+    def _says(self, x: Tensor, domain: Domain) -> bool:
+        """Whether numbers show that they are of a domain; raises where they are of another."""
+        low, high = domain
+        whole = not x.is_floating_point()
+        if x.numel() == 0 or x.dtype is torch.bool or (x.dtype is torch.uint8 and high >= 255):
+            return x.numel() > 0
+        least, most = (float(bound) for bound in x.aminmax())
+        if not (math.isfinite(least) and math.isfinite(most)):
+            return False
+        room = (high - low) / 2  # resampling overshoots
+        largest = max(abs(least), abs(most))
+        if least < low - room or most > high + room:
+            self._refuse(x, (least, most), domain)
+        if whole:
+            return high > 1
+        dark = high > 2 and 0 < largest <= max(1.0, high / _DARK)
+        if dark and (largest <= 1 or not torch.equal(x, x.round())):
+            self._refuse(x, (least, most), domain)
+        return largest > 0
+
+    def _refuse(self, x: Tensor, got: Domain, domain: Domain) -> None:
+        kind = str(x.dtype).removeprefix("torch.")
+        reads = f"[{domain[0]:g}, {domain[1]:g}]"
+        pixels = "Hand over bytes (uint8)" if domain[1] >= 255 else f"Bring them to {reads}"
+        raise InputError(
+            f"batch must hold numbers in {reads}, which {self._whose} reads, got {kind} in "
+            f"[{got[0]:.4g}, {got[1]:.4g}]. {pixels}, or say with Normalize(..., domain=(low, "
+            "high)) what is read; domain='any' looks at nothing."
+        )
+
+
+def domain_of(transform: nn.Module | None) -> Domain | None:
+    """Of the numbers that a transform reads, behind columns that it takes; None if nobody knows.
+
+    >>> from offramp.stages.transforms.normalize import Normalize
+    >>> domain_of(Normalize(1 / 255, mean=0.5))
+    (0.0, 255.0)
+    """
+    for step in _steps(transform):
+        if not getattr(step, "keeps_domain", False):
+            found: Domain | None = getattr(step, "domain", None)
+            return found
+    return None
+
+
+def _steps(transform: nn.Module | None) -> list[nn.Module | None]:
+    return list(getattr(transform, "steps", [transform]))
+
+
+def _read(transform: nn.Module | None, given: Raw, domain: Domain | None) -> Iterator[Checked]:
+    """The numbers that a transform is given, with the domain that they must be of."""
+    domain = domain_of(transform) if domain is None else domain
+    if domain is None:
+        return
+    for step in _steps(transform):
+        if not isinstance(step, Columns):
+            break
+        given = step(given)
+    for part in [given] if isinstance(given, Tensor) else given if isinstance(given, list) else ():
+        if isinstance(part, Tensor) and (domain[1] > 1 or _is_picture(part)):
+            yield part, domain
+
+
+def _captured() -> bool:
+    """Whether a graph is made, which has no state to look at."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+def _is_picture(x: Tensor) -> bool:
+    return x.dim() >= 3 and x.shape[-3] in (1, 3)
