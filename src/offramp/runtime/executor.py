@@ -114,7 +114,8 @@ class Executor:
         computing = [k for k, stage in self._stages.items() if not stage.waits]
         self._batcher.driven_by(workers, computing)
         self._requests: dict[int, Request] = {}  # by the number of each example that is not done
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()  # callbacks of futures may ask again
+        self._changed = threading.Condition(self._lock)
         self._closing, self._lag = False, 0.0
         self._locks = _locks_of(models)
         calls = sum(stage.waits for stage in self._stages.values())
@@ -204,7 +205,7 @@ class Executor:
         request = Request(n, loop)
         device = self._model.policy.temperatures.device
         keys, given = example_keys(names).to(device), to_device(batch, device)
-        with torch.inference_mode(), self._changed:
+        with self._lock:
             self._check_open()
             flight = (InFlight if program.checked else enter)(program, given, keys)
             now = self._clock()
@@ -248,7 +249,7 @@ class Executor:
 
     def waiting(self) -> dict[str, int]:
         """How many examples wait in front of each stage, by its name."""
-        with self._changed:
+        with self._lock:
             found = self._batcher.waiting()
         return {name: found.get(k, 0) for k, name in enumerate(self._model.stage_names)}
 
@@ -264,7 +265,7 @@ class Executor:
             priority: Those of lower priority are passed over.
         """
         program = (self._model if gear is None else self._in_gear(gear)).program
-        with self._changed:
+        with self._lock:
             return self._batcher.backlog(self._clock(), priority, (program, more))
 
     def delay(self, priority: float = 0) -> float:
@@ -273,7 +274,7 @@ class Executor:
         Args:
             priority: Those of lower priority are passed over.
         """
-        with self._changed:
+        with self._lock:
             since = self._batcher.oldest(priority)
         return 0.0 if since is None else max(self._clock() - since, 0.0)
 
@@ -283,7 +284,7 @@ class Executor:
         Args:
             priority: Those of lower priority are passed over.
         """
-        with self._changed:
+        with self._lock:
             since = self._batcher.begun(priority)
         return 0.0 if since is None else max(self._clock() - since, 0.0)
 
@@ -294,7 +295,7 @@ class Executor:
             answer: True answers everybody who was accepted first; else they are told
                 `UnsupportedError` as soon as the stages that run now have ended.
         """
-        with self._changed:
+        with self._lock:
             self._closing = True
             if not answer:
                 self._fail_all(UnsupportedError("The executor was closed before it answered."))
@@ -323,7 +324,7 @@ class Executor:
 
     def _wait_for(self, job: Job) -> None:
         """Run a job that only waits, unless all its callers have gone: it might have to be paid."""
-        with self._changed:
+        with self._lock:
             wanted = any(number in self._requests for number in numbers_of(job.flight))
             left = self._batcher.deadline_of(job) - self._clock()
             if not wanted:
@@ -339,7 +340,7 @@ class Executor:
             outcome = job.run()
         if self._observer is not None:
             self._tell(job, outcome, self._clock() - begun)
-        with self._changed:
+        with self._lock:
             try:
                 self._batcher.tell(job, outcome, self._clock())
                 self._deliver()
@@ -358,7 +359,7 @@ class Executor:
 
     def _next(self) -> Job | None:
         """Wait for a job; None when there are none any more."""
-        with self._changed:
+        with self._lock:
             while True:
                 now = self._clock()
                 try:
@@ -395,7 +396,7 @@ class Executor:
 
     def _let_go(self, request: Request) -> None:
         """Forget the examples of a request whose caller has gone."""
-        with self._changed:
+        with self._lock:
             numbers = range(request.first, request.first + request.n)
             self._batcher.cancel(numbers)
             for number in numbers:

@@ -81,7 +81,7 @@ class Prediction:
     paths: tuple[Path, ...]
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return self.labels.shape[0]
 
     @property
     def reasons(self) -> list[str]:
@@ -100,7 +100,7 @@ class Prediction:
     def singles(self) -> list["Prediction"]:
         """The answer to each example, views: a tenth of the time of taking them one by one."""
         tensors = self._tensors()
-        each = zip(*(values.split(1) for values in tensors.values()), strict=True)
+        each = zip(*(values.tensor_split(len(self)) for values in tensors.values()), strict=True)
         return [replace(self, **dict(zip(tensors, parts, strict=True))) for parts in each]
 
     def _tensors(self) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def told(heard: Sequence[Answered]) -> list[Told]:
     if not heard:
         return []
     each = [one.prediction for one in heard]
-    ends = np.cumsum([len(answer) for answer in each])[:-1]
+    ends = np.cumsum([len(answer) for answer in each]).tolist()
     sure = [
         torch.full((len(answer),), torch.nan) if answer.confidence is None else answer.confidence
         for answer in each
@@ -86,5 +86,7 @@ def told(heard: Sequence[Answered]) -> list[Told]:
         torch.cat([part.cpu() for part in sure]).double().numpy(),
         known,
     )
-    columns = zip(*(np.split(part, ends) for part in parts), strict=True)
-    return [Told(one.gear, *held) for one, held in zip(heard, columns, strict=True)]
+    return [
+        Told(one.gear, *(part[begin:end] for part in parts))
+        for one, begin, end in zip(heard, [0, *ends], ends, strict=False)
+    ]
