@@ -288,6 +288,12 @@ class Executor:
             since = self._batcher.begun(priority)
         return 0.0 if since is None else max(self._clock() - since, 0.0)
 
+    def busy(self) -> float:
+        """Seconds for which a stage has been running a batch; 0 if none runs, or only waits."""
+        with self._lock:
+            since = self._batcher.running()
+        return 0.0 if since is None else max(self._clock() - since, 0.0)
+
     def close(self, *, answer: bool = True) -> None:
         """Take nothing more, and come back when nobody waits.
 
