@@ -54,8 +54,7 @@ class Request:
         self.settled = math.inf  # when the answer was there, on the monotonic clock
 
     def take(self, numbers: Sequence[int], said: Prediction | Exception) -> None:
-        """Some of its examples are finished, by their numbers: what they are answered, or why not.
-        """
+        """Some of its examples, by number, are answered or cannot be."""
         rows = [number - self.first for number in numbers]
         self.missing -= len(rows)
         if isinstance(said, Exception):

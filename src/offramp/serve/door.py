@@ -21,7 +21,7 @@ from starlette.routing import Route
 from offramp._core.errors import InputError
 from offramp._core.open_inference import read_json
 from offramp.serve.answers import columns_of, objects_of
-from offramp.serve.errors import RequestError, Endpoint
+from offramp.serve.errors import Endpoint, RequestError
 from offramp.serve.model import ServedModel
 from offramp.serve.protocol import refused, serving_of
 from offramp.serve.serving import Answer, Options, Serving

@@ -25,7 +25,7 @@ from offramp._core.open_inference import (
     write_message,
 )
 from offramp.serve.answers import columns_of, outputs_told, tensors_of
-from offramp.serve.errors import RequestError, Endpoint
+from offramp.serve.errors import Endpoint, RequestError
 from offramp.serve.model import ServedModel
 from offramp.serve.serving import Answer, Options, Serving
 
