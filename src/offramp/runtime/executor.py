@@ -160,7 +160,8 @@ class Executor:
             rows, ids, asyncio.get_running_loop(), deadline, budget, priority, gear
         )
         try:
-            return await request.future  # type: ignore[misc]  # of this loop
+            answer: Prediction = await request.future  # type: ignore[misc]  # of this loop
+            return answer
         except asyncio.CancelledError:
             self._let_go(request)
             raise
@@ -180,7 +181,7 @@ class Executor:
         """As `submit`, for callers without an event loop; cancelling the future lets go."""
         request = self._accepted(rows, ids, None, deadline, budget, priority, gear)
         future: Future[Prediction] = request.future  # type: ignore[assignment]
-        future.add_done_callback(lambda done: done.cancelled() and self._let_go(request))
+        future.add_done_callback(lambda done: self._let_go(request) if done.cancelled() else None)
         return future
 
     def _accepted(

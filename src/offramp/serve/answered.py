@@ -81,12 +81,9 @@ def told(heard: Sequence[Answered]) -> list[Told]:
         for answer in each
     ]
     known = torch.cat([answer.reason for answer in each]).cpu().numpy() <= REASONS.index("last")
-    parts = (
-        torch.cat([answer.stage for answer in each]).cpu().numpy(),
-        torch.cat([part.cpu() for part in sure]).double().numpy(),
-        known,
-    )
+    stage = torch.cat([answer.stage for answer in each]).cpu().numpy()
+    confidence = torch.cat([part.cpu() for part in sure]).double().numpy()
     return [
-        Told(one.gear, *(part[begin:end] for part in parts))
+        Told(one.gear, stage[begin:end], confidence[begin:end], known[begin:end])
         for one, begin, end in zip(heard, [0, *ends], ends, strict=False)
     ]
