@@ -96,6 +96,8 @@ def served(bundles, tmp_path_factory):
         watch,
         "--gears",
         "auto",
+        "--hang-seconds",
+        10,
     )
     try:
         yield found
@@ -215,6 +217,15 @@ def test_a_worker_that_dies_is_started_again_and_knows_what_the_others_do(served
     assert {tuple(one["versions"]) for one in served.everywhere("/v2/models/net")} == {("3",)}
     said = {served.client.infer(inputs_of(1), "geared")["gear"][0] for _ in range(8)}
     assert said == {"reference"}  # the alarm
+
+
+def test_a_worker_that_hangs_is_started_anew(served):
+    names, (hung, _) = served.workers(), served.pids()
+    os.kill(hung, signal.SIGSTOP)
+    until(lambda: any("it has said nothing for 10 s" in line for line in served.lines), 4 * SECONDS)
+    until(lambda: served.number("offramp_worker_restarts_total") == 2)
+    until(lambda: len(served.workers() - names) == 1, 4 * SECONDS)
+    assert hung not in served.pids()
 
 
 def test_what_was_accepted_is_answered_before_both_end(served):

@@ -133,7 +133,7 @@ def read_json(body: bytes) -> Any:  # noqa: ANN401  (whatever stands there)
         InputError: If it is none.
     """
     try:
-        return json.loads(body, parse_constant=_no_constant)
+        return _DECODER.decode(body.decode(json.detect_encoding(body), "surrogatepass"))
     except RecursionError:
         raise InputError("The body must be JSON of fewer levels; it is nested too deep.") from None
     except ValueError as error:  # UnicodeDecodeError is one
@@ -142,6 +142,10 @@ def read_json(body: bytes) -> Any:  # noqa: ANN401  (whatever stands there)
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"JSON has no {name}; send such numbers as binary tensors")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)  # json.loads would make one for each
+_ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 
 
 def _length(text: str, most: int) -> int:
@@ -346,7 +350,7 @@ def write_message(
         if parameters:
             entry["parameters"] = parameters
         entries.append(entry)
-    header = json.dumps({**told, side: entries}, allow_nan=False, separators=(",", ":")).encode()
+    header = _ENCODER.encode({**told, side: entries}).encode()
     return b"".join([header, *parts]), len(header) if any(binary) else None
 
 

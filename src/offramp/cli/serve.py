@@ -35,6 +35,13 @@ def command(
             "and its share of the threads.",
         ),
     ] = 1,
+    hang_seconds: Annotated[
+        float,
+        typer.Option(
+            help="After which a worker is started anew that answers nothing, or whose stage has "
+            "not come to the end of a batch."
+        ),
+    ] = 60.0,
     max_queue: Annotated[
         int,
         typer.Option(
@@ -95,6 +102,7 @@ def command(
         allow_import=allow_import,
         allow_network=tuple(allow_network or ()),
         workers=workers,
+        hang_seconds=hang_seconds,
         max_queue=max_queue,
         max_rows=max_rows,
         deadline=None if deadline is None else deadline / 1000,

@@ -103,6 +103,10 @@ class Batcher:
         each = (t.since for t in self._tickets.values() if t.urgency[0] <= -priority)
         return next(each, None)  # they stand in the order in which they came
 
+    def running(self) -> float | None:
+        """When the first of the jobs was handed out that run, those that only wait not counted."""
+        return min((job.since for job in self._running if job.stage in self._counted), default=None)
+
     def oldest(self, priority: float) -> float | None:
         """The same of those who wait."""
         each = (one for pool in self._pools.values() for one in pool.waiting)

@@ -36,9 +36,10 @@ from offramp.runtime.explained import Visit, explain
 from offramp.runtime.inflight import InFlight, enter
 from offramp.runtime.pools import Failure, Job, numbers_of
 from offramp.runtime.prediction import Prediction
-from offramp.runtime.request import Request
+from offramp.runtime.request import Request, settle
 
 _log = logging.getLogger(__name__)
+_FADES = 0.98  # of what an answer was taken up late, with each that follows
 
 
 class Ran(NamedTuple):
@@ -113,8 +114,9 @@ class Executor:
         computing = [k for k, stage in self._stages.items() if not stage.waits]
         self._batcher.driven_by(workers, computing)
         self._requests: dict[int, Request] = {}  # by the number of each example that is not done
-        self._changed = threading.Condition()
-        self._closing = False
+        self._lock = threading.RLock()  # callbacks of futures may ask again
+        self._changed = threading.Condition(self._lock)
+        self._closing, self._lag = False, 0.0
         self._locks = _locks_of(models)
         calls = sum(stage.waits for stage in self._stages.values())
         self._waiting = ThreadPoolExecutor(calls) if calls else None  # begins threads when needed
@@ -154,10 +156,17 @@ class Executor:
             RowsError: If only some rows can be answered. A single row raises its own error.
             UnsupportedError: If the executor is closed.
         """
-        future = self.future(
-            rows, ids, deadline=deadline, budget=budget, priority=priority, gear=gear
+        request = self._accepted(
+            rows, ids, asyncio.get_running_loop(), deadline, budget, priority, gear
         )
-        return await asyncio.wrap_future(future)
+        try:
+            answer: Prediction = await request.future  # type: ignore[misc]  # of this loop
+            return answer
+        except asyncio.CancelledError:
+            self._let_go(request)
+            raise
+        finally:
+            self._lag = max(_FADES * self._lag, time.monotonic() - request.settled)
 
     def future(
         self,
@@ -170,30 +179,45 @@ class Executor:
         gear: str | None = None,
     ) -> Future[Prediction]:
         """As `submit`, for callers without an event loop; cancelling the future lets go."""
+        request = self._accepted(rows, ids, None, deadline, budget, priority, gear)
+        future: Future[Prediction] = request.future  # type: ignore[assignment]
+        future.add_done_callback(lambda done: self._let_go(request) if done.cancelled() else None)
+        return future
+
+    def _accepted(
+        self,
+        rows: AnyBatch,
+        ids: Tensor | Ids | Sequence[int | str] | None,
+        loop: asyncio.AbstractEventLoop | None,
+        deadline: float | None,
+        budget: float | None,
+        priority: float,
+        gear: str | None,
+    ) -> Request:
         program = self._model.program if gear is None else self._in_gear(gear).program
         batch = program.take_in(rows)
-        n, device = batch_size(batch), self._model.policy.temperatures.device
+        n = batch_size(batch)
         names = np.arange(n) if ids is None else as_ids(ids)
         if n == 0 or names.shape != (n,):
             raise InputError(
                 f"rows must hold at least one example and ids one entry for each, got {n} "
                 f"examples and ids of shape {names.shape}."
             )
-        request = Request(n)
+        request = Request(n, loop)
+        device = self._model.policy.temperatures.device
         keys, given = example_keys(names).to(device), to_device(batch, device)
-        with torch.inference_mode(), self._changed:
+        with self._lock:
             self._check_open()
             flight = (InFlight if program.checked else enter)(program, given, keys)
             now = self._clock()
             late = None if deadline is None else now + deadline
             numbers = self._batcher.put(
                 flight, names, now, deadline=late, budget=budget, priority=priority
-            )
-            request.first = int(numbers[0])
-            self._requests |= dict.fromkeys(numbers.tolist(), request)
+            ).tolist()
+            request.first = numbers[0]
+            self._requests |= dict.fromkeys(numbers, request)
             self._changed.notify()
-        request.future.add_done_callback(lambda future: self._let_go(request, future))
-        return request.future
+        return request
 
     def explain(
         self, example: AnyBatch, id: int | str = 0, *, gear: str | None = None
@@ -219,9 +243,14 @@ class Executor:
         """How many examples were accepted and are not finished."""
         return len(self._requests)
 
+    @property
+    def lag(self) -> float:
+        """Seconds by which answers were taken up of late, once they were there, in event loops."""
+        return self._lag
+
     def waiting(self) -> dict[str, int]:
         """How many examples wait in front of each stage, by its name."""
-        with self._changed:
+        with self._lock:
             found = self._batcher.waiting()
         return {name: found.get(k, 0) for k, name in enumerate(self._model.stage_names)}
 
@@ -237,7 +266,7 @@ class Executor:
             priority: Those of lower priority are passed over.
         """
         program = (self._model if gear is None else self._in_gear(gear)).program
-        with self._changed:
+        with self._lock:
             return self._batcher.backlog(self._clock(), priority, (program, more))
 
     def delay(self, priority: float = 0) -> float:
@@ -246,7 +275,7 @@ class Executor:
         Args:
             priority: Those of lower priority are passed over.
         """
-        with self._changed:
+        with self._lock:
             since = self._batcher.oldest(priority)
         return 0.0 if since is None else max(self._clock() - since, 0.0)
 
@@ -256,8 +285,14 @@ class Executor:
         Args:
             priority: Those of lower priority are passed over.
         """
-        with self._changed:
+        with self._lock:
             since = self._batcher.begun(priority)
+        return 0.0 if since is None else max(self._clock() - since, 0.0)
+
+    def busy(self) -> float:
+        """Seconds for which a stage has been running a batch; 0 if none runs, or only waits."""
+        with self._lock:
+            since = self._batcher.running()
         return 0.0 if since is None else max(self._clock() - since, 0.0)
 
     def close(self, *, answer: bool = True) -> None:
@@ -267,7 +302,7 @@ class Executor:
             answer: True answers everybody who was accepted first; else they are told
                 `UnsupportedError` as soon as the stages that run now have ended.
         """
-        with self._changed:
+        with self._lock:
             self._closing = True
             if not answer:
                 self._fail_all(UnsupportedError("The executor was closed before it answered."))
@@ -296,7 +331,7 @@ class Executor:
 
     def _wait_for(self, job: Job) -> None:
         """Run a job that only waits, unless all its callers have gone: it might have to be paid."""
-        with self._changed:
+        with self._lock:
             wanted = any(number in self._requests for number in numbers_of(job.flight))
             left = self._batcher.deadline_of(job) - self._clock()
             if not wanted:
@@ -312,7 +347,7 @@ class Executor:
             outcome = job.run()
         if self._observer is not None:
             self._tell(job, outcome, self._clock() - begun)
-        with self._changed:
+        with self._lock:
             try:
                 self._batcher.tell(job, outcome, self._clock())
                 self._deliver()
@@ -331,7 +366,7 @@ class Executor:
 
     def _next(self) -> Job | None:
         """Wait for a job; None when there are none any more."""
-        with self._changed:
+        with self._lock:
             while True:
                 now = self._clock()
                 try:
@@ -358,30 +393,28 @@ class Executor:
 
     def _deliver(self) -> None:
         for done in self._batcher.finished():
-            owners: dict[Request, list[int]] = {}
-            for k, number in enumerate(done.numbers.tolist()):
+            numbers, owners = done.numbers.tolist(), dict[Request, list[int]]()
+            for k, number in enumerate(numbers):
                 owners.setdefault(self._requests.pop(number), []).append(k)
-            for request, here in owners.items():
-                request.take(done, here)
-                request.settle()
+            parts = done.parts(list(owners.values()))
+            for (request, here), part in zip(owners.items(), parts, strict=True):
+                request.take([numbers[k] for k in here], part)
+            settle(request for request in owners if not request.missing)
 
-    def _let_go(self, request: Request, future: Future[Prediction]) -> None:
+    def _let_go(self, request: Request) -> None:
         """Forget the examples of a request whose caller has gone."""
-        if future.cancelled():
-            with self._changed:
-                numbers = range(request.first, request.first + request.n)
-                self._batcher.cancel(numbers)
-                for number in numbers:
-                    self._requests.pop(number, None)
-                self._changed.notify_all()
+        with self._lock:
+            numbers = range(request.first, request.first + request.n)
+            self._batcher.cancel(numbers)
+            for number in numbers:
+                self._requests.pop(number, None)
+            self._changed.notify_all()
 
     def _fail_all(self, error: Exception) -> None:
         requests = dict.fromkeys(self._requests.values())
         self._batcher.cancel(list(self._requests))
         self._requests.clear()
-        for request in requests:
-            if request.future.set_running_or_notify_cancel():
-                request.future.set_exception(error)
+        settle(requests, error)
 
     def _in_gear(self, gear: str) -> Adaptive:
         if not self._gears:

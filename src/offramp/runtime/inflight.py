@@ -344,6 +344,7 @@ def check_answers(stage: Stage, given: int, wanted: int) -> None:
         )
 
 
+@torch.inference_mode()
 def enter(program: Program, batch: Raw, ids: Int[Tensor, " n"]) -> InFlight:
     """Examples for a batcher: if only some of them cannot be run, that shows later."""
     try:

@@ -4,13 +4,13 @@ Layer: runtime.
 """
 
 import bisect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
 import torch
 
-from offramp._core.errors import InputError, ServiceError
+from offramp._core.errors import InputError, ServiceError, UnsupportedError
 from offramp._core.outputs import StageOutput
 from offramp._core.topology import Path
 from offramp._core.types import Ids
@@ -95,6 +95,16 @@ class Finished:
     ids: Ids
     answer: Prediction | None = None
     error: Exception | None = None
+
+    def parts(self, owners: Sequence[Sequence[int]]) -> Sequence[Prediction | Exception]:
+        """What each of some owners is told, who have these positions, and all of them together."""
+        if self.answer is None:
+            return [self.error or UnsupportedError("Nobody has answered.")] * len(owners)
+        if len(owners) == 1:
+            return [self.answer]
+        if len(owners) == len(self.numbers):
+            return self.answer.singles()
+        return [self.answer.take(here) for here in owners]
 
 
 @final

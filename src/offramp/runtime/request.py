@@ -3,14 +3,17 @@
 Layer: runtime.
 """
 
-from collections.abc import Mapping, Sequence
+import asyncio
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import final
 
 import torch
 
 from offramp._core.errors import OfframpError
-from offramp.runtime.pools import Finished
 from offramp.runtime.prediction import Prediction, joined
 
 
@@ -35,32 +38,44 @@ class RowsError(OfframpError, RuntimeError):
 
 @final
 class Request:
-    """Examples of one caller, until all are finished."""
+    """Examples of one caller, until all are finished.
 
-    def __init__(self, n: int) -> None:
-        self.future: Future[Prediction] = Future()
-        self.n, self.missing, self.first = n, n, 0
+    Args:
+        n: Their number.
+        loop: That the caller waits in; None for a caller with a thread.
+    """
+
+    def __init__(self, n: int, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        self.future: Future[Prediction] | asyncio.Future[Prediction]
+        self.future = Future() if loop is None else loop.create_future()
+        self.loop, self.n, self.missing, self.first = loop, n, n, 0
         self.parts: list[tuple[list[int], Prediction]] = []
         self.errors: dict[int, Exception] = {}
+        self.settled = math.inf  # when the answer was there, on the monotonic clock
 
-    def take(self, done: Finished, here: Sequence[int]) -> None:
-        """Some of its examples are finished: those at some positions of what a batcher gave."""
-        rows = [int(done.numbers[k]) - self.first for k in here]
+    def take(self, numbers: Sequence[int], said: Prediction | Exception) -> None:
+        """Some of its examples, by number, are answered or cannot be."""
+        rows = [number - self.first for number in numbers]
         self.missing -= len(rows)
-        if done.answer is None:
-            self.errors |= {row: done.error for row in rows if done.error is not None}
+        if isinstance(said, Exception):
+            self.errors |= dict.fromkeys(rows, said)
         else:
-            part = done.answer if len(here) == len(done.numbers) else done.answer.take(here)
-            self.parts.append((rows, part))
+            self.parts.append((rows, said))
 
-    def settle(self) -> None:
-        """Tell the caller, once nobody is missing."""
-        if self.missing or not self.future.set_running_or_notify_cancel():
+    def settle(self, error: Exception | None = None) -> None:
+        """Tell the caller what it is answered, or an error that is none of an example."""
+        future = self.future
+        if isinstance(future, Future):
+            if not future.set_running_or_notify_cancel():
+                return
+        elif future.done():  # nobody waits any more
             return
         try:
-            self.future.set_result(self._outcome())
-        except Exception as error:  # noqa: BLE001  (nobody may wait for ever)
-            self.future.set_exception(error)
+            if error is not None:
+                raise error
+            future.set_result(self._outcome())
+        except Exception as failed:  # noqa: BLE001  (nobody may wait for ever)
+            future.set_exception(failed)
 
     def _outcome(self) -> Prediction:
         """The whole answer.
@@ -77,3 +92,23 @@ class Request:
         if answer is None or self.errors:
             raise RowsError(answer, dict(sorted(self.errors.items())))
         return answer
+
+
+def settle(requests: Iterable[Request], error: Exception | None = None) -> None:
+    """Tell callers from any thread; all who wait in one event loop in one step of it."""
+    waiting: dict[asyncio.AbstractEventLoop, list[Request]] = {}
+    now = time.monotonic()
+    for request in requests:
+        request.settled = now
+        if request.loop is None:
+            request.settle(error)
+        else:
+            waiting.setdefault(request.loop, []).append(request)
+    for loop, each in waiting.items():
+        with suppress(RuntimeError):  # it is closed: nobody waits in there
+            loop.call_soon_threadsafe(_settle, each, error)
+
+
+def _settle(requests: Sequence[Request], error: Exception | None) -> None:
+    for request in requests:
+        request.settle(error)

@@ -13,7 +13,6 @@ from offramp.serve.errors import RequestError
 _LONGEST = 60  # seconds that anybody is asked to come back after
 _FILLED = 0.5  # of the time given, by what is there: the rest is for batches to fill
 _RESERVE = 0.1  # of the time given, in which stages may take longer than they have of late
-_FADES = 0.98  # of what an answer was late, with each that follows
 
 
 @final
@@ -24,6 +23,7 @@ class Admission:
         most: Examples that are accepted and not answered.
         most_of_one: Of one request.
         backlog: Seconds until all are done who are there, with so many more (`Executor.backlog`).
+        lag: Seconds by which answers are taken up late (`Executor.lag`).
 
     >>> admission = Admission(4, 4, lambda more: 0.1 * more)
     >>> with admission.of(3):
@@ -31,10 +31,15 @@ class Admission:
     3
     """
 
-    def __init__(self, most: int, most_of_one: int, backlog: Callable[[int], float]) -> None:
-        self._most, self._most_of_one, self._backlog = most, min(most, most_of_one), backlog
-        self.examples = 0
-        self._lag = 0.0
+    def __init__(
+        self,
+        most: int,
+        most_of_one: int,
+        backlog: Callable[[int], float],
+        lag: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        self._most, self._most_of_one = most, min(most, most_of_one)
+        self._backlog, self._lag, self.examples = backlog, lag, 0
 
     @contextmanager
     def of(self, n: int, within: float | None = None) -> Iterator[None]:
@@ -69,11 +74,7 @@ class Admission:
 
     def left(self, within: float) -> float:
         """Of so many seconds those that stages may take: the rest is the way there and back."""
-        return within - min(_RESERVE * within + 2 * self._lag, within / 2)
-
-    def lagged(self, seconds: float) -> None:
-        """What was known was taken up so much later."""
-        self._lag = max(_FADES * self._lag, seconds)
+        return within - min(_RESERVE * within + 2 * self._lag(), within / 2)
 
     def _full(self, said: str) -> RequestError:
         wait = min(max(math.ceil(self._backlog(0)), 1), _LONGEST)

@@ -75,16 +75,15 @@ def told(heard: Sequence[Answered]) -> list[Told]:
     if not heard:
         return []
     each = [one.prediction for one in heard]
-    ends = np.cumsum([len(answer) for answer in each])[:-1]
+    ends = np.cumsum([len(answer) for answer in each]).tolist()
     sure = [
         torch.full((len(answer),), torch.nan) if answer.confidence is None else answer.confidence
         for answer in each
     ]
     known = torch.cat([answer.reason for answer in each]).cpu().numpy() <= REASONS.index("last")
-    parts = (
-        torch.cat([answer.stage for answer in each]).cpu().numpy(),
-        torch.cat([part.cpu() for part in sure]).double().numpy(),
-        known,
-    )
-    columns = zip(*(np.split(part, ends) for part in parts), strict=True)
-    return [Told(one.gear, *held) for one, held in zip(heard, columns, strict=True)]
+    stage = torch.cat([answer.stage for answer in each]).cpu().numpy()
+    confidence = torch.cat([part.cpu() for part in sure]).double().numpy()
+    return [
+        Told(one.gear, stage[begin:end], confidence[begin:end], known[begin:end])
+        for one, begin, end in zip(heard, [0, *ends], ends, strict=False)
+    ]

@@ -5,9 +5,9 @@ Layer: serve.
 
 import asyncio
 import zlib
-from typing import final
+from typing import Any, final
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from offramp._core.errors import InputError
 from offramp.serve.errors import GONE, RequestError
@@ -64,7 +64,12 @@ async def read_body(request: Request, room: Room, *, most: int, seconds: float) 
     parts, size = list[bytes](), 0
     try:
         async with asyncio.timeout(seconds):
-            async for part in request.stream():
+            more = True
+            while more:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise RequestError(GONE, "The client has gone.")
+                part, more = message.get("body", b""), message.get("more_body", False)
                 if size + len(part) > most:
                     raise _too_large(most)
                 room.take(len(part))
@@ -74,11 +79,9 @@ async def read_body(request: Request, room: Room, *, most: int, seconds: float) 
         raise RequestError(
             408, f"The request must be there within {seconds:g} s, and is not.", _CLOSE
         ) from None
-    except ClientDisconnect:
-        raise RequestError(GONE, "The client has gone.") from None
     finally:
         room.give(size)
-    body = b"".join(parts)
+    body = parts[0] if len(parts) == 1 else b"".join(parts)
     return body if packed == "identity" else _unpacked(body, packed, most)
 
 
@@ -113,13 +116,19 @@ class WhileThere:
 
     def __init__(self, request: Request, seconds: float | None = None) -> None:
         self._request, self._seconds = request, seconds
+        self._work: asyncio.Task[Any] | None = None
         self._why: RequestError | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> None:
         self._work = asyncio.current_task()
-        self._gone = asyncio.ensure_future(self._request.receive())
-        self._gone.add_done_callback(self._stop)
+        # Nothing comes after the body but the news that the client has gone, so what is awaited
+        # for it says enough: a task that awaits it for each request would take longer.
+        self._listening = self._request.receive().__await__()
+        try:
+            next(self._listening).add_done_callback(self._stop)
+        except StopIteration:
+            raise RequestError(GONE, "The client has gone.") from None
         if self._seconds is not None:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(max(self._seconds, 0.0), self._stop)
@@ -127,10 +136,10 @@ class WhileThere:
     async def __aexit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._gone.remove_done_callback(self._stop)
-        self._gone.cancel()
-        if self._why is not None and self._work is not None:
-            others = self._work.uncancel()  # whoever else has cancelled it is not kept from it
+        work, self._work = self._work, None  # from now on nobody is stopped
+        self._listening.close()
+        if self._why is not None and work is not None:
+            others = work.uncancel()  # whoever else has cancelled it is not kept from it
             if not others and kind is asyncio.CancelledError:
                 raise self._why from None
 

@@ -21,7 +21,7 @@ from starlette.routing import Route
 from offramp._core.errors import InputError
 from offramp._core.open_inference import read_json
 from offramp.serve.answers import columns_of, objects_of
-from offramp.serve.errors import RequestError, answered
+from offramp.serve.errors import Endpoint, RequestError
 from offramp.serve.model import ServedModel
 from offramp.serve.protocol import refused, serving_of
 from offramp.serve.serving import Answer, Options, Serving
@@ -210,7 +210,7 @@ async def _parts(
 def _response(served: ServedModel, answer: Answer) -> Response:
     columns = columns_of(answer.prediction, served.model.class_names, answer.gear)
     answers = objects_of(columns)
-    for name, one in zip(answer.names, answers, strict=True):
+    for name, one in zip(answer.names.tolist(), answers, strict=True):
         one["id"], one["path"] = name, one["path"].split(">") if one["path"] else []
     said = {
         "model": served.name,
@@ -230,4 +230,4 @@ def _response(served: ServedModel, answer: Answer) -> Response:
 
 def routes() -> list[Route]:
     """The address of the plain door."""
-    return [Route("/predict", answered(predict, refused), methods=["POST"])]
+    return [Route("/predict", Endpoint(predict, refused), methods=["POST"])]

@@ -7,11 +7,11 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from functools import wraps
 from typing import final
 
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from offramp._core.errors import (
     FileFormatError,
@@ -22,7 +22,6 @@ from offramp._core.errors import (
 )
 from offramp.runtime import RowsError
 
-Endpoint = Callable[[Request], Awaitable[Response]]
 _log = logging.getLogger(__name__)
 
 GONE = 499  # the client has; nobody reads it
@@ -84,24 +83,29 @@ def error_text(said: str, status: int, headers: Mapping[str, str] | None = None)
     return Response(body, status, media_type="application/json", headers=headers)
 
 
-def answered(
-    endpoint: Endpoint, refused: Callable[[Request, int], object] | None = None
-) -> Endpoint:
-    """An endpoint that answers whatever it raises.
+@final
+class Endpoint:
+    """An application for one address, that answers whatever goes wrong.
 
     Args:
-        endpoint: It.
+        answer: Answers a request.
         refused: Told of requests that are not answered, with the status.
     """
 
-    @wraps(endpoint)
-    async def safe(request: Request) -> Response:
+    def __init__(
+        self,
+        answer: Callable[[Request], Awaitable[Response]],
+        refused: Callable[[Request, int], object] | None = None,
+    ) -> None:
+        self._answer, self._refused = answer, refused
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        request = Request(scope, receive, send)
         try:
-            return await endpoint(request)
+            response = await self._answer(request)
         except Exception as error:  # noqa: BLE001  (told to the client)
             response = error_response(error)
-            if refused is not None:
-                refused(request, response.status_code)
-            return response
-
-    return safe
+            if self._refused is not None:
+                self._refused(request, response.status_code)
+        await response(scope, receive, send)

@@ -221,11 +221,14 @@ class Inputs:
             raise FileFormatError(f"Row {k} cannot be read as an image: {_plain(error)}") from error
         return image
 
-    @torch.inference_mode()
     def _ready(self, batch: Raw) -> Raw:
         for transform, look in self._looks:  # each request is of somebody else
             look(transform, batch, again=True)
-        return batch if self._transform is None else self._transform(batch)
+        if self._transform is None:
+            return batch
+        with torch.inference_mode():
+            ready: Raw = self._transform(batch)
+        return ready
 
     # ---- made up
 

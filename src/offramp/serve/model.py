@@ -5,8 +5,7 @@ Layer: serve.
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
@@ -17,7 +16,7 @@ import torch
 
 from offramp._core.batch import split_rows
 from offramp._core.errors import InputError
-from offramp._core.types import Raw
+from offramp._core.types import Ids, Raw
 from offramp.edge.resume import load_resumed
 from offramp.policy.gears import REFERENCE
 from offramp.runtime import Adaptive, Executor, Prediction, RowsError
@@ -32,7 +31,6 @@ from offramp.serve.settings import Settings
 from offramp.serve.sizes import measured_sizes
 from offramp.stages.segments import run_segments
 
-Names = Sequence[int] | Sequence[str]
 _WAIT = 0.05  # seconds that examples may wait before a cheaper gear is tried
 _AHEAD = 2  # slices of one request: one runs, the next waits, and what others send comes between
 
@@ -62,7 +60,7 @@ class ServedModel:
         self.name, self.version, self.path = name, version, path
         self.inputs = Inputs(model, settings.max_pixels)
         self.model = self.inputs.model
-        self.admission = Admission(settings.max_queue, settings.max_rows, self._backlog)
+        self.admission = Admission(settings.max_queue, settings.max_rows, self._backlog, self._lag)
         self.controller = controller_of(self.model, settings)
         sizes = measured_sizes(self.model, self.inputs)
         root = self.model.policy.topology.root
@@ -144,7 +142,7 @@ class ServedModel:
     async def answer(
         self,
         rows: Raw,
-        names: Names,
+        names: Ids,
         *,
         deadline: float | None = None,
         budget: float | None = None,
@@ -167,18 +165,14 @@ class ServedModel:
             RowsError: If some examples are not answered. A single one raises its own error.
         """
 
-        def ask(part: Raw, ids: Names, within: float | None) -> Future[Prediction]:
-            return self.executor.future(
-                part, list(ids), deadline=within, budget=budget, priority=priority, gear=gear
+        def ask(part: Raw, ids: Ids, within: float | None) -> Awaitable[Prediction]:
+            return self.executor.submit(
+                part, ids, deadline=within, budget=budget, priority=priority, gear=gear
             )
 
         n = len(names)
         if n <= self._slice:
-            future, known = ask(rows, names, deadline), list[float]()
-            future.add_done_callback(lambda _: known.append(time.monotonic()))
-            said = await asyncio.wrap_future(future)
-            self.admission.lagged(time.monotonic() - known[0])
-            return said
+            return await ask(rows, names, deadline)
         end = None if deadline is None else time.monotonic() + deadline
         room = asyncio.Semaphore(_AHEAD)
 
@@ -186,9 +180,7 @@ class ServedModel:
             async with room:
                 within = None if end is None else end - time.monotonic()
                 try:
-                    return first, await asyncio.wrap_future(
-                        ask(part, names[first : first + size], within)
-                    )
+                    return first, await ask(part, names[first : first + size], within)
                 except RowsError as error:
                     return first, error
                 except Exception as error:  # noqa: BLE001  (others of the request are answered)
@@ -263,6 +255,10 @@ class ServedModel:
         """Seconds until all are answered who were taken in, with so many more."""
         read = self.admission.examples - self.executor.unfinished  # now: stages have not seen them
         return self.executor.backlog(more + max(read, 0), gear=self.gear(None))
+
+    def _lag(self) -> float:
+        """Seconds by which answers are taken up late."""
+        return self.executor.lag
 
     # ---- coming and going
 

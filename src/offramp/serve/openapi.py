@@ -14,7 +14,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from offramp._core.open_inference import DATATYPES, HEADER_LENGTH
-from offramp.serve.errors import answered
+from offramp.serve.errors import Endpoint
 from offramp.serve.protocol import serving_of
 
 Json = dict[str, Any]
@@ -350,6 +350,6 @@ def _shown(path: str, verb: str, operation: Json) -> str:
 def routes() -> list[Route]:
     """The addresses of the description."""
     return [
-        Route("/openapi.json", answered(openapi), methods=["GET"]),
-        Route("/docs", answered(docs), methods=["GET"]),
+        Route("/openapi.json", Endpoint(openapi), methods=["GET"]),
+        Route("/docs", Endpoint(docs), methods=["GET"]),
     ]

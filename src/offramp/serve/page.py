@@ -18,7 +18,7 @@ from offramp._core.errors import InputError
 from offramp.runtime import Prediction, Visit
 from offramp.serve.bodies import WhileThere
 from offramp.serve.door import asked_for
-from offramp.serve.errors import answered
+from offramp.serve.errors import Endpoint
 from offramp.serve.model import ServedModel
 from offramp.serve.observer import cost_of_reference
 from offramp.serve.protocol import refused, serving_of
@@ -93,6 +93,6 @@ def _told(served: ServedModel, answer: Prediction, visits: tuple[Visit, ...]) ->
 def routes() -> list[Route]:
     """The page, and what it asks that nobody else does."""
     return [
-        Route("/", answered(page), methods=["GET"]),
-        Route("/explain", answered(explain, refused), methods=["POST"]),
+        Route("/", Endpoint(page), methods=["GET"]),
+        Route("/explain", Endpoint(explain, refused), methods=["POST"]),
     ]

@@ -25,7 +25,7 @@ from offramp._core.open_inference import (
     write_message,
 )
 from offramp.serve.answers import columns_of, outputs_told, tensors_of
-from offramp.serve.errors import RequestError, answered
+from offramp.serve.errors import Endpoint, RequestError
 from offramp.serve.model import ServedModel
 from offramp.serve.serving import Answer, Options, Serving
 
@@ -315,9 +315,9 @@ def routes() -> list[Route]:
     }
     return [  # they are looked through in this order
         *(
-            Route(path, answered(infer, refused), methods=["POST"])
+            Route(path, Endpoint(infer, refused), methods=["POST"])
             for path in (f"{model}/infer", f"{version}/infer")
         ),
-        *(Route(path, answered(endpoint), methods=["GET"]) for path, endpoint in gets.items()),
-        *(Route(path, answered(endpoint), methods=["POST"]) for path, endpoint in posts.items()),
+        *(Route(path, Endpoint(endpoint), methods=["GET"]) for path, endpoint in gets.items()),
+        *(Route(path, Endpoint(endpoint), methods=["POST"]) for path, endpoint in posts.items()),
     ]

@@ -15,10 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, final
 
+import numpy as np
 from starlette.requests import Request
 
 from offramp._core.errors import InputError
-from offramp._core.types import Raw
+from offramp._core.types import Ids, Raw
 from offramp.runtime import Prediction, RowsError
 from offramp.serve.bodies import Room, WhileThere, read_body
 from offramp.serve.errors import GONE, RequestError
@@ -98,7 +99,7 @@ class Answer:
     """What came of a request."""
 
     id: str
-    names: tuple[str, ...]
+    names: Ids
     prediction: Prediction
     gear: str
     promise: str | None
@@ -205,7 +206,7 @@ class Serving:
         if n == 0:
             raise InputError("inputs must hold at least one example, got none.")
         own = options.id if options.id is not None else f"{self._own}-{next(self._count):x}"
-        names = (own,) if n == 1 else tuple(f"{own}/{k}" for k in range(n))
+        names = np.array([own] if n == 1 else [f"{own}/{k}" for k in range(n)])
         within = options.timeout / 1e6 or self.settings.deadline
         end = None if within is None else began + within
         gear = model.gear(options.gear)
@@ -234,7 +235,7 @@ class Serving:
         model: ServedModel,
         size: int,
         read: Callable[[], Raw],
-        names: tuple[str, ...],
+        names: Ids,
         options: Options,
         gear: str | None,
         end: float | None,

@@ -42,6 +42,8 @@ class Settings:
         watch: Folder where audits and what they came to are kept over a restart.
         workers: Processes that answer at one port.
         part: Which of these this is, from 0.
+        hang_seconds: After which one of several is ended and started anew that answers nothing, or
+            whose stage has not come to the end of a batch.
         engines: Threads that run stages, in each.
         decoders: Threads that read requests and decode images.
 
@@ -70,6 +72,7 @@ class Settings:
     watch: Path | None = None
     workers: int = 1
     part: int = 0
+    hang_seconds: float = 60.0
     engines: int = 1
     decoders: int = 2
 
@@ -80,7 +83,7 @@ class Settings:
             check_positive_int(name, getattr(self, name))
         check_fraction("audit", self.audit)
         check_choice("on_alarm", self.on_alarm, ("reference", "keep"))
-        for name in ("deadline", "body_seconds", "header_seconds", "drain_seconds"):
+        for name in ("deadline", "body_seconds", "header_seconds", "drain_seconds", "hang_seconds"):
             value = getattr(self, name)
             if value is not None and not check_number(name, value, "of seconds") > 0:
                 raise InputError(f"{name} must be more than 0 seconds, got {value}.")

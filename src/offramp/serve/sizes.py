@@ -18,8 +18,8 @@ from offramp.serve.inputs import Inputs, held_by
 from offramp.stages.segments import run_segments
 
 _ROUNDS = 3  # of which the fastest counts: whatever disturbs a measurement makes it longer
-_ENOUGH = 0.1  # seconds of rounds of one size, after which no other begins
-_HARDLY = 1.05  # times what an example costs in the best batch
+_ENOUGH = 1.0  # seconds of rounds, after which no other begins
+_HARDLY = 1.02  # times what an example costs in the best batch
 _LEAST = 16  # examples, up to which batches are tried in any case
 _BESIDE = 0.001  # seconds that a batch takes beside its stage: to be joined, decided, handed out
 
@@ -41,33 +41,31 @@ def measured_sizes(
     if model.program.times is not None or any(stage.waits for stage in stages):
         return {}
     each: dict[str, dict[int, float]] = {stage.name: {} for stage in stages}
-    size = 1
-    while size <= FULL and _improves(each, size):
-        noise = inputs.noise(size)
-        if noise is None:
-            return {}
+    sizes = [1 << k for k in range(_LEAST.bit_length())]
+    while sizes:
+        given = [inputs.noise(size) for size in sizes]
         began = clock()
-        for k in range(_ROUNDS):
+        for k in range(_ROUNDS):  # all sizes in each: what disturbs for a while disturbs them all
             if k and clock() - began > _ENOUGH:
                 break
-            with torch.inference_mode():
-                before = clock()
-                for stage, result in run_segments(stages, noise, model.cascade.topology):
-                    stage.answer(result)
-                    now = clock()
-                    taken = (now - before + _BESIDE) / size
-                    sizes = each[stage.name]
-                    sizes[size] = min(taken, sizes.get(size, math.inf))
-                    before = now
-        size *= 2
+            for size, noise in zip(sizes, given, strict=True):
+                if noise is None:
+                    return {}
+                with torch.inference_mode():
+                    before = clock()
+                    for stage, result in run_segments(stages, noise, model.cascade.topology):
+                        stage.answer(result)
+                        now = clock()
+                        known, taken = each[stage.name], (now - before + _BESIDE) / size
+                        known[size], before = min(taken, known.get(size, math.inf)), now
+        larger = 2 * sizes[-1]
+        sizes = [sizes[-1], larger] if larger <= FULL and _improves(each) else []
     return {
-        name: min(size for size, taken in sizes.items() if taken <= _HARDLY * min(sizes.values()))
-        for name, sizes in each.items()
+        name: min(size for size, taken in known.items() if taken <= _HARDLY * min(known.values()))
+        for name, known in each.items()
     }
 
 
-def _improves(each: dict[str, dict[int, float]], size: int) -> bool:
-    """Whether some stage may be faster still in batches of a size: the last step was worth it."""
-    return size <= _LEAST or any(
-        last * _HARDLY < min(before) for *before, last in map(dict.values, each.values())
-    )
+def _improves(each: dict[str, dict[int, float]]) -> bool:
+    """Whether some stage may be faster still in a larger batch: the last step was worth it."""
+    return any(last * _HARDLY < min(before) for *before, last in map(dict.values, each.values()))

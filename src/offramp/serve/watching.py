@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from offramp._core.errors import InputError, UnknownNameError
 from offramp._core.open_inference import read_json
-from offramp.serve.errors import answered
+from offramp.serve.errors import Endpoint
 from offramp.serve.protocol import model_of, serving_of
 
 _HELD = ("queue", "waiting", "gear", "gears", "held")
@@ -74,8 +74,8 @@ def routes() -> list[Route]:
     """The addresses of what is watched."""
     model = "/v2/models/{model}"
     return [
-        Route("/metrics", answered(metrics), methods=["GET"]),
-        Route(f"{model}/stats", answered(stats), methods=["GET"]),
-        Route(f"{model}/feedback", answered(feedback), methods=["POST"]),
-        Route(f"{model}/gear", answered(gear), methods=["POST"]),
+        Route("/metrics", Endpoint(metrics), methods=["GET"]),
+        Route(f"{model}/stats", Endpoint(stats), methods=["GET"]),
+        Route(f"{model}/feedback", Endpoint(feedback), methods=["POST"]),
+        Route(f"{model}/gear", Endpoint(gear), methods=["POST"]),
     ]

@@ -146,6 +146,8 @@ class Among:
     async def _answer(self, verb: str, given: dict[str, Any]) -> Any:  # noqa: ANN401
         if verb == "stop":
             return self._stop()
+        if verb == "busy":
+            return max((model.executor.busy() for model in self._repository.models), default=0.0)
         if verb == "prepare":
             return await self._prepare(**given)
         if verb == "take":

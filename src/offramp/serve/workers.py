@@ -8,6 +8,7 @@ Layer: serve.  Source: docs/adr/0055.
 
 import asyncio
 import logging
+import math
 import signal
 import socket
 import tempfile
@@ -34,6 +35,7 @@ from offramp.serve.worker import work
 _log = logging.getLogger(__name__)
 _LATE = 15.0  # seconds beyond the drain, after which a worker is killed
 _LONGEST = 30.0  # seconds between two tries to start a worker
+_LOOKS = 4  # at each, in the seconds after which it is held to hang
 
 
 def serve_many(
@@ -213,7 +215,9 @@ class Workers:
         channel = Channel(ours, answer)
         reading = await channel.open()
         self._hub.joined(worker, channel)
+        watching = asyncio.create_task(self._watch(worker, channel))
         await ended.wait()
+        watching.cancel()
         loop.remove_reader(process.sentinel)
         channel.close()
         await reading
@@ -221,6 +225,23 @@ class Workers:
         process.join()
         del self._processes[worker]
         return process.exitcode
+
+    async def _watch(self, worker: int, channel: Channel) -> None:
+        """End a worker that has begun to answer and hangs."""
+        most, busy = self._settings.hang_seconds, 0.0
+        while busy <= most:
+            await asyncio.sleep(most / _LOOKS)
+            if worker not in self._ready or self._stopping.is_set():
+                continue
+            try:
+                busy = await channel.ask("busy", within=most)
+            except TimeoutError:
+                busy = math.inf
+            except ConnectionError:
+                return
+        what = "said nothing" if busy == math.inf else "run one batch"
+        self._why[worker] = OfframpError(f"it has {what} for {most:g} s")
+        self._kill(worker)
 
     async def _asked(self, worker: int, verb: str, given: dict[str, Any]) -> Any:  # noqa: ANN401
         if verb == "ready":

@@ -251,3 +251,56 @@ def test_a_policy_that_never_leaves_needs_no_threshold():
     model = Adaptive(Cascade.from_models({"a": Net(0), "b": Net(1)}), policy)
     with Executor(model) as executor:
         assert executor.future(torch.zeros(3, 3)).result(SECONDS).stage.tolist() == [1, 1, 1]
+
+
+def test_all_answers_of_a_batch_come_to_a_loop_in_one_step():
+    model, (a, _) = make(value=0.0)  # everybody leaves at once
+    a.gate = threading.Event()
+
+    async def ask():
+        loop, steps = asyncio.get_running_loop(), []
+        real = loop.call_soon_threadsafe
+        loop.call_soon_threadsafe = lambda *step: steps.append(step)
+        with Executor(model, workers=1) as executor:
+            waiting = [asyncio.ensure_future(executor.submit(torch.zeros(1, 3)))]
+            while not a.sizes:
+                await asyncio.sleep(0.001)
+            waiting += [
+                asyncio.ensure_future(executor.submit(torch.full((1, 3), k / 9), [f"x{k}"]))
+                for k in range(8)
+            ]
+            await asyncio.sleep(0)
+            a.gate.set()
+            while len(steps) < 2:
+                await asyncio.sleep(0.001)
+            for step in steps:
+                real(*step)
+            found = await asyncio.gather(*waiting)
+            assert executor.lag >= 0
+        return steps, found
+
+    steps, found = run(ask())
+    assert (len(steps), a.sizes) == (2, [1, 8])
+    alone, _ = make(value=0.0)
+    for k, answer in enumerate(found[1:]):
+        assert same(answer, alone(torch.full((1, 3), k / 9), [f"x{k}"]))
+
+
+def test_a_loop_that_is_closed_keeps_nobody_else_waiting():
+    model, (a, _) = make()
+    a.gate = threading.Event()
+    executor, waiting = Executor(model, workers=1), []
+
+    async def leave():
+        waiting.append(asyncio.ensure_future(executor.submit(torch.zeros(1, 3))))
+        while not a.sizes:
+            await asyncio.sleep(0.001)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(leave())
+    other = executor.future(torch.zeros(1, 3))
+    waiting[0]._log_destroy_pending = False
+    loop.close()
+    a.gate.set()
+    assert len(other.result(SECONDS)) == 1
+    executor.close()

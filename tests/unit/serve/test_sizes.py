@@ -10,15 +10,20 @@ from offramp.stages import Cascade
 
 
 class Slow(nn.Module):
-    """Takes its time of a clock that is turned by hand: so much for a batch, so much for each."""
+    """Takes its time of a clock that is turned by hand: so much for a batch, so much for each.
 
-    def __init__(self, clock, batch, each):
+    Somebody disturbs the runs from one to another, which take half as long again.
+    """
+
+    def __init__(self, clock, batch, each, disturbed=range(0)):
         super().__init__()
         self.clock, self.batch, self.each, self.sizes = clock, batch, each, []
-        self.layer = nn.Linear(4, 3)
+        self.layer, self.disturbed = nn.Linear(4, 3), disturbed
 
     def forward(self, x):
-        self.clock[0] += self.batch + self.each * len(x)
+        slower = 1.5 if len(self.sizes) in self.disturbed else 1.0
+        each = self.each[len(x)] if isinstance(self.each, dict) else self.each
+        self.clock[0] += slower * (self.batch + each * len(x))
         self.sizes.append(len(x))
         return self.layer(x)
 
@@ -37,12 +42,12 @@ def served(small, large):
 
 def test_a_full_batch_is_the_smallest_that_costs_hardly_more_than_any_other():
     inputs, _, clock = served((0.0, 0.01), (0.1, 0.01))
-    assert measured_sizes(inputs.model, inputs, clock) == {"small": 2, "large": 64}
+    assert measured_sizes(inputs.model, inputs, clock) == {"small": 8, "large": 64}
 
 
 def test_larger_batches_are_not_tried_where_they_gain_nothing():
     inputs, nets, clock = served((0.0, 0.01), (0.0, 0.05))
-    assert measured_sizes(inputs.model, inputs, clock) == {"small": 2, "large": 1}
+    assert measured_sizes(inputs.model, inputs, clock) == {"small": 4, "large": 1}
     assert max(nets["large"].sizes) == 16
 
 
@@ -58,3 +63,18 @@ def test_slow_batches_are_measured_once(batch):
     inputs, nets, clock = served((batch, 0.0), (10 * batch, 0.0))
     measured_sizes(inputs.model, inputs, clock)
     assert nets["small"].sizes.count(1) == (3 if batch < 0.01 else 1)
+
+
+@pytest.mark.parametrize(("more", "full"), [(0.04, 16), (0.01, 8)])
+def test_a_batch_that_costs_two_hundredths_more_for_each_example_is_not_full(more, full):
+    each = {1: 3.0, 2: 2.0, 4: 1.5, 8: 1.0 + more, 16: 1.0, 32: 1.0}
+    inputs, _, clock = served((0.0, 0.1), (0.0, each))
+    assert measured_sizes(inputs.model, inputs, clock)["large"] == full
+
+
+@pytest.mark.parametrize("first", range(15))
+def test_what_disturbs_a_round_of_measurements_does_not_choose(first):
+    calm, _, clock = served((0.002, 0.001), (0.005, 0.005))
+    inputs, _, disturbed = served((0.002, 0.001, range(first, first + 5)), (0.005, 0.005))
+    expected = measured_sizes(calm.model, calm, clock)
+    assert measured_sizes(inputs.model, inputs, disturbed) == expected
