@@ -14,6 +14,8 @@ from offramp.cli.output import Output, percent
 
 if TYPE_CHECKING:
     from offramp._core.costs import Costs
+    from offramp._core.types import Raw
+    from offramp.stages import Cascade
 
 program = typer.Typer(
     name="edge",
@@ -45,6 +47,21 @@ def split_command(
         str | None,
         typer.Option(help="Seconds of each stage on the device, such as small=0.01,large=0.2."),
     ] = None,
+    cloud_seconds: Annotated[
+        str | None,
+        typer.Option(help="Seconds of each stage in the cloud; by default measured here."),
+    ] = None,
+    cloud_backend: Annotated[
+        str | None,
+        typer.Option(help="What runs the stages in the cloud, as offramp serve --backend."),
+    ] = None,
+    call_ms: Annotated[
+        float | None,
+        typer.Option(
+            help="Milliseconds of client and server for a call, beside link and stages; by "
+            "default measured here, over loopback."
+        ),
+    ] = None,
     raw_bytes: Annotated[
         float | None,
         typer.Option(help="Bytes of an input as it is sent, such as of a JPEG file."),
@@ -66,7 +83,9 @@ def split_command(
 ) -> None:
     """Choose the cut and the policy for device, link and cloud together, and write both parts.
 
-    In: a bundle, a recording of its stages, some inputs, and what the link carries.
+    In: a bundle, a recording of its stages, some inputs, and what the link carries. The seconds of
+    the device are those of ONNX Runtime, the seconds of the cloud those of offramp serve, each as
+    measured on this machine or given, and so is what a call takes beside its link and its stages.
 
     Out: a folder with device/, which numpy and onnxruntime run, and cloud/, which offramp serve
     serves. Exit code 3 where the cloud or the device alone is cheaper: nothing is written then.
@@ -74,12 +93,14 @@ def split_command(
     Example: offramp edge split runs/demo/bundle runs/demo/demo.trace runs/demo/test.npz
     --link "20 Mbit/s, 50 ms" --out runs/split
     """
+    from dataclasses import replace
+
     from offramp import Adaptive, Cascade, load, load_trace
     from offramp._core.link import Link
     from offramp.backends import require_onnx
     from offramp.cli.bench import some_inputs
     from offramp.edge import split
-    from offramp.stages import measure_seconds
+    from offramp.serve.handling import measure_handling
     from offramp.tuning import plan_edge, sizes_of
 
     output, between = Output(as_json=json), Link.parse(link)
@@ -94,8 +115,15 @@ def split_command(
     edges = [(names[a], names[b]) for a, b in model.cascade.topology.edges]
     cascade = Cascade(held, edges=edges, class_names=model.class_names)
     batch = some_inputs(bundle, inputs, array, most=8)
-    here = measure_seconds(cascade, batch, batch_sizes=[1], rounds=9)[1]
-    there = _slower(here, device_slower, device_seconds, names)
+    given = (device_seconds, device_slower, cloud_seconds, cloud_backend)
+    there, here = _seconds_of(cascade, batch, *given)
+    reference = model.candidate.reference
+    call = (
+        measure_handling(cascade, reference, batch, here, backend=cloud_backend)
+        if call_ms is None
+        else call_ms / 1e3
+    )
+    between = replace(between, handling=call)
     sizes = sizes_of(cascade, batch)
     if raw_bytes is not None:
         sizes[""] = raw_bytes
@@ -110,7 +138,7 @@ def split_command(
         policy=policy,
         sends=options.names(send),  # type: ignore[arg-type]  # it looks for itself
         device=options.names(device),
-        reference=model.candidate.reference,
+        reference=reference,
     )
     told: dict[str, Any] = {
         "device": list(plan.device),
@@ -121,8 +149,22 @@ def split_command(
         "worth": plan.worth,
         "choice": plan.choice.sentence,
         "offline": vars(plan.offline),
+        "device_seconds": dict(zip(names, there.each, strict=True)),
+        "cloud_seconds": dict(zip(names, here.each, strict=True)),
+        "call_seconds": call,
         "out": None,
     }
+    output.table(
+        ["stage", "ms on the device", "ms in the cloud"],
+        [
+            [name, f"{1e3 * one:.3g}", f"{1e3 * other:.3g}"]
+            for name, one, other in zip(names, there.each, here.each, strict=True)
+        ],
+    )
+    output.paragraph(
+        f"A call takes {1e3 * call:.3g} ms beside its link and its stages"
+        f"{', measured over loopback' if call_ms is None else ''}."
+    )
     output.paragraph(plan.sentence)
     output.paragraph(plan.choice.sentence)
     if not plan.worth:
@@ -226,20 +268,29 @@ def _named(label: int, class_names: list[str]) -> str:
     return class_names[label] if 0 <= label < len(class_names) else str(label)
 
 
-def _slower(costs: "Costs", times: float, given: str | None, names: tuple[str, ...]) -> "Costs":
-    """Seconds on the device: those that are given, or so many times those of this machine."""
-    from dataclasses import replace
+def _seconds_of(
+    cascade: "Cascade",
+    batch: "Raw",
+    device_seconds: str | None,
+    times: float,
+    cloud_seconds: str | None,
+    cloud_backend: str | None,
+) -> tuple["Costs", "Costs"]:
+    """Of the stages on the device and in the cloud: given, or measured as they will run there."""
+    from offramp.backends import with_backend
+    from offramp.stages import given_costs, measure_seconds
 
     if not 0 < times < float("inf"):
         raise InputError(f"--device-slower must be above 0, got {times}.")
-    if given is None:
-        return replace(
-            costs,
-            segment=tuple(times * s for s in costs.segment),
-            head=tuple(times * s for s in costs.head),
-        )
-    from offramp.stages import given_costs
 
-    what = "seconds, such as small=0.01,large=0.2"
-    seconds = options.by_stage("--device-seconds", given, float, what)
-    return given_costs(list(names), "seconds", seconds)
+    def seconds(option: str, given: str | None, backend: str | None) -> "Costs":
+        if given is not None:
+            what = "seconds, such as small=0.01,large=0.2"
+            known = options.by_stage(option, given, float, what)
+            return given_costs(list(cascade.topology.names), "seconds", known)
+        run = cascade if backend is None else with_backend(cascade, backend, example=batch)
+        return measure_seconds(run, batch, batch_sizes=[1], rounds=9)[1]
+
+    there = seconds("--device-seconds", device_seconds, "onnxruntime")
+    there = there.slower(times) if device_seconds is None else there
+    return there, seconds("--cloud-seconds", cloud_seconds, cloud_backend)
