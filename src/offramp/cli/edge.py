@@ -53,7 +53,7 @@ def split_command(
     ] = None,
     cloud_backend: Annotated[
         str | None,
-        typer.Option(help="What runs the stages in the cloud, as offramp serve --backend."),
+        typer.Option(help="What runs the stages in the cloud, such as onnxruntime."),
     ] = None,
     call_ms: Annotated[
         float | None,
@@ -97,7 +97,7 @@ def split_command(
 
     from offramp import Adaptive, Cascade, load, load_trace
     from offramp._core.link import Link
-    from offramp.backends import require_onnx
+    from offramp.backends import require_onnx, with_backend
     from offramp.cli.bench import some_inputs
     from offramp.edge import split
     from offramp.serve.handling import measure_handling
@@ -115,13 +115,12 @@ def split_command(
     edges = [(names[a], names[b]) for a, b in model.cascade.topology.edges]
     cascade = Cascade(held, edges=edges, class_names=model.class_names)
     batch = some_inputs(bundle, inputs, array, most=8)
-    given = (device_seconds, device_slower, cloud_seconds, cloud_backend)
-    there, here = _seconds_of(cascade, batch, *given)
+    if cloud_backend is not None:
+        cascade = with_backend(cascade, cloud_backend, example=batch)
+    there, here = _seconds_of(cascade, batch, device_seconds, device_slower, cloud_seconds)
     reference = model.candidate.reference
     call = (
-        measure_handling(cascade, reference, batch, here, backend=cloud_backend)
-        if call_ms is None
-        else call_ms / 1e3
+        measure_handling(cascade, reference, batch, here) if call_ms is None else call_ms / 1e3
     )
     between = replace(between, handling=call)
     sizes = sizes_of(cascade, batch)
@@ -274,7 +273,6 @@ def _seconds_of(
     device_seconds: str | None,
     times: float,
     cloud_seconds: str | None,
-    cloud_backend: str | None,
 ) -> tuple["Costs", "Costs"]:
     """Of the stages on the device and in the cloud: given, or measured as they will run there."""
     from offramp.backends import with_backend
@@ -283,14 +281,14 @@ def _seconds_of(
     if not 0 < times < float("inf"):
         raise InputError(f"--device-slower must be above 0, got {times}.")
 
-    def seconds(option: str, given: str | None, backend: str | None) -> "Costs":
+    def seconds(option: str, given: str | None, *, exported: bool) -> "Costs":
         if given is not None:
             what = "seconds, such as small=0.01,large=0.2"
             known = options.by_stage(option, given, float, what)
             return given_costs(list(cascade.topology.names), "seconds", known)
-        run = cascade if backend is None else with_backend(cascade, backend, example=batch)
+        run = with_backend(cascade, "onnxruntime", example=batch) if exported else cascade
         return measure_seconds(run, batch, batch_sizes=[1], rounds=9)[1]
 
-    there = seconds("--device-seconds", device_seconds, "onnxruntime")
+    there = seconds("--device-seconds", device_seconds, exported=True)
     there = there.slower(times) if device_seconds is None else there
-    return there, seconds("--cloud-seconds", cloud_seconds, cloud_backend)
+    return there, seconds("--cloud-seconds", cloud_seconds, exported=False)

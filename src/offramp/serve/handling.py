@@ -37,7 +37,6 @@ def measure_handling(
     batch: AnyBatch,
     costs: Costs,
     *,
-    backend: str | None = None,
     rounds: int = 15,
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
@@ -47,11 +46,10 @@ def measure_handling(
     other over loopback. Of what that takes, the median counts, less the seconds of the stages.
 
     Args:
-        cascade: As `offramp.bundle.save` takes it.
+        cascade: As the server runs it; `offramp.bundle.save` takes it.
         reference: Name of a stage.
         batch: Some raw input; its first example is sent.
         costs: Seconds of the stages, as the server runs them.
-        backend: What runs them there, as for `offramp serve`.
         rounds: Calls that count, at least 1.
         clock: Seconds.
 
@@ -65,7 +63,7 @@ def measure_handling(
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / _NAME
         save(Adaptive(cascade, candidate), folder, input_shape=shape)
-        with Running({_NAME: folder}, Settings(port=0, backend=backend)) as server:
+        with Running({_NAME: folder}, Settings(port=0)) as server:
             calls = Calls(Asking(url=server.url, timeout=60.0), lambda _: None)
             seconds = []
             for _ in range(_WARM + rounds):
