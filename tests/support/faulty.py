@@ -83,7 +83,9 @@ class Proxy:
         What is on its way does not keep what comes behind it from setting out.
         """
         coming, free = queue.SimpleQueue(), 0.0  # when the link has carried what came before
-        threading.Thread(target=self._hand_on, args=(source, target, up, coming), daemon=True).start()
+        threading.Thread(
+            target=self._hand_on, args=(source, target, up, coming), daemon=True
+        ).start()
         with suppress(OSError):
             while part := source.recv(_PART):
                 faults = self.faults

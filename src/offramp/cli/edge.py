@@ -119,9 +119,7 @@ def split_command(
         cascade = with_backend(cascade, cloud_backend, example=batch)
     there, here = _seconds_of(cascade, batch, device_seconds, device_slower, cloud_seconds)
     reference = model.candidate.reference
-    call = (
-        measure_handling(cascade, reference, batch, here) if call_ms is None else call_ms / 1e3
-    )
+    call = measure_handling(cascade, reference, batch, here) if call_ms is None else call_ms / 1e3
     between = replace(between, handling=call)
     sizes = sizes_of(cascade, batch)
     if raw_bytes is not None:

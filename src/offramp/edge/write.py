@@ -24,9 +24,11 @@ from offramp.bundle.onnx.folder import segments_told, write_parts
 from offramp.bundle.onnx.graph import FLOAT, values_of
 from offramp.bundle.onnx.parts import Parts, export_parts
 from offramp.edge.resume import EDGE, FORMAT
+from offramp.models import ModelSpec, build
 from offramp.runtime import Adaptive
 from offramp.runtime.plans import plan_segments
-from offramp.stages import weights_digest
+from offramp.stages import Cascade, HeldStages, Stage, weights_digest
+from offramp.stages.fusing.piece import ALONE
 
 DEVICE, CLOUD, MANIFEST = "device", "cloud", "split.json"
 
@@ -68,7 +70,8 @@ def split(
     """Write the device's part of a model and the cloud's.
 
     `device/` holds ONNX files that numpy and onnxruntime run (`offramp.edge.Client`), `cloud/` a
-    bundle that `offramp serve` serves, which goes on from what a device sends. Together they answer
+    bundle that `offramp serve` serves, which goes on from what a device sends; networks that only
+    the device runs are not in it. Together they answer
     what the model answers, to rounding; with "float16" and "int8" what a model answers whose carry
     is rounded so, for which its policy has to be fitted (`offramp.tuning.plan_edge`).
 
@@ -138,7 +141,7 @@ def split(
         edge |= {"carry_groups": list(cut.carries), "reference": candidate.reference}
         write_parts(folder / DEVICE, parts, model.class_names, edge=edge)
         save(
-            Adaptive(model.cascade, model.choice, costs=model.costs),
+            Adaptive(_without(model.cascade, cut, parts.classes), model.choice, costs=model.costs),
             folder / CLOUD,
             extra={EDGE: {**told, "files": files}},
         )
@@ -169,6 +172,24 @@ def _device(model: Adaptive, device: Collection[str] | None) -> Collection[str]:
         )
     names = model.policy.topology.names
     return [name for name, at in zip(names, model.costs.places, strict=True) if at == 0]
+
+
+def _without(cascade: Cascade | HeldStages, cut: Cut, classes: int) -> Cascade | HeldStages:
+    """The cascade as the cloud holds it: without the networks that only the device runs.
+
+    A network that is cut is of one file, and stays whole.
+    """
+    topology, stages = cascade.topology, []
+    for stage in cascade:
+        k = topology.index(stage.name)
+        shared = k in topology.sources or topology.groups.count(topology.groups[k]) > 1
+        alone = stage.source is None and not shared and stage.part is ALONE
+        if k in cut.here - cut.again and alone:
+            spec = ModelSpec(name="elsewhere", arguments={"classes": classes})
+            given = {"transform": stage.transform, "class_names": stage.class_names}
+            stage = Stage(stage.name, build(spec), spec=spec, classes=classes, **given)
+        stages.append(stage)
+    return cascade.with_stages(stages)
 
 
 def _carries(parts: Parts, cut: Cut) -> dict[str, list[str]]:

@@ -24,6 +24,7 @@ from offramp.models.alexnet import alexnet
 from offramp.models.bottleneck import resnet50
 from offramp.models.class_head import class_head
 from offramp.models.densenet import densenet121
+from offramp.models.elsewhere import Elsewhere
 from offramp.models.foreign import FOREIGN
 from offramp.models.googlenet import googlenet
 from offramp.models.heads import HEADS
@@ -67,7 +68,8 @@ WRAPPERS: Registry[Callable[..., nn.Module]] = Registry(
 #: What is made of something that is imported, by name: the argument "call" is its "module:name".
 CALLERS: Registry[Callable[..., nn.Module]] = Registry("model", {"function": OnRows})
 
-_PARTS: dict[str, Callable[..., nn.Module]] = {"class_head": class_head}  # what designs make
+#: What designs make, and what stands for a network of another machine.
+_PARTS: dict[str, Callable[..., nn.Module]] = {"class_head": class_head, "elsewhere": Elsewhere}
 
 
 @final
