@@ -4,6 +4,7 @@ Layer: edge.  Source: docs/adr/0056.
 """
 
 import math
+import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from offramp.stages import Cascade, HeldStages, Stage, weights_digest
 from offramp.stages.fusing.piece import ALONE
 
 DEVICE, CLOUD, MANIFEST = "device", "cloud", "split.json"
+SCRIPT = "device.mjs"  # runs the device's folder in a browser
 
 
 @final
@@ -69,7 +71,8 @@ def split(
 ) -> Split:
     """Write the device's part of a model and the cloud's.
 
-    `device/` holds ONNX files that numpy and onnxruntime run (`offramp.edge.Client`), `cloud/` a
+    `device/` holds ONNX files that numpy and onnxruntime run (`offramp.edge.Client`), and browsers
+    (`device.mjs`), `cloud/` a
     bundle that `offramp serve` serves, which goes on from what a device sends; networks that only
     the device runs are not in it. Together they answer
     what the model answers, to rounding; with "float16" and "int8" what a model answers whose carry
@@ -131,6 +134,7 @@ def split(
         (folder / DEVICE).mkdir()
         write_json(folder / DEVICE / POLICY, stored_policy(model))
         write_parts(folder / DEVICE, parts, model.class_names)
+        shutil.copyfile(Path(__file__).with_name(SCRIPT), folder / DEVICE / SCRIPT)
         files = {file.name: sha256(file) for file in _content(folder / DEVICE)}
         name = digest_of({**told, "files": files})[:16]
         # What is sent is called by the split, so that no cloud of another one takes it.
