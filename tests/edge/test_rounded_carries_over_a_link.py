@@ -27,12 +27,15 @@ def test_what_arrives_is_what_was_recorded(cascade, send, tmp_path):
         made = split(model, tmp_path / "s", device=DEVICE, send=send, example=edged.images(1))
     x = edged.images(64)
     want, exact = recorded(x), model(x)
-    with running({"cloud": made.path / "cloud"}) as server:
-        with proxied(server.url, latency=0.002, bandwidth=1e6) as proxy:
-            client = Client(made.path / "device", Settings(url=proxy.url, timeout=30.0))
-            told = client(x.numpy())
-            client.close()
-            sent = proxy.bytes_up
+    link = {"latency": 0.002, "bandwidth": 1e6}
+    with (
+        running({"cloud": made.path / "cloud"}) as server,
+        proxied(server.url, **link) as proxy,
+    ):
+        client = Client(made.path / "device", Settings(url=proxy.url, timeout=30.0))
+        told = client(x.numpy())
+        client.close()
+        sent = proxy.bytes_up
     away = np.array([where == "cloud" for where in told.where])
     assert 8 < away.sum() < 60
     assert not told.offline.any()
