@@ -65,6 +65,7 @@ class EdgePlan:
         alone: Mean cost of the reference alone in each place, what it reads being sent there.
         bytes: What one example sends on average.
         offline: Of the device's own answers.
+        gateway_offline: Of three places: of the answers of the first two, without the last.
     """
 
     places: Mapping[str, tuple[str, ...]]
@@ -75,6 +76,7 @@ class EdgePlan:
     alone: Mapping[str, float]
     bytes: float
     offline: Offline
+    gateway_offline: Offline | None = None
 
     @property
     def device(self) -> tuple[str, ...]:
@@ -279,6 +281,7 @@ class _Way:
             sent = sum(link.cost(self.sizes[RAW]) for link in self.links[:place])
             alone[name] = sent + table.alone(trace.topology, stage)
         here = frozenset(k for k, place in enumerate(at) if place == 0)
+        near = frozenset(k for k, place in enumerate(at) if place <= 1)
         part = trace.subset("calibrate")
         found = choice.point.calibrate or choice.point.fit
         names_here = [trace.stages[k] for k in here]
@@ -296,6 +299,9 @@ class _Way:
             alone=alone,
             bytes=float(goes.mean()) * self.size(cut),
             offline=offline_of(part, choice.candidate.policy, here, share),
+            gateway_offline=(
+                offline_of(part, choice.candidate.policy, near, share) if len(names) == 3 else None
+            ),
         )
 
 
