@@ -88,3 +88,12 @@ def test_what_was_measured_is_told_and_planned_with(run, files, tmp_path):
     assert told["alone"]["cloud"] == pytest.approx(0.5 + sent + 0.04 + 0.25)
     plain = run(*split_words(files, tmp_path / "t", "1 Mbit/s, 500 ms"), "--call-ms", 40)
     assert "40 ms beside its link" in " ".join(plain.out.split())
+
+
+@pytest.mark.parametrize(
+    "more", [("--gateway-link", "1 Gbit/s, 1 ms"), ("--cloud-url", "http://h")]
+)
+def test_a_gateway_needs_a_link_and_an_address(run, files, tmp_path, more):
+    found = run(*split_words(files, tmp_path / "s", "1 Mbit/s, 500 ms", *more))
+    assert found.code == 2
+    assert "belong together" in " ".join(found.err.split())

@@ -62,6 +62,17 @@ def split_command(
             "default measured here, over loopback."
         ),
     ] = None,
+    gateway_link: Annotated[
+        str | None,
+        typer.Option(help="Link from a gateway to the cloud; --link leads to the gateway then."),
+    ] = None,
+    gateway_slower: Annotated[
+        float,
+        typer.Option(help="How many times longer stages take at the gateway than in the cloud."),
+    ] = 1.0,
+    cloud_url: Annotated[
+        str | None, typer.Option(help="Where the gateway finds the server of cloud/.")
+    ] = None,
     raw_bytes: Annotated[
         float | None,
         typer.Option(help="Bytes of an input as it is sent, such as of a JPEG file."),
@@ -104,6 +115,8 @@ def split_command(
     from offramp.tuning import plan_edge, sizes_of
 
     output, between = Output(as_json=json), Link.parse(link)
+    if (gateway_link is None) != (cloud_url is None):
+        raise InputError("--gateway-link and --cloud-url belong together: give both, or neither.")
     require_onnx()
     model = load(bundle, allow_import=allow_import)
     held, names = list(model.cascade), model.cascade.topology.names  # type: ignore[call-overload]
@@ -120,15 +133,19 @@ def split_command(
     there, here = _seconds_of(cascade, batch, device_seconds, device_slower, cloud_seconds)
     reference = model.candidate.reference
     call = measure_handling(cascade, reference, batch, here) if call_ms is None else call_ms / 1e3
-    between = replace(between, handling=call)
+    places, links = {"device": there, "cloud": here}, [replace(between, handling=call)]
+    if gateway_link is not None:
+        places = {"device": there, "gateway": here.slower(gateway_slower), "cloud": here}
+        links.append(replace(Link.parse(gateway_link), handling=call))
+        send = "raw"  # what a gateway hands on
     sizes = sizes_of(cascade, batch)
     if raw_bytes is not None:
         sizes[""] = raw_bytes
     plan = plan_edge(
         load_trace(trace),
         cascade,
-        {"device": there, "cloud": here},
-        between,
+        places,
+        links,
         sizes=sizes,
         max_drop=max_drop,
         delta=delta,
@@ -137,6 +154,10 @@ def split_command(
         device=options.names(device),
         reference=reference,
     )
+
+    def told_of(offline: Any) -> dict[str, Any]:  # noqa: ANN401  (nothing, where two places are)
+        return {} if offline is None else vars(offline)
+
     told: dict[str, Any] = {
         "device": list(plan.device),
         "send": plan.send,
@@ -145,7 +166,9 @@ def split_command(
         "bytes": plan.bytes,
         "worth": plan.worth,
         "choice": plan.choice.sentence,
+        "places": {name: list(stages) for name, stages in plan.places.items()},
         "offline": vars(plan.offline),
+        "gateway_offline": told_of(plan.gateway_offline),
         "device_seconds": dict(zip(names, there.each, strict=True)),
         "cloud_seconds": dict(zip(names, here.each, strict=True)),
         "call_seconds": call,
@@ -170,13 +193,16 @@ def split_command(
     made = split(
         Adaptive(cascade, plan.choice, costs=plan.costs),
         out,
-        device=plan.device,
         send=plan.send,
         example=batch,
+        cloud_url=cloud_url,
         offline=vars(plan.offline),
+        gateway_offline=told_of(plan.gateway_offline),
         overwrite=overwrite,
     )
     output.line(f"{made.path / 'device'}: offramp edge run, or offramp.edge.Client")
+    if made.gateway:
+        output.line(f"{made.path / 'gateway'}: offramp serve --allow-network")
     output.line(f"{made.path / 'cloud'}: offramp serve")
     output.result({**told, "out": str(made.path), "id": made.id})
 

@@ -103,8 +103,14 @@ class EdgePlan:
             f"{cuts}; sent is {self.send}. An example costs {self.cost:.4g} {unit} on average, "
             f"{self.cost / least:.2f} of the {where} alone. Without the cloud the device is right "
             f"in at least {100 * self.offline.at_least:.1f} % of the cases (delta = "
-            f"{self.offline.delta:.2g})."
+            f"{self.offline.delta:.2g}).{self._of_the_gateway}"
         )
+
+    @property
+    def _of_the_gateway(self) -> str:
+        known = self.gateway_offline
+        share = "" if known is None else f"{100 * known.at_least:.1f} %"
+        return "" if known is None else f" With the gateway it is right in at least {share}."
 
 
 def plan_edge(
