@@ -91,7 +91,7 @@ def test_what_was_measured_is_told_and_planned_with(run, files, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "more", [("--gateway-link", "1 Gbit/s, 1 ms"), ("--cloud-url", "http://h")]
+    "more", [("--gateway-link", "1 Gbit/s, 1 ms"), ("--cloud-url", "https://h")]
 )
 def test_a_gateway_needs_a_link_and_an_address(run, files, tmp_path, more):
     found = run(*split_words(files, tmp_path / "s", "1 Mbit/s, 500 ms", *more))

@@ -102,10 +102,10 @@ def test_the_gateway_holds_its_own_network_alone(served):
     ("given", "named"),
     [
         ({"gateway": ["b"]}, "cloud_url"),
-        ({"gateway": ["b"], "send": "float32", "cloud_url": "http://h"}, "send must be 'raw'"),
-        ({"gateway": ["b", "c"], "cloud_url": "http://h"}, "device"),
-        ({"gateway": "b", "cloud_url": "http://h"}, "the text"),
-        ({"gateway": ["b"], "cloud_url": "http://h", "transform": False}, "transform must"),
+        ({"gateway": ["b"], "send": "float32", "cloud_url": "https://h"}, "send must be 'raw'"),
+        ({"gateway": ["b", "c"], "cloud_url": "https://h"}, "device"),
+        ({"gateway": "b", "cloud_url": "https://h"}, "the text"),
+        ({"gateway": ["b"], "cloud_url": "https://h", "transform": False}, "transform must"),
     ],
 )
 def test_gateways_that_cannot_be_are_refused(model, tmp_path, given, named):
