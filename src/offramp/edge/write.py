@@ -160,10 +160,11 @@ def split(
         edge |= {"files": files, "offline": dict(offline or {}), "top": candidate.top}
         edge |= {"carry_groups": list(cut.carries), "reference": candidate.reference}
         write_parts(folder / DEVICE, parts, model.class_names, edge=edge)
-        held, note = _without(model.cascade, cut, parts.classes), {**told, "files": files}
+        whole = _stages_of(model)
+        held, note = _without(whole, cut, parts.classes), {**told, "files": files}
         place = CLOUD
         if far is not None and cloud_url is not None:
-            save(in_the_cloud(model.cascade.stage(far), raw), folder / CLOUD)
+            save(in_the_cloud(whole.stage(far), raw), folder / CLOUD)
             held, place = at_the_gateway(held, far, parts, raw, cloud_url), GATEWAY
             note["offline"] = dict(gateway_offline or {})
         save(Adaptive(held, model.choice, costs=model.costs), folder / place, extra={EDGE: note})
@@ -228,6 +229,12 @@ def _far(
     return stage_of_the_cloud(model, here, middle, send)
 
 
+def _stages_of(model: Adaptive) -> Cascade | HeldStages:
+    if isinstance(model.cascade, Cascade | HeldStages):
+        return model.cascade
+    raise InputError(f"model must be made of a cascade, got {type(model.cascade).__name__}.")
+
+
 def _without(cascade: Cascade | HeldStages, cut: Cut, classes: int) -> Cascade | HeldStages:
     """The cascade as the cloud holds it: without the networks that only the device runs.
 
@@ -240,8 +247,14 @@ def _without(cascade: Cascade | HeldStages, cut: Cut, classes: int) -> Cascade |
         alone = stage.source is None and not shared and stage.part is ALONE
         if k in cut.here - cut.again and alone:
             spec = ModelSpec(name="elsewhere", arguments={"classes": classes})
-            given = {"transform": stage.transform, "class_names": stage.class_names}
-            stage = Stage(stage.name, build(spec), spec=spec, classes=classes, **given)
+            stage = Stage(
+                stage.name,
+                build(spec),
+                transform=stage.transform,
+                spec=spec,
+                classes=classes,
+                class_names=stage.class_names,
+            )
         stages.append(stage)
     return cascade.with_stages(stages)
 
