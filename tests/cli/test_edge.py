@@ -74,3 +74,26 @@ def test_wrong_options_are_named(run, files, tmp_path, more, named):
     found = run(*words)
     assert found.code == 2
     assert named in " ".join(found.err.split())
+
+
+def test_what_was_measured_is_told_and_planned_with(run, files, tmp_path):
+    words = split_words(files, tmp_path / "s", "1 Mbit/s, 500 ms", "--json")
+    found = run(*words, "--cloud-seconds", "small=0.001,large=0.25", "--call-ms", 40)
+    assert found.code == 0, found.err
+    told = json.loads(found.out)
+    assert told["device_seconds"] == {"small": 0.001, "large": 9.0}
+    assert told["cloud_seconds"] == {"small": 0.001, "large": 0.25}
+    assert told["call_seconds"] == 0.04
+    sent = 4 * 8 * 8 / (1e6 / 8)
+    assert told["alone"]["cloud"] == pytest.approx(0.5 + sent + 0.04 + 0.25)
+    plain = run(*split_words(files, tmp_path / "t", "1 Mbit/s, 500 ms"), "--call-ms", 40)
+    assert "40 ms beside its link" in " ".join(plain.out.split())
+
+
+@pytest.mark.parametrize(
+    "more", [("--gateway-link", "1 Gbit/s, 1 ms"), ("--cloud-url", "https://h")]
+)
+def test_a_gateway_needs_a_link_and_an_address(run, files, tmp_path, more):
+    found = run(*split_words(files, tmp_path / "s", "1 Mbit/s, 500 ms", *more))
+    assert found.code == 2
+    assert "belong together" in " ".join(found.err.split())

@@ -198,7 +198,7 @@ def test_commands_in_blocks_exist_with_their_options(path):
 def test_addresses_in_blocks_of_javascript_exist(path):
     for block in blocks(path, "javascript"):
         addresses = re.findall(r'fetch\("([^"]+)"', block.text)
-        assert addresses
+        assert addresses or "fetch(" not in block.text
         assert all(map(is_served, addresses))
 
 

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from offramp._core.errors import FileFormatError, InputError
-from offramp.bundle import load
+from offramp.backends import with_backend
+from offramp.bundle import load, save
 from offramp.edge import Client, Settings, split
 from offramp.edge.resume import EDGE, resumed
 from offramp.stages import Decode, Normalize
@@ -211,3 +212,28 @@ def test_inputs_that_do_not_fit_are_refused(made):
 def test_a_split_is_replaced_only_where_that_is_said(made, model):
     with pytest.raises(InputError, match="exists already"):
         split(model, made.path, device=["small"], example=inputs_of(1))
+
+
+def test_the_cloud_holds_no_network_that_only_the_device_runs(made, model, tmp_path):
+    save(model, tmp_path / "whole")
+    held = {file.name: file.stat().st_size for file in (made.path / "cloud").iterdir()}
+    whole = {file.name: file.stat().st_size for file in (tmp_path / "whole").iterdir()}
+    assert held["small.safetensors"] < whole["small.safetensors"] / 4
+    assert held["large.safetensors"] == whole["large.safetensors"]
+    plain = load(made.path / "cloud")  # as if it were a bundle like any other
+    said = plain(inputs_of(8))
+    assert said.labels.tolist() == model.reference(inputs_of(8)).labels.tolist()
+
+
+def test_a_cloud_in_onnx_runtime_goes_on_from_the_same_device(tmp_path):
+    x = inputs_of(24)
+    cascade = with_backend(cascade_of(), "onnxruntime", example=x[:1])
+    model, want = model_of(cascade), model_of(cascade_of())(x)
+    made = split(model, tmp_path / "s", device=["small"], example=x[:1])
+    with running({"cloud": made.path / "cloud"}) as cloud:
+        client = Client(made.path / "device", Settings(url=cloud.url, timeout=30.0))
+        told = client(x.numpy())
+        client.close()
+    assert told.label.tolist() == want.labels.tolist()
+    assert [w == "cloud" for w in told.where] == (want.stage == 1).tolist()
+    assert not list((made.path / "cloud").glob("small*.onnx"))

@@ -1,5 +1,6 @@
 """A TCP proxy that does what links do: late, slow, cut off, half closed, gone for a while."""
 
+import queue
 import socket
 import threading
 import time
@@ -9,6 +10,7 @@ from random import Random
 from urllib.parse import urlsplit
 
 _PART = 4096
+_END, _RESET = object(), object()  # behind the last part
 
 
 @dataclass
@@ -16,7 +18,7 @@ class Faults:
     """What the link does; may be changed while it runs.
 
     Args:
-        latency: Seconds that each part is late, one way.
+        latency: Seconds that what is sent is on its way, in one direction.
         jitter: Seconds that are drawn on top.
         bandwidth: Bytes in a second, or None.
         drop: Share of connections whose bytes never arrive.
@@ -76,20 +78,39 @@ class Proxy:
                 ).start()
 
     def _pass(self, source, target, up, lost, cut):
+        """Read what comes, and note when it would arrive; another thread hands it on then.
+
+        What is on its way does not keep what comes behind it from setting out.
+        """
+        coming, free = queue.SimpleQueue(), 0.0  # when the link has carried what came before
+        threading.Thread(
+            target=self._hand_on, args=(source, target, up, coming), daemon=True
+        ).start()
         with suppress(OSError):
             while part := source.recv(_PART):
                 faults = self.faults
                 while (lost or faults.stall) and not self._closing:
                     time.sleep(0.01)
                     faults = self.faults
-                wait = faults.latency + faults.jitter * faults.drawn.random()
-                if faults.bandwidth:
-                    wait += len(part) / faults.bandwidth
-                if wait:
-                    time.sleep(wait)
-                if faults.outage or (cut and not up):
+                if cut and not up:
+                    break
+                free = max(free, time.monotonic())
+                free += len(part) / faults.bandwidth if faults.bandwidth else 0.0
+                coming.put((free + faults.latency + faults.jitter * faults.drawn.random(), part))
+        coming.put((time.monotonic() + self.faults.latency, _RESET if cut and not up else _END))
+
+    def _hand_on(self, source, target, up, coming):
+        with suppress(OSError):
+            while True:
+                at, part = coming.get()
+                time.sleep(max(at - time.monotonic(), 0.0))
+                faults = self.faults
+                if faults.outage or part is _RESET:
                     _reset(source)
                     _reset(target)
+                    return
+                if part is _END:
+                    target.shutdown(socket.SHUT_WR)
                     return
                 if faults.half_close and not up:
                     target.sendall(part[: len(part) // 2])
@@ -98,7 +119,6 @@ class Proxy:
                 if up:
                     self.bytes_up += len(part)
                 target.sendall(part)
-            target.shutdown(socket.SHUT_WR)
 
     def cut_off(self):
         """Reset everything that is open."""

@@ -95,6 +95,20 @@ class Costs:
     def __len__(self) -> int:
         return len(self.segment)
 
+    @property
+    def each(self) -> tuple[float, ...]:
+        """Of each stage its segment and its head, `(s,)`."""
+        return tuple(map(sum, zip(self.segment, self.head, strict=True)))
+
+    def slower(self, times: float) -> "Costs":
+        """The same stages where all of them cost so many times as much."""
+        return replace(
+            self,
+            segment=tuple(times * v for v in self.segment),
+            head=tuple(times * v for v in self.head),
+            decision=tuple(times * v for v in self.decision),
+        )
+
     def visit(self, topology: Topology, path: Path, stage: int) -> float:
         """Cost of going on from `path` to `stage`: segments still missing, and its head."""
         missing = topology.new_segments(path, stage)

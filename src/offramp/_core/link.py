@@ -23,6 +23,7 @@ class Link:
     Args:
         bandwidth: Bytes in a second, above 0.
         round_trip: Seconds, at least 0.
+        handling: Seconds that client and server take for a call, beside the stages; at least 0.
 
     Raises:
         InputError: If a value is outside its domain.
@@ -34,6 +35,7 @@ class Link:
 
     bandwidth: float
     round_trip: float
+    handling: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.bandwidth < math.inf:
@@ -41,11 +43,11 @@ class Link:
                 f"The bandwidth of a link must be above 0 and finite, got {self.bandwidth!r} bytes "
                 "in a second. Without a link, run the whole bundle on the device."
             )
-        if not 0 <= self.round_trip < math.inf:
-            raise InputError(
-                "The round trip of a link must be at least 0 s and finite, got "
-                f"{self.round_trip!r}."
-            )
+        for name, value in (("round trip", self.round_trip), ("handling", self.handling)):
+            if not 0 <= value < math.inf:
+                raise InputError(
+                    f"The {name} of a link must be at least 0 s and finite, got {value!r}."
+                )
 
     @classmethod
     def parse(cls, text: str) -> "Link":
@@ -70,8 +72,8 @@ class Link:
         return cls(bandwidth=bandwidth, round_trip=round_trip)
 
     def seconds(self, size: float) -> float:
-        """Time for so many bytes, and for the answer to come."""
-        return self.round_trip + size / self.bandwidth
+        """Time for so many bytes, for the answer to come, and for whoever handles both."""
+        return self.round_trip + self.handling + size / self.bandwidth
 
     @property
     def unit(self) -> str:
@@ -83,7 +85,8 @@ class Link:
         return self.seconds(size)
 
     def __str__(self) -> str:
-        return f"{self.bandwidth * 8 / 1e6:g} Mbit/s, {self.round_trip * 1e3:g} ms"
+        handled = f", {self.handling * 1e3:.3g} ms for a call" if self.handling else ""
+        return f"{self.bandwidth * 8 / 1e6:g} Mbit/s, {self.round_trip * 1e3:g} ms{handled}"
 
 
 @final

@@ -53,7 +53,7 @@ ONNX_FOLDER = FolderKind(
     name="a folder of ONNX files",
     manifest="manifest.json",
     format="offramp-onnx",
-    others=frozenset({"policy.json", "run.py"}),
+    others=frozenset({"policy.json", "run.py", "device.mjs"}),
 )
 RUN = FolderKind(name="a run", manifest="run.json", format="offramp-run", open=True)
 SPLIT = FolderKind(name="a split", manifest="split.json", format="offramp-split", open=True)

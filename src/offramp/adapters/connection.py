@@ -19,7 +19,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import cache
 from typing import Any, TypeVar, final
 
 from offramp._core.addresses import checked_url, is_local, origin
@@ -311,9 +310,17 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         raise
 
 
-@cache
+_loops: dict[int, asyncio.AbstractEventLoop] = {}
+
+
 def _loop(process: int) -> asyncio.AbstractEventLoop:
     """The loop of this process; a fork has none of the threads of its parent."""
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="offramp-services", daemon=True).start()
-    return loop
+    found = _loops.get(process)
+    if found is None:
+        made = asyncio.new_event_loop()
+        found = _loops.setdefault(process, made)  # of threads that come at once the first has it
+        if found is not made:
+            made.close()
+        else:
+            threading.Thread(target=made.run_forever, name="offramp-services", daemon=True).start()
+    return found

@@ -14,6 +14,8 @@ from offramp.cli.output import Output, percent
 
 if TYPE_CHECKING:
     from offramp._core.costs import Costs
+    from offramp._core.types import Raw
+    from offramp.stages import Cascade
 
 program = typer.Typer(
     name="edge",
@@ -45,6 +47,32 @@ def split_command(
         str | None,
         typer.Option(help="Seconds of each stage on the device, such as small=0.01,large=0.2."),
     ] = None,
+    cloud_seconds: Annotated[
+        str | None,
+        typer.Option(help="Seconds of each stage in the cloud; by default measured here."),
+    ] = None,
+    cloud_backend: Annotated[
+        str | None,
+        typer.Option(help="What runs the stages in the cloud, such as onnxruntime."),
+    ] = None,
+    call_ms: Annotated[
+        float | None,
+        typer.Option(
+            help="Milliseconds of client and server for a call, beside link and stages; by "
+            "default measured here, over loopback."
+        ),
+    ] = None,
+    gateway_link: Annotated[
+        str | None,
+        typer.Option(help="Link from a gateway to the cloud; --link leads to the gateway then."),
+    ] = None,
+    gateway_slower: Annotated[
+        float,
+        typer.Option(help="How many times longer stages take at the gateway than in the cloud."),
+    ] = 1.0,
+    cloud_url: Annotated[
+        str | None, typer.Option(help="Where the gateway finds the server of cloud/.")
+    ] = None,
     raw_bytes: Annotated[
         float | None,
         typer.Option(help="Bytes of an input as it is sent, such as of a JPEG file."),
@@ -66,7 +94,9 @@ def split_command(
 ) -> None:
     """Choose the cut and the policy for device, link and cloud together, and write both parts.
 
-    In: a bundle, a recording of its stages, some inputs, and what the link carries.
+    In: a bundle, a recording of its stages, some inputs, and what the link carries. The seconds of
+    the device are those of ONNX Runtime, the seconds of the cloud those of offramp serve, each as
+    measured on this machine or given, and so is what a call takes beside its link and its stages.
 
     Out: a folder with device/, which numpy and onnxruntime run, and cloud/, which offramp serve
     serves. Exit code 3 where the cloud or the device alone is cheaper: nothing is written then.
@@ -74,15 +104,19 @@ def split_command(
     Example: offramp edge split runs/demo/bundle runs/demo/demo.trace runs/demo/test.npz
     --link "20 Mbit/s, 50 ms" --out runs/split
     """
+    from dataclasses import replace
+
     from offramp import Adaptive, Cascade, load, load_trace
     from offramp._core.link import Link
-    from offramp.backends import require_onnx
+    from offramp.backends import require_onnx, with_backend
     from offramp.cli.bench import some_inputs
     from offramp.edge import split
-    from offramp.stages import measure_seconds
+    from offramp.serve.handling import measure_handling
     from offramp.tuning import plan_edge, sizes_of
 
     output, between = Output(as_json=json), Link.parse(link)
+    if (gateway_link is None) != (cloud_url is None):
+        raise InputError("--gateway-link and --cloud-url belong together: give both, or neither.")
     require_onnx()
     model = load(bundle, allow_import=allow_import)
     held, names = list(model.cascade), model.cascade.topology.names  # type: ignore[call-overload]
@@ -94,24 +128,36 @@ def split_command(
     edges = [(names[a], names[b]) for a, b in model.cascade.topology.edges]
     cascade = Cascade(held, edges=edges, class_names=model.class_names)
     batch = some_inputs(bundle, inputs, array, most=8)
-    here = measure_seconds(cascade, batch, batch_sizes=[1], rounds=9)[1]
-    there = _slower(here, device_slower, device_seconds, names)
+    if cloud_backend is not None:
+        cascade = with_backend(cascade, cloud_backend, example=batch)
+    there, here = _seconds_of(cascade, batch, device_seconds, device_slower, cloud_seconds)
+    reference = model.candidate.reference
+    call = measure_handling(cascade, reference, batch, here) if call_ms is None else call_ms / 1e3
+    places, links = {"device": there, "cloud": here}, [replace(between, handling=call)]
+    if gateway_link is not None:
+        places = {"device": there, "gateway": here.slower(gateway_slower), "cloud": here}
+        links.append(replace(Link.parse(gateway_link), handling=call))
+        send = "raw"  # what a gateway hands on
     sizes = sizes_of(cascade, batch)
     if raw_bytes is not None:
         sizes[""] = raw_bytes
     plan = plan_edge(
         load_trace(trace),
         cascade,
-        {"device": there, "cloud": here},
-        between,
+        places,
+        links,
         sizes=sizes,
         max_drop=max_drop,
         delta=delta,
         policy=policy,
         sends=options.names(send),  # type: ignore[arg-type]  # it looks for itself
         device=options.names(device),
-        reference=model.candidate.reference,
+        reference=reference,
     )
+
+    def told_of(offline: Any) -> dict[str, Any]:  # noqa: ANN401  (nothing, where two places are)
+        return {} if offline is None else vars(offline)
+
     told: dict[str, Any] = {
         "device": list(plan.device),
         "send": plan.send,
@@ -120,9 +166,25 @@ def split_command(
         "bytes": plan.bytes,
         "worth": plan.worth,
         "choice": plan.choice.sentence,
+        "places": {name: list(stages) for name, stages in plan.places.items()},
         "offline": vars(plan.offline),
+        "gateway_offline": told_of(plan.gateway_offline),
+        "device_seconds": dict(zip(names, there.each, strict=True)),
+        "cloud_seconds": dict(zip(names, here.each, strict=True)),
+        "call_seconds": call,
         "out": None,
     }
+    output.table(
+        ["stage", "ms on the device", "ms in the cloud"],
+        [
+            [name, f"{1e3 * one:.3g}", f"{1e3 * other:.3g}"]
+            for name, one, other in zip(names, there.each, here.each, strict=True)
+        ],
+    )
+    output.paragraph(
+        f"A call takes {1e3 * call:.3g} ms beside its link and its stages"
+        f"{', measured over loopback' if call_ms is None else ''}."
+    )
     output.paragraph(plan.sentence)
     output.paragraph(plan.choice.sentence)
     if not plan.worth:
@@ -131,13 +193,16 @@ def split_command(
     made = split(
         Adaptive(cascade, plan.choice, costs=plan.costs),
         out,
-        device=plan.device,
         send=plan.send,
         example=batch,
+        cloud_url=cloud_url,
         offline=vars(plan.offline),
+        gateway_offline=told_of(plan.gateway_offline),
         overwrite=overwrite,
     )
     output.line(f"{made.path / 'device'}: offramp edge run, or offramp.edge.Client")
+    if made.gateway:
+        output.line(f"{made.path / 'gateway'}: offramp serve --allow-network")
     output.line(f"{made.path / 'cloud'}: offramp serve")
     output.result({**told, "out": str(made.path), "id": made.id})
 
@@ -226,20 +291,28 @@ def _named(label: int, class_names: list[str]) -> str:
     return class_names[label] if 0 <= label < len(class_names) else str(label)
 
 
-def _slower(costs: "Costs", times: float, given: str | None, names: tuple[str, ...]) -> "Costs":
-    """Seconds on the device: those that are given, or so many times those of this machine."""
-    from dataclasses import replace
+def _seconds_of(
+    cascade: "Cascade",
+    batch: "Raw",
+    device_seconds: str | None,
+    times: float,
+    cloud_seconds: str | None,
+) -> tuple["Costs", "Costs"]:
+    """Of the stages on the device and in the cloud: given, or measured as they will run there."""
+    from offramp.backends import with_backend
+    from offramp.stages import given_costs, measure_seconds
 
     if not 0 < times < float("inf"):
         raise InputError(f"--device-slower must be above 0, got {times}.")
-    if given is None:
-        return replace(
-            costs,
-            segment=tuple(times * s for s in costs.segment),
-            head=tuple(times * s for s in costs.head),
-        )
-    from offramp.stages import given_costs
 
-    what = "seconds, such as small=0.01,large=0.2"
-    seconds = options.by_stage("--device-seconds", given, float, what)
-    return given_costs(list(names), "seconds", seconds)
+    def seconds(option: str, given: str | None, *, exported: bool) -> "Costs":
+        if given is not None:
+            what = "seconds, such as small=0.01,large=0.2"
+            known = options.by_stage(option, given, float, what)
+            return given_costs(list(cascade.topology.names), "seconds", known)
+        run = with_backend(cascade, "onnxruntime", example=batch) if exported else cascade
+        return measure_seconds(run, batch, batch_sizes=[1], rounds=9)[1]
+
+    there = seconds("--device-seconds", device_seconds, exported=True)
+    there = there.slower(times) if device_seconds is None else there
+    return there, seconds("--cloud-seconds", cloud_seconds, exported=False)

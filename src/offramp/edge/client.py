@@ -17,15 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp._core.errors import InputError
-from offramp._core.open_inference import (
-    HEADER_LENGTH,
-    WireTensor,
-    datatype_of,
-    read_message,
-    write_message,
-)
 from offramp.edge.calls import CallError, Calls
 from offramp.edge.device import Arrays, Device, Walked
+from offramp.edge.messages import message_of, outputs_of
 from offramp.edge.refresh import fetched
 from offramp.edge.settings import Settings
 from offramp.edge.waiting import Waiting
@@ -221,18 +215,13 @@ class Client:
         Raises:
             CallError: If it cannot be had, or may not be asked for.
         """
-        tensors = [
-            WireTensor(name=name, datatype=datatype_of(values), values=values)
-            for name, values in sent.items()
-        ]
-        told = {"parameters": {"binary_data_output": True}}
-        body, length = write_message(told, "inputs", tensors, binary=[True] * len(tensors))
+        body, length = message_of(sent)
         try:
             self._check_allowed(len(body))
-            found = self._called(body, length or 0)
+            found = self._called(body, length)
         except CallError as error:
             if keep and self._waiting is not None and not error.refused:
-                self._waiting.put(str(length or 0).encode() + b"\n" + body)
+                self._waiting.put(str(length).encode() + b"\n" + body)
             raise
         label, chances = found.get("label"), found.get("probabilities")
         if label is None or len(label) != n or chances is None or chances.ndim != 2:
@@ -241,18 +230,7 @@ class Client:
 
     def _called(self, body: bytes, length: int) -> dict[str, NDArray[Any]]:
         assert self._calls is not None  # noqa: S101  (whoever comes here has asked)
-        headers = {
-            **self._headers(),
-            "Content-Type": "application/octet-stream",
-            HEADER_LENGTH: str(length),
-        }
-        path = f"/v2/models/{self.settings.model}/infer"
-        _, said, content = self._calls.ask(path, body, headers)
-        try:
-            _, tensors = read_message(content, said.get(HEADER_LENGTH.lower()), "outputs")
-        except InputError as error:
-            raise CallError(f"an answer that cannot be read: {error}") from None
-        return {tensor.name: tensor.values for tensor in tensors}
+        return outputs_of(self._calls, self.settings.model, body, length, self._headers())
 
     def _headers(self) -> dict[str, str]:
         token = self.settings.token()

@@ -134,7 +134,7 @@ def rest_of(
     for stage in held:
         k = topology.index(stage.name)
         if k not in cut.here or k in cut.again:
-            found[stage.name] = _reading(stage, raw) if stage.source is None else stage
+            found[stage.name] = reading(stage, raw) if stage.source is None else stage
             continue
         column = cut.asked.index(k) if k in cut.asked else None
         if topology.sources[k] != RAW_INPUT:
@@ -157,7 +157,7 @@ def _stands(stage: Stage, module: nn.Module, part: InPiece, **others: Any) -> St
     ).eval()
 
 
-def _reading(stage: Stage, raw: Mapping[str, str]) -> Stage:
+def reading(stage: Stage, raw: Mapping[str, str]) -> Stage:
     """A stage that takes the raw input out of what comes."""
     sent = tuple(raw.values())
     steps: list[nn.Module] = [Columns(sent[0] if len(sent) == 1 else sent, stack=False)]

@@ -4,6 +4,7 @@ Layer: edge.  Source: docs/adr/0056.
 """
 
 import math
+import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +25,16 @@ from offramp.bundle.onnx.export import example_of, stored_policy
 from offramp.bundle.onnx.folder import segments_told, write_parts
 from offramp.bundle.onnx.graph import FLOAT, values_of
 from offramp.bundle.onnx.parts import Parts, export_parts
+from offramp.edge.gateway import at_the_gateway, in_the_cloud, stage_of_the_cloud
 from offramp.edge.resume import EDGE, FORMAT
+from offramp.models import ModelSpec, build
 from offramp.runtime import Adaptive
 from offramp.runtime.plans import plan_segments
-from offramp.stages import weights_digest
+from offramp.stages import Cascade, HeldStages, Stage, weights_digest
+from offramp.stages.fusing.piece import ALONE
 
-DEVICE, CLOUD, MANIFEST = "device", "cloud", "split.json"
+DEVICE, GATEWAY, CLOUD, MANIFEST = "device", "gateway", "cloud", "split.json"
+SCRIPT = "device.mjs"  # runs the device's folder in a browser
 
 
 @final
@@ -42,6 +47,7 @@ class Split:
         id: The same in both, and in no other split.
         device: Names of the stages on the device.
         cloud: Those in the cloud.
+        gateway: Those at the gateway between the two; none where there is none.
         send: What is sent.
         bytes: What one example sends, without the headers; None where its raw input has no size of
             its own, as files of images.
@@ -53,6 +59,7 @@ class Split:
     cloud: tuple[str, ...]
     send: Send
     bytes: int | None
+    gateway: tuple[str, ...] = ()
 
 
 def split(
@@ -60,18 +67,27 @@ def split(
     path: Path | str,
     *,
     device: Collection[str] | None = None,
+    gateway: Collection[str] | None = None,
+    cloud_url: str | None = None,
     send: Send = "raw",
     example: AnyBatch | None = None,
     transform: bool = True,
     offline: Mapping[str, object] | None = None,
+    gateway_offline: Mapping[str, object] | None = None,
     overwrite: bool = False,
 ) -> Split:
     """Write the device's part of a model and the cloud's.
 
-    `device/` holds ONNX files that numpy and onnxruntime run (`offramp.edge.Client`), `cloud/` a
-    bundle that `offramp serve` serves, which goes on from what a device sends. Together they answer
+    `device/` holds ONNX files that numpy and onnxruntime run (`offramp.edge.Client`), and browsers
+    (`device.mjs`), `cloud/` a
+    bundle that `offramp serve` serves, which goes on from what a device sends; networks that only
+    the device runs are not in it. Together they answer
     what the model answers, to rounding; with "float16" and "int8" what a model answers whose carry
     is rounded so, for which its policy has to be fitted (`offramp.tuning.plan_edge`).
+
+    With a gateway there are three folders. `gateway/` is what devices ask; its server goes on from
+    what they send, and asks `cloud/` about who goes on from there. Where the cloud cannot be had,
+    the last stage at the gateway answers, and says so ("failed").
 
     Args:
         model: Its networks are in PyTorch, or in ONNX Runtime, and have specs; its policy is the
@@ -79,6 +95,9 @@ def split(
         path: The folder to make.
         device: Names of the stages on the device, with the first; by default those that the costs
             of the model place there.
+        gateway: Names of the stages at the gateway, which leave the cloud one network; by default
+            those that the costs of the model place there, if there are three places.
+        cloud_url: Where a gateway finds the server of `cloud/`.
         send: What the device sends of an example that goes on, beside what its stages answered:
             "raw", the raw input as it came; or the carry of the last stage that ran, "float32" as
             it is, "float16", or "int8" with a scale for each example.
@@ -86,11 +105,12 @@ def split(
         transform: Whether the device's networks bring their transforms along. Without, the device
             is given what the networks read, and "raw" sends what the transforms take.
         offline: What is known of the answers that the device gives by itself, for its manifest.
+        gateway_offline: The same of the gateway without the cloud, for `gateway/edge.json`.
         overwrite: Whether a split at `path` may be replaced.
 
     Raises:
-        InputError: If nothing is left on either side; the policy cannot run there; or `path`
-            exists.
+        InputError: If nothing is left on either side; the policy cannot run there; `path` exists;
+            or a gateway would need another cloud than one network that reads the raw input.
         UnsupportedError: As `offramp.export_onnx`.
         MissingExtraError: Without the extra "onnx".
 
@@ -112,7 +132,9 @@ def split(
     check_kind("model", model, Adaptive, read="offramp.load(path)")
     path, candidate, topology = Path(path), model.candidate, model.policy.topology
     check_folder(path, SPLIT, overwrite=overwrite)
-    cut = Cut.of(topology, _device(model, device), send, reference=candidate.reference)
+    here, middle = _places(model, device, gateway)
+    cut = Cut.of(topology, here, send, reference=candidate.reference)
+    far = _far(model, here, middle, send, cloud_url, transform=transform) if middle else None
     parts = export_parts(
         model.cascade, model.policy, example_of(model, example), transform=transform, only=cut.here
     )
@@ -130,6 +152,7 @@ def split(
         (folder / DEVICE).mkdir()
         write_json(folder / DEVICE / POLICY, stored_policy(model))
         write_parts(folder / DEVICE, parts, model.class_names)
+        shutil.copyfile(Path(__file__).with_name(SCRIPT), folder / DEVICE / SCRIPT)
         files = {file.name: sha256(file) for file in _content(folder / DEVICE)}
         name = digest_of({**told, "files": files})[:16]
         # What is sent is called by the split, so that no cloud of another one takes it.
@@ -139,38 +162,103 @@ def split(
         edge |= {"files": files, "offline": dict(offline or {}), "top": candidate.top}
         edge |= {"carry_groups": list(cut.carries), "reference": candidate.reference}
         write_parts(folder / DEVICE, parts, model.class_names, edge=edge)
-        save(
-            Adaptive(model.cascade, model.choice, costs=model.costs),
-            folder / CLOUD,
-            extra={EDGE: {**told, "files": files}},
-        )
+        whole = _stages_of(model)
+        held, note = _without(whole, cut, parts.classes), {**told, "files": files}
+        place = CLOUD
+        if far is not None and cloud_url is not None:
+            save(in_the_cloud(whole.stage(far), raw), folder / CLOUD)
+            held, place = at_the_gateway(held, far, parts, raw, cloud_url), GATEWAY
+            note["offline"] = dict(gateway_offline or {})
+        save(Adaptive(held, model.choice, costs=model.costs), folder / place, extra={EDGE: note})
         size = _size(parts, cut, transform=transform)
         made = Split(
             path=path,
             id=name,
             device=tuple(told["device"]),
-            cloud=tuple(topology.names[k] for k in away),
+            cloud=tuple(topology.names[k] for k in away if topology.names[k] not in middle),
             send=send,
             bytes=size,
+            gateway=tuple(n for n in topology.names if n in middle),
         )
         facts = {"id": name, "device": made.device, "cloud": made.cloud, "send": send}
-        kind = {"format": SPLIT.format, "version": FORMAT, "files": [DEVICE, CLOUD]}
+        facts |= {"gateway": made.gateway} if middle else {}
+        folders = [DEVICE, GATEWAY, CLOUD] if middle else [DEVICE, CLOUD]
+        kind = {"format": SPLIT.format, "version": FORMAT, "files": folders}
         write_json(folder / MANIFEST, {**kind, **facts, "bytes": size})
     return made
 
 
-def _device(model: Adaptive, device: Collection[str] | None) -> Collection[str]:
+def _places(
+    model: Adaptive, device: Collection[str] | None, gateway: Collection[str] | None
+) -> tuple[list[str], list[str]]:
+    """Names of the stages on the device and at the gateway."""
+    for name, given in (("device", device), ("gateway", gateway)):
+        if isinstance(given, str):
+            raise InputError(f"{name} must be a list of names of stages, got the text {given!r}.")
     if device is not None:
-        if isinstance(device, str):
-            raise InputError(f"device must be a list of names of stages, got the text {device!r}.")
-        return device
+        return list(device), list(gateway or ())
     if model.costs is None or not model.costs.places:
         raise InputError(
             f"device must name the stages on the device, of {list(model.stage_names)}: the costs "
             "of the model do not say where they run. offramp.tuning.plan_edge chooses them."
         )
-    names = model.policy.topology.names
-    return [name for name, at in zip(names, model.costs.places, strict=True) if at == 0]
+    places, names = model.costs.places, model.policy.topology.names
+    if max(places) > 2:
+        raise InputError(
+            f"A split has at most three places, and the costs of the model name {max(places) + 1}."
+        )
+    here = [name for name, at in zip(names, places, strict=True) if at == 0]
+    between = [name for name, at in zip(names, places, strict=True) if max(places) == 2 and at == 1]
+    return here, between if gateway is None else list(gateway)
+
+
+def _far(
+    model: Adaptive,
+    here: Collection[str],
+    middle: Collection[str],
+    send: Send,
+    cloud_url: str | None,
+    *,
+    transform: bool,
+) -> str:
+    """The stage that a gateway asks the cloud about."""
+    if cloud_url is None:
+        raise InputError("cloud_url must say where the gateway finds the cloud, got None.")
+    if not transform:
+        raise InputError(
+            "transform must be True with a gateway, which hands on what a device reads."
+        )
+    return stage_of_the_cloud(model, here, middle, send)
+
+
+def _stages_of(model: Adaptive) -> Cascade | HeldStages:
+    if isinstance(model.cascade, Cascade | HeldStages):
+        return model.cascade
+    raise InputError(f"model must be made of a cascade, got {type(model.cascade).__name__}.")
+
+
+def _without(cascade: Cascade | HeldStages, cut: Cut, classes: int) -> Cascade | HeldStages:
+    """The cascade as the cloud holds it: without the networks that only the device runs.
+
+    A network that is cut is of one file, and stays whole.
+    """
+    topology, stages = cascade.topology, []
+    for stage in cascade:
+        k = topology.index(stage.name)
+        shared = k in topology.sources or topology.groups.count(topology.groups[k]) > 1
+        alone = stage.source is None and not shared and stage.part is ALONE
+        if k in cut.here - cut.again and alone:
+            spec = ModelSpec(name="elsewhere", arguments={"classes": classes})
+            stage = Stage(
+                stage.name,
+                build(spec),
+                transform=stage.transform,
+                spec=spec,
+                classes=classes,
+                class_names=stage.class_names,
+            )
+        stages.append(stage)
+    return cascade.with_stages(stages)
 
 
 def _carries(parts: Parts, cut: Cut) -> dict[str, list[str]]:

@@ -59,8 +59,10 @@ CALLERS: Registry[Callable[..., nn.Module]] = Registry(
     "model", {"function": Later("offramp.models.on_rows:OnRows")}
 )
 
-_PARTS: dict[str, Callable[..., nn.Module]] = {  # what designs make
-    "class_head": Later("offramp.models.class_heads:class_head")
+#: What designs make, and what stands for a network of another machine.
+_PARTS: dict[str, Callable[..., nn.Module]] = {
+    "class_head": Later("offramp.models.class_heads:class_head"),
+    "elsewhere": Later("offramp.models.elsewhere:Elsewhere"),
 }
 
 

@@ -367,8 +367,8 @@ def _tensors(stages: Sequence[Stage], input_shape: Sequence[int] | None) -> tupl
             types = ("UINT8", "FP32") if first.scale != 1.0 else ("FP32", "UINT8")
         elif not typed and first is not None:
             types = ()
-        # Whole numbers are ids of tokens, of texts of any length.
-        sizes = part.shape[1:] if part.is_floating_point() or types[1:] else [-1] * (part.dim() - 1)
+        ids = part.dtype in (torch.int32, torch.int64)  # of tokens, of texts of any length
+        sizes = [-1] * (part.dim() - 1) if ids and not types[1:] else part.shape[1:]
         columns.append(Column(name=name, kind="tensor", datatypes=types, shape=tuple(sizes)))
     return tuple(columns)
 

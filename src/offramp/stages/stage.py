@@ -279,8 +279,17 @@ class Stage(nn.Module):
             return self._labeled(result)
         logits = self._logits(result)
         if self.outputs == "probabilities":
-            logits = log_probabilities(f"The probabilities of stage {self.name!r}", logits)
+            logits = self._logs_of(logits)
         return StageOutput(classes=logits.shape[1], logits=logits)
+
+    def _logs_of(self, given: Tensor) -> Tensor:
+        """Logarithms of probabilities; NaN for those whom a service has not answered."""
+        whose = f"The probabilities of stage {self.name!r}"
+        if self.on_error is None:
+            return log_probabilities(whose, given)
+        silent = given.isnan().all(dim=-1, keepdim=True)
+        said = log_probabilities(whose, torch.where(silent, 1 / given.shape[-1], given))
+        return said.masked_fill(silent, torch.nan)
 
     def _featured(self, result: Any) -> StageOutput:  # noqa: ANN401
         """Numbers to decide by, of tasks without classes."""

@@ -65,6 +65,7 @@ class EdgePlan:
         alone: Mean cost of the reference alone in each place, what it reads being sent there.
         bytes: What one example sends on average.
         offline: Of the device's own answers.
+        gateway_offline: Of three places: of the answers of the first two, without the last.
     """
 
     places: Mapping[str, tuple[str, ...]]
@@ -75,6 +76,7 @@ class EdgePlan:
     alone: Mapping[str, float]
     bytes: float
     offline: Offline
+    gateway_offline: Offline | None = None
 
     @property
     def device(self) -> tuple[str, ...]:
@@ -101,8 +103,14 @@ class EdgePlan:
             f"{cuts}; sent is {self.send}. An example costs {self.cost:.4g} {unit} on average, "
             f"{self.cost / least:.2f} of the {where} alone. Without the cloud the device is right "
             f"in at least {100 * self.offline.at_least:.1f} % of the cases (delta = "
-            f"{self.offline.delta:.2g})."
+            f"{self.offline.delta:.2g}).{self._of_the_gateway}"
         )
+
+    @property
+    def _of_the_gateway(self) -> str:
+        known = self.gateway_offline
+        share = "" if known is None else f"{100 * known.at_least:.1f} %"
+        return "" if known is None else f" With the gateway it is right in at least {share}."
 
 
 def plan_edge(
@@ -280,6 +288,7 @@ class _Way:
             sent = sum(link.cost(self.sizes[RAW]) for link in self.links[:place])
             alone[name] = sent + table.alone(trace.topology, stage)
         here = frozenset(k for k, place in enumerate(at) if place == 0)
+        near = frozenset(k for k, place in enumerate(at) if place <= 1)
         part = trace.subset("calibrate")
         found = choice.point.calibrate or choice.point.fit
         names_here = [trace.stages[k] for k in here]
@@ -297,6 +306,9 @@ class _Way:
             alone=alone,
             bytes=float(goes.mean()) * self.size(cut),
             offline=offline_of(part, choice.candidate.policy, here, share),
+            gateway_offline=(
+                offline_of(part, choice.candidate.policy, near, share) if len(names) == 3 else None
+            ),
         )
 
 

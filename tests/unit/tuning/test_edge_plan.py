@@ -77,6 +77,8 @@ def test_three_places_are_the_same_object():
         combines=["last"],
     )  # fmt: skip
     assert list(found.places.values()) == [("stage0",), ("stage1",), ("stage2",)]
+    assert found.gateway_offline is not None
+    assert found.gateway_offline.accuracy >= found.offline.accuracy
 
 
 @pytest.mark.parametrize(
