@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from offramp._core.checks import check_positive_int
-from offramp._core.errors import InputError, OfframpError
+from offramp._core.errors import InputError
 from offramp._core.optional import imported
 
 #: How many processes, or the least and the most of them.
@@ -49,17 +49,3 @@ def resources(
         raise InputError(f"workers must be the least and the most of them, got {workers}.")
     pool = ray.data.ActorPoolStrategy(min_size=least, max_size=most)
     return {"compute": pool, "num_cpus": threads, "num_gpus": num_gpus}
-
-
-def cause(error: BaseException) -> OfframpError | None:
-    """The error of offramp that an error of Ray tells of; None if there is none.
-
-    >>> cause(RuntimeError("of something else")) is None
-    True
-    """
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OfframpError):
-            return seen
-        seen = getattr(seen, "cause", None) or seen.__cause__ or seen.__context__
-    return None

@@ -56,8 +56,8 @@ def classify(
     Raises:
         MissingExtraError: If Ray is not installed.
         InputError: If the dataset has no such column, or an argument is outside its domain.
-        ray.exceptions.RayError: While the result is read, if the bundle is not there, or cannot be
-            loaded; `offramp.batch.cluster.cause` of it is the error of offramp.
+        ray.exceptions.RayError: While the result is read, if the bundle is not there or cannot be
+            loaded; it ends with what offramp says of it.
     """
     ray = ray_data()
     from offramp.batch.answering import Loading
@@ -90,7 +90,7 @@ class _Rows:
 
     @cached_property
     def _answering(self) -> "Answering":
-        # With the first batch: of an error in a constructor, Ray tells nothing but its text.
+        # With the first batch: Ray would go on making processes whose constructors raise.
         from offramp.batch.answering import Answering
 
         return Answering(self._how)

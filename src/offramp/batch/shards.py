@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, final, runtime_checkable
 
 from offramp._core.checks import check_not_negative
-from offramp._core.errors import InputError
+from offramp._core.errors import InputError, OfframpError
 from offramp._core.files import atomic_file, read_json, remove_folder, write_json
 from offramp._core.optional import imported
 from offramp._core.ownership import check_place, is_empty
 from offramp._core.spending import Spending
-from offramp.batch.cluster import Workers, cause, ray_data, resources
+from offramp.batch.cluster import Workers, ray_data, resources
 from offramp.batch.table import Columns, arrow_table
 
 if TYPE_CHECKING:
@@ -117,9 +117,9 @@ def predict_shards(
         What came of it, with the shards that were finished before.
 
     Raises:
-        InputError: If `out` holds something else, or the costs are not known.
+        InputError: If `out` holds something else, the costs are not known, or a process cannot
+            load the bundle or read a shard.
         MissingExtraError: If Ray or pyarrow is not installed.
-        OfframpError: As `offramp.load`.
     """
     imported("pyarrow", "parquet")
     if max_cost is not None:
@@ -146,18 +146,15 @@ def predict_shards(
         fn_constructor_kwargs={"how": how, "read": read, "out": out, "purse": purse},
         **resources(ray, how.threads, workers),
     )
-    try:
-        for row in results.iter_rows():
-            said = json.loads(row["said"])
-            if said is None:
-                tally.left += 1
-            else:
-                tally.add(said)
-                told(said["n"])
-    except ray.exceptions.RayError as error:
-        if (ours := cause(error)) is not None:
-            raise ours from None
-        raise
+    for row in results.iter_rows():
+        said = json.loads(row["said"])
+        if said is None:
+            tally.left += 1
+        elif "failed" in said:
+            raise InputError(f"A process of the cluster cannot go on: {said['failed']}")
+        else:
+            tally.add(said)
+            told(said["n"])
     return tally
 
 
@@ -244,7 +241,14 @@ class _Shards:
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[str]]:
         each = zip(batch["k"].tolist(), batch["shard"].tolist(), strict=True)
-        return {"said": [json.dumps(self._of(k, shard)) for k, shard in each]}
+        return {"said": [json.dumps(self._safely(k, shard)) for k, shard in each]}
+
+    def _safely(self, k: int, shard: Shard) -> dict[str, Any] | None:
+        """What came of a shard; of an error of ours its text, since Ray loses what it was."""
+        try:
+            return self._of(k, shard)
+        except OfframpError as error:
+            return {"failed": str(error)}
 
     def _of(self, k: int, shard: Shard) -> dict[str, Any] | None:
         import ray
