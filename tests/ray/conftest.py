@@ -1,6 +1,7 @@
 """One small cluster of Ray on this machine, for all tests of a session that need one."""
 
 import os
+import socket
 import warnings
 
 import pytest
@@ -39,3 +40,10 @@ def run(capsys):
         return SimpleNamespace(code=code, out=caught.out, err=caught.err)
 
     return call
+
+
+@pytest.fixture(scope="module")
+def free_port():
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return held.getsockname()[1]

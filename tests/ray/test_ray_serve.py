@@ -1,6 +1,5 @@
 """The application of Ray Serve answers as `offramp serve` does, also when replicas die."""
 
-import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,25 +11,18 @@ from support.served import SECONDS, Client, geared_bundle, inputs_of, make_bundl
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
 
-def free_port():
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return held.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
-def serving(cluster):
+def serving(cluster, free_port):
     """Ray Serve on a free port, and what starts an application there."""
     from offramp.serve.ray import build_app
     from ray import serve
 
-    port = free_port()
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.start(http_options={"host": "127.0.0.1", "port": free_port})
 
     def start(bundle, **options):
         app = build_app(bundle, **options)
         serve.run(app, name="test", route_prefix="/")
-        return Client(f"http://127.0.0.1:{port}", None)
+        return Client(f"http://127.0.0.1:{free_port}", None)
 
     yield start
     serve.shutdown()
