@@ -31,6 +31,7 @@ env: .venv/.installed
 .venv/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]'
 	touch $@
 
 demo: env
@@ -68,7 +69,6 @@ test-gpu: env
 	$(BIN)/python -m pytest -m gpu
 
 test-ray: env
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,ray]'
 	$(BIN)/python -m pytest -m ray
 
 # The lowest versions that the ranges allow, in an environment of its own. What is deprecated between

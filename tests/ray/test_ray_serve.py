@@ -1,12 +1,21 @@
 """The application of Ray Serve answers as `offramp serve` does, also when replicas die."""
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from offramp.bundle import load
-from support.served import SECONDS, Client, geared_bundle, inputs_of, make_bundle, same
+from support.served import (
+    SECONDS,
+    Client,
+    geared_bundle,
+    inputs_of,
+    make_bundle,
+    request_of,
+    same,
+)
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
@@ -81,16 +90,41 @@ def kill_one(ray, deployment):
 
 
 @pytest.mark.timeout(300)
-def test_a_gear_is_changed_while_it_runs(cluster, serving, tmp_path):
-    from offramp.serve.ray import build_app
+def test_a_gear_is_changed_while_it_runs(serving, tmp_path, free_port):
+    from ray.serve.context import _get_global_client
+    from ray.serve.schema import ServeDeploySchema
+
     from ray import serve
 
     bundle = geared_bundle(tmp_path / "geared")
-    ask = serving(bundle, gear="fast")
-    x = inputs_of(8)
-    assert set(ask.infer(x, "geared")["stage"]) == {"small"}
-    serve.run(build_app(bundle, gear="careful"), name="test", route_prefix="/")
-    assert set(ask.infer(x, "geared")["stage"]) == {"large"}
-    stats = ask("/v2/models/geared/stats")
-    assert stats[0] == 200
-    serve.delete("test")
+    ask, x = Client(f"http://127.0.0.1:{free_port}", None), inputs_of(8)
+
+    def deploy(gear):
+        told = {"name": "declared", "import_path": "offramp.serve.ray:app", "route_prefix": "/"}
+        told |= {"args": {"bundle": str(bundle), "fuse": [["small", "large"]]}}
+        told["deployments"] = [{"name": "offramp", "user_config": {"gear": gear}}]
+        _get_global_client().deploy_apps(ServeDeploySchema(applications=[told]))
+
+    def answers():
+        if serve.status().applications["declared"].status != "RUNNING":
+            return None
+        _, _, said = ask("/v2/models/geared/infer", request_of(x))
+        stages = next(one["data"] for one in said["outputs"] if one["name"] == "stage")
+        return set(stages), said["id"].split("-")[0]  # the second tells which process it was
+
+    deploy("fast")
+    first = once(answers, {"small"})
+    deploy("careful")
+    assert once(answers, {"large"}) == first  # it went on running
+    serve.delete("declared")
+
+
+def once(answers, stages):
+    """The process that answers, once stages do."""
+    end = time.monotonic() + 240
+    while time.monotonic() < end:
+        found = answers()
+        if found is not None and found[0] == stages:
+            return found[1]
+        time.sleep(0.2)
+    raise AssertionError(f"{stages} have not answered; the last that was seen is {found}")
