@@ -96,6 +96,7 @@ def served(arguments: argparse.Namespace, bundle: Path, images: Tensor) -> dict[
                     raise RuntimeError(f"{what}: {len(wrong)} failed: {wrong[0]}")
                 rates.append(len(answers) / took)
             found[what] = median(rates)
+            print(f"{what}: {found[what]:.0f} requests a second", file=sys.stderr)
             if what == "cluster":
                 found |= paced(port, requests, arguments, found[what])
         finally:
@@ -239,6 +240,7 @@ def scored(arguments: argparse.Namespace, bundle: Path, images: Tensor) -> dict[
     def rate(run: Any) -> float:
         return n / max(run(2 * n) - run(n), 1e-6)  # without the start of processes
 
+    print(f"loop: {loop:.0f} images a second", file=sys.stderr)
     one, each = rate(whole), rate(pools)
     ray.shutdown()
     return {
@@ -272,6 +274,7 @@ def main() -> None:
         result: dict[str, Any] = {}
         if "serve" not in arguments.skip:
             real = served(arguments, bundle, images)
+            print(real, file=sys.stderr)
             result = {
                 "requests_per_second": {what: real[what] for what in ("serve", "cluster", "ray")},
                 "serve_vs_offramp_serve": real["cluster"] / real["serve"],

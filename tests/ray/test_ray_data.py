@@ -1,6 +1,9 @@
 """Ray Data answers as the model by itself, loses nothing, and goes on where it was."""
 
 import json
+import os
+import signal
+import sys
 
 import numpy as np
 import pytest
@@ -166,6 +169,36 @@ def test_a_table_of_numbers_is_read_by_its_row_groups(cluster, bundle, tmp_path,
     assert done.code == 0, done.err
     assert json.loads(done.out)["shards"] == 3
     names = [f"no{k}" for k in range(10)]
+    check_same(tables_in(out), load(bundle)(x, names), names)
+
+
+class Deadly:
+    """Reads numbers, and kills its process once in the middle of a job."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __call__(self, shard, answering):
+        names, x = shard.what
+        if names[0] == "r8" and not self.mark.exists():
+            self.mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield answering.of_raw(names, torch.tensor(x))
+
+
+def test_a_process_that_is_killed_loses_nothing(cluster, bundle, tmp_path):
+    from offramp.batch import Loading, Shard, predict_shards
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
+    x = inputs_of(20, seed=9)
+    names = [f"r{k}" for k in range(20)]
+    shards = [Shard(n=4, what=(names[k : k + 4], x[k : k + 4].tolist())) for k in range(0, 20, 4)]
+    out, how = tmp_path / "answers", Loading(bundle=bundle)
+    told = {"asked": {"job": "numbers"}, "workers": 1}
+    tally = predict_shards(shards, Deadly(tmp_path / "mark"), how, out, **told)
+    assert (tmp_path / "mark").exists()
+    assert (tally.n, tally.errors) == (20, 0)
     check_same(tables_in(out), load(bundle)(x, names), names)
 
 

@@ -67,8 +67,8 @@ def parts_of(model: Adaptive, inputs: Inputs, fuse: str | Sequence[Sequence[str]
         for name in group[1:]:
             together(group[0], name)
     found: dict[str, list[str]] = {}
-    for name, part in belongs.items():
-        found.setdefault(part, []).append(name)
+    for name, first in belongs.items():
+        found.setdefault(first, []).append(name)
     return tuple(tuple(part) for part in found.values())
 
 

@@ -29,6 +29,7 @@ from offramp._core.optional import imported
 from offramp.edge.resume import load_resumed
 from offramp.runtime import Adaptive
 from offramp.runtime.elsewhere import Asked, Elsewhere, Visited, visit_there
+from offramp.runtime.program import Program
 from offramp.serve.app import make_app
 from offramp.serve.gears import all_gears
 from offramp.serve.inputs import Inputs
@@ -138,6 +139,9 @@ class _Plan:
 
     def made(self) -> Settings:
         given = dict(self.settings)
+        for name, kind in (("watch", Path), ("allow_network", tuple)):  # as JSON and YAML have them
+            if given.get(name) is not None:
+                given[name] = kind(given[name])
         variable = given.pop("token_env", None)
         if variable is not None:
             given["token"] = token_from(variable, os.environ)
@@ -181,7 +185,8 @@ class _Stages:
     def __init__(self, plan: _Plan, part: tuple[str, ...]) -> None:
         torch.set_num_threads(plan.threads)
         model = plan.inputs(plan.model()).model
-        self._programs = {name: each.program for name, each in all_gears(model).items()}
+        gears = all_gears(model).items()
+        self._programs: dict[str | None, Program] = {name: each.program for name, each in gears}
         self._programs[None] = model.program
         self._part = frozenset(model.policy.topology.index(name) for name in part)
         self._turn = threading.Lock()  # one batch runs, and the next arrives meanwhile
