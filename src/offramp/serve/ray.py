@@ -25,6 +25,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from offramp._core.checks import check_known
 from offramp._core.errors import InputError, UnsupportedError
+from offramp._core.files import sha256
 from offramp._core.optional import imported
 from offramp.edge.resume import load_resumed
 from offramp.runtime import Adaptive
@@ -35,6 +36,7 @@ from offramp.serve.gears import all_gears
 from offramp.serve.inputs import Inputs
 from offramp.serve.parts import parts_of
 from offramp.serve.settings import Settings, token_from
+from offramp.serve.whole import Alone
 
 _AHEAD = 2  # batches that a replica is sent: one runs, the next waits there
 _AGAIN = 8  # times that a batch is sent anew because the replica that had it has died
@@ -81,7 +83,7 @@ def build_app(
     path, told = Path(bundle).absolute(), dict(settings or {})
     if odd := sorted(_REFUSED & told.keys()):
         raise InputError(f"settings must leave {odd} to Ray Serve.")
-    plan = _Plan(bundle=path, backend=told.get("backend"), threads=threads, settings=told)
+    plan = _Plan(bundle=path, digest=_digest(path), threads=threads, settings=told)
     model = plan.model()
     plan.made()  # what is wrong with the settings is said here
     parts = parts_of(model, plan.inputs(model), fuse)
@@ -133,7 +135,7 @@ class _Plan:
     """What every process of an application knows."""
 
     bundle: Path
-    backend: str | None
+    digest: str
     threads: int
     settings: Mapping[str, Any]
 
@@ -151,21 +153,21 @@ class _Plan:
             raise InputError(f"settings must be those of offramp serve: {error}.") from None
 
     def model(self) -> Adaptive:
-        """The model, if it is there.
+        """The model, if it is there, and still the same.
 
         Raises:
             InputError: Otherwise.
         """
-        if not self.bundle.is_dir():
+        if _digest(self.bundle) != self.digest:
             raise InputError(
-                f"bundle must be a folder that every machine of the cluster can read; {self.bundle}"
-                " is not there on one of them. Put it on a disk that all share, or copy it to the "
-                "same path everywhere."
+                f"bundle must be the same on every machine, and stay as it is while it is served; "
+                f"{self.bundle} is another than this application was built of. Write the new "
+                "bundle beside it, and deploy that."
             )
         settings = self.made()
         return load_resumed(
             self.bundle,
-            backend=self.backend,
+            backend=settings.backend,
             allow_network=settings.allow_network or False,
             allow_import=settings.allow_import,
         )
@@ -249,7 +251,8 @@ class _Front:
             return _Remote(lanes, handles, model.stage_names)
 
         self._name = name
-        self._app = make_app({name: plan.bundle}, plan.made(), elsewhere=elsewhere)
+        self._app = make_app({name: plan.bundle}, plan.made(), whole=_Deployed, elsewhere=elsewhere)
+        plan.model()  # it is the bundle that the stages have
         self._through = _Through(self._app)
         self._running: Any = None
 
@@ -293,6 +296,35 @@ class _Through(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Hand the request on."""
         await self._inner(scope, receive, send)
+
+
+@final
+class _Deployed(Alone):
+    """A server whose stages run elsewhere: others would go on with the networks that they have."""
+
+    async def load(self, name: str) -> str:
+        """Refuse."""
+        raise UnsupportedError("Models on Ray are loaded by deploying the application again.")
+
+    async def unload(self, name: str) -> None:
+        """Refuse."""
+        raise UnsupportedError("Models on Ray are let go by deleting the application.")
+
+
+def _digest(bundle: Path) -> str:
+    """Of the manifest, which has those of everything else.
+
+    Raises:
+        InputError: If the bundle is not there.
+    """
+    manifest = bundle / "manifest.json"
+    if not manifest.is_file():
+        raise InputError(
+            f"bundle must be a folder that every machine of the cluster can read; there is no "
+            f"bundle at {bundle} on one of them. Put it on a disk that all share, or copy it to "
+            "the same path everywhere."
+        )
+    return sha256(manifest)
 
 
 def _options(

@@ -13,7 +13,7 @@ from offramp._core.errors import InputError
 from offramp._core.topology import Topology
 from offramp.policy import Candidate
 from offramp.runtime import Adaptive, Executor, RowsError
-from offramp.runtime.elsewhere import visit_there
+from offramp.runtime.elsewhere import Asked, visit_there
 from offramp.stages import Cascade, Stage
 from offramp.testing import random_policy
 
@@ -189,3 +189,26 @@ def test_a_path_that_skips_a_stage():
                 found = executor.future(x).result(timeout=30)
             assert found.labels.tolist() == wanted.labels.tolist()
             assert found.stage.tolist() == wanted.stage.tolist()
+
+
+def test_some_of_what_was_visited_is_what_some_would_have_visited():
+    model = model_of(early_exits(), 1, "last")
+    x = torch.randn(40, WIDTH, generator=torch.Generator().manual_seed(2))
+    rows = torch.tensor([1, 4, 5, 17, 30, 39])
+
+    def visited(ids):
+        asked = Asked(path=(0,), ids=ids, carries={"": x[ids]}, outputs=(None,) * 4)
+        return visit_there(model.program, asked, {0, 1})
+
+    with torch.inference_mode():
+        whole, some = visited(torch.arange(40)).take(rows), visited(rows)
+    for (k, one), (j, other) in zip(whole.each(0), some.each(0), strict=True):
+        assert k == j
+        torch.testing.assert_close(one.said.logits, other.said.logits)
+        n = torch.arange(len(one.said))
+        for child, way in other.ways.items():
+            assert one.ways[child].tolist() == (n if way is None else way).tolist()
+        for group, held in other.carries.items():
+            everyone = torch.arange(len(held.batch)) if held.rows is None else held.rows
+            assert one.carries[group].rows.tolist() == everyone.tolist()
+            torch.testing.assert_close(one.carries[group].batch, held.batch)
