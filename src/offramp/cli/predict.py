@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol, final, runtime_check
 
 import typer
 
-from offramp._core.checks import check_choice
 from offramp._core.errors import InputError
 from offramp._core.files import new_file
 from offramp._core.optional import imported
@@ -118,6 +117,7 @@ def command(
     Example: offramp predict runs/demo/bundle photos/ --out predictions.csv
     """
     from offramp import load
+    from offramp._core.checks import check_choice
     from offramp.data.listing import ignored_files
     from offramp.project.inputs import InputReader
     from offramp.runtime import NO_LABEL

@@ -63,9 +63,9 @@ def parts_of(model: Adaptive, inputs: Inputs, fuse: str | Sequence[Sequence[str]
         before = topology.names[source]
         if stage.part.ran or before in heavy:
             together(before, name)
-    for group in asked:
-        for name in group[1:]:
-            together(group[0], name)
+    for wanted in asked:
+        for name in wanted[1:]:
+            together(wanted[0], name)
     found: dict[str, list[str]] = {}
     for name, first in belongs.items():
         found.setdefault(first, []).append(name)
