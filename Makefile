@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 OLDEST := .venv-oldest/bin
-FAST := not slow and not statistical and not gpu
+FAST := not slow and not statistical and not gpu and not ray
 
 # A file stays with one worker, so that what its fixtures make is made once; in the order of their
 # names the long ones (tests/cli, tests/docs) come first, so that the workers end together.
@@ -11,7 +11,7 @@ TYPED := tests/contract tests/properties tests/parity tests/unit/core
 CHECKED := "--jaxtyping-packages=offramp,beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 
 .PHONY: help env demo test lint types imports unit clean
-.PHONY: test-all test-typed test-slow test-statistical test-gpu test-oldest
+.PHONY: test-all test-typed test-slow test-statistical test-gpu test-ray test-oldest
 
 help:
 	@echo "demo              train, cut, promise and report on digits: a minute"
@@ -22,6 +22,7 @@ help:
 	@echo "test-statistical  repetition at full size"
 	@echo "test-oldest       the fast tests with the lowest versions that the ranges allow"
 	@echo "test-gpu          what needs a CUDA device"
+	@echo "test-ray          what starts a cluster of Ray on this machine"
 	@echo "test-all          all of these"
 	@echo "clean             remove what these made"
 
@@ -30,6 +31,7 @@ env: .venv/.installed
 .venv/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]'
 	touch $@
 
 demo: env
@@ -66,6 +68,9 @@ test-statistical: env
 test-gpu: env
 	$(BIN)/python -m pytest -m gpu
 
+test-ray: env
+	$(BIN)/python -m pytest -m ray
+
 # The lowest versions that the ranges allow, in an environment of its own. What is deprecated between
 # an old package and a new one is no fault of ours, and of no use to know: those warnings pass. Types
 # are checked by `unit`: the first jaxtyping takes several times as long for it.
@@ -78,7 +83,7 @@ test-oldest: .venv-oldest/.installed
 	$(OLDEST)/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt -e '.[dev]'
 	touch $@
 
-test-all: test test-typed test-slow test-statistical test-gpu
+test-all: test test-typed test-slow test-statistical test-gpu test-ray
 
 clean:
 	rm -rf .venv .venv-oldest runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -37,11 +37,12 @@ class Server:
     port: int
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
-    def start(self, core: int, log: Path) -> None:
-        """Begin, and wait until it answers."""
+    def start(self, core: int | None, log: Path) -> None:
+        """Begin, on one core or on all, and wait until it answers."""
+        pinned = [] if core is None else ["taskset", "-c", str(core)]
         with log.open("wb") as out:
             self.process = subprocess.Popen(
-                ["taskset", "-c", str(core), *self.command],
+                [*pinned, *self.command],
                 env=environment(),
                 stdout=out,
                 stderr=subprocess.STDOUT,

@@ -1,4 +1,4 @@
-"""What `serving.py` compares with, each in a process of its own: LitServe, Ray Serve, no server."""
+"""What `serving.py` and `ray_cluster.py` compare with, each in a process of its own."""
 
 import argparse
 import base64
@@ -33,9 +33,10 @@ def image_in(request: dict[str, str]) -> np.ndarray:
 
 def ray(bundle: str, port: int, backend: str) -> None:
     """Two deployments that batch for themselves, and one that asks them."""
+    from starlette.requests import Request
+
     import ray as ray_package
     from ray import serve
-    from starlette.requests import Request
 
     ray_package.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
@@ -74,6 +75,19 @@ def ray(bundle: str, port: int, backend: str) -> None:
         time.sleep(3600)
 
 
+def cluster(bundle: str, port: int, backend: str) -> None:
+    """The application of offramp, on the same Ray."""
+    import ray as ray_package
+    from offramp.serve.ray import build_app
+    from ray import serve
+
+    ray_package.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.run(build_app(bundle, settings={"backend": backend}), route_prefix="/")
+    while True:
+        time.sleep(3600)
+
+
 def offline(bundle: str, data: Path, backend: str) -> dict[str, float]:
     """Images a second of `stream`, fed by batches of the size that its first stage likes."""
     model = loaded(bundle, backend)
@@ -103,7 +117,9 @@ def single(bundle: str, count: int, backend: str) -> dict[str, float]:
 def main() -> None:
     """Run the one that the command line names."""
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("what", choices=["litserve", "static", "ray", "offline", "single"])
+    options.add_argument(
+        "what", choices=["litserve", "static", "ray", "cluster", "offline", "single"]
+    )
     options.add_argument("bundle")
     options.add_argument("--port", type=int, default=0)
     options.add_argument("--data", type=Path)
@@ -116,6 +132,8 @@ def main() -> None:
         run(given.bundle, given.port, given.backend, static=given.what == "static")
     elif given.what == "ray":
         ray(given.bundle, given.port, given.backend)
+    elif given.what == "cluster":
+        cluster(given.bundle, given.port, given.backend)
     elif given.what == "offline":
         print(json.dumps(offline(given.bundle, given.data, given.backend)))
     else:

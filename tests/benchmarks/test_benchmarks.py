@@ -103,6 +103,7 @@ TINY = {
         needs=("onnxruntime",),
     ),
     "policy_speed": Tiny(options="--examples 500", results=("policy_speed",)),
+    "ray_cluster": Tiny(options="--tiny", needs=("ray", "uvicorn")),
     "routing": Tiny(
         options="--data {data}/frugalml --draws 2 --n 200 --sets IMDB",
         results=("routing",),

@@ -9,7 +9,7 @@ from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp.edge import Client, Settings, split
 from offramp.edge.resume import EDGE
-from offramp.models.elsewhere import Elsewhere
+from offramp.models.absent import Absent
 from offramp.runtime import Adaptive
 from offramp.serve.run import Running
 from offramp.serve.settings import Settings as Serving
@@ -71,7 +71,7 @@ def test_three_places_answer_what_the_model_answers_and_two_without_the_last(ser
     cloud.stop()
     told = client(x.numpy())
     client.close()
-    silent = Stage("c", Elsewhere(edged.CLASSES), classes=edged.CLASSES)
+    silent = Stage("c", Absent(edged.CLASSES), classes=edged.CLASSES)
     stages = [stage if stage.name != "c" else silent for stage in model.cascade]
     alone = Adaptive(model.cascade.with_stages(stages), model.candidate)(x)
     away = (names == "c") & keep

@@ -1,5 +1,6 @@
 """What lies in deploy/: commands that exist, with their options, and addresses that there are."""
 
+import inspect
 import re
 import shlex
 from pathlib import Path
@@ -46,3 +47,20 @@ def test_manifests_are_yaml_and_give_no_rights(name):
     assert not held["allowPrivilegeEscalation"]
     assert held["capabilities"] == {"drop": ["ALL"]}
     assert {**pod.get("securityContext", {}), **held}["runAsNonRoot"]
+
+
+def test_the_manifest_of_ray_names_what_there_is():
+    yaml = pytest.importorskip("yaml")
+    from offramp.serve import ray as application
+
+    spec = yaml.safe_load((DEPLOY / "ray" / "rayservice.yaml").read_text())["spec"]
+    (found,) = yaml.safe_load(spec["serveConfigV2"])["applications"]
+    module, _, name = found["import_path"].partition(":")
+    assert module == application.__name__
+    known = inspect.signature(application.build_app).parameters
+    assert callable(getattr(application, name))
+    assert set(found["args"]) <= set(known)
+    assert found["deployments"] == [{"name": "offramp", "user_config": {"gear": None}}]
+    for group in [spec["rayClusterConfig"]["headGroupSpec"]]:
+        held = group["template"]["spec"]["containers"][0]["securityContext"]
+        assert not held["allowPrivilegeEscalation"]

@@ -6,7 +6,7 @@ Layer: cli.
 import csv
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol, final, runtime_check
 
 import typer
 
-from offramp._core.errors import InputError, MissingExtraError
+from offramp._core.errors import InputError
 from offramp._core.files import new_file
+from offramp._core.optional import imported
 from offramp._core.ownership import check_file
 from offramp._core.progress import progress_bar
+from offramp.batch.table import Columns, Value, arrow_table, columns_of
 from offramp.cli import options
 from offramp.cli.output import Output, amount, note, percent
 
@@ -31,7 +33,6 @@ _FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
 
 _Ask = Callable[[Any, Any], "Prediction"]  # of a batch and the names of its examples
-Columns = Mapping[str, Sequence[int | float | str]]
 
 
 @runtime_checkable
@@ -77,6 +78,23 @@ def command(
             "would go beyond, and those before it answer."
         ),
     ] = None,
+    engine: Annotated[
+        str, typer.Option(help="What runs it: local, this process; or ray, a cluster.")
+    ] = "local",
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes of --engine ray; by default all of its CPUs."),
+    ] = None,
+    shard: Annotated[
+        int, typer.Option(min=1, help="Inputs in each table that --engine ray writes.")
+    ] = 1024,
+    max_cost: Annotated[
+        float | None,
+        typer.Option(
+            help="The most that all inputs together may cost, with --engine ray: no shard is begun "
+            "that might go beyond."
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a table that is there already.")
     ] = False,
@@ -92,18 +110,54 @@ def command(
     files with other endings counted. Text in a .csv that a spreadsheet would take for a formula
     begins with an apostrophe; odd bytes in file names are written out in hexadecimal.
 
+    With --engine ray, of the extra `ray`, processes of a cluster answer shards, and --out is a
+    folder of tables, one for each shard; it takes .parquet as well. A job that was stopped goes on
+    where it was when it is given again.
+
     Example: offramp predict runs/demo/bundle photos/ --out predictions.csv
     """
     from offramp import load
+    from offramp._core.checks import check_choice
     from offramp.data.listing import ignored_files
     from offramp.project.inputs import InputReader
     from offramp.runtime import NO_LABEL
 
     output = Output(as_json=json)
+    check_choice("--engine", engine, ("local", "ray"))
+    options.set_threads(threads)
+    if engine == "ray":
+        from offramp.batch import Loading
+        from offramp.cli.predict_ray import predict_with_ray
+
+        how = Loading(
+            bundle=bundle,
+            device=device,
+            backend=backend,
+            fold=fold,
+            allow_import=allow_import,
+            allow_network=tuple(allow_network or ()),
+            allow_types=tuple(allow_types or ()),
+            threads=threads or 1,
+            batch_size=batch_size,
+            max_request_cost=max_request_cost,
+        )
+        predict_with_ray(
+            how,
+            inputs,
+            out,
+            reading={"array": array, "ids": ids, "orient": orient, "column": column},
+            shard=shard,
+            workers=workers,
+            max_cost=max_cost,
+            overwrite=overwrite,
+            output=output,
+        )
+        return
+    if max_cost is not None or workers is not None:
+        raise InputError("--max-cost and --workers go with --engine ray.")
     if out.suffix not in _WRITERS:
         raise InputError(f"--out must end in {' or '.join(_WRITERS)}, got {out.name!r}.")
     check_file(out, overwrite=overwrite, keep=[bundle, *inputs])
-    options.set_threads(threads)
     model = load(
         bundle,
         device=device,
@@ -197,29 +251,7 @@ def _predict(
     return tally
 
 
-def columns_of(
-    names: Sequence[int | str], answer: "Prediction", class_names: Sequence[str]
-) -> Columns:
-    """The rows of a batch, by column."""
-    labels = answer.labels.tolist()
-    nothing: list[float | str] = [""] * len(names)
-    return {
-        "id": list(names),
-        "label": labels,
-        "class_name": [_class_name(label, class_names) for label in labels],
-        "confidence": nothing if answer.confidence is None else answer.confidence.tolist(),
-        "stage": [answer.stage_names[k] for k in answer.stage.tolist()],
-        "cost": nothing if answer.cost is None else answer.cost.tolist(),
-    }
-
-
-def _class_name(label: int, class_names: Sequence[str]) -> str:
-    if label < 0 or (class_names and label >= len(class_names)):  # a service's "none of these"
-        return ""
-    return class_names[label] if class_names else str(label)
-
-
-def _cell(value: int | float | str) -> int | float | str:
+def _cell(value: Value) -> Value:
     """A value as a spreadsheet may read it: text that it would run as a formula begins with '.
 
     Who names the files and classes is not who opens the table. Text that is a number stays one.
@@ -249,21 +281,12 @@ def _csv(out: Path, overwrite: bool) -> Iterator[_Write]:
 
 @contextmanager
 def _parquet(out: Path, overwrite: bool) -> Iterator[_Write]:
-    try:
-        import pyarrow as pa
-        from pyarrow import parquet
-    except ImportError as error:
-        raise MissingExtraError("pyarrow", "parquet") from error
+    parquet = imported("pyarrow.parquet", "parquet")
     with new_file(out, overwrite=overwrite) as temporary:
-        held: list[parquet.ParquetWriter] = []
+        held: list[Any] = []
 
         def write(columns: Columns) -> None:
-            # Ids of several files may be numbers and names; a column has one type.
-            fixed = {**columns, "id": [str(name) for name in columns["id"]]}
-            for name in ("cost", "confidence"):
-                if set(columns[name]) == {""}:
-                    fixed[name] = [float("nan")] * len(columns[name])
-            table = pa.table(fixed)
+            table = arrow_table(columns)
             if not held:
                 held.append(parquet.ParquetWriter(temporary, table.schema))
             held[0].write_table(table)

@@ -248,7 +248,7 @@ def _without(cascade: Cascade | HeldStages, cut: Cut, classes: int) -> Cascade |
         shared = k in topology.sources or topology.groups.count(topology.groups[k]) > 1
         alone = stage.source is None and not shared and stage.part is ALONE
         if k in cut.here - cut.again and alone:
-            spec = ModelSpec(name="elsewhere", arguments={"classes": classes})
+            spec = ModelSpec(name="absent", arguments={"classes": classes})
             stage = Stage(
                 stage.name,
                 build(spec),

@@ -62,7 +62,7 @@ CALLERS: Registry[Callable[..., nn.Module]] = Registry(
 #: What designs make, and what stands for a network of another machine.
 _PARTS: dict[str, Callable[..., nn.Module]] = {
     "class_head": Later("offramp.models.class_heads:class_head"),
-    "elsewhere": Later("offramp.models.elsewhere:Elsewhere"),
+    "absent": Later("offramp.models.absent:Absent"),
 }
 
 

@@ -46,6 +46,8 @@ class InputReader:
         decode: False where the cascade decodes images itself: it is given rows, the bytes of files.
         ignored: How many files in folders are no images, by ending.
         skipped: Files that could not be decoded, filled while reading.
+        alone: Whether there is one file, so that its name says nothing; by default where
+            `files` holds one.
     """
 
     files: Sequence[tuple[str, Path]]
@@ -57,6 +59,7 @@ class InputReader:
     ignored: Mapping[str, int] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
     column: str = "text"
+    alone: bool | None = None
 
     @classmethod
     def of(
@@ -179,7 +182,7 @@ class InputReader:
 
     def _counted(self, name: str, start: int, stop: int) -> list[Id]:
         """Ids of rows: their numbers, with the file's name where there are several."""
-        alone = len(self.files) == 1
+        alone = len(self.files) == 1 if self.alone is None else self.alone
         return [k if alone else f"{name}[{k}]" for k in range(start, stop)]
 
 

@@ -29,6 +29,7 @@ from offramp._core.errors import InputError
 from offramp._core.outputs import StageOutput
 from offramp._core.topology import EXIT, Path
 from offramp._core.types import Ids
+from offramp.runtime.elsewhere import Visited
 from offramp.runtime.inflight import InFlight, Numbers
 from offramp.runtime.pace import Pace
 from offramp.runtime.pools import (
@@ -75,6 +76,7 @@ class Batcher:
             self._patience = check_not_negative("patience", patience)
         self._full, self._pace = full, Pace(full, seconds)
         self._workers, self._counted = 1, frozenset(full)
+        self._lanes: Mapping[int, tuple[str, int]] = {}
         self._tickets: dict[int, Ticket] = {}
         self._pools: dict[tuple[Program, Path, Form], Pool] = {}
         self._apart: deque[tuple[Path, InFlight]] = deque()  # who may not be joined with others
@@ -137,9 +139,20 @@ class Batcher:
 
     # ---- what the driver tells
 
-    def driven_by(self, workers: int, counted: Collection[int]) -> None:
-        """So many jobs run at a time, of some stages; those of others only wait, and elsewhere."""
-        self._workers, self._counted = workers, frozenset(counted)
+    def driven_by(
+        self,
+        workers: int,
+        counted: Collection[int],
+        lanes: Mapping[int, tuple[str, int]] | None = None,
+    ) -> None:
+        """So many jobs run at a time, of some stages; those of others only wait, and elsewhere.
+
+        Args:
+            workers: How many.
+            counted: The stages.
+            lanes: For stages that run elsewhere, where, and how many jobs that takes at a time.
+        """
+        self._workers, self._counted, self._lanes = workers, frozenset(counted), lanes or {}
 
     def put(
         self,
@@ -182,23 +195,33 @@ class Batcher:
             self._wait((flight.program.topology.root,), flight)
         return numbers
 
-    def done(self, job: Job, said: StageOutput, now: float) -> None:
+    def done(self, job: Job, said: StageOutput | Visited, now: float) -> None:
         """A job has run: some of its examples are answered, the others wait again."""
         self._take_back(job)
         self._pace.saw(job.stage, len(job), max(now - job.since, 0.0))
+        self._heard(job.path, job.flight, said)
+
+    def _heard(self, path: Path, flight: InFlight, found: StageOutput | Visited) -> None:
+        """Examples have visited the last stage of their path."""
+        there = found if isinstance(found, Visited) else None
         try:
-            job.flight.hear(job.stage, None, said)
-            parts = decide(job.flight, [(job.path, None)])
+            flight.hear(path[-1], None, found.said if isinstance(found, Visited) else found)
+            parts = decide(flight, [(path, None)])
+            for (_, rows), child in parts if there is not None else ():
+                if child != EXIT and there is not None:
+                    there.agrees(child, rows, len(flight))
         except Exception as error:  # noqa: BLE001  (else everybody in the job would be lost)
-            self._give_up(job.flight, error)
+            self._give_up(flight, error)
             return
-        for (path, rows), child in parts:
-            count = len(job) if rows is None else len(rows)
-            self._pace.went(job.flight.program, path[-1], child, count)
+        for (_, rows), child in parts:
+            count = len(flight) if rows is None else len(rows)
+            self._pace.went(flight.program, path[-1], child, count)
             if child == EXIT:
-                self._leave(path, job.flight, rows)
+                self._leave(path, flight, rows)
+            elif (ahead := None if there is None else there.ahead.get(child)) is None:
+                self._go_on(path, child, flight, rows)
             else:
-                self._go_on(path, child, job.flight, rows)
+                self._have_gone_on(path, child, flight, rows, ahead)
 
     def failed(self, job: Job, error: Exception, now: float, *, whole: bool = False) -> None:
         """A job has raised an error: its halves run again, until who is to blame stands alone.
@@ -223,7 +246,7 @@ class Batcher:
         halves = [alive.take(part) for part in rows.tensor_split(2) if len(part)]
         self._apart.extendleft((job.path, half) for half in reversed(halves))
 
-    def tell(self, job: Job, outcome: StageOutput | Failure, now: float) -> None:
+    def tell(self, job: Job, outcome: StageOutput | Visited | Failure, now: float) -> None:
         """`done` or `failed`, whichever it was."""
         if isinstance(outcome, Failure):
             self.failed(job, outcome.error, now, whole=outcome.whole)
@@ -264,7 +287,8 @@ class Batcher:
         self._expire(now)
         if self._apart:
             return self._hand_out(*self._apart.popleft(), now)
-        due = [each for each in self._pools.items() if flush or self._due_at(each[1]) <= now]
+        pools = [each for each in self._pools.items() if self._has_room(each[1])]
+        due = [each for each in pools if flush or self._due_at(each[1]) <= now]
         if not due:
             return None
         latest = now + max(self._seconds(pool.path[-1], len(pool)) for _, pool in due)
@@ -281,7 +305,8 @@ class Batcher:
         """When `next_job` should be asked again if nothing happens before; None for never."""
         if self._apart:
             return now
-        first = min(map(self._due_at, self._pools.values()), default=math.inf)
+        pools = filter(self._has_room, self._pools.values())
+        first = min(map(self._due_at, pools), default=math.inf)
         return None if first == math.inf else max(first, now)
 
     def finished(self) -> list[Finished]:
@@ -294,6 +319,14 @@ class Batcher:
     def _wait(self, path: Path, flight: InFlight) -> None:
         pool = self._pools.setdefault((flight.program, path, flight.form), Pool(path))
         pool.add(flight, self._tickets)
+
+    def _has_room(self, pool: Pool) -> bool:
+        """Whether its stage takes another job; where it has none, its pool goes on filling."""
+        if not self._lanes or pool.path[-1] not in self._lanes:
+            return True
+        lane, room = self._lanes[pool.path[-1]]
+        taken = (self._lanes.get(job.stage, ("", 0))[0] for job in self._running)
+        return sum(one == lane for one in taken) < room
 
     def _due_at(self, pool: Pool) -> float:
         """From when on a pool should be waited for no longer."""
@@ -369,8 +402,33 @@ class Batcher:
             raise InputError("job must be one that runs: of next_job, and not told of before.")
         self._running.remove(job)
 
+    def _have_gone_on(
+        self, path: Path, child: int, flight: InFlight, rows: Rows, ahead: Visited
+    ) -> None:
+        """Examples have visited the next stage as well, where they were."""
+        whole = flight.take(rows)
+        part = self._affordable(path, child, whole)
+        if part is None:
+            return
+        kept = None
+        if len(part) < len(whole) and whole.numbers is not None and part.numbers is not None:
+            kept = torch.from_numpy(np.isin(whole.numbers, part.numbers)).nonzero()[:, 0]
+        visited = ahead.take(kept)
+        part.came(child, visited.carries)
+        self._heard((*path, child), part, visited)
+
     def _go_on(self, path: Path, child: int, flight: InFlight, rows: Rows) -> None:
-        part, way, program = self._alive(flight.take(rows)), (*path, child), flight.program
+        part = self._affordable(path, child, flight.take(rows))
+        if part is None:
+            return
+        if part.broken:  # what is not finite waits for nobody
+            self._apart.append(((*path, child), part))
+        else:
+            self._wait((*path, child), part)
+
+    def _affordable(self, path: Path, child: int, flight: InFlight) -> InFlight | None:
+        """Those who are still wanted, and may pay the next stage; the others leave."""
+        part, way, program = self._alive(flight), (*path, child), flight.program
         if part is not None and program.costs is not None:
             cost, paid = program.costs[program.paths[way]], part.paid(path, None)
             most = [cost] * len(part) if paid is None else (cost + paid).tolist()
@@ -379,12 +437,7 @@ class Batcher:
                 for number, cost in zip(numbers_of(part), most, strict=True)
             ]
             part = self._part(path, part, "budget", may)
-        if part is None:
-            return
-        if part.broken:  # what is not finite waits for nobody
-            self._apart.append((way, part))
-        else:
-            self._wait(way, part)
+        return part
 
     def _part(
         self, path: Path, flight: InFlight, reason: str, may: Sequence[bool]

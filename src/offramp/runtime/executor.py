@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import NamedTuple, final
 
 import numpy as np
@@ -32,6 +33,7 @@ from offramp._core.keys import example_keys
 from offramp._core.outputs import StageOutput
 from offramp._core.types import AnyBatch, Ids
 from offramp.runtime.adaptive import Adaptive
+from offramp.runtime.elsewhere import Asked, Elsewhere, Visited
 from offramp.runtime.explained import Visit, explain
 from offramp.runtime.inflight import InFlight, enter
 from offramp.runtime.pools import Failure, Job, numbers_of
@@ -72,6 +74,7 @@ class Executor:
         clock: Gives seconds that do not go back; for tests.
         gears: Models over the same stages, by name, that a request may ask for; by default those
             of `model.gears`. Examples of one gear share batches; all share the threads.
+        elsewhere: Runs stages that are not to run here; `workers` are then as many as it takes.
         observer: Told of each batch that a stage has run, by the thread that ran it; it must be
             quick, and what it raises is logged.
 
@@ -97,6 +100,7 @@ class Executor:
         patience: float = 0.002,
         clock: Callable[[], float] = time.monotonic,
         gears: Mapping[str, Adaptive] | None = None,
+        elsewhere: Elsewhere | None = None,
         observer: Callable[["Ran"], None] | None = None,
     ) -> None:
         check_positive_int("workers", workers)
@@ -112,7 +116,12 @@ class Executor:
             batch_size=batch_size, patience=patience, others=self._gears.values()
         )
         computing = [k for k, stage in self._stages.items() if not stage.waits]
-        self._batcher.driven_by(workers, computing)
+        self._elsewhere, lanes = elsewhere, dict[int, tuple[str, int]]()
+        if elsewhere is not None:
+            lanes = {k: elsewhere.lanes[model.stage_names[k]] for k in computing}
+            workers = sum(dict(lanes.values()).values())
+        self._gear_of = {each.program: name for name, each in self._gears.items()}
+        self._batcher.driven_by(workers, computing, lanes)
         self._requests: dict[int, Request] = {}  # by the number of each example that is not done
         self._lock = threading.RLock()  # callbacks of futures may ask again
         self._changed = threading.Condition(self._lock)
@@ -344,7 +353,7 @@ class Executor:
     def _run(self, job: Job) -> None:
         with self._holding((*job.flight.program.plans[job.stage].segments, job.stage)):
             begun = 0.0 if self._observer is None else self._clock()
-            outcome = job.run()
+            outcome = job.run(self._visit_of(job))
         if self._observer is not None:
             self._tell(job, outcome, self._clock() - begun)
         with self._lock:
@@ -355,12 +364,21 @@ class Executor:
                 self._fail_all(error)
             self._changed.notify_all()
 
-    def _tell(self, job: Job, outcome: StageOutput | Failure, seconds: float) -> None:
-        name, full = self._model.stage_names[job.stage], self._batcher.full(job.stage)
-        ran = Ran(name, len(job), full, seconds, isinstance(outcome, Failure))
+    def _visit_of(self, job: Job) -> Callable[[Asked], Visited] | None:
+        """What visits the stage of a job, if not this thread."""
+        if self._elsewhere is None or self._stages[job.stage].waits:
+            return None
+        return partial(self._elsewhere, self._gear_of.get(job.flight.program))
+
+    def _tell(self, job: Job, outcome: StageOutput | Visited | Failure, seconds: float) -> None:
+        each = [(job.stage, len(job), seconds, isinstance(outcome, Failure))]
+        if isinstance(outcome, Visited):
+            visits = outcome.each(job.stage)
+            each = [(k, len(one.said), one.seconds, False) for k, one in visits]
         try:
-            if self._observer is not None:
-                self._observer(ran)
+            for k, n, taken, failed in each if self._observer is not None else ():
+                name, full = self._model.stage_names[k], self._batcher.full(k)
+                self._observer(Ran(name, n, full, taken, failed))  # type: ignore[misc]
         except Exception:  # noqa: BLE001  (a stage has run; its examples must be answered)
             _log.exception("The observer of an executor has raised an error.")
 

@@ -6,7 +6,7 @@ about to read them.
 Layer: runtime.  Source: methods.md 1 (early exit: segments and heads) and 6.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -154,6 +154,32 @@ class InFlight:
             carries = {group: held for group, held in carries.items() if group in plan.keep}
         self._before, self._carries = self._carries, carries
         return said
+
+    def read_by(self, stage: int) -> dict[str, Any]:
+        """What a visit of a stage reads, by group; all examples came the same way."""
+        topology, plan = self.program.topology, self.program.plans[stage]
+        sources = (topology.sources[k] for k in plan.segments)
+        groups = {RAW if k == RAW_INPUT else topology.groups[k] for k in sources}
+        groups |= {topology.groups[k] for k in (*plan.segments, stage)}
+        return {group: held.batch for group, held in self._carries.items() if group in groups}
+
+    def carried(self, rows: Rows, beside: Collection[str]) -> dict[str, Held]:
+        """What some examples carry on, by group, but for some groups."""
+        own = {group: held for group, held in self._carries.items() if group not in beside}
+        each = {id(held): Held(held.take(rows), rows) for held in own.values()}
+        return {group: each[id(held)] for group, held in own.items()}
+
+    def came(self, stage: int, carries: Mapping[str, Held]) -> None:
+        """Stand where a visit of a stage elsewhere has taken all examples; `undo` takes it back.
+
+        Args:
+            stage: It.
+            carries: What they carry on from there, beside what they had.
+        """
+        keep = self.program.plans[stage].keep
+        held = {**self._carries, **carries}
+        self._before = self._carries
+        self._carries = {group: one for group, one in held.items() if group in keep}
 
     def undo(self) -> None:
         """Stand where the last visit began, unless what the stage says has been heard."""

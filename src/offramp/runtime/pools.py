@@ -4,7 +4,7 @@ Layer: runtime.
 """
 
 import bisect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
@@ -14,6 +14,7 @@ from offramp._core.errors import InputError, ServiceError, UnsupportedError
 from offramp._core.outputs import StageOutput
 from offramp._core.topology import Path
 from offramp._core.types import Ids
+from offramp.runtime.elsewhere import Asked, Visited, asked_of
 from offramp.runtime.inflight import InFlight, Numbers
 from offramp.runtime.prediction import Prediction
 from offramp.runtime.program import Program
@@ -44,14 +45,26 @@ class Job:
         """The stage to be visited."""
         return self.path[-1]
 
-    def run(self) -> "StageOutput | Failure":
-        """Visit the stage; what it says, or what it raised, explained. Raises nothing."""
+    def run(
+        self, elsewhere: "Callable[[Asked], Visited] | None" = None
+    ) -> "StageOutput | Visited | Failure":
+        """Visit the stage; what it says, or what it raised, explained. Raises nothing.
+
+        Args:
+            elsewhere: Visits it, if it is not here.
+        """
         program, first = self.flight.program, len(self.path) == 1
         batch = self.flight.raw if first else ()
         try:
             try:
                 program.check_before(batch, 1)  # the networks' mode
-                said = self.flight.visit(self.stage, None)
+                found: StageOutput | Visited
+                if elsewhere is None:
+                    said = found = self.flight.visit(self.stage, None)
+                else:
+                    found = elsewhere(asked_of(self.flight, self.path))
+                    self.flight.came(self.stage, found.carries)
+                    said = found.said
             finally:
                 program.check_modes()
             if first:
@@ -62,7 +75,7 @@ class Job:
             if first:
                 return Failure(program.explained(batch, error), program.is_another_kind(batch))
             return Failure(error)
-        return said
+        return found
 
 
 @final

@@ -19,6 +19,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from offramp.runtime import Adaptive
+from offramp.runtime.elsewhere import Elsewhere
 from offramp.serve import door, openapi, page, protocol, watching
 from offramp.serve.errors import error_text
 from offramp.serve.serving import Serving
@@ -34,6 +36,7 @@ def make_app(
     settings: Settings,
     *,
     whole: Callable[[Serving], Whole] | None = None,
+    elsewhere: Callable[[Adaptive], Elsewhere] | None = None,
 ) -> Starlette:
     """An application that serves bundles; models are loaded once it runs.
 
@@ -41,11 +44,12 @@ def make_app(
         sources: For each name the folder of its bundle.
         settings: Limits, token and the like.
         whole: Makes what joins it with other processes; None where it is alone.
+        elsewhere: Says where the stages of a model run, if not here.
 
     Raises:
         InputError: If a name is none.
     """
-    serving = Serving(sources, settings)
+    serving = Serving(sources, settings, elsewhere)
     if whole is not None:
         serving.whole = whole(serving)
 

@@ -5,7 +5,7 @@ Layer: serve.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
@@ -20,6 +20,7 @@ from offramp._core.types import Ids, Raw
 from offramp.edge.resume import load_resumed
 from offramp.policy.gears import REFERENCE
 from offramp.runtime import Adaptive, Executor, Prediction, RowsError
+from offramp.runtime.elsewhere import Elsewhere
 from offramp.runtime.prediction import joined
 from offramp.runtime.sizes import FULL
 from offramp.serve.admission import Admission
@@ -46,6 +47,7 @@ class ServedModel:
         model: As it was loaded.
         settings: Of the server.
         metrics: Where to count.
+        elsewhere: Says where the stages of a model run, if not here.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class ServedModel:
         model: Adaptive,
         settings: Settings,
         metrics: Metrics,
+        elsewhere: Callable[[Adaptive], Elsewhere] | None = None,
     ) -> None:
         self.name, self.version, self.path = name, version, path
         self.inputs = Inputs(model, settings.max_pixels)
@@ -71,6 +74,7 @@ class ServedModel:
             batch_size=sizes,
             patience=settings.patience,
             gears=all_gears(self.model),
+            elsewhere=None if elsewhere is None else elsewhere(self.model),
             observer=metrics.ran(name),
         )
         self.observer: Observer | None = None
@@ -79,7 +83,14 @@ class ServedModel:
 
     @classmethod
     def load(
-        cls, name: str, version: str, path: Path, *, settings: Settings, metrics: Metrics
+        cls,
+        name: str,
+        version: str,
+        path: Path,
+        *,
+        settings: Settings,
+        metrics: Metrics,
+        elsewhere: Callable[[Adaptive], Elsewhere] | None = None,
     ) -> "ServedModel":
         """Load a bundle, verified, and run every stage once at the sizes that it will run at.
 
@@ -92,7 +103,7 @@ class ServedModel:
             allow_network=settings.allow_network or False,
             allow_import=settings.allow_import,
         )
-        served = cls(name, version, path, model, settings, metrics)
+        served = cls(name, version, path, model, settings, metrics, elsewhere)
         import_module("scipy.special")  # drift needs it, and no request should wait for that
         try:
             served.warm()

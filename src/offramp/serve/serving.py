@@ -20,7 +20,8 @@ from starlette.requests import Request
 
 from offramp._core.errors import InputError
 from offramp._core.types import Ids, Raw
-from offramp.runtime import Prediction, RowsError
+from offramp.runtime import Adaptive, Prediction, RowsError
+from offramp.runtime.elsewhere import Elsewhere
 from offramp.serve.bodies import Room, WhileThere, read_body
 from offramp.serve.errors import GONE, RequestError
 from offramp.serve.metrics import Metrics
@@ -120,12 +121,20 @@ class Serving:
     Args:
         sources: For each name the folder of its bundle.
         settings: Limits.
+        elsewhere: Says where the stages of a model run, if not here.
     """
 
-    def __init__(self, sources: Mapping[str, Path], settings: Settings) -> None:
+    def __init__(
+        self,
+        sources: Mapping[str, Path],
+        settings: Settings,
+        elsewhere: Callable[[Adaptive], Elsewhere] | None = None,
+    ) -> None:
         self.settings = settings
         self.metrics = Metrics()
-        load = partial(ServedModel.load, settings=settings, metrics=self.metrics)
+        load = partial(
+            ServedModel.load, settings=settings, metrics=self.metrics, elsewhere=elsewhere
+        )
         self.repository = Repository(sources, load)
         self.whole: Whole = Alone(self)
         self._pool = ThreadPoolExecutor(settings.decoders, thread_name_prefix="offramp-decode")

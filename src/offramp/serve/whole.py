@@ -4,7 +4,7 @@ Layer: serve.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol, final, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from offramp.serve.model import ServedModel
 
@@ -44,7 +44,6 @@ class Whole(Protocol):
         """Let a model go, everywhere."""
 
 
-@final
 class Alone:
     """A server of one process.
 

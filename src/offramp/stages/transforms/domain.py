@@ -3,7 +3,7 @@
 A picture of floats in [0, 1] is nearly black to what divides by 255, and one of bytes is nearly
 white to what reads [0, 1]: the answer would be wrong, and nothing would say so.
 
-Layer: stages.  Source: docs/adr/0061.
+Layer: stages.  Source: docs/adr/0060.
 """
 
 import math

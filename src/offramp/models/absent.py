@@ -13,13 +13,13 @@ from offramp._core.checks import check_class_count
 
 
 @final
-class Elsewhere(nn.Module):
+class Absent(nn.Module):
     """Has no weights, and no answer: whoever is asked here goes on.
 
     Args:
         classes: Of the network.
 
-    >>> Elsewhere(3)(torch.zeros(2, 1, 8, 8))
+    >>> Absent(3)(torch.zeros(2, 1, 8, 8))
     tensor([[nan, nan, nan],
             [nan, nan, nan]])
     """
