@@ -9,6 +9,7 @@ from offramp._core import errors as core_errors
 from offramp._core.errors import OfframpError
 from offramp.cli import errors
 from offramp.cli.app import app
+from offramp.cli.options import Once
 from offramp.cli.output import aligned, amount, points
 
 COMMANDS = [
@@ -72,6 +73,34 @@ def test_wrong_usage_ends_with_2(run, arguments):
     found = run(*arguments)
     assert found.code == 2
     assert "Traceback" not in found.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["fit", "x", "--policy", "threshold", "--max-drop", "0.1", "--policy=learned"], "--policy"),
+        (["predict", "x", "--fold", "y", "--no-fold"], "--fold"),
+        (["edge", "run", "x", "y", "--array", "a", "--array", "a"], "--array"),
+    ],
+)
+def test_an_option_given_twice_is_refused_and_not_replaced(run, arguments, option):
+    found = run(*arguments)
+    assert found.code == 2
+    assert f"{option} must be given once, got it 2 times" in found.err
+
+
+def test_what_may_be_repeated_and_flags_are_taken_twice(run, tmp_path):
+    twice = ["--json", "--allow-network", "a"] * 2
+    found = run("predict", tmp_path / "no", "y", *twice)
+    assert found.code == 2
+    assert "must be given once" not in found.err
+    assert str(tmp_path / "no") in found.err
+
+
+def test_every_command_refuses_an_option_given_twice():
+    (edge,) = app.registered_groups
+    commands = [*app.registered_commands, *edge.typer_instance.registered_commands]
+    assert {command.cls for command in commands} == {Once}
 
 
 def test_every_error_on_purpose_means_wrong_input_and_the_rest_is_unexpected():

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from offramp import __version__
-from offramp.cli import errors, output
+from offramp.cli import errors, options, output
 from offramp.cli.advise import command as advise
 from offramp.cli.bench import command as bench
 from offramp.cli.class_exits import command as class_exits
@@ -102,23 +102,27 @@ def _root(
     """Options that stand before the command."""
 
 
-app.command("demo")(demo)
-app.command("cut")(cut)
-app.command("train")(train)
-app.command("record")(record)
-app.command("class-exits")(class_exits)
-app.command("advise")(advise)
-app.command("fit")(fit)
-app.command("evaluate")(evaluate)
-app.command("report")(report)
-app.command("export")(export)
-app.command("predict")(predict)
-app.command("bench")(bench)
-app.command("serve")(serve)
-app.command("top")(top)
-app.command("simulate")(simulate)
-app.command("profile")(profile)
-app.command("tune")(tune)
+_COMMANDS = {
+    "demo": demo,
+    "cut": cut,
+    "train": train,
+    "record": record,
+    "class-exits": class_exits,
+    "advise": advise,
+    "fit": fit,
+    "evaluate": evaluate,
+    "report": report,
+    "export": export,
+    "predict": predict,
+    "bench": bench,
+    "serve": serve,
+    "top": top,
+    "simulate": simulate,
+    "profile": profile,
+    "tune": tune,
+}
+for _name, _command in _COMMANDS.items():
+    app.command(_name, cls=options.Once)(_command)
 app.add_typer(edge)
 
 

@@ -25,7 +25,7 @@ program = typer.Typer(
 )
 
 
-@program.command("split")
+@program.command("split", cls=options.Once)
 def split_command(
     bundle: Annotated[Path, typer.Argument(help="The bundle whose stages are placed.")],
     trace: Annotated[
@@ -207,7 +207,7 @@ def split_command(
     output.result({**told, "out": str(made.path), "id": made.id})
 
 
-@program.command("run")
+@program.command("run", cls=options.Once)
 def run_command(
     folder: Annotated[Path, typer.Argument(help="The folder device/ of a split.")],
     inputs: Annotated[list[Path], typer.Argument(help="Files of arrays (npz).")],

@@ -5,9 +5,10 @@ Layer: cli.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
+from typer.core import TyperCommand
 
 from offramp._core.errors import InputError
 from offramp.project.config.sections import FitSection
@@ -71,6 +72,23 @@ AllowImport = Annotated[
         help="Let the bundle name Python code to import. Only for bundles that you trust.",
     ),
 ]
+
+
+class Once(TyperCommand):
+    """A command whose options are given once: of two values the parser would keep the last."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401  (private types)
+        """Read the arguments; an option that says two things is refused."""
+        order = self.make_parser(ctx).parse_args(args=list(args))[2]
+        for given in {id(one): one for one in order}.values():
+            flag = getattr(given, "is_flag", False) and not given.secondary_opts
+            repeated = given.param_type_name == "option" and not (given.multiple or flag)
+            if repeated and (times := order.count(given)) > 1:
+                raise InputError(
+                    f"{given.opts[0]} must be given once, got it {times} times. Leave one out; an "
+                    "option of several values takes them with commas."
+                )
+        return super().parse_args(ctx, args)
 
 
 def set_threads(threads: int | None) -> None:
