@@ -147,3 +147,27 @@ def test_a_model_that_refuses_pictures_answers_the_right_ones():
         model((PICTURE * 255).to(torch.uint8)).labels.tolist()
         == model(np.asarray(PICTURE * 255)).labels.tolist()
     )
+
+
+@pytest.mark.parametrize("steps", [[Resize(8)], [Decode()], [Columns("x"), Decode(), Resize(8)]])
+@pytest.mark.parametrize("form", ["image", "file", "array"])
+def test_images_and_files_are_refused_where_fractions_are_read(steps, form):
+    image = Image.new("RGB", (8, 8), "white")
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    row = {"image": image, "file": file.getvalue(), "array": np.asarray(image)}[form]
+    rows = [row, row]
+    given = {"x": rows} if isinstance(steps[0], Columns) else RowList(rows)
+    with pytest.raises(InputError, match=r"must hold numbers in \[0, 1\], .* got uint8 in"):
+        run([*steps, FRACTIONS], given)
+    assert run([*steps, BYTES], given).shape == (2, 2)
+    said = Normalize(1.0, [0.5] * 3, [0.2] * 3, domain="any")
+    assert run([*steps, said], given).shape == (2, 2)
+
+
+def test_a_black_image_says_nothing_and_the_next_is_looked_at():
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)).eval()
+    stage = Stage("a", net, transform=[Decode(), FRACTIONS])
+    stage.run(RowList([Image.new("RGB", (8, 8))]))
+    with pytest.raises(InputError, match="got uint8 in"):
+        stage.run(RowList([Image.new("RGB", (8, 8), "white")]))

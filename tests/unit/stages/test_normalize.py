@@ -61,3 +61,20 @@ def test_wrong_numbers_are_refused():
 def test_a_description_that_does_not_fit_is_a_format_error(value):
     with pytest.raises(FileFormatError):
         from_json(Transform, value)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"scale": 0}, "scale must be other than 0"),
+        ({"scale": "1/255"}, "scale must be a number"),
+        ({"mean": "gray"}, "mean must be a number"),
+        ({"std": ["a"]}, "std must be a number"),
+        ({"domain": 1}, "domain must be"),
+        ({"scale": 1 / 255, "mean": (123.7, 116.3, 103.5), "std": (58, 57, 57)}, "scaled"),
+        ({"scale": 1 / 127.5, "mean": 127.5}, "scaled"),
+    ],
+)
+def test_numbers_that_cannot_be_meant_are_refused(given, message):
+    with pytest.raises(InputError, match=message):
+        Normalize(**given)

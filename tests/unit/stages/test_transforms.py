@@ -320,3 +320,16 @@ def test_a_chain_is_a_list_in_a_file():
         from_json(Transform, [{"kind": "decode"}, {"kind": "pickle"}])
     with pytest.raises(FileFormatError, match="at least one step"):
         from_json(Transform, [])
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros((3, 8, 8), np.uint8), np.zeros((8, 8, 3)), np.zeros(8, np.uint8)]
+)
+def test_an_array_that_is_no_image_is_refused_with_its_shape(array):
+    with pytest.raises(InputError, match=r"Row 1 must be a uint8 array \(h, w\).*got "):
+        Decode()([np.zeros((8, 8, 3), np.uint8), array])
+
+
+def test_columns_of_two_lengths_are_refused():
+    with pytest.raises(InputError, match=r"one length, got \{'a': 2, 'b': 1\}"):
+        Columns(["a", "b"])({"a": [1, 2], "b": [1]})

@@ -62,6 +62,9 @@ class Columns(nn.Module):
                     f"{_content(column)}. Fill gaps and encode text before, or take the column "
                     "alone: Columns('name')."
                 )
+        lengths = {name: len(column) for name, column in found.items()}
+        if len(set(lengths.values())) > 1:
+            raise InputError(f"Columns must have one length, got {lengths}.")
         return torch.stack([column.to(torch.float32) for column in found.values()], dim=1)
 
     def extra_repr(self) -> str:

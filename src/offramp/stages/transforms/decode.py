@@ -16,6 +16,7 @@ from offramp._core.schema import stored
 from offramp._core.types import Raw
 
 _BYTES = (bytes, bytearray, memoryview)
+_SHAPES = ((), (2,), (3,), (4,))  # of a pixel; 2 and 4 with transparency
 
 
 @final
@@ -70,7 +71,13 @@ class Decode(nn.Module):
 
         from offramp._core.picture import decoded
 
-        if isinstance(row, np.ndarray) and row.dtype == np.uint8 and row.ndim in (2, 3):
+        if isinstance(row, np.ndarray):
+            if row.dtype != np.uint8 or row.ndim < 2 or row.shape[2:] not in _SHAPES:
+                raise InputError(
+                    f"Row {k} must be a uint8 array (h, w) or (h, w, 3), got {row.dtype} "
+                    f"{row.shape}. Arrays with channels first go in as one array (m, 3, h, w), or "
+                    "as a list of tensors, without Decode."
+                )
             row = Image.fromarray(row)
         if not isinstance(row, (*_BYTES, Image.Image)):
             raise InputError(

@@ -6,16 +6,20 @@ white to what reads [0, 1]: the answer would be wrong, and nothing would say so.
 Layer: stages.  Source: docs/adr/0060.
 """
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
+from offramp._core.batch import RowList
 from offramp._core.errors import InputError
 from offramp._core.types import Raw
 from offramp.stages.transforms.columns import Columns
+from offramp.stages.transforms.decode import Decode
+from offramp.stages.transforms.resize import Resize
 
 #: Lowest and highest number of a picture.
 Domain = tuple[float, float]
@@ -103,7 +107,11 @@ def domain_of(transform: nn.Module | None) -> Domain | None:
     >>> domain_of(Normalize(1 / 255, mean=0.5))
     (0.0, 255.0)
     """
-    for step in _steps(transform):
+    return _first(_steps(transform))
+
+
+def _first(steps: Iterable[nn.Module | None]) -> Domain | None:
+    for step in steps:
         if not getattr(step, "keeps_domain", False):
             found: Domain | None = getattr(step, "domain", None)
             return found
@@ -116,13 +124,19 @@ def _steps(transform: nn.Module | None) -> list[nn.Module | None]:
 
 def _read(transform: nn.Module | None, given: Raw, domain: Domain | None) -> Iterator[Checked]:
     """The numbers that a transform is given, with the domain that they must be of."""
-    domain = domain_of(transform) if domain is None else domain
+    steps = _steps(transform)
+    columns = list(itertools.takewhile(lambda step: isinstance(step, Columns), steps))
+    steps = steps[len(columns) :]
+    files = isinstance(steps[0] if steps else None, Decode)
+    domain = _first(steps[files:]) if domain is None else domain
     if domain is None:
         return
-    for step in _steps(transform):
-        if not isinstance(step, Columns):
-            break
+    for step in columns:
         given = step(given)
+    if isinstance(given, list) and given and not isinstance(given[0], Tensor):
+        if domain[1] >= 255 or not (steps and isinstance(steps[0], Decode | Resize)):
+            return
+        given = Decode()(RowList(given[:1]))  # images of Pillow, and files, hold bytes
     for part in [given] if isinstance(given, Tensor) else given if isinstance(given, list) else ():
         if isinstance(part, Tensor) and (domain[1] > 1 or _is_picture(part)):
             yield part, domain

@@ -4,8 +4,8 @@ Layer: stages.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import final
+from collections.abc import Mapping, Sequence, Sized
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from offramp._core.schema import stored
 from offramp._core.types import Raw
 
 _BYTES = 1 / 256, 1 / 127  # scales that bring bytes to [0, 1] or [0, 2]
+_BYTE = 16  # larger means are those of bytes
 
 
 @final
@@ -32,8 +33,9 @@ class Normalize(nn.Module):
             (0, 1) where they do so with what is scaled already, else any.
 
     Raises:
-        InputError: If `std` is not positive, a number is not finite, `mean` and `std` have
-            different lengths, or `domain` is no such pair.
+        InputError: If `std` is not positive, `scale` is 0, a number is not finite, `mean` and `std`
+            have different lengths or are those of bytes beside a scale of bytes, or `domain` is no
+            such pair.
 
     >>> Normalize(1 / 255, mean=[0.5], std=[0.5])(torch.full((1, 1, 1, 1), 255.0)).item()
     1.0
@@ -50,12 +52,19 @@ class Normalize(nn.Module):
         domain: Sequence[float] | str | None = None,
     ) -> None:
         super().__init__()
-        self.scale, self._domain = float(scale), _checked(domain)
-        self._mean, self._std = _values(mean), _values(std)
+        self.scale, self._domain = check_number("scale", scale, "other than 0"), _checked(domain)
+        self._mean, self._std = _values("mean", mean), _values("std", std)
         if not all(map(math.isfinite, (self.scale, *self._mean, *self._std))):
             raise InputError(
                 f"scale, mean and std must be finite, got {self.scale}, {self._mean} and "
                 f"{self._std}."
+            )
+        if self.scale == 0:
+            raise InputError("scale must be other than 0, got 0.0: every input would be alike.")
+        if _BYTES[0] <= self.scale <= _BYTES[1] and max(self._mean) > _BYTE:
+            raise InputError(
+                f"mean and std must be those of what is scaled, got a mean of {max(self._mean):g} "
+                f"with the scale {self.scale:.4g}. Of bytes themselves they go with scale=1."
             )
         if min(self._std) <= 0:
             raise InputError(f"std must be greater than 0, got {self._std}.")
@@ -77,7 +86,7 @@ class Normalize(nn.Module):
             return 0.0, 255.0
         if self.scale != 1.0:
             return None
-        if all(16 < mean < 240 for mean in self._mean):
+        if all(_BYTE < mean < 240 for mean in self._mean):
             return 0.0, 255.0
         spread = all(0 < mean < 1 for mean in self._mean) and max(self._std) <= 0.5
         return (0.0, 1.0) if spread else None  # numbers in [0, 1] deviate by at most 0.5
@@ -111,7 +120,7 @@ class Normalize(nn.Module):
 def _checked(domain: Sequence[float] | str | None) -> tuple[float, float] | str | None:
     if domain is None or domain == "any":
         return domain
-    if not isinstance(domain, str) and len(domain) == 2:
+    if not isinstance(domain, str) and isinstance(domain, Sized) and len(domain) == 2:
         low, high = (check_number("domain", bound, "in order") for bound in domain)
         if -math.inf < low < high < math.inf:
             return low, high
@@ -124,8 +133,9 @@ def _what(x: Raw) -> str:
     return "a list of rows" if isinstance(x, list) else "several"
 
 
-def _values(given: Sequence[float] | float) -> tuple[float, ...]:
-    values = [given] if isinstance(given, int | float) else given
+def _values(name: str, given: Sequence[float] | float) -> tuple[float, ...]:
+    several = isinstance(given, Sized) and not isinstance(given, str)
+    values: Sequence[Any] = given if several else [given]  # type: ignore[assignment]
     if len(values) == 0:
         raise InputError("mean and std must have at least one number, got none.")
-    return tuple(float(v) for v in values)
+    return tuple(check_number(name, value, "for each channel") for value in values)
