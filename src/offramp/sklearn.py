@@ -23,7 +23,7 @@ from offramp.stages import Cascade
 from offramp.trace import from_logits
 
 try:
-    from sklearn.base import BaseEstimator, ClassifierMixin, clone
+    from sklearn.base import BaseEstimator, ClassifierMixin, clone, is_regressor
     from sklearn.utils import _safe_indexing, check_random_state, column_or_1d, indexable
     from sklearn.utils.metaestimators import _BaseComposition
     from sklearn.utils.multiclass import check_classification_targets
@@ -32,6 +32,7 @@ except ImportError as error:
     raise MissingExtraError("scikit-learn", "sklearn") from error
 
 _LEAST = 8  # held-out rows that anything can be fitted on
+_SHOWN = 5  # classes in a message
 _FAR = 20.0  # below the lowest score, of a class that nobody scored
 
 
@@ -131,6 +132,7 @@ class CascadeClassifier(ClassifierMixin, _BaseComposition, BaseEstimator):  # ty
             each if known else clone(each).fit(seen, said)
             for (_, each), known in zip(self.estimators, frozen, strict=True)
         ]
+        _check_classes(dict(zip(names, made, strict=True)), labels)
         self.classes_ = np.unique(np.concatenate([labels, *(e.classes_ for e in made)]))
         scores, seconds = [], []
         for each in made:
@@ -150,7 +152,11 @@ class CascadeClassifier(ClassifierMixin, _BaseComposition, BaseEstimator):  # ty
         """Probabilities of the classes `(n, c)`, of whoever answers each row."""
         check_is_fitted(self)
         (rows,) = indexable(X)
-        said = self._running(rows)(torch.arange(_num_samples(rows))).log_probs
+        try:
+            said = self._running(rows)(torch.arange(_num_samples(rows))).log_probs
+        except InputError as error:  # about positions of rows, which nobody here has seen
+            told = error.__cause__
+            raise told if isinstance(told, TypeError | ValueError) else error from None
         sure = np.exp(said.numpy().astype(np.float64))
         return sure / sure.sum(axis=1, keepdims=True)
 
@@ -237,6 +243,10 @@ class CascadeClassifier(ClassifierMixin, _BaseComposition, BaseEstimator):  # ty
             )
         names = [name for name, _ in pairs]
         self._validate_names(names)
+        for name, each in pairs:
+            if is_regressor(each):
+                kind = type(each).__name__
+                raise InputError(f"estimators must be classifiers; {name!r} is one of {kind}.")
         if not 0.0 < check_number("holdout", self.holdout, "in (0, 1)") < 1.0:
             raise InputError(f"holdout must be in (0, 1), got {self.holdout!r}.")
         if self.costs is not None and set(self.costs) != set(names):
@@ -301,7 +311,23 @@ def _check_enough(rows: Any, labels: Any) -> None:  # noqa: ANN401
     if _num_samples(rows) < 2:
         raise InputError(f"X must have at least 2 rows, got n_samples = {_num_samples(rows)}.")
     if len(np.unique(labels)) < 2:
-        raise InputError(f"y must have at least 2 classes, got the one class {labels[0]!r}.")
+        raise InputError(f"y must have at least 2 classes, got the one class {labels.tolist()[0]!r}.")
+
+
+def _check_classes(made: Mapping[str, Any], labels: Any) -> None:  # noqa: ANN401
+    known = np.unique(labels).tolist()
+    for name, each in made.items():
+        own = each.classes_
+        if not set(np.asarray(own).tolist()) & set(known):
+            raise InputError(
+                f"estimators must know classes of y; {name!r} knows {_few(own)}, and y holds "
+                f"{_few(known)}. Train it with the same labels."
+            )
+
+
+def _few(classes: Any) -> str:  # noqa: ANN401
+    known = np.asarray(classes).tolist()
+    return str(known) if len(known) <= _SHOWN else f"{str(known[:_SHOWN])[:-1]}, ...]"
 
 
 def _is_frozen(estimator: Any) -> bool:  # noqa: ANN401

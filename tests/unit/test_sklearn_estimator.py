@@ -15,7 +15,7 @@ sklearn = pytest.importorskip("sklearn")
 from sklearn.base import BaseEstimator, ClassifierMixin, clone  # noqa: E402
 from sklearn.datasets import make_classification  # noqa: E402
 from sklearn.exceptions import NotFittedError  # noqa: E402
-from sklearn.linear_model import LogisticRegression, RidgeClassifier  # noqa: E402
+from sklearn.linear_model import LinearRegression, LogisticRegression, RidgeClassifier  # noqa: E402
 from sklearn.model_selection import GridSearchCV, cross_validate  # noqa: E402
 from sklearn.naive_bayes import GaussianNB  # noqa: E402
 from sklearn.neighbors import KNeighborsClassifier  # noqa: E402
@@ -228,6 +228,7 @@ class Silent(ClassifierMixin, BaseEstimator):
         ({"holdout": 1.0}, InputError, "holdout"),
         ({"costs": {"small": 1.0}}, InputError, "costs must name"),
         ({"max_drop": 2.0}, InputError, r"in \(0, 1\)"),
+        ({"large": LinearRegression()}, InputError, "'large' is one of LinearRegression"),
         ({"large": Silent()}, UnsupportedError, "neither predict_proba"),
         ({"large": SVC(decision_function_shape="ovo")}, UnsupportedError, "pairs of classes"),
     ],
@@ -235,6 +236,23 @@ class Silent(ClassifierMixin, BaseEstimator):
 def test_arguments_outside_their_domain(data, changes, error, says):
     with pytest.raises(error, match=says):
         classifier().set_params(**changes).fit(data[0][:300], data[1][:300])
+
+
+def test_a_frozen_classifier_of_other_labels_is_refused(data):
+    frozen = pytest.importorskip("sklearn.frozen").FrozenEstimator
+    rows, named = data
+    numbers = np.unique(named, return_inverse=True)[1]
+    of_numbers = frozen(GaussianNB().fit(rows[:300], numbers[:300]))
+    model = classifier().set_params(small=of_numbers)
+    with pytest.raises(InputError, match=r"'small' knows \[0, 1.*y holds \['"):
+        model.fit(rows[300:900], named[300:900])
+
+
+@pytest.mark.parametrize("rows", [np.zeros((2, 3)), np.zeros(8)])
+def test_rows_of_another_shape_have_the_message_of_their_classifier(data, rows):
+    model = classifier().fit(data[0][:300], data[1][:300])
+    with pytest.raises(ValueError, match=r"^(X has 3 features|Expected 2D array)"):
+        model.predict(rows)
 
 
 def test_unfitted_models_say_so(data):
