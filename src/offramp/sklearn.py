@@ -311,7 +311,9 @@ def _check_enough(rows: Any, labels: Any) -> None:  # noqa: ANN401
     if _num_samples(rows) < 2:
         raise InputError(f"X must have at least 2 rows, got n_samples = {_num_samples(rows)}.")
     if len(np.unique(labels)) < 2:
-        raise InputError(f"y must have at least 2 classes, got the one class {labels.tolist()[0]!r}.")
+        raise InputError(
+            f"y must have at least 2 classes, got the one class {labels.tolist()[0]!r}."
+        )
 
 
 def _check_classes(made: Mapping[str, Any], labels: Any) -> None:  # noqa: ANN401

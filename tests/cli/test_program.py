@@ -78,7 +78,10 @@ def test_wrong_usage_ends_with_2(run, arguments):
 @pytest.mark.parametrize(
     ("arguments", "option"),
     [
-        (["fit", "x", "--policy", "threshold", "--max-drop", "0.1", "--policy=learned"], "--policy"),
+        (
+            ["fit", "x", "--policy", "threshold", "--max-drop", "0.1", "--policy=learned"],
+            "--policy",
+        ),
         (["predict", "x", "--fold", "y", "--no-fold"], "--fold"),
         (["edge", "run", "x", "y", "--array", "a", "--array", "a"], "--array"),
     ],

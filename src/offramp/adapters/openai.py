@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, final
 
+import numpy as np
+
 from offramp._core.checks import check_class_names, check_record
 from offramp._core.errors import InputError
 from offramp._core.files import parse_json
@@ -29,6 +31,7 @@ from offramp.stages.answers import Labels
 
 _NO_NUMBERS = (LookupError, TypeError, ValueError, OverflowError)  # where answers should have some
 _EXTRA_TOKENS = 64  # that a chat puts around a message, and more
+_MISSING = ("NAType", "NaTType")  # of pandas
 _JSON = 'Answer in JSON: {"label": one of the labels, "confidence": number from 0 to 1}.'
 
 
@@ -282,6 +285,15 @@ def _shown(value: object) -> str:
         InputError: If its text would not tell what it is.
     """
     kind = type(value)
+    if (
+        value is None
+        or kind.__name__ in _MISSING
+        or (isinstance(value, float | np.floating) and math.isnan(value))
+    ):
+        raise InputError(
+            f"A row must hold a value for each field that the prompt names, got {value}. Fill "
+            "gaps, or leave such rows out: an answer to them would be paid for."
+        )
     plain = kind.__str__ is object.__str__ and kind.__repr__ is object.__repr__
     if isinstance(value, bytes) or plain:
         raise InputError(

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from offramp._core.checks import check_positive_int
+from offramp._core.checks import check_not_negative, check_positive_int
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp._core.spending import Spending
@@ -63,7 +63,7 @@ def ceiling_of(cascade: Cascade, max_spend: float | None) -> Spending:
             f"max_spend needs the prices of all services, got none of {unpriced or 'any stage'}. "
             "Give them: from_openai(..., prices={'input': ..., 'output': ...})."
         )
-    return Spending(max_spend)
+    return Spending(None if max_spend is None else check_not_negative("max_spend", max_spend))
 
 
 @contextmanager

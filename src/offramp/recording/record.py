@@ -85,7 +85,7 @@ def record(
         loader: Gives batches (inputs, labels) or (inputs, labels, ids) in the same order each
             time; or a data set that makes such a loader by `.loader(batch_size)`. Inputs are
             what the cascade reads: tensors, or rows of any type. Without ids examples are numbered
-            from 0.
+            from 0. Labels are whole numbers, or names where the classes have names.
         path: Folder of the trace, by convention `*.trace`; None keeps everything in memory.
         split: Name of the split of all examples. A data set with an array `split` says it for
             each example instead.
@@ -250,7 +250,7 @@ def _record_rows(
     prices = None if work.listed is None else work.listed.segment
     before, seen, checked = store.rows, 0, False
     with progress_bar("Recording", total_rows(loader), enabled=progress) as advance:
-        for rows in labeled_rows(loader, batch_size, take_in(work.cascade)):
+        for rows in labeled_rows(loader, batch_size, take_in(work.cascade), work.class_names):
             if table is None:
                 first = take_rows(rows.inputs, torch.tensor([0]))
                 table = measure_flops(work.cascade, to_device(first, work.device))

@@ -59,7 +59,10 @@ class Rows:
 
 
 def labeled_rows(
-    loader: Loader, size: int, take_in: Callable[[object], Raw] = as_batch
+    loader: Loader,
+    size: int,
+    take_in: Callable[[object], Raw] = as_batch,
+    class_names: Sequence[str] = (),
 ) -> Iterator[Rows]:
     """Walk through a loader.
 
@@ -68,6 +71,7 @@ def labeled_rows(
             numbered from 0.
         size: Batch size, for a data set that makes its own loader.
         take_in: What makes a batch of the inputs.
+        class_names: In the order of the scores; labels may be these names.
 
     Raises:
         InputError: If a batch has another form, or its parts differ in length.
@@ -82,7 +86,7 @@ def labeled_rows(
             )
         inputs = take_in(item[0])
         m = batch_size(inputs)
-        labels = check_labels(item[1]).numpy()
+        labels = check_labels(item[1], class_names=class_names).numpy()
         ids = _ids(item[2]) if len(item) == 3 else np.arange(start, start + m, dtype=np.int64)
         if labels.shape != (m,) or ids.shape != (m,):
             raise InputError(

@@ -5,6 +5,7 @@ import math
 import random
 import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -490,3 +491,12 @@ def test_each_row_asks_its_own_question():
     assert asks.text({"text": "a", "labels": "the truth"}) == "a of x, y?"
     with pytest.raises(InputError, match=r"prompt names \{text\}, which is no field"):
         asks.text("a plain text")
+
+
+@pytest.mark.parametrize("gap", [None, math.nan, np.float32("nan")])
+def test_a_gap_is_refused_before_anybody_is_paid(gap):
+    with StandIn() as server:
+        stage = stage_of(server, prompt="Good or bad? {title}")
+        with pytest.raises(InputError, match="a value for each field that the prompt names"):
+            said(stage, [{"title": gap}])
+        assert not server.bodies

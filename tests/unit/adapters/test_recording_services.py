@@ -124,6 +124,8 @@ def test_after_an_answer_above_its_highest_price_no_call_begins_beyond_the_ceili
 
 
 def test_a_ceiling_needs_prices():
+    with StandIn() as server, pytest.raises(InputError, match="max_spend must be finite"):
+        recorded(cascade_of(server), max_spend=-1.0)
     with StandIn() as server, pytest.raises(InputError, match="max_spend needs the prices"):
         recorded(cascade_of(server, prices=None), max_spend=1.0)
 

@@ -302,3 +302,18 @@ def test_names_that_do_not_contradict_each_other_are_taken():
     assert go(other, NAMED, costs=costs).class_names == ("cat", "dog", "eel")
     turned = arrays(X, Y, class_names=["dog", "cat", "eel"])
     assert go(turned, NAMED, costs=costs, class_names=[]).class_names == ()
+
+
+@pytest.mark.parametrize("given", [None, ["a", "b", "c"]])
+def test_labels_may_be_the_names_of_the_classes(given, tmp_path):
+    names = ["a", "b", "c"]
+    of_names = Cascade.from_models(
+        {"small": network(1), "large": network(2)}, class_names=() if given else names
+    )
+    told = {"class_names": given, "costs": COSTS, "progress": False}
+    for path in (None, tmp_path / "it.trace"):
+        trace = record(of_names, [(X, [names[k] for k in Y])], path=path, **told)
+        assert trace.labels.tolist() == Y.tolist()
+        assert list(trace.class_names) == names
+    with pytest.raises(InputError, match="'d'"):
+        record(of_names, [(X[:2], ["a", "d"])], **told)
