@@ -6,7 +6,6 @@ white to what reads [0, 1]: the answer would be wrong, and nothing would say so.
 Layer: stages.  Source: docs/adr/0060.
 """
 
-import itertools
 import math
 from collections.abc import Iterable, Iterator
 from typing import Any, final
@@ -125,8 +124,10 @@ def _steps(transform: nn.Module | None) -> list[nn.Module | None]:
 def _read(transform: nn.Module | None, given: Raw, domain: Domain | None) -> Iterator[Checked]:
     """The numbers that a transform is given, with the domain that they must be of."""
     steps = _steps(transform)
-    columns = list(itertools.takewhile(lambda step: isinstance(step, Columns), steps))
-    steps = steps[len(columns) :]
+    columns = []
+    while steps and isinstance(steps[0], Columns):
+        columns.append(steps[0])
+        steps = steps[1:]
     files = isinstance(steps[0] if steps else None, Decode)
     domain = _first(steps[files:]) if domain is None else domain
     if domain is None:
