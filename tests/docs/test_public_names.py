@@ -22,6 +22,7 @@ NOT_SHOWN = {
     "imagenet32": "its files are downloaded by hand",
     "fetch": "needs a network",
     "measure_joules": "needs hardware that reports energy",
+    "predict_shards": "starts a cluster of Ray",
 }
 #: Functions for those who build on a layer from inside; their docstrings say enough.
 INTERNAL = {
