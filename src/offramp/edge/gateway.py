@@ -14,7 +14,8 @@ import numpy as np
 from offramp._core.cut import Cut, Send
 from offramp._core.errors import InputError
 from offramp._core.open_inference import datatype_of
-from offramp.adapters.http_settings import HttpSettings, http_stage
+from offramp.adapters.http import http_stage
+from offramp.adapters.http_settings import HttpSettings
 from offramp.adapters.limits import Limits
 from offramp.bundle.onnx.parts import Parts
 from offramp.edge.resume import reading
