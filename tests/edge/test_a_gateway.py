@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError
@@ -13,7 +14,7 @@ from offramp.models.absent import Absent
 from offramp.runtime import Adaptive
 from offramp.serve.run import Running
 from offramp.serve.settings import Settings as Serving
-from offramp.stages import Cascade, Stage
+from offramp.stages import Stage
 from support import edged
 from support.served import running
 
@@ -90,11 +91,9 @@ def test_three_places_answer_what_the_model_answers_and_two_without_the_last(ser
 
 def test_a_cloud_of_another_split_behind_a_gateway_is_named(model, tmp_path, caplog):
     places = {"device": ["a"], "gateway": ["b"], "example": edged.images(1)}
-    other = Cascade.from_models(
-        {stage.name: stage.module for stage in model.cascade},
-        specs={stage.name: stage.spec for stage in model.cascade},
-        class_names=[f"kind {k}" for k in range(edged.CLASSES)],
-    )
+    other = edged.networks()
+    with torch.no_grad():
+        next(other.stage("c").parameters()).add_(1.0)
     with edged.exported_once():
         foreign = split(
             Adaptive(other, model.candidate),
