@@ -97,3 +97,24 @@ def test_a_gateway_needs_a_link_and_an_address(run, files, tmp_path, more):
     found = run(*split_words(files, tmp_path / "s", "1 Mbit/s, 500 ms", *more))
     assert found.code == 2
     assert "belong together" in " ".join(found.err.split())
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (("--device-slower", "nan"), "--device-slower must be"),
+        (("--call-ms", -3), "--call-ms must be"),
+        (("--gateway-slower", "inf"), "--gateway-slower must be"),
+        (
+            ("--gateway-link", "1 Gbit/s, 40 ms", "--cloud-url", "nonsense"),
+            "url must be an address",
+        ),
+    ],
+)
+def test_numbers_outside_their_domain_are_refused_before_anything_is_measured(
+    run, files, tmp_path, more, says
+):
+    found = run(*split_words(files, tmp_path / "s", "1 Mbit/s, 500 ms", *more))
+    assert found.code == 2
+    assert says in found.err
+    assert not (tmp_path / "s").exists()

@@ -45,7 +45,10 @@ def test_given_replicas_that_are_too_few_are_told(run, deployed, npz):
     ("options", "says"),
     [
         (("--replicas", "small"), "--replicas must be names of stages"),
-        (("--rps", 0), "rate must be"),
+        (("--rps", 0), "--rps must be"),
+        (("--rps", "nan"), "--rps must be"),
+        (("--p99", "inf"), "--p99 must be"),
+        (("--price", 0), "--price must be"),
         (("--p99", 1e-6), "p99 must be at least"),
     ],
 )

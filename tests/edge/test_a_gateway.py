@@ -4,11 +4,12 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp.edge import Client, Settings, split
-from offramp.edge.resume import EDGE
+from offramp.edge.resume import EDGE, load_resumed
 from offramp.models.absent import Absent
 from offramp.runtime import Adaptive
 from offramp.serve.run import Running
@@ -61,6 +62,10 @@ def test_three_places_answer_what_the_model_answers_and_two_without_the_last(ser
     settings = Settings(url=gateway.url, model="gateway", timeout=30.0)
     client = Client(made.path / "device", settings)
     client.check()
+    behind = Client(made.path / "device", Settings(url=cloud.url, timeout=30.0))
+    with pytest.raises(InputError, match="where there is a gateway, ask that"):
+        behind.check()
+    behind.close()
     told = client(x.numpy())
     assert not told.offline.any()
     assert (np.array(told.stage) == names)[keep].all()
@@ -82,6 +87,30 @@ def test_three_places_answer_what_the_model_answers_and_two_without_the_last(ser
     )
     assert {told.reason[k] for k in np.flatnonzero(away)} == {"failed"}
     assert "failed" not in {told.reason[k] for k in np.flatnonzero(~away & keep)}
+
+
+def test_a_cloud_of_another_split_behind_a_gateway_is_named(model, tmp_path, caplog):
+    places = {"device": ["a"], "gateway": ["b"], "example": edged.images(1)}
+    other = edged.networks()
+    with torch.no_grad():
+        next(other.stage("c").parameters()).add_(1.0)
+    with edged.exported_once():
+        foreign = split(
+            Adaptive(other, model.candidate),
+            tmp_path / "a",
+            cloud_url="http://127.0.0.1:9",
+            **places,
+        )
+        with running({"cloud": foreign.path / "cloud"}) as cloud:
+            mine = split(model, tmp_path / "b", cloud_url=cloud.url, **places)
+            assert mine.id != foreign.id
+            gateway = load_resumed(mine.path / "gateway", allow_network=("127.0.0.1",))
+            asked = gateway.cascade.stages["c"].module
+            for _ in range(2):
+                assert asked(edged.images(2)).isnan().all()
+    (said,) = [record.getMessage() for record in caplog.records if "failed" in record.getMessage()]
+    assert f"input.{mine.id}" in said
+    assert f"input.{foreign.id}" in said
 
 
 def test_the_gateway_holds_its_own_network_alone(served):

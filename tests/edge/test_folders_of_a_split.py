@@ -16,7 +16,7 @@ from offramp._core.errors import FileFormatError, InputError
 from offramp.backends import with_backend
 from offramp.bundle import load, save
 from offramp.edge import Client, Settings, split
-from offramp.edge.resume import EDGE, resumed
+from offramp.edge.resume import EDGE, load_resumed, resumed
 from offramp.stages import Decode, Normalize
 from support import edged
 from support.served import cascade_of, inputs_of, model_of, running
@@ -237,3 +237,12 @@ def test_a_cloud_in_onnx_runtime_goes_on_from_the_same_device(tmp_path):
     assert told.label.tolist() == want.labels.tolist()
     assert [w == "cloud" for w in told.where] == (want.stage == 1).tolist()
     assert not list((made.path / "cloud").glob("small*.onnx"))
+
+
+def test_a_backend_made_for_other_types_than_are_sent_is_refused(tmp_path):
+    model = model_of(cascade_of(Normalize(mean=[0.4], std=[0.3], scale=1 / 255)))
+    x = (255 * inputs_of(1).sigmoid()).to(torch.uint8)
+    made = split(model, tmp_path / "s", device=["small"], example=x)
+    with pytest.raises(InputError, match=r"devices send \['uint8'\].*--cloud-backend"):
+        load_resumed(made.path / "cloud", backend="onnxruntime")
+    load_resumed(made.path / "cloud")

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from offramp._core.errors import InputError
 from offramp.edge import Client, split
+from offramp.stages.transforms import Normalize
 from support import edged
-from support.served import inputs_of
+from support.served import cascade_of, inputs_of, model_of
 
 HERE = Path(__file__).parent
 NODE = shutil.which("node")
@@ -65,3 +67,38 @@ def test_a_changed_file_is_refused(made, tmp_path):
     done = in_node(tmp_path / "device", inputs_of(2), tmp_path)
     assert done.returncode != 0
     assert f"{changed.name} has changed" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def pixels(tmp_path_factory):
+    """The device's folder of a model that reads numbers from 0 to 255."""
+    model = model_of(cascade_of(Normalize(mean=[0.4], std=[0.3], scale=1 / 255)))
+    path = tmp_path_factory.mktemp("pixels") / "s"
+    split(model, path, device=["small"], example=255 * inputs_of(1).sigmoid())
+    return path / "device"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x,
+        lambda x: x - 0.5,
+        lambda x: x * 1000,
+        lambda x: x * 3 + 0.1,
+        lambda x: x * 255 - 300,
+        lambda x: (x * 3).round(),
+        lambda x: x * 0,
+        lambda x: x * 255,
+    ],
+)
+def test_numbers_that_the_stages_do_not_read_are_refused_as_in_python(pixels, change, tmp_path):
+    x = change(inputs_of(12).sigmoid())
+    done = in_node(pixels, x, tmp_path)
+    try:
+        said, want = "", Client(pixels)(x.numpy())
+    except InputError as error:
+        said, want = str(error), None
+    assert (done.returncode == 0) == (want is not None), done.stderr[-2000:]
+    assert said in done.stderr
+    if want is not None:
+        assert json.loads(done.stdout)["label"] == want.label.tolist()

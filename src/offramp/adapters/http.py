@@ -8,6 +8,7 @@ Source: kserve.github.io/open-inference-protocol, the REST part; `_core.open_inf
 """
 
 import asyncio
+import logging
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -48,6 +49,7 @@ from offramp.adapters.limits import Limits, limits_of
 from offramp.stages import Stage
 from offramp.stages.transforms import Transforms
 
+_log = logging.getLogger(__name__)
 _BINARY_TYPE = {"Content-Type": "application/octet-stream"}
 
 
@@ -225,8 +227,11 @@ class RemoteNetwork(nn.Module):
             said = await self._connection.ask(path, body, headers, read=_answered)
             found = self._read(said, m)
         except CallError as error:
+            why = f"failed: {error}"
+            if why not in self.counts:  # once for each reason
+                _log.warning("The model %r at %s has %s", settings.model, settings.url, why)
             self.counts["failed"] += 1
-            self.counts[f"failed: {error}"] += 1
+            self.counts[why] += 1
             return self._nothing(m)
         self.counts["answered"] += 1
         return found

@@ -101,12 +101,14 @@ def split_command(
     Out: a folder with device/, which numpy and onnxruntime run, and cloud/, which offramp serve
     serves. Exit code 3 where the cloud or the device alone is cheaper: nothing is written then.
 
-    Example: offramp edge split runs/demo/bundle runs/demo/demo.trace runs/demo/test.npz
+    Example: offramp edge split runs/demo/bundle runs/demo/digits.trace runs/demo/test.npz
     --link "20 Mbit/s, 50 ms" --out runs/split
     """
     from dataclasses import replace
 
     from offramp import Adaptive, Cascade, load, load_trace
+    from offramp._core.addresses import checked_url
+    from offramp._core.checks import check_not_negative, check_positive
     from offramp._core.link import Link
     from offramp.backends import require_onnx, with_backend
     from offramp.cli.bench import some_inputs
@@ -117,6 +119,12 @@ def split_command(
     output, between = Output(as_json=json), Link.parse(link)
     if (gateway_link is None) != (cloud_url is None):
         raise InputError("--gateway-link and --cloud-url belong together: give both, or neither.")
+    check_positive("--device-slower", device_slower)  # before anything is measured
+    check_positive("--gateway-slower", gateway_slower)
+    if call_ms is not None:
+        check_not_negative("--call-ms", call_ms)
+    if cloud_url is not None:
+        checked_url(cloud_url, None)
     require_onnx()
     model = load(bundle, allow_import=allow_import)
     held, names = list(model.cascade), model.cascade.topology.names  # type: ignore[call-overload]
@@ -301,9 +309,6 @@ def _seconds_of(
     """Of the stages on the device and in the cloud: given, or measured as they will run there."""
     from offramp.backends import with_backend
     from offramp.stages import given_costs, measure_seconds
-
-    if not 0 < times < float("inf"):
-        raise InputError(f"--device-slower must be above 0, got {times}.")
 
     def seconds(option: str, given: str | None, *, exported: bool) -> "Costs":
         if given is not None:

@@ -60,11 +60,16 @@ def command(
 
     Example: offramp simulate runs/demo/bundle runs/demo/test.npz --rps 50000 --p99 100
     """
+    from offramp._core.checks import check_not_negative, check_positive
     from offramp.cli.bench import loaded_to_time, some_inputs
     from offramp.tuning.meter import measure_times
     from offramp.tuning.simulate import Traffic, plan, simulate
 
     output = Output(as_json=json)
+    for name, value in {"--rps": rps, "--p99": p99, "--price": price}.items():
+        check_positive(name, value)  # before anything is measured
+    check_not_negative("--patience", patience)
+    check_not_negative("--overhead", overhead)
     options.set_threads(threads or 1)
     model = loaded_to_time(
         bundle,

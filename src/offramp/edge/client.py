@@ -154,13 +154,15 @@ class Client:
         _, _, body = self._calls.ask(f"/v2/models/{self.settings.model}", None, self._headers())
         told = json.loads(body)
         names = [column["name"] for column in told.get("inputs", ())]
-        mine = self.device.edge["id"]
-        if not any(name.endswith(f".{mine}") for name in names):
+        edge, mine = self.device.edge, self.device.edge["id"]
+        # A cloud behind a gateway reads raw input of the same split, and no device's answers.
+        wanted = [*([edge["logits"]] if edge["asked"] else []), *edge["raw"].values()]
+        if not set(wanted) <= set(names) or not any(n.endswith(f".{mine}") for n in names):
             raise InputError(
                 f"{self.device.folder} is the device of the split {mine}, but the model "
                 f"{self.settings.model!r} at {self.settings.url} is of another one, or the cloud "
-                f"of none: it reads {names}. Deploy both folders of one split, or refresh the "
-                "device."
+                f"of none, or not what this device asks: it reads {names}. Deploy both folders of "
+                "one split, or refresh the device; where there is a gateway, ask that."
             )
 
     def flush(self) -> Iterator[tuple[str, Mapping[str, NDArray[Any]]]]:

@@ -47,6 +47,7 @@ export class Device {
     this.classNames = manifest.class_names;
     this.stages = manifest.stage_names;
     this._sessions = sessions;
+    this._seen = new Set(); // types of numbers that have been looked at
     this._here = new Set(manifest.stages.map((stage) => stage.index));
     this._ends = manifest.paths.map((path) => path[path.length - 1]);
     this._last = manifest.paths.map((path) =>
@@ -71,6 +72,7 @@ export class Device {
     if (!fits) {
       throw new Error(`inputs must be ${names}, as many examples in each.`);
     }
+    this._look(raw[0]);
     const { state } = await this.walk(raw, n);
     const node = [...state.node.data].map(Number);
     const classes = this.manifest.classes;
@@ -81,6 +83,32 @@ export class Device {
       stage: node.map((k) => this.stages[this._last[k]]),
       away: node.map((k) => !this._here.has(this._ends[k])),
     };
+  }
+
+  /** Refuse inputs where the first numbers of a type are not those that the stages read. */
+  _look(tensor) {
+    const { type, dims, data } = tensor;
+    const bits = type === "float16" && data instanceof Uint16Array; // no numbers to compare
+    if (this._seen.has(type) || !data.length || bits) return;
+    let said = true;
+    for (const [low, high] of this.manifest.domains ?? []) {
+      const { least, most, whole: rounded } = extremes(data);
+      const room = (high - low) / 2;
+      const picture = dims.length >= 3 && [1, 3].includes(dims[dims.length - 3]);
+      if (!Number.isFinite(least + most) || (high <= 1 && !picture)) continue;
+      const largest = Math.max(Math.abs(least), Math.abs(most));
+      const whole = !type.startsWith("float");
+      let dark = !whole && high > 2 && largest > 0 && largest <= Math.max(1, high / 64);
+      if (dark && largest > 1) dark = !rounded;
+      if (dark || least < low - room || most > high + room) {
+        throw new Error(
+          `inputs must hold numbers in [${low}, ${high}], which the stages read, got ` +
+            `${type} in [${general(least)}, ${general(most)}].`,
+        );
+      }
+      said &&= whole ? high > 1 : largest > 0;
+    }
+    if (said) this._seen.add(type);
   }
 
   /** What is known of the examples after the stages that are here, and the carries. */
@@ -163,6 +191,26 @@ async function checkDigest(name, bytes, wanted) {
   const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
   const found = [...digest].map((byte) => byte.toString(16).padStart(2, "0")).join("");
   if (found !== wanted) throw new Error(`${name} has changed since it was written.`);
+}
+
+/** The least and the most of some numbers, NaN if one is, and whether all are whole. */
+function extremes(data) {
+  let [least, most, whole] = [Infinity, -Infinity, true];
+  for (const each of data) {
+    const value = Number(each);
+    if (Number.isNaN(value)) return { least: NaN, most: NaN, whole: false };
+    least = Math.min(least, value);
+    most = Math.max(most, value);
+    whole &&= Number.isInteger(value);
+  }
+  return { least, most, whole };
+}
+
+/** A number in four digits, as Python writes it with "g". */
+function general(value) {
+  const [digits, power] = value.toExponential(3).split("e").map(Number);
+  if (power >= -4 && power < 4) return String(Number(value.toPrecision(4)));
+  return `${digits}e${power < 0 ? "-" : "+"}${String(Math.abs(power)).padStart(2, "0")}`;
 }
 
 /** How many numbers one example has. */

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from offramp._core.cut import Cut
-from offramp._core.errors import FileFormatError
+from offramp._core.errors import FileFormatError, InputError
 from offramp._core.packing import SCALE
 from offramp._core.topology import RAW_INPUT, Topology
+from offramp.backends.table import AUTO, EAGER
 from offramp.bundle import load, read_extra, read_manifest
 from offramp.runtime import Adaptive
 from offramp.stages import Cascade, Columns, HeldStages, Stage
@@ -70,7 +71,20 @@ def _unpacked(given: Mapping[str, Tensor], name: str) -> Tensor:
 
 
 def load_resumed(path: Path | str, **how: Any) -> Adaptive:  # noqa: ANN401  (of `offramp.load`)
-    """As `offramp.load`, of a cloud's part of a split the rest of the cascade; raises as both."""
+    """As `offramp.load`, of a cloud's part of a split the rest of the cascade; raises as both.
+
+    Raises:
+        InputError: If a backend is wanted that would be made for other types than devices send.
+    """
+    backend = how.get("backend")
+    if backend not in (None, EAGER, AUTO) and EDGE in read_manifest(path).files:
+        types = read_extra(path, EDGE).get("types", [])
+        if "uint8" in types:  # pictures as they come, where networks in PyTorch read both
+            raise InputError(
+                f"backend must be None for {path}, got {backend!r}: devices send {types}, and a "
+                "backend chosen now is made for float32. Split with the cloud in that backend: "
+                "offramp edge split --cloud-backend."
+            )
     return resumed(load(path, **how), path)
 
 

@@ -164,6 +164,7 @@ def split(
         write_parts(folder / DEVICE, parts, model.class_names, edge=edge)
         whole = _stages_of(model)
         held, note = _without(whole, cut, parts.classes), {**told, "files": files}
+        note["types"] = sorted({v.dtype.name for v in parts.inputs}) if raw else []
         place = CLOUD
         if far is not None and cloud_url is not None:
             save(in_the_cloud(whole.stage(far), raw), folder / CLOUD)

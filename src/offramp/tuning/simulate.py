@@ -196,16 +196,22 @@ def simulate(
     0.5
     """
     names, loads = traffic.topology.names, traffic.loads()
-    lacking = [names[k] for k in loads if replicas.get(names[k], 0) < 1]
+    lacking = [names[k] for k in loads if not _is_count(replicas.get(names[k]))]
     if lacking:
         raise InputError(
-            f"replicas must give at least 1 to each stage that somebody visits, {lacking} have "
-            f"none in {dict(replicas)}."
+            "replicas must give a whole number of at least 1 to each stage that somebody visits, "
+            f"{lacking} have none in {dict(replicas)}."
         )
+    if foreign := sorted(set(replicas) - set(names)):
+        raise InputError(f"replicas must be of the stages {list(names)}, got {foreign}.")
     rng = np.random.default_rng(check_seed(seed))
     comes = _arrivals(traffic, rng) if arrivals is None else np.asarray(arrivals, dtype=np.float64)
-    if len(comes) < 2 or np.any(np.diff(comes) < 0):
-        raise InputError("arrivals must be at least 2 seconds' stamps that ascend.")
+    ascend = comes.ndim == 1 and len(comes) > 1 and bool((np.diff(comes) >= 0).all())
+    if not ascend or not 0 < comes[-1] - comes[0] < math.inf:
+        raise InputError(
+            "arrivals must be at least 2 finite seconds that ascend, and not all the same, got "
+            f"an array of {comes.shape} that begins {comes.ravel()[:3].tolist()}."
+        )
     ways = list(traffic.shares)
     drawn = rng.choice(len(ways), size=len(comes), p=np.array(list(traffic.shares.values())))
     run = _Run(traffic, {k: replicas[names[k]] for k in loads}, comes, [ways[i] for i in drawn])
@@ -262,6 +268,10 @@ def plan(
         f"p99 must be longer than {p99:.3g} seconds for {traffic.rate:g} examples each second on "
         f"at most {most} replicas. Allow more replicas, smaller batches or a shorter patience."
     )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 1
 
 
 def _least(traffic: Traffic) -> float:
@@ -345,7 +355,7 @@ class _Run:
             ready = [
                 (since, path)
                 for since, path in waiting
-                if len(queues[path]) >= full or now - since >= patience - 1e-12
+                if len(queues[path]) >= full or now >= since + patience
             ]
             if not ready:
                 look = min(waiting)[0] + patience if waiting else np.inf

@@ -158,3 +158,29 @@ def test_what_cannot_be_is_refused():
         simulate(two(), {"a": 1})
     with pytest.raises(InputError, match="ascend"):
         simulate(one(1.0), {"a": 1}, arrivals=[1.0, 0.5])
+    with pytest.raises(InputError, match=r"stages \['a', 'b'\], got \['c'\]"):
+        simulate(two(), {"a": 1, "b": 1, "c": 1})
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.5, float("nan"), True])
+def test_replicas_are_whole_numbers(count):
+    with pytest.raises(InputError, match="whole number of at least 1"):
+        simulate(one(1.0), {"a": count})
+
+
+@pytest.mark.parametrize(
+    "arrivals", [[], [1.0], [1.0, 1.0], [0.0, np.nan, 2.0], [0.0, np.inf], [[0.0, 1.0]]]
+)
+def test_arrivals_that_are_none_are_refused(arrivals):
+    with pytest.raises(InputError, match="arrivals must be at least 2 finite seconds"):
+        simulate(one(1.0), {"a": 1}, arrivals=arrivals)
+
+
+def test_patience_ends_however_large_the_stamps_are():
+    """Seconds of a clock leave few digits for patience."""
+    comes = np.arange(300) / 100
+    patient = one(100.0, batch_size=16, patience=0.0021)
+    early = simulate(patient, {"a": 4}, arrivals=comes)
+    late = simulate(patient, {"a": 4}, arrivals=1.76e9 + comes)
+    assert late.p50 == pytest.approx(early.p50, abs=1e-5)
+    assert simulate(one(1e-9, batch_size=16, patience=0.002), {"a": 1}).stable
