@@ -61,16 +61,16 @@ def test_where_no_cut_is_cheaper_nothing_is_written(run, files, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("more", "named"),
+    ("link", "more", "named"),
     [
-        (("--link", "fast"), "20 Mbit/s, 50 ms"),
-        (("--link", "0 Mbit/s, 1 ms"), "bandwidth"),
-        (("--device-seconds", "small"), "--device-seconds"),
-        (("--device", "large"), "a cut of"),
+        ("fast", (), "20 Mbit/s, 50 ms"),
+        ("0 Mbit/s, 1 ms", (), "bandwidth"),
+        ("1 Mbit/s, 500 ms", ("--device-seconds", "small"), "--device-seconds"),
+        ("1 Mbit/s, 500 ms", ("--device", "large"), "a cut of"),
     ],
 )
-def test_wrong_options_are_named(run, files, tmp_path, more, named):
-    words = split_words(files, tmp_path / "s", "1 Mbit/s, 500 ms", *more)
+def test_wrong_options_are_named(run, files, tmp_path, link, more, named):
+    words = split_words(files, tmp_path / "s", link, *more)
     found = run(*words)
     assert found.code == 2
     assert named in " ".join(found.err.split())
