@@ -23,10 +23,10 @@ def files(tmp_path_factory):
     return place
 
 
-def split_words(files, out, link, *more):
+def split_words(files, out, link, *more, seconds="small=0.001,large=9"):
     return (
         *("edge", "split", files / "net", files / "t.trace", files / "x.npz", "--out", out),
-        *("--link", link, "--device-seconds", "small=0.001,large=9", "--max-drop", 0.05, *more),
+        *("--link", link, "--device-seconds", seconds, "--max-drop", 0.05, *more),
     )
 
 
@@ -61,16 +61,16 @@ def test_where_no_cut_is_cheaper_nothing_is_written(run, files, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("link", "more", "named"),
+    ("link", "seconds", "more", "named"),
     [
-        ("fast", (), "20 Mbit/s, 50 ms"),
-        ("0 Mbit/s, 1 ms", (), "bandwidth"),
-        ("1 Mbit/s, 500 ms", ("--device-seconds", "small"), "--device-seconds"),
-        ("1 Mbit/s, 500 ms", ("--device", "large"), "a cut of"),
+        ("fast", "small=1,large=9", (), "20 Mbit/s, 50 ms"),
+        ("0 Mbit/s, 1 ms", "small=1,large=9", (), "bandwidth"),
+        ("1 Mbit/s, 500 ms", "small", (), "--device-seconds must be names of stages"),
+        ("1 Mbit/s, 500 ms", "small=1,large=9", ("--device", "large"), "a cut of"),
     ],
 )
-def test_wrong_options_are_named(run, files, tmp_path, link, more, named):
-    words = split_words(files, tmp_path / "s", link, *more)
+def test_wrong_options_are_named(run, files, tmp_path, link, seconds, more, named):
+    words = split_words(files, tmp_path / "s", link, *more, seconds=seconds)
     found = run(*words)
     assert found.code == 2
     assert named in " ".join(found.err.split())
