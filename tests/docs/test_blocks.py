@@ -6,6 +6,7 @@ commands exist with all their options, and addresses that curl and JavaScript as
 commands are run too.
 """
 
+import ast
 import gc
 import importlib.util
 import re
@@ -66,6 +67,12 @@ PACKAGES = {"timm": "timm", "torchvision": "torchvision", "huggingface": "transf
 
 def can_run(block):
     """False where a block says that it needs a package that is not there."""
+    if block.text.startswith("# needs a cluster\n"):  # what it takes of ours has to be there
+        for node in ast.walk(ast.parse(block.text)):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("offramp"):
+                module = importlib.import_module(node.module)
+                assert all(hasattr(module, name.name) for name in node.names), node.module
+        return False
     needs = NEEDS.match(block.text)
     if needs is None:
         return True
@@ -172,8 +179,11 @@ def check_command(words):
     elif words[0] == "curl":
         (address,) = [word for word in words if word.startswith("http://127.0.0.1:8000/")]
         assert is_served(address.removeprefix("http://127.0.0.1:8000")), f"nothing is at {address}"
+    elif words[:2] == ["serve", "run"]:  # of Ray
+        module, _, name = words[2].partition(":")
+        assert callable(getattr(importlib.import_module(module), name))
     else:
-        raise AssertionError(f"{words[0]!r} is neither make, offramp nor curl")
+        raise AssertionError(f"{words[0]!r} is neither make, offramp, curl nor serve run")
 
 
 def is_served(path):

@@ -31,7 +31,6 @@ from offramp.models import ModelSpec, build
 from offramp.runtime import Adaptive
 from offramp.runtime.plans import plan_segments
 from offramp.stages import Cascade, HeldStages, Stage, weights_digest
-from offramp.stages.fusing.piece import ALONE
 
 DEVICE, GATEWAY, CLOUD, MANIFEST = "device", "gateway", "cloud", "split.json"
 SCRIPT = "device.mjs"  # runs the device's folder in a browser
@@ -247,7 +246,7 @@ def _without(cascade: Cascade | HeldStages, cut: Cut, classes: int) -> Cascade |
     for stage in cascade:
         k = topology.index(stage.name)
         shared = k in topology.sources or topology.groups.count(topology.groups[k]) > 1
-        alone = stage.source is None and not shared and stage.part is ALONE
+        alone = stage.source is None and not shared and not stage.part
         if k in cut.here - cut.again and alone:
             spec = ModelSpec(name="absent", arguments={"classes": classes})
             stage = Stage(
