@@ -17,6 +17,7 @@ from offramp.bundle import export_onnx, manifest, names, save
 from offramp.bundle.onnx import folder as onnx_folder
 from offramp.cli import main
 from offramp.data import arrays
+from offramp.edge import write as edge_write
 from offramp.models import ModelSpec, build, make_head, save_weights, small_cnn
 from offramp.policy import Candidate
 from offramp.project import folder as run_folder
@@ -324,7 +325,7 @@ def test_the_kinds_are_those_that_are_written():
     assert TRACE.others == {trace_files.ARRAYS}
     assert (BUNDLE.manifest, BUNDLE.format) == (names.MANIFEST, manifest.FORMAT)
     assert (ONNX_FOLDER.manifest, ONNX_FOLDER.format) == (names.MANIFEST, onnx_folder.FORMAT)
-    assert ONNX_FOLDER.others == {names.POLICY, onnx_folder.RUNNER}
+    assert ONNX_FOLDER.others == {names.POLICY, onnx_folder.RUNNER, edge_write.SCRIPT}
     assert RUN.manifest == run_folder.MARKER
     assert set(ownership._CLOSED) == {TRACE, BUNDLE, ONNX_FOLDER}
 
