@@ -87,7 +87,15 @@ def test_what_was_watched_is_there_again_after_a_kill(tmp_path):
         assert feedback == {"counted": 4, "unknown": 2}  # those of before are counted once
 
 
-def test_an_interrupt_ends_it_as_well(bundle):
+@pytest.fixture
+def interruptible():
+    """Interrupts as a terminal has them: whoever runs tests behind a shell may ignore them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_ends_it_as_well(bundle, interruptible):
     with program(bundle) as (process, client):
         client("/v2")
         process.send_signal(signal.SIGINT)
