@@ -1,4 +1,4 @@
-"""One small cluster of Ray on this machine, for all tests of a session that need one."""
+"""A small cluster of Ray on this machine, for the tests of a file, and gone after them."""
 
 import os
 import socket
@@ -7,7 +7,7 @@ import warnings
 import pytest
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster():
     """Ray, started with two CPUs; what is asked of it counts, so nothing waits for want of them."""
     ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'offramp[ray]'")
