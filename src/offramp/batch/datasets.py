@@ -13,6 +13,7 @@ import numpy as np
 from offramp._core.checks import check_positive_int
 from offramp._core.errors import InputError
 from offramp.batch.cluster import Workers, ray_data, resources
+from offramp.batch.table import with_numbers
 
 if TYPE_CHECKING:
     from offramp.batch.answering import Answering, Batch, Loading
@@ -101,7 +102,7 @@ class _Rows:
             names = np.arange(len(next(iter(given.values()))))
         else:
             names = given.pop(self._id)
-        columns = self._answering.of_columns(names.tolist(), given)
+        columns = with_numbers(self._answering.of_columns(names.tolist(), given))
         told = {name: np.array(values, dtype=_TYPES[name]) for name, values in columns.items()}
         return told | {"id": names}
 

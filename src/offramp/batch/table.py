@@ -3,6 +3,7 @@
 Layer: batch.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,17 @@ def _class_name(label: int, class_names: Sequence[str]) -> str:
     return class_names[label] if class_names else str(label)
 
 
+def with_numbers(columns: Columns) -> Columns:
+    """The same where a cost and a confidence that nobody knows are NaN, not an empty text."""
+    return {
+        **columns,
+        **{
+            name: [math.nan if value == "" else value for value in columns[name]]
+            for name in ("cost", "confidence")
+        },
+    }
+
+
 def arrow_table(columns: Columns) -> Any:  # noqa: ANN401  (pyarrow is optional)
     """The columns as a table of pyarrow, with one type for each, whatever is in them.
 
@@ -48,8 +60,6 @@ def arrow_table(columns: Columns) -> Any:  # noqa: ANN401  (pyarrow is optional)
     except ImportError as error:
         raise MissingExtraError("pyarrow", "parquet") from error
     # Ids of several files may be numbers and names; a column has one type.
-    fixed = {**columns, "id": [str(name) for name in columns["id"]]}
-    for name in ("cost", "confidence"):
-        fixed[name] = [float("nan") if value == "" else value for value in columns[name]]
+    fixed = {**with_numbers(columns), "id": [str(name) for name in columns["id"]]}
     types = {"confidence": pa.float64(), "cost": pa.float64(), "error": pa.string()}
     return pa.table({name: pa.array(values, types.get(name)) for name, values in fixed.items()})

@@ -10,9 +10,11 @@ from PIL import Image
 from offramp._core.errors import InputError, MissingExtraError
 from offramp.batch.answering import Answering, Loading
 from offramp.batch.cluster import resources
+from offramp.batch.datasets import _Rows
 from offramp.batch.shards import Purse
 from offramp.batch.table import arrow_table
 from offramp.bundle import load, save
+from offramp.runtime import Adaptive
 from offramp.stages import Normalize
 from offramp.stages.transforms import Chain, Decode, Resize
 from support.served import cascade_of, inputs_of, make_bundle, model_of
@@ -119,3 +121,14 @@ def test_without_ray_the_extra_is_named(monkeypatch, bundle, what):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtraError, match=r"offramp\[ray\]"):
         classify(None, bundle) if what == "data" else build_app(bundle)
+
+
+def test_costs_that_nobody_knows_are_nan(tmp_path):
+    model = model_of(cascade_of())
+    save(Adaptive(model.cascade, model.choice), tmp_path / "free")
+    x = inputs_of(5)
+    rows = _Rows(Loading(bundle=tmp_path / "free"), "id")
+    told = rows({"id": np.arange(5), "x": x.numpy()})
+    assert told["label"].tolist() == model(x).labels.tolist()
+    assert np.isnan(told["cost"]).all()
+    assert np.isfinite(told["confidence"]).all()
