@@ -16,6 +16,7 @@ import torch
 
 from offramp._core.batch import batch_size, split_rows
 from offramp._core.checks import check_known, check_positive_int
+from offramp._core.cluster import check_is_there
 from offramp._core.errors import FileFormatError, InputError, OfframpError
 from offramp._core.open_inference import WireTensor, datatype_of
 from offramp._core.types import Raw
@@ -74,12 +75,7 @@ class Loading:
             InputError: If the bundle is not on this machine.
             OfframpError: As `offramp.load`.
         """
-        if not self.bundle.is_dir():
-            raise InputError(
-                f"bundle must be a folder that every machine of the cluster can read; {self.bundle}"
-                " is not there on one of them. Put it on a disk that all share, or copy it to the "
-                "same path everywhere."
-            )
+        check_is_there(self.bundle, self.bundle.is_dir())
         return load(
             self.bundle,
             device=self.device,
@@ -190,13 +186,10 @@ def _told(names: Names, future: "Future[Prediction]", model: Adaptive) -> Column
         answer, errors = error.answer, error.errors
     except Exception as error:  # noqa: BLE001  (of the only example)
         return unanswered(names, error)
-    columns = {
-        name: list(values) for name, values in columns_of(names, answer, model.class_names).items()
-    }
-    for k in errors:
-        columns |= {"stage": [*columns["stage"][:k], "", *columns["stage"][k + 1 :]]}
+    columns = columns_of(names, answer, model.class_names)
     said: list[Value] = [_said(errors[k]) if k in errors else None for k in range(len(names))]
-    return {**columns, "error": said}
+    stages = ["" if k in errors else stage for k, stage in enumerate(columns["stage"])]
+    return {**columns, "stage": stages, "error": said}
 
 
 def unanswered(names: Names, *errors: Exception) -> Columns:

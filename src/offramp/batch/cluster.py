@@ -7,8 +7,8 @@ import os
 from typing import Any
 
 from offramp._core.checks import check_positive_int
+from offramp._core.cluster import ray_module
 from offramp._core.errors import InputError
-from offramp._core.optional import imported
 
 #: How many processes, or the least and the most of them.
 Workers = int | tuple[int, int]
@@ -17,14 +17,11 @@ Workers = int | tuple[int, int]
 def ray_data() -> Any:  # noqa: ANN401  (Ray is optional)
     """Ray with its package of data, which runs here or on the cluster that RAY_ADDRESS names.
 
-    Ray tells its makers how it is used unless it is told not to; here it is told.
-
     Raises:
         MissingExtraError: If it is not installed.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray = imported("ray", "ray")
-    imported("ray.data", "ray")
+    ray = ray_module("ray")
+    ray_module("ray.data")
     if not ray.is_initialized():
         here = {} if "RAY_ADDRESS" in os.environ else {"include_dashboard": False}
         ray.init(log_to_driver=False, **here)

@@ -163,9 +163,7 @@ def split_command(
         reference=reference,
     )
 
-    def told_of(offline: Any) -> dict[str, Any]:  # noqa: ANN401  (nothing, where two places are)
-        return {} if offline is None else vars(offline)
-
+    gateway_offline = {} if plan.gateway_offline is None else vars(plan.gateway_offline)
     told: dict[str, Any] = {
         "device": list(plan.device),
         "send": plan.send,
@@ -176,7 +174,7 @@ def split_command(
         "choice": plan.choice.sentence,
         "places": {name: list(stages) for name, stages in plan.places.items()},
         "offline": vars(plan.offline),
-        "gateway_offline": told_of(plan.gateway_offline),
+        "gateway_offline": gateway_offline,
         "device_seconds": dict(zip(names, there.each, strict=True)),
         "cloud_seconds": dict(zip(names, here.each, strict=True)),
         "call_seconds": call,
@@ -205,7 +203,7 @@ def split_command(
         example=batch,
         cloud_url=cloud_url,
         offline=vars(plan.offline),
-        gateway_offline=told_of(plan.gateway_offline),
+        gateway_offline=gateway_offline,
         overwrite=overwrite,
     )
     output.line(f"{made.path / 'device'}: offramp edge run, or offramp.edge.Client")

@@ -15,6 +15,7 @@ from offramp._core.files import sha256
 from offramp._core.optional import imported
 from offramp._core.progress import progress_bar
 from offramp.batch import Loading, Shard, predict_shards
+from offramp.bundle.names import MANIFEST
 from offramp.cli.output import Output, note, percent
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def predict_with_ray(
         )
     shards, read = planned(how.bundle, inputs, reading, shard)
     asked = {
-        "bundle": sha256(how.bundle / "manifest.json"),
+        "bundle": sha256(how.bundle / MANIFEST),
         "inputs": hashlib.sha256("\n".join(map(_named, shards)).encode()).hexdigest(),
         "options": {**reading, "max_request_cost": how.max_request_cost},
     }

@@ -78,10 +78,9 @@ def split(
     """Write the device's part of a model and the cloud's.
 
     `device/` holds ONNX files that numpy and onnxruntime run (`offramp.edge.Client`), and browsers
-    (`device.mjs`), `cloud/` a
-    bundle that `offramp serve` serves, which goes on from what a device sends; networks that only
-    the device runs are not in it. Together they answer
-    what the model answers, to rounding; with "float16" and "int8" what a model answers whose carry
+    (`device.mjs`), `cloud/` a bundle that `offramp serve` serves, which goes on from what a device
+    sends; networks that only the device runs are not in it. Together they answer what the model
+    answers, to rounding; with "float16" and "int8" what a model answers whose carry
     is rounded so, for which its policy has to be fitted (`offramp.tuning.plan_edge`).
 
     With a gateway there are three folders. `gateway/` is what devices ask; its server goes on from

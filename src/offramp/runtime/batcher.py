@@ -204,12 +204,12 @@ class Batcher:
     def _heard(self, path: Path, flight: InFlight, found: StageOutput | Visited) -> None:
         """Examples have visited the last stage of their path."""
         there = found if isinstance(found, Visited) else None
+        ahead = {} if there is None else there.ahead
         try:
             flight.hear(path[-1], None, found.said if isinstance(found, Visited) else found)
             parts = decide(flight, [(path, None)])
-            for (_, rows), child in parts if there is not None else ():
-                if child != EXIT and there is not None:
-                    there.agrees(child, rows, len(flight))
+            if there is not None:
+                there.check_agrees({child: rows for (_, rows), child in parts}, len(flight))
         except Exception as error:  # noqa: BLE001  (else everybody in the job would be lost)
             self._give_up(flight, error)
             return
@@ -218,10 +218,10 @@ class Batcher:
             self._pace.went(flight.program, path[-1], child, count)
             if child == EXIT:
                 self._leave(path, flight, rows)
-            elif (ahead := None if there is None else there.ahead.get(child)) is None:
-                self._go_on(path, child, flight, rows)
+            elif child in ahead:
+                self._have_gone_on(path, child, flight, rows, ahead[child])
             else:
-                self._have_gone_on(path, child, flight, rows, ahead)
+                self._go_on(path, child, flight, rows)
 
     def failed(self, job: Job, error: Exception, now: float, *, whole: bool = False) -> None:
         """A job has raised an error: its halves run again, until who is to blame stands alone.

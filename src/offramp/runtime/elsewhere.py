@@ -69,17 +69,21 @@ class Visited:
         for child, one in self.ahead.items():
             yield from one.each(child)
 
-    def agrees(self, child: int, rows: Rows, n: int) -> None:
-        """Raise `InputError` unless both sides let the same examples go to a stage."""
-        there = self.ways.get(child, torch.zeros(0, dtype=torch.int64))
-        everyone = torch.arange(n)
-        here = everyone if rows is None else rows.cpu()
-        if not torch.equal(here, everyone if there is None else there):
-            raise InputError(
-                "The machines of a cluster must decide alike, and two of them let other examples "
-                f"of a batch go on to stage {child}. Let all run the same versions of the bundle, "
-                "of offramp and of torch on processors of one kind."
-            )
+    def check_agrees(self, ways: Mapping[int, Rows], n: int) -> None:
+        """Raise `InputError` unless the same of `n` examples go to each stage as do here."""
+        everyone, nobody = torch.arange(n), torch.zeros(0, dtype=torch.int64)
+        for child, rows in ways.items():
+            if child == EXIT:
+                continue
+            there = self.ways.get(child, nobody)
+            if not torch.equal(
+                everyone if rows is None else rows.cpu(), everyone if there is None else there
+            ):
+                raise InputError(
+                    "The machines of a cluster must decide alike, and two of them let other "
+                    f"examples of a batch go on to stage {child}. Let all run the same versions of "
+                    "the bundle, of offramp and of torch on processors of one kind."
+                )
 
     def take(self, rows: Rows) -> "Visited":
         """The same of some of the examples."""

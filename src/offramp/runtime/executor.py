@@ -286,7 +286,7 @@ class Executor:
         """
         with self._lock:
             since = self._batcher.oldest(priority)
-        return 0.0 if since is None else max(self._clock() - since, 0.0)
+        return self._seconds_since(since)
 
     def age(self, priority: float = 0) -> float:
         """Seconds since the oldest of those was accepted who are not finished; 0 without any.
@@ -296,13 +296,16 @@ class Executor:
         """
         with self._lock:
             since = self._batcher.begun(priority)
-        return 0.0 if since is None else max(self._clock() - since, 0.0)
+        return self._seconds_since(since)
 
     def busy(self) -> float:
         """Seconds for which a stage has been running a batch; 0 if none runs, or only waits."""
         with self._lock:
             since = self._batcher.running()
-        return 0.0 if since is None else max(self._clock() - since, 0.0)
+        return self._seconds_since(since)
+
+    def _seconds_since(self, then: float | None) -> float:
+        return 0.0 if then is None else max(self._clock() - then, 0.0)
 
     def close(self, *, answer: bool = True) -> None:
         """Take nothing more, and come back when nobody waits.
@@ -355,7 +358,7 @@ class Executor:
             begun = 0.0 if self._observer is None else self._clock()
             outcome = job.run(self._visit_of(job))
         if self._observer is not None:
-            self._tell(job, outcome, self._clock() - begun)
+            self._tell(self._observer, job, outcome, self._clock() - begun)
         with self._lock:
             try:
                 self._batcher.tell(job, outcome, self._clock())
@@ -370,15 +373,21 @@ class Executor:
             return None
         return partial(self._elsewhere, self._gear_of.get(job.flight.program))
 
-    def _tell(self, job: Job, outcome: StageOutput | Visited | Failure, seconds: float) -> None:
-        each = [(job.stage, len(job), seconds, isinstance(outcome, Failure))]
+    def _tell(
+        self,
+        observer: Callable[["Ran"], None],
+        job: Job,
+        outcome: StageOutput | Visited | Failure,
+        seconds: float,
+    ) -> None:
+        each = [(job.stage, len(job), seconds)]
         if isinstance(outcome, Visited):
-            visits = outcome.each(job.stage)
-            each = [(k, len(one.said), one.seconds, False) for k, one in visits]
+            each = [(k, len(one.said), one.seconds) for k, one in outcome.each(job.stage)]
+        failed = isinstance(outcome, Failure)
         try:
-            for k, n, taken, failed in each if self._observer is not None else ():
+            for k, n, taken in each:
                 name, full = self._model.stage_names[k], self._batcher.full(k)
-                self._observer(Ran(name, n, full, taken, failed))  # type: ignore[misc]
+                observer(Ran(name, n, full, taken, failed))
         except Exception:  # noqa: BLE001  (a stage has run; its examples must be answered)
             _log.exception("The observer of an executor has raised an error.")
 

@@ -97,12 +97,7 @@ class ServedModel:
         Raises:
             OfframpError: As `offramp.load`.
         """
-        model = load_resumed(
-            path,
-            backend=settings.backend,
-            allow_network=settings.allow_network or False,
-            allow_import=settings.allow_import,
-        )
+        model = load_served(path, settings)
         served = cls(name, version, path, model, settings, metrics, elsewhere)
         import_module("scipy.special")  # drift needs it, and no request should wait for that
         try:
@@ -343,3 +338,13 @@ def _whole(n: int, found: Sequence[tuple[int, Prediction | RowsError]]) -> Predi
     if errors or whole is None:
         raise RowsError(whole, errors)
     return whole
+
+
+def load_served(path: Path, settings: Settings) -> Adaptive:
+    """A bundle as a server loads it; raises as `offramp.load` does."""
+    return load_resumed(
+        path,
+        backend=settings.backend,
+        allow_network=settings.allow_network or False,
+        allow_import=settings.allow_import,
+    )

@@ -24,16 +24,17 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from offramp._core.checks import check_known
+from offramp._core.cluster import check_is_there, ray_module
 from offramp._core.errors import InputError, UnsupportedError
 from offramp._core.files import sha256
-from offramp._core.optional import imported
-from offramp.edge.resume import load_resumed
+from offramp.bundle.names import MANIFEST
 from offramp.runtime import Adaptive
 from offramp.runtime.elsewhere import Asked, Elsewhere, Visited, visit_there
 from offramp.runtime.program import Program
 from offramp.serve.app import make_app
 from offramp.serve.gears import all_gears
 from offramp.serve.inputs import Inputs
+from offramp.serve.model import load_served
 from offramp.serve.parts import parts_of
 from offramp.serve.settings import Settings, token_from
 from offramp.serve.whole import Alone
@@ -79,7 +80,7 @@ def build_app(
         InputError: If the bundle is not there, or an argument is outside its domain.
         OfframpError: As `offramp.load`.
     """
-    serve = _serve()
+    serve = ray_module("ray.serve")
     path, told = Path(bundle).absolute(), dict(settings or {})
     if odd := sorted(_REFUSED & told.keys()):
         raise InputError(f"settings must leave {odd} to Ray Serve.")
@@ -152,25 +153,19 @@ class _Plan:
         except TypeError as error:
             raise InputError(f"settings must be those of offramp serve: {error}.") from None
 
-    def model(self) -> Adaptive:
-        """The model, if it is there, and still the same.
-
-        Raises:
-            InputError: Otherwise.
-        """
+    def check(self) -> None:
+        """Raise `InputError` unless the bundle is there, and still the same."""
         if _digest(self.bundle) != self.digest:
             raise InputError(
                 f"bundle must be the same on every machine, and stay as it is while it is served; "
                 f"{self.bundle} is another than this application was built of. Write the new "
                 "bundle beside it, and deploy that."
             )
-        settings = self.made()
-        return load_resumed(
-            self.bundle,
-            backend=settings.backend,
-            allow_network=settings.allow_network or False,
-            allow_import=settings.allow_import,
-        )
+
+    def model(self) -> Adaptive:
+        """The model; raises as `check` does."""
+        self.check()
+        return load_served(self.bundle, self.made())
 
     def inputs(self, model: Adaptive) -> Inputs:
         return Inputs(model, self.made().max_pixels)
@@ -252,7 +247,7 @@ class _Front:
 
         self._name = name
         self._app = make_app({name: plan.bundle}, plan.made(), whole=_Deployed, elsewhere=elsewhere)
-        plan.model()  # it is the bundle that the stages have
+        plan.check()  # it is the bundle that the stages have
         self._through = _Through(self._app)
         self._running: Any = None
 
@@ -317,13 +312,8 @@ def _digest(bundle: Path) -> str:
     Raises:
         InputError: If the bundle is not there.
     """
-    manifest = bundle / "manifest.json"
-    if not manifest.is_file():
-        raise InputError(
-            f"bundle must be a folder that every machine of the cluster can read; there is no "
-            f"bundle at {bundle} on one of them. Put it on a disk that all share, or copy it to "
-            "the same path everywhere."
-        )
+    manifest = bundle / MANIFEST
+    check_is_there(bundle, manifest.is_file())
     return sha256(manifest)
 
 
@@ -354,13 +344,3 @@ def _replicas(options: Mapping[str, Any]) -> int:
     if scaling is not None:
         return int(scaling.get("max_replicas", 1))
     return int(options.get("num_replicas", 1))
-
-
-def _serve() -> Any:  # noqa: ANN401  (Ray is optional)
-    """Ray Serve, which tells its makers nothing unless somebody wants that.
-
-    Raises:
-        MissingExtraError: If it is not installed.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    return imported("ray.serve", "ray")

@@ -109,8 +109,9 @@ class EdgePlan:
     @property
     def _of_the_gateway(self) -> str:
         known = self.gateway_offline
-        share = "" if known is None else f"{100 * known.at_least:.1f} %"
-        return "" if known is None else f" With the gateway it is right in at least {share}."
+        if known is None:
+            return ""
+        return f" With the gateway it is right in at least {100 * known.at_least:.1f} %."
 
 
 def plan_edge(
