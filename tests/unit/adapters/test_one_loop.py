@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 
 from offramp.adapters import connection
 
@@ -26,3 +27,6 @@ def test_threads_that_come_at_once_share_the_loop(monkeypatch):
         assert len(found) == 8
         assert len(set(found)) == 1
         found[0].call_soon_threadsafe(found[0].stop)
+        while found[0].is_running():
+            time.sleep(0.001)
+        found[0].close()

@@ -215,6 +215,8 @@ def test_a_kill_loses_no_answer_and_none_is_paid_for_twice(tmp_path, idempotent)
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
         process.wait()
+        while server.running and time.monotonic() < until:
+            time.sleep(0.005)  # what was on its way is charged as well
         journal = next((tmp_path / "a.trace.partial").glob("answers-*.jsonl")).read_text()
         kept = len(journal[: journal.rfind("\n") + 1].splitlines()) - 1
         before = sum(server.charges.values())
