@@ -11,7 +11,8 @@ TYPED := tests/contract tests/properties tests/parity tests/unit/core
 CHECKED := "--jaxtyping-packages=offramp,beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 
 .PHONY: help env demo test lint types imports unit clean
-.PHONY: test-all test-typed test-slow test-statistical test-gpu test-ray test-oldest
+.PHONY: docs docs-serve wheel
+.PHONY: test-all test-docs test-typed test-slow test-statistical test-gpu test-ray test-oldest
 
 help:
 	@echo "demo              train, cut, promise and report on digits: a minute"
@@ -23,7 +24,11 @@ help:
 	@echo "test-oldest       the fast tests with the lowest versions that the ranges allow"
 	@echo "test-gpu          what needs a CUDA device"
 	@echo "test-ray          what starts a cluster of Ray on this machine"
+	@echo "test-docs         the pages of the site, in a browser where there is one"
 	@echo "test-all          all of these"
+	@echo "docs              the documentation, as a site in site/ that works offline"
+	@echo "docs-serve        the same, shown on this machine and built anew when a page changes"
+	@echo "wheel             the package to install, in dist/"
 	@echo "clean             remove what these made"
 
 env: .venv/.installed
@@ -59,7 +64,7 @@ test-typed: env
 	$(PYTEST) -m "$(FAST)" $(CHECKED)
 
 test-slow: env
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,zoo]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs,zoo]'
 	$(PYTEST) -m "slow or hypothesis" --hypothesis-profile=thorough
 
 test-statistical: env
@@ -83,7 +88,25 @@ test-oldest: .venv-oldest/.installed
 	$(OLDEST)/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt -e '.[dev]'
 	touch $@
 
-test-all: test test-typed test-slow test-statistical test-gpu test-ray
+# The site is no part of `dev`: a hundred megabytes that no other test needs (docs/adr/0061).
+.venv/.docs: .venv/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
+
+docs: .venv/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "site/index.html"
+
+docs-serve: .venv/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+wheel: env
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+
+test-docs: .venv/.docs
+	$(BIN)/python -m pytest tests/docs/test_site.py -m "slow or not slow"
+
+test-all: test test-docs test-typed test-slow test-statistical test-gpu test-ray
 
 clean:
-	rm -rf .venv .venv-oldest runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest runs site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from offramp._core.schema import from_json as from_json
     from offramp._core.schema import to_json as to_json
     from offramp._core.topology import Topology as Topology
+    from offramp._core.version import __version__ as __version__
     from offramp.bundle import export_onnx as export_onnx
     from offramp.bundle import load as load
     from offramp.bundle import save as save
@@ -49,8 +50,6 @@ if TYPE_CHECKING:
     from offramp.train import train_heads as train_heads
     from offramp.tuning import compile as compile
 
-__version__ = "0.1.0"
-
 _HOME = {
     "Adaptive": "offramp.runtime",
     "Candidate": "offramp.policy",
@@ -63,6 +62,7 @@ _HOME = {
     "Stage": "offramp.stages",
     "Topology": "offramp._core.topology",
     "Trace": "offramp.trace",
+    "__version__": "offramp._core.version",
     "compile": "offramp.tuning",
     "evaluate": "offramp.evaluation",
     "export_onnx": "offramp.bundle",
@@ -78,7 +78,7 @@ _HOME = {
     "train_heads": "offramp.train",
 }
 
-__all__ = [*sorted(_HOME), "__version__"]
+__all__ = [*sorted(_HOME)]
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 

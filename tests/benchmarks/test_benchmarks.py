@@ -74,6 +74,10 @@ TINY = {
         results=("edge_cloud",),
         needs=("onnxruntime", "uvicorn"),
     ),
+    "frontier_cifar10": Tiny(
+        options="--data {data}/cifar10 --seeds 1 --images 450",
+        results=("frontier_cifar10",),
+    ),
     "guarantee": Tiny(
         options="--data {data}/cifar10 --draws 5 --divisions 1 --sets IMDB",
         results=("guarantee",),

@@ -154,7 +154,7 @@ def test_configurations_are_valid(path, tmp_path):
 
 
 def test_a_misspelt_key_would_be_found(tmp_path):
-    (block, *_) = blocks(ROOT / "README.md", "toml")
+    (block, *_) = blocks(ROOT / "docs" / "start" / "shell.md", "toml")
     config = tmp_path / "run.toml"
     config.write_text(block.text.replace("max_drop", "max_dro"), encoding="utf-8")
     with pytest.raises(ValueError, match="Did you mean 'max_drop'"):
@@ -179,11 +179,17 @@ def check_command(words):
     elif words[0] == "curl":
         (address,) = [word for word in words if word.startswith("http://127.0.0.1:8000/")]
         assert is_served(address.removeprefix("http://127.0.0.1:8000")), f"nothing is at {address}"
+    elif words[0] == "python":  # of the programs at the root: their options are tried elsewhere
+        program = ROOT / words[1]
+        assert program.is_file(), f"there is no program {words[1]}"
+        known = re.findall(r'"(--[\w-]+)"', program.read_text(encoding="utf-8"))
+        for word in (w for w in words[2:] if w.startswith("-")):
+            assert word in {*known, "--json", "--out"}, f"no option {word} in {words}"
     elif words[:2] == ["serve", "run"]:  # of Ray
         module, _, name = words[2].partition(":")
         assert callable(getattr(importlib.import_module(module), name))
     else:
-        raise AssertionError(f"{words[0]!r} is neither make, offramp, curl nor serve run")
+        raise AssertionError(f"{words[0]!r} is no command of ours, and neither curl nor serve run")
 
 
 def is_served(path):
@@ -222,17 +228,25 @@ def test_commands_in_the_text_exist(path):
 
 
 @pytest.mark.parametrize(
-    "wrong", ["make everything", "offramp fitt", "offramp fit --max-los 0.1", "rm file"]
+    "wrong",
+    [
+        "make everything",
+        "offramp fitt",
+        "offramp fit --max-los 0.1",
+        "python benchmarks/peer.py",
+        "python benchmarks/peers.py --seed 1",
+        "rm file",
+    ],
 )
 def test_the_check_of_commands_can_fail(wrong):
     with pytest.raises(AssertionError):
         check_command(shlex.split(wrong))
 
 
-def test_what_the_readme_installs_is_what_make_installs():
+def test_what_a_page_installs_is_what_make_installs():
     (install,) = [
         words
-        for block in blocks(ROOT / "README.md", "bash")
+        for block in blocks(ROOT / "docs" / "start" / "install.md", "bash")
         for words in commands(block.text)
         if words[1:4] == ["-m", "pip", "install"]
     ]

@@ -171,8 +171,17 @@ def test_versions_and_pythons_agree():
     assert project["version"] == offramp.__version__
     assert offramp.__version__ in text_of(ROOT / "CHANGELOG.md")
     assert "## [Unreleased]" in text_of(ROOT / "CHANGELOG.md")
+    assert f"\nversion: {offramp.__version__}\n" in text_of(ROOT / "CITATION.cff")
     versions = re.findall(r"3\.\d+", " ".join(project["classifiers"]))
-    stated = text_of(ROOT / "README.md").partition("## Installation")[2]
-    assert all(version in stated for version in versions)
+    stated = text_of(ROOT / "docs" / "start" / "install.md")
+    for page in (text_of(ROOT / "README.md"), stated):
+        assert all(version in page for version in versions)
     for extra in project["optional-dependencies"]:
-        assert f"`{extra}`" in stated, f"the README does not name the extra {extra}"
+        assert f"`{extra}`" in stated, f"the page about installing does not name the extra {extra}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_picture_says_what_it_shows(page):
+    for words, target in re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", text_of(page)):
+        assert len(words.split()) >= 5, f"{target} has no description"
+    assert "<img" not in text_of(page)
