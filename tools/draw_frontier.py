@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from offramp.report.canvas import SMALL_PT, save_figure
-from offramp.report.frontier import Curve, Point, frontier_figure
-from offramp.report.palette import GREEN
+from offramp.report import Curve, Point, frontier_figure, save_figure
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "frontier_cifar10.json"
 PICTURE = ROOT / "docs" / "pictures" / "frontier.svg"
+GREEN = "#00795a"  # of the palette of reports
 TITLES = {"learned": "learned policy", "threshold": "best thresholds"}
 
 
@@ -62,7 +61,7 @@ def drawn(results: dict[str, Any]) -> Figure:
         xytext=(-2, 4),
         textcoords="offset points",
         ha="right",
-        fontsize=SMALL_PT,
+        fontsize=8.5,
         color=GREEN,
     )
     axes.axhline(floor, color=GREEN, linewidth=1.1)
