@@ -51,6 +51,7 @@ def drawn(results: dict[str, Any]) -> Figure:
         measure="accuracy on new images",
     )
     (axes,) = figure.axes
+    figure.legends[0].set_bbox_to_anchor((0.035, 0.985), transform=figure.transFigure)
     floor = reference - results["max_drop"]
     axes.axhspan(floor, axes.get_ylim()[1], color=GREEN, alpha=0.07, linewidth=0, zorder=0)
     axes.annotate(
