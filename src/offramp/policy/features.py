@@ -162,8 +162,8 @@ def _statistic(of: Distribution, kind: str) -> Tensor:
     number, given = int(kind.removeprefix(_OF_A_NUMBER)), of.values.shape[1]
     if number >= given:
         raise InputError(
-            f"features must be those that the policy was fitted on, and it reads number {number} of "
-            f"a stage, which gives {given} (counted from 0)."
+            "features must be those that the policy was fitted on, and it reads number "
+            f"{number} of a stage, which gives {given} (counted from 0)."
         )
     return of.values[:, number]
 
