@@ -100,7 +100,10 @@ docs: .venv/.docs
 docs-serve: .venv/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
-wheel: env
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+wheel: .venv/bin/python
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
 test-docs: .venv/.docs
@@ -109,4 +112,4 @@ test-docs: .venv/.docs
 test-all: test test-docs test-typed test-slow test-statistical test-gpu test-ray
 
 clean:
-	rm -rf .venv .venv-oldest runs site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest runs site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -13,6 +13,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+from functools import cache
 from pathlib import Path, PurePosixPath
 from posixpath import normpath, relpath
 from typing import Any
@@ -136,6 +137,7 @@ def _is_there(entry: Any) -> bool:
     return all((ROOT / "docs" / value).is_file() for value in html)
 
 
+@cache
 def _packages() -> dict[str, Any]:
     """The public packages and modules, by name."""
     found = {}

@@ -184,6 +184,18 @@ def test_examples_of_docstrings_are_code():
     assert space["fenced"]("Nothing.") == "Nothing."
 
 
+@needs_mkdocs
+def test_a_page_of_another_command_is_in_the_navigation_once_it_is_there(tmp_path):
+    space = {"__name__": "site_pages", "__file__": str(ROOT / "tools" / "site_pages.py")}
+    exec((ROOT / "tools" / "site_pages.py").read_text(encoding="utf-8"), space)
+    space["ROOT"] = tmp_path
+    nav = ["index.md", {"Playground": "playground/index.html"}]
+    assert space["_filled"](nav) == ["index.md"]
+    (tmp_path / "docs" / "playground").mkdir(parents=True)
+    (tmp_path / "docs" / "playground" / "index.html").touch()
+    assert space["_filled"](nav) == nav
+
+
 def test_the_navigation_has_every_page():
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     listed = set(re.findall(r"- (?:[\w ]+: )?(\S+\.md)$", text, re.MULTILINE))
