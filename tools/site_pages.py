@@ -5,8 +5,8 @@
   program shown as a page, or a copy of the file.
 - The reference: one page for each public package, of the names in its `__all__`, so that a new
   name or package needs nothing here. Names in code spans of other pages lead there.
-- An entry of `nav` that ends with "/" stands for all pages of that folder. "Playground" is left
-  out as long as docs/ does not have it.
+- An entry of `nav` that ends with "/" stands for all pages of that folder that `nav` does not
+  list. "Playground" is left out as long as docs/ does not have it.
 """
 
 import importlib
@@ -117,18 +117,21 @@ def _uri(path: str) -> str:
     return f"source/{path}.md" if path.endswith(".py") else f"source/{path}"
 
 
-def _filled(nav: Any) -> Any:
-    """The navigation with folders replaced by their pages."""
-    if isinstance(nav, list):
-        return [_filled(entry) for entry in nav if _is_there(entry)]
+def _filled(nav: Any, listed: Any = None) -> Any:
+    """The navigation with folders replaced by those of their pages that it does not list."""
+    listed = str(nav) if listed is None else listed
     if isinstance(nav, dict):
-        return {title: _filled(entry) for title, entry in nav.items()}
+        return {title: _filled(entry, listed) for title, entry in nav.items()}
+    if isinstance(nav, list):
+        filled = [_filled(entry, listed) for entry in nav if _is_there(entry)]
+        return [page for part in filled for page in (part if isinstance(part, list) else [part])]
     if not nav.endswith("/"):
         return nav
     if nav == "reference/":
         return sorted(_reference(), key=lambda uri: (uri != "reference/index.md", uri))
     pages = sorted(path.name for path in (ROOT / "docs" / nav).glob("*.md"))
-    return [f"{nav}{name}" for name in sorted(pages, key=lambda name: (name != "README.md", name))]
+    pages = [f"{nav}{name}" for name in sorted(pages, key=lambda name: (name != "README.md", name))]
+    return [page for page in pages if f"'{page}'" not in listed]
 
 
 def _is_there(entry: Any) -> bool:
@@ -192,15 +195,29 @@ def _reference() -> dict[str, str]:
         f"## Names of offramp alone\n\n{_entries(own, level=3)}"
     )
     pages = {"reference/index.md": index}
+    shown = _shown()
     for name, module in packages.items():
-        full = f"offramp.{name}"
-        members = getattr(module, "__all__", None)
-        text = f"# {full}\n\n::: {full}\n"
-        if members is not None:
-            shown = _entries([f"{full}.{member}" for member in sorted(members)])
-            text += f"    options:\n      members: false\n\n{shown}"
+        text = f"# offramp.{name}\n\n::: offramp.{name}\n"
+        members = [f"offramp.{name}.{last}" for last in sorted(getattr(module, "__all__", ()))]
+        if members:
+            own = [member for member in members if shown[_home(member)] == name]
+            others = [member for member in members if member not in own]
+            text += f"    options:\n      members: false\n\n{_entries(own)}"
+            links = ", ".join(f"[`{m.rpartition('.')[2]}`][{_home(m)}]" for m in others)
+            text += f"\n## From other packages\n\n{links}.\n" if others else ""
         pages[f"reference/{name}.md"] = text
     return pages
+
+
+def _shown() -> dict[str | None, str]:
+    """On whose page each name is explained: where it is defined, if it is public there."""
+    found: dict[str | None, str] = {}
+    for package, module in _packages().items():
+        for last in getattr(module, "__all__", ()):
+            home = _home(f"offramp.{package}.{last}") or ""
+            if home.startswith(f"offramp.{package}.") or home not in found:
+                found[home] = package
+    return found
 
 
 def _entries(names: list[str], level: int = 2) -> str:
