@@ -11,13 +11,13 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from offramp._core.formatting import percent
+from offramp.drawing.bars import overlap_figure, stage_figure
+from offramp.drawing.frontier import Curve, Point, frontier_figure
+from offramp.drawing.palette import CurveKind
 from offramp.evaluation import Evaluation, Overlap, ReferencePoint
-from offramp.report.bars import overlap_figure, stage_figure
 from offramp.report.content import ReportContent
-from offramp.report.formatting import percent
-from offramp.report.frontier import Curve, Point, frontier_figure
 from offramp.report.inline import inline_svg
-from offramp.report.palette import CurveKind
 
 MOST_SUBSETS = 12
 

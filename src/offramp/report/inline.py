@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from offramp.report.canvas import render
-from offramp.report.palette import COLOURS
+from offramp.drawing.canvas import render
+from offramp.drawing.palette import COLOURS
 
 _LARGEST_SIDE = 128  # pixels; larger images are made smaller, the page stays light
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from offramp._core import formatting as form
 from offramp._core.errors import InputError
 from offramp._core.files import sha256
 from offramp._core.schema import to_json
 from offramp.evaluation import evaluate, fit, overlap, references, share_of_gap_closed
 from offramp.report import ReportContent, write_report
-from offramp.report import formatting as form
 from offramp.trace.testing import make_trace
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}

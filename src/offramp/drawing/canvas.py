@@ -1,6 +1,6 @@
 """Figures without global state: size, type and axes; written to files whole or not at all.
 
-Layer: report.
+Layer: drawing.
 """
 
 import io
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from offramp._core.checks import check_choice
 from offramp._core.files import new_file
-from offramp.report.palette import GRID, INK, MUTED, PAPER
+from offramp.drawing.palette import GRID, INK, MUTED, PAPER
 
 WIDE_IN = 8.6
 NARROW_IN = 3.7  # a phone's column: text keeps its size, the figure is laid out anew

@@ -1,6 +1,6 @@
 """The frontier figure: accuracy against cost, with every reference beside it.
 
-Layer: report.  Source: methods.md 1 (which references stand in every plot).
+Layer: drawing.  Source: methods.md 1 (which references stand in every plot).
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from offramp._core.checks import check_shape
 from offramp._core.errors import InputError
+from offramp._core.formatting import shortened
 from offramp._core.types import FloatArray
-from offramp.report.canvas import (
+from offramp.drawing.canvas import (
     SMALL_PT,
     TEXT_PT,
     add_axes,
@@ -25,8 +26,7 @@ from offramp.report.canvas import (
     new_figure,
     quiet_about_glyphs,
 )
-from offramp.report.formatting import shortened
-from offramp.report.palette import (
+from offramp.drawing.palette import (
     CURVE_LOOKS,
     GREY,
     GRID,
@@ -37,7 +37,7 @@ from offramp.report.palette import (
     Look,
     PointKind,
 )
-from offramp.report.placement import place_labels
+from offramp.drawing.placement import place_labels
 
 _LEGEND_ROW_IN = 0.22
 _COST_LABEL = "mean cost per example, reference network = 1"
