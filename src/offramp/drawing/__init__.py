@@ -11,11 +11,13 @@ from offramp.drawing.assignment import assignment_figure
 from offramp.drawing.bars import overlap_figure, stage_figure
 from offramp.drawing.canvas import save_figure
 from offramp.drawing.class_exits import GainBar, LayerTime, gain_figure, layer_figure
-from offramp.drawing.frontier import Curve, Point, frontier_figure
+from offramp.drawing.frontier import frontier_figure, plot_frontier
 from offramp.drawing.savings import SavedSeries, savings_figure
+from offramp.drawing.series import Band, Curve, Point
 from offramp.drawing.timeline import Section, timeline_figure
 
 __all__ = [
+    "Band",
     "Curve",
     "GainBar",
     "LayerTime",
@@ -27,6 +29,7 @@ __all__ = [
     "gain_figure",
     "layer_figure",
     "overlap_figure",
+    "plot_frontier",
     "save_figure",
     "savings_figure",
     "stage_figure",

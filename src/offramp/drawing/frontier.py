@@ -4,42 +4,44 @@ Layer: drawing.  Source: methods.md 1 (which references stand in every plot).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import final
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from offramp._core.checks import check_shape
 from offramp._core.errors import InputError
-from offramp._core.formatting import shortened
 from offramp._core.types import FloatArray
 from offramp.drawing.canvas import (
     SMALL_PT,
     TEXT_PT,
     add_axes,
+    calm,
     head_axis,
     legend_above,
     new_figure,
     quiet_about_glyphs,
 )
+from offramp.drawing.labels import label_points
 from offramp.drawing.palette import (
     CURVE_LOOKS,
+    GREEN,
     GREY,
     GRID,
+    INK,
     MUTED,
     PAPER,
     POINT_LOOKS,
-    CurveKind,
     Look,
     PointKind,
 )
-from offramp.drawing.placement import place_labels
+from offramp.drawing.series import Band, Curve, Point
 
 _LEGEND_ROW_IN = 0.22
+_TINT = 0.1  # of a band
 _COST_LABEL = "mean cost per example, reference network = 1"
 _CROWDED = (
     0.03  # the cheapest point's share of the most expensive below which costs are drawn as powers
@@ -52,50 +54,12 @@ _POINT_LEGEND: dict[PointKind, str] = {
 }
 
 
-@final
-@dataclass(frozen=True, kw_only=True)
-class Curve:
-    """A line of the frontier figure.
-
-    Args:
-        name: Its name in the legend.
-        kind: Decides color, marker and dash.
-        cost_ratio: Mean cost over that of the reference network, `(p,)`, any order.
-        accuracy: Share of right answers, `(p,)`, in [0, 1].
-    """
-
-    name: str
-    kind: CurveKind
-    cost_ratio: FloatArray
-    accuracy: FloatArray
-
-    def __post_init__(self) -> None:
-        check_shape("accuracy", self.accuracy.shape, self.cost_ratio.shape)
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Point:
-    """A marked and labeled point of the frontier figure.
-
-    Args:
-        name: Its label; "" writes none.
-        kind: Decides color and marker.
-        cost_ratio: Mean cost over that of the reference network.
-        accuracy: Share of right answers, in [0, 1].
-    """
-
-    name: str
-    kind: PointKind
-    cost_ratio: float
-    accuracy: float
-
-
 def frontier_figure(
     curves: Sequence[Curve],
     points: Sequence[Point],
     *,
     reference_accuracy: float | None = None,
+    band: Band | None = None,
     cost_label: str = _COST_LABEL,
     measure: str = "accuracy",
     narrow: bool = False,
@@ -106,6 +70,7 @@ def frontier_figure(
         curves: Lines, each sorted here by cost.
         points: Marked points; their labels never cover one another while there is room.
         reference_accuracy: Accuracy of the reference network, drawn as a level.
+        band: Accuracies that are promised, or allowed.
         cost_label: What the costs are.
         measure: What stands in the place of the accuracy, of traces without labels.
         narrow: Lay out for a phone.
@@ -119,27 +84,112 @@ def frontier_figure(
     >>> len(frontier_figure([front], []).axes)
     1
     """
-    curves = [curve for curve in curves if len(curve.cost_ratio)]
-    if not curves and not points:
-        raise InputError("frontier_figure needs at least one curve or point, got none.")
-    entries = _legend_entries(curves, points)
+    curves = _drawable(curves, points)
+    entries = _legend_entries(curves, points, band)
     columns = 2 if narrow else 4
     legend_in = _LEGEND_ROW_IN * -(-len(entries) // columns) + 0.1
     figure = new_figure(narrow=narrow, height_in=(3.9 if narrow else 4.3) + legend_in)
     axes = add_axes(figure, 0.42, 0.52, 0.12, legend_in + 0.24)
+    _draw_all(axes, curves, points, reference_accuracy, band, cost_label, measure)
+    names = [name for name, _ in entries]
+    legend_above(figure, _handles(entries), names, columns=columns, handle_length=2.0, gap=1.4)
+    with quiet_about_glyphs():
+        label_points(figure, axes, curves, points)
+    return figure
+
+
+def plot_frontier(
+    curves: Sequence[Curve],
+    points: Sequence[Point],
+    *,
+    reference_accuracy: float | None = None,
+    band: Band | None = None,
+    cost_label: str = _COST_LABEL,
+    measure: str = "accuracy",
+    axes: Axes | None = None,
+) -> Axes:
+    """As `frontier_figure`, on axes of pyplot: a notebook shows them, and the caller goes on.
+
+    Args:
+        curves: As there; so are `points`, `reference_accuracy`, `band`, `cost_label`, `measure`.
+        points: Marked points.
+        reference_accuracy: Accuracy of the reference network, drawn as a level.
+        band: Accuracies that are promised, or allowed.
+        cost_label: What the costs are.
+        measure: What stands in the place of the accuracy.
+        axes: Where to draw; by default axes of a new figure.
+
+    Raises:
+        InputError: If there is nothing to draw, or `axes` are none.
+    """
+    curves = _drawable(curves, points)
+    if axes is None:
+        from matplotlib import pyplot as plt  # pyplot holds every figure, so not before it is asked
+
+        _, axes = plt.subplots(figsize=(7.2, 4.4), layout="constrained")
+    elif not isinstance(axes, Axes):
+        raise InputError(
+            f"axes must be axes of matplotlib, got {type(axes).__name__}. "
+            "For example: figure, axes = plt.subplots()."
+        )
+    calm(axes)
+    _draw_all(axes, curves, points, reference_accuracy, band, cost_label, measure)
+    entries = _legend_entries(curves, points, band)
+    legend = axes.legend(
+        _handles(entries),
+        [name for name, _ in entries],
+        loc="lower right",
+        fontsize=SMALL_PT,
+        labelcolor=INK,
+        facecolor=PAPER,
+        edgecolor="none",
+        framealpha=0.85,
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    with quiet_about_glyphs():
+        label_points(axes.get_figure(root=True), axes, curves, points)
+    return axes
+
+
+def _drawable(curves: Sequence[Curve], points: Sequence[Point]) -> list[Curve]:
+    """The curves that have points.
+
+    Raises:
+        InputError: If there is nothing to draw.
+    """
+    kept = [curve for curve in curves if len(curve.cost_ratio)]
+    if not kept and not points:
+        raise InputError("frontier_figure needs at least one curve or point, got none.")
+    return kept
+
+
+def _draw_all(
+    axes: Axes,
+    curves: Sequence[Curve],
+    points: Sequence[Point],
+    level: float | None,
+    band: Band | None,
+    cost_label: str,
+    measure: str,
+) -> None:
     _cost_axes(axes, cost_label, measure)
-    if reference_accuracy is not None:
-        axes.axhline(reference_accuracy, color=GREY, linewidth=0.9, linestyle=(0, (1, 3)))
+    if band is not None:
+        axes.axhspan(band.low, band.high, color=GREEN, alpha=_TINT, linewidth=0, zorder=0)
+        axes.axhline(band.low, color=GREEN, linewidth=1.0, linestyle=(0, (5, 3)), zorder=1)
+    if level is not None:
+        axes.axhline(level, color=GREY, linewidth=0.9, linestyle=(0, (1, 3)))
     for curve in curves:
         order = np.argsort(curve.cost_ratio, kind="stable")
         _draw(axes, curve.cost_ratio[order], curve.accuracy[order], CURVE_LOOKS[curve.kind])
     for point in points:
-        _draw(axes, [point.cost_ratio], [point.accuracy], POINT_LOOKS[point.kind])
-    _limits(axes, curves, points, cost_label)
-    _legend(figure, entries, columns)
-    with quiet_about_glyphs():
-        _label_points(figure, axes, curves, points)
-    return figure
+        look = POINT_LOOKS[point.kind]
+        if point.accuracy_ci is not None:
+            axes.vlines(point.cost_ratio, *point.accuracy_ci, color=look.color, linewidth=1.2)
+        if point.cost_ci is not None:
+            axes.hlines(point.accuracy, *point.cost_ci, color=look.color, linewidth=1.2)
+        _draw(axes, [point.cost_ratio], [point.accuracy], look)
+    _limits(axes, curves, points, band, cost_label)
 
 
 def _cost_axes(axes: Axes, cost_label: str, measure: str) -> None:
@@ -157,13 +207,20 @@ def _tick(value: float, _: int | None) -> str:
     return f"{value:.4g}"
 
 
-def _limits(axes: Axes, curves: Sequence[Curve], points: Sequence[Point], cost_label: str) -> None:
+def _limits(
+    axes: Axes,
+    curves: Sequence[Curve],
+    points: Sequence[Point],
+    band: Band | None,
+    cost_label: str,
+) -> None:
     """Show everything but the far end of random exits, which may cost twice the reference."""
     framing = [curve for curve in curves if curve.kind != "random"]
     if not framing and not points:
         framing = list(curves)
     x = np.concatenate([c.cost_ratio for c in framing] + [[p.cost_ratio for p in points]])
     y = np.concatenate([c.accuracy for c in framing] + [[p.accuracy for p in points]])
+    y = np.append(y, [] if band is None else [band.low])
     room = 0.09 * (float(np.ptp(y)) or 0.1)
     cheapest, most_expensive = float(x.min()), float(x.max())
     if (
@@ -200,84 +257,19 @@ def _line_style(look: Look) -> dict[str, object]:
     }
 
 
-def _legend_entries(curves: Sequence[Curve], points: Sequence[Point]) -> list[tuple[str, Look]]:
-    entries = [(curve.name, CURVE_LOOKS[curve.kind]) for curve in curves]
+def _legend_entries(
+    curves: Sequence[Curve], points: Sequence[Point], band: Band | None
+) -> list[tuple[str, Look | Band]]:
+    entries: list[tuple[str, Look | Band]] = [(c.name, CURVE_LOOKS[c.kind]) for c in curves]
     kinds = {point.kind for point in points}
-    return entries + [(_POINT_LEGEND[k], look) for k, look in POINT_LOOKS.items() if k in kinds]
+    entries += [(_POINT_LEGEND[k], look) for k, look in POINT_LOOKS.items() if k in kinds]
+    return entries if band is None else [*entries, (band.name, band)]
 
 
-def _legend(figure: Figure, entries: Sequence[tuple[str, Look]], columns: int) -> None:
-    handles = [Line2D([], [], **_line_style(look)) for _, look in entries]  # type: ignore[arg-type]
-    names = [name for name, _ in entries]
-    legend_above(figure, handles, names, columns=columns, handle_length=2.0, gap=1.4)
-
-
-def _label_points(
-    figure: Figure, axes: Axes, curves: Sequence[Curve], points: Sequence[Point]
-) -> None:
-    order = sorted((p for p in points if p.name), key=lambda point: point.kind != "chosen")
-    if not order:
-        return
-    pt = figure.dpi / 72  # pixels per point
-    labels = [shortened(point.name) for point in order]
-    anchors = axes.transData.transform([(p.cost_ratio, p.accuracy) for p in order])  # (k, 2)
-    sizes = np.array([_text_size(figure, label) for label in labels])
-    frame = axes.get_window_extent()
-    corners = place_labels(
-        anchors,
-        sizes,
-        np.concatenate([_along(curve, axes, step=10 * pt) for curve in curves] + [anchors]),
-        (frame.x0 + 2, frame.y0 + 2, frame.x1, frame.y1 + 6),
-        gap=8 * pt,
-    )
-    for point, label, offset, size in zip(order, labels, corners - anchors, sizes, strict=True):
-        _annotate(axes, point, label, offset / pt, size / pt)
-
-
-def _annotate(
-    axes: Axes, point: Point, label: str, offset_pt: FloatArray, size_pt: FloatArray
-) -> None:
-    look = POINT_LOOKS[point.kind]
-    nearest = np.clip(0.0, offset_pt, offset_pt + size_pt)  # of the label, from the point
-    if np.hypot(*nearest) > 16:
-        axes.annotate(
-            "",
-            xy=(point.cost_ratio, point.accuracy),
-            xytext=tuple(nearest),
-            textcoords="offset points",
-            arrowprops={"arrowstyle": "-", "color": look.color, "linewidth": 0.6, "shrinkB": 4},
-            zorder=look.order,
-        )
-    axes.annotate(
-        label,
-        xy=(point.cost_ratio, point.accuracy),
-        xytext=tuple(offset_pt),
-        textcoords="offset points",
-        ha="left",
-        va="bottom",
-        fontsize=SMALL_PT,
-        color=look.color,
-        fontweight="bold" if point.kind == "chosen" else "normal",
-        parse_math=False,
-        bbox={"facecolor": PAPER, "edgecolor": "none", "alpha": 0.72, "pad": 0.6},
-        zorder=look.order + 3,
-        annotation_clip=False,
-    )
-
-
-def _along(curve: Curve, axes: Axes, *, step: float) -> FloatArray:
-    """Positions along a curve, `step` pixels apart, `(o, 2)`, pixels."""
-    order = np.argsort(curve.cost_ratio, kind="stable")
-    data = np.column_stack([curve.cost_ratio[order], curve.accuracy[order]])
-    corners: FloatArray = axes.transData.transform(data)
-    lengths = np.hypot(*np.diff(corners, axis=0).T)
-    reached = np.concatenate([[0.0], np.cumsum(lengths)])
-    at = np.arange(0.0, reached[-1] + step, step)
-    return np.column_stack([np.interp(at, reached, corners[:, d]) for d in (0, 1)])
-
-
-def _text_size(figure: Figure, text: str) -> tuple[float, float]:
-    probe = figure.text(0, 0, text, fontsize=SMALL_PT, fontweight="bold", parse_math=False)
-    box = probe.get_window_extent()
-    probe.remove()
-    return box.width, box.height
+def _handles(entries: Sequence[tuple[str, Look | Band]]) -> list[Artist]:
+    return [
+        Patch(facecolor=GREEN, alpha=0.3)
+        if isinstance(entry, Band)
+        else Line2D([], [], **_line_style(entry))  # type: ignore[arg-type]
+        for _, entry in entries
+    ]

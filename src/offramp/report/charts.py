@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 
 from offramp._core.formatting import percent
 from offramp.drawing.bars import overlap_figure, stage_figure
-from offramp.drawing.frontier import Curve, Point, frontier_figure
+from offramp.drawing.frontier import frontier_figure
 from offramp.drawing.palette import CurveKind
+from offramp.drawing.series import Curve, Point
 from offramp.evaluation import Evaluation, Overlap, ReferencePoint
 from offramp.report.content import ReportContent
 from offramp.report.inline import inline_svg

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from offramp._core.formatting import percent, points, unit_name
-from offramp.drawing.frontier import Curve, Point, frontier_figure
+from offramp.drawing.frontier import frontier_figure
 from offramp.drawing.palette import CurveKind
 from offramp.drawing.savings import SavedSeries, savings_figure
+from offramp.drawing.series import Curve, Point
 from offramp.evaluation import ExitPoint, Saving, UnitCost
 from offramp.report.charts import Chart, make_chart
 from offramp.report.content import ReportContent

@@ -13,8 +13,9 @@ import numpy as np
 
 from offramp._core.formatting import percent, unit_name
 from offramp.drawing.assignment import assignment_figure
-from offramp.drawing.frontier import Curve, Point, frontier_figure
+from offramp.drawing.frontier import frontier_figure
 from offramp.drawing.palette import CurveKind
+from offramp.drawing.series import Curve, Point
 from offramp.report.charts import Chart, make_chart
 from offramp.report.content import ExampleImage, Reproduction
 from offramp.report.page import by_exit
