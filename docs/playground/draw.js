@@ -14,7 +14,7 @@ const point = RECORDED.points[deployed.point];
 const large = stages[reference];
 const FULL = 32; // the data set's images were 32 x 32 bits, of which blocks of 4 x 4 are counted
 const FINE = 4; // pixels of a bit while it is drawn
-const INK = 4.4; // width of a stroke, in bits, as it is in the data set
+const INK = 6; // width of a stroke, in bits, about as it is in the data set
 const ROUNDS = 9, RUNS = 20; // timed in turn; a browser's clock ticks in tenths of a millisecond
 const percent = (x) => `${(100 * x).toFixed(1)}\u00a0%`;
 const median = (values) => values.sort((a, b) => a - b)[values.length >> 1];
@@ -28,7 +28,7 @@ function paint() {
   const context = board.getContext("2d");
   context.fillStyle = "#fff";
   context.fillRect(0, 0, board.width, board.height);
-  if (picture) { context.imageSmoothingEnabled = picture.width > 8; context.drawImage(picture, 0, 0, board.width, board.height); }
+  if (picture) { context.imageSmoothingEnabled = picture.width > 8; contained(context); }
   context.strokeStyle = "#111";
   context.lineWidth = 18;
   context.lineCap = context.lineJoin = "round";
@@ -38,6 +38,12 @@ function paint() {
   context.arc(pen.x * board.width, pen.y * board.height, 8, 0, 2 * Math.PI);
   context.fillStyle = pen.down ? "#d1480a" : "#d1480a66";
   context.fill();
+}
+
+function contained(context) {
+  const fit = board.width / Math.max(picture.width, picture.height);
+  const [w, h] = [fit * picture.width, fit * picture.height];
+  context.drawImage(picture, (board.width - w) / 2, (board.height - h) / 2, w, h);
 }
 
 function line(context, stroke, x, y) {
@@ -89,20 +95,22 @@ function pictured(context, size) {
   const inner = small.getContext("2d", { willReadFrequently: true });
   inner.fillStyle = "#fff";
   inner.fillRect(0, 0, side, side);
-  inner.drawImage(picture, 0, 0, side, side);
-  const image = inner.getImageData(0, 0, side, side), { data } = image;
+  const fit = side / Math.max(picture.width, picture.height);
+  const [w, h] = [fit * picture.width, fit * picture.height].map((v) => Math.max(1, Math.round(v)));
+  inner.drawImage(picture, 0, 0, w, h);
+  const image = inner.getImageData(0, 0, w, h), { data } = image;
   const light = (i) => 0.3 * data[4 * i] + 0.59 * data[4 * i + 1] + 0.11 * data[4 * i + 2];
   let edge = 0, low = 255, high = 0;
-  for (let i = 0; i < side; i++) edge += (light(i) + light(side * (side - 1) + i)) / (2 * side);
-  for (let i = 0; i < side * side; i++) { low = Math.min(low, light(i)); high = Math.max(high, light(i)); }
+  for (let i = 0; i < w; i++) edge += (light(i) + light(w * (h - 1) + i)) / (2 * w);
+  for (let i = 0; i < w * h; i++) { low = Math.min(low, light(i)); high = Math.max(high, light(i)); }
   const middle = (low + high) / 2, dark = edge < middle;
-  let [left, right, top, bottom] = [side, 0, side, 0];
-  for (let i = 0; i < side * side; i++) {
+  let [left, right, top, bottom] = [w, 0, h, 0];
+  for (let i = 0; i < w * h; i++) {
     const ink = high - low > 32 && (light(i) > middle) === dark;
     data.fill(ink ? 0 : 255, 4 * i, 4 * i + 3);
     if (!ink) continue;
-    [left, right] = [Math.min(left, i % side), Math.max(right, i % side)];
-    [top, bottom] = [Math.min(top, Math.floor(i / side)), Math.max(bottom, Math.floor(i / side))];
+    [left, right] = [Math.min(left, i % w), Math.max(right, i % w)];
+    [top, bottom] = [Math.min(top, Math.floor(i / w)), Math.max(bottom, Math.floor(i / w))];
   }
   if (right < left) return;
   inner.putImageData(image, 0, 0);
@@ -236,13 +244,14 @@ function why({ k, stage, visited, used, threshold, sure, best }) {
 
 let later;
 function changed() {
+  asked++; // what is on its way is of the drawing before
   paint();
   clearTimeout(later);
   later = setTimeout(() => classify().catch(failed), 120);
 }
 function failed(error) { $("notice").textContent = error.message; }
 
-function clear() { strokes = []; picture = null; pen.down = false; asked++; changed(); }
+function clear() { strokes = []; picture = null; pen.down = false; changed(); }
 
 function where(event) {
   const box = board.getBoundingClientRect();

@@ -143,7 +143,7 @@ function drawFrontier({ limit, delta, risk }, found) {
   const x = (cost) => left + ((w - left - right) * Math.log(cost / (cheapest / 1.15))) / Math.log(1.15 / (cheapest / 1.15));
   const y = (change) => top + ((h - top - bottom) * (highest - change)) / (highest - lowest);
   const parts = [shape("text", { x: 0, y: 12 }, `points of accuracy${risk === "accuracy_drop" ? "" : " lost to new errors"}, against ${large}`)];
-  const step = highest - lowest > 0.12 ? 0.05 : highest - lowest > 0.05 ? 0.02 : 0.01;
+  const step = highest - lowest > 0.16 ? 0.05 : highest - lowest > 0.08 ? 0.02 : 0.01;
   for (let v = Math.ceil(lowest / step) * step; v <= highest; v += step) {
     parts.push(shape("line", { class: "grid", x1: left, x2: w - right, y1: y(v), y2: y(v) }));
     parts.push(shape("text", { x: left - 8, y: y(v) + 4, "text-anchor": "end" }, Math.abs(v) < 1e-9 ? "0" : signed(v).replace(/\.00$/, "")));
@@ -301,9 +301,11 @@ function table({ delta, risk }, found) {
 }
 
 function code({ limit, delta, n, risk }) {
-  const few = n < parts.calibrate.n ? `   # here on the first ${n} examples of "calibrate"` : "";
+  const few = n < parts.calibrate.n ? `  # tested on ${n} of them` : "";
   $("code").textContent = [
-    `frontier = offramp.fit(trace, "threshold", combines=["last"], confidences=["max_prob"])`,
+    `frontier = offramp.fit(`,
+    `    trace, "threshold", combines=["last"], confidences=["max_prob"]`,
+    `)`,
     `choice = frontier.certify({"${risk}": ${limit}}, delta=${delta})${few}`,
     `print(choice.sentence)`,
   ].join("\n");

@@ -12,12 +12,14 @@ from offramp.drawing.bars import overlap_figure, stage_figure
 from offramp.drawing.canvas import save_figure
 from offramp.drawing.class_exits import GainBar, LayerTime, gain_figure, layer_figure
 from offramp.drawing.frontier import frontier_figure, plot_frontier
+from offramp.drawing.reliability import Calibrated, calibration_figure
 from offramp.drawing.savings import SavedSeries, savings_figure
 from offramp.drawing.series import Band, Curve, Point
 from offramp.drawing.timeline import Section, timeline_figure
 
 __all__ = [
     "Band",
+    "Calibrated",
     "Curve",
     "GainBar",
     "LayerTime",
@@ -25,6 +27,7 @@ __all__ = [
     "SavedSeries",
     "Section",
     "assignment_figure",
+    "calibration_figure",
     "frontier_figure",
     "gain_figure",
     "layer_figure",

@@ -41,8 +41,10 @@ from offramp.drawing.palette import (
 from offramp.drawing.series import Band, Curve, Point
 
 _LEGEND_ROW_IN = 0.22
+_DECADES = 300  # most expensive over cheapest up to which there are ticks between powers of ten
 _TINT = 0.1  # of a band
 _COST_LABEL = "mean cost per example, reference network = 1"
+_NARROW_COST_LABEL = "cost per example, reference = 1"
 _CROWDED = (
     0.03  # the cheapest point's share of the most expensive below which costs are drawn as powers
 )
@@ -90,6 +92,8 @@ def frontier_figure(
     legend_in = _LEGEND_ROW_IN * -(-len(entries) // columns) + 0.1
     figure = new_figure(narrow=narrow, height_in=(3.9 if narrow else 4.3) + legend_in)
     axes = add_axes(figure, 0.42, 0.52, 0.12, legend_in + 0.24)
+    if narrow and cost_label == _COST_LABEL:
+        cost_label = _NARROW_COST_LABEL
     _draw_all(axes, curves, points, reference_accuracy, band, cost_label, measure)
     names = [name for name, _ in entries]
     legend_above(figure, _handles(entries), names, columns=columns, handle_length=2.0, gap=1.4)
@@ -215,26 +219,39 @@ def _limits(
     cost_label: str,
 ) -> None:
     """Show everything but the far end of random exits, which may cost twice the reference."""
-    framing = [curve for curve in curves if curve.kind != "random"]
-    if not framing and not points:
-        framing = list(curves)
-    x = np.concatenate([c.cost_ratio for c in framing] + [[p.cost_ratio for p in points]])
+    framing = _framing(curves, points)
+    x = _costs(framing, points)
     y = np.concatenate([c.accuracy for c in framing] + [[p.accuracy for p in points]])
     y = np.append(y, [] if band is None else [band.low])
     room = 0.09 * (float(np.ptp(y)) or 0.1)
     cheapest, most_expensive = float(x.min()), float(x.max())
-    if (
-        0 < cheapest < _CROWDED * most_expensive
-    ):  # else the cheap networks would all lie on the left edge
+    if log_costs(curves, points):  # else the cheap networks would all lie on the left edge
         axes.set_xscale("log")
         axes.set_xlim(cheapest / 1.6, 1.6 * most_expensive)
-        axes.xaxis.set_major_locator(LogLocator(numticks=6))
+        few = most_expensive < _DECADES * cheapest
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,), numticks=6))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(_tick))
-        axes.xaxis.label.set_text(f"{cost_label} (log scale)")
+        axes.xaxis.label.set_text(f"{cost_label} (log)")
     else:
         axes.set_xlim(0, 1.06 * most_expensive or 1.0)
     axes.set_ylim(float(y.min()) - room, float(y.max()) + room)
+
+
+def log_costs(curves: Sequence[Curve], points: Sequence[Point]) -> bool:
+    """Whether costs differ so much that they are drawn as powers."""
+    x = _costs(_framing(curves, points), points)
+    return 0 < float(x.min()) < _CROWDED * float(x.max())
+
+
+def _framing(curves: Sequence[Curve], points: Sequence[Point]) -> list[Curve]:
+    """The curves that decide what the axes show."""
+    framing = [curve for curve in curves if curve.kind != "random"]
+    return framing if framing or points else list(curves)
+
+
+def _costs(curves: Sequence[Curve], points: Sequence[Point]) -> FloatArray:
+    return np.concatenate([c.cost_ratio for c in curves] + [[p.cost_ratio for p in points]])
 
 
 def _draw(

@@ -6,6 +6,7 @@ Layer: evaluation.  Reads traces and policies; never a network, never data.
 from offramp.evaluation.advise import Advice, Promise, advise
 from offramp.evaluation.assignment import Assignment, assignment
 from offramp.evaluation.batch import evaluate_all
+from offramp.evaluation.by_class import ClassRow, by_class
 from offramp.evaluation.calibration import Calibration
 from offramp.evaluation.certify import certify
 from offramp.evaluation.choice import Choice
@@ -18,6 +19,7 @@ from offramp.evaluation.frontier import Frontier
 from offramp.evaluation.gap import share_of_gap_closed
 from offramp.evaluation.overlap import overlap
 from offramp.evaluation.references import references
+from offramp.evaluation.reliability import Reliability, reliability
 from offramp.evaluation.replay import Replay, replay
 from offramp.evaluation.results import (
     Evaluation,
@@ -38,6 +40,7 @@ __all__ = [
     "Assignment",
     "Calibration",
     "Choice",
+    "ClassRow",
     "Evaluation",
     "ExitPoint",
     "Frontier",
@@ -47,6 +50,7 @@ __all__ = [
     "Overlap",
     "Promise",
     "ReferencePoint",
+    "Reliability",
     "Replay",
     "Saving",
     "SavingBound",
@@ -55,6 +59,7 @@ __all__ = [
     "UnitCost",
     "advise",
     "assignment",
+    "by_class",
     "certify",
     "confirm",
     "costs_by_unit",
@@ -66,6 +71,7 @@ __all__ = [
     "frontier_of_traces",
     "overlap",
     "references",
+    "reliability",
     "replay",
     "saving_bound",
     "savings",

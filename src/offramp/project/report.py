@@ -17,12 +17,14 @@ from offramp.evaluation import (
     Evaluation,
     Frontier,
     FrontierPoint,
+    by_class,
     costs_by_unit,
     evaluate,
     exit_points,
     frontier_of,
     overlap,
     references,
+    reliability,
     savings,
     share_of_gap_closed,
     stage_usage,
@@ -76,8 +78,9 @@ def report_content(
     part = unseen(trace)
     has_test = trace.has_split("test")
     calibrate = trace.subset("calibrate") if trace.has_split("calibrate") else None
-    learned = frontier_of(frontier, ("learned", "agreement"), calibrate) or frontier
-    threshold = frontier_of(frontier, ("threshold",), calibrate)
+    learned = frontier_of(frontier, ("learned", "agreement"), calibrate)
+    threshold = None if learned is None else frontier_of(frontier, ("threshold",), calibrate)
+    learned = learned or frontier  # of thresholds alone they are the front
     top = choice.candidate.top
     points = references(part, frontier.reference, top=top)
     if trace.graded:  # nothing is right, and oracles leave nowhere
@@ -99,6 +102,8 @@ def report_content(
         costs_by_unit=costs_by_unit(part, choice.candidate, seed=seed),
         savings=savings(part, _policies(trace, frontier, calibrate), risk=risk, seed=seed),
         exits=exit_points(part, choice.candidate) if _has_exits(trace) else (),
+        reliability=reliability(part, choice.candidate, stages=_compared(part, choice.candidate)),
+        classes=by_class(found, trace.class_names),
         gap_closed=share_of_gap_closed(found, random, neutral) if random and neutral else None,
         timing=tuple(TimingRow(**row) for row in timing),
         stages=trace.stages,

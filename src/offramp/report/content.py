@@ -15,12 +15,14 @@ from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp.evaluation import (
     Choice,
+    ClassRow,
     Evaluation,
     ExitPoint,
     FrontierPoint,
     Guarantee,
     Overlap,
     ReferencePoint,
+    Reliability,
     Saving,
     StageUsage,
     UnitCost,
@@ -170,6 +172,8 @@ class ReportContent:
         costs_by_unit: The chosen candidate in each unit, on the same examples as `shown`.
         savings: What each policy saves within given losses.
         exits: Accuracy of each stage against its depth; costs in the order of `costs`.
+        reliability: How sure each stage is, and how often it is right.
+        classes: What the chosen candidate does to each class.
         gap_closed: Share of the gap from the random policy to the neutral oracle; may exceed 1.
         timing: The network alone and the adaptive model side by side.
         stages: Names of the stages, in the order of the tables in `costs`, `(s,)`.
@@ -195,6 +199,8 @@ class ReportContent:
     costs_by_unit: tuple[UnitCost, ...] = ()
     savings: tuple[Saving, ...] = ()
     exits: tuple[ExitPoint, ...] = ()
+    reliability: tuple[Reliability, ...] = ()
+    classes: tuple[ClassRow, ...] = ()
     gap_closed: float | None = None
     timing: tuple[TimingRow, ...] = ()
     stages: tuple[str, ...] = ()
@@ -243,6 +249,17 @@ class ReportContent:
         return self.chosen.judged if self.test is None else self.test
 
     @property
+    def allowed_drop(self) -> float | None:
+        """The accuracy that may be lost, as it was limited; None where it was not."""
+        drops = (lim.at_most for lim in self.chosen.limits if lim.risk == "accuracy_drop")
+        return next(drops, None)
+
+    @property
+    def worst_classes(self) -> tuple[ClassRow, ...]:
+        """The classes, those that lose most first."""
+        return tuple(sorted(self.classes, key=lambda row: (-row.drop, -row.lost)))
+
+    @property
     def splits(self) -> tuple[Evaluation, ...]:
         """The chosen candidate on every part of the data that it was looked at."""
         point = self.chosen
@@ -252,6 +269,7 @@ class ReportContent:
         whole = ["title", "chosen", "test", "overlap", "gap_closed", "stages"]
         whole += ["frontier_test", "threshold", "references", "timing", "costs", "images"]
         whole += ["uses", "costs_by_unit", "savings", "exits", "warnings", "notes", "reproduction"]
+        whole += ["reliability", "classes"]
         return {
             "outcome": self.chosen.outcome,
             "frontier": [point for point in self.frontier if point.on_front],

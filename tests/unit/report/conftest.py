@@ -9,12 +9,14 @@ from offramp._core.costs import Costs
 from offramp._core.topology import Topology
 from offramp.evaluation import (
     Choice,
+    ClassRow,
     Evaluation,
     ExitPoint,
     FrontierPoint,
     Limit,
     Overlap,
     ReferencePoint,
+    Reliability,
     Saving,
     StageUsage,
     UnitCost,
@@ -98,6 +100,22 @@ def _exit_results(names, candidate):
     }  # fmt: skip
 
 
+def _reliability(names):
+    return tuple(
+        Reliability(stage=name, n=1234, counts=(617, 617), confidence=(0.61 + 0.02 * k, 0.97),
+                    accuracy=(0.52 + 0.02 * k, 0.95), error=0.0543 + 0.01 * k)
+        for k, name in enumerate(names)
+    )  # fmt: skip
+
+
+def _classes(names):
+    return tuple(
+        ClassRow(name=name, n=411 + k, recall=0.8877 + 0.01 * k, reference_recall=0.9099,
+                 lost=0.0288 + 0.001 * k, early=0.7373 + 0.01 * k, cost_ratio=0.3456 + 0.01 * k)
+        for k, name in enumerate(names)
+    )  # fmt: skip
+
+
 def _images(names, classes):
     rng = np.random.default_rng(0)
     best = tuple((name, p) for name, p in zip(classes, (0.713, 0.184, 0.071), strict=True))
@@ -140,6 +158,8 @@ def make_content():
             references=_references(names),
             overlap=Overlap(stages=names, n=1234, subsets=(names, (), names[1:], names[:1]),
                             shares=(0.731, 0.142, 0.083, 0.044)),
+            reliability=_reliability(names),
+            classes=_classes(classes),
             gap_closed=1.07,
             timing=tuple(
                 TimingRow(batch_size=size, static_s=static, adaptive_s=adaptive, speedup=speedup,
