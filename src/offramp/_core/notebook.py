@@ -133,9 +133,9 @@ def scatter(
 
     lines = []
     if level is not None:
-        _, y = at(0, level)
+        _, height = at(0, level)
         lines.append(
-            f'<line x1="8" x2="308" y1="{y}" y2="{y}" stroke="currentColor" opacity=".5" '
+            f'<line x1="8" x2="308" y1="{height}" y2="{height}" stroke="currentColor" opacity=".5" '
             'stroke-dasharray="1.5 4" stroke-linecap="round"/>'
         )
     if points:

@@ -98,7 +98,7 @@ def frontier_figure(
     names = [name for name, _ in entries]
     legend_above(figure, _handles(entries), names, columns=columns, handle_length=2.0, gap=1.4)
     with quiet_about_glyphs():
-        label_points(figure, axes, curves, points)
+        label_points(axes, curves, points)
     return figure
 
 
@@ -125,6 +125,12 @@ def plot_frontier(
 
     Raises:
         InputError: If there is nothing to draw, or `axes` are none.
+
+    >>> import numpy as np
+    >>> front = Curve(name="learned", kind="learned", cost_ratio=np.array([0.3, 1.0]),
+    ...               accuracy=np.array([0.8, 0.9]))
+    >>> plot_frontier([front], [], axes=Figure().add_subplot()).get_xlabel()
+    'mean cost per example, reference network = 1'
     """
     curves = _drawable(curves, points)
     if axes is None:
@@ -152,7 +158,7 @@ def plot_frontier(
     for text in legend.get_texts():
         text.set_parse_math(False)
     with quiet_about_glyphs():
-        label_points(axes.get_figure(root=True), axes, curves, points)
+        label_points(axes, curves, points)
     return axes
 
 

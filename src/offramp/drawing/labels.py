@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
 from offramp._core.formatting import shortened
 from offramp._core.types import FloatArray
@@ -17,13 +17,12 @@ from offramp.drawing.placement import place_labels
 from offramp.drawing.series import Curve, Point
 
 
-def label_points(
-    figure: Figure, axes: Axes, curves: Sequence[Curve], points: Sequence[Point]
-) -> None:
+def label_points(axes: Axes, curves: Sequence[Curve], points: Sequence[Point]) -> None:
     """Write the name of each point where it covers no other name, line or point."""
     order = sorted((p for p in points if p.name), key=lambda point: point.kind != "chosen")
     if not order:
         return
+    figure = axes.figure
     pt = figure.dpi / 72  # pixels per point
     labels = [shortened(point.name) for point in order]
     anchors = axes.transData.transform([(p.cost_ratio, p.accuracy) for p in order])  # (k, 2)
@@ -82,7 +81,7 @@ def _along(curve: Curve, axes: Axes, *, step: float) -> FloatArray:
     return np.column_stack([np.interp(at, reached, corners[:, d]) for d in (0, 1)])
 
 
-def _text_size(figure: Figure, text: str) -> tuple[float, float]:
+def _text_size(figure: Figure | SubFigure, text: str) -> tuple[float, float]:
     probe = figure.text(0, 0, text, fontsize=SMALL_PT, fontweight="bold", parse_math=False)
     box = probe.get_window_extent()
     probe.remove()

@@ -105,7 +105,7 @@ def _panel(axes: Axes, panel: Calibrated, start: float, *, first: bool) -> None:
     step = 0.25 if start < 0.3 else 0.1 if start > 0.65 else 0.2
     ticks = np.arange(1, start - 1e-9, -step)[::-1]
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(FixedLocator(ticks))
+        axis.set_major_locator(FixedLocator(ticks.tolist()))
         axis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.0f}"))
     axes.set_xlabel("sure, %", fontsize=SMALL_PT, color=MUTED)
     _above(axes, shortened(panel.name, _NAME_LENGTH), 19, INK, "bold")

@@ -3,7 +3,10 @@
 Layer: evaluation.  Nothing is computed here.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from offramp._core import notebook
 from offramp._core.formatting import change, percent
@@ -13,6 +16,8 @@ from offramp.policy.promise import points_text
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from offramp.drawing import Curve
+    from offramp.drawing.palette import CurveKind
     from offramp.evaluation.choice import Choice
     from offramp.evaluation.frontier import Frontier
 
@@ -91,25 +96,11 @@ def _reference(frontier: "Frontier") -> FrontierPoint:
 
 def frontier_plot(frontier: "Frontier", choice: "Choice | None", axes: "Axes | None") -> "Axes":
     """As `Frontier.plot`."""
-    import numpy as np
-
-    from offramp.drawing import Band, Curve, Point, plot_frontier
+    from offramp.drawing import Band, Point, plot_frontier
 
     front = frontier.pareto
     evaluated = [p.calibrate for p in front if p.calibrate is not None]
-    curves = [
-        Curve(
-            name=f"{name} ({found[0].split})",
-            kind=kind,
-            cost_ratio=np.array([e.cost_ratio for e in found], dtype=np.float64),
-            accuracy=np.array([e.accuracy for e in found], dtype=np.float64),
-        )
-        for name, kind, found in (
-            ("front", "learned_fit", [p.fit for p in front]),
-            ("front", "learned", evaluated),
-        )
-        if found
-    ]
+    curves = [_curve("learned_fit", [p.fit for p in front]), _curve("learned", evaluated)]
     singles = [(_name(p), p.calibrate or p.fit) for p in frontier.singles]
     points = [
         Point(name=name, kind="static", cost_ratio=e.cost_ratio, accuracy=e.accuracy)
@@ -136,4 +127,15 @@ def frontier_plot(frontier: "Frontier", choice: "Choice | None", axes: "Axes | N
     measure = "score" if frontier.singles[0].fit.of_losses else "accuracy"
     return plot_frontier(
         curves, points, reference_accuracy=reference, band=band, measure=measure, axes=axes
+    )
+
+
+def _curve(kind: "CurveKind", found: Sequence[Evaluation]) -> "Curve":
+    from offramp.drawing import Curve
+
+    return Curve(
+        name=f"front ({found[0].split})" if found else "",
+        kind=kind,
+        cost_ratio=np.array([e.cost_ratio for e in found], dtype=np.float64),
+        accuracy=np.array([e.accuracy for e in found], dtype=np.float64),
     )
