@@ -196,7 +196,7 @@ function legend() {
   const entries = [
     [dot("passed"), "passed its test"],
     [icon(cross(8, 8)), "failed: the walk ends"],
-    [dot("waiting"), "not tested any more"],
+    [dot("waiting"), "not tested"],
     [dot("other"), "not on the way"],
     [icon(shape("path", { class: "alone", d: "M8 2L14 8L8 14L2 8Z" })), "one network alone"],
   ];
@@ -301,14 +301,15 @@ function table({ delta, risk }, found) {
 }
 
 function code({ limit, delta, n, risk }) {
-  const few = n < parts.calibrate.n ? `  # tested on ${n} of them` : "";
-  $("code").textContent = [
+  const lines = [
     `frontier = offramp.fit(`,
     `    trace, "threshold", combines=["last"], confidences=["max_prob"]`,
     `)`,
-    `choice = frontier.certify({"${risk}": ${limit}}, delta=${delta})${few}`,
+    `choice = frontier.certify({"${risk}": ${limit}}, delta=${delta})`,
     `print(choice.sentence)`,
-  ].join("\n");
+  ];
+  if (n < parts.calibrate.n) lines.unshift(`# with ${n} examples in the split "calibrate"`);
+  $("code").textContent = lines.join("\n");
 }
 
 // ---- begin

@@ -32,7 +32,7 @@ _PROMISED = {  # what is shown of a promise, and how it is called
     "tested": "candidates tested",
     "fingerprint": "SHA-256 of the examples",
 }
-_MOST_CLASSES = 20  # rows of the table; all stand in the JSON
+_MOST_CLASSES = 12  # rows of the table; all stand in the JSON
 _MOST_NAMED = 4  # stages in the first sentence
 
 
