@@ -14,7 +14,7 @@ from offramp.drawing.class_exits import GainBar, LayerTime, gain_figure, layer_f
 from offramp.drawing.frontier import frontier_figure, plot_frontier
 from offramp.drawing.reliability import Calibrated, calibration_figure
 from offramp.drawing.savings import SavedSeries, savings_figure
-from offramp.drawing.series import Band, Curve, Point
+from offramp.drawing.series import Band, Curve, Point, Range
 from offramp.drawing.timeline import Section, timeline_figure
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "GainBar",
     "LayerTime",
     "Point",
+    "Range",
     "SavedSeries",
     "Section",
     "assignment_figure",

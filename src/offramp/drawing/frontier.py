@@ -35,14 +35,15 @@ from offramp.drawing.palette import (
     MUTED,
     PAPER,
     POINT_LOOKS,
+    SKY,
     Look,
     PointKind,
 )
-from offramp.drawing.series import Band, Curve, Point
+from offramp.drawing.series import Band, Curve, Point, Range
 
 _LEGEND_ROW_IN = 0.22
 _DECADES = 300  # most expensive over cheapest up to which there are ticks between powers of ten
-_TINT = 0.1  # of a band
+_TINT, _AREA_TINT = 0.1, 0.32  # of a band, and of an area
 _COST_LABEL = "mean cost per example, reference network = 1"
 _NARROW_COST_LABEL = "cost per example, reference = 1"
 _CROWDED = (
@@ -62,6 +63,7 @@ def frontier_figure(
     *,
     reference_accuracy: float | None = None,
     band: Band | None = None,
+    area: Range | None = None,
     cost_label: str = _COST_LABEL,
     measure: str = "accuracy",
     narrow: bool = False,
@@ -73,6 +75,7 @@ def frontier_figure(
         points: Marked points; their labels never cover one another while there is room.
         reference_accuracy: Accuracy of the reference network, drawn as a level.
         band: Accuracies that are promised, or allowed.
+        area: Accuracies that could be, for each cost.
         cost_label: What the costs are.
         measure: What stands in the place of the accuracy, of traces without labels.
         narrow: Lay out for a phone.
@@ -87,14 +90,14 @@ def frontier_figure(
     1
     """
     curves = _drawable(curves, points)
-    entries = _legend_entries(curves, points, band)
+    entries = _legend_entries(curves, points, [area, band])
     columns = 2 if narrow else 4
     legend_in = _LEGEND_ROW_IN * -(-len(entries) // columns) + 0.1
     figure = new_figure(narrow=narrow, height_in=(3.9 if narrow else 4.3) + legend_in)
     axes = add_axes(figure, 0.42, 0.52, 0.12, legend_in + 0.24)
     if narrow and cost_label == _COST_LABEL:
         cost_label = _NARROW_COST_LABEL
-    _draw_all(axes, curves, points, reference_accuracy, band, cost_label, measure)
+    _draw_all(axes, curves, points, reference_accuracy, band, area, cost_label, measure)
     names = [name for name, _ in entries]
     legend_above(figure, _handles(entries), names, columns=columns, handle_length=2.0, gap=1.4)
     with quiet_about_glyphs():
@@ -108,6 +111,7 @@ def plot_frontier(
     *,
     reference_accuracy: float | None = None,
     band: Band | None = None,
+    area: Range | None = None,
     cost_label: str = _COST_LABEL,
     measure: str = "accuracy",
     axes: Axes | None = None,
@@ -115,10 +119,11 @@ def plot_frontier(
     """As `frontier_figure`, on axes of pyplot: a notebook shows them, and the caller goes on.
 
     Args:
-        curves: As there; so are `points`, `reference_accuracy`, `band`, `cost_label`, `measure`.
+        curves: As there; so are the others but `axes`.
         points: Marked points.
         reference_accuracy: Accuracy of the reference network, drawn as a level.
         band: Accuracies that are promised, or allowed.
+        area: Accuracies that could be, for each cost.
         cost_label: What the costs are.
         measure: What stands in the place of the accuracy.
         axes: Where to draw; by default axes of a new figure.
@@ -143,8 +148,8 @@ def plot_frontier(
             "For example: figure, axes = plt.subplots()."
         )
     calm(axes)
-    _draw_all(axes, curves, points, reference_accuracy, band, cost_label, measure)
-    entries = _legend_entries(curves, points, band)
+    _draw_all(axes, curves, points, reference_accuracy, band, area, cost_label, measure)
+    entries = _legend_entries(curves, points, [area, band])
     legend = axes.legend(
         _handles(entries),
         [name for name, _ in entries],
@@ -180,6 +185,7 @@ def _draw_all(
     points: Sequence[Point],
     level: float | None,
     band: Band | None,
+    area: Range | None,
     cost_label: str,
     measure: str,
 ) -> None:
@@ -187,6 +193,9 @@ def _draw_all(
     if band is not None:
         axes.axhspan(band.low, band.high, color=GREEN, alpha=_TINT, linewidth=0, zorder=0)
         axes.axhline(band.low, color=GREEN, linewidth=1.0, linestyle=(0, (5, 3)), zorder=1)
+    if area is not None:
+        look = {"color": SKY, "alpha": _AREA_TINT, "linewidth": 0}
+        axes.fill_between(area.cost_ratio, area.low, area.high, zorder=1, **look)
     if level is not None:
         axes.axhline(level, color=GREY, linewidth=0.9, linestyle=(0, (1, 3)))
     for curve in curves:
@@ -281,18 +290,19 @@ def _line_style(look: Look) -> dict[str, object]:
 
 
 def _legend_entries(
-    curves: Sequence[Curve], points: Sequence[Point], band: Band | None
-) -> list[tuple[str, Look | Band]]:
-    entries: list[tuple[str, Look | Band]] = [(c.name, CURVE_LOOKS[c.kind]) for c in curves]
+    curves: Sequence[Curve], points: Sequence[Point], tinted: Sequence[Band | Range | None]
+) -> list[tuple[str, Look | Band | Range]]:
+    entries: list[tuple[str, Look | Band | Range]] = [(c.name, CURVE_LOOKS[c.kind]) for c in curves]
     kinds = {point.kind for point in points}
     entries += [(_POINT_LEGEND[k], look) for k, look in POINT_LOOKS.items() if k in kinds]
-    return entries if band is None else [*entries, (band.name, band)]
+    return entries + [(one.name, one) for one in tinted if one is not None]
 
 
-def _handles(entries: Sequence[tuple[str, Look | Band]]) -> list[Artist]:
-    return [
-        Patch(facecolor=GREEN, alpha=0.3)
-        if isinstance(entry, Band)
-        else Line2D([], [], **_line_style(entry))  # type: ignore[arg-type]
-        for _, entry in entries
-    ]
+def _handles(entries: Sequence[tuple[str, Look | Band | Range]]) -> list[Artist]:
+    return [_handle(entry) for _, entry in entries]
+
+
+def _handle(entry: Look | Band | Range) -> Artist:
+    if isinstance(entry, Look):
+        return Line2D([], [], **_line_style(entry))  # type: ignore[arg-type]
+    return Patch(facecolor=GREEN if isinstance(entry, Band) else SKY, alpha=0.35)

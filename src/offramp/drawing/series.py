@@ -68,3 +68,25 @@ class Band:
     name: str
     low: float
     high: float
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """For each of several costs the accuracies between two ends, as a tinted area.
+
+    Args:
+        name: What it is, for the legend.
+        cost_ratio: Mean cost over that of the reference network, `(p,)`, rising.
+        low: Lower ends, `(p,)`.
+        high: Upper ends, `(p,)`.
+    """
+
+    name: str
+    cost_ratio: FloatArray
+    low: FloatArray
+    high: FloatArray
+
+    def __post_init__(self) -> None:
+        check_shape("low", self.low.shape, self.cost_ratio.shape)
+        check_shape("high", self.high.shape, self.cost_ratio.shape)

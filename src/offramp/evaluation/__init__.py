@@ -18,6 +18,7 @@ from offramp.evaluation.fit import fit
 from offramp.evaluation.frontier import Frontier
 from offramp.evaluation.gap import share_of_gap_closed
 from offramp.evaluation.overlap import overlap
+from offramp.evaluation.promisable import Promisable, drop_bound, promisable
 from offramp.evaluation.references import references
 from offramp.evaluation.reliability import Reliability, reliability
 from offramp.evaluation.replay import Replay, replay
@@ -48,6 +49,7 @@ __all__ = [
     "Guarantee",
     "Limit",
     "Overlap",
+    "Promisable",
     "Promise",
     "ReferencePoint",
     "Reliability",
@@ -63,6 +65,7 @@ __all__ = [
     "certify",
     "confirm",
     "costs_by_unit",
+    "drop_bound",
     "evaluate",
     "evaluate_all",
     "exit_points",
@@ -70,6 +73,7 @@ __all__ = [
     "frontier_of",
     "frontier_of_traces",
     "overlap",
+    "promisable",
     "references",
     "reliability",
     "replay",

@@ -23,6 +23,7 @@ from offramp.evaluation import (
     exit_points,
     frontier_of,
     overlap,
+    promisable,
     references,
     reliability,
     savings,
@@ -30,6 +31,7 @@ from offramp.evaluation import (
     stage_usage,
     sweep,
 )
+from offramp.evaluation.promisable import Promisable
 from offramp.evaluation.results import RISKS, Overlap
 from offramp.fitting.baselines import fit_random
 from offramp.policy import Candidate
@@ -95,6 +97,7 @@ def report_content(
         test=found if has_test else None,
         frontier=learned.points,
         frontier_test=_on(part, learned.pareto) if has_test else (),
+        promisable=_promisable(trace, learned, choice),
         threshold=() if threshold is None else _on(part, threshold.pareto),
         references=tuple(points),
         overlap=None if trace.graded else _overlap(part, choice.candidate),
@@ -113,6 +116,15 @@ def report_content(
         notes=tuple(notes),
         reproduction=Reproduction() if reproduction is None else reproduction,
     )
+
+
+def _promisable(trace: Trace, frontier: Frontier, choice: Choice) -> tuple[Promisable, ...]:
+    """Of a few candidates of the front; of none where nothing can be promised of these examples."""
+    if choice.delta is None or trace.seen_in_training or trace.lossy or trace.graded:
+        return ()
+    front = frontier.pareto
+    step = max(1, -(-len(front) // _MOST_POINTS))
+    return promisable(front[::step], delta=choice.delta)
 
 
 def _overlap(part: Trace, candidate: Candidate) -> Overlap:

@@ -16,7 +16,7 @@ from offramp.drawing.bars import overlap_figure, stage_figure
 from offramp.drawing.frontier import frontier_figure, log_costs
 from offramp.drawing.palette import CurveKind
 from offramp.drawing.reliability import Calibrated, calibration_figure
-from offramp.drawing.series import Band, Curve, Point
+from offramp.drawing.series import Band, Curve, Point, Range
 from offramp.evaluation import Evaluation, Overlap, ReferencePoint
 from offramp.report.content import ReportContent
 from offramp.report.inline import inline_svg
@@ -68,6 +68,7 @@ def frontier_chart(content: ReportContent) -> Chart | None:
             marked,
             reference_accuracy=shown.reference_accuracy,
             band=allowed_band(content),
+            area=promisable_area(content),
             measure=content.measure,
             narrow=narrow,
         ),
@@ -84,6 +85,20 @@ def allowed_band(content: ReportContent) -> Band | None:
     unit = "more loss" if content.shown.of_losses else "points"
     much = f"{drop:g}" if content.shown.of_losses else points(drop)
     return Band(name=f"{kind}: {much} {unit}", low=level - drop, high=level)
+
+
+def promisable_area(content: ReportContent) -> Range | None:
+    """From what each candidate of the front loses on `calibrate` to what that could promise."""
+    found, delta = content.promisable, content.chosen.delta
+    if len(found) < 2 or delta is None:
+        return None
+    level = content.shown.reference_accuracy
+    return Range(
+        name=f"could be promised, {percent(1 - delta, digits=0)} sure",
+        cost_ratio=np.array([one.cost_ratio for one in found], dtype=np.float64),
+        low=np.array([level - one.drop_bound for one in found], dtype=np.float64),
+        high=np.array([level - one.accuracy_drop for one in found], dtype=np.float64),
+    )
 
 
 def calibration_chart(content: ReportContent) -> Chart | None:

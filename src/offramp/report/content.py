@@ -21,6 +21,7 @@ from offramp.evaluation import (
     FrontierPoint,
     Guarantee,
     Overlap,
+    Promisable,
     ReferencePoint,
     Reliability,
     Saving,
@@ -165,6 +166,7 @@ class ReportContent:
             point was chosen on, and says so.
         frontier: The sweep; its front is drawn as found on `fit`.
         frontier_test: Candidates of the front on `test`, drawn as the learned policy's line.
+        promisable: What `calibrate` could promise of each candidate of the front by itself.
         threshold: Threshold candidates on the same examples as `references`.
         references: Static networks, points of the random and the threshold curve, oracles.
         overlap: Which networks are right together.
@@ -192,6 +194,7 @@ class ReportContent:
     test: Evaluation | None = None
     frontier: tuple[FrontierPoint, ...] = ()
     frontier_test: tuple[Evaluation, ...] = ()
+    promisable: tuple[Promisable, ...] = ()
     threshold: tuple[Evaluation, ...] = ()
     references: tuple[ReferencePoint, ...] = ()
     overlap: Overlap | None = None
@@ -269,7 +272,7 @@ class ReportContent:
         whole = ["title", "chosen", "test", "overlap", "gap_closed", "stages"]
         whole += ["frontier_test", "threshold", "references", "timing", "costs", "images"]
         whole += ["uses", "costs_by_unit", "savings", "exits", "warnings", "notes", "reproduction"]
-        whole += ["reliability", "classes"]
+        whole += ["promisable", "reliability", "classes"]
         return {
             "outcome": self.chosen.outcome,
             "frontier": [point for point in self.frontier if point.on_front],

@@ -15,6 +15,7 @@ from offramp.evaluation import (
     FrontierPoint,
     Limit,
     Overlap,
+    Promisable,
     ReferencePoint,
     Reliability,
     Saving,
@@ -154,6 +155,10 @@ def make_content():
             test=_evaluation(candidate, "test", 0.391, 0.9038, intervals=True),
             frontier=tuple(FrontierPoint(candidate=candidate, fit=e, on_front=True) for e in fits),
             frontier_test=tuple(tests),
+            promisable=tuple(
+                Promisable(cost_ratio=0.25 + k / 10, accuracy_drop=0.02 - k / 200,
+                           drop_bound=0.04 - k / 200) for k in range(3)
+            ),
             threshold=tuple(replace(e, cost_ratio=e.cost_ratio + 0.05) for e in tests),
             references=_references(names),
             overlap=Overlap(stages=names, n=1234, subsets=(names, (), names[1:], names[:1]),

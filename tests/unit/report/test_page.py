@@ -230,6 +230,18 @@ def test_the_band_says_whether_it_is_promised(written, make_content):
     assert "allowed:" not in Page(written(replace(other, chosen=recall))).text
 
 
+def test_what_could_be_promised_is_drawn_where_a_promise_was_asked_for(written, make_content):
+    content = make_content()
+    words = "could be promised"
+    assert words not in Page(written(content)).text  # measured only
+    asked = replace(content, chosen=replace(content.chosen, delta=0.05))
+    text = Page(written(asked)).text
+    assert f"{words}, 95\u00a0% sure" in text
+    assert f"the loss that {words} of it by itself" in text
+    few = replace(asked, promisable=asked.promisable[:1])
+    assert words not in Page(written(few)).text
+
+
 def test_a_logarithmic_axis_is_explained(written, make_content):
     content = make_content()
     words = "equal steps multiply"
