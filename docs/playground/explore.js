@@ -100,7 +100,7 @@ function outcome(given, found, test) {
   const keys = [
     [promised ? percent(found.points[found.chosen].tested.cost) : "100\u00a0%", `of the cost of ${large} alone`, promised ? `${(1 / found.points[found.chosen].tested.cost).toFixed(1)} times less work` : "nothing is saved"],
     [promised ? found.pValue.toPrecision(2) : found.p.length ? found.p[0].toPrecision(2) : "\u2013", "p-value of a broken promise", promised ? `at most delta = ${delta}` : found.p.length ? `above delta = ${delta}, at the first test` : `it takes ${found.fewest} images at least`],
-    [signed(-loss(test, risk)), "points, on new images", `${parts.test.n} that nobody has looked at: ${kept ? "kept" : "not kept there"}`],
+    [risk === "accuracy_drop" ? signed(-loss(test, risk)) : percent(loss(test, risk)), risk === "accuracy_drop" ? "points, on new images" : "new errors, on new images", `${parts.test.n} that nobody has looked at: ${kept ? "kept" : "not kept there"}`],
     [percent(test.accuracy), "right, on new images", `${large} alone: ${percent(alone.accuracy)}`],
   ];
   $("keys").replaceChildren(...keys.map(([value, name, more]) => {
