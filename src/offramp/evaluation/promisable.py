@@ -60,6 +60,8 @@ def drop_bound(found: Evaluation, *, delta: float) -> float:
     check_kind("found", found, Evaluation)
     check_probability("delta", delta)
     low, high = max(0.0, found.accuracy_drop), 1.0
+    if low == high:
+        return 1.0  # all that the reference gets right is lost
     for _ in range(_STEPS):
         middle = (low + high) / 2
         p = risk_p_values([found], risk="accuracy_drop", max_drop=middle, delta=delta)[0]

@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from typing import final
 
 import numpy as np
+import torch
 
 from offramp._core.checks import check_kind, check_positive_int
 from offramp._core.types import BoolArray, FloatArray
 from offramp.policy import Candidate
 from offramp.policy.of_labels import distribution_of
 from offramp.trace import Trace
+
+_CHUNK = 16_384  # examples whose probabilities are held at once
 
 
 @final
@@ -77,10 +80,14 @@ def reliability(
     looked_at = candidate.policy.topology.active if stages is None else stages
     found = []
     for k in looked_at:
-        told = distribution_of(trace.output(k), candidate.policy.temperatures[k])
-        sure = told.max_prob.double().numpy()
-        right = (told.label == trace.labels).numpy()
-        found.append(_grouped(trace.stages[k], sure, right, groups))
+        output, temperature = trace.output(k), candidate.policy.temperatures[k]
+        sure, right = [], []
+        for rows in torch.arange(len(trace)).split(_CHUNK):
+            told = distribution_of(output.take(rows), temperature)
+            sure.append(told.max_prob.double())
+            right.append(told.label == trace.labels[rows])
+        each = torch.cat(sure).numpy(), torch.cat(right).numpy()
+        found.append(_grouped(trace.stages[k], *each, groups))
     return tuple(found)
 
 

@@ -1,5 +1,6 @@
 """How sure stages are and how often right; what a candidate does to each class."""
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -42,6 +43,12 @@ def test_groups_are_those_of_one_example_after_another(seed, groups):
     assert found.confidence == pytest.approx(want.confidence)
     assert found.accuracy == pytest.approx(want.accuracy)
     assert found.error == pytest.approx(want.error)
+
+
+def test_many_examples_are_looked_at_in_runs(trace, candidate, monkeypatch):
+    want = reliability(trace, candidate)
+    monkeypatch.setattr(sys.modules[_grouped.__module__], "_CHUNK", 97)
+    assert reliability(trace, candidate) == want
 
 
 def test_a_group_knows_what_its_examples_know(trace, candidate):

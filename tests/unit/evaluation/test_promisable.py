@@ -59,6 +59,12 @@ def test_what_is_promised_could_be_promised_by_itself(frontier, limit):
     assert drop_bound(choice.calibrate, delta=DELTA) <= limit + 1e-5
 
 
+def test_where_everything_is_lost_nothing_can_be_promised(frontier):
+    found = frontier.pareto[0].calibrate
+    lost = replace(found, accuracy_drop=1.0, negative_flips=1.0)
+    assert drop_bound(lost, delta=DELTA) == 1.0
+
+
 def test_more_certainty_promises_less(frontier):
     found = frontier.pareto[3].calibrate
     bounds = [drop_bound(found, delta=delta) for delta in (0.3, 0.1, 0.01)]
