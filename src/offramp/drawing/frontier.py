@@ -194,8 +194,15 @@ def _draw_all(
         axes.axhspan(band.low, band.high, color=GREEN, alpha=_TINT, linewidth=0, zorder=0)
         axes.axhline(band.low, color=GREEN, linewidth=1.0, linestyle=(0, (5, 3)), zorder=1)
     if area is not None:
-        look = {"color": SKY, "alpha": _AREA_TINT, "linewidth": 0}
-        axes.fill_between(area.cost_ratio, area.low, area.high, zorder=1, **look)
+        axes.fill_between(
+            area.cost_ratio,
+            area.low,
+            area.high,
+            color=SKY,
+            alpha=_AREA_TINT,
+            linewidth=0,
+            zorder=1,
+        )
     if level is not None:
         axes.axhline(level, color=GREY, linewidth=0.9, linestyle=(0, (1, 3)))
     for curve in curves:

@@ -82,12 +82,13 @@ def reliability(
     for k in looked_at:
         output, temperature = trace.output(k), candidate.policy.temperatures[k]
         sure, right = [], []
-        for rows in torch.arange(len(trace)).split(_CHUNK):
+        for start in range(0, len(trace), _CHUNK):
+            rows = torch.arange(start, min(start + _CHUNK, len(trace)))
             told = distribution_of(output.take(rows), temperature)
             sure.append(told.max_prob.double())
             right.append(told.label == trace.labels[rows])
-        each = torch.cat(sure).numpy(), torch.cat(right).numpy()
-        found.append(_grouped(trace.stages[k], *each, groups))
+        confidence, correct = torch.cat(sure).numpy(), torch.cat(right).numpy()
+        found.append(_grouped(trace.stages[k], confidence, correct, groups))
     return tuple(found)
 
 
