@@ -14,17 +14,17 @@ from offramp.drawing.class_exits import GainBar, LayerTime, gain_figure, layer_f
 from offramp.drawing.frontier import frontier_figure, plot_frontier
 from offramp.drawing.reliability import Calibrated, calibration_figure
 from offramp.drawing.savings import SavedSeries, savings_figure
-from offramp.drawing.series import Band, Curve, Point, Range
+from offramp.drawing.series import Area, Band, Curve, Point
 from offramp.drawing.timeline import Section, timeline_figure
 
 __all__ = [
+    "Area",
     "Band",
     "Calibrated",
     "Curve",
     "GainBar",
     "LayerTime",
     "Point",
-    "Range",
     "SavedSeries",
     "Section",
     "assignment_figure",

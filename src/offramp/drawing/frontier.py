@@ -39,7 +39,7 @@ from offramp.drawing.palette import (
     Look,
     PointKind,
 )
-from offramp.drawing.series import Band, Curve, Point, Range
+from offramp.drawing.series import Area, Band, Curve, Point
 
 _LEGEND_ROW_IN = 0.22
 _DECADES = 300  # most expensive over cheapest up to which there are ticks between powers of ten
@@ -63,7 +63,7 @@ def frontier_figure(
     *,
     reference_accuracy: float | None = None,
     band: Band | None = None,
-    area: Range | None = None,
+    area: Area | None = None,
     cost_label: str = _COST_LABEL,
     measure: str = "accuracy",
     narrow: bool = False,
@@ -111,7 +111,7 @@ def plot_frontier(
     *,
     reference_accuracy: float | None = None,
     band: Band | None = None,
-    area: Range | None = None,
+    area: Area | None = None,
     cost_label: str = _COST_LABEL,
     measure: str = "accuracy",
     axes: Axes | None = None,
@@ -185,7 +185,7 @@ def _draw_all(
     points: Sequence[Point],
     level: float | None,
     band: Band | None,
-    area: Range | None,
+    area: Area | None,
     cost_label: str,
     measure: str,
 ) -> None:
@@ -297,19 +297,19 @@ def _line_style(look: Look) -> dict[str, object]:
 
 
 def _legend_entries(
-    curves: Sequence[Curve], points: Sequence[Point], tinted: Sequence[Band | Range | None]
-) -> list[tuple[str, Look | Band | Range]]:
-    entries: list[tuple[str, Look | Band | Range]] = [(c.name, CURVE_LOOKS[c.kind]) for c in curves]
+    curves: Sequence[Curve], points: Sequence[Point], tinted: Sequence[Band | Area | None]
+) -> list[tuple[str, Look | Band | Area]]:
+    entries: list[tuple[str, Look | Band | Area]] = [(c.name, CURVE_LOOKS[c.kind]) for c in curves]
     kinds = {point.kind for point in points}
     entries += [(_POINT_LEGEND[k], look) for k, look in POINT_LOOKS.items() if k in kinds]
     return entries + [(one.name, one) for one in tinted if one is not None]
 
 
-def _handles(entries: Sequence[tuple[str, Look | Band | Range]]) -> list[Artist]:
+def _handles(entries: Sequence[tuple[str, Look | Band | Area]]) -> list[Artist]:
     return [_handle(entry) for _, entry in entries]
 
 
-def _handle(entry: Look | Band | Range) -> Artist:
+def _handle(entry: Look | Band | Area) -> Artist:
     if isinstance(entry, Look):
         return Line2D([], [], **_line_style(entry))  # type: ignore[arg-type]
     return Patch(facecolor=GREEN if isinstance(entry, Band) else SKY, alpha=0.35)

@@ -72,7 +72,7 @@ class Band:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Range:
+class Area:
     """For each of several costs the accuracies between two ends, as a tinted area.
 
     Args:

@@ -16,7 +16,7 @@ from offramp.drawing.bars import overlap_figure, stage_figure
 from offramp.drawing.frontier import frontier_figure, log_costs
 from offramp.drawing.palette import CurveKind
 from offramp.drawing.reliability import Calibrated, calibration_figure
-from offramp.drawing.series import Band, Curve, Point, Range
+from offramp.drawing.series import Area, Band, Curve, Point
 from offramp.evaluation import Evaluation, Overlap, ReferencePoint
 from offramp.report.content import ReportContent
 from offramp.report.inline import inline_svg
@@ -87,13 +87,13 @@ def allowed_band(content: ReportContent) -> Band | None:
     return Band(name=f"{kind}: {much} {unit}", low=level - drop, high=level)
 
 
-def promisable_area(content: ReportContent) -> Range | None:
+def promisable_area(content: ReportContent) -> Area | None:
     """From what each candidate of the front loses on `calibrate` to what that could promise."""
     found, delta = content.promisable, content.chosen.delta
     if len(found) < 2 or delta is None:
         return None
     level = content.shown.reference_accuracy
-    return Range(
+    return Area(
         name=f"could be promised, {percent(1 - delta, digits=0)} sure",
         cost_ratio=np.array([one.cost_ratio for one in found], dtype=np.float64),
         low=np.array([level - one.drop_bound for one in found], dtype=np.float64),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from offramp._core.errors import InputError
-from offramp.report import (
+from offramp.drawing import (
     Curve,
     Point,
     frontier_figure,
