@@ -280,8 +280,8 @@ function paint(canvas, i) {
   canvas.width = canvas.height = 8;
   const context = canvas.getContext("2d"), image = context.createImageData(8, 8);
   for (let k = 0; k < 64; k++) {
-    const pair = pixels[32 * i + (k >> 1)], ink = k % 2 ? pair & 15 : pair >> 4;
-    image.data.set([255 - 17 * ink, 255 - 17 * ink, 255 - 17 * ink, 255], 4 * k);
+    const light = 255 - (255 * pixels[64 * i + k]) / 16;
+    image.data.set([light, light, light, 255], 4 * k);
   }
   context.putImageData(image, 0, 0);
 }

@@ -1,5 +1,6 @@
 """The playground's pages in a browser: from a folder, by keyboard, with the exported cascade."""
 
+import base64
 import functools
 import http.server
 import json
@@ -155,6 +156,8 @@ def test_test_images_are_answered_as_in_python(drawing, recorded):
         drawing.js("window.answered = null; $('example').click()")
         told = answer(drawing)
         right += told["label"] == told["known"]
+        said = base64.b64decode(recorded["parts"]["test"]["said"][told["stage"]])
+        assert told["label"] == said[told["place"]]  # as it was recorded in Python
         stages.add(told["stage"])
         at = point["stages"].index(told["stage"])
         for k, threshold in zip(point["stages"][:at], point["thresholds"], strict=False):
