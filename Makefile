@@ -94,6 +94,7 @@ test-oldest: .venv-oldest/.installed
 	touch $@
 
 docs: .venv/.docs
+	-$(BIN)/python tools/vendor_onnxruntime_web.py # without it a page of the playground says so
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "site/index.html"
 

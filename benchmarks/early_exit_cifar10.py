@@ -36,7 +36,7 @@ from train_backbone import NORMALIZE
 import offramp
 from offramp.data import Dataset, arrays, cifar10, jpeg_compressed, npz
 from offramp.evaluation import evaluate
-from offramp.evaluation.frontier import MARGIN
+from offramp.evaluation.measured import MARGIN
 from offramp.fitting.chains import chains_to_fit
 from offramp.fitting.oracles import oracle
 from offramp.models import ModelSpec, build, make_head

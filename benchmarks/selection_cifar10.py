@@ -25,7 +25,7 @@ from harness import parser, report, scaled, speedups
 
 import offramp
 from offramp.evaluation import evaluate
-from offramp.evaluation.frontier import MARGIN
+from offramp.evaluation.measured import MARGIN
 from offramp.fitting.oracles import oracle
 from offramp.fitting.search import sub_chains
 from offramp.models import ModelSpec, build

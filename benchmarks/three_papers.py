@@ -45,12 +45,12 @@ from train_backbone import NORMALIZE
 
 import offramp
 from offramp.data import Dataset, cifar10
+from offramp.drawing import Curve, frontier_figure, save_figure
+from offramp.drawing import Point as Mark
 from offramp.evaluation import references
 from offramp.fitting.class_exits import NoViableExit, Requirements, system_figures
 from offramp.fitting.registry import POLICIES
 from offramp.models import ModelSpec, head_arguments
-from offramp.report import Curve, frontier_figure, save_figure
-from offramp.report import Point as Mark
 from offramp.stages import Cascade, cut_points
 from offramp.trace import Trace
 from offramp.train import train_heads

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from offramp.report import Curve, Point, frontier_figure, save_figure
+from offramp.drawing import Curve, Point, frontier_figure, save_figure
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "frontier_cifar10.json"

@@ -200,7 +200,7 @@ class HubModel(ModelHubMixin, library_name="offramp", tags=_TAGS):
 
 
 def _draw(frontier: Frontier, path: Path) -> None:
-    from offramp.report import Curve, frontier_figure, save_figure
+    from offramp.drawing import Curve, frontier_figure, save_figure
 
     front = [point.judged for point in frontier.pareto]
     if not front:

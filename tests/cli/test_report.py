@@ -1,6 +1,7 @@
 """`offramp report` on a network with exits, in two units; and which images it shows."""
 
 import json
+import webbrowser
 from dataclasses import replace
 from pathlib import Path
 
@@ -149,3 +150,27 @@ def test_on_a_long_way_earlier_stages_say_one_class():
     (image, *_) = example_images(examples, part, candidate, Cascade.from_models(nets))
     assert [len(classes) for _, classes in image.visits] == [1, 1, 1, 1, 3]
     assert np.isclose(sum(p for _, p in image.visits[-1][1]), 1.0)
+
+
+@pytest.mark.parametrize("there", [True, False, None], ids=["opened", "none", "broken"])
+def test_a_page_is_opened_in_the_browser_that_there_is(fitted, run, monkeypatch, there):
+    opened = []
+
+    def browser(address):
+        opened.append(address)
+        if there is None:
+            raise webbrowser.Error("it cannot be started")
+        return there
+
+    monkeypatch.setattr(webbrowser, "open", browser)
+    outcome = run("report", fitted / "run", "--open", "--json")
+    assert outcome.code == 0
+    page = Path(json.loads(outcome.out)["report"])
+    assert opened == [page.resolve().as_uri()]
+    missing = f"no browser was found here; open {opened[0]} where there is one."
+    assert (missing in outcome.err) == (not there)
+
+
+def test_no_page_is_opened_unless_that_is_asked_for(fitted, run, monkeypatch):
+    monkeypatch.setattr(webbrowser, "open", pytest.fail)
+    assert run("report", fitted / "run").code == 0

@@ -7,7 +7,7 @@ import pytest
 
 LEARN = (
     *("data", "trace", "recording", "fitting", "risk", "evaluation"),
-    *("tuning", "train", "report", "project", "cli"),
+    *("tuning", "train", "drawing", "report", "project", "cli"),
 )
 FOREIGN = ("sklearn", "matplotlib", "scipy", "pandas", "pyarrow", "onnx", "typer", "jinja2")
 WEB = ("starlette", "uvicorn", "multipart", "python_multipart", "prometheus_client", "httpx")

@@ -12,7 +12,7 @@ from pathlib import Path
 import matplotlib
 import pytest
 
-from offramp.report import save_figure
+from offramp.drawing import save_figure
 
 ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", "docs/start/measured.md", "docs/compare.md"]

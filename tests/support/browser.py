@@ -19,6 +19,7 @@ KEYS = {
     "ArrowRight": (39, ""),
     "ArrowLeft": (37, ""),
     "ArrowDown": (40, ""),
+    " ": (32, " "),
 }
 CTRL, SHIFT = 2, 8
 

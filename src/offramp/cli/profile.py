@@ -128,7 +128,7 @@ def _s(value: float) -> str:
 
 
 def _draw(found: "Profile", out: Path, *, overwrite: bool) -> None:
-    from offramp.report import Section, save_figure, timeline_figure
+    from offramp.drawing import Section, save_figure, timeline_figure
 
     sections = [
         Section(kind=span.kind, stage=span.stage, start_s=span.start_s, end_s=span.end_s)

@@ -13,7 +13,7 @@ import typer
 from offramp._core.errors import FileFormatError
 from offramp._core.files import read_json
 from offramp.cli import options
-from offramp.cli.output import Output
+from offramp.cli.output import Output, note
 from offramp.project.config.config import load_config
 from offramp.project.folder import (
     CHOSEN,
@@ -43,6 +43,9 @@ def command(
         Path | None,
         typer.Option(help="More tables of costs, in other units: the same decisions billed anew."),
     ] = None,
+    show: Annotated[
+        bool, typer.Option("--open", help="Open the page in the browser when it is written.")
+    ] = False,
     json: options.Json = False,
 ) -> None:
     """Write one page about a run: the frontier, who leaves where, what it saves.
@@ -54,7 +57,7 @@ def command(
     Out: report.html, which works offline, and report.json with every number that it shows; after
     class-exits, class_exits.html with the exits of classes; after train joint, joint.html.
 
-    Example: offramp report runs/cifar --config run.toml
+    Example: offramp report runs/cifar --config run.toml --open
     """
     from offramp.project.record_pages import class_exits_page, joint_page
     from offramp.project.report import report_content, reproduction
@@ -70,6 +73,8 @@ def command(
     if others and FRONTIER not in files:
         output.line(_written(others.values()))
         output.result(others)
+        if show:
+            _open(others.values())
         return
     seed = int(run.facts.get("seed", 0))
     trace = load_divided(run.trace_path(), seed=seed)
@@ -105,6 +110,22 @@ def command(
             **others,
         }
     )
+    if show:
+        _open([str(page), *others.values()])
+
+
+def _open(pages: Iterable[str]) -> None:
+    """Show pages in the browser; a machine without one is told where they lie."""
+    import webbrowser
+
+    for page in pages:
+        address = Path(page).resolve().as_uri()
+        try:
+            opened = webbrowser.open(address)
+        except webbrowser.Error:
+            opened = False
+        if not opened:
+            note(f"no browser was found here; open {address} where there is one.")
 
 
 def _written(pages: Iterable[str]) -> str:

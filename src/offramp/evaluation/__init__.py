@@ -6,6 +6,7 @@ Layer: evaluation.  Reads traces and policies; never a network, never data.
 from offramp.evaluation.advise import Advice, Promise, advise
 from offramp.evaluation.assignment import Assignment, assignment
 from offramp.evaluation.batch import evaluate_all
+from offramp.evaluation.by_class import ClassRow, by_class
 from offramp.evaluation.calibration import Calibration
 from offramp.evaluation.certify import certify
 from offramp.evaluation.choice import Choice
@@ -17,7 +18,9 @@ from offramp.evaluation.fit import fit
 from offramp.evaluation.frontier import Frontier
 from offramp.evaluation.gap import share_of_gap_closed
 from offramp.evaluation.overlap import overlap
+from offramp.evaluation.promisable import Promisable, drop_bound, promisable
 from offramp.evaluation.references import references
+from offramp.evaluation.reliability import Reliability, reliability
 from offramp.evaluation.replay import Replay, replay
 from offramp.evaluation.results import (
     Evaluation,
@@ -38,6 +41,7 @@ __all__ = [
     "Assignment",
     "Calibration",
     "Choice",
+    "ClassRow",
     "Evaluation",
     "ExitPoint",
     "Frontier",
@@ -45,8 +49,10 @@ __all__ = [
     "Guarantee",
     "Limit",
     "Overlap",
+    "Promisable",
     "Promise",
     "ReferencePoint",
+    "Reliability",
     "Replay",
     "Saving",
     "SavingBound",
@@ -55,9 +61,11 @@ __all__ = [
     "UnitCost",
     "advise",
     "assignment",
+    "by_class",
     "certify",
     "confirm",
     "costs_by_unit",
+    "drop_bound",
     "evaluate",
     "evaluate_all",
     "exit_points",
@@ -65,7 +73,9 @@ __all__ = [
     "frontier_of",
     "frontier_of_traces",
     "overlap",
+    "promisable",
     "references",
+    "reliability",
     "replay",
     "saving_bound",
     "savings",

@@ -10,6 +10,7 @@ from offramp._core.errors import InputError
 from offramp._core.schema import omitted, stored
 from offramp.evaluation.limits import OF_COSTS
 from offramp.evaluation.results import Evaluation, FrontierPoint, Risk
+from offramp.evaluation.shown import choice_card
 from offramp.policy import Candidate
 from offramp.policy.promise import Guarantee, Limit, Numbers, points_text
 
@@ -134,6 +135,9 @@ class Choice:
             told |= {"alternative": self.alternative.candidate.label}
             told |= {f"alternative_{name}": other[name] for name in _COMPARED if name in other}
         return told
+
+    def _repr_html_(self) -> str:
+        return choice_card(self)
 
 
 def _figures(point: FrontierPoint, *, promise: bool) -> Numbers:

@@ -4,9 +4,8 @@ Layer: evaluation.
 Source: methods.md 1 (Pareto front on `fit`, choice on `calibrate`) and 4 (certificates).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import numpy as np
 
@@ -14,22 +13,23 @@ from offramp._core.checks import check_choice, check_not_negative, check_number
 from offramp._core.errors import InputError
 from offramp.evaluation.calibration import Calibration
 from offramp.evaluation.certify import certify
-from offramp.evaluation.choice import MEASURED, Choice, described
+from offramp.evaluation.choice import Choice
 from offramp.evaluation.gears import MaxDrops, certify_gears
 from offramp.evaluation.judging import judge_again, labeled_by, on_front
 from offramp.evaluation.limits import Limits
-from offramp.evaluation.results import RISKS, Evaluation, FrontierPoint, Risk
+from offramp.evaluation.measured import MARGIN, choose, measured_choice
+from offramp.evaluation.results import RISKS, FrontierPoint, Risk
+from offramp.evaluation.shown import frontier_card, frontier_plot
 from offramp.evaluation.weights import ClassWeights
 from offramp.policy.gears import Gears
 from offramp.policy.promise import PROMISES, Limit, points_text
 from offramp.trace import Trace
 
-Axis = str  # "cost" or one of RISKS
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 DELTA = 0.1  # largest chance of a wrong promise, unless another is asked for
 OVER_BUDGET = 0.05  # share of the examples that may cost more than a budget, unless one is given
-MARGIN = 1.0  # standard errors between the measured risk and the limit: the one-standard-error rule
-_NOTE = f"{MEASURED.capitalize()}."
-_ROUNDING = 1e-12  # a risk of exactly B computed as a mean may exceed B in the last bit
 
 
 @final
@@ -147,7 +147,7 @@ class Frontier:
         elif single is not None and chosen.judged.cost_ratio >= single.judged.cost_ratio:
             why = f"the cheapest candidate within {within} is not cheaper"
         asked, reference = Limit(risk=risk, at_most=limit), self._single_of_reference()
-        return _measured(chosen, single, asked, risk, why=why, otherwise=reference)
+        return measured_choice(chosen, single, asked, risk, why=why, otherwise=reference)
 
     def certify(
         self, limits: Limits, *, delta: float = DELTA, class_weights: ClassWeights | None = None
@@ -270,7 +270,7 @@ class Frontier:
             why = f"the best candidate within {within} {better}"
         limit = Limit(risk="cost", at_most=max_cost)
         cheapest = min(self.singles, key=lambda p: p.judged.cost_ratio)
-        return _measured(chosen, single, limit, risk, why=why, otherwise=cheapest)
+        return measured_choice(chosen, single, limit, risk, why=why, otherwise=cheapest)
 
     def best_single(
         self,
@@ -293,6 +293,24 @@ class Frontier:
         if max_drop is not None:
             return choose(self.singles, limited=risk, limit=limit, minimized="cost", margin=margin)
         return choose(self.singles, limited="cost", limit=limit, minimized=risk)
+
+    def plot(self, choice: Choice | None = None, *, axes: "Axes | None" = None) -> "Axes":
+        """Accuracy against cost: the front on `fit` and on `calibrate`, and the networks alone.
+
+        Args:
+            choice: Made from this frontier; it is marked, and what it allows is tinted.
+            axes: Where to draw; by default axes of a new figure.
+
+        Returns:
+            The axes, to go on with: `axes.figure.savefig("frontier.png")`.
+
+        Raises:
+            InputError: If `axes` are no axes of matplotlib.
+        """
+        return frontier_plot(self, choice, axes)
+
+    def _repr_html_(self) -> str:
+        return frontier_card(self)
 
     def _single_of_reference(self) -> FrontierPoint:
         names = [p.candidate.policy.topology.describe() for p in self.singles]
@@ -320,95 +338,3 @@ class Frontier:
             singles=tuple(again[len(self.points) :]),
             calibration=Calibration.of(held, labeled=labeled),
         )
-
-
-def choose(
-    points: Sequence[FrontierPoint],
-    *,
-    limited: Axis,
-    limit: float,
-    minimized: Axis,
-    margin: float = MARGIN,
-) -> FrontierPoint | None:
-    """The selection rule: within `limit` on one axis, the least on the other.
-
-    Both are read from `judged`: `fit` and `calibrate` together. A limited risk is raised by
-    `margin` standard errors first: the cheapest of many candidates within a limit is there partly
-    by luck. Ties go to the lower value of what is limited. None if no point stays within the limit.
-    """
-    allowed = [p for p in points if _guarded(p.judged, limited, margin) <= limit + _ROUNDING]
-    return min(
-        allowed,
-        key=lambda p: (_value(p.judged, minimized), _value(p.judged, limited)),
-        default=None,
-    )
-
-
-def _guarded(found: Evaluation, axis: Axis, margin: float) -> float:
-    """A risk plus `margin` of its standard errors; a cost is taken as it is."""
-    if axis == "cost":
-        return found.cost_ratio
-    mean = found.risk(axis)
-    if found.difference_tally is not None:
-        values = np.array(found.difference_tally.values, dtype=np.float64)
-        values = values.clip(min=0) if axis == "negative_flips" else values
-        variance = np.cov(values, fweights=found.difference_tally.counts, ddof=0)
-        return mean + margin * float(np.sqrt(variance / found.n))
-    # The loss of an example is -1, 0 or 1, so its two means give the mean of the square.
-    square = found.negative_flips if axis == "negative_flips" else 2 * found.negative_flips - mean
-    return mean + margin * float(np.sqrt(max(0.0, square - mean**2) / found.n))
-
-
-def _value(evaluation: Evaluation, axis: Axis) -> float:
-    return evaluation.cost_ratio if axis == "cost" else evaluation.risk(axis)
-
-
-def _measured(
-    chosen: FrontierPoint | None,
-    single: FrontierPoint | None,
-    limit: Limit,
-    risk: Risk,
-    *,
-    why: str | None,
-    otherwise: FrontierPoint,
-) -> Choice:
-    """The best candidate within a limit, or the best network alone, as measured.
-
-    Args:
-        chosen: The best candidate, or None where none stays within the limit.
-        single: The best single network, or None where none does.
-        limit: What was asked for.
-        risk: What is limited, or minimized within a cost.
-        why: What stands against the candidate.
-        otherwise: The network to run where no single one stays within the limit.
-    """
-    minimized = risk if limit.risk == "cost" else "cost"
-    if chosen is None or why is not None:
-        single = single or otherwise
-        return Choice(
-            point=single,
-            limits=(limit,),
-            minimized=minimized,
-            refused=why,
-            alternative=chosen,
-            sentence=f"Do not use a cascade here: {why}. Use {_described(single, risk)}. {_NOTE}",
-        )
-    if single is None:
-        against = "no single network stays within the limit"
-    elif single.candidate.policy.topology.names[single.candidate.policy.topology.root] == (
-        chosen.candidate.reference
-    ):
-        against = f"no single network within the limit is cheaper than {chosen.candidate.reference}"
-    else:
-        against = f"the best single network, {_described(single, risk)}"
-    return Choice(
-        point=chosen,
-        limits=(limit,),
-        minimized=minimized,
-        alternative=single,
-        sentence=f"Use {_described(chosen, risk)}; {against}. {_NOTE}",
-    )
-
-
-def _described(point: FrontierPoint, risk: Risk) -> str:
-    return described(point.candidate, point.judged, risk)

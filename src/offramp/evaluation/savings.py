@@ -12,8 +12,9 @@ from typing import final
 from offramp._core.checks import check_kind
 from offramp._core.schema import to_json
 from offramp.evaluation.evaluate import evaluate
-from offramp.evaluation.frontier import MARGIN, Frontier
+from offramp.evaluation.frontier import Frontier
 from offramp.evaluation.judging import judge, mark_fronts
+from offramp.evaluation.measured import MARGIN
 from offramp.evaluation.results import Evaluation, Interval, Risk
 from offramp.trace import Trace
 

@@ -18,6 +18,7 @@ import torch
 
 from offramp._core.errors import InputError, UnsupportedError
 from offramp._core.files import atomic_file, atomic_folder
+from offramp._core.formatting import amount
 from offramp._core.ownership import RUN
 from offramp._core.schema import to_json
 from offramp._core.types import SPLITS, Split
@@ -37,7 +38,6 @@ from offramp.project.images import example_images
 from offramp.project.report import report_content, reproduction
 from offramp.recording import record
 from offramp.report import write_report
-from offramp.report.formatting import amount
 from offramp.runtime import Adaptive, Prediction
 from offramp.stages import Cascade, Normalize, measure_seconds
 from offramp.trace import Trace, save_trace

@@ -17,17 +17,21 @@ from offramp.evaluation import (
     Evaluation,
     Frontier,
     FrontierPoint,
+    by_class,
     costs_by_unit,
     evaluate,
     exit_points,
     frontier_of,
     overlap,
+    promisable,
     references,
+    reliability,
     savings,
     share_of_gap_closed,
     stage_usage,
     sweep,
 )
+from offramp.evaluation.promisable import Promisable
 from offramp.evaluation.results import RISKS, Overlap
 from offramp.fitting.baselines import fit_random
 from offramp.policy import Candidate
@@ -76,8 +80,9 @@ def report_content(
     part = unseen(trace)
     has_test = trace.has_split("test")
     calibrate = trace.subset("calibrate") if trace.has_split("calibrate") else None
-    learned = frontier_of(frontier, ("learned", "agreement"), calibrate) or frontier
-    threshold = frontier_of(frontier, ("threshold",), calibrate)
+    learned = frontier_of(frontier, ("learned", "agreement"), calibrate)
+    threshold = None if learned is None else frontier_of(frontier, ("threshold",), calibrate)
+    learned = learned or frontier  # of thresholds alone they are the front
     top = choice.candidate.top
     points = references(part, frontier.reference, top=top)
     if trace.graded:  # nothing is right, and oracles leave nowhere
@@ -92,6 +97,7 @@ def report_content(
         test=found if has_test else None,
         frontier=learned.points,
         frontier_test=_on(part, learned.pareto) if has_test else (),
+        promisable=_promisable(trace, learned, choice),
         threshold=() if threshold is None else _on(part, threshold.pareto),
         references=tuple(points),
         overlap=None if trace.graded else _overlap(part, choice.candidate),
@@ -99,6 +105,8 @@ def report_content(
         costs_by_unit=costs_by_unit(part, choice.candidate, seed=seed),
         savings=savings(part, _policies(trace, frontier, calibrate), risk=risk, seed=seed),
         exits=exit_points(part, choice.candidate) if _has_exits(trace) else (),
+        reliability=reliability(part, choice.candidate, stages=_compared(part, choice.candidate)),
+        classes=by_class(found, trace.class_names),
         gap_closed=share_of_gap_closed(found, random, neutral) if random and neutral else None,
         timing=tuple(TimingRow(**row) for row in timing),
         stages=trace.stages,
@@ -108,6 +116,15 @@ def report_content(
         notes=tuple(notes),
         reproduction=Reproduction() if reproduction is None else reproduction,
     )
+
+
+def _promisable(trace: Trace, frontier: Frontier, choice: Choice) -> tuple[Promisable, ...]:
+    """Of a few candidates of the front; of none where nothing can be promised of these examples."""
+    if choice.delta is None or trace.seen_in_training or trace.lossy or trace.graded:
+        return ()
+    front = frontier.pareto
+    step = max(1, -(-len(front) // _MOST_POINTS))
+    return promisable(front[::step], delta=choice.delta)
 
 
 def _overlap(part: Trace, candidate: Candidate) -> Overlap:

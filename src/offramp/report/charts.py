@@ -11,30 +11,41 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from offramp._core.formatting import percent, points
+from offramp.drawing.bars import overlap_figure, stage_figure
+from offramp.drawing.frontier import frontier_figure, log_costs
+from offramp.drawing.palette import CurveKind
+from offramp.drawing.reliability import Calibrated, calibration_figure
+from offramp.drawing.series import Area, Band, Curve, Point
 from offramp.evaluation import Evaluation, Overlap, ReferencePoint
-from offramp.report.bars import overlap_figure, stage_figure
 from offramp.report.content import ReportContent
-from offramp.report.formatting import percent
-from offramp.report.frontier import Curve, Point, frontier_figure
 from offramp.report.inline import inline_svg
-from offramp.report.palette import CurveKind
 
 MOST_SUBSETS = 12
+LEARNED = {"learned", "agreement"}  # methods whose front is called so
+LOG_COSTS = "Costs stand on a logarithmic axis, where equal steps multiply by the same factor."
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """One figure of the page: the narrow layout takes the place of the wide one on a phone."""
+    """One figure of the page: the narrow layout takes the place of the wide one on a phone.
+
+    Args:
+        wide: For a desk.
+        narrow: For a phone.
+        note: What one has to know to read its axes; "" where nothing.
+    """
 
     wide: Markup
     narrow: Markup
+    note: str = ""
 
 
 def frontier_chart(content: ReportContent) -> Chart | None:
     """Accuracy against cost with every reference, or None where there is nothing to draw."""
-    curves, points = frontier_curves(content), frontier_points(content)
-    if not curves and len(points) < 2:
+    curves, marked = frontier_curves(content), frontier_points(content)
+    if not curves and len(marked) < 2:
         return None
     shown = content.shown
     title = f"{content.measure.capitalize()} against cost"
@@ -44,20 +55,76 @@ def frontier_chart(content: ReportContent) -> Chart | None:
         + " "
         + " ".join(
             f"{p.name or 'Advised'}: cost {p.cost_ratio:.3f}, {percent(p.accuracy)}."
-            for p in points
+            for p in marked
         )
     )
     return make_chart(
         "frontier",
         title,
         description,
-        lambda narrow: frontier_figure(
+        note=LOG_COSTS if log_costs(curves, marked) else "",
+        draw=lambda narrow: frontier_figure(
             curves,
-            points,
+            marked,
             reference_accuracy=shown.reference_accuracy,
+            band=allowed_band(content),
+            area=promisable_area(content),
             measure=content.measure,
             narrow=narrow,
         ),
+    )
+
+
+def allowed_band(content: ReportContent) -> Band | None:
+    """The accuracies that the choice allows, or None where it limits another risk."""
+    drop = content.allowed_drop
+    if drop is None:
+        return None
+    level = content.shown.reference_accuracy
+    kind = "promised" if content.certified is not None else "allowed"
+    unit = "more loss" if content.shown.of_losses else "points"
+    much = f"{drop:g}" if content.shown.of_losses else points(drop)
+    return Band(name=f"{kind}: {much} {unit}", low=level - drop, high=level)
+
+
+def promisable_area(content: ReportContent) -> Area | None:
+    """From what each candidate of the front loses on `calibrate` to what that could promise."""
+    found, delta = content.promisable, content.chosen.delta
+    if len(found) < 2 or delta is None:
+        return None
+    level = content.shown.reference_accuracy
+    return Area(
+        name=f"could be promised, {percent(1 - delta, digits=0)} sure",
+        cost_ratio=np.array([one.cost_ratio for one in found], dtype=np.float64),
+        low=np.array([level - one.drop_bound for one in found], dtype=np.float64),
+        high=np.array([level - one.accuracy_drop for one in found], dtype=np.float64),
+    )
+
+
+def calibration_chart(content: ReportContent) -> Chart | None:
+    """How often each stage is right against how sure it is, or None where that is not known."""
+    if not content.reliability:
+        return None
+    panels = [
+        Calibrated(
+            name=one.stage,
+            confidence=one.confidence,
+            accuracy=one.accuracy,
+            counts=one.counts,
+            error=one.error,
+        )
+        for one in content.reliability
+    ]
+    description = " ".join(
+        f"{one.stage}: expected calibration error {percent(one.error)}; the least sure group is "
+        f"{percent(one.confidence[0])} sure and {percent(one.accuracy[0])} right."
+        for one in content.reliability
+    )
+    return make_chart(
+        "calibration",
+        "How often each stage is right against how sure it is",
+        description,
+        lambda narrow: calibration_figure(panels, narrow=narrow),
     )
 
 
@@ -72,20 +139,22 @@ def frontier_curves(content: ReportContent) -> list[Curve]:
     threshold += [r for r in content.references if r.kind == "threshold"]
     split = {e.split for e in content.threshold}
     where = f" ({split.pop()})" if len(split) == 1 else ""
+    methods = {point.candidate.method for point in front}
+    front_name = "learned" if not front or methods & LEARNED else "the front"
     curves = [
         _curve("random exits", "random", random),
         _curve(f"thresholds{where}", "threshold", threshold),
-        _curve("learned (fit)", "learned_fit", [point.fit for point in front]),
+        _curve(f"{front_name} (fit)", "learned_fit", [point.fit for point in front]),
     ]
     if unseen:
-        curves.append(_curve(f"learned ({unseen[0].split})", "learned", unseen))
+        curves.append(_curve(f"{front_name} ({unseen[0].split})", "learned", unseen))
     return [curve for curve in curves if len(curve.cost_ratio)]
 
 
 def frontier_points(content: ReportContent) -> list[Point]:
     """The marked points of the frontier figure; exits have their names in a figure of their own."""
     reference = content.shown.candidate.reference
-    points = [
+    marked = [
         Point(
             name=""
             if content.exits and r.kind == "static" and r.name != f"{reference} alone"
@@ -102,8 +171,18 @@ def frontier_points(content: ReportContent) -> list[Point]:
         kind="chosen",
         cost_ratio=content.shown.cost_ratio,
         accuracy=content.shown.accuracy,
+        cost_ci=content.shown.cost_ratio_ci if content.cascade else None,
+        accuracy_ci=_accuracy_ci(content.shown) if content.cascade else None,
     )
-    return [*points, chosen]
+    return [*marked, chosen]
+
+
+def _accuracy_ci(shown: Evaluation) -> tuple[float, float] | None:
+    """The interval of the difference, seen from the level of the reference."""
+    if shown.accuracy_drop_ci is None:
+        return None
+    low, high = shown.accuracy_drop_ci
+    return shown.reference_accuracy - high, shown.reference_accuracy - low
 
 
 def _curve(name: str, kind: CurveKind, results: Sequence[Evaluation | ReferencePoint]) -> Curve:
@@ -158,10 +237,18 @@ def overlap_chart(overlap: Overlap) -> Chart:
     )
 
 
-def make_chart(prefix: str, title: str, description: str, draw: Callable[[bool], Figure]) -> Chart:
+def make_chart(
+    prefix: str,
+    title: str,
+    description: str,
+    draw: Callable[[bool], Figure],
+    *,
+    note: str = "",
+) -> Chart:
     """A figure in both layouts, with a prefix that makes its ids unique on the page."""
     words = {"title": title, "description": description}
     return Chart(
         wide=inline_svg(draw(False), prefix=f"{prefix}-wide", **words),
         narrow=inline_svg(draw(True), prefix=f"{prefix}-narrow", **words),
+        note=note,
     )

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from offramp._core.formatting import unit_name
+from offramp.drawing.class_exits import Axis, GainBar, LayerTime, gain_figure, layer_figure
 from offramp.report.charts import Chart, make_chart
-from offramp.report.class_exits_figures import Axis, GainBar, LayerTime, gain_figure, layer_figure
 from offramp.report.content import Reproduction
-from offramp.report.formatting import unit_name
 from offramp.report.writer import fill_template, write_record_page
 
 _SPLITS = {"fit": "validation", "calibrate": "confirmation", "test": "test"}

@@ -15,12 +15,15 @@ from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp.evaluation import (
     Choice,
+    ClassRow,
     Evaluation,
     ExitPoint,
     FrontierPoint,
     Guarantee,
     Overlap,
+    Promisable,
     ReferencePoint,
+    Reliability,
     Saving,
     StageUsage,
     UnitCost,
@@ -163,6 +166,7 @@ class ReportContent:
             point was chosen on, and says so.
         frontier: The sweep; its front is drawn as found on `fit`.
         frontier_test: Candidates of the front on `test`, drawn as the learned policy's line.
+        promisable: What `calibrate` could promise of each candidate of the front by itself.
         threshold: Threshold candidates on the same examples as `references`.
         references: Static networks, points of the random and the threshold curve, oracles.
         overlap: Which networks are right together.
@@ -170,6 +174,8 @@ class ReportContent:
         costs_by_unit: The chosen candidate in each unit, on the same examples as `shown`.
         savings: What each policy saves within given losses.
         exits: Accuracy of each stage against its depth; costs in the order of `costs`.
+        reliability: How sure each stage is, and how often it is right.
+        classes: What the chosen candidate does to each class.
         gap_closed: Share of the gap from the random policy to the neutral oracle; may exceed 1.
         timing: The network alone and the adaptive model side by side.
         stages: Names of the stages, in the order of the tables in `costs`, `(s,)`.
@@ -188,6 +194,7 @@ class ReportContent:
     test: Evaluation | None = None
     frontier: tuple[FrontierPoint, ...] = ()
     frontier_test: tuple[Evaluation, ...] = ()
+    promisable: tuple[Promisable, ...] = ()
     threshold: tuple[Evaluation, ...] = ()
     references: tuple[ReferencePoint, ...] = ()
     overlap: Overlap | None = None
@@ -195,6 +202,8 @@ class ReportContent:
     costs_by_unit: tuple[UnitCost, ...] = ()
     savings: tuple[Saving, ...] = ()
     exits: tuple[ExitPoint, ...] = ()
+    reliability: tuple[Reliability, ...] = ()
+    classes: tuple[ClassRow, ...] = ()
     gap_closed: float | None = None
     timing: tuple[TimingRow, ...] = ()
     stages: tuple[str, ...] = ()
@@ -243,6 +252,17 @@ class ReportContent:
         return self.chosen.judged if self.test is None else self.test
 
     @property
+    def allowed_drop(self) -> float | None:
+        """The accuracy that may be lost, as it was limited; None where it was not."""
+        drops = (lim.at_most for lim in self.chosen.limits if lim.risk == "accuracy_drop")
+        return next(drops, None)
+
+    @property
+    def worst_classes(self) -> tuple[ClassRow, ...]:
+        """The classes, those that lose most first."""
+        return tuple(sorted(self.classes, key=lambda row: (-row.drop, -row.lost)))
+
+    @property
     def splits(self) -> tuple[Evaluation, ...]:
         """The chosen candidate on every part of the data that it was looked at."""
         point = self.chosen
@@ -252,6 +272,7 @@ class ReportContent:
         whole = ["title", "chosen", "test", "overlap", "gap_closed", "stages"]
         whole += ["frontier_test", "threshold", "references", "timing", "costs", "images"]
         whole += ["uses", "costs_by_unit", "savings", "exits", "warnings", "notes", "reproduction"]
+        whole += ["promisable", "reliability", "classes"]
         return {
             "outcome": self.chosen.outcome,
             "frontier": [point for point in self.frontier if point.on_front],

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from offramp._core.formatting import percent, points, unit_name
+from offramp.drawing.frontier import frontier_figure
+from offramp.drawing.palette import CurveKind
+from offramp.drawing.savings import SavedSeries, savings_figure
+from offramp.drawing.series import Curve, Point
 from offramp.evaluation import ExitPoint, Saving, UnitCost
 from offramp.report.charts import Chart, make_chart
 from offramp.report.content import ReportContent
-from offramp.report.formatting import percent, points, unit_name
-from offramp.report.frontier import Curve, Point, frontier_figure
-from offramp.report.palette import CurveKind
-from offramp.report.savings import SavedSeries, savings_figure
 
 _SAVING_KINDS: dict[str, CurveKind] = {"thresholds": "threshold", "random exits": "random"}
 _HEAD_KINDS: tuple[CurveKind, ...] = ("head_1", "head_2", "head_3")

@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from offramp.report.canvas import render
-from offramp.report.palette import COLOURS
+from offramp._core.formatting import percent
+from offramp.drawing.canvas import render
+from offramp.drawing.palette import COLOURS
 
 _LARGEST_SIDE = 128  # pixels; larger images are made smaller, the page stays light
 
@@ -53,6 +54,16 @@ def _with_variables(body: str) -> str:
 def _lean(body: str) -> str:
     """Drop line breaks between elements: they weigh, and show nothing."""
     return re.sub(r">\s+<", "><", body)
+
+
+def meter(share: float) -> Markup:
+    """A share with a bar behind it, for a cell of a table.
+
+    >>> str(meter(0.25))[:42]
+    '<span class="meter" style="--share:25.0%">'
+    """
+    text = escape(percent(share))
+    return Markup(f'<span class="meter" style="--share:{100 * share:.1f}%">{text}</span>')
 
 
 def image_uri(pixels: NDArray[np.uint8]) -> str:

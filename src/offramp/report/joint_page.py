@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from offramp.report.assignment_figure import assignment_figure
+from offramp._core.formatting import percent, unit_name
+from offramp.drawing.assignment import assignment_figure
+from offramp.drawing.frontier import frontier_figure
+from offramp.drawing.palette import CurveKind
+from offramp.drawing.series import Curve, Point
 from offramp.report.charts import Chart, make_chart
 from offramp.report.content import ExampleImage, Reproduction
-from offramp.report.formatting import percent, unit_name
-from offramp.report.frontier import Curve, Point, frontier_figure
 from offramp.report.page import by_exit
-from offramp.report.palette import CurveKind
 from offramp.report.writer import fill_template, write_record_page
 
 _SCALES = {"flops": (1e6, "millions of FLOPs per example")}

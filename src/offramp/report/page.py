@@ -11,7 +11,13 @@ from offramp._core.errors import InputError
 from offramp._core.files import new_file
 from offramp._core.schema import to_json
 from offramp.evaluation import Choice
-from offramp.report.charts import MOST_SUBSETS, frontier_chart, overlap_chart, stage_chart
+from offramp.report.charts import (
+    MOST_SUBSETS,
+    calibration_chart,
+    frontier_chart,
+    overlap_chart,
+    stage_chart,
+)
 from offramp.report.content import ExampleImage, ReportContent
 from offramp.report.exit_charts import depth_charts, savings_by_policy, savings_chart
 from offramp.report.writer import fill_template, page_path
@@ -26,6 +32,7 @@ _PROMISED = {  # what is shown of a promise, and how it is called
     "tested": "candidates tested",
     "fingerprint": "SHA-256 of the examples",
 }
+_MOST_CLASSES = 12  # rows of the table; all stand in the JSON
 _MOST_NAMED = 4  # stages in the first sentence
 
 
@@ -89,7 +96,10 @@ def render_page(content: ReportContent, *, json_name: str, json_text: str) -> st
         stages=stage_chart(shown),
         overlap=None if content.overlap is None else overlap_chart(content.overlap),
         most_subsets=MOST_SUBSETS,
+        calibration=calibration_chart(content),
+        classes=content.worst_classes[:_MOST_CLASSES],
         images=by_exit(content.images),
+        left=dict(zip(shown.stages, shown.exit_share, strict=True)),
         savings=savings_chart(content),
         savings_by_policy=savings_by_policy(content.savings),
         depth=depth_charts(content),

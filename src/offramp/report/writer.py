@@ -11,12 +11,12 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 from markupsafe import Markup
 
+from offramp._core import formatting
 from offramp._core.checks import check_path
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.files import new_file
-from offramp.report import formatting
-from offramp.report.inline import image_uri
-from offramp.report.palette import css_variables
+from offramp.drawing.palette import css_variables
+from offramp.report.inline import image_uri, meter
 
 _FILTERS = (
     formatting.amount,
@@ -31,6 +31,7 @@ _FILTERS = (
     formatting.times,
     formatting.unit_name,
     image_uri,
+    meter,
 )
 
 

@@ -224,6 +224,11 @@ class Cascade(nn.Module):
     def __len__(self) -> int:
         return len(self.topology)
 
+    def _repr_html_(self) -> str:
+        from offramp.stages.shown import cascade_card  # for a notebook only
+
+        return cascade_card(self)
+
     def __iter__(self) -> Iterator[Stage]:
         return iter(self.stages)  # type: ignore[arg-type]
 

@@ -165,6 +165,11 @@ class Trace:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def _repr_html_(self) -> str:
+        from offramp.trace.shown import trace_card  # for a notebook only
+
+        return trace_card(self)
+
     @property
     def stages(self) -> tuple[str, ...]:
         """Names of the stages, in topological order."""

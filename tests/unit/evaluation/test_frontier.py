@@ -11,7 +11,7 @@ from offramp._core.errors import InputError, SplitOverlapError
 from offramp._core.schema import from_json, to_json
 from offramp.evaluation import Frontier, evaluate, fit, sweep
 from offramp.evaluation.evaluate import pooled
-from offramp.evaluation.frontier import choose
+from offramp.evaluation.measured import choose
 from offramp.evaluation.results import FrontierPoint
 from offramp.fitting.baselines import fit_random
 from offramp.fitting.thresholds import fit_threshold

@@ -9,12 +9,15 @@ from offramp._core.costs import Costs
 from offramp._core.topology import Topology
 from offramp.evaluation import (
     Choice,
+    ClassRow,
     Evaluation,
     ExitPoint,
     FrontierPoint,
     Limit,
     Overlap,
+    Promisable,
     ReferencePoint,
+    Reliability,
     Saving,
     StageUsage,
     UnitCost,
@@ -98,6 +101,22 @@ def _exit_results(names, candidate):
     }  # fmt: skip
 
 
+def _reliability(names):
+    return tuple(
+        Reliability(stage=name, n=1234, counts=(617, 617), confidence=(0.61 + 0.02 * k, 0.97),
+                    accuracy=(0.52 + 0.02 * k, 0.95), error=0.0543 + 0.01 * k)
+        for k, name in enumerate(names)
+    )  # fmt: skip
+
+
+def _classes(names):
+    return tuple(
+        ClassRow(name=name, n=411 + k, recall=0.8877 + 0.01 * k, reference_recall=0.9099,
+                 lost=0.0288 + 0.001 * k, early=0.7373 + 0.01 * k, cost_ratio=0.3456 + 0.01 * k)
+        for k, name in enumerate(names)
+    )  # fmt: skip
+
+
 def _images(names, classes):
     rng = np.random.default_rng(0)
     best = tuple((name, p) for name, p in zip(classes, (0.713, 0.184, 0.071), strict=True))
@@ -136,10 +155,16 @@ def make_content():
             test=_evaluation(candidate, "test", 0.391, 0.9038, intervals=True),
             frontier=tuple(FrontierPoint(candidate=candidate, fit=e, on_front=True) for e in fits),
             frontier_test=tuple(tests),
+            promisable=tuple(
+                Promisable(cost_ratio=0.25 + k / 10, accuracy_drop=0.02 - k / 200,
+                           drop_bound=0.04 - k / 200) for k in range(3)
+            ),
             threshold=tuple(replace(e, cost_ratio=e.cost_ratio + 0.05) for e in tests),
             references=_references(names),
             overlap=Overlap(stages=names, n=1234, subsets=(names, (), names[1:], names[:1]),
                             shares=(0.731, 0.142, 0.083, 0.044)),
+            reliability=_reliability(names),
+            classes=_classes(classes),
             gap_closed=1.07,
             timing=tuple(
                 TimingRow(batch_size=size, static_s=static, adaptive_s=adaptive, speedup=speedup,

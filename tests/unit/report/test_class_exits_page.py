@@ -6,14 +6,8 @@ import re
 import pytest
 
 from offramp._core.errors import FileFormatError, InputError
-from offramp.report import (
-    GainBar,
-    LayerTime,
-    Reproduction,
-    gain_figure,
-    layer_figure,
-    write_class_exits_report,
-)
+from offramp.drawing import GainBar, LayerTime, gain_figure, layer_figure
+from offramp.report import Reproduction, write_class_exits_report
 
 PAPER = {
     "gain": 2.718,

@@ -6,9 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from offramp._core import formatting
 from offramp._core.errors import InputError
 from offramp._core.schema import to_json
-from offramp.report import SavedSeries, formatting, savings_figure, write_report
+from offramp.drawing import SavedSeries, savings_figure
+from offramp.report import write_report
 from offramp.report.charts import frontier_points
 from offramp.report.exit_charts import depth_charts, exit_curves, savings_chart
 

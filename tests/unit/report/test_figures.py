@@ -2,13 +2,14 @@
 
 import warnings
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from offramp._core.errors import InputError
-from offramp.report import (
+from offramp.drawing import (
     Curve,
     Point,
     frontier_figure,
@@ -118,7 +119,7 @@ def test_costs_of_very_different_size_are_drawn_as_powers():
     tiny = Point(name="tiny", kind="static", cost_ratio=0.001, accuracy=0.7)
     (axes,) = frontier_figure(curves(), [*near, tiny]).axes
     assert axes.get_xscale() == "log"
-    assert "log scale" in axes.get_xlabel()
+    assert "(log)" in axes.get_xlabel()
     assert axes.get_xlim()[0] < 0.001
     free = Point(name="free", kind="static", cost_ratio=0.0, accuracy=0.7)  # no logarithm
     assert frontier_figure(curves(), [*near, free]).axes[0].get_xscale() == "linear"
@@ -183,13 +184,18 @@ def test_text_of_the_bar_figures_stays_inside(narrow, s):
             assert box.y1 <= height + 1
 
 
-def test_fit_and_test_are_told_apart(make_content):
-    kinds = {curve.kind: curve.name for curve in frontier_curves(make_content())}
-    assert kinds == {
+@pytest.mark.parametrize(("method", "name"), [("learned", "learned"), ("threshold", "the front")])
+def test_fit_and_test_are_told_apart(make_content, method, name):
+    content = make_content()
+    points = tuple(
+        replace(p, candidate=replace(p.candidate, method=method)) for p in content.frontier
+    )
+    curves = frontier_curves(replace(content, frontier=points))
+    assert {curve.kind: curve.name for curve in curves} == {
         "random": "random exits",
         "threshold": "thresholds (test)",
-        "learned_fit": "learned (fit)",
-        "learned": "learned (test)",
+        "learned_fit": f"{name} (fit)",
+        "learned": f"{name} (test)",
     }
     found = frontier_points(make_content())
     assert [p.kind for p in found] == ["static"] * 3 + ["oracle"] * 3 + ["chosen"]

@@ -7,12 +7,8 @@ import numpy as np
 import pytest
 
 from offramp._core.errors import FileFormatError, InputError
-from offramp.report import (
-    ExampleImage,
-    Reproduction,
-    assignment_figure,
-    write_joint_report,
-)
+from offramp.drawing import assignment_figure
+from offramp.report import ExampleImage, Reproduction, write_joint_report
 
 ROW = {
     "label": "joint, a -> b (cost_weight 0.1)",

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from offramp._core import formatting as form
 from offramp._core.errors import InputError
 from offramp._core.files import sha256
 from offramp._core.schema import to_json
-from offramp.evaluation import evaluate, fit, overlap, references, share_of_gap_closed
+from offramp.evaluation import Limit, evaluate, fit, overlap, references, share_of_gap_closed
 from offramp.report import ReportContent, write_report
-from offramp.report import formatting as form
 from offramp.trace.testing import make_trace
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -109,7 +109,7 @@ def test_a_phone_gets_its_own_layout_and_tables_scroll_within_themselves(written
     text = written(make_content())
     page = Page(text)
     assert 'name="viewport" content="width=device-width' in text
-    assert text.count('class="wide"') == text.count('class="narrow"') == 3
+    assert text.count('class="wide"') == text.count('class="narrow"') == 4
     assert page.tags.count("table") == page.all("class").count("scroll") >= 7
     assert "@media print" in text
     assert "prefers-color-scheme: dark" in text
@@ -118,7 +118,7 @@ def test_a_phone_gets_its_own_layout_and_tables_scroll_within_themselves(written
 def test_figures_and_images_have_words_for_those_who_do_not_see_them(written, make_content):
     page = Page(written(make_content()))
     figures = page.tags.count("svg")
-    assert figures == 6
+    assert figures == 8
     assert page.all("role").count("img") == figures
     assert page.tags.count("desc") == figures
     assert page.tags.count("img") == len([alt for alt in page.all("alt") if "cat" in alt]) == 3
@@ -195,6 +195,60 @@ def test_hostile_names_stay_text(written, make_content):
 def test_long_and_foreign_names_are_written_without_a_warning(written, make_content):
     text = written(make_content(names=("小さいモデル" * 9, "مصنف", "🦊" * 40)))
     assert Page(text).faults == []
+
+
+def test_each_class_has_a_row_and_each_stage_a_calibration(written, make_content):
+    content = make_content()
+    text = Page(written(content)).text
+    rows = content.worst_classes
+    assert [row.name for row in rows] == ["cat", "dog", "ship"]  # the most lost first
+    for row in rows:
+        figures = [row.early, row.cost_ratio, row.recall, row.reference_recall, row.lost]
+        assert all(form.percent(value) in text for value in figures)
+        assert form.change(row.drop) in text
+    for one in content.reliability:
+        assert f"{one.stage}: expected calibration error {form.percent(one.error)}" in text
+
+
+def test_of_many_classes_the_worst_are_shown(written, make_content):
+    content = make_content()
+    few = content.classes[0]
+    many = tuple(replace(few, name=f"class-{k}", recall=0.9 - 0.01 * k) for k in range(50))
+    text = Page(written(replace(content, classes=many))).text
+    assert "class-49" in text
+    assert "class-38" in text
+    assert "class-37" not in text
+    assert "38 more stand in report.json" in text
+
+
+def test_the_band_says_whether_it_is_promised(written, make_content):
+    text = Page(written(make_content())).text
+    assert "allowed: 2 points" in text
+    assert "the band below it what was allowed" in text
+    other = make_content()
+    recall = replace(other.chosen, limits=(Limit(risk="negative_flips", at_most=0.02),))
+    assert "allowed:" not in Page(written(replace(other, chosen=recall))).text
+
+
+def test_what_could_be_promised_is_drawn_where_a_promise_was_asked_for(written, make_content):
+    content = make_content()
+    words = "could be promised"
+    assert words not in Page(written(content)).text  # measured only
+    asked = replace(content, chosen=replace(content.chosen, delta=0.05))
+    text = Page(written(asked)).text
+    assert f"{words}, 95\u00a0% sure" in text
+    assert f"the loss that {words} of it by itself" in text
+    few = replace(asked, promisable=asked.promisable[:1])
+    assert words not in Page(written(few)).text
+
+
+def test_a_logarithmic_axis_is_explained(written, make_content):
+    content = make_content()
+    words = "equal steps multiply"
+    assert words not in Page(written(content)).text
+    cheap = replace(content.references[0], cost_ratio=0.001)
+    references = (cheap, *content.references[1:])
+    assert words in Page(written(replace(content, references=references))).text
 
 
 def test_a_refusal_says_so_and_shows_no_gain_of_a_cascade(written, make_content, refusal):

@@ -4,7 +4,7 @@ Hues are those of Okabe and Ito, darkened where they would be faint on white; se
 marker and dash as well. A page replaces each color by a CSS variable (`css_variables`), so that
 figures follow the reader's light or dark scheme.
 
-Layer: report.  Source: Okabe & Ito, Color Universal Design, 2008 (the hues).
+Layer: drawing.  Source: Okabe & Ito, Color Universal Design, 2008 (the hues).
 """
 
 from dataclasses import dataclass

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offramp.report.placement import place_labels
+from offramp.drawing.placement import place_labels
 from support.properties import examples
 
 BOUNDS = (0.0, 0.0, 600.0, 400.0)

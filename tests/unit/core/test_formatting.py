@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offramp.report import formatting as form
+from offramp._core import formatting as form
 
 
 @given(difference=st.floats(-1, 1))

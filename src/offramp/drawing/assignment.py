@@ -1,6 +1,6 @@
 """How accurate every stage is on the examples that left at each stage, and how many did.
 
-Layer: report.  Source: Guan et al., IJCAI 2018, Figure 4.
+Layer: drawing.  Source: Guan et al., IJCAI 2018, Figure 4.
 """
 
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ from matplotlib.patches import Rectangle
 
 from offramp._core.checks import check_shape
 from offramp._core.errors import InputError
-from offramp.report.canvas import SMALL_PT, TEXT_PT, add_axes, new_figure, quiet_about_glyphs
-from offramp.report.formatting import NONE, percent, shortened
-from offramp.report.palette import BLUE, INK, MUTED
+from offramp._core.formatting import NONE, percent, shortened
+from offramp.drawing.canvas import SMALL_PT, TEXT_PT, add_axes, new_figure, quiet_about_glyphs
+from offramp.drawing.palette import BLUE, INK, MUTED
 
 _CELL_IN = 0.5
 _NAME_IN = 1.15

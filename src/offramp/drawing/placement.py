@@ -1,6 +1,6 @@
 """Where to write the labels of marked points so that nothing covers anything.
 
-Layer: report.  Source: none, greedy search over positions around each point.
+Layer: drawing.  Source: none, greedy search over positions around each point.
 """
 
 import numpy as np

@@ -1,10 +1,9 @@
 """How numbers are written: another unit or sign of a number that was given, never a new one.
 
-Layer: report.
+Layer: _core.
 """
 
 from offramp._core.units import unit_of
-from offramp.evaluation.results import Interval
 
 NBSP = "\u00a0"  # a number never parts from its unit
 MINUS = "\u2212"
@@ -74,7 +73,7 @@ def changed_words(difference: float, measure: str = "accuracy") -> str:
     return f"{'loses' if difference > 0 else 'gains'} {points} points of {measure}"
 
 
-def change_interval(interval: Interval | None) -> str:
+def change_interval(interval: tuple[float, float] | None) -> str:
     r"""An interval of a loss difference as one of the change of accuracy, low end first.
 
     >>> change_interval((-0.01, 0.002))
@@ -83,7 +82,7 @@ def change_interval(interval: Interval | None) -> str:
     return NONE if interval is None else _range(change(interval[1]), change(interval[0]))
 
 
-def share_interval(interval: Interval | None) -> str:
+def share_interval(interval: tuple[float, float] | None) -> str:
     r"""An interval of shares, in per cent.
 
     >>> share_interval((0.35, 0.4))

@@ -1,6 +1,6 @@
 """Figures of class exits: time at each layer, class against others, the best of each class.
 
-Layer: report.  Source: Bonato and Bouganis, class-specific early exit, figures 4 to 6; beside what
+Layer: drawing.  Source: Bonato and Bouganis, class-specific early exit, figures 4 to 6; beside what
 their formulas say stands what the examples take.
 """
 
@@ -15,9 +15,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from offramp._core.errors import InputError
-from offramp.report.canvas import SMALL_PT, TEXT_PT, add_axes, new_figure
-from offramp.report.formatting import shortened, times
-from offramp.report.palette import AMBER, BLUE, GREY, GRID, INK, MUTED, VERMILLION
+from offramp._core.formatting import shortened, times
+from offramp.drawing.canvas import SMALL_PT, TEXT_PT, add_axes, new_figure
+from offramp.drawing.palette import AMBER, BLUE, GREY, GRID, INK, MUTED, VERMILLION
 
 _PANEL_IN = 2.3
 _ROW_IN = 0.2

@@ -1,7 +1,7 @@
 import pytest
 
 from offramp._core.errors import InputError
-from offramp.report import Section, save_figure, timeline_figure
+from offramp.drawing import Section, save_figure, timeline_figure
 
 SECTIONS = [
     Section(kind="other", stage="", start_s=0.0, end_s=0.0001),

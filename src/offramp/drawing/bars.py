@@ -1,6 +1,6 @@
 """Bar figures: who leaves where, where the cost goes, and which networks are right together.
 
-Layer: report.  Source: methods.md 1 (statistics at an operating point, overlap).
+Layer: drawing.  Source: methods.md 1 (statistics at an operating point, overlap).
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,8 @@ from matplotlib.transforms import ScaledTranslation
 
 from offramp._core.checks import check_shape
 from offramp._core.errors import InputError
-from offramp.report.canvas import (
+from offramp._core.formatting import percent, shortened
+from offramp.drawing.canvas import (
     SMALL_PT,
     TEXT_PT,
     WIDE_IN,
@@ -20,8 +21,7 @@ from offramp.report.canvas import (
     new_figure,
     quiet_about_glyphs,
 )
-from offramp.report.formatting import percent, shortened
-from offramp.report.palette import BLUE, GREEN, GREY, GRID, INK, MUTED
+from offramp.drawing.palette import BLUE, GREEN, GREY, GRID, INK, MUTED
 
 _ROW_IN = 0.32
 _NAME_LENGTH = 16

@@ -1,6 +1,6 @@
 """The timeline: what one batch's time went into, stage by stage.
 
-Layer: report.
+Layer: drawing.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from offramp._core.errors import InputError
-from offramp.report.canvas import (
+from offramp._core.formatting import shortened
+from offramp.drawing.canvas import (
     SMALL_PT,
     TEXT_PT,
     add_axes,
@@ -20,8 +21,7 @@ from offramp.report.canvas import (
     new_figure,
     quiet_about_glyphs,
 )
-from offramp.report.formatting import shortened
-from offramp.report.palette import AMBER, BLUE, GREEN, GREY, GRID, INK, MUTED, SKY, VERMILLION
+from offramp.drawing.palette import AMBER, BLUE, GREEN, GREY, GRID, INK, MUTED, SKY, VERMILLION
 
 SectionKind = Literal["stage", "head", "decision", "compaction", "wait", "other"]
 WHOLE_BATCH = "batch"  # the lane of what belongs to no stage

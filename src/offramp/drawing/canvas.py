@@ -1,6 +1,6 @@
 """Figures without global state: size, type and axes; written to files whole or not at all.
 
-Layer: report.
+Layer: drawing.
 """
 
 import io
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from offramp._core.checks import check_choice
 from offramp._core.files import new_file
-from offramp.report.palette import GRID, INK, MUTED, PAPER
+from offramp.drawing.palette import GRID, INK, MUTED, PAPER
 
 WIDE_IN = 8.6
 NARROW_IN = 3.7  # a phone's column: text keeps its size, the figure is laid out anew
@@ -39,6 +39,12 @@ def add_axes(figure: Figure, left: float, bottom: float, right: float, top: floa
     width, height = (float(inches) for inches in figure.get_size_inches())
     size = ((width - left - right) / width, (height - bottom - top) / height)
     axes = figure.add_axes((left / width, bottom / height, *size))
+    calm(axes)
+    return axes
+
+
+def calm(axes: Axes) -> None:
+    """Take away what distracts: frame, ticks, loud numbers."""
     axes.set_facecolor("none")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -46,7 +52,6 @@ def add_axes(figure: Figure, left: float, bottom: float, right: float, top: floa
         axes.spines[side].set_color(GRID)
     axes.tick_params(colors=MUTED, labelsize=SMALL_PT, length=0, pad=4)
     axes.set_axisbelow(True)
-    return axes
 
 
 def head_axis(axes: Axes, text: str) -> None:

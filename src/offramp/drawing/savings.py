@@ -1,6 +1,6 @@
 """The savings figure: what each policy saves within a given loss of accuracy.
 
-Layer: report.  Source: methods.md 1 (savings at 0, 1, 2 and 5 points).
+Layer: drawing.  Source: methods.md 1 (savings at 0, 1, 2 and 5 points).
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from offramp._core.checks import check_shape
 from offramp._core.errors import InputError
-from offramp.report.canvas import TEXT_PT, add_axes, head_axis, legend_above, new_figure
-from offramp.report.palette import CURVE_LOOKS, GREEN, GRID, MUTED, PAPER, CurveKind
+from offramp.drawing.canvas import TEXT_PT, add_axes, head_axis, legend_above, new_figure
+from offramp.drawing.palette import CURVE_LOOKS, GREEN, GRID, MUTED, PAPER, CurveKind
 
 _APART = 0.14  # of the distance between two losses
 _LEGEND_ROW_IN = 0.22
