@@ -23,7 +23,7 @@ from offramp._core.open_inference import read_json
 from offramp.serve.answers import columns_of, objects_of
 from offramp.serve.errors import Endpoint, RequestError
 from offramp.serve.model import ServedModel
-from offramp.serve.protocol import refused, serving_of
+from offramp.serve.protocol import hold, refused, serving_of
 from offramp.serve.serving import Answer, Options, Serving
 
 _JSON, _FORM, _PLAIN = "application/json", "multipart/form-data", "text/plain"
@@ -54,7 +54,7 @@ async def asked_for(request: Request) -> Asked:
     """
     serving = serving_of(request)
     asked = dict(request.query_params)
-    served = _model(serving, asked.pop("model", None))
+    served = _model(request, asked.pop("model", None))
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in (_JSON, _FORM, *_RAW) and not kind.startswith("image/"):
         said = (
@@ -88,12 +88,12 @@ async def predict(request: Request) -> Response:
     return await serving.apart(answer.size, _response, asked.served, answer)
 
 
-def _model(serving: Serving, name: str | None) -> ServedModel:
-    """The model that is asked for, or the only one."""
-    names = list(serving.repository.sources)
+def _model(request: Request, name: str | None) -> ServedModel:
+    """The model that is asked for, or the only one, as `hold`."""
+    names = list(serving_of(request).repository.sources)
     if name is None and len(names) > 1:
         raise InputError(f"model must be one of {names}, as in /predict?model={names[0]}.")
-    return serving.repository.get(names[0] if name is None else name)
+    return hold(request, names[0] if name is None else name)
 
 
 def _options(told: Mapping[str, Any]) -> Options:

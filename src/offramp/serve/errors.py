@@ -7,6 +7,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import ExitStack
 from typing import final
 
 from starlette.requests import Request
@@ -25,6 +26,7 @@ from offramp.runtime import RowsError
 _log = logging.getLogger(__name__)
 
 GONE = 499  # the client has; nobody reads it
+HELD = "offramp.held"  # in the scope of a request: what is let go once it is answered
 
 #: The most specific class of an error decides.
 STATUS: dict[type[BaseException], int] = {
@@ -102,10 +104,11 @@ class Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
         request = Request(scope, receive, send)
-        try:
-            response = await self._answer(request)
-        except Exception as error:  # noqa: BLE001  (told to the client)
-            response = error_response(error)
-            if self._refused is not None:
-                self._refused(request, response.status_code)
+        with ExitStack() as scope[HELD]:
+            try:
+                response = await self._answer(request)
+            except Exception as error:  # noqa: BLE001  (told to the client)
+                response = error_response(error)
+                if self._refused is not None:
+                    self._refused(request, response.status_code)
         await response(scope, receive, send)

@@ -50,7 +50,7 @@ async def explain(request: Request) -> Response:
         answer, visits = served.executor.explain(example, asked.options.id or 0, gear=gear)
         return _told(served, answer, visits)
 
-    with served.used(), served.admission.of(1):
+    with served.admission.of(1):
         async with WhileThere(request, serving.settings.deadline):
             told = await asyncio.to_thread(run)
     return JSONResponse({"model": served.name, "gear": gear, **told})

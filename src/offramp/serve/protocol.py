@@ -25,7 +25,7 @@ from offramp._core.open_inference import (
     write_message,
 )
 from offramp.serve.answers import columns_of, outputs_told, tensors_of
-from offramp.serve.errors import Endpoint, RequestError
+from offramp.serve.errors import HELD, Endpoint, RequestError
 from offramp.serve.model import ServedModel
 from offramp.serve.serving import Answer, Options, Serving
 
@@ -57,9 +57,21 @@ def refused(request: Request, status: int) -> None:
 
 
 def model_of(request: Request) -> ServedModel:
-    """The model that the address of a request names."""
+    """The model that the address of a request names, as `hold`."""
     path = request.path_params
-    return serving_of(request).repository.get(path["model"], path.get("version"))
+    return hold(request, path["model"], path.get("version"))
+
+
+def hold(request: Request, name: str, version: str | None = None) -> ServedModel:
+    """A model for a request: until that is answered, it stays open, even if another is loaded.
+
+    Raises:
+        UnknownNameError: As `Repository.get`, like what follows.
+        RequestError: If it is not loaded now.
+    """
+    served = serving_of(request).repository.get(name, version)
+    request.scope[HELD].enter_context(served.used())
+    return served
 
 
 # ---- health and metadata

@@ -199,7 +199,7 @@ class Serving:
 
         Args:
             request: Whose body was read.
-            model: Whom it asks.
+            model: Whom it asks, held for it.
             n: Number of its examples.
             read: Makes raw input of it.
             options: What else it says.
@@ -220,7 +220,7 @@ class Serving:
         end = None if within is None else began + within
         gear = model.gear(options.gear)
         hurried = 0 < options.priority < _USUAL  # they pass others, so nobody knows when
-        with model.used(), model.admission.of(n, None if hurried else within):
+        with model.admission.of(n, None if hurried else within):
             left = None if within is None else began + _GRACE * within - time.monotonic()
             async with WhileThere(request, left):
                 rows, prediction, error = await self._answered(
