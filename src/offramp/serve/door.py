@@ -24,7 +24,7 @@ from offramp.serve.answers import columns_of, objects_of
 from offramp.serve.errors import Endpoint, RequestError
 from offramp.serve.model import ServedModel
 from offramp.serve.protocol import hold, refused, serving_of
-from offramp.serve.serving import Answer, Options, Serving
+from offramp.serve.serving import Answer, Options
 
 _JSON, _FORM, _PLAIN = "application/json", "multipart/form-data", "text/plain"
 _RAW = frozenset(  # those that curl and browsers send of themselves, too
