@@ -12,6 +12,8 @@ import torch
 from offramp import record
 from offramp._core.batch import to_device
 from offramp._core.errors import InputError
+from offramp.backends import with_backend
+from offramp.backends.table import Backend, Kept
 from offramp.data import CropAndFlip, arrays
 from offramp.models import cifar_preresnet
 from offramp.runtime import Adaptive
@@ -260,3 +262,30 @@ def test_an_augmentation_that_draws_on_the_host_is_told_what_to_do():
     net = cifar_preresnet(8, width=0.125, classes=4)
     with pretended(), pytest.raises(InputError, match=r"on meta, but raised RuntimeError"):
         train_classifier(net, PART, epochs=1, seed=0, augment=change, device="meta", progress=False)
+
+
+def test_a_cascade_on_a_device_is_folded_there(cascade):
+    wanted = cascade(IMAGES)
+    with pretended():
+        made = with_backend(cascade.to("meta"), "folded", example=IMAGES[:2])
+        found = made(to_device(IMAGES, "meta"))
+        cascade.to("cpu")
+    torch.testing.assert_close(found.host, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_a_runtime_of_the_host_is_given_what_lies_on_the_host(cascade, monkeypatch):
+    tasks = []
+
+    def build(task):
+        tasks.append(task)
+        return task.module
+
+    host = Backend(build=build, is_there=lambda: True, whole=True, kept=Kept((), open=pytest.fail))
+    monkeypatch.setattr("offramp.backends.build.backend_of", lambda name: host)
+    wanted = cascade(IMAGES)
+    with pretended():
+        made = with_backend(cascade.to("meta"), "onnxruntime", example=IMAGES[:2])
+        assert {task.inputs.device.type for task in tasks} == {"cpu"}
+        assert cascade.stage(0).module.conv1.weight.is_meta
+        torch.testing.assert_close(made(IMAGES), wanted, rtol=1e-4, atol=1e-5)
+        cascade.to("cpu")
