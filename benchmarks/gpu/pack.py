@@ -23,6 +23,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name, parse_wheel_filename
 from sheets import COUNT, EACH, LABELS, read_sheet, sheet_name, write_sheet
 
 from offramp._core.files import atomic_file
@@ -33,7 +35,6 @@ MIB = 2**20
 PACKS = ("pack-1.tar", "pack-2.tar")
 TESTS = ("pytest", "pytest-timeout", "hypothesis")  # for tests/gpu
 LEFT_OUT = ("benchmarks/weights/", "docs/", "examples/", "deploy/")  # of the code: of no use there
-_NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 #: What lies in an archive, by its name there: bytes, or a file.
 Members = dict[str, bytes | Path]
@@ -109,8 +110,9 @@ def needed(root: Path) -> dict[str, str]:
     project = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]
     waiting, found = [*project["dependencies"], *TESTS], dict[str, str]()
     while waiting:
-        name = _canonical(waiting.pop())
-        if name in found:
+        asked = Requirement(waiting.pop())
+        name = canonicalize_name(asked.name)
+        if name in found or not (asked.marker is None or asked.marker.evaluate({"extra": ""})):
             continue
         try:
             own = distribution(name)
@@ -118,20 +120,8 @@ def needed(root: Path) -> dict[str, str]:
             found[name] = ""
             continue
         found[name] = own.version.partition("+")[0]
-        waiting += [r for r in own.requires or () if "extra ==" not in r and _is_for_here(r)]
+        waiting += own.requires or ()
     return dict(sorted(found.items()))
-
-
-def _is_for_here(requirement: str) -> bool:
-    """Whether a requirement holds on Linux; of markers only the system is looked at."""
-    others = ("win32", "Windows", "darwin", "Darwin", "emscripten", "Emscripten", "WASI")
-    marker = requirement.partition(";")[2]
-    return not any(f"== '{o}'" in marker or f'== "{o}"' in marker for o in others)
-
-
-def _canonical(requirement: str) -> str:
-    match = _NAME.match(requirement.strip())
-    return re.sub(r"[-_.]+", "-", match[0] if match else "").lower()
 
 
 def missing(wanted: Mapping[str, str], installed: Path | None) -> dict[str, str]:
@@ -139,7 +129,7 @@ def missing(wanted: Mapping[str, str], installed: Path | None) -> dict[str, str]
     if installed is None:
         return dict(wanted)
     lines = installed.read_text("utf-8").splitlines()
-    there = {_canonical(line) for line in lines if "==" in line or " @ " in line}
+    there = {canonicalize_name(re.split("==| @ ", line)[0].strip()) for line in lines}
     return {name: version for name, version in wanted.items() if name not in there}
 
 
@@ -147,7 +137,7 @@ def wheels(folder: Path | None, wanted: Iterable[str]) -> Members:
     """Wheels of wanted packages in a folder."""
     found = sorted(folder.glob("*.whl")) if folder is not None else []
     names = set(wanted)
-    return {f"wheels/{p.name}": p for p in found if _canonical(p.name.partition("-")[0]) in names}
+    return {f"wheels/{p.name}": p for p in found if parse_wheel_filename(p.name)[0] in names}
 
 
 def divided(members: Members, limit: float) -> list[Members]:
@@ -198,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = options().parse_args(arguments)
     lacks = missing(needed(ROOT), chosen.installed)
     packed = wheels(chosen.wheels, lacks)
-    brought = {_canonical(name.removeprefix("wheels/").partition("-")[0]) for name in packed}
+    brought = {parse_wheel_filename(Path(name).name)[0] for name in packed}
     listed = "".join(f"{n}{'==' + v if v else ''}\n" for n, v in lacks.items() if n not in brought)
     members: Members = {"code.tar.gz": code(ROOT), "missing-wheels.txt": listed.encode()}
     members |= packed

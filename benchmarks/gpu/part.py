@@ -104,6 +104,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen.out.mkdir(parents=True, exist_ok=True)
     write_json(chosen.out / f"{chosen.part}.json", found)
     print(f"{chosen.part} on {device}, {60 * chosen.minutes - setting.budget.left:.0f} s")
+    for row in found["rows"]:
+        if row.get("refused"):
+            print(f"{row[found['columns'][0]]}: {row['refused']}")
     print(table(found["rows"], found["columns"]))
     if not found["complete"]:
         print("Not all of it is done: the same command goes on.", file=sys.stderr)
