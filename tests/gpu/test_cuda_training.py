@@ -167,6 +167,25 @@ def test_heads_and_branches_of_single_classes_are_trained(part, tmp_path):
     assert len(found["layer1.0"].losses) == 2
 
 
+def test_a_network_that_was_cut_on_the_gpu_is_saved(part, tmp_path):
+    spec = ModelSpec(name="preresnet8", arguments={"width": 0.5, "classes": 4})
+    exits = Cascade.from_network(
+        build(spec).eval().cuda(),
+        ["layer1.0"],
+        head="gap_linear",
+        example=part.inputs[:2],
+        transform=normalize(),
+        spec=spec,
+    ).to("cuda")
+    policy = random_policy(exits.topology, seed=0, classes=4)
+    last = exits.topology.names[-1]
+    model = Adaptive(exits, Candidate(policy=policy, method="random", reference=last))
+    answer = model(part.inputs)
+    offramp.save(model, tmp_path / "b")
+    again = offramp.load(tmp_path / "b")(part.inputs)
+    assert (again.labels == answer.labels.cpu()).float().mean() > 0.97
+
+
 def test_dropout_draws_the_same_numbers_for_the_same_seed():
     x = torch.ones(4096, device="cuda")
     with torch.random.fork_rng():

@@ -123,11 +123,11 @@ def test_a_classifier_trains_on_a_device_without_waiting_for_its_steps():
 
 @pytest.mark.parametrize(
     "options",
-    [
-        {},
-        {"estimator": "exact", "answers": "drawn"},
+    [  # one variant of the family here
         {"estimator": "reinforce", "answers": "combined"},
-        {"frozen": True},
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"estimator": "exact", "answers": "drawn"}, marks=pytest.mark.slow),
+        pytest.param({"frozen": True}, marks=pytest.mark.slow),
     ],
     ids=str,
 )

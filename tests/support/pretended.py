@@ -10,7 +10,7 @@ machine.
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
@@ -166,7 +166,9 @@ _autocast = torch.autocast
 
 def _cast(device_type: str, *args: Any, **kwargs: Any) -> Any:
     """Nothing is rounded there: torch knows no autocast of it."""
-    return nullcontext() if device_type == "meta" else _autocast(device_type, *args, **kwargs)
+    if device_type == "meta":
+        return _autocast("cpu", enabled=False)
+    return _autocast(device_type, *args, **kwargs)
 
 
 @contextmanager
