@@ -34,10 +34,10 @@ def run(setting: Setting) -> dict[str, Any]:
     """Train both, attach and train branches, choose exits."""
     names, images = setting.networks or TWO, setting.images()
     part = images.subset("train")
-    plan = planned(names, part, setting, setting.found(f"{FOLDER}/plan.json"))
+    plan = planned(names, part, setting, FOLDER)
     rows = []
     for name in names:
-        row = {"network": name} | trained(name, part, plan["epochs"], setting, FOLDER)
+        row = {"network": name} | trained(name, part, plan[name], setting, FOLDER)
         rows.append(row)
         if not row["done"]:
             continue

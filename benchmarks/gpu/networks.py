@@ -81,18 +81,22 @@ def seconds_of_epoch(net: nn.Module, part: Dataset, setting: Setting) -> float:
     return (ends[2] - ends[1]) * len(part) / len(some)
 
 
-def planned(names: Sequence[str], part: Dataset, setting: Setting, path: Path) -> dict[str, Any]:
-    """How many epochs each network gets; as before where there is a plan for the same."""
-    asked = {"networks": list(names), "batch_size": setting.batch_size, "images": len(part)}
+def planned(names: Sequence[str], part: Dataset, setting: Setting, folder: str) -> dict[str, int]:
+    """How many epochs each network gets: as planned before, since a checkpoint belongs to that."""
+    path = setting.found(f"{folder}/plan.json")
+    asked = {"batch_size": setting.batch_size, "images": len(part)}
+    plan: dict[str, Any] = asked | {"epochs": {}}
     if path.exists():
-        held: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        if {key: held.get(key) for key in asked} == asked:
-            return held
-    each = {name: seconds_of_epoch(made(name), part, setting) for name in names}
-    fit = int(SHARE * (setting.budget.left - setting.reserve) / sum(each.values()))
-    plan = asked | {"epochs": min(max(fit, 1), setting.epochs), "seconds_of_epoch": each}
+        held = json.loads(path.read_text("utf-8"))
+        plan = held if {key: held.get(key) for key in asked} == asked else plan
+    new = [name for name in names if name not in plan["epochs"]]
+    each = {name: seconds_of_epoch(made(name), part, setting) for name in new}
+    left = SHARE * (setting.budget.left - setting.reserve)
+    for name in new:
+        plan["epochs"][name] = min(max(int(left / sum(each.values())), 1), setting.epochs)
     write_json(path, plan)
-    return plan
+    setting.keep(f"{folder}/plan.json")
+    return {name: plan["epochs"][name] for name in names}
 
 
 def trained(name: str, part: Dataset, epochs: int, setting: Setting, folder: str) -> dict[str, Any]:
@@ -150,11 +154,10 @@ def run(setting: Setting) -> dict[str, Any]:
     """Train, record, measure errors."""
     names, images = names_of(setting), setting.images()
     part = images.subset("train")
-    plan = planned(names, part, setting, setting.found(f"{FOLDER}/plan.json"))
-    setting.keep(f"{FOLDER}/plan.json")
+    plan = planned(names, part, setting, FOLDER)
     rows: list[dict[str, Any]] = []
     for name in names:
-        found = trained(name, part, plan["epochs"], setting, FOLDER)
+        found = trained(name, part, plan[name], setting, FOLDER)
         setting.keep(f"{FOLDER}/{name}.safetensors")
         rows.append({"network": name} | found)
     done = [row["network"] for row in rows if row["done"]]
