@@ -74,14 +74,16 @@ def networks(names: Sequence[str], seed: int) -> Cascade:
         return Cascade.from_models(nets, edges="full", transform=NORMALIZE)
 
 
-def traces(cascade: Cascade, parts: Parts) -> tuple[Trace, Trace]:
+def traces(
+    cascade: Cascade, parts: Parts, device: torch.device | str = "cpu"
+) -> tuple[Trace, Trace]:
     """Outputs on the images to choose on and on those to judge on."""
     example = parts.fit.batch(0, 1).inputs
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         costs = with_stopping(measure_flops(cascade, example), parts.fit.classes)
     first, second = (
-        offramp.record(cascade, part, costs=costs, progress=False)
+        offramp.record(cascade, part, costs=costs, device=device, progress=False)
         for part in (parts.fit, parts.test)
     )
     return first, second

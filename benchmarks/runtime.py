@@ -22,7 +22,7 @@ With --keep-pages glibc keeps freed memory instead of giving it back between ope
 import argparse
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -41,6 +41,7 @@ from offramp.models.heads import gap_linear
 from offramp.policy import Feature, Linear, Node, Policy
 from offramp.runtime import Adaptive
 from offramp.stages import Cascade, Normalize
+from offramp.stages.timing import synchronize
 from offramp.tuning import fuse_for, measure_times
 from offramp.tuning.meter import Meter
 from offramp.tuning.profile import ideal
@@ -100,9 +101,11 @@ def in_backend(
 
 
 def seconds(run: Run) -> float:
-    """Of one call."""
+    """Of one call, until the device is done as well."""
+    synchronize()
     start = time.perf_counter()
     run()
+    synchronize()
     return time.perf_counter() - start
 
 
@@ -119,16 +122,20 @@ def stream_all(model: Adaptive, parts: Sequence[Tensor]) -> None:
 
 
 def over_ideal(
-    cascade: Cascade, policy: Policy, images: Tensor, rounds: int
+    cascade: Cascade,
+    policy: Policy,
+    images: Tensor,
+    rounds: int,
+    passes: Mapping[int, int] = IMAGES,
 ) -> dict[str, dict[str, float]]:
-    """For each batch size the time of each way to run over the ideal."""
-    every = [2**k for k in range(8)]
-    times = measure_times(cascade, images[:128], batch_sizes=[*every, 512], rounds=rounds)
+    """Time of each way to run over the ideal, for each batch size with its images in a pass."""
+    every = [2**k for k in range(8) if 2**k <= max(passes)]
+    times = measure_times(cascade, images[:128], batch_sizes=[*every, max(passes)], rounds=rounds)
     models = {"plain": Adaptive(cascade, policy), "times": Adaptive(cascade, policy, times=times)}
     stages = {k: cascade.stage(k) for k in range(len(cascade))}
     found: dict[str, dict[str, float]] = {}
-    for size in SIZES:
-        parts = list(images[: IMAGES[size]].split(size))
+    for size, count in passes.items():
+        parts = list(images[:count].split(size))
         sizes = [*(each for each in every if each < size), size]
         meter = Meter(cascade.topology, stages, images[:128], sizes)
         runs: dict[str, Run] = {

@@ -117,6 +117,9 @@ TINY = {
         options="--data {data}/cifar10 --rounds 1 --images 32 --backends eager",
         results=("runtime",),
     ),
+    "runtime_cuda": Tiny(
+        options="--tiny --device cpu --batch-sizes 1 4 --rounds 1 --no-compile",
+    ),
     "serving": Tiny(
         options="--data {data}/cifar10 --rounds 1 --seconds 0.5 --clients 4 --images 32 "
         "--requests 200 --peers litserve",

@@ -1,5 +1,7 @@
 """Backends on a GPU; skipped where there is none."""
 
+import threading
+
 import pytest
 import torch
 
@@ -52,7 +54,37 @@ def test_moved_weights_are_recorded_again(cascade):
     assert not made.stage(0).module._graphs
 
 
+def test_a_graph_is_recorded_while_another_thread_uses_the_gpu(cascade):
+    module = with_backend(cascade, "cuda-graph", example=images(1)).stage(0).module
+    end, failed = threading.Event(), []
+
+    def work():
+        side = torch.cuda.Stream()
+        try:
+            with torch.cuda.stream(side):
+                while not end.is_set():
+                    torch.empty(2**24, device="cuda").normal_().sum().item()  # memory is asked for
+                    torch.cuda.empty_cache()
+        except RuntimeError as error:
+            failed.append(error)
+
+    other = threading.Thread(target=work)
+    other.start()
+    try:
+        with torch.inference_mode():
+            for n in (1, 3, 9, 17):
+                found = module(images(n).cuda()).cpu()
+                wanted = cascade(images(n))[:, 0]
+                torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-2)
+    finally:
+        end.set()
+        other.join()
+    assert not failed
+
+
 def test_a_stage_on_the_gpu_and_one_in_onnx_runtime_go_together(cascade):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
     both = Cascade.from_models({"a": cascade.stage(0).module, "b": cascade.stage(0).module})
     made = with_backend(both, {"a": "onnxruntime", "b": "cuda"}, example=images(1))
     answer = Adaptive.single(made, "a")(images(3))

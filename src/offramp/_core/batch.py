@@ -22,6 +22,7 @@ from offramp._core.types import Batch, Raw
 _SEVERAL = (Tensor, np.ndarray)
 _NUMBERS = (int, float, np.number, np.bool_)
 
+_STAGED = frozenset({"cuda"})  # devices to which copies need no waiting
 Form = tuple[Any, ...]  # what must be the same of batches that are joined, but for their number
 
 
@@ -169,7 +170,7 @@ def split_rows(batch: Raw, sizes: Sequence[int]) -> list[Any]:
 def to_device(batch: Raw, device: torch.device | str) -> Any:  # noqa: ANN401  (of its own kind)
     """The same batch on another device; what is no tensor stays on the host."""
     if isinstance(batch, Tensor):
-        return batch if batch.device == device else batch.to(device)
+        return batch if batch.device == device else _moved(batch, torch.device(device))
     if isinstance(batch, Mapping):
         return {name: to_device(part, device) for name, part in batch.items()}
     if isinstance(batch, RowList) or is_table(batch):
@@ -177,6 +178,13 @@ def to_device(batch: Raw, device: torch.device | str) -> Any:  # noqa: ANN401  (
     if isinstance(batch, Carried):
         return batch.to(device)
     return tuple(to_device(part, device) for part in batch)
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    # Of memory that is not pinned CUDA takes a copy before the call returns. The host would wait
+    # until the device has done all that it was given, and gain nothing by it.
+    at_once = tensor.device.type == "cpu" and device.type in _STAGED and not tensor.is_pinned()
+    return tensor.to(device, non_blocking=at_once)
 
 
 def concat(batches: Sequence[Raw]) -> Any:  # noqa: ANN401  (of their own kind)

@@ -3,6 +3,7 @@
 Layer: backends.
 """
 
+import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
@@ -235,14 +236,20 @@ class _Group:
         return self._made(head, lambda x: x.carry, name)
 
     def _made(self, module: nn.Module, read: Callable[["_Handed"], Any], name: str) -> nn.Module:
+        seen = None if self.seen is None else read(self.seen)
+        inputs, others = read(self.example), tuple(map(read, self.others))
+        if self.backend.kept is not None:  # it runs on the host, wherever the network is
+            module = _on_host(module)
+            inputs, others = to_device(inputs, "cpu"), to_device(others, "cpu")
+            seen = None if seen is None else to_device(seen, "cpu")
         return self.backend.build(
             Task(
                 module=module,
-                inputs=read(self.example),
+                inputs=inputs,
                 name=name,
                 threads=self.threads,
-                calibration=None if self.seen is None else read(self.seen),
-                others=tuple(map(read, self.others)),
+                calibration=seen,
+                others=others,
             )
         )
 
@@ -264,6 +271,7 @@ class _Handed:
 
     @classmethod
     def of(cls, given: Any, first: Stage) -> "_Handed":  # noqa: ANN401
+        given = to_device(given, _device_of(first))
         with torch.no_grad():  # tensors of the inference mode could not be followed
             carry = tensors_of(first.segment(given))
             raw = tensors_of(given)
@@ -317,10 +325,19 @@ def _read(head: OfFirst, carry: Any) -> Any:  # noqa: ANN401  (a carry and a bat
 
 def _segment_of(stage: Stage, given: Any) -> Any:  # noqa: ANN401  (a batch and a carry)
     """What a stage hands on, on the CPU, wherever it runs."""
-    where = next((weight.device for weight in stage.parameters()), torch.device("cpu"))
     with torch.no_grad():  # tensors of the inference mode could not be followed
-        result = stage.segment(to_device(given, where))
+        result = stage.segment(to_device(given, _device_of(stage)))
     return to_device(result, "cpu")
+
+
+def _device_of(module: nn.Module) -> torch.device:
+    return next((weight.device for weight in module.parameters()), torch.device("cpu"))
+
+
+def _on_host(module: nn.Module) -> nn.Module:
+    """A network on the CPU: itself, or a copy of one that is elsewhere."""
+    there = _device_of(module).type == "cpu"
+    return module if there else copy.deepcopy(module).to("cpu")
 
 
 def suffixed(name: str, suffix: str) -> str:

@@ -105,7 +105,8 @@ class CudaGraphs(nn.Module):
                 apply(self.module, batch)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # What other threads do meanwhile, such as a stage of their own, is none of its business.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             outputs = apply(self.module, batch)
         self._pool = graph.pool()
         return _Recorded(graph=graph, inputs=inputs, outputs=outputs)

@@ -44,11 +44,12 @@ class CropAndFlip:
             check_positive_int("size", self.size)
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Change a batch.
+        """Change a batch, on the device where it lies.
 
         Args:
             images: `(m, channels, h, w)` of any type; left as they are.
-            generator: What the shifts and the mirrored images are drawn from.
+            generator: What the shifts and the mirrored images are drawn from; best on the images'
+                device, or what it draws has to be copied there.
 
         Returns:
             As many images of the same type, of the same shape or `(m, channels, size, size)`.
@@ -60,10 +61,11 @@ class CropAndFlip:
         padded = torch.nn.functional.pad(images, [self.padding] * 4)
         rows = self._places(m, height, generator)  # (m, h)
         columns = self._places(m, width, generator)  # (m, w)
-        mirrored = torch.rand(m, 1, generator=generator) < 0.5
+        mirrored = torch.rand(m, 1, generator=generator, device=generator.device) < 0.5
         if self.flip:
             columns = torch.where(mirrored, columns.flip(1), columns)
-        each = torch.arange(m)[:, None, None]
+        rows, columns = rows.to(images.device), columns.to(images.device)
+        each = torch.arange(m, device=images.device)[:, None, None]
         moved = padded.permute(0, 2, 3, 1)[each, rows[:, :, None], columns[:, None, :]]
         return moved.permute(0, 3, 1, 2).contiguous()
 
@@ -75,7 +77,9 @@ class CropAndFlip:
                 f"size must be at most that of the images with their padding, {room} pixels, got "
                 f"{kept}."
             )
-        return torch.randint(0, room - kept + 1, (m, 1), generator=generator) + torch.arange(kept)
+        where = generator.device
+        first = torch.randint(0, room - kept + 1, (m, 1), generator=generator, device=where)
+        return first + torch.arange(kept, device=where)
 
 
 def jpeg_compressed(

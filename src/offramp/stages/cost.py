@@ -49,7 +49,7 @@ def measure_flops(cascade: Cascade, batch: AnyBatch) -> Costs:
 
     Args:
         cascade: Its modules stay as they are.
-        batch: Some raw input, on the cascade's device; one example is enough.
+        batch: Some raw input, which is copied to the cascade's device; one example is enough.
 
     Raises:
         UnsupportedError: If no operation of any stage can be counted, or there is an operator of
@@ -62,7 +62,8 @@ def measure_flops(cascade: Cascade, batch: AnyBatch) -> Costs:
     >>> measure_flops(Cascade.from_models({"net": nn.Linear(4, 3)}), torch.zeros(1, 4)).segment
     (24.0,)
     """
-    batch = take_in(cascade)(batch)
+    where = next((p.device for p in cascade.parameters()), torch.device("cpu"))
+    batch = to_device(take_in(cascade)(batch), where)
     m = batch_size(batch)
     with evaluating(cascade), torch.no_grad(), plain_attention():
         parts = _parts(cascade, batch)

@@ -29,7 +29,7 @@ def median_seconds(parts: Sequence[Run], rounds: int, device: torch.device) -> l
     found: list[list[float]] = [[] for _ in parts]
     for _ in range(_WARM_UP + rounds):
         for seconds, part in zip(found, parts, strict=True):
-            seconds.append(_seconds(part, lambda: _synchronize(device)))
+            seconds.append(_seconds(part, lambda: synchronize(device)))
     return [median(seconds[_WARM_UP:]) for seconds in found]
 
 
@@ -87,10 +87,13 @@ def time_side_by_side(
     return {**{name: median(times) for name, times in taken.items()}, RATIO: median(ratios)}
 
 
-def synchronize() -> None:
-    """Wait until the device has done everything, if one is in use."""
+def synchronize(device: torch.device | None = None) -> None:
+    """Wait until a device has done everything; by default the present one, if it is in use."""
+    if device is not None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
     # Not merely available: asking a device that nobody uses would start it.
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    elif torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.synchronize()
 
 
@@ -100,8 +103,3 @@ def _seconds(run: Run, wait: Callable[[], object]) -> float:
     run()
     wait()
     return time.perf_counter() - start
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from offramp._core.batch import to_device
 from offramp._core.errors import InputError
 from offramp._core.files import remove_folder
 from offramp._core.growing import GrowingFiles
@@ -66,7 +67,7 @@ class Cached:
         for name in self._heads:
             if name in wanted:
                 read = torch.from_numpy(self._features[name][rows.numpy()])
-                yield name, read.to(self._device, torch.float32)
+                yield name, to_device(read, self._device).to(torch.float32)
 
     def answer(self, name: str, carry: Any) -> Tensor:  # noqa: ANN401
         """Logits of what a stage's head makes of its features."""

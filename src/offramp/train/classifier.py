@@ -4,7 +4,9 @@ Layer: train.  Source: AdamW (Loshchilov & Hutter, ICLR 2019); one-cycle learnin
 Topin, arXiv:1708.07120), both as torch has them.
 """
 
+import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, final
@@ -12,8 +14,9 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
-from offramp._core.batch import apply
+from offramp._core.batch import apply, to_device
 from offramp._core.checks import check_choice, check_not_negative, check_positive_int
+from offramp._core.device import check_device
 from offramp._core.errors import InputError
 from offramp._core.progress import progress_bar
 from offramp._core.temporaries import locked
@@ -28,13 +31,15 @@ from offramp.train.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from offramp.train.features import Augment, augmented, in_bfloat16
+from offramp.train.features import Augment, augmented, augmented_on, in_bfloat16
 from offramp.train.state import (
+    Numbers,
     check_finite,
     generator_for,
     random_state_kept,
     restore_state,
     seed_for,
+    seed_layers,
     shuffled,
     state_tensors,
 )
@@ -57,22 +62,26 @@ def train_classifier(
     weight_decay: float = 0.01,
     bfloat16: bool = False,
     checkpoint: Path | str | None = None,
+    device: torch.device | str = "cpu",
+    on_epoch: Callable[[int, float], None] | None = None,
     description: str = "Training",
     progress: bool = True,
 ) -> tuple[float, ...]:
     """Train a network in place by cross-entropy, with a one-cycle learning rate.
 
     On a CPU the same seed, network and examples give the same weights; the global random state is
-    left as it was. Afterwards the network is in evaluation mode.
+    left as it was. Afterwards the network is in evaluation mode, also where something raises.
 
     Args:
-        module: Gives logits `(m, c)`; it is changed.
+        module: Gives logits `(m, c)`; it is changed, and moved to `device`. Convolutions are
+            fastest on a GPU when its weights are `torch.channels_last`.
         part: The examples to train on, usually `examples.subset("train")`.
         epochs: Passes over the examples, at least 1.
         seed: Of the order of the examples, augmentation, and of layers that draw at random.
         transform: Applied to the raw input first, as the stage will do; not trained.
         augment: Changes each raw batch before `transform`, such as `offramp.data.CropAndFlip`: a
-            function of the batch and of a generator, the only one to draw from.
+            function of the batch and of a generator, the only one to draw from; tensors and the
+            generator are on `device`.
         batch_size: Examples of a step; what a pass leaves over is left out of that pass, unless
             there are fewer examples than one batch.
         optimizer: "adamw", or "sgd" with Nesterov momentum, usual for residual networks.
@@ -82,6 +91,9 @@ def train_classifier(
             at it; weights stay as they are.
         checkpoint: A `.safetensors` file written after each epoch. If it is there, the training
             goes on from it, to the same result as without interruption.
+        device: Where everything runs.
+        on_epoch: Told of each epoch as it ends, and is in the checkpoint: its number, from 1, and
+            its mean loss. What it raises ends the training there.
         description: For the progress bar.
         progress: Show a bar.
 
@@ -90,8 +102,8 @@ def train_classifier(
 
     Raises:
         InputError: If an argument is outside its domain, the checkpoint belongs to another
-            training, or the loss becomes NaN or infinite; training stops at once then, and the
-            last checkpoint stays.
+            training, `augment` cannot work on the device, or the loss becomes NaN or infinite;
+            training stops at once then, on a GPU within a few steps, and the last checkpoint stays.
         BusyError: If another process is training with the same checkpoint.
         StorageError: If the disk is full.
 
@@ -114,7 +126,9 @@ def train_classifier(
         bfloat16=bfloat16,
     )
     path = None if checkpoint is None else check_checkpoint(checkpoint)
-    rows = _Rows(part, chained(transform), augment)
+    where = check_device(device)
+    module.to(where)
+    rows = _Rows(part, _copied(chained(transform), where), augment, where)
     stepper = plan.optimizer_of(module)
     identity = {**plan.identity(), "examples": part.fingerprint} if path is not None else {}
     losses: list[float] = []
@@ -126,18 +140,20 @@ def train_classifier(
             losses = facts.losses
         done, steps = len(losses), len(part) // min(batch_size, len(part))
         schedule = plan.schedule(stepper, steps, done)
-        with (
-            random_state_kept(),
-            progress_bar(description, epochs, enabled=progress, done=done) as advance,
-        ):
+        bar = progress_bar(description, epochs, enabled=progress, done=done)
+        with random_state_kept(where), bar as advance:
             module.train()
-            for epoch in range(done, epochs):
-                losses.append(_epoch(module, rows, stepper, schedule, plan, epoch))
-                if path is not None:
-                    facts = _Facts(losses=losses, groups=stepper.state_dict()["param_groups"])
-                    write_checkpoint(path, state_tensors(module, stepper), identity, facts)
-                advance(1)
-    module.eval()
+            try:
+                for epoch in range(done, epochs):
+                    losses.append(_epoch(module, rows, stepper, schedule, plan, epoch))
+                    if path is not None:
+                        facts = _Facts(losses=losses, groups=stepper.state_dict()["param_groups"])
+                        write_checkpoint(path, state_tensors(module, stepper), identity, facts)
+                    if on_epoch is not None:
+                        on_epoch(epoch + 1, losses[-1])
+                    advance(1)
+            finally:
+                module.eval()
     return tuple(losses)
 
 
@@ -200,6 +216,11 @@ class _Plan:
         )
 
 
+def _copied(transform: nn.Module | None, device: torch.device) -> nn.Module | None:
+    """On the device; whoever gave it goes on with their own where that was."""
+    return None if transform is None else copy.deepcopy(transform).to(device)
+
+
 @final
 @dataclass(frozen=True)
 class _Rows:
@@ -208,15 +229,27 @@ class _Rows:
     part: Dataset
     transform: nn.Module | None
     augment: Augment | None
+    device: torch.device
     look: Look = field(default_factory=lambda: Look("the network"))
 
     def batch(self, rows: Tensor, generator: torch.Generator) -> Batch:
-        raw = augmented(self.part.inputs_at(rows), self.augment, generator)
+        raw = to_device(self.part.inputs_at(rows), self.device)
+        raw = augmented(raw, self.augment, generator)
         if self.transform is None:
             return raw
         self.look(self.transform, raw)
         with torch.no_grad():
-            return self.transform(raw)  # type: ignore[no-any-return]
+            read: Batch = to_device(self.transform(raw), self.device)
+            return read
+
+    def labels(self, rows: Tensor) -> Tensor:
+        found: Tensor = to_device(self.part.labels[rows], self.device)
+        return found
+
+    def generator(self, seed: int, epoch: int) -> torch.Generator:
+        """What an augmentation draws from in an epoch."""
+        where = augmented_on(self.part, self.device)
+        return generator_for(seed, "augment", epoch, device=where)
 
 
 def _epoch(
@@ -228,19 +261,19 @@ def _epoch(
     epoch: int,
 ) -> float:
     """One pass; returns its mean loss."""
-    total, steps = 0.0, 0
-    torch.default_generator.manual_seed(seed_for(plan.seed, "layers", epoch))
-    generator = generator_for(plan.seed, "augment", epoch)
+    seed_layers(seed_for(plan.seed, "layers", epoch), rows.device)
+    rates = {"learning_rate": plan.learning_rate}
+    losses = Numbers(lambda loss: check_finite(loss, "loss", epoch, rates))
+    generator = rows.generator(plan.seed, epoch)
     order = generator_for(plan.seed, "order", epoch)
     for chosen in shuffled(torch.arange(len(rows.part)), plan.batch_size, order):
         inputs = rows.batch(chosen, generator)
-        with in_bfloat16("cpu", plan.bfloat16):
+        with in_bfloat16(rows.device, plan.bfloat16):
             logits = extract_logits(apply(module, inputs))
-        loss = nn.functional.cross_entropy(logits.float(), rows.part.labels[chosen])
-        total += check_finite(loss, "loss", epoch, {"learning_rate": plan.learning_rate})
-        steps += 1
+        loss = nn.functional.cross_entropy(logits.float(), rows.labels(chosen))
+        losses.add(loss)
         stepper.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         stepper.step()
         schedule.step()
-    return total / steps
+    return sum(losses.all()) / len(losses.all())

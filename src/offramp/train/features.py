@@ -9,14 +9,15 @@ from typing import Any, Protocol, final, runtime_checkable
 import torch
 from torch import Tensor
 
-from offramp._core.batch import batch_size, to_device
+from offramp._core.batch import batch_size, only_tensors, to_device
 from offramp._core.errors import InputError
 from offramp._core.types import Batch
 from offramp.data import Dataset
 from offramp.stages import Cascade, Stage, weights_digest
 from offramp.stages.segments import run_segments
 
-#: Changes a raw batch at random, drawing from the generator alone; gives as many examples.
+#: Changes a raw batch at random, drawing from the generator alone; gives as many examples. Tensors
+#: and the generator lie on the device of the training, rows of any type and theirs on the host.
 Augment = Callable[[Any, torch.Generator], Any]
 
 
@@ -68,7 +69,7 @@ class Computed:
         """For each of the named stages what its segment gives."""
         wanted = set(names)
         route = _route(self._cascade, wanted)
-        batch = to_device(self._batch(rows, generator), self._device)
+        batch = self._batch(rows, generator)
         running = run_segments(route, batch)
         for _ in route:
             with torch.no_grad(), in_bfloat16(self._device, self._bfloat16):
@@ -82,7 +83,7 @@ class Computed:
             return self._cascade.stage(name).answer(carry).scores()
 
     def _batch(self, rows: Tensor, generator: torch.Generator | None) -> Batch:
-        raw = self._examples.inputs_at(rows)
+        raw: Batch = to_device(self._examples.inputs_at(rows), self._device)
         return raw if generator is None else augmented(raw, self._augment, generator)
 
 
@@ -91,15 +92,31 @@ def in_bfloat16(device: torch.device | str, enabled: bool) -> torch.autocast:
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=enabled)
 
 
+def augmented_on(examples: Dataset, device: torch.device | str) -> torch.device:
+    """Where batches of some examples are changed at random, which is where they then lie."""
+    on_device = only_tensors(examples.inputs_at(torch.tensor([0])))
+    return torch.device(device if on_device else "cpu")
+
+
 def augmented(raw: Batch, augment: Augment | None, generator: torch.Generator) -> Batch:
     """A raw batch, changed if there is something to change it.
 
     Raises:
-        InputError: If the number of examples changes.
+        InputError: If the number of examples changes, or `augment` cannot work on the device.
     """
     if augment is None:
         return raw
-    changed: Batch = augment(raw, generator)
+    try:
+        changed: Batch = augment(raw, generator)
+    except (RuntimeError, TypeError) as error:
+        where = generator.device
+        if where.type == "cpu":
+            raise
+        raise InputError(
+            f"augment must work where the batch and its generator are, on {where}, but raised "
+            f"{type(error).__name__}: {error}. Draw with device=generator.device, and make other "
+            "tensors on the device of the batch."
+        ) from error
     if batch_size(changed) != batch_size(raw):
         raise InputError(
             f"augment must give as many examples as it gets, {batch_size(raw)}, got "

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import final
 
 import torch
-from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from offramp._core.batch import to_device
 from offramp._core.device import check_device
 from offramp._core.progress import progress_bar
 from offramp._core.temporaries import locked
@@ -26,10 +26,11 @@ from offramp.train.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from offramp.train.features import Augment
+from offramp.train.features import Augment, augmented_on
 from offramp.train.head_plan import Part, Plan, head_names, head_of, identity_of, parts_of
 from offramp.train.learner import HeadFacts, HeadHistory, Learner
 from offramp.train.state import (
+    Numbers,
     check_finite,
     generator_for,
     random_state_kept,
@@ -84,7 +85,7 @@ def train_heads(
         weight_decay: Of AdamW, >= 0.
         class_weights: How much an example of each class counts, > 0; by default all the same.
         augment: Changes each raw batch of training, such as a random crop: a function of the
-            batch and of a generator, the only one to draw from.
+            batch and of a generator, the only one to draw from, both on `device`.
         cache: Folder in which pooled features are kept, so that the backbone runs once. For heads
             that begin with a pooling (`offramp.models.PooledHead`), without `augment`.
         cache_dtype: "float16" halves the cache and rounds; "float32" changes nothing.
@@ -188,23 +189,21 @@ def _train_epoch(
     if plan.class_weights is not None:
         weights = torch.tensor(plan.class_weights, device=plan.device)
     batches = shuffled(part.rows, plan.batch_size, generator_for(plan.seed, "order", epoch))
-    total = dict.fromkeys(learners, 0.0)
+    losses = {name: _losses(name, plan, epoch) for name in learners}
+    where = augmented_on(part.examples, plan.device)
     for step, rows in enumerate(batches):
-        labels = part.labels(rows).to(plan.device)
-        losses: dict[str, Tensor] = {}
-        generator = generator_for(plan.seed, "augment", epoch, step)
+        labels = to_device(part.labels(rows), plan.device)
+        generator = generator_for(plan.seed, "augment", epoch, step, device=where)
         for name, carry in part.source.carries(rows, learners, generator):
             seed_layers(seed_for(plan.seed, name, epoch, step), plan.device)
             loss = cross_entropy(part.source.answer(name, carry), labels, weight=weights)
             learners[name].optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            losses[name] = loss.detach()
-        for name, value in _finite(losses, plan, epoch).items():
-            total[name] += value
+            losses[name].add(loss)
         rate = _rate(plan, epoch * len(batches) + step, plan.epochs * len(batches))
         for learner in learners.values():
             learner.step(rate)
-    return {name: value / len(batches) for name, value in total.items()}
+    return {name: sum(each.all()) / len(batches) for name, each in losses.items()}
 
 
 def _judge(
@@ -221,15 +220,16 @@ def _judge(
     total = {name: torch.zeros((), device=plan.device) for name in learners}
     with torch.no_grad():
         for rows in torch.split(part.rows, plan.batch_size):
-            labels = part.labels(rows).to(plan.device)
+            labels = to_device(part.labels(rows), plan.device)
             for name, carry in part.source.carries(rows, learners):
                 logits = part.source.answer(name, carry)
                 right[name] += (logits.argmax(dim=1) == labels).sum()
                 total[name] += cross_entropy(logits, labels, reduction="sum")
     n = len(part.rows)
-    each = _finite({name: value / n for name, value in total.items()}, plan, epoch)
     for name, learner in learners.items():
-        learner.judge(losses[name], float(right[name]) / n, each[name])
+        found = _losses(name, plan, epoch)
+        found.add(total[name] / n)
+        learner.judge(losses[name], float(right[name]) / n, found.all()[0])
 
 
 def _rate(plan: Plan, step: int, steps: int) -> float:
@@ -238,12 +238,10 @@ def _rate(plan: Plan, step: int, steps: int) -> float:
     return plan.learning_rate * rise * (1 + math.cos(math.pi * step / steps)) / 2
 
 
-def _finite(losses: Mapping[str, Tensor], plan: Plan, epoch: int) -> dict[str, float]:
-    values = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
-    rates = {"learning_rate": plan.learning_rate}
-    for name, value in values.items():
-        check_finite(value, f"loss of the head of {name!r}", epoch, rates, plan.checkpoint)
-    return values
+def _losses(name: str, plan: Plan, epoch: int) -> Numbers:
+    """Of one head in an epoch."""
+    rates, what = {"learning_rate": plan.learning_rate}, f"loss of the head of {name!r}"
+    return Numbers(lambda loss: check_finite(loss, what, epoch, rates, plan.checkpoint))
 
 
 @final

@@ -5,10 +5,10 @@ Layer: train.  Source: none.
 
 import math
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from offramp._core.errors import InputError
 from offramp.stages import names_in
 
 _STATE, _BEST, _MOMENTS = "state.", "best.", "moments."
+_AT_ONCE = 32  # numbers for which a device is asked together
 
 
 def seed_for(seed: int, *purpose: object) -> int:
@@ -29,9 +30,11 @@ def seed_for(seed: int, *purpose: object) -> int:
     return zlib.crc32(repr((check_seed(seed), *purpose)).encode())
 
 
-def generator_for(seed: int, *purpose: object) -> torch.Generator:
-    """A generator for one purpose."""
-    return torch.Generator().manual_seed(seed_for(seed, *purpose))
+def generator_for(
+    seed: int, *purpose: object, device: torch.device | str = "cpu"
+) -> torch.Generator:
+    """A generator for one purpose, on a device: those of two devices draw different numbers."""
+    return torch.Generator(device=device).manual_seed(seed_for(seed, *purpose))
 
 
 @contextmanager
@@ -46,7 +49,8 @@ def seed_layers(seed: int, device: torch.device) -> None:
     """Fix what layers such as dropout draw next."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
+        with torch.cuda.device(device):  # or the present one would be seeded
+            torch.cuda.manual_seed(seed)
 
 
 def shuffled(rows: Tensor, batch_size: int, generator: torch.Generator) -> list[Tensor]:
@@ -61,7 +65,7 @@ def shuffled(rows: Tensor, batch_size: int, generator: torch.Generator) -> list[
 
 
 def check_finite(
-    value: Tensor | float,
+    number: float,
     what: str,
     epoch: int,
     rates: Mapping[str, float],
@@ -70,7 +74,7 @@ def check_finite(
     """Return a loss or a norm.
 
     Args:
-        value: The number.
+        number: It.
         what: It is, for the message.
         epoch: The present one, from 0.
         rates: Learning rates, by the names of the arguments.
@@ -79,7 +83,6 @@ def check_finite(
     Raises:
         InputError: If it is NaN or infinite.
     """
-    number = float(value.detach() if isinstance(value, Tensor) else value)
     if math.isfinite(number):
         return number
     kept = "" if checkpoint is None or not checkpoint.exists() else f" {checkpoint} holds the epoch"
@@ -89,6 +92,41 @@ def check_finite(
         f"The {what} became {number} in epoch {epoch + 1}, with {said}. Take {lower}, and look for "
         f"NaN or huge numbers in the inputs.{kept and kept + ' before.'}"
     )
+
+
+@final
+class Numbers:
+    """Losses or norms of the steps of a pass, in order, each looked at.
+
+    On a CPU that is at once. A device is asked for many together: the host would wait at every step
+    until it has done everything, and then it would wait for the host.
+
+    Args:
+        check: Raises for a number that must not be; else returns it.
+
+    >>> losses = Numbers(lambda loss: loss)
+    >>> losses.add(torch.tensor(0.5))
+    >>> losses.all()
+    [0.5]
+    """
+
+    def __init__(self, check: Callable[[float], float]) -> None:
+        self._check = check
+        self._known: list[float] = []
+        self._asked: list[Tensor] = []
+
+    def add(self, value: Tensor) -> None:
+        """Take in the number of one more step, a tensor without axes."""
+        self._asked.append(value.detach())
+        if value.device.type == "cpu" or len(self._asked) == _AT_ONCE:
+            self.all()
+
+    def all(self) -> list[float]:
+        """All numbers so far."""
+        if self._asked:
+            self._known += map(self._check, torch.stack(self._asked).tolist())
+            self._asked = []
+        return self._known
 
 
 def copied_weights(module: nn.Module) -> dict[str, Tensor]:

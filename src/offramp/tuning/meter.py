@@ -174,9 +174,9 @@ class Meter:
                 self._timed("head", k, size, partial(stage.answer, result))
 
     def _timed(self, kind: str, stage: int, size: int, run: Callable[[], Any]) -> Any:  # noqa: ANN401
-        synchronize()
+        synchronize(self._device)
         start = time.perf_counter()
         result = run()
-        synchronize()
+        synchronize(self._device)
         self._taken.setdefault((kind, stage, size), []).append(time.perf_counter() - start)
         return result

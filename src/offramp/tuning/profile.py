@@ -154,14 +154,14 @@ def profile(
 class _Watch:
     """Notes what each section of a batch took; a `Mark`."""
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self._names = names
+    def __init__(self, names: Sequence[str], device: torch.device) -> None:
+        self._names, self._device = names, device
         self.spans: list[Span] = []
-        synchronize()
+        synchronize(device)
         self._start = self._last = time.perf_counter()
 
     def __call__(self, kind: Kind, stage: int, examples: int) -> None:
-        synchronize()  # else a device would work on when the next section has begun
+        synchronize(self._device)  # else a device would work on when the next section has begun
         now = time.perf_counter()
         name = "" if stage == NO_STAGE else self._names[stage]
         span = Span(
@@ -176,18 +176,22 @@ class _Watch:
 
 
 def _look_into(model: Adaptive, batch: Batch) -> list[Span]:
-    watch = _Watch(model.stage_names)
+    watch = _Watch(model.stage_names, _device_of(model))
     model.watched(batch, mark=watch)
     return watch.spans
 
 
 def _seconds(model: Adaptive, parts: Sequence[Batch]) -> float:
-    synchronize()
+    synchronize(_device_of(model))
     start = time.perf_counter()
     for part in parts:
         model(part)
-    synchronize()
+    synchronize(_device_of(model))
     return time.perf_counter() - start
+
+
+def _device_of(model: Adaptive) -> torch.device:
+    return model.policy.temperatures.device
 
 
 def _profile(

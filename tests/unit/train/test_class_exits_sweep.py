@@ -103,6 +103,18 @@ def test_there_is_a_branch_for_each_point_connection_and_class(sweep, branches):
     assert max(sweep.parts[0].accuracies) > 0.98
 
 
+def test_features_that_float16_cannot_hold_are_kept_in_float32(examples, tmp_path):
+    large = build(MODEL).eval()
+    with torch.no_grad():
+        large.get_parameter("features.0.1.weight").mul_(1e7)
+    some = examples.take(torch.arange(0, len(examples), 9))
+    quick = {"targets": ["1"], "recipe": Recipe(epochs=1)}
+    with pytest.raises(InputError, match="pass cache_dtype='float32'"):
+        run(large, some, tmp_path / "a", **quick)
+    found = run(large, some, tmp_path / "b", cache_dtype="float32", **quick)
+    assert len(found.specs) == 6
+
+
 def test_strict_designs_hold_on_fit_and_on_calibrate(sweep, branches):
     found = [choose_class_exits(sweep, k, requirements=LOOSE, branches=branches) for k in range(10)]
     viable = [d for d in found if isinstance(d, ClassExitPlan)]

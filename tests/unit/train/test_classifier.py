@@ -64,6 +64,36 @@ def test_a_loss_that_is_no_number_stops_with_its_place(part):
         train_classifier(net, broken, epochs=2, seed=0, progress=False)
 
 
+def test_whoever_is_told_of_an_epoch_can_end_the_training_and_it_goes_on_later(part, tmp_path):
+    class Enough(Exception):
+        pass
+
+    def stop(epoch, loss):
+        told.append((epoch, loss))
+        if epoch == 2:
+            raise Enough
+
+    told = []
+    options = {"batch_size": 50, "transform": Normalize(1 / 16), "progress": False}
+    whole = small_cnn(width=2, depth=2)
+    losses = train_classifier(whole, part, epochs=3, seed=0, **options)
+    options["checkpoint"] = tmp_path / "c.safetensors"
+    net = small_cnn(width=2, depth=2)
+    with pytest.raises(Enough):
+        train_classifier(net, part, epochs=3, seed=0, on_epoch=stop, **options)
+    assert told == [(1, losses[0]), (2, losses[1])]
+    assert not net.training
+    again = small_cnn(width=2, depth=2)
+    assert train_classifier(again, part, epochs=3, seed=0, **options) == losses
+    for a, b in zip(whole.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_is_done(part):
+    with pytest.raises(InputError, match="device must be one that torch knows"):
+        train_classifier(small_cnn(width=2, depth=2), part, epochs=1, seed=0, device="nowhere")
+
+
 def test_fewer_examples_than_a_batch_are_one_batch(part):
     _, losses = trained(part.take(torch.arange(10)), batch_size=64)
     assert len(losses) == 3

@@ -134,7 +134,7 @@ def test_loss_and_gradients_are_averaged_and_nan_reaches_every_process():
     assert weights[0].grad.tolist() == [2.0, 1.0]
     assert weights[1].grad.tolist() == [2.0]
     broken = Processes(FakeFabric(other=torch.tensor([torch.nan, 0.0, 0.0, 0.0])))
-    assert torch.isnan(torch.tensor(broken.averaged(torch.tensor(1.0), weights)))
+    assert broken.averaged(torch.tensor(1.0), weights).isnan()
 
 
 def test_the_parts_of_a_batch_are_all_of_it_and_seeds_differ_by_process():

@@ -145,7 +145,9 @@ def _read(transform: nn.Module | None, given: Raw, domain: Domain | None) -> Ite
 
 def _captured() -> bool:
     """Whether a graph is made, which has no state to look at."""
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+    # Not merely available: asking a device that nobody uses would start it.
+    in_use: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return in_use and torch.cuda.is_current_stream_capturing()
 
 
 def _is_picture(x: Tensor) -> bool:

@@ -105,7 +105,10 @@ class Normalize(nn.Module):
             )
         shape = (1, -1) + (1,) * (x.dim() - 2)
         scaled = x.to(torch.float32) * self.scale
-        return (scaled - self.mean.reshape(shape)) / self.std.reshape(shape)
+        mean, std = self.mean, self.std
+        if mean.device != x.device:  # cascades that share it may lie on several devices
+            mean, std = mean.to(x.device), std.to(x.device)
+        return (scaled - mean.reshape(shape)) / std.reshape(shape)
 
     def extra_repr(self) -> str:
         """Its numbers, for printing."""

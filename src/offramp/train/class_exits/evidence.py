@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from offramp._core.batch import to_device
 from offramp._core.types import FloatArray, IntArray
 from offramp.data import Dataset
 from offramp.fitting.class_exits.data import ClassData
@@ -39,7 +40,7 @@ def predictions(
     with torch.inference_mode():
         for start in range(0, len(examples), batch_size):
             given: Any = examples.batch(start, start + batch_size).inputs
-            given = given.to(device)
+            given = to_device(given, device)
             said, _ = stage.run(given)
             found.append(said.top(1)[:, 0].cpu())
     return torch.cat(found).numpy()

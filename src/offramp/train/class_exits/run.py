@@ -18,6 +18,7 @@ from offramp.data import Dataset
 from offramp.fitting.class_exits.data import class_index, superclass_table, to_superclasses
 from offramp.models import ModelSpec
 from offramp.stages import Cascade, Transforms, evaluating, read_by
+from offramp.train.cache import CacheDtype
 from offramp.train.class_exits.evidence import predictions
 from offramp.train.class_exits.features import BranchFeatures, branch_features
 from offramp.train.class_exits.layout import every_branch
@@ -43,6 +44,7 @@ def sweep_branches(
     transform: Transforms = None,
     spec: ModelSpec | None = None,
     batch_size: int = 128,
+    cache_dtype: CacheDtype = "float16",
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> Sweep:
@@ -64,13 +66,15 @@ def sweep_branches(
         transform: Applied to the raw input first.
         spec: How to build `net` again; a bundle needs to know.
         batch_size: Examples that the network runs on at once.
+        cache_dtype: How features to train on are kept: "float16" rounds and takes half the room,
+            "float32" holds features beyond 65,504 as well.
         device: Where everything runs.
         progress: Show bars.
 
     Raises:
         UnknownNameError: If there is no such class; the nearest is suggested.
-        InputError: If a split is missing, superclasses miss a class, or the folder is of another
-            sweep.
+        InputError: If a split is missing, superclasses miss a class, a feature does not fit
+            float16, or the folder is of another sweep.
         UnsupportedError: If the network cannot be followed.
 
     >>> import tempfile
@@ -94,7 +98,7 @@ def sweep_branches(
     parts = _parts(examples, validation, recipe.seed)
     labels = {name: _mapped(part.labels.numpy(), table) for name, part in parts.items()}
     features = {
-        name: _kept(folder / name, attachment, part, batch_size, device, progress)
+        name: _kept(folder / name, attachment, part, cache_dtype, batch_size, device, progress)
         for name, part in parts.items()
     }
     trained = train_branches(
@@ -154,6 +158,7 @@ def _kept(
     folder: Path,
     attachment: Attachment,
     part: Dataset,
+    cache_dtype: CacheDtype,
     batch_size: int,
     device: torch.device | str,
     progress: bool,
@@ -166,7 +171,7 @@ def _kept(
         part,
         grid=attachment.grid,
         transform=attachment.transform,
-        dtype="float32" if folder.name in _JUDGED else "float16",
+        dtype="float32" if folder.name in _JUDGED else cache_dtype,
         batch_size=batch_size,
         device=device,
         progress=progress,

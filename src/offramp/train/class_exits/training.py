@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from offramp._core.batch import to_device
 from offramp._core.checks import check_choice, check_not_negative, check_positive_int
 from offramp._core.errors import InputError
 from offramp._core.progress import progress_bar
@@ -300,7 +301,8 @@ class _Trainer:
 
     def _members(self, labels: Tensor) -> Tensor:
         """True where an example is of a branch's class, `(m, b)`."""
-        return labels.to(self._targets.device)[:, None] == self._targets
+        own: Tensor = to_device(labels, self._targets.device)[:, None] == self._targets
+        return own
 
     def _class_weights(self) -> tuple[Tensor, Tensor]:
         """How much an example of a branch's class counts, and another one, `(2, b)`; first biases.

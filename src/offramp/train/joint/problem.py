@@ -85,18 +85,19 @@ class Problem:
 
     def labels(self, rows: Tensor) -> Tensor:
         """True labels, `(m,)`."""
-        return self.part.labels[rows].to(self.plan.device)
+        found: Tensor = to_device(self.part.labels[rows], self.plan.device)
+        return found
 
     def inputs(self, rows: Tensor, generator: torch.Generator) -> Batch:
         """Raw inputs, changed at random where there is an augmentation."""
-        raw = augmented(self.part.inputs_at(rows), self.plan.augment, generator)
-        moved: Batch = to_device(raw, self.plan.device)
-        return moved
+        raw: Batch = to_device(self.part.inputs_at(rows), self.plan.device)
+        return augmented(raw, self.plan.augment, generator)
 
     def logits(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Of every stage of the chain, `(m, s, c)`."""
         if self.cached is not None:
-            return self.cached[rows].to(self.plan.device)
+            logits: Tensor = to_device(self.cached[rows], self.plan.device)
+            return logits
         with (
             in_bfloat16(self.plan.device, self.plan.bfloat16),
             torch.set_grad_enabled(not self.plan.frozen),

@@ -62,16 +62,16 @@ class Processes:
         """What a seed is for; the first process has those of one process alone."""
         return words if self.first else (*words, self.rank)
 
-    def averaged(self, loss: Tensor, weights: Sequence[Tensor]) -> float:
+    def averaged(self, loss: Tensor, weights: Sequence[Tensor]) -> Tensor:
         """Average loss and gradients over the processes; all of them see the same NaN."""
         if self._fabric is None or self.size == 1:
-            return float(loss)
+            return loss
         grads = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
         flat = torch.cat([loss.reshape(1).float(), *(g.flatten().float() for g in grads)])
         mean, *parts = torch.split(self._mean(flat), [1, *(g.numel() for g in grads)])
         for weight, part in zip(weights, parts, strict=True):
             weight.grad = part.reshape(weight.shape).to(weight.dtype)
-        return float(mean)
+        return mean[0]
 
     def average_statistics(self, module: nn.Module) -> None:
         """Average what normalization layers have seen, so that every process has one model."""

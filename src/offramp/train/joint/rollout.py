@@ -43,7 +43,9 @@ class JointModel(nn.Module):
 
     def logits(self, batch: Batch) -> Float[Tensor, "m s c"]:
         """Of every stage of the chain, on every example."""
-        return self.cascade(batch)[:, list(self.chain.active)]  # type: ignore[no-any-return]
+        # Not by a list of indices: a device would wait for it at every step.
+        every = self.cascade(batch)
+        return torch.stack([every[:, k] for k in self.chain.active], dim=1)
 
     def odds(self, logits: Float[Tensor, "m s c"]) -> Float[Tensor, "m k"]:
         """Log-odds of stopping after every stage but the last."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 from torch import Tensor, nn
 
+from offramp._core.batch import to_device
 from offramp._core.costs import Costs
 from offramp._core.device import check_device
 from offramp._core.progress import progress_bar
@@ -33,19 +34,21 @@ from offramp.train.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from offramp.train.features import Augment, in_bfloat16
+from offramp.train.features import Augment, augmented_on, in_bfloat16
 from offramp.train.joint.plan import Answers, Estimator, JointPlan, Rollouts, Schedule
 from offramp.train.joint.problem import Problem, Progress, make_problem
 from offramp.train.joint.processes import Processes
 from offramp.train.joint.result import JointEpoch, JointTraining
 from offramp.train.joint.rollout import freeze_statistics
 from offramp.train.state import (
+    Numbers,
     check_finite,
     copied_weights,
     generator_for,
     random_state_kept,
     restore_state,
     seed_for,
+    seed_layers,
     state_tensors,
 )
 
@@ -133,7 +136,8 @@ def train_joint(
             epochs. "cosine": a short rise, then down to 0. "constant": as it is, for a training
             that another one goes on from.
         clip_norm: Largest norm of a step's gradient, > 0.
-        augment: Changes each raw batch, such as `offramp.data.CropAndFlip`.
+        augment: Changes each raw batch, such as `offramp.data.CropAndFlip`; a function of the batch
+            and of a generator, both on the device of the training.
         bfloat16: Compute the stages in bfloat16 where the machine is fast at it.
         checkpoint: A `.safetensors` file written after each epoch. If it is there, the training
             goes on from it, to the same result as without interruption.
@@ -274,12 +278,14 @@ def _train_epoch(
         model.cascade.eval()
     elif plan.rollouts == "visited" and epoch >= plan.warm_up:
         freeze_statistics(model.cascade)
-    torch.default_generator.manual_seed(seed_for(plan.seed, *together.purpose("layers", epoch)))
-    augmenting = generator_for(plan.seed, *together.purpose("augment", epoch))
+    seed_layers(seed_for(plan.seed, *together.purpose("layers", epoch)), plan.device)
+    where = augmented_on(problem.part, plan.device)
+    augmenting = generator_for(plan.seed, *together.purpose("augment", epoch), device=where)
     drawing = generator_for(plan.seed, "rollout", epoch)
     batches = problem.batches(generator_for(plan.seed, "order", epoch))
     together.check_batch(len(batches[0]))
-    total, largest = 0.0, 0.0
+    losses = Numbers(partial(_finite, what="loss", plan=plan, epoch=epoch))
+    norms = Numbers(partial(_finite, what="gradient", plan=plan, epoch=epoch))
     weights = [p for group in stepper.param_groups for p in group["params"]]
     for step, rows in enumerate(batches):
         plan.set_rates(stepper, epoch, (epoch + step / len(batches)) / plan.epochs)
@@ -290,12 +296,11 @@ def _train_epoch(
         )
         stepper.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        total += _finite(together.averaged(loss.detach(), weights), "loss", plan, epoch)
-        norm = nn.utils.clip_grad_norm_(weights, plan.clip_norm)
-        largest = max(largest, _finite(norm, "gradient", plan, epoch))
+        losses.add(together.averaged(loss.detach(), weights))
+        norms.add(nn.utils.clip_grad_norm_(weights, plan.clip_norm))
         stepper.step()
     together.average_statistics(model)
-    return total / len(batches), largest
+    return sum(losses.all()) / len(batches), max(norms.all())
 
 
 def _loss(
@@ -308,7 +313,7 @@ def _loss(
     warm: bool,
 ) -> Tensor:
     model, objective = problem.model, problem.objective
-    labels, numbers = problem.labels(rows), numbers.to(plan.device)
+    labels, numbers = problem.labels(rows), to_device(numbers, plan.device)
     if plan.rollouts == "visited" and not warm:
         with in_bfloat16(plan.device, plan.bfloat16):
             logits, odds, stopped = model.visited(problem.inputs(rows, augmenting), numbers[:, :-1])
@@ -342,6 +347,6 @@ def _drawn(
     return objective.drawn_loss(logits, odds, labels, stopped, answered)
 
 
-def _finite(value: Tensor | float, what: str, plan: JointPlan, epoch: int) -> float:
+def _finite(number: float, what: str, plan: JointPlan, epoch: int) -> float:
     rates = {name: getattr(plan, name) for name in ("learning_rate", "policy_learning_rate")}
-    return check_finite(value, what, epoch, rates, plan.checkpoint)
+    return check_finite(number, what, epoch, rates, plan.checkpoint)
