@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from curves import Point, cheapest, curve
 from joint_cifar10 import Parts, halves, stopping_points, traces
-from networks import cascade_of, names_of
+from networks import FOLDER as NETWORKS
+from networks import cascade_of, names_of, plan_of
 from setting import OutOfTime, Setting
 
 from offramp.data import CropAndFlip
@@ -74,6 +75,7 @@ def seconds_of_epoch(cascade: Cascade, parts: Parts, setting: Setting) -> float:
 def run(setting: Setting) -> dict[str, Any]:
     """Train for each alpha, choose, judge."""
     cascade, images = cascade_of(names_of(setting), setting, "networks"), setting.images()
+    plan_of(setting, NETWORKS, {"images": len(images.subset("train"))})  # theirs is no other size
     split = torch.as_tensor(images.split)
     unseen = images.take((split == 1) | (split == 2))
     parts = Parts(images.subset("train"), unseen, images.subset("test"))

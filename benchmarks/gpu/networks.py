@@ -10,12 +10,12 @@ import copy
 import json
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from setting import NORMALIZE, OutOfTime, Setting
+from setting import NORMALIZE, Missing, OutOfTime, Setting
 from torch import nn
 
 import offramp
@@ -82,21 +82,40 @@ def seconds_of_epoch(net: nn.Module, part: Dataset, setting: Setting) -> float:
 
 
 def planned(names: Sequence[str], part: Dataset, setting: Setting, folder: str) -> dict[str, int]:
-    """How many epochs each network gets: as planned before, since a checkpoint belongs to that."""
-    path = setting.found(f"{folder}/plan.json")
+    """How many epochs each network gets: as planned before, since a checkpoint belongs to that.
+
+    Raises:
+        Missing: As `plan_of`.
+    """
     asked = {"batch_size": setting.batch_size, "images": len(part)}
-    plan: dict[str, Any] = asked | {"epochs": {}}
-    if path.exists():
-        held = json.loads(path.read_text("utf-8"))
-        plan = held if {key: held.get(key) for key in asked} == asked else plan
+    plan = plan_of(setting, folder, asked) or asked | {"epochs": {}}
     new = [name for name in names if name not in plan["epochs"]]
     each = {name: seconds_of_epoch(made(name), part, setting) for name in new}
     left = SHARE * (setting.budget.left - setting.reserve)
     for name in new:
         plan["epochs"][name] = min(max(int(left / sum(each.values())), 1), setting.epochs)
-    write_json(path, plan)
+    write_json(setting.found(f"{folder}/plan.json"), plan)
     setting.keep(f"{folder}/plan.json")
     return {name: plan["epochs"][name] for name in names}
+
+
+def plan_of(setting: Setting, folder: str, asked: Mapping[str, int]) -> dict[str, Any] | None:
+    """The plan that an earlier call has made; None where there is none.
+
+    Raises:
+        Missing: If it, and so the weights beside it, are of other images or batches.
+    """
+    path = setting.found(f"{folder}/plan.json")
+    if not path.exists():
+        return None
+    held: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    other = {key: held.get(key) for key in asked}
+    if other != asked:
+        raise Missing(
+            f"{path.parent} holds trainings with {other}, and this call has {dict(asked)}: say "
+            "another --state and another --out, or the options of then (--tiny, --batch-size)."
+        )
+    return held
 
 
 def trained(name: str, part: Dataset, epochs: int, setting: Setting, folder: str) -> dict[str, Any]:

@@ -6,6 +6,8 @@ called again with the same `--state` or `--out`. A table comes last; figures are
 
 import argparse
 import importlib
+import json
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,6 +19,7 @@ from harness import machine
 from setting import Budget, Missing, Setting
 
 from offramp._core.device import check_device
+from offramp._core.errors import InputError, UnknownNameError
 from offramp._core.files import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,7 +31,7 @@ def options() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(prog="run.sh", description=__doc__)
     made.add_argument("part", choices=PARTS)
-    made.add_argument("--minutes", type=float, default=8.5, help="time of the part")
+    made.add_argument("--minutes", type=_minutes, default=8.5, help="time of the part")
     made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     made.add_argument("--tiny", action="store_true", help="digits, few epochs: to try the code")
     made.add_argument(
@@ -47,9 +50,23 @@ def options() -> argparse.ArgumentParser:
         help="figures, weights, traces; by default $OUT",
     )
     made.add_argument("--networks", nargs="+", default=[], help="by default those of the part")
-    made.add_argument("--epochs", type=int, default=160, help="at most")
-    made.add_argument("--batch-size", type=int, default=256)
+    made.add_argument("--epochs", type=_count, default=160, help="at most")
+    made.add_argument("--batch-size", type=_count, default=256)
     return made
+
+
+def _minutes(text: str) -> float:
+    minutes = float(text)
+    if not (math.isfinite(minutes) and minutes >= 0):
+        raise argparse.ArgumentTypeError(f"must be finite and at least 0, got {text}")
+    return minutes
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return count
 
 
 def setting_of(chosen: argparse.Namespace) -> Setting:
@@ -66,6 +83,27 @@ def setting_of(chosen: argparse.Namespace) -> Setting:
         networks=tuple(chosen.networks),
         reserve=0.0 if chosen.tiny else min(RESERVE_S[chosen.part], 20 * chosen.minutes),
     )
+
+
+def figures_at(chosen: argparse.Namespace) -> Path:
+    """Where the figures of a part will lie.
+
+    Raises:
+        Missing: If something else lies there, or nothing can.
+    """
+    path: Path = chosen.out / f"{chosen.part}.json"
+    try:
+        chosen.out.mkdir(parents=True, exist_ok=True)
+        held = json.loads(path.read_text("utf-8")) if path.exists() else None
+    except OSError as error:
+        raise Missing(f"Nothing can be written into {chosen.out}: {error.strerror}.") from None
+    except ValueError:
+        held = "no figures"
+    own = isinstance(held, dict) and held.get("part") == chosen.part
+    if held is not None and not (own and held.get("tiny") == chosen.tiny):
+        what = "figures of the other size, with --tiny or without" if own else "not of this kit"
+        raise Missing(f"{path} is there, {what}: say another --out. Nothing was changed.")
+    return path
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
@@ -90,19 +128,22 @@ def _shown(value: object) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the part, write and print what it found."""
     chosen = options().parse_args(arguments)
-    setting = setting_of(chosen)
     torch.backends.cudnn.benchmark = True  # all batches of a training have one size
     try:
+        setting, figures = setting_of(chosen), figures_at(chosen)
+    except (InputError, Missing) as error:
+        print(error, file=sys.stderr)
+        return 3
+    try:
         found = importlib.import_module(chosen.part).run(setting)
-    except Missing as missing:
+    except (Missing, UnknownNameError) as missing:
         print(missing, file=sys.stderr)
         return 3
     device = str(setting.device)
     if setting.device.type == "cuda":
         device = torch.cuda.get_device_name(setting.device)
     found |= {"part": chosen.part, "tiny": chosen.tiny, "device": device, "machine": machine()}
-    chosen.out.mkdir(parents=True, exist_ok=True)
-    write_json(chosen.out / f"{chosen.part}.json", found)
+    write_json(figures, found)
     print(f"{chosen.part} on {device}, {60 * chosen.minutes - setting.budget.left:.0f} s")
     for row in found["rows"]:
         if row.get("refused"):

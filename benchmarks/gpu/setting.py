@@ -11,6 +11,7 @@ import torch
 from sheets import COUNT, SHEETS, read_sheets
 from train_backbone import NORMALIZE as NORMALIZE
 
+from offramp._core.files import atomic_file
 from offramp.data import Dataset, arrays, cifar10, digits
 
 FULL = {"train": (0, 40_000), "fit": (40_000, 42_500), "calibrate": (42_500, 45_000)}
@@ -23,7 +24,7 @@ class OutOfTime(Exception):  # noqa: N818  (nothing is wrong)
 
 
 class Missing(Exception):  # noqa: N818
-    """Something that another part, or `prepare.sh`, makes is not here."""
+    """Something that another part, or `prepare.sh`, makes is not here, or something else is."""
 
 
 class Budget:
@@ -121,7 +122,8 @@ def _copy(source: Path, target: Path) -> None:
     if source.is_dir():
         shutil.copytree(source, target, dirs_exist_ok=True)
     else:
-        shutil.copy2(source, target)
+        with atomic_file(target) as temporary:  # weights that are there are taken for whole
+            shutil.copyfile(source, temporary)
 
 
 def _cifar(folder: Path) -> Dataset:

@@ -88,6 +88,77 @@ def test_what_an_earlier_part_left_is_taken_from_where_it_is(tmp_path):
     assert (setting.kept("networks/a.trace", "networks") / "x").read_text() == "x"
 
 
+def test_a_file_that_was_not_copied_to_its_end_is_not_there(tmp_path, monkeypatch):
+    import part
+    import setting
+
+    def breaks(source, target):
+        target.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    given = ["networks", f"--state={tmp_path / 's'}", f"--out={tmp_path / 'o'}", "--device", "cpu"]
+    made = part.setting_of(part.options().parse_args(given))
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "a.safetensors").write_bytes(b"whole")
+    monkeypatch.setattr(setting.shutil, "copyfile", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        made.keep("a.safetensors")
+    assert not (tmp_path / "o" / "a.safetensors").exists()
+
+
+def test_what_is_not_of_the_kit_or_of_the_other_size_is_left_as_it_is(tmp_path, capsys):
+    import part
+
+    figures, other = tmp_path / "networks.json", tmp_path / "a file"
+    asked = ["networks", "--device", "cpu", f"--state={tmp_path / 's'}"]
+    for text in ("theirs", "[]", json.dumps({"part": "networks", "tiny": False})):
+        figures.write_text(text)
+        assert part.main([*asked, "--tiny", f"--out={tmp_path}"]) == 3
+        assert "say another --out" in capsys.readouterr().err
+        assert figures.read_text() == text
+    other.write_text("x")
+    assert part.main([*asked, f"--out={other}"]) == 3
+    assert "Nothing can be written into" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["--minutes=nan", "--minutes=-1", "--minutes=x", "--epochs=0", "--batch-size=0"],
+)
+def test_numbers_that_cannot_be_meant_are_refused(wrong, capsys):
+    import part
+
+    with pytest.raises(SystemExit):
+        part.options().parse_args(["networks", wrong])
+    assert wrong.partition("=")[0] in capsys.readouterr().err
+
+
+def test_a_device_or_a_network_that_there_is_not_is_said_in_a_line(tmp_path, capsys):
+    import part
+
+    places = [f"--state={tmp_path / 's'}", f"--out={tmp_path / 'o'}"]
+    assert part.main(["networks", "--tiny", "--device", "nope", *places]) == 3
+    assert "device must be" in capsys.readouterr().err
+    asked = ["networks", "--tiny", "--device", "cpu", "--networks", "nosuch", *places]
+    assert part.main(asked) == 3
+    assert "There is no model 'nosuch'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["networks", "exits"])
+def test_networks_of_other_images_are_not_taken_for_those_of_this_run(tmp_path, capsys, name):
+    import part
+
+    folder = tmp_path / "s" / name
+    folder.mkdir(parents=True)
+    plan = {"batch_size": 256, "images": 40_000, "epochs": {"preresnet8": 3}}
+    (folder / "plan.json").write_text(json.dumps(plan))
+    (folder / "preresnet8.safetensors").touch()
+    asked = [name, "--tiny", "--device", "cpu", "--networks", "preresnet8"]
+    assert part.main([*asked, f"--state={tmp_path / 's'}", f"--out={tmp_path / 'o'}"]) == 3
+    assert "say another --state and another --out" in capsys.readouterr().err
+    assert json.loads((folder / "plan.json").read_text()) == plan
+
+
 def test_a_sheet_gives_back_its_images(tmp_path):
     from sheets import read_sheet, write_sheet
 
