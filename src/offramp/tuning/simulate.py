@@ -236,7 +236,8 @@ def plan(
         What traffic meets then, and the replicas by name.
 
     Raises:
-        InputError: If no number of replicas can do it, because the stages alone take longer.
+        InputError: If no number of replicas can do it, because the stages alone take longer, or
+            the fronts.
 
     >>> times = StageTimes(stages=("a",), sizes=(1, 8), raw=(0.0, 0.0), where="made",
     ...     segment=((0.001, 0.004),), head=((0.0, 0.0),), carry=((0.0, 0.0),))
@@ -250,17 +251,23 @@ def plan(
     check_positive_int("most", most)
     names = traffic.topology.names
     replicas = {names[k]: max(1, math.ceil(load)) for k, load in traffic.loads().items()}
+    taken_in = traffic.rate * traffic.front
+    if taken_in >= traffic.fronts:
+        raise InputError(
+            f"fronts must be more than {taken_in:.3g}, since each of {traffic.rate:g} examples a "
+            f"second keeps one busy for {traffic.front:g} seconds, got {traffic.fronts}."
+        )
     least = _least(traffic)
     if least > p99:
         raise InputError(
             f"p99 must be at least {least:.3g} seconds, which the stages of some path take for a "
             f"single example with nobody before it, got {p99:.3g}."
         )
-    taken_in = traffic.rate * traffic.front
-    if taken_in >= traffic.fronts:
+    passed = _passed_within(traffic, seed)
+    if passed > p99:
         raise InputError(
-            f"fronts must be more than {taken_in:.3g}, since each of {traffic.rate:g} examples a "
-            f"second keeps one busy for {traffic.front:g} seconds, got {traffic.fronts}."
+            f"fronts must be more than {traffic.fronts}: 99 of 100 examples have passed so many "
+            f"within {passed:.3g} seconds, and p99 is {p99:.3g}. No replicas can make up for that."
         )
     while sum(replicas.values()) <= most:
         found = simulate(traffic, replicas, seed=seed)
@@ -301,11 +308,24 @@ def _arrivals(traffic: Traffic, rng: np.random.Generator) -> FloatArray:
     return np.cumsum(rng.exponential(1 / traffic.rate, count))
 
 
+def _passed_within(traffic: Traffic, seed: int) -> float:
+    """Seconds within which 99 of 100 of those whom `simulate` draws have passed the fronts."""
+    comes = _arrivals(traffic, np.random.default_rng(check_seed(seed)))
+    if not _fronts_keep_up(comes, traffic):
+        return math.inf
+    return float(np.quantile((_taken_in(comes, traffic) - comes)[int(_COLD * len(comes)) :], 0.99))
+
+
+def _fronts_keep_up(comes: FloatArray, traffic: Traffic) -> bool:
+    """Whether the fronts can take in more than comes."""
+    return len(comes) / float(comes[-1] - comes[0]) * traffic.front < traffic.fronts
+
+
 def _taken_in(comes: FloatArray, traffic: Traffic) -> FloatArray:
     """When each example has passed a front: whoever comes goes to the one that is free first."""
     if not traffic.front:
         return comes
-    free = [-np.inf] * traffic.fronts
+    free = [-np.inf] * min(traffic.fronts, len(comes))
     passed = np.empty_like(comes)
     for example, now in enumerate(comes.tolist()):
         passed[example] = max(now, free[0]) + traffic.front
@@ -424,6 +444,5 @@ class _Run:
         traffic = self._traffic
         scale = len(self._comes) / (self._comes[-1] - self._comes[0]) / traffic.rate
         loads = traffic.loads()
-        if scale * traffic.rate * traffic.front >= traffic.fronts:
-            return False
-        return all(scale * loads[k] < self._replicas[k] for k in loads)
+        served = all(scale * loads[k] < self._replicas[k] for k in loads)
+        return served and _fronts_keep_up(self._comes, traffic)

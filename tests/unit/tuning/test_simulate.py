@@ -1,5 +1,7 @@
 """Traffic against replicas: what queueing theory says, and a slow twin of few lines."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -100,6 +102,21 @@ def test_a_front_serves_no_more_than_it_can_and_two_serve_twice_as_many():
     assert simulate(one(150.0, seconds=(1e-4, 1e-4), front=0.01, fronts=2), {"a": 1}).stable
     with pytest.raises(InputError, match=r"fronts must be more than 1\.5"):
         plan(one(150.0, seconds=(1e-4, 1e-4), front=0.01), p99=1.0)
+    with pytest.raises(InputError, match=r"fronts must be more than 1\.5e\+05"):
+        plan(one(150.0, seconds=(1e-4, 1e-4), front=1000.0), p99=1.0)  # not of the stages
+
+
+@pytest.mark.parametrize("front", [0.00109, 0.0011])
+def test_what_waits_before_the_fronts_is_not_helped_by_replicas(front):
+    traffic = one(900.0, seconds=(1e-4, 1e-4), front=front)
+    with pytest.raises(InputError, match=r"fronts must be more than 1: 99 of 100"):
+        plan(traffic, p99=0.005)  # at once, not after thousands of replicas
+    assert plan(dataclasses.replace(traffic, fronts=2), p99=0.01)[1] == {"a": 1}
+
+
+def test_fronts_without_number_cost_no_memory():
+    found = simulate(one(150.0, seconds=(1e-4, 1e-4), front=0.01, fronts=10**12), {"a": 1})
+    assert found.p50 == pytest.approx(0.0101)
 
 
 def test_everybody_visits_what_their_path_says_and_time_is_spent_once():
