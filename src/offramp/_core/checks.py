@@ -325,6 +325,12 @@ def check_kind(name: str, value: object, kind: type, *, read: str = "") -> None:
         )
 
 
+def check_callable(name: str, value: object) -> None:
+    """Raise `InputError` unless something can be called."""
+    if not callable(value):
+        raise InputError(f"{name} must be a function, got {type(value).__name__}.")
+
+
 def check_known(kind: str, name: str, known: Iterable[str]) -> str:
     """Return `name` if it is known; else raise `UnknownNameError` and suggest the nearest."""
     names = list(known)

@@ -39,4 +39,17 @@ def check_device(device: torch.device | str) -> torch.device:
                 f"device must be on this machine, got {device!r}: torch finds {count} GPUs, "
                 f"numbered from 0."
             )
+    elif found.type != "cpu":
+        _check_holds_numbers(found)
     return found
+
+
+def _check_holds_numbers(device: torch.device) -> None:
+    """Raise `InputError` unless tensors on a device of another kind can be written and read."""
+    try:
+        torch.zeros(1, device=device).tolist()
+    except (RuntimeError, AssertionError, ImportError) as error:  # each kind by its own
+        raise InputError(
+            f"device must be on this machine and hold numbers, got '{device}': torch "
+            f"{torch.__version__} says {str(error).splitlines()[0]!r}. Take 'cpu'."
+        ) from error

@@ -15,7 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from offramp._core.batch import apply, to_device
-from offramp._core.checks import check_choice, check_not_negative, check_positive_int
+from offramp._core.checks import (
+    check_callable,
+    check_choice,
+    check_not_negative,
+    check_positive_int,
+)
 from offramp._core.device import check_device
 from offramp._core.errors import InputError
 from offramp._core.progress import progress_bar
@@ -127,6 +132,8 @@ def train_classifier(
     )
     path = None if checkpoint is None else check_checkpoint(checkpoint)
     where = check_device(device)
+    if on_epoch is not None:
+        check_callable("on_epoch", on_epoch)
     module.to(where)
     rows = _Rows(part, _copied(chained(transform), where), augment, where)
     stepper = plan.optimizer_of(module)

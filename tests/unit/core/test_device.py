@@ -28,6 +28,12 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch):
         check_device("cuda:2")
 
 
+def test_kinds_that_torch_names_and_this_machine_does_not_have_are_refused():
+    for name in ("meta", "hpu"):  # without numbers; of a maker whose package is not here
+        with pytest.raises(InputError, match=f"device must be on this machine .* got '{name}'"):
+            check_device(name)
+
+
 def test_nothing_has_been_moved_by_then(monkeypatch):
     monkeypatch.setattr(module.torch.cuda, "device_count", lambda: 0)
     cascade = Cascade.from_models({"a": nn.Linear(4, 3)})

@@ -421,6 +421,8 @@ def test_points_are_those_of_the_network_that_reads_prepared_images(net, sweep):
         ({"targets": [10]}, InputError, r"must be in \[0, 10\), got 10"),
         ({"groups": {"a": ["0"], "b": ["1"]}}, InputError, r"\['2', .* are in none"),
         ({"validation": 1.0}, InputError, r"validation must be in \(0, 1\), got 1.0"),
+        ({"cache_dtype": None}, InputError, r"cache_dtype must be one of .*'float32'.* got None"),
+        ({"cache_dtype": "float64"}, InputError, r"cache_dtype must be one of .* got 'float64'"),
     ],
 )
 def test_bad_input_is_named(net, examples, tmp_path, options, error, message):

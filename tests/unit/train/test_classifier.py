@@ -106,6 +106,7 @@ def test_fewer_examples_than_a_batch_are_one_batch(part):
         ({"learning_rate": 0.0}, r"learning_rate must be finite and greater than 0, got 0\.0"),
         ({"weight_decay": -1.0}, r"weight_decay must be finite and at least 0, got -1\.0"),
         ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
+        ({"on_epoch": 3}, "on_epoch must be a function, got int"),
     ],
 )
 def test_wrong_numbers_are_named(part, wrong, said):

@@ -418,6 +418,7 @@ def one_hot_loader():
         ({"stages": ["small"]}, r"at least two stages, got 1 \(\['small'\]\)"),
         ({"validation": 5.0}, r"validation must be in \(0, 1\), got 5\.0"),
         ({"costs": Costs.simple("usd", [1.0])}, r"one entry per stage \(2\), got 1"),
+        ({"on_epoch": "each"}, "on_epoch must be a function, got str"),
         ({"part": []}, "at least one example, got 0 batches"),
         ({"part": one_hot_loader()}, r"one integer for each example.*shape \(4, 2\).*argmax"),
     ],

@@ -5,11 +5,12 @@ Layer: train.  Source: Bonato and Bouganis, class-specific early exit, sections 
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
-from offramp._core.checks import check_probability
+from offramp._core.checks import check_choice, check_probability
 from offramp._core.device import check_device
 from offramp._core.division import stratified_order
 from offramp._core.errors import InputError
@@ -89,6 +90,7 @@ def sweep_branches(
     (28, (20, 41))
     """
     recipe, folder = recipe or Recipe(), Path(folder)
+    check_choice("cache_dtype", cache_dtype, get_args(CacheDtype))
     table = None if groups is None else superclass_table(examples.class_names, groups)
     class_names = tuple(examples.class_names if groups is None else groups)
     wanted = range(len(class_names)) if targets is None else targets

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp._core.batch import to_device
+from offramp._core.checks import check_callable
 from offramp._core.costs import Costs
 from offramp._core.device import check_device
 from offramp._core.progress import progress_bar
@@ -194,6 +195,8 @@ def train_joint(
         checkpoint=None if checkpoint is None else check_checkpoint(checkpoint),
         device=check_device(device) if fabric is None else fabric.device,
     )
+    if on_epoch is not None:
+        check_callable("on_epoch", on_epoch)
     together.share_weights(cascade)
     writes = plan.checkpoint if together.first else None
     with locked(writes), random_state_kept(plan.device), torch.enable_grad():
