@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, final
 
 import numpy as np
 
-from offramp._core.checks import check_choice, check_not_negative, check_number
+from offramp._core.checks import check_choice, check_kind, check_not_negative, check_number
 from offramp._core.errors import InputError
 from offramp.evaluation.calibration import Calibration
 from offramp.evaluation.certify import certify
@@ -305,8 +305,16 @@ class Frontier:
             The axes, to go on with: `axes.figure.savefig("frontier.png")`.
 
         Raises:
-            InputError: If `axes` are no axes of matplotlib.
+            InputError: If `axes` are no axes of matplotlib, or the choice is none, or against
+                another reference.
         """
+        if choice is not None:
+            check_kind("choice", choice, Choice)
+            if choice.candidate.reference != self.reference:
+                raise InputError(
+                    f"choice must be made from this frontier, against {self.reference!r}, got one "
+                    f"against {choice.candidate.reference!r}: its costs are of another scale."
+                )
         return frontier_plot(self, choice, axes)
 
     def _repr_html_(self) -> str:

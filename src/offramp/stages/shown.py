@@ -5,6 +5,8 @@ Layer: stages.
 
 from typing import TYPE_CHECKING
 
+from torch.nn.parameter import is_lazy
+
 from offramp._core import notebook
 from offramp._core.units import Unit
 
@@ -20,7 +22,7 @@ _SIZE = Unit(words="parameters", prefixes=((1e9, "G"), (1e6, "M"), (1e3, "k"), (
 def cascade_card(cascade: "Cascade") -> str:
     """What each stage reads and how large it is; the classes."""
     stages = list(cascade)
-    sizes = [sum(p.numel() for p in stage.parameters()) for stage in stages]
+    sizes = [_size(stage) for stage in stages]
     largest = max(sizes) or 1
     rows = [
         [
@@ -40,6 +42,11 @@ def cascade_card(cascade: "Cascade") -> str:
         notebook.paragraph(_classes(cascade.class_names), faint=True),
         notebook.code("trace = offramp.record(cascade, dataset)"),
     )
+
+
+def _size(stage: "Stage") -> int:
+    """Its parameters, without those whose shape is not known before something runs."""
+    return sum(p.numel() for p in stage.parameters() if not is_lazy(p))
 
 
 def _module(stage: "Stage") -> str:

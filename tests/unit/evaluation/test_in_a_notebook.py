@@ -133,6 +133,13 @@ def test_a_cascade_shows_its_stages_and_classes():
     assert "and 4 more" in text
 
 
+def test_a_network_whose_shapes_are_not_known_yet_has_a_card():
+    models = {"small": nn.LazyLinear(3), "large": nn.Linear(4, 3)}
+    text = checked(offramp.Cascade.from_models(models))
+    assert "LazyLinear" in text
+    assert "\u2013" in text
+
+
 def test_names_are_text_and_nothing_else(trace):
     wicked = named(trace, WICKED)
     frontier = offramp.fit(wicked, "random", progress=False)
@@ -203,3 +210,11 @@ def test_a_plot_takes_axes_and_gives_them_back(frontier):
     assert frontier.plot(axes=axes) is axes
     with pytest.raises(InputError, match=r"axes must be axes of matplotlib, got str"):
         frontier.plot(axes="here")
+
+
+def test_a_plot_refuses_what_is_no_choice_or_of_another_reference(frontier, trace):
+    with pytest.raises(InputError, match=r"choice must be a Choice, got str"):
+        frontier.plot("cheapest")
+    other = offramp.fit(trace, "random", reference="stage1", progress=False)
+    with pytest.raises(InputError, match=r"against 'stage2', got one against 'stage1'"):
+        frontier.plot(other.cheapest(max_drop=0.3))
