@@ -10,9 +10,10 @@ row of weighted binary problems.
 Layer: fitting.  Source: Bolukbasi et al., ICML 2017, sections 3 and 4; methods.md 1 a-e.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import final
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import NamedTuple, final
 
 import numpy as np
 import torch
@@ -22,7 +23,8 @@ from offramp._core.costs import Bill
 from offramp._core.errors import InputError
 from offramp._core.topology import Path, Topology
 from offramp._core.types import BoolArray, FloatArray, IntArray
-from offramp.fitting.newton import Cut, best_cut, fit_weighted_logistic
+from offramp.fitting.cuts import Cut, Ranking
+from offramp.fitting.newton import fit_weighted_logistic
 from offramp.fitting.search import without
 from offramp.fitting.tables import Tables
 from offramp.policy.features import Feature
@@ -35,43 +37,45 @@ IDLE_SHARE = 0.02  # an exact scan finds a few lucky examples even where nothing
 FAMILIES: tuple[Family, ...] = ("constant", "threshold", "linear")
 
 
+_Weights = tuple[tuple[Feature, ...], tuple[float, ...], float]  # features, their weights, the bias
+
+
 @final
-@dataclass(frozen=True)
-class _Choice:
+class _Choice(NamedTuple):
     """A rule and what it does to the examples fitted on.
 
     Args:
-        rule: The rule.
-        take: Where it takes the action, `(n,)`.
-        gain: Change of the objective, decision cost included; lower is better.
+        summed: What a linear rule sums, or whether a constant one takes the action.
+        take: Where the action is taken, `(n,)`.
     """
 
-    rule: Rule
+    summed: _Weights | bool
     take: BoolArray
-    gain: float
+
+    @property
+    def free(self) -> bool:
+        """Whether it looks at nothing."""
+        return isinstance(self.summed, bool)
 
 
 @final
-@dataclass(frozen=True)
-class _Trial:
-    """A weighted sum with its best cut; most are never chosen, so its rule is made at the end.
+class _Trial(NamedTuple):
+    """A weighted sum to cut.
 
     Args:
         features: What is summed.
         weights: Their weights.
-        scores: The sum, `(n,)`, float32.
-        cut: Where to take the action.
+        ranking: Of the sums.
     """
 
-    features: Sequence[Feature]
-    weights: Sequence[float]
-    scores: np.ndarray
-    cut: Cut
+    features: tuple[Feature, ...]
+    weights: tuple[float, ...]
+    ranking: Ranking
 
-    def choice(self, gain: float) -> _Choice:
-        """The rule with its bias, and whom it takes."""
-        rule = Linear(self.features, self.weights, -self.cut.value)
-        return _Choice(rule, self.scores >= np.float32(self.cut.value), gain)
+    def choice(self, cut: Cut, rows: BoolArray) -> _Choice:
+        """With the bias half-way between two examples that count."""
+        value = self.ranking.value(cut, rows)
+        return _Choice((self.features, self.weights, -value), self.ranking.above(value))
 
 
 @final
@@ -84,20 +88,30 @@ class _Fitted:
     value: FloatArray
 
 
+Rules = tuple[tuple[Path, _Weights | bool, tuple[_Weights | bool, ...]], ...]
+
+
 @final
 @dataclass(frozen=True)
 class Fit:
     """What one trade-off led to.
 
     Args:
-        policy: The policy.
+        tree: What was fitted.
+        rules: Of each path that may go on, whether to leave, and where to.
         objective: Mean loss plus cost_weight times mean cost, on the examples fitted on.
         idle: Stages where next to nobody leaves.
     """
 
-    policy: Policy
+    tree: "TreeFit"
+    rules: Rules
     objective: float
     idle: tuple[int, ...]
+
+    @cached_property
+    def policy(self) -> Policy:
+        """The policy."""
+        return self.tree.policy(self.rules)
 
 
 @final
@@ -112,6 +126,8 @@ class TreeFit:
         families: What a rule may be: "constant", "threshold" on one confidence, "linear".
         passes: Coordinate passes over the decisions after the first fit.
         ridge: Of the logistic regression, on standardized features.
+        relatives: Trees on the same tables with the same options, by topology; shared by all of
+            them, so that each topology is fitted once for a trade-off.
     """
 
     tables: Tables
@@ -120,7 +136,10 @@ class TreeFit:
     families: Sequence[Family] = FAMILIES
     passes: int = 1
     ridge: float = 1e-3
+    relatives: dict[Topology, "TreeFit"] = field(default_factory=dict, repr=False)
     _starts: dict[tuple[Path, int], FloatArray] = field(default_factory=dict)
+    _found: dict[float, "Fit"] = field(default_factory=dict)
+    _visits: dict[Path, float | FloatArray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for family in self.families:
@@ -128,16 +147,32 @@ class TreeFit:
         if not self.families:
             raise InputError(f"families must name at least one of {FAMILIES}, got none.")
         self.tables.ensure(self.topology.paths())
+        self.relatives.setdefault(self.topology, self)
+
+    def on(self, topology: Topology) -> "TreeFit":
+        """The tree of another part of the cascade."""
+        if topology not in self.relatives:
+            replace(self, topology=topology, _starts={}, _found={}, _visits={})  # enters itself
+        return self.relatives[topology]
 
     def fit(self, cost_weight: float) -> "Fit":
         """The policy for a trade-off `cost_weight >= 0`, loss per unit of the reference's cost."""
         check_not_negative("cost_weight", cost_weight)
+        if cost_weight not in self._found:
+            self._found[cost_weight] = self._fit(cost_weight)
+        return self._found[cost_weight]
+
+    def _fit(self, cost_weight: float) -> "Fit":
         nodes = self._nodes(cost_weight, np.ones(self.tables.n, dtype=np.bool_))
         inner = self._inner()
         for _ in range(self.passes):
             if not self._improve(inner, cost_weight, nodes):
                 break
-        return Fit(self._policy(nodes), self._objective(cost_weight, nodes), self._idle(nodes))
+        rules = tuple(
+            (path, node.leave.summed, tuple(route.summed for route in node.routes))
+            for path, node in nodes.items()
+        )
+        return Fit(self, rules, self._objective(cost_weight, nodes), self._idle(nodes))
 
     def held_out(self, cost_weight: float, folds: IntArray) -> float:
         """Mean objective on examples that were left out of the fit, each fold in its turn.
@@ -198,7 +233,7 @@ class TreeFit:
         if self.tables.may_leave(path[-1]):
             leave = self._choose(path, 0, loss - best, decision, rows)
         else:
-            leave = _Choice(Constant(False), np.zeros(len(loss), dtype=np.bool_), 0.0)
+            leave = _Choice(False, np.zeros(len(loss), dtype=np.bool_))
         fitted = _Fitted(leave, routes, np.empty(0))
         fitted.value = self._value(path, cost_weight, nodes, fitted)
         return fitted
@@ -209,7 +244,9 @@ class TreeFit:
         """Loss plus cost_weight-cost from running `child` onwards, `(n,)`."""
         further = (*path, child)
         after = nodes[further].value if further in nodes else self.tables.loss_of_leaving(further)
-        return after + cost_weight * self.costs.visit(self.topology, path, child)
+        if further not in self._visits:
+            self._visits[further] = self.costs.visit(self.topology, path, child)
+        return after + cost_weight * self._visits[further]
 
     def _value(
         self, path: Path, cost_weight: float, nodes: dict[Path, _Fitted], fitted: _Fitted
@@ -219,7 +256,7 @@ class TreeFit:
         for child, choice in reversed(list(zip(children[:-1], fitted.routes, strict=True))):
             going = np.where(choice.take, self._going(path, child, cost_weight, nodes), going)
         value = np.where(fitted.leave.take, self.tables.loss_of_leaving(path), going)
-        free = fitted.leave.rule.free and all(r.rule.free for r in fitted.routes)
+        free = fitted.leave.free and all(route.free for route in fitted.routes)
         return value if free else value + cost_weight * self.costs.decision[path[-1]]
 
     def _reached(self, path: Path, nodes: dict[Path, _Fitted]) -> BoolArray:
@@ -263,47 +300,56 @@ class TreeFit:
         # At equal objective the action is taken: it is the cheaper one.
         take = always <= 1e-12 * max(1.0, float(np.abs(gains).max()))
         least, best = min(always, 0.0), None
-        for candidate in self._candidates(path, slot, gains, rows):
-            total = candidate.cut.total + charge
-            if total < least - 1e-12 * max(1.0, abs(least)):
-                least, best = total, candidate
-        return best.choice(least) if best else _Choice(Constant(take), np.full(n, take), least)
+        counted = gains if rows.all() else np.where(rows, gains, 0.0)
+        bound = charge + float(np.minimum(counted, 0.0).sum())  # of a rule that is never wrong
+        trials = self._trials(path, slot, counted, rows)
+        while bound < _lower(least) and (trial := next(trials, None)):
+            cut = trial.ranking.best(counted, below=_lower(least) - charge)
+            if cut.total + charge < _lower(least):
+                least, best = cut.total + charge, (trial, cut)
+        if best is None:
+            return _Choice(take, np.full(n, take))
+        trial, cut = best  # a rule is made of the best alone
+        return trial.choice(cut, rows)
 
-    def _candidates(
+    def _trials(
         self, path: Path, slot: int, gains: FloatArray, rows: BoolArray
-    ) -> list[_Trial]:
-        found: list[_Trial] = []
+    ) -> Iterator[_Trial]:
+        """Weighted sums, each made when it is asked for.
+
+        Args:
+            path: Where the rule stands.
+            slot: 0 for leaving, 1.. for routes.
+            gains: What the action adds to the objective, `(n,)`; 0 of examples that do not count.
+            rows: Examples that count.
+        """
         if "threshold" in self.families:
             signs = (1.0,) if slot == 0 else (1.0, -1.0)  # a route may prefer the less sure
             for feature, sure in self.tables.confidences(path):
-                for sign in signs:
-                    order = self.tables.order(feature, path, sure * sign)
-                    scores = (sure * sign) * self.tables.column(feature, path)
-                    found += _cut([feature], [sure * sign], scores, gains, order[rows[order]])
-        if "linear" in self.families:
-            found += self._linear(path, slot, gains, rows)
-        return found
+                for weight in (sure * sign for sign in signs):
+                    ranking = self.tables.ranking(feature, path, weight)
+                    yield _Trial((feature,), (weight,), ranking)
+        if "linear" in self.families and self.tables.features(path):
+            yield from self._linear(path, slot, gains, rows)
 
-    def _linear(self, path: Path, slot: int, gains: FloatArray, rows: BoolArray) -> list[_Trial]:
-        if not self.tables.features(path):
-            return []
-        design = self.tables.design(path)
-        used = _thinned(rows)
-        weights = np.abs(gains)[used]
-        if not weights.sum() > 0:
-            return []
+    def _linear(
+        self, path: Path, slot: int, gains: FloatArray, rows: BoolArray
+    ) -> Iterator[_Trial]:
+        design, used = self.tables.design(path), _thinned(rows)
+        importance = np.abs(gains[used])
+        if not importance.sum() > 0:
+            return
         coefficients = fit_weighted_logistic(
-            design.matrix[used],
+            design.rows(used),
             gains[used] <= 0,
-            weights,
+            importance,
             ridge=self.ridge,
             start=self._starts.get((path, slot)),
         )
         self._starts[(path, slot)] = coefficients
         raw = torch.from_numpy(design.raw_weights(coefficients)).float()
-        scores = linear_score(self.tables.columns(path), raw, torch.tensor(0.0)).numpy()
-        order = np.argsort(-scores)
-        return _cut(self.tables.features(path), raw.tolist(), scores, gains, order[rows[order]])
+        ranking = Ranking(linear_score(self.tables.columns(path), raw, torch.tensor(0.0)).numpy())
+        yield _Trial(self.tables.features(path), tuple(raw.tolist()), ranking)
 
     def _idle(self, nodes: dict[Path, _Fitted]) -> tuple[int, ...]:
         """Stages that could be bypassed and where next to nobody leaves, the idlest first."""
@@ -319,7 +365,8 @@ class TreeFit:
         idle = [k for k in bypassable if leave[k] <= IDLE_SHARE * arrive[k]]
         return tuple(sorted(idle, key=lambda k: leave[k]))
 
-    def _policy(self, nodes: dict[Path, _Fitted]) -> Policy:
+    def policy(self, rules: Rules) -> Policy:
+        """The policy of some rules."""
         weights = {
             path: self.tables.combination.weights[path]
             for path in self.topology.paths()
@@ -327,7 +374,7 @@ class TreeFit:
         }
         return Policy(
             self.topology,
-            {p: Node(f.leave.rule, [r.rule for r in f.routes]) for p, f in nodes.items()},
+            {path: Node(_rule(leave), [_rule(r) for r in routes]) for path, leave, routes in rules},
             temperatures=self.tables.temperatures,
             combine=self.tables.combination.kind,
             weights=weights or None,
@@ -335,16 +382,13 @@ class TreeFit:
         )
 
 
-def _cut(
-    features: Sequence[Feature],
-    weights: Sequence[float],
-    scores: np.ndarray,
-    gains: FloatArray,
-    order: np.ndarray,
-) -> list[_Trial]:
-    """A weighted sum with its bias set by an exact scan; nothing if a constant is as good."""
-    cut = best_cut(scores, gains, order)
-    return [_Trial(features, weights, scores, cut)] if np.isfinite(cut.value) else []
+def _rule(summed: _Weights | bool) -> Rule:
+    return Constant(summed) if isinstance(summed, bool) else Linear(*summed)
+
+
+def _lower(total: float) -> float:
+    """What is lower than a total by more than rounding."""
+    return total - 1e-12 * max(1.0, abs(total))
 
 
 def _thinned(rows: BoolArray) -> slice | IntArray:
@@ -368,8 +412,7 @@ def fit_topology(fit: TreeFit, cost_weight: float) -> Fit:
     found = fit.fit(cost_weight)
     kept: set[int] = set()  # stages whose bypassing did not pay
     while rest := [stage for stage in found.idle if stage not in kept]:
-        smaller = without(fit.topology, rest[0])
-        trial = TreeFit(fit.tables, smaller, fit.costs, fit.families, fit.passes, fit.ridge)
+        trial = fit.on(without(fit.topology, rest[0]))
         other = trial.fit(cost_weight)
         if other.objective <= found.objective:
             fit, found = trial, other
