@@ -40,9 +40,9 @@ class Ranking:
         #: The examples by falling score, `(n,)`; equals as they come.
         self.order = falling_order(scores)
         self._falling = scores.take(self.order)
-        last = np.append(self._falling[1:] != self._falling[:-1], len(scores) > 0)
+        differ = self._falling[1:] != self._falling[:-1]
         #: The last of each run of equals; None where no two are equal.
-        self._ends = None if last.all() else np.flatnonzero(last)
+        self._ends = None if differ.all() else np.flatnonzero(np.append(differ, True))
 
     def best(self, gains: Float64[np.ndarray, " n"], *, below: float = np.inf) -> Cut:
         """The cut that minimizes the sum of `gains` over the examples above it, exactly.
@@ -57,7 +57,7 @@ class Ranking:
         """
         sums = running_sum(gains.take(self.order))  # sums[i]: the i + 1 highest are taken
         sums = sums if self._ends is None else sums[self._ends]
-        least = min(float(sums.min()), 0.0) if len(sums) else 0.0
+        least = float(sums.min(initial=0.0))
         if least > below:
             return Cut(0, 0.0)
         limit = least + 1e-12 * max(1.0, -least, float(sums.max(initial=0.0)))

@@ -12,7 +12,6 @@ from typing import final
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from offramp._core.checks import check_choice
 from offramp._core.errors import InputError
@@ -186,9 +185,24 @@ class Tables:
         """Values of one feature at the end of `path`, `(n,)`, float32."""
         return self._columns[_key(feature, path)]
 
-    def columns(self, path: Path) -> list[Tensor]:
+    def columns(self, path: Path) -> list[np.ndarray]:
         """Values of all features at the end of `path`, each `(n,)`, float32."""
-        return [torch.from_numpy(self.column(f, path)) for f in self._features[path]]
+        return [self.column(f, path) for f in self._features[path]]
+
+    def weighted_sum(self, path: Path, weights: np.ndarray) -> np.ndarray:
+        """Of all features at the end of `path`, `(n,)`: `linear_score` bit for bit, faster.
+
+        Args:
+            path: Where the sum is taken.
+            weights: One for each feature, `(d,)`, float32.
+        """
+        first, *others = self.columns(path)
+        total = first * weights[0]
+        term = np.empty_like(total)
+        for column, weight in zip(others, weights[1:], strict=True):
+            np.multiply(column, weight, out=term)
+            total += term
+        return total
 
     def confidences(self, path: Path) -> list[tuple[Feature, float]]:
         """Features that a threshold may be set on, with the sign that makes higher surer.
@@ -209,7 +223,7 @@ class Tables:
     def design(self, path: Path) -> "Design":
         """The standardized features at the end of `path`, made on first use."""
         if path not in self._designs:
-            self._designs[path] = Design.of([c.numpy() for c in self.columns(path)])
+            self._designs[path] = Design.of(self.columns(path))
         return self._designs[path]
 
 

@@ -227,38 +227,37 @@ class _Search:
             for trade_off in _TRADE_OFFS:
                 for at in [*reversed(range(len(self.inner)))] * _PASSES:
                     key = (at, (*thresholds[:at], *thresholds[at + 1 :]))
-                    scan, cuts = self._scans.pop(key, None), 0
+                    scan = self._scans.pop(key, None)
                     if scan is None:
-                        scan, cuts = self.scan(thresholds, at), _CUTS_KEPT
+                        scan = self.scan(thresholds, at)
+                        found += self._along(scan, thresholds, at, _CUTS_KEPT)
                     self._scans[key] = scan  # the last asked for stands last
                     if len(self._scans) > self._most_scans:
                         del self._scans[next(iter(self._scans))]
                     best = int(np.argmin(scan.losses[risk] + trade_off * scan.cost))
-                    found += self._along(scan, thresholds, at, cuts, also=best)
-                    thresholds = _replaced(thresholds, at, scan, best)
+                    found.append(self._trial(scan, thresholds, at, best))
+                    thresholds = found[-1].thresholds
         return _front(found, grid)
 
     def _along(
-        self,
-        scan: _Scan,
-        thresholds: tuple[float | None, ...],
-        at: int,
-        most: int,
-        also: int = 0,
+        self, scan: _Scan, thresholds: tuple[float | None, ...], at: int, most: int
     ) -> list[_Trial]:
-        """Cuts of a scan at evenly spaced shares of examples leaving."""
+        """Cuts of a scan at evenly spaced shares of examples leaving; the first leaves nobody."""
         shares = np.linspace(0, scan.counts[-1], most)
         nearest = np.searchsorted(scan.counts, shares).clip(max=len(scan.counts) - 1)
-        return [
-            _Trial(
-                self,
-                _replaced(thresholds, at, scan, int(i)),
-                float(scan.cost[i]),
-                float(scan.losses[0, i]),
-                float(scan.losses[1, i]),
-            )
-            for i in np.unique([*nearest, also])
-        ]
+        return [self._trial(scan, thresholds, at, int(i)) for i in np.unique([0, *nearest])]
+
+    def _trial(
+        self, scan: _Scan, thresholds: tuple[float | None, ...], at: int, cut: int
+    ) -> _Trial:
+        value = None if scan.counts[cut] == 0 else float(scan.thresholds[cut])
+        return _Trial(
+            self,
+            (*thresholds[:at], value, *thresholds[at + 1 :]),
+            float(scan.cost[cut]),
+            float(scan.losses[0, cut]),
+            float(scan.losses[1, cut]),
+        )
 
     def scan(self, thresholds: Sequence[float | None], at: int) -> _Scan:
         """Cost and losses for every threshold after stage `at`, the others held fixed."""
@@ -332,13 +331,6 @@ def _prefix(values: FloatArray) -> FloatArray:
     """Sums of the first 0, 1, ... along the last axis."""
     zero = np.zeros((*values.shape[:-1], 1))
     return np.concatenate([zero, running_sum(values)], axis=-1)
-
-
-def _replaced(
-    thresholds: tuple[float | None, ...], at: int, scan: _Scan, cut: int
-) -> tuple[float | None, ...]:
-    value = None if scan.counts[cut] == 0 else float(scan.thresholds[cut])
-    return (*thresholds[:at], value, *thresholds[at + 1 :])
 
 
 def _front(candidates: Sequence[_Trial], most: int) -> list[_Trial]:

@@ -16,7 +16,6 @@ from functools import cached_property
 from typing import NamedTuple, final
 
 import numpy as np
-import torch
 
 from offramp._core.checks import check_choice, check_not_negative
 from offramp._core.costs import Bill
@@ -29,7 +28,7 @@ from offramp.fitting.search import without
 from offramp.fitting.tables import Tables
 from offramp.policy.features import Feature
 from offramp.policy.policy import Node, Policy
-from offramp.policy.rules import Constant, Linear, Rule, linear_score
+from offramp.policy.rules import Constant, Linear, Rule
 
 Family = str  # one of FAMILIES
 _MOST_ROWS = 50_000
@@ -347,8 +346,8 @@ class TreeFit:
             start=self._starts.get((path, slot)),
         )
         self._starts[(path, slot)] = coefficients
-        raw = torch.from_numpy(design.raw_weights(coefficients)).float()
-        ranking = Ranking(linear_score(self.tables.columns(path), raw, torch.tensor(0.0)).numpy())
+        raw = design.raw_weights(coefficients).astype(np.float32)
+        ranking = Ranking(self.tables.weighted_sum(path, raw))
         yield _Trial(self.tables.features(path), tuple(raw.tolist()), ranking)
 
     def _idle(self, nodes: dict[Path, _Fitted]) -> tuple[int, ...]:
