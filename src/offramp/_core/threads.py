@@ -12,14 +12,18 @@ import torch
 _lock = threading.Lock()
 _before: list[int] = []  # for each thread in a block, what there was before the first of them
 _here = threading.local()
+_WORTH = 2**20  # numbers that are worth dividing even beside other processes
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
+def one_thread(numbers: int = 0) -> Iterator[None]:
     """PyTorch takes one thread in the block: for loops over arrays too small to be divided.
 
     More would gain nothing, and while another process has the other cores they are waited for at
     every step. Blocks may nest, and several threads may have one at a time.
+
+    Args:
+        numbers: In the largest of the arrays; from a million on nothing is limited.
 
     >>> before = torch.get_num_threads()
     >>> with one_thread():
@@ -28,7 +32,7 @@ def one_thread() -> Iterator[None]:
     >>> torch.get_num_threads() == before
     True
     """
-    if getattr(_here, "limited", False):
+    if numbers >= _WORTH or getattr(_here, "limited", False):
         yield
         return
     with _lock:

@@ -16,6 +16,7 @@ import torch
 from offramp._core.checks import check_choice
 from offramp._core.errors import InputError
 from offramp._core.outputs import best_labels
+from offramp._core.threads import one_thread
 from offramp._core.topology import Path
 from offramp._core.types import FloatArray, IntArray
 from offramp.fitting.cuts import Ranking
@@ -118,8 +119,9 @@ class Tables:
         }
         for key in missing:
             self._columns[key] = np.empty(self.n, dtype=np.float32)
-        for start in range(0, self.n, _CHUNK):
-            self._fill(new, missing, slice(start, min(start + _CHUNK, self.n)))
+        with one_thread(min(self.n, _CHUNK) * self._part.classes):
+            for start in range(0, self.n, _CHUNK):
+                self._fill(new, missing, slice(start, min(start + _CHUNK, self.n)))
 
     def _fill(self, paths: Sequence[Path], keys: Iterable[_Key], rows: slice) -> None:
         index = torch.arange(rows.start, rows.stop)
