@@ -12,14 +12,14 @@ from jaxtyping import Bool, Float, Float32, Float64, Int64
 
 
 class Cut(NamedTuple):
-    """The action is taken by the `count` examples of highest score.
+    """The action is taken by the `taken` examples of highest score.
 
     Args:
-        count: How many of those that were ranked.
+        taken: How many of those that were ranked.
         total: Sum of their gains.
     """
 
-    count: int
+    taken: int
     total: float
 
 
@@ -33,7 +33,7 @@ class Ranking:
     >>> ranking = Ranking(np.array([0.1, 0.9, 0.5], dtype=np.float32))
     >>> cut = ranking.best(np.array([1.0, -2.0, 1.0]))
     >>> cut, round(ranking.value(cut), 3)
-    (Cut(count=1, total=-2.0), 0.7)
+    (Cut(taken=1, total=-2.0), 0.7)
     """
 
     def __init__(self, scores: Float32[np.ndarray, " n"]) -> None:
@@ -79,7 +79,7 @@ class Ranking:
             A float32 number: the action is taken where score >= value. Infinity takes nobody,
             -infinity everybody.
         """
-        falling, taken = self._falling, cut.count
+        falling, taken = self._falling, cut.taken
         if rows is not None and not rows.all():
             counted = np.flatnonzero(rows[self.order])
             falling, taken = falling[counted], int(np.searchsorted(counted, taken))

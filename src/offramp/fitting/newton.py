@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from offramp._core.errors import InputError
+from offramp._core.types import FloatArray
 
 _ROUNDS = 50
 _TOLERANCE = 1e-6
@@ -115,7 +116,9 @@ class _Problem(NamedTuple):
     def gradient(self, here: _Point) -> Float64[np.ndarray, " d"]:
         force = self.share * self.sign
         force *= here.wrong
-        return self.penalty * here.coefficients - (self.rows @ torch.from_numpy(force)).numpy()
+        gradient: FloatArray = self.penalty * here.coefficients
+        gradient -= (self.rows @ torch.from_numpy(force)).numpy()
+        return gradient
 
     def curvature(self, here: _Point) -> Float64[np.ndarray, "d d"]:
         """Second derivatives, in single precision: they steer the steps, not where these end."""

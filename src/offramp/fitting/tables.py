@@ -199,7 +199,7 @@ class Tables:
             weights: One for each feature, `(d,)`, float32.
         """
         first, *others = self.columns(path)
-        total = first * weights[0]
+        total: np.ndarray = first * weights[0]
         term = np.empty_like(total)
         for column, weight in zip(others, weights[1:], strict=True):
             np.multiply(column, weight, out=term)

@@ -25,7 +25,7 @@ def test_the_cut_is_as_good_as_every_cut_tried_one_by_one(pairs):
     assert cut.total == pytest.approx(best_cut_reference(scores, gains), abs=1e-9)
     value = ranking.value(cut)
     assert gains[scores >= value].sum() == pytest.approx(cut.total, abs=1e-9)
-    assert (scores >= value).sum() == cut.count
+    assert (scores >= value).sum() == cut.taken
     np.testing.assert_array_equal(ranking.above(value), scores >= value)
 
 
@@ -49,8 +49,8 @@ def test_examples_that_do_not_count_change_no_cut(triples):
 
 def test_a_cut_that_is_of_no_use_takes_nobody():
     ranking, gains = Ranking(np.array([2.0, 1.0], dtype=np.float32)), np.array([-1.0, 0.5])
-    assert ranking.best(gains, below=-1.0).count == 1
-    assert ranking.best(gains, below=-1.1).count == 0
+    assert ranking.best(gains, below=-1.0).taken == 1
+    assert ranking.best(gains, below=-1.1).taken == 0
 
 
 @examples(100)
