@@ -15,9 +15,10 @@ from offramp._core.errors import InputError
 from offramp._core.threads import one_thread
 from offramp._core.topology import Path, Topology
 from offramp.fitting.chains import topologies_to_fit
+from offramp.fitting.fits import Fit, Rules
 from offramp.fitting.tables import Loss, Tables, combines_of, confidence_features_of
 from offramp.fitting.temperature import fit_temperatures
-from offramp.fitting.weighted import FAMILIES, Family, Fit, Rules, TreeFit, fit_topology
+from offramp.fitting.weighted import FAMILIES, Family, TreeFit, fit_topology
 from offramp.policy.candidate import Candidate
 from offramp.policy.combination import Combine
 from offramp.trace import Trace
@@ -100,12 +101,12 @@ def fit_learned(
         knowing, tables = problem.knowing(combine, chosen, class_features)
         tables.ensure(path for topology in chosen for path in topology.paths())
         about = {"loss": loss, **({"features": _KNOWING} if knowing else {})}
-        first = problem.tree(tables, chosen[0])
+        trees = {topology: problem.tree(tables, topology) for topology in chosen}
         unlike: dict[tuple[Topology, Rules], tuple[float, Fit]] = {}  # neighbors often agree
         with one_thread():
             for topology, cost_weight in itertools.product(chosen, cost_weights):
-                fit = fit_topology(first.on(topology), cost_weight)
-                unlike.setdefault((fit.tree.topology, fit.rules), (cost_weight, fit))
+                fit = fit_topology(trees[topology], cost_weight, trees)
+                unlike.setdefault((fit.topology, fit.rules), (cost_weight, fit))
         found += [
             Candidate(
                 policy=fit.policy,

@@ -12,8 +12,7 @@ Layer: fitting.  Source: Bolukbasi et al., ICML 2017, sections 3 and 4; methods.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import NamedTuple, final
+from typing import final
 
 import numpy as np
 
@@ -22,13 +21,11 @@ from offramp._core.costs import Bill
 from offramp._core.errors import InputError
 from offramp._core.topology import Path, Topology
 from offramp._core.types import BoolArray, FloatArray, IntArray
-from offramp.fitting.cuts import Cut, Ranking
+from offramp.fitting.cuts import Ranking
+from offramp.fitting.fits import Choice, Fit, Trial
 from offramp.fitting.newton import fit_weighted_logistic
 from offramp.fitting.search import without
 from offramp.fitting.tables import Tables
-from offramp.policy.features import Feature
-from offramp.policy.policy import Node, Policy
-from offramp.policy.rules import Constant, Linear, Rule
 
 Family = str  # one of FAMILIES
 _MOST_ROWS = 50_000
@@ -36,81 +33,14 @@ IDLE_SHARE = 0.02  # an exact scan finds a few lucky examples even where nothing
 FAMILIES: tuple[Family, ...] = ("constant", "threshold", "linear")
 
 
-_Weights = tuple[tuple[Feature, ...], tuple[float, ...], float]  # features, their weights, the bias
-
-
-@final
-class _Choice(NamedTuple):
-    """A rule and what it does to the examples fitted on.
-
-    Args:
-        summed: What a linear rule sums, or whether a constant one takes the action.
-        take: Where the action is taken, `(n,)`.
-    """
-
-    summed: _Weights | bool
-    take: BoolArray
-
-    @property
-    def free(self) -> bool:
-        """Whether it looks at nothing."""
-        return isinstance(self.summed, bool)
-
-
-@final
-class _Trial(NamedTuple):
-    """A weighted sum to cut.
-
-    Args:
-        features: What is summed.
-        weights: Their weights.
-        ranking: Of the sums.
-    """
-
-    features: tuple[Feature, ...]
-    weights: tuple[float, ...]
-    ranking: Ranking
-
-    def choice(self, cut: Cut, rows: BoolArray) -> _Choice:
-        """With the bias half-way between two examples that count."""
-        value = self.ranking.value(cut, rows)
-        return _Choice((self.features, self.weights, -value), self.ranking.above(value))
-
-
 @final
 @dataclass
 class _Fitted:
     """Rules at one node and the value of standing there, `(n,)`."""
 
-    leave: _Choice
-    routes: list[_Choice]
+    leave: Choice
+    routes: list[Choice]
     value: FloatArray
-
-
-Rules = tuple[tuple[Path, _Weights | bool, tuple[_Weights | bool, ...]], ...]
-
-
-@final
-@dataclass(frozen=True)
-class Fit:
-    """What one trade-off led to.
-
-    Args:
-        tree: What was fitted.
-        rules: Of each path that may go on, whether to leave, and where to.
-        objective: Mean loss plus cost_weight times mean cost, on the examples fitted on.
-        idle: Stages where next to nobody leaves.
-    """
-
-    tree: "TreeFit"
-    rules: Rules
-    objective: float
-    idle: tuple[int, ...]
-
-    @cached_property
-    def policy(self) -> Policy:
-        """The policy."""
-        return self.tree.policy(self.rules)
 
 
 @final
@@ -125,8 +55,6 @@ class TreeFit:
         families: What a rule may be: "constant", "threshold" on one confidence, "linear".
         passes: Coordinate passes over the decisions after the first fit.
         ridge: Of the logistic regression, on standardized features.
-        relatives: Trees on the same tables with the same options, by topology; shared by all of
-            them, so that each topology is fitted once for a trade-off.
     """
 
     tables: Tables
@@ -135,10 +63,9 @@ class TreeFit:
     families: Sequence[Family] = FAMILIES
     passes: int = 1
     ridge: float = 1e-3
-    relatives: dict[Topology, "TreeFit"] = field(default_factory=dict, repr=False)
     _starts: dict[tuple[Path, int], FloatArray] = field(default_factory=dict)
-    _found: dict[float, "Fit"] = field(default_factory=dict)
-    _visits: dict[Path, float | FloatArray] = field(default_factory=dict)
+    _found: dict[float, Fit] = field(default_factory=dict)
+    _visits: dict[Path, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for family in self.families:
@@ -146,22 +73,19 @@ class TreeFit:
         if not self.families:
             raise InputError(f"families must name at least one of {FAMILIES}, got none.")
         self.tables.ensure(self.topology.paths())
-        self.relatives.setdefault(self.topology, self)
 
     def on(self, topology: Topology) -> "TreeFit":
-        """The tree of another part of the cascade."""
-        if topology not in self.relatives:
-            replace(self, topology=topology, _starts={}, _found={}, _visits={})  # enters itself
-        return self.relatives[topology]
+        """The same for another part of the cascade."""
+        return replace(self, topology=topology, _starts={}, _found={}, _visits={})
 
-    def fit(self, cost_weight: float) -> "Fit":
+    def fit(self, cost_weight: float) -> Fit:
         """The policy for a trade-off `cost_weight >= 0`, loss per unit of the reference's cost."""
         check_not_negative("cost_weight", cost_weight)
         if cost_weight not in self._found:
             self._found[cost_weight] = self._fit(cost_weight)
         return self._found[cost_weight]
 
-    def _fit(self, cost_weight: float) -> "Fit":
+    def _fit(self, cost_weight: float) -> Fit:
         nodes = self._nodes(cost_weight, np.ones(self.tables.n, dtype=np.bool_))
         inner = self._inner()
         for _ in range(self.passes):
@@ -171,7 +95,8 @@ class TreeFit:
             (path, node.leave.summed, tuple(route.summed for route in node.routes))
             for path, node in nodes.items()
         )
-        return Fit(self, rules, self._objective(cost_weight, nodes), self._idle(nodes))
+        objective = self._objective(cost_weight, nodes)
+        return Fit(self.tables, self.topology, rules, objective, self._idle(nodes))
 
     def held_out(self, cost_weight: float, folds: IntArray) -> float:
         """Mean objective on examples that were left out of the fit, each fold in its turn.
@@ -222,7 +147,7 @@ class TreeFit:
         children = self.topology.children(path[-1])
         best = self._going(path, children[-1], cost_weight, nodes)
         decision = cost_weight * self.costs.decision[path[-1]]
-        routes: list[_Choice] = []
+        routes: list[Choice] = []
         for slot, child in reversed(list(enumerate(children[:-1]))):
             other = self._going(path, child, cost_weight, nodes)
             choice = self._choose(path, slot + 1, other - best, decision, rows)
@@ -232,7 +157,7 @@ class TreeFit:
         if self.tables.may_leave(path[-1]):
             leave = self._choose(path, 0, loss - best, decision, rows)
         else:
-            leave = _Choice(False, np.zeros(len(loss), dtype=np.bool_))
+            leave = Choice(False, np.zeros(len(loss), dtype=np.bool_))
         fitted = _Fitted(leave, routes, np.empty(0))
         fitted.value = self._value(path, cost_weight, nodes, fitted)
         return fitted
@@ -243,9 +168,17 @@ class TreeFit:
         """Loss plus cost_weight-cost from running `child` onwards, `(n,)`."""
         further = (*path, child)
         after = nodes[further].value if further in nodes else self.tables.loss_of_leaving(further)
-        if further not in self._visits:
-            self._visits[further] = self.costs.visit(self.topology, path, child)
-        return after + cost_weight * self._visits[further]
+        return after + cost_weight * self._visit(path, child)
+
+    def _visit(self, path: Path, child: int) -> float | FloatArray:
+        """Cost of going on to `child`, `(n,)` where each example has its price."""
+        known = self._visits.get((*path, child))
+        if known is not None:
+            return known
+        found: float | FloatArray = self.costs.visit(self.topology, path, child)
+        if isinstance(found, float):  # prices of examples would be many numbers to keep
+            self._visits[*path, child] = found
+        return found
 
     def _value(
         self, path: Path, cost_weight: float, nodes: dict[Path, _Fitted], fitted: _Fitted
@@ -283,7 +216,7 @@ class TreeFit:
 
     def _choose(
         self, path: Path, slot: int, gains: FloatArray, decision: float, rows: BoolArray
-    ) -> _Choice:
+    ) -> Choice:
         """The rule of lowest objective on `rows`; the simpler family where they tie.
 
         Args:
@@ -307,13 +240,11 @@ class TreeFit:
             if cut.total + charge < _lower(least):
                 least, best = cut.total + charge, (trial, cut)
         if best is None:
-            return _Choice(take, np.full(n, take))
+            return Choice(take, np.full(n, take))
         trial, cut = best  # a rule is made of the best alone
         return trial.choice(cut, rows)
 
-    def _trials(
-        self, path: Path, slot: int, gains: FloatArray, rows: BoolArray
-    ) -> Iterator[_Trial]:
+    def _trials(self, path: Path, slot: int, gains: FloatArray, rows: BoolArray) -> Iterator[Trial]:
         """Weighted sums, each made when it is asked for.
 
         Args:
@@ -327,13 +258,11 @@ class TreeFit:
             for feature, sure in self.tables.confidences(path):
                 for weight in (sure * sign for sign in signs):
                     ranking = self.tables.ranking(feature, path, weight)
-                    yield _Trial((feature,), (weight,), ranking)
+                    yield Trial((feature,), (weight,), ranking)
         if "linear" in self.families and self.tables.features(path):
             yield from self._linear(path, slot, gains, rows)
 
-    def _linear(
-        self, path: Path, slot: int, gains: FloatArray, rows: BoolArray
-    ) -> Iterator[_Trial]:
+    def _linear(self, path: Path, slot: int, gains: FloatArray, rows: BoolArray) -> Iterator[Trial]:
         design, used = self.tables.design(path), _thinned(rows)
         importance = np.abs(gains[used])
         if not importance.sum() > 0:
@@ -348,7 +277,7 @@ class TreeFit:
         self._starts[(path, slot)] = coefficients
         raw = design.raw_weights(coefficients).astype(np.float32)
         ranking = Ranking(self.tables.weighted_sum(path, raw))
-        yield _Trial(self.tables.features(path), tuple(raw.tolist()), ranking)
+        yield Trial(self.tables.features(path), tuple(raw.tolist()), ranking)
 
     def _idle(self, nodes: dict[Path, _Fitted]) -> tuple[int, ...]:
         """Stages that could be bypassed and where next to nobody leaves, the idlest first."""
@@ -363,26 +292,6 @@ class TreeFit:
         bypassable = [k for k in arrive if k != root or len(self.topology.children(k)) == 1]
         idle = [k for k in bypassable if leave[k] <= IDLE_SHARE * arrive[k]]
         return tuple(sorted(idle, key=lambda k: leave[k]))
-
-    def policy(self, rules: Rules) -> Policy:
-        """The policy of some rules."""
-        weights = {
-            path: self.tables.combination.weights[path]
-            for path in self.topology.paths()
-            if self.tables.combination.kind == "log_linear"
-        }
-        return Policy(
-            self.topology,
-            {path: Node(_rule(leave), [_rule(r) for r in routes]) for path, leave, routes in rules},
-            temperatures=self.tables.temperatures,
-            combine=self.tables.combination.kind,
-            weights=weights or None,
-            outputs=self.tables.outputs,
-        )
-
-
-def _rule(summed: _Weights | bool) -> Rule:
-    return Constant(summed) if isinstance(summed, bool) else Linear(*summed)
 
 
 def _lower(total: float) -> float:
@@ -401,20 +310,31 @@ def _thinned(rows: BoolArray) -> slice | IntArray:
     return index[:: max(1, len(index) // _MOST_ROWS)]
 
 
-def fit_topology(fit: TreeFit, cost_weight: float) -> Fit:
+def fit_topology(
+    fit: TreeFit, cost_weight: float, trees: dict[Topology, TreeFit] | None = None
+) -> Fit:
     """Fit one trade-off and drop the stages that do not pay.
 
     A stage where nobody leaves, or so few that it may be by luck, is bypassed, with its head's cost
     and the features it gave, and what used them is refitted; this stays if the objective does not
     rise. Repeated until the topology stands.
+
+    Args:
+        fit: Of the topology to begin with.
+        cost_weight: The trade-off, >= 0.
+        trees: Those of other topologies on the same tables, by topology; those that are missing
+            are put in, so that each is fitted once for a trade-off.
     """
+    trees = {} if trees is None else trees
     found = fit.fit(cost_weight)
     kept: set[int] = set()  # stages whose bypassing did not pay
     while rest := [stage for stage in found.idle if stage not in kept]:
-        trial = fit.on(without(fit.topology, rest[0]))
-        other = trial.fit(cost_weight)
+        smaller = without(found.topology, rest[0])
+        if smaller not in trees:
+            trees[smaller] = fit.on(smaller)
+        other = trees[smaller].fit(cost_weight)
         if other.objective <= found.objective:
-            fit, found = trial, other
+            found = other
         else:
             kept.add(rest[0])
     return found

@@ -72,11 +72,16 @@ def test_sums_of_features_are_those_of_a_rule_bit_for_bit():
 
 def test_a_topology_reached_twice_is_fitted_once():
     part = make_trace(n=500, accuracies=[0.7, 0.7001, 0.95], seed=2)
-    fits = TreeFit(tables_of(part), part.topology, part.costs.relative_to(part.topology, 2))
-    chain = fits.on(part.topology.chain([0, 2]))
-    assert fits.on(part.topology.chain([0, 2])) is chain
-    assert chain.fit(0.1) is chain.fit(0.1)
-    assert fits.fit(0.1) is not chain.fit(0.1)
+    assert part.logits is not None
+    part.logits[:, 1] = torch.tensor([1.0, 0, 0, 0])  # always says class 0: not worth asking
+    costs = part.costs.relative_to(part.topology, 2)
+    chains = [part.topology.chain(stages) for stages in ([0, 2], [0, 1, 2])]
+    trees = {chain: TreeFit(tables_of(part), chain, costs) for chain in chains}
+    short, long = (fit_topology(trees[chain], 0.02, trees) for chain in chains)
+    assert long is short
+    alone = fit_topology(TreeFit(tables_of(part), chains[1], costs), 0.02)
+    assert alone.topology == short.topology
+    assert alone.objective == pytest.approx(short.objective, abs=1e-12)
 
 
 def test_candidates_are_unlike_each_other():
