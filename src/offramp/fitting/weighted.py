@@ -63,7 +63,7 @@ class TreeFit:
     families: Sequence[Family] = FAMILIES
     passes: int = 1
     ridge: float = 1e-3
-    _starts: dict[tuple[Path, int], FloatArray] = field(default_factory=dict)
+    _starts: dict[tuple[Path, int, bool], list[FloatArray]] = field(default_factory=dict)
     _found: dict[float, Fit] = field(default_factory=dict)
     _visits: dict[Path, float] = field(default_factory=dict)
 
@@ -263,7 +263,7 @@ class TreeFit:
             yield from self._linear(path, slot, gains, rows)
 
     def _linear(self, path: Path, slot: int, gains: FloatArray, rows: BoolArray) -> Iterator[Trial]:
-        design, used = self.tables.design(path), _thinned(rows)
+        design, used, every = self.tables.design(path), _thinned(rows), bool(rows.all())
         importance = np.abs(gains[used])
         if not importance.sum() > 0:
             return
@@ -272,12 +272,23 @@ class TreeFit:
             gains[used] <= 0,
             importance,
             ridge=self.ridge,
-            start=self._starts.get((path, slot)),
+            start=self._start((path, slot, every)),
         )
-        self._starts[(path, slot)] = coefficients
+        self._starts[path, slot, every] = [
+            *self._starts.get((path, slot, every), [])[-1:],
+            coefficients,
+        ]
         raw = design.raw_weights(coefficients).astype(np.float32)
         ranking = Ranking(self.tables.weighted_sum(path, raw))
         yield Trial(self.tables.features(path), tuple(raw.tolist()), ranking)
+
+    def _start(self, key: tuple[Path, int, bool]) -> FloatArray | None:
+        """Where to begin: where the last two trade-offs point to, or some like them were solved."""
+        path, slot, every = key
+        before = self._starts.get(key) or self._starts.get((path, slot, True), [])
+        if every and len(before) == 2:
+            return 2 * before[1] - before[0]  # trade-offs stand in equal ratios
+        return before[-1] if before else None
 
     def _idle(self, nodes: dict[Path, _Fitted]) -> tuple[int, ...]:
         """Stages that could be bypassed and where next to nobody leaves, the idlest first."""
