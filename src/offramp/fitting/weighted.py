@@ -274,10 +274,8 @@ class TreeFit:
             ridge=self.ridge,
             start=self._start((path, slot, every)),
         )
-        self._starts[path, slot, every] = [
-            *self._starts.get((path, slot, every), [])[-1:],
-            coefficients,
-        ]
+        solved = self._starts.setdefault((path, slot, every), [])
+        solved[:] = [*solved[-1:], coefficients]
         raw = design.raw_weights(coefficients).astype(np.float32)
         ranking = Ranking(self.tables.weighted_sum(path, raw))
         yield Trial(self.tables.features(path), tuple(raw.tolist()), ranking)
