@@ -237,6 +237,7 @@ def measured(backend: str, options: argparse.Namespace) -> dict[str, Any]:
         "went_on": float(went_on),
         "over_ideal": over_ideal(cascade, policy_of(cascade, value), images, options.rounds),
         **exits_unused(backend, options.rounds),
+        **({"decision_us": decision_us(options.rounds)} if backend == "eager" else {}),
     }
 
 
@@ -271,7 +272,6 @@ def main() -> None:
         arguments,
         {
             "over_ideal": best,
-            "decision_us": decision_us(arguments.rounds),
             "backends": found,
             "skipped": skipped,
             "pages_kept": kept,
