@@ -7,20 +7,19 @@ import csv
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
-import torch
 
 from offramp._core.errors import InputError, UnsupportedError
 from offramp._core.files import atomic_file, atomic_folder
 from offramp._core.formatting import amount
 from offramp._core.ownership import RUN
 from offramp._core.schema import to_json
+from offramp._core.threads import one_thread
 from offramp._core.types import SPLITS, Split
 from offramp.bundle import save
 from offramp.data import Dataset, digits
@@ -168,17 +167,6 @@ def run_demo(
         predicted=predicted,
         report=out / REPORT,
     )
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One thread for a while: networks this small gain nothing from more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def trained(
