@@ -299,7 +299,7 @@ def _files_of(test: Dataset) -> tuple[str, str]:
 def _write_inputs(test: Dataset, path: Path) -> None:
     with atomic_file(path) as temporary:
         if not isinstance(test.inputs, Tensor):
-            temporary.write_text("\n".join(test.inputs) + "\n", encoding="utf-8")  # type: ignore[arg-type]
+            temporary.write_text("\n".join(test.inputs) + "\n", encoding="utf-8")
             return
         with temporary.open("wb") as file:
             labels = test.labels.numpy()

@@ -78,7 +78,7 @@ def trained(
             arguments={
                 "width": n.width,
                 "depth": n.depth,
-                "in_channels": int(part.batch(0, 1).inputs.shape[1]),  # type: ignore[union-attr]
+                "in_channels": int(part.batch(0, 1).inputs.shape[1]),
                 "classes": examples.classes,
                 "seed": seed + k,
             },
@@ -113,7 +113,7 @@ def recorded(
         # In seconds the two small ones cost nearly the same; the policy counts FLOPs.
         warnings.simplefilter("ignore", UserWarning)
         some = fresh.batch(0, max(batch_sizes)).inputs
-        seconds = measure_seconds(cascade, some, batch_sizes=batch_sizes)  # type: ignore[arg-type]
+        seconds = measure_seconds(cascade, some, batch_sizes=batch_sizes)
         trace = record(cascade, fresh, progress=progress)
     return replace(trace, other_costs=tuple(seconds[size] for size in batch_sizes))
 

@@ -218,7 +218,7 @@ def _learn(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # languages that are none of these, and costs
         some = examples.batch(0, size).inputs
-        seconds = measure_seconds(cascade, some, batch_sizes=[size], rounds=3)[size]  # type: ignore[arg-type]
+        seconds = measure_seconds(cascade, some, batch_sizes=[size], rounds=3)[size]
         tell("recording what they say about texts")
         trace = record(cascade, examples, costs=seconds, progress=progress)
     where = "one to four common words each" if folder is None else f"lines of {folder}"
