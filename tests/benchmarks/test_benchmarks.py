@@ -74,6 +74,7 @@ TINY = {
         results=("edge_cloud",),
         needs=("onnxruntime", "uvicorn"),
     ),
+    "first_minutes": Tiny(options="--tiny --installed", needs=("uvicorn",)),
     "guarantee": Tiny(
         options="--data {data}/cifar10 --draws 5 --divisions 1 --sets IMDB",
         results=("guarantee",),

@@ -173,4 +173,4 @@ def test_arrays_that_are_missing_are_named(run, here):
 
 def test_a_wish_says_what_it_lacks():
     with pytest.raises(ValueError, match="must be given once for each of the 2 models"):
-        Wish(case="services", models=("a", "b"), prices=((1.0, 2.0),), url="http://x")
+        Wish(case="services", models=("a", "b"), prices=((1.0, 2.0),), url="http://localhost")

@@ -8,7 +8,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any, TypeVar, final
@@ -20,7 +20,7 @@ from offramp.backends import BACKENDS, with_backend
 from offramp.bundle import load, save
 from offramp.evaluation import Choice, fit, replay
 from offramp.project.report import machine, versions
-from offramp.project.worlds.digits import Network, pictures, recorded, trained
+from offramp.project.worlds.digits import DIGITS, Network, pictures, recorded, trained
 from offramp.runtime import Adaptive
 from offramp.stages import Cascade
 from offramp.trace import Trace
@@ -31,6 +31,7 @@ _NETWORKS = (
     Network(name="small", width=2, depth=2, epochs=4, learning_rate=0.05),
     Network(name="large", width=8, depth=3, epochs=4, learning_rate=0.02),
 )
+_WORLD = replace(DIGITS, batch_sizes=(1, 64), rounds=3)
 _CHANCE = 0.1  # of ten digits
 T = TypeVar("T")
 _SAME = 1e-3  # log-probabilities of another runtime
@@ -145,7 +146,7 @@ class _Trial:
         """Two networks learn something."""
         examples = pictures().split_into(_SIZES, seed=0, stratified=True)  # type: ignore[arg-type]
         self.cascade = trained(examples, _NETWORKS, progress=False)
-        self.trace = recorded(self.cascade, examples, (1, 64), progress=False)
+        self.trace = recorded(self.cascade, examples, _WORLD, progress=False)
         self.inputs = examples.subset("test").inputs
         reached = self.trace.accuracy(1)
         if reached < 3 * _CHANCE:

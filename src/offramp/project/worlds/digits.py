@@ -102,20 +102,18 @@ def trained(
     )
 
 
-def recorded(
-    cascade: Cascade, examples: Dataset, batch_sizes: tuple[int, ...], *, progress: bool
-) -> Trace:
+def recorded(cascade: Cascade, examples: Dataset, world: World, *, progress: bool) -> Trace:
     """The trace of all images but those trained on, with costs in FLOPs and in seconds."""
-    fresh = examples
+    fresh, sizes = examples, world.batch_sizes
     if examples.split is not None:
         fresh = examples.take(examples.split != SPLITS.index("train"))
     with warnings.catch_warnings():
         # In seconds the two small ones cost nearly the same; the policy counts FLOPs.
         warnings.simplefilter("ignore", UserWarning)
-        some = fresh.batch(0, max(batch_sizes)).inputs
-        seconds = measure_seconds(cascade, some, batch_sizes=batch_sizes)
+        some = fresh.batch(0, max(sizes)).inputs
+        seconds = measure_seconds(cascade, some, batch_sizes=sizes, rounds=world.rounds)
         trace = record(cascade, fresh, progress=progress)
-    return replace(trace, other_costs=tuple(seconds[size] for size in batch_sizes))
+    return replace(trace, other_costs=tuple(seconds[size] for size in sizes))
 
 
 def costs_in_words(trace: Trace) -> str:
@@ -138,7 +136,7 @@ def _learn(
     examples = pictures().split_into(SIZES, seed=seed, stratified=True)
     cascade = trained(examples, networks, seed=seed, progress=progress)
     tell("recording what they say about images they have not seen")
-    trace = recorded(cascade, examples, DIGITS.batch_sizes, progress=progress)
+    trace = recorded(cascade, examples, DIGITS, progress=progress)
     return Learned(
         trace=trace,
         cascade=cascade,
