@@ -9,7 +9,8 @@ noise). Everything runs on this machine, so this shows what Ray costs and nothin
 `data_over_loop`: images a second of Ray Data with one process over `stream` in this process, the
 start of processes not counted. `actor_over_pools`: the same over one pool of processes per stage.
 `simulated_throughput_over_real`, `simulated_p99_over_real`: of the application under Poisson
-arrivals at half of its throughput.
+arrivals at half of its throughput. What its front takes for a request is measured with a cascade
+whose stages cost next to nothing (`front` among the requests a second).
 """
 
 import argparse
@@ -47,41 +48,61 @@ REPLICAS = (1, 10, 100, 1000)
 NAME = "plain"
 
 
-def made(arguments: argparse.Namespace, folder: Path) -> tuple[Path, Tensor]:
-    """A bundle, and images that its policy has not seen."""
+def made(arguments: argparse.Namespace, folder: Path) -> tuple[Path, Path, Tensor]:
+    """A bundle, one whose stages cost next to nothing, and images that no policy has seen."""
     if arguments.tiny:
-        settings = [{"width": width, "depth": 2, "classes": 10} for width in (2, 8)]
-        names = ("small", "large")
-        specs = {
-            name: ModelSpec(name="small_cnn", arguments={**given, "in_channels": 3})
-            for name, given in zip(names, settings, strict=True)
-        }
-        nets = {name: build(spec) for name, spec in specs.items()}
-        cascade = offramp.Cascade.from_models(nets, specs=specs, transform=Normalize(scale=1 / 255))
+        cascade = of_small(2, 8)
         drawn = torch.Generator().manual_seed(0)
         images = torch.randint(0, 256, (SEEN + 256, 3, 32, 32), dtype=torch.uint8, generator=drawn)
     else:
         cascade, images = pretrained(arguments.data), images_of(arguments.data)
+    seen, others = images[:SEEN], images[SEEN:][: arguments.images]
+    empty = saved(of_small(1, 1), seen, folder / "empty" / NAME)
+    return saved(cascade, seen, folder / NAME), empty, others
+
+
+def of_small(*widths: int) -> offramp.Cascade:
+    """Networks on noise, as wide as these."""
+    specs = {
+        f"{k}": ModelSpec(
+            name="small_cnn",
+            arguments={"width": width, "depth": 2, "classes": 10, "in_channels": 3},
+        )
+        for k, width in enumerate(widths)
+    }
+    nets = {name: build(spec) for name, spec in specs.items()}
+    return offramp.Cascade.from_models(nets, specs=specs, transform=Normalize(scale=1 / 255))
+
+
+def saved(cascade: offramp.Cascade, images: Tensor, path: Path) -> Path:
+    """A bundle in which a fifth of these images goes on."""
     costs = offramp.Costs.simple("flops", [1.0, 3.0])
-    policy = policy_of(cascade, threshold(cascade, images[:SEEN]))
+    policy = policy_of(cascade, threshold(cascade, images))
     chosen = Candidate(policy=policy, method="threshold", reference=cascade.topology.names[1])
-    path = folder / NAME
+    path.parent.mkdir(exist_ok=True)
     offramp.save(Adaptive(cascade, chosen, costs=costs), path, input_shape=(3, 32, 32))
-    return path, images[SEEN:][: arguments.images]
+    return path
 
 
 # ---- Ray Serve
 
 
-def served(arguments: argparse.Namespace, bundle: Path, images: Tensor) -> dict[str, Any]:
-    """Requests a second of all three, one after the other."""
+def served(
+    arguments: argparse.Namespace, bundle: Path, empty: Path, images: Tensor
+) -> dict[str, Any]:
+    """Requests a second of all, one after the other."""
     v2, own = requests_v2(images, NAME, "input"), requests_json(images)
     found: dict[str, Any] = {}
-    for what, requests in (("serve", v2), ("cluster", v2), ("ray", own)):
+    for what, kind, path, requests in (
+        ("serve", "serve", bundle, v2),
+        ("front", "cluster", empty, v2),
+        ("cluster", "cluster", bundle, v2),
+        ("ray", "ray", bundle, own),
+    ):
         port = free_port()
-        command = [*PEER, what, str(bundle), "--port", str(port), "--backend", "folded"]
-        if what == "serve":
-            command = [sys.executable, "-m", "offramp", "serve", str(bundle)]
+        command = [*PEER, kind, str(path), "--port", str(port), "--backend", "folded"]
+        if kind == "serve":
+            command = [sys.executable, "-m", "offramp", "serve", str(path)]
             command += ["--port", str(port), "--backend", "folded"]
         server = Server(what, command, port)
         try:
@@ -97,6 +118,9 @@ def served(arguments: argparse.Namespace, bundle: Path, images: Tensor) -> dict[
                 rates.append(len(answers) / took)
             found[what] = median(rates)
             print(f"{what}: {found[what]:.0f} requests a second", file=sys.stderr)
+            if what == "front":
+                _, alone = asyncio.run(closed_loop(port, requests, 1, count=20))
+                found["alone_seconds"] = median(each.ended - each.arrived for each in alone)
             if what == "cluster":
                 found |= paced(port, requests, arguments, found[what])
         finally:
@@ -120,13 +144,12 @@ def paced(
     port: int, requests: list[bytes], arguments: argparse.Namespace, most: float
 ) -> dict[str, float]:
     """What the simulation is compared with: arrivals at half of the throughput."""
-    _, alone = asyncio.run(closed_loop(port, requests, 1, count=20))
     rate = most / 2
     answers = asyncio.run(open_loop(port, requests, rate, 2 * arguments.seconds, seed=1))
     waits = sorted(answer.ended - answer.arrived for answer in answers if answer.status == 200)
     return {
         "rate": rate,
-        "alone_seconds": median(answer.ended - answer.arrived for answer in alone),
+        "p50_seconds": median(waits),
         "p99_seconds": waits[min(len(waits) - 1, math.ceil(0.99 * len(waits)) - 1)],
     }
 
@@ -139,30 +162,33 @@ def simulated(bundle: Path, images: Tensor, real: dict[str, Any]) -> dict[str, A
     model = offramp.load(bundle, backend="folded")
     times = measure_times(model.cascade, images[:FULL], batch_sizes=[1, 4, 16, FULL], rounds=3)
     first = model.stage_names[0]
-    beside = max(real["alone_seconds"] - times.planned(0, 1), 0.0)
-    given = {
-        "topology": model.policy.topology,
-        "times": times,
-        "shares": shares_of(model, images[:256]),
-        "overhead": beside,  # of one request alone: HTTP, the way through Ray, and back
-    }
+    front = 1 / real["front"]  # of stages that cost nothing: HTTP, the scheduler, Ray
+    beside = max(real["alone_seconds"] - front, 0.0)
+    shares = shares_of(model, images[:256])
+    given = {"topology": model.policy.topology, "times": times, "shares": shares}
+    ours = {**given, "overhead": beside, "front": front}
     one = dict.fromkeys(model.stage_names, 1)
-    here = simulate(Traffic(rate=real["rate"], **given), one)
+    here = simulate(Traffic(rate=real["rate"], **ours), one)
     load = max(Traffic(rate=1.0, **given).loads().values())
+    most = 1 / max(load, front)
     scale = {}
     for replicas in REPLICAS:
         # Several small clusters are as one: arrivals in the simulation stay few.
         part = min(replicas, 10)
-        traffic = Traffic(rate=0.7 * part / load, **given)
+        fronts = math.ceil(part * front / load)
+        traffic = Traffic(rate=0.7 * part / load, fronts=fronts, **ours)
         found, needed = plan(traffic, p99=1.0)
         scale[str(replicas)] = {
             "examples_per_second": traffic.rate * replicas / part,
             "replicas": {name: n * replicas // part for name, n in needed.items()},
+            "fronts": fronts * replicas // part,
             "p99_seconds": found.p99,
         }
     return {
-        "simulated_throughput_over_real": 1 / load / real["cluster"],
+        "simulated_throughput_over_real": most / real["cluster"],
+        "simulated_p50_over_real": here.p50 / real["p50_seconds"] if here.stable else None,
         "simulated_p99_over_real": here.p99 / real["p99_seconds"] if here.stable else None,
+        "front_seconds": front,
         "overhead_seconds": beside,
         "first": first,
         "scale": scale,
@@ -209,7 +235,6 @@ class Second:
 
 def scored(arguments: argparse.Namespace, bundle: Path, images: Tensor) -> dict[str, Any]:
     """Images a second of a loop, of Ray Data, and of a pool for each stage."""
-    torch.set_num_threads(1)
     model = offramp.load(bundle)
     n = arguments.rows
     many = images.repeat(math.ceil(2 * n / len(images)), 1, 1, 1)[: 2 * n]
@@ -269,14 +294,17 @@ def main() -> None:
     elif arguments.data is None:
         options.error("--data is needed without --tiny")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    torch.set_num_threads(1)  # as every process of the cluster
     with tempfile.TemporaryDirectory() as name:
-        bundle, images = made(arguments, Path(name))
+        bundle, empty, images = made(arguments, Path(name))
         result: dict[str, Any] = {}
         if "serve" not in arguments.skip:
-            real = served(arguments, bundle, images)
+            real = served(arguments, bundle, empty, images)
             print(real, file=sys.stderr)
             result = {
-                "requests_per_second": {what: real[what] for what in ("serve", "cluster", "ray")},
+                "requests_per_second": {
+                    what: real[what] for what in ("serve", "front", "cluster", "ray")
+                },
                 "serve_vs_offramp_serve": real["cluster"] / real["serve"],
                 "serve_vs_naive_ray": real["cluster"] / real["ray"],
                 "p99_seconds": real["p99_seconds"],

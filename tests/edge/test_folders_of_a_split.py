@@ -17,7 +17,7 @@ from offramp.backends import with_backend
 from offramp.bundle import load, save
 from offramp.edge import Client, Settings, split
 from offramp.edge.resume import EDGE, load_resumed, resumed
-from offramp.stages import Decode, Normalize
+from offramp.stages import Cascade, Decode, Normalize
 from support import edged
 from support.served import cascade_of, inputs_of, model_of, running
 
@@ -47,6 +47,16 @@ def test_a_cloud_of_another_split_is_refused_and_both_are_named(made, other):
         assert other.id in why
         assert "400" in why
         client.close()
+
+
+def test_a_split_of_other_class_names_is_another(tmp_path):
+    ids = set()
+    for names in (("cat", "dog", "bird"), ("dog", "cat", "bird")):
+        with edged.exported_once():
+            model = model_of(Cascade(list(cascade_of()), class_names=names), threshold=0.55)
+            path = tmp_path / names[0]
+            ids.add(split(model, path, device=["small"], example=inputs_of(1)).id)
+    assert len(ids) == 2
 
 
 def test_an_ordinary_bundle_is_no_cloud(made, tmp_path):

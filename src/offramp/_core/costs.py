@@ -52,7 +52,7 @@ class Costs:
     links: tuple[float, ...] = omitted(())
 
     def __post_init__(self) -> None:
-        if not self.unit:
+        if not isinstance(self.unit, str) or not self.unit:
             raise InputError(f"unit must be a name such as {tuple(UNITS)}, got {self.unit!r}.")
         for name in ("segment", "head", "decision"):
             try:

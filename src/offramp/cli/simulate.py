@@ -41,6 +41,11 @@ def command(
     overhead: Annotated[
         float, typer.Option(help="Milliseconds that a batch costs beside its stage.")
     ] = 1.0,
+    front: Annotated[
+        float,
+        typer.Option(help="Milliseconds that an example keeps the process busy that takes it in."),
+    ] = 0.0,
+    fronts: Annotated[int, typer.Option(min=1, help="How many such processes there are.")] = 1,
     price: Annotated[float, typer.Option(help="Of one replica for an hour.")] = 1.0,
     array: options.Array = "images",
     backend: options.Backend = None,
@@ -70,6 +75,7 @@ def command(
         check_positive(name, value)  # before anything is measured
     check_not_negative("--patience", patience)
     check_not_negative("--overhead", overhead)
+    check_not_negative("--front", front)
     options.set_threads(threads or 1)
     model = loaded_to_time(
         bundle,
@@ -95,6 +101,8 @@ def command(
         batch_size=batch_size,
         patience=patience / 1000,
         overhead=overhead / 1000,
+        front=front / 1000,
+        fronts=fronts,
     )
     reference = model.candidate.reference
     alone = traffic.alone(reference)

@@ -152,7 +152,8 @@ def split(
         write_parts(folder / DEVICE, parts, model.class_names)
         shutil.copyfile(Path(__file__).with_name(SCRIPT), folder / DEVICE / SCRIPT)
         files = {file.name: sha256(file) for file in _content(folder / DEVICE)}
-        name = digest_of({**told, "files": files})[:16]
+        known = {"files": files, "class_names": model.class_names}
+        name = digest_of({**told, **known})[:16]
         # What is sent is called by the split, so that no cloud of another one takes it.
         raw = {v.name: f"{v.name}.{name}" for v in parts.inputs} if cut.raw else {}
         told |= {"id": name, "logits": f"logits.{name}", "raw": raw}

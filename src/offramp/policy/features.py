@@ -159,7 +159,13 @@ def _statistic(of: Distribution, kind: str) -> Tensor:
         return FEATURES[kind](of)
     if of.values is None:
         raise InputError(f"{kind!r} is a feature of stages without classes; this one gives scores.")
-    return of.values[:, int(kind.removeprefix(_OF_A_NUMBER))]
+    number, given = int(kind.removeprefix(_OF_A_NUMBER)), of.values.shape[1]
+    if number >= given:
+        raise InputError(
+            "features must be those that the policy was fitted on, and it reads number "
+            f"{number} of a stage, which gives {given} (counted from 0)."
+        )
+    return of.values[:, number]
 
 
 @final

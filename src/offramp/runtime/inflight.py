@@ -23,7 +23,7 @@ from offramp._core.batch import (
     take_rows,
 )
 from offramp._core.carry import RawInput
-from offramp._core.errors import InputError, OfframpError
+from offramp._core.errors import OfframpError
 from offramp._core.outputs import StageOutput
 from offramp._core.topology import RAW_INPUT, Path
 from offramp._core.types import Raw
@@ -34,7 +34,7 @@ from offramp.runtime.fallback import Fallback
 from offramp.runtime.plans import RAW
 from offramp.runtime.prediction import Rows
 from offramp.runtime.program import BLAMES_BATCH, Program
-from offramp.stages import Stage
+from offramp.stages.answers import check_answers
 
 Numbers = Int64[np.ndarray, " n"]
 
@@ -245,7 +245,7 @@ class InFlight:
         if whole is not rows:
             said = Held(said, whole).take(rows)
         m = len(said)
-        check_answers(here, m, self._n if rows is None else rows.shape[0])
+        check_answers(here.name, m, self._n if rows is None else rows.shape[0])
         if self.mark is not None:
             self.mark("head", stage, m)
         return said
@@ -359,15 +359,6 @@ class InFlight:
         made.numbers = numbers
         made._carries = {group: Held(carry, None) for group, carry in carries.items()}
         return made
-
-
-def check_answers(stage: Stage, given: int, wanted: int) -> None:
-    """Raise `InputError` unless a stage has answered for each of the examples it was given."""
-    if given != wanted:
-        raise InputError(
-            f"Stage {stage.name!r} must answer for each of the {wanted} examples that it was "
-            f"given, got {given} answers. A network must keep the batch's rows and their order."
-        )
 
 
 @torch.inference_mode()

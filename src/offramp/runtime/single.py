@@ -17,12 +17,13 @@ from offramp._core.topology import EXIT, RAW_INPUT, Path
 from offramp._core.types import Raw
 from offramp.policy.features import Distribution
 from offramp.policy.policy import Evidence
-from offramp.runtime.inflight import InFlight, check_answers
+from offramp.runtime.inflight import InFlight
 from offramp.runtime.plans import RAW, Block
 from offramp.runtime.prediction import Prediction
 from offramp.runtime.program import Program
 from offramp.runtime.walk import walk
 from offramp.stages import Stage
+from offramp.stages.answers import check_answers
 
 #: A segment: its stage, the group whose carry it reads, and whose carry it gives.
 Run = tuple[Stage, str, tuple[str, ...]]
@@ -188,7 +189,7 @@ def _visited(visit: Visit, carries: dict[str, Any], ids: Tensor) -> StageOutput:
     if here.calls_on_rows and said.device != ids.device:
         said = said.to(ids.device)
     if (given := len(said)) != 1:
-        check_answers(here, given, 1)
+        check_answers(here.name, given, 1)
     return said
 
 

@@ -204,9 +204,11 @@ class _Remote:
         lanes: Mapping[str, tuple[str, int]],
         handles: Mapping[str, Any],
         names: Sequence[str],
+        loop: asyncio.AbstractEventLoop,
         pause: Callable[[float], object] = time.sleep,
     ) -> None:
         self.lanes, self._handles, self._names, self._pause = lanes, handles, names, pause
+        self._loop = loop  # of the replica: Ray may route there alone
 
     def __call__(self, gear: str | None, asked: Asked) -> Visited:
         """Have a batch visit a stage; if the replica that has it dies, another is asked."""
@@ -215,7 +217,9 @@ class _Remote:
         lane, _ = self.lanes[self._names[asked.path[-1]]]
         for k in range(_AGAIN):
             try:
-                found: Visited = self._handles[lane].visit.remote(gear, asked).result()
+                found = asyncio.run_coroutine_threadsafe(
+                    self._asked(lane, gear, asked), self._loop
+                ).result()
             except RayActorError:
                 self._pause(_PAUSE * 2**k)
             except RayTaskError as error:  # as the stage has raised it
@@ -223,6 +227,10 @@ class _Remote:
             else:
                 return found
         raise UnsupportedError(f"The replicas of {lane!r} have died {_AGAIN} times over a batch.")
+
+    async def _asked(self, lane: str, gear: str | None, asked: Asked) -> Visited:
+        found: Visited = await self._handles[lane].visit.remote(gear, asked)
+        return found
 
 
 class _Front:
@@ -243,13 +251,14 @@ class _Front:
         handles: Mapping[str, Any],
     ) -> None:
         def elsewhere(model: Adaptive) -> Elsewhere:
-            return _Remote(lanes, handles, model.stage_names)
+            return _Remote(lanes, handles, model.stage_names, self._loop)
 
         self._name = name
         self._app = make_app({name: plan.bundle}, plan.made(), whole=_Deployed, elsewhere=elsewhere)
         plan.check()  # it is the bundle that the stages have
         self._through = _Through(self._app)
         self._running: Any = None
+        self._loop: asyncio.AbstractEventLoop
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Take another gear, while requests come; loads the model when it is first called."""
@@ -263,6 +272,7 @@ class _Front:
             served.hold(user_config.get("gear"))
 
     async def _begin(self) -> None:
+        self._loop = asyncio.get_running_loop()
         self._running = self._app.router.lifespan_context(self._app)
         await self._running.__aenter__()
         while not self._app.state.serving.repository.ready:

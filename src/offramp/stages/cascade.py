@@ -12,11 +12,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from offramp._core.batch import batch_size
+from offramp._core.checks import check_class_names
 from offramp._core.errors import InputError, TopologyError
 from offramp._core.outputs import StageOutput
 from offramp._core.topology import RAW_INPUT, Topology
 from offramp._core.types import AnyBatch, OutputForm, Raw, StageForm
 from offramp.models import ModelSpec, SeveralLogitsError
+from offramp.stages.answers import check_answers
 from offramp.stages.classes import check_same_classes, same_names, settle_classes, tell_classes
 from offramp.stages.exits import AtOne, Exits, Kind, chain_edges, exit_stages
 from offramp.stages.segments import run_segments
@@ -68,7 +71,7 @@ class Cascade(nn.Module):
         self.topology.check_cascade()
         _check_sharing(stages, self.topology)
         self.outputs = _form_of(stages)
-        self.class_names = same_names(stages, class_names)
+        self.class_names = same_names(stages, check_class_names(class_names, None))
         _warn_if_training(stages)
         self.stages = nn.ModuleList(stages)
         if self.class_names:
@@ -112,6 +115,7 @@ class Cascade(nn.Module):
             if isinstance(transform, Mapping)
             else dict.fromkeys(models, chained(transform))
         )
+        class_names = check_class_names(class_names, classes)
         forms = outputs if isinstance(outputs, Mapping) else dict.fromkeys(models, outputs)
         named: tuple[tuple[str, object, Mapping[str, object]], ...] = (
             ("transform", transform, each),
@@ -203,6 +207,7 @@ class Cascade(nn.Module):
         >>> cascade.topology.describe(), cascade(torch.zeros(2, 4)).shape
         ('1 -> last', torch.Size([2, 2, 3]))
         """
+        class_names = check_class_names(class_names, classes)
         stages = exit_stages(
             net,
             exits,
@@ -249,14 +254,17 @@ class Cascade(nn.Module):
             batch: Raw input of `m` examples.
 
         Raises:
-            InputError: If the stages have different numbers of classes.
+            InputError: If the stages have different numbers of classes, or one does not answer for
+                each example.
         """
         found: list[StageOutput] = []
         batch = take_in(self)(batch)
         with naming_types(self, batch):
             for stage, result in run_segments(list(self), batch):
                 try:
-                    found.append(stage.answer(result))
+                    said = stage.answer(result)
+                    check_answers(stage.name, len(said), batch_size(batch))
+                    found.append(said)
                 except SeveralLogitsError:
                     if settle_classes(self, batch):
                         return self.answers(batch)

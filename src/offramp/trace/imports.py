@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from offramp._core.arrays import tensor_of
-from offramp._core.checks import check_class_names, check_known, check_shape
+from offramp._core.checks import check_class_names, check_known, check_shape, check_text
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp._core.ids import as_ids
@@ -334,6 +334,7 @@ def cost_table(costs: CostTable, unit: str | None, topology: Topology, n: int) -
         return {"costs": costs}
     if unit is None:
         raise InputError("unit must name what the costs are in, such as 'flops', got None.")
+    check_text("unit", unit)
     if not isinstance(costs, Mapping):
         table = tensor_of("costs", costs)
         check_shape("costs", table.shape, (n, len(topology)))

@@ -11,7 +11,7 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, final
 
 import numpy as np
@@ -98,6 +98,9 @@ class Traffic:
         batch_size: A full batch, of every stage.
         patience: Seconds after which an example waits for no others any more.
         overhead: Seconds that a batch costs beside its stage: queues, transport.
+        front: Seconds that each example keeps a process busy that takes requests and gives
+            answers, as its stages do not: HTTP, the scheduler.
+        fronts: How many such processes there are.
 
     Raises:
         InputError: If a path is none of the topology's, shares do not sum to 1, or a number is
@@ -119,12 +122,16 @@ class Traffic:
     batch_size: int = FULL
     patience: float = 0.002
     overhead: float = 0.0
+    front: float = 0.0
+    fronts: int = 1
 
     def __post_init__(self) -> None:
         check_positive("rate", self.rate)
         check_positive_int("batch_size", self.batch_size)
         check_not_negative("patience", self.patience)
         check_not_negative("overhead", self.overhead)
+        check_not_negative("front", self.front)
+        check_positive_int("fronts", self.fronts)
         paths = self.topology.paths()
         if not self.shares or any(path not in paths for path in self.shares):
             raise InputError(f"shares must be of the paths {list(paths)}, got {list(self.shares)}.")
@@ -158,15 +165,7 @@ class Traffic:
     def alone(self, stage: str) -> "Traffic":
         """The same where one stage answers everybody."""
         chain = self.topology.chain([stage])
-        return Traffic(
-            topology=chain,
-            times=self.times,
-            shares={chain.paths()[0]: 1.0},
-            rate=self.rate,
-            batch_size=self.batch_size,
-            patience=self.patience,
-            overhead=self.overhead,
-        )
+        return replace(self, topology=chain, shares={chain.paths()[0]: 1.0})
 
 
 def simulate(
@@ -257,6 +256,12 @@ def plan(
             f"p99 must be at least {least:.3g} seconds, which the stages of some path take for a "
             f"single example with nobody before it, got {p99:.3g}."
         )
+    taken_in = traffic.rate * traffic.front
+    if taken_in >= traffic.fronts:
+        raise InputError(
+            f"fronts must be more than {taken_in:.3g}, since each of {traffic.rate:g} examples a "
+            f"second keeps one busy for {traffic.front:g} seconds, got {traffic.fronts}."
+        )
     while sum(replicas.values()) <= most:
         found = simulate(traffic, replicas, seed=seed)
         if found.p99 <= p99:
@@ -286,7 +291,7 @@ def _least(traffic: Traffic) -> float:
         slowest = seconds
         if seen > 0.01:
             break
-    return slowest
+    return traffic.front + slowest
 
 
 def _arrivals(traffic: Traffic, rng: np.random.Generator) -> FloatArray:
@@ -294,6 +299,18 @@ def _arrivals(traffic: Traffic, rng: np.random.Generator) -> FloatArray:
     wanted = traffic.rate * _SERVED * (longest + traffic.patience)
     count = int(min(max(wanted, _FEWEST), _MOST))
     return np.cumsum(rng.exponential(1 / traffic.rate, count))
+
+
+def _taken_in(comes: FloatArray, traffic: Traffic) -> FloatArray:
+    """When each example has passed a front: whoever comes goes to the one that is free first."""
+    if not traffic.front:
+        return comes
+    free = [-np.inf] * traffic.fronts
+    passed = np.empty_like(comes)
+    for example, now in enumerate(comes.tolist()):
+        passed[example] = max(now, free[0]) + traffic.front
+        heapq.heapreplace(free, passed[example])
+    return passed
 
 
 @final
@@ -319,7 +336,7 @@ class _Run:
     def go(self) -> None:
         """Until the last arrival; who has not been answered by then is not any more."""
         root, events = self._traffic.topology.root, self._events
-        for example, now in enumerate(self._comes.tolist()):
+        for example, now in enumerate(_taken_in(self._comes, self._traffic).tolist()):
             while events and events[0][0] <= now:
                 self._happen(*heapq.heappop(events))
             self._wait(now, (root,), example)
@@ -407,4 +424,6 @@ class _Run:
         traffic = self._traffic
         scale = len(self._comes) / (self._comes[-1] - self._comes[0]) / traffic.rate
         loads = traffic.loads()
+        if scale * traffic.rate * traffic.front >= traffic.fronts:
+            return False
         return all(scale * loads[k] < self._replicas[k] for k in loads)

@@ -125,3 +125,10 @@ def test_the_learned_policy_looks_at_visited_stages_only():
     assert "log_prob_3" not in {f.kind for f in confidence_features((0,), 2, combined=False)}
     with pytest.raises(InputError, match=r"path must hold at least one stage, got \(\)"):
         confidence_features((), 10, combined=False)
+
+
+def test_a_number_that_a_stage_does_not_give_is_named():
+    given = Distribution.of_values(torch.tensor([[1.0, 2.0]]))
+    assert Feature("value_1", 0).of(lambda _: given).tolist() == [2.0]
+    with pytest.raises(InputError, match="reads number 2 of a stage, which gives 2"):
+        Feature("value_2", 0).of(lambda _: given)

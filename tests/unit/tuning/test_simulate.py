@@ -26,7 +26,7 @@ def times_of(*rows, sizes=(1, 16)):
     )
 
 
-def one(rate, *, seconds=(0.01, 0.01), batch_size=1, patience=0.0):
+def one(rate, *, seconds=(0.01, 0.01), batch_size=1, patience=0.0, **how):
     return Traffic(
         topology=Topology.of(["a"]),
         times=times_of(seconds),
@@ -34,6 +34,7 @@ def one(rate, *, seconds=(0.01, 0.01), batch_size=1, patience=0.0):
         rate=rate,
         batch_size=batch_size,
         patience=patience,
+        **how,
     )
 
 
@@ -79,6 +80,26 @@ def test_it_is_the_slow_twin_where_one_replica_takes_batches(seed, full, rate):
     if found.stable:
         assert found.p50 == pytest.approx(np.quantile(wanted, 0.5), abs=1e-9)
         assert found.p99 == pytest.approx(np.quantile(wanted, 0.99), abs=1e-9)
+
+
+@given(seed=st.integers(0, 2**20), front=st.floats(1e-5, 0.02), rate=st.floats(20, 400))
+@examples(15)
+def test_who_comes_passes_the_front_one_after_the_other(seed, front, rate):
+    traffic = one(rate, seconds=(0.001, 0.001), front=front)
+    comes = np.cumsum(np.random.default_rng(seed).exponential(1 / rate, 300))
+    found = simulate(traffic, {"a": 1}, arrivals=comes)
+    passed = served(comes, lambda _: front, 1)
+    wanted = (served(passed, lambda _: 0.001, 1) - comes)[60:]
+    if found.stable:
+        assert found.p50 == pytest.approx(np.quantile(wanted, 0.5), abs=1e-9)
+        assert found.p99 == pytest.approx(np.quantile(wanted, 0.99), abs=1e-9)
+
+
+def test_a_front_serves_no_more_than_it_can_and_two_serve_twice_as_many():
+    assert not simulate(one(150.0, seconds=(1e-4, 1e-4), front=0.01), {"a": 1}).stable
+    assert simulate(one(150.0, seconds=(1e-4, 1e-4), front=0.01, fronts=2), {"a": 1}).stable
+    with pytest.raises(InputError, match=r"fronts must be more than 1\.5"):
+        plan(one(150.0, seconds=(1e-4, 1e-4), front=0.01), p99=1.0)
 
 
 def test_everybody_visits_what_their_path_says_and_time_is_spent_once():
@@ -136,6 +157,8 @@ def test_a_cascade_needs_fewer_replicas_than_its_reference():
         ({"shares": {(0,): 0.5}}, "sum to 1"),
         ({"patience": -1.0}, "patience must be"),
         ({"batch_size": 0}, "batch_size must be"),
+        ({"front": -1.0}, "front must be"),
+        ({"fronts": 0}, "fronts must be"),
     ],
 )
 def test_wrong_traffic_is_named(change, says):
