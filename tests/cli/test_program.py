@@ -156,6 +156,28 @@ def test_a_missing_trace_is_named_without_a_traceback(run, tmp_path):
     assert "Traceback" not in found.err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        (["record", "--config", "my run.toml"], "offramp init 'my run.toml'"),
+        (["fit", "--max-drop", "0.1", "a.trace"], "offramp record"),
+        (["fit", "--max-drop", "0.1", "--out", "here"], "offramp record"),
+        (["report", "nowhere"], "offramp fit"),
+        (["evaluate", "a.trace", "nowhere"], "offramp fit"),
+        (["predict", "bundle", "x.png"], "offramp fit --bundle"),
+    ],
+)
+def test_what_is_missing_is_told_with_the_command_that_makes_it(
+    run, tmp_path, monkeypatch, arguments, command
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.png").touch()
+    (tmp_path / "here").mkdir()
+    found = run(*arguments)
+    assert found.code == 2
+    assert f"`{command}" in found.err
+
+
 def test_debug_shows_where_an_error_happened(run, tmp_path):
     found = run("--debug", "evaluate", tmp_path / "no.trace", tmp_path / "no.json")
     assert found.code == 2

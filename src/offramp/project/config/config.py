@@ -71,6 +71,7 @@ Instead of data and networks there may be answers that were recorded elsewhere:
 Layer: project.
 """
 
+import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -101,7 +102,9 @@ def load_config(path: Path, *, needs: Sequence[str] = (), instead: str | None = 
     try:
         value = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
-        raise FileFormatError(f"{path} is missing.") from error
+        raise FileFormatError(
+            f"{path} is missing. `offramp init {shlex.quote(str(path))}` writes a first one."
+        ) from error
     except (OSError, ValueError) as error:
         raise FileFormatError(f"{path} cannot be read as TOML: {error}") from error
     problems = [] if instead in value else _missing(value, needs)
