@@ -11,6 +11,7 @@ timed by the clock.
                             two trained networks lie on the disk, `offramp init`, `record`,
                             `fit --bundle` and `serve` follow, and a request is answered
     commands_to_own_model   typed, from there
+    load_at_the_start       processes that wanted a core in the minute before
 
 `--installed` times an environment that has offramp already, and installs nothing. `--torch` is what
 is asked of pip beside it, such as torch==2.13.0: without it pip may take a build with CUDA.
@@ -129,7 +130,7 @@ def main() -> None:
     options.add_argument("--torch", default="torch", help="what pip is asked for")
     options.add_argument("--tiny", action="store_true", help="recorded answers for the demo")
     arguments = options.parse_args()
-    result: dict[str, Any] = {}
+    result: dict[str, Any] = {"load_at_the_start": os.getloadavg()[0]}
     with tempfile.TemporaryDirectory(prefix="first-minutes-") as folder:
         place, start = Path(folder), time.perf_counter()
         if arguments.installed:
