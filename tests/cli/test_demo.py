@@ -8,6 +8,7 @@ import sys
 import urllib.request
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,16 +19,20 @@ from offramp._core.errors import FileFormatError, InputError, UnsupportedError
 from offramp._core.schema import to_json
 from offramp.bundle import load
 from offramp.cli import demo
+from offramp.data import arrays
 from offramp.evaluation import evaluate
 from offramp.models import small_cnn
 from offramp.project import demo as demo_run
 from offramp.project.worlds import WORLDS
+from offramp.project.worlds import cifar10 as cifar10_world
 from offramp.project.worlds import digits as digits_world
 from offramp.project.worlds import languages as languages_world
 from offramp.project.worlds import services as services_world
 from offramp.stages import Cascade, measure_flops
 from offramp.trace import load_trace
 from support import functions
+
+SHARED = [parent / "shared" / "data" / "cifar10" for parent in Path(__file__).parents]
 
 
 @pytest.fixture(scope="module")
@@ -302,3 +307,30 @@ def test_the_whole_demo_succeeds_from_the_shell(run, tmp_path):
     assert result["outcome"] == "certified"
     assert result["test"]["cost_ratio"] < 0.5
     assert result["test"]["accuracy"] > result["singles"]["small"]["accuracy"]
+
+
+def test_networks_are_trained_where_the_folder_holds_images_alone(monkeypatch, tmp_path):
+    """On random images of the right form: they learn nothing, and are recorded."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (160, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    made = arrays(images, torch.arange(160) % 10)
+    monkeypatch.setattr(cifar10_world, "cifar10", lambda _: made)
+    sizes = {"train": 60, "fit": 30, "calibrate": 40, "test": 30}
+    monkeypatch.setattr(cifar10_world, "_SIZES", sizes)
+    networks = [replace(n, epochs=1, width=2) for n in cifar10_world._NETWORKS]
+    monkeypatch.setattr(cifar10_world, "_NETWORKS", tuple(networks))
+    found = cifar10_world._learn(tmp_path, seed=0, progress=False, tell=lambda _: None)
+    assert found.trace.stages == ("small", "large")
+    assert len(found.trace) == 100  # without those trained on
+    assert found.test.ids.tolist() == found.trace.subset("test").ids.tolist()
+
+
+@pytest.mark.shared
+def test_pretrained_networks_are_taken_where_they_lie_there(monkeypatch):
+    folder = next((p for p in SHARED if (p / "resnet_weights").is_dir()), None)
+    if folder is None:
+        pytest.skip("the real data is not beside the repository")
+    monkeypatch.setattr(cifar10_world, "_UNSEEN", {"fit": 20, "calibrate": 20, "test": 40})
+    found = cifar10_world._learn(folder, seed=0, progress=False, tell=lambda _: None)
+    assert found.trace.stages == ("resnet20", "resnet56")
+    assert found.trace.accuracy(1) > 0.6  # of images after lossy JPEG

@@ -131,7 +131,7 @@ def run_demo(
     """
     same = check_replaceable(out, "offramp demo")
     command = _command(world, source, seed)
-    with _threads(world.threads), atomic_folder(out, RUN, overwrite=same) as folder:
+    with _one_thread(), atomic_folder(out, RUN, overwrite=same) as folder:
         run = RunFolder.claim(folder)
         learned = world.learn(source, seed=seed, progress=progress, tell=tell)
         trace, name = learned.trace, f"{world.name}.trace"
@@ -188,10 +188,10 @@ def promised(
 
 
 @contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """So many threads for a while: networks as small as the demo's gain nothing from more."""
+def _one_thread() -> Iterator[None]:
+    """One thread for a while: networks as small as the demo's lose by waiting for a second."""
     before = torch.get_num_threads()
-    torch.set_num_threads(before if count is None else count)
+    torch.set_num_threads(1)
     try:
         yield
     finally:

@@ -23,10 +23,10 @@ from offramp.stages import Cascade, Normalize
 _NAMES = ("resnet20", "resnet56")  # a third in between would cost too nearly the same
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # as these weights were trained
 _UNSEEN: dict[Split, int] = {"fit": 500, "calibrate": 700, "test": 300}  # a minute on two cores
-_SIZES: dict[Split, int] = {"train": 5000, **_UNSEEN}
+_SIZES: dict[Split, int] = {"train": 4000, **_UNSEEN}
 _NETWORKS = (
-    Network(name="small", width=8, depth=3, epochs=5, learning_rate=0.02),
-    Network(name="large", width=24, depth=4, epochs=6, learning_rate=0.01),
+    Network(name="small", width=8, depth=2, epochs=5, learning_rate=0.02),
+    Network(name="large", width=16, depth=3, epochs=5, learning_rate=0.01),
 )
 
 
@@ -89,7 +89,6 @@ CIFAR10 = World(
     title="Adaptive inference on CIFAR-10",
     inputs="images",
     learn=_learn,
-    threads=None,
     batch_sizes=(1, 32),
     timed=32,
     rounds=3,

@@ -66,7 +66,6 @@ class World:
         learn: How it begins.
         policies: Of `POLICIES`. Learned ones need more than 500 examples to be promised.
         reference: The stage to compare with; None takes the most accurate.
-        threads: Of torch; None leaves their number.
         batch_sizes: At which it is timed.
         timed: Most examples of test that are timed.
         rounds: Of the timing.
@@ -79,7 +78,6 @@ class World:
     learn: Learn
     policies: tuple[str, ...] = ("threshold", "random")
     reference: str | None = None
-    threads: int | None = 1
     batch_sizes: tuple[int, ...] = (1, 256)
     timed: int = 1000
     rounds: int = 15
