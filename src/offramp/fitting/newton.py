@@ -1,7 +1,7 @@
 """Weighted logistic regression by Newton's method.
 
 Layer: fitting.  Source: methods.md 1 c (the 0/1 indicator relaxed to logistic loss; the bias is
-then set by `offramp.fitting.cuts`).  Why our own: docs/adr/0006, docs/adr/0064.
+then set by `offramp.fitting.cuts`).  Why our own: docs/adr/0006, docs/adr/0063.
 """
 
 from typing import NamedTuple
