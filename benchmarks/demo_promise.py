@@ -26,17 +26,17 @@ import torch
 from harness import parser, report
 
 import offramp
-from offramp.data import digits
 from offramp.evaluation import evaluate
 from offramp.policy import Candidate
-from offramp.project.demo import DELTA, MAX_LOSS, SIZES, promised, trained
+from offramp.project.demo import DELTA, MAX_LOSS, promised
+from offramp.project.worlds.digits import SIZES, pictures, trained
 from offramp.trace import Trace
 
 
 def recorded(seed: int) -> Trace:
     """The demo's networks of one training on all images that they were not trained on."""
     train = SIZES["train"]
-    examples = digits()
+    examples = pictures()
     parts = examples.split_into(
         {"train": train, "test": len(examples) - train}, seed=seed, stratified=True
     )

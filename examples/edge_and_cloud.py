@@ -1,36 +1,45 @@
 """A small network on a device, a large one in a cloud: plan, split, ask, and lose the cloud.
 
-    python examples/edge_and_cloud.py
+    python examples/edge_and_cloud.py [FOLDER]
 
-Needs the extras `onnx` and `serve`; the device itself only numpy and onnxruntime.
+Needs the extras `onnx` and `serve`; the device itself only numpy and onnxruntime. The picture goes
+into the folder: where answers come from with the cloud, and without.
 """
 
+import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
-import torch
+import matplotlib.pyplot as plt
 
 import offramp
 from offramp._core.costs import Costs
 from offramp._core.link import Link
+from offramp.data import digits
 from offramp.edge import Client, Settings, split
 from offramp.models import build
 from offramp.serve.run import Running
 from offramp.serve.settings import Settings as ServerSettings
-from offramp.trace.testing import make_trace
+from offramp.stages import Normalize
+from offramp.train import train_classifier
 from offramp.tuning import plan_edge, sizes_of
 
+WIDTHS = {"small": 3, "large": 24}
 
-def main(place: Path) -> None:
-    arguments = {"width": 2, "depth": 2, "classes": 4}
-    specs = dict.fromkeys(
-        ["stage0", "stage1"], offramp.ModelSpec(name="small_cnn", arguments=arguments)
-    )
-    nets = {name: build(spec) for name, spec in specs.items()}  # stand for trained ones
-    cascade = offramp.Cascade.from_models(nets, specs=specs)
-    trace = make_trace(n=3000, stages=2, seed=0)  # stands for record(cascade, data)
-    trace = trace.split_into({"fit": 0.5, "calibrate": 0.5}, seed=0)
-    images = torch.rand(32, 1, 8, 8)
+
+def main(folder: Path, place: Path) -> None:
+    shares = {"train": 600, "fit": 450, "calibrate": 450, "test": 297}
+    data = digits().split_into(shares, seed=0, stratified=True)
+    specs = {
+        n: offramp.ModelSpec(name="small_cnn", arguments={"width": w}) for n, w in WIDTHS.items()
+    }
+    nets = {name: build(spec) for name, spec in specs.items()}
+    for net in nets.values():
+        train_classifier(net, data.subset("train"), epochs=6, seed=0, transform=Normalize(1 / 16))
+    cascade = offramp.Cascade.from_models(nets, transform=Normalize(1 / 16), specs=specs)
+    trace = offramp.record(cascade, data.take(data.split != 0))
+    images = data.subset("test").inputs
     plan = plan_edge(
         trace,
         cascade,
@@ -48,12 +57,21 @@ def main(place: Path) -> None:
     made = split(model, place / "split", send=plan.send, example=images, offline=offline)
     with Running({"cloud": made.path / "cloud"}, ServerSettings(port=0)) as server:
         client = Client(made.path / "device", Settings(url=server.url, timeout=10.0))
-        print("with the cloud:", client(images.numpy()).where)
+        both = client(images.numpy())
+        print("with the cloud:", Counter(both.where))
     told = client(images.numpy())  # the server has gone
-    print("without:", told.where, f"{told.offline.sum()} would have gone on")
+    print("without:", Counter(told.where), f"{told.offline.sum()} would have gone on")
     print(f"right in at least {client.offline['at_least']:.3f} of the cases then")
+
+    figure, axes = plt.subplots(figsize=(5, 2), layout="constrained")
+    for row, found in (("with the cloud", both), ("without", told)):
+        here = sum(where == "device" for where in found.where)
+        axes.barh(row, here, color="tab:blue")
+        axes.barh(row, len(images) - here, left=here, color="tab:orange")
+    axes.set(xlabel="answers of the device (blue) and of the cloud (orange)")
+    figure.savefig(folder / "edge_and_cloud.png", dpi=150)
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder:
-        main(Path(folder))
+    with tempfile.TemporaryDirectory() as place:
+        main(Path(sys.argv[1] if len(sys.argv) > 1 else "."), Path(place))

@@ -78,6 +78,7 @@ TINY = {
         options="--data {data}/cifar10 --seeds 1 --images 450",
         results=("frontier_cifar10",),
     ),
+    "first_minutes": Tiny(options="--tiny --installed", needs=("uvicorn",)),
     "guarantee": Tiny(
         options="--data {data}/cifar10 --draws 5 --divisions 1 --sets IMDB",
         results=("guarantee",),

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 
@@ -15,20 +16,34 @@ def test_there_are_examples_and_they_are_short():
     assert all(len(path.read_text().splitlines()) < 80 for path in EXAMPLES)
 
 
+#: Those that are marked, and why they may be.
+MARKS = {
+    "images": [pytest.mark.slow],  # the README's session, whose block runs in `make test`
+    "class_exits": [pytest.mark.slow],  # as tests/unit/train does
+    "text": [pytest.mark.slow],  # trains what `languages` does without
+    "on_ray": [pytest.mark.ray],
+}
+NO_PICTURE = ("on_ray", "own_logits")
+
+
 def runs(path):
-    """The newcomer's session is the README's, whose block runs in `make test`: make test-slow."""
-    marks = {"newcomer_session": [pytest.mark.slow], "on_ray": [pytest.mark.ray]}
-    return pytest.param(path, id=path.stem, marks=marks.get(path.stem, []))
+    return pytest.param(path, id=path.stem, marks=MARKS.get(path.stem, []))
+
+
+def test_there_is_one_for_each_kind():
+    kinds = {"images", "text", "tabular", "services", "languages", "class_exits", "serving"}
+    assert kinds | {"edge_and_cloud"} <= {path.stem for path in EXAMPLES}
 
 
 @pytest.mark.parametrize("path", [runs(path) for path in EXAMPLES])
-def test_an_example_runs_and_says_something(path, tmp_path):
+def test_an_example_says_something_and_leaves_a_picture(path, tmp_path):
     strict = ["-W", "error"]
     if path.stem == "on_ray":
         pytest.importorskip("ray", reason="Ray is not installed: pip install 'offramp[ray]'")
         strict = []  # Ray warns of itself
+    given = [] if path.stem in NO_PICTURE else [str(tmp_path)]
     done = subprocess.run(
-        [sys.executable, *strict, str(path)],
+        [sys.executable, *strict, str(path), *given],
         capture_output=True,
         text=True,
         check=False,
@@ -36,4 +51,8 @@ def test_an_example_runs_and_says_something(path, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert re.search(r"\d", done.stdout)
-    assert not list(tmp_path.iterdir())
+    left = [file.name for file in tmp_path.iterdir()]
+    assert left == ([f"{path.stem}.png"] if given else [])
+    for name in left:
+        with Image.open(tmp_path / name) as image:
+            assert len(image.convert("RGB").getcolors(1_000_000)) > 10  # something is drawn

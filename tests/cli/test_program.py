@@ -1,4 +1,6 @@
 import json
+import logging
+import os
 import subprocess
 import sys
 
@@ -6,14 +8,14 @@ import pytest
 
 from offramp import __version__
 from offramp._core import errors as core_errors
-from offramp._core.errors import OfframpError
+from offramp._core.errors import InputError, OfframpError
 from offramp.cli import errors
 from offramp.cli.app import app
 from offramp.cli.options import Once
 from offramp.cli.output import aligned, amount, points
 
 COMMANDS = [
-    *("demo", "cut", "train", "record", "class-exits", "advise"),
+    *("demo", "doctor", "init", "cut", "train", "record", "class-exits", "advise"),
     *("fit", "evaluate", "report", "export", "predict", "bench", "serve", "top"),
     "simulate",
     *("profile", "tune"),
@@ -59,6 +61,32 @@ def test_help_says_what_goes_in_what_comes_out_and_gives_an_example(run, command
     for word in ("In:", "Out:", f"Example: offramp {command}", "--json"):
         assert word in said
     assert max(len(line) for line in found.out.splitlines()) <= 80
+
+
+def test_a_shell_can_complete(tmp_path):
+    """Typer's own: `offramp --install-completion` puts this into the shell's settings."""
+    asked = {"_OFFRAMP_COMPLETE": "complete_bash", "COMP_WORDS": "offramp doc", "COMP_CWORD": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "offramp"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **asked},
+    )
+    assert done.stdout.split() == ["doctor"], done.stderr
+
+
+def test_verbose_shows_what_the_package_logs_once(run, monkeypatch, tmp_path):
+    def say(*_: object) -> None:
+        logging.getLogger("offramp.x").info("chose this")
+        raise InputError("and stopped")
+
+    monkeypatch.setattr("offramp.project.folder.read_json", say)
+    quiet, told = (run(*before, "evaluate", tmp_path, tmp_path) for before in ([], ["--verbose"]))
+    assert quiet.err == "Error: and stopped\n"
+    assert told.err.count("INFO chose this") == 1
+    handlers = logging.getLogger("offramp").handlers
+    assert [type(handler) for handler in handlers] == [logging.NullHandler]
 
 
 def test_no_arguments_show_the_help(run):
@@ -126,6 +154,28 @@ def test_a_missing_trace_is_named_without_a_traceback(run, tmp_path):
     assert found.code == 2
     assert str(tmp_path / "no.json") in found.err
     assert "Traceback" not in found.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        (["record", "--config", "my run.toml"], "offramp init 'my run.toml'"),
+        (["fit", "--max-drop", "0.1", "a.trace"], "offramp record"),
+        (["fit", "--max-drop", "0.1", "--out", "here"], "offramp record"),
+        (["report", "nowhere"], "offramp fit"),
+        (["evaluate", "a.trace", "nowhere"], "offramp fit"),
+        (["predict", "bundle", "x.png"], "offramp fit --bundle"),
+    ],
+)
+def test_what_is_missing_is_told_with_the_command_that_makes_it(
+    run, tmp_path, monkeypatch, arguments, command
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.png").touch()
+    (tmp_path / "here").mkdir()
+    found = run(*arguments)
+    assert found.code == 2
+    assert f"`{command}" in found.err
 
 
 def test_debug_shows_where_an_error_happened(run, tmp_path):

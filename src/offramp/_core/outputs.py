@@ -176,6 +176,14 @@ class StageOutput:
     def __len__(self) -> int:
         return self._held.shape[0]
 
+    def check_answers(self, stage: str, wanted: int) -> None:
+        """Raise `InputError` unless a stage has answered for each of the examples it was given."""
+        if (given := len(self)) != wanted:
+            raise InputError(
+                f"Stage {stage!r} must answer for each of the {wanted} examples that it was "
+                f"given, got {given} answers. A network must keep the batch's rows and their order."
+            )
+
     @property
     def width(self) -> int:
         """Columns of `scores`: the classes, and one for other labels where there are no logits."""

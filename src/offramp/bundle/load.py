@@ -151,7 +151,9 @@ def _load(
     threads: int | None,
 ) -> Adaptive:
     if not folder.is_dir():
-        raise FileFormatError(f"{folder} is not a folder; a bundle is one.")
+        raise FileFormatError(
+            f"{folder} is not a folder; a bundle is one, which `offramp fit --bundle` writes."
+        )
     manifest = read_manifest(folder)
     check_files(folder, manifest, verify=verify)
     candidate = _read_candidate(folder / POLICY, manifest)

@@ -3,6 +3,7 @@
 Layer: cli.
 """
 
+import logging
 import signal
 import threading
 import traceback
@@ -15,16 +16,19 @@ import typer
 from typer.core import TyperGroup
 
 from offramp import __version__
+from offramp._core.logs import logging_to_stderr
 from offramp.cli import errors, options, output
 from offramp.cli.advise import command as advise
 from offramp.cli.bench import command as bench
 from offramp.cli.class_exits import command as class_exits
 from offramp.cli.cut import command as cut
 from offramp.cli.demo import command as demo
+from offramp.cli.doctor import command as doctor
 from offramp.cli.edge import program as edge
 from offramp.cli.evaluate import command as evaluate
 from offramp.cli.export import command as export
 from offramp.cli.fit import command as fit
+from offramp.cli.init import command as init
 from offramp.cli.predict import command as predict
 from offramp.cli.profile import command as profile
 from offramp.cli.record import command as record
@@ -61,7 +65,8 @@ app = typer.Typer(
     name="offramp",
     help=(
         "Adaptive inference: trained classifiers that spend on each input only what it needs.\n\n"
-        "Start with **offramp demo**. With networks of your own: **record** "
+        "Start with **offramp demo**; **doctor** says whether everything works here. With networks "
+        "of your own: **init** writes a configuration; **record** "
         "what they say about labeled data, **advise** whether a cascade is worth it, "
         "**fit** policies and choose one, "
         "**evaluate** it, write a **report**; then **predict** and "
@@ -77,7 +82,6 @@ app = typer.Typer(
     ),
     rich_markup_mode="markdown",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -91,7 +95,11 @@ def _print_version(asked: bool) -> bool:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show where an error happened.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Show what is decided on the way, with the time.")
+    ] = False,
     version: Annotated[
         bool,
         typer.Option(
@@ -100,10 +108,14 @@ def _root(
     ] = False,
 ) -> None:
     """Options that stand before the command."""
+    if verbose:
+        context.with_resource(logging_to_stderr(level=logging.DEBUG))
 
 
 _COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
+    "doctor": doctor,
+    "init": init,
     "cut": cut,
     "train": train,
     "record": record,

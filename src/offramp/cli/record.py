@@ -11,10 +11,12 @@ import typer
 from offramp.cli import options
 from offramp.cli.output import Output, amount, percent
 from offramp.project.config.config import load_config
+from offramp.project.config.sections import RunConfig
 from offramp.project.folder import RunFolder
 
 if TYPE_CHECKING:
     from offramp.recording.nonfinite import Nonfinite
+    from offramp.trace import Trace
 
 TRACE = "record.trace"
 
@@ -58,7 +60,7 @@ def command(
 
     In: a configuration that names the data and the networks, or one network with exits whose heads
     `offramp train` has trained; with costs, if you know them. What heads were trained on is left
-    out.
+    out. Or one with [answers] that were recorded elsewhere, which are only read.
 
     Out: a trace, the folder that policies are fitted on. An interrupted run goes on where it
     stopped when you call it again; no answer of a service is paid for twice.
@@ -77,7 +79,10 @@ def command(
     from offramp.recording.partial import check_recordable
 
     output = Output(as_json=json)
-    settings = load_config(config, needs=("data", "stage"))
+    settings = load_config(config, needs=("data", "stage"), instead="answers")
+    if settings.answers is not None:
+        _show(output, *_imported(settings, out, overwrite=overwrite))
+        return
     if settings.data is None:  # load_config has refused it
         return
     examples = recorded(settings, dataset_of(settings))
@@ -108,9 +113,27 @@ def command(
     )
     if run is not None:
         run.remember()  # once more: without run.json the trace would be nobody's
+    _show(output, trace, target)
+
+
+def _imported(settings: RunConfig, out: Path | None, *, overwrite: bool) -> "tuple[Trace, Path]":
+    """Recorded answers as a trace, and where it lies now."""
+    from offramp.project.build import answers_of
+    from offramp.trace import save_trace
+
+    run = RunFolder.claim(settings.folder) if out is None else None
+    target = settings.folder / TRACE if out is None else out
+    trace = answers_of(settings)
+    if run is not None:
+        run.remember(TRACE, trace=TRACE)
+    save_trace(trace, target, overwrite=overwrite)
+    return trace, target
+
+
+def _show(output: Output, trace: "Trace", target: Path) -> None:
     each = trace.stage_costs()
     rows = [
-        [name, percent(trace.accuracy(k)), amount(float(each[k]), costs.unit)]
+        [name, percent(trace.accuracy(k)), amount(float(each[k]), trace.costs.unit)]
         for k, name in enumerate(trace.stages)
     ]
     output.line(f"{len(trace)} examples of {trace.classes} classes, recorded in {target}")
@@ -120,7 +143,7 @@ def command(
             "trace": str(target),
             "n": len(trace),
             "classes": trace.classes,
-            "unit": costs.unit,
+            "unit": trace.costs.unit,
             "notes": list(trace.notes),
             "stages": [
                 {"name": name, "accuracy": trace.accuracy(k), "cost": float(each[k])}

@@ -35,7 +35,7 @@ CIFAR100 = Archive(
     checksum="md5:03b5dce01913d631647c71ecec9e9cb8",
     folder="cifar-100-binary",
 )
-_CIFAR10_CLASSES = (
+CIFAR10_CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
     *("dog", "frog", "horse", "ship", "truck"),
 )
@@ -77,7 +77,7 @@ def cifar10(root: Path | str, *, download: bool = False) -> Dataset:
         FileFormatError: If no batch is there, or one has the wrong size or an unknown label.
     """
     folder = _folder(CIFAR10, check_path("root", root), download)
-    names = _class_names(folder / "batches.meta.txt", 10) or _CIFAR10_CLASSES
+    names = _class_names(folder / "batches.meta.txt", 10) or CIFAR10_CLASSES
     return _read("cifar10", folder, _CIFAR10_FILES, names, label_bytes=1, label_at=0)
 
 

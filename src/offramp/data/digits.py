@@ -11,7 +11,8 @@ import torch
 
 from offramp.data.dataset import Dataset
 
-_FILE = Path(__file__).with_name("files") / "digits.npz"
+#: Folder of the data that come with the package.
+FILES = Path(__file__).with_name("files")
 
 
 def digits() -> Dataset:
@@ -20,7 +21,7 @@ def digits() -> Dataset:
     >>> digits().inputs.shape
     torch.Size([1797, 1, 8, 8])
     """
-    with np.load(_FILE, allow_pickle=False) as found:
+    with np.load(FILES / "digits.npz", allow_pickle=False) as found:
         images = torch.from_numpy(found["images"])[:, None]  # (n, 1, 8, 8)
         labels = torch.from_numpy(found["labels"].astype(np.int64))
     return Dataset(

@@ -19,6 +19,7 @@ from torch import Tensor
 from offramp._core.keys import example_keys
 from offramp._core.outputs import best_labels
 from offramp._core.progress import progress_bar
+from offramp._core.threads import one_thread
 from offramp._core.topology import Path
 from offramp._core.types import BoolArray, FloatArray
 from offramp.evaluation.evaluate import from_outcomes
@@ -57,7 +58,8 @@ def evaluate_all(
         candidate.policy.check_reads(trace.outputs, "the trace")
     outcomes: list[Outcomes | None] = [None] * len(candidates)
     size = min(16_384, max(256, _NUMBERS // trace.classes))
-    with progress_bar("Replaying candidates", len(trace), enabled=progress) as step:
+    small = one_thread(min(size, len(trace)) * trace.classes)
+    with small, progress_bar("Replaying candidates", len(trace), enabled=progress) as step:
         for start in range(0, len(trace), size):
             part = trace.take(torch.arange(start, min(start + size, len(trace))))
             shared = _Shared(part)

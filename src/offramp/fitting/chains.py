@@ -17,7 +17,6 @@ import torch
 
 from offramp._core.topology import Path, Topology
 from offramp._core.types import FloatArray
-from offramp.fitting.newton import best_cut
 from offramp.fitting.search import count_chains, sub_chains, sub_topologies, successors
 from offramp.fitting.tables import Tables
 from offramp.fitting.temperature import fit_temperatures
@@ -138,7 +137,7 @@ class _Search:
         tables.ensure((k,) for k in self._stages)
         self._loss = [tables.loss_of_leaving((k,)) for k in self._stages]
         self._sure = [np.float32(sign) * tables.column(f, (f.stage,)) for f, sign in sure]
-        self._order = [tables.order(f, (f.stage,), sign) for f, sign in sure]
+        self._ranking = [tables.ranking(f, (f.stage,), sign) for f, sign in sure]
         self._after = successors(part.topology)
         self._step = {
             (k, j): self._costs.visit(part.topology, (k,), j)
@@ -165,10 +164,10 @@ class _Search:
         decision = cost_weight * self._costs.decision[k]
         for j in sorted(self._after[k] & ahead.keys()):
             going = ahead[j].value + cost_weight * self._step[k, j]
-            cut = best_cut(self._sure[k], self._loss[k] - going, self._order[k])
+            cut = self._ranking[k].best(self._loss[k] - going)
             total = float(going.mean()) + cut.total / len(going) + decision
             if total < least - _ROUNDING:
-                leave = self._sure[k] >= np.float32(cut.value)
+                leave = self._sure[k] >= np.float32(self._ranking[k].value(cut))
                 value = np.where(leave, self._loss[k], going) + decision
                 here, least = _Ahead(value, (k, *ahead[j].chain)), total
         return here

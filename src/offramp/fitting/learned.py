@@ -3,7 +3,8 @@
 Layer: fitting.  Source: methods.md 1 (sweep of cost_weight; topologies compared; combination).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -11,12 +12,13 @@ import numpy as np
 
 from offramp._core.checks import check_not_negative
 from offramp._core.errors import InputError
-from offramp._core.schema import to_json
+from offramp._core.threads import one_thread
 from offramp._core.topology import Path, Topology
 from offramp.fitting.chains import topologies_to_fit
+from offramp.fitting.fits import Fit, Rules
 from offramp.fitting.tables import Loss, Tables, combines_of, confidence_features_of
 from offramp.fitting.temperature import fit_temperatures
-from offramp.fitting.weighted import FAMILIES, Family, Fit, TreeFit, fit_topology
+from offramp.fitting.weighted import FAMILIES, Family, TreeFit, fit_topology
 from offramp.policy.candidate import Candidate
 from offramp.policy.combination import Combine
 from offramp.trace import Trace
@@ -96,25 +98,26 @@ def fit_learned(
     )
     found: list[Candidate] = []
     for combine in combines:
-        knowing = class_features
-        if knowing is None:
-            knowing = problem.class_features_help(combine, chosen)
-        tables = problem.tables(combine, knowing)
+        knowing, tables = problem.knowing(combine, chosen, class_features)
         tables.ensure(path for topology in chosen for path in topology.paths())
         about = {"loss": loss, **({"features": _KNOWING} if knowing else {})}
-        for topology in chosen:
-            fit = problem.tree(tables, topology)
-            found += [
-                Candidate(
-                    policy=fit_topology(fit, cost_weight).policy,
-                    method="learned",
-                    reference=reference,
-                    top=top,
-                    parameters={"cost_weight": cost_weight, **about},
-                )
-                for cost_weight in cost_weights
-            ]
-    return _unique(found)
+        trees = {topology: problem.tree(tables, topology) for topology in chosen}
+        unlike: dict[tuple[Topology, Rules], tuple[float, Fit]] = {}  # neighbors often agree
+        with one_thread():
+            for topology, cost_weight in itertools.product(chosen, cost_weights):
+                fit = fit_topology(trees[topology], cost_weight, trees)
+                unlike.setdefault((fit.topology, fit.rules), (cost_weight, fit))
+        found += [
+            Candidate(
+                policy=fit.policy,
+                method="learned",
+                reference=reference,
+                top=top,
+                parameters={"cost_weight": cost_weight, **about},
+            )
+            for cost_weight, fit in unlike.values()
+        ]
+    return found
 
 
 def refit(part: Trace, candidate: Candidate, topologies: Sequence[Topology]) -> list[Fit]:
@@ -193,27 +196,28 @@ class _Problem:
         costs = self.part.bill.relative_to(self.part.topology, self.stage_f)
         return TreeFit(tables, topology, costs, self.families, self.passes, self.ridge)
 
-    def class_features_help(self, combine: Combine, topologies: Sequence[Topology]) -> bool:
-        """True if they lower the objective on left-out examples, over the shortest topologies."""
+    def knowing(
+        self, combine: Combine, topologies: Sequence[Topology], wanted: bool | None
+    ) -> tuple[bool, Tables]:
+        """Whether decisions look at the predicted class, and tables with such features or without.
+
+        Where it is not said they do if that lowers the objective on left-out examples, over the
+        shortest topologies.
+        """
         classes, n = self.part.classes, len(self.part)
-        if not self.part.labeled or classes > _MOST_CLASSES or n < _LEAST_EACH * classes:
-            return False
+        tried = self.part.labeled and classes <= _MOST_CLASSES and n >= _LEAST_EACH * classes
+        if wanted is not None or not tried:
+            return bool(wanted), self.tables(combine, bool(wanted))
         shortest = sorted((t for t in topologies if len(t.active) > 1), key=lambda t: len(t.active))
         folds = np.random.default_rng(0).permutation(n) % _FOLDS
 
-        def objective(knowing: bool) -> float:
-            tables = self.tables(combine, knowing)
+        def objective(tables: Tables) -> float:
+            tables.ensure(path for topology in shortest[:_TRIED] for path in topology.paths())
             trees = [self.tree(tables, topology) for topology in shortest[:_TRIED]]
-            return sum(
-                tree.held_out(cost_weight, folds) for tree in trees for cost_weight in _TRIAL_LAMS
-            )
+            with one_thread():
+                return sum(tree.held_out(c, folds) for tree in trees for c in _TRIAL_LAMS)
 
-        return objective(True) < objective(False)
-
-
-def _unique(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Without the candidates whose policy an earlier one has already: neighbors often agree."""
-    seen: dict[str, Candidate] = {}
-    for candidate in candidates:
-        seen.setdefault(repr(to_json(candidate.policy)), candidate)
-    return list(seen.values())
+        without = self.tables(combine, False)
+        least = objective(without)
+        having = self.tables(combine, True, weights=without.combination.weights or None)
+        return (True, having) if objective(having) < least else (False, without)

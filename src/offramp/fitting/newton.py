@@ -1,16 +1,18 @@
-"""Weighted logistic regression by Newton's method, and the exact choice of the bias.
+"""Weighted logistic regression by Newton's method.
 
-Layer: fitting.  Source: methods.md 1 c (the 0/1 indicator relaxed to logistic loss; then the bias
-is set by an exact scan of the weighted 0/1 objective).  Why our own: measured.md, "Fitting".
+Layer: fitting.  Source: methods.md 1 c (the 0/1 indicator relaxed to logistic loss; the bias is
+then set by `offramp.fitting.cuts`).  Why our own: docs/adr/0006, docs/adr/0063.
 """
 
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64
-from scipy.special import expit
+import torch
+from jaxtyping import Bool, Float64
+from torch import Tensor
 
 from offramp._core.errors import InputError
+from offramp._core.types import FloatArray
 
 _ROUNDS = 50
 _TOLERANCE = 1e-6
@@ -50,110 +52,91 @@ def fit_weighted_logistic(
         raise InputError(f"weights must not all be 0, got a sum of {total}.")
     if not ridge > 0:
         raise InputError(f"ridge must be greater than 0, got {ridge!r}.")
-    share = weights / total
-    sign = np.where(positive, 1.0, -1.0)
-    penalty = np.full(columns.shape[1], ridge)
-    penalty[-1] = 0.0
-    current = np.zeros(columns.shape[1]) if start is None else start.copy()
-    value, z = _loss(columns, sign, share, penalty, current)
+    rows = np.ascontiguousarray(columns.T)  # (d, n): a feature lies in one piece
+    problem = _Problem(
+        rows=torch.from_numpy(rows),
+        single=torch.from_numpy(rows.astype(np.float32)),
+        sign=np.where(positive, 1.0, -1.0),
+        share=weights / total,
+        penalty=np.array([*[ridge] * (len(rows) - 1), 0.0]),
+    )
+    here = problem.at(np.zeros(len(rows)) if start is None else start.copy())
     for _ in range(_ROUNDS):
-        p = expit(-sign * z)  # (n,) probability of the wrong class
-        gradient = penalty * current - columns.T @ (share * sign * p)
+        gradient = problem.gradient(here)
         if np.abs(gradient).max() < _TOLERANCE:
             break
-        curvature = columns.T @ (columns * (share * p * (1 - p))[:, None])
-        curvature[np.diag_indices_from(curvature)] += penalty + 1e-10
-        step = np.linalg.solve(curvature, gradient)
-        current, value, z, moved = _line_search(
-            columns, sign, share, penalty, current, step, value, float(gradient @ step)
-        )
-        if not moved:
+        step = np.linalg.solve(problem.curvature(here), gradient)
+        following = _line_search(problem, here, step, float(gradient @ step))
+        if following is None:
             break
-    return current
+        here = following
+    return here.coefficients
 
 
-def _loss(
-    columns: Float64[np.ndarray, "n d"],
-    sign: Float64[np.ndarray, " n"],
-    share: Float64[np.ndarray, " n"],
-    penalty: Float64[np.ndarray, " d"],
-    at: Float64[np.ndarray, " d"],
-) -> tuple[float, Float64[np.ndarray, " n"]]:
-    z = columns @ at
-    m = sign * z
-    # log(1 + exp(-m)) without overflow; numpy's logaddexp is several times slower
-    losses = np.log1p(np.exp(-np.abs(m))) + np.maximum(-m, 0.0)
-    return float(share @ losses + 0.5 * (penalty @ at**2)), z
+class _Point(NamedTuple):
+    """Coefficients `(d,)`, the loss there, and each example's probability of the wrong class."""
+
+    coefficients: Float64[np.ndarray, " d"]
+    loss: float
+    wrong: Float64[np.ndarray, " n"]
+
+
+class _Problem(NamedTuple):
+    """A weighted logistic regression.
+
+    Products are PyTorch's, as everywhere here: what limits its threads limits those of the fit.
+
+    Args:
+        rows: The features, `(d, n)`, float64.
+        single: The same in float32.
+        sign: 1 or -1 for the class wanted, `(n,)`.
+        share: Weights that sum to 1, `(n,)`.
+        penalty: Of each coefficient, `(d,)`.
+    """
+
+    rows: Tensor
+    single: Tensor
+    sign: Float64[np.ndarray, " n"]
+    share: Float64[np.ndarray, " n"]
+    penalty: Float64[np.ndarray, " d"]
+
+    def at(self, coefficients: Float64[np.ndarray, " d"]) -> _Point:
+        margin = (self.rows.T @ torch.from_numpy(coefficients)).numpy()
+        margin *= self.sign
+        small = np.exp(-np.abs(margin))  # in (0, 1]: nothing overflows
+        losses = np.log1p(small)
+        losses -= np.minimum(margin, 0.0)
+        losses *= self.share
+        wrong = np.where(margin > 0, small, 1.0)
+        small += 1.0
+        wrong /= small
+        ridge = 0.5 * float((self.penalty * coefficients**2).sum())
+        return _Point(coefficients, float(losses.sum()) + ridge, wrong)
+
+    def gradient(self, here: _Point) -> Float64[np.ndarray, " d"]:
+        force = self.share * self.sign
+        force *= here.wrong
+        gradient: FloatArray = self.penalty * here.coefficients
+        gradient -= (self.rows @ torch.from_numpy(force)).numpy()
+        return gradient
+
+    def curvature(self, here: _Point) -> Float64[np.ndarray, "d d"]:
+        """Second derivatives, in single precision: they steer the steps, not where these end."""
+        bend = 1.0 - here.wrong
+        bend *= here.wrong
+        bend *= self.share
+        found = (self.single * torch.from_numpy(bend.astype(np.float32))) @ self.single.T
+        return found.numpy().astype(np.float64) + np.diag(self.penalty + 1e-10)
 
 
 def _line_search(
-    columns: Float64[np.ndarray, "n d"],
-    sign: Float64[np.ndarray, " n"],
-    share: Float64[np.ndarray, " n"],
-    penalty: Float64[np.ndarray, " d"],
-    at: Float64[np.ndarray, " d"],
-    step: Float64[np.ndarray, " d"],
-    value: float,
-    descent: float,
-) -> tuple[Float64[np.ndarray, " d"], float, Float64[np.ndarray, " n"], bool]:
-    """Halve Newton's step until the loss falls enough (Armijo)."""
+    problem: _Problem, here: _Point, step: Float64[np.ndarray, " d"], descent: float
+) -> _Point | None:
+    """Halve Newton's step until the loss falls enough (Armijo); None where no step does."""
     length = 1.0
     for _ in range(40):
-        trial = at - length * step
-        new, z = _loss(columns, sign, share, penalty, trial)
-        if new <= value - 1e-4 * length * descent:
-            return trial, new, z, True
+        trial = problem.at(here.coefficients - length * step)
+        if trial.loss <= here.loss - 1e-4 * length * descent:
+            return trial
         length /= 2
-    _, z = _loss(columns, sign, share, penalty, at)
-    return at, value, z, False
-
-
-class Cut(NamedTuple):
-    """Where to cut scores: the action is taken where score >= `value`."""
-
-    value: float
-    total: float
-
-
-def best_cut(
-    scores: Float[np.ndarray, " n"],
-    gains: Float64[np.ndarray, " n"],
-    order: np.ndarray | None = None,
-) -> Cut:
-    """The cut that minimizes the sum of `gains` over the examples with score >= cut, exactly.
-
-    Args:
-        scores: `(n,)`, float32; equal scores stand on the same side.
-        gains: What taking the action adds to the objective, `(n,)`; negative is good.
-        order: The examples that count, by falling score; by default all of them.
-
-    Returns:
-        The cut, half-way between two scores (infinity takes nobody, -infinity everybody), and the
-        sum. Among equal sums the one that takes the most, the cheaper action by convention.
-    """
-    if order is None:
-        order = np.argsort(-scores)  # the order among equals does not matter: no cut splits them
-    falling = scores[order]
-    sums = np.concatenate([[0.0], np.cumsum(gains[order])])  # sums[i]: the i highest are taken
-    ends = np.concatenate([[True], falling[1:] != falling[:-1], [True]])  # a tie is never split
-    candidates = np.flatnonzero(ends)
-    values = sums[candidates]
-    slack = 1e-12 * max(1.0, float(np.abs(values).max()))
-    taken = int(candidates[np.flatnonzero(values <= values.min() + slack)[-1]])
-    if taken == 0:
-        return Cut(np.inf, 0.0)
-    if taken == len(falling):
-        return Cut(-np.inf, float(sums[-1]))
-    return Cut(_between(falling[taken], falling[taken - 1]), float(sums[taken]))
-
-
-def _between(low: np.floating, high: np.floating) -> float:
-    """A float32 number in (low, high]: the middle where it is one."""
-    middle = np.float32(0.5) * np.float32(low) + np.float32(0.5) * np.float32(high)
-    return float(middle if low < middle <= high else high)
-
-
-def best_cut_reference(scores: Float[np.ndarray, " n"], gains: Float64[np.ndarray, " n"]) -> float:
-    """The slow obvious twin: the smallest sum over all cuts."""
-    cuts = [np.inf, *np.unique(scores)]
-    return min(float(gains[scores >= cut].sum()) for cut in cuts)
+    return None

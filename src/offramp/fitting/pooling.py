@@ -10,6 +10,7 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
+from offramp._core.threads import one_thread
 from offramp._core.topology import Path, Topology
 from offramp._core.types import FloatArray
 from offramp.policy.features import scaled_log_probs
@@ -47,14 +48,15 @@ def fit_path_pooling(
     labels = few.labels.numpy()
     log_probs: dict[int, FloatArray] = {}
     found: dict[Path, tuple[float, ...]] = {}
-    for path in paths:
-        for k in path:
-            if k not in log_probs:
-                scaled: Tensor = scaled_log_probs(
-                    few.output(k).scores(), torch.tensor(temperatures[k])
-                )
-                log_probs[k] = scaled.double().numpy()
-        found[path] = _weights([log_probs[k] for k in path], labels)
+    with one_thread(len(few) * few.classes):
+        for path in paths:
+            for k in path:
+                if k not in log_probs:
+                    scaled: Tensor = scaled_log_probs(
+                        few.output(k).scores(), torch.tensor(temperatures[k])
+                    )
+                    log_probs[k] = scaled.double().numpy()
+            found[path] = _weights([log_probs[k] for k in path], labels)
     return found
 
 
@@ -62,10 +64,11 @@ def _weights(each: Sequence[FloatArray], labels: np.ndarray) -> tuple[float, ...
     if len(each) == 1:
         return (1.0,)
     stack = np.stack(each, axis=2)  # (n, c, v)
+    tensors = torch.from_numpy(stack)  # whose products take the threads that `one_thread` leaves
     at_label = stack[np.arange(len(labels)), labels]  # (n, v)
 
     def loss(weights: FloatArray) -> tuple[float, FloatArray]:
-        pooled = stack @ weights  # (n, c)
+        pooled = (tensors @ torch.from_numpy(weights)).numpy()  # (n, c)
         pooled -= pooled.max(axis=1, keepdims=True)
         p = np.exp(pooled)
         total = p.sum(axis=1, keepdims=True)
@@ -74,7 +77,8 @@ def _weights(each: Sequence[FloatArray], labels: np.ndarray) -> tuple[float, ...
         return float(nll.mean()), (expected - at_label).mean(axis=0)
 
     start = np.full(len(each), 1.0 / len(each))
-    result = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0.0, 20.0)] * len(each))
+    bounds = [(0.0, 20.0)] * len(each)
+    result = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds)
     weights = tuple(float(w) for w in result.x)
     # All zero would say "every class alike"; then the last stage answers alone.
     return weights if max(weights) > 1e-6 else (*[0.0] * (len(each) - 1), 1.0)

@@ -10,6 +10,7 @@ from offramp._core.types import FloatArray
 from offramp.trace import Trace
 
 _MOST_EXAMPLES = 20_000  # one number per stage is settled long before
+_AT_ONCE = 2**15  # numbers that stay near the processor
 _SHARPEST, _FLATTEST = 0.05, 20.0
 
 
@@ -51,15 +52,20 @@ def negative_log_likelihood(scores: FloatArray, labels: np.ndarray, inverse: flo
 def _temperature(scores: FloatArray, labels: np.ndarray) -> float:
     low, high = 1 / _FLATTEST, 1 / _SHARPEST
     inverse = 1.0
-    at_label = scores[np.arange(len(labels)), labels]
+    below = scores - scores.max(axis=1, keepdims=True)  # <= 0: no power overflows
+    at_label = float(below[np.arange(len(labels)), labels].sum())
+    rows = max(1, _AT_ONCE // scores.shape[1])
+    parts = [below[i : i + rows] for i in range(0, len(below), rows)]
     for _ in range(50):
-        scaled = inverse * scores
-        scaled -= scaled.max(axis=1, keepdims=True)
-        p = np.exp(scaled)
-        p /= p.sum(axis=1, keepdims=True)
-        mean = (p * scores).sum(axis=1)
-        slope = float((mean - at_label).mean())
-        curvature = float(((p * scores**2).sum(axis=1) - mean**2).mean())
+        slope, curvature = -at_label, 0.0
+        for part in parts:
+            p = np.exp(inverse * part)
+            p /= p.sum(axis=1, keepdims=True)
+            p *= part
+            mean = p.sum(axis=1)
+            p *= part
+            slope += float(mean.sum())
+            curvature += float(p.sum() - (mean**2).sum())
         # The interval shrinks with the sign of the slope; a Newton step that leaves it is
         # replaced by its middle, so flat tails cannot throw the search off.
         low, high = (inverse, high) if slope < 0 else (low, inverse)

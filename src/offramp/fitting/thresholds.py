@@ -21,6 +21,7 @@ from offramp._core.topology import Path, Topology
 from offramp._core.types import BoolArray, FloatArray, IntArray
 from offramp.fitting.baselines import inner_paths
 from offramp.fitting.chains import chains_to_fit
+from offramp.fitting.cuts import running_sum
 from offramp.fitting.pareto import pareto_front
 from offramp.fitting.tables import FeaturesOf, Tables, combines_of, telling
 from offramp.fitting.temperature import fit_temperatures
@@ -36,6 +37,7 @@ _TRADE_OFFS = np.geomspace(
 )  # loss per the reference's cost; beyond, all leave or none does
 _PASSES = 2
 _CUTS_KEPT = 12  # of each scan on a longer chain
+_SCANS_KEPT, _NUMBERS_KEPT = 32, 2**22  # the way to the best thresholds comes by most scans again
 
 
 def fit_threshold(
@@ -188,7 +190,7 @@ class _Scan:
         counts: How many leave, `(u,)`, rising from 0; only where the statistic changes.
         thresholds: The value that makes them leave, `(u,)`; the first means that nobody does.
         cost: Mean cost ratio over all examples, `(u,)`.
-        losses: Mean error and mean excess, `(u, 2)`.
+        losses: Mean error and mean excess, `(2, u)`.
     """
 
     counts: IntArray
@@ -209,8 +211,10 @@ class _Search:
         self.inner = inner_paths(chain)
         self._decision = [costs.decision[path[-1]] for path in self.inner]
         self._reach_cost = [costs.path(chain, path, ()) for path in self.paths]
-        # error and excess of leaving at the end of each path, each (n, 2)
-        self._losses = [tables.losses(path) for path in self.paths]
+        # error and excess of leaving at the end of each path, each (2, n)
+        self._losses = [np.ascontiguousarray(tables.losses(path).T) for path in self.paths]
+        self._scans: dict[tuple[int, tuple[float | None, ...]], _Scan] = {}
+        self._most_scans = min(_SCANS_KEPT, 1 + _NUMBERS_KEPT // tables.n)
 
     def candidates(self, grid: int) -> list[_Trial]:
         """Candidates on the way to the best thresholds, `grid` of them on a chain of two."""
@@ -222,33 +226,38 @@ class _Search:
             thresholds = start
             for trade_off in _TRADE_OFFS:
                 for at in [*reversed(range(len(self.inner)))] * _PASSES:
-                    scan = self.scan(thresholds, at)
-                    best = int(np.argmin(scan.losses[:, risk] + trade_off * scan.cost))
-                    found += self._along(scan, thresholds, at, _CUTS_KEPT, also=best)
-                    thresholds = _replaced(thresholds, at, scan, best)
+                    key = (at, (*thresholds[:at], *thresholds[at + 1 :]))
+                    scan = self._scans.pop(key, None)
+                    if scan is None:
+                        scan = self.scan(thresholds, at)
+                        found += self._along(scan, thresholds, at, _CUTS_KEPT)
+                    self._scans[key] = scan  # the last asked for stands last
+                    if len(self._scans) > self._most_scans:
+                        del self._scans[next(iter(self._scans))]
+                    best = int(np.argmin(scan.losses[risk] + trade_off * scan.cost))
+                    found.append(self._trial(scan, thresholds, at, best))
+                    thresholds = found[-1].thresholds
         return _front(found, grid)
 
     def _along(
-        self,
-        scan: _Scan,
-        thresholds: tuple[float | None, ...],
-        at: int,
-        most: int,
-        also: int = 0,
+        self, scan: _Scan, thresholds: tuple[float | None, ...], at: int, most: int
     ) -> list[_Trial]:
-        """Cuts of a scan at evenly spaced shares of examples leaving."""
+        """Cuts of a scan at evenly spaced shares of examples leaving; the first leaves nobody."""
         shares = np.linspace(0, scan.counts[-1], most)
         nearest = np.searchsorted(scan.counts, shares).clip(max=len(scan.counts) - 1)
-        return [
-            _Trial(
-                self,
-                _replaced(thresholds, at, scan, int(i)),
-                float(scan.cost[i]),
-                float(scan.losses[i, 0]),
-                float(scan.losses[i, 1]),
-            )
-            for i in np.unique([*nearest, also])
-        ]
+        return [self._trial(scan, thresholds, at, int(i)) for i in np.unique([0, *nearest])]
+
+    def _trial(
+        self, scan: _Scan, thresholds: tuple[float | None, ...], at: int, cut: int
+    ) -> _Trial:
+        value = None if scan.counts[cut] == 0 else float(scan.thresholds[cut])
+        return _Trial(
+            self,
+            (*thresholds[:at], value, *thresholds[at + 1 :]),
+            float(scan.cost[cut]),
+            float(scan.losses[0, cut]),
+            float(scan.losses[1, cut]),
+        )
 
     def scan(self, thresholds: Sequence[float | None], at: int) -> _Scan:
         """Cost and losses for every threshold after stage `at`, the others held fixed."""
@@ -260,18 +269,19 @@ class _Search:
             left = reached & leaves[i]
             fixed_cost += self._decision_charge(i, thresholds[i], reached)
             fixed_cost += _summed(self._reach_cost[i], left)
-            fixed_losses += self._losses[i][left].sum(axis=0)
+            fixed_losses += self._losses[i][:, left].sum(axis=1)
             reached &= ~leaves[i]
         later_cost, later_losses = self._onwards(thresholds, leaves, at + 1)
-        order = self.tables.order(*self._statistic(at), self.sign)
+        order = self.tables.ranking(*self._statistic(at), self.sign).order
         order = order[reached[order]]  # (r,), the surest first
         value = self._sureness(at)[order]
         last_of_ties = np.flatnonzero(np.append(value[1:] != value[:-1], len(value) > 0))
         counts = np.concatenate([[0], last_of_ties + 1])  # (u,)
-        gain = self._losses[at][order] - later_losses[order]  # (r, 2), from leaving here
+        later = later_losses.take(order, axis=1)
+        gain = self._losses[at].take(order, axis=1) - later  # (2, r), from leaving here
         reach = self._reach_cost[at]
         saved = (reach if isinstance(reach, float) else reach[order]) - later_cost[order]  # (r,)
-        losses = fixed_losses + later_losses[order].sum(axis=0) + _prefix(gain)[counts]
+        losses = (fixed_losses + later.sum(axis=1))[:, None] + _prefix(gain)[:, counts]
         cost = fixed_cost + later_cost[order].sum() + _prefix(saved)[counts]
         cost += np.where(counts > 0, len(order) * self._decision[at], 0.0)
         return _Scan(
@@ -301,14 +311,14 @@ class _Search:
     def _onwards(
         self, thresholds: Sequence[float | None], leaves: Sequence[BoolArray], at: int
     ) -> tuple[FloatArray, FloatArray]:
-        """Cost `(n,)`, decisions from `at` on included, and losses `(n, 2)` of going on to `at`."""
+        """Cost `(n,)`, decisions from `at` on included, and losses `(2, n)` of going on to `at`."""
         cost = np.full(self.tables.n, self._reach_cost[-1], dtype=np.float64)
         losses = self._losses[-1]
         for i in reversed(range(at, len(self.inner))):
             cost = np.where(leaves[i], self._reach_cost[i], cost)
             if thresholds[i] is not None:
                 cost = cost + self._decision[i]
-            losses = np.where(leaves[i][:, None], self._losses[i], losses)
+            losses = np.where(leaves[i], self._losses[i], losses)
         return cost, losses
 
 
@@ -318,16 +328,9 @@ def _summed(cost: float | FloatArray, rows: BoolArray) -> float:
 
 
 def _prefix(values: FloatArray) -> FloatArray:
-    """Sums of the first 0, 1, ... rows."""
-    zero = np.zeros((1, *values.shape[1:]))
-    return np.concatenate([zero, values.cumsum(axis=0)])
-
-
-def _replaced(
-    thresholds: tuple[float | None, ...], at: int, scan: _Scan, cut: int
-) -> tuple[float | None, ...]:
-    value = None if scan.counts[cut] == 0 else float(scan.thresholds[cut])
-    return (*thresholds[:at], value, *thresholds[at + 1 :])
+    """Sums of the first 0, 1, ... along the last axis."""
+    zero = np.zeros((*values.shape[:-1], 1))
+    return np.concatenate([zero, running_sum(values)], axis=-1)
 
 
 def _front(candidates: Sequence[_Trial], most: int) -> list[_Trial]:

@@ -10,24 +10,22 @@ row of weighted binary problems.
 Layer: fitting.  Source: Bolukbasi et al., ICML 2017, sections 3 and 4; methods.md 1 a-e.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import final
 
 import numpy as np
-import torch
 
 from offramp._core.checks import check_choice, check_not_negative
 from offramp._core.costs import Bill
 from offramp._core.errors import InputError
 from offramp._core.topology import Path, Topology
 from offramp._core.types import BoolArray, FloatArray, IntArray
-from offramp.fitting.newton import Cut, best_cut, fit_weighted_logistic
+from offramp.fitting.cuts import Ranking
+from offramp.fitting.fits import Choice, Fit, Trial
+from offramp.fitting.newton import fit_weighted_logistic
 from offramp.fitting.search import without
 from offramp.fitting.tables import Tables
-from offramp.policy.features import Feature
-from offramp.policy.policy import Node, Policy
-from offramp.policy.rules import Constant, Linear, Rule, linear_score
 
 Family = str  # one of FAMILIES
 _MOST_ROWS = 50_000
@@ -36,68 +34,13 @@ FAMILIES: tuple[Family, ...] = ("constant", "threshold", "linear")
 
 
 @final
-@dataclass(frozen=True)
-class _Choice:
-    """A rule and what it does to the examples fitted on.
-
-    Args:
-        rule: The rule.
-        take: Where it takes the action, `(n,)`.
-        gain: Change of the objective, decision cost included; lower is better.
-    """
-
-    rule: Rule
-    take: BoolArray
-    gain: float
-
-
-@final
-@dataclass(frozen=True)
-class _Trial:
-    """A weighted sum with its best cut; most are never chosen, so its rule is made at the end.
-
-    Args:
-        features: What is summed.
-        weights: Their weights.
-        scores: The sum, `(n,)`, float32.
-        cut: Where to take the action.
-    """
-
-    features: Sequence[Feature]
-    weights: Sequence[float]
-    scores: np.ndarray
-    cut: Cut
-
-    def choice(self, gain: float) -> _Choice:
-        """The rule with its bias, and whom it takes."""
-        rule = Linear(self.features, self.weights, -self.cut.value)
-        return _Choice(rule, self.scores >= np.float32(self.cut.value), gain)
-
-
-@final
 @dataclass
 class _Fitted:
     """Rules at one node and the value of standing there, `(n,)`."""
 
-    leave: _Choice
-    routes: list[_Choice]
+    leave: Choice
+    routes: list[Choice]
     value: FloatArray
-
-
-@final
-@dataclass(frozen=True)
-class Fit:
-    """What one trade-off led to.
-
-    Args:
-        policy: The policy.
-        objective: Mean loss plus cost_weight times mean cost, on the examples fitted on.
-        idle: Stages where next to nobody leaves.
-    """
-
-    policy: Policy
-    objective: float
-    idle: tuple[int, ...]
 
 
 @final
@@ -120,7 +63,9 @@ class TreeFit:
     families: Sequence[Family] = FAMILIES
     passes: int = 1
     ridge: float = 1e-3
-    _starts: dict[tuple[Path, int], FloatArray] = field(default_factory=dict)
+    _starts: dict[tuple[Path, int, bool], list[FloatArray]] = field(default_factory=dict)
+    _found: dict[float, Fit] = field(default_factory=dict)
+    _visits: dict[Path, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for family in self.families:
@@ -129,15 +74,29 @@ class TreeFit:
             raise InputError(f"families must name at least one of {FAMILIES}, got none.")
         self.tables.ensure(self.topology.paths())
 
-    def fit(self, cost_weight: float) -> "Fit":
+    def on(self, topology: Topology) -> "TreeFit":
+        """The same for another part of the cascade."""
+        return replace(self, topology=topology, _starts={}, _found={}, _visits={})
+
+    def fit(self, cost_weight: float) -> Fit:
         """The policy for a trade-off `cost_weight >= 0`, loss per unit of the reference's cost."""
         check_not_negative("cost_weight", cost_weight)
+        if cost_weight not in self._found:
+            self._found[cost_weight] = self._fit(cost_weight)
+        return self._found[cost_weight]
+
+    def _fit(self, cost_weight: float) -> Fit:
         nodes = self._nodes(cost_weight, np.ones(self.tables.n, dtype=np.bool_))
         inner = self._inner()
         for _ in range(self.passes):
             if not self._improve(inner, cost_weight, nodes):
                 break
-        return Fit(self._policy(nodes), self._objective(cost_weight, nodes), self._idle(nodes))
+        rules = tuple(
+            (path, node.leave.summed, tuple(route.summed for route in node.routes))
+            for path, node in nodes.items()
+        )
+        objective = self._objective(cost_weight, nodes)
+        return Fit(self.tables, self.topology, rules, objective, self._idle(nodes))
 
     def held_out(self, cost_weight: float, folds: IntArray) -> float:
         """Mean objective on examples that were left out of the fit, each fold in its turn.
@@ -188,7 +147,7 @@ class TreeFit:
         children = self.topology.children(path[-1])
         best = self._going(path, children[-1], cost_weight, nodes)
         decision = cost_weight * self.costs.decision[path[-1]]
-        routes: list[_Choice] = []
+        routes: list[Choice] = []
         for slot, child in reversed(list(enumerate(children[:-1]))):
             other = self._going(path, child, cost_weight, nodes)
             choice = self._choose(path, slot + 1, other - best, decision, rows)
@@ -198,7 +157,7 @@ class TreeFit:
         if self.tables.may_leave(path[-1]):
             leave = self._choose(path, 0, loss - best, decision, rows)
         else:
-            leave = _Choice(Constant(False), np.zeros(len(loss), dtype=np.bool_), 0.0)
+            leave = Choice(False, np.zeros(len(loss), dtype=np.bool_))
         fitted = _Fitted(leave, routes, np.empty(0))
         fitted.value = self._value(path, cost_weight, nodes, fitted)
         return fitted
@@ -209,7 +168,17 @@ class TreeFit:
         """Loss plus cost_weight-cost from running `child` onwards, `(n,)`."""
         further = (*path, child)
         after = nodes[further].value if further in nodes else self.tables.loss_of_leaving(further)
-        return after + cost_weight * self.costs.visit(self.topology, path, child)
+        return after + cost_weight * self._visit(path, child)
+
+    def _visit(self, path: Path, child: int) -> float | FloatArray:
+        """Cost of going on to `child`, `(n,)` where each example has its price."""
+        known = self._visits.get((*path, child))
+        if known is not None:
+            return known
+        found: float | FloatArray = self.costs.visit(self.topology, path, child)
+        if isinstance(found, float):  # prices of examples would be many numbers to keep
+            self._visits[*path, child] = found
+        return found
 
     def _value(
         self, path: Path, cost_weight: float, nodes: dict[Path, _Fitted], fitted: _Fitted
@@ -219,7 +188,7 @@ class TreeFit:
         for child, choice in reversed(list(zip(children[:-1], fitted.routes, strict=True))):
             going = np.where(choice.take, self._going(path, child, cost_weight, nodes), going)
         value = np.where(fitted.leave.take, self.tables.loss_of_leaving(path), going)
-        free = fitted.leave.rule.free and all(r.rule.free for r in fitted.routes)
+        free = fitted.leave.free and all(route.free for route in fitted.routes)
         return value if free else value + cost_weight * self.costs.decision[path[-1]]
 
     def _reached(self, path: Path, nodes: dict[Path, _Fitted]) -> BoolArray:
@@ -247,7 +216,7 @@ class TreeFit:
 
     def _choose(
         self, path: Path, slot: int, gains: FloatArray, decision: float, rows: BoolArray
-    ) -> _Choice:
+    ) -> Choice:
         """The rule of lowest objective on `rows`; the simpler family where they tie.
 
         Args:
@@ -263,47 +232,61 @@ class TreeFit:
         # At equal objective the action is taken: it is the cheaper one.
         take = always <= 1e-12 * max(1.0, float(np.abs(gains).max()))
         least, best = min(always, 0.0), None
-        for candidate in self._candidates(path, slot, gains, rows):
-            total = candidate.cut.total + charge
-            if total < least - 1e-12 * max(1.0, abs(least)):
-                least, best = total, candidate
-        return best.choice(least) if best else _Choice(Constant(take), np.full(n, take), least)
+        counted = gains if rows.all() else np.where(rows, gains, 0.0)
+        bound = charge + float(np.minimum(counted, 0.0).sum())  # of a rule that is never wrong
+        trials = self._trials(path, slot, counted, rows)
+        while bound < _lower(least) and (trial := next(trials, None)):
+            cut = trial.ranking.best(counted, below=_lower(least) - charge)
+            if cut.total + charge < _lower(least):
+                least, best = cut.total + charge, (trial, cut)
+        if best is None:
+            return Choice(take, np.full(n, take))
+        trial, cut = best  # a rule is made of the best alone
+        return trial.choice(cut, rows)
 
-    def _candidates(
-        self, path: Path, slot: int, gains: FloatArray, rows: BoolArray
-    ) -> list[_Trial]:
-        found: list[_Trial] = []
+    def _trials(self, path: Path, slot: int, gains: FloatArray, rows: BoolArray) -> Iterator[Trial]:
+        """Weighted sums, each made when it is asked for.
+
+        Args:
+            path: Where the rule stands.
+            slot: 0 for leaving, 1.. for routes.
+            gains: What the action adds to the objective, `(n,)`; 0 of examples that do not count.
+            rows: Examples that count.
+        """
         if "threshold" in self.families:
             signs = (1.0,) if slot == 0 else (1.0, -1.0)  # a route may prefer the less sure
             for feature, sure in self.tables.confidences(path):
-                for sign in signs:
-                    order = self.tables.order(feature, path, sure * sign)
-                    scores = (sure * sign) * self.tables.column(feature, path)
-                    found += _cut([feature], [sure * sign], scores, gains, order[rows[order]])
-        if "linear" in self.families:
-            found += self._linear(path, slot, gains, rows)
-        return found
+                for weight in (sure * sign for sign in signs):
+                    ranking = self.tables.ranking(feature, path, weight)
+                    yield Trial((feature,), (weight,), ranking)
+        if "linear" in self.families and self.tables.features(path):
+            yield from self._linear(path, slot, gains, rows)
 
-    def _linear(self, path: Path, slot: int, gains: FloatArray, rows: BoolArray) -> list[_Trial]:
-        if not self.tables.features(path):
-            return []
-        design = self.tables.design(path)
-        used = _thinned(rows)
-        weights = np.abs(gains)[used]
-        if not weights.sum() > 0:
-            return []
+    def _linear(self, path: Path, slot: int, gains: FloatArray, rows: BoolArray) -> Iterator[Trial]:
+        design, used, every = self.tables.design(path), _thinned(rows), bool(rows.all())
+        importance = np.abs(gains[used])
+        if not importance.sum() > 0:
+            return
         coefficients = fit_weighted_logistic(
-            design.matrix[used],
+            design.rows(used),
             gains[used] <= 0,
-            weights,
+            importance,
             ridge=self.ridge,
-            start=self._starts.get((path, slot)),
+            start=self._start((path, slot, every)),
         )
-        self._starts[(path, slot)] = coefficients
-        raw = torch.from_numpy(design.raw_weights(coefficients)).float()
-        scores = linear_score(self.tables.columns(path), raw, torch.tensor(0.0)).numpy()
-        order = np.argsort(-scores)
-        return _cut(self.tables.features(path), raw.tolist(), scores, gains, order[rows[order]])
+        solved = self._starts.setdefault((path, slot, every), [])
+        solved[:] = [*solved[-1:], coefficients]
+        raw = design.raw_weights(coefficients).astype(np.float32)
+        ranking = Ranking(self.tables.weighted_sum(path, raw))
+        yield Trial(self.tables.features(path), tuple(raw.tolist()), ranking)
+
+    def _start(self, key: tuple[Path, int, bool]) -> FloatArray | None:
+        """Where to begin: where the last two trade-offs point to, or some like them were solved."""
+        path, slot, every = key
+        before = self._starts.get(key) or self._starts.get((path, slot, True), [])
+        if every and len(before) == 2:
+            return 2 * before[1] - before[0]  # trade-offs stand in equal ratios
+        return before[-1] if before else None
 
     def _idle(self, nodes: dict[Path, _Fitted]) -> tuple[int, ...]:
         """Stages that could be bypassed and where next to nobody leaves, the idlest first."""
@@ -319,32 +302,10 @@ class TreeFit:
         idle = [k for k in bypassable if leave[k] <= IDLE_SHARE * arrive[k]]
         return tuple(sorted(idle, key=lambda k: leave[k]))
 
-    def _policy(self, nodes: dict[Path, _Fitted]) -> Policy:
-        weights = {
-            path: self.tables.combination.weights[path]
-            for path in self.topology.paths()
-            if self.tables.combination.kind == "log_linear"
-        }
-        return Policy(
-            self.topology,
-            {p: Node(f.leave.rule, [r.rule for r in f.routes]) for p, f in nodes.items()},
-            temperatures=self.tables.temperatures,
-            combine=self.tables.combination.kind,
-            weights=weights or None,
-            outputs=self.tables.outputs,
-        )
 
-
-def _cut(
-    features: Sequence[Feature],
-    weights: Sequence[float],
-    scores: np.ndarray,
-    gains: FloatArray,
-    order: np.ndarray,
-) -> list[_Trial]:
-    """A weighted sum with its bias set by an exact scan; nothing if a constant is as good."""
-    cut = best_cut(scores, gains, order)
-    return [_Trial(features, weights, scores, cut)] if np.isfinite(cut.value) else []
+def _lower(total: float) -> float:
+    """What is lower than a total by more than rounding."""
+    return total - 1e-12 * max(1.0, abs(total))
 
 
 def _thinned(rows: BoolArray) -> slice | IntArray:
@@ -358,21 +319,31 @@ def _thinned(rows: BoolArray) -> slice | IntArray:
     return index[:: max(1, len(index) // _MOST_ROWS)]
 
 
-def fit_topology(fit: TreeFit, cost_weight: float) -> Fit:
+def fit_topology(
+    fit: TreeFit, cost_weight: float, trees: dict[Topology, TreeFit] | None = None
+) -> Fit:
     """Fit one trade-off and drop the stages that do not pay.
 
     A stage where nobody leaves, or so few that it may be by luck, is bypassed, with its head's cost
     and the features it gave, and what used them is refitted; this stays if the objective does not
     rise. Repeated until the topology stands.
+
+    Args:
+        fit: Of the topology to begin with.
+        cost_weight: The trade-off, >= 0.
+        trees: Those of other topologies on the same tables, by topology; those that are missing
+            are put in, so that each is fitted once for a trade-off.
     """
+    trees = {} if trees is None else trees
     found = fit.fit(cost_weight)
     kept: set[int] = set()  # stages whose bypassing did not pay
     while rest := [stage for stage in found.idle if stage not in kept]:
-        smaller = without(fit.topology, rest[0])
-        trial = TreeFit(fit.tables, smaller, fit.costs, fit.families, fit.passes, fit.ridge)
-        other = trial.fit(cost_weight)
+        smaller = without(found.topology, rest[0])
+        if smaller not in trees:
+            trees[smaller] = fit.on(smaller)
+        other = trees[smaller].fit(cost_weight)
         if other.objective <= found.objective:
-            fit, found = trial, other
+            found = other
         else:
             kept.add(rest[0])
     return found

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from offramp._core.checks import check_choice
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp._core.types import SPLITS, Batch, Split
@@ -18,6 +19,7 @@ from offramp.project.heads import HEADS, load_heads
 from offramp.project.inputs import decodes_itself
 from offramp.project.networks import built, planned, service_of, spec_of, with_heads
 from offramp.stages import Cascade, given_costs, measure_costs
+from offramp.trace import Trace, from_npz, from_parquet
 
 
 def dataset_of(config: RunConfig) -> Dataset:
@@ -43,6 +45,24 @@ def dataset_of(config: RunConfig) -> Dataset:
     if data.ranges:
         found = found.with_ranges({split: (a, b) for split, (a, b) in data.ranges.items()})
     return found
+
+
+def answers_of(config: RunConfig) -> Trace:
+    """The trace that `[answers]` describes, divided into splits where it says how.
+
+    Raises:
+        InputError: If there is no `[answers]`, or as `offramp.trace.from_npz`.
+        FileFormatError: If the file cannot be read.
+    """
+    answers = config.answers
+    if answers is None:
+        raise InputError(f"{config.file} needs [answers].")
+    path = Path(answers.path)
+    kinds = {".npz": from_npz, ".parquet": from_parquet}
+    check_choice("the ending of answers.path", path.suffix, tuple(kinds))
+    given = answers.model_dump(exclude={"path", "splits", "seed"}, exclude_none=True)
+    trace = kinds[path.suffix](path, **given)
+    return trace.split_into(answers.splits, seed=answers.seed) if answers.splits else trace
 
 
 def cascade_of(

@@ -1,31 +1,32 @@
-"""The demo from end to end: train, record, fit, choose, evaluate, run for real, deploy, report.
+"""The demo from end to end: learn, fit, choose, evaluate, run for real, deploy, report.
+
+What it shows is a `World`; where nothing but answers is known, nothing is run.
 
 Layer: project.
 """
 
 import csv
+import shlex
 import subprocess
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
-import torch
+from PIL import Image
+from torch import Tensor
 
-from offramp._core.errors import InputError, UnsupportedError
+from offramp._core.errors import UnsupportedError
 from offramp._core.files import atomic_file, atomic_folder
-from offramp._core.formatting import amount
 from offramp._core.ownership import RUN
 from offramp._core.schema import to_json
-from offramp._core.types import SPLITS, Split
+from offramp._core.threads import one_thread
 from offramp.bundle import save
-from offramp.data import Dataset, digits
+from offramp.data import Dataset
 from offramp.evaluation import Choice, Evaluation, Frontier, evaluate, fit, replay
-from offramp.models import ModelSpec, build
 from offramp.policy import Candidate
 from offramp.project.folder import (
     CHOSEN,
@@ -35,44 +36,43 @@ from offramp.project.folder import (
     check_replaceable,
 )
 from offramp.project.images import example_images
+from offramp.project.inputs import IMAGE_OPTIONS
 from offramp.project.report import report_content, reproduction
-from offramp.recording import record
+from offramp.project.worlds.digits import DIGITS
+from offramp.project.worlds.world import Learned, World
 from offramp.report import write_report
 from offramp.runtime import Adaptive, Prediction
-from offramp.stages import Cascade, Normalize, measure_seconds
+from offramp.stages import Cascade
 from offramp.trace import Trace, save_trace
-from offramp.train import train_classifier
 from offramp.tuning.compare import compare
 
-TRACE, BUNDLE, TEST_IMAGES, PREDICTIONS = "digits.trace", "bundle", "test.npz", "predictions.csv"
-EVALUATION, TIMING = "evaluation.json", "timing.json"
-SIZES: dict[Split, int] = {"train": 400, "fit": 500, "calibrate": 550, "test": 347}
+BUNDLE, PREDICTIONS, EVALUATION, TIMING = (
+    "bundle",
+    "predictions.csv",
+    "evaluation.json",
+    "timing.json",
+)
 MAX_LOSS = 0.02  # two points of accuracy
 DELTA = 0.1  # chance that the promise is wrong
-POLICIES = ("threshold", "random")  # learned ones need more than 500 examples to be promised
-BATCH_SIZES = (1, 256)
-_SCALE, _MEAN, _STD = 1 / 16, 0.305, 0.376  # pixels are 0 to 16; moments of the digits
 _NEAR = 1e-3  # scores this near a threshold may fall on either side of it by rounding
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Network:
-    """A network of the demo and how it is trained."""
+class Live:
+    """What became of the choice when it ran.
 
-    name: str
-    width: int
-    depth: int
-    epochs: int
-    learning_rate: float
+    Args:
+        timing: Rows of `side_by_side.compare`.
+        replayed: Examples of test that the runtime treated exactly as replay had said.
+        undecided: Others, whose score lies within rounding of a threshold.
+        predicted: Examples of test that a fresh process answered as this one did.
+    """
 
-
-#: Sizes were measured: each is eight to nine times as expensive as the one before, and better.
-NETWORKS = (
-    Network(name="small", width=4, depth=3, epochs=16, learning_rate=0.015),
-    Network(name="middle", width=10, depth=4, epochs=20, learning_rate=0.008),
-    Network(name="large", width=24, depth=5, epochs=24, learning_rate=0.004),
-)
+    timing: tuple[Mapping[str, Any], ...]
+    replayed: int
+    undecided: int
+    predicted: int
 
 
 @final
@@ -81,32 +81,31 @@ class DemoResult:
     """What the demo found.
 
     Args:
+        world: What it showed.
         choice: The chosen point with its promise, or why nothing can be promised.
         chosen: It, on `test`.
-        singles: Each network alone, on `test`, by name.
-        timing: Rows of `side_by_side.compare`.
-        replayed: Test images that the runtime treated exactly as replay had said.
-        undecided: Others, whose score lies within rounding of a threshold.
-        predicted: Test images that a fresh process answered as this one did.
+        singles: Each stage alone, on `test`, by name.
+        live: How it ran; None where only answers are known.
         report: The page.
+        next: Commands that may follow.
     """
 
+    world: World
     choice: Choice
     chosen: Evaluation
     singles: Mapping[str, Evaluation]
-    timing: tuple[Mapping[str, Any], ...]
-    replayed: int
-    undecided: int
-    predicted: int
+    live: Live | None
     report: Path
+    next: tuple[str, ...]
 
 
 def run_demo(
     out: Path,
     *,
+    world: World = DIGITS,
+    source: Path | None = None,
     seed: int = 0,
-    networks: tuple[Network, ...] = NETWORKS,
-    rounds: int = 15,
+    rounds: int | None = None,
     bootstrap_seed: int = 0,
     progress: bool = True,
     tell: Callable[[str], None] = lambda _: None,
@@ -115,139 +114,114 @@ def run_demo(
 
     Args:
         out: The folder; an earlier run of the demo in it is replaced.
+        world: What to show.
+        source: Folder of its data; None where they come with the package.
         seed: Of the splits, the first weights and the training.
-        networks: What to train, cheapest first.
-        rounds: Timed rounds.
+        rounds: Timed rounds; by default as the world says.
         bootstrap_seed: Of the resampling for intervals.
         progress: Show bars.
         tell: Called with a few words before each step.
 
     Raises:
-        InputError: If `out` holds anything that the demo did not write, or another run.
-        UnsupportedError: If the runtime or a fresh process gives other answers than replay.
+        InputError: If `out` holds anything that the demo did not write, or another run; or if
+            the world's data are not in the folder.
+        UnsupportedError: If the runtime or a fresh process gives other answers than replay, or
+            packages are missing that the world needs.
     """
     same = check_replaceable(out, "offramp demo")
+    command = _command(world, source, seed)
     with one_thread(), atomic_folder(out, RUN, overwrite=same) as folder:
         run = RunFolder.claim(folder)
-        tell("training three networks")
-        examples = digits().split_into(SIZES, seed=seed, stratified=True)
-        cascade = trained(examples, networks, seed=seed, progress=progress)
-        tell("recording what they say about images they have not seen")
-        run.remember(TRACE, trace=TRACE, seed=seed, command=f"offramp demo --seed {seed}")
-        trace = _recorded(cascade, examples, folder, progress)
+        learned = world.learn(source, seed=seed, progress=progress, tell=tell)
+        trace, name = learned.trace, f"{world.name}.trace"
+        run.remember(name, trace=name, seed=seed, command=command)
+        save_trace(trace, folder / name)
         tell("fitting policies")
-        frontier, choice = promised(trace, seed=seed, progress=progress)
+        frontier, choice = promised(trace, world, seed=seed, progress=progress)
         run.write(FRONTIER, to_json(frontier))
         run.write(CHOSEN, to_json(choice))
         test = trace.subset("test")
         chosen = evaluate(test, choice.candidate, seed=bootstrap_seed)
         run.write(EVALUATION, chosen.numbers())
-        tell("running it for real")
-        images = examples.subset("test")
-        answer = Adaptive(cascade, choice, costs=trace.costs)(images.inputs, images.ids)
-        replayed, undecided = _agreement(test, choice.candidate, answer)
-        timing = _timed(cascade, choice, frontier.reference, images, rounds, progress)
-        run.write(TIMING, {"timing": timing})
-        tell("deploying it and asking a fresh process")
-        predicted = _deployed(folder, run, cascade, choice, trace, images, answer)
+        live = None
+        if learned.cascade is not None and learned.test is not None:
+            live = _run(
+                run, world, learned.cascade, choice, trace, learned.test, rounds, progress, tell
+            )
         tell("writing the report")
-        _reported(run, cascade, examples, trace, frontier, choice, timing, seed)
+        _reported(run, world, learned, frontier, choice, live, command, seed)
         singles = {
             p.candidate.policy.topology.names[p.candidate.policy.topology.root]: evaluate(
                 test, p.candidate, bootstrap=0
             )
             for p in frontier.singles
         }
+        following = _next(out, world, learned.test)
     return DemoResult(
+        world=world,
         choice=choice,
         chosen=chosen,
         singles=singles,
-        timing=tuple(timing),
-        replayed=replayed,
-        undecided=undecided,
-        predicted=predicted,
+        live=live,
         report=out / REPORT,
+        next=following,
     )
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One thread for a while: networks this small gain nothing from more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def trained(
-    examples: Dataset,
-    networks: tuple[Network, ...] = NETWORKS,
-    *,
-    seed: int = 0,
-    progress: bool = True,
-) -> Cascade:
-    """The demo's cascade, trained on the part `train` of the examples."""
-    part = examples.subset("train")
-    transform = Normalize(_SCALE, _MEAN, _STD)
-    specs = {
-        n.name: ModelSpec(
-            name="small_cnn",
-            arguments={
-                "width": n.width,
-                "depth": n.depth,
-                "classes": examples.classes,
-                "seed": seed + k,
-            },
-        )
-        for k, n in enumerate(networks)
-    }
-    models = {name: build(spec) for name, spec in specs.items()}
-    for n in networks:
-        train_classifier(
-            models[n.name],
-            part,
-            epochs=n.epochs,
-            seed=seed,
-            transform=transform,
-            learning_rate=n.learning_rate,
-            description=f"Training {n.name}",
-            progress=progress,
-        )
-    return Cascade.from_models(
-        models, transform=transform, specs=specs, class_names=examples.class_names
-    )
-
-
-def promised(trace: Trace, *, seed: int = 0, progress: bool = True) -> tuple[Frontier, Choice]:
+def promised(
+    trace: Trace, world: World = DIGITS, *, seed: int = 0, progress: bool = True
+) -> tuple[Frontier, Choice]:
     """The demo's policies and its choice; `test` is not looked at.
 
-    The choice is certified on `calibrate` (docs/adr/0017): on new images it loses more than
+    The choice is certified on `calibrate` (docs/adr/0017): on new examples it loses more than
     `MAX_LOSS` with probability `DELTA` at most.
 
     Args:
-        trace: With the splits of `SIZES`.
+        trace: With the splits fit and calibrate.
+        world: Which policies, and what to compare with.
         seed: Of the fitting.
         progress: Show a bar.
     """
-    frontier = fit(trace, POLICIES, seed=seed, progress=progress)
+    frontier = fit(trace, world.policies, reference=world.reference, seed=seed, progress=progress)
     return frontier, frontier.cheapest(max_drop=MAX_LOSS, delta=DELTA)
 
 
-def _recorded(cascade: Cascade, examples: Dataset, folder: Path, progress: bool) -> Trace:
-    """The trace of all images but those trained on, with costs in FLOPs and in seconds."""
-    if examples.split is None:
-        raise InputError("examples must have splits, so that those trained on can be left out.")
-    fresh = examples.take(examples.split != SPLITS.index("train"))
-    with warnings.catch_warnings():
-        # In seconds the two small ones cost nearly the same; the policy counts FLOPs.
-        warnings.simplefilter("ignore", UserWarning)
-        seconds = measure_seconds(cascade, fresh.batch(0, 256).inputs, batch_sizes=BATCH_SIZES)
-    trace = record(cascade, fresh, progress=progress)
-    trace = replace(trace, other_costs=tuple(seconds[size] for size in BATCH_SIZES))
-    save_trace(trace, folder / TRACE)
-    return trace
+def _command(world: World, source: Path | None, seed: int) -> str:
+    """What to type to get this demo again."""
+    told = [] if world is DIGITS else [f"--{world.name}"]
+    if source is not None:
+        told = ["--data", world.name, str(source)]
+    return shlex.join(["offramp", "demo", *told, "--seed", str(seed)])
+
+
+def _run(
+    run: RunFolder,
+    world: World,
+    cascade: Cascade,
+    choice: Choice,
+    trace: Trace,
+    test: Dataset,
+    rounds: int | None,
+    progress: bool,
+    tell: Callable[[str], None],
+) -> Live:
+    """The choice at work: in this process, timed beside its reference, and in a fresh process."""
+    tell("running it for real")
+    model = Adaptive(cascade, choice, costs=trace.costs)
+    answer = model(test.inputs, test.ids)
+    replayed, undecided = _agreement(trace.subset("test"), choice.candidate, answer)
+    timing = compare(
+        Adaptive(cascade, choice, fold=True),
+        Adaptive.single(cascade, choice.candidate.reference, fold=True),
+        test.batch(0, world.timed).inputs,
+        batch_sizes=world.batch_sizes,
+        rounds=world.rounds if rounds is None else rounds,
+        progress=progress,
+    )
+    run.write(TIMING, {"timing": timing})
+    tell("deploying it and asking a fresh process")
+    predicted = _deployed(run, world, model, test, answer)
+    return Live(timing=tuple(timing), replayed=replayed, undecided=undecided, predicted=predicted)
 
 
 def _agreement(test: Trace, candidate: Candidate, answer: Prediction) -> tuple[int, int]:
@@ -259,107 +233,131 @@ def _agreement(test: Trace, candidate: Candidate, answer: Prediction) -> tuple[i
     undecided = ~same & (said.closest < _NEAR)
     if not (same | undecided).all():
         raise UnsupportedError(
-            f"The runtime treats {int((~same & ~undecided).sum())} of {len(test)} test images "
-            "otherwise than replay. Please report this with the facts about your machine."
+            f"The runtime treats {int((~same & ~undecided).sum())} of {len(test)} examples of "
+            "test otherwise than replay. Please report this with the facts about your machine."
         )
     return int(same.sum()), int(undecided.sum())
 
 
-def _timed(
-    cascade: Cascade,
-    choice: Choice,
-    reference: str,
-    images: Dataset,
-    rounds: int,
-    progress: bool,
-) -> list[dict[str, Any]]:
-    adaptive = Adaptive(cascade, choice, fold=True)
-    static = Adaptive.single(cascade, reference, fold=True)
-    inputs = images.batch(0, len(images)).inputs
-    return compare(
-        adaptive, static, inputs, batch_sizes=BATCH_SIZES, rounds=rounds, progress=progress
-    )
-
-
 def _deployed(
-    folder: Path,
-    run: RunFolder,
-    cascade: Cascade,
-    choice: Choice,
-    trace: Trace,
-    images: Dataset,
-    answer: Prediction,
+    run: RunFolder, world: World, model: Adaptive, test: Dataset, answer: Prediction
 ) -> int:
     """Save the bundle, let a fresh process predict with it, and count equal answers."""
-    run.remember(BUNDLE, TEST_IMAGES, PREDICTIONS)
-    inputs = images.batch(0, len(images)).inputs
-    save(
-        Adaptive(cascade, choice, costs=trace.costs),
-        folder / BUNDLE,
-        input_shape=tuple(inputs.shape[1:]),
-    )
-    with atomic_file(folder / TEST_IMAGES) as temporary, temporary.open("wb") as file:
-        labels = images.labels.numpy()
-        np.savez_compressed(file, images=inputs.numpy(), labels=labels, ids=images.ids)
-    paths = [str(folder / name) for name in (BUNDLE, TEST_IMAGES, PREDICTIONS)]
-    program = [sys.executable, "-m", "offramp"]
+    asked, example = _files_of(test)
+    run.remember(BUNDLE, asked, example, PREDICTIONS)
+    inputs, extra, shape = test.inputs, {}, None
+    if isinstance(inputs, Tensor):
+        shape = tuple(inputs.shape[1:])
+        extra = {IMAGE_OPTIONS: {"orient": True, "resize": list(shape[1:])}}
+    save(model, run.path / BUNDLE, input_shape=shape, extra=extra)
+    _write_inputs(test, run.path / asked)
+    _write_example(test, run.path / example)
+    ids = ["--ids", "ids"] if isinstance(inputs, Tensor) else []
+    paths = [str(run.path / name) for name in (BUNDLE, asked, PREDICTIONS)]
+    allowed = ["--allow-import"] if world.allow_import else []
     done = subprocess.run(
-        [*program, "predict", *paths[:2], "--ids", "ids", "--out", paths[2]],
+        [sys.executable, "-m", "offramp", "predict", *paths[:2], *ids, *allowed, "--out", paths[2]],
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode != 0:
         raise UnsupportedError(f"A fresh process could not predict: {done.stderr.strip()}")
-    with (folder / PREDICTIONS).open(encoding="utf-8", newline="") as file:
-        rows = [(row["id"], row["label"], row["stage"]) for row in csv.DictReader(file)]
+    with Path(paths[2]).open(encoding="utf-8", newline="") as file:
+        rows = [(row["label"], row["stage"]) for row in csv.DictReader(file)]
     wanted = [
-        (str(name), str(label), answer.stage_names[stage])
-        for name, label, stage in zip(
-            images.ids.tolist(), answer.labels.tolist(), answer.stage.tolist(), strict=True
-        )
+        (str(label), answer.stage_names[stage])
+        for label, stage in zip(answer.labels.tolist(), answer.stage.tolist(), strict=True)
     ]
     equal = sum(row == want for row, want in zip(rows, wanted, strict=True))
     if equal != len(wanted):
         raise UnsupportedError(
-            f"A fresh process answers {len(wanted) - equal} of {len(wanted)} test images otherwise."
+            f"A fresh process answers {len(wanted) - equal} of {len(wanted)} examples of test "
+            "otherwise."
         )
     return equal
 
 
+def _files_of(test: Dataset) -> tuple[str, str]:
+    """Names of the files with all examples of test, and with one."""
+    pictures = isinstance(test.inputs, Tensor)
+    return ("test.npz", "example.png") if pictures else ("test.txt", "example.txt")
+
+
+def _write_inputs(test: Dataset, path: Path) -> None:
+    with atomic_file(path) as temporary:
+        if not isinstance(test.inputs, Tensor):
+            temporary.write_text("\n".join(test.inputs) + "\n", encoding="utf-8")
+            return
+        with temporary.open("wb") as file:
+            labels = test.labels.numpy()
+            np.savez_compressed(file, images=test.inputs.numpy(), labels=labels, ids=test.ids)
+
+
+def _write_example(test: Dataset, path: Path) -> None:
+    """One example as one's own would be: a picture, or a text."""
+    first = test[0][0]
+    with atomic_file(path) as temporary:
+        if not isinstance(first, Tensor):
+            temporary.write_text(f"{first}\n", encoding="utf-8")
+            return
+        pixels = first.permute(1, 2, 0).numpy()
+        Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(temporary, "PNG")
+
+
+def _next(out: Path, world: World, test: Dataset | None) -> tuple[str, ...]:
+    """Three commands that go on from here."""
+    allowed = " --allow-import" if world.allow_import else ""
+    where = {name: shlex.quote(str(out / name)) for name in (BUNDLE, f"{world.name}.trace")}
+    folder = shlex.quote(str(out))
+    report = f"offramp report {folder}"
+    if test is None:
+        trace = where[f"{world.name}.trace"]
+        return (
+            f"offramp fit {trace} --max-cost 0.5 --out {folder}-half",
+            f"offramp evaluate {trace} {folder} --split test",
+            report,
+        )
+    example = shlex.quote(str(out / _files_of(test)[1]))
+    serve = f"offramp serve {where[BUNDLE]}{allowed}"
+    if not all(map(find_spec, ("starlette", "uvicorn"))):
+        serve = f"pip install 'offramp[serve]' && {serve}"
+    return (
+        serve,
+        f"offramp predict {where[BUNDLE]} {example}{allowed} --out answers.csv --overwrite",
+        f"{report} --timing {shlex.quote(str(out / TIMING))}",
+    )
+
+
 def _reported(
     run: RunFolder,
-    cascade: Cascade,
-    examples: Dataset,
-    trace: Trace,
+    world: World,
+    learned: Learned,
     frontier: Frontier,
     choice: Choice,
-    timing: list[dict[str, Any]],
+    live: Live | None,
+    command: str,
     seed: int,
 ) -> None:
     run.remember(REPORT, "report.json")
-    costs = ", ".join(
-        f"{name} {amount(cost, 'flops')}FLOP"
-        for name, cost in zip(trace.stages, trace.stage_costs(), strict=True)
-    )
+    images: Any = ()
+    notes, files = list(learned.notes), [FRONTIER, CHOSEN, EVALUATION]
+    if live is not None and learned.test is not None and learned.cascade is not None:
+        test = learned.trace.subset("test")
+        images = example_images(learned.test, test, choice.candidate, learned.cascade)
+        notes.append("Times are of this machine, batch-norms folded in both models.")
+        files += [TIMING, PREDICTIONS]
     content = report_content(
-        "Adaptive inference on handwritten digits",
-        trace,
+        world.title,
+        learned.trace,
         frontier,
         choice,
         seed=0,
-        timing=timing,
-        images=example_images(examples, trace.subset("test"), choice.candidate, cascade),
-        notes=(
-            f"Three small convolutional networks, trained on {SIZES['train']} images: {costs}.",
-            "Times are of this machine, batch-norms folded in both models.",
-        ),
+        timing=() if live is None else live.timing,
+        images=images,
+        notes=tuple(notes),
         reproduction=reproduction(
-            [f"offramp demo --seed {seed}"],
-            seed=seed,
-            data=f"{examples.name}, SHA-256 {examples.fingerprint}",
-            folder=run.path,
-            files=(FRONTIER, CHOSEN, EVALUATION, TIMING, PREDICTIONS),
+            [command], seed=seed, data=learned.data, folder=run.path, files=files
         ),
     )
     write_report(run.path / REPORT, content, overwrite=True)

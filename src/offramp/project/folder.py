@@ -72,7 +72,7 @@ class RunFolder:
         Raises:
             FileFormatError: If it is none, or was written by a newer version.
         """
-        value = read_json(path / MARKER)
+        value = _read(path / MARKER)
         if value.get("format") != _FORMAT:
             raise FileFormatError(f"{path / MARKER} does not describe a run of offramp.")
         if _is_whole(found := value.get("version")) and found > _FORMAT_VERSION:
@@ -128,7 +128,10 @@ class RunFolder:
             FileFormatError: If nobody said so yet.
         """
         if "trace" not in self.facts:
-            raise FileFormatError(f"{self.path} names no trace; run `offramp fit` first.")
+            raise FileFormatError(
+                f"{self.path} names no trace: `offramp record` comes first, or name one: "
+                "`offramp fit a.trace`."
+            )
         return self.path / str(self.facts["trace"])
 
     def frontier(self) -> "Frontier":
@@ -239,6 +242,16 @@ _FACTS: tuple[tuple[str, Callable[[object], bool], str], ...] = (
 )
 
 
+def _read(path: Path) -> dict[str, Any]:
+    """A file in the folder of a run, or who writes it where it is missing."""
+    try:
+        return read_json(path)
+    except FileFormatError as error:
+        if path.exists():
+            raise
+        raise FileFormatError(f"{error} `offramp fit` writes the folder of a run.") from error
+
+
 def candidate_from_file(path: Path) -> "Candidate":
     """A candidate from the folder of a run, from its `chosen.json`, or from a file of its own.
 
@@ -249,7 +262,7 @@ def candidate_from_file(path: Path) -> "Candidate":
     from offramp.policy import Candidate
 
     path = path / CHOSEN if path.is_dir() else path
-    value: Any = read_json(path)
+    value: Any = _read(path)
     for name in ("choice", "point", "candidate"):  # of joint.json, of a choice, and of its point
         value = value.get(name, value) if isinstance(value, dict) else value
     return from_json(Candidate, value, where=path)

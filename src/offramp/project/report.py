@@ -6,7 +6,8 @@ Layer: project.
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,11 +139,20 @@ def reproduction(
     return Reproduction(
         commands=tuple(commands),
         seed=seed,
-        versions={"python": platform.python_version(), **{p: version(p) for p in _PACKAGES}},
+        versions={"python": platform.python_version(), **versions(_PACKAGES)},
         data_fingerprint=data,
         files={name: sha256(folder / name) for name in files},
         machine=machine(),
     )
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Those of the packages that are installed."""
+    found = {}
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def machine() -> dict[str, str]:

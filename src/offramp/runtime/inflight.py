@@ -34,7 +34,6 @@ from offramp.runtime.fallback import Fallback
 from offramp.runtime.plans import RAW
 from offramp.runtime.prediction import Rows
 from offramp.runtime.program import BLAMES_BATCH, Program
-from offramp.stages.answers import check_answers
 
 Numbers = Int64[np.ndarray, " n"]
 
@@ -244,10 +243,9 @@ class InFlight:
             said = said.to(self.ids.device)
         if whole is not rows:
             said = Held(said, whole).take(rows)
-        m = len(said)
-        check_answers(here.name, m, self._n if rows is None else rows.shape[0])
+        said.check_answers(here.name, self._n if rows is None else rows.shape[0])
         if self.mark is not None:
-            self.mark("head", stage, m)
+            self.mark("head", stage, len(said))
         return said
 
     def _lacking(self, stage: int, rows: Rows, carries: Mapping[str, Held]) -> Rows:

@@ -23,7 +23,6 @@ from offramp.runtime.prediction import Prediction
 from offramp.runtime.program import Program
 from offramp.runtime.walk import walk
 from offramp.stages import Stage
-from offramp.stages.answers import check_answers
 
 #: A segment: its stage, the group whose carry it reads, and whose carry it gives.
 Run = tuple[Stage, str, tuple[str, ...]]
@@ -188,8 +187,7 @@ def _visited(visit: Visit, carries: dict[str, Any], ids: Tensor) -> StageOutput:
     said = result if isinstance(result, StageOutput) else here.answer(result)
     if here.calls_on_rows and said.device != ids.device:
         said = said.to(ids.device)
-    if (given := len(said)) != 1:
-        check_answers(here.name, given, 1)
+    said.check_answers(here.name, 1)
     return said
 
 

@@ -23,6 +23,7 @@ from starlette.applications import Starlette
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from offramp._core.errors import InputError
+from offramp._core.logs import logging_to_stderr
 from offramp.serve.app import make_app
 from offramp.serve.settings import Settings
 
@@ -224,27 +225,6 @@ class Running:
 
     def __exit__(self, *error: object) -> None:
         self.stop()
-
-
-@contextmanager
-def logging_to_stderr(who: str = "", *, on: bool = True) -> Iterator[None]:
-    """Within, what this package has to say is written to the standard error stream.
-
-    Args:
-        who: Which of several processes this is, in front of each line.
-        on: Whether it is.
-    """
-    logger, handler = logging.getLogger("offramp"), logging.StreamHandler()
-    handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {who}%(message)s"))
-    level = logger.level
-    if on:
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
 
 
 def listening(host: str, port: int) -> socket.socket:

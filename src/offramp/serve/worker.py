@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, final
 
 from offramp._core.errors import InputError
+from offramp._core.logs import logging_to_stderr
 from offramp.serve.app import make_app
 from offramp.serve.channel import Channel
 from offramp.serve.hub import Known, seal_of
-from offramp.serve.run import Server, keep_uncollected, logging_to_stderr
+from offramp.serve.run import Server, keep_uncollected
 from offramp.serve.serving import Serving
 from offramp.serve.settings import Settings
 from offramp.serve.whole import Alone, Stats

@@ -23,11 +23,12 @@ from typing import Any, final
 
 from offramp._core import errors
 from offramp._core.errors import OfframpError, UnsupportedError
+from offramp._core.logs import logging_to_stderr
 from offramp.bundle.check import read_manifest
 from offramp.serve.channel import Channel
 from offramp.serve.hub import Hub
 from offramp.serve.repository import check_name
-from offramp.serve.run import address_of, listening, logging_to_stderr
+from offramp.serve.run import address_of, listening
 from offramp.serve.settings import Settings
 from offramp.serve.state import State
 from offramp.serve.worker import work

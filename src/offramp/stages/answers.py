@@ -287,12 +287,3 @@ def _digest(text: str, size: int) -> int:
     return int.from_bytes(
         hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=size).digest()
     )
-
-
-def check_answers(stage: str, given: int, wanted: int) -> None:
-    """Raise `InputError` unless a stage has answered for each of the examples it was given."""
-    if given != wanted:
-        raise InputError(
-            f"Stage {stage!r} must answer for each of the {wanted} examples that it was "
-            f"given, got {given} answers. A network must keep the batch's rows and their order."
-        )

@@ -19,7 +19,6 @@ from offramp._core.outputs import StageOutput
 from offramp._core.topology import RAW_INPUT, Topology
 from offramp._core.types import AnyBatch, OutputForm, Raw, StageForm
 from offramp.models import ModelSpec, SeveralLogitsError
-from offramp.stages.answers import check_answers
 from offramp.stages.classes import check_same_classes, same_names, settle_classes, tell_classes
 from offramp.stages.exits import AtOne, Exits, Kind, chain_edges, exit_stages
 from offramp.stages.segments import run_segments
@@ -268,7 +267,7 @@ class Cascade(nn.Module):
             for stage, result in run_segments(list(self), batch):
                 try:
                     said = stage.answer(result)
-                    check_answers(stage.name, len(said), batch_size(batch))
+                    said.check_answers(stage.name, batch_size(batch))
                     found.append(said)
                 except SeveralLogitsError:
                     if settle_classes(self, batch):

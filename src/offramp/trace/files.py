@@ -253,7 +253,9 @@ def narrowed(name: str, values: NDArray[Any], dtype: str) -> NDArray[Any]:
 
 def _read_manifest(path: Path) -> _Description:
     if not path.exists():
-        raise FileFormatError(f"{path} is missing: {path.parent} is not a trace.")
+        raise FileFormatError(
+            f"{path} is missing: {path.parent} is not a trace. `offramp record` writes one."
+        )
     value = read_json(path, most_bytes=_MOST_BYTES)
     if value.get("format") != FORMAT:
         raise FileFormatError(f"{path} must have format {FORMAT!r}, got {value.get('format')!r}.")

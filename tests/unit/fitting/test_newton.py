@@ -1,12 +1,9 @@
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
 from offramp._core.errors import InputError
-from offramp.fitting.newton import best_cut, best_cut_reference, fit_weighted_logistic
-from support.properties import examples
+from offramp.fitting.newton import fit_weighted_logistic
 
 
 def problem(seed: int, n: int = 400, d: int = 5):
@@ -65,32 +62,3 @@ def test_weights_that_are_all_zero_are_refused_with_their_sum():
         fit_weighted_logistic(x, positive, np.zeros(400))
     with pytest.raises(InputError, match=r"ridge must be greater than 0, got -1"):
         fit_weighted_logistic(x, positive, np.ones(400), ridge=-1)
-
-
-@examples(200)
-@given(
-    st.lists(
-        st.tuples(st.integers(0, 5), st.floats(-1, 1, allow_subnormal=False)),
-        min_size=1,
-        max_size=12,
-    )
-)
-def test_the_cut_is_as_good_as_every_cut_tried_one_by_one(pairs):
-    scores = np.array([s for s, _ in pairs], dtype=np.float32) / 4
-    gains = np.array([g for _, g in pairs])
-    cut = best_cut(scores, gains)
-    assert cut.total == pytest.approx(best_cut_reference(scores, gains), abs=1e-9)
-    assert gains[scores >= cut.value].sum() == pytest.approx(cut.total, abs=1e-9)
-
-
-def test_equal_sums_take_the_most_examples():
-    cut = best_cut(np.array([3.0, 2.0, 1.0], dtype=np.float32), np.array([-1.0, 0.0, 0.0]))
-    assert cut.value == -np.inf
-
-
-def test_a_cut_between_neighboring_floats_separates_them():
-    low = np.float32(1.0)
-    high = np.nextafter(low, np.float32(2))
-    cut = best_cut(np.array([low, high], dtype=np.float32), np.array([1.0, -1.0]))
-    bias = np.float32(-cut.value)
-    assert (high + bias >= 0, low + bias >= 0) == (True, False)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from offramp._core.checks import check_choice, check_not_negative, check_positive_int
 from offramp._core.errors import InputError
+from offramp._core.threads import one_thread
 from offramp._core.topology import Topology
 from offramp.fitting.stopping.network import (
     WIDTH,
@@ -153,7 +154,7 @@ def _train(
     generator = torch.Generator().manual_seed(schedule.seed)
     stepper = torch.optim.SGD(networks.parameters(), lr=schedule.learning_rate, momentum=_MOMENTUM)
     rates = torch.optim.lr_scheduler.StepLR(stepper, _DECAY_EPOCHS, _DECAY)
-    with torch.enable_grad():
+    with torch.enable_grad(), one_thread():
         for _ in range(schedule.epochs):
             order = torch.randperm(n, generator=generator)
             for rows in torch.split(order[: n - n % size], size):

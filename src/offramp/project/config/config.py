@@ -37,6 +37,17 @@ Instead of `[[stage]]` there may be one network with exits inside:
     epochs = 30
     augment = "crop_flip"
 
+Instead of data and networks there may be answers that were recorded elsewhere:
+
+    [answers]
+    path = "answers.npz"             # or .parquet, with columns
+    labels = "labels"
+    predictions = { local = "local", paid = "paid" }  # or logits, or probabilities
+    confidences = { local = "local_confidence", paid = "paid_confidence" }
+    costs = { local = 0.0, paid = 0.0015 }  # cheapest first; or an array of prices
+    unit = "usd"
+    splits = { fit = 0.4, calibrate = 0.3, test = 0.3 }
+
     [cost]
     unit = "flops"                   # or "seconds", "joules"; or any unit with given = { ... }
     also = ["seconds"]               # measured as well, and shown beside in reports
@@ -60,6 +71,7 @@ Instead of `[[stage]]` there may be one network with exits inside:
 Layer: project.
 """
 
+import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -75,12 +87,13 @@ from offramp.project.config.sections import RunConfig
 _SHOWN = 60  # characters of a wrong value
 
 
-def load_config(path: Path, *, needs: Sequence[str] = ()) -> RunConfig:
+def load_config(path: Path, *, needs: Sequence[str] = (), instead: str | None = None) -> RunConfig:
     """Read a configuration file.
 
     Args:
         path: The file; paths in it are relative to its folder.
         needs: Sections that must be there; for "stage" a network with exits will do.
+        instead: A section with which they need not be there.
 
     Raises:
         FileFormatError: If the file is missing or no TOML.
@@ -89,10 +102,12 @@ def load_config(path: Path, *, needs: Sequence[str] = ()) -> RunConfig:
     try:
         value = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
-        raise FileFormatError(f"{path} is missing.") from error
+        raise FileFormatError(
+            f"{path} is missing. `offramp init {shlex.quote(str(path))}` writes a first one."
+        ) from error
     except (OSError, ValueError) as error:
         raise FileFormatError(f"{path} cannot be read as TOML: {error}") from error
-    problems = _missing(value, needs)
+    problems = [] if instead in value else _missing(value, needs)
     try:
         config = RunConfig.model_validate(value, context={"folder": path.resolve().parent})
     except ValidationError as error:

@@ -31,6 +31,7 @@ def contradictions(config: RunConfig) -> list[Problem]:
             for name in ("classes", "class_count")
             if name in config.data.options
         ]
+    found += _of_answers(config)
     found += _of_models(config)
     found += _of_fit(config.fit)
     found += _of_cost(config.cost)
@@ -40,6 +41,27 @@ def contradictions(config: RunConfig) -> list[Problem]:
         found += _of_exits(config.exits)
     known = names or _exit_names(config)
     return found + (_unknown_stages(config, known) if known else [])
+
+
+def _of_answers(config: RunConfig) -> list[Problem]:
+    """Recorded answers stand in the place of what would be recorded."""
+    if config.answers is None:
+        return []
+    kinds = ("logits", "probabilities", "predictions")
+    given = [name for name in kinds if getattr(config.answers, name) is not None]
+    found: list[Problem] = [
+        (("answers",), f"stands in the place of [{name}]; leave one of them out")
+        for name in ("data", "stage", "network")
+        if name in config.model_fields_set
+    ]
+    if len(given) != 1:
+        text = f"needs one of {', '.join(kinds)}, got {', '.join(given) or 'none'}"
+        return [*found, (("answers",), text)]
+    named = getattr(config.answers, given[0])
+    if list(named) != list(config.answers.costs):
+        text = f"must name the stages {', '.join(named)}, got {', '.join(config.answers.costs)}"
+        found.append((("answers", "costs"), text))
+    return found
 
 
 def _of_models(config: RunConfig) -> list[Problem]:

@@ -59,6 +59,13 @@ def _share(value: object) -> object:
     return value
 
 
+def _price(value: object) -> object:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not isinstance(value, str) and not (number and value >= 0):  # type: ignore[operator]
+        raise ValueError("must be a number of at least 0, or the name of an array of prices")
+    return value
+
+
 def _edges(value: object) -> object:
     if value in ("full", "chain"):
         return value
@@ -112,6 +119,7 @@ ClassNames = Annotated[list[str | int], BeforeValidator(_as_list)]
 Names = Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
 Range = Annotated[list[int], Field(min_length=2, max_length=2)]
 Share = Annotated[Any, AfterValidator(_share)]
+Price = Annotated[Any, AfterValidator(_price)]
 Edges = Annotated[Any, AfterValidator(_edges)]
 ExistingPath = Annotated[str, AfterValidator(_existing)]
 TransformModule = Annotated[Any, AfterValidator(_transform)]

@@ -21,6 +21,7 @@ from offramp.project.config.fields import (
     Level,
     Names,
     NewPath,
+    Price,
     Range,
     Share,
     SplitName,
@@ -51,6 +52,28 @@ class DataSection(_Section):
         """What the data set's own function is called with."""
         listed = {"classes": self.classes, "class_count": self.class_count}
         return {**self.options, **{k: v for k, v in listed.items() if v is not None}}
+
+
+class AnswersSection(_Section):
+    """`[answers]`: what stages said elsewhere, in the place of data and networks.
+
+    Names of arrays (npz) or columns (parquet), by stage, the cheapest first.
+    """
+
+    path: ExistingPath
+    labels: str = "labels"
+    ids: str | None = None
+    split: str | None = None
+    logits: dict[str, str] | None = None
+    probabilities: dict[str, str] | None = None
+    predictions: dict[str, str] | None = None
+    confidences: dict[str, str] | None = None
+    costs: dict[str, Price]
+    unit: str = Field(min_length=1)
+    class_names: list[str] = Field(default_factory=list)
+    splits: dict[SplitName, Share] = Field(default_factory=dict)
+    seed: int = 0
+    seen_in_training: bool = False
 
 
 class BuiltSection(_Section):
@@ -285,6 +308,7 @@ class RunConfig(_Section):
     _file: Path = PrivateAttr(default=Path("run.toml"))
 
     data: DataSection | None = None
+    answers: AnswersSection | None = None
     stage: list[StageSection] = Field(default_factory=list)
     network: NetworkSection | None = None
     exits: ExitsSection | None = None

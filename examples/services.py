@@ -1,8 +1,14 @@
 """A cascade of services that give a label and a confidence: cost in dollars, no networks.
 
-python examples/priced_services.py
+    python examples/services.py [FOLDER]
+
+The picture goes into the folder: what a thousand answers cost, and how many of them are right.
 """
 
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
 import numpy as np
 
 import offramp
@@ -22,7 +28,7 @@ def answers(labels: np.ndarray, accuracy: float, rng: np.random.Generator) -> tu
     return predicted, np.where(right, rng.beta(6, 1, len(labels)), rng.beta(2, 2, len(labels)))
 
 
-def main() -> None:
+def main(folder: Path) -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 5, 3000)  # your labeled examples
     accuracies = dict(zip(PRICES, (0.75, 0.85, 0.93), strict=True))
@@ -44,6 +50,17 @@ def main() -> None:
     print(f"thousand, {100 * found.accuracy:.1f} % right instead of ", end="")
     print(f"{100 * found.reference_accuracy:.1f} %.")
 
+    figure, axes = plt.subplots(figsize=(5, 3.5), layout="constrained")
+    points = [(p.judged.cost, p.judged.accuracy) for p in frontier.pareto]
+    axes.plot(*zip(*points, strict=True), ".-", color="0.6", label="what can be chosen")
+    for point in frontier.singles:
+        name = point.candidate.label.removesuffix(" alone")
+        axes.plot(point.judged.cost, point.judged.accuracy, "s", label=name)
+    axes.plot(chosen.point.judged.cost, chosen.point.judged.accuracy, "o", label="chosen")
+    axes.set(xlabel="dollars for an answer", ylabel="accuracy")
+    axes.legend()
+    figure.savefig(folder / "services.png", dpi=150)
+
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "."))

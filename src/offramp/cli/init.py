@@ -1,0 +1,165 @@
+"""`offramp init`: a first configuration, by asking or by options.
+
+Layer: cli.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, final
+
+import typer
+
+from offramp._core.errors import InputError
+from offramp.cli import options
+from offramp.cli.output import Output
+from offramp.project.init import CASES, Wish, write_config
+
+_FILE = Path("run.toml")
+#: What is asked for models, and the usual answer, of the digits.
+_MODELS = {
+    "networks": ("Networks, the cheapest first, with commas", "small_cnn width=4, small_cnn"),
+    "exits": ("The network", "small_cnn"),
+    "services": ("Models there, the cheapest first, with commas", ""),
+    "class-exits": ("The network", "small_cnn"),
+}
+
+
+def command(
+    file: Annotated[Path, typer.Argument(help="The configuration; it must be new.")] = _FILE,
+    case: Annotated[
+        str | None, typer.Option(metavar="|".join(CASES), help="What you have.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Kind of the data: digits, cifar10, folder, npz, texts ...")
+    ] = None,
+    path: Annotated[
+        Path | None, typer.Option(help="Where they lie; of answers the npz file.")
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A network, such as resnet20 or 'small_cnn width=4', or a service's model; the "
+            "cheapest first, given again for each."
+        ),
+    ] = None,
+    weights: Annotated[
+        list[Path] | None, typer.Option(help="Weights of a network, in the order of --model.")
+    ] = None,
+    cost: Annotated[
+        str | None,
+        typer.Option(help="Of recorded answers, by array: local=0,paid=0.001; cheapest first."),
+    ] = None,
+    unit: Annotated[str, typer.Option(help="Of these costs.")] = "usd",
+    price: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of a service, in dollars for a million tokens: input,output; in the order of "
+            "--model."
+        ),
+    ] = None,
+    url: Annotated[str | None, typer.Option(help="Address of the services.")] = None,
+    key_env: Annotated[
+        str, typer.Option(help="Environment variable with their key; empty for none.")
+    ] = "OPENAI_API_KEY",
+    classes: Annotated[
+        str | None, typer.Option(help="Classes that are to be answered sooner, with commas.")
+    ] = None,
+    max_drop: Annotated[
+        float, typer.Option(help="Accuracy that you can bear to lose: 0.02 is two points.")
+    ] = 0.02,
+    ask: Annotated[
+        bool | None,
+        typer.Option("--ask/--no-ask", help="Ask for what is not given; by default at a terminal."),
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Write a first configuration, with comments, for what you have.
+
+    In: answers to a few questions, or options in their place.
+
+    Out: a run.toml that every command reads, and the commands that follow. Nothing is overwritten.
+
+    Example: offramp init run.toml --case networks --model resnet20 --model resnet56
+    """
+    from offramp._core.checks import check_choice
+
+    output = Output(as_json=json)
+    asks = _Asks(sys.stdin.isatty() if ask is None else ask)
+    case = asks.one(case, f"What do you have ({', '.join(CASES)})", "networks")
+    check_choice("--case", case, CASES)
+    priced = case == "services"
+    if case == "answers":
+        path = asks.file(path, "The npz file of the answers")
+        cost = asks.one(cost, "What an answer costs, by array (local=0,paid=0.001)", "") or None
+    else:
+        data = asks.one(data, "Kind of the data", "texts" if priced else "digits")
+        if data != "digits":
+            path = asks.file(path, "Where they lie")
+        model = model or asks.several(*_MODELS[case])
+    if case == "class-exits":
+        classes = asks.one(classes, "Classes to be answered sooner (empty for all)", "")
+    if priced:
+        url = asks.one(url, "Address", "")
+        price = (
+            price
+            or [asks.one(None, f"Prices of {name} (input,output)", "") for name in model or ()]
+            * asks.on
+        )
+    elif case != "answers" and not weights:
+        found = [asks.file(None, f"Weights of {name} (empty for none)") for name in model or ()]
+        weights = [each for each in found if each is not None]
+    wish = Wish(
+        case=case,
+        data=data or "",
+        path=path,
+        models=tuple(model or ()),
+        weights=tuple(weights or ()),
+        costs=None if cost is None else options.by_stage("--cost", cost, float, "costs: a=0,b=1"),
+        unit=unit,
+        prices=tuple(map(_price, price or ())),
+        url=url or "",
+        key_env=key_env,
+        classes=tuple(options.names(classes) or ()),
+        max_drop=max_drop,
+    )
+    following = write_config(file, wish)
+    output.line(f"Written: {file}. Change in it what you like; then:")
+    for line in following:
+        output.line(f"  {line}")
+    output.result({"file": str(file), "case": case, "next": list(following)})
+
+
+@final
+@dataclass(frozen=True)
+class _Asks:
+    """Questions on standard error, where anybody is there to answer."""
+
+    on: bool
+
+    def one(self, given: str | None, question: str, usual: str) -> str:
+        """What was given, or an answer, or the usual one where nobody is to be asked."""
+        if given is not None or not self.on:
+            return usual if given is None else given
+        shown = bool(usual)
+        return str(typer.prompt(question, default=usual, show_default=shown, err=True))
+
+    def several(self, question: str, usual: str) -> list[str]:
+        """An answer of several parts."""
+        return [name for name in options.names(self.one(None, question, usual)) or () if name]
+
+    def file(self, given: Path | None, question: str) -> Path | None:
+        """A path, or None where nobody names one."""
+        found = self.one(None if given is None else str(given), question, "")
+        return Path(found) if found else None
+
+
+def _price(text: str) -> tuple[float, float]:
+    try:
+        before, after = map(float, text.split(","))
+    except ValueError:
+        raise InputError(
+            "--price must be two numbers, dollars for a million tokens of input and output, such "
+            f"as 0.15,0.6; got {text!r}."
+        ) from None
+    return before, after

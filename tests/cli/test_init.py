@@ -1,0 +1,176 @@
+"""A configuration that `init` writes is read back, and takes what somebody has to a report."""
+
+import csv
+import io
+import shlex
+import sys
+
+import numpy as np
+import pytest
+
+from offramp.project.config.config import load_config
+from offramp.project.init import CASES, Wish, following
+from offramp.trace import load_trace, make_trace
+from support.openai_server import StandIn
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def goes_on(run, told, **changes):
+    """Run the commands that follow; promises may be refused at such sizes, which is 3."""
+    config = load_config(told)
+    text = told.read_text()
+    for before, after in changes.values():
+        assert before in text
+        text = text.replace(before, after)
+    told.write_text(text)
+    for command in following(CASE_OF[told.stem], told):
+        words = shlex.split(command)
+        assert words[0] == "offramp"
+        found = run(*words[1:])
+        assert found.code in (0, 3), found.err
+    return config
+
+
+CASE_OF = {"nets": "networks", "one": "exits", "said": "answers", "llm": "services"}
+CASE_OF |= {"cats": "class-exits"}
+
+
+def test_each_case_is_tried_below():
+    assert set(CASE_OF.values()) == set(CASES)
+
+
+def test_several_networks(run, here, project):
+    found = run(
+        *("init", "nets.toml", "--case", "networks", "--max-drop", 0.05),
+        *("--model", "small_cnn width=2 depth=2", "--weights", project / "small.safetensors"),
+        *("--model", "small_cnn width=8 depth=3", "--weights", project / "large.safetensors"),
+    )
+    assert found.code == 0, found.err
+    config = goes_on(run, here / "nets.toml", quick=('["threshold", "learned"]', '["threshold"]'))
+    assert [stage.name for stage in config.stage] == ["small", "large"]
+    assert config.stage[1].arguments == {"width": 8, "depth": 3}
+    assert (here / "bundle" / "manifest.json").is_file()
+    assert (here / "runs" / "nets" / "report.html").is_file()
+
+
+@pytest.mark.slow  # heads are trained; the variant in `make test` is that of several networks
+def test_one_network_with_exits(run, here, one_network):
+    found = run(
+        *("init", "one.toml", "--case", "exits", "--model", "small_cnn width=8 depth=4"),
+        *("--weights", one_network / "net.safetensors"),
+    )
+    assert found.code == 0, found.err
+    goes_on(run, here / "one.toml", quick=("epochs = 30", "epochs = 2"))
+    assert (here / "runs" / "one" / "report.html").is_file()
+
+
+@pytest.mark.slow  # branches are trained; as above
+def test_exits_of_classes(run, here, one_network):
+    found = run(
+        *("init", "cats.toml", "--case", "class-exits", "--model", "small_cnn width=8 depth=4"),
+        *("--weights", one_network / "net.safetensors", "--classes", "3", "--max-drop", 0.02),
+    )
+    assert found.code == 0, found.err
+    goes_on(run, here / "cats.toml", quick=("epochs = 40", "epochs = 2"))
+    assert (here / "runs" / "cats" / "class_exits.html").is_file()
+
+
+@pytest.mark.parametrize("form", ["predictions", "logits", "probabilities"])
+def test_recorded_answers(run, here, form):
+    made = make_trace(600, stages=2, classes=4, seed=0)
+    arrays = {"labels": made.labels.numpy()}
+    for k, name in enumerate(("local", "paid")):
+        scores = made.logits[:, k]
+        shares = scores.softmax(dim=1)
+        given = {"logits": scores, "probabilities": shares, "predictions": scores.argmax(dim=1)}
+        arrays[name] = given[form].numpy()
+        if form == "predictions":
+            arrays[f"{name}_confidence"] = shares.max(dim=1).values.numpy()
+    (here / "data").mkdir()
+    np.savez(here / "data" / "answers.npz", **arrays)
+    found = run(
+        *("init", "said.toml", "--case", "answers", "--path", "data/answers.npz"),
+        *("--cost", "local=0.1,paid=1.5"),
+    )
+    assert found.code == 0, found.err
+    config = goes_on(run, here / "said.toml", quick=('["threshold", "learned"]', '["threshold"]'))
+    assert getattr(config.answers, form) == {"local": "local", "paid": "paid"}
+    trace = load_trace(here / "runs" / "said" / "record.trace")
+    assert trace.stages == ("local", "paid")
+    assert trace.costs.unit == "usd"
+    assert trace.accuracy(1) == made.accuracy(1)
+    assert len(trace.subset("calibrate")) == 210
+
+
+def test_services(run, here, monkeypatch):
+    monkeypatch.setenv("TINY_KEY", "sk-1")
+    with (here / "texts.csv").open("w", newline="") as file:
+        rows = [[f"{('poor', 'good')[k % 2]} {k}", ("bad", "good")[k % 2]] for k in range(80)]
+        csv.writer(file).writerows([["text", "label"], *rows])
+    with StandIn(key="sk-1", say=lambda text: (text.split()[-2], 0.9)) as server:
+        found = run(
+            *("init", "llm.toml", "--case", "services", "--path", "texts.csv"),
+            *("--url", server.url, "--key-env", "TINY_KEY"),
+            *("--model", "cheap", "--price", "1,1", "--model", "dear", "--price", "20,20"),
+        )
+        assert found.code == 0, found.err
+        goes_on(run, here / "llm.toml", quick=('["threshold", "learned"]', '["threshold"]'))
+        assert server.spent > 0
+
+
+def test_questions_are_asked_where_somebody_answers(run, here, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("exits\n\nsmall_cnn width=3\n\n"))
+    found = run("init", "--ask")
+    assert found.code == 0, found.err
+    config = load_config(here / "run.toml")
+    assert config.network.arguments == {"width": 3}
+    assert config.data.kind == "digits"
+    assert "What do you have" in found.err
+
+
+def test_nothing_is_overwritten(run, here):
+    (here / "run.toml").write_text("mine")
+    found = run("init")
+    assert found.code == 2
+    assert "offramp init run-2.toml" in found.err
+    assert (here / "run.toml").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--case", "network"], "did you mean"),
+        (["--case", "exits", "--model", "a", "--model", "b"], "exits needs one model"),
+        (["--case", "networks", "--model", "resnet20"], "at least 2 models, cheapest first"),
+        (["--weights", "no.safetensors"], "--weights must be given once for each of the 2 models"),
+        (["--case", "exits", "--weights", "no.safetensors"], "there is no such file or folder"),
+        (["--case", "exits", "--model", "small_cnn width"], "a name and argument=value"),
+        (["--case", "answers"], "answers need an npz file"),
+        (["--case", "answers", "--path", "x.npz", "--cost", "a"], "costs: a=0,b=1"),
+        (["--case", "services", "--model", "a", "--model", "b"], "services need an address"),
+        (["--max-drop", "2"], "max_drop"),
+    ],
+)
+def test_what_cannot_be_is_refused_and_leaves_nothing(run, here, given, said):
+    found = run("init", *given)
+    assert found.code == 2
+    assert said.lower() in found.err.lower()
+    assert "Traceback" not in found.err
+    assert list(here.iterdir()) == []
+
+
+def test_arrays_that_are_missing_are_named(run, here):
+    np.savez(here / "answers.npz", labels=np.zeros(3, int), local=np.zeros(3, int))
+    found = run("init", "--case", "answers", "--path", "answers.npz", "--cost", "local=0,paid=1")
+    assert found.code == 2
+    assert "must hold an array 'paid'; it holds ['labels', 'local']" in found.err
+
+
+def test_a_wish_says_what_it_lacks():
+    with pytest.raises(ValueError, match="must be given once for each of the 2 models"):
+        Wish(case="services", models=("a", "b"), prices=((1.0, 2.0),), url="http://localhost")
