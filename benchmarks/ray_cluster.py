@@ -41,7 +41,8 @@ from offramp.policy import Candidate
 from offramp.runtime import Adaptive
 from offramp.stages import Normalize
 from offramp.tuning.meter import measure_times
-from offramp.tuning.simulate import Traffic, plan, simulate
+from offramp.tuning.simulate import plan, simulate
+from offramp.tuning.traffic import Traffic
 
 PEER = (sys.executable, "-c", "import serving_peers; serving_peers.main()")
 REPLICAS = (1, 10, 100, 1000)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from offramp._core.types import Raw
     from offramp.runtime import Adaptive
     from offramp.stages import HeldStages
-    from offramp.tuning.simulate import Simulated
+    from offramp.tuning.traffic import Simulated
 
 
 def command(
@@ -68,7 +68,8 @@ def command(
     from offramp._core.checks import check_not_negative, check_positive
     from offramp.cli.bench import loaded_to_time, some_inputs
     from offramp.tuning.meter import measure_times
-    from offramp.tuning.simulate import Traffic, plan, simulate
+    from offramp.tuning.simulate import plan, simulate
+    from offramp.tuning.traffic import Traffic
 
     output = Output(as_json=json)
     for name, value in {"--rps": rps, "--p99": p99, "--price": price}.items():

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from offramp._core.errors import InputError
 from offramp._core.topology import Topology
 from offramp.runtime.times import StageTimes
-from offramp.tuning.simulate import Traffic, plan, simulate
+from offramp.tuning.simulate import plan, simulate
+from offramp.tuning.traffic import Traffic
 from support.properties import examples
 
 
