@@ -159,6 +159,19 @@ def test_nothing_is_overwritten(run, here):
     assert (here / "run.toml").read_text() == "mine"
 
 
+def test_a_name_that_is_no_utf8_is_refused(run, here):
+    found = run("init", "caf\udce9.toml")
+    assert found.code == 2
+    assert r"must be its name and the paths in it; got ['caf\\xe9.toml']" in found.err
+    assert list(here.iterdir()) == []
+
+
+def test_an_interrupted_question_ends_as_any_interrupt(run, here, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))  # as at Ctrl+C, typer aborts
+    assert run("init", "--ask").code == 130
+    assert list(here.iterdir()) == []
+
+
 def test_a_folder_is_not_the_file_and_one_in_it_is_named(run, here):
     (here / "mine").mkdir()
     found = run("init", "mine")

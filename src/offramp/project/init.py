@@ -20,6 +20,7 @@ from typing import Any, final
 
 from offramp._core.errors import InputError
 from offramp._core.files import new_file
+from offramp._core.naming import printable
 
 CASES = ("networks", "exits", "answers", "services", "class-exits")
 _NEEDS = {"networks": 2, "exits": 1, "services": 2, "class-exits": 1}  # models
@@ -86,8 +87,8 @@ class Wish:
             return
         check_choice("--data", self.data, SOURCES)
         if (self.data == "digits") != (self.path is None):
-            wanted = "no --path" if self.path else "a --path, where they lie"
-            raise InputError(f"The data {self.data!r} need {wanted}, got {self.path}.")
+            need = "no --path" if self.path else "a --path, where they lie"
+            raise InputError(f"The data {self.data!r} need {need}, got {self.path}.")
 
 
 def write_config(path: Path, wish: Wish) -> tuple[str, ...]:
@@ -113,6 +114,13 @@ def write_config(path: Path, wish: Wish) -> tuple[str, ...]:
             f"{shlex.quote(str(another))}"
         )
     text = config_text(wish, path)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            f"A configuration is UTF-8, and so must be its name and the paths in it; got "
+            f"{[printable(str(each)) for each in (path, wish.path, *wish.weights) if each]}."
+        ) from None
     with new_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
         try:
