@@ -156,9 +156,9 @@ def _single(body: bytes, served: ServedModel) -> Any:  # noqa: ANN401
     if kind not in ("text", "rows"):
         names = [column.name for column in served.inputs.columns]
         raise InputError(
-            f"Model {served.name!r} reads {names}, numbers of a shape that "
-            f'/v2/models/{served.name} tells: send JSON such as {{"rows": [...]}}, with '
-            f"Content-Type: {_JSON}. Image files are read where each transform begins with decode."
+            f"Model {served.name!r} reads {names}: send JSON, with Content-Type: {_JSON}, such as "
+            f'{{"rows": [...]}}; /v2/models/{served.name} tells the shapes. Image files are read '
+            "where every transform begins with decode."
         )
     try:
         return body.decode()
