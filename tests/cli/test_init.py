@@ -7,9 +7,12 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from offramp import load
 from offramp.project.config.config import load_config
-from offramp.project.init import CASES, Wish, following
+from offramp.project.init import CASES, Wish
+from offramp.serve.inputs import Inputs
 from offramp.trace import load_trace, make_trace
 from support.openai_server import StandIn
 
@@ -20,6 +23,10 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
+def commands_of(text):
+    return [line[4:] for line in text.splitlines() if line.startswith("#   offramp ")]
+
+
 def goes_on(run, told, **changes):
     """Run the commands that follow; promises may be refused at such sizes, which is 3."""
     config = load_config(told)
@@ -28,7 +35,7 @@ def goes_on(run, told, **changes):
         assert before in text
         text = text.replace(before, after)
     told.write_text(text)
-    for command in following(CASE_OF[told.stem], told):
+    for command in commands_of(text):
         words = shlex.split(command)
         assert words[0] == "offramp"
         found = run(*words[1:])
@@ -78,6 +85,17 @@ def test_exits_of_classes(run, here, one_network):
     assert found.code == 0, found.err
     goes_on(run, here / "cats.toml", quick=("epochs = 40", "epochs = 2"))
     assert (here / "runs" / "cats" / "class_exits.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("classes", "together"), [(["--classes", "3"], False), (["--classes", "3,8"], True), ([], True)]
+)
+def test_exits_of_several_classes_go_into_one_bundle_together(run, here, classes, together):
+    found = run("init", "--case", "class-exits", "--model", "small_cnn", *classes)
+    assert found.code == 0, found.err
+    first, _ = commands_of((here / "run.toml").read_text())
+    assert first.endswith("--together") is together
+    assert first in found.out
 
 
 @pytest.mark.parametrize("form", ["predictions", "logits", "probabilities"])
@@ -141,6 +159,56 @@ def test_nothing_is_overwritten(run, here):
     assert (here / "run.toml").read_text() == "mine"
 
 
+def test_a_name_that_is_no_utf8_is_refused(run, here):
+    found = run("init", "caf\udce9.toml")
+    assert found.code == 2
+    assert r"must be its name and the paths in it; got ['caf\\xe9.toml']" in found.err
+    assert list(here.iterdir()) == []
+
+
+def test_an_interrupted_question_ends_as_any_interrupt(run, here, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))  # as at Ctrl+C, typer aborts
+    assert run("init", "--ask").code == 130
+    assert list(here.iterdir()) == []
+
+
+def test_a_folder_is_not_the_file_and_one_in_it_is_named(run, here):
+    (here / "mine").mkdir()
+    found = run("init", "mine")
+    assert found.code == 2
+    assert "offramp init mine/run.toml" in found.err
+    assert list((here / "mine").iterdir()) == []
+
+
+def test_networks_on_a_folder_of_images_read_its_files_also_when_served(run, here):
+    noise = np.random.default_rng(0)
+    for name in ("cats", "dogs"):
+        (here / "photos" / name).mkdir(parents=True)
+        for k in range(8):
+            pixels = noise.integers(0, 256, (20, 30, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(here / "photos" / name / f"{k}.png")
+    model = "small_cnn width=2 depth=2 classes=2"
+    found = run(
+        *("init", "nets.toml", "--data", "folder", "--path", "photos"),
+        *("--model", f"{model} in_channels=3", "--model", model),
+    )
+    assert found.code == 0, found.err
+    told = here / "nets.toml"
+    told.write_text(told.read_text().replace("size = 224", "size = 16"))
+    found = run("record", "--config", "nets.toml")
+    assert found.code == 2
+    assert "A network cannot run on the examples" in found.err
+    assert "to have 1 channels" in found.err
+    told.write_text(told.read_text().replace("classes = 2 }", "classes = 2, in_channels = 3 }"))
+    found = run("record", "--config", "nets.toml")
+    assert found.code == 0, found.err
+    assert "stage 'small' (small_cnn) has random weights" in found.err
+    assert "stage 'large' (small_cnn) has random weights" in found.err
+    found = run("fit", "--config", "nets.toml", "--bundle", "bundle")
+    assert found.code in (0, 3), found.err
+    assert Inputs(load(here / "bundle"), 10**6).kind == "image"
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -154,6 +222,12 @@ def test_nothing_is_overwritten(run, here):
         (["--case", "answers", "--path", "x.npz", "--cost", "a"], "costs: a=0,b=1"),
         (["--case", "services", "--model", "a", "--model", "b"], "services need an address"),
         (["--max-drop", "2"], "max_drop"),
+        (["--data", "fodler", "--path", "."], "did you mean"),
+        (["--data", "folder"], "need a --path, where they lie, got None"),
+        (["--data", "digits", "--path", "."], "need no --path"),
+        (["--case", "exits", "--model", "nosuch"], "There is no model 'nosuch'"),
+        (["--case", "exits", "--model", "small_cnn 'width=2"], "No closing quotation"),
+        (["--case", "exits", "--model", " "], "must be a name and argument=value, got ' '"),
     ],
 )
 def test_what_cannot_be_is_refused_and_leaves_nothing(run, here, given, said):

@@ -120,7 +120,7 @@ def command(
     if unlabeled:
         differing = percent(found.disagreement or 0.0)
         rows = [rows[0], ["first label is not the reference's", differing, "", "", ""]]
-    output.table(["", "candidate", "F", "", "95 % interval"], rows)
+    output.table(["", "candidate", "reference", "", "95 % interval"], rows)
     output.line()
     shares = zip(found.stages, found.visit_share, found.exit_share, strict=True)
     output.table(

@@ -142,7 +142,10 @@ class _Asks:
         if given is not None or not self.on:
             return usual if given is None else given
         shown = bool(usual)
-        return str(typer.prompt(question, default=usual, show_default=shown, err=True))
+        try:
+            return str(typer.prompt(question, default=usual, show_default=shown, err=True))
+        except typer.Abort as end:
+            raise KeyboardInterrupt from end
 
     def several(self, question: str, usual: str) -> list[str]:
         """An answer of several parts."""

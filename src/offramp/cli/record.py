@@ -73,6 +73,7 @@ def command(
         dataset_of,
         other_costs_of,
         recorded,
+        warn_of_random_weights,
         warn_of_raw_bytes,
     )
     from offramp.recording import record
@@ -87,6 +88,7 @@ def command(
         return
     examples = recorded(settings, dataset_of(settings))
     warn_of_raw_bytes(settings, examples)
+    warn_of_random_weights(settings)
     run = RunFolder.claim(settings.folder) if out is None else None
     target = settings.folder / TRACE if out is None else out
     check_recordable(target, overwrite=overwrite)

@@ -4,6 +4,7 @@ Layer: models.
 """
 
 import importlib
+import inspect
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -138,13 +139,24 @@ def build(spec: ModelSpec, *, allow_import: bool = True) -> nn.Module:
     try:
         module = make(**arguments)
     except TypeError as error:
-        raise InputError(f"{spec.name} refuses {dict(spec.arguments)}: {error}.") from error
+        raise InputError(
+            f"{spec.name} refuses {dict(spec.arguments)}: {error}.{_takes(make)}"
+        ) from error
     if not isinstance(module, nn.Module):
         raise InputError(f"{spec.name} must return an nn.Module, got {type(module).__name__}.")
     if spec.weights is not None:
         _check_sha256(Path(spec.weights), spec.weights_sha256)
         load_weights(module, spec.weights)
     return module.eval()
+
+
+def _takes(make: Callable[..., nn.Module]) -> str:
+    """What the arguments may be, as a sentence; nothing where it cannot be told."""
+    try:
+        names = list(inspect.signature(make).parameters)
+    except (TypeError, ValueError):  # of a callable that is not written in Python
+        return ""
+    return f" Its arguments: {', '.join(names)}."
 
 
 def model_factory(name: str) -> Callable[..., nn.Module]:

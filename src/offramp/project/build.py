@@ -11,9 +11,10 @@ from torch import Tensor
 
 from offramp._core.checks import check_choice
 from offramp._core.costs import Costs
-from offramp._core.errors import InputError
+from offramp._core.errors import InputError, OfframpError
 from offramp._core.types import SPLITS, Batch, Split
 from offramp.data import Dataset, load_dataset
+from offramp.models import WRAPPERS
 from offramp.project.config.sections import CostSection, RunConfig
 from offramp.project.heads import HEADS, load_heads
 from offramp.project.inputs import decodes_itself
@@ -145,12 +146,14 @@ def warn_of_raw_bytes(config: RunConfig, examples: Dataset) -> None:
 
 
 def warn_of_random_weights(config: RunConfig) -> None:
-    """Warn if the network that gets exits has the weights that it begins with."""
+    """Warn if a network has the weights that it begins with: it answers at random."""
+    stages = [(f"stage {s.name!r}", s.model) for s in config.stage if s.untrained]
     network = config.network
     if network is not None and network.weights is None and ":" not in network.model:
-        warnings.warn(
-            f"The network {network.model} has random weights: none are given.", stacklevel=2
-        )
+        stages.append(("network", network.model))
+    for what, model in stages:
+        if model not in WRAPPERS:  # whose network has weights of its own
+            warnings.warn(f"The {what} ({model}) has random weights: none are given.", stacklevel=2)
 
 
 def costs_of(cascade: Cascade, cost: CostSection, examples: Dataset, *, device: str) -> Costs:
@@ -190,7 +193,22 @@ def _measured(
     cascade: Cascade, unit: str, batch_size: int, examples: Dataset, device: str
 ) -> Costs:
     batch = examples.batch(0, min(batch_size, len(examples))).inputs
-    return measure_costs(cascade, batch, unit, batch_size=batch_size, device=device)
+    try:
+        return measure_costs(cascade, batch, unit, batch_size=batch_size, device=device)
+    except RuntimeError as error:  # of torch; those of the project say what to do
+        if isinstance(error, (OfframpError, torch.OutOfMemoryError)):
+            raise
+        raise InputError(
+            f"A network cannot run on the examples, whose first is {_described(batch)}. Do "
+            f"`arguments` and `transform` fit the data? PyTorch says: {error}"
+        ) from error
+
+
+def _described(batch: Batch) -> str:
+    """The first example of a batch in words."""
+    if isinstance(batch, Tensor):
+        return f"{batch.dtype} of shape {tuple(batch.shape[1:])}"
+    return "no single tensor"
 
 
 def _of_stages(config: RunConfig, folder: Path, class_names: tuple[str, ...]) -> Cascade:

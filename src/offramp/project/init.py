@@ -20,11 +20,12 @@ from typing import Any, final
 
 from offramp._core.errors import InputError
 from offramp._core.files import new_file
+from offramp._core.naming import printable
 
 CASES = ("networks", "exits", "answers", "services", "class-exits")
 _NEEDS = {"networks": 2, "exits": 1, "services": 2, "class-exits": 1}  # models
-_SIZED = ("folder",)  # data whose images are scaled
 _BYTE = 1 / 255
+_PICTURES = "folder"  # data whose files are images of any size
 
 
 @final
@@ -63,6 +64,7 @@ class Wish:
 
     def __post_init__(self) -> None:
         from offramp._core.checks import check_choice  # here, so that --help needs no torch
+        from offramp.data import SOURCES
 
         check_choice("case", self.case, CASES)
         wanted = _NEEDS.get(self.case, 0)
@@ -77,8 +79,16 @@ class Wish:
                 )
         if self.case == "services" and not (self.url and self.prices):
             raise InputError("services need an address (--url) and prices (--price).")
-        if self.case == "answers" and not (self.path and self.costs):
-            raise InputError("answers need an npz file (--path) and costs (--cost name=number).")
+        if self.case == "answers":
+            if not (self.path and self.costs):
+                raise InputError(
+                    "answers need an npz file (--path) and costs (--cost name=number)."
+                )
+            return
+        check_choice("--data", self.data, SOURCES)
+        if (self.data == "digits") != (self.path is None):
+            need = "no --path" if self.path else "a --path, where they lie"
+            raise InputError(f"The data {self.data!r} need {need}, got {self.path}.")
 
 
 def write_config(path: Path, wish: Wish) -> tuple[str, ...]:
@@ -98,30 +108,40 @@ def write_config(path: Path, wish: Wish) -> tuple[str, ...]:
     from offramp.project.config.config import load_config
 
     if os.path.lexists(path):
+        another = path / "run.toml" if path.is_dir() else path.with_name(f"{path.stem}-2.toml")
         raise InputError(
             f"{path} exists already, and nothing is overwritten. Name another file: offramp init "
-            f"{path.stem}-2.toml"
+            f"{shlex.quote(str(another))}"
         )
     text = config_text(wish, path)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            f"A configuration is UTF-8, and so must be its name and the paths in it; got "
+            f"{[printable(str(each)) for each in (path, wish.path, *wish.weights) if each]}."
+        ) from None
     with new_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
         try:
             load_config(temporary)
         except InputError as error:
             raise InputError(str(error).replace(str(temporary), str(path))) from error
-    return following(wish.case, path)
+    return following(wish, path)
 
 
-def following(case: str, path: Path) -> tuple[str, ...]:
-    """The commands that take a configuration to a report.
+def following(wish: Wish, path: Path) -> tuple[str, ...]:
+    """The commands that take the configuration at a path to a report.
 
-    >>> following("exits", Path("run.toml"))[0]
+    >>> following(Wish(case="exits", models=("small_cnn",)), Path("run.toml"))[0]
     'offramp train --config run.toml'
     """
+    case = wish.case
     config = f"--config {shlex.quote(str(path))}"
     run = shlex.quote(f"runs/{path.stem}")
     if case == "class-exits":
-        return (f"offramp class-exits {config} --bundle bundle", f"offramp report {run}")
+        together = "" if len(wish.classes) == 1 else " --together"  # a bundle holds one cascade
+        return (f"offramp class-exits {config} --bundle bundle{together}", f"offramp report {run}")
     bundle = "" if case == "answers" else " --bundle bundle"
     return (
         *([f"offramp train {config}"] if case == "exits" else []),
@@ -133,7 +153,7 @@ def following(case: str, path: Path) -> tuple[str, ...]:
 
 def config_text(wish: Wish, path: Path) -> str:
     """The text of the configuration that will lie at `path`."""
-    steps = "\n".join(f"#   {command}" for command in following(wish.case, path))
+    steps = "\n".join(f"#   {command}" for command in following(wish, path))
     if wish.case == "answers":
         parts = [_answers(wish, path), _fit(wish)]
     elif wish.case == "services":
@@ -153,7 +173,7 @@ def _data(wish: Wish, path: Path) -> str:
     lines = ["[data]  # labeled examples", f"kind = {_toml(wish.data)}"]
     if wish.path is not None:
         lines.append(f"path = {_toml(_beside(wish.path, path))}  # relative to this file")
-    if wish.data in _SIZED:
+    if wish.data == _PICTURES and wish.case == "class-exits":  # which reads tensors
         lines.append("options = { size = 224, resize = 256 }  # pixels, as in training")
     if heads:
         lines += [
@@ -181,13 +201,17 @@ def _network(wish: Wish, path: Path) -> str:
 
 
 def _built(wish: Wish, path: Path, k: int) -> str:
-    name, *given = shlex.split(wish.models[k])
+    name, *given = _parts(wish.models[k])
     arguments = {}
     for one in given:
         key, sign, value = one.partition("=")
         if not sign:
             raise InputError(f"--model must be a name and argument=value, got {wish.models[k]!r}.")
         arguments[key] = _value(value)
+    if ":" not in name:  # what is imported is looked for when it is built
+        from offramp.models import model_factory
+
+        model_factory(name)
     lines = [f"model = {_toml(name)}  # registered, or module:callable"]
     if arguments:
         lines.append(f"arguments = {_toml(arguments)}")
@@ -197,8 +221,33 @@ def _built(wish: Wish, path: Path, k: int) -> str:
         lines.append('# weights = "net.safetensors"  # without them it answers at random')
     scale = 0.0625 if wish.data == "digits" else _BYTE
     lines.append("# As in training, such as mean = [0.485, 0.456, 0.406], std = [0.229, ...].")
-    lines.append(f'transform = {{ kind = "normalize", scale = {scale!r} }}')
+    normalize = f'{{ kind = "normalize", scale = {scale!r} }}'
+    if wish.data == _PICTURES and wish.case != "class-exits":  # files, also where it is served
+        lines += [
+            "transform = [",
+            '  { kind = "decode" },',
+            '  { kind = "resize", size = 224, crop_pct = 0.875 },  # pixels, as in training',
+            f"  {normalize},",
+            "]",
+        ]
+    else:
+        lines.append(f"transform = {normalize}")
     return "\n".join(lines)
+
+
+def _parts(model: str) -> list[str]:
+    """The name of a model and its arguments.
+
+    Raises:
+        InputError: If there is no name, or a quotation is left open.
+    """
+    try:
+        parts = shlex.split(model)
+    except ValueError as error:
+        raise InputError(f"--model cannot be read: {error}, got {model!r}.") from None
+    if not parts:
+        raise InputError(f"--model must be a name and argument=value, got {model!r}.")
+    return parts
 
 
 def _services(wish: Wish) -> list[str]:

@@ -156,7 +156,9 @@ def _single(body: bytes, served: ServedModel) -> Any:  # noqa: ANN401
     if kind not in ("text", "rows"):
         names = [column.name for column in served.inputs.columns]
         raise InputError(
-            f"Model {served.name!r} reads {names}: send JSON, with Content-Type: {_JSON}."
+            f"Model {served.name!r} reads {names}: send JSON, with Content-Type: {_JSON}, such as "
+            f'{{"rows": [...]}}; /v2/models/{served.name} tells the shapes. Image files are read '
+            "where every transform begins with decode."
         )
     try:
         return body.decode()
