@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from offramp.cli import main
+from offramp.project.config.sections import StageSection
+from offramp.project.networks import service_of
 from offramp.trace import load_trace
 from support.openai_server import StandIn
 
@@ -202,3 +204,9 @@ def test_wrong_keys_of_a_service_are_named(server, tmp_path, capsys):
     error = run(capsys, "record", "-c", "wrong.toml", code=2)
     for place in ("stage[0].openai.promt:", "stage[0].openai.prompt: is miss", "stage[1].model:"):
         assert place in error
+
+
+def test_a_service_without_a_key_is_said_by_an_empty_text():
+    told = {"url": "https://a.example/v1", "model": "m", "prompt": "{row}", "key_env": ""}
+    section = StageSection(name="a", openai=told)
+    assert service_of(section, ("x", "y")).module.settings.key_env is None

@@ -64,7 +64,7 @@ def from_openai(
         prompt: What is asked: {row} stands for the row, {name} for a field of rows that are
             mappings or of tables, {labels} for the labels. Other braces stay as they are.
         key_env: Name of the environment variable that holds the key, which is read at each call
-            and kept nowhere; None, or an empty text, for a service that needs none.
+            and kept nowhere; None for a service that needs none.
         answer: "logprobs": the model writes the label alone; its confidence is the product of its
             tokens' probabilities. "json": it writes label and confidence as JSON, which is for
             services without logprobs; such confidences want calibrating.
@@ -97,7 +97,7 @@ def from_openai(
             model=model,
             labels=check_class_names(labels, None, name="labels"),
             prompt=prompt,
-            key_env=key_env or None,
+            key_env=key_env,
             answer=answer,
             prices=None if prices is None else check_record("prices", prices, Prices),
             max_tokens=max_tokens,

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -52,13 +52,19 @@ def service_of(section: StageSection, class_names: Sequence[str] = ()) -> Stage 
     found: Stage | None = None
     try:
         if section.openai is not None:
-            found = from_openai(**{"labels": class_names, **section.openai})
+            found = from_openai(**{"labels": class_names, **_keyed(section.openai)})
         elif section.http is not None:
             names = {"class_names": class_names} if class_names else {}
-            found = from_http(**{**names, "transform": section.transform, **section.http})
+            told = _keyed(section.http)
+            found = from_http(**{**names, "transform": section.transform, **told})
     except InputError as error:
         raise InputError(f"Stage {section.name!r}: {error}") from error
     return found
+
+
+def _keyed(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a service, where `key_env = ""` says that it needs no key: TOML has no None."""
+    return {k: None if k == "key_env" and value == "" else value for k, value in given.items()}
 
 
 def built(spec: ModelSpec, folder: Path) -> nn.Module:
