@@ -84,3 +84,15 @@ FAILURES = (
     *(AssertionError, AttributeError, IndexError, KeyError, NotImplementedError),
     *(RuntimeError, TypeError, ValueError),
 )
+
+
+def why_unreadable(error: Exception) -> str:
+    """Why numpy cannot read a file, without its advice to unpickle what it does not know.
+
+    >>> why_unreadable(ValueError("... load it unsafely using allow_pickle=True"))
+    'it holds no plain arrays, and pickled objects are never read'
+    """
+    said = str(error) or type(error).__name__
+    return (
+        "it holds no plain arrays, and pickled objects are never read" if "pickle" in said else said
+    )

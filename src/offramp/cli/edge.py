@@ -5,14 +5,17 @@ Layer: cli.
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from zipfile import BadZipFile
 
 import typer
 
-from offramp._core.errors import InputError
+from offramp._core.errors import FileFormatError, InputError, why_unreadable
 from offramp.cli import options
 from offramp.cli.output import Output, percent
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from offramp._core.costs import Costs
     from offramp._core.types import Raw
     from offramp.stages import Cascade
@@ -246,8 +249,6 @@ def run_command(
 
     Example: offramp edge run runs/split/device runs/demo/test.npz --url https://cloud:8000
     """
-    import numpy as np
-
     from offramp.edge import Client, Settings
 
     output = Output(as_json=json)
@@ -262,10 +263,7 @@ def run_command(
     client = Client(folder, settings, threads=threads or 0)
     rows: list[list[str]] = []
     for path in inputs:
-        with np.load(path, allow_pickle=False) as held:
-            if array not in held:
-                raise InputError(f"{path} holds {list(held)}, and --array says {array!r}.")
-            values = held[array]
+        values = _array_in(path, array)
         for k in range(0, len(values), batch_size):
             told = client(values[k : k + batch_size])
             labels = [_named(int(label), client.device.class_names) for label in told.label]
@@ -291,6 +289,24 @@ def run_command(
             "offline": dict(client.offline),
         }
     )
+
+
+def _array_in(path: Path, name: str) -> "NDArray[Any]":
+    """One array of an npz file; raises `FileFormatError` where it cannot be had."""
+    import numpy as np
+
+    try:
+        # Opened here because numpy leaves a file that it cannot read open.
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as held:
+            if name not in held:
+                raise InputError(f"{path} holds {list(held)}, and --array says {name!r}.")
+            found: NDArray[Any] = held[name]
+    except (OSError, BadZipFile, ValueError, EOFError, AttributeError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        said = why_unreadable(error)
+        raise FileFormatError(f"{path} cannot be read as an npz file: {said}") from error
+    return found
 
 
 def _named(label: int, class_names: list[str]) -> str:

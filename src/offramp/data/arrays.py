@@ -18,7 +18,7 @@ from torch import Tensor
 from offramp._core.arrays import tensor_of
 from offramp._core.batch import as_rows
 from offramp._core.checks import check_choice, check_labels, check_path
-from offramp._core.errors import FileFormatError, InputError
+from offramp._core.errors import FileFormatError, InputError, why_unreadable
 from offramp._core.ids import as_ids
 from offramp._core.types import SPLITS, AnyArray, Raw, Split
 from offramp.data.dataset import Dataset
@@ -185,7 +185,7 @@ def read_arrays(path: Path, names: Sequence[str] | None = None) -> dict[str, NDA
     except FileNotFoundError as error:
         raise FileFormatError(f"{path} is missing.") from error
     except _UNREADABLE as error:
-        said = str(error) or type(error).__name__
+        said = why_unreadable(error)
         raise FileFormatError(f"{path} cannot be read as npz: {said}") from error
 
 

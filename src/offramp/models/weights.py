@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from offramp._core.checks import check_path
-from offramp._core.errors import FileFormatError, InputError
+from offramp._core.errors import FileFormatError, InputError, why_unreadable
 from offramp._core.files import new_file
 
 _SHOWN = 3  # names listed in a message
@@ -162,8 +162,8 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise FileFormatError(f"{path} is missing.") from error
     except _DAMAGED as error:
         raise FileFormatError(
-            f"{path} cannot be read as weights: {error}. Only plain tensors are read, never "
-            "pickled objects."
+            f"{path} cannot be read as weights: {why_unreadable(error)}. Only plain tensors are "
+            "read, never pickled objects."
         ) from error
 
 

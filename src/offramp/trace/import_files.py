@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp._core.checks import check_known
-from offramp._core.errors import FileFormatError, InputError, MissingExtraError
+from offramp._core.errors import FileFormatError, InputError, MissingExtraError, why_unreadable
 from offramp.trace.imports import from_logits, from_predictions, from_probabilities
 from offramp.trace.losses import from_losses
 from offramp.trace.trace import Trace
@@ -72,7 +72,8 @@ def from_npz(
     except (OSError, BadZipFile, ValueError, EOFError, AttributeError, TypeError) as error:
         if isinstance(error, InputError):
             raise
-        raise FileFormatError(f"{path} cannot be read as an npz file: {error}") from error
+        said = why_unreadable(error)
+        raise FileFormatError(f"{path} cannot be read as an npz file: {said}") from error
     return _from_read({**others, **read})
 
 
