@@ -16,6 +16,7 @@ from typing import Any, TypeVar, final
 import torch
 
 from offramp._core.errors import UnsupportedError
+from offramp._core.threads import one_thread
 from offramp.backends import BACKENDS, with_backend
 from offramp.bundle import load, save
 from offramp.evaluation import Choice, fit, replay
@@ -88,12 +89,8 @@ def examined(*, tell: Callable[[str], None] = lambda _: None) -> Found:
     Args:
         tell: Called with a few words before each part of the test.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         checks = tuple(_checks(tell))
-    finally:
-        torch.set_num_threads(threads)
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return Found(
         versions={"python": platform.python_version(), **versions(("offramp", *_PACKAGES))},
