@@ -14,9 +14,10 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+from zipfile import BadZipFile
 
-from offramp._core.errors import FileFormatError, InputError, StorageError
+from offramp._core.errors import FileFormatError, InputError, StorageError, why_unreadable
 from offramp._core.ownership import FolderKind, check_file, check_folder, is_empty, strangers
 from offramp._core.reading import read_plain
 from offramp._core.temporaries import (
@@ -28,6 +29,9 @@ from offramp._core.temporaries import (
     temporary_file,
     temporary_folder,
 )
+
+if TYPE_CHECKING:
+    from numpy.lib.npyio import NpzFile
 
 Found = TypeVar("Found")
 _TRIES = 10
@@ -204,6 +208,22 @@ def write_new_json(path: Path, value: object, *, overwrite: bool) -> None:
 def as_json(value: object) -> str:
     """A value as indented JSON; NaN is refused."""
     return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+@contextmanager
+def open_npz(path: Path) -> "Iterator[NpzFile]":
+    """An npz file, open in the block; raises `FileFormatError` where it cannot be read there."""
+    import numpy as np  # here: little else of files needs it
+
+    try:
+        # Opened here because numpy leaves a file that it cannot read open.
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as held:
+            yield held
+    except (OSError, BadZipFile, ValueError, EOFError, AttributeError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        said = why_unreadable(error)
+        raise FileFormatError(f"{path} cannot be read as an npz file: {said}") from error
 
 
 def read_json(path: Path, *, most_bytes: int | None = None) -> dict[str, Any]:

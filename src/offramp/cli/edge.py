@@ -5,11 +5,11 @@ Layer: cli.
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-from zipfile import BadZipFile
 
 import typer
 
-from offramp._core.errors import FileFormatError, InputError, why_unreadable
+from offramp._core.errors import InputError
+from offramp._core.files import open_npz
 from offramp.cli import options
 from offramp.cli.output import Output, percent
 
@@ -293,19 +293,10 @@ def run_command(
 
 def _array_in(path: Path, name: str) -> "NDArray[Any]":
     """One array of an npz file; raises `FileFormatError` where it cannot be had."""
-    import numpy as np
-
-    try:
-        # Opened here because numpy leaves a file that it cannot read open.
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as held:
-            if name not in held:
-                raise InputError(f"{path} holds {list(held)}, and --array says {name!r}.")
-            found: NDArray[Any] = held[name]
-    except (OSError, BadZipFile, ValueError, EOFError, AttributeError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
-        said = why_unreadable(error)
-        raise FileFormatError(f"{path} cannot be read as an npz file: {said}") from error
+    with open_npz(path) as held:
+        if name not in held:
+            raise InputError(f"{path} holds {list(held)}, and --array says {name!r}.")
+        found: NDArray[Any] = held[name]
     return found
 
 

@@ -6,13 +6,13 @@ Layer: trace.
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from offramp._core.checks import check_known
-from offramp._core.errors import FileFormatError, InputError, MissingExtraError, why_unreadable
+from offramp._core.errors import FileFormatError, InputError, MissingExtraError
+from offramp._core.files import open_npz
 from offramp.trace.imports import from_logits, from_predictions, from_probabilities
 from offramp.trace.losses import from_losses
 from offramp.trace.trace import Trace
@@ -60,20 +60,13 @@ def from_npz(
         UnknownNameError: If it has no such array; the nearest name is suggested.
         InputError: As in `from_logits`, `from_probabilities` and `from_predictions`.
     """
-    try:
-        # Opened here because numpy leaves a file that it cannot read open.
-        with Path(path).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+    with open_npz(Path(path)) as file:
 
-            def column(name: str, _: bool) -> NDArray[Any]:
-                return np.asarray(file[check_known("array", name, file.files)])
+        def column(name: str, _: bool) -> NDArray[Any]:
+            return np.asarray(file[check_known("array", name, file.files)])
 
-            tables = _tables(logits, probabilities, predictions, losses, confidences, features)
-            read = _read(column, tables, labels, ids, split, others)
-    except (OSError, BadZipFile, ValueError, EOFError, AttributeError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
-        said = why_unreadable(error)
-        raise FileFormatError(f"{path} cannot be read as an npz file: {said}") from error
+        tables = _tables(logits, probabilities, predictions, losses, confidences, features)
+        read = _read(column, tables, labels, ids, split, others)
     return _from_read({**others, **read})
 
 
