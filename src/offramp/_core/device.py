@@ -1,9 +1,10 @@
-"""The device that somebody asks for.
+"""The device that somebody asks for, and that of a network.
 
 Layer: _core.
 """
 
 import torch
+from torch import nn
 
 from offramp._core.errors import InputError
 
@@ -42,6 +43,15 @@ def check_device(device: torch.device | str) -> torch.device:
     elif found.type != "cpu":
         _check_holds_numbers(found)
     return found
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where the weights of a module lie; the CPU for one without any.
+
+    >>> device_of(nn.Linear(2, 3)), device_of(nn.ReLU())
+    (device(type='cpu'), device(type='cpu'))
+    """
+    return next((weight.device for weight in module.parameters()), torch.device("cpu"))
 
 
 def _check_holds_numbers(device: torch.device) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from offramp._core.batch import batch_size, flat, only_tensors, take_rows, to_device
 from offramp._core.carry import tensors_of
+from offramp._core.device import device_of
 from offramp._core.errors import InputError, UnsupportedError
 from offramp._core.types import AnyBatch, Raw
 from offramp.backends.compiled import Compiled
@@ -271,7 +272,7 @@ class _Handed:
 
     @classmethod
     def of(cls, given: Any, first: Stage) -> "_Handed":  # noqa: ANN401
-        given = to_device(given, _device_of(first))
+        given = to_device(given, device_of(first))
         with torch.no_grad():  # tensors of the inference mode could not be followed
             carry = tensors_of(first.segment(given))
             raw = tensors_of(given)
@@ -326,17 +327,13 @@ def _read(head: OfFirst, carry: Any) -> Any:  # noqa: ANN401  (a carry and a bat
 def _segment_of(stage: Stage, given: Any) -> Any:  # noqa: ANN401  (a batch and a carry)
     """What a stage hands on, on the CPU, wherever it runs."""
     with torch.no_grad():  # tensors of the inference mode could not be followed
-        result = stage.segment(to_device(given, _device_of(stage)))
+        result = stage.segment(to_device(given, device_of(stage)))
     return to_device(result, "cpu")
-
-
-def _device_of(module: nn.Module) -> torch.device:
-    return next((weight.device for weight in module.parameters()), torch.device("cpu"))
 
 
 def _on_host(module: nn.Module) -> nn.Module:
     """A network on the CPU: itself, or a copy of one that is elsewhere."""
-    there = _device_of(module).type == "cpu"
+    there = device_of(module).type == "cpu"
     return module if there else copy.deepcopy(module).to("cpu")
 
 

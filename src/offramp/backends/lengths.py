@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from offramp._core.batch import flat, to_device
+from offramp._core.device import device_of
 from offramp._core.errors import FAILURES
 from offramp._core.types import Batch
 from offramp.stages import Stage
@@ -55,8 +56,7 @@ def _runs(batch: Batch | None, stages: Sequence[Stage]) -> bool:
     try:
         with torch.no_grad():
             for stage in stages:
-                where = next((w.device for w in stage.parameters()), torch.device("cpu"))
-                stage.segment(to_device(batch, where))
+                stage.segment(to_device(batch, device_of(stage)))
     except FAILURES:
         return False
     return True

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from offramp._core.batch import RowList, is_table
 from offramp._core.checks import check_not_negative
 from offramp._core.costs import Costs
+from offramp._core.device import device_of
 from offramp._core.errors import InputError, OfframpError
 from offramp._core.keys import example_keys
 from offramp._core.outputs import StageOutput
@@ -127,7 +128,7 @@ class Adaptive(nn.Module):
             else policy.topology.index(candidate_of(choice).reference),
         )
         self._single = SingleWalk(self.program)
-        where = next((p.device for p in self.stages.parameters()), torch.device("cpu"))
+        where = device_of(self.stages)
         self.to(where).eval()
 
     @classmethod

@@ -16,7 +16,7 @@ import torch
 from offramp._core.batch import batch_size, take_rows, to_device
 from offramp._core.checks import check_known, check_positive_int
 from offramp._core.costs import Costs
-from offramp._core.device import check_device
+from offramp._core.device import check_device, device_of
 from offramp._core.errors import InputError, MissingExtraError, UnsupportedError
 from offramp._core.registry import Registry
 from offramp._core.types import AnyBatch, Raw
@@ -62,7 +62,7 @@ def measure_flops(cascade: Cascade, batch: AnyBatch) -> Costs:
     >>> measure_flops(Cascade.from_models({"net": nn.Linear(4, 3)}), torch.zeros(1, 4)).segment
     (24.0,)
     """
-    where = next((p.device for p in cascade.parameters()), torch.device("cpu"))
+    where = device_of(cascade)
     batch = to_device(take_in(cascade)(batch), where)
     m = batch_size(batch)
     with evaluating(cascade), torch.no_grad(), plain_attention():

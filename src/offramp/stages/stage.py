@@ -23,6 +23,7 @@ from offramp._core.checks import (
     check_shape,
     check_text,
 )
+from offramp._core.device import device_of
 from offramp._core.errors import InputError
 from offramp._core.outputs import StageOutput, log_probabilities
 from offramp._core.types import FORM_OF, STAGE_FORMS, OnError, OutputForm, Raw, StageForm
@@ -241,7 +242,7 @@ class Stage(nn.Module):
         made = self.transform(given)
         if type(given) is Tensor or not self.reads_rows:
             return made
-        return to_device(made, self._device())
+        return to_device(made, device_of(self.module))
 
     def _computed(self, carry: Raw) -> Any:  # noqa: ANN401
         if self.source is None and (self.transform is not None or type(carry) is not Tensor):
@@ -259,9 +260,6 @@ class Stage(nn.Module):
         except Exception as error:
             error.add_note(f"Raised by the function of stage {self.name!r}.")
             raise
-
-    def _device(self) -> torch.device:
-        return next((p.device for p in self.module.parameters()), torch.device("cpu"))
 
     def answer(self, result: Any) -> StageOutput:  # noqa: ANN401
         """What the stage says, given what `segment` gave.

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from offramp._core.device import device_of
 from offramp._core.errors import InputError
 from offramp.backends import BACKENDS, Backend, with_backend
 from offramp.backends.build import suffixed
@@ -114,7 +115,7 @@ def check_backend(backend: Backend | str) -> None:
     names = tuple(suffixed(each, made.suffix) for each in plain.topology.names)
     require(fast.topology.names == names, "stages have its suffix, and no other", whose=name)
     require(same(plain.state_dict(), before), "the networks stay as they were", whose=name)
-    device = next((p.device for p in fast.parameters()), torch.device("cpu"))
+    device = device_of(fast)
     for size in (33, 1, 5):
         batch = images[:size]
         want, found = plain(batch), fast(batch.to(device)).cpu()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp._core.batch import apply, batch_size, flat, form_of, only_tensors, to_device
+from offramp._core.device import device_of
 from offramp._core.errors import FAILURES, InputError, OfframpError
 from offramp._core.progress import progress_bar
 from offramp._core.topology import RAW_INPUT, Path
@@ -217,7 +218,7 @@ class _Export:
         found: dict[str, list[Any]] = {stage.eval().group: [] for stage in stages}
         with torch.no_grad():
             for example in self._examples:
-                given = to_device(example, _device(stages[0]))
+                given = to_device(example, device_of(stages[0]))
                 try:
                     carries = {s.group: c for s, c in run_segments(stages, given, topology)}
                 except OfframpError:
@@ -319,7 +320,7 @@ class _Part(nn.Module):
 def _check_answers(model: Any, part: nn.Module, given: Batch, name: str) -> None:  # noqa: ANN401
     """Compare a model with its network at another length than it was exported with."""
     with torch.no_grad():
-        wanted = flat(apply(part.eval(), to_device(given, _device(part))))
+        wanted = flat(apply(part.eval(), to_device(given, device_of(part))))
     found = Session(model.SerializeToString(), 1)([t.cpu().contiguous() for t in flat(given)])
     for have, want in zip(found, wanted, strict=True):
         wide = want.cpu().double()
@@ -399,7 +400,3 @@ def _input_names(example: Batch) -> list[str]:
     if isinstance(example, Mapping):
         return list(example)
     return [f"input.{k}" for k in range(len(example))]
-
-
-def _device(module: nn.Module) -> torch.device:
-    return next((p.device for p in module.parameters()), torch.device("cpu"))

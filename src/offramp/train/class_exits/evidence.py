@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp._core.batch import to_device
+from offramp._core.device import device_of
 from offramp._core.types import FloatArray, IntArray
 from offramp.data import Dataset
 from offramp.fitting.class_exits.data import ClassData
@@ -36,7 +37,7 @@ def predictions(
     (4,)
     """
     found, stage = [], Stage("network", net, transform=transform)
-    device = next((p.device for p in net.parameters()), torch.device("cpu"))
+    device = device_of(net)
     with torch.inference_mode():
         for start in range(0, len(examples), batch_size):
             given: Any = examples.batch(start, start + batch_size).inputs
