@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from offramp._core.errors import InputError
@@ -65,6 +65,7 @@ def make(seed, *, n=80, classes=3, noise=2.0, accuracy=0.8, targets=None):
     floor=st.sampled_from([0.0, 0.8]),
     nested=st.booleans(),
 )
+@example(seed=187, constraints="paper", tolerance=0.0, floor=0.0, nested=True)  # a time of zero
 def test_the_scan_allows_what_judging_each_threshold_allows(
     seed, constraints, tolerance, floor, nested
 ):

@@ -229,7 +229,8 @@ def allowed(
         holds = _strict(data, standing, found, requirements.tolerance)
         times = _class_times(data, branch.target, found)
     holds &= _precise(data, standing, found, requirements.precision_floor)
-    return holds & (times > 0) & (times < branch.timing.baseline * (1 - ROUNDING)), times
+    baseline = branch.timing.baseline
+    return holds & (times > ROUNDING * baseline) & (times < (1 - ROUNDING) * baseline), times
 
 
 def _precise(data: ClassData, standing: Standing, found: Scan, floor: float) -> BoolArray:
@@ -311,9 +312,10 @@ def allowed_reference(
         strict = requirements.constraints == "strict"
         holds = system.keeps_accuracy(requirements.tolerance) if strict else paper.holds
         time = system.times[paper.target] if strict else paper.time
+        baseline = branch.timing.baseline
         if (
             holds
-            and 0 < time < branch.timing.baseline
+            and ROUNDING * baseline < time < (1 - ROUNDING) * baseline
             and (paper.precision >= requirements.precision_floor)
         ):
             kept.append(value)
