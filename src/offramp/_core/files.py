@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,6 @@ from zipfile import BadZipFile
 
 from offramp._core.errors import FileFormatError, InputError, StorageError, why_unreadable
 from offramp._core.ownership import FolderKind, check_file, check_folder, is_empty, strangers
-from offramp._core.reading import read_plain
 from offramp._core.temporaries import (
     alone,
     exchange,
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 Found = TypeVar("Found")
 _TRIES = 10
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_NOT_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 @contextmanager
@@ -224,6 +225,35 @@ def open_npz(path: Path) -> "Iterator[NpzFile]":
             raise
         said = why_unreadable(error)
         raise FileFormatError(f"{path} cannot be read as an npz file: {said}") from error
+
+
+def read_plain(path: Path, *, most_bytes: int | None = None) -> bytes:
+    """The content of a file of others; of a link, of what it leads to.
+
+    Opening a pipe waits for ever, and a device never ends; so what is opened is looked at first.
+
+    Args:
+        path: The file.
+        most_bytes: How large it may be; None for any size.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        FileFormatError: If it is no plain file (a folder, a pipe, a device), or larger.
+        OSError: If it cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | _NOT_WAITING)
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise FileFormatError(f"{path} must be a plain file; it is a folder, a pipe or such.")
+        limit = found.st_size if most_bytes is None else most_bytes
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            content = file.read(min(limit, found.st_size) + 1)  # it takes as much at once
+    finally:
+        os.close(descriptor)
+    if len(content) > limit:
+        raise FileFormatError(f"{path} must have at most {limit} bytes, got {found.st_size}.")
+    return content
 
 
 def read_json(path: Path, *, most_bytes: int | None = None) -> dict[str, Any]:

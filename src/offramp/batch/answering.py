@@ -23,7 +23,7 @@ from offramp._core.types import Raw
 from offramp.batch.table import Columns, Value, columns_of
 from offramp.bundle import load
 from offramp.runtime import NO_LABEL, Adaptive, Executor, Prediction, RowsError
-from offramp.runtime.sizes import FULL
+from offramp.runtime.times import FULL
 from offramp.serve.inputs import Inputs
 
 Names = Sequence[int | str]

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from offramp.models.heads import token_linear as token_linear
     from offramp.models.heads import vector_linear as vector_linear
     from offramp.models.in_order import InOrder as InOrder
-    from offramp.models.layer_shape import LayerShape as LayerShape
     from offramp.models.logits import SeveralLogitsError as SeveralLogitsError
     from offramp.models.logits import extract_logits as extract_logits
     from offramp.models.networks.alexnet import AlexNet as AlexNet
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
     from offramp.models.networks.resnet import resnet21 as resnet21
     from offramp.models.networks.small_cnn import SmallCNN as SmallCNN
     from offramp.models.networks.small_cnn import small_cnn as small_cnn
+    from offramp.models.pooled import LayerShape as LayerShape
     from offramp.models.pooled import PooledHead as PooledHead
     from offramp.models.pooled import TokenPool as TokenPool
     from offramp.models.spec import MODELS as MODELS
@@ -63,7 +63,7 @@ _HOME = {
     "HEADS": "offramp.models.heads",
     "InOrder": "offramp.models.in_order",
     "InceptionV3": "offramp.models.networks.inception",
-    "LayerShape": "offramp.models.layer_shape",
+    "LayerShape": "offramp.models.pooled",
     "MODELS": "offramp.models.spec",
     "ModelSpec": "offramp.models.spec",
     "PooledHead": "offramp.models.pooled",

@@ -17,8 +17,7 @@ from torch import nn
 from offramp._core.checks import check_choice
 from offramp._core.errors import InputError
 from offramp.models.heads import HEADS
-from offramp.models.layer_shape import LAYOUTS, LayerShape, Layout
-from offramp.models.pooled import LAST_AND_MEAN
+from offramp.models.pooled import LAST_AND_MEAN, LAYOUTS, LayerShape, Layout
 from offramp.models.spec import ModelSpec
 
 

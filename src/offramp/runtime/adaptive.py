@@ -30,7 +30,6 @@ from offramp.runtime.inflight import InFlight
 from offramp.runtime.prediction import Prediction
 from offramp.runtime.program import BLAMES_BATCH, Program
 from offramp.runtime.single import SingleWalk
-from offramp.runtime.sizes import expected_seconds, full_sizes
 from offramp.runtime.source import (
     Prepared,
     StageSource,
@@ -39,7 +38,7 @@ from offramp.runtime.source import (
     ready_stages,
 )
 from offramp.runtime.stream import Delivered, Keys, OnError, Stream
-from offramp.runtime.times import StageTimes
+from offramp.runtime.times import StageTimes, full_sizes
 from offramp.runtime.walk import walk
 from offramp.stages import batch_size, to_device
 
@@ -379,7 +378,7 @@ class Adaptive(nn.Module):
         programs = [model.program for model in (*others, self)]
         waiting = {k for each in programs for k, stage in each.stages.items() if stage.waits}
         sizes = full_sizes(batch_size, self.policy.topology, self.program.times, waiting)
-        seconds = {k: t for each in programs for k, t in expected_seconds(each, sizes).items()}
+        seconds = {k: t for each in programs for k, t in each.expected_seconds(sizes).items()}
         return Batcher(sizes, seconds, patience=patience)
 
     def train(self, mode: bool = True) -> "Adaptive":

@@ -55,7 +55,7 @@ class Batcher:
 
     Args:
         full: For each stage the size of a full batch (`full_sizes`).
-        seconds: What a full batch takes at each stage, where it is known (`expected_seconds`);
+        seconds: What a full batch takes at each stage, where `Program.expected_seconds` knows it;
             later what batches have taken (`Pace`).
         patience: Seconds after which an example waits for no others any more; None to wait until
             a batch is full, somebody's deadline comes near, or the driver says that nobody comes.

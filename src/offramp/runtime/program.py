@@ -208,6 +208,20 @@ class Program:
             )
         return reference if how == "reference" and reference is not None else children[-1]
 
+    def expected_seconds(self, full: Mapping[int, int]) -> dict[int, float]:
+        """Seconds that a full batch takes at each stage, by the times measured; else nothing.
+
+        Args:
+            full: How many examples make one, by index.
+        """
+        times = self.times
+        if times is None:
+            return {}
+        return {
+            stage: sum(times.planned(j, full[stage]) for j in plan.segments)
+            for stage, plan in self.plans.items()
+        }
+
     @property
     def checked(self) -> bool:
         """Whether it was seen that answers do not depend on the rest of the batch."""

@@ -3,6 +3,8 @@
 Layer: runtime.
 """
 
+import functools
+import os
 from collections.abc import Callable, Mapping
 from typing import Protocol, runtime_checkable
 
@@ -11,7 +13,6 @@ from torch import nn
 
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError
-from offramp._core.forks import prepare_for_forks
 from offramp._core.outputs import StageOutput
 from offramp._core.topology import Topology
 from offramp.backends.fold import fold
@@ -54,7 +55,7 @@ def ready_stages(
         topology: What is used of them.
         prepared: Copies that were made before, and will be added to; None to take none.
     """
-    prepare_for_forks()
+    _prepare_for_forks()
     plans = plan_segments(topology)
     needed = {k for plan in plans.values() for k in plan.segments} | set(plans)
     chosen = {k: _used(cascade.stage(k), answers=k in plans) for k in sorted(needed)}
@@ -130,3 +131,19 @@ def folded(stages: Mapping[int, Stage], prepared: Prepared | None = None) -> dic
         )
         for k, stage in stages.items()
     }
+
+
+@functools.cache
+def _prepare_for_forks() -> None:
+    """From now on children of this process run torch with one thread, which needs no pool.
+
+    A fork copies the memory of a process but only one of its threads. A pool of threads that
+    worked before the fork is then waited for in the child for ever, as soon as an operation is
+    large enough to be divided.
+    """
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_alone)
+
+
+def _alone() -> None:
+    torch.set_num_threads(1)

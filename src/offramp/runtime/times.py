@@ -6,14 +6,18 @@ they are measured in rounds that take turns.
 Layer: runtime.  Source: methods.md 6 (the ideal: each stage at its best batch size).
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import final
 
 import numpy as np
 
+from offramp._core.checks import check_known, check_positive_int
 from offramp._core.errors import InputError
+from offramp._core.topology import Topology
+
+FULL = 64  # a batch that uses a CPU well and fits into its caches
 
 _WORTH = 0.97  # a split or a saved gathering must promise this much, or noise would decide
 
@@ -142,3 +146,27 @@ class StageTimes:
         if size >= self.sizes[-1]:
             return row[-1] * size / self.sizes[-1]
         return float(np.interp(size, self.sizes, row))
+
+
+def full_sizes(
+    given: int | Mapping[str, int] | None,
+    topology: Topology,
+    times: StageTimes | None,
+    waiting: Collection[int] = (),
+) -> dict[int, int]:
+    """For each stage how many examples make a full batch, by index.
+
+    Those that wait for a service take examples one by one: none waits for another's answer.
+
+    >>> full_sizes({"b": 8}, Topology.of(["a", "b", "c"]), None, waiting=[2])
+    {0: 64, 1: 8, 2: 1}
+    """
+    stages = range(len(topology))
+    if isinstance(given, int):
+        return dict.fromkeys(stages, check_positive_int("batch_size", given))
+    default = {k: FULL if times is None else times.best_size(k) for k in stages}
+    default |= dict.fromkeys(waiting, 1)
+    for name, size in (given or {}).items():
+        check_known("stage", name, topology.names)
+        default[topology.index(name)] = check_positive_int(f"batch_size[{name!r}]", size)
+    return default

@@ -22,7 +22,7 @@ from offramp.policy.gears import REFERENCE
 from offramp.runtime import Adaptive, Executor, Prediction, RowsError
 from offramp.runtime.elsewhere import Elsewhere
 from offramp.runtime.prediction import joined
-from offramp.runtime.sizes import FULL
+from offramp.runtime.times import FULL
 from offramp.serve.admission import Admission
 from offramp.serve.gears import Controller, all_gears
 from offramp.serve.inputs import Inputs, held_by

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 
 from offramp.runtime import Adaptive
-from offramp.runtime.sizes import FULL
+from offramp.runtime.times import FULL
 from offramp.serve.inputs import Inputs, held_by
 from offramp.stages.segments import run_segments
 

@@ -11,8 +11,7 @@ from typing import final
 from offramp._core.checks import check_not_negative, check_positive, check_positive_int
 from offramp._core.errors import InputError
 from offramp._core.topology import Path, Topology
-from offramp.runtime.sizes import FULL
-from offramp.runtime.times import StageTimes
+from offramp.runtime.times import FULL, StageTimes
 
 
 @final

@@ -10,7 +10,7 @@ from offramp._core.errors import InputError, UnknownNameError
 from offramp._core.topology import Topology
 from offramp.policy import Constant, Feature, Linear, Node, Policy
 from offramp.runtime import Adaptive, StageTimes
-from offramp.runtime.sizes import FULL, full_sizes
+from offramp.runtime.times import FULL, full_sizes
 from offramp.stages import Cascade, Stage
 from offramp.testing import random_policy, random_topology
 
