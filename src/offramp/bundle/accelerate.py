@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from offramp._core.checks import check_known
 from offramp._core.errors import InputError
@@ -132,5 +133,14 @@ def known_input(
         return torch.zeros(1, *input_shape), False
     for stage in stages:
         if isinstance(stage.spec, SegmentSpec):
-            return stage.spec.cut.example, False  # of the shape that the transform gives
+            return _zeros(stage.spec.cut.example), False  # of the shape that the transform gives
     return None
+
+
+def _zeros(example: Batch) -> Batch:
+    """The same without fractions, which a transform of bytes would refuse."""
+    if isinstance(example, Tensor):
+        return torch.zeros_like(example) if example.is_floating_point() else example
+    if isinstance(example, Mapping):
+        return {name: _zeros(part) for name, part in example.items()}
+    return tuple(map(_zeros, example))

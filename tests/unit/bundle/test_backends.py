@@ -401,6 +401,14 @@ def from_on(exits):
     return make
 
 
+def test_exits_behind_a_transform_of_bytes_need_no_example(tmp_path, exits):
+    x, policy = images(20, 3, 16), random_policy(exits.topology, seed=1, classes=10)
+    last = exits.topology.names[-1]
+    chosen = Candidate(policy=policy, method="learned", reference=last)
+    save(Adaptive(exits, chosen), tmp_path / "b")
+    assert close(load(tmp_path / "b", backend="folded")(x), Adaptive(exits, policy)(x))
+
+
 @pytest.mark.parametrize(  # behind one in PyTorch: make test-slow
     "first", ["layer1.0", pytest.param("layer2.0.conv1", marks=pytest.mark.slow)]
 )
