@@ -53,7 +53,7 @@ def main(folder: Path) -> None:
     networks = {"small": Reader(16, 1), "large": Reader(64, 2)}
     for network in networks.values():
         train_classifier(
-            network, examples.subset("train"), epochs=10, seed=0, learning_rate=0.01, batch_size=32
+            network, examples.subset("train"), epochs=15, seed=0, learning_rate=0.003, batch_size=32
         )
     cascade = offramp.Cascade.from_models(networks, class_names=CODES)
     weights = {
