@@ -6,6 +6,7 @@ images of the test part, both packages with the same network, heads, temperature
 All contenders of one batch size are called in turn, round after round; ratios are of medians.
 
     vs_earlyon        earlyon's time over ours, both in eager PyTorch
+    vs_earlyon_folded the same over ours with batch norms folded into convolutions, eager as well
     vs_earlyon_best   the same over ours on the fastest exact backend of `--backends`
     vs_mask           computing every stage for everyone and choosing afterwards, over ours, eager
     vs_loop           ours one example at a time in a Python loop, over ours on the batch
@@ -253,6 +254,7 @@ def ratios(times: Mapping[str, float], backends: list[str], size: int) -> dict[s
     found: dict[str, Any] = {f"best_backend_batch{size}": best}
     pairs = {
         "vs_earlyon": ("earlyon", "eager"),
+        "vs_earlyon_folded": ("earlyon", "folded"),
         "vs_earlyon_best": ("earlyon", best),
         "vs_mask": ("mask", "eager"),
         "vs_loop": ("loop", "eager"),
@@ -260,7 +262,7 @@ def ratios(times: Mapping[str, float], backends: list[str], size: int) -> dict[s
         "vs_static": ("static", "eager"),
     }
     for key, (other, ours) in pairs.items():
-        if other in times:
+        if other in times and ours in times:
             found[f"{key}_batch{size}"] = times[other] / times[ours]
     return found
 
