@@ -5,6 +5,8 @@ import os
 import shlex
 import subprocess
 import sys
+import time
+import urllib.error
 import urllib.request
 from contextlib import contextmanager
 from dataclasses import replace
@@ -113,8 +115,35 @@ def test_the_three_commands_that_follow_work_when_they_are_pasted(
     assert row["label"] == str(load(out / "bundle")(torch.from_numpy(first)).labels.item())
     assert run(*shlex.split(predict)[1:]).code == 0  # and again
     assert run(*shlex.split(report)[1:]).code == 0
-    with served(serve, tmp_path) as url, urllib.request.urlopen(f"{url}/v2") as answer:
-        assert json.load(answer)["name"]
+    with served(serve, tmp_path) as url:
+        with urllib.request.urlopen(f"{url}/v2") as answer:
+            assert json.load(answer)["name"]
+        asked = {  # a file of an image, and its pixels
+            "image/png": (out / "example.png").read_bytes(),
+            "application/json": json.dumps({"rows": first.tolist()}).encode(),
+        }
+        said = [said_to(f"{url}/predict", body, kind) for kind, body in asked.items()]
+    assert said[0] == said[1]
+    assert str(said[0]["label"]) == row["label"]
+
+
+def ready(url):
+    """Whether a server has warmed its model; until then it says 503."""
+    try:
+        return urllib.request.urlopen(f"{url}/v2/health/ready").close() is None
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code != 503:
+            raise
+        return False
+
+
+def said_to(url, body, kind):
+    """What a server says of the one example of a request, but how it is called."""
+    request = urllib.request.Request(url, body, {"Content-Type": kind})
+    with urllib.request.urlopen(request) as answer:
+        (one,) = json.load(answer)["answers"]
+    return {name: value for name, value in one.items() if name != "id"}
 
 
 def fits(lines, found):
@@ -133,7 +162,10 @@ def served(command, place):
     words = [sys.executable, "-m", *shlex.split(command), "--port", "0", "--json"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=place) as process:
         try:
-            yield json.loads(process.stdout.readline())["url"]
+            url = json.loads(process.stdout.readline())["url"]
+            while not ready(url):
+                time.sleep(0.05)
+            yield url
         finally:
             process.terminate()
 
