@@ -231,7 +231,8 @@ def test_recorded_answers_of_a_folder_are_read_cheapest_first(tmp_path):
         (["--data", "cifar", "x"], "did you mean"),
         (["--data", "digits", "x"], "come with the package and take no folder"),
         (["--data", "services", "."], "holds no recorded answers"),
-        (["--data", "cifar10", "."], "holds none of data_batch_1.bin"),
+        (["--data", "cifar10", "."], "must hold cifar-10-batches-bin, got .. Fetch it"),
+        (["--data", "cifar10", "no"], "got no, which is not there. Fetch it (170 MB) by python"),
     ],
 )
 def test_a_world_that_cannot_be_shown_is_refused(given, said, run, monkeypatch, tmp_path):
