@@ -73,5 +73,8 @@ def main(folder: Path, place: Path) -> None:
 
 
 if __name__ == "__main__":
+    target = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
+    if not target.is_dir():
+        sys.exit(f"FOLDER must be a folder that is there, got {target}. Make it, or leave it out.")
     with tempfile.TemporaryDirectory() as place:
-        main(Path(sys.argv[1] if len(sys.argv) > 1 else "."), Path(place))
+        main(target, Path(place))

@@ -55,7 +55,10 @@ def main(path: Path) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        main(Path(sys.argv[1]))
+        given = Path(sys.argv[1])
+        if not given.is_file():
+            sys.exit(f"logits.npz must be a file that is there, got {given}. Or leave it out.")
+        main(given)
     else:
         with tempfile.TemporaryDirectory() as folder:
             main(make_file(Path(folder) / "logits.npz"))

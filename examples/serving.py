@@ -76,4 +76,7 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "."))
+    target = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
+    if not target.is_dir():
+        sys.exit(f"FOLDER must be a folder that is there, got {target}. Make it, or leave it out.")
+    main(target)

@@ -5,6 +5,8 @@ import os
 import shlex
 import subprocess
 import sys
+import time
+import urllib.error
 import urllib.request
 from contextlib import contextmanager
 from dataclasses import replace
@@ -113,8 +115,35 @@ def test_the_three_commands_that_follow_work_when_they_are_pasted(
     assert row["label"] == str(load(out / "bundle")(torch.from_numpy(first)).labels.item())
     assert run(*shlex.split(predict)[1:]).code == 0  # and again
     assert run(*shlex.split(report)[1:]).code == 0
-    with served(serve, tmp_path) as url, urllib.request.urlopen(f"{url}/v2") as answer:
-        assert json.load(answer)["name"]
+    with served(serve, tmp_path) as url:
+        with urllib.request.urlopen(f"{url}/v2") as answer:
+            assert json.load(answer)["name"]
+        asked = {  # a file of an image, and its pixels
+            "image/png": (out / "example.png").read_bytes(),
+            "application/json": json.dumps({"rows": first.tolist()}).encode(),
+        }
+        said = [said_to(f"{url}/predict", body, kind) for kind, body in asked.items()]
+    assert said[0] == said[1]
+    assert str(said[0]["label"]) == row["label"]
+
+
+def ready(url):
+    """Whether a server has warmed its model; until then it says 503."""
+    try:
+        return urllib.request.urlopen(f"{url}/v2/health/ready").close() is None
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code != 503:
+            raise
+        return False
+
+
+def said_to(url, body, kind):
+    """What a server says of the one example of a request, but how it is called."""
+    request = urllib.request.Request(url, body, {"Content-Type": kind})
+    with urllib.request.urlopen(request) as answer:
+        (one,) = json.load(answer)["answers"]
+    return {name: value for name, value in one.items() if name != "id"}
 
 
 def fits(lines, found):
@@ -133,7 +162,10 @@ def served(command, place):
     words = [sys.executable, "-m", *shlex.split(command), "--port", "0", "--json"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=place) as process:
         try:
-            yield json.loads(process.stdout.readline())["url"]
+            url = json.loads(process.stdout.readline())["url"]
+            while not ready(url):
+                time.sleep(0.05)
+            yield url
         finally:
             process.terminate()
 
@@ -199,7 +231,8 @@ def test_recorded_answers_of_a_folder_are_read_cheapest_first(tmp_path):
         (["--data", "cifar", "x"], "did you mean"),
         (["--data", "digits", "x"], "come with the package and take no folder"),
         (["--data", "services", "."], "holds no recorded answers"),
-        (["--data", "cifar10", "."], "holds none of data_batch_1.bin"),
+        (["--data", "cifar10", "."], "must hold cifar-10-batches-bin, got .. Fetch it"),
+        (["--data", "cifar10", "no"], "got no, which is not there. Fetch it (170 MB) by python"),
     ],
 )
 def test_a_world_that_cannot_be_shown_is_refused(given, said, run, monkeypatch, tmp_path):

@@ -141,6 +141,47 @@ def test_services(run, here, monkeypatch):
         assert server.spent > 0
 
 
+def test_networks_without_weights_are_trained_by_what_follows(run, here):
+    found = run("init", *("--model", "small_cnn width=2", "--model", "small_cnn width=8"))
+    assert found.code == 0, found.err
+    assert "`offramp train joint` trains these networks" in " ".join(found.out.split())
+    text = (here / "run.toml").read_text()
+    first, _ = commands_of(text)
+    assert first == "offramp train joint --config run.toml --bundle bundle"
+    assert "If you have weights, name them (weights = ...)" in text.replace("\n# ", " ")
+
+
+@pytest.mark.slow  # they are trained; the variant in `make test` is that of several networks
+def test_the_training_that_follows_leads_to_a_bundle(run, here):
+    run("init", *("--model", "small_cnn width=2", "--model", "small_cnn width=8"))
+    text = (here / "run.toml").read_text()
+    first, report = commands_of(text)
+    (here / "run.toml").write_text(f"{text}\n[joint]\nepochs = 2\ncost_weights = [0.1]\n")
+    for command in (first, report):
+        done = run(*shlex.split(command)[1:])
+        assert done.code in (0, 3), done.err
+        assert "random weights" not in done.err
+    assert (here / "bundle" / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize("case", ["exits", "class-exits"])
+def test_one_network_without_weights_is_told_where_some_come_from(run, here, case):
+    found = run("init", "--case", case, "--model", "small_cnn")
+    for said in (" ".join(found.out.split()), (here / "run.toml").read_text().replace("\n# ", " ")):
+        assert "offramp.train.train_classifier" in said
+        assert 'weights = "net.safetensors"' in said
+
+
+@pytest.mark.parametrize("more", [["--weights", "net.safetensors"], ["--model", "my.nets:make"]])
+def test_what_brings_weights_or_may_is_recorded(run, here, one_network, more):
+    (here / "net.safetensors").write_bytes((one_network / "net.safetensors").read_bytes())
+    times = 2 if "--weights" in more else 1
+    found = run("init", *["--model", "small_cnn width=8 depth=4"] * times, *more * times)
+    assert found.code == 0, found.err
+    assert "train" not in (here / "run.toml").read_text().partition("[data]")[0]
+    assert "No weights were named" not in found.out
+
+
 def test_questions_are_asked_where_somebody_answers(run, here, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("exits\n\nsmall_cnn width=3\n\n"))
     found = run("init", "--ask")

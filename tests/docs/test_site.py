@@ -28,6 +28,15 @@ IN_PIXELS = """(() => {
   const other = performance.getEntriesByType("resource").map((entry) => entry.name);
   return JSON.stringify([wide, other.filter((name) => !name.startsWith(location.origin))]);
 })()"""
+ASK = """(() => {
+  if (!document.querySelector("#__search").checked) document.querySelector("#__search").click();
+  const field = document.querySelector("[data-md-component=search-query]");
+  field.value = WORDS;
+  for (const kind of ["focus", "input", "keyup"]) field.dispatchEvent(new Event(kind));
+})()"""
+ANSWER = """
+[...document.querySelectorAll("a.md-search-result__link")].map((link) => link.href).join(" ")
+"""
 
 needs_mkdocs = pytest.mark.skipif(
     importlib.util.find_spec("mkdocstrings") is None, reason="needs the extra docs: make test-docs"
@@ -141,6 +150,22 @@ def test_pages_fit_a_phone_and_ask_no_other_host(site, tmp_path):
             wide, other = json.loads(told)
             assert wide <= PHONE, f"{path.name} is {wide} pixels wide"
             assert other == [], path.name
+        assert page.errors == []
+
+
+@pytest.mark.slow
+@needs_mkdocs
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
+@pytest.mark.parametrize("way", ["folder", "server"])
+def test_a_search_leads_to_pages_from_a_folder_and_from_a_server(way, site, tmp_path):
+    with served(site) as url, browser(tmp_path) as page:
+        root = site.as_uri() if way == "folder" else url
+        for k, words in enumerate(("certificate", "curl", "Resize", "early exits")):
+            page.open(f"{root}/{('index.html', 'how-to/serve.html')[k % 2]}")
+            page.js(ASK.replace("WORDS", json.dumps(words)))
+            for led in page.until(ANSWER).split():
+                file = unquote(urldefrag(led.removeprefix(f"{root}/"))[0].partition("?")[0])
+                assert (site / file).is_file(), led
         assert page.errors == []
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from offramp.adapters import from_function
 from offramp.bundle import load, save
 from offramp.models import ModelSpec, build
+from offramp.project.inputs import InputReader
 from offramp.stages import Cascade, Columns, Normalize, Resize
 from support.functions import NAMES, label_of
 from support.served import cascade_of, inputs_of, model_of, running
@@ -289,3 +290,45 @@ def test_each_request_is_looked_at_for_the_domain_that_stages_read(tmp_path):
             status, _, said = client("/v2/models/net/infer", body)
             assert status == code, said
         assert "must hold numbers in [0, 255]" in said["error"]
+
+
+def pixels_bundle(place, channels):
+    """One that reads pixels, and remembers how the files were cut that it was fitted on."""
+    cascade = cascade_of(Normalize(1 / 255), channels=channels)
+    extra = {"images.json": {"resize": [9, 10], "orient": True}}
+    save(model_of(cascade), place, input_shape=(channels, 8, 8), extra=extra)
+    return place
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_files_of_images_are_read_where_pixels_are_as_predict_reads_them(channels, tmp_path):
+    bundle = pixels_bundle(tmp_path / "net", channels)
+    bodies = [picture(k) for k in range(4)]
+    for k, body in enumerate(bodies):
+        (tmp_path / f"{k}.png").write_bytes(body)
+    reader = InputReader.of(bundle, sorted(tmp_path.glob("*.png")), array="images", ids=None)
+    ((_, pixels),) = reader.batches(4)
+    labels = load(bundle)(pixels).labels.tolist()
+    with running({"net": bundle}) as client:
+        packed = [{"b64": base64.b64encode(body).decode()} for body in bodies]
+        mixed = [*packed[:2], *pixels[2:].tolist()]
+        for body, kind in (form(bodies), ({"rows": mixed}, "application/json")):
+            status, _, said = predict(client, "net", body, kind)
+            assert status == 200, said
+            assert [one["label"] for one in said["answers"]] == labels
+        for k, body in enumerate(bodies):
+            _, _, said = predict(client, "net", body, "image/png")
+            assert said["answers"][0]["label"] == labels[k]
+            _, _, told = client("/explain?model=net", body, headers={"Content-Type": "image/png"})
+            assert told["label"] == labels[k]
+        status, _, said = predict(client, "net", b"no image", "image/png")
+        assert (status, "cannot be read as an image" in said["error"]) == (400, True)
+
+
+def test_files_of_images_are_refused_where_nobody_knows_how_they_are_cut(tmp_path):
+    place = tmp_path / "net"
+    save(model_of(cascade_of(Normalize(1 / 255))), place, input_shape=(1, 8, 8))
+    with running({"net": place}) as client:
+        status, _, said = predict(client, "net", picture(0), "image/png")
+    assert status == 400
+    assert "where the bundle says how they are cut" in said["error"]

@@ -1,15 +1,20 @@
-"""Images of any file or of Pillow: decoded, brought to 8 bits and turned upright.
+"""Images of any file or of Pillow: decoded, brought to 8 bits, turned upright, and to one size.
 
 Layer: _core.
 """
 
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from offramp._core.errors import FileFormatError
+from offramp._core.checks import check_positive_int
+from offramp._core.errors import FileFormatError, InputError
+
+#: Width and height, or one number for both, as arguments name them: (height, width).
+Side = int | Sequence[int]
 
 #: Most pixels that an image may have; from such files a decoder takes up to 1.5 GB.
 MOST_PIXELS = 178_956_970
@@ -18,6 +23,10 @@ MOST_PIXELS = 178_956_970
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _OPENED = (None, "MPO", *FORMATS)  # of images that somebody else has opened; MPO is JPEG
 _ORIENTATION = 0x0112  # tag of EXIF
+# Of what is longer after scaling (times the box to cover), the middle is scaled only: a picture of
+# 1 x 65,535 pixels would take 17 GB whole. All others are scaled first and cut then, which rounds
+# as networks are trained.
+_LONGEST = 16
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -54,6 +63,40 @@ def decoded(
         name = str(source) if isinstance(source, Path) else "This"
         said = str(error) or type(error).__name__
         raise FileFormatError(f"{name} cannot be read as an image: {said}") from error
+
+
+def check_sizes(size: Side, resize: Side) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Both as (height, width); raises `InputError` if `resize` does not cover `size`."""
+    cut, cover = _pair("size", size), _pair("resize", resize)
+    if cover[0] < cut[0] or cover[1] < cut[1]:
+        raise InputError(f"resize must be at least size ({size}), got {resize}.")
+    return cut, cover
+
+
+def usual_resize(size: Side) -> Side:
+    """What is scaled to where nobody says: 8/7 of the size, 256 for 224."""
+    if isinstance(size, Sequence):
+        return tuple(round(side * 8 / 7) for side in size)
+    return round(size * 8 / 7)
+
+
+def fitted(image: Image.Image, cut: tuple[int, int], cover: tuple[int, int]) -> Image.Image:
+    """The middle of an image that was scaled until it just covers a size, (height, width) both."""
+    width, height = image.size
+    # rounded down: this is how the longer side is found where such networks are trained
+    if cover[0] * width >= cover[1] * height:
+        wide, high = cover[0] * width // height, cover[0]
+    else:
+        wide, high = cover[1], cover[1] * height // width
+    left, top = round((wide - cut[1]) / 2), round((high - cut[0]) / 2)
+    right, bottom = left + cut[1], top + cut[0]
+    if max(wide, high) > _LONGEST * max(cover):
+        across, down = width / wide, height / high
+        box = (left * across, top * down, right * across, bottom * down)
+        return image.resize((cut[1], cut[0]), Image.Resampling.BILINEAR, box=box)
+    if (wide, high) != (width, height):
+        image = image.resize((wide, high), Image.Resampling.BILINEAR)
+    return image.crop((left, top, right, bottom))
 
 
 def _upright(image: Image.Image, *, orient: bool, draft: bool) -> Image.Image:
@@ -122,3 +165,11 @@ def _from_fractions(image: Image.Image) -> Image.Image:
 def _negative(image: Image.Image) -> bool:
     """True for TIFF whose zero is white, which Pillow minds for pixels of 8 bits only."""
     return getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+
+
+def _pair(name: str, side: Side) -> tuple[int, int]:
+    if not isinstance(side, Sequence):
+        return check_positive_int(name, side), side
+    if len(side) != 2:
+        raise InputError(f"{name} must be one number or (height, width), got {side!r}.")
+    return check_positive_int(name, side[0]), check_positive_int(name, side[1])

@@ -22,6 +22,7 @@ from offramp._core.open_inference import WireTensor, datatype_of
 from offramp._core.types import Raw
 from offramp.batch.table import Columns, Value, columns_of
 from offramp.bundle import load
+from offramp.bundle.pictures import ImageFiles
 from offramp.runtime import NO_LABEL, Adaptive, Executor, Prediction, RowsError
 from offramp.runtime.times import FULL
 from offramp.serve.inputs import Inputs
@@ -130,7 +131,7 @@ class Answering:
             InputError: If they are of another kind than the model reads, all of them.
         """
         if self._inputs is None:
-            self._inputs = Inputs(self.model, _MAX_PIXELS)
+            self._inputs = Inputs(self.model, _MAX_PIXELS, ImageFiles.of(self._how.bundle))
         n = len(names)
         try:
             return self._asked(self._inputs.model, names, _read(self._inputs, batch))

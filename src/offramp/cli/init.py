@@ -12,8 +12,8 @@ import typer
 
 from offramp._core.errors import InputError
 from offramp.cli import options
-from offramp.cli.output import Output
-from offramp.project.init import CASES, Wish, write_config
+from offramp.cli.output import Output, wrapped
+from offramp.project.init import CASES, Wish, untrained, write_config
 
 _FILE = Path("run.toml")
 #: What is asked for models, and the usual answer, of the digits.
@@ -127,7 +127,10 @@ def command(
     output.line(f"Written: {file}. Change in it what you like; then:")
     for line in following:
         output.line(f"  {line}")
-    output.result({"file": str(file), "case": case, "next": list(following)})
+    said = untrained(wish)
+    for line in wrapped(said or ""):
+        output.line(line)
+    output.result({"file": str(file), "case": case, "next": list(following), "untrained": said})
 
 
 @final

@@ -20,6 +20,7 @@ from torch import Tensor
 from offramp._core.checks import check_path
 from offramp._core.errors import InputError
 from offramp._core.naming import printable, utf8_name
+from offramp._core.picture import Side, check_sizes, usual_resize
 from offramp._core.progress import progress_bar
 from offramp.data.class_folders import (
     Classes,
@@ -33,7 +34,7 @@ from offramp.data.class_folders import (
 )
 from offramp.data.dataset import Dataset
 from offramp.data.listing import Listing, ignored_files, is_hidden, is_picture, pictures_in
-from offramp.data.picture import Side, check_sizes, damage, read_image, usual_resize
+from offramp.data.picture import damage, read_image
 
 _QUEUED = 512  # images handed to the threads at a time
 

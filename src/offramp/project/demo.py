@@ -25,6 +25,7 @@ from offramp._core.ownership import RUN
 from offramp._core.schema import to_json
 from offramp._core.threads import one_thread
 from offramp.bundle import save
+from offramp.bundle.pictures import IMAGE_OPTIONS
 from offramp.data import Dataset
 from offramp.evaluation import Choice, Evaluation, Frontier, evaluate, fit, replay
 from offramp.policy import Candidate
@@ -36,7 +37,6 @@ from offramp.project.folder import (
     check_replaceable,
 )
 from offramp.project.images import example_images
-from offramp.project.inputs import IMAGE_OPTIONS
 from offramp.project.report import report_content, reproduction
 from offramp.project.worlds.digits import DIGITS
 from offramp.project.worlds.world import Learned, World

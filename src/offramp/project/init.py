@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shlex
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,16 @@ CASES = ("networks", "exits", "answers", "services", "class-exits")
 _NEEDS = {"networks": 2, "exits": 1, "services": 2, "class-exits": 1}  # models
 _BYTE = 1 / 255
 _PICTURES = "folder"  # data whose files are images of any size
+_ONE = (
+    "No weights were named, so the network answers at random. Train it with offramp.train."
+    "train_classifier, or take a trained one (timm.create_model(..., pretrained=True)); write its "
+    'state_dict() with safetensors.torch.save_file, and name it: weights = "net.safetensors".'
+)
+_SEVERAL = (
+    "No weights were named, so `offramp train joint` trains these networks, from random ones. If "
+    "you have weights, name them (weights = ...), and use `offramp record` and `offramp fit`."
+)
+_UNTRAINED = {"networks": _SEVERAL, "exits": _ONE, "class-exits": _ONE}
 
 
 @final
@@ -143,6 +154,8 @@ def following(wish: Wish, path: Path) -> tuple[str, ...]:
         together = "" if len(wish.classes) == 1 else " --together"  # a bundle holds one cascade
         return (f"offramp class-exits {config} --bundle bundle{together}", f"offramp report {run}")
     bundle = "" if case == "answers" else " --bundle bundle"
+    if case == "networks" and untrained(wish):
+        return (f"offramp train joint {config}{bundle}", f"offramp report {run}")
     return (
         *([f"offramp train {config}"] if case == "exits" else []),
         f"offramp record {config}",
@@ -151,9 +164,16 @@ def following(wish: Wish, path: Path) -> tuple[str, ...]:
     )
 
 
+def untrained(wish: Wish) -> str | None:
+    """What to do about networks whose weights are random; None where there are none of these."""
+    imported = any(":" in model for model in wish.models)  # such may bring weights
+    return None if wish.weights or imported else _UNTRAINED.get(wish.case)
+
+
 def config_text(wish: Wish, path: Path) -> str:
     """The text of the configuration that will lie at `path`."""
-    steps = "\n".join(f"#   {command}" for command in following(wish, path))
+    said = textwrap.wrap(untrained(wish) or "", 90, break_on_hyphens=False)
+    head = ["What follows:", *(f"  {command}" for command in following(wish, path)), *said]
     if wish.case == "answers":
         parts = [_answers(wish, path), _fit(wish)]
     elif wish.case == "services":
@@ -165,7 +185,7 @@ def config_text(wish: Wish, path: Path) -> str:
     else:
         parts = [_data(wish, path), _network(wish, path), _class_exits(wish)]
     output = f"[output]\ndir = {_toml(os.path.relpath(Path('runs') / path.stem, path.parent))}"
-    return "\n\n".join([f"# What follows:\n{steps}", *parts, output]) + "\n"
+    return "\n\n".join(["\n".join(f"# {line}" for line in head), *parts, output]) + "\n"
 
 
 def _data(wish: Wish, path: Path) -> str:
@@ -179,6 +199,11 @@ def _data(wish: Wish, path: Path) -> str:
         lines += [
             "# Heads are trained on train, policies fitted on fit, promises tested on calibrate.",
             "splits = { train = 0.4, fit = 0.2, calibrate = 0.2, test = 0.2 }",
+        ]
+    elif untrained(wish):
+        lines += [
+            "# Networks are trained on train alone: on examples that they know they look perfect.",
+            "splits = { train = 0.4, fit = 0.25, calibrate = 0.2, test = 0.15 }",
         ]
     else:
         lines += [

@@ -17,18 +17,16 @@ from offramp._core.errors import FileFormatError, InputError
 from offramp._core.ids import as_ids
 from offramp._core.naming import utf8_name
 from offramp._core.types import Raw
-from offramp.bundle import read_extra, read_manifest
-from offramp.data import read_image
+from offramp.bundle import read_manifest
+from offramp.bundle.pictures import IMAGE_OPTIONS, ImageFiles, read_image_options
 from offramp.data.arrays import read_arrays
 from offramp.data.listing import ENDINGS, is_picture, pictures_in
-from offramp.data.picture import damage, usual_resize
+from offramp.data.picture import damage
 from offramp.data.texts import LINES, TABLES, read_texts
 from offramp.project.config.sections import DataSection
 from offramp.stages import Chain, Decode, Resize
 
 Id = int | str
-IMAGE_OPTIONS = "images.json"  # how the images that the networks know were cut
-_GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma
 
 
 @final
@@ -89,7 +87,7 @@ class InputReader:
         """
         manifest = read_manifest(bundle)
         transforms = [getattr(entry, "transform", None) for entry in manifest.stages]
-        options = _options_of(bundle)
+        options = read_image_options(bundle)
         reads = (Decode,) if manifest.input_shape is not None else (Decode, Resize)
         decode = options.get("decode", True) and not decodes_itself(transforms, reads)
         if not decode and orient is not None:
@@ -149,21 +147,12 @@ class InputReader:
             if wrong := damage(path):
                 raise FileFormatError(wrong)
             return path.read_bytes()
-        if self.shape is None or len(self.shape) != 3:
-            raise InputError(
-                f"Images can be read for inputs of shape (channels, height, width); this bundle "
-                f"takes {self.shape}. Give an npz file."
-            )
-        channels, *size = self.shape
-        resize = self.image_options.get("resize") or usual_resize(size)
-        orient = self.image_options.get("orient", True)
-        image = read_image(path, size=size, resize=resize, orient=orient)  # (3, height, width)
-        if channels == 3:
-            return image
-        if channels != 1:
-            raise InputError(f"Images have 1 or 3 channels; this bundle takes {channels}.")
-        weights = torch.tensor(_GREY)[:, None, None]
-        return (image * weights).sum(dim=0, keepdim=True).round().to(torch.uint8)
+        files = ImageFiles(
+            shape=self.shape or (),
+            resize=self.image_options.get("resize"),
+            orient=self.image_options.get("orient", True),
+        )
+        return torch.from_numpy(files.pixels(path))
 
     def _of_npz(self, name: str, path: Path, size: int) -> Iterator[tuple[list[Id], Raw]]:
         wanted = [self.array] if self.ids is None else [self.array, self.ids]
@@ -207,13 +196,6 @@ def image_options(data: DataSection | None) -> dict[str, dict[str, Any]]:
     if data is None or data.kind != "folder":
         return {}
     return {IMAGE_OPTIONS: {"orient": True, **data.options}}
-
-
-def _options_of(bundle: Path) -> dict[str, Any]:
-    if IMAGE_OPTIONS not in read_manifest(bundle).files:
-        return {}
-    # version 0.1 said nothing of orientation, and read images as they lie in the files
-    return {"orient": False, **read_extra(bundle, IMAGE_OPTIONS)}
 
 
 def _found(path: Path, ignored: Counter[str], *, alone: bool) -> list[tuple[str, Path]]:

@@ -24,7 +24,7 @@ from offramp.serve.answers import columns_of, objects_of
 from offramp.serve.errors import Endpoint, RequestError
 from offramp.serve.model import ServedModel
 from offramp.serve.protocol import hold, refused, serving_of
-from offramp.serve.serving import Answer, Options
+from offramp.serve.serving import APART, Answer, Options
 
 _JSON, _FORM, _PLAIN = "application/json", "multipart/form-data", "text/plain"
 _RAW = frozenset(  # those that curl and browsers send of themselves, too
@@ -37,7 +37,7 @@ _WHOLE = ("priority", "timeout")
 @final
 @dataclass(frozen=True)
 class Asked:
-    """What somebody has sent: whom it asks, its rows, its options, and its size in bytes."""
+    """What somebody has sent: whom it asks, its rows, its options, and how many bytes to read."""
 
     served: ServedModel
     rows: Sequence[Any]
@@ -70,7 +70,9 @@ async def asked_for(request: Request) -> Asked:
         rows, told = await _parts(request, body, served, serving.settings.max_rows)
     else:
         rows = [_single(body, served)]
-    return Asked(served, rows, _options({**told, **asked}), len(body))
+    decoding = served.inputs.files is not None and any(isinstance(row, bytes) for row in rows)
+    size = max(len(body), APART) if decoding else len(body)
+    return Asked(served, rows, _options({**told, **asked}), size)
 
 
 async def predict(request: Request) -> Response:
@@ -126,6 +128,8 @@ def _rows_of(told: Any, served: ServedModel) -> tuple[Sequence[Any], Mapping[str
     images = [c.name for c in served.inputs.columns if c.kind == "image"]
     if served.inputs.kind == "image":
         rows = [_unpacked(row, k) for k, row in enumerate(rows)]
+    elif served.inputs.files is not None:
+        rows = [_unpacked(row, k) if isinstance(row, dict) else row for k, row in enumerate(rows)]
     elif images:
         rows = [_with_images(row, images, k) for k, row in enumerate(rows)]
     return rows, rest
@@ -151,14 +155,14 @@ def _unpacked(row: Any, k: int) -> bytes:  # noqa: ANN401
 def _single(body: bytes, served: ServedModel) -> Any:  # noqa: ANN401
     """One row that is the whole body."""
     kind = served.inputs.kind
-    if kind == "image":
+    if kind == "image" or served.inputs.files is not None:
         return body
     if kind not in ("text", "rows"):
         names = [column.name for column in served.inputs.columns]
         raise InputError(
             f"Model {served.name!r} reads {names}: send JSON, with Content-Type: {_JSON}, such as "
             f'{{"rows": [...]}}; /v2/models/{served.name} tells the shapes. Image files are read '
-            "where every transform begins with decode."
+            "where every transform begins with decode, and where the bundle says how they are cut."
         )
     try:
         return body.decode()

@@ -20,6 +20,7 @@ from offramp._core.errors import FileFormatError, InputError
 from offramp._core.open_inference import WireTensor, datatype_of
 from offramp._core.types import Raw
 from offramp.bundle.accelerate import known_input
+from offramp.bundle.pictures import ImageFiles
 from offramp.runtime import Adaptive
 from offramp.stages import Cascade, HeldStages, Stage
 from offramp.stages.transforms import (
@@ -70,17 +71,20 @@ class Inputs:
     Args:
         model: It.
         max_pixels: Of an image.
+        files: How files of images become numbers, where the bundle says so; kept for pixels alone.
 
     `kind` says what is sent, `columns` the inputs, and `model` is what runs: where all stages
     begin with the same transform of images, it was taken from them and is applied here.
     """
 
-    def __init__(self, model: Adaptive, max_pixels: int) -> None:
+    def __init__(self, model: Adaptive, max_pixels: int, files: ImageFiles | None = None) -> None:
         held = [stage for stage in held_by(model) if stage.source is None]  # the reference too
         self._max_pixels = max_pixels
         self.columns = _columns(held, getattr(model.cascade, "input_shape", None))
         kinds = {column.kind for column in self.columns}
         self.kind: Kind = "columns" if any(map(_names, held)) else kinds.pop()
+        pixels = self.kind == "tensor" and "UINT8" in self.columns[0].datatypes
+        self.files = files if pixels and len(self.columns) == 1 else None
         self._transform: nn.Module | None = None
         self.model = model
         self._domains = [stage.domain for stage in held if stage.domain is not None]
@@ -130,7 +134,7 @@ class Inputs:
                 raise InputError(f"rows must be texts, got {type(odd).__name__}.")
             return RowList(rows)
         if self.kind == "tensor" and len(self.columns) == 1:
-            return self._ready(self._numbers(self.columns[0], rows))
+            return self._ready(self._numbers(self.columns[0], self._pixels(rows)))
         if self.kind == "rows":
             return RowList(rows)
         return self._of_objects(rows)
@@ -220,6 +224,13 @@ class Inputs:
         except Exception as error:
             raise FileFormatError(f"Row {k} cannot be read as an image: {_plain(error)}") from error
         return image
+
+    def _pixels(self, rows: Sequence[Any]) -> Sequence[Any]:
+        """The rows; files of images among them become numbers, as `offramp predict` reads them."""
+        if (files := self.files) is None:
+            return rows
+        found = enumerate(rows)
+        return [files.pixels(self._image(k, x)) if isinstance(x, bytes) else x for k, x in found]
 
     def _ready(self, batch: Raw) -> Raw:
         for transform, look in self._looks:  # each request is of somebody else

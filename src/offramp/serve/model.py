@@ -17,6 +17,7 @@ import torch
 from offramp._core.batch import split_rows
 from offramp._core.errors import InputError
 from offramp._core.types import Ids, Raw
+from offramp.bundle.pictures import ImageFiles
 from offramp.edge.resume import load_resumed
 from offramp.policy.gears import REFERENCE
 from offramp.runtime import Adaptive, Executor, Prediction, RowsError
@@ -61,7 +62,7 @@ class ServedModel:
         elsewhere: Callable[[Adaptive], Elsewhere] | None = None,
     ) -> None:
         self.name, self.version, self.path = name, version, path
-        self.inputs = Inputs(model, settings.max_pixels)
+        self.inputs = Inputs(model, settings.max_pixels, ImageFiles.of(path))
         self.model = self.inputs.model
         self.admission = Admission(settings.max_queue, settings.max_rows, self._backlog, self._lag)
         self.controller = controller_of(self.model, settings)

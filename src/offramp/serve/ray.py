@@ -28,6 +28,7 @@ from offramp._core.cluster import check_is_there, ray_module
 from offramp._core.errors import InputError, UnsupportedError
 from offramp._core.files import sha256
 from offramp.bundle.names import MANIFEST
+from offramp.bundle.pictures import ImageFiles
 from offramp.runtime import Adaptive
 from offramp.runtime.elsewhere import Asked, Elsewhere, Visited, visit_there
 from offramp.runtime.program import Program
@@ -168,7 +169,7 @@ class _Plan:
         return load_served(self.bundle, self.made())
 
     def inputs(self, model: Adaptive) -> Inputs:
-        return Inputs(model, self.made().max_pixels)
+        return Inputs(model, self.made().max_pixels, ImageFiles.of(self.bundle))
 
 
 class _Stages:

@@ -43,6 +43,7 @@ _TICK = 0.05  # seconds between looks at how long examples wait
 _FLUSH = 20  # such looks between those at what was answered
 _ROOM = 2**29  # bytes of all requests that are on their way in
 _SMALL = 2**16  # bytes that are read on the loop's thread: handing them over takes longer
+APART = _SMALL + 1  # what is not, however few bytes it is
 
 
 @final
@@ -250,7 +251,7 @@ class Serving:
         end: float | None,
     ) -> tuple[Raw, Prediction, RowsError | None]:
         slow = model.inputs.kind in ("image", "columns")
-        rows = await self.apart(_SMALL + 1 if slow else size, read)
+        rows = await self.apart(APART if slow else size, read)
         within = None
         if end is not None:
             within = model.admission.left(end - time.monotonic())

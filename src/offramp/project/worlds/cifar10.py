@@ -14,6 +14,7 @@ from pathlib import Path
 from offramp._core.errors import InputError
 from offramp._core.types import Split
 from offramp.data import Dataset, cifar10, npz
+from offramp.data.cifar import CIFAR10 as ARCHIVE
 from offramp.data.cifar import CIFAR10_CLASSES
 from offramp.models import ModelSpec, build
 from offramp.project.worlds.digits import Network, costs_in_words, recorded, trained
@@ -44,7 +45,7 @@ def _learn(
         cascade, examples = _pretrained(pretrained), _unseen(folder, seed)
         notes = "ResNets that were trained elsewhere, on images that they have not seen"
     else:
-        examples = cifar10(folder).split_into(_SIZES, seed=seed, stratified=True)
+        examples = _official(folder).split_into(_SIZES, seed=seed, stratified=True)
         tell("training two networks")
         cascade = trained(examples, _NETWORKS, seed=seed, progress=progress)
         notes = f"Two small networks, trained on {_SIZES['train']} images"
@@ -57,6 +58,18 @@ def _learn(
         data=f"{examples.name}, SHA-256 {examples.fingerprint}",
         notes=(f"{notes}: {costs_in_words(trace)}.",),
     )
+
+
+def _official(folder: Path) -> Dataset:
+    within = (folder, folder / ARCHIVE.folder)
+    if not any(file for place in within for file in place.glob("*_batch*.bin")):
+        raise InputError(
+            f"The folder of --data cifar10 must hold {ARCHIVE.folder}, got {folder}"
+            f"{'' if folder.is_dir() else ', which is not there'}. Fetch it (170 MB) by python -c "
+            f'"from offramp.data import cifar10; cifar10({str(folder)!r}, download=True)"; or '
+            "call `offramp demo`, whose digits come with the package."
+        )
+    return cifar10(folder)
 
 
 def _pretrained(weights: Path) -> Cascade:
