@@ -10,7 +10,8 @@ noise). Everything runs on this machine, so this shows what Ray costs and nothin
 start of processes not counted. `actor_over_pools`: the same over one pool of processes per stage.
 `simulated_throughput_over_real`, `simulated_p99_over_real`: of the application under Poisson
 arrivals at half of its throughput. What its front takes for a request is measured with a cascade
-whose stages cost next to nothing (`front` among the requests a second).
+whose stages cost next to nothing (`front` among the requests a second): the client of this program
+among it, since all share the cores of this machine, in the simulation as well.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -42,7 +44,7 @@ from offramp.runtime import Adaptive
 from offramp.stages import Normalize
 from offramp.tuning.meter import measure_times
 from offramp.tuning.simulate import plan, simulate
-from offramp.tuning.traffic import Traffic
+from offramp.tuning.traffic import Simulated, Traffic
 
 PEER = (sys.executable, "-c", "import serving_peers; serving_peers.main()")
 REPLICAS = (1, 10, 100, 1000)
@@ -161,17 +163,17 @@ def paced(
 def simulated(bundle: Path, images: Tensor, real: dict[str, Any]) -> dict[str, Any]:
     """What the simulation says of the same, and of larger clusters."""
     model = offramp.load(bundle, backend="folded")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as Ray gives its processes
     times = measure_times(model.cascade, images[:FULL], batch_sizes=[1, 4, 16, FULL], rounds=3)
+    torch.set_num_threads(threads)
     first = model.stage_names[0]
     front = 1 / real["front"]  # of stages that cost nothing: HTTP, the scheduler, Ray
     beside = max(real["alone_seconds"] - front, 0.0)
     shares = shares_of(model, images[:256])
     given = {"topology": model.policy.topology, "times": times, "shares": shares}
     ours = {**given, "overhead": beside, "front": front}
-    one = dict.fromkeys(model.stage_names, 1)
-    here = simulate(Traffic(rate=real["rate"], **ours), one)
     load = max(Traffic(rate=1.0, **given).loads().values())
-    most = 1 / max(load, front)
     scale = {}
     for replicas in REPLICAS:
         # Several small clusters are as one: arrivals in the simulation stay few.
@@ -185,6 +187,7 @@ def simulated(bundle: Path, images: Tensor, real: dict[str, Any]) -> dict[str, A
             "fronts": fronts * replicas // part,
             "p99_seconds": found.p99,
         }
+    here, most = on_this_machine(real, given, model.stage_names)
     return {
         "simulated_throughput_over_real": most / real["cluster"],
         "simulated_p50_over_real": here.p50 / real["p50_seconds"] if here.stable else None,
@@ -194,6 +197,20 @@ def simulated(bundle: Path, images: Tensor, real: dict[str, Any]) -> dict[str, A
         "first": first,
         "scale": scale,
     }
+
+
+def on_this_machine(
+    real: dict[str, Any], given: dict[str, Any], stages: Sequence[str]
+) -> tuple[Simulated, float]:
+    """What arrivals at half of the throughput meet where all shares the cores, and the most."""
+    cores = len(os.sched_getaffinity(0))
+    front = cores / real["front"]  # seconds of a core: at its throughput none of them is idle
+    beside = max(real["alone_seconds"] - front, 0.0)
+    shared = {**given, "front": front, "fronts": cores, "cores": cores}
+    one = dict.fromkeys(stages, 1)
+    here = simulate(Traffic(rate=real["rate"], overhead=beside, **shared), one)
+    per_example = Traffic(rate=1.0, **shared)
+    return here, min(1 / max(per_example.loads().values()), cores / per_example.work())
 
 
 # ---- Ray Data

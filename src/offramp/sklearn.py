@@ -116,7 +116,8 @@ class CascadeClassifier(ClassifierMixin, _BaseComposition, BaseEstimator):  # ty
 
         Args:
             X: Rows as the classifiers take them: an array, a sparse matrix, a table, a list.
-            y: Labels `(n,)`, as the classifiers take them; XGBoost takes 0, 1, 2... only.
+            y: Labels `(n,)`. Classifiers that refuse them, as XGBoost does all but 0, 1, 2..., are
+                trained on their numbers in sorted order.
 
         Raises:
             InputError: If an argument is outside its domain.
@@ -128,21 +129,23 @@ class CascadeClassifier(ClassifierMixin, _BaseComposition, BaseEstimator):  # ty
         random = check_random_state(self.random_state)
         train, held = _divided(labels, 1.0 if all(frozen) else self.holdout, random)
         seen, said = _safe_indexing(rows, train), labels[train]
-        made = [
-            each if known else clone(each).fit(seen, said)
+        trained = [
+            (each, each.classes_) if known else _trained(each, seen, said)
             for (_, each), known in zip(self.estimators, frozen, strict=True)
         ]
-        _check_classes(dict(zip(names, made, strict=True)), labels)
-        self.classes_ = np.unique(np.concatenate([labels, *(e.classes_ for e in made)]))
+        made, known = [each for each, _ in trained], [own for _, own in trained]
+        _check_classes(dict(zip(names, known, strict=True)), labels)
+        self.classes_ = np.unique(np.concatenate([labels, *known]))
         scores, seconds = [], []
-        for each in made:
+        for each, own in trained:
             begun = time.perf_counter()
-            scores.append(_scores(each, self.classes_, rows, held))
+            scores.append(_scores(each, own, self.classes_, rows, held))
             seconds.append((time.perf_counter() - begun) / max(1, len(held)))
         costs = seconds if self.costs is None else [float(self.costs[name]) for name in names]
         order = np.argsort(costs, kind="stable")
         self.names_ = [names[k] for k in order]
         self.estimators_ = [made[k] for k in order]
+        self._known = [known[k] for k in order]
         self.costs_ = {names[k]: costs[k] for k in order}
         self.unit_ = "seconds" if self.costs is None else "cost"
         self._choose(torch.stack([scores[k] for k in order], dim=1), labels[held], random)
@@ -173,8 +176,12 @@ class CascadeClassifier(ClassifierMixin, _BaseComposition, BaseEstimator):  # ty
         """
         check_is_fitted(self)
         names = [str(one) for one in self.classes_.tolist()]
-        stages = zip(self.names_, self.estimators_, strict=True)
-        made = {name: from_sklearn(each, class_names=names) for name, each in stages}
+        made = {
+            name: from_sklearn(
+                each, labels=None if np.array_equal(own, each.classes_) else own, class_names=names
+            )
+            for name, each, own in zip(self.names_, self.estimators_, self._known, strict=True)
+        }
         return Adaptive(Cascade.from_models(made), self.choice_ or self._candidate)
 
     @property
@@ -221,9 +228,11 @@ class CascadeClassifier(ClassifierMixin, _BaseComposition, BaseEstimator):  # ty
         cascade = Cascade.from_models(
             {
                 name: from_function(
-                    _asked(each, self.classes_, rows), outputs="logits", classes=len(self.classes_)
+                    _asked(each, own, self.classes_, rows),
+                    outputs="logits",
+                    classes=len(self.classes_),
                 )
-                for name, each in zip(self.names_, self.estimators_, strict=True)
+                for name, each, own in zip(self.names_, self.estimators_, self._known, strict=True)
             }
         )
         for stage in cascade:
@@ -266,23 +275,42 @@ class CascadeClassifier(ClassifierMixin, _BaseComposition, BaseEstimator):  # ty
         return tags
 
 
-def _asked(estimator: Any, classes: Any, rows: Any) -> Callable[[Tensor], Tensor]:  # noqa: ANN401
+def _trained(estimator: Any, rows: Any, labels: Any) -> tuple[Any, Any]:  # noqa: ANN401
+    """A classifier fitted on labels, and the labels that its classes stand for."""
+    try:
+        made = clone(estimator).fit(rows, labels)
+    except ValueError as error:
+        names, numbers = np.unique(labels, return_inverse=True)
+        if np.array_equal(names, np.arange(len(names))):
+            raise
+        try:
+            made = clone(estimator).fit(rows, numbers)
+        except ValueError:
+            raise error from None  # it was not about the labels
+        return made, names
+    return made, made.classes_
+
+
+_Ask = Callable[[Tensor], Tensor]
+
+
+def _asked(estimator: Any, own: Any, classes: Any, rows: Any) -> _Ask:  # noqa: ANN401
     """What a stage calls with positions of rows."""
 
     def ask(positions: Tensor) -> Tensor:
-        return _scores(estimator, classes, rows, positions.numpy())
+        return _scores(estimator, own, classes, rows, positions.numpy())
 
     return ask
 
 
-def _scores(estimator: Any, classes: Any, rows: Any, at: Any) -> Tensor:  # noqa: ANN401
-    """Logits `(m, c)` of some rows in the order of `classes`, float32.
+def _scores(estimator: Any, own: Any, classes: Any, rows: Any, at: Any) -> Tensor:  # noqa: ANN401
+    """Logits `(m, c)` of some rows in the order of `classes`, float32; `own` are the classifier's.
 
     A class that the classifier does not know has probability 0, or a score far below the others.
     """
     if len(at) == 0:
         return torch.zeros(0, len(classes))
-    own, method = estimator.classes_, method_of(estimator)
+    method = method_of(estimator)
     found = np.asarray(getattr(estimator, method)(_safe_indexing(rows, at)), dtype=np.float32)
     if found.ndim == 1:
         found = np.stack([np.zeros_like(found), found], axis=1)
@@ -318,12 +346,12 @@ def _check_enough(rows: Any, labels: Any) -> None:  # noqa: ANN401
 
 def _check_classes(made: Mapping[str, Any], labels: Any) -> None:  # noqa: ANN401
     known = np.unique(labels).tolist()
-    for name, each in made.items():
-        own = each.classes_
+    for name, own in made.items():
         if not set(np.asarray(own).tolist()) & set(known):
             raise InputError(
                 f"estimators must know classes of y; {name!r} knows {_few(own)}, and y holds "
-                f"{_few(known)}. Train it with the same labels."
+                f"{_few(known)}. Train it with the same labels; or give y as the numbers that it "
+                "was trained on, LabelEncoder().fit_transform(y)."
             )
 
 

@@ -41,6 +41,15 @@ def test_given_replicas_that_are_too_few_are_told(run, deployed, npz):
     assert "none in {'nobody': 1}" in found.err
 
 
+def test_cores_that_all_share_make_it_slower_and_may_be_too_few(run, deployed, npz):
+    given = ("simulate", deployed / "bundle", npz, "--p99", 500, "--front", 1, "--fronts", 8)
+    told = json.loads(run(*given, "--rps", 500, "--cores", 64, "--json").out)
+    assert told["cascade"]["stable"]
+    found = run(*given, "--rps", 5000, "--cores", 2)
+    assert found.code == 2
+    assert "cores must be more than" in found.err
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -50,6 +59,7 @@ def test_given_replicas_that_are_too_few_are_told(run, deployed, npz):
         (("--p99", "inf"), "--p99 must be"),
         (("--price", 0), "--price must be"),
         (("--p99", 1e-6), "p99 must be at least"),
+        (("--cores", 0), "--cores"),
     ],
 )
 def test_wrong_options_are_named(run, deployed, npz, options, says):

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from offramp.bundle import load
 from offramp.edge import Client, Settings, split
+from offramp.edge.resume import load_resumed
 from offramp.runtime import Adaptive
 from support import edged
 from support.served import running
@@ -115,3 +117,16 @@ def _near_a_boundary(model: Adaptive, x: torch.Tensor) -> np.ndarray:
     """Whose way depends on the last bits: other kernels may take another one."""
     answers = [model(x * factor).stage for factor in (1.0, 1 + 1e-5, 1 - 1e-5)]
     return ((answers[0] != answers[1]) | (answers[0] != answers[2])).numpy()
+
+
+def test_a_network_cut_in_two_is_whole_in_the_cloud_and_a_server_keeps_its_own_part(split_models):
+    model, folder = split_models("labels, carry")
+    x = edged.images(N)
+    whole = load(folder / "cloud")
+    assert torch.equal(whole(x).path, model(x).path)
+    torch.testing.assert_close(whole(x).log_probs, model(x).log_probs)
+    served = load_resumed(folder / "cloud")
+    sizes = {s.name: sum(p.numel() for p in s.parameters()) for s in model.cascade}
+    held = {s.name: sum(p.numel() for p in s.parameters()) for s in served.cascade}
+    device = CASES["labels, carry"][2]
+    assert held == {name: 0 if name in device else size for name, size in sizes.items()}

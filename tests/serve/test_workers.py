@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 import offramp
+from offramp import Adaptive, Candidate, Cascade, save
 from offramp.cli import main
+from offramp.models import ModelSpec
 from support.served import (
     SECONDS,
     Client,
@@ -25,6 +27,7 @@ from support.served import (
     same,
     until,
 )
+from support.stopping import build
 
 INFER = "/v2/models/net/infer"
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
@@ -202,6 +205,12 @@ def test_an_alarm_in_one_holds_in_both(served):
     assert sum("is broken" in line for line in served.lines) == 1  # one says so
 
 
+def test_the_parent_has_not_loaded_torch(served):
+    maps = Path(f"/proc/{served.process.pid}/maps").read_text()
+    assert "libtorch" not in maps
+    assert all("libtorch" in Path(f"/proc/{pid}/maps").read_text() for pid in served.pids())
+
+
 def test_a_worker_that_dies_is_started_again_and_knows_what_the_others_do(served):
     before, pids, names = served.number("offramp_examples_total"), served.pids(), served.workers()
     assert len(pids) == 2
@@ -260,3 +269,30 @@ def test_what_they_cannot_load_is_told_and_all_end(tmp_path, capsys):
     said = capsys.readouterr().err
     assert code == 2
     assert weights.name in said
+
+
+@pytest.mark.slow  # tests/unit/serve/test_hanging.py is its quick variant
+@pytest.mark.parametrize("times", [1, 1000])
+def test_a_worker_that_hangs_while_it_loads(tmp_path, times):
+    spec = ModelSpec(name="tests.support.stopping:build", arguments={"folder": str(tmp_path)})
+    net = Cascade.from_models({"a": build(tmp_path)}, specs={"a": spec})
+    alone = Candidate.single(net.topology, "a", reference="a")
+    save(Adaptive(net, alone), tmp_path / "net", input_shape=(4,))
+    (tmp_path / "times").write_text(str(times))
+    command = [sys.executable, "-m", "offramp", "serve", str(tmp_path / "net"), "--workers", "2"]
+    command += ["--port", "0", "--allow-import", "--hang-seconds", "8"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if len(re.findall(r"Worker \d is ready", "".join(lines))) == 2:
+                process.send_signal(signal.SIGTERM)
+        code = process.wait(4 * SECONDS)
+    said = "".join(lines)
+    assert "it has said nothing for 8 s while it loads" in said
+    if times == 1:
+        assert code == 0
+        assert "listening at" in said
+    else:
+        assert code != 0
+        assert re.search(r"Worker \d is given up after 3 times: it has said nothing for 8 s", said)

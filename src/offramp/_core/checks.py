@@ -1,5 +1,7 @@
 """Checks of arguments. Each message names the argument, its domain, the value and the repair.
 
+torch is not loaded for checks that need none: the parent of a server's workers holds none of it.
+
 Layer: _core.
 """
 
@@ -8,18 +10,15 @@ from dataclasses import MISSING, fields
 from difflib import get_close_matches
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import torch
-from jaxtyping import Int64
 from numpy.typing import NDArray
-from torch import Tensor
 
-from offramp._core.arrays import array_of, tensor_of
 from offramp._core.errors import InputError, UnknownNameError
-from offramp._core.ids import shown_id
-from offramp._core.types import SPLITS, IntArray
+
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 
@@ -143,7 +142,7 @@ def check_labels(
     *,
     class_names: Iterable[str] = (),
     name: str = "labels",
-) -> Int64[Tensor, " n"]:
+) -> "torch.Tensor":
     """True labels as int64: one whole number, or one name of a class, for each example.
 
     Every door that takes labels takes them through here.
@@ -164,6 +163,8 @@ def check_labels(
     >>> check_labels(["dog", "cat"], class_names=["cat", "dog"]).tolist()
     [1, 0]
     """
+    from offramp._core.arrays import array_of, tensor_of
+
     array = array_of(name, labels)
     if array.ndim != 1:
         raise InputError(
@@ -171,9 +172,8 @@ def check_labels(
             f"{_to_one(array)}"
         )
     if is_text(array):
-        found = _class_of(array, class_names, name)
-    else:
-        found = tensor_of(name, _whole(array, name))
+        array = _classes_of(array, class_names, name)
+    found = tensor_of(name, _whole(array, name))
     if classes is None:
         return found
     outside = (found < 0) | (found >= classes)
@@ -211,7 +211,7 @@ def names_to_classes(class_names: Iterable[str], name: str) -> dict[str, int]:
     return table
 
 
-def _class_of(array: NDArray[Any], class_names: Iterable[str], name: str) -> Tensor:
+def _classes_of(array: NDArray[Any], class_names: Iterable[str], name: str) -> NDArray[np.int64]:
     table = names_to_classes(class_names, name)
     unknown = [row for row, label in enumerate(array) if label not in table]
     if unknown:
@@ -221,11 +221,13 @@ def _class_of(array: NDArray[Any], class_names: Iterable[str], name: str) -> Ten
             f"{name} must be names out of class_names, got {label!r} for example "
             f"{unknown[0]}.{hint}"
         )
-    return torch.tensor([table[label] for label in array], dtype=torch.int64)
+    return np.array([table[label] for label in array], dtype=np.int64)
 
 
-def _whole(array: NDArray[Any], name: str) -> IntArray:
+def _whole(array: NDArray[Any], name: str) -> NDArray[np.int64]:
     """Whole numbers as int64, also where they are held as floats."""
+    from offramp._core.ids import shown_id
+
     if array.dtype.kind == "b":
         raise InputError(
             f"{name} must be integers, got truth values; of two classes take {name}.astype(int)."
@@ -262,6 +264,8 @@ def check_class_names(
     """
     if isinstance(names, str):
         raise InputError(f"{name} must be a list of names, got the text {names!r}.")
+    from offramp._core.ids import shown_id
+
     if not isinstance(names, Iterable):
         raise InputError(f"{name} must be a list of names, got {names!r}.")
     found = tuple(names)
@@ -275,6 +279,8 @@ def check_class_names(
 
 def check_split(name: str, value: str) -> str:
     """Return `value` if it names one of the four splits; else raise `InputError`."""
+    from offramp._core.types import SPLITS
+
     if value not in SPLITS:
         raise InputError(f"{name} must be one of {', '.join(SPLITS)}, got {value!r}.")
     return value

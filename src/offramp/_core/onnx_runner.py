@@ -104,15 +104,16 @@ class Cascade:
             if not np.isfinite(least + most) or (high <= 1 and not picture):
                 continue
             largest, whole = max(abs(least), abs(most)), x.dtype.kind != "f"
-            dark = not whole and high > 2 and 0 < largest <= max(1.0, high / 64)
+            pixels = x.dtype == np.uint8 and high >= 255
+            dark = high > 2 and 0 < largest <= max(1.0, high / 64) and not pixels
             if dark and largest > 1:
-                dark = not np.array_equal(x, x.round())
+                dark = not whole and not np.array_equal(x, x.round())
             if dark or least < low - room or most > high + room:
                 raise ValueError(
                     f"inputs must hold numbers in [{low:g}, {high:g}], which the stages read, got "
                     f"{x.dtype} in [{least:.4g}, {most:.4g}]."
                 )
-            said &= high > 1 if whole else largest > 0
+            said &= pixels or (largest > 0 and (not whole or high > 1))
         if said:
             self._seen.add(x.dtype)
 

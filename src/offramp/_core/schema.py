@@ -20,18 +20,19 @@ import inspect
 import json
 import re
 import reprlib
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, final, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeGuard, TypeVar, final, get_type_hints
 
 import numpy as np
-from torch import Tensor
 
 from offramp._core.errors import FileFormatError, MissingExtraError, OfframpError
 from offramp._core.registry import Registry, number_of_additions
 
 if TYPE_CHECKING:
+    import torch
     from pydantic import GetCoreSchemaHandler, TypeAdapter, ValidationError
     from pydantic_core.core_schema import CoreSchema
 
@@ -73,7 +74,7 @@ def to_json(value: object, *, but: str = "") -> Any:  # noqa: ANN401  (what JSON
         return {str(key): to_json(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [to_json(part) for part in value]
-    if isinstance(value, Tensor | np.generic):
+    if isinstance(value, np.generic) or _is_tensor(value):
         return value.tolist()
     kind: Any = type(value)
     marks = _marks_of(kind)
@@ -87,6 +88,12 @@ def to_json(value: object, *, but: str = "") -> Any:  # noqa: ANN401  (what JSON
         if each.name != but and (each.omitted is MISSING or part != each.omitted):
             written[each.name] = to_json(each.write(part) if each.write else part)
     return {**tag, **written, **{name: to_json(getattr(value, name)) for name in marks.derived}}
+
+
+def _is_tensor(value: Any) -> TypeGuard["torch.Tensor"]:  # noqa: ANN401
+    """Whether it is a tensor; where torch is not loaded there is none, and it stays so."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
 
 
 def from_json(kind: Callable[..., T], value: object, *, where: object = "This value") -> T:

@@ -18,6 +18,7 @@ from offramp.stages import Stage
 def from_sklearn(
     estimator: Any,  # noqa: ANN401  (whoever has the methods)
     *,
+    labels: Sequence[object] | None = None,
     class_names: Sequence[str] | None = None,
     name: str | None = None,
 ) -> Stage:
@@ -33,6 +34,9 @@ def from_sklearn(
 
     Args:
         estimator: Fitted, with `classes_`.
+        labels: Where it was fitted on 0, 1, 2... in place of labels, as XGBoost asks for: the label
+            that each number stands for, in their order, `encoder.classes_` of the `LabelEncoder`.
+            They take the place of `classes_`.
         class_names: All classes in the order of the cascade, which the stage then answers in; by
             default `classes_` as text. `[]` for none.
         name: Of the stage; by default the type of the classifier, of a pipeline of its last step.
@@ -41,7 +45,8 @@ def from_sklearn(
         NotFittedError: If it has no `classes_` yet.
         UnsupportedError: If it gives neither probabilities nor scores, or scores of pairs of
             classes, or has several targets.
-        InputError: If there are fewer than two classes, or `class_names` are others.
+        InputError: If there are fewer than two classes, `class_names` are others, or `labels` are
+            given to a classifier that has some, or not one for each number.
 
     >>> import torch
     >>> from sklearn.datasets import load_iris
@@ -52,6 +57,10 @@ def from_sklearn(
     (('0', '1', '2'), torch.Size([2, 3]))
     """
     own = _class_names(estimator)
+    if labels is not None:
+        own = _named(estimator, own, [str(one) for one in np.asarray(labels).tolist()])
+    elif class_names is not None and _numbered(own) and len(class_names) == len(own):
+        _check_not_numbers(estimator, own, list(class_names))
     method = method_of(estimator)
     module = Estimator.holding(estimator, method, len(own))
     arguments = {"size": len(module.skops), "method": method, "classes": len(own)}
@@ -72,7 +81,9 @@ def _class_names(estimator: Any) -> list[str]:  # noqa: ANN401
     classes = getattr(estimator, "classes_", None)
     if classes is None:
         raise NotFittedError(
-            f"{who} has no classes_: it is not fitted, or no classifier. Call fit first."
+            f"{who} has no classes_: it is not fitted, or no classifier. Call fit first. A bare "
+            "booster of XGBoost or LightGBM goes as a function: from_function(booster_of_rows, "
+            "outputs='probabilities', class_names=[...])."
         )
     if isinstance(classes, list) and any(np.ndim(each) for each in classes):
         raise UnsupportedError(
@@ -84,6 +95,36 @@ def _class_names(estimator: Any) -> list[str]:  # noqa: ANN401
     if len(names) < 2 or len(set(names)) < len(names):
         raise InputError(f"classes_ of {who} must be at least 2 and differ as text, got {names}.")
     return names
+
+
+def _numbered(own: Sequence[str]) -> bool:
+    return list(own) == [str(k) for k in range(len(own))]
+
+
+def _named(estimator: Any, own: Sequence[str], labels: list[str]) -> list[str]:  # noqa: ANN401
+    """The labels that 0, 1, 2... stand for."""
+    who = type(estimator).__name__
+    if not _numbered(own):
+        raise InputError(
+            f"labels are for a classifier that was fitted on 0, 1, 2..., but {who} was fitted on "
+            f"{list(own)[:5]}. Leave them out; class_names=[...] gives another order."
+        )
+    if len(labels) != len(own) or len(set(labels)) < len(labels):
+        raise InputError(
+            f"labels must be one for each of the {len(own)} numbers that {who} was fitted on, all "
+            f"different as text, got {labels[:5]}."
+        )
+    return labels
+
+
+def _check_not_numbers(estimator: Any, own: Sequence[str], names: list[str]) -> None:  # noqa: ANN401
+    """Raise `InputError` where names are given to numbers: which is which nobody has said."""
+    if sorted(names) != sorted(own):
+        raise InputError(
+            f"{type(estimator).__name__} was fitted on the numbers 0 to {len(own) - 1}, and which "
+            f"of {names[:5]} each of them stands for is not known. Say it, in the order of the "
+            "numbers: from_sklearn(estimator, labels=encoder.classes_) of a LabelEncoder."
+        )
 
 
 def method_of(estimator: Any) -> Method:  # noqa: ANN401  (whoever has the methods)

@@ -6,7 +6,6 @@ Layer: cli.
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -64,6 +63,7 @@ class Reading:
     def __call__(self, shard: Shard, answering: "Answering") -> "Iterator[Columns]":
         """The answers to a shard, files that cannot be decoded among them."""
         from offramp.batch.answering import unanswered
+        from offramp.project.inputs import holds_many
 
         piece: Piece = shard.what
         name, path = piece.files[0]
@@ -73,7 +73,10 @@ class Reading:
         if self.reader is None:  # for mypy: there are only tables
             return
         reader = replace(self.reader, files=piece.files, skipped=[], alone=self.alone)
-        for names, rows in islice(reader.batches(self.size), piece.turn, piece.turn + 1):
+        if holds_many(path):
+            yield answering.of_raw(*reader.part(piece.turn, self.size))
+            return
+        for names, rows in reader.batches(self.size):
             yield answering.of_raw(names, rows)
         if reader.skipped:
             error = FileFormatError("The file cannot be decoded as an image.")
@@ -176,6 +179,8 @@ def planned(
     others = [path for path in paths if path.suffix.lower() != _TABLE]
     reader = InputReader.of(bundle, others, **reading) if others else None
     files = [] if reader is None else list(reader.files)
+    if reader is not None:
+        reader.kept = {}  # each process reads a file once, not once for each shard of it
     alone = len(files) + len(tables) == 1
     read = Reading(
         reader=reader, size=size, column=reading["column"], ids=reading["ids"], alone=alone

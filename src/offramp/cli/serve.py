@@ -42,6 +42,13 @@ def command(
             "not come to the end of a batch."
         ),
     ] = 60.0,
+    load_seconds: Annotated[
+        float,
+        typer.Option(
+            help="After which a worker is started anew that has not come to the end of loading; "
+            "after three times the server ends."
+        ),
+    ] = 600.0,
     max_queue: Annotated[
         int,
         typer.Option(
@@ -92,7 +99,6 @@ def command(
     """
     for package in ("starlette", "uvicorn", "python_multipart", "prometheus_client"):
         imported(package, "serve")
-    from offramp.serve.run import serve
     from offramp.serve.settings import Settings, token_from
 
     settings = Settings(
@@ -103,6 +109,7 @@ def command(
         allow_network=tuple(allow_network or ()),
         workers=workers,
         hang_seconds=hang_seconds,
+        load_seconds=load_seconds,
         max_queue=max_queue,
         max_rows=max_rows,
         deadline=None if deadline is None else deadline / 1000,
@@ -117,6 +124,13 @@ def command(
     def told(url: str) -> None:
         note(f"listening at {url}")
         output.result({"url": url, "models": list(sources)})
+
+    if workers > 1:  # each loads torch, and this process does not
+        from offramp.serve.workers import serve_many
+
+        serve_many(sources, settings, threads=threads, log=True, told=told)
+        return
+    from offramp.serve.run import serve
 
     serve(sources, settings, threads=threads, log=True, told=told)
 

@@ -4,11 +4,12 @@ Layer: data.
 """
 
 import math
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from offramp.data.dataset import Dataset
 # Arrays up to 1 GiB are read however small their file; larger ones may shrink to a hundredth.
 _ALWAYS_READ, _MOST_COMPRESSED = 2**30, 100
 _ENCRYPTED = 0x1  # bit of a zip entry
+_LOCAL = 26  # bytes before the two lengths in the header that stands before an entry
 _UNREADABLE = (
     *(OSError, EOFError, ValueError, RuntimeError, MemoryError),
     *(zipfile.BadZipFile, zlib.error, KeyError),
@@ -163,8 +165,20 @@ def npz(
     )
 
 
-def read_arrays(path: Path, names: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
-    """Read some arrays of an npz file, or all; raises `FileFormatError` if one cannot be had."""
+def read_arrays(
+    path: Path, names: Sequence[str] | None = None, *, mapped: bool = False
+) -> dict[str, NDArray[Any]]:
+    """Read some arrays of an npz file, or all.
+
+    Args:
+        path: The file.
+        names: Of the arrays; None for all.
+        mapped: Arrays that are not compressed are mapped, read-only: what nobody looks at is not
+            read. Nor is the checksum of the file compared.
+
+    Raises:
+        FileFormatError: If one cannot be had.
+    """
     try:
         # opened here: numpy leaves a damaged file open
         with path.open("rb") as raw:
@@ -172,14 +186,19 @@ def read_arrays(path: Path, names: Sequence[str] | None = None) -> dict[str, NDA
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise FileFormatError(f"{path} holds one array; an npz file is needed.")
             names = file.files if names is None else names
+            found = dict[str, NDArray[Any]]()
             for name in names:
                 if name not in file.files:
                     raise FileFormatError(
                         f"{path} has no array {name!r}; it holds {sorted(file.files)}."
                     )
                 if file.zip is not None:
-                    _check_member(file.zip, name)
-            return {name: file[name] for name in names}
+                    held = _checked_member(file.zip, name)
+                    if mapped and held.start is not None:
+                        found[name] = _mapped(path, held)
+                        continue
+                found[name] = file[name]
+            return found
     except FileFormatError:
         raise
     except FileNotFoundError as error:
@@ -189,7 +208,28 @@ def read_arrays(path: Path, names: Sequence[str] | None = None) -> dict[str, NDA
         raise FileFormatError(f"{path} cannot be read as npz: {said}") from error
 
 
-def _check_member(archive: zipfile.ZipFile, name: str) -> None:
+class _Member(NamedTuple):
+    """An array within an npz file.
+
+    Args:
+        shape: Of it.
+        fortran: Whether the first axis runs fastest.
+        dtype: Of it.
+        start: Where its numbers begin in the file; None where they do not stand there as they are.
+    """
+
+    shape: tuple[int, ...]
+    fortran: bool
+    dtype: np.dtype[Any]
+    start: int | None
+
+
+def _mapped(path: Path, held: _Member) -> NDArray[Any]:
+    order: Literal["C", "F"] = "F" if held.fortran else "C"
+    return np.memmap(path, held.dtype, "r", held.start or 0, held.shape, order)
+
+
+def _checked_member(archive: zipfile.ZipFile, name: str) -> _Member:
     """Raise `ValueError` for what is not worth its memory, before any is taken.
 
     Numpy believes the header of an array, and a compressed file may hold a thousand times its size.
@@ -203,10 +243,11 @@ def _check_member(archive: zipfile.ZipFile, name: str) -> None:
         read = np.lib.format.read_array_header_1_0
         if version != (1, 0):
             read = np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(member)
+        shape, fortran, dtype = read(member)
         start = member.tell()
+    held = _Member(shape, fortran, dtype, None)
     if dtype.hasobject:
-        return  # numpy refuses it, and says why
+        return held  # numpy refuses it, and says why
     wanted = math.prod(shape) * dtype.itemsize
     if start + wanted != entry.file_size:
         raise ValueError(
@@ -218,6 +259,11 @@ def _check_member(archive: zipfile.ZipFile, name: str) -> None:
             f"the array {name!r} grows from {entry.compress_size} to {wanted} bytes. If that is "
             f"meant, save it with numpy.savez, not compressed"
         )
+    if entry.compress_type != zipfile.ZIP_STORED or not wanted or archive.fp is None:
+        return held
+    archive.fp.seek(entry.header_offset + _LOCAL)
+    name_size, more_size = struct.unpack("<HH", archive.fp.read(4))
+    return held._replace(start=entry.header_offset + _LOCAL + 4 + name_size + more_size + start)
 
 
 def _taken(inputs: AnyArray, layout: str) -> Tensor | dict[str, Tensor]:

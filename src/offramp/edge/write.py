@@ -240,7 +240,8 @@ def _stages_of(model: Adaptive) -> Cascade | HeldStages:
 def _without(cascade: Cascade | HeldStages, cut: Cut, classes: int) -> Cascade | HeldStages:
     """The cascade as the cloud holds it: without the networks that only the device runs.
 
-    A network that is cut is of one file, and stays whole.
+    A network that is cut is of one file, and stays whole: it is cut again where it is loaded, and
+    its exits have to answer there what they answered here, through the device's weights too.
     """
     topology, stages = cascade.topology, []
     for stage in cascade:

@@ -55,7 +55,7 @@ def evaluate_all(
     """
     for candidate in candidates:
         candidate.policy.topology.check_same_stages(trace.topology, "the trace")
-        candidate.policy.check_reads(trace.outputs, "the trace")
+        candidate.policy.check_reads(trace.outputs, "the trace", trace.feature_counts)
     outcomes: list[Outcomes | None] = [None] * len(candidates)
     size = min(16_384, max(256, _NUMBERS // trace.classes))
     small = one_thread(min(size, len(trace)) * trace.classes)

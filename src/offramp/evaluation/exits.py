@@ -93,4 +93,5 @@ def _all_the_way(policy: Policy, way: Path) -> Policy:
         combine=policy.combine,
         weights={p: weights[p] for p in topology.paths() if p in weights} or None,
         outputs=policy.outputs,
+        feature_counts=policy.feature_counts,
     )

@@ -148,7 +148,7 @@ def replay(trace: Trace, policy: Policy, *, top: int = 1, chunk: int | None = No
     """
     check_kind("trace", trace, Trace, read="offramp.load_trace(path)")
     policy.topology.check_same_stages(trace.topology, "the trace")
-    policy.check_reads(trace.outputs, "the trace")
+    policy.check_reads(trace.outputs, "the trace", trace.feature_counts)
     size = min(_CHUNK, max(256, _NUMBERS // trace.classes)) if chunk is None else chunk
     rows = torch.split(torch.arange(len(trace)), check_positive_int("chunk", size))
     held = [trace] if len(rows) == 1 else map(trace.take, rows)

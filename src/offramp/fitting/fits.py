@@ -96,6 +96,7 @@ class Fit:
             combine=combination.kind,
             weights={path: combination.weights[path] for path in paths} if pooled else None,
             outputs=self.tables.outputs,
+            feature_counts=self.tables.feature_counts,
         )
 
 

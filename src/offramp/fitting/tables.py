@@ -89,7 +89,7 @@ class Tables:
         self._reference_loss = part.loss(reference, top=top)
         self._reference_right = self._reference_loss == 0
         self._part, self._top, self._loss = part, top, loss
-        self.outputs = part.outputs
+        self.outputs, self.feature_counts = part.outputs, part.feature_counts
         self._features_of = features_of or confidence_features_of(part, combine)
         self._features: dict[Path, tuple[Feature, ...]] = {}
         self._columns: dict[_Key, np.ndarray] = {}

@@ -99,14 +99,15 @@ def fit_threshold(
             combine=combine,
             reference=stage_f,
             top=top,
-            features_of=_features_of(combine, confidences),
+            features_of=_features_of(part, combine, confidences),
             weights=weights if combine == "log_linear" else None,
         )
         tables.ensure(path for chain in chains for path in chain.paths())
         for i, chain in enumerate(chains):
             for kind in confidences:
-                search = _Search(tables, chain, kind, signs[kind], costs)
-                found[i] += search.candidates(grid)
+                if all(_gives(part, path[-1], kind) for path in inner_paths(chain)):
+                    search = _Search(tables, chain, kind, signs[kind], costs)
+                    found[i] += search.candidates(grid)
     return [
         candidate.candidate(reference, top)
         for candidates in found.values()
@@ -114,8 +115,16 @@ def fit_threshold(
     ]
 
 
-def _features_of(combine: Combine, kinds: Sequence[str]) -> FeaturesOf:
-    return lambda path: [_feature(kind, path, combine) for kind in kinds]
+def _features_of(part: Trace, combine: Combine, kinds: Sequence[str]) -> FeaturesOf:
+    return lambda path: [
+        _feature(kind, path, combine) for kind in kinds if _gives(part, path[-1], kind)
+    ]
+
+
+def _gives(part: Trace, stage: int, kind: str) -> bool:
+    """Whether a stage has such a number: of those without classes some give more than others."""
+    count = part.feature_counts[stage] if part.features is not None else None
+    return count is None or int(kind.removeprefix("-").removeprefix("value_")) < count
 
 
 def _signs(part: Trace) -> dict[str, float]:
@@ -175,6 +184,7 @@ class _Trial:
             if combination.kind == "log_linear"
             else None,
             outputs=search.tables.outputs,
+            feature_counts=search.tables.feature_counts,
         )
         return Candidate(
             policy=policy, method="threshold", reference=reference, top=top, parameters=parameters

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from offramp._core.checks import check_choice
 from offramp._core.errors import InputError
-from offramp._core.topology import Path
+from offramp._core.topology import Path, Topology
 from offramp.policy.features import Distribution
 from offramp.policy.stopping import Stopping
 
@@ -132,3 +132,24 @@ def stopping_log_probs(each: Sequence[Distribution], stops: Stops) -> Float[Tens
     for k, distribution in enumerate(each[1:], 1):
         total = total + distribution.log_probs.exp() * weights[:, k : k + 1]
     return total.log()
+
+
+def stops_of(topology: Topology, leaves: Mapping[Path, object]) -> dict[Path, Stops]:
+    """For each path the stopping network after each of its stages, None where nothing follows.
+
+    Args:
+        topology: The stages.
+        leaves: For each path that has children, the rule that decides who leaves.
+
+    Raises:
+        InputError: If another rule decides somewhere.
+    """
+    after: dict[Path, Stopping | None] = {path: None for path in topology.paths()}
+    for path, leave in leaves.items():
+        if not isinstance(leave, Stopping) or leave.stage != path[-1]:
+            raise InputError(
+                f"combine={BY_STOPPING!r} needs at every node a stopping network of its own stage, "
+                f"got {type(leave).__name__} at {path}."
+            )
+        after[path] = leave
+    return {path: tuple(after[path[: k + 1]] for k in range(len(path))) for path in after}

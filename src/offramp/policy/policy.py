@@ -21,11 +21,10 @@ from offramp._core.outputs import StageOutput
 from offramp._core.schema import stored
 from offramp._core.topology import EXIT, Path, Topology
 from offramp._core.types import OUTPUT_FORMS, OutputForm
-from offramp.policy.combination import BY_STOPPING, Combination, Combine, Stops
+from offramp.policy.combination import BY_STOPPING, Combination, Combine, stops_of
 from offramp.policy.features import COMBINED, Distribution
 from offramp.policy.of_labels import distribution_of
 from offramp.policy.rules import AnyRule, Linear, Rule
-from offramp.policy.stopping import Stopping
 
 _FORMS = {
     "logits": "logits",
@@ -72,6 +71,9 @@ class Policy(nn.Module):
         outputs: The form of the outputs that it was fitted on, and that it refuses others than:
             "logits"; "confidence", a label with one; "labels", which every form has. None where
             nobody said, as in files of before there were forms.
+        feature_counts: For each stage how many features it gave when the policy was fitted: which
+            number is which is known by its place alone, so another count is refused. None for a
+            stage, or empty, where nobody said.
 
     Raises:
         InputError: If a path has no rules or too many, a temperature is not positive, weights are
@@ -89,13 +91,18 @@ class Policy(nn.Module):
         combine: Combine = "last",
         weights: Mapping[Path, Sequence[float]] | None = None,
         outputs: OutputForm | None = None,
+        feature_counts: Sequence[int | None] = (),
     ) -> None:
         super().__init__()
         if outputs is not None:
             check_choice("outputs", outputs, OUTPUT_FORMS)
         self.topology, self.outputs = topology, outputs
+        self.feature_counts = tuple(feature_counts)
+        if self.feature_counts:
+            check_shape("feature_counts", (len(self.feature_counts),), (len(topology),))
         self._check_nodes(nodes)
-        stops = stops_of(topology, nodes) if combine == BY_STOPPING else None
+        leaves = {path: node.leave for path, node in nodes.items()}
+        stops = stops_of(topology, leaves) if combine == BY_STOPPING else None
         self.combination = Combination(combine, weights, stops)
         self.combination.require(topology.paths())
         values = torch.tensor(
@@ -126,7 +133,7 @@ class Policy(nn.Module):
                     f"The node {path} needs {count} routing rules, got {len(node.routes)}."
                 )
 
-    def check_reads(self, given: OutputForm, whose: str) -> None:
+    def check_reads(self, given: OutputForm, whose: str, counts: Sequence[int | None] = ()) -> None:
         """Raise `InputError` unless this policy may look at outputs of a form.
 
         Thresholds and weights mean something else on another form: a confidence that a service
@@ -135,7 +142,10 @@ class Policy(nn.Module):
         Args:
             given: The form.
             whose: Who gives it, for the message: "the trace".
+            counts: How many features each stage gives there, where that is known.
         """
+        for stage in self.topology.active if counts else ():
+            self.check_count(stage, counts[stage])
         if given == "features" and self.combine != "last":
             raise InputError(
                 f"combine must be 'last' where {whose} gives features and no classes, got "
@@ -149,6 +159,16 @@ class Policy(nn.Module):
             f"decide otherwise. Fit it on a trace of {here}, or let the stages give {fitted}: "
             f"Cascade.from_models(..., outputs={self.outputs!r})."
         )
+
+    def check_count(self, stage: int, given: int | None) -> None:
+        """Raise `InputError` unless a stage gives as many features as this policy was fitted on."""
+        fitted = self.feature_counts[stage] if self.feature_counts else None
+        if fitted is not None and given is not None and fitted != given:
+            raise InputError(
+                f"features must be those that the policy was fitted on, {fitted} of stage "
+                f"{self.topology.names[stage]!r}, got {given}. Each is known by its place "
+                "alone: fit the policy on what the stage gives now, or let it give what it gave."
+            )
 
     @property
     def combine(self) -> Combine:
@@ -249,6 +269,7 @@ class Policy(nn.Module):
             "combine": self.combine,
             "weights": [_StoredWeights(path, given) for path, given in weights],
             **({} if self.outputs is None else {"outputs": self.outputs}),
+            **({"feature_counts": self.feature_counts} if self.feature_counts else {}),
             "nodes": [_StoredNode.of(path, self.node(path)) for path in deciding],
         }
 
@@ -262,6 +283,7 @@ class Policy(nn.Module):
         weights: tuple["_StoredWeights", ...],
         nodes: tuple["_StoredNode", ...],
         outputs: OutputForm | None = None,  # older files have none
+        feature_counts: tuple[int | None, ...] = (),  # nor these
     ) -> "Policy":
         return cls(
             topology,
@@ -270,6 +292,7 @@ class Policy(nn.Module):
             combine=combine,
             weights={each.path: each.weights for each in weights} or None,
             outputs=outputs,
+            feature_counts=feature_counts,
         )
 
 
@@ -341,6 +364,8 @@ class Evidence:
         held = self._outputs[stage]
         if held is None:
             raise InputError(f"Stage {stage} has not been visited by any of these examples.")
+        if held.features is not None:
+            self._policy.check_count(stage, held.features.shape[1])
         return held if self._rows is None else held.take(self._rows)
 
     def distribution(self, stage: int) -> Distribution:
@@ -365,23 +390,6 @@ class Evidence:
     def ranked(self, stage: int, count: int) -> Int[Tensor, "m count"]:
         """The best labels of a visited stage, best first."""
         return self.output(stage).top(count)
-
-
-def stops_of(topology: Topology, nodes: Mapping[Path, Node]) -> dict[Path, Stops]:
-    """For each path the stopping network after each of its stages, None where nothing follows.
-
-    Raises:
-        InputError: If another rule decides somewhere.
-    """
-    after: dict[Path, Stopping | None] = {path: None for path in topology.paths()}
-    for path, node in nodes.items():
-        if not isinstance(node.leave, Stopping) or node.leave.stage != path[-1]:
-            raise InputError(
-                f"combine={BY_STOPPING!r} needs at every node a stopping network of its own stage, "
-                f"got {type(node.leave).__name__} at {path}."
-            )
-        after[path] = node.leave
-    return {path: tuple(after[path[: k + 1]] for k in range(len(path))) for path in after}
 
 
 def _key(path: Path) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -46,6 +47,8 @@ class InputReader:
         skipped: Files that could not be decoded, filled while reading.
         alone: Whether there is one file, so that its name says nothing; by default where
             `files` holds one.
+        kept: What was read of the last file of many examples, for whoever takes `part` after
+            `part`; None to keep nothing. Arrays that are not compressed are mapped.
     """
 
     files: Sequence[tuple[str, Path]]
@@ -58,6 +61,7 @@ class InputReader:
     skipped: list[str] = field(default_factory=list)
     column: str = "text"
     alone: bool | None = None
+    kept: dict[Path, Any] | None = None
 
     @classmethod
     def of(
@@ -113,16 +117,9 @@ class InputReader:
         names: list[Id] = []
         images: list[Tensor | bytes] = []
         for name, path in self.files:
-            if path.suffix.lower() == ".npz":
+            if holds_many(path):
                 yield from self._flushed(names, images)
-                yield from self._of_npz(name, path, size)
-                continue
-            if path.suffix.lower() in (*LINES, *TABLES):
-                yield from self._flushed(names, images)
-                found = read_texts(path, self.column)
-                for start in range(0, len(found), size):
-                    part = found[start : start + size]
-                    yield self._counted(name, start, start + len(part)), part
+                yield from self._of_many(name, path, size)
                 continue
             try:
                 images.append(self._image(path))
@@ -154,25 +151,61 @@ class InputReader:
         )
         return torch.from_numpy(files.pixels(path))
 
-    def _of_npz(self, name: str, path: Path, size: int) -> Iterator[tuple[list[Id], Raw]]:
-        wanted = [self.array] if self.ids is None else [self.array, self.ids]
-        found = read_arrays(path, wanted)
-        given = found[self.array]
-        n = len(given)
-        if self.ids is not None:
-            ids = as_ids(found[self.ids]).tolist()
+    def part(self, turn: int, size: int) -> tuple[list[Id], Raw]:
+        """One of the `batches` of a single file of many examples, without those before it."""
+        ((name, path),) = self.files
+        return self._slice(name, path, turn * size, size)
+
+    def _of_many(self, name: str, path: Path, size: int) -> Iterator[tuple[list[Id], Raw]]:
+        held = self._held(path)
+        for start in range(0, len(held[0]), size):
+            yield self._slice(name, path, start, size, held)
+
+    def _held(self, path: Path) -> tuple[Any, Any]:
+        """Examples of a file and their ids, or None where they are counted."""
+        kept = self.kept
+        if kept is not None and path in kept:
+            return kept[path]  # type: ignore[no-any-return]
+        if path.suffix.lower() == ".npz":
+            wanted = [self.array] if self.ids is None else [self.array, self.ids]
+            found = read_arrays(path, wanted, mapped=kept is not None)
+            given = found[self.array]
+            ids = None if self.ids is None else as_ids(found[self.ids])
+            if ids is not None and len(ids) != len(given):
+                raise InputError(
+                    f"{path} must have as many ids as inputs ({len(given)}), got {len(ids)}."
+                )
+            held: tuple[Any, Any] = (given, ids)
         else:
-            ids = self._counted(name, 0, n)
-        if len(ids) != n:
-            raise InputError(f"{path} must have as many ids as inputs ({n}), got {len(ids)}.")
-        inputs = _arranged(torch.from_numpy(given), self.shape, path) if self.decode else given
-        for part in (slice(start, start + size) for start in range(0, n, size)):
-            yield ids[part], inputs[part] if isinstance(inputs, Tensor) else RowList(inputs[part])
+            held = (read_texts(path, self.column), None)
+        if kept is not None:
+            kept.clear()
+            kept[path] = held
+        return held
+
+    def _slice(
+        self, name: str, path: Path, start: int, size: int, held: tuple[Any, Any] | None = None
+    ) -> tuple[list[Id], Raw]:
+        given, ids = self._held(path) if held is None else held
+        rows = given[start : start + size]
+        counted = self._counted(name, start, start + len(rows))
+        if isinstance(rows, list):  # texts
+            return counted, rows
+        rows = np.array(rows)  # of its own: what is mapped is read-only
+        taken = (
+            _arranged(torch.from_numpy(rows), self.shape, path) if self.decode else RowList(rows)
+        )
+        return counted if ids is None else ids[start : start + size].tolist(), taken
 
     def _counted(self, name: str, start: int, stop: int) -> list[Id]:
         """Ids of rows: their numbers, with the file's name where there are several."""
         alone = len(self.files) == 1 if self.alone is None else self.alone
         return [k if alone else f"{name}[{k}]" for k in range(start, stop)]
+
+
+def holds_many(path: Path) -> bool:
+    """Whether a file has several examples: arrays, or texts."""
+    return path.suffix.lower() in (".npz", *LINES, *TABLES)
 
 
 def decodes_itself(
@@ -208,7 +241,7 @@ def _found(path: Path, ignored: Counter[str], *, alone: bool) -> list[tuple[str,
         return [(_named(f.relative_to(path) if alone else f), f) for f in listing.files]
     if not path.exists():
         raise InputError(f"There is no such input: {path}.")
-    if path.suffix.lower() not in (".npz", *LINES, *TABLES) and not is_picture(path):
+    if not holds_many(path) and not is_picture(path):
         raise InputError(
             f"{path} is neither an image ({', '.join(ENDINGS)}), nor an npz file, nor texts "
             f"({', '.join((*LINES, *TABLES))})."

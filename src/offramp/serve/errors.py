@@ -21,7 +21,6 @@ from offramp._core.errors import (
     UnknownNameError,
     UnsupportedError,
 )
-from offramp.runtime import RowsError
 
 _log = logging.getLogger(__name__)
 
@@ -62,16 +61,24 @@ def status_of(error: BaseException) -> int:
     """
     if isinstance(error, RequestError):
         return error.status
-    if isinstance(error, RowsError):
-        return max(map(status_of, error.errors.values()))
+    if each := _of_rows(error):
+        return max(map(status_of, each))
     return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+
+
+def _of_rows(error: BaseException) -> list[Exception]:
+    """The errors of single rows, where some of a request were answered."""
+    if not isinstance(error, RuntimeError):  # nor is torch loaded, of which a parent has none
+        return []
+    from offramp.runtime import RowsError
+
+    return list(error.errors.values()) if isinstance(error, RowsError) else []
 
 
 def error_response(error: BaseException) -> Response:
     """`{"error": text}`, and nothing of where in the program it happened."""
     status = status_of(error)
-    if isinstance(error, RowsError):
-        error = next(e for e in error.errors.values() if status_of(e) == status)
+    error = next((one for one in _of_rows(error) if status_of(one) == status), error)
     if status == 500:
         _log.error("A request has failed.", exc_info=error)
     said = str(error) if isinstance(error, OfframpError) else f"{type(error).__name__}: {error}"

@@ -13,12 +13,13 @@ from typing import Any, final
 
 from offramp._core.checks import check_known
 from offramp._core.files import sha256
-from offramp.bundle.names import MANIFEST
+from offramp._core.ownership import BUNDLE
 from offramp.serve.channel import Channel
 from offramp.serve.errors import RequestError
 from offramp.serve.merge import lasting, merged
 from offramp.serve.whole import summed
 
+_LATE = 504  # status of what a worker has not answered in time
 _SOON = 5.0  # seconds that a worker may take to tell its numbers; then its last ones are told
 
 
@@ -43,7 +44,7 @@ class Known:
 def seal_of(folder: Path) -> str:
     """Of the manifest of a bundle, which names the digests of all its files; "" without one."""
     try:
-        return sha256(folder / MANIFEST)
+        return sha256(folder / BUNDLE.manifest)
     except OSError:
         return ""
 
@@ -55,10 +56,13 @@ class Hub:
     Args:
         sources: For each name the folder of its bundle.
         end: Ends a worker, which is then started again.
+        within: Seconds that a worker may take to load a model.
     """
 
-    def __init__(self, sources: Mapping[str, Path], end: Callable[[int], object]) -> None:
-        self._sources, self._end = sources, end
+    def __init__(
+        self, sources: Mapping[str, Path], end: Callable[[int], object], *, within: float
+    ) -> None:
+        self._sources, self._end, self._within = sources, end, within
         self.known = {name: Known(seal=seal_of(path)) for name, path in sources.items()}
         self._turns = {name: asyncio.Lock() for name in sources}
         self._channels: dict[int, Channel] = {}
@@ -122,12 +126,14 @@ class Hub:
         async with self._turn(name):
             number, seal = self.known[name].number + 1, seal_of(self._sources[name])
             fresh: dict[str, Any] = {"name": name, "number": number, "seal": seal}
-            said, wrong = await self._all("prepare", **fresh)
+            said, wrong = await self._all("prepare", self._within, **fresh)
             if wrong or not said:
-                await self._all("drop", name=name)
+                for worker in (k for k, error in wrong.items() if error.status == _LATE):
+                    self._end(worker)  # what it loads would keep it from every other load
+                await self._all("drop", self._within, name=name)
                 raise next(iter(wrong.values()), _nobody())
             self.known[name] = Known(number=number, seal=seal)
-            said, wrong = await self._all("take", **fresh)
+            said, wrong = await self._all("take", self._within, **fresh)
             for worker in wrong:  # it comes back with what the others have
                 self._end(worker)
             if not said:
@@ -151,7 +157,7 @@ class Hub:
         within: float | None = None,
         **given: Any,  # noqa: ANN401
     ) -> tuple[dict[int, Any], dict[int, RequestError]]:
-        """By worker what they say, and their errors; who dies or is late says nothing."""
+        """By worker what they say, and their errors; who dies says nothing."""
         each = dict(self._channels)
         asked = (channel.ask(verb, within=within, **given) for channel in each.values())
         answers = await asyncio.gather(*asked, return_exceptions=True)
@@ -161,7 +167,9 @@ class Hub:
                 wrong[worker] = answer
             elif not isinstance(answer, BaseException):
                 said[worker] = answer
-            elif not isinstance(answer, ConnectionError | TimeoutError):
+            elif isinstance(answer, TimeoutError):
+                wrong[worker] = RequestError(_LATE, f"A worker has said nothing for {within:g} s.")
+            elif not isinstance(answer, ConnectionError):
                 raise answer
         return said, wrong
 

@@ -267,10 +267,11 @@ class Inputs:
             return None
         shape = (n, *(8 if size == -1 else size for size in column.shape))
         dtype = _NUMPY[column.datatypes[0] if column.datatypes else "FP32"]
+        low, high = next(iter(self._domains), (0.0, 1.0))
         if dtype.kind == "f":
-            low, high = next(iter(self._domains), (0.0, 1.0))
             return torch.from_numpy((drawn.random(shape) * (high - low) + low).astype(dtype))
-        return torch.from_numpy(drawn.integers(0, 2, shape).astype(dtype))
+        most = 1 if dtype.kind == "b" else min(int(high), np.iinfo(dtype).max)
+        return torch.from_numpy(drawn.integers(0, max(1, most) + 1, shape).astype(dtype))
 
 
 _NUMPY = {

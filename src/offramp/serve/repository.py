@@ -7,7 +7,6 @@ Layer: serve.
 
 import asyncio
 import logging
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,9 +16,9 @@ from offramp._core.checks import check_known
 from offramp._core.errors import InputError, OfframpError, UnknownNameError
 from offramp.serve.errors import RequestError
 from offramp.serve.model import ServedModel
+from offramp.serve.settings import NAME, check_name
 
 _log = logging.getLogger(__name__)
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
 #: Loads a bundle: its name, its version and where it lies.
 Load = Callable[[str, str, Path], ServedModel]
@@ -168,21 +167,4 @@ class Repository:
         return found
 
     def _check(self, name: str) -> None:
-        check_known("model", name if _NAME.fullmatch(name) else name[:40], self.sources)
-
-
-def check_name(name: str) -> str:
-    """Return the name of a model, if an address can hold it.
-
-    Raises:
-        InputError: Otherwise.
-
-    >>> check_name("resnet-56")
-    'resnet-56'
-    """
-    if _NAME.fullmatch(name) is None:
-        raise InputError(
-            "The name of a model must be of letters, digits, '_', '-' and '.', and begin with a "
-            f"letter or digit, got {name!r}. Give another: name=folder."
-        )
-    return name
+        check_known("model", name if NAME.fullmatch(name) else name[:40], self.sources)

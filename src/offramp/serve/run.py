@@ -4,11 +4,9 @@ Layer: serve.
 """
 
 import asyncio
-import errno
 import gc
 import logging
 import signal
-import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,11 +23,11 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from offramp._core.errors import InputError
 from offramp._core.logs import logging_to_stderr
 from offramp.serve.app import make_app
+from offramp.serve.listening import BACKLOG, address_of, listening
 from offramp.serve.settings import Settings
 
 _log = logging.getLogger(__name__)
 _IDLE = 30  # seconds that a connection is kept without requests
-_BACKLOG = 2048
 _LOOK = 0.02  # seconds between looks at whether models are loaded
 
 Protocol: Any = AutoHTTPProtocol  # of whichever parser is installed
@@ -93,7 +91,7 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                backlog=_BACKLOG,
+                backlog=BACKLOG,
                 timeout_keep_alive=_IDLE,
                 timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
             )
@@ -225,44 +223,3 @@ class Running:
 
     def __exit__(self, *error: object) -> None:
         self.stop()
-
-
-def listening(host: str, port: int) -> socket.socket:
-    """A socket that listens.
-
-    Raises:
-        InputError: If the port is in use or not allowed, or there is no such address here.
-    """
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, number, _, address = found[0]
-    except OSError as error:
-        raise InputError(
-            f"host must be an address of this machine, got {host!r}: {error}."
-        ) from None
-    held = socket.socket(family, kind, number)
-    try:
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        held.bind(address)
-        held.listen(_BACKLOG)
-    except OSError as error:
-        held.close()
-        if error.errno == errno.EADDRINUSE:
-            raise InputError(
-                f"port must be free, and {port} of {host} is in use. Give another, or 0 for any "
-                "that is free."
-            ) from None
-        if error.errno == errno.EACCES:
-            raise InputError(
-                f"port must be one that you may use, got {port}; those from 1024 on are."
-            ) from None
-        raise InputError(
-            f"host must be an address of this machine, got {host!r}: {error}."
-        ) from None
-    return held
-
-
-def address_of(held: socket.socket) -> str:
-    """The address that clients ask, of a socket that listens."""
-    host, port, *_ = held.getsockname()
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

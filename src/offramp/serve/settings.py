@@ -3,6 +3,7 @@
 Layer: serve.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Literal, final
 
 from offramp._core.checks import check_choice, check_fraction, check_number, check_positive_int
 from offramp._core.errors import InputError
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")  # of a model, as an address holds it
 
 OnAlarm = Literal["reference", "keep"]
 
@@ -44,6 +47,8 @@ class Settings:
         part: Which of these this is, from 0.
         hang_seconds: After which one of several is ended and started anew that answers nothing, or
             whose stage has not come to the end of a batch.
+        load_seconds: After which one of several is ended that has not come to the end of loading;
+            one that hangs three times in a row while it loads is given up.
         engines: Threads that run stages, in each.
         decoders: Threads that read requests and decode images.
 
@@ -73,6 +78,7 @@ class Settings:
     workers: int = 1
     part: int = 0
     hang_seconds: float = 60.0
+    load_seconds: float = 600.0
     engines: int = 1
     decoders: int = 2
 
@@ -83,7 +89,8 @@ class Settings:
             check_positive_int(name, getattr(self, name))
         check_fraction("audit", self.audit)
         check_choice("on_alarm", self.on_alarm, ("reference", "keep"))
-        for name in ("deadline", "body_seconds", "header_seconds", "drain_seconds", "hang_seconds"):
+        limits = ("body_seconds", "header_seconds", "drain_seconds", "hang_seconds", "load_seconds")
+        for name in ("deadline", *limits):
             value = getattr(self, name)
             if value is not None and not check_number(name, value, "of seconds") > 0:
                 raise InputError(f"{name} must be more than 0 seconds, got {value}.")
@@ -112,3 +119,20 @@ def token_from(variable: str, environment: Mapping[str, str]) -> str:
     if not (token.isascii() and token.isprintable()) or " " in token:
         raise InputError(f"What {variable} holds is no token: a header cannot carry it.")
     return token
+
+
+def check_name(name: str) -> str:
+    """Return the name of a model, if an address can hold it.
+
+    Raises:
+        InputError: Otherwise.
+
+    >>> check_name("resnet-56")
+    'resnet-56'
+    """
+    if NAME.fullmatch(name) is None:
+        raise InputError(
+            "The name of a model must be of letters, digits, '_', '-' and '.', and begin with a "
+            f"letter or digit, got {name!r}. Give another: name=folder."
+        )
+    return name

@@ -6,9 +6,8 @@ Layer: serve.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from offramp.serve.model import ServedModel
-
 if TYPE_CHECKING:
+    from offramp.serve.model import ServedModel
     from offramp.serve.serving import Serving
 
 Stats = dict[str, Any]
@@ -86,7 +85,7 @@ class Alone:
         await self._repository.unload(name)
 
 
-def stats_of(served: ServedModel) -> Stats:
+def stats_of(served: "ServedModel") -> Stats:
     """Queues, gear, audits and alarms of a model in this process."""
     return {
         "name": served.name,

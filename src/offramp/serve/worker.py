@@ -31,7 +31,7 @@ def work(
     held: socket.socket,
     parent: socket.socket,
     *,
-    threads: int,
+    threads: int | None,
     log: bool,
 ) -> None:
     """Answer until the parent says that it is enough, or has gone.
@@ -42,14 +42,14 @@ def work(
         known: What the others run.
         held: The socket that all listen at.
         parent: Connected with the parent.
-        threads: That torch may use.
+        threads: That torch may use; None for its share of torch's own number.
         log: Whether to log to the standard error stream.
     """
     import torch
 
     for number in (signal.SIGINT, signal.SIGTERM):  # they come to the parent as well, who tells
         signal.signal(number, signal.SIG_IGN)
-    torch.set_num_threads(threads)
+    torch.set_num_threads(threads or max(1, torch.get_num_threads() // settings.workers))
     ends: list[Callable[[], None]] = []
     app = make_app(
         sources, settings, whole=lambda serving: Among(serving, parent, known, lambda: ends[0]())
@@ -91,6 +91,7 @@ class Among:
         """Load what the others run; where that cannot be, the parent ends this process."""
         self._reading = await self._channel.open()
         self._reading.add_done_callback(lambda _: self._stop())
+        await self._channel.ask("loading")  # from now on silence means that it hangs
         try:
             for name, model in self._known.items():
                 if model.loaded:

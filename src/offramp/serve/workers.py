@@ -1,14 +1,13 @@
 """Several processes that answer at one address, and the parent that keeps them.
 
-The parent opens the socket at which all of them listen, starts each one anew where it dies, and
-tells them to end. It accepts no connection itself.
+The parent opens the socket at which all of them listen, starts each one anew where it dies or
+hangs, and tells them to end. It accepts no connection itself, and does not load torch.
 
 Layer: serve.  Source: docs/adr/0055.
 """
 
 import asyncio
 import logging
-import math
 import signal
 import socket
 import tempfile
@@ -22,21 +21,20 @@ from pathlib import Path
 from typing import Any, final
 
 from offramp._core import errors
-from offramp._core.errors import OfframpError, UnsupportedError
+from offramp._core.errors import FileFormatError, OfframpError, UnsupportedError
 from offramp._core.logs import logging_to_stderr
-from offramp.bundle.check import read_manifest
+from offramp._core.ownership import BUNDLE
 from offramp.serve.channel import Channel
 from offramp.serve.hub import Hub
-from offramp.serve.repository import check_name
-from offramp.serve.run import address_of, listening
-from offramp.serve.settings import Settings
+from offramp.serve.listening import address_of, listening
+from offramp.serve.settings import Settings, check_name
 from offramp.serve.state import State
-from offramp.serve.worker import work
 
 _log = logging.getLogger(__name__)
 _LATE = 15.0  # seconds beyond the drain, after which a worker is killed
 _LONGEST = 30.0  # seconds between two tries to start a worker
 _LOOKS = 4  # at each, in the seconds after which it is held to hang
+_HANGS = 3  # in a row, while it loads, after which a worker is given up
 
 
 def serve_many(
@@ -61,18 +59,26 @@ def serve_many(
         OfframpError: If a bundle cannot be loaded.
         UnsupportedError: If this system has no sockets that processes can share.
     """
-    import torch
-
     if not hasattr(socket, "AF_UNIX"):
         raise UnsupportedError("Several workers need a system with Unix sockets. Use one.")
     for name, folder in sources.items():  # before they have begun, each in some seconds
         check_name(name)
-        read_manifest(folder)
-    each = threads or max(1, torch.get_num_threads() // settings.workers)
+        if not (folder / BUNDLE.manifest).is_file():
+            raise FileFormatError(
+                f"{folder / BUNDLE.manifest} is missing: {folder} is no bundle, which `offramp fit "
+                "--bundle` writes."
+            )
     listener = listening(settings.host, settings.port)
     with _shared(settings) as chosen, listener as held, logging_to_stderr(on=log):
         told_it = partial(told, address_of(held))
-        asyncio.run(Workers(sources, chosen, held, threads=each, log=log, told=told_it).run())
+        asyncio.run(Workers(sources, chosen, held, threads=threads, log=log, told=told_it).run())
+
+
+def _work(*given: Any, **named: Any) -> None:  # noqa: ANN401
+    """What a worker does, in its own process, where torch is loaded."""
+    from offramp.serve.worker import work
+
+    work(*given, **named)
 
 
 @contextmanager
@@ -95,7 +101,7 @@ class Workers:
         sources: For each name the folder of its bundle.
         settings: Of each.
         held: The socket that all listen at; closed when they are told to end.
-        threads: That torch may use in each.
+        threads: That torch may use in each; None to divide those that it would use.
         log: Whether each logs to the standard error stream.
         told: Called once the first answers.
     """
@@ -106,15 +112,16 @@ class Workers:
         settings: Settings,
         held: socket.socket,
         *,
-        threads: int,
+        threads: int | None,
         log: bool,
         told: Callable[[], object],
     ) -> None:
         self._sources, self._settings, self._held = sources, settings, held
         self._how, self._told = {"threads": threads, "log": log}, told
-        self._hub = Hub(sources, self._kill)
+        self._hub = Hub(sources, self._kill, within=settings.load_seconds)
         self._processes: dict[int, SpawnProcess] = {}
         self._ready, self._began = set[int](), set[int]()  # now, and ever
+        self._loading, self._hung = set[int](), set[int]()  # that have said so; that did not end it
         self._why: dict[int, OfframpError] = {}
         self._stopping = asyncio.Event()
         self._error: OfframpError | None = None
@@ -163,19 +170,27 @@ class Workers:
 
     async def _keep(self, worker: int) -> None:
         """Run a worker, again and again until the server ends."""
-        failures = 0
+        failures = hangs = 0
         while not self._stopping.is_set():
             try:
                 said = f"it ended with {_words(await self._one(worker))}"
             except OSError as error:  # no process or no file is left
                 said = f"it could not be started: {error}"
             was_ready = worker in self._ready
-            self._ready.discard(worker)
+            hung = worker in self._hung
+            for state in (self._ready, self._loading, self._hung):
+                state.discard(worker)
             why = self._why.pop(worker, None)
             if self._stopping.is_set():
                 return
             said = said if why is None else str(why)
-            if worker not in self._began:
+            hangs = hangs + 1 if hung else 0
+            if hangs == _HANGS:
+                why = OfframpError(f"Worker {worker} is given up after {hangs} times: {said}.")
+                if worker in self._began and self._ready:  # others answer
+                    _log.error("%s", why)
+                    return
+            if hangs == _HANGS or (worker not in self._began and not hung):
                 self._error = why or OfframpError(f"Worker {worker} could not begin: {said}.")
                 self.stop()
                 return
@@ -193,7 +208,7 @@ class Workers:
         ours, theirs = socket.socketpair()
         settings = replace(self._settings, part=worker)
         process = get_context("spawn").Process(
-            target=work,
+            target=_work,
             name=f"offramp-worker-{worker}",
             args=(self._sources, settings, self._hub.known, self._held, theirs),
             kwargs=self._how,
@@ -228,21 +243,36 @@ class Workers:
         return process.exitcode
 
     async def _watch(self, worker: int, channel: Channel) -> None:
-        """End a worker that has begun to answer and hangs."""
-        most, busy = self._settings.hang_seconds, 0.0
-        while busy <= most:
-            await asyncio.sleep(most / _LOOKS)
-            if worker not in self._ready or self._stopping.is_set():
-                continue
-            try:
-                busy = await channel.ask("busy", within=most)
-            except TimeoutError:
-                busy = math.inf
-            except ConnectionError:
-                return
-        what = "said nothing" if busy == math.inf else "run one batch"
-        self._why[worker] = OfframpError(f"it has {what} for {most:g} s")
+        """End a worker that hangs, while it loads or later."""
+        try:
+            said = await self._how_it_hangs(worker, channel)
+        except ConnectionError:
+            return  # it has gone
+        if worker not in self._ready:
+            self._hung.add(worker)
+            said += " while it loads (--load-seconds and --hang-seconds say how long it may)"
+        self._why[worker] = OfframpError(f"it has {said}")
         self._kill(worker)
+
+    async def _how_it_hangs(self, worker: int, channel: Channel) -> str:
+        """In words, once it does."""
+        loads, most = self._settings.load_seconds, self._settings.hang_seconds
+        time = asyncio.get_running_loop().time
+        begun = time()
+        while True:
+            await asyncio.sleep(min(loads, most) / _LOOKS)
+            ready = worker in self._ready
+            if self._stopping.is_set() or not (ready or worker in self._loading):
+                busy = 0.0  # it imports what it needs, which may hold its loop
+            else:
+                try:
+                    busy = await channel.ask("busy", within=most)
+                except TimeoutError:
+                    return f"said nothing for {most:g} s"
+            if busy > most:
+                return f"run one batch for {most:g} s"
+            if not ready and worker not in self._ready and time() - begun > loads:
+                return f"not come to an end in {loads:g} s"
 
     async def _asked(self, worker: int, verb: str, given: dict[str, Any]) -> Any:  # noqa: ANN401
         if verb == "ready":
@@ -251,6 +281,9 @@ class Workers:
                 self._told()
             self._ready.add(worker)
             self._began.add(worker)
+            return None
+        if verb == "loading":
+            self._loading.add(worker)
             return None
         if verb == "failed":
             kind = getattr(errors, given["kind"], OfframpError)

@@ -70,6 +70,7 @@ class _Description:
     other_costs: tuple[Costs, ...]
     arrays: _ArrayFile
     notes: tuple[str, ...] = omitted(())  # so that version 0.1 reads all traces without
+    feature_counts: tuple[int | None, ...] = omitted(())  # of traces with features
     sha256: str | None = omitted(None)
 
 
@@ -117,6 +118,7 @@ def save_trace(
             seen_in_training=trace.seen_in_training,
             lossy=trace.lossy or (dtype == "float16" and held is not None),
             notes=trace.notes,
+            feature_counts=trace.feature_counts,
         )
 
 
@@ -133,6 +135,7 @@ def write_manifest(
     seen_in_training: bool = False,
     lossy: bool = False,
     notes: Sequence[str] = (),
+    feature_counts: Sequence[int | None] = (),
 ) -> None:
     """Write `trace.json` beside a complete array file; the arguments are those of `Trace`.
 
@@ -148,6 +151,7 @@ def write_manifest(
         seen_in_training: Whether the networks were trained on these examples.
         lossy: Whether the file holds less precision than was computed.
         notes: What people should know of how it was recorded.
+        feature_counts: How many features each stage gives, where stages give some.
     """
     description = _Description(
         format=FORMAT,
@@ -163,6 +167,7 @@ def write_manifest(
         other_costs=tuple(other_costs),
         arrays=_ArrayFile(bytes=written.nbytes, sha256=written.sha256),
         notes=tuple(notes),
+        feature_counts=tuple(feature_counts),
     )
     write_json(folder / MANIFEST, sealed(to_json(description)))
 
@@ -326,6 +331,7 @@ def _check_arrays(arrays: dict[str, Tensor], manifest: _Description) -> None:
 
 def _trace(arrays: dict[str, Tensor], manifest: _Description) -> Trace:
     held = arrays.get("logits", arrays.get("confidence"))
+    unknown = (None,) * len(manifest.topology) if "features" in arrays else ()  # files of before
     return Trace(
         topology=manifest.topology,
         classes=manifest.classes,
@@ -341,6 +347,7 @@ def _trace(arrays: dict[str, Tensor], manifest: _Description) -> Trace:
         confidence=arrays.get("confidence"),
         losses=arrays.get("losses"),
         features=arrays.get("features"),
+        feature_counts=manifest.feature_counts or unknown,
         prices=arrays.get("prices"),
         split=arrays.get("split"),
         ids=_ids(arrays["ids"]),

@@ -93,12 +93,14 @@ def from_losses(
     seen = features if confidences is None else confidences
     given = _by_stage("features", seen, tuple(named), costs)
     topology = topology_of(tuple(named), edges)
+    rows, counts = _features(given, topology.names)
     return Trace(
         topology=topology,
         labels=torch.zeros(shape[0], dtype=torch.int64),
         classes=1,
         losses=torch.stack(columns, dim=1),
-        features=_features(given, topology.names),
+        features=rows,
+        feature_counts=counts,
         **cost_table(costs, unit, topology, shape[0]),
         seen_in_training=seen_in_training,
         **ids_and_split(ids, split, shape[0]),
@@ -122,8 +124,8 @@ def _by_stage(
     return dict(zip(known, whole.unbind(dim=1), strict=True))
 
 
-def _features(given: Mapping[str, Any], names: Sequence[str]) -> Tensor:
-    """Features `(n, s, d)`; a stage that has fewer than others is filled up with zeros."""
+def _features(given: Mapping[str, Any], names: Sequence[str]) -> tuple[Tensor, tuple[int, ...]]:
+    """Features `(n, s, d)`, and how many each stage has; the rest is filled up with zeros."""
     for name in given:
         check_known("stage", name, names)
     missing = [name for name in names if given.get(name) is None]
@@ -131,7 +133,8 @@ def _features(given: Mapping[str, Any], names: Sequence[str]) -> Tensor:
         raise InputError(f"Every stage needs numbers to decide by; {missing} have none.")
     each = {name: scores(f"features of {name!r}", given[name]).float() for name in names}
     each = {name: v[:, None] if v.dim() == 1 else v for name, v in each.items()}
-    width = max(v.shape[-1] for v in each.values())
     for name, v in each.items():
         check_shape(f"features of {name!r}", v.shape, (len(each[names[0]]), None))
-    return torch.stack([functional.pad(v, (0, width - v.shape[1])) for v in each.values()], dim=1)
+    counts = tuple(v.shape[1] for v in each.values())
+    rows = [functional.pad(v, (0, max(counts) - v.shape[1])) for v in each.values()]
+    return torch.stack(rows, dim=1), counts

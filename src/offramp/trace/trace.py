@@ -25,7 +25,7 @@ from offramp._core.ids import as_ids, shown_id
 from offramp._core.outputs import StageOutput
 from offramp._core.topology import Topology
 from offramp._core.types import SPLITS, BoolArray, FloatArray, Ids, OutputForm, Split
-from offramp.trace.values import check_losses, check_prices, unknown
+from offramp.trace.values import check_losses, check_prices, counts_of_features, unknown
 
 
 @final
@@ -43,6 +43,8 @@ class Trace:
             float32 in [0, 1], or int8 where each is 0 or 1. NaN, of int8 -1, in the whole column of
             a stage that answers nothing, and after which another always follows.
         features: With `losses`: what a policy sees of each stage, `(n, s, d)`, float32, finite.
+        feature_counts: How many of the `d` features each stage gives; the rest of its row is filled
+            up. None for a stage of which nobody knows, as in files of before; by default `d` each.
         prices: Where the cost of a stage differs from example to example: that of each example and
             stage's segment, `(n, s)`, float64, finite, >= 0, in the unit of `costs`, which hold
             the means. None where all are equal to these.
@@ -79,6 +81,7 @@ class Trace:
     confidence: Float[Tensor, "n s"] | None = None
     losses: Float[Tensor, "n s"] | Int[Tensor, "n s"] | None = None
     features: Float[Tensor, "n s d"] | None = None
+    feature_counts: tuple[int | None, ...] = ()
     prices: Float[Tensor, "n s"] | None = None
     ids: Ids = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     split: Int[Tensor, " n"] | None = None
@@ -104,6 +107,8 @@ class Trace:
             raise InputError("Give one of logits, ranked labels and losses, and not several.")
         if self.features is not None:
             check_shape("features", self.features.shape, (n, s, None))
+        given = counts_of_features(self.feature_counts, self.features, s)
+        object.__setattr__(self, "feature_counts", given)
         if self.logits is not None:
             check_shape("logits", self.logits.shape, (n, s, c))
         if self.ranked is not None:
@@ -203,12 +208,13 @@ class Trace:
 
     def output(self, stage: int) -> StageOutput:
         """What one stage said about every example."""
+        given = self.features
         return StageOutput(
             classes=self.classes,
             logits=None if self.logits is None else self.logits[:, stage].float(),
             ranked=None if self.ranked is None else self.ranked[:, stage],
             confidence=None if self.confidence is None else self.confidence[:, stage],
-            features=None if self.features is None else self.features[:, stage],
+            features=None if given is None else given[:, stage, : self.feature_counts[stage]],
         )
 
     def wrong(self, stage: int, *, top: int = 1) -> BoolArray:
@@ -322,6 +328,7 @@ class Trace:
             topology=topology,
             costs=self.costs.only(index),
             other_costs=tuple(table.only(index) for table in self.other_costs),
+            feature_counts=tuple(self.feature_counts[k] for k in index if self.feature_counts),
             **columns,
         )
 

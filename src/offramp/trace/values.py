@@ -68,3 +68,21 @@ def check_losses(losses: Tensor, n: int, topology: Topology) -> None:
 def unknown(losses: Tensor) -> Tensor:
     """True where a stage has no loss, for it answers nothing."""
     return losses == -1 if losses.dtype == torch.int8 else torch.isnan(losses)
+
+
+def counts_of_features(
+    given: tuple[int | None, ...], features: Tensor | None, s: int
+) -> tuple[int | None, ...]:
+    """How many features each of `s` stages gives: what is said, else all that there are.
+
+    Raises:
+        InputError: If there is not one number for each stage, or one is more than there are.
+    """
+    stages, most = (0, 0) if features is None else (s, features.shape[2])
+    found = given or (most,) * stages
+    if len(found) != stages or any(c is not None and not 0 <= c <= most for c in found):
+        raise InputError(
+            f"feature_counts must hold a number from 0 to {most} for each of the {stages} stages "
+            f"that have features, got {given}."
+        )
+    return found

@@ -1,13 +1,13 @@
 """How many replicas of each stage some traffic needs, by simulation from measured stage times.
 
 Each stage is a pool of replicas that take batches from its queues; survivors of a batch join the
-queue of the stage that follows on their path. Nothing runs: an hour of a cluster takes seconds.
+queue of the stage that follows on their path. Where everything is on one machine, all that runs
+shares its cores. Nothing runs: an hour of a cluster takes seconds.
 
 Layer: tuning.  Source: docs/adr/0058.
 """
 
 import heapq
-import itertools
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -19,6 +19,7 @@ from offramp._core.checks import check_positive, check_positive_int, check_seed
 from offramp._core.errors import InputError
 from offramp._core.topology import Path
 from offramp._core.types import FloatArray
+from offramp.tuning.cores import Cores
 from offramp.tuning.traffic import Pool, Simulated, Traffic
 
 _SERVED: Final = 40  # times of the dearest batch that traffic lasts
@@ -98,7 +99,7 @@ def plan(
 
     Raises:
         InputError: If no number of replicas can do it, because the stages alone take longer, or
-            the fronts.
+            the fronts, or there are too few cores.
 
     >>> from offramp._core.topology import Topology
     >>> from offramp.runtime.times import StageTimes
@@ -120,6 +121,12 @@ def plan(
             f"fronts must be more than {taken_in:.3g}, since each of {traffic.rate:g} examples a "
             f"second keeps one busy for {traffic.front:g} seconds, got {traffic.fronts}."
         )
+    cores = traffic.cores
+    if cores is not None and traffic.work() >= cores:
+        raise InputError(
+            f"cores must be more than {traffic.work():.3g}, which stages and fronts keep busy, got "
+            f"{cores}."
+        )
     least = _least(traffic)
     if least > p99:
         raise InputError(
@@ -136,8 +143,15 @@ def plan(
         found = simulate(traffic, replicas, seed=seed)
         if found.p99 <= p99:
             return found, replicas
-        # Where examples wait longest; the busiest of those that are all but full.
-        worst = max(found.pools, key=lambda pool: (pool.utilization > _BUSY, pool.waited))
+        # Where examples wait longest; the busiest of those that are all but full. More replicas
+        # of a stage than cores have nothing to run on.
+        fewer = [p for p in found.pools if cores is None or p.replicas < cores]
+        if not fewer:
+            raise InputError(
+                f"cores must be more than {cores}: with as many replicas of each stage 99 of 100 "
+                f"examples are answered within {found.p99:.3g} seconds, and p99 is {p99:.3g}."
+            )
+        worst = max(fewer, key=lambda pool: (pool.utilization > _BUSY, pool.waited))
         replicas[worst.stage] += max(1, replicas[worst.stage] // 20)
     raise InputError(
         f"p99 must be longer than {p99:.3g} seconds for {traffic.rate:g} examples each second on "
@@ -196,6 +210,9 @@ def _taken_in(comes: FloatArray, traffic: Traffic) -> FloatArray:
     return passed
 
 
+_FRONT = -1  # in the place of a stage
+
+
 @final
 class _Run:
     """One simulation: events in the order of their times."""
@@ -204,11 +221,12 @@ class _Run:
         self, traffic: Traffic, replicas: Mapping[int, int], comes: FloatArray, paths: list[Path]
     ) -> None:
         self._traffic, self._replicas, self._comes, self._paths = traffic, replicas, comes, paths
-        self._free = dict(replicas)
+        self._free = {**replicas, _FRONT: traffic.fronts}
+        self._arrived = deque[int]()  # who waits for a front
         self._queues: dict[int, dict[Path, deque[tuple[float, int]]]] = {k: {} for k in replicas}
         self._seconds: dict[tuple[Path, int], float] = {}
-        self._events: list[tuple[float, int, int, Path, list[int]]] = []
-        self._count = itertools.count()
+        #: What runs: since when, of which stage, by which path, and for whom.
+        self._cores = Cores[tuple[float, int, Path, list[int]]](traffic.cores)
         self._done = np.full(len(comes), np.inf)
         self._busy = dict.fromkeys(replicas, 0.0)
         self._batches = dict.fromkeys(replicas, 0)
@@ -217,31 +235,57 @@ class _Run:
         self._looks = dict.fromkeys(replicas, np.inf)  # when somebody looks at a queue again
 
     def go(self) -> None:
-        """Until the last arrival; who has not been answered by then is not any more."""
-        root, events = self._traffic.topology.root, self._events
-        for example, now in enumerate(_taken_in(self._comes, self._traffic).tolist()):
-            while events and events[0][0] <= now:
-                self._happen(*heapq.heappop(events))
-            self._wait(now, (root,), example)
-            self._serve(now, root)
-        while events:  # those who have come are answered, as fast as when others come
-            self._happen(*heapq.heappop(events))
+        """Until all who have come are answered."""
+        traffic, root, comes = self._traffic, self._traffic.topology.root, self._comes
+        fronts_share = traffic.front > 0 and traffic.cores is not None
+        if not fronts_share:  # nothing else decides when they have passed
+            comes = _taken_in(comes, traffic)
+        for example, now in enumerate(comes.tolist()):
+            self._until(now)
+            if fronts_share:
+                self._arrived.append(example)
+                self._take_in(now)
+            else:
+                self._wait(now, (root,), example)
+                self._serve(now, root)
+        self._until(np.inf)
 
-    def _happen(self, now: float, _: int, stage: int, path: Path, ended: list[int]) -> None:
-        if not ended:
+    def _until(self, end: float) -> None:
+        """All that happens up to a time."""
+        while True:
+            look, ends = min(self._looks.values()), self._cores.soonest
+            if min(look, ends) > end or look == ends == np.inf:
+                return
+            if ends <= look:
+                self._ended(ends, *self._cores.end())
+                continue
+            stage = next(k for k, when in self._looks.items() if when == look)
             self._looks[stage] = np.inf
+            self._serve(look, stage)
+
+    def _ended(self, now: float, since: float, stage: int, path: Path, examples: list[int]) -> None:
+        self._free[stage] += 1
+        if stage == _FRONT:
+            self._take_in(now)
         else:
-            self._free[stage] += 1
+            self._busy[stage] += now - since
         following = set[int]()
-        for example in ended:
+        for example in examples:
             whole = self._paths[example]
             if len(whole) == len(path):
                 self._done[example] = now
             else:
                 self._wait(now, whole[: len(path) + 1], example)
                 following.add(whole[len(path)])
-        for each in (*following, stage):
+        for each in following | ({stage} - {_FRONT}):
             self._serve(now, each)
+
+    def _take_in(self, now: float) -> None:
+        """Whoever comes goes to a front that is free, one after the other."""
+        while self._free[_FRONT] and self._arrived:
+            self._free[_FRONT] -= 1
+            what = (now, _FRONT, (), [self._arrived.popleft()])
+            self._cores.begin(now, self._traffic.front, what)
 
     def _wait(self, now: float, path: Path, example: int) -> None:
         self._queues[path[-1]].setdefault(path, deque()).append((now, example))
@@ -259,9 +303,7 @@ class _Run:
             ]
             if not ready:
                 look = min(waiting)[0] + patience if waiting else np.inf
-                if look < self._looks[stage]:
-                    self._looks[stage] = look
-                    self._at(look, stage, (), [])
+                self._looks[stage] = min(self._looks[stage], look)
                 return
             self._run(now, stage, min(ready)[1])
 
@@ -273,14 +315,10 @@ class _Run:
         if seconds is None:
             seconds = self._seconds[path, size] = self._traffic.seconds(path, size)
         self._free[stage] -= 1
-        self._busy[stage] += seconds
         self._batches[stage] += 1
         self._visits[stage] += size
         self._waits[stage] += sum(now - since for since, _ in taken)
-        self._at(now + seconds, stage, path, [example for _, example in taken])
-
-    def _at(self, when: float, stage: int, path: Path, ended: list[int]) -> None:
-        heapq.heappush(self._events, (when, next(self._count), stage, path, ended))
+        self._cores.begin(now, seconds, (now, stage, path, [example for _, example in taken]))
 
     def result(self, rate: float) -> Simulated:
         """What was met, without those who came while queues filled."""
@@ -308,4 +346,5 @@ class _Run:
         scale = len(self._comes) / (self._comes[-1] - self._comes[0]) / traffic.rate
         loads = traffic.loads()
         served = all(scale * loads[k] < self._replicas[k] for k in loads)
-        return served and _fronts_keep_up(self._comes, traffic)
+        fits = traffic.cores is None or scale * traffic.work() < traffic.cores
+        return served and fits and _fronts_keep_up(self._comes, traffic)

@@ -86,6 +86,9 @@ class Traffic:
         front: Seconds that each example keeps a process busy that takes requests and gives
             answers, as its stages do not: HTTP, the scheduler.
         fronts: How many such processes there are.
+        cores: How many cores all of that shares, stages and fronts: while more runs at once than
+            there are cores, everything is slower. None where each replica and each front has its
+            own.
 
     Raises:
         InputError: If a path is none of the topology's, shares do not sum to 1, or a number is
@@ -109,6 +112,7 @@ class Traffic:
     overhead: float = 0.0
     front: float = 0.0
     fronts: int = 1
+    cores: int | None = None
 
     def __post_init__(self) -> None:
         check_positive("rate", self.rate)
@@ -117,6 +121,8 @@ class Traffic:
         check_not_negative("overhead", self.overhead)
         check_not_negative("front", self.front)
         check_positive_int("fronts", self.fronts)
+        if self.cores is not None:
+            check_positive_int("cores", self.cores)
         paths = self.topology.paths()
         if not self.shares or any(path not in paths for path in self.shares):
             raise InputError(f"shares must be of the paths {list(paths)}, got {list(self.shares)}.")
@@ -146,6 +152,10 @@ class Traffic:
             each = self.seconds(path, self.batch_size) / self.batch_size
             found[path[-1]] = found.get(path[-1], 0.0) + self.rate * share * each
         return dict(sorted(found.items()))
+
+    def work(self) -> float:
+        """How many cores stages and fronts would keep busy all the time, in full batches."""
+        return sum(self.loads().values()) + self.rate * self.front
 
     def alone(self, stage: str) -> "Traffic":
         """The same where one stage answers everybody."""

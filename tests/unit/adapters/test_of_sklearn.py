@@ -234,3 +234,28 @@ def test_lightgbm_goes_through_the_same_door(tmp_path):
         assert all(name in str(refused.value) for name in types)
         again = load(tmp_path / "bundle", allow_types=[*types, "lightgbm.sklearn.LGBMClassifier"])
         assert torch.equal(again(table).log_probs, said.log_probs)
+
+
+def test_lightgbm_takes_labels_that_are_text():
+    lightgbm = pytest.importorskip("lightgbm")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        classifier = lightgbm.LGBMClassifier(n_estimators=3, num_leaves=4, verbose=-1, n_jobs=1)
+        classifier.fit(ROWS, NAMES[WHICH])
+        for order in (None, ["eel", "cat", "dog"]):
+            stage = from_sklearn(classifier, class_names=order)
+            named = np.array(stage.class_names)
+            assert named[alone(stage)(ROWS).labels].tolist() == classifier.predict(ROWS).tolist()
+
+
+def test_labels_are_for_classifiers_that_have_numbers():
+    names = NAMES.tolist()
+    numbered = LogisticRegression().fit(ROWS, WHICH)
+    stage = from_sklearn(numbered, labels=names, class_names=names[::-1])
+    said = alone(stage)(ROWS)
+    assert (np.array(names)[::-1][said.labels] == NAMES[numbered.predict(ROWS)]).all()
+    with pytest.raises(InputError, match="labels are for a classifier that was fitted on 0, 1, 2"):
+        from_sklearn(LINEAR, labels=names)
+    with pytest.raises(InputError, match=r"fitted on the numbers 0 to 2.*labels=encoder\.classes_"):
+        from_sklearn(FOREST, class_names=names)
+    assert from_sklearn(FOREST, class_names=["2", "0", "1"]).class_names == ("2", "0", "1")

@@ -35,6 +35,9 @@ def model():
 def check(run, error=InputError):
     with pytest.raises(error, match=r"numbers in \[0, 255\].*got float32 in \[0"):
         run(FRACTIONS)
+    for mask, kind in ((FRACTIONS > 0.5, "bool"), ((FRACTIONS > 0.5).long(), "int64")):
+        with pytest.raises(error, match=rf"numbers in \[0, 255\].*got {kind} in \[0, 1\]"):
+            run(mask)
     run(PIXELS)
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from offramp._core.errors import OfframpError
 from offramp.runtime import Adaptive, Executor
 from offramp.serve.settings import Settings
 from offramp.serve.workers import Workers
@@ -46,11 +47,11 @@ def test_an_executor_says_for_how_long_a_stage_has_run():
 class Parent:
     """The parent of one worker, which says what is written here."""
 
-    def __init__(self, *said):
+    def __init__(self, *said, load_seconds=SECONDS):
         self.said, self.asked = list(said), 0
         self.workers = Workers(
             {},
-            Settings(hang_seconds=0.04),
+            Settings(hang_seconds=0.04, load_seconds=load_seconds),
             socket.socket(),
             threads=1,
             log=False,
@@ -89,7 +90,7 @@ def test_who_has_gone_is_not_watched_any_more():
     assert Parent(0.0, ConnectionError()).watch() == ([], None)
 
 
-def test_who_loads_still_is_not_asked():
+def test_who_has_not_said_that_it_loads_is_not_asked():
     parent = Parent(TimeoutError())
     parent.workers._ready.clear()
 
@@ -97,9 +98,67 @@ def test_who_loads_still_is_not_asked():
         watching = asyncio.create_task(parent.workers._watch(0, parent))
         await asyncio.sleep(0.1)
         assert (parent.asked, parent.killed) == (0, [])
-        parent.workers._ready.add(0)
+        assert await parent.workers._asked(0, "loading", {}) is None
         await asyncio.wait_for(watching, SECONDS)
 
     asyncio.run(run())
     parent.workers._held.close()
     assert parent.killed == [0]
+
+
+@pytest.mark.parametrize("said", [[0.0, TimeoutError()], []])
+def test_who_hangs_while_it_loads_is_killed_and_known_for_it(said):
+    parent = Parent(*said, load_seconds=SECONDS if said else 0.05)
+    parent.workers._ready.clear()
+    parent.workers._loading.update([0] if said else [])
+    killed, why = parent.watch()
+    assert killed == [0]
+    how = "said nothing for 0.04 s" if said else "not come to an end in 0.05 s"
+    assert why.startswith(f"it has {how} while it loads (--load-seconds")
+    assert parent.workers._hung == {0}
+
+
+class Ends:
+    """Stands for a worker that ends, again and again, each time as is written here."""
+
+    def __init__(self, workers, ways):
+        self.workers, self.ways, self.runs = workers, list(ways), 0
+
+    async def one(self, worker):
+        self.runs += 1
+        way = self.ways.pop(0)
+        if way == "ready":
+            await self.workers._asked(worker, "ready", {})
+        else:
+            self.workers._hung.add(worker)
+            self.workers._why[worker] = OfframpError("it has said nothing")
+        return -9
+
+
+@pytest.mark.parametrize(
+    ("ways", "others", "error"),
+    [
+        (["hangs"] * 3, False, "Worker 0 is given up after 3 times: it has said nothing"),
+        (["hangs", "hangs", "ready", "hangs", "hangs", "hangs"], False, "given up after 3 times"),
+        (["ready", "hangs", "hangs", "hangs"], True, None),  # the others answer
+    ],
+)
+def test_who_hangs_three_times_while_it_loads_is_given_up(ways, others, error, monkeypatch):
+    monkeypatch.setattr("offramp.serve.workers._LONGEST", 0.01)
+    workers = Parent().workers
+    ends = Ends(workers, ways)
+    monkeypatch.setattr(workers, "_one", ends.one)
+    if others:
+        workers._ready.add(1)
+
+    async def run():
+        workers._ready.discard(0)
+        await asyncio.wait_for(workers._keep(0), SECONDS)
+        if workers._stopping.is_set():
+            await workers._telling
+
+    asyncio.run(run())
+    workers._held.close()
+    assert ends.runs == len(ways)
+    assert (workers._error is None) == others
+    assert others or error in str(workers._error)

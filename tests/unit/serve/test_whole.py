@@ -139,7 +139,7 @@ class Worker:
 
 def hub_of(tmp_path, *workers):
     ended = []
-    hub = Hub({"m": tmp_path}, ended.append)
+    hub = Hub({"m": tmp_path}, ended.append, within=5.0)
     for k, worker in enumerate(workers):
         hub.joined(k, worker)
     return hub, ended
@@ -156,6 +156,18 @@ def test_all_load_or_nobody_does(tmp_path):
     assert asyncio.run(hub.load("m")) == "2"
     assert good.asked[2:] == bad.asked[2:] == ["prepare", "take"]
     assert hub.known["m"].number == 2
+
+
+def test_who_comes_to_no_end_of_loading_is_ended_and_nobody_takes_it(tmp_path):
+    good, hangs = Worker(), Worker(prepare=TimeoutError())
+    hub, ended = hub_of(tmp_path, good, hangs)
+    with pytest.raises(RequestError, match="A worker has said nothing for 5 s"):
+        asyncio.run(hub.load("m"))
+    assert (ended, good.asked, hub.known["m"].number) == ([1], ["prepare", "drop"], 1)
+    late = Worker(take=TimeoutError())
+    hub, ended = hub_of(tmp_path, good, late)
+    assert asyncio.run(hub.load("m")) == "2"
+    assert ended == [1]  # and comes back with what the other has
 
 
 def test_who_dies_while_others_load_does_not_hinder_them(tmp_path):

@@ -78,8 +78,18 @@ def test_a_domain_is_stored_where_it_was_said():
         ([Resize(8), BYTES], PICTURE),
         ([Columns("x"), Resize(8), BYTES], {"x": PICTURE}),
         ([Resize(8), BYTES], RowList(PICTURE)),
+        (BYTES, PICTURE > 0.5),
+        (BYTES, (PICTURE > 0.5).long()),
+        (BYTES, (PICTURE > 0.5).to(torch.int8)),
+        (BYTES, (PICTURE > 0.5).to(torch.uint16)),
+        (BYTES, (PICTURE > 2).index_fill(3, torch.tensor([0]), True)),  # one column is white
+        ([Resize(8), BYTES], PICTURE > 0.5),
+        ([Resize(8), BYTES], RowList(PICTURE > 0.5)),
+        ([Columns("x"), BYTES], {"x": (PICTURE > 0.5).int()}),
         (Normalize(1 / 16, domain=(0, 16)), PICTURE),
+        (Normalize(1 / 16, domain=(0, 16)), (PICTURE > 0.5).to(torch.uint8)),
         (FRACTIONS, PICTURE * 255),
+        (FRACTIONS, (PICTURE * 255).long()),
         (FRACTIONS, (PICTURE * 255).to(torch.uint8)),
         (FRACTIONS, (PICTURE - 0.45) / 0.22),
     ],
@@ -100,7 +110,8 @@ def dark(mode="RGB"):
     [
         (BYTES, (PICTURE * 255).to(torch.uint8)),
         (BYTES, (PICTURE * 2).to(torch.uint8)),  # a dark picture of bytes
-        (BYTES, (PICTURE * 2).to(torch.int64)),
+        (BYTES, (PICTURE * 3).to(torch.int64)),
+        (BYTES, PICTURE > 2),  # all black
         (BYTES, PICTURE * 255),
         (BYTES, PICTURE * 255 - 20),  # resampling overshoots
         (BYTES, PICTURE * 6),  # dark
@@ -112,6 +123,9 @@ def dark(mode="RGB"):
         (FRACTIONS, PICTURE),
         (FRACTIONS, PICTURE * 1.2 - 0.1),
         (FRACTIONS, (PICTURE > 0.5).to(torch.uint8)),
+        (FRACTIONS, PICTURE > 0.5),
+        (FRACTIONS, (PICTURE > 0.5).long()),
+        (Normalize(1 / 255, domain="any"), PICTURE > 0.5),
         (Normalize(1 / 255, domain="any"), PICTURE),
     ],
 )

@@ -98,6 +98,72 @@ def test_who_comes_passes_the_front_one_after_the_other(seed, front, rate):
         assert found.p99 == pytest.approx(np.quantile(wanted, 0.99), abs=1e-9)
 
 
+def shared(comes, front, seconds, *, fronts, replicas, cores):
+    """The slow twin: all that runs gets its part of the cores until the next thing happens."""
+    coming, at_front, at_stage = list(enumerate(comes)), [], []  # [example, seconds left]
+    done, now = np.zeros(len(comes)), 0.0
+    while coming or at_front or at_stage:
+        running = at_front[:fronts] + at_stage[:replicas]
+        speed = min(1.0, cores / max(len(running), 1))
+        ends = [left / speed for _, left in running]
+        step = min([*ends, coming[0][1] - now] if coming else ends)
+        for each, end in zip(running, ends, strict=True):
+            each[1] = 0.0 if end <= step else each[1] - step * speed
+        now += step
+        at_stage += [[k, seconds] for k, left in at_front if left == 0.0]
+        at_front = [each for each in at_front if each[1] > 0.0]
+        done[[k for k, left in at_stage if left == 0.0]] = now
+        at_stage = [each for each in at_stage if each[1] > 0.0]
+        while coming and coming[0][1] <= now:
+            at_front.append([coming.pop(0)[0], front])
+    return done
+
+
+@given(
+    seed=st.integers(0, 2**20),
+    front=st.floats(1e-4, 0.01),
+    seconds=st.floats(1e-4, 0.02),
+    fronts=st.integers(1, 3),
+    replicas=st.integers(1, 3),
+    cores=st.integers(1, 4),
+)
+@examples(15)
+def test_what_shares_cores_is_slower_as_the_slow_twin_says(
+    seed, front, seconds, fronts, replicas, cores
+):
+    rate = 0.7 / max(front / fronts, seconds / replicas, (front + seconds) / cores)
+    comes = np.cumsum(np.random.default_rng(seed).exponential(1 / rate, 200))
+    how = {"fronts": fronts, "cores": cores}
+    traffic = one(rate, seconds=(seconds, seconds), front=front, **how)
+    found = simulate(traffic, {"a": replicas}, arrivals=comes)
+    wanted = (shared(comes, front, seconds, replicas=replicas, **how) - comes)[40:]
+    if found.stable:
+        assert found.p50 == pytest.approx(np.quantile(wanted, 0.5), rel=1e-6)
+        assert found.p99 == pytest.approx(np.quantile(wanted, 0.99), rel=1e-6)
+
+
+def test_as_many_cores_as_run_at_once_are_as_good_as_any_number():
+    traffic = two(front=0.001, fronts=2)
+    free = simulate(traffic, {"a": 2, "b": 1})
+    many = simulate(dataclasses.replace(traffic, cores=5), {"a": 2, "b": 1})
+    assert many.p50 == pytest.approx(free.p50)
+    assert many.p99 == pytest.approx(free.p99)
+    few = simulate(dataclasses.replace(traffic, cores=2), {"a": 2, "b": 1})
+    assert few.p99 > free.p99
+    assert few.p50 >= free.p50
+
+
+def test_cores_are_no_fewer_than_the_work_needs():
+    traffic = one(150.0, seconds=(0.01, 0.01), front=0.004, fronts=2)  # 2.1 cores' worth
+    assert not simulate(dataclasses.replace(traffic, cores=2), {"a": 3}).stable
+    assert simulate(dataclasses.replace(traffic, cores=3), {"a": 3}).stable
+    with pytest.raises(InputError, match=r"cores must be more than 2\.1, which stages and fronts"):
+        plan(dataclasses.replace(traffic, cores=2), p99=1.0)
+    with pytest.raises(InputError, match=r"cores must be more than 3: with as many replicas"):
+        plan(dataclasses.replace(traffic, cores=3), p99=0.0145)  # soon, not after thousands
+    assert plan(dataclasses.replace(traffic, cores=4), p99=1.0)[0].p99 <= 1.0
+
+
 def test_a_front_serves_no_more_than_it_can_and_two_serve_twice_as_many():
     assert not simulate(one(150.0, seconds=(1e-4, 1e-4), front=0.01), {"a": 1}).stable
     assert simulate(one(150.0, seconds=(1e-4, 1e-4), front=0.01, fronts=2), {"a": 1}).stable
@@ -177,6 +243,8 @@ def test_a_cascade_needs_fewer_replicas_than_its_reference():
         ({"batch_size": 0}, "batch_size must be"),
         ({"front": -1.0}, "front must be"),
         ({"fronts": 0}, "fronts must be"),
+        ({"cores": 0}, "cores must be"),
+        ({"cores": 1.5}, "cores must be"),
     ],
 )
 def test_wrong_traffic_is_named(change, says):

@@ -25,6 +25,8 @@ Domain = tuple[float, float]
 
 Checked = tuple[Tensor, Domain]
 
+# Types of which torch finds no least and most number.
+_NO_EXTREMES = (torch.bool, torch.uint16, torch.uint32, torch.uint64)
 _DARK = 64  # fractions below this part of the highest number are of another domain
 
 
@@ -32,8 +34,9 @@ _DARK = 64  # fractions below this part of the highest number are of another dom
 class Look:
     """Looks at the first numbers of each type that a transform is given.
 
-    Types of whole numbers say what they hold, so bytes are looked at only where [0, 1] is read.
-    Numbers that are all 0 say nothing: the next ones are looked at.
+    Bytes say what they hold, so they are looked at only where something else than bytes is read.
+    Other whole numbers, and truth values, that are 0 and 1 alone are a mask or a picture after a
+    threshold, and no bytes. Numbers that are all 0 say nothing: the next ones are looked at.
 
     Args:
         whose: What reads them, for the message.
@@ -72,21 +75,20 @@ class Look:
         """Whether numbers show that they are of a domain; raises where they are of another."""
         low, high = domain
         whole = not x.is_floating_point()
-        if x.numel() == 0 or x.dtype is torch.bool or (x.dtype is torch.uint8 and high >= 255):
+        if x.numel() == 0 or (x.dtype is torch.uint8 and high >= 255):
             return x.numel() > 0
-        least, most = (float(bound) for bound in x.aminmax())
+        seen = x.long() if x.dtype in _NO_EXTREMES else x
+        least, most = (float(bound) for bound in seen.aminmax())
         if not (math.isfinite(least) and math.isfinite(most)):
             return False
         room = (high - low) / 2  # resampling overshoots
         largest = max(abs(least), abs(most))
         if least < low - room or most > high + room:
             self._refuse(x, (least, most), domain)
-        if whole:
-            return high > 1
         dark = high > 2 and 0 < largest <= max(1.0, high / _DARK)
-        if dark and (largest <= 1 or not torch.equal(x, x.round())):
+        if dark and (largest <= 1 or not (whole or torch.equal(x, x.round()))):
             self._refuse(x, (least, most), domain)
-        return largest > 0
+        return largest > 0 and (not whole or high > 1)
 
     def _refuse(self, x: Tensor, got: Domain, domain: Domain) -> None:
         kind = str(x.dtype).removeprefix("torch.")
