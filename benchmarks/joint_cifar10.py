@@ -8,8 +8,9 @@ parts of 24 by 24 pixels. In the rest, on whole images under a falling learning 
 networks go on like that, and the joint cascade, once for each alpha, is trained together with its
 stopping networks: `error`, `flops_ratio`. `frozen` (stopping networks alone) and `weighted` (the
 learned policy by weighted binary classification) decide over the static networks; `joint_weighted`
-is that policy over the joint ones. Stopping networks are used as they were trained beside their
-classifiers (`_as_trained`) and fitted anew.
+is that policy over the joint ones. `distilled` is it over the static networks, the smaller ones
+taught in those last passes by the probabilities of the largest. Stopping networks are used as they
+were trained beside their classifiers (`_as_trained`) and fitted anew.
 
 `flops_ratio` is mean FLOPs, stopping networks included, over those of the largest static network;
 `error` is top-1. Each is the cheapest point that was, on [42500:45000], at least as accurate as the
@@ -45,7 +46,7 @@ from offramp.fitting.stopping.objective import Objective, drawn_label, drawn_sto
 from offramp.models import ModelSpec, build
 from offramp.stages import Cascade, measure_flops
 from offramp.trace import Trace
-from offramp.train import JointTraining, train_joint
+from offramp.train import JointTraining, train_classifier, train_joint
 
 ALPHAS = (0.1,)
 WARM_ALPHA = 0.1  # of the stopping networks that learn beside the warm-up, for all contenders
@@ -177,10 +178,44 @@ def joint(parts: Parts, arguments: argparse.Namespace) -> list[tuple[JointTraini
     ]
 
 
+def distilled(parts: Parts, arguments: argparse.Namespace, apart: Cascade) -> Cascade:
+    """The static networks, the smaller ones taught by the largest from the warm-up on."""
+    cascade = networks(arguments.models, arguments.seed)
+    start = warmed(parts, arguments)
+    if start is not None:
+        start.load_into(cascade)
+    *smaller, largest = cascade
+    largest.load_state_dict(apart.stage(len(smaller)).state_dict())
+    for stage in smaller:
+        train_classifier(
+            stage.module,
+            parts.train,
+            epochs=arguments.epochs - arguments.warm_up,
+            seed=arguments.seed,
+            transform=NORMALIZE,
+            augment=CropAndFlip(padding=4),
+            batch_size=128,
+            optimizer="sgd",
+            learning_rate=0.1,
+            weight_decay=5e-4,
+            distill_from=largest.module,
+            bfloat16=has_bfloat16() and not arguments.float32,
+            checkpoint=arguments.work / f"distilled_{stage.name}.safetensors",
+            description=f"Teaching {stage.name}",
+        )
+    return cascade
+
+
 def halves(part: Trace) -> tuple[Trace, Trace]:
     """The images to fit on and those to choose on: policies look better where they were fitted."""
     half = len(part) // 2
     return part.take(torch.arange(half)), part.take(torch.arange(half, len(part)))
+
+
+def learned_points(both: Trace, test: Trace, reference: str, largest: float) -> list[Point]:
+    """The learned policy, fitted on one half of the images to choose on and chosen on the other."""
+    fitting, chosen = halves(both)
+    return points(POLICIES["learned"](fitting, reference=reference), chosen, test, largest)
 
 
 def stopping_points(
@@ -252,12 +287,14 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     start = time.monotonic()
     together = joint(parts, arguments)
     seconds["joint"] = time.monotonic() - start
+    start = time.monotonic()
+    held_taught, test_taught = traces(distilled(parts, arguments, apart), parts)
+    seconds["distilled"] = time.monotonic() - start
     frozen = stopping_points(alone, fitting, chosen, test, largest)
     found = {
         "_frozen": [*frozen[0], *frozen[1]],
-        "_weighted": points(
-            POLICIES["learned"](fitting, reference=reference), chosen, test, largest
-        ),
+        "_weighted": learned_points(both, test, reference, largest),
+        "_distilled": learned_points(held_taught, test_taught, reference, largest),
         "_joint_weighted": [],
     }
     error_joint: list[list[float]] = []
@@ -270,13 +307,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         as_trained += stops[0]
         refitted += stops[1]
         error_joint.append([1 - judged.accuracy(k) for k in range(len(judged.stages))])
-        learned = POLICIES["learned"](own, reference=reference)
-        found["_joint_weighted"] += points(learned, seen, judged, largest)
+        found["_joint_weighted"] += learned_points(everything, judged, reference, largest)
     found = {"": [*as_trained, *refitted], "_as_trained": as_trained, **found}
     result: dict[str, Any] = {
         "error_largest_static": error_largest,
         "error_static": [1 - test.accuracy(k) for k in range(len(arguments.models))],
         "error_joint": error_joint,
+        "error_distilled_networks": [1 - test_taught.accuracy(k) for k in range(len(test.stages))],
         "flops_static": [float(v) / largest for v in test.stage_costs()],
     }
     for suffix, those in found.items():
@@ -287,7 +324,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             f"setting{suffix}": best.label,
             f"curve{suffix}": curve(those),
         }
-    for ours, other in (("", "_frozen"), ("", "_weighted"), ("_joint_weighted", "_weighted")):
+    pairs = [("", "_frozen"), ("", "_weighted")]
+    pairs += [(ours, "_weighted") for ours in ("_joint_weighted", "_distilled")]
+    for ours, other in pairs:
         for name, value in at_equal_cost(found[ours], found[other]).items():
             result[f"error{ours}_{name}{other}_at_equal_cost"] = value
     result["flops_ratio_neutral_oracle"] = neutral_oracle(test, largest)

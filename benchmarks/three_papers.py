@@ -29,13 +29,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from curves import Point, cheapest, curve, points
+from curves import Point, cheapest, curve
 from harness import has_bfloat16, keep_freed_memory, parser, report
 from joint_cifar10 import (
     SETTINGS,
     Parts,
     halves,
     joint,
+    learned_points,
     static,
     stopping_points,
     traces,
@@ -49,7 +50,6 @@ from offramp.drawing import Curve, frontier_figure, save_figure
 from offramp.drawing import Point as Mark
 from offramp.evaluation import references
 from offramp.fitting.class_exits import NoViableExit, Requirements, system_figures
-from offramp.fitting.registry import POLICIES
 from offramp.models import ModelSpec, head_arguments
 from offramp.stages import Cascade, cut_points
 from offramp.trace import Trace
@@ -117,12 +117,6 @@ def recorded(cascade: Cascade, parts: Parts) -> tuple[Trace, Trace]:
         offramp.record(cascade, part, progress=False) for part in (parts.fit, parts.test)
     )
     return first, second
-
-
-def learned_points(part: Trace, test: Trace, reference: str, largest: float) -> list[Point]:
-    """The learned policy, fitted on one half of a part and chosen on the other."""
-    fitting, chosen = halves(part)
-    return points(POLICIES["learned"](fitting, reference=reference), chosen, test, largest)
 
 
 def class_points(sweep: Sweep, tolerances: Sequence[float]) -> list[Point]:

@@ -5,6 +5,7 @@ only a real one can show is in tests/gpu.
 """
 
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
@@ -98,7 +99,7 @@ def steps_alike(run, of_steps):
     return waits[0] == waits[1]
 
 
-def trained(device, batch_size=8, transform=None):
+def trained(device, batch_size=8, transform=None, distill_from=None):
     net = cifar_preresnet(8, width=0.125, classes=4)
     losses = train_classifier(
         net,
@@ -108,17 +109,20 @@ def trained(device, batch_size=8, transform=None):
         batch_size=batch_size,
         transform=transform or normalize(),
         augment=CropAndFlip(padding=1),
+        distill_from=distill_from,
         device=device,
         progress=False,
     )
     return losses, net.linear.weight.detach()
 
 
-def test_a_classifier_trains_on_a_device_without_waiting_for_its_steps():
-    (losses, weights), (found, there), _ = on_both(trained)
+@pytest.mark.parametrize("teacher", [None, cifar_preresnet(8, width=0.25, classes=4, seed=1)])
+def test_a_classifier_trains_on_a_device_without_waiting_for_its_steps(teacher):
+    run = partial(trained, distill_from=teacher)
+    (losses, weights), (found, there), _ = on_both(run)
     assert found == pytest.approx(losses, rel=1e-4)
     equal(there, weights)
-    assert steps_alike(trained, (16, 4))
+    assert steps_alike(run, (16, 4))
 
 
 @pytest.mark.parametrize(

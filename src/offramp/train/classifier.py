@@ -36,6 +36,7 @@ from offramp.train.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from offramp.train.distillation import Teacher, soft_label_loss
 from offramp.train.features import Augment, augmented, augmented_on, in_bfloat16
 from offramp.train.state import (
     Numbers,
@@ -65,6 +66,7 @@ def train_classifier(
     optimizer: Optimizer = "adamw",
     learning_rate: float = 0.01,
     weight_decay: float = 0.01,
+    distill_from: nn.Module | None = None,
     bfloat16: bool = False,
     checkpoint: Path | str | None = None,
     device: torch.device | str = "cpu",
@@ -92,6 +94,11 @@ def train_classifier(
         optimizer: "adamw", or "sgd" with Nesterov momentum, usual for residual networks.
         learning_rate: Its peak, > 0.
         weight_decay: Of the optimizer, >= 0.
+        distill_from: A larger trained network that reads the same inputs. Its probabilities are
+            then most of what `module` learns from, the labels the rest
+            (`offramp.train.distillation`). It runs on every batch, in evaluation mode, and stays as
+            it is. It must not have seen what `module` is judged on, nor what policies are fitted
+            on.
         bfloat16: Compute convolutions and matrix products in bfloat16 where the machine is fast
             at it; weights stay as they are.
         checkpoint: A `.safetensors` file written after each epoch. If it is there, the training
@@ -103,12 +110,13 @@ def train_classifier(
         progress: Show a bar.
 
     Returns:
-        Mean loss of each pass, in nats; lower is better.
+        Mean loss of each pass, in nats, soft labels included; lower is better.
 
     Raises:
         InputError: If an argument is outside its domain, the checkpoint belongs to another
-            training, `augment` cannot work on the device, or the loss becomes NaN or infinite;
-            training stops at once then, on a GPU within a few steps, and the last checkpoint stays.
+            training, `augment` cannot work on the device, `distill_from` gives other numbers of
+            logits, or the loss becomes NaN or infinite; training stops at once then, on a GPU
+            within a few steps, and the last checkpoint stays.
         BusyError: If another process is training with the same checkpoint.
         StorageError: If the disk is full.
 
@@ -134,10 +142,13 @@ def train_classifier(
     where = check_device(device)
     if on_epoch is not None:
         check_callable("on_epoch", on_epoch)
+    teacher = None if distill_from is None else Teacher(distill_from, where)
     module.to(where)
     rows = _Rows(part, _copied(chained(transform), where), augment, where)
     stepper = plan.optimizer_of(module)
     identity = {**plan.identity(), "examples": part.fingerprint} if path is not None else {}
+    if path is not None and teacher is not None:
+        identity |= teacher.identity()
     losses: list[float] = []
     with locked(path):
         if path is not None and path.exists():
@@ -152,7 +163,7 @@ def train_classifier(
             module.train()
             try:
                 for epoch in range(done, epochs):
-                    losses.append(_epoch(module, rows, stepper, schedule, plan, epoch))
+                    losses.append(_epoch(module, rows, stepper, schedule, plan, epoch, teacher))
                     if path is not None:
                         facts = _Facts(losses=losses, groups=stepper.state_dict()["param_groups"])
                         write_checkpoint(path, state_tensors(module, stepper), identity, facts)
@@ -266,6 +277,7 @@ def _epoch(
     schedule: torch.optim.lr_scheduler.OneCycleLR,
     plan: _Plan,
     epoch: int,
+    teacher: Teacher | None,
 ) -> float:
     """One pass; returns its mean loss."""
     seed_layers(seed_for(plan.seed, "layers", epoch), rows.device)
@@ -276,8 +288,13 @@ def _epoch(
     for chosen in shuffled(torch.arange(len(rows.part)), plan.batch_size, order):
         inputs = rows.batch(chosen, generator)
         with in_bfloat16(rows.device, plan.bfloat16):
-            logits = extract_logits(apply(module, inputs))
-        loss = nn.functional.cross_entropy(logits.float(), rows.labels(chosen))
+            logits = extract_logits(apply(module, inputs)).float()
+            soft = None if teacher is None else teacher.logits(inputs, like=logits)
+        labels = rows.labels(chosen)
+        if soft is None:
+            loss = nn.functional.cross_entropy(logits, labels)
+        else:
+            loss = soft_label_loss(logits, soft, labels).mean()
         losses.add(loss)
         stepper.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
