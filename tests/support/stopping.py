@@ -1,4 +1,4 @@
-"""A network whose process stops, whole, while it is built: as often as a file says."""
+"""A network whose process stops, whole, while it is built: where a file says so."""
 
 import os
 import signal
@@ -8,9 +8,13 @@ from torch import nn
 
 
 def build(folder):
-    times = Path(folder) / "times"
-    left = int(times.read_text()) if times.exists() else 0
-    if left:
-        times.write_text(str(left - 1))
+    """Stops the first who builds it where there is a file `once`, and everybody where `always`."""
+    stops = (Path(folder) / "always").exists()
+    try:
+        (Path(folder) / "once").unlink()  # by one of several processes
+        stops = True
+    except FileNotFoundError:
+        pass
+    if stops:
         os.kill(os.getpid(), signal.SIGSTOP)
     return nn.Linear(4, 3).eval()

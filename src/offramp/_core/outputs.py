@@ -246,8 +246,10 @@ class StageOutput:
         """
         if self.features is not None:
             return torch.zeros(len(self), dtype=torch.int64, device=self.device), None
+        if self.ranked is not None:
+            return self.ranked[:, 0], self.confidence
         if self.logits is None:
-            return self.top(1)[:, 0], self.confidence
+            return self.top(1)[:, 0], self.confidence  # raises: there is nothing
         best, labels = self.logits.max(dim=1)  # ties go to the first
         return labels, best.exp()
 

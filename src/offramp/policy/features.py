@@ -199,18 +199,16 @@ class Feature:
         other = distributions(int(number)).label if name == "agrees" else int(number)
         return (here.label == other).to(torch.float32)
 
-    def scalar(
-        self, here: Scalars, distributions: Callable[[int], Distribution]
-    ) -> tuple[float, float] | None:
-        """Its value for the only example, and how far that of tensors may be off; None: look there.
+    def scalar(self, here: Scalars, distributions: Callable[[int], Distribution]) -> float | None:
+        """Its value for the only example; None: look at tensors.
 
         Args:
-            here: Of the distribution of its stage.
+            here: Of the distribution of its stage; no statistic is off by more than its `error`.
             distributions: As in `of`.
         """
         found = here.number(self.kind)
         if found is not None:
-            return found, here.error
+            return found
         name, number = _parts(self.kind)
         other: int | None = number
         if name == "agrees":
@@ -220,7 +218,7 @@ class Feature:
             return None
         if here.label is None or other is None:
             return None
-        return float(here.label == other), 0.0
+        return float(here.label == other)
 
 
 def confidence_features(path: tuple[int, ...], classes: int, *, combined: bool) -> list[Feature]:

@@ -9,6 +9,7 @@ Layer: policy.
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Annotated, final
 
 import torch
@@ -49,6 +50,11 @@ class Constant(nn.Module):
         return torch.full(at.ids.shape, 1.0 if self.take else -1.0, device=at.ids.device)
 
 
+#: Of stages that follow each other the features with their weights, and the sum of the weights'
+#: sizes; the bias; and how many features there are.
+_Sum = tuple[list[tuple[int, list[tuple[str, Feature, float]], float]], float, int]
+
+
 @final
 @stored("linear")
 class Linear(nn.Module):
@@ -74,7 +80,7 @@ class Linear(nn.Module):
         self.register_buffer("weights", torch.tensor(list(weights), dtype=torch.float32))
         self.register_buffer("bias", torch.tensor(bias, dtype=torch.float32))
         self._seen: tuple[Tensor | None, int, Tensor | None, int] = (None, 0, None, 0)
-        self._numbers: tuple[list[float], float] = ([], 0.0)
+        self._numbers: _Sum = ([], 0.0, 0)
 
     @classmethod
     def threshold(cls, feature: Feature, value: float, *, sign: float = 1.0) -> "Linear":
@@ -92,32 +98,36 @@ class Linear(nn.Module):
 
         Source: docs/adr/0057.
         """
-        weights, total = self._on_host()
+        parts, total, terms = self._on_host()
         size, doubt = abs(total), _NEAR_ZERO
-        stage, here = None, None
-        for feature, weight in zip(self.features, weights, strict=True):
-            if feature.stage != stage:  # most are of the stage of the one before
-                stage = feature.stage
-                here = at.distribution(stage).scalars
-            found = None if here is None else feature.scalar(here, at.distribution)
-            if found is None:
+        for stage, of_stage, most in parts:
+            here = at.distribution(stage).scalars
+            if here is None:
                 break
-            value, error = found
-            term = weight * value
-            total += term
-            size += abs(term)
-            doubt += error * abs(weight)
+            number, doubt = here.number, doubt + here.error * most
+            for kind, feature, weight in of_stage:
+                value = number(kind)
+                if value is None:  # of the labels of two stages, or unknown here
+                    value = feature.scalar(here, at.distribution)
+                    if value is None:
+                        break
+                term = weight * value
+                total += term
+                size += abs(term)
+            else:
+                continue
+            break
         else:  # a sum of k terms is rounded k times, and so is each product
-            doubt += 2 * UNIT * (len(weights) + 2) * size
+            doubt += 2 * UNIT * (terms + 2) * size
             if abs(total) > doubt and size < _NEAR_OVERFLOW:
                 return total > 0
         return self.score(at).item() >= 0
 
-    def _on_host(self) -> tuple[list[float], float]:
-        """Weights and bias as numbers, kept for as long as the tensors stay as they are."""
+    def _on_host(self) -> _Sum:
+        """What is summed as plain numbers, kept for as long as the tensors stay as they are."""
         weights, bias = self._buffers["weights"], self._buffers["bias"]
         if weights is None or bias is None or weights.is_inference() or bias.is_inference():
-            return self.weights.tolist(), self.bias.item()  # such tensors do not tell of changes
+            return self._sum()  # such tensors do not tell of changes
         w, of_weights, b, of_bias = self._seen
         if (
             w is not weights
@@ -126,8 +136,16 @@ class Linear(nn.Module):
             or of_bias != bias._version
         ):
             self._seen = (weights, weights._version, bias, bias._version)
-            self._numbers = (weights.tolist(), bias.item())
+            self._numbers = self._sum()
         return self._numbers
+
+    def _sum(self) -> _Sum:
+        parts = []
+        pairs = zip(self.features, self.weights.tolist(), strict=True)
+        for stage, group in groupby(pairs, key=lambda pair: pair[0].stage):  # in their order
+            each = [(feature.kind, feature, weight) for feature, weight in group]
+            parts.append((stage, each, sum(abs(weight) for _, _, weight in each)))
+        return parts, self.bias.item(), len(self.features)
 
 
 def linear_score(

@@ -41,6 +41,7 @@ class Scalars:
 
     __slots__ = (
         "_counts",
+        "_known",
         "_label",
         "_logs",
         "_row",
@@ -62,11 +63,14 @@ class Scalars:
         self._row, self.temperature, self._counts, self._label = row, temperature, counts, label
         self._top = top = max(row)
         exp = math.exp
-        shares = [exp((x - top) / temperature) for x in row]
-        if counts is not None:
-            shares = [share * count for share, count in zip(shares, counts, strict=True)]
+        if counts is None:
+            shares = [exp((x - top) / temperature) for x in row]
+        else:
+            pairs = zip(row, counts, strict=True)
+            shares = [exp((x - top) / temperature) * count for x, count in pairs]
         self._shares, self._sum = shares, sum(shares)
         self._logs: list[float] | None = None
+        self._known: dict[str, float] = {}  # later decisions ask for the same
         # Quotients, differences and exponentials are rounded in proportion to the largest scaled
         # score, sums in proportion to the number of classes; 8 of each is more than there are. A
         # statistic takes no more than 8 log-probabilities' worth of that.
@@ -85,8 +89,13 @@ class Scalars:
 
     def number(self, kind: str) -> float | None:
         """A statistic by the name that it has among features, or None of one not known here."""
-        compute = _KINDS.get(kind)
-        return None if compute is None else compute(self)
+        found = self._known.get(kind)
+        if found is None:
+            compute = _KINDS.get(kind)
+            found = None if compute is None else compute(self)
+            if found is not None:
+                self._known[kind] = found
+        return found
 
     def _largest(self) -> list[float]:
         """Up to three log-probabilities, the largest first."""

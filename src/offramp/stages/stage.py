@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from offramp._core.arrays import kind_of, tensor_of
-from offramp._core.batch import apply, as_batch, as_rows, to_device
+from offramp._core.batch import RowList, apply, as_batch, as_rows, to_device
 from offramp._core.carry import Carry, RawInput
 from offramp._core.checks import (
     check_choice,
@@ -245,6 +245,9 @@ class Stage(nn.Module):
         return to_device(made, device_of(self.module))
 
     def _computed(self, carry: Raw) -> Any:  # noqa: ANN401
+        modules = self.__dict__["_modules"]  # no slow look-up
+        if type(carry) is RowList and self.calls_on_rows and modules.get("transform") is None:
+            return self._computed_of(carry)  # nothing is made of rows for a function
         if self.source is None and (self.transform is not None or type(carry) is not Tensor):
             carry = self.prepare(carry)
         return self._computed_of(carry)
@@ -256,7 +259,7 @@ class Stage(nn.Module):
         if not self.calls_on_rows:
             return apply(self.module, given)
         try:
-            return self.module(given)
+            return self.__dict__["_modules"]["module"](given)
         except Exception as error:
             error.add_note(f"Raised by the function of stage {self.name!r}.")
             raise

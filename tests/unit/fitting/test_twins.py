@@ -114,7 +114,7 @@ def test_thresholds_are_those_of_a_search_that_remembers_nothing(seed, kind, mon
         temperatures=fit_temperatures(part),
         combine="last",
         reference=3,
-        features_of=_features_of("last", [kind]),
+        features_of=_features_of(part, "last", [kind]),
     )
     chain = Topology.of(part.stages, edges="chain")
     tables.ensure(chain.paths())
@@ -139,7 +139,7 @@ def test_a_scan_says_of_every_threshold_what_each_example_costs_and_loses():
         temperatures=fit_temperatures(part),
         combine="mean",
         reference=2,
-        features_of=_features_of("mean", ["margin"]),
+        features_of=_features_of(part, "mean", ["margin"]),
     )
     chain = Topology.of(part.stages, edges="chain")
     tables.ensure(chain.paths())
