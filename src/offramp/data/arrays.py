@@ -124,6 +124,12 @@ def rows(
     return _dataset(as_rows(inputs), labels, class_names, ids, split, name)
 
 
+_NAMED = (
+    ' Say which is which: inputs="...", labels="..."; in a configuration '
+    'options = { inputs = "...", labels = "..." }.'
+)
+
+
 def npz(
     path: Path | str,
     *,
@@ -152,7 +158,7 @@ def npz(
     path = check_path("path", path)
     several = [] if isinstance(inputs, str) else list(inputs)
     wanted = [*(several or [str(inputs)]), labels, *([] if ids is None else [ids])]
-    found = read_arrays(path, wanted)
+    found = read_arrays(path, wanted, hint=_NAMED)
     return arrays(
         {key: found[key] for key in several} if several else found[str(inputs)],
         found[labels],
@@ -163,7 +169,9 @@ def npz(
     )
 
 
-def read_arrays(path: Path, names: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
+def read_arrays(
+    path: Path, names: Sequence[str] | None = None, *, hint: str = ""
+) -> dict[str, NDArray[Any]]:
     """Read some arrays of an npz file, or all; raises `FileFormatError` if one cannot be had."""
     try:
         # opened here: numpy leaves a damaged file open
@@ -175,7 +183,7 @@ def read_arrays(path: Path, names: Sequence[str] | None = None) -> dict[str, NDA
             for name in names:
                 if name not in file.files:
                     raise FileFormatError(
-                        f"{path} has no array {name!r}; it holds {sorted(file.files)}."
+                        f"{path} has no array {name!r}; it holds {sorted(file.files)}.{hint}"
                     )
                 if file.zip is not None:
                     _check_member(file.zip, name)
