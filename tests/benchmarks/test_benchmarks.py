@@ -51,6 +51,11 @@ class Tiny:
 
 
 TINY = {
+    "alternatives": Tiny(
+        options="--data {data} --tiny --peers networks",  # the others need packages
+        results=("alternatives",),
+        fewer=True,
+    ),
     "backends": Tiny(
         options="--data {data}/cifar10 --threads 1 --rounds 1 --images 32 --backends folded",
     ),

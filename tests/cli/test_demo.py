@@ -347,7 +347,7 @@ def test_networks_are_trained_where_the_folder_holds_images_alone(monkeypatch, t
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (160, 3, 32, 32), dtype=torch.uint8, generator=generator)
     made = arrays(images, torch.arange(160) % 10)
-    monkeypatch.setattr(cifar10_world, "cifar10", lambda _: made)
+    monkeypatch.setattr(cifar10_world, "_official", lambda _: made)
     sizes = {"train": 60, "fit": 30, "calibrate": 40, "test": 30}
     monkeypatch.setattr(cifar10_world, "_SIZES", sizes)
     networks = [replace(n, epochs=1, width=2) for n in cifar10_world._NETWORKS]

@@ -323,6 +323,8 @@ def test_files_of_images_are_read_where_pixels_are_as_predict_reads_them(channel
             assert told["label"] == labels[k]
         status, _, said = predict(client, "net", b"no image", "image/png")
         assert (status, "cannot be read as an image" in said["error"]) == (400, True)
+        _, _, said = predict(client, "net", b'{"rows": [[[0]]]}', "text/plain")
+        assert "send JSON, with Content-Type: application/json" in said["error"]
 
 
 def test_files_of_images_are_refused_where_nobody_knows_how_they_are_cut(tmp_path):

@@ -64,6 +64,7 @@ def train_joint_command(
         overwrite = check_bundle(run, bundle, overwrite=overwrite, keep=[config])
     names = [trace_name(cost_weight) for cost_weight in settings.joint.cost_weights]
     run.remember(WORK, STATIC_TRACE, *names)
+    earlier = (run.path / WORK).exists() and not restart
     try:
         found = train_all(
             settings,
@@ -74,7 +75,7 @@ def train_joint_command(
             told=lambda cost_weight, epoch: output.line(_epoch(cost_weight, epoch)),
         )
     except InputError as error:
-        if not (run.path / WORK).exists() or restart:
+        if not earlier:
             raise
         raise InputError(f"{error} `offramp train joint --restart` begins anew.") from error
     choice = chosen_from(found.frontier, settings.fit)

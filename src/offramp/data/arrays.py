@@ -126,6 +126,12 @@ def rows(
     return _dataset(as_rows(inputs), labels, class_names, ids, split, name)
 
 
+_NAMED = (
+    ' Say which is which: inputs="...", labels="..."; in a configuration '
+    'options = { inputs = "...", labels = "..." }.'
+)
+
+
 def npz(
     path: Path | str,
     *,
@@ -154,7 +160,7 @@ def npz(
     path = check_path("path", path)
     several = [] if isinstance(inputs, str) else list(inputs)
     wanted = [*(several or [str(inputs)]), labels, *([] if ids is None else [ids])]
-    found = read_arrays(path, wanted)
+    found = read_arrays(path, wanted, hint=_NAMED)
     return arrays(
         {key: found[key] for key in several} if several else found[str(inputs)],
         found[labels],
@@ -166,7 +172,11 @@ def npz(
 
 
 def read_arrays(
-    path: Path, names: Sequence[str] | None = None, *, mapped: bool = False
+    path: Path,
+    names: Sequence[str] | None = None,
+    *,
+    mapped: bool = False,
+    hint: str = "",
 ) -> dict[str, NDArray[Any]]:
     """Read some arrays of an npz file, or all.
 
@@ -175,6 +185,7 @@ def read_arrays(
         names: Of the arrays; None for all.
         mapped: Arrays that are not compressed are mapped, read-only: what nobody looks at is not
             read. Nor is the checksum of the file compared.
+        hint: What to say where one of the names is not there.
 
     Raises:
         FileFormatError: If one cannot be had.
@@ -190,7 +201,7 @@ def read_arrays(
             for name in names:
                 if name not in file.files:
                     raise FileFormatError(
-                        f"{path} has no array {name!r}; it holds {sorted(file.files)}."
+                        f"{path} has no array {name!r}; it holds {sorted(file.files)}.{hint}"
                     )
                 if file.zip is not None:
                     held = _checked_member(file.zip, name)

@@ -155,7 +155,8 @@ def _unpacked(row: Any, k: int) -> bytes:  # noqa: ANN401
 def _single(body: bytes, served: ServedModel) -> Any:  # noqa: ANN401
     """One row that is the whole body."""
     kind = served.inputs.kind
-    if kind == "image" or served.inputs.files is not None:
+    numbers = body.lstrip()[:1] in (b"[", b"{")  # no file of an image begins so
+    if kind == "image" or (served.inputs.files is not None and not numbers):
         return body
     if kind not in ("text", "rows"):
         names = [column.name for column in served.inputs.columns]

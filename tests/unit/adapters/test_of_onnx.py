@@ -9,6 +9,7 @@ import offramp
 from offramp import Cascade
 from offramp._core.errors import FileFormatError, InputError, UnknownNameError, UnsupportedError
 from offramp.adapters import from_onnx
+from offramp.backends import to_onnx
 from offramp.policy import Candidate
 from offramp.runtime import Adaptive
 from offramp.stages import Normalize
@@ -302,13 +303,16 @@ def test_with_others_it_goes_into_one_file(saved, tmp_path):
         helper.make_node("MatMul", ["x", "w"], ["scores"]),
         helper.make_node("Softmax", ["scores"], ["p"], axis=1),
     ]
-    made = model(nodes, {"x": (1, ("n", 4))}, {"p": (1, ("n", 3))}, [("w", WEIGHT)], opset=20)
-    first = from_onnx(saved(made, "first.onnx"), gives="probabilities")
     net = nn.Linear(4, 3).eval()
+    (same,) = [
+        each.version for each in to_onnx(net, ROWS, name="net").opset_import if not each.domain
+    ]
+    made = model(nodes, {"x": (1, ("n", 4))}, {"p": (1, ("n", 3))}, [("w", WEIGHT)], opset=same)
+    first = from_onnx(saved(made, "first.onnx"), gives="probabilities")
     cascade = Cascade.from_models({"first": first, "second": net})
     candidate = Candidate.single(cascade.topology, "first", reference="second")
     adaptive = Adaptive(cascade, candidate)
-    offramp.bundle.export_onnx(adaptive, tmp_path / "one.onnx", example=ROWS)
+    offramp.export_onnx(adaptive, tmp_path / "one.onnx", example=ROWS)
     run = pytest.importorskip("onnxruntime").InferenceSession(tmp_path / "one.onnx")
     found = run.run(["label"], {run.get_inputs()[0].name: ROWS.numpy()})
     assert found[0].tolist() == adaptive(ROWS).labels.tolist()
