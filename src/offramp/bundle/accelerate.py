@@ -140,7 +140,11 @@ def known_input(
 def _zeros(example: Batch) -> Batch:
     """The same without fractions, which a transform of bytes would refuse."""
     if isinstance(example, Tensor):
-        return torch.zeros_like(example) if example.is_floating_point() else example
+        return _zero(example)
     if isinstance(example, Mapping):
-        return {name: _zeros(part) for name, part in example.items()}
-    return tuple(map(_zeros, example))
+        return {name: _zero(part) for name, part in example.items()}
+    return tuple(map(_zero, example))
+
+
+def _zero(tensor: Tensor) -> Tensor:
+    return torch.zeros_like(tensor) if tensor.is_floating_point() else tensor
