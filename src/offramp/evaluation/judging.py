@@ -1,6 +1,6 @@
 """Which points of a sweep are looked at once more, on examples that nothing was fitted on.
 
-Layer: evaluation.
+Layer: evaluation.  Source: none for the luck of a fit (docs/adr/0067).
 """
 
 from collections.abc import Sequence
@@ -12,21 +12,39 @@ import torch
 from offramp._core.types import BoolArray
 from offramp.evaluation.batch import evaluate_all
 from offramp.evaluation.evaluate import pooled
-from offramp.evaluation.results import RISKS, FrontierPoint, Risk
+from offramp.evaluation.results import RISKS, Evaluation, FrontierPoint, Risk
 from offramp.fitting.pareto import pareto_front
 from offramp.trace import Trace
 
 
-def on_front(points: Sequence[FrontierPoint], risk: Risk) -> BoolArray:
+def luck(found: Evaluation) -> float:
+    """What a risk may have gained by luck on the examples of its fit: one of them for each rule.
+
+    A cut placed as far as n examples permit without a loss has, on new ones, a risk of 1/(n + 1):
+    that of the next example to lie beyond all the others. A policy of many rules can avoid as many
+    losses that way, so among those that lost nothing the most complex seems to be the cheapest.
+    """
+    return found.candidate.policy.rules_fitted / max(1, found.n)
+
+
+def on_front(
+    points: Sequence[FrontierPoint], risk: Risk, *, without_luck: bool = False
+) -> BoolArray:
     """True where no other point is both cheaper and of less risk on `fit`, `(k,)`."""
     costs = np.array([p.fit.cost_ratio for p in points], dtype=np.float64)
-    return pareto_front(costs, np.array([p.fit.risk(risk) for p in points], dtype=np.float64))
+    risks = [p.fit.risk(risk) + (luck(p.fit) if without_luck else 0.0) for p in points]
+    return pareto_front(costs, np.array(risks, dtype=np.float64))
 
 
 def mark_fronts(points: Sequence[FrontierPoint]) -> tuple[list[FrontierPoint], BoolArray]:
-    """The points with `on_front` as it is among them; and which are on the front of any risk."""
+    """The points with `on_front` as it is among them; and which are on the front of any risk.
+
+    Those on a front when the luck of the fit is taken away are among the latter.
+    """
     accurate, safe = (on_front(points, risk) for risk in RISKS)
     marked = [replace(p, on_front=bool(on)) for p, on in zip(points, accurate, strict=True)]
+    for risk in RISKS:
+        safe |= on_front(points, risk, without_luck=True)
     return marked, accurate | safe
 
 
