@@ -32,9 +32,8 @@ For each set, policy and risk; keys end in `_<set>`, `_myopic` (the threshold po
 What a promise costs by the number of examples, on the first set: means over `price_divisions`
 divisions with `price_draws` calibrations each, and standard errors; keys end as above:
 
-- `certified_over_uncertified_N`: cost of the certified over that of the uncertified candidate,
-  with N = 1,500 and N = 450 examples to calibrate on, beside the 2,000 of fit.
-  `cost_ratio_certified_N`, `miss_rate_N`; `miss_rate_ci_N` over divisions, 95 %.
+- `certified_over_uncertified_N`: cost of the certified over that of the uncertified candidate with
+  N examples to calibrate on. `cost_ratio_certified_N`, `miss_rate_N`; `miss_rate_ci_N`: 95 %.
 - `..._bound_N`: the least that any valid test could reach, see `least_cost`.
 - `..._halved_N`: 2,000 + N examples, half of them to fit; over the uncertified of before.
 

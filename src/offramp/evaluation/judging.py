@@ -18,13 +18,15 @@ from offramp.trace import Trace
 
 
 def luck(found: Evaluation) -> float:
-    """What a risk may have gained by luck on the examples of its fit: one of them for each rule.
+    """What a risk gains by luck on the examples of its fit: one of them for each deciding rule.
 
     A cut placed as far as n examples permit without a loss has, on new ones, a risk of 1/(n + 1):
-    that of the next example to lie beyond all the others. A policy of many rules can avoid as many
-    losses that way, so among those that lost nothing the most complex seems to be the cheapest.
+    the chance that the next example lies beyond all losing ones. A policy of many rules avoids as
+    many losses that way, so among those that lost nothing the most complex seems the cheapest.
+
+    Only orders depend on it. No test is any easier by it, and no promise rests on it.
     """
-    return found.candidate.policy.rules_fitted / max(1, found.n)
+    return found.candidate.policy.deciding_rules / max(1, found.n)
 
 
 def on_front(

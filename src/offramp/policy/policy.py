@@ -160,8 +160,8 @@ class Policy(nn.Module):
         return self._rules[path]
 
     @property
-    def rules_fitted(self) -> int:
-        """How many rules look at something: what was placed on the examples of a fit."""
+    def deciding_rules(self) -> int:
+        """How many rules look at something to decide."""
         return sum(not rule.free for node in self._rules.values() for rule in node.rules)
 
     def decided(self, path: Path) -> tuple[int, ...]:
