@@ -24,7 +24,7 @@ from offramp.evaluation import (
 )
 from offramp.evaluation.certify import fixed_sequence
 from offramp.evaluation.frontier import DELTA
-from offramp.evaluation.judging import luck, mark_fronts
+from offramp.evaluation.judging import mark_fronts, optimism
 from offramp.risk import NonePassed
 from offramp.trace import make_trace
 
@@ -143,8 +143,8 @@ def measured(frontier, limit, risk):
 
 
 def credited(frontier, limit, risk):
-    """The broken twin: what the fit has gained by luck is granted to the limit as well."""
-    gained = max(luck(p.fit) for p in frontier.points)
+    """The broken twin: the optimism of the fit is granted to the limit as well."""
+    gained = max(optimism(p.fit) for p in frontier.points)
     return frontier.cheapest(max_drop=limit + gained, risk=risk)
 
 
@@ -241,7 +241,7 @@ def test_the_test_above_catches_a_measurement_that_is_taken_for_a_promise(world,
 
 
 @pytest.mark.parametrize("risk", RISKS)
-def test_the_test_above_catches_luck_that_is_granted_to_the_limit(world, risk):
+def test_the_test_above_catches_optimism_that_is_granted_to_the_limit(world, risk):
     """Luck orders the candidates; it says nothing of what the examples of a test have shown."""
     here = world(LEARNED)
     limit = hard_limits(here, risk)[0]

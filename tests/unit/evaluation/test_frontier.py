@@ -113,8 +113,8 @@ def test_no_point_of_the_front_is_beaten_on_fit(frontier):
 def test_calibrate_is_looked_at_for_points_on_a_front_and_for_no_other(frontier):
     everything = [*frontier.points, *frontier.singles]
     fronts = {id(p) for risk in RISKS for p in frontier.front(risk)}
-    for risk in RISKS:  # and without what the fit has gained by luck
-        on = on_front(everything, risk, without_luck=True)
+    for risk in RISKS:  # and without the optimism of the fit
+        on = on_front(everything, risk, without_optimism=True)
         fronts |= {id(p) for p, kept in zip(everything, on, strict=True) if kept}
     assert all((p.calibrate is not None) == (id(p) in fronts) for p in frontier.points)
     assert all(p.calibrate is not None for p in frontier.singles)

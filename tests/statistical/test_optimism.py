@@ -1,4 +1,4 @@
-"""What a fit gains by luck, by repetition: about one example for each rule that was placed.
+"""The optimism of a fit, by repetition: about one example for each rule that was placed.
 
 Each rule decides for a part of the examples of its own, who have a score and lose something or
 nothing if they leave. The cut stands as low as n examples permit without a loss. The next example
@@ -39,7 +39,7 @@ def too_high(found, limit):
 
 @DRAWS
 @pytest.mark.parametrize("rules", [1, 2, 5])
-def test_the_luck_of_a_fit_is_one_example_for_each_rule(rules, draws):
+def test_the_optimism_of_a_fit_is_one_example_for_each_rule(rules, draws):
     found = risks(rules, draws)
     assert not too_high(found, rules / (N + 1))
     assert found.mean() > 0.8 * rules / (N + 1)  # nor is it much less
