@@ -36,8 +36,6 @@ divisions with `price_draws` calibrations each, and standard errors; keys end as
   N examples to calibrate on. `cost_ratio_certified_N`, `miss_rate_N`; `miss_rate_ci_N`: 95 %.
 - `..._bound_N`: the least that any valid test could reach, see `least_cost`.
 - `..._halved_N`: 2,000 + N examples, half of them to fit; over the uncertified of before.
-
-With --out figures are written set by set.
 """
 
 from collections.abc import Sequence
