@@ -85,7 +85,8 @@ TINY = {
     ),
     "first_minutes": Tiny(options="--tiny --installed", needs=("uvicorn",)),
     "guarantee": Tiny(
-        options="--data {data}/cifar10 --draws 5 --divisions 1 --sets IMDB",
+        options="--data {data}/cifar10 --draws 5 --divisions 1 --sets IMDB "
+        "--price-divisions 1 --price-draws 2",
         results=("guarantee",),
         fewer=True,
     ),

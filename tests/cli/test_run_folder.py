@@ -58,11 +58,11 @@ def test_a_choice_of_an_older_version_is_refused_and_its_candidate_read(frontier
 
 def test_a_margin_is_kept(frontier):
     kept, usual = (
-        choose(frontier, FitSection(max_drop=0.03, delta="none", margin=margin))
+        choose(frontier, FitSection(max_drop=0.04, delta="none", margin=margin))
         for margin in (3.0, None)
     )
-    assert to_json(kept) == to_json(frontier.cheapest(max_drop=0.03, margin=3.0, delta=None))
-    assert to_json(usual) == to_json(frontier.cheapest(max_drop=0.03, delta=None))
+    assert to_json(kept) == to_json(frontier.cheapest(max_drop=0.04, margin=3.0, delta=None))
+    assert to_json(usual) == to_json(frontier.cheapest(max_drop=0.04, delta=None))
     assert to_json(kept) != to_json(usual)
 
 

@@ -30,7 +30,7 @@ def fit(
 
     Args:
         trace: With the splits `fit` and, to choose on, `calibrate`; other splits are not looked
-            at. A trace without splits is divided two to one at random.
+            at. A trace without splits is divided into halves at random.
         policy: Name of a policy, or several: their candidates share one frontier.
         reference: Name of the reference; by default the most accurate stage on `fit`.
         top: A label counts as right when it is among the `top` best.
@@ -52,8 +52,7 @@ def fit(
     check_positive_int("top", top)
     names = [policy] if isinstance(policy, str) else list(policy)
     shared = _routed_options(names, options)
-    if trace.split is None:
-        trace = trace.split_into({"fit": 2 / 3, "calibrate": 1 / 3}, seed=seed)
+    trace = trace.halved(seed=seed)
     part = trace.subset("fit")
     calibrate = trace.subset("calibrate") if trace.has_split("calibrate") else None
     if trace.seen_in_training:

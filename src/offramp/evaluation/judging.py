@@ -1,6 +1,6 @@
 """Which points of a sweep are looked at once more, on examples that nothing was fitted on.
 
-Layer: evaluation.
+Layer: evaluation.  Source: none for the optimism of a fit (docs/adr/0067).
 """
 
 from collections.abc import Sequence
@@ -12,21 +12,41 @@ import torch
 from offramp._core.types import BoolArray
 from offramp.evaluation.batch import evaluate_all
 from offramp.evaluation.evaluate import pooled
-from offramp.evaluation.results import RISKS, FrontierPoint, Risk
+from offramp.evaluation.results import RISKS, Evaluation, FrontierPoint, Risk
 from offramp.fitting.pareto import pareto_front
 from offramp.trace import Trace
 
 
-def on_front(points: Sequence[FrontierPoint], risk: Risk) -> BoolArray:
+def optimism(found: Evaluation) -> float:
+    """How much lower risks seem on the examples of a fit: one of them for each deciding rule.
+
+    A cut placed as far as n examples permit without a loss has a risk of at most 1/(n + 1) in the
+    mean: the chance that the next example lies beyond all losing ones. A policy of many rules
+    avoids as many losses that way, so of those that lost nothing the most complex is the cheapest.
+
+    Only orders depend on it. No test is any easier by it, and no promise rests on it.
+    """
+    return found.candidate.policy.deciding_rules / max(1, found.n)
+
+
+def on_front(
+    points: Sequence[FrontierPoint], risk: Risk, *, without_optimism: bool = False
+) -> BoolArray:
     """True where no other point is both cheaper and of less risk on `fit`, `(k,)`."""
     costs = np.array([p.fit.cost_ratio for p in points], dtype=np.float64)
-    return pareto_front(costs, np.array([p.fit.risk(risk) for p in points], dtype=np.float64))
+    risks = [p.fit.risk(risk) + (optimism(p.fit) if without_optimism else 0.0) for p in points]
+    return pareto_front(costs, np.array(risks, dtype=np.float64))
 
 
 def mark_fronts(points: Sequence[FrontierPoint]) -> tuple[list[FrontierPoint], BoolArray]:
-    """The points with `on_front` as it is among them; and which are on the front of any risk."""
+    """The points with `on_front` as it is among them; and which are on the front of any risk.
+
+    Those on a front when the optimism of the fit is added are among the latter.
+    """
     accurate, safe = (on_front(points, risk) for risk in RISKS)
     marked = [replace(p, on_front=bool(on)) for p, on in zip(points, accurate, strict=True)]
+    for risk in RISKS:
+        safe |= on_front(points, risk, without_optimism=True)
     return marked, accurate | safe
 
 

@@ -3,10 +3,10 @@
 A walk ends at the first candidate that fails, so the order decides how far it comes. How likely a
 candidate is to pass depends on how many standard errors its risk lies within the limit: one that
 differs from the reference on 1 % of examples passes where one that differs on 10 % does not, at
-equal risk.
+equal risk. And of two that lost as much on `fit`, the one of fewer rules lost less by luck.
 
 Layer: evaluation.  Source: methods.md 4; none for the measure and the steps, both were measured
-(docs/adr/0017).
+(docs/adr/0017, 0067).
 """
 
 from collections.abc import Sequence

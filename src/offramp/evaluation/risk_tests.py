@@ -15,6 +15,8 @@ import numpy as np
 
 from offramp._core.errors import InputError
 from offramp._core.types import FloatArray, IntArray
+from offramp.evaluation.judging import optimism
+from offramp.evaluation.limits import OF_COSTS
 from offramp.evaluation.results import Evaluation, FrontierPoint, Risk
 from offramp.policy.promise import Limit
 from offramp.risk import (
@@ -258,17 +260,19 @@ def measured(test: RiskTest, found: Evaluation) -> float:
 
 
 def slack(test: RiskTest, found: Evaluation) -> float:
-    """Standard errors between the risk and its limit, the fewest of all losses.
+    """Standard errors on `fit` between the risk and its limit, the fewest of all losses.
 
-    One more example that is off by 1 is counted in, so that a loss that was never seen has an
-    error as well. Negative beyond the limit; beyond one of cost the distance itself: what takes
-    one path only has hardly any error, and would seem the farthest.
+    The optimism of the fit is added to risks, not to costs. One more example that is off by 1
+    is counted in, so that a loss that was never seen has an error as well. Negative beyond the
+    limit; beyond one of cost the distance itself: what takes one path only has hardly any error,
+    and would seem the farthest.
     """
     each = []
+    optimistic = 0.0 if test.limit.risk in OF_COSTS else optimism(found)
     for values, counts in test.losses(found):
         n, mean = max(1, int(counts.sum())), _mean(values, counts)
-        variance = (1 + float(counts @ (values - mean) ** 2)) / (n + 1)
-        room = test.limit.at_most - mean
+        variance = (1 + n * optimistic + float(counts @ (values - mean) ** 2)) / (n + 1)
+        room = test.limit.at_most - mean - optimistic
         error = 1.0 if test.limit.risk == "cost" and room <= 0 else math.sqrt(variance / n)
         each.append(room / error)
     return min(each)

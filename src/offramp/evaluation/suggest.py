@@ -100,8 +100,7 @@ def suggest(
     check_positive_int("size", size)
     if size < 2:
         raise InputError(f"size must be at least 2, got {size}; one stage alone is no cascade.")
-    if trace.split is None:
-        trace = trace.split_into({"fit": 2 / 3, "calibrate": 1 / 3}, seed=seed)
+    trace = trace.halved(seed=seed)
     part = trace.subset("fit")
     known = part.outputs != "labels"
     policy = ("threshold" if known else "agreement") if policy is None else policy

@@ -179,6 +179,11 @@ class Policy(nn.Module):
         """The rules at a path that has children."""
         return self._rules[path]
 
+    @property
+    def deciding_rules(self) -> int:
+        """How many rules look at something to decide."""
+        return sum(not rule.free for node in self._rules.values() for rule in node.rules)
+
     def decided(self, path: Path) -> tuple[int, ...]:
         """Stages on `path` after which something was looked at to decide: they are charged."""
         visited = (path[: i + 1] for i in range(len(path)))

@@ -13,21 +13,19 @@ from offramp._core.errors import InputError
 if TYPE_CHECKING:
     from offramp.trace import Trace
 
-_DIVISION = {"fit": 2 / 3, "calibrate": 1 / 3}
-
 
 def load_divided(path: Path, *, seed: int) -> "Trace":
-    """A trace with splits; one without them is divided two to one, always alike for a seed."""
+    """A trace with splits; one without them is divided into halves, always alike for a seed."""
     from offramp.trace import load_trace
 
     trace = load_trace(path)
     if trace.split is not None:
         return trace
     warnings.warn(
-        f"{path} has no splits; two thirds become 'fit', one third 'calibrate' (seed {seed}).",
+        f"{path} has no splits; half of it becomes 'fit', half 'calibrate' (seed {seed}).",
         stacklevel=2,
     )
-    return trace.split_into(dict(_DIVISION), seed=seed)  # type: ignore[arg-type]
+    return trace.halved(seed=seed)
 
 
 def check_unlabeled(delta: float | None, risks: Set[str]) -> None:

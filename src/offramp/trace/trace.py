@@ -374,6 +374,16 @@ class Trace:
         whole = replace(self, split=None).take(kept)
         return replace(whole, split=torch.from_numpy(split[split >= 0]))
 
+    def halved(self, *, seed: int) -> "Trace":
+        """This trace with splits: where it has none, half `fit` and half `calibrate`, at random.
+
+        More to fit on makes policies hardly better, more to calibrate on makes promises cheaper
+        (`docs/adr/0067`).
+        """
+        if self.split is not None:
+            return self
+        return self.split_into({"fit": 0.5, "calibrate": 0.5}, seed=seed)
+
     def with_costs(self, costs: Costs) -> "Trace":
         """The same trace in another cost unit; the present table moves to `other_costs`.
 

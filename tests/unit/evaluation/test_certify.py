@@ -53,14 +53,15 @@ def in_order(frontier, risk="accuracy_drop", limit=0.02):
 
 
 def room_on_fit(point, risk, limit):
-    """Standard errors within the limit, one more example off by 1 counted in."""
+    """Standard errors within the limit, one more example off by 1 and one for each rule counted."""
     e = point.fit
+    rules = point.candidate.label.count("->")  # of a chain of thresholds
     mean = e.risk(risk)
     square = (
         e.negative_flips if risk == "negative_flips" else 2 * e.negative_flips - e.accuracy_drop
     )
-    variance = (1 + e.n * (square - mean**2)) / (e.n + 1)
-    return (limit - mean) / (variance / e.n) ** 0.5
+    variance = (1 + rules + e.n * (square - mean**2)) / (e.n + 1)
+    return (limit - mean - rules / e.n) / (variance / e.n) ** 0.5
 
 
 def test_counts_of_losses_and_corrections_are_those_of_the_examples(trace, frontier):

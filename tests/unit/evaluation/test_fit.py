@@ -12,11 +12,11 @@ from offramp.trace import Trace, make_trace
 QUICK = {"combines": ["last"], "confidences": ["margin"], "progress": False}
 
 
-def test_a_trace_without_splits_is_divided_two_to_one_by_the_seed():
+def test_a_trace_without_splits_is_halved_by_the_seed():
     trace = make_trace(900, stages=2)
     first, same, other = (fit(trace, "threshold", seed=s, **QUICK) for s in (1, 1, 2))
-    assert first.points[0].fit.n == 600
-    assert first.pareto[0].calibrate.n == 300
+    assert first.points[0].fit.n == 450
+    assert first.pareto[0].calibrate.n == 450
     assert [p.fit.cost for p in first.points] == [p.fit.cost for p in same.points]
     assert [p.fit.cost for p in first.points] != [p.fit.cost for p in other.points]
 
@@ -102,7 +102,7 @@ def test_rankings_are_fitted_by_agreement_at_top_m_and_by_nothing_that_needs_sco
     )
     found = fit(trace, "agreement", top=5, progress=False)
     assert found.points[0].candidate.top == 5
-    part = trace.split_into({"fit": 2 / 3, "calibrate": 1 / 3}, seed=0).subset("fit")
+    part = trace.split_into({"fit": 0.5, "calibrate": 0.5}, seed=0).subset("fit")
     for k in range(3):
         assert found.singles[k].fit.accuracy == pytest.approx(part.accuracy(k, top=5))
     with pytest.raises(InputError, match="rankings without logits or confidences"):

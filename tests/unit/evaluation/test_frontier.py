@@ -11,8 +11,9 @@ from offramp._core.errors import InputError, SplitOverlapError
 from offramp._core.schema import from_json, to_json
 from offramp.evaluation import Frontier, evaluate, fit, sweep
 from offramp.evaluation.evaluate import pooled
+from offramp.evaluation.judging import on_front
 from offramp.evaluation.measured import choose
-from offramp.evaluation.results import FrontierPoint
+from offramp.evaluation.results import RISKS, FrontierPoint
 from offramp.fitting.baselines import fit_random
 from offramp.fitting.thresholds import fit_threshold
 from offramp.policy import Candidate
@@ -110,7 +111,11 @@ def test_no_point_of_the_front_is_beaten_on_fit(frontier):
 
 
 def test_calibrate_is_looked_at_for_points_on_a_front_and_for_no_other(frontier):
-    fronts = {id(p) for risk in ("accuracy_drop", "negative_flips") for p in frontier.front(risk)}
+    everything = [*frontier.points, *frontier.singles]
+    fronts = {id(p) for risk in RISKS for p in frontier.front(risk)}
+    for risk in RISKS:  # and without the optimism of the fit
+        on = on_front(everything, risk, without_optimism=True)
+        fronts |= {id(p) for p, kept in zip(everything, on, strict=True) if kept}
     assert all((p.calibrate is not None) == (id(p) in fronts) for p in frontier.points)
     assert all(p.calibrate is not None for p in frontier.singles)
 

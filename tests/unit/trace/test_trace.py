@@ -160,6 +160,16 @@ def test_the_same_seed_divides_the_same_way():
     assert {SPLITS[k] for k in one.unique().tolist()} == {"fit", "test"}
 
 
+def test_a_trace_without_splits_is_halved_and_one_with_splits_is_left_as_it_is():
+    trace = make_trace(51, seed=0)
+    halved = trace.halved(seed=1)
+    expected = trace.split_into({"fit": 0.5, "calibrate": 0.5}, seed=1)
+    assert torch.equal(halved.split, expected.split)
+    assert abs(len(halved.subset("fit")) - len(halved.subset("calibrate"))) == 1
+    assert len(halved) == 51
+    assert halved.halved(seed=2) is halved
+
+
 def test_other_costs_are_kept_when_the_unit_changes():
     trace = tiny()
     seconds = Costs.simple("seconds", [0.1, 0.2])
