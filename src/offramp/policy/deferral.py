@@ -113,12 +113,11 @@ class Deferral(nn.Module):
         return self.get_buffer(f"{name}_weight"), self.get_buffer(f"{name}_bias")
 
     def __json__(self) -> dict[str, object]:
-        tables = ((stage, self.get_buffer(f"named{stage}")) for stage in self.named)
         return {
             "features": self.features,
             "sums": StoredLayer.of(*self._layer("sums")),
             "last": StoredLayer.of(*self._layer("last")),
-            "named": [_StoredTable(k, tuple(t.shape), encoded(t)) for k, t in tables],
+            "named": [_StoredTable.of(k, self.get_buffer(f"named{k}")) for k in self.named],
         }
 
     @classmethod
@@ -139,6 +138,11 @@ class _StoredTable:
     stage: int
     shape: tuple[int, int]  # (classes + 1, sums)
     rows: str  # base64 of little-endian float32
+
+    @classmethod
+    def of(cls, stage: int, table: Tensor) -> "_StoredTable":
+        rows, columns = table.shape
+        return cls(stage, (rows, columns), encoded(table))
 
     def read(self) -> Tensor:
         return decoded(self.rows, self.shape[0] * self.shape[1]).reshape(self.shape)
