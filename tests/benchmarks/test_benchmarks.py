@@ -62,9 +62,6 @@ TINY = {
         fewer=True,  # where no class has an exit
     ),
     "cut_zoo": Tiny(options="--networks resnet20 --cuts 2 --rounds 1", results=("cut_zoo",)),
-    "deferral": Tiny(
-        options="--data {data} --tiny --sets WAIMAI", results=("deferral",), fewer=True
-    ),
     "demo_promise": Tiny(options="--divisions 1 --trainings 1", results=("demo_promise",)),
     "early_exit_cifar10": Tiny(
         options="--data {data}/cifar10 --train {train} --work {work} --backbones resnet20 "

@@ -12,7 +12,7 @@ from offramp._core.errors import InputError, UnknownNameError
 from offramp._core.topology import Topology
 from offramp.evaluation import fit
 from offramp.fitting.registry import POLICIES
-from offramp.policy import Candidate, Deferral, Evidence, Feature, Linear, Node, Policy
+from offramp.policy import Candidate, Evidence, Feature, Linear, Node, Policy
 from offramp.policy.features import FEATURES
 from offramp.policy.rules import RULES, Agreement, ClassThreshold, Constant, Random, Stopping
 from offramp.testing import check_feature, check_policy, check_rule, random_policy
@@ -21,7 +21,6 @@ from offramp.trace import make_trace
 #: Smaller sweeps where the full one is slow; a policy that is not listed is fitted as it comes.
 QUICK = {
     "learned": {"cost_weights": [0.0, 0.03, 0.3]},
-    "deferral": {"cost_weights": [0.03, 0.3], "combines": ["last"], "width": 4},
     "threshold": {"confidences": ["max_prob", "entropy"], "grid": 8},
     "stopping": {
         "cost_weights": [0.003, 0.1, 0.5],
@@ -38,7 +37,6 @@ RULES_MADE = {
     "agreement": lambda: Agreement((0, 0)),
     "class_threshold": lambda: ClassThreshold(0, 1, 0.4),
     "stopping": lambda: made_stopping(),
-    "deferral": lambda: made_deferral(),
 }
 
 # Before any test adds to it.
@@ -50,14 +48,6 @@ def made_stopping():
     found = POLICIES["stopping"](part, reference="stage1", **QUICK["stopping"])
     rules = [node.leave for one in found for node in one.policy.nodes.values()]
     return next(rule for rule in rules if isinstance(rule, Stopping))
-
-
-def made_deferral():
-    generator = torch.Generator().manual_seed(4)
-    drawn = [torch.randn(size, generator=generator) for size in ((4, 2), (4,), (1, 3), (1,))]
-    named = {0: torch.randn(5, 4, generator=generator)}
-    features = [Feature("max_prob", 0), Feature("entropy", 0)]
-    return Deferral(features, (drawn[0], drawn[1]), (drawn[2], drawn[3]), named)
 
 
 def test_the_sweeps_are_not_empty():

@@ -81,7 +81,6 @@ def test_for_random_policies(tmp_path, trace, images, combine, edges):
         ("random", {}),
         ("threshold", {"grid": 5}),
         ("learned", {"cost_weights": [0.1]}),
-        ("deferral", {"cost_weights": [0.1], "width": 4}),
         ("stopping", {"cost_weights": [0.1], "epochs": 5, "combines": ["stopping"]}),
     ],
 )

@@ -25,7 +25,6 @@ OPTIONS = {
     "random": {},
     "threshold": {"combines": ["last", "log_linear"], "grid": 10},
     "learned": {"combines": ["last", "log_linear"], "cost_weights": [0.0, 0.03, 0.3]},
-    "deferral": {"combines": ["last", "log_linear"], "cost_weights": [0.03, 0.3], "width": 4},
     "stopping": {"cost_weights": [0.01, 0.1, 0.5], "epochs": 15, "width": 16},
 }
 BOUNDARY = 1e-4  # kernels change with the batch size; nearer than this a decision may differ

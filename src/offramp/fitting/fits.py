@@ -89,7 +89,7 @@ class Fit:
         return Policy(
             self.topology,
             {
-                path: Node(self._rule(path, leave), [self._rule(path, route) for route in routes])
+                path: Node(_rule(leave), [_rule(route) for route in routes])
                 for path, leave, routes in self.rules
             },
             temperatures=self.tables.temperatures,
@@ -98,8 +98,6 @@ class Fit:
             outputs=self.tables.outputs,
         )
 
-    def _rule(self, path: Path, summed: Summed) -> Rule:
-        if isinstance(summed, bool):
-            return Constant(summed)
-        network = self.tables.networks.get(path)
-        return Linear(*summed) if network is None else network.rule(*summed)
+
+def _rule(summed: Summed) -> Rule:
+    return Constant(summed) if isinstance(summed, bool) else Linear(*summed)

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from offramp._core.registry import Registry
 from offramp.fitting.baselines import fit_agreement, fit_random
 from offramp.fitting.class_exits.policy import fit_class_specific
-from offramp.fitting.deferral import fit_deferral
 from offramp.fitting.learned import fit_learned
 from offramp.fitting.stopping.fit import fit_stopping
 from offramp.fitting.thresholds import fit_threshold
@@ -24,7 +23,6 @@ POLICIES: Registry[Callable[..., list[Candidate]]] = Registry(
         "threshold": fit_threshold,
         "agreement": fit_agreement,
         "learned": fit_learned,
-        "deferral": fit_deferral,
         "class_exits": fit_class_specific,
         "stopping": fit_stopping,
     },

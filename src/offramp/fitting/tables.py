@@ -20,7 +20,6 @@ from offramp._core.threads import one_thread
 from offramp._core.topology import Path
 from offramp._core.types import FloatArray, IntArray
 from offramp.fitting.cuts import Ranking
-from offramp.fitting.loss_networks import LossNetwork
 from offramp.fitting.pooling import fit_path_pooling
 from offramp.policy.combination import COMBINES, Combination, Combine
 from offramp.policy.features import (
@@ -97,8 +96,6 @@ class Tables:
         self._losses: dict[Path, np.ndarray] = {}
         self._designs: dict[Path, Design] = {}
         self._rankings: dict[tuple[_Key, float], Ranking] = {}
-        #: What predicts losses at the end of a path, where `predict` was told.
-        self.networks: dict[Path, LossNetwork] = {}
 
     def ensure(self, paths: Iterable[Path]) -> None:
         """Compute what is missing for some paths."""
@@ -125,19 +122,6 @@ class Tables:
         with one_thread(min(self.n, _CHUNK) * self._part.classes):
             for start in range(0, self.n, _CHUNK):
                 self._fill(new, missing, slice(start, min(start + _CHUNK, self.n)))
-
-    def predict(self, path: Path, network: LossNetwork, log_odds: FloatArray) -> None:
-        """Hold predicted losses as further features at the end of a path.
-
-        Args:
-            path: A path that is held already.
-            network: What a policy will predict them with.
-            log_odds: What was predicted, `(n, t)`, by networks that had not seen the example.
-        """
-        self.networks[path] = network
-        self._features[path] += network.predicted
-        for feature, column in zip(network.predicted, log_odds.T, strict=True):
-            self._columns[_key(feature, path)] = column.astype(np.float32)
 
     def _fill(self, paths: Sequence[Path], keys: Iterable[_Key], rows: slice) -> None:
         index = torch.arange(rows.start, rows.stop)

@@ -4,7 +4,6 @@ Layer: policy.  Reads traces; never a network, never data.
 """
 
 from offramp.policy.candidate import Candidate
-from offramp.policy.deferral import Deferral
 from offramp.policy.features import Feature
 from offramp.policy.policy import Evidence, Node, Policy
 from offramp.policy.rules import Agreement, ClassThreshold, Constant, Linear, Random, Rule
@@ -15,7 +14,6 @@ __all__ = [
     "Candidate",
     "ClassThreshold",
     "Constant",
-    "Deferral",
     "Evidence",
     "Feature",
     "Linear",

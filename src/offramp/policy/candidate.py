@@ -19,7 +19,7 @@ class Candidate:
 
     Args:
         policy: What decides.
-        method: How it was made: "single", "random", "threshold", "learned", "deferral"...
+        method: How it was made: "single", "random", "threshold", "learned", "agreement".
         reference: Name of the reference, the stage whose own answer defines every loss difference.
         top: The loss counts a label as right when it is among the `top` best.
         parameters: What distinguishes it from its siblings: trade-off, threshold, rate.

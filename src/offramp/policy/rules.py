@@ -20,7 +20,6 @@ from offramp._core.errors import InputError
 from offramp._core.keys import keyed_uniform
 from offramp._core.registry import Registry
 from offramp._core.schema import OneOf, stored
-from offramp.policy.deferral import Deferral
 from offramp.policy.features import Distribution, Feature
 from offramp.policy.scalars import UNIT
 from offramp.policy.situation import Rule as Rule
@@ -267,7 +266,6 @@ RULES: Registry[Callable[..., Rule]] = Registry(
         "agreement": Agreement,
         "class_threshold": ClassThreshold,
         "stopping": Stopping,
-        "deferral": Deferral,
     },
 )
 

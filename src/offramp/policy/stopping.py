@@ -120,7 +120,7 @@ class Stopping(nn.Module):
         return found - (number.log() - (1 - number).log()).to(torch.float32)
 
     def __json__(self) -> dict[str, object]:
-        layers = [StoredLayer.of(*layer) for layer in self.layers]
+        layers = [_StoredLayer.of(*layer) for layer in self.layers]
         return {
             "stage": self.stage,
             "log_odds": self.threshold,
@@ -130,14 +130,14 @@ class Stopping(nn.Module):
 
     @classmethod
     def __from_json__(
-        cls, *, stage: int, log_odds: float, seed: int | None, layers: tuple["StoredLayer", ...]
+        cls, *, stage: int, log_odds: float, seed: int | None, layers: tuple["_StoredLayer", ...]
     ) -> "Stopping":
         return cls(stage, [layer.read() for layer in layers], log_odds=log_odds, seed=seed)
 
 
 @final
 @dataclass(frozen=True)
-class StoredLayer:
+class _StoredLayer:
     """A layer in a file: base64 of little-endian float32, so that the numbers survive exactly."""
 
     shape: tuple[int, int]  # (outputs, inputs)
@@ -145,16 +145,14 @@ class StoredLayer:
     bias: str
 
     @classmethod
-    def of(cls, weight: Tensor, bias: Tensor) -> "StoredLayer":
-        """Of a layer's weight and bias."""
+    def of(cls, weight: Tensor, bias: Tensor) -> "_StoredLayer":
         outputs, inputs = weight.shape
-        return cls((outputs, inputs), encoded(weight), encoded(bias))
+        return cls((outputs, inputs), _encoded(weight), _encoded(bias))
 
     def read(self) -> Layer:
-        """Its weight and bias again, to the last bit."""
         outputs, inputs = self.shape
-        weight = decoded(self.weight, outputs * inputs).reshape(outputs, inputs)
-        return weight, decoded(self.bias, outputs)
+        weight = _decoded(self.weight, outputs * inputs).reshape(outputs, inputs)
+        return weight, _decoded(self.bias, outputs)
 
 
 def fixed_order_linear(
@@ -202,7 +200,14 @@ def _check_layers(layers: Sequence[Layer]) -> None:
     if not layers:
         raise InputError("layers must hold at least one layer, got none.")
     for k, (weight, bias) in enumerate(layers):
-        check_layer(k, weight, bias)
+        if weight.ndim != 2 or bias.shape != weight.shape[:1]:
+            raise InputError(
+                f"Layer {k} must have a weight (outputs, inputs) and a bias (outputs,), got "
+                f"{tuple(weight.shape)} and {tuple(bias.shape)}."
+            )
+        for values in (weight, bias):
+            if values.dtype != torch.float32 or not bool(values.isfinite().all()):
+                raise InputError(f"Layer {k} must be float32 and finite, got {values.dtype}.")
     for (before, _), (after, _) in pairwise(layers):
         if after.shape[1] != before.shape[0]:
             raise InputError(
@@ -215,29 +220,17 @@ def _check_layers(layers: Sequence[Layer]) -> None:
         )
 
 
-def check_layer(number: int, weight: Tensor, bias: Tensor) -> None:
-    """Raise `InputError` unless a weight and a bias belong together, are float32 and finite."""
-    if weight.ndim != 2 or bias.shape != weight.shape[:1]:
-        raise InputError(
-            f"Layer {number} must have a weight (outputs, inputs) and a bias (outputs,), got "
-            f"{tuple(weight.shape)} and {tuple(bias.shape)}."
-        )
-    for values in (weight, bias):
-        if values.dtype != torch.float32 or not bool(values.isfinite().all()):
-            raise InputError(f"Layer {number} must be float32 and finite, got {values.dtype}.")
-
-
-def encoded(values: Tensor) -> str:
-    """Base64 of little-endian float32."""
+def _encoded(values: Tensor) -> str:
     return base64.b64encode(values.detach().cpu().numpy().astype("<f4").tobytes()).decode()
 
 
-def decoded(text: str, count: int) -> Tensor:
-    """So many numbers of `encoded`, in one row; raises `FileFormatError` where they are others."""
+def _decoded(text: str, count: int) -> Tensor:
     try:
         raw = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise FileFormatError(f"Weights of a network are no base64: {error}.") from error
+        raise FileFormatError(f"Weights of a stopping network are no base64: {error}.") from error
     if len(raw) != 4 * count:
-        raise FileFormatError(f"Weights of a network must be {4 * count} bytes, got {len(raw)}.")
+        raise FileFormatError(
+            f"Weights of a stopping network must be {4 * count} bytes, got {len(raw)}."
+        )
     return torch.from_numpy(np.frombuffer(raw, dtype="<f4").astype(np.float32))

@@ -47,7 +47,7 @@ _PACKAGES = ("offramp", "torch", "numpy", "scipy", "scikit-learn")
 _MOST_POINTS = 40  # of a curve
 _MOST_COMPARED = 6  # stages whose overlap is shown
 _POLICIES = {
-    "learned": ("learned", "deferral", "agreement"),
+    "learned": ("learned", "agreement"),
     "thresholds": ("threshold",),
     "random exits": ("random",),
 }
@@ -81,7 +81,7 @@ def report_content(
     part = unseen(trace)
     has_test = trace.has_split("test")
     calibrate = trace.subset("calibrate") if trace.has_split("calibrate") else None
-    learned = frontier_of(frontier, _POLICIES["learned"], calibrate)
+    learned = frontier_of(frontier, ("learned", "agreement"), calibrate)
     threshold = None if learned is None else frontier_of(frontier, ("threshold",), calibrate)
     learned = learned or frontier  # of thresholds alone they are the front
     top = choice.candidate.top

@@ -22,7 +22,7 @@ from offramp.report.content import ReportContent
 from offramp.report.inline import inline_svg
 
 MOST_SUBSETS = 12
-LEARNED = {"learned", "deferral", "agreement"}  # methods whose front is called so
+LEARNED = {"learned", "agreement"}  # methods whose front is called so
 LOG_COSTS = "Costs stand on a logarithmic axis, where equal steps multiply by the same factor."
 
 

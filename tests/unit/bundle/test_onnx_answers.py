@@ -26,7 +26,6 @@ from offramp.policy import (
     Agreement,
     ClassThreshold,
     Constant,
-    Deferral,
     Feature,
     Linear,
     Node,
@@ -88,19 +87,6 @@ def features():
     return Policy(chain_of(2), {(0,): Node(rule)}, temperatures=[0.8, 1.0])
 
 
-def deferral():
-    generator = torch.Generator().manual_seed(2)
-
-    def rule(bias, *stages):
-        read = [Feature(kind, k) for k in stages for kind in ("max_prob", "entropy")]
-        sums, last = (2 * torch.randn(n, generator=generator) for n in ((7, len(read)), (1, 6)))
-        named = {k: torch.randn(CLASSES + 1, 7, generator=generator) for k in stages}
-        return Deferral(read, (sums, torch.zeros(7)), (last, torch.tensor([bias])), named)
-
-    nodes = {(0,): Node(rule(4.4, 0)), (0, 1): Node(rule(9.0, 0, 1))}
-    return Policy(chain_of(3), nodes, temperatures=[0.7, 1.0, 2.0])
-
-
 def stopping(combine):
     topology = Topology.of([f"stage{k}" for k in range(STAGES)], sources=[-1, 0, 1, 2])
     generator = torch.Generator().manual_seed(4)
@@ -123,7 +109,6 @@ def random_case(where, seed, combine):
 CASES = {
     "rules on labels": label_rules,
     "features": features,
-    "deferral": deferral,
     "stopping networks": lambda: stopping("stopping"),
     # several ways to a stage, and a segment that some have run before and some have not
     "a DAG, mean": lambda: random_case(51, 32, "mean"),

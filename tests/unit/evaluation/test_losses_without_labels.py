@@ -182,7 +182,6 @@ def test_one_candidate_is_confirmed_on_other_examples(graded, frontier):
         ("agreement", {}, "policy='agreement' needs labels"),
         ("threshold", {"combines": ["mean"]}, "combine must be 'last' where losses"),
         ("learned", {"combines": ["log_linear"]}, "combine must be 'last' where losses"),
-        ("deferral", {"combines": ["log_linear"]}, "combine must be 'last' where losses"),
         ("random", {"combine": "mean"}, "cannot be combined"),
         ("threshold", {"top": 2}, "top must be 1"),
         ("threshold", {"confidences": ["margin"]}, "confidences must be one of"),

@@ -117,8 +117,8 @@ def _check_rule(rule: Rule, stage: str) -> None:
         raise UnsupportedError(
             f"The policy cannot be exported: after stage {stage!r} it draws at random, by the key "
             "of each example, and a graph is given no keys. Rules that can be exported: constants, "
-            "weighted sums of features (thresholds among them), deferral networks, agreement, "
-            "class thresholds, and stopping networks that stop from a threshold on."
+            "weighted sums of features (thresholds among them), agreement, class thresholds, and "
+            "stopping networks that stop from a threshold on."
         )
 
 

@@ -192,7 +192,7 @@ class FitSection(_Section):
 
     policy: Names = Field(
         default_factory=lambda: ["learned"],
-        description="learned, deferral, threshold, random, agreement, or several with commas.",
+        description="learned, threshold, random, agreement, or several with commas.",
     )
     max_drop: Fraction | None = Field(
         default=None, description="Loss of accuracy you can bear: 0.02 is two points."
