@@ -51,9 +51,10 @@ class ImageFiles:
     @classmethod
     def of(cls, bundle: Path) -> "ImageFiles | None":
         """Those of a bundle; None where it was fitted on no files that were made pixels for it."""
-        options, shape = read_image_options(bundle), read_manifest(bundle).input_shape
+        options = read_image_options(bundle)
         if not options or not options.get("decode", True):
             return None
+        shape = read_manifest(bundle).input_shape
         if shape is None or len(shape) != 3 or shape[0] not in (1, 3):
             return None
         return cls(shape=shape, resize=options.get("resize"), orient=options.get("orient", True))
@@ -81,7 +82,8 @@ def read_image_options(bundle: Path) -> dict[str, Any]:
     Raises:
         FileFormatError: If the bundle is damaged.
     """
-    if IMAGE_OPTIONS not in read_manifest(bundle).files:
+    there = (bundle / IMAGE_OPTIONS).is_file()  # a file that is not ours is none of the manifest
+    if not there or IMAGE_OPTIONS not in read_manifest(bundle).files:
         return {}
     # version 0.1 said nothing of orientation, and read images as they lie in the files
     return {"orient": False, **read_extra(bundle, IMAGE_OPTIONS)}
