@@ -134,23 +134,27 @@ const Certificate = (() => {
         other <= cost && risks[j] <= risks[i] && (other < cost || risks[j] < risks[i])));
   }
 
-  /** Standard errors between the risk and its limit; one more example that is off counts in. */
-  function room(found, asked) {
+  /** Rules that look at something: as many examples of a fit are not lost by luck alone. */
+  const rulesOf = (point) => point.thresholds.filter((threshold) => threshold !== null).length;
+
+  /** Standard errors between the risk, without that luck, and its limit; one more example counts in. */
+  function room(found, rules, asked) {
     const paired = asked.risk === "accuracy_drop";
     const { n, lost } = found, won = paired ? found.won : 0;
     const mean = (lost - won) / n, kept = n - lost - won;
     const squares = won * (-1 - mean) ** 2 + kept * (0 - mean) ** 2 + lost * (1 - mean) ** 2;
-    return (asked.limit - mean) / Math.sqrt((1 + squares) / (n + 1) / n);
+    return (asked.limit - mean - rules / n) / Math.sqrt((1 + rules + squares) / (n + 1) / n);
   }
 
   /** Places of the points that are tested, from the safest to the cheapest. */
   function walkOrder(points, reference, asked) {
     const everyCost = points.map((p) => p.cost);
-    const risks = [(p) => p.fit.lost - p.fit.won, (p) => p.fit.lost];
+    const seen = [(p) => p.fit.lost - p.fit.won, (p) => p.fit.lost];
+    const risks = [...seen, ...seen.map((risk) => (p) => risk(p) + rulesOf(p))];
     const fronts = risks.map((risk) => onFront(everyCost, points.map(risk)));
     const candidates = points.map((_, i) => i)
       .filter((i) => points[i].single || fronts.some((front) => front[i]));
-    const rooms = candidates.map((i) => room(points[i].fit, asked));
+    const rooms = candidates.map((i) => room(points[i].fit, rulesOf(points[i]), asked));
     const costs = candidates.map((i) => points[i].cost);
     const front = onFront(costs, rooms.map((r) => -r));
     const rising = candidates.map((_, k) => k)
@@ -168,9 +172,9 @@ const Certificate = (() => {
   /**
    * The cheapest point whose limit is promised.
    *
-   * @param points Each with `cost` (over the reference's, on fit), `fit` and `tested`, both
-   *     `{n, lost, won}`: examples, those lost against the reference, those corrected; `single` for
-   *     a network alone.
+   * @param points Each with `cost` (over the reference's, on fit), `thresholds` (null: never leave),
+   *     `fit` and `tested`, both `{n, lost, won}`: examples, those lost against the reference, those
+   *     corrected; `single` for a network alone.
    * @param reference Place of the reference among them.
    * @param asked `{risk, limit, delta}`; risk is "accuracy_drop" or "negative_flips".
    * @returns `chosen` (a place; null where nothing is promised), `order` (places), `p` (of each, up

@@ -146,7 +146,11 @@ BROKEN = {
         "rooms[kept[kept.length - 1]] + STEP",
         "rooms[kept[kept.length - 1]]",
     ),
-    "one error is not counted in": ("(1 + squares) / (n + 1) / n", "squares / n / n"),
+    "one error is not counted in": (
+        "(1 + rules + squares) / (n + 1) / n",
+        "(rules + squares) / n / n",
+    ),
+    "the luck of a fit is not counted in": ("limit - mean - rules / n", "limit - mean"),
     "a tie goes on": ("[i] >= threshold) break", "[i] > threshold) break"),
     "delta is one-sided twice": (
         "if (p[p.length - 1] > asked.delta) break",

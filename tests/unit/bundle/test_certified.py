@@ -38,7 +38,7 @@ def test_a_certificate_leaves_its_promise_in_the_manifest(frontier, cascade, tmp
     assert chosen.numbers["risk"] == "accuracy_drop"
     assert chosen.numbers["delta"] == 0.1
     assert chosen.numbers["p_value"] == found.guarantee.p_value
-    assert chosen.numbers["n"] == 1000
+    assert chosen.numbers["n"] == 1500  # half of the examples
     assert chosen.numbers["fingerprint"] == frontier.calibration.fingerprint
     assert "exchangeable" in chosen.numbers["assumptions"]
     assert chosen.guarantee == load(tmp_path / "b").choice.guarantee == found.guarantee
