@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from offramp._core.errors import InputError
 from offramp.cli.predict_ray import planned
 from offramp.project import inputs
 from offramp.project.inputs import InputReader
@@ -92,3 +93,23 @@ def test_a_process_of_a_cluster_reads_an_npz_file_once(tmp_path, monkeypatch):
     assert len(reads) == 1
     assert taken.names == list(range(30))
     assert np.array_equal(torch.cat(taken.rows).numpy(), drawn)
+
+
+@pytest.mark.parametrize("kept", [None, {}])
+@pytest.mark.parametrize("kind", [">f4", ">i4", "longdouble"])
+def test_numbers_in_any_order_of_bytes_are_read(tmp_path, kept, kind):
+    values = np.arange(12).reshape(4, 3)
+    np.savez(tmp_path / "a.npz", images=values.astype(kind))
+    ((_, rows),) = reader_of(tmp_path / "a.npz", shape=(3,), kept=kept).batches(SIZE)
+    assert rows.tolist() == values.tolist()
+
+
+@pytest.mark.parametrize("kept", [None, {}])
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [(np.array(5.0), "along the first axis"), (np.array(["a", "b"]), "images must be numbers")],
+)
+def test_what_is_no_batch_of_numbers_is_refused(tmp_path, kept, values, said):
+    np.savez(tmp_path / "a.npz", images=values)
+    with pytest.raises(InputError, match=said):
+        list(reader_of(tmp_path / "a.npz", shape=(3,), kept=kept).batches(SIZE))

@@ -7,7 +7,7 @@ import math
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -30,7 +30,7 @@ _ENCRYPTED = 0x1  # bit of a zip entry
 _LOCAL = 26  # bytes before the two lengths in the header that stands before an entry
 _UNREADABLE = (
     *(OSError, EOFError, ValueError, RuntimeError, MemoryError),
-    *(zipfile.BadZipFile, zlib.error, KeyError),
+    *(zipfile.BadZipFile, zlib.error, KeyError, TypeError),
 )
 LAYOUTS = ("auto", "as_is", "nchw", "nhwc", "nhw")
 _COLOURS = (1, 3)
@@ -197,6 +197,7 @@ def read_arrays(
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise FileFormatError(f"{path} holds one array; an npz file is needed.")
             names = file.files if names is None else names
+            _check_told_apart(file.files, names)
             found = dict[str, NDArray[Any]]()
             for name in names:
                 if name not in file.files:
@@ -217,6 +218,14 @@ def read_arrays(
     except _UNREADABLE as error:
         said = why_unreadable(error)
         raise FileFormatError(f"{path} cannot be read as npz: {said}") from error
+
+
+def _check_told_apart(files: Sequence[str], names: Iterable[str]) -> None:
+    """Raise `ValueError` where a name means two arrays, "x.npy" and "x" or "x.npy" twice."""
+    for name in names:
+        same = [file for file in files if file in (name, f"{name}.npy", name.removesuffix(".npy"))]
+        if len(same) > 1:
+            raise ValueError(f"the array {name!r} is there twice. Save each once")
 
 
 class _Member(NamedTuple):

@@ -100,6 +100,11 @@ class Policy(nn.Module):
         self.feature_counts = tuple(feature_counts)
         if self.feature_counts:
             check_shape("feature_counts", (len(self.feature_counts),), (len(topology),))
+        if any(not (c is None or (type(c) is int and c >= 0)) for c in self.feature_counts):
+            raise InputError(
+                f"feature_counts must hold None or a number >= 0 for each stage, got "
+                f"{self.feature_counts}."
+            )
         self._check_nodes(nodes)
         leaves = {path: node.leave for path, node in nodes.items()}
         stops = stops_of(topology, leaves) if combine == BY_STOPPING else None

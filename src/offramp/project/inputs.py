@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from offramp._core.arrays import tensor_of
 from offramp._core.batch import RowList
 from offramp._core.errors import FileFormatError, InputError
 from offramp._core.ids import as_ids
@@ -170,6 +171,9 @@ class InputReader:
             wanted = [self.array] if self.ids is None else [self.array, self.ids]
             found = read_arrays(path, wanted, mapped=kept is not None)
             given = found[self.array]
+            if given.ndim == 0:
+                raise InputError(f"{path} must hold examples along the first axis, got one number.")
+            tensor_of(self.array, given[:0])  # raises where they are no numbers
             ids = None if self.ids is None else as_ids(found[self.ids])
             if ids is not None and len(ids) != len(given):
                 raise InputError(
@@ -193,7 +197,9 @@ class InputReader:
             return counted, rows
         rows = np.array(rows)  # of its own: what is mapped is read-only
         taken = (
-            _arranged(torch.from_numpy(rows), self.shape, path) if self.decode else RowList(rows)
+            _arranged(tensor_of(self.array, rows), self.shape, path)
+            if self.decode
+            else RowList(rows)
         )
         return counted if ids is None else ids[start : start + size].tolist(), taken
 

@@ -79,10 +79,17 @@ def counts_of_features(
         InputError: If there is not one number for each stage, or one is more than there are.
     """
     stages, most = (0, 0) if features is None else (s, features.shape[2])
-    found = given or (most,) * stages
-    if len(found) != stages or any(c is not None and not 0 <= c <= most for c in found):
+    found = tuple(given) or (most,) * stages
+    fits = (c is None or (type(c) is int and 0 <= c <= most) for c in found)
+    if len(found) != stages or not all(fits):
         raise InputError(
             f"feature_counts must hold a number from 0 to {most} for each of the {stages} stages "
             f"that have features, got {given}."
         )
+    for k, count in enumerate(found):
+        if features is not None and count is not None and bool(features[:, k, count:].any()):
+            raise InputError(
+                f"feature_counts must count all features, got {count} of stage {k}, which gives "
+                f"numbers beyond them. Hand over feature_counts=() for {most} of each stage."
+            )
     return found

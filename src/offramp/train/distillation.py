@@ -15,7 +15,7 @@ from offramp._core.batch import apply
 from offramp._core.errors import InputError
 from offramp._core.types import Batch
 from offramp.models import extract_logits
-from offramp.stages import weights_digest
+from offramp.stages import copied, weights_digest
 
 WEIGHT = 0.9  # of the soft labels; the labels have the rest
 TEMPERATURE = 4.0
@@ -66,8 +66,12 @@ class Teacher:
         self._network = copy.deepcopy(network).to(device).eval()
 
     def identity(self) -> dict[str, str]:
-        """What must be the same for a training to go on from a checkpoint."""
-        return {"distill_from": weights_digest({"": self._network})}
+        """What must be the same for a training to go on from a checkpoint.
+
+        Weights and kinds of modules; numbers that are neither, such as a factor, are not seen.
+        """
+        kinds = ",".join(type(part).__qualname__ for part in self._network.modules())
+        return {"distill_from": weights_digest({"": self._network}), "teacher": kinds}
 
     def logits(self, inputs: Batch, like: Tensor) -> Tensor:
         """What it answers, `(m, c)`, without gradients.
@@ -77,13 +81,24 @@ class Teacher:
             like: Logits of that network.
 
         Raises:
-            InputError: If they are of another shape.
+            InputError: If it cannot run on them, or its logits are of another shape or not finite.
         """
         with torch.no_grad():
-            soft = extract_logits(apply(self._network, inputs))
+            try:
+                soft = extract_logits(apply(self._network, copied(inputs)))  # it may write there
+            except (RuntimeError, TypeError, ValueError, IndexError) as error:
+                raise InputError(
+                    "distill_from must be a trained network that reads what the network that "
+                    f"learns reads: it cannot run on a batch of it. {error}"
+                ) from error
         if soft.shape != like.shape:
             raise InputError(
                 f"distill_from must give as many logits as the network that learns, "
                 f"{tuple(like.shape)} for a batch, got {tuple(soft.shape)}."
+            )
+        if not bool(soft.isfinite().all()):
+            raise InputError(
+                "distill_from must give finite logits, got NaN or infinity. A class that it never "
+                "names is a large negative number, such as -100."
             )
         return soft.float()

@@ -347,4 +347,4 @@ class _Run:
         loads = traffic.loads()
         served = all(scale * loads[k] < self._replicas[k] for k in loads)
         fits = traffic.cores is None or scale * traffic.work() < traffic.cores
-        return served and fits and _fronts_keep_up(self._comes, traffic)
+        return bool(served and fits and _fronts_keep_up(self._comes, traffic))

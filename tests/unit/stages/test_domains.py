@@ -185,3 +185,15 @@ def test_a_black_image_says_nothing_and_the_next_is_looked_at():
     stage.run(RowList([Image.new("RGB", (8, 8))]))
     with pytest.raises(InputError, match="got uint8 in"):
         stage.run(RowList([Image.new("RGB", (8, 8), "white")]))
+
+
+def test_counts_of_a_few_things_may_all_be_one():
+    Look("stage 'a'")(Normalize(1 / 10, domain=(0, 10)), torch.ones(2, 5, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf])
+def test_numbers_that_are_not_finite_hide_no_others(odd):
+    given = torch.full((3, 3, 8, 8), 0.5)
+    given[1] = odd
+    with pytest.raises(InputError, match=r"must hold numbers in \[0, 255\]"):
+        Look("stage 'a'")(BYTES, given)

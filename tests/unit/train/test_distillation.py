@@ -124,3 +124,51 @@ def test_what_cannot_teach_is_refused(part, teacher, said):
         train_classifier(
             small_cnn(width=2, depth=2), part, epochs=1, distill_from=teacher, **OPTIONS
         )
+
+
+class Says(nn.Module):
+    """A teacher that does something to its input, or says something of no use."""
+
+    def __init__(self, does):
+        super().__init__()
+        self.does = does
+
+    def forward(self, x):
+        return self.does(x)
+
+
+@pytest.mark.parametrize(
+    ("does", "said"),
+    [
+        (lambda x: torch.full((len(x), 10), torch.nan), "distill_from must give finite logits"),
+        (lambda x: torch.full((len(x), 10), -torch.inf), "distill_from must give finite logits"),
+        (nn.Conv2d(7, 10, 1), "distill_from must be .* cannot run on a batch of it"),
+    ],
+)
+def test_a_teacher_that_cannot_answer_is_named(part, does, said):
+    with pytest.raises(InputError, match=said):
+        train_classifier(
+            small_cnn(width=2, depth=2), part, epochs=1, distill_from=Says(does), **OPTIONS
+        )
+
+
+def test_a_teacher_that_writes_into_its_input_spoils_nothing(part):
+    answers = torch.linspace(0, 1, 10)
+    losses = []
+    for does in (lambda x: answers.repeat(len(x), 1), lambda x: answers.repeat(len(x.zero_()), 1)):
+        network = small_cnn(width=2, depth=2, seed=1)
+        losses.append(train_classifier(network, part, epochs=1, distill_from=Says(does), **OPTIONS))
+    assert losses[0] == losses[1]
+
+
+def test_a_teacher_of_another_kind_is_another_though_neither_has_weights(part, tmp_path):
+    class Other(Says):
+        pass
+
+    given = {**OPTIONS, "checkpoint": tmp_path / "c.safetensors"}
+    flat = lambda x: torch.zeros(len(x), 10)  # noqa: E731
+    train_classifier(small_cnn(width=2, depth=2), part, epochs=1, distill_from=Says(flat), **given)
+    with pytest.raises(InputError, match="a training with other teacher"):
+        train_classifier(
+            small_cnn(width=2, depth=2), part, epochs=1, distill_from=Other(flat), **given
+        )

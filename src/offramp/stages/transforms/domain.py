@@ -80,13 +80,20 @@ class Look:
         seen = x.long() if x.dtype in _NO_EXTREMES else x
         least, most = (float(bound) for bound in seen.aminmax())
         if not (math.isfinite(least) and math.isfinite(most)):
+            finite = x[x.isfinite()]  # which tell as much as if they came alone
+            if finite.numel():
+                self._says(finite, domain)
             return False
         room = (high - low) / 2  # resampling overshoots
         largest = max(abs(least), abs(most))
         if least < low - room or most > high + room:
             self._refuse(x, (least, most), domain)
         dark = high > 2 and 0 < largest <= max(1.0, high / _DARK)
-        if dark and (largest <= 1 or not (whole or torch.equal(x, x.round()))):
+        if whole:  # a mask is no picture; counts in a table may all be 1
+            dark = dark and largest <= 1 and (high >= 255 or _is_picture(x))
+        elif dark:
+            dark = largest <= 1 or not torch.equal(x, x.round())
+        if dark:
             self._refuse(x, (least, most), domain)
         return largest > 0 and (not whole or high > 1)
 
