@@ -64,6 +64,7 @@ class Teacher:
                 f"{type(network).__name__}."
             )
         self._network = copy.deepcopy(network).to(device).eval()
+        self._looked_at = False
 
     def identity(self) -> dict[str, str]:
         """What must be the same for a training to go on from a checkpoint.
@@ -81,7 +82,8 @@ class Teacher:
             like: Logits of that network.
 
         Raises:
-            InputError: If it cannot run on them, or its logits are of another shape or not finite.
+            InputError: If it cannot run on them, or its logits are of another shape, or not finite
+                on the first batch.
         """
         with torch.no_grad():
             try:
@@ -96,7 +98,9 @@ class Teacher:
                 f"distill_from must give as many logits as the network that learns, "
                 f"{tuple(like.shape)} for a batch, got {tuple(soft.shape)}."
             )
-        if not bool(soft.isfinite().all()):
+        # Of the first batch alone: to look means to wait for the device.
+        looked_at, self._looked_at = self._looked_at, True
+        if not looked_at and not bool(soft.isfinite().all()):
             raise InputError(
                 "distill_from must give finite logits, got NaN or infinity. A class that it never "
                 "names is a large negative number, such as -100."
