@@ -99,15 +99,21 @@ class Cascade:
             return
         said = True
         for low, high in self.manifest.get("domains", ()):
-            least, most, room = float(x.min()), float(x.max()), (high - low) / 2
-            picture = x.ndim >= 3 and x.shape[-3] in (1, 3)
-            if not np.isfinite(least + most) or (high <= 1 and not picture):
+            picture, room = x.ndim >= 3 and x.shape[-3] in (1, 3), (high - low) / 2
+            if high <= 1 and not picture:
                 continue
-            largest, whole = max(abs(least), abs(most)), x.dtype.kind != "f"
-            pixels = x.dtype == np.uint8 and high >= 255
+            known, whole = x, x.dtype.kind != "f"
+            if not (whole or np.isfinite(float(x.min()) + float(x.max()))):
+                known, said = x[np.isfinite(x)], False  # the others hide none of these
+                if not known.size:
+                    continue
+            least, most = float(known.min()), float(known.max())
+            largest, pixels = max(abs(least), abs(most)), x.dtype == np.uint8 and high >= 255
             dark = high > 2 and 0 < largest <= max(1.0, high / 64) and not pixels
-            if dark and largest > 1:
-                dark = not whole and not np.array_equal(x, x.round())
+            if whole:  # a mask is no picture; counts in a table may all be 1
+                dark = dark and largest <= 1 and (high >= 255 or picture)
+            elif dark:
+                dark = largest <= 1 or not np.array_equal(known, known.round())
             if dark or least < low - room or most > high + room:
                 raise ValueError(
                     f"inputs must hold numbers in [{low:g}, {high:g}], which the stages read, got "

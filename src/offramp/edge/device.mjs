@@ -92,21 +92,26 @@ export class Device {
     if (this._seen.has(type) || !data.length || bits) return;
     let said = true;
     for (const [low, high] of this.manifest.domains ?? []) {
-      const { least, most, whole: rounded } = extremes(data);
-      const room = (high - low) / 2;
       const picture = dims.length >= 3 && [1, 3].includes(dims[dims.length - 3]);
-      if (!Number.isFinite(least + most) || (high <= 1 && !picture)) continue;
+      if (high <= 1 && !picture) continue;
+      const { least, most, whole: rounded, finite } = extremes(data);
+      said &&= finite; // what is not hides none of the others
+      if (least > most) continue; // nothing is
+      const room = (high - low) / 2;
       const largest = Math.max(Math.abs(least), Math.abs(most));
       const whole = !type.startsWith("float");
-      let dark = !whole && high > 2 && largest > 0 && largest <= Math.max(1, high / 64);
-      if (dark && largest > 1) dark = !rounded;
+      const pixels = type === "uint8" && high >= 255;
+      let dark = high > 2 && largest > 0 && largest <= Math.max(1, high / 64) && !pixels;
+      // A mask is no picture; counts in a table may all be 1.
+      if (whole) dark &&= largest <= 1 && (high >= 255 || picture);
+      else dark &&= largest <= 1 || !rounded;
       if (dark || least < low - room || most > high + room) {
         throw new Error(
           `inputs must hold numbers in [${low}, ${high}], which the stages read, got ` +
             `${type} in [${general(least)}, ${general(most)}].`,
         );
       }
-      said &&= whole ? high > 1 : largest > 0;
+      said &&= pixels || (largest > 0 && (!whole || high > 1));
     }
     if (said) this._seen.add(type);
   }
@@ -193,17 +198,20 @@ async function checkDigest(name, bytes, wanted) {
   if (found !== wanted) throw new Error(`${name} has changed since it was written.`);
 }
 
-/** The least and the most of some numbers, NaN if one is, and whether all are whole. */
+/** The least and the most of the finite ones of some numbers, whether these are whole, and all finite. */
 function extremes(data) {
-  let [least, most, whole] = [Infinity, -Infinity, true];
+  let [least, most, whole, finite] = [Infinity, -Infinity, true, true];
   for (const each of data) {
     const value = Number(each);
-    if (Number.isNaN(value)) return { least: NaN, most: NaN, whole: false };
+    if (!Number.isFinite(value)) {
+      finite = false;
+      continue;
+    }
     least = Math.min(least, value);
     most = Math.max(most, value);
     whole &&= Number.isInteger(value);
   }
-  return { least, most, whole };
+  return { least, most, whole, finite };
 }
 
 /** A number in four digits, as Python writes it with "g". */
