@@ -35,7 +35,7 @@ from typing import Any
 import torch
 from curves import Point, at_equal_cost, cheapest, curve, points
 from harness import has_bfloat16, keep_freed_memory, parser, report
-from train_backbone import NORMALIZE
+from train_backbone import NORMALIZE, RECIPE
 
 import offramp
 from offramp.data import CropAndFlip, Dataset, cifar10
@@ -192,12 +192,8 @@ def distilled(parts: Parts, arguments: argparse.Namespace, apart: Cascade) -> Ca
             parts.train,
             epochs=arguments.epochs - arguments.warm_up,
             seed=arguments.seed,
-            transform=NORMALIZE,
-            augment=CropAndFlip(padding=4),
-            batch_size=128,
-            optimizer="sgd",
+            **RECIPE,
             learning_rate=0.1,
-            weight_decay=5e-4,
             distill_from=largest.module,
             bfloat16=has_bfloat16() and not arguments.float32,
             checkpoint=arguments.work / f"distilled_{stage.name}.safetensors",

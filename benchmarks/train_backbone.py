@@ -12,6 +12,7 @@ what it wrote:
 
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from harness import has_bfloat16, parser, report
@@ -22,6 +23,14 @@ from offramp.stages import Normalize
 from offramp.train import train_classifier
 
 NORMALIZE = Normalize(scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+#: How residual networks of this size are trained, whatever their rate and number of passes.
+RECIPE: dict[str, Any] = {
+    "transform": NORMALIZE,
+    "augment": CropAndFlip(padding=4),
+    "batch_size": 128,
+    "optimizer": "sgd",
+    "weight_decay": 5e-4,
+}
 
 
 def accuracy(net: torch.nn.Module, part: Dataset) -> float:
@@ -59,12 +68,8 @@ def main() -> None:
         images.take(torch.arange(arguments.images)),
         epochs=arguments.epochs,
         seed=arguments.seed,
-        transform=NORMALIZE,
-        augment=CropAndFlip(padding=4),
-        batch_size=128,
-        optimizer="sgd",
+        **RECIPE,
         learning_rate=0.2,
-        weight_decay=5e-4,
         bfloat16=has_bfloat16(),
         checkpoint=arguments.work / f"{arguments.weights.stem}_checkpoint.safetensors",
     )

@@ -276,6 +276,19 @@ def apply(module: Callable[..., Any], batch: Batch) -> Any:  # noqa: ANN401  (wh
     return module(batch) if isinstance(batch, Tensor) else module(*batch)
 
 
+def map_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    """A batch of the same kind, of what becomes of each of its tensors.
+
+    >>> map_tensors({"a": torch.ones(2)}, torch.zeros_like)
+    {'a': tensor([0., 0.])}
+    """
+    if isinstance(batch, Tensor):
+        return change(batch)
+    if isinstance(batch, Mapping):
+        return {name: change(tensor) for name, tensor in batch.items()}
+    return tuple(map(change, batch))
+
+
 def flat(value: Any) -> list[Tensor]:  # noqa: ANN401  (what a network takes or gives)
     """The tensors of a batch, a carry or a network's output, in order; what is None is left out.
 

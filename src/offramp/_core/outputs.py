@@ -237,6 +237,8 @@ class StageOutput:
         if self.ranked is None or m > self.ranked.shape[1]:
             have = 0 if self.ranked is None else self.ranked.shape[1]
             raise InputError(f"top {m} is asked for, but only {have} ranked labels are known.")
+        if m == self.ranked.shape[1]:
+            return self.ranked  # a view costs more than the rest
         return self.ranked[:, :m]
 
     def best(self) -> tuple[Int[Tensor, " m"], Float[Tensor, " m"] | None]:
@@ -246,10 +248,8 @@ class StageOutput:
         """
         if self.features is not None:
             return torch.zeros(len(self), dtype=torch.int64, device=self.device), None
-        if self.ranked is not None:
-            return self.ranked[:, 0], self.confidence
         if self.logits is None:
-            return self.top(1)[:, 0], self.confidence  # raises: there is nothing
+            return self.top(1)[:, 0], self.confidence
         best, labels = self.logits.max(dim=1)  # ties go to the first
         return labels, best.exp()
 

@@ -8,6 +8,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from offramp._core.checks import check_positive_int
@@ -63,6 +64,25 @@ def decoded(
         name = str(source) if isinstance(source, Path) else "This"
         said = str(error) or type(error).__name__
         raise FileFormatError(f"{name} cannot be read as an image: {said}") from error
+
+
+def cut_out(
+    source: Path | bytes | Image.Image, *, size: Side, resize: Side, orient: bool
+) -> NDArray[np.uint8]:
+    """The middle of an image that was scaled until it just covers `resize`, `(height, width, 3)`.
+
+    Args:
+        source: As for `decoded`.
+        size: Of what is cut, (height, width) or one number for both.
+        resize: What is covered before, at least as large.
+        orient: As for `decoded`.
+
+    Raises:
+        InputError: If `resize` does not cover `size`.
+        FileFormatError: If it cannot be decoded.
+    """
+    cut, cover = check_sizes(size, resize)
+    return np.array(fitted(decoded(source, orient=orient), cut, cover))
 
 
 def check_sizes(size: Side, resize: Side) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from offramp._core.batch import map_tensors
 from offramp._core.checks import check_known
 from offramp._core.errors import InputError
 from offramp._core.types import Batch
@@ -133,17 +134,9 @@ def known_input(
         return torch.zeros(1, *input_shape), False
     for stage in stages:
         if isinstance(stage.spec, SegmentSpec):
-            return _zeros(stage.spec.cut.example), False  # of the shape that the transform gives
+            # Of the shape that the transform gives; fractions might be none that it reads.
+            return map_tensors(stage.spec.cut.example, _zero), False
     return None
-
-
-def _zeros(example: Batch) -> Batch:
-    """The same without fractions, which a transform of bytes would refuse."""
-    if isinstance(example, Tensor):
-        return _zero(example)
-    if isinstance(example, Mapping):
-        return {name: _zero(part) for name, part in example.items()}
-    return tuple(map(_zero, example))
 
 
 def _zero(tensor: Tensor) -> Tensor:

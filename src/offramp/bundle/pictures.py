@@ -65,11 +65,11 @@ class ImageFiles:
         Raises:
             FileFormatError: If it cannot be decoded.
         """
-        from offramp._core.picture import check_sizes, decoded, fitted, usual_resize  # Pillow
+        from offramp._core.picture import cut_out, usual_resize  # Pillow
 
         channels, *size = self.shape
-        cut, cover = check_sizes(size, self.resize or usual_resize(size))
-        image = np.array(fitted(decoded(source, orient=self.orient), cut, cover))  # (h, w, 3)
+        resize = self.resize or usual_resize(size)
+        image = cut_out(source, size=size, resize=resize, orient=self.orient)  # (h, w, 3)
         if channels == 3:
             return np.ascontiguousarray(image.transpose(2, 0, 1))
         grey = image.astype(np.float32) @ np.array(_GREY, dtype=np.float32)

@@ -5,13 +5,12 @@ Layer: data.
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
 from offramp._core.errors import FileFormatError
-from offramp._core.picture import Side, check_sizes, decoded, fitted
+from offramp._core.picture import Side, cut_out, decoded
 
 
 def read_image(
@@ -41,9 +40,8 @@ def read_image(
             holds numbers of which nobody knows what is white; it is named.
         InputError: If `size` and `resize` are no sizes, or do not fit.
     """
-    cut, cover = check_sizes(size, resize)
-    image = decoded(Path(path), orient=orient)
-    return torch.from_numpy(np.array(fitted(image, cut, cover))).permute(2, 0, 1).contiguous()
+    image = cut_out(Path(path), size=size, resize=resize, orient=orient)
+    return torch.from_numpy(image).permute(2, 0, 1).contiguous()
 
 
 def damage(path: Path) -> str | None:

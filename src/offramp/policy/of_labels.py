@@ -122,8 +122,7 @@ class OfLabels(Distribution):
 def _scalars_of(output: StageOutput, sure: float, temperature: float) -> Scalars | None:
     if math.isnan(sure):
         return None
-    ranked = output.top(1) if output.ranked is None else output.ranked  # a view costs more
-    c, label = output.classes, ranked.tolist()[0][0]
+    c, label = output.classes, output.top(1).tolist()[0][0]
     p = min(max(sure, _LEAST), _MOST)
     p = max(p, 1 / c + (0.5 - 0.5 / c) * p)  # near and below chance raised
     if not 0 <= label < c:

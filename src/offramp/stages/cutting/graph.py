@@ -12,7 +12,7 @@ Layer: stages.  Source: none; torch.export's graph and its symbolic shapes.
 import operator
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 
-from offramp._core.batch import batch_size, take_rows, to_device
+from offramp._core.batch import batch_size, map_tensors, take_rows, to_device
 from offramp._core.errors import FAILURES, InputError, UnsupportedError
 from offramp._core.released import forget_operations
 from offramp._core.types import Batch
@@ -90,18 +90,10 @@ def rows_of(net: nn.Module, example: Batch) -> Batch:
     where = next((p.device for p in net.parameters()), None)
     two: Batch = take_rows(batch, torch.arange(_ROWS) % n)
     if n == 1:  # two different ones, or it would not show if one had influence on the other
-        two = _map(two, _weakened)
+        two = map_tensors(two, _weakened)
     if where is not None:
         two = to_device(two, where)
     return two
-
-
-def _map(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
-    if isinstance(batch, Tensor):
-        return change(batch)
-    if isinstance(batch, Mapping):
-        return {name: change(tensor) for name, tensor in batch.items()}
-    return tuple(map(change, batch))
 
 
 def _weakened(tensor: Tensor) -> Tensor:

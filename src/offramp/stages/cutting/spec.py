@@ -3,13 +3,13 @@
 Layer: stages.  Source: none.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor
 
+from offramp._core.batch import map_tensors
 from offramp._core.types import Batch
 from offramp.models import ModelSpec
 
@@ -63,11 +63,7 @@ def synthetic_example(example: Batch) -> Batch:
     >>> made_up["ids"].tolist(), made_up["x"].shape
     ([[7, 3]], torch.Size([1, 2]))
     """
-    if isinstance(example, Tensor):
-        return _made_up(example)
-    if isinstance(example, Mapping):
-        return {name: _made_up(tensor) for name, tensor in example.items()}
-    return tuple(map(_made_up, example))
+    return map_tensors(example, _made_up)
 
 
 def _made_up(tensor: Tensor) -> Tensor:
