@@ -66,8 +66,7 @@ def main(folder: Path, place: Path) -> None:
     figure, axes = plt.subplots(figsize=(5, 2), layout="constrained")
     for row, found in (("with the cloud", both), ("without", told)):
         here = sum(where == "device" for where in found.where)
-        axes.barh(row, here, color="tab:blue")
-        axes.barh(row, len(images) - here, left=here, color="tab:orange")
+        axes.barh([row] * 2, [here, len(images) - here], left=[0, here], color=["C0", "C1"])
     axes.set(xlabel="answers of the device (blue) and of the cloud (orange)")
     figure.savefig(folder / "edge_and_cloud.png", dpi=150)
 

@@ -60,16 +60,13 @@ def main(folder: Path) -> None:
 
         with ThreadPoolExecutor(4) as clients:
             answers = list(clients.map(ask, range(len(test))))
-    right = sum(
-        said["label"] == int(label) for (_, said), label in zip(answers, test.labels, strict=True)
-    )
-    print(f"{right} of {len(test)} right")
+    right = [said["label"] == int(y) for (_, said), y in zip(answers, test.labels, strict=True)]
+    print(f"{sum(right)} of {len(test)} right")
 
     figure, axes = plt.subplots(figsize=(5, 3.5), layout="constrained")
     for name in WIDTHS:
-        axes.hist(
-            [ms for ms, said in answers if said["stage"] == name], bins=20, alpha=0.6, label=name
-        )
+        taken = [ms for ms, said in answers if said["stage"] == name]
+        axes.hist(taken, bins=20, alpha=0.6, label=name)
     axes.set(xlabel="milliseconds, four clients", ylabel="answers")
     axes.legend(title="answered by")
     figure.savefig(folder / "serving.png", dpi=150)

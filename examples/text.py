@@ -51,14 +51,11 @@ def main(folder: Path) -> None:
     examples = examples.split_into(sizes, seed=0, stratified=True)
 
     networks = {"small": Reader(16, 1), "large": Reader(64, 2)}
+    train = examples.subset("train")
     for network in networks.values():
-        train_classifier(
-            network, examples.subset("train"), epochs=15, seed=0, learning_rate=0.003, batch_size=32
-        )
+        train_classifier(network, train, epochs=15, seed=0, learning_rate=0.003, batch_size=32)
     cascade = offramp.Cascade.from_models(networks, class_names=CODES)
-    weights = {
-        name: sum(p.numel() for p in net.layers.parameters()) for name, net in networks.items()
-    }
+    weights = {k: sum(p.numel() for p in n.layers.parameters()) for k, n in networks.items()}
     costs = given_costs(cascade, "flops", {name: 2.0 * LENGTH * n for name, n in weights.items()})
     trace = offramp.record(cascade, examples.take(examples.split != 0), costs=costs)
     frontier = offramp.fit(trace, policy=["threshold", "learned"])
