@@ -1,10 +1,12 @@
+import copy
+
 import pytest
 import torch
 from jaxtyping import config
-from torch import nn
+from torch import fx, nn
 
 from offramp.backends import fold
-from offramp.backends.fold import fold_batch_norm
+from offramp.backends.fold import call_functions, fold_batch_norm
 from offramp.models import cifar_preresnet, cifar_resnet, small_cnn
 from offramp.policy import Candidate
 from offramp.runtime import Adaptive
@@ -165,3 +167,65 @@ def test_a_norm_over_tokens_is_not_taken_for_one_of_vectors():
     assert fold_batch_norm(net) == 0
     assert fold_batch_norm(nn.Sequential(nn.Flatten(2), *net)) == 0
     torch.testing.assert_close(fold(net)(x), net(x))
+
+
+@pytest.mark.parametrize("make", [cifar_resnet, cifar_preresnet])
+@pytest.mark.parametrize("folded", [True, False])
+@torch.no_grad()
+def test_functions_in_place_of_layers_give_the_same_bits(make, folded):
+    net = lively(make(8, width=0.5))
+    carry = images(3)
+    for stage in Cascade.from_network(net, ["layer1.0", "layer2.0"], example=carry):
+        segment = copy.deepcopy(stage.module)
+        if folded:
+            fold_batch_norm(segment)
+        expected = segment(carry)
+        call_functions(segment)
+        given = segment(carry)
+        assert torch.equal(given, expected)
+        assert not any(isinstance(m, nn.Conv2d | nn.BatchNorm2d) for m in segment.modules())
+        carry = stage.module(carry)
+
+
+class Odd(nn.Module):
+    """Layers that must stay, one that runs twice, and names that would meet."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(3, 3, 3, padding=1)
+        self.a_0 = nn.Conv2d(3, 3, 1, bias=False)
+        self.inner = nn.Sequential(nn.Conv2d(3, 3, 3, padding="same"), nn.Identity())
+        self.mirrored = nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect")
+        self.hooked = nn.Conv2d(3, 3, 1)
+        self.hooked.register_forward_hook(lambda *given: given[2] + 1)
+        self.batch = nn.BatchNorm2d(3, track_running_stats=False)
+
+    def forward(self, x):
+        return self.batch(self.hooked(self.mirrored(self.inner(self.a_0(self.a(self.a(x)))))))
+
+
+@torch.no_grad()
+def test_layers_that_do_more_than_their_function_stay():
+    net = fx.symbolic_trace(Odd().eval())
+    expected = net(images())
+    call_functions(net)
+    assert torch.equal(net(images()), expected)
+    left = {name for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d)}
+    assert left == {"mirrored", "hooked"}
+    assert isinstance(net.batch, nn.BatchNorm2d)
+
+
+@torch.no_grad()
+def test_a_prepared_segment_can_be_copied_and_compiled_with_its_weights():
+    cascade = Cascade.from_network(
+        lively(cifar_resnet(8, width=0.5)), ["layer1.0"], example=images()
+    )
+    first = fold(cascade.stage(0).module)
+    again = copy.deepcopy(first)
+    assert torch.equal(again(images()), first(images()))
+    assert all(
+        p.is_contiguous(memory_format=torch.channels_last)
+        for p in again.parameters()
+        if p.dim() == 4
+    )
+    again.load_state_dict(first.state_dict())

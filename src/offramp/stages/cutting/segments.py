@@ -9,7 +9,7 @@ Layer: stages.  Source: none.
 """
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, final
 
@@ -22,6 +22,17 @@ from offramp.stages.cutting.graph import NEW, SIZE
 from offramp.stages.cutting.plan import Plan
 
 _aten = torch.ops.aten
+#: The same operations by functions of torch that are called without Python between.
+_DIRECT: dict[Any, Callable[..., Any]] = {
+    _aten.relu.default: torch.relu,
+    _aten.relu_.default: torch.relu_,
+    _aten.add.Tensor: torch.add,
+    _aten.mul.Tensor: torch.mul,
+    _aten.cat.default: torch.cat,
+    _aten.flatten.using_ints: torch.flatten,
+    _aten.linear.default: torch.nn.functional.linear,
+    _aten.adaptive_avg_pool2d.default: torch._C._nn.adaptive_avg_pool2d,
+}
 _ARITHMETIC = {"Mul": operator.mul, "Add": operator.add, "FloorDiv": operator.floordiv}
 
 
@@ -103,9 +114,10 @@ class Emission:
     def _copied(self, node: fx.Node) -> fx.Node:
         in_place = node.meta.get("in_place")
         safe = in_place is not None and node.args[0] not in self._entered
+        target: Any = in_place if safe else node.target
         return self._graph.create_node(
             node.op,
-            in_place if safe else node.target,  # type: ignore[arg-type]
+            _DIRECT.get(target, target),
             map_aggregate(node.args, self._translated),
             map_aggregate(node.kwargs, self._translated),
             name=node.name,
