@@ -18,8 +18,8 @@ segment. `exits_unasked`: the same exits for a policy that asks none of them. A 
 here is named in `skipped`.
 
 `decision_us`: microseconds that one exit takes beside its segment and its head, one image at a
-time, in eager PyTorch: a chain of 19 stages against its layers called by hand, CPU time, least of
-all rounds.
+time: a chain of 19 stages against its layers called by hand, in eager PyTorch, or its sessions of
+ONNX Runtime; CPU time, least of all rounds.
 
 With --keep-pages glibc keeps freed memory instead of giving it back between operations.
 """
@@ -56,6 +56,7 @@ SIZES = (1, 32, 128, 512)
 GO_ON = 0.2
 IMAGES = {1: 128, 32: 512, 128: 1024, 512: 1024}  # in one pass
 EXITS = 18
+DECIDED = ("eager", "onnxruntime")  # where the same can be called by hand
 
 Run = Callable[[], object]
 
@@ -208,7 +209,7 @@ class Added(nn.Module):
         return x + 1.0
 
 
-def decision_us(rounds: int) -> float:
+def decision_us(backend: str, rounds: int) -> float:
     """Microseconds of one exit beside its segment and its head."""
     segments = nn.Sequential(*(Added() for _ in range(EXITS + 1)))
     last = gap_linear(16, 10).eval()
@@ -216,14 +217,16 @@ def decision_us(rounds: int) -> float:
     one = torch.randn(1, 16, 4, 4, generator=torch.Generator().manual_seed(0))
     heads = {f"0.{k}": gap_linear(16, 10).eval() for k in range(EXITS)}
     exits = Cascade.from_network(net, list(heads), head=heads, example=one)
+    exits = in_backend(exits, backend, one, fuse=exits.topology.names)
     model = Adaptive(exits, policy_of(exits, 2.0))
 
-    def by_hand() -> None:
+    def by_layers() -> None:
         x = one
         for segment, head in zip(segments, (*heads.values(), last), strict=True):
             x = segment(x)
             head(x)
 
+    by_hand = by_sessions(exits, one) if backend == "onnxruntime" else by_layers
     taken: dict[str, list[float]] = {"model": [], "by hand": []}
     with torch.inference_mode():
         for _ in range(20 * rounds):
@@ -232,6 +235,27 @@ def decision_us(rounds: int) -> float:
                 run()
                 taken[name].append(time.process_time() - start)
     return (min(taken["model"]) - min(taken["by hand"])) / EXITS * 1e6
+
+
+def by_sessions(exits: Cascade, one: Tensor) -> Run:
+    """The same models of ONNX Runtime one after the other, as somebody would write it."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    models = [stage.module.files() for stage in exits]  # type: ignore[operator, union-attr]
+    sessions = [onnxruntime.InferenceSession(model, options) for (model,) in models]
+    names = [
+        (session.get_inputs()[0].name, [given.name for given in session.get_outputs()])
+        for session in sessions
+    ]
+
+    def run() -> None:
+        x = one.numpy()
+        for session, (name, outputs) in zip(sessions, names, strict=True):
+            x, *_ = session.run(outputs, {name: x})
+
+    return run
 
 
 def measured(backend: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -244,7 +268,7 @@ def measured(backend: str, options: argparse.Namespace) -> dict[str, Any]:
         "went_on": float(went_on),
         "over_ideal": over_ideal(cascade, policy_of(cascade, value), images, options.rounds),
         **exits_unused(backend, options.rounds),
-        **({"decision_us": decision_us(options.rounds)} if backend == "eager" else {}),
+        **({"decision_us": decision_us(backend, options.rounds)} if backend in DECIDED else {}),
     }
 
 

@@ -70,7 +70,8 @@ class Compiled(nn.Module):
             InputError: If shapes or types are not those that the network was compiled for.
             UnsupportedError: If somebody counts its operations.
         """
-        given = self.inputs.unpack(args, named)
+        alone = len(args) == 1 and type(args[0]) is Tensor and len(self._wanted) == 1 and not named
+        given: Sequence[Tensor] = args if alone else self.inputs.unpack(args, named)
         for tensor, (shape, dtype), free in zip(given, self._wanted, self._free, strict=True):
             same = tensor.shape[1:] == shape or (free and _differ(tensor.shape, shape) <= {*free})
             if not same or tensor.dtype != dtype:
@@ -82,10 +83,10 @@ class Compiled(nn.Module):
                 "measure seconds."
             )
         where = given[0].device
-        if len(given[0]) == 0:
+        if given[0].shape[0] == 0:
             return self.outputs.pack([t.to(where) for t in self.outputs.parts(0)])
         results = self._run(given)
-        if where.type != "cpu":
+        if not given[0].is_cpu:
             results = [result.to(where) for result in results]
         return self.outputs.pack(results)
 

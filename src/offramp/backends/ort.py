@@ -59,14 +59,16 @@ class Session:
             self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except self._failures as error:
             raise UnsupportedError(f"ONNX Runtime cannot load the model: {error}") from error
-        self._inputs = [given.name for given in self._session.get_inputs()]
+        # An input that no operation reads is not there any more.
+        names = [given.name for given in self._session.get_inputs()]
+        if others := [name for name in names if not name.removeprefix(INPUT).isdecimal()]:
+            raise UnsupportedError(f"The model must read in.0, in.1 and so on, got {others}.")
+        self._inputs = [(name, int(name.removeprefix(INPUT))) for name in names]
         self._outputs = [given.name for given in self._session.get_outputs()]
 
     def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Run a batch on the CPU."""
-        # An input that no operation reads is not there any more, so inputs go by name.
-        given = {f"{INPUT}{k}": t.numpy(force=True) for k, t in enumerate(tensors)}
-        feed = {name: given[name] for name in self._inputs}
+        feed = {name: tensors[k].numpy(force=True) for name, k in self._inputs}
         try:
             results = self._session.run(self._outputs, feed)
         except self._failures as error:

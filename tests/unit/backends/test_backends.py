@@ -26,7 +26,8 @@ from offramp.backends import (
     with_backend,
 )
 from offramp.backends.cuda import BUCKETS, bucket_of
-from offramp.backends.ort import Session
+from offramp.backends.form import TensorSpec
+from offramp.backends.ort import Session, open_onnx
 from offramp.evaluation import replay
 from offramp.models import small_cnn
 from offramp.policy import Candidate
@@ -163,6 +164,18 @@ def test_scales_of_each_batch_would_fail_that_test(tmp_path):
     ordinary, wild = images(4, seed=3).float() / 16, torch.full((4, 1, 8, 8), 100.0)
     together = session([torch.cat([ordinary, wild])])[0][:4]
     assert not torch.allclose(together, session([ordinary])[0], rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_that_reads_other_names_is_refused_before_it_runs():
+    from offramp.backends import to_onnx
+
+    model = to_onnx(nn.Linear(3, 2).eval(), torch.rand(2, 3), name="x")
+    model.graph.input[0].name = "pixels"
+    for node in model.graph.node:
+        node.input[:] = ["pixels" if name == "in.0" else name for name in node.input]
+    outputs = TensorSpec.of(torch.rand(2, 2))
+    with pytest.raises(FileFormatError, match=r"in\.0.*pixels"):
+        open_onnx([model.SerializeToString()], outputs, "stage 'x'", 1)
 
 
 def labeled(n=600):
