@@ -243,7 +243,7 @@ def by_sessions(exits: Cascade, one: Tensor) -> Run:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    models = [stage.module.files() for stage in exits]  # type: ignore[operator, union-attr]
+    models = [stage.module.files() for stage in exits]  # type: ignore[operator]
     sessions = [onnxruntime.InferenceSession(model, options) for (model,) in models]
     names = [
         (session.get_inputs()[0].name, [given.name for given in session.get_outputs()])

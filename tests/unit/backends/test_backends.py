@@ -26,7 +26,6 @@ from offramp.backends import (
     with_backend,
 )
 from offramp.backends.cuda import BUCKETS, bucket_of
-from offramp.backends.form import TensorSpec
 from offramp.backends.ort import Session, open_onnx
 from offramp.evaluation import replay
 from offramp.models import small_cnn
