@@ -141,9 +141,9 @@ def unpacked(what: bytes) -> Any:  # noqa: ANN401  (Asked or Visited)
     return pickle.loads(what)
 
 
-def _reduced(tensor: Tensor) -> Any:  # noqa: ANN401  (as `__reduce__`)
+def _reduced(tensor: Tensor) -> Any:  # noqa: ANN401  (as `__reduce_ex__`)
     if tensor.device.type != "cpu" or tensor.layout != torch.strided or tensor.is_quantized:
-        return tensor.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+        return tensor.__reduce_ex__(pickle.HIGHEST_PROTOCOL)  # type: ignore[no-untyped-call]
     values = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     return _tensor, (bytearray(values.numpy()), tensor.dtype, tensor.shape)
 

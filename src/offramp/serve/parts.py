@@ -20,7 +20,7 @@ from offramp.stages.segments import run_segments
 Parts = tuple[tuple[str, ...], ...]
 
 FRONT = "offramp"  # the deployment that takes requests
-_TAKES = 0.0025  # seconds that a request keeps the front busy through Ray (docs/adr/0059)
+_REQUEST = 0.005  # seconds that Ray computes for a request, in proxy and front (docs/adr/0059)
 _BATCH, _ROUNDS = 8, 4  # examples, and how often they are run; the fastest counts
 
 
@@ -37,9 +37,9 @@ def parts_of(
     a stage stays with the one that it continues where what is carried between the two takes more
     bytes than the raw input: it is cheaper to compute where it lies than to send it.
 
-    In the front run the first of these parts that together take less time for an example than the
-    front takes for a request: it is busy before they are, so others could not make it faster, and
-    what it sends them costs more than they do.
+    In the front run those of these parts, the first of them first, that together compute less for
+    an example than Ray does for a request. To send them a batch would cost more than they do, and
+    the processes that all requests pass are busy before they are.
 
     Args:
         model: Of a bundle.
@@ -88,7 +88,7 @@ def parts_of(
         for name in wanted[1:]:
             together(wanted[0], name)
     if found:
-        left = _TAKES
+        left = _REQUEST
         for part in _parts(belongs):
             each = math.fsum(found[name].seconds for name in part if name != FRONT)
             if FRONT not in part and not set(apart).intersection(part) and each <= left:
