@@ -5,13 +5,17 @@ noise). Everything runs on this machine, so this shows what Ray costs and nothin
 `scale` comes from the simulation.
 
 `serve_vs_offramp_serve`: requests a second of the application over those of `offramp serve`.
-`serve_vs_naive_ray`: over a composition of two deployments with `@serve.batch`, by hand.
+`serve_vs_naive_ray`: over a composition of two deployments with `@serve.batch`, by hand; rounds
+take turns. `serve_vs_naive_ray_cpu`: seconds that all of its processes compute for a request over
+those of ours, which other work on the machine changes less.
 `data_over_loop`: images a second of Ray Data with one process over `stream` in this process, the
 start of processes not counted. `actor_over_pools`: the same over one pool of processes per stage.
 `simulated_throughput_over_real`, `simulated_p99_over_real`: of the application under Poisson
-arrivals at half of its throughput. What its front takes for a request is measured with a cascade
-whose stages cost next to nothing (`front` among the requests a second): the client of this program
-among it, since all share the cores of this machine, in the simulation as well.
+arrivals at half of its throughput, all of it on the cores of this machine. What Ray and the front
+compute for a request is measured with a cascade whose stages cost next to nothing (`front` among
+the requests a second), and what a lone request waits beside that; `apart` is the same with each
+stage in a deployment of its own. `simulated_cpu_over_real`: seconds that all processes compute for
+a request, by the simulation and as measured.
 """
 
 import argparse
@@ -21,7 +25,6 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -44,7 +47,7 @@ from offramp.runtime import Adaptive
 from offramp.stages import Normalize
 from offramp.tuning.meter import measure_times
 from offramp.tuning.simulate import plan, simulate
-from offramp.tuning.traffic import Simulated, Traffic
+from offramp.tuning.traffic import Traffic
 
 PEER = (sys.executable, "-c", "import serving_peers; serving_peers.main()")
 REPLICAS = (1, 10, 100, 1000)
@@ -93,15 +96,17 @@ def saved(cascade: offramp.Cascade, images: Tensor, path: Path) -> Path:
 def served(
     arguments: argparse.Namespace, bundle: Path, empty: Path, images: Tensor
 ) -> dict[str, Any]:
-    """Requests a second of all, one after the other."""
+    """Requests a second, and seconds of computing for each; all take turns."""
     v2, own = requests_v2(images, NAME, "input"), requests_json(images)
-    found: dict[str, Any] = {}
-    for what, kind, path, requests in (
+    kinds = (
         ("serve", "serve", bundle, v2),
         ("front", "cluster", empty, v2),
+        ("apart", "apart", empty, v2),
         ("cluster", "cluster", bundle, v2),
         ("ray", "ray", bundle, own),
-    ):
+    )
+    each: dict[str, list[float]] = {}
+    for what, kind, path, requests in kinds * arguments.rounds:
         port = free_port()
         command = [*PEER, kind, str(path), "--port", str(port), "--backend", "folded"]
         if kind == "serve":
@@ -111,24 +116,24 @@ def served(
         try:
             server.start(None, bundle.parent / f"{what}.log")
             ready(port, requests)
-            rates = []
-            for _ in range(arguments.rounds):
-                took, answers = asyncio.run(
-                    closed_loop(port, requests, arguments.clients, seconds=arguments.seconds)
-                )
-                if wrong := [answer for answer in answers if answer.status != 200]:
-                    raise RuntimeError(f"{what}: {len(wrong)} failed: {wrong[0]}")
-                rates.append(len(answers) / took)
-            found[what] = median(rates)
-            print(f"{what}: {found[what]:.0f} requests a second", file=sys.stderr)
-            if what == "front":
-                _, alone = asyncio.run(closed_loop(port, requests, 1, count=20))
-                found["alone_seconds"] = median(each.ended - each.arrived for each in alone)
+            computed = server.cpu_seconds()
+            took, answers = asyncio.run(
+                closed_loop(port, requests, arguments.clients, seconds=arguments.seconds)
+            )
+            computed = server.cpu_seconds() - computed
+            if wrong := [answer for answer in answers if answer.status != 200]:
+                raise RuntimeError(f"{what}: {len(wrong)} failed: {wrong[0]}")
+            told = {what: len(answers) / took, f"{what}_cpu": computed / len(answers)}
+            print(f"{what}: {told[what]:.0f} requests a second", file=sys.stderr)
+            _, alone = asyncio.run(closed_loop(port, requests, 1, count=20))
+            told[f"{what}_alone"] = median(one.ended - one.arrived for one in alone)
             if what == "cluster":
-                found |= paced(port, requests, arguments, found[what])
+                told |= paced(port, requests, arguments, told[what])
         finally:
             server.stop()
-    return found
+        for key, value in told.items():
+            each.setdefault(key, []).append(value)
+    return {key: median(values) for key, values in each.items()}
 
 
 def ready(port: int, requests: list[bytes]) -> None:
@@ -168,11 +173,12 @@ def simulated(bundle: Path, images: Tensor, real: dict[str, Any]) -> dict[str, A
     times = measure_times(model.cascade, images[:FULL], batch_sizes=[1, 4, 16, FULL], rounds=3)
     torch.set_num_threads(threads)
     first = model.stage_names[0]
-    front = 1 / real["front"]  # of stages that cost nothing: HTTP, the scheduler, Ray
-    beside = max(real["alone_seconds"] - front, 0.0)
+    front = real["front_cpu"]  # of stages that cost nothing: HTTP, the scheduler, Ray
+    beside = max(real["front_alone"] - front, 0.0)  # what a request waits with nobody before it
+    hop = max(real["apart_alone"] - real["front_alone"], 0.0)
     shares = shares_of(model, images[:256])
     given = {"topology": model.policy.topology, "times": times, "shares": shares}
-    ours = {**given, "overhead": beside, "front": front}
+    ours = {**given, "front": front, "overhead": hop}
     load = max(Traffic(rate=1.0, **given).loads().values())
     scale = {}
     for replicas in REPLICAS:
@@ -187,30 +193,23 @@ def simulated(bundle: Path, images: Tensor, real: dict[str, Any]) -> dict[str, A
             "fronts": fronts * replicas // part,
             "p99_seconds": found.p99,
         }
-    here, most = on_this_machine(real, given, model.stage_names)
+    cores = len(os.sched_getaffinity(0))
+    shared = {**given, "front": front, "fronts": cores, "cores": cores}
+    here = simulate(Traffic(rate=real["rate"], **shared), dict.fromkeys(model.stage_names, 1))
+    of_one = Traffic(rate=1.0, **shared)
+    most = min(1 / max(of_one.loads().values()), cores / of_one.work())
+    p50, p99 = ((seconds + beside) if here.stable else None for seconds in (here.p50, here.p99))
     return {
         "simulated_throughput_over_real": most / real["cluster"],
-        "simulated_p50_over_real": here.p50 / real["p50_seconds"] if here.stable else None,
-        "simulated_p99_over_real": here.p99 / real["p99_seconds"] if here.stable else None,
+        "simulated_cpu_over_real": of_one.work() / real["cluster_cpu"],
+        "simulated_p50_over_real": None if p50 is None else p50 / real["p50_seconds"],
+        "simulated_p99_over_real": None if p99 is None else p99 / real["p99_seconds"],
         "front_seconds": front,
-        "overhead_seconds": beside,
+        "beside_seconds": beside,
+        "overhead_seconds": hop,
         "first": first,
         "scale": scale,
     }
-
-
-def on_this_machine(
-    real: dict[str, Any], given: dict[str, Any], stages: Sequence[str]
-) -> tuple[Simulated, float]:
-    """What arrivals at half of the throughput meet where all shares the cores, and the most."""
-    cores = len(os.sched_getaffinity(0))
-    front = cores / real["front"]  # seconds of a core: at its throughput none of them is idle
-    beside = max(real["alone_seconds"] - front, 0.0)
-    shared = {**given, "front": front, "fronts": cores, "cores": cores}
-    one = dict.fromkeys(stages, 1)
-    here = simulate(Traffic(rate=real["rate"], overhead=beside, **shared), one)
-    per_example = Traffic(rate=1.0, **shared)
-    return here, min(1 / max(per_example.loads().values()), cores / per_example.work())
 
 
 # ---- Ray Data
@@ -321,10 +320,15 @@ def main() -> None:
             print(real, file=sys.stderr)
             result = {
                 "requests_per_second": {
-                    what: real[what] for what in ("serve", "front", "cluster", "ray")
+                    what: real[what] for what in ("serve", "front", "apart", "cluster", "ray")
                 },
                 "serve_vs_offramp_serve": real["cluster"] / real["serve"],
                 "serve_vs_naive_ray": real["cluster"] / real["ray"],
+                "serve_vs_naive_ray_cpu": real["ray_cpu"] / real["cluster_cpu"],
+                "cpu_seconds_per_request": {
+                    what: real[f"{what}_cpu"]
+                    for what in ("serve", "front", "apart", "cluster", "ray")
+                },
                 "p99_seconds": real["p99_seconds"],
                 **simulated(bundle, images, real),
             }

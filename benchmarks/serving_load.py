@@ -74,6 +74,17 @@ class Server:
             total += pages * os.sysconf("SC_PAGE_SIZE")
         return total / 2**20
 
+    def cpu_seconds(self) -> float:
+        """That all of its processes have computed so far, those that run now."""
+        ticks, own = 0, 0 if self.process is None else self.process.pid
+        for pid in {own, *_children(own)}:
+            try:
+                line = Path(f"/proc/{pid}/stat").read_text()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            ticks += sum(map(int, line.rpartition(")")[2].split()[11:13]))
+        return ticks / os.sysconf("SC_CLK_TCK")
+
     def stop(self) -> None:
         """End all of it."""
         self.signal(signal.SIGCONT)

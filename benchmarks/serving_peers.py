@@ -75,7 +75,7 @@ def ray(bundle: str, port: int, backend: str) -> None:
         time.sleep(3600)
 
 
-def cluster(bundle: str, port: int, backend: str) -> None:
+def cluster(bundle: str, port: int, backend: str, fuse: str) -> None:
     """The application of offramp, on the same Ray."""
     import ray as ray_package
     from offramp.serve.ray import build_app
@@ -83,7 +83,7 @@ def cluster(bundle: str, port: int, backend: str) -> None:
 
     ray_package.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
-    serve.run(build_app(bundle, settings={"backend": backend}), route_prefix="/")
+    serve.run(build_app(bundle, fuse=fuse, settings={"backend": backend}), route_prefix="/")
     while True:
         time.sleep(3600)
 
@@ -118,7 +118,7 @@ def main() -> None:
     """Run the one that the command line names."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument(
-        "what", choices=["litserve", "static", "ray", "cluster", "offline", "single"]
+        "what", choices=["litserve", "static", "ray", "cluster", "apart", "offline", "single"]
     )
     options.add_argument("bundle")
     options.add_argument("--port", type=int, default=0)
@@ -132,8 +132,10 @@ def main() -> None:
         run(given.bundle, given.port, given.backend, static=given.what == "static")
     elif given.what == "ray":
         ray(given.bundle, given.port, given.backend)
-    elif given.what == "cluster":
-        cluster(given.bundle, given.port, given.backend)
+    elif given.what in ("cluster", "apart"):
+        cluster(
+            given.bundle, given.port, given.backend, "auto" if given.what == "cluster" else "none"
+        )
     elif given.what == "offline":
         print(json.dumps(offline(given.bundle, given.data, given.backend)))
     else:

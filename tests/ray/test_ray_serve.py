@@ -43,6 +43,8 @@ def test_answers_doors_gears_and_a_replica_that_dies(cluster, serving, tmp_path)
 
     bundle = make_bundle(tmp_path / "net")
     ask = serving(bundle, stages={"large": {"num_replicas": 2}})
+    deployed = serve.status().applications["test"].deployments
+    assert set(deployed) == {"offramp", "large"}  # the small one runs where requests come
     model = load(bundle)
     for k in range(5):
         x = inputs_of(1 + 13 * k, seed=k)

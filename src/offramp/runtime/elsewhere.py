@@ -7,6 +7,9 @@ and a visit goes on through stages that are.
 Layer: runtime.  Source: docs/adr/0059.
 """
 
+import copyreg
+import io
+import pickle
 import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -108,16 +111,46 @@ class Visited:
 
 @runtime_checkable
 class Elsewhere(Protocol):
-    """Where the stages of a model run, if not here."""
+    """Where stages of a model run, if not here."""
 
     @property
     def lanes(self) -> Mapping[str, tuple[str, int]]:
-        """For each stage, by name, where it runs, and how many batches are sent there at a time."""
+        """By name, where stages run, and how many batches go there at a time; others run here."""
         ...
 
     def __call__(self, gear: str | None, asked: Asked) -> Visited:
         """Have a batch visit a stage; raises what the stage raises."""
         ...
+
+
+def packed(what: Asked | Visited) -> bytes:
+    """As bytes for another process of the same program; `unpacked` makes it whole again.
+
+    Tensors go as their own bytes. PyTorch would take ten times as long for small ones, and send the
+    whole of a request with each slice of it, since they share their memory.
+    """
+    held = io.BytesIO()
+    pickler = pickle.Pickler(held, pickle.HIGHEST_PROTOCOL)
+    pickler.dispatch_table = copyreg.dispatch_table | {Tensor: _reduced}
+    pickler.dump(what)
+    return held.getvalue()
+
+
+def unpacked(what: bytes) -> Any:  # noqa: ANN401  (Asked or Visited)
+    """What was packed by a process of the same program, which is trusted as this one is."""
+    return pickle.loads(what)
+
+
+def _reduced(tensor: Tensor) -> Any:  # noqa: ANN401  (as `__reduce_ex__`)
+    if tensor.device.type != "cpu" or tensor.layout != torch.strided or tensor.is_quantized:
+        return tensor.__reduce_ex__(pickle.HIGHEST_PROTOCOL)  # type: ignore[no-untyped-call]
+    values = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    return _tensor, (bytearray(values.numpy()), tensor.dtype, tensor.shape)
+
+
+def _tensor(values: bytearray, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    flat = torch.frombuffer(values, dtype=dtype) if values else torch.empty(0, dtype=dtype)
+    return flat.reshape(shape)
 
 
 def asked_of(flight: InFlight, path: Path) -> Asked:

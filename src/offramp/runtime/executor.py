@@ -41,6 +41,7 @@ from offramp.runtime.prediction import Prediction
 from offramp.runtime.request import Request, settle
 
 _log = logging.getLogger(__name__)
+_HERE = ""  # the lane of stages that run in this process beside others that do not
 _FADES = 0.98  # of what an answer was taken up late, with each that follows
 
 
@@ -74,7 +75,8 @@ class Executor:
         clock: Gives seconds that do not go back; for tests.
         gears: Models over the same stages, by name, that a request may ask for; by default those
             of `model.gears`. Examples of one gear share batches; all share the threads.
-        elsewhere: Runs stages that are not to run here; `workers` are then as many as it takes.
+        elsewhere: Runs the stages that it has lanes for; beside `workers`, which run the others,
+            there are then as many threads as it takes batches.
         observer: Told of each batch that a stage has run, by the thread that ran it; it must be
             quick, and what it raises is logged.
 
@@ -116,10 +118,13 @@ class Executor:
             batch_size=batch_size, patience=patience, others=self._gears.values()
         )
         computing = [k for k, stage in self._stages.items() if not stage.waits]
-        self._elsewhere, lanes = elsewhere, dict[int, tuple[str, int]]()
+        self._elsewhere, away = elsewhere, dict[int, tuple[str, int]]()
         if elsewhere is not None:
-            lanes = {k: elsewhere.lanes[model.stage_names[k]] for k in computing}
-            workers = sum(dict(lanes.values()).values())
+            there = {k: elsewhere.lanes.get(model.stage_names[k]) for k in computing}
+            away = {k: lane for k, lane in there.items() if lane is not None}
+        lanes = dict.fromkeys(computing, (_HERE, workers)) | away if away else {}
+        workers = sum(dict(lanes.values()).values()) or workers
+        self._away = frozenset(away)
         self._gear_of = {each.program: name for name, each in self._gears.items()}
         self._batcher.driven_by(workers, computing, lanes)
         self._requests: dict[int, Request] = {}  # by the number of each example that is not done
@@ -369,7 +374,7 @@ class Executor:
 
     def _visit_of(self, job: Job) -> Callable[[Asked], Visited] | None:
         """What visits the stage of a job, if not this thread."""
-        if self._elsewhere is None or self._stages[job.stage].waits:
+        if self._elsewhere is None or job.stage not in self._away:
             return None
         return partial(self._elsewhere, self._gear_of.get(job.flight.program))
 

@@ -1,8 +1,8 @@
 """A cascade as an application of Ray Serve: each stage scales by what survives to it.
 
 One deployment takes requests, as `offramp serve` does, and has the scheduler: survivors of all
-requests gather there until a stage has a full batch. Stages are deployments of their own, which are
-sent whole batches. Who left is sent nowhere (docs/adr/0059).
+requests gather there until a stage has a full batch. Small stages run there; the others are
+deployments of their own, which are sent whole batches. Who left is sent nowhere (docs/adr/0059).
 
 Needs the extra `ray`.
 
@@ -27,16 +27,24 @@ from offramp._core.checks import check_known
 from offramp._core.cluster import check_is_there, ray_module
 from offramp._core.errors import InputError, UnsupportedError
 from offramp._core.files import sha256
+from offramp._core.threads import one_thread
 from offramp.bundle.names import MANIFEST
 from offramp.bundle.pictures import ImageFiles
 from offramp.runtime import Adaptive
-from offramp.runtime.elsewhere import Asked, Elsewhere, Visited, visit_there
+from offramp.runtime.elsewhere import (
+    Asked,
+    Elsewhere,
+    Visited,
+    packed,
+    unpacked,
+    visit_there,
+)
 from offramp.runtime.program import Program
 from offramp.serve.app import make_app
 from offramp.serve.gears import all_gears
 from offramp.serve.inputs import Inputs
 from offramp.serve.model import load_served
-from offramp.serve.parts import parts_of
+from offramp.serve.parts import FRONT, parts_of
 from offramp.serve.settings import Settings, token_from
 from offramp.serve.whole import Alone
 
@@ -66,10 +74,13 @@ def build_app(
         stages: By the name of a stage, the options of the deployment that runs it:
             `num_replicas`, `autoscaling_config` and `ray_actor_options` of Ray Serve.
         fuse: Which stages share a deployment: "auto" those between which more bytes are carried
-            than the raw input has; "none"; or groups of names.
+            than the raw input has, and with "offramp", which takes requests, the first that keep up
+            with it and have no options in `stages`; "none"; or groups of names, "offramp" in one of
+            them.
         gear: That answers, of a bundle with gears; None to move along them under load. The
             `user_config` of the deployment "offramp", `{"gear": ...}`, changes it while it runs.
-        threads: CPU threads of each replica of a stage; as many CPUs are asked for.
+        threads: CPU threads of each replica of a stage; as many CPUs are asked for. "offramp" asks
+            for one more, if stages run there.
         settings: Others of `offramp.serve.settings.Settings`, by name; `token_env` names the
             variable that holds the token.
 
@@ -88,8 +99,9 @@ def build_app(
     plan = _Plan(bundle=path, digest=_digest(path), threads=threads, settings=told)
     model = plan.model()
     plan.made()  # what is wrong with the settings is said here
-    parts = parts_of(model, plan.inputs(model), fuse)
-    options = _options(parts, stages or {})
+    with one_thread():
+        front, parts = parts_of(model, plan.inputs(model), fuse, apart=(stages or {}).keys())
+    options = _options(front, parts, stages or {})
     lanes, handles = dict[str, tuple[str, int]](), dict[str, Any]()
     for part, given in zip(parts, options, strict=True):
         title = "-".join(part)
@@ -109,9 +121,10 @@ def build_app(
     return (
         serve.deployment(_Front)
         .options(
-            name="offramp",
+            name=FRONT,
             num_replicas=1,
             max_ongoing_requests=plan.made().max_queue,
+            ray_actor_options={"num_cpus": 1 + threads if front else 1},
             user_config={"gear": gear},
         )
         .bind(plan, path.name if name is None else name, lanes, handles)
@@ -190,10 +203,10 @@ class _Stages:
         self._turn = threading.Lock()  # one batch runs, and the next arrives meanwhile
 
     @torch.inference_mode()
-    def visit(self, gear: str | None, asked: Asked) -> Visited:
+    def visit(self, gear: str | None, asked: bytes) -> bytes:
         """Visit the stage at the end of a path, and those here that follow."""
         with self._turn:
-            return visit_there(self._programs[gear], asked, self._part)
+            return packed(visit_there(self._programs[gear], unpacked(asked), self._part))
 
 
 @final
@@ -216,21 +229,22 @@ class _Remote:
         from ray.exceptions import RayActorError, RayTaskError
 
         lane, _ = self.lanes[self._names[asked.path[-1]]]
+        sent = packed(asked)
         for k in range(_AGAIN):
             try:
                 found = asyncio.run_coroutine_threadsafe(
-                    self._asked(lane, gear, asked), self._loop
+                    self._asked(lane, gear, sent), self._loop
                 ).result()
             except RayActorError:
                 self._pause(_PAUSE * 2**k)
             except RayTaskError as error:  # as the stage has raised it
                 raise error.cause from None
             else:
-                return found
+                return unpacked(found)  # type: ignore[no-any-return]
         raise UnsupportedError(f"The replicas of {lane!r} have died {_AGAIN} times over a batch.")
 
-    async def _asked(self, lane: str, gear: str | None, asked: Asked) -> Visited:
-        found: Visited = await self._handles[lane].visit.remote(gear, asked)
+    async def _asked(self, lane: str, gear: str | None, asked: bytes) -> bytes:
+        found: bytes = await self._handles[lane].visit.remote(gear, asked)
         return found
 
 
@@ -240,7 +254,8 @@ class _Front:
     Args:
         plan: Of the application.
         name: Of the model.
-        lanes: For each stage its deployment, and how many batches it is sent at a time.
+        lanes: For each stage that runs elsewhere its deployment, and how many batches that is sent
+            at a time.
         handles: Of the deployments.
     """
 
@@ -251,6 +266,8 @@ class _Front:
         lanes: Mapping[str, tuple[str, int]],
         handles: Mapping[str, Any],
     ) -> None:
+        torch.set_num_threads(plan.threads)
+
         def elsewhere(model: Adaptive) -> Elsewhere:
             return _Remote(lanes, handles, model.stage_names, self._loop)
 
@@ -329,14 +346,20 @@ def _digest(bundle: Path) -> str:
 
 
 def _options(
-    parts: Sequence[Sequence[str]], stages: Mapping[str, Mapping[str, Any]]
+    front: Sequence[str],
+    parts: Sequence[Sequence[str]],
+    stages: Mapping[str, Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
     """The options of each part, of whichever of its stages they are said."""
-    names = [name for part in parts for name in part]
+    names = [*front, *(name for part in parts for name in part)]
     for name, given in stages.items():
         check_known("stage", name, names)
         for key in given:
             check_known(f"option of stage {name!r}", key, _OPTIONS)
+        if name in front:
+            raise InputError(
+                f"stages must hold no options of {name!r}, which fuse lets run in {FRONT!r}."
+            )
     found = list[dict[str, Any]]()
     for part in parts:
         said = [name for name in part if name in stages]

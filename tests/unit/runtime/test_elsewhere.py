@@ -1,7 +1,6 @@
 """Stages that run elsewhere: the answers are those of the model, and who left is not sent back."""
 
 import copy
-import pickle
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from offramp._core.errors import InputError
 from offramp._core.topology import Topology
 from offramp.policy import Candidate
 from offramp.runtime import Adaptive, Executor, RowsError
-from offramp.runtime.elsewhere import Asked, visit_there
+from offramp.runtime.elsewhere import Asked, packed, unpacked, visit_there
 from offramp.stages import Cascade, Stage
 from offramp.testing import random_policy
 
@@ -43,7 +42,7 @@ def models():
 
 
 class There:
-    """Networks of another process: everything is pickled on the way there and back."""
+    """Networks of another process: everything is packed on the way there and back."""
 
     def __init__(self, model, parts, room=2):
         self.model, self.parts = copy.deepcopy(model), [frozenset(part) for part in parts]
@@ -57,9 +56,9 @@ class There:
         self.sent.append(asked)
         part = next(part for part in self.parts if names[asked.path[-1]] in part)
         inside = frozenset(names.index(name) for name in part)
-        found = visit_there(self.model.program, pickle.loads(pickle.dumps(asked)), inside)
+        found = visit_there(self.model.program, unpacked(packed(asked)), inside)
         self.came.append(found)
-        return pickle.loads(pickle.dumps(found))
+        return unpacked(packed(found))
 
 
 def model_of(cascade, seed, combine, topology=None):
@@ -72,10 +71,11 @@ def model_of(cascade, seed, combine, topology=None):
 
 
 PARTS = [["abcd"], ["a", "b", "c", "d"], ["ab", "cd"], ["a", "bcd"], ["abc", "d"]]
+SOME = [["d"], ["bc"], ["a", "c"], ["cd"], []]  # what is in none of them runs in this process
 
 
 @pytest.mark.parametrize("combine", ["last", "mean", "log_linear"])
-@pytest.mark.parametrize("parts", PARTS, ids="|".join)
+@pytest.mark.parametrize("parts", PARTS + SOME, ids="|".join)
 @pytest.mark.parametrize("make", [early_exits, models])
 def test_answers_are_those_of_the_model(make, parts, combine):
     x = torch.randn(90, WIDTH, generator=torch.Generator().manual_seed(2))
@@ -94,6 +94,8 @@ def test_answers_are_those_of_the_model(make, parts, combine):
         assert [reason for one in found for reason in one.reasons] == wanted.reasons
         said = torch.cat([one.log_probs for one in found])
         torch.testing.assert_close(said, wanted.log_probs, equal_nan=True)
+        away = {model.stage_names.index(name) for part in parts for name in part}
+        assert {asked.path[-1] for asked in there.sent} <= away
 
 
 def test_who_left_is_not_sent_back_and_who_stays_leaves_nothing_out():
@@ -108,6 +110,25 @@ def test_who_left_is_not_sent_back_and_who_stays_leaves_nothing_out():
     going = 64 - left_first
     assert [len(held.batch) for held in first.carries.values()] == [going]
     assert [len(batch) for batch in there.sent[1].carries.values()] == [going]
+
+
+def test_a_slice_is_packed_without_the_request_that_it_is_of():
+    request = torch.randn(10_000, WIDTH)
+    odd = {
+        "turned": torch.arange(6.0).reshape(2, 3).T,
+        "half": torch.randn(3).bfloat16(),
+        "alone": torch.tensor(True),
+        "none": torch.zeros(0, 4),
+    }
+    asked = Asked(path=(0,), ids=torch.arange(8), carries={"": request[:8], **odd}, outputs=())
+    sent = packed(asked)
+    assert len(sent) < 2000 < request.nbytes
+    back = unpacked(sent)
+    assert back.path == (0,)
+    for name, value in {"": request[:8], **odd}.items():
+        assert back.carries[name].dtype == value.dtype
+        assert torch.equal(back.carries[name], value)
+        back.carries[name].zero_()  # a stage may write there
 
 
 def test_budgets_hold_within_a_part():
