@@ -1,7 +1,7 @@
 """Configuration files: TOML in, checked values out, all problems named at once.
 
     [data]
-    kind = "folder"                  # digits, cifar10, cifar100, imagenet32, folder, npz, texts
+    kind = "folder"                  # digits, cifar10, cifar100, imagenet32, folder, npz, texts, table
     path = "images"                  # paths are relative to this file
     splits = { fit = 0.5, calibrate = 0.25, test = 0.25 }  # or ranges = { fit = [0, 500] }
     options = { size = 32, resize = 32 }  # or size = [192, 256], height and width; orient = false
