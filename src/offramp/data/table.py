@@ -114,10 +114,11 @@ def column_names(path: Path) -> list[str]:
     Raises:
         FileFormatError: If the file cannot be read, is empty, or names a column twice.
     """
+    names: list[str]
     if path.suffix.lower() == ".parquet":
         names = _of_parquet(path, None)
     else:
-        names = next(_lines(path))[1]
+        _, names = next(_lines(path))
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise FileFormatError(f"{path} names {_some(twice)} twice. Each column needs its own name.")

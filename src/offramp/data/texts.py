@@ -62,7 +62,7 @@ def texts(
         labels,
         class_names=class_names,
         ids=None if id is None else found[id],
-        split=None if split is None else found[split],  # type: ignore[arg-type]  # it is checked
+        split=None if split is None else found[split],
         name=path.name,
     )
 

@@ -144,7 +144,7 @@ def test_the_label_is_no_feature_and_others_have_to_be_there(tmp_path):
     path = write(tmp_path / "a.csv", GOOD)
     with pytest.raises(InputError, match="columns must not hold 'label', which is the label"):
         table(path, columns=["age", "label"])
-    with pytest.raises(UnknownNameError, match="'sise'. Did you mean 'size'"):
+    with pytest.raises(UnknownNameError, match=r"'sise'\. Did you mean 'size'"):
         table(path, columns=["age", "sise"])
     with pytest.raises(InputError, match="each once, got \\['age', 'age'\\]"):
         table(path, columns=["age", "age"])
@@ -159,7 +159,7 @@ def test_a_label_that_is_no_class_is_named(tmp_path):
 def test_measurements_are_no_labels(tmp_path):
     lines = [f"{k},{math.sin(k)}" for k in range(60)]
     path = write(tmp_path / "a.csv", "\n".join(["x,label", *lines]))
-    with pytest.raises(InputError, match="60 different labels in 60 rows.*these are no classes"):
+    with pytest.raises(InputError, match=r"60 different labels in 60 rows.*these are no classes"):
         table(path)
 
 
