@@ -14,15 +14,15 @@ from offramp._core.errors import InputError
 from offramp.cli import options
 from offramp.cli.output import Output, wrapped
 from offramp.project.init import CASES, Wish, untrained, write_config
-from offramp.project.init_stages import USUAL, is_classifier
+from offramp.project.init_stages import USUAL, fitting, is_classifier
 
 _FILE = Path("run.toml")
-#: What is asked for models, and the usual answer, of the digits.
+#: What is asked for models, and the usual answer, {0} what makes it fit the data.
 _MODELS = {
-    "networks": ("Networks, the cheapest first, with commas", "small_cnn width=4, small_cnn"),
-    "exits": ("The network", "small_cnn"),
+    "networks": ("Networks, the cheapest first, with commas", "small_cnn width=4{0}, small_cnn{0}"),
+    "exits": ("The network", "small_cnn{0}"),
     "services": ("Models there, the cheapest first, with commas", ""),
-    "class-exits": ("The network", "small_cnn"),
+    "class-exits": ("The network", "small_cnn{0}"),
 }
 
 
@@ -112,7 +112,8 @@ def command(
         if data == "table":
             label = asks.one(label, "Column of the labels", "label")
         if case != "networks" or data not in USUAL:
-            model = model or asks.several(*_MODELS[case])
+            question, usual = _MODELS[case]
+            model = model or asks.several(question, usual.format(fitting(data, path)))
     if case == "class-exits":
         classes = asks.one(classes, "Classes to be answered sooner (empty for all)", "")
     if priced:

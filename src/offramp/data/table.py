@@ -28,6 +28,7 @@ from offramp.data.dataset import Dataset
 TABLES = (".csv", ".tsv", ".parquet")
 _SHOWN = 5  # names in a message
 _GAPS = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})  # how files say that there is none
+_WITHOUT = "name the columns to read without it: columns = [...]."
 _YES_NO = {"false": 0.0, "true": 1.0}
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 _MOST_OF_MANY = 0.5  # of the rows: so many different labels are numbers, not classes
@@ -285,18 +286,16 @@ def _no_number(path: Path, name: str, values: list[Any]) -> InputError:
         share = f"{len(gaps)} gaps in {len(texts)} rows"
         return InputError(
             f"{path}, row {gaps[0] + 1}: {name!r} is missing; it has {share}. Nothing is made up: "
-            "fill them (pandas: table.fillna(...)), leave out these rows, or name the columns to "
-            "read without it: columns = [...]."
+            f"fill them (pandas: table.fillna(...)), leave out these rows, or {_WITHOUT}"
         )
     said = texts[others[0]]
-    comma = (
-        " Numbers are written with a point: 1.5, not 1,5."
-        if _DECIMAL_COMMA.fullmatch(said)
-        else " Make numbers of it (pandas: get_dummies(table, columns=[...])), or name the columns "
-        "to read without it: columns = [...]."
-    )
+    repair = f"Make numbers of it (pandas: get_dummies(table, columns=[{name!r}])), or {_WITHOUT}"
+    if _DECIMAL_COMMA.fullmatch(said):
+        repair = "Numbers are written with a point: 1.5, not 1,5."
+    elif len(set(texts)) == len(texts) > 1:
+        repair = f"If it names the rows, say so: id = {name!r}. Else {_WITHOUT}"
     return InputError(
-        f"{path}, row {others[0] + 1}: {name!r} must be a finite number, got {said!r}.{comma}"
+        f"{path}, row {others[0] + 1}: {name!r} must be a finite number, got {said!r}. {repair}"
     )
 
 

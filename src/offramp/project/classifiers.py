@@ -16,6 +16,7 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor
 
+from offramp._core import optional
 from offramp._core.errors import FileFormatError, InputError, UnsupportedError
 from offramp._core.files import read_plain
 from offramp._core.schema import to_json
@@ -62,7 +63,10 @@ def fit_classifiers(
         InputError: If there is no part `train`, it lacks a class, or a classifier refuses its
             arguments or the examples.
         UnsupportedError: If a class cannot be imported, or skops cannot write it.
+        MissingExtraError: Without the extra "sklearn".
     """
+    for package in ("sklearn", "skops"):
+        optional.imported(package, "sklearn")
     part = _part(config, examples)
     missing = sorted(set(range(part.classes)) - set(part.labels.tolist()))
     if missing:

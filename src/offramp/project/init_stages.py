@@ -30,9 +30,25 @@ USUAL = {
         "tfidfvectorizer__ngram_range=[1,3] logisticregression__C=50",
     ),
 }
+_CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet32": 1000}
 _BYTE = 1 / 255
 _WIDE = 90  # characters of a line
 _ESTIMATORS = ("sklearn", "lightgbm", "xgboost")  # packages whose classes are classifiers
+
+
+def fitting(data: str, path: Path | None) -> str:
+    """The arguments with which a registered network fits data in color; "" for others.
+
+    >>> fitting("cifar100", Path("cifar")), fitting("digits", None)
+    (' in_channels=3 classes=100', '')
+    """
+    count = _CLASSES.get(data)
+    if data == PICTURES and path is not None and path.expanduser().is_dir():
+        from offramp.data.listing import is_hidden
+
+        within = path.expanduser().iterdir()
+        count = sum(each.is_dir() and not is_hidden(each.name) for each in within)
+    return "" if not count else f" in_channels=3 classes={count}"
 
 
 def is_classifier(model: str) -> bool:

@@ -108,6 +108,13 @@ class InputReader:
         ignored: Counter[str] = Counter()
         files = [f for path in paths for f in _found(path, ignored, alone=len(paths) == 1)]
         columns = columns_read(transforms)
+        images = manifest.input_shape is not None or not decode
+        texts = [f for _, f in files if images and f.suffix.lower() in (*LINES, *TABLES)]
+        if texts:
+            raise InputError(
+                "The bundle reads images or arrays, and no texts or tables; give images, folders "
+                f"of them, or npz files, got {texts[0]}."
+            )
         bare = [path for _, path in files if columns and path.suffix.lower() not in TABLES]
         if bare:
             raise InputError(
