@@ -259,6 +259,29 @@ def test_networks_on_a_folder_of_images_read_its_files_also_when_served(run, her
     assert Inputs(load(here / "bundle"), 10**6).kind == "image"
 
 
+def test_networks_for_a_folder_of_images_have_its_classes_and_colors(run, here):
+    for name in ("cats", "dogs", "eels", ".hidden"):
+        (here / "photos" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(here / "photos" / name / "a.png")
+    found = run("init", "--data", "folder", "--path", "photos")
+    assert found.code == 0, found.err
+    for stage in load_config(here / "run.toml").stage:
+        assert (stage.arguments["classes"], stage.arguments["in_channels"]) == (3, 3)
+
+
+def test_texts_go_to_classifiers_where_no_model_is_named(run, here):
+    rows = [f"{('poor', 'good')[k % 2]} thing {k},{k % 2}" for k in range(40)]
+    (here / "texts.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    found = run("init", "--data", "texts", "--path", "texts.csv")
+    assert found.code == 0, found.err
+    assert [command.split()[1] for command in commands_of((here / "run.toml").read_text())] == [
+        *("train", "record", "fit", "report")
+    ]
+    assert run("train", "--config", "run.toml").code == 0
+    found = run("record", "--config", "run.toml")
+    assert found.code == 0, found.err
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -240,6 +241,35 @@ def test_what_cannot_be_fitted_is_told(run, told, before, after, said):
     found = run("train", "--config", told((before, after)))
     assert found.code == 2
     assert said in found.err
+
+
+def test_they_are_not_trained_as_networks_are(run, told):
+    found = run("train", "joint", "--config", told())
+    assert found.code == 2
+    assert "`offramp train classifiers` fits them" in found.err
+
+
+def test_a_bundle_that_reads_images_says_so_of_a_table(run, deployed, fitted, tmp_path):
+    out = ("--out", tmp_path / "o.csv")
+    found = run("predict", deployed / "bundle", fitted / "cancer.csv", *out)
+    assert found.code == 2
+    assert "reads images or arrays, and no texts or tables" in found.err
+
+
+def test_without_the_extra_it_is_named(run, told, monkeypatch):
+    monkeypatch.setitem(sys.modules, "skops", None)
+    found = run("train", "--config", told())
+    assert found.code == 2
+    assert "pip install 'offramp[sklearn]'" in found.err
+
+
+def test_other_classifiers_than_a_trace_was_recorded_with_are_noted(run, told):
+    config = told()
+    assert run("train", "--config", config).code == 0
+    assert run("record", "--config", config).code == 0
+    assert "other classifiers" not in run("train", "--config", config).err
+    config.write_text(config.read_text().replace("n_estimators = 20", "n_estimators = 5"))
+    assert "was recorded with other classifiers" in run("train", "--config", config).err
 
 
 def test_nothing_is_recorded_before_it_is_fitted(run, told):

@@ -76,6 +76,11 @@ def command(
                 f"{config} describes a [network]; joint training is of several [[stage]]. "
                 "`offramp train heads` trains the heads of its exits."
             )
+        if any(stage.sklearn is not None for stage in settings.stage):
+            raise InputError(
+                f"{config} has classifiers of scikit-learn; joint training is of networks. "
+                "`offramp train classifiers` fits them."
+            )
         train_joint_command(
             settings,
             config,

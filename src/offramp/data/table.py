@@ -292,7 +292,7 @@ def _no_number(path: Path, name: str, values: list[Any]) -> InputError:
     repair = f"Make numbers of it (pandas: get_dummies(table, columns=[{name!r}])), or {_WITHOUT}"
     if _DECIMAL_COMMA.fullmatch(said):
         repair = "Numbers are written with a point: 1.5, not 1,5."
-    elif len(set(texts)) == len(texts) > 1:
+    elif len(others) == len(set(texts)) > 1:
         repair = f"If it names the rows, say so: id = {name!r}. Else {_WITHOUT}"
     return InputError(
         f"{path}, row {others[0] + 1}: {name!r} must be a finite number, got {said!r}. {repair}"

@@ -59,8 +59,7 @@ class Column:
     @property
     def told(self) -> dict[str, Any]:
         """As the metadata of a model tell it."""
-        unsaid = "FP32" if self.kind == "tensor" else "BYTES"
-        kind = self.datatypes[0] if self.datatypes else unsaid
+        kind = next(iter(self.datatypes), "FP32" if self.kind == "tensor" else "BYTES")
         shape = (-1,) if self.shape is None else self.shape
         return {"name": self.name, "datatype": kind, "shape": [-1, *shape]}
 

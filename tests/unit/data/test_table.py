@@ -140,6 +140,13 @@ def test_a_decimal_comma_is_told_as_such(tmp_path):
         table(path)
 
 
+def test_a_column_of_names_may_be_one_of_ids(tmp_path):
+    path = write(tmp_path / "a.csv", "who,age,label\np1,1,a\np2,2,b\n")
+    with pytest.raises(InputError, match=r"got 'p1'\. If it names the rows, say so: id = 'who'"):
+        table(path)
+    assert table(path, id="who").ids.tolist() == ["p1", "p2"]
+
+
 def test_the_label_is_no_feature_and_others_have_to_be_there(tmp_path):
     path = write(tmp_path / "a.csv", GOOD)
     with pytest.raises(InputError, match="columns must not hold 'label', which is the label"):
