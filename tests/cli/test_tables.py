@@ -381,3 +381,28 @@ def test_init_takes_classifiers_by_class_and_by_file(run, tmp_path, monkeypatch,
     assert (small.to_fit, large.to_fit) == (False, True)
     assert large.sklearn == ["sklearn.svm:SVC"]
     assert large.arguments == {"C": 2}
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
+def test_shards_of_a_cluster_read_columns_as_one_process_does(fitted, tmp_path, cancer, ending):
+    from offramp.batch import Loading
+    from offramp.batch.answering import Answering
+    from offramp.cli.predict_ray import planned
+
+    rows = rows_of(*(part[:10] for part in cancer))
+    path = write(tmp_path / "new.csv", rows)
+    if ending == ".parquet":
+        pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        columns = {name: [row[k] for row in rows[1:]] for k, name in enumerate(rows[0])}
+        path = tmp_path / "new.parquet"
+        parquet.write_table(pa.table(columns), path, row_group_size=4)
+    reading = {"array": "images", "ids": None, "orient": None, "column": "text"}
+    shards, read = planned(fitted / "bundle", [path], reading, 4)
+    assert [shard.n for shard in shards] == [4, 4, 2]
+    answering = Answering(Loading(bundle=fitted / "bundle", allow_types=(TREE,)))
+    found = [part for shard in shards for part in read(shard, answering)]
+    model = load(fitted / "bundle", allow_types=[TREE])
+    columns = {name: [row[k] for row in rows[1:]] for k, name in enumerate(NAMES)}
+    labels = [label for part in found for label in part["label"]]
+    assert labels == model(columns).labels.tolist()
+    assert [name for part in found for name in part["id"]] == list(range(10))
