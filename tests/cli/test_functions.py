@@ -116,7 +116,7 @@ def test_texts_are_read_from_tables_and_lines(tmp_path):
     with pytest.raises(UnknownNameError, match="column of"):
         texts(numbers, label="lable")
     (tmp_path / "short.csv").write_text("text,label\na\n")
-    with pytest.raises(FileFormatError, match="line 2: the row has no 'label'"):
+    with pytest.raises(FileFormatError, match="line 2: the row has 1 fields, and the header 2"):
         texts(tmp_path / "short.csv")
     with pytest.raises(FileFormatError, match="is missing"):
         read_texts(tmp_path / "none.csv")

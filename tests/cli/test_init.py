@@ -165,13 +165,11 @@ def test_the_training_that_follows_leads_to_a_bundle(run, here):
 
 
 def test_a_first_training_that_cannot_be_is_not_told_to_begin_anew(run, here):
-    rows = [f"{('poor', 'good')[k % 2]} {k},{k % 2}" for k in range(40)]
-    (here / "texts.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    np.savez(here / "rows.npz", images=np.zeros((40, 4), np.float32), labels=np.arange(40) % 2)
     models = ("--model", "small_cnn width=2", "--model", "small_cnn width=8")
-    assert run("init", "--data", "texts", "--path", "texts.csv", *models).code == 0
+    assert run("init", "--data", "npz", "--path", "rows.npz", *models).code == 0
     found = run("train", "joint", "--config", "run.toml")
     assert found.code == 2
-    assert "must be numbers" in found.err
     assert "--restart" not in found.err
 
 
@@ -259,6 +257,29 @@ def test_networks_on_a_folder_of_images_read_its_files_also_when_served(run, her
     found = run("fit", "--config", "nets.toml", "--bundle", "bundle")
     assert found.code in (0, 3), found.err
     assert Inputs(load(here / "bundle"), 10**6).kind == "image"
+
+
+def test_networks_for_a_folder_of_images_have_its_classes_and_colors(run, here):
+    for name in ("cats", "dogs", "eels", ".hidden"):
+        (here / "photos" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(here / "photos" / name / "a.png")
+    found = run("init", "--data", "folder", "--path", "photos")
+    assert found.code == 0, found.err
+    for stage in load_config(here / "run.toml").stage:
+        assert (stage.arguments["classes"], stage.arguments["in_channels"]) == (3, 3)
+
+
+def test_texts_go_to_classifiers_where_no_model_is_named(run, here):
+    rows = [f"{('poor', 'good')[k % 2]} thing {k},{k % 2}" for k in range(40)]
+    (here / "texts.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    found = run("init", "--data", "texts", "--path", "texts.csv")
+    assert found.code == 0, found.err
+    assert [command.split()[1] for command in commands_of((here / "run.toml").read_text())] == [
+        *("train", "record", "fit", "report")
+    ]
+    assert run("train", "--config", "run.toml").code == 0
+    found = run("record", "--config", "run.toml")
+    assert found.code == 0, found.err
 
 
 @pytest.mark.parametrize(

@@ -228,7 +228,8 @@ def test_networks_of_different_classes_are_refused(run, trained, tmp_path):
 
 
 def test_what_can_be_trained_is_named(run, trained, one_network):
-    assert "one of ['heads', 'joint'], got 'both'" in run("train", "both", "-c", "x.toml").err
+    found = run("train", "both", "-c", "x.toml")
+    assert "one of ['heads', 'classifiers', 'joint'], got 'both'" in found.err
     found = run("train", "joint", "-c", one_network / "exits.toml")
     assert found.code == 2
     assert "`offramp train heads`" in found.err

@@ -356,5 +356,6 @@ def _percentage(value: float) -> str:
 
 
 def _hint(name: str, known: Sequence[str]) -> str:
-    near = get_close_matches(str(name), known, n=1)
+    same = [one for one in known if one.casefold() == str(name).casefold()]
+    near = same or get_close_matches(str(name), known, n=1)
     return f" Did you mean {near[0]!r}?" if near else ""

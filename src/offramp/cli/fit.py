@@ -99,10 +99,11 @@ def command(
     run.remember(trace=inside, seed=section.seed, command=command_line)
     run.write(FRONTIER, to_json(frontier))
     run.write(CHOSEN, to_json(choice))
+    types: list[str] = []
     if bundle is not None and config is not None:
         claim_bundle(run, bundle)
-        _save_bundle(bundle, settings, config, choice, path, overwrite=overwrite)
-    _show(output, frontier, choice, run.path, bundle)
+        types = _save_bundle(bundle, settings, config, choice, path, overwrite=overwrite)
+    _show(output, frontier, choice, run.path, bundle, types)
 
 
 def _merged(section: FitSection, given: Given) -> FitSection:
@@ -191,11 +192,13 @@ def _save_bundle(
     path: Path,
     *,
     overwrite: bool,
-) -> None:
+) -> list[str]:
+    """Write the bundle; types in it that whoever loads it has to allow."""
     from torch import Tensor
 
     from offramp import Adaptive, save
     from offramp.project.build import cascade_of, dataset_of
+    from offramp.project.classifiers import types_to_allow
     from offramp.project.inputs import image_options
     from offramp.trace import load_trace
 
@@ -209,10 +212,16 @@ def _save_bundle(
         extra=image_options(settings.data),
         overwrite=overwrite,
     )
+    return types_to_allow(cascade)
 
 
 def _show(
-    output: Output, frontier: "Frontier", choice: "Choice", folder: Path, bundle: Path | None
+    output: Output,
+    frontier: "Frontier",
+    choice: "Choice",
+    folder: Path,
+    bundle: Path | None,
+    types: list[str],
 ) -> None:
     from offramp._core.schema import to_json
 
@@ -233,6 +242,12 @@ def _show(
     output.line(f"Written: {folder / FRONTIER}, {folder / CHOSEN}")
     if bundle is not None:
         output.line(f"Bundle: {bundle}")
+    if types:
+        output.paragraph(
+            "It holds types that skops does not trust by itself. Wherever the bundle is loaded, "
+            "such as by predict and serve, say that you do:"
+        )
+        output.line(f"  {' '.join(f'--allow-types {name}' for name in types)}")
     output.result(
         {
             "folder": str(folder),
@@ -240,6 +255,7 @@ def _show(
             "front": len(front),
             "reference": frontier.reference,
             "bundle": None if bundle is None else str(bundle),
+            "allow_types": types,
             **to_json(choice),
         }
     )

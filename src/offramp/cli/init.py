@@ -14,14 +14,15 @@ from offramp._core.errors import InputError
 from offramp.cli import options
 from offramp.cli.output import Output, wrapped
 from offramp.project.init import CASES, Wish, untrained, write_config
+from offramp.project.init_stages import USUAL, fitting, is_classifier
 
 _FILE = Path("run.toml")
-#: What is asked for models, and the usual answer, of the digits.
+#: What is asked for models, and the usual answer, {0} what makes it fit the data.
 _MODELS = {
-    "networks": ("Networks, the cheapest first, with commas", "small_cnn width=4, small_cnn"),
-    "exits": ("The network", "small_cnn"),
+    "networks": ("Networks, the cheapest first, with commas", "small_cnn width=4{0}, small_cnn{0}"),
+    "exits": ("The network", "small_cnn{0}"),
     "services": ("Models there, the cheapest first, with commas", ""),
-    "class-exits": ("The network", "small_cnn"),
+    "class-exits": ("The network", "small_cnn{0}"),
 }
 
 
@@ -31,7 +32,8 @@ def command(
         str | None, typer.Option(metavar="|".join(CASES), help="What you have.")
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="Kind of the data: digits, cifar10, folder, npz, texts ...")
+        str | None,
+        typer.Option(help="Kind of the data: digits, cifar10, folder, npz, texts, table ..."),
     ] = None,
     path: Annotated[
         Path | None, typer.Option(help="Where they lie; of answers the npz file.")
@@ -39,9 +41,20 @@ def command(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            help="A network, such as resnet20 or 'small_cnn width=4', or a service's model; the "
-            "cheapest first, given again for each."
+            help="A network, such as resnet20 or 'small_cnn width=4'; a classifier of "
+            "scikit-learn, such as 'sklearn.svm:SVC C=2', own.skops, or with + a pipeline; or a "
+            "service's model. The cheapest first, given again for each."
         ),
+    ] = None,
+    label: Annotated[
+        str | None, typer.Option(help="Of a table, the column of the labels; by default label.")
+    ] = None,
+    id: Annotated[
+        str | None, typer.Option(help="Of a table, a column of ids, which is no feature.")
+    ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(help="Of a table, the features, with commas; by default all other columns."),
     ] = None,
     weights: Annotated[
         list[Path] | None, typer.Option(help="Weights of a network, in the order of --model.")
@@ -80,7 +93,7 @@ def command(
 
     Out: a run.toml that every command reads, and the commands that follow. Nothing is overwritten.
 
-    Example: offramp init run.toml --case networks --model resnet20 --model resnet56
+    Example: offramp init run.toml --data table --path my.csv --label kind
     """
     from offramp._core.checks import check_choice
 
@@ -96,7 +109,11 @@ def command(
         data = asks.one(data, "Kind of the data", "texts" if priced else "digits")
         if data != "digits":
             path = asks.file(path, "Where they lie")
-        model = model or asks.several(*_MODELS[case])
+        if data == "table":
+            label = asks.one(label, "Column of the labels", "label")
+        if case != "networks" or data not in USUAL:
+            question, usual = _MODELS[case]
+            model = model or asks.several(question, usual.format(fitting(data, path)))
     if case == "class-exits":
         classes = asks.one(classes, "Classes to be answered sooner (empty for all)", "")
     if priced:
@@ -106,7 +123,7 @@ def command(
             or [asks.one(None, f"Prices of {name} (input,output)", "") for name in model or ()]
             * asks.on
         )
-    elif case != "answers" and not weights:
+    elif case != "answers" and not weights and not any(map(is_classifier, model or ())):
         found = [asks.file(None, f"Weights of {name} (empty for none)") for name in model or ()]
         weights = [each for each in found if each is not None]
     wish = Wish(
@@ -122,6 +139,9 @@ def command(
         key_env=key_env,
         classes=tuple(options.names(classes) or ()),
         max_drop=max_drop,
+        label=label or "label",
+        id=id,
+        columns=tuple(options.names(columns) or ()),
     )
     following = write_config(file, wish)
     output.line(f"Written: {file}. Change in it what you like; then:")

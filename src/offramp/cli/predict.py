@@ -44,16 +44,19 @@ class _Write(Protocol):
 
 def command(
     bundle: Annotated[Path, typer.Argument(help="The bundle to run.")],
-    inputs: Annotated[list[Path], typer.Argument(help="Images, folders, npz files, or texts.")],
+    inputs: Annotated[
+        list[Path], typer.Argument(help="Images, folders, npz files, tables, or texts.")
+    ],
     out: Annotated[Path, typer.Option(help="Table to write; it ends in .csv or .parquet.")] = Path(
         "predictions.csv"
     ),
     array: options.Array = "images",
     ids: Annotated[
-        str | None, typer.Option(help="Name of the ids in npz files; by default counted.")
+        str | None,
+        typer.Option(help="Name of the ids in npz files and tables; by default counted."),
     ] = None,
     column: Annotated[
-        str, typer.Option(help="Name of the texts in .csv and .tsv; of a .txt each line is one.")
+        str, typer.Option(help="Name of the texts in tables; of a .txt each line is one.")
     ] = "text",
     batch_size: options.BatchSize = 256,
     device: options.Device = "cpu",
@@ -100,10 +103,11 @@ def command(
     ] = False,
     json: options.Json = False,
 ) -> None:
-    """Classify images, arrays or texts with a bundle.
+    """Classify images, arrays, rows of a table or texts with a bundle.
 
-    In: a bundle, and images, folders of images (with or without subfolders), npz files, or texts:
-    one on each line of a .txt, or a column of a .csv or .tsv.
+    In: a bundle, and images, folders of images (with or without subfolders), npz files; tables
+    (.csv, .tsv, .parquet) with the columns that the bundle reads, found by name; or texts: one on
+    each line of a .txt, or a column of a table.
 
     Out: a table with id, label, class_name, confidence, stage and cost of each input. Images
     that cannot be decoded are skipped, counted and named; hidden files and folders are ignored,

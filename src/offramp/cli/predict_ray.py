@@ -18,6 +18,8 @@ from offramp.bundle.names import MANIFEST
 from offramp.cli.output import Output, note, percent
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from offramp.batch.answering import Answering
     from offramp.batch.table import Columns
     from offramp.project.inputs import InputReader
@@ -49,7 +51,8 @@ class Reading:
     Args:
         reader: Of images, arrays and texts; None where there are only tables.
         size: Examples in a shard.
-        column: Of tables.
+        column: Of texts, or other rows, in tables.
+        columns: Those of numbers in its place, where the bundle reads some by name.
         ids: Column of their ids, or None to count.
         alone: Whether there is one file, so that its name says nothing.
     """
@@ -57,6 +60,7 @@ class Reading:
     reader: "InputReader | None"
     size: int
     column: str
+    columns: tuple[str, ...] = ()
     ids: str | None
     alone: bool
 
@@ -83,22 +87,36 @@ class Reading:
             yield unanswered(reader.skipped, error)
 
     def _of_table(self, name: str, path: Path, piece: Piece, answering: "Answering") -> "Columns":
-        import numpy as np
+        from offramp.data.table import as_numbers
 
         parquet = imported("pyarrow.parquet", "parquet")
-        wanted = [self.column] if self.ids is None else [self.column, self.ids]
+        read = list(self.columns) or [self.column]
+        wanted = read if self.ids is None else [*read, self.ids]
         table = parquet.ParquetFile(path).read_row_group(piece.turn, columns=wanted)
-        rows = table[self.column].to_pylist()
-        values = np.array(rows) if rows and isinstance(rows[0], list) else None
-        if values is None:
-            values = np.empty(len(rows), dtype=object)
-            values[:] = rows
+        rows = {column: table[column].to_pylist() for column in read}
+        if self.columns:
+            numbers = as_numbers(path, rows)
+            values = {column: numbers[column].numpy() for column in read}
+        else:
+            values = {self.column: _array(rows[self.column])}
+        n = table.num_rows
         if self.ids is not None:
             names = table[self.ids].to_pylist()
         else:
-            counted = range(piece.first, piece.first + len(rows))
+            counted = range(piece.first, piece.first + n)
             names = [k if self.alone else f"{name}[{k}]" for k in counted]
-        return answering.of_columns(names, {self.column: values})
+        return answering.of_columns(names, values)
+
+
+def _array(rows: list[Any]) -> "np.ndarray":
+    """Rows of a table as an array: of numbers where they are lists of such, else of objects."""
+    import numpy as np
+
+    if rows and isinstance(rows[0], list):
+        return np.array(rows)
+    values = np.empty(len(rows), dtype=object)
+    values[:] = rows
+    return values
 
 
 def predict_with_ray(
@@ -172,7 +190,8 @@ def planned(
     Raises:
         InputError: As `InputReader.of`.
     """
-    from offramp.project.inputs import InputReader
+    from offramp.bundle import read_manifest
+    from offramp.project.inputs import InputReader, columns_read
 
     paths = [path.absolute() for path in inputs]
     tables = [path for path in paths if path.suffix.lower() == _TABLE]
@@ -182,13 +201,19 @@ def planned(
     if reader is not None:
         reader.kept = {}  # each process reads a file once, not once for each shard of it
     alone = len(files) + len(tables) == 1
+    columns = columns_read(getattr(s, "transform", None) for s in read_manifest(bundle).stages)
     read = Reading(
-        reader=reader, size=size, column=reading["column"], ids=reading["ids"], alone=alone
+        reader=reader,
+        size=size,
+        column=reading["column"],
+        columns=columns,
+        ids=reading["ids"],
+        alone=alone,
     )
     shards = list[Shard]()
     images = list[tuple[str, Path]]()
     for name, path in files:
-        many = _count(path, reading)
+        many = _count(path, {**reading, "column": next(iter(columns), reading["column"])})
         if many is None:
             images.append((name, path))
             continue
@@ -208,7 +233,8 @@ def planned(
 def _count(path: Path, reading: Mapping[str, Any]) -> int | None:
     """How many examples a file has; None of an image."""
     from offramp.data.arrays import read_arrays
-    from offramp.data.texts import LINES, TABLES, read_texts
+    from offramp.data.table import TABLES
+    from offramp.data.texts import LINES, read_texts
 
     if path.suffix.lower() == ".npz":
         return len(read_arrays(path, [reading["array"]])[reading["array"]])

@@ -84,6 +84,7 @@ def command(
     ] = None,
     allow_import: options.AllowImport = False,
     allow_network: options.AllowNetwork = None,
+    allow_types: options.AllowTypes = None,
     json: options.Json = False,
 ) -> None:
     """Serve bundles over HTTP, by the Open Inference Protocol and plain requests.
@@ -107,6 +108,7 @@ def command(
         backend=backend,
         allow_import=allow_import,
         allow_network=tuple(allow_network or ()),
+        allow_types=tuple(allow_types or ()),
         workers=workers,
         hang_seconds=hang_seconds,
         load_seconds=load_seconds,

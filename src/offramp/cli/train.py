@@ -1,4 +1,4 @@
-"""`offramp train`: the heads of a network's exits, or several networks with when to stop.
+"""`offramp train`: heads of a network's exits, classifiers, or networks with when to stop.
 
 Layer: cli.
 """
@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from offramp._core.errors import InputError
+from offramp._core.files import sha256
 from offramp._core.temporaries import locked
 from offramp.cli import options
-from offramp.cli.output import Output, percent
+from offramp.cli.output import Output, note, percent
+from offramp.cli.record import TRACE
 from offramp.project.config.config import load_config
 from offramp.project.config.sections import RunConfig, TrainSection
 from offramp.project.folder import RunFolder
@@ -29,7 +31,9 @@ def command(
     config: Annotated[Path, typer.Option("--config", "-c", help="Configuration in TOML.")],
     what: Annotated[
         str | None,
-        typer.Argument(help="heads or joint; by default what the configuration is about."),
+        typer.Argument(
+            help="heads, classifiers or joint; by default what the configuration is about."
+        ),
     ] = None,
     bundle: Annotated[
         Path | None, typer.Option(help="Also write a bundle to deploy; for joint.")
@@ -43,23 +47,27 @@ def command(
     ] = False,
     json: options.Json = False,
 ) -> None:
-    """Train the heads of a network's exits, or several networks together with when to stop.
+    """Train the heads of a network's exits, classifiers, or networks together with when to stop.
 
     In: for heads a configuration with [network], [exits] and [data]; [train] says how, and the
-    network itself is never changed. For joint one with several [[stage]] and [data]; [joint] says
-    how, [fit] which point to choose. Networks without weights are first trained alone, to compare
-    with; then all are trained with their stopping networks, once for each cost_weight.
+    network itself is never changed. For classifiers one whose [[stage]] name classes of
+    scikit-learn, and [data] with a split train, on which they are fitted. For joint one with
+    several [[stage]] and [data]; [joint] says how, [fit] which point to choose. Networks without
+    weights are first trained alone, to compare with; then all are trained with their stopping
+    networks, once for each cost_weight.
 
     Out: in the folder of the run heads.safetensors, which record and fit use; accuracies are those
-    on the part of the split that the heads were not trained on. Or joint.json, which report draws,
-    and a trace for each cost_weight; exit code 3: one network alone is better.
+    on the part of the split that the heads were not trained on. Or classifiers.safetensors, used
+    alike. Or joint.json, which report draws, and a trace for each cost_weight; exit code 3: one
+    network alone is better.
 
     An interrupted training goes on when you call it again.
 
     Example: offramp train joint --config cifar.toml --bundle bundle
     """
     output = Output(as_json=json)
-    if _about(what, config) == "joint":
+    about = _about(what, config)
+    if about == "joint":
         from offramp.cli.train_joint import train_joint_command
 
         settings = load_config(config, needs=("data", "stage"))
@@ -67,6 +75,11 @@ def command(
             raise InputError(
                 f"{config} describes a [network]; joint training is of several [[stage]]. "
                 "`offramp train heads` trains the heads of its exits."
+            )
+        if any(stage.sklearn is not None for stage in settings.stage):
+            raise InputError(
+                f"{config} has classifiers of scikit-learn; joint training is of networks. "
+                "`offramp train classifiers` fits them."
             )
         train_joint_command(
             settings,
@@ -79,7 +92,12 @@ def command(
         )
         return
     if bundle is not None:
-        raise InputError("--bundle goes with joint; heads are bundled by `offramp fit --bundle`.")
+        raise InputError(
+            "--bundle goes with joint; heads and classifiers are bundled by `offramp fit --bundle`."
+        )
+    if about == "classifiers":
+        _fit_classifiers(config, output)
+        return
     _train_heads(config, output, device=device, restart=restart)
 
 
@@ -88,8 +106,43 @@ def _about(what: str | None, config: Path) -> str:
     from offramp._core.checks import check_choice
 
     if what is not None:
-        return check_choice("what to train", what, ("heads", "joint"))
-    return "joint" if "joint" in load_config(config).model_fields_set else "heads"
+        return check_choice("what to train", what, ("heads", "classifiers", "joint"))
+    settings = load_config(config)
+    if any(stage.to_fit for stage in settings.stage):
+        return "classifiers"
+    return "joint" if "joint" in settings.model_fields_set else "heads"
+
+
+def _fit_classifiers(config: Path, output: Output) -> None:
+    from offramp.project.build import dataset_of
+    from offramp.project.classifiers import CLASSIFIERS, fit_classifiers, save_classifiers
+
+    settings = load_config(config, needs=("data", "stage"))
+    if not any(stage.to_fit for stage in settings.stage):
+        raise InputError(
+            f"{config} has no classifier to be fitted: a [[stage]] with sklearn = "
+            '"sklearn.ensemble:RandomForestClassifier", or another class.'
+        )
+    examples = dataset_of(settings)
+    run = RunFolder.claim(settings.folder)
+    rows: list[tuple[str, int, float]] = []
+    found = fit_classifiers(settings, examples, lambda *fitted: rows.append(fitted))
+    run.remember(CLASSIFIERS)
+    before = sha256(run.path / CLASSIFIERS) if (run.path / CLASSIFIERS).exists() else ""
+    save_classifiers(run.path / CLASSIFIERS, found, settings, examples)
+    run.remember()  # once more: without run.json they would be nobody's
+    if (run.path / TRACE).exists() and before != sha256(run.path / CLASSIFIERS):
+        note(
+            f"{run.path / TRACE} was recorded with other classifiers; run `offramp record -c "
+            f"{config} --overwrite` before `offramp fit`."
+        )
+    output.table(
+        ["classifier", "fitted on", "seconds"],
+        [[name, str(n), f"{seconds:.2f}"] for name, n, seconds in rows],
+    )
+    output.line(f"Written: {run.path / CLASSIFIERS}")
+    fitted = [{"name": name, "fitted_on": n, "seconds": seconds} for name, n, seconds in rows]
+    output.result({"classifiers": str(run.path / CLASSIFIERS), "stages": fitted})
 
 
 def _train_heads(config: Path, output: Output, *, device: str, restart: bool) -> None:

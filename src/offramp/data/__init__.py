@@ -13,6 +13,7 @@ from offramp.data.folder import ImageFiles, image_folder
 from offramp.data.imagenet32 import imagenet32
 from offramp.data.picture import read_image
 from offramp.data.sources import SOURCES, load_dataset
+from offramp.data.table import table
 from offramp.data.texts import texts
 
 __all__ = [
@@ -35,5 +36,6 @@ __all__ = [
     "npz",
     "read_image",
     "rows",
+    "table",
     "texts",
 ]

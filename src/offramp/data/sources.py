@@ -17,6 +17,7 @@ from offramp.data.dataset import Dataset
 from offramp.data.digits import digits
 from offramp.data.folder import image_folder
 from offramp.data.imagenet32 import imagenet32
+from offramp.data.table import table
 from offramp.data.texts import texts
 
 #: Data sets by name. What stands on a disk takes its path first; what comes with the package has
@@ -31,6 +32,7 @@ SOURCES: Registry[Callable[..., Dataset]] = Registry(
         "folder": image_folder,
         "npz": npz,
         "texts": texts,
+        "table": table,
     },
 )
 
@@ -39,8 +41,8 @@ def load_dataset(kind: str, path: Path | str | None = None, **options: Any) -> D
     """Load a data set by name.
 
     Args:
-        kind: "digits", "cifar10", "cifar100", "imagenet32", "folder", "npz" or "texts", or one of
-            yours.
+        kind: "digits", "cifar10", "cifar100", "imagenet32", "folder", "npz", "texts" or "table",
+            or one of yours.
         path: File or folder; "digits" needs none.
         **options: Those of the function of this data set, such as `size` of `image_folder`.
 

@@ -3,16 +3,15 @@
 Layer: data.
 """
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from offramp._core.checks import check_known, check_path
+from offramp._core.checks import check_path
 from offramp._core.errors import FileFormatError, InputError
 from offramp.data.arrays import rows
 from offramp.data.dataset import Dataset
+from offramp.data.table import TABLES, read_table
 
-TABLES = (".csv", ".tsv")
 LINES = (".txt",)
 
 
@@ -63,43 +62,9 @@ def texts(
         labels,
         class_names=class_names,
         ids=None if id is None else found[id],
-        split=None if split is None else found[split],  # type: ignore[arg-type]  # it is checked
+        split=None if split is None else found[split],
         name=path.name,
     )
-
-
-def read_table(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
-    """Some columns of a .csv or .tsv.
-
-    Raises:
-        FileFormatError: If the file cannot be read, or a row is too short.
-        UnknownNameError: If there is no such column.
-    """
-    tabs = path.suffix.lower() == ".tsv"
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            table = (
-                csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-                if tabs
-                else csv.DictReader(file)
-            )
-            known = list(table.fieldnames or [])
-            for column in columns:
-                check_known(f"column of {path}", column, known)
-            found: dict[str, list[str]] = {column: [] for column in columns}
-            for row in table:
-                for column in columns:
-                    value = row[column]
-                    if value is None:
-                        raise FileFormatError(
-                            f"{path}, line {table.line_num}: the row has no {column!r}."
-                        )
-                    found[column].append(value)
-    except FileNotFoundError as error:
-        raise FileFormatError(f"{path} is missing.") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise FileFormatError(f"{path} cannot be read as a table in UTF-8: {error}") from error
-    return found
 
 
 def read_texts(path: Path, column: str = "text") -> list[str]:

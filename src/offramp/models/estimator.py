@@ -98,7 +98,7 @@ class Estimator(nn.Module):
         """Probabilities or scores `(m, c)`, float32."""
         if self._asked is None:
             raise UnsupportedError("The classifier has not been opened; offramp.load does it.")
-        given = _rows(rows)
+        given = rows_of(rows)
         if len(given) == 0:
             return torch.zeros(0, self.classes)
         said = np.asarray(getattr(self._asked, self.method)(given), dtype=np.float32)
@@ -116,7 +116,7 @@ class Estimator(nn.Module):
         return f"{type(self._asked).__name__}, {self.method}"
 
 
-def _rows(rows: Any) -> Any:  # noqa: ANN401
+def rows_of(rows: Any) -> Any:  # noqa: ANN401
     """Rows as a classifier takes them: an array, a list or a table."""
     if isinstance(rows, Tensor):
         return rows.cpu().numpy()

@@ -4,6 +4,8 @@ Layer: project.
 """
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -15,9 +17,10 @@ from offramp._core.errors import InputError, OfframpError
 from offramp._core.types import SPLITS, Batch, Split
 from offramp.data import Dataset, load_dataset
 from offramp.models import WRAPPERS
+from offramp.project.classifiers import check_fitted, classifier_stages
 from offramp.project.config.sections import CostSection, RunConfig
 from offramp.project.heads import HEADS, load_heads
-from offramp.project.inputs import decodes_itself
+from offramp.project.inputs import columns_read, decodes_itself
 from offramp.project.networks import built, planned, service_of, spec_of, with_heads
 from offramp.stages import Cascade, given_costs, measure_costs
 from offramp.trace import Trace, from_npz, from_parquet
@@ -26,7 +29,8 @@ from offramp.trace import Trace, from_npz, from_parquet
 def dataset_of(config: RunConfig) -> Dataset:
     """The examples that `[data]` describes, divided into splits where it says how.
 
-    Of a folder of images it gives the bytes of the files where a network decodes them itself.
+    Of a folder of images it gives the bytes of the files where a network decodes them itself; of a
+    table the columns that stages read, where all of them name theirs.
 
     Raises:
         InputError: If there is no `[data]`.
@@ -36,8 +40,11 @@ def dataset_of(config: RunConfig) -> Dataset:
         raise InputError(f"{config.file} needs [data].")
     options = data.source_options()
     sections = config.stage if config.network is None else [config.network]
-    if data.kind == "folder" and decodes_itself(section.transform for section in sections):
+    transforms = [section.transform for section in sections]
+    if data.kind == "folder" and decodes_itself(transforms):
         options = {"decode": False, **options}
+    if data.kind == "table" and all(columns_read([each]) for each in transforms):
+        options = {"columns": columns_read(transforms) or None, **options}
     found = load_dataset(data.kind, data.path, **options)
     if data.part is not None:
         found = found.subset(data.part)
@@ -74,7 +81,7 @@ def cascade_of(
     example: Batch | None = None,
     trained: bool = True,
 ) -> Cascade:
-    """Build the networks of `[[stage]]` and connect them, or cut `[network]` and load its heads.
+    """Build the stages of `[[stage]]` and connect them, or cut `[network]` and load its heads.
 
     Args:
         config: With at least one stage, or with a network that has exits.
@@ -103,11 +110,14 @@ def cascade_of(
 
 
 def recorded(config: RunConfig, examples: Dataset) -> Dataset:
-    """The examples that policies may learn from: not those that the heads are trained on.
+    """The examples that policies may learn from: not those that heads or classifiers learned from.
 
     Raises:
-        InputError: If none is left.
+        InputError: If none is left, or classifiers were fitted on others than these.
     """
+    if any(stage.to_fit for stage in config.stage):
+        check_fitted(config, examples)
+        return all_but(examples, "train", "the classifiers are fitted")
     if config.network is None or examples.split is None:
         return examples
     return all_but(examples, config.train.part, "the heads are trained")
@@ -193,8 +203,19 @@ def _measured(
     cascade: Cascade, unit: str, batch_size: int, examples: Dataset, device: str
 ) -> Costs:
     batch = examples.batch(0, min(batch_size, len(examples))).inputs
-    try:
+    with fitting_networks(batch):
         return measure_costs(cascade, batch, unit, batch_size=batch_size, device=device)
+
+
+@contextmanager
+def fitting_networks(batch: Batch) -> Iterator[None]:
+    """Within, what torch raises where networks cannot run on a batch says what to look at.
+
+    Raises:
+        InputError: In the place of such an error.
+    """
+    try:
+        yield
     except RuntimeError as error:  # of torch; those of the project say what to do
         if isinstance(error, (OfframpError, torch.OutOfMemoryError)):
             raise
@@ -212,12 +233,14 @@ def _described(batch: Batch) -> str:
 
 
 def _of_stages(config: RunConfig, folder: Path, class_names: tuple[str, ...]) -> Cascade:
-    services = {stage.name: service_of(stage, class_names) for stage in config.stage}
-    own = [stage for stage in config.stage if services[stage.name] is None]
+    ready = {stage.name: service_of(stage, class_names) for stage in config.stage}
+    if any(stage.sklearn is not None for stage in config.stage):
+        ready |= classifier_stages(config, class_names)
+    own = [stage for stage in config.stage if ready[stage.name] is None]
     specs = {stage.name: spec_of(stage, class_names) for stage in own}
     edges = config.cascade.edges
     return Cascade.from_models(
-        {name: service or built(specs[name], folder) for name, service in services.items()},
+        {name: stage or built(specs[name], folder) for name, stage in ready.items()},
         edges=edges if isinstance(edges, str) else [(a, b) for a, b in edges],
         transform={stage.name: stage.transform for stage in own},
         specs=specs,

@@ -1,6 +1,6 @@
 """A first configuration: a commented run.toml for what somebody has.
 
-    networks      several networks, the cheapest first
+    networks      several networks, or classifiers of scikit-learn, the cheapest first
     exits         one network that gets exits
     answers       answers that were recorded elsewhere, in an npz file
     services      language models behind OpenAI-compatible endpoints
@@ -9,24 +9,31 @@
 Layer: project.
 """
 
-import json
 import os
-import re
 import shlex
 import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 from offramp._core.errors import InputError
 from offramp._core.files import new_file
 from offramp._core.naming import printable
+from offramp.project.init_stages import (
+    PICTURES,
+    USUAL,
+    beside,
+    is_classifier,
+    network,
+    services,
+    stages,
+    to_fit,
+    toml,
+)
 
 CASES = ("networks", "exits", "answers", "services", "class-exits")
 _NEEDS = {"networks": 2, "exits": 1, "services": 2, "class-exits": 1}  # models
-_BYTE = 1 / 255
-_PICTURES = "folder"  # data whose files are images of any size
 _ONE = (
     "No weights were named, so the network answers at random. Train it with offramp.train."
     "train_classifier, or take a trained one (timm.create_model(..., pretrained=True)); write its "
@@ -48,8 +55,9 @@ class Wish:
         case: Of `CASES`.
         data: Kind of the data, as `[data]` names it; not for recorded answers.
         path: Where data or recorded answers lie; relative to the working folder.
-        models: "name argument=value ...": registered, or "module:callable"; the cheapest first.
-            Of services their names there.
+        models: "name argument=value ...": registered, or "module:callable", or of scikit-learn
+            "module:Class", several with "+" a pipeline, or a file "own.skops"; the cheapest first.
+            Of services their names there. Of tables and texts two of scikit-learn by default.
         weights: Of the models, in their order; none, or one for each.
         costs: Of recorded answers: for each stage what one costs, the cheapest first.
         unit: Of these costs.
@@ -58,6 +66,9 @@ class Wish:
         key_env: Variable with the key of the services; empty for none.
         classes: Of class-exits: which shall be answered sooner; all where none is named.
         max_drop: Accuracy that may be lost, a fraction.
+        label: Of tables, the column of the labels.
+        id: Of tables, the column of ids.
+        columns: Of tables, those of the features; by default all others.
     """
 
     case: str
@@ -72,12 +83,17 @@ class Wish:
     key_env: str = "OPENAI_API_KEY"
     classes: tuple[str, ...] = ()
     max_drop: float = 0.02
+    label: str = "label"
+    id: str | None = None
+    columns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         from offramp._core.checks import check_choice  # here, so that --help needs no torch
         from offramp.data import SOURCES
 
         check_choice("case", self.case, CASES)
+        if self.case == "networks" and not self.models:
+            object.__setattr__(self, "models", USUAL.get(self.data, ()))
         wanted = _NEEDS.get(self.case, 0)
         if len(self.models) < wanted or (wanted == 1 and len(self.models) > 1):
             number = "one model" if wanted == 1 else f"at least {wanted} models, cheapest first"
@@ -100,6 +116,8 @@ class Wish:
         if (self.data == "digits") != (self.path is None):
             need = "no --path" if self.path else "a --path, where they lie"
             raise InputError(f"The data {self.data!r} need {need}, got {self.path}.")
+        if self.data != "table" and (self.columns or self.id):
+            raise InputError(f"--id and --columns go with --data table, not {self.data!r}.")
 
 
 def write_config(path: Path, wish: Wish) -> tuple[str, ...]:
@@ -124,6 +142,8 @@ def write_config(path: Path, wish: Wish) -> tuple[str, ...]:
             f"{path} exists already, and nothing is overwritten. Name another file: offramp init "
             f"{shlex.quote(str(another))}"
         )
+    if wish.data == "table" and wish.path is not None and wish.case != "answers":
+        wish = replace(wish, columns=_columns(wish))
     text = config_text(wish, path)
     try:
         text.encode()
@@ -139,6 +159,15 @@ def write_config(path: Path, wish: Wish) -> tuple[str, ...]:
         except InputError as error:
             raise InputError(str(error).replace(str(temporary), str(path))) from error
     return following(wish, path)
+
+
+def _columns(wish: Wish) -> tuple[str, ...]:
+    """The features of a table; raises what is wrong with it, so that it is known at once."""
+    from offramp.data import table
+
+    names = list(wish.columns) or None
+    found = table(str(wish.path), label=wish.label, id=wish.id, columns=names)
+    return tuple(found.inputs)
 
 
 def following(wish: Wish, path: Path) -> tuple[str, ...]:
@@ -157,15 +186,21 @@ def following(wish: Wish, path: Path) -> tuple[str, ...]:
     if case == "networks" and untrained(wish):
         return (f"offramp train joint {config}{bundle}", f"offramp report {run}")
     return (
-        *([f"offramp train {config}"] if case == "exits" else []),
+        *([f"offramp train {config}"] if case == "exits" or _fits(wish) else []),
         f"offramp record {config}",
         f"offramp fit {config}{bundle}",
         f"offramp report {run}",
     )
 
 
+def _fits(wish: Wish) -> bool:
+    return wish.case == "networks" and any(map(to_fit, wish.models))
+
+
 def untrained(wish: Wish) -> str | None:
     """What to do about networks whose weights are random; None where there are none of these."""
+    if any(map(is_classifier, wish.models)):
+        return None
     imported = any(":" in model for model in wish.models)  # such may bring weights
     return None if wish.weights or imported else _UNTRAINED.get(wish.case)
 
@@ -177,25 +212,35 @@ def config_text(wish: Wish, path: Path) -> str:
     if wish.case == "answers":
         parts = [_answers(wish, path), _fit(wish)]
     elif wish.case == "services":
-        parts = [_data(wish, path), *_services(wish), _RECORD, _fit(wish)]
+        parts = [_data(wish, path), *services(wish), _RECORD, _fit(wish)]
     elif wish.case == "networks":
-        parts = [_data(wish, path), *_stages(wish, path), _fit(wish)]
+        parts = [_data(wish, path), *stages(wish, path)]
+        parts += [_SECONDS] if any(map(is_classifier, wish.models)) else []
+        parts += [_fit(wish)]
     elif wish.case == "exits":
-        parts = [_data(wish, path), _network(wish, path), _EXITS, _fit(wish)]
+        parts = [_data(wish, path), network(wish, path), _EXITS, _fit(wish)]
     else:
-        parts = [_data(wish, path), _network(wish, path), _class_exits(wish)]
-    output = f"[output]\ndir = {_toml(os.path.relpath(Path('runs') / path.stem, path.parent))}"
+        parts = [_data(wish, path), network(wish, path), _class_exits(wish)]
+    output = f"[output]\ndir = {toml(os.path.relpath(Path('runs') / path.stem, path.parent))}"
     return "\n\n".join(["\n".join(f"# {line}" for line in head), *parts, output]) + "\n"
 
 
 def _data(wish: Wish, path: Path) -> str:
     heads = wish.case in ("exits", "class-exits")
-    lines = ["[data]  # labeled examples", f"kind = {_toml(wish.data)}"]
+    lines = ["[data]  # labeled examples", f"kind = {toml(wish.data)}"]
     if wish.path is not None:
-        lines.append(f"path = {_toml(_beside(wish.path, path))}  # relative to this file")
-    if wish.data == _PICTURES and wish.case == "class-exits":  # which reads tensors
+        lines.append(f"path = {toml(beside(wish.path, path))}  # relative to this file")
+    if wish.data == PICTURES and wish.case == "class-exits":  # which reads tensors
         lines.append("options = { size = 224, resize = 256 }  # pixels, as in training")
-    if heads:
+    if wish.data == "table":
+        named = {"label": wish.label, **({} if wish.id is None else {"id": wish.id})}
+        lines.append(f"options = {toml(named)}  # columns; what no stage reads may hold anything")
+    if _fits(wish):
+        lines += [
+            "# Classifiers are fitted on train, policies on fit, promises tested on calibrate.",
+            "splits = { train = 0.4, fit = 0.25, calibrate = 0.2, test = 0.15 }",
+        ]
+    elif heads:
         lines += [
             "# Heads are trained on train, policies fitted on fit, promises tested on calibrate.",
             "splits = { train = 0.4, fit = 0.2, calibrate = 0.2, test = 0.2 }",
@@ -211,81 +256,6 @@ def _data(wish: Wish, path: Path) -> str:
             "splits = { fit = 0.4, calibrate = 0.35, test = 0.25 }",
         ]
     return "\n".join(lines)
-
-
-def _stages(wish: Wish, path: Path) -> list[str]:
-    names = _names(wish.models)
-    return [
-        f"[[stage]]  # the cheapest first\nname = {_toml(name)}\n{_built(wish, path, k)}"
-        for k, name in enumerate(names)
-    ]
-
-
-def _network(wish: Wish, path: Path) -> str:
-    return f"[network]  # its weights are never changed\n{_built(wish, path, 0)}"
-
-
-def _built(wish: Wish, path: Path, k: int) -> str:
-    name, *given = _parts(wish.models[k])
-    arguments = {}
-    for one in given:
-        key, sign, value = one.partition("=")
-        if not sign:
-            raise InputError(f"--model must be a name and argument=value, got {wish.models[k]!r}.")
-        arguments[key] = _value(value)
-    if ":" not in name:  # what is imported is looked for when it is built
-        from offramp.models import model_factory
-
-        model_factory(name)
-    lines = [f"model = {_toml(name)}  # registered, or module:callable"]
-    if arguments:
-        lines.append(f"arguments = {_toml(arguments)}")
-    if wish.weights:
-        lines.append(f"weights = {_toml(_beside(wish.weights[k], path))}")
-    else:
-        lines.append('# weights = "net.safetensors"  # without them it answers at random')
-    scale = 0.0625 if wish.data == "digits" else _BYTE
-    lines.append("# As in training, such as mean = [0.485, 0.456, 0.406], std = [0.229, ...].")
-    normalize = f'{{ kind = "normalize", scale = {scale!r} }}'
-    if wish.data == _PICTURES and wish.case != "class-exits":  # files, also where it is served
-        lines += [
-            "transform = [",
-            '  { kind = "decode" },',
-            '  { kind = "resize", size = 224, crop_pct = 0.875 },  # pixels, as in training',
-            f"  {normalize},",
-            "]",
-        ]
-    else:
-        lines.append(f"transform = {normalize}")
-    return "\n".join(lines)
-
-
-def _parts(model: str) -> list[str]:
-    """The name of a model and its arguments.
-
-    Raises:
-        InputError: If there is no name, or a quotation is left open.
-    """
-    try:
-        parts = shlex.split(model)
-    except ValueError as error:
-        raise InputError(f"--model cannot be read: {error}, got {model!r}.") from None
-    if not parts:
-        raise InputError(f"--model must be a name and argument=value, got {model!r}.")
-    return parts
-
-
-def _services(wish: Wish) -> list[str]:
-    key = "" if not wish.key_env else f"\nkey_env = {_toml(wish.key_env)}  # the key's variable"
-    free = "" if wish.key_env else '\nkey_env = ""  # no key'
-    return [
-        f"[[stage]]  # the cheapest first\nname = {_toml(_plain(model))}\n[stage.openai]\n"
-        f"url = {_toml(wish.url)}\nmodel = {_toml(model)}\n"
-        'prompt = "Answer with one of {labels}: {row}"  # say what the labels mean'
-        f"{key}{free}\nprices = {{ input = {price[0]!r}, output = {price[1]!r} }}"
-        "  # dollars for a million tokens"
-        for model, price in zip(wish.models, wish.prices, strict=True)
-    ]
 
 
 def _answers(wish: Wish, path: Path) -> str:
@@ -305,22 +275,22 @@ def _answers(wish: Wish, path: Path) -> str:
     sure = {name: f"{name}_confidence" for name in costs}
     lines = [
         "[answers]  # recorded elsewhere; names of arrays in the file, the cheapest stage first",
-        f"path = {_toml(_beside(file, path))}",
+        f"path = {toml(beside(file, path))}",
         'labels = "labels"',
     ]
     if min(shapes.values()) > 1:
         rows = [held[name] for name in costs]
         shares = all((r >= 0).all() and abs(r.sum(axis=1) - 1).max() < 0.01 for r in rows)
-        lines.append(f"{'probabilities' if shares else 'logits'} = {_toml(named)}")
+        lines.append(f"{'probabilities' if shares else 'logits'} = {toml(named)}")
     else:
-        lines.append(f"predictions = {_toml(named)}")
+        lines.append(f"predictions = {toml(named)}")
         if all(name in held for name in sure.values()):
-            lines.append(f"confidences = {_toml(sure)}")
+            lines.append(f"confidences = {toml(sure)}")
         else:
             lines.append("# Without confidences answers can only be compared: agreement, of three.")
     lines += [
-        f"costs = {_toml(costs)}  # of one answer",
-        f"unit = {_toml(wish.unit)}",
+        f"costs = {toml(costs)}  # of one answer",
+        f"unit = {toml(wish.unit)}",
         "splits = { fit = 0.4, calibrate = 0.35, test = 0.25 }",
     ]
     return "\n".join(lines)
@@ -339,7 +309,7 @@ def _fit(wish: Wish) -> str:
 
 
 def _class_exits(wish: Wish) -> str:
-    which = f"classes = {_toml(list(wish.classes))}" if wish.classes else '# classes = ["cat"]'
+    which = f"classes = {toml(list(wish.classes))}" if wish.classes else '# classes = ["cat"]'
     return "\n".join(
         [
             "[class_exits]",
@@ -357,43 +327,10 @@ quantiles = 4  # so many points, spread over the cost; or every = 3, match = "la
 [train]  # of the heads
 epochs = 30"""
 
+_SECONDS = """[cost]
+unit = "seconds"  # as measured here; or given = { small = 1.0, large = 40.0 } of any unit
+batch_size = 256  # rows that are answered at a time"""
+
 _RECORD = """[record]
 max_spend = 1.0  # dollars, never exceeded
 concurrency = 8  # calls at a time"""
-
-
-def _names(models: Sequence[str]) -> list[str]:
-    usual = {2: ["small", "large"], 3: ["small", "middle", "large"]}
-    return usual.get(len(models), [f"network{k + 1}" for k in range(len(models))])
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", name)
-
-
-def _beside(given: Path, config: Path) -> str:
-    """A path as the configuration names it, relative to its folder."""
-    whole = given.expanduser()
-    return str(whole) if whole.is_absolute() else os.path.relpath(whole, config.parent)
-
-
-def _value(text: str) -> Any:  # noqa: ANN401  (an argument of a network)
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
-def _toml(value: object) -> str:
-    """A value in TOML; its texts are written as those of JSON.
-
-    >>> _toml({"a b": [1, True], "c": 0.5})
-    '{ "a b" = [1, true], c = 0.5 }'
-    """
-    if isinstance(value, Mapping):
-        keys = (k if re.fullmatch(r"[\w-]+", k, re.ASCII) else _toml(k) for k in value)
-        pairs = zip(keys, map(_toml, value.values()), strict=True)
-        return f"{{ {', '.join(f'{key} = {one}' for key, one in pairs)} }}"
-    if isinstance(value, list):
-        return f"[{', '.join(map(_toml, value))}]"
-    return json.dumps(value, ensure_ascii=False)

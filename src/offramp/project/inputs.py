@@ -1,4 +1,4 @@
-"""Inputs for a cascade, from images, folders of images and npz files, in batches.
+"""Inputs for a cascade, from images, folders of images, npz files and tables, in batches.
 
 Layer: project.
 """
@@ -24,9 +24,10 @@ from offramp.bundle.pictures import IMAGE_OPTIONS, ImageFiles, read_image_option
 from offramp.data.arrays import read_arrays
 from offramp.data.listing import ENDINGS, is_picture, pictures_in
 from offramp.data.picture import damage
-from offramp.data.texts import LINES, TABLES, read_texts
+from offramp.data.table import TABLES, as_numbers, read_table
+from offramp.data.texts import LINES, read_texts
 from offramp.project.config.sections import DataSection
-from offramp.stages import Chain, Decode, Resize
+from offramp.stages import Chain, Columns, Decode, Resize
 
 Id = int | str
 
@@ -41,8 +42,10 @@ class InputReader:
         shape: Shape of one input, `(channels, h, w)` for images; None where nobody knows.
         image_options: "resize" and "orient" of images, as `offramp.data.read_image` takes them.
         array: Name of the inputs in npz files.
-        ids: Name of their ids in npz files, or None to count.
+        ids: Name of their ids in npz files and tables, or None to count.
         column: Name of the texts in tables.
+        columns: Those of numbers in tables that the cascade reads by name; none where it reads
+            texts.
         decode: False where the cascade decodes images itself: it is given rows, the bytes of files.
         ignored: How many files in folders are no images, by ending.
         skipped: Files that could not be decoded, filled while reading.
@@ -61,6 +64,7 @@ class InputReader:
     ignored: Mapping[str, int] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
     column: str = "text"
+    columns: tuple[str, ...] = ()
     alone: bool | None = None
     kept: dict[Path, Any] | None = None
 
@@ -87,8 +91,9 @@ class InputReader:
                 was fitted on, and upright where it was fitted on no folder of images.
 
         Raises:
-            InputError: If a path is missing, is no image or npz file, or nothing is there; or if
-                `orient` is said of a bundle that decodes images itself.
+            InputError: If a path is missing, is no image, npz file or table, or nothing is there;
+                if `orient` is said of a bundle that decodes images itself; or if the bundle reads
+                columns by name and a file has none.
         """
         manifest = read_manifest(bundle)
         transforms = [getattr(entry, "transform", None) for entry in manifest.stages]
@@ -102,6 +107,20 @@ class InputReader:
             )
         ignored: Counter[str] = Counter()
         files = [f for path in paths for f in _found(path, ignored, alone=len(paths) == 1)]
+        columns = columns_read(transforms)
+        images = manifest.input_shape is not None or not decode
+        texts = [f for _, f in files if images and f.suffix.lower() in (*LINES, *TABLES)]
+        if texts:
+            raise InputError(
+                "The bundle reads images or arrays, and no texts or tables; give images, folders "
+                f"of them, or npz files, got {texts[0]}."
+            )
+        bare = [path for _, path in files if columns and path.suffix.lower() not in TABLES]
+        if bare:
+            raise InputError(
+                f"The bundle reads the columns {list(columns)} by name; give a table with them "
+                f"({', '.join(TABLES)}), got {bare[0]}."
+            )
         return cls(
             files=files,
             shape=manifest.input_shape,
@@ -111,6 +130,7 @@ class InputReader:
             decode=decode,
             ignored=ignored,
             column=column,
+            columns=columns,
         )
 
     def batches(self, size: int) -> Iterator[tuple[list[Id], Any]]:
@@ -159,7 +179,7 @@ class InputReader:
 
     def _of_many(self, name: str, path: Path, size: int) -> Iterator[tuple[list[Id], Raw]]:
         held = self._held(path)
-        for start in range(0, len(held[0]), size):
+        for start in range(0, _count(held[0]), size):
             yield self._slice(name, path, start, size, held)
 
     def _held(self, path: Path) -> tuple[Any, Any]:
@@ -181,27 +201,42 @@ class InputReader:
                 )
             held: tuple[Any, Any] = (given, ids)
         else:
-            held = (read_texts(path, self.column), None)
+            held = self._table(path)
         if kept is not None:
             kept.clear()
             kept[path] = held
         return held
 
+    def _table(self, path: Path) -> tuple[Any, Any]:
+        """Columns of numbers, or texts, and ids of a table; of a .txt its lines."""
+        if path.suffix.lower() not in TABLES:
+            return RowList(read_texts(path)), None
+        wanted = list(self.columns) or [self.column]
+        found = read_table(path, [*wanted, *([] if self.ids is None else [self.ids])])
+        ids = None if self.ids is None else np.array([str(value) for value in found[self.ids]])
+        if not self.columns:
+            return RowList(found[self.column]), ids
+        return as_numbers(path, {name: found[name] for name in wanted}), ids
+
     def _slice(
         self, name: str, path: Path, start: int, size: int, held: tuple[Any, Any] | None = None
     ) -> tuple[list[Id], Raw]:
         given, ids = self._held(path) if held is None else held
-        rows = given[start : start + size]
-        counted = self._counted(name, start, start + len(rows))
-        if isinstance(rows, list):  # texts
-            return counted, rows
+        some = slice(start, start + size)
+        counted = self._counted(name, start, min(start + size, _count(given)))
+        named = counted if ids is None else ids[some].tolist()
+        if isinstance(given, Mapping):
+            return named, {column: values[some] for column, values in given.items()}
+        if isinstance(given, list):  # texts
+            return named, RowList(given[some])
+        rows = given[some]
         rows = np.array(rows)  # of its own: what is mapped is read-only
         taken = (
             _arranged(tensor_of(self.array, rows), self.shape, path)
             if self.decode
             else RowList(rows)
         )
-        return counted if ids is None else ids[start : start + size].tolist(), taken
+        return named, taken
 
     def _counted(self, name: str, start: int, stop: int) -> list[Id]:
         """Ids of rows: their numbers, with the file's name where there are several."""
@@ -230,6 +265,18 @@ def decodes_itself(
     return any(isinstance(step, reads) for step in first)
 
 
+def columns_read(transforms: Iterable[nn.Module | None]) -> tuple[str, ...]:
+    """The columns of numbers that networks with these transforms read by name, each once.
+
+    >>> columns_read([Columns(["a", "b"]), Chain([Columns(["b", "c"])]), None])
+    ('a', 'b', 'c')
+    """
+    first = [each.steps[0] if isinstance(each, Chain) else each for each in transforms]
+    read = [step for step in first if isinstance(step, Columns) and step.stack]
+    names = [name for step in read if not isinstance(step.names, str) for name in step.names]
+    return tuple(dict.fromkeys(names))
+
+
 def image_options(data: DataSection | None) -> dict[str, dict[str, Any]]:
     """What a bundle remembers of how the images were read that it was fitted on, as extra files."""
     if data is None or data.kind != "folder":
@@ -249,10 +296,14 @@ def _found(path: Path, ignored: Counter[str], *, alone: bool) -> list[tuple[str,
         raise InputError(f"There is no such input: {path}.")
     if not holds_many(path) and not is_picture(path):
         raise InputError(
-            f"{path} is neither an image ({', '.join(ENDINGS)}), nor an npz file, nor texts "
-            f"({', '.join((*LINES, *TABLES))})."
+            f"{path} is neither an image ({', '.join(ENDINGS)}), nor an npz file, nor "
+            f"texts or a table ({', '.join((*LINES, *TABLES))})."
         )
     return [(_named(Path(path.name) if alone else path), path)]
+
+
+def _count(given: Any) -> int:  # noqa: ANN401  (columns, an array, or texts)
+    return len(next(iter(given.values())) if isinstance(given, Mapping) else given)
 
 
 def _named(path: Path) -> str:

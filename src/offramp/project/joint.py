@@ -29,7 +29,7 @@ from offramp.evaluation import (
 from offramp.fitting.registry import POLICIES
 from offramp.fitting.stopping.network import with_stopping
 from offramp.policy import Candidate
-from offramp.project.build import all_but, cascade_of, costs_of
+from offramp.project.build import all_but, cascade_of, costs_of, fitting_networks
 from offramp.project.choose import choose
 from offramp.project.config.sections import FitSection, JointSection, RunConfig
 from offramp.recording import record
@@ -129,7 +129,9 @@ def train_all(
         remove_folder(work, CHECKPOINTS)
     work.mkdir(parents=True, exist_ok=True)
     cascade = cascade_of(config, config.file.parent, examples.class_names)
-    classes = cascade.check(part.batch(0, 1).inputs)
+    first = part.batch(0, 1).inputs
+    with fitting_networks(first):
+        classes = cascade.check(first)
     costs = with_stopping(costs_of(cascade, config.cost, held, device=device), classes, how.width)
     options: dict[str, Any] = {**_options(how), "costs": costs, "device": device}
     given = _weights_of(cascade)

@@ -4,7 +4,8 @@ Layer: project.
 """
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -69,11 +70,19 @@ def _keyed(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def built(spec: ModelSpec, folder: Path) -> nn.Module:
     """Build a network; "module:callable" is looked for in a folder as well."""
-    sys.path.insert(0, str(folder.resolve()))
-    try:
+    with importing_from(folder):
         return build(spec)
+
+
+@contextmanager
+def importing_from(folder: Path) -> Iterator[None]:
+    """Within, modules are looked for in a folder as well."""
+    place = str(folder.resolve())
+    sys.path.insert(0, place)
+    try:
+        yield
     finally:
-        sys.path.remove(str(folder.resolve()))
+        sys.path.remove(place)
 
 
 @final

@@ -47,7 +47,7 @@ class Column:
     Args:
         name: Of it.
         kind: What it holds.
-        datatypes: Which may come, the first is the one that is told; any where it is empty.
+        datatypes: Which may come, the first is told; any where it is empty.
         shape: Of one example, -1 for any size; None where nobody knows.
     """
 
@@ -59,7 +59,7 @@ class Column:
     @property
     def told(self) -> dict[str, Any]:
         """As the metadata of a model tell it."""
-        kind = self.datatypes[0] if self.datatypes else "BYTES"
+        kind = next(iter(self.datatypes), "FP32" if self.kind == "tensor" else "BYTES")
         shape = (-1,) if self.shape is None else self.shape
         return {"name": self.name, "datatype": kind, "shape": [-1, *shape]}
 

@@ -348,4 +348,5 @@ def load_served(path: Path, settings: Settings) -> Adaptive:
         backend=settings.backend,
         allow_network=settings.allow_network or False,
         allow_import=settings.allow_import,
+        allow_types=settings.allow_types,
     )

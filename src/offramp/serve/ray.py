@@ -156,7 +156,8 @@ class _Plan:
 
     def made(self) -> Settings:
         given = dict(self.settings)
-        for name, kind in (("watch", Path), ("allow_network", tuple)):  # as JSON and YAML have them
+        tuples = ("allow_network", tuple), ("allow_types", tuple)
+        for name, kind in (("watch", Path), *tuples):  # as JSON and YAML have them
             if given.get(name) is not None:
                 given[name] = kind(given[name])
         variable = given.pop("token_env", None)

@@ -28,6 +28,7 @@ class Settings:
         backend: What runs the stages, as `offramp.load` takes it, like the next two.
         allow_network: Hosts that bundles with services may call.
         allow_import: Whether bundles may name Python code to import.
+        allow_types: Types that their classifiers of scikit-learn may be made of.
         max_queue: Examples that are accepted and not answered, of each model.
         max_rows: Examples of one request.
         max_body: Bytes of one request, also after it was unpacked.
@@ -60,6 +61,7 @@ class Settings:
     port: int = 8000
     backend: str | None = None
     allow_network: tuple[str, ...] = ()
+    allow_types: tuple[str, ...] = ()
     allow_import: bool = False
     max_queue: int = 4096
     max_rows: int = 1024

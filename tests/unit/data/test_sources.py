@@ -55,7 +55,16 @@ def test_imagenet32_refuses_pickled_arrays(tmp_path):
 
 
 def test_every_kind_is_known_by_name():
-    assert set(SOURCES) == {"digits", "cifar10", "cifar100", "imagenet32", "folder", "npz", "texts"}
+    assert set(SOURCES) == {
+        "digits",
+        "cifar10",
+        "cifar100",
+        "imagenet32",
+        "folder",
+        "npz",
+        "texts",
+        "table",
+    }
 
 
 def test_a_data_set_is_loaded_by_name_with_its_options(tmp_path):

@@ -1,7 +1,7 @@
 """Configuration files: TOML in, checked values out, all problems named at once.
 
     [data]
-    kind = "folder"                  # digits, cifar10, cifar100, imagenet32, folder, npz, texts
+    kind = "folder"                  # digits, cifar10, cifar100, imagenet32, npz, texts, table
     path = "images"                  # paths are relative to this file
     splits = { fit = 0.5, calibrate = 0.25, test = 0.25 }  # or ranges = { fit = [0, 500] }
     options = { size = 32, resize = 32 }  # or size = [192, 256], height and width; orient = false
@@ -21,6 +21,20 @@ A stage may be a function on rows of data, such as texts (`kind = "texts"`):
     name = "fast"
     function = "detectors:fast"      # in a module beside this file, or installed
     outputs = "confidence"           # or "logits", "probabilities", "labels"
+
+Or a classifier of scikit-learn, on a table (`kind = "table"`) or on texts:
+
+    [[stage]]
+    name = "forest"
+    sklearn = "sklearn.ensemble:RandomForestClassifier"  # `offramp train` fits it; several names
+    arguments = { n_estimators = 50 }                    # in a list are a pipeline
+    transform = { kind = "columns", names = ["age", "size"] }
+
+    [[stage]]
+    name = "own"
+    sklearn = "own.skops"            # fitted, written by skops.io.dump
+    labels = ["no", "yes"]           # where it was fitted on 0 and 1 in their place
+    allow_types = ["sklearn.tree._tree.Tree"]  # of which skops would not make objects by itself
 
 Instead of `[[stage]]` there may be one network with exits inside:
 

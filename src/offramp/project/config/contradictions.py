@@ -8,10 +8,19 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 
 from offramp.project.config.fields import DEFAULT_HEAD, HeadChoice
+from offramp.project.config.pairs import mismatches
 from offramp.project.config.sections import CostSection, ExitsSection, FitSection, RunConfig
 
 Problem = tuple[Sequence[str | int], str]  # where, what
 
+#: What stands beside the kind of a stage; None is a network.
+_BESIDE: dict[str | None, tuple[str, ...]] = {
+    None: ("model", "arguments", "weights", "weights_sha256", "transform", "outputs"),
+    "function": ("transform", "outputs"),
+    "openai": (),
+    "http": ("transform",),
+    "sklearn": ("transform",),
+}
 _FIXED = ("channels", "features", "classes", "axes")  # arguments of heads that the layer decides
 
 
@@ -35,6 +44,8 @@ def contradictions(config: RunConfig) -> list[Problem]:
     found += _of_models(config)
     found += _of_fit(config.fit)
     found += _of_cost(config.cost)
+    found += _of_classifiers(config)
+    found += mismatches(config)
     found += _of_network(config)
     found += _of_joint(config)
     if config.exits is not None:
@@ -72,16 +83,19 @@ def _of_models(config: RunConfig) -> list[Problem]:
     for k, stage in enumerate(config.stage):
         kind = stage.instead
         if kind is None and not stage.model:
-            text = 'is missing; or function = "module:name", openai = {...}, http = {...}'
+            text = (
+                'is missing; or function = "module:name", sklearn = ..., openai = {...}, '
+                "http = {...}"
+            )
             found.append((("stage", k, "model"), text))
-        elif kind is not None:
-            others = ("model", "arguments", "weights", "weights_sha256", "openai", "http")
-            service = ("transform", "outputs") if kind == "openai" else ("outputs",)
-            found += [
-                (("stage", k, name), f"does not belong to a stage with {kind} = ...")
-                for name in (*others, *(service if kind != "function" else ()))
-                if name in stage.model_fields_set and name != kind
-            ]
+        fitted = ("labels", "allow_types") if kind == "sklearn" and not stage.to_fit else ()
+        given = ("arguments",) if stage.to_fit else ()
+        found += [
+            (("stage", k, name), f"does not belong to a stage with {kind or 'model'} = ...")
+            for name in sorted(stage.model_fields_set)
+            if name not in ("name", kind, *_BESIDE[kind], *fitted, *given)
+        ]
+        if kind is not None:
             found += _of_service(("stage", k, kind), kind, getattr(stage, kind))
     return found
 
@@ -117,6 +131,23 @@ def _of_cost(cost: CostSection) -> list[Problem]:
     if not cost.given and cost.unit not in METERS:
         text = f"{cost.unit!r} cannot be measured ({measured} can); use cost.given"
         found.append((("cost", "unit"), text))
+    return found
+
+
+def _of_classifiers(config: RunConfig) -> list[Problem]:
+    """Classifiers of scikit-learn have no operations to count, and are fitted alone."""
+    names = [stage.name for stage in config.stage if stage.sklearn is not None]
+    if not names:
+        return []
+    found: list[Problem] = []
+    who = ", ".join(map(repr, names))
+    if config.cost.unit == "flops" and not config.cost.given:
+        text = f'flops of {who} cannot be counted; say "seconds", or give the costs: cost.given'
+        found.append((("cost", "unit"), text))
+    if "flops" in config.cost.also:
+        found.append((("cost", "also"), f"flops of {who} cannot be counted"))
+    if "joint" in config.model_fields_set:
+        found.append((("joint",), f"trains networks, and {who} are classifiers"))
     return found
 
 

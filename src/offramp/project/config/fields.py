@@ -3,6 +3,7 @@
 Layer: project.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -93,6 +94,23 @@ def _existing(value: str, info: Any) -> str:  # noqa: ANN401  (pydantic's own ca
     return str(path)
 
 
+_IMPORTED = re.compile(r"[\w.]+:[\w.]+")
+
+
+def _estimators(value: object, info: Any) -> Any:  # noqa: ANN401
+    """A file of a fitted classifier; or names of classes, the steps of one to be fitted."""
+    if isinstance(value, str) and value.endswith(".skops"):
+        return _existing(value, info)
+    names = value if isinstance(value, list) else [value]
+    if names and all(isinstance(name, str) and _IMPORTED.fullmatch(name) for name in names):
+        return names
+    raise ValueError(
+        'must be a class such as "sklearn.ensemble:RandomForestClassifier", several of them in a '
+        'list for a pipeline, or the file of a fitted classifier such as "forest.skops", which '
+        f"skops.io.dump writes, got {value!r}"
+    )
+
+
 def _beside(value: str, info: Any) -> str:  # noqa: ANN401
     return str(_folder(info) / Path(value).expanduser())
 
@@ -124,6 +142,7 @@ Edges = Annotated[Any, AfterValidator(_edges)]
 ExistingPath = Annotated[str, AfterValidator(_existing)]
 TransformModule = Annotated[Any, AfterValidator(_transform)]
 NewPath = Annotated[str, AfterValidator(_beside)]
+Estimators = Annotated[Any, AfterValidator(_estimators)]
 FolderClasses = Annotated[Any, AfterValidator(_classes)]
 
 

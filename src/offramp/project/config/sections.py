@@ -14,6 +14,7 @@ from offramp.project.config.fields import (
     ClassNames,
     CostWeights,
     Edges,
+    Estimators,
     ExistingPath,
     FolderClasses,
     Fraction,
@@ -87,19 +88,27 @@ class BuiltSection(_Section):
 
 
 class StageSection(BuiltSection):
-    """`[[stage]]`: one network, or one function on rows, of several."""
+    """`[[stage]]`: one network, classifier, service, or function on rows, of several."""
 
     name: str = Field(min_length=1)
     function: str | None = Field(default=None, pattern=r"^[\w.]+:[\w.]+$")
     openai: dict[str, Any] | None = None
     http: dict[str, Any] | None = None
+    sklearn: Estimators = None
+    labels: list[str] = Field(default_factory=list)
+    allow_types: list[str] = Field(default_factory=list)
     outputs: Literal["logits", "probabilities", "confidence", "labels"] = "logits"
 
     @property
     def instead(self) -> str | None:
-        """What stands in the place of a model: "function", "openai" or "http"."""
-        kinds = ("function", "openai", "http")
+        """What stands in the place of a model: "function", "openai", "http" or "sklearn"."""
+        kinds = ("function", "openai", "http", "sklearn")
         return next((kind for kind in kinds if getattr(self, kind) is not None), None)
+
+    @property
+    def to_fit(self) -> bool:
+        """True for a classifier of scikit-learn that `offramp train` fits."""
+        return isinstance(self.sklearn, list)
 
     @property
     def untrained(self) -> bool:
