@@ -18,7 +18,7 @@ from offramp._core.logs import logging_to_stderr
 from offramp.serve.app import make_app
 from offramp.serve.channel import Channel
 from offramp.serve.hub import Known, seal_of
-from offramp.serve.run import Server, keep_uncollected
+from offramp.serve.run import Server, own_process
 from offramp.serve.serving import Serving
 from offramp.serve.settings import Settings
 from offramp.serve.whole import Alone, Stats
@@ -54,7 +54,7 @@ def work(
     app = make_app(
         sources, settings, whole=lambda serving: Among(serving, parent, known, lambda: ends[0]())
     )
-    app.state.serving.repository.on_load = keep_uncollected
+    own_process(app)
     server = Server(app, settings)
     ends.append(server.stop)
     with logging_to_stderr(f"worker {settings.part}: ", on=log):
