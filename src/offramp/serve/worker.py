@@ -159,10 +159,16 @@ class Among:
         return await getattr(self._here, verb)(**given)
 
     async def _prepare(self, name: str, number: int, seal: str) -> None:
-        folder = self._repository.sources[name]
+        self._check_seal(name, seal)  # before: what has come since may be what has ended others
         await self._repository.prepare(name, number)
-        if seal_of(folder) != seal:
+        try:
+            self._check_seal(name, seal)
+        except InputError:
             self._repository.drop(name)
+            raise
+
+    def _check_seal(self, name: str, seal: str) -> None:
+        if seal_of(folder := self._repository.sources[name]) != seal:
             raise InputError(
                 f"The bundle in {folder} must be the one that the other workers run, and has "
                 f"changed. Load it anew: POST /v2/repository/models/{name}/load."
