@@ -7,7 +7,7 @@ import threading
 
 import pytest
 import torch
-from tests.support import blocked
+from support import blocked
 from torch import nn
 
 from offramp._core.errors import OfframpError
