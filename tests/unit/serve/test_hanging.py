@@ -7,7 +7,6 @@ import threading
 
 import pytest
 import torch
-from support import blocked
 from torch import nn
 
 from offramp._core.errors import OfframpError
@@ -15,6 +14,7 @@ from offramp.runtime import Adaptive, Executor
 from offramp.serve.settings import Settings
 from offramp.serve.workers import Workers
 from offramp.stages import Cascade
+from support import blocked
 
 SECONDS = 30
 
