@@ -6,13 +6,11 @@ between the segments in sequence and the uncut network, over batch sizes 1, 2 an
 rows at each cut, over the largest logit if that is above 1. `overhead` is the time of the segments
 with nobody leaving over the uncut network's, both eager, median of interleaved rounds. Batches of
 32 are measured twice: as glibc's allocator comes, which gives pages back between operations and
-takes them again, and with that turned off for both sides, as a server should run
-(MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_).
+takes them again, and with that turned off for both sides, as `offramp serve` runs.
 Architectures whose package is absent are named in `skipped`: pip install 'offramp[zoo]'.
 """
 
 import argparse
-import ctypes
 import importlib
 import sys
 import time
@@ -25,11 +23,11 @@ from harness import parser, report
 from torch import nn
 
 from offramp._core.batch import apply
+from offramp._core.memory import keep_freed_memory
 from offramp.models import extract_logits
 from offramp.stages import choose_points, cut, cut_points, take_rows, time_side_by_side
 
 Make = Callable[[], nn.Module]
-_TRIM, _MMAP = -1, -3  # mallopt's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD
 
 
 def own(name: str, **arguments: object) -> Make:
@@ -150,15 +148,6 @@ def measured(make: Make, side: int, options: argparse.Namespace) -> dict[str, An
     }
 
 
-def keep_pages() -> bool:
-    """Tell glibc to keep freed memory; False where there is no glibc."""
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return False
-    return bool(mallopt(_TRIM, 2**30) and mallopt(_MMAP, 2**30))
-
-
 def main() -> None:
     """Measure each network, first with the allocator as it comes, then with pages kept."""
     options = parser(__doc__ or "")
@@ -174,7 +163,7 @@ def main() -> None:
                 found[name] = measured(*ZOO[name], arguments)
             except ModuleNotFoundError:
                 skipped.append(name)
-        if keep_pages():
+        if keep_freed_memory():
             for name, figures in found.items():
                 again = measured(*ZOO[name], arguments)
                 figures["overhead_batch32_pages_kept"] = again["overhead_batch32"]

@@ -1,7 +1,6 @@
 """What every benchmark shares: machine facts, and one JSON object last."""
 
 import argparse
-import ctypes
 import json
 import os
 import platform
@@ -48,25 +47,6 @@ def has_bfloat16() -> bool:
     """True where the processor multiplies bfloat16; elsewhere that takes ten times as long."""
     cpuinfo = Path("/proc/cpuinfo")
     return cpuinfo.exists() and "avx512_bf16" in cpuinfo.read_text().split()
-
-
-def keep_freed_memory() -> bool:
-    """Let glibc keep what a step frees for the next one, instead of asking for new pages each time.
-
-    Training a CIFAR network at batch 128 takes 0.6 of the time then. False where there is no glibc.
-    """
-    change = getattr(ctypes.CDLL(None), "mallopt", None)
-    if change is None:
-        return False
-    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # as malloc.h numbers them
-    return all(
-        change(name, value)
-        for name, value in (
-            (trim_threshold, 2**31 - 1),
-            (mmap_threshold, 32 * 2**20),  # the largest that is allowed
-            (top_pad, 64 * 2**20),
-        )
-    )
 
 
 def scaled(sizes: Mapping[str, int], count: int) -> dict[str, int]:

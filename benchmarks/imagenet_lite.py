@@ -34,10 +34,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import keep_freed_memory, parser, report, scaled, speedups
+from harness import parser, report, scaled, speedups
 
 import offramp
 from offramp._core.costs import Costs
+from offramp._core.memory import keep_freed_memory
 from offramp.bundle import export_onnx
 from offramp.cli import main as offramp_main
 from offramp.data import Dataset, image_folder

@@ -34,10 +34,11 @@ from typing import Any
 
 import torch
 from curves import Point, at_equal_cost, cheapest, curve, points
-from harness import has_bfloat16, keep_freed_memory, parser, report
+from harness import has_bfloat16, parser, report
 from train_backbone import NORMALIZE, RECIPE
 
 import offramp
+from offramp._core.memory import keep_freed_memory
 from offramp.data import CropAndFlip, Dataset, cifar10
 from offramp.fitting.oracles import oracle
 from offramp.fitting.registry import POLICIES

@@ -35,11 +35,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import keep_freed_memory, parser, report
+from harness import parser, report
 from torch import Tensor, nn
 
 import offramp
 from offramp._core.errors import MissingExtraError, UnsupportedError
+from offramp._core.memory import keep_freed_memory
 from offramp.backends import with_backend
 from offramp.models import ModelSpec, build, cifar_resnet
 from offramp.models.heads import gap_linear

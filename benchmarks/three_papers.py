@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 from curves import Point, cheapest, curve
-from harness import has_bfloat16, keep_freed_memory, parser, report
+from harness import has_bfloat16, parser, report
 from joint_cifar10 import (
     SETTINGS,
     Parts,
@@ -45,6 +45,7 @@ from joint_cifar10 import (
 from train_backbone import NORMALIZE
 
 import offramp
+from offramp._core.memory import keep_freed_memory
 from offramp.data import Dataset, cifar10
 from offramp.drawing import Curve, frontier_figure, save_figure
 from offramp.drawing import Point as Mark

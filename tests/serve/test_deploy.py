@@ -3,6 +3,7 @@
 import inspect
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,15 @@ from offramp.serve.openapi import description
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 FILES = ["Dockerfile", "offramp.service", "kubernetes.yaml", "kserve.yaml"]
+
+
+def test_an_image_is_made_of_what_the_project_is_built_of_and_nothing_else():
+    root = DEPLOY.parent
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    lines = [one for one in (root / ".dockerignore").read_text().splitlines() if one[:1] != "#"]
+    built = {"pyproject.toml", "src", project["readme"], *project["license-files"]}
+    assert lines[0] == "*"
+    assert {one.removeprefix("!") for one in lines[1:]} == built
 
 
 def words_of(text):

@@ -6,7 +6,7 @@ Layer: serve.
 import asyncio
 import hmac
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, final
@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from offramp.runtime import Adaptive
@@ -76,7 +77,10 @@ def make_app(
             *openapi.routes(),
         ],
         lifespan=lifespan,
-        middleware=[Middleware(Gate, token=settings.token)],
+        middleware=[
+            Middleware(Gate, token=settings.token),
+            Middleware(Straight, ways=protocol.infer_routes()),
+        ],
         exception_handlers={HTTPException: _not_found},
     )
     app.state.serving, app.state.failed = serving, None
@@ -135,6 +139,29 @@ class Gate:
 
 
 _CLOSE = {"Connection": "close"}
+
+
+@final
+class Straight:
+    """Hands what is asked most on to its route: the way through all others takes a tenth of it.
+
+    Args:
+        app: What is behind.
+        ways: The routes that are asked most.
+    """
+
+    def __init__(self, app: ASGIApp, ways: Sequence[Route]) -> None:
+        self._app, self._ways = app, ways
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand on."""
+        if scope["type"] == "http" and scope["method"] == "POST" and not scope.get("root_path"):
+            for way in self._ways:
+                if (found := way.path_regex.match(scope["path"])) is not None:
+                    scope["path_params"] = found.groupdict()
+                    await way.app(scope, receive, send)
+                    return
+        await self._app(scope, receive, send)
 
 
 async def _not_found(request: Request, error: Any) -> Response:  # noqa: ANN401

@@ -5,12 +5,17 @@ Layer: serve.
 
 import asyncio
 import zlib
-from typing import Any, final
+from collections.abc import Awaitable, Generator
+from contextlib import nullcontext
+from typing import Any, Generic, TypeVar, final
 
 from starlette.requests import Request
+from starlette.types import Message
 
 from offramp._core.errors import InputError
 from offramp.serve.errors import GONE, RequestError
+
+T = TypeVar("T")
 
 _WINDOW = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 _CLOSE = {"Connection": "close"}  # the rest of what is sent is not read
@@ -39,6 +44,38 @@ class Room:
         self.taken -= size
 
 
+@final
+class Begun(Generic[T]):
+    """Something to be awaited that has begun, up to where it waits for something else.
+
+    Args:
+        work: It.
+
+    `ended` says whether it has come to its end, with `value`; else it waits for `waits_for`.
+    """
+
+    value: T
+
+    def __init__(self, work: Awaitable[T]) -> None:
+        self._rest = work.__await__()
+        self.ended = False
+        self.waits_for: Any = None
+        try:
+            self.waits_for = next(self._rest)
+        except StopIteration as end:
+            self.ended, self.value = True, end.value
+
+    def __await__(self) -> Generator[Any, None, T]:
+        if not self.ended:
+            yield self.waits_for
+            self.value = yield from self._rest
+        return self.value
+
+    def close(self) -> None:
+        """Let it go."""
+        self._rest.close()
+
+
 async def read_body(request: Request, room: Room, *, most: int, seconds: float) -> bytes:
     """The body of a request, unpacked.
 
@@ -62,19 +99,24 @@ async def read_body(request: Request, room: Room, *, most: int, seconds: float) 
     if told.isdigit() and int(told[:20]) > most:
         raise _too_large(most)
     parts, size = list[bytes](), 0
+    coming: Awaitable[Message] = (first := Begun(request.receive()))
+    whole = first.ended and not first.value.get("more_body", False)
     try:
-        async with asyncio.timeout(seconds):
-            more = True
-            while more:
-                message = await request.receive()
+        # Most bodies are there already, and a timer for each would take longer than to read it.
+        async with nullcontext() if whole else asyncio.timeout(seconds):
+            while True:
+                message = await coming
                 if message["type"] == "http.disconnect":
                     raise RequestError(GONE, "The client has gone.")
-                part, more = message.get("body", b""), message.get("more_body", False)
+                part = message.get("body", b"")
                 if size + len(part) > most:
                     raise _too_large(most)
                 room.take(len(part))
                 size += len(part)
                 parts.append(part)
+                if not message.get("more_body", False):
+                    break
+                coming = request.receive()
     except TimeoutError:
         raise RequestError(
             408, f"The request must be there within {seconds:g} s, and is not.", _CLOSE
@@ -124,11 +166,10 @@ class WhileThere:
         self._work = asyncio.current_task()
         # Nothing comes after the body but the news that the client has gone, so what is awaited
         # for it says enough: a task that awaits it for each request would take longer.
-        self._listening = self._request.receive().__await__()
-        try:
-            next(self._listening).add_done_callback(self._stop)
-        except StopIteration:
-            raise RequestError(GONE, "The client has gone.") from None
+        self._listening = Begun(self._request.receive())
+        if self._listening.ended:
+            raise RequestError(GONE, "The client has gone.")
+        self._listening.waits_for.add_done_callback(self._stop)
         if self._seconds is not None:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(max(self._seconds, 0.0), self._stop)

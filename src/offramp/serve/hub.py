@@ -6,7 +6,7 @@ Layer: serve.  Source: docs/adr/0055.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -83,9 +83,17 @@ class Hub:
         self._past = lasting([self._past, self._told.pop(worker, "")])
         self._restarts += 1
 
-    async def stop(self) -> None:
-        """Tell all workers to end once everything is answered that they have accepted."""
-        await self._all("stop")
+    async def stop(self, within: float) -> list[int]:
+        """Tell all workers to end once everything is answered that they have accepted.
+
+        Args:
+            within: Seconds in which they have to hear of it.
+
+        Returns:
+            Those who have not.
+        """
+        _, wrong = await self._all("stop", within)
+        return list(wrong)
 
     async def answer(self, verb: str, given: dict[str, Any]) -> Any:  # noqa: ANN401
         """What a worker asks."""
@@ -122,11 +130,21 @@ class Hub:
             self.known[name] = replace(self.known[name], gear=gear)
 
     async def load(self, name: str) -> str:
-        """Load a model everywhere: first all make it ready, then all take it, or nobody does."""
+        """Load a model everywhere: first all make it ready, then all take it, or nobody does.
+
+        One makes it ready before the others: a bundle whose loading ends or blocks a process does
+        so to that one, and the others go on.
+        """
         async with self._turn(name):
             number, seal = self.known[name].number + 1, seal_of(self._sources[name])
             fresh: dict[str, Any] = {"name": name, "number": number, "seal": seal}
-            said, wrong = await self._all("prepare", self._within, **fresh)
+            first, *others = self._channels or (None,)
+            said, wrong = await self._all("prepare", self._within, [first], **fresh)
+            if first is not None and not said and not wrong:
+                wrong[first] = RequestError(503, "A worker has ended while it loaded the bundle.")
+            if not wrong:
+                more, wrong = await self._all("prepare", self._within, others, **fresh)
+                said |= more
             if wrong or not said:
                 for worker in (k for k, error in wrong.items() if error.status == _LATE):
                     self._end(worker)  # what it loads would keep it from every other load
@@ -155,10 +173,12 @@ class Hub:
         self,
         verb: str,
         within: float | None = None,
+        among: Iterable[int | None] | None = None,
         **given: Any,  # noqa: ANN401
     ) -> tuple[dict[int, Any], dict[int, RequestError]]:
         """By worker what they say, and their errors; who dies says nothing."""
-        each = dict(self._channels)
+        wanted = self._channels if among is None else among
+        each = {worker: self._channels[worker] for worker in wanted if worker in self._channels}
         asked = (channel.ask(verb, within=within, **given) for channel in each.values())
         answers = await asyncio.gather(*asked, return_exceptions=True)
         said, wrong = dict[int, Any](), dict[int, RequestError]()

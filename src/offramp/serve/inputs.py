@@ -81,14 +81,14 @@ class Inputs:
         held = [stage for stage in held_by(model) if stage.source is None]  # the reference too
         self._max_pixels = max_pixels
         self.columns = _columns(held, getattr(model.cascade, "input_shape", None))
-        kinds = {column.kind for column in self.columns}
-        self.kind: Kind = "columns" if any(map(_names, held)) else kinds.pop()
+        self.kind: Kind = "columns" if any(map(_names, held)) else self.columns[0].kind
         pixels = self.kind == "tensor" and "UINT8" in self.columns[0].datatypes
         self.files = files if pixels and len(self.columns) == 1 else None
         self._transform: nn.Module | None = None
         self.model = model
         self._domains = [stage.domain for stage in held if stage.domain is not None]
         self._looks = [(s.transform, Look(f"stage {s.name!r}", s.part.domain)) for s in held]
+        self._takes_bytes = all(most >= 255 for _, most in self._domains)  # bytes say enough then
         keys = {stage.transform_key for stage in held}
         if self.kind == "image" and len(keys) == 1 and None not in keys:
             self._transform, self.model = held[0].transform, _without_transforms(model)
@@ -233,7 +233,8 @@ class Inputs:
         return [files.pixels(self._image(k, x)) if isinstance(x, bytes) else x for k, x in found]
 
     def _ready(self, batch: Raw) -> Raw:
-        for transform, look in self._looks:  # each request is of somebody else
+        sure = isinstance(batch, Tensor) and batch.dtype is torch.uint8 and self._takes_bytes
+        for transform, look in () if sure else self._looks:  # each request is of somebody else
             look(transform, batch, again=True)
         if self._transform is None:
             return batch
@@ -350,12 +351,8 @@ def _read(name: str | None, steps: Sequence[nn.Module]) -> Column:
     types = {"image": ("BYTES", "UINT8") if isinstance(first, Resize) else ("BYTES",)}
     types["text"] = ("BYTES",)
     shape = None if isinstance(first, Resize) or kind == "rows" else ()
-    return Column(
-        name=_NAMES[kind] if name is None else name,
-        kind=kind,
-        datatypes=types.get(kind, ()),
-        shape=shape,
-    )
+    name = _NAMES[kind] if name is None else name
+    return Column(name=name, kind=kind, datatypes=types.get(kind, ()), shape=shape)
 
 
 def _tensors(stages: Sequence[Stage], input_shape: Sequence[int] | None) -> tuple[Column, ...]:

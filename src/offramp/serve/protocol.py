@@ -308,28 +308,33 @@ async def _told(request: Request) -> Mapping[str, Any]:
     return told
 
 
+_MODEL, _VERSION = "/v2/models/{model}", "/v2/models/{model}/versions/{version}"
+
+
+def infer_routes() -> list[Route]:
+    """The addresses that answer for models, which are asked most."""
+    answering = Endpoint(infer, refused)
+    return [Route(f"{at}/infer", answering, methods=["POST"]) for at in (_MODEL, _VERSION)]
+
+
 def routes() -> list[Route]:
     """The addresses of the protocol."""
-    model, version = "/v2/models/{model}", "/v2/models/{model}/versions/{version}"
     gets = {
         "/v2": server,
         "/v2/health/live": live,
         "/v2/health/ready": ready,
         "/v2/models": models,
-        **{base: metadata for base in (model, version)},
-        **{f"{base}/ready": model_ready for base in (model, version)},
-        **{f"{base}/config": config for base in (model, version)},
+        **{base: metadata for base in (_MODEL, _VERSION)},
+        **{f"{base}/ready": model_ready for base in (_MODEL, _VERSION)},
+        **{f"{base}/config": config for base in (_MODEL, _VERSION)},
     }
     posts = {
         "/v2/repository/index": index,
         "/v2/repository/models/{model}/load": load,
         "/v2/repository/models/{model}/unload": unload,
     }
-    return [  # they are looked through in this order
-        *(
-            Route(path, Endpoint(infer, refused), methods=["POST"])
-            for path in (f"{model}/infer", f"{version}/infer")
-        ),
+    return [
+        *infer_routes(),
         *(Route(path, Endpoint(endpoint), methods=["GET"]) for path, endpoint in gets.items()),
         *(Route(path, Endpoint(endpoint), methods=["POST"]) for path, endpoint in posts.items()),
     ]

@@ -22,12 +22,14 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from offramp._core.errors import InputError
 from offramp._core.logs import logging_to_stderr
+from offramp._core.memory import keep_freed_memory
 from offramp.serve.app import make_app
 from offramp.serve.listening import BACKLOG, address_of, listening
 from offramp.serve.settings import Settings
 
 _log = logging.getLogger(__name__)
 _IDLE = 30  # seconds that a connection is kept without requests
+_GARBAGE = 20_000  # objects, more than requests on their way are: hardly any are in cycles
 _LOOK = 0.02  # seconds between looks at whether models are loaded
 
 Protocol: Any = AutoHTTPProtocol  # of whichever parser is installed
@@ -155,7 +157,7 @@ def serve(
     if threads is not None:
         torch.set_num_threads(threads)
     app = make_app(sources, settings)
-    app.state.serving.repository.on_load = keep_uncollected
+    own_process(app)
     with logging_to_stderr(on=log), listening(settings.host, settings.port) as held:
         server = Server(app, settings)
         told(address_of(held))
@@ -165,11 +167,15 @@ def serve(
         raise failed
 
 
-def keep_uncollected() -> None:
-    """Let the garbage collector pass over all that there is: models are many objects, and stay.
+def own_process(app: Starlette) -> None:
+    """Set up the process of a server that shares it with nobody: its memory, and its collector."""
+    keep_freed_memory()
+    gc.set_threshold(_GARBAGE)
+    app.state.serving.repository.on_load = keep_uncollected
 
-    Of the whole process, so only where it is the server's own.
-    """
+
+def keep_uncollected() -> None:
+    """Let the garbage collector pass over all that there is: models are many objects, and stay."""
     gc.unfreeze()
     gc.collect()
     gc.freeze()

@@ -17,7 +17,7 @@ from offramp.runtime.times import FULL
 from offramp.serve.inputs import Inputs, held_by
 from offramp.stages.segments import run_segments
 
-_ROUNDS = 3  # of which the fastest counts: whatever disturbs a measurement makes it longer
+_ROUNDS = 5  # of which the fastest counts: whatever disturbs a measurement makes it longer
 _ENOUGH = 1.0  # seconds of rounds, after which no other begins
 _HARDLY = 1.02  # times what an example costs in the best batch
 _LEAST = 16  # examples, up to which batches are tried in any case
@@ -25,7 +25,7 @@ _BESIDE = 0.001  # seconds that a batch takes beside its stage: to be joined, de
 
 
 def measured_sizes(
-    model: Adaptive, inputs: Inputs, clock: Callable[[], float] = time.perf_counter
+    model: Adaptive, inputs: Inputs, clock: Callable[[], float] | None = None
 ) -> dict[str, int]:
     """A full batch of each stage, by its name; none where nothing can be made up to measure with.
 
@@ -37,6 +37,7 @@ def measured_sizes(
         inputs: What it reads.
         clock: Gives seconds; for tests.
     """
+    clock = clock or _clock_of(model)
     stages = list(held_by(model))
     if model.program.times is not None or any(stage.waits for stage in stages):
         return {}
@@ -64,6 +65,15 @@ def measured_sizes(
         name: min(size for size, taken in known.items() if taken <= _HARDLY * min(known.values()))
         for name, known in each.items()
     }
+
+
+def _clock_of(model: Adaptive) -> Callable[[], float]:
+    """Seconds of this thread where it computes alone; else those that pass.
+
+    On a machine that others use as well, a large batch is interrupted and a small one is not.
+    """
+    alone = model.policy.temperatures.device.type == "cpu" and torch.get_num_threads() == 1
+    return time.thread_time if alone else time.perf_counter
 
 
 def _improves(each: dict[str, dict[int, float]]) -> bool:

@@ -18,7 +18,7 @@ from offramp._core.logs import logging_to_stderr
 from offramp.serve.app import make_app
 from offramp.serve.channel import Channel
 from offramp.serve.hub import Known, seal_of
-from offramp.serve.run import Server, keep_uncollected
+from offramp.serve.run import Server, own_process
 from offramp.serve.serving import Serving
 from offramp.serve.settings import Settings
 from offramp.serve.whole import Alone, Stats
@@ -54,7 +54,7 @@ def work(
     app = make_app(
         sources, settings, whole=lambda serving: Among(serving, parent, known, lambda: ends[0]())
     )
-    app.state.serving.repository.on_load = keep_uncollected
+    own_process(app)
     server = Server(app, settings)
     ends.append(server.stop)
     with logging_to_stderr(f"worker {settings.part}: ", on=log):
@@ -159,10 +159,16 @@ class Among:
         return await getattr(self._here, verb)(**given)
 
     async def _prepare(self, name: str, number: int, seal: str) -> None:
-        folder = self._repository.sources[name]
+        self._check_seal(name, seal)  # before: what has come since may be what has ended others
         await self._repository.prepare(name, number)
-        if seal_of(folder) != seal:
+        try:
+            self._check_seal(name, seal)
+        except InputError:
             self._repository.drop(name)
+            raise
+
+    def _check_seal(self, name: str, seal: str) -> None:
+        if seal_of(folder := self._repository.sources[name]) != seal:
             raise InputError(
                 f"The bundle in {folder} must be the one that the other workers run, and has "
                 f"changed. Load it anew: POST /v2/repository/models/{name}/load."

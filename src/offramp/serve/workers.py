@@ -31,7 +31,7 @@ from offramp.serve.settings import Settings, check_name
 from offramp.serve.state import State
 
 _log = logging.getLogger(__name__)
-_LATE = 15.0  # seconds beyond the drain, after which a worker is killed
+_LATE = 15.0  # seconds beyond the drain, or of silence when told to end: then a worker is killed
 _LONGEST = 30.0  # seconds between two tries to start a worker
 _LOOKS = 4  # at each, in the seconds after which it is held to hang
 _HANGS = 3  # in a row, while it loads, after which a worker is given up
@@ -151,9 +151,13 @@ class Workers:
         self._held.close()
         for worker in set(self._processes) - self._ready:
             self._kill(worker)
-        self._telling = asyncio.create_task(self._hub.stop())
+        self._telling = asyncio.create_task(self._end())
         late = self._settings.drain_seconds + _LATE
         asyncio.get_running_loop().call_later(late, self._kill_all)
+
+    async def _end(self) -> None:
+        for worker in await self._hub.stop(_LATE):  # it hangs, and would never hear of it
+            self._kill(worker)
 
     def _signal(self) -> None:
         if self._stopping.is_set():  # the second ends at once

@@ -1,6 +1,7 @@
 """A worker that hangs: its stage comes to no end, or it says nothing."""
 
 import asyncio
+import signal
 import socket
 import threading
 
@@ -13,6 +14,7 @@ from offramp.runtime import Adaptive, Executor
 from offramp.serve.settings import Settings
 from offramp.serve.workers import Workers
 from offramp.stages import Cascade
+from support import blocked
 
 SECONDS = 30
 
@@ -116,6 +118,33 @@ def test_who_hangs_while_it_loads_is_killed_and_known_for_it(said):
     how = "said nothing for 0.04 s" if said else "not come to an end in 0.05 s"
     assert why.startswith(f"it has {how} while it loads (--load-seconds")
     assert parent.workers._hung == {0}
+
+
+def test_who_holds_the_interpreter_is_killed_started_anew_and_ended(monkeypatch):
+    monkeypatch.setattr("offramp.serve.workers._work", blocked.work)
+    monkeypatch.setattr("offramp.serve.workers._LATE", 0.2)
+    settings = Settings(workers=1, hang_seconds=0.4, load_seconds=SECONDS)
+    begun, exits = [], []
+
+    def told():
+        begun.append(workers)
+
+    workers = Workers({}, settings, socket.socket(), threads=1, log=False, told=told)
+    run_one = workers._one
+
+    async def one(worker):
+        running = asyncio.create_task(run_one(worker))
+        if exits:  # the second time; it hangs again, and hears of nothing
+            while worker not in workers._ready:
+                await asyncio.sleep(0.01)
+            workers.stop()
+        exits.append(await running)
+        return exits[-1]
+
+    monkeypatch.setattr(workers, "_one", one)
+    asyncio.run(asyncio.wait_for(workers.run(), SECONDS))
+    assert exits == [-signal.SIGKILL, -signal.SIGKILL]
+    assert begun
 
 
 class Ends:

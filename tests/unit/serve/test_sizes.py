@@ -1,3 +1,5 @@
+import time
+
 import pytest
 import torch
 from torch import nn
@@ -5,7 +7,7 @@ from torch import nn
 from offramp.policy import Candidate
 from offramp.runtime import Adaptive
 from offramp.serve.inputs import Inputs
-from offramp.serve.sizes import measured_sizes
+from offramp.serve.sizes import _clock_of, measured_sizes
 from offramp.stages import Cascade
 
 
@@ -58,11 +60,11 @@ def test_nothing_is_measured_where_nobody_knows_what_inputs_look_like():
     assert nets["large"].sizes == []
 
 
-@pytest.mark.parametrize("batch", [0.002, 0.05])
+@pytest.mark.parametrize("batch", [0.001, 0.05])
 def test_slow_batches_are_measured_once(batch):
     inputs, nets, clock = served((batch, 0.0), (10 * batch, 0.0))
     measured_sizes(inputs.model, inputs, clock)
-    assert nets["small"].sizes.count(1) == (3 if batch < 0.01 else 1)
+    assert nets["small"].sizes.count(1) == (5 if batch < 0.005 else 1)
 
 
 @pytest.mark.parametrize(("more", "full"), [(0.04, 16), (0.01, 8)])
@@ -78,3 +80,10 @@ def test_what_disturbs_a_round_of_measurements_does_not_choose(first):
     inputs, _, disturbed = served((0.002, 0.001, range(first, first + 5)), (0.005, 0.005))
     expected = measured_sizes(calm.model, calm, clock)
     assert measured_sizes(inputs.model, inputs, disturbed) == expected
+
+
+@pytest.mark.parametrize(("threads", "told"), [(1, time.thread_time), (2, time.perf_counter)])
+def test_where_one_thread_computes_only_its_own_seconds_count(threads, told, monkeypatch):
+    inputs, _, _ = served((0.0, 0.01), (0.0, 0.05))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert _clock_of(inputs.model) is told

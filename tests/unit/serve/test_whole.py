@@ -181,6 +181,19 @@ def test_who_dies_while_others_load_does_not_hinder_them(tmp_path):
     assert ended == [1]  # it comes back with what the others have
 
 
+def test_one_loads_before_the_others_who_go_on_where_that_ends_it(tmp_path):
+    dead, good = Worker(prepare=ConnectionError()), Worker()
+    hub, _ = hub_of(tmp_path, dead, good)
+    with pytest.raises(RequestError, match="A worker has ended while it loaded the bundle"):
+        asyncio.run(hub.load("m"))
+    assert (good.asked, hub.known["m"].number) == (["drop"], 1)
+
+
+def test_who_does_not_hear_that_it_is_to_end_is_named(tmp_path):
+    hub, _ = hub_of(tmp_path, Worker(), Worker(stop=TimeoutError()), Worker(stop=ConnectionError()))
+    assert asyncio.run(hub.stop(5.0)) == [1]
+
+
 def test_what_is_held_and_unloaded_is_known_to_who_comes_later(tmp_path):
     hub, _ = hub_of(tmp_path, Worker(), Worker())
     asyncio.run(hub.hold("m", "fast"))
