@@ -66,7 +66,7 @@ def command(
 
     Example: offramp train joint --config cifar.toml --bundle bundle
     """
-    keep_freed_memory()  # a step frees and takes what the one before did: two thirds of the time
+    keep_freed_memory()  # each step takes what the one before has freed
     output = Output(as_json=json)
     about = _about(what, config)
     if about == "joint":
