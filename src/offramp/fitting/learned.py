@@ -5,10 +5,11 @@ Layer: fitting.  Source: methods.md 1 (sweep of cost_weight; topologies compared
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
+import torch
 
 from offramp._core.checks import check_not_negative
 from offramp._core.errors import InputError
@@ -31,6 +32,7 @@ _RIDGE = 1e-2
 _KNOWING = "with class"
 _MOST_CLASSES, _LEAST_EACH = 20, 50  # beyond, features of classes are not even tried
 _FOLDS, _TRIED, _TRIAL_LAMS = 4, 16, (0.03, 0.1, 0.3)
+_TRIAL_EXAMPLES = 200_000  # two means over so many tell apart what matters
 
 
 def fit_learned(
@@ -202,22 +204,29 @@ class _Problem:
         """Whether decisions look at the predicted class, and tables with such features or without.
 
         Where it is not said they do if that lowers the objective on left-out examples, over the
-        shortest topologies.
+        shortest topologies; of very many examples some that are drawn tell.
         """
         classes, n = self.part.classes, len(self.part)
         tried = self.part.labeled and classes <= _MOST_CLASSES and n >= _LEAST_EACH * classes
         if wanted is not None or not tried:
             return bool(wanted), self.tables(combine, bool(wanted))
         shortest = sorted((t for t in topologies if len(t.active) > 1), key=lambda t: len(t.active))
-        folds = np.random.default_rng(0).permutation(n) % _FOLDS
+        few, rng = self, np.random.default_rng(0)
+        if n > _TRIAL_EXAMPLES:
+            drawn = np.sort(rng.permutation(n)[:_TRIAL_EXAMPLES])
+            few = replace(self, part=self.part.take(torch.from_numpy(drawn)))
+        folds = rng.permutation(len(few.part)) % _FOLDS
 
         def objective(tables: Tables) -> float:
             tables.ensure(path for topology in shortest[:_TRIED] for path in topology.paths())
-            trees = [self.tree(tables, topology) for topology in shortest[:_TRIED]]
+            trees = [few.tree(tables, topology) for topology in shortest[:_TRIED]]
             with one_thread():
                 return sum(tree.held_out(c, folds) for tree in trees for c in _TRIAL_LAMS)
 
-        without = self.tables(combine, False)
+        without = few.tables(combine, False)
         least = objective(without)
-        having = self.tables(combine, True, weights=without.combination.weights or None)
-        return (True, having) if objective(having) < least else (False, without)
+        having = few.tables(combine, True, weights=without.combination.weights or None)
+        helps = objective(having) < least
+        if few is not self:
+            return helps, self.tables(combine, helps)
+        return helps, having if helps else without
