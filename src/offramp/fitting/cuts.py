@@ -121,7 +121,8 @@ def falling(
 
 def _rising(bits: Int32[np.ndarray, " n"]) -> Int32[np.ndarray, " n"]:
     """Numbers that rise with the floats whose bits these are; twice is as before."""
-    return bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
+    found: Int32[np.ndarray, " n"] = bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
+    return found
 
 
 def running_sum(

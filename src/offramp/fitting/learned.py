@@ -17,7 +17,7 @@ from offramp._core.threads import one_thread
 from offramp._core.topology import Path, Topology
 from offramp.fitting.chains import topologies_to_fit
 from offramp.fitting.fits import Fit, Rules
-from offramp.fitting.tables import Loss, Tables, combines_of, confidence_features_of
+from offramp.fitting.tables import Loss, Tables, combines_of
 from offramp.fitting.temperature import fit_temperatures
 from offramp.fitting.weighted import FAMILIES, Family, TreeFit, fit_topology
 from offramp.policy.candidate import Candidate
@@ -30,7 +30,7 @@ DEFAULT_LAMS: tuple[float, ...] = (0.0, *np.geomspace(1e-3, 1.0, 24).tolist())
 
 _RIDGE = 1e-2
 _KNOWING = "with class"
-_MOST_CLASSES, _LEAST_EACH = 20, 50  # beyond, features of classes are not even tried
+_MOST_CLASSES, _LEAST_EACH = 100, 50  # beyond, features of classes are not even tried
 _FOLDS, _TRIED, _TRIAL_LAMS = 4, 16, (0.03, 0.1, 0.3)
 _TRIAL_EXAMPLES = 200_000  # two means over so many tell apart what matters
 
@@ -64,8 +64,9 @@ def fit_learned(
         families: What a rule may be.
         class_features: Also look at which class is predicted: a stage may be more reliable on
             one class than on another at equal confidence. By default, for each combination,
-            where that lowers the objective on examples left out of the fit (`docs/adr/0009`);
-            not tried with more than 20 classes or fewer than 50 examples of each on average.
+            where that lowers the objective on examples left out of the fit (`docs/adr/0009`,
+            `docs/adr/0072`); not tried with more than 100 classes or fewer than 50 examples of
+            each on average.
         passes: Coordinate passes after the first fit.
         ridge: Penalty of the logistic regression on standardized features.
 
@@ -190,7 +191,7 @@ class _Problem:
             reference=self.stage_f,
             top=self.top,
             loss=self.loss,
-            features_of=confidence_features_of(self.part, combine, class_features=class_features),
+            class_features=class_features,
             weights=weights,
         )
 

@@ -274,6 +274,7 @@ class TreeFit:
             importance,
             ridge=self.ridge,
             start=self._start((path, slot, every)),
+            classes=design.classes_of(used),
         )
         solved = self._starts.setdefault((path, slot, every), [])
         solved[:] = [*solved[-1:], coefficients]

@@ -200,6 +200,24 @@ def test_class_features_find_a_class_that_a_stage_gets_wrong():
     assert result.cost.mean() == pytest.approx(1.0 + 4.0 * 2 / 3)
 
 
+def test_with_many_classes_what_the_fit_believes_is_what_the_policy_does():
+    """Of 40 classes stage 0 mistakes ten, and by itself `learned` looks at which it predicts."""
+    labels = torch.arange(2400) % 40
+    part = Trace(
+        topology=Topology.of(["small", "large"]),
+        classes=40,
+        labels=labels,
+        ranked=torch.stack([torch.where(labels < 10, labels + 10, labels), labels], 1)[:, :, None],
+        confidence=torch.full((2400, 2), 0.8),
+        costs=Costs.simple("usd", [1.0, 4.0]),
+    )
+    (candidate,) = fit_learned(part, reference="large", cost_weights=[0.2], combines=["last"])
+    assert candidate.parameters["features"] == "with class"
+    result = replay_slow(part.take(torch.arange(80)), candidate.policy)
+    assert not result.wrong.any()
+    np.testing.assert_array_equal(result.last == 0, np.arange(80) % 40 >= 20)
+
+
 @pytest.mark.parametrize("most", [200_000, 200])
 def test_of_many_examples_some_tell_whether_the_class_helps(most, monkeypatch):
     """And the policies are fitted on all of them."""
