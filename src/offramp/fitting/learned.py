@@ -22,6 +22,7 @@ from offramp.fitting.temperature import fit_temperatures
 from offramp.fitting.weighted import FAMILIES, Family, TreeFit, fit_topology
 from offramp.policy.candidate import Candidate
 from offramp.policy.combination import Combine
+from offramp.policy.scalars import MOST_CLASSES
 from offramp.trace import Trace
 
 #: Loss per unit of the reference's cost: 0, then from "any saving is worth a thousandth" to "cost
@@ -30,7 +31,7 @@ DEFAULT_LAMS: tuple[float, ...] = (0.0, *np.geomspace(1e-3, 1.0, 24).tolist())
 
 _RIDGE = 1e-2
 _KNOWING = "with class"
-_MOST_CLASSES, _LEAST_EACH = 100, 50  # beyond, features of classes are not even tried
+_LEAST_EACH = 50  # examples of a class on average, for features of classes to be tried
 _FOLDS, _TRIED, _TRIAL_LAMS = 4, 16, (0.03, 0.1, 0.3)
 _TRIAL_EXAMPLES = 200_000  # two means over so many tell apart what matters
 
@@ -65,8 +66,8 @@ def fit_learned(
         class_features: Also look at which class is predicted: a stage may be more reliable on
             one class than on another at equal confidence. By default, for each combination,
             where that lowers the objective on examples left out of the fit (`docs/adr/0009`,
-            `docs/adr/0072`); not tried with more than 100 classes or fewer than 50 examples of
-            each on average.
+            `docs/adr/0072`); not tried with more than 64 classes, where one example would no longer
+            be decided by plain numbers, or fewer than 50 examples of each on average.
         passes: Coordinate passes after the first fit.
         ridge: Penalty of the logistic regression on standardized features.
 
@@ -208,7 +209,7 @@ class _Problem:
         shortest topologies; of very many examples some that are drawn tell.
         """
         classes, n = self.part.classes, len(self.part)
-        tried = self.part.labeled and classes <= _MOST_CLASSES and n >= _LEAST_EACH * classes
+        tried = self.part.labeled and classes <= MOST_CLASSES and n >= _LEAST_EACH * classes
         if wanted is not None or not tried:
             return bool(wanted), self.tables(combine, bool(wanted))
         shortest = sorted((t for t in topologies if len(t.active) > 1), key=lambda t: len(t.active))
