@@ -8,7 +8,7 @@ from typing import NamedTuple, final
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Float64, Int64
+from jaxtyping import Bool, Float, Float32, Float64, Int32, Int64
 
 
 class Cut(NamedTuple):
@@ -38,8 +38,7 @@ class Ranking:
 
     def __init__(self, scores: Float32[np.ndarray, " n"]) -> None:
         #: The examples by falling score, `(n,)`; equals as they come.
-        self.order = falling_order(scores)
-        self._falling = scores.take(self.order)
+        self.order, self._falling = falling(scores)
         differ = self._falling[1:] != self._falling[:-1]
         #: The last of each run of equals; None where no two are equal.
         self._ends = None if differ.all() else np.flatnonzero(np.append(differ, True))
@@ -55,7 +54,10 @@ class Ranking:
         Returns:
             Among equal sums the cut that takes the most, the cheaper action by convention.
         """
-        sums = running_sum(gains.take(self.order))  # sums[i]: the i + 1 highest are taken
+        sums = np.empty(len(gains))  # PyTorch fetches faster, NumPy has memory faster
+        into = torch.from_numpy(sums)
+        torch.index_select(torch.from_numpy(gains), 0, torch.from_numpy(self.order), out=into)
+        running_sum(sums, out=sums)  # sums[i]: the i + 1 highest are taken
         sums = sums if self._ends is None else sums[self._ends]
         least = float(sums.min(initial=0.0))
         if least > below:
@@ -96,26 +98,44 @@ class Ranking:
         return found
 
 
-def falling_order(scores: Float32[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-    """Indices by falling score; equal scores stay as they come.
+def falling(
+    scores: Float32[np.ndarray, " n"],
+) -> tuple[Int64[np.ndarray, " n"], Float32[np.ndarray, " n"]]:
+    """Indices by falling score, and the scores in this order; equal ones stay as they come.
 
-    >>> falling_order(np.array([0.5, -1.0, 2.0, 0.5], dtype=np.float32)).tolist()
-    [2, 0, 3, 1]
+    >>> order, scores = falling(np.array([0.5, -1.0, 2.0, 0.5], dtype=np.float32))
+    >>> order.tolist(), scores.tolist()
+    ([2, 0, 3, 1], [2.0, 0.5, 0.5, -1.0])
     """
     # The bits of floats, read as whole numbers, rise with them, or fall where they are negative.
     # With the index behind them they are sorted in half the time of an argsort.
-    bits = (0.0 - scores).view(np.int32)
-    keys = (bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))).astype(np.int64)
+    keys = _rising((0.0 - scores).view(np.int32)).astype(np.int64)
     keys <<= 32
     keys |= np.arange(len(scores))
     keys.sort()
+    # Read back, which is faster than fetching each from where it stands.
+    found = 0.0 - _rising((keys >> 32).astype(np.int32)).view(np.float32)
     keys &= 0xFFFFFFFF
-    return keys
+    return keys, found
 
 
-def running_sum(values: Float64[np.ndarray, "*k n"]) -> Float64[np.ndarray, "*k n"]:
-    """Sums of the first 1, 2, ... along the last axis; PyTorch adds several at a time."""
-    return torch.from_numpy(values).cumsum(dim=-1).numpy()
+def _rising(bits: Int32[np.ndarray, " n"]) -> Int32[np.ndarray, " n"]:
+    """Numbers that rise with the floats whose bits these are; twice is as before."""
+    found: Int32[np.ndarray, " n"] = bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
+    return found
+
+
+def running_sum(
+    values: Float64[np.ndarray, "*k n"], *, out: Float64[np.ndarray, "*k n"] | None = None
+) -> Float64[np.ndarray, "*k n"]:
+    """Sums of the first 1, 2, ... along the last axis; PyTorch adds several at a time.
+
+    Args:
+        values: What is summed.
+        out: Where to put them; `values` itself will do.
+    """
+    into = None if out is None else torch.from_numpy(out)
+    return torch.cumsum(torch.from_numpy(values), dim=-1, out=into).numpy()
 
 
 def _between(low: np.floating, high: np.floating) -> float:

@@ -5,10 +5,11 @@ Layer: fitting.  Source: methods.md 1 (sweep of cost_weight; topologies compared
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
+import torch
 
 from offramp._core.checks import check_not_negative
 from offramp._core.errors import InputError
@@ -16,11 +17,12 @@ from offramp._core.threads import one_thread
 from offramp._core.topology import Path, Topology
 from offramp.fitting.chains import topologies_to_fit
 from offramp.fitting.fits import Fit, Rules
-from offramp.fitting.tables import Loss, Tables, combines_of, confidence_features_of
+from offramp.fitting.tables import Loss, Tables, combines_of
 from offramp.fitting.temperature import fit_temperatures
 from offramp.fitting.weighted import FAMILIES, Family, TreeFit, fit_topology
 from offramp.policy.candidate import Candidate
 from offramp.policy.combination import Combine
+from offramp.policy.scalars import MOST_CLASSES
 from offramp.trace import Trace
 
 #: Loss per unit of the reference's cost: 0, then from "any saving is worth a thousandth" to "cost
@@ -29,8 +31,9 @@ DEFAULT_LAMS: tuple[float, ...] = (0.0, *np.geomspace(1e-3, 1.0, 24).tolist())
 
 _RIDGE = 1e-2
 _KNOWING = "with class"
-_MOST_CLASSES, _LEAST_EACH = 20, 50  # beyond, features of classes are not even tried
+_LEAST_EACH = 50  # examples of a class on average, for features of classes to be tried
 _FOLDS, _TRIED, _TRIAL_LAMS = 4, 16, (0.03, 0.1, 0.3)
+_TRIAL_EXAMPLES = 200_000  # two means over so many tell apart what matters
 
 
 def fit_learned(
@@ -62,8 +65,9 @@ def fit_learned(
         families: What a rule may be.
         class_features: Also look at which class is predicted: a stage may be more reliable on
             one class than on another at equal confidence. By default, for each combination,
-            where that lowers the objective on examples left out of the fit (`docs/adr/0009`);
-            not tried with more than 20 classes or fewer than 50 examples of each on average.
+            where that lowers the objective on examples left out of the fit (`docs/adr/0009`,
+            `docs/adr/0072`); not tried with more than 64 classes, where one example would no longer
+            be decided by plain numbers, or fewer than 50 examples of each on average.
         passes: Coordinate passes after the first fit.
         ridge: Penalty of the logistic regression on standardized features.
 
@@ -188,7 +192,7 @@ class _Problem:
             reference=self.stage_f,
             top=self.top,
             loss=self.loss,
-            features_of=confidence_features_of(self.part, combine, class_features=class_features),
+            class_features=class_features,
             weights=weights,
         )
 
@@ -202,22 +206,29 @@ class _Problem:
         """Whether decisions look at the predicted class, and tables with such features or without.
 
         Where it is not said they do if that lowers the objective on left-out examples, over the
-        shortest topologies.
+        shortest topologies; of very many examples some that are drawn tell.
         """
         classes, n = self.part.classes, len(self.part)
-        tried = self.part.labeled and classes <= _MOST_CLASSES and n >= _LEAST_EACH * classes
+        tried = self.part.labeled and classes <= MOST_CLASSES and n >= _LEAST_EACH * classes
         if wanted is not None or not tried:
             return bool(wanted), self.tables(combine, bool(wanted))
         shortest = sorted((t for t in topologies if len(t.active) > 1), key=lambda t: len(t.active))
-        folds = np.random.default_rng(0).permutation(n) % _FOLDS
+        few, rng = self, np.random.default_rng(0)
+        if n > _TRIAL_EXAMPLES:
+            drawn = np.sort(rng.permutation(n)[:_TRIAL_EXAMPLES])
+            few = replace(self, part=self.part.take(torch.from_numpy(drawn)))
+        folds = rng.permutation(len(few.part)) % _FOLDS
 
         def objective(tables: Tables) -> float:
             tables.ensure(path for topology in shortest[:_TRIED] for path in topology.paths())
-            trees = [self.tree(tables, topology) for topology in shortest[:_TRIED]]
+            trees = [few.tree(tables, topology) for topology in shortest[:_TRIED]]
             with one_thread():
                 return sum(tree.held_out(c, folds) for tree in trees for c in _TRIAL_LAMS)
 
-        without = self.tables(combine, False)
+        without = few.tables(combine, False)
         least = objective(without)
-        having = self.tables(combine, True, weights=without.combination.weights or None)
-        return (True, having) if objective(having) < least else (False, without)
+        having = few.tables(combine, True, weights=without.combination.weights or None)
+        helps = objective(having) < least
+        if few is not self:
+            return helps, self.tables(combine, helps)
+        return helps, having if helps else without

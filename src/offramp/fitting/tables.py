@@ -7,7 +7,7 @@ Layer: fitting.  Source: methods.md 1.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
@@ -20,6 +20,7 @@ from offramp._core.threads import one_thread
 from offramp._core.topology import Path
 from offramp._core.types import FloatArray, IntArray
 from offramp.fitting.cuts import Ranking
+from offramp.fitting.newton import Classes
 from offramp.fitting.pooling import fit_path_pooling
 from offramp.policy.combination import COMBINES, Combination, Combine
 from offramp.policy.features import (
@@ -54,6 +55,9 @@ class Tables:
         top: A label is right when it is among the `top` best.
         loss: "negative_flips": max(0, L(y) - L(y_F)), new errors only. "error": L(y).
         features_of: What to hold for a path; by default the learned policy's features.
+        class_features: Whether a decision may also look at which class its stage predicts: features
+            "predicts_0" to that of the last class but one, behind the others. Of these the labels
+            are held, not a column for each class.
         weights: Pooling weights of some paths; those of the others are fitted.
 
     Raises:
@@ -70,6 +74,7 @@ class Tables:
         top: int = 1,
         loss: Loss = "negative_flips",
         features_of: FeaturesOf | None = None,
+        class_features: bool = False,
         weights: Mapping[Path, Sequence[float]] | None = None,
     ) -> None:
         check_choice("loss", loss, LOSSES)
@@ -91,8 +96,10 @@ class Tables:
         self._part, self._top, self._loss = part, top, loss
         self.outputs, self.feature_counts = part.outputs, part.feature_counts
         self._features_of = features_of or confidence_features_of(part, combine)
+        self._class_features = class_features and part.features is None
         self._features: dict[Path, tuple[Feature, ...]] = {}
         self._columns: dict[_Key, np.ndarray] = {}
+        self._predicted: dict[int, IntArray] = {}
         self._losses: dict[Path, np.ndarray] = {}
         self._designs: dict[Path, Design] = {}
         self._rankings: dict[tuple[_Key, float], Ranking] = {}
@@ -119,11 +126,17 @@ class Tables:
         }
         for key in missing:
             self._columns[key] = np.empty(self.n, dtype=np.float32)
+        predicting = {path[-1] for path in new if self._class_features} - set(self._predicted)
+        for k in predicting:
+            self._predicted[k] = np.empty(self.n, dtype=np.int64)
         with one_thread(min(self.n, _CHUNK) * self._part.classes):
             for start in range(0, self.n, _CHUNK):
-                self._fill(new, missing, slice(start, min(start + _CHUNK, self.n)))
+                rows = slice(start, min(start + _CHUNK, self.n))
+                self._fill(new, missing, predicting, rows)
 
-    def _fill(self, paths: Sequence[Path], keys: Iterable[_Key], rows: slice) -> None:
+    def _fill(
+        self, paths: Sequence[Path], keys: Iterable[_Key], predicting: Iterable[int], rows: slice
+    ) -> None:
         index = torch.arange(rows.start, rows.stop)
         labels = self._part.labels[index]
         stages: dict[int, Distribution] = {}
@@ -134,6 +147,9 @@ class Tables:
                 stages[k] = distribution_of(self._part.output(k).take(index), temperature)
             return stages[k]
 
+        for k in predicting:  # a label that is no class of ours is 1 in no column, as the last
+            label = stage(k).label.clamp(max=self._part.classes - 1)
+            self._predicted[k][rows] = label.numpy()
         missing = set(keys)
         for path in paths:
             each = [stage(k) for k in self.combination.inputs(path)]
@@ -180,16 +196,24 @@ class Tables:
         return np.ones(self.n, np.float32) if silent else self._part.loss(stage).astype(np.float32)
 
     def features(self, path: Path) -> tuple[Feature, ...]:
-        """The features held for a path."""
-        return self._features[path]
+        """The features held for a path, those of classes last."""
+        found = self._features[path]
+        if not self._class_features:
+            return found
+        classes = range(self._part.classes - 1)
+        return (*found, *(Feature(f"predicts_{c}", path[-1]) for c in classes))
 
     def column(self, feature: Feature, path: Path) -> np.ndarray:
         """Values of one feature at the end of `path`, `(n,)`, float32."""
         return self._columns[_key(feature, path)]
 
     def columns(self, path: Path) -> list[np.ndarray]:
-        """Values of all features at the end of `path`, each `(n,)`, float32."""
+        """Values of all features but those of classes, at the end of `path`; `(n,)`, float32."""
         return [self.column(f, path) for f in self._features[path]]
+
+    def predicted(self, path: Path) -> IntArray | None:
+        """Class that the last stage of `path` predicts, `(n,)`, where it is a feature."""
+        return self._predicted[path[-1]] if self._class_features else None
 
     def weighted_sum(self, path: Path, weights: np.ndarray) -> np.ndarray:
         """Of all features at the end of `path`, `(n,)`: `linear_score` bit for bit, faster.
@@ -199,11 +223,15 @@ class Tables:
             weights: One for each feature, `(d,)`, float32.
         """
         first, *others = self.columns(path)
-        total: np.ndarray = first * weights[0]
+        each, of_classes = np.split(weights, [len(others) + 1])
+        total: np.ndarray = first * each[0]
         term = np.empty_like(total)
-        for column, weight in zip(others, weights[1:], strict=True):
+        for column, weight in zip(others, each[1:], strict=True):
             np.multiply(column, weight, out=term)
             total += term
+        predicted = self.predicted(path)
+        if predicted is not None:  # one is 1, the others add nothing
+            total += np.append(of_classes, np.float32(0)).take(predicted)
         return total
 
     def confidences(self, path: Path) -> list[tuple[Feature, float]]:
@@ -225,7 +253,9 @@ class Tables:
     def design(self, path: Path) -> "Design":
         """The standardized features at the end of `path`, made on first use."""
         if path not in self._designs:
-            self._designs[path] = Design.of(self.columns(path))
+            predicted = self.predicted(path)
+            classes = None if predicted is None else Classes.of(predicted, self._part.classes)
+            self._designs[path] = Design.of(self.columns(path), classes)
         return self._designs[path]
 
 
@@ -238,14 +268,17 @@ class Design:
         matrix: `(n, d + 1)`, float64, the last column all ones.
         mean: Of each feature, `(d,)`.
         deviation: Of each feature, `(d,)`; 1 where it is constant.
+        classes: Predicted classes; their columns have deviation 1, and a mean that the intercept
+            takes in.
     """
 
     matrix: FloatArray
     mean: FloatArray
     deviation: FloatArray
+    classes: Classes | None = None
 
     @classmethod
-    def of(cls, columns: Sequence[np.ndarray]) -> "Design":
+    def of(cls, columns: Sequence[np.ndarray], classes: Classes | None = None) -> "Design":
         """Standardize columns of float32."""
         matrix = np.ones((len(columns) + 1, len(columns[0]))).T  # a column lies in one piece
         mean, deviation = np.zeros(len(columns)), np.ones(len(columns))
@@ -255,7 +288,7 @@ class Design:
             spread = float(values.std())
             deviation[i] = spread if spread > 1e-8 else 1.0
             matrix[:, i] = (values - mean[i]) / deviation[i]
-        return cls(matrix, mean, deviation)
+        return cls(matrix, mean, deviation, classes)
 
     def rows(self, used: slice | IntArray) -> FloatArray:
         """Some rows of the matrix, a column still in one piece."""
@@ -263,9 +296,19 @@ class Design:
             return self.matrix[used]
         return self.matrix.T.take(used, axis=1).T
 
+    def classes_of(self, used: slice | IntArray) -> Classes | None:
+        """Predicted classes of some rows."""
+        if self.classes is None:
+            return None
+        return replace(self.classes, labels=self.classes.labels[used])
+
     def raw_weights(self, coefficients: FloatArray) -> FloatArray:
         """Weights of the features as they come, from coefficients of the standardized ones."""
-        return coefficients[:-1] / self.deviation
+        d = len(self.deviation)
+        raw = coefficients[:d] / self.deviation
+        if self.classes is None:
+            return raw
+        return np.append(raw, self.classes.scale * coefficients[d + 1 :])
 
 
 def combines_of(part: Trace) -> tuple[Combine, ...]:
@@ -281,25 +324,19 @@ def telling(part: Trace) -> list[tuple[int, int]]:
     return [(int(k), int(j)) for k, j in differ.nonzero()]
 
 
-def confidence_features_of(
-    part: Trace, combine: Combine, *, class_features: bool = False
-) -> FeaturesOf:
+def confidence_features_of(part: Trace, combine: Combine) -> FeaturesOf:
     """The features of the learned policy, for each path.
 
     Args:
         part: The examples; without classes it is the numbers that visited stages give.
         combine: How answers are made; a combined answer has features of its own.
-        class_features: Whether a decision may look at which class is predicted.
     """
     numbers = telling(part)
 
     def features_of(path: Path) -> Sequence[Feature]:
         if part.features is not None:
             return [Feature(f"value_{j}", k) for k, j in numbers if k in path]
-        found = confidence_features(path, part.classes, combined=combine != "last")
-        if class_features:
-            found += [Feature(f"predicts_{c}", path[-1]) for c in range(part.classes - 1)]
-        return found
+        return confidence_features(path, part.classes, combined=combine != "last")
 
     return features_of
 

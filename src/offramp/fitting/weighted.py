@@ -128,14 +128,13 @@ class TreeFit:
         changed = False
         for path in reversed(inner):
             current = nodes[path]
-            current.value = self._value(
-                path, cost_weight, nodes, current
-            )  # what follows may have changed
+            if changed:  # what follows
+                current.value = self._value(path, cost_weight, nodes, current)
             reached = self._reached(path, nodes)
             if reached.all() or not reached.any():
                 continue
             new = self._fit_node(path, cost_weight, nodes, reached)
-            before, after = current.value[reached].sum(), new.value[reached].sum()
+            before, after = (node.value.compress(reached).sum() for node in (current, new))
             if after < before - 1e-12 * max(1.0, abs(before)):
                 nodes[path] = new
                 changed = True
@@ -152,15 +151,16 @@ class TreeFit:
             other = self._going(path, child, cost_weight, nodes)
             choice = self._choose(path, slot + 1, other - best, decision, rows)
             routes.insert(0, choice)
-            best = np.where(choice.take, other, best)
+            best = _where(choice.take, other, best)
         loss = self.tables.loss_of_leaving(path)
         if self.tables.may_leave(path[-1]):
             leave = self._choose(path, 0, loss - best, decision, rows)
         else:
             leave = Choice(False, np.zeros(len(loss), dtype=np.bool_))
-        fitted = _Fitted(leave, routes, np.empty(0))
-        fitted.value = self._value(path, cost_weight, nodes, fitted)
-        return fitted
+        value = _where(leave.take, loss, best)
+        if not _free(leave, routes):
+            value += decision
+        return _Fitted(leave, routes, value)
 
     def _going(
         self, path: Path, child: int, cost_weight: float, nodes: dict[Path, _Fitted]
@@ -186,10 +186,11 @@ class TreeFit:
         children = self.topology.children(path[-1])
         going = self._going(path, children[-1], cost_weight, nodes)
         for child, choice in reversed(list(zip(children[:-1], fitted.routes, strict=True))):
-            going = np.where(choice.take, self._going(path, child, cost_weight, nodes), going)
-        value = np.where(fitted.leave.take, self.tables.loss_of_leaving(path), going)
-        free = fitted.leave.free and all(route.free for route in fitted.routes)
-        return value if free else value + cost_weight * self.costs.decision[path[-1]]
+            going = _where(choice.take, self._going(path, child, cost_weight, nodes), going)
+        value = _where(fitted.leave.take, self.tables.loss_of_leaving(path), going)
+        if not _free(fitted.leave, fitted.routes):
+            value += cost_weight * self.costs.decision[path[-1]]
+        return value
 
     def _reached(self, path: Path, nodes: dict[Path, _Fitted]) -> BoolArray:
         """Examples that the present decisions lead to `path`, `(n,)`."""
@@ -226,13 +227,13 @@ class TreeFit:
             decision: cost_weight times the cost of a decision that looks at something.
             rows: Examples that count.
         """
-        n = len(gains)
-        charge = decision * float(rows.sum())
-        always = float(gains[rows].sum())
+        n, every = len(gains), bool(rows.all())
+        charge = decision * float(np.count_nonzero(rows))
+        always = float((gains if every else gains.compress(rows)).sum())
         # At equal objective the action is taken: it is the cheaper one.
         take = always <= 1e-12 * max(1.0, float(np.abs(gains).max()))
         least, best = min(always, 0.0), None
-        counted = gains if rows.all() else np.where(rows, gains, 0.0)
+        counted = gains if every else gains * rows
         bound = charge + float(np.minimum(counted, 0.0).sum())  # of a rule that is never wrong
         trials = self._trials(path, slot, counted, rows)
         while bound < _lower(least) and (trial := next(trials, None)):
@@ -273,6 +274,7 @@ class TreeFit:
             importance,
             ridge=self.ridge,
             start=self._start((path, slot, every)),
+            classes=design.classes_of(used),
         )
         solved = self._starts.setdefault((path, slot, every), [])
         solved[:] = [*solved[-1:], coefficients]
@@ -301,6 +303,18 @@ class TreeFit:
         bypassable = [k for k in arrive if k != root or len(self.topology.children(k)) == 1]
         idle = [k for k in bypassable if leave[k] <= IDLE_SHARE * arrive[k]]
         return tuple(sorted(idle, key=lambda k: leave[k]))
+
+
+def _where(rows: BoolArray, these: FloatArray, others: FloatArray) -> FloatArray:
+    """`numpy.where`, in half the time where no pattern is in `rows`; a new array."""
+    found, index = others.copy(), np.flatnonzero(rows)
+    found[index] = these[index]
+    return found
+
+
+def _free(leave: Choice, routes: Sequence[Choice]) -> bool:
+    """Whether a decision looks at nothing."""
+    return leave.free and all(route.free for route in routes)
 
 
 def _lower(total: float) -> float:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offramp.fitting.cuts import Ranking, best_cut_reference, falling_order
+from offramp.fitting.cuts import Ranking, best_cut_reference, falling
 from support.properties import examples
 
 
@@ -57,7 +57,9 @@ def test_a_cut_that_is_of_no_use_takes_nobody():
 @given(st.lists(st.floats(width=32, allow_nan=False) | st.just(-0.0) | st.just(0.0), max_size=20))
 def test_the_order_is_that_of_a_stable_sort(numbers):
     scores = np.array(numbers, dtype=np.float32)
-    np.testing.assert_array_equal(falling_order(scores), np.argsort(-scores, kind="stable"))
+    order, found = falling(scores)
+    np.testing.assert_array_equal(order, np.argsort(-scores, kind="stable"))
+    np.testing.assert_array_equal(found, scores[order])
 
 
 def test_equal_sums_take_the_most_examples():

@@ -3,7 +3,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from offramp._core.errors import InputError
-from offramp.fitting.newton import fit_weighted_logistic
+from offramp.fitting.newton import Classes, fit_weighted_logistic
 
 
 def problem(seed: int, n: int = 400, d: int = 5):
@@ -26,6 +26,24 @@ def test_newton_finds_what_scikit_learn_finds(seed):
     oracle.fit(x[:, :-1], positive, sample_weight=weights)
     np.testing.assert_allclose(ours[:-1], oracle.coef_[0], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(ours[-1], oracle.intercept_[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [2, 5, 40])
+def test_classes_are_what_their_columns_are(count):
+    """As labels and as one column for each class but the last; the third is in no example."""
+    x, positive, weights = problem(3)
+    labels = np.random.default_rng(4).integers(0, count, 400)
+    labels[labels == 2] = 0
+    classes = Classes.of(labels, count)
+    columns = (labels[:, None] == np.arange(count - 1)) * classes.scale
+    spread = columns.std(axis=0)
+    np.testing.assert_allclose(spread[spread > 0], 1.0)
+    ours = fit_weighted_logistic(x, positive, weights, ridge=0.01, classes=classes)
+    wide = np.hstack([x[:, :-1], columns, x[:, -1:]])  # the intercept stands last
+    dense = fit_weighted_logistic(wide, positive, weights, ridge=0.01)
+    np.testing.assert_allclose(
+        ours, np.concatenate([dense[:5], dense[-1:], dense[5:-1]]), atol=1e-5
+    )
 
 
 def test_a_warm_start_leads_to_the_same_solution():

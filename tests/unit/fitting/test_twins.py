@@ -70,6 +70,30 @@ def test_sums_of_features_are_those_of_a_rule_bit_for_bit():
     np.testing.assert_array_equal(tables.weighted_sum(path, weights.numpy()), expected)
 
 
+@pytest.mark.parametrize("kind", ["logits", "labels"])
+def test_sums_with_classes_are_those_of_a_rule_bit_for_bit(kind):
+    part, path = make_trace(n=300, stages=3, classes=30, seed=0, kind=kind), (0, 1)
+    if kind == "labels":  # in place of a class "none of them", which no column is of
+        assert part.ranked is not None
+        part.ranked[:50, 1, 0] = 30
+    options = {"temperatures": [1.0, 2.0, 1.0], "combine": "mean", "reference": 2}
+    tables = Tables(part, **options, class_features=True)
+    tables.ensure([path])
+    features = tables.features(path)
+    assert [f.kind for f in features[-29:]] == [f"predicts_{c}" for c in range(29)]
+    weights = torch.randn(len(features), generator=torch.Generator().manual_seed(1))
+    dense = Tables(part, **options, features_of=lambda path: features)
+    dense.ensure([path])
+    np.testing.assert_array_equal(
+        tables.weighted_sum(path, weights.numpy()),
+        linear_score(
+            [torch.from_numpy(column) for column in dense.columns(path)],
+            weights,
+            torch.tensor(0.0),
+        ).numpy(),
+    )
+
+
 def test_a_topology_reached_twice_is_fitted_once():
     part = make_trace(n=500, accuracies=[0.7, 0.7001, 0.95], seed=2)
     assert part.logits is not None

@@ -9,6 +9,7 @@ import torch
 from offramp._core.costs import Costs
 from offramp._core.errors import InputError
 from offramp._core.topology import Topology
+from offramp.fitting import learned
 from offramp.fitting.learned import fit_learned
 from offramp.fitting.tables import Tables
 from offramp.fitting.temperature import fit_temperatures
@@ -174,18 +175,22 @@ def test_what_the_fit_believes_the_policy_does():
     assert len({s.policy.combine for s in candidates}) == 3
 
 
-def test_class_features_find_a_class_that_a_stage_gets_wrong():
+def sure_but_wrong_of_class_0(n):
     """Stage 0 is right unless it says class 0, and its confidence says nothing."""
-    labels = torch.arange(600) % 3
+    labels = torch.arange(n) % 3
     first = torch.where(labels == 1, 0, labels)
-    part = Trace(
+    return Trace(
         topology=Topology.of(["small", "large"]),
         classes=3,
         labels=labels,
         ranked=torch.stack([first, labels], dim=1)[:, :, None],
-        confidence=torch.full((600, 2), 0.8),
+        confidence=torch.full((n, 2), 0.8),
         costs=Costs.simple("usd", [1.0, 4.0]),
     )
+
+
+def test_class_features_find_a_class_that_a_stage_gets_wrong():
+    part = sure_but_wrong_of_class_0(600)
     options = {"reference": "large", "cost_weights": [0.2], "combines": ["last"]}
     (plain,) = fit_learned(part, **options, topologies=[part.topology], class_features=False)
     (knowing,) = fit_learned(part, **options, topologies=[part.topology], class_features=True)
@@ -193,6 +198,37 @@ def test_class_features_find_a_class_that_a_stage_gets_wrong():
     result = replay_slow(part, knowing.policy)
     assert not result.wrong.any()
     assert result.cost.mean() == pytest.approx(1.0 + 4.0 * 2 / 3)
+
+
+def test_with_many_classes_what_the_fit_believes_is_what_the_policy_does():
+    """Of 40 classes stage 0 mistakes ten, and by itself `learned` looks at which it predicts."""
+    labels = torch.arange(2400) % 40
+    part = Trace(
+        topology=Topology.of(["small", "large"]),
+        classes=40,
+        labels=labels,
+        ranked=torch.stack([torch.where(labels < 10, labels + 10, labels), labels], 1)[:, :, None],
+        confidence=torch.full((2400, 2), 0.8),
+        costs=Costs.simple("usd", [1.0, 4.0]),
+    )
+    (candidate,) = fit_learned(part, reference="large", cost_weights=[0.2], combines=["last"])
+    assert candidate.parameters["features"] == "with class"
+    result = replay_slow(part.take(torch.arange(80)), candidate.policy)
+    assert not result.wrong.any()
+    np.testing.assert_array_equal(result.last == 0, np.arange(80) % 40 >= 20)
+
+
+@pytest.mark.parametrize("most", [200_000, 200])
+def test_of_many_examples_some_tell_whether_the_class_helps(most, monkeypatch):
+    """And the policies are fitted on all of them."""
+    monkeypatch.setattr(learned, "_TRIAL_EXAMPLES", most)
+    part = sure_but_wrong_of_class_0(600)
+    options = {"reference": "large", "cost_weights": [0.2], "combines": ["last"]}
+    (found,) = fit_learned(part, **options)
+    (told,) = fit_learned(part, **options, class_features=True)
+    assert found.parameters["features"] == told.parameters["features"]
+    same = (candidate.policy.state_dict() for candidate in (found, told))
+    assert all(map(torch.equal, *(state.values() for state in same)))
 
 
 @pytest.mark.parametrize(
