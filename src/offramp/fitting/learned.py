@@ -66,7 +66,7 @@ def fit_learned(
         class_features: Also look at which class is predicted: a stage may be more reliable on
             one class than on another at equal confidence. By default, for each combination,
             where that lowers the objective on examples left out of the fit (`docs/adr/0009`,
-            `docs/adr/0072`); not tried with more than 64 classes, where one example would no longer
+            `docs/adr/0069`); not tried with more than 64 classes, where one example would no longer
             be decided by plain numbers, or fewer than 50 examples of each on average.
         passes: Coordinate passes after the first fit.
         ridge: Penalty of the logistic regression on standardized features.
