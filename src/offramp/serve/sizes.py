@@ -19,7 +19,7 @@ from offramp.stages.segments import run_segments
 
 _ROUNDS = 5  # of which the fastest counts: whatever disturbs a measurement makes it longer
 _ENOUGH = 1.0  # seconds of rounds, after which no other begins
-_HARDLY = 1.02  # times what an example costs in the best batch
+_HARDLY = 1.1  # times what an example costs in the best batch: less is not worth twice the wait
 _LEAST = 16  # examples, up to which batches are tried in any case
 _BESIDE = 0.001  # seconds that a batch takes beside its stage: to be joined, decided, handed out
 

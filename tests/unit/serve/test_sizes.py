@@ -43,13 +43,13 @@ def served(small, large):
 
 
 def test_a_full_batch_is_the_smallest_that_costs_hardly_more_than_any_other():
-    inputs, _, clock = served((0.0, 0.01), (0.1, 0.01))
-    assert measured_sizes(inputs.model, inputs, clock) == {"small": 8, "large": 64}
+    inputs, _, clock = served((0.001, 0.01), (0.1, 0.01))
+    assert measured_sizes(inputs.model, inputs, clock) == {"small": 2, "large": 64}
 
 
 def test_larger_batches_are_not_tried_where_they_gain_nothing():
-    inputs, nets, clock = served((0.0, 0.01), (0.0, 0.05))
-    assert measured_sizes(inputs.model, inputs, clock) == {"small": 4, "large": 1}
+    inputs, nets, clock = served((0.001, 0.01), (0.0, 0.05))
+    assert measured_sizes(inputs.model, inputs, clock) == {"small": 2, "large": 1}
     assert max(nets["large"].sizes) == 16
 
 
@@ -67,8 +67,8 @@ def test_slow_batches_are_measured_once(batch):
     assert nets["small"].sizes.count(1) == (5 if batch < 0.005 else 1)
 
 
-@pytest.mark.parametrize(("more", "full"), [(0.04, 16), (0.01, 8)])
-def test_a_batch_that_costs_two_hundredths_more_for_each_example_is_not_full(more, full):
+@pytest.mark.parametrize(("more", "full"), [(0.12, 16), (0.08, 8)])
+def test_a_batch_that_costs_a_tenth_more_for_each_example_is_not_full(more, full):
     each = {1: 3.0, 2: 2.0, 4: 1.5, 8: 1.0 + more, 16: 1.0, 32: 1.0}
     inputs, _, clock = served((0.0, 0.1), (0.0, each))
     assert measured_sizes(inputs.model, inputs, clock)["large"] == full
