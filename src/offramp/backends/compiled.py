@@ -70,8 +70,7 @@ class Compiled(nn.Module):
             InputError: If shapes or types are not those that the network was compiled for.
             UnsupportedError: If somebody counts its operations.
         """
-        alone = len(args) == 1 and type(args[0]) is Tensor and len(self._wanted) == 1 and not named
-        given: Sequence[Tensor] = args if alone else self.inputs.unpack(args, named)
+        given = self.inputs.unpack(args, named)
         for tensor, (shape, dtype), free in zip(given, self._wanted, self._free, strict=True):
             same = tensor.shape[1:] == shape or (free and _differ(tensor.shape, shape) <= {*free})
             if not same or tensor.dtype != dtype:

@@ -101,6 +101,8 @@ class TensorSpec:
             InputError: If there are others than expected.
         """
         if len(args) == 1 and not named and isinstance(args[0], Tensor):
+            if len(self.shapes) == 1:
+                return args
             given: Sequence[Any] = args
         else:
             whole = args[0] if len(args) == 1 and not named else named or args

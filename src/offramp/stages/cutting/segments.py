@@ -31,7 +31,6 @@ _DIRECT: dict[Any, Callable[..., Any]] = {
     _aten.cat.default: torch.cat,
     _aten.flatten.using_ints: torch.flatten,
     _aten.linear.default: torch.nn.functional.linear,
-    _aten.adaptive_avg_pool2d.default: torch._C._nn.adaptive_avg_pool2d,
 }
 _ARITHMETIC = {"Mul": operator.mul, "Add": operator.add, "FloorDiv": operator.floordiv}
 
